@@ -1,0 +1,3 @@
+//! f
+/// x
+pub const DGRAM_OVERHEAD: usize = 5;

@@ -1,0 +1,109 @@
+//! Keys of a channel, generation by generation (SPEC 5.7).
+//!
+//! `sec[0]` comes from the setup; each generation of 2^20 cells expands to a key, an iv and the next
+//! secret. Two generations are ready at any time: the window never spans more. A generation is wiped
+//! when the window has passed it, so a node that is seized later cannot go back.
+
+use zeroize::Zeroizing;
+
+use crate::gcm::Prepared;
+use crate::kdf::{Secret, expand, expand_secret};
+
+/// log2 of the cells in a generation, free classes.
+pub const GENERATION_SHIFT: u32 = 20;
+
+struct Generation<K> {
+    key: K,
+    iv: Zeroizing<[u8; 12]>,
+}
+
+impl<K: Prepared> Generation<K> {
+    /// The generation of `secret`, and the secret after it.
+    fn derive(secret: &Secret) -> (Self, Secret) {
+        let key = K::prepare(&expand(secret, "eddy1 key"));
+        (Generation { key, iv: expand(secret, "eddy1 iv") }, expand_secret(secret, "eddy1 next"))
+    }
+}
+
+/// The live generations of one layer of one channel and direction.
+pub struct Generations<K> {
+    first: u64,
+    /// Number of `live[0]`; `live[1]` is the one after.
+    base: u64,
+    live: [Generation<K>; 2],
+    next: Secret,
+}
+
+impl<K: Prepared> Generations<K> {
+    /// Generations 0 and 1 of `sec[0]`, for numbers from `first`.
+    pub fn new(sec0: &Secret, first: u64) -> Self {
+        let (g0, after) = Generation::derive(sec0);
+        let (g1, next) = Generation::derive(&after);
+        Generations { first, base: 0, live: [g0, g1], next }
+    }
+
+    fn generation(&self, seq: u64) -> Option<u64> {
+        (seq >> GENERATION_SHIFT).checked_sub(self.first >> GENERATION_SHIFT)
+    }
+
+    /// Key and iv of `seq`, if its generation is live.
+    pub fn of(&self, seq: u64) -> Option<(&K, &[u8; 12])> {
+        let live = self.generation(seq)?.checked_sub(self.base)?;
+        let generation = self.live.get(usize::try_from(live).ok()?)?;
+        Some((&generation.key, &generation.iv))
+    }
+
+    /// Wipes generations that `lowest`, the lowest number still acceptable, has passed, and prepares
+    /// as many new ones. Costs nothing unless a boundary was crossed.
+    pub fn advance(&mut self, lowest: u64) {
+        while self.generation(lowest).is_some_and(|g| g > self.base) {
+            let (fresh, next) = Generation::derive(&self.next);
+            self.next = next;
+            self.live.swap(0, 1);
+            self.live[1] = fresh;
+            self.base += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gcm::StreamKey;
+    use crate::replay::{AHEAD_MAX, WIDTH_MAX, Window};
+
+    fn iv(generations: &Generations<StreamKey>, seq: u64) -> Option<[u8; 12]> {
+        generations.of(seq).map(|(_, iv)| *iv)
+    }
+
+    #[test]
+    fn generations_follow_the_numbers_and_forget() {
+        let start = Secret::new([3; 32]);
+        let mut keys = Generations::<StreamKey>::new(&start, 0);
+        let (zero, one) = (iv(&keys, 0).unwrap(), iv(&keys, 1 << 20).unwrap());
+        assert_ne!(zero, one);
+        assert_eq!(iv(&keys, (1 << 20) - 1), Some(zero));
+        assert_eq!(iv(&keys, 2 << 20), None);
+        keys.advance(1 << 20);
+        assert_eq!(iv(&keys, 0), None, "generation 0 is wiped");
+        assert_eq!(iv(&keys, 1 << 20), Some(one));
+        assert!(iv(&keys, 2 << 20).is_some());
+        let again = expand_secret(&expand_secret(&start, "eddy1 next"), "eddy1 next");
+        assert_eq!(iv(&keys, 2 << 20), Some(*expand::<12>(&again, "eddy1 iv")));
+    }
+
+    #[test]
+    fn every_number_that_the_window_admits_has_a_live_generation() {
+        let mut keys = Generations::<StreamKey>::new(&Secret::new([3; 32]), 0);
+        let mut window = Window::new(0, WIDTH_MAX);
+        let mut seq = 0;
+        while seq < 8 << 20 {
+            window.mark(seq).unwrap();
+            keys.advance(window.lowest());
+            for probe in [window.lowest(), seq, seq + AHEAD_MAX] {
+                assert!(keys.of(probe).is_some(), "highest {seq}, probe {probe}");
+            }
+            seq += AHEAD_MAX / 4 + 1;
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The cell and its cryptography (docs/SPEC.md 2, 3, 5.1-5.4).
+//!
+//! Owns every byte of a cell: lengths, header block, layers, inner frames, the setup onion and its
+//! ack. Knows no sockets, no clock, no threads; allocates nothing per cell. Randomness is passed in.
+//! Neighbours: `control` drives [`setup`] and seals link control cells with [`link`]; `dataplane`
+//! moves cells through [`link`], [`layer`], [`replay`] and [`frames`].
+
+pub mod cell;
+pub mod frames;
+pub mod gcm;
+pub mod kdf;
+pub mod key;
+pub mod layer;
+pub mod link;
+pub mod reassembly;
+pub mod replay;
+pub mod setup;

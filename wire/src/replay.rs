@@ -1,0 +1,160 @@
+//! The sliding window of accepted sequence numbers (SPEC 3.9).
+//!
+//! A ring of bits, one per number, `width` of them behind the highest accepted number. The caller
+//! asks [`Window::admits`] before it opens a cell and calls [`Window::mark`] after: test and mark in
+//! one step, so two copies in one batch cannot both pass.
+
+/// How far ahead of the highest accepted number a cell may be.
+pub const AHEAD_MAX: u64 = 1 << 19;
+/// Default width.
+pub const WIDTH_DEFAULT: usize = 4096;
+/// Greatest width.
+pub const WIDTH_MAX: usize = 65536;
+
+/// Why a number is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Behind the window.
+    Old,
+    /// More than [`AHEAD_MAX`] ahead.
+    Ahead,
+    /// Already accepted.
+    Seen,
+}
+
+/// Which numbers of one channel and direction, or of one link key, were accepted.
+pub struct Window {
+    /// One more than the highest accepted number.
+    next: u64,
+    bits: Box<[u64]>,
+}
+
+impl Window {
+    /// A window of `width` numbers in which nothing was accepted; numbers start at `first`.
+    ///
+    /// # Panics
+    /// Unless width is a power of two in 64..=65536.
+    pub fn new(first: u64, width: usize) -> Window {
+        assert!(width.is_power_of_two() && (64..=WIDTH_MAX).contains(&width), "window width {width}");
+        Window { next: first, bits: vec![0; width / 64].into() }
+    }
+
+    fn width(&self) -> u64 {
+        self.bits.len() as u64 * 64
+    }
+
+    fn slot(&self, seq: u64) -> (usize, u64) {
+        let at = seq & (self.width() - 1);
+        ((at / 64) as usize, 1 << (at % 64))
+    }
+
+    /// One more than the highest accepted number.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// The lowest number that could still be accepted.
+    pub fn lowest(&self) -> u64 {
+        self.next.saturating_sub(self.width())
+    }
+
+    /// Whether `seq` is in range: highest - width < seq <= highest + 2^19.
+    ///
+    /// # Errors
+    /// Too old or too far ahead.
+    pub fn admits(&self, seq: u64) -> Result<(), Refused> {
+        if seq < self.lowest() {
+            Err(Refused::Old)
+        } else if seq >= self.next + AHEAD_MAX {
+            Err(Refused::Ahead)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tests and marks `seq`.
+    ///
+    /// # Errors
+    /// It is out of range or was accepted before; nothing changes then.
+    pub fn mark(&mut self, seq: u64) -> Result<(), Refused> {
+        self.admits(seq)?;
+        if seq >= self.next {
+            self.clear(self.next, seq);
+            self.next = seq + 1;
+        }
+        let (word, bit) = self.slot(seq);
+        if self.bits[word] & bit != 0 {
+            return Err(Refused::Seen);
+        }
+        self.bits[word] |= bit;
+        Ok(())
+    }
+
+    /// Clears the bits of `from..=to`, word by word where it can.
+    fn clear(&mut self, from: u64, to: u64) {
+        if to - from >= self.width() {
+            self.bits.fill(0);
+            return;
+        }
+        let mut seq = from;
+        while seq <= to {
+            let (word, bit) = self.slot(seq);
+            if seq.is_multiple_of(64) && to - seq >= 63 {
+                self.bits[word] = 0;
+                seq += 64;
+            } else {
+                self.bits[word] &= !bit;
+                seq += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn numbers_below_the_first_are_refused_once_the_window_has_left_them() {
+        let mut window = Window::new(0, 64);
+        assert_eq!(window.mark(0), Ok(()));
+        assert_eq!(window.mark(0), Err(Refused::Seen));
+        assert_eq!(window.mark(64), Ok(()));
+        assert_eq!(window.mark(0), Err(Refused::Old));
+        assert_eq!(window.mark(1), Ok(()));
+        assert_eq!(window.mark(64 + AHEAD_MAX + 1), Err(Refused::Ahead));
+        assert_eq!(window.mark(64 + AHEAD_MAX), Ok(()));
+        assert_eq!(window.mark(64), Err(Refused::Old));
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_agrees_with_a_set(
+            width in (6u32..11).prop_map(|p| 1usize << p),
+            first in 0u64..5000,
+            steps in prop::collection::vec((-3000i64..3000, 0u8..40), 1..400),
+        ) {
+            let mut window = Window::new(first, width);
+            let mut seen = HashSet::new();
+            let mut next = first;
+            for (step, far) in steps {
+                let jump = if far == 0 { step * 1000 } else { step / i64::from(far) };
+                let seq = next.saturating_add_signed(jump);
+                let want = if seq + (width as u64) < next {
+                    Err(Refused::Old)
+                } else if seq >= next + AHEAD_MAX {
+                    Err(Refused::Ahead)
+                } else if !seen.insert(seq) {
+                    Err(Refused::Seen)
+                } else {
+                    next = next.max(seq + 1);
+                    Ok(())
+                };
+                prop_assert_eq!(window.mark(seq), want);
+                prop_assert_eq!(window.next(), next);
+            }
+        }
+    }
+}
