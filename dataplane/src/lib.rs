@@ -1,1 +1,38 @@
-//! dataplane
+//! The data plane: receive, open, pool, shuffle, seal, send.
+//!
+//! Data flows one way through the files: [`io`] -> [`ingress`] -> [`open`] -> [`pool`] -> [`seal`]
+//! -> [`io`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
+//! that spells its path. A worker reads no clock, never sleeps and owns all its memory from the
+//! start; [`runner`] does the waiting. Control reaches a worker through one bounded ring of
+//! [`table::Op`]s and hears of it through one ring of [`punt::Punt`]s.
+//!
+//! Neighbours: `wire` for everything cryptographic. `control` and this crate do not know each other.
+
+#![deny(unsafe_code)]
+
+pub mod batch;
+pub mod entry;
+pub mod exit;
+pub mod frame;
+pub mod ingress;
+pub mod io;
+pub mod ledger;
+pub mod links;
+pub mod mix;
+pub mod open;
+pub mod pool;
+pub mod punt;
+pub mod runner;
+pub mod seal;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod table;
+pub mod wheel;
+
+/// Monotonic time in nanoseconds since some start, as the runner reads it once per turn.
+pub type Nanos = u64;
+
+/// Nanoseconds in a millisecond.
+pub const MILLI: Nanos = 1_000_000;
+/// Nanoseconds in a second.
+pub const SECOND: Nanos = 1_000_000_000;

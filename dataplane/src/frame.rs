@@ -1,0 +1,157 @@
+//! Storage for cells: frames from one arena, allocated at start.
+//!
+//! A frame is bytes only, 1472 of them: the longest cell, 23 cache lines. Whoever holds the
+//! `&'static mut` owns it; there is no reference count and no lock. What is known about its contents
+//! is in the type of the [`Cell`] around it and in the side arrays of its batch.
+
+use std::marker::PhantomData;
+
+use wire::cell::{Block, HEADER_LEN, MAX_CELL_LEN};
+
+/// Storage of one cell.
+#[repr(C, align(64))]
+pub struct Frame([u8; MAX_CELL_LEN]);
+
+impl Frame {
+    /// All of its bytes.
+    pub fn bytes(&mut self) -> &mut [u8; MAX_CELL_LEN] {
+        &mut self.0
+    }
+}
+
+/// The frames that nobody holds.
+///
+/// At rest, free + pooled + queued = total, which is part of the ledger's test.
+pub struct FreeList {
+    frames: Vec<&'static mut Frame>,
+    total: usize,
+}
+
+impl FreeList {
+    /// Allocates `total` frames for the life of the process.
+    pub fn new(total: usize) -> FreeList {
+        let arena: Vec<Frame> = (0..total).map(|_| Frame([0; MAX_CELL_LEN])).collect();
+        FreeList { frames: arena.leak().iter_mut().collect(), total }
+    }
+
+    /// Takes one, if any is left.
+    pub fn take(&mut self) -> Option<&'static mut Frame> {
+        self.frames.pop()
+    }
+
+    /// Gives one back.
+    pub fn give(&mut self, frame: &'static mut Frame) {
+        debug_assert!(self.frames.len() < self.total);
+        self.frames.push(frame);
+    }
+
+    /// Frames that nobody holds.
+    pub fn free(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// All frames there are.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+}
+
+/// A cell as it stands on the wire: nothing is known but its length.
+pub enum Sealed {}
+/// A cell whose layer is off, or on: it passed every check and may be pooled.
+pub enum Opened {}
+
+/// An exclusive reference to a frame whose contents are in state `S`.
+///
+/// A sealed cell cannot be pooled and an opened one cannot be sent:
+///
+/// ```
+/// use dataplane::frame::{Cell, FreeList, Opened, Sealed};
+/// fn pool(_: Cell<Opened>) {}
+/// let cell: Cell<Sealed> = Cell::new(FreeList::new(1).take().unwrap());
+/// pool(cell.opened());
+/// ```
+///
+/// ```compile_fail
+/// use dataplane::frame::{Cell, FreeList, Opened, Sealed};
+/// fn pool(_: Cell<Opened>) {}
+/// let cell: Cell<Sealed> = Cell::new(FreeList::new(1).take().unwrap());
+/// pool(cell);
+/// ```
+pub struct Cell<S> {
+    frame: &'static mut Frame,
+    state: PhantomData<S>,
+}
+
+impl<S> Cell<S> {
+    /// The header block as it stands.
+    pub fn header(&self) -> &Block {
+        self.frame.0.first_chunk::<HEADER_LEN>().expect("a frame is longer than a header")
+    }
+
+    /// The first `len` bytes of the cell.
+    pub fn bytes(&self, len: usize) -> &[u8] {
+        &self.frame.0[..len]
+    }
+
+    /// The first `len` bytes of the cell, to be worked on.
+    pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        &mut self.frame.0[..len]
+    }
+
+    /// `len` bytes of body, to be worked on.
+    pub fn body_mut(&mut self, len: usize) -> &mut [u8] {
+        &mut self.frame.0[HEADER_LEN..HEADER_LEN + len]
+    }
+
+    /// Gives up the contents.
+    pub fn into_frame(self) -> &'static mut Frame {
+        self.frame
+    }
+}
+
+impl Cell<Sealed> {
+    /// A frame that was just received into.
+    pub fn new(frame: &'static mut Frame) -> Self {
+        Cell { frame, state: PhantomData }
+    }
+
+    /// Every check of this hop has passed and its layer is off (or, backward, on).
+    pub fn opened(self) -> Cell<Opened> {
+        Cell { frame: self.frame, state: PhantomData }
+    }
+}
+
+impl Cell<Opened> {
+    /// A frame that this node fills itself: an injected cell, or one of its applications'.
+    pub fn own(frame: &'static mut Frame) -> Self {
+        Cell { frame, state: PhantomData }
+    }
+
+    /// Ready for the wire under an enciphered header.
+    pub fn seal(self, header: &Block) -> Cell<Sealed> {
+        self.frame.0[..HEADER_LEN].copy_from_slice(header);
+        Cell { frame: self.frame, state: PhantomData }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_23_cache_lines() {
+        assert_eq!(size_of::<Frame>(), 23 * 64);
+        assert_eq!(align_of::<Frame>(), 64);
+    }
+
+    #[test]
+    fn what_is_taken_can_be_given_back_and_no_more() {
+        let mut free = FreeList::new(2);
+        let (a, b) = (free.take().unwrap(), free.take().unwrap());
+        assert!(free.take().is_none());
+        free.give(a);
+        free.give(b);
+        assert_eq!((free.free(), free.total()), (2, 2));
+    }
+}

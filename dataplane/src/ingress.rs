@@ -1,0 +1,195 @@
+//! The gate of a link socket: length, header block, channel, window (SPEC 3.7).
+//!
+//! Data cells that pass go on to [`crate::open`]; setup, ack and link cells and handshake datagrams
+//! are copied to control; the rest is counted. Each datagram costs one length check and, if it has
+//! a cell's length and comes from a link's address, one AES block in a batch.
+
+use std::net::SocketAddr;
+
+use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
+
+use crate::batch::{Arrivals, RECEIVE_MAX};
+use crate::frame::{Cell, FreeList, Sealed};
+use crate::ledger::{Drop, Tally};
+use crate::links::{Links, Rank, Side};
+use crate::punt::{Bytes, Punt, PuntSender};
+use crate::table::{ChannelState, Table};
+
+/// A data cell whose header is good; its body is not yet authentic.
+pub struct Admitted {
+    /// The cell.
+    pub cell: Cell<Sealed>,
+    /// Its header in the clear.
+    pub header: Header,
+    /// Its channel's index.
+    pub channel: u32,
+    /// The link it came on.
+    pub link: u32,
+    /// The slot, if that is the link's next: an authentic cell promotes it.
+    pub next_slot: Option<u32>,
+}
+
+struct Found {
+    link: u32,
+    slot: u32,
+    rank: Rank,
+    header: Header,
+}
+
+/// The checks of one link socket.
+pub struct Gate {
+    side: Side,
+    direction: Direction,
+    class: Class,
+    cell_len: usize,
+    handshake_lens: &'static [usize],
+    cells: Vec<(Cell<Sealed>, SocketAddr)>,
+    blocks: Vec<Block>,
+    found: Vec<Option<Found>>,
+    trial: Vec<Block>,
+    tried: Vec<usize>,
+}
+
+impl Gate {
+    /// The gate of the socket towards `side` at hop `position` (0 is the entry).
+    pub fn new(shape: Shape, position: usize, side: Side) -> Gate {
+        let (direction, link, handshake_lens): (_, _, &[usize]) = match (side, position) {
+            (Side::Up, 1) => (Direction::Forward, 1, &[672]),
+            (Side::Up, i) => (Direction::Forward, i, &[686]),
+            (Side::Down, i) => (Direction::Backward, i + 1, &[1176, 64]),
+        };
+        Gate {
+            side,
+            direction,
+            class: shape.class(),
+            cell_len: shape.cell_len(direction, link),
+            handshake_lens,
+            cells: Vec::with_capacity(RECEIVE_MAX),
+            blocks: Vec::with_capacity(RECEIVE_MAX),
+            found: Vec::with_capacity(RECEIVE_MAX),
+            trial: Vec::with_capacity(RECEIVE_MAX),
+            tried: Vec::with_capacity(RECEIVE_MAX),
+        }
+    }
+
+    /// Sorts a batch of arrivals: good data cells are appended to `out`, everything else is
+    /// consumed or dropped, and counted.
+    pub fn admit<C: ChannelState>(
+        &mut self,
+        arrivals: &mut Arrivals,
+        table: &Table<C>,
+        punts: &mut PuntSender,
+        free: &mut FreeList,
+        tally: &mut Tally,
+        out: &mut Vec<Admitted>,
+    ) {
+        for (mut cell, len, peer) in arrivals.drain() {
+            tally.received += 1;
+            if len == self.cell_len {
+                self.blocks.push(*cell.header());
+                self.cells.push((cell, peer));
+                self.found.push(None);
+            } else {
+                if self.handshake_lens.contains(&len) {
+                    let datagram = Bytes::copy(cell.bytes_mut(len));
+                    if punts.send(Punt::Handshake { side: self.side, from: peer, datagram }) {
+                        tally.consumed += 1;
+                    } else {
+                        tally.drop(Drop::PuntFull);
+                    }
+                } else {
+                    tally.drop(Drop::Length);
+                }
+                free.give(cell.into_frame());
+            }
+        }
+        let mut at = 0;
+        while at < self.cells.len() {
+            let peer = self.cells[at].1;
+            let run = self.cells[at..].iter().take_while(|(_, other)| *other == peer).count();
+            self.decipher(&table.links, peer, at..at + run);
+            at += run;
+        }
+        for ((mut cell, peer), found) in self.cells.drain(..).zip(self.found.drain(..)) {
+            match judge(self.side, self.direction, self.cell_len, found, peer, &mut cell, table, punts) {
+                Verdict::Data { header, channel, link, next_slot } => {
+                    out.push(Admitted { cell, header, channel, link, next_slot });
+                    continue;
+                }
+                Verdict::Punted => tally.consumed += 1,
+                Verdict::Dropped(reason) => tally.drop(reason),
+            }
+            free.give(cell.into_frame());
+        }
+        self.blocks.clear();
+    }
+
+    /// Tries the slots of the links at `peer` on one run of blocks, each slot on all that are left.
+    fn decipher(&mut self, links: &Links, peer: SocketAddr, run: std::ops::Range<usize>) {
+        for &id in links.at(self.side, peer) {
+            let Some(link) = links.link(id) else { continue };
+            for (rank, slot) in link.slots() {
+                self.trial.clear();
+                self.tried.clear();
+                for i in run.clone().filter(|i| self.found[*i].is_none()) {
+                    self.trial.push(self.blocks[i]);
+                    self.tried.push(i);
+                }
+                if self.tried.is_empty() {
+                    return;
+                }
+                slot.incoming().decipher(&mut self.trial);
+                for (&i, block) in self.tried.iter().zip(&self.trial) {
+                    if let Ok(header) = Header::from_block(block, self.class) {
+                        self.found[i] = Some(Found { link: id, slot: slot.id, rank, header });
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Verdict {
+    Data { header: Header, channel: u32, link: u32, next_slot: Option<u32> },
+    Punted,
+    Dropped(Drop),
+}
+
+#[allow(clippy::too_many_arguments)]
+fn judge<C: ChannelState>(
+    side: Side,
+    direction: Direction,
+    cell_len: usize,
+    found: Option<Found>,
+    peer: SocketAddr,
+    cell: &mut Cell<Sealed>,
+    table: &Table<C>,
+    punts: &mut PuntSender,
+) -> Verdict {
+    let Some(Found { link, slot, rank, header }) = found else {
+        let stranger = table.links.at(side, peer).is_empty();
+        return Verdict::Dropped(if stranger { Drop::Stranger } else { Drop::Header });
+    };
+    if !header.kind.travels(direction) {
+        return Verdict::Dropped(Drop::Kind);
+    }
+    if header.kind != Kind::Data {
+        let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
+        return if punts.send(Punt::Cell { link, slot, header, body }) {
+            Verdict::Punted
+        } else {
+            Verdict::Dropped(Drop::PuntFull)
+        };
+    }
+    let Some(channel) = table.lookup(side, link, header.channel) else {
+        return Verdict::Dropped(Drop::Channel);
+    };
+    if header.sub != 0 {
+        return Verdict::Dropped(Drop::Sub);
+    }
+    let record = table.record(channel).expect("the index lists live channels");
+    match record.state.window(direction).admits(header.seq) {
+        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then_some(slot) },
+        Err(refused) => Verdict::Dropped(refused.into()),
+    }
+}

@@ -1,0 +1,105 @@
+//! Link sockets in memory: deterministic, for whole chains in one thread.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::{Port, Rx, Tx};
+use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
+use crate::frame::{Cell, FreeList};
+use crate::ledger::Tally;
+
+/// A datagram under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Its sender.
+    pub from: SocketAddr,
+    /// Its receiver.
+    pub to: SocketAddr,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Decides what becomes of a datagram: none (lost), itself, or several.
+pub type Tap = Box<dyn FnMut(Datagram) -> Vec<Datagram>>;
+
+/// A network without delay: every datagram goes through the tap and into its receiver's queue.
+#[derive(Clone, Default)]
+pub struct MemNet(Rc<RefCell<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    queues: HashMap<SocketAddr, VecDeque<Datagram>>,
+    tap: Option<Tap>,
+}
+
+impl MemNet {
+    /// Sends everything through `tap` from now on.
+    pub fn tap(&self, tap: impl FnMut(Datagram) -> Vec<Datagram> + 'static) {
+        self.0.borrow_mut().tap = Some(Box::new(tap));
+    }
+
+    /// Puts a datagram on the wire.
+    pub fn send(&self, datagram: Datagram) {
+        let mut inner = self.0.borrow_mut();
+        let out = match inner.tap.as_mut() {
+            Some(tap) => tap(datagram),
+            None => vec![datagram],
+        };
+        for datagram in out {
+            inner.queues.entry(datagram.to).or_default().push_back(datagram);
+        }
+    }
+
+    /// Takes the next datagram for an address.
+    pub fn receive(&self, at: SocketAddr) -> Option<Datagram> {
+        self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
+    }
+
+    /// A port at `address`.
+    pub fn port(&self, address: SocketAddr) -> MemPort {
+        MemPort { net: self.clone(), address }
+    }
+
+    /// Datagrams that nobody has taken.
+    pub fn waiting(&self) -> usize {
+        self.0.borrow().queues.values().map(VecDeque::len).sum()
+    }
+}
+
+/// One address of a [`MemNet`].
+pub struct MemPort {
+    net: MemNet,
+    address: SocketAddr,
+}
+
+impl Rx for MemPort {
+    fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
+        let mut count = 0;
+        while count < RECEIVE_MAX && free.free() > 0 {
+            let Some(datagram) = self.net.receive(self.address) else { break };
+            let frame = free.take().expect("just asked");
+            let fits = datagram.bytes.len().min(frame.bytes().len());
+            frame.bytes()[..fits].copy_from_slice(&datagram.bytes[..fits]);
+            into.push(Cell::new(frame), datagram.bytes.len(), datagram.from);
+            count += 1;
+        }
+        count
+    }
+}
+
+impl Tx for MemPort {
+    fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
+        for (bytes, to) in out.front() {
+            self.net.send(Datagram { from: self.address, to, bytes: bytes.to_vec() });
+        }
+        tally.sent += out.len() as u64;
+        out.done(out.len(), free);
+        true
+    }
+}
+
+impl Port for MemPort {
+    fn set_ready(&mut self) {}
+}

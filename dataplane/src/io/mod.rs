@@ -1,0 +1,31 @@
+//! Receiving and sending cells: what a worker needs of a socket.
+//!
+//! Two implementations: [`mmsg`] on UDP sockets and [`mem`], deterministic, for tests.
+
+pub mod apps;
+pub mod mem;
+pub mod mmsg;
+
+use crate::batch::{Arrivals, Departures};
+use crate::frame::FreeList;
+use crate::ledger::Tally;
+
+/// Receives cells.
+pub trait Rx {
+    /// Takes what waits, at most one batch and at most as many as there are free frames. Returns how
+    /// many came.
+    fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
+}
+
+/// Sends cells.
+pub trait Tx {
+    /// Sends until all are gone (true) or the socket takes no more (false: try again next turn).
+    /// Counts what went and what the kernel refused, and gives the frames back.
+    fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool;
+}
+
+/// One link socket.
+pub trait Port: Rx + Tx {
+    /// The poller saw it readable.
+    fn set_ready(&mut self);
+}

@@ -1,0 +1,233 @@
+//! Where every packet went.
+//!
+//! One [`Tally`] per direction and unit: plain counters that the worker owns. The identity
+//!
+//! ```text
+//! received + injected = sent + send errors + sum(drops by reason) + consumed + held
+//! ```
+//!
+//! holds at every turn boundary, which is when a worker publishes. Units are cells on every node
+//! and, on entry and exit, datagrams too. Read for datagrams: forward at the entry `received` from
+//! applications and `consumed` (wrapped into cells); forward at the exit `injected` (unwrapped) and
+//! `sent`; backward the same the other way round.
+
+macro_rules! drops {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// Why a packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Drop { $($(#[$doc])* $name,)* }
+
+        impl Drop {
+            /// Every reason.
+            pub const ALL: &[Drop] = &[$(Drop::$name,)*];
+
+            /// Its name in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Drop::$name => $text,)* }
+            }
+        }
+    };
+}
+
+drops! {
+    /// Neither the link's cell length nor a handshake's.
+    Length => "length",
+    /// From an address without a link.
+    Stranger => "stranger",
+    /// The header block deciphers under no slot of the link.
+    Header => "header",
+    /// A type that may not travel in this direction.
+    Kind => "kind",
+    /// No open channel of that number on this link.
+    Channel => "no-channel",
+    /// A cell-in-round number in a class without rounds.
+    Sub => "sub",
+    /// Behind the window.
+    Old => "old",
+    /// Too far ahead of the window.
+    Ahead => "ahead",
+    /// Accepted before.
+    Replay => "replay",
+    /// The layer is not authentic.
+    Forged => "forged",
+    /// Control's queue is full.
+    PuntFull => "control-queue-full",
+    /// No free frame for a cell of our own.
+    NoFrame => "no-frame",
+    /// The outgoing link has no current slot.
+    LinkDown => "link-down",
+    /// An injected cell whose slot expired before it left.
+    SlotExpired => "slot-expired",
+    /// The inner frames of a cell do not parse.
+    Frames => "bad-frames",
+    /// Longer than eight fragments.
+    TooLarge => "too-large",
+    /// Waited for a channel or a name and the queue was full.
+    QueueFull => "queue-full",
+    /// A fragment never came.
+    Incomplete => "incomplete",
+    /// A fragment that fits no datagram.
+    BadFragment => "bad-fragment",
+    /// For a flow that does not exist.
+    Flow => "unknown-flow",
+    /// Refused by the exit's policy.
+    Policy => "policy",
+    /// The name does not resolve.
+    Unresolvable => "unresolvable",
+    /// The peer reported its port unreachable.
+    Unreachable => "unreachable",
+    /// The table of clients, flows or sockets is full.
+    TableFull => "table-full",
+    /// From an address that no flow of the socket talks to.
+    Filtered => "filtered",
+    /// A pymix datagram too short for its header, or to port 0.
+    BadAddress => "bad-address",
+    /// Its flow or channel ended while it waited.
+    Ended => "ended",
+    /// Still held when the node stopped.
+    Shutdown => "shutdown",
+}
+
+/// Number of reasons.
+pub const DROPS: usize = Drop::ALL.len();
+
+/// Counters of one unit in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Came in.
+    pub received: u64,
+    /// Made here.
+    pub injected: u64,
+    /// The kernel took it.
+    pub sent: u64,
+    /// The kernel refused it.
+    pub send_errors: u64,
+    /// Handed over: to control, or to the other unit.
+    pub consumed: u64,
+    /// Dropped, by reason.
+    pub dropped: [u64; DROPS],
+    /// Inside the node now.
+    pub held: u64,
+}
+
+impl Tally {
+    /// Counts a drop.
+    pub fn drop(&mut self, reason: Drop) {
+        self.dropped[reason as usize] += 1;
+    }
+
+    /// Counts several drops.
+    pub fn drop_many(&mut self, reason: Drop, count: u64) {
+        self.dropped[reason as usize] += count;
+    }
+
+    /// Drops of one reason.
+    pub fn drops(&self, reason: Drop) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    /// Drops of all reasons.
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
+    /// Whether the identity holds.
+    pub fn closed(&self) -> bool {
+        self.received + self.injected
+            == self.sent + self.send_errors + self.dropped_total() + self.consumed + self.held
+    }
+}
+
+/// Both directions of one unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// Towards the exit.
+    pub forward: Tally,
+    /// Towards the entry.
+    pub backward: Tally,
+}
+
+impl Pair {
+    /// Whether both identities hold.
+    pub fn closed(&self) -> bool {
+        self.forward.closed() && self.backward.closed()
+    }
+}
+
+/// What pools (or, on entry and exit, turns) released.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batches {
+    /// Releases.
+    pub count: u64,
+    /// Cells in them.
+    pub cells: u64,
+    /// Distinct channels, summed over releases.
+    pub channels: u64,
+    /// The largest release.
+    pub largest: u64,
+}
+
+impl Batches {
+    /// Counts a release.
+    pub fn add(&mut self, cells: usize, channels: usize) {
+        self.count += 1;
+        self.cells += cells as u64;
+        self.channels += channels as u64;
+        self.largest = self.largest.max(cells as u64);
+    }
+}
+
+/// All that a worker counts, as published at a turn boundary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Cells.
+    pub cells: Pair,
+    /// Datagrams; nothing but zeros on a mix.
+    pub datagrams: Pair,
+    /// Releases.
+    pub batches: Batches,
+    /// Frames that nobody holds, and all frames.
+    pub frames: (u64, u64),
+    /// Links and open channels now; client sockets and flows on entry and exit.
+    pub gauges: Gauges,
+}
+
+/// Sizes of the tables now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Links.
+    pub links: u64,
+    /// Open channels.
+    pub channels: u64,
+    /// Flows (entry and exit).
+    pub flows: u64,
+    /// Application sockets (exit) or clients (entry).
+    pub sockets: u64,
+}
+
+impl Ledger {
+    /// Whether every identity holds.
+    pub fn closed(&self) -> bool {
+        self.cells.closed() && self.datagrams.closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::HashSet<_> = Drop::ALL.iter().map(|d| d.name()).collect();
+        assert_eq!(names.len(), DROPS);
+    }
+
+    #[test]
+    fn a_tally_closes_only_when_everything_is_accounted_for() {
+        let mut tally = Tally { received: 3, sent: 1, held: 1, ..Tally::default() };
+        assert!(!tally.closed());
+        tally.drop(Drop::Replay);
+        assert!(tally.closed());
+    }
+}

@@ -1,0 +1,288 @@
+//! Links and their receive slots, as control installs them (SPEC 4.4).
+//!
+//! A link has up to three slots: current, next and previous. Cells go out under the current one and
+//! are accepted under all three. This table knows header keys only; bodies of control cells are
+//! control's.
+
+use std::net::SocketAddr;
+
+use hashbrown::HashMap;
+use wire::link::HeaderKey;
+use zeroize::Zeroizing;
+
+/// Which neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Towards the entry: forward cells arrive here, we are the responder.
+    Up,
+    /// Towards the exit: backward cells arrive here, we are the initiator.
+    Down,
+}
+
+/// Where a slot is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rank {
+    /// Serves both ways.
+    Current,
+    /// Accepted; becomes current when a cell authenticates under it.
+    Next,
+    /// Still accepted.
+    Previous,
+}
+
+/// The header keys of one handshake.
+pub struct Slot {
+    /// Control's number for it.
+    pub id: u32,
+    /// Where its handshake came from: cells under it go there.
+    pub peer: SocketAddr,
+    incoming: HeaderKey,
+    outgoing: HeaderKey,
+}
+
+impl Slot {
+    /// Deciphers what arrives.
+    pub fn incoming(&self) -> &HeaderKey {
+        &self.incoming
+    }
+
+    /// Enciphers what leaves.
+    pub fn outgoing(&self) -> &HeaderKey {
+        &self.outgoing
+    }
+}
+
+/// One neighbour.
+pub struct Link {
+    side: Side,
+    current: Option<Slot>,
+    next: Option<Slot>,
+    previous: Option<Slot>,
+    addresses: Vec<SocketAddr>,
+    /// A data cell passed header and window since the last report.
+    pub received: bool,
+    /// A data cell was sent since the last report.
+    pub sent: bool,
+}
+
+impl Link {
+    /// Its slots, in the order in which they are tried.
+    pub fn slots(&self) -> impl Iterator<Item = (Rank, &Slot)> {
+        [(Rank::Current, &self.current), (Rank::Next, &self.next), (Rank::Previous, &self.previous)]
+            .into_iter()
+            .filter_map(|(rank, slot)| Some((rank, slot.as_ref()?)))
+    }
+
+    /// The slot that data leaves under.
+    pub fn current(&self) -> Option<&Slot> {
+        self.current.as_ref()
+    }
+
+    /// The slot with this number, if it still lives.
+    pub fn slot(&self, id: u32) -> Option<&Slot> {
+        self.slots().map(|(_, slot)| slot).find(|slot| slot.id == id)
+    }
+}
+
+/// All links of a worker.
+#[derive(Default)]
+pub struct Links {
+    list: Vec<Option<Link>>,
+    by_address: HashMap<(Side, SocketAddr), Vec<u32>, foldhash::fast::RandomState>,
+}
+
+impl Links {
+    /// Adds a link without slots.
+    pub fn install(&mut self, id: u32, side: Side, peer: SocketAddr) {
+        let at = id as usize;
+        if self.list.len() <= at {
+            self.list.resize_with(at + 1, || None);
+        }
+        self.retire(id);
+        self.list[at] = Some(Link {
+            side,
+            current: None,
+            next: None,
+            previous: None,
+            addresses: Vec::new(),
+            received: false,
+            sent: false,
+        });
+        self.map(id, peer);
+    }
+
+    /// Adds a slot. A new current one makes the old one previous; a new next one overwrites.
+    pub fn install_slot(
+        &mut self,
+        id: u32,
+        slot: u32,
+        peer: SocketAddr,
+        rank: Rank,
+        header_i2r: &Zeroizing<[u8; 16]>,
+        header_r2i: &Zeroizing<[u8; 16]>,
+    ) {
+        let Some(link) = self.link_mut(id) else { return };
+        let (incoming, outgoing) = match link.side {
+            Side::Up => (header_i2r, header_r2i),
+            Side::Down => (header_r2i, header_i2r),
+        };
+        let made = Slot { id: slot, peer, incoming: HeaderKey::new(incoming), outgoing: HeaderKey::new(outgoing) };
+        match rank {
+            Rank::Current => link.previous = link.current.replace(made).or(link.previous.take()),
+            Rank::Next => link.next = Some(made),
+            Rank::Previous => link.previous = Some(made),
+        }
+        self.remap(id);
+    }
+
+    /// Makes the next slot current, if it is this one. True if that changed anything.
+    pub fn promote(&mut self, id: u32, slot: u32) -> bool {
+        let Some(link) = self.link_mut(id) else { return false };
+        let Some(next) = link.next.take_if(|next| next.id == slot) else { return false };
+        link.previous = link.current.replace(next).or(link.previous.take());
+        self.remap(id);
+        true
+    }
+
+    /// Forgets a slot.
+    pub fn retire_slot(&mut self, id: u32, slot: u32) {
+        let Some(link) = self.link_mut(id) else { return };
+        for place in [&mut link.current, &mut link.next, &mut link.previous] {
+            place.take_if(|s| s.id == slot);
+        }
+        self.remap(id);
+    }
+
+    /// Forgets a link.
+    pub fn retire(&mut self, id: u32) {
+        if let Some(link) = self.list.get_mut(id as usize).and_then(Option::take) {
+            for address in &link.addresses {
+                self.unmap(id, link.side, *address);
+            }
+        }
+    }
+
+    /// The link with this number.
+    pub fn link(&self, id: u32) -> Option<&Link> {
+        self.list.get(id as usize)?.as_ref()
+    }
+
+    /// The link with this number.
+    pub fn link_mut(&mut self, id: u32) -> Option<&mut Link> {
+        self.list.get_mut(id as usize)?.as_mut()
+    }
+
+    /// Which side it is on.
+    pub fn side(&self, id: u32) -> Option<Side> {
+        self.link(id).map(|link| link.side)
+    }
+
+    /// Links whose cells may come from this address.
+    pub fn at(&self, side: Side, peer: SocketAddr) -> &[u32] {
+        self.by_address.get(&(side, peer)).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.list.iter().flatten().count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a link did something since they were last asked.
+    pub fn has_activity(&self) -> bool {
+        self.list.iter().flatten().any(|link| link.received || link.sent)
+    }
+
+    /// Links that did something since they were last asked: number, received, sent.
+    pub fn take_activity(&mut self) -> impl Iterator<Item = (u32, bool, bool)> {
+        self.list.iter_mut().enumerate().filter_map(|(id, link)| {
+            let link = link.as_mut()?;
+            let (received, sent) = (std::mem::take(&mut link.received), std::mem::take(&mut link.sent));
+            (received || sent).then_some((id as u32, received, sent))
+        })
+    }
+
+    fn map(&mut self, id: u32, address: SocketAddr) {
+        let Some(link) = self.list[id as usize].as_mut() else { return };
+        if !link.addresses.contains(&address) {
+            link.addresses.push(address);
+            self.by_address.entry((link.side, address)).or_default().push(id);
+        }
+    }
+
+    fn unmap(&mut self, id: u32, side: Side, address: SocketAddr) {
+        if let Some(ids) = self.by_address.get_mut(&(side, address)) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_address.remove(&(side, address));
+            }
+        }
+    }
+
+    /// Makes the address map agree with the slots.
+    fn remap(&mut self, id: u32) {
+        let Some(link) = self.link_mut(id) else { return };
+        let side = link.side;
+        let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).collect();
+        if want.is_empty() {
+            return;
+        }
+        let old: Vec<SocketAddr> = link.addresses.extract_if(.., |address| !want.contains(address)).collect();
+        for address in old {
+            self.unmap(id, side, address);
+        }
+        for address in want {
+            self.map(id, address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(links: &mut Links, id: u32, slot: u32, peer: &str, rank: Rank) {
+        let key = Zeroizing::new([slot as u8; 16]);
+        links.install_slot(id, slot, peer.parse().unwrap(), rank, &key, &key);
+    }
+
+    fn ranks(links: &Links, id: u32) -> Vec<(Rank, u32)> {
+        links.link(id).unwrap().slots().map(|(rank, slot)| (rank, slot.id)).collect()
+    }
+
+    #[test]
+    fn a_responder_goes_on_under_current_until_next_is_promoted() {
+        let mut links = Links::default();
+        links.install(3, Side::Up, "1.1.1.1:1".parse().unwrap());
+        slot(&mut links, 3, 10, "1.1.1.1:1", Rank::Current);
+        slot(&mut links, 3, 11, "1.1.1.1:1", Rank::Next);
+        slot(&mut links, 3, 12, "1.1.1.1:1", Rank::Next);
+        assert_eq!(links.link(3).unwrap().current().unwrap().id, 10);
+        assert!(!links.promote(3, 11), "a newer next has overwritten it");
+        assert!(links.promote(3, 12));
+        assert_eq!(ranks(&links, 3), [(Rank::Current, 12), (Rank::Previous, 10)]);
+        links.retire_slot(3, 10);
+        assert_eq!(ranks(&links, 3), [(Rank::Current, 12)]);
+    }
+
+    #[test]
+    fn addresses_follow_the_slots() {
+        let mut links = Links::default();
+        let (a, b) = ("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap());
+        links.install(0, Side::Up, a);
+        slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Current);
+        slot(&mut links, 0, 2, "2.2.2.2:2", Rank::Next);
+        assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[0][..], &[0][..]));
+        assert!(links.at(Side::Down, a).is_empty());
+        links.promote(0, 2);
+        assert_eq!(links.at(Side::Up, a), [0], "previous is still accepted from there");
+        links.retire_slot(0, 1);
+        assert!(links.at(Side::Up, a).is_empty());
+        links.retire(0);
+        assert!(links.at(Side::Up, b).is_empty() && links.is_empty());
+    }
+}

@@ -1,0 +1,150 @@
+//! Taking a layer off, or putting one on: the cryptography of a hop (SPEC 3.4, 3.5, 3.7).
+//!
+//! Forward the order is open, then test and mark: only an authentic cell moves a window. Backward a
+//! mix has nothing to authenticate, so it marks first, and nothing is enciphered twice.
+
+use arrayvec::ArrayVec;
+use wire::cell::{Direction, Shape};
+use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
+use wire::replay::Window;
+
+use crate::frame::FreeList;
+use crate::ingress::Admitted;
+use crate::ledger::{Drop, Tally};
+use crate::punt::{Punt, PuntSender};
+use crate::table::{ChannelState, Lane, Table};
+
+/// Cells worked on at a time.
+const CHUNK: usize = 64;
+
+/// A channel with a forward layer to take off: at a mix and at the exit.
+pub trait ForwardLane: ChannelState {
+    /// Its keys and window.
+    fn forward(&self) -> &Lane<AeadKey>;
+    /// The same, to be marked; an authentic cell has come.
+    fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
+}
+
+/// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
+///
+/// A cell that authenticates under a link's next slot promotes it, and control is told.
+pub fn forward<C: ForwardLane>(
+    cells: &mut Vec<Admitted>,
+    shape: Shape,
+    hop: usize,
+    table: &mut Table<C>,
+    punts: &mut PuntSender,
+    free: &mut FreeList,
+    tally: &mut Tally,
+) {
+    let body = shape.forward_body(hop);
+    let mut verdicts: Vec<Option<Drop>> = Vec::new();
+    std::mem::swap(&mut verdicts, &mut table.verdicts);
+    for chunk in cells.chunks_mut(CHUNK) {
+        let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
+        for cell in chunk.iter_mut() {
+            let lane = table.record(cell.channel).expect("admitted this turn").state.forward();
+            let (key, iv) = lane.key(cell.header.seq).expect("the window admitted it");
+            jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
+        }
+        open_batch(&mut jobs);
+        verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
+    }
+    for (cell, verdict) in cells.iter().zip(&mut verdicts) {
+        if verdict.is_some() {
+            continue;
+        }
+        let record = table.record_mut(cell.channel).expect("admitted this turn");
+        if let Err(refused) = record.state.forward_mut().mark(cell.header.seq) {
+            *verdict = Some(refused.into());
+            continue;
+        }
+        if let Some(link) = table.links.link_mut(cell.link) {
+            link.received = true;
+        }
+        if let Some(slot) = cell.next_slot
+            && table.links.promote(cell.link, slot)
+        {
+            // Control renews on its own clock if the ring is full; the slots are right either way.
+            let _ = punts.send(Punt::Promoted { link: cell.link, slot });
+        }
+    }
+    keep(cells, &mut verdicts, free, tally);
+    std::mem::swap(&mut verdicts, &mut table.verdicts);
+}
+
+/// A channel with a backward layer to put on: at a mix.
+pub trait BackwardLane: ChannelState {
+    /// Its keys and window, to be marked.
+    fn backward_mut(&mut self) -> &mut Lane<StreamKey>;
+    /// The same.
+    fn backward(&self) -> &Lane<StreamKey>;
+}
+
+/// Covers backward cells with a mix's keystream in place. What is new stays in `cells`.
+pub fn backward<C: BackwardLane>(
+    cells: &mut Vec<Admitted>,
+    shape: Shape,
+    table: &mut Table<C>,
+    free: &mut FreeList,
+    tally: &mut Tally,
+) {
+    let mut verdicts: Vec<Option<Drop>> = Vec::new();
+    std::mem::swap(&mut verdicts, &mut table.verdicts);
+    for cell in cells.iter() {
+        let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
+        // A mark may retire a generation, but never one that the window still admits: cells marked
+        // in this turn stay within it or are dropped here.
+        let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
+        verdicts.push(verdict);
+        if verdict.is_none()
+            && let Some(link) = table.links.link_mut(cell.link)
+        {
+            link.received = true;
+        }
+    }
+    for (chunk, verdicts) in cells.chunks_mut(CHUNK).zip(verdicts.chunks_mut(CHUNK)) {
+        let mut jobs: ArrayVec<Job<'_, StreamKey>, CHUNK> = ArrayVec::new();
+        for (cell, verdict) in chunk.iter_mut().zip(verdicts) {
+            if verdict.is_some() {
+                continue;
+            }
+            let lane = table.record(cell.channel).expect("admitted this turn").state.backward();
+            match lane.key(cell.header.seq) {
+                Some((key, iv)) => {
+                    let nonce = cell.header.data_nonce(iv);
+                    jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
+                }
+                None => *verdict = Some(Drop::Old),
+            }
+        }
+        ctr_batch(&mut jobs);
+    }
+    keep(cells, &mut verdicts, free, tally);
+    std::mem::swap(&mut verdicts, &mut table.verdicts);
+}
+
+/// Drops what has a verdict; the rest keeps its order.
+pub(crate) fn keep(
+    cells: &mut Vec<Admitted>,
+    verdicts: &mut Vec<Option<Drop>>,
+    free: &mut FreeList,
+    tally: &mut Tally,
+) {
+    let mut verdicts = verdicts.drain(..);
+    for dropped in cells.extract_if(.., |_| match verdicts.next().expect("one verdict per cell") {
+        Some(reason) => {
+            tally.drop(reason);
+            true
+        }
+        None => false,
+    }) {
+        free.give(dropped.cell.into_frame());
+    }
+}
+
+/// The window that guards a direction, for roles with one lane only.
+pub(crate) fn only(direction: Direction, want: Direction, window: &Window) -> &Window {
+    debug_assert_eq!(direction, want);
+    window
+}

@@ -1,0 +1,213 @@
+//! Where cells wait for company (SPEC 6).
+//!
+//! A pool holds the cells of one direction. [`grid`] says when a timed release is due, [`shuffle`]
+//! puts a release into an order that depends on labels only, and [`Mixing`] says which rule holds.
+//! Cells are permuted as references; no byte of them moves.
+
+pub mod grid;
+mod mixing;
+pub mod shuffle;
+
+pub use mixing::{BadMixing, Mixing};
+
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+
+use crate::batch::{Label, Ticket};
+use crate::frame::{Cell, Opened};
+use crate::{Nanos, SECOND};
+use grid::Grid;
+use shuffle::Shuffle;
+
+/// Cells that a pool holds at most; it is flushed early when full.
+pub const POOL_MAX: usize = 4096;
+
+/// A cell in a pool, with all it needs to leave.
+pub struct Pooled {
+    /// The cell.
+    pub cell: Cell<Opened>,
+    /// Where to, and under which label.
+    pub ticket: Ticket,
+}
+
+/// The pool of one direction.
+pub struct Pool {
+    mixing: Mixing,
+    grid: Option<Grid>,
+    held: Vec<Pooled>,
+    shuffle: Shuffle,
+    /// Arrival of the oldest cell.
+    oldest: Nanos,
+    rng: ChaCha20Rng,
+}
+
+impl Pool {
+    /// An empty pool; the phase of its grid is drawn from `rng`.
+    pub fn new(mixing: Mixing, mut rng: ChaCha20Rng) -> Pool {
+        let grid = mixing.period().map(|period| Grid::new(period, rng.next_u64()));
+        Pool { mixing, grid, held: Vec::with_capacity(POOL_MAX), shuffle: Shuffle::default(), oldest: 0, rng }
+    }
+
+    /// Takes a cell in.
+    ///
+    /// # Panics
+    /// If the pool is full: ask [`Pool::room`] first.
+    pub fn admit(&mut self, cell: Cell<Opened>, ticket: Ticket) {
+        assert!(self.held.len() < POOL_MAX, "the caller asks for room first");
+        if self.held.is_empty() {
+            self.oldest = ticket.arrived;
+        }
+        self.shuffle.admit(ticket.label);
+        self.held.push(Pooled { cell, ticket });
+    }
+
+    /// Cells it can still take.
+    pub fn room(&self) -> usize {
+        POOL_MAX - self.held.len()
+    }
+
+    /// Cells it holds.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Distinct channels in it.
+    pub fn distinct_channels(&self) -> usize {
+        self.shuffle.distinct_channels()
+    }
+
+    /// When the oldest cell must leave, if there is one.
+    pub fn due_at(&self) -> Option<Nanos> {
+        if self.held.is_empty() {
+            return None;
+        }
+        Some(self.grid.as_ref().map_or(self.oldest, |grid| grid.after(self.oldest)))
+    }
+
+    /// Whether it must be released now: by count, by time, or for want of room.
+    pub fn due(&self, now: Nanos) -> bool {
+        !self.held.is_empty()
+            && (self.mixing.reached(self.held.len(), self.distinct_channels())
+                || self.due_at().is_some_and(|at| at <= now)
+                || self.room() == 0)
+    }
+
+    /// Shuffles what it holds and moves it to the end of `out`.
+    pub fn release(&mut self, out: &mut Vec<Pooled>) {
+        self.shuffle.run(&mut self.held, &mut self.rng);
+        out.append(&mut self.held);
+    }
+}
+
+/// Period of the last resort of `threshold` (SPEC 6.2).
+pub const LAST_RESORT: Nanos = SECOND;
+
+/// A ticket for tests.
+#[cfg(test)]
+pub(crate) fn ticket(label: Label, seq: u64, arrived: Nanos) -> Ticket {
+    use wire::cell::{Class, Header, Kind};
+    Ticket {
+        link: 0,
+        slot: None,
+        header: Header { channel: 1, seq, sub: 0, kind: Kind::Data, class: Class::S },
+        label,
+        arrived,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MILLI;
+    use crate::frame::FreeList;
+    use rand::{RngExt, SeedableRng};
+
+    fn pool(spec: &str, seed: u64) -> Pool {
+        Pool::new(spec.parse().unwrap(), ChaCha20Rng::seed_from_u64(seed))
+    }
+
+    #[test]
+    fn the_delay_of_a_lone_cell_is_uniform_up_to_t() {
+        let t = 5 * MILLI;
+        let mut free = FreeList::new(1);
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut bins = [0u32; 20];
+        let rounds = 20_000;
+        for seed in 0..rounds {
+            let mut pool = pool("threshold-or-timed:n=64,t=5ms", u64::from(seed));
+            let arrived = 1_000_000_000 + rng.random_range(0..50 * MILLI);
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, arrived));
+            let delay = pool.due_at().unwrap() - arrived;
+            assert!(delay > 0 && delay <= t);
+            assert!(!pool.due(arrived + delay - 1) && pool.due(arrived + delay));
+            bins[((delay - 1) * 20 / t) as usize] += 1;
+            let mut out = Vec::new();
+            pool.release(&mut out);
+            out.drain(..).for_each(|p| free.give(p.cell.into_frame()));
+        }
+        // Chi-squared with 19 degrees of freedom: 43.8 has p = 0.001.
+        let expected = f64::from(rounds) / 20.0;
+        let chi: f64 = bins.iter().map(|n| (f64::from(*n) - expected).powi(2) / expected).sum();
+        assert!(chi < 43.8, "chi-squared {chi}, bins {bins:?}");
+    }
+
+    #[test]
+    fn a_threshold_needs_its_distinct_channels_or_waits_for_the_last_resort() {
+        let mut free = FreeList::new(64);
+        let mut pool = pool("threshold:n=16", 3);
+        for seq in 0..20 {
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+        }
+        assert!(!pool.due(SECOND), "one channel alone does not flush a pool with n_min = 2");
+        let last_resort = pool.due_at().unwrap();
+        assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
+        assert!(!pool.due(SECOND), "a cell of the node's own is no channel");
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, SECOND));
+        assert!(pool.due(SECOND));
+    }
+
+    #[test]
+    fn a_threshold_of_five_flushes_at_five_and_strands_nothing() {
+        let mut free = FreeList::new(64);
+        let mut pool = pool("threshold:n=5", 3);
+        let mut out = Vec::new();
+        for seq in 0..12 {
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+            if pool.due(SECOND) {
+                pool.release(&mut out);
+            }
+        }
+        assert_eq!((out.len(), pool.len()), (10, 2));
+        assert!(pool.due(2 * SECOND));
+    }
+
+    #[test]
+    fn a_flush_by_count_does_not_move_the_grid() {
+        let mut free = FreeList::new(64);
+        let mut pool = pool("threshold-or-timed:n=2,t=10ms", 9);
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, SECOND));
+        let due = pool.due_at().unwrap();
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, SECOND + 1));
+        assert!(pool.due(SECOND + 1));
+        pool.release(&mut Vec::new());
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 1, SECOND + 2));
+        assert_eq!(pool.due_at().unwrap(), due);
+    }
+
+    #[test]
+    fn a_full_pool_is_due() {
+        let mut free = FreeList::new(POOL_MAX);
+        let mut pool = pool("timed:t=1s", 3);
+        for seq in 0..POOL_MAX as u64 {
+            assert!(!pool.due(SECOND));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+        }
+        assert!(pool.due(SECOND));
+    }
+}

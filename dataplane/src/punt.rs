@@ -1,0 +1,154 @@
+//! What a worker hands to control: copies in a bounded ring, one wake-up per turn.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use wire::cell::{Header, MAX_CELL_LEN};
+
+use crate::links::Side;
+use crate::sys::Waker;
+
+/// Longest name that an OPEN can carry.
+pub const NAME_MAX: usize = 255;
+
+/// One message to control.
+pub enum Punt {
+    /// A datagram of a handshake's length.
+    Handshake {
+        /// The socket it came in on.
+        side: Side,
+        /// Its sender.
+        from: SocketAddr,
+        /// The datagram.
+        datagram: Bytes,
+    },
+    /// A setup, ack or link cell; its body is sealed still.
+    Cell {
+        /// The link.
+        link: u32,
+        /// The slot under which its header deciphered.
+        slot: u32,
+        /// Its header.
+        header: Header,
+        /// Its body.
+        body: Bytes,
+    },
+    /// A data cell authenticated under the link's next slot, which is current now.
+    Promoted {
+        /// The link.
+        link: u32,
+        /// The slot.
+        slot: u32,
+    },
+    /// What a link did since the last report, at most every 100 ms.
+    Activity {
+        /// The link.
+        link: u32,
+        /// A data cell passed header and window.
+        received: bool,
+        /// A data cell was sent.
+        sent: bool,
+    },
+    /// A channel is gone.
+    ChannelEnded {
+        /// Its index.
+        channel: u32,
+        /// Why.
+        reason: Ended,
+    },
+    /// Exit: a name to resolve; answered by [`crate::table::Op::Resolved`].
+    Resolve {
+        /// Names the question in the answer.
+        query: u32,
+        /// The name.
+        name: Box<str>,
+    },
+    /// Something an operator should read, at most once a second.
+    Notice(Notice),
+}
+
+/// Why a channel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its constant lifetime is over.
+    Lifetime,
+    /// Nothing authentic came forward for 30 s.
+    Idle,
+    /// Entry: the exit no longer answers.
+    Lost,
+}
+
+/// Worth a line in the log.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// Entry: a local datagram is longer than eight fragments.
+    TooLarge {
+        /// Who sent it.
+        from: SocketAddr,
+        /// Its length; at least this if it was cut.
+        len: usize,
+        /// The most that travels.
+        max: usize,
+    },
+    /// Entry: the exit refused a flow.
+    Refused {
+        /// What the flow is for.
+        destination: String,
+        /// Why.
+        status: wire::frames::Status,
+    },
+}
+
+/// A copy of a datagram or body.
+pub struct Bytes {
+    len: usize,
+    bytes: [u8; MAX_CELL_LEN],
+}
+
+impl Bytes {
+    /// Copies at most a frame's worth.
+    pub fn copy(from: &[u8]) -> Bytes {
+        let mut bytes = [0; MAX_CELL_LEN];
+        bytes[..from.len()].copy_from_slice(from);
+        Bytes { len: from.len(), bytes }
+    }
+
+    /// The copy.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+/// The worker's end of the ring.
+pub struct PuntSender {
+    ring: rtrb::Producer<Punt>,
+    waker: Arc<Waker>,
+    unsignalled: bool,
+}
+
+impl PuntSender {
+    /// Around a ring whose other end waits on `waker`.
+    pub fn new(ring: rtrb::Producer<Punt>, waker: Arc<Waker>) -> PuntSender {
+        PuntSender { ring, waker, unsignalled: false }
+    }
+
+    /// Free places.
+    pub fn room(&self) -> usize {
+        self.ring.slots()
+    }
+
+    /// Queues a message; gives it up and says false if the ring is full.
+    #[must_use]
+    pub fn send(&mut self, punt: Punt) -> bool {
+        let sent = self.ring.push(punt).is_ok();
+        self.unsignalled |= sent;
+        sent
+    }
+
+    /// End of a turn: wakes control if anything was queued.
+    pub fn signal(&mut self) {
+        if std::mem::take(&mut self.unsignalled) {
+            self.waker.wake();
+        }
+    }
+}

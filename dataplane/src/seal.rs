@@ -1,0 +1,101 @@
+//! Leaving: new headers, enciphered by the batch, and runs to each next hop (SPEC 3.2, 4.4).
+//!
+//! A shuffled release for several next hops (Mix 1 backwards) is split by a stable partition, and the
+//! groups leave in random order, so each link still sees a uniform order of labels.
+
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Block;
+
+use crate::batch::Departures;
+use crate::frame::FreeList;
+use crate::ledger::{Drop, Tally};
+use crate::links::Links;
+use crate::pool::Pooled;
+
+/// Scratch space of the stage.
+pub struct Sealer {
+    rng: ChaCha20Rng,
+    links: Vec<u32>,
+    order: Vec<u32>,
+    blocks: Vec<Block>,
+}
+
+impl Sealer {
+    /// `rng` orders the groups.
+    pub fn new(rng: ChaCha20Rng) -> Sealer {
+        Sealer { rng, links: Vec::new(), order: Vec::new(), blocks: Vec::new() }
+    }
+
+    /// Seals a release, empties it, and appends its cells to `out`.
+    pub fn run(
+        &mut self,
+        release: &mut Vec<Pooled>,
+        links: &mut Links,
+        out: &mut Departures,
+        free: &mut FreeList,
+        tally: &mut Tally,
+    ) {
+        self.group(release);
+        let mut cells = release.drain(..).peekable();
+        let mut run = Vec::with_capacity(0);
+        std::mem::swap(&mut run, &mut out.scratch);
+        while let Some(first) = cells.next() {
+            let (link_id, sealed_for) = (first.ticket.link, first.ticket.slot);
+            run.push(first);
+            while let Some(next) =
+                cells.next_if(|next| next.ticket.link == link_id && next.ticket.slot == sealed_for)
+            {
+                run.push(next);
+            }
+            let link = links.link_mut(link_id);
+            let slot = match (&link, sealed_for) {
+                (Some(link), None) => link.current().ok_or(Drop::LinkDown),
+                (Some(link), Some(id)) => link.slot(id).ok_or(Drop::SlotExpired),
+                (None, _) => Err(Drop::LinkDown),
+            };
+            match slot {
+                Ok(slot) => {
+                    self.blocks.clear();
+                    self.blocks.extend(run.iter().map(|pooled| pooled.ticket.header.to_block()));
+                    slot.outgoing().encipher(&mut self.blocks);
+                    let peer = slot.peer;
+                    for (pooled, block) in run.drain(..).zip(&self.blocks) {
+                        out.push(pooled.cell.seal(block), peer);
+                    }
+                    if sealed_for.is_none()
+                        && let Some(link) = link
+                    {
+                        link.sent = true;
+                    }
+                }
+                Err(reason) => {
+                    tally.drop_many(reason, run.len() as u64);
+                    run.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+                }
+            }
+        }
+        std::mem::swap(&mut run, &mut out.scratch);
+    }
+
+    /// Partitions a release by link, unless it has one link only.
+    fn group(&mut self, release: &mut [Pooled]) {
+        self.links.clear();
+        for pooled in release.iter() {
+            if self.links.last() != Some(&pooled.ticket.link) && !self.links.contains(&pooled.ticket.link) {
+                self.links.push(pooled.ticket.link);
+            }
+        }
+        if self.links.len() < 2 {
+            return;
+        }
+        self.links.shuffle(&mut self.rng);
+        let most = self.links.iter().max().map_or(0, |link| *link as usize + 1);
+        self.order.clear();
+        self.order.resize(most, 0);
+        for (rank, link) in self.links.iter().enumerate() {
+            self.order[*link as usize] = rank as u32;
+        }
+        release.sort_by_key(|pooled| self.order[pooled.ticket.link as usize]);
+    }
+}

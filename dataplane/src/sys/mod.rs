@@ -1,0 +1,13 @@
+//! System calls: with `wire::gcm` the only place where unsafe code may stand.
+//!
+//! One call per function, behind a safe signature. Neighbours: [`crate::io`] and [`crate::runner`].
+
+mod errqueue;
+mod mmsg;
+mod socket;
+mod waker;
+
+pub use errqueue::{Unreachable, read_error};
+pub use mmsg::{BATCH, Received, recv_batch, send_batch};
+pub use socket::{kernel_drops, report_errors, size_receive_buffer};
+pub use waker::Waker;

@@ -1,0 +1,34 @@
+//! An eventfd: wakes a thread that sleeps in epoll.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Wakes whoever waits for it to become readable.
+pub struct Waker(OwnedFd);
+
+impl Waker {
+    /// A new one, not signalled.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn new() -> std::io::Result<Waker> {
+        Ok(Waker(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
+    }
+
+    /// Signals; a signal already pending is enough.
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the signal back.
+    pub fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Waker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

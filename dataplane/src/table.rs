@@ -1,0 +1,323 @@
+//! Channels, as control installs them, and the ring of operations it does that with.
+//!
+//! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
+//! start of a turn only, in the order control wrote, so a channel is there before the cell that
+//! announces it. Windows and keys advance here and nowhere else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use wire::cell::{Direction, Header};
+use wire::gcm::Prepared;
+use wire::kdf::Secret;
+use wire::key::Generations;
+use wire::replay::{Refused, Window};
+use wire::setup::HopSecrets;
+use zeroize::Zeroizing;
+
+use crate::ledger::Drop;
+use crate::links::{Links, Rank, Side};
+use crate::sys::Waker;
+
+/// One change that control makes.
+pub enum Op {
+    /// A new neighbour, without slots yet.
+    InstallLink {
+        /// Its number.
+        link: u32,
+        /// Which neighbour.
+        side: Side,
+        /// Its address.
+        peer: SocketAddr,
+    },
+    /// Header keys of a finished handshake.
+    InstallSlot {
+        /// The link.
+        link: u32,
+        /// Its number.
+        slot: u32,
+        /// Where the handshake came from.
+        peer: SocketAddr,
+        /// Header key of forward cells.
+        header_i2r: Zeroizing<[u8; 16]>,
+        /// Header key of backward cells.
+        header_r2i: Zeroizing<[u8; 16]>,
+        /// Where it goes.
+        rank: Rank,
+    },
+    /// The next slot becomes current.
+    Promote {
+        /// The link.
+        link: u32,
+        /// The slot.
+        slot: u32,
+    },
+    /// A slot has expired.
+    RetireSlot {
+        /// The link.
+        link: u32,
+        /// The slot.
+        slot: u32,
+    },
+    /// A link is gone.
+    RetireLink {
+        /// The link.
+        link: u32,
+    },
+    /// A channel is open.
+    InstallChannel {
+        /// Its index.
+        channel: u32,
+        /// Link and number towards the entry.
+        up: Option<(u32, u32)>,
+        /// Link and number towards the exit.
+        down: Option<(u32, u32)>,
+        /// What the setup left.
+        keys: ChannelKeys,
+        /// Its constant lifetime.
+        lifetime_s: u16,
+        /// Its first number.
+        first: u64,
+    },
+    /// A channel is to end.
+    RetireChannel {
+        /// Its index.
+        channel: u32,
+    },
+    /// Entry: clients of one channel move to another.
+    Supersede {
+        /// Whose lifetime ends.
+        old: u32,
+        /// Its replacement.
+        new: u32,
+    },
+    /// A cell of control's: sealed body, header in the clear.
+    Inject {
+        /// The link it leaves on.
+        link: u32,
+        /// The slot it was sealed under.
+        slot: u32,
+        /// Its header.
+        header: Header,
+        /// Its body.
+        body: Vec<u8>,
+    },
+    /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
+    Resolved {
+        /// The question's number.
+        query: u32,
+        /// Addresses.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// Keys of a channel.
+pub enum ChannelKeys {
+    /// At a mix or the exit.
+    Hop {
+        /// sec[0] forward.
+        forward: Secret,
+        /// sec[0] backward.
+        backward: Secret,
+    },
+    /// At the entry: every hop's, hop 1 first.
+    Entry(Vec<HopSecrets>),
+}
+
+/// Control's end of the ring.
+pub struct OpSender {
+    ring: rtrb::Producer<Op>,
+    waker: Arc<Waker>,
+}
+
+impl OpSender {
+    /// Around a ring whose other end waits on `waker`.
+    pub fn new(ring: rtrb::Producer<Op>, waker: Arc<Waker>) -> OpSender {
+        OpSender { ring, waker }
+    }
+
+    /// Queues an operation; gives it back if the ring is full.
+    ///
+    /// # Errors
+    /// The operation.
+    pub fn send(&mut self, op: Op) -> Result<(), Op> {
+        self.ring.push(op).map_err(|rtrb::PushError::Full(op)| op)
+    }
+
+    /// Wakes the worker.
+    pub fn signal(&self) {
+        self.waker.wake();
+    }
+}
+
+/// One direction of a channel at a hop: keys and window go together.
+pub struct Lane<K> {
+    keys: Generations<K>,
+    window: Window,
+}
+
+impl<K: Prepared> Lane<K> {
+    /// From sec[0].
+    pub fn new(sec0: &Secret, first: u64, width: usize) -> Self {
+        Lane { keys: Generations::new(sec0, first), window: Window::new(first, width) }
+    }
+
+    /// Key and iv of a number in range.
+    pub fn key(&self, seq: u64) -> Option<(&K, &[u8; 12])> {
+        self.keys.of(seq)
+    }
+
+    /// Its window.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Tests and marks, and lets go of generations the window has passed.
+    ///
+    /// # Errors
+    /// Why the number is refused.
+    pub fn mark(&mut self, seq: u64) -> Result<(), Refused> {
+        self.window.mark(seq)?;
+        self.keys.advance(self.window.lowest());
+        Ok(())
+    }
+}
+
+/// What a role keeps of a channel.
+pub trait ChannelState {
+    /// The window of cells that arrive in `direction`.
+    fn window(&self, direction: Direction) -> &Window;
+}
+
+/// A channel.
+pub struct Record<C> {
+    /// Link and number towards the entry.
+    pub up: Option<(u32, u32)>,
+    /// Link and number towards the exit.
+    pub down: Option<(u32, u32)>,
+    /// Second at which its lifetime ends.
+    pub ends_s: u64,
+    /// The role's part.
+    pub state: C,
+}
+
+type ByNumber = HashMap<(u32, u32), u32, foldhash::fast::RandomState>;
+
+/// Links and channels of a worker.
+pub struct Table<C> {
+    /// Its links.
+    pub links: Links,
+    records: Vec<Option<Record<C>>>,
+    by_up: ByNumber,
+    by_down: ByNumber,
+    open: usize,
+    /// Scratch of the stages: one verdict per cell.
+    pub(crate) verdicts: Vec<Option<Drop>>,
+}
+
+impl<C> Default for Table<C> {
+    fn default() -> Self {
+        Table {
+            links: Links::default(),
+            records: Vec::new(),
+            by_up: HashMap::default(),
+            by_down: HashMap::default(),
+            open: 0,
+            verdicts: Vec::new(),
+        }
+    }
+}
+
+impl<C> Table<C> {
+    /// Adds a channel; one of the same index is replaced.
+    pub fn install(&mut self, channel: u32, record: Record<C>) {
+        self.remove(channel);
+        let at = channel as usize;
+        if self.records.len() <= at {
+            self.records.resize_with(at + 1, || None);
+        }
+        if let Some(up) = record.up {
+            self.by_up.insert(up, channel);
+        }
+        if let Some(down) = record.down {
+            self.by_down.insert(down, channel);
+        }
+        self.records[at] = Some(record);
+        self.open += 1;
+    }
+
+    /// Forgets a channel and wipes its keys.
+    pub fn remove(&mut self, channel: u32) -> Option<Record<C>> {
+        let record = self.records.get_mut(channel as usize)?.take()?;
+        if let Some(up) = record.up {
+            self.by_up.remove(&up);
+        }
+        if let Some(down) = record.down {
+            self.by_down.remove(&down);
+        }
+        self.open -= 1;
+        Some(record)
+    }
+
+    /// The channel with this number on a link.
+    pub fn lookup(&self, side: Side, link: u32, number: u32) -> Option<u32> {
+        let map = match side {
+            Side::Up => &self.by_up,
+            Side::Down => &self.by_down,
+        };
+        map.get(&(link, number)).copied()
+    }
+
+    /// A channel by its index.
+    pub fn record(&self, channel: u32) -> Option<&Record<C>> {
+        self.records.get(channel as usize)?.as_ref()
+    }
+
+    /// A channel by its index.
+    pub fn record_mut(&mut self, channel: u32) -> Option<&mut Record<C>> {
+        self.records.get_mut(channel as usize)?.as_mut()
+    }
+
+    /// All open channels.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Record<C>)> {
+        self.records.iter().enumerate().filter_map(|(i, r)| Some((i as u32, r.as_ref()?)))
+    }
+
+    /// How many channels are open.
+    pub fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Whether no channel is open.
+    pub fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Applies the operations that all roles share; gives the others back.
+    pub fn apply(&mut self, op: Op) -> Option<Op> {
+        match op {
+            Op::InstallLink { link, side, peer } => self.links.install(link, side, peer),
+            Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+                self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
+            }
+            Op::Promote { link, slot } => {
+                self.links.promote(link, slot);
+            }
+            Op::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
+            Op::RetireLink { link } => self.links.retire(link),
+            other => return Some(other),
+        }
+        None
+    }
+}
+
+impl From<Refused> for Drop {
+    fn from(refused: Refused) -> Drop {
+        match refused {
+            Refused::Old => Drop::Old,
+            Refused::Ahead => Drop::Ahead,
+            Refused::Seen => Drop::Replay,
+        }
+    }
+}
