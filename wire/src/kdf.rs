@@ -40,19 +40,33 @@ pub fn extract(salt: &[u8], ikm: &[&[u8]]) -> Secret {
     Secret(out)
 }
 
-/// HKDF-Expand (RFC 5869 2.3) with an ASCII label.
-pub fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
+/// More bytes are asked of one expansion than it can give.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an expansion gives at most 8160 bytes")]
+pub struct TooLong;
+
+/// HKDF-Expand (RFC 5869 2.3) with any info; fills `out`. The protocol's own labels go through
+/// [`expand`].
+///
+/// # Errors
+/// `out` is longer than 255 hash lengths.
+pub fn expand_info(prk: &Secret, info: &[u8], out: &mut [u8]) -> Result<(), TooLong> {
     struct Len(usize);
     impl hkdf::KeyType for Len {
         fn len(&self) -> usize {
             self.0
         }
     }
-    let mut out = Zeroizing::new([0; N]);
     hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, prk.expose())
-        .expand(&[label.as_bytes()], Len(N))
-        .and_then(|okm| okm.fill(&mut out[..]))
-        .expect("N is far below 255 hash lengths");
+        .expand(&[info], Len(out.len()))
+        .and_then(|okm| okm.fill(out))
+        .map_err(|_| TooLong)
+}
+
+/// HKDF-Expand with an ASCII label.
+pub fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
+    let mut out = Zeroizing::new([0; N]);
+    expand_info(prk, label.as_bytes(), &mut out[..]).expect("N is far below 255 hash lengths");
     out
 }
 
@@ -101,10 +115,12 @@ mod tests {
 
     #[test]
     fn extract_and_expand_are_those_of_rfc_5869() {
-        // RFC 5869 A.1, with its info as a label: test case 1 has a binary info, so check Extract
-        // there and Expand with the empty info of A.3.
+        // A.1, whose info is binary, and A.3, whose info is empty.
         let prk = extract(&hex!("000102030405060708090a0b0c"), &[&[0x0b; 11], &[0x0b; 11]]);
         assert_eq!(prk.expose(), &hex!("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"));
+        let mut okm = [0; 42];
+        expand_info(&prk, &hex!("f0f1f2f3f4f5f6f7f8f9"), &mut okm).unwrap();
+        assert_eq!(okm, hex!("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"));
         let prk = extract(&[], &[&[0x0b; 22]]);
         let okm: Zeroizing<[u8; 42]> = expand(&prk, "");
         assert_eq!(

@@ -1,1 +1,528 @@
-//! r
+//! Fragments of one channel and direction become datagrams again (SPEC 3.11).
+//!
+//! At most [`SLOTS_MAX`] datagrams are under way, each for at most [`HOLD`]; the oldest gives way to
+//! a new one. Refuses fragments that contradict the rules or each other, and ignores copies. A
+//! channel that never sees a fragment costs a few words; one that does keeps a few buffers. The
+//! clock comes in as a `Duration` that never runs back. Neighbour: [`crate::frames`] cuts.
+//!
+//! [`Pushed`] and [`Reassembler::expire`] let the caller keep a ledger of datagrams: started is
+//! injected, complete is delivered, evicted or expired is dropped, and the rest is
+//! [`Reassembler::held`].
+
+use std::time::Duration;
+
+use crate::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
+
+/// Most datagrams under way in one channel.
+pub const SLOTS_MAX: usize = 16;
+/// How long a datagram may take from its first fragment to its last.
+pub const HOLD: Duration = Duration::from_millis(250);
+/// Idle buffers that are kept for the next datagram. A channel keeps its order through the mixes, so
+/// more than a few datagrams under way are an exception; of class L a buffer is 10,560 bytes at most.
+const SPARES_MAX: usize = 4;
+
+/// Fragments of one datagram.
+struct Slot {
+    flow: u16,
+    id: u16,
+    /// When its first fragment came.
+    since: Duration,
+    /// Bit i: fragment i is here.
+    have: u8,
+    /// How many fragments there are; 0 while the last has not come.
+    count: u8,
+    /// Length of the datagram, once the last has come.
+    len: usize,
+    bytes: Vec<u8>,
+}
+
+/// A datagram that was completed: copies of its fragments are ignored for [`HOLD`].
+struct Done {
+    flow: u16,
+    id: u16,
+    since: Duration,
+}
+
+/// The slots of one channel and direction.
+pub struct Reassembler {
+    payload: usize,
+    /// How many of `slots` are in use; behind them are the spares.
+    held: usize,
+    /// Oldest first.
+    slots: Vec<Slot>,
+    /// Oldest first, at most [`SLOTS_MAX`].
+    done: Vec<Done>,
+}
+
+/// What became of a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// It waits for the others, or is a copy of one that was here.
+    Stored,
+    /// It was the last that was missing: the datagram.
+    Complete(&'a [u8]),
+    /// It contradicts the rules or another fragment; nothing was changed by it.
+    Refused,
+}
+
+/// What a call of [`Reassembler::push`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Pushed<'a> {
+    /// It is the first fragment of a datagram.
+    pub started: bool,
+    /// Datagrams thrown away: overdue, or the oldest to make room.
+    pub evicted: u32,
+    /// What became of the fragment.
+    pub outcome: Outcome<'a>,
+}
+
+impl Reassembler {
+    /// For cells of P bytes; allocates nothing.
+    pub const fn new(payload: usize) -> Reassembler {
+        Reassembler { payload, held: 0, slots: Vec::new(), done: Vec::new() }
+    }
+
+    /// Takes in one FRAG. What is overdue at `now` goes first, so a late fragment never completes.
+    pub fn push(&mut self, now: Duration, flow: u16, id: u16, index: u8, last: bool, data: &[u8]) -> Pushed<'_> {
+        let mut evicted = self.expire(now);
+        if !self.is_plausible(index, last, data) {
+            return Pushed { started: false, evicted, outcome: Outcome::Refused };
+        }
+        if self.done.iter().any(|done| (done.flow, done.id) == (flow, id)) {
+            return Pushed { started: false, evicted, outcome: Outcome::Stored };
+        }
+        let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
+        let at = found.unwrap_or_else(|| {
+            if self.held == SLOTS_MAX {
+                self.remove(0);
+                evicted += 1;
+            }
+            self.start(now, flow, id)
+        });
+        let started = found.is_none();
+        let chunk = self.payload - FRAG_OVERHEAD;
+        let slot = &mut self.slots[at];
+        if !slot.agrees(chunk, index, last, data) {
+            return Pushed { started, evicted, outcome: Outcome::Refused };
+        }
+        slot.store(chunk, index, last, data);
+        if !slot.is_complete() {
+            return Pushed { started, evicted, outcome: Outcome::Stored };
+        }
+        self.remember(now, flow, id);
+        self.remove(at);
+        // A removed slot becomes the first spare.
+        let slot = &self.slots[self.held];
+        Pushed { started, evicted, outcome: Outcome::Complete(&slot.bytes[..slot.len]) }
+    }
+
+    /// Throws away what began [`HOLD`] ago or earlier; returns how many.
+    pub fn expire(&mut self, now: Duration) -> u32 {
+        self.done.retain(|done| now < done.since + HOLD);
+        let mut expired = 0;
+        while self.next_expiry().is_some_and(|due| due <= now) {
+            self.remove(0);
+            expired += 1;
+        }
+        expired
+    }
+
+    /// Throws away what belongs to a flow that has ended; returns how many. Its ids start anew.
+    pub fn drop_flow(&mut self, flow: u16) -> u32 {
+        self.done.retain(|done| done.flow != flow);
+        let mut dropped = 0;
+        while let Some(at) = self.slots[..self.held].iter().position(|slot| slot.flow == flow) {
+            self.remove(at);
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// Datagrams under way.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// When [`Reassembler::expire`] next has something to throw away.
+    pub fn next_expiry(&self) -> Option<Duration> {
+        self.slots[..self.held].first().map(|slot| slot.since + HOLD)
+    }
+
+    /// Whether a datagram can have such a fragment at all: all but the last are full, the last is not
+    /// empty, and what one fragment would hold is no fragment.
+    fn is_plausible(&self, index: u8, last: bool, data: &[u8]) -> bool {
+        let chunk = self.payload - FRAG_OVERHEAD;
+        let end = FRAGMENTS_MAX as u8 - 1;
+        if last {
+            (1..=end).contains(&index) && (1..=chunk).contains(&data.len())
+        } else {
+            index < end && data.len() == chunk
+        }
+    }
+
+    /// A slot behind the others, a spare one if there is one.
+    fn start(&mut self, now: Duration, flow: u16, id: u16) -> usize {
+        let at = self.held;
+        let bytes = self.slots.get_mut(at).map(|spare| std::mem::take(&mut spare.bytes)).unwrap_or_default();
+        let fresh = Slot { flow, id, since: now, have: 0, count: 0, len: 0, bytes };
+        match self.slots.get_mut(at) {
+            Some(spare) => *spare = fresh,
+            None => self.slots.push(fresh),
+        }
+        self.held += 1;
+        at
+    }
+
+    /// Makes a slot the first spare. The others keep their order.
+    fn remove(&mut self, at: usize) {
+        self.slots[at..self.held].rotate_left(1);
+        self.held -= 1;
+        self.slots.truncate(self.held + SPARES_MAX);
+    }
+
+    fn remember(&mut self, now: Duration, flow: u16, id: u16) {
+        if self.done.len() == SLOTS_MAX {
+            self.done.remove(0);
+        }
+        self.done.push(Done { flow, id, since: now });
+    }
+}
+
+impl Slot {
+    fn has(&self, index: u8) -> bool {
+        self.have & (1 << index) != 0
+    }
+
+    /// Whether a plausible fragment contradicts none that is here.
+    fn agrees(&self, chunk: usize, index: u8, last: bool, data: &[u8]) -> bool {
+        match (self.count, last) {
+            (0, false) => true,
+            // Nothing that is here may stand at the end or behind it.
+            (0, true) => self.have >> index == 0,
+            (count, false) => index + 1 < count,
+            (count, true) => index + 1 == count && usize::from(index) * chunk + data.len() == self.len,
+        }
+    }
+
+    /// Copies a fragment to its place, unless it is here already.
+    fn store(&mut self, chunk: usize, index: u8, last: bool, data: &[u8]) {
+        if self.has(index) {
+            return;
+        }
+        let from = usize::from(index) * chunk;
+        let to = from + data.len();
+        if self.bytes.len() < to {
+            self.bytes.resize(to, 0);
+        }
+        self.bytes[from..to].copy_from_slice(data);
+        self.have |= 1 << index;
+        if last {
+            self.count = index + 1;
+            self.len = to;
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.count > 0 && self.have.count_ones() == u32::from(self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{Frame, split};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, HashMap, VecDeque};
+
+    const P: usize = 208;
+    const CHUNK: usize = 200;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn datagram(len: usize, seed: u8) -> Vec<u8> {
+        (0..len).map(|i| (i / 7) as u8 ^ seed).collect()
+    }
+
+    #[test]
+    fn a_channel_without_fragments_allocates_nothing() {
+        let reassembler = Reassembler::new(P);
+        assert_eq!((reassembler.slots.capacity(), reassembler.done.capacity()), (0, 0));
+        assert!(size_of::<Reassembler>() <= 64);
+    }
+
+    #[test]
+    fn idle_buffers_are_reused_and_few() {
+        let mut reassembler = Reassembler::new(P);
+        for id in 0..16 {
+            let _ = reassembler.push(ms(0), 1, id, 0, false, &[1; CHUNK]);
+        }
+        assert_eq!(reassembler.expire(ms(250)), 16);
+        assert_eq!((reassembler.held(), reassembler.slots.len()), (0, SPARES_MAX));
+        let before = reassembler.slots[0].bytes.as_ptr();
+        let _ = reassembler.push(ms(300), 1, 99, 0, false, &[2; CHUNK]);
+        assert_eq!(reassembler.slots[0].bytes.as_ptr(), before);
+        let pushed = reassembler.push(ms(300), 1, 99, 1, true, &[3]);
+        assert!(
+            matches!(pushed.outcome, Outcome::Complete(data) if data[..CHUNK] == [2; CHUNK] && data[CHUNK..] == [3])
+        );
+    }
+
+    #[test]
+    fn the_oldest_gives_way_to_the_seventeenth() {
+        let mut reassembler = Reassembler::new(P);
+        for id in 0..16 {
+            let pushed = reassembler.push(ms(id.into()), 1, id, 0, false, &[0; CHUNK]);
+            assert_eq!(pushed, Pushed { started: true, evicted: 0, outcome: Outcome::Stored });
+        }
+        assert_eq!(reassembler.next_expiry(), Some(ms(250)));
+        let pushed = reassembler.push(ms(20), 1, 16, 0, false, &[0; CHUNK]);
+        assert_eq!(pushed, Pushed { started: true, evicted: 1, outcome: Outcome::Stored });
+        assert_eq!((reassembler.held(), reassembler.next_expiry()), (16, Some(ms(251))));
+    }
+
+    #[test]
+    fn a_fragment_after_250_ms_does_not_complete() {
+        let mut reassembler = Reassembler::new(P);
+        let _ = reassembler.push(ms(5), 1, 1, 0, false, &[0; CHUNK]);
+        assert_eq!(reassembler.expire(ms(254)), 0);
+        let pushed = reassembler.push(ms(255), 1, 1, 1, true, &[0]);
+        assert_eq!(pushed, Pushed { started: true, evicted: 1, outcome: Outcome::Stored });
+    }
+
+    #[test]
+    fn fragments_that_contradict_are_refused_and_change_nothing() {
+        let mut reassembler = Reassembler::new(P);
+        let full = [0; CHUNK];
+        for (index, last, len) in [
+            (0, false, CHUNK - 1),
+            (0, false, 0),
+            (0, true, CHUNK),
+            (1, true, 0),
+            (1, true, CHUNK + 1),
+            (7, false, CHUNK),
+            (8, true, 1),
+            (255, true, 1),
+        ] {
+            let pushed = reassembler.push(ms(0), 1, 1, index, last, &[0; CHUNK + 1][..len]);
+            assert_eq!(
+                pushed,
+                Pushed { started: false, evicted: 0, outcome: Outcome::Refused },
+                "{index} {last} {len}"
+            );
+        }
+        assert_eq!(reassembler.held(), 0);
+        assert_eq!(reassembler.push(ms(0), 1, 1, 2, false, &full).outcome, Outcome::Stored);
+        assert_eq!(reassembler.push(ms(0), 1, 1, 1, true, &[0]).outcome, Outcome::Refused, "an end before a fragment");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 2, true, &full).outcome, Outcome::Refused, "both end and not");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 3, true, &[0]).outcome, Outcome::Stored);
+        assert_eq!(reassembler.push(ms(0), 1, 1, 4, true, &[0]).outcome, Outcome::Refused, "two ends");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 3, true, &[0; 2]).outcome, Outcome::Refused, "two lengths");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 3, false, &full).outcome, Outcome::Refused, "both end and not");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 4, false, &full).outcome, Outcome::Refused, "behind the end");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 3, true, &[0]).outcome, Outcome::Stored, "a copy");
+        assert_eq!(reassembler.push(ms(0), 1, 1, 0, false, &full).outcome, Outcome::Stored);
+        assert!(
+            matches!(reassembler.push(ms(0), 1, 1, 1, false, &full).outcome, Outcome::Complete(d) if d.len() == 601)
+        );
+    }
+
+    #[test]
+    fn a_flow_that_ends_takes_its_fragments_and_its_ids_along() {
+        let mut reassembler = Reassembler::new(P);
+        let _ = reassembler.push(ms(0), 1, 0, 0, false, &[0; CHUNK]);
+        let _ = reassembler.push(ms(0), 2, 0, 0, false, &[0; CHUNK]);
+        let _ = reassembler.push(ms(0), 1, 7, 0, false, &[0; CHUNK]);
+        let _ = reassembler.push(ms(0), 1, 7, 1, true, &[0]);
+        assert_eq!((reassembler.drop_flow(1), reassembler.held()), (1, 1));
+        assert!(reassembler.push(ms(1), 1, 7, 0, false, &[0; CHUNK]).started, "not taken for a copy");
+    }
+
+    /// Fragments by index: whether it is the last, and its data.
+    type Parts = BTreeMap<u8, (bool, Vec<u8>)>;
+
+    /// The plain model: by flow and id, the order of birth, its time, and the fragments.
+    #[derive(Default)]
+    struct Model {
+        slots: HashMap<(u16, u16), (u64, Duration, Parts)>,
+        done: VecDeque<((u16, u16), Duration)>,
+        births: u64,
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Want {
+        Stored,
+        Complete(Vec<u8>),
+        Refused,
+    }
+
+    impl Model {
+        fn expire(&mut self, now: Duration) -> u32 {
+            self.done.retain(|(_, since)| *since + HOLD > now);
+            let before = self.slots.len();
+            self.slots.retain(|_, (_, since, _)| *since + HOLD > now);
+            (before - self.slots.len()) as u32
+        }
+
+        fn push(&mut self, now: Duration, key: (u16, u16), index: u8, last: bool, data: &[u8]) -> (bool, u32, Want) {
+            let mut evicted = self.expire(now);
+            let plausible = matches!((index, last, data.len()), (0..7, false, CHUNK) | (1..8, true, 1..=CHUNK));
+            if !plausible {
+                return (false, evicted, Want::Refused);
+            }
+            if self.done.iter().any(|(done, _)| *done == key) {
+                return (false, evicted, Want::Stored);
+            }
+            let started = !self.slots.contains_key(&key);
+            if started {
+                if self.slots.len() == SLOTS_MAX {
+                    let oldest = *self.slots.iter().min_by_key(|(_, slot)| slot.0).unwrap().0;
+                    self.slots.remove(&oldest);
+                    evicted += 1;
+                }
+                self.births += 1;
+                self.slots.insert(key, (self.births, now, BTreeMap::new()));
+            }
+            let parts = &mut self.slots.get_mut(&key).unwrap().2;
+            let clash = parts.iter().any(|(&i, (l, d))| {
+                (i == index && (*l != last || d.len() != data.len())) || (*l && index > i) || (last && i > index)
+            });
+            if clash {
+                return (started, evicted, Want::Refused);
+            }
+            parts.entry(index).or_insert((last, data.to_vec()));
+            let (&end, (is_last, _)) = parts.last_key_value().unwrap();
+            if !is_last || parts.len() != usize::from(end) + 1 {
+                return (started, evicted, Want::Stored);
+            }
+            let whole = parts.values().flat_map(|(_, d)| d.clone()).collect();
+            self.slots.remove(&key);
+            self.done.push_back((key, now));
+            if self.done.len() > SLOTS_MAX {
+                self.done.pop_front();
+            }
+            (started, evicted, Want::Complete(whole))
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push { after: u64, flow: u16, id: u16, index: u8, last: bool, len: usize, seed: u8 },
+        Expire(u64),
+        DropFlow(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let len = prop_oneof![6 => Just(CHUNK), 2 => 0..=CHUNK + 1, 2 => 1..3usize];
+        let push = (0u64..8, 0u16..3, 0u16..10, prop_oneof![8 => 0u8..4, 1 => 0u8..10], 0u8..3, len, any::<u8>())
+            .prop_map(|(after, flow, id, index, last, len, seed)| Step::Push {
+                after,
+                flow,
+                id,
+                index,
+                last: last == 0,
+                len,
+                seed,
+            });
+        prop_oneof![
+            60 => push,
+            2 => (0u64..200).prop_map(Step::Expire),
+            1 => (0u16..3).prop_map(Step::DropFlow),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_shuffled_and_copied_datagram_comes_out_once(
+            p in prop::sample::select(vec![208usize, 1152, 1328]),
+            lens in prop::collection::vec(0usize..=1600, 1..8),
+            copies in 1usize..3,
+            order in any::<u64>(),
+        ) {
+            use rand::{SeedableRng, seq::SliceRandom};
+            let datagrams: Vec<_> =
+                lens.iter().enumerate().map(|(i, len)| datagram((len * p / 208).min(8 * (p - 8)), i as u8)).collect();
+            let mut cells = Vec::new();
+            let mut want = 0;
+            for (id, data) in datagrams.iter().enumerate() {
+                let frames: Vec<_> = split(p, 5, id as u16, data).collect();
+                if let [Frame::Dgram { data: whole, .. }] = frames[..] {
+                    prop_assert_eq!(whole, &data[..]);
+                    continue;
+                }
+                want += 1;
+                for _ in 0..copies {
+                    cells.extend(frames.iter().copied());
+                }
+            }
+            cells.shuffle(&mut rand_chacha::ChaCha20Rng::seed_from_u64(order));
+            let mut reassembler = Reassembler::new(p);
+            let mut out = HashMap::new();
+            let mut started = 0;
+            for cell in cells {
+                let Frame::Frag { flow, id, index, last, data } = cell else { unreachable!("cut above") };
+                let pushed = reassembler.push(ms(1), flow, id, index, last, data);
+                prop_assert_eq!(pushed.evicted, 0);
+                started += usize::from(pushed.started);
+                match pushed.outcome {
+                    Outcome::Complete(data) => prop_assert!(out.insert(id, data.to_vec()).is_none(), "twice"),
+                    Outcome::Stored => {}
+                    Outcome::Refused => prop_assert!(false, "refused"),
+                }
+            }
+            prop_assert_eq!((out.len(), started, reassembler.held()), (want, want, 0));
+            for (id, data) in out {
+                prop_assert_eq!(&data, &datagrams[usize::from(id)]);
+            }
+        }
+
+        #[test]
+        fn the_reassembler_agrees_with_a_plain_model(steps in prop::collection::vec(step(), 1..300)) {
+            let mut reassembler = Reassembler::new(P);
+            let mut model = Model::default();
+            let mut now = Duration::ZERO;
+            let (mut injected, mut delivered, mut dropped) = (0, 0, 0);
+            for step in steps {
+                match step {
+                    Step::Push { after, flow, id, index, last, len, seed } => {
+                        now += ms(after);
+                        let data = datagram(len, seed);
+                        let want = model.push(now, (flow, id), index, last, &data);
+                        let pushed = reassembler.push(now, flow, id, index, last, &data);
+                        injected += u32::from(pushed.started);
+                        dropped += pushed.evicted;
+                        let outcome = match pushed.outcome {
+                            Outcome::Stored => Want::Stored,
+                            Outcome::Complete(data) => {
+                                delivered += 1;
+                                Want::Complete(data.to_vec())
+                            }
+                            Outcome::Refused => Want::Refused,
+                        };
+                        prop_assert_eq!((pushed.started, pushed.evicted, outcome), want);
+                    }
+                    Step::Expire(after) => {
+                        now += ms(after);
+                        let expired = reassembler.expire(now);
+                        prop_assert_eq!(expired, model.expire(now));
+                        dropped += expired;
+                    }
+                    Step::DropFlow(flow) => {
+                        let before = model.slots.len();
+                        model.slots.retain(|key, _| key.0 != flow);
+                        model.done.retain(|(key, _)| key.0 != flow);
+                        let gone = reassembler.drop_flow(flow);
+                        prop_assert_eq!(gone as usize, before - model.slots.len());
+                        dropped += gone;
+                    }
+                }
+                prop_assert_eq!(reassembler.held(), model.slots.len());
+                prop_assert_eq!(reassembler.next_expiry(), model.slots.values().map(|slot| slot.1 + HOLD).min());
+                prop_assert_eq!(injected, delivered + dropped + reassembler.held() as u32);
+                prop_assert!(reassembler.slots.len() <= SLOTS_MAX);
+            }
+        }
+    }
+}
