@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod links;
 pub mod mix;
 pub mod open;
+pub mod packer;
 pub mod pool;
 pub mod punt;
 pub mod runner;

@@ -4,9 +4,8 @@
 //! mix has nothing to authenticate, so it marks first, and nothing is enciphered twice.
 
 use arrayvec::ArrayVec;
-use wire::cell::{Direction, Shape};
+use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
-use wire::replay::Window;
 
 use crate::frame::FreeList;
 use crate::ingress::Admitted;
@@ -141,10 +140,4 @@ pub(crate) fn keep(
     }) {
         free.give(dropped.cell.into_frame());
     }
-}
-
-/// The window that guards a direction, for roles with one lane only.
-pub(crate) fn only(direction: Direction, want: Direction, window: &Window) -> &Window {
-    debug_assert_eq!(direction, want);
-    window
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::Nanos;
 use crate::sys::Waker;
@@ -77,11 +77,11 @@ impl Poller {
 
     /// Waits for at most `timeout` and calls `each` with the tokens that are ready.
     pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(u64)) {
-        let mut events = [const { epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) } }; 64];
+        let mut events = Vec::<epoll::Event>::with_capacity(64);
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
-        let Ok(count) = epoll::wait(&*self.0, &mut events, timeout.as_ref()) else { return };
-        for event in &events[..count] {
-            each(event.data.u64());
+        let space = rustix::buffer::spare_capacity(&mut events);
+        if epoll::wait(&*self.0, space, timeout.as_ref()).is_ok() {
+            events.iter().for_each(|event| each(event.data.u64()));
         }
     }
 }
@@ -106,11 +106,16 @@ pub fn run(worker: &mut impl Worker, poller: &Poller, waker: &Waker, clock: Cloc
 ///
 /// # Errors
 /// See [`Poller::add`].
-pub fn watch(poller: &Poller, waker: &Waker, up: Option<&impl AsFd>, down: Option<&impl AsFd>) -> std::io::Result<()> {
+pub fn watch(
+    poller: &Poller,
+    waker: &Waker,
+    up: Option<BorrowedFd<'_>>,
+    down: Option<BorrowedFd<'_>>,
+) -> std::io::Result<()> {
     poller.add(waker.as_fd(), WAKE)?;
     for (socket, token) in [(up, UP), (down, DOWN)] {
         if let Some(socket) = socket {
-            poller.add(socket.as_fd(), token)?;
+            poller.add(socket, token)?;
         }
     }
     Ok(())

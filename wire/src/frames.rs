@@ -398,6 +398,20 @@ impl<'a> Writer<'a> {
         Writer { inner, at: 0 }
     }
 
+    /// Goes on behind the first `at` bytes, which an earlier writer has [`Writer::written`].
+    ///
+    /// # Panics
+    /// If the inside is shorter.
+    pub fn resume(inner: &'a mut [u8], at: usize) -> Writer<'a> {
+        assert!(at <= inner.len());
+        Writer { inner, at }
+    }
+
+    /// Bytes put so far.
+    pub fn written(&self) -> usize {
+        self.at
+    }
+
     /// Appends a frame. False, and nothing is changed, if it does not fit or if no cell could carry
     /// it (a name that is none, an index over 7, a count over 40 bits); whatever is put, parses.
     pub fn put(&mut self, frame: &Frame<'_>) -> bool {

@@ -1,1 +1,617 @@
-//! entry
+//! The worker of an entry: applications on one side, Mix 1 on the other.
+//!
+//! Outwards: application datagrams are given a client, a flow and a channel ([`clients`]), packed into
+//! cells, wrapped in all layers and sent. Backwards: cells are stripped of all layers, parsed, and
+//! their datagrams handed to the client's socket. The entry does not pool.
+
+mod clients;
+mod liveness;
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use rand::Rng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Direction, Header, SEQ_END, Shape};
+use wire::frames::{self, Address, Frame, Status};
+use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
+use wire::reassembly::{Outcome, Reassembler};
+use wire::replay::Window;
+
+use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
+use crate::frame::{Cell, FreeList, Opened};
+use crate::ingress::{Admitted, Gate};
+use crate::io::Port;
+use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox, SocketId};
+use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::links::Side;
+use crate::mix::report_activity;
+use crate::open::keep;
+use crate::packer::Packer;
+use crate::pool::Pooled;
+use crate::punt::{Ended, Notice, Punt, PuntSender};
+use crate::runner::Worker;
+use crate::seal::Sealer;
+use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
+use crate::{MILLI, Nanos, SECOND};
+use clients::{Clients, FlowState};
+use liveness::Liveness;
+
+/// Frames of an entry: what one turn builds or receives, and as much again waiting to be sent.
+pub const FRAMES: usize = 4096;
+/// Datagrams that wait for the first channel (SPEC 5.5).
+pub const WAITING_MAX: usize = 1024;
+/// Application sockets read in one turn.
+const APP_BATCHES: usize = 64;
+/// Frames that one batch of application datagrams can need: every one an OPEN and eight fragments.
+const BATCH_FRAMES: usize = INBOX_MAX * 9;
+
+/// What a listening socket does with its datagrams.
+#[derive(Clone, Debug)]
+pub enum Listener {
+    /// All go to one destination.
+    Forward(Destination),
+    /// Each begins with its destination: IPv4 address (4 bytes) and port (2).
+    Pymix,
+}
+
+/// Where a flow goes, as the exit will see it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// An address.
+    Ip(SocketAddr),
+    /// A name that the exit resolves, and a port.
+    Name(Box<str>, u16),
+}
+
+impl Destination {
+    fn address(&self) -> Address<'_> {
+        match self {
+            Destination::Ip(address) => Address::Ip(*address),
+            Destination::Name(name, port) => Address::Name(name, *port),
+        }
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Destination::Ip(address) => address.fmt(f),
+            Destination::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+/// What an entry worker is made with.
+pub struct Settings {
+    /// Lengths of the chain.
+    pub shape: Shape,
+    /// One per application socket, in order.
+    pub listeners: Vec<Listener>,
+    /// Width of replay windows.
+    pub window: usize,
+    /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
+    /// for this and three seconds more.
+    pub mixing_round_trip: Duration,
+    /// Idle flows are closed after this.
+    pub flow_idle: Duration,
+}
+
+/// An entry's part of a channel.
+struct EntryChannel {
+    keys: EntryKeys,
+    next_seq: u64,
+    window: Window,
+    reassembler: Reassembler,
+    liveness: Liveness,
+}
+
+impl ChannelState for EntryChannel {
+    fn window(&self, _direction: Direction) -> &Window {
+        &self.window
+    }
+}
+
+struct Waiting {
+    socket: SocketId,
+    from: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+/// The worker of an entry.
+pub struct Entry<D, A> {
+    settings: Settings,
+    down: D,
+    apps: A,
+    table: Table<EntryChannel>,
+    clients: Clients,
+    waiting: VecDeque<Waiting>,
+    gate: Gate,
+    packer: Packer,
+    release: Vec<Pooled>,
+    sealer: Sealer,
+    out: Departures,
+    free: FreeList,
+    ops: rtrb::Consumer<Op>,
+    punts: PuntSender,
+    rng: ChaCha20Rng,
+    cells: Pair,
+    datagrams: Pair,
+    batches: Batches,
+    report_due: Nanos,
+    next_tick: Nanos,
+    arrivals: Arrivals,
+    admitted: Vec<Admitted>,
+    inbox: Inbox,
+    outbox: Outbox,
+    noticed: Nanos,
+    published: Arc<Mutex<Ledger>>,
+}
+
+impl<D: Port, A: Apps> Entry<D, A> {
+    /// An entry with empty tables. Two generators: for numbers and times, and for group order.
+    pub fn new(
+        settings: Settings,
+        down: D,
+        apps: A,
+        ops: rtrb::Consumer<Op>,
+        punts: PuntSender,
+        [rng, rng_groups]: [ChaCha20Rng; 2],
+        now: Nanos,
+    ) -> Self {
+        let shape = settings.shape;
+        let longest = frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD);
+        Entry {
+            down,
+            apps,
+            table: Table::default(),
+            clients: Clients::new(settings.flow_idle, now),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
+            gate: Gate::new(shape, 0, Side::Down),
+            packer: Packer::new(shape.payload()),
+            release: Vec::with_capacity(FRAMES),
+            sealer: Sealer::new(rng_groups),
+            out: Departures::new(shape.longest_cell(), FRAMES),
+            free: FreeList::new(FRAMES),
+            ops,
+            punts,
+            rng,
+            cells: Pair::default(),
+            datagrams: Pair::default(),
+            batches: Batches::default(),
+            report_due: now,
+            next_tick: now,
+            arrivals: Arrivals::new(),
+            admitted: Vec::with_capacity(4 * RECEIVE_MAX),
+            // A pymix header more than what travels, and a byte more to see what is too long.
+            inbox: Inbox::new(longest + 7),
+            outbox: Outbox::default(),
+            noticed: 0,
+            published: Arc::default(),
+            settings,
+        }
+    }
+
+    /// Where the ledger appears at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    fn apply(&mut self, op: Op, now: Nanos) {
+        let Some(op) = self.table.apply(op) else { return };
+        match op {
+            Op::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
+                let state = EntryChannel {
+                    keys: EntryKeys::new(&hops, first),
+                    next_seq: first,
+                    window: Window::new(first, self.settings.window),
+                    reassembler: Reassembler::new(self.settings.shape.payload()),
+                    liveness: Liveness::new(now, &mut self.rng),
+                };
+                let ends_s = now / SECOND + u64::from(lifetime_s);
+                self.table.install(channel, Record { up: None, down, ends_s, state });
+                self.clients.channel_up(channel);
+                for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
+                    self.outwards(socket, from, bytes.len(), &bytes, now);
+                }
+            }
+            Op::RetireChannel { channel } => self.end(channel),
+            Op::Supersede { old, new } => self.clients.supersede(old, new),
+            Op::Inject { link, slot, header, body } => {
+                self.cells.forward.injected += 1;
+                let Some(frame) = self.free.take() else {
+                    self.cells.forward.drop(Drop::NoFrame);
+                    return;
+                };
+                let mut cell = Cell::own(frame);
+                cell.body_mut(body.len()).copy_from_slice(&body);
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now };
+                self.release.push(Pooled { cell, ticket });
+            }
+            // Not for an entry; control never sends them here.
+            _ => {}
+        }
+    }
+
+    /// Forgets a channel; what it was reassembling is lost.
+    fn end(&mut self, channel: u32) {
+        if let Some(record) = self.table.remove(channel) {
+            let lost = record.state.reassembler.held() as u64;
+            self.datagrams.backward.drop_many(Drop::Ended, lost);
+        }
+        self.clients.channel_down(channel);
+    }
+
+    fn receive_apps(&mut self, now: Nanos) {
+        for _ in 0..APP_BATCHES {
+            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+                return;
+            }
+            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::new(0));
+            let some = self.apps.recv(&mut inbox);
+            if some {
+                for (from, len, bytes) in inbox.iter() {
+                    self.datagrams.forward.received += 1;
+                    self.outwards(inbox.socket(), from, len, bytes, now);
+                }
+            }
+            self.inbox = inbox;
+            if !some {
+                return;
+            }
+        }
+    }
+
+    /// One application datagram: already counted as received.
+    fn outwards(&mut self, socket: SocketId, from: SocketAddr, len: usize, bytes: &[u8], now: Nanos) {
+        if let Err(reason) = self.try_outwards(socket, from, len, bytes, now) {
+            self.datagrams.forward.drop(reason);
+        }
+    }
+
+    fn try_outwards(
+        &mut self,
+        socket: SocketId,
+        from: SocketAddr,
+        len: usize,
+        bytes: &[u8],
+        now: Nanos,
+    ) -> Result<(), Drop> {
+        let payload = self.settings.shape.payload();
+        let (destination, header) = match &self.settings.listeners[socket as usize] {
+            Listener::Forward(destination) => (destination.clone(), 0),
+            Listener::Pymix => (pymix_destination(bytes).ok_or(Drop::BadAddress)?, 6),
+        };
+        if frames::fragments(payload, len - header).is_none() {
+            let max = frames::FRAGMENTS_MAX * (payload - frames::FRAG_OVERHEAD);
+            self.notice(Notice::TooLarge { from, len: len - header, max }, now);
+            return Err(Drop::TooLarge);
+        }
+        let data = &bytes[header..];
+        let Some(client) = self.clients.client(socket, from)? else {
+            // No channel is up.
+            let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
+            self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
+            return oldest.map_or(Ok(()), |_| {
+                self.datagrams.forward.drop(Drop::QueueFull);
+                Ok(())
+            });
+        };
+        let flow = self.clients.flow(client, &destination, now, &mut self.rng)?;
+        let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
+        match flow.state {
+            FlowState::Open => {}
+            FlowState::Opening => {
+                let open = Frame::Open { flow: number, map: flow.map, token: flow.token, to: destination.address() };
+                self.packer.put(channel, &open, &mut self.free)?;
+            }
+            FlowState::Moving => {
+                let moved = Frame::Move { flow: number, token: flow.token };
+                self.packer.put(channel, &moved, &mut self.free)?;
+            }
+            FlowState::Refused { reason, .. } => return Err(reason),
+        }
+        for frame in frames::split(payload, number, id, data) {
+            self.packer.put(channel, &frame, &mut self.free)?;
+        }
+        self.datagrams.forward.consumed += 1;
+        Ok(())
+    }
+
+    /// Wraps and seals what the packer holds; `release` may already hold control's cells.
+    fn leave(&mut self, now: Nanos) {
+        let shape = self.settings.shape;
+        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
+        let (mut cells, mut channels) = (0, Vec::new());
+        {
+            let mut finished = self.packer.finish();
+            loop {
+                let next = finished.next();
+                if built.is_full() || next.is_none() {
+                    wrap_batch(shape, &self.table, &mut built, &mut self.release);
+                }
+                let Some((channel, cell)) = next else { break };
+                self.cells.forward.injected += 1;
+                let Some(record) = self.table.record_mut(channel) else {
+                    self.cells.forward.drop(Drop::Ended);
+                    self.free.give(cell.into_frame());
+                    continue;
+                };
+                let (link, number) = record.down.expect("an entry's channel leads down");
+                let seq = record.state.next_seq;
+                record.state.next_seq += 1;
+                record.state.keys.advance_forward(seq);
+                record.state.liveness.sent(now, &mut self.rng);
+                if record.state.next_seq >= SEQ_END {
+                    record.ends_s = 0;
+                }
+                let header = data_header(shape, number, seq);
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                cells += 1;
+                if !channels.contains(&channel) {
+                    channels.push(channel);
+                }
+                built.push((channel, header, ticket, cell));
+            }
+        }
+        if cells > 0 {
+            self.batches.add(cells, channels.len());
+        }
+        self.sealer.run(
+            &mut self.release,
+            &mut self.table.links,
+            &mut self.out,
+            &mut self.free,
+            &mut self.cells.forward,
+        );
+        self.down.send(&mut self.out, &mut self.free, &mut self.cells.forward);
+    }
+
+    fn receive_link(&mut self, now: Nanos) {
+        for _ in 0..4 {
+            if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
+                return;
+            }
+            let tally = &mut self.cells.backward;
+            self.gate.admit(
+                &mut self.arrivals,
+                &self.table,
+                &mut self.punts,
+                &mut self.free,
+                tally,
+                &mut self.admitted,
+            );
+            self.strip();
+            let mut admitted = std::mem::take(&mut self.admitted);
+            for mut cell in admitted.drain(..) {
+                if let Some(record) = self.table.record_mut(cell.channel) {
+                    record.state.liveness.heard();
+                }
+                let inner = cell.cell.body_mut(self.settings.shape.payload());
+                match frames::parse(inner, Direction::Backward) {
+                    Ok(frames) => {
+                        self.cells.backward.consumed += 1;
+                        for frame in frames {
+                            self.inwards(cell.channel, &frame, now);
+                        }
+                    }
+                    Err(_) => self.cells.backward.drop(Drop::Frames),
+                }
+                self.free.give(cell.cell.into_frame());
+            }
+            self.admitted = admitted;
+        }
+    }
+
+    /// Takes all layers off; drops what is not the exit's or was seen before.
+    fn strip(&mut self) {
+        let Self { table, admitted, free, cells, settings, .. } = self;
+        let len = settings.shape.cell_len(Direction::Backward, 1);
+        let mut verdicts: Vec<Option<Drop>> = std::mem::take(&mut table.verdicts);
+        for chunk in admitted.chunks_mut(BATCH_MAX) {
+            let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
+            for cell in chunk.iter_mut() {
+                let keys = &table.record(cell.channel).expect("admitted this turn").state.keys;
+                jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
+            }
+            unwrap(settings.shape, &mut jobs);
+            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
+        }
+        for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
+            if verdict.is_some() {
+                continue;
+            }
+            let state = &mut table.record_mut(cell.channel).expect("admitted this turn").state;
+            match state.window.mark(cell.header.seq) {
+                Ok(()) => {
+                    state.keys.advance_backward(state.window.lowest());
+                    if let Some(link) = table.links.link_mut(cell.link) {
+                        link.received = true;
+                    }
+                }
+                Err(refused) => *verdict = Some(refused.into()),
+            }
+        }
+        keep(admitted, &mut verdicts, free, &mut cells.backward);
+        table.verdicts = verdicts;
+    }
+
+    /// One frame from the exit.
+    fn inwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
+        let tally = &mut self.datagrams.backward;
+        match *frame {
+            Frame::Dgram { flow, data } => {
+                tally.injected += 1;
+                match self.clients.reply_to(channel, flow) {
+                    Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
+                    None => tally.drop(Drop::Flow),
+                }
+            }
+            Frame::Frag { flow, id, index, last, data } => {
+                let Some(record) = self.table.record_mut(channel) else { return };
+                let pushed =
+                    record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
+                tally.injected += u64::from(pushed.started);
+                tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                if let Outcome::Complete(data) = pushed.outcome {
+                    match self.clients.reply_to(channel, flow) {
+                        Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
+                        None => tally.drop(Drop::Flow),
+                    }
+                }
+            }
+            Frame::Status { flow, code } => {
+                let refused = self.clients.status(channel, flow, code, now).map(ToString::to_string);
+                if let Some(destination) = refused {
+                    self.notice(Notice::Refused { destination, status: code }, now);
+                }
+            }
+            Frame::Close { flow } => self.clients.closed(channel, flow),
+            // An answer is an answer: `heard` has noted it. The others are for paced classes and for
+            // filtering that this exit does not offer.
+            _ => {}
+        }
+    }
+
+    /// Tells the operator, at most once a second.
+    fn notice(&mut self, notice: Notice, now: Nanos) {
+        if now >= self.noticed + SECOND {
+            self.noticed = now;
+            let _ = self.punts.send(Punt::Notice(notice));
+        }
+    }
+
+    /// Once a second: liveness of channels, their ends, idle flows, stale fragments.
+    fn tick(&mut self, now: Nanos) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = (now / SECOND + 1) * SECOND;
+        let now_s = now / SECOND;
+        let lost_after = 3 * SECOND + self.settings.mixing_round_trip.as_nanos() as Nanos;
+        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
+        for channel in channels {
+            let record = self.table.record_mut(channel).expect("just listed");
+            let lost = record.state.reassembler.expire(Duration::from_nanos(now));
+            self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
+            let ended = if record.ends_s <= now_s {
+                Some(Ended::Lifetime)
+            } else if record.state.liveness.is_lost(now, lost_after) {
+                Some(Ended::Lost)
+            } else {
+                None
+            };
+            if let Some(reason) = ended {
+                if self.punts.send(Punt::ChannelEnded { channel, reason }) {
+                    self.end(channel);
+                }
+            } else if record.state.liveness.wants_ping(now) {
+                let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
+                let _ = self.packer.put(channel, &ping, &mut self.free);
+            }
+        }
+        self.clients.expire(now, |channel, flow| {
+            let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
+        });
+    }
+
+    fn publish(&self) {
+        let mut ledger = Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+        ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
+        ledger.datagrams.forward.held = self.waiting.len() as u64;
+        ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
+        ledger.frames = (self.free.free() as u64, self.free.total() as u64);
+        ledger.gauges = Gauges {
+            links: self.table.links.len() as u64,
+            channels: self.table.len() as u64,
+            flows: self.clients.flows() as u64,
+            sockets: self.clients.len() as u64,
+        };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ledger;
+    }
+}
+
+/// Wraps a batch of built cells and appends them to the release.
+fn wrap_batch(
+    shape: Shape,
+    table: &Table<EntryChannel>,
+    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX>,
+    release: &mut Vec<Pooled>,
+) {
+    let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
+    for (channel, header, _, cell) in built.iter_mut() {
+        let keys = &table.record(*channel).expect("looked up this turn").state.keys;
+        jobs.push(EntryJob { keys, header: *header, cell: cell.bytes_mut(shape.longest_cell()), ok: false });
+    }
+    wrap(shape, &mut jobs);
+    drop(jobs);
+    release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
+}
+
+/// Reads a pymix header.
+fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
+    let [a, b, c, d, p, q, ..] = *bytes else { return None };
+    let port = u16::from_be_bytes([p, q]);
+    (port != 0).then(|| Destination::Ip((Ipv4Addr::new(a, b, c, d), port).into()))
+}
+
+impl<D: Port, A: Apps> Worker for Entry<D, A> {
+    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        while let Ok(op) = self.ops.pop() {
+            self.apply(op, now);
+        }
+        self.tick(now);
+        self.receive_link(now);
+        self.apps.send(&mut self.outbox, &mut self.datagrams.backward);
+        self.receive_apps(now);
+        self.leave(now);
+        report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+        self.publish();
+        let mut wake = self.next_tick;
+        if !self.out.is_empty() {
+            wake = now + MILLI / 10;
+        }
+        if self.table.links.has_activity() {
+            wake = wake.min(self.report_due);
+        }
+        Some(wake)
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            crate::runner::DOWN => self.down.set_ready(),
+            token if token >= crate::runner::APPS => self.apps.set_ready(token),
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, now: Nanos) {
+        self.leave(now);
+        self.datagrams.forward.drop_many(Drop::Shutdown, self.waiting.len() as u64);
+        self.waiting.clear();
+        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel));
+        self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.out.done(self.out.len(), &mut self.free);
+        self.publish();
+    }
+}
+
+impl Drop {
+    /// What a datagram is dropped for after the exit's refusal.
+    fn of_status(status: Status) -> Drop {
+        match status {
+            Status::Refused => Drop::Policy,
+            Status::Unresolvable => Drop::Unresolvable,
+            Status::Unreachable => Drop::Unreachable,
+            Status::TooManyFlows => Drop::TableFull,
+            Status::TooLarge => Drop::TooLarge,
+            Status::Open | Status::UnknownFlow => Drop::Flow,
+        }
+    }
+}

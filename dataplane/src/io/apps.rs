@@ -1,1 +1,368 @@
-//! apps
+//! Application sockets: the entry's listeners and the exit's flows.
+//!
+//! Datagrams of any length here, one buffer for a batch of them. Two implementations of [`Apps`]:
+//! [`UdpApps`] and, for tests, [`super::mem::MemApps`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+
+use crate::io::mmsg::waits;
+use crate::ledger::Tally;
+use crate::runner::{APPS, Poller};
+use crate::sys;
+
+/// Names an application socket.
+pub type SocketId = u32;
+
+/// Datagrams of one receive call.
+pub const INBOX_MAX: usize = 32;
+
+/// A batch of datagrams from one application socket.
+pub struct Inbox {
+    socket: SocketId,
+    slot_len: usize,
+    bytes: Box<[u8]>,
+    items: ArrayVec<(SocketAddr, usize), INBOX_MAX>,
+}
+
+impl Inbox {
+    /// For datagrams of up to `longest` bytes; longer ones arrive cut, with their real length.
+    pub fn new(longest: usize) -> Inbox {
+        Inbox { socket: 0, slot_len: longest, bytes: vec![0; longest * INBOX_MAX].into(), items: ArrayVec::new() }
+    }
+
+    /// Where they came in.
+    pub fn socket(&self) -> SocketId {
+        self.socket
+    }
+
+    /// Sender, real length and bytes of each.
+    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, usize, &[u8])> {
+        self.items.iter().enumerate().map(|(i, (from, len))| {
+            let at = i * self.slot_len;
+            (*from, *len, &self.bytes[at..at + (*len).min(self.slot_len)])
+        })
+    }
+
+    /// Starts a batch of `socket`.
+    pub(crate) fn start(&mut self, socket: SocketId) {
+        self.socket = socket;
+        self.items.clear();
+    }
+
+    /// Adds a datagram, if there is room.
+    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8]) {
+        let at = self.items.len() * self.slot_len;
+        let fits = bytes.len().min(self.slot_len);
+        self.bytes[at..at + fits].copy_from_slice(&bytes[..fits]);
+        self.items.push((from, bytes.len()));
+    }
+
+    /// Whether it takes no more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.items.is_full()
+    }
+}
+
+/// One datagram on its way to an application.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The socket it leaves from.
+    pub socket: SocketId,
+    /// Where to.
+    pub to: SocketAddr,
+    /// Its flow: the order within one is kept.
+    pub flow: u32,
+    range: Range<usize>,
+}
+
+/// Datagrams on their way to applications, collected over a turn.
+#[derive(Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    items: Vec<Outgoing>,
+    ranks: HashMap<u32, u32, foldhash::fast::RandomState>,
+    order: Vec<u32>,
+}
+
+impl Outbox {
+    /// Adds a datagram.
+    pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(data);
+        self.items.push(Outgoing { socket, to, flow, range: start..self.bytes.len() });
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Puts the flows into a uniform random order, and keeps the order within each (SPEC 6.4).
+    pub fn shuffle_flows(&mut self, rng: &mut ChaCha20Rng) {
+        self.ranks.clear();
+        for item in &self.items {
+            let fresh = self.ranks.len() as u32;
+            self.ranks.entry(item.flow).or_insert(fresh);
+        }
+        self.order.clear();
+        self.order.extend(0..self.ranks.len() as u32);
+        self.order.shuffle(rng);
+        let (ranks, order) = (&self.ranks, &self.order);
+        self.items.sort_by_key(|item| order[ranks[&item.flow] as usize]);
+    }
+
+    /// The datagrams in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Outgoing, &[u8])> {
+        self.items.iter().map(|item| (item, &self.bytes[item.range.clone()]))
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.bytes.clear();
+    }
+}
+
+/// Application sockets of a worker.
+pub trait Apps {
+    /// Opens an unconnected socket on a port of the system's choice.
+    ///
+    /// # Errors
+    /// No descriptors or ports left.
+    fn open(&mut self, ipv6: bool) -> io::Result<SocketId>;
+    /// Closes a socket.
+    fn close(&mut self, socket: SocketId);
+    /// Receives one batch from one socket that has something. False if none has.
+    fn recv(&mut self, inbox: &mut Inbox) -> bool;
+    /// Sends all of `outbox` and empties it; counts what went and what did not.
+    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally);
+    /// Destinations that were reported unreachable since the last call.
+    fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr));
+    /// The poller saw a socket readable.
+    fn set_ready(&mut self, token: u64);
+}
+
+struct AppSocket {
+    socket: UdpSocket,
+    /// Its ICMP errors are reported.
+    reports: bool,
+    queued: bool,
+}
+
+/// UDP sockets.
+pub struct UdpApps {
+    poller: Poller,
+    sockets: Vec<Option<AppSocket>>,
+    vacant: Vec<SocketId>,
+    ready: VecDeque<SocketId>,
+    unreachable: Vec<(SocketId, SocketAddr)>,
+    rcvbuf: usize,
+}
+
+/// What the sender of a datagram can be told about.
+const REPORTED: [i32; 5] =
+    [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EHOSTDOWN, libc::EACCES];
+
+impl UdpApps {
+    /// Around sockets already bound, numbered from 0; more can be opened.
+    ///
+    /// # Errors
+    /// They cannot be watched.
+    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize) -> io::Result<UdpApps> {
+        let mut apps = UdpApps {
+            poller,
+            sockets: Vec::new(),
+            vacant: Vec::new(),
+            ready: VecDeque::new(),
+            unreachable: Vec::new(),
+            rcvbuf,
+        };
+        for socket in listeners {
+            apps.add(socket, false)?;
+        }
+        Ok(apps)
+    }
+
+    fn add(&mut self, socket: UdpSocket, reports: bool) -> io::Result<SocketId> {
+        socket.set_nonblocking(true)?;
+        sys::size_receive_buffer(&socket, self.rcvbuf)?;
+        let id = self.vacant.pop().unwrap_or(self.sockets.len() as SocketId);
+        if let Err(error) = self.poller.add(socket.as_fd(), APPS + u64::from(id)) {
+            self.vacant.push(id);
+            return Err(error);
+        }
+        if self.sockets.len() <= id as usize {
+            self.sockets.resize_with(id as usize + 1, || None);
+        }
+        self.sockets[id as usize] = Some(AppSocket { socket, reports, queued: false });
+        Ok(id)
+    }
+
+    fn read_errors(socket: &UdpSocket, id: SocketId, out: &mut Vec<(SocketId, SocketAddr)>) {
+        while let Ok(error) = sys::read_error(socket) {
+            if let Some(error) = error.filter(|error| REPORTED.contains(&error.errno)) {
+                out.push((id, error.to));
+            }
+        }
+    }
+}
+
+impl Apps for UdpApps {
+    fn open(&mut self, ipv6: bool) -> io::Result<SocketId> {
+        let any: SocketAddr = if ipv6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+        let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, None)?;
+        if ipv6 {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&any.into())?;
+        sys::report_errors(&socket, ipv6)?;
+        self.add(socket.into(), true)
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        if self.sockets.get_mut(socket as usize).and_then(Option::take).is_some() {
+            self.vacant.push(socket);
+        }
+    }
+
+    fn recv(&mut self, inbox: &mut Inbox) -> bool {
+        while let Some(id) = self.ready.pop_front() {
+            let Some(Some(app)) = self.sockets.get_mut(id as usize) else { continue };
+            app.queued = false;
+            if app.reports {
+                Self::read_errors(&app.socket, id, &mut self.unreachable);
+            }
+            inbox.start(id);
+            let Inbox { slot_len, bytes, items, .. } = &mut *inbox;
+            let buffers = bytes.chunks_exact_mut(*slot_len);
+            let got = sys::recv_batch(&app.socket, buffers, |_, datagram| items.push((datagram.from, datagram.len)));
+            if matches!(got, Ok(INBOX_MAX)) {
+                app.queued = true;
+                self.ready.push_back(id);
+            }
+            if !inbox.items.is_empty() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
+        let mut at = 0;
+        let mut retried = false;
+        while at < outbox.items.len() {
+            let id = outbox.items[at].socket;
+            let run = outbox.items[at..].iter().take_while(|item| item.socket == id).count();
+            let Some(Some(app)) = self.sockets.get(id as usize) else {
+                tally.send_errors += run as u64;
+                at += run;
+                continue;
+            };
+            let datagrams =
+                outbox.items[at..at + run].iter().map(|item| (&outbox.bytes[item.range.clone()], item.to));
+            match sys::send_batch(&app.socket, datagrams) {
+                Ok(sent) => {
+                    tally.sent += sent as u64;
+                    at += sent;
+                    retried = false;
+                }
+                // A socket that reports errors fails the next send for an earlier one's: try again.
+                Err(error) if !retried && !waits(&error) => {
+                    retried = true;
+                    if app.reports {
+                        Self::read_errors(&app.socket, id, &mut self.unreachable);
+                    }
+                }
+                Err(_) => {
+                    tally.send_errors += 1;
+                    at += 1;
+                    retried = false;
+                }
+            }
+        }
+        outbox.clear();
+    }
+
+    fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {
+        self.unreachable.drain(..).for_each(|(socket, to)| each(socket, to));
+    }
+
+    fn set_ready(&mut self, token: u64) {
+        let id = (token - APPS) as SocketId;
+        if let Some(Some(app)) = self.sockets.get_mut(id as usize)
+            && !app.queued
+        {
+            app.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use std::collections::HashMap as Map;
+
+    #[test]
+    fn flows_leave_in_random_order_and_whole() {
+        let to = "1.2.3.4:5".parse().unwrap();
+        let mut rng = ChaCha20Rng::seed_from_u64(4);
+        let mut orders: Map<Vec<u32>, u32> = Map::new();
+        for _ in 0..6000 {
+            let mut outbox = Outbox::default();
+            for (i, flow) in [7, 8, 7, 9, 9, 8, 7].into_iter().enumerate() {
+                outbox.push(0, to, flow, &[i as u8]);
+            }
+            outbox.shuffle_flows(&mut rng);
+            for flow in [7, 8, 9] {
+                assert!(outbox.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
+            }
+            let mut flows: Vec<u32> = outbox.iter().map(|(item, _)| item.flow).collect();
+            flows.dedup();
+            *orders.entry(flows).or_default() += 1;
+        }
+        assert_eq!(orders.len(), 6, "each flow is one block");
+        // Chi-squared with 5 degrees of freedom: 20.5 has p = 0.001.
+        let chi: f64 = orders.values().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
+        assert!(chi < 20.5, "{orders:?}");
+    }
+
+    #[test]
+    fn an_unreachable_destination_is_reported_and_does_not_cost_another_its_datagram() {
+        let poller = Poller::new().unwrap();
+        let mut apps = UdpApps::new(poller, Vec::new(), 65536).unwrap();
+        let id = apps.open(false).unwrap();
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut tally = Tally::default();
+        let mut outbox = Outbox::default();
+        for _ in 0..2 {
+            outbox.push(id, gone, 1, b"x");
+            outbox.push(id, there.local_addr().unwrap(), 2, b"y");
+            apps.send(&mut outbox, &mut tally);
+        }
+        there.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!((there.recv(&mut buffer).unwrap(), there.recv(&mut buffer).unwrap()), (1, 1));
+        apps.set_ready(APPS + u64::from(id));
+        apps.recv(&mut Inbox::new(100));
+        let mut seen = Vec::new();
+        apps.unreachable(&mut |socket, to| seen.push((socket, to)));
+        assert!(!seen.is_empty() && seen.iter().all(|s| *s == (id, gone)));
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::apps::{Apps, Inbox, Outbox, SocketId};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList};
@@ -102,4 +103,65 @@ impl Tx for MemPort {
 
 impl Port for MemPort {
     fn set_ready(&mut self) {}
+}
+
+/// Application sockets in memory, on a [`MemNet`] of their own.
+pub struct MemApps {
+    net: MemNet,
+    sockets: Vec<Option<SocketAddr>>,
+    host: std::net::IpAddr,
+    next_port: u16,
+    at: usize,
+}
+
+impl MemApps {
+    /// Listeners at `listeners`, numbered from 0; sockets opened later are at `host`.
+    pub fn new(net: MemNet, listeners: Vec<SocketAddr>, host: std::net::IpAddr) -> MemApps {
+        MemApps { net, sockets: listeners.into_iter().map(Some).collect(), host, next_port: 40000, at: 0 }
+    }
+}
+
+impl Apps for MemApps {
+    fn open(&mut self, _ipv6: bool) -> std::io::Result<SocketId> {
+        self.next_port += 1;
+        self.sockets.push(Some(SocketAddr::new(self.host, self.next_port)));
+        Ok(self.sockets.len() as SocketId - 1)
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        self.sockets[socket as usize] = None;
+    }
+
+    fn recv(&mut self, inbox: &mut Inbox) -> bool {
+        for _ in 0..self.sockets.len() {
+            self.at = (self.at + 1) % self.sockets.len();
+            let Some(address) = self.sockets[self.at] else { continue };
+            inbox.start(self.at as SocketId);
+            while !inbox.is_full() {
+                let Some(datagram) = self.net.receive(address) else { break };
+                inbox.push(datagram.from, &datagram.bytes);
+            }
+            if inbox.iter().next().is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
+        for (item, data) in outbox.iter() {
+            match self.sockets.get(item.socket as usize).copied().flatten() {
+                Some(from) => {
+                    self.net.send(Datagram { from, to: item.to, bytes: data.to_vec() });
+                    tally.sent += 1;
+                }
+                None => tally.send_errors += 1,
+            }
+        }
+        outbox.clear();
+    }
+
+    fn unreachable(&mut self, _each: &mut dyn FnMut(SocketId, SocketAddr)) {}
+
+    fn set_ready(&mut self, _token: u64) {}
 }

@@ -13,7 +13,7 @@ pub use mixing::{BadMixing, Mixing};
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 
-use crate::batch::{Label, Ticket};
+use crate::batch::Ticket;
 use crate::frame::{Cell, Opened};
 use crate::{Nanos, SECOND};
 use grid::Grid;
@@ -109,7 +109,7 @@ pub const LAST_RESORT: Nanos = SECOND;
 
 /// A ticket for tests.
 #[cfg(test)]
-pub(crate) fn ticket(label: Label, seq: u64, arrived: Nanos) -> Ticket {
+pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ticket {
     use wire::cell::{Class, Header, Kind};
     Ticket {
         link: 0,
@@ -124,6 +124,7 @@ pub(crate) fn ticket(label: Label, seq: u64, arrived: Nanos) -> Ticket {
 mod tests {
     use super::*;
     use crate::MILLI;
+    use crate::batch::Label;
     use crate::frame::FreeList;
     use rand::{RngExt, SeedableRng};
 
@@ -137,7 +138,7 @@ mod tests {
         let mut free = FreeList::new(1);
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut bins = [0u32; 20];
-        let rounds = 20_000;
+        let rounds = 20_000u32;
         for seed in 0..rounds {
             let mut pool = pool("threshold-or-timed:n=64,t=5ms", u64::from(seed));
             let arrived = 1_000_000_000 + rng.random_range(0..50 * MILLI);

@@ -105,7 +105,7 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(Label::Channel);
         for labels in [[a, a, a, b, b, c], [b, a, c, a, b, a]] {
             let rounds = 60_000u64;
-            let mut seen: HashMap<Vec<u32>, u32> = HashMap::new();
+            let mut seen: std::collections::HashMap<Vec<u32>, u32> = Default::default();
             for seed in 0..rounds {
                 let arrangement = shuffled(&labels, seed)
                     .into_iter()

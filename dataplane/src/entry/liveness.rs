@@ -1,0 +1,70 @@
+//! Whether a channel still leads to the exit (SPEC 5.8).
+//!
+//! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a
+//! second it pings, once a second; if nothing comes for the mixing's longest round trip and three
+//! seconds more, the channel is lost and its clients move. After a random 5-10 s of silence it pings
+//! too, which keeps the hops from forgetting the channel and finds out early that one has.
+
+use rand::RngExt;
+use rand_chacha::ChaCha20Rng;
+
+use crate::{Nanos, SECOND};
+
+/// What the entry knows of a channel's life.
+pub struct Liveness {
+    /// When the first cell was sent since something came back.
+    asked: Option<Nanos>,
+    /// When silence ends.
+    speak_at: Nanos,
+}
+
+impl Liveness {
+    /// Of a channel that has just opened.
+    pub fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
+        Liveness { asked: None, speak_at: now + silence(rng) }
+    }
+
+    /// A cell was sent.
+    pub fn sent(&mut self, now: Nanos, rng: &mut ChaCha20Rng) {
+        self.asked.get_or_insert(now);
+        self.speak_at = now + silence(rng);
+    }
+
+    /// A cell came back.
+    pub fn heard(&mut self) {
+        self.asked = None;
+    }
+
+    /// Whether to ping now; asked once a second.
+    pub fn wants_ping(&self, now: Nanos) -> bool {
+        now >= self.speak_at || self.asked.is_some_and(|at| now >= at + SECOND)
+    }
+
+    /// Whether the exit must be given up.
+    pub fn is_lost(&self, now: Nanos, after: Nanos) -> bool {
+        self.asked.is_some_and(|at| now >= at + after)
+    }
+}
+
+fn silence(rng: &mut ChaCha20Rng) -> Nanos {
+    rng.random_range(5 * SECOND..10 * SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn silence_is_broken_after_five_to_ten_seconds_and_no_answer_means_lost() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut life = Liveness::new(0, &mut rng);
+        assert!(!life.wants_ping(5 * SECOND - 1) && life.wants_ping(10 * SECOND));
+        life.sent(20 * SECOND, &mut rng);
+        assert!(!life.wants_ping(21 * SECOND - 1) && life.wants_ping(21 * SECOND));
+        life.sent(21 * SECOND, &mut rng);
+        assert!(!life.is_lost(23 * SECOND - 1, 3 * SECOND) && life.is_lost(23 * SECOND, 3 * SECOND));
+        life.heard();
+        assert!(!life.is_lost(60 * SECOND, 3 * SECOND));
+    }
+}
