@@ -10,10 +10,13 @@
 
 mod config;
 mod counters;
+mod datagram;
 pub mod descriptor;
 mod io;
+mod noise;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
+pub use datagram::handshake_length;
 pub use descriptor::{Descriptor, DescriptorError, Identity};
 pub use io::{ChannelIndex, ChannelKeys, DataOp, EndReason, Event, Input, LinkId, Output, Rank, Side, SlotId};
