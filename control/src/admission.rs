@@ -1,0 +1,75 @@
+//! Who may cost us work: token buckets and the replay cache (SPEC 5.9, 5.3).
+//!
+//! Both have a bound from the configuration and refuse when it is reached; neither ever grows, waits
+//! or answers. The caps on links and channels stand where the tables are.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::config::Rate;
+
+/// A token bucket; starts full.
+pub(crate) struct Bucket {
+    rate: Rate,
+    /// What it held at `at`, in tokens.
+    tokens: f64,
+    at: Duration,
+}
+
+impl Bucket {
+    pub(crate) fn new(rate: Rate, now: Duration) -> Bucket {
+        Bucket { rate, tokens: f64::from(rate.burst), at: now }
+    }
+
+    /// Takes one token, if there is one.
+    pub(crate) fn take(&mut self, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        self.tokens = (self.tokens + passed * f64::from(self.rate.per_second)).min(f64::from(self.rate.burst));
+        let has = self.tokens >= 1.0;
+        if has {
+            self.tokens -= 1.0;
+        }
+        has
+    }
+}
+
+/// Tags of the setups that this setup key has opened. It lives and dies with the key.
+pub(crate) struct ReplayCache {
+    seen: HashSet<[u8; 16]>,
+    cap: usize,
+}
+
+impl ReplayCache {
+    pub(crate) fn new(cap: usize) -> ReplayCache {
+        ReplayCache { seen: HashSet::new(), cap }
+    }
+
+    pub(crate) fn contains(&self, tag: &[u8; 16]) -> bool {
+        self.seen.contains(tag)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.seen.len() >= self.cap
+    }
+
+    pub(crate) fn insert(&mut self, tag: [u8; 16]) {
+        self.seen.insert(tag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = Bucket::new(Rate { per_second: 5, burst: 20 }, Duration::from_secs(100));
+        let mut taken = |millis: u64| (0..100).filter(|_| bucket.take(Duration::from_millis(millis))).count();
+        assert_eq!(taken(100_000), 20);
+        assert_eq!(taken(100_100), 0);
+        assert_eq!(taken(100_400), 2);
+        assert_eq!(taken(90_000), 0, "a clock that steps back gives nothing");
+        assert_eq!(taken(200_000), 20);
+    }
+}
