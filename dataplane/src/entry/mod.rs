@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
-use wire::frames::{self, Address, Frame, Status};
+use wire::frames::{self, Address, Frame};
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::reassembly::{Outcome, Reassembler};
 use wire::replay::Window;
@@ -599,19 +599,5 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
         self.out.done(self.out.len(), &mut self.free);
         self.publish();
-    }
-}
-
-impl Drop {
-    /// What a datagram is dropped for after the exit's refusal.
-    fn of_status(status: Status) -> Drop {
-        match status {
-            Status::Refused => Drop::Policy,
-            Status::Unresolvable => Drop::Unresolvable,
-            Status::Unreachable => Drop::Unreachable,
-            Status::TooManyFlows => Drop::TableFull,
-            Status::TooLarge => Drop::TooLarge,
-            Status::Open | Status::UnknownFlow => Drop::Flow,
-        }
     }
 }
