@@ -1,1 +1,2 @@
 //! eddy
+pub mod join;

@@ -218,7 +218,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.outwards(socket, from, bytes.len(), &bytes, now);
                 }
             }
-            Op::RetireChannel { channel } => self.end(channel),
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Supersede { old, new } => self.clients.supersede(old, new),
             Op::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
@@ -236,9 +236,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Forgets a channel; what it was reassembling is lost.
-    fn end(&mut self, channel: u32) {
+    /// Forgets a channel, and tells control; what it was reassembling is lost.
+    fn end(&mut self, channel: u32, reason: Ended) {
         if let Some(record) = self.table.remove(channel) {
+            self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
             self.datagrams.backward.drop_many(Drop::Ended, lost);
         }
@@ -505,9 +506,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 None
             };
             if let Some(reason) = ended {
-                if self.punts.send(Punt::ChannelEnded { channel, reason }) {
-                    self.end(channel);
-                }
+                self.end(channel, reason);
             } else if record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
                 let _ = self.packer.put(channel, &ping, &mut self.free);
@@ -595,7 +594,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.datagrams.forward.drop_many(Drop::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel));
+        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
         self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
         self.out.done(self.out.len(), &mut self.free);
         self.publish();

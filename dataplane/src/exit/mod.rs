@@ -113,6 +113,8 @@ pub struct Exit<U, A> {
     rng: ChaCha20Rng,
     cells: Pair,
     datagrams: Pair,
+    /// Datagrams of which some fragments are here.
+    reassembling: u64,
     batches: Batches,
     wheel: Wheel,
     report_due: Nanos,
@@ -154,6 +156,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             rng,
             cells: Pair::default(),
             datagrams: Pair::default(),
+            reassembling: 0,
             batches: Batches::default(),
             wheel: Wheel::new(now / SECOND),
             report_due: now,
@@ -197,7 +200,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S);
             }
-            Op::RetireChannel { channel } => self.end(channel),
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
                 let Some(frame) = self.free.take() else {
@@ -215,12 +218,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Forgets a channel with its flows.
-    fn end(&mut self, channel: u32) {
+    /// Forgets a channel with its flows, and tells control.
+    fn end(&mut self, channel: u32, reason: Ended) {
         let Some(record) = self.table.remove(channel) else { return };
+        self.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.apps, channel);
-        let lost = waited + record.state.reassembler.held();
-        self.datagrams.forward.drop_many(Drop::Ended, lost as u64);
+        let fragments = record.state.reassembler.held();
+        self.reassembling -= fragments as u64;
+        self.datagrams.forward.drop_many(Drop::Ended, (waited + fragments) as u64);
     }
 
     fn receive_link(&mut self, now: Nanos) {
@@ -263,8 +268,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
                 let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 self.datagrams.forward.injected += u64::from(pushed.started);
+                self.reassembling += u64::from(pushed.started);
                 self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                self.reassembling -= u64::from(pushed.evicted);
                 if let Outcome::Complete(data) = pushed.outcome {
+                    self.reassembling -= 1;
                     self.datagram(channel, flow, data, now);
                 }
                 if let Some(record) = self.table.record_mut(channel) {
@@ -496,11 +504,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
                 continue;
             };
-            if self.punts.send(Punt::ChannelEnded { channel, reason }) {
-                self.end(channel);
-            } else {
-                self.wheel.arm(channel, now_s + 1);
-            }
+            self.end(channel, reason);
         }
         self.due = due;
         let Self { flows, apps, packer, free, .. } = self;
@@ -516,16 +520,16 @@ impl<U: Port, A: Apps> Exit<U, A> {
             .collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
-            let lost = record.state.reassembler.expire(Duration::from_nanos(now));
-            self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(lost));
+            let lost = u64::from(record.state.reassembler.expire(Duration::from_nanos(now)));
+            self.reassembling -= lost;
+            self.datagrams.forward.drop_many(Drop::Incomplete, lost);
         }
     }
 
     fn publish(&self) {
         let mut ledger = Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
-        let fragments: usize = self.table.iter().map(|(_, record)| record.state.reassembler.held()).sum();
-        ledger.datagrams.forward.held = (self.flows.waiting() + fragments) as u64;
+        ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
         ledger.frames = (self.free.free() as u64, self.free.total() as u64);
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -591,7 +595,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel));
+        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
         self.cells.backward.drop_many(Drop::Shutdown, self.out.len() as u64);
         self.out.done(self.out.len(), &mut self.free);
         self.publish();
