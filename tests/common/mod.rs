@@ -1,0 +1,3 @@
+//! What several topics share: whole chains in memory.
+
+pub mod memchain;
