@@ -361,10 +361,6 @@ impl Chain {
         *self.nodes[position].ledger.lock().unwrap()
     }
 
-    pub fn control(&self, position: usize) -> &Control {
-        self.nodes[position].joint.control()
-    }
-
     /// Every ledger closes and every frame is where it should be.
     pub fn assert_closed(&self) {
         for position in 0..self.nodes.len() {
