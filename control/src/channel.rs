@@ -151,6 +151,12 @@ impl Channels {
         self.half_open.len()
     }
 
+    /// Ids towards the entry of all half-open channels.
+    #[cfg(test)]
+    pub(crate) fn half_open_ids(&self) -> Vec<u32> {
+        self.half_open.values().map(|half| half.up.1).collect()
+    }
+
     pub(crate) fn used_by(&self, id: LinkChannel) -> Option<Use> {
         self.ids.get(&id).copied()
     }

@@ -150,8 +150,8 @@ impl Entry {
         Ok(())
     }
 
-    /// The chain works, or works again: quests that had slowed down start over.
-    pub(crate) fn hurry(&mut self, core: &Core, now: Duration) {
+    /// The chain works: quests that had slowed down start over.
+    fn hurry(&mut self, core: &Core, now: Duration) {
         let first = core.config.setup_timeout();
         for quest in self.seats.iter_mut().filter_map(|seat| seat.quest.as_mut()) {
             quest.timeout = first;

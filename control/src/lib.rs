@@ -26,6 +26,8 @@ mod io;
 mod link;
 mod noise;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
@@ -73,7 +75,6 @@ impl Control {
                 if links.handshake(core, now, side, from, datagram)
                     && let Some(entry) = entry
                 {
-                    entry.hurry(core, now);
                     entry.tick(core, channels, links, now);
                 }
             }
@@ -159,3 +160,10 @@ impl Control {
         self.channels.half_open_count()
     }
 }
+
+#[cfg(test)]
+extern crate self as control;
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/it/sim.rs"]
+mod sim;
