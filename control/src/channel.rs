@@ -121,6 +121,8 @@ pub(crate) struct Channels {
     open_n: usize,
     bucket: Bucket,
     seen: ReplayCache,
+    /// D of this hop.
+    own: Option<[u8; 32]>,
 }
 
 /// What every setup of this chain says.
@@ -140,6 +142,7 @@ impl Channels {
             open_n: 0,
             bucket: Bucket::new(config.caps.setups, now),
             seen: ReplayCache::new(config.caps.replay_cache),
+            own: config.descriptor.as_ref().map(|own| own.hash()),
         }
     }
 
@@ -230,8 +233,8 @@ impl Channels {
         if self.seen.contains(&tag) {
             return Err(Refusal::SetupReplayed);
         }
-        let own = core.config.descriptor.as_ref().ok_or(Refusal::SetupBad)?;
-        let opened = setup::open(shape, position, &own.hash(), &core.config.setup, info(&core.config), onion)
+        let own = self.own.ok_or(Refusal::SetupBad)?;
+        let opened = setup::open(shape, position, &own, &core.config.setup, info(&core.config), onion)
             .map_err(|_| Refusal::SetupBad)?;
         self.seen.insert(opened.tag);
         let rest = opened.rest.clone();

@@ -115,7 +115,7 @@ impl Control {
     /// Does what is due by now.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let Control { core, links, channels, entry } = self;
-        for link in links.tick(core, now, wall) {
+        for link in links.expire(core, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
             channels.drop_link(core, links, now, link);
             if is_down && let Some(entry) = entry {
@@ -123,6 +123,7 @@ impl Control {
             }
             links.retire(core, link);
         }
+        links.call(core, now, wall);
         channels.tick(core, links, now);
         if let Some(entry) = entry {
             entry.tick(core, channels, links, now);

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use control::{Input, Refusal, Side, handshake_length};
 use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 use wire::cell::Class;
 
 use crate::sim::{Fate, Packet, Plan, World, down_address, ms, secs, up_address};
@@ -261,6 +263,53 @@ fn a_link_that_nobody_uses_expires() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn after_any_storm_the_chain_comes_back(
+        seed in any::<u64>(),
+        lost in 0.0..0.6,
+        copied in 0.0..0.3,
+        late_ms in 0u64..1500,
+        restarts in prop::collection::vec((0usize..4, 0u64..8000), 0..6),
+        quick in any::<bool>(),
+    ) {
+        let mut plan = Plan::new(Class::S, 2);
+        if quick {
+            plan.timing.renew_after = secs(2);
+            plan.timing.expire_after = secs(6);
+        }
+        let mut world = World::new(plan);
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        world.tap = Box::new(move |_, _| {
+            if rng.random_bool(lost) {
+                Fate::Lose
+            } else if rng.random_bool(copied) {
+                Fate::Copy
+            } else {
+                Fate::Delay(ms(rng.random_range(0..=late_ms)))
+            }
+        });
+        for (position, after) in restarts {
+            world.run_for(ms(after));
+            world.start(position);
+        }
+        world.run_for(secs(5));
+        world.tap = Box::new(|_, _| Fate::Pass);
+        // An entry learns by its pings within a second that a channel is dead.
+        let start = world.now;
+        for _ in 0..30 {
+            world.run_for(secs(1));
+            for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
+                if !world.agrees(0, channel) {
+                    world.end(0, channel, control::EndReason::Lost);
+                }
+            }
+            if world.has_channels(0, 4) {
+                break;
+            }
+        }
+        prop_assert!(world.has_channels(0, 4), "not after {:?}", world.now - start);
+    }
 
     #[test]
     fn no_datagram_ends_a_node_or_is_answered(

@@ -389,11 +389,13 @@ impl World {
         }
     }
 
-    /// Whether every hop of the chain holds the entry's secrets of this channel.
+    /// Whether every hop of the chain holds the entry's secrets of this channel, and has it on the
+    /// link that the previous node sends on.
     pub fn agrees(&self, entry: usize, channel: ChannelIndex) -> bool {
         let installed = &self.node(entry).channels[&channel];
         let ChannelKeys::Entry(all) = &installed.keys else { panic!("an entry has all hops' keys") };
         let mut id = installed.down.expect("an entry has a next hop").1;
+        let mut sender = self.node(entry);
         for (at, secrets) in all.iter().enumerate() {
             let Some(hop) = self.nodes.get(&(at + 1)) else { return false };
             let Some(here) = hop.channels.values().find(|c| c.up.expect("hops have an up side").1 == id) else {
@@ -403,7 +405,15 @@ impl World {
             if forward.expose() != secrets.forward.expose() || backward.expose() != secrets.backward.expose() {
                 return false;
             }
+            let Some(sends) = sender.links.values().find(|l| l.side == Side::Down).and_then(|l| l.current.as_ref())
+            else {
+                return false;
+            };
+            if !hop.links[&here.up.expect("it has one").0].slots().any(|slot| slot.i2r == sends.i2r) {
+                return false;
+            }
             id = here.down.map_or(0, |down| down.1);
+            sender = hop;
         }
         id == 0
     }
