@@ -9,7 +9,7 @@ use wire::setup::{self, HopPublic, Info};
 
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
-use crate::sim::{Plan, World, secs};
+use crate::sim::{Plan, World, ms, secs, up_address};
 use crate::{BadConfig, Control, Input, Refusal, Role, Side};
 
 fn up(class: Class, mixes: usize) -> World {
@@ -23,6 +23,7 @@ fn up(class: Class, mixes: usize) -> World {
 fn misuse(world: &mut World, from: usize, side: Side, kind: Kind, channel: u32, sub: u8, content: &[u8]) {
     let now = world.now;
     let link = world.node(from).link(side).0;
+    world.nodes.get_mut(&from).unwrap().honest = false;
     let Control { core, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
     assert!(links.inject(core, now, link, &Outgoing { kind, channel, sub, content }));
     // Any input lets the world take the outputs.
@@ -81,6 +82,51 @@ fn a_full_replay_cache_refuses() {
     misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
+}
+
+#[test]
+fn setups_in_pieces_wait_for_two_seconds_in_eight_places() {
+    let mut world = up(Class::S, 7);
+    let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
+    for channel in 1..=9 {
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &content);
+    }
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 0, &content);
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 2, &content);
+    world.run_for(ms(100));
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
+    assert_eq!(world.refused(1, Refusal::FragmentForm), 2, "a piece twice, a piece that none has");
+    world.run_for(secs(3));
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 20, 1, &content);
+    world.run_for(ms(100));
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
+    assert_eq!(world.refused(1, Refusal::SetupBad), 0);
+}
+
+#[test]
+fn a_cell_replayed_on_its_link_is_refused_and_a_forged_one_does_not_mark_its_number() {
+    let mut world = up(Class::L, 1);
+    let start = world.now;
+    world.record.clear();
+    let cell = |w: &World| w.record.iter().find(|p| p.to == up_address(1) && p.bytes.len() > 1300).cloned();
+    assert!(world.run_until(start + secs(3), |w| cell(w).is_some()));
+    // The network still holds the true cell; a copy with its header and garbage behind overtakes it.
+    let real = cell(&world).unwrap();
+    let mut forged = real.bytes.clone();
+    forged[100] ^= 1;
+    world.deliver_now(&real, forged);
+    assert_eq!(world.refused(1, Refusal::CellForged), 1);
+    let accepted = world.node(1).control.counters().cells;
+    world.deliver_now(&real, real.bytes.clone());
+    assert_eq!(world.node(1).control.counters().cells, accepted + 1);
+    world.deliver_now(&real, real.bytes.clone());
+    assert_eq!(world.refused(1, Refusal::CellReplayed), 1);
+}
+
+#[test]
+fn a_node_may_live_on_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+    is_send::<Control>();
 }
 
 #[test]

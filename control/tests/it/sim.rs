@@ -13,7 +13,7 @@ use control::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{BadHeader, Class, Header, Shape};
+use wire::cell::{BadHeader, Class, Header, Kind, Shape};
 use wire::kdf::Secret;
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
@@ -156,6 +156,10 @@ pub struct Node {
     pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
     pub up_address: SocketAddr,
     pub down_address: SocketAddr,
+    /// Whether it keeps to the protocol.
+    pub honest: bool,
+    /// Ack cells passed on, by link and channel.
+    acks: BTreeMap<(LinkId, u32), usize>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
@@ -249,6 +253,8 @@ impl World {
                 superseded: Vec::new(),
                 up_address,
                 down_address,
+                honest: true,
+                acks: BTreeMap::new(),
                 late: 0,
             },
         );
@@ -341,6 +347,11 @@ impl World {
         self.drain(at);
     }
 
+    /// Delivers these bytes in place of a packet's, at once.
+    pub fn deliver_now(&mut self, packet: &Packet, bytes: Vec<u8>) {
+        self.deliver(&Packet { bytes, ..packet.clone() });
+    }
+
     /// Hands an input to a node and takes what comes out.
     pub fn input(&mut self, position: usize, input: Input<'_>) {
         let (now, wall) = (self.now, self.wall());
@@ -375,6 +386,15 @@ impl World {
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
                 Output::Data(DataOp::Inject { link, slot, header, body }) => {
+                    if header.kind == Kind::Ack && node.honest {
+                        let id = (link, header.channel);
+                        let passed = node.acks.entry(id).or_default();
+                        *passed += 1;
+                        let open = node.channels.values().any(|channel| channel.up == Some(id));
+                        let last = *passed == wire::setup::ack_cells(self.plan.shape);
+                        assert!(open || !last, "the channel is installed before its last ack leaves");
+                        assert!(*passed <= wire::setup::ack_cells(self.plan.shape), "each part passes once");
+                    }
                     match node.encipher(link, slot, header, &body) {
                         Some((from, to, bytes)) => self.send(from, to, bytes),
                         None => node.late += 1,
