@@ -160,6 +160,12 @@ impl Channels {
         self.half_open.values().map(|half| half.up.1).collect()
     }
 
+    /// Ids that cannot be drawn or taken now.
+    #[cfg(test)]
+    pub(crate) fn id_count(&self) -> usize {
+        self.ids.len()
+    }
+
     pub(crate) fn used_by(&self, id: LinkChannel) -> Option<Use> {
         self.ids.get(&id).copied()
     }

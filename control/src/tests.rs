@@ -9,7 +9,7 @@ use wire::setup::{self, HopPublic, Info};
 
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
-use crate::sim::{Plan, World, ms, secs, up_address};
+use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
 use crate::{BadConfig, Control, Input, Refusal, Role, Side};
 
 fn up(class: Class, mixes: usize) -> World {
@@ -141,6 +141,66 @@ fn an_ack_passes_a_mix_once_and_only_if_asked() {
     world.run_for(secs(1));
     assert_eq!(world.refused(2, Refusal::AckUnasked), 3);
     assert_eq!(world.refused(1, Refusal::AckUnasked), 0, "nothing came through");
+}
+
+/// A chain whose exit's cells are lost, so that channels stay half-open.
+fn without_acks(class: Class, mixes: usize) -> World {
+    let mut world = World::new(Plan::new(class, mixes));
+    world.tap = Box::new(move |_, packet| {
+        let lost = packet.from == up_address(mixes + 1) && !crate::handshake_length(packet.bytes.len());
+        if lost { Fate::Lose } else { Fate::Pass }
+    });
+    let start = world.now;
+    assert!(world.run_until(start + secs(2), |w| !w.node(mixes + 1).channels.is_empty()));
+    world
+}
+
+#[test]
+fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
+    // Eight hops of class S have two parts.
+    let mut world = without_acks(Class::S, 7);
+    let half_open = *world.nodes[&8].channels.values().next().map(|c| c.up.as_ref().unwrap()).unwrap();
+    world.tap = Box::new(|_, _| Fate::Pass);
+    let content = vec![3; world.plan.shape.payload()];
+    let at_mix = |w: &World| w.node(6).control.counters().refused_total();
+    let before = at_mix(&world);
+    for _ in 0..3 {
+        misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 0, &content);
+    }
+    world.run_for(ms(40));
+    assert_eq!(world.refused(7, Refusal::AckUnasked), 2);
+    assert_eq!(at_mix(&world), before);
+}
+
+#[test]
+fn a_setup_that_names_a_half_open_channel_is_dropped() {
+    let mut world = without_acks(Class::L, 2);
+    for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
+        let onion = onion(&world.plan, INFO, seed);
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        world.run_for(ms(50));
+    }
+    assert_eq!(world.refused(1, Refusal::ChannelTaken), 1);
+}
+
+#[test]
+fn ids_of_all_that_failed_are_free_again_in_the_end() {
+    let mut world = without_acks(Class::L, 2);
+    world.run_for(secs(20));
+    world.stop(0);
+    world.run_for(secs(180));
+    world.run_for(secs(20));
+    assert_eq!(world.node(1).control.half_open(), 0);
+    assert_eq!(world.node(1).control.channels.id_count(), 0);
+
+    let mut world = World::new(Plan::new(Class::L, 2));
+    world.tap = losing(0.3);
+    world.run_for(secs(60));
+    world.tap = Box::new(|_, _| Fate::Pass);
+    world.run_for(secs(100));
+    world.run_for(secs(200));
+    assert_eq!(world.node(0).control.open_channels(), 4);
+    assert_eq!(world.node(0).control.channels.id_count(), 4);
 }
 
 #[test]

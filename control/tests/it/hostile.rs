@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use control::{Input, Refusal, Side, handshake_length};
+use control::{Event, Input, Refusal, Side, handshake_length};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -201,6 +201,58 @@ fn links_are_bounded_and_empty_ones_make_way() {
 }
 
 #[test]
+fn links_that_nobody_ever_used_make_way_first() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.links = 2;
+    let mut world = World::new(plan);
+    world.run_for(secs(2));
+    let link = world.node(1).links.iter().find(|l| l.1.side == Side::Up).map(|l| *l.0).expect("the entry's");
+    // Spoofed sources: what they would send under the new keys never comes.
+    world.tap = Box::new(|_, packet| {
+        let spoofed = packet.from.ip().to_string().starts_with("6.");
+        if spoofed && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    for number in 100..105u8 {
+        let address = |port| SocketAddr::from(([6, 6, 6, number], port));
+        world.start_as(number.into(), 0, address(6), address(7));
+        world.run_for(ms(100));
+        world.stop(number.into());
+    }
+    assert!(world.node(1).links.contains_key(&link));
+    assert_eq!(world.node(1).control.links(), 3);
+    assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkDown { .. })), 0);
+}
+
+#[test]
+fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.timing.renew_after = secs(20);
+    let mut world = up(plan);
+    let (mut calls, mut answers) = (0, 0);
+    world.tap = Box::new(move |_, packet| {
+        if !handshake_length(packet.bytes.len()) {
+            return Fate::Pass;
+        }
+        if packet.from == up_address(1) {
+            // The first answer is slow, so there is a second call ...
+            answers += 1;
+            return if answers == 1 { Fate::Delay(ms(700)) } else { Fate::Pass };
+        }
+        if packet.from == down_address(0) {
+            // ... which is slow as well and comes when the first handshake is in use.
+            calls += 1;
+            return if calls == 3 || calls == 4 { Fate::Delay(ms(600)) } else { Fate::Pass };
+        }
+        Fate::Pass
+    });
+    world.run_for(secs(25));
+    assert_eq!(world.refused(1, Refusal::TokenSpent), 1);
+    assert_eq!(world.node(1).links.len(), 2);
+    assert!(world.has_channels(0, 4));
+}
+
+#[test]
 fn an_entry_that_gets_another_address_keeps_link_and_channels() {
     let mut world = up(Plan::new(Class::L, 2));
     let moved = SocketAddr::from(([10, 9, 9, 9], 2000));
@@ -210,6 +262,8 @@ fn an_entry_that_gets_another_address_keeps_link_and_channels() {
     world.run_for(secs(6));
     let (now, state) = world.node(1).link(Side::Up);
     assert_eq!((now, state.peer), (link, moved));
+    let told = Event::LinkRenewed { side: Side::Up, link, peer: moved };
+    assert_eq!(world.node(1).saw(|e| *e == told), 1);
     assert_eq!(world.node(0).channels.values().map(|c| c.down).collect::<Vec<_>>(), before);
     assert!(world.has_channels(0, 4));
 }
