@@ -98,8 +98,8 @@ impl Entry {
             {
                 let timing = core.config.timing;
                 let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
-                let first = core.config.setup_timeout();
-                quest.attempt(core, channels, links, now, (seat, link), &self.hops, longest.max(first));
+                quest.wait(core, now, longest.max(core.config.setup_timeout()));
+                quest.attempt(core, channels, links, now, (seat, link), &self.hops);
             }
         }
     }
@@ -150,8 +150,8 @@ impl Entry {
         Ok(())
     }
 
-    /// The chain works, or works again: quests that had slowed down start over.
-    pub(crate) fn hurry(&mut self, core: &Core, now: Duration) {
+    /// The chain works: quests that had slowed down start over.
+    fn hurry(&mut self, core: &Core, now: Duration) {
         let first = core.config.setup_timeout();
         for quest in self.seats.iter_mut().filter_map(|seat| seat.quest.as_mut()) {
             quest.timeout = first;
@@ -195,7 +195,18 @@ impl Entry {
 }
 
 impl Quest {
-    /// Sends one more setup and doubles the wait.
+    /// Sets the wait for the attempt that follows, +-20 %, and doubles the next.
+    fn wait(&mut self, core: &mut Core, now: Duration, longest: Duration) {
+        let wait = self.timeout.min(longest).mul_f64(core.rng.random_range(0.8..=1.2));
+        self.due = now + wait;
+        self.timeout = (self.timeout * 2).min(longest);
+        if self.count > 0 {
+            core.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
+        }
+        self.count += 1;
+    }
+
+    /// Sends one more setup.
     fn attempt(
         &mut self,
         core: &mut Core,
@@ -204,7 +215,6 @@ impl Quest {
         now: Duration,
         (seat, link): (usize, LinkId),
         hops: &[HopPublic],
-        longest: Duration,
     ) {
         while self
             .attempts
@@ -214,13 +224,6 @@ impl Quest {
             let old = self.attempts.pop_front().expect("there is a first");
             channels.rest(now, old.id);
         }
-        let wait = self.timeout.min(longest).mul_f64(core.rng.random_range(0.8..=1.2));
-        self.due = now + wait;
-        self.timeout = (self.timeout * 2).min(longest);
-        if self.count > 0 {
-            core.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
-        }
-        self.count += 1;
         let shape = core.config.shape;
         let ephemerals = hops.iter().map(|_| draw_secret(&mut core.rng)).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&core.config)) else {

@@ -126,6 +126,8 @@ pub(crate) struct Outgoing<'a> {
 /// A message 1 on its way.
 struct Call {
     index: u32,
+    /// NK without a token.
+    fresh: bool,
     sent: Duration,
     initiator: Initiator,
     key: Mac1Key,
@@ -431,7 +433,7 @@ impl Links {
         };
         let known = match stamp {
             Some(_) => self.iter().find(|link| link.side == Side::Up).map(|link| link.id),
-            None => self.resumed(core, &responder.head),
+            None => self.resumed(core, &responder.head)?,
         };
         if let Some(id) = known
             && self.link_mut(id).is_some_and(|link| link.ephemerals.contains(&ephemeral))
@@ -462,19 +464,24 @@ impl Links {
     }
 
     /// NK: the live link whose current or next handshake this token names. One that names `next`
-    /// proves that its initiator holds those keys, so it is promoted like by a cell.
-    fn resumed(&mut self, core: &mut Core, token: &[u8]) -> Option<LinkId> {
+    /// proves that its initiator holds those keys, so it is promoted like by a cell. One that names
+    /// `previous` is spent: its message 1 was overtaken by a newer, and a link of its own would draw
+    /// the initiator away from its channels.
+    fn resumed(&mut self, core: &mut Core, token: &[u8]) -> Result<Option<LinkId>, Refusal> {
         let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
         for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
             if names(&link.next) {
                 link.promote(core);
-                return Some(link.id);
+                return Ok(Some(link.id));
             }
             if names(&link.current) {
-                return Some(link.id);
+                return Ok(Some(link.id));
+            }
+            if names(&link.previous) {
+                return Err(Refusal::TokenSpent);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Makes room for one more link: at most so many per address and per node. Those that were never
@@ -514,8 +521,14 @@ impl Links {
             return Err(Refusal::BadMac1);
         }
         let secrets = call.initiator.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
-        // An older call must not take over from this one; a newer may, if it too was answered.
+        // An older call must not take over from this one. A newer one does if it too is answered, for
+        // then the responder has put it in the place of this one; but without a token each call has
+        // made a link of its own, and the first answered is as good as any.
+        let fresh = call.fresh;
         caller.calls.drain(..=at);
+        if fresh {
+            caller.calls.clear();
+        }
         caller.wait = core.config.timing.handshake_retry;
         let peer = caller.address;
         let id = match self.down {
@@ -551,7 +564,7 @@ impl Links {
     }
 
     /// Sends message 1, if one is due.
-    fn call(&mut self, core: &mut Core, now: Duration, wall: SystemTime) {
+    pub(crate) fn call(&mut self, core: &mut Core, now: Duration, wall: SystemTime) {
         let Some(cause) = self.cause(core, now) else { return };
         let down = self.down;
         let Some(caller) = &mut self.caller else { return };
@@ -594,12 +607,13 @@ impl Links {
             core.out.push_back(Output::Send { side: Side::Down, to: caller.address, datagram });
         }
         let key = Mac1Key::of(&initiator.ephemeral);
-        caller.calls.push_back(Call { index, sent: now, initiator, key });
+        let fresh = caller.terms.pattern == Pattern::Nk && head[..] == [0; 32];
+        caller.calls.push_back(Call { index, fresh, sent: now, initiator, key });
         core.counters.handshakes_started += 1;
     }
 
-    /// Does what is due; returns the links whose last slot is gone.
-    pub(crate) fn tick(&mut self, core: &mut Core, now: Duration, wall: SystemTime) -> Vec<LinkId> {
+    /// Drops slots that are too old and sends keepalives; returns the links whose last slot is gone.
+    pub(crate) fn expire(&mut self, core: &mut Core, now: Duration) -> Vec<LinkId> {
         let expire_after = core.config.timing.expire_after;
         let mut dead = Vec::new();
         for link in self.all.iter_mut().flatten() {
@@ -617,13 +631,10 @@ impl Links {
                 keepalive(core, now, link);
             }
         }
-        if !dead.iter().any(|id| self.down == Some(*id)) {
-            self.call(core, now, wall);
-        }
         dead
     }
 
-    /// When [`Links::tick`] has something to do next.
+    /// When [`Links::expire`] or [`Links::call`] has something to do next.
     pub(crate) fn next_wake(&self, core: &Core) -> Duration {
         let timing = &core.config.timing;
         let mut wake = Duration::MAX;
