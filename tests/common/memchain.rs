@@ -42,6 +42,8 @@ pub struct Plan {
     pub mixing: Mixing,
     pub channels: usize,
     pub lifetime_s: u16,
+    /// First number of every channel, slipped in on the way from control to the data planes.
+    pub first: u64,
     pub seed: u64,
     pub timing: Timing,
     pub destination: SocketAddr,
@@ -55,6 +57,7 @@ impl Default for Plan {
             mixing: Mixing::default(),
             channels: 4,
             lifetime_s: 3600,
+            first: 0,
             seed: 1,
             timing: Timing::default(),
             destination: app(9, 9000),
@@ -299,8 +302,11 @@ impl Chain {
                     Note::Resolve { .. } => {}
                 };
                 node.control_wake = node.joint.turn(now, wall, &mut send, &mut note);
-                while let Ok(op) = node.from_control.pop() {
+                while let Ok(mut op) = node.from_control.pop() {
                     moved = true;
+                    if let Op::InstallChannel { first, .. } = &mut op {
+                        *first = self.plan.first;
+                    }
                     self.keys.learn(position, &op);
                     node.to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
                 }

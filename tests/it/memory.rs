@@ -127,6 +127,14 @@ fn channels_are_replaced_before_their_lifetime_ends_and_flows_keep_their_ports()
     chain.assert_closed();
 }
 
+#[test]
+fn a_batch_that_spans_two_generations_passes_whole() {
+    let mut chain = Chain::new(Plan { first: (1 << 20) - 150, channels: 2, ..Plan::default() });
+    chain.open();
+    exchange(&mut chain, 12, 100, 150);
+    chain.assert_lossless();
+}
+
 /// One datagram on a link, deciphered by the model.
 struct Cell {
     header: Header,

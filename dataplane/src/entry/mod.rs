@@ -332,7 +332,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             loop {
                 let next = finished.next();
                 if built.is_full() || next.is_none() {
-                    wrap_batch(shape, &self.table, &mut built, &mut self.release);
+                    wrap_batch(shape, &mut self.table, &mut built, &mut self.release);
                 }
                 let Some((channel, cell)) = next else { break };
                 self.cells.forward.injected += 1;
@@ -344,7 +344,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let (link, number) = record.down.expect("an entry's channel leads down");
                 let seq = record.state.next_seq;
                 record.state.next_seq += 1;
-                record.state.keys.advance_forward(seq);
                 record.state.liveness.sent(now, &mut self.rng);
                 if record.state.next_seq >= SEQ_END {
                     record.ends_s = 0;
@@ -537,7 +536,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 /// Wraps a batch of built cells and appends them to the release.
 fn wrap_batch(
     shape: Shape,
-    table: &Table<EntryChannel>,
+    table: &mut Table<EntryChannel>,
     built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX>,
     release: &mut Vec<Pooled>,
 ) {
@@ -548,6 +547,11 @@ fn wrap_batch(
     }
     wrap(shape, &mut jobs);
     drop(jobs);
+    // Only now: a batch may span two generations.
+    for (channel, header, ..) in built.iter() {
+        let record = table.record_mut(*channel).expect("looked up this turn");
+        record.state.keys.advance_forward(header.seq);
+    }
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 

@@ -28,6 +28,9 @@ pub struct Caps {
 /// Datagrams that wait for a flow's name to resolve.
 pub const WAITING_PER_FLOW: usize = 16;
 
+/// How long datagrams under way still find a flow that has moved.
+const MOVED: Nanos = 5 * SECOND;
+
 /// Where a flow sends.
 pub enum Target {
     /// From this socket to this peer.
@@ -89,6 +92,12 @@ struct Mapping {
     flows: usize,
 }
 
+/// A place that a flow has left.
+struct Alias {
+    token: Token,
+    until: Nanos,
+}
+
 /// All flows of an exit.
 pub struct Flows {
     caps: Caps,
@@ -102,6 +111,8 @@ pub struct Flows {
     mappings: Vec<Option<Mapping>>,
     vacant_mappings: Vec<u32>,
     by_map: Map<(u32, u16), u32>,
+    /// Where flows were before they moved, for datagrams that were under way.
+    aliases: Map<(u32, u16), Alias>,
     queries: Map<u32, u32>,
     next_query: u32,
     sockets: usize,
@@ -124,6 +135,7 @@ impl Flows {
             mappings: Vec::new(),
             vacant_mappings: Vec::new(),
             by_map: Map::default(),
+            aliases: Map::default(),
             queries: Map::default(),
             next_query: 0,
             sockets: 0,
@@ -159,6 +171,20 @@ impl Flows {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
+    /// The flow with this number on a channel, or that had it until a moment ago.
+    pub fn at_or_was(&mut self, channel: u32, number: u16) -> Option<(u32, &mut Flow)> {
+        let id = match self.by_number.get(&(channel, number)) {
+            Some(id) => *id,
+            None => *self.by_token.get(&self.aliases.get(&(channel, number))?.token)?,
+        };
+        Some((id, self.flows[id as usize].as_mut()?))
+    }
+
+    /// Forgets places that flows have left long ago.
+    pub fn forget_aliases(&mut self, now: Nanos) {
+        self.aliases.retain(|_, alias| alias.until > now);
+    }
+
     /// The flow whose peer this is.
     pub fn from_peer(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
@@ -178,7 +204,7 @@ impl Flows {
     }
 
     /// Brings a flow here; UnknownFlow if nothing is known of the token.
-    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token) -> Status {
+    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Status {
         let Some(&id) = self.by_token.get(token) else { return Status::UnknownFlow };
         let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
         let old = (flow.channel, flow.number);
@@ -198,6 +224,7 @@ impl Flows {
         let mapping_id = flow.mapping;
         self.by_number.remove(&old);
         self.by_number.insert((channel, number), id);
+        self.aliases.insert(old, Alias { token: *token, until: now + MOVED });
         self.leave_channel(old.0);
         let mapping = self.mappings[mapping_id as usize].as_mut().expect("a flow has a live mapping");
         let key = (channel, mapping.key.1);
@@ -442,10 +469,15 @@ mod tests {
         flows.open(&mut apps, (1, 0), 7, [1; 16], peer(1), 0);
         flows.open(&mut apps, (1, 1), 7, [2; 16], peer(2), 0);
         let before = socket(&mut flows, 1, 0);
-        assert_eq!(flows.relocate(5, 40, &[1; 16]), Status::Open);
-        assert_eq!(flows.relocate(5, 40, &[1; 16]), Status::Open, "MOVE is repeated");
-        assert_eq!(flows.relocate(5, 41, &[2; 16]), Status::Open);
-        assert_eq!(flows.relocate(5, 42, &[3; 16]), Status::UnknownFlow);
+        assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Status::Open);
+        assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Status::Open, "MOVE is repeated");
+        assert_eq!(flows.relocate(5, 41, &[2; 16], 0), Status::Open);
+        assert_eq!(flows.relocate(5, 42, &[3; 16], 0), Status::UnknownFlow);
+        let at = |flows: &mut Flows| flows.at_or_was(1, 0).map(|(_, flow)| (flow.channel, flow.number));
+        assert_eq!(at(&mut flows), Some((5, 40)), "what was under way still arrives");
+        assert!(flows.at(1, 0).is_none());
+        flows.forget_aliases(MOVED);
+        assert_eq!(at(&mut flows), None);
         flows.open(&mut apps, (5, 42), 7, [3; 16], peer(3), 0);
         assert!((40..43).all(|n| socket(&mut flows, 5, n) == before));
         assert_eq!(flows.close_channel(&mut apps, 1), 0);
@@ -476,6 +508,6 @@ mod tests {
         }
         assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Status::TooManyFlows);
         assert_eq!((flows.len(), flows.sockets()), (4, 4));
-        assert_eq!(flows.relocate(0, 5, &[9; 16]), Status::UnknownFlow);
+        assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Status::UnknownFlow);
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Direction, Header, Shape};
+use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Address, Frame, Status, Token};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::key::Generations;
@@ -285,7 +285,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Frame::Move { flow, token } => {
-                let status = self.flows.relocate(channel, flow, &token);
+                let status = self.flows.relocate(channel, flow, &token, now);
                 self.tell(channel, flow, status);
             }
             Frame::Close { flow } => {
@@ -304,7 +304,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn datagram(&mut self, channel: u32, number: u16, data: &[u8], now: Nanos) {
         let tally = &mut self.datagrams.forward;
         let full = self.flows.waiting() >= WAITING_MAX;
-        let Some((id, flow)) = self.flows.at(channel, number) else {
+        let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             tally.drop(Drop::Flow);
             self.tell(channel, number, Status::UnknownFlow);
             return;
@@ -338,7 +338,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         // The entry has given the number to another flow, so it has closed the one before.
         let waited = self.flows.close_number(&mut self.apps, channel, number);
         self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
-        match self.flows.relocate(channel, number, &token) {
+        match self.flows.relocate(channel, number, &token, now) {
             Status::UnknownFlow => {}
             status => return Some(status),
         }
@@ -451,7 +451,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             loop {
                 let next = finished.next();
                 if built.is_full() || next.is_none() {
-                    seal_built(shape, &self.table, &mut built, &mut self.release);
+                    seal_built(shape, &mut self.table, &mut built, &mut self.release);
                 }
                 let Some((channel, cell)) = next else { break };
                 self.cells.backward.injected += 1;
@@ -463,7 +463,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let (link, number) = record.up.expect("an exit's channel leads up");
                 let seq = record.state.next_seq;
                 record.state.next_seq += 1;
-                record.state.backward.advance(seq);
+                if record.state.next_seq >= SEQ_END {
+                    record.ends_s = 0;
+                }
                 let header = data_header(shape, number, seq);
                 let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
                 count += 1;
@@ -507,6 +509,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.end(channel, reason);
         }
         self.due = due;
+        self.flows.forget_aliases(now);
         let Self { flows, apps, packer, free, .. } = self;
         let waited = flows.expire(apps, now, |channel, flow| {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
@@ -545,7 +548,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 /// Seals a batch of built cells and appends them to the release.
 fn seal_built(
     shape: Shape,
-    table: &Table<ExitChannel>,
+    table: &mut Table<ExitChannel>,
     built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK>,
     release: &mut Vec<Pooled>,
 ) {
@@ -557,6 +560,11 @@ fn seal_built(
     }
     seal_batch(&mut jobs);
     drop(jobs);
+    // Only now: a batch may span two generations.
+    for (channel, header, ..) in built.iter() {
+        let record = table.record_mut(*channel).expect("looked up this turn");
+        record.state.backward.advance(header.seq);
+    }
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
@@ -568,6 +576,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.tick(now);
         self.receive_link(now);
         self.outbox.shuffle_flows(&mut self.rng);
+        crate::rekey(&mut self.rng);
         self.apps.send(&mut self.outbox, &mut self.datagrams.forward);
         self.receive_apps(now);
         self.leave(now);

@@ -1,0 +1,475 @@
+//! A running node: control on one thread, the data plane on another, joined by [`crate::join`].
+//!
+//! Owns the threads and the sockets' options. Control sends handshake datagrams itself, on duplicates of
+//! the link sockets; everything else leaves through the worker.
+
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use control::{Caps, Config, Control, Event, NextHop, Role, Timing};
+use dataplane::entry::{Entry, Listener};
+use dataplane::exit::Exit;
+use dataplane::exit::policy::Policy;
+use dataplane::io::apps::UdpApps;
+use dataplane::io::mmsg::MmsgPort;
+use dataplane::ledger::Ledger;
+use dataplane::links::Side;
+use dataplane::mix::Mix;
+use dataplane::punt::{Notice, PuntSender};
+use dataplane::runner::{self, Clock, Poller, Worker};
+use dataplane::sys::{self, Waker};
+use dataplane::table::OpSender;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use tracing::{info, warn};
+
+use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::join::{Joint, Note};
+use crate::resolver::Resolver;
+
+/// Operations from control that can wait for the worker.
+const OPS_MAX: usize = 4096;
+/// Punts that can wait for control: 256 copies of at most a frame, 400 kB.
+const PUNTS_MAX: usize = 256;
+
+/// All a node needs to run.
+pub struct NodeSpec {
+    /// What it is.
+    pub role: NodeRole,
+    /// Its chain, verified.
+    pub chain: config::Chain,
+    /// Entry 0, mixes from 1, then the exit.
+    pub position: usize,
+    /// Its configuration.
+    pub config: NodeConfig,
+    /// Its keys.
+    pub keys: config::Keys,
+    /// Its sockets, bound.
+    pub sockets: Sockets,
+}
+
+/// A node's sockets.
+pub struct Sockets {
+    /// Towards the previous hop; none at the entry.
+    pub up: Option<UdpSocket>,
+    /// Towards the next hop; none at the exit.
+    pub down: Option<UdpSocket>,
+    /// The entry's listeners.
+    pub listeners: Vec<(UdpSocket, Listener)>,
+}
+
+/// What control last said of itself.
+#[derive(Clone, Debug, Default)]
+pub struct ControlState {
+    /// Links.
+    pub links: usize,
+    /// Open channels.
+    pub channels: usize,
+    /// Half-open channels.
+    pub half_open: usize,
+    /// Refusals by reason; those that happened.
+    pub refused: Vec<(&'static str, u64)>,
+}
+
+/// A node at one instant.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// What it is.
+    pub role: NodeRole,
+    /// Entry 0, mixes from 1, then the exit.
+    pub position: usize,
+    /// Counters as of the worker's last turn.
+    pub ledger: Ledger,
+    /// Datagrams that the kernel dropped at the link and application sockets the node was given.
+    pub kernel_drops: u64,
+    /// Control's state as of its last turn.
+    pub control: ControlState,
+    /// Handshake datagrams that control sent, and that the kernel did not take.
+    pub handshakes: (u64, u64),
+    /// Since the node started.
+    pub uptime: Duration,
+    /// Time from the first setup to the last wanted channel; entry only, once they are up.
+    pub setup: Option<Duration>,
+}
+
+/// Takes snapshots of a node, from any thread.
+#[derive(Clone)]
+pub struct Reporter {
+    role: NodeRole,
+    position: usize,
+    ledger: Arc<Mutex<Ledger>>,
+    control: Arc<Mutex<ControlState>>,
+    handshakes: Arc<[AtomicU64; 2]>,
+    sockets: Arc<Vec<UdpSocket>>,
+    clock: Clock,
+    setup: Arc<Mutex<Option<Duration>>>,
+}
+
+impl Reporter {
+    /// The node now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            role: self.role,
+            position: self.position,
+            ledger: *lock(&self.ledger),
+            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
+            control: lock(&self.control).clone(),
+            handshakes: (self.handshakes[0].load(Ordering::Relaxed), self.handshakes[1].load(Ordering::Relaxed)),
+            uptime: self.clock.elapsed(),
+            setup: *lock(&self.setup),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A node's threads.
+pub struct Node {
+    reporter: Reporter,
+    stop: Arc<AtomicBool>,
+    worker_waker: Arc<Waker>,
+    control_waker: Arc<Waker>,
+    worker: JoinHandle<()>,
+    control: JoinHandle<()>,
+}
+
+/// A fresh generator seeded by the operating system.
+fn rng() -> anyhow::Result<ChaCha20Rng> {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..]).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
+    Ok(ChaCha20Rng::from_seed(*seed))
+}
+
+/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
+fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
+    socket.set_nonblocking(true)?;
+    if socket.local_addr()?.is_ipv6() {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
+    } else {
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
+    }
+    // The kernel grants twice what is asked and counts its own overhead against it.
+    let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
+    if granted < receive_buffer {
+        warn!(
+            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sysctl -w \
+             net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
+        );
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// A socket option, a thread or the resolver is refused by the system.
+    pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
+        let NodeSpec { role, chain, position, config, keys, sockets } = spec;
+        let next = config::next_address(&config, &chain)?;
+        let clock = Clock::start();
+        let shape = chain.shape;
+        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
+            prepare(socket, config.receive_buffer)?;
+        }
+
+        let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
+        let (punts, control_punts) = rtrb::RingBuffer::new(PUNTS_MAX);
+        let (worker_waker, control_waker) = (Arc::new(Waker::new()?), Arc::new(Waker::new()?));
+        let stop = Arc::new(AtomicBool::new(false));
+        let poller = Poller::new()?;
+        let (up, down) = (sockets.up.as_ref().map(AsFd::as_fd), sockets.down.as_ref().map(AsFd::as_fd));
+        runner::watch(&poller, &worker_waker, up, down)?;
+
+        let mut watched = Vec::new();
+        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
+            watched.push(socket.try_clone()?);
+        }
+        for (socket, _) in &sockets.listeners {
+            watched.push(socket.try_clone()?);
+        }
+        let handshake_sockets = (clone(&sockets.up)?, clone(&sockets.down)?);
+
+        let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
+            .context("the configuration contradicts itself")?;
+        let joint = Joint::new(control, OpSender::new(ops, worker_waker.clone()), control_punts);
+        let punts = PuntSender::new(punts, control_waker.clone());
+
+        let window = config.window;
+        let port = |socket: Option<UdpSocket>, which: &str| {
+            socket.map(MmsgPort::new).with_context(|| format!("the {} needs its {which} socket", role.name()))
+        };
+        let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock };
+        let (worker, ledger) = match &config.part {
+            Part::Entry(part) => {
+                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
+                let delays = chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
+                let settings = dataplane::entry::Settings {
+                    shape,
+                    listeners: kinds,
+                    window,
+                    mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
+                    flow_idle: part.flow_idle,
+                };
+                let apps = UdpApps::new(poller, listeners, config.receive_buffer)?;
+                let down = port(sockets.down, "down")?;
+                let entry = Entry::new(settings, down, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
+                let ledger = entry.published();
+                (run.spawn(entry)?, ledger)
+            }
+            Part::Mix { mixing } => {
+                let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window };
+                let ports = (port(sockets.up, "up")?, port(sockets.down, "down")?);
+                let mix = Mix::new(settings, ports, worker_ops, punts, [rng()?, rng()?, rng()?], clock.now());
+                let ledger = mix.published();
+                (run.spawn(mix)?, ledger)
+            }
+            Part::Exit(part) => {
+                let own = if_addrs::get_if_addrs().context("this host's own addresses")?;
+                let settings = dataplane::exit::Settings {
+                    shape,
+                    window,
+                    policy: Policy::new(part.allow.clone(), own.into_iter().map(|interface| interface.ip()).collect()),
+                    caps: dataplane::exit::Caps {
+                        flows_per_channel: part.max_flows_per_channel,
+                        sockets: part.max_sockets,
+                    },
+                    flow_idle: part.flow_idle,
+                };
+                let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER)?;
+                let up = port(sockets.up, "up")?;
+                let exit = Exit::new(settings, up, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
+                let ledger = exit.published();
+                (run.spawn(exit)?, ledger)
+            }
+        };
+
+        let reporter = Reporter {
+            role,
+            position,
+            ledger,
+            control: Arc::default(),
+            handshakes: Arc::default(),
+            sockets: Arc::new(watched),
+            clock,
+            setup: Arc::default(),
+        };
+        let (wanted, resolver) = match &config.part {
+            Part::Entry(part) => (part.channels, None),
+            Part::Mix { .. } => (0, None),
+            Part::Exit(part) => (0, Some(Resolver::start(part.resolver, control_waker.clone())?)),
+        };
+        let thread = ControlThread {
+            joint,
+            resolver,
+            sockets: handshake_sockets,
+            reporter: reporter.clone(),
+            waker: control_waker.clone(),
+            stop: stop.clone(),
+            wanted,
+            started: None,
+        };
+        let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
+        Ok(Node { reporter, stop, worker_waker, control_waker, worker, control })
+    }
+
+    /// Takes snapshots, also from other threads.
+    pub fn reporter(&self) -> Reporter {
+        self.reporter.clone()
+    }
+
+    /// Whether both threads run.
+    pub fn is_alive(&self) -> bool {
+        !self.worker.is_finished() && !self.control.is_finished()
+    }
+
+    /// Stops the threads: what is held is sent if it can be, and counted if not. The last snapshot.
+    ///
+    /// # Errors
+    /// A thread had died.
+    pub fn stop(self) -> anyhow::Result<Snapshot> {
+        self.stop.store(true, Ordering::Release);
+        self.worker_waker.wake();
+        self.control_waker.wake();
+        let died = |which: &str| anyhow::anyhow!("the {which} thread died: this is a bug, its panic is above");
+        self.control.join().map_err(|_| died("control"))?;
+        self.worker.join().map_err(|_| died("worker"))?;
+        Ok(self.reporter.snapshot())
+    }
+}
+
+/// Receive buffer of an exit's flow socket: a burst of video to one client.
+const FLOW_BUFFER: usize = 1 << 20;
+
+fn clone(socket: &Option<UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
+    socket.as_ref().map(UdpSocket::try_clone).transpose()
+}
+
+/// What a worker's thread needs beside the worker.
+struct Spawn {
+    poller: Poller,
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+    clock: Clock,
+}
+
+impl Spawn {
+    fn spawn(self, mut worker: impl Worker + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name("worker".into())
+            .spawn(move || runner::run(&mut worker, &self.poller, &self.waker, self.clock, &self.stop))
+    }
+}
+
+fn control_config(
+    chain: &config::Chain,
+    position: usize,
+    config: &NodeConfig,
+    keys: &config::Keys,
+    next: Option<std::net::SocketAddr>,
+) -> Config {
+    let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
+    let role = match &config.part {
+        Part::Entry(part) => Role::Entry {
+            hops: (1..=chain.shape.hops()).filter_map(descriptor).collect(),
+            channels: part.channels,
+        },
+        Part::Mix { .. } => Role::Mix,
+        Part::Exit(_) => Role::Exit,
+    };
+    Config {
+        role,
+        shape: chain.shape,
+        position,
+        noise: keys.noise.clone(),
+        setup: keys.setup.clone(),
+        descriptor: descriptor(position),
+        previous: position.checked_sub(1).filter(|i| *i > 0).and_then(descriptor).map(|d| d.noise),
+        next: descriptor(position + 1).zip(next).map(|(descriptor, address)| NextHop { descriptor, address }),
+        psk_up: keys.psk_up.clone(),
+        psk_down: keys.psk_down.clone(),
+        timing: Timing {
+            renew_after: config.renew_after,
+            expire_after: config.renew_after * 3 / 2,
+            ..Timing::default()
+        },
+        caps: Caps::default(),
+    }
+}
+
+struct ControlThread {
+    joint: Joint,
+    resolver: Option<Resolver>,
+    sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    reporter: Reporter,
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+    /// Channels that an entry wants.
+    wanted: usize,
+    /// When an entry's link came up.
+    started: Option<Duration>,
+}
+
+impl ControlThread {
+    fn run(mut self) {
+        let poller = Poller::new().and_then(|poller| poller.add(self.waker.as_fd(), 0).map(|()| poller));
+        let poller = match poller {
+            Ok(poller) => poller,
+            Err(error) => {
+                warn!("control cannot wait: {error}");
+                return;
+            }
+        };
+        let clock = self.reporter.clock;
+        while !self.stop.load(Ordering::Acquire) {
+            while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
+                self.joint.resolved(query, addresses);
+            }
+            let wake = self.turn(clock.elapsed());
+            poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+        }
+    }
+
+    fn turn(&mut self, now: Duration) -> Duration {
+        let Self { joint, resolver, sockets, reporter, wanted, started, .. } = self;
+        let mut send = |side, to, datagram: &[u8]| {
+            let socket = match side {
+                Side::Up => &sockets.0,
+                Side::Down => &sockets.1,
+            };
+            let sent = socket.as_ref().is_some_and(|socket| socket.send_to(datagram, to).is_ok());
+            reporter.handshakes[usize::from(!sent)].fetch_add(1, Ordering::Relaxed);
+        };
+        let mut note = |note| match note {
+            Note::Event(event) => {
+                if matches!(event, Event::LinkUp { side: control::Side::Down, .. }) {
+                    started.get_or_insert(now);
+                }
+                log(&event);
+            }
+            Note::Notice(Notice::TooLarge { from, len, max }) => {
+                warn!("a datagram of {len} bytes from {from} was dropped: at most {max} travel (8 fragments)");
+            }
+            Note::Notice(Notice::Refused { destination, status }) => {
+                warn!("the exit refused {destination}: {}", status_text(status));
+            }
+            Note::Resolve { query, name } => {
+                if let Some(resolver) = resolver {
+                    resolver.ask(query, name);
+                }
+            }
+        };
+        let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
+        let control = joint.control();
+        let channels = control.open_channels();
+        *lock(&reporter.control) = ControlState {
+            links: control.links(),
+            channels,
+            half_open: control.half_open(),
+            refused: control.counters().refusals().filter(|(_, count)| *count > 0).collect(),
+        };
+        if *wanted > 0
+            && channels >= *wanted
+            && let Some(started) = started
+        {
+            lock(&reporter.setup).get_or_insert(now.saturating_sub(*started));
+        }
+        wake
+    }
+}
+
+fn status_text(status: wire::frames::Status) -> &'static str {
+    use wire::frames::Status;
+    match status {
+        Status::Open => "open",
+        Status::Refused => "its policy does not allow it (see `allow` in the exit's configuration)",
+        Status::Unresolvable => "the name does not resolve there",
+        Status::Unreachable => "the destination is unreachable",
+        Status::TooManyFlows => "it has too many flows or sockets",
+        Status::UnknownFlow => "it does not know the flow",
+        Status::TooLarge => "the datagram is too large",
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
+        Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
+        Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
+        Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
+        Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),
+        Event::ChannelClosed { channel, reason } => tracing::debug!("channel {channel} has ended: {reason:?}"),
+        Event::SetupTimedOut { attempts, next_timeout } => {
+            warn!("no ack for a channel after {attempts} attempts; the next is given {next_timeout:?}");
+        }
+        Event::SetupRefused(why) => warn!("an ack was refused: {why}"),
+    }
+}
