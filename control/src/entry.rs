@@ -89,6 +89,9 @@ impl Entry {
                 let timeout = core.config.setup_timeout();
                 state.quest = Some(Quest { attempts: VecDeque::new(), count: 0, timeout, due: now });
             }
+            if let Some(quest) = &mut state.quest {
+                quest.forget_old(channels, now, ATTEMPTS_MAX);
+            }
             let prober = self.prober();
             let Some(link) = links.down_ready() else { continue };
             let state = &mut self.seats[seat];
@@ -216,14 +219,7 @@ impl Quest {
         (seat, link): (usize, LinkId),
         hops: &[HopPublic],
     ) {
-        while self
-            .attempts
-            .front()
-            .is_some_and(|old| self.attempts.len() >= ATTEMPTS_MAX || now.saturating_sub(old.sent) >= ATTEMPT_WAIT)
-        {
-            let old = self.attempts.pop_front().expect("there is a first");
-            channels.rest(now, old.id);
-        }
+        self.forget_old(channels, now, ATTEMPTS_MAX - 1);
         let shape = core.config.shape;
         let ephemerals = hops.iter().map(|_| draw_secret(&mut core.rng)).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&core.config)) else {
@@ -236,6 +232,18 @@ impl Quest {
         self.attempts.push_back(Attempt { id, pending, acks, sent: now });
         core.counters.setups += 1;
         send_setup(core, links, now, id, &onion);
+    }
+
+    /// Wipes attempts that are over a minute old, and the oldest beyond `keep`.
+    fn forget_old(&mut self, channels: &mut Channels, now: Duration, keep: usize) {
+        let old = |quest: &Quest| {
+            let first = quest.attempts.front()?;
+            (quest.attempts.len() > keep || now.saturating_sub(first.sent) >= ATTEMPT_WAIT).then_some(())
+        };
+        while old(self).is_some() {
+            let attempt = self.attempts.pop_front().expect("there is a first");
+            channels.rest(now, attempt.id);
+        }
     }
 
     /// Lets the ids of all attempts rest.

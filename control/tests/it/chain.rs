@@ -198,3 +198,31 @@ fn a_dead_next_hop_loses_its_channels_when_the_last_slot_expires() {
     let exit = world.node(3);
     assert_eq!((exit.links.len(), exit.channels.len()), (0, 0), "nor has the exit a link");
 }
+
+#[test]
+fn a_host_clock_that_steps_back_does_not_stop_renewals() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(2);
+    plan.timing.expire_after = secs(5);
+    let mut world = World::new(plan);
+    world.run_for(secs(5));
+    world.wall_base -= secs(86_400);
+    world.run_for(secs(60));
+    assert!(world.has_channels(0, 4));
+    for at in 1..=3 {
+        assert_eq!(world.refused(at, control::Refusal::StaleTimestamp), 0);
+    }
+}
+
+#[test]
+fn a_pre_shared_key_must_be_shared() {
+    let key = |n| Some(wire::kdf::Secret::new([n; 32]));
+    for (psk, meet) in [((key(1), key(1)), true), ((key(1), key(2)), false), ((None, key(1)), false)] {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.psk = psk;
+        let mut world = World::new(plan);
+        world.run_for(secs(3));
+        assert_eq!(world.has_channels(0, 4), meet);
+        assert_eq!(world.node(1).has_link(Side::Down), meet);
+    }
+}

@@ -35,6 +35,8 @@ pub struct Plan {
     pub timing: Timing,
     pub caps: Caps,
     pub channels: usize,
+    /// Shared by positions 1 and 2, or not: (of 1, of 2).
+    pub psk: (Option<Secret>, Option<Secret>),
 }
 
 /// Where node `position` receives from the previous hop.
@@ -69,7 +71,16 @@ impl Plan {
                 lanes: vec![up_address(i)],
             })
             .collect();
-        Plan { shape, descriptors, noise, setup, timing: Timing::default(), caps: Caps::default(), channels: 4 }
+        Plan {
+            shape,
+            descriptors,
+            noise,
+            setup,
+            timing: Timing::default(),
+            caps: Caps::default(),
+            channels: 4,
+            psk: (None, None),
+        }
     }
 
     /// Gives this position other keys than the chain knows, from now on.
@@ -100,8 +111,8 @@ impl Plan {
             previous: (position > 1).then(|| self.noise[position - 1].1),
             next: (position < hops)
                 .then(|| NextHop { descriptor: self.descriptors[position].clone(), address: up_address(position + 1) }),
-            psk_up: None,
-            psk_down: None,
+            psk_up: self.psk.1.clone().filter(|_| position == 2),
+            psk_down: self.psk.0.clone().filter(|_| position == 1),
             timing: self.timing,
             caps: self.caps,
         }
@@ -200,6 +211,8 @@ pub struct World {
     number: usize,
     rng: ChaCha20Rng,
     pub tap: Tap,
+    /// What the hosts' clocks show is this and the virtual time.
+    pub wall_base: Duration,
     pub record: Vec<Packet>,
 }
 
@@ -215,6 +228,7 @@ impl World {
             rng: ChaCha20Rng::seed_from_u64(2),
             tap: Box::new(|_, _| Fate::Pass),
             record: Vec::new(),
+            wall_base: secs(1_800_000_000),
         }
     }
 
@@ -228,7 +242,7 @@ impl World {
     }
 
     pub fn wall(&self) -> SystemTime {
-        UNIX_EPOCH + secs(1_800_000_000) + self.now
+        UNIX_EPOCH + self.wall_base + self.now
     }
 
     /// Starts, or restarts with nothing remembered, a node.
