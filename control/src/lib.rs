@@ -110,6 +110,7 @@ impl Control {
                 }
             }
         }
+        core.rekey();
     }
 
     /// Does what is due by now.
@@ -128,6 +129,7 @@ impl Control {
         if let Some(entry) = entry {
             entry.tick(core, channels, links, now);
         }
+        core.rekey();
     }
 
     /// The next output, in binding order.
