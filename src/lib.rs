@@ -1,1 +1,12 @@
-//! eddy
+//! eddy: a mix chain for streaming-grade UDP.
+//!
+//! This crate is the command and what it is made of. [`config`] reads what operators write,
+//! [`node`] joins `control` and `dataplane` into a running node, [`report`] is what a node says of
+//! itself, [`status`] says it over a Unix socket, [`cli`] and [`commands`] are the command.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod node;
+pub mod report;
+pub mod status;
