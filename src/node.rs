@@ -3,9 +3,10 @@
 //! Owns the threads and the sockets' options. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else leaves through the worker.
 
+use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
+use crate::report::{Handshakes, NodeReport};
 use crate::resolver::Resolver;
 
 /// Operations from control that can wait for the worker.
@@ -66,63 +68,33 @@ pub struct Sockets {
 
 /// What control last said of itself.
 #[derive(Clone, Debug, Default)]
-pub struct ControlState {
-    /// Links.
-    pub links: usize,
-    /// Open channels.
-    pub channels: usize,
-    /// Half-open channels.
-    pub half_open: usize,
-    /// Refusals by reason; those that happened.
-    pub refused: Vec<(&'static str, u64)>,
+struct ControlState {
+    handshakes: Handshakes,
+    refused: BTreeMap<String, u64>,
 }
 
-/// A node at one instant.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// What it is.
-    pub role: NodeRole,
-    /// Entry 0, mixes from 1, then the exit.
-    pub position: usize,
-    /// Counters as of the worker's last turn.
-    pub ledger: Ledger,
-    /// Datagrams that the kernel dropped at the link and application sockets the node was given.
-    pub kernel_drops: u64,
-    /// Control's state as of its last turn.
-    pub control: ControlState,
-    /// Handshake datagrams that control sent, and that the kernel did not take.
-    pub handshakes: (u64, u64),
-    /// Since the node started.
-    pub uptime: Duration,
-    /// Time from the first setup to the last wanted channel; entry only, once they are up.
-    pub setup: Option<Duration>,
-}
-
-/// Takes snapshots of a node, from any thread.
+/// What a node's readings are made from.
 #[derive(Clone)]
-pub struct Reporter {
+struct Reporter {
     role: NodeRole,
     position: usize,
     ledger: Arc<Mutex<Ledger>>,
     control: Arc<Mutex<ControlState>>,
-    handshakes: Arc<[AtomicU64; 2]>,
+    /// The link and listening sockets, to ask the kernel what it dropped there.
     sockets: Arc<Vec<UdpSocket>>,
     clock: Clock,
-    setup: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Reporter {
-    /// The node now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            role: self.role,
-            position: self.position,
-            ledger: *lock(&self.ledger),
+    fn report(&self) -> NodeReport {
+        let control = lock(&self.control).clone();
+        NodeReport {
             kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
-            control: lock(&self.control).clone(),
-            handshakes: (self.handshakes[0].load(Ordering::Relaxed), self.handshakes[1].load(Ordering::Relaxed)),
-            uptime: self.clock.elapsed(),
-            setup: *lock(&self.setup),
+            handshakes: control.handshakes,
+            refused: control.refused,
+            uptime_s: self.clock.elapsed().as_secs_f64(),
+            engine: wire::gcm::ENGINE.to_owned(),
+            ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
         }
     }
 }
@@ -257,15 +229,12 @@ impl Node {
             position,
             ledger,
             control: Arc::default(),
-            handshakes: Arc::default(),
             sockets: Arc::new(watched),
             clock,
-            setup: Arc::default(),
         };
-        let (wanted, resolver) = match &config.part {
-            Part::Entry(part) => (part.channels, None),
-            Part::Mix { .. } => (0, None),
-            Part::Exit(part) => (0, Some(Resolver::start(part.resolver, control_waker.clone())?)),
+        let resolver = match &config.part {
+            Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
+            Part::Entry(_) | Part::Mix { .. } => None,
         };
         let thread = ControlThread {
             joint,
@@ -274,16 +243,20 @@ impl Node {
             reporter: reporter.clone(),
             waker: control_waker.clone(),
             stop: stop.clone(),
-            wanted,
-            started: None,
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
         Ok(Node { reporter, stop, worker_waker, control_waker, worker, control })
     }
 
-    /// Takes snapshots, also from other threads.
-    pub fn reporter(&self) -> Reporter {
-        self.reporter.clone()
+    /// A reading of all counters.
+    pub fn report(&self) -> NodeReport {
+        self.reporter.report()
+    }
+
+    /// The same for another thread.
+    pub fn reporter(&self) -> impl Fn() -> NodeReport + Send + 'static {
+        let reporter = self.reporter.clone();
+        move || reporter.report()
     }
 
     /// Whether both threads run.
@@ -291,18 +264,18 @@ impl Node {
         !self.worker.is_finished() && !self.control.is_finished()
     }
 
-    /// Stops the threads: what is held is sent if it can be, and counted if not. The last snapshot.
+    /// Stops the threads: what is held is sent if it can be, and counted if not. The last reading.
     ///
     /// # Errors
     /// A thread had died.
-    pub fn stop(self) -> anyhow::Result<Snapshot> {
+    pub fn stop(self) -> anyhow::Result<NodeReport> {
         self.stop.store(true, Ordering::Release);
         self.worker_waker.wake();
         self.control_waker.wake();
         let died = |which: &str| anyhow::anyhow!("the {which} thread died: this is a bug, its panic is above");
         self.control.join().map_err(|_| died("control"))?;
         self.worker.join().map_err(|_| died("worker"))?;
-        Ok(self.reporter.snapshot())
+        Ok(self.reporter.report())
     }
 }
 
@@ -368,14 +341,11 @@ fn control_config(
 struct ControlThread {
     joint: Joint,
     resolver: Option<Resolver>,
+    /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
     reporter: Reporter,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
-    /// Channels that an entry wants.
-    wanted: usize,
-    /// When an entry's link came up.
-    started: Option<Duration>,
 }
 
 impl ControlThread {
@@ -399,22 +369,19 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { joint, resolver, sockets, reporter, wanted, started, .. } = self;
+        let Self { joint, resolver, sockets, reporter, .. } = self;
         let mut send = |side, to, datagram: &[u8]| {
             let socket = match side {
                 Side::Up => &sockets.0,
                 Side::Down => &sockets.1,
             };
-            let sent = socket.as_ref().is_some_and(|socket| socket.send_to(datagram, to).is_ok());
-            reporter.handshakes[usize::from(!sent)].fetch_add(1, Ordering::Relaxed);
+            // Lost or not, control tries again in its own time.
+            if let Some(socket) = socket {
+                let _ = socket.send_to(datagram, to);
+            }
         };
         let mut note = |note| match note {
-            Note::Event(event) => {
-                if matches!(event, Event::LinkUp { side: control::Side::Down, .. }) {
-                    started.get_or_insert(now);
-                }
-                log(&event);
-            }
+            Note::Event(event) => log(&event),
             Note::Notice(Notice::TooLarge { from, len, max }) => {
                 warn!("a datagram of {len} bytes from {from} was dropped: at most {max} travel (8 fragments)");
             }
@@ -429,19 +396,19 @@ impl ControlThread {
         };
         let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = joint.control();
-        let channels = control.open_channels();
+        let counters = control.counters();
         *lock(&reporter.control) = ControlState {
-            links: control.links(),
-            channels,
-            half_open: control.half_open(),
-            refused: control.counters().refusals().filter(|(_, count)| *count > 0).collect(),
+            handshakes: Handshakes {
+                started: counters.handshakes_started,
+                done: counters.handshakes_done,
+                setups: counters.setups,
+                channels_opened: counters.channels_opened,
+                keepalives: counters.keepalives,
+                cells: counters.cells,
+                half_open: control.half_open() as u64,
+            },
+            refused: counters.refusals().filter(|(_, n)| *n > 0).map(|(why, n)| (why.to_owned(), n)).collect(),
         };
-        if *wanted > 0
-            && channels >= *wanted
-            && let Some(started) = started
-        {
-            lock(&reporter.setup).get_or_insert(now.saturating_sub(*started));
-        }
         wake
     }
 }

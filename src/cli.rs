@@ -1,0 +1,295 @@
+//! The command line: what can be said, and the help that teaches it.
+//!
+//! Owns arguments and their texts. What they do is in [`crate::commands`], one file per command.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use dataplane::pool::Mixing;
+use ipnet::IpNet;
+use wire::cell::Class;
+
+use crate::config::{Forward, parse_listen, parse_network};
+
+const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
+
+const LONG_ABOUT: &str = "\
+A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard.
+
+Datagrams that an application sends to the ENTRY cross one to seven MIXES, which hold cells of equal \
+length for a few milliseconds and release them shuffled, and leave at the EXIT. Answers come back the \
+same way. Nobody on the path sees both who sends and where to.
+
+    application <-> entry <-> mix 1 <-> ... <-> mix m <-> exit <-> destination";
+
+const EXAMPLES: &str = "\
+Try it on this host, nothing to prepare:
+    eddy chain
+
+Make a chain, then run each of its nodes, and send UDP through it:
+    eddy init demo --mixes 3
+    eddy mix --config demo/mix1.toml        (mix2, mix3 likewise, in any order)
+    eddy exit --config demo/exit.toml --allow 127.0.0.0/8
+    eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
+    eddy status --config demo/entry.toml
+
+EDDY_LOG=debug makes nodes tell more; log lines go to standard error.
+Exit codes: 0 done, 1 failed, 2 a mistake in a configuration or on the command line.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "eddy", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a chain: its public file, and a configuration and a key file per node
+    Init(InitArgs),
+    /// Run an entry: the user's end of a chain
+    Entry(EntryArgs),
+    /// Run a mix
+    Mix(MixArgs),
+    /// Run an exit: the end of a chain that talks to destinations
+    Exit(ExitArgs),
+    /// Ask a running node for its ledger
+    Status(StatusArgs),
+    /// Try a whole chain on this host, as separate processes, and account for every packet
+    Chain(ChainArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// The folder to write them to
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+const INIT_HELP: &str = "\
+Examples:
+    eddy init demo                                       three mixes and an exit on 127.0.0.1
+    eddy init voice --class S --mixing timed:t=2ms       small cells, little delay
+    eddy init real --mixes 2 --node 192.0.2.1 --node 198.51.100.7 --node 203.0.113.9:4700
+
+chain.toml is public. Each NAME.key belongs on the host of its node and nowhere else.";
+
+/// `eddy init`.
+#[derive(Args, Debug)]
+#[command(after_help = INIT_HELP)]
+pub struct InitArgs {
+    /// The folder to write to; made if it does not exist
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Mixes between entry and exit, 1 to 7
+    #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
+    pub mixes: usize,
+    /// Size of cells: S (208 bytes: voice, games), M (1152: any IPv6 path), L (1328: QUIC, video, WireGuard)
+    #[arg(long, default_value_t = Class::L, ignore_case = true)]
+    pub class: Class,
+    /// What mixes do: threshold:n=64, timed:t=5ms or threshold-or-timed:n=64,t=5ms
+    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
+    pub mixing: Mixing,
+    /// Where all mixes and the exit run, unless --node says otherwise [default: 127.0.0.1, or ::1 with --ipv6]
+    #[arg(long, value_name = "IP")]
+    pub host: Option<IpAddr>,
+    /// Where one node runs, IP or IP:PORT: once for each mix, then for the exit
+    #[arg(long = "node", value_name = "ADDR", conflicts_with = "host")]
+    pub nodes: Vec<String>,
+    /// Ports are counted from here: Mix 1 has the next one
+    #[arg(long, default_value_t = 4700, value_name = "PORT")]
+    pub base_port: u16,
+    /// All links over IPv6
+    #[arg(long)]
+    pub ipv6: bool,
+    /// Lifetime of a channel in seconds, 60 to 3600; the same for everyone, or it would be a label
+    #[arg(long, default_value_t = crate::config::LIFETIME_S, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u16).range(60..=3600))]
+    pub lifetime: u16,
+    /// Overwrite a chain that is there, keys and all
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What all nodes take.
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    /// The node's configuration, as `eddy init` writes it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// End when standard input closes, too
+    #[arg(long, hide = true)]
+    pub lifeline: bool,
+    /// Print the final report as a line of JSON
+    #[arg(long, hide = true)]
+    pub report_json: bool,
+}
+
+const NODE_HELP: &str = "\
+Ends on SIGTERM or Ctrl-C, and prints where every packet went.
+Sockets bound outside (systemd, LISTEN_FDS) are taken over, in this order: \
+mix: up, down; entry: down, forwards, pymix; exit: up.";
+
+/// `eddy entry`.
+#[derive(Args, Debug)]
+#[command(after_help = NODE_HELP)]
+pub struct EntryArgs {
+    /// What all nodes take.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Send what arrives at LISTEN to DEST, like `ssh -L` for UDP: IP:PORT=HOST:PORT; a name is resolved
+    /// at the exit [repeatable]
+    #[arg(long = "forward", value_name = "LISTEN=DEST")]
+    pub forwards: Vec<Forward>,
+    /// Listen for PyMix clients, whose datagrams begin with their destination [repeatable]
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    pub pymix: Vec<SocketAddr>,
+}
+
+/// `eddy mix`.
+#[derive(Args, Debug)]
+#[command(after_help = NODE_HELP)]
+pub struct MixArgs {
+    /// What all nodes take.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `eddy exit`.
+#[derive(Args, Debug)]
+#[command(after_help = NODE_HELP)]
+pub struct ExitArgs {
+    /// What all nodes take.
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Let traffic reach this network although it is private, loopback or this host's own [repeatable]
+    #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
+    pub allow: Vec<IpNet>,
+}
+
+/// `eddy status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// The configuration that the node runs with
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Print a line of JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+const CHAIN_HELP: &str = "\
+Examples:
+    eddy chain                                        10 x \"Hello\" to 5 receivers through 3 mixes
+    eddy chain --mixes 7 --class S --mixing threshold:n=5
+    eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
+    eddy chain --stay --forward 5000=127.0.0.1:9      a chain to play with, until Ctrl-C
+
+Ends with 0 only if every message was delivered and answered and every ledger closes.";
+
+/// `eddy chain`.
+#[derive(Args, Debug)]
+#[command(after_help = CHAIN_HELP)]
+pub struct ChainArgs {
+    /// Mixes between entry and exit, 1 to 7
+    #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
+    pub mixes: usize,
+    /// Size of cells: S, M or L
+    #[arg(long, default_value_t = Class::L, ignore_case = true)]
+    pub class: Class,
+    /// What mixes do: threshold:n=64, timed:t=5ms or threshold-or-timed:n=64,t=5ms
+    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
+    pub mixing: Mixing,
+    /// Channels that the entry keeps up
+    #[arg(long, default_value_t = crate::config::CHANNELS, value_parser = channels, value_name = "N")]
+    pub channels: usize,
+    /// Receivers, each with a forward and a client socket of its own, 1 to 256
+    #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
+    pub receivers: usize,
+    /// Messages to send, each to a receiver chosen at random
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub messages: u64,
+    /// Messages per second
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Send for so many seconds; overrides --messages
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub seconds: Option<f64>,
+    /// Length of a message in bytes instead of "Hello"; the receiver sends it back as it is
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=65_507))]
+    pub payload_len: Option<u32>,
+    /// Links and applications over IPv6
+    #[arg(long)]
+    pub ipv6: bool,
+    /// Renew the links' keys after so many seconds
+    #[arg(long, default_value_t = crate::config::RENEW_AFTER_S, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub renew_after_s: u64,
+    /// Print one JSON object as the last line instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the chain running until Ctrl-C, and print the entry's addresses
+    #[arg(long)]
+    pub stay: bool,
+    /// Have the entry listen for PyMix clients [repeatable]
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    pub pymix: Vec<SocketAddr>,
+    /// Have the entry send what arrives at LISTEN to DEST [repeatable]
+    #[arg(long = "forward", value_name = "LISTEN=DEST")]
+    pub forwards: Vec<Forward>,
+    /// Let the exit reach this network, too; loopback it may reach already [repeatable]
+    #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
+    pub allow: Vec<IpNet>,
+}
+
+impl Cli {
+    /// The command's own description, for completions and manual pages.
+    pub fn description() -> clap::Command {
+        Cli::command()
+    }
+}
+
+fn count(text: &str, range: std::ops::RangeInclusive<usize>, what: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| format!("{what} {} to {}", range.start(), range.end()))
+}
+
+fn mixes(text: &str) -> Result<usize, String> {
+    count(text, 1..=7, "a chain has")
+}
+
+fn receivers(text: &str) -> Result<usize, String> {
+    count(text, 1..=256, "take")
+}
+
+fn channels(text: &str) -> Result<usize, String> {
+    count(text, 1..=256, "take")
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|r: &f64| (0.01..=1e6).contains(r));
+    number.ok_or_else(|| "take 0.01 to 1000000 messages per second".to_owned())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|s: &f64| (0.01..=86_400.0).contains(s));
+    number.ok_or_else(|| "take 0.01 to 86400 seconds".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,7 @@
+//! stub
+/// stub
+/// # Errors
+/// stub
+pub fn run(_: &crate::cli::ChainArgs) -> anyhow::Result<()> {
+    Ok(())
+}

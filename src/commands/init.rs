@@ -1,0 +1,505 @@
+//! `eddy init`: makes a chain. One public file, and per node a configuration and a key file.
+//!
+//! Owns the layout of a chain's folder and the text of its files. Everything is made in one place,
+//! which suits one operator; with several, each hands the others a signed descriptor and keeps the
+//! keys.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use control::Descriptor;
+use control::descriptor::{draw_secret, draw_x25519};
+use dataplane::pool::Mixing;
+use ipnet::IpNet;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Class, Shape};
+use wire::kdf::Secret;
+use zeroize::Zeroizing;
+
+use crate::cli::InitArgs;
+use crate::config::{
+    CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole,
+    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, check_fits, encode_base64, node_name,
+};
+
+/// Descriptors are valid for a year.
+const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+/// And from an hour before they are made, for clocks that run behind.
+const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// A chain to be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Size class.
+    pub class: Class,
+    /// What all its mixes do.
+    pub mixing: Mixing,
+    /// Lifetime of its channels in seconds, 60 to 3600.
+    pub lifetime_s: u16,
+    /// Links are renewed after so many seconds.
+    pub renew_after_s: u64,
+    /// The mixes and, last, the exit.
+    pub hops: Vec<PlannedHop>,
+    /// The entry.
+    pub entry: PlannedEntry,
+    /// What the exit may reach beyond the public network.
+    pub allow: Vec<IpNet>,
+    /// Whether files may be overwritten.
+    pub force: bool,
+}
+
+/// A mix or an exit to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedHop {
+    /// Where the previous hop reaches it.
+    pub address: SocketAddr,
+    /// Where it sends to the next hop from; unused at the exit.
+    pub down: SocketAddr,
+}
+
+/// An entry to be made.
+#[derive(Clone, Debug)]
+pub struct PlannedEntry {
+    /// Where it sends to Mix 1 from.
+    pub down: SocketAddr,
+    /// Channels to keep up.
+    pub channels: usize,
+    /// Its forwards.
+    pub forwards: Vec<Forward>,
+    /// Its pymix ports.
+    pub pymix: Vec<SocketAddr>,
+}
+
+impl Plan {
+    /// A chain over these addresses, Mix 1 first and the exit last, with all defaults.
+    pub fn new(addresses: &[SocketAddr]) -> Plan {
+        let downs = addresses.iter().skip(1).chain(addresses.last()).map(any_like);
+        let hops = addresses.iter().zip(downs).map(|(&address, down)| PlannedHop { address, down }).collect();
+        Plan {
+            class: Class::L,
+            mixing: Mixing::default(),
+            lifetime_s: LIFETIME_S,
+            renew_after_s: RENEW_AFTER_S,
+            hops,
+            entry: PlannedEntry {
+                down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
+                channels: CHANNELS,
+                forwards: Vec::new(),
+                pymix: Vec::new(),
+            },
+            allow: Vec::new(),
+            force: false,
+        }
+    }
+}
+
+/// Any port of any address of the same family.
+fn any_like(address: &SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// The files of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `chain.toml`.
+    pub chain: PathBuf,
+    /// The entry's configuration.
+    pub entry: PathBuf,
+    /// The configurations of the mixes and, last, of the exit.
+    pub hops: Vec<PathBuf>,
+}
+
+/// A name of a node with its configuration and its keys, before they are written.
+struct Written {
+    name: String,
+    config: String,
+    keys: Zeroizing<String>,
+}
+
+/// Makes the keys and writes all files of a chain into `dir`, which is made if need be.
+///
+/// # Errors
+/// The cells do not fit, a file exists and may not be overwritten, or cannot be written. Nothing is
+/// written unless everything is in order.
+pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
+    let h = plan.hops.len();
+    let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    check_fits(shape, plan.hops.iter().any(|hop| hop.address.is_ipv6()))?;
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..])
+        .map_err(|why| ConfigError::Arguments(format!("the system gives no random: {why}")))?;
+    let mut rng = ChaCha20Rng::from_seed(*seed);
+    let chain_id = *draw_secret(&mut rng).expose();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+
+    let mut chain_text = chain_head(&chain_id, shape, plan);
+    let entry_keys = Keys {
+        identity: draw_secret(&mut rng),
+        noise: draw_x25519(&mut rng).0,
+        setup: draw_x25519(&mut rng).0,
+        psk_up: None,
+        psk_down: None,
+    };
+    let mut nodes = vec![Written {
+        name: node_name(NodeRole::Entry, 0),
+        config: entry_config(plan),
+        keys: key_text(NodeRole::Entry, &entry_keys),
+    }];
+    for (i, hop) in plan.hops.iter().enumerate() {
+        let index = i + 1;
+        let role = if index == h { NodeRole::Exit } else { NodeRole::Mix };
+        let (noise, noise_public) = draw_x25519(&mut rng);
+        let (setup, setup_public) = draw_x25519(&mut rng);
+        let keys = Keys { identity: draw_secret(&mut rng), noise, setup, psk_up: None, psk_down: None };
+        let identity = control::Identity::from_seed(&keys.identity);
+        let delay = if role == NodeRole::Mix { plan.mixing.largest_delay() } else { Duration::ZERO };
+        let descriptor = Descriptor {
+            chain: chain_id,
+            position: index as u8,
+            hops: h as u8,
+            class: plan.class,
+            epoch: 1,
+            not_before: now.saturating_sub(BACKDATED).as_secs(),
+            not_after: (now + VALID).as_secs(),
+            noise: noise_public,
+            setup: setup_public,
+            mixing_delay_ms: delay.as_nanos().div_ceil(1_000_000) as u32,
+            lifetime_s: plan.lifetime_s,
+            lanes: vec![hop.address],
+        };
+        let signed = descriptor
+            .sign(&identity)
+            .map_err(|why| ConfigError::Arguments(format!("node {index} at {}: {why}", hop.address)))?;
+        let _ = write!(
+            chain_text,
+            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\ndescriptor = \"{}\"\n",
+            encode_base64(&identity.public()),
+            hop.address,
+            encode_base64(&signed),
+        );
+        let config = if role == NodeRole::Mix { mix_config(plan, index) } else { exit_config(plan) };
+        nodes.push(Written { name: node_name(role, index), config, keys: key_text(role, &keys) });
+    }
+
+    let chain = dir.join("chain.toml");
+    let config_path = |node: &Written| dir.join(format!("{}.toml", node.name));
+    let key_path = |node: &Written| dir.join(format!("{}.key", node.name));
+    if !plan.force {
+        let all = nodes.iter().flat_map(|node| [config_path(node), key_path(node)]);
+        if let Some(taken) = std::iter::once(chain.clone()).chain(all).find(|path| path.symlink_metadata().is_ok()) {
+            return Err(ConfigError::Exists(taken));
+        }
+    }
+    fs::create_dir_all(dir).map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why })?;
+    create(&chain, chain_text.as_bytes(), 0o644)?;
+    for node in &nodes {
+        create(&config_path(node), node.config.as_bytes(), 0o644)?;
+        create(&key_path(node), node.keys.as_bytes(), 0o600)?;
+    }
+    let mut configs = nodes.iter().map(config_path);
+    let entry = configs.next().unwrap_or_default();
+    Ok(Files { chain, entry, hops: configs.collect() })
+}
+
+/// Writes a new file with these permissions; one that was there is removed, not reused, for its
+/// permissions may be wider.
+fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
+    let done = match fs::remove_file(path) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
+        _ => {
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut f| f.write_all(content))
+        }
+    };
+    done.map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
+}
+
+fn chain_head(id: &[u8; 32], shape: Shape, plan: &Plan) -> String {
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "# A chain as everyone may know it: give this file to all its operators and users.\n\
+         id = \"{id}\"\n\
+         class = \"{}\"\n\
+         hops = {}   # key hops: the mixes and the exit\n\
+         mixing = \"{}\"\n\
+         lifetime_s = {}   # of a channel\n",
+        shape.class(),
+        shape.hops(),
+        plan.mixing,
+        plan.lifetime_s,
+    )
+}
+
+fn common(role: NodeRole, index: usize) -> String {
+    let name = node_name(role, index);
+    format!(
+        "# Run with: eddy {role} --config {name}.toml\n\
+         # Paths are relative to this file. A line that begins with # shows a default or an example.\n\
+         role = \"{role}\"\n\
+         position = {index}\n\
+         chain = \"chain.toml\"\n\
+         keys = \"{name}.key\"\n\
+         status = \"{name}.sock\"\n"
+    )
+}
+
+fn tail(plan: &Plan) -> String {
+    let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
+    format!(
+        "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
+         # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
+         {renew}renew_after_s = {}   # new link keys; dropped after half as long again\n",
+        plan.renew_after_s
+    )
+}
+
+fn down_lines(down: SocketAddr, next: &PlannedHop) -> String {
+    format!(
+        "\ndown = \"{down}\"   # cells to and from the next hop\n\
+         # next = \"{}\"   # where the next hop is reached, if not at its published address\n",
+        next.address
+    )
+}
+
+fn entry_config(plan: &Plan) -> String {
+    let entry = &plan.entry;
+    let mut text = common(NodeRole::Entry, 0);
+    text += &down_lines(entry.down, &plan.hops[0]);
+    let _ = write!(
+        text,
+        "\nchannels = {}   # kept up; clients are spread over them\n\
+         # flow_idle_s = {FLOW_IDLE_S}\n",
+        entry.channels
+    );
+    if !entry.pymix.is_empty() {
+        let _ = writeln!(text, "pymix = {}", strings(&entry.pymix));
+    }
+    text += &tail(plan);
+    text += "\n# Datagrams sent to `listen` come out at the exit towards `to`; a name is resolved there.\n";
+    if entry.forwards.is_empty() {
+        text += "# [[forward]]\n# listen = \"127.0.0.1:5000\"\n# to = \"192.0.2.7:5000\"\n";
+    }
+    for Forward { listen, to } in &entry.forwards {
+        let _ = write!(text, "[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+    }
+    text
+}
+
+fn mix_config(plan: &Plan, index: usize) -> String {
+    let hop = &plan.hops[index - 1];
+    let mut text = common(NodeRole::Mix, index);
+    let _ = write!(text, "\nup = \"{}\"   # cells to and from the previous hop", hop.address);
+    text += &down_lines(hop.down, &plan.hops[index]);
+    let _ = writeln!(text, "\nmixing = \"{}\"", plan.mixing);
+    text + &tail(plan)
+}
+
+fn exit_config(plan: &Plan) -> String {
+    let h = plan.hops.len();
+    let mut text = common(NodeRole::Exit, h);
+    let _ = write!(
+        text,
+        "\nup = \"{}\"   # cells to and from the previous hop\n\n\
+         # Private, loopback, link-local and multicast networks and this host's own addresses are\n\
+         # refused unless listed here.\n\
+         allow = {}\n\
+         # resolver = \"9.9.9.9:53\"   # the system's unless set\n\
+         # flow_idle_s = {FLOW_IDLE_S}\n\
+         # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
+         # max_sockets = {MAX_SOCKETS}\n",
+        plan.hops[h - 1].address,
+        strings(&plan.allow),
+    );
+    text + &tail(plan)
+}
+
+fn strings<T: std::fmt::Display>(all: &[T]) -> String {
+    let quoted: Vec<String> = all.iter().map(|one| format!("\"{one}\"")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
+    let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
+    let why = match role {
+        NodeRole::Entry => "# An entry shows none of these to anyone.\n",
+        NodeRole::Mix | NodeRole::Exit => "# Whoever has these is this node.\n",
+    };
+    Zeroizing::new(format!(
+        "# Private keys: for the user who runs the node alone (mode 0600).\n{why}\
+         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n",
+        *line(&keys.identity),
+        *line(&keys.noise),
+        *line(&keys.setup),
+    ))
+}
+
+/// Where the mixes and the exit are, from the command line: given one by one, or on one host from a
+/// base port on.
+fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
+    let h = args.mixes + 1;
+    let base = args.base_port;
+    let port = |i: usize| {
+        u16::try_from(usize::from(base) + i)
+            .map_err(|_| ConfigError::Arguments(format!("--base-port {base} leaves no {h} ports below 65536")))
+    };
+    if args.nodes.is_empty() {
+        let host = match (args.host, args.ipv6) {
+            (Some(IpAddr::V4(host)), true) => {
+                return Err(ConfigError::Arguments(format!(
+                    "--host {host} is IPv4: leave out --ipv6 or take an IPv6 host"
+                )));
+            }
+            (Some(host), _) => host,
+            (None, true) => Ipv6Addr::LOCALHOST.into(),
+            (None, false) => Ipv4Addr::LOCALHOST.into(),
+        };
+        return (0..h).map(|i| Ok(SocketAddr::new(host, port(i + 1)?))).collect();
+    }
+    if args.nodes.len() != h {
+        return Err(ConfigError::Arguments(format!(
+            "{} --node for {} mixes and an exit: give --node {h} times, Mix 1 first and the exit last",
+            args.nodes.len(),
+            args.mixes
+        )));
+    }
+    let all = args.nodes.iter().enumerate().map(|(i, text)| match text.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, port(i + 1)?)),
+        Err(_) => text.parse::<SocketAddr>().map_err(|_| {
+            ConfigError::Arguments(format!("--node {text:?} is no address: write IP, IP:PORT or [IPv6]:PORT"))
+        }),
+    });
+    let all = all.collect::<Result<Vec<_>, _>>()?;
+    if let Some(odd) = all.iter().find(|address| address.is_ipv4() && args.ipv6) {
+        return Err(ConfigError::Arguments(format!("--node {odd} is IPv4: leave out --ipv6 or take IPv6 addresses")));
+    }
+    if let Some((i, twice)) = all.iter().enumerate().find(|(i, address)| all[..*i].contains(address)) {
+        return Err(ConfigError::Arguments(format!("--node {twice} stands twice, the second time for node {}", i + 1)));
+    }
+    Ok(all)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`write()`], or standard output is gone.
+pub fn run(args: &InitArgs) -> anyhow::Result<()> {
+    let addresses = addresses(args)?;
+    let plan = Plan {
+        class: args.class,
+        mixing: args.mixing,
+        lifetime_s: args.lifetime,
+        force: args.force,
+        ..Plan::new(&addresses)
+    };
+    let files = write(&args.dir, &plan)?;
+    let mut text = format!(
+        "A chain of class {} with {} mixes is in {}.\n\nRun each node where its address is, in any order:\n\n",
+        plan.class,
+        args.mixes,
+        args.dir.display()
+    );
+    let h = addresses.len();
+    let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
+    for (i, (config, address)) in files.hops.iter().zip(&addresses).enumerate() {
+        let role = if i + 1 == h { NodeRole::Exit } else { NodeRole::Mix };
+        let _ = writeln!(text, "  {:<width$}  # at {address}", format!("eddy {role} --config {}", config.display()));
+    }
+    let entry = files.entry.display();
+    let _ = write!(
+        text,
+        "  {:<width$}  # on the user's side\n\n\
+         Each node needs chain.toml, its own NAME.toml and its own NAME.key; a key file goes nowhere else.\n\
+         To send UDP through the chain, add a forward, and send to its first address:\n\n  \
+         eddy entry --config {entry} --forward 127.0.0.1:5000=HOST:PORT\n",
+        format!("eddy entry --config {entry}")
+    );
+    std::io::stdout().write_all(text.as_bytes()).context("standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Loaded, Part};
+    use std::os::unix::fs::MetadataExt;
+
+    fn plan(mixes: usize) -> Plan {
+        let addresses: Vec<SocketAddr> =
+            (0..=mixes).map(|i| SocketAddr::from(([127, 0, 0, 1], 4701 + i as u16))).collect();
+        Plan::new(&addresses)
+    }
+
+    #[test]
+    fn what_init_writes_every_node_reads() {
+        for (class, mixes) in [(Class::S, 1), (Class::L, 3), (Class::M, 7)] {
+            let dir = tempfile::tempdir().unwrap();
+            let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
+            let mut plan = Plan { class, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
+            plan.mixing = "threshold:n=5".parse().unwrap();
+            plan.entry.forwards.push(forward.clone());
+            plan.entry.pymix.push("127.0.0.1:5001".parse().unwrap());
+            plan.renew_after_s = 2;
+            let files = write(dir.path(), &plan).unwrap();
+            let entry = Loaded::read(&files.entry).unwrap();
+            assert_eq!(entry.chain.shape, Shape::new(class, mixes + 1).unwrap());
+            assert_eq!(entry.next_address().unwrap(), Some(plan.hops[0].address));
+            let Part::Entry(part) = &entry.config.part else { panic!("an entry's file") };
+            assert_eq!((&part.forwards, part.pymix.len()), (&vec![forward], 1));
+            for (i, path) in files.hops.iter().enumerate() {
+                let node = Loaded::read(path).unwrap();
+                assert_eq!(node.config.position, i + 1);
+                assert_eq!(node.config.up, Some(plan.hops[i].address));
+                assert_eq!(node.config.renew_after, Duration::from_secs(2));
+                match &node.config.part {
+                    Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
+                    Part::Exit(exit) => assert_eq!(exit.allow, plan.allow),
+                    Part::Entry(_) => panic!("a hop's file"),
+                }
+                let delay = node.chain.node(i + 1).unwrap().descriptor.mixing_delay_ms;
+                assert_eq!(delay, if i == mixes { 0 } else { 1000 });
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &plan(3)).unwrap();
+        let mut keys = 0;
+        for file in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+            let mode = file.metadata().unwrap().mode() & 0o777;
+            if file.path().extension().is_some_and(|extension| extension == "key") {
+                keys += 1;
+                assert_eq!(mode, 0o600);
+            }
+        }
+        assert_eq!(keys, 5);
+    }
+
+    #[test]
+    fn nothing_is_overwritten_unless_forced() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("mix2.key");
+        fs::write(&taken, "precious").unwrap();
+        let refused = write(dir.path(), &plan(3)).unwrap_err();
+        assert!(matches!(&refused, ConfigError::Exists(path) if *path == taken), "{refused}");
+        assert!(!dir.path().join("chain.toml").exists());
+        write(dir.path(), &Plan { force: true, ..plan(3) }).unwrap();
+        assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_plan_of_mixed_families_sends_from_the_family_of_the_next_hop() {
+        let plan = Plan::new(&["192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:2".parse().unwrap()]);
+        assert!(plan.entry.down.is_ipv4());
+        assert!(plan.hops[0].down.is_ipv6());
+    }
+}

@@ -1,0 +1,207 @@
+//! `eddy entry`, `eddy mix`, `eddy exit`: one node, until it is told to end.
+//!
+//! Owns the life of the process: files in, sockets bound or taken over, signals, the last report.
+//! What the node does meanwhile is [`crate::node`]'s.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, Sender};
+
+use anyhow::Context;
+use dataplane::entry::Listener;
+use ipnet::IpNet;
+use listenfd::ListenFd;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::NodeArgs;
+use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, node_name};
+use crate::node::{Node, NodeSpec, Sockets};
+use crate::report::{self, NodeReport};
+use crate::status::Bound;
+
+/// What the command line adds to the configuration.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// More forwards, at the entry.
+    pub forwards: Vec<Forward>,
+    /// More pymix ports, at the entry.
+    pub pymix: Vec<SocketAddr>,
+    /// More networks, at the exit.
+    pub allow: Vec<IpNet>,
+}
+
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input.
+///
+/// # Errors
+/// A mistake in its files, a socket that cannot be had, or what the node itself refuses.
+pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
+    // Before anything else: this reads and clears the environment.
+    let passed = ListenFd::from_env();
+    start_log();
+    let mut loaded = Loaded::read(&args.config)?;
+    let is = loaded.config.role();
+    if is != role {
+        let (file, verb) = (args.config.display(), is.name());
+        return Err(ConfigError::Arguments(format!(
+            "{file} configures an {verb}, not an {role}: run `eddy {verb} --config {file}`"
+        ))
+        .into());
+    }
+    extend(&mut loaded, extras);
+    let stop = stop_on_signals(args.lifeline)?;
+    let status = Bound::new(&loaded.config.status)?;
+    let sockets = sockets(&loaded, passed)?;
+    let ready = ready_line(&loaded, &sockets);
+    let Loaded { config, chain, keys } = loaded;
+    let node = Node::start(NodeSpec { role, position: config.position, chain, config, keys, sockets })?;
+    let status = status.serve(node.reporter()).context("status socket")?;
+    tracing::info!("{ready}");
+    let why = stop.recv().unwrap_or("nobody can stop it any more");
+    tracing::info!("ending: {why}");
+    drop(status);
+    print(&node.stop()?, args.report_json);
+    Ok(())
+}
+
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("EDDY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
+}
+
+fn extend(loaded: &mut Loaded, extras: Extras) {
+    match &mut loaded.config.part {
+        Part::Entry(entry) => {
+            entry.forwards.extend(extras.forwards);
+            entry.pymix.extend(extras.pymix);
+        }
+        Part::Exit(exit) => exit.allow.extend(extras.allow),
+        Part::Mix { .. } => {}
+    }
+}
+
+/// Says why to end, once. A second signal ends the process at once.
+fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
+    let (tell, told) = mpsc::channel();
+    let twice = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, twice.clone()).context("signals")?;
+        signal_hook::flag::register(signal, twice.clone()).context("signals")?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
+    let by_signal: Sender<&'static str> = tell.clone();
+    let wait = move || {
+        for signal in signals.forever() {
+            let _ = by_signal.send(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" });
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).context("signals")?;
+    if lifeline {
+        let wait = move || {
+            let mut ignored = [0; 64];
+            while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
+            let _ = tell.send("standard input closed");
+        };
+        std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
+    }
+    Ok(told)
+}
+
+/// A socket that the node wants: the name of the setting, and its address.
+struct Wanted {
+    name: String,
+    address: SocketAddr,
+}
+
+fn sockets(loaded: &Loaded, mut passed: ListenFd) -> anyhow::Result<Sockets> {
+    let config = &loaded.config;
+    let mut wanted = Vec::new();
+    if let Some(address) = config.up {
+        wanted.push(Wanted { name: "up".into(), address });
+    }
+    let next = loaded.next_address()?;
+    if let Some(next) = next {
+        let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };
+        let address = config.down.unwrap_or(any);
+        if address.is_ipv4() != next.is_ipv4() {
+            return Err(ConfigError::Arguments(format!(
+                "{}: down = \"{address}\" cannot reach the next hop at {next}: write down = \"{any}\"",
+                config.path.display()
+            ))
+            .into());
+        }
+        wanted.push(Wanted { name: "down".into(), address });
+    }
+    let mut listeners = Vec::new();
+    if let Part::Entry(entry) = &config.part {
+        for Forward { listen, to } in &entry.forwards {
+            wanted.push(Wanted { name: format!("forward to {to}"), address: *listen });
+            listeners.push(Listener::Forward(to.clone()));
+        }
+        for address in &entry.pymix {
+            wanted.push(Wanted { name: "pymix".into(), address: *address });
+            listeners.push(Listener::Pymix);
+        }
+    }
+    if passed.len() > 0 && passed.len() != wanted.len() {
+        let names: Vec<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
+        return Err(ConfigError::Arguments(format!(
+            "LISTEN_FDS passes {} sockets, this {} takes {}: pass {}",
+            passed.len(),
+            config.role(),
+            wanted.len(),
+            names.join(", ")
+        ))
+        .into());
+    }
+    let mut bound = Vec::with_capacity(wanted.len());
+    for (i, Wanted { name, address }) in wanted.iter().enumerate() {
+        let taken = passed.take_udp_socket(i).with_context(|| format!("LISTEN_FDS, socket {i} ({name})"))?;
+        bound.push(match taken {
+            Some(socket) => socket,
+            None => UdpSocket::bind(address).with_context(|| {
+                format!(
+                    "cannot bind {name} to {address}: choose an address of this host and a free port in {}",
+                    config.path.display()
+                )
+            })?,
+        });
+    }
+    let mut bound = bound.into_iter();
+    let up = config.up.and_then(|_| bound.next());
+    let down = next.and_then(|_| bound.next());
+    Ok(Sockets { up, down, listeners: bound.zip(listeners).collect() })
+}
+
+fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
+    let config = &loaded.config;
+    let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
+    let mut line = format!("ready: {} of chain {}", node_name(config.role(), config.position), loaded.chain.short_id());
+    for (name, socket) in [("up", &sockets.up), ("down", &sockets.down)] {
+        if let Some(socket) = socket {
+            line += &format!(", {name} {}", local(socket));
+        }
+    }
+    for (socket, listener) in &sockets.listeners {
+        line += &match listener {
+            Listener::Forward(to) => format!(", forward {}={to}", local(socket)),
+            Listener::Pymix => format!(", pymix {}", local(socket)),
+        };
+    }
+    line + &format!(", status {}", config.status.display())
+}
+
+/// The last report. Whoever read it may be gone, which is no reason to fail.
+fn print(node: &NodeReport, json: bool) {
+    let text = if json {
+        serde_json::to_string(node).unwrap_or_default() + "\n"
+    } else {
+        report::render(std::slice::from_ref(node))
+    };
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

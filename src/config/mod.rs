@@ -1,0 +1,273 @@
+//! What an operator writes and `init` prepares: the chain, one configuration per node, its keys.
+//!
+//! Owns the three kinds of TOML files, their defaults and every complaint about them
+//! ([`ConfigError`]: what, where, remedy, on one line). Refuses everything it does not know or that
+//! does not fit together before a socket is opened. Opens none itself.
+//!
+//! Neighbours: [`crate::commands`] load it; [`crate::node`] runs what it says.
+
+mod chain;
+mod error;
+mod keys;
+mod node;
+mod source;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::SystemTime;
+
+use dataplane::entry::Destination;
+use serde::{Deserialize, Serialize};
+use wire::cell::{Class, Shape};
+use wire::kdf::x25519_public;
+
+pub use chain::{Chain, ChainNode};
+pub use error::{ConfigError, Place};
+pub use keys::Keys;
+pub(crate) use node::parse_network;
+pub use node::{EntryPart, ExitPart, Forward, NodeConfig, Part};
+pub(crate) use source::encode_base64;
+
+/// Receive windows unless configured.
+pub const WINDOW: usize = 4096;
+/// Receive buffer of link sockets in bytes unless configured.
+pub const RECEIVE_BUFFER: usize = 8 << 20;
+/// Seconds after which a link is renewed unless configured.
+pub const RENEW_AFTER_S: u64 = 120;
+/// Channels that an entry keeps unless configured.
+pub const CHANNELS: usize = 4;
+/// Seconds after which an idle flow is closed unless configured.
+pub const FLOW_IDLE_S: u64 = 300;
+/// Flows of one channel at an exit unless configured.
+pub const MAX_FLOWS_PER_CHANNEL: usize = 1024;
+/// Sockets of an exit unless configured.
+pub const MAX_SOCKETS: usize = 4096;
+/// Lifetime of a channel in seconds unless configured.
+pub const LIFETIME_S: u16 = 3600;
+/// Longest UDP payload that a 1500-byte path carries over IPv4, and over IPv6.
+pub const PAYLOAD_MAX: [usize; 2] = [1472, 1452];
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// The user's end.
+    Entry,
+    /// A hop with a next hop.
+    Mix,
+    /// The last hop.
+    Exit,
+}
+
+impl NodeRole {
+    /// Its name, which is also the command that runs it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            NodeRole::Entry => "entry",
+            NodeRole::Mix => "mix",
+            NodeRole::Exit => "exit",
+        }
+    }
+
+    /// The role at a position of a chain with so many key hops.
+    pub fn at(position: usize, hops: usize) -> Option<NodeRole> {
+        match position {
+            0 => Some(NodeRole::Entry),
+            p if p < hops => Some(NodeRole::Mix),
+            p if p == hops => Some(NodeRole::Exit),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for NodeRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How a node is called in files, tables and logs: `entry`, `mix1`, `exit`.
+pub fn node_name(role: NodeRole, index: usize) -> String {
+    match role {
+        NodeRole::Mix => format!("mix{index}"),
+        NodeRole::Entry | NodeRole::Exit => role.to_string(),
+    }
+}
+
+/// A node's three files, read and checked against each other.
+pub struct Loaded {
+    /// Its own configuration.
+    pub config: NodeConfig,
+    /// The chain, all descriptors verified.
+    pub chain: Chain,
+    /// Its keys.
+    pub keys: Keys,
+}
+
+impl Loaded {
+    /// Reads `path` and the files it names.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
+        let config = NodeConfig::read(path)?;
+        let chain = Chain::read(&config.chain, SystemTime::now())?;
+        let keys = Keys::read(&config.keys)?;
+        let hops = chain.shape.hops();
+        let wrong = |what: String, remedy: String| ConfigError::Value { at: Place::file(path), what, remedy };
+        if NodeRole::at(config.position, hops) != Some(config.role()) {
+            let right = match config.role() {
+                NodeRole::Entry => "0".to_owned(),
+                NodeRole::Mix => format!("1 to {}", hops - 1),
+                NodeRole::Exit => hops.to_string(),
+            };
+            return Err(wrong(
+                format!("position = {} is not the place of an {} in this chain", config.position, config.role()),
+                format!("the position is {right} here"),
+            ));
+        }
+        if let Some(own) = chain.node(config.position) {
+            let differs = |kind| ConfigError::Value {
+                at: Place::file(&config.keys),
+                what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
+                remedy: "`keys` must name the file that `eddy init` wrote for this node of this chain".into(),
+            };
+            if x25519_public(&keys.noise) != own.descriptor.noise {
+                return Err(differs("noise"));
+            }
+            if x25519_public(&keys.setup) != own.descriptor.setup {
+                return Err(differs("setup"));
+            }
+            let promised = u128::from(own.descriptor.mixing_delay_ms);
+            if let Part::Mix { mixing } = &config.part
+                && mixing.largest_delay().as_nanos() > promised * 1_000_000
+            {
+                return Err(wrong(
+                    format!("mixing = \"{mixing}\" may hold a cell longer than the {promised} ms of the descriptor"),
+                    format!("shorten it, or run `eddy init --mixing {mixing}` for the whole chain again"),
+                ));
+            }
+        }
+        Ok(Loaded { config, chain, keys })
+    }
+
+    /// Where the next hop is reached: `next` of the configuration, or its first lane. None at the exit.
+    ///
+    /// # Errors
+    /// A name that does not resolve.
+    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        next_address(&self.config, &self.chain)
+    }
+}
+
+/// Where a node's next hop is reached: `next` of its configuration, or the hop's first lane. None at
+/// the exit.
+///
+/// # Errors
+/// A name that does not resolve.
+pub fn next_address(config: &NodeConfig, chain: &Chain) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some(hop) = chain.node(config.position + 1) else { return Ok(None) };
+    match &config.next {
+        None => Ok(Some(hop.address)),
+        Some(next) => {
+            let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
+            found.map(Some).ok_or_else(|| ConfigError::Value {
+                at: Place::file(&config.path),
+                what: format!("next = \"{next}\" does not resolve"),
+                remedy: "write the next hop's address as IP:PORT, or mend this host's name resolution".into(),
+            })
+        }
+    }
+}
+
+/// Refuses a chain whose longest cell does not fit a path of 1500 bytes.
+///
+/// # Errors
+/// It does not fit; the message names what would.
+pub fn check_fits(shape: Shape, ipv6: bool) -> Result<(), ConfigError> {
+    let limit = PAYLOAD_MAX[usize::from(ipv6)];
+    if shape.longest_cell() <= limit {
+        return Ok(());
+    }
+    let fits = |hops: &usize| Shape::new(shape.class(), *hops).is_ok_and(|s| s.longest_cell() <= limit);
+    let mixes = (2..shape.hops()).rev().find(fits).map_or(0, |hops| hops - 1);
+    Err(ConfigError::TooLong {
+        class: shape.class(),
+        mixes: shape.hops() - 1,
+        family: if ipv6 { "IPv6" } else { "IPv4" },
+        cell: shape.longest_cell(),
+        limit,
+        fits: mixes,
+        smaller: if shape.class() == Class::L { Class::M } else { Class::S },
+    })
+}
+
+/// Reads a destination: `IP:PORT`, `[IPv6]:PORT`, or `NAME:PORT`, which the exit resolves.
+///
+/// # Errors
+/// What is wrong with it, and how it is written.
+pub fn parse_destination(text: &str) -> Result<Destination, String> {
+    const WRITE: &str = "write IP:PORT, [IPv6]:PORT or NAME:PORT";
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(format!("{text:?} has port 0: name the port that the service listens on"));
+        }
+        return Ok(Destination::Ip(address));
+    }
+    let (name, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: {WRITE}"))?;
+    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
+        format!("{text:?} ends in no port from 1 to 65535: {WRITE}") //
+    })?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 255 || !name.chars().all(legal) {
+        return Err(format!("{text:?} is neither an address nor a host name with a port: {WRITE}"));
+    }
+    Ok(Destination::Name(name.into(), port))
+}
+
+/// Reads where to listen: `IP:PORT`, `[IPv6]:PORT`, or `PORT` on 127.0.0.1.
+///
+/// # Errors
+/// What is wrong with it, and how it is written.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    text.parse().map_err(|_| format!("{text:?} is no address to listen on: write IP:PORT, [IPv6]:PORT or PORT"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_addresses_or_names_and_nothing_else() {
+        for good in ["127.0.0.1:53", "[::1]:53", "example.org:443", "localhost:1"] {
+            assert_eq!(parse_destination(good).unwrap().to_string(), good);
+        }
+        for bad in ["", "example.org", "example.org:0", "127.0.0.1:0", "a b:1", ":1", "::1:x", "[::1]:65536"] {
+            assert!(parse_destination(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bare_port_listens_on_loopback() {
+        assert_eq!(parse_listen("5000").unwrap(), "127.0.0.1:5000".parse().unwrap());
+        assert_eq!(parse_listen("[::1]:5000").unwrap(), "[::1]:5000".parse().unwrap());
+        assert!(parse_listen("localhost:5000").is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_a_path_is_refused_with_what_would() {
+        let shape = |class, mixes: usize| Shape::new(class, mixes + 1).unwrap();
+        assert!(check_fits(shape(Class::L, 7), false).is_ok());
+        assert!(check_fits(shape(Class::L, 5), true).is_ok());
+        assert!(check_fits(shape(Class::M, 7), true).is_ok());
+        let message = check_fits(shape(Class::L, 6), true).unwrap_err().to_string();
+        assert!(
+            message.contains("1456") && message.contains("--mixes 5") && message.contains("--class M"),
+            "{message}"
+        );
+    }
+}

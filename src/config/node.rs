@@ -1,0 +1,339 @@
+//! One node's configuration: `entry.toml`, `mix1.toml`, `exit.toml`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dataplane::entry::Destination;
+use dataplane::pool::Mixing;
+use ipnet::IpNet;
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::source::{Source, nearest};
+use super::{
+    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S,
+    WINDOW, parse_destination, parse_listen,
+};
+
+/// What one node is told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Entry 0, mixes from 1, then the exit.
+    pub position: usize,
+    /// The chain's file.
+    pub chain: PathBuf,
+    /// The key file.
+    pub keys: PathBuf,
+    /// The Unix socket that `eddy status` asks.
+    pub status: PathBuf,
+    /// Where cells from the previous hop arrive; none at the entry.
+    pub up: Option<SocketAddr>,
+    /// Where cells to the next hop leave from; none means any port of any address.
+    pub down: Option<SocketAddr>,
+    /// Where the next hop is reached, if not at its descriptor's address: `HOST:PORT`.
+    pub next: Option<String>,
+    /// Width of replay windows.
+    pub window: usize,
+    /// Bytes of receive buffer to ask for on link sockets.
+    pub receive_buffer: usize,
+    /// Links are renewed after this.
+    pub renew_after: Duration,
+    /// What only this role has.
+    pub part: Part,
+}
+
+/// What only one role has.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// The entry's.
+    Entry(EntryPart),
+    /// A mix's.
+    Mix {
+        /// When its pools are released.
+        mixing: Mixing,
+    },
+    /// The exit's.
+    Exit(ExitPart),
+}
+
+/// What only an entry has.
+#[derive(Clone, Debug)]
+pub struct EntryPart {
+    /// Channels to keep up.
+    pub channels: usize,
+    /// Idle flows are closed after this.
+    pub flow_idle: Duration,
+    /// Ports with one destination each.
+    pub forwards: Vec<Forward>,
+    /// Ports whose datagrams begin with their destination.
+    pub pymix: Vec<SocketAddr>,
+}
+
+/// A port of the entry and the destination of what is sent there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Where the entry listens.
+    pub listen: SocketAddr,
+    /// Where the exit sends to.
+    pub to: Destination,
+}
+
+impl std::str::FromStr for Forward {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Forward, String> {
+        let (listen, to) = text.split_once('=').ok_or_else(|| {
+            format!("{text:?} is no LISTEN=DEST: write for example 127.0.0.1:5000=192.0.2.7:5000") //
+        })?;
+        Ok(Forward { listen: parse_listen(listen)?, to: parse_destination(to)? })
+    }
+}
+
+/// What only an exit has.
+#[derive(Clone, Debug)]
+pub struct ExitPart {
+    /// Networks that are reachable although they are private, loopback, link-local, multicast or the
+    /// exit's own.
+    pub allow: Vec<IpNet>,
+    /// Name server; the system's unless set.
+    pub resolver: Option<SocketAddr>,
+    /// Idle flows are closed after this.
+    pub flow_idle: Duration,
+    /// Flows of one channel at most.
+    pub max_flows_per_channel: usize,
+    /// Sockets at most.
+    pub max_sockets: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    role: Spanned<String>,
+    position: Spanned<i64>,
+    chain: String,
+    keys: String,
+    status: String,
+    up: Option<Spanned<String>>,
+    down: Option<Spanned<String>>,
+    next: Option<Spanned<String>>,
+    mixing: Option<Spanned<String>>,
+    window: Option<Spanned<i64>>,
+    receive_buffer: Option<Spanned<i64>>,
+    renew_after_s: Option<Spanned<i64>>,
+    channels: Option<Spanned<i64>>,
+    flow_idle_s: Option<Spanned<i64>>,
+    forward: Option<Spanned<Vec<RawForward>>>,
+    pymix: Option<Spanned<Vec<Spanned<String>>>>,
+    allow: Option<Spanned<Vec<Spanned<String>>>>,
+    resolver: Option<Spanned<String>>,
+    max_flows_per_channel: Option<Spanned<i64>>,
+    max_sockets: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawForward {
+    listen: Spanned<String>,
+    to: Spanned<String>,
+}
+
+impl NodeConfig {
+    /// Reads one node's configuration; of the files it names, none.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn read(path: &Path) -> Result<NodeConfig, ConfigError> {
+        let source = Source::read(path)?;
+        let raw: Raw = source.parse()?;
+        let role = role(&source, &raw.role)?;
+        raw.refuse_foreign(&source, role)?;
+        let beside = |name: &str| path.parent().unwrap_or(Path::new("")).join(name);
+        let position = source.number("position", Some(&raw.position), 0..9, 1)? as usize;
+        let window = source.number("window", raw.window.as_ref(), 64..65_537, WINDOW as i64)?;
+        if let Some(value) = &raw.window
+            && !(window as usize).is_power_of_two()
+        {
+            let remedy = format!("take {}", (window as usize).next_power_of_two());
+            return Err(source.wrong(value, format!("window = {window} is no power of two"), remedy));
+        }
+        let up = raw.up.as_ref().map(|value| listen(&source, "up", value)).transpose()?;
+        if up.is_none() && role != NodeRole::Entry {
+            return Err(source.wrong(
+                &raw.role,
+                "the key `up` is missing",
+                "add the address for cells from the previous hop, such as `up = \"127.0.0.1:4701\"`",
+            ));
+        }
+        let idle = || source.number("flow_idle_s", raw.flow_idle_s.as_ref(), 1..86_401, FLOW_IDLE_S as i64);
+        let part = match role {
+            NodeRole::Entry => Part::Entry(EntryPart {
+                channels: source.number("channels", raw.channels.as_ref(), 1..257, CHANNELS as i64)? as usize,
+                flow_idle: Duration::from_secs(idle()? as u64),
+                forwards: forwards(&source, raw.forward.as_ref())?,
+                pymix: list(raw.pymix.as_ref(), |value| {
+                    parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what))
+                })?,
+            }),
+            NodeRole::Mix => Part::Mix { mixing: mixing(&source, raw.mixing.as_ref())? },
+            NodeRole::Exit => Part::Exit(ExitPart {
+                allow: list(raw.allow.as_ref(), |value| network(&source, value))?,
+                resolver: raw.resolver.as_ref().map(|value| resolver(&source, value)).transpose()?,
+                flow_idle: Duration::from_secs(idle()? as u64),
+                max_flows_per_channel: source.number(
+                    "max_flows_per_channel",
+                    raw.max_flows_per_channel.as_ref(),
+                    1..65_537,
+                    MAX_FLOWS_PER_CHANNEL as i64,
+                )? as usize,
+                max_sockets: source.number("max_sockets", raw.max_sockets.as_ref(), 1..1_000_001, MAX_SOCKETS as i64)?
+                    as usize,
+            }),
+        };
+        let buffer = raw.receive_buffer.as_ref();
+        let renew_after_s =
+            source.number("renew_after_s", raw.renew_after_s.as_ref(), 1..3601, RENEW_AFTER_S as i64)?;
+        Ok(NodeConfig {
+            path: path.to_owned(),
+            position,
+            chain: beside(&raw.chain),
+            keys: beside(&raw.keys),
+            status: beside(&raw.status),
+            up,
+            down: raw.down.as_ref().map(|value| listen(&source, "down", value)).transpose()?,
+            next: raw.next.as_ref().map(|value| next(&source, value)).transpose()?,
+            window: window as usize,
+            receive_buffer: source.number("receive_buffer", buffer, 4096..(1 << 30) + 1, RECEIVE_BUFFER as i64)?
+                as usize,
+            renew_after: Duration::from_secs(renew_after_s as u64),
+            part,
+        })
+    }
+
+    /// What the node is.
+    pub fn role(&self) -> NodeRole {
+        match self.part {
+            Part::Entry(_) => NodeRole::Entry,
+            Part::Mix { .. } => NodeRole::Mix,
+            Part::Exit(_) => NodeRole::Exit,
+        }
+    }
+
+    /// Keys of a link are dropped after this: half as long again as renewal takes.
+    pub fn expire_after(&self) -> Duration {
+        self.renew_after * 3 / 2
+    }
+}
+
+impl Raw {
+    /// Keys that another role has.
+    fn refuse_foreign(&self, source: &Source, role: NodeRole) -> Result<(), ConfigError> {
+        use NodeRole::{Entry, Exit, Mix};
+        fn span<T>(value: &Option<Spanned<T>>) -> Option<std::ops::Range<usize>> {
+            value.as_ref().map(Spanned::span)
+        }
+        let keys: [(&str, Option<std::ops::Range<usize>>, &[NodeRole]); 11] = [
+            ("up", span(&self.up), &[Mix, Exit]),
+            ("down", span(&self.down), &[Entry, Mix]),
+            ("next", span(&self.next), &[Entry, Mix]),
+            ("mixing", span(&self.mixing), &[Mix]),
+            ("channels", span(&self.channels), &[Entry]),
+            ("forward", span(&self.forward), &[Entry]),
+            ("pymix", span(&self.pymix), &[Entry]),
+            ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
+            ("allow", span(&self.allow), &[Exit]),
+            ("resolver", span(&self.resolver), &[Exit]),
+            ("max_sockets", span(&self.max_sockets).or(span(&self.max_flows_per_channel)), &[Exit]),
+        ];
+        for (key, span, roles) in keys {
+            if let Some(span) = span
+                && !roles.contains(&role)
+            {
+                let owners: Vec<String> = roles.iter().map(|role| format!("{role}.toml")).collect();
+                return Err(ConfigError::Value {
+                    at: source.at(span),
+                    what: format!("`{key}` has no meaning for role = \"{role}\""),
+                    remedy: format!("move it to {}", owners.join(" or ").replace("mix.toml", "mixN.toml")),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn role(source: &Source, value: &Spanned<String>) -> Result<NodeRole, ConfigError> {
+    let names = ["entry", "mix", "exit"];
+    match value.get_ref().as_str() {
+        "entry" => Ok(NodeRole::Entry),
+        "mix" => Ok(NodeRole::Mix),
+        "exit" => Ok(NodeRole::Exit),
+        other => {
+            let hint = nearest(other, &names)
+                .map_or("the roles are entry, mix and exit".to_owned(), |name| format!("did you mean \"{name}\"?"));
+            Err(source.wrong(value, format!("role = {other:?} is none"), hint))
+        }
+    }
+}
+
+fn mixing(source: &Source, value: Option<&Spanned<String>>) -> Result<Mixing, ConfigError> {
+    let Some(value) = value else { return Ok(Mixing::default()) };
+    value.get_ref().parse().map_err(|why: dataplane::pool::BadMixing| source.invalid(value, why.to_string()))
+}
+
+fn listen(source: &Source, key: &str, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+    value.get_ref().parse().map_err(|_| {
+        let what = format!("{key} = {:?} is no address of a socket", value.get_ref());
+        source.wrong(value, what, "write IP:PORT or [IPv6]:PORT")
+    })
+}
+
+fn next(source: &Source, value: &Spanned<String>) -> Result<String, ConfigError> {
+    let text = value.get_ref();
+    parse_destination(text).map_err(|what| source.invalid(value, what))?;
+    Ok(text.clone())
+}
+
+fn resolver(source: &Source, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+    let text = value.get_ref();
+    let ip = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    ip.or_else(|_| text.parse()).map_err(|_| {
+        source.wrong(value, format!("resolver = {text:?} is no address"), "write IP or IP:PORT of a name server")
+    })
+}
+
+fn network(source: &Source, value: &Spanned<String>) -> Result<IpNet, ConfigError> {
+    parse_network(value.get_ref()).map_err(|what| source.invalid(value, what))
+}
+
+/// Reads a network: `IP/BITS`, or one address.
+///
+/// # Errors
+/// What is wrong with it, and how it is written.
+pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
+    let one = text.parse::<IpAddr>().map(IpNet::from);
+    one.or_else(|_| text.parse()).map_err(|_| format!("{text:?} is no network: write IP/BITS such as 10.0.0.0/8"))
+}
+
+fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<Vec<Forward>, ConfigError> {
+    let raw = raw.map(|list| list.get_ref().as_slice()).unwrap_or_default();
+    let mut seen: Vec<Forward> = Vec::with_capacity(raw.len());
+    for RawForward { listen, to } in raw {
+        let address = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
+        if address.port() != 0 && seen.iter().any(|forward| forward.listen == address) {
+            let what = format!("two forwards listen on {address}");
+            return Err(source.wrong(listen, what, "give each a port of its own"));
+        }
+        let to = parse_destination(to.get_ref()).map_err(|what| source.invalid(to, what))?;
+        seen.push(Forward { listen: address, to });
+    }
+    Ok(seen)
+}
+
+fn list<T>(
+    raw: Option<&Spanned<Vec<Spanned<String>>>>,
+    read: impl Fn(&Spanned<String>) -> Result<T, ConfigError>,
+) -> Result<Vec<T>, ConfigError> {
+    raw.map(|list| list.get_ref().as_slice()).unwrap_or_default().iter().map(read).collect()
+}

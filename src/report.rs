@@ -1,0 +1,362 @@
+//! What a node says of itself: its ledger, its batches, its tables. One type for the status socket,
+//! for `--json`, and for people.
+//!
+//! Owns names and form of that JSON; whoever reads it may rely on them. Counts nothing itself.
+//!
+//! Neighbours: [`crate::node`] fills it, [`crate::status`] and [`crate::commands`] pass it on.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, Table, presets};
+use dataplane::ledger::{Drop, Ledger, Pair, Tally};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{NodeRole, node_name};
+
+/// All that a node says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// What it is.
+    pub role: NodeRole,
+    /// Entry 0, then the mixes, then the exit.
+    pub index: usize,
+    /// Where every packet went.
+    pub ledger: LedgerReport,
+    /// Releases of its pools; turns with cells on entry and exit.
+    pub batches: u64,
+    /// Cells in one of them, on average.
+    pub mean_batch: f64,
+    /// Distinct channels in one of them, on average.
+    pub distinct_channels_mean: f64,
+    /// The largest of them, in cells.
+    pub largest_batch: u64,
+    /// Datagrams that the kernel dropped before the node saw them; in no ledger.
+    pub kernel_drops: u64,
+    /// Links now.
+    pub links: u64,
+    /// Open channels now.
+    pub channels: u64,
+    /// Flows now.
+    pub flows: u64,
+    /// Client sockets (entry) or application sockets (exit) now.
+    pub sockets: u64,
+    /// Frames that nobody holds, of how many.
+    pub frames: Frames,
+    /// Handshakes and setups.
+    pub handshakes: Handshakes,
+    /// What control refused, by reason; only what happened.
+    pub refused: BTreeMap<String, u64>,
+    /// Since the start.
+    pub uptime_s: f64,
+    /// The AEAD engine in use.
+    pub engine: String,
+}
+
+/// Where every packet went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerReport {
+    /// Cells.
+    pub cells: PairReport,
+    /// Datagrams, on entry and exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams: Option<PairReport>,
+}
+
+/// Both directions of one unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairReport {
+    /// Towards the exit.
+    pub forward: TallyReport,
+    /// Towards the entry.
+    pub backward: TallyReport,
+}
+
+/// Counters of one unit in one direction:
+/// received + injected = sent + send_errors + sum(dropped) + consumed + held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TallyReport {
+    /// Came in.
+    pub received: u64,
+    /// Made here.
+    pub injected: u64,
+    /// The kernel took it.
+    pub sent: u64,
+    /// The kernel refused it.
+    pub send_errors: u64,
+    /// Dropped, by reason; only what happened.
+    pub dropped: BTreeMap<String, u64>,
+    /// Handed over: to control, or to the other unit.
+    pub consumed: u64,
+    /// Inside the node.
+    pub held: u64,
+    /// Whether the sum is right.
+    pub closed: bool,
+}
+
+/// A node's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames {
+    /// Nobody holds them.
+    pub free: u64,
+    /// All.
+    pub total: u64,
+}
+
+/// What control has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshakes {
+    /// First messages sent.
+    pub started: u64,
+    /// Completed.
+    pub done: u64,
+    /// Setups begun (entry) or passed on (hops).
+    pub setups: u64,
+    /// Channels opened.
+    pub channels_opened: u64,
+    /// Keepalives sent.
+    pub keepalives: u64,
+    /// Control cells accepted.
+    pub cells: u64,
+    /// Channels set up and not yet acknowledged.
+    pub half_open: u64,
+}
+
+impl From<&Tally> for TallyReport {
+    fn from(tally: &Tally) -> TallyReport {
+        let dropped = Drop::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
+        TallyReport {
+            received: tally.received,
+            injected: tally.injected,
+            sent: tally.sent,
+            send_errors: tally.send_errors,
+            dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+            consumed: tally.consumed,
+            held: tally.held,
+            closed: tally.closed(),
+        }
+    }
+}
+
+impl From<&Pair> for PairReport {
+    fn from(pair: &Pair) -> PairReport {
+        PairReport { forward: (&pair.forward).into(), backward: (&pair.backward).into() }
+    }
+}
+
+impl TallyReport {
+    fn dropped_total(&self) -> u64 {
+        self.dropped.values().sum()
+    }
+}
+
+impl LedgerReport {
+    fn tallies(&self) -> impl Iterator<Item = (&'static str, &'static str, &TallyReport)> {
+        let cells = [("cells", "forward", &self.cells.forward), ("cells", "backward", &self.cells.backward)];
+        let datagrams = self.datagrams.iter();
+        let datagrams =
+            datagrams.flat_map(|d| [("datagrams", "forward", &d.forward), ("datagrams", "backward", &d.backward)]);
+        cells.into_iter().chain(datagrams)
+    }
+
+    /// Whether every sum is right.
+    pub fn closed(&self) -> bool {
+        self.tallies().all(|(_, _, tally)| tally.closed)
+    }
+}
+
+impl From<(NodeRole, &Ledger)> for LedgerReport {
+    fn from((role, ledger): (NodeRole, &Ledger)) -> LedgerReport {
+        let datagrams = (role != NodeRole::Mix).then(|| (&ledger.datagrams).into());
+        LedgerReport { cells: (&ledger.cells).into(), datagrams }
+    }
+}
+
+impl NodeReport {
+    /// What the data plane counted; control's part, kernel drops, uptime and engine are the node's to
+    /// fill in.
+    pub fn new(role: NodeRole, index: usize, ledger: &Ledger) -> NodeReport {
+        let batches = ledger.batches;
+        let mean = |sum: u64| if batches.count == 0 { 0.0 } else { sum as f64 / batches.count as f64 };
+        NodeReport {
+            role,
+            index,
+            ledger: (role, ledger).into(),
+            batches: batches.count,
+            mean_batch: mean(batches.cells),
+            distinct_channels_mean: mean(batches.channels),
+            largest_batch: batches.largest,
+            kernel_drops: 0,
+            links: ledger.gauges.links,
+            channels: ledger.gauges.channels,
+            flows: ledger.gauges.flows,
+            sockets: ledger.gauges.sockets,
+            frames: Frames { free: ledger.frames.0, total: ledger.frames.1 },
+            handshakes: Handshakes::default(),
+            refused: BTreeMap::new(),
+            uptime_s: 0.0,
+            engine: String::new(),
+        }
+    }
+
+    /// Adds what control counted.
+    #[must_use]
+    pub fn with_control(mut self, counters: &control::Counters, half_open: usize) -> NodeReport {
+        self.handshakes = Handshakes {
+            started: counters.handshakes_started,
+            done: counters.handshakes_done,
+            setups: counters.setups,
+            channels_opened: counters.channels_opened,
+            keepalives: counters.keepalives,
+            cells: counters.cells,
+            half_open: half_open as u64,
+        };
+        let refusals = counters.refusals().filter(|(_, count)| *count > 0);
+        self.refused = refusals.map(|(why, count)| (why.to_owned(), count)).collect();
+        self
+    }
+
+    /// How the node is called.
+    pub fn name(&self) -> String {
+        node_name(self.role, self.index)
+    }
+}
+
+/// An empty table in the project's style.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table
+}
+
+/// Rights all columns from `first` to before `end`.
+pub fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
+    for index in columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The ledgers and batches of nodes, for people.
+pub fn render(nodes: &[NodeReport]) -> String {
+    let mut ledger = table(&[
+        "node",
+        "unit",
+        "direction",
+        "received",
+        "injected",
+        "sent",
+        "errors",
+        "dropped",
+        "consumed",
+        "held",
+        "closed",
+        "dropped because",
+    ]);
+    let mut sizes = table(&[
+        "node",
+        "batches",
+        "mean",
+        "largest",
+        "channels in one",
+        "kernel drops",
+        "links",
+        "channels",
+        "flows",
+        "handshakes",
+        "setups",
+        "uptime",
+    ]);
+    for node in nodes {
+        for (i, (unit, direction, tally)) in node.ledger.tallies().enumerate() {
+            let counts = [
+                tally.received,
+                tally.injected,
+                tally.sent,
+                tally.send_errors,
+                tally.dropped_total(),
+                tally.consumed,
+                tally.held,
+            ];
+            let mut row = vec![if i == 0 { node.name() } else { String::new() }, unit.to_owned(), direction.to_owned()];
+            row.extend(counts.iter().map(u64::to_string));
+            row.push(if tally.closed { "yes" } else { "NO" }.to_owned());
+            row.push(reasons(&tally.dropped));
+            ledger.add_row(row);
+        }
+        sizes.add_row([
+            node.name(),
+            node.batches.to_string(),
+            format!("{:.1}", node.mean_batch),
+            node.largest_batch.to_string(),
+            format!("{:.1}", node.distinct_channels_mean),
+            node.kernel_drops.to_string(),
+            node.links.to_string(),
+            node.channels.to_string(),
+            node.flows.to_string(),
+            node.handshakes.done.to_string(),
+            node.handshakes.setups.to_string(),
+            format!("{:.1} s", node.uptime_s),
+        ]);
+    }
+    align_right(&mut ledger, 3..10);
+    align_right(&mut sizes, 1..12);
+    let mut text = format!("{ledger}\n{sizes}\n");
+    for node in nodes.iter().filter(|node| !node.refused.is_empty()) {
+        text += &format!("{} refused: {}\n", node.name(), reasons(&node.refused));
+    }
+    text
+}
+
+fn reasons(counts: &BTreeMap<String, u64>) -> String {
+    let all: Vec<String> = counts.iter().map(|(why, count)| format!("{why} {count}")).collect();
+    all.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> NodeReport {
+        let mut ledger = Ledger::default();
+        ledger.cells.forward.received = 5;
+        ledger.cells.forward.sent = 3;
+        ledger.cells.forward.drop_many(Drop::Replay, 2);
+        ledger.batches.add(3, 2);
+        NodeReport::new(NodeRole::Mix, 2, &ledger)
+    }
+
+    #[test]
+    fn json_has_the_promised_names_and_only_drops_that_happened() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["role"], "mix");
+        assert_eq!(json["index"], 2);
+        let tally = &json["ledger"]["cells"]["forward"];
+        for name in ["received", "injected", "sent", "send_errors", "consumed", "held"] {
+            assert!(tally[name].is_u64(), "{name}");
+        }
+        assert_eq!(tally["closed"], true);
+        assert_eq!(tally["dropped"], serde_json::json!({"replay": 2}));
+        assert!(json["ledger"].get("datagrams").is_none());
+        assert_eq!(json["mean_batch"], 3.0);
+        assert_eq!(json["distinct_channels_mean"], 2.0);
+        let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default());
+        assert!(serde_json::to_value(entry).unwrap()["ledger"]["datagrams"]["backward"]["closed"] == true);
+    }
+
+    #[test]
+    fn a_report_survives_its_own_json() {
+        let report = sample();
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<NodeReport>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn an_open_ledger_shows() {
+        let mut ledger = Ledger::default();
+        ledger.cells.backward.received = 1;
+        let report = NodeReport::new(NodeRole::Exit, 4, &ledger);
+        assert!(!report.ledger.closed());
+        assert!(render(&[report]).contains("NO"));
+    }
+}

@@ -1,0 +1,181 @@
+//! The status socket: one JSON line per connection, then the end.
+//!
+//! Owns the Unix socket of a running node (mode 0600, so only its user may ask) and the thread that
+//! answers. It takes no commands: whoever connects learns the counters and can do nothing else.
+//!
+//! Neighbours: [`crate::report`] says what is in the line; `eddy status` and `eddy chain` ask.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
+
+use crate::report::NodeReport;
+
+/// A client that does not read for so long is left alone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bound status socket that nobody answers yet. Removes its file when dropped.
+pub struct Bound {
+    listener: UnixListener,
+    path: Removed,
+}
+
+/// A file that goes when this is dropped.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A status socket that is answered. Ends, and removes its file, when dropped.
+pub struct Server {
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+    _path: Removed,
+}
+
+impl Bound {
+    /// Binds the socket. A file left behind by a node that died is replaced.
+    ///
+    /// # Errors
+    /// A node answers there already, something else than a socket is in the way, or the system
+    /// refuses.
+    pub fn new(path: &Path) -> anyhow::Result<Bound> {
+        if let Ok(there) = path.symlink_metadata() {
+            if !there.file_type().is_socket() {
+                bail!("{} is in the way and is no socket: move it, or change `status`", path.display());
+            }
+            if UnixStream::connect(path).is_ok() {
+                bail!("a node runs already with the status socket {}: stop it, or change `status`", path.display());
+            }
+            fs::remove_file(path).with_context(|| format!("status socket {}", path.display()))?;
+        }
+        // Nobody else may connect, from the first moment on; no other thread makes files yet.
+        let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(before);
+        let listener = bound.with_context(|| {
+            format!(
+                "status socket {}: give `status` a short path in a folder that this user may write to",
+                path.display()
+            )
+        })?;
+        Ok(Bound { listener, path: Removed(path.to_owned()) })
+    }
+
+    /// Answers every connection with a fresh report, on a thread of its own.
+    ///
+    /// # Errors
+    /// No thread or no descriptors left.
+    pub fn serve(self, report: impl Fn() -> NodeReport + Send + 'static) -> io::Result<Server> {
+        let Bound { listener, path } = self;
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = UnixStream::pair()?;
+        let answer = move || {
+            loop {
+                let mut fds = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
+                match poll(&mut fds, None) {
+                    Ok(_) if !fds[1].revents().is_empty() => return,
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(_) => return,
+                }
+                if let Ok((client, _)) = listener.accept() {
+                    // A client that went away or does not read is its own trouble.
+                    let _ = tell(client, &report());
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("status".into()).spawn(answer)?;
+        Ok(Server { stop: Some(stop), thread: Some(thread), _path: path })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    client.set_write_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_vec(report).map_err(io::Error::other)?;
+    line.push(b'\n');
+    client.write_all(&line)
+}
+
+/// Asks a running node.
+///
+/// # Errors
+/// Nobody answers, or not with a report.
+pub fn ask(path: &Path) -> io::Result<NodeReport> {
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = String::new();
+    socket.read_to_string(&mut line)?;
+    serde_json::from_str(&line).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeRole;
+    use dataplane::ledger::Ledger;
+    use std::os::unix::fs::MetadataExt;
+
+    fn report() -> NodeReport {
+        NodeReport::new(NodeRole::Mix, 1, &Ledger::default())
+    }
+
+    #[test]
+    fn whoever_asks_gets_a_report_and_the_file_goes_with_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mix1.sock");
+        let server = Bound::new(&path).unwrap().serve(report).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(ask(&path).unwrap(), report());
+        assert_eq!(ask(&path).unwrap(), report());
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_nodes_socket_is_replaced_and_a_living_ones_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mix1.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let living = Bound::new(&path).unwrap();
+        let refused = Bound::new(&path).err().unwrap().to_string();
+        assert!(refused.contains("runs already"), "{refused}");
+        drop(living);
+        assert!(!path.exists());
+        fs::write(&path, "a file").unwrap();
+        assert!(Bound::new(&path).err().unwrap().to_string().contains("no socket"));
+    }
+
+    #[test]
+    fn a_client_that_never_reads_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mix1.sock");
+        let server = Bound::new(&path).unwrap().serve(report).unwrap();
+        let _silent = UnixStream::connect(&path).unwrap();
+        assert_eq!(ask(&path).unwrap(), report());
+        drop(server);
+    }
+}
