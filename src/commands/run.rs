@@ -5,8 +5,6 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Sender};
 
 use anyhow::Context;
@@ -46,7 +44,9 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     if is != role {
         let (file, verb) = (args.config.display(), is.name());
         return Err(ConfigError::Arguments(format!(
-            "{file} configures an {verb}, not an {role}: run `eddy {verb} --config {file}`"
+            "{file} configures {}, not {}: run `eddy {verb} --config {file}`",
+            is.with_article(),
+            role.with_article()
         ))
         .into());
     }
@@ -85,14 +85,10 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
     }
 }
 
-/// Says why to end, once. A second signal ends the process at once.
+/// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,
+/// and the ledger must still come out.
 fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
     let (tell, told) = mpsc::channel();
-    let twice = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, twice.clone()).context("signals")?;
-        signal_hook::flag::register(signal, twice.clone()).context("signals")?;
-    }
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
     let by_signal: Sender<&'static str> = tell.clone();
     let wait = move || {
@@ -151,7 +147,7 @@ fn sockets(loaded: &Loaded, mut passed: ListenFd) -> anyhow::Result<Sockets> {
     if passed.len() > 0 && passed.len() != wanted.len() {
         let names: Vec<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
         return Err(ConfigError::Arguments(format!(
-            "LISTEN_FDS passes {} sockets, this {} takes {}: pass {}",
+            "LISTEN_FDS = {}, but this {} takes {} sockets: pass {}",
             passed.len(),
             config.role(),
             wanted.len(),

@@ -70,6 +70,15 @@ impl NodeRole {
         }
     }
 
+    /// "an entry", "a mix", "an exit".
+    pub const fn with_article(self) -> &'static str {
+        match self {
+            NodeRole::Entry => "an entry",
+            NodeRole::Mix => "a mix",
+            NodeRole::Exit => "an exit",
+        }
+    }
+
     /// The role at a position of a chain with so many key hops.
     pub fn at(position: usize, hops: usize) -> Option<NodeRole> {
         match position {
@@ -123,7 +132,11 @@ impl Loaded {
                 NodeRole::Exit => hops.to_string(),
             };
             return Err(wrong(
-                format!("position = {} is not the place of an {} in this chain", config.position, config.role()),
+                format!(
+                    "position = {} is not the place of {} in this chain",
+                    config.position,
+                    config.role().with_article()
+                ),
                 format!("the position is {right} here"),
             ));
         }

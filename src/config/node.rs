@@ -231,10 +231,11 @@ impl Raw {
     /// Keys that another role has.
     fn refuse_foreign(&self, source: &Source, role: NodeRole) -> Result<(), ConfigError> {
         use NodeRole::{Entry, Exit, Mix};
-        fn span<T>(value: &Option<Spanned<T>>) -> Option<std::ops::Range<usize>> {
+        type Span = Option<std::ops::Range<usize>>;
+        fn span<T>(value: &Option<Spanned<T>>) -> Span {
             value.as_ref().map(Spanned::span)
         }
-        let keys: [(&str, Option<std::ops::Range<usize>>, &[NodeRole]); 11] = [
+        let keys: [(&str, Span, &[NodeRole]); 12] = [
             ("up", span(&self.up), &[Mix, Exit]),
             ("down", span(&self.down), &[Entry, Mix]),
             ("next", span(&self.next), &[Entry, Mix]),
@@ -245,7 +246,8 @@ impl Raw {
             ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
             ("allow", span(&self.allow), &[Exit]),
             ("resolver", span(&self.resolver), &[Exit]),
-            ("max_sockets", span(&self.max_sockets).or(span(&self.max_flows_per_channel)), &[Exit]),
+            ("max_flows_per_channel", span(&self.max_flows_per_channel), &[Exit]),
+            ("max_sockets", span(&self.max_sockets), &[Exit]),
         ];
         for (key, span, roles) in keys {
             if let Some(span) = span

@@ -1,3 +1,5 @@
-//! What several topics share: whole chains in memory.
+//! What several topics share.
 
+pub mod command;
 pub mod memchain;
+pub mod process;

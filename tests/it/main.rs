@@ -3,5 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod config;
+mod demo;
+mod init;
+mod load;
 mod memory;
 mod mixing;

@@ -1,7 +1,251 @@
-//! stub
-/// stub
+//! `eddy chain`: the demonstration and the smoke test.
+//!
+//! Makes a chain in a temporary folder, binds every socket first, starts entry, mixes and exit as
+//! processes of their own that inherit them, sends messages through, and accounts for every packet.
+//! Succeeds only if everything sent was delivered and answered and every ledger closes.
+//!
+//! [`children`] keeps the processes, [`traffic`] sends and answers, [`summary`] tells the result.
+
+mod children;
+mod summary;
+mod traffic;
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use wire::cell::Shape;
+use wire::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
+
+use self::children::{Children, Start};
+use self::summary::Summary;
+use self::traffic::{Load, Payload};
+use super::init::{self, Files, Plan};
+use crate::cli::ChainArgs;
+use crate::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
+use crate::status;
+
+/// Messages per second unless said otherwise.
+const RATE: f64 = 50.0;
+/// Messages of one run: their times are kept in memory.
+const MESSAGES_MAX: u64 = 20_000_000;
+/// How long a chain may take to come up, beside what its mixing delays.
+const SETUP_MAX: Duration = Duration::from_secs(20);
+/// How long an answer may take, beside what mixing delays.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often a running chain is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Every socket of the chain, bound before any process starts, so that no port can be lost to
+/// another program in between.
+struct Bound {
+    entry: Vec<UdpSocket>,
+    mixes: Vec<[UdpSocket; 2]>,
+    exit: UdpSocket,
+    receivers: Vec<UdpSocket>,
+}
+
+/// Runs the demonstration.
+///
 /// # Errors
-/// stub
-pub fn run(_: &crate::cli::ChainArgs) -> anyhow::Result<()> {
-    Ok(())
+/// A mistake on the command line, a node that dies or does not come up, anything lost, or a ledger
+/// that does not close.
+pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
+    let shape = Shape::new(args.class, args.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    check_fits(shape, args.ipv6)?;
+    let load = plan_load(args)?;
+    let interrupted = interruptible()?;
+
+    let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
+    let bound = bind(args)?;
+    let plan = plan(args, &bound)?;
+    let files = init::write(dir.path(), &plan)?;
+    let started = Instant::now();
+    let receivers = bound.receivers.iter().map(UdpSocket::try_clone).collect::<Result<Vec<_>, _>>()?;
+    let mut children = Children::spawn(starts(&files, bound))?;
+    let all_delays = plan.mixing.largest_delay() * args.mixes as u32;
+    children.wait_for_channels(args.channels, SETUP_MAX + 4 * all_delays, &interrupted)?;
+    let setup = started.elapsed();
+    announce(args, &plan, &files, setup)?;
+
+    let clients = plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect();
+    let limit = FRAGMENTS_MAX * (shape.payload() - FRAG_OVERHEAD);
+    let refusable = matches!(load.payload, Payload::Length(len) if len > limit);
+    let entry_status = children.status_of_entry();
+    let too_large = || {
+        let report = status::ask(&entry_status).ok();
+        let drops = report.and_then(|report| report.ledger.datagrams).map(|datagrams| datagrams.forward.dropped);
+        drops.and_then(|drops| drops.get("too-large").copied()).unwrap_or(0)
+    };
+    let patience = PATIENCE + 2 * all_delays;
+    let outcome = traffic::run(&load, receivers, clients, patience, |sent| {
+        if interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        children.check()?;
+        Ok(refusable && sent == load.messages && too_large() >= sent)
+    })?;
+    let refused = if refusable { too_large() } else { 0 };
+    while args.stay && !interrupted.load(Ordering::Relaxed) {
+        children.check()?;
+        std::thread::sleep(LOOK);
+    }
+    let nodes = children.finish()?;
+
+    let summary = Summary { setup, outcome: &outcome, nodes: &nodes };
+    let text = if args.json { summary.json()? } else { summary.people() };
+    print(&text)?;
+    if refused > 0 {
+        bail!("the entry refused {refused} datagrams of {} bytes (limit {limit})", load.payload.len());
+    }
+    summary.verdict()
+}
+
+/// What to send, from the command line.
+fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
+    let rate = args.rate.unwrap_or(RATE);
+    let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
+    if messages > MESSAGES_MAX {
+        return Err(ConfigError::Arguments(format!(
+            "{messages} messages are more than one run takes: stay below {MESSAGES_MAX} with --rate, --seconds and --messages"
+        )));
+    }
+    let payload = args.payload_len.map_or(Payload::Hello, |len| Payload::Length(len as usize));
+    Ok(Load { messages, rate, payload })
+}
+
+/// Raised by SIGINT or SIGTERM.
+fn interruptible() -> anyhow::Result<Arc<AtomicBool>> {
+    let raised = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, raised.clone()).context("signals")?;
+    }
+    Ok(raised)
+}
+
+fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
+    let loopback: IpAddr = if args.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let any = || {
+        UdpSocket::bind((loopback, 0)).with_context(|| {
+            let family = if args.ipv6 { "IPv6: leave out --ipv6" } else { "IPv4: try --ipv6" };
+            format!("cannot bind a UDP socket to {loopback}; this host may be without {family}")
+        })
+    };
+    let given = |address: SocketAddr, option: &str| {
+        UdpSocket::bind(address)
+            .with_context(|| format!("cannot bind {option} {address}: choose an address of this host and a free port"))
+    };
+    let mut entry = vec![any()?];
+    for _ in 0..args.receivers {
+        entry.push(any()?);
+    }
+    for forward in &args.forwards {
+        entry.push(given(forward.listen, "--forward")?);
+    }
+    for &listen in &args.pymix {
+        entry.push(given(listen, "--pymix")?);
+    }
+    let mixes = (0..args.mixes).map(|_| Ok([any()?, any()?])).collect::<anyhow::Result<_>>()?;
+    let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
+    Ok(Bound { entry, mixes, exit: any()?, receivers })
+}
+
+/// The chain over the bound sockets.
+fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
+    let ups = bound.mixes.iter().map(|[up, _]| up).chain([&bound.exit]);
+    let ups = ups.map(UdpSocket::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let mut plan = Plan {
+        class: args.class,
+        mixing: args.mixing,
+        renew_after_s: args.renew_after_s,
+        allow: vec!["127.0.0.0/8".parse()?, "::1/128".parse()?],
+        ..Plan::new(&ups)
+    };
+    plan.allow.extend(&args.allow);
+    for (hop, [_, down]) in plan.hops.iter_mut().zip(&bound.mixes) {
+        hop.down = down.local_addr()?;
+    }
+    let mut entry = bound.entry.iter().map(UdpSocket::local_addr);
+    let mut next = || entry.next().context("a socket per forward and pymix port").and_then(|a| Ok(a?));
+    plan.entry.channels = args.channels;
+    plan.entry.down = next()?;
+    for receiver in &bound.receivers {
+        let to = dataplane::entry::Destination::Ip(receiver.local_addr()?);
+        plan.entry.forwards.push(Forward { listen: next()?, to });
+    }
+    for Forward { to, .. } in &args.forwards {
+        plan.entry.forwards.push(Forward { listen: next()?, to: to.clone() });
+    }
+    for _ in &args.pymix {
+        plan.entry.pymix.push(next()?);
+    }
+    Ok(plan)
+}
+
+/// What to start: the entry, the mixes, the exit, each with its sockets in the order it takes them.
+fn starts(files: &Files, bound: Bound) -> Vec<Start> {
+    let hops = files.hops.len();
+    let of_mixes = bound.mixes.into_iter().map(Vec::from);
+    let sockets = std::iter::once(bound.entry).chain(of_mixes).chain([vec![bound.exit]]);
+    let configs = std::iter::once(&files.entry).chain(&files.hops);
+    let start = |(index, (config, sockets)): (usize, (&PathBuf, Vec<UdpSocket>))| {
+        let role = NodeRole::at(index, hops).unwrap_or(NodeRole::Exit);
+        Start {
+            role,
+            index,
+            config: config.clone(),
+            status: config.with_file_name(format!("{}.sock", node_name(role, index))),
+            sockets: sockets.into_iter().map(OwnedFd::from).collect(),
+        }
+    };
+    configs.zip(sockets).enumerate().map(start).collect()
+}
+
+/// Says where a chain that stays can be used and looked at.
+fn announce(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> anyhow::Result<()> {
+    if !args.stay {
+        return Ok(());
+    }
+    let forwards = &plan.entry.forwards;
+    let configs = || std::iter::once(&files.entry).chain(&files.hops);
+    let text = if args.json {
+        let forwards: Vec<_> = forwards
+            .iter()
+            .map(|forward| serde_json::json!({"listen": forward.listen, "to": forward.to.to_string()}))
+            .collect();
+        let status: Vec<_> = configs().map(|config| config.with_extension("sock")).collect();
+        let ready = serde_json::json!({
+            "setup_ms": setup.as_millis() as u64,
+            "forwards": forwards,
+            "pymix": plan.entry.pymix,
+            "configs": configs().collect::<Vec<_>>(),
+            "status": status,
+        });
+        format!("{ready}\n")
+    } else {
+        let mut text = format!("The chain is up after {} ms. Its entry listens here:\n\n", setup.as_millis());
+        for forward in forwards {
+            text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
+        }
+        for pymix in &plan.entry.pymix {
+            text += &format!("  pymix   {pymix}\n");
+        }
+        text += "\nLook at a node, over its status socket beside its configuration:\n\n";
+        for config in configs() {
+            text += &format!("  eddy status --config {}\n", config.display());
+        }
+        text + "\nCtrl-C ends it.\n\n"
+    };
+    print(&text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }

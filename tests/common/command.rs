@@ -1,0 +1,36 @@
+//! Running the command and reading what it says.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The command, with nothing of this process's environment that could change what it does.
+pub fn eddy() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eddy"));
+    command.stdin(Stdio::null());
+    for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDS_FIRST_FD", "EDDY_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs the command in `dir`; arguments are separated by spaces.
+pub fn run(dir: &Path, line: &str) -> Output {
+    eddy().current_dir(dir).args(line.split_whitespace()).output().expect("the command starts")
+}
+
+/// Its exit code and standard error.
+pub fn complaint(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Checks an operator's mistake: exit code 2, one line on standard error, nothing on standard output,
+/// and all of `wanted` said.
+pub fn assert_mistake(what: &str, output: &Output, wanted: &[&str]) {
+    let (code, said) = complaint(output);
+    assert_eq!(code, Some(2), "{what}: {said}");
+    assert!(said.starts_with("eddy: ") && said.lines().count() == 1, "{what}: {said}");
+    assert!(output.stdout.is_empty(), "{what}");
+    for part in wanted {
+        assert!(said.contains(part), "{what}: wanted {part:?} in {said}");
+    }
+}

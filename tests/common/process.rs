@@ -1,0 +1,99 @@
+//! A chain of processes: `eddy chain --stay --json`, and what it reports when it ends.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdout, Stdio};
+
+use serde_json::Value;
+
+use super::command::eddy;
+
+/// A running chain. Ends when dropped.
+pub struct Demo {
+    process: Child,
+    stdout: BufReader<ChildStdout>,
+    /// What it said when it was up: forwards, pymix ports, status sockets.
+    pub ready: Value,
+}
+
+impl Demo {
+    /// Starts `eddy chain --stay --json` with more arguments, and waits until it is up.
+    pub fn start(arguments: &[&str]) -> Demo {
+        let mut process = eddy()
+            .args(["chain", "--stay", "--json"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        let mut stdout = BufReader::new(process.stdout.take().expect("piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("text");
+        let ready = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"));
+        Demo { process, stdout, ready }
+    }
+
+    /// The entry's address of the forward to a destination.
+    pub fn forward_to(&self, destination: SocketAddr) -> SocketAddr {
+        self.forward(&destination.to_string())
+    }
+
+    /// The same for a destination as text.
+    pub fn forward(&self, destination: &str) -> SocketAddr {
+        let forwards = self.ready["forwards"].as_array().expect("a list");
+        let found = forwards.iter().find(|forward| forward["to"] == destination).expect("such a forward");
+        found["listen"].as_str().and_then(|listen| listen.parse().ok()).expect("an address")
+    }
+
+    /// The entry's first pymix address.
+    pub fn pymix(&self) -> SocketAddr {
+        self.ready["pymix"][0].as_str().and_then(|listen| listen.parse().ok()).expect("an address")
+    }
+
+    /// A node's report now: the entry is 0.
+    pub fn status(&self, position: usize) -> Value {
+        let config = self.ready["configs"][position].as_str().expect("a path");
+        let output = eddy().args(["status", "--json", "--config", config]).output().expect("the command runs");
+        serde_json::from_slice(&output.stdout).expect("a report")
+    }
+
+    /// Interrupts it and returns its final report.
+    pub fn end(mut self) -> Value {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+        let last = self.stdout.by_ref().lines().map_while(Result::ok).last().expect("a report");
+        self.process.wait().expect("it ends");
+        serde_json::from_str(&last).unwrap_or_else(|why| panic!("{why}: {last:?}"))
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// All tallies of a node's report.
+pub fn tallies(node: &Value) -> impl Iterator<Item = &Value> {
+    let units = node["ledger"].as_object().expect("a ledger").values();
+    units.flat_map(|unit| [&unit["forward"], &unit["backward"]])
+}
+
+/// Every ledger of a final report closes, and nothing is held.
+pub fn closed(report: &Value) {
+    for node in report["nodes"].as_array().expect("nodes") {
+        for tally in tallies(node) {
+            assert_eq!(tally["closed"], true, "{node:#}");
+            assert_eq!(tally["held"], 0, "{node:#}");
+        }
+    }
+}
+
+/// Holds the file lock that keeps loads and timings from sharing the machine.
+pub fn exclusive() -> File {
+    let path = std::env::temp_dir().join("eddy-load.lock");
+    let file = File::options().create(true).append(true).open(path).expect("a lock file");
+    file.lock().expect("a lock");
+    file
+}

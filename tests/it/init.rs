@@ -1,0 +1,108 @@
+//! `eddy init` and the command line: what is refused, and what comes out.
+
+use std::fs;
+
+use crate::common::command::{assert_mistake, complaint, run};
+
+#[test]
+fn init_refuses_what_cannot_work_and_writes_nothing() {
+    #[rustfmt::skip]
+    let mistakes: &[(&str, &[&str])] = &[
+        ("init new --ipv6 --mixes 6", &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"]),
+        ("init new --host ::1 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
+        ("init new --ipv6 --host 127.0.0.1", &["--host 127.0.0.1 is IPv4"]),
+        ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),
+        ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["192.0.2.1:x", "write IP, IP:PORT"]),
+        ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["192.0.2.1:5 stands twice"]),
+        ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["node 1 at 192.0.2.1:0", "port"]),
+        ("init new --base-port 65534", &["--base-port 65534 leaves no 4 ports"]),
+        ("chain --ipv6 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
+        ("chain --rate 1000000 --seconds 86400", &["more than one run takes"]),
+    ];
+    for (line, wanted) in mistakes {
+        let dir = tempfile::tempdir().unwrap();
+        assert_mistake(line, &run(dir.path(), line), wanted);
+        assert!(!dir.path().join("new").exists(), "{line}");
+    }
+}
+
+#[test]
+fn a_wrong_argument_ends_with_2_and_tells_what_is_right() {
+    #[rustfmt::skip]
+    let mistakes: &[(&str, &str)] = &[
+        ("init", "<DIR>"),
+        ("init x --mixes 0", "a chain has 1 to 7"),
+        ("init x --mixes 8", "a chain has 1 to 7"),
+        ("init x --class XL", "the classes are S"),
+        ("init x --mixing pool:t=1ms", "write one of"),
+        ("init x --mixing threshold:n=5,n=6", "n stands twice"),
+        ("init x --lifetime 10", "60..=3600"),
+        ("init x --mxies 3", "--mixes"),
+        ("mix", "--config <FILE>"),
+        ("mixx --config x", "mix"),
+        ("entry --config x --forward 5000", "LISTEN=DEST"),
+        ("entry --config x --forward here=192.0.2.1:5", "no address to listen on"),
+        ("entry --config x --forward 5000=192.0.2.1:0", "port 0"),
+        ("entry --config x --pymix here", "no address to listen on"),
+        ("exit --config x --allow everyone", "write IP/BITS"),
+        ("chain --payload-len 70000", "0..=65507"),
+        ("chain --receivers 0", "take 1 to 256"),
+        ("chain --rate 0", "messages per second"),
+        ("completions klingon", "bash"),
+    ];
+    for (line, wanted) in mistakes {
+        let dir = tempfile::tempdir().unwrap();
+        let (code, said) = complaint(&run(dir.path(), line));
+        assert_eq!(code, Some(2), "{line}: {said}");
+        assert!(said.contains(wanted), "{line}: wanted {wanted:?} in {said}");
+    }
+}
+
+#[test]
+fn init_says_what_to_run_where_and_does_not_repeat_itself_over_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "init my --mixes 2 --class s --node 192.0.2.1 --node 198.51.100.7:99 --node 203.0.113.9";
+    let made = run(dir.path(), line);
+    assert!(made.status.success(), "{made:?}");
+    let said = String::from_utf8(made.stdout).unwrap();
+    for wanted in [
+        "eddy mix --config my/mix1.toml     # at 192.0.2.1:4701",
+        "eddy mix --config my/mix2.toml     # at 198.51.100.7:99",
+        "eddy exit --config my/exit.toml    # at 203.0.113.9:4703",
+        "eddy entry --config my/entry.toml",
+        "--forward",
+    ] {
+        assert!(said.contains(wanted), "wanted {wanted:?} in {said}");
+    }
+    let mut files: Vec<_> =
+        fs::read_dir(dir.path().join("my")).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    files.sort();
+    let wanted = [
+        "chain.toml",
+        "entry.key",
+        "entry.toml",
+        "exit.key",
+        "exit.toml",
+        "mix1.key",
+        "mix1.toml",
+        "mix2.key",
+        "mix2.toml",
+    ];
+    assert_eq!(files, wanted);
+
+    let key = fs::read(dir.path().join("my/mix1.key")).unwrap();
+    assert_mistake("again", &run(dir.path(), line), &["my/chain.toml exists", "--force"]);
+    assert_eq!(fs::read(dir.path().join("my/mix1.key")).unwrap(), key);
+    assert!(run(dir.path(), &format!("{line} --force")).status.success());
+    assert_ne!(fs::read(dir.path().join("my/mix1.key")).unwrap(), key);
+}
+
+#[test]
+fn manual_pages_and_completions_come_from_the_command_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "man pages").status.success());
+    let page = fs::read_to_string(dir.path().join("pages/eddy-chain.1")).unwrap();
+    assert!(page.contains("payload"), "{page}");
+    let script = run(dir.path(), "completions bash");
+    assert!(String::from_utf8_lossy(&script.stdout).contains("_eddy()"));
+}
