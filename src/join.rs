@@ -12,6 +12,8 @@ use dataplane::links::{Rank, Side};
 use dataplane::punt::{Ended, Notice, Punt};
 use dataplane::table::{ChannelKeys, Op, OpSender};
 
+/// How soon to look again at a ring that was not drained.
+const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
 const PUNTS_MAX: usize = 1024;
 
@@ -37,12 +39,15 @@ pub struct Joint {
     punts: rtrb::Consumer<Punt>,
     /// Operations that found the ring full; their order is binding.
     backlog: VecDeque<Op>,
+    /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
+    /// may answer with a cell before this node's worker has woken up.
+    outgoing: VecDeque<(Side, SocketAddr, Vec<u8>)>,
 }
 
 impl Joint {
     /// Joins a control plane to a worker's rings.
     pub fn new(control: Control, ops: OpSender, punts: rtrb::Consumer<Punt>) -> Joint {
-        Joint { control, ops, punts, backlog: VecDeque::new() }
+        Joint { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
     /// The control plane, to be asked.
@@ -65,7 +70,7 @@ impl Joint {
         self.control.tick(now, wall);
         while let Some(output) = self.control.poll_output() {
             match output {
-                Output::Send { side, to, datagram } => send(data_side(side), to, &datagram),
+                Output::Send { side, to, datagram } => self.outgoing.push_back((data_side(side), to, datagram)),
                 Output::Data(op) => self.backlog.push_back(operation(op)),
                 Output::Event(event) => note(Note::Event(event)),
             }
@@ -79,7 +84,14 @@ impl Joint {
             }
             self.ops.signal();
         }
-        if self.backlog.is_empty() { self.control.next_wake() } else { now + Duration::from_millis(1) }
+        if self.backlog.is_empty() && self.ops.is_drained() {
+            self.outgoing.drain(..).for_each(|(side, to, datagram)| send(side, to, &datagram));
+        }
+        if self.backlog.is_empty() && self.outgoing.is_empty() {
+            self.control.next_wake()
+        } else {
+            now + AGAIN
+        }
     }
 
     /// Answers a [`Note::Resolve`].

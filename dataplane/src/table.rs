@@ -145,6 +145,11 @@ impl OpSender {
         self.ring.push(op).map_err(|rtrb::PushError::Full(op)| op)
     }
 
+    /// Whether the worker has taken everything. It applies all it takes before it receives again.
+    pub fn is_drained(&self) -> bool {
+        self.ring.slots() == self.ring.buffer().capacity()
+    }
+
     /// Wakes the worker.
     pub fn signal(&self) {
         self.waker.wake();

@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use eddy_bench::load::{Load, run};
 use serde_json::Value;
 
 use crate::common::command::eddy;
@@ -80,12 +81,24 @@ fn payloads_of_every_length_behave() {
 
 #[test]
 fn links_renewed_every_two_seconds_under_traffic_lose_nothing() {
-    let report = passes(&["--renew-after-s", "2", "--rate", "300", "--seconds", "9"]);
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let forward = format!("127.0.0.1:0={}", sink.local_addr().unwrap());
+    let demo = Demo::start(&["--messages", "1", "--renew-after-s", "2", "--forward", &forward]);
+    // Nodes that were started at once may have called twice; from here on nothing may be dropped.
+    let dropped = |demo: &Demo| -> Vec<Value> {
+        let nodes = (0..5).map(|position| demo.status(position));
+        nodes.flat_map(|node| tallies(&node).map(|tally| tally["dropped"].clone()).collect::<Vec<_>>()).collect()
+    };
+    let before = dropped(&demo);
+    let to = demo.forward_to(sink.local_addr().unwrap());
+    let load = Load { to, flows: 10, rate: 300, len: 500, time: Duration::from_secs(9) };
+    let outcome = run(&load, sink, |_| {}).unwrap();
+    assert_eq!((outcome.sent, outcome.lost, outcome.reordered), (2700, 0, 0), "{outcome:?}");
+    assert_eq!(dropped(&demo), before);
+    let report = demo.end();
+    closed(&report);
     for node in report["nodes"].as_array().unwrap() {
         assert!(node["handshakes"]["done"].as_u64() >= Some(4), "{node:#}");
-        for tally in tallies(node) {
-            assert_eq!(tally["dropped"], serde_json::json!({}), "{node:#}");
-        }
     }
 }
 
@@ -125,13 +138,12 @@ fn a_pymix_client_gets_its_bare_answer_on_the_socket_it_sent_from() {
 fn a_refused_destination_is_counted_and_costs_no_socket() {
     let demo = Demo::start(&["--messages", "1", "--pymix", "127.0.0.1:0"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let before = demo.status(4)["sockets"].clone();
     // A private address: the demonstration's exit admits loopback and the internet, and this goes nowhere.
     for _ in 0..200 {
         client.send_to(&[10, 255, 255, 1, 0, 9, 1], demo.pymix()).unwrap();
         let dropped = demo.status(0)["ledger"]["datagrams"]["forward"]["dropped"]["policy"].as_u64();
         if dropped > Some(0) {
-            assert_eq!(demo.status(4)["sockets"], before);
+            assert!(demo.status(4)["sockets"].as_u64() <= Some(1), "the demonstration's own flow has one");
             closed(&demo.end());
             return;
         }
