@@ -87,11 +87,7 @@ impl Joint {
         if self.backlog.is_empty() && self.ops.is_drained() {
             self.outgoing.drain(..).for_each(|(side, to, datagram)| send(side, to, &datagram));
         }
-        if self.backlog.is_empty() && self.outgoing.is_empty() {
-            self.control.next_wake()
-        } else {
-            now + AGAIN
-        }
+        if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
     }
 
     /// Answers a [`Note::Resolve`].
@@ -103,10 +99,10 @@ impl Joint {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
                 let side = control_side(side);
-                self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.as_mut() });
+                self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, header, mut body } => {
-                self.control.handle(now, wall, Input::Cell { link, slot, header, body: body.as_mut() });
+                self.control.handle(now, wall, Input::Cell { link, slot, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot } => self.control.handle(now, wall, Input::Promoted { link, slot }),
             Punt::Activity { link, received, sent } => {

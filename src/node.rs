@@ -224,14 +224,7 @@ impl Node {
             }
         };
 
-        let reporter = Reporter {
-            role,
-            position,
-            ledger,
-            control: Arc::default(),
-            sockets: Arc::new(watched),
-            clock,
-        };
+        let reporter = Reporter { role, position, ledger, control: Arc::default(), sockets: Arc::new(watched), clock };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -311,10 +304,9 @@ fn control_config(
 ) -> Config {
     let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
     let role = match &config.part {
-        Part::Entry(part) => Role::Entry {
-            hops: (1..=chain.shape.hops()).filter_map(descriptor).collect(),
-            channels: part.channels,
-        },
+        Part::Entry(part) => {
+            Role::Entry { hops: (1..=chain.shape.hops()).filter_map(descriptor).collect(), channels: part.channels }
+        }
         Part::Mix { .. } => Role::Mix,
         Part::Exit(_) => Role::Exit,
     };

@@ -63,7 +63,9 @@ impl Resolver {
                         let name = if name.ends_with('.') { name.into_string() } else { format!("{name}.") };
                         let found = match name.trim_end_matches('.').parse::<IpAddr>() {
                             Ok(ip) => vec![ip],
-                            Err(_) => resolver.lookup_ip(name).await.map(|ips| ips.iter().collect()).unwrap_or_default(),
+                            Err(_) => {
+                                resolver.lookup_ip(name).await.map(|ips| ips.iter().collect()).unwrap_or_default()
+                            }
                         };
                         let _ = answer.send((query, found));
                         waker.wake();

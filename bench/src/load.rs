@@ -162,8 +162,13 @@ fn count(
 ) -> anyhow::Result<Counted> {
     let poller = Poller::new()?;
     poller.add(sink.as_fd(), 0)?;
-    let mut counted =
-        Counted { delivered: 0, duplicated: 0, reordered: 0, kernel_drops: 0, latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)? };
+    let mut counted = Counted {
+        delivered: 0,
+        duplicated: 0,
+        reordered: 0,
+        kernel_drops: 0,
+        latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
+    };
     let mut seen: Vec<Flow> = (0..flows).map(|_| Flow::default()).collect();
     let mut buffers = vec![[0u8; LEN_MIN]; sys::BATCH];
     let mut last = Instant::now();

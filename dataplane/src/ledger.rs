@@ -148,8 +148,7 @@ impl Tally {
 
     /// Whether the identity holds.
     pub fn closed(&self) -> bool {
-        self.received + self.injected
-            == self.sent + self.send_errors + self.dropped_total() + self.consumed + self.held
+        self.received + self.injected == self.sent + self.send_errors + self.dropped_total() + self.consumed + self.held
     }
 }
 

@@ -212,15 +212,10 @@ impl<U: Port, D: Port> Mix<U, D> {
                     seen_s: now_s,
                     fresh: false,
                 };
-                self.table
-                    .install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), state });
+                self.table.install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), state });
                 self.wheel.arm(channel, now_s + IDLE_S);
             }
-            Op::RetireChannel { channel } => {
-                if self.table.remove(channel).is_some() {
-                    self.punts.ended(channel, Ended::Retired);
-                }
-            }
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
                 let half = match self.table.links.side(link) {
                     Some(Side::Up) => &mut self.backward,
@@ -241,8 +236,9 @@ impl<U: Port, D: Port> Mix<U, D> {
     /// Ends channels that are idle or past their lifetime.
     fn tick(&mut self, now: Nanos) {
         let now_s = now / SECOND;
-        self.wheel.advance(now_s, &mut self.due);
-        for channel in self.due.drain(..) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now_s, &mut due);
+        for channel in due.drain(..) {
             let Some(record) = self.table.record_mut(channel) else { continue };
             if std::mem::take(&mut record.state.fresh) {
                 record.state.seen_s = now_s;
@@ -256,7 +252,14 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
                 continue;
             };
-            self.table.remove(channel);
+            self.end(channel, reason);
+        }
+        self.due = due;
+    }
+
+    /// Forgets a channel, and tells control. Its pooled cells carry all they need.
+    fn end(&mut self, channel: u32, reason: Ended) {
+        if self.table.remove(channel).is_some() {
             self.punts.ended(channel, reason);
         }
     }
@@ -367,10 +370,7 @@ fn pool(
             continue;
         };
         let header = Header { channel: number, ..header };
-        pool.admit(
-            cell.opened(),
-            Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now },
-        );
+        pool.admit(cell.opened(), Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now });
     }
 }
 
@@ -396,12 +396,7 @@ fn inject(
 }
 
 /// Tells control what the links did, at most every 100 ms.
-pub(crate) fn report_activity(
-    links: &mut crate::links::Links,
-    punts: &mut PuntSender,
-    due: &mut Nanos,
-    now: Nanos,
-) {
+pub(crate) fn report_activity(links: &mut crate::links::Links, punts: &mut PuntSender, due: &mut Nanos, now: Nanos) {
     if now < *due || !links.has_activity() || punts.room() < links.len() {
         return;
     }

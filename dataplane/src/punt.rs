@@ -117,7 +117,7 @@ impl Bytes {
     }
 
     /// The copy.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
 }

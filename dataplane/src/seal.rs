@@ -43,9 +43,7 @@ impl Sealer {
         while let Some(first) = cells.next() {
             let (link_id, sealed_for) = (first.ticket.link, first.ticket.slot);
             run.push(first);
-            while let Some(next) =
-                cells.next_if(|next| next.ticket.link == link_id && next.ticket.slot == sealed_for)
-            {
+            while let Some(next) = cells.next_if(|next| next.ticket.link == link_id && next.ticket.slot == sealed_for) {
                 run.push(next);
             }
             let link = links.link_mut(link_id);

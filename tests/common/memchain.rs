@@ -4,7 +4,7 @@
 //! passes through here on its way, so that a test knows all keys and can hold a model against all bytes.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -65,13 +65,16 @@ impl Default for Plan {
     }
 }
 
+/// Header keys of a slot, forward and backward.
+pub type HeaderKeys = ([u8; 16], [u8; 16]);
+
 /// Keys seen on their way into the data planes.
 #[derive(Default)]
 pub struct Keys {
     /// Per entry channel: link number and what the setup left for each hop.
     pub channels: Vec<(u32, Vec<HopSecrets>)>,
     /// Per link (1..=h) and slot: header keys forward and backward.
-    pub slots: HashMap<usize, Vec<([u8; 16], [u8; 16])>>,
+    pub slots: HashMap<usize, Vec<HeaderKeys>>,
 }
 
 struct Node {
@@ -105,6 +108,8 @@ pub struct Chain {
     pub clock: Rc<RefCell<Nanos>>,
     pub keys: Keys,
     pub notes: Vec<String>,
+    /// Nodes that have not been started yet: what is sent to them is lost.
+    pub asleep: HashSet<usize>,
 }
 
 /// Address of a node's link socket.
@@ -169,6 +174,7 @@ impl Chain {
             clock,
             keys: Keys::default(),
             notes: Vec::new(),
+            asleep: HashSet::new(),
             plan,
         };
         chain.tap(|datagram| vec![datagram]);
@@ -291,6 +297,13 @@ impl Chain {
             let mut moved = false;
             for position in 0..self.nodes.len() {
                 let node = &mut self.nodes[position];
+                if self.asleep.contains(&position) {
+                    for side in [Side::Up, Side::Down] {
+                        while self.links.receive(link_address(position, side)).is_some() {}
+                    }
+                    (node.control_wake, node.worker_wake) = (Duration::MAX, Nanos::MAX);
+                    continue;
+                }
                 let links = self.links.clone();
                 let notes = &mut self.notes;
                 let mut send = |side, to, bytes: &[u8]| {
@@ -326,7 +339,7 @@ impl Chain {
             let next = self
                 .nodes
                 .iter()
-                .map(|node| node.worker_wake.min(node.control_wake.as_nanos() as Nanos))
+                .map(|node| node.worker_wake.min(u64::try_from(node.control_wake.as_nanos()).unwrap_or(Nanos::MAX)))
                 .min()
                 .unwrap_or(end)
                 .max(self.now + 20_000);

@@ -9,3 +9,4 @@ mod init;
 mod load;
 mod memory;
 mod mixing;
+mod names;

@@ -103,10 +103,40 @@ fn a_link_renewed_every_two_seconds_under_traffic_loses_nothing() {
     chain.open();
     exchange(&mut chain, 8, 14_000, 60);
     chain.assert_lossless();
+    // One length per link and direction over setup, acks, renewals, keepalives and data.
+    for seen in chain.seen.borrow().iter() {
+        let cell = chain.shape.cell_len(seen.direction, seen.link);
+        let handshake: &[usize] = match (seen.direction, seen.link) {
+            (Direction::Forward, 1) => &[672],
+            (Direction::Forward, _) => &[686],
+            (Direction::Backward, _) => &[1176],
+        };
+        assert!(seen.bytes.len() == cell || handshake.contains(&seen.bytes.len()), "{seen:?}");
+    }
     for link in 1..=4 {
         assert!(chain.keys.slots[&link].len() >= 9, "link {link}: {} handshakes", chain.keys.slots[&link].len());
     }
     assert!(chain.ledger(0).gauges.channels >= 4, "channels outlive the handshakes they were set up under");
+}
+
+#[test]
+fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
+    for last in 0..5 {
+        for seed in 0..5 {
+            let mut chain = Chain::new(Plan { seed, ..Plan::default() });
+            chain.asleep.insert(last);
+            chain.run(Duration::from_secs(7));
+            assert_eq!(chain.ledger(0).gauges.channels, 0);
+            chain.asleep.clear();
+            chain.run(Duration::from_secs(2));
+            for link in 1..=4 {
+                assert!(chain.keys.slots.contains_key(&link), "link {link}, node {last} last: {:#?}", chain.notes);
+            }
+            chain.run(Duration::from_secs(3));
+            assert_eq!(chain.ledger(0).gauges.channels, 4, "node {last} last: {:#?}", chain.notes);
+            exchange(&mut chain, 3, 5, 50);
+        }
+    }
 }
 
 #[test]
@@ -178,7 +208,8 @@ fn every_byte_on_every_link_is_what_the_model_says() {
             let (_, secrets) = chain.keys.channels.iter().find(|(n, _)| *n == first.header.channel).expect("a channel");
             let mut body = first.body.clone();
             for hop in 1..=hops {
-                let on_link: Vec<_> = data(hop, Direction::Forward).into_iter().filter(|cell| cell.body == body).collect();
+                let on_link: Vec<_> =
+                    data(hop, Direction::Forward).into_iter().filter(|cell| cell.body == body).collect();
                 assert_eq!(on_link.len(), 1, "hop {hop} got what the model says, once");
                 assert_eq!((on_link[0].header.seq, on_link[0].header.sub), (first.header.seq, 0));
                 let keys = Generations::<AeadKey>::new(&secrets[hop - 1].forward, 0);
@@ -191,7 +222,10 @@ fn every_byte_on_every_link_is_what_the_model_says() {
             parse(&body, Direction::Forward).unwrap().for_each(drop);
             counted += 1;
         }
-        assert_eq!(counted as u64, chain.ledger(hops).cells.forward.consumed - control_cells(&links[&(hops, Direction::Forward)]));
+        assert_eq!(
+            counted as u64,
+            chain.ledger(hops).cells.forward.consumed - control_cells(&links[&(hops, Direction::Forward)])
+        );
 
         let mut datagrams = 0;
         for last in data(hops, Direction::Backward) {
@@ -208,7 +242,8 @@ fn every_byte_on_every_link_is_what_the_model_says() {
                 }
             }
             let (number, secrets, inner) = inside.expect("the exit sealed it for a channel");
-            datagrams += parse(&inner, Direction::Backward).unwrap().filter(|f| matches!(f, Frame::Dgram { .. })).count();
+            datagrams +=
+                parse(&inner, Direction::Backward).unwrap().filter(|f| matches!(f, Frame::Dgram { .. })).count();
             let mut body = last.body.clone();
             for mix in (1..hops).rev() {
                 let keys = Generations::<StreamKey>::new(&secrets[mix - 1].backward, 0);

@@ -452,8 +452,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.table.record_mut(channel) else { return };
-                let pushed =
-                    record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
+                let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
@@ -517,7 +516,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     fn publish(&self) {
-        let mut ledger = Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+        let mut ledger =
+            Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.waiting.len() as u64;
         ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();

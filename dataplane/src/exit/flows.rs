@@ -186,7 +186,7 @@ impl Flows {
     }
 
     /// The flow whose peer this is.
-    pub fn from_peer(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
+    pub fn talking_to(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
         self.flows[id as usize].as_mut()
     }
@@ -249,7 +249,15 @@ impl Flows {
     ///
     /// # Errors
     /// The channel has its fill.
-    fn add(&mut self, channel: u32, number: u16, map: u16, token: Token, target: Target, now: Nanos) -> Result<u32, Status> {
+    fn add(
+        &mut self,
+        channel: u32,
+        number: u16,
+        map: u16,
+        token: Token,
+        target: Target,
+        now: Nanos,
+    ) -> Result<u32, Status> {
         let count = self.per_channel.entry(channel).or_default();
         if *count >= self.caps.flows_per_channel {
             return Err(Status::TooManyFlows);
@@ -458,8 +466,8 @@ mod tests {
         let sockets: Vec<_> = (0..3).map(|n| socket(&mut flows, 1, n)).collect();
         assert!(sockets.iter().all(|s| *s == sockets[0]));
         assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
-        assert_eq!(flows.from_peer(sockets[0], peer(2)).unwrap().number, 2);
-        assert!(flows.from_peer(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
+        assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
+        assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
         assert_eq!(flows.open(&mut apps, (1, 9), 7, [8; 16], peer(9), 0), Status::TooManyFlows);
     }
 

@@ -180,12 +180,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some(op) = self.table.apply(op) else { return };
         match op {
             Op::InstallChannel {
-                channel,
-                up,
-                keys: ChannelKeys::Hop { forward, backward },
-                lifetime_s,
-                first,
-                ..
+                channel, up, keys: ChannelKeys::Hop { forward, backward }, lifetime_s, first, ..
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
@@ -418,7 +413,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         let Self { apps, flows, packer, free, .. } = self;
         apps.unreachable(&mut |socket, to| {
-            if let Some(flow) = flows.from_peer(socket, to)
+            if let Some(flow) = flows.talking_to(socket, to)
                 && flow.may_report(now)
             {
                 let status = Frame::Status { flow: flow.number, code: Status::Unreachable };
@@ -430,7 +425,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// One datagram from a peer.
     fn inwards(&mut self, socket: u32, from: SocketAddr, len: usize, data: &[u8]) -> Result<(), Drop> {
         let payload = self.settings.shape.payload();
-        let flow = self.flows.from_peer(socket, from).ok_or(Drop::Filtered)?;
+        let flow = self.flows.talking_to(socket, from).ok_or(Drop::Filtered)?;
         if frames::fragments(payload, len).is_none() {
             return Err(Drop::TooLarge);
         }
@@ -530,7 +525,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn publish(&self) {
-        let mut ledger = Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+        let mut ledger =
+            Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
         ledger.frames = (self.free.free() as u64, self.free.total() as u64);

@@ -174,8 +174,7 @@ pub struct UdpApps {
 }
 
 /// What the sender of a datagram can be told about.
-const REPORTED: [i32; 5] =
-    [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EHOSTDOWN, libc::EACCES];
+const REPORTED: [i32; 5] = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EHOSTDOWN, libc::EACCES];
 
 impl UdpApps {
     /// Around sockets already bound, numbered from 0; more can be opened.
@@ -272,8 +271,7 @@ impl Apps for UdpApps {
                 at += run;
                 continue;
             };
-            let datagrams =
-                outbox.items[at..at + run].iter().map(|item| (&outbox.bytes[item.range.clone()], item.to));
+            let datagrams = outbox.items[at..at + run].iter().map(|item| (&outbox.bytes[item.range.clone()], item.to));
             match sys::send_batch(&app.socket, datagrams) {
                 Ok(sent) => {
                     tally.sent += sent as u64;

@@ -82,7 +82,9 @@ impl fmt::Display for Mixing {
 
 /// A mixing specification that does not parse.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("mixing {spec:?}: {fault}; write one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)")]
+#[error(
+    "mixing {spec:?}: {fault}; write one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)"
+)]
 pub struct BadMixing {
     spec: String,
     fault: String,
@@ -97,7 +99,7 @@ fn duration(text: &str) -> Option<Nanos> {
         _ => return None,
     };
     let nanos = number.parse::<f64>().ok()? * scale;
-    (nanos >= 1e5 && nanos <= 6e10).then_some(nanos as Nanos)
+    (1e5..=6e10).contains(&nanos).then_some(nanos as Nanos)
 }
 
 impl FromStr for Mixing {
@@ -116,9 +118,9 @@ impl FromStr for Mixing {
             let slot_taken = match key {
                 "n" => n.replace(count()?).is_some(),
                 "n_min" => n_min.replace(count()?).is_some(),
-                "t" => t
-                    .replace(duration(value).ok_or_else(|| fault(format!("t={value}: wants 100us to 60s")))?)
-                    .is_some(),
+                "t" => {
+                    t.replace(duration(value).ok_or_else(|| fault(format!("t={value}: wants 100us to 60s")))?).is_some()
+                }
                 _ => return Err(fault(format!("unknown key {key:?}"))),
             };
             if slot_taken {
@@ -167,8 +169,19 @@ mod tests {
             assert_eq!(mixing.to_string().parse(), Ok(want));
         }
         for bad in [
-            "", "poisson", "threshold", "threshold:n=0", "threshold:n=5,t=1ms", "timed", "timed:t=5", "timed:t=0ms",
-            "timed:n=5,t=1ms", "threshold:n=5,n=6", "threshold:n=5,n_min=6", "timed:t=1ms,x=1", "threshold:n",
+            "",
+            "poisson",
+            "threshold",
+            "threshold:n=0",
+            "threshold:n=5,t=1ms",
+            "timed",
+            "timed:t=5",
+            "timed:t=0ms",
+            "timed:n=5,t=1ms",
+            "threshold:n=5,n=6",
+            "threshold:n=5,n_min=6",
+            "timed:t=1ms,x=1",
+            "threshold:n",
         ] {
             let error = bad.parse::<Mixing>().unwrap_err();
             assert!(error.to_string().contains("write one of"), "{error}");

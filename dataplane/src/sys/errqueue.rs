@@ -39,9 +39,8 @@ pub fn read_error(socket: impl AsFd) -> io::Result<Option<Unreachable>> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: all that `message` points at is local, writable for the lengths given, and aligned.
-    let got = unsafe {
-        libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
-    };
+    let got =
+        unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
     if got < 0 {
         return Err(io::Error::last_os_error());
     }

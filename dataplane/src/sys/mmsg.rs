@@ -142,10 +142,7 @@ pub fn recv_batch<'a>(
 ///
 /// # Errors
 /// The kernel's, about the first datagram; `WouldBlock` if the send buffer is full.
-pub fn send_batch<'a>(
-    socket: impl AsFd,
-    datagrams: impl Iterator<Item = (&'a [u8], SocketAddr)>,
-) -> io::Result<usize> {
+pub fn send_batch<'a>(socket: impl AsFd, datagrams: impl Iterator<Item = (&'a [u8], SocketAddr)>) -> io::Result<usize> {
     let mut headers = zeroed_headers();
     let mut names = [zeroed_name(); BATCH];
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
@@ -168,12 +165,7 @@ pub fn send_batch<'a>(
     // SAFETY: the first `count` headers point at names, vectors and bytes that outlive the call (the
     // bytes are borrowed for 'a); sendmmsg reads them only.
     let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_fd().as_raw_fd(),
-            headers.as_mut_ptr(),
-            count as libc::c_uint,
-            libc::MSG_DONTWAIT,
-        )
+        libc::sendmmsg(socket.as_fd().as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT)
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

@@ -66,7 +66,8 @@ impl Children {
         // Kept until the end: while the inherited sockets stay open here, no pipe of a later child can
         // have a descriptor that is about to be replaced in it.
         let mut commands = Vec::with_capacity(starts.len());
-        for Start { role, index, config, status, sockets } in starts {
+        // The exit first: whoever calls the next hop finds it up.
+        for Start { role, index, config, status, sockets } in starts.into_iter().rev() {
             let mut command = Command::new(&program);
             command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]);
             command.env("LISTEN_FDS", sockets.len().to_string());
@@ -95,6 +96,7 @@ impl Children {
             });
             children.0.push(Node { name, status, process, lifeline, stdout, stderr, tail });
         }
+        children.0.reverse();
         Ok(children)
     }
 
