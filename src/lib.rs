@@ -1,12 +1,15 @@
 //! eddy: a mix chain for streaming-grade UDP.
 //!
-//! This crate is the command and what it is made of. [`config`] reads what operators write,
-//! [`node`] joins `control` and `dataplane` into a running node, [`report`] is what a node says of
-//! itself, [`status`] says it over a Unix socket, [`cli`] and [`commands`] are the command.
+//! This crate is the command and what it is made of. [`config`] reads what operators write, [`node`] runs
+//! `control` and `dataplane` side by side, [`join`] carries what they say to each other, [`resolver`] looks
+//! names up for the exit, [`report`] is what a node says of itself, [`status`] says it over a Unix socket,
+//! [`cli`] and [`commands`] are the command.
 
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod join;
 pub mod node;
 pub mod report;
+pub mod resolver;
 pub mod status;

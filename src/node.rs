@@ -1,64 +1,442 @@
-//! A running node: control and data plane joined. This file is a placeholder for its interface.
+//! A running node: control on one thread, the data plane on another, joined by [`crate::join`].
+//!
+//! Owns the threads and the sockets' options. Control sends handshake datagrams itself, on duplicates of
+//! the link sockets; everything else leaves through the worker.
 
+use std::collections::BTreeMap;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
 
-use dataplane::entry::Listener;
+use anyhow::Context;
+use control::{Caps, Config, Control, Event, NextHop, Role, Timing};
+use dataplane::entry::{Entry, Listener};
+use dataplane::exit::Exit;
+use dataplane::exit::policy::Policy;
+use dataplane::io::apps::UdpApps;
+use dataplane::io::mmsg::MmsgPort;
+use dataplane::ledger::Ledger;
+use dataplane::links::Side;
+use dataplane::mix::Mix;
+use dataplane::punt::{Notice, PuntSender};
+use dataplane::runner::{self, Clock, Poller, Worker};
+use dataplane::sys::{self, Waker};
+use dataplane::table::OpSender;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use tracing::{info, warn};
 
-pub use crate::config::NodeRole;
-use crate::config::{Chain, Keys, NodeConfig};
-use crate::report::NodeReport;
+use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::join::{Joint, Note};
+use crate::report::{Handshakes, NodeReport};
+use crate::resolver::Resolver;
 
-/// What a node is started with.
+/// Operations from control that can wait for the worker.
+const OPS_MAX: usize = 4096;
+/// Punts that can wait for control: 256 copies of at most a frame, 400 kB.
+const PUNTS_MAX: usize = 256;
+
+/// All a node needs to run.
 pub struct NodeSpec {
     /// What it is.
     pub role: NodeRole,
-    /// The chain, verified.
-    pub chain: Chain,
-    /// Entry 0, then the mixes, then the exit.
+    /// Its chain, verified.
+    pub chain: config::Chain,
+    /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
-    /// Its configuration, with what the command line adds.
+    /// Its configuration.
     pub config: NodeConfig,
     /// Its keys.
-    pub keys: Keys,
+    pub keys: config::Keys,
     /// Its sockets, bound.
     pub sockets: Sockets,
 }
 
-/// A node's sockets, bound.
+/// A node's sockets.
 pub struct Sockets {
-    /// Towards the entry; none at the entry.
+    /// Towards the previous hop; none at the entry.
     pub up: Option<UdpSocket>,
-    /// Towards the exit; none at the exit.
+    /// Towards the next hop; none at the exit.
     pub down: Option<UdpSocket>,
-    /// An entry's ports for applications.
+    /// The entry's listeners.
     pub listeners: Vec<(UdpSocket, Listener)>,
 }
 
-/// Running threads.
-pub struct Node {}
+/// What control last said of itself.
+#[derive(Clone, Debug, Default)]
+struct ControlState {
+    handshakes: Handshakes,
+    refused: BTreeMap<String, u64>,
+}
 
-#[allow(clippy::unimplemented)]
+/// What a node's readings are made from.
+#[derive(Clone)]
+struct Reporter {
+    role: NodeRole,
+    position: usize,
+    ledger: Arc<Mutex<Ledger>>,
+    control: Arc<Mutex<ControlState>>,
+    /// The link and listening sockets, to ask the kernel what it dropped there.
+    sockets: Arc<Vec<UdpSocket>>,
+    clock: Clock,
+}
+
+impl Reporter {
+    fn report(&self) -> NodeReport {
+        let control = lock(&self.control).clone();
+        NodeReport {
+            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
+            handshakes: control.handshakes,
+            refused: control.refused,
+            uptime_s: self.clock.elapsed().as_secs_f64(),
+            engine: wire::gcm::ENGINE.to_owned(),
+            ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A node's threads.
+pub struct Node {
+    reporter: Reporter,
+    stop: Arc<AtomicBool>,
+    worker_waker: Arc<Waker>,
+    control_waker: Arc<Waker>,
+    worker: JoinHandle<()>,
+    control: JoinHandle<()>,
+}
+
+/// A fresh generator seeded by the operating system.
+fn rng() -> anyhow::Result<ChaCha20Rng> {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..]).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
+    Ok(ChaCha20Rng::from_seed(*seed))
+}
+
+/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
+fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
+    socket.set_nonblocking(true)?;
+    if socket.local_addr()?.is_ipv6() {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
+    } else {
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
+    }
+    // The kernel grants twice what is asked and counts its own overhead against it.
+    let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
+    if granted < receive_buffer {
+        warn!(
+            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sysctl -w \
+             net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
+        );
+    }
+    Ok(())
+}
+
 impl Node {
     /// Starts the threads.
     ///
     /// # Errors
-    /// The specification contradicts itself, or the system refuses a socket option or a thread.
-    pub fn start(_spec: NodeSpec) -> anyhow::Result<Node> {
-        anyhow::bail!("nodes cannot run yet")
+    /// A socket option, a thread or the resolver is refused by the system.
+    pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
+        let NodeSpec { role, chain, position, config, keys, sockets } = spec;
+        let next = config::next_address(&config, &chain)?;
+        let clock = Clock::start();
+        let shape = chain.shape;
+        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
+            prepare(socket, config.receive_buffer)?;
+        }
+
+        let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
+        let (punts, control_punts) = rtrb::RingBuffer::new(PUNTS_MAX);
+        let (worker_waker, control_waker) = (Arc::new(Waker::new()?), Arc::new(Waker::new()?));
+        let stop = Arc::new(AtomicBool::new(false));
+        let poller = Poller::new()?;
+        let (up, down) = (sockets.up.as_ref().map(AsFd::as_fd), sockets.down.as_ref().map(AsFd::as_fd));
+        runner::watch(&poller, &worker_waker, up, down)?;
+
+        let mut watched = Vec::new();
+        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
+            watched.push(socket.try_clone()?);
+        }
+        for (socket, _) in &sockets.listeners {
+            watched.push(socket.try_clone()?);
+        }
+        let handshake_sockets = (clone(&sockets.up)?, clone(&sockets.down)?);
+
+        let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
+            .context("the configuration contradicts itself")?;
+        let joint = Joint::new(control, OpSender::new(ops, worker_waker.clone()), control_punts);
+        let punts = PuntSender::new(punts, control_waker.clone());
+
+        let window = config.window;
+        let port = |socket: Option<UdpSocket>, which: &str| {
+            socket.map(MmsgPort::new).with_context(|| format!("the {} needs its {which} socket", role.name()))
+        };
+        let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock };
+        let (worker, ledger) = match &config.part {
+            Part::Entry(part) => {
+                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
+                let delays = chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
+                let settings = dataplane::entry::Settings {
+                    shape,
+                    listeners: kinds,
+                    window,
+                    mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
+                    flow_idle: part.flow_idle,
+                };
+                let apps = UdpApps::new(poller, listeners, config.receive_buffer)?;
+                let down = port(sockets.down, "down")?;
+                let entry = Entry::new(settings, down, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
+                let ledger = entry.published();
+                (run.spawn(entry)?, ledger)
+            }
+            Part::Mix { mixing } => {
+                let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window };
+                let ports = (port(sockets.up, "up")?, port(sockets.down, "down")?);
+                let mix = Mix::new(settings, ports, worker_ops, punts, [rng()?, rng()?, rng()?], clock.now());
+                let ledger = mix.published();
+                (run.spawn(mix)?, ledger)
+            }
+            Part::Exit(part) => {
+                let own = if_addrs::get_if_addrs().context("this host's own addresses")?;
+                let settings = dataplane::exit::Settings {
+                    shape,
+                    window,
+                    policy: Policy::new(part.allow.clone(), own.into_iter().map(|interface| interface.ip()).collect()),
+                    caps: dataplane::exit::Caps {
+                        flows_per_channel: part.max_flows_per_channel,
+                        sockets: part.max_sockets,
+                    },
+                    flow_idle: part.flow_idle,
+                };
+                let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER)?;
+                let up = port(sockets.up, "up")?;
+                let exit = Exit::new(settings, up, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
+                let ledger = exit.published();
+                (run.spawn(exit)?, ledger)
+            }
+        };
+
+        let reporter = Reporter {
+            role,
+            position,
+            ledger,
+            control: Arc::default(),
+            sockets: Arc::new(watched),
+            clock,
+        };
+        let resolver = match &config.part {
+            Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
+            Part::Entry(_) | Part::Mix { .. } => None,
+        };
+        let thread = ControlThread {
+            joint,
+            resolver,
+            sockets: handshake_sockets,
+            reporter: reporter.clone(),
+            waker: control_waker.clone(),
+            stop: stop.clone(),
+        };
+        let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
+        Ok(Node { reporter, stop, worker_waker, control_waker, worker, control })
     }
 
     /// A reading of all counters.
     pub fn report(&self) -> NodeReport {
-        unimplemented!()
+        self.reporter.report()
     }
 
     /// The same for another thread.
     pub fn reporter(&self) -> impl Fn() -> NodeReport + Send + 'static {
-        || unimplemented!()
+        let reporter = self.reporter.clone();
+        move || reporter.report()
     }
 
-    /// Ends the threads; what they counted.
-    pub fn stop(self) -> NodeReport {
-        unimplemented!()
+    /// Whether both threads run.
+    pub fn is_alive(&self) -> bool {
+        !self.worker.is_finished() && !self.control.is_finished()
+    }
+
+    /// Stops the threads: what is held is sent if it can be, and counted if not. The last reading.
+    ///
+    /// # Errors
+    /// A thread had died.
+    pub fn stop(self) -> anyhow::Result<NodeReport> {
+        self.stop.store(true, Ordering::Release);
+        self.worker_waker.wake();
+        self.control_waker.wake();
+        let died = |which: &str| anyhow::anyhow!("the {which} thread died: this is a bug, its panic is above");
+        self.control.join().map_err(|_| died("control"))?;
+        self.worker.join().map_err(|_| died("worker"))?;
+        Ok(self.reporter.report())
+    }
+}
+
+/// Receive buffer of an exit's flow socket: a burst of video to one client.
+const FLOW_BUFFER: usize = 1 << 20;
+
+fn clone(socket: &Option<UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
+    socket.as_ref().map(UdpSocket::try_clone).transpose()
+}
+
+/// What a worker's thread needs beside the worker.
+struct Spawn {
+    poller: Poller,
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+    clock: Clock,
+}
+
+impl Spawn {
+    fn spawn(self, mut worker: impl Worker + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name("worker".into())
+            .spawn(move || runner::run(&mut worker, &self.poller, &self.waker, self.clock, &self.stop))
+    }
+}
+
+fn control_config(
+    chain: &config::Chain,
+    position: usize,
+    config: &NodeConfig,
+    keys: &config::Keys,
+    next: Option<std::net::SocketAddr>,
+) -> Config {
+    let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
+    let role = match &config.part {
+        Part::Entry(part) => Role::Entry {
+            hops: (1..=chain.shape.hops()).filter_map(descriptor).collect(),
+            channels: part.channels,
+        },
+        Part::Mix { .. } => Role::Mix,
+        Part::Exit(_) => Role::Exit,
+    };
+    Config {
+        role,
+        shape: chain.shape,
+        position,
+        noise: keys.noise.clone(),
+        setup: keys.setup.clone(),
+        descriptor: descriptor(position),
+        previous: position.checked_sub(1).filter(|i| *i > 0).and_then(descriptor).map(|d| d.noise),
+        next: descriptor(position + 1).zip(next).map(|(descriptor, address)| NextHop { descriptor, address }),
+        psk_up: keys.psk_up.clone(),
+        psk_down: keys.psk_down.clone(),
+        timing: Timing {
+            renew_after: config.renew_after,
+            expire_after: config.renew_after * 3 / 2,
+            ..Timing::default()
+        },
+        caps: Caps::default(),
+    }
+}
+
+struct ControlThread {
+    joint: Joint,
+    resolver: Option<Resolver>,
+    /// Duplicates of the link sockets, up and down.
+    sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    reporter: Reporter,
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+}
+
+impl ControlThread {
+    fn run(mut self) {
+        let poller = Poller::new().and_then(|poller| poller.add(self.waker.as_fd(), 0).map(|()| poller));
+        let poller = match poller {
+            Ok(poller) => poller,
+            Err(error) => {
+                warn!("control cannot wait: {error}");
+                return;
+            }
+        };
+        let clock = self.reporter.clock;
+        while !self.stop.load(Ordering::Acquire) {
+            while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
+                self.joint.resolved(query, addresses);
+            }
+            let wake = self.turn(clock.elapsed());
+            poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+        }
+    }
+
+    fn turn(&mut self, now: Duration) -> Duration {
+        let Self { joint, resolver, sockets, reporter, .. } = self;
+        let mut send = |side, to, datagram: &[u8]| {
+            let socket = match side {
+                Side::Up => &sockets.0,
+                Side::Down => &sockets.1,
+            };
+            // Lost or not, control tries again in its own time.
+            if let Some(socket) = socket {
+                let _ = socket.send_to(datagram, to);
+            }
+        };
+        let mut note = |note| match note {
+            Note::Event(event) => log(&event),
+            Note::Notice(Notice::TooLarge { from, len, max }) => {
+                warn!("a datagram of {len} bytes from {from} was dropped: at most {max} travel (8 fragments)");
+            }
+            Note::Notice(Notice::Refused { destination, status }) => {
+                warn!("the exit refused {destination}: {}", status_text(status));
+            }
+            Note::Resolve { query, name } => {
+                if let Some(resolver) = resolver {
+                    resolver.ask(query, name);
+                }
+            }
+        };
+        let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
+        let control = joint.control();
+        let counters = control.counters();
+        *lock(&reporter.control) = ControlState {
+            handshakes: Handshakes {
+                started: counters.handshakes_started,
+                done: counters.handshakes_done,
+                setups: counters.setups,
+                channels_opened: counters.channels_opened,
+                keepalives: counters.keepalives,
+                cells: counters.cells,
+                half_open: control.half_open() as u64,
+            },
+            refused: counters.refusals().filter(|(_, n)| *n > 0).map(|(why, n)| (why.to_owned(), n)).collect(),
+        };
+        wake
+    }
+}
+
+fn status_text(status: wire::frames::Status) -> &'static str {
+    use wire::frames::Status;
+    match status {
+        Status::Open => "open",
+        Status::Refused => "its policy does not allow it (see `allow` in the exit's configuration)",
+        Status::Unresolvable => "the name does not resolve there",
+        Status::Unreachable => "the destination is unreachable",
+        Status::TooManyFlows => "it has too many flows or sockets",
+        Status::UnknownFlow => "it does not know the flow",
+        Status::TooLarge => "the datagram is too large",
+    }
+}
+
+fn log(event: &Event) {
+    match event {
+        Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
+        Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
+        Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
+        Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
+        Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),
+        Event::ChannelClosed { channel, reason } => tracing::debug!("channel {channel} has ended: {reason:?}"),
+        Event::SetupTimedOut { attempts, next_timeout } => {
+            warn!("no ack for a channel after {attempts} attempts; the next is given {next_timeout:?}");
+        }
+        Event::SetupRefused(why) => warn!("an ack was refused: {why}"),
     }
 }

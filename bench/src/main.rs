@@ -1,1 +1,85 @@
-fn main() {}
+//! `eddy-bench`: measures a running chain.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Measures a running chain.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends an even load into a forward and counts what arrives behind the exit.
+    ///
+    /// Start a chain with a forward to an address of your choice, then load it:
+    ///
+    ///   eddy chain --stay --forward 127.0.0.1:7000=127.0.0.1:7001
+    ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --rate 20000
+    #[command(verbatim_doc_comment)]
+    Load {
+        /// The entry's forward, or the sink itself to measure the generator alone.
+        #[arg(long, value_name = "ADDR")]
+        to: SocketAddr,
+        /// Where the forward leads: received here.
+        #[arg(long, value_name = "ADDR")]
+        sink: SocketAddr,
+        /// Flows, each from a socket of its own.
+        #[arg(long, default_value_t = 100)]
+        flows: usize,
+        /// Datagrams per second over all flows.
+        #[arg(long, default_value_t = 20_000)]
+        rate: u64,
+        /// Bytes per datagram.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(LEN_MIN as i64..=65_507))]
+        payload_len: u32,
+        /// How long to send.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+        /// Print one JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Cli { command: Command::Load { to, sink, flows, rate, payload_len, seconds, json } } = Cli::parse();
+    let load = Load { to, flows, rate, len: payload_len as usize, time: Duration::from_secs(seconds) };
+    let result = UdpSocket::bind(sink).with_context(|| format!("the sink cannot listen at {sink}")).and_then(|sink| {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} datagrams, {per_sec}, {eta} left")?;
+        let bar = ProgressBar::new(rate * seconds).with_style(style);
+        let outcome = run(&load, sink, |sent| bar.set_position(sent))?;
+        bar.finish_and_clear();
+        Ok(outcome)
+    });
+    match result {
+        Ok(outcome) if json => println!("{}", serde_json::to_string(&outcome).expect("numbers serialize")),
+        Ok(outcome) => print(&outcome),
+        Err(error) => {
+            eprintln!("eddy-bench: {error:#}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn print(outcome: &Outcome) {
+    let Outcome { sent, refused, delivered, duplicated, reordered, lost, sink_kernel_drops, sent_per_s, latency_us } =
+        outcome;
+    println!("sent        {sent} ({sent_per_s:.0}/s; {refused} refused by the kernel)");
+    println!("delivered   {delivered} ({lost} lost, {reordered} reordered, {duplicated} twice)");
+    println!("at the sink {sink_kernel_drops} dropped by the kernel");
+    let load::Latency { p50, p99, p999, max } = latency_us;
+    println!("latency     p50 {p50} us, p99 {p99} us, p99.9 {p999} us, max {max} us");
+}
+
+use eddy_bench::load;

@@ -121,6 +121,8 @@ pub(crate) struct Channels {
     open_n: usize,
     bucket: Bucket,
     seen: ReplayCache,
+    /// D of this hop.
+    own: Option<[u8; 32]>,
 }
 
 /// What every setup of this chain says.
@@ -140,6 +142,7 @@ impl Channels {
             open_n: 0,
             bucket: Bucket::new(config.caps.setups, now),
             seen: ReplayCache::new(config.caps.replay_cache),
+            own: config.descriptor.as_ref().map(|own| own.hash()),
         }
     }
 
@@ -149,6 +152,18 @@ impl Channels {
 
     pub(crate) fn half_open_count(&self) -> usize {
         self.half_open.len()
+    }
+
+    /// Ids towards the entry of all half-open channels.
+    #[cfg(test)]
+    pub(crate) fn half_open_ids(&self) -> Vec<u32> {
+        self.half_open.values().map(|half| half.up.1).collect()
+    }
+
+    /// Ids that cannot be drawn or taken now.
+    #[cfg(test)]
+    pub(crate) fn id_count(&self) -> usize {
+        self.ids.len()
     }
 
     pub(crate) fn used_by(&self, id: LinkChannel) -> Option<Use> {
@@ -224,8 +239,8 @@ impl Channels {
         if self.seen.contains(&tag) {
             return Err(Refusal::SetupReplayed);
         }
-        let own = core.config.descriptor.as_ref().ok_or(Refusal::SetupBad)?;
-        let opened = setup::open(shape, position, &own.hash(), &core.config.setup, info(&core.config), onion)
+        let own = self.own.ok_or(Refusal::SetupBad)?;
+        let opened = setup::open(shape, position, &own, &core.config.setup, info(&core.config), onion)
             .map_err(|_| Refusal::SetupBad)?;
         self.seen.insert(opened.tag);
         let rest = opened.rest.clone();

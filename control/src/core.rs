@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
 use crate::config::Config;
@@ -26,5 +27,11 @@ impl Core {
 
     pub(crate) fn refuse(&mut self, why: Refusal) {
         self.counters.refuse(why);
+    }
+
+    /// Replaces the generator by one seeded from its own output, over its own memory: who takes the node
+    /// later cannot run it back to an ephemeral of the past.
+    pub(crate) fn rekey(&mut self) {
+        self.rng = SeedableRng::from_rng(&mut self.rng);
     }
 }

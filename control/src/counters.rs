@@ -39,6 +39,8 @@ refusals! {
     StaleTimestamp = "stale_timestamp",
     /// A message 1 that was answered before.
     HandshakeReplayed = "handshake_replayed",
+    /// A message 1 whose token was spent by a newer one.
+    TokenSpent = "token_spent",
     /// A message 2 that answers nothing we wait for.
     NotAwaited = "not_awaited",
     /// No room for another link.
@@ -84,7 +86,7 @@ refusals! {
 }
 
 /// One node's counters; they only grow.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Counters {
     refused: [u64; Refusal::ALL.len()],
     /// First messages sent.
@@ -99,6 +101,20 @@ pub struct Counters {
     pub keepalives: u64,
     /// Control cells accepted.
     pub cells: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            refused: [0; Refusal::ALL.len()],
+            handshakes_started: 0,
+            handshakes_done: 0,
+            setups: 0,
+            channels_opened: 0,
+            keepalives: 0,
+            cells: 0,
+        }
+    }
 }
 
 impl Counters {

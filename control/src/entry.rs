@@ -89,6 +89,9 @@ impl Entry {
                 let timeout = core.config.setup_timeout();
                 state.quest = Some(Quest { attempts: VecDeque::new(), count: 0, timeout, due: now });
             }
+            if let Some(quest) = &mut state.quest {
+                quest.forget_old(channels, now, ATTEMPTS_MAX);
+            }
             let prober = self.prober();
             let Some(link) = links.down_ready() else { continue };
             let state = &mut self.seats[seat];
@@ -98,8 +101,8 @@ impl Entry {
             {
                 let timing = core.config.timing;
                 let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
-                let first = core.config.setup_timeout();
-                quest.attempt(core, channels, links, now, (seat, link), &self.hops, longest.max(first));
+                quest.wait(core, now, longest.max(core.config.setup_timeout()));
+                quest.attempt(core, channels, links, now, (seat, link), &self.hops);
             }
         }
     }
@@ -150,8 +153,8 @@ impl Entry {
         Ok(())
     }
 
-    /// The chain works, or works again: quests that had slowed down start over.
-    pub(crate) fn hurry(&mut self, core: &Core, now: Duration) {
+    /// The chain works: quests that had slowed down start over.
+    fn hurry(&mut self, core: &Core, now: Duration) {
         let first = core.config.setup_timeout();
         for quest in self.seats.iter_mut().filter_map(|seat| seat.quest.as_mut()) {
             quest.timeout = first;
@@ -195,7 +198,18 @@ impl Entry {
 }
 
 impl Quest {
-    /// Sends one more setup and doubles the wait.
+    /// Sets the wait for the attempt that follows, +-20 %, and doubles the next.
+    fn wait(&mut self, core: &mut Core, now: Duration, longest: Duration) {
+        let wait = self.timeout.min(longest).mul_f64(core.rng.random_range(0.8..=1.2));
+        self.due = now + wait;
+        self.timeout = (self.timeout * 2).min(longest);
+        if self.count > 0 {
+            core.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
+        }
+        self.count += 1;
+    }
+
+    /// Sends one more setup.
     fn attempt(
         &mut self,
         core: &mut Core,
@@ -204,23 +218,8 @@ impl Quest {
         now: Duration,
         (seat, link): (usize, LinkId),
         hops: &[HopPublic],
-        longest: Duration,
     ) {
-        while self
-            .attempts
-            .front()
-            .is_some_and(|old| self.attempts.len() >= ATTEMPTS_MAX || now.saturating_sub(old.sent) >= ATTEMPT_WAIT)
-        {
-            let old = self.attempts.pop_front().expect("there is a first");
-            channels.rest(now, old.id);
-        }
-        let wait = self.timeout.min(longest).mul_f64(core.rng.random_range(0.8..=1.2));
-        self.due = now + wait;
-        self.timeout = (self.timeout * 2).min(longest);
-        if self.count > 0 {
-            core.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
-        }
-        self.count += 1;
+        self.forget_old(channels, now, ATTEMPTS_MAX - 1);
         let shape = core.config.shape;
         let ephemerals = hops.iter().map(|_| draw_secret(&mut core.rng)).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&core.config)) else {
@@ -233,6 +232,18 @@ impl Quest {
         self.attempts.push_back(Attempt { id, pending, acks, sent: now });
         core.counters.setups += 1;
         send_setup(core, links, now, id, &onion);
+    }
+
+    /// Wipes attempts that are over a minute old, and the oldest beyond `keep`.
+    fn forget_old(&mut self, channels: &mut Channels, now: Duration, keep: usize) {
+        let old = |quest: &Quest| {
+            let first = quest.attempts.front()?;
+            (quest.attempts.len() > keep || now.saturating_sub(first.sent) >= ATTEMPT_WAIT).then_some(())
+        };
+        while old(self).is_some() {
+            let attempt = self.attempts.pop_front().expect("there is a first");
+            channels.rest(now, attempt.id);
+        }
     }
 
     /// Lets the ids of all attempts rest.

@@ -26,6 +26,8 @@ mod io;
 mod link;
 mod noise;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
@@ -73,7 +75,6 @@ impl Control {
                 if links.handshake(core, now, side, from, datagram)
                     && let Some(entry) = entry
                 {
-                    entry.hurry(core, now);
                     entry.tick(core, channels, links, now);
                 }
             }
@@ -109,12 +110,13 @@ impl Control {
                 }
             }
         }
+        core.rekey();
     }
 
     /// Does what is due by now.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let Control { core, links, channels, entry } = self;
-        for link in links.tick(core, now, wall) {
+        for link in links.expire(core, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
             channels.drop_link(core, links, now, link);
             if is_down && let Some(entry) = entry {
@@ -122,10 +124,12 @@ impl Control {
             }
             links.retire(core, link);
         }
+        links.call(core, now, wall);
         channels.tick(core, links, now);
         if let Some(entry) = entry {
             entry.tick(core, channels, links, now);
         }
+        core.rekey();
     }
 
     /// The next output, in binding order.
@@ -159,3 +163,10 @@ impl Control {
         self.channels.half_open_count()
     }
 }
+
+#[cfg(test)]
+extern crate self as control;
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/it/sim.rs"]
+mod sim;

@@ -5,14 +5,11 @@
 //! nothing, and a handshake never displaces a link that carries channels. What travels in the cells
 //! is [`crate::channel`]'s.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use rand::{Rng, RngExt};
-use subtle::ConstantTimeEq;
 use wire::cell::{Direction, Header, Kind};
-use wire::kdf::x25519_public;
 use wire::link::{LinkContent, LinkSecrets};
 
 use crate::admission::Bucket;
@@ -20,22 +17,17 @@ use crate::channel::Fragments;
 use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
-use crate::datagram::{self, Halves, IK_HALF_LEN, Joined, Mac1Key, NK_HALF_LEN};
-use crate::io::{DataOp, Event, LinkId, Output, Rank, Side, SlotId};
-use crate::noise::{Initiator, Pattern, Responder, Terms};
+use crate::io::{DataOp, Event, LinkId, Rank, Side, SlotId};
 use crate::slot::Slot;
 
-/// First messages that may wait for an answer at once.
-const CALLS_MAX: usize = 4;
-/// How long each waits.
-const CALL_WAIT: Duration = Duration::from_secs(5);
+mod callee;
+mod caller;
+
+use callee::Callee;
+use caller::Caller;
+
 /// How long a link lasts that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
-/// Ephemerals of accepted first messages that a link remembers.
-const EPHEMERALS_PER_LINK: usize = 16;
-/// And the node, over all links.
-const EPHEMERALS_MAX: usize = 4096;
-
 /// A link with its slots.
 pub(crate) struct Link {
     id: LinkId,
@@ -123,50 +115,6 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) content: &'a [u8],
 }
 
-/// A message 1 on its way.
-struct Call {
-    index: u32,
-    sent: Duration,
-    initiator: Initiator,
-    key: Mac1Key,
-}
-
-/// Why a new handshake is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    NoLink,
-    Age,
-    Silence,
-}
-
-/// How this node starts handshakes.
-struct Caller {
-    terms: Terms,
-    /// The next hop's static key.
-    theirs: [u8; 32],
-    key: Mac1Key,
-    address: SocketAddr,
-    calls: VecDeque<Call>,
-    wait: Duration,
-    /// No new message 1 before.
-    due: Duration,
-    /// Last timestamp sent: each is greater, whatever the wall clock does.
-    stamp: u128,
-}
-
-/// How this node answers them.
-struct Callee {
-    terms: Terms,
-    half_len: usize,
-    key: Mac1Key,
-    halves: Halves,
-    bucket: Bucket,
-    /// IK: last accepted timestamp.
-    stamp: [u8; 12],
-    seen: HashSet<[u8; 32]>,
-    seen_order: VecDeque<[u8; 32]>,
-}
-
 /// All links of a node.
 pub(crate) struct Links {
     all: Vec<Option<Link>>,
@@ -178,34 +126,7 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn new(config: &Config, now: Duration) -> Links {
-        let class = config.shape.class();
-        let caller = config.next.as_ref().map(|next| {
-            let pattern = if config.is_entry() { Pattern::Nk } else { Pattern::Ik };
-            Caller {
-                terms: Terms::new(pattern, class, &next.descriptor.hash(), config.psk_down.as_ref()),
-                theirs: next.descriptor.noise,
-                key: Mac1Key::of(&next.descriptor.noise),
-                address: next.address,
-                calls: VecDeque::new(),
-                wait: config.timing.handshake_retry,
-                due: now,
-                stamp: 0,
-            }
-        });
-        let callee = config.descriptor.as_ref().filter(|_| !config.is_entry()).map(|own| {
-            let (pattern, half_len) =
-                if config.faces_entries() { (Pattern::Nk, NK_HALF_LEN) } else { (Pattern::Ik, IK_HALF_LEN) };
-            Callee {
-                terms: Terms::new(pattern, class, &own.hash(), config.psk_up.as_ref()),
-                half_len,
-                key: Mac1Key::of(&x25519_public(&config.noise)),
-                halves: Halves::default(),
-                bucket: Bucket::new(config.caps.handshakes, now),
-                stamp: [0; 12],
-                seen: HashSet::new(),
-                seen_order: VecDeque::new(),
-            }
-        });
+        let (caller, callee) = (Caller::new(config, now), Callee::new(config, now));
         Links { all: Vec::new(), slots: 0, down: None, caller, callee }
     }
 
@@ -387,219 +308,8 @@ impl Links {
         })
     }
 
-    /// Responder: half of message 1.
-    fn hello(&mut self, core: &mut Core, now: Duration, from: SocketAddr, bytes: &[u8]) -> Result<(), Refusal> {
-        let callee = self.callee.as_mut().ok_or(Refusal::WrongSide)?;
-        let parsed = datagram::parse(bytes, callee.half_len).ok_or(Refusal::HandshakeForm)?;
-        match parsed.kind {
-            datagram::Kind::Hello => {}
-            datagram::Kind::Answer => return Err(Refusal::WrongSide),
-            datagram::Kind::Cookie => return Err(Refusal::Cookie),
-        }
-        if !callee.key.accepts(&parsed) {
-            return Err(Refusal::BadMac1);
-        }
-        let message = match callee.halves.join(now, from, &parsed) {
-            Joined::Waits(gone) => {
-                (0..gone).for_each(|_| core.refuse(Refusal::HalfAlone));
-                return Ok(());
-            }
-            Joined::Twice => return Err(Refusal::HalfTwice),
-            Joined::Whole(message) => message,
-        };
-        let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeForm)?;
-        if callee.seen.contains(&ephemeral) {
-            return Err(Refusal::HandshakeReplayed);
-        }
-        if !callee.bucket.take(now) {
-            return Err(Refusal::HandshakeBucketEmpty);
-        }
-        let responder = Responder::read(&mut core.rng, &callee.terms, &core.config.noise, &message)
-            .map_err(|_| Refusal::HandshakeForged)?;
-        let stamp: Option<[u8; 12]> = match callee.terms.pattern {
-            Pattern::Nk => None,
-            Pattern::Ik => {
-                if responder.initiator != core.config.previous || responder.initiator.is_none() {
-                    return Err(Refusal::NotANeighbour);
-                }
-                let stamp: [u8; 12] = *responder.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
-                if stamp <= callee.stamp {
-                    return Err(Refusal::StaleTimestamp);
-                }
-                Some(stamp)
-            }
-        };
-        let known = match stamp {
-            Some(_) => self.iter().find(|link| link.side == Side::Up).map(|link| link.id),
-            None => self.resumed(core, &responder.head),
-        };
-        if let Some(id) = known
-            && self.link_mut(id).is_some_and(|link| link.ephemerals.contains(&ephemeral))
-        {
-            return Err(Refusal::HandshakeReplayed);
-        }
-        if known.is_none() {
-            self.make_room(core, from)?;
-        }
-        let (message, secrets) = responder.answer().map_err(|_| Refusal::HandshakeForged)?;
-        let link = known.unwrap_or_else(|| self.install_link(core, now, Side::Up, from));
-        self.install_slot(core, now, link, from, &secrets).ok_or(Refusal::LinksFull)?;
-        if let Some(link) = self.link_mut(link) {
-            link.ephemerals.push_back(ephemeral);
-            if link.ephemerals.len() > EPHEMERALS_PER_LINK {
-                link.ephemerals.pop_front();
-            }
-        }
-        let callee = self.callee.as_mut().expect("it was there above");
-        if let Some(stamp) = stamp {
-            callee.stamp = stamp;
-        }
-        callee.remember(ephemeral);
-        let key = Mac1Key::of(&ephemeral);
-        let datagram = datagram::frame(datagram::Kind::Answer, 0, parsed.index, &message, &key);
-        core.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
-        Ok(())
-    }
-
-    /// NK: the live link whose current or next handshake this token names. One that names `next`
-    /// proves that its initiator holds those keys, so it is promoted like by a cell.
-    fn resumed(&mut self, core: &mut Core, token: &[u8]) -> Option<LinkId> {
-        let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
-        for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
-            if names(&link.next) {
-                link.promote(core);
-                return Some(link.id);
-            }
-            if names(&link.current) {
-                return Some(link.id);
-            }
-        }
-        None
-    }
-
-    /// Makes room for one more link: at most so many per address and per node. Those that were never
-    /// used go first, then those without channels, the oldest first; others never go.
-    fn make_room(&mut self, core: &mut Core, from: SocketAddr) -> Result<(), Refusal> {
-        let up = |link: &&Link| link.side == Side::Up;
-        let victim = |of: &mut dyn Iterator<Item = &Link>| {
-            of.filter(|link| link.is_empty()).min_by_key(|link| (link.current.is_some(), link.made)).map(|link| link.id)
-        };
-        let here =
-            |link: &&Link| up(link) && (link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from));
-        if self.iter().filter(here).count() >= core.config.caps.links_per_address {
-            let id = victim(&mut self.iter().filter(here)).ok_or(Refusal::LinksFull)?;
-            self.retire(core, id);
-        }
-        if self.iter().filter(up).count() >= core.config.caps.links {
-            let id = victim(&mut self.iter().filter(up)).ok_or(Refusal::LinksFull)?;
-            self.retire(core, id);
-        }
-        Ok(())
-    }
-
-    /// Initiator: message 2.
-    fn answer(&mut self, core: &mut Core, now: Duration, bytes: &[u8]) -> Result<(), Refusal> {
-        let caller = self.caller.as_mut().ok_or(Refusal::WrongSide)?;
-        let parsed = datagram::parse(bytes, NK_HALF_LEN)
-            .or_else(|| datagram::parse(bytes, IK_HALF_LEN))
-            .ok_or(Refusal::HandshakeForm)?;
-        match parsed.kind {
-            datagram::Kind::Answer => {}
-            datagram::Kind::Hello => return Err(Refusal::WrongSide),
-            datagram::Kind::Cookie => return Err(Refusal::Cookie),
-        }
-        let at = caller.calls.iter().position(|call| call.index == parsed.index).ok_or(Refusal::NotAwaited)?;
-        let call = &mut caller.calls[at];
-        if !call.key.accepts(&parsed) {
-            return Err(Refusal::BadMac1);
-        }
-        let secrets = call.initiator.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
-        // An older call must not take over from this one; a newer may, if it too was answered.
-        caller.calls.drain(..=at);
-        caller.wait = core.config.timing.handshake_retry;
-        let peer = caller.address;
-        let id = match self.down {
-            Some(id) => id,
-            None => self.install_link(core, now, Side::Down, peer),
-        };
-        self.down = Some(id);
-        let was_up = self.down_ready().is_some();
-        self.install_slot(core, now, id, peer, &secrets).ok_or(Refusal::LinksFull)?;
-        let side = Side::Down;
-        core.event(if was_up {
-            Event::LinkRenewed { side, link: id, peer }
-        } else {
-            Event::LinkUp { side, link: id, peer }
-        });
-        let link = self.link_mut(id).expect("it was installed above");
-        link.unanswered = None;
-        keepalive(core, now, link);
-        Ok(())
-    }
-
-    /// Why a handshake with the next hop is due, if it is.
-    fn cause(&self, core: &Core, now: Duration) -> Option<Cause> {
-        let link = self.down.and_then(|id| self.all[id as usize].as_ref());
-        let Some((link, slot)) = link.and_then(|link| Some((link, link.current.as_ref()?))) else {
-            return Some(Cause::NoLink);
-        };
-        if now.saturating_sub(slot.made) >= core.config.timing.renew_after {
-            return Some(Cause::Age);
-        }
-        let silent = link.unanswered.is_some_and(|since| now.saturating_sub(since) >= core.config.silent_after());
-        silent.then_some(Cause::Silence)
-    }
-
-    /// Sends message 1, if one is due.
-    fn call(&mut self, core: &mut Core, now: Duration, wall: SystemTime) {
-        let Some(cause) = self.cause(core, now) else { return };
-        let down = self.down;
-        let Some(caller) = &mut self.caller else { return };
-        if now < caller.due {
-            return;
-        }
-        let link = down.and_then(|id| self.all[id as usize].as_mut());
-        let head = match caller.terms.pattern {
-            Pattern::Nk => {
-                link.as_ref().and_then(|l| l.current.as_ref()).map_or_else(|| vec![0; 32], |slot| slot.resume.to_vec())
-            }
-            Pattern::Ik => caller.next_stamp(wall).to_vec(),
-        };
-        let head = zeroize::Zeroizing::new(head);
-        if let (Cause::Silence, Some(link)) = (cause, link)
-            && !link.silent
-        {
-            link.silent = true;
-            core.event(Event::LinkSilent { link: link.id });
-        }
-        let wait = if cause == Cause::Silence { core.config.timing.handshake_retry_max } else { caller.wait };
-        // Up to a fifth less, so that neighbours of one node do not call in step.
-        let spread = core.rng.random_range(0.8..=1.0);
-        caller.due = now + if cause == Cause::Silence { wait } else { wait.mul_f64(spread) };
-        caller.wait = (caller.wait * 3 / 2).min(core.config.timing.handshake_retry_max);
-        caller.calls.retain(|call| now.saturating_sub(call.sent) < CALL_WAIT);
-        if caller.calls.len() >= CALLS_MAX {
-            caller.calls.pop_front();
-        }
-        let started = Initiator::start(&mut core.rng, &caller.terms, &core.config.noise, &caller.theirs, &head);
-        let Ok((initiator, message)) = started else {
-            core.refuse(Refusal::HandshakeForged);
-            return;
-        };
-        let mut index = core.rng.next_u32();
-        while caller.calls.iter().any(|call| call.index == index) {
-            index = core.rng.next_u32();
-        }
-        for datagram in datagram::frame_halves(index, &message, &caller.key) {
-            core.out.push_back(Output::Send { side: Side::Down, to: caller.address, datagram });
-        }
-        let key = Mac1Key::of(&initiator.ephemeral);
-        caller.calls.push_back(Call { index, sent: now, initiator, key });
-        core.counters.handshakes_started += 1;
-    }
-
-    /// Does what is due; returns the links whose last slot is gone.
-    pub(crate) fn tick(&mut self, core: &mut Core, now: Duration, wall: SystemTime) -> Vec<LinkId> {
+    /// Drops slots that are too old and sends keepalives; returns the links whose last slot is gone.
+    pub(crate) fn expire(&mut self, core: &mut Core, now: Duration) -> Vec<LinkId> {
         let expire_after = core.config.timing.expire_after;
         let mut dead = Vec::new();
         for link in self.all.iter_mut().flatten() {
@@ -617,13 +327,10 @@ impl Links {
                 keepalive(core, now, link);
             }
         }
-        if !dead.iter().any(|id| self.down == Some(*id)) {
-            self.call(core, now, wall);
-        }
         dead
     }
 
-    /// When [`Links::tick`] has something to do next.
+    /// When [`Links::expire`] or `call` has something to do next.
     pub(crate) fn next_wake(&self, core: &Core) -> Duration {
         let timing = &core.config.timing;
         let mut wake = Duration::MAX;
@@ -661,31 +368,5 @@ fn keepalive(core: &mut Core, now: Duration, link: &mut Link) {
     link.owed = None;
     if link.inject(core, now, &Outgoing { kind: Kind::Link, channel: 0, sub: 0, content: &content }) {
         core.counters.keepalives += 1;
-    }
-}
-
-impl Caller {
-    /// TAI64N of the wall clock, or one more than the last if that has not grown.
-    fn next_stamp(&mut self, wall: SystemTime) -> [u8; 12] {
-        let unix = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.stamp = unix.as_nanos().max(self.stamp + 1);
-        let seconds = (1 << 62) + 10 + (self.stamp / 1_000_000_000) as u64;
-        let mut out = [0; 12];
-        out[..8].copy_from_slice(&seconds.to_be_bytes());
-        out[8..].copy_from_slice(&((self.stamp % 1_000_000_000) as u32).to_be_bytes());
-        out
-    }
-}
-
-impl Callee {
-    fn remember(&mut self, ephemeral: [u8; 32]) {
-        if self.seen.insert(ephemeral) {
-            self.seen_order.push_back(ephemeral);
-        }
-        if self.seen_order.len() > EPHEMERALS_MAX
-            && let Some(oldest) = self.seen_order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
     }
 }

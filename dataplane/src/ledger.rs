@@ -11,6 +11,8 @@
 //! applications and `consumed` (wrapped into cells); forward at the exit `injected` (unwrapped) and
 //! `sent`; backward the same the other way round.
 
+use wire::frames::Status;
+
 macro_rules! drops {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
         /// Why a packet was dropped.
@@ -67,8 +69,6 @@ drops! {
     QueueFull => "queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// A fragment that fits no datagram.
-    BadFragment => "bad-fragment",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
     /// Refused by the exit's policy.
@@ -87,6 +87,20 @@ drops! {
     Ended => "ended",
     /// Still held when the node stopped.
     Shutdown => "shutdown",
+}
+
+impl Drop {
+    /// What a datagram of a flow is dropped for that the exit refused so.
+    pub(crate) fn of_status(status: Status) -> Drop {
+        match status {
+            Status::Refused => Drop::Policy,
+            Status::Unresolvable => Drop::Unresolvable,
+            Status::Unreachable => Drop::Unreachable,
+            Status::TooManyFlows => Drop::TableFull,
+            Status::TooLarge => Drop::TooLarge,
+            Status::Open | Status::UnknownFlow => Drop::Flow,
+        }
+    }
 }
 
 /// Number of reasons.

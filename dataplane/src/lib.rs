@@ -37,3 +37,9 @@ pub type Nanos = u64;
 pub const MILLI: Nanos = 1_000_000;
 /// Nanoseconds in a second.
 pub const SECOND: Nanos = 1_000_000_000;
+
+/// Replaces a generator by one seeded from its own output, over its own memory: whoever seizes the process
+/// later cannot run it back and undo the shuffles of recorded traffic.
+pub(crate) fn rekey(rng: &mut rand_chacha::ChaCha20Rng) {
+    *rng = rand::SeedableRng::from_rng(rng);
+}

@@ -216,7 +216,11 @@ impl<U: Port, D: Port> Mix<U, D> {
                     .install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), state });
                 self.wheel.arm(channel, now_s + IDLE_S);
             }
-            Op::RetireChannel { channel } => drop(self.table.remove(channel)),
+            Op::RetireChannel { channel } => {
+                if self.table.remove(channel).is_some() {
+                    self.punts.ended(channel, Ended::Retired);
+                }
+            }
             Op::Inject { link, slot, header, body } => {
                 let half = match self.table.links.side(link) {
                     Some(Side::Up) => &mut self.backward,
@@ -252,11 +256,8 @@ impl<U: Port, D: Port> Mix<U, D> {
                 self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
                 continue;
             };
-            if self.punts.send(Punt::ChannelEnded { channel, reason }) {
-                self.table.remove(channel);
-            } else {
-                self.wheel.arm(channel, now_s + 1);
-            }
+            self.table.remove(channel);
+            self.punts.ended(channel, reason);
         }
     }
 

@@ -61,10 +61,11 @@ pub fn forward<C: ForwardLane>(
         if let Some(link) = table.links.link_mut(cell.link) {
             link.received = true;
         }
+        // Both sides of the ring must agree on what is current: no room, no promotion yet.
         if let Some(slot) = cell.next_slot
+            && punts.room() > 0
             && table.links.promote(cell.link, slot)
         {
-            // Control renews on its own clock if the ring is full; the slots are right either way.
             let _ = punts.send(Punt::Promoted { link: cell.link, slot });
         }
     }

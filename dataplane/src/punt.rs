@@ -1,5 +1,6 @@
 //! What a worker hands to control: copies in a bounded ring, one wake-up per turn.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -76,6 +77,8 @@ pub enum Ended {
     Idle,
     /// Entry: the exit no longer answers.
     Lost,
+    /// Control retired it.
+    Retired,
 }
 
 /// Worth a line in the log.
@@ -124,12 +127,14 @@ pub struct PuntSender {
     ring: rtrb::Producer<Punt>,
     waker: Arc<Waker>,
     unsignalled: bool,
+    /// Ends of channels that found the ring full: at most one per channel.
+    owed: VecDeque<Punt>,
 }
 
 impl PuntSender {
     /// Around a ring whose other end waits on `waker`.
     pub fn new(ring: rtrb::Producer<Punt>, waker: Arc<Waker>) -> PuntSender {
-        PuntSender { ring, waker, unsignalled: false }
+        PuntSender { ring, waker, unsignalled: false, owed: VecDeque::new() }
     }
 
     /// Free places.
@@ -145,8 +150,24 @@ impl PuntSender {
         sent
     }
 
+    /// Tells control that a channel is gone: now, or as soon as the ring has room. Control counts on
+    /// hearing of every one.
+    pub fn ended(&mut self, channel: u32, reason: Ended) {
+        self.owed.push_back(Punt::ChannelEnded { channel, reason });
+        self.pay();
+    }
+
+    fn pay(&mut self) {
+        while self.ring.slots() > 0
+            && let Some(punt) = self.owed.pop_front()
+        {
+            let _ = self.send(punt);
+        }
+    }
+
     /// End of a turn: wakes control if anything was queued.
     pub fn signal(&mut self) {
+        self.pay();
         if std::mem::take(&mut self.unsignalled) {
             self.waker.wake();
         }

@@ -90,6 +90,7 @@ impl Sealer {
             return;
         }
         self.links.shuffle(&mut self.rng);
+        crate::rekey(&mut self.rng);
         let most = self.links.iter().max().map_or(0, |link| *link as usize + 1);
         self.order.clear();
         self.order.resize(most, 0);

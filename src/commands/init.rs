@@ -182,7 +182,8 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
             .map_err(|why| ConfigError::Arguments(format!("node {index} at {}: {why}", hop.address)))?;
         let _ = write!(
             chain_text,
-            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\ndescriptor = \"{}\"\n",
+            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\n\
+             descriptor = \"{}\"\n",
             encode_base64(&identity.public()),
             hop.address,
             encode_base64(&signed),

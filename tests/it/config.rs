@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::common::{assert_mistake, complaint, eddy, run};
+use crate::common::command::{assert_mistake, complaint, eddy, run};
 
 /// A chain of three mixes in a fresh folder.
 fn chain() -> TempDir {
@@ -35,7 +35,8 @@ fn edit(file: &Path, line: &str, with: &str) {
 fn a_mistake_in_a_node_file_is_named_with_place_and_remedy() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &str, &str, &[&str])] = &[
-        ("mix1", "mixing", "mixxing = \"timed:t=1ms\"", &["mix1.toml:13: unknown key `mixxing`", "did you mean `mixing`?"]),
+        ("mix1", "mixing", "mixxing = \"timed:t=1ms\"",
+            &["mix1.toml:13: unknown key `mixxing`", "did you mean `mixing`?"]),
         ("mix1", "", "colour = \"red\"", &["unknown key `colour`", "the keys here are"]),
         ("mix1", "position", "", &["mix1.toml: the key `position` is missing", "add `position = 1`"]),
         ("mix1", "position", "position = \"1\"", &["mix1.toml:4: ", "expected", "write it like `position = 1`"]),
@@ -49,7 +50,8 @@ fn a_mistake_in_a_node_file_is_named_with_place_and_remedy() {
         ("mix1", "down", "down = \"[::]:0\"", &["cannot reach the next hop at 127.0.0.1:4702", "0.0.0.0:0"]),
         ("mix1", "# next", "next = \"nowhere\"", &["\"nowhere\" has no port", "write IP:PORT"]),
         ("mix1", "mixing", "mixing = \"poisson\"", &["unknown strategy", "write one of threshold"]),
-        ("mix1", "mixing", "mixing = \"timed:t=9ms\"", &["longer than the 5 ms of the descriptor", "--mixing timed:t=9ms"]),
+        ("mix1", "mixing", "mixing = \"timed:t=9ms\"",
+            &["longer than the 5 ms of the descriptor", "--mixing timed:t=9ms"]),
         ("mix1", "# window", "window = 1000", &["window = 1000 is no power of two", "take 1024"]),
         ("mix1", "# window", "window = 32", &["take 64 to 65536; the default is 4096"]),
         ("mix1", "# receive_buffer", "receive_buffer = 1", &["receive_buffer = 1 is out of range"]),
@@ -63,10 +65,13 @@ fn a_mistake_in_a_node_file_is_named_with_place_and_remedy() {
         ("entry", "position", "position = 1", &["position = 1 is not the place of an entry", "the position is 0"]),
         ("entry", "channels", "channels = 0", &["channels = 0 is out of range", "the default is 4"]),
         ("entry", "channels", "pymix = [\"here\"]", &["\"here\" is no address to listen on", "write IP:PORT"]),
-        ("entry", "channels", "up = \"127.0.0.1:1\"", &["`up` has no meaning for role = \"entry\"", "mixN.toml or exit.toml"]),
-        ("entry", "", "[[forward]]\nlisten = \"5000\"\nto = \"example.org\"", &["\"example.org\" has no port", "NAME:PORT"]),
+        ("entry", "channels", "up = \"127.0.0.1:1\"",
+            &["`up` has no meaning for role = \"entry\"", "mixN.toml or exit.toml"]),
+        ("entry", "", "[[forward]]\nlisten = \"5000\"\nto = \"example.org\"",
+            &["\"example.org\" has no port", "NAME:PORT"]),
         ("entry", "", "[[forward]]\nlisten = \"5000\"", &["the key `to` is missing", "add `to = "]),
-        ("entry", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1", &["unknown key `from`", "keys here are listen, to"]),
+        ("entry", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1",
+            &["unknown key `from`", "keys here are listen, to"]),
         ("entry", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\n[[forward]]\nlisten = \"5000\"\nto = \"b:1\"",
             &["two forwards listen on 127.0.0.1:5000", "a port of its own"]),
         ("exit", "allow", "allow = [\"10.0.0.0/33\"]", &["exit.toml:13: \"10.0.0.0/33\" is no network", "IP/BITS"]),
@@ -98,8 +103,10 @@ fn a_mistake_in_the_chain_file_is_named_with_place_and_remedy() {
         ("index", "index = 2", &["index = 2 stands in place 1"]),
         ("role", "role = \"exit\"", &["role = \"exit\" where the chain has its mix"]),
         ("identity", "identity = \"AAAA\"", &["identity is not 32 bytes"]),
-        ("identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"", &["node 1: the signature is not by"]),
-        ("address", "address = \"127.0.0.1:9\"", &["is not in the signed descriptor, which says 127.0.0.1:4701", "`next`"]),
+        ("identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"",
+            &["node 1: the signature is not by"]),
+        ("address", "address = \"127.0.0.1:9\"",
+            &["is not in the signed descriptor, which says 127.0.0.1:4701", "`next`"]),
         ("address", "adress = \"127.0.0.1:4701\"", &["unknown key `adress`", "did you mean `address`?"]),
         ("descriptor", "descriptor = \"%\"", &["the descriptor is not base64"]),
         ("descriptor", "descriptor = \"ZWRkeQE=\"", &["node 1: the descriptor is cut short"]),

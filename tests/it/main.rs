@@ -1,5 +1,10 @@
-//! Integration tests of the command, one module per topic, in one binary.
+//! Integration tests: one binary, a module per topic.
 
+#[path = "../common/mod.rs"]
 mod common;
+
 mod config;
+mod demo;
 mod init;
+mod memory;
+mod mixing;

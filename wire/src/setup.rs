@@ -83,9 +83,9 @@ pub struct HopSecrets {
     pub confirm: [u8; 16],
     /// Key and iv of the hop's layer over the ack.
     pub ack: Zeroizing<[u8; 28]>,
-    /// sec[0] forward.
+    /// `sec[0]` forward.
     pub forward: Secret,
-    /// sec[0] backward.
+    /// `sec[0]` backward.
     pub backward: Secret,
 }
 

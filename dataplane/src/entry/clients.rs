@@ -296,7 +296,10 @@ impl Clients {
             }
             Status::UnknownFlow => {
                 flow.known = false;
-                flow.state = FlowState::Opening;
+                // It follows a refused OPEN too, for the datagram behind it, and does not lift it.
+                if !matches!(flow.state, FlowState::Refused { .. }) {
+                    flow.state = FlowState::Opening;
+                }
                 None
             }
             // A port that is closed now may open: say so, and go on sending.
@@ -431,6 +434,8 @@ mod tests {
         assert_eq!(clients.status(1, number, Status::Refused, 10), Some(&destination(1)));
         let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
         assert!(matches!(state, FlowState::Refused { reason: Drop::Policy, .. }));
+        clients.status(1, number, Status::UnknownFlow, 12);
+        assert_eq!(clients.flow(client, &destination(1), 13, &mut rng).unwrap().state, state);
         let state = clients.flow(client, &destination(1), 10 + RETRY, &mut rng).unwrap().state;
         assert_eq!(state, FlowState::Opening);
     }

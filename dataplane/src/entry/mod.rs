@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
-use wire::frames::{self, Address, Frame, Status};
+use wire::frames::{self, Address, Frame};
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::reassembly::{Outcome, Reassembler};
 use wire::replay::Window;
@@ -218,7 +218,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.outwards(socket, from, bytes.len(), &bytes, now);
                 }
             }
-            Op::RetireChannel { channel } => self.end(channel),
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Supersede { old, new } => self.clients.supersede(old, new),
             Op::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
@@ -236,9 +236,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Forgets a channel; what it was reassembling is lost.
-    fn end(&mut self, channel: u32) {
+    /// Forgets a channel, and tells control; what it was reassembling is lost.
+    fn end(&mut self, channel: u32, reason: Ended) {
         if let Some(record) = self.table.remove(channel) {
+            self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
             self.datagrams.backward.drop_many(Drop::Ended, lost);
         }
@@ -331,7 +332,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             loop {
                 let next = finished.next();
                 if built.is_full() || next.is_none() {
-                    wrap_batch(shape, &self.table, &mut built, &mut self.release);
+                    wrap_batch(shape, &mut self.table, &mut built, &mut self.release);
                 }
                 let Some((channel, cell)) = next else { break };
                 self.cells.forward.injected += 1;
@@ -343,7 +344,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let (link, number) = record.down.expect("an entry's channel leads down");
                 let seq = record.state.next_seq;
                 record.state.next_seq += 1;
-                record.state.keys.advance_forward(seq);
                 record.state.liveness.sent(now, &mut self.rng);
                 if record.state.next_seq >= SEQ_END {
                     record.ends_s = 0;
@@ -505,9 +505,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 None
             };
             if let Some(reason) = ended {
-                if self.punts.send(Punt::ChannelEnded { channel, reason }) {
-                    self.end(channel);
-                }
+                self.end(channel, reason);
             } else if record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
                 let _ = self.packer.put(channel, &ping, &mut self.free);
@@ -538,7 +536,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 /// Wraps a batch of built cells and appends them to the release.
 fn wrap_batch(
     shape: Shape,
-    table: &Table<EntryChannel>,
+    table: &mut Table<EntryChannel>,
     built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX>,
     release: &mut Vec<Pooled>,
 ) {
@@ -549,6 +547,11 @@ fn wrap_batch(
     }
     wrap(shape, &mut jobs);
     drop(jobs);
+    // Only now: a batch may span two generations.
+    for (channel, header, ..) in built.iter() {
+        let record = table.record_mut(*channel).expect("looked up this turn");
+        record.state.keys.advance_forward(header.seq);
+    }
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
@@ -595,23 +598,9 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.datagrams.forward.drop_many(Drop::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel));
+        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
         self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
         self.out.done(self.out.len(), &mut self.free);
         self.publish();
-    }
-}
-
-impl Drop {
-    /// What a datagram is dropped for after the exit's refusal.
-    fn of_status(status: Status) -> Drop {
-        match status {
-            Status::Refused => Drop::Policy,
-            Status::Unresolvable => Drop::Unresolvable,
-            Status::Unreachable => Drop::Unreachable,
-            Status::TooManyFlows => Drop::TableFull,
-            Status::TooLarge => Drop::TooLarge,
-            Status::Open | Status::UnknownFlow => Drop::Flow,
-        }
     }
 }

@@ -1,1 +1,612 @@
-//! exit
+//! The worker of an exit: Mix m on one side, the internet on the other.
+//!
+//! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
+//! one turn has opened in random flow order ([`crate::io::apps::Outbox::shuffle_flows`]). Backwards:
+//! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
+//! not pool.
+
+mod flows;
+pub mod policy;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Direction, Header, SEQ_END, Shape};
+use wire::frames::{self, Address, Frame, Status, Token};
+use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::key::Generations;
+use wire::layer::data_header;
+use wire::reassembly::{Outcome, Reassembler};
+use wire::replay::Window;
+
+use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
+use crate::frame::{Cell, FreeList, Opened};
+use crate::ingress::{Admitted, Gate};
+use crate::io::Port;
+use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox};
+use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::links::Side;
+use crate::mix::{IDLE_S, report_activity};
+use crate::open::{self, ForwardLane};
+use crate::packer::Packer;
+use crate::pool::Pooled;
+use crate::punt::{Ended, Punt, PuntSender};
+use crate::runner::Worker;
+use crate::seal::Sealer;
+use crate::table::{ChannelKeys, ChannelState, Lane, Op, Record, Table};
+use crate::wheel::Wheel;
+use crate::{MILLI, Nanos, SECOND};
+pub use flows::Caps;
+use flows::{Flows, Target, WAITING_PER_FLOW};
+use policy::Policy;
+
+/// Frames of an exit: what one turn builds or receives, and as much again waiting to be sent.
+pub const FRAMES: usize = 4096;
+/// Datagrams that wait for names, over all flows.
+const WAITING_MAX: usize = 1024;
+/// Application sockets read in one turn.
+const APP_BATCHES: usize = 64;
+/// Frames that one batch of application datagrams can need.
+const BATCH_FRAMES: usize = INBOX_MAX * 8;
+/// Cells sealed at a time.
+const CHUNK: usize = 64;
+
+/// What an exit worker is made with.
+pub struct Settings {
+    /// Lengths of the chain.
+    pub shape: Shape,
+    /// Width of replay windows.
+    pub window: usize,
+    /// Where it may send.
+    pub policy: Policy,
+    /// Bounds of its tables.
+    pub caps: Caps,
+    /// Idle flows end after this.
+    pub flow_idle: Duration,
+}
+
+/// An exit's part of a channel.
+struct ExitChannel {
+    forward: Lane<AeadKey>,
+    backward: Generations<AeadKey>,
+    next_seq: u64,
+    seen_s: u64,
+    fresh: bool,
+    reassembler: Reassembler,
+}
+
+impl ChannelState for ExitChannel {
+    fn window(&self, _direction: Direction) -> &Window {
+        self.forward.window()
+    }
+}
+
+impl ForwardLane for ExitChannel {
+    fn forward(&self) -> &Lane<AeadKey> {
+        &self.forward
+    }
+
+    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+        self.fresh = true;
+        &mut self.forward
+    }
+}
+
+/// The worker of an exit.
+pub struct Exit<U, A> {
+    settings: Settings,
+    up: U,
+    apps: A,
+    table: Table<ExitChannel>,
+    flows: Flows,
+    gate: Gate,
+    packer: Packer,
+    release: Vec<Pooled>,
+    sealer: Sealer,
+    out: Departures,
+    free: FreeList,
+    ops: rtrb::Consumer<Op>,
+    punts: PuntSender,
+    rng: ChaCha20Rng,
+    cells: Pair,
+    datagrams: Pair,
+    /// Datagrams of which some fragments are here.
+    reassembling: u64,
+    batches: Batches,
+    wheel: Wheel,
+    report_due: Nanos,
+    next_tick: Nanos,
+    arrivals: Arrivals,
+    admitted: Vec<Admitted>,
+    inbox: Inbox,
+    outbox: Outbox,
+    due: Vec<u32>,
+    published: Arc<Mutex<Ledger>>,
+}
+
+impl<U: Port, A: Apps> Exit<U, A> {
+    /// An exit with empty tables. Two generators: for the order of flows, and of groups.
+    pub fn new(
+        settings: Settings,
+        up: U,
+        apps: A,
+        ops: rtrb::Consumer<Op>,
+        punts: PuntSender,
+        [rng, rng_groups]: [ChaCha20Rng; 2],
+        now: Nanos,
+    ) -> Self {
+        let shape = settings.shape;
+        let longest = frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD);
+        Exit {
+            up,
+            apps,
+            table: Table::default(),
+            flows: Flows::new(settings.caps, settings.flow_idle, now),
+            gate: Gate::new(shape, shape.hops(), Side::Up),
+            packer: Packer::new(shape.payload()),
+            release: Vec::with_capacity(FRAMES),
+            sealer: Sealer::new(rng_groups),
+            out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), FRAMES),
+            free: FreeList::new(FRAMES),
+            ops,
+            punts,
+            rng,
+            cells: Pair::default(),
+            datagrams: Pair::default(),
+            reassembling: 0,
+            batches: Batches::default(),
+            wheel: Wheel::new(now / SECOND),
+            report_due: now,
+            next_tick: now,
+            arrivals: Arrivals::new(),
+            admitted: Vec::with_capacity(4 * RECEIVE_MAX),
+            inbox: Inbox::new(longest + 1),
+            outbox: Outbox::default(),
+            due: Vec::new(),
+            published: Arc::default(),
+            settings,
+        }
+    }
+
+    /// Where the ledger appears at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    fn apply(&mut self, op: Op, now: Nanos) {
+        let Some(op) = self.table.apply(op) else { return };
+        match op {
+            Op::InstallChannel {
+                channel,
+                up,
+                keys: ChannelKeys::Hop { forward, backward },
+                lifetime_s,
+                first,
+                ..
+            } => {
+                let now_s = now / SECOND;
+                let state = ExitChannel {
+                    forward: Lane::new(&forward, first, self.settings.window),
+                    backward: Generations::new(&backward, first),
+                    next_seq: first,
+                    seen_s: now_s,
+                    fresh: false,
+                    reassembler: Reassembler::new(self.settings.shape.payload()),
+                };
+                let ends_s = now_s + u64::from(lifetime_s);
+                self.table.install(channel, Record { up, down: None, ends_s, state });
+                self.wheel.arm(channel, now_s + IDLE_S);
+            }
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Op::Inject { link, slot, header, body } => {
+                self.cells.backward.injected += 1;
+                let Some(frame) = self.free.take() else {
+                    self.cells.backward.drop(Drop::NoFrame);
+                    return;
+                };
+                let mut cell = Cell::own(frame);
+                cell.body_mut(body.len()).copy_from_slice(&body);
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now };
+                self.release.push(Pooled { cell, ticket });
+            }
+            Op::Resolved { query, addresses } => self.resolved(query, &addresses, now),
+            // Not for an exit; control never sends them here.
+            _ => {}
+        }
+    }
+
+    /// Forgets a channel with its flows, and tells control.
+    fn end(&mut self, channel: u32, reason: Ended) {
+        let Some(record) = self.table.remove(channel) else { return };
+        self.punts.ended(channel, reason);
+        let waited = self.flows.close_channel(&mut self.apps, channel);
+        let fragments = record.state.reassembler.held();
+        self.reassembling -= fragments as u64;
+        self.datagrams.forward.drop_many(Drop::Ended, (waited + fragments) as u64);
+    }
+
+    fn receive_link(&mut self, now: Nanos) {
+        for _ in 0..4 {
+            if self.up.recv(&mut self.free, &mut self.arrivals) == 0 {
+                return;
+            }
+            let Self { gate, arrivals, table, punts, free, cells, admitted, settings, .. } = self;
+            let tally = &mut cells.forward;
+            gate.admit(arrivals, table, punts, free, tally, admitted);
+            open::forward(admitted, settings.shape, settings.shape.hops(), table, punts, free, tally);
+            let mut admitted = std::mem::take(&mut self.admitted);
+            for mut cell in admitted.drain(..) {
+                let inner = cell.cell.body_mut(self.settings.shape.payload());
+                match frames::parse(inner, Direction::Forward) {
+                    Ok(frames) => {
+                        self.cells.forward.consumed += 1;
+                        for frame in frames {
+                            self.outwards(cell.channel, &frame, now);
+                        }
+                    }
+                    Err(_) => self.cells.forward.drop(Drop::Frames),
+                }
+                self.free.give(cell.cell.into_frame());
+            }
+            self.admitted = admitted;
+        }
+    }
+
+    /// One frame from the entry.
+    fn outwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
+        match *frame {
+            Frame::Dgram { flow, data } => {
+                self.datagrams.forward.injected += 1;
+                self.datagram(channel, flow, data, now);
+            }
+            Frame::Frag { flow, id, index, last, data } => {
+                let Some(record) = self.table.record_mut(channel) else { return };
+                let mut reassembler =
+                    std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
+                let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
+                self.datagrams.forward.injected += u64::from(pushed.started);
+                self.reassembling += u64::from(pushed.started);
+                self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                self.reassembling -= u64::from(pushed.evicted);
+                if let Outcome::Complete(data) = pushed.outcome {
+                    self.reassembling -= 1;
+                    self.datagram(channel, flow, data, now);
+                }
+                if let Some(record) = self.table.record_mut(channel) {
+                    record.state.reassembler = reassembler;
+                }
+            }
+            Frame::Open { flow, map, token, to } => {
+                if let Some(status) = self.open(channel, flow, map, token, to, now) {
+                    self.tell(channel, flow, status);
+                }
+            }
+            Frame::Move { flow, token } => {
+                let status = self.flows.relocate(channel, flow, &token, now);
+                self.tell(channel, flow, status);
+            }
+            Frame::Close { flow } => {
+                let waited = self.flows.close_number(&mut self.apps, channel, flow);
+                self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+            }
+            Frame::Ping(bytes) => {
+                let _ = self.packer.put(channel, &Frame::Pong(bytes), &mut self.free);
+            }
+            // PONG answers nothing that an exit asks; the others do not travel forward.
+            _ => {}
+        }
+    }
+
+    /// A whole datagram for a flow.
+    fn datagram(&mut self, channel: u32, number: u16, data: &[u8], now: Nanos) {
+        let tally = &mut self.datagrams.forward;
+        let full = self.flows.waiting() >= WAITING_MAX;
+        let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
+            tally.drop(Drop::Flow);
+            self.tell(channel, number, Status::UnknownFlow);
+            return;
+        };
+        match &mut flow.target {
+            Target::Peer { socket, to } => {
+                self.outbox.push(*socket, *to, id, data);
+                self.flows.touch(id, now);
+            }
+            Target::Resolving { waiting, .. } if full || waiting.len() >= WAITING_PER_FLOW => {
+                tally.drop(Drop::QueueFull);
+            }
+            Target::Resolving { waiting, .. } => waiting.push(data.to_vec()),
+        }
+    }
+
+    /// Answers an OPEN; nothing yet if its name must be resolved first.
+    fn open(
+        &mut self,
+        channel: u32,
+        number: u16,
+        map: u16,
+        token: Token,
+        to: Address<'_>,
+        now: Nanos,
+    ) -> Option<Status> {
+        if self.flows.is_same(channel, number, &token) {
+            let (_, flow) = self.flows.at(channel, number)?;
+            return matches!(flow.target, Target::Peer { .. }).then_some(Status::Open);
+        }
+        // The entry has given the number to another flow, so it has closed the one before.
+        let waited = self.flows.close_number(&mut self.apps, channel, number);
+        self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+        match self.flows.relocate(channel, number, &token, now) {
+            Status::UnknownFlow => {}
+            status => return Some(status),
+        }
+        match to {
+            Address::Ip(to) => {
+                if !self.settings.policy.admits(to.ip(), to.port()) {
+                    return Some(Status::Refused);
+                }
+                let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+                Some(self.flows.open(&mut self.apps, (channel, number), map, token, to, now))
+            }
+            Address::Name(_, 0) => Some(Status::Refused),
+            Address::Name(name, port) => match self.flows.open_name((channel, number), map, token, port, now) {
+                Ok(query) => {
+                    if !self.punts.send(Punt::Resolve { query, name: name.into() }) {
+                        self.flows.close_number(&mut self.apps, channel, number);
+                        return Some(Status::Unresolvable);
+                    }
+                    None
+                }
+                Err(status) => Some(status),
+            },
+        }
+    }
+
+    /// The resolver's answer: the first address that the policy admits is taken.
+    fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
+        let Some((id, flow)) = self.flows.resolving(query) else { return };
+        let (channel, number) = (flow.channel, flow.number);
+        let Target::Resolving { port, waiting, .. } = &mut flow.target else { return };
+        let (port, waiting) = (*port, std::mem::take(waiting));
+        let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
+        let status = match admitted {
+            Some(ip) => match self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)) {
+                Ok(()) => Status::Open,
+                Err(status) => status,
+            },
+            None if addresses.is_empty() => Status::Unresolvable,
+            None => Status::Refused,
+        };
+        if status == Status::Open {
+            for data in &waiting {
+                self.datagram(channel, number, data, now);
+            }
+        } else {
+            self.flows.close(&mut self.apps, id);
+            self.datagrams.forward.drop_many(Drop::of_status(status), waiting.len() as u64);
+        }
+        self.tell(channel, number, status);
+    }
+
+    /// Reports on a flow.
+    fn tell(&mut self, channel: u32, flow: u16, code: Status) {
+        let _ = self.packer.put(channel, &Frame::Status { flow, code }, &mut self.free);
+    }
+
+    fn receive_apps(&mut self, now: Nanos) {
+        for _ in 0..APP_BATCHES {
+            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+                break;
+            }
+            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::new(0));
+            let some = self.apps.recv(&mut inbox);
+            if some {
+                for (from, len, data) in inbox.iter() {
+                    self.datagrams.backward.received += 1;
+                    match self.inwards(inbox.socket(), from, len, data) {
+                        Ok(()) => self.datagrams.backward.consumed += 1,
+                        Err(reason) => self.datagrams.backward.drop(reason),
+                    }
+                }
+            }
+            self.inbox = inbox;
+            if !some {
+                break;
+            }
+        }
+        let Self { apps, flows, packer, free, .. } = self;
+        apps.unreachable(&mut |socket, to| {
+            if let Some(flow) = flows.from_peer(socket, to)
+                && flow.may_report(now)
+            {
+                let status = Frame::Status { flow: flow.number, code: Status::Unreachable };
+                let _ = packer.put(flow.channel, &status, free);
+            }
+        });
+    }
+
+    /// One datagram from a peer.
+    fn inwards(&mut self, socket: u32, from: SocketAddr, len: usize, data: &[u8]) -> Result<(), Drop> {
+        let payload = self.settings.shape.payload();
+        let flow = self.flows.from_peer(socket, from).ok_or(Drop::Filtered)?;
+        if frames::fragments(payload, len).is_none() {
+            return Err(Drop::TooLarge);
+        }
+        let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
+        for frame in frames::split(payload, number, id, data) {
+            self.packer.put(channel, &frame, &mut self.free)?;
+        }
+        Ok(())
+    }
+
+    /// Seals what the packer holds; `release` may already hold control's cells.
+    fn leave(&mut self, now: Nanos) {
+        let shape = self.settings.shape;
+        let (mut count, mut channels) = (0, Vec::new());
+        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
+        {
+            let mut finished = self.packer.finish();
+            loop {
+                let next = finished.next();
+                if built.is_full() || next.is_none() {
+                    seal_built(shape, &mut self.table, &mut built, &mut self.release);
+                }
+                let Some((channel, cell)) = next else { break };
+                self.cells.backward.injected += 1;
+                let Some(record) = self.table.record_mut(channel) else {
+                    self.cells.backward.drop(Drop::Ended);
+                    self.free.give(cell.into_frame());
+                    continue;
+                };
+                let (link, number) = record.up.expect("an exit's channel leads up");
+                let seq = record.state.next_seq;
+                record.state.next_seq += 1;
+                if record.state.next_seq >= SEQ_END {
+                    record.ends_s = 0;
+                }
+                let header = data_header(shape, number, seq);
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                count += 1;
+                if !channels.contains(&channel) {
+                    channels.push(channel);
+                }
+                built.push((channel, header, ticket, cell));
+            }
+        }
+        if count > 0 {
+            self.batches.add(count, channels.len());
+        }
+        let tally = &mut self.cells.backward;
+        self.sealer.run(&mut self.release, &mut self.table.links, &mut self.out, &mut self.free, tally);
+        self.up.send(&mut self.out, &mut self.free, tally);
+    }
+
+    /// Once a second: ends of channels, idle flows, stale fragments.
+    fn tick(&mut self, now: Nanos) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = (now / SECOND + 1) * SECOND;
+        let now_s = now / SECOND;
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now_s, &mut due);
+        for channel in due.drain(..) {
+            let Some(record) = self.table.record_mut(channel) else { continue };
+            if std::mem::take(&mut record.state.fresh) {
+                record.state.seen_s = now_s;
+            }
+            let idle_s = record.state.seen_s + IDLE_S;
+            let reason = if record.ends_s <= now_s {
+                Ended::Lifetime
+            } else if idle_s <= now_s {
+                Ended::Idle
+            } else {
+                self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
+                continue;
+            };
+            self.end(channel, reason);
+        }
+        self.due = due;
+        self.flows.forget_aliases(now);
+        let Self { flows, apps, packer, free, .. } = self;
+        let waited = flows.expire(apps, now, |channel, flow| {
+            let _ = packer.put(channel, &Frame::Close { flow }, free);
+        });
+        self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+        let channels: Vec<u32> = self
+            .table
+            .iter()
+            .filter(|(_, record)| record.state.reassembler.held() > 0)
+            .map(|(channel, _)| channel)
+            .collect();
+        for channel in channels {
+            let record = self.table.record_mut(channel).expect("just listed");
+            let lost = u64::from(record.state.reassembler.expire(Duration::from_nanos(now)));
+            self.reassembling -= lost;
+            self.datagrams.forward.drop_many(Drop::Incomplete, lost);
+        }
+    }
+
+    fn publish(&self) {
+        let mut ledger = Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+        ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
+        ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
+        ledger.frames = (self.free.free() as u64, self.free.total() as u64);
+        ledger.gauges = Gauges {
+            links: self.table.links.len() as u64,
+            channels: self.table.len() as u64,
+            flows: self.flows.len() as u64,
+            sockets: self.flows.sockets() as u64,
+        };
+        debug_assert!(ledger.closed(), "{ledger:?}");
+        *self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ledger;
+    }
+}
+
+/// Seals a batch of built cells and appends them to the release.
+fn seal_built(
+    shape: Shape,
+    table: &mut Table<ExitChannel>,
+    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK>,
+    release: &mut Vec<Pooled>,
+) {
+    let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
+    for (channel, header, _, cell) in built.iter_mut() {
+        let keys = &table.record(*channel).expect("looked up this turn").state.backward;
+        let (key, iv) = keys.of(header.seq).expect("the sender's generation is live");
+        jobs.push(Job::new(key, header.data_nonce(iv), cell.body_mut(shape.backward_body())));
+    }
+    seal_batch(&mut jobs);
+    drop(jobs);
+    // Only now: a batch may span two generations.
+    for (channel, header, ..) in built.iter() {
+        let record = table.record_mut(*channel).expect("looked up this turn");
+        record.state.backward.advance(header.seq);
+    }
+    release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
+}
+
+impl<U: Port, A: Apps> Worker for Exit<U, A> {
+    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        while let Ok(op) = self.ops.pop() {
+            self.apply(op, now);
+        }
+        self.tick(now);
+        self.receive_link(now);
+        self.outbox.shuffle_flows(&mut self.rng);
+        crate::rekey(&mut self.rng);
+        self.apps.send(&mut self.outbox, &mut self.datagrams.forward);
+        self.receive_apps(now);
+        self.leave(now);
+        report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+        self.publish();
+        let mut wake = self.next_tick;
+        if !self.out.is_empty() {
+            wake = now + MILLI / 10;
+        }
+        if self.table.links.has_activity() {
+            wake = wake.min(self.report_due);
+        }
+        Some(wake)
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            crate::runner::UP => self.up.set_ready(),
+            token if token >= crate::runner::APPS => self.apps.set_ready(token),
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, now: Nanos) {
+        self.leave(now);
+        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
+        self.cells.backward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.out.done(self.out.len(), &mut self.free);
+        self.publish();
+    }
+}

@@ -13,13 +13,14 @@ pub use mixing::{BadMixing, Mixing};
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 
-use crate::batch::Ticket;
+use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, Opened};
 use crate::{Nanos, SECOND};
 use grid::Grid;
 use shuffle::Shuffle;
 
-/// Cells that a pool holds at most; it is flushed early when full.
+/// Cells that a pool holds at most. It is flushed early when it has no room for a receive batch, so that
+/// receiving never waits for the grid.
 pub const POOL_MAX: usize = 4096;
 
 /// A cell in a pool, with all it needs to leave.
@@ -94,12 +95,13 @@ impl Pool {
         !self.held.is_empty()
             && (self.mixing.reached(self.held.len(), self.distinct_channels())
                 || self.due_at().is_some_and(|at| at <= now)
-                || self.room() == 0)
+                || self.room() < RECEIVE_MAX)
     }
 
     /// Shuffles what it holds and moves it to the end of `out`.
     pub fn release(&mut self, out: &mut Vec<Pooled>) {
         self.shuffle.run(&mut self.held, &mut self.rng);
+        crate::rekey(&mut self.rng);
         out.append(&mut self.held);
     }
 }
@@ -205,7 +207,7 @@ mod tests {
     fn a_full_pool_is_due() {
         let mut free = FreeList::new(POOL_MAX);
         let mut pool = pool("timed:t=1s", 3);
-        for seq in 0..POOL_MAX as u64 {
+        for seq in 0..=(POOL_MAX - RECEIVE_MAX) as u64 {
             assert!(!pool.due(SECOND));
             pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
         }

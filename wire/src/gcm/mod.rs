@@ -11,6 +11,8 @@ use aes_gcm::aead::AeadInOut;
 
 use crate::cell::TAG_LEN;
 
+/// Name of the engine, for reports.
+pub const ENGINE: &str = "rustcrypto";
 /// Bytes of an AES-128 key.
 pub const KEY_LEN: usize = 16;
 

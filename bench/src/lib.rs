@@ -1,0 +1,6 @@
+//! Load for a running chain, and what became of it.
+//!
+//! Neighbours: `dataplane::sys` for batched system calls. Nothing but the integration tests imports this
+//! crate.
+
+pub mod load;

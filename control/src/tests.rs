@@ -1,0 +1,285 @@
+//! Neighbours that hold true keys and misuse them: what they can seal, they can send.
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Class, Direction, Kind};
+use wire::kdf::Secret;
+use wire::setup::{self, HopPublic, Info};
+
+use crate::descriptor::draw_secret;
+use crate::link::Outgoing;
+use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
+use crate::{BadConfig, Control, Input, Refusal, Role, Side};
+
+fn up(class: Class, mixes: usize) -> World {
+    let mut world = World::new(Plan::new(class, mixes));
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    world
+}
+
+/// Lets a node seal and send any content on its link of this side.
+fn misuse(world: &mut World, from: usize, side: Side, kind: Kind, channel: u32, sub: u8, content: &[u8]) {
+    let now = world.now;
+    let link = world.node(from).link(side).0;
+    world.nodes.get_mut(&from).unwrap().honest = false;
+    let Control { core, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
+    assert!(links.inject(core, now, link, &Outgoing { kind, channel, sub, content }));
+    // Any input lets the world take the outputs.
+    world.input(from, Input::Activity { link, received: false, sent: true });
+}
+
+fn onion(plan: &Plan, info: Info, seed: u64) -> Vec<u8> {
+    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+    let hops: Vec<HopPublic> = plan.descriptors.iter().map(|d| d.hop()).collect();
+    let xs: Vec<Secret> = hops.iter().map(|_| draw_secret(&mut rng)).collect();
+    let (mut onion, _) = setup::build(plan.shape, &hops, xs, info).unwrap();
+    onion.resize(plan.shape.control_content(Direction::Forward, 1), 9);
+    onion
+}
+
+const INFO: Info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
+
+#[test]
+fn a_setup_opens_once_whatever_channel_it_comes_by() {
+    let mut world = up(Class::L, 2);
+    let onion = onion(&world.plan, INFO, 5);
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    world.run_for(secs(1));
+    assert_eq!(world.node(3).control.open_channels(), 5);
+    for (channel, why) in [(1, Refusal::ChannelTaken), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
+        let before = world.refused(1, why);
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        world.run_for(secs(1));
+        assert_eq!(world.refused(1, why), before + 1);
+    }
+    assert_eq!(world.node(3).control.open_channels(), 5);
+}
+
+#[test]
+fn a_setup_with_a_field_of_its_own_is_dropped() {
+    let mut world = up(Class::L, 2);
+    for (channel, info) in
+        [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
+    {
+        let bad = onion(&world.plan, info, 7);
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &bad);
+        world.run_for(secs(1));
+    }
+    assert_eq!(world.refused(1, Refusal::SetupBad), 3);
+    assert_eq!(world.node(1).control.open_channels(), 4);
+}
+
+#[test]
+fn a_full_replay_cache_refuses() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.replay_cache = 4;
+    let mut world = World::new(plan);
+    world.run_for(secs(2));
+    assert!(world.has_channels(0, 4));
+    let onion = onion(&world.plan, INFO, 8);
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    world.run_for(secs(1));
+    assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
+}
+
+#[test]
+fn setups_in_pieces_wait_for_two_seconds_in_eight_places() {
+    let mut world = up(Class::S, 7);
+    let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
+    for channel in 1..=9 {
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &content);
+    }
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 0, &content);
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 2, &content);
+    world.run_for(ms(100));
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
+    assert_eq!(world.refused(1, Refusal::FragmentForm), 2, "a piece twice, a piece that none has");
+    world.run_for(secs(3));
+    misuse(&mut world, 0, Side::Down, Kind::Setup, 20, 1, &content);
+    world.run_for(ms(100));
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
+    assert_eq!(world.refused(1, Refusal::SetupBad), 0);
+}
+
+#[test]
+fn a_cell_replayed_on_its_link_is_refused_and_a_forged_one_does_not_mark_its_number() {
+    let mut world = up(Class::L, 1);
+    let start = world.now;
+    world.record.clear();
+    let cell = |w: &World| w.record.iter().find(|p| p.to == up_address(1) && p.bytes.len() > 1300).cloned();
+    assert!(world.run_until(start + secs(3), |w| cell(w).is_some()));
+    // The network still holds the true cell; a copy with its header and garbage behind overtakes it.
+    let real = cell(&world).unwrap();
+    let mut forged = real.bytes.clone();
+    forged[100] ^= 1;
+    world.deliver_now(&real, forged);
+    assert_eq!(world.refused(1, Refusal::CellForged), 1);
+    let accepted = world.node(1).control.counters().cells;
+    world.deliver_now(&real, real.bytes.clone());
+    assert_eq!(world.node(1).control.counters().cells, accepted + 1);
+    world.deliver_now(&real, real.bytes.clone());
+    assert_eq!(world.refused(1, Refusal::CellReplayed), 1);
+}
+
+#[test]
+fn a_node_may_live_on_a_thread_of_its_own() {
+    fn is_send<T: Send>() {}
+    is_send::<Control>();
+}
+
+#[test]
+fn an_ack_passes_a_mix_once_and_only_if_asked() {
+    let mut world = up(Class::L, 2);
+    let content = vec![3; world.plan.shape.payload()];
+    // The exit acknowledges an open channel again, one that never was, and part 1 of 1.
+    let open = world.node(3).channels.values().next().unwrap().up.unwrap().1;
+    for (channel, sub) in [(open, 0), (12345, 0), (open, 1)] {
+        misuse(&mut world, 3, Side::Up, Kind::Ack, channel, sub, &content);
+    }
+    world.run_for(secs(1));
+    assert_eq!(world.refused(2, Refusal::AckUnasked), 3);
+    assert_eq!(world.refused(1, Refusal::AckUnasked), 0, "nothing came through");
+}
+
+/// A chain whose exit's cells are lost, so that channels stay half-open.
+fn without_acks(class: Class, mixes: usize) -> World {
+    let mut world = World::new(Plan::new(class, mixes));
+    world.tap = Box::new(move |_, packet| {
+        let lost = packet.from == up_address(mixes + 1) && !crate::handshake_length(packet.bytes.len());
+        if lost { Fate::Lose } else { Fate::Pass }
+    });
+    let start = world.now;
+    assert!(world.run_until(start + secs(2), |w| !w.node(mixes + 1).channels.is_empty()));
+    world
+}
+
+#[test]
+fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
+    // Eight hops of class S have two parts.
+    let mut world = without_acks(Class::S, 7);
+    let half_open = *world.nodes[&8].channels.values().next().map(|c| c.up.as_ref().unwrap()).unwrap();
+    world.tap = Box::new(|_, _| Fate::Pass);
+    let content = vec![3; world.plan.shape.payload()];
+    let at_mix = |w: &World| w.node(6).control.counters().refused_total();
+    let before = at_mix(&world);
+    for _ in 0..3 {
+        misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 0, &content);
+    }
+    world.run_for(ms(40));
+    assert_eq!(world.refused(7, Refusal::AckUnasked), 2);
+    assert_eq!(at_mix(&world), before);
+}
+
+#[test]
+fn a_setup_that_names_a_half_open_channel_is_dropped() {
+    let mut world = without_acks(Class::L, 2);
+    for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
+        let onion = onion(&world.plan, INFO, seed);
+        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        world.run_for(ms(50));
+    }
+    assert_eq!(world.refused(1, Refusal::ChannelTaken), 1);
+}
+
+#[test]
+fn ids_of_all_that_failed_are_free_again_in_the_end() {
+    let mut world = without_acks(Class::L, 2);
+    world.run_for(secs(20));
+    world.stop(0);
+    world.run_for(secs(180));
+    world.run_for(secs(20));
+    assert_eq!(world.node(1).control.half_open(), 0);
+    assert_eq!(world.node(1).control.channels.id_count(), 0);
+
+    let mut world = World::new(Plan::new(Class::L, 2));
+    world.tap = losing(0.3);
+    world.run_for(secs(60));
+    world.tap = Box::new(|_, _| Fate::Pass);
+    world.run_for(secs(100));
+    world.run_for(secs(200));
+    assert_eq!(world.node(0).control.open_channels(), 4);
+    assert_eq!(world.node(0).control.channels.id_count(), 4);
+}
+
+#[test]
+fn a_false_ack_discards_the_setup_and_the_entry_tries_again() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    let start = world.now;
+    assert!(world.run_until(start + secs(1), |w| w.node(1).control.half_open() > 0));
+    let channel = *world.nodes[&1].control.channels.half_open_ids().first().unwrap();
+    let content = vec![3; world.plan.shape.payload()];
+    misuse(&mut world, 1, Side::Up, Kind::Ack, channel, 0, &content);
+    assert!(world.run_until(start + secs(10), |w| w.has_channels(0, 4) || w.node(0).channels.len() == 4));
+    assert_eq!(world.refused(0, Refusal::AckBad), 1);
+}
+
+#[test]
+fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
+    let mut world = up(Class::L, 1);
+    let (channel, id) = world.node(0).channels.iter().map(|(c, i)| (*c, i.down.unwrap())).next().unwrap();
+    world.end(0, channel, crate::EndReason::Lost);
+    let used = |w: &World| w.node(0).control.channels.used_by(id);
+    world.run_for(secs(179));
+    assert_eq!(used(&world), Some(crate::channel::Use::Resting));
+    world.run_for(secs(2));
+    assert_eq!(used(&world), None);
+}
+
+#[test]
+fn a_configuration_that_contradicts_itself_says_where() {
+    let plan = Plan::new(Class::L, 2);
+    let check = |position: usize, change: &dyn Fn(&mut crate::Config)| {
+        let mut config = plan.config(position);
+        change(&mut config);
+        config.check().unwrap_err()
+    };
+    assert_eq!(check(1, &|c| c.position = 3), BadConfig::Position { position: 3, hops: 3 });
+    assert_eq!(check(1, &|c| c.descriptor = None), BadConfig::NoDescriptor);
+    assert_eq!(check(2, &|c| c.previous = None), BadConfig::Previous);
+    assert_eq!(check(1, &|c| c.previous = Some([1; 32])), BadConfig::Previous);
+    assert_eq!(check(1, &|c| c.next = None), BadConfig::Next);
+    assert_eq!(check(1, &|c| c.noise = Secret::new([1; 32])), BadConfig::Key("Noise"));
+    assert_eq!(check(3, &|c| c.setup = Secret::new([1; 32])), BadConfig::Key("setup"));
+    assert_eq!(check(0, &|c| c.role = Role::Entry { hops: vec![], channels: 4 }), BadConfig::Hops(0, 3));
+    assert_eq!(check(1, &|c| c.next.as_mut().unwrap().descriptor.lifetime_s = 9), BadConfig::Lifetime(3600, 9));
+    assert!(matches!(check(1, &|c| c.timing.expire_after = c.timing.renew_after), BadConfig::Value(_)));
+}
+
+#[test]
+fn no_secret_prints() {
+    let plan = Plan::new(Class::L, 1);
+    let text = format!("{:?}", plan.config(1));
+    assert!(!text.contains("psk") && !text.contains("Secret"), "{text}");
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.run_for(secs(2));
+    let installed = world.node(1).channels.values().next().unwrap();
+    assert_eq!(format!("{:?}", installed.keys), "ChannelKeys(..)");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_cell_of_a_neighbour_ends_a_node(
+        class in prop::sample::select(vec![Class::S, Class::L]),
+        cells in prop::collection::vec((0usize..4, any::<bool>(), 0u8..4, 0u32..5, 0u8..6, any::<u8>()), 1..60),
+    ) {
+        // Eight hops of class S have setups in two fragments and acks in two cells.
+        let mut world = up(class, 7);
+        for (from, forward, kind, channel, sub, fill) in cells {
+            let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };
+            let (direction, link) =
+                if forward { (Direction::Forward, from + 1) } else { (Direction::Backward, from) };
+            let kind = [Kind::Data, Kind::Setup, Kind::Ack, Kind::Link][usize::from(kind)];
+            // A live channel's id now and then.
+            let live = world.node(from).channels.values().next().and_then(|c| if forward { c.down } else { c.up });
+            let channel = if channel == 4 { live.map_or(4, |id| id.1) } else { channel };
+            let content = vec![fill; world.plan.shape.control_content(direction, link)];
+            misuse(&mut world, from, side, kind, channel, sub, &content);
+        }
+        world.run_for(secs(3));
+        prop_assert!(world.has_channels(0, 4));
+    }
+}

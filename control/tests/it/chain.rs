@@ -1,0 +1,228 @@
+//! Whole chains: links come up, channels open, what is lost is made good.
+
+use control::{EndReason, Event, Side};
+use wire::cell::Class;
+
+use crate::sim::{Fate, Plan, World, losing, ms, secs};
+
+#[test]
+fn every_chain_comes_up_and_both_ends_hold_the_same_secrets() {
+    for class in [Class::S, Class::M, Class::L] {
+        for mixes in [1, 3, 7] {
+            let mut world = World::new(Plan::new(class, mixes));
+            let start = world.now;
+            assert!(world.run_until(start + secs(2), |w| w.has_channels(0, 4)), "class {class}, {mixes} mixes");
+            for at in 0..=mixes + 1 {
+                let node = world.node(at);
+                assert_eq!(node.has_link(Side::Up), at > 0);
+                assert_eq!(node.has_link(Side::Down), at <= mixes);
+                assert_eq!(node.control.half_open(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_idle_chain_keeps_its_links_and_shakes_hands_once() {
+    let mut world = World::new(Plan::new(Class::L, 3));
+    world.run_for(secs(100));
+    assert!(world.has_channels(0, 4));
+    for at in 0..=3 {
+        assert_eq!(world.node(at).control.counters().handshakes_started, 1, "node {at}");
+        assert_eq!(world.node(at).control.counters().refused_total(), 0, "node {at}");
+    }
+}
+
+#[test]
+fn the_loss_of_any_one_datagram_is_made_good() {
+    let plan = || Plan::new(Class::S, 7);
+    let mut world = World::new(plan());
+    let end = world.now + secs(3);
+    assert!(world.run_until(end, |w| w.has_channels(0, 4)));
+    let sent = world.record.len();
+    for lost in 1..=sent {
+        let mut world = World::new(plan());
+        world.tap = Box::new(move |_, packet| if packet.number == lost { Fate::Lose } else { Fate::Pass });
+        let end = world.now + secs(8);
+        assert!(world.run_until(end, |w| w.has_channels(0, 4)), "datagram {lost} of {sent}");
+    }
+}
+
+#[test]
+fn a_chain_comes_up_though_a_third_of_all_datagrams_is_lost() {
+    let mut world = World::new(Plan::new(Class::L, 2));
+    world.tap = losing(1.0 / 3.0);
+    let start = world.now;
+    assert!(world.run_until(start + secs(300), |w| w.node(0).channels.len() == 4));
+}
+
+#[test]
+fn copies_of_every_datagram_change_nothing() {
+    let mut world = World::new(Plan::new(Class::S, 7));
+    world.tap = Box::new(|_, _| Fate::Copy);
+    let end = world.now + secs(5);
+    assert!(world.run_until(end, |w| w.has_channels(0, 4)));
+    world.run_for(secs(5));
+    for at in 0..=8 {
+        assert_eq!(world.node(at).control.open_channels(), 4, "node {at}");
+        assert_eq!(world.node(at).links.len(), if at == 0 || at == 8 { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
+    for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3], [0, 4, 2, 3, 1]] {
+        let mut world = World::empty(Plan::new(Class::L, 3));
+        for at in order {
+            world.run_for(ms(7_300));
+            world.start(at);
+        }
+        let end = world.now + secs(2);
+        let links = |w: &World| {
+            (0..=4).all(|at| (at == 0 || w.node(at).has_link(Side::Up)) && (at == 4 || w.node(at).has_link(Side::Down)))
+        };
+        assert!(world.run_until(end, links), "{order:?}");
+        let end = world.now + secs(4);
+        assert!(world.run_until(end, |w| w.has_channels(0, 4)), "{order:?}");
+    }
+}
+
+#[test]
+fn a_restarted_node_is_found_again_and_lost_channels_are_replaced() {
+    for restarted in 0..=4 {
+        let mut world = World::new(Plan::new(Class::L, 3));
+        world.run_for(secs(10));
+        assert!(world.has_channels(0, 4));
+        world.start(restarted);
+        let found = world.run_until(world.now + secs(4), |w| {
+            let node = w.node(restarted);
+            (restarted == 0 || node.has_link(Side::Up)) && (restarted == 4 || node.has_link(Side::Down))
+        });
+        assert!(found, "node {restarted}");
+        for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
+            world.end(0, channel, EndReason::Lost);
+        }
+        let end = world.now + secs(5);
+        assert!(world.run_until(end, |w| w.has_channels(0, 4)), "node {restarted}");
+    }
+}
+
+#[test]
+fn a_node_that_stays_away_is_found_within_two_seconds_of_its_return() {
+    for stopped in 1..=3 {
+        let mut world = World::new(Plan::new(Class::L, 2));
+        world.run_for(secs(5));
+        world.stop(stopped);
+        world.run_for(secs(60));
+        world.start(stopped);
+        let end = world.now + secs(2);
+        let found =
+            |w: &World| w.node(stopped).has_link(Side::Up) && (stopped == 3 || w.node(stopped).has_link(Side::Down));
+        assert!(world.run_until(end, found), "node {stopped}");
+        assert!(world.node(stopped - 1).saw(|e| matches!(e, Event::LinkSilent { .. })) > 0);
+    }
+}
+
+#[test]
+fn channels_outlive_a_renewal_every_two_seconds() {
+    let mut plan = Plan::new(Class::L, 3);
+    plan.timing.renew_after = secs(2);
+    plan.timing.expire_after = secs(3);
+    let mut world = World::new(plan);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4));
+    let before: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
+    world.run_for(secs(60));
+    assert!(world.has_channels(0, 4));
+    assert_eq!(world.node(0).channels.values().map(|c| c.down).collect::<Vec<_>>(), before, "none was replaced");
+    for at in 0..=3 {
+        let renewed = world.node(at).saw(|e| matches!(e, Event::LinkRenewed { side: Side::Down, .. }));
+        assert!((28..=33).contains(&renewed), "node {at} renewed {renewed} times");
+        assert_eq!(world.node(at + 1).links.len(), if at == 3 { 1 } else { 2 }, "no link beside the first");
+        assert_eq!(world.node(at).late, 0);
+    }
+}
+
+#[test]
+fn channels_outlive_renewals_while_a_tenth_of_all_datagrams_is_lost() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(4);
+    plan.timing.expire_after = secs(12);
+    let mut world = World::new(plan);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4));
+    world.tap = losing(0.1);
+    let before: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
+    world.run_for(secs(120));
+    let after: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
+    assert_eq!(before, after);
+    for at in 1..=3 {
+        assert!(world.node(at).control.open_channels() >= 4, "node {at}");
+    }
+    assert!(world.has_channels(0, 4));
+}
+
+#[test]
+fn a_channel_near_its_end_is_superseded() {
+    let mut plan = Plan::new(Class::M, 2);
+    plan.descriptors.iter_mut().for_each(|d| d.lifetime_s = 100);
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    let start = world.now;
+    assert!(world.run_until(start + secs(100), |w| w.node(0).superseded.len() == 4));
+    assert!(world.now > start + secs(40), "not before half its life is over");
+    assert_eq!(world.node(0).control.open_channels(), 8, "the old ones live on");
+    for (old, _) in world.node(0).superseded.clone() {
+        world.end(0, old, EndReason::Lifetime);
+    }
+    world.run_for(secs(2));
+    assert!(world.has_channels(0, 4), "a superseded channel's end asks for no other");
+}
+
+#[test]
+fn a_dead_next_hop_loses_its_channels_when_the_last_slot_expires() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(5);
+    plan.timing.expire_after = secs(9);
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    world.stop(2);
+    world.run_for(secs(20));
+    let mix = world.node(1);
+    assert!(!mix.has_link(Side::Down) && mix.has_link(Side::Up));
+    assert_eq!((mix.control.open_channels(), mix.channels.len()), (0, 0));
+    assert_eq!(mix.saw(|e| matches!(e, Event::LinkDown { side: Side::Down, .. })), 1);
+    assert!(mix.control.counters().refused(control::Refusal::NextHopDown) == 0, "the entry noticed nothing yet");
+    let exit = world.node(3);
+    assert_eq!((exit.links.len(), exit.channels.len()), (0, 0), "nor has the exit a link");
+}
+
+#[test]
+fn a_host_clock_that_steps_back_does_not_stop_renewals() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(2);
+    plan.timing.expire_after = secs(5);
+    let mut world = World::new(plan);
+    world.run_for(secs(5));
+    world.wall_base -= secs(86_400);
+    world.run_for(secs(60));
+    assert!(world.has_channels(0, 4));
+    for at in 1..=3 {
+        assert_eq!(world.refused(at, control::Refusal::StaleTimestamp), 0);
+    }
+}
+
+#[test]
+fn a_pre_shared_key_must_be_shared() {
+    let key = |n| Some(wire::kdf::Secret::new([n; 32]));
+    for (psk, meet) in [((key(1), key(1)), true), ((key(1), key(2)), false), ((None, key(1)), false)] {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.psk = psk;
+        let mut world = World::new(plan);
+        world.run_for(secs(3));
+        assert_eq!(world.has_channels(0, 4), meet);
+        assert_eq!(world.node(1).has_link(Side::Down), meet);
+    }
+}

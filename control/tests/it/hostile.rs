@@ -1,0 +1,422 @@
+//! Strangers on the network: what they send is counted, never answered, and moves nothing.
+
+use std::net::SocketAddr;
+
+use control::{Event, Input, Refusal, Side, handshake_length};
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::Class;
+
+use crate::sim::{Fate, Packet, Plan, World, down_address, ms, secs, up_address};
+
+fn up(plan: Plan) -> World {
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    world
+}
+
+fn halves(world: &World, to: SocketAddr) -> Vec<Packet> {
+    world.record.iter().filter(|p| p.to == to && handshake_length(p.bytes.len())).cloned().collect()
+}
+
+/// Handshake datagrams that left this address.
+fn answers(world: &World, from: SocketAddr) -> usize {
+    world.record.iter().filter(|p| p.from == from && handshake_length(p.bytes.len())).count()
+}
+
+/// All slots of a node's links, to see that nothing moved.
+fn slots(world: &World, position: usize) -> Vec<(u32, Option<u32>, Option<u32>, SocketAddr)> {
+    world.node(position).links.iter().map(|(id, link)| (*id, link.current(), link.next(), link.peer)).collect()
+}
+
+#[test]
+fn a_message_1_played_again_changes_nothing() {
+    for position in 1..=3 {
+        let mut world = up(Plan::new(Class::L, 2));
+        let before = slots(&world, position);
+        let answered = answers(&world, up_address(position));
+        for _ in 0..5 {
+            for packet in halves(&world, up_address(position)).iter().take(2) {
+                world.send(packet.from, packet.to, packet.bytes.clone());
+                world.send(SocketAddr::from(([6, 6, 6, 6], 6)), packet.to, packet.bytes.clone());
+            }
+            world.run_for(ms(1500));
+        }
+        assert_eq!(answers(&world, up_address(position)), answered);
+        let after = slots(&world, position);
+        assert_eq!(before, after, "node {position}");
+        let counted =
+            world.refused(position, Refusal::HandshakeReplayed) + world.refused(position, Refusal::StaleTimestamp);
+        assert_eq!(counted, 10, "node {position}");
+    }
+}
+
+#[test]
+fn an_older_message_1_does_not_take_the_place_of_a_newer() {
+    // The first message 1 is caught and let go after the second has been answered.
+    for position in 1..=2 {
+        let mut world = World::empty(Plan::new(Class::L, 1));
+        let mut caught = 0;
+        let target = up_address(position);
+        world.tap = Box::new(move |_, packet| {
+            if packet.to == target && handshake_length(packet.bytes.len()) && caught < 2 {
+                caught += 1;
+                return Fate::Delay(ms(20_000));
+            }
+            Fate::Pass
+        });
+        for at in 0..=2 {
+            world.start(at);
+        }
+        world.run_for(secs(10));
+        assert!(world.has_channels(0, 4));
+        world.run_for(secs(20));
+        assert!(world.has_channels(0, 4), "position {position}");
+        if position == 2 {
+            assert_eq!(world.refused(2, Refusal::StaleTimestamp), 1);
+        }
+    }
+}
+
+#[test]
+fn a_stranger_gets_no_answer_from_a_hop() {
+    let mut world = up(Plan::new(Class::L, 2));
+    let before = slots(&world, 2);
+    let answered = answers(&world, up_address(2));
+    world.plan.forge_keys(1);
+    world.start_as(77, 1, SocketAddr::from(([6, 6, 6, 6], 6)), SocketAddr::from(([6, 6, 6, 6], 7)));
+    world.run_for(secs(5));
+    assert!(world.refused(2, Refusal::NotANeighbour) >= 4);
+    assert_eq!(answers(&world, up_address(2)), answered);
+    assert_eq!(slots(&world, 2), before);
+    assert!(!world.node(77).has_link(Side::Down));
+}
+
+#[test]
+fn a_forged_mac1_gets_no_answer_and_costs_no_public_key_work() {
+    let mut world = up(Plan::new(Class::L, 2));
+    for position in 1..=3 {
+        let answered = answers(&world, up_address(position));
+        let before = world.refused(position, Refusal::BadMac1);
+        let real: Vec<Packet> = halves(&world, up_address(position));
+        for packet in &real {
+            let mut bytes = packet.bytes.clone();
+            let mac1 = bytes.len() - 32;
+            bytes[mac1] ^= 1;
+            world.send(packet.from, packet.to, bytes);
+        }
+        world.run_for(ms(100));
+        assert_eq!(world.refused(position, Refusal::BadMac1) - before, real.len() as u64);
+        assert_eq!(answers(&world, up_address(position)), answered);
+    }
+}
+
+#[test]
+fn no_handshake_is_answered_with_more_bytes_than_it_brought() {
+    let world = up(Plan::new(Class::L, 3));
+    for position in 1..=4 {
+        let bytes = |of: &dyn Fn(&&Packet) -> bool| -> usize {
+            world.record.iter().filter(of).filter(|p| handshake_length(p.bytes.len())).map(|p| p.bytes.len()).sum()
+        };
+        let brought = bytes(&|p| p.to == up_address(position));
+        let answered = bytes(&|p| p.from == up_address(position));
+        assert!(answered > 0 && answered <= brought);
+    }
+}
+
+#[test]
+fn setups_of_one_entry_are_bounded_by_its_bucket() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 200;
+    let mut world = World::new(plan);
+    let start = world.now;
+    for second in 1..=10 {
+        world.run_until(start + secs(second), |_| false);
+        let passed = world.node(1).control.counters().setups;
+        assert!(passed <= 20 + 5 * second, "{passed} setups after {second} s");
+    }
+    assert!(world.refused(1, Refusal::LinkBucketEmpty) > 100);
+    assert!(world.node(0).control.open_channels() >= 20);
+}
+
+#[test]
+fn half_open_channels_of_one_entry_are_bounded_and_expire() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.channels = 200;
+    plan.caps.setups_per_entry_link = control::Rate { per_second: 1000, burst: 1000 };
+    plan.caps.half_open_per_entry_link = 8;
+    let mut world = World::new(plan);
+    world.tap = Box::new(|_, packet| {
+        // The exit's cells are lost, so no ack ever comes.
+        if packet.from == up_address(3) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    world.run_for(secs(2));
+    assert_eq!(world.node(1).control.half_open(), 8);
+    assert!(world.refused(1, Refusal::HalfOpenFull) > 100);
+    world.run_for(secs(30));
+    assert!(world.node(1).control.half_open() <= 8);
+    assert!(world.refused(1, Refusal::HalfOpenExpired) > 8);
+}
+
+#[test]
+fn strangers_at_an_entrys_address_do_not_displace_its_link() {
+    let mut world = up(Plan::new(Class::L, 1));
+    let before = slots(&world, 1);
+    // Other entries whose datagrams come from the first one's address: spoofed, or behind one NAT.
+    for number in 100..110 {
+        world.start_as(number, 0, SocketAddr::from(([6, 6, 6, number as u8], 6)), down_address(0));
+        world.run_for(ms(50));
+    }
+    for number in 100..110 {
+        world.stop(number);
+    }
+    let up_links = world.node(1).links.values().filter(|link| link.side == Side::Up).count();
+    assert!(up_links <= 4, "{up_links} links for one address");
+    assert!(before.iter().all(|link| world.node(1).links.contains_key(&link.0)));
+    world.run_for(secs(20));
+    assert!(world.has_channels(0, 4));
+    assert_eq!(slots(&world, 1), before, "the strangers' empty links are gone");
+}
+
+#[test]
+fn links_are_bounded_and_empty_ones_make_way() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.links = 3;
+    let mut world = up(plan);
+    for number in 100..106u8 {
+        world.start_as(
+            number.into(),
+            0,
+            SocketAddr::from(([6, 6, 6, number], 6)),
+            SocketAddr::from(([6, 6, 6, number], 7)),
+        );
+        world.run_for(secs(2));
+    }
+    assert_eq!(world.node(1).control.links(), 3 + 1, "three entries and the exit");
+    assert!(world.refused(1, Refusal::LinksFull) > 0, "the first three carry channels and stay");
+    assert!(world.has_channels(0, 4));
+    assert_eq!(world.node(105).control.open_channels(), 0);
+}
+
+#[test]
+fn links_that_nobody_ever_used_make_way_first() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.links = 2;
+    let mut world = World::new(plan);
+    world.run_for(secs(2));
+    let link = world.node(1).links.iter().find(|l| l.1.side == Side::Up).map(|l| *l.0).expect("the entry's");
+    // Spoofed sources: what they would send under the new keys never comes.
+    world.tap = Box::new(|_, packet| {
+        let spoofed = packet.from.ip().to_string().starts_with("6.");
+        if spoofed && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    for number in 100..105u8 {
+        let address = |port| SocketAddr::from(([6, 6, 6, number], port));
+        world.start_as(number.into(), 0, address(6), address(7));
+        world.run_for(ms(100));
+        world.stop(number.into());
+    }
+    assert!(world.node(1).links.contains_key(&link));
+    assert_eq!(world.node(1).control.links(), 3);
+    assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkDown { .. })), 0);
+}
+
+#[test]
+fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.timing.renew_after = secs(20);
+    let mut world = up(plan);
+    let (mut calls, mut answers) = (0, 0);
+    world.tap = Box::new(move |_, packet| {
+        if !handshake_length(packet.bytes.len()) {
+            return Fate::Pass;
+        }
+        if packet.from == up_address(1) {
+            // The first answer is slow, so there is a second call ...
+            answers += 1;
+            return if answers == 1 { Fate::Delay(ms(700)) } else { Fate::Pass };
+        }
+        if packet.from == down_address(0) {
+            // ... which is slow as well and comes when the first handshake is in use.
+            calls += 1;
+            return if calls == 3 || calls == 4 { Fate::Delay(ms(600)) } else { Fate::Pass };
+        }
+        Fate::Pass
+    });
+    world.run_for(secs(25));
+    assert_eq!(world.refused(1, Refusal::TokenSpent), 1);
+    assert_eq!(world.node(1).links.len(), 2);
+    assert!(world.has_channels(0, 4));
+}
+
+#[test]
+fn an_entry_that_gets_another_address_keeps_link_and_channels() {
+    let mut world = up(Plan::new(Class::L, 2));
+    let moved = SocketAddr::from(([10, 9, 9, 9], 2000));
+    let before: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
+    let link = world.node(1).link(Side::Up).0;
+    world.nodes.get_mut(&0).unwrap().down_address = moved;
+    world.run_for(secs(6));
+    let (now, state) = world.node(1).link(Side::Up);
+    assert_eq!((now, state.peer), (link, moved));
+    let told = Event::LinkRenewed { side: Side::Up, link, peer: moved };
+    assert_eq!(world.node(1).saw(|e| *e == told), 1);
+    assert_eq!(world.node(0).channels.values().map(|c| c.down).collect::<Vec<_>>(), before);
+    assert!(world.has_channels(0, 4));
+}
+
+#[test]
+fn a_data_cell_promotes_like_a_control_cell() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.tap = Box::new(|_, packet| {
+        if packet.from == down_address(0) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    let start = world.now;
+    assert!(world.run_until(start + secs(1), |w| w.node(1).links.values().any(|l| l.side == Side::Up)));
+    let (link, state) = world.node(1).link(Side::Up);
+    let slot = state.next().expect("it is not promoted yet");
+    assert_eq!(state.current(), None);
+    world.input(1, Input::Promoted { link, slot: slot + 1 });
+    assert_eq!(world.node(1).link(Side::Up).1.current(), None);
+    for _ in 0..2 {
+        world.input(1, Input::Promoted { link, slot });
+        assert_eq!(world.node(1).link(Side::Up).1.current(), Some(slot));
+    }
+}
+
+#[test]
+fn slow_links_keep_their_channels() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.tap = Box::new(|_, _| Fate::Delay(ms(400)));
+    world.run_for(secs(20));
+    assert!(world.has_channels(0, 4));
+    let before: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
+    world.run_for(secs(60));
+    assert!(world.has_channels(0, 4));
+    assert_eq!(world.node(0).channels.values().map(|c| c.down).collect::<Vec<_>>(), before);
+    assert_eq!(world.node(1).links.len(), 2);
+}
+
+#[test]
+fn a_link_that_nobody_uses_expires() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.timing.renew_after = secs(20);
+    plan.timing.expire_after = secs(30);
+    let mut world = up(plan);
+    world.stop(0);
+    world.run_for(secs(26));
+    assert_eq!(world.node(1).link(Side::Up).1.slot_count(), 1);
+    world.run_for(secs(10));
+    assert!(!world.node(1).has_link(Side::Up));
+    assert_eq!(world.node(1).control.open_channels(), 0);
+    assert_eq!(world.node(1).control.links(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn after_any_storm_the_chain_comes_back(
+        seed in any::<u64>(),
+        lost in 0.0..0.6,
+        copied in 0.0..0.3,
+        late_ms in 0u64..1500,
+        restarts in prop::collection::vec((0usize..4, 0u64..8000), 0..6),
+        quick in any::<bool>(),
+    ) {
+        let mut plan = Plan::new(Class::S, 2);
+        if quick {
+            plan.timing.renew_after = secs(2);
+            plan.timing.expire_after = secs(6);
+        }
+        let mut world = World::new(plan);
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        world.tap = Box::new(move |_, _| {
+            if rng.random_bool(lost) {
+                Fate::Lose
+            } else if rng.random_bool(copied) {
+                Fate::Copy
+            } else {
+                Fate::Delay(ms(rng.random_range(0..=late_ms)))
+            }
+        });
+        for (position, after) in restarts {
+            world.run_for(ms(after));
+            world.start(position);
+        }
+        world.run_for(secs(5));
+        world.tap = Box::new(|_, _| Fate::Pass);
+        // An entry learns by its pings within a second that a channel is dead.
+        let start = world.now;
+        for _ in 0..30 {
+            world.run_for(secs(1));
+            for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
+                if !world.agrees(0, channel) {
+                    world.end(0, channel, control::EndReason::Lost);
+                }
+            }
+            if world.has_channels(0, 4) {
+                break;
+            }
+        }
+        prop_assert!(world.has_channels(0, 4), "not after {:?}", world.now - start);
+    }
+
+    #[test]
+    fn no_datagram_ends_a_node_or_is_answered(
+        garbage in prop::collection::vec(
+            (any::<bool>(), prop::sample::select(vec![0, 1, 8, 64, 671, 672, 686, 1176, 1408]), any::<[u8; 12]>()),
+            1..40,
+        ),
+        mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1u8..), 1..40),
+        cells in prop::collection::vec((0u32..4, 0u32..12, any::<u32>(), 0u64..1 << 40, any::<u8>(), 0u8..4, 0usize..1500), 1..40),
+    ) {
+        let mut world = up(Plan::new(Class::L, 1));
+        let seen = world.record.clone();
+        for position in 0..=2 {
+            let before = world.record.len();
+            for (is_up, len, head) in &garbage {
+                let mut bytes = vec![0x5a; *len];
+                let n = bytes.len().min(12);
+                bytes[..n].copy_from_slice(&head[..n]);
+                if let Some(kind) = bytes.first_mut() {
+                    *kind %= 5;
+                }
+                for first in [false, true] {
+                    if first && bytes.len() > 4 {
+                        bytes[1..4].fill(0);
+                    }
+                    let side = if *is_up { Side::Up } else { Side::Down };
+                    let from = down_address(0);
+                    world.input(position, Input::Handshake { side, from, datagram: &mut bytes.clone() });
+                }
+            }
+            for (which, at, flip) in &mutations {
+                let packet = which.get(&seen);
+                let mut bytes = packet.bytes.clone();
+                // mac2 is not looked at, so a datagram with a changed mac2 is a replay.
+                let at = at.index(bytes.len());
+                bytes[at] ^= flip;
+                for side in [Side::Up, Side::Down] {
+                    world.input(position, Input::Handshake { side, from: packet.from, datagram: &mut bytes.clone() });
+                }
+            }
+            for (link, slot, channel, seq, sub, kind, len) in &cells {
+                let kind = [wire::cell::Kind::Data, wire::cell::Kind::Setup, wire::cell::Kind::Ack, wire::cell::Kind::Link]
+                    [usize::from(*kind)];
+                let header = wire::cell::Header { channel: *channel, seq: *seq, sub: *sub, kind, class: Class::L };
+                for len in [*len, 1344, 1360, 1376] {
+                    let mut body = vec![1; len];
+                    world.input(position, Input::Cell { link: *link, slot: *slot, header, body: &mut body });
+                    world.input(position, Input::Promoted { link: *link + 7, slot: *slot });
+                }
+            }
+            prop_assert_eq!(world.record.len(), before, "node {} answered", position);
+        }
+        world.run_for(secs(3));
+        prop_assert!(world.has_channels(0, 4));
+    }
+}

@@ -1,0 +1,8 @@
+//! The state machines against each other and against strangers, in memory.
+#![allow(missing_docs, unreachable_pub)]
+
+mod chain;
+mod descriptor;
+mod hostile;
+#[allow(dead_code)]
+mod sim;

@@ -1,0 +1,571 @@
+//! A chain in memory: `Control` nodes, a data plane that keeps only slots and channels, a network
+//! with a virtual clock that loses, copies and delays what a test tells it to.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use control::descriptor::draw_x25519;
+use control::{
+    Caps, ChannelIndex, ChannelKeys, Config, Control, DataOp, Descriptor, EndReason, Event, Input, LinkId, NextHop,
+    Output, Rank, Refusal, Role, Side, SlotId, Timing, handshake_length,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{BadHeader, Class, Header, Kind, Shape};
+use wire::kdf::Secret;
+use wire::link::HeaderKey;
+use zeroize::Zeroizing;
+
+pub const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Everything from which a chain's nodes can be made, again and again.
+pub struct Plan {
+    pub shape: Shape,
+    pub descriptors: Vec<Descriptor>,
+    noise: Vec<(Secret, [u8; 32])>,
+    setup: Vec<(Secret, [u8; 32])>,
+    pub timing: Timing,
+    pub caps: Caps,
+    pub channels: usize,
+    /// Shared by positions 1 and 2, or not: (of 1, of 2).
+    pub psk: (Option<Secret>, Option<Secret>),
+}
+
+/// Where node `position` receives from the previous hop.
+pub fn up_address(position: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, position as u8], 1000))
+}
+
+/// Where it receives from the next.
+pub fn down_address(position: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, position as u8], 2000))
+}
+
+impl Plan {
+    pub fn new(class: Class, mixes: usize) -> Plan {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let shape = Shape::new(class, mixes + 1).unwrap();
+        let noise: Vec<_> = (0..=shape.hops()).map(|_| draw_x25519(&mut rng)).collect();
+        let setup: Vec<_> = (0..=shape.hops()).map(|_| draw_x25519(&mut rng)).collect();
+        let descriptors = (1..=shape.hops())
+            .map(|i| Descriptor {
+                chain: [7; 32],
+                position: i as u8,
+                hops: shape.hops() as u8,
+                class,
+                epoch: 1,
+                not_before: 0,
+                not_after: u64::MAX,
+                noise: noise[i].1,
+                setup: setup[i].1,
+                mixing_delay_ms: 20,
+                lifetime_s: 3600,
+                lanes: vec![up_address(i)],
+            })
+            .collect();
+        Plan {
+            shape,
+            descriptors,
+            noise,
+            setup,
+            timing: Timing::default(),
+            caps: Caps::default(),
+            channels: 4,
+            psk: (None, None),
+        }
+    }
+
+    /// Gives this position other keys than the chain knows, from now on.
+    pub fn forge_keys(&mut self, position: usize) {
+        let mut rng = ChaCha20Rng::seed_from_u64(99);
+        self.noise[position] = draw_x25519(&mut rng);
+        self.descriptors[position - 1].noise = self.noise[position].1;
+    }
+
+    pub fn setup_key(&self, position: usize) -> &Secret {
+        &self.setup[position].0
+    }
+
+    pub fn config(&self, position: usize) -> Config {
+        let hops = self.shape.hops();
+        let role = match position {
+            0 => Role::Entry { hops: self.descriptors.clone(), channels: self.channels },
+            p if p == hops => Role::Exit,
+            _ => Role::Mix,
+        };
+        Config {
+            role,
+            shape: self.shape,
+            position,
+            noise: self.noise[position].0.clone(),
+            setup: self.setup[position].0.clone(),
+            descriptor: (position > 0).then(|| self.descriptors[position - 1].clone()),
+            previous: (position > 1).then(|| self.noise[position - 1].1),
+            next: (position < hops)
+                .then(|| NextHop { descriptor: self.descriptors[position].clone(), address: up_address(position + 1) }),
+            psk_up: self.psk.1.clone().filter(|_| position == 2),
+            psk_down: self.psk.0.clone().filter(|_| position == 1),
+            timing: self.timing,
+            caps: self.caps,
+        }
+    }
+}
+
+struct PlaneSlot {
+    slot: SlotId,
+    peer: SocketAddr,
+    i2r: Zeroizing<[u8; 16]>,
+    r2i: Zeroizing<[u8; 16]>,
+}
+
+pub struct PlaneLink {
+    pub side: Side,
+    pub peer: SocketAddr,
+    current: Option<PlaneSlot>,
+    next: Option<PlaneSlot>,
+    previous: Option<PlaneSlot>,
+}
+
+impl PlaneLink {
+    fn slots(&self) -> impl Iterator<Item = &PlaneSlot> {
+        [&self.current, &self.next, &self.previous].into_iter().flatten()
+    }
+
+    pub fn current(&self) -> Option<SlotId> {
+        self.current.as_ref().map(|s| s.slot)
+    }
+
+    pub fn next(&self) -> Option<SlotId> {
+        self.next.as_ref().map(|s| s.slot)
+    }
+
+    pub fn slot_count(&self) -> usize {
+        self.slots().count()
+    }
+}
+
+pub struct Installed {
+    pub up: Option<(LinkId, u32)>,
+    pub down: Option<(LinkId, u32)>,
+    pub keys: ChannelKeys,
+}
+
+pub struct Node {
+    pub control: Control,
+    pub position: usize,
+    pub links: BTreeMap<LinkId, PlaneLink>,
+    pub channels: BTreeMap<ChannelIndex, Installed>,
+    pub events: Vec<(Duration, Event)>,
+    pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
+    pub up_address: SocketAddr,
+    pub down_address: SocketAddr,
+    /// Whether it keeps to the protocol.
+    pub honest: bool,
+    /// Ack cells passed on, by link and channel.
+    acks: BTreeMap<(LinkId, u32), usize>,
+    /// Cells injected for a slot that was gone.
+    pub late: usize,
+}
+
+/// A datagram on its way.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Packet {
+    pub at: Duration,
+    pub number: usize,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    pub bytes: Vec<u8>,
+}
+
+/// What the network does with a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Pass,
+    Lose,
+    Copy,
+    Delay(Duration),
+}
+
+pub type Tap = Box<dyn FnMut(Duration, &Packet) -> Fate>;
+
+/// Loses this share of all datagrams.
+pub fn losing(share: f64) -> Tap {
+    let mut rng = ChaCha20Rng::seed_from_u64(3);
+    Box::new(move |_, _| if rng.random_bool(share) { Fate::Lose } else { Fate::Pass })
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub now: Duration,
+    pub nodes: BTreeMap<usize, Node>,
+    /// Nodes beyond the chain: more entries.
+    flight: BinaryHeap<Reverse<Packet>>,
+    number: usize,
+    rng: ChaCha20Rng,
+    pub tap: Tap,
+    /// What the hosts' clocks show is this and the virtual time.
+    pub wall_base: Duration,
+    pub record: Vec<Packet>,
+}
+
+impl World {
+    /// A chain without nodes.
+    pub fn empty(plan: Plan) -> World {
+        World {
+            plan,
+            now: secs(1000),
+            nodes: BTreeMap::new(),
+            flight: BinaryHeap::new(),
+            number: 0,
+            rng: ChaCha20Rng::seed_from_u64(2),
+            tap: Box::new(|_, _| Fate::Pass),
+            record: Vec::new(),
+            wall_base: secs(1_800_000_000),
+        }
+    }
+
+    /// A chain whose nodes all start now.
+    pub fn new(plan: Plan) -> World {
+        let mut world = World::empty(plan);
+        for position in (0..=world.plan.shape.hops()).rev() {
+            world.start(position);
+        }
+        world
+    }
+
+    pub fn wall(&self) -> SystemTime {
+        UNIX_EPOCH + self.wall_base + self.now
+    }
+
+    /// Starts, or restarts with nothing remembered, a node.
+    pub fn start(&mut self, position: usize) {
+        self.start_as(position, position, up_address(position), down_address(position));
+    }
+
+    /// Starts another node of the kind of `position`, under a number and addresses of its own.
+    pub fn start_as(&mut self, number: usize, position: usize, up_address: SocketAddr, down_address: SocketAddr) {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.rng.random::<u64>().to_be_bytes());
+        let control = Control::new(self.plan.config(position), ChaCha20Rng::from_seed(seed), self.now)
+            .expect("the plan is sound");
+        self.nodes.insert(
+            number,
+            Node {
+                control,
+                position,
+                links: BTreeMap::new(),
+                channels: BTreeMap::new(),
+                events: Vec::new(),
+                superseded: Vec::new(),
+                up_address,
+                down_address,
+                honest: true,
+                acks: BTreeMap::new(),
+                late: 0,
+            },
+        );
+    }
+
+    pub fn stop(&mut self, position: usize) {
+        self.nodes.remove(&position);
+    }
+
+    pub fn node(&self, position: usize) -> &Node {
+        &self.nodes[&position]
+    }
+
+    pub fn refused(&self, position: usize, why: Refusal) -> u64 {
+        self.node(position).control.counters().refused(why)
+    }
+
+    /// Puts a datagram on the network.
+    pub fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        let delay = Duration::from_micros(self.rng.random_range(2_000..6_000));
+        self.number += 1;
+        let packet = Packet { at: self.now + delay, number: self.number, from, to, bytes };
+        let fate = (self.tap)(self.now, &packet);
+        self.record.push(packet.clone());
+        match fate {
+            Fate::Pass => self.flight.push(Reverse(packet)),
+            Fate::Lose => {}
+            Fate::Copy => {
+                let copy = Packet { at: packet.at + ms(3), ..packet.clone() };
+                self.flight.push(Reverse(packet));
+                self.flight.push(Reverse(copy));
+            }
+            Fate::Delay(by) => self.flight.push(Reverse(Packet { at: packet.at + by, ..packet })),
+        }
+    }
+
+    /// Runs until `until`, or until `done` says so; true if it did.
+    pub fn run_until(&mut self, until: Duration, mut done: impl FnMut(&World) -> bool) -> bool {
+        for _ in 0..2_000_000 {
+            if done(self) {
+                return true;
+            }
+            let packet = self.flight.peek().map_or(Duration::MAX, |p| p.0.at);
+            let wake = self.nodes.values().map(|n| n.control.next_wake()).min().unwrap_or(Duration::MAX);
+            let next = packet.min(wake).max(self.now);
+            if next > until {
+                self.now = until;
+                return false;
+            }
+            self.now = next;
+            if packet <= next {
+                let packet = self.flight.pop().expect("it was peeked").0;
+                self.deliver(&packet);
+                continue;
+            }
+            let wall = self.wall();
+            let due: Vec<usize> =
+                self.nodes.iter().filter(|(_, n)| n.control.next_wake() <= next).map(|(at, _)| *at).collect();
+            for at in due {
+                let node = self.nodes.get_mut(&at).expect("it is there");
+                node.control.tick(next, wall);
+                self.drain(at);
+                let wake = self.nodes[&at].control.next_wake();
+                assert!(wake > next, "node {at} would spin: wake {wake:?} at {next:?}");
+            }
+        }
+        panic!("the chain does not come to rest");
+    }
+
+    pub fn run_for(&mut self, time: Duration) {
+        self.run_until(self.now + time, |_| false);
+    }
+
+    fn deliver(&mut self, packet: &Packet) {
+        let Some((&at, side)) = self.nodes.iter().find_map(|(at, node)| {
+            (node.up_address == packet.to)
+                .then_some((at, Side::Up))
+                .or((node.down_address == packet.to).then_some((at, Side::Down)))
+        }) else {
+            return;
+        };
+        let (now, wall, class) = (self.now, self.wall(), self.plan.shape.class());
+        let node = self.nodes.get_mut(&at).expect("it was found");
+        let mut bytes = packet.bytes.clone();
+        if handshake_length(bytes.len()) {
+            node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
+        } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
+            node.control.handle(now, wall, Input::Cell { link, slot, header, body: &mut bytes[16..] });
+        }
+        self.drain(at);
+    }
+
+    /// Delivers these bytes in place of a packet's, at once.
+    pub fn deliver_now(&mut self, packet: &Packet, bytes: Vec<u8>) {
+        self.deliver(&Packet { bytes, ..packet.clone() });
+    }
+
+    /// Hands an input to a node and takes what comes out.
+    pub fn input(&mut self, position: usize, input: Input<'_>) {
+        let (now, wall) = (self.now, self.wall());
+        self.nodes.get_mut(&position).expect("it runs").control.handle(now, wall, input);
+        self.drain(position);
+    }
+
+    /// The data plane of a node ends a channel.
+    pub fn end(&mut self, position: usize, channel: ChannelIndex, reason: EndReason) {
+        self.nodes.get_mut(&position).expect("it runs").channels.remove(&channel).expect("it is open");
+        self.input(position, Input::ChannelEnded { channel, reason });
+    }
+
+    fn drain(&mut self, at: usize) {
+        let mut ended = Vec::new();
+        loop {
+            let node = self.nodes.get_mut(&at).expect("it runs");
+            let Some(output) = node.control.poll_output() else {
+                match ended.pop() {
+                    Some(channel) => {
+                        self.input(at, Input::ChannelEnded { channel, reason: EndReason::Retired });
+                        continue;
+                    }
+                    None => return,
+                }
+            };
+            match output {
+                Output::Send { side, to, datagram } => {
+                    assert!(handshake_length(datagram.len()));
+                    let from = node.address(side);
+                    self.send(from, to, datagram);
+                }
+                Output::Event(event) => node.events.push((self.now, event)),
+                Output::Data(DataOp::Inject { link, slot, header, body }) => {
+                    if header.kind == Kind::Ack && node.honest {
+                        let id = (link, header.channel);
+                        let passed = node.acks.entry(id).or_default();
+                        *passed += 1;
+                        let open = node.channels.values().any(|channel| channel.up == Some(id));
+                        let last = *passed == wire::setup::ack_cells(self.plan.shape);
+                        assert!(open || !last, "the channel is installed before its last ack leaves");
+                        assert!(*passed <= wire::setup::ack_cells(self.plan.shape), "each part passes once");
+                    }
+                    match node.encipher(link, slot, header, &body) {
+                        Some((from, to, bytes)) => self.send(from, to, bytes),
+                        None => node.late += 1,
+                    }
+                }
+                Output::Data(DataOp::RetireChannel { channel }) => {
+                    node.channels.remove(&channel).expect("it was installed");
+                    ended.push(channel);
+                }
+                Output::Data(op) => node.apply(op),
+            }
+        }
+    }
+
+    /// Whether every hop of the chain holds the entry's secrets of this channel, and has it on the
+    /// link that the previous node sends on.
+    pub fn agrees(&self, entry: usize, channel: ChannelIndex) -> bool {
+        let installed = &self.node(entry).channels[&channel];
+        let ChannelKeys::Entry(all) = &installed.keys else { panic!("an entry has all hops' keys") };
+        let mut id = installed.down.expect("an entry has a next hop").1;
+        let mut sender = self.node(entry);
+        for (at, secrets) in all.iter().enumerate() {
+            let Some(hop) = self.nodes.get(&(at + 1)) else { return false };
+            let Some(here) = hop.channels.values().find(|c| c.up.expect("hops have an up side").1 == id) else {
+                return false;
+            };
+            let ChannelKeys::Hop { forward, backward } = &here.keys else { panic!("a hop has its own keys") };
+            if forward.expose() != secrets.forward.expose() || backward.expose() != secrets.backward.expose() {
+                return false;
+            }
+            let Some(sends) = sender.links.values().find(|l| l.side == Side::Down).and_then(|l| l.current.as_ref())
+            else {
+                return false;
+            };
+            if !hop.links[&here.up.expect("it has one").0].slots().any(|slot| slot.i2r == sends.i2r) {
+                return false;
+            }
+            id = here.down.map_or(0, |down| down.1);
+            sender = hop;
+        }
+        id == 0
+    }
+
+    /// Whether this entry has so many channels and all hops agree with it on every one.
+    pub fn has_channels(&self, entry: usize, n: usize) -> bool {
+        let node = self.node(entry);
+        node.channels.len() == n
+            && node.control.open_channels() == n
+            && node.channels.keys().all(|c| self.agrees(entry, *c))
+    }
+}
+
+impl Node {
+    pub fn address(&self, side: Side) -> SocketAddr {
+        match side {
+            Side::Up => self.up_address,
+            Side::Down => self.down_address,
+        }
+    }
+
+    fn encipher(
+        &self,
+        link: LinkId,
+        slot: SlotId,
+        header: Header,
+        body: &[u8],
+    ) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
+        let link = self.links.get(&link).expect("cells are injected on installed links");
+        let slot = link.slots().find(|s| s.slot == slot)?;
+        let key = match link.side {
+            Side::Up => &slot.r2i,
+            Side::Down => &slot.i2r,
+        };
+        let mut block = [header.to_block()];
+        HeaderKey::new(key).encipher(&mut block);
+        Some((self.address(link.side), link.peer, [&block[0][..], body].concat()))
+    }
+
+    fn find(&self, side: Side, from: SocketAddr, bytes: &[u8], class: Class) -> Option<(LinkId, SlotId, Header)> {
+        let block: [u8; 16] = *bytes.first_chunk()?;
+        for (id, link) in self.links.iter().filter(|(_, link)| link.side == side) {
+            for slot in link.slots().filter(|s| s.peer == from || link.peer == from) {
+                let key = match side {
+                    Side::Up => &slot.i2r,
+                    Side::Down => &slot.r2i,
+                };
+                let mut block = [block];
+                HeaderKey::new(key).decipher(&mut block);
+                match Header::from_block(&block[0], class) {
+                    Ok(header) => return Some((*id, slot.slot, header)),
+                    Err(BadHeader::Zero | BadHeader::Class | BadHeader::Kind) => {}
+                }
+            }
+        }
+        None
+    }
+
+    fn apply(&mut self, op: DataOp) {
+        match op {
+            DataOp::InstallLink { link, side, peer } => {
+                let fresh = PlaneLink { side, peer, current: None, next: None, previous: None };
+                assert!(self.links.insert(link, fresh).is_none(), "a live link is not installed again");
+            }
+            DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+                let link = self.links.get_mut(&link).expect("the link comes before the slot");
+                let slot = Some(PlaneSlot { slot, peer, i2r: header_i2r, r2i: header_r2i });
+                match rank {
+                    Rank::Next => link.next = slot,
+                    Rank::Current => {
+                        link.peer = peer;
+                        link.previous = std::mem::replace(&mut link.current, slot);
+                    }
+                }
+            }
+            DataOp::Promote { link, slot } => {
+                let link = self.links.get_mut(&link).expect("a live link is promoted");
+                assert_eq!(link.next(), Some(slot), "only next is promoted");
+                let next = link.next.take();
+                link.peer = next.as_ref().expect("it was compared").peer;
+                link.previous = std::mem::replace(&mut link.current, next);
+            }
+            DataOp::RetireSlot { link, slot } => {
+                let link = self.links.get_mut(&link).expect("the slot's link lives");
+                assert!(link.slots().any(|s| s.slot == slot), "an unknown slot is retired");
+                for place in [&mut link.current, &mut link.next, &mut link.previous] {
+                    place.take_if(|s| s.slot == slot);
+                }
+            }
+            DataOp::RetireLink { link } => {
+                self.links.remove(&link).expect("a live link is retired");
+                let over = |id: Option<(LinkId, u32)>| id.is_some_and(|id| id.0 == link);
+                assert!(!self.channels.values().any(|c| over(c.up) || over(c.down)), "its channels went first");
+            }
+            DataOp::InstallChannel { channel, up, down, keys, .. } => {
+                assert!(self.channels.insert(channel, Installed { up, down, keys }).is_none(), "the index was free");
+            }
+            DataOp::Supersede { old, new } => {
+                assert!(self.channels.contains_key(&old) && self.channels.contains_key(&new));
+                self.superseded.push((old, new));
+            }
+            DataOp::RetireChannel { .. } | DataOp::Inject { .. } => unreachable!("handled by the world"),
+        }
+    }
+
+    /// The only link of this side.
+    pub fn link(&self, side: Side) -> (LinkId, &PlaneLink) {
+        let mut all = self.links.iter().filter(|(_, link)| link.side == side);
+        let (id, link) = all.next().expect("there is a link");
+        assert!(all.next().is_none(), "there is one link only");
+        (*id, link)
+    }
+
+    pub fn has_link(&self, side: Side) -> bool {
+        self.links.values().any(|link| link.side == side && link.current.is_some())
+    }
+
+    pub fn saw(&self, what: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|(_, e)| what(e)).count()
+    }
+}

@@ -1,0 +1,131 @@
+//! Where an exit may send (docs/OPERATE.md): the internet, and nothing behind its own walls.
+//!
+//! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
+//! an `allow` entry lists them. IPv6 forms that embed an IPv4 address are judged by what they embed.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, bits: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), bits)
+}
+
+const fn v6(a: u16, b: u16, c: u16, bits: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), bits)
+}
+
+/// IANA's special-purpose registry (RFC 6890), what of it is not globally reachable, and multicast.
+const DENIED_V4: [Ipv4Net; 15] = [
+    v4(0, 0, 0, 0, 8),
+    v4(10, 0, 0, 0, 8),
+    v4(100, 64, 0, 0, 10),
+    v4(127, 0, 0, 0, 8),
+    v4(169, 254, 0, 0, 16),
+    v4(172, 16, 0, 0, 12),
+    v4(192, 0, 0, 0, 24),
+    v4(192, 0, 2, 0, 24),
+    v4(192, 88, 99, 0, 24),
+    v4(192, 168, 0, 0, 16),
+    v4(198, 18, 0, 0, 15),
+    v4(198, 51, 100, 0, 24),
+    v4(203, 0, 113, 0, 24),
+    v4(224, 0, 0, 0, 4),
+    v4(240, 0, 0, 0, 4),
+];
+
+/// The same for IPv6; `::/8` holds the unspecified address, loopback and IPv4-compatible forms.
+const DENIED_V6: [Ipv6Net; 10] = [
+    v6(0, 0, 0, 8),
+    v6(0x64, 0xff9b, 1, 48),
+    v6(0x100, 0, 0, 64),
+    v6(0x2001, 0, 0, 23),
+    v6(0x2001, 0xdb8, 0, 32),
+    v6(0x3fff, 0, 0, 20),
+    v6(0x5f00, 0, 0, 16),
+    v6(0xfc00, 0, 0, 7),
+    v6(0xfe80, 0, 0, 10),
+    v6(0xff00, 0, 0, 8),
+];
+
+const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
+const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
+
+/// The rules of one exit.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    allow: Vec<IpNet>,
+    own: Vec<IpAddr>,
+}
+
+impl Policy {
+    /// Exceptions, and the addresses of the host itself.
+    pub fn new(allow: Vec<IpNet>, own: Vec<IpAddr>) -> Policy {
+        Policy { allow, own }
+    }
+
+    /// Whether a datagram may go there.
+    pub fn admits(&self, to: IpAddr, port: u16) -> bool {
+        let to = to.to_canonical();
+        if port == 0 {
+            return false;
+        }
+        self.allow.iter().any(|net| net.contains(&to)) || !(self.own.contains(&to) || self.denied(to))
+    }
+
+    fn denied(&self, to: IpAddr) -> bool {
+        match to {
+            IpAddr::V4(v4) => DENIED_V4.iter().any(|net| net.contains(&v4)),
+            IpAddr::V6(v6) => match embedded(v6) {
+                Some(v4) => !self.admits(v4.into(), 1),
+                None => DENIED_V6.iter().any(|net| net.contains(&v6)),
+            },
+        }
+    }
+}
+
+/// The IPv4 address that a translator or tunnel would send to.
+fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let bytes = v6.octets();
+    let at = if NAT64.contains(&v6) {
+        12
+    } else if SIX_TO_FOUR.contains(&v6) {
+        2
+    } else {
+        return None;
+    };
+    Some(Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_is_not_the_internet_is_refused() {
+        let policy = Policy::new(Vec::new(), vec![ip("93.184.216.34"), ip("2600::1")]);
+        for denied in [
+            "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.31.255.255", "192.168.0.1",
+            "198.19.0.1", "203.0.113.9", "224.0.0.1", "239.255.255.250", "255.255.255.255", "93.184.216.34", "::",
+            "::1", "::ffff:127.0.0.1", "::127.0.0.1", "fc00::1", "fd12::1", "fe80::1", "ff02::1", "2001:db8::1",
+            "64:ff9b::10.0.0.1", "2002:7f00:1::1", "2600::1", "64:ff9b::93.184.216.34",
+        ] {
+            assert!(!policy.admits(ip(denied), 53), "{denied}");
+        }
+        for open in ["1.1.1.1", "172.32.0.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "::ffff:1.1.1.1"] {
+            assert!(policy.admits(ip(open), 53), "{open}");
+            assert!(!policy.admits(ip(open), 0), "port 0");
+        }
+    }
+
+    #[test]
+    fn an_allow_entry_opens_exactly_what_it_lists() {
+        let policy = Policy::new(vec!["127.0.0.0/8".parse().unwrap()], vec![ip("127.0.0.1")]);
+        assert!(policy.admits(ip("127.0.0.1"), 9) && policy.admits(ip("::ffff:127.0.0.2"), 9));
+        assert!(!policy.admits(ip("10.0.0.1"), 9) && !policy.admits(ip("::1"), 9));
+    }
+}

@@ -1,0 +1,99 @@
+//! Names for the exit, resolved off its data thread by hickory-resolver.
+//!
+//! One thread with a small tokio runtime. Questions wait in a bounded queue; one too many is answered
+//! "nothing" at once. Whether an address may be used is the data plane's to judge.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use dataplane::sys::Waker;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use tokio::sync::mpsc;
+
+/// Questions under way or waiting.
+const QUESTIONS_MAX: usize = 256;
+
+/// An answer: the question's number and what was found.
+pub type Answer = (u32, Vec<IpAddr>);
+
+/// The resolver thread; ends when dropped.
+pub struct Resolver {
+    questions: Option<mpsc::Sender<(u32, Box<str>)>>,
+    answers: Receiver<Answer>,
+    refuse: Sender<Answer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Resolver {
+    /// Starts it; `server` or, without one, what the system's resolv.conf names. Each answer wakes
+    /// `waker`.
+    ///
+    /// # Errors
+    /// resolv.conf cannot be read, or a thread cannot be made.
+    pub fn start(server: Option<SocketAddr>, waker: Arc<Waker>) -> anyhow::Result<Resolver> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let builder = match server {
+            Some(server) => {
+                let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                connections.iter_mut().for_each(|connection| connection.port = server.port());
+                let server = NameServerConfig::new(server.ip(), true, connections.into());
+                let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            }
+            None => TokioResolver::builder_tokio()
+                .context("no name server: set `resolver = \"IP:53\"` in the exit's configuration")?,
+        };
+        let resolver = builder.build().context("the resolver's configuration")?;
+        let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
+        let (answer, answers) = channel();
+        let refuse = answer.clone();
+        let thread = std::thread::Builder::new().name("resolver".into()).spawn(move || {
+            runtime.block_on(async {
+                let limit = Arc::new(tokio::sync::Semaphore::new(QUESTIONS_MAX));
+                while let Some((query, name)) = asked.recv().await {
+                    let Ok(permit) = limit.clone().acquire_owned().await else { return };
+                    let (resolver, answer, waker) = (resolver.clone(), answer.clone(), waker.clone());
+                    tokio::spawn(async move {
+                        // A trailing dot: the name is whole, search domains do not apply.
+                        let name = if name.ends_with('.') { name.into_string() } else { format!("{name}.") };
+                        let found = match name.trim_end_matches('.').parse::<IpAddr>() {
+                            Ok(ip) => vec![ip],
+                            Err(_) => resolver.lookup_ip(name).await.map(|ips| ips.iter().collect()).unwrap_or_default(),
+                        };
+                        let _ = answer.send((query, found));
+                        waker.wake();
+                        drop(permit);
+                    });
+                }
+            });
+        })?;
+        Ok(Resolver { questions: Some(questions), answers, refuse, thread: Some(thread) })
+    }
+
+    /// Asks for a name; never waits.
+    pub fn ask(&self, query: u32, name: Box<str>) {
+        let taken = self.questions.as_ref().is_some_and(|questions| questions.try_send((query, name)).is_ok());
+        if !taken {
+            let _ = self.refuse.send((query, Vec::new()));
+        }
+    }
+
+    /// The next answer, if one has come.
+    pub fn answer(&self) -> Option<Answer> {
+        self.answers.try_recv().ok()
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.questions = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! A whole chain in one thread: real control, real workers, sockets in memory, a virtual clock.
+//!
+//! Every datagram that crosses a link is recorded, and every operation that control hands to a data plane
+//! passes through here on its way, so that a test knows all keys and can hold a model against all bytes.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use control::descriptor::draw_x25519;
+use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
+use dataplane::entry::{Destination, Entry, Listener};
+use dataplane::exit::Exit;
+use dataplane::exit::policy::Policy;
+use dataplane::io::mem::{Datagram, MemApps, MemNet};
+use dataplane::ledger::Ledger;
+use dataplane::links::Side;
+use dataplane::mix::Mix;
+use dataplane::pool::Mixing;
+use dataplane::punt::PuntSender;
+use dataplane::runner::Worker;
+use dataplane::sys::Waker;
+use dataplane::table::{ChannelKeys, Op, OpSender};
+use dataplane::{Nanos, SECOND};
+use eddy::join::{Joint, Note};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Class, Direction, Shape};
+use wire::setup::HopSecrets;
+
+/// Wall clock at the start of every chain: its descriptors are valid around it.
+pub const EPOCH_S: u64 = 1_800_000_000;
+
+/// What a chain is made with.
+#[derive(Clone)]
+pub struct Plan {
+    pub class: Class,
+    pub mixes: usize,
+    pub mixing: Mixing,
+    pub channels: usize,
+    pub lifetime_s: u16,
+    /// First number of every channel, slipped in on the way from control to the data planes.
+    pub first: u64,
+    pub seed: u64,
+    pub timing: Timing,
+    pub destination: SocketAddr,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            class: Class::S,
+            mixes: 3,
+            mixing: Mixing::default(),
+            channels: 4,
+            lifetime_s: 3600,
+            first: 0,
+            seed: 1,
+            timing: Timing::default(),
+            destination: app(9, 9000),
+        }
+    }
+}
+
+/// Keys seen on their way into the data planes.
+#[derive(Default)]
+pub struct Keys {
+    /// Per entry channel: link number and what the setup left for each hop.
+    pub channels: Vec<(u32, Vec<HopSecrets>)>,
+    /// Per link (1..=h) and slot: header keys forward and backward.
+    pub slots: HashMap<usize, Vec<([u8; 16], [u8; 16])>>,
+}
+
+struct Node {
+    joint: Joint,
+    from_control: rtrb::Consumer<Op>,
+    to_worker: rtrb::Producer<Op>,
+    worker: Box<dyn Worker>,
+    ledger: Arc<Mutex<Ledger>>,
+    control_wake: Duration,
+    worker_wake: Nanos,
+}
+
+/// A datagram as seen on a link.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub link: usize,
+    pub direction: Direction,
+    pub at: Nanos,
+    pub bytes: Vec<u8>,
+}
+
+/// A chain of nodes: entry, mixes, exit.
+pub struct Chain {
+    nodes: Vec<Node>,
+    pub plan: Plan,
+    pub shape: Shape,
+    pub now: Nanos,
+    pub links: MemNet,
+    pub apps: MemNet,
+    pub seen: Rc<RefCell<Vec<Seen>>>,
+    pub clock: Rc<RefCell<Nanos>>,
+    pub keys: Keys,
+    pub notes: Vec<String>,
+}
+
+/// Address of a node's link socket.
+pub fn link_address(position: usize, side: Side) -> SocketAddr {
+    let host = if side == Side::Up { 1 } else { 2 };
+    SocketAddr::from(([10, 0, position as u8, host], 4000))
+}
+
+/// Address of an application.
+pub fn app(host: u8, port: u16) -> SocketAddr {
+    SocketAddr::from(([198, 18, 0, host], port))
+}
+
+/// Where the entry listens: a forward to the plan's destination.
+pub fn forward_listener() -> SocketAddr {
+    app(1, 1)
+}
+
+/// Where the entry listens for pymix clients.
+pub fn pymix_listener() -> SocketAddr {
+    app(1, 2)
+}
+
+fn position_of(address: SocketAddr) -> (usize, Side) {
+    let SocketAddr::V4(v4) = address else { panic!("links are IPv4 here") };
+    let [_, _, position, host] = v4.ip().octets();
+    (usize::from(position), if host == 1 { Side::Up } else { Side::Down })
+}
+
+impl Chain {
+    pub fn new(plan: Plan) -> Chain {
+        let shape = Shape::new(plan.class, plan.mixes + 1).unwrap();
+        let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
+        let keys: Vec<_> = (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_x25519(&mut rng))).collect();
+        let descriptors: Vec<Descriptor> = (1..=shape.hops())
+            .map(|i| Descriptor {
+                chain: [7; 32],
+                position: i as u8,
+                hops: shape.hops() as u8,
+                class: plan.class,
+                epoch: 0,
+                not_before: EPOCH_S - 10,
+                not_after: EPOCH_S + 1_000_000,
+                noise: keys[i].0.1,
+                setup: keys[i].1.1,
+                mixing_delay_ms: if i == shape.hops() { 0 } else { plan.mixing.largest_delay().as_millis() as u32 },
+                lifetime_s: plan.lifetime_s,
+                lanes: vec![link_address(i, Side::Up)],
+            })
+            .collect();
+        let (links, apps) = (MemNet::default(), MemNet::default());
+        let seen: Rc<RefCell<Vec<Seen>>> = Rc::default();
+        let now = 10 * SECOND;
+        let clock = Rc::new(RefCell::new(now));
+        let mut chain = Chain {
+            nodes: Vec::new(),
+            shape,
+            now,
+            links,
+            apps,
+            seen,
+            clock,
+            keys: Keys::default(),
+            notes: Vec::new(),
+            plan,
+        };
+        chain.tap(|datagram| vec![datagram]);
+        for position in 0..=shape.hops() {
+            let node = chain.node(position, &keys, &descriptors, &mut rng);
+            chain.nodes.push(node);
+        }
+        chain
+    }
+
+    /// Records every link datagram as sent, then lets `tap` decide its fate.
+    pub fn tap(&self, mut tap: impl FnMut(Datagram) -> Vec<Datagram> + 'static) {
+        let (seen, clock) = (self.seen.clone(), self.clock.clone());
+        self.links.tap(move |datagram| {
+            let (position, side) = position_of(datagram.to);
+            let (link, direction) = match side {
+                Side::Up => (position, Direction::Forward),
+                Side::Down => (position + 1, Direction::Backward),
+            };
+            seen.borrow_mut().push(Seen { link, direction, at: *clock.borrow(), bytes: datagram.bytes.clone() });
+            tap(datagram)
+        });
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn node(
+        &self,
+        position: usize,
+        keys: &[((wire::kdf::Secret, [u8; 32]), (wire::kdf::Secret, [u8; 32]))],
+        descriptors: &[Descriptor],
+        rng: &mut ChaCha20Rng,
+    ) -> Node {
+        let (plan, shape, now) = (&self.plan, self.shape, self.now);
+        let exit = position == shape.hops();
+        let role = match position {
+            0 => Role::Entry { hops: descriptors.to_vec(), channels: plan.channels },
+            _ if exit => Role::Exit,
+            _ => Role::Mix,
+        };
+        let config = Config {
+            role,
+            shape,
+            position,
+            noise: keys[position].0.0.clone(),
+            setup: keys[position].1.0.clone(),
+            descriptor: (position > 0).then(|| descriptors[position - 1].clone()),
+            previous: (position > 1).then(|| keys[position - 1].0.1),
+            next: (!exit).then(|| NextHop {
+                descriptor: descriptors[position].clone(),
+                address: link_address(position + 1, Side::Up),
+            }),
+            psk_up: None,
+            psk_down: None,
+            timing: plan.timing,
+            caps: Caps::default(),
+        };
+        let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
+        let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
+        let (ops, from_control) = rtrb::RingBuffer::new(4096);
+        let (to_worker, worker_ops) = rtrb::RingBuffer::new(4096);
+        let (punts, from_worker) = rtrb::RingBuffer::new(256);
+        let waker = Arc::new(Waker::new().unwrap());
+        let punts = PuntSender::new(punts, waker.clone());
+        let port = |side| self.links.port(link_address(position, side));
+        let window = wire::replay::WIDTH_DEFAULT;
+        let (worker, ledger): (Box<dyn Worker>, _) = match position {
+            0 => {
+                let settings = dataplane::entry::Settings {
+                    shape,
+                    listeners: vec![Listener::Forward(Destination::Ip(plan.destination)), Listener::Pymix],
+                    window,
+                    mixing_round_trip: plan.mixing.largest_delay() * 2 * plan.mixes as u32,
+                    flow_idle: Duration::from_secs(300),
+                };
+                let apps =
+                    MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
+                let entry = Entry::new(settings, port(Side::Down), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let ledger = entry.published();
+                (Box::new(entry), ledger)
+            }
+            _ if exit => {
+                let settings = dataplane::exit::Settings {
+                    shape,
+                    window,
+                    policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new()),
+                    caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
+                    flow_idle: Duration::from_secs(300),
+                };
+                let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
+                let exit = Exit::new(settings, port(Side::Up), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let ledger = exit.published();
+                (Box::new(exit), ledger)
+            }
+            _ => {
+                let settings = dataplane::mix::Settings { shape, position, mixing: plan.mixing, window };
+                let ports = (port(Side::Up), port(Side::Down));
+                let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
+                let ledger = mix.published();
+                (Box::new(mix), ledger)
+            }
+        };
+        Node {
+            joint: Joint::new(control, OpSender::new(ops, waker), from_worker),
+            from_control,
+            to_worker,
+            worker,
+            ledger,
+            control_wake: Duration::ZERO,
+            worker_wake: 0,
+        }
+    }
+
+    /// Runs every node until nothing moves at this instant.
+    pub fn settle(&mut self) {
+        *self.clock.borrow_mut() = self.now;
+        let wall: SystemTime = UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(self.now);
+        let now = Duration::from_nanos(self.now);
+        for _ in 0..1000 {
+            let before = (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting());
+            let mut moved = false;
+            for position in 0..self.nodes.len() {
+                let node = &mut self.nodes[position];
+                let links = self.links.clone();
+                let notes = &mut self.notes;
+                let mut send = |side, to, bytes: &[u8]| {
+                    links.send(Datagram { from: link_address(position, side), to, bytes: bytes.to_vec() });
+                };
+                let mut note = |note| match note {
+                    Note::Event(event) => notes.push(format!("{position}: {event:?}")),
+                    Note::Notice(notice) => notes.push(format!("{position}: {notice:?}")),
+                    Note::Resolve { .. } => {}
+                };
+                node.control_wake = node.joint.turn(now, wall, &mut send, &mut note);
+                while let Ok(mut op) = node.from_control.pop() {
+                    moved = true;
+                    if let Op::InstallChannel { first, .. } = &mut op {
+                        *first = self.plan.first;
+                    }
+                    self.keys.learn(position, &op);
+                    node.to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
+                }
+                node.worker_wake = node.worker.turn(self.now).unwrap_or(Nanos::MAX);
+            }
+            if !moved && before == (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting()) {
+                return;
+            }
+        }
+        panic!("the chain does not come to rest");
+    }
+
+    /// Lets virtual time pass until `end`, turn by turn.
+    pub fn run_until(&mut self, end: Nanos) {
+        loop {
+            self.settle();
+            let next = self
+                .nodes
+                .iter()
+                .map(|node| node.worker_wake.min(node.control_wake.as_nanos() as Nanos))
+                .min()
+                .unwrap_or(end)
+                .max(self.now + 20_000);
+            if next >= end {
+                self.now = end;
+                self.settle();
+                return;
+            }
+            self.now = next;
+        }
+    }
+
+    /// Lets virtual time pass.
+    pub fn run(&mut self, time: Duration) {
+        self.run_until(self.now + time.as_nanos() as Nanos);
+    }
+
+    /// Runs until all channels are open.
+    pub fn open(&mut self) {
+        let deadline = self.now + 20 * SECOND;
+        while self.ledger(0).gauges.channels < self.plan.channels as u64 {
+            assert!(self.now < deadline, "no channels: {:#?}", self.notes);
+            self.run(Duration::from_millis(10));
+        }
+    }
+
+    /// A client's datagram to the forward.
+    pub fn send(&self, from: SocketAddr, bytes: &[u8]) {
+        self.apps.send(Datagram { from, to: forward_listener(), bytes: bytes.to_vec() });
+    }
+
+    /// Everything that waits for an application.
+    pub fn receive(&self, at: SocketAddr) -> Vec<Datagram> {
+        std::iter::from_fn(|| self.apps.receive(at)).collect()
+    }
+
+    pub fn ledger(&self, position: usize) -> Ledger {
+        *self.nodes[position].ledger.lock().unwrap()
+    }
+
+    /// Every ledger closes and every frame is where it should be.
+    pub fn assert_closed(&self) {
+        for position in 0..self.nodes.len() {
+            let ledger = self.ledger(position);
+            assert!(ledger.closed(), "node {position}: {ledger:#?}");
+            let held = ledger.cells.forward.held + ledger.cells.backward.held;
+            assert_eq!(ledger.frames.0 + held, ledger.frames.1, "frames of node {position}");
+        }
+    }
+
+    /// No node dropped anything or failed to send.
+    pub fn assert_lossless(&self) {
+        self.assert_closed();
+        for position in 0..self.nodes.len() {
+            let ledger = self.ledger(position);
+            for (unit, pair) in [("cells", ledger.cells), ("datagrams", ledger.datagrams)] {
+                for (direction, tally) in [("forward", pair.forward), ("backward", pair.backward)] {
+                    let lost = tally.dropped_total() + tally.send_errors;
+                    assert_eq!(lost, 0, "node {position} {unit} {direction}: {tally:?}\n{:#?}", self.notes);
+                }
+            }
+        }
+    }
+}
+
+impl Keys {
+    fn learn(&mut self, position: usize, op: &Op) {
+        match op {
+            Op::InstallChannel { down: Some((_, number)), keys: ChannelKeys::Entry(hops), .. } => {
+                self.channels.push((*number, hops.clone()));
+            }
+            // The initiator of link i is node i - 1.
+            Op::InstallSlot { header_i2r, header_r2i, rank: dataplane::links::Rank::Current, .. } => {
+                self.slots.entry(position + 1).or_default().push((**header_i2r, **header_r2i));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `eddy chain` as a user runs it: processes, sockets, exit codes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::common::command::{complaint, eddy, run};
+
+/// Runs the demonstration with `--json`; its exit code, complaints and last line.
+fn demo(options: &str) -> (Option<i32>, String, Value) {
+    let output = run(Path::new("."), &format!("chain --json {options}"));
+    let (code, said) = complaint(&output);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_else(|| panic!("{options}: no output, but: {said}"));
+    (code, said, serde_json::from_str(last).unwrap())
+}
+
+/// Checks that everything was delivered and answered, and that every ledger of every node closes.
+fn assert_whole(options: &str, messages: u64, mixes: usize) {
+    let (code, said, json) = demo(options);
+    assert_eq!(code, Some(0), "{options}: {said}");
+    for name in ["sent", "delivered", "answered"] {
+        assert_eq!(json[name], messages, "{options}: {name}");
+    }
+    assert_eq!(json["rtt_us"]["p50"].is_u64(), messages > 0, "{options}");
+    assert_ledgers(&json, mixes);
+}
+
+fn assert_ledgers(json: &Value, mixes: usize) {
+    let nodes = json["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), mixes + 2);
+    for (i, node) in nodes.iter().enumerate() {
+        assert_eq!(node["index"], i);
+        let role = if i == 0 { "entry" } else { ["mix", "exit"][usize::from(i == mixes + 1)] };
+        assert_eq!(node["role"], role);
+        let units: &[&str] = if role == "mix" { &["cells"] } else { &["cells", "datagrams"] };
+        for unit in units {
+            for direction in ["forward", "backward"] {
+                assert_eq!(node["ledger"][unit][direction]["closed"], true, "{role} {i} {unit} {direction}");
+            }
+        }
+        assert!(node["mean_batch"].is_f64() && node["distinct_channels_mean"].is_f64());
+    }
+}
+
+#[test]
+fn the_demonstration_delivers_answers_and_accounts_for_everything() {
+    assert_whole("", 10, 3);
+}
+
+#[test]
+fn one_mix_and_seven_mixes_carry_traffic_in_every_class() {
+    assert_whole("--mixes 1 --class S --messages 5", 5, 1);
+    assert_whole("--mixes 7 --class L --messages 5", 5, 7);
+    assert_whole("--mixes 2 --class M --messages 5", 5, 2);
+}
+
+#[test]
+fn lengths_from_nothing_to_eight_fragments_arrive() {
+    for len in [0, 1, 1323, 1324, 4000, 10_560] {
+        assert_whole(&format!("--mixes 1 --messages 5 --payload-len {len}"), 5, 1);
+    }
+}
+
+#[test]
+fn a_threshold_strands_nothing() {
+    assert_whole("--mixes 2 --mixing threshold:n=5 --messages 3", 3, 2);
+}
+
+#[test]
+fn links_over_ipv6_carry_traffic() {
+    if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        eprintln!("skipped: this host has no IPv6 loopback");
+        return;
+    }
+    assert_whole("--ipv6 --mixes 1", 10, 1);
+}
+
+#[test]
+fn what_is_too_long_is_refused_counted_and_reported() {
+    let (code, said, json) = demo("--mixes 1 --messages 4 --payload-len 20000");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the entry refused 4 datagrams of 20000 bytes (limit 10560)"), "{said}");
+    assert_eq!(json["nodes"][0]["ledger"]["datagrams"]["forward"]["dropped"]["too-large"], 4);
+    assert_eq!((&json["sent"], &json["delivered"]), (&Value::from(4), &Value::from(0)));
+    assert_ledgers(&json, 1);
+}
+
+/// A chain that stays, and what it said when it was up.
+fn stay(options: &str) -> (Child, BufReader<std::process::ChildStdout>, Value) {
+    let mut command = eddy();
+    command.args(["chain", "--stay", "--json", "--mixes", "1", "--messages", "2"]).args(options.split_whitespace());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    let ready = serde_json::from_str(&line).unwrap();
+    (child, out, ready)
+}
+
+fn paths(list: &Value) -> Vec<PathBuf> {
+    list.as_array().unwrap().iter().map(|path| path.as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn a_chain_that_stays_serves_its_user_until_a_signal() {
+    let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = echo.local_addr().unwrap();
+    let (mut child, mut out, ready) = stay(&format!("--pymix 0 --forward 0={to}"));
+    let forwards = ready["forwards"].as_array().unwrap();
+    assert_eq!(forwards.len(), 6);
+    assert_eq!(forwards[5]["to"], to.to_string());
+
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in [&client, &echo] {
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    let mut buffer = [0; 64];
+    let mut pymix = match to.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(_) => panic!("bound to IPv4"),
+    };
+    pymix.extend(to.port().to_be_bytes());
+    pymix.extend(b"by pymix");
+    let ways = [
+        (&forwards[5]["listen"], b"by forward".to_vec(), &b"by forward"[..]),
+        (&ready["pymix"][0], pymix, b"by pymix"),
+    ];
+    for (listen, message, arrives) in ways {
+        client.send_to(&message, listen.as_str().unwrap()).unwrap();
+        let (len, from) = echo.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], arrives);
+        echo.send_to(b"back", from).unwrap();
+        let (len, _) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"back");
+    }
+
+    for config in paths(&ready["configs"]) {
+        let asked = run(Path::new("."), &format!("status --json --config {}", config.display()));
+        let status: Value = serde_json::from_slice(&asked.stdout).unwrap();
+        assert_eq!(status["ledger"]["cells"]["forward"]["closed"], true);
+        assert!(run(Path::new("."), &format!("status --config {}", config.display())).status.success());
+    }
+    // As a supervisor does it: twice.
+    for _ in 0..2 {
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    }
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_ledgers(&serde_json::from_str(rest.lines().last().unwrap()).unwrap(), 1);
+    let dir = paths(&ready["configs"])[0].parent().unwrap().to_owned();
+    assert!(!dir.exists(), "the temporary folder goes with the chain");
+}
+
+#[test]
+fn nodes_do_not_outlive_the_chain_that_started_them() {
+    let (mut child, _out, ready) = stay("");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let sockets = paths(&ready["status"]);
+    // A node that ends removes its status socket.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while sockets.iter().any(|socket| socket.exists()) {
+        assert!(Instant::now() < deadline, "still there: {sockets:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::remove_dir_all(sockets[0].parent().unwrap()).unwrap();
+}

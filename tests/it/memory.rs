@@ -1,0 +1,242 @@
+//! Whole chains in memory, with a fixed seed: model against bytes at every hop.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use dataplane::SECOND;
+use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind};
+use wire::frames::{Frame, parse};
+use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
+use wire::key::Generations;
+use wire::link::HeaderKey;
+
+use crate::common::memchain::{Chain, Plan, app};
+
+/// Sends numbered datagrams from `clients` clients, answers each, and checks that all arrive once, in
+/// order, both ways. The destination's sockets are whatever the exit sends from.
+fn exchange(chain: &mut Chain, clients: u16, rounds: u32, len: usize) {
+    let destination = chain.plan.destination;
+    let mut delivered: HashMap<u16, Vec<u32>> = HashMap::new();
+    let mut answered: HashMap<u16, Vec<u32>> = HashMap::new();
+    let mut ports: HashMap<u16, HashSet<std::net::SocketAddr>> = HashMap::new();
+    for round in 0..rounds + 200 {
+        if round < rounds {
+            for client in 0..clients {
+                let mut bytes = vec![0xab; len.max(6)];
+                bytes[..2].copy_from_slice(&client.to_be_bytes());
+                bytes[2..6].copy_from_slice(&round.to_be_bytes());
+                chain.send(app(100, 1000 + client), &bytes);
+            }
+        }
+        chain.run(Duration::from_micros(1500));
+        for datagram in chain.receive(destination) {
+            assert_eq!(datagram.bytes.len(), len.max(6));
+            let client = u16::from_be_bytes([datagram.bytes[0], datagram.bytes[1]]);
+            delivered.entry(client).or_default().push(u32::from_be_bytes(datagram.bytes[2..6].try_into().unwrap()));
+            ports.entry(client).or_default().insert(datagram.from);
+            chain.apps.send(dataplane::io::mem::Datagram {
+                from: destination,
+                to: datagram.from,
+                bytes: datagram.bytes,
+            });
+        }
+        for client in 0..clients {
+            for datagram in chain.receive(app(100, 1000 + client)) {
+                assert_eq!(u16::from_be_bytes([datagram.bytes[0], datagram.bytes[1]]), client);
+                answered.entry(client).or_default().push(u32::from_be_bytes(datagram.bytes[2..6].try_into().unwrap()));
+            }
+        }
+    }
+    for client in 0..clients {
+        let all: Vec<u32> = (0..rounds).collect();
+        assert_eq!(delivered.get(&client), Some(&all), "client {client}");
+        assert_eq!(answered.get(&client), Some(&all), "client {client}");
+        assert_eq!(ports[&client].len(), 1, "one exit port per client");
+    }
+    let all: HashSet<_> = ports.values().flatten().collect();
+    assert_eq!(all.len(), usize::from(clients), "and one client per exit port");
+}
+
+#[test]
+fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_closes() {
+    for class in [Class::S, Class::M, Class::L] {
+        for mixes in [1, 3, 7] {
+            let mut chain = Chain::new(Plan { class, mixes, ..Plan::default() });
+            chain.open();
+            exchange(&mut chain, 10, 20, 100);
+            chain.assert_lossless();
+        }
+    }
+}
+
+#[test]
+fn datagrams_of_every_size_arrive_whole() {
+    let mut chain = Chain::new(Plan { class: Class::L, ..Plan::default() });
+    chain.open();
+    let client = app(100, 1);
+    let sizes = [0, 1, 1322, 1323, 1324, 2640, 2641, 4000, 10_559, 10_560];
+    for (i, size) in sizes.into_iter().enumerate() {
+        chain.send(client, &vec![i as u8; size]);
+        chain.run(Duration::from_millis(50));
+        let got = chain.receive(chain.plan.destination);
+        assert_eq!(got.len(), 1, "{size} bytes");
+        assert_eq!(got[0].bytes, vec![i as u8; size]);
+        chain.apps.send(dataplane::io::mem::Datagram { from: got[0].to, to: got[0].from, bytes: got[0].bytes.clone() });
+        chain.run(Duration::from_millis(50));
+        assert_eq!(chain.receive(client).iter().map(|d| d.bytes.len()).collect::<Vec<_>>(), [size]);
+    }
+    chain.assert_lossless();
+    chain.send(client, &vec![0; 10_561]);
+    chain.run(Duration::from_millis(50));
+    assert!(chain.receive(chain.plan.destination).is_empty());
+    assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::Drop::TooLarge), 1);
+    assert!(chain.notes.iter().any(|note| note.contains("TooLarge")), "the operator is told");
+    chain.assert_closed();
+}
+
+#[test]
+fn a_link_renewed_every_two_seconds_under_traffic_loses_nothing() {
+    let mut plan = Plan::default();
+    plan.timing.renew_after = Duration::from_secs(2);
+    plan.timing.expire_after = Duration::from_secs(3);
+    let mut chain = Chain::new(plan);
+    chain.open();
+    exchange(&mut chain, 8, 14_000, 60);
+    chain.assert_lossless();
+    for link in 1..=4 {
+        assert!(chain.keys.slots[&link].len() >= 9, "link {link}: {} handshakes", chain.keys.slots[&link].len());
+    }
+    assert!(chain.ledger(0).gauges.channels >= 4, "channels outlive the handshakes they were set up under");
+}
+
+#[test]
+fn channels_are_replaced_before_their_lifetime_ends_and_flows_keep_their_ports() {
+    let mut chain = Chain::new(Plan { lifetime_s: 400, ..Plan::default() });
+    chain.open();
+    let client = app(100, 1);
+    let mut ports = HashSet::new();
+    for second in 0..900u32 {
+        chain.send(client, &second.to_be_bytes());
+        chain.run(Duration::from_millis(1000));
+        let got = chain.receive(chain.plan.destination);
+        assert_eq!(got.iter().map(|d| &d.bytes[..]).collect::<Vec<_>>(), [second.to_be_bytes()], "second {second}");
+        ports.insert(got[0].from);
+    }
+    assert!(chain.keys.channels.len() > 8, "{} channels were made", chain.keys.channels.len());
+    assert_eq!(ports.len(), 1);
+    chain.assert_closed();
+}
+
+#[test]
+fn a_batch_that_spans_two_generations_passes_whole() {
+    let mut chain = Chain::new(Plan { first: (1 << 20) - 150, channels: 2, ..Plan::default() });
+    chain.open();
+    exchange(&mut chain, 12, 100, 150);
+    chain.assert_lossless();
+}
+
+/// One datagram on a link, deciphered by the model.
+struct Cell {
+    header: Header,
+    body: Vec<u8>,
+}
+
+#[test]
+fn every_byte_on_every_link_is_what_the_model_says() {
+    for (class, mixes) in [(Class::S, 3), (Class::L, 2), (Class::S, 7)] {
+        let mut chain = Chain::new(Plan { class, mixes, seed: 42, ..Plan::default() });
+        chain.open();
+        exchange(&mut chain, 6, 30, 150);
+        chain.assert_lossless();
+        let shape = chain.shape;
+        let hops = shape.hops();
+
+        // One length per link and direction; handshakes have their own.
+        let mut links: HashMap<(usize, Direction), Vec<Cell>> = HashMap::new();
+        for seen in chain.seen.borrow().iter() {
+            if matches!(seen.bytes.len(), 672 | 686 | 1176) {
+                continue;
+            }
+            assert_eq!(seen.bytes.len(), shape.cell_len(seen.direction, seen.link));
+            let mut headers = chain.keys.slots[&seen.link].iter().filter_map(|(forward, backward)| {
+                let key = if seen.direction == Direction::Forward { forward } else { backward };
+                let mut block = [seen.bytes[..HEADER_LEN].try_into().unwrap()];
+                HeaderKey::new(key).decipher(&mut block);
+                Header::from_block(&block[0], class).ok()
+            });
+            let header = headers.next().expect("every cell is under a slot of its link");
+            let cell = Cell { header, body: seen.bytes[HEADER_LEN..].to_vec() };
+            links.entry((seen.link, seen.direction)).or_default().push(cell);
+        }
+
+        // Data cells: each body follows from the one on the link before by one layer, and the inside is frames.
+        let data = |link, direction| -> Vec<&Cell> {
+            links[&(link, direction)].iter().filter(|cell| cell.header.kind == Kind::Data).collect()
+        };
+        let mut counted = 0;
+        for first in data(1, Direction::Forward) {
+            let (_, secrets) = chain.keys.channels.iter().find(|(n, _)| *n == first.header.channel).expect("a channel");
+            let mut body = first.body.clone();
+            for hop in 1..=hops {
+                let on_link: Vec<_> = data(hop, Direction::Forward).into_iter().filter(|cell| cell.body == body).collect();
+                assert_eq!(on_link.len(), 1, "hop {hop} got what the model says, once");
+                assert_eq!((on_link[0].header.seq, on_link[0].header.sub), (first.header.seq, 0));
+                let keys = Generations::<AeadKey>::new(&secrets[hop - 1].forward, 0);
+                let (key, iv) = keys.of(first.header.seq).unwrap();
+                let mut jobs = [Job::new(key, first.header.data_nonce(iv), &mut body)];
+                open_batch(&mut jobs);
+                assert!(jobs[0].ok);
+                body.truncate(body.len() - 16);
+            }
+            parse(&body, Direction::Forward).unwrap().for_each(drop);
+            counted += 1;
+        }
+        assert_eq!(counted as u64, chain.ledger(hops).cells.forward.consumed - control_cells(&links[&(hops, Direction::Forward)]));
+
+        let mut datagrams = 0;
+        for last in data(hops, Direction::Backward) {
+            // Find the channel by what opens it.
+            let mut inside = None;
+            for (number, secrets) in &chain.keys.channels {
+                let keys = Generations::<AeadKey>::new(&secrets[hops - 1].backward, 0);
+                let (key, iv) = keys.of(last.header.seq).unwrap();
+                let mut body = last.body.clone();
+                let mut jobs = [Job::new(key, last.header.data_nonce(iv), &mut body)];
+                open_batch(&mut jobs);
+                if jobs[0].ok {
+                    inside = Some((number, secrets, body[..shape.payload()].to_vec()));
+                }
+            }
+            let (number, secrets, inner) = inside.expect("the exit sealed it for a channel");
+            datagrams += parse(&inner, Direction::Backward).unwrap().filter(|f| matches!(f, Frame::Dgram { .. })).count();
+            let mut body = last.body.clone();
+            for mix in (1..hops).rev() {
+                let keys = Generations::<StreamKey>::new(&secrets[mix - 1].backward, 0);
+                let (key, iv) = keys.of(last.header.seq).unwrap();
+                ctr_batch(&mut [Job::new(key, last.header.data_nonce(iv), &mut body)]);
+                let on_link = data(mix, Direction::Backward).into_iter().filter(|cell| cell.body == body).count();
+                assert_eq!(on_link, 1, "mix {mix} sent what the model says, once");
+            }
+            let on_first = data(1, Direction::Backward).into_iter().find(|cell| cell.body == body).unwrap();
+            assert_eq!(on_first.header.channel, *number);
+        }
+        assert_eq!(datagrams, 6 * 30);
+    }
+}
+
+fn control_cells(cells: &[Cell]) -> u64 {
+    let control = cells.iter().filter(|cell| cell.header.kind != Kind::Data).count() as u64;
+    // Message 1 comes in two halves, and is consumed by control too.
+    control + 2
+}
+
+#[test]
+fn an_idle_chain_keeps_its_channels_and_its_links() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    chain.run(Duration::from_secs(400));
+    assert_eq!(chain.keys.channels.len(), 4, "no channel had to be made again");
+    assert_eq!(chain.ledger(4).gauges.channels, 4);
+    chain.assert_lossless();
+    assert!(chain.now > 400 * SECOND);
+}
