@@ -146,10 +146,10 @@ pub struct EntryArgs {
     #[command(flatten)]
     pub node: NodeArgs,
     /// Send what arrives at LISTEN to DEST, like `ssh -L` for UDP: IP:PORT=HOST:PORT; a name is resolved
-    /// at the exit [repeatable]
+    /// at the exit (repeatable)
     #[arg(long = "forward", value_name = "LISTEN=DEST")]
     pub forwards: Vec<Forward>,
-    /// Listen for PyMix clients, whose datagrams begin with their destination [repeatable]
+    /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub pymix: Vec<SocketAddr>,
 }
@@ -170,7 +170,7 @@ pub struct ExitArgs {
     /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Let traffic reach this network although it is private, loopback or this host's own [repeatable]
+    /// Let traffic reach this network although it is private, loopback or this host's own (repeatable)
     #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
     pub allow: Vec<IpNet>,
 }
@@ -239,13 +239,16 @@ pub struct ChainArgs {
     /// Keep the chain running until Ctrl-C, and print the entry's addresses
     #[arg(long)]
     pub stay: bool,
-    /// Have the entry listen for PyMix clients [repeatable]
+    /// Have the entry listen for PyMix clients (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub pymix: Vec<SocketAddr>,
-    /// Have the entry send what arrives at LISTEN to DEST [repeatable]
+    /// Have the entry send what arrives at LISTEN to DEST (repeatable)
     #[arg(long = "forward", value_name = "LISTEN=DEST")]
     pub forwards: Vec<Forward>,
-    /// Let the exit reach this network, too; loopback it may reach already [repeatable]
+    /// Let the exit resolve names there, instead of where the system does
+    #[arg(long, value_name = "ADDR")]
+    pub resolver: Option<SocketAddr>,
+    /// Let the exit reach this network, too; loopback it may reach already (repeatable)
     #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
     pub allow: Vec<IpNet>,
 }

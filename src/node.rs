@@ -92,7 +92,7 @@ impl Reporter {
             kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
             handshakes: control.handshakes,
             refused: control.refused,
-            uptime_s: self.clock.elapsed().as_secs_f64(),
+            uptime_s: self.clock.uptime().as_secs_f64(),
             engine: wire::gcm::ENGINE.to_owned(),
             ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
         }

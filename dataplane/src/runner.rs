@@ -33,19 +33,27 @@ pub trait Worker {
     fn finish(&mut self, now: Nanos);
 }
 
+/// What the clock shows at the start, so that "just before" is a time too.
+const HEAD_START: Duration = Duration::from_secs(1);
+
 /// The monotonic clock of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
 impl Clock {
-    /// Starts at one second, so that "just before the start" is a time too.
+    /// Starts at one second.
     pub fn start() -> Clock {
-        Clock(Instant::now() - Duration::from_secs(1))
+        Clock(Instant::now() - HEAD_START)
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds on the clock.
     pub fn now(&self) -> Nanos {
         self.0.elapsed().as_nanos() as Nanos
+    }
+
+    /// Time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.0.elapsed().saturating_sub(HEAD_START)
     }
 
     /// The same as a duration.

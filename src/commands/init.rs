@@ -51,6 +51,8 @@ pub struct Plan {
     pub entry: PlannedEntry,
     /// What the exit may reach beyond the public network.
     pub allow: Vec<IpNet>,
+    /// Where the exit resolves names; the system's name server unless set.
+    pub resolver: Option<SocketAddr>,
     /// Whether files may be overwritten.
     pub force: bool,
 }
@@ -95,6 +97,7 @@ impl Plan {
                 pymix: Vec::new(),
             },
             allow: Vec::new(),
+            resolver: None,
             force: false,
         }
     }
@@ -182,7 +185,8 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
             .map_err(|why| ConfigError::Arguments(format!("node {index} at {}: {why}", hop.address)))?;
         let _ = write!(
             chain_text,
-            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\ndescriptor = \"{}\"\n",
+            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\n\
+             descriptor = \"{}\"\n",
             encode_base64(&identity.public()),
             hop.address,
             encode_base64(&signed),
@@ -312,12 +316,16 @@ fn exit_config(plan: &Plan) -> String {
          # Private, loopback, link-local and multicast networks and this host's own addresses are\n\
          # refused unless listed here.\n\
          allow = {}\n\
-         # resolver = \"9.9.9.9:53\"   # the system's unless set\n\
+         {}\n\
          # flow_idle_s = {FLOW_IDLE_S}\n\
          # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
          # max_sockets = {MAX_SOCKETS}\n",
         plan.hops[h - 1].address,
         strings(&plan.allow),
+        match plan.resolver {
+            Some(resolver) => format!("resolver = \"{resolver}\""),
+            None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
+        },
     );
     text + &tail(plan)
 }

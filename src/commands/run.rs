@@ -5,7 +5,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 use anyhow::Context;
 use dataplane::entry::Listener;
@@ -19,6 +20,9 @@ use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, node_name};
 use crate::node::{Node, NodeSpec, Sockets};
 use crate::report::{self, NodeReport};
 use crate::status::Bound;
+
+/// How often a running node is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What the command line adds to the configuration.
 #[derive(Debug, Default)]
@@ -59,7 +63,14 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     let node = Node::start(NodeSpec { role, position: config.position, chain, config, keys, sockets })?;
     let status = status.serve(node.reporter()).context("status socket")?;
     tracing::info!("{ready}");
-    let why = stop.recv().unwrap_or("nobody can stop it any more");
+    let why = loop {
+        match stop.recv_timeout(LOOK) {
+            Ok(why) => break why,
+            Err(RecvTimeoutError::Timeout) if node.is_alive() => {}
+            Err(RecvTimeoutError::Timeout) => break "a thread has died",
+            Err(RecvTimeoutError::Disconnected) => break "nobody can stop it any more",
+        }
+    };
     tracing::info!("ending: {why}");
     drop(status);
     print(&node.stop()?, args.report_json);

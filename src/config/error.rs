@@ -121,7 +121,8 @@ pub enum ConfigError {
     Exists(PathBuf),
     /// Cells that no usual path carries.
     #[error(
-        "class {class} with {mixes} mixes makes datagrams of {cell} bytes, over {family} {limit} fit: take --mixes {fits} or --class {smaller}"
+        "class {class} with {mixes} mixes makes datagrams of {cell} bytes, over {family} {limit} fit: \
+         take --mixes {fits} or --class {smaller}"
     )]
     TooLong {
         /// The class.

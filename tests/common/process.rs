@@ -5,13 +5,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::command::eddy;
 
 /// A running chain. Ends when dropped.
 pub struct Demo {
-    process: Child,
+    /// `eddy chain` itself.
+    pub process: Child,
     stdout: BufReader<ChildStdout>,
     /// What it said when it was up: forwards, pymix ports, status sockets.
     pub ready: Value,
@@ -57,20 +59,31 @@ impl Demo {
         serde_json::from_slice(&output.stdout).expect("a report")
     }
 
-    /// Interrupts it and returns its final report.
-    pub fn end(mut self) -> Value {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    /// Ends it by a signal and returns its final report.
+    pub fn end(self) -> Value {
+        self.signal(Signal::INT);
+        self.finish()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it runs");
+    }
+
+    /// Waits for its end, which must be a success, and returns its final report.
+    pub fn finish(mut self) -> Value {
         let last = self.stdout.by_ref().lines().map_while(Result::ok).last().expect("a report");
-        self.process.wait().expect("it ends");
+        assert_eq!(self.process.wait().expect("it ends").code(), Some(0));
         serde_json::from_str(&last).unwrap_or_else(|why| panic!("{why}: {last:?}"))
     }
 }
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal(Signal::TERM);
+            let _ = self.process.wait();
+        }
     }
 }
 

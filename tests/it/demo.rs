@@ -1,152 +1,158 @@
-//! `eddy chain` as people run it: every option that a chain must bear, as processes on loopback.
+//! `eddy chain` as a user runs it: processes, sockets, exit codes.
 
-use std::net::UdpSocket;
-use std::time::Duration;
+use std::net::{Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use eddy_bench::load::{Load, run};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::command::eddy;
-use crate::common::process::{Demo, closed, tallies};
+use crate::common::command::{complaint, run};
+use crate::common::process::Demo;
 
-/// Runs `eddy chain --json` and returns exit code, last line and standard error.
-fn chain(arguments: &[&str]) -> (Option<i32>, Value, String) {
-    let output = eddy().args(["chain", "--json"]).args(arguments).output().expect("the command starts");
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let last = stdout.lines().last().and_then(|line| serde_json::from_str(line).ok());
-    (output.status.code(), last.unwrap_or(Value::Null), stderr)
+/// Runs the demonstration with `--json`; its exit code, complaints and last line.
+fn demo(options: &str) -> (Option<i32>, String, Value) {
+    let output = run(Path::new("."), &format!("chain --json {options}"));
+    let (code, said) = complaint(&output);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_else(|| panic!("{options}: no output, but: {said}"));
+    (code, said, serde_json::from_str(last).unwrap())
 }
 
-fn passes(arguments: &[&str]) -> Value {
-    let (code, report, stderr) = chain(arguments);
-    assert_eq!(code, Some(0), "{arguments:?}: {stderr}\n{report:#}");
-    assert!(report["sent"].as_u64() > Some(0), "{report:#}");
-    assert_eq!(report["sent"], report["delivered"], "{arguments:?}");
-    assert_eq!(report["sent"], report["answered"], "{arguments:?}");
-    closed(&report);
-    report
-}
-
-fn has_ipv6() -> bool {
-    let has = UdpSocket::bind("[::1]:0").is_ok();
-    if !has {
-        eprintln!("skipped: no IPv6 loopback here (sysctl net.ipv6.conf.lo.disable_ipv6=0 enables it)");
+/// Checks that everything was delivered and answered, and that every ledger of every node closes.
+fn assert_whole(options: &str, messages: u64, mixes: usize) {
+    let (code, said, json) = demo(options);
+    assert_eq!(code, Some(0), "{options}: {said}");
+    for name in ["sent", "delivered", "answered"] {
+        assert_eq!(json[name], messages, "{options}: {name}");
     }
-    has
+    assert_eq!(json["rtt_us"]["p50"].is_u64(), messages > 0, "{options}");
+    assert_ledgers(&json, mixes);
 }
 
-#[test]
-fn the_demonstration_delivers_and_accounts_for_everything() {
-    let report = passes(&[]);
-    assert_eq!(report["sent"], 10);
-    assert!(report["setup_ms"].as_u64().is_some() && report["rtt_us"]["p50"].as_u64() > Some(0));
-    let roles: Vec<_> = report["nodes"].as_array().unwrap().iter().map(|node| node["role"].clone()).collect();
-    assert_eq!(roles, ["entry", "mix", "mix", "mix", "exit"]);
-}
-
-#[test]
-fn one_mix_and_seven_and_every_class() {
-    passes(&["--mixes", "1"]);
-    passes(&["--mixes", "7"]);
-    passes(&["--class", "S"]);
-    passes(&["--class", "S", "--mixes", "7"]);
-    passes(&["--class", "M"]);
-}
-
-#[test]
-fn ipv6() {
-    if has_ipv6() {
-        passes(&["--ipv6"]);
-        passes(&["--ipv6", "--class", "M", "--mixes", "3"]);
-    }
-}
-
-#[test]
-fn a_threshold_of_five_strands_nothing() {
-    passes(&["--mixing", "threshold:n=5", "--mixes", "2"]);
-}
-
-#[test]
-fn payloads_of_every_length_behave() {
-    for len in ["0", "1323", "1324", "4000"] {
-        passes(&["--payload-len", len]);
-    }
-    let (code, report, stderr) = chain(&["--payload-len", "20000"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("refused 10 datagrams of 20000 bytes") && stderr.contains("10560"), "{stderr}");
-    closed(&report);
-    assert_eq!(report["nodes"][0]["ledger"]["datagrams"]["forward"]["dropped"]["too-large"], 10);
-}
-
-#[test]
-fn links_renewed_every_two_seconds_under_traffic_lose_nothing() {
-    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let forward = format!("127.0.0.1:0={}", sink.local_addr().unwrap());
-    let demo = Demo::start(&["--messages", "1", "--renew-after-s", "2", "--forward", &forward]);
-    // Nodes that were started at once may have called twice; from here on nothing may be dropped.
-    let dropped = |demo: &Demo| -> Vec<Value> {
-        let nodes = (0..5).map(|position| demo.status(position));
-        nodes.flat_map(|node| tallies(&node).map(|tally| tally["dropped"].clone()).collect::<Vec<_>>()).collect()
-    };
-    let before = dropped(&demo);
-    let to = demo.forward_to(sink.local_addr().unwrap());
-    let load = Load { to, flows: 10, rate: 300, len: 500, time: Duration::from_secs(9) };
-    let outcome = run(&load, sink, |_| {}).unwrap();
-    assert_eq!((outcome.sent, outcome.lost, outcome.reordered), (2700, 0, 0), "{outcome:?}");
-    assert_eq!(dropped(&demo), before);
-    let report = demo.end();
-    closed(&report);
-    for node in report["nodes"].as_array().unwrap() {
-        assert!(node["handshakes"]["done"].as_u64() >= Some(4), "{node:#}");
-    }
-}
-
-#[test]
-fn a_pymix_client_gets_its_bare_answer_on_the_socket_it_sent_from() {
-    let demo = Demo::start(&["--messages", "1", "--pymix", "127.0.0.1:0"]);
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    }
-    let mut request = vec![127, 0, 0, 1];
-    request.extend_from_slice(&server.local_addr().unwrap().port().to_be_bytes());
-    request.extend_from_slice(b"Hello");
-    let mut buffer = [0; 2000];
-    for _ in 0..3 {
-        client.send_to(&request, demo.pymix()).unwrap();
-        let (len, from) = server.recv_from(&mut buffer).unwrap();
-        assert_eq!(&buffer[..len], b"Hello");
-        server.send_to(b"Got Message. Thanks!", from).unwrap();
-        let (len, from) = client.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..len], from), (&b"Got Message. Thanks!"[..], demo.pymix()));
-    }
-    // A header alone is an empty datagram; less than a header, or port 0, is counted.
-    client.send_to(&request[..6], demo.pymix()).unwrap();
-    assert_eq!(server.recv_from(&mut buffer).unwrap().0, 0);
-    client.send_to(&[127, 0, 0], demo.pymix()).unwrap();
-    client.send_to(&[127, 0, 0, 1, 0, 0, 1], demo.pymix()).unwrap();
-    client.send_to(&request, demo.pymix()).unwrap();
-    assert_eq!(server.recv_from(&mut buffer).unwrap().0, 5);
-    let report = demo.end();
-    closed(&report);
-    assert_eq!(report["nodes"][0]["ledger"]["datagrams"]["forward"]["dropped"]["bad-address"], 2);
-}
-
-#[test]
-fn a_refused_destination_is_counted_and_costs_no_socket() {
-    let demo = Demo::start(&["--messages", "1", "--pymix", "127.0.0.1:0"]);
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // A private address: the demonstration's exit admits loopback and the internet, and this goes nowhere.
-    for _ in 0..200 {
-        client.send_to(&[10, 255, 255, 1, 0, 9, 1], demo.pymix()).unwrap();
-        let dropped = demo.status(0)["ledger"]["datagrams"]["forward"]["dropped"]["policy"].as_u64();
-        if dropped > Some(0) {
-            assert!(demo.status(4)["sockets"].as_u64() <= Some(1), "the demonstration's own flow has one");
-            closed(&demo.end());
-            return;
+fn assert_ledgers(json: &Value, mixes: usize) {
+    let nodes = json["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), mixes + 2);
+    for (i, node) in nodes.iter().enumerate() {
+        assert_eq!(node["index"], i);
+        let role = if i == 0 { "entry" } else { ["mix", "exit"][usize::from(i == mixes + 1)] };
+        assert_eq!(node["role"], role);
+        let units: &[&str] = if role == "mix" { &["cells"] } else { &["cells", "datagrams"] };
+        for unit in units {
+            for direction in ["forward", "backward"] {
+                assert_eq!(node["ledger"][unit][direction]["closed"], true, "{role} {i} {unit} {direction}");
+            }
         }
+        assert!(node["mean_batch"].is_f64() && node["distinct_channels_mean"].is_f64());
     }
-    panic!("the entry never heard of the refusal");
+}
+
+#[test]
+fn the_demonstration_delivers_answers_and_accounts_for_everything() {
+    assert_whole("", 10, 3);
+}
+
+#[test]
+fn one_mix_and_seven_mixes_carry_traffic_in_every_class() {
+    assert_whole("--mixes 1 --class S --messages 5", 5, 1);
+    assert_whole("--mixes 7 --class L --messages 5", 5, 7);
+    assert_whole("--mixes 2 --class M --messages 5", 5, 2);
+}
+
+#[test]
+fn lengths_from_nothing_to_eight_fragments_arrive() {
+    for len in [0, 1, 1323, 1324, 4000, 10_560] {
+        assert_whole(&format!("--mixes 1 --messages 5 --payload-len {len}"), 5, 1);
+    }
+}
+
+#[test]
+fn a_threshold_strands_nothing() {
+    assert_whole("--mixes 2 --mixing threshold:n=5 --messages 3", 3, 2);
+}
+
+#[test]
+fn links_over_ipv6_carry_traffic() {
+    if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+        eprintln!("skipped: this host has no IPv6 loopback");
+        return;
+    }
+    assert_whole("--ipv6 --mixes 1", 10, 1);
+}
+
+#[test]
+fn what_is_too_long_is_refused_counted_and_reported() {
+    let (code, said, json) = demo("--mixes 1 --messages 4 --payload-len 20000");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the entry refused 4 datagrams of 20000 bytes (limit 10560)"), "{said}");
+    assert_eq!(json["nodes"][0]["ledger"]["datagrams"]["forward"]["dropped"]["too-large"], 4);
+    assert_eq!((&json["sent"], &json["delivered"]), (&Value::from(4), &Value::from(0)));
+    assert_ledgers(&json, 1);
+}
+
+fn paths(list: &Value) -> Vec<PathBuf> {
+    list.as_array().unwrap().iter().map(|path| path.as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn a_chain_that_stays_serves_its_user_until_a_signal() {
+    let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = echo.local_addr().unwrap();
+    let demo = Demo::start(&["--mixes", "1", "--messages", "2", "--pymix", "0", "--forward", &format!("0={to}")]);
+    let ready = demo.ready.clone();
+    let forwards = ready["forwards"].as_array().unwrap();
+    assert_eq!(forwards.len(), 6);
+    assert_eq!(forwards[5]["to"], to.to_string());
+
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in [&client, &echo] {
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    let mut buffer = [0; 64];
+    let mut pymix = match to.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(_) => panic!("bound to IPv4"),
+    };
+    pymix.extend(to.port().to_be_bytes());
+    pymix.extend(b"by pymix");
+    let ways = [
+        (&forwards[5]["listen"], b"by forward".to_vec(), &b"by forward"[..]),
+        (&ready["pymix"][0], pymix, b"by pymix"),
+    ];
+    for (listen, message, arrives) in ways {
+        client.send_to(&message, listen.as_str().unwrap()).unwrap();
+        let (len, from) = echo.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], arrives);
+        echo.send_to(b"back", from).unwrap();
+        let (len, _) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"back");
+    }
+
+    for config in paths(&ready["configs"]) {
+        let asked = run(Path::new("."), &format!("status --json --config {}", config.display()));
+        let status: Value = serde_json::from_slice(&asked.stdout).unwrap();
+        assert_eq!(status["ledger"]["cells"]["forward"]["closed"], true);
+        assert!(run(Path::new("."), &format!("status --config {}", config.display())).status.success());
+    }
+    // As a supervisor does it: twice.
+    demo.signal(Signal::TERM);
+    demo.signal(Signal::TERM);
+    assert_ledgers(&demo.finish(), 1);
+    let dir = paths(&ready["configs"])[0].parent().unwrap().to_owned();
+    assert!(!dir.exists(), "the temporary folder goes with the chain");
+}
+
+#[test]
+fn nodes_do_not_outlive_the_chain_that_started_them() {
+    let mut demo = Demo::start(&["--mixes", "1", "--messages", "2"]);
+    demo.process.kill().unwrap();
+    demo.process.wait().unwrap();
+    let sockets = paths(&demo.ready["status"]);
+    // A node that ends removes its status socket.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while sockets.iter().any(|socket| socket.exists()) {
+        assert!(Instant::now() < deadline, "still there: {sockets:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::remove_dir_all(sockets[0].parent().unwrap()).unwrap();
 }

@@ -8,7 +8,8 @@ use crate::common::command::{assert_mistake, complaint, run};
 fn init_refuses_what_cannot_work_and_writes_nothing() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &[&str])] = &[
-        ("init new --ipv6 --mixes 6", &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"]),
+        ("init new --ipv6 --mixes 6",
+            &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"]),
         ("init new --host ::1 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
         ("init new --ipv6 --host 127.0.0.1", &["--host 127.0.0.1 is IPv4"]),
         ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),

@@ -10,3 +10,4 @@ mod load;
 mod memory;
 mod mixing;
 mod names;
+mod traffic;

@@ -4,7 +4,7 @@
 //! processes of their own that inherit them, sends messages through, and accounts for every packet.
 //! Succeeds only if everything sent was delivered and answered and every ledger closes.
 //!
-//! [`children`] keeps the processes, [`traffic`] sends and answers, [`summary`] tells the result.
+//! `children` keeps the processes, `traffic` sends and answers, `summary` tells the result.
 
 mod children;
 mod summary;
@@ -113,7 +113,8 @@ fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
     let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
     if messages > MESSAGES_MAX {
         return Err(ConfigError::Arguments(format!(
-            "{messages} messages are more than one run takes: stay below {MESSAGES_MAX} with --rate, --seconds and --messages"
+            "{messages} messages are more than one run takes: stay below {MESSAGES_MAX} with \
+             --rate, --seconds and --messages"
         )));
     }
     let payload = args.payload_len.map_or(Payload::Hello, |len| Payload::Length(len as usize));
@@ -164,6 +165,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         class: args.class,
         mixing: args.mixing,
         renew_after_s: args.renew_after_s,
+        resolver: args.resolver,
         allow: vec!["127.0.0.0/8".parse()?, "::1/128".parse()?],
         ..Plan::new(&ups)
     };
