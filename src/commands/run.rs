@@ -9,11 +9,12 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::entry::Listener;
+use dataplane::entry::{Destination, Listener};
 use ipnet::IpNet;
 use listenfd::ListenFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use wire::frames::{Address, Frame};
 
 use crate::cli::NodeArgs;
 use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, node_name};
@@ -55,6 +56,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
         .into());
     }
     extend(&mut loaded, extras);
+    names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
     let status = Bound::new(&loaded.config.status)?;
     let sockets = sockets(&loaded, passed)?;
@@ -94,6 +96,26 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
         Part::Exit(exit) => exit.allow.extend(extras.allow),
         Part::Mix { .. } => {}
     }
+}
+
+/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
+fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
+    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
+    let payload = loaded.chain.shape.payload();
+    for Forward { to, .. } in &entry.forwards {
+        if let Destination::Name(name, port) = to {
+            let open = Frame::Open { flow: 0, map: 0, token: [0; 16], to: Address::Name(name, *port) };
+            if open.len() > payload {
+                return Err(ConfigError::Arguments(format!(
+                    "the name {name} is too long for a cell of class {}: at most {} bytes travel; forward to its \
+                     address instead, or use a larger class",
+                    loaded.chain.shape.class(),
+                    payload - (open.len() - name.len())
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,

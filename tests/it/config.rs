@@ -195,3 +195,12 @@ fn status_without_a_node_says_how_to_start_one() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("no node answers at exit.sock: start it with `eddy exit --config exit.toml`"), "{said}");
 }
+
+#[test]
+fn a_name_that_fits_no_cell_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "init . --mixes 1 --class S").status.success());
+    let name = ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(10)].join(".");
+    let output = run(dir.path(), &format!("entry --config entry.toml --forward 127.0.0.1:0={name}:1"));
+    assert_mistake("a long name", &output, &["too long for a cell of class S", "at most 183 bytes"]);
+}

@@ -72,7 +72,9 @@ fn a_refused_destination_is_counted_and_costs_no_socket() {
         client.send_to(&[10, 255, 255, 1, 0, 9, 1], demo.pymix()).unwrap();
         let dropped = demo.status(0)["ledger"]["datagrams"]["forward"]["dropped"]["policy"].as_u64();
         if dropped > Some(0) {
-            assert!(demo.status(4)["sockets"].as_u64() <= Some(1), "the demonstration's own flow has one");
+            let exit = demo.status(4);
+            assert!(exit["sockets"].as_u64() <= Some(1), "the demonstration's own flow has one");
+            assert!(exit["ledger"]["datagrams"]["forward"]["dropped"]["policy"].as_u64() > Some(0), "{exit:#}");
             closed(&demo.end());
             return;
         }

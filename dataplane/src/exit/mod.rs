@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
+use hashbrown::HashMap;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Address, Frame, Status, Token};
@@ -102,6 +103,8 @@ pub struct Exit<U, A> {
     apps: A,
     table: Table<ExitChannel>,
     flows: Flows,
+    /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
+    refused: HashMap<(u32, u16), Status, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
@@ -145,6 +148,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             apps,
             table: Table::default(),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
+            refused: HashMap::default(),
             gate: Gate::new(shape, shape.hops(), Side::Up),
             packer: Packer::new(shape.payload()),
             release: Vec::with_capacity(FRAMES),
@@ -275,7 +279,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Frame::Open { flow, map, token, to } => {
-                if let Some(status) = self.open(channel, flow, map, token, to, now) {
+                let answer = self.open(channel, flow, map, token, to, now);
+                match answer {
+                    Some(Status::Open) | None => self.refused.remove(&(channel, flow)),
+                    Some(status) => self.refused.insert((channel, flow), status),
+                };
+                if let Some(status) = answer {
                     self.tell(channel, flow, status);
                 }
             }
@@ -300,8 +309,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let tally = &mut self.datagrams.forward;
         let full = self.flows.waiting() >= WAITING_MAX;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
-            tally.drop(Drop::Flow);
-            self.tell(channel, number, Status::UnknownFlow);
+            match self.refused.get(&(channel, number)) {
+                Some(status) => tally.drop(Drop::of_status(*status)),
+                None => {
+                    tally.drop(Drop::Flow);
+                    self.tell(channel, number, Status::UnknownFlow);
+                }
+            }
             return;
         };
         match &mut flow.target {
@@ -505,6 +519,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         self.due = due;
         self.flows.forget_aliases(now);
+        self.refused.clear();
         let Self { flows, apps, packer, free, .. } = self;
         let waited = flows.expire(apps, now, |channel, flow| {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
