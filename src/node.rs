@@ -28,6 +28,7 @@ use dataplane::table::OpSender;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
@@ -93,6 +94,7 @@ impl Reporter {
             handshakes: control.handshakes,
             refused: control.refused,
             uptime_s: self.clock.uptime().as_secs_f64(),
+            cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::ENGINE.to_owned(),
             ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
         }

@@ -48,6 +48,8 @@ pub struct NodeReport {
     pub refused: BTreeMap<String, u64>,
     /// Since the start.
     pub uptime_s: f64,
+    /// Processor time of the node's process since then.
+    pub cpu_s: f64,
     /// The AEAD engine in use.
     pub engine: String,
 }
@@ -172,7 +174,7 @@ impl From<(NodeRole, &Ledger)> for LedgerReport {
 }
 
 impl NodeReport {
-    /// What the data plane counted; control's part, kernel drops, uptime and engine are the node's to
+    /// What the data plane counted; control's part, kernel drops, times and engine are the node's to
     /// fill in.
     pub fn new(role: NodeRole, index: usize, ledger: &Ledger) -> NodeReport {
         let batches = ledger.batches;
@@ -194,6 +196,7 @@ impl NodeReport {
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
             uptime_s: 0.0,
+            cpu_s: 0.0,
             engine: String::new(),
         }
     }
@@ -266,6 +269,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         "handshakes",
         "setups",
         "uptime",
+        "cpu",
     ]);
     for node in nodes {
         for (i, (unit, direction, tally)) in node.ledger.tallies().enumerate() {
@@ -297,10 +301,11 @@ pub fn render(nodes: &[NodeReport]) -> String {
             node.handshakes.done.to_string(),
             node.handshakes.setups.to_string(),
             format!("{:.1} s", node.uptime_s),
+            format!("{:.2} s", node.cpu_s),
         ]);
     }
     align_right(&mut ledger, 3..10);
-    align_right(&mut sizes, 1..12);
+    align_right(&mut sizes, 1..13);
     let mut text = format!("{ledger}\n{sizes}\n");
     for node in nodes.iter().filter(|node| !node.refused.is_empty()) {
         text += &format!("{} refused: {}\n", node.name(), reasons(&node.refused));
