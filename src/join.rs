@@ -12,6 +12,8 @@ use dataplane::links::{Rank, Side};
 use dataplane::punt::{Ended, Notice, Punt};
 use dataplane::table::{ChannelKeys, Op, OpSender};
 
+/// Handshake datagrams that wait at most.
+const OUTGOING_MAX: usize = 1024;
 /// How soon to look again at a ring that was not drained.
 const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
@@ -32,6 +34,14 @@ pub enum Note {
     },
 }
 
+/// A handshake datagram, and how many operations the worker must have taken before it leaves.
+struct Outgoing {
+    after: u64,
+    side: Side,
+    to: SocketAddr,
+    datagram: Vec<u8>,
+}
+
 /// Control with its ends of the two rings.
 pub struct Joint {
     control: Control,
@@ -41,7 +51,7 @@ pub struct Joint {
     backlog: VecDeque<Op>,
     /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
     /// may answer with a cell before this node's worker has woken up.
-    outgoing: VecDeque<(Side, SocketAddr, Vec<u8>)>,
+    outgoing: VecDeque<Outgoing>,
 }
 
 impl Joint {
@@ -70,7 +80,13 @@ impl Joint {
         self.control.tick(now, wall);
         while let Some(output) = self.control.poll_output() {
             match output {
-                Output::Send { side, to, datagram } => self.outgoing.push_back((data_side(side), to, datagram)),
+                Output::Send { side, to, datagram } => {
+                    let after = self.ops.pushed() + self.backlog.len() as u64;
+                    // One too many is lost like any datagram; its handshake is tried again.
+                    if self.outgoing.len() < OUTGOING_MAX {
+                        self.outgoing.push_back(Outgoing { after, side: data_side(side), to, datagram });
+                    }
+                }
                 Output::Data(op) => self.backlog.push_back(operation(op)),
                 Output::Event(event) => note(Note::Event(event)),
             }
@@ -84,8 +100,9 @@ impl Joint {
             }
             self.ops.signal();
         }
-        if self.backlog.is_empty() && self.ops.is_drained() {
-            self.outgoing.drain(..).for_each(|(side, to, datagram)| send(side, to, &datagram));
+        let taken = self.ops.taken();
+        while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
+            send(side, to, &datagram);
         }
         if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
     }

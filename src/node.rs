@@ -28,6 +28,7 @@ use dataplane::table::OpSender;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
@@ -122,6 +123,24 @@ fn rng() -> anyhow::Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
+/// Raises the limit of open descriptors as far as the process may.
+fn raise_descriptors(spec: &NodeSpec) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    if let Part::Exit(part) = &spec.config.part
+        && let Some(now) = getrlimit(Resource::Nofile).current
+        && now < part.max_sockets as u64 + 64
+    {
+        warn!(
+            "only {now} descriptors may be open, max_sockets is {}: run `ulimit -Hn {}` as root before the exit, or \
+             lower max_sockets",
+            part.max_sockets,
+            part.max_sockets + 64
+        );
+    }
+}
+
 /// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
 fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
     socket.set_nonblocking(true)?;
@@ -147,6 +166,7 @@ impl Node {
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
+        raise_descriptors(&spec);
         let NodeSpec { role, chain, position, config, keys, sockets } = spec;
         let next = config::next_address(&config, &chain)?;
         let clock = Clock::start();
@@ -422,8 +442,11 @@ fn status_text(status: wire::frames::Status) -> &'static str {
 
 fn log(event: &Event) {
     match event {
+        // Who calls is nobody's business but the caller's, and strangers choose how often.
+        Event::LinkUp { side: control::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
         Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
         Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
+        Event::LinkDown { side: control::Side::Up, .. } => tracing::debug!("link up is down"),
         Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
         Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
         Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),

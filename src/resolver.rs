@@ -6,7 +6,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use anyhow::Context;
 use dataplane::sys::Waker;
@@ -21,12 +20,11 @@ const QUESTIONS_MAX: usize = 256;
 /// An answer: the question's number and what was found.
 pub type Answer = (u32, Vec<IpAddr>);
 
-/// The resolver thread; ends when dropped.
+/// The resolver thread. It ends some time after this is dropped: nobody waits for a slow name server.
 pub struct Resolver {
-    questions: Option<mpsc::Sender<(u32, Box<str>)>>,
+    questions: mpsc::Sender<(u32, Box<str>)>,
     answers: Receiver<Answer>,
     refuse: Sender<Answer>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Resolver {
@@ -52,7 +50,7 @@ impl Resolver {
         let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
         let (answer, answers) = channel();
         let refuse = answer.clone();
-        let thread = std::thread::Builder::new().name("resolver".into()).spawn(move || {
+        std::thread::Builder::new().name("resolver".into()).spawn(move || {
             runtime.block_on(async {
                 let limit = Arc::new(tokio::sync::Semaphore::new(QUESTIONS_MAX));
                 while let Some((query, name)) = asked.recv().await {
@@ -74,13 +72,12 @@ impl Resolver {
                 }
             });
         })?;
-        Ok(Resolver { questions: Some(questions), answers, refuse, thread: Some(thread) })
+        Ok(Resolver { questions, answers, refuse })
     }
 
     /// Asks for a name; never waits.
     pub fn ask(&self, query: u32, name: Box<str>) {
-        let taken = self.questions.as_ref().is_some_and(|questions| questions.try_send((query, name)).is_ok());
-        if !taken {
+        if self.questions.try_send((query, name)).is_err() {
             let _ = self.refuse.send((query, Vec::new()));
         }
     }
@@ -88,14 +85,5 @@ impl Resolver {
     /// The next answer, if one has come.
     pub fn answer(&self) -> Option<Answer> {
         self.answers.try_recv().ok()
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        self.questions = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }

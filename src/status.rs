@@ -91,9 +91,11 @@ impl Bound {
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(_) => return,
                 }
-                if let Ok((client, _)) = listener.accept() {
+                match listener.accept() {
                     // A client that went away or does not read is its own trouble.
-                    let _ = tell(client, &report());
+                    Ok((client, _)) => drop(tell(client, &report())),
+                    // No descriptor is left: the client waits, and so does this thread.
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }
         };

@@ -92,7 +92,7 @@ impl Gate {
             } else {
                 if self.handshake_lens.contains(&len) {
                     let datagram = Bytes::copy(cell.bytes_mut(len));
-                    if punts.send(Punt::Handshake { side: self.side, from: peer, datagram }) {
+                    if punts.send_modestly(Punt::Handshake { side: self.side, from: peer, datagram }) {
                         tally.consumed += 1;
                     } else {
                         tally.drop(Drop::PuntFull);

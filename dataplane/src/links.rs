@@ -60,9 +60,11 @@ pub struct Link {
     previous: Option<Slot>,
     addresses: Vec<SocketAddr>,
     /// A data cell passed header and window since the last report.
-    pub received: bool,
+    received: bool,
     /// A data cell was sent since the last report.
-    pub sent: bool,
+    sent: bool,
+    /// Control was told that a cell authenticated under the next slot of this number.
+    proposed: Option<u32>,
 }
 
 impl Link {
@@ -88,6 +90,9 @@ impl Link {
 #[derive(Default)]
 pub struct Links {
     list: Vec<Option<Link>>,
+    count: usize,
+    /// Links that did something since the last report, each once.
+    active: Vec<u32>,
     by_address: HashMap<(Side, SocketAddr), Vec<u32>, foldhash::fast::RandomState>,
 }
 
@@ -107,7 +112,9 @@ impl Links {
             addresses: Vec::new(),
             received: false,
             sent: false,
+            proposed: None,
         });
+        self.count += 1;
         self.map(id, peer);
     }
 
@@ -156,6 +163,8 @@ impl Links {
     /// Forgets a link.
     pub fn retire(&mut self, id: u32) {
         if let Some(link) = self.list.get_mut(id as usize).and_then(Option::take) {
+            self.count -= 1;
+            self.active.retain(|active| *active != id);
             for address in &link.addresses {
                 self.unmap(id, link.side, *address);
             }
@@ -184,7 +193,7 @@ impl Links {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.list.iter().flatten().count()
+        self.count
     }
 
     /// Whether there is none.
@@ -192,18 +201,40 @@ impl Links {
         self.len() == 0
     }
 
-    /// Whether a link did something since they were last asked.
-    pub fn has_activity(&self) -> bool {
-        self.list.iter().flatten().any(|link| link.received || link.sent)
+    /// A data cell passed header and window.
+    pub fn received(&mut self, id: u32) {
+        self.note(id, |link| &mut link.received);
     }
 
-    /// Links that did something since they were last asked: number, received, sent.
-    pub fn take_activity(&mut self) -> impl Iterator<Item = (u32, bool, bool)> {
-        self.list.iter_mut().enumerate().filter_map(|(id, link)| {
-            let link = link.as_mut()?;
-            let (received, sent) = (std::mem::take(&mut link.received), std::mem::take(&mut link.sent));
-            (received || sent).then_some((id as u32, received, sent))
-        })
+    /// A data cell was sent.
+    pub fn sent(&mut self, id: u32) {
+        self.note(id, |link| &mut link.sent);
+    }
+
+    fn note(&mut self, id: u32, flag: impl Fn(&mut Link) -> &mut bool) {
+        let Some(link) = self.link_mut(id) else { return };
+        let fresh = !(link.received || link.sent);
+        *flag(link) = true;
+        if fresh {
+            self.active.push(id);
+        }
+    }
+
+    /// Whether a link did something that was not reported.
+    pub fn has_activity(&self) -> bool {
+        !self.active.is_empty()
+    }
+
+    /// Takes what one link did, if one did something: number, received, sent.
+    pub fn take_activity(&mut self) -> Option<(u32, bool, bool)> {
+        let id = self.active.pop()?;
+        let link = self.link_mut(id).expect("a retired link is not active");
+        Some((id, std::mem::take(&mut link.received), std::mem::take(&mut link.sent)))
+    }
+
+    /// Whether control must be told that a cell authenticated under this next slot: once per slot.
+    pub fn proposes(&mut self, id: u32, slot: u32) -> bool {
+        self.link_mut(id).is_some_and(|link| link.proposed.replace(slot) != Some(slot))
     }
 
     fn map(&mut self, id: u32, address: SocketAddr) {

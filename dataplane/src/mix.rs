@@ -54,7 +54,6 @@ pub struct MixChannel {
     backward: Lane<StreamKey>,
     /// Second of the last authentic forward cell.
     seen_s: u64,
-    fresh: bool,
 }
 
 impl ChannelState for MixChannel {
@@ -72,8 +71,11 @@ impl ForwardLane for MixChannel {
     }
 
     fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
-        self.fresh = true;
         &mut self.forward
+    }
+
+    fn authenticated(&mut self, now: Nanos) {
+        self.seen_s = now / SECOND;
     }
 }
 
@@ -173,7 +175,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             }
             let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
             half.gate.admit(arrivals, table, punts, free, &mut half.tally, admitted);
-            open::forward(admitted, settings.shape, settings.position, table, punts, free, &mut half.tally);
+            open::forward(admitted, settings.shape, settings.position, table, punts, free, &mut half.tally, now);
             pool(admitted, table, Side::Down, &mut half.pool, now, free, &mut half.tally);
         }
     }
@@ -210,10 +212,9 @@ impl<U: Port, D: Port> Mix<U, D> {
                     forward: Lane::new(&forward, first, width),
                     backward: Lane::new(&backward, first, width),
                     seen_s: now_s,
-                    fresh: false,
                 };
                 self.table.install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), state });
-                self.wheel.arm(channel, now_s + IDLE_S);
+                self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
@@ -239,17 +240,14 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
         for channel in due.drain(..) {
-            let Some(record) = self.table.record_mut(channel) else { continue };
-            if std::mem::take(&mut record.state.fresh) {
-                record.state.seen_s = now_s;
-            }
+            let Some(record) = self.table.record(channel) else { continue };
             let idle_s = record.state.seen_s + IDLE_S;
             let reason = if record.ends_s <= now_s {
                 Ended::Lifetime
             } else if idle_s <= now_s {
                 Ended::Idle
             } else {
-                self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
+                self.wheel.arm(channel, record.ends_s.min(idle_s));
                 continue;
             };
             self.end(channel, reason);
@@ -397,11 +395,42 @@ fn inject(
 
 /// Tells control what the links did, at most every 100 ms.
 pub(crate) fn report_activity(links: &mut crate::links::Links, punts: &mut PuntSender, due: &mut Nanos, now: Nanos) {
-    if now < *due || !links.has_activity() || punts.room() < links.len() {
+    if now < *due || !links.has_activity() {
         return;
     }
     *due = now + REPORT;
-    for (link, received, sent) in links.take_activity() {
+    // What finds no room stays for the next time.
+    while punts.room() > 0
+        && let Some((link, received, sent)) = links.take_activity()
+    {
         let _ = punts.send(Punt::Activity { link, received, sent });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_active_links_than_the_ring_holds_are_reported_in_turns() {
+        let (ring, mut control) = rtrb::RingBuffer::new(256);
+        let mut punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
+        let mut links = crate::links::Links::default();
+        for link in 0..300 {
+            links.install(link, Side::Up, std::net::SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
+            links.received(link);
+        }
+        let (mut due, mut reported) = (0, Vec::new());
+        for turn in 1..=2 {
+            report_activity(&mut links, &mut punts, &mut due, turn * SECOND);
+            assert_eq!(due, turn * SECOND + REPORT);
+            while let Ok(punt) = control.pop() {
+                if let Punt::Activity { link, received: true, sent: false } = punt {
+                    reported.push(link);
+                }
+            }
+        }
+        reported.sort_unstable();
+        assert!(reported.into_iter().eq(0..300) && !links.has_activity());
     }
 }

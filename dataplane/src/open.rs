@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
+use crate::Nanos;
 use crate::frame::FreeList;
 use crate::ingress::Admitted;
 use crate::ledger::{Drop, Tally};
@@ -20,13 +21,16 @@ const CHUNK: usize = 64;
 pub trait ForwardLane: ChannelState {
     /// Its keys and window.
     fn forward(&self) -> &Lane<AeadKey>;
-    /// The same, to be marked; an authentic cell has come.
+    /// The same, to be marked.
     fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
+    /// A new authentic cell has come.
+    fn authenticated(&mut self, now: Nanos);
 }
 
 /// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
 ///
-/// A cell that authenticates under a link's next slot promotes it, and control is told.
+/// Control is told of a cell that authenticates under a link's next slot, and promotes it.
+#[allow(clippy::too_many_arguments)]
 pub fn forward<C: ForwardLane>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
@@ -35,6 +39,7 @@ pub fn forward<C: ForwardLane>(
     punts: &mut PuntSender,
     free: &mut FreeList,
     tally: &mut Tally,
+    now: Nanos,
 ) {
     let body = shape.forward_body(hop);
     let mut verdicts: Vec<Option<Drop>> = Vec::new();
@@ -58,13 +63,12 @@ pub fn forward<C: ForwardLane>(
             *verdict = Some(refused.into());
             continue;
         }
-        if let Some(link) = table.links.link_mut(cell.link) {
-            link.received = true;
-        }
-        // Both sides of the ring must agree on what is current: no room, no promotion yet.
+        record.state.authenticated(now);
+        table.links.received(cell.link);
+        // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
         if let Some(slot) = cell.next_slot
             && punts.room() > 0
-            && table.links.promote(cell.link, slot)
+            && table.links.proposes(cell.link, slot)
         {
             let _ = punts.send(Punt::Promoted { link: cell.link, slot });
         }
@@ -97,10 +101,8 @@ pub fn backward<C: BackwardLane>(
         // in this turn stay within it or are dropped here.
         let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
         verdicts.push(verdict);
-        if verdict.is_none()
-            && let Some(link) = table.links.link_mut(cell.link)
-        {
-            link.received = true;
+        if verdict.is_none() {
+            table.links.received(cell.link);
         }
     }
     for (chunk, verdicts) in cells.chunks_mut(CHUNK).zip(verdicts.chunks_mut(CHUNK)) {

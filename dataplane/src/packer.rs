@@ -55,15 +55,9 @@ impl Packer {
         Ok(())
     }
 
-    /// A cell with nothing but padding in it.
-    ///
-    /// # Errors
-    /// No frame is free.
-    pub fn put_empty(&mut self, channel: u32, free: &mut FreeList) -> Result<(), Drop> {
-        let cell = Cell::own(free.take().ok_or(Drop::NoFrame)?);
-        self.last.insert(channel, self.cells.len());
-        self.cells.push(Building { channel, cell, written: 0 });
-        Ok(())
+    /// Channels with cells under construction.
+    pub fn channels(&self) -> usize {
+        self.last.len()
     }
 
     /// Pads all cells and hands them over in order, each with its channel.

@@ -9,8 +9,8 @@ use wire::cell::{Header, MAX_CELL_LEN};
 use crate::links::Side;
 use crate::sys::Waker;
 
-/// Longest name that an OPEN can carry.
-pub const NAME_MAX: usize = 255;
+/// Places of the ring that handshake datagrams and names to resolve cannot take.
+pub const RESERVED: usize = 64;
 
 /// One message to control.
 pub enum Punt {
@@ -34,7 +34,7 @@ pub enum Punt {
         /// Its body.
         body: Bytes,
     },
-    /// A data cell authenticated under the link's next slot, which is current now.
+    /// A data cell authenticated under the link's next slot: [`crate::table::Op::Promote`] is the answer.
     Promoted {
         /// The link.
         link: u32,
@@ -140,6 +140,13 @@ impl PuntSender {
     /// Free places.
     pub fn room(&self) -> usize {
         self.ring.slots()
+    }
+
+    /// Queues a message that strangers or users can cause at will. It leaves [`RESERVED`] places to the
+    /// others.
+    #[must_use]
+    pub fn send_modestly(&mut self, punt: Punt) -> bool {
+        self.room() > RESERVED && self.send(punt)
     }
 
     /// Queues a message; gives it up and says false if the ring is full.

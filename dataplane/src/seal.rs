@@ -46,7 +46,7 @@ impl Sealer {
             while let Some(next) = cells.next_if(|next| next.ticket.link == link_id && next.ticket.slot == sealed_for) {
                 run.push(next);
             }
-            let link = links.link_mut(link_id);
+            let link = links.link(link_id);
             let slot = match (&link, sealed_for) {
                 (Some(link), None) => link.current().ok_or(Drop::LinkDown),
                 (Some(link), Some(id)) => link.slot(id).ok_or(Drop::SlotExpired),
@@ -61,10 +61,8 @@ impl Sealer {
                     for (pooled, block) in run.drain(..).zip(&self.blocks) {
                         out.push(pooled.cell.seal(block), peer);
                     }
-                    if sealed_for.is_none()
-                        && let Some(link) = link
-                    {
-                        link.sent = true;
+                    if sealed_for.is_none() {
+                        links.sent(link_id);
                     }
                 }
                 Err(reason) => {

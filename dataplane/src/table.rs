@@ -129,12 +129,13 @@ pub enum ChannelKeys {
 pub struct OpSender {
     ring: rtrb::Producer<Op>,
     waker: Arc<Waker>,
+    pushed: u64,
 }
 
 impl OpSender {
     /// Around a ring whose other end waits on `waker`.
     pub fn new(ring: rtrb::Producer<Op>, waker: Arc<Waker>) -> OpSender {
-        OpSender { ring, waker }
+        OpSender { ring, waker, pushed: 0 }
     }
 
     /// Queues an operation; gives it back if the ring is full.
@@ -142,12 +143,19 @@ impl OpSender {
     /// # Errors
     /// The operation.
     pub fn send(&mut self, op: Op) -> Result<(), Op> {
-        self.ring.push(op).map_err(|rtrb::PushError::Full(op)| op)
+        self.ring.push(op).map_err(|rtrb::PushError::Full(op)| op)?;
+        self.pushed += 1;
+        Ok(())
     }
 
-    /// Whether the worker has taken everything. It applies all it takes before it receives again.
-    pub fn is_drained(&self) -> bool {
-        self.ring.slots() == self.ring.buffer().capacity()
+    /// Operations queued so far.
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Operations that the worker has taken so far. It applies all it takes before it receives again.
+    pub fn taken(&self) -> u64 {
+        self.pushed - (self.ring.buffer().capacity() - self.ring.slots()) as u64
     }
 
     /// Wakes the worker.

@@ -24,6 +24,7 @@ pub enum Refused {
 
 /// Which numbers of one channel and direction, or of one link key, were accepted.
 pub struct Window {
+    first: u64,
     /// One more than the highest accepted number.
     next: u64,
     bits: Box<[u64]>,
@@ -36,7 +37,7 @@ impl Window {
     /// Unless width is a power of two in 64..=65536.
     pub fn new(first: u64, width: usize) -> Window {
         assert!(width.is_power_of_two() && (64..=WIDTH_MAX).contains(&width), "window width {width}");
-        Window { next: first, bits: vec![0; width / 64].into() }
+        Window { first, next: first, bits: vec![0; width / 64].into() }
     }
 
     fn width(&self) -> u64 {
@@ -55,10 +56,10 @@ impl Window {
 
     /// The lowest number that could still be accepted.
     pub fn lowest(&self) -> u64 {
-        self.next.saturating_sub(self.width())
+        self.next.saturating_sub(self.width()).max(self.first)
     }
 
-    /// Whether `seq` is in range: highest - width < seq <= highest + 2^19.
+    /// Whether `seq` is in range: highest - width < seq <= highest + 2^19, and not below the first.
     ///
     /// # Errors
     /// Too old or too far ahead.
@@ -142,7 +143,7 @@ mod tests {
             for (step, far) in steps {
                 let jump = if far == 0 { step * 1000 } else { step / i64::from(far) };
                 let seq = next.saturating_add_signed(jump);
-                let want = if seq + (width as u64) < next {
+                let want = if seq < first || seq + (width as u64) < next {
                     Err(Refused::Old)
                 } else if seq >= next + AHEAD_MAX {
                     Err(Refused::Ahead)

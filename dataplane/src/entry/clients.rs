@@ -63,6 +63,8 @@ pub struct Flow {
     pub state: FlowState,
     /// Its OPEN was confirmed once, so the exit knows its token.
     known: bool,
+    /// All its places: answers may still come to those it has left.
+    places: Vec<(u32, u16)>,
     next_id: u16,
     seen: Nanos,
 }
@@ -172,6 +174,8 @@ impl Clients {
             let Some(number) = target.number(id) else { continue };
             flow.channel = channel;
             flow.number = number;
+            flow.places.retain(|(of, _)| *of != channel);
+            flow.places.push((channel, number));
             if !matches!(flow.state, FlowState::Refused { .. }) {
                 flow.state = if flow.known { FlowState::Moving } else { FlowState::Opening };
             }
@@ -250,6 +254,7 @@ impl Clients {
                     map: client as u16,
                     state: FlowState::Opening,
                     known: false,
+                    places: vec![(channel, number)],
                     next_id: 0,
                     seen: now,
                 });
@@ -334,8 +339,12 @@ impl Clients {
             let flow = self.flows[id as usize].take().expect("just looked at");
             self.vacant_flows.push(id);
             self.by_destination.remove(&(flow.client, flow.destination));
-            for channel in self.channels.values_mut() {
-                channel.flows.retain(|_, other| *other != id);
+            for (channel, number) in &flow.places {
+                if let Some(channel) = self.channels.get_mut(channel)
+                    && channel.flows.get(number) == Some(&id)
+                {
+                    channel.flows.remove(number);
+                }
             }
             if self.channels.contains_key(&flow.channel) {
                 close(flow.channel, flow.number);

@@ -326,7 +326,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
         let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
-        let (mut cells, mut channels) = (0, Vec::new());
+        let (mut cells, channels) = (0, self.packer.channels());
         {
             let mut finished = self.packer.finish();
             loop {
@@ -351,14 +351,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let header = data_header(shape, number, seq);
                 let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
                 cells += 1;
-                if !channels.contains(&channel) {
-                    channels.push(channel);
-                }
                 built.push((channel, header, ticket, cell));
             }
         }
         if cells > 0 {
-            self.batches.add(cells, channels.len());
+            self.batches.add(cells, channels);
         }
         self.sealer.run(
             &mut self.release,
@@ -428,9 +425,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             match state.window.mark(cell.header.seq) {
                 Ok(()) => {
                     state.keys.advance_backward(state.window.lowest());
-                    if let Some(link) = table.links.link_mut(cell.link) {
-                        link.received = true;
-                    }
+                    table.links.received(cell.link);
                 }
                 Err(refused) => *verdict = Some(refused.into()),
             }

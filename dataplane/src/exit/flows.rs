@@ -26,7 +26,9 @@ pub struct Caps {
 }
 
 /// Datagrams that wait for a flow's name to resolve.
-pub const WAITING_PER_FLOW: usize = 16;
+const WAITING_PER_FLOW: usize = 16;
+/// Datagrams that wait for names, over all flows.
+const WAITING_MAX: usize = 1024;
 
 /// How long datagrams under way still find a flow that has moved.
 const MOVED: Nanos = 5 * SECOND;
@@ -63,6 +65,8 @@ pub struct Flow {
     mapping: u32,
     seen: Nanos,
     next_id: u16,
+    /// The place it has left last, for datagrams that were under way.
+    was: Option<(u32, u16)>,
     /// When its peer was last reported unreachable.
     reported: Nanos,
 }
@@ -92,9 +96,9 @@ struct Mapping {
     flows: usize,
 }
 
-/// A place that a flow has left.
+/// Which flow was at a place, until when that is remembered.
 struct Alias {
-    token: Token,
+    flow: u32,
     until: Nanos,
 }
 
@@ -111,10 +115,12 @@ pub struct Flows {
     mappings: Vec<Option<Mapping>>,
     vacant_mappings: Vec<u32>,
     by_map: Map<(u32, u16), u32>,
-    /// Where flows were before they moved, for datagrams that were under way.
+    /// Places that flows have left: at most one a flow.
     aliases: Map<(u32, u16), Alias>,
     queries: Map<u32, u32>,
     next_query: u32,
+    /// Datagrams that wait for names.
+    waiting: usize,
     sockets: usize,
     wheel: Wheel,
     due: Vec<u32>,
@@ -138,6 +144,7 @@ impl Flows {
             aliases: Map::default(),
             queries: Map::default(),
             next_query: 0,
+            waiting: 0,
             sockets: 0,
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
@@ -156,13 +163,35 @@ impl Flows {
 
     /// Datagrams that wait for names.
     pub fn waiting(&self) -> usize {
-        self.queries
-            .values()
-            .filter_map(|id| match &self.flows[*id as usize].as_ref()?.target {
-                Target::Resolving { waiting, .. } => Some(waiting.len()),
-                Target::Peer { .. } => None,
-            })
-            .sum()
+        self.waiting
+    }
+
+    /// Keeps a datagram until the flow's name has resolved, if there is room.
+    pub fn wait(&mut self, id: u32, data: &[u8]) -> bool {
+        let full = self.waiting >= WAITING_MAX;
+        match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
+            Some(Target::Resolving { waiting, .. }) if !full && waiting.len() < WAITING_PER_FLOW => {
+                waiting.push(data.to_vec());
+                self.waiting += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes what waits for a question's answer: the flow, its port, its datagrams.
+    pub fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
+        let id = self.queries.remove(&query)?;
+        let flow = self.flows[id as usize].as_mut()?;
+        let Target::Resolving { port, waiting, .. } = &mut flow.target else { return None };
+        let taken = std::mem::take(waiting);
+        self.waiting -= taken.len();
+        Some((id, *port, taken))
+    }
+
+    /// The channel and number of a flow.
+    pub fn place(&self, id: u32) -> Option<(u32, u16)> {
+        self.flows[id as usize].as_ref().map(|flow| (flow.channel, flow.number))
     }
 
     /// The flow with this number on a channel.
@@ -175,7 +204,7 @@ impl Flows {
     pub fn at_or_was(&mut self, channel: u32, number: u16) -> Option<(u32, &mut Flow)> {
         let id = match self.by_number.get(&(channel, number)) {
             Some(id) => *id,
-            None => *self.by_token.get(&self.aliases.get(&(channel, number))?.token)?,
+            None => self.aliases.get(&(channel, number))?.flow,
         };
         Some((id, self.flows[id as usize].as_mut()?))
     }
@@ -222,9 +251,13 @@ impl Flows {
         *count += 1;
         (flow.channel, flow.number) = (channel, number);
         let mapping_id = flow.mapping;
+        let before = flow.was.replace(old);
+        if let Some(before) = before {
+            self.aliases.remove(&before);
+        }
         self.by_number.remove(&old);
-        self.by_number.insert((channel, number), id);
-        self.aliases.insert(old, Alias { token: *token, until: now + MOVED });
+        self.take_place((channel, number), id);
+        self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
         self.leave_channel(old.0);
         let mapping = self.mappings[mapping_id as usize].as_mut().expect("a flow has a live mapping");
         let key = (channel, mapping.key.1);
@@ -234,6 +267,16 @@ impl Flows {
             self.by_map.insert(key, mapping_id);
         }
         Status::Open
+    }
+
+    /// A flow is at a place now; whoever was there before is no longer found there.
+    fn take_place(&mut self, place: (u32, u16), id: u32) {
+        self.by_number.insert(place, id);
+        if let Some(alias) = self.aliases.remove(&place)
+            && let Some(flow) = self.flows[alias.flow as usize].as_mut()
+        {
+            flow.was = None;
+        }
     }
 
     fn leave_channel(&mut self, channel: u32) {
@@ -281,8 +324,8 @@ impl Flows {
             self.flows.len() as u32 - 1
         });
         self.flows[id as usize] =
-            Some(Flow { channel, number, target, token, mapping, seen: now, next_id: 0, reported: 0 });
-        self.by_number.insert((channel, number), id);
+            Some(Flow { channel, number, target, token, mapping, seen: now, next_id: 0, was: None, reported: 0 });
+        self.take_place((channel, number), id);
         self.by_token.insert(token, id);
         self.wheel.arm(id, (now + self.idle) / SECOND + 1);
         Ok(id)
@@ -332,12 +375,6 @@ impl Flows {
         Ok(query)
     }
 
-    /// The flow that waits for an answer.
-    pub fn resolving(&mut self, query: u32) -> Option<(u32, &mut Flow)> {
-        let id = self.queries.remove(&query)?;
-        Some((id, self.flows[id as usize].as_mut()?))
-    }
-
     /// Gives a flow its peer, over its client's socket.
     ///
     /// # Errors
@@ -370,6 +407,9 @@ impl Flows {
         self.vacant.push(id);
         self.by_number.remove(&(flow.channel, flow.number));
         self.by_token.remove(&flow.token);
+        if let Some(was) = flow.was {
+            self.aliases.remove(&was);
+        }
         self.leave_channel(flow.channel);
         let waited = match flow.target {
             Target::Peer { socket, to } => {
@@ -380,6 +420,7 @@ impl Flows {
             }
             Target::Resolving { query, waiting, .. } => {
                 self.queries.remove(&query);
+                self.waiting -= waiting.len();
                 waiting.len()
             }
         };
@@ -409,6 +450,10 @@ impl Flows {
 
     /// Ends all flows of a channel; returns datagrams that waited.
     pub fn close_channel(&mut self, apps: &mut impl Apps, channel: u32) -> usize {
+        // Its index is given out again: nothing that is left may be found under it. A client whose flows
+        // have moved on keeps its socket; flows that it opens from here on get another.
+        self.by_map.retain(|(of, _), _| *of != channel);
+        self.aliases.retain(|(of, _), _| *of != channel);
         if !self.per_channel.contains_key(&channel) {
             return 0;
         }
@@ -517,5 +562,60 @@ mod tests {
         assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Status::TooManyFlows);
         assert_eq!((flows.len(), flows.sockets()), (4, 4));
         assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Status::UnknownFlow);
+    }
+
+    #[test]
+    fn nothing_of_an_ended_channel_is_found_under_its_index() {
+        let (mut flows, mut apps) = exit();
+        // One client with two flows; one moves to channel 9 and ends there, the other stays alive.
+        flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0);
+        flows.open(&mut apps, (7, 1), 0, [2; 16], peer(2), 0);
+        assert_eq!(flows.relocate(9, 0, &[1; 16], 0), Status::Open);
+        flows.close_number(&mut apps, 9, 0);
+        flows.close_channel(&mut apps, 9);
+        // Index 9 is another entry's now, whose first client has map 0 too.
+        flows.open(&mut apps, (9, 0), 0, [3; 16], peer(3), 0);
+        assert_ne!(socket(&mut flows, 7, 1), socket(&mut flows, 9, 0));
+        // A flow leaves channel 7, which ends: its old number leads nowhere.
+        assert_eq!(flows.relocate(8, 0, &[2; 16], 0), Status::Open);
+        assert!(flows.at_or_was(7, 1).is_some());
+        flows.close_channel(&mut apps, 7);
+        assert!(flows.at_or_was(7, 1).is_none());
+    }
+
+    #[test]
+    fn a_flow_that_moves_for_ever_leaves_one_alias_behind() {
+        let (mut flows, mut apps) = exit();
+        flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0);
+        for number in 1..1000 {
+            assert_eq!(flows.relocate(7, number, &[1; 16], 0), Status::Open);
+            assert!(flows.at_or_was(7, number - 1).is_some());
+        }
+        assert_eq!(flows.aliases.len(), 1);
+        // A new flow takes the old place.
+        flows.open(&mut apps, (7, 998), 0, [2; 16], peer(2), 0);
+        assert_eq!(flows.aliases.len(), 0);
+        assert_eq!(flows.at_or_was(7, 998).unwrap().1.token, [2; 16]);
+    }
+
+    #[test]
+    fn flows_that_come_and_go_leave_no_timers_behind() {
+        let (mut flows, mut apps) = exit();
+        flows.open(&mut apps, (7, 9), 0, [9; 16], peer(9), 0);
+        for round in 0..3u64 {
+            let start = round * 301 * SECOND;
+            for i in 0..10_000u32 {
+                let mut token = [round as u8; 16];
+                token[..4].copy_from_slice(&i.to_be_bytes());
+                flows.close_number(&mut apps, 7, 0);
+                assert_eq!(flows.open(&mut apps, (7, 0), 0, token, peer(1), start), Status::Open);
+            }
+            for number in [0, 9] {
+                let (id, _) = flows.at(7, number).unwrap();
+                flows.touch(id, start + 300 * SECOND);
+            }
+            flows.expire(&mut apps, start + 301 * SECOND, |_, _| ());
+            assert_eq!((flows.len(), flows.wheel.timers()), (2, 2));
+        }
     }
 }

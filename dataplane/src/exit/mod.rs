@@ -41,17 +41,17 @@ use crate::table::{ChannelKeys, ChannelState, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{MILLI, Nanos, SECOND};
 pub use flows::Caps;
-use flows::{Flows, Target, WAITING_PER_FLOW};
+use flows::{Flows, Target};
 use policy::Policy;
 
 /// Frames of an exit: what one turn builds or receives, and as much again waiting to be sent.
 pub const FRAMES: usize = 4096;
-/// Datagrams that wait for names, over all flows.
-const WAITING_MAX: usize = 1024;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
 /// Frames that one batch of application datagrams can need.
 const BATCH_FRAMES: usize = INBOX_MAX * 8;
+/// Refused flows remembered at most.
+const REFUSED_MAX: usize = 4096;
 /// Cells sealed at a time.
 const CHUNK: usize = 64;
 
@@ -75,7 +75,6 @@ struct ExitChannel {
     backward: Generations<AeadKey>,
     next_seq: u64,
     seen_s: u64,
-    fresh: bool,
     reassembler: Reassembler,
 }
 
@@ -91,8 +90,11 @@ impl ForwardLane for ExitChannel {
     }
 
     fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
-        self.fresh = true;
         &mut self.forward
+    }
+
+    fn authenticated(&mut self, now: Nanos) {
+        self.seen_s = now / SECOND;
     }
 }
 
@@ -192,12 +194,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     backward: Generations::new(&backward, first),
                     next_seq: first,
                     seen_s: now_s,
-                    fresh: false,
                     reassembler: Reassembler::new(self.settings.shape.payload()),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
                 self.table.install(channel, Record { up, down: None, ends_s, state });
-                self.wheel.arm(channel, now_s + IDLE_S);
+                self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
@@ -222,6 +223,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some(record) = self.table.remove(channel) else { return };
         self.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.apps, channel);
+        self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();
         self.reassembling -= fragments as u64;
         self.datagrams.forward.drop_many(Drop::Ended, (waited + fragments) as u64);
@@ -235,7 +237,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let Self { gate, arrivals, table, punts, free, cells, admitted, settings, .. } = self;
             let tally = &mut cells.forward;
             gate.admit(arrivals, table, punts, free, tally, admitted);
-            open::forward(admitted, settings.shape, settings.shape.hops(), table, punts, free, tally);
+            open::forward(admitted, settings.shape, settings.shape.hops(), table, punts, free, tally, now);
             let mut admitted = std::mem::take(&mut self.admitted);
             for mut cell in admitted.drain(..) {
                 let inner = cell.cell.body_mut(self.settings.shape.payload());
@@ -282,7 +284,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let answer = self.open(channel, flow, map, token, to, now);
                 match answer {
                     Some(Status::Open) | None => self.refused.remove(&(channel, flow)),
-                    Some(status) => self.refused.insert((channel, flow), status),
+                    Some(status) if self.refused.len() < REFUSED_MAX => self.refused.insert((channel, flow), status),
+                    Some(_) => None,
                 };
                 if let Some(status) = answer {
                     self.tell(channel, flow, status);
@@ -290,11 +293,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             Frame::Move { flow, token } => {
                 let status = self.flows.relocate(channel, flow, &token, now);
-                self.tell(channel, flow, status);
+                if let Some(status) = self.unless_resolving(channel, flow, status) {
+                    self.tell(channel, flow, status);
+                }
             }
             Frame::Close { flow } => {
-                let waited = self.flows.close_number(&mut self.apps, channel, flow);
-                self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+                self.close_number(channel, flow);
             }
             Frame::Ping(bytes) => {
                 let _ = self.packer.put(channel, &Frame::Pong(bytes), &mut self.free);
@@ -307,7 +311,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// A whole datagram for a flow.
     fn datagram(&mut self, channel: u32, number: u16, data: &[u8], now: Nanos) {
         let tally = &mut self.datagrams.forward;
-        let full = self.flows.waiting() >= WAITING_MAX;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
                 Some(status) => tally.drop(Drop::of_status(*status)),
@@ -318,15 +321,16 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             return;
         };
-        match &mut flow.target {
+        match flow.target {
             Target::Peer { socket, to } => {
-                self.outbox.push(*socket, *to, id, data);
+                self.outbox.push(socket, to, id, data);
                 self.flows.touch(id, now);
             }
-            Target::Resolving { waiting, .. } if full || waiting.len() >= WAITING_PER_FLOW => {
-                tally.drop(Drop::QueueFull);
+            Target::Resolving { .. } => {
+                if !self.flows.wait(id, data) {
+                    tally.drop(Drop::QueueFull);
+                }
             }
-            Target::Resolving { waiting, .. } => waiting.push(data.to_vec()),
         }
     }
 
@@ -341,15 +345,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
         now: Nanos,
     ) -> Option<Status> {
         if self.flows.is_same(channel, number, &token) {
-            let (_, flow) = self.flows.at(channel, number)?;
-            return matches!(flow.target, Target::Peer { .. }).then_some(Status::Open);
+            return self.unless_resolving(channel, number, Status::Open);
         }
         // The entry has given the number to another flow, so it has closed the one before.
-        let waited = self.flows.close_number(&mut self.apps, channel, number);
-        self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+        self.close_number(channel, number);
         match self.flows.relocate(channel, number, &token, now) {
             Status::UnknownFlow => {}
-            status => return Some(status),
+            status => return self.unless_resolving(channel, number, status),
         }
         match to {
             Address::Ip(to) => {
@@ -362,8 +364,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Address::Name(_, 0) => Some(Status::Refused),
             Address::Name(name, port) => match self.flows.open_name((channel, number), map, token, port, now) {
                 Ok(query) => {
-                    if !self.punts.send(Punt::Resolve { query, name: name.into() }) {
-                        self.flows.close_number(&mut self.apps, channel, number);
+                    if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
+                        self.close_number(channel, number);
                         return Some(Status::Unresolvable);
                     }
                     None
@@ -373,12 +375,28 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
+    /// A status, but nothing yet for a flow whose name is being resolved.
+    fn unless_resolving(&mut self, channel: u32, number: u16, status: Status) -> Option<Status> {
+        let flow = self.flows.at(channel, number);
+        let resolving = flow.is_some_and(|(_, flow)| matches!(flow.target, Target::Resolving { .. }));
+        (status != Status::Open || !resolving).then_some(status)
+    }
+
+    /// Ends a flow, with what waits for its name and the fragments that are here.
+    fn close_number(&mut self, channel: u32, number: u16) {
+        let mut lost = self.flows.close_number(&mut self.apps, channel, number) as u64;
+        if let Some(record) = self.table.record_mut(channel) {
+            let fragments = u64::from(record.state.reassembler.drop_flow(number));
+            self.reassembling -= fragments;
+            lost += fragments;
+        }
+        self.datagrams.forward.drop_many(Drop::Ended, lost);
+    }
+
     /// The resolver's answer: the first address that the policy admits is taken.
     fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
-        let Some((id, flow)) = self.flows.resolving(query) else { return };
-        let (channel, number) = (flow.channel, flow.number);
-        let Target::Resolving { port, waiting, .. } = &mut flow.target else { return };
-        let (port, waiting) = (*port, std::mem::take(waiting));
+        let Some((id, port, waiting)) = self.flows.answered(query) else { return };
+        let Some((channel, number)) = self.flows.place(id) else { return };
         let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
         let status = match admitted {
             Some(ip) => match self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)) {
@@ -453,7 +471,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// Seals what the packer holds; `release` may already hold control's cells.
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
-        let (mut count, mut channels) = (0, Vec::new());
+        let (mut count, channels) = (0, self.packer.channels());
         let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
         {
             let mut finished = self.packer.finish();
@@ -478,14 +496,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let header = data_header(shape, number, seq);
                 let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
                 count += 1;
-                if !channels.contains(&channel) {
-                    channels.push(channel);
-                }
                 built.push((channel, header, ticket, cell));
             }
         }
         if count > 0 {
-            self.batches.add(count, channels.len());
+            self.batches.add(count, channels);
         }
         let tally = &mut self.cells.backward;
         self.sealer.run(&mut self.release, &mut self.table.links, &mut self.out, &mut self.free, tally);
@@ -502,17 +517,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
         for channel in due.drain(..) {
-            let Some(record) = self.table.record_mut(channel) else { continue };
-            if std::mem::take(&mut record.state.fresh) {
-                record.state.seen_s = now_s;
-            }
+            let Some(record) = self.table.record(channel) else { continue };
             let idle_s = record.state.seen_s + IDLE_S;
             let reason = if record.ends_s <= now_s {
                 Ended::Lifetime
             } else if idle_s <= now_s {
                 Ended::Idle
             } else {
-                self.wheel.arm(channel, record.ends_s.min(now_s + IDLE_S));
+                self.wheel.arm(channel, record.ends_s.min(idle_s));
                 continue;
             };
             self.end(channel, reason);

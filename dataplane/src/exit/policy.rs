@@ -34,19 +34,12 @@ const DENIED_V4: [Ipv4Net; 15] = [
     v4(240, 0, 0, 0, 4),
 ];
 
-/// The same for IPv6; `::/8` holds the unspecified address, loopback and IPv4-compatible forms.
-const DENIED_V6: [Ipv6Net; 10] = [
-    v6(0, 0, 0, 8),
-    v6(0x64, 0xff9b, 1, 48),
-    v6(0x100, 0, 0, 64),
-    v6(0x2001, 0, 0, 23),
-    v6(0x2001, 0xdb8, 0, 32),
-    v6(0x3fff, 0, 0, 20),
-    v6(0x5f00, 0, 0, 16),
-    v6(0xfc00, 0, 0, 7),
-    v6(0xfe80, 0, 0, 10),
-    v6(0xff00, 0, 0, 8),
-];
+/// All of IPv6 that is globally reachable lies in here: not loopback, unique local, link-local, site-local,
+/// multicast, IPv4-compatible or discard-only addresses.
+const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
+
+/// What of it is special-purpose after all.
+const DENIED_V6: [Ipv6Net; 3] = [v6(0x2001, 0, 0, 23), v6(0x2001, 0xdb8, 0, 32), v6(0x3fff, 0, 0, 20)];
 
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
@@ -78,7 +71,7 @@ impl Policy {
             IpAddr::V4(v4) => DENIED_V4.iter().any(|net| net.contains(&v4)),
             IpAddr::V6(v6) => match embedded(v6) {
                 Some(v4) => !self.admits(v4.into(), 1),
-                None => DENIED_V6.iter().any(|net| net.contains(&v6)),
+                None => !GLOBAL_V6.contains(&v6) || DENIED_V6.iter().any(|net| net.contains(&v6)),
             },
         }
     }
@@ -129,6 +122,9 @@ mod tests {
             "fc00::1",
             "fd12::1",
             "fe80::1",
+            "fec0::1",
+            "5f00::1",
+            "100::1",
             "ff02::1",
             "2001:db8::1",
             "64:ff9b::10.0.0.1",

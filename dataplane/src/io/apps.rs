@@ -144,7 +144,7 @@ pub trait Apps {
     /// # Errors
     /// No descriptors or ports left.
     fn open(&mut self, ipv6: bool) -> io::Result<SocketId>;
-    /// Closes a socket.
+    /// Closes a socket, after the next [`Apps::send`].
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
     fn recv(&mut self, inbox: &mut Inbox) -> bool;
@@ -168,6 +168,9 @@ pub struct UdpApps {
     poller: Poller,
     sockets: Vec<Option<AppSocket>>,
     vacant: Vec<SocketId>,
+    /// Closed in this turn: what waits to be sent from them goes first, and nobody inherits their numbers
+    /// before.
+    closing: Vec<SocketId>,
     ready: VecDeque<SocketId>,
     unreachable: Vec<(SocketId, SocketAddr)>,
     rcvbuf: usize,
@@ -186,6 +189,7 @@ impl UdpApps {
             poller,
             sockets: Vec::new(),
             vacant: Vec::new(),
+            closing: Vec::new(),
             ready: VecDeque::new(),
             unreachable: Vec::new(),
             rcvbuf,
@@ -233,9 +237,7 @@ impl Apps for UdpApps {
     }
 
     fn close(&mut self, socket: SocketId) {
-        if self.sockets.get_mut(socket as usize).and_then(Option::take).is_some() {
-            self.vacant.push(socket);
-        }
+        self.closing.push(socket);
     }
 
     fn recv(&mut self, inbox: &mut Inbox) -> bool {
@@ -293,6 +295,12 @@ impl Apps for UdpApps {
             }
         }
         outbox.clear();
+        for id in self.closing.drain(..) {
+            if self.sockets.get_mut(id as usize).and_then(Option::take).is_some() {
+                self.unreachable.retain(|(of, _)| *of != id);
+                self.vacant.push(id);
+            }
+        }
     }
 
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {
@@ -362,5 +370,27 @@ mod tests {
         let mut seen = Vec::new();
         apps.unreachable(&mut |socket, to| seen.push((socket, to)));
         assert!(!seen.is_empty() && seen.iter().all(|s| *s == (id, gone)));
+    }
+
+    #[test]
+    fn a_datagram_of_a_flow_closed_in_its_turn_leaves_from_its_own_socket() {
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536).unwrap();
+        let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let first = apps.open(false).unwrap();
+        let port = |apps: &UdpApps, id: SocketId| {
+            apps.sockets[id as usize].as_ref().map(|app| app.socket.local_addr().unwrap().port())
+        };
+        let mut outbox = Outbox::default();
+        outbox.push(first, there.local_addr().unwrap(), 1, b"last words");
+        let own = port(&apps, first);
+        apps.close(first);
+        let second = apps.open(false).unwrap();
+        assert_ne!(first, second);
+        let mut tally = Tally::default();
+        apps.send(&mut outbox, &mut tally);
+        let (_, from) = there.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!((Some(from.port()), tally.sent), (own, 1));
+        assert_eq!(port(&apps, first), None, "and then it is closed");
+        assert_eq!(apps.open(false).unwrap(), first);
     }
 }
