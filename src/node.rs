@@ -343,11 +343,7 @@ fn control_config(
         next: descriptor(position + 1).zip(next).map(|(descriptor, address)| NextHop { descriptor, address }),
         psk_up: keys.psk_up.clone(),
         psk_down: keys.psk_down.clone(),
-        timing: Timing {
-            renew_after: config.renew_after,
-            expire_after: config.renew_after * 3 / 2,
-            ..Timing::default()
-        },
+        timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },
         caps: Caps::default(),
     }
 }

@@ -87,7 +87,9 @@ impl Poller {
     pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(u64)) {
         let mut events = Vec::<epoll::Event>::with_capacity(64);
         // The kernel refuses what is no time; an hour is as good as for ever.
-        let timeout = timeout.map(|t| t.min(Duration::from_secs(3600))).map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+        let timeout = timeout
+            .map(|t| t.min(Duration::from_secs(3600)))
+            .map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
         let space = rustix::buffer::spare_capacity(&mut events);
         if epoll::wait(&*self.0, space, timeout.as_ref()).is_ok() {
             events.iter().for_each(|event| each(event.data.u64()));

@@ -1,4 +1,4 @@
-//! Where an exit may send (docs/OPERATE.md): the internet, and nothing behind its own walls.
+//! Where an exit may send: the internet, and nothing behind its own walls.
 //!
 //! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
 //! an `allow` entry lists them. IPv6 forms that embed an IPv4 address are judged by what they embed.
