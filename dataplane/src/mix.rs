@@ -21,12 +21,10 @@ use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
 use crate::punt::{Ended, Punt, PuntSender};
 use crate::runner::Worker;
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, Lane, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{MILLI, Nanos, SECOND};
 
-/// A channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
-pub const IDLE_S: u64 = 30;
 /// Activity is reported at most this often.
 const REPORT: Nanos = 100 * MILLI;
 /// Receive calls per socket and turn: bounds a turn, and what one side can delay the other.
@@ -52,8 +50,6 @@ pub struct Settings {
 pub struct MixChannel {
     forward: Lane<AeadKey>,
     backward: Lane<StreamKey>,
-    /// Second of the last authentic forward cell.
-    seen_s: u64,
 }
 
 impl ChannelState for MixChannel {
@@ -72,10 +68,6 @@ impl ForwardLane for MixChannel {
 
     fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
         &mut self.forward
-    }
-
-    fn authenticated(&mut self, now: Nanos) {
-        self.seen_s = now / SECOND;
     }
 }
 
@@ -211,9 +203,9 @@ impl<U: Port, D: Port> Mix<U, D> {
                 let state = MixChannel {
                     forward: Lane::new(&forward, first, width),
                     backward: Lane::new(&backward, first, width),
-                    seen_s: now_s,
                 };
-                self.table.install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), state });
+                self.table
+                    .install(channel, Record { up, down, ends_s: now_s + u64::from(lifetime_s), seen_s: now_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
@@ -240,17 +232,11 @@ impl<U: Port, D: Port> Mix<U, D> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
         for channel in due.drain(..) {
-            let Some(record) = self.table.record(channel) else { continue };
-            let idle_s = record.state.seen_s + IDLE_S;
-            let reason = if record.ends_s <= now_s {
-                Ended::Lifetime
-            } else if idle_s <= now_s {
-                Ended::Idle
-            } else {
-                self.wheel.arm(channel, record.ends_s.min(idle_s));
-                continue;
-            };
-            self.end(channel, reason);
+            match self.table.lifespan(channel, now_s) {
+                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Err(reason)) => self.end(channel, reason),
+                None => {}
+            }
         }
         self.due = due;
     }

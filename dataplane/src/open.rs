@@ -7,12 +7,12 @@ use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
-use crate::Nanos;
 use crate::frame::FreeList;
 use crate::ingress::Admitted;
 use crate::ledger::{Drop, Tally};
 use crate::punt::{Punt, PuntSender};
 use crate::table::{ChannelState, Lane, Table};
+use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
 const CHUNK: usize = 64;
@@ -23,8 +23,6 @@ pub trait ForwardLane: ChannelState {
     fn forward(&self) -> &Lane<AeadKey>;
     /// The same, to be marked.
     fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
-    /// A new authentic cell has come.
-    fn authenticated(&mut self, now: Nanos);
 }
 
 /// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
@@ -63,7 +61,7 @@ pub fn forward<C: ForwardLane>(
             *verdict = Some(refused.into());
             continue;
         }
-        record.state.authenticated(now);
+        record.seen_s = now / SECOND;
         table.links.received(cell.link);
         // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
         if let Some(slot) = cell.next_slot

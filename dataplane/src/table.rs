@@ -18,7 +18,11 @@ use zeroize::Zeroizing;
 
 use crate::ledger::Drop;
 use crate::links::{Links, Rank, Side};
+use crate::punt::Ended;
 use crate::sys::Waker;
+
+/// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
+pub const IDLE_S: u64 = 30;
 
 /// One change that control makes.
 pub enum Op {
@@ -211,6 +215,8 @@ pub struct Record<C> {
     pub down: Option<(u32, u32)>,
     /// Second at which its lifetime ends.
     pub ends_s: u64,
+    /// Second of the last authentic forward cell; of its opening, before there is one.
+    pub seen_s: u64,
     /// The role's part.
     pub state: C,
 }
@@ -290,6 +296,19 @@ impl<C> Table<C> {
     /// A channel by its index.
     pub fn record_mut(&mut self, channel: u32) -> Option<&mut Record<C>> {
         self.records.get_mut(channel as usize)?.as_mut()
+    }
+
+    /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
+    pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
+        let record = self.record(channel)?;
+        let idle_s = record.seen_s + IDLE_S;
+        Some(if record.ends_s <= now_s {
+            Err(Ended::Lifetime)
+        } else if idle_s <= now_s {
+            Err(Ended::Idle)
+        } else {
+            Ok(record.ends_s.min(idle_s))
+        })
     }
 
     /// All open channels.

@@ -105,7 +105,9 @@ pub fn closed(report: &Value) {
 
 /// Holds the file lock that keeps loads and timings from sharing the machine.
 pub fn exclusive() -> File {
-    let path = std::env::temp_dir().join("eddy-load.lock");
+    // One per user: the file of another could not be opened.
+    let user = rustix::process::getuid().as_raw();
+    let path = std::env::temp_dir().join(format!("eddy-load-{user}.lock"));
     let file = File::options().create(true).append(true).open(path).expect("a lock file");
     file.lock().expect("a lock");
     file

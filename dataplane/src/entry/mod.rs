@@ -5,6 +5,7 @@
 //! their datagrams handed to the client's socket. The entry does not pool.
 
 mod clients;
+mod inwards;
 mod liveness;
 
 use std::collections::VecDeque;
@@ -17,8 +18,8 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Address, Frame};
-use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
-use wire::reassembly::{Outcome, Reassembler};
+use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap};
+use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
@@ -29,7 +30,6 @@ use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox, SocketId};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::Side;
 use crate::mix::report_activity;
-use crate::open::keep;
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, Notice, Punt, PuntSender};
@@ -212,7 +212,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     liveness: Liveness::new(now, &mut self.rng),
                 };
                 let ends_s = now / SECOND + u64::from(lifetime_s);
-                self.table.install(channel, Record { up: None, down, ends_s, state });
+                self.table.install(channel, Record { up: None, down, ends_s, seen_s: now / SECOND, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
                     self.outwards(socket, from, bytes.len(), &bytes, now);
@@ -365,109 +365,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
             &mut self.cells.forward,
         );
         self.down.send(&mut self.out, &mut self.free, &mut self.cells.forward);
-    }
-
-    fn receive_link(&mut self, now: Nanos) {
-        for _ in 0..4 {
-            if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
-                return;
-            }
-            let tally = &mut self.cells.backward;
-            self.gate.admit(
-                &mut self.arrivals,
-                &self.table,
-                &mut self.punts,
-                &mut self.free,
-                tally,
-                &mut self.admitted,
-            );
-            self.strip();
-            let mut admitted = std::mem::take(&mut self.admitted);
-            for mut cell in admitted.drain(..) {
-                if let Some(record) = self.table.record_mut(cell.channel) {
-                    record.state.liveness.heard();
-                }
-                let inner = cell.cell.body_mut(self.settings.shape.payload());
-                match frames::parse(inner, Direction::Backward) {
-                    Ok(frames) => {
-                        self.cells.backward.consumed += 1;
-                        for frame in frames {
-                            self.inwards(cell.channel, &frame, now);
-                        }
-                    }
-                    Err(_) => self.cells.backward.drop(Drop::Frames),
-                }
-                self.free.give(cell.cell.into_frame());
-            }
-            self.admitted = admitted;
-        }
-    }
-
-    /// Takes all layers off; drops what is not the exit's or was seen before.
-    fn strip(&mut self) {
-        let Self { table, admitted, free, cells, settings, .. } = self;
-        let len = settings.shape.cell_len(Direction::Backward, 1);
-        let mut verdicts: Vec<Option<Drop>> = std::mem::take(&mut table.verdicts);
-        for chunk in admitted.chunks_mut(BATCH_MAX) {
-            let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
-            for cell in chunk.iter_mut() {
-                let keys = &table.record(cell.channel).expect("admitted this turn").state.keys;
-                jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
-            }
-            unwrap(settings.shape, &mut jobs);
-            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
-        }
-        for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
-            if verdict.is_some() {
-                continue;
-            }
-            let state = &mut table.record_mut(cell.channel).expect("admitted this turn").state;
-            match state.window.mark(cell.header.seq) {
-                Ok(()) => {
-                    state.keys.advance_backward(state.window.lowest());
-                    table.links.received(cell.link);
-                }
-                Err(refused) => *verdict = Some(refused.into()),
-            }
-        }
-        keep(admitted, &mut verdicts, free, &mut cells.backward);
-        table.verdicts = verdicts;
-    }
-
-    /// One frame from the exit.
-    fn inwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
-        let tally = &mut self.datagrams.backward;
-        match *frame {
-            Frame::Dgram { flow, data } => {
-                tally.injected += 1;
-                match self.clients.reply_to(channel, flow) {
-                    Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
-                    None => tally.drop(Drop::Flow),
-                }
-            }
-            Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.table.record_mut(channel) else { return };
-                let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
-                tally.injected += u64::from(pushed.started);
-                tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
-                if let Outcome::Complete(data) = pushed.outcome {
-                    match self.clients.reply_to(channel, flow) {
-                        Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
-                        None => tally.drop(Drop::Flow),
-                    }
-                }
-            }
-            Frame::Status { flow, code } => {
-                let refused = self.clients.status(channel, flow, code, now).map(ToString::to_string);
-                if let Some(destination) = refused {
-                    self.notice(Notice::Refused { destination, status: code }, now);
-                }
-            }
-            Frame::Close { flow } => self.clients.closed(channel, flow),
-            // An answer is an answer: `heard` has noted it. The others are for paced classes and for
-            // filtering that this exit does not offer.
-            _ => {}
-        }
     }
 
     /// Tells the operator, at most once a second.

@@ -6,9 +6,10 @@
 //! not pool.
 
 mod flows;
+mod outwards;
 pub mod policy;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,11 +17,11 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
-use wire::frames::{self, Address, Frame, Status, Token};
+use wire::frames::{self, Frame, Status};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::key::Generations;
 use wire::layer::data_header;
-use wire::reassembly::{Outcome, Reassembler};
+use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
@@ -30,18 +31,18 @@ use crate::io::Port;
 use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::Side;
-use crate::mix::{IDLE_S, report_activity};
+use crate::mix::report_activity;
 use crate::open::{self, ForwardLane};
 use crate::packer::Packer;
 use crate::pool::Pooled;
-use crate::punt::{Ended, Punt, PuntSender};
+use crate::punt::{Ended, PuntSender};
 use crate::runner::Worker;
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, Lane, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{MILLI, Nanos, SECOND};
 pub use flows::Caps;
-use flows::{Flows, Target};
+use flows::Flows;
 use policy::Policy;
 
 /// Frames of an exit: what one turn builds or receives, and as much again waiting to be sent.
@@ -74,7 +75,6 @@ struct ExitChannel {
     forward: Lane<AeadKey>,
     backward: Generations<AeadKey>,
     next_seq: u64,
-    seen_s: u64,
     reassembler: Reassembler,
 }
 
@@ -91,10 +91,6 @@ impl ForwardLane for ExitChannel {
 
     fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
         &mut self.forward
-    }
-
-    fn authenticated(&mut self, now: Nanos) {
-        self.seen_s = now / SECOND;
     }
 }
 
@@ -193,11 +189,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     forward: Lane::new(&forward, first, self.settings.window),
                     backward: Generations::new(&backward, first),
                     next_seq: first,
-                    seen_s: now_s,
                     reassembler: Reassembler::new(self.settings.shape.payload()),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
-                self.table.install(channel, Record { up, down: None, ends_s, state });
+                self.table.install(channel, Record { up, down: None, ends_s, seen_s: now_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
@@ -254,172 +249,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             self.admitted = admitted;
         }
-    }
-
-    /// One frame from the entry.
-    fn outwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
-        match *frame {
-            Frame::Dgram { flow, data } => {
-                self.datagrams.forward.injected += 1;
-                self.datagram(channel, flow, data, now);
-            }
-            Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.table.record_mut(channel) else { return };
-                let mut reassembler =
-                    std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
-                let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
-                self.datagrams.forward.injected += u64::from(pushed.started);
-                self.reassembling += u64::from(pushed.started);
-                self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
-                self.reassembling -= u64::from(pushed.evicted);
-                if let Outcome::Complete(data) = pushed.outcome {
-                    self.reassembling -= 1;
-                    self.datagram(channel, flow, data, now);
-                }
-                if let Some(record) = self.table.record_mut(channel) {
-                    record.state.reassembler = reassembler;
-                }
-            }
-            Frame::Open { flow, map, token, to } => {
-                let answer = self.open(channel, flow, map, token, to, now);
-                match answer {
-                    Some(Status::Open) | None => self.refused.remove(&(channel, flow)),
-                    Some(status) if self.refused.len() < REFUSED_MAX => self.refused.insert((channel, flow), status),
-                    Some(_) => None,
-                };
-                if let Some(status) = answer {
-                    self.tell(channel, flow, status);
-                }
-            }
-            Frame::Move { flow, token } => {
-                let status = self.flows.relocate(channel, flow, &token, now);
-                if let Some(status) = self.unless_resolving(channel, flow, status) {
-                    self.tell(channel, flow, status);
-                }
-            }
-            Frame::Close { flow } => {
-                self.close_number(channel, flow);
-            }
-            Frame::Ping(bytes) => {
-                let _ = self.packer.put(channel, &Frame::Pong(bytes), &mut self.free);
-            }
-            // PONG answers nothing that an exit asks; the others do not travel forward.
-            _ => {}
-        }
-    }
-
-    /// A whole datagram for a flow.
-    fn datagram(&mut self, channel: u32, number: u16, data: &[u8], now: Nanos) {
-        let tally = &mut self.datagrams.forward;
-        let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
-            match self.refused.get(&(channel, number)) {
-                Some(status) => tally.drop(Drop::of_status(*status)),
-                None => {
-                    tally.drop(Drop::Flow);
-                    self.tell(channel, number, Status::UnknownFlow);
-                }
-            }
-            return;
-        };
-        match flow.target {
-            Target::Peer { socket, to } => {
-                self.outbox.push(socket, to, id, data);
-                self.flows.touch(id, now);
-            }
-            Target::Resolving { .. } => {
-                if !self.flows.wait(id, data) {
-                    tally.drop(Drop::QueueFull);
-                }
-            }
-        }
-    }
-
-    /// Answers an OPEN; nothing yet if its name must be resolved first.
-    fn open(
-        &mut self,
-        channel: u32,
-        number: u16,
-        map: u16,
-        token: Token,
-        to: Address<'_>,
-        now: Nanos,
-    ) -> Option<Status> {
-        if self.flows.is_same(channel, number, &token) {
-            return self.unless_resolving(channel, number, Status::Open);
-        }
-        // The entry has given the number to another flow, so it has closed the one before.
-        self.close_number(channel, number);
-        match self.flows.relocate(channel, number, &token, now) {
-            Status::UnknownFlow => {}
-            status => return self.unless_resolving(channel, number, status),
-        }
-        match to {
-            Address::Ip(to) => {
-                if !self.settings.policy.admits(to.ip(), to.port()) {
-                    return Some(Status::Refused);
-                }
-                let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                Some(self.flows.open(&mut self.apps, (channel, number), map, token, to, now))
-            }
-            Address::Name(_, 0) => Some(Status::Refused),
-            Address::Name(name, port) => match self.flows.open_name((channel, number), map, token, port, now) {
-                Ok(query) => {
-                    if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
-                        self.close_number(channel, number);
-                        return Some(Status::Unresolvable);
-                    }
-                    None
-                }
-                Err(status) => Some(status),
-            },
-        }
-    }
-
-    /// A status, but nothing yet for a flow whose name is being resolved.
-    fn unless_resolving(&mut self, channel: u32, number: u16, status: Status) -> Option<Status> {
-        let flow = self.flows.at(channel, number);
-        let resolving = flow.is_some_and(|(_, flow)| matches!(flow.target, Target::Resolving { .. }));
-        (status != Status::Open || !resolving).then_some(status)
-    }
-
-    /// Ends a flow, with what waits for its name and the fragments that are here.
-    fn close_number(&mut self, channel: u32, number: u16) {
-        let mut lost = self.flows.close_number(&mut self.apps, channel, number) as u64;
-        if let Some(record) = self.table.record_mut(channel) {
-            let fragments = u64::from(record.state.reassembler.drop_flow(number));
-            self.reassembling -= fragments;
-            lost += fragments;
-        }
-        self.datagrams.forward.drop_many(Drop::Ended, lost);
-    }
-
-    /// The resolver's answer: the first address that the policy admits is taken.
-    fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
-        let Some((id, port, waiting)) = self.flows.answered(query) else { return };
-        let Some((channel, number)) = self.flows.place(id) else { return };
-        let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
-        let status = match admitted {
-            Some(ip) => match self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)) {
-                Ok(()) => Status::Open,
-                Err(status) => status,
-            },
-            None if addresses.is_empty() => Status::Unresolvable,
-            None => Status::Refused,
-        };
-        if status == Status::Open {
-            for data in &waiting {
-                self.datagram(channel, number, data, now);
-            }
-        } else {
-            self.flows.close(&mut self.apps, id);
-            self.datagrams.forward.drop_many(Drop::of_status(status), waiting.len() as u64);
-        }
-        self.tell(channel, number, status);
-    }
-
-    /// Reports on a flow.
-    fn tell(&mut self, channel: u32, flow: u16, code: Status) {
-        let _ = self.packer.put(channel, &Frame::Status { flow, code }, &mut self.free);
     }
 
     fn receive_apps(&mut self, now: Nanos) {
@@ -517,17 +346,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
         for channel in due.drain(..) {
-            let Some(record) = self.table.record(channel) else { continue };
-            let idle_s = record.state.seen_s + IDLE_S;
-            let reason = if record.ends_s <= now_s {
-                Ended::Lifetime
-            } else if idle_s <= now_s {
-                Ended::Idle
-            } else {
-                self.wheel.arm(channel, record.ends_s.min(idle_s));
-                continue;
-            };
-            self.end(channel, reason);
+            match self.table.lifespan(channel, now_s) {
+                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Err(reason)) => self.end(channel, reason),
+                None => {}
+            }
         }
         self.due = due;
         self.flows.forget_aliases(now);
