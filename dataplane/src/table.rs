@@ -120,9 +120,9 @@ pub enum Op {
 pub enum ChannelKeys {
     /// At a mix or the exit.
     Hop {
-        /// sec[0] forward.
+        /// sec\[0\] forward.
         forward: Secret,
-        /// sec[0] backward.
+        /// sec\[0\] backward.
         backward: Secret,
     },
     /// At the entry: every hop's, hop 1 first.
@@ -175,7 +175,7 @@ pub struct Lane<K> {
 }
 
 impl<K: Prepared> Lane<K> {
-    /// From sec[0].
+    /// From sec\[0\].
     pub fn new(sec0: &Secret, first: u64, width: usize) -> Self {
         Lane { keys: Generations::new(sec0, first), window: Window::new(first, width) }
     }

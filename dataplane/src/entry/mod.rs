@@ -1,6 +1,6 @@
 //! The worker of an entry: applications on one side, Mix 1 on the other.
 //!
-//! Outwards: application datagrams are given a client, a flow and a channel ([`clients`]), packed into
+//! Outwards: application datagrams are given a client, a flow and a channel (`clients`), packed into
 //! cells, wrapped in all layers and sent. Backwards: cells are stripped of all layers, parsed, and
 //! their datagrams handed to the client's socket. The entry does not pool.
 
