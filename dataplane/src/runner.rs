@@ -131,3 +131,18 @@ pub fn watch(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_ever_ends_with_what_it_waits_for() {
+        let (poller, waker) = (Poller::new().unwrap(), Waker::new().unwrap());
+        poller.add(waker.as_fd(), 7).unwrap();
+        waker.wake();
+        let mut seen = Vec::new();
+        poller.wait(Some(Duration::MAX), |token| seen.push(token));
+        assert_eq!(seen, [7]);
+    }
+}
