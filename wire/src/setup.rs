@@ -337,8 +337,7 @@ mod tests {
                     cover_ack(shape, i, sub as u8, e, s, content);
                 }
             }
-            if let Some((at_hop, byte)) = tamper.filter(|t| t.0 == i) {
-                let _ = at_hop;
+            if let Some((_, byte)) = tamper.filter(|(hop, _)| *hop == i) {
                 contents[0][byte] ^= 1;
             }
         }
