@@ -10,6 +10,12 @@ use hashbrown::HashMap;
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
+use crate::punt::{Punt, PuntSender};
+use crate::{MILLI, Nanos};
+
+/// Activity is reported at most this often.
+const REPORT: Nanos = 100 * MILLI;
+
 /// Which neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -272,9 +278,24 @@ impl Links {
     }
 }
 
+/// Tells control what the links did, at most every 100 ms.
+pub(crate) fn report_activity(links: &mut Links, punts: &mut PuntSender, due: &mut Nanos, now: Nanos) {
+    if now < *due || !links.has_activity() {
+        return;
+    }
+    *due = now + REPORT;
+    // What finds no room stays for the next time.
+    while punts.room() > 0
+        && let Some((link, received, sent)) = links.take_activity()
+    {
+        let _ = punts.send(Punt::Activity { link, received, sent });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SECOND;
 
     fn slot(links: &mut Links, id: u32, slot: u32, peer: &str, rank: Rank) {
         let key = Zeroizing::new([slot as u8; 16]);
@@ -315,5 +336,28 @@ mod tests {
         assert!(links.at(Side::Up, a).is_empty());
         links.retire(0);
         assert!(links.at(Side::Up, b).is_empty() && links.is_empty());
+    }
+
+    #[test]
+    fn more_active_links_than_the_ring_holds_are_reported_in_turns() {
+        let (ring, mut control) = rtrb::RingBuffer::new(256);
+        let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
+        let mut links = Links::default();
+        for link in 0..300 {
+            links.install(link, Side::Up, SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
+            links.received(link);
+        }
+        let (mut due, mut reported) = (0, Vec::new());
+        for turn in 1..=2 {
+            report_activity(&mut links, &mut punts, &mut due, turn * SECOND);
+            assert_eq!(due, turn * SECOND + REPORT);
+            while let Ok(punt) = control.pop() {
+                if let Punt::Activity { link, received: true, sent: false } = punt {
+                    reported.push(link);
+                }
+            }
+        }
+        reported.sort_unstable();
+        assert!(reported.into_iter().eq(0..300) && !links.has_activity());
     }
 }

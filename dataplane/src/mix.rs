@@ -15,18 +15,16 @@ use crate::frame::{Cell, FreeList};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Tally};
-use crate::links::Side;
+use crate::links::{Side, report_activity};
 use crate::open::{self, BackwardLane, ForwardLane};
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
-use crate::punt::{Ended, Punt, PuntSender};
+use crate::punt::{Ended, PuntSender};
 use crate::runner::Worker;
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{MILLI, Nanos, SECOND};
 
-/// Activity is reported at most this often.
-const REPORT: Nanos = 100 * MILLI;
 /// Receive calls per socket and turn: bounds a turn, and what one side can delay the other.
 const RECEIVES: usize = 4;
 
@@ -377,46 +375,4 @@ fn inject(
     let mut cell = Cell::own(frame);
     cell.body_mut(body.len()).copy_from_slice(body);
     pool.admit(cell, Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now });
-}
-
-/// Tells control what the links did, at most every 100 ms.
-pub(crate) fn report_activity(links: &mut crate::links::Links, punts: &mut PuntSender, due: &mut Nanos, now: Nanos) {
-    if now < *due || !links.has_activity() {
-        return;
-    }
-    *due = now + REPORT;
-    // What finds no room stays for the next time.
-    while punts.room() > 0
-        && let Some((link, received, sent)) = links.take_activity()
-    {
-        let _ = punts.send(Punt::Activity { link, received, sent });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_active_links_than_the_ring_holds_are_reported_in_turns() {
-        let (ring, mut control) = rtrb::RingBuffer::new(256);
-        let mut punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
-        let mut links = crate::links::Links::default();
-        for link in 0..300 {
-            links.install(link, Side::Up, std::net::SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
-            links.received(link);
-        }
-        let (mut due, mut reported) = (0, Vec::new());
-        for turn in 1..=2 {
-            report_activity(&mut links, &mut punts, &mut due, turn * SECOND);
-            assert_eq!(due, turn * SECOND + REPORT);
-            while let Ok(punt) = control.pop() {
-                if let Punt::Activity { link, received: true, sent: false } = punt {
-                    reported.push(link);
-                }
-            }
-        }
-        reported.sort_unstable();
-        assert!(reported.into_iter().eq(0..300) && !links.has_activity());
-    }
 }

@@ -28,8 +28,7 @@ use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox, SocketId};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
-use crate::links::Side;
-use crate::mix::report_activity;
+use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, Notice, Punt, PuntSender};
@@ -63,8 +62,8 @@ pub enum Listener {
 pub enum Destination {
     /// An address.
     Ip(SocketAddr),
-    /// A name that the exit resolves, and a port.
-    Name(Box<str>, u16),
+    /// A name that the exit resolves, and a port. Shared: it is looked up by every datagram.
+    Name(Arc<str>, u16),
 }
 
 impl Destination {
