@@ -3,7 +3,6 @@
 //! Owns the threads and the sockets' options. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else leaves through the worker.
 
-use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use control::{Caps, Config, Control, Event, NextHop, Role, Timing};
+use control::{Caps, Config, Control, Counters, Event, NextHop, Role, Timing};
 use dataplane::entry::{Entry, Listener};
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
@@ -34,7 +33,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
-use crate::report::{Handshakes, NodeReport};
+use crate::report::NodeReport;
 use crate::resolver::Resolver;
 
 /// Operations from control that can wait for the worker.
@@ -69,10 +68,10 @@ pub struct Sockets {
 }
 
 /// What control last said of itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct ControlState {
-    handshakes: Handshakes,
-    refused: BTreeMap<String, u64>,
+    counters: Counters,
+    half_open: usize,
 }
 
 /// What a node's readings are made from.
@@ -92,13 +91,12 @@ impl Reporter {
         let control = lock(&self.control).clone();
         NodeReport {
             kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
-            handshakes: control.handshakes,
-            refused: control.refused,
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::ENGINE.to_owned(),
             ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
         }
+        .with_control(&control.counters, control.half_open)
     }
 }
 
@@ -406,19 +404,8 @@ impl ControlThread {
         };
         let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = joint.control();
-        let counters = control.counters();
-        *lock(&reporter.control) = ControlState {
-            handshakes: Handshakes {
-                started: counters.handshakes_started,
-                done: counters.handshakes_done,
-                setups: counters.setups,
-                channels_opened: counters.channels_opened,
-                keepalives: counters.keepalives,
-                cells: counters.cells,
-                half_open: control.half_open() as u64,
-            },
-            refused: counters.refusals().filter(|(_, n)| *n > 0).map(|(why, n)| (why.to_owned(), n)).collect(),
-        };
+        *lock(&reporter.control) =
+            ControlState { counters: control.counters().clone(), half_open: control.half_open() };
         wake
     }
 }
