@@ -2,4 +2,6 @@
 
 pub mod command;
 pub mod memchain;
+pub mod nodes;
 pub mod process;
+pub mod tap;

@@ -10,4 +10,5 @@ mod load;
 mod memory;
 mod mixing;
 mod names;
+mod tap;
 mod traffic;
