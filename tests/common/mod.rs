@@ -4,4 +4,5 @@ pub mod command;
 pub mod memchain;
 pub mod nodes;
 pub mod process;
+pub mod steady;
 pub mod tap;

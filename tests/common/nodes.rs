@@ -27,6 +27,9 @@ use super::tap::Tap;
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.
+pub const PROBE: &[u8] = b"is anybody there? ";
+
 /// What a chain is made with.
 pub struct Plan {
     pub mixes: usize,
@@ -307,12 +310,12 @@ impl Nodes {
         let mut number = 0u32;
         let mut answered = false;
         until("traffic goes both ways", || {
-            let mut question = b"is anybody there? ".to_vec();
+            let mut question = PROBE.to_vec();
             question.extend(number.to_be_bytes());
             number += 1;
             let _ = client.send_to(&question, self.forward());
             while_receiving(&self.sink, &mut buffer, |bytes, from| {
-                if bytes.starts_with(b"is anybody there? ") {
+                if bytes.starts_with(PROBE) {
                     let _ = self.sink.send_to(bytes, from);
                 }
             });

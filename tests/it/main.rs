@@ -5,6 +5,7 @@ mod common;
 
 mod config;
 mod demo;
+mod hostile;
 mod init;
 mod load;
 mod memory;
