@@ -1,5 +1,6 @@
 //! What several topics share.
 
+pub mod attack;
 pub mod command;
 pub mod memchain;
 pub mod nodes;

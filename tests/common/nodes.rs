@@ -18,7 +18,7 @@ use eddy::config::Forward;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use wire::cell::Class;
+use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
 use super::process::tallies;
@@ -144,6 +144,11 @@ impl Nodes {
         nodes
     }
 
+    /// Class and length of the chain.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.plan.class, self.exit()).unwrap()
+    }
+
     /// Positions of all nodes.
     pub fn positions(&self) -> std::ops::Range<usize> {
         0..self.configs.len()
@@ -172,13 +177,6 @@ impl Nodes {
     /// The link port of a node towards the next hop.
     pub fn down(&self, position: usize) -> SocketAddr {
         SocketAddr::new(self.host, 4900 + position as u16)
-    }
-
-    /// Every link port of the chain, by name.
-    pub fn link_ports(&self) -> Vec<(String, SocketAddr)> {
-        let ups = self.positions().skip(1).map(|i| (format!("up of node {i}"), self.up(i)));
-        let downs = self.positions().take(self.exit()).map(|i| (format!("down of node {i}"), self.down(i)));
-        downs.chain(ups).collect()
     }
 
     /// Starts a node that does not run, and waits until it says that it is ready.

@@ -13,9 +13,10 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
-use wire::cell::Direction::{self, Backward, Forward};
-use wire::cell::{Class, HEADER_LEN, Shape};
+use wire::cell::Direction::{Backward, Forward};
+use wire::cell::HEADER_LEN;
 
+use crate::common::attack::{Material, Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
 use crate::common::steady::{Load, Steady};
@@ -30,51 +31,6 @@ const IN_FLIGHT: [usize; 2] = [48 << 10, 2 << 20];
 
 const MIXES: usize = 2;
 
-/// One of a node's link sockets.
-#[derive(Clone, Copy)]
-struct Port {
-    position: usize,
-    /// Where cells to it travel.
-    direction: Direction,
-    address: SocketAddr,
-}
-
-impl Port {
-    /// Number of the link it is an end of.
-    fn link(&self) -> usize {
-        if self.direction == Forward { self.position } else { self.position + 1 }
-    }
-
-    fn cell_len(&self, class: Class) -> usize {
-        Shape::new(class, MIXES + 1).unwrap().cell_len(self.direction, self.link())
-    }
-
-    fn handshake_lens(&self) -> &'static [usize] {
-        match (self.direction, self.link()) {
-            (Forward, 1) => &[672],
-            (Forward, _) => &[686],
-            (Backward, _) => &[1176, 64],
-        }
-    }
-}
-
-fn ports(nodes: &Nodes, position: usize) -> Vec<Port> {
-    let up = (position > 0).then(|| Port { position, direction: Forward, address: nodes.up(position) });
-    let down = (position < nodes.exit()).then(|| Port { position, direction: Backward, address: nodes.down(position) });
-    [up, down].into_iter().flatten().collect()
-}
-
-/// Bytes that wait at a socket, and datagrams that the kernel has dropped there.
-fn queue(address: SocketAddr) -> (u64, u64) {
-    let SocketAddr::V4(v4) = address else { panic!("IPv4") };
-    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
-    let text = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let line = text.lines().find(|line| line.split_whitespace().nth(1) == Some(&local)).expect("it is bound");
-    let mut columns = line.split_whitespace();
-    let waiting = columns.nth(4).and_then(|queues| queues.split_once(':')).expect("tx:rx").1;
-    (u64::from_str_radix(waiting, 16).unwrap(), columns.last().unwrap().parse().unwrap())
-}
-
 /// What to send, and how it will be counted by its length alone.
 struct Attack {
     datagrams: Vec<Vec<u8>>,
@@ -84,64 +40,33 @@ struct Attack {
 
 impl Attack {
     /// Random and mutated datagrams for a port, made of what has been recorded on its link and elsewhere.
-    fn new(port: Port, class: Class, taps: &[Tap], seed: u64) -> Attack {
+    fn new(port: Port, taps: &[Tap], seed: u64) -> Attack {
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
-        let own = taps[port.link() - 1].records(port.direction);
-        let cell_len = port.cell_len(class);
-        let cells: Vec<&[u8]> = own.iter().map(|r| &r.bytes[..]).filter(|bytes| bytes.len() == cell_len).collect();
-        let handshakes: Vec<&[u8]> =
-            own.iter().map(|r| &r.bytes[..]).filter(|bytes| port.handshake_lens().contains(&bytes.len())).collect();
+        let material = Material::of(port, taps);
+        let (cells, handshakes) = (&material.cells, &material.handshakes);
         assert!(cells.len() >= 30 && !handshakes.is_empty(), "{} cells, {}", cells.len(), handshakes.len());
-        let mut elsewhere = Vec::new();
-        for (link, tap) in (1..).zip(taps) {
-            for direction in [Forward, Backward] {
-                if (link, direction) != (port.link(), port.direction) {
-                    elsewhere.extend(tap.records(direction).into_iter().map(|record| record.bytes));
-                }
-            }
-        }
-
         let mut datagrams: Vec<Vec<u8>> = Vec::with_capacity(SPECIAL);
         // Every byte of some cells and of every handshake, one bit each.
-        for one in cells.iter().rev().take(10).chain(&handshakes) {
+        for one in cells.iter().rev().take(10).chain(handshakes) {
             for at in 0..one.len() {
-                let mut bytes = one.to_vec();
+                let mut bytes = one.clone();
                 bytes[at] ^= 1 << (rng.next_u32() % 8);
                 datagrams.push(bytes);
             }
         }
         // Cut at every byte, and longer by some.
-        for one in [cells[0], handshakes[0]] {
+        for one in [&cells[0], &handshakes[0]] {
             datagrams.extend((0..one.len()).map(|len| one[..len].to_vec()));
-            datagrams.extend((1..100).map(|more| [one, &vec![0; more]].concat()));
+            datagrams.extend((1..100).map(|more| [&one[..], &vec![0; more]].concat()));
         }
         while datagrams.len() < SPECIAL {
-            let pick = |rng: &mut ChaCha20Rng, of: usize| rng.next_u32() as usize % of;
-            datagrams.push(match pick(&mut rng, 6) {
-                // Played again.
-                0 => cells[pick(&mut rng, cells.len())].to_vec(),
-                1 => handshakes[pick(&mut rng, handshakes.len())].to_vec(),
-                // Played on another link, or in the other direction.
-                2 => elsewhere[pick(&mut rng, elsewhere.len())].clone(),
-                // Two bodies under one header.
-                3 => {
-                    let (one, two) = (cells[pick(&mut rng, cells.len())], cells[pick(&mut rng, cells.len())]);
-                    [&one[..HEADER_LEN], &two[HEADER_LEN..]].concat()
-                }
-                // Noise of the right length.
-                kind => {
-                    let len = if kind == 4 { cell_len } else { port.handshake_lens()[0] };
-                    let mut bytes = vec![0; len];
-                    rng.fill_bytes(&mut bytes);
-                    bytes
-                }
-            });
+            datagrams.push(material.draw(&mut rng));
         }
         let count = |lens: &[usize]| {
             let special = datagrams.iter().filter(|bytes| lens.contains(&bytes.len())).count();
             (special + lens.len()) as u64
         };
-        let (of_cell_len, of_handshake_len) = (count(&[cell_len]), count(port.handshake_lens()));
+        let (of_cell_len, of_handshake_len) = (count(&[port.cell_len]), count(port.handshake_lens()));
         Attack { datagrams, of_cell_len, of_handshake_len }
     }
 
@@ -200,9 +125,7 @@ impl Reading {
 /// Attacks all link ports of one node, from a stranger's address and through the taps.
 fn attack(position: usize) {
     let _lock = exclusive();
-    let plan = Plan { taps: true, mixes: MIXES, ..Plan::default() };
-    let class = plan.class;
-    let mut nodes = Nodes::start(plan);
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
     nodes.assert_carries();
     let pids: Vec<u32> = nodes.positions().map(|i| nodes.pid(i)).collect();
     let opened = nodes.count(0, "/handshakes/channels_opened");
@@ -210,10 +133,10 @@ fn attack(position: usize) {
     let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
     until("there is something to mutate", || steady.counts().answered > 200);
 
-    for port in ports(&nodes, position) {
+    for port in Port::all(&nodes).into_iter().filter(|port| port.position == position) {
         let link = &nodes.taps[port.link() - 1];
         for through_tap in [false, true] {
-            let attack = Attack::new(port, class, &nodes.taps, position as u64);
+            let attack = Attack::new(port, &nodes.taps, position as u64);
             let what = format!(
                 "{} at node {position}, {:?}",
                 if through_tap { "through the tap" } else { "a stranger" },
@@ -292,13 +215,11 @@ const CAUGHT: usize = 300;
 #[test]
 fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
     let _lock = exclusive();
-    let plan = Plan { taps: true, mixes: MIXES, ..Plan::default() };
-    let class = plan.class;
-    let mut nodes = Nodes::start(plan);
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
     let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
     for link in 1..=MIXES + 1 {
-        let port = Port { position: link, direction: Forward, address: nodes.up(link) };
-        let cell_len = port.cell_len(class);
+        let port = Port::up(&nodes, link);
+        let cell_len = port.cell_len;
         let before = Reading::of(&nodes, port);
         let mutants = Arc::new(AtomicU64::new(0));
         let (sent, mut caught, mut last) = (mutants.clone(), 0, Vec::new());
@@ -343,13 +264,11 @@ fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
 #[test]
 fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
     let _lock = exclusive();
-    let plan = Plan { taps: true, mixes: MIXES, ..Plan::default() };
-    let class = plan.class;
-    let mut nodes = Nodes::start(plan);
-    let entry = Port { position: 0, direction: Backward, address: nodes.down(0) };
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
+    let entry = Port::down(&nodes, 0);
     for link in 1..=MIXES + 1 {
-        let port = Port { position: link - 1, direction: Backward, address: nodes.down(link - 1) };
-        let cell_len = port.cell_len(class);
+        let port = Port::down(&nodes, link - 1);
+        let cell_len = port.cell_len;
         let before = (Reading::of(&nodes, port), Reading::of(&nodes, entry));
         let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let (sent, mut number) = (counts.clone(), 0usize);
