@@ -262,6 +262,11 @@ impl Nodes {
         line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("kilobytes") * 1024
     }
 
+    /// Descriptors that a node has open.
+    pub fn descriptors(&self, position: usize) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid(position))).expect("it runs").count()
+    }
+
     /// A node's report now, if it answers.
     pub fn try_status(&self, position: usize) -> Option<Value> {
         let output = eddy().args(["status", "--json", "--config"]).arg(&self.configs[position]).output().unwrap();

@@ -11,5 +11,6 @@ mod load;
 mod memory;
 mod mixing;
 mod names;
+mod soak;
 mod tap;
 mod traffic;
