@@ -23,6 +23,7 @@ use wire::cell::{Class, Shape};
 use wire::kdf::x25519_public;
 
 pub use chain::{Chain, ChainNode};
+pub(crate) use error::in_words;
 pub use error::{ConfigError, Place};
 pub use keys::Keys;
 pub(crate) use node::parse_network;
@@ -121,8 +122,17 @@ impl Loaded {
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
         let config = NodeConfig::read(path)?;
-        let chain = Chain::read(&config.chain, SystemTime::now())?;
-        let keys = Keys::read(&config.keys)?;
+        let named = |key: &str, must: &str, error: ConfigError| match error {
+            ConfigError::Unreadable { path, why, .. } => {
+                let place = config.place(key, 0).unwrap_or_else(|| Place::file(&config.path));
+                ConfigError::Unreadable { path, why, remedy: format!("`{key}` in {place} must name {must}") }
+            }
+            other => other,
+        };
+        let chain = Chain::read(&config.chain, SystemTime::now())
+            .map_err(|why| named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))?;
+        let keys = Keys::read(&config.keys)
+            .map_err(|why| named("keys", "the key file of this node, owned by the user who runs eddy", why))?;
         let hops = chain.shape.hops();
         let wrong = |what: String, remedy: String| ConfigError::Value { at: Place::file(path), what, remedy };
         if NodeRole::at(config.position, hops) != Some(config.role()) {
@@ -170,26 +180,19 @@ impl Loaded {
     /// # Errors
     /// A name that does not resolve.
     pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        next_address(&self.config, &self.chain)
-    }
-}
-
-/// Where a node's next hop is reached: `next` of its configuration, or the hop's first lane. None at
-/// the exit.
-///
-/// # Errors
-/// A name that does not resolve.
-pub fn next_address(config: &NodeConfig, chain: &Chain) -> Result<Option<SocketAddr>, ConfigError> {
-    let Some(hop) = chain.node(config.position + 1) else { return Ok(None) };
-    match &config.next {
-        None => Ok(Some(hop.address)),
-        Some(next) => {
-            let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
-            found.map(Some).ok_or_else(|| ConfigError::Value {
-                at: Place::file(&config.path),
-                what: format!("next = \"{next}\" does not resolve"),
-                remedy: "write the next hop's address as IP:PORT, or mend this host's name resolution".into(),
-            })
+        let Some(hop) = self.chain.node(self.config.position + 1) else { return Ok(None) };
+        match &self.config.next {
+            None => Ok(Some(hop.address)),
+            Some(next) => {
+                let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
+                found.map(Some).ok_or_else(|| ConfigError::Value {
+                    at: self.config.place("next", 0).unwrap_or_else(|| Place::file(&self.config.path)),
+                    what: format!("next = \"{next}\" does not resolve"),
+                    remedy: "check the name, write the next hop's address as IP:PORT, or mend this host's name \
+                             resolution"
+                        .into(),
+                })
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A TOML file with the places of what it says, and serde's complaints in an operator's words.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -62,12 +63,31 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn read(path: &Path) -> Result<Source, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|why| ConfigError::Unreadable {
+        let bytes = std::fs::read(path).map_err(|why| ConfigError::Unreadable {
             path: path.to_owned(),
+            remedy: match why.kind() {
+                ErrorKind::IsADirectory => "name a file in it, such as mix1.toml",
+                ErrorKind::PermissionDenied => "run eddy as the user who may read it, or change its owner or mode",
+                _ => "check the path, or make a chain with `eddy init DIR`",
+            }
+            .into(),
             why,
-            remedy: "check the path, or make a chain with `eddy init DIR`",
         })?;
-        Ok(Source { path: path.to_owned(), text: Zeroizing::new(text) })
+        let text = String::from_utf8(bytes).map_err(|why| {
+            let valid = why.utf8_error().valid_up_to();
+            let bytes = Zeroizing::new(why.into_bytes());
+            let line = 1 + bytes[..valid].iter().filter(|byte| **byte == b'\n').count();
+            let at = Place { path: path.to_owned(), line: Some(line) };
+            let remedy = "save it as UTF-8, or copy it anew in binary mode";
+            ConfigError::Value { at, what: "this is no UTF-8 text".into(), remedy: remedy.into() }
+        })?;
+        let source = Source { path: path.to_owned(), text: Zeroizing::new(text) };
+        if source.text.trim().is_empty() {
+            let remedy = "copy it anew from where `eddy init` wrote it";
+            let at = Place::file(path);
+            return Err(ConfigError::Value { at, what: "the file is empty".into(), remedy: remedy.into() });
+        }
+        Ok(source)
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {

@@ -8,6 +8,7 @@ mod demo;
 mod init;
 mod load;
 mod memory;
+mod mistakes;
 mod mixing;
 mod names;
 mod traffic;
