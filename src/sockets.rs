@@ -83,7 +83,7 @@ fn wanted(config: &NodeConfig, next: Option<SocketAddr>) -> Result<(Vec<Wanted>,
         if down.is_ipv4() != next.is_ipv4() {
             return Err(mistake(
                 said,
-                format!("this cannot reach the next hop at {next}"),
+                format!("{} cannot reach the next hop at {next}", if down.is_ipv6() { "IPv6" } else { "IPv4" }),
                 format!("write down = \"{any}\""),
             ));
         }
@@ -201,7 +201,7 @@ pub(crate) fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> C
     match why.kind() {
         ErrorKind::AddrInUse if port > 0 => mistake(
             said,
-            "another program has this port",
+            "another process has this port",
             format!("find it with `ss -ulpn 'sport = :{port}'` and end it, or take another port"),
         ),
         ErrorKind::AddrNotAvailable => mistake(

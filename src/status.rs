@@ -101,8 +101,8 @@ impl Bound {
                 }
                 _ => {
                     return Err(wrong(
-                        "a node that runs already answers there".into(),
-                        "stop it, or give each node a `status` of its own",
+                        "a running program answers there already".into(),
+                        "end that node, or give each node a `status` of its own",
                     ));
                 }
             }
@@ -208,7 +208,7 @@ mod tests {
         assert!(path.exists());
         let living = bind(&path).unwrap();
         let refused = bind(&path).err().unwrap().to_string();
-        assert!(refused.contains("runs already"), "{refused}");
+        assert!(refused.contains("answers there already"), "{refused}");
         drop(living);
         assert!(!path.exists());
         fs::write(&path, "a file").unwrap();

@@ -91,7 +91,10 @@ pub enum DescriptorError {
     #[error("cipher suite {0}, this program knows suite {SUITE_X25519}: update eddy")]
     Suite(u8),
     /// Signature and content differ.
-    #[error("the signature is not by the identity pinned in chain.toml: compare the identity with the node's operator")]
+    #[error(
+        "the signature is not by the identity pinned in chain.toml: fetch the file again, or compare the identity with the \
+         node's operator"
+    )]
     Signature,
     /// Of another chain.
     #[error("the descriptor belongs to another chain: compare the chain id in chain.toml with the operator's")]

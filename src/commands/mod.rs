@@ -28,8 +28,9 @@ pub fn misspoken(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let mut line = String::new();
     for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
-        let part = part.trim_start_matches("error: ").trim_start_matches("tip: ");
-        if part.starts_with("For more information") {
+        let part = part.trim_start_matches("error: ");
+        // What is similar is remedy enough.
+        if part.starts_with("For more information") || part.starts_with("Usage: ") && text.contains("tip: ") {
             continue;
         }
         let joint = match part {
@@ -38,7 +39,7 @@ pub fn misspoken(error: &clap::Error) -> ExitCode {
             _ => ": ",
         };
         line += joint;
-        line += &part.replace("Usage: ", "write ");
+        line += &part.replace("tip: ", "").replace("Usage: ", "write ");
     }
     eprintln!("eddy: {line}");
     ExitCode::from(MISTAKE)

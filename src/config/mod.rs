@@ -122,10 +122,10 @@ impl Loaded {
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
         let config = NodeConfig::read(path)?;
+        let place = |key: &str| config.place(key, 0).unwrap_or_else(|| Place::file(path));
         let named = |key: &str, must: &str, error: ConfigError| match error {
             ConfigError::Unreadable { path, why, .. } => {
-                let place = config.place(key, 0).unwrap_or_else(|| Place::file(&config.path));
-                ConfigError::Unreadable { path, why, remedy: format!("`{key}` in {place} must name {must}") }
+                ConfigError::Unreadable { path, why, remedy: format!("`{key}` in {} must name {must}", place(key)) }
             }
             other => other,
         };
@@ -134,7 +134,7 @@ impl Loaded {
         let keys = Keys::read(&config.keys)
             .map_err(|why| named("keys", "the key file of this node, owned by the user who runs eddy", why))?;
         let hops = chain.shape.hops();
-        let wrong = |what: String, remedy: String| ConfigError::Value { at: Place::file(path), what, remedy };
+        let wrong = |key: &str, what: String, remedy: String| ConfigError::Value { at: place(key), what, remedy };
         if NodeRole::at(config.position, hops) != Some(config.role()) {
             let right = match config.role() {
                 NodeRole::Entry => "0".to_owned(),
@@ -142,6 +142,7 @@ impl Loaded {
                 NodeRole::Exit => hops.to_string(),
             };
             return Err(wrong(
+                "position",
                 format!(
                     "position = {} is not the place of {} in this chain",
                     config.position,
@@ -154,7 +155,10 @@ impl Loaded {
             let differs = |kind| ConfigError::Value {
                 at: Place::file(&config.keys),
                 what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
-                remedy: "`keys` must name the file that `eddy init` wrote for this node of this chain".into(),
+                remedy: format!(
+                    "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
+                    place("keys")
+                ),
             };
             if x25519_public(&keys.noise) != own.descriptor.noise {
                 return Err(differs("noise"));
@@ -167,7 +171,10 @@ impl Loaded {
                 && mixing.largest_delay().as_nanos() > promised * 1_000_000
             {
                 return Err(wrong(
-                    format!("mixing = \"{mixing}\" may hold a cell longer than the {promised} ms of the descriptor"),
+                    "mixing",
+                    format!(
+                        "mixing = \"{mixing}\" may hold a cell longer than the {promised} ms that the descriptor promises"
+                    ),
                     format!("shorten it, or run `eddy init --mixing {mixing}` for the whole chain again"),
                 ));
             }

@@ -153,7 +153,7 @@ impl NodeConfig {
         let role = role(&source, &raw.role)?;
         raw.refuse_foreign(&source, role)?;
         let beside = |name: &Spanned<String>| path.parent().unwrap_or(Path::new("")).join(name.get_ref());
-        let position = source.number("position", Some(&raw.position), 0..9, 1)? as usize;
+        let position = source.required("position", &raw.position, 0..9)? as usize;
         let window = source.number("window", raw.window.as_ref(), 64..65_537, WINDOW as i64)?;
         if let Some(value) = &raw.window
             && !(window as usize).is_power_of_two()
@@ -207,8 +207,7 @@ impl NodeConfig {
             down: raw.down.as_ref().map(|value| listen(&source, "down", value)).transpose()?,
             next: raw.next.as_ref().map(|value| next(&source, value)).transpose()?,
             window: window as usize,
-            receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)?
-                as usize,
+            receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             renew_after: Duration::from_secs(renew_after_s as u64),
             part,
             lines: raw.lines(&source),
@@ -243,12 +242,14 @@ impl Raw {
             [("chain", Some(&self.chain)), ("keys", Some(&self.keys)), ("status", Some(&self.status))].into_iter();
         let settings =
             settings.chain([("up", self.up.as_ref()), ("down", self.down.as_ref()), ("next", self.next.as_ref())]);
+        let settings = settings.chain([("mixing", self.mixing.as_ref())]);
         let settings = settings.filter_map(|(key, value)| Some((key, value?.span())));
-        let buffer = self.receive_buffer.iter().map(|value| ("receive_buffer", value.span()));
+        let numbers = [("position", Some(&self.position)), ("receive_buffer", self.receive_buffer.as_ref())];
+        let numbers = numbers.into_iter().filter_map(|(key, value)| Some((key, value?.span())));
         let forwards = self.forward.iter().flat_map(|list| list.get_ref());
         let forwards = forwards.map(|forward| ("forward", forward.listen.span()));
         let pymix = self.pymix.iter().flat_map(|list| list.get_ref()).map(|value| ("pymix", value.span()));
-        let all = settings.chain(buffer).chain(forwards).chain(pymix);
+        let all = settings.chain(numbers).chain(forwards).chain(pymix);
         all.filter_map(|(key, span)| Some((key, source.at(span).line?))).collect()
     }
 
@@ -298,7 +299,7 @@ fn role(source: &Source, value: &Spanned<String>) -> Result<NodeRole, ConfigErro
         other => {
             let hint = nearest(other, &names)
                 .map_or("the roles are entry, mix and exit".to_owned(), |name| format!("did you mean \"{name}\"?"));
-            Err(source.wrong(value, format!("role = {other:?} is none"), hint))
+            Err(source.wrong(value, format!("role = {other:?} is no role"), hint))
         }
     }
 }

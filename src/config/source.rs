@@ -78,7 +78,7 @@ impl Source {
             let bytes = Zeroizing::new(why.into_bytes());
             let line = 1 + bytes[..valid].iter().filter(|byte| **byte == b'\n').count();
             let at = Place { path: path.to_owned(), line: Some(line) };
-            let remedy = "save it as UTF-8, or copy it anew in binary mode";
+            let remedy = "save it as UTF-8, or copy it anew";
             ConfigError::Value { at, what: "this is no UTF-8 text".into(), remedy: remedy.into() }
         })?;
         let source = Source { path: path.to_owned(), text: Zeroizing::new(text) };
@@ -115,7 +115,7 @@ impl Source {
         ConfigError::Invalid { at: self.at(value.span()), what: what.into() }
     }
 
-    /// A whole number from a range.
+    /// A whole number from a range, or its default.
     pub(super) fn number(
         &self,
         key: &str,
@@ -123,12 +123,20 @@ impl Source {
         range: Range<i64>,
         default: i64,
     ) -> Result<i64, ConfigError> {
-        let Some(value) = value else { return Ok(default) };
+        value.map_or(Ok(default), |value| self.ranged(key, value, range, &format!("; the default is {default}")))
+    }
+
+    /// A whole number from a range.
+    pub(super) fn required(&self, key: &str, value: &Spanned<i64>, range: Range<i64>) -> Result<i64, ConfigError> {
+        self.ranged(key, value, range, "")
+    }
+
+    fn ranged(&self, key: &str, value: &Spanned<i64>, range: Range<i64>, more: &str) -> Result<i64, ConfigError> {
         let number = *value.get_ref();
         if range.contains(&number) {
             return Ok(number);
         }
-        let remedy = format!("take {} to {}; the default is {default}", range.start, range.end - 1);
+        let remedy = format!("take {} to {}{more}", range.start, range.end - 1);
         Err(self.wrong(value, format!("{key} = {number} is out of range"), remedy))
     }
 
@@ -141,9 +149,11 @@ impl Source {
         })
     }
 
-    fn line_key(&self, place: &Place) -> Option<&str> {
-        let line = self.text.lines().nth(place.line? - 1)?;
-        line.split_once('=').map(|(key, _)| key.trim())
+    /// The key and the value that a line sets, if the key is known: anything else may be a secret.
+    fn setting(&self, place: &Place) -> Option<(&str, &str)> {
+        let (key, value) = self.text.lines().nth(place.line? - 1)?.split_once('=')?;
+        let key = key.trim();
+        EXAMPLES.iter().any(|(known, _)| *known == key).then_some((key, value.trim()))
     }
 
     /// Serde and the parser name what they found in backticks; the file's own text is never quoted,
@@ -167,13 +177,19 @@ impl Source {
             return ConfigError::MissingKey { at, example: example(&key), key };
         }
         if what.starts_with("invalid ") && what.contains("expected") && !what.contains("invalid string") {
-            let remedy = self.line_key(&at).map_or_else(
+            let remedy = self.setting(&at).map_or_else(
                 || "compare it with what `eddy init` writes".to_owned(),
-                |key| format!("write it like {}", example(key)),
+                |(key, _)| format!("write it like {}", example(key)),
             );
-            return ConfigError::Value { at, what, remedy };
+            return ConfigError::Value { at, what: what.replace("expected i64", "expected a whole number"), remedy };
         }
-        ConfigError::Syntax { at, what }
+        match self.setting(&at) {
+            Some((key, value)) => {
+                let what = if value.is_empty() { format!("`{key}` has no value") } else { what };
+                ConfigError::Value { at, what, remedy: format!("write it like {}", example(key)) }
+            }
+            None => ConfigError::Syntax { at, what },
+        }
     }
 }
 

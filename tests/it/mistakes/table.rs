@@ -66,14 +66,14 @@ table! { NODE:
     "a missing key", Line("mix1.toml", "position", ""), MIX,
         &["mix1.toml: the key `position` is missing", "add `position = 1`"];
     "a value of the wrong type", Line("mix1.toml", "position", "position = \"1\""), MIX,
-        &["mix1.toml:4: ", "expected", "write it like `position = 1`"];
+        &["mix1.toml:4: ", "expected a whole number", "write it like `position = 1`"];
     "a position that the chain does not have", Line("mix1.toml", "position", "position = 4"), MIX,
-        &["position = 4 is not the place of a mix", "1 to 3"];
+        &["mix1.toml:4: position = 4 is not the place of a mix", "1 to 3"];
     "a position that no chain has", Line("mix1.toml", "position", "position = 9"), MIX,
         &["position = 9 is out of range", "take 0 to 8"];
     "a role that is none", Line("mix1.toml", "role", "role = \"mux\""), MIX,
         &["role = \"mux\"", "did you mean \"mix\"?"];
-    "no value", Line("mix1.toml", "role", "role = "), MIX, &["mix1.toml:3: ", "TOML"];
+    "no value", Line("mix1.toml", "role", "role = "), MIX, &["mix1.toml:3: `role` has no value", "write it like `role = \"mix\"`"];
     "a mix without `up`", Line("mix1.toml", "up", ""), MIX,
         &["`up` is missing", "up = \"127.0.0.1:4701\""];
     "a name where an address belongs", Line("mix1.toml", "up", "up = \"localhost\""), MIX,
@@ -83,7 +83,7 @@ table! { NODE:
     "a mixing that there is not", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
         &["unknown strategy", "write one of threshold"];
     "a mixing slower than the descriptor promises", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
-        &["longer than the 5 ms of the descriptor", "--mixing timed:t=9ms"];
+        &["mix1.toml:13: ", "longer than the 5 ms that the descriptor promises", "--mixing timed:t=9ms"];
     "a window that is no power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
         &["window = 1000 is no power of two", "take 1024"];
     "a window too small", Line("mix1.toml", "# window", "window = 32"), MIX,
@@ -169,7 +169,7 @@ table! { KEYS:
     "the keys of another node", Line("mix1.toml", "keys", "keys = \"mix2.key\""), MIX,
         &["mix2.key: its noise key is not that of node 1"];
     "the position of another node", Line("mix1.toml", "position", "position = 2"), MIX,
-        &["mix1.key", "noise key is not that of node 2", "`keys` must name"];
+        &["mix1.key", "noise key is not that of node 2", "`keys` in mix1.toml:6 must name"];
     "keys that others may read", Do(|s| mode(s, "mix1.key", 0o644)), MIX,
         &["mode 0644", "run `chmod 600 mix1.key`"];
     "keys that this user may not read", Do(|s| { s.unprivileged = true; mode(s, "mix1.key", 0o200); }), MIX,
@@ -180,13 +180,13 @@ table! { KEYS:
 
 table! { SOCKETS:
     "a port in use", Do(|s| { let held = hold(s, "4701"); s.edit("mix1.toml", "up", &format!("up = \"{held}\"")); }), MIX,
-        &["mix1.toml:9: up = ", "another program has this port", "`ss -ulpn 'sport = :"];
+        &["mix1.toml:9: up = ", "another process has this port", "`ss -ulpn 'sport = :"];
     "a forward's port in use",
         Do(|s| {
             let held = hold(s, "5000");
             s.edit("entry.toml", "", &format!("[[forward]]\nlisten = \"{held}\"\nto = \"192.0.2.7:53\""));
         }), ENTRY,
-        &["entry.toml:24: the forward on ", "another program has this port", "`ss -ulpn 'sport = :"];
+        &["entry.toml:24: the forward on ", "another process has this port", "`ss -ulpn 'sport = :"];
     "an address that this host does not have", Line("mix1.toml", "up", "up = \"192.0.2.1:4701\""), MIX,
         &["mix1.toml:9: up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1", "`ip address`"];
     "a port below 1024 without privilege",
@@ -260,18 +260,21 @@ table! { STATUS:
         }), MIX,
         &["mix1.toml:7: the status socket run/mix1.sock", "may not write to the folder run", "owner"];
     "a path too long for a socket",
-        Do(|s| s.edit("mix1.toml", "status", &format!("status = \"{}.sock\"", "a".repeat(103)))), MIX,
+        Do(|s| {
+            s.edit("mix1.toml", "status", &format!("status = \"{}.sock\"", "a".repeat(103)));
+            s.names.push(("a".repeat(103), "aaa...aaa"));
+        }), MIX,
         &["mix1.toml:7: ", "its path has 108 bytes, the system takes 107", "a shorter path"];
     "a file in the way", Do(|s| fs::write(s.path("mix1.sock"), "").unwrap()), MIX,
         &["mix1.toml:7: ", "is no socket", "move it away"];
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
-        &["mix1.toml:7: ", "a node that runs already answers there", "stop it"];
+        &["mix1.toml:7: ", "a running program answers there already", "end that node"];
     "two nodes with one status socket",
         Do(|s| { start(s, "mix1"); s.edit("mix2.toml", "status", "status = \"mix1.sock\""); }), "mix --config mix2.toml",
         &["mix2.toml:7: the status socket mix1.sock", "a `status` of its own"];
     "another program answers at the status socket",
         Do(|s| { let held = UnixListener::bind(s.path("mix1.sock")).unwrap(); s.kept.push(Box::new(held)); }), MIX,
-        &["mix1.toml:7: ", "answers there"];
+        &["mix1.toml:7: ", "a running program answers there already"];
 }
 
 table! { COMMAND_LINE:
