@@ -276,7 +276,8 @@ fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAdd
         None => raise,
     };
     let what = format!(
-        "the path to the next hop at {next} carries packets of {mtu} bytes, this chain of class {} makes some of {needed}",
+        "the path to the next hop at {next} carries packets of {mtu} bytes, this chain of class {} makes some of \
+         {needed}",
         shape.class()
     );
     Err(mistake(place(config, "next"), what, remedy))

@@ -173,7 +173,8 @@ impl Loaded {
                 return Err(wrong(
                     "mixing",
                     format!(
-                        "mixing = \"{mixing}\" may hold a cell longer than the {promised} ms that the descriptor promises"
+                        "mixing = \"{mixing}\" may hold a cell longer than the {promised} ms that the descriptor \
+                         promises"
                     ),
                     format!("shorten it, or run `eddy init --mixing {mixing}` for the whole chain again"),
                 ));

@@ -165,7 +165,9 @@ impl Source {
         if what.starts_with("unknown field") {
             let key = quoted.next().unwrap_or_default().to_owned();
             let known: Vec<&str> = quoted.collect();
+            let elsewhere = EXAMPLES.iter().any(|(name, _)| *name == key);
             let hint = match nearest(&key, &known) {
+                _ if elsewhere => "it belongs to another kind of file: check which file was named".to_owned(),
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("the keys here are {}", known.join(", ")),
             };

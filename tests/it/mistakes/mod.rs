@@ -6,11 +6,11 @@
 mod table;
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -176,6 +176,33 @@ impl Scene {
     }
 }
 
+/// A node. Ends when dropped.
+struct Running(Child, BufReader<ChildStderr>);
+
+impl Running {
+    fn new(command: &mut Command) -> Running {
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(process.stderr.take().unwrap());
+        Running(process, said)
+    }
+
+    /// What it says until it is ready.
+    fn until_ready(&mut self) -> String {
+        let mut said = String::new();
+        while !said.contains("ready: ") {
+            assert_ne!(self.1.read_line(&mut said).unwrap(), 0, "the node does not start: {said}");
+        }
+        said
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 /// A row of the handbook. Text in backticks may hold backticks and bars.
 fn row(name: &str, said: &str) -> String {
     let said = said.trim_end().trim_start_matches("eddy: ").replace('|', "\\|");
@@ -232,8 +259,27 @@ fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
     let differ: Vec<_> = made.lines().filter(|line| !printed.lines().any(|old| old == *line)).collect();
     assert!(
         printed == made,
-        "docs/OPERATE.md does not say what eddy says; EDDY_BLESS=1 cargo test --test it mistakes rewrites it: {differ:#?}"
+        "docs/OPERATE.md is not what eddy says; EDDY_BLESS=1 cargo test --test it mistakes rewrites it: {differ:#?}"
     );
+}
+
+/// The default needs no privilege: less is granted, and said.
+#[test]
+fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
+    let chain = tempfile::tempdir().unwrap();
+    assert!(run(chain.path(), "init . --mixes 3").status.success());
+    let mut scene = Scene::new(chain.path());
+    scene.unprivileged = true;
+    scene.edit("mix1.toml", "up", "up = \"127.0.0.1:0\"");
+    let mut command = scene.command();
+    if let Some(why) = scene.impossible {
+        return eprintln!("not tried here: {why}");
+    }
+    let mut node = Running::new(command.args(["mix", "--config", "mix1.toml"]));
+    let said = node.until_ready();
+    let most: usize = fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap().trim().parse().unwrap();
+    let warned = said.contains("sudo sysctl -w net.core.rmem_max=8388608");
+    assert_eq!(warned, most < 8_388_608, "{said}");
 }
 
 #[test]

@@ -1,11 +1,9 @@
 //! The mistakes: what the operator did, what was run then, and what the answer must say.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::process::{Child, ChildStderr, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -13,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use control::{Descriptor, Identity};
 
 use super::Setup::{Do, Line, Nothing};
-use super::{Mistake, Scene};
+use super::{Mistake, Running, Scene};
 use crate::common::command::eddy;
 
 const MIX: &str = "mix --config mix1.toml";
@@ -54,6 +52,10 @@ table! { FILES:
         &["mix1.toml: the file is empty", "`eddy init`"];
     "an empty chain file", Do(|s| fs::write(s.path("chain.toml"), "\n").unwrap()), MIX,
         &["chain.toml: the file is empty", "`eddy init`"];
+    "the chain file for a configuration", Nothing, "mix --config chain.toml",
+        &["chain.toml:3: unknown key `class`", "another kind of file", "which file was named"];
+    "the key file for a configuration", Nothing, "mix --config mix1.key",
+        &["mix1.key:3: unknown key `identity`", "another kind of file"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -73,7 +75,8 @@ table! { NODE:
         &["position = 9 is out of range", "take 0 to 8"];
     "a role that is none", Line("mix1.toml", "role", "role = \"mux\""), MIX,
         &["role = \"mux\"", "did you mean \"mix\"?"];
-    "no value", Line("mix1.toml", "role", "role = "), MIX, &["mix1.toml:3: `role` has no value", "write it like `role = \"mix\"`"];
+    "no value", Line("mix1.toml", "role", "role = "), MIX,
+        &["mix1.toml:3: `role` has no value", "write it like `role = \"mix\"`"];
     "a mix without `up`", Line("mix1.toml", "up", ""), MIX,
         &["`up` is missing", "up = \"127.0.0.1:4701\""];
     "a name where an address belongs", Line("mix1.toml", "up", "up = \"localhost\""), MIX,
@@ -112,7 +115,8 @@ table! { NODE:
         &["\"example.org\" has no port", "NAME:PORT"];
     "a forward to nowhere", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\""), ENTRY,
         &["the key `to` is missing", "add `to = "];
-    "a key that no forward has", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
+    "a key that no forward has",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
     "an `allow` that is no network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
         &["exit.toml:13: \"10.0.0.0/33\" is no network", "IP/BITS"];
@@ -179,7 +183,8 @@ table! { KEYS:
 }
 
 table! { SOCKETS:
-    "a port in use", Do(|s| { let held = hold(s, "4701"); s.edit("mix1.toml", "up", &format!("up = \"{held}\"")); }), MIX,
+    "a port in use",
+        Do(|s| { let held = hold(s, "4701"); s.edit("mix1.toml", "up", &format!("up = \"{held}\"")); }), MIX,
         &["mix1.toml:9: up = ", "another process has this port", "`ss -ulpn 'sport = :"];
     "a forward's port in use",
         Do(|s| {
@@ -190,16 +195,19 @@ table! { SOCKETS:
     "an address that this host does not have", Line("mix1.toml", "up", "up = \"192.0.2.1:4701\""), MIX,
         &["mix1.toml:9: up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1", "`ip address`"];
     "a port below 1024 without privilege",
-        Do(|s| { s.unprivileged = true; privileged_ports(s); s.edit("mix1.toml", "up", "up = \"127.0.0.1:47\""); }), MIX,
+        Do(|s| { privileged_ports(s); s.edit("mix1.toml", "up", "up = \"127.0.0.1:47\""); }), MIX,
         &["port 47 needs a privilege", "setcap cap_net_bind_service=+ep", "net.ipv4.ip_unprivileged_port_start=47"];
     "`up` equal to `down`", Line("mix1.toml", "down", "down = \"127.0.0.1:4701\""), MIX,
         &["mix1.toml:10: down = \"127.0.0.1:4701\"", "up has port 4701 already", "a port of its own"];
     "`up` on every address, `down` on one of them, on one port",
-        Do(|s| { s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\""); s.edit("mix1.toml", "down", "down = \"127.0.0.1:4701\""); }),
-        MIX, &["mix1.toml:10: down", "up has port 4701 already, on 0.0.0.0:4701"];
+        Do(|s| {
+            s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
+            s.edit("mix1.toml", "down", "down = \"127.0.0.1:4701\"");
+        }), MIX,
+        &["mix1.toml:10: down", "up has port 4701 already, on 0.0.0.0:4701"];
     "two forwards on one port",
-        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\n[[forward]]\nlisten = \"5000\"\nto = \"b:1\""),
-        ENTRY, &["entry.toml:27: the forward on 127.0.0.1:5000", "a forward has port 5000 already", "a port of its own"];
+        Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
+        &["entry.toml:27: the forward on 127.0.0.1:5000", "a forward has port 5000 already", "a port of its own"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
@@ -208,7 +216,7 @@ table! { SOCKETS:
         &["mix1.toml:10: down", "cannot reach the next hop at 127.0.0.1:4702", "0.0.0.0:0"];
     "`down` on loopback, the next hop elsewhere",
         Do(|s| {
-            net(s, "ip link set lo up && ip link add d0 type veth peer name d1 && ip address add 192.0.2.1/24 dev d0 && ip link set d0 up");
+            net(s, VETH);
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:0\"");
             s.edit("mix1.toml", "# next", "next = \"192.0.2.7:4702\"");
         }), MIX,
@@ -218,14 +226,23 @@ table! { SOCKETS:
     "`next` names the node itself", Line("mix1.toml", "# next", "next = \"127.0.0.1:4701\""), MIX,
         &["mix1.toml:11: next = \"127.0.0.1:4701\"", "this node's own socket, up", "mix2 is reached", "127.0.0.1:4702"];
     "`next` names the node itself, which is bound to every address",
-        Do(|s| { s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\""); s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\""); }),
-        MIX, &["this node's own socket, up on 0.0.0.0:4701"];
+        Do(|s| {
+            s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
+            s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\"");
+        }), MIX,
+        &["this node's own socket, up on 0.0.0.0:4701"];
     "`next` names the node itself, which is bound to every address of both families",
-        Do(|s| { s.edit("mix1.toml", "up", "up = \"[::]:4701\""); s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\""); }),
-        MIX, &["this node's own socket, up on [::]:4701"];
+        Do(|s| {
+            s.edit("mix1.toml", "up", "up = \"[::]:4701\"");
+            s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\"");
+        }), MIX,
+        &["this node's own socket, up on [::]:4701"];
     "`next` names the port that the entry sends from",
-        Do(|s| { s.edit("entry.toml", "down", "down = \"127.0.0.1:4700\""); s.edit("entry.toml", "# next", "next = \"127.0.0.1:4700\""); }),
-        ENTRY, &["this node's own socket, down on 127.0.0.1:4700", "mix1 is reached"];
+        Do(|s| {
+            s.edit("entry.toml", "down", "down = \"127.0.0.1:4700\"");
+            s.edit("entry.toml", "# next", "next = \"127.0.0.1:4700\"");
+        }), ENTRY,
+        &["this node's own socket, down on 127.0.0.1:4700", "mix1 is reached"];
     "the next hop's published address is bound here", Line("mix1.toml", "up", "up = \"0.0.0.0:4702\""), MIX,
         &["chain.toml: the next hop mix2 is published at 127.0.0.1:4702", "give `up` another port"];
     "`next` names every address", Line("mix1.toml", "# next", "next = \"0.0.0.0:4702\""), MIX,
@@ -270,7 +287,10 @@ table! { STATUS:
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
         &["mix1.toml:7: ", "a running program answers there already", "end that node"];
     "two nodes with one status socket",
-        Do(|s| { start(s, "mix1"); s.edit("mix2.toml", "status", "status = \"mix1.sock\""); }), "mix --config mix2.toml",
+        Do(|s| {
+            start(s, "mix1");
+            s.edit("mix2.toml", "status", "status = \"mix1.sock\"");
+        }), "mix --config mix2.toml",
         &["mix2.toml:7: the status socket mix1.sock", "a `status` of its own"];
     "another program answers at the status socket",
         Do(|s| { let held = UnixListener::bind(s.path("mix1.sock")).unwrap(); s.kept.push(Box::new(held)); }), MIX,
@@ -333,11 +353,16 @@ fn net(scene: &mut Scene, prelude: &'static str) {
 }
 
 fn privileged_ports(scene: &mut Scene) {
+    scene.unprivileged = true;
     let file = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     if fs::read_to_string(file).is_ok_and(|first| first.trim().parse::<u16>().is_ok_and(|first| first <= 47)) {
         scene.impossible("every user may bind every port here");
     }
 }
+
+/// A host with one address beside loopback.
+const VETH: &str = "ip link set lo up && ip link add d0 type veth peer name d1 && \
+                    ip address add 192.0.2.1/24 dev d0 && ip link set d0 up";
 
 /// Asks for more than the system grants.
 fn receive_buffer(scene: &mut Scene) {
@@ -352,25 +377,10 @@ fn receive_buffer(scene: &mut Scene) {
     scene.edit("mix1.toml", "up", "up = \"127.0.0.1:0\"");
 }
 
-/// Ends when dropped.
-struct Running(Child, BufReader<ChildStderr>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
 /// Starts a mix and waits until it is ready.
 fn start(scene: &mut Scene, name: &str) {
     scene.edit(&format!("{name}.toml"), "up", "up = \"127.0.0.1:0\"");
-    let mut command = eddy();
-    command.current_dir(scene.dir.path()).args(["mix", "--config", &format!("{name}.toml")]);
-    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let said = BufReader::new(process.stderr.take().unwrap());
-    let mut running = Running(process, said);
-    let ready = running.1.by_ref().lines().map_while(Result::ok).any(|line| line.contains("ready: "));
-    assert!(ready, "{name} does not start");
-    scene.kept.push(Box::new(running));
+    let mut node = Running::new(eddy().current_dir(&scene.dir).args(["mix", "--config", &format!("{name}.toml")]));
+    node.until_ready();
+    scene.kept.push(Box::new(node));
 }
