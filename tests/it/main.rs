@@ -9,6 +9,7 @@ mod hostile;
 mod init;
 mod load;
 mod memory;
+mod mistakes;
 mod mixing;
 mod names;
 mod soak;
