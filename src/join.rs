@@ -12,6 +12,8 @@ use dataplane::links::{Rank, Side};
 use dataplane::punt::{Ended, Notice, Punt};
 use dataplane::table::{ChannelKeys, Op, OpSender};
 
+const _: () = assert!(control::LINK_PLACE_BITS == dataplane::links::PLACE_BITS);
+
 /// Handshake datagrams that wait at most.
 const OUTGOING_MAX: usize = 1024;
 /// How soon to look again at a ring that was not drained.
@@ -118,10 +120,12 @@ impl Joint {
                 let side = control_side(side);
                 self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
-            Punt::Cell { link, slot, header, mut body } => {
-                self.control.handle(now, wall, Input::Cell { link, slot, header, body: body.bytes_mut() });
+            Punt::Cell { link, slot, from, header, mut body } => {
+                self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
-            Punt::Promoted { link, slot } => self.control.handle(now, wall, Input::Promoted { link, slot }),
+            Punt::Promoted { link, slot, from } => {
+                self.control.handle(now, wall, Input::Promoted { link, slot, from });
+            }
             Punt::Activity { link, received, sent } => {
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
@@ -164,7 +168,7 @@ fn operation(op: DataOp) -> Op {
             };
             Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot } => Op::Promote { link, slot },
+        DataOp::Promote { link, slot, peer } => Op::Promote { link, slot, peer },
         DataOp::RetireSlot { link, slot } => Op::RetireSlot { link, slot },
         DataOp::RetireLink { link } => Op::RetireLink { link },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {

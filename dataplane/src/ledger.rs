@@ -59,6 +59,8 @@ drops! {
     NoFrame => "no-frame",
     /// The outgoing link has no current slot.
     LinkDown => "link-down",
+    /// The outgoing link has ended while the cell was pooled.
+    LinkGone => "link-gone",
     /// An injected cell whose slot expired before it left.
     SlotExpired => "slot-expired",
     /// The inner frames of a cell do not parse.

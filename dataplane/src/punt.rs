@@ -29,6 +29,8 @@ pub enum Punt {
         link: u32,
         /// The slot under which its header deciphered.
         slot: u32,
+        /// Its source: the link's address, if it promotes the slot.
+        from: SocketAddr,
         /// Its header.
         header: Header,
         /// Its body.
@@ -40,6 +42,8 @@ pub enum Punt {
         link: u32,
         /// The slot.
         slot: u32,
+        /// Where that cell came from: the link's address from now on.
+        from: SocketAddr,
     },
     /// What a link did since the last report, at most every 100 ms.
     Activity {

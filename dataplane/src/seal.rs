@@ -10,7 +10,7 @@ use wire::cell::Block;
 use crate::batch::Departures;
 use crate::frame::FreeList;
 use crate::ledger::{Drop, Tally};
-use crate::links::Links;
+use crate::links::{Links, place};
 use crate::pool::Pooled;
 
 /// Scratch space of the stage.
@@ -47,17 +47,16 @@ impl Sealer {
                 run.push(next);
             }
             let link = links.link(link_id);
-            let slot = match (&link, sealed_for) {
-                (Some(link), None) => link.current().ok_or(Drop::LinkDown),
-                (Some(link), Some(id)) => link.slot(id).ok_or(Drop::SlotExpired),
-                (None, _) => Err(Drop::LinkDown),
+            let slot = match (link, sealed_for) {
+                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
+                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(Drop::SlotExpired),
+                (None, _) => Err(Drop::LinkGone),
             };
             match slot {
-                Ok(slot) => {
+                Ok((slot, peer)) => {
                     self.blocks.clear();
                     self.blocks.extend(run.iter().map(|pooled| pooled.ticket.header.to_block()));
                     slot.outgoing().encipher(&mut self.blocks);
-                    let peer = slot.peer;
                     for (pooled, block) in run.drain(..).zip(&self.blocks) {
                         out.push(pooled.cell.seal(block), peer);
                     }
@@ -87,12 +86,12 @@ impl Sealer {
         }
         self.links.shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let most = self.links.iter().max().map_or(0, |link| *link as usize + 1);
+        let most = self.links.iter().map(|link| place(*link) + 1).max().unwrap_or(0);
         self.order.clear();
         self.order.resize(most, 0);
         for (rank, link) in self.links.iter().enumerate() {
-            self.order[*link as usize] = rank as u32;
+            self.order[place(*link)] = rank as u32;
         }
-        release.sort_by_key(|pooled| self.order[pooled.ticket.link as usize]);
+        release.sort_by_key(|pooled| self.order[place(pooled.ticket.link)]);
     }
 }

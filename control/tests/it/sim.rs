@@ -356,7 +356,7 @@ impl World {
         if handshake_length(bytes.len()) {
             node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
-            node.control.handle(now, wall, Input::Cell { link, slot, header, body: &mut bytes[16..] });
+            node.control.handle(now, wall, Input::Cell { link, slot, from: packet.from, header, body: &mut bytes[16..] });
         }
         self.drain(at);
     }
@@ -523,11 +523,11 @@ impl Node {
                     }
                 }
             }
-            DataOp::Promote { link, slot } => {
+            DataOp::Promote { link, slot, peer } => {
                 let link = self.links.get_mut(&link).expect("a live link is promoted");
                 assert_eq!(link.next(), Some(slot), "only next is promoted");
                 let next = link.next.take();
-                link.peer = next.as_ref().expect("it was compared").peer;
+                link.peer = peer;
                 link.previous = std::mem::replace(&mut link.current, next);
             }
             DataOp::RetireSlot { link, slot } => {
