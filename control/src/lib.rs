@@ -145,6 +145,11 @@ impl Control {
         self.links.next_wake(&self.core).min(self.channels.next_wake(&self.core)).min(entry)
     }
 
+    /// A datagram that [`Control::poll_output`] gave out could not be kept until it may leave.
+    pub fn lost_outgoing(&mut self) {
+        self.core.refuse(Refusal::OutgoingFull);
+    }
+
     /// What was done and refused so far.
     pub fn counters(&self) -> &Counters {
         &self.core.counters

@@ -181,7 +181,7 @@ impl Links {
         let here =
             |link: &&Link| up(link) && (link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from));
         if self.iter().filter(here).count() >= core.config.caps.links_per_address {
-            let id = victim(&mut self.iter().filter(here)).ok_or(Refusal::LinksFull)?;
+            let id = victim(&mut self.iter().filter(here)).ok_or(Refusal::AddressLinksFull)?;
             self.retire(core, id);
         }
         if self.iter().filter(up).count() >= core.config.caps.links {
@@ -189,5 +189,24 @@ impl Links {
             self.retire(core, id);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::Plan;
+
+    #[test]
+    fn the_latest_4096_ephemerals_are_remembered() {
+        let config = Plan::new(wire::cell::Class::L, 1).config(1);
+        let mut callee = Callee::new(&config, Duration::ZERO).unwrap();
+        let ephemeral = |n: usize| std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8);
+        for n in 0..EPHEMERALS_MAX + 1000 {
+            callee.remember(ephemeral(n));
+            callee.remember(ephemeral(n));
+        }
+        assert_eq!((callee.seen.len(), callee.seen_order.len()), (EPHEMERALS_MAX, EPHEMERALS_MAX));
+        assert!(!callee.seen.contains(&ephemeral(999)) && callee.seen.contains(&ephemeral(1000)));
     }
 }

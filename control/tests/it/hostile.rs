@@ -154,7 +154,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
     });
     world.run_for(secs(2));
     assert_eq!(world.node(1).control.half_open(), 8);
-    assert!(world.refused(1, Refusal::HalfOpenFull) > 100);
+    assert!(world.refused(1, Refusal::LinkHalfOpenFull) > 100);
     world.run_for(secs(30));
     assert!(world.node(1).control.half_open() <= 8);
     assert!(world.refused(1, Refusal::HalfOpenExpired) > 8);

@@ -2,7 +2,7 @@
 //! with a virtual clock that loses, copies and delays what a test tells it to.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -162,6 +162,7 @@ pub struct Node {
     pub control: Control,
     pub position: usize,
     pub links: BTreeMap<LinkId, PlaneLink>,
+    used: BTreeSet<LinkId>,
     pub channels: BTreeMap<ChannelIndex, Installed>,
     pub events: Vec<(Duration, Event)>,
     pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
@@ -262,6 +263,7 @@ impl World {
                 control,
                 position,
                 links: BTreeMap::new(),
+                used: BTreeSet::new(),
                 channels: BTreeMap::new(),
                 events: Vec::new(),
                 superseded: Vec::new(),
@@ -511,6 +513,7 @@ impl Node {
             DataOp::InstallLink { link, side, peer } => {
                 let fresh = PlaneLink { side, peer, current: None, next: None, previous: None };
                 assert!(self.links.insert(link, fresh).is_none(), "a live link is not installed again");
+                assert!(self.used.insert(link), "a number names one link only");
             }
             DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 let link = self.links.get_mut(&link).expect("the link comes before the slot");
