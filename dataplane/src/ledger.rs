@@ -55,6 +55,8 @@ drops! {
     Forged => "forged",
     /// Control's queue is full.
     PuntFull => "control-queue-full",
+    /// A cell of control's that found its pool full.
+    PoolFull => "pool-full",
     /// No free frame for a cell of our own.
     NoFrame => "no-frame",
     /// The outgoing link has no current slot.

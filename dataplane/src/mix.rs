@@ -19,11 +19,11 @@ use crate::links::{Side, report_activity};
 use crate::open::{self, BackwardLane, ForwardLane};
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
 use crate::punt::{Ended, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
-use crate::{MILLI, Nanos, SECOND};
+use crate::{Nanos, SECOND};
 
 /// Receive calls per socket and turn: bounds a turn, and what one side can delay the other.
 const RECEIVES: usize = 4;
@@ -214,7 +214,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 };
                 half.tally.injected += 1;
                 if half.pool.room() == 0 {
-                    half.tally.drop(Drop::NoFrame);
+                    half.tally.drop(Drop::PoolFull);
                 } else {
                     inject(link, slot, header, &body, now, &mut self.free, &mut half.pool, &mut half.tally);
                 }
@@ -279,8 +279,8 @@ impl<U: Port, D: Port> Mix<U, D> {
     /// When the next turn must come, if nothing arrives.
     fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let mut wake = [self.forward.pool.due_at(), self.backward.pool.due_at()].into_iter().flatten().min();
-        if !(self.forward.out.is_empty() && self.backward.out.is_empty()) {
-            wake = Some(now + MILLI / 10);
+        if self.is_blocked() {
+            wake = Some(now + BLOCKED_WAIT);
         }
         if self.table.links.has_activity() {
             wake = Some(wake.unwrap_or(Nanos::MAX).min(self.report_due));
@@ -314,6 +314,10 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
             crate::runner::DOWN => self.down.set_ready(),
             _ => {}
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !(self.forward.out.is_empty() && self.backward.out.is_empty())
     }
 
     fn finish(&mut self, now: Nanos) {

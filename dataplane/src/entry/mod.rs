@@ -32,10 +32,10 @@ use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, Notice, Punt, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
-use crate::{MILLI, Nanos, SECOND};
+use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
@@ -468,7 +468,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.publish();
         let mut wake = self.next_tick;
         if !self.out.is_empty() {
-            wake = now + MILLI / 10;
+            wake = now + BLOCKED_WAIT;
         }
         if self.table.links.has_activity() {
             wake = wake.min(self.report_due);
@@ -482,6 +482,10 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             token if token >= crate::runner::APPS => self.apps.set_ready(token),
             _ => {}
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
     }
 
     fn finish(&mut self, now: Nanos) {

@@ -35,11 +35,11 @@ use crate::open::{self, ForwardLane};
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
-use crate::{MILLI, Nanos, SECOND};
+use crate::{Nanos, SECOND};
 pub use flows::Caps;
 use flows::Flows;
 use policy::Policy;
@@ -430,7 +430,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.publish();
         let mut wake = self.next_tick;
         if !self.out.is_empty() {
-            wake = now + MILLI / 10;
+            wake = now + BLOCKED_WAIT;
         }
         if self.table.links.has_activity() {
             wake = wake.min(self.report_due);
@@ -444,6 +444,10 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
             token if token >= crate::runner::APPS => self.apps.set_ready(token),
             _ => {}
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
     }
 
     fn finish(&mut self, now: Nanos) {
