@@ -296,7 +296,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return oldest.map_or(Ok(()), |_| {
-                self.datagrams.forward.drop(Drop::QueueFull);
+                self.datagrams.forward.drop(Drop::ChannelQueueFull);
                 Ok(())
             });
         };
@@ -385,7 +385,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
-            let lost = record.state.reassembler.expire(Duration::from_nanos(now));
+            let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
             self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(Ended::Lifetime)
