@@ -8,6 +8,8 @@
 mod flows;
 mod outwards;
 pub mod policy;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

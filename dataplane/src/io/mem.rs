@@ -33,6 +33,7 @@ pub struct MemNet(Rc<RefCell<Inner>>);
 struct Inner {
     queues: HashMap<SocketAddr, VecDeque<Datagram>>,
     tap: Option<Tap>,
+    blocked: bool,
     open_error: Option<i32>,
     send_errors: HashMap<SocketAddr, i32>,
 }
@@ -53,6 +54,11 @@ impl MemNet {
         for datagram in out {
             inner.queues.entry(datagram.to).or_default().push_back(datagram);
         }
+    }
+
+    /// Ports take nothing from now on, as if their send buffers were full, or take it again.
+    pub fn block(&self, blocked: bool) {
+        self.0.borrow_mut().blocked = blocked;
     }
 
     /// Opening a socket fails with this errno from now on, or works again.
@@ -108,6 +114,9 @@ impl Rx for MemPort {
 
 impl Tx for MemPort {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
+        if self.net.0.borrow().blocked {
+            return out.is_empty();
+        }
         for (bytes, to) in out.front() {
             self.net.send(Datagram { from: self.address, to, bytes: bytes.to_vec() });
         }
