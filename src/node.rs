@@ -229,7 +229,11 @@ impl Node {
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
-                    policy: Policy::new(part.allow.clone(), own.into_iter().map(|interface| interface.ip()).collect()),
+                    policy: Policy::new(
+                        part.allow.clone(),
+                        part.deny.clone(),
+                        own.into_iter().map(|interface| interface.ip()).collect(),
+                    ),
                     caps: dataplane::exit::Caps {
                         flows_per_channel: part.max_flows_per_channel,
                         sockets: part.max_sockets,
@@ -414,7 +418,7 @@ fn status_text(status: wire::frames::Status) -> &'static str {
     use wire::frames::Status;
     match status {
         Status::Open => "open",
-        Status::Refused => "its policy does not allow it (see `allow` in the exit's configuration)",
+        Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
         Status::Unresolvable => "the name does not resolve there",
         Status::Unreachable => "the destination is unreachable",
         Status::TooManyFlows => "it has too many flows or sockets",

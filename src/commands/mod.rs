@@ -21,12 +21,14 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Entry(args) => run::run(
             NodeRole::Entry,
             &args.node,
-            run::Extras { forwards: args.forwards, pymix: args.pymix, allow: vec![] },
+            run::Extras { forwards: args.forwards, pymix: args.pymix, ..run::Extras::default() },
         ),
         Command::Mix(args) => run::run(NodeRole::Mix, &args.node, run::Extras::default()),
-        Command::Exit(args) => {
-            run::run(NodeRole::Exit, &args.node, run::Extras { allow: args.allow, ..run::Extras::default() })
-        }
+        Command::Exit(args) => run::run(
+            NodeRole::Exit,
+            &args.node,
+            run::Extras { allow: args.allow, deny: args.deny, ..run::Extras::default() },
+        ),
         Command::Status(args) => status::run(&args),
         Command::Chain(args) => chain::run(&args),
         Command::Completions { shell } => docs::completions(shell),

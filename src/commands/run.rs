@@ -34,6 +34,8 @@ pub struct Extras {
     pub pymix: Vec<SocketAddr>,
     /// More networks, at the exit.
     pub allow: Vec<IpNet>,
+    /// Networks to keep from, at the exit.
+    pub deny: Vec<IpNet>,
 }
 
 /// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input.
@@ -93,7 +95,10 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
             entry.forwards.extend(extras.forwards);
             entry.pymix.extend(extras.pymix);
         }
-        Part::Exit(exit) => exit.allow.extend(extras.allow),
+        Part::Exit(exit) => {
+            exit.allow.extend(extras.allow);
+            exit.deny.extend(extras.deny);
+        }
         Part::Mix { .. } => {}
     }
 }

@@ -98,6 +98,8 @@ pub struct ExitPart {
     /// Networks that are reachable although they are private, loopback, link-local, multicast or the
     /// exit's own.
     pub allow: Vec<IpNet>,
+    /// Networks that are not, although they are public; the narrowest entry of both lists decides.
+    pub deny: Vec<IpNet>,
     /// Name server; the system's unless set.
     pub resolver: Option<SocketAddr>,
     /// Idle flows are closed after this.
@@ -128,6 +130,7 @@ struct Raw {
     forward: Option<Spanned<Vec<RawForward>>>,
     pymix: Option<Spanned<Vec<Spanned<String>>>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
+    deny: Option<Spanned<Vec<Spanned<String>>>>,
     resolver: Option<Spanned<String>>,
     max_flows_per_channel: Option<Spanned<i64>>,
     max_sockets: Option<Spanned<i64>>,
@@ -180,6 +183,7 @@ impl NodeConfig {
             NodeRole::Mix => Part::Mix { mixing: mixing(&source, raw.mixing.as_ref())? },
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: list(raw.allow.as_ref(), |value| network(&source, value))?,
+                deny: list(raw.deny.as_ref(), |value| network(&source, value))?,
                 resolver: raw.resolver.as_ref().map(|value| resolver(&source, value)).transpose()?,
                 flow_idle: Duration::from_secs(idle()? as u64),
                 max_flows_per_channel: source.number(
@@ -235,7 +239,7 @@ impl Raw {
         fn span<T>(value: &Option<Spanned<T>>) -> Span {
             value.as_ref().map(Spanned::span)
         }
-        let keys: [(&str, Span, &[NodeRole]); 12] = [
+        let keys: [(&str, Span, &[NodeRole]); 13] = [
             ("up", span(&self.up), &[Mix, Exit]),
             ("down", span(&self.down), &[Entry, Mix]),
             ("next", span(&self.next), &[Entry, Mix]),
@@ -245,6 +249,7 @@ impl Raw {
             ("pymix", span(&self.pymix), &[Entry]),
             ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
             ("allow", span(&self.allow), &[Exit]),
+            ("deny", span(&self.deny), &[Exit]),
             ("resolver", span(&self.resolver), &[Exit]),
             ("max_flows_per_channel", span(&self.max_flows_per_channel), &[Exit]),
             ("max_sockets", span(&self.max_sockets), &[Exit]),

@@ -32,6 +32,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("to", "to = \"192.0.2.7:5000\""),
     ("pymix", "pymix = [\"127.0.0.1:5001\"]"),
     ("allow", "allow = [\"10.0.0.0/8\"]"),
+    ("deny", "deny = [\"192.0.2.0/24\"]"),
     ("resolver", "resolver = \"9.9.9.9:53\""),
     ("max_flows_per_channel", "max_flows_per_channel = 1024"),
     ("max_sockets", "max_sockets = 4096"),

@@ -170,6 +170,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         ..Plan::new(&ups)
     };
     plan.allow.extend(&args.allow);
+    plan.deny.extend(&args.deny);
     for (hop, [_, down]) in plan.hops.iter_mut().zip(&bound.mixes) {
         hop.down = down.local_addr()?;
     }
