@@ -234,14 +234,7 @@ impl Links {
         }
     }
 
-    fn install_slot(
-        &mut self,
-        core: &mut Core,
-        now: Duration,
-        link: LinkId,
-        peer: SocketAddr,
-        secrets: &LinkSecrets,
-    ) {
+    fn install_slot(&mut self, core: &mut Core, now: Duration, link: LinkId, peer: SocketAddr, secrets: &LinkSecrets) {
         let id = self.slots;
         // 2^32 handshakes outlast any slot.
         self.slots = id.wrapping_add(1);

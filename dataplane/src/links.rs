@@ -293,8 +293,7 @@ impl Links {
     fn remap(&mut self, id: u32) {
         let Some(link) = self.link_mut(id) else { return };
         let side = link.side;
-        let want: Vec<SocketAddr> =
-            link.slots().map(|(_, slot)| slot.peer).chain(std::iter::once(link.peer)).collect();
+        let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).chain(std::iter::once(link.peer)).collect();
         let old: Vec<SocketAddr> = link.addresses.extract_if(.., |address| !want.contains(address)).collect();
         for address in old {
             self.unmap(id, side, address);

@@ -358,7 +358,11 @@ impl World {
         if handshake_length(bytes.len()) {
             node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
-            node.control.handle(now, wall, Input::Cell { link, slot, from: packet.from, header, body: &mut bytes[16..] });
+            node.control.handle(
+                now,
+                wall,
+                Input::Cell { link, slot, from: packet.from, header, body: &mut bytes[16..] },
+            );
         }
         self.drain(at);
     }

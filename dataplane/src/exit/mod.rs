@@ -42,7 +42,7 @@ use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
-pub use flows::Caps;
+pub use flows::{Caps, QUESTIONS_MAX};
 use flows::{Flows, Opens};
 use policy::Policy;
 

@@ -143,7 +143,14 @@ pub struct MemApps {
 impl MemApps {
     /// Listeners at `listeners`, numbered from 0; sockets opened later are at `host`.
     pub fn new(net: MemNet, listeners: Vec<SocketAddr>, host: std::net::IpAddr) -> MemApps {
-        MemApps { net, sockets: listeners.into_iter().map(Some).collect(), host, next_port: 40000, at: 0, unreachable: Vec::new() }
+        MemApps {
+            net,
+            sockets: listeners.into_iter().map(Some).collect(),
+            host,
+            next_port: 40000,
+            at: 0,
+            unreachable: Vec::new(),
+        }
     }
 }
 

@@ -106,7 +106,10 @@ fn idle_flows_are_closed_and_their_clients_forgotten() {
 fn assert_empties(clients: &mut Clients, now: Nanos) {
     clients.expire(now + 301 * SECOND, |_, _| ());
     assert_eq!((clients.len(), clients.flows(), clients.wheel.timers()), (0, 0, 0));
-    assert_eq!((clients.vacant_clients.len(), clients.vacant_flows.len()), (clients.clients.len(), clients.flows.len()));
+    assert_eq!(
+        (clients.vacant_clients.len(), clients.vacant_flows.len()),
+        (clients.clients.len(), clients.flows.len())
+    );
     assert!(clients.channels.values().all(|channel| channel.clients == 0 && channel.flows.is_empty()));
 }
 
