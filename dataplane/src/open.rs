@@ -64,11 +64,11 @@ pub fn forward<C: ForwardLane>(
         record.seen_s = now / SECOND;
         table.links.received(cell.link);
         // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
-        if let Some(slot) = cell.next_slot
+        if let Some((slot, from)) = cell.next_slot
             && punts.room() > 0
             && table.links.proposes(cell.link, slot)
         {
-            let _ = punts.send(Punt::Promoted { link: cell.link, slot });
+            let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
         }
     }
     keep(cells, &mut verdicts, free, tally);
