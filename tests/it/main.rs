@@ -5,6 +5,7 @@ mod common;
 
 mod config;
 mod demo;
+mod enduring;
 mod init;
 mod load;
 mod memory;
@@ -12,3 +13,4 @@ mod mixing;
 mod names;
 mod tap;
 mod traffic;
+mod unkillable;
