@@ -15,7 +15,7 @@ use wire::cell::{Class, Shape};
 
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, tallies};
-use crate::unkillable::{counted, next, socket, there_and_back, ways};
+use crate::unkillable::{counted, lost_at_ends, next, socket, there_and_back, ways};
 
 /// What a class S cell has room for once.
 const LEN: usize = 150;
@@ -239,18 +239,15 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     dataplane::sys::size_receive_buffer(&nodes.sink, 8 << 20).unwrap();
     nodes.sink.set_nonblocking(true).unwrap();
     let open_before = [nodes.descriptors(0), nodes.descriptors(exit)];
+    let lost_before = lost_at_ends(&nodes);
     let clients: Vec<UdpSocket> = (0..FLOWS).map(|_| socket()).collect();
-    let mut delivered = 0;
-    let mut rounds = 0;
-    let mut drain = |nodes: &Nodes, round: u32, who: &mut BTreeSet<u32>| {
+    let (mut sent, mut delivered, mut rounds) = (0, 0, 0);
+    let drain = |nodes: &Nodes, round: u32, who: &mut BTreeSet<u32>, delivered: &mut u64| {
         while_receiving(&nodes.sink, &mut [0; 64], |bytes, _| {
             let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
-            delivered += 1;
-            if number(4) == round {
-                assert!(who.insert(number(0)), "delivered once");
-            }
+            *delivered += 1;
+            assert!(number(4) != round || who.insert(number(0)), "delivered once");
         });
-        delivered
     };
     // One datagram of each of some clients; who is heard until `enough` of them were, or nothing is under way.
     let mut send_round = |nodes: &Nodes, some: std::ops::Range<u32>, enough: usize| {
@@ -259,17 +256,17 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
         for i in some {
             let data = [i.to_be_bytes(), u32::to_be_bytes(rounds)].concat();
             clients[i as usize].send_to(&data, nodes.forward()).unwrap();
+            sent += 1;
             if i % 50 == 0 {
-                drain(nodes, rounds, &mut who);
+                drain(nodes, rounds, &mut who, &mut delivered);
             }
         }
-        let sent = Instant::now();
-        let mut all = 0;
-        while who.len() < enough && sent.elapsed() < Duration::from_millis(1500) {
+        let waiting = Instant::now();
+        while who.len() < enough && waiting.elapsed() < Duration::from_millis(1500) {
             std::thread::sleep(Duration::from_millis(1));
-            all = drain(nodes, rounds, &mut who);
+            drain(nodes, rounds, &mut who, &mut delivered);
         }
-        (who, all)
+        (who, sent, delivered)
     };
 
     // More clients than the exit has descriptors for.
@@ -279,7 +276,9 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
         tries += 1;
         assert!(tries < 20, "{} of {FLOWS} have a flow, {} descriptors", who.len(), nodes.descriptors(exit));
     }
+    let asked = Instant::now();
     let (open, flows) = (nodes.descriptors(exit), nodes.count(exit, "/flows"));
+    assert!(asked.elapsed() < Duration::from_secs(2), "status answers at once");
     println!("{flows} flows, {open} of {LIMIT} descriptors at the exit");
     assert!(open as u64 > LIMIT - 128 && open as u64 <= LIMIT, "{open}");
     assert_eq!(nodes.descriptors(0), open_before[0], "an entry has no descriptor per client");
@@ -299,6 +298,16 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     until("new flows work", || {
         fresh.extend(send_round(&nodes, 1000..FLOWS, 100).0);
         fresh.len() == 100
+    });
+    // Each datagram arrived, or was dropped under a name, or by the kernel.
+    let ports = nodes.link_ports().into_iter().map(|(_, port)| port);
+    let kernel = |nodes: &Nodes| -> u64 {
+        let ends = [nodes.forward(), nodes.sink.local_addr().unwrap()];
+        ports.clone().chain(ends).map(kernel_drops_at).sum()
+    };
+    until("every datagram is accounted for", || {
+        let (_, sent, delivered) = send_round(&nodes, 0..0, 1);
+        sent == delivered + lost_at_ends(&nodes) - lost_before + kernel(&nodes)
     });
     nodes.sink.set_nonblocking(false).unwrap();
     nodes.assert_unharmed(&pids);

@@ -136,7 +136,7 @@ fn destination_port_0_is_counted_at_the_entry_and_refused_on_the_command_line() 
 }
 
 /// Everything that came of datagrams towards a destination and did not leave, at both ends.
-fn lost_at_ends(nodes: &Nodes) -> u64 {
+pub fn lost_at_ends(nodes: &Nodes) -> u64 {
     [0, nodes.exit()].iter().map(|position| lost(nodes, *position, |_| true)).sum()
 }
 
