@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use eddy_bench::load::{Load, run};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use wire::cell::Direction::{Backward, Forward};
+use wire::cell::Direction::Forward;
 use wire::cell::{Class, Shape};
 
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
