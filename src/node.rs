@@ -31,7 +31,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
-use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
@@ -49,6 +49,8 @@ pub struct NodeSpec {
     pub chain: config::Chain,
     /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
+    /// Where its next hop is reached; none at the exit.
+    pub next: Option<std::net::SocketAddr>,
     /// Its configuration.
     pub config: NodeConfig,
     /// Its keys.
@@ -145,8 +147,9 @@ fn raise_descriptors(part: &mut Part) {
     }
 }
 
-/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
-fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
+/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts. A buffer that
+/// somebody asked for must be had; the default need not.
+fn prepare(socket: &UdpSocket, config: &NodeConfig) -> anyhow::Result<()> {
     socket.set_nonblocking(true)?;
     if socket.local_addr()?.is_ipv6() {
         sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
@@ -154,10 +157,21 @@ fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
         sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
     }
     // The kernel grants twice what is asked and counts its own overhead against it.
+    let receive_buffer = config.receive_buffer;
     let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
     if granted < receive_buffer {
+        if let Some(at) = config.place("receive_buffer", 0) {
+            return Err(ConfigError::Value {
+                at,
+                what: format!("receive_buffer = {receive_buffer}, but the system grants {granted}"),
+                remedy: format!(
+                    "run `sudo sysctl -w net.core.rmem_max={receive_buffer}`, or remove the line to take what there is"
+                ),
+            }
+            .into());
+        }
         warn!(
-            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sysctl -w \
+            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
              net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
         );
     }
@@ -171,12 +185,11 @@ impl Node {
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
         raise_descriptors(&mut spec.config.part);
-        let NodeSpec { role, chain, position, config, keys, sockets } = spec;
-        let next = config::next_address(&config, &chain)?;
+        let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
         let clock = Clock::start();
         let shape = chain.shape;
         for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
-            prepare(socket, config.receive_buffer)?;
+            prepare(socket, &config)?;
         }
 
         let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);

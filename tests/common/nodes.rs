@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use wire::cell::Class;
+use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
 use super::process::tallies;
@@ -27,6 +27,9 @@ use super::tap::Tap;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.
+pub const PROBE: &[u8] = b"is anybody there? ";
 
 /// What a chain is made with.
 pub struct Plan {
@@ -152,6 +155,11 @@ impl Nodes {
         nodes
     }
 
+    /// Class and length of the chain.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.plan.class, self.exit()).unwrap()
+    }
+
     /// Positions of all nodes.
     pub fn positions(&self) -> std::ops::Range<usize> {
         0..self.configs.len()
@@ -185,13 +193,6 @@ impl Nodes {
     /// The link port of a node towards the next hop.
     pub fn down(&self, position: usize) -> SocketAddr {
         SocketAddr::new(self.host, 4900 + position as u16)
-    }
-
-    /// Every link port of the chain, by name.
-    pub fn link_ports(&self) -> Vec<(String, SocketAddr)> {
-        let ups = self.positions().skip(1).map(|i| (format!("up of node {i}"), self.up(i)));
-        let downs = self.positions().take(self.exit()).map(|i| (format!("down of node {i}"), self.down(i)));
-        downs.chain(ups).collect()
     }
 
     /// Starts a node that does not run, and waits until it says that it is ready.
@@ -295,6 +296,11 @@ impl Nodes {
         line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("kilobytes") * 1024
     }
 
+    /// Descriptors that a node has open.
+    pub fn descriptors(&self, position: usize) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid(position))).expect("it runs").count()
+    }
+
     /// A node's report now, if it answers.
     pub fn try_status(&self, position: usize) -> Option<Value> {
         let output = eddy().args(["status", "--json", "--config"]).arg(&self.configs[position]).output().unwrap();
@@ -341,12 +347,12 @@ impl Nodes {
         let mut number = 0u32;
         let mut answered = false;
         until("traffic goes both ways", || {
-            let mut question = b"is anybody there? ".to_vec();
+            let mut question = PROBE.to_vec();
             question.extend(number.to_be_bytes());
             number += 1;
             let _ = client.send_to(&question, self.forward());
             while_receiving(&self.sink, &mut buffer, |bytes, from| {
-                if bytes.starts_with(b"is anybody there? ") {
+                if bytes.starts_with(PROBE) {
                     let _ = self.sink.send_to(bytes, from);
                 }
             });
