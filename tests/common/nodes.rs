@@ -284,11 +284,6 @@ impl Nodes {
         self.end();
     }
 
-    /// Descriptors that a node has open.
-    pub fn descriptors(&self, position: usize) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid(position))).expect("it runs").count()
-    }
-
     /// Resident memory of a node in bytes.
     pub fn resident(&self, position: usize) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid(position))).expect("it runs");

@@ -198,7 +198,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
     println!("flood of {sent:?} in {took:?}, meanwhile {outcome:?}");
     assert_eq!(sent, [[EACH as u64; 3]; 2]);
     // The load: once, in order, and all of it but what the kernel had no room for on its way.
-    let links: Vec<SocketAddr> = nodes.link_ports().into_iter().map(|(_, port)| port).collect();
+    let links: Vec<SocketAddr> = ways(&nodes).into_iter().map(|(.., port, _)| port).collect();
     let on_its_way: u64 = links.iter().chain([&nodes.further_forward(0)]).map(|at| kernel_drops_at(*at)).sum();
     assert!(outcome.lost <= on_its_way + outcome.sink_kernel_drops, "{outcome:?}, {on_its_way} dropped on the way");
     assert_eq!((outcome.refused, outcome.reordered, outcome.duplicated), (0, 0, 0));
@@ -318,7 +318,7 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
         fresh.len() == 100
     });
     // Each datagram arrived, or was dropped under a name, or by the kernel.
-    let ports = nodes.link_ports().into_iter().map(|(_, port)| port);
+    let ports = ways(&nodes).into_iter().map(|(.., port, _)| port);
     let kernel = |nodes: &Nodes| -> u64 {
         let ends = [nodes.forward(), nodes.sink.local_addr().unwrap()];
         ports.clone().chain(ends).map(kernel_drops_at).sum()
