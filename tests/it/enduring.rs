@@ -2,7 +2,7 @@
 //! neighbours that end and start again.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use eddy_bench::load::{Load, run};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use wire::cell::Direction::Forward;
-use wire::cell::{Class, Shape};
 
+use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, tallies};
-use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, lost_at_ends, next, socket, there_and_back, ways};
+use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
 /// What a class S cell has room for once.
 const LEN: usize = 150;
@@ -25,11 +25,10 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
     const COPIES: u64 = 1000;
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
-    let shape = Shape::new(Class::S, nodes.exit()).unwrap();
     let client = socket();
     there_and_back(&nodes, &client, b"the flow is open");
-    for (link, direction, position, _, dropped) in ways(&nodes) {
-        let len = shape.cell_len(direction, link);
+    for port in Port::all(&nodes) {
+        let (Port { position, direction, cell_len: len, .. }, link, dropped) = (port, port.link(), dropped_at(&port));
         // Copies of cells that control takes are refused by control, and the kernel says what it had no room for.
         let copies = || {
             let report = nodes.status(position);
@@ -65,7 +64,7 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
 fn a_cell_overtaken_by_as_many_as_the_window_holds_is_delivered_and_by_one_more_is_not() {
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
-    let len = Shape::new(Class::S, nodes.exit()).unwrap().cell_len(Forward, 2);
+    let len = nodes.shape().cell_len(Forward, 2);
     let client = socket();
     let exit = there_and_back(&nodes, &client, b"the flow is open");
     let old = || nodes.count(2, "/ledger/cells/forward/dropped/old");
@@ -163,12 +162,7 @@ fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
 
 /// What the kernel dropped at a socket of this machine.
 fn kernel_drops_at(address: SocketAddr) -> u64 {
-    let SocketAddr::V4(v4) = address else { panic!("{address} is IPv4 here") };
-    let name = format!("{:08X}:{:04X}", u32::from_ne_bytes(Ipv4Addr::octets(v4.ip())), v4.port());
-    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let line = lines.find(|fields| fields[1] == name).expect("such a socket");
-    line.last().unwrap().parse().unwrap()
+    queue(address).1
 }
 
 #[test]
@@ -198,7 +192,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
     println!("flood of {sent:?} in {took:?}, meanwhile {outcome:?}");
     assert_eq!(sent, [[EACH as u64; 3]; 2]);
     // The load: once, in order, and all of it but what the kernel had no room for on its way.
-    let links: Vec<SocketAddr> = ways(&nodes).into_iter().map(|(.., port, _)| port).collect();
+    let links: Vec<SocketAddr> = Port::all(&nodes).into_iter().map(|port| port.address).collect();
     let on_its_way: u64 = links.iter().chain([&nodes.further_forward(0)]).map(|at| kernel_drops_at(*at)).sum();
     assert!(outcome.lost <= on_its_way + outcome.sink_kernel_drops, "{outcome:?}, {on_its_way} dropped on the way");
     assert_eq!((outcome.refused, outcome.reordered, outcome.duplicated), (0, 0, 0));
@@ -318,7 +312,7 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
         fresh.len() == 100
     });
     // Each datagram arrived, or was dropped under a name, or by the kernel.
-    let ports = ways(&nodes).into_iter().map(|(.., port, _)| port);
+    let ports = Port::all(&nodes).into_iter().map(|port| port.address);
     let kernel = |nodes: &Nodes| -> u64 {
         let ends = [nodes.forward(), nodes.sink.local_addr().unwrap()];
         ports.clone().chain(ends).map(kernel_drops_at).sum()

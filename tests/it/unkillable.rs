@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction::{self, Backward, Forward};
-use wire::cell::Shape;
 
+use crate::common::attack::Port;
 use crate::common::command::{complaint, run};
 use crate::common::nodes::{Nodes, Plan, until};
 
@@ -63,14 +63,12 @@ fn lines(nodes: &Nodes) -> Vec<usize> {
     nodes.positions().map(|position| nodes.said(position).iter().filter(counts).count()).collect()
 }
 
-/// Links and directions of a chain, with the node that receives and its counters.
-pub fn ways(nodes: &Nodes) -> Vec<(usize, Direction, usize, SocketAddr, &'static str)> {
-    let ways = (1..nodes.positions().len()).flat_map(|link| [(link, Forward), (link, Backward)]);
-    ways.map(|(link, direction)| match direction {
-        Forward => (link, direction, link, nodes.up(link), "/ledger/cells/forward/dropped"),
-        Backward => (link, direction, link - 1, nodes.down(link - 1), "/ledger/cells/backward/dropped"),
-    })
-    .collect()
+/// Where a node counts what it drops at a link port.
+pub fn dropped_at(port: &Port) -> &'static str {
+    match port.direction {
+        Forward => "/ledger/cells/forward/dropped",
+        Backward => "/ledger/cells/backward/dropped",
+    }
 }
 
 #[test]
@@ -79,14 +77,14 @@ fn an_empty_datagram_at_any_port_ends_nothing() {
     let (pids, said) = (nodes.pids(), lines(&nodes));
     let (client, stranger) = (socket(), socket());
     // Link ports, by a stranger and by the neighbour.
-    for (link, direction, _, port, _) in ways(&nodes) {
+    for port in Port::all(&nodes) {
         for _ in 0..3 {
-            stranger.send_to(b"", port).unwrap();
-            nodes.taps[link - 1].inject(direction, b"");
+            stranger.send_to(b"", port.address).unwrap();
+            nodes.taps[port.link() - 1].inject(port.direction, b"");
         }
     }
-    for (_, _, position, _, dropped) in ways(&nodes) {
-        counted(&nodes, position, &format!("{dropped}/length"), 6);
+    for port in Port::all(&nodes) {
+        counted(&nodes, port.position, &format!("{}/length", dropped_at(&port)), 6);
     }
     // A forward carries it, there and back.
     counted(&nodes, 0, SENT_BY_ENTRY, PROBES);
@@ -231,7 +229,6 @@ fn forged_headers_and_bodies_are_counted_by_what_is_wrong_with_them_and_go_nowhe
     const COUNT: u64 = 20;
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let (pids, said) = (nodes.pids(), lines(&nodes));
-    let shape = Shape::new(Plan::default().class, nodes.exit()).unwrap();
     let (client, stranger) = (socket(), socket());
     let mut rng = ChaCha20Rng::seed_from_u64(6);
     let mut random = |len: usize| {
@@ -241,16 +238,17 @@ fn forged_headers_and_bodies_are_counted_by_what_is_wrong_with_them_and_go_nowhe
     };
     there_and_back(&nodes, &client, b"the flow is open");
     counted(&nodes, nodes.exit(), SENT_BY_EXIT, 1);
-    for (link, direction, position, port, dropped) in ways(&nodes) {
-        let len = shape.cell_len(direction, link);
+    for port in Port::all(&nodes) {
+        let Port { position, direction, address, cell_len: len } = port;
+        let tap = &nodes.taps[port.link() - 1];
         // One after the other, so that hardly anybody has a keepalive to send.
         (0..COUNT).for_each(|number| _ = there_and_back(&nodes, &client, &[number as u8]));
-        let records = nodes.taps[link - 1].records(direction);
+        let records = tap.records(direction);
         let data: Vec<Vec<u8>> =
             records.into_iter().map(|r| r.bytes).filter(|b| b.len() == len).rev().take(COUNT as usize).collect();
         assert_eq!(data.len() as u64, COUNT);
         let [stranger_at, header_at, forged_at, replay_at] =
-            ["stranger", "header", "forged", "replay"].map(|reason| format!("{dropped}/{reason}"));
+            ["stranger", "header", "forged", "replay"].map(|reason| format!("{}/{reason}", dropped_at(&port)));
         // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the body tells.
         let of_body = if direction == Backward && position != 0 { replay_at } else { forged_at };
         // If there was a keepalive after all, control refuses it.
@@ -258,19 +256,18 @@ fn forged_headers_and_bodies_are_counted_by_what_is_wrong_with_them_and_go_nowhe
         let bodies = || of_body.iter().map(|pointer| nodes.count(position, pointer)).sum::<u64>();
         let before = (nodes.count(position, &stranger_at), nodes.count(position, &header_at), bodies());
         for cell in &data {
-            let tap = &nodes.taps[link - 1];
-            stranger.send_to(&random(len), port).unwrap();
-            stranger.send_to(cell, port).unwrap();
+            stranger.send_to(&random(len), address).unwrap();
+            stranger.send_to(cell, address).unwrap();
             tap.inject(direction, &random(len));
             tap.inject(direction, &[&random(16)[..], &cell[16..]].concat());
             tap.inject(direction, &[&cell[..16], &random(len - 16)[..]].concat());
         }
         counted(&nodes, position, &stranger_at, before.0 + 2 * COUNT);
         counted(&nodes, position, &header_at, before.1 + 2 * COUNT);
-        until(&format!("forged bodies {direction:?} on link {link}"), || bodies() >= before.2 + COUNT);
-        assert_eq!(bodies(), before.2 + COUNT, "{direction:?} on link {link}");
+        until(&format!("forged bodies {direction:?} to node {position}"), || bodies() >= before.2 + COUNT);
+        assert_eq!(bodies(), before.2 + COUNT, "{direction:?} to node {position}");
     }
-    let answered = ways(&nodes).len() as u64 * COUNT;
+    let answered = Port::all(&nodes).len() as u64 * COUNT;
     there_and_back(&nodes, &client, b"the next to arrive");
     counted(&nodes, nodes.exit(), SENT_BY_EXIT, 1 + answered + 1);
     assert_eq!(lines(&nodes), said);
