@@ -147,15 +147,21 @@ fn raise_descriptors(part: &mut Part) {
     }
 }
 
-/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts. A buffer that
-/// somebody asked for must be had; the default need not.
+/// Sets DF, and takes no word of ICMP for the path's MTU: anybody may forge that, and a cell has but one length.
+fn whole(socket: &UdpSocket) -> std::io::Result<()> {
+    if socket.local_addr()?.is_ipv6() {
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;
+    } else {
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?;
+    }
+    Ok(())
+}
+
+/// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
+/// be had; the default need not.
 fn prepare(socket: &UdpSocket, config: &NodeConfig) -> anyhow::Result<()> {
     socket.set_nonblocking(true)?;
-    if socket.local_addr()?.is_ipv6() {
-        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
-    } else {
-        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
-    }
+    whole(socket)?;
     // The kernel grants twice what is asked and counts its own overhead against it.
     let receive_buffer = config.receive_buffer;
     let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
@@ -461,5 +467,23 @@ fn log(event: &Event) {
             warn!("no ack for a channel after {attempts} attempts; the next is given {next_timeout:?}");
         }
         Event::SetupRefused(why) => warn!("an ack was refused: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_sockets_take_nobodys_word_for_the_mtu() {
+        let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
+        whole(&v4).unwrap();
+        assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
+        let Ok(v6) = UdpSocket::bind("[::1]:0") else {
+            eprintln!("skipped for IPv6: this host has no ::1");
+            return;
+        };
+        whole(&v6).unwrap();
+        assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
     }
 }
