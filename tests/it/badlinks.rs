@@ -1,5 +1,6 @@
 //! Links that are bad, not hostile: loss, copies, disorder and darkness in every link of a chain of processes.
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,4 +110,19 @@ fn on_bad_links_a_chain_starts_keeps_its_channels_and_loses_what_the_links_lose(
     };
     run(Faults::default(), 4);
     run(bad(), 30);
+}
+
+#[test]
+fn a_channel_that_only_pongs_answer_outlives_bad_links() {
+    let plan = Plan { taps: true, channels: 4, renew_after_s: 1, faults: bad(), seed: 8, ..Plan::default() };
+    let mut nodes = Nodes::start(plan);
+    let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let opened = nodes.count(0, "/handshakes/channels_opened");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(30) {
+        clients.iter().for_each(|client| drop(client.send_to(b"to somebody who listens", nodes.forward())));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(nodes.count(0, "/handshakes/channels_opened"), opened, "a channel was given up: {:?}", nodes.said(0));
+    nodes.end_and_account();
 }
