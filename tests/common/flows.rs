@@ -33,6 +33,8 @@ pub struct Arrived {
     pub from: HashMap<u16, SocketAddr>,
     /// Altered on the way.
     pub broken: u64,
+    /// Not of these flows at all.
+    pub strange: u64,
     last: Option<Instant>,
 }
 
@@ -40,6 +42,7 @@ impl Arrived {
     /// Counts a datagram; false if it is not one of these.
     fn add(&mut self, bytes: &[u8], from: SocketAddr) -> bool {
         let Some((head, _)) = bytes.split_first_chunk::<10>().filter(|(head, _)| head.starts_with(&MAGIC)) else {
+            self.strange += 1;
             return false;
         };
         let [_, _, _, _, f, g, a, b, c, d] = *head;
@@ -52,6 +55,11 @@ impl Arrived {
             self.broken += 1;
         }
         true
+    }
+
+    /// How many arrived, copies too.
+    pub fn total(&self) -> u64 {
+        self.counts.values().map(|count| u64::from(*count)).sum()
     }
 
     /// How many arrived more than once.

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod appports;
 mod badlinks;
 mod config;
 mod demo;
