@@ -31,20 +31,33 @@ const UDP_MAX: usize = 65_507;
 /// Flows that behave.
 const GOOD: u16 = 10;
 
-/// Bytes that wait at UDP sockets of this network namespace, and datagrams that these have dropped.
+/// The UDP sockets of this network namespace by inode: local address as the kernel writes it, bytes that wait, and
+/// datagrams dropped. One reading may miss or repeat a socket while others come and go.
+fn sockets() -> HashMap<String, (String, u64, u64)> {
+    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
+    let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines
+        .map(|line| {
+            let (_, waiting) = line[4].split_once(':').unwrap();
+            let dropped = line.last().unwrap().parse().unwrap();
+            (line[9].to_owned(), (line[1].to_owned(), u64::from_str_radix(waiting, 16).unwrap(), dropped))
+        })
+        .collect()
+}
+
+/// Bytes that wait at the sockets bound to these addresses, and datagrams that they have dropped.
 fn kernel_queues(locals: &[SocketAddr]) -> (u64, u64) {
     let name = |local: &SocketAddr| {
         let IpAddr::V4(ip) = local.ip() else { panic!("{local} is not IPv4") };
         format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), local.port())
     };
     let names: Vec<String> = locals.iter().map(name).collect();
-    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let found: Vec<_> = lines.filter(|line| names.iter().any(|name| name == line[1])).collect();
-    assert_eq!(found.len(), locals.len(), "{locals:?}");
-    let waiting = |line: &Vec<&str>| u64::from_str_radix(line[4].split_once(':').unwrap().1, 16).unwrap();
-    let dropped = |line: &Vec<&str>| line.last().unwrap().parse::<u64>().unwrap();
-    (found.iter().map(waiting).sum(), found.iter().map(dropped).sum())
+    let mut found = Vec::new();
+    until("the kernel lists the sockets", || {
+        found = sockets().into_values().filter(|(local, ..)| names.contains(local)).collect();
+        found.len() == names.len()
+    });
+    (found.iter().map(|socket| socket.1).sum(), found.iter().map(|socket| socket.2).sum())
 }
 
 /// Where the exit's flow sockets are bound: to any address.
@@ -191,7 +204,9 @@ fn pymix_header(to: SocketAddr) -> Vec<u8> {
 fn at_the_entry(scene: &mut Scene, port: SocketAddr, datagrams: Vec<Vec<u8>>, header: &[u8]) {
     let exit = scene.nodes.exit();
     let mut expected: HashMap<Vec<u8>, u64> = HashMap::new();
-    for payload in datagrams.iter().filter_map(|bytes| bytes.strip_prefix(header)).filter(|bytes| bytes.len() <= LONGEST) {
+    for payload in
+        datagrams.iter().filter_map(|bytes| bytes.strip_prefix(header)).filter(|bytes| bytes.len() <= LONGEST)
+    {
         *expected.entry(payload.to_vec()).or_default() += 1;
     }
     scene.sink.got.lock().unwrap().clear();
@@ -333,8 +348,11 @@ fn a_destination_that_answers_with_floods_harms_nobody_else() {
         let backs = scene.sink.answered.load(Ordering::Relaxed) - answered;
         let (drops, lost) = (drops_of(flow_sockets) - flow_drops, scene.kernel_drops() - kernel);
         let echoed = scene.pymixed.back.total() + scene.forwarded.back.total() - good;
-        println!("{asked} questions, each answered by {count} of {len} bytes: {backs} at the exit ({drops} dropped by \
-                  the kernel), {} too large, {got} at the clients", now[1] - before[1]);
+        println!(
+            "{asked} questions, each answered by {count} of {len} bytes: {backs} at the exit ({drops} dropped by \
+                  the kernel), {} too large, {got} at the clients",
+            now[1] - before[1]
+        );
         assert_eq!(backs, asked * count);
         assert_eq!(now[0] - before[0] + drops, backs + echoed, "at the exit's sockets");
         assert_eq!(now[1] - before[1] > 0, len > LONGEST);
@@ -367,13 +385,12 @@ fn receive(sockets: &[UdpSocket], len: usize) -> u64 {
 fn drops_of(pid: u32) -> u64 {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let names = links.filter_map(|link| std::fs::read_link(link.path()).ok());
-    let inodes: Vec<String> = names
-        .filter_map(|name| name.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(String::from))
-        .collect();
-    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
-    let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let own = lines.filter(|line| line[1].starts_with("00000000:") && inodes.iter().any(|inode| inode == line[9]));
-    own.map(|line| line.last().unwrap().parse::<u64>().unwrap()).sum()
+    let inodes: Vec<String> =
+        names.filter_map(|name| name.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(String::from)).collect();
+    // What one reading misses another has.
+    let all: HashMap<_, _> = (0..3).flat_map(|_| sockets()).collect();
+    let own = inodes.iter().filter_map(|inode| all.get(inode)).filter(|(local, ..)| local.starts_with("00000000:"));
+    own.map(|socket| socket.2).sum()
 }
 
 #[test]

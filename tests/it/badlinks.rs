@@ -88,7 +88,10 @@ fn assert_dropped_copies_alone(nodes: &Nodes) {
     for (position, report) in &nodes.reports {
         for direction in ["forward", "backward"] {
             let dropped = report["ledger"]["cells"][direction]["dropped"].as_object().unwrap();
-            assert!(dropped.keys().all(|why| why == "replay" || why == "header"), "node {position} {direction}: {dropped:?}");
+            assert!(
+                dropped.keys().all(|why| why == "replay" || why == "header"),
+                "node {position} {direction}: {dropped:?}"
+            );
         }
     }
 }
