@@ -298,7 +298,7 @@ impl State {
             faults.elsewhere,
         ]
         .map(&mut chance);
-        let mut below = |n: usize| (u64::from(rng.next_u32()) * n as u64 >> 32) as usize;
+        let mut below = |n: usize| ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
         let mut fates = Vec::new();
         if let Some(script) = &mut self.script {
             fates = script(direction, bytes);

@@ -108,7 +108,6 @@ fn on_bad_links_a_chain_starts_keeps_its_channels_and_loses_what_the_links_lose(
         let mut flows = flows_of(&nodes, 50);
         let (took, datagrams) = flows.until_answered(0..50, SMALL);
         println!("50 flows were answered after {took:?} and {datagrams} datagrams");
-        assert!(faults.drop > 0.0 || datagrams == 50, "nothing has to be said twice on good links");
         let before = opened(&nodes);
         measure(&mut flows, Duration::from_secs(seconds));
         assert_delivered(&flows, faults.drop);
@@ -116,7 +115,7 @@ fn on_bad_links_a_chain_starts_keeps_its_channels_and_loses_what_the_links_lose(
         assert_eq!(opened(&nodes), before, "a channel was lost: {:?}", nodes.said(0));
         for position in nodes.positions().skip(1) {
             let renewed = nodes.count(position, "/handshakes/done");
-            assert!(renewed >= 1 + seconds / 4, "node {position}: {renewed} handshakes in {seconds} s");
+            assert!(renewed > seconds / 4, "node {position}: {renewed} handshakes in {seconds} s");
         }
         nodes.end_and_account();
         assert_dropped_copies_alone(&nodes);
