@@ -18,15 +18,14 @@ use eddy::config::Forward;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use wire::cell::{Class, Direction};
+use wire::cell::Class;
 
 use super::command::{eddy, eddy_with_descriptors};
 use super::process::tallies;
-use super::tap::{Faults, Tap};
+use super::tap::{BOTH, Faults, Tap};
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
-const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
 /// What a chain is made with.
 pub struct Plan {
@@ -149,11 +148,6 @@ impl Nodes {
         nodes
     }
 
-    /// What befalls every link from now on, both ways.
-    pub fn set_links(&self, faults: Faults) {
-        self.taps.iter().for_each(|tap| tap.set_both(faults));
-    }
-
     /// Positions of all nodes.
     pub fn positions(&self) -> std::ops::Range<usize> {
         0..self.configs.len()
@@ -257,6 +251,11 @@ impl Nodes {
         self.running[position].as_mut().is_some_and(|running| running.process.try_wait().is_ok_and(|e| e.is_none()))
     }
 
+    /// What befalls every link from now on, both ways.
+    pub fn set_links(&self, faults: Faults) {
+        self.taps.iter().for_each(|tap| tap.set_both(faults));
+    }
+
     /// Waits until every datagram that the taps let pass has been read, ends all nodes, and holds what each
     /// node sent and received against what the tap between them did: exactly, but for what a kernel queue dropped.
     pub fn end_and_account(&mut self) {
@@ -277,9 +276,7 @@ impl Nodes {
         };
         for (i, tap) in self.taps.iter().enumerate() {
             assert_eq!(tap.kernel_drops(), 0, "tap {}", i + 1);
-            for (direction, name, from, to) in
-                [(Direction::Forward, "forward", i, i + 1), (Direction::Backward, "backward", i + 1, i)]
-            {
+            for (direction, name, from, to) in [(BOTH[0], "forward", i, i + 1), (BOTH[1], "backward", i + 1, i)] {
                 let sent = total(from, &format!("/ledger/cells/{name}/sent"));
                 until(&format!("tap {} has read what node {from} sent", i + 1), || {
                     let counts = tap.counts(direction);
@@ -298,7 +295,7 @@ impl Nodes {
     fn sent_to(&self, position: usize) -> [u64; 2] {
         let of = |tap: Option<&Tap>, direction| tap.map_or(0, |tap| tap.counts(direction).sent);
         let up = position.checked_sub(1).and_then(|i| self.taps.get(i));
-        [of(up, Direction::Forward), of(self.taps.get(position), Direction::Backward)]
+        [of(up, BOTH[0]), of(self.taps.get(position), BOTH[1])]
     }
 
     /// What a node has said on standard error.

@@ -22,6 +22,8 @@ use wire::cell::Direction;
 const KEPT: usize = 100_000;
 /// Receive buffer of both ends: a tap loses nothing that it was not told to lose.
 const BUFFER: usize = 32 << 20;
+/// Forward and backward.
+pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 /// No cell has one of these lengths (SPEC 2.3).
 const HANDSHAKE_LENS: [usize; 4] = [64, 672, 686, 1176];
 

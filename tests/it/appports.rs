@@ -254,7 +254,7 @@ fn whatever_comes_in_is_delivered_or_counted() {
     println!("the entry's pymix port");
     // The chain's own ports too, but not the entry's listeners, for what goes there comes in again.
     let mut ports: Vec<u16> = (0..200).map(|_| scene.rng.random_range(1..4990)).collect();
-    ports.extend(scene.nodes.link_ports().iter().map(|(_, link)| link.port()));
+    ports.extend((1..=exit).flat_map(|i| [scene.nodes.up(i).port(), scene.nodes.down(i - 1).port()]));
     let datagrams: Vec<Vec<u8>> = (0..RANDOM)
         .map(|_| {
             let bytes = random(&mut scene.rng);
