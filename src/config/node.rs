@@ -233,9 +233,10 @@ impl NodeConfig {
         }
     }
 
-    /// Keys of a link are dropped after this: half as long again as renewal takes.
+    /// Keys of a link are dropped after this: half as long again as renewal takes, and at least ten
+    /// seconds later, which is ten handshakes that may be lost.
     pub fn expire_after(&self) -> Duration {
-        self.renew_after * 3 / 2
+        self.renew_after + (self.renew_after / 2).max(Duration::from_secs(10))
     }
 }
 
