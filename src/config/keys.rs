@@ -50,6 +50,14 @@ impl Keys {
         }
         Source::read(path)?.parse()
     }
+
+    /// The same from a text; `path` is named in complaints.
+    ///
+    /// # Errors
+    /// It does not hold what it should.
+    pub fn parse(path: &Path, text: &str) -> Result<Keys, ConfigError> {
+        Source::new(path, text).parse()
+    }
 }
 
 fn decode(text: &str) -> Option<Secret> {
