@@ -21,8 +21,10 @@ enum Step {
     Wait(Nanos),
     /// Time passes to a nanosecond before the pool is due, or to when it is.
     WaitForDue { early: bool },
-    /// It is released, whether it is due or not.
-    Release,
+    /// Cells of one channel arrive until there is room for so many.
+    Fill { room: usize },
+    /// It is released if it is due, or whether it is due or not.
+    Release { only_due: bool },
 }
 
 fn mixing() -> impl Strategy<Value = Mixing> {
@@ -46,7 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (channel, count).prop_map(|(channel, count)| Step::Admit { channel, count }),
         3 => (0..10 * MILLI).prop_map(Step::Wait),
         2 => any::<bool>().prop_map(|early| Step::WaitForDue { early }),
-        1 => Just(Step::Release),
+        1 => (RECEIVE_MAX - 2..RECEIVE_MAX + 3).prop_map(|room| Step::Fill { room }),
+        4 => prop::bool::weighted(0.8).prop_map(|only_due| Step::Release { only_due }),
     ]
 }
 
@@ -97,7 +100,11 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
     // An instant at which the pool was due once: all others are whole distances from it.
     let mut instant: Option<Nanos> = None;
     for step in steps {
-        let mut release = false;
+        let mut release = None;
+        let step = match step {
+            Step::Fill { room } => Step::Admit { channel: Some(0), count: pool.room().saturating_sub(room) },
+            other => other,
+        };
         match step {
             Step::Admit { channel, count } => {
                 for _ in 0..count.min(pool.room()) {
@@ -110,7 +117,8 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
             }
             Step::Wait(time) => now += time,
             Step::WaitForDue { early } => now = pool.due_at().map_or(now, |at| now.max(at - u64::from(early))),
-            Step::Release => release = true,
+            Step::Fill { .. } => unreachable!("made a number above"),
+            Step::Release { only_due } => release = Some(only_due),
         }
         prop_assert_eq!((pool.len(), pool.room()), (model.len(), POOL_MAX - model.len()));
         prop_assert_eq!(pool.is_empty(), model.is_empty());
@@ -129,7 +137,7 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
         let full = POOL_MAX - model.len() < RECEIVE_MAX;
         let want = !model.is_empty() && (by_count(mixing, &model) || full || due_at.is_some_and(|at| at <= now));
         prop_assert_eq!(pool.due(now), want, "{} cells at {}", model.len(), now);
-        if release || pool.due(now) {
+        if release.is_some_and(|only_due| !only_due || want) {
             let mut out = Vec::new();
             pool.release(&mut out);
             let checked = check_release(&out, &model);
