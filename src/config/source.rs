@@ -126,9 +126,11 @@ impl Source {
         })
     }
 
+    /// The known key that a line sets; of a line that is none, nothing may be quoted.
     fn line_key(&self, place: &Place) -> Option<&str> {
         let line = self.text.lines().nth(place.line? - 1)?;
-        line.split_once('=').map(|(key, _)| key.trim())
+        let key = line.split_once('=').map(|(key, _)| key.trim())?;
+        EXAMPLES.iter().any(|(known, _)| *known == key).then_some(key)
     }
 
     /// Serde and the parser name what they found in backticks; the file's own text is never quoted,
