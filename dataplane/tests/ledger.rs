@@ -54,13 +54,15 @@ fn cell_len(side: Side) -> usize {
     }
 }
 
-/// A socket that takes so many cells a turn, and fails on every third of them if told to.
+/// So many cells a socket takes in a turn, and whether it fails on every third of them.
+type Mood = Rc<Cell<(usize, bool)>>;
+
+/// A socket with a mood.
 struct Moody {
     port: MemPort,
     net: MemNet,
     from: SocketAddr,
-    takes: Rc<Cell<usize>>,
-    fails: Rc<Cell<bool>>,
+    mood: Mood,
 }
 
 impl Rx for Moody {
@@ -71,9 +73,10 @@ impl Rx for Moody {
 
 impl Tx for Moody {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
-        let count = out.len().min(self.takes.get());
+        let (takes, fails) = self.mood.get();
+        let count = out.len().min(takes);
         for (i, (bytes, to)) in out.front().take(count).enumerate() {
-            if self.fails.get() && i % 3 == 0 {
+            if fails && i % 3 == 0 {
                 tally.send_errors += 1;
             } else {
                 self.net.send(Datagram { from: self.from, to, bytes: bytes.to_vec() });
@@ -347,7 +350,7 @@ struct World {
     punts: rtrb::Consumer<Punt>,
     /// Whether control's ring has room for what strangers cause.
     modest: bool,
-    moods: [(Rc<Cell<usize>>, Rc<Cell<bool>>); 2],
+    moods: [Mood; 2],
     now: Nanos,
     /// Live slots, and which side's.
     slots: BTreeMap<u32, Side>,
@@ -376,13 +379,12 @@ impl World {
         let net = MemNet::default();
         let (ops, from_control) = rtrb::RingBuffer::new(1024);
         let (to_control, punts) = rtrb::RingBuffer::new(if modest { 4096 } else { RESERVED });
-        let moods = [(); 2].map(|()| (Rc::new(Cell::new(usize::MAX)), Rc::new(Cell::new(false))));
+        let moods = [(); 2].map(|()| Mood::new(Cell::new((usize::MAX, false))));
         let port = |side: Side| Moody {
             port: net.port(own(side)),
             net: net.clone(),
             from: own(side),
-            takes: moods[link(side) as usize].0.clone(),
-            fails: moods[link(side) as usize].1.clone(),
+            mood: moods[link(side) as usize].clone(),
         };
         let settings = Settings {
             shape: shape(),
@@ -521,10 +523,7 @@ impl World {
 
     fn case(&mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
         // Whatever the case before has left behind goes first.
-        self.moods.iter().for_each(|(takes, fails)| {
-            takes.set(usize::MAX);
-            fails.set(false);
-        });
+        self.moods.iter().for_each(|mood| mood.set((usize::MAX, false)));
         for channel in 0..CHANNELS {
             self.op(Op::RetireChannel { channel });
         }
@@ -574,9 +573,7 @@ impl World {
                 Step::Slot(side, comes) => self.slot(side, comes),
                 Step::Channel(channel, comes) => self.channel(&mut channels, &mut books, channel, comes),
                 Step::Socket { side, takes, fails } => {
-                    let (takes_now, fails_now) = &self.moods[link(side) as usize];
-                    takes_now.set(takes);
-                    fails_now.set(fails);
+                    self.moods[link(side) as usize].set((takes, fails));
                     let towards = &mut books[1 - link(side) as usize];
                     (towards.takes, towards.fails) = (takes, fails);
                 }

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
 use control::Identity;
+use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
 use wire::cell::{Class, Header, Kind};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
