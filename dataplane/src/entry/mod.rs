@@ -450,8 +450,8 @@ fn wrap_batch(
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
-/// Reads a pymix header.
-fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
+/// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
+pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
     let [a, b, c, d, p, q, ..] = *bytes else { return None };
     let port = u16::from_be_bytes([p, q]);
     (port != 0).then(|| Destination::Ip((Ipv4Addr::new(a, b, c, d), port).into()))
