@@ -24,7 +24,9 @@ fn through(seed: u64, faults: Faults) -> Vec<Vec<u8>> {
             std::thread::yield_now();
         }
     }
-    assert_eq!(tap.records(Forward).len(), 100);
+    let records = tap.records(Forward);
+    assert_eq!(records.len(), 100);
+    assert!(records.is_sorted_by_key(|record| record.at));
     tap.set_both(Faults { delay: faults.reorder_by, ..Faults::default() });
     sender.send_to(b"the end", tap.front()).unwrap();
     let mut got = Vec::new();
