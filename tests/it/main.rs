@@ -5,9 +5,11 @@ mod common;
 
 mod config;
 mod demo;
+mod documents;
 mod init;
 mod load;
 mod memory;
 mod mixing;
 mod names;
+mod tampering;
 mod traffic;

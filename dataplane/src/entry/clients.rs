@@ -483,4 +483,19 @@ mod tests {
         clients.expire(502 * SECOND, |_, _| closed += 1);
         assert_eq!((closed, clients.len(), clients.flows()), (10, 0, 0));
     }
+
+    #[test]
+    fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
+        let (mut clients, mut rng) = clients(&[1]);
+        let client = clients.client(0, address(1)).unwrap().unwrap();
+        let mut tokens = std::collections::HashSet::new();
+        for port in 0..1000 {
+            let mut same = rng.clone();
+            let token = clients.flow(client, &destination(port), 0, &mut rng).unwrap().token;
+            let mut drawn = [0; 16];
+            same.fill_bytes(&mut drawn);
+            assert_eq!(token, drawn);
+            assert!(tokens.insert(token));
+        }
+    }
 }

@@ -455,3 +455,6 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.publish();
     }
 }
+
+#[cfg(test)]
+mod tests;
