@@ -385,6 +385,11 @@ impl Chain {
         *self.nodes[position].ledger.lock().unwrap()
     }
 
+    /// What a node's control has refused, by name.
+    pub fn refused(&self, position: usize) -> Vec<(&'static str, u64)> {
+        self.nodes[position].joint.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
+    }
+
     /// Every ledger closes and every frame is where it should be.
     pub fn assert_closed(&self) {
         for position in 0..self.nodes.len() {

@@ -180,6 +180,8 @@ fn every_byte_on_every_link_is_what_the_model_says() {
         chain.assert_lossless();
         let shape = chain.shape;
         let hops = shape.hops();
+        // Whoever gets a handshake or control cell finds it authentic, and of the right form.
+        (0..=hops).for_each(|node| assert_eq!(chain.refused(node), [], "node {node}"));
 
         // One length per link and direction; handshakes have their own.
         let mut links: HashMap<(usize, Direction), Vec<Cell>> = HashMap::new();
