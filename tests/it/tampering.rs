@@ -175,3 +175,49 @@ fn channels_that_lead_nowhere_are_given_up_and_those_that_only_carry_one_way_are
     assert_eq!((chain.ledger(0).gauges.channels, exchange(&mut chain)), (4, (1, 1)));
     chain.assert_closed();
 }
+
+#[test]
+fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let seen = chain.seen.borrow().clone();
+    for (link, direction) in everywhere() {
+        let node = receiver(link, direction);
+        let (from, to) = match direction {
+            Direction::Forward => (link_address(link - 1, Side::Down), end(link, direction)),
+            Direction::Backward => (link_address(link, Side::Up), end(link, direction)),
+        };
+        let cell = chain.shape.cell_len(direction, link);
+        let others = [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, Drop::Length));
+        let stranger = "203.0.113.66:6".parse().unwrap();
+        let before = chain.seen.borrow().len();
+        let mut sent = 0;
+        for (from, len, why) in others.into_iter().chain([(from, cell, Drop::Header), (stranger, cell, Drop::Stranger)])
+        {
+            let count = cells(&chain, node, direction).drops(why);
+            chain.links.send(Datagram { from, to, bytes: vec![0x5a; len] });
+            chain.settle();
+            sent += 1;
+            let counted = cells(&chain, node, direction).drops(why) - count;
+            assert_eq!(counted, 1, "{len} bytes on link {link} {direction:?}: {why:?}");
+        }
+        // A cell of another link, and one whose header was touched.
+        let of = |other: &dyn Fn(usize) -> bool| {
+            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !handshake_length(s.bytes.len()))
+        };
+        let mut touched = of(&|other| other == link).expect("keepalives at least").bytes.clone();
+        touched[3] ^= 1;
+        let mut moved = of(&|other| other != link).expect("keepalives at least").bytes.clone();
+        moved.resize(cell, 0);
+        for bytes in [touched, moved] {
+            let count = cells(&chain, node, direction).drops(Drop::Header);
+            chain.links.send(Datagram { from, to, bytes });
+            chain.settle();
+            sent += 1;
+            assert_eq!(cells(&chain, node, direction).drops(Drop::Header), count + 1, "link {link} {direction:?}");
+        }
+        assert_eq!(chain.seen.borrow().len(), before + sent, "nothing was answered");
+    }
+    assert_eq!(exchange(&mut chain), (1, 1));
+    chain.assert_closed();
+}
