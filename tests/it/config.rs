@@ -115,7 +115,7 @@ fn a_mistake_in_the_chain_file_is_named_with_place_and_remedy() {
     for (line, with, wanted) in mistakes {
         let dir = chain();
         edit(&dir.path().join("chain.toml"), line, with);
-        assert_mistake(with, &run(dir.path(), "mix --config mix1.toml --lifeline"), wanted);
+        assert_mistake(with, &run(dir.path(), "mix --config mix1.toml"), wanted);
     }
 }
 
