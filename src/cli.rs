@@ -173,6 +173,9 @@ pub struct ExitArgs {
     /// Let traffic reach this network although it is private, loopback or this host's own (repeatable)
     #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
     pub allow: Vec<IpNet>,
+    /// Let no traffic reach this network; the narrowest of all --allow and --deny decides (repeatable)
+    #[arg(long = "deny", value_name = "CIDR", value_parser = parse_network)]
+    pub deny: Vec<IpNet>,
 }
 
 /// `eddy status`.
@@ -251,6 +254,9 @@ pub struct ChainArgs {
     /// Let the exit reach this network, too; loopback it may reach already (repeatable)
     #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
     pub allow: Vec<IpNet>,
+    /// Keep the exit from this network; the narrowest of all --allow and --deny decides (repeatable)
+    #[arg(long = "deny", value_name = "CIDR", value_parser = parse_network)]
+    pub deny: Vec<IpNet>,
 }
 
 impl Cli {

@@ -31,7 +31,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
-use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
@@ -49,6 +49,8 @@ pub struct NodeSpec {
     pub chain: config::Chain,
     /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
+    /// Where its next hop is reached; none at the exit.
+    pub next: Option<std::net::SocketAddr>,
     /// Its configuration.
     pub config: NodeConfig,
     /// Its keys.
@@ -139,19 +141,37 @@ fn raise_descriptors(spec: &NodeSpec) {
     }
 }
 
-/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
-fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
-    socket.set_nonblocking(true)?;
+/// Sets DF, and takes no word of ICMP for the path's MTU: anybody may forge that, and a cell has but one length.
+fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     if socket.local_addr()?.is_ipv6() {
-        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;
     } else {
-        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?;
     }
+    Ok(())
+}
+
+/// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
+/// be had; the default need not.
+fn prepare(socket: &UdpSocket, config: &NodeConfig) -> anyhow::Result<()> {
+    socket.set_nonblocking(true)?;
+    whole(socket)?;
     // The kernel grants twice what is asked and counts its own overhead against it.
+    let receive_buffer = config.receive_buffer;
     let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
     if granted < receive_buffer {
+        if let Some(at) = config.place("receive_buffer", 0) {
+            return Err(ConfigError::Value {
+                at,
+                what: format!("receive_buffer = {receive_buffer}, but the system grants {granted}"),
+                remedy: format!(
+                    "run `sudo sysctl -w net.core.rmem_max={receive_buffer}`, or remove the line to take what there is"
+                ),
+            }
+            .into());
+        }
         warn!(
-            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sysctl -w \
+            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
              net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
         );
     }
@@ -165,12 +185,11 @@ impl Node {
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
         raise_descriptors(&spec);
-        let NodeSpec { role, chain, position, config, keys, sockets } = spec;
-        let next = config::next_address(&config, &chain)?;
+        let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
         let clock = Clock::start();
         let shape = chain.shape;
         for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
-            prepare(socket, config.receive_buffer)?;
+            prepare(socket, &config)?;
         }
 
         let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
@@ -229,7 +248,11 @@ impl Node {
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
-                    policy: Policy::new(part.allow.clone(), own.into_iter().map(|interface| interface.ip()).collect()),
+                    policy: Policy::new(
+                        part.allow.clone(),
+                        part.deny.clone(),
+                        own.into_iter().map(|interface| interface.ip()).collect(),
+                    ),
                     caps: dataplane::exit::Caps {
                         flows_per_channel: part.max_flows_per_channel,
                         sockets: part.max_sockets,
@@ -414,7 +437,7 @@ fn status_text(status: wire::frames::Status) -> &'static str {
     use wire::frames::Status;
     match status {
         Status::Open => "open",
-        Status::Refused => "its policy does not allow it (see `allow` in the exit's configuration)",
+        Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
         Status::Unresolvable => "the name does not resolve there",
         Status::Unreachable => "the destination is unreachable",
         Status::TooManyFlows => "it has too many flows or sockets",
@@ -466,5 +489,18 @@ mod tests {
         let got = std::iter::from_fn(|| socket.recv(&mut [0; 1000]).ok()).count() as u64;
         assert_eq!(reporter.report().kernel_drops, 100 - got);
         assert!(got < 100);
+    }
+
+    #[test]
+    fn link_sockets_take_nobodys_word_for_the_mtu() {
+        let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
+        whole(&v4).unwrap();
+        assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
+        let Ok(v6) = UdpSocket::bind("[::1]:0") else {
+            eprintln!("skipped for IPv6: this host has no ::1");
+            return;
+        };
+        whole(&v6).unwrap();
+        assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
     }
 }

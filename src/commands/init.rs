@@ -51,6 +51,8 @@ pub struct Plan {
     pub entry: PlannedEntry,
     /// What the exit may reach beyond the public network.
     pub allow: Vec<IpNet>,
+    /// What it may not, although it is public.
+    pub deny: Vec<IpNet>,
     /// Where the exit resolves names; the system's name server unless set.
     pub resolver: Option<SocketAddr>,
     /// Whether files may be overwritten.
@@ -97,6 +99,7 @@ impl Plan {
                 pymix: Vec::new(),
             },
             allow: Vec::new(),
+            deny: Vec::new(),
             resolver: None,
             force: false,
         }
@@ -316,12 +319,15 @@ fn exit_config(plan: &Plan) -> String {
          # Private, loopback, link-local and multicast networks and this host's own addresses are\n\
          # refused unless listed here.\n\
          allow = {}\n\
+         # Public networks are open unless listed here; the narrowest entry of both lists decides.\n\
+         deny = {}\n\
          {}\n\
          # flow_idle_s = {FLOW_IDLE_S}\n\
          # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
          # max_sockets = {MAX_SOCKETS}\n",
         plan.hops[h - 1].address,
         strings(&plan.allow),
+        strings(&plan.deny),
         match plan.resolver {
             Some(resolver) => format!("resolver = \"{resolver}\""),
             None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
@@ -451,6 +457,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
             let mut plan = Plan { class, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
+            plan.deny.push("::/0".parse().unwrap());
             plan.mixing = "threshold:n=5".parse().unwrap();
             plan.entry.forwards.push(forward.clone());
             plan.entry.pymix.push("127.0.0.1:5001".parse().unwrap());
@@ -468,7 +475,7 @@ mod tests {
                 assert_eq!(node.config.renew_after, Duration::from_secs(2));
                 match &node.config.part {
                     Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
-                    Part::Exit(exit) => assert_eq!(exit.allow, plan.allow),
+                    Part::Exit(exit) => assert_eq!((&exit.allow, &exit.deny), (&plan.allow, &plan.deny)),
                     Part::Entry(_) => panic!("a hop's file"),
                 }
                 let delay = node.chain.node(i + 1).unwrap().descriptor.mixing_delay_ms;

@@ -5,7 +5,17 @@ use std::process::{Command, Output, Stdio};
 
 /// The command, with nothing of this process's environment that could change what it does.
 pub fn eddy() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_eddy"));
+    clean(Command::new(env!("CARGO_BIN_EXE_eddy")))
+}
+
+/// The same under `ulimit -n`.
+pub fn eddy_with_descriptors(most: u64) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_eddy")]);
+    clean(command)
+}
+
+fn clean(mut command: Command) -> Command {
     command.stdin(Stdio::null());
     for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDS_FIRST_FD", "EDDY_LOG"] {
         command.env_remove(name);

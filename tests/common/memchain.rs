@@ -262,7 +262,7 @@ impl Chain {
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
-                    policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new()),
+                    policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new(), Vec::new()),
                     caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
                     flow_idle: Duration::from_secs(300),
                 };

@@ -1,5 +1,9 @@
 //! What several topics share.
 
+pub mod attack;
 pub mod command;
 pub mod memchain;
+pub mod nodes;
 pub mod process;
+pub mod steady;
+pub mod tap;

@@ -1,7 +1,9 @@
 //! Where an exit may send: the internet, and nothing behind its own walls.
 //!
 //! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
-//! an `allow` entry lists them. IPv6 forms that embed an IPv4 address are judged by what they embed.
+//! an `allow` entry lists them; everything else is open unless a `deny` entry lists it. Of the entries that
+//! hold an address the narrowest decides, and `deny` where two are alike. IPv6 forms that embed an IPv4
+//! address are judged by what they embed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -48,13 +50,14 @@ const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
     allow: Vec<IpNet>,
+    deny: Vec<IpNet>,
     own: Vec<IpAddr>,
 }
 
 impl Policy {
-    /// Exceptions, and the addresses of the host itself.
-    pub fn new(allow: Vec<IpNet>, own: Vec<IpAddr>) -> Policy {
-        Policy { allow, own }
+    /// Exceptions both ways, and the addresses of the host itself.
+    pub fn new(allow: Vec<IpNet>, deny: Vec<IpNet>, own: Vec<IpAddr>) -> Policy {
+        Policy { allow, deny, own }
     }
 
     /// Whether a datagram may go there.
@@ -63,7 +66,22 @@ impl Policy {
         if port == 0 {
             return false;
         }
-        self.allow.iter().any(|net| net.contains(&to)) || !(self.own.contains(&to) || self.denied(to))
+        self.listed(to).unwrap_or_else(|| !(self.own.contains(&to) || self.denied(to)))
+    }
+
+    /// What the operator's own entries say.
+    fn listed(&self, to: IpAddr) -> Option<bool> {
+        let narrowest = |nets: &[IpNet]| nets.iter().filter(|net| net.contains(&to)).map(IpNet::prefix_len).max();
+        if let IpAddr::V6(v6) = to
+            && let Some(v4) = embedded(v6)
+            && self.listed(v4.into()) == Some(false)
+        {
+            return Some(false);
+        }
+        match (narrowest(&self.allow), narrowest(&self.deny)) {
+            (None, None) => None,
+            (allow, deny) => Some(allow > deny),
+        }
     }
 
     fn denied(&self, to: IpAddr) -> bool {
@@ -100,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_not_the_internet_is_refused() {
-        let policy = Policy::new(Vec::new(), vec![ip("93.184.216.34"), ip("2600::1")]);
+        let policy = Policy::new(Vec::new(), Vec::new(), vec![ip("93.184.216.34"), ip("2600::1")]);
         for denied in [
             "0.0.0.0",
             "10.1.2.3",
@@ -142,8 +160,28 @@ mod tests {
 
     #[test]
     fn an_allow_entry_opens_exactly_what_it_lists() {
-        let policy = Policy::new(vec!["127.0.0.0/8".parse().unwrap()], vec![ip("127.0.0.1")]);
+        let policy = Policy::new(vec!["127.0.0.0/8".parse().unwrap()], Vec::new(), vec![ip("127.0.0.1")]);
         assert!(policy.admits(ip("127.0.0.1"), 9) && policy.admits(ip("::ffff:127.0.0.2"), 9));
         assert!(!policy.admits(ip("10.0.0.1"), 9) && !policy.admits(ip("::1"), 9));
+    }
+
+    #[test]
+    fn of_allow_and_deny_the_narrowest_decides() {
+        let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().unwrap()).collect();
+        let all = ["0.0.0.0/0", "::/0"];
+        let loopback_alone = Policy::new(nets(&["127.0.0.0/8"]), nets(&all), Vec::new());
+        assert!(loopback_alone.admits(ip("127.0.0.1"), 9) && loopback_alone.admits(ip("::ffff:127.0.0.1"), 9));
+        for denied in ["1.1.1.1", "10.0.0.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "::1", "255.255.255.255"] {
+            assert!(!loopback_alone.admits(ip(denied), 9), "{denied}");
+        }
+        let policy = Policy::new(nets(&["10.1.0.0/16", "::/0"]), nets(&["1.1.1.1/32", "10.1.2.0/24"]), Vec::new());
+        for open in ["10.1.1.1", "9.9.9.9", "64:ff9b::9.9.9.9", "fd00::1"] {
+            assert!(policy.admits(ip(open), 9), "{open}");
+        }
+        for denied in ["10.1.2.3", "10.2.0.1", "1.1.1.1", "64:ff9b::1.1.1.1", "2002:101:101::1"] {
+            assert!(!policy.admits(ip(denied), 9), "{denied}");
+        }
+        let alike = Policy::new(nets(&["1.0.0.0/8"]), nets(&["1.0.0.0/8"]), Vec::new());
+        assert!(!alike.admits(ip("1.1.1.1"), 9));
     }
 }

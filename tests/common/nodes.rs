@@ -1,0 +1,355 @@
+//! A chain of node processes that a test can watch, restart and stand between.
+//!
+//! Every chain has an address of its own in 127.0.0.0/8 with fixed ports below the ephemeral ones, so that a
+//! node that starts again finds its port free. The exit's policy admits loopback alone, which
+//! [`Nodes::start`] proves before anything else is sent.
+
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dataplane::pool::Mixing;
+use eddy::commands::init::{self, Files};
+use eddy::config::Forward;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use wire::cell::{Class, Shape};
+
+use super::command::{eddy, eddy_with_descriptors};
+use super::process::tallies;
+use super::tap::Tap;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.
+pub const PROBE: &[u8] = b"is anybody there? ";
+
+/// What a chain is made with.
+pub struct Plan {
+    pub mixes: usize,
+    pub class: Class,
+    pub mixing: Mixing,
+    pub channels: usize,
+    pub renew_after_s: u64,
+    /// Whether a tap stands in every link.
+    pub taps: bool,
+    /// Lines for the end of a node's configuration, by position.
+    pub extra: Vec<(usize, String)>,
+    /// Most descriptors that the exit may open.
+    pub descriptors: Option<u64>,
+    pub seed: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            mixes: 2,
+            class: Class::S,
+            mixing: "timed:t=2ms".parse().expect("a mixing"),
+            channels: 2,
+            renew_after_s: eddy::config::RENEW_AFTER_S,
+            taps: false,
+            extra: Vec::new(),
+            descriptors: None,
+            seed: 1,
+        }
+    }
+}
+
+/// A node's process.
+struct Running {
+    process: Child,
+    _lifeline: ChildStdin,
+    stdout: JoinHandle<String>,
+    said: Arc<Mutex<Vec<String>>>,
+    stderr: JoinHandle<()>,
+}
+
+/// A chain of processes. Ends when dropped.
+pub struct Nodes {
+    _dir: TempDir,
+    plan: Plan,
+    host: IpAddr,
+    configs: Vec<std::path::PathBuf>,
+    running: Vec<Option<Running>>,
+    /// The tap of link i at i - 1.
+    pub taps: Vec<Tap>,
+    /// Where the entry's forward leads.
+    pub sink: UdpSocket,
+    /// The last report of every process that has ended, with its position.
+    pub reports: Vec<(usize, Value)>,
+}
+
+/// Waits for a condition; tells what was waited for if it never comes.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "still waiting: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Nodes {
+    /// Starts a chain, waits for its channels, and proves that its exit reaches loopback alone.
+    pub fn start(plan: Plan) -> Nodes {
+        static CHAINS: AtomicU8 = AtomicU8::new(1);
+        let (pid, chain) = (std::process::id(), CHAINS.fetch_add(1, Ordering::Relaxed));
+        let host = Ipv4Addr::new(127, 1 + (pid / 251 % 254) as u8, 1 + (pid % 251) as u8, chain).into();
+        let at = |port: u16, i: usize| SocketAddr::new(host, port + i as u16);
+        let h = plan.mixes + 1;
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sink.set_read_timeout(Some(PATIENCE)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, i)).collect();
+        let mut made = init::Plan::new(&ups);
+        (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
+        made.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+        made.entry.channels = plan.channels;
+        made.entry.down = at(4900, 0);
+        made.entry.forwards.push(format!("{}={}", at(5000, 0), sink.local_addr().unwrap()).parse::<Forward>().unwrap());
+        made.entry.pymix.push(at(5001, 0));
+        for (i, hop) in made.hops.iter_mut().enumerate() {
+            hop.down = at(4901, i);
+        }
+        let Files { entry, hops, .. } = init::write(dir.path(), &made).unwrap();
+        let configs: Vec<_> = std::iter::once(entry).chain(hops).collect();
+        let mut taps = Vec::new();
+        for (position, config) in configs.iter().enumerate() {
+            let mut text = std::fs::read_to_string(config).unwrap();
+            if plan.taps && position < h {
+                let link = position + 1;
+                taps.push(Tap::start(at(4800, link), ups[position], plan.seed.wrapping_mul(100) + link as u64));
+                text = text.replacen("\n# next", &format!("\nnext = \"{}\"\n# next", at(4800, link)), 1);
+            }
+            // In front, for what follows a [[forward]] would belong to it.
+            for (_, lines) in plan.extra.iter().filter(|(of, _)| *of == position) {
+                text = format!("{lines}\n{text}");
+            }
+            std::fs::write(config, text).unwrap();
+        }
+        let running = configs.iter().map(|_| None).collect();
+        let mut nodes = Nodes { _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
+        for position in 0..=h {
+            nodes.run(position);
+        }
+        nodes.wait_for_channels();
+        nodes.assert_loopback_alone();
+        nodes
+    }
+
+    /// Class and length of the chain.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.plan.class, self.exit()).unwrap()
+    }
+
+    /// Positions of all nodes.
+    pub fn positions(&self) -> std::ops::Range<usize> {
+        0..self.configs.len()
+    }
+
+    /// Position of the exit.
+    pub fn exit(&self) -> usize {
+        self.configs.len() - 1
+    }
+
+    /// The entry's forward to the sink.
+    pub fn forward(&self) -> SocketAddr {
+        SocketAddr::new(self.host, 5000)
+    }
+
+    /// The entry's pymix port.
+    pub fn pymix(&self) -> SocketAddr {
+        SocketAddr::new(self.host, 5001)
+    }
+
+    /// The link port of a node towards the previous hop.
+    pub fn up(&self, position: usize) -> SocketAddr {
+        SocketAddr::new(self.host, 4700 + position as u16)
+    }
+
+    /// The link port of a node towards the next hop.
+    pub fn down(&self, position: usize) -> SocketAddr {
+        SocketAddr::new(self.host, 4900 + position as u16)
+    }
+
+    /// Starts a node that does not run, and waits until it says that it is ready.
+    pub fn run(&mut self, position: usize) {
+        assert!(self.running[position].is_none(), "node {position} runs");
+        let role = if position == 0 { "entry" } else { ["mix", "exit"][usize::from(position == self.exit())] };
+        let mut command = match self.plan.descriptors.filter(|_| role == "exit") {
+            Some(most) => eddy_with_descriptors(most),
+            None => eddy(),
+        };
+        command.args([role, "--lifeline", "--report-json", "--config"]).arg(&self.configs[position]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("the command starts");
+        let lifeline = process.stdin.take().unwrap();
+        let (stdout, stderr) = (process.stdout.take().unwrap(), process.stderr.take().unwrap());
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        let lines = said.clone();
+        let stderr = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let stdout =
+            std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default());
+        let ready = said.clone();
+        self.running[position] = Some(Running { process, _lifeline: lifeline, stdout, said, stderr });
+        until(&format!("node {position} is ready: {:?}", ready.lock().unwrap()), || {
+            ready.lock().unwrap().iter().any(|line| line.contains("ready: "))
+        });
+    }
+
+    /// Ends a node as its operator would. Its ledger must close.
+    pub fn stop(&mut self, position: usize) {
+        let running = self.running[position].as_mut().expect("it runs");
+        kill_process(Pid::from_child(&running.process), Signal::TERM).expect("it runs");
+        let (ended, text) = self.reap(position);
+        assert!(ended.success(), "node {position}: {ended}");
+        let report: Value = serde_json::from_str(&text).unwrap_or_else(|why| panic!("node {position}: {why}: {text}"));
+        for tally in tallies(&report) {
+            assert_eq!((&tally["closed"], &tally["held"]), (&Value::Bool(true), &0.into()), "{report:#}");
+        }
+        self.reports.push((position, report));
+    }
+
+    /// Ends a node without a word, as a power cut would.
+    pub fn kill(&mut self, position: usize) {
+        self.running[position].as_mut().expect("it runs").process.kill().expect("it runs");
+        self.reap(position);
+    }
+
+    fn reap(&mut self, position: usize) -> (ExitStatus, String) {
+        let mut running = self.running[position].take().expect("it runs");
+        let mut ended = None;
+        until(&format!("node {position} ends"), || {
+            ended = running.process.try_wait().expect("a child");
+            ended.is_some()
+        });
+        running.stderr.join().unwrap();
+        let said = running.said.lock().unwrap();
+        assert!(!said.iter().any(|line| line.contains("panicked")), "node {position}: {said:#?}");
+        (ended.unwrap(), running.stdout.join().unwrap())
+    }
+
+    /// Whether a node runs.
+    pub fn is_alive(&mut self, position: usize) -> bool {
+        self.running[position].as_mut().is_some_and(|running| running.process.try_wait().is_ok_and(|e| e.is_none()))
+    }
+
+    /// What a node has said on standard error.
+    pub fn said(&self, position: usize) -> Vec<String> {
+        self.running[position].as_ref().map_or_else(Vec::new, |running| running.said.lock().unwrap().clone())
+    }
+
+    /// Process id of a node.
+    pub fn pid(&self, position: usize) -> u32 {
+        self.running[position].as_ref().expect("it runs").process.id()
+    }
+
+    /// Resident memory of a node in bytes.
+    pub fn resident(&self, position: usize) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid(position))).expect("it runs");
+        let line = text.lines().find(|line| line.starts_with("Rss:")).expect("a line Rss");
+        line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("kilobytes") * 1024
+    }
+
+    /// Descriptors that a node has open.
+    pub fn descriptors(&self, position: usize) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid(position))).expect("it runs").count()
+    }
+
+    /// A node's report now, if it answers.
+    pub fn try_status(&self, position: usize) -> Option<Value> {
+        let output = eddy().args(["status", "--json", "--config"]).arg(&self.configs[position]).output().unwrap();
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// A node's report now.
+    pub fn status(&self, position: usize) -> Value {
+        self.try_status(position).unwrap_or_else(|| panic!("node {position} answers: {:?}", self.said(position)))
+    }
+
+    /// A counter of a node's report; what is not there has not happened.
+    pub fn count(&self, position: usize, pointer: &str) -> u64 {
+        self.status(position).pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// Waits until the entry's channels are open.
+    pub fn wait_for_channels(&self) {
+        let mut last = None;
+        until("channels", || {
+            last = self.try_status(0);
+            last.as_ref().is_some_and(|entry| entry["channels"].as_u64() >= Some(self.plan.channels as u64))
+        });
+    }
+
+    /// The exit's policy admits loopback and nothing else: asked before anything hostile is sent.
+    fn assert_loopback_alone(&self) {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let refused = || self.count(self.exit(), "/ledger/datagrams/forward/dropped/policy");
+        for outside in [[1, 1, 1, 1], [192, 0, 2, 1], [10, 0, 0, 1]] {
+            let before = refused();
+            let datagram = [&outside[..], &[0, 9], b"must not leave"].concat();
+            client.send_to(&datagram, self.pymix()).unwrap();
+            until(&format!("the exit refuses {outside:?}"), || refused() == before + 1);
+        }
+    }
+
+    /// A datagram through the forward to the sink and its answer back arrive, sooner or later.
+    pub fn assert_carries(&self) {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_nonblocking(true).unwrap();
+        self.sink.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 2048];
+        let mut number = 0u32;
+        let mut answered = false;
+        until("traffic goes both ways", || {
+            let mut question = PROBE.to_vec();
+            question.extend(number.to_be_bytes());
+            number += 1;
+            let _ = client.send_to(&question, self.forward());
+            while_receiving(&self.sink, &mut buffer, |bytes, from| {
+                if bytes.starts_with(PROBE) {
+                    let _ = self.sink.send_to(bytes, from);
+                }
+            });
+            while_receiving(&client, &mut buffer, |_, _| answered = true);
+            answered
+        });
+        self.sink.set_nonblocking(false).unwrap();
+    }
+
+    /// Ends all nodes, the entry first. Every ledger must close; the reports are in [`Nodes::reports`].
+    pub fn end(&mut self) {
+        for position in self.positions() {
+            if self.running[position].is_some() {
+                self.stop(position);
+            }
+        }
+    }
+}
+
+/// Hands over everything that waits at a socket that does not block.
+pub fn while_receiving(socket: &UdpSocket, buffer: &mut [u8], mut each: impl FnMut(&[u8], SocketAddr)) {
+    while let Ok((len, from)) = socket.recv_from(buffer) {
+        each(&buffer[..len], from);
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for running in self.running.iter_mut().flatten() {
+            let _ = running.process.kill();
+            let _ = running.process.wait();
+        }
+    }
+}
