@@ -230,8 +230,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         // Longer than any socket buffer: who does not read it blocks its writer.
-        let long = || NodeReport { engine: "x".repeat(16 << 20), ..report() };
-        let server = Bound::new(&path).unwrap().serve(long).unwrap();
+        let long = || NodeReport { engine: "x".repeat(4 << 20), ..report() };
+        let server = bind(&path).unwrap().serve(long).unwrap();
         let mut silent = UnixStream::connect(&path).unwrap();
         silent.write_all(b"stop\n").unwrap();
         assert_eq!(ask(&path).unwrap(), long());
