@@ -12,12 +12,18 @@ use dataplane::links::{Rank, Side};
 use dataplane::punt::{Ended, Notice, Punt};
 use dataplane::table::{ChannelKeys, Op, OpSender};
 
+const _: () = assert!(control::LINK_PLACE_BITS == dataplane::links::PLACE_BITS);
+
 /// Handshake datagrams that wait at most.
 const OUTGOING_MAX: usize = 1024;
 /// How soon to look again at a ring that was not drained.
 const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
 const PUNTS_MAX: usize = 1024;
+/// Operations of one turn at most, by what control may emit: all channels retired with their links; three slots, a
+/// keepalive and the end of every link; three setup cells for each seat of an entry; for each punt at most eight;
+/// answers of the resolver. Nothing is taken in while some of them wait, so this bounds the backlog too.
+const BACKLOG_MAX: usize = (1 << 16) + 5 * (1 << control::LINK_PLACE_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256;
 
 /// Something for the node around the joint.
 pub enum Note {
@@ -47,7 +53,8 @@ pub struct Joint {
     control: Control,
     ops: OpSender,
     punts: rtrb::Consumer<Punt>,
-    /// Operations that found the ring full; their order is binding.
+    /// Operations that found the ring full; their order is binding. While there are any, control takes in nothing:
+    /// at most [`BACKLOG_MAX`].
     backlog: VecDeque<Op>,
     /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
     /// may answer with a cell before this node's worker has woken up.
@@ -73,11 +80,26 @@ impl Joint {
         send: &mut dyn FnMut(Side, SocketAddr, &[u8]),
         note: &mut dyn FnMut(Note),
     ) -> Duration {
-        for _ in 0..PUNTS_MAX {
-            let Ok(punt) = self.punts.pop() else { break };
-            self.take(punt, now, wall, note);
+        self.hand_over();
+        if self.backlog.is_empty() {
+            for _ in 0..PUNTS_MAX {
+                let Ok(punt) = self.punts.pop() else { break };
+                self.take(punt, now, wall, note);
+            }
+            self.control.tick(now, wall);
+            self.collect(note);
+            debug_assert!(self.backlog.len() <= BACKLOG_MAX, "{} operations in one turn", self.backlog.len());
+            self.hand_over();
         }
-        self.control.tick(now, wall);
+        let taken = self.ops.taken();
+        while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
+            send(side, to, &datagram);
+        }
+        if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
+    }
+
+    /// Takes what control has to say.
+    fn collect(&mut self, note: &mut dyn FnMut(Note)) {
         while let Some(output) = self.control.poll_output() {
             match output {
                 Output::Send { side, to, datagram } => {
@@ -85,26 +107,32 @@ impl Joint {
                     // One too many is lost like any datagram; its handshake is tried again.
                     if self.outgoing.len() < OUTGOING_MAX {
                         self.outgoing.push_back(Outgoing { after, side: data_side(side), to, datagram });
+                    } else {
+                        self.control.lost_outgoing();
                     }
                 }
                 Output::Data(op) => self.backlog.push_back(operation(op)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
-        if !self.backlog.is_empty() {
-            while let Some(op) = self.backlog.pop_front() {
-                if let Err(op) = self.ops.send(op) {
-                    self.backlog.push_front(op);
-                    break;
-                }
+    }
+
+    /// Moves what waits into the ring, as far as it goes.
+    fn hand_over(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        while let Some(op) = self.backlog.pop_front() {
+            if let Err(op) = self.ops.send(op) {
+                self.backlog.push_front(op);
+                break;
             }
-            self.ops.signal();
         }
-        let taken = self.ops.taken();
-        while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
-            send(side, to, &datagram);
+        if self.backlog.is_empty() {
+            // What a link with thousands of channels left behind goes back.
+            self.backlog.shrink_to(PUNTS_MAX);
         }
-        if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
+        self.ops.signal();
     }
 
     /// Answers a [`Note::Resolve`].
@@ -118,10 +146,12 @@ impl Joint {
                 let side = control_side(side);
                 self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
-            Punt::Cell { link, slot, header, mut body } => {
-                self.control.handle(now, wall, Input::Cell { link, slot, header, body: body.bytes_mut() });
+            Punt::Cell { link, slot, from, header, mut body } => {
+                self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
-            Punt::Promoted { link, slot } => self.control.handle(now, wall, Input::Promoted { link, slot }),
+            Punt::Promoted { link, slot, from } => {
+                self.control.handle(now, wall, Input::Promoted { link, slot, from });
+            }
             Punt::Activity { link, received, sent } => {
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
@@ -164,7 +194,7 @@ fn operation(op: DataOp) -> Op {
             };
             Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot } => Op::Promote { link, slot },
+        DataOp::Promote { link, slot, peer } => Op::Promote { link, slot, peer },
         DataOp::RetireSlot { link, slot } => Op::RetireSlot { link, slot },
         DataOp::RetireLink { link } => Op::RetireLink { link },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
@@ -177,5 +207,107 @@ fn operation(op: DataOp) -> Op {
         DataOp::RetireChannel { channel } => Op::RetireChannel { channel },
         DataOp::Supersede { old, new } => Op::Supersede { old, new },
         DataOp::Inject { link, slot, header, body } => Op::Inject { link, slot, header, body },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use control::descriptor::draw_x25519;
+    use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
+    use dataplane::sys::Waker;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+    use wire::cell::{Class, Shape};
+
+    const RING: usize = 4;
+
+    /// A mix whose worker has a ring for four operations, and the ring's other ends.
+    fn joint() -> (Joint, rtrb::Consumer<Op>, rtrb::Producer<Punt>) {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
+        let hop = |position| Descriptor {
+            chain: [7; 32],
+            position,
+            hops: 2,
+            class: Class::S,
+            epoch: 0,
+            not_before: 0,
+            not_after: u64::MAX,
+            noise: public,
+            setup: setup_public,
+            mixing_delay_ms: 0,
+            lifetime_s: 3600,
+            lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],
+        };
+        let config = Config {
+            role: Role::Mix,
+            shape: Shape::new(Class::S, 2).unwrap(),
+            position: 1,
+            noise,
+            setup,
+            descriptor: Some(hop(1)),
+            previous: None,
+            next: Some(NextHop { descriptor: hop(2), address: SocketAddr::from(([10, 0, 0, 2], 1)) }),
+            psk_up: None,
+            psk_down: None,
+            timing: Timing::default(),
+            caps: Caps::default(),
+        };
+        let control = Control::new(config, rng, Duration::ZERO).unwrap();
+        let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(256);
+        let joint = Joint::new(control, OpSender::new(ops, Arc::new(Waker::new().unwrap())), punts);
+        (joint, worker_ops, worker_punts)
+    }
+
+    /// One turn; how many datagrams left.
+    fn turn(joint: &mut Joint, now: Duration) -> usize {
+        let mut sent = 0;
+        joint.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| ());
+        sent
+    }
+
+    #[test]
+    fn while_operations_wait_nothing_more_is_taken_in() {
+        let (mut joint, mut worker, mut punts) = joint();
+        (0..10).for_each(|query| joint.resolved(query, Vec::new()));
+        for _ in 0..3 {
+            let from = SocketAddr::from(([1, 1, 1, 1], 1));
+            assert!(punts.push(Punt::Promoted { link: 9, slot: 9, from }).is_ok());
+        }
+        let mut taken = Vec::new();
+        for left in [6, 2, 0] {
+            let waiting = punts.slots();
+            turn(&mut joint, Duration::ZERO);
+            assert_eq!(joint.backlog.len(), left);
+            assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as operations do");
+            while let Ok(Op::Resolved { query, .. }) = worker.pop() {
+                taken.push(query);
+            }
+        }
+        assert!(taken.into_iter().eq(0..10), "in order");
+        assert_eq!(punts.slots(), 256);
+        assert!(joint.backlog.capacity() <= PUNTS_MAX);
+    }
+
+    #[test]
+    fn handshakes_that_wait_for_the_worker_are_bounded_and_counted() {
+        let (mut joint, mut worker, _punts) = joint();
+        joint.resolved(0, Vec::new());
+        let mut second = 0;
+        while joint.control().counters().refused(Refusal::OutgoingFull) < 10 {
+            second += 1;
+            assert!(second < 10_000);
+            assert_eq!(turn(&mut joint, Duration::from_secs(second)), 0, "the worker has not taken the operation");
+        }
+        assert_eq!(joint.outgoing.len(), OUTGOING_MAX);
+        let made = 2 * joint.control().counters().handshakes_started as usize;
+        assert_eq!(made, OUTGOING_MAX + joint.control().counters().refused(Refusal::OutgoingFull) as usize);
+        worker.pop().unwrap_or_else(|_| panic!("it is there"));
+        assert!(turn(&mut joint, Duration::from_secs(second)) >= OUTGOING_MAX);
+        assert!(joint.outgoing.is_empty());
     }
 }

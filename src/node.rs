@@ -123,20 +123,26 @@ fn rng() -> anyhow::Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
-/// Raises the limit of open descriptors as far as the process may.
-fn raise_descriptors(spec: &NodeSpec) {
+/// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
+const DESCRIPTORS_KEPT: usize = 64;
+
+/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it: without
+/// a descriptor left nobody could ask for its status.
+fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
-    if let Part::Exit(part) = &spec.config.part
+    if let Part::Exit(part) = part
         && let Some(now) = getrlimit(Resource::Nofile).current
-        && now < part.max_sockets as u64 + 64
+        && now < (part.max_sockets + DESCRIPTORS_KEPT) as u64
     {
+        let wanted = part.max_sockets;
+        part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
         warn!(
-            "only {now} descriptors may be open, max_sockets is {}: run `ulimit -Hn {}` as root before the exit, or \
-             lower max_sockets",
+            "only {now} descriptors may be open, so max_sockets is {} instead of {wanted}: run `ulimit -Hn {}` as \
+             root before the exit, or lower max_sockets",
             part.max_sockets,
-            part.max_sockets + 64
+            wanted + DESCRIPTORS_KEPT
         );
     }
 }
@@ -183,8 +189,8 @@ impl Node {
     ///
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
-    pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
-        raise_descriptors(&spec);
+    pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
+        raise_descriptors(&mut spec.config.part);
         let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
         let clock = Clock::start();
         let shape = chain.shape;

@@ -1,21 +1,20 @@
 //! Names for the exit, resolved off its data thread by hickory-resolver.
 //!
-//! One thread with a small tokio runtime. Questions wait in a bounded queue; one too many is answered
-//! "nothing" at once. Whether an address may be used is the data plane's to judge.
+//! One thread with a small tokio runtime. The data plane has at most [`QUESTIONS_MAX`] questions under way, and
+//! each is answered once; without the thread "nothing" is the answer. Whether an address may be used is the data
+//! plane's to judge.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::Context;
+use dataplane::exit::QUESTIONS_MAX;
 use dataplane::sys::Waker;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::mpsc;
-
-/// Questions under way or waiting.
-const QUESTIONS_MAX: usize = 256;
 
 /// An answer: the question's number and what was found.
 pub type Answer = (u32, Vec<IpAddr>);
@@ -52,9 +51,7 @@ impl Resolver {
         let refuse = answer.clone();
         std::thread::Builder::new().name("resolver".into()).spawn(move || {
             runtime.block_on(async {
-                let limit = Arc::new(tokio::sync::Semaphore::new(QUESTIONS_MAX));
                 while let Some((query, name)) = asked.recv().await {
-                    let Ok(permit) = limit.clone().acquire_owned().await else { return };
                     let (resolver, answer, waker) = (resolver.clone(), answer.clone(), waker.clone());
                     tokio::spawn(async move {
                         // A trailing dot: the name is whole, search domains do not apply.
@@ -67,7 +64,6 @@ impl Resolver {
                         };
                         let _ = answer.send((query, found));
                         waker.wake();
-                        drop(permit);
                     });
                 }
             });

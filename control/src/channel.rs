@@ -282,10 +282,10 @@ impl Channels {
                 return Err(Refusal::LinkBucketEmpty);
             }
             if link.half_open >= caps.half_open_per_entry_link {
-                return Err(Refusal::HalfOpenFull);
+                return Err(Refusal::LinkHalfOpenFull);
             }
             if link.channels + link.half_open >= caps.channels_per_entry_link {
-                return Err(Refusal::ChannelsFull);
+                return Err(Refusal::LinkChannelsFull);
             }
         }
         if !self.bucket.take(now) {
@@ -294,7 +294,8 @@ impl Channels {
         if !is_exit && self.half_open.len() >= caps.half_open {
             return Err(Refusal::HalfOpenFull);
         }
-        if self.open_n + self.half_open.len() >= caps.channels {
+        // Retired ones count until the data plane has let go of them.
+        if self.open.len() - self.free.len() + self.half_open.len() >= caps.channels {
             return Err(Refusal::ChannelsFull);
         }
         if self.seen.is_full() {

@@ -107,7 +107,7 @@ impl Default for Timing {
 /// Bounds of every table and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Links of the node: 1024.
+    /// Links of the node towards entries: 1024; below 4096.
     pub links: usize,
     /// Entry links from one address and port: 4.
     pub links_per_address: usize,
@@ -283,6 +283,9 @@ impl Config {
         }
         if timing.setup_allowance.is_zero() {
             return Err(BadConfig::Value("setup_allowance must not be zero"));
+        }
+        if self.caps.links >= 1 << crate::LINK_PLACE_BITS {
+            return Err(BadConfig::Value("caps.links must be below 4096"));
         }
         if self.caps.links == 0 || self.caps.links_per_address == 0 {
             return Err(BadConfig::Value("caps.links and caps.links_per_address must be at least 1"));

@@ -43,7 +43,9 @@ refusals! {
     TokenSpent = "token_spent",
     /// A message 2 that answers nothing we wait for.
     NotAwaited = "not_awaited",
-    /// No room for another link.
+    /// No room for another link of this address.
+    AddressLinksFull = "address_links_full",
+    /// No room for another link of this node.
     LinksFull = "links_full",
     /// A cell on a link or slot that is gone.
     NoSuchSlot = "no_such_slot",
@@ -65,9 +67,13 @@ refusals! {
     LinkBucketEmpty = "link_bucket_empty",
     /// Too many setups in a second on this node.
     NodeBucketEmpty = "node_bucket_empty",
-    /// Too many half-open channels.
+    /// Too many half-open channels on this entry link.
+    LinkHalfOpenFull = "link_half_open_full",
+    /// Too many half-open channels on this node.
     HalfOpenFull = "half_open_full",
-    /// Too many open channels.
+    /// Too many open channels on this entry link.
+    LinkChannelsFull = "link_channels_full",
+    /// Too many open channels on this node.
     ChannelsFull = "channels_full",
     /// The next hop is not reachable.
     NextHopDown = "next_hop_down",
@@ -83,6 +89,8 @@ refusals! {
     AckBad = "ack_bad",
     /// A half-open channel whose ack did not come.
     HalfOpenExpired = "half_open_expired",
+    /// A handshake datagram of our own that found the queue in front of the sockets full.
+    OutgoingFull = "outgoing_full",
 }
 
 /// One node's counters; they only grow.

@@ -31,8 +31,12 @@ impl Side {
     }
 }
 
-/// A link of this node; dense, reused after [`DataOp::RetireLink`].
+/// A link of this node. Its low [`LINK_PLACE_BITS`] bits are a place, dense and used again after
+/// [`DataOp::RetireLink`]; the others count the uses of that place, so that what still names a link that is gone
+/// never finds its successor.
 pub type LinkId = u32;
+/// Bits of a [`LinkId`] that are its place.
+pub const LINK_PLACE_BITS: u32 = 12;
 /// One completed handshake; never reused, so a late report about a dead slot is recognised.
 pub type SlotId = u32;
 /// A channel's place in the data plane's table; dense, reused after its [`Input::ChannelEnded`].
@@ -55,6 +59,8 @@ pub enum Input<'a> {
         link: LinkId,
         /// The slot whose key made sense of the header.
         slot: SlotId,
+        /// Its source.
+        from: SocketAddr,
         /// The header in the clear.
         header: Header,
         /// The body with its tag; opened in place.
@@ -67,6 +73,8 @@ pub enum Input<'a> {
         link: LinkId,
         /// The slot.
         slot: SlotId,
+        /// The source of that cell.
+        from: SocketAddr,
     },
     /// Cells passed header and window, or were sent, on a link since the last report; at most every
     /// 100 ms.
@@ -146,7 +154,8 @@ pub enum DataOp {
         link: LinkId,
         /// The slot.
         slot: SlotId,
-        /// The address that the handshake came from or went to; the link's from promotion on.
+        /// The address that the handshake came from or went to. Cells are accepted from there; they go there
+        /// only if the slot is current at once.
         peer: SocketAddr,
         /// From the initiator to the responder.
         header_i2r: Zeroizing<[u8; 16]>,
@@ -155,13 +164,15 @@ pub enum DataOp {
         /// Where it goes.
         rank: Rank,
     },
-    /// next becomes current, current becomes previous, previous is dropped; the link's peer becomes
-    /// the slot's. Ignored if `slot` is not `next`.
+    /// next becomes current, current becomes previous, previous is dropped. Ignored if `slot` is not
+    /// `next`.
     Promote {
         /// The link.
         link: LinkId,
         /// The slot.
         slot: SlotId,
+        /// Where the link's cells go from now on: the source of the cell that promotes.
+        peer: SocketAddr,
     },
     /// A slot has expired: drop it, whatever its rank.
     RetireSlot {
@@ -223,7 +234,7 @@ impl fmt::Debug for DataOp {
             DataOp::InstallSlot { link, slot, peer, rank, .. } => {
                 write!(f, "InstallSlot {link}/{slot} {rank:?} {peer}")
             }
-            DataOp::Promote { link, slot } => write!(f, "Promote {link}/{slot}"),
+            DataOp::Promote { link, slot, peer } => write!(f, "Promote {link}/{slot} {peer}"),
             DataOp::RetireSlot { link, slot } => write!(f, "RetireSlot {link}/{slot}"),
             DataOp::RetireLink { link } => write!(f, "RetireLink {link}"),
             DataOp::InstallChannel { channel, up, down, lifetime_s, .. } => {

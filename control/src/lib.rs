@@ -33,7 +33,9 @@ pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
 pub use datagram::{HANDSHAKE_MAX, handshake_length};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
-pub use io::{ChannelIndex, ChannelKeys, DataOp, EndReason, Event, Input, LinkId, Output, Rank, Side, SlotId};
+pub use io::{
+    ChannelIndex, ChannelKeys, DataOp, EndReason, Event, Input, LINK_PLACE_BITS, LinkId, Output, Rank, Side, SlotId,
+};
 
 use crate::channel::Channels;
 use crate::core::Core;
@@ -78,8 +80,8 @@ impl Control {
                     entry.tick(core, channels, links, now);
                 }
             }
-            Input::Cell { link, slot, header, body } => {
-                let done = links.open(core, now, (link, slot), &header, body).and_then(|(_, content)| {
+            Input::Cell { link, slot, from, header, body } => {
+                let done = links.open(core, now, (link, slot), from, &header, body).and_then(|(_, content)| {
                     match (header.kind, entry.as_mut()) {
                         (Kind::Setup, None) => channels.fragment(core, links, now, (link, &header), content),
                         (Kind::Ack, None) => channels.ack(core, links, now, (link, &header), content),
@@ -99,7 +101,7 @@ impl Control {
                     core.refuse(why);
                 }
             }
-            Input::Promoted { link, slot } => links.promoted(core, now, link, slot),
+            Input::Promoted { link, slot, from } => links.promoted(core, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
             Input::ChannelEnded { channel, reason } => {
                 if channels.ended(core, links, now, channel, reason)
@@ -141,6 +143,11 @@ impl Control {
     pub fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
         self.links.next_wake(&self.core).min(self.channels.next_wake(&self.core)).min(entry)
+    }
+
+    /// A datagram that [`Control::poll_output`] gave out could not be kept until it may leave.
+    pub fn lost_outgoing(&mut self) {
+        self.core.refuse(Refusal::OutgoingFull);
     }
 
     /// What was done and refused so far.

@@ -17,7 +17,7 @@ use crate::channel::Fragments;
 use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
-use crate::io::{DataOp, Event, LinkId, Rank, Side, SlotId};
+use crate::io::{DataOp, Event, LINK_PLACE_BITS, LinkId, Rank, Side, SlotId};
 use crate::slot::Slot;
 
 mod callee;
@@ -82,13 +82,16 @@ impl Link {
         self.unanswered.get_or_insert(now);
     }
 
-    /// next becomes current, because its initiator has shown that it holds the keys.
-    fn promote(&mut self, core: &mut Core) {
+    /// next becomes current, because its initiator has shown that it holds the keys. The link's address is the
+    /// source of the cell that showed it: a handshake may have come from anywhere (SPEC 4.4.6).
+    fn promote(&mut self, core: &mut Core, from: Option<SocketAddr>) {
         let Some(slot) = self.next.take() else { return };
-        core.data(DataOp::Promote { link: self.id, slot: slot.id });
         let was_up = self.current.is_some();
+        if let Some(peer) = from.or((!was_up).then_some(slot.peer)) {
+            self.peer = peer;
+        }
+        core.data(DataOp::Promote { link: self.id, slot: slot.id, peer: self.peer });
         self.was_up = true;
-        self.peer = slot.peer;
         self.previous = self.current.replace(slot);
         let (side, link, peer) = (self.side, self.id, self.peer);
         core.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
@@ -107,6 +110,11 @@ impl Link {
     }
 }
 
+/// A link's place in the table.
+const fn place(id: LinkId) -> usize {
+    (id & ((1 << LINK_PLACE_BITS) - 1)) as usize
+}
+
 /// A control cell to be sealed: its content has the link's full length.
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
@@ -117,7 +125,10 @@ pub(crate) struct Outgoing<'a> {
 
 /// All links of a node.
 pub(crate) struct Links {
+    /// By place.
     all: Vec<Option<Link>>,
+    /// How often each place was used before.
+    uses: Vec<u32>,
     slots: SlotId,
     down: Option<LinkId>,
     caller: Option<Caller>,
@@ -127,7 +138,7 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(config: &Config, now: Duration) -> Links {
         let (caller, callee) = (Caller::new(config, now), Callee::new(config, now));
-        Links { all: Vec::new(), slots: 0, down: None, caller, callee }
+        Links { all: Vec::new(), uses: Vec::new(), slots: 0, down: None, caller, callee }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -138,14 +149,18 @@ impl Links {
         self.all.iter().flatten()
     }
 
+    fn link(&self, id: LinkId) -> Option<&Link> {
+        self.all.get(place(id))?.as_ref().filter(|link| link.id == id)
+    }
+
     pub(crate) fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
-        self.all.get_mut(id as usize)?.as_mut()
+        self.all.get_mut(place(id))?.as_mut().filter(|link| link.id == id)
     }
 
     /// The down link, if it can send.
     pub(crate) fn down_ready(&self) -> Option<LinkId> {
         let id = self.down?;
-        self.all[id as usize].as_ref().filter(|link| link.current.is_some()).map(|link| link.id)
+        self.link(id).filter(|link| link.current.is_some()).map(|link| link.id)
     }
 
     /// Seals and injects a control cell; false if the link is gone or cannot send.
@@ -159,6 +174,7 @@ impl Links {
         core: &mut Core,
         now: Duration,
         (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
         header: &Header,
         body: &'a mut [u8],
     ) -> Result<(Side, &'a mut [u8]), Refusal> {
@@ -180,7 +196,7 @@ impl Links {
         let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::NoSuchSlot)?;
         let content = found.open(header, body)?;
         if link.next.as_ref().is_some_and(|next| next.id == slot) {
-            link.promote(core);
+            link.promote(core, Some(from));
         }
         link.heard(now);
         core.counters.cells += 1;
@@ -188,11 +204,17 @@ impl Links {
     }
 
     /// The data plane saw a forward data cell authenticate under this slot.
-    pub(crate) fn promoted(&mut self, core: &mut Core, now: Duration, link: LinkId, slot: SlotId) {
+    pub(crate) fn promoted(
+        &mut self,
+        core: &mut Core,
+        now: Duration,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+    ) {
         if let Some(link) = self.link_mut(link)
             && link.next.as_ref().is_some_and(|next| next.id == slot)
         {
-            link.promote(core);
+            link.promote(core, Some(from));
             link.heard(now);
         }
     }
@@ -212,17 +234,11 @@ impl Links {
         }
     }
 
-    fn install_slot(
-        &mut self,
-        core: &mut Core,
-        now: Duration,
-        link: LinkId,
-        peer: SocketAddr,
-        secrets: &LinkSecrets,
-    ) -> Option<()> {
+    fn install_slot(&mut self, core: &mut Core, now: Duration, link: LinkId, peer: SocketAddr, secrets: &LinkSecrets) {
         let id = self.slots;
-        self.slots = self.slots.checked_add(1)?;
-        let link = self.link_mut(link)?;
+        // 2^32 handshakes outlast any slot.
+        self.slots = id.wrapping_add(1);
+        let Some(link) = self.link_mut(link) else { return };
         let slot = Slot::new(id, link.side, peer, now, secrets);
         let rank = match link.side {
             Side::Up => Rank::Next,
@@ -245,12 +261,15 @@ impl Links {
             }
         }
         core.counters.handshakes_done += 1;
-        Some(())
     }
 
     fn install_link(&mut self, core: &mut Core, now: Duration, side: Side, peer: SocketAddr) -> LinkId {
         let at = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
-        let id = at as LinkId;
+        if at == self.all.len() {
+            self.all.push(None);
+            self.uses.push(0);
+        }
+        let id = self.uses[at] << LINK_PLACE_BITS | at as LinkId;
         let link = Link {
             id,
             side,
@@ -269,9 +288,6 @@ impl Links {
             setups: Bucket::new(core.config.caps.setups_per_entry_link, now),
             fragments: Fragments::default(),
         };
-        if at == self.all.len() {
-            self.all.push(None);
-        }
         self.all[at] = Some(link);
         core.data(DataOp::InstallLink { link: id, side, peer });
         id
@@ -279,7 +295,9 @@ impl Links {
 
     /// Drops a link; its channels must be retired before.
     pub(crate) fn retire(&mut self, core: &mut Core, id: LinkId) {
-        let Some(link) = self.all.get_mut(id as usize).and_then(Option::take) else { return };
+        let Some(link) = self.all.get_mut(place(id)).and_then(|at| at.take_if(|link| link.id == id)) else { return };
+        // 2^20 uses of one place outlast any cell in a pool (SPEC 5.9 bounds handshakes).
+        self.uses[place(id)] = (self.uses[place(id)] + 1) & (u32::MAX >> LINK_PLACE_BITS);
         if self.down == Some(id) {
             self.down = None;
         }
@@ -345,7 +363,7 @@ impl Links {
             }
         }
         if let Some(caller) = &self.caller {
-            let current = self.down.and_then(|id| self.all[id as usize].as_ref()).and_then(|link| {
+            let current = self.down.and_then(|id| self.link(id)).and_then(|link| {
                 let slot = link.current.as_ref()?;
                 let silent = link.unanswered.map_or(Duration::MAX, |since| since + core.config.silent_after());
                 Some(silent.min(slot.made + timing.renew_after))

@@ -25,8 +25,9 @@ pub struct Admitted {
     pub channel: u32,
     /// The link it came on.
     pub link: u32,
-    /// The slot, if that is the link's next: an authentic cell promotes it.
-    pub next_slot: Option<u32>,
+    /// The slot, if that is the link's next, and the cell's source: an authentic cell promotes the slot and
+    /// gives the link its address.
+    pub next_slot: Option<(u32, SocketAddr)>,
 }
 
 struct Found {
@@ -150,7 +151,7 @@ impl Gate {
 }
 
 enum Verdict {
-    Data { header: Header, channel: u32, link: u32, next_slot: Option<u32> },
+    Data { header: Header, channel: u32, link: u32, next_slot: Option<(u32, SocketAddr)> },
     Punted,
     Dropped(Drop),
 }
@@ -175,7 +176,7 @@ fn judge<C: ChannelState>(
     }
     if header.kind != Kind::Data {
         let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
-        return if punts.send(Punt::Cell { link, slot, header, body }) {
+        return if punts.send(Punt::Cell { link, slot, from: peer, header, body }) {
             Verdict::Punted
         } else {
             Verdict::Dropped(Drop::PuntFull)
@@ -189,7 +190,7 @@ fn judge<C: ChannelState>(
     }
     let record = table.record(channel).expect("the index lists live channels");
     match record.state.window(direction).admits(header.seq) {
-        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then_some(slot) },
+        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then_some((slot, peer)) },
         Err(refused) => Verdict::Dropped(refused.into()),
     }
 }

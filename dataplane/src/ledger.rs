@@ -55,30 +55,66 @@ drops! {
     Forged => "forged",
     /// Control's queue is full.
     PuntFull => "control-queue-full",
+    /// A cell of control's that found its pool full.
+    PoolFull => "pool-full",
     /// No free frame for a cell of our own.
     NoFrame => "no-frame",
     /// The outgoing link has no current slot.
     LinkDown => "link-down",
+    /// The outgoing link has ended while the cell was pooled.
+    LinkGone => "link-gone",
     /// An injected cell whose slot expired before it left.
     SlotExpired => "slot-expired",
     /// The inner frames of a cell do not parse.
     Frames => "bad-frames",
     /// Longer than eight fragments.
     TooLarge => "too-large",
-    /// Waited for a channel or a name and the queue was full.
-    QueueFull => "queue-full",
+    /// Entry: waited for a channel, and the queue of those was full.
+    ChannelQueueFull => "channel-queue-full",
+    /// Exit: for a name that is being resolved, and the exit has its fill of datagrams that wait for names.
+    NameQueueFull => "name-queue-full",
+    /// Exit: the same, and the flow has its fill.
+    FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
+    /// The first fragment of a datagram, and the exit has its fill of incomplete ones.
+    ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
     /// Refused by the exit's policy.
     Policy => "policy",
     /// The name does not resolve.
     Unresolvable => "unresolvable",
-    /// The peer reported its port unreachable.
+    /// No route leads there, or the host or its port does not answer.
     Unreachable => "unreachable",
-    /// The table of clients, flows or sockets is full.
-    TableFull => "table-full",
+    /// The system does not permit it: a firewall's rule, mostly.
+    Forbidden => "forbidden",
+    /// Longer than the path takes.
+    PathMtu => "path-mtu",
+    /// The send buffer of an application socket was full.
+    SendBufferFull => "send-buffer-full",
+    /// Entry: the table of clients is full.
+    ClientsFull => "clients-full",
+    /// The table of flows is full, or at an exit so full that the channel has as many as are free.
+    FlowsFull => "flows-full",
+    /// Entry: every flow number of the channel is in use.
+    NumbersFull => "numbers-full",
+    /// Entry: the exit has too many flows, sockets, questions, or the channel opened too many at once.
+    ExitFull => "exit-full",
+    /// Exit: the channel has its fill of flows.
+    ChannelFlowsFull => "channel-flows-full",
+    /// Exit: the number that a flow was to move to is in use.
+    NumberTaken => "number-taken",
+    /// Exit: all sockets are in use, or so many that the channel has opened as many as are free.
+    SocketsFull => "sockets-full",
+    /// Exit: the system gives no socket: no descriptor, port or memory is left.
+    NoSocket => "no-socket",
+    /// Exit: the channel opens flows faster than it may.
+    OpenRate => "open-rate",
+    /// Exit: so many names are being resolved that the channel has asked for as many as are free.
+    NamesFull => "names-full",
+    /// Exit: for an unknown flow, when more flows were refused within a second than it remembers.
+    RefusedFull => "refused-full",
     /// From an address that no flow of the socket talks to.
     Filtered => "filtered",
     /// A pymix datagram too short for its header, or to port 0.
@@ -96,9 +132,19 @@ impl Drop {
             Status::Refused => Drop::Policy,
             Status::Unresolvable => Drop::Unresolvable,
             Status::Unreachable => Drop::Unreachable,
-            Status::TooManyFlows => Drop::TableFull,
+            Status::TooManyFlows => Drop::ExitFull,
             Status::TooLarge => Drop::TooLarge,
             Status::Open | Status::UnknownFlow => Drop::Flow,
+        }
+    }
+
+    /// What an exit tells the entry of a flow that it refuses for this.
+    pub(crate) fn status(self) -> Status {
+        match self {
+            Drop::Policy => Status::Refused,
+            Drop::Unresolvable => Status::Unresolvable,
+            Drop::Flow => Status::UnknownFlow,
+            _ => Status::TooManyFlows,
         }
     }
 }
@@ -107,7 +153,7 @@ impl Drop {
 pub const DROPS: usize = Drop::ALL.len();
 
 /// Counters of one unit in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tally {
     /// Came in.
     pub received: u64,
@@ -123,6 +169,12 @@ pub struct Tally {
     pub dropped: [u64; DROPS],
     /// Inside the node now.
     pub held: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally { received: 0, injected: 0, sent: 0, send_errors: 0, consumed: 0, dropped: [0; DROPS], held: 0 }
+    }
 }
 
 impl Tally {

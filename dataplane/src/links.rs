@@ -13,6 +13,15 @@ use zeroize::Zeroizing;
 use crate::punt::{Punt, PuntSender};
 use crate::{MILLI, Nanos};
 
+/// Bits of a link's number that are its place in the table; the others tell the links apart that were there one
+/// after the other, so that a pooled cell never leaves under the keys of its neighbour's successor.
+pub const PLACE_BITS: u32 = 12;
+
+/// A link's place in the table.
+pub(crate) const fn place(id: u32) -> usize {
+    (id & ((1 << PLACE_BITS) - 1)) as usize
+}
+
 /// Activity is reported at most this often.
 const REPORT: Nanos = 100 * MILLI;
 
@@ -40,8 +49,8 @@ pub enum Rank {
 pub struct Slot {
     /// Control's number for it.
     pub id: u32,
-    /// Where its handshake came from: cells under it go there.
-    pub peer: SocketAddr,
+    /// Where its handshake came from.
+    peer: SocketAddr,
     incoming: HeaderKey,
     outgoing: HeaderKey,
 }
@@ -60,10 +69,14 @@ impl Slot {
 
 /// One neighbour.
 pub struct Link {
+    id: u32,
     side: Side,
+    /// Where its cells go: the source of the cell that promoted its current slot.
+    peer: SocketAddr,
     current: Option<Slot>,
     next: Option<Slot>,
     previous: Option<Slot>,
+    /// Where cells are accepted from: its own address and those of its slots' handshakes.
     addresses: Vec<SocketAddr>,
     /// A data cell passed header and window since the last report.
     received: bool,
@@ -81,6 +94,11 @@ impl Link {
             .filter_map(|(rank, slot)| Some((rank, slot.as_ref()?)))
     }
 
+    /// Where its cells go.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
     /// The slot that data leaves under.
     pub fn current(&self) -> Option<&Slot> {
         self.current.as_ref()
@@ -95,6 +113,7 @@ impl Link {
 /// All links of a worker.
 #[derive(Default)]
 pub struct Links {
+    /// By place.
     list: Vec<Option<Link>>,
     count: usize,
     /// Links that did something since the last report, each once.
@@ -105,13 +124,17 @@ pub struct Links {
 impl Links {
     /// Adds a link without slots.
     pub fn install(&mut self, id: u32, side: Side, peer: SocketAddr) {
-        let at = id as usize;
+        let at = place(id);
         if self.list.len() <= at {
             self.list.resize_with(at + 1, || None);
         }
-        self.retire(id);
+        if let Some(old) = self.list[at].as_ref().map(|link| link.id) {
+            self.retire(old);
+        }
         self.list[at] = Some(Link {
+            id,
             side,
+            peer,
             current: None,
             next: None,
             previous: None,
@@ -141,17 +164,22 @@ impl Links {
         };
         let made = Slot { id: slot, peer, incoming: HeaderKey::new(incoming), outgoing: HeaderKey::new(outgoing) };
         match rank {
-            Rank::Current => link.previous = link.current.replace(made).or(link.previous.take()),
+            Rank::Current => {
+                link.peer = peer;
+                link.previous = link.current.replace(made).or(link.previous.take());
+            }
             Rank::Next => link.next = Some(made),
             Rank::Previous => link.previous = Some(made),
         }
         self.remap(id);
     }
 
-    /// Makes the next slot current, if it is this one. True if that changed anything.
-    pub fn promote(&mut self, id: u32, slot: u32) -> bool {
+    /// Makes the next slot current, if it is this one; the link's cells go to `peer` from now on. True if that
+    /// changed anything.
+    pub fn promote(&mut self, id: u32, slot: u32, peer: SocketAddr) -> bool {
         let Some(link) = self.link_mut(id) else { return false };
         let Some(next) = link.next.take_if(|next| next.id == slot) else { return false };
+        link.peer = peer;
         link.previous = link.current.replace(next).or(link.previous.take());
         self.remap(id);
         true
@@ -168,7 +196,7 @@ impl Links {
 
     /// Forgets a link.
     pub fn retire(&mut self, id: u32) {
-        if let Some(link) = self.list.get_mut(id as usize).and_then(Option::take) {
+        if let Some(link) = self.list.get_mut(place(id)).and_then(|at| at.take_if(|link| link.id == id)) {
             self.count -= 1;
             self.active.retain(|active| *active != id);
             for address in &link.addresses {
@@ -179,12 +207,12 @@ impl Links {
 
     /// The link with this number.
     pub fn link(&self, id: u32) -> Option<&Link> {
-        self.list.get(id as usize)?.as_ref()
+        self.list.get(place(id))?.as_ref().filter(|link| link.id == id)
     }
 
     /// The link with this number.
     pub fn link_mut(&mut self, id: u32) -> Option<&mut Link> {
-        self.list.get_mut(id as usize)?.as_mut()
+        self.list.get_mut(place(id))?.as_mut().filter(|link| link.id == id)
     }
 
     /// Which side it is on.
@@ -244,10 +272,11 @@ impl Links {
     }
 
     fn map(&mut self, id: u32, address: SocketAddr) {
-        let Some(link) = self.list[id as usize].as_mut() else { return };
+        let Some(link) = self.link_mut(id) else { return };
         if !link.addresses.contains(&address) {
             link.addresses.push(address);
-            self.by_address.entry((link.side, address)).or_default().push(id);
+            let side = link.side;
+            self.by_address.entry((side, address)).or_default().push(id);
         }
     }
 
@@ -264,10 +293,7 @@ impl Links {
     fn remap(&mut self, id: u32) {
         let Some(link) = self.link_mut(id) else { return };
         let side = link.side;
-        let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).collect();
-        if want.is_empty() {
-            return;
-        }
+        let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).chain(std::iter::once(link.peer)).collect();
         let old: Vec<SocketAddr> = link.addresses.extract_if(.., |address| !want.contains(address)).collect();
         for address in old {
             self.unmap(id, side, address);
@@ -314,8 +340,9 @@ mod tests {
         slot(&mut links, 3, 11, "1.1.1.1:1", Rank::Next);
         slot(&mut links, 3, 12, "1.1.1.1:1", Rank::Next);
         assert_eq!(links.link(3).unwrap().current().unwrap().id, 10);
-        assert!(!links.promote(3, 11), "a newer next has overwritten it");
-        assert!(links.promote(3, 12));
+        let from = "1.1.1.1:1".parse().unwrap();
+        assert!(!links.promote(3, 11, from), "a newer next has overwritten it");
+        assert!(links.promote(3, 12, from));
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12), (Rank::Previous, 10)]);
         links.retire_slot(3, 10);
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12)]);
@@ -324,18 +351,37 @@ mod tests {
     #[test]
     fn addresses_follow_the_slots() {
         let mut links = Links::default();
-        let (a, b) = ("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap());
+        let (a, b): (SocketAddr, SocketAddr) = ("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap());
         links.install(0, Side::Up, a);
         slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Current);
         slot(&mut links, 0, 2, "2.2.2.2:2", Rank::Next);
         assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[0][..], &[0][..]));
         assert!(links.at(Side::Down, a).is_empty());
-        links.promote(0, 2);
+        assert_eq!(links.link(0).unwrap().peer(), a, "cells go where they went");
+        links.promote(0, 2, b);
         assert_eq!(links.at(Side::Up, a), [0], "previous is still accepted from there");
         links.retire_slot(0, 1);
         assert!(links.at(Side::Up, a).is_empty());
+        assert_eq!(links.link(0).unwrap().peer(), b);
         links.retire(0);
         assert!(links.at(Side::Up, b).is_empty() && links.is_empty());
+    }
+
+    #[test]
+    fn a_link_goes_where_the_promoting_cell_came_from_and_not_where_the_handshake_did() {
+        let mut links = Links::default();
+        let (home, thief) = ("1.1.1.1:1".parse().unwrap(), "6.6.6.6:6".parse().unwrap());
+        links.install(0, Side::Up, home);
+        slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Next);
+        links.promote(0, 1, home);
+        slot(&mut links, 0, 2, "6.6.6.6:6", Rank::Next);
+        assert_eq!((links.link(0).unwrap().peer(), links.at(Side::Up, home)), (home, &[0][..]));
+        links.promote(0, 2, home);
+        links.retire_slot(0, 1);
+        assert_eq!(links.link(0).unwrap().peer(), home);
+        assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[0][..], &[0][..]));
+        links.retire(0);
+        assert!(links.by_address.is_empty());
     }
 
     #[test]

@@ -19,11 +19,11 @@ use crate::links::{Side, report_activity};
 use crate::open::{self, BackwardLane, ForwardLane};
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
 use crate::punt::{Ended, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
-use crate::{MILLI, Nanos, SECOND};
+use crate::{Nanos, SECOND};
 
 /// Receive calls per socket and turn: bounds a turn, and what one side can delay the other.
 const RECEIVES: usize = 4;
@@ -214,7 +214,7 @@ impl<U: Port, D: Port> Mix<U, D> {
                 };
                 half.tally.injected += 1;
                 if half.pool.room() == 0 {
-                    half.tally.drop(Drop::NoFrame);
+                    half.tally.drop(Drop::PoolFull);
                 } else {
                     inject(link, slot, header, &body, now, &mut self.free, &mut half.pool, &mut half.tally);
                 }
@@ -279,8 +279,8 @@ impl<U: Port, D: Port> Mix<U, D> {
     /// When the next turn must come, if nothing arrives.
     fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let mut wake = [self.forward.pool.due_at(), self.backward.pool.due_at()].into_iter().flatten().min();
-        if !(self.forward.out.is_empty() && self.backward.out.is_empty()) {
-            wake = Some(now + MILLI / 10);
+        if self.is_blocked() {
+            wake = Some(now + BLOCKED_WAIT);
         }
         if self.table.links.has_activity() {
             wake = Some(wake.unwrap_or(Nanos::MAX).min(self.report_due));
@@ -314,6 +314,10 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
             crate::runner::DOWN => self.down.set_ready(),
             _ => {}
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !(self.forward.out.is_empty() && self.backward.out.is_empty())
     }
 
     fn finish(&mut self, now: Nanos) {
@@ -375,4 +379,57 @@ fn inject(
     let mut cell = Cell::own(frame);
     cell.body_mut(body.len()).copy_from_slice(body);
     pool.admit(cell, Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::mem::{MemNet, MemPort};
+    use crate::links::Rank;
+    use crate::sys::Waker;
+    use rand::SeedableRng;
+    use wire::cell::{Class, Kind};
+    use zeroize::Zeroizing;
+
+    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
+        let (ops, worker_ops) = rtrb::RingBuffer::new(8192);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(256);
+        let shape = Shape::new(Class::S, 2).unwrap();
+        let settings = Settings { shape, position: 1, mixing: "timed:t=60s".parse().unwrap(), window: 4096 };
+        let [up, down] = [1, 2].map(|port| net.port(([192, 0, 2, 1], port).into()));
+        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
+        let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
+        (Mix::new(settings, (up, down), worker_ops, sender, rngs, SECOND), ops, punts)
+    }
+
+    #[test]
+    fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
+        let net = MemNet::default();
+        let (mut mix, mut ops, _punts) = mix(&net);
+        let peer = ([192, 0, 2, 9], 9).into();
+        let key = || Zeroizing::new([7; 16]);
+        let link = Op::InstallLink { link: 0, side: Side::Down, peer };
+        let (header_i2r, header_r2i) = (key(), key());
+        let slot = Op::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
+        assert!(ops.push(link).is_ok() && ops.push(slot).is_ok());
+        net.block(true);
+        let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize| {
+            for seq in 0..cells as u64 {
+                let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
+                assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
+            }
+            mix.turn(2 * SECOND);
+            let ledger = *mix.published.lock().unwrap();
+            let tally = ledger.cells.forward;
+            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.frames.0 as usize)
+        };
+        assert_eq!(inject(&mut mix, POOL_MAX), (0, POOL_MAX, FRAMES - POOL_MAX), "a full pool is sealed");
+        assert!(mix.is_blocked() && mix.forward.pool.is_empty());
+        assert_eq!(inject(&mut mix, POOL_MAX + 1), (1, 2 * POOL_MAX, FRAMES - 2 * POOL_MAX));
+        net.block(false);
+        mix.turn(2 * SECOND);
+        assert_eq!(inject(&mut mix, 0), (1, 0, FRAMES));
+        assert_eq!((mix.forward.tally.sent as usize, mix.is_blocked()), (2 * POOL_MAX, false));
+        assert_eq!(inject(&mut mix, 1), (1, 1, FRAMES - 1), "there is room again");
+    }
 }

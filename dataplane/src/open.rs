@@ -64,11 +64,11 @@ pub fn forward<C: ForwardLane>(
         record.seen_s = now / SECOND;
         table.links.received(cell.link);
         // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
-        if let Some(slot) = cell.next_slot
+        if let Some((slot, from)) = cell.next_slot
             && punts.room() > 0
             && table.links.proposes(cell.link, slot)
         {
-            let _ = punts.send(Punt::Promoted { link: cell.link, slot });
+            let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
         }
     }
     keep(cells, &mut verdicts, free, tally);
@@ -198,10 +198,10 @@ mod tests {
             let (key, iv) = keys.of(seq).unwrap();
             seal_batch(&mut [Job::new(key, header.data_nonce(iv), cell.body_mut(body))]);
             cell.bytes_mut(HEADER_LEN + body)[40] ^= u8::from(forged);
-            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some(11) }];
+            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some((11, peer)) }];
             let now = (seq + 2) * SECOND;
             forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
-            let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11 }));
+            let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));
             let record = table.record(0).unwrap();
             let seen = (told, cells.len(), record.state.0.window().next(), record.seen_s, table.links.has_activity());
             match tally.dropped_total() {

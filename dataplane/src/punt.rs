@@ -29,6 +29,8 @@ pub enum Punt {
         link: u32,
         /// The slot under which its header deciphered.
         slot: u32,
+        /// Its source: the link's address, if it promotes the slot.
+        from: SocketAddr,
         /// Its header.
         header: Header,
         /// Its body.
@@ -40,6 +42,8 @@ pub enum Punt {
         link: u32,
         /// The slot.
         slot: u32,
+        /// Where that cell came from: the link's address from now on.
+        from: SocketAddr,
     },
     /// What a link did since the last report, at most every 100 ms.
     Activity {
@@ -178,5 +182,37 @@ impl PuntSender {
         if std::mem::take(&mut self.unsignalled) {
             self.waker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_leave_room_in_the_ring_and_no_end_of_a_channel_is_lost() {
+        let (ring, mut control) = rtrb::RingBuffer::new(256);
+        let mut punts = PuntSender::new(ring, Arc::new(Waker::new().unwrap()));
+        let handshake = || Punt::Handshake {
+            side: Side::Up,
+            from: SocketAddr::from(([192, 0, 2, 1], 1)),
+            datagram: Bytes::copy(&[1; 672]),
+        };
+        assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
+        let activity = || Punt::Activity { link: 1, received: true, sent: false };
+        assert_eq!((0..300).filter(|_| punts.send(activity())).count(), RESERVED);
+        (0..1000).for_each(|channel| punts.ended(channel, Ended::Idle));
+        assert_eq!(punts.owed.len(), 1000);
+        let mut ended = Vec::new();
+        for _ in 0..10 {
+            while let Ok(punt) = control.pop() {
+                if let Punt::ChannelEnded { channel, .. } = punt {
+                    ended.push(channel);
+                }
+            }
+            punts.signal();
+        }
+        assert!(ended.into_iter().eq(0..1000) && punts.owed.is_empty());
+        assert!(punts.send_modestly(handshake()), "there is room again");
     }
 }

@@ -10,7 +10,7 @@ use wire::cell::Block;
 use crate::batch::Departures;
 use crate::frame::FreeList;
 use crate::ledger::{Drop, Tally};
-use crate::links::Links;
+use crate::links::{Links, place};
 use crate::pool::Pooled;
 
 /// Scratch space of the stage.
@@ -47,17 +47,16 @@ impl Sealer {
                 run.push(next);
             }
             let link = links.link(link_id);
-            let slot = match (&link, sealed_for) {
-                (Some(link), None) => link.current().ok_or(Drop::LinkDown),
-                (Some(link), Some(id)) => link.slot(id).ok_or(Drop::SlotExpired),
-                (None, _) => Err(Drop::LinkDown),
+            let slot = match (link, sealed_for) {
+                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
+                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(Drop::SlotExpired),
+                (None, _) => Err(Drop::LinkGone),
             };
             match slot {
-                Ok(slot) => {
+                Ok((slot, peer)) => {
                     self.blocks.clear();
                     self.blocks.extend(run.iter().map(|pooled| pooled.ticket.header.to_block()));
                     slot.outgoing().encipher(&mut self.blocks);
-                    let peer = slot.peer;
                     for (pooled, block) in run.drain(..).zip(&self.blocks) {
                         out.push(pooled.cell.seal(block), peer);
                     }
@@ -87,13 +86,13 @@ impl Sealer {
         }
         self.links.shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let most = self.links.iter().max().map_or(0, |link| *link as usize + 1);
+        let most = self.links.iter().map(|link| place(*link) + 1).max().unwrap_or(0);
         self.order.clear();
         self.order.resize(most, 0);
         for (rank, link) in self.links.iter().enumerate() {
-            self.order[*link as usize] = rank as u32;
+            self.order[place(*link)] = rank as u32;
         }
-        release.sort_by_key(|pooled| self.order[pooled.ticket.link as usize]);
+        release.sort_by_key(|pooled| self.order[place(pooled.ticket.link)]);
     }
 }
 
@@ -102,8 +101,41 @@ mod tests {
     use super::*;
     use crate::batch::Label;
     use crate::frame::Cell;
+    use crate::links::{PLACE_BITS, Rank, Side};
     use crate::pool::ticket;
     use rand::SeedableRng;
+    use zeroize::Zeroizing;
+
+    #[test]
+    fn a_cell_pooled_for_a_link_that_is_gone_does_not_leave_on_the_one_in_its_place() {
+        let (mut links, mut free) = (Links::default(), FreeList::new(4));
+        let mut out = Departures::new(240, 4);
+        let mut tally = Tally::default();
+        let mut sealer = Sealer::new(ChaCha20Rng::seed_from_u64(1));
+        let install = |links: &mut Links, link: u32| {
+            let peer = ([192, 0, 2, 1], link as u16).into();
+            let key = Zeroizing::new([link as u8; 16]);
+            links.install(link, Side::Up, peer);
+            links.install_slot(link, link, peer, Rank::Current, &key, &key);
+        };
+        let (old, new, down) = (5, 5 | 1 << PLACE_BITS, 6);
+        install(&mut links, old);
+        links.retire(old);
+        install(&mut links, new);
+        links.install(down, Side::Up, ([192, 0, 2, 1], 9).into());
+        let mut release: Vec<Pooled> = [old, new, old, down]
+            .into_iter()
+            .map(|link| {
+                let ticket = crate::batch::Ticket { link, ..ticket(Label::Channel(link), 0, 0) };
+                Pooled { cell: Cell::own(free.take().unwrap()), ticket }
+            })
+            .collect();
+        sealer.run(&mut release, &mut links, &mut out, &mut free, &mut tally);
+        assert_eq!((out.len(), tally.drops(Drop::LinkGone), tally.drops(Drop::LinkDown)), (1, 2, 1));
+        assert!(links.link(old).is_none() && links.link(new).is_some());
+        links.retire(old);
+        assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");
+    }
 
     #[test]
     fn groups_of_links_leave_in_random_order_each_in_its_own_and_the_draw_is_not_repeated() {

@@ -41,7 +41,8 @@ pub enum Op {
         link: u32,
         /// Its number.
         slot: u32,
-        /// Where the handshake came from.
+        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
+        /// current at once.
         peer: SocketAddr,
         /// Header key of forward cells.
         header_i2r: Zeroizing<[u8; 16]>,
@@ -56,6 +57,8 @@ pub enum Op {
         link: u32,
         /// The slot.
         slot: u32,
+        /// Where the link's cells go from now on.
+        peer: SocketAddr,
     },
     /// A slot has expired.
     RetireSlot {
@@ -333,8 +336,8 @@ impl<C> Table<C> {
             Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
             }
-            Op::Promote { link, slot } => {
-                self.links.promote(link, slot);
+            Op::Promote { link, slot, peer } => {
+                self.links.promote(link, slot, peer);
             }
             Op::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
             Op::RetireLink { link } => self.links.retire(link),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use dataplane::pool::Mixing;
 use eddy::commands::init::{self, Files};
 use eddy::config::Forward;
+use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,7 +23,7 @@ use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
 use super::process::tallies;
-use super::tap::Tap;
+use super::tap::{BOTH, Faults, Tap};
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,8 +40,14 @@ pub struct Plan {
     pub renew_after_s: u64,
     /// Whether a tap stands in every link.
     pub taps: bool,
+    /// What befalls every link from the start, both ways; needs [`Plan::taps`].
+    pub faults: Faults,
     /// Lines for the end of a node's configuration, by position.
     pub extra: Vec<(usize, String)>,
+    /// Where further forwards of the entry lead.
+    pub forwards: Vec<SocketAddr>,
+    /// What the exit may reach beyond loopback: for tests in a network without a way out.
+    pub allow: Vec<IpNet>,
     /// Most descriptors that the exit may open.
     pub descriptors: Option<u64>,
     pub seed: u64,
@@ -55,7 +62,10 @@ impl Default for Plan {
             channels: 2,
             renew_after_s: eddy::config::RENEW_AFTER_S,
             taps: false,
+            faults: Faults::default(),
             extra: Vec::new(),
+            forwards: Vec::new(),
+            allow: Vec::new(),
             descriptors: None,
             seed: 1,
         }
@@ -110,10 +120,14 @@ impl Nodes {
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        made.allow.extend(&plan.allow);
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
         made.entry.channels = plan.channels;
         made.entry.down = at(4900, 0);
         made.entry.forwards.push(format!("{}={}", at(5000, 0), sink.local_addr().unwrap()).parse::<Forward>().unwrap());
+        for (i, to) in plan.forwards.iter().enumerate() {
+            made.entry.forwards.push(format!("{}={to}", at(5002, i)).parse::<Forward>().unwrap());
+        }
         made.entry.pymix.push(at(5001, 0));
         for (i, hop) in made.hops.iter_mut().enumerate() {
             hop.down = at(4901, i);
@@ -134,13 +148,17 @@ impl Nodes {
             }
             std::fs::write(config, text).unwrap();
         }
+        taps.iter().for_each(|tap| tap.set_both(plan.faults));
         let running = configs.iter().map(|_| None).collect();
         let mut nodes = Nodes { _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
-        for position in 0..=h {
+        // From the exit, so that nobody speaks to a port that is not open yet: what a tap sent has arrived.
+        for position in (0..=h).rev() {
             nodes.run(position);
         }
         nodes.wait_for_channels();
+        nodes.set_links(Faults::default());
         nodes.assert_loopback_alone();
+        nodes.set_links(nodes.plan.faults);
         nodes
     }
 
@@ -162,6 +180,11 @@ impl Nodes {
     /// The entry's forward to the sink.
     pub fn forward(&self) -> SocketAddr {
         SocketAddr::new(self.host, 5000)
+    }
+
+    /// The entry's forward to one of [`Plan::forwards`].
+    pub fn further_forward(&self, i: usize) -> SocketAddr {
+        SocketAddr::new(self.host, 5002 + i as u16)
     }
 
     /// The entry's pymix port.
@@ -245,6 +268,53 @@ impl Nodes {
         self.running[position].as_mut().is_some_and(|running| running.process.try_wait().is_ok_and(|e| e.is_none()))
     }
 
+    /// What befalls every link from now on, both ways.
+    pub fn set_links(&self, faults: Faults) {
+        self.taps.iter().for_each(|tap| tap.set_both(faults));
+    }
+
+    /// Waits until every datagram that the taps let pass has been read, ends all nodes, and holds what each
+    /// node sent and received against what the tap between them did: exactly, but for what a kernel queue dropped.
+    pub fn end_and_account(&mut self) {
+        self.set_links(Faults { drop: 1.0, ..Faults::default() });
+        until("what the taps let pass is read", || {
+            self.positions().all(|position| {
+                let report = self.status(position);
+                let cells = &report["ledger"]["cells"];
+                let [up, down] = self.sent_to(position);
+                let read = |direction: &str| cells[direction]["received"].as_u64().unwrap();
+                read("forward") + read("backward") + report["kernel_drops"].as_u64().unwrap() >= up + down
+            }) && self.taps.iter().all(|tap| BOTH.iter().all(|direction| tap.counts(*direction).held == 0))
+        });
+        self.end();
+        let total = |position: usize, pointer: &str| -> u64 {
+            let of = self.reports.iter().filter(|(of, _)| *of == position);
+            of.map(|(_, report)| report.pointer(pointer).and_then(Value::as_u64).unwrap()).sum()
+        };
+        for (i, tap) in self.taps.iter().enumerate() {
+            assert_eq!(tap.kernel_drops(), 0, "tap {}", i + 1);
+            for (direction, name, from, to) in [(BOTH[0], "forward", i, i + 1), (BOTH[1], "backward", i + 1, i)] {
+                let sent = total(from, &format!("/ledger/cells/{name}/sent"));
+                until(&format!("tap {} has read what node {from} sent", i + 1), || {
+                    let counts = tap.counts(direction);
+                    counts.held == 0 && counts.came - counts.handshakes == sent
+                });
+                let counts = tap.counts(direction);
+                assert_eq!(counts.came + counts.made, counts.dropped + counts.sent, "tap {}", i + 1);
+                let received = total(to, &format!("/ledger/cells/{name}/received"));
+                let lost = counts.sent - received;
+                assert!(lost <= total(to, "/kernel_drops"), "link {} {name}: {lost} lost, {counts:?}", i + 1);
+            }
+        }
+    }
+
+    /// How many datagrams the taps have sent to a node, from above and from below.
+    fn sent_to(&self, position: usize) -> [u64; 2] {
+        let of = |tap: Option<&Tap>, direction| tap.map_or(0, |tap| tap.counts(direction).sent);
+        let up = position.checked_sub(1).and_then(|i| self.taps.get(i));
+        [of(up, BOTH[0]), of(self.taps.get(position), BOTH[1])]
+    }
+
     /// What a node has said on standard error.
     pub fn said(&self, position: usize) -> Vec<String> {
         self.running[position].as_ref().map_or_else(Vec::new, |running| running.said.lock().unwrap().clone())
@@ -253,6 +323,19 @@ impl Nodes {
     /// Process id of a node.
     pub fn pid(&self, position: usize) -> u32 {
         self.running[position].as_ref().expect("it runs").process.id()
+    }
+
+    /// Process ids of all nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.positions().map(|position| self.pid(position)).collect()
+    }
+
+    /// The chain carries traffic, every node is the process that it was, and every ledger closes in the end.
+    pub fn assert_unharmed(&mut self, pids: &[u32]) {
+        self.assert_carries();
+        assert_eq!(self.pids(), pids);
+        assert!(self.positions().all(|position| self.is_alive(position)));
+        self.end();
     }
 
     /// Resident memory of a node in bytes.

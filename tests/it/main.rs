@@ -3,9 +3,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod appports;
+mod badlinks;
+mod bounds;
 mod config;
 mod demo;
 mod documents;
+mod enduring;
 mod hostile;
 mod init;
 mod load;
@@ -17,3 +21,4 @@ mod soak;
 mod tampering;
 mod tap;
 mod traffic;
+mod unkillable;

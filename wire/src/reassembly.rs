@@ -128,6 +128,29 @@ impl Reassembler {
         expired
     }
 
+    /// The same, now and then: gives back the buffers too when nothing was under way for [`HOLD`].
+    pub fn sweep(&mut self, now: Duration) -> u32 {
+        let expired = self.expire(now);
+        if self.held == 0 && self.done.is_empty() {
+            *self = Reassembler::new(self.payload);
+        }
+        expired
+    }
+
+    /// Whether it holds nothing, not even a buffer.
+    pub fn is_bare(&self) -> bool {
+        self.slots.capacity() == 0 && self.done.capacity() == 0
+    }
+
+    /// Gives up a datagram that has just begun; false if there is none such.
+    pub fn give_up(&mut self, flow: u16, id: u16) -> bool {
+        let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
+        found.is_some_and(|at| {
+            self.remove(at);
+            true
+        })
+    }
+
     /// Throws away what belongs to a flow that has ended; returns how many. Its ids start anew.
     pub fn drop_flow(&mut self, flow: u16) -> u32 {
         self.done.retain(|done| done.flow != flow);
@@ -268,6 +291,21 @@ mod tests {
         assert!(
             matches!(pushed.outcome, Outcome::Complete(data) if data[..CHUNK] == [2; CHUNK] && data[CHUNK..] == [3])
         );
+    }
+
+    #[test]
+    fn buffers_go_when_nothing_was_under_way_for_250_ms() {
+        let mut reassembler = Reassembler::new(P);
+        assert!(reassembler.is_bare());
+        for id in 0..16 {
+            let _ = reassembler.push(ms(0), 1, id, 0, false, &[1; CHUNK]);
+        }
+        assert!(reassembler.give_up(1, 15) && !reassembler.give_up(1, 15));
+        let _ = reassembler.push(ms(100), 1, 0, 1, true, &[1]);
+        assert_eq!((reassembler.sweep(ms(250)), reassembler.held()), (14, 0));
+        assert!(!reassembler.is_bare(), "copies of what was completed at 100 ms still start nothing");
+        assert_eq!(reassembler.push(ms(250), 1, 0, 0, false, &[1; CHUNK]).outcome, Outcome::Stored);
+        assert_eq!((reassembler.sweep(ms(350)), reassembler.is_bare()), (0, true));
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Links {
         }
         let (message, secrets) = responder.answer().map_err(|_| Refusal::HandshakeForged)?;
         let link = known.unwrap_or_else(|| self.install_link(core, now, Side::Up, from));
-        self.install_slot(core, now, link, from, &secrets).ok_or(Refusal::LinksFull)?;
+        self.install_slot(core, now, link, from, &secrets);
         if let Some(link) = self.link_mut(link) {
             link.ephemerals.push_back(ephemeral);
             if link.ephemerals.len() > EPHEMERALS_PER_LINK {
@@ -150,14 +150,15 @@ impl Links {
     }
 
     /// NK: the live link whose current or next handshake this token names. One that names `next`
-    /// proves that its initiator holds those keys, so it is promoted like by a cell. One that names
+    /// proves that its initiator holds those keys, so it is promoted like by a cell; but it says nothing of
+    /// where its initiator is, so a link that is up keeps its address. One that names
     /// `previous` is spent: its message 1 was overtaken by a newer, and a link of its own would draw
     /// the initiator away from its channels.
     fn resumed(&mut self, core: &mut Core, token: &[u8]) -> Result<Option<LinkId>, Refusal> {
         let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
         for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
             if names(&link.next) {
-                link.promote(core);
+                link.promote(core, None);
                 return Ok(Some(link.id));
             }
             if names(&link.current) {
@@ -180,7 +181,7 @@ impl Links {
         let here =
             |link: &&Link| up(link) && (link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from));
         if self.iter().filter(here).count() >= core.config.caps.links_per_address {
-            let id = victim(&mut self.iter().filter(here)).ok_or(Refusal::LinksFull)?;
+            let id = victim(&mut self.iter().filter(here)).ok_or(Refusal::AddressLinksFull)?;
             self.retire(core, id);
         }
         if self.iter().filter(up).count() >= core.config.caps.links {
@@ -195,9 +196,8 @@ impl Links {
 mod tests {
     use wire::cell::Class;
 
-    use super::EPHEMERALS_MAX;
+    use super::*;
     use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
-    use crate::{Refusal, Side};
 
     #[test]
     fn a_link_remembers_its_ephemerals_when_the_node_has_forgotten_them() {
@@ -228,5 +228,18 @@ mod tests {
         }
         assert_eq!(world.refused(1, Refusal::HandshakeReplayed), 1);
         assert_eq!(world.node(1).link(Side::Up).1.next(), next);
+    }
+
+    #[test]
+    fn the_latest_4096_ephemerals_are_remembered() {
+        let config = Plan::new(Class::L, 1).config(1);
+        let mut callee = Callee::new(&config, Duration::ZERO).unwrap();
+        let ephemeral = |n: usize| std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8);
+        for n in 0..EPHEMERALS_MAX + 1000 {
+            callee.remember(ephemeral(n));
+            callee.remember(ephemeral(n));
+        }
+        assert_eq!((callee.seen.len(), callee.seen_order.len()), (EPHEMERALS_MAX, EPHEMERALS_MAX));
+        assert!(!callee.seen.contains(&ephemeral(999)) && callee.seen.contains(&ephemeral(1000)));
     }
 }

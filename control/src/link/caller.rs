@@ -118,7 +118,7 @@ impl Links {
         };
         self.down = Some(id);
         let was_up = self.down_ready().is_some();
-        self.install_slot(core, now, id, peer, &secrets).ok_or(Refusal::LinksFull)?;
+        self.install_slot(core, now, id, peer, &secrets);
         let side = Side::Down;
         core.event(if was_up {
             Event::LinkRenewed { side, link: id, peer }
@@ -133,7 +133,7 @@ impl Links {
 
     /// Why a handshake with the next hop is due, if it is.
     fn cause(&self, core: &Core, now: Duration) -> Option<Cause> {
-        let link = self.down.and_then(|id| self.all[id as usize].as_ref());
+        let link = self.down.and_then(|id| self.link(id));
         let Some((link, slot)) = link.and_then(|link| Some((link, link.current.as_ref()?))) else {
             return Some(Cause::NoLink);
         };
@@ -152,7 +152,7 @@ impl Links {
         if now < caller.due {
             return;
         }
-        let link = down.and_then(|id| self.all[id as usize].as_mut());
+        let link = down.and_then(|id| self.all[super::place(id)].as_mut());
         let head = match caller.terms.pattern {
             Pattern::Nk => {
                 link.as_ref().and_then(|l| l.current.as_ref()).map_or_else(|| vec![0; 32], |slot| slot.resume.to_vec())

@@ -154,7 +154,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
     });
     world.run_for(secs(2));
     assert_eq!(world.node(1).control.half_open(), 8);
-    assert!(world.refused(1, Refusal::HalfOpenFull) > 100);
+    assert!(world.refused(1, Refusal::LinkHalfOpenFull) > 100);
     world.run_for(secs(30));
     assert!(world.node(1).control.half_open() <= 8);
     assert!(world.refused(1, Refusal::HalfOpenExpired) > 8);
@@ -333,11 +333,43 @@ fn a_data_cell_promotes_like_a_control_cell() {
     let (link, state) = world.node(1).link(Side::Up);
     let slot = state.next().expect("it is not promoted yet");
     assert_eq!(state.current(), None);
-    world.input(1, Input::Promoted { link, slot: slot + 1 });
+    let from = down_address(0);
+    world.input(1, Input::Promoted { link, slot: slot + 1, from });
     assert_eq!(world.node(1).link(Side::Up).1.current(), None);
     for _ in 0..2 {
-        world.input(1, Input::Promoted { link, slot });
+        world.input(1, Input::Promoted { link, slot, from });
         assert_eq!(world.node(1).link(Side::Up).1.current(), Some(slot));
+    }
+}
+
+#[test]
+fn a_message_1_copied_from_another_address_does_not_draw_the_links_cells_there() {
+    let thief = SocketAddr::from(([6, 6, 6, 6], 6));
+    for position in 1..=3 {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.timing.renew_after = secs(2);
+        plan.timing.expire_after = secs(4);
+        let mut world = up(plan);
+        let (home, here) = (down_address(position - 1), up_address(position));
+        world.record.clear();
+        let end = world.now + secs(3);
+        assert!(world.run_until(end, |w| halves(w, here).len() == 2));
+        // Both halves overtake the true ones from the thief's address; the answer is passed on.
+        for packet in halves(&world, here) {
+            world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
+        }
+        let answer = halves(&world, thief).pop().expect("an answer goes where message 1 came from");
+        let (link, before) = world.node(position).link(Side::Up);
+        let slot = before.next().expect("not promoted yet");
+        assert_eq!(before.peer, home, "and changes nothing before a cell has come");
+        world.deliver_now(&Packet { from: thief, to: home, ..answer.clone() }, answer.bytes);
+        let promoted = |w: &World| w.node(position).links[&link].current() == Some(slot);
+        assert!(world.run_until(world.now + secs(1), promoted), "position {position}");
+        assert_eq!(world.node(position).links[&link].peer, home, "position {position}");
+        world.record.clear();
+        world.run_for(secs(10));
+        assert_eq!(world.record.iter().filter(|packet| packet.to == thief).count(), 0);
+        assert!(world.has_channels(0, 4));
     }
 }
 
@@ -464,8 +496,9 @@ proptest! {
                 let header = wire::cell::Header { channel: *channel, seq: *seq, sub: *sub, kind, class: Class::L };
                 for len in [*len, 1344, 1360, 1376] {
                     let mut body = vec![1; len];
-                    world.input(position, Input::Cell { link: *link, slot: *slot, header, body: &mut body });
-                    world.input(position, Input::Promoted { link: *link + 7, slot: *slot });
+                    let from = down_address(0);
+                    world.input(position, Input::Cell { link: *link, slot: *slot, from, header, body: &mut body });
+                    world.input(position, Input::Promoted { link: *link + 7, slot: *slot, from });
                 }
             }
             prop_assert_eq!(world.record.len(), before, "node {} answered", position);

@@ -1,6 +1,7 @@
 //! The state machines against each other and against strangers, in memory.
 #![allow(missing_docs, unreachable_pub)]
 
+mod bounds;
 mod chain;
 mod descriptor;
 mod hostile;

@@ -2,7 +2,7 @@
 //! with a virtual clock that loses, copies and delays what a test tells it to.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -162,6 +162,7 @@ pub struct Node {
     pub control: Control,
     pub position: usize,
     pub links: BTreeMap<LinkId, PlaneLink>,
+    used: BTreeSet<LinkId>,
     pub channels: BTreeMap<ChannelIndex, Installed>,
     pub events: Vec<(Duration, Event)>,
     pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
@@ -262,6 +263,7 @@ impl World {
                 control,
                 position,
                 links: BTreeMap::new(),
+                used: BTreeSet::new(),
                 channels: BTreeMap::new(),
                 events: Vec::new(),
                 superseded: Vec::new(),
@@ -356,7 +358,11 @@ impl World {
         if handshake_length(bytes.len()) {
             node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
-            node.control.handle(now, wall, Input::Cell { link, slot, header, body: &mut bytes[16..] });
+            node.control.handle(
+                now,
+                wall,
+                Input::Cell { link, slot, from: packet.from, header, body: &mut bytes[16..] },
+            );
         }
         self.drain(at);
     }
@@ -511,6 +517,7 @@ impl Node {
             DataOp::InstallLink { link, side, peer } => {
                 let fresh = PlaneLink { side, peer, current: None, next: None, previous: None };
                 assert!(self.links.insert(link, fresh).is_none(), "a live link is not installed again");
+                assert!(self.used.insert(link), "a number names one link only");
             }
             DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 let link = self.links.get_mut(&link).expect("the link comes before the slot");
@@ -523,11 +530,11 @@ impl Node {
                     }
                 }
             }
-            DataOp::Promote { link, slot } => {
+            DataOp::Promote { link, slot, peer } => {
                 let link = self.links.get_mut(&link).expect("a live link is promoted");
                 assert_eq!(link.next(), Some(slot), "only next is promoted");
                 let next = link.next.take();
-                link.peer = next.as_ref().expect("it was compared").peer;
+                link.peer = peer;
                 link.previous = std::mem::replace(&mut link.current, next);
             }
             DataOp::RetireSlot { link, slot } => {

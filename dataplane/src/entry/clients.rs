@@ -155,6 +155,7 @@ impl Clients {
         }
         for client in movers {
             self.bind(client, new);
+            self.forget_if_idle(client);
         }
         // Nobody new is bound to what is about to end.
         if let Some(channel) = self.channels.get_mut(&old) {
@@ -169,15 +170,51 @@ impl Clients {
         }
         let target = self.channels.get_mut(&channel).expect("bound to a channel that is up");
         target.clients += 1;
+        let mut lost = Vec::new();
         for &id in &record.flows {
             let flow = self.flows[id as usize].as_mut().expect("a client lists live flows");
-            let Some(number) = target.number(id) else { continue };
+            let Some(number) = target.number(id) else {
+                lost.push(id);
+                continue;
+            };
             flow.channel = channel;
             flow.number = number;
             flow.places.retain(|(of, _)| *of != channel);
             flow.places.push((channel, number));
             if !matches!(flow.state, FlowState::Refused { .. }) {
                 flow.state = if flow.known { FlowState::Moving } else { FlowState::Opening };
+            }
+        }
+        // No number is left there, and where they were nothing may be sent: their next datagram begins anew.
+        if !lost.is_empty() {
+            lost.into_iter().for_each(|id| drop(self.remove(id)));
+            let flows = &self.flows;
+            flows_of(&mut self.clients, client).retain(|id| flows[*id as usize].is_some());
+        }
+    }
+
+    /// Takes a flow off all lists but its client's.
+    fn remove(&mut self, id: u32) -> Flow {
+        let flow = self.flows[id as usize].take().expect("a live flow");
+        self.vacant_flows.push(id);
+        self.by_destination.remove(&(flow.client, flow.destination.clone()));
+        for (channel, number) in &flow.places {
+            if let Some(channel) = self.channels.get_mut(channel)
+                && channel.flows.get(number) == Some(&id)
+            {
+                channel.flows.remove(number);
+            }
+        }
+        flow
+    }
+
+    /// Forgets a client that has no flow.
+    fn forget_if_idle(&mut self, id: u32) {
+        if let Some(gone) = self.clients[id as usize].take_if(|client| client.flows.is_empty()) {
+            self.by_address.remove(&(gone.socket, gone.address));
+            self.vacant_clients.push_back(id);
+            if let Some(channel) = gone.channel.and_then(|channel| self.channels.get_mut(&channel)) {
+                channel.clients = channel.clients.saturating_sub(1);
             }
         }
     }
@@ -198,7 +235,7 @@ impl Clients {
                     self.clients.push(None);
                     self.clients.len() as u32 - 1
                 } else {
-                    self.vacant_clients.pop_front().ok_or(Drop::TableFull)?
+                    self.vacant_clients.pop_front().ok_or(Drop::ClientsFull)?
                 };
                 self.clients[id as usize] = Some(fresh);
                 self.by_address.insert((socket, address), id);
@@ -216,7 +253,7 @@ impl Clients {
     /// The flow of a client to a destination, new or known.
     ///
     /// # Errors
-    /// The table is full, or the flow was refused a moment ago.
+    /// There is no room; a client that so remains without a flow is forgotten.
     pub fn flow(
         &mut self,
         client: u32,
@@ -229,7 +266,8 @@ impl Clients {
             Some(id) => *id,
             None => {
                 if self.flows() >= FLOWS_MAX {
-                    return Err(Drop::TableFull);
+                    self.forget_if_idle(client);
+                    return Err(Drop::FlowsFull);
                 }
                 let id = self.vacant_flows.pop().unwrap_or_else(|| {
                     self.flows.push(None);
@@ -240,7 +278,8 @@ impl Clients {
                 let number = self.channels.get_mut(&channel).expect("bound to a channel that is up").number(id);
                 let Some(number) = number else {
                     self.vacant_flows.push(id);
-                    return Err(Drop::TableFull);
+                    self.forget_if_idle(client);
+                    return Err(Drop::NumbersFull);
                 };
                 let mut token = [0; 16];
                 rng.fill_bytes(&mut token);
@@ -330,43 +369,42 @@ impl Clients {
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
     pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(u32, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
+        let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due) {
             let Some(flow) = self.flows[id as usize].as_ref() else { continue };
             if flow.seen + self.idle > now {
                 self.wheel.arm(id, (flow.seen + self.idle) / SECOND + 1);
                 continue;
             }
-            let flow = self.flows[id as usize].take().expect("just looked at");
-            self.vacant_flows.push(id);
-            self.by_destination.remove(&(flow.client, flow.destination));
-            for (channel, number) in &flow.places {
-                if let Some(channel) = self.channels.get_mut(channel)
-                    && channel.flows.get(number) == Some(&id)
-                {
-                    channel.flows.remove(number);
-                }
-            }
+            let flow = self.remove(id);
             if self.channels.contains_key(&flow.channel) {
                 close(flow.channel, flow.number);
             }
-            let client = self.clients[flow.client as usize].as_mut().expect("a flow has a live client");
-            client.flows.retain(|other| *other != id);
-            if client.flows.is_empty() {
-                let gone = self.clients[flow.client as usize].take().expect("just looked at");
-                self.by_address.remove(&(gone.socket, gone.address));
-                self.vacant_clients.push_back(flow.client);
-                if let Some(channel) = gone.channel.and_then(|channel| self.channels.get_mut(&channel)) {
-                    channel.clients = channel.clients.saturating_sub(1);
-                }
-            }
+            clients.push(flow.client);
+        }
+        // A client may have tens of thousands of flows: its list is gone through once.
+        clients.sort_unstable();
+        clients.dedup();
+        for id in clients {
+            let flows = &self.flows;
+            flows_of(&mut self.clients, id).retain(|flow| flows[*flow as usize].is_some());
+            self.forget_if_idle(id);
         }
     }
+}
+
+/// The list of a client's flows.
+fn flows_of(clients: &mut [Option<Client>], id: u32) -> &mut Vec<u32> {
+    &mut clients[id as usize].as_mut().expect("a flow has a live client").flows
 }
 
 impl Channel {
     /// A free flow number for flow `id`.
     fn number(&mut self, id: u32) -> Option<u16> {
-        for _ in 0..=u16::MAX {
+        if self.flows.len() > usize::from(u16::MAX) {
+            return None;
+        }
+        loop {
             let number = self.next_number;
             self.next_number = number.wrapping_add(1);
             if let hashbrown::hash_map::Entry::Vacant(place) = self.flows.entry(number) {
@@ -374,128 +412,8 @@ impl Channel {
                 return Some(number);
             }
         }
-        None
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::SeedableRng;
-
-    fn clients(channels: &[u32]) -> (Clients, ChaCha20Rng) {
-        let mut clients = Clients::new(Duration::from_secs(300), 0);
-        channels.iter().for_each(|channel| clients.channel_up(*channel));
-        (clients, ChaCha20Rng::seed_from_u64(1))
-    }
-
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
-    }
-
-    fn destination(port: u16) -> Destination {
-        Destination::Ip(SocketAddr::from(([192, 0, 2, 1], port)))
-    }
-
-    #[test]
-    fn clients_are_spread_over_channels_and_stay() {
-        let (mut clients, mut rng) = clients(&[5, 6, 7, 8]);
-        let mut counts: Map<u32, usize> = Map::default();
-        for round in 0..2 {
-            for port in 0..100 {
-                let client = clients.client(0, address(port)).unwrap().unwrap();
-                assert_eq!(client, u32::from(port));
-                let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
-                if round == 0 {
-                    *counts.entry(flow.channel).or_default() += 1;
-                }
-            }
-        }
-        assert!(counts.values().all(|n| *n == 25), "{counts:?}");
-        assert_eq!((clients.len(), clients.flows()), (100, 100));
-    }
-
-    #[test]
-    fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
-        let (mut clients, mut rng) = clients(&[1]);
-        let client = clients.client(0, address(1)).unwrap().unwrap();
-        let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-        clients.status(1, number, Status::Open, 0);
-        let token = clients.flow(client, &destination(1), 0, &mut rng).unwrap().token;
-        assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
-        clients.channel_down(1);
-        assert_eq!(clients.client(0, address(1)), Ok(None));
-        clients.channel_up(9);
-        assert_eq!(clients.client(0, address(1)), Ok(Some(client)));
-        let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
-        assert_eq!((flow.channel, flow.token, flow.state), (9, token, FlowState::Moving));
-        let number = flow.number;
-        assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
-        clients.status(9, number, Status::UnknownFlow, 0);
-        assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().state, FlowState::Opening);
-    }
-
-    #[test]
-    fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
-        let (mut clients, mut rng) = clients(&[1]);
-        let client = clients.client(0, address(1)).unwrap().unwrap();
-        let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-        assert_eq!(clients.status(1, number, Status::Refused, 10), Some(&destination(1)));
-        let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
-        assert!(matches!(state, FlowState::Refused { reason: Drop::Policy, .. }));
-        clients.status(1, number, Status::UnknownFlow, 12);
-        assert_eq!(clients.flow(client, &destination(1), 13, &mut rng).unwrap().state, state);
-        let state = clients.flow(client, &destination(1), 10 + RETRY, &mut rng).unwrap().state;
-        assert_eq!(state, FlowState::Opening);
-    }
-
-    #[test]
-    fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
-        let (mut clients, mut rng) = clients(&[1]);
-        let client = clients.client(3, address(1)).unwrap().unwrap();
-        let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-        clients.channel_up(2);
-        clients.supersede(1, 2);
-        let new = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-        for (channel, number) in [(1, old), (2, new)] {
-            let (socket, to, _) = clients.reply_to(channel, number).unwrap();
-            assert_eq!((socket, to), (3, address(1)));
-        }
-        assert!(clients.reply_to(2, new + 1).is_none());
-        assert_eq!(clients.client(3, address(2)).map(|_| ()), Ok(()));
-        let second = clients.client(3, address(2)).unwrap().unwrap();
-        let channel = clients.flow(second, &destination(1), 0, &mut rng).unwrap().channel;
-        assert_eq!(channel, 2, "nobody is bound to a channel about to end");
-    }
-
-    #[test]
-    fn idle_flows_are_closed_and_their_clients_forgotten() {
-        let (mut clients, mut rng) = clients(&[1]);
-        for port in 0..10 {
-            let client = clients.client(0, address(port)).unwrap().unwrap();
-            clients.flow(client, &destination(1), 0, &mut rng).unwrap();
-        }
-        let busy = clients.client(0, address(3)).unwrap().unwrap();
-        clients.flow(busy, &destination(1), 200 * SECOND, &mut rng).unwrap();
-        let mut closed = 0;
-        clients.expire(301 * SECOND, |_, _| closed += 1);
-        assert_eq!((closed, clients.len(), clients.flows()), (9, 1, 1));
-        clients.expire(502 * SECOND, |_, _| closed += 1);
-        assert_eq!((closed, clients.len(), clients.flows()), (10, 0, 0));
-    }
-
-    #[test]
-    fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
-        let (mut clients, mut rng) = clients(&[1]);
-        let client = clients.client(0, address(1)).unwrap().unwrap();
-        let mut tokens = std::collections::HashSet::new();
-        for port in 0..1000 {
-            let mut same = rng.clone();
-            let token = clients.flow(client, &destination(port), 0, &mut rng).unwrap().token;
-            let mut drawn = [0; 16];
-            same.fill_bytes(&mut drawn);
-            assert_eq!(token, drawn);
-            assert!(tokens.insert(token));
-        }
-    }
-}
+mod tests;

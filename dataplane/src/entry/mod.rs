@@ -32,10 +32,10 @@ use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, Notice, Punt, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
-use crate::{MILLI, Nanos, SECOND};
+use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
@@ -296,7 +296,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return oldest.map_or(Ok(()), |_| {
-                self.datagrams.forward.drop(Drop::QueueFull);
+                self.datagrams.forward.drop(Drop::ChannelQueueFull);
                 Ok(())
             });
         };
@@ -374,7 +374,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Once a second: liveness of channels, their ends, idle flows, stale fragments.
+    /// Once a second, and more often while a channel waits for an answer: liveness of channels, their ends,
+    /// idle flows, stale fragments.
     fn tick(&mut self, now: Nanos) {
         if now < self.next_tick {
             return;
@@ -385,7 +386,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
-            let lost = record.state.reassembler.expire(Duration::from_nanos(now));
+            if record.state.liveness.waits() {
+                self.next_tick = self.next_tick.min(now + liveness::LOOK);
+            }
+            let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
             self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(Ended::Lifetime)
@@ -446,8 +450,8 @@ fn wrap_batch(
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
-/// Reads a pymix header.
-fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
+/// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
+pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
     let [a, b, c, d, p, q, ..] = *bytes else { return None };
     let port = u16::from_be_bytes([p, q]);
     (port != 0).then(|| Destination::Ip((Ipv4Addr::new(a, b, c, d), port).into()))
@@ -468,7 +472,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.publish();
         let mut wake = self.next_tick;
         if !self.out.is_empty() {
-            wake = now + MILLI / 10;
+            wake = now + BLOCKED_WAIT;
         }
         if self.table.links.has_activity() {
             wake = wake.min(self.report_due);
@@ -482,6 +486,10 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
             token if token >= crate::runner::APPS => self.apps.set_ready(token),
             _ => {}
         }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
     }
 
     fn finish(&mut self, now: Nanos) {

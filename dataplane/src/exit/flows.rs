@@ -3,15 +3,19 @@
 //! Flows of one channel with one `map` share one unconnected socket per address family, so that a
 //! client keeps one port towards all its peers. What comes back is matched by socket and source; what
 //! no flow talks to is filtered. A flow is known by its token, whatever channel it is on.
+//!
+//! What all channels share, flows, sockets and questions to the resolver, goes by one rule: a channel gets one more
+//! only while more of them are free than it has. So k greedy channels leave a part in k + 1 to the others.
 
 use std::net::SocketAddr;
 
 use hashbrown::HashMap;
-use wire::frames::{Status, Token};
+use wire::frames::Token;
 
 use crate::Nanos;
 use crate::SECOND;
 use crate::io::apps::{Apps, SocketId};
+use crate::ledger::Drop;
 use crate::wheel::Wheel;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -25,10 +29,16 @@ pub struct Caps {
     pub sockets: usize,
 }
 
+/// Flows of an exit, unless it may have more sockets than that.
+pub const FLOWS_MAX: usize = 1 << 16;
 /// Datagrams that wait for a flow's name to resolve.
-const WAITING_PER_FLOW: usize = 16;
+pub const WAITING_PER_FLOW: usize = 16;
 /// Datagrams that wait for names, over all flows.
-const WAITING_MAX: usize = 1024;
+pub const WAITING_MAX: usize = 1024;
+/// Names that are being resolved.
+pub const QUESTIONS_MAX: usize = 256;
+/// OPENs of new flows that a channel may send at once, and a second.
+pub const OPENS: u64 = 64;
 
 /// How long datagrams under way still find a flow that has moved.
 const MOVED: Nanos = 5 * SECOND;
@@ -91,9 +101,48 @@ impl Flow {
 /// The sockets of one client.
 struct Mapping {
     key: (u32, u16),
-    v4: Option<SocketId>,
-    v6: Option<SocketId>,
+    v4: Option<Held>,
+    v6: Option<Held>,
     flows: usize,
+}
+
+/// A socket, and the channel that opened it, as long as that lives: moving a flow gives nobody room for another.
+#[derive(Clone, Copy)]
+struct Held {
+    socket: SocketId,
+    opener: Option<u32>,
+}
+
+/// A name that is being resolved: for which flow and channel, while those live.
+struct Question {
+    flow: Option<u32>,
+    channel: Option<u32>,
+}
+
+/// What a channel has of that which all share.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Share {
+    flows: usize,
+    sockets: usize,
+    questions: usize,
+}
+
+/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell. Full at first;
+/// says when it is full again.
+#[derive(Default)]
+pub struct Opens(Nanos);
+
+impl Opens {
+    /// Takes a token, if there is one.
+    pub fn take(&mut self, now: Nanos) -> bool {
+        const EACH: Nanos = SECOND / OPENS;
+        let full = self.0.max(now) + EACH;
+        let may = full <= now + OPENS * EACH;
+        if may {
+            self.0 = full;
+        }
+        may
+    }
 }
 
 /// Which flow was at a place, until when that is remembered.
@@ -111,13 +160,13 @@ pub struct Flows {
     by_number: Map<(u32, u16), u32>,
     by_token: Map<Token, u32>,
     by_peer: Map<(SocketId, SocketAddr), u32>,
-    per_channel: Map<u32, usize>,
+    shares: Map<u32, Share>,
     mappings: Vec<Option<Mapping>>,
     vacant_mappings: Vec<u32>,
     by_map: Map<(u32, u16), u32>,
     /// Places that flows have left: at most one a flow.
     aliases: Map<(u32, u16), Alias>,
-    queries: Map<u32, u32>,
+    queries: Map<u32, Question>,
     next_query: u32,
     /// Datagrams that wait for names.
     waiting: usize,
@@ -137,7 +186,7 @@ impl Flows {
             by_number: Map::default(),
             by_token: Map::default(),
             by_peer: Map::default(),
-            per_channel: Map::default(),
+            shares: Map::default(),
             mappings: Vec::new(),
             vacant_mappings: Vec::new(),
             by_map: Map::default(),
@@ -166,22 +215,32 @@ impl Flows {
         self.waiting
     }
 
-    /// Keeps a datagram until the flow's name has resolved, if there is room.
-    pub fn wait(&mut self, id: u32, data: &[u8]) -> bool {
+    /// Keeps a datagram until the flow's name has resolved.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), Drop> {
         let full = self.waiting >= WAITING_MAX;
         match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
-            Some(Target::Resolving { waiting, .. }) if !full && waiting.len() < WAITING_PER_FLOW => {
+            Some(Target::Resolving { waiting, .. }) if waiting.len() < WAITING_PER_FLOW => {
+                if full {
+                    return Err(Drop::NameQueueFull);
+                }
                 waiting.push(data.to_vec());
                 self.waiting += 1;
-                true
+                Ok(())
             }
-            _ => false,
+            _ => Err(Drop::FlowQueueFull),
         }
     }
 
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
     pub fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
-        let id = self.queries.remove(&query)?;
+        let question = self.queries.remove(&query)?;
+        if let Some(channel) = question.channel {
+            self.give_back(channel, Share { questions: 1, ..Share::default() });
+        }
+        let id = question.flow?;
         let flow = self.flows[id as usize].as_mut()?;
         let Target::Resolving { port, waiting, .. } = &mut flow.target else { return None };
         let taken = std::mem::take(waiting);
@@ -232,23 +291,25 @@ impl Flows {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
-    /// Brings a flow here; UnknownFlow if nothing is known of the token.
-    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Status {
-        let Some(&id) = self.by_token.get(token) else { return Status::UnknownFlow };
-        let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
-        let old = (flow.channel, flow.number);
+    /// Brings a flow here.
+    ///
+    /// # Errors
+    /// Nothing is known of the token ([`Drop::Flow`]), or there is no room here.
+    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Result<(), Drop> {
+        let &id = self.by_token.get(token).ok_or(Drop::Flow)?;
+        let old = self.place(id).expect("the index lists live flows");
         if old == (channel, number) {
-            return Status::Open;
+            return Ok(());
         }
         if self.by_number.contains_key(&(channel, number)) {
             // An entry does not reuse a number that is in use; whoever does keeps what it has.
-            return Status::TooManyFlows;
+            return Err(Drop::NumberTaken);
         }
-        let count = self.per_channel.entry(channel).or_default();
-        if old.0 != channel && *count >= self.caps.flows_per_channel {
-            return Status::TooManyFlows;
+        if old.0 != channel && self.share(channel).flows >= self.caps.flows_per_channel {
+            return Err(Drop::ChannelFlowsFull);
         }
-        *count += 1;
+        self.shares.entry(channel).or_default().flows += 1;
+        let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
         (flow.channel, flow.number) = (channel, number);
         let mapping_id = flow.mapping;
         let before = flow.was.replace(old);
@@ -258,7 +319,7 @@ impl Flows {
         self.by_number.remove(&old);
         self.take_place((channel, number), id);
         self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
-        self.leave_channel(old.0);
+        self.give_back(old.0, Share { flows: 1, ..Share::default() });
         let mapping = self.mappings[mapping_id as usize].as_mut().expect("a flow has a live mapping");
         let key = (channel, mapping.key.1);
         if mapping.key != key && !self.by_map.contains_key(&key) {
@@ -266,7 +327,7 @@ impl Flows {
             mapping.key = key;
             self.by_map.insert(key, mapping_id);
         }
-        Status::Open
+        Ok(())
     }
 
     /// A flow is at a place now; whoever was there before is no longer found there.
@@ -279,11 +340,17 @@ impl Flows {
         }
     }
 
-    fn leave_channel(&mut self, channel: u32) {
-        if let Some(count) = self.per_channel.get_mut(&channel) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_channel.remove(&channel);
+    fn share(&self, channel: u32) -> Share {
+        self.shares.get(&channel).copied().unwrap_or_default()
+    }
+
+    fn give_back(&mut self, channel: u32, less: Share) {
+        if let Some(share) = self.shares.get_mut(&channel) {
+            share.flows -= less.flows;
+            share.sockets -= less.sockets;
+            share.questions -= less.questions;
+            if *share == Share::default() {
+                self.shares.remove(&channel);
             }
         }
     }
@@ -291,7 +358,7 @@ impl Flows {
     /// Adds a flow without a target. Its number must be free.
     ///
     /// # Errors
-    /// The channel has its fill.
+    /// The channel or the exit has its fill.
     fn add(
         &mut self,
         channel: u32,
@@ -300,12 +367,15 @@ impl Flows {
         token: Token,
         target: Target,
         now: Nanos,
-    ) -> Result<u32, Status> {
-        let count = self.per_channel.entry(channel).or_default();
-        if *count >= self.caps.flows_per_channel {
-            return Err(Status::TooManyFlows);
+    ) -> Result<u32, Drop> {
+        let mine = self.share(channel).flows;
+        if mine >= self.caps.flows_per_channel {
+            return Err(Drop::ChannelFlowsFull);
         }
-        *count += 1;
+        if mine >= self.caps.sockets.max(FLOWS_MAX) - self.len() {
+            return Err(Drop::FlowsFull);
+        }
+        self.shares.entry(channel).or_default().flows += 1;
         let mapping = match self.by_map.get(&(channel, map)) {
             Some(mapping) => *mapping,
             None => {
@@ -332,6 +402,9 @@ impl Flows {
     }
 
     /// Opens a flow to an address that the policy admits.
+    ///
+    /// # Errors
+    /// Flows or sockets are short.
     pub fn open(
         &mut self,
         apps: &mut impl Apps,
@@ -340,25 +413,19 @@ impl Flows {
         token: Token,
         to: SocketAddr,
         now: Nanos,
-    ) -> Status {
+    ) -> Result<(), Drop> {
         // Until it has a socket, the flow has no target worth sending to.
         let placeholder = Target::Resolving { query: u32::MAX, port: to.port(), waiting: Vec::new() };
-        match self.add(channel, number, map, token, placeholder, now) {
-            Ok(id) => match self.connect(apps, id, to) {
-                Ok(()) => Status::Open,
-                Err(status) => {
-                    self.close(apps, id);
-                    status
-                }
-            },
-            Err(status) => status,
-        }
+        let id = self.add(channel, number, map, token, placeholder, now)?;
+        self.connect(apps, id, to).inspect_err(|_| {
+            self.close(apps, id);
+        })
     }
 
     /// Opens a flow whose name must be resolved; returns the question's number.
     ///
     /// # Errors
-    /// The channel has its fill.
+    /// Flows or questions are short.
     pub fn open_name(
         &mut self,
         (channel, number): (u32, u16),
@@ -366,32 +433,38 @@ impl Flows {
         token: Token,
         port: u16,
         now: Nanos,
-    ) -> Result<u32, Status> {
+    ) -> Result<u32, Drop> {
+        if self.share(channel).questions >= QUESTIONS_MAX - self.queries.len() {
+            return Err(Drop::NamesFull);
+        }
         let query = self.next_query;
         self.next_query = (query + 1) % u32::MAX;
         let target = Target::Resolving { query, port, waiting: Vec::new() };
         let id = self.add(channel, number, map, token, target, now)?;
-        self.queries.insert(query, id);
+        self.queries.insert(query, Question { flow: Some(id), channel: Some(channel) });
+        self.shares.entry(channel).or_default().questions += 1;
         Ok(query)
     }
 
     /// Gives a flow its peer, over its client's socket.
     ///
     /// # Errors
-    /// No socket is left, or another flow of the client has this peer.
-    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), Status> {
+    /// Sockets are short.
+    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), Drop> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let mapping = self.mappings[flow.mapping as usize].as_mut().expect("a flow has a live mapping");
         let place = if to.is_ipv6() { &mut mapping.v6 } else { &mut mapping.v4 };
         let socket = match *place {
-            Some(socket) => socket,
+            Some(held) => held.socket,
             None => {
-                if self.sockets >= self.caps.sockets {
-                    return Err(Status::TooManyFlows);
+                let share = self.shares.entry(flow.channel).or_default();
+                if share.sockets >= self.caps.sockets - self.sockets {
+                    return Err(Drop::SocketsFull);
                 }
-                let socket = apps.open(to.is_ipv6()).map_err(|_| Status::TooManyFlows)?;
+                let socket = apps.open(to.is_ipv6()).map_err(|_| Drop::NoSocket)?;
+                share.sockets += 1;
                 self.sockets += 1;
-                *place = Some(socket);
+                *place = Some(Held { socket, opener: Some(flow.channel) });
                 socket
             }
         };
@@ -410,7 +483,7 @@ impl Flows {
         if let Some(was) = flow.was {
             self.aliases.remove(&was);
         }
-        self.leave_channel(flow.channel);
+        self.give_back(flow.channel, Share { flows: 1, ..Share::default() });
         let waited = match flow.target {
             Target::Peer { socket, to } => {
                 if self.by_peer.get(&(socket, to)) == Some(&id) {
@@ -419,7 +492,10 @@ impl Flows {
                 0
             }
             Target::Resolving { query, waiting, .. } => {
-                self.queries.remove(&query);
+                // The resolver is at it still, and its answer will come.
+                if let Some(question) = self.queries.get_mut(&query) {
+                    question.flow = None;
+                }
                 self.waiting -= waiting.len();
                 waiting.len()
             }
@@ -432,9 +508,12 @@ impl Flows {
             if self.by_map.get(&mapping.key) == Some(&flow.mapping) {
                 self.by_map.remove(&mapping.key);
             }
-            for socket in [mapping.v4, mapping.v6].into_iter().flatten() {
+            for Held { socket, opener } in [mapping.v4, mapping.v6].into_iter().flatten() {
                 apps.close(socket);
                 self.sockets -= 1;
+                if let Some(opener) = opener {
+                    self.give_back(opener, Share { sockets: 1, ..Share::default() });
+                }
             }
         }
         waited
@@ -454,11 +533,21 @@ impl Flows {
         // have moved on keeps its socket; flows that it opens from here on get another.
         self.by_map.retain(|(of, _), _| *of != channel);
         self.aliases.retain(|(of, _), _| *of != channel);
-        if !self.per_channel.contains_key(&channel) {
+        if !self.shares.contains_key(&channel) {
             return 0;
         }
         let ids: Vec<u32> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
-        ids.into_iter().map(|id| self.close(apps, id)).sum()
+        let waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
+        if self.shares.remove(&channel).is_some() {
+            let mappings = self.mappings.iter_mut().flatten();
+            let held = mappings.flat_map(|mapping| [&mut mapping.v4, &mut mapping.v6]).flatten();
+            let openers = held.map(|held| &mut held.opener);
+            let askers = self.queries.values_mut().map(|question| &mut question.channel);
+            openers.chain(askers).for_each(|of| {
+                of.take_if(|of| *of == channel);
+            });
+        }
+        waited
     }
 
     /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
@@ -479,175 +568,4 @@ impl Flows {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::io::mem::{MemApps, MemNet};
-    use std::time::Duration;
-
-    fn exit() -> (Flows, MemApps) {
-        let caps = Caps { flows_per_channel: 3, sockets: 4 };
-        let apps = MemApps::new(MemNet::default(), Vec::new(), [192, 0, 2, 1].into());
-        (Flows::new(caps, Duration::from_secs(300), 0), apps)
-    }
-
-    fn peer(port: u16) -> SocketAddr {
-        SocketAddr::from(([198, 51, 100, 1], port))
-    }
-
-    fn socket(flows: &mut Flows, channel: u32, number: u16) -> SocketId {
-        match flows.at(channel, number).unwrap().1.target {
-            Target::Peer { socket, .. } => socket,
-            Target::Resolving { .. } => panic!("no socket yet"),
-        }
-    }
-
-    #[test]
-    fn a_client_keeps_one_port_towards_all_its_peers() {
-        let (mut flows, mut apps) = exit();
-        for number in 0..3 {
-            assert_eq!(flows.open(&mut apps, (1, number), 7, [number as u8; 16], peer(number), 0), Status::Open);
-        }
-        assert_eq!(flows.open(&mut apps, (2, 0), 7, [9; 16], peer(0), 0), Status::Open);
-        let sockets: Vec<_> = (0..3).map(|n| socket(&mut flows, 1, n)).collect();
-        assert!(sockets.iter().all(|s| *s == sockets[0]));
-        assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
-        assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
-        assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
-        assert_eq!(flows.open(&mut apps, (1, 9), 7, [8; 16], peer(9), 0), Status::TooManyFlows);
-    }
-
-    #[test]
-    fn a_moved_flow_keeps_its_socket_and_a_new_flow_of_the_client_joins_it() {
-        let (mut flows, mut apps) = exit();
-        flows.open(&mut apps, (1, 0), 7, [1; 16], peer(1), 0);
-        flows.open(&mut apps, (1, 1), 7, [2; 16], peer(2), 0);
-        let before = socket(&mut flows, 1, 0);
-        assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Status::Open);
-        assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Status::Open, "MOVE is repeated");
-        assert_eq!(flows.relocate(5, 41, &[2; 16], 0), Status::Open);
-        assert_eq!(flows.relocate(5, 42, &[3; 16], 0), Status::UnknownFlow);
-        let at = |flows: &mut Flows| flows.at_or_was(1, 0).map(|(_, flow)| (flow.channel, flow.number));
-        assert_eq!(at(&mut flows), Some((5, 40)), "what was under way still arrives");
-        assert!(flows.at(1, 0).is_none());
-        flows.forget_aliases(MOVED);
-        assert_eq!(at(&mut flows), None);
-        flows.open(&mut apps, (5, 42), 7, [3; 16], peer(3), 0);
-        assert!((40..43).all(|n| socket(&mut flows, 5, n) == before));
-        assert_eq!(flows.close_channel(&mut apps, 1), 0);
-        assert_eq!((flows.len(), flows.sockets()), (3, 1), "nothing of the old channel is left");
-        flows.close_channel(&mut apps, 5);
-        assert_eq!((flows.len(), flows.sockets()), (0, 0));
-    }
-
-    #[test]
-    fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
-        let (mut flows, mut apps) = exit();
-        flows.open(&mut apps, (1, 0), 7, [1; 16], peer(1), 0);
-        flows.open(&mut apps, (1, 1), 7, [2; 16], peer(2), 0);
-        let (id, _) = flows.at(1, 1).unwrap();
-        flows.touch(id, 100 * SECOND);
-        let mut closed = Vec::new();
-        flows.expire(&mut apps, 301 * SECOND, |channel, number| closed.push((channel, number)));
-        assert_eq!((&closed[..], flows.sockets()), (&[(1, 0)][..], 1));
-        flows.expire(&mut apps, 402 * SECOND, |channel, number| closed.push((channel, number)));
-        assert_eq!((closed.len(), flows.sockets()), (2, 0));
-    }
-
-    #[test]
-    fn sockets_are_bounded_and_a_refused_flow_leaves_nothing_behind() {
-        let (mut flows, mut apps) = exit();
-        for channel in 0..4 {
-            assert_eq!(flows.open(&mut apps, (channel, 0), 1, [channel as u8; 16], peer(1), 0), Status::Open);
-        }
-        assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Status::TooManyFlows);
-        assert_eq!((flows.len(), flows.sockets()), (4, 4));
-        assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Status::UnknownFlow);
-    }
-
-    #[test]
-    fn nothing_of_an_ended_channel_is_found_under_its_index() {
-        let (mut flows, mut apps) = exit();
-        // One client with two flows; one moves to channel 9 and ends there, the other stays alive.
-        flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0);
-        flows.open(&mut apps, (7, 1), 0, [2; 16], peer(2), 0);
-        assert_eq!(flows.relocate(9, 0, &[1; 16], 0), Status::Open);
-        flows.close_number(&mut apps, 9, 0);
-        flows.close_channel(&mut apps, 9);
-        // Index 9 is another entry's now, whose first client has map 0 too.
-        flows.open(&mut apps, (9, 0), 0, [3; 16], peer(3), 0);
-        assert_ne!(socket(&mut flows, 7, 1), socket(&mut flows, 9, 0));
-        // A flow leaves channel 7, which ends: its old number leads nowhere.
-        assert_eq!(flows.relocate(8, 0, &[2; 16], 0), Status::Open);
-        assert!(flows.at_or_was(7, 1).is_some());
-        flows.close_channel(&mut apps, 7);
-        assert!(flows.at_or_was(7, 1).is_none());
-    }
-
-    #[test]
-    fn a_flow_that_moves_for_ever_leaves_one_alias_behind() {
-        let (mut flows, mut apps) = exit();
-        flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0);
-        for number in 1..1000 {
-            assert_eq!(flows.relocate(7, number, &[1; 16], 0), Status::Open);
-            assert!(flows.at_or_was(7, number - 1).is_some());
-        }
-        assert_eq!(flows.aliases.len(), 1);
-        // A new flow takes the old place.
-        flows.open(&mut apps, (7, 998), 0, [2; 16], peer(2), 0);
-        assert_eq!(flows.aliases.len(), 0);
-        assert_eq!(flows.at_or_was(7, 998).unwrap().1.token, [2; 16]);
-    }
-
-    #[test]
-    fn flows_that_come_and_go_leave_no_timers_behind() {
-        let (mut flows, mut apps) = exit();
-        flows.open(&mut apps, (7, 9), 0, [9; 16], peer(9), 0);
-        for round in 0..3u64 {
-            let start = round * 301 * SECOND;
-            for i in 0..10_000u32 {
-                let mut token = [round as u8; 16];
-                token[..4].copy_from_slice(&i.to_be_bytes());
-                flows.close_number(&mut apps, 7, 0);
-                assert_eq!(flows.open(&mut apps, (7, 0), 0, token, peer(1), start), Status::Open);
-            }
-            for number in [0, 9] {
-                let (id, _) = flows.at(7, number).unwrap();
-                flows.touch(id, start + 300 * SECOND);
-            }
-            flows.expire(&mut apps, start + 301 * SECOND, |_, _| ());
-            assert_eq!((flows.len(), flows.wheel.timers()), (2, 2));
-        }
-    }
-
-    #[test]
-    fn a_token_that_differs_in_a_bit_reaches_no_flow() {
-        let (mut flows, mut apps) = exit();
-        let token = [0xa5; 16];
-        flows.open(&mut apps, (1, 0), 7, token, peer(1), 0);
-        for bit in 0..128 {
-            let mut guess = token;
-            guess[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(flows.relocate(2, 0, &guess, 0), Status::UnknownFlow, "bit {bit}");
-            assert!(!flows.is_same(1, 0, &guess), "bit {bit}");
-        }
-        assert_eq!(flows.close_number(&mut apps, 2, 0), 0);
-        assert_eq!(flows.place(flows.by_token[&token]), Some((1, 0)), "it is where it was");
-        // Nor does the true one take a place that is another flow's.
-        flows.open(&mut apps, (2, 0), 7, [1; 16], peer(2), 0);
-        assert_eq!(flows.relocate(2, 0, &token, 0), Status::TooManyFlows);
-        assert_eq!(flows.at(2, 0).unwrap().1.token, [1; 16]);
-    }
-
-    #[test]
-    fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
-        let (mut flows, mut apps) = exit();
-        for number in 0..3 {
-            assert_eq!(flows.open(&mut apps, (1, number), 0, [number as u8; 16], peer(1), 0), Status::Open);
-        }
-        assert_eq!(flows.open(&mut apps, (1, 3), 0, [8; 16], peer(1), 0), Status::TooManyFlows);
-        assert_eq!(flows.open_name((1, 3), 0, [8; 16], 53, 0), Err(Status::TooManyFlows));
-        assert_eq!(flows.open(&mut apps, (2, 0), 1, [9; 16], peer(1), 0), Status::Open);
-        assert_eq!(flows.relocate(1, 3, &[9; 16], 0), Status::TooManyFlows);
-        assert_eq!((flows.len(), flows.sockets()), (4, 2));
-    }
-}
+mod tests;

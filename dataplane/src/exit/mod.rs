@@ -8,6 +8,8 @@
 mod flows;
 mod outwards;
 pub mod policy;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -35,13 +37,13 @@ use crate::open::{self, ForwardLane};
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
-use crate::runner::Worker;
+use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
-use crate::{MILLI, Nanos, SECOND};
-pub use flows::Caps;
-use flows::Flows;
+use crate::{Nanos, SECOND};
+pub use flows::{Caps, QUESTIONS_MAX};
+use flows::{Flows, Opens};
 use policy::Policy;
 
 /// Frames of an exit: what one turn builds or receives, and as much again waiting to be sent.
@@ -52,6 +54,8 @@ const APP_BATCHES: usize = 64;
 const BATCH_FRAMES: usize = INBOX_MAX * 8;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
+/// Datagrams over all channels of which some fragments are here: of class L 43 MB.
+const REASSEMBLING_MAX: u64 = 4096;
 /// Cells sealed at a time.
 const CHUNK: usize = 64;
 
@@ -75,6 +79,7 @@ struct ExitChannel {
     backward: Generations<AeadKey>,
     next_seq: u64,
     reassembler: Reassembler,
+    opens: Opens,
 }
 
 impl ChannelState for ExitChannel {
@@ -101,7 +106,7 @@ pub struct Exit<U, A> {
     table: Table<ExitChannel>,
     flows: Flows,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(u32, u16), Status, foldhash::fast::RandomState>,
+    refused: HashMap<(u32, u16), Drop, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
@@ -189,6 +194,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     backward: Generations::new(&backward, first),
                     next_seq: first,
                     reassembler: Reassembler::new(self.settings.shape.payload()),
+                    opens: Opens::default(),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
                 self.table.install(channel, Record { up, down: None, ends_s, seen_s: now_s, state });
@@ -362,12 +368,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let channels: Vec<u32> = self
             .table
             .iter()
-            .filter(|(_, record)| record.state.reassembler.held() > 0)
+            .filter(|(_, record)| !record.state.reassembler.is_bare())
             .map(|(channel, _)| channel)
             .collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
-            let lost = u64::from(record.state.reassembler.expire(Duration::from_nanos(now)));
+            let lost = u64::from(record.state.reassembler.sweep(Duration::from_nanos(now)));
             self.reassembling -= lost;
             self.datagrams.forward.drop_many(Drop::Incomplete, lost);
         }
@@ -430,7 +436,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.publish();
         let mut wake = self.next_tick;
         if !self.out.is_empty() {
-            wake = now + MILLI / 10;
+            wake = now + BLOCKED_WAIT;
         }
         if self.table.links.has_activity() {
             wake = wake.min(self.report_due);
@@ -446,6 +452,10 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         }
     }
 
+    fn is_blocked(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
@@ -455,6 +465,3 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.publish();
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,7 +10,7 @@ use wire::frames::{Address, Frame, Status, Token};
 use wire::reassembly::{Outcome, Reassembler};
 
 use super::flows::Target;
-use super::{Exit, REFUSED_MAX};
+use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::io::Port;
 use crate::io::apps::Apps;
@@ -34,7 +34,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.reassembling += u64::from(pushed.started);
                 self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
-                if let Outcome::Complete(data) = pushed.outcome {
+                if pushed.started && self.reassembling > REASSEMBLING_MAX {
+                    reassembler.give_up(flow, id);
+                    self.reassembling -= 1;
+                    self.datagrams.forward.drop(Drop::ReassemblyFull);
+                } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
                     self.datagram(channel, flow, data, now);
                 }
@@ -43,21 +47,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Frame::Open { flow, map, token, to } => {
-                let answer = self.open(channel, flow, map, token, to, now);
-                match answer {
-                    Some(Status::Open) | None => self.refused.remove(&(channel, flow)),
-                    Some(status) if self.refused.len() < REFUSED_MAX => self.refused.insert((channel, flow), status),
-                    Some(_) => None,
-                };
-                if let Some(status) = answer {
-                    self.tell(channel, flow, status);
-                }
+                let opened = self.open(channel, flow, map, token, to, now);
+                self.answer(channel, flow, opened);
             }
             Frame::Move { flow, token } => {
-                let status = self.flows.relocate(channel, flow, &token, now);
-                if let Some(status) = self.unless_resolving(channel, flow, status) {
-                    self.tell(channel, flow, status);
-                }
+                let moved = self.flows.relocate(channel, flow, &token, now);
+                self.answer(channel, flow, moved);
             }
             Frame::Close { flow } => {
                 self.close_number(channel, flow);
@@ -75,9 +70,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let tally = &mut self.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
-                Some(status) => tally.drop(Drop::of_status(*status)),
+                Some(why) => tally.drop(*why),
                 None => {
-                    tally.drop(Drop::Flow);
+                    let forgotten = self.refused.len() >= REFUSED_MAX;
+                    tally.drop(if forgotten { Drop::RefusedFull } else { Drop::Flow });
                     self.tell(channel, number, Status::UnknownFlow);
                 }
             }
@@ -89,14 +85,34 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.flows.touch(id, now);
             }
             Target::Resolving { .. } => {
-                if !self.flows.wait(id, data) {
-                    tally.drop(Drop::QueueFull);
+                if let Err(why) = self.flows.wait(id, data) {
+                    tally.drop(why);
                 }
             }
         }
     }
 
-    /// Answers an OPEN; nothing yet if its name must be resolved first.
+    /// Answers an OPEN or MOVE: nothing yet to a flow whose name is being resolved. What was refused is
+    /// remembered for the datagram behind it.
+    fn answer(&mut self, channel: u32, number: u16, done: Result<(), Drop>) {
+        match done {
+            Ok(()) => {
+                self.refused.remove(&(channel, number));
+                let flow = self.flows.at(channel, number);
+                if flow.is_some_and(|(_, flow)| matches!(flow.target, Target::Peer { .. })) {
+                    self.tell(channel, number, Status::Open);
+                }
+            }
+            Err(why) => {
+                if why != Drop::Flow && self.refused.len() < REFUSED_MAX {
+                    self.refused.insert((channel, number), why);
+                }
+                self.tell(channel, number, why.status());
+            }
+        }
+    }
+
+    /// An OPEN.
     fn open(
         &mut self,
         channel: u32,
@@ -105,43 +121,41 @@ impl<U: Port, A: Apps> Exit<U, A> {
         token: Token,
         to: Address<'_>,
         now: Nanos,
-    ) -> Option<Status> {
+    ) -> Result<(), Drop> {
         if self.flows.is_same(channel, number, &token) {
-            return self.unless_resolving(channel, number, Status::Open);
+            return Ok(());
         }
         // The entry has given the number to another flow, so it has closed the one before.
         self.close_number(channel, number);
         match self.flows.relocate(channel, number, &token, now) {
-            Status::UnknownFlow => {}
-            status => return self.unless_resolving(channel, number, status),
+            Err(Drop::Flow) => {}
+            done => return done,
+        }
+        let admitted = match to {
+            Address::Ip(to) => self.settings.policy.admits(to.ip(), to.port()),
+            Address::Name(_, port) => port != 0,
+        };
+        if !admitted {
+            return Err(Drop::Policy);
+        }
+        if !self.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
+            return Err(Drop::OpenRate);
         }
         match to {
             Address::Ip(to) => {
-                if !self.settings.policy.admits(to.ip(), to.port()) {
-                    return Some(Status::Refused);
-                }
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                Some(self.flows.open(&mut self.apps, (channel, number), map, token, to, now))
+                self.flows.open(&mut self.apps, (channel, number), map, token, to, now)
             }
-            Address::Name(_, 0) => Some(Status::Refused),
-            Address::Name(name, port) => match self.flows.open_name((channel, number), map, token, port, now) {
-                Ok(query) => {
-                    if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
-                        self.close_number(channel, number);
-                        return Some(Status::Unresolvable);
-                    }
-                    None
+            Address::Name(name, port) => {
+                let query = self.flows.open_name((channel, number), map, token, port, now)?;
+                if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
+                    self.flows.answered(query);
+                    self.close_number(channel, number);
+                    return Err(Drop::PuntFull);
                 }
-                Err(status) => Some(status),
-            },
+                Ok(())
+            }
         }
-    }
-
-    /// A status, but nothing yet for a flow whose name is being resolved.
-    fn unless_resolving(&mut self, channel: u32, number: u16, status: Status) -> Option<Status> {
-        let flow = self.flows.at(channel, number);
-        let resolving = flow.is_some_and(|(_, flow)| matches!(flow.target, Target::Resolving { .. }));
-        (status != Status::Open || !resolving).then_some(status)
     }
 
     /// Ends a flow, with what waits for its name and the fragments that are here.
@@ -160,23 +174,19 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some((id, port, waiting)) = self.flows.answered(query) else { return };
         let Some((channel, number)) = self.flows.place(id) else { return };
         let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
-        let status = match admitted {
-            Some(ip) => match self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)) {
-                Ok(()) => Status::Open,
-                Err(status) => status,
-            },
-            None if addresses.is_empty() => Status::Unresolvable,
-            None => Status::Refused,
+        let done = match admitted {
+            Some(ip) => self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)),
+            None if addresses.is_empty() => Err(Drop::Unresolvable),
+            None => Err(Drop::Policy),
         };
-        if status == Status::Open {
-            for data in &waiting {
-                self.datagram(channel, number, data, now);
+        match done {
+            Ok(()) => waiting.iter().for_each(|data| self.datagram(channel, number, data, now)),
+            Err(why) => {
+                self.flows.close(&mut self.apps, id);
+                self.datagrams.forward.drop_many(why, waiting.len() as u64);
             }
-        } else {
-            self.flows.close(&mut self.apps, id);
-            self.datagrams.forward.drop_many(Drop::of_status(status), waiting.len() as u64);
         }
-        self.tell(channel, number, status);
+        self.answer(channel, number, done);
     }
 
     /// Reports on a flow.

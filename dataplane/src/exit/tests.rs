@@ -1,53 +1,254 @@
-//! The worker of an exit by itself: what it forgets.
-
 use super::*;
-use crate::io::mem::{MemApps, MemNet, MemPort};
-use rand::SeedableRng;
+use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
+use crate::sys::Waker;
 use wire::cell::Class;
+use wire::frames::{Address, parse};
 use wire::kdf::Secret;
 
-fn exit() -> Exit<MemPort, MemApps> {
-    let settings = Settings {
-        shape: Shape::new(Class::S, 2).unwrap(),
-        window: 64,
-        policy: Policy::default(),
-        caps: Caps { flows_per_channel: 4, sockets: 4 },
-        flow_idle: Duration::from_secs(300),
-    };
-    let net = MemNet::default();
-    let port = net.port("192.0.2.1:1".parse().unwrap());
-    let apps = MemApps::new(net, Vec::new(), [192, 0, 2, 1].into());
-    let (_, ops) = rtrb::RingBuffer::new(8);
-    let (ring, _) = rtrb::RingBuffer::new(8);
-    let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
-    let rngs = [1, 2].map(ChaCha20Rng::seed_from_u64);
-    Exit::new(settings, port, apps, ops, punts, rngs, SECOND)
+/// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
+struct Bench {
+    exit: Exit<MemPort, MemApps>,
+    ops: rtrb::Producer<Op>,
+    punts: rtrb::Consumer<crate::punt::Punt>,
+    net: MemNet,
+    now: Nanos,
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 7], port))
+}
+
+impl Bench {
+    fn new(class: Class, channels: u32) -> Bench {
+        let net = MemNet::default();
+        let (ops, worker_ops) = rtrb::RingBuffer::new(1024);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(256);
+        let settings = Settings {
+            shape: Shape::new(class, 2).unwrap(),
+            window: 4096,
+            policy: Policy::new(vec!["198.51.100.0/24".parse().unwrap()], Vec::new(), Vec::new()),
+            caps: Caps { flows_per_channel: 1024, sockets: 4096 },
+            flow_idle: Duration::from_secs(300),
+        };
+        let apps = MemApps::new(net.clone(), Vec::new(), [192, 0, 2, 1].into());
+        let port = MemNet::default().port(address(1));
+        let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
+        let rng = |seed| <ChaCha20Rng as rand::SeedableRng>::seed_from_u64(seed);
+        let exit = Exit::new(settings, port, apps, worker_ops, punt_sender, [rng(1), rng(2)], SECOND);
+        let mut bench = Bench { exit, ops, punts, net, now: SECOND };
+        for channel in 0..channels {
+            let [forward, backward] = [1, 2].map(|n| Secret::new([n; 32]));
+            let keys = ChannelKeys::Hop { forward, backward };
+            let op =
+                Op::InstallChannel { channel, up: Some((9, channel)), down: None, keys, lifetime_s: 3600, first: 0 };
+            assert!(bench.ops.push(op).is_ok());
+        }
+        bench.turn();
+        bench
+    }
+
+    fn frame(&mut self, channel: u32, frame: &Frame<'_>) {
+        self.exit.outwards(channel, frame, self.now);
+    }
+
+    fn open(&mut self, channel: u32, flow: u16, to: Address<'_>) {
+        let mut token = [0; 16];
+        token[..2].copy_from_slice(&flow.to_be_bytes());
+        token[2..6].copy_from_slice(&channel.to_be_bytes());
+        self.frame(channel, &Frame::Open { flow, map: flow, token, to });
+    }
+
+    /// An OPEN and a datagram behind it.
+    fn send(&mut self, channel: u32, flow: u16, to: SocketAddr) {
+        self.open(channel, flow, Address::Ip(to));
+        self.frame(channel, &Frame::Dgram { flow, data: b"x" });
+    }
+
+    /// What the exit has to say to the entry now.
+    fn statuses(&mut self) -> Vec<(u16, Status)> {
+        let Exit { packer, free, .. } = &mut self.exit;
+        let mut said = Vec::new();
+        for (_, mut cell) in packer.finish() {
+            said.extend(parse(cell.body_mut(208), Direction::Backward).unwrap().filter_map(|frame| match frame {
+                Frame::Status { flow, code } => Some((flow, code)),
+                _ => None,
+            }));
+            free.give(cell.into_frame());
+        }
+        said
+    }
+
+    /// A turn; its ledger must close.
+    fn turn(&mut self) -> Ledger {
+        self.exit.turn(self.now);
+        // The channels' cells would lead over link 9, and control hears of their ends.
+        while self.punts.pop().is_ok() {}
+        let ledger = *self.exit.published.lock().unwrap();
+        assert!(ledger.closed(), "{ledger:?}");
+        ledger
+    }
+
+    fn drops(&mut self, why: Drop) -> u64 {
+        self.turn().datagrams.forward.drops(why)
+    }
+
+    fn delivered(&self, to: SocketAddr) -> usize {
+        std::iter::from_fn(|| self.net.receive(to)).collect::<Vec<Datagram>>().len()
+    }
+}
+
+#[test]
+fn opens_beyond_the_rate_are_refused_and_what_is_open_lives_on() {
+    let mut bench = Bench::new(Class::S, 2);
+    for flow in 0..100 {
+        bench.send(0, flow, address(9));
+    }
+    let said = bench.statuses();
+    let count = |said: &[(u16, Status)], code| said.iter().filter(|(_, status)| *status == code).count();
+    assert_eq!((count(&said, Status::Open), count(&said, Status::TooManyFlows)), (64, 36));
+    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 64));
+    // Repeated OPENs cost nothing, another channel has its own rate, and a second later there is room.
+    for flow in 0..64 {
+        bench.send(0, flow, address(9));
+    }
+    bench.send(1, 0, address(9));
+    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 65));
+    bench.now += SECOND;
+    for flow in 64..100 {
+        bench.send(0, flow, address(9));
+    }
+    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 36));
+    assert_eq!(bench.turn().gauges.flows, 101);
+    bench.now += 40 * SECOND;
+    let ledger = bench.turn();
+    assert_eq!((ledger.gauges.flows, ledger.gauges.sockets, ledger.gauges.channels), (0, 0, 0));
+    assert!(bench.exit.refused.is_empty());
+}
+
+#[test]
+fn an_exit_without_descriptors_says_so_and_recovers() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.send(0, 0, address(9));
+    bench.net.fail_open(Some(libc::EMFILE));
+    bench.send(0, 1, address(9));
+    bench.send(0, 0, address(9));
+    assert_eq!(bench.statuses(), [(0, Status::Open), (1, Status::TooManyFlows), (0, Status::Open)]);
+    assert_eq!((bench.drops(Drop::NoSocket), bench.delivered(address(9))), (1, 2));
+    bench.net.fail_open(None);
+    bench.send(0, 1, address(9));
+    assert_eq!(bench.statuses(), [(1, Status::Open)]);
+    assert_eq!((bench.drops(Drop::NoSocket), bench.delivered(address(9))), (1, 1));
+}
+
+#[test]
+fn a_failed_send_has_its_reason_and_blocks_nobody() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.net.fail_send(address(2), Some(libc::ENETUNREACH));
+    bench.net.fail_send(address(3), Some(libc::EPERM));
+    bench.net.fail_send(address(4), Some(libc::EMSGSIZE));
+    for port in 2..6 {
+        bench.send(0, port, address(port));
+    }
+    bench.send(0, 6, address(0));
+    let told = bench.statuses();
+    assert_eq!(told.last(), Some(&(6, Status::Refused)), "nobody is at port 0");
+    let ledger = bench.turn().datagrams.forward;
+    let reasons = [Drop::Unreachable, Drop::Forbidden, Drop::PathMtu, Drop::Policy].map(|why| ledger.drops(why));
+    assert_eq!((reasons, ledger.sent, ledger.send_errors), ([1; 4], 1, 0));
+    assert_eq!(bench.turn().gauges.flows, 4, "a flow lives on, for the way may open");
+    bench.net.fail_send(address(2), None);
+    bench.send(0, 2, address(2));
+    bench.turn();
+    assert_eq!((bench.delivered(address(2)), bench.delivered(address(5))), (1, 1));
+}
+
+#[test]
+fn refusals_are_remembered_within_bounds_and_for_a_second() {
+    let mut bench = Bench::new(Class::S, 1);
+    let inside = SocketAddr::from(([10, 0, 0, 1], 9));
+    for flow in 0..REFUSED_MAX as u16 + 1 {
+        bench.open(0, flow, Address::Ip(inside));
+        if flow % 512 == 0 {
+            bench.statuses();
+        }
+    }
+    bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
+    bench.frame(0, &Frame::Dgram { flow: REFUSED_MAX as u16, data: b"x" });
+    assert_eq!(bench.exit.refused.len(), REFUSED_MAX);
+    assert_eq!((bench.drops(Drop::Policy), bench.drops(Drop::RefusedFull), bench.drops(Drop::Flow)), (1, 1, 0));
+    bench.now += SECOND;
+    bench.turn();
+    assert!(bench.exit.refused.is_empty());
+    bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
+    assert_eq!(bench.drops(Drop::Flow), 1);
+}
+
+#[test]
+fn incomplete_datagrams_of_an_exit_are_bounded_and_their_buffers_go() {
+    let channels = REASSEMBLING_MAX as u32 / 16 + 1;
+    let mut bench = Bench::new(Class::S, channels);
+    let data = [7; 200];
+    let first = |id| Frame::Frag { flow: 1, id, index: 0, last: false, data: &data };
+    for channel in 0..channels {
+        (0..16).for_each(|id| bench.frame(channel, &first(id)));
+    }
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.held, ledger.drops(Drop::ReassemblyFull)), (REASSEMBLING_MAX, 16));
+    // Within a channel the oldest gives way as ever, and what is under way completes.
+    bench.frame(0, &first(16));
+    bench.frame(0, &Frame::Frag { flow: 1, id: 16, index: 1, last: true, data: b"x" });
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.drops(Drop::Incomplete), ledger.drops(Drop::Flow)), (1, 1));
+    bench.now += 2 * SECOND;
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.held, ledger.drops(Drop::ReassemblyFull)), (0, 16));
+    assert!(bench.exit.table.iter().all(|(_, record)| record.state.reassembler.is_bare()), "no buffer is kept");
+    bench.frame(channels - 1, &first(0));
+    assert_eq!(bench.turn().datagrams.forward.held, 1);
+}
+
+#[test]
+fn names_beyond_controls_queue_are_refused() {
+    let mut bench = Bench::new(Class::S, 10);
+    let mut asked = 0;
+    for channel in 0..10 {
+        for flow in 0..30 {
+            bench.open(channel, flow, Address::Name("example.org", 53));
+            bench.frame(channel, &Frame::Dgram { flow, data: b"x" });
+            asked += 1;
+        }
+    }
+    let refused = bench.statuses().len() as u64;
+    let room = 256 - crate::punt::RESERVED as u64;
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.held, ledger.drops(Drop::PuntFull)), (room, refused));
+    assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
+    for query in 0..256 {
+        assert!(bench.ops.push(Op::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
+    }
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.held, ledger.sent), (0, room));
+    bench.open(0, 40, Address::Name("example.org", 53));
+    assert_eq!(bench.exit.flows.len() as u64, room + 1);
 }
 
 #[test]
 fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
-    let mut exit = exit();
-    for turn in 1..=2 {
-        let before = exit.rng.clone();
-        exit.turn(turn * SECOND);
-        assert_ne!(exit.rng.get_seed(), before.get_seed());
+    let mut bench = Bench::new(Class::S, 1);
+    for _ in 0..2 {
+        let before = bench.exit.rng.get_seed();
+        bench.turn();
+        assert_ne!(bench.exit.rng.get_seed(), before);
     }
 }
 
 #[test]
 fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
-    let mut exit = exit();
-    let secret = Secret::new([4; 32]);
-    let state = ExitChannel {
-        forward: Lane::new(&secret, 0, 64),
-        backward: Generations::new(&secret, 0),
-        next_seq: 1 << 20,
-        reassembler: Reassembler::new(exit.settings.shape.payload()),
-    };
-    exit.table.install(0, Record { up: Some((0, 5)), down: None, ends_s: 100, seen_s: 0, state });
-    let live = |exit: &Exit<MemPort, MemApps>, seq| exit.table.record(0).unwrap().state.backward.of(seq).is_some();
-    assert!(live(&exit, 0));
-    exit.packer.put(0, &Frame::Pong([0; 8]), &mut exit.free).unwrap();
-    exit.leave(SECOND);
-    assert!(!live(&exit, (1 << 20) - 1) && live(&exit, 1 << 20) && live(&exit, 2 << 20));
+    let mut bench = Bench::new(Class::S, 1);
+    let live = |bench: &Bench, seq| bench.exit.table.record(0).unwrap().state.backward.of(seq).is_some();
+    assert!(live(&bench, 0));
+    bench.exit.table.record_mut(0).unwrap().state.next_seq = 1 << 20;
+    bench.frame(0, &Frame::Ping([0; 8]));
+    bench.turn();
+    assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));
 }

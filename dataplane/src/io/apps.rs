@@ -7,15 +7,16 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
+use rustix::process::{Resource, getrlimit};
 
 use crate::io::mmsg::waits;
-use crate::ledger::Tally;
+use crate::ledger::{Drop, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
 
@@ -148,7 +149,7 @@ pub trait Apps {
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
     fn recv(&mut self, inbox: &mut Inbox) -> bool;
-    /// Sends all of `outbox` and empties it; counts what went and what did not.
+    /// Sends all of `outbox` and empties it; counts what went and, by reason, what did not.
     fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally);
     /// Destinations that were reported unreachable since the last call.
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr));
@@ -176,8 +177,34 @@ pub struct UdpApps {
     rcvbuf: usize,
 }
 
-/// What the sender of a datagram can be told about.
-const REPORTED: [i32; 5] = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EHOSTDOWN, libc::EACCES];
+/// What the sender of a datagram can be told about: nothing gets there.
+const REPORTED: [i32; 7] = [
+    libc::ECONNREFUSED,
+    libc::EHOSTUNREACH,
+    libc::ENETUNREACH,
+    libc::EHOSTDOWN,
+    libc::ENETDOWN,
+    libc::EADDRNOTAVAIL,
+    libc::EACCES,
+];
+/// Errors taken off a socket's queue at a time; level-triggered, the rest comes back.
+const ERRORS_MAX: usize = 64;
+/// Descriptors that an exit leaves to the rest of the process: status clients, the resolver's sockets.
+const SPARE_DESCRIPTORS: u64 = 16;
+
+/// Counts a datagram that the kernel did not take; whether its sender can be told that nothing gets there.
+pub(crate) fn count_failure(error: &io::Error, tally: &mut Tally) -> bool {
+    let errno = error.raw_os_error().unwrap_or(0);
+    let reported = REPORTED.contains(&errno);
+    match errno {
+        _ if reported => tally.drop(Drop::Unreachable),
+        libc::EPERM => tally.drop(Drop::Forbidden),
+        libc::EMSGSIZE => tally.drop(Drop::PathMtu),
+        _ if waits(error) => tally.drop(Drop::SendBufferFull),
+        _ => tally.send_errors += 1,
+    }
+    reported
+}
 
 impl UdpApps {
     /// Around sockets already bound, numbered from 0; more can be opened.
@@ -216,7 +243,8 @@ impl UdpApps {
     }
 
     fn read_errors(socket: &UdpSocket, id: SocketId, out: &mut Vec<(SocketId, SocketAddr)>) {
-        while let Ok(error) = sys::read_error(socket) {
+        for _ in 0..ERRORS_MAX {
+            let Ok(error) = sys::read_error(socket) else { return };
             if let Some(error) = error.filter(|error| REPORTED.contains(&error.errno)) {
                 out.push((id, error.to));
             }
@@ -228,6 +256,12 @@ impl Apps for UdpApps {
     fn open(&mut self, ipv6: bool) -> io::Result<SocketId> {
         let any: SocketAddr = if ipv6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
         let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, None)?;
+        // The kernel gives out the lowest numbers.
+        if let Some(limit) = getrlimit(Resource::Nofile).current
+            && socket.as_raw_fd() as u64 + SPARE_DESCRIPTORS >= limit
+        {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         if ipv6 {
             socket.set_only_v6(true)?;
         }
@@ -287,8 +321,10 @@ impl Apps for UdpApps {
                         Self::read_errors(&app.socket, id, &mut self.unreachable);
                     }
                 }
-                Err(_) => {
-                    tally.send_errors += 1;
+                Err(error) => {
+                    if count_failure(&error, tally) && app.reports {
+                        self.unreachable.push((id, outbox.items[at].to));
+                    }
                     at += 1;
                     retried = false;
                 }
@@ -372,6 +408,57 @@ mod tests {
         let mut seen = Vec::new();
         apps.unreachable(&mut |socket, to| seen.push((socket, to)));
         assert!(!seen.is_empty() && seen.iter().all(|s| *s == (id, gone)));
+    }
+
+    #[test]
+    fn every_failure_has_its_reason_and_the_next_datagram_leaves() {
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536).unwrap();
+        let id = apps.open(false).unwrap();
+        let there = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (mut tally, mut outbox) = (Tally::default(), Outbox::default());
+        // Longer than any datagram; a broadcast, which this socket may not send (EACCES).
+        outbox.push(id, there.local_addr().unwrap(), 1, &vec![0; 65_536]);
+        outbox.push(id, "255.255.255.255:9".parse().unwrap(), 2, b"x");
+        outbox.push(id, there.local_addr().unwrap(), 3, b"y");
+        apps.send(&mut outbox, &mut tally);
+        assert_eq!((tally.drops(Drop::PathMtu), tally.drops(Drop::Unreachable), tally.sent), (1, 1, 1));
+        let mut seen = Vec::new();
+        apps.unreachable(&mut |_, to| seen.push(to.port()));
+        assert_eq!(seen, [9]);
+        for (errno, reason) in [
+            (libc::ENETUNREACH, Drop::Unreachable),
+            (libc::EHOSTUNREACH, Drop::Unreachable),
+            (libc::EPERM, Drop::Forbidden),
+            (libc::EMSGSIZE, Drop::PathMtu),
+            (libc::EAGAIN, Drop::SendBufferFull),
+            (libc::ENOBUFS, Drop::SendBufferFull),
+        ] {
+            let mut tally = Tally::default();
+            let reported = count_failure(&io::Error::from_raw_os_error(errno), &mut tally);
+            assert_eq!((tally.drops(reason), tally.send_errors), (1, 0));
+            assert_eq!(reported, reason == Drop::Unreachable);
+        }
+    }
+
+    #[test]
+    fn errors_are_read_sixty_four_at_a_time() {
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20).unwrap();
+        let id = apps.open(false).unwrap();
+        let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let app = apps.sockets[id as usize].as_ref().unwrap().socket.try_clone().unwrap();
+        // A pending error fails the next send, and is thereby taken; its entry stays in the queue.
+        let sent = (0..300).filter(|_| app.send_to(b"x", gone).is_ok()).count();
+        let mut inbox = Inbox::new(100);
+        let mut seen = Vec::new();
+        for _ in 0..sent.div_ceil(ERRORS_MAX) {
+            let before = seen.len();
+            apps.set_ready(APPS + u64::from(id));
+            apps.recv(&mut inbox);
+            apps.unreachable(&mut |_, to| seen.push(to));
+            assert!(seen.len() - before <= ERRORS_MAX);
+        }
+        assert!(sent > 100 && seen.len() == sent, "{} of {sent}", seen.len());
+        assert_eq!(sys::read_error(&app).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

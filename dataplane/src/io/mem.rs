@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::apps::{Apps, Inbox, Outbox, SocketId};
+use super::apps::{Apps, Inbox, Outbox, SocketId, count_failure};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList};
@@ -33,6 +33,9 @@ pub struct MemNet(Rc<RefCell<Inner>>);
 struct Inner {
     queues: HashMap<SocketAddr, VecDeque<Datagram>>,
     tap: Option<Tap>,
+    blocked: bool,
+    open_error: Option<i32>,
+    send_errors: HashMap<SocketAddr, i32>,
 }
 
 impl MemNet {
@@ -51,6 +54,25 @@ impl MemNet {
         for datagram in out {
             inner.queues.entry(datagram.to).or_default().push_back(datagram);
         }
+    }
+
+    /// Ports take nothing from now on, as if their send buffers were full, or take it again.
+    pub fn block(&self, blocked: bool) {
+        self.0.borrow_mut().blocked = blocked;
+    }
+
+    /// Opening a socket fails with this errno from now on, or works again.
+    pub fn fail_open(&self, errno: Option<i32>) {
+        self.0.borrow_mut().open_error = errno;
+    }
+
+    /// What an application socket sends to an address fails with this errno from now on, or works again.
+    pub fn fail_send(&self, to: SocketAddr, errno: Option<i32>) {
+        let errors = &mut self.0.borrow_mut().send_errors;
+        match errno {
+            Some(errno) => errors.insert(to, errno),
+            None => errors.remove(&to),
+        };
     }
 
     /// Takes the next datagram for an address.
@@ -92,6 +114,9 @@ impl Rx for MemPort {
 
 impl Tx for MemPort {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
+        if self.net.0.borrow().blocked {
+            return out.is_empty();
+        }
         for (bytes, to) in out.front() {
             self.net.send(Datagram { from: self.address, to, bytes: bytes.to_vec() });
         }
@@ -112,17 +137,28 @@ pub struct MemApps {
     host: std::net::IpAddr,
     next_port: u16,
     at: usize,
+    unreachable: Vec<(SocketId, SocketAddr)>,
 }
 
 impl MemApps {
     /// Listeners at `listeners`, numbered from 0; sockets opened later are at `host`.
     pub fn new(net: MemNet, listeners: Vec<SocketAddr>, host: std::net::IpAddr) -> MemApps {
-        MemApps { net, sockets: listeners.into_iter().map(Some).collect(), host, next_port: 40000, at: 0 }
+        MemApps {
+            net,
+            sockets: listeners.into_iter().map(Some).collect(),
+            host,
+            next_port: 40000,
+            at: 0,
+            unreachable: Vec::new(),
+        }
     }
 }
 
 impl Apps for MemApps {
     fn open(&mut self, _ipv6: bool) -> std::io::Result<SocketId> {
+        if let Some(errno) = self.net.0.borrow().open_error {
+            return Err(std::io::Error::from_raw_os_error(errno));
+        }
         self.next_port += 1;
         self.sockets.push(Some(SocketAddr::new(self.host, self.next_port)));
         Ok(self.sockets.len() as SocketId - 1)
@@ -151,6 +187,12 @@ impl Apps for MemApps {
     fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
         for (item, data) in outbox.iter() {
             match self.sockets.get(item.socket as usize).copied().flatten() {
+                Some(_) if self.net.0.borrow().send_errors.contains_key(&item.to) => {
+                    let error = std::io::Error::from_raw_os_error(self.net.0.borrow().send_errors[&item.to]);
+                    if count_failure(&error, tally) {
+                        self.unreachable.push((item.socket, item.to));
+                    }
+                }
                 Some(from) => {
                     self.net.send(Datagram { from, to: item.to, bytes: data.to_vec() });
                     tally.sent += 1;
@@ -161,7 +203,9 @@ impl Apps for MemApps {
         outbox.clear();
     }
 
-    fn unreachable(&mut self, _each: &mut dyn FnMut(SocketId, SocketAddr)) {}
+    fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {
+        self.unreachable.drain(..).for_each(|(socket, to)| each(socket, to));
+    }
 
     fn set_ready(&mut self, _token: u64) {}
 }

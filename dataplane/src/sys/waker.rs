@@ -1,8 +1,9 @@
 //! An eventfd: wakes a thread that sleeps in epoll.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Wakes whoever waits for it to become readable.
 pub struct Waker(OwnedFd);
@@ -19,6 +20,12 @@ impl Waker {
     /// Signals; a signal already pending is enough.
     pub fn wake(&self) {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Waits for a signal, at most so long; leaves it pending.
+    pub fn wait(&self, timeout: Duration) {
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout));
     }
 
     /// Takes the signal back.

@@ -1,0 +1,133 @@
+//! Every table of control at its bound: one more is refused under a name of its own, what is there lives on, and
+//! there is room again when something has gone.
+
+use std::net::SocketAddr;
+
+use control::{EndReason, Rate, Refusal, handshake_length};
+use wire::cell::Class;
+
+use crate::sim::{Fate, Plan, World, down_address, ms, secs, up_address};
+
+/// Another entry with addresses of its own.
+fn start_entry(world: &mut World, number: u8) {
+    let address = |port| SocketAddr::from(([6, 6, 6, number], port));
+    world.start_as(number.into(), 0, address(6), address(7));
+}
+
+/// Ends all channels of an entry, everywhere.
+fn end_channels(world: &mut World, entry: usize) {
+    for at in [entry, 1, 2] {
+        let channels: Vec<u32> = world.node(at).channels.keys().copied().collect();
+        channels.into_iter().for_each(|channel| world.end(at, channel, EndReason::Idle));
+    }
+}
+
+const MANY: Rate = Rate { per_second: 10_000, burst: 10_000 };
+
+#[test]
+fn open_channels_of_a_node_are_bounded() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.channels = 6;
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    start_entry(&mut world, 100);
+    world.run_for(secs(20));
+    assert_eq!((world.node(1).control.open_channels(), world.node(100).channels.len()), (6, 2));
+    assert!(world.refused(1, Refusal::ChannelsFull) > 0);
+    assert_eq!(world.refused(1, Refusal::LinkChannelsFull), 0);
+    assert!(world.has_channels(0, 4));
+    world.stop(0);
+    end_channels(&mut world, 100);
+    world.run_for(secs(60));
+    assert!(world.has_channels(100, 4), "there is room again");
+}
+
+#[test]
+fn open_channels_of_an_entry_link_are_bounded() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 8;
+    plan.caps.channels_per_entry_link = 3;
+    let mut world = World::new(plan);
+    world.run_for(secs(20));
+    assert_eq!(world.node(1).control.open_channels(), 3);
+    assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
+    start_entry(&mut world, 100);
+    world.run_for(secs(20));
+    assert_eq!(world.node(1).control.open_channels(), 6, "another entry has its own");
+    assert_eq!(world.refused(1, Refusal::ChannelsFull), 0);
+}
+
+#[test]
+fn half_open_channels_of_a_node_are_bounded_and_expire() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.channels = 50;
+    plan.caps.setups_per_entry_link = MANY;
+    plan.caps.half_open = 6;
+    let mut world = World::new(plan);
+    world.tap = Box::new(|_, packet| {
+        if packet.from == up_address(3) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    world.run_for(secs(2));
+    assert_eq!(world.node(1).control.half_open(), 6);
+    assert!(world.refused(1, Refusal::HalfOpenFull) > 0);
+    assert_eq!(world.refused(1, Refusal::LinkHalfOpenFull), 0);
+    world.tap = Box::new(|_, _| Fate::Pass);
+    world.run_for(secs(120));
+    assert_eq!(world.node(1).control.half_open(), 0);
+    assert_eq!(world.node(0).control.open_channels(), 50, "there is room again");
+}
+
+#[test]
+fn links_of_an_address_are_bounded() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.links_per_address = 1;
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    world.start_as(100, 0, SocketAddr::from(([6, 6, 6, 6], 6)), down_address(0));
+    world.run_for(secs(2));
+    assert!(world.refused(1, Refusal::AddressLinksFull) > 0);
+    assert_eq!(world.refused(1, Refusal::LinksFull), 0);
+    world.stop(100);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4));
+    assert_eq!(world.node(1).control.links(), 2);
+}
+
+#[test]
+fn setups_of_a_node_are_bounded_by_its_bucket() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 60;
+    plan.caps.setups_per_entry_link = MANY;
+    plan.caps.setups = Rate { per_second: 5, burst: 10 };
+    let mut world = World::new(plan);
+    let start = world.now;
+    for second in 1..=8 {
+        world.run_until(start + secs(second), |_| false);
+        let passed = world.node(1).control.counters().setups;
+        assert!(passed <= 10 + 5 * second, "{passed} setups after {second} s");
+    }
+    assert!(world.refused(1, Refusal::NodeBucketEmpty) > 0);
+    assert!(world.node(0).control.open_channels() >= 10);
+}
+
+#[test]
+fn handshakes_of_a_node_are_bounded_by_its_bucket() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.handshakes = Rate { per_second: 1, burst: 2 };
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    assert!(world.has_channels(0, 4));
+    for number in 100..110 {
+        start_entry(&mut world, number);
+    }
+    world.run_for(ms(900));
+    assert!(world.refused(1, Refusal::HandshakeBucketEmpty) > 0);
+    assert!(world.has_channels(0, 4), "a link that is up lives on");
+    for number in 101..110 {
+        world.stop(number);
+    }
+    world.run_for(secs(20));
+    assert!(world.has_channels(100, 4), "there are tokens again");
+}

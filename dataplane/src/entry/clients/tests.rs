@@ -1,0 +1,215 @@
+use super::*;
+use rand::SeedableRng;
+
+fn clients(channels: &[u32]) -> (Clients, ChaCha20Rng) {
+    let mut clients = Clients::new(Duration::from_secs(300), 0);
+    channels.iter().for_each(|channel| clients.channel_up(*channel));
+    (clients, ChaCha20Rng::seed_from_u64(1))
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn destination(port: u16) -> Destination {
+    Destination::Ip(SocketAddr::from(([192, 0, 2, 1], port)))
+}
+
+#[test]
+fn clients_are_spread_over_channels_and_stay() {
+    let (mut clients, mut rng) = clients(&[5, 6, 7, 8]);
+    let mut counts: Map<u32, usize> = Map::default();
+    for round in 0..2 {
+        for port in 0..100 {
+            let client = clients.client(0, address(port)).unwrap().unwrap();
+            assert_eq!(client, u32::from(port));
+            let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+            if round == 0 {
+                *counts.entry(flow.channel).or_default() += 1;
+            }
+        }
+    }
+    assert!(counts.values().all(|n| *n == 25), "{counts:?}");
+    assert_eq!((clients.len(), clients.flows()), (100, 100));
+}
+
+#[test]
+fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    clients.status(1, number, Status::Open, 0);
+    let token = clients.flow(client, &destination(1), 0, &mut rng).unwrap().token;
+    assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
+    clients.channel_down(1);
+    assert_eq!(clients.client(0, address(1)), Ok(None));
+    clients.channel_up(9);
+    assert_eq!(clients.client(0, address(1)), Ok(Some(client)));
+    let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    assert_eq!((flow.channel, flow.token, flow.state), (9, token, FlowState::Moving));
+    let number = flow.number;
+    assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
+    clients.status(9, number, Status::UnknownFlow, 0);
+    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().state, FlowState::Opening);
+}
+
+#[test]
+fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    assert_eq!(clients.status(1, number, Status::Refused, 10), Some(&destination(1)));
+    let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
+    assert!(matches!(state, FlowState::Refused { reason: Drop::Policy, .. }));
+    clients.status(1, number, Status::UnknownFlow, 12);
+    assert_eq!(clients.flow(client, &destination(1), 13, &mut rng).unwrap().state, state);
+    let state = clients.flow(client, &destination(1), 10 + RETRY, &mut rng).unwrap().state;
+    assert_eq!(state, FlowState::Opening);
+}
+
+#[test]
+fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(3, address(1)).unwrap().unwrap();
+    let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    clients.channel_up(2);
+    clients.supersede(1, 2);
+    let new = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    for (channel, number) in [(1, old), (2, new)] {
+        let (socket, to, _) = clients.reply_to(channel, number).unwrap();
+        assert_eq!((socket, to), (3, address(1)));
+    }
+    assert!(clients.reply_to(2, new + 1).is_none());
+    assert_eq!(clients.client(3, address(2)).map(|_| ()), Ok(()));
+    let second = clients.client(3, address(2)).unwrap().unwrap();
+    let channel = clients.flow(second, &destination(1), 0, &mut rng).unwrap().channel;
+    assert_eq!(channel, 2, "nobody is bound to a channel about to end");
+}
+
+#[test]
+fn idle_flows_are_closed_and_their_clients_forgotten() {
+    let (mut clients, mut rng) = clients(&[1]);
+    for port in 0..10 {
+        let client = clients.client(0, address(port)).unwrap().unwrap();
+        clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    }
+    let busy = clients.client(0, address(3)).unwrap().unwrap();
+    clients.flow(busy, &destination(1), 200 * SECOND, &mut rng).unwrap();
+    let mut closed = 0;
+    clients.expire(301 * SECOND, |_, _| closed += 1);
+    assert_eq!((closed, clients.len(), clients.flows()), (9, 1, 1));
+    clients.expire(502 * SECOND, |_, _| closed += 1);
+    assert_eq!((closed, clients.len(), clients.flows()), (10, 0, 0));
+}
+
+/// Everything idle goes, and nothing is left of it.
+fn assert_empties(clients: &mut Clients, now: Nanos) {
+    clients.expire(now + 301 * SECOND, |_, _| ());
+    assert_eq!((clients.len(), clients.flows(), clients.wheel.timers()), (0, 0, 0));
+    assert_eq!(
+        (clients.vacant_clients.len(), clients.vacant_flows.len()),
+        (clients.clients.len(), clients.flows.len())
+    );
+    assert!(clients.channels.values().all(|channel| channel.clients == 0 && channel.flows.is_empty()));
+}
+
+#[test]
+fn clients_are_bounded() {
+    let (mut clients, mut rng) = clients(&[1, 2]);
+    let add = |clients: &mut Clients, rng: &mut ChaCha20Rng, socket, port| {
+        let client = clients.client(socket, address(port))?.expect("a channel is up");
+        clients.flow(client, &destination(1), 0, rng).map(|_| ())
+    };
+    for port in 0..=u16::MAX {
+        assert_eq!(add(&mut clients, &mut rng, 0, port), Ok(()));
+    }
+    assert_eq!(clients.len(), CLIENTS_MAX);
+    assert_eq!(add(&mut clients, &mut rng, 1, 1), Err(Drop::ClientsFull));
+    assert_eq!(add(&mut clients, &mut rng, 0, 1), Ok(()), "who is there stays");
+    assert_empties(&mut clients, 0);
+    assert_eq!(add(&mut clients, &mut rng, 1, 1), Ok(()));
+}
+
+#[test]
+fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
+    let (mut clients, mut rng) = clients(&[1, 2, 3]);
+    for port in 0..3 {
+        let client = clients.client(0, address(port)).unwrap().unwrap();
+        let flows = if port < 2 { 60_000 } else { FLOWS_MAX - 120_000 };
+        for n in 0..flows {
+            let to = Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
+            assert!(clients.flow(client, &to, 0, &mut rng).is_ok());
+        }
+    }
+    assert_eq!(clients.flows(), FLOWS_MAX);
+    let late = clients.client(0, address(9)).unwrap().unwrap();
+    assert_eq!(clients.flow(late, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
+    assert_eq!(clients.len(), 3);
+    assert_eq!(clients.client(0, address(9)).unwrap(), Some(late + 1), "its number rests");
+    assert_eq!(clients.flow(late + 1, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
+    assert_empties(&mut clients, 0);
+    let again = clients.client(0, address(9)).unwrap().unwrap();
+    assert!(clients.flow(again, &destination(1), 0, &mut rng).is_ok());
+}
+
+#[test]
+fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    for n in 0..=usize::from(u16::MAX) {
+        assert!(clients.flow(client, &to(n), 0, &mut rng).is_ok());
+    }
+    assert_eq!(clients.flow(client, &to(70_000), 0, &mut rng).err(), None, "it is one that exists");
+    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
+    let other = clients.client(0, address(2)).unwrap().unwrap();
+    assert_eq!(clients.flow(other, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
+    assert_eq!(clients.len(), 1, "a client without a flow is forgotten");
+    // Another client fills part of the next channel, to which the first then moves.
+    clients.channel_up(2);
+    let other = clients.client(0, address(3)).unwrap().unwrap();
+    for n in 0..1000 {
+        assert_eq!(clients.flow(other, &to(n), 0, &mut rng).unwrap().channel, 2);
+    }
+    clients.supersede(1, 2);
+    clients.channel_down(1);
+    assert_eq!(clients.flows(), 1 << 16, "a thousand found no number");
+    let flows: Vec<&Flow> = clients.flows.iter().flatten().collect();
+    assert!(flows.iter().all(|flow| flow.channel == 2), "and none is left on a channel that is gone");
+    assert_eq!(flows.len(), flows_of(&mut clients.clients, client).len() + 1000);
+    let lost = to(usize::from(u16::MAX));
+    assert_eq!(clients.flow(client, &lost, 0, &mut rng).err(), Some(Drop::NumbersFull));
+    assert_empties(&mut clients, 0);
+}
+
+#[test]
+fn a_client_none_of_whose_flows_finds_a_number_is_forgotten() {
+    let (mut clients, mut rng) = clients(&[2]);
+    let full = clients.client(0, address(1)).unwrap().unwrap();
+    for n in 0..=usize::from(u16::MAX) {
+        let to = Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
+        assert!(clients.flow(full, &to, 0, &mut rng).is_ok());
+    }
+    clients.channel_up(1);
+    let client = clients.client(0, address(2)).unwrap().unwrap();
+    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().channel, 1);
+    clients.supersede(1, 2);
+    clients.channel_down(1);
+    assert_eq!((clients.len(), clients.flows()), (1, 1 << 16));
+    assert_empties(&mut clients, 0);
+}
+
+#[test]
+fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let mut tokens = std::collections::HashSet::new();
+    for port in 0..1000 {
+        let mut same = rng.clone();
+        let token = clients.flow(client, &destination(port), 0, &mut rng).unwrap().token;
+        let mut drawn = [0; 16];
+        same.fill_bytes(&mut drawn);
+        assert_eq!(token, drawn);
+        assert!(tokens.insert(token));
+    }
+}

@@ -1,0 +1,126 @@
+//! Whole chains in memory at the bounds of their tables.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dataplane::entry::WAITING_MAX;
+use dataplane::io::mem::Datagram;
+use dataplane::ledger::{Drop, Ledger};
+
+use crate::common::memchain::{Chain, Plan, app, pymix_listener};
+
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// A pymix client's datagram.
+fn pymix(chain: &Chain, from: SocketAddr, to: SocketAddr) {
+    let SocketAddr::V4(v4) = to else { panic!("pymix speaks IPv4") };
+    let mut bytes = v4.ip().octets().to_vec();
+    bytes.extend(to.port().to_be_bytes());
+    bytes.extend(b"hello");
+    chain.apps.send(Datagram { from, to: pymix_listener(), bytes });
+}
+
+fn forward(ledger: &Ledger, why: Drop) -> u64 {
+    ledger.datagrams.forward.drops(why)
+}
+
+#[test]
+fn datagrams_that_wait_for_a_channel_are_bounded_and_the_latest_arrive() {
+    let mut chain = Chain::new(Plan::default());
+    chain.asleep.insert(1);
+    for n in 0..WAITING_MAX as u32 + 3 {
+        chain.send(app(100, 1), &n.to_be_bytes());
+    }
+    chain.run(Duration::from_secs(1));
+    let ledger = chain.ledger(0);
+    assert_eq!((forward(&ledger, Drop::ChannelQueueFull), ledger.datagrams.forward.held), (3, WAITING_MAX as u64));
+    chain.asleep.clear();
+    chain.open();
+    chain.run(SETTLED);
+    let got: Vec<u32> = chain
+        .receive(chain.plan.destination)
+        .iter()
+        .map(|datagram| u32::from_be_bytes(datagram.bytes[..].try_into().unwrap()))
+        .collect();
+    assert!(got.into_iter().eq(3..WAITING_MAX as u32 + 3), "the oldest gave way");
+    assert_eq!(chain.ledger(0).datagrams.forward.held, 0);
+    chain.assert_closed();
+}
+
+#[test]
+fn a_client_that_opens_too_many_flows_at_once_waits_and_harms_nobody() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let (greedy, modest) = (app(100, 1), app(100, 2));
+    chain.send(modest, b"before");
+    chain.run(SETTLED);
+    let all = |chain: &Chain| (0..200).for_each(|port| pymix(chain, greedy, app(9, 1000 + port)));
+    let arrived = |chain: &Chain| (0..200).map(|port| chain.receive(app(9, 1000 + port)).len()).sum::<usize>();
+    all(&chain);
+    chain.send(modest, b"during");
+    chain.run(SETTLED);
+    let exit = chain.ledger(4);
+    assert_eq!((arrived(&chain), forward(&exit, Drop::OpenRate)), (64, 136));
+    assert_eq!(chain.receive(chain.plan.destination).len(), 2);
+    // The entry was told, and does not ask again at once; what is open stays open.
+    all(&chain);
+    chain.run(SETTLED);
+    assert_eq!((arrived(&chain), forward(&chain.ledger(0), Drop::ExitFull)), (64, 136));
+    for _ in 0..4 {
+        chain.run(Duration::from_secs(6));
+        all(&chain);
+        chain.run(SETTLED);
+        arrived(&chain);
+    }
+    all(&chain);
+    chain.run(SETTLED);
+    assert_eq!(arrived(&chain), 200);
+    chain.assert_closed();
+}
+
+#[test]
+fn an_exit_without_descriptors_keeps_its_flows_and_takes_more_when_there_are_some() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let (old, new) = (app(100, 1), app(100, 2));
+    chain.send(old, b"1");
+    chain.run(SETTLED);
+    chain.apps.fail_open(Some(24));
+    for _ in 0..5 {
+        chain.send(old, b"2");
+        chain.send(new, b"3");
+        chain.run(SETTLED);
+    }
+    assert_eq!(chain.receive(chain.plan.destination).len(), 6);
+    assert_eq!((forward(&chain.ledger(4), Drop::NoSocket), forward(&chain.ledger(0), Drop::ExitFull)), (1, 4));
+    assert!(chain.notes.iter().any(|note| note.contains("TooManyFlows")), "the operator is told");
+    chain.apps.fail_open(None);
+    chain.run(Duration::from_secs(5));
+    chain.send(new, b"4");
+    chain.run(SETTLED);
+    assert_eq!(chain.receive(chain.plan.destination).len(), 1);
+    chain.assert_closed();
+}
+
+#[test]
+fn a_destination_without_a_route_is_reported_and_counted_and_others_are_reached() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let client = app(100, 1);
+    chain.apps.fail_send(app(9, 1), Some(101));
+    for _ in 0..10 {
+        pymix(&chain, client, app(9, 1));
+        pymix(&chain, client, app(9, 2));
+        chain.run(SETTLED);
+    }
+    assert_eq!(chain.receive(app(9, 2)).len(), 10);
+    let exit = chain.ledger(4).datagrams.forward;
+    assert_eq!((exit.drops(Drop::Unreachable), exit.send_errors), (10, 0));
+    let told = chain.notes.iter().filter(|note| note.contains("Unreachable")).count();
+    assert!((1..=3).contains(&told), "{told} in two seconds");
+    chain.apps.fail_send(app(9, 1), None);
+    pymix(&chain, client, app(9, 1));
+    chain.run(SETTLED);
+    assert_eq!(chain.receive(app(9, 1)).len(), 1);
+    chain.assert_closed();
+}
