@@ -1,12 +1,14 @@
-//! What the documents promise: the tests that docs/THREATS.md names are there.
+//! What the documents promise: the tests and counters that docs/THREATS.md names are there.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use control::Refusal;
+use dataplane::ledger::Drop;
+
 /// Rows that no test holds, and why.
-const WITHOUT_TEST: &[(&str, &str)] =
-    &[("copy a message 1 to the responder from an address of one's own", "there is no defence: path theft, A4")];
+const WITHOUT_TEST: &[(&str, &str)] = &[];
 
 /// All Rust files below a folder.
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -43,6 +45,8 @@ fn every_attack_has_a_test_that_exists_and_a_result() {
     let threats = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/THREATS.md")).unwrap();
     let (_, tables) = threats.split_once("\n## Attack and defence\n").expect("the section");
     let there = tests_there_are();
+    let drops = Drop::ALL.iter().map(|drop| drop.name());
+    let counters: HashSet<&str> = drops.chain(Refusal::NAMES.iter().copied()).collect();
     let mut without: HashSet<&str> = WITHOUT_TEST.iter().map(|(attack, _)| *attack).collect();
     let (mut rows, mut wrong) = (0, Vec::new());
     for line in tables.lines().filter(|line| line.starts_with("| ")) {
@@ -61,6 +65,9 @@ fn every_attack_has_a_test_that_exists_and_a_result() {
         }
         if names.is_empty() && !without.remove(attack) {
             wrong.push(format!("no test: {attack}"));
+        }
+        for name in result.split('`').skip(1).step_by(2).filter(|name| !counters.contains(name)) {
+            wrong.push(format!("no such counter: {name} ({attack})"));
         }
         if defence.is_empty() || result.is_empty() {
             wrong.push(format!("no defence or no result: {attack}"));

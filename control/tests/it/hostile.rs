@@ -186,7 +186,7 @@ fn setups_and_channels_of_a_node_are_bounded_whoever_they_come_from() {
 
     let world = run(&|caps| caps.channels_per_entry_link = 7);
     assert_eq!(world.node(1).control.open_channels(), 7 + 7);
-    assert!(world.refused(1, Refusal::ChannelsFull) > 0);
+    assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
 
     let world = run(&|caps| caps.half_open = 3);
     assert!(world.refused(1, Refusal::HalfOpenFull) > 0);
