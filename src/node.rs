@@ -475,6 +475,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_report_tells_what_the_kernel_dropped() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sys::size_receive_buffer(&socket, 4096).unwrap();
+        let reporter = Reporter {
+            role: NodeRole::Mix,
+            position: 1,
+            ledger: Arc::default(),
+            control: Arc::default(),
+            sockets: Arc::new(vec![socket.try_clone().unwrap()]),
+            clock: Clock::start(),
+        };
+        assert_eq!(reporter.report().kernel_drops, 0);
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..100 {
+            sender.send_to(&[0; 1000], socket.local_addr().unwrap()).unwrap();
+        }
+        socket.set_nonblocking(true).unwrap();
+        let got = std::iter::from_fn(|| socket.recv(&mut [0; 1000]).ok()).count() as u64;
+        assert_eq!(reporter.report().kernel_drops, 100 - got);
+        assert!(got < 100);
+    }
+
+    #[test]
     fn link_sockets_take_nobodys_word_for_the_mtu() {
         let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
         whole(&v4).unwrap();

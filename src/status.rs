@@ -224,4 +224,17 @@ mod tests {
         assert_eq!(ask(&path).unwrap(), report());
         drop(server);
     }
+
+    #[test]
+    fn a_client_that_leaves_a_long_report_unread_holds_the_next_up_for_a_second_and_no_client_commands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mix1.sock");
+        // Longer than any socket buffer: who does not read it blocks its writer.
+        let long = || NodeReport { engine: "x".repeat(4 << 20), ..report() };
+        let server = bind(&path).unwrap().serve(long).unwrap();
+        let mut silent = UnixStream::connect(&path).unwrap();
+        silent.write_all(b"stop\n").unwrap();
+        assert_eq!(ask(&path).unwrap(), long());
+        drop(server);
+    }
 }

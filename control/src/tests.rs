@@ -7,6 +7,9 @@ use wire::cell::{Class, Direction, Kind};
 use wire::kdf::Secret;
 use wire::setup::{self, HopPublic, Info};
 
+use crate::channel::Use;
+use crate::core::Core;
+use crate::datagram::{self, Mac1Key};
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
@@ -170,6 +173,13 @@ fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
     world.run_for(ms(40));
     assert_eq!(world.refused(7, Refusal::AckUnasked), 2);
     assert_eq!(at_mix(&world), before);
+    // There is no part 2, and from the entry's side comes none at all.
+    misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 2, &content);
+    let up = world.node(7).control.channels.half_open_ids()[0];
+    let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
+    misuse(&mut world, 6, Side::Down, Kind::Ack, up, 1, &content);
+    world.run_for(ms(40));
+    assert_eq!((world.refused(7, Refusal::AckUnasked), world.refused(7, Refusal::CellForm)), (3, 1));
 }
 
 #[test]
@@ -222,9 +232,17 @@ fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
     world.end(0, channel, crate::EndReason::Lost);
     let used = |w: &World| w.node(0).control.channels.used_by(id);
     world.run_for(secs(179));
-    assert_eq!(used(&world), Some(crate::channel::Use::Resting));
+    assert_eq!(used(&world), Some(Use::Resting));
     world.run_for(secs(2));
     assert_eq!(used(&world), None);
+
+    // The generator draws what it has drawn before: it is taken, so it is drawn past.
+    let Control { core, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
+    let mut ids = std::collections::HashSet::new();
+    for by in [Use::Open(0), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
+        core.rng = ChaCha20Rng::seed_from_u64(5);
+        assert!(ids.insert(channels.draw_id(core, id.0, by)), "{by:?}");
+    }
 }
 
 #[test]
@@ -250,12 +268,94 @@ fn a_configuration_that_contradicts_itself_says_where() {
 #[test]
 fn no_secret_prints() {
     let plan = Plan::new(Class::L, 1);
-    let text = format!("{:?}", plan.config(1));
+    let config = plan.config(1);
+    let text = format!("{config:?}");
     assert!(!text.contains("psk") && !text.contains("Secret"), "{text}");
+    for secret in [&config.noise, &config.setup] {
+        let bytes = format!("{:?}", secret.expose());
+        assert!(!text.contains(bytes.trim_matches(['[', ']'])), "{text}");
+    }
     let mut world = World::new(Plan::new(Class::L, 1));
     world.run_for(secs(2));
     let installed = world.node(1).channels.values().next().unwrap();
     assert_eq!(format!("{:?}", installed.keys), "ChannelKeys(..)");
+}
+
+/// A chain of one mix whose entry waits for the answer to its first message 1: that answer.
+fn answer_on_its_way() -> (World, crate::sim::Packet) {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    let is_answer = |p: &crate::sim::Packet| p.from == up_address(1) && crate::handshake_length(p.bytes.len());
+    world.tap = Box::new(move |_, packet| if is_answer(packet) { Fate::Lose } else { Fate::Pass });
+    let find = |w: &World| w.record.iter().find(|p| is_answer(p)).cloned();
+    assert!(world.run_until(world.now + ms(400), |w| find(w).is_some()));
+    let answer = find(&world).unwrap();
+    world.tap = Box::new(|_, _| Fate::Pass);
+    (world, answer)
+}
+
+#[test]
+fn a_forged_answer_does_not_cost_the_call_whatever_its_mac1() {
+    let (mut world, answer) = answer_on_its_way();
+    // mac1 of message 2 is keyed by the ephemeral, which everybody has seen.
+    let half = world.record.iter().find(|p| p.from == crate::sim::down_address(0)).unwrap();
+    let mac1 = Mac1Key::of(half.bytes[8..40].try_into().unwrap());
+    let mut noise = answer.bytes[8..answer.bytes.len() - 32].to_vec();
+    noise[40] ^= 1;
+    let index = u32::from_be_bytes(answer.bytes[4..8].try_into().unwrap());
+    let forged = datagram::frame(datagram::Kind::Answer, 0, index, &noise, &mac1);
+    let mut wrong_mac1 = answer.bytes.clone();
+    wrong_mac1[answer.bytes.len() - 32] ^= 1;
+    for (bytes, why) in [(wrong_mac1, Refusal::BadMac1), (forged, Refusal::HandshakeForged)] {
+        world.deliver_now(&answer, bytes);
+        assert_eq!(world.refused(0, why), 1);
+        assert!(!world.node(0).has_link(Side::Down));
+    }
+    world.deliver_now(&answer, answer.bytes.clone());
+    assert!(world.node(0).has_link(Side::Down));
+    assert_eq!(world.node(0).control.counters().refused_total(), 2);
+}
+
+#[test]
+fn a_forged_cell_under_the_next_slot_does_not_promote_it() {
+    let (mut world, answer) = answer_on_its_way();
+    world.tap = Box::new(|_, _| Fate::Lose);
+    world.deliver_now(&answer, answer.bytes.clone());
+    // The entry's keepalive is lost, and what comes in its place has its header and garbage behind.
+    let first = world.record.last().cloned().unwrap();
+    assert_eq!(first.from, crate::sim::down_address(0));
+    let mut forged = first.bytes.clone();
+    forged[100] ^= 1;
+    world.deliver_now(&first, forged);
+    assert_eq!(world.refused(1, Refusal::CellForged), 1);
+    let state = |w: &World| {
+        let link = w.node(1).links.values().find(|link| link.side == Side::Up).unwrap();
+        (link.current().is_some(), link.next().is_some())
+    };
+    assert_eq!(state(&world), (false, true));
+    world.deliver_now(&first, first.bytes.clone());
+    assert_eq!(state(&world), (true, false));
+}
+
+#[test]
+fn no_step_of_control_can_be_run_back_to_its_ephemerals() {
+    let mut world = up(Class::L, 1);
+    let seed = |w: &World| w.node(1).control.core.rng.get_seed();
+    let mut seen = std::collections::HashSet::from([seed(&world)]);
+    let link = world.node(1).link(Side::Up).0;
+    for _ in 0..3 {
+        world.input(1, Input::Activity { link, received: true, sent: false });
+        assert!(seen.insert(seed(&world)), "after an input");
+        let (now, wall) = (world.now, world.wall());
+        world.nodes.get_mut(&1).unwrap().control.tick(now, wall);
+        assert!(seen.insert(seed(&world)), "after a tick");
+    }
+    // Who has the new state can go to any of its positions and finds nothing of the old.
+    let Core { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.core;
+    let past = draw_secret(rng);
+    world.input(1, Input::Activity { link, received: true, sent: false });
+    let mut stolen = world.node(1).control.core.rng.clone();
+    stolen.set_word_pos(0);
+    assert!((0..1000).all(|_| draw_secret(&mut stolen).expose() != past.expose()));
 }
 
 proptest! {
@@ -264,11 +364,14 @@ proptest! {
     #[test]
     fn no_cell_of_a_neighbour_ends_a_node(
         class in prop::sample::select(vec![Class::S, Class::L]),
-        cells in prop::collection::vec((0usize..4, any::<bool>(), 0u8..4, 0u32..5, 0u8..6, any::<u8>()), 1..60),
+        cells in prop::collection::vec(
+            (0usize..4, any::<bool>(), 0u8..4, 0u32..5, 0u8..6, any::<u8>(), prop::option::weighted(0.2, 0usize..100)),
+            1..60,
+        ),
     ) {
         // Eight hops of class S have setups in two fragments and acks in two cells.
         let mut world = up(class, 7);
-        for (from, forward, kind, channel, sub, fill) in cells {
+        for (from, forward, kind, channel, sub, fill, other_len) in cells {
             let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };
             let (direction, link) =
                 if forward { (Direction::Forward, from + 1) } else { (Direction::Backward, from) };
@@ -276,7 +379,7 @@ proptest! {
             // A live channel's id now and then.
             let live = world.node(from).channels.values().next().and_then(|c| if forward { c.down } else { c.up });
             let channel = if channel == 4 { live.map_or(4, |id| id.1) } else { channel };
-            let content = vec![fill; world.plan.shape.control_content(direction, link)];
+            let content = vec![fill; other_len.unwrap_or(world.plan.shape.control_content(direction, link))];
             misuse(&mut world, from, side, kind, channel, sub, &content);
         }
         world.run_for(secs(3));

@@ -43,3 +43,25 @@ pub const SECOND: Nanos = 1_000_000_000;
 pub(crate) fn rekey(rng: &mut rand_chacha::ChaCha20Rng) {
     *rng = rand::SeedableRng::from_rng(rng);
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha20Rng;
+
+    #[test]
+    fn a_generator_that_was_replaced_does_not_run_back() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut past = [0; 1000];
+        rng.fill_bytes(&mut past);
+        let mut next = rng.clone();
+        super::rekey(&mut rng);
+        assert_ne!(rng, next, "nothing of the old state is left");
+        // Who has the state can go to any of its positions, the first one too.
+        rng.set_word_pos(0);
+        let mut stolen = [0; 8000];
+        rng.fill_bytes(&mut stolen);
+        assert!(past.chunks(8).all(|word| !stolen.windows(8).any(|other| other == word)));
+        assert_ne!(next.next_u64().to_le_bytes(), stolen[..8]);
+    }
+}

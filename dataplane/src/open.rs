@@ -142,3 +142,75 @@ pub(crate) fn keep(
         free.give(dropped.cell.into_frame());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Cell;
+    use crate::links::{Rank, Side};
+    use crate::table::Record;
+    use wire::cell::{Class, Direction, HEADER_LEN};
+    use wire::gcm::seal_batch;
+    use wire::kdf::Secret;
+    use wire::key::Generations;
+    use wire::layer::data_header;
+    use wire::replay::Window;
+    use zeroize::Zeroizing;
+
+    struct OneLane(Lane<AeadKey>);
+
+    impl ChannelState for OneLane {
+        fn window(&self, _direction: Direction) -> &Window {
+            self.0.window()
+        }
+    }
+
+    impl ForwardLane for OneLane {
+        fn forward(&self) -> &Lane<AeadKey> {
+            &self.0
+        }
+
+        fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+            &mut self.0
+        }
+    }
+
+    #[test]
+    fn only_an_authentic_cell_marks_keeps_a_channel_alive_or_promotes_a_slot() {
+        let shape = Shape::new(Class::S, 2).unwrap();
+        let secret = Secret::new([5; 32]);
+        let peer = "192.0.2.1:1".parse().unwrap();
+        let mut table = Table::default();
+        table.links.install(3, Side::Up, peer);
+        let key = Zeroizing::new([1; 16]);
+        table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
+        table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
+        let state = OneLane(Lane::new(&secret, 0, 64));
+        table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, seen_s: 0, state });
+        let (ring, mut control) = rtrb::RingBuffer::new(8);
+        let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
+        let (mut free, mut tally) = (FreeList::new(1), Tally::default());
+        let keys = Generations::<AeadKey>::new(&secret, 0);
+        let body = shape.forward_body(1);
+        for (seq, forged) in [(4, true), (4, false), (4, false), (5, true)] {
+            let header = data_header(shape, 77, seq);
+            let mut cell = Cell::new(free.take().unwrap());
+            let (key, iv) = keys.of(seq).unwrap();
+            seal_batch(&mut [Job::new(key, header.data_nonce(iv), cell.body_mut(body))]);
+            cell.bytes_mut(HEADER_LEN + body)[40] ^= u8::from(forged);
+            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some((11, peer)) }];
+            let now = (seq + 2) * SECOND;
+            forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
+            let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));
+            let record = table.record(0).unwrap();
+            let seen = (told, cells.len(), record.state.0.window().next(), record.seen_s, table.links.has_activity());
+            match tally.dropped_total() {
+                1 if forged => assert_eq!(seen, (false, 0, 0, 0, false), "a forged cell changes nothing"),
+                1 => assert_eq!(seen, (true, 1, 5, 6, true)),
+                _ => assert_eq!(seen, (false, 0, 5, 6, true), "neither does a copy, nor what is forged behind it"),
+            }
+            cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_frame()));
+        }
+        assert_eq!((tally.drops(Drop::Forged), tally.drops(Drop::Replay)), (2, 1));
+    }
+}

@@ -136,4 +136,35 @@ mod tests {
         links.retire(old);
         assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");
     }
+
+    #[test]
+    fn groups_of_links_leave_in_random_order_each_in_its_own_and_the_draw_is_not_repeated() {
+        let mut free = FreeList::new(6);
+        let mut sealer = Sealer::new(ChaCha20Rng::seed_from_u64(7));
+        let mut orders = std::collections::HashMap::<Vec<u32>, u32>::new();
+        for _ in 0..6000 {
+            let mut release: Vec<Pooled> = (0..6)
+                .map(|seq| {
+                    let mut ticket = ticket(Label::Own, seq, 0);
+                    ticket.link = [4, 9, 4, 6, 9, 4][seq as usize];
+                    Pooled { cell: Cell::own(free.take().unwrap()), ticket }
+                })
+                .collect();
+            let before = sealer.rng.get_seed();
+            sealer.group(&mut release);
+            assert_ne!(sealer.rng.get_seed(), before);
+            for link in [4, 6, 9] {
+                let group = release.iter().filter(|pooled| pooled.ticket.link == link);
+                assert!(group.map(|pooled| pooled.ticket.header.seq).is_sorted());
+            }
+            let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link).collect();
+            links.dedup();
+            *orders.entry(links).or_default() += 1;
+            release.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+        }
+        assert_eq!(orders.len(), 6, "each link is one group");
+        // Chi-squared with 5 degrees of freedom: 20.5 has p = 0.001.
+        let chi: f64 = orders.values().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
+        assert!(chi < 20.5, "{orders:?}");
+    }
 }

@@ -356,3 +356,22 @@ impl From<Refused> for Drop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::gcm::StreamKey;
+    use wire::replay::{AHEAD_MAX, WIDTH_DEFAULT};
+
+    #[test]
+    fn a_hop_forgets_the_generations_that_its_window_has_passed() {
+        let mut lane = Lane::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT);
+        for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
+            lane.mark(seq).unwrap();
+            assert!(lane.key(0).is_some(), "{seq}: the window still reaches back");
+        }
+        lane.mark((1 << 20) + WIDTH_DEFAULT as u64).unwrap();
+        assert!(lane.key((1 << 20) - 1).is_none());
+        assert!(lane.key(1 << 20).is_some() && lane.key(2 << 20).is_some());
+    }
+}

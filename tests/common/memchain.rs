@@ -110,6 +110,8 @@ pub struct Chain {
     pub notes: Vec<String>,
     /// Nodes that have not been started yet: what is sent to them is lost.
     pub asleep: HashSet<usize>,
+    /// Nodes whose workers do not take what control hands them.
+    pub held_up: HashSet<usize>,
 }
 
 /// Address of a node's link socket.
@@ -175,6 +177,7 @@ impl Chain {
             keys: Keys::default(),
             notes: Vec::new(),
             asleep: HashSet::new(),
+            held_up: HashSet::new(),
             plan,
         };
         chain.tap(|datagram| vec![datagram]);
@@ -315,7 +318,9 @@ impl Chain {
                     Note::Resolve { .. } => {}
                 };
                 node.control_wake = node.joint.turn(now, wall, &mut send, &mut note);
-                while let Ok(mut op) = node.from_control.pop() {
+                while !self.held_up.contains(&position)
+                    && let Ok(mut op) = node.from_control.pop()
+                {
                     moved = true;
                     if let Op::InstallChannel { first, .. } = &mut op {
                         *first = self.plan.first;
@@ -378,6 +383,11 @@ impl Chain {
 
     pub fn ledger(&self, position: usize) -> Ledger {
         *self.nodes[position].ledger.lock().unwrap()
+    }
+
+    /// What a node's control has refused, by name.
+    pub fn refused(&self, position: usize) -> Vec<(&'static str, u64)> {
+        self.nodes[position].joint.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
     /// Every ledger closes and every frame is where it should be.

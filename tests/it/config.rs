@@ -22,7 +22,7 @@ fn keys_that_others_may_read_are_refused() {
     let file = dir.path().join("mix1.key");
     for mode in [0o644, 0o640, 0o604, 0o620] {
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-        let output = run(dir.path(), "mix --config mix1.toml");
+        let output = run(dir.path(), "mix --config mix1.toml --lifeline");
         assert_mistake("mode", &output, &[&format!("mode {mode:04o}"), "run `chmod 600 mix1.key`"]);
     }
 }
@@ -41,7 +41,7 @@ fn no_complaint_about_a_key_file_shows_a_key() {
     ];
     for (line, wanted) in lines {
         edit(&file, "no", &line);
-        let output = run(dir.path(), "mix --config mix1.toml");
+        let output = run(dir.path(), "mix --config mix1.toml --lifeline");
         assert_mistake(&line, &output, &[wanted]);
         assert!(!complaint(&output).1.contains(&secret[..8]), "{output:?}");
     }

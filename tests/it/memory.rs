@@ -180,6 +180,8 @@ fn every_byte_on_every_link_is_what_the_model_says() {
         chain.assert_lossless();
         let shape = chain.shape;
         let hops = shape.hops();
+        // Whoever gets a handshake or control cell finds it authentic, and of the right form.
+        (0..=hops).for_each(|node| assert_eq!(chain.refused(node), [], "node {node}"));
 
         // One length per link and direction; handshakes have their own.
         let mut links: HashMap<(usize, Direction), Vec<Cell>> = HashMap::new();
@@ -219,7 +221,7 @@ fn every_byte_on_every_link_is_what_the_model_says() {
                 assert!(jobs[0].ok);
                 body.truncate(body.len() - 16);
             }
-            parse(&body, Direction::Forward).unwrap().for_each(drop);
+            explained(&body, Direction::Forward);
             counted += 1;
         }
         assert_eq!(
@@ -242,6 +244,7 @@ fn every_byte_on_every_link_is_what_the_model_says() {
                 }
             }
             let (number, secrets, inner) = inside.expect("the exit sealed it for a channel");
+            explained(&inner, Direction::Backward);
             datagrams +=
                 parse(&inner, Direction::Backward).unwrap().filter(|f| matches!(f, Frame::Dgram { .. })).count();
             let mut body = last.body.clone();
@@ -257,6 +260,12 @@ fn every_byte_on_every_link_is_what_the_model_says() {
         }
         assert_eq!(datagrams, 6 * 30);
     }
+}
+
+/// An inside is frames, and zeros behind them: nothing of what the frame held before.
+fn explained(inner: &[u8], heading: Direction) {
+    let written: usize = parse(inner, heading).unwrap().map(|frame| frame.len()).sum();
+    assert!(inner[written..].iter().all(|byte| *byte == 0));
 }
 
 fn control_cells(cells: &[Cell]) -> u64 {

@@ -90,6 +90,21 @@ mod tests {
         assert!(iv(&keys, 2 << 20).is_some());
         let again = expand_secret(&expand_secret(&start, "eddy1 next"), "eddy1 next");
         assert_eq!(iv(&keys, 2 << 20), Some(*expand::<12>(&again, "eddy1 iv")));
+        // The secret they come from goes on too.
+        keys.advance(2 << 20);
+        assert_eq!(iv(&keys, 1 << 20), None);
+        let third = expand_secret(&again, "eddy1 next");
+        assert_eq!(iv(&keys, 3 << 20), Some(*expand::<12>(&third, "eddy1 iv")));
+        assert_eq!(keys.next.expose(), expand_secret(&third, "eddy1 next").expose());
+    }
+
+    #[test]
+    fn keys_and_secrets_wipe_themselves() {
+        fn wipes<T: zeroize::ZeroizeOnDrop>() {}
+        wipes::<Secret>();
+        wipes::<Zeroizing<[u8; 12]>>();
+        wipes::<aes::Aes128>();
+        wipes::<aes_gcm::Aes128Gcm>();
     }
 
     #[test]

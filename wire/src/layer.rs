@@ -197,4 +197,24 @@ mod tests {
         assert!(batch[0].ok && !batch[1].ok);
         assert!(cell[16..16 + shape.payload()].iter().all(|b| *b == 42));
     }
+
+    #[test]
+    fn an_entry_forgets_generations_in_both_directions() {
+        let shape = Shape::new(Class::S, 3).unwrap();
+        let secrets = secrets(3);
+        let mut keys = EntryKeys::new(&secrets, 0);
+        keys.advance_forward(1 << 20);
+        keys.advance_backward(1 << 20);
+        let live = |seq| {
+            let forward = keys.forward.iter().map(|hop| hop.of(seq).is_some());
+            let backward = keys.backward.iter().map(|hop| hop.of(seq).is_some());
+            forward.chain(backward).chain([keys.exit.of(seq).is_some()]).collect::<Vec<_>>()
+        };
+        assert_eq!(live((1 << 20) - 1), [false; 6]);
+        assert_eq!((live(1 << 20), live(2 << 20)), (vec![true; 6], vec![true; 6]));
+        let mut cell = vec![0; shape.longest_cell()];
+        let mut old = [EntryJob { keys: &keys, header: data_header(shape, 1, 9), cell: &mut cell, ok: true }];
+        unwrap(shape, &mut old);
+        assert!(!old[0].ok, "a cell without a live generation is not ok");
+    }
 }

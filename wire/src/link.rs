@@ -148,11 +148,13 @@ mod tests {
             Header { seq: 2, ..header },
             Header { sub: 3, ..header },
             Header { kind: Kind::Link, ..header },
+            Header { class: Class::M, ..header },
         ] {
             body = sealed;
             assert!(key.open(&other, &mut body).is_none());
         }
         body = sealed;
         assert_eq!(key.open(&header, &mut body).unwrap(), &[3; 64]);
+        assert!(key.open(&header, &mut body[..15]).is_none(), "shorter than a tag");
     }
 }

@@ -391,8 +391,15 @@ mod tests {
         for byte in 0..onion.len() {
             let mut bad = onion.clone();
             bad[byte] ^= 1;
-            // X25519 ignores the top bit of a coordinate; the KDF does not.
             assert_eq!(try_open(1, &[1; 32], info, &bad), Err(BadSetup::Forged), "byte {byte}");
         }
+        // X25519 ignores the top bit of a coordinate; the KDF does not, or E would have two spellings and
+        // the replay cache would know one of them.
+        let mut bad = onion.clone();
+        bad[31] ^= 0x80;
+        assert_eq!(try_open(1, &[1; 32], info, &bad), Err(BadSetup::Forged));
+        // As long as S_1 of three hops is S_2 of four.
+        let longer = Shape::new(Class::L, 4).unwrap();
+        assert_eq!(open(longer, 2, &[1; 32], &key, info, &onion).map(drop), Err(BadSetup::Forged));
     }
 }

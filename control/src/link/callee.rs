@@ -194,12 +194,45 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
+    use wire::cell::Class;
+
     use super::*;
-    use crate::sim::Plan;
+    use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
+
+    #[test]
+    fn a_link_remembers_its_ephemerals_when_the_node_has_forgotten_them() {
+        let mut plan = Plan::new(Class::L, 1);
+        plan.timing.renew_after = secs(20);
+        let mut world = World::new(plan);
+        world.run_for(secs(19));
+        // The renewal is not answered, so its token is good still.
+        let is_hello = |p: &crate::sim::Packet| p.from == down_address(0) && crate::handshake_length(p.bytes.len());
+        let before = world.record.len();
+        world.tap = Box::new(|_, packet| {
+            let answer = packet.from == up_address(1) && crate::handshake_length(packet.bytes.len());
+            if answer { Fate::Lose } else { Fate::Pass }
+        });
+        let start = world.now;
+        assert!(world.run_until(start + secs(4), |w| w.node(1).link(Side::Up).1.next().is_some()));
+        let next = world.node(1).link(Side::Up).1.next();
+        let halves: Vec<_> = world.record[before..].iter().filter(|p| is_hello(p)).take(2).cloned().collect();
+        let callee = world.nodes.get_mut(&1).unwrap().control.links.callee.as_mut().unwrap();
+        for stranger in 0..EPHEMERALS_MAX as u64 {
+            let mut ephemeral = [0; 32];
+            ephemeral[..8].copy_from_slice(&stranger.to_be_bytes());
+            callee.remember(ephemeral);
+        }
+        assert_eq!(callee.seen.len(), EPHEMERALS_MAX);
+        for half in &halves {
+            world.deliver_now(half, half.bytes.clone());
+        }
+        assert_eq!(world.refused(1, Refusal::HandshakeReplayed), 1);
+        assert_eq!(world.node(1).link(Side::Up).1.next(), next);
+    }
 
     #[test]
     fn the_latest_4096_ephemerals_are_remembered() {
-        let config = Plan::new(wire::cell::Class::L, 1).config(1);
+        let config = Plan::new(Class::L, 1).config(1);
         let mut callee = Callee::new(&config, Duration::ZERO).unwrap();
         let ephemeral = |n: usize| std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8);
         for n in 0..EPHEMERALS_MAX + 1000 {

@@ -1,6 +1,6 @@
 //! Whole chains: links come up, channels open, what is lost is made good.
 
-use control::{EndReason, Event, Side};
+use control::{EndReason, Event, Refusal, Side};
 use wire::cell::Class;
 
 use crate::sim::{Fate, Plan, World, losing, ms, secs};
@@ -66,6 +66,11 @@ fn copies_of_every_datagram_change_nothing() {
     for at in 0..=8 {
         assert_eq!(world.node(at).control.open_channels(), 4, "node {at}");
         assert_eq!(world.node(at).links.len(), if at == 0 || at == 8 { 1 } else { 2 });
+        // Each kind of copy falls to the first check that can know it.
+        let known = [Refusal::HalfTwice, Refusal::HandshakeReplayed, Refusal::NotAwaited, Refusal::CellReplayed];
+        let counters = world.node(at).control.counters();
+        assert!(counters.refused(Refusal::CellReplayed) > 0, "node {at}");
+        assert_eq!(known.map(|why| counters.refused(why)).iter().sum::<u64>(), counters.refused_total(), "node {at}");
     }
 }
 

@@ -161,6 +161,60 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
 }
 
 #[test]
+fn setups_and_channels_of_a_node_are_bounded_whoever_they_come_from() {
+    // Two entries; the bounds of one entry link are wide, or narrow, and the node's the other way.
+    let wide = control::Rate { per_second: 1000, burst: 1000 };
+    let narrow = control::Rate { per_second: 1, burst: 5 };
+    let run = |change: &dyn Fn(&mut control::Caps)| {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.channels = 10;
+        plan.caps.setups_per_entry_link = wide;
+        change(&mut plan.caps);
+        let mut world = World::new(plan);
+        world.start_as(100, 0, SocketAddr::from(([6, 6, 6, 6], 6)), SocketAddr::from(([6, 6, 6, 6], 7)));
+        world.run_for(secs(4));
+        world
+    };
+    let world = run(&|caps| caps.setups = narrow);
+    let begun = world.node(1).control.counters().setups;
+    assert!((5..=5 + 4).contains(&begun), "{begun} setups in 4 s");
+    assert!(world.refused(1, Refusal::NodeBucketEmpty) > 0);
+
+    let world = run(&|caps| caps.channels = 12);
+    assert_eq!(world.node(1).control.open_channels(), 12);
+    assert!(world.refused(1, Refusal::ChannelsFull) > 0);
+
+    let world = run(&|caps| caps.channels_per_entry_link = 7);
+    assert_eq!(world.node(1).control.open_channels(), 7 + 7);
+    assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
+
+    let world = run(&|caps| caps.half_open = 3);
+    assert!(world.refused(1, Refusal::HalfOpenFull) > 0);
+}
+
+#[test]
+fn whole_handshakes_of_a_node_are_bounded_whoever_they_come_from() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.handshakes = control::Rate { per_second: 1, burst: 3 };
+    let mut world = World::empty(plan);
+    world.start(1);
+    for number in 100..120u8 {
+        let address = |port| SocketAddr::from(([6, 6, 6, number], port));
+        world.start_as(number.into(), 0, address(6), address(7));
+    }
+    for second in 1..=5 {
+        world.run_for(secs(1));
+        let answered = answers(&world, up_address(1));
+        assert!((3..=3 + second).contains(&answered), "{answered} answers after {second} s");
+    }
+    assert!(world.refused(1, Refusal::HandshakeBucketEmpty) > 20);
+    // They wait, and come up when the flood is over.
+    (100..119).for_each(|number| world.stop(number));
+    world.run_for(secs(5));
+    assert!(world.node(119).has_link(Side::Down));
+}
+
+#[test]
 fn strangers_at_an_entrys_address_do_not_displace_its_link() {
     let mut world = up(Plan::new(Class::L, 1));
     let before = slots(&world, 1);

@@ -54,7 +54,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Takes all layers off; drops what is not the exit's or was seen before.
-    fn strip(&mut self) {
+    pub(super) fn strip(&mut self) {
         let Self { table, admitted, free, cells, settings, .. } = self;
         let len = settings.shape.cell_len(Direction::Backward, 1);
         let mut verdicts: Vec<Option<Drop>> = std::mem::take(&mut table.verdicts);

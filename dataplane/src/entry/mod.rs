@@ -503,3 +503,6 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.publish();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,3 +231,24 @@ fn names_beyond_controls_queue_are_refused() {
     bench.open(0, 40, Address::Name("example.org", 53));
     assert_eq!(bench.exit.flows.len() as u64, room + 1);
 }
+
+#[test]
+fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
+    let mut bench = Bench::new(Class::S, 1);
+    for _ in 0..2 {
+        let before = bench.exit.rng.get_seed();
+        bench.turn();
+        assert_ne!(bench.exit.rng.get_seed(), before);
+    }
+}
+
+#[test]
+fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
+    let mut bench = Bench::new(Class::S, 1);
+    let live = |bench: &Bench, seq| bench.exit.table.record(0).unwrap().state.backward.of(seq).is_some();
+    assert!(live(&bench, 0));
+    bench.exit.table.record_mut(0).unwrap().state.next_seq = 1 << 20;
+    bench.frame(0, &Frame::Ping([0; 8]));
+    bench.turn();
+    assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));
+}

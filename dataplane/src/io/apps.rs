@@ -393,11 +393,13 @@ mod tests {
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut tally = Tally::default();
         let mut outbox = Outbox::default();
+        // The second send is the first to meet the error of the first.
         for _ in 0..2 {
-            outbox.push(id, gone, 1, b"x");
             outbox.push(id, there.local_addr().unwrap(), 2, b"y");
+            outbox.push(id, gone, 1, b"x");
             apps.send(&mut outbox, &mut tally);
         }
+        assert_eq!((tally.sent, tally.send_errors), (4, 0));
         there.set_nonblocking(true).unwrap();
         let mut buffer = [0; 8];
         assert_eq!((there.recv(&mut buffer).unwrap(), there.recv(&mut buffer).unwrap()), (1, 1));

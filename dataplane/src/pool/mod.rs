@@ -131,7 +131,7 @@ mod tests {
     use crate::MILLI;
     use crate::batch::Label;
     use crate::frame::FreeList;
-    use rand::{RngExt, SeedableRng};
+    use rand::SeedableRng;
 
     fn pool(spec: &str, seed: u64) -> Pool {
         Pool::new(spec.parse().unwrap(), ChaCha20Rng::seed_from_u64(seed))
@@ -141,12 +141,12 @@ mod tests {
     fn the_delay_of_a_lone_cell_is_uniform_up_to_t() {
         let t = 5 * MILLI;
         let mut free = FreeList::new(1);
-        let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut bins = [0u32; 20];
         let rounds = 20_000u32;
+        // Always the same arrival, so that only the grid's phase varies.
+        let arrived = 1_000_000_007;
         for seed in 0..rounds {
             let mut pool = pool("threshold-or-timed:n=64,t=5ms", u64::from(seed));
-            let arrived = 1_000_000_000 + rng.random_range(0..50 * MILLI);
             pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, arrived));
             let delay = pool.due_at().unwrap() - arrived;
             assert!(delay > 0 && delay <= t);
@@ -215,5 +215,32 @@ mod tests {
             pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
         }
         assert!(pool.due(SECOND));
+    }
+
+    #[test]
+    fn the_order_of_a_release_cannot_be_drawn_again_from_what_is_left() {
+        let mut free = FreeList::new(64);
+        let labels = (0..64).map(Label::Channel);
+        let mut pool = pool("threshold:n=64", 3);
+        let mut releases = Vec::new();
+        for _ in 0..2 {
+            for (seq, label) in labels.clone().enumerate() {
+                pool.admit(Cell::own(free.take().unwrap()), ticket(label, seq as u64, SECOND));
+            }
+            let mut out = Vec::new();
+            pool.release(&mut out);
+            releases.push(out.iter().map(|pooled| pooled.ticket.header.seq).collect::<Vec<_>>());
+            out.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+        }
+        // A thief goes through the positions of the generator that it has found.
+        for position in 0..1024 {
+            let mut stolen = pool.rng.clone();
+            stolen.set_word_pos(position);
+            let mut shuffle = Shuffle::default();
+            labels.clone().for_each(|label| shuffle.admit(label));
+            let mut order: Vec<u64> = (0..64).collect();
+            shuffle.run(&mut order, &mut stolen);
+            assert!(!releases.contains(&order), "position {position}");
+        }
     }
 }

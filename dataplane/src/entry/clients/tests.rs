@@ -198,3 +198,18 @@ fn a_client_none_of_whose_flows_finds_a_number_is_forgotten() {
     assert_eq!((clients.len(), clients.flows()), (1, 1 << 16));
     assert_empties(&mut clients, 0);
 }
+
+#[test]
+fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let mut tokens = std::collections::HashSet::new();
+    for port in 0..1000 {
+        let mut same = rng.clone();
+        let token = clients.flow(client, &destination(port), 0, &mut rng).unwrap().token;
+        let mut drawn = [0; 16];
+        same.fill_bytes(&mut drawn);
+        assert_eq!(token, drawn);
+        assert!(tokens.insert(token));
+    }
+}

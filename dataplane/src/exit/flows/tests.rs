@@ -307,3 +307,35 @@ fn a_channel_opens_sixty_four_flows_at_once_and_as_many_a_second() {
     let mut taken = |now: Nanos| (0..1000).filter(|_| opens.take(now)).count();
     assert_eq!([SECOND, SECOND, 3 * SECOND / 2, 2 * SECOND, 9 * SECOND].map(&mut taken), [64, 0, 32, 32, 64]);
 }
+
+#[test]
+fn a_token_that_differs_in_a_bit_reaches_no_flow() {
+    let (mut flows, mut apps) = exit();
+    let token = [0xa5; 16];
+    flows.open(&mut apps, (1, 0), 7, token, peer(1), 0).unwrap();
+    for bit in 0..128 {
+        let mut guess = token;
+        guess[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(flows.relocate(2, 0, &guess, 0), Err(Drop::Flow), "bit {bit}");
+        assert!(!flows.is_same(1, 0, &guess), "bit {bit}");
+    }
+    assert_eq!(flows.close_number(&mut apps, 2, 0), 0);
+    assert_eq!(flows.place(flows.by_token[&token]), Some((1, 0)), "it is where it was");
+    // Nor does the true one take a place that is another flow's.
+    flows.open(&mut apps, (2, 0), 7, [1; 16], peer(2), 0).unwrap();
+    assert_eq!(flows.relocate(2, 0, &token, 0), Err(Drop::NumberTaken));
+    assert_eq!(flows.at(2, 0).unwrap().1.token, [1; 16]);
+}
+
+#[test]
+fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
+    let (mut flows, mut apps) = exit();
+    for number in 0..3 {
+        flows.open(&mut apps, (1, number), 0, [number as u8; 16], peer(1), 0).unwrap();
+    }
+    assert_eq!(flows.open(&mut apps, (1, 3), 0, [8; 16], peer(1), 0), Err(Drop::ChannelFlowsFull));
+    assert_eq!(flows.open_name((1, 3), 0, [8; 16], 53, 0), Err(Drop::ChannelFlowsFull));
+    flows.open(&mut apps, (2, 0), 1, [9; 16], peer(1), 0).unwrap();
+    assert_eq!(flows.relocate(1, 3, &[9; 16], 0), Err(Drop::ChannelFlowsFull));
+    assert_eq!((flows.len(), flows.sockets()), (4, 2));
+}

@@ -1,0 +1,113 @@
+//! The worker of an entry by itself: what it forgets.
+
+use super::*;
+use crate::io::mem::{MemApps, MemNet, MemPort};
+use rand::SeedableRng;
+use wire::cell::Class;
+use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
+use wire::kdf::Secret;
+use wire::key::Generations;
+use wire::layer::unwrap;
+use wire::setup::HopSecrets;
+
+const SHAPE: (Class, usize) = (Class::S, 2);
+
+fn entry() -> Entry<MemPort, MemApps> {
+    let settings = Settings {
+        shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
+        listeners: Vec::new(),
+        window: 64,
+        mixing_round_trip: Duration::ZERO,
+        flow_idle: Duration::from_secs(300),
+    };
+    let net = MemNet::default();
+    let port = net.port("192.0.2.1:1".parse().unwrap());
+    let apps = MemApps::new(net, Vec::new(), [192, 0, 2, 1].into());
+    let (_, ops) = rtrb::RingBuffer::new(8);
+    let (ring, _) = rtrb::RingBuffer::new(8);
+    let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
+    let rngs = [1, 2].map(ChaCha20Rng::seed_from_u64);
+    Entry::new(settings, port, apps, ops, punts, rngs, SECOND)
+}
+
+fn secrets() -> Vec<HopSecrets> {
+    (0..SHAPE.1 as u8)
+        .map(|hop| HopSecrets {
+            confirm: [0; 16],
+            ack: zeroize::Zeroizing::new([0; 28]),
+            forward: Secret::new([hop; 32]),
+            backward: Secret::new([0x80 | hop; 32]),
+        })
+        .collect()
+}
+
+/// An entry with channel 0, whose numbers start just before the second generation.
+fn entry_with_channel() -> Entry<MemPort, MemApps> {
+    let mut entry = entry();
+    let first = (1 << 20) - 1;
+    let state = EntryChannel {
+        keys: EntryKeys::new(&secrets(), first),
+        next_seq: 1 << 20,
+        window: Window::new(first, 64),
+        reassembler: Reassembler::new(entry.settings.shape.payload()),
+        liveness: Liveness::new(0, &mut entry.rng),
+    };
+    entry.table.install(0, Record { up: None, down: Some((0, 5)), ends_s: 100, seen_s: 0, state });
+    entry
+}
+
+/// A backward cell as Mix 1 sends it, all zeros inside.
+fn backward(shape: Shape, seq: u64) -> Vec<u8> {
+    fn of<K: Prepared>(secret: &Secret, seq: u64, work: impl FnOnce(&K, [u8; 12])) {
+        let keys = Generations::<K>::new(secret, (1 << 20) - 1);
+        let (key, iv) = keys.of(seq).unwrap();
+        work(key, data_header(Shape::new(SHAPE.0, SHAPE.1).unwrap(), 5, seq).data_nonce(iv));
+    }
+    let mut cell = vec![0; shape.cell_len(Direction::Backward, 1)];
+    let secrets = secrets();
+    of::<AeadKey>(&secrets[1].backward, seq, |key, nonce| seal_batch(&mut [Job::new(key, nonce, &mut cell[16..])]));
+    of::<StreamKey>(&secrets[0].backward, seq, |key, nonce| ctr_batch(&mut [Job::new(key, nonce, &mut cell[16..])]));
+    cell
+}
+
+#[test]
+fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
+    let mut entry = entry_with_channel();
+    let shape = entry.settings.shape;
+    let opens = |entry: &Entry<MemPort, MemApps>, seq| {
+        let (keys, mut cell) = (&entry.table.record(0).unwrap().state.keys, backward(shape, seq));
+        let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
+        unwrap(shape, &mut jobs);
+        jobs[0].ok
+    };
+    let last = (1 << 20) - 1;
+    assert!(opens(&entry, last));
+    for (seq, still) in [(1 << 20, true), ((1 << 20) + 64, false)] {
+        let mut cell = Cell::new(entry.free.take().unwrap());
+        let bytes = backward(shape, seq);
+        cell.bytes_mut(bytes.len()).copy_from_slice(&bytes);
+        let header = data_header(shape, 5, seq);
+        entry.admitted.push(Admitted { cell, header, channel: 0, link: 0, next_slot: None });
+        entry.strip();
+        assert_eq!(entry.admitted.drain(..).count(), 1);
+        assert_eq!(opens(&entry, last), still, "after {seq}");
+    }
+}
+
+#[test]
+fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
+    let mut entry = entry_with_channel();
+    let shape = entry.settings.shape;
+    let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
+        let keys = &entry.table.record(0).unwrap().state.keys;
+        let mut cell = vec![0; shape.longest_cell()];
+        let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
+        // It panics for want of a key.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wrap(shape, &mut jobs))).is_ok()
+    };
+    let last = (1 << 20) - 1;
+    assert!(wraps(&entry, last));
+    entry.packer.put(0, &Frame::Ping([0; 8]), &mut entry.free).unwrap();
+    entry.leave(SECOND);
+    assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
+}

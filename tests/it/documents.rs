@@ -1,0 +1,79 @@
+//! What the documents promise: the tests and counters that docs/THREATS.md names are there.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use control::Refusal;
+use dataplane::ledger::Drop;
+
+/// Rows that no test holds, and why.
+const WITHOUT_TEST: &[(&str, &str)] = &[];
+
+/// All Rust files below a folder.
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Names of all functions that are tests: `fn` within the lines behind a `#[test]`.
+fn tests_there_are() -> HashSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    ["wire", "control", "dataplane", "src", "tests", "bench"]
+        .iter()
+        .for_each(|folder| sources(&root.join(folder), &mut files));
+    let mut names = HashSet::new();
+    for file in files {
+        let text = fs::read_to_string(file).unwrap();
+        for behind in text.split("#[test]").skip(1) {
+            let name = behind.split_once("fn ").and_then(|(_, rest)| rest.split_once('('));
+            names.extend(name.map(|(name, _)| name.trim().to_owned()));
+        }
+    }
+    names
+}
+
+#[test]
+fn every_attack_has_a_test_that_exists_and_a_result() {
+    let threats = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/THREATS.md")).unwrap();
+    let (_, tables) = threats.split_once("\n## Attack and defence\n").expect("the section");
+    let there = tests_there_are();
+    let drops = Drop::ALL.iter().map(|drop| drop.name());
+    let counters: HashSet<&str> = drops.chain(Refusal::NAMES.iter().copied()).collect();
+    let mut without: HashSet<&str> = WITHOUT_TEST.iter().map(|(attack, _)| *attack).collect();
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for line in tables.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [attack, defence, tests, result] = cells[..] else {
+            wrong.push(format!("not four columns: {line}"));
+            continue;
+        };
+        if attack == "attack" || attack.starts_with("---") {
+            continue;
+        }
+        rows += 1;
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        for name in names.iter().filter(|name| !there.contains(**name)) {
+            wrong.push(format!("no such test: {name} ({attack})"));
+        }
+        if names.is_empty() && !without.remove(attack) {
+            wrong.push(format!("no test: {attack}"));
+        }
+        for name in result.split('`').skip(1).step_by(2).filter(|name| !counters.contains(name)) {
+            wrong.push(format!("no such counter: {name} ({attack})"));
+        }
+        if defence.is_empty() || result.is_empty() {
+            wrong.push(format!("no defence or no result: {attack}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(without.is_empty(), "they have tests now, or are gone: {without:?}");
+    assert!(rows > 60, "{rows} rows");
+}

@@ -1,0 +1,223 @@
+//! A man in the middle of whole chains in memory: what he flips, copies, forges or plays again.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use control::handshake_length;
+use dataplane::io::mem::Datagram;
+use dataplane::ledger::{Drop, Tally};
+use dataplane::links::Side;
+use wire::cell::Direction;
+
+use crate::common::memchain::{Chain, Plan, app, link_address};
+
+/// Every link and direction of a chain of three mixes.
+fn everywhere() -> impl Iterator<Item = (usize, Direction)> {
+    (1..=4).flat_map(|link| [(link, Direction::Forward), (link, Direction::Backward)])
+}
+
+/// The node to which a link delivers in a direction.
+fn receiver(link: usize, direction: Direction) -> usize {
+    match direction {
+        Direction::Forward => link,
+        Direction::Backward => link - 1,
+    }
+}
+
+/// The address at which it does.
+fn end(link: usize, direction: Direction) -> SocketAddr {
+    let side = if direction == Direction::Forward { Side::Up } else { Side::Down };
+    link_address(receiver(link, direction), side)
+}
+
+/// The cells that a node has received in a direction.
+fn cells(chain: &Chain, node: usize, direction: Direction) -> Tally {
+    let cells = chain.ledger(node).cells;
+    if direction == Direction::Forward { cells.forward } else { cells.backward }
+}
+
+/// An open chain, and a switch for what `change` makes of each cell that comes to `at`.
+fn tampered(at: SocketAddr, change: impl Fn(Datagram) -> Vec<Datagram> + 'static) -> (Chain, Rc<Cell<bool>>) {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let armed = Rc::new(Cell::new(false));
+    let switch = armed.clone();
+    chain.tap(move |datagram| {
+        let touched = switch.get() && datagram.to == at && !handshake_length(datagram.bytes.len());
+        if touched { change(datagram) } else { vec![datagram] }
+    });
+    (chain, armed)
+}
+
+/// Sends a question and answers it; how many questions and answers came.
+fn exchange(chain: &mut Chain) -> (usize, usize) {
+    let client = app(100, 1);
+    chain.send(client, b"question");
+    chain.run(Duration::from_millis(40));
+    let questions = chain.receive(chain.plan.destination);
+    for question in &questions {
+        chain.apps.send(Datagram { from: question.to, to: question.from, bytes: b"answer".to_vec() });
+    }
+    chain.run(Duration::from_millis(40));
+    (questions.len(), chain.receive(client).len())
+}
+
+fn flipped(mut datagram: Datagram) -> Datagram {
+    let last = datagram.bytes.len() - 1;
+    datagram.bytes[last] ^= 1;
+    datagram
+}
+
+#[test]
+fn a_flipped_bit_is_refused_forward_at_the_next_hop_and_backward_at_the_entry() {
+    for (link, direction) in everywhere() {
+        let (mut chain, armed) = tampered(end(link, direction), |datagram| vec![flipped(datagram)]);
+        assert_eq!(exchange(&mut chain), (1, 1));
+        armed.set(true);
+        let came = exchange(&mut chain);
+        let forged: Vec<u64> = (0..5).map(|node| cells(&chain, node, direction).drops(Drop::Forged)).collect();
+        let notices = if direction == Direction::Forward { link } else { 0 };
+        for (node, forged) in forged.iter().enumerate() {
+            assert_eq!(*forged > 0, node == notices, "link {link} {direction:?}, node {node}: {forged}");
+        }
+        let want = if direction == Direction::Forward { (0, 0) } else { (1, 0) };
+        assert_eq!(came, want, "link {link} {direction:?}");
+        armed.set(false);
+        assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}: and nothing is broken");
+        chain.assert_closed();
+    }
+}
+
+#[test]
+fn a_cell_that_is_copied_or_played_again_arrives_once() {
+    for (link, direction) in everywhere() {
+        // Two copies race into one batch.
+        let (mut chain, armed) = tampered(end(link, direction), |datagram| vec![datagram.clone(), datagram]);
+        armed.set(true);
+        let node = receiver(link, direction);
+        assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
+        let raced = cells(&chain, node, direction).drops(Drop::Replay);
+        assert!(raced > 0, "link {link} {direction:?}");
+        armed.set(false);
+        // And all that was seen there comes once more, later.
+        let seen: Vec<_> =
+            chain.seen.borrow().iter().filter(|s| (s.link, s.direction) == (link, direction)).cloned().collect();
+        let from = if direction == Direction::Forward {
+            link_address(link - 1, Side::Down)
+        } else {
+            link_address(link, Side::Up)
+        };
+        let sent = cells(&chain, node, direction).sent;
+        for cell in seen.iter().filter(|cell| !handshake_length(cell.bytes.len())) {
+            chain.links.send(Datagram { from, to: end(link, direction), bytes: cell.bytes.clone() });
+        }
+        chain.settle();
+        assert!(cells(&chain, node, direction).drops(Drop::Replay) >= raced + raced, "link {link} {direction:?}");
+        assert_eq!(cells(&chain, node, direction).sent, sent);
+        assert!(chain.receive(chain.plan.destination).is_empty() && chain.receive(app(100, 1)).is_empty());
+        assert_eq!(exchange(&mut chain), (1, 1));
+        chain.assert_closed();
+    }
+}
+
+#[test]
+fn a_forged_copy_in_front_of_a_cell_does_not_cost_it_where_a_tag_is_checked() {
+    let forward = (1..=4).map(|link| (link, Direction::Forward));
+    for (link, direction) in forward.chain([(1, Direction::Backward)]) {
+        let overtake = |datagram: Datagram| vec![flipped(datagram.clone()), datagram];
+        let (mut chain, armed) = tampered(end(link, direction), overtake);
+        armed.set(true);
+        assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
+        assert!(cells(&chain, receiver(link, direction), direction).drops(Drop::Forged) > 0);
+        chain.assert_closed();
+    }
+}
+
+#[test]
+fn message_2_waits_until_the_worker_can_open_what_answers_it() {
+    let mut chain = Chain::new(Plan::default());
+    chain.held_up.insert(2);
+    let answered = |chain: &Chain, link| {
+        chain.seen.borrow().iter().any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, 1176))
+    };
+    chain.run(Duration::from_millis(400));
+    assert!(answered(&chain, 1) && answered(&chain, 3) && !answered(&chain, 2));
+    chain.held_up.clear();
+    chain.run(Duration::from_millis(10));
+    assert!(answered(&chain, 2));
+}
+
+#[test]
+fn channels_that_lead_nowhere_are_given_up_and_those_that_only_carry_one_way_are_not() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let lost = |chain: &Chain| chain.notes.iter().filter(|n| n.contains("ChannelClosed") && n.contains("Lost")).count();
+    // Nobody answers, but the exit does: a datagram a second for longer than it takes to give up.
+    for _ in 0..20 {
+        chain.send(app(100, 1), b"question");
+        chain.run(Duration::from_secs(1));
+        assert_eq!(chain.receive(chain.plan.destination).len(), 1);
+    }
+    assert_eq!(lost(&chain), 0);
+    // The exit is gone: with a datagram under way within 3 s and mixing's round trip, without any once
+    // silence is broken.
+    chain.asleep.insert(4);
+    chain.send(app(100, 1), b"question");
+    chain.run(Duration::from_millis(4500));
+    assert!(lost(&chain) > 0);
+    chain.run(Duration::from_secs(13));
+    assert!(lost(&chain) >= 4, "{:#?}", chain.notes);
+    assert_eq!(chain.ledger(0).gauges.channels, 0);
+    chain.asleep.clear();
+    chain.run(Duration::from_secs(10));
+    assert_eq!((chain.ledger(0).gauges.channels, exchange(&mut chain)), (4, (1, 1)));
+    chain.assert_closed();
+}
+
+#[test]
+fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() {
+    let mut chain = Chain::new(Plan::default());
+    chain.open();
+    let seen = chain.seen.borrow().clone();
+    for (link, direction) in everywhere() {
+        let node = receiver(link, direction);
+        let (from, to) = match direction {
+            Direction::Forward => (link_address(link - 1, Side::Down), end(link, direction)),
+            Direction::Backward => (link_address(link, Side::Up), end(link, direction)),
+        };
+        let cell = chain.shape.cell_len(direction, link);
+        let others = [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, Drop::Length));
+        let stranger = "203.0.113.66:6".parse().unwrap();
+        let before = chain.seen.borrow().len();
+        let mut sent = 0;
+        for (from, len, why) in others.into_iter().chain([(from, cell, Drop::Header), (stranger, cell, Drop::Stranger)])
+        {
+            let count = cells(&chain, node, direction).drops(why);
+            chain.links.send(Datagram { from, to, bytes: vec![0x5a; len] });
+            chain.settle();
+            sent += 1;
+            let counted = cells(&chain, node, direction).drops(why) - count;
+            assert_eq!(counted, 1, "{len} bytes on link {link} {direction:?}: {why:?}");
+        }
+        // A cell of another link, and one whose header was touched.
+        let of = |other: &dyn Fn(usize) -> bool| {
+            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !handshake_length(s.bytes.len()))
+        };
+        let mut touched = of(&|other| other == link).expect("keepalives at least").bytes.clone();
+        touched[3] ^= 1;
+        let mut moved = of(&|other| other != link).expect("keepalives at least").bytes.clone();
+        moved.resize(cell, 0);
+        for bytes in [touched, moved] {
+            let count = cells(&chain, node, direction).drops(Drop::Header);
+            chain.links.send(Datagram { from, to, bytes });
+            chain.settle();
+            sent += 1;
+            assert_eq!(cells(&chain, node, direction).drops(Drop::Header), count + 1, "link {link} {direction:?}");
+        }
+        assert_eq!(chain.seen.borrow().len(), before + sent, "nothing was answered");
+    }
+    assert_eq!(exchange(&mut chain), (1, 1));
+    chain.assert_closed();
+}
