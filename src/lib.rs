@@ -2,8 +2,8 @@
 //!
 //! This crate is the command and what it is made of. [`config`] reads what operators write, [`node`] runs
 //! `control` and `dataplane` side by side, [`join`] carries what they say to each other, [`resolver`] looks
-//! names up for the exit, [`report`] is what a node says of itself, [`status`] says it over a Unix socket,
-//! [`cli`] and [`commands`] are the command.
+//! names up for the exit, [`sockets`] binds or takes over what a node talks through, [`report`] is what a
+//! node says of itself, [`status`] says it over a Unix socket, [`cli`] and [`commands`] are the command.
 
 pub mod cli;
 pub mod commands;
@@ -12,4 +12,5 @@ pub mod join;
 pub mod node;
 pub mod report;
 pub mod resolver;
+pub mod sockets;
 pub mod status;

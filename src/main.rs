@@ -7,5 +7,8 @@ use eddy::cli::Cli;
 use eddy::commands;
 
 fn main() -> ExitCode {
-    commands::run(Cli::parse())
+    match Cli::try_parse() {
+        Ok(cli) => commands::run(cli),
+        Err(error) => commands::misspoken(&error),
+    }
 }

@@ -31,7 +31,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
-use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
@@ -49,6 +49,8 @@ pub struct NodeSpec {
     pub chain: config::Chain,
     /// Entry 0, mixes from 1, then the exit.
     pub position: usize,
+    /// Where its next hop is reached; none at the exit.
+    pub next: Option<std::net::SocketAddr>,
     /// Its configuration.
     pub config: NodeConfig,
     /// Its keys.
@@ -121,37 +123,61 @@ fn rng() -> anyhow::Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
-/// Raises the limit of open descriptors as far as the process may.
-fn raise_descriptors(spec: &NodeSpec) {
+/// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
+const DESCRIPTORS_KEPT: usize = 64;
+
+/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it: without
+/// a descriptor left nobody could ask for its status.
+fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
-    if let Part::Exit(part) = &spec.config.part
+    if let Part::Exit(part) = part
         && let Some(now) = getrlimit(Resource::Nofile).current
-        && now < part.max_sockets as u64 + 64
+        && now < (part.max_sockets + DESCRIPTORS_KEPT) as u64
     {
+        let wanted = part.max_sockets;
+        part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
         warn!(
-            "only {now} descriptors may be open, max_sockets is {}: run `ulimit -Hn {}` as root before the exit, or \
-             lower max_sockets",
+            "only {now} descriptors may be open, so max_sockets is {} instead of {wanted}: run `ulimit -Hn {}` as \
+             root before the exit, or lower max_sockets",
             part.max_sockets,
-            part.max_sockets + 64
+            wanted + DESCRIPTORS_KEPT
         );
     }
 }
 
-/// Options of a link socket: no fragmentation on the way, a receive buffer for bursts.
-fn prepare(socket: &UdpSocket, receive_buffer: usize) -> anyhow::Result<()> {
-    socket.set_nonblocking(true)?;
+/// Sets DF, and takes no word of ICMP for the path's MTU: anybody may forge that, and a cell has but one length.
+fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     if socket.local_addr()?.is_ipv6() {
-        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?;
+        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;
     } else {
-        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?;
+        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?;
     }
+    Ok(())
+}
+
+/// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
+/// be had; the default need not.
+fn prepare(socket: &UdpSocket, config: &NodeConfig) -> anyhow::Result<()> {
+    socket.set_nonblocking(true)?;
+    whole(socket)?;
     // The kernel grants twice what is asked and counts its own overhead against it.
+    let receive_buffer = config.receive_buffer;
     let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
     if granted < receive_buffer {
+        if let Some(at) = config.place("receive_buffer", 0) {
+            return Err(ConfigError::Value {
+                at,
+                what: format!("receive_buffer = {receive_buffer}, but the system grants {granted}"),
+                remedy: format!(
+                    "run `sudo sysctl -w net.core.rmem_max={receive_buffer}`, or remove the line to take what there is"
+                ),
+            }
+            .into());
+        }
         warn!(
-            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sysctl -w \
+            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
              net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
         );
     }
@@ -163,14 +189,13 @@ impl Node {
     ///
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
-    pub fn start(spec: NodeSpec) -> anyhow::Result<Node> {
-        raise_descriptors(&spec);
-        let NodeSpec { role, chain, position, config, keys, sockets } = spec;
-        let next = config::next_address(&config, &chain)?;
+    pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
+        raise_descriptors(&mut spec.config.part);
+        let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
         let clock = Clock::start();
         let shape = chain.shape;
         for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
-            prepare(socket, config.receive_buffer)?;
+            prepare(socket, &config)?;
         }
 
         let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
@@ -442,5 +467,23 @@ fn log(event: &Event) {
             warn!("no ack for a channel after {attempts} attempts; the next is given {next_timeout:?}");
         }
         Event::SetupRefused(why) => warn!("an ack was refused: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_sockets_take_nobodys_word_for_the_mtu() {
+        let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
+        whole(&v4).unwrap();
+        assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
+        let Ok(v6) = UdpSocket::bind("[::1]:0") else {
+            eprintln!("skipped for IPv6: this host has no ::1");
+            return;
+        };
+        whole(&v6).unwrap();
+        assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
     }
 }

@@ -6,19 +6,21 @@
 //! Neighbours: [`crate::report`] says what is in the line; `eddy status` and `eddy chain` ask.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 
+use crate::config::{ConfigError, Place, in_words};
 use crate::report::NodeReport;
 
+/// Longest path of a Unix socket: sun_path less its final zero.
+const PATH_MAX: usize = 107;
 /// A client that does not read for so long is left alone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,32 +48,70 @@ pub struct Server {
 }
 
 impl Bound {
-    /// Binds the socket. A file left behind by a node that died is replaced.
+    /// Binds the socket. A file left behind by a node that died is replaced. `place` is where the
+    /// configuration names it.
     ///
     /// # Errors
     /// A node answers there already, something else than a socket is in the way, or the system
     /// refuses.
-    pub fn new(path: &Path) -> anyhow::Result<Bound> {
+    pub fn new(path: &Path, place: &Place) -> Result<Bound, ConfigError> {
+        let name = path.display();
+        let wrong = |what: String, remedy: &str| ConfigError::Value {
+            at: place.clone(),
+            what: format!("the status socket {name}: {what}"),
+            remedy: remedy.into(),
+        };
+        let folder = || match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.display().to_string(),
+            _ => ".".to_owned(),
+        };
+        let refused = |why: io::Error| match why.kind() {
+            ErrorKind::NotFound => wrong(
+                format!("there is no folder {}", folder()),
+                &format!("run `mkdir -p {}`, or let `status` name another path", folder()),
+            ),
+            ErrorKind::PermissionDenied => wrong(
+                format!("this user may not write to the folder {}", folder()),
+                "change the folder's owner, or let `status` name another path",
+            ),
+            _ => wrong(in_words(&why), "let `status` name another path"),
+        };
+        let length = path.as_os_str().len();
+        if length > PATH_MAX {
+            return Err(wrong(
+                format!("its path has {length} bytes, the system takes {PATH_MAX}"),
+                "let `status` name a shorter path, or start eddy in the folder of its configuration",
+            ));
+        }
         if let Ok(there) = path.symlink_metadata() {
             if !there.file_type().is_socket() {
-                bail!("{} is in the way and is no socket: move it, or change `status`", path.display());
+                return Err(wrong(
+                    "something that is no socket is in the way".into(),
+                    "move it away, or let `status` name another path",
+                ));
             }
-            if UnixStream::connect(path).is_ok() {
-                bail!("a node runs already with the status socket {}: stop it, or change `status`", path.display());
+            match UnixStream::connect(path) {
+                Err(why) if why.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(refused)?,
+                Err(why) if why.kind() == ErrorKind::NotFound => {}
+                Err(why) if why.kind() == ErrorKind::PermissionDenied => {
+                    return Err(wrong(
+                        "it belongs to another user".into(),
+                        "end that user's node, remove the socket, or let `status` name another path",
+                    ));
+                }
+                _ => {
+                    return Err(wrong(
+                        "a running program answers there already".into(),
+                        "end that node, or give each node a `status` of its own",
+                    ));
+                }
             }
-            fs::remove_file(path).with_context(|| format!("status socket {}", path.display()))?;
         }
         // Nobody else may connect, from the first moment on; no other thread makes files yet.
         let before = rustix::process::umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         rustix::process::umask(before);
-        let listener = bound.with_context(|| {
-            format!(
-                "status socket {}: give `status` a short path in a folder that this user may write to",
-                path.display()
-            )
-        })?;
-        Ok(Bound { listener, path: Removed(path.to_owned()) })
+        Ok(Bound { listener: bound.map_err(refused)?, path: Removed(path.to_owned()) })
     }
 
     /// Answers every connection with a fresh report, on a thread of its own.
@@ -140,6 +180,10 @@ mod tests {
     use dataplane::ledger::Ledger;
     use std::os::unix::fs::MetadataExt;
 
+    fn bind(path: &Path) -> Result<Bound, ConfigError> {
+        Bound::new(path, &Place::file(Path::new("mix1.toml")))
+    }
+
     fn report() -> NodeReport {
         NodeReport::new(NodeRole::Mix, 1, &Ledger::default())
     }
@@ -148,7 +192,7 @@ mod tests {
     fn whoever_asks_gets_a_report_and_the_file_goes_with_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
-        let server = Bound::new(&path).unwrap().serve(report).unwrap();
+        let server = bind(&path).unwrap().serve(report).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(ask(&path).unwrap(), report());
         assert_eq!(ask(&path).unwrap(), report());
@@ -162,20 +206,20 @@ mod tests {
         let path = dir.path().join("mix1.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let living = Bound::new(&path).unwrap();
-        let refused = Bound::new(&path).err().unwrap().to_string();
-        assert!(refused.contains("runs already"), "{refused}");
+        let living = bind(&path).unwrap();
+        let refused = bind(&path).err().unwrap().to_string();
+        assert!(refused.contains("answers there already"), "{refused}");
         drop(living);
         assert!(!path.exists());
         fs::write(&path, "a file").unwrap();
-        assert!(Bound::new(&path).err().unwrap().to_string().contains("no socket"));
+        assert!(bind(&path).err().unwrap().to_string().contains("no socket"));
     }
 
     #[test]
     fn a_client_that_never_reads_holds_nobody_up() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
-        let server = Bound::new(&path).unwrap().serve(report).unwrap();
+        let server = bind(&path).unwrap().serve(report).unwrap();
         let _silent = UnixStream::connect(&path).unwrap();
         assert_eq!(ask(&path).unwrap(), report());
         drop(server);

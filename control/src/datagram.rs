@@ -39,6 +39,9 @@ const _: () = assert!(NK_HALF_LEN == 672 && IK_HALF_LEN == 686 && ANSWER_LEN == 
 // One answer is never longer than the two halves it answers.
 const _: () = assert!(ANSWER_LEN <= 2 * NK_HALF_LEN);
 
+/// The longest datagram of any handshake.
+pub const HANDSHAKE_MAX: usize = ANSWER_LEN;
+
 /// Whether a datagram of this length belongs to a handshake rather than to a chain's cells.
 pub const fn handshake_length(len: usize) -> bool {
     matches!(len, NK_HALF_LEN | IK_HALF_LEN | ANSWER_LEN | COOKIE_LEN)

@@ -91,16 +91,25 @@ pub enum DescriptorError {
     #[error("cipher suite {0}, this program knows suite {SUITE_X25519}: update eddy")]
     Suite(u8),
     /// Signature and content differ.
-    #[error("the signature is not by the identity pinned in chain.toml: compare the identity with the node's operator")]
+    #[error(
+        "the signature is not by the identity pinned in chain.toml: fetch the file again, or compare the identity with the \
+         node's operator"
+    )]
     Signature,
     /// Of another chain.
     #[error("the descriptor belongs to another chain: compare the chain id in chain.toml with the operator's")]
     Chain,
     /// Not valid yet.
-    #[error("the descriptor is valid only in {0} s: check this host's clock")]
+    #[error(
+        "the descriptor is not valid for another {}: check this host's clock with `date -u`; if it is right, ask the \
+         node's operator", span(*.0)
+    )]
     NotYet(u64),
     /// No longer valid.
-    #[error("the descriptor expired {0} s ago: check this host's clock, or ask the operator to publish a new one")]
+    #[error(
+        "the descriptor expired {} ago: check this host's clock with `date -u`; if it is right, ask the node's \
+         operator for a new one", span(*.0)
+    )]
     Expired(u64),
     /// Cell lengths that the class does not have.
     #[error("the cell lengths do not match class and position: the operator must run a matching version of eddy")]
@@ -108,6 +117,13 @@ pub enum DescriptorError {
     /// A field has a value that none may have.
     #[error("{0} is out of range: the operator must publish the descriptor anew")]
     Field(&'static str),
+}
+
+/// A time for people, in the largest unit that it has two of.
+fn span(seconds: u64) -> String {
+    let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
+    let unit = units.iter().find(|(length, _)| seconds >= 2 * length);
+    unit.map_or_else(|| format!("{seconds} s"), |(length, name)| format!("{} {name}", seconds / length))
 }
 
 impl Descriptor {

@@ -31,7 +31,7 @@ mod tests;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
-pub use datagram::handshake_length;
+pub use datagram::{HANDSHAKE_MAX, handshake_length};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
 pub use io::{
     ChannelIndex, ChannelKeys, DataOp, EndReason, Event, Input, LINK_PLACE_BITS, LinkId, Output, Rank, Side, SlotId,

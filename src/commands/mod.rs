@@ -8,11 +8,42 @@ pub mod status;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
 use crate::cli::{Cli, Command};
 use crate::config::{ConfigError, NodeRole};
 
 /// Exit code of a mistake in a configuration or on the command line.
 pub const MISTAKE: u8 = 2;
+
+/// Answers a command line that cannot be read: the parser's words on one line, or the help that was asked
+/// for.
+pub fn misspoken(error: &clap::Error) -> ExitCode {
+    let asked = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if asked {
+        // Whoever wanted to read it may be gone.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS };
+    }
+    let text = error.render().to_string();
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        let part = part.trim_start_matches("error: ");
+        // What is similar is remedy enough.
+        if part.starts_with("For more information") || part.starts_with("Usage: ") && text.contains("tip: ") {
+            continue;
+        }
+        let joint = match part {
+            _ if line.is_empty() => "",
+            _ if line.ends_with(':') || part.starts_with('[') => " ",
+            _ => ": ",
+        };
+        line += joint;
+        line += &part.replace("tip: ", "").replace("Usage: ", "write ");
+    }
+    eprintln!("eddy: {line}");
+    ExitCode::from(MISTAKE)
+}
 
 /// Runs a command line. Complaints are one line on standard error.
 pub fn run(cli: Cli) -> ExitCode {

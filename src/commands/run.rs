@@ -1,7 +1,7 @@
 //! `eddy entry`, `eddy mix`, `eddy exit`: one node, until it is told to end.
 //!
-//! Owns the life of the process: files in, sockets bound or taken over, signals, the last report.
-//! What the node does meanwhile is [`crate::node`]'s.
+//! Owns the life of the process: files in, signals, the last report. Its sockets come from
+//! [`crate::sockets`]; what the node does meanwhile is [`crate::node`]'s.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,9 +17,10 @@ use signal_hook::iterator::Signals;
 use wire::frames::{Address, Frame};
 
 use crate::cli::NodeArgs;
-use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, node_name};
+use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, Place, node_name};
 use crate::node::{Node, NodeSpec, Sockets};
 use crate::report::{self, NodeReport};
+use crate::sockets;
 use crate::status::Bound;
 
 /// How often a running node is looked at.
@@ -60,11 +61,12 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     extend(&mut loaded, extras);
     names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
-    let status = Bound::new(&loaded.config.status)?;
-    let sockets = sockets(&loaded, passed)?;
+    let place = loaded.config.place("status", 0).unwrap_or_else(|| Place::file(&args.config));
+    let status = Bound::new(&loaded.config.status, &place)?;
+    let (sockets, next) = sockets::open(&loaded, passed)?;
     let ready = ready_line(&loaded, &sockets);
     let Loaded { config, chain, keys } = loaded;
-    let node = Node::start(NodeSpec { role, position: config.position, chain, config, keys, sockets })?;
+    let node = Node::start(NodeSpec { role, position: config.position, next, chain, config, keys, sockets })?;
     let status = status.serve(node.reporter()).context("status socket")?;
     tracing::info!("{ready}");
     let why = loop {
@@ -144,72 +146,6 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
         std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
     }
     Ok(told)
-}
-
-/// A socket that the node wants: the name of the setting, and its address.
-struct Wanted {
-    name: String,
-    address: SocketAddr,
-}
-
-fn sockets(loaded: &Loaded, mut passed: ListenFd) -> anyhow::Result<Sockets> {
-    let config = &loaded.config;
-    let mut wanted = Vec::new();
-    if let Some(address) = config.up {
-        wanted.push(Wanted { name: "up".into(), address });
-    }
-    let next = loaded.next_address()?;
-    if let Some(next) = next {
-        let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };
-        let address = config.down.unwrap_or(any);
-        if address.is_ipv4() != next.is_ipv4() {
-            return Err(ConfigError::Arguments(format!(
-                "{}: down = \"{address}\" cannot reach the next hop at {next}: write down = \"{any}\"",
-                config.path.display()
-            ))
-            .into());
-        }
-        wanted.push(Wanted { name: "down".into(), address });
-    }
-    let mut listeners = Vec::new();
-    if let Part::Entry(entry) = &config.part {
-        for Forward { listen, to } in &entry.forwards {
-            wanted.push(Wanted { name: format!("forward to {to}"), address: *listen });
-            listeners.push(Listener::Forward(to.clone()));
-        }
-        for address in &entry.pymix {
-            wanted.push(Wanted { name: "pymix".into(), address: *address });
-            listeners.push(Listener::Pymix);
-        }
-    }
-    if passed.len() > 0 && passed.len() != wanted.len() {
-        let names: Vec<&str> = wanted.iter().map(|one| one.name.as_str()).collect();
-        return Err(ConfigError::Arguments(format!(
-            "LISTEN_FDS = {}, but this {} takes {} sockets: pass {}",
-            passed.len(),
-            config.role(),
-            wanted.len(),
-            names.join(", ")
-        ))
-        .into());
-    }
-    let mut bound = Vec::with_capacity(wanted.len());
-    for (i, Wanted { name, address }) in wanted.iter().enumerate() {
-        let taken = passed.take_udp_socket(i).with_context(|| format!("LISTEN_FDS, socket {i} ({name})"))?;
-        bound.push(match taken {
-            Some(socket) => socket,
-            None => UdpSocket::bind(address).with_context(|| {
-                format!(
-                    "cannot bind {name} to {address}: choose an address of this host and a free port in {}",
-                    config.path.display()
-                )
-            })?,
-        });
-    }
-    let mut bound = bound.into_iter();
-    let up = config.up.and_then(|_| bound.next());
-    let down = next.and_then(|_| bound.next());
-    Ok(Sockets { up, down, listeners: bound.zip(listeners).collect() })
 }
 
 fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {

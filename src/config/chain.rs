@@ -78,11 +78,11 @@ impl Chain {
         let id = source.bytes("id", &raw.id)?;
         let class: Class = (raw.class.get_ref().parse())
             .map_err(|why: wire::cell::UnknownClass| source.invalid(&raw.class, why.to_string()))?;
-        let hops = source.number("hops", Some(&raw.hops), 2..9, 4)? as usize;
+        let hops = source.required("hops", &raw.hops, 2..9)? as usize;
         let shape = Shape::new(class, hops).map_err(|why| source.invalid(&raw.hops, why.to_string()))?;
         let mixing = raw.mixing.get_ref().parse::<Mixing>();
         let mixing = mixing.map_err(|why| source.invalid(&raw.mixing, why.to_string()))?;
-        let lifetime_s = source.number("lifetime_s", Some(&raw.lifetime_s), 60..3601, 3600)? as u16;
+        let lifetime_s = source.required("lifetime_s", &raw.lifetime_s, 60..3601)? as u16;
         if raw.node.len() != hops {
             let what = format!("hops = {hops}, but {} [[node]] entries follow", raw.node.len());
             return Err(source.wrong(&raw.hops, what, "list every mix and the exit, Mix 1 first"));

@@ -31,21 +31,27 @@ impl fmt::Display for Place {
     }
 }
 
+/// What the system says, without its error number.
+pub(crate) fn in_words(why: &io::Error) -> String {
+    let text = why.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
 /// An operator's mistake: the command ends with exit code 2.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that cannot be read.
-    #[error("{}: {why}: {remedy}", path.display())]
+    #[error("{}: {}: {remedy}", path.display(), in_words(why))]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the system says.
         why: io::Error,
         /// What to do.
-        remedy: &'static str,
+        remedy: String,
     },
     /// A file or folder that cannot be written.
-    #[error("{}: {why}: choose a folder that this user may write to", path.display())]
+    #[error("{}: {}: choose a folder that this user may write to", path.display(), in_words(why))]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -140,7 +146,7 @@ pub enum ConfigError {
         /// A class that fits.
         smaller: Class,
     },
-    /// Arguments that do not go together.
+    /// Anything else; the text says what, where, and what to do.
     #[error("{0}")]
     Arguments(String),
 }

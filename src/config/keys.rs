@@ -42,7 +42,7 @@ impl Keys {
         let unreadable = |why| ConfigError::Unreadable {
             path: path.to_owned(),
             why,
-            remedy: "`keys` must name the key file of this node, readable by the user who runs it",
+            remedy: "check the path, and that the user who runs eddy owns the file".into(),
         };
         let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
         if mode & 0o077 != 0 {

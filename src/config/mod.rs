@@ -23,6 +23,7 @@ use wire::cell::{Class, Shape};
 use wire::kdf::x25519_public;
 
 pub use chain::{Chain, ChainNode};
+pub(crate) use error::in_words;
 pub use error::{ConfigError, Place};
 pub use keys::Keys;
 pub(crate) use node::parse_network;
@@ -121,10 +122,19 @@ impl Loaded {
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
         let config = NodeConfig::read(path)?;
-        let chain = Chain::read(&config.chain, SystemTime::now())?;
-        let keys = Keys::read(&config.keys)?;
+        let place = |key: &str| config.place(key, 0).unwrap_or_else(|| Place::file(path));
+        let named = |key: &str, must: &str, error: ConfigError| match error {
+            ConfigError::Unreadable { path, why, .. } => {
+                ConfigError::Unreadable { path, why, remedy: format!("`{key}` in {} must name {must}", place(key)) }
+            }
+            other => other,
+        };
+        let chain = Chain::read(&config.chain, SystemTime::now())
+            .map_err(|why| named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))?;
+        let keys = Keys::read(&config.keys)
+            .map_err(|why| named("keys", "the key file of this node, owned by the user who runs eddy", why))?;
         let hops = chain.shape.hops();
-        let wrong = |what: String, remedy: String| ConfigError::Value { at: Place::file(path), what, remedy };
+        let wrong = |key: &str, what: String, remedy: String| ConfigError::Value { at: place(key), what, remedy };
         if NodeRole::at(config.position, hops) != Some(config.role()) {
             let right = match config.role() {
                 NodeRole::Entry => "0".to_owned(),
@@ -132,6 +142,7 @@ impl Loaded {
                 NodeRole::Exit => hops.to_string(),
             };
             return Err(wrong(
+                "position",
                 format!(
                     "position = {} is not the place of {} in this chain",
                     config.position,
@@ -144,7 +155,10 @@ impl Loaded {
             let differs = |kind| ConfigError::Value {
                 at: Place::file(&config.keys),
                 what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
-                remedy: "`keys` must name the file that `eddy init` wrote for this node of this chain".into(),
+                remedy: format!(
+                    "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
+                    place("keys")
+                ),
             };
             if x25519_public(&keys.noise) != own.descriptor.noise {
                 return Err(differs("noise"));
@@ -157,7 +171,11 @@ impl Loaded {
                 && mixing.largest_delay().as_nanos() > promised * 1_000_000
             {
                 return Err(wrong(
-                    format!("mixing = \"{mixing}\" may hold a cell longer than the {promised} ms of the descriptor"),
+                    "mixing",
+                    format!(
+                        "mixing = \"{mixing}\" may hold a cell longer than the {promised} ms that the descriptor \
+                         promises"
+                    ),
                     format!("shorten it, or run `eddy init --mixing {mixing}` for the whole chain again"),
                 ));
             }
@@ -170,26 +188,19 @@ impl Loaded {
     /// # Errors
     /// A name that does not resolve.
     pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        next_address(&self.config, &self.chain)
-    }
-}
-
-/// Where a node's next hop is reached: `next` of its configuration, or the hop's first lane. None at
-/// the exit.
-///
-/// # Errors
-/// A name that does not resolve.
-pub fn next_address(config: &NodeConfig, chain: &Chain) -> Result<Option<SocketAddr>, ConfigError> {
-    let Some(hop) = chain.node(config.position + 1) else { return Ok(None) };
-    match &config.next {
-        None => Ok(Some(hop.address)),
-        Some(next) => {
-            let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
-            found.map(Some).ok_or_else(|| ConfigError::Value {
-                at: Place::file(&config.path),
-                what: format!("next = \"{next}\" does not resolve"),
-                remedy: "write the next hop's address as IP:PORT, or mend this host's name resolution".into(),
-            })
+        let Some(hop) = self.chain.node(self.config.position + 1) else { return Ok(None) };
+        match &self.config.next {
+            None => Ok(Some(hop.address)),
+            Some(next) => {
+                let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
+                found.map(Some).ok_or_else(|| ConfigError::Value {
+                    at: self.config.place("next", 0).unwrap_or_else(|| Place::file(&self.config.path)),
+                    what: format!("next = \"{next}\" does not resolve"),
+                    remedy: "check the name, write the next hop's address as IP:PORT, or mend this host's name \
+                             resolution"
+                        .into(),
+                })
+            }
         }
     }
 }

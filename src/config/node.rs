@@ -12,8 +12,8 @@ use toml::Spanned;
 
 use super::source::{Source, nearest};
 use super::{
-    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S,
-    WINDOW, parse_destination, parse_listen,
+    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole, Place, RECEIVE_BUFFER,
+    RENEW_AFTER_S, WINDOW, parse_destination, parse_listen,
 };
 
 /// What one node is told.
@@ -43,6 +43,8 @@ pub struct NodeConfig {
     pub renew_after: Duration,
     /// What only this role has.
     pub part: Part,
+    /// The lines that keys stand in; lists have one per element.
+    lines: Vec<(&'static str, usize)>,
 }
 
 /// What only one role has.
@@ -115,9 +117,9 @@ pub struct ExitPart {
 struct Raw {
     role: Spanned<String>,
     position: Spanned<i64>,
-    chain: String,
-    keys: String,
-    status: String,
+    chain: Spanned<String>,
+    keys: Spanned<String>,
+    status: Spanned<String>,
     up: Option<Spanned<String>>,
     down: Option<Spanned<String>>,
     next: Option<Spanned<String>>,
@@ -153,8 +155,8 @@ impl NodeConfig {
         let raw: Raw = source.parse()?;
         let role = role(&source, &raw.role)?;
         raw.refuse_foreign(&source, role)?;
-        let beside = |name: &str| path.parent().unwrap_or(Path::new("")).join(name);
-        let position = source.number("position", Some(&raw.position), 0..9, 1)? as usize;
+        let beside = |name: &Spanned<String>| path.parent().unwrap_or(Path::new("")).join(name.get_ref());
+        let position = source.required("position", &raw.position, 0..9)? as usize;
         let window = source.number("window", raw.window.as_ref(), 64..65_537, WINDOW as i64)?;
         if let Some(value) = &raw.window
             && !(window as usize).is_power_of_two()
@@ -209,11 +211,17 @@ impl NodeConfig {
             down: raw.down.as_ref().map(|value| listen(&source, "down", value)).transpose()?,
             next: raw.next.as_ref().map(|value| next(&source, value)).transpose()?,
             window: window as usize,
-            receive_buffer: source.number("receive_buffer", buffer, 4096..(1 << 30) + 1, RECEIVE_BUFFER as i64)?
-                as usize,
+            receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             renew_after: Duration::from_secs(renew_after_s as u64),
             part,
+            lines: raw.lines(&source),
         })
+    }
+
+    /// Where a key stands; of a list, its `nth` element. None if it does not stand in the file.
+    pub fn place(&self, key: &str, nth: usize) -> Option<Place> {
+        let (_, line) = self.lines.iter().filter(|(name, _)| *name == key).nth(nth)?;
+        Some(Place { path: self.path.clone(), line: Some(*line) })
     }
 
     /// What the node is.
@@ -232,6 +240,23 @@ impl NodeConfig {
 }
 
 impl Raw {
+    /// The lines of what is judged only when the node starts.
+    fn lines(&self, source: &Source) -> Vec<(&'static str, usize)> {
+        let settings =
+            [("chain", Some(&self.chain)), ("keys", Some(&self.keys)), ("status", Some(&self.status))].into_iter();
+        let settings =
+            settings.chain([("up", self.up.as_ref()), ("down", self.down.as_ref()), ("next", self.next.as_ref())]);
+        let settings = settings.chain([("mixing", self.mixing.as_ref())]);
+        let settings = settings.filter_map(|(key, value)| Some((key, value?.span())));
+        let numbers = [("position", Some(&self.position)), ("receive_buffer", self.receive_buffer.as_ref())];
+        let numbers = numbers.into_iter().filter_map(|(key, value)| Some((key, value?.span())));
+        let forwards = self.forward.iter().flat_map(|list| list.get_ref());
+        let forwards = forwards.map(|forward| ("forward", forward.listen.span()));
+        let pymix = self.pymix.iter().flat_map(|list| list.get_ref()).map(|value| ("pymix", value.span()));
+        let all = settings.chain(numbers).chain(forwards).chain(pymix);
+        all.filter_map(|(key, span)| Some((key, source.at(span).line?))).collect()
+    }
+
     /// Keys that another role has.
     fn refuse_foreign(&self, source: &Source, role: NodeRole) -> Result<(), ConfigError> {
         use NodeRole::{Entry, Exit, Mix};
@@ -279,7 +304,7 @@ fn role(source: &Source, value: &Spanned<String>) -> Result<NodeRole, ConfigErro
         other => {
             let hint = nearest(other, &names)
                 .map_or("the roles are entry, mix and exit".to_owned(), |name| format!("did you mean \"{name}\"?"));
-            Err(source.wrong(value, format!("role = {other:?} is none"), hint))
+            Err(source.wrong(value, format!("role = {other:?} is no role"), hint))
         }
     }
 }
@@ -325,17 +350,13 @@ pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
 
 fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<Vec<Forward>, ConfigError> {
     let raw = raw.map(|list| list.get_ref().as_slice()).unwrap_or_default();
-    let mut seen: Vec<Forward> = Vec::with_capacity(raw.len());
+    let mut all = Vec::with_capacity(raw.len());
     for RawForward { listen, to } in raw {
-        let address = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
-        if address.port() != 0 && seen.iter().any(|forward| forward.listen == address) {
-            let what = format!("two forwards listen on {address}");
-            return Err(source.wrong(listen, what, "give each a port of its own"));
-        }
+        let listen = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
         let to = parse_destination(to.get_ref()).map_err(|what| source.invalid(to, what))?;
-        seen.push(Forward { listen: address, to });
+        all.push(Forward { listen, to });
     }
-    Ok(seen)
+    Ok(all)
 }
 
 fn list<T>(

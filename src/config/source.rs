@@ -1,5 +1,6 @@
 //! A TOML file with the places of what it says, and serde's complaints in an operator's words.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -63,12 +64,31 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn read(path: &Path) -> Result<Source, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|why| ConfigError::Unreadable {
+        let bytes = std::fs::read(path).map_err(|why| ConfigError::Unreadable {
             path: path.to_owned(),
+            remedy: match why.kind() {
+                ErrorKind::IsADirectory => "name a file in it, such as mix1.toml",
+                ErrorKind::PermissionDenied => "run eddy as the user who may read it, or change its owner or mode",
+                _ => "check the path, or make a chain with `eddy init DIR`",
+            }
+            .into(),
             why,
-            remedy: "check the path, or make a chain with `eddy init DIR`",
         })?;
-        Ok(Source { path: path.to_owned(), text: Zeroizing::new(text) })
+        let text = String::from_utf8(bytes).map_err(|why| {
+            let valid = why.utf8_error().valid_up_to();
+            let bytes = Zeroizing::new(why.into_bytes());
+            let line = 1 + bytes[..valid].iter().filter(|byte| **byte == b'\n').count();
+            let at = Place { path: path.to_owned(), line: Some(line) };
+            let remedy = "save it as UTF-8, or copy it anew";
+            ConfigError::Value { at, what: "this is no UTF-8 text".into(), remedy: remedy.into() }
+        })?;
+        let source = Source { path: path.to_owned(), text: Zeroizing::new(text) };
+        if source.text.trim().is_empty() {
+            let remedy = "copy it anew from where `eddy init` wrote it";
+            let at = Place::file(path);
+            return Err(ConfigError::Value { at, what: "the file is empty".into(), remedy: remedy.into() });
+        }
+        Ok(source)
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
@@ -96,7 +116,7 @@ impl Source {
         ConfigError::Invalid { at: self.at(value.span()), what: what.into() }
     }
 
-    /// A whole number from a range.
+    /// A whole number from a range, or its default.
     pub(super) fn number(
         &self,
         key: &str,
@@ -104,12 +124,20 @@ impl Source {
         range: Range<i64>,
         default: i64,
     ) -> Result<i64, ConfigError> {
-        let Some(value) = value else { return Ok(default) };
+        value.map_or(Ok(default), |value| self.ranged(key, value, range, &format!("; the default is {default}")))
+    }
+
+    /// A whole number from a range.
+    pub(super) fn required(&self, key: &str, value: &Spanned<i64>, range: Range<i64>) -> Result<i64, ConfigError> {
+        self.ranged(key, value, range, "")
+    }
+
+    fn ranged(&self, key: &str, value: &Spanned<i64>, range: Range<i64>, more: &str) -> Result<i64, ConfigError> {
         let number = *value.get_ref();
         if range.contains(&number) {
             return Ok(number);
         }
-        let remedy = format!("take {} to {}; the default is {default}", range.start, range.end - 1);
+        let remedy = format!("take {} to {}{more}", range.start, range.end - 1);
         Err(self.wrong(value, format!("{key} = {number} is out of range"), remedy))
     }
 
@@ -122,9 +150,11 @@ impl Source {
         })
     }
 
-    fn line_key(&self, place: &Place) -> Option<&str> {
-        let line = self.text.lines().nth(place.line? - 1)?;
-        line.split_once('=').map(|(key, _)| key.trim())
+    /// The key and the value that a line sets, if the key is known: anything else may be a secret.
+    fn setting(&self, place: &Place) -> Option<(&str, &str)> {
+        let (key, value) = self.text.lines().nth(place.line? - 1)?.split_once('=')?;
+        let key = key.trim();
+        EXAMPLES.iter().any(|(known, _)| *known == key).then_some((key, value.trim()))
     }
 
     /// Serde and the parser name what they found in backticks; the file's own text is never quoted,
@@ -136,7 +166,9 @@ impl Source {
         if what.starts_with("unknown field") {
             let key = quoted.next().unwrap_or_default().to_owned();
             let known: Vec<&str> = quoted.collect();
+            let elsewhere = EXAMPLES.iter().any(|(name, _)| *name == key);
             let hint = match nearest(&key, &known) {
+                _ if elsewhere => "it belongs to another kind of file: check which file was named".to_owned(),
                 Some(name) => format!("did you mean `{name}`?"),
                 None => format!("the keys here are {}", known.join(", ")),
             };
@@ -148,13 +180,19 @@ impl Source {
             return ConfigError::MissingKey { at, example: example(&key), key };
         }
         if what.starts_with("invalid ") && what.contains("expected") && !what.contains("invalid string") {
-            let remedy = self.line_key(&at).map_or_else(
+            let remedy = self.setting(&at).map_or_else(
                 || "compare it with what `eddy init` writes".to_owned(),
-                |key| format!("write it like {}", example(key)),
+                |(key, _)| format!("write it like {}", example(key)),
             );
-            return ConfigError::Value { at, what, remedy };
+            return ConfigError::Value { at, what: what.replace("expected i64", "expected a whole number"), remedy };
         }
-        ConfigError::Syntax { at, what }
+        match self.setting(&at) {
+            Some((key, value)) => {
+                let what = if value.is_empty() { format!("`{key}` has no value") } else { what };
+                ConfigError::Value { at, what, remedy: format!("write it like {}", example(key)) }
+            }
+            None => ConfigError::Syntax { at, what },
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use dataplane::pool::Mixing;
 use eddy::commands::init::{self, Files};
 use eddy::config::Forward;
+use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -41,6 +42,10 @@ pub struct Plan {
     pub taps: bool,
     /// Lines for the end of a node's configuration, by position.
     pub extra: Vec<(usize, String)>,
+    /// Where further forwards of the entry lead.
+    pub forwards: Vec<SocketAddr>,
+    /// What the exit may reach beyond loopback: for tests in a network without a way out.
+    pub allow: Vec<IpNet>,
     /// Most descriptors that the exit may open.
     pub descriptors: Option<u64>,
     pub seed: u64,
@@ -56,6 +61,8 @@ impl Default for Plan {
             renew_after_s: eddy::config::RENEW_AFTER_S,
             taps: false,
             extra: Vec::new(),
+            forwards: Vec::new(),
+            allow: Vec::new(),
             descriptors: None,
             seed: 1,
         }
@@ -110,10 +117,14 @@ impl Nodes {
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        made.allow.extend(&plan.allow);
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
         made.entry.channels = plan.channels;
         made.entry.down = at(4900, 0);
         made.entry.forwards.push(format!("{}={}", at(5000, 0), sink.local_addr().unwrap()).parse::<Forward>().unwrap());
+        for (i, to) in plan.forwards.iter().enumerate() {
+            made.entry.forwards.push(format!("{}={to}", at(5002, i)).parse::<Forward>().unwrap());
+        }
         made.entry.pymix.push(at(5001, 0));
         for (i, hop) in made.hops.iter_mut().enumerate() {
             hop.down = at(4901, i);
@@ -162,6 +173,11 @@ impl Nodes {
     /// The entry's forward to the sink.
     pub fn forward(&self) -> SocketAddr {
         SocketAddr::new(self.host, 5000)
+    }
+
+    /// The entry's forward to one of [`Plan::forwards`].
+    pub fn further_forward(&self, i: usize) -> SocketAddr {
+        SocketAddr::new(self.host, 5002 + i as u16)
     }
 
     /// The entry's pymix port.
@@ -253,6 +269,19 @@ impl Nodes {
     /// Process id of a node.
     pub fn pid(&self, position: usize) -> u32 {
         self.running[position].as_ref().expect("it runs").process.id()
+    }
+
+    /// Process ids of all nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.positions().map(|position| self.pid(position)).collect()
+    }
+
+    /// The chain carries traffic, every node is the process that it was, and every ledger closes in the end.
+    pub fn assert_unharmed(&mut self, pids: &[u32]) {
+        self.assert_carries();
+        assert_eq!(self.pids(), pids);
+        assert!(self.positions().all(|position| self.is_alive(position)));
+        self.end();
     }
 
     /// Resident memory of a node in bytes.

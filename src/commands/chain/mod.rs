@@ -29,7 +29,7 @@ use self::traffic::{Load, Payload};
 use super::init::{self, Files, Plan};
 use crate::cli::ChainArgs;
 use crate::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
-use crate::status;
+use crate::{sockets, status};
 
 /// Messages per second unless said otherwise.
 const RATE: f64 = 50.0;
@@ -139,8 +139,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
         })
     };
     let given = |address: SocketAddr, option: &str| {
-        UdpSocket::bind(address)
-            .with_context(|| format!("cannot bind {option} {address}: choose an address of this host and a free port"))
+        UdpSocket::bind(address).map_err(|why| sockets::cannot_bind(&format!("{option} {address}"), address, &why))
     };
     let mut entry = vec![any()?];
     for _ in 0..args.receivers {

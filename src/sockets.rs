@@ -1,0 +1,284 @@
+//! A node's sockets: bound, or taken over from whoever started it.
+//!
+//! Owns the order in which they are passed, and every reason why they cannot be had or cannot reach the
+//! next hop, in an operator's words. Their options are [`crate::node`]'s.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use dataplane::entry::Listener;
+use listenfd::ListenFd;
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use wire::cell::{Class, Direction, Shape};
+
+use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, in_words, node_name};
+use crate::node::Sockets;
+
+/// IP and UDP headers, over IPv4 and over IPv6.
+const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
+
+/// A socket that the node wants.
+struct Wanted {
+    /// What it is for: `up`, `down`, `a forward`, `pymix`.
+    name: &'static str,
+    /// Where the operator said so, and what.
+    said: String,
+    /// Where it is, or shall be, bound.
+    address: SocketAddr,
+    /// Passed by whoever started the node.
+    passed: Option<UdpSocket>,
+}
+
+/// Binds a node's sockets, or takes those that were passed. Tells the next hop's address, too; none at
+/// the exit.
+///
+/// # Errors
+/// A mistake: sockets that contradict each other or cannot be bound, or a next hop out of reach.
+pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<SocketAddr>), ConfigError> {
+    let config = &loaded.config;
+    let next = loaded.next_address()?;
+    let (mut wanted, listeners) = wanted(config, next)?;
+    take(&mut wanted, &mut passed, config.role())?;
+    apart(&wanted)?;
+    if let Some(next) = next {
+        not_itself(loaded, &wanted, next)?;
+    }
+    let mut bound = Vec::with_capacity(wanted.len());
+    for Wanted { said, address, passed, .. } in wanted {
+        bound.push(match passed {
+            Some(socket) => socket,
+            None => UdpSocket::bind(address).map_err(|why| cannot_bind(&said, address, &why))?,
+        });
+    }
+    let mut bound = bound.into_iter();
+    let up = config.up.and_then(|_| bound.next());
+    let down = next.and_then(|_| bound.next());
+    if let (Some(down), Some(next)) = (&down, next) {
+        let local = down.local_addr().map_err(|why| mistake(place(config, "down"), in_words(&why), "pass another"))?;
+        path_carries(config, loaded.chain.shape, local.ip(), next)?;
+    }
+    Ok((Sockets { up, down, listeners: bound.zip(listeners).collect() }, next))
+}
+
+fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: impl std::fmt::Display) -> ConfigError {
+    ConfigError::Arguments(format!("{said}: {what}: {remedy}"))
+}
+
+fn place(config: &NodeConfig, key: &str) -> Place {
+    config.place(key, 0).unwrap_or_else(|| Place::file(&config.path))
+}
+
+/// The sockets of a node, in the order in which they are passed.
+fn wanted(config: &NodeConfig, next: Option<SocketAddr>) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
+    let mut wanted = Vec::new();
+    let mut want = |name, said, address| wanted.push(Wanted { name, said, address, passed: None });
+    if let Some(up) = config.up {
+        want("up", format!("{}: up = \"{up}\"", place(config, "up")), up);
+    }
+    if let Some(next) = next {
+        let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };
+        let down = config.down.unwrap_or(any);
+        let said = format!("{}: down = \"{down}\"", place(config, "down"));
+        if down.is_ipv4() != next.is_ipv4() {
+            return Err(mistake(
+                said,
+                format!("{} cannot reach the next hop at {next}", if down.is_ipv6() { "IPv6" } else { "IPv4" }),
+                format!("write down = \"{any}\""),
+            ));
+        }
+        want("down", said, down);
+    }
+    let mut listeners = Vec::new();
+    if let Part::Entry(entry) = &config.part {
+        for (i, Forward { listen, to }) in entry.forwards.iter().enumerate() {
+            let said = match config.place("forward", i) {
+                Some(place) => format!("{place}: the forward on {listen}"),
+                None => format!("--forward {listen}={to}"),
+            };
+            want("a forward", said, *listen);
+            listeners.push(Listener::Forward(to.clone()));
+        }
+        for (i, listen) in entry.pymix.iter().enumerate() {
+            let said = match config.place("pymix", i) {
+                Some(place) => format!("{place}: pymix on {listen}"),
+                None => format!("--pymix {listen}"),
+            };
+            want("pymix", said, *listen);
+            listeners.push(Listener::Pymix);
+        }
+    }
+    Ok((wanted, listeners))
+}
+
+/// Takes the sockets that were passed: all or none.
+fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<(), ConfigError> {
+    if passed.len() == 0 {
+        return Ok(());
+    }
+    let names: Vec<&str> = wanted.iter().map(|one| one.name).collect();
+    let names = names.join(", ");
+    if passed.len() != wanted.len() {
+        let (n, sockets) = (wanted.len(), if wanted.len() == 1 { "socket" } else { "sockets" });
+        return Err(mistake(
+            format!("LISTEN_FDS = {}", passed.len()),
+            format!("this {role} takes {n} {sockets}"),
+            format!("pass {names} in this order, or none"),
+        ));
+    }
+    for (i, one) in wanted.iter_mut().enumerate() {
+        let taken = passed.take_udp_socket(i).and_then(|socket| match socket {
+            Some(socket) => socket.local_addr().map(|address| (socket, address)),
+            None => Err(io::Error::other("it was taken already")),
+        });
+        let (socket, address) = taken.map_err(|why| {
+            let socket = format!("LISTEN_FDS: descriptor {} for {}", 3 + i, one.name);
+            mistake(socket, in_words(&why), format!("pass bound UDP sockets: {names}"))
+        })?;
+        (one.said, one.address) = (format!("LISTEN_FDS: {} on {address}", one.name), address);
+        one.passed = Some(socket);
+    }
+    Ok(())
+}
+
+/// No two sockets may want one port.
+fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
+    for (i, one) in wanted.iter().enumerate() {
+        let (ip, port) = (one.address.ip(), one.address.port());
+        let clash = |other: &&Wanted| {
+            let there = other.address.ip();
+            let any = there.is_unspecified() || ip.is_unspecified();
+            port != 0 && other.address.port() == port && (there == ip || any && there.is_ipv4() == ip.is_ipv4())
+        };
+        if let Some(other) = wanted[..i].iter().find(clash) {
+            let what = format!("{} has port {port} already, on {}", other.name, other.address);
+            return Err(mistake(&one.said, what, "give each a port of its own"));
+        }
+    }
+    Ok(())
+}
+
+/// The next hop must be another node.
+fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
+    let config = &loaded.config;
+    let position = config.position + 1;
+    let (name, published) = match loaded.chain.node(position) {
+        Some(hop) => (node_name(hop.role, position), hop.address),
+        None => return Ok(()),
+    };
+    let said = match &config.next {
+        Some(text) => format!("{}: next = {text:?}", place(config, "next")),
+        None => format!("{}: the next hop {name} is published at {next}", config.chain.display()),
+    };
+    if next.ip().is_unspecified() {
+        let remedy = format!("write where {name} is reached; it published {published}");
+        return Err(mistake(said, "this is the address of no host", remedy));
+    }
+    let reaches = |bound: IpAddr| match bound {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => next.is_ipv4() && is_own(next.ip()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => is_own(next.ip()),
+        bound => bound == next.ip(),
+    };
+    let own = wanted.iter().find(|one| one.address.port() == next.port() && reaches(one.address.ip()));
+    let Some(own) = own else { return Ok(()) };
+    let remedy = match &config.next {
+        Some(_) => format!("write where {name} is reached; it published {published}"),
+        None => format!("give `{}` another port, or say with `next` where {name} is reached", own.name),
+    };
+    Err(mistake(said, format!("that is this node's own socket, {} on {}", own.name, own.address), remedy))
+}
+
+/// Whether an address is this host's. Where the system does not tell, only loopback is known to be.
+fn is_own(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    ip.is_loopback()
+        || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|interface| interface.ip().to_canonical() == ip))
+}
+
+/// Why a socket cannot be bound, in an operator's words. `said` is where the operator said so, and what.
+pub(crate) fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
+    let port = address.port();
+    match why.kind() {
+        ErrorKind::AddrInUse if port > 0 => mistake(
+            said,
+            "another process has this port",
+            format!("find it with `ss -ulpn 'sport = :{port}'` and end it, or take another port"),
+        ),
+        ErrorKind::AddrNotAvailable => mistake(
+            said,
+            format!("this host does not have the address {}", address.ip()),
+            "take one that `ip address` lists",
+        ),
+        ErrorKind::PermissionDenied if port > 0 => mistake(
+            said,
+            format!("port {port} needs a privilege"),
+            format!(
+                "take a port from 1024 on, or run `sudo setcap cap_net_bind_service=+ep $(command -v eddy)` or `sudo \
+                 sysctl -w net.ipv4.ip_unprivileged_port_start={port}`"
+            ),
+        ),
+        _ if why.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => mistake(
+            said,
+            format!("this host has no {}", if address.is_ipv6() { "IPv6" } else { "IPv4" }),
+            "turn it on, or take an address of the other family",
+        ),
+        _ => mistake(said, in_words(why), "take another address or port"),
+    }
+}
+
+/// Cells and handshakes travel unfragmented, so what the system knows of the path to the next hop must
+/// carry the longest of them. A path that does not exist yet may come; the node keeps trying.
+fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<(), ConfigError> {
+    let unknown = |why: io::Error| {
+        tracing::warn!("no way to the next hop at {next} yet: {}", in_words(&why));
+        Ok(())
+    };
+    let probe = match UdpSocket::bind((from, 0)) {
+        Ok(probe) => probe,
+        Err(why) => return unknown(why),
+    };
+    match probe.connect(next) {
+        // What Linux says of a loopback address towards any other.
+        Err(why) if why.kind() == ErrorKind::InvalidInput => {
+            let any = if next.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            return Err(mistake(
+                format!("{}: down is bound to {from}", place(config, "down")),
+                format!("from there nothing reaches the next hop at {next}"),
+                format!("write down = \"{any}\""),
+            ));
+        }
+        Err(why) => return unknown(why),
+        Ok(()) => {}
+    }
+    let mtu = if next.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
+    let (mtu, local) = match (mtu, probe.local_addr()) {
+        (Ok(mtu), Ok(local)) => (mtu as usize, local.ip()),
+        (Err(why), _) => return unknown(why.into()),
+        (_, Err(why)) => return unknown(why),
+    };
+    let headers = HEADERS[usize::from(next.is_ipv6())];
+    let link = config.position + 1;
+    let both = [Direction::Forward, Direction::Backward];
+    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
+    let needed = headers + cell.max(control::HANDSHAKE_MAX);
+    if needed <= mtu {
+        return Ok(());
+    }
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let device = interfaces.iter().find(|interface| interface.ip() == local).map_or("DEVICE", |found| &found.name);
+    let raise = format!("raise the MTU all along the path, here `sudo ip link set dev {device} mtu {needed}`");
+    let fits = |class: &Class| {
+        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
+        longest < shape.longest_cell() && headers + longest.max(control::HANDSHAKE_MAX) <= mtu
+    };
+    let remedy = match [Class::M, Class::S].iter().find(|class| fits(class)) {
+        Some(smaller) => format!("make the chain with `eddy init --class {smaller}`, or {raise}"),
+        None => raise,
+    };
+    let what = format!(
+        "the path to the next hop at {next} carries packets of {mtu} bytes, this chain of class {} makes some of \
+         {needed}",
+        shape.class()
+    );
+    Err(mistake(place(config, "next"), what, remedy))
+}

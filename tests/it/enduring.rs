@@ -1,0 +1,392 @@
+//! What ends a node that does not count: copies by the thousand, floods, long loads, more flows than descriptors,
+//! neighbours that end and start again.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use eddy_bench::load::{Load, run};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
+use wire::cell::Direction::Forward;
+
+use crate::common::attack::{Port, queue};
+use crate::common::nodes::{Nodes, Plan, until, while_receiving};
+use crate::common::process::{exclusive, tallies};
+use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
+
+/// What a class S cell has room for once.
+const LEN: usize = 150;
+
+#[test]
+fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
+    const COPIES: u64 = 1000;
+    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
+    let pids = nodes.pids();
+    let client = socket();
+    there_and_back(&nodes, &client, b"the flow is open");
+    for port in Port::all(&nodes) {
+        let (Port { position, direction, cell_len: len, .. }, link, dropped) = (port, port.link(), dropped_at(&port));
+        // Copies of cells that control takes are refused by control, and the kernel says what it had no room for.
+        let copies = || {
+            let report = nodes.status(position);
+            let count = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+            let replays = count(&format!("{dropped}/replay"));
+            let others = ["/refused/cell_replayed", "/refused/no_such_slot", "/kernel_drops"].map(count);
+            (replays, replays + others.iter().sum::<u64>() + count(&format!("{dropped}/control-queue-full")))
+        };
+        let before = copies();
+        let cells = Arc::new(AtomicU64::new(0));
+        let counter = cells.clone();
+        there_and_back(&nodes, &client, b"nobody owes a keepalive now");
+        nodes.taps[link - 1].script(Some(Box::new(move |of, bytes| {
+            let copied = of == direction && bytes.len() == len;
+            counter.fetch_add(u64::from(copied), Ordering::Relaxed);
+            vec![(Duration::ZERO, of, bytes.to_vec()); if copied { 1 + COPIES as usize } else { 1 }]
+        })));
+        (0..5).for_each(|number| _ = there_and_back(&nodes, &client, &[number]));
+        nodes.taps[link - 1].script(None);
+        let cells = cells.load(Ordering::Relaxed);
+        assert!(cells >= 5);
+        let wanted = COPIES * cells;
+        until(&format!("{wanted} copies {direction:?} on link {link}"), || copies().1 >= before.1 + wanted);
+        let after = copies();
+        assert_eq!(after.1, before.1 + wanted, "{direction:?} on link {link}");
+        assert!(after.0 >= before.0 + 4 * COPIES, "{direction:?} on link {link}");
+    }
+    there_and_back(&nodes, &client, b"the next to arrive");
+    nodes.assert_unharmed(&pids);
+}
+
+#[test]
+fn a_cell_overtaken_by_as_many_as_the_window_holds_is_delivered_and_by_one_more_is_not() {
+    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
+    let pids = nodes.pids();
+    let len = nodes.shape().cell_len(Forward, 2);
+    let client = socket();
+    let exit = there_and_back(&nodes, &client, b"the flow is open");
+    let old = || nodes.count(2, "/ledger/cells/forward/dropped/old");
+    let keepalives = || nodes.count(1, "/handshakes/keepalives");
+    let mut first = 0;
+    for overtaken_by in [1000, 4095, 4096] {
+        let (late, old_before) = loop {
+            first += 100_000;
+            let before = (keepalives(), old());
+            let late = overtake(&nodes, &client, exit, len, first, overtaken_by);
+            if keepalives() == before.0 {
+                break (late, before.1);
+            }
+            println!("among {overtaken_by} cells was a keepalive, which is of no channel: once more");
+        };
+        assert_eq!(late, overtaken_by < 4096, "overtaken by {overtaken_by}");
+        counted(&nodes, 2, "/ledger/cells/forward/dropped/old", old_before + u64::from(!late));
+        there_and_back(&nodes, &client, b"the next to arrive");
+    }
+    nodes.assert_unharmed(&pids);
+}
+
+/// Holds a cell of link 2 back until so many others have passed. Whether it was delivered then; the others must be,
+/// in their order.
+fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, first: u32, overtaken_by: u32) -> bool {
+    let released = Arc::new(AtomicBool::new(false));
+    let (mut held, mut passed, done) = (None, 0, released.clone());
+    nodes.taps[1].script(Some(Box::new(move |of, bytes| {
+        let mut fates = vec![(Duration::ZERO, of, bytes.to_vec())];
+        if of != Forward || bytes.len() != len || done.load(Ordering::Acquire) {
+            return fates;
+        }
+        if held.is_none() {
+            held = fates.pop();
+            return fates;
+        }
+        passed += 1;
+        if passed == overtaken_by {
+            fates.extend(held.clone());
+            done.store(true, Ordering::Release);
+        }
+        fates
+    })));
+    let send = |number: u32| {
+        let mut data = [0; LEN];
+        data[..4].copy_from_slice(&number.to_be_bytes());
+        client.send_to(&data, nodes.forward()).unwrap();
+    };
+    // What an earlier attempt has left is none of this one's.
+    let receive = || {
+        let mut numbers = std::iter::repeat_with(|| u32::from_be_bytes(next(&nodes.sink).0[..4].try_into().unwrap()));
+        numbers.find(|number| *number >= first).unwrap()
+    };
+    send(first);
+    let (mut last, mut late) = (first, false);
+    while !released.load(Ordering::Acquire) {
+        // Few enough to wait in any socket.
+        let some = last + 1..last + 33;
+        some.clone().for_each(send);
+        for want in some {
+            let mut got = receive();
+            if got == first {
+                late = true;
+                got = receive();
+            }
+            assert_eq!(got, want, "the others keep their order");
+            last = got;
+        }
+        // An answer, so that nobody owes a keepalive.
+        nodes.sink.send_to(b"go on", exit).unwrap();
+        assert_eq!(next(client).0, b"go on");
+    }
+    assert!(last >= first + overtaken_by - 100, "nearly all cells are datagrams");
+    nodes.taps[1].script(None);
+    late || overtaken_by < 4096 && receive() == first
+}
+
+#[test]
+fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
+    let _lock = exclusive();
+    let mut nodes = Nodes::start(Plan::default());
+    let pids = nodes.pids();
+    let load = Load { to: nodes.forward(), flows: 1, rate: 5000, len: LEN, time: Duration::from_secs(4) };
+    let outcome = run(&load, nodes.sink.try_clone().unwrap(), |_| {}).unwrap();
+    println!("{outcome:?}");
+    assert_eq!((outcome.sent, outcome.refused, outcome.delivered), (20_000, 0, 20_000));
+    assert_eq!((outcome.reordered, outcome.duplicated), (0, 0));
+    for position in nodes.positions() {
+        let report = nodes.status(position);
+        assert!(tallies(&report).all(|tally| tally["closed"] == true), "{report:#}");
+        assert_eq!(report["kernel_drops"], 0, "{report:#}");
+    }
+    nodes.assert_unharmed(&pids);
+}
+
+/// What the kernel dropped at a socket of this machine.
+fn kernel_drops_at(address: SocketAddr) -> u64 {
+    queue(address).1
+}
+
+#[test]
+fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_its_own() {
+    const EACH: usize = 10_000;
+    let _lock = exclusive();
+    let quiet = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut nodes = Nodes::start(Plan { forwards: vec![quiet.local_addr().unwrap()], ..Plan::default() });
+    let pids = nodes.pids();
+    counted(&nodes, 0, SENT_BY_ENTRY, PROBES);
+    let before = nodes.status(0);
+    // For pymix a whole address in front of what is too long.
+    let mut oversized = vec![0; 65_507];
+    oversized[..6].copy_from_slice(&[127, 0, 0, 1, 0, 9]);
+    let ports = [nodes.forward(), nodes.pymix()];
+    let flood = std::thread::spawn(move || {
+        let (socket, began) = (socket(), Instant::now());
+        let sent = ports.map(|port| {
+            let kinds = [&[][..], &[1], &oversized];
+            kinds.map(|data| (0..EACH).filter(|_| socket.send_to(data, port).is_ok()).count() as u64)
+        });
+        (sent, began.elapsed())
+    });
+    let load = Load { to: nodes.further_forward(0), flows: 10, rate: 1000, len: LEN, time: Duration::from_secs(5) };
+    let outcome = run(&load, quiet, |_| {}).unwrap();
+    let (sent, took) = flood.join().unwrap();
+    println!("flood of {sent:?} in {took:?}, meanwhile {outcome:?}");
+    assert_eq!(sent, [[EACH as u64; 3]; 2]);
+    // The load: once, in order, and all of it but what the kernel had no room for on its way.
+    let links: Vec<SocketAddr> = Port::all(&nodes).into_iter().map(|port| port.address).collect();
+    let on_its_way: u64 = links.iter().chain([&nodes.further_forward(0)]).map(|at| kernel_drops_at(*at)).sum();
+    assert!(outcome.lost <= on_its_way + outcome.sink_kernel_drops, "{outcome:?}, {on_its_way} dropped on the way");
+    assert_eq!((outcome.refused, outcome.reordered, outcome.duplicated), (0, 0, 0));
+    // The flood: every datagram that the kernel handed over is accounted for.
+    let now = || {
+        let entry = nodes.status(0);
+        let tally = |report: &Value, name: &str| {
+            report["ledger"]["datagrams"]["forward"].pointer(name).and_then(Value::as_u64).unwrap_or(0)
+        };
+        ["/received", "/dropped/too-large", "/dropped/bad-address", "/consumed"]
+            .map(|name| tally(&entry, name) - tally(&before, name))
+    };
+    let missing = ports.map(kernel_drops_at);
+    let flooded = 6 * EACH as u64 - missing.iter().sum::<u64>();
+    let loaded = outcome.sent - kernel_drops_at(nodes.further_forward(0));
+    until("the flood is counted", || now()[0] >= flooded + loaded);
+    let [received, too_large, bad_address, consumed] = now();
+    assert_eq!(received, flooded + loaded);
+    assert_eq!(received, too_large + bad_address + consumed, "nothing was dropped for another reason");
+    assert!(too_large > 0 && too_large <= 2 * EACH as u64);
+    assert!(bad_address > 0 && bad_address <= 2 * EACH as u64);
+    println!(
+        "of the flood the kernel dropped {missing:?}, the entry {too_large} as too large, {bad_address} as no address"
+    );
+    nodes.assert_unharmed(&pids);
+}
+
+/// Datagrams of flows that an exit had no room for, and that the entry did not send for that reason.
+fn for_want_of_room(report: &Value) -> u64 {
+    let dropped = &report["ledger"]["datagrams"]["forward"]["dropped"];
+    let reasons = ["table-full", "sockets-full", "no-socket", "exit-full"];
+    reasons.iter().filter_map(|reason| dropped[*reason].as_u64()).sum()
+}
+
+#[test]
+fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers() {
+    const FLOWS: u32 = 1100;
+    const LIMIT: u64 = 1024;
+    let _lock = exclusive();
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    if limit.current.is_some_and(|most| most < 2 * u64::from(FLOWS)) {
+        eprintln!("skipped: this process may open {limit:?} descriptors");
+        return;
+    }
+    let idle = "flow_idle_s = 3".to_owned();
+    let mut nodes = Nodes::start(Plan {
+        channels: 16,
+        extra: vec![(0, idle.clone()), (3, idle + "\nmax_sockets = 8000\nmax_flows_per_channel = 8000")],
+        descriptors: Some(LIMIT),
+        ..Plan::default()
+    });
+    let pids = nodes.pids();
+    let exit = nodes.exit();
+    dataplane::sys::size_receive_buffer(&nodes.sink, 8 << 20).unwrap();
+    nodes.sink.set_nonblocking(true).unwrap();
+    let open_before = [nodes.descriptors(0), nodes.descriptors(exit)];
+    let lost_before = lost_at_ends(&nodes);
+    let clients: Vec<UdpSocket> = (0..FLOWS).map(|_| socket()).collect();
+    let (mut sent, mut delivered, mut rounds) = (0, 0, 0);
+    let drain = |nodes: &Nodes, round: u32, who: &mut BTreeSet<u32>, delivered: &mut u64| {
+        while_receiving(&nodes.sink, &mut [0; 64], |bytes, _| {
+            let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+            *delivered += 1;
+            assert!(number(4) != round || who.insert(number(0)), "delivered once");
+        });
+    };
+    // One datagram of each of some clients; who is heard until `enough` of them were, or nothing is under way.
+    let mut send_round = |nodes: &Nodes, some: std::ops::Range<u32>, enough: usize| {
+        rounds += 1;
+        let mut who = BTreeSet::new();
+        for i in some {
+            let data = [i.to_be_bytes(), u32::to_be_bytes(rounds)].concat();
+            clients[i as usize].send_to(&data, nodes.forward()).unwrap();
+            sent += 1;
+            if i % 50 == 0 {
+                drain(nodes, rounds, &mut who, &mut delivered);
+            }
+        }
+        let waiting = Instant::now();
+        while who.len() < enough && waiting.elapsed() < Duration::from_millis(1500) {
+            std::thread::sleep(Duration::from_millis(1));
+            drain(nodes, rounds, &mut who, &mut delivered);
+        }
+        (who, sent, delivered)
+    };
+
+    // More clients than the exit has descriptors for.
+    let (mut who, mut tries) = (BTreeSet::new(), 0);
+    while for_want_of_room(&nodes.status(exit)) == 0 || for_want_of_room(&nodes.status(0)) == 0 {
+        who = send_round(&nodes, 0..FLOWS, FLOWS as usize).0;
+        tries += 1;
+        assert!(tries < 20, "{} of {FLOWS} have a flow, {} descriptors", who.len(), nodes.descriptors(exit));
+    }
+    let asked = Instant::now();
+    let (open, flows) = (nodes.descriptors(exit), nodes.count(exit, "/flows"));
+    assert!(asked.elapsed() < Duration::from_secs(2), "status answers at once");
+    println!("{flows} flows, {open} of {LIMIT} descriptors at the exit");
+    assert!(open as u64 > LIMIT - 128 && open as u64 <= LIMIT, "{open}");
+    assert_eq!(nodes.descriptors(0), open_before[0], "an entry has no descriptor per client");
+    for (position, words) in [(exit, "descriptors"), (0, "the exit refused")] {
+        assert!(nodes.said(position).iter().any(|line| line.contains(words)), "{:#?}", nodes.said(position));
+    }
+    // Those that have one keep it.
+    for _ in 0..3 {
+        let again = send_round(&nodes, 0..FLOWS, who.len()).0;
+        assert!(who.is_subset(&again), "{} of {} live on", who.intersection(&again).count(), who.len());
+        who = again;
+    }
+    assert!(who.len() > 800, "{}", who.len());
+    // Idle flows end, and with them their descriptors.
+    until("descriptors come back", || nodes.descriptors(exit) <= open_before[1]);
+    let mut fresh = BTreeSet::new();
+    until("new flows work", || {
+        fresh.extend(send_round(&nodes, 1000..FLOWS, 100).0);
+        fresh.len() == 100
+    });
+    // Each datagram arrived, or was dropped under a name, or by the kernel.
+    let ports = Port::all(&nodes).into_iter().map(|port| port.address);
+    let kernel = |nodes: &Nodes| -> u64 {
+        let ends = [nodes.forward(), nodes.sink.local_addr().unwrap()];
+        ports.clone().chain(ends).map(kernel_drops_at).sum()
+    };
+    until("every datagram is accounted for", || {
+        let (_, sent, delivered) = send_round(&nodes, 0..0, 1);
+        sent == delivered + lost_at_ends(&nodes) - lost_before + kernel(&nodes)
+    });
+    nodes.sink.set_nonblocking(false).unwrap();
+    nodes.assert_unharmed(&pids);
+}
+
+/// How long it takes until a client's datagrams go both ways again; none of another time counts.
+fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let first = NUMBER.load(Ordering::Relaxed);
+    let mut buffer = [0; 64];
+    let mut answered = false;
+    until(what, || {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        client.send_to(&number, nodes.forward()).unwrap();
+        while_receiving(&nodes.sink, &mut buffer, |bytes, from| _ = nodes.sink.send_to(bytes, from));
+        while_receiving(client, &mut buffer, |bytes, _| {
+            answered = answered || bytes.try_into().is_ok_and(|bytes| u64::from_be_bytes(bytes) >= first);
+        });
+        answered
+    });
+    println!("{what} after {:.1?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(10), "{what}");
+}
+
+/// Ends some nodes, starts them again, and waits for one and the same client's traffic to go both ways.
+fn restart(how: &str, which: &[&[usize]]) {
+    let mut nodes = Nodes::start(Plan::default());
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in [&client, &nodes.sink] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    resumes(&nodes, &client, Instant::now(), "traffic begins");
+    for some in which {
+        let before = nodes.pids();
+        for position in *some {
+            if how == "SIGKILL" { nodes.kill(*position) } else { nodes.stop(*position) }
+        }
+        let since = Instant::now();
+        some.iter().for_each(|position| nodes.run(*position));
+        resumes(
+            &nodes,
+            &client,
+            since,
+            &format!("nodes {some:?} of {}, ended by {how}: traffic is back", before.len()),
+        );
+        for position in nodes.positions() {
+            assert!(nodes.is_alive(position));
+            assert_eq!(nodes.pid(position) == before[position], !some.contains(&position), "node {position}");
+        }
+    }
+    nodes.sink.set_nonblocking(false).unwrap();
+    let pids = nodes.pids();
+    nodes.assert_unharmed(&pids);
+}
+
+#[test]
+fn any_node_that_its_operator_restarts_is_found_again() {
+    restart("SIGTERM", &[&[0], &[1], &[2], &[3]]);
+}
+
+#[test]
+fn any_node_that_dies_and_is_started_again_is_found_again() {
+    restart("SIGKILL", &[&[0], &[1], &[2], &[3]]);
+}
+
+#[test]
+fn all_mixes_at_once_may_die_and_start_again() {
+    restart("SIGKILL", &[&[1, 2]]);
+    restart("SIGTERM", &[&[1, 2]]);
+}
