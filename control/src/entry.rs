@@ -94,14 +94,22 @@ impl Entry {
             }
             let prober = self.prober();
             let Some(link) = links.down_ready() else { continue };
+            let timing = core.config.timing;
+            let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
+            let longest = longest.max(core.config.setup_timeout());
             let state = &mut self.seats[seat];
             if let Some(quest) = &mut state.quest
-                && now >= quest.due
                 && !Self::held_back(prober, seat, quest)
             {
-                let timing = core.config.timing;
-                let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
-                quest.wait(core, now, longest.max(core.config.setup_timeout()));
+                // It may have slowed down while another seat's channel was open.
+                if quest.timeout > longest {
+                    quest.timeout = longest;
+                    quest.due = quest.due.min(now + longest);
+                }
+                if now < quest.due {
+                    continue;
+                }
+                quest.wait(core, now, longest);
                 quest.attempt(core, channels, links, now, (seat, link), &self.hops);
             }
         }

@@ -61,31 +61,40 @@ impl Wheel {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     proptest! {
         #[test]
-        fn a_wheel_agrees_with_a_sorted_list(
-            steps in prop::collection::vec((0u32..20, 0u64..5000, 0u64..200, any::<bool>()), 1..200),
+        fn a_wheel_agrees_with_a_map(
+            start in prop_oneof![Just(0u64), 0u64..10_000],
+            steps in prop::collection::vec(
+                (
+                    0u32..20,
+                    prop_oneof![0u64..5000, 4090u64..4100, Just(1 << 40)],
+                    prop_oneof![8 => 0u64..200, 1 => 4090u64..4100, 1 => 4100u64..20_000],
+                    any::<bool>(),
+                ),
+                1..200,
+            ),
         ) {
-            let mut wheel = Wheel::new(10);
-            let mut model: Vec<(u64, u32)> = Vec::new();
-            let mut now = 10;
+            let mut wheel = Wheel::new(start);
+            // When each key is due.
+            let mut model: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut now = start;
             for (key, delay, step, arm) in steps {
                 if arm {
                     wheel.arm(key, now + delay);
-                    if model.iter().all(|(_, other)| *other != key) {
-                        model.push((now + delay.clamp(1, 4095), key));
-                    }
-                    prop_assert_eq!(wheel.timers(), model.len());
+                    model.entry(key).or_insert(now + delay.clamp(1, 4095));
                 } else {
-                    now += if step == 199 { 5000 } else { step };
-                    let mut due = Vec::new();
+                    now += step;
+                    let mut due = vec![u32::MAX];
                     wheel.advance(now, &mut due);
+                    prop_assert_eq!(due.remove(0), u32::MAX, "what was there stays");
                     due.sort_unstable();
-                    let mut want: Vec<u32> = model.extract_if(.., |(at, _)| *at <= now).map(|(_, key)| key).collect();
-                    want.sort_unstable();
+                    let want: Vec<u32> = model.extract_if(.., |_, at| *at <= now).map(|(key, _)| key).collect();
                     prop_assert_eq!(due, want);
                 }
+                prop_assert_eq!(wheel.timers(), model.len());
             }
         }
     }

@@ -264,7 +264,7 @@ fn tail(plan: &Plan) -> String {
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
-         {renew}renew_after_s = {}   # new link keys; dropped after half as long again\n",
+         {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
         plan.renew_after_s
     )
 }

@@ -73,7 +73,18 @@ impl Chain {
     /// # Errors
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path, wall: SystemTime) -> Result<Chain, ConfigError> {
-        let source = Source::read(path)?;
+        Chain::check(&Source::read(path)?, wall)
+    }
+
+    /// The same from a text; `path` is named in complaints.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn parse(path: &Path, text: &str, wall: SystemTime) -> Result<Chain, ConfigError> {
+        Chain::check(&Source::new(path, text), wall)
+    }
+
+    fn check(source: &Source, wall: SystemTime) -> Result<Chain, ConfigError> {
         let raw: RawChain = source.parse()?;
         let id = source.bytes("id", &raw.id)?;
         let class: Class = (raw.class.get_ref().parse())
@@ -87,7 +98,7 @@ impl Chain {
             let what = format!("hops = {hops}, but {} [[node]] entries follow", raw.node.len());
             return Err(source.wrong(&raw.hops, what, "list every mix and the exit, Mix 1 first"));
         }
-        let nodes = raw.node.iter().enumerate().map(|(i, raw)| node(&source, raw, i + 1, shape, &id, wall));
+        let nodes = raw.node.iter().enumerate().map(|(i, raw)| node(source, raw, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
         for (node, raw_node) in nodes.iter().zip(&raw.node) {
             if node.descriptor.lifetime_s != lifetime_s {

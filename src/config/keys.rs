@@ -50,6 +50,14 @@ impl Keys {
         }
         Source::read(path)?.parse()
     }
+
+    /// The same from a text; `path` is named in complaints.
+    ///
+    /// # Errors
+    /// It does not hold what it should.
+    pub fn parse(path: &Path, text: &str) -> Result<Keys, ConfigError> {
+        Source::new(path, text).parse()
+    }
 }
 
 fn decode(text: &str) -> Option<Secret> {
@@ -81,4 +89,25 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error
 
 fn optional_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
     secret(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_line_of_a_key_file_is_not_quoted() {
+        let secret = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
+        for line in [
+            format!("identity \"{secret}\""),
+            format!("identity: \"{secret}\""),
+            format!("= \"{secret}\""),
+            format!(",{secret}\""),
+            format!("identity =\n\"{secret}\""),
+            format!("\"{secret}\""),
+        ] {
+            let Err(why) = Keys::parse(Path::new("mix1.key"), &line) else { panic!("{line} was read") };
+            assert!(!why.to_string().contains(&secret[8..20]), "{why}");
+        }
+    }
 }

@@ -240,7 +240,9 @@ pub fn parse_destination(text: &str) -> Result<Destination, String> {
         return Ok(Destination::Ip(address));
     }
     let (name, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: {WRITE}"))?;
-    let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| {
+    // A sign, which `parse` would take, makes a name of what is an address without it.
+    let digits = Some(port).filter(|port| !port.starts_with('+'));
+    let port: u16 = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0).ok_or_else(|| {
         format!("{text:?} ends in no port from 1 to 65535: {WRITE}") //
     })?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -270,7 +272,9 @@ mod tests {
         for good in ["127.0.0.1:53", "[::1]:53", "example.org:443", "localhost:1"] {
             assert_eq!(parse_destination(good).unwrap().to_string(), good);
         }
-        for bad in ["", "example.org", "example.org:0", "127.0.0.1:0", "a b:1", ":1", "::1:x", "[::1]:65536"] {
+        for bad in
+            ["", "example.org", "example.org:0", "127.0.0.1:0", "a b:1", ":1", "::1:x", "[::1]:65536", "127.0.0.1:+53"]
+        {
             assert!(parse_destination(bad).is_err(), "{bad}");
         }
     }

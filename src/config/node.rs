@@ -151,10 +151,21 @@ impl NodeConfig {
     /// # Errors
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path) -> Result<NodeConfig, ConfigError> {
-        let source = Source::read(path)?;
+        NodeConfig::check(path, &Source::read(path)?)
+    }
+
+    /// The same from a text; `path` is named in complaints, and what the text names lies beside it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn parse(path: &Path, text: &str) -> Result<NodeConfig, ConfigError> {
+        NodeConfig::check(path, &Source::new(path, text))
+    }
+
+    fn check(path: &Path, source: &Source) -> Result<NodeConfig, ConfigError> {
         let raw: Raw = source.parse()?;
-        let role = role(&source, &raw.role)?;
-        raw.refuse_foreign(&source, role)?;
+        let role = role(source, &raw.role)?;
+        raw.refuse_foreign(source, role)?;
         let beside = |name: &Spanned<String>| path.parent().unwrap_or(Path::new("")).join(name.get_ref());
         let position = source.required("position", &raw.position, 0..9)? as usize;
         let window = source.number("window", raw.window.as_ref(), 64..65_537, WINDOW as i64)?;
@@ -164,7 +175,7 @@ impl NodeConfig {
             let remedy = format!("take {}", (window as usize).next_power_of_two());
             return Err(source.wrong(value, format!("window = {window} is no power of two"), remedy));
         }
-        let up = raw.up.as_ref().map(|value| listen(&source, "up", value)).transpose()?;
+        let up = raw.up.as_ref().map(|value| listen(source, "up", value)).transpose()?;
         if up.is_none() && role != NodeRole::Entry {
             return Err(source.wrong(
                 &raw.role,
@@ -177,16 +188,16 @@ impl NodeConfig {
             NodeRole::Entry => Part::Entry(EntryPart {
                 channels: source.number("channels", raw.channels.as_ref(), 1..257, CHANNELS as i64)? as usize,
                 flow_idle: Duration::from_secs(idle()? as u64),
-                forwards: forwards(&source, raw.forward.as_ref())?,
+                forwards: forwards(source, raw.forward.as_ref())?,
                 pymix: list(raw.pymix.as_ref(), |value| {
                     parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what))
                 })?,
             }),
-            NodeRole::Mix => Part::Mix { mixing: mixing(&source, raw.mixing.as_ref())? },
+            NodeRole::Mix => Part::Mix { mixing: mixing(source, raw.mixing.as_ref())? },
             NodeRole::Exit => Part::Exit(ExitPart {
-                allow: list(raw.allow.as_ref(), |value| network(&source, value))?,
-                deny: list(raw.deny.as_ref(), |value| network(&source, value))?,
-                resolver: raw.resolver.as_ref().map(|value| resolver(&source, value)).transpose()?,
+                allow: list(raw.allow.as_ref(), |value| network(source, value))?,
+                deny: list(raw.deny.as_ref(), |value| network(source, value))?,
+                resolver: raw.resolver.as_ref().map(|value| resolver(source, value)).transpose()?,
                 flow_idle: Duration::from_secs(idle()? as u64),
                 max_flows_per_channel: source.number(
                     "max_flows_per_channel",
@@ -208,13 +219,13 @@ impl NodeConfig {
             keys: beside(&raw.keys),
             status: beside(&raw.status),
             up,
-            down: raw.down.as_ref().map(|value| listen(&source, "down", value)).transpose()?,
-            next: raw.next.as_ref().map(|value| next(&source, value)).transpose()?,
+            down: raw.down.as_ref().map(|value| listen(source, "down", value)).transpose()?,
+            next: raw.next.as_ref().map(|value| next(source, value)).transpose()?,
             window: window as usize,
             receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             renew_after: Duration::from_secs(renew_after_s as u64),
             part,
-            lines: raw.lines(&source),
+            lines: raw.lines(source),
         })
     }
 
@@ -233,9 +244,10 @@ impl NodeConfig {
         }
     }
 
-    /// Keys of a link are dropped after this: half as long again as renewal takes.
+    /// Keys of a link are dropped after this: half as long again as renewal takes, and at least ten
+    /// seconds later, which is ten handshakes that may be lost.
     pub fn expire_after(&self) -> Duration {
-        self.renew_after * 3 / 2
+        self.renew_after + (self.renew_after / 2).max(Duration::from_secs(10))
     }
 }
 

@@ -91,6 +91,11 @@ impl Source {
         Ok(source)
     }
 
+    /// A text that was, or might have been, read from `path`.
+    pub(super) fn new(path: &Path, text: &str) -> Source {
+        Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()) }
+    }
+
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         toml::from_str(&self.text).map_err(|error| self.explain(&error))
     }

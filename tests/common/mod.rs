@@ -2,6 +2,7 @@
 
 pub mod attack;
 pub mod command;
+pub mod flows;
 pub mod memchain;
 pub mod nodes;
 pub mod process;

@@ -23,7 +23,7 @@ use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
 use super::process::tallies;
-use super::tap::Tap;
+use super::tap::{BOTH, Faults, Tap};
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +40,8 @@ pub struct Plan {
     pub renew_after_s: u64,
     /// Whether a tap stands in every link.
     pub taps: bool,
+    /// What befalls every link from the start, both ways; needs [`Plan::taps`].
+    pub faults: Faults,
     /// Lines for the end of a node's configuration, by position.
     pub extra: Vec<(usize, String)>,
     /// Where further forwards of the entry lead.
@@ -60,6 +62,7 @@ impl Default for Plan {
             channels: 2,
             renew_after_s: eddy::config::RENEW_AFTER_S,
             taps: false,
+            faults: Faults::default(),
             extra: Vec::new(),
             forwards: Vec::new(),
             allow: Vec::new(),
@@ -145,13 +148,17 @@ impl Nodes {
             }
             std::fs::write(config, text).unwrap();
         }
+        taps.iter().for_each(|tap| tap.set_both(plan.faults));
         let running = configs.iter().map(|_| None).collect();
         let mut nodes = Nodes { _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
-        for position in 0..=h {
+        // From the exit, so that nobody speaks to a port that is not open yet: what a tap sent has arrived.
+        for position in (0..=h).rev() {
             nodes.run(position);
         }
         nodes.wait_for_channels();
+        nodes.set_links(Faults::default());
         nodes.assert_loopback_alone();
+        nodes.set_links(nodes.plan.faults);
         nodes
     }
 
@@ -259,6 +266,53 @@ impl Nodes {
     /// Whether a node runs.
     pub fn is_alive(&mut self, position: usize) -> bool {
         self.running[position].as_mut().is_some_and(|running| running.process.try_wait().is_ok_and(|e| e.is_none()))
+    }
+
+    /// What befalls every link from now on, both ways.
+    pub fn set_links(&self, faults: Faults) {
+        self.taps.iter().for_each(|tap| tap.set_both(faults));
+    }
+
+    /// Waits until every datagram that the taps let pass has been read, ends all nodes, and holds what each
+    /// node sent and received against what the tap between them did: exactly, but for what a kernel queue dropped.
+    pub fn end_and_account(&mut self) {
+        self.set_links(Faults { drop: 1.0, ..Faults::default() });
+        until("what the taps let pass is read", || {
+            self.positions().all(|position| {
+                let report = self.status(position);
+                let cells = &report["ledger"]["cells"];
+                let [up, down] = self.sent_to(position);
+                let read = |direction: &str| cells[direction]["received"].as_u64().unwrap();
+                read("forward") + read("backward") + report["kernel_drops"].as_u64().unwrap() >= up + down
+            }) && self.taps.iter().all(|tap| BOTH.iter().all(|direction| tap.counts(*direction).held == 0))
+        });
+        self.end();
+        let total = |position: usize, pointer: &str| -> u64 {
+            let of = self.reports.iter().filter(|(of, _)| *of == position);
+            of.map(|(_, report)| report.pointer(pointer).and_then(Value::as_u64).unwrap()).sum()
+        };
+        for (i, tap) in self.taps.iter().enumerate() {
+            assert_eq!(tap.kernel_drops(), 0, "tap {}", i + 1);
+            for (direction, name, from, to) in [(BOTH[0], "forward", i, i + 1), (BOTH[1], "backward", i + 1, i)] {
+                let sent = total(from, &format!("/ledger/cells/{name}/sent"));
+                until(&format!("tap {} has read what node {from} sent", i + 1), || {
+                    let counts = tap.counts(direction);
+                    counts.held == 0 && counts.came - counts.handshakes == sent
+                });
+                let counts = tap.counts(direction);
+                assert_eq!(counts.came + counts.made, counts.dropped + counts.sent, "tap {}", i + 1);
+                let received = total(to, &format!("/ledger/cells/{name}/received"));
+                let lost = counts.sent - received;
+                assert!(lost <= total(to, "/kernel_drops"), "link {} {name}: {lost} lost, {counts:?}", i + 1);
+            }
+        }
+    }
+
+    /// How many datagrams the taps have sent to a node, from above and from below.
+    fn sent_to(&self, position: usize) -> [u64; 2] {
+        let of = |tap: Option<&Tap>, direction| tap.map_or(0, |tap| tap.counts(direction).sent);
+        let up = position.checked_sub(1).and_then(|i| self.taps.get(i));
+        [of(up, BOTH[0]), of(self.taps.get(position), BOTH[1])]
     }
 
     /// What a node has said on standard error.

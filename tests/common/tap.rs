@@ -22,6 +22,10 @@ use wire::cell::Direction;
 const KEPT: usize = 100_000;
 /// Receive buffer of both ends: a tap loses nothing that it was not told to lose.
 const BUFFER: usize = 32 << 20;
+/// Forward and backward.
+pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+/// No cell has one of these lengths (SPEC 2.3).
+const HANDSHAKE_LENS: [usize; 4] = [64, 672, 686, 1176];
 
 /// A datagram that came to the tap, before anything was done to it.
 #[derive(Clone, Debug)]
@@ -55,6 +59,23 @@ pub struct Faults {
     pub elsewhere: f64,
 }
 
+/// What a tap has done in one direction: `came + made == dropped + sent + held`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Came from the sender.
+    pub came: u64,
+    /// Handshake datagrams among them: no ledger counts these as sent.
+    pub handshakes: u64,
+    /// Went no further.
+    pub dropped: u64,
+    /// Copies, replays and the test's own.
+    pub made: u64,
+    /// Left for the receiver.
+    pub sent: u64,
+    /// Are held back now.
+    pub held: u64,
+}
+
 /// What becomes of one datagram: any number of them, each after some time.
 pub type Script = Box<dyn FnMut(Direction, &[u8]) -> Vec<(Duration, Direction, Vec<u8>)> + Send>;
 
@@ -84,7 +105,7 @@ struct State {
     script: Option<Script>,
     records: [VecDeque<Record>; 2],
     keep: usize,
-    passed: [u64; 2],
+    counts: [Counts; 2],
     elsewhere: Option<Arc<Ends>>,
     stop: bool,
 }
@@ -127,7 +148,7 @@ impl Tap {
             script: None,
             records: Default::default(),
             keep: KEPT,
-            passed: [0; 2],
+            counts: [Counts::default(); 2],
             elsewhere: None,
             stop: false,
         }));
@@ -185,12 +206,25 @@ impl Tap {
 
     /// How many datagrams have come in a direction.
     pub fn passed(&self, direction: Direction) -> u64 {
-        lock(&self.state).passed[both(direction)]
+        self.counts(direction).came
+    }
+
+    /// What was done in a direction so far. What went [`Faults::elsewhere`] is not counted there.
+    pub fn counts(&self, direction: Direction) -> Counts {
+        lock(&self.state).counts[both(direction)]
+    }
+
+    /// What the kernel dropped in front of the tap.
+    pub fn kernel_drops(&self) -> u64 {
+        [&self.ends.front, &self.ends.back].map(|socket| sys::kernel_drops(socket).unwrap()).iter().sum()
     }
 
     /// Sends a datagram of the test's own, from the address that the receiver knows the link by.
     pub fn inject(&self, direction: Direction, bytes: &[u8]) {
+        let mut state = lock(&self.state);
         assert!(self.ends.send(direction, bytes), "{} bytes {direction:?} through the tap", bytes.len());
+        state.counts[both(direction)].made += 1;
+        state.counts[both(direction)].sent += 1;
     }
 }
 
@@ -235,7 +269,12 @@ fn run(ends: &Ends, state: &Mutex<State>, waker: &Waker) {
         }
         while due.peek().is_some_and(|Reverse((at, ..))| *at <= Instant::now()) {
             if let Some(Reverse((.., forward, bytes))) = due.pop() {
-                ends.send(if forward { Direction::Forward } else { Direction::Backward }, &bytes);
+                let direction = if forward { Direction::Forward } else { Direction::Backward };
+                let sent = ends.send(direction, &bytes);
+                let counts = &mut lock(state).counts[both(direction)];
+                counts.held -= 1;
+                counts.sent += u64::from(sent);
+                counts.dropped += u64::from(!sent);
             }
         }
         if lock(state).stop {
@@ -261,7 +300,7 @@ impl State {
             faults.elsewhere,
         ]
         .map(&mut chance);
-        let mut below = |n: usize| (u64::from(rng.next_u32()) * n as u64 >> 32) as usize;
+        let mut below = |n: usize| ((u64::from(rng.next_u32()) * n as u64) >> 32) as usize;
         let mut fates = Vec::new();
         if let Some(script) = &mut self.script {
             fates = script(direction, bytes);
@@ -294,7 +333,17 @@ impl State {
                 link.send(other(direction), bytes);
             }
         }
-        self.passed[both(direction)] += 1;
+        let onward = fates.iter().filter(|(_, to, _)| *to == direction).count() as u64;
+        let back = fates.len() as u64 - onward;
+        let counts = &mut self.counts[both(direction)];
+        counts.came += 1;
+        counts.handshakes += u64::from(HANDSHAKE_LENS.contains(&bytes.len()));
+        counts.dropped += u64::from(onward == 0);
+        counts.made += onward.saturating_sub(1);
+        counts.held += onward;
+        let counts = &mut self.counts[both(other(direction))];
+        counts.made += back;
+        counts.held += back;
         if records.len() == self.keep {
             records.pop_front();
         }

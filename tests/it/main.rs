@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod appports;
+mod badlinks;
 mod bounds;
 mod config;
 mod demo;

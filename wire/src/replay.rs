@@ -130,31 +130,63 @@ mod tests {
         assert_eq!(window.mark(64), Err(Refused::Old));
     }
 
+    /// Where the next number lies: near the highest, at either end of the range, or anywhere.
+    #[derive(Clone, Copy, Debug)]
+    enum Where {
+        Near(i64),
+        Behind(i64),
+        Ahead(i64),
+        Far(i64),
+        Again(prop::sample::Index),
+        At(u64),
+    }
+
+    fn place() -> impl Strategy<Value = Where> {
+        prop_oneof![
+            8 => (-80i64..80).prop_map(Where::Near),
+            3 => (-2i64..=2).prop_map(Where::Behind),
+            2 => (-2i64..=2).prop_map(Where::Ahead),
+            2 => (-70_000i64..600_000).prop_map(Where::Far),
+            4 => any::<prop::sample::Index>().prop_map(Where::Again),
+            1 => any::<u64>().prop_map(|seq| Where::At(seq >> 24)),
+        ]
+    }
+
     proptest! {
         #[test]
         fn a_window_agrees_with_a_set(
-            width in (6u32..11).prop_map(|p| 1usize << p),
-            first in 0u64..5000,
-            steps in prop::collection::vec((-3000i64..3000, 0u8..40), 1..400),
+            width in (6u32..17).prop_map(|p| 1usize << p),
+            first in prop_oneof![Just(0), 0u64..5000, (1u64 << 39) - 200_000..1 << 39],
+            steps in prop::collection::vec(place(), 1..400),
         ) {
             let mut window = Window::new(first, width);
-            let mut seen = HashSet::new();
+            let mut seen: HashSet<u64> = HashSet::new();
+            let mut asked = vec![first];
             let mut next = first;
-            for (step, far) in steps {
-                let jump = if far == 0 { step * 1000 } else { step / i64::from(far) };
-                let seq = next.saturating_add_signed(jump);
-                let want = if seq < first || seq + (width as u64) < next {
+            for step in steps {
+                let seq = match step {
+                    Where::Near(step) | Where::Far(step) => next.saturating_add_signed(step),
+                    Where::Behind(step) => next.saturating_sub(width as u64).saturating_add_signed(step),
+                    Where::Ahead(step) => (next + AHEAD_MAX).saturating_add_signed(step),
+                    Where::Again(which) => *which.get(&asked),
+                    Where::At(seq) => seq,
+                };
+                asked.push(seq);
+                let range = if seq < first || seq + (width as u64) < next {
                     Err(Refused::Old)
                 } else if seq >= next + AHEAD_MAX {
                     Err(Refused::Ahead)
-                } else if !seen.insert(seq) {
-                    Err(Refused::Seen)
                 } else {
-                    next = next.max(seq + 1);
                     Ok(())
                 };
+                prop_assert_eq!(window.admits(seq), range);
+                let want = range.and_then(|()| if seen.insert(seq) { Ok(()) } else { Err(Refused::Seen) });
+                if want.is_ok() {
+                    next = next.max(seq + 1);
+                }
                 prop_assert_eq!(window.mark(seq), want);
                 prop_assert_eq!(window.next(), next);
+                prop_assert_eq!(window.lowest(), first.max(next.saturating_sub(width as u64)));
             }
         }
     }

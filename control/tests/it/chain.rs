@@ -163,6 +163,25 @@ fn channels_outlive_renewals_while_a_tenth_of_all_datagrams_is_lost() {
 }
 
 #[test]
+fn attempts_that_had_slowed_down_beside_an_open_channel_hurry_when_it_is_lost_too() {
+    for first in [0, 1] {
+        let mut plan = Plan::new(Class::S, 2);
+        plan.channels = 2;
+        let mut world = World::new(plan);
+        world.run_for(secs(3));
+        let channels: Vec<_> = world.node(0).channels.keys().copied().collect();
+        world.tap = losing(1.0);
+        world.end(0, channels[first], EndReason::Lost);
+        world.run_for(secs(50));
+        world.end(0, channels[1 - first], EndReason::Lost);
+        world.run_for(secs(1));
+        world.tap = Box::new(|_, _| Fate::Pass);
+        let end = world.now + secs(3);
+        assert!(world.run_until(end, |w| w.has_channels(0, 2)), "lost first: {first}");
+    }
+}
+
+#[test]
 fn a_channel_near_its_end_is_superseded() {
     let mut plan = Plan::new(Class::M, 2);
     plan.descriptors.iter_mut().for_each(|d| d.lifetime_s = 100);

@@ -1,14 +1,17 @@
 //! Whether a channel still leads to the exit (SPEC 5.8).
 //!
 //! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a
-//! second it pings, once a second; if nothing comes for the mixing's longest round trip and three
-//! seconds more, the channel is lost and its clients move. After a random 5-10 s of silence it pings
+//! second it pings, at every look until something comes, for PINGs get lost too; if nothing comes for the
+//! mixing's longest round trip and three seconds more, the channel is lost and its clients move. After a random 5-10 s of silence it pings
 //! too, which keeps the hops from forgetting the channel and finds out early that one has.
 
 use rand::RngExt;
 use rand_chacha::ChaCha20Rng;
 
 use crate::{Nanos, SECOND};
+
+/// How often the entry looks at channels that wait for an answer.
+pub const LOOK: Nanos = SECOND / 8;
 
 /// What the entry knows of a channel's life.
 pub struct Liveness {
@@ -35,7 +38,12 @@ impl Liveness {
         self.asked = None;
     }
 
-    /// Whether to ping now; asked once a second.
+    /// Whether it waits for an answer.
+    pub fn waits(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Whether to ping now; asked at every look.
     pub fn wants_ping(&self, now: Nanos) -> bool {
         now >= self.speak_at || self.asked.is_some_and(|at| now >= at + SECOND)
     }
@@ -64,7 +72,8 @@ mod tests {
         assert!(!life.wants_ping(21 * SECOND - 1) && life.wants_ping(21 * SECOND));
         life.sent(21 * SECOND, &mut rng);
         assert!(!life.is_lost(23 * SECOND - 1, 3 * SECOND) && life.is_lost(23 * SECOND, 3 * SECOND));
+        assert!(life.waits());
         life.heard();
-        assert!(!life.is_lost(60 * SECOND, 3 * SECOND));
+        assert!(!life.waits() && !life.is_lost(60 * SECOND, 3 * SECOND));
     }
 }

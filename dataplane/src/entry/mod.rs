@@ -374,7 +374,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Once a second: liveness of channels, their ends, idle flows, stale fragments.
+    /// Once a second, and more often while a channel waits for an answer: liveness of channels, their ends,
+    /// idle flows, stale fragments.
     fn tick(&mut self, now: Nanos) {
         if now < self.next_tick {
             return;
@@ -385,6 +386,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
+            if record.state.liveness.waits() {
+                self.next_tick = self.next_tick.min(now + liveness::LOOK);
+            }
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
             self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
@@ -446,8 +450,8 @@ fn wrap_batch(
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
-/// Reads a pymix header.
-fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
+/// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
+pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
     let [a, b, c, d, p, q, ..] = *bytes else { return None };
     let port = u16::from_be_bytes([p, q]);
     (port != 0).then(|| Destination::Ip((Ipv4Addr::new(a, b, c, d), port).into()))

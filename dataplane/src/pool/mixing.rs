@@ -99,7 +99,7 @@ fn duration(text: &str) -> Option<Nanos> {
         _ => return None,
     };
     let nanos = number.parse::<f64>().ok()? * scale;
-    (1e5..=6e10).contains(&nanos).then_some(nanos as Nanos)
+    (1e5..=6e10).contains(&nanos).then_some(nanos.round() as Nanos)
 }
 
 impl FromStr for Mixing {
@@ -113,13 +113,13 @@ impl FromStr for Mixing {
             let (key, value) = pair.split_once('=').ok_or_else(|| fault(format!("{pair:?} is no key=value")))?;
             let count = || {
                 let count = value.parse::<usize>().ok().filter(|n| (1..=POOL_MAX).contains(n));
-                count.ok_or_else(|| fault(format!("{key}={value}: wants 1 to {POOL_MAX}")))
+                count.ok_or_else(|| fault(format!("{pair:?} wants 1 to {POOL_MAX}")))
             };
             let slot_taken = match key {
                 "n" => n.replace(count()?).is_some(),
                 "n_min" => n_min.replace(count()?).is_some(),
                 "t" => {
-                    t.replace(duration(value).ok_or_else(|| fault(format!("t={value}: wants 100us to 60s")))?).is_some()
+                    t.replace(duration(value).ok_or_else(|| fault(format!("{pair:?} wants 100us to 60s")))?).is_some()
                 }
                 _ => return Err(fault(format!("unknown key {key:?}"))),
             };
@@ -153,6 +153,22 @@ impl FromStr for Mixing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_period_displays_and_parses_the_same(t in MILLI / 10..=60_000 * MILLI) {
+            let mixing = Mixing::Timed { t };
+            prop_assert_eq!(mixing.to_string().parse(), Ok(mixing));
+        }
+    }
+
+    #[test]
+    fn a_fault_is_told_in_one_line() {
+        for bad in ["timed:t=5\nms", "threshold:n=\n", "threshold:n=5,\n", "\n"] {
+            assert_eq!(bad.parse::<Mixing>().unwrap_err().to_string().lines().count(), 1, "{bad:?}");
+        }
+    }
 
     #[test]
     fn notation_and_meaning_agree() {

@@ -123,6 +123,9 @@ pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ti
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::MILLI;

@@ -1,0 +1,164 @@
+//! Writes `seeds/`, the same bytes each time: `cargo run --example seeds` in this folder. Each seed is
+//! something that a target accepts, or a near miss of it, so that a fuzzer starts behind the first checks.
+
+use std::fs;
+use std::path::Path;
+
+use control::Identity;
+use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
+use wire::cell::{Class, Header, Kind};
+use wire::frames::{Address, Frame, Status, Writer, split};
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
+    fs::create_dir_all(&dir).expect("seeds/ can be made");
+    fs::write(dir.join(name), bytes).expect("seeds/ can be written");
+}
+
+fn cells() {
+    for (name, class, hops, kind) in
+        [("data", Class::S, 4, Kind::Data), ("setup", Class::M, 8, Kind::Setup), ("link", Class::L, 2, Kind::Link)]
+    {
+        let channel = if kind == Kind::Link { 0 } else { 0x0102_0304 };
+        let header = Header { channel, seq: 77, sub: u8::from(kind == Kind::Setup), kind, class };
+        let input = [&[class as u8, hops, 0, 1][..], &header.to_block(), b"\x01content"].concat();
+        write("cell", name, &input);
+    }
+}
+
+fn frames() {
+    let cell = |name, frames: &[Frame<'_>]| {
+        let mut inner = vec![0; frames.iter().map(Frame::len).sum()];
+        let mut writer = Writer::new(&mut inner);
+        frames.iter().for_each(|frame| assert!(writer.put(frame), "{frame:?}"));
+        writer.finish();
+        write("frames", name, &inner);
+    };
+    let (flow, token) = (1, [9; 16]);
+    let v4 = Address::Ip("192.0.2.1:53".parse().expect("an address"));
+    let v6 = Address::Ip("[2001:db8::1]:443".parse().expect("an address"));
+    let name = Address::Name("example.org", 443);
+    let open = |to| Frame::Open { flow, map: 2, token, to };
+    cell("open", &[open(v4), open(v6), open(name), Frame::Dgram { flow, data: b"hello" }]);
+    cell("forward", &[Frame::Move { flow, token }, Frame::Close { flow }, Frame::Ping([1; 8]), Frame::Pong([2; 8])]);
+    let peer = Frame::Peer { flow, from: "192.0.2.7:7".parse().expect("an address") };
+    let report = Frame::Report { highest: 70, received: 60 };
+    cell("backward", &[Frame::Status { flow, code: Status::Refused }, report, peer]);
+    // The target reassembles cells of 24 bytes.
+    let data: Vec<u8> = (0..100).collect();
+    let whole: Vec<_> = split(24, flow, 5, &data).collect();
+    let other: Vec<_> = split(24, 2, 5, &data[..40]).collect();
+    cell("fragments", &whole);
+    let late = Frame::Dgram { flow: 250, data: b"" };
+    cell("late", &[whole[0], other[0], late, whole[1], other[1], other[2], Frame::Close { flow }]);
+    let many: Vec<_> = (0..18).map(|id| Frame::Frag { flow, id, index: 0, last: false, data: &[7; 16] }).collect();
+    cell("many", &many);
+}
+
+fn setups_and_acks() {
+    // Bits to flip; none, one at the front, one at the end.
+    let mut last = vec![0; 319];
+    last.push(1);
+    for (name, hop, flips) in [("whole", 0, &[0; 40][..]), ("front", 1, &[1]), ("end", 0, &last)] {
+        write("setup", name, &[&[hop], flips].concat());
+    }
+    for (name, chain, hop, flips) in
+        [("whole", 0, 4, &[0; 4][..]), ("slot", 1, 1, &[1]), ("filling", 1, 0, &[&[0; 200][..], &[1]].concat())]
+    {
+        write("ack", name, &[&[chain, hop], flips].concat());
+    }
+}
+
+fn handshakes() {
+    let to = |callee, mac1| To { callee, up: callee, mac1, from: 0 };
+    let script = |name, between_hops: bool, steps: &[Step]| {
+        let mut out = vec![u8::from(between_hops)];
+        steps.iter().for_each(|step| step.write(&mut out));
+        write("handshake", name, &out);
+    };
+    let sent = |which, to, flips: &[(u16, u8)]| Step::Recorded { to, which, flips: flips.to_vec() };
+    let (callee, caller) = (to(true, false), to(false, false));
+    let whole = [sent(0, callee, &[]), sent(1, callee, &[]), sent(2, caller, &[])];
+    script("nk", false, &whole);
+    script("ik", true, &whole);
+    script("twice", true, &[&whole[..], &whole[..]].concat());
+    // With mac1 set anew, so that Noise sees what was flipped: ephemeral, static, payload, tag; the index.
+    let forged = [40, 100, 300, 630].map(|at| sent((at / 400) as u8, to(true, true), &[(at, 1)]));
+    script("forged-1", false, &[&forged[..], &[sent(1, callee, &[])]].concat());
+    let forged = [8, 60, 1100, 1140].map(|at| sent(2, to(false, true), &[(at, 0x80)]));
+    script("forged-2", true, &forged);
+    let renamed = [0, 1].map(|half| sent(half, to(true, true), &[(7, 1)]));
+    script("index", false, &renamed);
+    let raw = |len, bytes: &[u8]| Step::Raw { to: to(true, true), len, bytes: bytes.to_vec() };
+    script("raw", true, &[raw(1, &[1, 0, 0, 0, 1, 2, 3, 4]), raw(1, &[1, 1, 0, 0, 1, 2, 3, 4]), raw(3, &[3])]);
+    script("late", false, &[whole[0].clone(), Step::Tick(1000), whole[1].clone(), Step::Tick(5000), whole[2].clone()]);
+}
+
+fn descriptors() {
+    let identity = Identity::from_seed(&identity_seed());
+    for position in [1, 3] {
+        let mut hop = descriptor(position);
+        if position == 3 {
+            hop.lanes.push("[2001:db8::1]:4001".parse().expect("an address"));
+        }
+        let signed = hop.sign(&identity).expect("it is in order");
+        write("descriptor", &format!("signed-{position}"), &[&[0], &signed[..]].concat());
+        write("descriptor", &format!("to-sign-{position}"), &[&[1], &signed[..]].concat());
+    }
+}
+
+fn texts() {
+    let config = |name, text: &str| write("config", name, text.as_bytes());
+    config("chain", &format!("c{}", chain_toml()));
+    config(
+        "mix",
+        "nrole = \"mix\"\nposition = 1\nchain = \"chain.toml\"\nkeys = \"mix1.key\"\nstatus = \"mix1.sock\"\n\
+         up = \"127.0.0.1:4701\"\ndown = \"0.0.0.0:0\"\nnext = \"mix2.example:4702\"\n\
+         mixing = \"threshold-or-timed:n=64,n_min=8,t=5ms\"\nwindow = 4096\nreceive_buffer = 8388608\nrenew_after_s = 120\n",
+    );
+    config(
+        "entry",
+        "nrole = \"entry\"\nposition = 0\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\ndown = \"[::]:0\"\nchannels = 4\n\
+         flow_idle_s = 300\npymix = [\"127.0.0.1:5001\"]\n[[forward]]\nlisten = \"5000\"\nto = \"example.org:443\"\n\
+         [[forward]]\nlisten = \"[::1]:5002\"\nto = \"192.0.2.7:53\"\n",
+    );
+    config(
+        "exit",
+        "nrole = \"exit\"\nposition = 3\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\nup = \"127.0.0.1:4704\"\n\
+         allow = [\"10.0.0.0/8\", \"::1\"]\nresolver = \"9.9.9.9:53\"\nmax_flows_per_channel = 1024\nmax_sockets = 4096\n",
+    );
+    // No key of anybody's: the letters of the alphabet.
+    let key = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
+    config("keys", &format!("kidentity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\npsk_up = \"{key}\"\n"));
+    config("keys-short", &format!("kidentity = \"{}\"\nnoise = \"{key}\"\nsetup = 1\n", &key[..40]));
+    for (name, text) in [("name", "dexample.org:443"), ("ipv6", "d[2001:db8::1]:443"), ("listen", "l5000")] {
+        config(name, text);
+    }
+    config("forward", "f127.0.0.1:5000=example.org:443");
+
+    for (i, spec) in [
+        "threshold:n=5",
+        "threshold:n=64,n_min=3",
+        "timed:t=2.5ms",
+        "timed:t=100us",
+        "threshold-or-timed:n=9,n_min=2,t=1s",
+        "threshold-or-timed",
+    ]
+    .iter()
+    .enumerate()
+    {
+        write("mixing", &format!("good-{i}"), spec.as_bytes());
+    }
+    write("pymix", "short", &[&[0, 0, 0, 192, 0, 2, 1, 0, 53][..], b"query"].concat());
+    write("pymix", "long", &[&[2, 0x10, 0x20, 192, 0, 2, 1, 0x1f, 0x90][..], b"0123456789"].concat());
+    write("pymix", "no-port", &[0, 0, 0, 192, 0, 2, 1, 0, 0, 1]);
+}
+
+fn main() {
+    cells();
+    frames();
+    setups_and_acks();
+    handshakes();
+    descriptors();
+    texts();
+}

@@ -1,0 +1,87 @@
+//! What anybody on the way can make of an ack: with a bit flipped in the slot of any hop that it has
+//! passed, or made up, it is refused; with bits flipped in the filling alone, it is what it was.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use wire::cell::{Class, Shape};
+use wire::kdf::{Secret, x25519_public};
+use wire::setup::{HopPublic, HopSecrets, Info, Pending, ack_cells, begin_ack, build, cover_ack, open, slot};
+
+struct Chain {
+    shape: Shape,
+    pending: Pending,
+    /// Each hop's ephemeral and secrets, hop 1 first.
+    hops: Vec<([u8; 32], HopSecrets)>,
+    /// The cells' contents as hop 1, 2, ... sends them.
+    sent: Vec<Vec<Vec<u8>>>,
+}
+
+static CHAINS: LazyLock<[Chain; 4]> =
+    LazyLock::new(|| [(Class::S, 5), (Class::L, 3), (Class::S, 8), (Class::M, 2)].map(|(class, n)| chain(class, n)));
+
+fn chain(class: Class, n: usize) -> Chain {
+    let shape = Shape::new(class, n).expect("it is a chain");
+    let info = Info { class, lifetime_s: 3600, first: 0 };
+    let key = Secret::new([9; 32]);
+    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: [1; 32] };
+    let xs = (0..n as u8).map(|i| Secret::new([0x40 + i; 32])).collect();
+    let (mut onion, pending) = build(shape, &vec![hop; n], xs, info).expect("a good key");
+    let mut hops = Vec::new();
+    for i in 1..=n {
+        let opened = open(shape, i, &[1; 32], &key, info, &onion).expect("it is for this hop");
+        onion.clone_from(&opened.rest);
+        hops.push(opened.answer(Secret::new([0x80 + i as u8; 32])).expect("a good ephemeral"));
+    }
+    let mut contents = vec![vec![0xaa; shape.payload()]; ack_cells(shape)];
+    let mut sent = vec![Vec::new(); n];
+    for i in (1..=n).rev() {
+        pass(shape, &hops, i, &mut contents);
+        sent[i - 1].clone_from(&contents);
+    }
+    Chain { shape, pending, hops, sent }
+}
+
+fn pass(shape: Shape, hops: &[([u8; 32], HopSecrets)], i: usize, contents: &mut [Vec<u8>]) {
+    let (ephemeral, secrets) = &hops[i - 1];
+    for (sub, content) in contents.iter_mut().enumerate() {
+        if i == shape.hops() {
+            begin_ack(shape, sub as u8, ephemeral, secrets, content);
+        } else {
+            cover_ack(shape, i, sub as u8, ephemeral, secrets, content);
+        }
+    }
+}
+
+fuzz_target!(|input: (u8, u8, &[u8])| {
+    let (which, hop, bytes) = input;
+    let Chain { shape, pending, hops, sent } = &CHAINS[usize::from(which) % 4];
+    let shape = *shape;
+    let at = 1 + usize::from(hop) % shape.hops();
+
+    let mut contents = sent[at - 1].clone();
+    contents.iter_mut().flatten().zip(bytes).for_each(|(byte, flip)| *byte ^= flip);
+    // Hops nearer to the entry write their own slots over what was flipped there.
+    let touched = (at..=shape.hops()).any(|i| {
+        let (cell, range) = slot(shape, i);
+        contents[cell][range.clone()] != sent[at - 1][cell][range]
+    });
+    (1..at).rev().for_each(|i| pass(shape, hops, i, &mut contents));
+    match pending.finish(shape, &mut contents) {
+        Ok(secrets) => {
+            assert!(!touched, "a flipped bit was believed");
+            assert_eq!(secrets.len(), hops.len());
+            for (mine, (_, theirs)) in secrets.iter().zip(hops) {
+                assert_eq!(mine.forward.expose(), theirs.forward.expose());
+                assert_eq!(mine.backward.expose(), theirs.backward.expose());
+            }
+        }
+        Err(_) => assert!(touched, "a true ack was refused"),
+    }
+
+    let mut made_up = vec![vec![0; shape.payload()]; ack_cells(shape)];
+    made_up.iter_mut().flatten().zip(bytes).for_each(|(byte, forged)| *byte = *forged);
+    assert!(pending.finish(shape, &mut made_up).is_err(), "nobody knows the confirmations");
+});

@@ -1,0 +1,112 @@
+//! What operators write. The first byte says what the rest is: `n` a node's file, `c` a chain's, `k` a key
+//! file, `d` a destination, `l` where to listen, `f` a forward. Whatever is wrong is told in one line that
+//! begins with the file, and no complaint about a key file shows a key.
+
+#![no_main]
+
+use std::path::Path;
+
+use eddy::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_destination, parse_listen};
+use eddy_fuzz::wall;
+use libfuzzer_sys::fuzz_target;
+
+/// Stands in the seeds' key file as a key, and must not stand in a complaint.
+const SECRET: &str = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY";
+
+fn complain(path: &Path, why: &ConfigError) {
+    let text = why.to_string();
+    assert_eq!(text.lines().count(), 1, "{text:?}");
+    assert!(text.starts_with(&path.display().to_string()) && text.contains(": "), "{text:?}");
+}
+
+fn node(path: &Path, text: &str) {
+    let config = match NodeConfig::parse(path, text) {
+        Ok(config) => config,
+        Err(why) => return complain(path, &why),
+    };
+    assert!(config.position <= 8);
+    assert!(config.window.is_power_of_two() && (64..=65536).contains(&config.window));
+    assert!((4096..=1 << 30).contains(&config.receive_buffer));
+    assert!((1..=3600).contains(&config.renew_after.as_secs()) && config.expire_after() > config.renew_after);
+    assert_eq!(config.path, path);
+    assert_eq!(config.up.is_none() && config.role() != NodeRole::Entry, false, "hops have an up side");
+    if let Some(next) = &config.next {
+        assert!(config.role() != NodeRole::Exit && parse_destination(next).is_ok());
+    }
+    match config.part {
+        Part::Entry(entry) => {
+            assert!((1..=256).contains(&entry.channels) && !entry.flow_idle.is_zero());
+            for (i, forward) in entry.forwards.iter().enumerate() {
+                let same = |other: &Forward| other.listen == forward.listen && forward.listen.port() != 0;
+                assert!(!entry.forwards[..i].iter().any(same), "two forwards at one place");
+            }
+        }
+        Part::Mix { mixing } => assert_eq!(mixing.to_string().parse(), Ok(mixing)),
+        Part::Exit(exit) => {
+            assert!((1..=65536).contains(&exit.max_flows_per_channel));
+            assert!((1..=1_000_000).contains(&exit.max_sockets));
+            exit.allow.iter().for_each(|net| assert_eq!(net.to_string().parse(), Ok(*net)));
+        }
+    }
+}
+
+fn chain(path: &Path, text: &str) {
+    let chain = match Chain::parse(path, text, wall()) {
+        Ok(chain) => chain,
+        Err(why) => return complain(path, &why),
+    };
+    assert_eq!(chain.nodes.len(), chain.shape.hops());
+    assert!((60..=3600).contains(&chain.lifetime_s));
+    for (i, node) in chain.nodes.iter().enumerate() {
+        assert_eq!((node.index, Some(node.role)), (i + 1, NodeRole::at(i + 1, chain.shape.hops())));
+        assert_eq!(node.descriptor.chain, chain.id);
+        assert_eq!(usize::from(node.descriptor.position), i + 1);
+        assert_eq!(usize::from(node.descriptor.hops), chain.shape.hops());
+        assert_eq!(node.descriptor.class, chain.shape.class());
+        assert_eq!(node.descriptor.lifetime_s, chain.lifetime_s);
+        assert!(node.descriptor.lanes.contains(&node.address));
+        assert_eq!(chain.node(i + 1).map(|node| node.index), Some(i + 1));
+    }
+    assert!(chain.node(0).is_none() && chain.node(chain.nodes.len() + 1).is_none());
+}
+
+fn keys(path: &Path, text: &str) {
+    if let Err(why) = Keys::parse(path, text) {
+        complain(path, &why);
+        // The name of a key is no secret; who writes one there has published it.
+        let unknown = matches!(&why, ConfigError::UnknownKey { .. });
+        let shown = SECRET.as_bytes().windows(12).any(|part| {
+            let part = std::str::from_utf8(part).expect("it is ASCII");
+            why.to_string().contains(part)
+        });
+        assert!(unknown || !shown, "{why}");
+    }
+}
+
+fuzz_target!(|input: &str| {
+    let mut chars = input.chars();
+    let Some(kind) = chars.next() else { return };
+    let text = chars.as_str();
+    let path = Path::new("dir/file.toml");
+    let told = |why: String| assert!(why.contains(": ") && why.lines().count() == 1, "{why:?}");
+    match kind {
+        'n' => node(path, text),
+        'c' => chain(path, text),
+        'k' => keys(path, text),
+        'd' => match parse_destination(text) {
+            Ok(to) => assert_eq!(parse_destination(&to.to_string()), Ok(to)),
+            Err(why) => told(why),
+        },
+        'l' => match parse_listen(text) {
+            Ok(at) => assert_eq!(parse_listen(&at.to_string()), Ok(at)),
+            Err(why) => told(why),
+        },
+        'f' => match text.parse::<Forward>() {
+            Ok(forward) => {
+                assert_eq!(format!("{}={}", forward.listen, forward.to).parse(), Ok(forward));
+            }
+            Err(why) => told(why),
+        },
+        _ => {}
+    }
+});

@@ -1,0 +1,232 @@
+//! What targets and seeds share: a chain of two mixes whose keys everybody may know, and the scripts of
+//! the `handshake` target.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use control::{Caps, Config, Descriptor, Identity, NextHop, Role, Timing};
+use wire::cell::{Class, Shape};
+use wire::kdf::{Secret, x25519_public};
+
+/// Key hops of the chain.
+pub const HOPS: usize = 3;
+/// The chain's id.
+pub const CHAIN: [u8; 32] = [7; 32];
+/// The time on the wall, in seconds since 1970: the chain's descriptors are valid around it.
+pub const WALL_S: u64 = 1_800_000_000;
+
+/// The time on the wall.
+pub fn wall() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(WALL_S)
+}
+
+/// Lengths of the chain.
+pub fn shape() -> Shape {
+    Shape::new(Class::S, HOPS).expect("three hops are a chain")
+}
+
+/// Seed of the identity of all hops.
+pub fn identity_seed() -> Secret {
+    Secret::new([1; 32])
+}
+
+/// A node's Noise key.
+pub fn noise_key(position: usize) -> Secret {
+    Secret::new([0x20 + position as u8; 32])
+}
+
+/// A node's setup key.
+pub fn setup_key(position: usize) -> Secret {
+    Secret::new([0x40 + position as u8; 32])
+}
+
+/// Where a node receives from the previous hop.
+pub fn address(position: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, position as u8], 1000))
+}
+
+/// The descriptor of a hop.
+pub fn descriptor(position: usize) -> Descriptor {
+    Descriptor {
+        chain: CHAIN,
+        position: position as u8,
+        hops: HOPS as u8,
+        class: Class::S,
+        epoch: 1,
+        not_before: WALL_S - 1000,
+        not_after: WALL_S + 1000,
+        noise: x25519_public(&noise_key(position)),
+        setup: x25519_public(&setup_key(position)),
+        mixing_delay_ms: 5,
+        lifetime_s: 3600,
+        lanes: vec![address(position)],
+    }
+}
+
+/// Replaces the last 64 bytes by the identity's signature over what stands before them.
+pub fn sign_again(bytes: &mut [u8]) {
+    let Some(at) = bytes.len().checked_sub(64) else { return };
+    let pair = Ed25519KeyPair::from_seed_unchecked(identity_seed().expose()).expect("every 32 bytes are a seed");
+    let (signed, signature) = bytes.split_at_mut(at);
+    signature.copy_from_slice(pair.sign(signed).as_ref());
+}
+
+/// What `control` is told at a node.
+pub fn config(position: usize) -> Config {
+    let role = match position {
+        0 => Role::Entry { hops: (1..=HOPS).map(descriptor).collect(), channels: 4 },
+        HOPS => Role::Exit,
+        _ => Role::Mix,
+    };
+    Config {
+        role,
+        shape: shape(),
+        position,
+        noise: noise_key(position),
+        setup: setup_key(position),
+        descriptor: (position > 0).then(|| descriptor(position)),
+        previous: (position > 1).then(|| x25519_public(&noise_key(position - 1))),
+        next: (position < HOPS)
+            .then(|| NextHop { descriptor: descriptor(position + 1), address: address(position + 1) }),
+        psk_up: None,
+        psk_down: None,
+        timing: Timing::default(),
+        caps: Caps { replay_cache: 1024, ..Caps::default() },
+    }
+}
+
+/// The chain's `chain.toml`.
+pub fn chain_toml() -> String {
+    let identity = Identity::from_seed(&identity_seed());
+    let mut text = format!(
+        "id = \"{}\"\nclass = \"S\"\nhops = {HOPS}\nmixing = \"threshold-or-timed:n=64,t=5ms\"\nlifetime_s = 3600\n",
+        STANDARD.encode(CHAIN)
+    );
+    for position in 1..=HOPS {
+        let signed = descriptor(position).sign(&identity).expect("it is in order");
+        text += &format!(
+            "\n[[node]]\nrole = \"{}\"\nindex = {position}\nidentity = \"{}\"\naddress = \"{}\"\ndescriptor = \"{}\"\n",
+            if position == HOPS { "exit" } else { "mix" },
+            STANDARD.encode(identity.public()),
+            address(position),
+            STANDARD.encode(&signed),
+        );
+    }
+    text
+}
+
+/// Sets a handshake datagram's mac1 as everybody can who knows the receiver's public key (SPEC 4.2).
+pub fn set_mac1(datagram: &mut [u8], receiver: &[u8; 32]) {
+    let Some(at) = datagram.len().checked_sub(32) else { return };
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(receiver).finalize();
+    let mut mac = Blake2sMac::<U16>::new_with_salt_and_personal(Some(&key), &[], &[]).expect("a key of 32 bytes");
+    mac.update(&datagram[..at]);
+    datagram[at..at + 16].copy_from_slice(&mac.finalize_fixed());
+}
+
+/// One step of a handshake script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Bytes of a stranger's making, as long as `LENGTHS[len]`: these, and zeros behind them.
+    Raw {
+        /// Where to, and as what.
+        to: To,
+        /// Which length.
+        len: u8,
+        /// The first bytes.
+        bytes: Vec<u8>,
+    },
+    /// A datagram of the true handshake, perhaps with some bits flipped.
+    Recorded {
+        /// Where to, and as what.
+        to: To,
+        /// 0 and 1: the halves of message 1; 2: message 2.
+        which: u8,
+        /// Offset (modulo the length) and bits to flip.
+        flips: Vec<(u16, u8)>,
+    },
+    /// Milliseconds pass, and both nodes tick.
+    Tick(u16),
+}
+
+/// Where a datagram is delivered, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct To {
+    /// To the side that answers, or to the one that calls.
+    pub callee: bool,
+    /// On the socket towards the entry, or towards the exit.
+    pub up: bool,
+    /// With mac1 set anew.
+    pub mac1: bool,
+    /// From one of four addresses; 0 is the true one.
+    pub from: u8,
+}
+
+/// Lengths of raw datagrams: all that a handshake has, and some beside them.
+pub const LENGTHS: [usize; 12] = [672, 686, 1176, 64, 0, 1, 8, 32, 40, 671, 1175, 1472];
+
+impl To {
+    fn to_byte(self) -> u8 {
+        u8::from(self.callee) | u8::from(self.up) << 1 | u8::from(self.mac1) << 2 | (self.from & 3) << 3
+    }
+
+    fn from_byte(byte: u8) -> To {
+        To { callee: byte & 1 != 0, up: byte & 2 != 0, mac1: byte & 4 != 0, from: byte >> 3 & 3 }
+    }
+}
+
+impl Step {
+    /// Appends the step to a script.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Step::Raw { to, len, bytes } => {
+                out.extend([0, to.to_byte(), *len, bytes.len() as u8]);
+                out.extend(bytes);
+            }
+            Step::Recorded { to, which, flips } => {
+                out.extend([1, to.to_byte(), *which, flips.len() as u8]);
+                flips.iter().for_each(|(at, bits)| {
+                    out.extend(at.to_be_bytes());
+                    out.push(*bits);
+                });
+            }
+            Step::Tick(ms) => {
+                out.push(2);
+                out.extend(ms.to_be_bytes());
+            }
+        }
+    }
+
+    /// Takes the next step of a script; none at its end. Every script can be read.
+    pub fn take(script: &mut &[u8]) -> Option<Step> {
+        let mut byte = || {
+            let (first, rest) = script.split_first()?;
+            *script = rest;
+            Some(*first)
+        };
+        Some(match byte()? % 3 {
+            0 => {
+                let (to, len, n) = (To::from_byte(byte()?), byte()? % LENGTHS.len() as u8, byte()?);
+                let n = usize::from(n).min(script.len());
+                let (bytes, rest) = script.split_at(n);
+                *script = rest;
+                Step::Raw { to, len, bytes: bytes.to_vec() }
+            }
+            1 => {
+                let (to, which, n) = (To::from_byte(byte()?), byte()? % 3, byte()? % 16);
+                let mut flips = Vec::new();
+                for _ in 0..n {
+                    flips.push((u16::from_be_bytes([byte()?, byte()?]), byte()?));
+                }
+                Step::Recorded { to, which, flips }
+            }
+            _ => Step::Tick(u16::from_be_bytes([byte()?, byte()?])),
+        })
+    }
+}
