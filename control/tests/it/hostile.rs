@@ -429,9 +429,15 @@ proptest! {
                 Fate::Delay(ms(rng.random_range(0..=late_ms)))
             }
         });
+        let mut entries = 1;
         for (position, after) in restarts {
             world.run_for(ms(after));
-            world.start(position);
+            // An address has four links, and those with channels never go (SPEC 4.5.5): here no data plane ends the
+            // idle channels of an entry that is gone.
+            entries += usize::from(position == 0);
+            if position != 0 || entries <= 4 {
+                world.start(position);
+            }
         }
         world.run_for(secs(5));
         world.tap = Box::new(|_, _| Fate::Pass);
