@@ -186,7 +186,11 @@ mod tests {
                 }
                 prop_assert_eq!(window.mark(seq), want);
                 prop_assert_eq!(window.next(), next);
-                prop_assert_eq!(window.lowest(), first.max(next.saturating_sub(width as u64)));
+                let lowest = window.lowest();
+                if seen.contains(&lowest) {
+                    prop_assert_eq!(window.mark(lowest), Err(Refused::Seen), "the end is not forgotten early");
+                }
+                prop_assert_eq!(lowest, first.max(next.saturating_sub(width as u64)));
             }
         }
     }
