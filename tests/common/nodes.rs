@@ -178,13 +178,6 @@ impl Nodes {
         SocketAddr::new(self.host, 4900 + position as u16)
     }
 
-    /// Every link port of the chain, by name.
-    pub fn link_ports(&self) -> Vec<(String, SocketAddr)> {
-        let ups = self.positions().skip(1).map(|i| (format!("up of node {i}"), self.up(i)));
-        let downs = self.positions().take(self.exit()).map(|i| (format!("down of node {i}"), self.down(i)));
-        downs.chain(ups).collect()
-    }
-
     /// Starts a node that does not run, and waits until it says that it is ready.
     pub fn run(&mut self, position: usize) {
         assert!(self.running[position].is_none(), "node {position} runs");
