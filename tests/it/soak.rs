@@ -209,15 +209,15 @@ fn soak(time: Duration, restart_every: Duration) {
             nodes.run(position);
             ended.push(std::mem::replace(&mut lives[position], born(position)));
         }
-        if began.elapsed().as_secs() % 60 == 0 {
+        if began.elapsed().as_secs().is_multiple_of(60) {
             println!("{:>5} s: {:?}, {} restarts", began.elapsed().as_secs(), steady.counts(), ended.len());
         }
     }
 
     let beside = beside.map(Beside::stop);
     nodes.taps.iter().for_each(|tap| tap.set_both(Faults::default()));
-    nodes.assert_carries();
     let counts = steady.stop();
+    nodes.assert_carries();
     let links: Vec<String> =
         nodes.taps.iter().map(|tap| (tap.passed(Forward) + tap.passed(Backward)).to_string()).collect();
     nodes.end();

@@ -7,13 +7,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
-use rustix::process::{Resource, getrlimit};
 
 use crate::io::mmsg::waits;
 use crate::ledger::{Drop, Tally};
@@ -189,8 +188,6 @@ const REPORTED: [i32; 7] = [
 ];
 /// Errors taken off a socket's queue at a time; level-triggered, the rest comes back.
 const ERRORS_MAX: usize = 64;
-/// Descriptors that an exit leaves to the rest of the process: status clients, the resolver's sockets.
-const SPARE_DESCRIPTORS: u64 = 16;
 
 /// Counts a datagram that the kernel did not take; whether its sender can be told that nothing gets there.
 pub(crate) fn count_failure(error: &io::Error, tally: &mut Tally) -> bool {
@@ -256,12 +253,6 @@ impl Apps for UdpApps {
     fn open(&mut self, ipv6: bool) -> io::Result<SocketId> {
         let any: SocketAddr = if ipv6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
         let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, None)?;
-        // The kernel gives out the lowest numbers.
-        if let Some(limit) = getrlimit(Resource::Nofile).current
-            && socket.as_raw_fd() as u64 + SPARE_DESCRIPTORS >= limit
-        {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
         if ipv6 {
             socket.set_only_v6(true)?;
         }
