@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
 use wire::cell::Class;
@@ -125,6 +126,9 @@ pub struct NodeArgs {
     /// The node's configuration, as `eddy init` writes it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
+    /// Whether cells travel in trains: auto, on or off; instead of what the configuration says
+    #[arg(long, value_name = "WHEN")]
+    pub offload: Option<Offload>,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
@@ -236,6 +240,9 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = crate::config::RENEW_AFTER_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub renew_after_s: u64,
+    /// Whether cells travel in trains: auto, on or off
+    #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN")]
+    pub offload: Offload,
     /// Print one JSON object as the last line instead of tables
     #[arg(long)]
     pub json: bool,

@@ -15,8 +15,10 @@ use control::{Caps, Config, Control, Counters, Event, NextHop, Role, Timing};
 use dataplane::entry::{Entry, Listener};
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
+use dataplane::ingress::lengths;
 use dataplane::io::apps::UdpApps;
 use dataplane::io::mmsg::MmsgPort;
+use dataplane::io::offload::{Offload, Trains};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::Mix;
@@ -30,6 +32,7 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
+use wire::cell::Shape;
 
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
@@ -157,11 +160,32 @@ fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether this node's cells travel in trains; a line for the operator if they should and cannot.
+fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Trains> {
+    let sides = [(Side::Up, &sockets.up), (Side::Down, &sockets.down)];
+    let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket.as_ref()?)));
+    let (mut lens, mut ipv6) = (Vec::new(), false);
+    for (side, socket) in sockets {
+        // What arrives on one side has the length that leaves on the other, give or take a layer: both are tried.
+        lens.push(lengths(shape, position, side).cell);
+        ipv6 |= socket.local_addr()?.is_ipv6();
+    }
+    let (trains, why) = offload.decide(&lens, ipv6);
+    if let Some(why) = why {
+        let what = if trains == Trains::BOTH { "trains are used all the same" } else { "cells leave one by one" };
+        warn!("no trains of cells (offload = \"{offload}\"): {why}; {what}");
+    }
+    Ok(trains)
+}
+
 /// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
 /// be had; the default need not.
-fn prepare(socket: &UdpSocket, config: &NodeConfig) -> anyhow::Result<()> {
+fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::Result<()> {
     socket.set_nonblocking(true)?;
     whole(socket)?;
+    if trains.join {
+        sys::join_trains(socket)?;
+    }
     // The kernel grants twice what is asked and counts its own overhead against it.
     let receive_buffer = config.receive_buffer;
     let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
@@ -194,8 +218,9 @@ impl Node {
         let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
         let clock = Clock::start();
         let shape = chain.shape;
+        let trains = trains(shape, position, &sockets, config.offload)?;
         for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
-            prepare(socket, &config)?;
+            prepare(socket, &config, trains)?;
         }
 
         let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
@@ -221,8 +246,10 @@ impl Node {
         let punts = PuntSender::new(punts, control_waker.clone());
 
         let window = config.window;
-        let port = |socket: Option<UdpSocket>, which: &str| {
-            socket.map(MmsgPort::new).with_context(|| format!("the {} needs its {which} socket", role.name()))
+        let port = |socket: Option<UdpSocket>, side: Side| {
+            let port = socket.map(|socket| MmsgPort::new(socket, lengths(shape, position, side), trains));
+            let which = if side == Side::Up { "up" } else { "down" };
+            port.with_context(|| format!("the {} needs its {which} socket", role.name()))
         };
         let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock };
         let (worker, ledger) = match &config.part {
@@ -237,14 +264,14 @@ impl Node {
                     flow_idle: part.flow_idle,
                 };
                 let apps = UdpApps::new(poller, listeners, config.receive_buffer)?;
-                let down = port(sockets.down, "down")?;
+                let down = port(sockets.down, Side::Down)?;
                 let entry = Entry::new(settings, down, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
                 let ledger = entry.published();
                 (run.spawn(entry)?, ledger)
             }
             Part::Mix { mixing } => {
                 let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window };
-                let ports = (port(sockets.up, "up")?, port(sockets.down, "down")?);
+                let ports = (port(sockets.up, Side::Up)?, port(sockets.down, Side::Down)?);
                 let mix = Mix::new(settings, ports, worker_ops, punts, [rng()?, rng()?, rng()?], clock.now());
                 let ledger = mix.published();
                 (run.spawn(mix)?, ledger)
@@ -266,7 +293,7 @@ impl Node {
                     flow_idle: part.flow_idle,
                 };
                 let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER)?;
-                let up = port(sockets.up, "up")?;
+                let up = port(sockets.up, Side::Up)?;
                 let exit = Exit::new(settings, up, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
                 let ledger = exit.published();
                 (run.spawn(exit)?, ledger)

@@ -30,6 +30,8 @@ pub struct NodeReport {
     pub distinct_channels_mean: f64,
     /// The largest of them, in cells.
     pub largest_batch: u64,
+    /// Messages of the kernel's that brought cells, and that took them away: a train of cells counts once.
+    pub messages: Messages,
     /// Datagrams that the kernel dropped before the node saw them; in no ledger.
     pub kernel_drops: u64,
     /// Links now.
@@ -93,6 +95,17 @@ pub struct TallyReport {
     pub held: u64,
     /// Whether the sum is right.
     pub closed: bool,
+}
+
+/// Messages on link sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Messages {
+    /// Came in.
+    pub received: u64,
+    /// The kernel took it.
+    pub sent: u64,
+    /// Whether cells leave in trains.
+    pub trains: bool,
 }
 
 /// A node's frames.
@@ -187,6 +200,11 @@ impl NodeReport {
             mean_batch: mean(batches.cells),
             distinct_channels_mean: mean(batches.channels),
             largest_batch: batches.largest,
+            messages: Messages {
+                received: ledger.traffic.received,
+                sent: ledger.traffic.sent,
+                trains: ledger.traffic.trains,
+            },
             kernel_drops: 0,
             links: ledger.gauges.links,
             channels: ledger.gauges.channels,
@@ -262,6 +280,8 @@ pub fn render(nodes: &[NodeReport]) -> String {
         "mean",
         "largest",
         "channels in one",
+        "cells a message in",
+        "out",
         "kernel drops",
         "links",
         "channels",
@@ -288,12 +308,18 @@ pub fn render(nodes: &[NodeReport]) -> String {
             row.push(reasons(&tally.dropped));
             ledger.add_row(row);
         }
+        let cells = |count: fn(&TallyReport) -> u64| {
+            let PairReport { forward, backward } = &node.ledger.cells;
+            count(forward) + count(backward)
+        };
         sizes.add_row([
             node.name(),
             node.batches.to_string(),
             format!("{:.1}", node.mean_batch),
             node.largest_batch.to_string(),
             format!("{:.1}", node.distinct_channels_mean),
+            per_message(cells(|tally| tally.received), node.messages.received),
+            per_message(cells(|tally| tally.sent), node.messages.sent),
             node.kernel_drops.to_string(),
             node.links.to_string(),
             node.channels.to_string(),
@@ -305,12 +331,16 @@ pub fn render(nodes: &[NodeReport]) -> String {
         ]);
     }
     align_right(&mut ledger, 3..10);
-    align_right(&mut sizes, 1..13);
+    align_right(&mut sizes, 1..15);
     let mut text = format!("{ledger}\n{sizes}\n");
     for node in nodes.iter().filter(|node| !node.refused.is_empty()) {
         text += &format!("{} refused: {}\n", node.name(), reasons(&node.refused));
     }
     text
+}
+
+fn per_message(cells: u64, messages: u64) -> String {
+    if messages == 0 { "-".to_owned() } else { format!("{:.1}", cells as f64 / messages as f64) }
 }
 
 fn reasons(counts: &BTreeMap<String, u64>) -> String {

@@ -170,10 +170,10 @@ fn count(
         latency: Histogram::new_with_bounds(1, 60_000_000_000, 3)?,
     };
     let mut seen: Vec<Flow> = (0..flows).map(|_| Flow::default()).collect();
-    let mut buffers = vec![[0u8; LEN_MIN]; sys::BATCH];
+    let mut buffers = vec![[0u8; LEN_MIN]; sys::MESSAGES_MAX];
     let mut last = Instant::now();
     loop {
-        let got = sys::recv_batch(sink, buffers.iter_mut().map(|b| &mut b[..]), |_, _| {}).unwrap_or(0);
+        let got = sys::recv(sink, buffers.iter_mut().map(|b| &mut b[..]), 1, |_, _| {}).unwrap_or(0);
         let now = start.elapsed().as_nanos() as u64;
         for bytes in &buffers[..got] {
             last = Instant::now();

@@ -4,37 +4,49 @@ use std::net::SocketAddr;
 
 use wire::cell::Header;
 
-use crate::Nanos;
 use crate::frame::{Cell, FreeList, Sealed};
+use crate::punt::Bytes;
+use crate::{Nanos, sys};
 
-/// Most datagrams of one receive call.
-pub const RECEIVE_MAX: usize = 64;
+/// Most cells of one receive call. A call takes so many trains that these cells stay in the cache until they are
+/// opened.
+pub const RECEIVE_MAX: usize = 1024;
+/// Most handshake datagrams of one receive call; control's queue takes fewer.
+const HANDSHAKES_MAX: usize = 256;
 
-/// Consecutive datagrams from, or to, one peer.
+/// The lengths of datagrams that mean something on one socket (SPEC 2.3, 4.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// Of a cell.
+    pub cell: usize,
+    /// Of handshake datagrams; none of them is a cell's.
+    pub handshakes: &'static [usize],
+}
+
+/// Consecutive cells from one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Where they come from, or go.
+    /// Where they come from.
     pub peer: SocketAddr,
-    /// Index of the first.
-    pub first: usize,
     /// How many.
     pub count: usize,
 }
 
-/// Appends one datagram to the last run, or starts a new one.
-fn extend(runs: &mut Vec<Run>, peer: SocketAddr, index: usize) {
-    match runs.last_mut() {
-        Some(run) if run.peer == peer => run.count += 1,
-        _ => runs.push(Run { peer, first: index, count: 1 }),
-    }
-}
-
-/// Datagrams as received.
+/// Datagrams as received, sorted by their length.
 #[derive(Default)]
 pub struct Arrivals {
-    cells: Vec<Cell<Sealed>>,
-    lens: Vec<usize>,
-    runs: Vec<Run>,
+    /// Those of a cell's length.
+    pub cells: Vec<Cell<Sealed>>,
+    /// Their senders, in order.
+    pub runs: Vec<Run>,
+    /// Those of a handshake's length, copied.
+    pub handshakes: Vec<(SocketAddr, Bytes)>,
+    /// Handshake datagrams beyond the most that a call keeps.
+    pub handshakes_over: u64,
+    /// Datagrams of any other length.
+    pub odd: u64,
+    /// Cells of a train longer than any that a neighbour sends.
+    pub cut: u64,
 }
 
 impl Arrivals {
@@ -42,32 +54,58 @@ impl Arrivals {
     pub fn new() -> Arrivals {
         Arrivals {
             cells: Vec::with_capacity(RECEIVE_MAX),
-            lens: Vec::with_capacity(RECEIVE_MAX),
-            runs: Vec::with_capacity(RECEIVE_MAX),
+            runs: Vec::with_capacity(sys::MESSAGES_MAX),
+            handshakes: Vec::with_capacity(HANDSHAKES_MAX),
+            ..Arrivals::default()
         }
     }
 
-    /// Adds a datagram of `len` bytes; longer than a frame if it was cut.
-    pub fn push(&mut self, cell: Cell<Sealed>, len: usize, peer: SocketAddr) {
-        extend(&mut self.runs, peer, self.cells.len());
+    /// Adds a datagram of a cell's length.
+    pub fn push(&mut self, cell: Cell<Sealed>, peer: SocketAddr) {
+        match self.runs.last_mut() {
+            Some(run) if run.peer == peer => run.count += 1,
+            _ => self.runs.push(Run { peer, count: 1 }),
+        }
         self.cells.push(cell);
-        self.lens.push(len);
     }
 
-    /// How many.
+    /// Adds a train of cells.
+    pub fn push_train(&mut self, cells: impl Iterator<Item = Cell<Sealed>>, peer: SocketAddr) {
+        let before = self.cells.len();
+        self.cells.extend(cells);
+        let count = self.cells.len() - before;
+        match self.runs.last_mut() {
+            Some(run) if run.peer == peer => run.count += count,
+            _ if count > 0 => self.runs.push(Run { peer, count }),
+            _ => {}
+        }
+    }
+
+    /// Adds a datagram that is no cell: `len` bytes, which `parts` hold one after the other.
+    pub fn push_other<'a>(
+        &mut self,
+        lengths: Lengths,
+        len: usize,
+        parts: impl Iterator<Item = &'a [u8]>,
+        peer: SocketAddr,
+    ) {
+        if !lengths.handshakes.contains(&len) {
+            self.odd += 1;
+        } else if self.handshakes.len() == HANDSHAKES_MAX {
+            self.handshakes_over += 1;
+        } else {
+            self.handshakes.push((peer, Bytes::gather(len, parts)));
+        }
+    }
+
+    /// How many datagrams came.
     pub fn len(&self) -> usize {
-        self.cells.len()
+        self.cells.len() + self.handshakes.len() + (self.handshakes_over + self.odd + self.cut) as usize
     }
 
-    /// Whether there is none.
+    /// Whether none came.
     pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
-    }
-
-    /// Empties the batch: run by run, each datagram with its length.
-    pub fn drain(&mut self) -> impl Iterator<Item = (Cell<Sealed>, usize, SocketAddr)> {
-        let peers = self.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
-        self.cells.drain(..).zip(self.lens.drain(..)).zip(peers).map(|((cell, len), peer)| (cell, len, peer))
+        self.len() == 0
     }
 }
 
@@ -142,7 +180,19 @@ impl Departures {
     /// The next cells in order, each with its peer.
     pub fn front(&self) -> impl Iterator<Item = (&[u8], SocketAddr)> {
         let peers = self.runs.iter().flat_map(|(peer, count)| std::iter::repeat_n(*peer, *count));
-        self.cells.iter().map(|cell| cell.bytes(self.cell_len)).zip(peers)
+        self.cells().zip(peers)
+    }
+
+    /// The next cells in order.
+    pub fn cells(&self) -> impl Iterator<Item = &[u8]> {
+        self.cells.iter().map(|cell| cell.bytes(self.cell_len))
+    }
+
+    /// The same cut into trains of at most `most` cells to one peer.
+    pub fn trains(&self, most: usize) -> impl Iterator<Item = (SocketAddr, usize)> {
+        self.runs
+            .iter()
+            .flat_map(move |(peer, count)| (0..*count).step_by(most).map(move |at| (*peer, most.min(count - at))))
     }
 
     /// The first `count` are done: their frames go back.
@@ -172,15 +222,19 @@ mod tests {
         let mut free = FreeList::new(5);
         let (a, b): (SocketAddr, SocketAddr) = ("1.2.3.4:5".parse().unwrap(), "[::1]:6".parse().unwrap());
         let mut arrivals = Arrivals::new();
-        for (i, peer) in [a, a, b, a].into_iter().enumerate() {
-            arrivals.push(Cell::new(free.take().unwrap()), i, peer);
-        }
-        assert_eq!(arrivals.runs.len(), 3);
+        arrivals.push(Cell::new(free.take().unwrap()), a);
+        arrivals.push_train(std::iter::from_fn(|| free.take().map(Cell::new)).take(1), a);
+        arrivals.push_train(std::iter::empty(), b);
+        arrivals.push(Cell::new(free.take().unwrap()), b);
+        arrivals.push(Cell::new(free.take().unwrap()), a);
+        assert_eq!(arrivals.runs.iter().map(|run| run.count).collect::<Vec<_>>(), [2, 1, 1]);
         let mut departures = Departures::new(4, 8);
-        for (cell, len, peer) in arrivals.drain() {
-            assert_eq!(peer == b, len == 2);
+        let peers = arrivals.runs.iter().flat_map(|run| [run.peer].repeat(run.count));
+        for (cell, peer) in arrivals.cells.drain(..).zip(peers) {
             departures.push(cell, peer);
         }
+        assert_eq!(departures.trains(64).collect::<Vec<_>>(), [(a, 2), (b, 1), (a, 1)]);
+        assert_eq!(departures.trains(1).count(), 4);
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a, a, b, a]);
         departures.done(3, &mut free);
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a]);

@@ -14,7 +14,12 @@ pub struct Frame([u8; MAX_CELL_LEN]);
 
 impl Frame {
     /// All of its bytes.
-    pub fn bytes(&mut self) -> &mut [u8; MAX_CELL_LEN] {
+    pub fn bytes(&self) -> &[u8; MAX_CELL_LEN] {
+        &self.0
+    }
+
+    /// All of its bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8; MAX_CELL_LEN] {
         &mut self.0
     }
 }

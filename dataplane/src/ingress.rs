@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
 
-use crate::batch::{Arrivals, RECEIVE_MAX};
+use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList, Sealed};
 use crate::ledger::{Drop, Tally};
 use crate::links::{Links, Rank, Side};
@@ -42,30 +42,31 @@ pub struct Gate {
     side: Side,
     direction: Direction,
     class: Class,
-    cell_len: usize,
-    handshake_lens: &'static [usize],
-    cells: Vec<(Cell<Sealed>, SocketAddr)>,
+    lengths: Lengths,
     blocks: Vec<Block>,
     found: Vec<Option<Found>>,
     trial: Vec<Block>,
     tried: Vec<usize>,
 }
 
+/// What may arrive at the socket towards `side` of hop `position` (0 is the entry).
+pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
+    let (direction, link, handshakes): (_, _, &[usize]) = match (side, position) {
+        (Side::Up, 1) => (Direction::Forward, 1, &[672]),
+        (Side::Up, i) => (Direction::Forward, i, &[686]),
+        (Side::Down, i) => (Direction::Backward, i + 1, &[1176, 64]),
+    };
+    Lengths { cell: shape.cell_len(direction, link), handshakes }
+}
+
 impl Gate {
     /// The gate of the socket towards `side` at hop `position` (0 is the entry).
     pub fn new(shape: Shape, position: usize, side: Side) -> Gate {
-        let (direction, link, handshake_lens): (_, _, &[usize]) = match (side, position) {
-            (Side::Up, 1) => (Direction::Forward, 1, &[672]),
-            (Side::Up, i) => (Direction::Forward, i, &[686]),
-            (Side::Down, i) => (Direction::Backward, i + 1, &[1176, 64]),
-        };
         Gate {
             side,
-            direction,
+            direction: if side == Side::Up { Direction::Forward } else { Direction::Backward },
             class: shape.class(),
-            cell_len: shape.cell_len(direction, link),
-            handshake_lens,
-            cells: Vec::with_capacity(RECEIVE_MAX),
+            lengths: lengths(shape, position, side),
             blocks: Vec::with_capacity(RECEIVE_MAX),
             found: Vec::with_capacity(RECEIVE_MAX),
             trial: Vec::with_capacity(RECEIVE_MAX),
@@ -84,35 +85,27 @@ impl Gate {
         tally: &mut Tally,
         out: &mut Vec<Admitted>,
     ) {
-        for (mut cell, len, peer) in arrivals.drain() {
-            tally.received += 1;
-            if len == self.cell_len {
-                self.blocks.push(*cell.header());
-                self.cells.push((cell, peer));
-                self.found.push(None);
+        tally.received += arrivals.len() as u64;
+        tally.drop_many(Drop::Length, std::mem::take(&mut arrivals.odd));
+        tally.drop_many(Drop::Cut, std::mem::take(&mut arrivals.cut));
+        tally.drop_many(Drop::PuntFull, std::mem::take(&mut arrivals.handshakes_over));
+        for (from, datagram) in arrivals.handshakes.drain(..) {
+            if punts.send_modestly(Punt::Handshake { side: self.side, from, datagram }) {
+                tally.consumed += 1;
             } else {
-                if self.handshake_lens.contains(&len) {
-                    let datagram = Bytes::copy(cell.bytes_mut(len));
-                    if punts.send_modestly(Punt::Handshake { side: self.side, from: peer, datagram }) {
-                        tally.consumed += 1;
-                    } else {
-                        tally.drop(Drop::PuntFull);
-                    }
-                } else {
-                    tally.drop(Drop::Length);
-                }
-                free.give(cell.into_frame());
+                tally.drop(Drop::PuntFull);
             }
         }
+        self.blocks.extend(arrivals.cells.iter().map(|cell| *cell.header()));
+        self.found.resize_with(arrivals.cells.len(), || None);
         let mut at = 0;
-        while at < self.cells.len() {
-            let peer = self.cells[at].1;
-            let run = self.cells[at..].iter().take_while(|(_, other)| *other == peer).count();
-            self.decipher(&table.links, peer, at..at + run);
-            at += run;
+        for run in &arrivals.runs {
+            self.decipher(&table.links, run.peer, at..at + run.count);
+            at += run.count;
         }
-        for ((mut cell, peer), found) in self.cells.drain(..).zip(self.found.drain(..)) {
-            match judge(self.side, self.direction, self.cell_len, found, peer, &mut cell, table, punts) {
+        let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
+        for ((mut cell, peer), found) in arrivals.cells.drain(..).zip(peers).zip(self.found.drain(..)) {
+            match judge(self.side, self.direction, self.lengths.cell, found, peer, &mut cell, table, punts) {
                 Verdict::Data { header, channel, link, next_slot } => {
                     out.push(Admitted { cell, header, channel, link, next_slot });
                     continue;

@@ -35,6 +35,8 @@ macro_rules! drops {
 drops! {
     /// Neither the link's cell length nor a handshake's.
     Length => "length",
+    /// Beyond what is taken of one train; neighbours send none so long.
+    Cut => "cut",
     /// From an address without a link.
     Stranger => "stranger",
     /// The header block deciphers under no slot of the link.
@@ -252,10 +254,34 @@ pub struct Ledger {
     pub datagrams: Pair,
     /// Releases.
     pub batches: Batches,
-    /// Frames that nobody holds, and all frames.
+    /// Frames that nobody holds or that wait at a socket for what comes, and all frames.
     pub frames: (u64, u64),
+    /// Messages of the kernel's that carried cells.
+    pub traffic: Traffic,
     /// Links and open channels now; client sockets and flows on entry and exit.
     pub gauges: Gauges,
+}
+
+/// What passed through link sockets, in messages of the kernel's: a train counts once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Received.
+    pub received: u64,
+    /// Sent.
+    pub sent: u64,
+    /// Whether cells may leave in trains, on every socket.
+    pub trains: bool,
+}
+
+impl Traffic {
+    /// Of both sockets of a node.
+    pub fn and(self, other: Traffic) -> Traffic {
+        Traffic {
+            received: self.received + other.received,
+            sent: self.sent + other.sent,
+            trains: self.trains && other.trains,
+        }
+    }
 }
 
 /// Sizes of the tables now.

@@ -28,9 +28,9 @@ use crate::{Nanos, SECOND};
 /// Receive calls per socket and turn: bounds a turn, and what one side can delay the other.
 const RECEIVES: usize = 4;
 
-/// Frames of a mix: two pools, as many waiting in the two send queues as a pool can release, and the
-/// batch being received.
-pub const FRAMES: usize = 2 * POOL_MAX + 2 * POOL_MAX + RECEIVE_MAX;
+/// Frames of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
+/// offer for what comes, and the batch being received.
+pub const FRAMES: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
 /// What a mix worker is made with.
 pub struct Settings {
@@ -142,7 +142,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             batches: Batches::default(),
             report_due: now,
             arrivals: Arrivals::new(),
-            admitted: Vec::with_capacity(RECEIVES * RECEIVE_MAX),
+            admitted: Vec::with_capacity(RECEIVE_MAX),
             release: Vec::with_capacity(POOL_MAX),
             due: Vec::new(),
             published: Arc::default(),
@@ -252,7 +252,9 @@ impl<U: Port, D: Port> Mix<U, D> {
         ledger.cells.forward = held(&self.forward);
         ledger.cells.backward = held(&self.backward);
         ledger.batches = self.batches;
-        ledger.frames = (self.free.free() as u64, self.free.total() as u64);
+        let bare = self.free.free() + self.up.offered() + self.down.offered();
+        ledger.frames = (bare as u64, self.free.total() as u64);
+        ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges =
             Gauges { links: self.table.links.len() as u64, channels: self.table.len() as u64, ..Gauges::default() };
         debug_assert!(ledger.closed(), "{ledger:?}");
@@ -384,6 +386,7 @@ fn inject(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingress::lengths;
     use crate::io::mem::{MemNet, MemPort};
     use crate::links::Rank;
     use crate::sys::Waker;
@@ -392,11 +395,12 @@ mod tests {
     use zeroize::Zeroizing;
 
     fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
-        let (ops, worker_ops) = rtrb::RingBuffer::new(8192);
+        let (ops, worker_ops) = rtrb::RingBuffer::new(16384);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let shape = Shape::new(Class::S, 2).unwrap();
         let settings = Settings { shape, position: 1, mixing: "timed:t=60s".parse().unwrap(), window: 4096 };
-        let [up, down] = [1, 2].map(|port| net.port(([192, 0, 2, 1], port).into()));
+        let [up, down] = [(1, Side::Up), (2, Side::Down)]
+            .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         (Mix::new(settings, (up, down), worker_ops, sender, rngs, SECOND), ops, punts)

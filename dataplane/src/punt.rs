@@ -120,6 +120,17 @@ impl Bytes {
         Bytes { len: from.len(), bytes }
     }
 
+    /// Copies `len` bytes, at most a frame's worth, which `parts` hold one after the other.
+    pub fn gather<'a>(len: usize, parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
+        let (mut bytes, mut at) = ([0; MAX_CELL_LEN], 0);
+        for part in parts {
+            let part = &part[..part.len().min(len - at)];
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        Bytes { len, bytes }
+    }
+
     /// The copy.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::frame::FreeList;
+use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
 use dataplane::io::{Port, Rx, Tx};
 use dataplane::ledger::{Drop, Ledger, Tally};
@@ -381,7 +382,7 @@ impl World {
         let (to_control, punts) = rtrb::RingBuffer::new(if modest { 4096 } else { RESERVED });
         let moods = [(); 2].map(|()| Mood::new(Cell::new((usize::MAX, false))));
         let port = |side: Side| Moody {
-            port: net.port(own(side)),
+            port: net.port(own(side), lengths(shape(), POSITION, side)),
             net: net.clone(),
             from: own(side),
             mood: moods[link(side) as usize].clone(),

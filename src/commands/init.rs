@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use control::Descriptor;
 use control::descriptor::{draw_secret, draw_x25519};
+use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
 use rand::SeedableRng;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub lifetime_s: u16,
     /// Links are renewed after so many seconds.
     pub renew_after_s: u64,
+    /// Whether cells travel in trains.
+    pub offload: Offload,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -91,6 +94,7 @@ impl Plan {
             mixing: Mixing::default(),
             lifetime_s: LIFETIME_S,
             renew_after_s: RENEW_AFTER_S,
+            offload: Offload::Auto,
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -261,11 +265,13 @@ fn common(role: NodeRole, index: usize) -> String {
 
 fn tail(plan: &Plan) -> String {
     let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
+    let offload = if plan.offload == Offload::Auto { "# " } else { "" };
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
+         {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
-        plan.renew_after_s
+        plan.offload, plan.renew_after_s
     )
 }
 

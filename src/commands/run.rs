@@ -59,6 +59,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
         .into());
     }
     extend(&mut loaded, extras);
+    loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
     let place = loaded.config.place("status", 0).unwrap_or_else(|| Place::file(&args.config));

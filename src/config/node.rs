@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane::entry::Destination;
+use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -39,6 +40,8 @@ pub struct NodeConfig {
     pub window: usize,
     /// Bytes of receive buffer to ask for on link sockets.
     pub receive_buffer: usize,
+    /// Whether cells travel in trains.
+    pub offload: Offload,
     /// Links are renewed after this.
     pub renew_after: Duration,
     /// What only this role has.
@@ -126,6 +129,7 @@ struct Raw {
     mixing: Option<Spanned<String>>,
     window: Option<Spanned<i64>>,
     receive_buffer: Option<Spanned<i64>>,
+    offload: Option<Spanned<String>>,
     renew_after_s: Option<Spanned<i64>>,
     channels: Option<Spanned<i64>>,
     flow_idle_s: Option<Spanned<i64>>,
@@ -193,7 +197,7 @@ impl NodeConfig {
                     parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what))
                 })?,
             }),
-            NodeRole::Mix => Part::Mix { mixing: mixing(source, raw.mixing.as_ref())? },
+            NodeRole::Mix => Part::Mix { mixing: word(source, raw.mixing.as_ref())? },
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: list(raw.allow.as_ref(), |value| network(source, value))?,
                 deny: list(raw.deny.as_ref(), |value| network(source, value))?,
@@ -223,6 +227,7 @@ impl NodeConfig {
             next: raw.next.as_ref().map(|value| next(source, value)).transpose()?,
             window: window as usize,
             receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
+            offload: word(source, raw.offload.as_ref())?,
             renew_after: Duration::from_secs(renew_after_s as u64),
             part,
             lines: raw.lines(source),
@@ -321,9 +326,13 @@ fn role(source: &Source, value: &Spanned<String>) -> Result<NodeRole, ConfigErro
     }
 }
 
-fn mixing(source: &Source, value: Option<&Spanned<String>>) -> Result<Mixing, ConfigError> {
-    let Some(value) = value else { return Ok(Mixing::default()) };
-    value.get_ref().parse().map_err(|why: dataplane::pool::BadMixing| source.invalid(value, why.to_string()))
+/// A value that is one of a few words; the first unless it is there.
+fn word<T>(source: &Source, value: Option<&Spanned<String>>) -> Result<T, ConfigError>
+where
+    T: Default + std::str::FromStr<Err: std::fmt::Display>,
+{
+    let Some(value) = value else { return Ok(T::default()) };
+    value.get_ref().parse().map_err(|why: T::Err| source.invalid(value, why.to_string()))
 }
 
 fn listen(source: &Source, key: &str, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {

@@ -15,6 +15,7 @@ use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
 use dataplane::entry::{Destination, Entry, Listener};
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
+use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemApps, MemNet};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
@@ -241,7 +242,7 @@ impl Chain {
         let (punts, from_worker) = rtrb::RingBuffer::new(256);
         let waker = Arc::new(Waker::new().unwrap());
         let punts = PuntSender::new(punts, waker.clone());
-        let port = |side| self.links.port(link_address(position, side));
+        let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (worker, ledger): (Box<dyn Worker>, _) = match position {
             0 => {

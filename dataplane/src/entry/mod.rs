@@ -39,8 +39,9 @@ use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
-/// Frames of an entry: what one turn builds or receives, and as much again waiting to be sent.
-pub const FRAMES: usize = 4096;
+/// Frames of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// for what comes.
+pub const FRAMES: usize = 4096 + 2 * RECEIVE_MAX;
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 /// Application sockets read in one turn.
@@ -184,7 +185,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             report_due: now,
             next_tick: now,
             arrivals: Arrivals::new(),
-            admitted: Vec::with_capacity(4 * RECEIVE_MAX),
+            admitted: Vec::with_capacity(RECEIVE_MAX),
             // A pymix header more than what travels, and a byte more to see what is too long.
             inbox: Inbox::new(longest + 7),
             outbox: Outbox::default(),
@@ -416,7 +417,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.waiting.len() as u64;
         ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
-        ledger.frames = (self.free.free() as u64, self.free.total() as u64);
+        ledger.frames = ((self.free.free() + self.down.offered()) as u64, self.free.total() as u64);
+        ledger.traffic = self.down.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
             channels: self.table.len() as u64,

@@ -1,6 +1,7 @@
 //! The worker of an entry by itself: what it forgets.
 
 use super::*;
+use crate::ingress::lengths;
 use crate::io::mem::{MemApps, MemNet, MemPort};
 use rand::SeedableRng;
 use wire::cell::Class;
@@ -21,7 +22,7 @@ fn entry() -> Entry<MemPort, MemApps> {
         flow_idle: Duration::from_secs(300),
     };
     let net = MemNet::default();
-    let port = net.port("192.0.2.1:1".parse().unwrap());
+    let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
     let apps = MemApps::new(net, Vec::new(), [192, 0, 2, 1].into());
     let (_, ops) = rtrb::RingBuffer::new(8);
     let (ring, _) = rtrb::RingBuffer::new(8);

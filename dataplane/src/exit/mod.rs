@@ -46,8 +46,9 @@ pub use flows::{Caps, QUESTIONS_MAX};
 use flows::{Flows, Opens};
 use policy::Policy;
 
-/// Frames of an exit: what one turn builds or receives, and as much again waiting to be sent.
-pub const FRAMES: usize = 4096;
+/// Frames of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// for what comes.
+pub const FRAMES: usize = 4096 + 2 * RECEIVE_MAX;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
 /// Frames that one batch of application datagrams can need.
@@ -168,7 +169,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             report_due: now,
             next_tick: now,
             arrivals: Arrivals::new(),
-            admitted: Vec::with_capacity(4 * RECEIVE_MAX),
+            admitted: Vec::with_capacity(RECEIVE_MAX),
             inbox: Inbox::new(longest + 1),
             outbox: Outbox::default(),
             due: Vec::new(),
@@ -384,7 +385,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
-        ledger.frames = (self.free.free() as u64, self.free.total() as u64);
+        ledger.frames = ((self.free.free() + self.up.offered()) as u64, self.free.total() as u64);
+        ledger.traffic = self.up.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
             channels: self.table.len() as u64,

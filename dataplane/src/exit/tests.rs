@@ -1,4 +1,5 @@
 use super::*;
+use crate::ingress::lengths;
 use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
 use crate::sys::Waker;
 use wire::cell::Class;
@@ -31,7 +32,7 @@ impl Bench {
             flow_idle: Duration::from_secs(300),
         };
         let apps = MemApps::new(net.clone(), Vec::new(), [192, 0, 2, 1].into());
-        let port = MemNet::default().port(address(1));
+        let port = MemNet::default().port(address(1), lengths(settings.shape, 2, Side::Up));
         let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rng = |seed| <ChaCha20Rng as rand::SeedableRng>::seed_from_u64(seed);
         let exit = Exit::new(settings, port, apps, worker_ops, punt_sender, [rng(1), rng(2)], SECOND);

@@ -275,7 +275,7 @@ impl Apps for UdpApps {
             inbox.start(id);
             let Inbox { slot_len, bytes, items, .. } = &mut *inbox;
             let buffers = bytes.chunks_exact_mut(*slot_len);
-            let got = sys::recv_batch(&app.socket, buffers, |_, datagram| items.push((datagram.from, datagram.len)));
+            let got = sys::recv(&app.socket, buffers, 1, |_, datagram| items.push((datagram.from, datagram.len)));
             if matches!(got, Ok(INBOX_MAX)) {
                 app.queued = true;
                 self.ready.push_back(id);
@@ -298,8 +298,10 @@ impl Apps for UdpApps {
                 at += run;
                 continue;
             };
-            let datagrams = outbox.items[at..at + run].iter().map(|item| (&outbox.bytes[item.range.clone()], item.to));
-            match sys::send_batch(&app.socket, datagrams) {
+            let items = &outbox.items[at..at + run];
+            let messages = items.iter().map(|item| sys::Message { to: item.to, pieces: 1, segment: None });
+            let datagrams = items.iter().map(|item| &outbox.bytes[item.range.clone()]);
+            match sys::send(&app.socket, messages, datagrams) {
                 Ok(sent) => {
                     tally.sent += sent as u64;
                     at += sent;

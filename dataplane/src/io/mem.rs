@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::apps::{Apps, Inbox, Outbox, SocketId, count_failure};
 use super::{Port, Rx, Tx};
-use crate::batch::{Arrivals, Departures, RECEIVE_MAX};
+use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList};
 use crate::ledger::Tally;
 
@@ -80,9 +80,9 @@ impl MemNet {
         self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
     }
 
-    /// A port at `address`.
-    pub fn port(&self, address: SocketAddr) -> MemPort {
-        MemPort { net: self.clone(), address }
+    /// A port at `address`, for datagrams of these lengths.
+    pub fn port(&self, address: SocketAddr, lengths: Lengths) -> MemPort {
+        MemPort { net: self.clone(), address, lengths }
     }
 
     /// Datagrams that nobody has taken.
@@ -95,17 +95,25 @@ impl MemNet {
 pub struct MemPort {
     net: MemNet,
     address: SocketAddr,
+    lengths: Lengths,
 }
+
+/// Datagrams of one receive call.
+const BATCH: usize = 64;
+const _: () = assert!(BATCH <= RECEIVE_MAX);
 
 impl Rx for MemPort {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut count = 0;
-        while count < RECEIVE_MAX && free.free() > 0 {
-            let Some(datagram) = self.net.receive(self.address) else { break };
-            let frame = free.take().expect("just asked");
-            let fits = datagram.bytes.len().min(frame.bytes().len());
-            frame.bytes()[..fits].copy_from_slice(&datagram.bytes[..fits]);
-            into.push(Cell::new(frame), datagram.bytes.len(), datagram.from);
+        while count < BATCH && free.free() > 0 {
+            let Some(Datagram { from, bytes, .. }) = self.net.receive(self.address) else { break };
+            if bytes.len() == self.lengths.cell {
+                let frame = free.take().expect("just asked");
+                frame.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+                into.push(Cell::new(frame), from);
+            } else {
+                into.push_other(self.lengths, bytes.len(), std::iter::once(&bytes[..]), from);
+            }
             count += 1;
         }
         count

@@ -5,16 +5,22 @@
 pub mod apps;
 pub mod mem;
 pub mod mmsg;
+pub mod offload;
 
 use crate::batch::{Arrivals, Departures};
 use crate::frame::FreeList;
-use crate::ledger::Tally;
+use crate::ledger::{Tally, Traffic};
 
 /// Receives cells.
 pub trait Rx {
     /// Takes what waits, at most one batch and at most as many as there are free frames. Returns how
     /// many came.
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
+
+    /// Frames that it keeps for what is to come; they hold nothing.
+    fn offered(&self) -> usize {
+        0
+    }
 }
 
 /// Sends cells.
@@ -28,4 +34,9 @@ pub trait Tx {
 pub trait Port: Rx + Tx {
     /// The poller saw it readable.
     fn set_ready(&mut self);
+
+    /// What passed through it so far.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::{LAST_RESORT, POOL_MAX};
+use super::{LAST_RESORT, THRESHOLD_MAX};
 use crate::{MILLI, Nanos};
 
 /// When a pool is released.
@@ -112,8 +112,8 @@ impl FromStr for Mixing {
         for pair in rest.split(',').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| fault(format!("{pair:?} is no key=value")))?;
             let count = || {
-                let count = value.parse::<usize>().ok().filter(|n| (1..=POOL_MAX).contains(n));
-                count.ok_or_else(|| fault(format!("{pair:?} wants 1 to {POOL_MAX}")))
+                let count = value.parse::<usize>().ok().filter(|n| (1..=THRESHOLD_MAX).contains(n));
+                count.ok_or_else(|| fault(format!("{pair:?} wants 1 to {THRESHOLD_MAX}")))
             };
             let slot_taken = match key {
                 "n" => n.replace(count()?).is_some(),

@@ -19,9 +19,11 @@ use crate::{Nanos, SECOND};
 use grid::Grid;
 use shuffle::Shuffle;
 
+/// Cells that a pool can be told to wait for.
+pub const THRESHOLD_MAX: usize = 4096;
 /// Cells that a pool holds at most. It is flushed early when it has no room for a receive batch, so that
 /// receiving never waits for the grid.
-pub const POOL_MAX: usize = 4096;
+pub const POOL_MAX: usize = THRESHOLD_MAX + RECEIVE_MAX;
 
 /// A cell in a pool, with all it needs to leave.
 pub struct Pooled {

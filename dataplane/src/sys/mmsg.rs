@@ -1,11 +1,17 @@
-//! recvmmsg(2) and sendmmsg(2).
+//! recvmmsg(2) and sendmmsg(2), with trains: UDP_GRO on the way in, UDP_SEGMENT on the way out.
+//!
+//! A train is one message that stands for many datagrams of one length between one pair of addresses. The
+//! kernel carries it whole, so its cost is that of one datagram and of the bytes.
 //!
 //! ```text
 //! recvmmsg(fd, msgvec, vlen, MSG_DONTWAIT | MSG_TRUNC, NULL)
-//!   msgvec[i].msg_hdr  name: sender (out), iov: one buffer, no control data
-//!   msgvec[i].msg_len  bytes of the datagram; its real length, even if cut (MSG_TRUNC)
+//!   msgvec[i].msg_hdr  name: sender (out); iov: the buffers of this message, filled one after the other;
+//!                      control (out): SOL_UDP, UDP_GRO, int: bytes of each datagram but the last, if it is a train
+//!   msgvec[i].msg_len  bytes of all datagrams together; the real number, even if cut (MSG_TRUNC)
 //! sendmmsg(fd, msgvec, vlen, MSG_DONTWAIT)
-//!   returns how many went; an error only if the first one failed
+//!   msgvec[i].msg_hdr  name: receiver; iov: the pieces of this message, gathered; the kernel cuts where the control
+//!                      data says, SOL_UDP, UDP_SEGMENT, u16, whatever the pieces' lengths
+//!   returns how many messages went; an error only if the first one failed
 //! ```
 
 use std::io;
@@ -13,16 +19,38 @@ use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Most datagrams of one call.
-pub const BATCH: usize = 64;
+use arrayvec::ArrayVec;
 
-/// One received datagram; its bytes are in the buffer of the same index.
+/// Most messages of one call.
+pub const MESSAGES_MAX: usize = 64;
+/// Most buffers or pieces of one call, over all its messages; the kernel's own limit for one message.
+pub const PIECES_MAX: usize = 1024;
+/// Datagrams of a train at most: what kernels take since segmentation came, and as many as a receiver's
+/// kernel joins.
+pub const TRAIN_MAX: usize = 64;
+/// Payload bytes of a train at most: it is one UDP datagram over IPv4 until it is cut.
+pub const TRAIN_BYTES_MAX: usize = 65_507;
+
+/// One received message; its bytes are in the buffers that it was given.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
-    /// Its real length, which may exceed the buffer.
+    /// Its real length, which may exceed the buffers.
     pub len: usize,
+    /// A train: bytes of each of its datagrams but the last, which may be shorter. None: one datagram.
+    pub segment: Option<usize>,
     /// Its sender.
     pub from: SocketAddr,
+}
+
+/// One message to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// Its receiver.
+    pub to: SocketAddr,
+    /// Pieces it is gathered from.
+    pub pieces: usize,
+    /// Cut it into datagrams of so many bytes; the last may be shorter.
+    pub segment: Option<u16>,
 }
 
 /// Either family's address, as the kernel reads and writes it.
@@ -88,39 +116,72 @@ impl Name {
     }
 }
 
-fn zeroed_headers() -> [libc::mmsghdr; BATCH] {
+fn zeroed_headers() -> [libc::mmsghdr; MESSAGES_MAX] {
     // SAFETY: an mmsghdr of zeros is valid: null pointers and zero lengths.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-/// Receives up to [`BATCH`] datagrams without waiting, one into each buffer in order. A datagram
-/// whose sender has no IP address is reported from `0.0.0.0:0`.
+/// Room for one control message with an integer of at most four bytes.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+// SAFETY: CMSG_SPACE computes a number and has no preconditions.
+const CONTROL_LEN: usize = unsafe { libc::CMSG_SPACE(4) } as usize;
+
+/// The kernel's UDP_GRO answer in the control data of a received message.
+fn segment_of(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled msg_control up to msg_controllen, and the CMSG macros stay inside it; the
+    // payload of UDP_GRO is an int, read unaligned.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(header);
+        while !at.is_null() {
+            if (*at).cmsg_level == libc::SOL_UDP && (*at).cmsg_type == libc::UDP_GRO {
+                let bytes = libc::CMSG_DATA(at).cast::<libc::c_int>().read_unaligned();
+                return usize::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+            }
+            at = libc::CMSG_NXTHDR(header, at);
+        }
+    }
+    None
+}
+
+/// Receives messages without waiting, into `per_message` buffers each: the first into the first ones, and so on. Of
+/// [`MESSAGES_MAX`] messages and [`PIECES_MAX`] buffers, whichever is reached first bounds the call. `each` is told
+/// of every message with its number. A message whose sender has no IP address is reported from `0.0.0.0:0`.
 ///
 /// # Errors
 /// The kernel's; `WouldBlock` if nothing waits. ICMP errors of an earlier send count as errors too.
-pub fn recv_batch<'a>(
+pub fn recv<'a>(
     socket: impl AsFd,
     buffers: impl Iterator<Item = &'a mut [u8]>,
+    per_message: usize,
     mut each: impl FnMut(usize, Received),
 ) -> io::Result<usize> {
     let mut headers = zeroed_headers();
-    let mut names = [zeroed_name(); BATCH];
-    let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+    let mut names = [zeroed_name(); MESSAGES_MAX];
+    let mut controls = [Control([0; CONTROL_LEN]); MESSAGES_MAX];
+    let most = (MESSAGES_MAX * per_message).min(PIECES_MAX / per_message * per_message);
+    let mut vectors: ArrayVec<libc::iovec, PIECES_MAX> = ArrayVec::new();
+    for buffer in buffers.take(most) {
+        vectors.push(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() });
+    }
     let mut count = 0;
-    for buffer in buffers.take(BATCH) {
-        vectors[count] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    for pieces in vectors.chunks_exact_mut(per_message) {
         let header = &mut headers[count].msg_hdr;
         header.msg_name = (&raw mut names[count]).cast();
         header.msg_namelen = NAME_LEN;
-        header.msg_iov = &raw mut vectors[count];
-        header.msg_iovlen = 1;
+        header.msg_iov = pieces.as_mut_ptr();
+        header.msg_iovlen = pieces.len();
+        header.msg_control = controls[count].0.as_mut_ptr().cast();
+        header.msg_controllen = CONTROL_LEN;
         count += 1;
     }
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` headers point at names, vectors and buffers that outlive the call
-    // (the buffers are borrowed for 'a) and are not otherwise accessed during it.
+    // SAFETY: the first `count` headers point at names, vectors, control space and buffers that outlive the call (the
+    // buffers are borrowed for 'a) and are not otherwise accessed during it.
     let got = unsafe {
         libc::recvmmsg(
             socket.as_fd().as_raw_fd(),
@@ -133,37 +194,70 @@ pub fn recv_batch<'a>(
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     for (i, header) in headers[..got].iter().enumerate() {
         let from = names[i].address().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-        each(i, Received { len: header.msg_len as usize, from });
+        each(i, Received { len: header.msg_len as usize, segment: segment_of(&header.msg_hdr), from });
     }
     Ok(got)
 }
 
-/// Sends up to [`BATCH`] datagrams without waiting and returns how many went.
+/// Sends messages without waiting, each gathered from the next of `pieces`, and returns how many went. Of
+/// [`MESSAGES_MAX`] messages and [`PIECES_MAX`] pieces, whichever is reached first bounds the call.
 ///
 /// # Errors
-/// The kernel's, about the first datagram; `WouldBlock` if the send buffer is full.
-pub fn send_batch<'a>(socket: impl AsFd, datagrams: impl Iterator<Item = (&'a [u8], SocketAddr)>) -> io::Result<usize> {
+/// The kernel's, about the first message; `WouldBlock` if the send buffer is full.
+pub fn send<'a>(
+    socket: impl AsFd,
+    messages: impl Iterator<Item = Message>,
+    mut pieces: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<usize> {
     let mut headers = zeroed_headers();
-    let mut names = [zeroed_name(); BATCH];
-    let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+    let mut names = [zeroed_name(); MESSAGES_MAX];
+    let mut controls = [Control([0; CONTROL_LEN]); MESSAGES_MAX];
+    let mut vectors: ArrayVec<libc::iovec, PIECES_MAX> = ArrayVec::new();
     let mut count = 0;
-    for (bytes, to) in datagrams.take(BATCH) {
+    for message in messages.take(MESSAGES_MAX) {
+        let first = vectors.len();
+        if message.pieces > PIECES_MAX - first {
+            break;
+        }
         // The kernel only reads through iov_base on the way out.
-        vectors[count] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        let (name, len) = Name::of(&to);
+        vectors.extend(
+            pieces
+                .by_ref()
+                .take(message.pieces)
+                .map(|piece| libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() }),
+        );
+        let (name, len) = Name::of(&message.to);
         names[count] = name;
         let header = &mut headers[count].msg_hdr;
         header.msg_name = (&raw mut names[count]).cast();
         header.msg_namelen = len;
-        header.msg_iov = &raw mut vectors[count];
-        header.msg_iovlen = 1;
+        header.msg_iovlen = vectors.len() - first;
+        if let Some(segment) = message.segment {
+            header.msg_control = controls[count].0.as_mut_ptr().cast();
+            // SAFETY: CMSG_SPACE computes a number; the control space is CONTROL_LEN bytes, which holds a header
+            // and a u16, and CMSG_FIRSTHDR and CMSG_DATA point into it.
+            unsafe {
+                header.msg_controllen = libc::CMSG_SPACE(2) as usize;
+                let cmsg = libc::CMSG_FIRSTHDR(header);
+                (*cmsg).cmsg_level = libc::SOL_UDP;
+                (*cmsg).cmsg_type = libc::UDP_SEGMENT;
+                (*cmsg).cmsg_len = libc::CMSG_LEN(2) as usize;
+                libc::CMSG_DATA(cmsg).cast::<u16>().write_unaligned(segment);
+            }
+        }
         count += 1;
     }
     if count == 0 {
         return Ok(0);
     }
-    // SAFETY: the first `count` headers point at names, vectors and bytes that outlive the call (the
-    // bytes are borrowed for 'a); sendmmsg reads them only.
+    let mut rest = &mut vectors[..];
+    for header in &mut headers[..count] {
+        let (own, others) = rest.split_at_mut(header.msg_hdr.msg_iovlen);
+        header.msg_hdr.msg_iov = own.as_mut_ptr();
+        rest = others;
+    }
+    // SAFETY: the first `count` headers point at names, control space, vectors and pieces that outlive the call (the
+    // pieces are borrowed for 'a); sendmmsg reads them only.
     let sent = unsafe {
         libc::sendmmsg(socket.as_fd().as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT)
     };
@@ -179,20 +273,21 @@ mod tests {
         let (a, b) = (UdpSocket::bind((host, 0)).unwrap(), UdpSocket::bind((host, 0)).unwrap());
         let to = b.local_addr().unwrap();
         let payloads: Vec<Vec<u8>> = (0..100).map(|i| vec![i as u8; i]).collect();
-        assert_eq!(send_batch(&a, payloads.iter().map(|p| (&p[..], to))).unwrap(), 64);
-        assert_eq!(send_batch(&a, payloads[64..].iter().map(|p| (&p[..], to))).unwrap(), 36);
+        let single = || std::iter::repeat(Message { to, pieces: 1, segment: None });
+        assert_eq!(send(&a, single(), payloads.iter().map(|p| &p[..])).unwrap(), 64);
+        assert_eq!(send(&a, single().take(36), payloads[64..].iter().map(|p| &p[..])).unwrap(), 36);
         let mut buffers = vec![[0u8; 50]; 100];
         let mut seen = Vec::new();
         while seen.len() < 100 {
             let done = seen.len();
-            recv_batch(&b, buffers[done..].iter_mut().map(|b| &mut b[..]), |_, r| seen.push(r)).unwrap();
+            recv(&b, buffers[done..].iter_mut().map(|b| &mut b[..]), 1, |_, r| seen.push(r)).unwrap();
         }
         for (i, received) in seen.iter().enumerate() {
             assert_eq!(received.from, a.local_addr().unwrap());
-            assert_eq!(received.len, i, "the real length, even if cut");
+            assert_eq!((received.len, received.segment), (i, None), "the real length, even if cut");
             assert!(buffers[i][..i.min(50)].iter().all(|byte| *byte == i as u8));
         }
-        let error = recv_batch(&b, buffers.iter_mut().map(|b| &mut b[..]), |_, _| {}).unwrap_err();
+        let error = recv(&b, buffers.iter_mut().map(|b| &mut b[..]), 1, |_, _| {}).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
@@ -208,5 +303,41 @@ mod tests {
             return;
         }
         round_trip("::1");
+    }
+
+    #[test]
+    fn trains_are_gathered_in_any_order_and_land_one_datagram_per_buffer() {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        crate::sys::join_trains(&b).unwrap();
+        let to = b.local_addr().unwrap();
+        let cells: Vec<Vec<u8>> = (0..150u8).map(|i| vec![i; 300]).collect();
+        // Three trains, of 64, of 64 and of 21 and a shorter tail, their pieces backwards.
+        let train = |pieces| Message { to, pieces, segment: Some(300) };
+        let pieces = (0..150).map(|i| if i == 149 { &cells[0][..77] } else { &cells[149 - i][..] });
+        assert_eq!(send(&a, [64, 64, 22].map(train).into_iter(), pieces).unwrap(), 3);
+        let mut buffers = vec![[0u8; 300]; 3 * 64];
+        let mut seen = Vec::new();
+        while seen.len() < 3 {
+            let at = 64 * seen.len();
+            recv(&b, buffers[at..].iter_mut().map(|b| &mut b[..]), 64, |_, r| seen.push(r)).unwrap();
+        }
+        let lens = seen.iter().map(|r| (r.len, r.segment)).collect::<Vec<_>>();
+        assert_eq!(lens, [(64 * 300, Some(300)), (64 * 300, Some(300)), (21 * 300 + 77, Some(300))]);
+        for i in 0..149 {
+            assert_eq!(buffers[i], [149 - i as u8; 300]);
+        }
+        assert_eq!(buffers[149][..77], [0; 77]);
+    }
+
+    #[test]
+    fn what_the_buffers_of_a_train_cannot_hold_is_known_by_its_length() {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        crate::sys::join_trains(&b).unwrap();
+        let message = Message { to: b.local_addr().unwrap(), pieces: 20, segment: Some(100) };
+        assert_eq!(send(&a, [message].into_iter(), std::iter::repeat_n(&[7; 100][..], 20)).unwrap(), 1);
+        let mut buffers = [[0u8; 100]; 8];
+        let mut seen = Vec::new();
+        recv(&b, buffers.iter_mut().map(|b| &mut b[..]), 8, |_, r| seen.push((r.len, r.segment))).unwrap();
+        assert_eq!(seen, [(2000, Some(100))]);
     }
 }

@@ -8,6 +8,6 @@ mod socket;
 mod waker;
 
 pub use errqueue::{Unreachable, read_error};
-pub use mmsg::{BATCH, Received, recv_batch, send_batch};
-pub use socket::{kernel_drops, report_errors, size_receive_buffer};
+pub use mmsg::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX, recv, send};
+pub use socket::{join_trains, kernel_drops, report_errors, size_receive_buffer};
 pub use waker::Waker;

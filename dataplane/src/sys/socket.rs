@@ -41,6 +41,15 @@ pub fn report_errors(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
     }
 }
 
+/// Turns on UDP_GRO: datagrams of one length from one sender that the kernel got as a train, or joined to one, are
+/// handed over as one message (see [`super::recv`]).
+///
+/// # Errors
+/// A kernel before 5.0, or not a UDP socket.
+pub fn join_trains(socket: impl AsFd) -> io::Result<()> {
+    enable(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
+}
+
 /// Datagrams that the kernel dropped at this socket since it was made (SO_MEMINFO, its
 /// SK_MEMINFO_DROPS), for want of receive buffer mostly.
 ///

@@ -1,0 +1,198 @@
+//! Whether cells may travel in trains: asked of the kernel once, at the start (UDP_GRO and UDP_SEGMENT).
+//!
+//! A train is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
+//! trust: a train of real length is sent over loopback, to a socket that joins and to one that does not, and every
+//! byte is compared. Linux 7.0 to 7.1.4 break trains whose last datagram is as long as the others, as ours always is,
+//! behind some network devices, which loopback cannot show: there trains leave only if asked for.
+//!
+//! Later, a train that the kernel refuses while its cells go one by one ends trains on that socket
+//! ([`super::mmsg`]).
+
+use std::fmt;
+use std::io;
+use std::net::UdpSocket;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::mmsg::longest_train;
+use crate::sys::{self, Message};
+
+/// What an operator wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// Trains, if the probe finds them whole and the kernel is not known to break them.
+    #[default]
+    Auto,
+    /// Trains, whatever the probe says.
+    On,
+    /// None.
+    Off,
+}
+
+impl FromStr for Offload {
+    type Err = BadOffload;
+
+    fn from_str(text: &str) -> Result<Offload, BadOffload> {
+        match text {
+            "auto" => Ok(Offload::Auto),
+            "on" => Ok(Offload::On),
+            "off" => Ok(Offload::Off),
+            other => Err(BadOffload(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Offload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Offload::Auto => "auto",
+            Offload::On => "on",
+            Offload::Off => "off",
+        })
+    }
+}
+
+/// No such choice.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("offload {0:?}: write auto, on or off")]
+pub struct BadOffload(String);
+
+/// What link sockets may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trains {
+    /// Receive trains.
+    pub join: bool,
+    /// Send trains.
+    pub cut: bool,
+}
+
+impl Trains {
+    /// One datagram at a time.
+    pub const NONE: Trains = Trains { join: false, cut: false };
+    /// Both ways.
+    pub const BOTH: Trains = Trains { join: true, cut: true };
+}
+
+/// Why there are no trains.
+#[derive(Debug, Error)]
+pub enum NoTrains {
+    /// The kernel knows none, or a socket could not be had.
+    #[error("the kernel refuses them: {0}")]
+    Refused(#[from] io::Error),
+    /// A train arrived otherwise than it was sent.
+    #[error("a train of {cells} cells of {len} bytes did not come through loopback whole")]
+    Broken {
+        /// Its cells.
+        cells: usize,
+        /// Their length.
+        len: usize,
+    },
+    /// This kernel is known to break them.
+    #[error("Linux {0} is known to break them behind some network devices (fixed in 7.1.5)")]
+    Known(String),
+}
+
+impl Offload {
+    /// What to do for cells of these lengths; and why not, if trains were wanted and are not to be had.
+    pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Trains, Option<NoTrains>) {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        match self {
+            Offload::Off => (Trains::NONE, None),
+            Offload::On => (Trains::BOTH, cell_lens.iter().find_map(|len| probe(*len, ipv6).err())),
+            Offload::Auto if breaks_trains(&release) => {
+                (Trains { join: true, cut: false }, Some(NoTrains::Known(release)))
+            }
+            Offload::Auto => match cell_lens.iter().find_map(|len| probe(*len, ipv6).err()) {
+                Some(why) => (Trains::NONE, Some(why)),
+                None => (Trains::BOTH, None),
+            },
+        }
+    }
+}
+
+/// Linux 7.0-rc1 to 7.1.4.
+fn breaks_trains(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match (major, minor) {
+        (7, 0) => true,
+        // Of 7.1-rc3 the third number is missing: what follows is "rc3".
+        (7, 1) => release.contains("-rc") || numbers.next().unwrap_or(0) < 5,
+        _ => false,
+    }
+}
+
+/// Sends the longest train of cells of this length over loopback and compares what arrives: joined, and one by one.
+///
+/// # Errors
+/// Why there are no trains.
+pub fn probe(cell_len: usize, ipv6: bool) -> Result<(), NoTrains> {
+    let host = if ipv6 { "::1" } else { "127.0.0.1" };
+    let sender = UdpSocket::bind((host, 0))?;
+    let count = longest_train(cell_len);
+    let cells: Vec<Vec<u8>> =
+        (0..count).map(|i| (0..cell_len).map(|at| (i * 31 + at * 7 + at / 251) as u8).collect()).collect();
+    for join in [true, false] {
+        let receiver = UdpSocket::bind((host, 0))?;
+        receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let broken = || NoTrains::Broken { cells: count, len: cell_len };
+        if join {
+            sys::join_trains(&receiver)?;
+        }
+        let message = Message { to: receiver.local_addr()?, pieces: count, segment: Some(cell_len as u16) };
+        sys::send(&sender, std::iter::once(message), cells.iter().rev().map(Vec::as_slice))?;
+        let (mut buffer, mut at) = (vec![0; count * cell_len + 1], 0);
+        // A train over loopback is in the queue before sendmsg returns; the timeout is for one that got lost.
+        while at < count * cell_len {
+            let got = receiver.recv(&mut buffer[at..]).map_err(|_| broken())?;
+            if got != if join { count * cell_len } else { cell_len } {
+                return Err(broken());
+            }
+            at += got;
+        }
+        if !buffer[..at].chunks(cell_len).eq(cells.iter().rev().map(Vec::as_slice)) {
+            return Err(broken());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_kernel_carries_trains_of_every_length_of_cell_or_says_why_not() {
+        for len in [240, 352, 1184, 1360, 1472] {
+            if let Err(why) = probe(len, false) {
+                assert!(!matches!(why, NoTrains::Broken { .. }), "{why}");
+                eprintln!("skipped: {why}");
+                return;
+            }
+        }
+        assert_eq!(Offload::Auto.decide(&[1360, 1408], false).0.join, true);
+        assert_eq!(Offload::Off.decide(&[1360, 1408], false).0, Trains::NONE);
+    }
+
+    #[test]
+    fn kernels_that_break_trains_are_known_by_their_release() {
+        for (release, breaks) in [
+            ("6.18.44-fc", false),
+            ("7.0.0-rc1", true),
+            ("7.0-rc1", true),
+            ("7.0.9-generic", true),
+            ("7.1-rc3", true),
+            ("7.1.0", true),
+            ("7.1.4-arch1-1", true),
+            ("7.1.5", false),
+            ("7.1.12-1", false),
+            ("7.2.0-rc1", false),
+            ("17.0.1", false),
+            ("", false),
+        ] {
+            assert_eq!(breaks_trains(release), breaks, "{release}");
+        }
+    }
+}
