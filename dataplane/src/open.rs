@@ -95,8 +95,8 @@ pub fn backward<C: BackwardLane>(
     std::mem::swap(&mut verdicts, &mut table.verdicts);
     for cell in cells.iter() {
         let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
-        // A mark may retire a generation, but never one that the window still admits: cells marked
-        // in this turn stay within it or are dropped here.
+        // A mark may wipe the generation of a cell that was marked before it in this turn: one that
+        // the window has left again. It is dropped below.
         let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
         verdicts.push(verdict);
         if verdict.is_none() {
@@ -115,6 +115,7 @@ pub fn backward<C: BackwardLane>(
                     let nonce = cell.header.data_nonce(iv);
                     jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
                 }
+                // Behind the window by now: a later cell of this turn is far ahead of it.
                 None => *verdict = Some(Drop::Old),
             }
         }
