@@ -263,7 +263,7 @@ impl Node {
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
                     flow_idle: part.flow_idle,
                 };
-                let apps = UdpApps::new(poller, listeners, config.receive_buffer)?;
+                let apps = UdpApps::new(poller, listeners, config.receive_buffer, trains)?;
                 let down = port(sockets.down, Side::Down)?;
                 let entry = Entry::new(settings, down, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
                 let ledger = entry.published();
@@ -292,7 +292,7 @@ impl Node {
                     },
                     flow_idle: part.flow_idle,
                 };
-                let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER)?;
+                let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER, trains)?;
                 let up = port(sockets.up, Side::Up)?;
                 let exit = Exit::new(settings, up, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
                 let ledger = exit.published();

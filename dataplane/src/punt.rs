@@ -92,7 +92,7 @@ pub enum Notice {
     TooLarge {
         /// Who sent it.
         from: SocketAddr,
-        /// Its length; at least this if it was cut.
+        /// Its length; .
         len: usize,
         /// The most that travels.
         max: usize,

@@ -26,7 +26,8 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
-use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox, SocketId};
+use crate::io::apps::Apps;
+use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox, SocketId};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
@@ -41,13 +42,14 @@ use liveness::Liveness;
 
 /// Frames of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = 4096 + 2 * RECEIVE_MAX;
+pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need: every one an OPEN and eight fragments.
-const BATCH_FRAMES: usize = INBOX_MAX * 9;
+/// Frames that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
+/// a cell of class S, with an unfilled one for each.
+const BATCH_FRAMES: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
 
 /// What a listening socket does with its datagrams.
 #[derive(Clone, Debug)]
@@ -163,7 +165,6 @@ impl<D: Port, A: Apps> Entry<D, A> {
         now: Nanos,
     ) -> Self {
         let shape = settings.shape;
-        let longest = frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD);
         Entry {
             down,
             apps,
@@ -186,8 +187,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            // A pymix header more than what travels, and a byte more to see what is too long.
-            inbox: Inbox::new(longest + 7),
+            inbox: Inbox::default(),
             outbox: Outbox::default(),
             noticed: 0,
             published: Arc::default(),
@@ -215,7 +215,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.table.install(channel, Record { up: None, down, ends_s, seen_s: now / SECOND, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
-                    self.outwards(socket, from, bytes.len(), &bytes, now);
+                    self.outwards(socket, from, &bytes, now);
                 }
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
@@ -251,12 +251,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
             if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
                 return;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::new(0));
+            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
             let some = self.apps.recv(&mut inbox);
             if some {
-                for (from, len, bytes) in inbox.iter() {
+                for (from, bytes) in inbox.iter() {
                     self.datagrams.forward.received += 1;
-                    self.outwards(inbox.socket(), from, len, bytes, now);
+                    self.outwards(inbox.socket(), from, bytes, now);
                 }
             }
             self.inbox = inbox;
@@ -267,31 +267,24 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One application datagram: already counted as received.
-    fn outwards(&mut self, socket: SocketId, from: SocketAddr, len: usize, bytes: &[u8], now: Nanos) {
-        if let Err(reason) = self.try_outwards(socket, from, len, bytes, now) {
+    fn outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) {
+        if let Err(reason) = self.try_outwards(socket, from, bytes, now) {
             self.datagrams.forward.drop(reason);
         }
     }
 
-    fn try_outwards(
-        &mut self,
-        socket: SocketId,
-        from: SocketAddr,
-        len: usize,
-        bytes: &[u8],
-        now: Nanos,
-    ) -> Result<(), Drop> {
+    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), Drop> {
         let payload = self.settings.shape.payload();
         let (destination, header) = match &self.settings.listeners[socket as usize] {
             Listener::Forward(destination) => (destination.clone(), 0),
             Listener::Pymix => (pymix_destination(bytes).ok_or(Drop::BadAddress)?, 6),
         };
-        if frames::fragments(payload, len - header).is_none() {
+        let data = &bytes[header..];
+        if frames::fragments(payload, data.len()).is_none() {
             let max = frames::FRAGMENTS_MAX * (payload - frames::FRAG_OVERHEAD);
-            self.notice(Notice::TooLarge { from, len: len - header, max }, now);
+            self.notice(Notice::TooLarge { from, len: data.len(), max }, now);
             return Err(Drop::TooLarge);
         }
-        let data = &bytes[header..];
         let Some(client) = self.clients.client(socket, from)? else {
             // No channel is up.
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();

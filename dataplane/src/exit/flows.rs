@@ -14,7 +14,8 @@ use wire::frames::Token;
 
 use crate::Nanos;
 use crate::SECOND;
-use crate::io::apps::{Apps, SocketId};
+use crate::io::apps::Apps;
+use crate::io::boxes::SocketId;
 use crate::ledger::Drop;
 use crate::wheel::Wheel;
 

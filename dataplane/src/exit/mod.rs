@@ -30,7 +30,8 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
-use crate::io::apps::{Apps, INBOX_MAX, Inbox, Outbox};
+use crate::io::apps::Apps;
+use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::open::{self, ForwardLane};
@@ -48,11 +49,12 @@ use policy::Policy;
 
 /// Frames of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = 4096 + 2 * RECEIVE_MAX;
+pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need.
-const BATCH_FRAMES: usize = INBOX_MAX * 8;
+/// Frames that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
+/// an unfilled one for each datagram.
+const BATCH_FRAMES: usize = INBOX_MAX + INBOX_BYTES_MAX / 200;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
@@ -145,7 +147,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
         now: Nanos,
     ) -> Self {
         let shape = settings.shape;
-        let longest = frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD);
         Exit {
             up,
             apps,
@@ -170,7 +171,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            inbox: Inbox::new(longest + 1),
+            inbox: Inbox::default(),
             outbox: Outbox::default(),
             due: Vec::new(),
             published: Arc::default(),
@@ -262,12 +263,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
             if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
                 break;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::new(0));
+            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
             let some = self.apps.recv(&mut inbox);
             if some {
-                for (from, len, data) in inbox.iter() {
+                for (from, data) in inbox.iter() {
                     self.datagrams.backward.received += 1;
-                    match self.inwards(inbox.socket(), from, len, data) {
+                    match self.inwards(inbox.socket(), from, data) {
                         Ok(()) => self.datagrams.backward.consumed += 1,
                         Err(reason) => self.datagrams.backward.drop(reason),
                     }
@@ -290,10 +291,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// One datagram from a peer.
-    fn inwards(&mut self, socket: u32, from: SocketAddr, len: usize, data: &[u8]) -> Result<(), Drop> {
+    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8]) -> Result<(), Drop> {
         let payload = self.settings.shape.payload();
         let flow = self.flows.talking_to(socket, from).ok_or(Drop::Filtered)?;
-        if frames::fragments(payload, len).is_none() {
+        if frames::fragments(payload, data.len()).is_none() {
             return Err(Drop::TooLarge);
         }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());

@@ -1,141 +1,20 @@
 //! Application sockets: the entry's listeners and the exit's flows.
 //!
-//! Datagrams of any length here, one buffer for a batch of them. Two implementations of [`Apps`]:
-//! [`UdpApps`] and, for tests, [`super::mem::MemApps`].
+//! Datagrams of any length here. Where an application sends trains, they come as such and are taken apart; where
+//! sizes and destination repeat, datagrams leave as trains. Two implementations of [`Apps`]: [`UdpApps`] and, for
+//! tests, [`super::mem::MemApps`].
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::ops::Range;
 use std::os::fd::AsFd;
 
-use arrayvec::ArrayVec;
-use hashbrown::HashMap;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha20Rng;
-
-use crate::io::mmsg::waits;
+use super::boxes::{Inbox, Outbox, SocketId};
+use super::mmsg::waits;
+use super::offload::Trains;
 use crate::ledger::{Drop, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
-
-/// Names an application socket.
-pub type SocketId = u32;
-
-/// Datagrams of one receive call.
-pub const INBOX_MAX: usize = 32;
-
-/// A batch of datagrams from one application socket.
-pub struct Inbox {
-    socket: SocketId,
-    slot_len: usize,
-    bytes: Box<[u8]>,
-    items: ArrayVec<(SocketAddr, usize), INBOX_MAX>,
-}
-
-impl Inbox {
-    /// For datagrams of up to `longest` bytes; longer ones arrive cut, with their real length.
-    pub fn new(longest: usize) -> Inbox {
-        Inbox { socket: 0, slot_len: longest, bytes: vec![0; longest * INBOX_MAX].into(), items: ArrayVec::new() }
-    }
-
-    /// Where they came in.
-    pub fn socket(&self) -> SocketId {
-        self.socket
-    }
-
-    /// Sender, real length and bytes of each.
-    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, usize, &[u8])> {
-        self.items.iter().enumerate().map(|(i, (from, len))| {
-            let at = i * self.slot_len;
-            (*from, *len, &self.bytes[at..at + (*len).min(self.slot_len)])
-        })
-    }
-
-    /// Starts a batch of `socket`.
-    pub(crate) fn start(&mut self, socket: SocketId) {
-        self.socket = socket;
-        self.items.clear();
-    }
-
-    /// Adds a datagram, if there is room.
-    pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8]) {
-        let at = self.items.len() * self.slot_len;
-        let fits = bytes.len().min(self.slot_len);
-        self.bytes[at..at + fits].copy_from_slice(&bytes[..fits]);
-        self.items.push((from, bytes.len()));
-    }
-
-    /// Whether it takes no more.
-    pub(crate) fn is_full(&self) -> bool {
-        self.items.is_full()
-    }
-}
-
-/// One datagram on its way to an application.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// The socket it leaves from.
-    pub socket: SocketId,
-    /// Where to.
-    pub to: SocketAddr,
-    /// Its flow: the order within one is kept.
-    pub flow: u32,
-    range: Range<usize>,
-}
-
-/// Datagrams on their way to applications, collected over a turn.
-#[derive(Default)]
-pub struct Outbox {
-    bytes: Vec<u8>,
-    items: Vec<Outgoing>,
-    ranks: HashMap<u32, u32, foldhash::fast::RandomState>,
-    order: Vec<u32>,
-}
-
-impl Outbox {
-    /// Adds a datagram.
-    pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(data);
-        self.items.push(Outgoing { socket, to, flow, range: start..self.bytes.len() });
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    /// Puts the flows into a uniform random order, and keeps the order within each (SPEC 6.4).
-    pub fn shuffle_flows(&mut self, rng: &mut ChaCha20Rng) {
-        self.ranks.clear();
-        for item in &self.items {
-            let fresh = self.ranks.len() as u32;
-            self.ranks.entry(item.flow).or_insert(fresh);
-        }
-        self.order.clear();
-        self.order.extend(0..self.ranks.len() as u32);
-        self.order.shuffle(rng);
-        let (ranks, order) = (&self.ranks, &self.order);
-        self.items.sort_by_key(|item| order[ranks[&item.flow] as usize]);
-    }
-
-    /// The datagrams in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Outgoing, &[u8])> {
-        self.items.iter().map(|item| (item, &self.bytes[item.range.clone()]))
-    }
-
-    /// Empties it.
-    pub fn clear(&mut self) {
-        self.items.clear();
-        self.bytes.clear();
-    }
-}
 
 /// Application sockets of a worker.
 pub trait Apps {
@@ -174,6 +53,7 @@ pub struct UdpApps {
     ready: VecDeque<SocketId>,
     unreachable: Vec<(SocketId, SocketAddr)>,
     rcvbuf: usize,
+    trains: Trains,
 }
 
 /// What the sender of a datagram can be told about: nothing gets there.
@@ -208,7 +88,7 @@ impl UdpApps {
     ///
     /// # Errors
     /// They cannot be watched.
-    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize) -> io::Result<UdpApps> {
+    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize, trains: Trains) -> io::Result<UdpApps> {
         let mut apps = UdpApps {
             poller,
             sockets: Vec::new(),
@@ -217,6 +97,7 @@ impl UdpApps {
             ready: VecDeque::new(),
             unreachable: Vec::new(),
             rcvbuf,
+            trains,
         };
         for socket in listeners {
             apps.add(socket, false)?;
@@ -227,6 +108,9 @@ impl UdpApps {
     fn add(&mut self, socket: UdpSocket, reports: bool) -> io::Result<SocketId> {
         socket.set_nonblocking(true)?;
         sys::size_receive_buffer(&socket, self.rcvbuf)?;
+        if self.trains.join {
+            sys::join_trains(&socket)?;
+        }
         let id = self.vacant.pop().unwrap_or(self.sockets.len() as SocketId);
         if let Err(error) = self.poller.add(socket.as_fd(), APPS + u64::from(id)) {
             self.vacant.push(id);
@@ -273,14 +157,11 @@ impl Apps for UdpApps {
                 Self::read_errors(&app.socket, id, &mut self.unreachable);
             }
             inbox.start(id);
-            let Inbox { slot_len, bytes, items, .. } = &mut *inbox;
-            let buffers = bytes.chunks_exact_mut(*slot_len);
-            let got = sys::recv(&app.socket, buffers, 1, |_, datagram| items.push((datagram.from, datagram.len)));
-            if matches!(got, Ok(INBOX_MAX)) {
+            if inbox.fill(&app.socket) {
                 app.queued = true;
                 self.ready.push_back(id);
             }
-            if !inbox.items.is_empty() {
+            if !inbox.is_empty() {
                 return true;
             }
         }
@@ -290,6 +171,8 @@ impl Apps for UdpApps {
     fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
         let mut at = 0;
         let mut retried = false;
+        // Datagrams before this one go one by one: the kernel refused them as a train.
+        let mut alone = 0;
         while at < outbox.items.len() {
             let id = outbox.items[at].socket;
             let run = outbox.items[at..].iter().take_while(|item| item.socket == id).count();
@@ -298,11 +181,12 @@ impl Apps for UdpApps {
                 at += run;
                 continue;
             };
-            let items = &outbox.items[at..at + run];
-            let messages = items.iter().map(|item| sys::Message { to: item.to, pieces: 1, segment: None });
-            let datagrams = items.iter().map(|item| &outbox.bytes[item.range.clone()]);
-            match sys::send(&app.socket, messages, datagrams) {
+            let from = if self.trains.cut { alone } else { usize::MAX };
+            let messages = || outbox.messages(at..at + run, from);
+            let datagrams = outbox.iter().skip(at).map(|(_, data)| data);
+            match sys::send(&app.socket, messages(), datagrams) {
                 Ok(sent) => {
+                    let sent: usize = messages().take(sent).map(|message| message.pieces).sum();
                     tally.sent += sent as u64;
                     at += sent;
                     retried = false;
@@ -313,6 +197,12 @@ impl Apps for UdpApps {
                     if app.reports {
                         Self::read_errors(&app.socket, id, &mut self.unreachable);
                     }
+                }
+                // A train may be too much where each of its datagrams is not.
+                Err(error) if !waits(&error) && messages().next().is_some_and(|message| message.pieces > 1) => {
+                    alone = at + messages().next().map_or(1, |message| message.pieces);
+                    // No device here ever cuts, or this kernel does not.
+                    self.trains.cut &= !matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
                 }
                 Err(error) => {
                     if count_failure(&error, tally) && app.reports {
@@ -350,37 +240,11 @@ impl Apps for UdpApps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
-    use std::collections::HashMap as Map;
-
-    #[test]
-    fn flows_leave_in_random_order_and_whole() {
-        let to = "1.2.3.4:5".parse().unwrap();
-        let mut rng = ChaCha20Rng::seed_from_u64(4);
-        let mut orders: Map<Vec<u32>, u32> = Map::new();
-        for _ in 0..6000 {
-            let mut outbox = Outbox::default();
-            for (i, flow) in [7, 8, 7, 9, 9, 8, 7].into_iter().enumerate() {
-                outbox.push(0, to, flow, &[i as u8]);
-            }
-            outbox.shuffle_flows(&mut rng);
-            for flow in [7, 8, 9] {
-                assert!(outbox.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
-            }
-            let mut flows: Vec<u32> = outbox.iter().map(|(item, _)| item.flow).collect();
-            flows.dedup();
-            *orders.entry(flows).or_default() += 1;
-        }
-        assert_eq!(orders.len(), 6, "each flow is one block");
-        // Chi-squared with 5 degrees of freedom: 20.5 has p = 0.001.
-        let chi: f64 = orders.values().map(|n| (f64::from(*n) - 1000.0).powi(2) / 1000.0).sum();
-        assert!(chi < 20.5, "{orders:?}");
-    }
 
     #[test]
     fn an_unreachable_destination_is_reported_and_does_not_cost_another_its_datagram() {
         let poller = Poller::new().unwrap();
-        let mut apps = UdpApps::new(poller, Vec::new(), 65536).unwrap();
+        let mut apps = UdpApps::new(poller, Vec::new(), 65536, Trains::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -397,7 +261,7 @@ mod tests {
         let mut buffer = [0; 8];
         assert_eq!((there.recv(&mut buffer).unwrap(), there.recv(&mut buffer).unwrap()), (1, 1));
         apps.set_ready(APPS + u64::from(id));
-        apps.recv(&mut Inbox::new(100));
+        apps.recv(&mut Inbox::default());
         let mut seen = Vec::new();
         apps.unreachable(&mut |socket, to| seen.push((socket, to)));
         assert!(!seen.is_empty() && seen.iter().all(|s| *s == (id, gone)));
@@ -405,7 +269,7 @@ mod tests {
 
     #[test]
     fn every_failure_has_its_reason_and_the_next_datagram_leaves() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (mut tally, mut outbox) = (Tally::default(), Outbox::default());
@@ -435,13 +299,13 @@ mod tests {
 
     #[test]
     fn errors_are_read_sixty_four_at_a_time() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Trains::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let app = apps.sockets[id as usize].as_ref().unwrap().socket.try_clone().unwrap();
         // A pending error fails the next send, and is thereby taken; its entry stays in the queue.
         let sent = (0..300).filter(|_| app.send_to(b"x", gone).is_ok()).count();
-        let mut inbox = Inbox::new(100);
+        let mut inbox = Inbox::default();
         let mut seen = Vec::new();
         for _ in 0..sent.div_ceil(ERRORS_MAX) {
             let before = seen.len();
@@ -456,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_datagram_of_a_flow_closed_in_its_turn_leaves_from_its_own_socket() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let first = apps.open(false).unwrap();
         let port = |apps: &UdpApps, id: SocketId| {

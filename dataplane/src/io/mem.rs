@@ -5,7 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::apps::{Apps, Inbox, Outbox, SocketId, count_failure};
+use super::apps::{Apps, count_failure};
+use super::boxes::{Inbox, Outbox, SocketId};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList};

@@ -3,6 +3,7 @@
 //! Two implementations: [`mmsg`] on UDP sockets and [`mem`], deterministic, for tests.
 
 pub mod apps;
+pub mod boxes;
 pub mod mem;
 pub mod mmsg;
 pub mod offload;
