@@ -34,8 +34,13 @@ struct Found {
     link: u32,
     slot: u32,
     rank: Rank,
+    /// Its channel's index, if it is a data cell of an open one.
+    channel: Option<u32>,
     header: Header,
 }
+
+/// Records are fetched so many cells ahead of their use.
+const AHEAD: usize = 8;
 
 /// The checks of one link socket.
 pub struct Gate {
@@ -103,8 +108,17 @@ impl Gate {
             self.decipher(&table.links, run.peer, at..at + run.count);
             at += run.count;
         }
+        // Look-ups first, all of them: none waits for another, and with the indices known, what they lead to can be
+        // on its way from memory while the cells before are judged.
+        for found in self.found.iter_mut().flatten().filter(|found| found.header.kind == Kind::Data) {
+            found.channel = table.lookup(self.side, found.link, found.header.channel);
+        }
         let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
-        for ((mut cell, peer), found) in arrivals.cells.drain(..).zip(peers).zip(self.found.drain(..)) {
+        for (i, (mut cell, peer)) in arrivals.cells.drain(..).zip(peers).enumerate() {
+            if let Some(Some(Found { channel: Some(channel), .. })) = self.found.get(i + AHEAD) {
+                table.prefetch(*channel, self.direction);
+            }
+            let found = self.found[i].take();
             match judge(self.side, self.direction, self.lengths.cell, found, peer, &mut cell, table, punts) {
                 Verdict::Data { header, channel, link, next_slot } => {
                     out.push(Admitted { cell, header, channel, link, next_slot });
@@ -116,6 +130,7 @@ impl Gate {
             free.give(cell.into_frame());
         }
         self.blocks.clear();
+        self.found.clear();
     }
 
     /// Tries the slots of the links at `peer` on one run of blocks, each slot on all that are left.
@@ -135,7 +150,7 @@ impl Gate {
                 slot.incoming().decipher(&mut self.trial);
                 for (&i, block) in self.tried.iter().zip(&self.trial) {
                     if let Ok(header) = Header::from_block(block, self.class) {
-                        self.found[i] = Some(Found { link: id, slot: slot.id, rank, header });
+                        self.found[i] = Some(Found { link: id, slot: slot.id, rank, channel: None, header });
                     }
                 }
             }
@@ -160,7 +175,7 @@ fn judge<C: ChannelState>(
     table: &Table<C>,
     punts: &mut PuntSender,
 ) -> Verdict {
-    let Some(Found { link, slot, rank, header }) = found else {
+    let Some(Found { link, slot, rank, channel, header }) = found else {
         let stranger = table.links.at(side, peer).is_empty();
         return Verdict::Dropped(if stranger { Drop::Stranger } else { Drop::Header });
     };
@@ -175,7 +190,7 @@ fn judge<C: ChannelState>(
             Verdict::Dropped(Drop::PuntFull)
         };
     }
-    let Some(channel) = table.lookup(side, link, header.channel) else {
+    let Some(channel) = channel else {
         return Verdict::Dropped(Drop::Channel);
     };
     if header.sub != 0 {

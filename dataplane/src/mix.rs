@@ -45,12 +45,20 @@ pub struct Settings {
 }
 
 /// A mix's part of a channel.
+#[repr(C)]
 pub struct MixChannel {
     forward: Lane<AeadKey>,
     backward: Lane<StreamKey>,
 }
 
 impl ChannelState for MixChannel {
+    fn offset(direction: Direction) -> usize {
+        match direction {
+            Direction::Forward => std::mem::offset_of!(MixChannel, forward),
+            Direction::Backward => std::mem::offset_of!(MixChannel, backward),
+        }
+    }
+
     fn window(&self, direction: Direction) -> &Window {
         match direction {
             Direction::Forward => self.forward.window(),

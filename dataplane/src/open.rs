@@ -16,6 +16,15 @@ use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
 const CHUNK: usize = 64;
+/// Keys are fetched so many cells ahead of their use.
+const AHEAD: usize = 4;
+
+/// Channels and numbers of a chunk, to look ahead while its cells are being worked on.
+type Numbers = ArrayVec<(u32, u64), CHUNK>;
+
+fn numbers(chunk: &[Admitted]) -> Numbers {
+    chunk.iter().map(|cell| (cell.channel, cell.header.seq)).collect()
+}
 
 /// A channel with a forward layer to take off: at a mix and at the exit.
 pub trait ForwardLane: ChannelState {
@@ -40,39 +49,53 @@ pub fn forward<C: ForwardLane>(
     now: Nanos,
 ) {
     let body = shape.forward_body(hop);
-    let mut verdicts: Vec<Option<Drop>> = Vec::new();
-    std::mem::swap(&mut verdicts, &mut table.verdicts);
+    let mut verdicts = std::mem::take(&mut table.verdicts);
     for chunk in cells.chunks_mut(CHUNK) {
+        let numbers = numbers(chunk);
+        let first = verdicts.len();
         let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
-        for cell in chunk.iter_mut() {
+        for (i, cell) in chunk.iter_mut().enumerate() {
+            if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
+                table.record(channel).expect("admitted this turn").state.forward().prefetch(seq);
+            }
             let lane = table.record(cell.channel).expect("admitted this turn").state.forward();
-            let (key, iv) = lane.key(cell.header.seq).expect("the window admitted it");
-            jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
+            // A cell of an earlier chunk may have moved the window past this one's generation.
+            match lane.key(cell.header.seq) {
+                Some((key, iv)) => {
+                    verdicts.push(None);
+                    jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
+                }
+                None => verdicts.push(Some(Drop::Old)),
+            }
         }
         open_batch(&mut jobs);
-        verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
-    }
-    for (cell, verdict) in cells.iter().zip(&mut verdicts) {
-        if verdict.is_some() {
-            continue;
+        let mut opened = jobs.iter().map(|job| job.ok);
+        for verdict in verdicts[first..].iter_mut().filter(|verdict| verdict.is_none()) {
+            *verdict = (!opened.next().expect("one job for each")).then_some(Drop::Forged);
         }
-        let record = table.record_mut(cell.channel).expect("admitted this turn");
-        if let Err(refused) = record.state.forward_mut().mark(cell.header.seq) {
-            *verdict = Some(refused.into());
-            continue;
-        }
-        record.seen_s = now / SECOND;
-        table.links.received(cell.link);
-        // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
-        if let Some((slot, from)) = cell.next_slot
-            && punts.room() > 0
-            && table.links.proposes(cell.link, slot)
-        {
-            let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
+        drop(jobs);
+        for (cell, verdict) in chunk.iter().zip(&mut verdicts[first..]) {
+            if verdict.is_some() {
+                continue;
+            }
+            let record = table.record_mut(cell.channel).expect("admitted this turn");
+            if let Err(refused) = record.state.forward_mut().mark(cell.header.seq) {
+                *verdict = Some(refused.into());
+                continue;
+            }
+            record.seen_s = now / SECOND;
+            table.links.received(cell.link);
+            // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
+            if let Some((slot, from)) = cell.next_slot
+                && punts.room() > 0
+                && table.links.proposes(cell.link, slot)
+            {
+                let _ = punts.send(Punt::Promoted { link: cell.link, slot, from });
+            }
         }
     }
     keep(cells, &mut verdicts, free, tally);
-    std::mem::swap(&mut verdicts, &mut table.verdicts);
+    table.verdicts = verdicts;
 }
 
 /// A channel with a backward layer to put on: at a mix.
@@ -91,21 +114,25 @@ pub fn backward<C: BackwardLane>(
     free: &mut FreeList,
     tally: &mut Tally,
 ) {
-    let mut verdicts: Vec<Option<Drop>> = Vec::new();
-    std::mem::swap(&mut verdicts, &mut table.verdicts);
-    for cell in cells.iter() {
-        let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
-        // A mark may wipe the generation of a cell that was marked before it in this turn: one that
-        // the window has left again. It is dropped below.
-        let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
-        verdicts.push(verdict);
-        if verdict.is_none() {
-            table.links.received(cell.link);
+    let mut verdicts = std::mem::take(&mut table.verdicts);
+    for chunk in cells.chunks_mut(CHUNK) {
+        let numbers = numbers(chunk);
+        let first = verdicts.len();
+        for (i, cell) in chunk.iter().enumerate() {
+            if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
+                table.record(channel).expect("admitted this turn").state.backward().prefetch(seq);
+            }
+            let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
+            // A mark may wipe the generation of a cell that was marked before it in this turn: one that
+            // the window has left again. It is dropped below.
+            let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
+            verdicts.push(verdict);
+            if verdict.is_none() {
+                table.links.received(cell.link);
+            }
         }
-    }
-    for (chunk, verdicts) in cells.chunks_mut(CHUNK).zip(verdicts.chunks_mut(CHUNK)) {
         let mut jobs: ArrayVec<Job<'_, StreamKey>, CHUNK> = ArrayVec::new();
-        for (cell, verdict) in chunk.iter_mut().zip(verdicts) {
+        for (cell, verdict) in chunk.iter_mut().zip(&mut verdicts[first..]) {
             if verdict.is_some() {
                 continue;
             }
@@ -122,7 +149,7 @@ pub fn backward<C: BackwardLane>(
         ctr_batch(&mut jobs);
     }
     keep(cells, &mut verdicts, free, tally);
-    std::mem::swap(&mut verdicts, &mut table.verdicts);
+    table.verdicts = verdicts;
 }
 
 /// Drops what has a verdict; the rest keeps its order.

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::ledger::Drop;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
-use crate::sys::Waker;
+use crate::sys::{self, Waker};
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
@@ -172,10 +172,14 @@ impl OpSender {
 }
 
 /// One direction of a channel at a hop: keys and window go together.
+#[repr(C)]
 pub struct Lane<K> {
-    keys: Generations<K>,
     window: Window,
+    keys: Generations<K>,
 }
+
+/// Bytes at the head of a lane that say where window and keys of a number are.
+const LANE_HEAD: usize = size_of::<Window>() + 16;
 
 impl<K: Prepared> Lane<K> {
     /// From sec\[0\].
@@ -193,6 +197,15 @@ impl<K: Prepared> Lane<K> {
         &self.window
     }
 
+    /// Has what opening and marking a number touch on its way from memory.
+    pub fn prefetch(&self, seq: u64) {
+        sys::prefetch(self.window.word(seq));
+        if let Some((key, iv)) = self.key(seq) {
+            sys::prefetch(key);
+            sys::prefetch(iv);
+        }
+    }
+
     /// Tests and marks, and lets go of generations the window has passed.
     ///
     /// # Errors
@@ -206,11 +219,17 @@ impl<K: Prepared> Lane<K> {
 
 /// What a role keeps of a channel.
 pub trait ChannelState {
+    /// Where in the state lies what the check of a cell in `direction` reads, in bytes.
+    fn offset(_direction: Direction) -> usize {
+        0
+    }
+
     /// The window of cells that arrive in `direction`.
     fn window(&self, direction: Direction) -> &Window;
 }
 
 /// A channel.
+#[repr(C)]
 pub struct Record<C> {
     /// Link and number towards the entry.
     pub up: Option<(u32, u32)>,
@@ -247,6 +266,19 @@ impl<C> Default for Table<C> {
             by_down: HashMap::default(),
             open: 0,
             verdicts: Vec::new(),
+        }
+    }
+}
+
+impl<C: ChannelState> Table<C> {
+    /// Has what the check of a cell reads of its channel's record on its way from memory.
+    pub fn prefetch(&self, channel: u32, direction: Direction) {
+        // An address, and no look at what is there: that would wait for it.
+        if let Some(record) = self.records.get(channel as usize) {
+            let at: *const u8 = (&raw const *record).cast();
+            sys::prefetch_lines(at, 1);
+            let offset = std::mem::offset_of!(Record<C>, state) + C::offset(direction);
+            sys::prefetch_lines(at.wrapping_add(offset), LANE_HEAD);
         }
     }
 }

@@ -26,6 +26,7 @@ impl<K: Prepared> Generation<K> {
 }
 
 /// The live generations of one layer of one channel and direction.
+#[repr(C)]
 pub struct Generations<K> {
     first: u64,
     /// Number of `live[0]`; `live[1]` is the one after.

@@ -49,6 +49,11 @@ impl Window {
         ((at / 64) as usize, 1 << (at % 64))
     }
 
+    /// The word that [`Window::mark`] changes for `seq`, for who wants it from memory in time.
+    pub fn word(&self, seq: u64) -> &u64 {
+        &self.bits[self.slot(seq).0]
+    }
+
     /// One more than the highest accepted number.
     pub fn next(&self) -> u64 {
         self.next

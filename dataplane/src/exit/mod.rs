@@ -76,7 +76,8 @@ pub struct Settings {
     pub flow_idle: Duration,
 }
 
-/// An exit's part of a channel.
+/// An exit's part of a channel; what a cell from the link needs comes first.
+#[repr(C)]
 struct ExitChannel {
     forward: Lane<AeadKey>,
     backward: Generations<AeadKey>,

@@ -4,10 +4,12 @@
 
 mod errqueue;
 mod mmsg;
+mod prefetch;
 mod socket;
 mod waker;
 
 pub use errqueue::{Unreachable, read_error};
 pub use mmsg::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX, recv, send};
+pub use prefetch::{prefetch, prefetch_lines};
 pub use socket::{join_trains, kernel_drops, report_errors, size_receive_buffer};
 pub use waker::Waker;
