@@ -30,11 +30,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 use wire::cell::Shape;
 
-use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
+use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part, Place};
 use crate::join::{Joint, Note};
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
@@ -160,6 +161,24 @@ fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The core that the worker is to stay on, if this process may use it.
+fn core(config: &NodeConfig) -> anyhow::Result<Option<CpuSet>> {
+    let Some(core) = config.core else { return Ok(None) };
+    let ours = sched_getaffinity(None)?;
+    if core >= CpuSet::MAX_CPU || !ours.is_set(core) {
+        let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
+        return Err(ConfigError::Value {
+            at: config.place("core", 0).unwrap_or_else(|| Place::file(&config.path)),
+            what: format!("core = {core}, but this process may use {} only", ours.join(", ")),
+            remedy: "take one of those, or remove the line to let the system choose".to_owned(),
+        }
+        .into());
+    }
+    let mut set = CpuSet::new();
+    set.set(core);
+    Ok(Some(set))
+}
+
 /// Whether this node's cells travel in trains; a line for the operator if they should and cannot.
 fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Trains> {
     let sides = [(Side::Up, &sockets.up), (Side::Down, &sockets.down)];
@@ -245,13 +264,14 @@ impl Node {
         let joint = Joint::new(control, OpSender::new(ops, worker_waker.clone()), control_punts);
         let punts = PuntSender::new(punts, control_waker.clone());
 
-        let window = config.window;
+        let (window, hugepages) = (config.window, config.hugepages);
         let port = |socket: Option<UdpSocket>, side: Side| {
             let port = socket.map(|socket| MmsgPort::new(socket, lengths(shape, position, side), trains));
             let which = if side == Side::Up { "up" } else { "down" };
             port.with_context(|| format!("the {} needs its {which} socket", role.name()))
         };
-        let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock };
+        let (core, spin) = (core(&config)?, config.spin);
+        let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock, core, spin };
         let (worker, ledger) = match &config.part {
             Part::Entry(part) => {
                 let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
@@ -260,6 +280,7 @@ impl Node {
                     shape,
                     listeners: kinds,
                     window,
+                    hugepages,
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
                     flow_idle: part.flow_idle,
                 };
@@ -270,7 +291,7 @@ impl Node {
                 (run.spawn(entry)?, ledger)
             }
             Part::Mix { mixing } => {
-                let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window };
+                let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window, hugepages };
                 let ports = (port(sockets.up, Side::Up)?, port(sockets.down, Side::Down)?);
                 let mix = Mix::new(settings, ports, worker_ops, punts, [rng()?, rng()?, rng()?], clock.now());
                 let ledger = mix.published();
@@ -281,6 +302,7 @@ impl Node {
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
+                    hugepages,
                     policy: Policy::new(
                         part.allow.clone(),
                         part.deny.clone(),
@@ -361,13 +383,21 @@ struct Spawn {
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
     clock: Clock,
+    core: Option<CpuSet>,
+    spin: Duration,
 }
 
 impl Spawn {
     fn spawn(self, mut worker: impl Worker + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new()
-            .name("worker".into())
-            .spawn(move || runner::run(&mut worker, &self.poller, &self.waker, self.clock, &self.stop))
+        std::thread::Builder::new().name("worker".into()).spawn(move || {
+            // Seen to be possible before.
+            if let Some(core) = &self.core
+                && let Err(why) = sched_setaffinity(None, core)
+            {
+                warn!("the worker is not pinned: {why}");
+            }
+            runner::run(&mut worker, &self.poller, &self.waker, self.clock, self.spin, &self.stop);
+        })
     }
 }
 

@@ -8,6 +8,8 @@ use std::marker::PhantomData;
 
 use wire::cell::{Block, HEADER_LEN, MAX_CELL_LEN};
 
+use crate::sys;
+
 /// Storage of one cell.
 #[repr(C, align(64))]
 pub struct Frame([u8; MAX_CELL_LEN]);
@@ -35,8 +37,12 @@ pub struct FreeList {
 impl FreeList {
     /// Allocates `total` frames for the life of the process.
     pub fn new(total: usize) -> FreeList {
-        let arena: Vec<Frame> = (0..total).map(|_| Frame([0; MAX_CELL_LEN])).collect();
-        FreeList { frames: arena.leak().iter_mut().collect(), total }
+        FreeList::on(total, false)
+    }
+
+    /// The same, on huge pages if wanted and to be had.
+    pub fn on(total: usize, hugepages: bool) -> FreeList {
+        FreeList { frames: sys::arena(total, hugepages).iter_mut().collect(), total }
     }
 
     /// Takes one, if any is left.

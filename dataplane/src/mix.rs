@@ -42,6 +42,8 @@ pub struct Settings {
     pub mixing: Mixing,
     /// Width of replay windows.
     pub window: usize,
+    /// Frames on huge pages.
+    pub hugepages: bool,
 }
 
 /// A mix's part of a channel.
@@ -127,7 +129,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         rngs: [ChaCha20Rng; 3],
         now: Nanos,
     ) -> Self {
-        let Settings { shape, position, mixing, .. } = settings;
+        let Settings { shape, position, mixing, hugepages, .. } = settings;
         let [rng_forward, rng_backward, rng_groups] = rngs;
         let half = |side, direction, link, rng| Half {
             gate: Gate::new(shape, position, side),
@@ -142,7 +144,7 @@ impl<U: Port, D: Port> Mix<U, D> {
             up,
             down,
             table: Table::default(),
-            free: FreeList::new(FRAMES),
+            free: FreeList::on(FRAMES, hugepages),
             ops,
             punts,
             sealer: Sealer::new(rng_groups),
@@ -406,7 +408,8 @@ mod tests {
         let (ops, worker_ops) = rtrb::RingBuffer::new(16384);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let shape = Shape::new(Class::S, 2).unwrap();
-        let settings = Settings { shape, position: 1, mixing: "timed:t=60s".parse().unwrap(), window: 4096 };
+        let settings =
+            Settings { shape, position: 1, mixing: "timed:t=60s".parse().unwrap(), window: 4096, hugepages: false };
         let [up, down] = [(1, Side::Up), (2, Side::Down)]
             .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));

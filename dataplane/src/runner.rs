@@ -104,8 +104,11 @@ impl Poller {
     }
 }
 
-/// Gives `worker` turns until `stop` is set and `waker` woken.
-pub fn run(worker: &mut impl Worker, poller: &Poller, waker: &Waker, clock: Clock, stop: &AtomicBool) {
+/// Gives `worker` turns until `stop` is set and `waker` woken. After something came it goes on looking for `spin` before
+/// it sleeps.
+pub fn run(worker: &mut impl Worker, poller: &Poller, waker: &Waker, clock: Clock, spin: Duration, stop: &AtomicBool) {
+    let spin = spin.as_nanos() as Nanos;
+    let mut awake_until = 0;
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
         let wake_at = worker.turn(now);
@@ -115,12 +118,17 @@ pub fn run(worker: &mut impl Worker, poller: &Poller, waker: &Waker, clock: Cloc
             let most = Duration::from_nanos(BLOCKED_WAIT);
             waker.wait(timeout.map_or(most, |timeout| timeout.min(most)));
             Some(Duration::ZERO)
+        } else if now < awake_until {
+            Some(Duration::ZERO)
         } else {
             timeout
         };
         poller.wait(timeout, |token| match token {
             WAKE => waker.clear(),
-            token => worker.ready(token),
+            token => {
+                awake_until = now + spin;
+                worker.ready(token);
+            }
         });
     }
     worker.turn(clock.now());
@@ -176,7 +184,7 @@ mod tests {
         socket.send_to(b"unread", socket.local_addr().unwrap()).unwrap();
         watch(&poller, &waker, Some(socket.as_fd()), None).unwrap();
         let start = Instant::now();
-        run(&mut Stuck { turns: 0, stop: stop.clone() }, &poller, &waker, Clock::start(), &stop);
+        run(&mut Stuck { turns: 0, stop: stop.clone() }, &poller, &waker, Clock::start(), Duration::ZERO, &stop);
         // What a turn takes is not slept again.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;
         assert!(waits >= 90, "a hundred turns in {waits} waits");

@@ -407,6 +407,7 @@ impl World {
             position: POSITION,
             mixing: "timed:t=1ms".parse().unwrap(),
             window: WINDOW as usize,
+            hugepages: false,
         };
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let punt_sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));

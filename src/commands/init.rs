@@ -269,6 +269,9 @@ fn tail(plan: &Plan) -> String {
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
+         # core = 0   # the worker stays on this core\n\
+         # spin_us = 0   # after something came, look for more so long before sleeping\n\
+         # hugepages = false   # frames on pages of 2 MB (madvise)\n\
          {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
         plan.offload, plan.renew_after_s

@@ -42,6 +42,12 @@ pub struct NodeConfig {
     pub receive_buffer: usize,
     /// Whether cells travel in trains.
     pub offload: Offload,
+    /// The core that the worker stays on; the system's choice unless set.
+    pub core: Option<usize>,
+    /// After something came, the worker looks for more so long before it sleeps.
+    pub spin: Duration,
+    /// Frames on huge pages.
+    pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,
     /// What only this role has.
@@ -130,6 +136,9 @@ struct Raw {
     window: Option<Spanned<i64>>,
     receive_buffer: Option<Spanned<i64>>,
     offload: Option<Spanned<String>>,
+    core: Option<Spanned<i64>>,
+    spin_us: Option<Spanned<i64>>,
+    hugepages: Option<Spanned<bool>>,
     renew_after_s: Option<Spanned<i64>>,
     channels: Option<Spanned<i64>>,
     flow_idle_s: Option<Spanned<i64>>,
@@ -228,6 +237,14 @@ impl NodeConfig {
             window: window as usize,
             receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             offload: word(source, raw.offload.as_ref())?,
+            core: raw
+                .core
+                .as_ref()
+                .map(|core| source.required("core", core, 0..1024))
+                .transpose()?
+                .map(|core| core as usize),
+            spin: Duration::from_micros(source.number("spin_us", raw.spin_us.as_ref(), 0..100_001, 0)? as u64),
+            hugepages: raw.hugepages.as_ref().is_some_and(|wanted| *wanted.get_ref()),
             renew_after: Duration::from_secs(renew_after_s as u64),
             part,
             lines: raw.lines(source),
@@ -265,7 +282,11 @@ impl Raw {
             settings.chain([("up", self.up.as_ref()), ("down", self.down.as_ref()), ("next", self.next.as_ref())]);
         let settings = settings.chain([("mixing", self.mixing.as_ref())]);
         let settings = settings.filter_map(|(key, value)| Some((key, value?.span())));
-        let numbers = [("position", Some(&self.position)), ("receive_buffer", self.receive_buffer.as_ref())];
+        let numbers = [
+            ("position", Some(&self.position)),
+            ("receive_buffer", self.receive_buffer.as_ref()),
+            ("core", self.core.as_ref()),
+        ];
         let numbers = numbers.into_iter().filter_map(|(key, value)| Some((key, value?.span())));
         let forwards = self.forward.iter().flat_map(|list| list.get_ref());
         let forwards = forwards.map(|forward| ("forward", forward.listen.span()));

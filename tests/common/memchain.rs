@@ -250,6 +250,7 @@ impl Chain {
                     shape,
                     listeners: vec![Listener::Forward(Destination::Ip(plan.destination)), Listener::Pymix],
                     window,
+                    hugepages: false,
                     mixing_round_trip: plan.mixing.largest_delay() * 2 * plan.mixes as u32,
                     flow_idle: Duration::from_secs(300),
                 };
@@ -263,6 +264,7 @@ impl Chain {
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
+                    hugepages: false,
                     policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new(), Vec::new()),
                     caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
                     flow_idle: Duration::from_secs(300),
@@ -273,7 +275,8 @@ impl Chain {
                 (Box::new(exit), ledger)
             }
             _ => {
-                let settings = dataplane::mix::Settings { shape, position, mixing: plan.mixing, window };
+                let settings =
+                    dataplane::mix::Settings { shape, position, mixing: plan.mixing, window, hugepages: false };
                 let ports = (port(Side::Up), port(Side::Down));
                 let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
                 let ledger = mix.published();

@@ -95,6 +95,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// Width of replay windows.
     pub window: usize,
+    /// Frames on huge pages.
+    pub hugepages: bool,
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
     /// for this and three seconds more.
     pub mixing_round_trip: Duration,
@@ -176,7 +178,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             release: Vec::with_capacity(FRAMES),
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.longest_cell(), FRAMES),
-            free: FreeList::new(FRAMES),
+            free: FreeList::on(FRAMES, settings.hugepages),
             ops,
             punts,
             rng,

@@ -18,6 +18,7 @@ fn entry() -> Entry<MemPort, MemApps> {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
         listeners: Vec::new(),
         window: 64,
+        hugepages: false,
         mixing_round_trip: Duration::ZERO,
         flow_idle: Duration::from_secs(300),
     };

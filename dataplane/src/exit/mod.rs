@@ -68,6 +68,8 @@ pub struct Settings {
     pub shape: Shape,
     /// Width of replay windows.
     pub window: usize,
+    /// Frames on huge pages.
+    pub hugepages: bool,
     /// Where it may send.
     pub policy: Policy,
     /// Bounds of its tables.
@@ -159,7 +161,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             release: Vec::with_capacity(FRAMES),
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), FRAMES),
-            free: FreeList::new(FRAMES),
+            free: FreeList::on(FRAMES, settings.hugepages),
             ops,
             punts,
             rng,

@@ -27,6 +27,7 @@ impl Bench {
         let settings = Settings {
             shape: Shape::new(class, 2).unwrap(),
             window: 4096,
+            hugepages: false,
             policy: Policy::new(vec!["198.51.100.0/24".parse().unwrap()], Vec::new(), Vec::new()),
             caps: Caps { flows_per_channel: 1024, sockets: 4096 },
             flow_idle: Duration::from_secs(300),

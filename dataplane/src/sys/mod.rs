@@ -2,12 +2,14 @@
 //!
 //! One call per function, behind a safe signature. Neighbours: [`crate::io`] and [`crate::runner`].
 
+mod arena;
 mod errqueue;
 mod mmsg;
 mod prefetch;
 mod socket;
 mod waker;
 
+pub use arena::arena;
 pub use errqueue::{Unreachable, read_error};
 pub use mmsg::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX, recv, send};
 pub use prefetch::{prefetch, prefetch_lines};

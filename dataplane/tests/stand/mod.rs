@@ -107,7 +107,7 @@ impl Stand {
         let (to_control, punts) = rtrb::RingBuffer::new(256);
         let wires = [(); 2].map(|()| Rc::new(RefCell::new(Wire::default())));
         let [up, down] = [0, 1].map(|i: usize| Side1 { wire: wires[i].clone(), peer: peer(i) });
-        let settings = Settings { shape, position: 1, mixing: mixing.parse().unwrap(), window: 4096 };
+        let settings = Settings { shape, position: 1, mixing: mixing.parse().unwrap(), window: 4096, hugepages: false };
         let sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let mix = Mix::new(settings, (up, down), from_control, sender, rngs, SECOND);

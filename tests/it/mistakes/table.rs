@@ -93,6 +93,12 @@ table! { NODE:
         &["take 64 to 65536; the default is 4096"];
     "a receive buffer too small", Line("mix1.toml", "# receive_buffer", "receive_buffer = 1"), MIX,
         &["receive_buffer = 1 is out of range"];
+    "offload neither on nor off", Line("mix1.toml", "# offload", "offload = \"yes\""), MIX,
+        &["offload \"yes\"", "write auto, on or off"];
+    "a worker that never sleeps", Line("mix1.toml", "# spin_us", "spin_us = 1000000"), MIX,
+        &["spin_us = 1000000 is out of range", "0 to 100000"];
+    "a word for a switch", Line("mix1.toml", "# hugepages", "hugepages = \"yes\""), MIX,
+        &["expected a boolean"];
     "links renewed without a pause", Line("mix1.toml", "# renew_after_s", "renew_after_s = 0"), MIX,
         &["renew_after_s = 0 is out of range", "120"];
     "a fraction of a second", Line("mix1.toml", "# renew_after_s", "renew_after_s = 2.5"), MIX,
@@ -261,6 +267,8 @@ table! { HOST:
     "a path that carries not even a handshake",
         Do(|s| net(s, "ip link set lo mtu 1000 up")), MIX,
         &["carries packets of 1000 bytes", "`sudo ip link set dev lo mtu 1"];
+    "a core that is not there", Line("mix1.toml", "# core", "core = 1000"), MIX,
+        &["core = 1000, but this process may use", "take one of those"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
         &["mix1.toml:16: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }

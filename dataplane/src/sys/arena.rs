@@ -1,0 +1,50 @@
+//! Memory for frames: one mapping for the life of the process, untouched until it is used.
+//!
+//! ```text
+//! mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)   zeros, page by page as they are touched
+//! madvise(at, len, MADV_HUGEPAGE)                                               pages of 2 MB, where the system gives them
+//! ```
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+
+use crate::frame::Frame;
+
+/// `count` frames of zeros; on huge pages if wanted and to be had.
+///
+/// # Panics
+/// Without memory for them.
+pub fn arena(count: usize, huge: bool) -> &'static mut [Frame] {
+    if count == 0 {
+        return &mut [];
+    }
+    let len = count * size_of::<Frame>();
+    // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
+    let at = unsafe {
+        mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+            .expect("memory for frames")
+    };
+    if huge {
+        // SAFETY: the range is the mapping just made; the advice changes how it is backed, never what it holds. An
+        // error means ordinary pages.
+        let _ = unsafe { madvise(at, len, Advice::LinuxHugepage) };
+    }
+    // SAFETY: the mapping is page-aligned, which is more than a frame wants, `len` bytes long, zeroed, owned by
+    // nobody else and never unmapped; a frame is bytes, for which zeros are valid.
+    unsafe { std::slice::from_raw_parts_mut(at.cast::<Frame>(), count) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_zeros_apart_and_writable() {
+        for huge in [false, true] {
+            let frames = arena(1500, huge);
+            frames[1499].bytes_mut().fill(1);
+            assert!(frames[..1499].iter().all(|frame| frame.bytes().iter().all(|byte| *byte == 0)));
+            assert_eq!(frames.as_ptr().addr() % 64, 0);
+        }
+        assert!(arena(0, false).is_empty());
+    }
+}
