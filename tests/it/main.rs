@@ -21,4 +21,5 @@ mod soak;
 mod tampering;
 mod tap;
 mod traffic;
+mod trains;
 mod unkillable;

@@ -1,0 +1,125 @@
+//! Trains of datagrams at sockets that join them: those that are none of ours, and more than a chain can carry.
+//!
+//! The exits here admit loopback alone, which [`Nodes::start`] has proven before.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use dataplane::sys::{self, Message};
+use serde_json::Value;
+use wire::cell::Direction;
+
+use crate::common::attack::{Port, queue};
+use crate::common::nodes::{Nodes, Plan, until};
+use crate::common::process::exclusive;
+use crate::common::steady::{Load, Steady};
+
+/// Sends `bytes` to `to` as one train in steps of `step`. Older kernels cut no train into more than 64.
+fn train(from: &UdpSocket, to: SocketAddr, bytes: &[u8], step: usize) -> bool {
+    let message = Message { to, pieces: 1, segment: Some(step as u16) };
+    let sent = sys::send(from, std::iter::once(message), std::iter::once(bytes));
+    assert!(sent.is_ok() || bytes.len() > 64 * step, "{sent:?}");
+    sent.is_ok()
+}
+
+fn tally(nodes: &Nodes, port: Port) -> Value {
+    let direction = if port.direction == Direction::Forward { "forward" } else { "backward" };
+    nodes.status(port.position)["ledger"]["cells"][direction].clone()
+}
+
+#[test]
+fn foreign_trains_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
+    let _lock = exclusive();
+    let mut nodes = Nodes::start(Plan::default());
+    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, len: 100 });
+    let stranger = UdpSocket::bind((nodes.forward().ip(), 0)).unwrap();
+    let noise = vec![0xee; 65_507];
+    for port in Port::all(&nodes) {
+        let cell = port.cell_len;
+        let handshake = port.handshake_lens()[0];
+        let before = tally(&nodes, port);
+        let dropped = |now: &Value, why: &str| {
+            now["dropped"][why].as_u64().unwrap_or(0) - before["dropped"][why].as_u64().unwrap_or(0)
+        };
+        // Bytes, step: and what comes of it: strangers' cells, other lengths, cells beyond what is taken.
+        let trains: [(usize, usize, [u64; 3]); 8] = [
+            (64 * cell, cell, [64, 0, 0]),
+            (10 * cell + 7, cell, [10, 1, 0]),
+            (100 * cell, cell, [64, 0, 36]),
+            (64 * cell + 1, cell, [64, 0, 1]),
+            (50 * (cell - 1), cell - 1, [0, 50, 0]),
+            (50 * (cell + 1), cell + 1, [0, 50, 0]),
+            (128, 1, [0, 128, 0]),
+            (3 * 1400 + 9, 1400, [0, 4, 0]),
+        ];
+        let mut want = [0; 3];
+        for (bytes, step, counts) in trains {
+            if !train(&stranger, port.address, &noise[..bytes], step) {
+                continue;
+            }
+            want.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        // Of a handshake's length, in a train and as the tail of one, and longer than everything.
+        train(&stranger, port.address, &noise[..3 * handshake], handshake);
+        stranger.send_to(&noise, port.address).unwrap();
+        want[1] += 1;
+        let all = want.iter().sum::<u64>() + 3;
+        until("everything is counted", || {
+            let now = tally(&nodes, port);
+            let drops: u64 = ["stranger", "length", "cut"].iter().map(|why| dropped(&now, why)).sum();
+            drops + 3 == all && queue(port.address).0 == 0
+        });
+        let now = tally(&nodes, port);
+        assert_eq!(["stranger", "length", "cut"].map(|why| dropped(&now, why)), want, "{}", port.address);
+    }
+    let counts = steady.stop();
+    assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
+    assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
+    nodes.assert_carries();
+    nodes.end();
+}
+
+/// How long more is sent than can be carried.
+const FLOOD: Duration = Duration::from_secs(2);
+
+#[test]
+fn under_more_than_it_can_carry_a_chain_accounts_for_every_cell_and_recovers() {
+    let _lock = exclusive();
+    let mut nodes = Nodes::start(Plan { mixing: "threshold-or-timed:n=64,t=5ms".parse().unwrap(), ..Plan::default() });
+    nodes.assert_carries();
+    let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind((nodes.forward().ip(), 0)).unwrap()).collect();
+    let before = nodes.status(0)["ledger"]["datagrams"]["forward"]["received"].as_u64().unwrap();
+    // One datagram fills a cell; trains, so that the entry is not spared by the sender's own cost.
+    let bytes = [7; 40 * 180];
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < FLOOD {
+        for client in &clients {
+            sent += if train(client, nodes.forward(), &bytes, 180) { 40 } else { 0 };
+        }
+    }
+    let received = || nodes.status(0)["ledger"]["datagrams"]["forward"]["received"].as_u64().unwrap() - before;
+    until("the entry has read what the kernel kept", || queue(nodes.forward()).0 == 0);
+    let at_rest = || nodes.positions().all(|i| nodes.status(i)["frames"]["free"] == nodes.status(i)["frames"]["total"]);
+    until("nothing is under way", at_rest);
+    for position in nodes.positions() {
+        let status = nodes.status(position);
+        for unit in ["cells", "datagrams"] {
+            for direction in ["forward", "backward"] {
+                let tally = &status["ledger"][unit][direction];
+                assert!(tally.is_null() || tally["closed"] == true, "node {position}, {unit} {direction}: {tally}");
+            }
+        }
+    }
+    let cells = |i: usize, what: &str| nodes.status(i)["ledger"]["cells"]["forward"][what].as_u64().unwrap();
+    println!(
+        "{sent} sent in {FLOOD:?}, {} received by the entry; cells sent and received from node to node: {:?}",
+        received(),
+        (1..=nodes.exit()).map(|i| (cells(i - 1, "sent"), cells(i, "received"))).collect::<Vec<_>>()
+    );
+    assert!(received() <= sent);
+    for i in 1..=nodes.exit() {
+        assert!(cells(i, "received") <= cells(i - 1, "sent") + 10, "nobody makes cells");
+    }
+    nodes.assert_carries();
+    nodes.end();
+}
