@@ -35,7 +35,8 @@ Make a chain, then run each of its nodes, and send UDP through it:
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
     eddy status --config demo/entry.toml
 
-EDDY_LOG=debug makes nodes tell more; log lines go to standard error.
+EDDY_LOG=debug makes nodes tell more; log lines go to standard error. EDDY_AEAD=wide512, wide256,
+portable or rustcrypto takes another AEAD engine than the fastest.
 Exit codes: 0 done, 1 failed, 2 a mistake in a configuration or on the command line.";
 
 /// The command line.

@@ -99,7 +99,7 @@ impl Reporter {
             kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
-            engine: wire::gcm::ENGINE.to_owned(),
+            engine: wire::gcm::engine().name().to_owned(),
             ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
         }
         .with_control(&control.counters, control.half_open)

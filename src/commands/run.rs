@@ -15,6 +15,7 @@ use listenfd::ListenFd;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::frames::{Address, Frame};
+use wire::gcm::Engine;
 
 use crate::cli::NodeArgs;
 use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, Place, node_name};
@@ -47,6 +48,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     start_log();
+    engine()?;
     let mut loaded = Loaded::read(&args.config)?;
     let is = loaded.config.role();
     if is != role {
@@ -82,6 +84,11 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     drop(status);
     print(&node.stop()?, args.report_json);
     Ok(())
+}
+
+/// The engine that all keys will be prepared for.
+pub fn engine() -> Result<Engine, ConfigError> {
+    wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
 fn start_log() {

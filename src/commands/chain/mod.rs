@@ -60,6 +60,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let shape = Shape::new(args.class, args.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
+    super::run::engine()?;
     let interrupted = interruptible()?;
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;

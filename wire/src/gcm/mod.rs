@@ -1,42 +1,117 @@
-//! The engine seam: AES-128 in GCM and in bare counter mode, in place, over slices of jobs.
+//! The engine seam: AES in GCM and in bare counter mode, in place, over slices of jobs.
 //!
-//! A job is one (key, nonce, bytes) triple. Callers hand over whole batches, so that an engine may
-//! interleave cells and prefetch keys; a call per cell could do neither. The crates `aes-gcm`, `aes`
-//! and `ctr` fill the seam.
+//! A job is one (key, nonce, bytes) triple. Callers hand over whole batches, so that an engine may prefetch the
+//! next key and keep its units busy across jobs; a call per cell could do neither. Four engines fill the seam:
+//! [`wide`] twice, in registers of 512 and of 256 bits, [`portable`] and [`rustcrypto`]. [`engine`] says which. A
+//! key is prepared for one of them and worked on by it: whoever has keys of several may mix them in a batch. The
+//! protocol's cipher is AES-128; AES-256 is there for comparison and for suites to come.
 
-use aes::Aes128;
-use aes::cipher::{InnerIvInit, KeyInit, StreamCipherCore};
-use aes_gcm::Aes128Gcm;
-use aes_gcm::aead::AeadInOut;
+mod cipher;
+mod engine;
+mod portable;
+mod rustcrypto;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod wide;
+
+pub use cipher::{Aes128, Aes256, Cipher};
+pub use engine::{Engine, EngineError, VARIABLE, engine, select};
+use engine::Which;
 
 use crate::cell::TAG_LEN;
 
-/// Name of the engine, for reports.
-pub const ENGINE: &str = "rustcrypto";
 /// Bytes of an AES-128 key.
 pub const KEY_LEN: usize = 16;
 
 /// A prepared AES-128-GCM key; wiped on drop.
-pub struct AeadKey(Aes128Gcm);
-
+pub type AeadKey = Aead<Aes128>;
 /// A prepared AES-128-CTR key; wiped on drop.
-pub struct StreamKey(Aes128);
+pub type StreamKey = Stream<Aes128>;
+/// A prepared AES-256-GCM key; wiped on drop.
+pub type Aead256Key = Aead<Aes256>;
+/// A prepared AES-256-CTR key; wiped on drop.
+pub type Stream256Key = Stream<Aes256>;
+
+/// A prepared GCM key; wiped on drop. With AES-128 five cache lines, of which a library's engine uses one.
+pub struct Aead<C: Cipher>(Kind<C>);
+
+/// Which engine a key is for, and the key.
+#[repr(align(64))]
+enum Kind<C: Cipher> {
+    #[cfg(target_arch = "x86_64")]
+    Wide512(wide::AeadKey<C>),
+    #[cfg(target_arch = "x86_64")]
+    Wide256(wide::AeadKey<C>),
+    Portable(Box<portable::AeadKey>),
+    RustCrypto(Box<rustcrypto::AeadKey<C>>),
+}
+
+/// A prepared CTR key; wiped on drop. With AES-128 three cache lines.
+pub struct Stream<C: Cipher>(StreamKind<C>);
+
+/// Which engine a key is for, and the key.
+#[repr(align(64))]
+enum StreamKind<C: Cipher> {
+    #[cfg(target_arch = "x86_64")]
+    Wide512(wide::StreamKey<C>),
+    #[cfg(target_arch = "x86_64")]
+    Wide256(wide::StreamKey<C>),
+    Library(Box<rustcrypto::StreamKey<C>>),
+}
+
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(size_of::<AeadKey>() == 5 * 64 && size_of::<StreamKey>() == 3 * 64);
+
+impl<C: Cipher> Aead<C> {
+    /// Expands a key for an engine.
+    pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
+        Aead(match engine.0 {
+            // SAFETY: an engine is a proof that this CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide512 => Kind::Wide512(unsafe { wide::AeadKey::new(key, wide::of_512::LANES) }),
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide256 => Kind::Wide256(unsafe { wide::AeadKey::new(key, wide::of_256::LANES) }),
+            Which::Portable => Kind::Portable(Box::new(portable::AeadKey::new::<C>(key))),
+            Which::RustCrypto => Kind::RustCrypto(Box::new(rustcrypto::AeadKey::new(key))),
+        })
+    }
+}
+
+impl<C: Cipher> Stream<C> {
+    /// Expands a key for an engine.
+    pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
+        Stream(match engine.0 {
+            // SAFETY: an engine is a proof that this CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide512 => StreamKind::Wide512(unsafe { wide::StreamKey::new(key) }),
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide256 => StreamKind::Wide256(unsafe { wide::StreamKey::new(key) }),
+            Which::Portable | Which::RustCrypto => StreamKind::Library(Box::new(rustcrypto::StreamKey::new(key))),
+        })
+    }
+}
 
 /// What a generation of a layer holds: see [`crate::key::Generations`].
 pub trait Prepared {
-    /// Expands the key schedule.
+    /// Expands the key schedule for the process's engine.
     fn prepare(key: &[u8; KEY_LEN]) -> Self;
 }
 
 impl Prepared for AeadKey {
     fn prepare(key: &[u8; KEY_LEN]) -> Self {
-        AeadKey(Aes128Gcm::new(key.into()))
+        Aead::prepare_for(engine(), key)
     }
 }
 
 impl Prepared for StreamKey {
     fn prepare(key: &[u8; KEY_LEN]) -> Self {
-        StreamKey(Aes128::new(key.into()))
+        Stream::prepare_for(engine(), key)
     }
 }
 
@@ -59,14 +134,29 @@ impl<'a, K> Job<'a, K> {
     }
 }
 
-/// Opens each job in place (GCM, no AAD); `ok` tells which were authentic. The bytes of a job that
-/// was not are ciphertext still.
-pub fn open_batch(jobs: &mut [Job<'_, AeadKey>]) {
-    for job in jobs {
-        let Some(at) = job.data.len().checked_sub(TAG_LEN) else { continue };
-        let (text, tag) = job.data.split_at_mut(at);
-        let tag = aes_gcm::Tag::try_from(&tag[..]).expect("split at TAG_LEN");
-        job.ok = job.key.0.decrypt_inout_detached(&job.nonce.into(), &[], text.into(), &tag).is_ok();
+/// Opens each job in place (GCM, no AAD); `ok` tells which were authentic. The text of a job that was not is
+/// ciphertext still, or zeros: never what it would have deciphered to.
+pub fn open_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
+    while let Some(first) = jobs.first_mut() {
+        let done = match &first.key.0 {
+            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kind::Wide512(_) => unsafe { wide::of_512::open_batch(jobs) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kind::Wide256(_) => unsafe { wide::of_256::open_batch(jobs) },
+            Kind::Portable(key) => {
+                first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
+                1
+            }
+            Kind::RustCrypto(key) => {
+                first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
+                1
+            }
+        };
+        jobs = &mut jobs[done..];
     }
 }
 
@@ -74,30 +164,52 @@ pub fn open_batch(jobs: &mut [Job<'_, AeadKey>]) {
 ///
 /// # Panics
 /// If a job is shorter than a tag.
-pub fn seal_batch(jobs: &mut [Job<'_, AeadKey>]) {
-    for job in jobs {
-        let at = job.data.len() - TAG_LEN;
-        let (text, tag) = job.data.split_at_mut(at);
-        let made = job
-            .key
-            .0
-            .encrypt_inout_detached(&job.nonce.into(), &[], text.into())
-            .expect("a cell is far below GCM's length limit");
-        tag.copy_from_slice(&made);
-        job.ok = true;
+pub fn seal_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
+    while let Some(first) = jobs.first_mut() {
+        let done = match &first.key.0 {
+            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kind::Wide512(_) => unsafe { wide::of_512::seal_batch(jobs) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Kind::Wide256(_) => unsafe { wide::of_256::seal_batch(jobs) },
+            Kind::Portable(key) => {
+                key.seal(&first.nonce, first.data);
+                first.ok = true;
+                1
+            }
+            Kind::RustCrypto(key) => {
+                key.seal(&first.nonce, first.data);
+                first.ok = true;
+                1
+            }
+        };
+        jobs = &mut jobs[done..];
     }
 }
 
 /// XORs AES-CTR over the whole of each job, first block nonce | u32 1, the u32 counting up
 /// (SPEC 3.5).
-pub fn ctr_batch(jobs: &mut [Job<'_, StreamKey>]) {
-    for job in jobs {
-        let mut counter = [0; 16];
-        counter[..12].copy_from_slice(&job.nonce);
-        counter[15] = 1;
-        ctr::CtrCore::<&Aes128, ctr::flavors::Ctr32BE>::inner_iv_init(&job.key.0, &counter.into())
-            .apply_keystream_partial((&mut *job.data).into());
-        job.ok = true;
+pub fn ctr_batch<C: Cipher>(mut jobs: &mut [Job<'_, Stream<C>>]) {
+    while let Some(first) = jobs.first_mut() {
+        let done = match &first.key.0 {
+            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            StreamKind::Wide512(_) => unsafe { wide::of_512::ctr_batch(jobs) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            StreamKind::Wide256(_) => unsafe { wide::of_256::ctr_batch(jobs) },
+            StreamKind::Library(key) => {
+                key.apply(&first.nonce, first.data);
+                first.ok = true;
+                1
+            }
+        };
+        jobs = &mut jobs[done..];
     }
 }
 
@@ -113,8 +225,8 @@ mod tests {
         let key = StreamKey::prepare(&hex!("000102030405060708090a0b0c0d0e0f"));
         let mut data = [0; 40];
         ctr_batch(&mut [Job::new(&key, hex!("00112233445566778899aabb"), &mut data)]);
-        use aes::cipher::BlockCipherEncrypt;
-        let aes = Aes128::new(&hex!("000102030405060708090a0b0c0d0e0f").into());
+        use aes::cipher::{BlockCipherEncrypt, KeyInit};
+        let aes = aes::Aes128::new(&hex!("000102030405060708090a0b0c0d0e0f").into());
         for (i, chunk) in data.chunks(16).enumerate() {
             let mut block: aes::Block = hex!("00112233445566778899aabb00000000").into();
             block[15] = 1 + i as u8;

@@ -1,0 +1,68 @@
+//! The block ciphers that an engine can be prepared for, and what each engine needs to know of them.
+
+#[cfg(target_arch = "x86_64")]
+use super::wide::Block;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// AES with one length of key.
+pub trait Cipher: sealed::Sealed + Sized + 'static {
+    /// Its key: 16 or 32 bytes.
+    type Key: AsRef<[u8]>;
+
+    /// Rounds (FIPS 197 5).
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    const ROUNDS: usize;
+    /// One round key more than rounds.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    type RoundKeys: AsRef<[Block]> + AsMut<[Block]>;
+    /// Room for them.
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    const NO_ROUND_KEYS: Self::RoundKeys;
+
+    /// For the engine `portable`.
+    #[doc(hidden)]
+    fn portable() -> &'static aws_lc_rs::aead::Algorithm;
+
+    /// For the engine `rustcrypto`: the AEAD.
+    #[doc(hidden)]
+    type Gcm: super::rustcrypto::Gcm<Self::Key>;
+    /// For the engine `rustcrypto`: the block cipher.
+    #[doc(hidden)]
+    type Aes: super::rustcrypto::Aes<Self::Key>;
+}
+
+macro_rules! cipher {
+    ($name:ident, $doc:literal, $key_len:literal, $rounds:literal, $algorithm:ident, $gcm:ident) => {
+        #[doc = $doc]
+        pub struct $name;
+
+        impl sealed::Sealed for $name {}
+
+        impl Cipher for $name {
+            type Key = [u8; $key_len];
+
+            #[cfg(target_arch = "x86_64")]
+            const ROUNDS: usize = $rounds;
+            #[cfg(target_arch = "x86_64")]
+            type RoundKeys = [Block; $rounds + 1];
+            #[cfg(target_arch = "x86_64")]
+            const NO_ROUND_KEYS: Self::RoundKeys = [Block([0; 16]); $rounds + 1];
+
+            fn portable() -> &'static aws_lc_rs::aead::Algorithm {
+                &aws_lc_rs::aead::$algorithm
+            }
+
+            type Gcm = aes_gcm::$gcm;
+            type Aes = aes::$name;
+        }
+    };
+}
+
+cipher!(Aes128, "AES with keys of 128 bits: the protocol's.", 16, 10, AES_128_GCM, Aes128Gcm);
+cipher!(Aes256, "AES with keys of 256 bits.", 32, 14, AES_256_GCM, Aes256Gcm);

@@ -1,0 +1,184 @@
+//! A vector in parts: N lanes as N registers of 128 bits. It lets the algorithm be tested at both widths, lane for
+//! lane, on any CPU with AES-NI; what the real vectors' instructions do is tested where they are.
+
+use super::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Model<const N: usize>([__m128i; N]);
+
+impl<const N: usize> Model<N> {
+    fn each(self, f: impl Fn(__m128i) -> __m128i) -> Self {
+        Model(self.0.map(f))
+    }
+
+    fn both(self, other: Self, f: impl Fn(__m128i, __m128i) -> __m128i) -> Self {
+        Model(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        // SAFETY: a vector is plain bytes.
+        self.0.iter().flat_map(|lane| unsafe { std::mem::transmute::<__m128i, [u8; 16]>(*lane) }).collect()
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        Model(std::array::from_fn(|lane| {
+            let bytes: [u8; 16] = bytes[lane * 16..][..16].try_into().unwrap();
+            // SAFETY: any bytes are a vector.
+            unsafe { std::mem::transmute::<[u8; 16], __m128i>(bytes) }
+        }))
+    }
+}
+
+// SAFETY: each load and store is of the bytes that it is asked for, one by one.
+unsafe impl<const N: usize> Vector for Model<N> {
+    const BLOCKS: usize = N;
+
+    unsafe fn splat(at: *const u8) -> Self {
+        // SAFETY: the caller answers for 16 bytes.
+        Model([unsafe { _mm_loadu_si128(at.cast()) }; N])
+    }
+
+    unsafe fn load(at: *const u8) -> Self {
+        // SAFETY: the caller answers for all bytes.
+        unsafe { Self::load_part(at, 0, Self::LEN) }
+    }
+
+    unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
+        assert!(from <= to && to <= Self::LEN);
+        let mut bytes = vec![0; Self::LEN];
+        for i in from..to {
+            // SAFETY: the caller answers for these bytes.
+            bytes[i] = unsafe { at.wrapping_add(i).read() };
+        }
+        Self::of(&bytes)
+    }
+
+    unsafe fn store(self, at: *mut u8) {
+        // SAFETY: the caller answers for all bytes.
+        unsafe { self.store_part(at, 0, Self::LEN) }
+    }
+
+    unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
+        assert!(from <= to && to <= Self::LEN);
+        for (i, byte) in self.bytes().into_iter().enumerate().take(to).skip(from) {
+            // SAFETY: the caller answers for these bytes.
+            unsafe { at.wrapping_add(i).write(byte) };
+        }
+    }
+
+    fn zero(self) -> Self {
+        Self::of(&vec![0; Self::LEN])
+    }
+
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: x86-64 has SSE2.
+        self.both(other, |a, b| unsafe { _mm_xor_si128(a, b) })
+    }
+
+    fn xor3(self, b: Self, c: Self) -> Self {
+        self.xor(b).xor(c)
+    }
+
+    fn reverse(self) -> Self {
+        let bytes = self.bytes();
+        Self::of(&bytes.chunks(16).flat_map(|lane| lane.iter().rev().copied()).collect::<Vec<_>>())
+    }
+
+    fn swap_halves(self) -> Self {
+        // SAFETY: x86-64 has SSE2.
+        self.each(|a| unsafe { _mm_shuffle_epi32::<0x4e>(a) })
+    }
+
+    fn count(self, first: u32) -> Self {
+        let mut counter = first;
+        Model(self.0.map(|lane| {
+            // SAFETY: x86-64 has SSE2.
+            let sum = unsafe { _mm_add_epi32(lane, _mm_cvtsi32_si128(counter as i32)) };
+            counter = counter.wrapping_add(1);
+            sum
+        }))
+    }
+
+    fn advance(self) -> Self {
+        // SAFETY: x86-64 has SSE2.
+        self.each(|a| unsafe { _mm_add_epi32(a, _mm_cvtsi32_si128(N as i32)) })
+    }
+
+    fn round(self, key: Self) -> Self {
+        // SAFETY: the test asked for AES-NI.
+        self.both(key, |a, b| unsafe { _mm_aesenc_si128(a, b) })
+    }
+
+    fn last_round(self, key: Self) -> Self {
+        // SAFETY: the test asked for AES-NI.
+        self.both(key, |a, b| unsafe { _mm_aesenclast_si128(a, b) })
+    }
+
+    fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self {
+        // SAFETY: the test asked for PCLMULQDQ.
+        self.both(b, |a, b| unsafe {
+            match (A, B) {
+                (false, false) => _mm_clmulepi64_si128::<0x00>(a, b),
+                (true, false) => _mm_clmulepi64_si128::<0x01>(a, b),
+                (false, true) => _mm_clmulepi64_si128::<0x10>(a, b),
+                (true, true) => _mm_clmulepi64_si128::<0x11>(a, b),
+            }
+        })
+    }
+
+    fn with_last(mut self, block: __m128i) -> Self {
+        self.0[N - 1] = block;
+        self
+    }
+
+    fn last(self) -> __m128i {
+        self.0[N - 1]
+    }
+
+    fn sum(self) -> __m128i {
+        // SAFETY: x86-64 has SSE2.
+        self.0.into_iter().reduce(|a, b| unsafe { _mm_xor_si128(a, b) }).unwrap()
+    }
+}
+
+/// Every length around whole vectors and groups, and some beyond, against the crate.
+fn agrees<const N: usize, const K: usize, C: Cipher>(secret: &C::Key) {
+    if !(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq")) {
+        return;
+    }
+    // SAFETY: the CPU has AES-NI and PCLMULQDQ.
+    let (key, plain) = unsafe { (AeadKey::<C>::new(secret, N), StreamKey::<C>::new(secret)) };
+    let oracle = super::super::rustcrypto::AeadKey::<C>::new(secret);
+    let stream_oracle = super::super::rustcrypto::StreamKey::<C>::new(secret);
+    let nonce = *b"not a secret";
+    for len in (0..400).chain([640, 641, 1168, 1184, 1199, 1200, 1344]) {
+        let text: Vec<u8> = (0..len + TAG_LEN).map(|i| (i * 31 + len) as u8).collect();
+        let mut want = text.clone();
+        oracle.seal(&nonce, &mut want);
+        let mut data = text.clone();
+        // SAFETY: the CPU has AES-NI and PCLMULQDQ, all that the model needs; the key is for its lanes.
+        unsafe {
+            seal::<Model<N>, C, K>(&key, &nonce, &mut data);
+            assert!(data == want, "{N} lanes seal {len}");
+            assert!(open::<Model<N>, C, K>(&key, &nonce, &mut data), "{N} lanes open {len}");
+            assert!(data[..len] == text[..len], "{N} lanes open {len}");
+            let mut forged = want.clone();
+            forged[len * 7 / 8] ^= 0x10;
+            let before = forged.clone();
+            assert!(!open::<Model<N>, C, K>(&key, &nonce, &mut forged), "{N} lanes open what is forged, {len}");
+            assert!(forged == before, "{N} lanes leave what is forged, {len}");
+            let (mut one, mut other) = (text.clone(), text.clone());
+            stream::<Model<N>, C, STREAM>(&plain, &nonce, 1, &mut one);
+            stream_oracle.apply(&nonce, &mut other);
+            assert!(one == other, "{N} lanes stream {len}");
+        }
+    }
+}
+
+#[test]
+fn the_algorithm_is_gcm_at_both_widths_whatever_the_cpu() {
+    agrees::<2, 7, super::super::Aes128>(&[7; 16]);
+    agrees::<4, 5, super::super::Aes128>(&[8; 16]);
+    agrees::<2, 7, super::super::Aes256>(&[9; 32]);
+    agrees::<4, 5, super::super::Aes256>(&[10; 32]);
+}

@@ -1,0 +1,362 @@
+//! What the algorithm asks of a vector register: two blocks in 256 bits, four in 512.
+//!
+//! Every method is a handful of instructions. A [`Ymm`] or [`Zmm`] comes out of an unsafe constructor that
+//! asks for a CPU with its instructions, so whoever holds one may use them, and the rest is safe. The
+//! methods are inlined into the entry points of [`super`], which are compiled for those instructions.
+
+use std::arch::x86_64::*;
+
+use super::key::POWERS;
+
+/// Bytes of an AES block, and of a lane.
+pub(super) const BLOCK: usize = 16;
+
+/// Reverses the bytes of a block: GCM's bit order against the CPU's.
+const REVERSED: [u8; BLOCK] = [15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
+
+/// One register of blocks. "Lane 0" holds the first of them in memory.
+///
+/// # Safety
+/// `load` and `splat` touch nothing but the bytes that they are asked for; `store` likewise.
+pub(super) unsafe trait Vector: Copy {
+    /// Lanes.
+    const BLOCKS: usize;
+    /// Bytes.
+    const LEN: usize = Self::BLOCKS * BLOCK;
+    /// Vectors of a group: as many as a key has powers of H^BLOCKS.
+    const STEPS: usize = POWERS + 1 - Self::BLOCKS;
+
+    /// One block in every lane.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; 16 bytes at `at` may be read.
+    unsafe fn splat(at: *const u8) -> Self;
+
+    /// The bytes at `at`.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; [`Self::LEN`] bytes at `at` may be read.
+    unsafe fn load(at: *const u8) -> Self;
+
+    /// The bytes `from..to` at `at`, zeros in place of the others, which may lie outside of any object.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; `from <= to <= LEN`, and those bytes may be read.
+    unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self;
+
+    /// Writes all bytes.
+    ///
+    /// # Safety
+    /// [`Self::LEN`] bytes at `at` may be written.
+    unsafe fn store(self, at: *mut u8);
+
+    /// Writes the bytes `from..to`.
+    ///
+    /// # Safety
+    /// `from <= to <= LEN`, and those bytes at `at` may be written.
+    unsafe fn store_part(self, at: *mut u8, from: usize, to: usize);
+
+    /// Zeros; `self` only shows that the CPU has the instructions.
+    fn zero(self) -> Self;
+    /// Bitwise.
+    fn xor(self, other: Self) -> Self;
+    /// Of three.
+    fn xor3(self, b: Self, c: Self) -> Self;
+    /// Bytes of each lane reversed.
+    fn reverse(self) -> Self;
+    /// Each lane's halves exchanged.
+    fn swap_halves(self) -> Self;
+    /// `first`, `first + 1`, ... added to the low 32 bits of the lanes, modulo 2^32.
+    fn count(self, first: u32) -> Self;
+    /// The number of lanes added to the low 32 bits of each, modulo 2^32.
+    fn advance(self) -> Self;
+    /// One AES round in every lane.
+    fn round(self, key: Self) -> Self;
+    /// The last AES round in every lane.
+    fn last_round(self, key: Self) -> Self;
+    /// Carry-less product of two halves in every lane: the upper one of `self` if `A`, of `b` if `B`.
+    fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self;
+    /// The last lane replaced.
+    fn with_last(self, block: __m128i) -> Self;
+    /// The last lane.
+    fn last(self) -> __m128i;
+    /// All lanes XORed.
+    fn sum(self) -> __m128i;
+}
+
+/// The immediate of a carry-less multiplication.
+const fn halves(a: bool, b: bool) -> i32 {
+    a as i32 | (b as i32) << 4
+}
+
+/// Runs intrinsics of this type's CPU.
+macro_rules! has {
+    ($($code:tt)*) => {
+        // SAFETY: the constructors' contract: a value of this type exists only where the CPU has its
+        // instructions.
+        unsafe { $($code)* }
+    };
+}
+
+/// A carry-less product with its halves as constants.
+macro_rules! product {
+    ($intrinsic:ident, $a:expr, $b:expr, $ha:expr, $hb:expr) => {
+        match halves($ha, $hb) {
+            0x00 => $intrinsic::<0x00>($a, $b),
+            0x01 => $intrinsic::<0x01>($a, $b),
+            0x10 => $intrinsic::<0x10>($a, $b),
+            _ => $intrinsic::<0x11>($a, $b),
+        }
+    };
+}
+
+/// Two blocks: VAES, VPCLMULQDQ and AVX2.
+#[derive(Clone, Copy)]
+pub(super) struct Ymm(__m256i);
+
+// SAFETY: each load and store below is bounded as its comment says.
+unsafe impl Vector for Ymm {
+    const BLOCKS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(at: *const u8) -> Self {
+        // SAFETY: the caller answers for the CPU and for 16 bytes.
+        Ymm(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> Self {
+        // SAFETY: the caller answers for the CPU and for 32 bytes.
+        Ymm(unsafe { _mm256_loadu_si256(at.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
+        // SAFETY: the caller answers for the CPU and for the bytes from..to, and no others are read.
+        unsafe {
+            match (from, to) {
+                (0, 32) => Self::load(at),
+                (0, 16) => Ymm(_mm256_zextsi128_si256(_mm_loadu_si128(at.cast()))),
+                (16, 32) => {
+                    let upper = _mm_loadu_si128(at.wrapping_add(16).cast());
+                    Ymm(_mm256_inserti128_si256::<1>(_mm256_setzero_si256(), upper))
+                }
+                _ => {
+                    let mut bytes = [0u8; 32];
+                    let part = std::slice::from_raw_parts(at.wrapping_add(from), to - from);
+                    bytes[from..to].copy_from_slice(part);
+                    Self::load(bytes.as_ptr())
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut u8) {
+        // SAFETY: the caller answers for 32 bytes.
+        unsafe { _mm256_storeu_si256(at.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
+        // SAFETY: the caller answers for the bytes from..to, and no others are written.
+        unsafe {
+            match (from, to) {
+                (0, 32) => self.store(at),
+                (0, 16) => _mm_storeu_si128(at.cast(), _mm256_castsi256_si128(self.0)),
+                (16, 32) => _mm_storeu_si128(at.wrapping_add(16).cast(), self.last()),
+                _ => {
+                    let mut bytes = [0u8; 32];
+                    self.store(bytes.as_mut_ptr());
+                    let part = std::slice::from_raw_parts_mut(at.wrapping_add(from), to - from);
+                    part.copy_from_slice(&bytes[from..to]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self {
+        has! { Ymm(_mm256_setzero_si256()) }
+    }
+
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        has! { Ymm(_mm256_xor_si256(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    fn xor3(self, b: Self, c: Self) -> Self {
+        self.xor(b).xor(c)
+    }
+
+    #[inline(always)]
+    fn reverse(self) -> Self {
+        has! { Ymm(_mm256_shuffle_epi8(self.0, Self::splat(REVERSED.as_ptr()).0)) }
+    }
+
+    #[inline(always)]
+    fn swap_halves(self) -> Self {
+        has! { Ymm(_mm256_shuffle_epi32::<0x4e>(self.0)) }
+    }
+
+    #[inline(always)]
+    fn count(self, first: u32) -> Self {
+        let (a, b) = (first as i32, first.wrapping_add(1) as i32);
+        has! { Ymm(_mm256_add_epi32(self.0, _mm256_setr_epi32(a, 0, 0, 0, b, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn advance(self) -> Self {
+        has! { Ymm(_mm256_add_epi32(self.0, _mm256_setr_epi32(2, 0, 0, 0, 2, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn round(self, key: Self) -> Self {
+        has! { Ymm(_mm256_aesenc_epi128(self.0, key.0)) }
+    }
+
+    #[inline(always)]
+    fn last_round(self, key: Self) -> Self {
+        has! { Ymm(_mm256_aesenclast_epi128(self.0, key.0)) }
+    }
+
+    #[inline(always)]
+    fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self {
+        has! { Ymm(product!(_mm256_clmulepi64_epi128, self.0, b.0, A, B)) }
+    }
+
+    #[inline(always)]
+    fn with_last(self, block: __m128i) -> Self {
+        has! { Ymm(_mm256_inserti128_si256::<1>(self.0, block)) }
+    }
+
+    #[inline(always)]
+    fn last(self) -> __m128i {
+        has! { _mm256_extracti128_si256::<1>(self.0) }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> __m128i {
+        has! { _mm_xor_si128(_mm256_castsi256_si128(self.0), _mm256_extracti128_si256::<1>(self.0)) }
+    }
+}
+
+/// Four blocks: VAES, VPCLMULQDQ and AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(super) struct Zmm(__m512i);
+
+/// A mask of the bytes `from..to` of 64.
+const fn mask(from: usize, to: usize) -> u64 {
+    if from == to { 0 } else { (u64::MAX >> (64 - (to - from))) << from }
+}
+
+// SAFETY: each load and store below is bounded as its comment says.
+unsafe impl Vector for Zmm {
+    const BLOCKS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(at: *const u8) -> Self {
+        // SAFETY: the caller answers for the CPU and for 16 bytes.
+        Zmm(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> Self {
+        // SAFETY: the caller answers for the CPU and for 64 bytes.
+        Zmm(unsafe { _mm512_loadu_si512(at.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
+        // SAFETY: the caller answers for the CPU and for the bytes from..to; a masked load touches no others.
+        Zmm(unsafe { _mm512_maskz_loadu_epi8(mask(from, to), at.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut u8) {
+        // SAFETY: the caller answers for 64 bytes.
+        unsafe { _mm512_storeu_si512(at.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
+        // SAFETY: the caller answers for the bytes from..to; a masked store touches no others.
+        unsafe {
+            if (from, to) == (0, 64) {
+                self.store(at);
+            } else {
+                _mm512_mask_storeu_epi8(at.cast(), mask(from, to), self.0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self {
+        has! { Zmm(_mm512_setzero_si512()) }
+    }
+
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        has! { Zmm(_mm512_xor_si512(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    fn xor3(self, b: Self, c: Self) -> Self {
+        has! { Zmm(_mm512_ternarylogic_epi32::<0x96>(self.0, b.0, c.0)) }
+    }
+
+    #[inline(always)]
+    fn reverse(self) -> Self {
+        has! { Zmm(_mm512_shuffle_epi8(self.0, Self::splat(REVERSED.as_ptr()).0)) }
+    }
+
+    #[inline(always)]
+    fn swap_halves(self) -> Self {
+        has! { Zmm(_mm512_shuffle_epi32::<0x4e>(self.0)) }
+    }
+
+    #[inline(always)]
+    fn count(self, first: u32) -> Self {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| first.wrapping_add(lane) as i32);
+        has! { Zmm(_mm512_add_epi32(self.0, _mm512_setr_epi32(a, 0, 0, 0, b, 0, 0, 0, c, 0, 0, 0, d, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn advance(self) -> Self {
+        has! { Zmm(_mm512_add_epi32(self.0, _mm512_setr_epi32(4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn round(self, key: Self) -> Self {
+        has! { Zmm(_mm512_aesenc_epi128(self.0, key.0)) }
+    }
+
+    #[inline(always)]
+    fn last_round(self, key: Self) -> Self {
+        has! { Zmm(_mm512_aesenclast_epi128(self.0, key.0)) }
+    }
+
+    #[inline(always)]
+    fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self {
+        has! { Zmm(product!(_mm512_clmulepi64_epi128, self.0, b.0, A, B)) }
+    }
+
+    #[inline(always)]
+    fn with_last(self, block: __m128i) -> Self {
+        has! { Zmm(_mm512_inserti32x4::<3>(self.0, block)) }
+    }
+
+    #[inline(always)]
+    fn last(self) -> __m128i {
+        has! { _mm512_extracti32x4_epi32::<3>(self.0) }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> __m128i {
+        has! {
+            let half = _mm256_xor_si256(_mm512_castsi512_si256(self.0), _mm512_extracti64x4_epi64::<1>(self.0));
+            _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
+        }
+    }
+}
