@@ -197,7 +197,7 @@ table! { SOCKETS:
             let held = hold(s, "5000");
             s.edit("entry.toml", "", &format!("[[forward]]\nlisten = \"{held}\"\nto = \"192.0.2.7:53\""));
         }), ENTRY,
-        &["entry.toml:24: the forward on ", "another process has this port", "`ss -ulpn 'sport = :"];
+        &["entry.toml:", ": the forward on ", "another process has this port", "`ss -ulpn 'sport = :"];
     "an address that this host does not have", Line("mix1.toml", "up", "up = \"192.0.2.1:4701\""), MIX,
         &["mix1.toml:9: up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1", "`ip address`"];
     "a port below 1024 without privilege",
@@ -213,7 +213,7 @@ table! { SOCKETS:
         &["mix1.toml:10: down", "up has port 4701 already, on 0.0.0.0:4701"];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:27: the forward on 127.0.0.1:5000", "a forward has port 5000 already", "a port of its own"];
+        &["entry.toml:", ": the forward on 127.0.0.1:5000", "a forward has port 5000 already", "a port of its own"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
