@@ -419,11 +419,9 @@ macro_rules! width {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
                     let Kind::$variant(key) = &job.key.0 else { return i };
-                    if job.data.len() < TAG_LEN {
-                        continue;
-                    }
                     // SAFETY: this function's features are the vector's; such a key has this width's powers.
-                    job.ok = unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) };
+                    job.ok = job.data.len() >= TAG_LEN
+                        && unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) };
                 }
                 jobs.len()
             }
