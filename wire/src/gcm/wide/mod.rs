@@ -172,7 +172,7 @@ impl<V: Vector> Run<V> {
                 }
             }
             if products > 0 {
-                self.sum = product.reduce();
+                self.sum = product.reduce().made();
             }
             if G_LAST {
                 // The lengths: none of AAD, then the text's (SP 800-38D 7.1).
