@@ -123,7 +123,7 @@ pub fn backward<C: BackwardLane>(
                 table.record(channel).expect("admitted this turn").state.backward().prefetch(seq);
             }
             let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
-            // A mark may wipe the generation of a cell that was marked before it in this turn: one that
+            // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
             let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
             verdicts.push(verdict);
@@ -142,7 +142,7 @@ pub fn backward<C: BackwardLane>(
                     let nonce = cell.header.data_nonce(iv);
                     jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
                 }
-                // Behind the window by now: a later cell of this turn is far ahead of it.
+                // Behind the window by now: a later cell of this chunk is far ahead of it.
                 None => *verdict = Some(Drop::Old),
             }
         }
