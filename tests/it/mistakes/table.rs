@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use control::{Descriptor, Identity};
+use rustix::thread::sched_getaffinity;
 
 use super::Setup::{Do, Line, Nothing};
 use super::{Mistake, Running, Scene};
@@ -267,7 +268,13 @@ table! { HOST:
     "a path that carries not even a handshake",
         Do(|s| net(s, "ip link set lo mtu 1000 up")), MIX,
         &["carries packets of 1000 bytes", "`sudo ip link set dev lo mtu 1"];
-    "a core that is not there", Line("mix1.toml", "# core", "core = 1000"), MIX,
+    "a core that is not there",
+        Do(|s| {
+            s.edit("mix1.toml", "# core", "core = 1000");
+            let ours = sched_getaffinity(None).unwrap();
+            let ours: Vec<String> = (0..1000).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
+            s.names.push((format!("may use {} only", ours.join(", ")), "may use 0, 1 only"));
+        }), MIX,
         &["core = 1000, but this process may use", "take one of those"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
         &["mix1.toml:16: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
