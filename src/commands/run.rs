@@ -72,10 +72,19 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     let node = Node::start(NodeSpec { role, position: config.position, next, chain, config, keys, sockets })?;
     let status = status.serve(node.reporter()).context("status socket")?;
     tracing::info!("{ready}");
+    let mut trains = node.report().messages.trains;
     let why = loop {
         match stop.recv_timeout(LOOK) {
             Ok(why) => break why,
-            Err(RecvTimeoutError::Timeout) if node.is_alive() => {}
+            Err(RecvTimeoutError::Timeout) if node.is_alive() => {
+                if trains && !node.report().messages.trains {
+                    trains = false;
+                    tracing::warn!(
+                        "the kernel refuses trains of cells where it takes each alone: they leave one by one from now \
+                         on, at several times the cost; look at the device with `ethtool -k DEV | grep udp-seg`"
+                    );
+                }
+            }
             Err(RecvTimeoutError::Timeout) => break "a thread has died",
             Err(RecvTimeoutError::Disconnected) => break "nobody can stop it any more",
         }

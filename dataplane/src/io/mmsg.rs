@@ -197,10 +197,10 @@ impl Tx for MmsgPort {
                 }
                 Err(error) if waits(&error) => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => match self.send_some(out, 1) {
+                Err(refused) => match self.send_some(out, 1) {
                     Ok(cells) => {
-                        // What went alone did not go in a train: this kernel or this device does not cut.
-                        self.trains &= train_max == 1;
+                        // What goes alone does not go in a train: this kernel or this device does not cut.
+                        self.trains &= train_max == 1 || !is_about_trains(&refused);
                         tally.sent += cells as u64;
                         out.done(cells, free);
                     }
@@ -226,6 +226,14 @@ impl MmsgPort {
         self.traffic.sent += sent as u64;
         Ok(out.trains(train_max).take(sent).map(|(_, cells)| cells).sum())
     }
+}
+
+/// Whether an error may be a train's own.
+fn is_about_trains(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
 }
 
 /// Whether the socket will take it later.
