@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use control::{Caps, Config, Control, Counters, Event, NextHop, Role, Timing};
+use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
 use dataplane::entry::{Entry, Listener};
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
@@ -23,7 +23,7 @@ use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::Mix;
 use dataplane::punt::{Notice, PuntSender};
-use dataplane::runner::{self, Clock, Poller, Worker};
+use dataplane::runner::{self, Clock, Poller, Run, Turns, Worker};
 use dataplane::sys::{self, Waker};
 use dataplane::table::OpSender;
 use rand::SeedableRng;
@@ -89,13 +89,17 @@ struct Reporter {
     control: Arc<Mutex<ControlState>>,
     /// The link and listening sockets, to ask the kernel what it dropped there.
     sockets: Arc<Vec<UdpSocket>>,
+    turns: Arc<Turns>,
     clock: Clock,
 }
 
 impl Reporter {
     fn report(&self) -> NodeReport {
         let control = lock(&self.control).clone();
+        let (turns, sleeps) = self.turns.read();
         NodeReport {
+            turns,
+            sleeps,
             kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
@@ -271,7 +275,16 @@ impl Node {
             port.with_context(|| format!("the {} needs its {which} socket", role.name()))
         };
         let (core, spin) = (core(&config)?, config.spin);
-        let run = Spawn { poller: poller.clone(), waker: worker_waker.clone(), stop: stop.clone(), clock, core, spin };
+        let turns = Arc::new(Turns::default());
+        let run = Spawn {
+            poller: poller.clone(),
+            waker: worker_waker.clone(),
+            stop: stop.clone(),
+            turns: turns.clone(),
+            clock,
+            core,
+            spin,
+        };
         let (worker, ledger) = match &config.part {
             Part::Entry(part) => {
                 let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
@@ -322,7 +335,8 @@ impl Node {
             }
         };
 
-        let reporter = Reporter { role, position, ledger, control: Arc::default(), sockets: Arc::new(watched), clock };
+        let reporter =
+            Reporter { role, position, ledger, control: Arc::default(), sockets: Arc::new(watched), turns, clock };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -382,6 +396,7 @@ struct Spawn {
     poller: Poller,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
+    turns: Arc<Turns>,
     clock: Clock,
     core: Option<CpuSet>,
     spin: Duration,
@@ -396,12 +411,14 @@ impl Spawn {
             {
                 warn!("the worker is not pinned: {why}");
             }
-            runner::run(&mut worker, &self.poller, &self.waker, self.clock, self.spin, &self.stop);
+            let Spawn { poller, waker, stop, turns, clock, spin, .. } = &self;
+            runner::run(&mut worker, Run { poller, waker, clock: *clock, spin: *spin, stop, turns });
         })
     }
 }
 
-fn control_config(
+/// What control is told, of a node's files.
+pub fn control_config(
     chain: &config::Chain,
     position: usize,
     config: &NodeConfig,
@@ -428,7 +445,7 @@ fn control_config(
         psk_up: keys.psk_up.clone(),
         psk_down: keys.psk_down.clone(),
         timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },
-        caps: Caps::default(),
+        caps: config.caps,
     }
 }
 
@@ -541,6 +558,7 @@ mod tests {
             ledger: Arc::default(),
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
+            turns: Arc::default(),
             clock: Clock::start(),
         };
         assert_eq!(reporter.report().kernel_drops, 0);

@@ -48,6 +48,10 @@ pub struct NodeReport {
     pub handshakes: Handshakes,
     /// What control refused, by reason; only what happened.
     pub refused: BTreeMap<String, u64>,
+    /// Turns of the worker.
+    pub turns: u64,
+    /// Those after which it had nothing to do and slept.
+    pub sleeps: u64,
     /// Since the start.
     pub uptime_s: f64,
     /// Processor time of the node's process since then.
@@ -213,6 +217,8 @@ impl NodeReport {
             frames: Frames { free: ledger.frames.0, total: ledger.frames.1 },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
+            turns: 0,
+            sleeps: 0,
             uptime_s: 0.0,
             cpu_s: 0.0,
             engine: String::new(),

@@ -3,4 +3,5 @@
 //! Neighbours: `dataplane::sys` for batched system calls. Nothing but the integration tests imports this
 //! crate.
 
+pub mod hop;
 pub mod load;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use eddy_bench::hop;
 use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -26,50 +27,68 @@ enum Command {
     ///   eddy chain --stay --forward 127.0.0.1:7000=127.0.0.1:7001
     ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --rate 20000
     #[command(verbatim_doc_comment)]
-    Load {
-        /// The entry's forward, or the sink itself to measure the generator alone.
-        #[arg(long, value_name = "ADDR")]
-        to: SocketAddr,
-        /// Where the forward leads: received here.
-        #[arg(long, value_name = "ADDR")]
-        sink: SocketAddr,
-        /// Flows, each from a socket of its own.
-        #[arg(long, default_value_t = 100)]
-        flows: usize,
-        /// Datagrams per second over all flows.
-        #[arg(long, default_value_t = 20_000)]
-        rate: u64,
-        /// Bytes per datagram.
-        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(LEN_MIN as i64..=65_507))]
-        payload_len: u32,
-        /// How long to send.
-        #[arg(long, default_value_t = 10)]
-        seconds: u64,
-        /// Print one JSON object instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
+    Load(LoadArgs),
+    /// Measures what a cell costs a mix, beside relays that only move the bytes.
+    Hop(hop::HopArgs),
+}
+
+/// What `load` is told.
+#[derive(Args)]
+struct LoadArgs {
+    /// The entry's forward, or the sink itself to measure the generator alone.
+    #[arg(long, value_name = "ADDR")]
+    to: SocketAddr,
+    /// Where the forward leads: received here.
+    #[arg(long, value_name = "ADDR")]
+    sink: SocketAddr,
+    /// Flows, each from a socket of its own.
+    #[arg(long, default_value_t = 100)]
+    flows: usize,
+    /// Datagrams per second over all flows.
+    #[arg(long, default_value_t = 20_000)]
+    rate: u64,
+    /// Bytes per datagram.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(LEN_MIN as i64..=65_507))]
+    payload_len: u32,
+    /// How long to send.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Load { to, sink, flows, rate, payload_len, seconds, json } } = Cli::parse();
-    let load = Load { to, flows, rate, len: payload_len as usize, time: Duration::from_secs(seconds) };
-    let result = UdpSocket::bind(sink).with_context(|| format!("the sink cannot listen at {sink}")).and_then(|sink| {
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} datagrams, {per_sec}, {eta} left")?;
-        let bar = ProgressBar::new(rate * seconds).with_style(style);
-        let outcome = run(&load, sink, |sent| bar.set_position(sent))?;
-        bar.finish_and_clear();
-        Ok(outcome)
-    });
-    match result {
-        Ok(outcome) if json => println!("{}", serde_json::to_string(&outcome).expect("numbers serialize")),
-        Ok(outcome) => print(&outcome),
-        Err(error) => {
-            eprintln!("eddy-bench: {error:#}");
-            return ExitCode::from(2);
-        }
+    // `hop` and `path` run nodes of the very build that they are part of: this program is `eddy`, too.
+    if let Some("entry" | "mix" | "exit" | "chain") = std::env::args().nth(1).as_deref() {
+        return match eddy::cli::Cli::try_parse() {
+            Ok(cli) => eddy::commands::run(cli),
+            Err(error) => eddy::commands::misspoken(&error),
+        };
     }
-    ExitCode::SUCCESS
+    let done = match Cli::parse().command {
+        Command::Load(args) => measure(&args),
+        Command::Hop(args) => hop::run(&args),
+    };
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    eprintln!("eddy-bench: {error:#}");
+    ExitCode::from(2)
+}
+
+fn measure(args: &LoadArgs) -> anyhow::Result<()> {
+    let &LoadArgs { to, sink, flows, rate, payload_len, seconds, json } = args;
+    let load = Load { to, flows, rate, len: payload_len as usize, time: Duration::from_secs(seconds) };
+    let sink = UdpSocket::bind(sink).with_context(|| format!("the sink cannot listen at {sink}"))?;
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} datagrams, {per_sec}, {eta} left")?;
+    let bar = ProgressBar::new(rate * seconds).with_style(style);
+    let outcome = run(&load, sink, |sent| bar.set_position(sent))?;
+    bar.finish_and_clear();
+    if json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print(&outcome);
+    }
+    Ok(())
 }
 
 fn print(outcome: &Outcome) {

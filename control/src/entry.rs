@@ -6,7 +6,7 @@
 //! only the first quest goes on trying, so that a broken chain is not loaded by every seat, and it
 //! tries often, so that a mended one is found soon.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -58,22 +58,40 @@ struct Attempt {
 pub(crate) struct Entry {
     hops: Vec<HopPublic>,
     seats: Vec<Seat>,
+    /// Seats on a quest.
+    questing: BTreeSet<usize>,
+    /// All others, by the time at which they begin one.
+    resting: BTreeSet<(Duration, usize)>,
+    /// Seats with an open channel.
+    open: usize,
 }
 
 impl Entry {
     pub(crate) fn new(config: &Config) -> Option<Entry> {
         let Role::Entry { hops, channels } = &config.role else { return None };
         let hops = hops.iter().map(|descriptor| descriptor.hop()).collect();
-        Some(Entry { hops, seats: (0..*channels).map(|_| Seat::default()).collect() })
+        let mut entry = Entry { hops, seats: Vec::new(), questing: BTreeSet::new(), resting: BTreeSet::new(), open: 0 };
+        entry.grow(*channels);
+        Some(entry)
     }
 
-    fn any_open(&self) -> bool {
-        self.seats.iter().any(|seat| seat.open.is_some())
+    /// Has at least so many seats from now on.
+    pub(crate) fn grow(&mut self, seats: usize) {
+        for seat in self.seats.len()..seats {
+            self.seats.push(Seat::default());
+            self.resting.insert((Duration::ZERO, seat));
+        }
+    }
+
+    /// Takes a seat whose time to begin a quest has come.
+    fn begins(&mut self, now: Duration) -> Option<usize> {
+        let (at, seat) = *self.resting.first()?;
+        (at <= now && self.resting.remove(&(at, seat))).then_some(seat)
     }
 
     /// Which seat may go on trying while nothing is open.
     fn prober(&self) -> Option<usize> {
-        if self.any_open() { None } else { self.seats.iter().position(|seat| seat.quest.is_some()) }
+        if self.open > 0 { None } else { self.questing.first().copied() }
     }
 
     /// Whether a quest waits for another one to succeed first.
@@ -83,12 +101,13 @@ impl Entry {
 
     /// Starts quests and sends what is due.
     pub(crate) fn tick(&mut self, core: &mut Core, channels: &mut Channels, links: &mut Links, now: Duration) {
-        for seat in 0..self.seats.len() {
+        while let Some(seat) = self.begins(now) {
+            let timeout = core.config.setup_timeout();
+            self.seats[seat].quest = Some(Quest { attempts: VecDeque::new(), count: 0, timeout, due: now });
+            self.questing.insert(seat);
+        }
+        for seat in self.questing.iter().copied().collect::<Vec<_>>() {
             let state = &mut self.seats[seat];
-            if state.open.as_ref().is_none_or(|open| now >= open.replace_at) && state.quest.is_none() {
-                let timeout = core.config.setup_timeout();
-                state.quest = Some(Quest { attempts: VecDeque::new(), count: 0, timeout, due: now });
-            }
             if let Some(quest) = &mut state.quest {
                 quest.forget_old(channels, now, ATTEMPTS_MAX);
             }
@@ -154,9 +173,12 @@ impl Entry {
         let setup = now.saturating_sub(attempt.sent);
         let new = channels.install(core, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
         let replace_at = now + replace_after(core);
-        if let Some(old) = state.open.replace(Seated { channel: new, replace_at }) {
-            core.data(DataOp::Supersede { old: old.channel, new });
+        match state.open.replace(Seated { channel: new, replace_at }) {
+            Some(old) => core.data(DataOp::Supersede { old: old.channel, new }),
+            None => self.open += 1,
         }
+        self.questing.remove(&seat);
+        self.resting.insert((replace_at, seat));
         self.hurry(core, now);
         Ok(())
     }
@@ -164,7 +186,8 @@ impl Entry {
     /// The chain works: quests that had slowed down start over.
     fn hurry(&mut self, core: &Core, now: Duration) {
         let first = core.config.setup_timeout();
-        for quest in self.seats.iter_mut().filter_map(|seat| seat.quest.as_mut()) {
+        for seat in &self.questing {
+            let Some(quest) = &mut self.seats[*seat].quest else { continue };
             quest.timeout = first;
             let answered_by = quest.attempts.back().map_or(now, |attempt| attempt.sent + first);
             quest.due = quest.due.min(answered_by.max(now));
@@ -173,8 +196,12 @@ impl Entry {
 
     /// A channel is gone; its seat seeks another at the next tick.
     pub(crate) fn ended(&mut self, channel: ChannelIndex) {
-        for seat in &mut self.seats {
-            seat.open.take_if(|open| open.channel == channel);
+        let with = |seat: &Seat| seat.open.as_ref().is_some_and(|open| open.channel == channel);
+        let Some(at) = self.seats.iter().position(with) else { return };
+        let Some(open) = self.seats[at].open.take() else { return };
+        self.open -= 1;
+        if self.resting.remove(&(open.replace_at, at)) {
+            self.resting.insert((Duration::ZERO, at));
         }
     }
 
@@ -186,22 +213,21 @@ impl Entry {
                 quest.forget(channels, now);
             }
         }
+        self.open = 0;
+        self.questing.clear();
+        self.resting = (0..self.seats.len()).map(|seat| (Duration::ZERO, seat)).collect();
     }
 
     /// When [`Entry::tick`] has something to do next.
     pub(crate) fn next_wake(&self, links: &Links) -> Duration {
-        let prober = self.prober();
-        let up = links.down_ready().is_some();
-        let mut wake = Duration::MAX;
-        for (at, seat) in self.seats.iter().enumerate() {
-            wake = wake.min(match (&seat.quest, &seat.open) {
-                (Some(quest), _) if up && !Self::held_back(prober, at, quest) => quest.due,
-                (Some(_), _) => Duration::MAX,
-                (None, Some(open)) => open.replace_at,
-                (None, None) => Duration::ZERO,
-            });
+        let rested = self.resting.first().map_or(Duration::MAX, |(at, _)| *at);
+        if links.down_ready().is_none() {
+            return rested;
         }
-        wake
+        let prober = self.prober();
+        let quests = self.questing.iter().filter_map(|at| Some((*at, self.seats[*at].quest.as_ref()?)));
+        let due = quests.filter(|(at, quest)| !Self::held_back(prober, *at, quest)).map(|(_, quest)| quest.due);
+        due.min().map_or(rested, |due| due.min(rested))
     }
 }
 

@@ -134,6 +134,16 @@ impl Control {
         core.rekey();
     }
 
+    /// Entry: keeps at least so many channels up from now on. What it costs to keep one does not grow with their
+    /// number.
+    pub fn want_channels(&mut self, now: Duration, channels: usize) {
+        let Control { core, links, channels: table, entry } = self;
+        if let Some(entry) = entry {
+            entry.grow(channels);
+            entry.tick(core, table, links, now);
+        }
+    }
+
     /// The next output, in binding order.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.core.out.pop_front()
@@ -148,6 +158,11 @@ impl Control {
     /// A datagram that [`Control::poll_output`] gave out could not be kept until it may leave.
     pub fn lost_outgoing(&mut self) {
         self.core.refuse(Refusal::OutgoingFull);
+    }
+
+    /// Its bounds.
+    pub fn caps(&self) -> &Caps {
+        &self.core.config.caps
     }
 
     /// What was done and refused so far.

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
@@ -90,8 +90,8 @@ impl Poller {
         Ok(epoll::add(&*self.0, fd, EventData::new_u64(token), EventFlags::IN | EventFlags::ERR)?)
     }
 
-    /// Waits for at most `timeout` and calls `each` with the tokens that are ready.
-    pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(u64)) {
+    /// Waits for at most `timeout` and calls `each` with the tokens that are ready. Returns how many were.
+    pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(u64)) -> usize {
         let mut events = Vec::<epoll::Event>::with_capacity(64);
         // The kernel refuses what is no time; an hour is as good as for ever.
         let timeout = timeout
@@ -101,35 +101,76 @@ impl Poller {
         if epoll::wait(&*self.0, space, timeout.as_ref()).is_ok() {
             events.iter().for_each(|event| each(event.data.u64()));
         }
+        events.len()
     }
 }
 
-/// Gives `worker` turns until `stop` is set and `waker` woken. After something came it goes on looking for `spin` before
-/// it sleeps.
-pub fn run(worker: &mut impl Worker, poller: &Poller, waker: &Waker, clock: Clock, spin: Duration, stop: &AtomicBool) {
+/// How often a worker was called, and how often it had nothing to do and slept. Read by other threads at any time.
+#[derive(Debug, Default)]
+pub struct Turns {
+    turns: AtomicU64,
+    sleeps: AtomicU64,
+}
+
+impl Turns {
+    /// Turns and sleeps so far.
+    pub fn read(&self) -> (u64, u64) {
+        (self.turns.load(Ordering::Relaxed), self.sleeps.load(Ordering::Relaxed))
+    }
+
+    /// One more; the worker's thread alone counts.
+    fn count(counter: &AtomicU64) {
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+/// What [`run`] needs beside the worker.
+pub struct Run<'a> {
+    /// Its sockets, and `waker`.
+    pub poller: &'a Poller,
+    /// Woken by control, and when `stop` is set.
+    pub waker: &'a Waker,
+    /// The node's clock.
+    pub clock: Clock,
+    /// After something came it goes on looking for so long before it sleeps.
+    pub spin: Duration,
+    /// Ends it.
+    pub stop: &'a AtomicBool,
+    /// Where its turns are counted.
+    pub turns: &'a Turns,
+}
+
+/// Gives `worker` turns until `stop` is set and `waker` woken.
+pub fn run(worker: &mut impl Worker, run: Run<'_>) {
+    let Run { poller, waker, clock, spin, stop, turns } = run;
     let spin = spin.as_nanos() as Nanos;
     let mut awake_until = 0;
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
         let wake_at = worker.turn(now);
+        Turns::count(&turns.turns);
         // A turn takes time too: what it costs is not slept again.
-        let timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(clock.now())));
-        let timeout = if worker.is_blocked() {
+        let mut timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(clock.now())));
+        if worker.is_blocked() {
             let most = Duration::from_nanos(BLOCKED_WAIT);
+            Turns::count(&turns.sleeps);
             waker.wait(timeout.map_or(most, |timeout| timeout.min(most)));
-            Some(Duration::ZERO)
+            timeout = Some(Duration::ZERO);
         } else if now < awake_until {
-            Some(Duration::ZERO)
-        } else {
-            timeout
-        };
-        poller.wait(timeout, |token| match token {
+            timeout = Some(Duration::ZERO);
+        }
+        let mut ready = |token| match token {
             WAKE => waker.clear(),
             token => {
                 awake_until = now + spin;
                 worker.ready(token);
             }
-        });
+        };
+        // A look before the sleep, so that sleeps can be told from waits that had no need to.
+        if poller.wait(Some(Duration::ZERO), &mut ready) == 0 && timeout != Some(Duration::ZERO) {
+            Turns::count(&turns.sleeps);
+            poller.wait(timeout, &mut ready);
+        }
     }
     worker.turn(clock.now());
     worker.finish(clock.now());
@@ -184,10 +225,16 @@ mod tests {
         socket.send_to(b"unread", socket.local_addr().unwrap()).unwrap();
         watch(&poller, &waker, Some(socket.as_fd()), None).unwrap();
         let start = Instant::now();
-        run(&mut Stuck { turns: 0, stop: stop.clone() }, &poller, &waker, Clock::start(), Duration::ZERO, &stop);
+        let turns = Turns::default();
+        let (poller, waker, clock, spin) = (&poller, &waker, Clock::start(), Duration::ZERO);
+        run(
+            &mut Stuck { turns: 0, stop: stop.clone() },
+            Run { poller, waker, clock, spin, stop: &stop, turns: &turns },
+        );
         // What a turn takes is not slept again.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;
         assert!(waits >= 90, "a hundred turns in {waits} waits");
+        assert_eq!(turns.read(), (101, 101));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use control::Descriptor;
 use control::descriptor::{draw_secret, draw_x25519};
+use control::{Caps, Descriptor};
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use crate::cli::InitArgs;
 use crate::config::{
     CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole,
-    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, check_fits, encode_base64, node_name,
+    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text, check_fits, encode_base64, node_name,
 };
 
 /// Descriptors are valid for a year.
@@ -48,6 +48,10 @@ pub struct Plan {
     pub renew_after_s: u64,
     /// Whether cells travel in trains.
     pub offload: Offload,
+    /// Receive buffer of link sockets, in bytes.
+    pub receive_buffer: usize,
+    /// Bounds of admission at mixes and exit.
+    pub caps: Caps,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -95,6 +99,8 @@ impl Plan {
             lifetime_s: LIFETIME_S,
             renew_after_s: RENEW_AFTER_S,
             offload: Offload::Auto,
+            receive_buffer: RECEIVE_BUFFER,
+            caps: Caps::default(),
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -266,15 +272,16 @@ fn common(role: NodeRole, index: usize) -> String {
 fn tail(plan: &Plan) -> String {
     let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
     let offload = if plan.offload == Offload::Auto { "# " } else { "" };
+    let buffer = if plan.receive_buffer == RECEIVE_BUFFER { "# " } else { "" };
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
-         # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
+         {buffer}receive_buffer = {}   # bytes, per link socket\n\
          # core = 0   # the worker stays on this core\n\
          # spin_us = 0   # after something came, look for more so long before sleeping\n\
          # hugepages = false   # frames on pages of 2 MB (madvise)\n\
          {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
-        plan.offload, plan.renew_after_s
+        plan.receive_buffer, plan.offload, plan.renew_after_s
     )
 }
 
@@ -316,7 +323,7 @@ fn mix_config(plan: &Plan, index: usize) -> String {
     let _ = write!(text, "\nup = \"{}\"   # cells to and from the previous hop", hop.address);
     text += &down_lines(hop.down, &plan.hops[index]);
     let _ = writeln!(text, "\nmixing = \"{}\"", plan.mixing);
-    text + &tail(plan)
+    text + &tail(plan) + &caps_text(&plan.caps)
 }
 
 fn exit_config(plan: &Plan) -> String {
@@ -342,7 +349,7 @@ fn exit_config(plan: &Plan) -> String {
             None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
         },
     );
-    text + &tail(plan)
+    text + &tail(plan) + &caps_text(&plan.caps)
 }
 
 fn strings<T: std::fmt::Display>(all: &[T]) -> String {
@@ -471,6 +478,8 @@ mod tests {
             plan.entry.forwards.push(forward.clone());
             plan.entry.pymix.push("127.0.0.1:5001".parse().unwrap());
             plan.renew_after_s = 2;
+            plan.receive_buffer = 4096;
+            plan.caps = Caps { channels: 100_000, links: 7, ..Caps::default() };
             let files = write(dir.path(), &plan).unwrap();
             let entry = Loaded::read(&files.entry).unwrap();
             assert_eq!(entry.chain.shape, Shape::new(class, mixes + 1).unwrap());
@@ -482,6 +491,7 @@ mod tests {
                 assert_eq!(node.config.position, i + 1);
                 assert_eq!(node.config.up, Some(plan.hops[i].address));
                 assert_eq!(node.config.renew_after, Duration::from_secs(2));
+                assert_eq!((node.config.receive_buffer, node.config.caps), (4096, plan.caps));
                 match &node.config.part {
                     Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
                     Part::Exit(exit) => assert_eq!((&exit.allow, &exit.deny), (&plan.allow, &plan.deny)),

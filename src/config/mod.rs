@@ -6,6 +6,7 @@
 //!
 //! Neighbours: [`crate::commands`] load it; [`crate::node`] runs what it says.
 
+mod caps;
 mod chain;
 mod error;
 mod keys;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
 use wire::kdf::x25519_public;
 
+pub(crate) use caps::text as caps_text;
 pub use chain::{Chain, ChainNode};
 pub(crate) use error::in_words;
 pub use error::{ConfigError, Place};

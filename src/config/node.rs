@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use control::Caps;
 use dataplane::entry::Destination;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::caps::RawCaps;
 use super::source::{Source, nearest};
 use super::{
     CHANNELS, ConfigError, FLOW_IDLE_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole, Place, RECEIVE_BUFFER,
@@ -50,6 +52,8 @@ pub struct NodeConfig {
     pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,
+    /// Bounds of admission, at mixes and exits.
+    pub caps: Caps,
     /// What only this role has.
     pub part: Part,
     /// The lines that keys stand in; lists have one per element.
@@ -149,6 +153,7 @@ struct Raw {
     resolver: Option<Spanned<String>>,
     max_flows_per_channel: Option<Spanned<i64>>,
     max_sockets: Option<Spanned<i64>>,
+    caps: Option<Spanned<RawCaps>>,
 }
 
 #[derive(Deserialize)]
@@ -246,6 +251,7 @@ impl NodeConfig {
             spin: Duration::from_micros(source.number("spin_us", raw.spin_us.as_ref(), 0..100_001, 0)? as u64),
             hugepages: raw.hugepages.as_ref().is_some_and(|wanted| *wanted.get_ref()),
             renew_after: Duration::from_secs(renew_after_s as u64),
+            caps: raw.caps.as_ref().map_or(Ok(Caps::default()), |caps| caps.get_ref().read(source))?,
             part,
             lines: raw.lines(source),
         })
@@ -302,7 +308,7 @@ impl Raw {
         fn span<T>(value: &Option<Spanned<T>>) -> Span {
             value.as_ref().map(Spanned::span)
         }
-        let keys: [(&str, Span, &[NodeRole]); 13] = [
+        let keys: [(&str, Span, &[NodeRole]); 14] = [
             ("up", span(&self.up), &[Mix, Exit]),
             ("down", span(&self.down), &[Entry, Mix]),
             ("next", span(&self.next), &[Entry, Mix]),
@@ -316,6 +322,7 @@ impl Raw {
             ("resolver", span(&self.resolver), &[Exit]),
             ("max_flows_per_channel", span(&self.max_flows_per_channel), &[Exit]),
             ("max_sockets", span(&self.max_sockets), &[Exit]),
+            ("caps", span(&self.caps), &[Mix, Exit]),
         ];
         for (key, span, roles) in keys {
             if let Some(span) = span

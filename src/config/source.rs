@@ -37,6 +37,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("resolver", "resolver = \"9.9.9.9:53\""),
     ("max_flows_per_channel", "max_flows_per_channel = 1024"),
     ("max_sockets", "max_sockets = 4096"),
+    ("caps", "[caps] with bounds below it, such as `channels = 100000`"),
     ("id", "id = \"...\" as the chain's operator gives it"),
     ("class", "class = \"L\""),
     ("hops", "hops = 4"),

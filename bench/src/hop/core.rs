@@ -1,0 +1,95 @@
+//! Cores and processor time: who runs where, and what it took.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+
+/// One core for what is measured, another for what loads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cores {
+    /// The mix, or the relay in its place.
+    pub relay: usize,
+    /// Blaster and sink.
+    pub load: usize,
+}
+
+impl Cores {
+    /// The last core that this process may use for the mix, the first for the load.
+    ///
+    /// # Errors
+    /// There is but one.
+    pub fn choose() -> anyhow::Result<Cores> {
+        let ours = sched_getaffinity(None).context("the cores of this process")?;
+        let mut all = (0..CpuSet::MAX_CPU).filter(|core| ours.is_set(*core));
+        match (all.next(), all.last()) {
+            (Some(load), Some(relay)) => Ok(Cores { relay, load }),
+            _ => bail!("a hop is measured on two cores, and this process may use but one: see `taskset -p $$`"),
+        }
+    }
+}
+
+/// Keeps the calling thread, and what it starts, on one core.
+///
+/// # Errors
+/// The system refuses.
+pub fn pin(core: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core);
+    sched_setaffinity(None, &set).with_context(|| format!("core {core}"))
+}
+
+/// Goes before what else the machine does, if it may: a load that is kept waiting measures nothing. What this process
+/// starts inherits it. Whether it may.
+pub fn hurry() -> bool {
+    rustix::process::setpriority_process(None, -10).is_ok()
+}
+
+/// Processor time of the calling thread.
+pub fn own_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+/// A thread of another process, by its name.
+pub struct Thread(PathBuf);
+
+impl Thread {
+    /// Looks for it.
+    ///
+    /// # Errors
+    /// The process has none of that name.
+    pub fn find(process: u32, name: &str) -> anyhow::Result<Thread> {
+        let tasks = PathBuf::from(format!("/proc/{process}/task"));
+        let named = |task: &Path| fs::read_to_string(task.join("comm")).is_ok_and(|found| found.trim() == name);
+        let mut all = fs::read_dir(&tasks).with_context(|| tasks.display().to_string())?.filter_map(Result::ok);
+        let found = all.find(|task| named(&task.path()));
+        found.map(|task| Thread(task.path())).with_context(|| format!("process {process} has no thread `{name}`"))
+    }
+
+    /// Waits until it sleeps, and returns its processor time. The kernel adds up what a thread took when it goes to
+    /// sleep: of one that runs the last tick's reading would be up to 10 ms old.
+    ///
+    /// # Errors
+    /// It does not go to sleep, or the kernel does not say.
+    pub fn time_at_rest(&self) -> anyhow::Result<Duration> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while self.state()? != "S" {
+            if Instant::now() > deadline {
+                bail!("the mix does not come to rest");
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let text = fs::read_to_string(self.0.join("schedstat")).context("schedstat (CONFIG_SCHED_INFO)")?;
+        let nanos = text.split(' ').next().and_then(|first| first.parse().ok()).context("schedstat")?;
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    fn state(&self) -> anyhow::Result<String> {
+        let text = fs::read_to_string(self.0.join("stat")).context("the mix has ended")?;
+        let after = text.rsplit_once(") ").map_or("", |(_, after)| after);
+        Ok(after.chars().take(1).collect())
+    }
+}

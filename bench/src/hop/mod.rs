@@ -1,0 +1,196 @@
+//! `eddy-bench hop`: what a cell costs a mix, beside relays that only move the bytes.
+//!
+//! One real mix as a process of its own, on a core of its own; this program is the chain on both sides of it, on
+//! another core. Every round plays a burst of sealed cells through the mix and then its bytes through each of the
+//! yardsticks on the same core, so that what the machine does meanwhile falls on all of them alike.
+//!
+//! ```text
+//! core     cores, processor time          child    the mix as a process
+//! peer     a neighbour's control          burst    cells sealed ahead, and judged
+//! play     blaster and sink               relay    the yardsticks
+//! rig      all of it joined, one round    rows     what is measured, and how it is told
+//! ```
+
+mod burst;
+mod child;
+mod core;
+mod peer;
+mod play;
+mod relay;
+mod rig;
+mod rows;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use dataplane::io::offload::Offload;
+use dataplane::sys;
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use wire::cell::Class;
+
+use self::child::Wanted;
+use self::core::Cores;
+use self::relay::Kind;
+use self::rig::Rig;
+use self::rows::{Case, Machine, Row, Rows, Sample};
+
+/// What `hop` is told.
+#[derive(Args, Debug)]
+pub struct HopArgs {
+    /// Size of cells
+    #[arg(long, default_value_t = Class::L, ignore_case = true)]
+    pub class: Class,
+    /// Which rows: all, or 64 channels at pool 256 alone
+    #[arg(long, value_enum, default_value_t = Which::All)]
+    pub rows: Which,
+    /// Rounds of each row; medians are told
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Cells of a burst
+    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1024..=1 << 20))]
+    pub cells: u32,
+    /// The mix's AEAD engine (EDDY_AEAD)
+    #[arg(long)]
+    pub engine: Option<String>,
+    /// Whether the mix's cells travel in trains
+    #[arg(long, default_value_t = Offload::Auto)]
+    pub offload: Offload,
+    /// How the mix talks to the kernel, where it has a choice (`eddy mix --io`)
+    #[arg(long)]
+    pub io: Option<String>,
+    /// Measure another build of eddy instead of this program's own
+    #[arg(long, value_name = "PATH")]
+    pub eddy: Option<PathBuf>,
+    /// Print one JSON object as the last line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// All of them.
+    All,
+    /// 64 channels, pool 256, forward and backward.
+    Quick,
+    /// The same forward only.
+    One,
+}
+
+/// Bytes that the mix's sockets and ours are to hold, if the system grants them.
+const BUFFER_WANTED: usize = 64 << 20;
+/// Of these a packet takes so many: the kernel counts its own overhead.
+const PACKET_COST: usize = 3072;
+/// Cells under way beside those in the pool: a few milliseconds of a mix's work, which stay in the third cache.
+const WINDOW: usize = 4096;
+/// Packets of a round for the yardsticks that move them one by one.
+const LONE_PACKETS: usize = 8192;
+
+/// Runs the command.
+///
+/// # Errors
+/// The system refuses what is needed, the mix ends, or nothing comes through it.
+pub fn run(args: &HopArgs) -> anyhow::Result<()> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone()).context("signals")?;
+        signal_hook::flag::register(signal, interrupted.clone()).context("signals")?;
+    }
+    let cores = Cores::choose()?;
+    let hurried = core::hurry();
+    let buffer = granted(BUFFER_WANTED)?;
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+    let mut bench = Bench { args, cores, buffer, interrupted, bar, rows: Vec::new(), engine: String::new() };
+    for group in rows::groups(args.rows) {
+        bench.run(&group)?;
+    }
+    bench.bar.finish_and_clear();
+    let machine = Machine::read(cores, buffer, hurried);
+    let rows = Rows { rows: bench.rows, class: args.class.name(), engine: bench.engine, machine };
+    rows.print(args.json)
+}
+
+/// What of a receive buffer the system grants.
+fn granted(wanted: usize) -> anyhow::Result<usize> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    Ok(wanted.min(sys::size_receive_buffer(&socket, wanted)? / 2))
+}
+
+struct Bench<'a> {
+    args: &'a HopArgs,
+    cores: Cores,
+    buffer: usize,
+    interrupted: Arc<AtomicBool>,
+    bar: ProgressBar,
+    rows: Vec<Row>,
+    engine: String,
+}
+
+impl Bench<'_> {
+    /// Measures rows that share one mix.
+    fn run(&mut self, group: &rows::Group) -> anyhow::Result<()> {
+        let args = self.args;
+        let mut arguments = Vec::new();
+        if let Some(io) = &args.io {
+            arguments.extend(["--io".to_owned(), io.clone()]);
+        }
+        let wanted = Wanted {
+            class: args.class,
+            mixing: format!("threshold-or-timed:n={},n_min=1,t=20ms", group.pool).parse()?,
+            receive_buffer: self.buffer,
+            offload: args.offload,
+            arguments,
+            environment: args.engine.iter().map(|engine| ("EDDY_AEAD".to_owned(), engine.clone())).collect(),
+            program: args.eddy.clone(),
+        };
+        self.bar.set_message(format!("pool {}: links of {} entries", group.pool, group.entries));
+        let mut rig = Rig::start(&wanted, group.entries, self.cores)?;
+        for case in &group.cases {
+            let per_entry = case.channels.div_ceil(case.apart.max(1));
+            self.bar.set_message(format!("{case}: channels"));
+            let bar = &self.bar;
+            rig.open(per_entry, &|open| {
+                bar.set_message(format!("{case}: {open} channels open"));
+                bar.tick();
+            })?;
+            let mut samples = Vec::new();
+            for round in 0..=args.rounds {
+                if self.interrupted.load(Ordering::Relaxed) {
+                    bail!("interrupted");
+                }
+                self.bar.set_message(format!("{case}: round {round} of {}", args.rounds));
+                self.bar.tick();
+                let sample = self.sample(&mut rig, case)?;
+                // The first after a change warms up what was cold.
+                if round > 0 {
+                    samples.push(sample);
+                }
+            }
+            self.engine = rig.mix.report()?.engine;
+            self.rows.push(Row::of(case, args.class, &samples));
+        }
+        Ok(())
+    }
+
+    /// The mix and every yardstick, once.
+    fn sample(&self, rig: &mut Rig, case: &Case) -> anyhow::Result<Sample> {
+        let held = self.buffer / PACKET_COST;
+        let burst = self.args.cells as usize;
+        let (cells, window) = if case.apart > 0 {
+            let all = held.min(burst).min(16_384);
+            (all, all)
+        } else {
+            (burst.max(case.channels.next_power_of_two()), (case.pool + WINDOW).min(held))
+        };
+        let round = rig::Round { direction: case.direction, apart: case.apart, channels: case.channels, cells, window };
+        let mix = rig.measure(round)?;
+        let train = rig.relay(Kind::Train, round, cells)?;
+        let mmsg = rig.relay(Kind::Mmsg, round, LONE_PACKETS)?;
+        let single = rig.relay(Kind::Single, round, LONE_PACKETS / 2)?;
+        Ok(Sample { mix, train, mmsg, single })
+    }
+}

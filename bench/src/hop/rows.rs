@@ -1,0 +1,306 @@
+//! What is measured, and how it is told.
+
+use std::fmt;
+use std::io::Write;
+
+use eddy::report::{align_right, table};
+use serde::Serialize;
+use wire::cell::{Class, Direction, Shape};
+
+use super::Which;
+use super::core::Cores;
+use super::relay::Took;
+use super::rig::Reading;
+
+/// Sleeps among a mix's turns beyond which it was not busy.
+const IDLE_MAX: f64 = 0.05;
+
+/// One row to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Which way.
+    pub direction: Direction,
+    /// Entries that send cells one by one; 0: one that sends trains.
+    pub apart: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Cells of a pool.
+    pub pool: usize,
+}
+
+/// Rows that share a mix: in the order of their channels, for those are never fewer than before.
+pub struct Group {
+    /// Cells of its pools.
+    pub pool: usize,
+    /// Its entries.
+    pub entries: usize,
+    /// The rows.
+    pub cases: Vec<Case>,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Case { apart, channels, pool, .. } = *self;
+        write!(f, "{}, {channels} channels, pool {pool}", name(self.direction))?;
+        if apart > 0 { write!(f, ", from {apart} entries") } else { Ok(()) }
+    }
+}
+
+const fn name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "forward",
+        Direction::Backward => "backward",
+    }
+}
+
+/// The rows, mix by mix.
+pub fn groups(which: Which) -> Vec<Group> {
+    use Direction::{Backward, Forward};
+    let case = |direction, channels, pool| Case { direction, apart: 0, channels, pool };
+    let both = |channels, pool| [case(Forward, channels, pool), case(Backward, channels, pool)];
+    let one = |pool, cases| Group { pool, entries: 1, cases };
+    match which {
+        Which::One => vec![one(256, vec![case(Forward, 64, 256)])],
+        Which::Quick => vec![one(256, both(64, 256).to_vec())],
+        Which::All => {
+            let sweep = [1, 64, 4096, 100_000].into_iter().flat_map(|channels| both(channels, 256)).collect();
+            let mut groups = vec![one(256, sweep)];
+            groups.extend([64, 1024, 4096].map(|pool| one(pool, both(64, pool).to_vec())));
+            let apart = |entries| Case { direction: Forward, apart: entries, channels: 4 * entries, pool: 256 };
+            groups.push(Group { pool: 256, entries: 1000, cases: [1, 100, 1000].map(apart).to_vec() });
+            groups
+        }
+    }
+}
+
+/// One round: the mix and the yardsticks.
+pub struct Sample {
+    /// The mix.
+    pub mix: Reading,
+    /// GRO in, scattered, shuffled, GSO out.
+    pub train: Took,
+    /// recvmmsg, sendmmsg.
+    pub mmsg: Took,
+    /// recvfrom, sendto.
+    pub single: Took,
+}
+
+/// A row as measured. Times are processor time on one core, medians of the rounds.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    direction: &'static str,
+    channels: usize,
+    pool: usize,
+    /// Separate entry addresses whose cells come one by one; 0: one neighbour that sends trains.
+    entries: usize,
+    /// Of the mix's worker, for each cell that left.
+    cell_ns: f64,
+    /// What one core carries at that: 1e9 / cell_ns.
+    cells_per_s: f64,
+    /// The same in bits of UDP payload as they leave.
+    gbit_s: f64,
+    null_gro_gso_ns: f64,
+    null_mmsg_ns: f64,
+    null_single_ns: f64,
+    ratio_gro_gso: f64,
+    ratio_mmsg: f64,
+    /// The mix slept in more than one of twenty turns: it could have done more, and its figure says little.
+    blaster_bound: bool,
+    /// Least and greatest cell_ns of the rounds.
+    cell_ns_range: [f64; 2],
+    /// Cells that left per second of wall-clock time, with whatever else the machine did.
+    wall_cells_per_s: f64,
+    /// Cells of a release.
+    batch: f64,
+    turns: u64,
+    sleeps: u64,
+    /// Of the relay with the trains.
+    null_sleeps: f64,
+    played: u64,
+    left: u64,
+    /// Cells that the kernel lost before the mix, and behind it.
+    lost: [u64; 2],
+    /// Cells that the mix dropped, all reasons.
+    dropped: u64,
+    /// Cells opened at the far end, and those of them that were not authentic.
+    checked: [u64; 2],
+    /// Every ledger of the mix closed, and every cell is in one of these counts.
+    closed: bool,
+}
+
+impl Row {
+    /// Of its rounds.
+    pub fn of(case: &Case, class: Class, samples: &[Sample]) -> Row {
+        let shape = Shape::new(class, 2).expect("one mix and an exit");
+        let link = if case.direction == Direction::Forward { 2 } else { 1 };
+        let len = shape.cell_len(case.direction, link);
+        let each = |time: std::time::Duration, count: u64| time.as_nanos() as f64 / count.max(1) as f64;
+        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.cells.1)).collect();
+        let of = |took: fn(&Sample) -> &Took| {
+            median(samples.iter().map(|sample| each(took(sample).time, took(sample).packets as u64)))
+        };
+        let (train, mmsg, single) = (of(|s| &s.train), of(|s| &s.mmsg), of(|s| &s.single));
+        let cell = median(cells.iter().copied());
+        let sum = |count: fn(&Reading) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
+        let (turns, sleeps) = (sum(|m| m.turns.0), sum(|m| m.turns.1));
+        let left = sum(|m| m.cells.1);
+        let wall = median(
+            samples.iter().map(|s| s.mix.played.arrived as f64 / s.mix.played.took.as_secs_f64().max(f64::EPSILON)),
+        );
+        Row {
+            direction: name(case.direction),
+            channels: case.channels,
+            pool: case.pool,
+            entries: case.apart,
+            cell_ns: round(cell, 1),
+            cells_per_s: round(1e9 / cell, 0),
+            gbit_s: round(8.0 * len as f64 / cell, 3),
+            null_gro_gso_ns: round(train, 1),
+            null_mmsg_ns: round(mmsg, 1),
+            null_single_ns: round(single, 1),
+            ratio_gro_gso: round(cell / train, 3),
+            ratio_mmsg: round(cell / mmsg, 3),
+            blaster_bound: sleeps as f64 >= IDLE_MAX * turns as f64,
+            cell_ns_range: [
+                round(cells.iter().copied().fold(f64::INFINITY, f64::min), 1),
+                round(cells.iter().copied().fold(0.0, f64::max), 1),
+            ],
+            wall_cells_per_s: round(wall, 0),
+            batch: round(left as f64 / sum(|m| m.batches).max(1) as f64, 1),
+            turns,
+            sleeps,
+            null_sleeps: round(
+                median(samples.iter().map(|s| s.train.turns.1 as f64 / s.train.turns.0.max(1) as f64)),
+                3,
+            ),
+            played: sum(|m| m.played.sent as u64),
+            left,
+            lost: [sum(|m| m.lost.0), sum(|m| m.lost.1)],
+            dropped: sum(|m| m.dropped.iter().map(|(_, count)| count).sum()),
+            checked: [sum(|m| m.checked.0), sum(|m| m.checked.1)],
+            closed: samples.iter().all(|sample| sample.mix.closed),
+        }
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+/// Where it was measured.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    cpu: String,
+    kernel: String,
+    /// Of the mix and of the load.
+    cores: [usize; 2],
+    receive_buffer: usize,
+    /// Whether all of it ran before what else the machine did (nice -10).
+    hurried: bool,
+    /// Processes that wanted to run, over the last minute, at the end.
+    load: f64,
+}
+
+impl Machine {
+    /// This one.
+    pub fn read(cores: Cores, receive_buffer: usize, hurried: bool) -> Machine {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        Machine {
+            cpu: model.unwrap_or("unknown").to_owned(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cores: [cores.relay, cores.load],
+            receive_buffer,
+            hurried,
+            load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
+        }
+    }
+}
+
+/// All of it.
+#[derive(Debug, Serialize)]
+pub struct Rows {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Size of cells.
+    pub class: &'static str,
+    /// The mix's AEAD engine.
+    pub engine: String,
+    /// Where it was measured.
+    pub machine: Machine,
+}
+
+impl Rows {
+    /// Prints it: one JSON object on one line, or a table.
+    ///
+    /// # Errors
+    /// Standard output is gone.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        let text = if json { serde_json::to_string(self)? } else { self.people() };
+        writeln!(std::io::stdout(), "{text}")?;
+        Ok(())
+    }
+
+    fn people(&self) -> String {
+        let mut all = table(&[
+            "direction",
+            "entries",
+            "channels",
+            "pool",
+            "ns a cell",
+            "least",
+            "most",
+            "gro/gso",
+            "mmsg",
+            "single",
+            "of gro/gso",
+            "of mmsg",
+            "Gbit/s",
+            "batch",
+            "slept",
+            "lost",
+            "",
+        ]);
+        for row in &self.rows {
+            let lost = row.lost[0] + row.lost[1] + row.dropped;
+            all.add_row([
+                row.direction.to_owned(),
+                if row.entries == 0 { "-".to_owned() } else { row.entries.to_string() },
+                row.channels.to_string(),
+                row.pool.to_string(),
+                format!("{:.0}", row.cell_ns),
+                format!("{:.0}", row.cell_ns_range[0]),
+                format!("{:.0}", row.cell_ns_range[1]),
+                format!("{:.0}", row.null_gro_gso_ns),
+                format!("{:.0}", row.null_mmsg_ns),
+                format!("{:.0}", row.null_single_ns),
+                format!("{:.2}", row.ratio_gro_gso),
+                format!("{:.3}", row.ratio_mmsg),
+                format!("{:.1}", row.gbit_s),
+                format!("{:.0}", row.batch),
+                format!("{:.1} %", 100.0 * row.sleeps as f64 / row.turns.max(1) as f64),
+                lost.to_string(),
+                if row.blaster_bound { "blaster bound" } else { "" }.to_owned(),
+            ]);
+        }
+        align_right(&mut all, 1..16);
+        let Machine { cpu, kernel, cores, load, .. } = &self.machine;
+        format!(
+            "{all}\nProcessor time on one core. Class {}, engine {}. {cpu}, Linux {kernel}; mix on core {}, load on \
+             core {}; load average {load}.",
+            self.class, self.engine, cores[0], cores[1]
+        )
+    }
+}
