@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use control::Descriptor;
 use control::descriptor::{draw_secret, draw_x25519};
+use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
@@ -48,6 +49,8 @@ pub struct Plan {
     pub renew_after_s: u64,
     /// Whether cells travel in trains.
     pub offload: Offload,
+    /// How cells get into the kernel.
+    pub io: Io,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -95,6 +98,7 @@ impl Plan {
             lifetime_s: LIFETIME_S,
             renew_after_s: RENEW_AFTER_S,
             offload: Offload::Auto,
+            io: Io::Auto,
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -266,6 +270,7 @@ fn common(role: NodeRole, index: usize) -> String {
 fn tail(plan: &Plan) -> String {
     let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
     let offload = if plan.offload == Offload::Auto { "# " } else { "" };
+    let io = if plan.io == Io::Auto { "# " } else { "" };
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          # receive_buffer = {RECEIVE_BUFFER}   # bytes, per link socket\n\
@@ -273,8 +278,9 @@ fn tail(plan: &Plan) -> String {
          # spin_us = 0   # after something came, look for more so long before sleeping\n\
          # hugepages = false   # frames on pages of 2 MB (madvise)\n\
          {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
+         {io}io = \"{}\"   # system calls of link sockets: auto, mmsg or uring\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
-        plan.offload, plan.renew_after_s
+        plan.offload, plan.io, plan.renew_after_s
     )
 }
 
