@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
@@ -130,6 +131,9 @@ pub struct NodeArgs {
     /// Whether cells travel in trains: auto, on or off; instead of what the configuration says
     #[arg(long, value_name = "WHEN")]
     pub offload: Option<Offload>,
+    /// How cells get into the kernel: auto, mmsg or uring; instead of what the configuration says
+    #[arg(long, value_name = "HOW")]
+    pub io: Option<Io>,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
@@ -244,6 +248,9 @@ pub struct ChainArgs {
     /// Whether cells travel in trains: auto, on or off
     #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN")]
     pub offload: Offload,
+    /// How cells get into the kernel: auto, mmsg or uring
+    #[arg(long, default_value_t = Io::Auto, value_name = "HOW")]
+    pub io: Io,
     /// Print one JSON object as the last line instead of tables
     #[arg(long)]
     pub json: bool,

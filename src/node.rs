@@ -17,7 +17,8 @@ use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
 use dataplane::ingress::lengths;
 use dataplane::io::apps::UdpApps;
-use dataplane::io::mmsg::MmsgPort;
+use dataplane::io::calls::{Calls, Io};
+use dataplane::io::link::LinkPort;
 use dataplane::io::offload::{Offload, Trains};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
@@ -201,6 +202,18 @@ fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) ->
     Ok(trains)
 }
 
+/// The system calls of a link socket; a line for the operator, the first time, if they are not those that were asked
+/// for.
+fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
+    let (calls, why) = Calls::new(io, socket);
+    if let Some(why) = why
+        && !std::mem::replace(said, true)
+    {
+        warn!("no io_uring (io = \"{io}\"): {why}; recvmmsg and sendmmsg are used instead");
+    }
+    calls
+}
+
 /// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
 /// be had; the default need not.
 fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::Result<()> {
@@ -269,8 +282,12 @@ impl Node {
         let punts = PuntSender::new(punts, control_waker.clone());
 
         let (window, hugepages) = (config.window, config.hugepages);
-        let port = |socket: Option<UdpSocket>, side: Side| {
-            let port = socket.map(|socket| MmsgPort::new(socket, lengths(shape, position, side), trains));
+        let mut said = false;
+        let mut port = |socket: Option<UdpSocket>, side: Side| {
+            let port = socket.map(|socket| {
+                let calls = calls(&socket, config.io, &mut said);
+                LinkPort::new(socket, calls, lengths(shape, position, side), trains)
+            });
             let which = if side == Side::Up { "up" } else { "down" };
             port.with_context(|| format!("the {} needs its {which} socket", role.name()))
         };

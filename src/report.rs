@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
+use dataplane::io::calls::Io;
 use dataplane::ledger::{Drop, Ledger, Pair, Tally};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,8 @@ pub struct NodeReport {
     pub cpu_s: f64,
     /// The AEAD engine in use.
     pub engine: String,
+    /// How cells get into the kernel: `mmsg` or `uring`.
+    pub io: String,
 }
 
 /// Where every packet went.
@@ -222,6 +225,7 @@ impl NodeReport {
             uptime_s: 0.0,
             cpu_s: 0.0,
             engine: String::new(),
+            io: if ledger.traffic.uring { Io::Uring } else { Io::Mmsg }.to_string(),
         }
     }
 
@@ -296,6 +300,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         "setups",
         "uptime",
         "cpu",
+        "io",
     ]);
     for node in nodes {
         for (i, (unit, direction, tally)) in node.ledger.tallies().enumerate() {
@@ -334,6 +339,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
             node.handshakes.setups.to_string(),
             format!("{:.1} s", node.uptime_s),
             format!("{:.2} s", node.cpu_s),
+            node.io.clone(),
         ]);
     }
     align_right(&mut ledger, 3..10);

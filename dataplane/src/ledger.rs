@@ -271,6 +271,8 @@ pub struct Traffic {
     pub sent: u64,
     /// Whether cells may leave in trains, on every socket.
     pub trains: bool,
+    /// Whether they go through io_uring, on every socket.
+    pub uring: bool,
 }
 
 impl Traffic {
@@ -280,6 +282,7 @@ impl Traffic {
             received: self.received + other.received,
             sent: self.sent + other.sent,
             trains: self.trains && other.trains,
+            uring: self.uring && other.uring,
         }
     }
 }

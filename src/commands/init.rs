@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use control::descriptor::{draw_secret, draw_x25519};
 use control::{Caps, Descriptor};
+use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
@@ -52,6 +53,8 @@ pub struct Plan {
     pub receive_buffer: usize,
     /// Bounds of admission at mixes and exit.
     pub caps: Caps,
+    /// How cells get into the kernel.
+    pub io: Io,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -101,6 +104,7 @@ impl Plan {
             offload: Offload::Auto,
             receive_buffer: RECEIVE_BUFFER,
             caps: Caps::default(),
+            io: Io::Auto,
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -273,6 +277,7 @@ fn tail(plan: &Plan) -> String {
     let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
     let offload = if plan.offload == Offload::Auto { "# " } else { "" };
     let buffer = if plan.receive_buffer == RECEIVE_BUFFER { "# " } else { "" };
+    let io = if plan.io == Io::Auto { "# " } else { "" };
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          {buffer}receive_buffer = {}   # bytes, per link socket\n\
@@ -280,8 +285,9 @@ fn tail(plan: &Plan) -> String {
          # spin_us = 0   # after something came, look for more so long before sleeping\n\
          # hugepages = false   # frames on pages of 2 MB (madvise)\n\
          {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
+         {io}io = \"{}\"   # system calls of link sockets: auto, mmsg or uring\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
-        plan.receive_buffer, plan.offload, plan.renew_after_s
+        plan.receive_buffer, plan.offload, plan.io, plan.renew_after_s
     )
 }
 

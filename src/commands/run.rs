@@ -62,6 +62,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     }
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
+    loaded.config.io = args.io.unwrap_or(loaded.config.io);
     names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
     let place = loaded.config.place("status", 0).unwrap_or_else(|| Place::file(&args.config));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use control::Caps;
 use dataplane::entry::Destination;
+use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use ipnet::IpNet;
@@ -44,6 +45,8 @@ pub struct NodeConfig {
     pub receive_buffer: usize,
     /// Whether cells travel in trains.
     pub offload: Offload,
+    /// How cells get into the kernel.
+    pub io: Io,
     /// The core that the worker stays on; the system's choice unless set.
     pub core: Option<usize>,
     /// After something came, the worker looks for more so long before it sleeps.
@@ -140,6 +143,7 @@ struct Raw {
     window: Option<Spanned<i64>>,
     receive_buffer: Option<Spanned<i64>>,
     offload: Option<Spanned<String>>,
+    io: Option<Spanned<String>>,
     core: Option<Spanned<i64>>,
     spin_us: Option<Spanned<i64>>,
     hugepages: Option<Spanned<bool>>,
@@ -242,6 +246,7 @@ impl NodeConfig {
             window: window as usize,
             receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             offload: word(source, raw.offload.as_ref())?,
+            io: word(source, raw.io.as_ref())?,
             core: raw
                 .core
                 .as_ref()

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use dataplane::io::calls::Io;
+
 /// The command, with nothing of this process's environment that could change what it does.
 pub fn eddy() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_eddy")))
@@ -21,6 +23,11 @@ fn clean(mut command: Command) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// How the chains of all tests get their cells into the kernel: `EDDY_TEST_IO=uring cargo test` has them use io_uring.
+pub fn io() -> Io {
+    std::env::var("EDDY_TEST_IO").map_or(Io::Auto, |io| io.parse().expect("EDDY_TEST_IO"))
 }
 
 /// Runs the command in `dir`; arguments are separated by spaces.

@@ -119,6 +119,7 @@ impl Nodes {
         let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, i)).collect();
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
+        made.io = super::command::io();
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
         made.allow.extend(&plan.allow);
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];

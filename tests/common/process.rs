@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::command::eddy;
+use super::command::{eddy, io};
 
 /// A running chain. Ends when dropped.
 pub struct Demo {
@@ -23,7 +23,7 @@ impl Demo {
     /// Starts `eddy chain --stay --json` with more arguments, and waits until it is up.
     pub fn start(arguments: &[&str]) -> Demo {
         let mut process = eddy()
-            .args(["chain", "--stay", "--json"])
+            .args(["chain", "--stay", "--json", "--io", &io().to_string()])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()

@@ -4,15 +4,17 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use dataplane::io::calls::{Calls, Io};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::command::{complaint, run};
+use crate::common::command::{complaint, io, run};
 use crate::common::process::Demo;
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
 fn demo(options: &str) -> (Option<i32>, String, Value) {
-    let output = run(Path::new("."), &format!("chain --json {options}"));
+    let io = if options.contains("--io") { String::new() } else { format!("--io {}", io()) };
+    let output = run(Path::new("."), &format!("chain --json {io} {options}"));
     let (code, said) = complaint(&output);
     let text = String::from_utf8(output.stdout).unwrap();
     let last = text.lines().last().unwrap_or_else(|| panic!("{options}: no output, but: {said}"));
@@ -63,6 +65,29 @@ fn one_mix_and_seven_mixes_carry_traffic_in_every_class() {
 fn lengths_from_nothing_to_eight_fragments_arrive() {
     for len in [0, 1, 1323, 1324, 4000, 10_560] {
         assert_whole(&format!("--mixes 1 --messages 5 --payload-len {len}"), 5, 1);
+    }
+}
+
+#[test]
+fn each_kind_of_system_calls_carries_a_chain_with_trains_and_without() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for (wanted, has) in [(Io::Auto, "mmsg"), (Io::Mmsg, "mmsg"), (Io::Uring, "uring")] {
+        if let (_, Some(why)) = Calls::new(wanted, &socket) {
+            eprintln!("skipped for {wanted}: {why}");
+            continue;
+        }
+        for offload in ["on", "off"] {
+            let (code, said, json) = demo(&format!(
+                "--io {wanted} --offload {offload} --mixes 2 --messages 400 --rate 4000 --payload-len 900"
+            ));
+            assert_eq!(code, Some(0), "{wanted}, {offload}: {said}");
+            assert_eq!((&json["delivered"], &json["answered"]), (&400.into(), &400.into()));
+            assert_ledgers(&json, 2);
+            for node in json["nodes"].as_array().unwrap() {
+                assert_eq!((&node["io"], &node["messages"]["trains"]), (&has.into(), &(offload == "on").into()));
+            }
+            assert!(!said.contains("WARN"), "{said}");
+        }
     }
 }
 

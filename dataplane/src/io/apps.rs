@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use super::boxes::{Inbox, Outbox, SocketId};
-use super::mmsg::waits;
+use super::link::waits;
 use super::offload::Trains;
 use crate::ledger::{Drop, Tally};
 use crate::runner::{APPS, Poller};

@@ -1,12 +1,17 @@
 //! Receiving and sending cells: what a worker needs of a socket.
 //!
-//! Two implementations: [`mmsg`] on UDP sockets and [`mem`], deterministic, for tests.
+//! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`calls`]), and [`mem`],
+//! deterministic, for tests.
 
 pub mod apps;
 pub mod boxes;
+pub mod calls;
+pub mod link;
 pub mod mem;
-pub mod mmsg;
+mod offer;
 pub mod offload;
+#[cfg(test)]
+mod suite;
 
 use crate::batch::{Arrivals, Departures};
 use crate::frame::FreeList;

@@ -6,7 +6,7 @@
 //! behind some network devices, which loopback cannot show: there trains leave only if asked for.
 //!
 //! Later, a train that the kernel refuses while its cells go one by one ends trains on that socket
-//! ([`super::mmsg`]).
+//! ([`super::link`]).
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::mmsg::longest_train;
+use super::offer::longest_train;
 use crate::sys::{self, Message};
 
 /// What an operator wants.

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use super::mmsg::{NAME_LEN, zeroed_name};
+use super::message::{NAME_LEN, zeroed_name};
 
 /// A destination that an ICMP message, or the local stack, says cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

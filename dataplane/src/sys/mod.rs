@@ -4,14 +4,20 @@
 
 mod arena;
 mod errqueue;
+mod message;
 mod mmsg;
 mod prefetch;
 mod socket;
+mod uring;
 mod waker;
 
 pub use arena::arena;
 pub use errqueue::{Unreachable, read_error};
-pub use mmsg::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX, recv, send};
+pub use message::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX};
+pub use mmsg::{recv, send};
 pub use prefetch::{prefetch, prefetch_lines};
+#[cfg(test)]
+pub(crate) use socket::refuse_trains;
 pub use socket::{join_trains, kernel_drops, report_errors, size_receive_buffer};
+pub use uring::Ring;
 pub use waker::Waker;

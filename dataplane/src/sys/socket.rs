@@ -50,6 +50,13 @@ pub fn join_trains(socket: impl AsFd) -> io::Result<()> {
     enable(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
 }
 
+/// Has the kernel refuse trains on this socket, as it does where a device does not cut them: without checksums
+/// (SO_NO_CHECK) there is no UDP_SEGMENT.
+#[cfg(test)]
+pub(crate) fn refuse_trains(socket: BorrowedFd<'_>) -> io::Result<()> {
+    enable(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
+}
+
 /// Datagrams that the kernel dropped at this socket since it was made (SO_MEMINFO, its
 /// SK_MEMINFO_DROPS), for want of receive buffer mostly.
 ///

@@ -166,6 +166,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         mixing: args.mixing,
         renew_after_s: args.renew_after_s,
         offload: args.offload,
+        io: args.io,
         resolver: args.resolver,
         allow: vec!["127.0.0.0/8".parse()?, "::1/128".parse()?],
         ..Plan::new(&ups)

@@ -96,6 +96,8 @@ table! { NODE:
         &["receive_buffer = 1 is out of range"];
     "offload neither on nor off", Line("mix1.toml", "# offload", "offload = \"yes\""), MIX,
         &["offload \"yes\"", "write auto, on or off"];
+    "system calls that there are not", Line("mix1.toml", "# io", "io = \"epoll\""), MIX,
+        &["mix1.toml:", "io \"epoll\"", "write auto, mmsg or uring"];
     "a worker that never sleeps", Line("mix1.toml", "# spin_us", "spin_us = 1000000"), MIX,
         &["spin_us = 1000000 is out of range", "0 to 100000"];
     "a word for a switch", Line("mix1.toml", "# hugepages", "hugepages = \"yes\""), MIX,
@@ -322,6 +324,7 @@ table! { COMMAND_LINE:
     "`--forward` to port 0", Nothing, "entry --config entry.toml --forward 5000=192.0.2.1:0", &["port 0"];
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
         &["no address to listen on", "write IP:PORT"];
+    "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["a chain has 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
         &["EDDY_AEAD=wide128", "no such engine", "portable or rustcrypto"];

@@ -1,0 +1,153 @@
+//! Link sockets, with trains where the kernel has them.
+//!
+//! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a train is
+//! scattered over as many frames, one cell each ([`super::offer`]); what leaves is gathered from frames in shuffled
+//! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where frames end. No byte is moved
+//! for it in user space.
+//!
+//! Neighbours: [`super::offload`] says whether trains may be used, [`super::calls`] moves the messages.
+
+use std::io;
+use std::net::UdpSocket;
+
+use arrayvec::ArrayVec;
+
+use super::calls::Calls;
+use super::offer::{Offer, longest_train};
+use super::offload::Trains;
+use super::{Port, Rx, Tx};
+use crate::batch::{Arrivals, Departures, Lengths};
+use crate::frame::FreeList;
+use crate::ledger::{Tally, Traffic};
+use crate::sys::{self, Message, Received};
+
+/// One UDP socket of a link.
+pub struct LinkPort {
+    socket: UdpSocket,
+    calls: Calls,
+    lengths: Lengths,
+    ready: bool,
+    offer: Offer,
+    /// Whether what leaves may leave in trains.
+    trains: bool,
+    traffic: Traffic,
+}
+
+impl LinkPort {
+    /// Around a bound socket for datagrams of these lengths. Where trains are joined, the socket must have been
+    /// given to [`sys::join_trains`]; `calls` must be of this socket.
+    pub fn new(socket: UdpSocket, calls: Calls, lengths: Lengths, trains: Trains) -> LinkPort {
+        LinkPort {
+            socket,
+            calls,
+            lengths,
+            ready: true,
+            offer: Offer::new(lengths, trains.join),
+            trains: trains.cut,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Where the frames are that the next call fills, in order.
+    #[cfg(test)]
+    pub(super) fn offered_at(&self) -> Vec<*const u8> {
+        self.offer.at()
+    }
+}
+
+impl Rx for LinkPort {
+    fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
+        if !self.ready {
+            return 0;
+        }
+        let messages = self.offer.fill(free);
+        if messages == 0 {
+            return 0;
+        }
+        let mut received: ArrayVec<(usize, Received), { sys::MESSAGES_MAX }> = ArrayVec::new();
+        let per_message = self.offer.per_message;
+        let got = self.calls.recv(&self.socket, self.offer.buffers(messages), per_message, |i, message| {
+            received.push((i, message));
+        });
+        // Fewer than asked for: the queue is empty. An error other than "nothing waits" has no datagram behind it
+        // either; level-triggered polling brings us back if there is more.
+        self.ready = matches!(got, Ok(got) if got == messages);
+        let before = into.len();
+        for (i, message) in &received {
+            self.offer.take(*i, *message, self.lengths, free, into);
+        }
+        let arrived = into.len() - before;
+        self.offer.learn(received.len(), arrived);
+        self.traffic.received += received.len() as u64;
+        arrived
+    }
+
+    fn offered(&self) -> usize {
+        self.offer.len()
+    }
+}
+
+impl Tx for LinkPort {
+    fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
+        while !out.is_empty() {
+            let train_max = if self.trains { longest_train(out.cell_len()) } else { 1 };
+            match self.send_some(out, train_max) {
+                Ok(cells) => {
+                    tally.sent += cells as u64;
+                    out.done(cells, free);
+                }
+                Err(error) if waits(&error) => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(refused) => match self.send_some(out, 1) {
+                    Ok(cells) => {
+                        // What goes alone does not go in a train: this kernel or this device does not cut.
+                        self.trains &= train_max == 1 || !is_about_trains(&refused);
+                        tally.sent += cells as u64;
+                        out.done(cells, free);
+                    }
+                    Err(error) if waits(&error) => return false,
+                    Err(_) => {
+                        tally.send_errors += 1;
+                        out.done(1, free);
+                    }
+                },
+            }
+        }
+        true
+    }
+}
+
+impl LinkPort {
+    /// One call; cells that went.
+    fn send_some(&mut self, out: &Departures, train_max: usize) -> io::Result<usize> {
+        let segment = out.cell_len() as u16;
+        let messages =
+            out.trains(train_max).map(|(to, pieces)| Message { to, pieces, segment: (pieces > 1).then_some(segment) });
+        let sent = self.calls.send(&self.socket, messages, out.cells())?;
+        self.traffic.sent += sent as u64;
+        Ok(out.trains(train_max).take(sent).map(|(_, cells)| cells).sum())
+    }
+}
+
+/// Whether an error may be a train's own.
+fn is_about_trains(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
+}
+
+/// Whether the socket will take it later.
+pub(crate) fn waits(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+impl Port for LinkPort {
+    fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { trains: self.trains, uring: matches!(self.calls, Calls::Uring(_)), ..self.traffic }
+    }
+}

@@ -1,0 +1,131 @@
+//! Frames for what comes, and what a message brought, sorted: a cell per frame, and others by their length.
+//!
+//! ```text
+//! UDP_GRO   one message, n bytes in steps of s    s = cell: frames 0..n/s hold a cell each, a shorter tail is
+//!                                                 judged by its own length, like a lone datagram
+//!                                                 s other: every datagram is judged by its own length
+//!           one message without steps             n = cell: one cell; else no cell, however many frames it fills
+//!           longer than the frames offered        cells beyond them are counted as cut
+//! ```
+//!
+//! Neighbour: [`super::link`], whose receive calls fill the frames.
+
+use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
+use crate::frame::{Cell, Frame, FreeList};
+use crate::sys::{self, Received, TRAIN_BYTES_MAX, TRAIN_MAX};
+
+/// Cells that a receive call should bring: so many stay in a core's second cache until they have left.
+const CELLS_WANTED: usize = 256;
+
+/// Cells of a train at most.
+pub(super) fn longest_train(cell_len: usize) -> usize {
+    TRAIN_MAX.min(TRAIN_BYTES_MAX / cell_len)
+}
+
+/// Frames that receive calls fill.
+pub(super) struct Offer {
+    frames: Vec<&'static mut Frame>,
+    /// Frames of each message.
+    pub(super) per_message: usize,
+    /// Bytes of each frame that are offered: a cell's where trains come, so that each fills its own frame; all of
+    /// them otherwise.
+    room: usize,
+    /// Datagrams of a message lately, times 16.
+    recent: usize,
+}
+
+impl Offer {
+    pub(super) fn new(lengths: Lengths, join: bool) -> Offer {
+        Offer {
+            frames: Vec::with_capacity(RECEIVE_MAX),
+            per_message: if join { longest_train(lengths.cell) } else { 1 },
+            room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
+            recent: 16,
+        }
+    }
+
+    /// Sees to frames for the next call, and for those that it will take away. Returns for how many messages: few
+    /// where trains come, many where lone datagrams do.
+    pub(super) fn fill(&mut self, free: &mut FreeList) -> usize {
+        let most = (RECEIVE_MAX / self.per_message).min(sys::MESSAGES_MAX);
+        let wanted = (16 * CELLS_WANTED).div_ceil(self.recent.max(1)).min(most);
+        while self.frames.len() < wanted * self.per_message
+            && let Some(frame) = free.take()
+        {
+            self.frames.push(frame);
+        }
+        wanted.min(self.frames.len().min(free.free()) / self.per_message)
+    }
+
+    /// What so many messages may fill.
+    pub(super) fn buffers(&mut self, messages: usize) -> impl Iterator<Item = &mut [u8]> {
+        let room = self.room;
+        self.frames.iter_mut().take(messages * self.per_message).map(move |frame| &mut frame.bytes_mut()[..room])
+    }
+
+    /// Sorts what one message brought; frames that hold cells go with them, and others take their place.
+    pub(super) fn take(
+        &mut self,
+        message: usize,
+        got: Received,
+        lengths: Lengths,
+        free: &mut FreeList,
+        into: &mut Arrivals,
+    ) {
+        let Received { len, segment, from } = got;
+        let first = message * self.per_message;
+        let frames = &mut self.frames[first..first + self.per_message];
+        let step = segment.unwrap_or(len).max(1);
+        if step != lengths.cell {
+            let (room, held) = (self.room, self.room * frames.len());
+            let mut at = 0;
+            loop {
+                let n = step.min(len - at);
+                if at + n > held && lengths.handshakes.contains(&n) {
+                    into.cut += 1;
+                } else {
+                    let skip = at % room;
+                    let parts = frames.iter().skip(at / room).enumerate();
+                    let parts = parts.map(|(i, frame)| &frame.bytes()[if i == 0 { skip } else { 0 }..room]);
+                    into.push_other(lengths, n, parts, from);
+                }
+                at += n;
+                if at >= len {
+                    return;
+                }
+            }
+        }
+        let (whole, tail) = (len / step, len % step);
+        let cells = whole.min(frames.len());
+        into.cut += (whole - cells) as u64;
+        if tail > 0 {
+            match frames.get(whole) {
+                Some(frame) => into.push_other(lengths, tail, std::iter::once(&frame.bytes()[..tail]), from),
+                None => into.cut += 1,
+            }
+        }
+        let full = frames[..cells].iter_mut().map(|frame| {
+            let fresh = free.take().expect("seen to before the call");
+            Cell::new(std::mem::replace(frame, fresh))
+        });
+        into.push_train(full, from);
+    }
+
+    /// Where they are.
+    #[cfg(test)]
+    pub(super) fn at(&self) -> Vec<*const u8> {
+        self.frames.iter().map(|frame| frame.bytes().as_ptr()).collect()
+    }
+
+    /// Frames that it keeps.
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// What the last call brought decides how many messages the next one asks for.
+    pub(super) fn learn(&mut self, messages: usize, datagrams: usize) {
+        if messages > 0 {
+            self.recent = (7 * self.recent + 16 * datagrams / messages) / 8;
+        }
+    }
+}
