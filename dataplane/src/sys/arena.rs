@@ -1,8 +1,10 @@
-//! Memory for frames: one mapping for the life of the process, untouched until it is used.
+//! Memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
+//! for a page and a process that grows is seen to.
 //!
 //! ```text
-//! mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)   zeros, page by page as they are touched
-//! madvise(at, len, MADV_HUGEPAGE)                                               pages of 2 MB, where the system gives them
+//! mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)   zeros
+//! madvise(at, len, MADV_HUGEPAGE)         pages of 2 MB, where the system gives them
+//! madvise(at, len, MADV_POPULATE_WRITE)   now; before Linux 5.14 page by page as they are touched
 //! ```
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
@@ -23,10 +25,12 @@ pub fn arena(count: usize, huge: bool) -> &'static mut [Frame] {
         mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
             .expect("memory for frames")
     };
-    if huge {
-        // SAFETY: the range is the mapping just made; the advice changes how it is backed, never what it holds. An
-        // error means ordinary pages.
-        let _ = unsafe { madvise(at, len, Advice::LinuxHugepage) };
+    let advices =
+        if huge { &[Advice::LinuxHugepage, Advice::LinuxPopulateWrite][..] } else { &[Advice::LinuxPopulateWrite] };
+    for advice in advices {
+        // SAFETY: the range is the mapping just made; both change how it is backed, never what it holds. An error
+        // means ordinary pages, or pages later.
+        let _ = unsafe { madvise(at, len, *advice) };
     }
     // SAFETY: the mapping is page-aligned, which is more than a frame wants, `len` bytes long, zeroed, owned by
     // nobody else and never unmapped; a frame is bytes, for which zeros are valid.
