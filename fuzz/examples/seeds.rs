@@ -15,6 +15,25 @@ fn write(target: &str, name: &str, bytes: &[u8]) {
     fs::write(dir.join(name), bytes).expect("seeds/ can be written");
 }
 
+fn aead() {
+    let batch = |name, long: bool, flip: u16, jobs: &[(u8, u16, u8)]| {
+        let mut input = vec![u8::from(long)];
+        input.extend((0..64).map(|i| i * 3));
+        input.extend(flip.to_le_bytes());
+        for (gap, len, key) in jobs {
+            input.extend([1, *gap]);
+            input.extend(len.to_le_bytes());
+            input.push(*key);
+        }
+        input.push(0);
+        input.extend(b"what lies in memory");
+        write("aead", name, &input);
+    };
+    batch("cells", false, 400, &[(16, 1328, 0), (16, 1344, 1), (16, 1168, 0), (0, 224, 1)]);
+    batch("ends", false, 9, &[(1, 0, 0), (2, 1, 0), (3, 15, 0), (5, 16, 1), (7, 17, 1), (9, 31, 0), (0, 33, 0), (0, 63, 1)]);
+    batch("groups", true, 2000, &[(0, 207, 0), (0, 208, 0), (0, 224, 1), (0, 304, 0), (0, 320, 1), (63, 4096, 0)]);
+}
+
 fn cells() {
     for (name, class, hops, kind) in
         [("data", Class::S, 4, Kind::Data), ("setup", Class::M, 8, Kind::Setup), ("link", Class::L, 2, Kind::Link)]
@@ -155,6 +174,7 @@ fn texts() {
 }
 
 fn main() {
+    aead();
     cells();
     frames();
     setups_and_acks();

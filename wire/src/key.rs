@@ -104,6 +104,9 @@ mod tests {
         fn wipes<T: zeroize::ZeroizeOnDrop>() {}
         wipes::<Secret>();
         wipes::<Zeroizing<[u8; 12]>>();
+        wipes::<crate::gcm::AeadKey>();
+        wipes::<crate::gcm::StreamKey>();
+        // The libraries' behind them, and the header's.
         wipes::<aes::Aes128>();
         wipes::<aes_gcm::Aes128Gcm>();
     }

@@ -27,7 +27,7 @@ pub trait Cipher: sealed::Sealed + Sized + 'static {
 
     /// For the engine `portable`.
     #[doc(hidden)]
-    fn portable() -> &'static aws_lc_rs::aead::Algorithm;
+    fn portable() -> &'static ring::aead::Algorithm;
 
     /// For the engine `rustcrypto`: the AEAD.
     #[doc(hidden)]
@@ -54,8 +54,8 @@ macro_rules! cipher {
             #[cfg(target_arch = "x86_64")]
             const NO_ROUND_KEYS: Self::RoundKeys = [Block([0; 16]); $rounds + 1];
 
-            fn portable() -> &'static aws_lc_rs::aead::Algorithm {
-                &aws_lc_rs::aead::$algorithm
+            fn portable() -> &'static ring::aead::Algorithm {
+                &ring::aead::$algorithm
             }
 
             type Gcm = aes_gcm::$gcm;

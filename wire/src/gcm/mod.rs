@@ -8,6 +8,7 @@
 
 mod cipher;
 mod engine;
+#[allow(unsafe_code)]
 mod portable;
 mod rustcrypto;
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +18,8 @@ mod wide;
 pub use cipher::{Aes128, Aes256, Cipher};
 use engine::Which;
 pub use engine::{Engine, EngineError, VARIABLE, engine, select};
+
+use zeroize::ZeroizeOnDrop;
 
 use crate::cell::TAG_LEN;
 
@@ -61,6 +64,10 @@ enum StreamKind<C: Cipher> {
 
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<AeadKey>() == 5 * 64 && size_of::<StreamKey>() == 3 * 64);
+
+// Each engine's key wipes itself.
+impl<C: Cipher> ZeroizeOnDrop for Aead<C> {}
+impl<C: Cipher> ZeroizeOnDrop for Stream<C> {}
 
 impl<C: Cipher> Aead<C> {
     /// Expands a key for an engine.

@@ -117,10 +117,11 @@ impl<V: Vector> Run<V> {
     }
 
     /// Enciphers `A` vectors and hashes `G`. With `A_LAST` the last of the `A` is the text's last, with `TAGGED` it
-    /// makes the tag's mask too; with `G_LAST` the last of the `G` is the text's last.
+    /// makes the tag's mask too; with `G_LAST` the last of the `G` is the text's last. `PLAIN` says that there is no
+    /// padding in what is worked on here.
     ///
     /// # Safety
-    /// `C` is the key's cipher. So many vectors are left, and the last is marked as such.
+    /// `C` is the key's cipher. So many vectors are left, and the last is marked as such; `PLAIN` is true.
     #[inline(always)]
     unsafe fn step<
         C: Cipher,
@@ -129,6 +130,7 @@ impl<V: Vector> Run<V> {
         const A_LAST: bool,
         const TAGGED: bool,
         const G_LAST: bool,
+        const PLAIN: bool,
     >(
         &mut self,
     ) {
@@ -163,12 +165,9 @@ impl<V: Vector> Run<V> {
                 for i in (round - 1) * products / middle..round * products / middle {
                     let power = V::splat(powers.add((V::STEPS - products + i) * BLOCK));
                     let at = self.hashed.wrapping_add(i * V::LEN);
-                    let vector = if i == 0 {
-                        V::load_from(at, self.hashed_mask).reverse().xor(self.sum)
-                    } else {
-                        V::load(at).reverse()
-                    };
-                    product.add(vector, power);
+                    let vector = if PLAIN || i > 0 { V::load(at) } else { V::load_from(at, self.hashed_mask) };
+                    let vector = vector.reverse();
+                    product.add(if i == 0 { vector.xor(self.sum) } else { vector }, power);
                 }
             }
             if products > 0 {
@@ -195,14 +194,14 @@ impl<V: Vector> Run<V> {
                             self.mask = block.last();
                         }
                         *block = block.xor(self.last).made();
-                    } else if i == 0 {
-                        *block = block.xor(V::load_from(at, self.text_mask)).made();
-                    } else {
+                    } else if PLAIN || i > 0 {
                         block.xor(V::load(at)).store(at);
+                    } else {
+                        *block = block.xor(V::load_from(at, self.text_mask)).made();
                     }
                 }
                 // What takes a branch comes behind all that does not.
-                if !(A_LAST && A == 1) {
+                if !(PLAIN || A_LAST && A == 1) {
                     if self.text_pad == 0 {
                         blocks[0].store(self.text);
                     } else {
@@ -292,7 +291,7 @@ impl<V: Vector> Run<V> {
     #[inline(always)]
     unsafe fn open_last<C: Cipher, const N: usize>(&mut self) {
         // SAFETY: the caller's.
-        unsafe { self.step::<C, N, N, true, true, true>() }
+        unsafe { self.step::<C, N, N, true, true, true, false>() }
     }
 
     /// # Safety
@@ -300,7 +299,7 @@ impl<V: Vector> Run<V> {
     #[inline(always)]
     unsafe fn seal_last<C: Cipher, const N: usize>(&mut self) {
         // SAFETY: the caller's.
-        unsafe { self.step::<C, N, 0, true, true, false>() }
+        unsafe { self.step::<C, N, 0, true, true, false, false>() }
     }
 
     /// # Safety
@@ -308,7 +307,7 @@ impl<V: Vector> Run<V> {
     #[inline(always)]
     unsafe fn hash_last<C: Cipher, const N: usize>(&mut self) {
         // SAFETY: the caller's.
-        unsafe { self.step::<C, 0, N, false, false, true>() }
+        unsafe { self.step::<C, 0, N, false, false, true, false>() }
     }
 
     /// # Safety
@@ -316,7 +315,7 @@ impl<V: Vector> Run<V> {
     #[inline(always)]
     unsafe fn stream_last<C: Cipher, const N: usize>(&mut self) {
         // SAFETY: the caller's.
-        unsafe { self.step::<C, N, 0, true, false, false>() }
+        unsafe { self.step::<C, N, 0, true, false, false, true>() }
     }
 }
 
@@ -340,8 +339,12 @@ unsafe fn open<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
     unsafe {
         let powers = key.powers.as_ptr().cast();
         let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
+        if left > K {
+            run.step::<C, K, K, false, false, false, false>();
+            left -= K;
+        }
         while left > K {
-            run.step::<C, K, K, false, false, false>();
+            run.step::<C, K, K, false, false, false, true>();
             left -= K;
         }
         by_length!(left, K, run.open_last::<C>);
@@ -364,14 +367,14 @@ unsafe fn seal<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
         let powers = key.powers.as_ptr().cast();
         let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
         if left > K {
-            run.step::<C, K, 0, false, false, false>();
+            run.step::<C, K, 0, false, false, false, false>();
             left -= K;
             while left > K {
-                run.step::<C, K, K, false, false, false>();
+                run.step::<C, K, K, false, false, false, false>();
                 left -= K;
             }
             by_length!(left, K, run.seal_last::<C>);
-            run.step::<C, 0, K, false, false, false>();
+            run.step::<C, 0, K, false, false, false, false>();
         } else {
             by_length!(left, K, run.seal_last::<C>);
         }
@@ -401,7 +404,7 @@ unsafe fn stream<V: Vector, C: Cipher, const K: usize>(
     unsafe {
         let mut run = Run::<V>::new(key, std::ptr::null(), nonce, counter, text, 0, left);
         while left > K {
-            run.step::<C, K, 0, false, false, false>();
+            run.step::<C, K, 0, false, false, false, true>();
             left -= K;
         }
         by_length!(left, K, run.stream_last::<C>);
