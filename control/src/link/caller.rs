@@ -137,11 +137,10 @@ impl Links {
         let Some((link, slot)) = link.and_then(|link| Some((link, link.current.as_ref()?))) else {
             return Some(Cause::NoLink);
         };
-        if now.saturating_sub(slot.made) >= core.config.timing.renew_after {
-            return Some(Cause::Age);
+        if link.unanswered.is_some_and(|since| now.saturating_sub(since) >= core.config.silent_after()) {
+            return Some(Cause::Silence);
         }
-        let silent = link.unanswered.is_some_and(|since| now.saturating_sub(since) >= core.config.silent_after());
-        silent.then_some(Cause::Silence)
+        (now.saturating_sub(slot.made) >= core.config.timing.renew_after).then_some(Cause::Age)
     }
 
     /// Sends message 1, if one is due.
@@ -166,11 +165,18 @@ impl Links {
             link.silent = true;
             core.event(Event::LinkSilent { link: link.id });
         }
-        let wait = if cause == Cause::Silence { core.config.timing.handshake_retry_max } else { caller.wait };
+        let timing = &core.config.timing;
+        let wait = match cause {
+            Cause::NoLink => caller.wait,
+            Cause::Silence => timing.handshake_retry_max,
+            // There is time, and a call that is repeated before its answer comes costs cells: the responder
+            // overwrites the keys that the answer brings.
+            Cause::Age => ((timing.expire_after - timing.renew_after) / 8).min(CALL_WAIT).max(timing.handshake_retry),
+        };
         // Up to a fifth less, so that neighbours of one node do not call in step.
         let spread = core.rng.random_range(0.8..=1.0);
         caller.due = now + if cause == Cause::Silence { wait } else { wait.mul_f64(spread) };
-        caller.wait = (caller.wait * 3 / 2).min(core.config.timing.handshake_retry_max);
+        caller.wait = (caller.wait * 3 / 2).min(timing.handshake_retry_max);
         caller.calls.retain(|call| now.saturating_sub(call.sent) < CALL_WAIT);
         if caller.calls.len() >= CALLS_MAX {
             caller.calls.pop_front();

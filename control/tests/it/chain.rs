@@ -149,6 +149,30 @@ fn channels_outlive_a_renewal_every_two_seconds() {
 }
 
 #[test]
+fn a_renewal_whose_answer_takes_two_seconds_is_not_repeated() {
+    let mut plan = Plan::new(Class::S, 2);
+    plan.timing.renew_after = secs(60);
+    let mut world = World::new(plan);
+    // Cells are as quick as ever: a link that hears none for so long is silent, and calls again every second.
+    world.tap =
+        Box::new(
+            |_, packet| {
+                if control::handshake_length(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass }
+            },
+        );
+    world.run_for(secs(30));
+    assert!(world.has_channels(0, 4));
+    let counts = |w: &World| {
+        let of = |at: usize| w.node(at).control.counters();
+        [of(0).handshakes_started, of(1).handshakes_started, of(2).handshakes_started, of(3).handshakes_done]
+    };
+    let before = counts(&world);
+    world.run_for(secs(150));
+    let more = std::array::from_fn(|i| counts(&world)[i] - before[i]);
+    assert_eq!(more, [2; 4], "one message 1 for each renewal, and one answer");
+}
+
+#[test]
 fn channels_outlive_renewals_while_a_tenth_of_all_datagrams_is_lost() {
     let mut plan = Plan::new(Class::L, 2);
     plan.timing.renew_after = secs(4);

@@ -291,16 +291,16 @@ fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
         if packet.from == up_address(1) {
             // The first answer is slow, so there is a second call ...
             answers += 1;
-            return if answers == 1 { Fate::Delay(ms(700)) } else { Fate::Pass };
+            return if answers == 1 { Fate::Delay(secs(5)) } else { Fate::Pass };
         }
         if packet.from == down_address(0) {
             // ... which is slow as well and comes when the first handshake is in use.
             calls += 1;
-            return if calls == 3 || calls == 4 { Fate::Delay(ms(600)) } else { Fate::Pass };
+            return if calls == 3 || calls == 4 { Fate::Delay(ms(1500)) } else { Fate::Pass };
         }
         Fate::Pass
     });
-    world.run_for(secs(25));
+    world.run_for(secs(35));
     assert_eq!(world.refused(1, Refusal::TokenSpent), 1);
     assert_eq!(world.node(1).links.len(), 2);
     assert!(world.has_channels(0, 4));
