@@ -267,7 +267,14 @@ impl Rig {
         };
         let time_before = self.mix.time_at_rest()?;
         let (before, own_before) = (self.mix.report()?, own(self));
-        let (played, checked) = self.play(round)?;
+        let (played, checked) = match self.play(round) {
+            Ok(played) => played,
+            Err(why) => {
+                let now = self.mix.report()?;
+                let (cells, drops) = (&now.ledger.cells, now.kernel_drops);
+                return Err(why.context(format!("{round:?}: the mix says {cells:?}, kernel drops {drops}")));
+            }
+        };
         let time = self.mix.time_at_rest()?.saturating_sub(time_before);
         let (after, own_after) = (self.mix.report()?, own(self));
         let tally = |report: &NodeReport| match round.direction {

@@ -59,17 +59,28 @@ pub fn groups(which: Which) -> Vec<Group> {
     let case = |direction, channels, pool| Case { direction, apart: 0, channels, pool };
     let both = |channels, pool| [case(Forward, channels, pool), case(Backward, channels, pool)];
     let one = |pool, cases| Group { pool, entries: 1, cases };
+    let channels = || {
+        let sweep = [1, 64, 4096, 100_000].into_iter().flat_map(|channels| both(channels, 256));
+        one(256, sweep.collect())
+    };
+    // That of 256 is among the channels.
+    let pools = |pools: &[usize]| pools.iter().map(|pool| one(*pool, both(64, *pool).to_vec())).collect::<Vec<_>>();
+    let first_hop = || {
+        let apart = |entries| Case { direction: Forward, apart: entries, channels: 4 * entries, pool: 256 };
+        Group { pool: 256, entries: 1000, cases: [1, 100, 1000].map(apart).to_vec() }
+    };
     match which {
-        Which::One => vec![one(256, vec![case(Forward, 64, 256)])],
-        Which::Quick => vec![one(256, both(64, 256).to_vec())],
         Which::All => {
-            let sweep = [1, 64, 4096, 100_000].into_iter().flat_map(|channels| both(channels, 256)).collect();
-            let mut groups = vec![one(256, sweep)];
-            groups.extend([64, 1024, 4096].map(|pool| one(pool, both(64, pool).to_vec())));
-            let apart = |entries| Case { direction: Forward, apart: entries, channels: 4 * entries, pool: 256 };
-            groups.push(Group { pool: 256, entries: 1000, cases: [1, 100, 1000].map(apart).to_vec() });
+            let mut groups = vec![channels()];
+            groups.extend(pools(&[64, 1024, 4096]));
+            groups.push(first_hop());
             groups
         }
+        Which::Channels => vec![channels()],
+        Which::Pools => pools(&[64, 256, 1024, 4096]),
+        Which::FirstHop => vec![first_hop()],
+        Which::Quick => pools(&[256]),
+        Which::One => vec![one(256, vec![case(Forward, 64, 256)])],
     }
 }
 
