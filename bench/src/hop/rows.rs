@@ -135,7 +135,7 @@ pub struct Row {
     dropped: u64,
     /// Cells opened at the far end, and those of them that were not authentic.
     checked: [u64; 2],
-    /// Every ledger of the mix closed, and every cell is in one of these counts.
+    /// The mix's ledger closed, and every cell is in one of these counts.
     closed: bool,
 }
 
@@ -146,7 +146,7 @@ impl Row {
         let link = if case.direction == Direction::Forward { 2 } else { 1 };
         let len = shape.cell_len(case.direction, link);
         let each = |time: std::time::Duration, count: u64| time.as_nanos() as f64 / count.max(1) as f64;
-        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.cells.1)).collect();
+        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.sent)).collect();
         let of = |took: fn(&Sample) -> &Took| {
             median(samples.iter().map(|sample| each(took(sample).time, took(sample).packets as u64)))
         };
@@ -154,7 +154,7 @@ impl Row {
         let cell = median(cells.iter().copied());
         let sum = |count: fn(&Reading) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
         let (turns, sleeps) = (sum(|m| m.turns.0), sum(|m| m.turns.1));
-        let left = sum(|m| m.cells.1);
+        let (sent, left) = (sum(|m| m.sent), sum(|m| m.left));
         let wall = median(
             samples.iter().map(|s| s.mix.played.arrived as f64 / s.mix.played.took.as_secs_f64().max(f64::EPSILON)),
         );
@@ -177,7 +177,7 @@ impl Row {
                 round(cells.iter().copied().fold(0.0, f64::max), 1),
             ],
             wall_cells_per_s: round(wall, 0),
-            batch: round(left as f64 / sum(|m| m.batches).max(1) as f64, 1),
+            batch: round(sent as f64 / sum(|m| m.batches).max(1) as f64, 1),
             turns,
             sleeps,
             null_sleeps: round(
