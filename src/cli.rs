@@ -257,6 +257,9 @@ pub struct ChainArgs {
     /// Keep the chain running until Ctrl-C, and print the entry's addresses
     #[arg(long)]
     pub stay: bool,
+    /// End when standard input closes, too
+    #[arg(long, hide = true)]
+    pub lifeline: bool,
     /// Have the entry listen for PyMix clients (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub pymix: Vec<SocketAddr>,

@@ -5,3 +5,4 @@
 
 pub mod hop;
 pub mod load;
+pub mod path;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use eddy_bench::hop;
 use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
+use eddy_bench::{hop, path};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Measures a running chain.
@@ -30,6 +30,8 @@ enum Command {
     Load(LoadArgs),
     /// Measures what a cell costs a mix, beside relays that only move the bytes.
     Hop(hop::HopArgs),
+    /// Measures what a whole chain carries on this machine.
+    Path(path::PathArgs),
 }
 
 /// What `load` is told.
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Load(args) => measure(&args),
         Command::Hop(args) => hop::run(&args),
+        Command::Path(args) => path::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");

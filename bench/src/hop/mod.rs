@@ -44,7 +44,7 @@ pub struct HopArgs {
     /// Size of cells
     #[arg(long, default_value_t = Class::L, ignore_case = true)]
     pub class: Class,
-    /// Which rows: all, or 64 channels at pool 256 alone
+    /// Which rows
     #[arg(long, value_enum, default_value_t = Which::All)]
     pub rows: Which,
     /// Rounds of each row; medians are told
@@ -73,8 +73,14 @@ pub struct HopArgs {
 /// Which rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Which {
-    /// All of them.
+    /// All that follow.
     All,
+    /// 1 to 100,000 channels, both ways.
+    Channels,
+    /// Pools of 64 to 4096, both ways.
+    Pools,
+    /// The first hop: entries apart, whose cells do not come in trains.
+    FirstHop,
     /// 64 channels, pool 256, forward and backward.
     Quick,
     /// The same forward only.

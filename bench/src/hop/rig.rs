@@ -67,8 +67,10 @@ pub struct Reading {
     pub played: Played,
     /// Processor time of the worker.
     pub time: Duration,
-    /// Cells that the mix took in, and cells that it sent.
-    pub cells: (u64, u64),
+    /// Cells that the mix sent.
+    pub sent: u64,
+    /// Those of them that came from us, not from its control.
+    pub left: u64,
     /// Cells that the kernel lost on the way in, and on the way out.
     pub lost: (u64, u64),
     /// Cells that the mix dropped, by reason.
@@ -79,7 +81,7 @@ pub struct Reading {
     pub batches: u64,
     /// Cells that were opened at the far end, and those of them that were not authentic.
     pub checked: (u64, u64),
-    /// Whether every ledger closed.
+    /// Whether the mix's ledger closed, and every cell of the burst is in one of these counts.
     pub closed: bool,
 }
 
@@ -267,7 +269,14 @@ impl Rig {
         };
         let time_before = self.mix.time_at_rest()?;
         let (before, own_before) = (self.mix.report()?, own(self));
-        let (played, checked) = self.play(round)?;
+        let (played, checked) = match self.play(round) {
+            Ok(played) => played,
+            Err(why) => {
+                let now = self.mix.report()?;
+                let (cells, drops) = (&now.ledger.cells, now.kernel_drops);
+                return Err(why.context(format!("{round:?}: the mix says {cells:?}, kernel drops {drops}")));
+            }
+        };
         let time = self.mix.time_at_rest()?.saturating_sub(time_before);
         let (after, own_after) = (self.mix.report()?, own(self));
         let tally = |report: &NodeReport| match round.direction {
@@ -278,19 +287,21 @@ impl Rig {
         let (received, sent) = (new.received - old.received, new.sent - old.sent);
         let dropped = |tally: &TallyReport, why: &str| tally.dropped.get(why).copied().unwrap_or(0);
         let drops = new.dropped.keys().map(|why| (why.clone(), dropped(&new, why) - dropped(&old, why)));
+        let dropped: Vec<(String, u64)> = drops.filter(|(_, count)| *count > 0).collect();
+        let lost_inside: u64 = dropped.iter().map(|(_, count)| count).sum();
+        let lost_before = (played.sent as u64 + own_after - own_before).saturating_sub(received);
+        let left = sent - (new.injected - old.injected);
         Ok(Reading {
             played,
             time,
-            cells: (received, sent),
-            lost: (
-                (played.sent as u64 + own_after - own_before).saturating_sub(received),
-                sent.saturating_sub(played.arrived as u64),
-            ),
-            dropped: drops.filter(|(_, count)| *count > 0).collect(),
+            sent,
+            left,
+            lost: (lost_before, sent.saturating_sub(played.arrived as u64)),
+            dropped,
             turns: (after.turns - before.turns, after.sleeps - before.sleeps),
             batches: after.batches - before.batches,
             checked,
-            closed: after.ledger.closed(),
+            closed: after.ledger.closed() && played.sent as u64 == left + lost_before + lost_inside,
         })
     }
 

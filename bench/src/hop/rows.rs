@@ -59,17 +59,28 @@ pub fn groups(which: Which) -> Vec<Group> {
     let case = |direction, channels, pool| Case { direction, apart: 0, channels, pool };
     let both = |channels, pool| [case(Forward, channels, pool), case(Backward, channels, pool)];
     let one = |pool, cases| Group { pool, entries: 1, cases };
+    let channels = || {
+        let sweep = [1, 64, 4096, 100_000].into_iter().flat_map(|channels| both(channels, 256));
+        one(256, sweep.collect())
+    };
+    // That of 256 is among the channels.
+    let pools = |pools: &[usize]| pools.iter().map(|pool| one(*pool, both(64, *pool).to_vec())).collect::<Vec<_>>();
+    let first_hop = || {
+        let apart = |entries| Case { direction: Forward, apart: entries, channels: 4 * entries, pool: 256 };
+        Group { pool: 256, entries: 1000, cases: [1, 100, 1000].map(apart).to_vec() }
+    };
     match which {
-        Which::One => vec![one(256, vec![case(Forward, 64, 256)])],
-        Which::Quick => vec![one(256, both(64, 256).to_vec())],
         Which::All => {
-            let sweep = [1, 64, 4096, 100_000].into_iter().flat_map(|channels| both(channels, 256)).collect();
-            let mut groups = vec![one(256, sweep)];
-            groups.extend([64, 1024, 4096].map(|pool| one(pool, both(64, pool).to_vec())));
-            let apart = |entries| Case { direction: Forward, apart: entries, channels: 4 * entries, pool: 256 };
-            groups.push(Group { pool: 256, entries: 1000, cases: [1, 100, 1000].map(apart).to_vec() });
+            let mut groups = vec![channels()];
+            groups.extend(pools(&[64, 1024, 4096]));
+            groups.push(first_hop());
             groups
         }
+        Which::Channels => vec![channels()],
+        Which::Pools => pools(&[64, 256, 1024, 4096]),
+        Which::FirstHop => vec![first_hop()],
+        Which::Quick => pools(&[256]),
+        Which::One => vec![one(256, vec![case(Forward, 64, 256)])],
     }
 }
 
@@ -124,7 +135,7 @@ pub struct Row {
     dropped: u64,
     /// Cells opened at the far end, and those of them that were not authentic.
     checked: [u64; 2],
-    /// Every ledger of the mix closed, and every cell is in one of these counts.
+    /// The mix's ledger closed, and every cell is in one of these counts.
     closed: bool,
 }
 
@@ -135,7 +146,7 @@ impl Row {
         let link = if case.direction == Direction::Forward { 2 } else { 1 };
         let len = shape.cell_len(case.direction, link);
         let each = |time: std::time::Duration, count: u64| time.as_nanos() as f64 / count.max(1) as f64;
-        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.cells.1)).collect();
+        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.sent)).collect();
         let of = |took: fn(&Sample) -> &Took| {
             median(samples.iter().map(|sample| each(took(sample).time, took(sample).packets as u64)))
         };
@@ -143,7 +154,7 @@ impl Row {
         let cell = median(cells.iter().copied());
         let sum = |count: fn(&Reading) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
         let (turns, sleeps) = (sum(|m| m.turns.0), sum(|m| m.turns.1));
-        let left = sum(|m| m.cells.1);
+        let (sent, left) = (sum(|m| m.sent), sum(|m| m.left));
         let wall = median(
             samples.iter().map(|s| s.mix.played.arrived as f64 / s.mix.played.took.as_secs_f64().max(f64::EPSILON)),
         );
@@ -166,7 +177,7 @@ impl Row {
                 round(cells.iter().copied().fold(0.0, f64::max), 1),
             ],
             wall_cells_per_s: round(wall, 0),
-            batch: round(left as f64 / sum(|m| m.batches).max(1) as f64, 1),
+            batch: round(sent as f64 / sum(|m| m.batches).max(1) as f64, 1),
             turns,
             sleeps,
             null_sleeps: round(

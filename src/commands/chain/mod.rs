@@ -10,7 +10,7 @@ mod children;
 mod summary;
 mod traffic;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
     super::run::engine()?;
-    let interrupted = interruptible()?;
+    let interrupted = interruptible(args.lifeline)?;
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
     let bound = bind(args)?;
@@ -123,10 +123,19 @@ fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
 }
 
 /// Raised by SIGINT or SIGTERM.
-fn interruptible() -> anyhow::Result<Arc<AtomicBool>> {
+fn interruptible(lifeline: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let raised = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, raised.clone()).context("signals")?;
+    }
+    if lifeline {
+        let raised = raised.clone();
+        let wait = move || {
+            let mut ignored = [0; 64];
+            while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
+            raised.store(true, Ordering::Relaxed);
+        };
+        std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
     }
     Ok(raised)
 }

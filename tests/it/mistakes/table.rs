@@ -102,6 +102,14 @@ table! { NODE:
         &["spin_us = 1000000 is out of range", "0 to 100000"];
     "a word for a switch", Line("mix1.toml", "# hugepages", "hugepages = \"yes\""), MIX,
         &["expected a boolean"];
+    "a cap that there is not", Line("mix1.toml", "", "[caps]\nchanels = 5"), MIX,
+        &["unknown key `chanels`", "did you mean `channels`?"];
+    "more links than a node can number", Line("mix1.toml", "", "[caps]\nlinks = 4096"), MIX,
+        &["links = 4096 is out of range", "take 1 to 4095; the default is 1024"];
+    "a cap of nothing", Line("exit.toml", "", "[caps]\nsetups_per_s = 0"), EXIT,
+        &["setups_per_s = 0 is out of range", "the default is 1000"];
+    "caps at the entry", Line("entry.toml", "", "[caps]\nchannels = 5"), ENTRY,
+        &["`caps` has no meaning for role = \"entry\"", "mixN.toml or exit.toml"];
     "links renewed without a pause", Line("mix1.toml", "# renew_after_s", "renew_after_s = 0"), MIX,
         &["renew_after_s = 0 is out of range", "120"];
     "a fraction of a second", Line("mix1.toml", "# renew_after_s", "renew_after_s = 2.5"), MIX,

@@ -1,0 +1,276 @@
+//! `eddy-bench path`: what a whole chain carries on this machine.
+//!
+//! Entry, three mixes and exit as processes (`eddy chain --stay`), loaded through one forward from many sockets. The
+//! rate is searched for at which at most one datagram in ten thousand is lost. All share the machine's cores with the
+//! generator and the sink.
+//!
+//! `flood` sends and counts.
+
+mod flood;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use dataplane::io::offload::Offload;
+use dataplane::pool::Mixing;
+use eddy::report::{align_right, table};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use self::flood::{Counted, Flood};
+
+/// What `path` is told.
+#[derive(Args, Debug)]
+pub struct PathArgs {
+    /// What the mixes do
+    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
+    pub mixing: Mixing,
+    /// Channels that the entry keeps up
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub channels: u32,
+    /// Client sockets, each a flow
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub flows: u32,
+    /// Milliseconds of each try
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
+    pub try_ms: u64,
+    /// Bytes of a datagram (repeatable)
+    #[arg(long = "payload-len", default_values_t = [200, 1000, 1323],
+          value_parser = clap::value_parser!(u32).range(flood::LEN_MIN as i64..=1323))]
+    pub payload_lens: Vec<u32>,
+    /// Whether the chain's cells travel in trains
+    #[arg(long, default_value_t = Offload::Auto)]
+    pub offload: Offload,
+    /// The nodes' AEAD engine (EDDY_AEAD)
+    #[arg(long)]
+    pub engine: Option<String>,
+    /// Print one JSON object as the last line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Lost datagrams that a rate may have.
+const LOSS_MAX: f64 = 1e-4;
+/// Datagrams per second that a search begins with.
+const RATE_FIRST: f64 = 25_000.0;
+/// Halvings between the last rate that went through and the first that did not.
+const HALVINGS: u32 = 4;
+/// Tries of a rate: a machine has moments.
+const TRIES: u32 = 2;
+
+#[derive(Debug, Serialize)]
+struct Row {
+    /// `forward`: one way. `both`: every datagram is answered by itself.
+    direction: &'static str,
+    payload_len: usize,
+    /// Of both directions together.
+    delivered_per_s: f64,
+    gbit_s: f64,
+    /// Of those sent, both ways.
+    loss: f64,
+    /// Offered to the entry.
+    sent_per_s: f64,
+    /// The sender could not have sent more.
+    generator_bound: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Rows {
+    rows: Vec<Row>,
+    mixing: String,
+    mixes: u32,
+    channels: u32,
+    flows: u32,
+    /// Every ledger of the chain closed at its end.
+    closed: bool,
+    cores: usize,
+    load: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The chain does not come up, or ends.
+pub fn run(args: &PathArgs) -> anyhow::Result<()> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone()).context("signals")?;
+    }
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+    let sink = UdpSocket::bind("127.0.0.1:0")?;
+    let mut chain = Chain::start(args, sink.local_addr()?)?;
+    let mut flood = Flood::new(args.flows as usize, chain.forward, sink)?;
+    flood.open(&interrupted)?;
+    let mut rows = Vec::new();
+    for len in &args.payload_lens {
+        for echo in [false, true] {
+            let what = format!("{len} bytes, {}", if echo { "both ways" } else { "forward" });
+            rows.push(search(args, &mut flood, *len as usize, echo, &interrupted, |rate| {
+                bar.set_message(format!("{what}: {rate:.0} datagrams a second"));
+                bar.tick();
+            })?);
+        }
+    }
+    bar.finish_and_clear();
+    let closed = chain.end()?;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let rows = Rows {
+        rows,
+        mixing: args.mixing.to_string(),
+        mixes: 3,
+        channels: args.channels,
+        flows: args.flows,
+        closed,
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
+    };
+    let text = if args.json { serde_json::to_string(&rows)? } else { people(&rows) };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Doubles the rate until datagrams are lost, then halves the distance.
+fn search(
+    args: &PathArgs,
+    flood: &mut Flood,
+    len: usize,
+    echo: bool,
+    interrupted: &AtomicBool,
+    progress: impl Fn(f64),
+) -> anyhow::Result<Row> {
+    let time = Duration::from_millis(args.try_ms);
+    let mut best: Option<(Counted, bool)> = None;
+    let mut attempt = |rate: f64| {
+        for _ in 0..TRIES {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            progress(rate);
+            let counted = flood.run(rate, len, echo, time)?;
+            if counted.loss() <= LOSS_MAX {
+                let behind = counted.sent_per_s() < 0.9 * rate;
+                let is_better = best.as_ref().is_none_or(|(best, _)| counted.delivered() > best.delivered());
+                if is_better {
+                    best = Some((counted, behind));
+                }
+                return Ok(Some(behind));
+            }
+        }
+        Ok(None)
+    };
+    let (mut good, mut rate) = (0.0, RATE_FIRST);
+    // A sender that is behind learns nothing from a higher rate.
+    while let Some(behind) = attempt(rate)? {
+        good = rate;
+        if behind {
+            break;
+        }
+        rate *= 2.0;
+    }
+    let mut bad = rate;
+    if bad > good {
+        for _ in 0..HALVINGS {
+            let middle = (good + bad) / 2.0;
+            if attempt(middle)?.is_some() { good = middle } else { bad = middle }
+        }
+    }
+    let (counted, generator_bound) = best.unwrap_or_default();
+    let per_s = |count: u64| (count as f64 / counted.took.as_secs_f64().max(f64::EPSILON)).round();
+    let delivered_per_s = per_s(counted.delivered());
+    Ok(Row {
+        direction: if echo { "both" } else { "forward" },
+        payload_len: len,
+        delivered_per_s,
+        gbit_s: (delivered_per_s * len as f64 * 8.0 / 1e6).round() / 1e3,
+        loss: counted.loss(),
+        sent_per_s: per_s(counted.sent),
+        generator_bound,
+    })
+}
+
+fn people(rows: &Rows) -> String {
+    let mut all = table(&["direction", "bytes", "delivered a second", "Gbit/s", "loss", ""]);
+    for row in &rows.rows {
+        all.add_row([
+            row.direction.to_owned(),
+            row.payload_len.to_string(),
+            format!("{:.0}", row.delivered_per_s),
+            format!("{:.2}", row.gbit_s),
+            format!("{:.4} %", 100.0 * row.loss),
+            if row.generator_bound { "generator bound" } else { "" }.to_owned(),
+        ]);
+    }
+    align_right(&mut all, 1..5);
+    let Rows { mixing, mixes, channels, flows, closed, cores, load, .. } = rows;
+    format!(
+        "{all}\n{mixes} mixes, {mixing}, {channels} channels, {flows} flows, all on {cores} cores; load average \
+         {load}; every ledger closed: {closed}."
+    )
+}
+
+/// A running chain. Ends when dropped, and when this program does.
+struct Chain {
+    process: Child,
+    lifeline: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    forward: SocketAddr,
+}
+
+impl Chain {
+    fn start(args: &PathArgs, sink: SocketAddr) -> anyhow::Result<Chain> {
+        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+        command.args(["chain", "--stay", "--json", "--lifeline", "--receivers", "1", "--messages", "1"]);
+        command.args(["--channels", &args.channels.to_string(), "--mixing", &args.mixing.to_string()]);
+        command.args(["--offload", &args.offload.to_string(), "--forward", &format!("127.0.0.1:0={sink}")]);
+        command.envs(args.engine.iter().map(|engine| ("EDDY_AEAD", engine)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().context("cannot start the chain")?;
+        let lifeline = process.stdin.take();
+        let mut stdout = BufReader::new(process.stdout.take().context("its output")?);
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line).unwrap_or_default();
+        let listen = ready["forwards"].as_array().and_then(|all| {
+            let ours = all.iter().find(|forward| forward["to"] == sink.to_string())?;
+            ours["listen"].as_str()?.parse().ok()
+        });
+        let Some(forward) = listen else {
+            drop(lifeline);
+            let _ = process.wait();
+            bail!("the chain does not come up");
+        };
+        Ok(Chain { process, lifeline, stdout, forward })
+    }
+
+    /// Ends it; whether every ledger closed.
+    fn end(&mut self) -> anyhow::Result<bool> {
+        self.lifeline = None;
+        let last = self.stdout.by_ref().lines().map_while(Result::ok).last().context("the chain's report")?;
+        let report: Value = serde_json::from_str(&last).context("the chain's report")?;
+        let nodes = report["nodes"].as_array().context("the chain's report")?;
+        let units = nodes.iter().filter_map(|node| node["ledger"].as_object()).flat_map(|ledger| ledger.values());
+        let mut tallies = units.flat_map(|unit| [&unit["forward"], &unit["backward"]]);
+        Ok(tallies.all(|tally| tally["closed"] == true))
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        self.lifeline = None;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Ended already, or beyond asking; its nodes have lifelines of their own.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
