@@ -55,8 +55,10 @@ pub struct BadIo(String);
 /// Why there is no io_uring, and what helps.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NoUring {
-    /// The kernel has none at all.
-    #[error("this kernel is built without it: take one with CONFIG_IO_URING, Linux 6.1 or later")]
+    /// The kernel has none at all, or a sandbox says so.
+    #[error(
+        "this kernel has none, or a sandbox hides it: take Linux 6.1 or later with CONFIG_IO_URING, or allow io_uring_setup there"
+    )]
     Missing,
     /// The kernel lacks what came with 6.1 (DEFER_TASKRUN).
     #[error("Linux {0} lacks a part of it: take 6.1 or later")]
@@ -66,9 +68,8 @@ pub enum NoUring {
     Disabled(u8),
     /// A sandbox (seccomp, a security module) stands before it.
     #[error(
-        "the process may not use it, a sandbox forbids it: allow the system calls io_uring_setup, io_uring_enter and \
-         io_uring_register (containers: --security-opt seccomp=PROFILE; systemd: SystemCallFilter=@io-event io_uring_setup \
-         io_uring_enter io_uring_register)"
+        "a sandbox forbids it: allow this process the system calls io_uring_setup, io_uring_enter and io_uring_register \
+         (systemd: SystemCallFilter=; containers: --security-opt seccomp=)"
     )]
     Forbidden,
     /// Something else.

@@ -124,8 +124,8 @@ impl Offer {
 
     /// What the last call brought decides how many messages the next one asks for.
     pub(super) fn learn(&mut self, messages: usize, datagrams: usize) {
-        if messages > 0 {
-            self.recent = (7 * self.recent + 16 * datagrams / messages) / 8;
+        if let Some(lately) = (16 * datagrams).checked_div(messages) {
+            self.recent = (7 * self.recent + lately) / 8;
         }
     }
 }

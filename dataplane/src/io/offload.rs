@@ -172,7 +172,7 @@ mod tests {
                 return;
             }
         }
-        assert_eq!(Offload::Auto.decide(&[1360, 1408], false).0.join, true);
+        assert!(Offload::Auto.decide(&[1360, 1408], false).0.join);
         assert_eq!(Offload::Off.decide(&[1360, 1408], false).0, Trains::NONE);
     }
 

@@ -138,8 +138,8 @@ mod tests {
         }
         let lens = seen.iter().map(|r| (r.len, r.segment)).collect::<Vec<_>>();
         assert_eq!(lens, [(64 * 300, Some(300)), (64 * 300, Some(300)), (21 * 300 + 77, Some(300))]);
-        for i in 0..149 {
-            assert_eq!(buffers[i], [149 - i as u8; 300]);
+        for (i, buffer) in buffers[..149].iter().enumerate() {
+            assert_eq!(*buffer, [149 - i as u8; 300]);
         }
         assert_eq!(buffers[149][..77], [0; 77]);
     }

@@ -3,7 +3,8 @@
 //! ```text
 //! io_uring_setup   SINGLE_ISSUER | DEFER_TASKRUN: one thread submits, and completions are made when it asks for them;
 //!                  R_DISABLED until its first call, which makes that thread the one; SUBMIT_ALL
-//! register         the socket as file 0, so that no request looks a descriptor up
+//! register         nothing: a ring is taken down after its process has ended, and a socket registered with it would
+//!                  keep its port until then, so that a node that was killed could not start again at once
 //! io_uring_enter   n requests, each MSG_DONTWAIT: they are done when the call returns, and nothing stays in flight
 //!   RECVMSG        one after the other, so in the order of arrival; those that find the queue empty end with EAGAIN
 //!   SENDMSG        linked: one that fails ends those behind it with ECANCELED, so nothing overtakes
@@ -13,7 +14,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -23,6 +24,8 @@ use super::message::{MESSAGES_MAX, Message, Messages, Received};
 /// One socket's ring.
 pub struct Ring {
     ring: IoUring,
+    /// A duplicate, so that the number stays this socket's.
+    socket: OwnedFd,
     messages: Box<Messages>,
     enabled: bool,
     /// Messages that the queue held when it was last emptied, and those that came since.
@@ -50,8 +53,8 @@ impl Ring {
             .setup_r_disabled()
             .setup_submit_all()
             .build(MESSAGES_MAX as u32)?;
-        ring.submitter().register_files(&[socket.as_fd().as_raw_fd()])?;
-        Ok(Ring { ring, messages: Box::new(Messages::new()), enabled: false, burst: 0, since: 0 })
+        let socket = socket.as_fd().try_clone_to_owned()?;
+        Ok(Ring { ring, socket, messages: Box::new(Messages::new()), enabled: false, burst: 0, since: 0 })
     }
 
     /// See [`super::recv`].
@@ -121,14 +124,14 @@ impl Ring {
             self.ring.submitter().register_enable_rings()?;
             self.enabled = true;
         }
-        let count = some.len();
+        let (count, socket) = (some.len(), types::Fd(self.socket.as_raw_fd()));
         for (i, header) in self.messages.headers()[some].iter_mut().enumerate() {
             let header = &raw mut header.msg_hdr;
             let entry = if out {
-                opcode::SendMsg::new(types::Fixed(0), header).flags(libc::MSG_DONTWAIT as u32).build()
+                opcode::SendMsg::new(socket, header).flags(libc::MSG_DONTWAIT as u32).build()
             } else {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-                opcode::RecvMsg::new(types::Fixed(0), header).flags(flags as u32).build()
+                opcode::RecvMsg::new(socket, header).flags(flags as u32).build()
             };
             let linked = if out && i + 1 < count { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
             let entry = entry.user_data(i as u64).flags(linked);

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use dataplane::io::calls::Calls;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Shape;
 use wire::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
@@ -65,6 +66,10 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
     let bound = bind(args)?;
+    // The nodes say so too, where nobody looks.
+    if let (_, Some(why)) = Calls::new(args.io, &bound.exit) {
+        eprintln!("no io_uring: {why}; recvmmsg and sendmmsg are used instead");
+    }
     let plan = plan(args, &bound)?;
     let files = init::write(dir.path(), &plan)?;
     let started = Instant::now();
