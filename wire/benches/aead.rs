@@ -120,7 +120,8 @@ library!(ring_gcm, ring, ring);
 library!(aws_gcm, aws_lc_rs, aws);
 
 fn aws_ctr<C: Sized128or256>(keys: usize) -> Work {
-    let key = |i| UnboundCipherKey::new(C::aws_cipher(), &secret(C::LEN, i)).and_then(EncryptingKey::ctr).expect("fits");
+    let key =
+        |i| UnboundCipherKey::new(C::aws_cipher(), &secret(C::LEN, i)).and_then(EncryptingKey::ctr).expect("fits");
     let keys: Vec<_> = (0..keys).map(key).collect();
     let mut counter = [0; 16];
     counter[..12].copy_from_slice(&NONCE);
@@ -230,6 +231,10 @@ fn main() {
             let (aead, stream) = setup(engine);
             println!("{:34}{aead:12.1}{stream:12.1}", engine.name());
         }
-        println!("\nbytes of a key beside its channel: GCM {}, CTR {}", size_of::<Aead<Aes128>>(), size_of::<Stream<Aes128>>());
+        println!(
+            "\nbytes of a key beside its channel: GCM {}, CTR {}",
+            size_of::<Aead<Aes128>>(),
+            size_of::<Stream<Aes128>>()
+        );
     }
 }

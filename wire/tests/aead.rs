@@ -165,24 +165,46 @@ fn the_keystream_is_that_of_rfc_3686_and_of_gcm_from_its_second_block_on() {
     let single = b"Single block msg".to_vec();
     for engine in Engine::all() {
         for (key, nonce, text, want) in [
-            (hex!("ae6852f8121067cc4bf7a5765577f39e"), hex!("000000300000000000000000"), single.clone(),
-                hex!("e4095d4fb7a7b3792d6175a3261311b8").to_vec()),
-            (hex!("7e24067817fae0d743d6ce1f32539163"), hex!("006cb6dbc0543b59da48d90b"), upto(32),
-                hex!("5104a106168a72d9790d41ee8edad388eb2e1efc46da57c8fce630df9141be28").to_vec()),
-            (hex!("7691be035e5020a8ac6e618529f9a0dc"), hex!("00e0017b27777f3f4a1786f0"), upto(36),
-                hex!("c1cf48a89f2ffdd9cf4652e9efdb72d74540a42bde6d7836d59a5ceaaef3105325b2072f").to_vec()),
+            (
+                hex!("ae6852f8121067cc4bf7a5765577f39e"),
+                hex!("000000300000000000000000"),
+                single.clone(),
+                hex!("e4095d4fb7a7b3792d6175a3261311b8").to_vec(),
+            ),
+            (
+                hex!("7e24067817fae0d743d6ce1f32539163"),
+                hex!("006cb6dbc0543b59da48d90b"),
+                upto(32),
+                hex!("5104a106168a72d9790d41ee8edad388eb2e1efc46da57c8fce630df9141be28").to_vec(),
+            ),
+            (
+                hex!("7691be035e5020a8ac6e618529f9a0dc"),
+                hex!("00e0017b27777f3f4a1786f0"),
+                upto(36),
+                hex!("c1cf48a89f2ffdd9cf4652e9efdb72d74540a42bde6d7836d59a5ceaaef3105325b2072f").to_vec(),
+            ),
         ] {
             assert_eq!(xor(&text, &keystream::<Aes128>(engine, &key, nonce, text.len())), want, "{}", engine.name());
         }
         for (key, nonce, text, want) in [
-            (hex!("776beff2851db06f4c8a0542c8696f6c6a81af1eec96b4d37fc1d689e6c1c104"),
-                hex!("00000060db5672c97aa8f0b2"), single.clone(), hex!("145ad01dbf824ec7560863dc71e3e0c0").to_vec()),
-            (hex!("f6d66d6bd52d59bb0796365879eff886c66dd51a5b6a99744b50590c87a23884"),
-                hex!("00faac24c1585ef15a43d875"), upto(32),
-                hex!("f05e231b3894612c49ee000b804eb2a9b8306b508f839d6a5530831d9344af1c").to_vec()),
-            (hex!("ff7a617ce69148e4f1726e2f43581de2aa62d9f805532edff1eed687fb54153d"),
-                hex!("001cc5b751a51d70a1c11148"), upto(36),
-                hex!("eb6c52821d0bbbf7ce7594462aca4faab407df866569fd07f48cc0b583d6071f1ec0e6b8").to_vec()),
+            (
+                hex!("776beff2851db06f4c8a0542c8696f6c6a81af1eec96b4d37fc1d689e6c1c104"),
+                hex!("00000060db5672c97aa8f0b2"),
+                single.clone(),
+                hex!("145ad01dbf824ec7560863dc71e3e0c0").to_vec(),
+            ),
+            (
+                hex!("f6d66d6bd52d59bb0796365879eff886c66dd51a5b6a99744b50590c87a23884"),
+                hex!("00faac24c1585ef15a43d875"),
+                upto(32),
+                hex!("f05e231b3894612c49ee000b804eb2a9b8306b508f839d6a5530831d9344af1c").to_vec(),
+            ),
+            (
+                hex!("ff7a617ce69148e4f1726e2f43581de2aa62d9f805532edff1eed687fb54153d"),
+                hex!("001cc5b751a51d70a1c11148"),
+                upto(36),
+                hex!("eb6c52821d0bbbf7ce7594462aca4faab407df866569fd07f48cc0b583d6071f1ec0e6b8").to_vec(),
+            ),
         ] {
             assert_eq!(xor(&text, &keystream::<Aes256>(engine, &key, nonce, text.len())), want, "{}", engine.name());
         }

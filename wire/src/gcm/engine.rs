@@ -81,7 +81,18 @@ impl Engine {
 
 #[cfg(target_arch = "x86_64")]
 fn has_512() -> bool {
-    cpufeatures::new!(wide512, "avx2", "aes", "pclmulqdq", "vaes", "vpclmulqdq", "avx512f", "avx512bw", "avx512dq", "avx512vl");
+    cpufeatures::new!(
+        wide512,
+        "avx2",
+        "aes",
+        "pclmulqdq",
+        "vaes",
+        "vpclmulqdq",
+        "avx512f",
+        "avx512bw",
+        "avx512dq",
+        "avx512vl"
+    );
     wide512::get()
 }
 

@@ -16,8 +16,8 @@ mod rustcrypto;
 mod wide;
 
 pub use cipher::{Aes128, Aes256, Cipher};
-pub use engine::{Engine, EngineError, VARIABLE, engine, select};
 use engine::Which;
+pub use engine::{Engine, EngineError, VARIABLE, engine, select};
 
 use zeroize::ZeroizeOnDrop;
 

@@ -26,7 +26,9 @@ impl ZeroizeOnDrop for AeadKey {}
 impl AeadKey {
     /// Expands a key.
     pub fn new<C: Cipher>(key: &C::Key) -> Self {
-        AeadKey(LessSafeKey::new(UnboundKey::new(C::portable(), key.as_ref()).expect("the key has its cipher's length")))
+        AeadKey(LessSafeKey::new(
+            UnboundKey::new(C::portable(), key.as_ref()).expect("the key has its cipher's length"),
+        ))
     }
 
     /// Opens `data` in place; the library leaves zeros where it is not authentic. At least a tag's length.

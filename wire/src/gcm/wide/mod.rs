@@ -228,7 +228,10 @@ impl<V: Vector> Run<V> {
             let sum = self.sum.sum();
             let low = (_mm_cvtsi128_si64(sum) as u64).swap_bytes();
             let high = (_mm_cvtsi128_si64(_mm_unpackhi_epi64(sum, sum)) as u64).swap_bytes();
-            let mask = [_mm_cvtsi128_si64(self.mask) as u64, _mm_cvtsi128_si64(_mm_unpackhi_epi64(self.mask, self.mask)) as u64];
+            let mask = [
+                _mm_cvtsi128_si64(self.mask) as u64,
+                _mm_cvtsi128_si64(_mm_unpackhi_epi64(self.mask, self.mask)) as u64,
+            ];
             [high ^ mask[0], low ^ mask[1]]
         }
     }
