@@ -42,12 +42,6 @@ pub fn pin(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &set).with_context(|| format!("core {core}"))
 }
 
-/// Goes before what else the machine does, if it may: a load that is kept waiting measures nothing. What this process
-/// starts inherits it. Whether it may.
-pub fn hurry() -> bool {
-    rustix::process::setpriority_process(None, -10).is_ok()
-}
-
 /// Processor time of the calling thread.
 pub fn own_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()

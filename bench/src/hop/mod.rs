@@ -107,16 +107,24 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, interrupted.clone()).context("signals")?;
     }
     let cores = Cores::choose()?;
-    let hurried = core::hurry();
     let buffer = granted(BUFFER_WANTED)?;
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-    let mut bench = Bench { args, cores, buffer, interrupted, bar, rows: Vec::new(), engine: String::new() };
+    let mut bench =
+        Bench { args, cores, buffer, interrupted, bar, rows: Vec::new(), engine: String::new(), trains: false };
     for group in rows::groups(args.rows) {
         bench.run(&group)?;
     }
     bench.bar.finish_and_clear();
-    let machine = Machine::read(cores, buffer, hurried);
-    let rows = Rows { rows: bench.rows, class: args.class.name(), engine: bench.engine, machine };
+    let machine = Machine::read(cores, buffer);
+    let rows = Rows {
+        rows: bench.rows,
+        class: args.class.name(),
+        engine: bench.engine,
+        offload: args.offload.to_string(),
+        trains: bench.trains,
+        io: args.io.clone(),
+        machine,
+    };
     rows.print(args.json)
 }
 
@@ -133,7 +141,9 @@ struct Bench<'a> {
     interrupted: Arc<AtomicBool>,
     bar: ProgressBar,
     rows: Vec<Row>,
+    /// What the mix says of itself.
     engine: String,
+    trains: bool,
 }
 
 impl Bench<'_> {
@@ -176,7 +186,8 @@ impl Bench<'_> {
                     samples.push(sample);
                 }
             }
-            self.engine = rig.mix.report()?.engine;
+            let report = rig.mix.report()?;
+            (self.engine, self.trains) = (report.engine, report.messages.trains);
             self.rows.push(Row::of(case, args.class, &samples));
         }
         Ok(())

@@ -13,8 +13,10 @@ use dataplane::sys::{self, MESSAGES_MAX, Message};
 
 use super::burst::Burst;
 
-/// Nothing more is expected after such a silence.
+/// Once all is sent, nothing more is expected after such a silence.
 const SILENCE: Duration = Duration::from_secs(3);
+/// While there is more to send, whoever should send it on may be kept waiting by the machine, but not for ever.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Trains of one call: the sink is looked at in between.
 const TRAINS: usize = 8;
 /// Longest cell.
@@ -83,11 +85,10 @@ impl Blast<'_> {
             played.arrived += arrived;
             if arrived > 0 {
                 last = Instant::now();
-            } else if last.elapsed() > SILENCE {
-                if played.sent < self.cells {
-                    bail!("{} of {} cells on their way, and none arrives", played.sent - played.arrived, self.cells);
-                }
+            } else if played.sent == self.cells && last.elapsed() > SILENCE {
                 break;
+            } else if last.elapsed() > PATIENCE {
+                bail!("{} of {} cells on their way, and none arrives", played.sent - played.arrived, self.cells);
             }
         }
         played.took = last - start;

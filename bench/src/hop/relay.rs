@@ -27,8 +27,8 @@ use super::core;
 
 /// Cells that a receive call of the train relay is to bring: what the mix wants of one.
 const CELLS_WANTED: usize = 256;
-/// A relay that hears nothing for so long is done.
-const SILENCE: Duration = Duration::from_millis(300);
+/// How often a relay that sleeps looks whether it is done.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Which yardstick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,7 @@ pub struct Took {
 /// A relay to be started. It waits for the word.
 pub struct Relay {
     go: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: JoinHandle<anyhow::Result<Took>>,
     /// Where it receives.
     pub at: SocketAddr,
@@ -89,10 +90,11 @@ impl Relay {
             sys::join_trains(&socket)?;
         }
         let go = Arc::new(AtomicBool::new(false));
-        let told = go.clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, stopped) = (go.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
             core::pin(plan.core)?;
-            let mut run = Run { socket, plan, took: Took::default() };
+            let mut run = Run { socket, plan, stop: stopped, took: Took::default() };
             while !told.load(Ordering::Acquire) {
                 std::thread::park();
             }
@@ -103,7 +105,7 @@ impl Relay {
             }?;
             Ok(run.took)
         })?;
-        Ok(Relay { go, thread, at })
+        Ok(Relay { go, stop, thread, at })
     }
 
     /// Lets it begin.
@@ -112,11 +114,13 @@ impl Relay {
         self.thread.thread().unpark();
     }
 
-    /// Waits for its end.
+    /// Ends it: all that it sent has arrived.
     ///
     /// # Errors
     /// A socket failed.
     pub fn finish(self) -> anyhow::Result<Took> {
+        self.stop.store(true, Ordering::Release);
+        self.go();
         self.thread.join().map_err(|_| anyhow::anyhow!("the relay's thread died"))?.context("relay")
     }
 }
@@ -125,20 +129,23 @@ impl Relay {
 struct Run {
     socket: UdpSocket,
     plan: Plan,
+    stop: Arc<AtomicBool>,
     took: Took,
 }
 
 impl Run {
-    /// What a call that would not wait brought; none once all is done.
+    /// What a call that would not wait brought; none once all is done, or it is stopped.
     fn next<T>(&mut self, mut call: impl FnMut(&UdpSocket) -> io::Result<T>) -> io::Result<Option<T>> {
         while self.took.packets < self.plan.packets {
             self.took.turns.0 += 1;
             match call(&self.socket) {
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
                     self.took.turns.1 += 1;
-                    let silence = Timespec { tv_sec: 0, tv_nsec: SILENCE.as_nanos() as i64 };
-                    if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&silence))? == 0 {
-                        return Ok(None);
+                    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+                    while poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&look))? == 0 {
+                        if self.stop.load(Ordering::Acquire) {
+                            return Ok(None);
+                        }
                     }
                 }
                 Err(why) if why.kind() == io::ErrorKind::Interrupted => {}

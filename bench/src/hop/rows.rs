@@ -217,15 +217,13 @@ pub struct Machine {
     /// Of the mix and of the load.
     cores: [usize; 2],
     receive_buffer: usize,
-    /// Whether all of it ran before what else the machine did (nice -10).
-    hurried: bool,
     /// Processes that wanted to run, over the last minute, at the end.
     load: f64,
 }
 
 impl Machine {
     /// This one.
-    pub fn read(cores: Cores, receive_buffer: usize, hurried: bool) -> Machine {
+    pub fn read(cores: Cores, receive_buffer: usize) -> Machine {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -234,7 +232,6 @@ impl Machine {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cores: [cores.relay, cores.load],
             receive_buffer,
-            hurried,
             load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
         }
     }
@@ -249,6 +246,12 @@ pub struct Rows {
     pub class: &'static str,
     /// The mix's AEAD engine.
     pub engine: String,
+    /// As asked for.
+    pub offload: String,
+    /// Whether the mix's cells left in trains, at the end.
+    pub trains: bool,
+    /// As asked for.
+    pub io: Option<String>,
     /// Where it was measured.
     pub machine: Machine,
 }
