@@ -25,7 +25,7 @@ impl Cores {
     pub fn choose() -> anyhow::Result<Cores> {
         let ours = sched_getaffinity(None).context("the cores of this process")?;
         let mut all = (0..CpuSet::MAX_CPU).filter(|core| ours.is_set(*core));
-        match (all.next(), all.last()) {
+        match (all.next(), all.next_back()) {
             (Some(load), Some(relay)) => Ok(Cores { relay, load }),
             _ => bail!("a hop is measured on two cores, and this process may use but one: see `taskset -p $$`"),
         }

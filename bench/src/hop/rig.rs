@@ -135,10 +135,10 @@ impl Rig {
         let mut opened = vec![self.channels.len() / self.entries.len(); self.entries.len()];
         let (mut last, mut at) = (Instant::now(), self.channels.len());
         loop {
-            for entry in 0..self.entries.len() {
-                for one in std::mem::take(&mut self.entries[entry].opened) {
-                    self.channels.add(entry, one);
-                    opened[entry] += 1;
+            for (i, (entry, opened)) in self.entries.iter_mut().zip(&mut opened).enumerate() {
+                for one in std::mem::take(&mut entry.opened) {
+                    self.channels.add(i, one);
+                    *opened += 1;
                 }
             }
             for one in std::mem::take(&mut self.exit.opened) {

@@ -71,7 +71,7 @@ impl<C: Cipher> StreamKey<C> {
             let mut fresh = word(out, i - 1);
             if i % words == 0 {
                 fresh = substitute(fresh).rotate_right(8) ^ constant;
-                constant = (constant << 1) ^ (constant >> 7) * 0x11b;
+                constant = (constant << 1) ^ ((constant >> 7) * 0x11b);
             } else if words == 8 && i % 8 == 4 {
                 fresh = substitute(fresh);
             }

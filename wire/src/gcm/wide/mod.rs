@@ -413,10 +413,12 @@ unsafe fn stream<V: Vector, C: Cipher, const K: usize>(
 
 /// The same pointer, of which the compiler knows nothing: it would load all of a key at once and spill it.
 #[inline(always)]
-fn opaque(mut pointer: *const u8) -> *const u8 {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
-    pointer
+fn opaque(pointer: *const u8) -> *const u8 {
+    pointer.map_addr(|mut address| {
+        // SAFETY: no instruction.
+        unsafe { std::arch::asm!("/* {} */", inout(reg) address, options(nomem, nostack, preserves_flags)) };
+        address
+    })
 }
 
 /// The entry points of one width: whole batches, compiled for its instructions. Each works on jobs from the first
@@ -438,10 +440,15 @@ macro_rules! width {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
                     let Kind::$variant(key) = &job.key.0 else { return i };
+                    if job.data.len() < TAG_LEN {
+                        job.ok = false;
+                        continue;
+                    }
                     // SAFETY: this function's features are the vector's; such a key has this width's powers.
-                    job.ok = job.data.len() >= TAG_LEN
-                        && (unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) }
-                            || refuse(key, &job.nonce, job.data));
+                    job.ok = unsafe { super::open::<$vector, C, $steps>(key, &job.nonce, job.data) };
+                    if !job.ok {
+                        refuse(key, &job.nonce, job.data);
+                    }
                 }
                 jobs.len()
             }
@@ -449,11 +456,10 @@ macro_rules! width {
             /// Enciphers again what was deciphered in vain.
             #[cold]
             #[target_feature(enable = $features)]
-            fn refuse<C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) -> bool {
+            fn refuse<C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) {
                 let (text, _) = data.split_at_mut(data.len() - TAG_LEN);
                 // SAFETY: this function's features are the vector's.
                 unsafe { super::stream::<$vector, C, STREAM>(&key.stream, nonce, TAG_COUNTER + 1, text) };
-                false
             }
 
             /// Seals jobs.

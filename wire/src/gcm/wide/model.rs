@@ -58,9 +58,9 @@ unsafe impl<const N: usize> Vector for Model<N> {
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= Self::LEN);
         let mut bytes = vec![0; Self::LEN];
-        for i in from..to {
+        for (i, byte) in bytes.iter_mut().enumerate().take(to).skip(from) {
             // SAFETY: the caller answers for these bytes.
-            bytes[i] = unsafe { at.wrapping_add(i).read() };
+            *byte = unsafe { at.wrapping_add(i).read() };
         }
         Self::of(&bytes)
     }
