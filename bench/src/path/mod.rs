@@ -61,8 +61,8 @@ pub struct PathArgs {
 const LOSS_MAX: f64 = 1e-4;
 /// Datagrams per second that a search begins with.
 const RATE_FIRST: f64 = 25_000.0;
-/// Halvings between the last rate that went through and the first that did not.
-const HALVINGS: u32 = 4;
+/// The search ends when a step of less than this is lost, too: within 4.5 %.
+const STEP_MIN: f64 = 1.04;
 /// Tries of a rate: a machine has moments.
 const TRIES: u32 = 2;
 
@@ -137,7 +137,7 @@ pub fn run(args: &PathArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Doubles the rate until datagrams are lost, then halves the distance.
+/// Doubles the rate until datagrams are lost, and goes on from the last that went through in smaller steps.
 fn search(
     args: &PathArgs,
     flood: &mut Flood,
@@ -166,20 +166,14 @@ fn search(
         }
         Ok(None)
     };
-    let (mut good, mut rate) = (0.0, RATE_FIRST);
-    // A sender that is behind learns nothing from a higher rate.
-    while let Some(behind) = attempt(rate)? {
-        good = rate;
-        if behind {
-            break;
-        }
-        rate *= 2.0;
-    }
-    let mut bad = rate;
-    if bad > good {
-        for _ in 0..HALVINGS {
-            let middle = (good + bad) / 2.0;
-            if attempt(middle)?.is_some() { good = middle } else { bad = middle }
+    let (mut good, mut step) = (RATE_FIRST / 2.0, 2.0f64);
+    // A rate that failed by mischance is come upon again from below.
+    while step > STEP_MIN {
+        match attempt(good * step)? {
+            // A sender that is behind learns nothing from a higher rate.
+            Some(true) => break,
+            Some(false) => good *= step,
+            None => step = step.sqrt(),
         }
     }
     let (counted, generator_bound) = best.unwrap_or_default();
