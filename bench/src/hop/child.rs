@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use wire::cell::Class;
 
-use super::core::{self, Cores, Thread};
+use super::cores::{self, Cores, Thread};
 
 /// Time for a process to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -101,9 +101,9 @@ impl Mix {
         let mapped = mapped.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mapped.collect()).context("descriptors of the mix")?;
         // It inherits the core of the thread that starts it.
-        core::pin(cores.relay)?;
+        cores::pin(cores.relay)?;
         let spawned = command.spawn().with_context(|| format!("cannot start {}", program.display()));
-        core::pin(cores.load)?;
+        cores::pin(cores.load)?;
         let mut process = spawned?;
         let lifeline = process.stdin.take();
         let worker = match await_worker(&mut process, &status_path(&files)) {

@@ -5,15 +5,15 @@
 //! yardsticks on the same core, so that what the machine does meanwhile falls on all of them alike.
 //!
 //! ```text
-//! core     cores, processor time          child    the mix as a process
-//! peer     a neighbour's control          burst    cells sealed ahead, and judged
-//! play     blaster and sink               relay    the yardsticks
-//! rig      all of it joined, one round    rows     what is measured, and how it is told
+//! cores    who runs where, and its time    child    the mix as a process
+//! peer     a neighbour's control           burst    cells sealed ahead, and judged
+//! play     blaster and sink                relay    the yardsticks
+//! rig      all of it joined, one round     rows     what is measured, and how it is told
 //! ```
 
 mod burst;
 mod child;
-mod core;
+mod cores;
 mod peer;
 mod play;
 mod relay;
@@ -33,7 +33,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Class;
 
 use self::child::Wanted;
-use self::core::Cores;
+use self::cores::Cores;
 use self::relay::Kind;
 use self::rig::Rig;
 use self::rows::{Case, Machine, Row, Rows, Sample};

@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::burst::train_max;
-use super::core;
+use super::cores;
 
 /// Cells that a receive call of the train relay is to bring: what the mix wants of one.
 const CELLS_WANTED: usize = 256;
@@ -93,7 +93,7 @@ impl Relay {
         let stop = Arc::new(AtomicBool::new(false));
         let (told, stopped) = (go.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
-            core::pin(plan.core)?;
+            cores::pin(plan.core)?;
             let mut run = Run { socket, plan, stop: stopped, took: Took::default() };
             while !told.load(Ordering::Acquire) {
                 std::thread::park();
@@ -157,19 +157,19 @@ impl Run {
 
     fn single(&mut self) -> io::Result<()> {
         let mut buffer = [0; wire::cell::MAX_CELL_LEN];
-        let start = core::own_time();
+        let start = cores::own_time();
         while let Some((len, _)) = self.next(|socket| socket.recv_from(&mut buffer))? {
             let out = len.min(self.plan.lens.1);
             self.took.packets += usize::from(self.socket.send_to(&buffer[..out], self.plan.to).is_ok());
         }
-        self.took.time = core::own_time() - start;
+        self.took.time = cores::own_time() - start;
         Ok(())
     }
 
     fn mmsg(&mut self) -> io::Result<()> {
         let (to, (len_in, len_out)) = (self.plan.to, self.plan.lens);
         let mut buffers = vec![[0u8; wire::cell::MAX_CELL_LEN]; MESSAGES_MAX];
-        let start = core::own_time();
+        let start = cores::own_time();
         while let Some(got) =
             self.next(|socket| sys::recv(socket, buffers.iter_mut().map(|b| &mut b[..len_in]), 1, |_, _| {}))?
         {
@@ -180,7 +180,7 @@ impl Run {
             }
             self.took.packets += got;
         }
-        self.took.time = core::own_time() - start;
+        self.took.time = cores::own_time() - start;
         Ok(())
     }
 
@@ -193,7 +193,7 @@ impl Run {
         let mut order: Vec<usize> = Vec::with_capacity(frames.len());
         // As many messages a call as bring what is wanted: few where trains come, many where lone packets do.
         let mut messages = CELLS_WANTED.div_ceil(per_message);
-        let start = core::own_time();
+        let start = cores::own_time();
         loop {
             order.clear();
             let Some(got) = self.next(|socket| {
@@ -219,7 +219,7 @@ impl Run {
             self.took.packets += order.len();
             messages = CELLS_WANTED.div_ceil((order.len() / got).max(1)).min(most);
         }
-        self.took.time = core::own_time() - start;
+        self.took.time = cores::own_time() - start;
         Ok(())
     }
 }

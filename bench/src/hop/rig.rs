@@ -16,7 +16,7 @@ use wire::link::HeaderKey;
 
 use super::burst::{Burst, Channels};
 use super::child::{Mix, Wanted};
-use super::core::Cores;
+use super::cores::Cores;
 use super::peer::{Inbox, Peer};
 use super::play::{Blast, Played, Sink};
 use super::relay::{Kind, Plan, Relay, Took};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use wire::cell::{Class, Direction, Shape};
 
 use super::Which;
-use super::core::Cores;
+use super::cores::Cores;
 use super::relay::Took;
 use super::rig::Reading;
 
