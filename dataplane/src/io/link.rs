@@ -1,7 +1,7 @@
 //! Link sockets, with trains where the kernel has them.
 //!
 //! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a train is
-//! scattered over as many frames, one cell each ([`super::offer`]); what leaves is gathered from frames in shuffled
+//! scattered over as many frames, one cell each (`io::offer`); what leaves is gathered from frames in shuffled
 //! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where frames end. No byte is moved
 //! for it in user space.
 //!

@@ -2,7 +2,7 @@
 //!
 //! A job is one (key, nonce, bytes) triple. Callers hand over whole batches, so that an engine may prefetch the
 //! next key and keep its units busy across jobs; a call per cell could do neither. Four engines fill the seam:
-//! [`wide`] twice, in registers of 512 and of 256 bits, [`portable`] and [`rustcrypto`]. [`engine`] says which. A
+//! `wide` twice, in registers of 512 and of 256 bits, `portable` and `rustcrypto`. [`engine`] says which. A
 //! key is prepared for one of them and worked on by it: whoever has keys of several may mix them in a batch. The
 //! protocol's cipher is AES-128; AES-256 is there for comparison and for suites to come.
 
