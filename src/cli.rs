@@ -107,9 +107,12 @@ pub struct InitArgs {
     /// Where one node runs, IP or IP:PORT: once for each mix, then for the exit
     #[arg(long = "node", value_name = "ADDR", conflicts_with = "host")]
     pub nodes: Vec<String>,
-    /// Ports are counted from here: Mix 1 has the next one
+    /// Ports are counted from here: Mix 1 has the next one, or the next ones
     #[arg(long, default_value_t = 4700, value_name = "PORT")]
     pub base_port: u16,
+    /// Lanes of each mix: so many ports from its own on, and a worker for each, so that several cores share the work
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: u8,
     /// All links over IPv6
     #[arg(long)]
     pub ipv6: bool,
@@ -145,7 +148,7 @@ pub struct NodeArgs {
 const NODE_HELP: &str = "\
 Ends on SIGTERM or Ctrl-C, and prints where every packet went.
 Sockets bound outside (systemd, LISTEN_FDS) are taken over, in this order: \
-mix: up, down; entry: down, forwards, pymix; exit: up.";
+mix: up (one for each lane), down; entry: down, forwards, pymix; exit: up.";
 
 /// `eddy entry`.
 #[derive(Args, Debug)]
@@ -220,6 +223,9 @@ pub struct ChainArgs {
     /// What mixes do: threshold:n=64, timed:t=5ms or threshold-or-timed:n=64,t=5ms
     #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
     pub mixing: Mixing,
+    /// Lanes of each mix: so many ports and workers
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: u8,
     /// Channels that the entry keeps up
     #[arg(long, default_value_t = crate::config::CHANNELS, value_parser = channels, value_name = "N")]
     pub channels: usize,

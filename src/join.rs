@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use control::{Control, DataOp, EndReason, Event, Input, Output};
 use dataplane::links::{Rank, Side};
+use dataplane::ops::OpSender;
 use dataplane::punt::{Ended, Notice, Punt};
-use dataplane::table::{ChannelKeys, Op, OpSender};
+use dataplane::table::{ChannelKeys, Op};
 
 const _: () = assert!(control::LINK_PLACE_BITS == dataplane::links::PLACE_BITS);
 
@@ -48,11 +49,12 @@ struct Outgoing {
     datagram: Vec<u8>,
 }
 
-/// Control with its ends of the two rings.
+/// Control with its ends of the rings.
 pub struct Joint {
     control: Control,
     ops: OpSender,
-    punts: rtrb::Consumer<Punt>,
+    /// One ring for each worker.
+    punts: Vec<rtrb::Consumer<Punt>>,
     /// Operations that found the ring full; their order is binding. While there are any, control takes in nothing:
     /// at most [`BACKLOG_MAX`] and one for each channel.
     backlog: VecDeque<Op>,
@@ -62,8 +64,8 @@ pub struct Joint {
 }
 
 impl Joint {
-    /// Joins a control plane to a worker's rings.
-    pub fn new(control: Control, ops: OpSender, punts: rtrb::Consumer<Punt>) -> Joint {
+    /// Joins a control plane to its workers' rings.
+    pub fn new(control: Control, ops: OpSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
         Joint { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
@@ -82,9 +84,12 @@ impl Joint {
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
-            for _ in 0..PUNTS_MAX {
-                let Ok(punt) = self.punts.pop() else { break };
-                self.take(punt, now, wall, note);
+            let share = PUNTS_MAX / self.punts.len();
+            for worker in 0..self.punts.len() {
+                for _ in 0..share {
+                    let Ok(punt) = self.punts[worker].pop() else { break };
+                    self.take(worker, punt, now, wall, note);
+                }
             }
             self.control.tick(now, wall);
             self.collect(note);
@@ -141,7 +146,7 @@ impl Joint {
         self.backlog.push_back(Op::Resolved { query, addresses });
     }
 
-    fn take(&mut self, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
+    fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
                 let side = control_side(side);
@@ -157,6 +162,11 @@ impl Joint {
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
+                let (ended, other) = self.ops.ended(worker, channel);
+                self.backlog.extend(other);
+                if !ended {
+                    return;
+                }
                 let reason = match reason {
                     Ended::Lifetime => EndReason::Lifetime,
                     Ended::Idle => EndReason::Idle,
@@ -260,7 +270,7 @@ mod tests {
         let control = Control::new(config, rng, Duration::ZERO).unwrap();
         let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let joint = Joint::new(control, OpSender::new(ops, Arc::new(Waker::new().unwrap())), punts);
+        let joint = Joint::new(control, OpSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
         (joint, worker_ops, worker_punts)
     }
 

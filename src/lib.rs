@@ -1,7 +1,7 @@
 //! eddy: a mix chain for streaming-grade UDP.
 //!
 //! This crate is the command and what it is made of. [`config`] reads what operators write, [`node`] runs
-//! `control` and `dataplane` side by side, [`join`] carries what they say to each other, [`resolver`] looks
+//! `control` and `dataplane` side by side, [`workers`] makes the latter, [`join`] carries what they say to each other, [`resolver`] looks
 //! names up for the exit, [`sockets`] binds or takes over what a node talks through, [`report`] is what a
 //! node says of itself, [`status`] says it over a Unix socket, [`cli`] and [`commands`] are the command.
 
@@ -14,3 +14,4 @@ pub mod report;
 pub mod resolver;
 pub mod sockets;
 pub mod status;
+pub mod workers;

@@ -1,7 +1,7 @@
-//! A running node: control on one thread, the data plane on another, joined by [`crate::join`].
+//! A running node: control on one thread, the data plane on others ([`crate::workers`]), joined by [`crate::join`].
 //!
-//! Owns the threads and the sockets' options. Control sends handshake datagrams itself, on duplicates of
-//! the link sockets; everything else leaves through the worker.
+//! Owns the control thread, and what a node's readings are made from. Control sends handshake datagrams itself, on duplicates of
+//! the link sockets; everything else leaves through the workers.
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
@@ -12,39 +12,24 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
-use dataplane::entry::{Entry, Listener};
-use dataplane::exit::Exit;
-use dataplane::exit::policy::Policy;
-use dataplane::ingress::lengths;
-use dataplane::io::apps::UdpApps;
-use dataplane::io::calls::{Calls, Io};
-use dataplane::io::link::LinkPort;
-use dataplane::io::offload::{Offload, Trains};
+use dataplane::entry::Listener;
+use dataplane::lanes::Lanes;
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
-use dataplane::mix::Mix;
-use dataplane::punt::{Notice, PuntSender};
-use dataplane::runner::{self, Clock, Poller, Run, Turns, Worker};
+use dataplane::punt::Notice;
+use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
-use dataplane::table::OpSender;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
-use wire::cell::Shape;
 
-use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part, Place};
+use crate::config::{self, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
-
-/// Operations from control that can wait for the worker.
-const OPS_MAX: usize = 4096;
-/// Punts that can wait for control: 256 copies of at most a frame, 400 kB.
-const PUNTS_MAX: usize = 256;
+use crate::workers::Workers;
 
 /// All a node needs to run.
 pub struct NodeSpec {
@@ -56,6 +41,8 @@ pub struct NodeSpec {
     pub position: usize,
     /// Where its next hop is reached; none at the exit.
     pub next: Option<std::net::SocketAddr>,
+    /// Over how many ports its links are spread.
+    pub lanes: Lanes,
     /// Its configuration.
     pub config: NodeConfig,
     /// Its keys.
@@ -66,10 +53,10 @@ pub struct NodeSpec {
 
 /// A node's sockets.
 pub struct Sockets {
-    /// Towards the previous hop; none at the entry.
-    pub up: Option<UdpSocket>,
-    /// Towards the next hop; none at the exit.
-    pub down: Option<UdpSocket>,
+    /// Towards the previous hop, one for each lane; none at the entry.
+    pub up: Vec<UdpSocket>,
+    /// Towards the next hop ([`Lanes::downs`]); none at the exit.
+    pub down: Vec<UdpSocket>,
     /// The entry's listeners.
     pub listeners: Vec<(UdpSocket, Listener)>,
 }
@@ -86,18 +73,20 @@ struct ControlState {
 struct Reporter {
     role: NodeRole,
     position: usize,
-    ledger: Arc<Mutex<Ledger>>,
+    /// One for each worker.
+    ledgers: Vec<Arc<Mutex<Ledger>>>,
     control: Arc<Mutex<ControlState>>,
     /// The link and listening sockets, to ask the kernel what it dropped there.
     sockets: Arc<Vec<UdpSocket>>,
-    turns: Arc<Turns>,
+    turns: Vec<Arc<Turns>>,
     clock: Clock,
 }
 
 impl Reporter {
     fn report(&self) -> NodeReport {
         let control = lock(&self.control).clone();
-        let (turns, sleeps) = self.turns.read();
+        let of_workers = self.turns.iter().map(|turns| turns.read());
+        let (turns, sleeps) = of_workers.fold((0, 0), |(turns, sleeps), (t, s)| (turns + t, sleeps + s));
         NodeReport {
             turns,
             sleeps,
@@ -105,9 +94,17 @@ impl Reporter {
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
-            ..NodeReport::new(self.role, self.position, &lock(&self.ledger))
+            ..NodeReport::new(self.role, self.position, &self.ledger())
         }
         .with_control(&control.counters, control.half_open)
+    }
+}
+
+impl Reporter {
+    /// The sum of all workers' ledgers, read at once: what one has sent another may have received.
+    fn ledger(&self) -> Ledger {
+        let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
+        readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading)).unwrap_or_default()
     }
 }
 
@@ -119,14 +116,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub struct Node {
     reporter: Reporter,
     stop: Arc<AtomicBool>,
-    worker_waker: Arc<Waker>,
+    wakers: Vec<Arc<Waker>>,
     control_waker: Arc<Waker>,
-    worker: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
 }
 
 /// A fresh generator seeded by the operating system.
-fn rng() -> anyhow::Result<ChaCha20Rng> {
+pub(crate) fn rng() -> anyhow::Result<ChaCha20Rng> {
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     getrandom::fill(&mut seed[..]).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
     Ok(ChaCha20Rng::from_seed(*seed))
@@ -156,94 +153,6 @@ fn raise_descriptors(part: &mut Part) {
     }
 }
 
-/// Sets DF, and takes no word of ICMP for the path's MTU: anybody may forge that, and a cell has but one length.
-fn whole(socket: &UdpSocket) -> std::io::Result<()> {
-    if socket.local_addr()?.is_ipv6() {
-        sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;
-    } else {
-        sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?;
-    }
-    Ok(())
-}
-
-/// The core that the worker is to stay on, if this process may use it.
-fn core(config: &NodeConfig) -> anyhow::Result<Option<CpuSet>> {
-    let Some(core) = config.core else { return Ok(None) };
-    let ours = sched_getaffinity(None)?;
-    if core >= CpuSet::MAX_CPU || !ours.is_set(core) {
-        let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
-        return Err(ConfigError::Value {
-            at: config.place("core", 0).unwrap_or_else(|| Place::file(&config.path)),
-            what: format!("core = {core}, but this process may use {} only", ours.join(", ")),
-            remedy: "take one of those, or remove the line to let the system choose".to_owned(),
-        }
-        .into());
-    }
-    let mut set = CpuSet::new();
-    set.set(core);
-    Ok(Some(set))
-}
-
-/// Whether this node's cells travel in trains; a line for the operator if they should and cannot.
-fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Trains> {
-    let sides = [(Side::Up, &sockets.up), (Side::Down, &sockets.down)];
-    let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket.as_ref()?)));
-    let (mut lens, mut ipv6) = (Vec::new(), false);
-    for (side, socket) in sockets {
-        // What arrives on one side has the length that leaves on the other, give or take a layer: both are tried.
-        lens.push(lengths(shape, position, side).cell);
-        ipv6 |= socket.local_addr()?.is_ipv6();
-    }
-    let (trains, why) = offload.decide(&lens, ipv6);
-    if let Some(why) = why {
-        let what = if trains == Trains::BOTH { "trains are used all the same" } else { "cells leave one by one" };
-        warn!("no trains of cells (offload = \"{offload}\"): {why}; {what}");
-    }
-    Ok(trains)
-}
-
-/// The system calls of a link socket; a line for the operator, the first time, if they are not those that were asked
-/// for.
-fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
-    let (calls, why) = Calls::new(io, socket);
-    if let Some(why) = why
-        && !std::mem::replace(said, true)
-    {
-        warn!("no io_uring (io = \"{io}\"): {why}; recvmmsg and sendmmsg are used instead");
-    }
-    calls
-}
-
-/// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
-/// be had; the default need not.
-fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::Result<()> {
-    socket.set_nonblocking(true)?;
-    whole(socket)?;
-    if trains.join {
-        sys::join_trains(socket)?;
-    }
-    // The kernel grants twice what is asked and counts its own overhead against it.
-    let receive_buffer = config.receive_buffer;
-    let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
-    if granted < receive_buffer {
-        if let Some(at) = config.place("receive_buffer", 0) {
-            return Err(ConfigError::Value {
-                at,
-                what: format!("receive_buffer = {receive_buffer}, but the system grants {granted}"),
-                remedy: format!(
-                    "run `sudo sysctl -w net.core.rmem_max={receive_buffer}`, or remove the line to take what there is"
-                ),
-            }
-            .into());
-        }
-        warn!(
-            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
-             net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
-        );
-    }
-    Ok(())
-}
-
 impl Node {
     /// Starts the threads.
     ///
@@ -251,109 +160,23 @@ impl Node {
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
         raise_descriptors(&mut spec.config.part);
-        let NodeSpec { role, chain, position, next, config, keys, sockets } = spec;
+        let NodeSpec { role, chain, position, next, lanes, config, keys, sockets } = spec;
         let clock = Clock::start();
-        let shape = chain.shape;
-        let trains = trains(shape, position, &sockets, config.offload)?;
-        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
-            prepare(socket, &config, trains)?;
-        }
-
-        let (ops, worker_ops) = rtrb::RingBuffer::new(OPS_MAX);
-        let (punts, control_punts) = rtrb::RingBuffer::new(PUNTS_MAX);
-        let (worker_waker, control_waker) = (Arc::new(Waker::new()?), Arc::new(Waker::new()?));
+        let control_waker = Arc::new(Waker::new()?);
         let stop = Arc::new(AtomicBool::new(false));
-        let poller = Poller::new()?;
-        let (up, down) = (sockets.up.as_ref().map(AsFd::as_fd), sockets.down.as_ref().map(AsFd::as_fd));
-        runner::watch(&poller, &worker_waker, up, down)?;
-
         let mut watched = Vec::new();
-        for socket in [&sockets.up, &sockets.down].into_iter().flatten() {
+        let links = sockets.up.iter().chain(&sockets.down);
+        for socket in links.chain(sockets.listeners.iter().map(|(socket, _)| socket)) {
             watched.push(socket.try_clone()?);
         }
-        for (socket, _) in &sockets.listeners {
-            watched.push(socket.try_clone()?);
-        }
-        let handshake_sockets = (clone(&sockets.up)?, clone(&sockets.down)?);
-
+        let handshake_sockets = (clone(sockets.up.first())?, clone(sockets.down.first())?);
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .context("the configuration contradicts itself")?;
-        let joint = Joint::new(control, OpSender::new(ops, worker_waker.clone()), control_punts);
-        let punts = PuntSender::new(punts, control_waker.clone());
-
-        let (window, hugepages) = (config.window, config.hugepages);
-        let mut said = false;
-        let mut port = |socket: Option<UdpSocket>, side: Side| {
-            let port = socket.map(|socket| {
-                let calls = calls(&socket, config.io, &mut said);
-                LinkPort::new(socket, calls, lengths(shape, position, side), trains)
-            });
-            let which = if side == Side::Up { "up" } else { "down" };
-            port.with_context(|| format!("the {} needs its {which} socket", role.name()))
-        };
-        let (core, spin) = (core(&config)?, config.spin);
-        let turns = Arc::new(Turns::default());
-        let run = Spawn {
-            poller: poller.clone(),
-            waker: worker_waker.clone(),
-            stop: stop.clone(),
-            turns: turns.clone(),
-            clock,
-            core,
-            spin,
-        };
-        let (worker, ledger) = match &config.part {
-            Part::Entry(part) => {
-                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
-                let delays = chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
-                let settings = dataplane::entry::Settings {
-                    shape,
-                    listeners: kinds,
-                    window,
-                    hugepages,
-                    mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
-                    flow_idle: part.flow_idle,
-                };
-                let apps = UdpApps::new(poller, listeners, config.receive_buffer, trains)?;
-                let down = port(sockets.down, Side::Down)?;
-                let entry = Entry::new(settings, down, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
-                let ledger = entry.published();
-                (run.spawn(entry)?, ledger)
-            }
-            Part::Mix { mixing } => {
-                let settings = dataplane::mix::Settings { shape, position, mixing: *mixing, window, hugepages };
-                let ports = (port(sockets.up, Side::Up)?, port(sockets.down, Side::Down)?);
-                let mix = Mix::new(settings, ports, worker_ops, punts, [rng()?, rng()?, rng()?], clock.now());
-                let ledger = mix.published();
-                (run.spawn(mix)?, ledger)
-            }
-            Part::Exit(part) => {
-                let own = if_addrs::get_if_addrs().context("this host's own addresses")?;
-                let settings = dataplane::exit::Settings {
-                    shape,
-                    window,
-                    hugepages,
-                    policy: Policy::new(
-                        part.allow.clone(),
-                        part.deny.clone(),
-                        own.into_iter().map(|interface| interface.ip()).collect(),
-                    ),
-                    caps: dataplane::exit::Caps {
-                        flows_per_channel: part.max_flows_per_channel,
-                        sockets: part.max_sockets,
-                    },
-                    flow_idle: part.flow_idle,
-                };
-                let apps = UdpApps::new(poller, Vec::new(), FLOW_BUFFER, trains)?;
-                let up = port(sockets.up, Side::Up)?;
-                let exit = Exit::new(settings, up, apps, worker_ops, punts, [rng()?, rng()?], clock.now());
-                let ledger = exit.published();
-                (run.spawn(exit)?, ledger)
-            }
-        };
-
+        let Workers { threads, ops, punts, ledgers, turns, wakers } =
+            Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
+        let joint = Joint::new(control, ops, punts);
         let reporter =
-            Reporter { role, position, ledger, control: Arc::default(), sockets: Arc::new(watched), turns, clock };
+            Reporter { role, position, ledgers, control: Arc::default(), sockets: Arc::new(watched), turns, clock };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -367,7 +190,7 @@ impl Node {
             stop: stop.clone(),
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
-        Ok(Node { reporter, stop, worker_waker, control_waker, worker, control })
+        Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control })
     }
 
     /// A reading of all counters.
@@ -381,9 +204,9 @@ impl Node {
         move || reporter.report()
     }
 
-    /// Whether both threads run.
+    /// Whether all threads run.
     pub fn is_alive(&self) -> bool {
-        !self.worker.is_finished() && !self.control.is_finished()
+        !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
     /// Stops the threads: what is held is sent if it can be, and counted if not. The last reading.
@@ -392,46 +215,19 @@ impl Node {
     /// A thread had died.
     pub fn stop(self) -> anyhow::Result<NodeReport> {
         self.stop.store(true, Ordering::Release);
-        self.worker_waker.wake();
+        self.wakers.iter().for_each(|waker| waker.wake());
         self.control_waker.wake();
         let died = |which: &str| anyhow::anyhow!("the {which} thread died: this is a bug, its panic is above");
         self.control.join().map_err(|_| died("control"))?;
-        self.worker.join().map_err(|_| died("worker"))?;
+        for worker in self.workers {
+            worker.join().map_err(|_| died("worker"))?;
+        }
         Ok(self.reporter.report())
     }
 }
 
-/// Receive buffer of an exit's flow socket: a burst of video to one client.
-const FLOW_BUFFER: usize = 1 << 20;
-
-fn clone(socket: &Option<UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
-    socket.as_ref().map(UdpSocket::try_clone).transpose()
-}
-
-/// What a worker's thread needs beside the worker.
-struct Spawn {
-    poller: Poller,
-    waker: Arc<Waker>,
-    stop: Arc<AtomicBool>,
-    turns: Arc<Turns>,
-    clock: Clock,
-    core: Option<CpuSet>,
-    spin: Duration,
-}
-
-impl Spawn {
-    fn spawn(self, mut worker: impl Worker + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("worker".into()).spawn(move || {
-            // Seen to be possible before.
-            if let Some(core) = &self.core
-                && let Err(why) = sched_setaffinity(None, core)
-            {
-                warn!("the worker is not pinned: {why}");
-            }
-            let Spawn { poller, waker, stop, turns, clock, spin, .. } = &self;
-            runner::run(&mut worker, Run { poller, waker, clock: *clock, spin: *spin, stop, turns });
-        })
-    }
+fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
+    socket.map(UdpSocket::try_clone).transpose()
 }
 
 /// What control is told, of a node's files.
@@ -572,10 +368,10 @@ mod tests {
         let reporter = Reporter {
             role: NodeRole::Mix,
             position: 1,
-            ledger: Arc::default(),
+            ledgers: Vec::new(),
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
-            turns: Arc::default(),
+            turns: Vec::new(),
             clock: Clock::start(),
         };
         assert_eq!(reporter.report().kernel_drops, 0);
@@ -587,18 +383,5 @@ mod tests {
         let got = std::iter::from_fn(|| socket.recv(&mut [0; 1000]).ok()).count() as u64;
         assert_eq!(reporter.report().kernel_drops, 100 - got);
         assert!(got < 100);
-    }
-
-    #[test]
-    fn link_sockets_take_nobodys_word_for_the_mtu() {
-        let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
-        whole(&v4).unwrap();
-        assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
-        let Ok(v6) = UdpSocket::bind("[::1]:0") else {
-            eprintln!("skipped for IPv6: this host has no ::1");
-            return;
-        };
-        whole(&v6).unwrap();
-        assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
     }
 }

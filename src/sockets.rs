@@ -7,9 +7,11 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use dataplane::entry::Listener;
+use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
 use rustix::net::sockopt;
+use socket2::{Domain, Socket, Type};
 use wire::cell::{Class, Direction, Shape};
 
 use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, in_words, node_name};
@@ -38,27 +40,63 @@ struct Wanted {
 pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<SocketAddr>), ConfigError> {
     let config = &loaded.config;
     let next = loaded.next_address()?;
-    let (mut wanted, listeners) = wanted(config, next)?;
+    let lanes = loaded.lanes();
+    let (mut wanted, listeners) = wanted(config, next, lanes)?;
     take(&mut wanted, &mut passed, config.role())?;
     apart(&wanted)?;
     if let Some(next) = next {
         not_itself(loaded, &wanted, next)?;
     }
+    // Towards the next hop several sockets share a port, each for one of its lanes.
+    let (downs, mut shared) = (lanes.downs(), None);
     let mut bound = Vec::with_capacity(wanted.len());
-    for Wanted { said, address, passed, .. } in wanted {
+    for Wanted { name, said, address, passed } in wanted {
+        let share = name == "down" && downs > 1;
+        let refused = |why: io::Error| cannot_bind(&said, address, &why);
         bound.push(match passed {
             Some(socket) => socket,
-            None => UdpSocket::bind(address).map_err(|why| cannot_bind(&said, address, &why))?,
+            None if share => bind_shared(address).map_err(refused)?,
+            None => UdpSocket::bind(address).map_err(refused)?,
         });
+        if share {
+            shared = Some(said);
+        }
     }
     let mut bound = bound.into_iter();
-    let up = config.up.and_then(|_| bound.next());
-    let down = next.and_then(|_| bound.next());
-    if let (Some(down), Some(next)) = (&down, next) {
+    let up = bound.by_ref().take(config.up.map_or(0, |_| lanes.own)).collect();
+    let mut down: Vec<UdpSocket> = bound.by_ref().take(usize::from(next.is_some())).collect();
+    if let (Some(down), Some(next)) = (down.first(), next) {
         let local = down.local_addr().map_err(|why| mistake(place(config, "down"), in_words(&why), "pass another"))?;
         path_carries(config, loaded.chain.shape, local.ip(), next)?;
     }
+    if let (Some(said), Some(next)) = (shared, next) {
+        spread(&mut down, next, downs).map_err(|why| {
+            let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
+            mistake(said, what, "if it was passed, let whoever binds it set SO_REUSEPORT (systemd: ReusePort=yes)")
+        })?;
+    }
     Ok((Sockets { up, down, listeners: bound.zip(listeners).collect() }, next))
+}
+
+/// A socket whose port others of ours may share.
+pub(crate) fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Beside the one socket binds as many as the next hop has lanes, and connects each to one of them: the kernel then
+/// gives it what comes from there.
+fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
+    let at = down[0].local_addr()?;
+    for lane in 0..lanes {
+        if lane > 0 {
+            down.push(bind_shared(at)?);
+        }
+        down[lane].connect(lanes::address(next, lane).ok_or(ErrorKind::AddrNotAvailable)?)?;
+    }
+    Ok(())
 }
 
 fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: impl std::fmt::Display) -> ConfigError {
@@ -70,11 +108,21 @@ fn place(config: &NodeConfig, key: &str) -> Place {
 }
 
 /// The sockets of a node, in the order in which they are passed.
-fn wanted(config: &NodeConfig, next: Option<SocketAddr>) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
+fn wanted(
+    config: &NodeConfig,
+    next: Option<SocketAddr>,
+    lanes: Lanes,
+) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
     let mut wanted = Vec::new();
     let mut want = |name, said, address| wanted.push(Wanted { name, said, address, passed: None });
     if let Some(up) = config.up {
-        want("up", format!("{}: up = \"{up}\"", place(config, "up")), up);
+        let said = format!("{}: up = \"{up}\"", place(config, "up"));
+        for lane in 0..lanes.own {
+            let address = lanes::address(up, lane).filter(|_| lane == 0 || up.port() != 0).ok_or_else(|| {
+                mistake(&said, format!("{} lanes need as many ports from there on", lanes.own), "take another port")
+            })?;
+            want("up", if lane == 0 { said.clone() } else { format!("{said}, lane {lane}") }, address);
+        }
     }
     if let Some(next) = next {
         let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };

@@ -75,3 +75,17 @@ impl Slot {
         Ok(content)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_whose_numbers_are_used_up_seals_nothing() {
+        let secrets = LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32]);
+        let mut slot = Slot::new(0, Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
+        slot.sent = SEQ_END - 1;
+        let mut seal = || slot.seal(Kind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
+        assert_eq!((seal(), seal(), seal()), (Some(SEQ_END - 1), None, None));
+    }
+}

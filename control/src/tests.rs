@@ -13,7 +13,7 @@ use crate::datagram::{self, Mac1Key};
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
-use crate::{BadConfig, Control, Input, Refusal, Role, Side};
+use crate::{BadConfig, Control, EndReason, Event, Input, Refusal, Role, Side};
 
 fn up(class: Class, mixes: usize) -> World {
     let mut world = World::new(Plan::new(class, mixes));
@@ -180,6 +180,32 @@ fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
     misuse(&mut world, 6, Side::Down, Kind::Ack, up, 1, &content);
     world.run_for(ms(40));
     assert_eq!((world.refused(7, Refusal::AckUnasked), world.refused(7, Refusal::CellForm)), (3, 1));
+}
+
+#[test]
+fn the_first_copy_of_a_part_of_an_ack_is_the_one_that_an_entry_takes() {
+    let mut world = without_acks(Class::S, 7);
+    let waits = world.node(1).control.channels.half_open_ids()[0];
+    let content = vec![3; world.plan.shape.control_content(Direction::Backward, 1)];
+    for (sub, refused) in [(0, 0), (0, 1), (2, 2)] {
+        misuse(&mut world, 1, Side::Up, Kind::Ack, waits, sub, &content);
+        world.run_for(ms(40));
+        assert_eq!(world.refused(0, Refusal::AckUnasked), refused, "part {sub} of 0 and 1");
+    }
+    misuse(&mut world, 1, Side::Up, Kind::Ack, waits, 1, &content);
+    world.run_for(ms(40));
+    assert_eq!((world.refused(0, Refusal::AckUnasked), world.refused(0, Refusal::AckBad)), (2, 1));
+}
+
+#[test]
+fn a_channel_that_ends_twice_gives_its_index_back_once() {
+    let mut world = up(Class::L, 2);
+    let channel = *world.node(0).channels.keys().next().unwrap();
+    world.end(0, channel, EndReason::Lost);
+    world.input(0, Input::ChannelEnded { channel, reason: EndReason::Lost });
+    assert_eq!(world.node(0).saw(|event| matches!(event, Event::ChannelClosed { .. })), 1);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4));
 }
 
 #[test]

@@ -56,6 +56,16 @@ impl FreeList {
         self.frames.push(frame);
     }
 
+    /// So many frames go to another core, full or empty; they were taken before.
+    pub fn part_with(&mut self, frames: usize) {
+        self.total -= frames;
+    }
+
+    /// So many frames come from another core; they are given, or kept full, after.
+    pub fn adopt(&mut self, frames: usize) {
+        self.total += frames;
+    }
+
     /// Frames that nobody holds.
     pub fn free(&self) -> usize {
         self.frames.len()

@@ -10,6 +10,7 @@ use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::frame::{Cell, FreeList, Sealed};
+use crate::lanes;
 use crate::ledger::{Drop, Tally};
 use crate::links::{Links, Rank, Side};
 use crate::punt::{Bytes, Punt, PuntSender};
@@ -45,6 +46,8 @@ const AHEAD: usize = 8;
 /// The checks of one link socket.
 pub struct Gate {
     side: Side,
+    /// Lanes of the neighbours, whose cells come from as many ports.
+    lanes: usize,
     direction: Direction,
     class: Class,
     lengths: Lengths,
@@ -65,10 +68,12 @@ pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
 }
 
 impl Gate {
-    /// The gate of the socket towards `side` at hop `position` (0 is the entry).
-    pub fn new(shape: Shape, position: usize, side: Side) -> Gate {
+    /// The gate of the socket towards `side` at hop `position` (0 is the entry), where the neighbours answer on so
+    /// many lanes.
+    pub fn new(shape: Shape, position: usize, side: Side, lanes: usize) -> Gate {
         Gate {
             side,
+            lanes,
             direction: if side == Side::Up { Direction::Forward } else { Direction::Backward },
             class: shape.class(),
             lengths: lengths(shape, position, side),
@@ -101,6 +106,9 @@ impl Gate {
                 tally.drop(Drop::PuntFull);
             }
         }
+        if self.lanes > 1 {
+            arrivals.runs.iter_mut().for_each(|run| run.peer = self.first_lane(&table.links, run.peer));
+        }
         self.blocks.extend(arrivals.cells.iter().map(|cell| *cell.header()));
         self.found.resize_with(arrivals.cells.len(), || None);
         let mut at = 0;
@@ -131,6 +139,12 @@ impl Gate {
         }
         self.blocks.clear();
         self.found.clear();
+    }
+
+    /// The address by which a link is known whose cells come from `peer`, one of its lanes.
+    fn first_lane(&self, links: &Links, peer: SocketAddr) -> SocketAddr {
+        let known = |first: &SocketAddr| !links.at(self.side, *first).is_empty();
+        (0..self.lanes).filter_map(|lane| lanes::first(peer, lane)).find(known).unwrap_or(peer)
     }
 
     /// Tries the slots of the links at `peer` on one run of blocks, each slot on all that are left.

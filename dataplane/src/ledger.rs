@@ -200,9 +200,27 @@ impl Tally {
         self.dropped.iter().sum()
     }
 
-    /// Whether the identity holds.
+    /// Counts cells that are inside.
+    pub fn hold(&mut self, cells: usize) {
+        self.held = self.held.wrapping_add(cells as u64);
+    }
+
+    /// Whether the identity holds. One core of several may hold less than nothing: what others brought and it sent.
     pub fn closed(&self) -> bool {
-        self.received + self.injected == self.sent + self.send_errors + self.dropped_total() + self.consumed + self.held
+        let accounted = self.sent + self.send_errors + self.dropped_total() + self.consumed;
+        self.received + self.injected == accounted.wrapping_add(self.held)
+    }
+
+    /// Of both.
+    pub fn and(mut self, other: &Tally) -> Tally {
+        self.received += other.received;
+        self.injected += other.injected;
+        self.sent += other.sent;
+        self.send_errors += other.send_errors;
+        self.consumed += other.consumed;
+        self.held = self.held.wrapping_add(other.held);
+        self.dropped.iter_mut().zip(other.dropped).for_each(|(drops, more)| *drops += more);
+        self
     }
 }
 
@@ -219,6 +237,11 @@ impl Pair {
     /// Whether both identities hold.
     pub fn closed(&self) -> bool {
         self.forward.closed() && self.backward.closed()
+    }
+
+    /// Of both.
+    pub fn and(self, other: &Pair) -> Pair {
+        Pair { forward: self.forward.and(&other.forward), backward: self.backward.and(&other.backward) }
     }
 }
 
@@ -304,6 +327,30 @@ impl Ledger {
     /// Whether every identity holds.
     pub fn closed(&self) -> bool {
         self.cells.closed() && self.datagrams.closed()
+    }
+
+    /// Of two cores of one node. Gauges and releases add up too: what both have is told by one of them.
+    pub fn and(self, other: &Ledger) -> Ledger {
+        let (mine, theirs) = (self.batches, other.batches);
+        let (here, there) = (self.gauges, other.gauges);
+        Ledger {
+            cells: self.cells.and(&other.cells),
+            datagrams: self.datagrams.and(&other.datagrams),
+            batches: Batches {
+                count: mine.count + theirs.count,
+                cells: mine.cells + theirs.cells,
+                channels: mine.channels + theirs.channels,
+                largest: mine.largest.max(theirs.largest),
+            },
+            frames: (self.frames.0.wrapping_add(other.frames.0), self.frames.1 + other.frames.1),
+            traffic: self.traffic.and(other.traffic),
+            gauges: Gauges {
+                links: here.links + there.links,
+                channels: here.channels + there.channels,
+                flows: here.flows + there.flows,
+                sockets: here.sockets + there.sockets,
+            },
+        }
     }
 }
 

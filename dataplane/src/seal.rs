@@ -9,6 +9,7 @@ use wire::cell::Block;
 
 use crate::batch::Departures;
 use crate::frame::FreeList;
+use crate::lanes::address;
 use crate::ledger::{Drop, Tally};
 use crate::links::{Links, place};
 use crate::pool::Pooled;
@@ -16,7 +17,7 @@ use crate::pool::Pooled;
 /// Scratch space of the stage.
 pub struct Sealer {
     rng: ChaCha20Rng,
-    links: Vec<u32>,
+    groups: Vec<(u32, usize)>,
     order: Vec<u32>,
     blocks: Vec<Block>,
 }
@@ -24,26 +25,31 @@ pub struct Sealer {
 impl Sealer {
     /// `rng` orders the groups.
     pub fn new(rng: ChaCha20Rng) -> Sealer {
-        Sealer { rng, links: Vec::new(), order: Vec::new(), blocks: Vec::new() }
+        Sealer { rng, groups: Vec::new(), order: Vec::new(), blocks: Vec::new() }
     }
 
-    /// Seals a release, empties it, and appends its cells to `out`.
+    /// Seals a release, empties it, and appends its cells to `out`. The neighbours have so many lanes, and a cell
+    /// goes to the one of its channel number.
     pub fn run(
         &mut self,
         release: &mut Vec<Pooled>,
+        lanes: usize,
         links: &mut Links,
         out: &mut Departures,
         free: &mut FreeList,
         tally: &mut Tally,
     ) {
-        self.group(release);
+        self.group(release, lanes);
         let mut cells = release.drain(..).peekable();
         let mut run = Vec::with_capacity(0);
         std::mem::swap(&mut run, &mut out.scratch);
         while let Some(first) = cells.next() {
             let (link_id, sealed_for) = (first.ticket.link, first.ticket.slot);
+            let lane = lane(&first, lanes);
             run.push(first);
-            while let Some(next) = cells.next_if(|next| next.ticket.link == link_id && next.ticket.slot == sealed_for) {
+            while let Some(next) = cells.next_if(|next| {
+                next.ticket.link == link_id && next.ticket.slot == sealed_for && self::lane(next, lanes) == lane
+            }) {
                 run.push(next);
             }
             let link = links.link(link_id);
@@ -57,6 +63,8 @@ impl Sealer {
                     self.blocks.clear();
                     self.blocks.extend(run.iter().map(|pooled| pooled.ticket.header.to_block()));
                     slot.outgoing().encipher(&mut self.blocks);
+                    // A port beyond the last is a descriptor's mistake, and refused where those are read.
+                    let peer = address(peer, lane).unwrap_or(peer);
                     for (pooled, block) in run.drain(..).zip(&self.blocks) {
                         out.push(pooled.cell.seal(block), peer);
                     }
@@ -73,27 +81,35 @@ impl Sealer {
         std::mem::swap(&mut run, &mut out.scratch);
     }
 
-    /// Partitions a release by link, unless it has one link only.
-    fn group(&mut self, release: &mut [Pooled]) {
-        self.links.clear();
+    /// Partitions a release by link and lane, unless it has one of them only.
+    fn group(&mut self, release: &mut [Pooled], lanes: usize) {
+        let group = |pooled: &Pooled| (pooled.ticket.link, lane(pooled, lanes));
+        self.groups.clear();
         for pooled in release.iter() {
-            if self.links.last() != Some(&pooled.ticket.link) && !self.links.contains(&pooled.ticket.link) {
-                self.links.push(pooled.ticket.link);
+            let group = group(pooled);
+            if self.groups.last() != Some(&group) && !self.groups.contains(&group) {
+                self.groups.push(group);
             }
         }
-        if self.links.len() < 2 {
+        if self.groups.len() < 2 {
             return;
         }
-        self.links.shuffle(&mut self.rng);
+        self.groups.shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let most = self.links.iter().map(|link| place(*link) + 1).max().unwrap_or(0);
+        let at = |(link, lane): (u32, usize)| place(link) * lanes + lane;
+        let most = self.groups.iter().map(|group| at(*group) + 1).max().unwrap_or(0);
         self.order.clear();
         self.order.resize(most, 0);
-        for (rank, link) in self.links.iter().enumerate() {
-            self.order[place(*link)] = rank as u32;
+        for (rank, group) in self.groups.iter().enumerate() {
+            self.order[at(*group)] = rank as u32;
         }
-        release.sort_by_key(|pooled| self.order[place(pooled.ticket.link)]);
+        release.sort_by_key(|pooled| self.order[at(group(pooled))]);
     }
+}
+
+/// The lane of `lanes` that a cell travels on.
+fn lane(pooled: &Pooled, lanes: usize) -> usize {
+    pooled.ticket.header.channel as usize % lanes
 }
 
 #[cfg(test)]
@@ -130,7 +146,7 @@ mod tests {
                 Pooled { cell: Cell::own(free.take().unwrap()), ticket }
             })
             .collect();
-        sealer.run(&mut release, &mut links, &mut out, &mut free, &mut tally);
+        sealer.run(&mut release, 1, &mut links, &mut out, &mut free, &mut tally);
         assert_eq!((out.len(), tally.drops(Drop::LinkGone), tally.drops(Drop::LinkDown)), (1, 2, 1));
         assert!(links.link(old).is_none() && links.link(new).is_some());
         links.retire(old);
@@ -151,7 +167,7 @@ mod tests {
                 })
                 .collect();
             let before = sealer.rng.get_seed();
-            sealer.group(&mut release);
+            sealer.group(&mut release, 1);
             assert_ne!(sealer.rng.get_seed(), before);
             for link in [4, 6, 9] {
                 let group = release.iter().filter(|pooled| pooled.ticket.link == link);

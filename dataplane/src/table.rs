@@ -1,11 +1,10 @@
-//! Channels, as control installs them, and the ring of operations it does that with.
+//! Channels, as control installs them, and the operations it does that with ([`crate::ops`] carries them).
 //!
 //! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
 //! announces it. Windows and keys advance here and nowhere else.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 use wire::cell::{Direction, Header};
@@ -19,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::ledger::Drop;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
-use crate::sys::{self, Waker};
+use crate::sys;
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
@@ -130,45 +129,6 @@ pub enum ChannelKeys {
     },
     /// At the entry: every hop's, hop 1 first.
     Entry(Vec<HopSecrets>),
-}
-
-/// Control's end of the ring.
-pub struct OpSender {
-    ring: rtrb::Producer<Op>,
-    waker: Arc<Waker>,
-    pushed: u64,
-}
-
-impl OpSender {
-    /// Around a ring whose other end waits on `waker`.
-    pub fn new(ring: rtrb::Producer<Op>, waker: Arc<Waker>) -> OpSender {
-        OpSender { ring, waker, pushed: 0 }
-    }
-
-    /// Queues an operation; gives it back if the ring is full.
-    ///
-    /// # Errors
-    /// The operation.
-    pub fn send(&mut self, op: Op) -> Result<(), Op> {
-        self.ring.push(op).map_err(|rtrb::PushError::Full(op)| op)?;
-        self.pushed += 1;
-        Ok(())
-    }
-
-    /// Operations queued so far.
-    pub fn pushed(&self) -> u64 {
-        self.pushed
-    }
-
-    /// Operations that the worker has taken so far. It applies all it takes before it receives again.
-    pub fn taken(&self) -> u64 {
-        self.pushed - (self.ring.buffer().capacity() - self.ring.slots()) as u64
-    }
-
-    /// Wakes the worker.
-    pub fn signal(&self) {
-        self.waker.wake();
-    }
 }
 
 /// One direction of a channel at a hop: keys and window go together.
@@ -286,15 +246,21 @@ impl<C: ChannelState> Table<C> {
 impl<C> Table<C> {
     /// Adds a channel; one of the same index is replaced.
     pub fn install(&mut self, channel: u32, record: Record<C>) {
+        self.install_half(channel, record, [true, true]);
+    }
+
+    /// Adds a channel whose cells come here from the sides towards the entry and the exit, or from one of them: the
+    /// other's come to another worker, and must be unknown here, or its window would not see them.
+    pub fn install_half(&mut self, channel: u32, record: Record<C>, [from_up, from_down]: [bool; 2]) {
         self.remove(channel);
         let at = channel as usize;
         if self.records.len() <= at {
             self.records.resize_with(at + 1, || None);
         }
-        if let Some(up) = record.up {
+        if let Some(up) = record.up.filter(|_| from_up) {
             self.by_up.insert(up, channel);
         }
-        if let Some(down) = record.down {
+        if let Some(down) = record.down.filter(|_| from_down) {
             self.by_down.insert(down, channel);
         }
         self.records[at] = Some(record);

@@ -12,6 +12,7 @@ use dataplane::frame::FreeList;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
 use dataplane::io::{Port, Rx, Tx};
+use dataplane::lanes::Lanes;
 use dataplane::ledger::{Drop, Ledger, Tally};
 use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
@@ -406,6 +407,7 @@ impl World {
             shape: shape(),
             position: POSITION,
             mixing: "timed:t=1ms".parse().unwrap(),
+            lanes: Lanes::ONE,
             window: WINDOW as usize,
             hugepages: false,
         };

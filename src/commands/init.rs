@@ -55,6 +55,8 @@ pub struct Plan {
     pub caps: Caps,
     /// How cells get into the kernel.
     pub io: Io,
+    /// Lanes of each mix, 1 to 64: as many ports from its address on.
+    pub lanes: usize,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -105,6 +107,7 @@ impl Plan {
             receive_buffer: RECEIVE_BUFFER,
             caps: Caps::default(),
             io: Io::Auto,
+            lanes: 1,
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -195,7 +198,7 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
             setup: setup_public,
             mixing_delay_ms: delay.as_nanos().div_ceil(1_000_000) as u32,
             lifetime_s: plan.lifetime_s,
-            lanes: vec![hop.address],
+            lanes: lanes(hop.address, if role == NodeRole::Mix { plan.lanes } else { 1 })?,
         };
         let signed = descriptor
             .sign(&identity)
@@ -230,6 +233,12 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let mut configs = nodes.iter().map(config_path);
     let entry = configs.next().unwrap_or_default();
     Ok(Files { chain, entry, hops: configs.collect() })
+}
+
+/// So many lanes from an address on.
+fn lanes(address: SocketAddr, count: usize) -> Result<Vec<SocketAddr>, ConfigError> {
+    let all: Option<Vec<_>> = (0..count).map(|lane| dataplane::lanes::address(address, lane)).collect();
+    all.ok_or_else(|| ConfigError::Arguments(format!("{address}: {count} lanes need as many ports from there on")))
 }
 
 /// Writes a new file with these permissions; one that was there is removed, not reused, for its
@@ -281,7 +290,7 @@ fn tail(plan: &Plan) -> String {
     format!(
         "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
          {buffer}receive_buffer = {}   # bytes, per link socket\n\
-         # core = 0   # the worker stays on this core\n\
+         # cores = [0]   # the worker stays on this core; one for each lane, if there are several\n\
          # spin_us = 0   # after something came, look for more so long before sleeping\n\
          # hugepages = false   # frames on pages of 2 MB (madvise)\n\
          {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
@@ -382,10 +391,11 @@ fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
 /// base port on.
 fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
     let h = args.mixes + 1;
-    let base = args.base_port;
+    let (base, stride) = (args.base_port, usize::from(args.lanes));
+    let needed = (h - 1) * stride + 1;
     let port = |i: usize| {
         u16::try_from(usize::from(base) + i)
-            .map_err(|_| ConfigError::Arguments(format!("--base-port {base} leaves no {h} ports below 65536")))
+            .map_err(|_| ConfigError::Arguments(format!("--base-port {base} leaves no {needed} ports below 65536")))
     };
     if args.nodes.is_empty() {
         let host = match (args.host, args.ipv6) {
@@ -398,7 +408,7 @@ fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
             (None, true) => Ipv6Addr::LOCALHOST.into(),
             (None, false) => Ipv4Addr::LOCALHOST.into(),
         };
-        return (0..h).map(|i| Ok(SocketAddr::new(host, port(i + 1)?))).collect();
+        return (0..h).map(|i| Ok(SocketAddr::new(host, port(i * stride + 1)?))).collect();
     }
     if args.nodes.len() != h {
         return Err(ConfigError::Arguments(format!(
@@ -420,6 +430,14 @@ fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
     if let Some((i, twice)) = all.iter().enumerate().find(|(i, address)| all[..*i].contains(address)) {
         return Err(ConfigError::Arguments(format!("--node {twice} stands twice, the second time for node {}", i + 1)));
     }
+    for (i, mix) in all[..h - 1].iter().enumerate() {
+        let taken = lanes(*mix, stride)?;
+        if let Some(other) = all.iter().enumerate().find_map(|(j, at)| (j != i && taken.contains(at)).then_some(at)) {
+            return Err(ConfigError::Arguments(format!(
+                "--node {other} lies among the {stride} lanes of {mix}: leave as many ports between them"
+            )));
+        }
+    }
     Ok(all)
 }
 
@@ -433,6 +451,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         class: args.class,
         mixing: args.mixing,
         lifetime_s: args.lifetime,
+        lanes: usize::from(args.lanes),
         force: args.force,
         ..Plan::new(&addresses)
     };

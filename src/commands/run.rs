@@ -69,8 +69,9 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     let status = Bound::new(&loaded.config.status, &place)?;
     let (sockets, next) = sockets::open(&loaded, passed)?;
     let ready = ready_line(&loaded, &sockets);
+    let lanes = loaded.lanes();
     let Loaded { config, chain, keys } = loaded;
-    let node = Node::start(NodeSpec { role, position: config.position, next, chain, config, keys, sockets })?;
+    let node = Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
     let status = status.serve(node.reporter()).context("status socket")?;
     tracing::info!("{ready}");
     let mut trains = node.report().messages.trains;
@@ -170,9 +171,12 @@ fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
     let config = &loaded.config;
     let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
     let mut line = format!("ready: {} of chain {}", node_name(config.role(), config.position), loaded.chain.short_id());
-    for (name, socket) in [("up", &sockets.up), ("down", &sockets.down)] {
-        if let Some(socket) = socket {
+    for (name, sockets) in [("up", &sockets.up), ("down", &sockets.down)] {
+        if let Some(socket) = sockets.first() {
             line += &format!(", {name} {}", local(socket));
+        }
+        if sockets.len() > 1 {
+            line += &format!(" ({} lanes)", sockets.len());
         }
     }
     for (socket, listener) in &sockets.listeners {

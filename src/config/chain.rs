@@ -38,8 +38,10 @@ pub struct ChainNode {
     pub index: usize,
     /// The Ed25519 public key that signs its descriptors.
     pub identity: [u8; 32],
-    /// Where the previous hop reaches it; the descriptor's first lane.
+    /// Where the previous hop reaches it: its first lane.
     pub address: SocketAddr,
+    /// Its lanes: so many ports from that of `address` on.
+    pub lanes: usize,
     /// Its descriptor, verified.
     pub descriptor: Descriptor,
 }
@@ -175,5 +177,24 @@ fn node(
             "restore it; a node behind NAT is reached by `next` in the previous node's configuration",
         ));
     }
-    Ok(ChainNode { role, index, identity, address, descriptor })
+    let lanes = lanes(&descriptor, address).map_err(|what| {
+        source.wrong(&raw.descriptor, what, "ask its operator for a descriptor that `eddy init` made")
+    })?;
+    if lanes > 1 && role == NodeRole::Exit {
+        let what = format!("the descriptor gives the exit {lanes} lanes, and an exit has one");
+        return Err(source.wrong(&raw.descriptor, what, "ask its operator for a descriptor that `eddy init` made"));
+    }
+    Ok(ChainNode { role, index, identity, address, lanes, descriptor })
+}
+
+/// How many lanes begin at `address`: the descriptor's addresses of that host, which must be as many ports in a row
+/// (SPEC 4.7).
+fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> {
+    let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();
+    for (i, lane) in here.iter().enumerate() {
+        if dataplane::lanes::address(address, i) != Some(*lane) {
+            return Err(format!("lane {i} of {address} is published at {lane}, and lanes are ports in a row"));
+        }
+    }
+    Ok(here.len())
 }

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use dataplane::entry::Destination;
+use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
 use wire::kdf::x25519_public;
@@ -118,6 +119,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Over how many ports its links are spread.
+    pub fn lanes(&self) -> Lanes {
+        let of = |position| self.chain.node(position).map_or(1, |node| node.lanes);
+        Lanes { own: of(self.config.position), next: of(self.config.position + 1) }
+    }
+
     /// Reads `path` and the files it names.
     ///
     /// # Errors

@@ -37,7 +37,8 @@ pub struct NodeConfig {
     pub up: Option<SocketAddr>,
     /// Where cells to the next hop leave from; none means any port of any address.
     pub down: Option<SocketAddr>,
-    /// Where the next hop is reached, if not at its descriptor's address: `HOST:PORT`.
+    /// Where the next hop is reached, if not at its descriptor's address: `HOST:PORT`; its further lanes at the ports
+    /// after that.
     pub next: Option<String>,
     /// Width of replay windows.
     pub window: usize,
@@ -47,8 +48,9 @@ pub struct NodeConfig {
     pub offload: Offload,
     /// How cells get into the kernel.
     pub io: Io,
-    /// The core that the worker stays on; the system's choice unless set.
-    pub core: Option<usize>,
+    /// The cores that the workers stay on, in their order and then again from the first; the system's choice if none
+    /// is named.
+    pub cores: Vec<usize>,
     /// After something came, the worker looks for more so long before it sleeps.
     pub spin: Duration,
     /// Frames on huge pages.
@@ -144,7 +146,7 @@ struct Raw {
     receive_buffer: Option<Spanned<i64>>,
     offload: Option<Spanned<String>>,
     io: Option<Spanned<String>>,
-    core: Option<Spanned<i64>>,
+    cores: Option<Spanned<Vec<Spanned<i64>>>>,
     spin_us: Option<Spanned<i64>>,
     hugepages: Option<Spanned<bool>>,
     renew_after_s: Option<Spanned<i64>>,
@@ -247,12 +249,7 @@ impl NodeConfig {
             receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
             offload: word(source, raw.offload.as_ref())?,
             io: word(source, raw.io.as_ref())?,
-            core: raw
-                .core
-                .as_ref()
-                .map(|core| source.required("core", core, 0..1024))
-                .transpose()?
-                .map(|core| core as usize),
+            cores: list(raw.cores.as_ref(), |core| source.required("cores", core, 0..1024).map(|core| core as usize))?,
             spin: Duration::from_micros(source.number("spin_us", raw.spin_us.as_ref(), 0..100_001, 0)? as u64),
             hugepages: raw.hugepages.as_ref().is_some_and(|wanted| *wanted.get_ref()),
             renew_after: Duration::from_secs(renew_after_s as u64),
@@ -293,16 +290,13 @@ impl Raw {
             settings.chain([("up", self.up.as_ref()), ("down", self.down.as_ref()), ("next", self.next.as_ref())]);
         let settings = settings.chain([("mixing", self.mixing.as_ref())]);
         let settings = settings.filter_map(|(key, value)| Some((key, value?.span())));
-        let numbers = [
-            ("position", Some(&self.position)),
-            ("receive_buffer", self.receive_buffer.as_ref()),
-            ("core", self.core.as_ref()),
-        ];
+        let numbers = [("position", Some(&self.position)), ("receive_buffer", self.receive_buffer.as_ref())];
         let numbers = numbers.into_iter().filter_map(|(key, value)| Some((key, value?.span())));
+        let cores = self.cores.iter().map(|list| ("cores", list.span()));
         let forwards = self.forward.iter().flat_map(|list| list.get_ref());
         let forwards = forwards.map(|forward| ("forward", forward.listen.span()));
         let pymix = self.pymix.iter().flat_map(|list| list.get_ref()).map(|value| ("pymix", value.span()));
-        let all = settings.chain(numbers).chain(forwards).chain(pymix);
+        let all = settings.chain(numbers).chain(cores).chain(forwards).chain(pymix);
         all.filter_map(|(key, span)| Some((key, source.at(span).line?))).collect()
     }
 
@@ -413,9 +407,9 @@ fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<V
     Ok(all)
 }
 
-fn list<T>(
-    raw: Option<&Spanned<Vec<Spanned<String>>>>,
-    read: impl Fn(&Spanned<String>) -> Result<T, ConfigError>,
+fn list<T, R>(
+    raw: Option<&Spanned<Vec<Spanned<R>>>>,
+    read: impl Fn(&Spanned<R>) -> Result<T, ConfigError>,
 ) -> Result<Vec<T>, ConfigError> {
     raw.map(|list| list.get_ref().as_slice()).unwrap_or_default().iter().map(read).collect()
 }

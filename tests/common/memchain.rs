@@ -4,7 +4,7 @@
 //! passes through here on its way, so that a test knows all keys and can hold a model against all bytes.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -17,14 +17,17 @@ use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemApps, MemNet};
+use dataplane::lanes::{self, Lanes};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::Mix;
+use dataplane::mix::crew::{self, crew};
+use dataplane::ops::OpSender;
 use dataplane::pool::Mixing;
 use dataplane::punt::PuntSender;
 use dataplane::runner::Worker;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelKeys, Op, OpSender};
+use dataplane::table::{ChannelKeys, Op};
 use dataplane::{Nanos, SECOND};
 use eddy::join::{Joint, Note};
 use rand::{Rng, SeedableRng};
@@ -40,6 +43,8 @@ pub const EPOCH_S: u64 = 1_800_000_000;
 pub struct Plan {
     pub class: Class,
     pub mixes: usize,
+    /// Lanes of each mix; the exit has one.
+    pub lanes: Vec<usize>,
     pub mixing: Mixing,
     pub channels: usize,
     pub lifetime_s: u16,
@@ -55,6 +60,7 @@ impl Default for Plan {
         Plan {
             class: Class::S,
             mixes: 3,
+            lanes: vec![1; 3],
             mixing: Mixing::default(),
             channels: 4,
             lifetime_s: 3600,
@@ -63,6 +69,13 @@ impl Default for Plan {
             timing: Timing::default(),
             destination: app(9, 9000),
         }
+    }
+}
+
+impl Plan {
+    /// Lanes of the node at a position.
+    fn lanes(&self, position: usize) -> usize {
+        position.checked_sub(1).and_then(|i| self.lanes.get(i)).copied().unwrap_or(1)
     }
 }
 
@@ -80,10 +93,10 @@ pub struct Keys {
 
 struct Node {
     joint: Joint,
-    from_control: rtrb::Consumer<Op>,
-    to_worker: rtrb::Producer<Op>,
-    worker: Box<dyn Worker>,
-    ledger: Arc<Mutex<Ledger>>,
+    /// What control says to each worker, and what that worker hears.
+    ops: Vec<(rtrb::Consumer<Op>, rtrb::Producer<Op>)>,
+    workers: Vec<Box<dyn Worker>>,
+    ledgers: Vec<Arc<Mutex<Ledger>>>,
     control_wake: Duration,
     worker_wake: Nanos,
 }
@@ -119,6 +132,11 @@ pub struct Chain {
 pub fn link_address(position: usize, side: Side) -> SocketAddr {
     let host = if side == Side::Up { 1 } else { 2 };
     SocketAddr::from(([10, 0, position as u8, host], 4000))
+}
+
+/// Address of a lane of a node.
+pub fn lane_address(position: usize, lane: usize) -> SocketAddr {
+    lanes::address(link_address(position, Side::Up), lane).unwrap()
 }
 
 /// Address of an application.
@@ -160,7 +178,7 @@ impl Chain {
                 setup: keys[i].1.1,
                 mixing_delay_ms: if i == shape.hops() { 0 } else { plan.mixing.largest_delay().as_millis() as u32 },
                 lifetime_s: plan.lifetime_s,
-                lanes: vec![link_address(i, Side::Up)],
+                lanes: (0..plan.lanes(i)).map(|lane| lane_address(i, lane)).collect(),
             })
             .collect();
         let (links, apps) = (MemNet::default(), MemNet::default());
@@ -237,20 +255,30 @@ impl Chain {
         };
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
-        let (ops, from_control) = rtrb::RingBuffer::new(4096);
-        let (to_worker, worker_ops) = rtrb::RingBuffer::new(4096);
-        let (punts, from_worker) = rtrb::RingBuffer::new(256);
-        let waker = Arc::new(Waker::new().unwrap());
-        let punts = PuntSender::new(punts, waker.clone());
+        let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
+        let (mut rings, mut ops, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
+        for _ in 0..lanes.own {
+            let (to_test, from_control) = rtrb::RingBuffer::new(4096);
+            let (to_worker, worker_ops) = rtrb::RingBuffer::new(4096);
+            let (to_control, from_worker) = rtrb::RingBuffer::new(256);
+            let waker = Arc::new(Waker::new().unwrap());
+            rings.push((to_test, waker.clone()));
+            ops.push((from_control, to_worker));
+            punts.push(from_worker);
+            ears.push_back((worker_ops, PuntSender::new(to_control, waker.clone()), waker));
+        }
+        let joint = Joint::new(control, OpSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
-        let (worker, ledger): (Box<dyn Worker>, _) = match position {
+        let (workers, ledgers): (Vec<Box<dyn Worker>>, Vec<_>) = match position {
             0 => {
+                let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
                     listeners: vec![Listener::Forward(Destination::Ip(plan.destination)), Listener::Pymix],
                     window,
                     hugepages: false,
+                    next_lanes: lanes.next,
                     mixing_round_trip: plan.mixing.largest_delay() * 2 * plan.mixes as u32,
                     flow_idle: Duration::from_secs(300),
                 };
@@ -258,9 +286,10 @@ impl Chain {
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
                 let entry = Entry::new(settings, port(Side::Down), apps, worker_ops, punts, [seeds(), seeds()], now);
                 let ledger = entry.published();
-                (Box::new(entry), ledger)
+                (vec![Box::new(entry)], vec![ledger])
             }
             _ if exit => {
+                let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
@@ -272,26 +301,35 @@ impl Chain {
                 let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
                 let exit = Exit::new(settings, port(Side::Up), apps, worker_ops, punts, [seeds(), seeds()], now);
                 let ledger = exit.published();
-                (Box::new(exit), ledger)
+                (vec![Box::new(exit)], vec![ledger])
             }
             _ => {
                 let settings =
-                    dataplane::mix::Settings { shape, position, mixing: plan.mixing, window, hugepages: false };
-                let ports = (port(Side::Up), port(Side::Down));
-                let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
-                let ledger = mix.published();
-                (Box::new(mix), ledger)
+                    dataplane::mix::Settings { shape, position, mixing: plan.mixing, lanes, window, hugepages: false };
+                if lanes.own == 1 {
+                    let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                    let ports = (port(Side::Up), port(Side::Down));
+                    let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
+                    let ledger = mix.published();
+                    (vec![Box::new(mix)], vec![ledger])
+                } else {
+                    let places = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
+                        let (up, down) = (lane_address(position, edge), link_address(position, Side::Down));
+                        let up = self.links.port(up, lengths(shape, position, Side::Up));
+                        let next = lane_address(position + 1, edge);
+                        let down = match lanes.downs() {
+                            1 => (edge == 0).then(|| port(Side::Down)),
+                            _ => Some(self.links.connected(down, next, lengths(shape, position, Side::Down))),
+                        };
+                        crew::Place { up, down, ops, punts, waker, rng: seeds() }
+                    });
+                    let workers = crew(settings, places.collect(), [seeds(), seeds()], now);
+                    let ledgers = workers.iter().map(|worker| worker.published()).collect();
+                    (workers.into_iter().map(|worker| Box::new(worker) as Box<dyn Worker>).collect(), ledgers)
+                }
             }
         };
-        Node {
-            joint: Joint::new(control, OpSender::new(ops, waker), from_worker),
-            from_control,
-            to_worker,
-            worker,
-            ledger,
-            control_wake: Duration::ZERO,
-            worker_wake: 0,
-        }
+        Node { joint, ops, workers, ledgers, control_wake: Duration::ZERO, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -305,8 +343,9 @@ impl Chain {
             for position in 0..self.nodes.len() {
                 let node = &mut self.nodes[position];
                 if self.asleep.contains(&position) {
-                    for side in [Side::Up, Side::Down] {
-                        while self.links.receive(link_address(position, side)).is_some() {}
+                    let ups = (0..self.plan.lanes(position)).map(|lane| lane_address(position, lane));
+                    for at in ups.chain([link_address(position, Side::Down)]) {
+                        while self.links.receive(at).is_some() {}
                     }
                     (node.control_wake, node.worker_wake) = (Duration::MAX, Nanos::MAX);
                     continue;
@@ -322,17 +361,21 @@ impl Chain {
                     Note::Resolve { .. } => {}
                 };
                 node.control_wake = node.joint.turn(now, wall, &mut send, &mut note);
-                while !self.held_up.contains(&position)
-                    && let Ok(mut op) = node.from_control.pop()
-                {
-                    moved = true;
-                    if let Op::InstallChannel { first, .. } = &mut op {
-                        *first = self.plan.first;
+                for (from_control, to_worker) in &mut node.ops {
+                    while !self.held_up.contains(&position)
+                        && let Ok(mut op) = from_control.pop()
+                    {
+                        moved = true;
+                        if let Op::InstallChannel { first, .. } = &mut op {
+                            *first = self.plan.first;
+                        }
+                        self.keys.learn(position, &op);
+                        to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
                     }
-                    self.keys.learn(position, &op);
-                    node.to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
                 }
-                node.worker_wake = node.worker.turn(self.now).unwrap_or(Nanos::MAX);
+                let wakes = node.workers.iter_mut().map(|worker| worker.turn(self.now).unwrap_or(Nanos::MAX));
+                node.worker_wake = wakes.min().unwrap();
+                moved |= node.workers.len() > 1 && node.worker_wake <= self.now;
             }
             if !moved && before == (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting()) {
                 return;
@@ -385,8 +428,13 @@ impl Chain {
         std::iter::from_fn(|| self.apps.receive(at)).collect()
     }
 
+    /// One for each worker of a node.
+    pub fn ledgers(&self, position: usize) -> Vec<Ledger> {
+        self.nodes[position].ledgers.iter().map(|ledger| *ledger.lock().unwrap()).collect()
+    }
+
     pub fn ledger(&self, position: usize) -> Ledger {
-        *self.nodes[position].ledger.lock().unwrap()
+        self.ledgers(position).into_iter().reduce(|sum, reading| sum.and(&reading)).unwrap()
     }
 
     /// What a node's control has refused, by name.

@@ -34,6 +34,8 @@ pub const PROBE: &[u8] = b"is anybody there? ";
 /// What a chain is made with.
 pub struct Plan {
     pub mixes: usize,
+    /// Lanes of each mix; without taps.
+    pub lanes: usize,
     pub class: Class,
     pub mixing: Mixing,
     pub channels: usize,
@@ -57,6 +59,7 @@ impl Default for Plan {
     fn default() -> Plan {
         Plan {
             mixes: 2,
+            lanes: 1,
             class: Class::S,
             mixing: "timed:t=2ms".parse().expect("a mixing"),
             channels: 2,
@@ -116,10 +119,11 @@ impl Nodes {
         let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
         sink.set_read_timeout(Some(PATIENCE)).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, i)).collect();
+        let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, 1 + (i - 1) * plan.lanes)).collect();
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
         made.io = super::command::io();
+        made.lanes = plan.lanes;
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
         made.allow.extend(&plan.allow);
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
@@ -195,7 +199,7 @@ impl Nodes {
 
     /// The link port of a node towards the previous hop.
     pub fn up(&self, position: usize) -> SocketAddr {
-        SocketAddr::new(self.host, 4700 + position as u16)
+        SocketAddr::new(self.host, 4701 + ((position - 1) * self.plan.lanes) as u16)
     }
 
     /// The link port of a node towards the next hop.

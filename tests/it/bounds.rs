@@ -1,13 +1,16 @@
 //! Whole chains in memory at the bounds of their tables.
 
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::entry::WAITING_MAX;
 use dataplane::io::mem::Datagram;
-use dataplane::ledger::{Drop, Ledger};
+use dataplane::ledger::{Drop, Ledger, Pair};
+use dataplane::links::Side;
 
-use crate::common::memchain::{Chain, Plan, app, pymix_listener};
+use crate::common::memchain::{Chain, Plan, app, forward_listener, link_address, pymix_listener};
 
 const SETTLED: Duration = Duration::from_millis(200);
 
@@ -99,6 +102,84 @@ fn an_exit_without_descriptors_keeps_its_flows_and_takes_more_when_there_are_som
     chain.send(new, b"4");
     chain.run(SETTLED);
     assert_eq!(chain.receive(chain.plan.destination).len(), 1);
+    chain.assert_closed();
+}
+
+/// More than one datagram, and fewer than anything holds.
+const SOME: usize = 50;
+
+#[test]
+fn what_an_end_cannot_send_on_it_does_not_read() {
+    let mut chain = Chain::new(Plan { channels: 1, ..Plan::default() });
+    chain.open();
+    let (client, destination) = (app(100, 1), chain.plan.destination);
+    chain.send(client, b"the flow is open");
+    chain.run(SETTLED);
+    let exit = chain.receive(destination)[0].from;
+    for (node, from, to, reads_it) in [(0, client, forward_listener(), destination), (4, destination, exit, client)] {
+        let read = |chain: &Chain| {
+            let Pair { forward, backward } = chain.ledger(node).datagrams;
+            if node == 0 { forward.received } else { backward.received }
+        };
+        let before = read(&chain);
+        chain.links.block(true);
+        for number in 0..=SOME as u8 {
+            chain.apps.send(Datagram { from, to, bytes: vec![number] });
+            chain.run(Duration::from_millis(1));
+        }
+        assert_eq!((read(&chain) - before, chain.apps.waiting()), (1, SOME), "node {node}");
+        chain.links.block(false);
+        chain.run(SETTLED);
+        let numbers: Vec<_> = chain.receive(reads_it).into_iter().map(|datagram| datagram.bytes[0]).collect();
+        assert!(numbers.into_iter().eq(0..=SOME as u8), "node {node}: all arrive, in order");
+    }
+    chain.assert_lossless();
+}
+
+#[test]
+fn what_a_mix_cannot_send_on_it_does_not_read() {
+    let mut chain = Chain::new(Plan { channels: 1, ..Plan::default() });
+    chain.open();
+    let (client, destination) = (app(100, 1), chain.plan.destination);
+    chain.send(client, b"the flow is open");
+    chain.run(SETTLED);
+    let exit = chain.receive(destination)[0].from;
+    for (side, from, to, reads_it) in
+        [(Side::Up, client, forward_listener(), destination), (Side::Down, destination, exit, client)]
+    {
+        // The cells wait in front of the mix, each a datagram of its own.
+        let held = Rc::new(RefCell::new(Vec::new()));
+        let (hold, armed) = (held.clone(), Rc::new(Cell::new(true)));
+        let holds = armed.clone();
+        chain.tap(move |datagram| {
+            if !holds.get() || datagram.to != link_address(2, side) {
+                return vec![datagram];
+            }
+            hold.borrow_mut().push(datagram);
+            Vec::new()
+        });
+        for number in 0..=SOME as u8 {
+            chain.apps.send(Datagram { from, to, bytes: vec![number; 150] });
+            chain.run(Duration::from_millis(1));
+        }
+        chain.run(SETTLED);
+        armed.set(false);
+        let read = |chain: &Chain| {
+            let Pair { forward, backward } = chain.ledger(2).cells;
+            if side == Side::Up { forward.received } else { backward.received }
+        };
+        let before = read(&chain);
+        chain.links.block(true);
+        for datagram in held.take() {
+            chain.links.send(datagram);
+            chain.run(Duration::from_millis(5));
+        }
+        assert_eq!((read(&chain) - before, chain.links.waiting()), (1, SOME), "{side:?}");
+        chain.links.block(false);
+        chain.run(SETTLED);
+        let numbers: Vec<_> = chain.receive(reads_it).into_iter().map(|datagram| datagram.bytes[0]).collect();
+        assert!(numbers.into_iter().eq(0..=SOME as u8), "{side:?}: all arrive, in order");
+    }
     chain.assert_closed();
 }
 

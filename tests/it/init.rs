@@ -13,6 +13,11 @@ fn init_refuses_what_cannot_work_and_writes_nothing() {
         ("init new --host ::1 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
         ("init new --ipv6 --host 127.0.0.1", &["--host 127.0.0.1 is IPv4"]),
         ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),
+        (
+            "init new --mixes 1 --lanes 2 --node 192.0.2.1:4701 --node 192.0.2.1:4702",
+            &["--node 192.0.2.1:4702 lies among the 2 lanes of 192.0.2.1:4701", "leave as many ports between them"],
+        ),
+        ("init new --mixes 1 --lanes 2 --node 192.0.2.1:65535 --node 192.0.2.2:1", &["2 lanes need as many ports"]),
         ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["192.0.2.1:x", "write IP, IP:PORT"]),
         ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["192.0.2.1:5 stands twice"]),
         ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["node 1 at 192.0.2.1:0", "port"]),

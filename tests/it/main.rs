@@ -12,6 +12,7 @@ mod documents;
 mod enduring;
 mod hostile;
 mod init;
+mod lanes;
 mod load;
 mod memory;
 mod mistakes;

@@ -70,6 +70,52 @@ fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_cl
 }
 
 #[test]
+fn lanes_carry_traffic_both_ways_in_order_and_one_pool_mixes_what_they_bring() {
+    for lanes in [[2, 2, 2], [2, 1, 3], [3, 3, 1], [1, 2, 4]] {
+        let mixing = "threshold-or-timed:n=64,n_min=1,t=2ms".parse().unwrap();
+        let mut chain = Chain::new(Plan { lanes: lanes.to_vec(), channels: 16, mixing, ..Plan::default() });
+        chain.open();
+        exchange(&mut chain, 32, 20, 100);
+        chain.assert_lossless();
+        for (position, lanes) in (1..).zip(lanes) {
+            let edges = chain.ledgers(position);
+            assert_eq!(edges.len(), lanes);
+            assert!(edges.iter().all(|edge| edge.cells.forward.received > 0), "forward cells spread at mix {position}");
+            let ledger = chain.ledger(position);
+            assert_eq!((ledger.gauges.channels, ledger.gauges.links), (16, 2));
+            let batches = ledger.batches;
+            assert!(batches.channels > 5 * batches.count, "a release mixes channels of all lanes: {batches:?}");
+        }
+    }
+}
+
+#[test]
+fn channels_on_lanes_end_everywhere_and_control_hears_of_each_once() {
+    let mut chain = Chain::new(Plan { lanes: vec![2, 3, 2], channels: 12, lifetime_s: 60, ..Plan::default() });
+    chain.open();
+    exchange(&mut chain, 12, 20, 100);
+    // Three generations of channels, over indices that are used again.
+    chain.run(Duration::from_secs(200));
+    chain.assert_lossless();
+    for client in 0..24 {
+        chain.send(app(101, 1000 + client), b"still there");
+    }
+    chain.run(Duration::from_millis(100));
+    assert_eq!(chain.receive(chain.plan.destination).len(), 24);
+    chain.assert_lossless();
+    chain.asleep.insert(0);
+    chain.run(Duration::from_secs(70));
+    for position in 1..=3 {
+        assert_eq!(chain.ledger(position).gauges.channels, 0, "mix {position}");
+        let ended = chain.notes.iter().filter(|note| note.starts_with(&format!("{position}: ChannelClosed"))).count();
+        let opened = chain.notes.iter().filter(|note| note.starts_with(&format!("{position}: ChannelOpen"))).count();
+        assert_eq!(ended, opened, "mix {position}");
+        assert!(opened >= 36);
+    }
+    chain.assert_closed();
+}
+
+#[test]
 fn datagrams_of_every_size_arrive_whole() {
     let mut chain = Chain::new(Plan { class: Class::L, ..Plan::default() });
     chain.open();
@@ -91,6 +137,17 @@ fn datagrams_of_every_size_arrive_whole() {
     assert!(chain.receive(chain.plan.destination).is_empty());
     assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::Drop::TooLarge), 1);
     assert!(chain.notes.iter().any(|note| note.contains("TooLarge")), "the operator is told");
+    // The same from the other side.
+    chain.send(client, b"question");
+    chain.run(Duration::from_millis(50));
+    let [question] = &chain.receive(chain.plan.destination)[..] else { panic!("one question") };
+    for size in [10_561, 65_507] {
+        let answer = dataplane::io::mem::Datagram { from: question.to, to: question.from, bytes: vec![0; size] };
+        chain.apps.send(answer);
+    }
+    chain.run(Duration::from_millis(50));
+    assert!(chain.receive(client).is_empty());
+    assert_eq!(chain.ledger(4).datagrams.backward.drops(dataplane::ledger::Drop::TooLarge), 2);
     chain.assert_closed();
 }
 

@@ -40,7 +40,16 @@ fn cells(chain: &Chain, node: usize, direction: Direction) -> Tally {
 
 /// An open chain, and a switch for what `change` makes of each cell that comes to `at`.
 fn tampered(at: SocketAddr, change: impl Fn(Datagram) -> Vec<Datagram> + 'static) -> (Chain, Rc<Cell<bool>>) {
-    let mut chain = Chain::new(Plan::default());
+    tampered_of(Plan::default(), at, change)
+}
+
+/// The same of a plan.
+fn tampered_of(
+    plan: Plan,
+    at: SocketAddr,
+    change: impl Fn(Datagram) -> Vec<Datagram> + 'static,
+) -> (Chain, Rc<Cell<bool>>) {
+    let mut chain = Chain::new(plan);
     chain.open();
     let armed = Rc::new(Cell::new(false));
     let switch = armed.clone();
@@ -88,6 +97,39 @@ fn a_flipped_bit_is_refused_forward_at_the_next_hop_and_backward_at_the_entry() 
         assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}: and nothing is broken");
         chain.assert_closed();
     }
+}
+
+/// Sends two datagrams, the first of which is lost before anything can come back; where the second comes from.
+fn behind_a_lost_one(chain: &mut Chain, armed: &Cell<bool>) -> SocketAddr {
+    let client = app(100, 1);
+    armed.set(true);
+    chain.send(client, b"lost");
+    chain.settle();
+    armed.set(false);
+    chain.send(client, b"behind it");
+    chain.run(Duration::from_millis(40));
+    let came = chain.receive(chain.plan.destination);
+    assert_eq!(came.iter().map(|d| &d.bytes[..]).collect::<Vec<_>>(), [b"behind it"]);
+    assert_eq!(chain.ledger(4).datagrams.forward.drops(Drop::Flow), 0, "the exit knew its flow");
+    came[0].from
+}
+
+#[test]
+fn a_datagram_behind_a_lost_open_or_a_lost_move_arrives() {
+    let at = link_address(1, Side::Up);
+    let plan = Plan { channels: 1, lifetime_s: 400, ..Plan::default() };
+    let (mut chain, armed) = tampered_of(plan, at, |_| Vec::new());
+    let port = behind_a_lost_one(&mut chain, &armed);
+    // The flow is open, and moves to the channel that replaces its own.
+    let deadline = chain.now + 400 * dataplane::SECOND;
+    while chain.keys.channels.len() < 2 {
+        assert!(chain.now < deadline, "{:#?}", chain.notes);
+        chain.send(app(100, 1), b"not idle");
+        chain.run(Duration::from_secs(1));
+        assert_eq!(chain.receive(chain.plan.destination).len(), 1);
+    }
+    assert_eq!(behind_a_lost_one(&mut chain, &armed), port, "it was moved, not opened anew");
+    chain.assert_closed();
 }
 
 #[test]
@@ -220,4 +262,38 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
     }
     assert_eq!(exchange(&mut chain), (1, 1));
     chain.assert_closed();
+}
+
+#[test]
+fn a_cell_played_again_on_another_lane_is_unknown_there() {
+    // Lane k of a mix is at the k-th port; cells that come back to one come from as many.
+    let other = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() ^ 1);
+    for backward in [false, true] {
+        let mixing = "timed:t=1ms".parse().unwrap();
+        let mut chain = Chain::new(Plan { lanes: vec![2, 2, 2], channels: 8, mixing, ..Plan::default() });
+        chain.open();
+        let armed = Rc::new(Cell::new(false));
+        let switch = armed.clone();
+        chain.tap(move |datagram| {
+            let Datagram { from, to, .. } = &datagram;
+            let comes_back = *to == link_address(1, Side::Down);
+            let again = match backward {
+                false if to.ip() == link_address(2, Side::Up).ip() => {
+                    Some(Datagram { to: other(*to), ..datagram.clone() })
+                }
+                true if comes_back => Some(Datagram { from: other(*from), ..datagram.clone() }),
+                _ => None,
+            };
+            let again = again.filter(|_| switch.get() && !handshake_length(datagram.bytes.len()));
+            std::iter::once(datagram).chain(again).collect()
+        });
+        assert_eq!(exchange(&mut chain), (1, 1));
+        armed.set(true);
+        for _ in 0..4 {
+            assert_eq!(exchange(&mut chain), (1, 1), "each arrives once");
+        }
+        let (node, direction) = if backward { (1, Direction::Backward) } else { (2, Direction::Forward) };
+        assert!(cells(&chain, node, direction).drops(Drop::Channel) >= 4);
+        chain.assert_closed();
+    }
 }

@@ -41,6 +41,8 @@ pub struct Wanted {
     pub receive_buffer: usize,
     /// Whether cells travel in trains.
     pub offload: Offload,
+    /// Whether those it sends to take trains.
+    pub sink_trains: bool,
     /// More of its command line.
     pub arguments: Vec<String>,
     /// More of its environment.

@@ -59,6 +59,10 @@ pub struct HopArgs {
     /// Whether the mix's cells travel in trains
     #[arg(long, default_value_t = Offload::Auto)]
     pub offload: Offload,
+    /// The sink takes no trains, as many programs do and as behind a network card that does not cut them: the kernel
+    /// cuts them before they leave
+    #[arg(long)]
+    pub lone_sink: bool,
     /// How the mix talks to the kernel, where it has a choice (`eddy mix --io`)
     #[arg(long)]
     pub io: Option<String>,
@@ -121,6 +125,7 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         class: args.class.name(),
         engine: bench.engine,
         offload: args.offload.to_string(),
+        lone_sink: args.lone_sink,
         trains: bench.trains,
         io: args.io.clone(),
         machine,
@@ -159,6 +164,7 @@ impl Bench<'_> {
             mixing: format!("threshold-or-timed:n={},n_min=1,t=20ms", group.pool).parse()?,
             receive_buffer: self.buffer,
             offload: args.offload,
+            sink_trains: !args.lone_sink,
             arguments,
             environment: args.engine.iter().map(|engine| ("EDDY_AEAD".to_owned(), engine.clone())).collect(),
             program: args.eddy.clone(),

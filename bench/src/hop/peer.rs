@@ -61,18 +61,27 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The entry (`Side::Down`) or the exit (`Side::Up`) of a chain of one mix.
+    /// The entry (`Side::Down`) or the exit (`Side::Up`) of a chain of one mix. Its socket holds so many bytes, and takes
+    /// trains or not.
     ///
     /// # Errors
     /// The socket cannot be had.
-    pub fn new(config: Config, side: Side, socket: UdpSocket, mix: SocketAddr, buffer: usize) -> anyhow::Result<Peer> {
+    pub fn new(
+        config: Config,
+        side: Side,
+        socket: UdpSocket,
+        mix: SocketAddr,
+        (buffer, trains): (usize, bool),
+    ) -> anyhow::Result<Peer> {
         let shape = config.shape;
         let clock = Instant::now();
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|why| anyhow::anyhow!("no randomness from the system: {why}"))?;
         let control = Control::new(config, ChaCha20Rng::from_seed(seed), Duration::ZERO).context("a neighbour")?;
         socket.set_nonblocking(true)?;
-        sys::join_trains(&socket)?;
+        if trains {
+            sys::join_trains(&socket)?;
+        }
         sys::size_receive_buffer(&socket, buffer)?;
         Ok(Peer {
             control,

@@ -1,8 +1,8 @@
 //! The blaster and the sink, in one thread: a burst leaves memory, and what comes of it is counted.
 //!
-//! The sink takes trains and copies only the first cell of each: its work is not measured. A look at that one cell
-//! now and then shows that what arrives is what was sent. Never more is under way than the relay's receive buffer
-//! holds, so nothing need be lost; what is lost all the same is counted.
+//! The sink takes trains (unless told not to) and copies only the first cell of each: its work is not measured. A look
+//! at that one cell now and then shows that what arrives is what was sent. Never more is under way than the relay's
+//! receive buffer holds, so nothing need be lost; what is lost all the same is counted.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -130,13 +130,12 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// For datagrams of one length.
+    /// For datagrams of one length, in trains if the socket joins them.
     ///
     /// # Errors
     /// No descriptor is left.
     pub fn new(socket: &UdpSocket, cell_len: usize) -> io::Result<Sink> {
         let socket = socket.try_clone()?;
-        sys::join_trains(&socket)?;
         socket.set_nonblocking(true)?;
         Ok(Sink { socket, cell_len, buffers: vec![[0; LEN_MAX]; MESSAGES_MAX] })
     }

@@ -42,6 +42,7 @@ pub struct Rig {
     inbox: Inbox,
     cores: Cores,
     buffer: usize,
+    sink_trains: bool,
     refreshed: Instant,
 }
 
@@ -95,8 +96,8 @@ impl Rig {
         let mix = Mix::start(wanted, exit.local_addr()?, cores)?;
         let [entry, at_exit] = mix.neighbours()?;
         let shape = entry.shape;
-        let buffer = wanted.receive_buffer;
-        let exit = Peer::new(at_exit, Side::Up, exit, mix.down, buffer)?;
+        let (buffer, sink_trains) = (wanted.receive_buffer, wanted.sink_trains);
+        let exit = Peer::new(at_exit, Side::Up, exit, mix.down, (buffer, sink_trains))?;
         let rng = ChaCha8Rng::seed_from_u64(7);
         let mut rig = Rig {
             shape,
@@ -107,6 +108,7 @@ impl Rig {
             inbox: Inbox::new(),
             cores,
             buffer,
+            sink_trains,
             refreshed: Instant::now(),
             mix,
         };
@@ -118,7 +120,7 @@ impl Rig {
                     None => rig.mix.neighbours()?.into_iter().next().context("two neighbours")?,
                 };
                 let socket = UdpSocket::bind("127.0.0.1:0")?;
-                rig.entries.push(Peer::new(config, Side::Down, socket, rig.mix.up, buffer)?);
+                rig.entries.push(Peer::new(config, Side::Down, socket, rig.mix.up, (buffer, sink_trains))?);
             }
             let up = |rig: &Rig| rig.entries.iter().filter(|entry| entry.outgoing().is_some()).count();
             rig.await_all("links", |rig| (up(rig), rig.entries.len()))?;
@@ -317,6 +319,9 @@ impl Rig {
         let lens = (self.shape.cell_len(direction, link_in), self.shape.cell_len(direction, link_out));
         let end = UdpSocket::bind("127.0.0.1:0")?;
         dataplane::sys::size_receive_buffer(&end, self.buffer)?;
+        if self.sink_trains {
+            dataplane::sys::join_trains(&end)?;
+        }
         let mut sink = Sink::new(&end, lens.1)?;
         let (to, buffer, core) = (end.local_addr()?, self.buffer, self.cores.relay);
         let relay = Relay::start(Plan { kind, to, lens, packets, buffer, core })?;

@@ -248,6 +248,8 @@ pub struct Rows {
     pub engine: String,
     /// As asked for.
     pub offload: String,
+    /// Whether the sink took no trains.
+    pub lone_sink: bool,
     /// Whether the mix's cells left in trains, at the end.
     pub trains: bool,
     /// As asked for.

@@ -36,6 +36,9 @@ pub struct PathArgs {
     /// Channels that the entry keeps up
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub channels: u32,
+    /// Lanes of each mix
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub lanes: u8,
     /// Client sockets, each a flow
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub flows: u32,
@@ -82,13 +85,44 @@ struct Row {
     generator_bound: bool,
 }
 
+/// What a node's cells cost it.
+#[derive(Debug, Serialize)]
+struct NodeCost {
+    node: String,
+    /// Cells that passed through it, both ways.
+    cells: u64,
+    /// Processor time of the process, all of its threads, for each of them.
+    cell_ns: u64,
+}
+
+impl NodeCost {
+    /// From a node's report.
+    fn of(node: &Value) -> NodeCost {
+        let cells = ["forward", "backward"].iter().map(|direction| {
+            let tally = &node["ledger"]["cells"][direction];
+            // An entry makes the forward ones, an exit the backward ones.
+            tally["received"].as_u64().unwrap_or(0).max(tally["injected"].as_u64().unwrap_or(0))
+        });
+        let cells: u64 = cells.sum();
+        let (role, index) = (node["role"].as_str().unwrap_or_default(), &node["index"]);
+        NodeCost {
+            node: if role == "mix" { format!("mix{index}") } else { role.to_owned() },
+            cells,
+            cell_ns: (1e9 * node["cpu_s"].as_f64().unwrap_or(0.0) / cells.max(1) as f64).round() as u64,
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Rows {
     rows: Vec<Row>,
     mixing: String,
     mixes: u32,
+    lanes: u8,
     channels: u32,
     flows: u32,
+    /// What a cell cost each node, over all rows.
+    nodes: Vec<NodeCost>,
     /// Every ledger of the chain closed at its end.
     closed: bool,
     cores: usize,
@@ -120,14 +154,16 @@ pub fn run(args: &PathArgs) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
-    let closed = chain.end()?;
+    let (nodes, closed) = chain.end()?;
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let rows = Rows {
         rows,
         mixing: args.mixing.to_string(),
         mixes: 3,
+        lanes: args.lanes,
         channels: args.channels,
         flows: args.flows,
+        nodes,
         closed,
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
@@ -203,10 +239,12 @@ fn people(rows: &Rows) -> String {
         ]);
     }
     align_right(&mut all, 1..5);
-    let Rows { mixing, mixes, channels, flows, closed, cores, load, .. } = rows;
+    let Rows { mixing, mixes, lanes, channels, flows, nodes, closed, cores, load, .. } = rows;
+    let nodes: Vec<String> = nodes.iter().map(|cost| format!("{} {}", cost.node, cost.cell_ns)).collect();
     format!(
-        "{all}\n{mixes} mixes, {mixing}, {channels} channels, {flows} flows, all on {cores} cores; load average \
-         {load}; every ledger closed: {closed}."
+        "{all}\nProcessor time, ns a cell over all rows: {}.\n{mixes} mixes of {lanes} lanes, {mixing}, {channels} \
+         channels, {flows} flows, all on {cores} cores; load average {load}; every ledger closed: {closed}.",
+        nodes.join(", ")
     )
 }
 
@@ -223,6 +261,7 @@ impl Chain {
         let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
         command.args(["chain", "--stay", "--json", "--lifeline", "--receivers", "1", "--messages", "1"]);
         command.args(["--channels", &args.channels.to_string(), "--mixing", &args.mixing.to_string()]);
+        command.args(["--lanes", &args.lanes.to_string()]);
         command.args(["--offload", &args.offload.to_string(), "--forward", &format!("127.0.0.1:0={sink}")]);
         command.envs(args.engine.iter().map(|engine| ("EDDY_AEAD", engine)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -244,15 +283,16 @@ impl Chain {
         Ok(Chain { process, lifeline, stdout, forward })
     }
 
-    /// Ends it; whether every ledger closed.
-    fn end(&mut self) -> anyhow::Result<bool> {
+    /// Ends it; what its nodes say of their cost, and whether every ledger closed.
+    fn end(&mut self) -> anyhow::Result<(Vec<NodeCost>, bool)> {
         self.lifeline = None;
         let last = self.stdout.by_ref().lines().map_while(Result::ok).last().context("the chain's report")?;
         let report: Value = serde_json::from_str(&last).context("the chain's report")?;
         let nodes = report["nodes"].as_array().context("the chain's report")?;
         let units = nodes.iter().filter_map(|node| node["ledger"].as_object()).flat_map(|ledger| ledger.values());
         let mut tallies = units.flat_map(|unit| [&unit["forward"], &unit["backward"]]);
-        Ok(tallies.all(|tally| tally["closed"] == true))
+        let closed = tallies.all(|tally| tally["closed"] == true);
+        Ok((nodes.iter().map(NodeCost::of).collect(), closed))
     }
 }
 

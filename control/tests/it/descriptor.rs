@@ -101,6 +101,7 @@ fn what_nobody_could_use_is_not_signed() {
     assert_eq!(sign(&|d| d.lifetime_s = 3601), DescriptorError::Field("lifetime"));
     assert_eq!(sign(&|d| d.not_after = d.not_before), DescriptorError::Field("validity"));
     assert_eq!(sign(&|d| d.position = 0), DescriptorError::Field("position"));
+    assert_eq!(sign(&|d| d.mixing_delay_ms = 60_001), DescriptorError::Field("mixing delay"));
 }
 
 #[test]

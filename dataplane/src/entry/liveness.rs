@@ -71,6 +71,7 @@ mod tests {
         life.sent(20 * SECOND, &mut rng);
         assert!(!life.wants_ping(21 * SECOND - 1) && life.wants_ping(21 * SECOND));
         life.sent(21 * SECOND, &mut rng);
+        assert!(life.wants_ping(21 * SECOND + LOOK) && life.wants_ping(23 * SECOND), "a PING that is lost is repeated");
         assert!(!life.is_lost(23 * SECOND - 1, 3 * SECOND) && life.is_lost(23 * SECOND, 3 * SECOND));
         assert!(life.waits());
         life.heard();

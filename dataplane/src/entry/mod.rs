@@ -95,6 +95,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// Width of replay windows.
     pub window: usize,
+    /// Lanes of Mix 1.
+    pub next_lanes: usize,
     /// Frames on huge pages.
     pub hugepages: bool,
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
@@ -173,7 +175,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             table: Table::default(),
             clients: Clients::new(settings.flow_idle, now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
-            gate: Gate::new(shape, 0, Side::Down),
+            gate: Gate::new(shape, 0, Side::Down, settings.next_lanes),
             packer: Packer::new(shape.payload()),
             release: Vec::with_capacity(FRAMES),
             sealer: Sealer::new(rng_groups),
@@ -354,6 +356,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         self.sealer.run(
             &mut self.release,
+            self.settings.next_lanes,
             &mut self.table.links,
             &mut self.out,
             &mut self.free,

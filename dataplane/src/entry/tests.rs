@@ -1,8 +1,8 @@
-//! The worker of an entry by itself: what it forgets.
+//! The worker of an entry by itself: what it forgets, and how much of a flood it reads in a turn.
 
 use super::*;
 use crate::ingress::lengths;
-use crate::io::mem::{MemApps, MemNet, MemPort};
+use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
@@ -12,19 +12,25 @@ use wire::layer::unwrap;
 use wire::setup::HopSecrets;
 
 const SHAPE: (Class, usize) = (Class::S, 2);
+const LISTENER: ([u8; 4], u16) = ([192, 0, 2, 1], 2);
 
 fn entry() -> Entry<MemPort, MemApps> {
+    entry_on(MemNet::default())
+}
+
+/// An entry with one listener, [`LISTENER`].
+fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     let settings = Settings {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
-        listeners: Vec::new(),
+        listeners: vec![Listener::Pymix],
         window: 64,
         hugepages: false,
+        next_lanes: 1,
         mixing_round_trip: Duration::ZERO,
         flow_idle: Duration::from_secs(300),
     };
-    let net = MemNet::default();
     let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
-    let apps = MemApps::new(net, Vec::new(), [192, 0, 2, 1].into());
+    let apps = MemApps::new(net, vec![LISTENER.into()], [192, 0, 2, 1].into());
     let (_, ops) = rtrb::RingBuffer::new(8);
     let (ring, _) = rtrb::RingBuffer::new(8);
     let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
@@ -112,4 +118,25 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     entry.packer.put(0, &Frame::Ping([0; 8]), &mut entry.free).unwrap();
     entry.leave(SECOND);
     assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
+}
+
+#[test]
+fn a_flood_that_costs_no_frames_does_not_keep_an_entry_from_its_other_work() {
+    const FLOOD: u64 = 10_000;
+    let net = MemNet::default();
+    let mut entry = entry_on(net.clone());
+    // Without an address: each is dropped as it is read.
+    for _ in 0..FLOOD {
+        net.send(Datagram { from: ([192, 0, 2, 9], 9).into(), to: LISTENER.into(), bytes: Vec::new() });
+    }
+    let mut read = 0;
+    while read < FLOOD {
+        entry.turn(SECOND);
+        let ledger = *entry.published.lock().unwrap();
+        assert!(ledger.closed());
+        let now = ledger.datagrams.forward;
+        assert_eq!(now.drops(Drop::BadAddress), now.received);
+        assert!((1..=FLOOD / 10).contains(&(now.received - read)), "{} in one turn", now.received - read);
+        read = now.received;
+    }
 }

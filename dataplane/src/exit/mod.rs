@@ -156,7 +156,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             table: Table::default(),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
             refused: HashMap::default(),
-            gate: Gate::new(shape, shape.hops(), Side::Up),
+            gate: Gate::new(shape, shape.hops(), Side::Up, 1),
             packer: Packer::new(shape.payload()),
             release: Vec::with_capacity(FRAMES),
             sealer: Sealer::new(rng_groups),
@@ -342,7 +342,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.batches.add(count, channels);
         }
         let tally = &mut self.cells.backward;
-        self.sealer.run(&mut self.release, &mut self.table.links, &mut self.out, &mut self.free, tally);
+        self.sealer.run(&mut self.release, 1, &mut self.table.links, &mut self.out, &mut self.free, tally);
         self.up.send(&mut self.out, &mut self.free, tally);
     }
 

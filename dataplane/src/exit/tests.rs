@@ -165,6 +165,50 @@ fn a_failed_send_has_its_reason_and_blocks_nobody() {
 }
 
 #[test]
+fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.net.fail_send(address(2), Some(libc::ENETUNREACH));
+    // The middle of a turn: what it reports stays where `statuses` finds it.
+    let reported = |bench: &mut Bench| {
+        bench.send(0, 2, address(2));
+        bench.send(0, 3, address(3));
+        let Exit { apps, outbox, datagrams, .. } = &mut bench.exit;
+        apps.send(outbox, &mut datagrams.forward);
+        bench.exit.receive_apps(bench.now);
+        let mut said = bench.statuses();
+        said.retain(|(_, status)| *status == Status::Unreachable);
+        said
+    };
+    assert_eq!(reported(&mut bench), [(2, Status::Unreachable)]);
+    assert_eq!(reported(&mut bench), []);
+    bench.now += SECOND - 1;
+    assert_eq!(reported(&mut bench), []);
+    bench.now += 1;
+    assert_eq!(reported(&mut bench), [(2, Status::Unreachable)]);
+    assert_eq!((bench.drops(Drop::Unreachable), bench.delivered(address(3))), (4, 4));
+}
+
+#[test]
+fn a_flood_that_costs_no_frames_does_not_keep_an_exit_from_its_other_work() {
+    const FLOOD: u64 = 10_000;
+    let mut bench = Bench::new(Class::S, 1);
+    bench.send(0, 1, address(9));
+    bench.turn();
+    let exit = bench.net.receive(address(9)).unwrap().from;
+    // From nobody's peer: each is dropped as it is read.
+    for _ in 0..FLOOD {
+        bench.net.send(Datagram { from: address(10), to: exit, bytes: Vec::new() });
+    }
+    let mut read = 0;
+    while read < FLOOD {
+        let now = bench.turn().datagrams.backward;
+        assert_eq!(now.drops(Drop::Filtered), now.received);
+        assert!((1..=FLOOD / 10).contains(&(now.received - read)), "{} in one turn", now.received - read);
+        read = now.received;
+    }
+}
+
+#[test]
 fn refusals_are_remembered_within_bounds_and_for_a_second() {
     let mut bench = Bench::new(Class::S, 1);
     let inside = SocketAddr::from(([10, 0, 0, 1], 9));

@@ -298,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn a_flooded_socket_gives_way_to_another_after_each_batch() {
+        let sockets = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [flooded, other] = [0, 1].map(|id: usize| sockets[id].local_addr().unwrap());
+        let mut apps = UdpApps::new(Poller::new().unwrap(), sockets.into(), 1 << 20, Trains::BOTH).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        (0..100).for_each(|_| _ = client.send_to(b"", flooded).unwrap());
+        client.send_to(b"me too", other).unwrap();
+        (0..2).for_each(|id| apps.set_ready(APPS + id));
+        let mut inbox = Inbox::default();
+        let turns: Vec<SocketId> = std::iter::from_fn(|| apps.recv(&mut inbox).then(|| inbox.socket())).collect();
+        assert_eq!(turns[..3], [0, 1, 0]);
+        assert!(turns.len() > 10 && turns[3..].iter().all(|id| *id == 0), "{turns:?}");
+    }
+
+    #[test]
     fn errors_are_read_sixty_four_at_a_time() {
         let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Trains::BOTH).unwrap();
         let id = apps.open(false).unwrap();

@@ -26,13 +26,16 @@ pub struct Datagram {
 /// Decides what becomes of a datagram: none (lost), itself, or several.
 pub type Tap = Box<dyn FnMut(Datagram) -> Vec<Datagram>>;
 
+/// An address, and the only peer that a connected port there hears.
+type Place = (SocketAddr, Option<SocketAddr>);
+
 /// A network without delay: every datagram goes through the tap and into its receiver's queue.
 #[derive(Clone, Default)]
 pub struct MemNet(Rc<RefCell<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    queues: HashMap<SocketAddr, VecDeque<Datagram>>,
+    queues: HashMap<Place, VecDeque<Datagram>>,
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
@@ -53,7 +56,11 @@ impl MemNet {
             None => vec![datagram],
         };
         for datagram in out {
-            inner.queues.entry(datagram.to).or_default().push_back(datagram);
+            let connected = (datagram.to, Some(datagram.from));
+            match inner.queues.get_mut(&connected) {
+                Some(queue) => queue.push_back(datagram),
+                None => inner.queues.entry((datagram.to, None)).or_default().push_back(datagram),
+            }
         }
     }
 
@@ -78,12 +85,23 @@ impl MemNet {
 
     /// Takes the next datagram for an address.
     pub fn receive(&self, at: SocketAddr) -> Option<Datagram> {
+        self.take((at, None))
+    }
+
+    fn take(&self, at: Place) -> Option<Datagram> {
         self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
     }
 
     /// A port at `address`, for datagrams of these lengths.
     pub fn port(&self, address: SocketAddr, lengths: Lengths) -> MemPort {
-        MemPort { net: self.clone(), address, lengths }
+        MemPort { net: self.clone(), at: (address, None), lengths }
+    }
+
+    /// Another one at `address` that alone hears what `peer` sends there.
+    pub fn connected(&self, address: SocketAddr, peer: SocketAddr, lengths: Lengths) -> MemPort {
+        let at = (address, Some(peer));
+        self.0.borrow_mut().queues.entry(at).or_default();
+        MemPort { net: self.clone(), at, lengths }
     }
 
     /// Datagrams that nobody has taken.
@@ -95,7 +113,7 @@ impl MemNet {
 /// One address of a [`MemNet`].
 pub struct MemPort {
     net: MemNet,
-    address: SocketAddr,
+    at: Place,
     lengths: Lengths,
 }
 
@@ -107,7 +125,7 @@ impl Rx for MemPort {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut count = 0;
         while count < BATCH && free.free() > 0 {
-            let Some(Datagram { from, bytes, .. }) = self.net.receive(self.address) else { break };
+            let Some(Datagram { from, bytes, .. }) = self.net.take(self.at) else { break };
             if bytes.len() == self.lengths.cell {
                 let frame = free.take().expect("just asked");
                 frame.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
@@ -127,7 +145,7 @@ impl Tx for MemPort {
             return out.is_empty();
         }
         for (bytes, to) in out.front() {
-            self.net.send(Datagram { from: self.address, to, bytes: bytes.to_vec() });
+            self.net.send(Datagram { from: self.at.0, to, bytes: bytes.to_vec() });
         }
         tally.sent += out.len() as u64;
         out.done(out.len(), free);

@@ -46,3 +46,33 @@ pub trait Port: Rx + Tx {
         Traffic::default()
     }
 }
+
+/// A socket that an edge of a mix may do without: another one has it.
+impl<P: Rx> Rx for Option<P> {
+    fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
+        self.as_mut().map_or(0, |port| port.recv(free, into))
+    }
+
+    fn offered(&self) -> usize {
+        self.as_ref().map_or(0, Rx::offered)
+    }
+}
+
+impl<P: Tx> Tx for Option<P> {
+    fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
+        debug_assert!(self.is_some() || out.is_empty(), "cells are steered to edges with a socket");
+        self.as_mut().is_none_or(|port| port.send(out, free, tally))
+    }
+}
+
+impl<P: Port> Port for Option<P> {
+    fn set_ready(&mut self) {
+        if let Some(port) = self {
+            port.set_ready();
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.as_ref().map_or(Traffic { trains: true, uring: true, ..Traffic::default() }, Port::traffic)
+    }
+}

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::frame::{Cell, FreeList};
 use dataplane::io::{Port, Rx, Tx};
+use dataplane::lanes::Lanes;
 use dataplane::ledger::{Ledger, Tally};
 use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
@@ -107,7 +108,14 @@ impl Stand {
         let (to_control, punts) = rtrb::RingBuffer::new(256);
         let wires = [(); 2].map(|()| Rc::new(RefCell::new(Wire::default())));
         let [up, down] = [0, 1].map(|i: usize| Side1 { wire: wires[i].clone(), peer: peer(i) });
-        let settings = Settings { shape, position: 1, mixing: mixing.parse().unwrap(), window: 4096, hugepages: false };
+        let settings = Settings {
+            shape,
+            position: 1,
+            mixing: mixing.parse().unwrap(),
+            lanes: Lanes::ONE,
+            window: 4096,
+            hugepages: false,
+        };
         let sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let mix = Mix::new(settings, (up, down), from_control, sender, rngs, SECOND);

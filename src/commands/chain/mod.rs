@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use dataplane::io::calls::Calls;
+use dataplane::lanes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Shape;
 use wire::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
@@ -47,7 +48,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// another program in between.
 struct Bound {
     entry: Vec<UdpSocket>,
-    mixes: Vec<[UdpSocket; 2]>,
+    /// Of each its lanes, and where it sends to the next hop from.
+    mixes: Vec<(Vec<UdpSocket>, UdpSocket)>,
     exit: UdpSocket,
     receivers: Vec<UdpSocket>,
 }
@@ -166,14 +168,43 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     for &listen in &args.pymix {
         entry.push(given(listen, "--pymix")?);
     }
-    let mixes = (0..args.mixes).map(|_| Ok([any()?, any()?])).collect::<anyhow::Result<_>>()?;
+    let lanes = usize::from(args.lanes);
+    let mix = |_| {
+        if lanes == 1 {
+            return Ok((vec![any()?], any()?));
+        }
+        anyhow::Ok((row(&any, lanes)?, sockets::bind_shared((loopback, 0).into())?))
+    };
+    let mixes = (0..args.mixes).map(mix).collect::<anyhow::Result<_>>()?;
     let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
     Ok(Bound { entry, mixes, exit: any()?, receivers })
 }
 
+/// So many sockets at ports in a row.
+fn row(any: &impl Fn() -> anyhow::Result<UdpSocket>, count: usize) -> anyhow::Result<Vec<UdpSocket>> {
+    let rest = || {
+        let mut row = vec![any()?];
+        let first = row[0].local_addr()?;
+        for lane in 1..count {
+            match lanes::address(first, lane).map(UdpSocket::bind) {
+                Some(Ok(socket)) => row.push(socket),
+                Some(Err(_)) | None => return Ok(None),
+            }
+        }
+        anyhow::Ok(Some(row))
+    };
+    // Some other socket may have one of the ports.
+    for _ in 0..100 {
+        if let Some(row) = rest()? {
+            return Ok(row);
+        }
+    }
+    bail!("no {count} free UDP ports in a row: lower --lanes")
+}
+
 /// The chain over the bound sockets.
 fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
-    let ups = bound.mixes.iter().map(|[up, _]| up).chain([&bound.exit]);
+    let ups = bound.mixes.iter().map(|(ups, _)| &ups[0]).chain([&bound.exit]);
     let ups = ups.map(UdpSocket::local_addr).collect::<Result<Vec<_>, _>>()?;
     let mut plan = Plan {
         class: args.class,
@@ -181,13 +212,14 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         renew_after_s: args.renew_after_s,
         offload: args.offload,
         io: args.io,
+        lanes: usize::from(args.lanes),
         resolver: args.resolver,
         allow: vec!["127.0.0.0/8".parse()?, "::1/128".parse()?],
         ..Plan::new(&ups)
     };
     plan.allow.extend(&args.allow);
     plan.deny.extend(&args.deny);
-    for (hop, [_, down]) in plan.hops.iter_mut().zip(&bound.mixes) {
+    for (hop, (_, down)) in plan.hops.iter_mut().zip(&bound.mixes) {
         hop.down = down.local_addr()?;
     }
     let mut entry = bound.entry.iter().map(UdpSocket::local_addr);
@@ -210,7 +242,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
 /// What to start: the entry, the mixes, the exit, each with its sockets in the order it takes them.
 fn starts(files: &Files, bound: Bound) -> Vec<Start> {
     let hops = files.hops.len();
-    let of_mixes = bound.mixes.into_iter().map(Vec::from);
+    let of_mixes = bound.mixes.into_iter().map(|(ups, down)| ups.into_iter().chain([down]).collect());
     let sockets = std::iter::once(bound.entry).chain(of_mixes).chain([vec![bound.exit]]);
     let configs = std::iter::once(&files.entry).chain(&files.hops);
     let start = |(index, (config, sockets)): (usize, (&PathBuf, Vec<UdpSocket>))| {

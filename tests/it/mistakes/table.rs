@@ -1,7 +1,7 @@
 //! The mistakes: what the operator did, what was run then, and what the answer must say.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -184,6 +184,9 @@ table! { CHAIN:
     "a descriptor not yet valid, or a clock far behind",
         Do(|s| sign(s, |d| d.not_before = now() + 3 * DAY + 3600, |_| {})), MIX,
         &["node 1: the descriptor is not valid for another 3 days", "check this host's clock"];
+    "lanes that are not ports in a row",
+        Do(|s| sign(s, |d| d.lanes.push(SocketAddr::new(d.lanes[0].ip(), d.lanes[0].port() + 2)), |_| {})), MIX,
+        &["lane 1 of 127.0.0.1:4701 is published at 127.0.0.1:4703", "`eddy init`"];
 }
 
 table! { KEYS:
@@ -280,12 +283,12 @@ table! { HOST:
         &["carries packets of 1000 bytes", "`sudo ip link set dev lo mtu 1"];
     "a core that is not there",
         Do(|s| {
-            s.edit("mix1.toml", "# core", "core = 1000");
+            s.edit("mix1.toml", "# cores", "cores = [0, 1000]");
             let ours = sched_getaffinity(None).unwrap();
             let ours: Vec<String> = (0..1000).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
             s.names.push((format!("may use {} only", ours.join(", ")), "may use 0, 1 only"));
         }), MIX,
-        &["core = 1000, but this process may use", "take one of those"];
+        &["cores names 1000, but this process may use", "take some of those"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
         &["mix1.toml:16: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
@@ -366,7 +369,7 @@ fn mode(scene: &mut Scene, file: &str, mode: u32) {
 }
 
 /// A socket of another program; the handbook says `port`.
-fn hold(scene: &mut Scene, port: &'static str) -> std::net::SocketAddr {
+fn hold(scene: &mut Scene, port: &'static str) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     scene.names.push((format!(":{}", address.port()), if port == "4701" { ":4701" } else { ":5000" }));

@@ -1,7 +1,9 @@
 //! The block ciphers that an engine can be prepared for, and what each engine needs to know of them.
 
 #[cfg(target_arch = "x86_64")]
-use super::wide::Block;
+use super::wide::{self, Block};
+#[cfg(target_arch = "x86_64")]
+use super::{Aead, Job, Stream};
 
 mod sealed {
     pub trait Sealed {}
@@ -24,6 +26,27 @@ pub trait Cipher: sealed::Sealed + Sized + 'static {
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
     const NO_ROUND_KEYS: Self::RoundKeys;
+
+    // For the wide engines: what they do with a batch, in functions of this crate, or every crate that has jobs would
+    // compile it anew. Each asks for a CPU with its engine's instructions.
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn open_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize;
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn seal_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize;
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn ctr_512(jobs: &mut [Job<'_, Stream<Self>>]) -> usize;
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn open_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize;
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn seal_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize;
+    #[doc(hidden)]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn ctr_256(jobs: &mut [Job<'_, Stream<Self>>]) -> usize;
 
     /// For the engine `portable`.
     #[doc(hidden)]
@@ -53,6 +76,37 @@ macro_rules! cipher {
             type RoundKeys = [Block; $rounds + 1];
             #[cfg(target_arch = "x86_64")]
             const NO_ROUND_KEYS: Self::RoundKeys = [Block([0; 16]); $rounds + 1];
+
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn open_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_512::open_batch(jobs) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn seal_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_512::seal_batch(jobs) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn ctr_512(jobs: &mut [Job<'_, Stream<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_512::ctr_batch(jobs) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn open_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_256::open_batch(jobs) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn seal_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_256::seal_batch(jobs) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            unsafe fn ctr_256(jobs: &mut [Job<'_, Stream<Self>>]) -> usize {
+                // SAFETY: the caller's.
+                unsafe { wide::of_256::ctr_batch(jobs) }
+            }
 
             fn portable() -> &'static ring::aead::Algorithm {
                 &ring::aead::$algorithm

@@ -6,6 +6,7 @@
 //! key is prepared for one of them and worked on by it: whoever has keys of several may mix them in a batch. The
 //! protocol's cipher is AES-128; AES-256 is there for comparison and for suites to come.
 
+#[allow(unsafe_code)]
 mod cipher;
 mod engine;
 #[allow(unsafe_code)]
@@ -149,11 +150,11 @@ pub fn open_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(_) => unsafe { wide::of_512::open_batch(jobs) },
+            Kind::Wide512(_) => unsafe { C::open_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(_) => unsafe { wide::of_256::open_batch(jobs) },
+            Kind::Wide256(_) => unsafe { C::open_256(jobs) },
             Kind::Portable(key) => {
                 first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
                 1
@@ -177,11 +178,11 @@ pub fn seal_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(_) => unsafe { wide::of_512::seal_batch(jobs) },
+            Kind::Wide512(_) => unsafe { C::seal_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(_) => unsafe { wide::of_256::seal_batch(jobs) },
+            Kind::Wide256(_) => unsafe { C::seal_256(jobs) },
             Kind::Portable(key) => {
                 key.seal(&first.nonce, first.data);
                 first.ok = true;
@@ -205,11 +206,11 @@ pub fn ctr_batch<C: Cipher>(mut jobs: &mut [Job<'_, Stream<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            StreamKind::Wide512(_) => unsafe { wide::of_512::ctr_batch(jobs) },
+            StreamKind::Wide512(_) => unsafe { C::ctr_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            StreamKind::Wide256(_) => unsafe { wide::of_256::ctr_batch(jobs) },
+            StreamKind::Wide256(_) => unsafe { C::ctr_256(jobs) },
             StreamKind::Library(key) => {
                 key.apply(&first.nonce, first.data);
                 first.ok = true;

@@ -54,6 +54,27 @@ fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
 }
 
 #[test]
+fn a_flow_that_the_exit_has_closed_is_opened_again() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let left = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    clients.channel_up(2);
+    clients.supersede(1, 2);
+    let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    clients.status(2, number, Status::Open, 0);
+    clients.closed(1, left);
+    let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    assert_eq!(flow.state, FlowState::Open, "a place that it has left says nothing");
+    clients.closed(2, number);
+    let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    assert_eq!(flow.state, FlowState::Opening);
+    clients.channel_up(3);
+    clients.supersede(2, 3);
+    let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    assert_eq!(flow.state, FlowState::Opening, "the exit knows no token of it");
+}
+
+#[test]
 fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1)).unwrap().unwrap();

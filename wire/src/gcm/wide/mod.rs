@@ -155,21 +155,27 @@ impl<V: Vector> Run<V> {
             let products = if G_LAST { G - 1 } else { G };
             let mut product = Product::none(self.sum.zero());
             let middle = C::ROUNDS - 1;
-            for round in 1..C::ROUNDS {
-                if A > 0 {
-                    let key = round_key(round);
-                    for block in &mut blocks {
-                        *block = block.round(key);
+            // Spelled out: a loop over the rounds would keep the products' places for the run.
+            macro_rules! rounds {
+                ($($round:literal)*) => {$(
+                    if $round < C::ROUNDS {
+                        if A > 0 {
+                            let key = round_key($round);
+                            for block in &mut blocks {
+                                *block = block.round(key);
+                            }
+                        }
+                        for i in ($round - 1) * products / middle..$round * products / middle {
+                            let power = V::splat(powers.add((V::STEPS - products + i) * BLOCK));
+                            let at = self.hashed.wrapping_add(i * V::LEN);
+                            let vector = if PLAIN || i > 0 { V::load(at) } else { V::load_from(at, self.hashed_mask) };
+                            let vector = vector.reverse();
+                            product.add(if i == 0 { vector.xor(self.sum) } else { vector }, power);
+                        }
                     }
-                }
-                for i in (round - 1) * products / middle..round * products / middle {
-                    let power = V::splat(powers.add((V::STEPS - products + i) * BLOCK));
-                    let at = self.hashed.wrapping_add(i * V::LEN);
-                    let vector = if PLAIN || i > 0 { V::load(at) } else { V::load_from(at, self.hashed_mask) };
-                    let vector = vector.reverse();
-                    product.add(if i == 0 { vector.xor(self.sum) } else { vector }, power);
-                }
+                )*};
             }
+            rounds!(1 2 3 4 5 6 7 8 9 10 11 12 13);
             if products > 0 {
                 self.sum = product.reduce().made();
             }
@@ -366,17 +372,22 @@ unsafe fn seal<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
     unsafe {
         let powers = key.powers.as_ptr().cast();
         let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
-        if left > K {
+        let many = left > K;
+        if many {
             run.step::<C, K, 0, false, false, false, false>();
             left -= K;
-            while left > K {
+            if left > K {
                 run.step::<C, K, K, false, false, false, false>();
                 left -= K;
             }
-            by_length!(left, K, run.seal_last::<C>);
+            while left > K {
+                run.step::<C, K, K, false, false, false, true>();
+                left -= K;
+            }
+        }
+        by_length!(left, K, run.seal_last::<C>);
+        if many {
             run.step::<C, 0, K, false, false, false, false>();
-        } else {
-            by_length!(left, K, run.seal_last::<C>);
         }
         by_length!(left, K, run.hash_last::<C>);
         let made = run.tag();
@@ -458,8 +469,13 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             fn refuse<C: Cipher>(key: &AeadKey<C>, nonce: &[u8; 12], data: &mut [u8]) {
                 let (text, _) = data.split_at_mut(data.len() - TAG_LEN);
+                keystream(&key.stream, nonce, TAG_COUNTER + 1, text);
+            }
+
+            #[target_feature(enable = $features)]
+            fn keystream<C: Cipher>(key: &StreamKey<C>, nonce: &[u8; 12], counter: u32, text: &mut [u8]) {
                 // SAFETY: this function's features are the vector's.
-                unsafe { super::stream::<$vector, C, STREAM>(&key.stream, nonce, TAG_COUNTER + 1, text) };
+                unsafe { super::stream::<$vector, C, STREAM>(key, nonce, counter, text) };
             }
 
             /// Seals jobs.
@@ -484,8 +500,7 @@ macro_rules! width {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
                     let StreamKind::$variant(key) = &job.key.0 else { return i };
-                    // SAFETY: this function's features are the vector's.
-                    unsafe { super::stream::<$vector, C, STREAM>(key, &job.nonce, 1, job.data) };
+                    keystream(key, &job.nonce, 1, job.data);
                     job.ok = true;
                 }
                 jobs.len()

@@ -33,11 +33,13 @@ impl<const N: usize> Model<N> {
 unsafe impl<const N: usize> Vector for Model<N> {
     const BLOCKS: usize = N;
 
+    #[inline(never)]
     unsafe fn splat(at: *const u8) -> Self {
         // SAFETY: the caller answers for 16 bytes.
         Model([unsafe { _mm_loadu_si128(at.cast()) }; N])
     }
 
+    #[inline(never)]
     unsafe fn load(at: *const u8) -> Self {
         // SAFETY: the caller answers for all bytes.
         unsafe { Self::load_part(at, 0, Self::LEN) }
@@ -45,16 +47,19 @@ unsafe impl<const N: usize> Vector for Model<N> {
 
     type Mask = usize;
 
+    #[inline(never)]
     unsafe fn mask(from: usize) -> usize {
         assert!(from < Self::LEN && from.is_multiple_of(16));
         from
     }
 
+    #[inline(never)]
     unsafe fn load_from(at: *const u8, mask: usize) -> Self {
         // SAFETY: the caller answers for what is not left out.
         unsafe { Self::load_part(at, mask, Self::LEN) }
     }
 
+    #[inline(never)]
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= Self::LEN);
         let mut bytes = vec![0; Self::LEN];
@@ -65,11 +70,13 @@ unsafe impl<const N: usize> Vector for Model<N> {
         Self::of(&bytes)
     }
 
+    #[inline(never)]
     unsafe fn store(self, at: *mut u8) {
         // SAFETY: the caller answers for all bytes.
         unsafe { self.store_part(at, 0, Self::LEN) }
     }
 
+    #[inline(never)]
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
         assert!(from <= to && to <= Self::LEN);
         for (i, byte) in self.bytes().into_iter().enumerate().take(to).skip(from) {
@@ -78,38 +85,46 @@ unsafe impl<const N: usize> Vector for Model<N> {
         }
     }
 
+    #[inline(never)]
     fn keep(self, from: usize, to: usize) -> Self {
         let bytes = self.bytes().into_iter().enumerate();
         Self::of(&bytes.map(|(at, byte)| if (from..to).contains(&at) { byte } else { 0 }).collect::<Vec<_>>())
     }
 
+    #[inline(never)]
     unsafe fn made(self) -> Self {
         self
     }
 
+    #[inline(never)]
     fn zero(self) -> Self {
         Self::of(&vec![0; Self::LEN])
     }
 
+    #[inline(never)]
     fn xor(self, other: Self) -> Self {
         // SAFETY: x86-64 has SSE2.
         self.both(other, |a, b| unsafe { _mm_xor_si128(a, b) })
     }
 
+    #[inline(never)]
     fn xor3(self, b: Self, c: Self) -> Self {
         self.xor(b).xor(c)
     }
 
+    #[inline(never)]
     fn reverse(self) -> Self {
         let bytes = self.bytes();
         Self::of(&bytes.chunks(16).flat_map(|lane| lane.iter().rev().copied()).collect::<Vec<_>>())
     }
 
+    #[inline(never)]
     fn swap_halves(self) -> Self {
         // SAFETY: x86-64 has SSE2.
         self.each(|a| unsafe { _mm_shuffle_epi32::<0x4e>(a) })
     }
 
+    #[inline(never)]
     fn count(self, first: u32) -> Self {
         let mut counter = first;
         Model(self.0.map(|lane| {
@@ -120,21 +135,25 @@ unsafe impl<const N: usize> Vector for Model<N> {
         }))
     }
 
+    #[inline(never)]
     fn advance(self) -> Self {
         // SAFETY: x86-64 has SSE2.
         self.each(|a| unsafe { _mm_add_epi32(a, _mm_cvtsi32_si128(N as i32)) })
     }
 
+    #[inline(never)]
     fn round(self, key: Self) -> Self {
         // SAFETY: the test asked for AES-NI.
         self.both(key, |a, b| unsafe { _mm_aesenc_si128(a, b) })
     }
 
+    #[inline(never)]
     fn last_round(self, key: Self) -> Self {
         // SAFETY: the test asked for AES-NI.
         self.both(key, |a, b| unsafe { _mm_aesenclast_si128(a, b) })
     }
 
+    #[inline(never)]
     fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self {
         // SAFETY: the test asked for PCLMULQDQ.
         self.both(b, |a, b| unsafe {
@@ -147,15 +166,18 @@ unsafe impl<const N: usize> Vector for Model<N> {
         })
     }
 
+    #[inline(never)]
     fn with_last(mut self, block: __m128i) -> Self {
         self.0[N - 1] = block;
         self
     }
 
+    #[inline(never)]
     fn last(self) -> __m128i {
         self.0[N - 1]
     }
 
+    #[inline(never)]
     fn sum(self) -> __m128i {
         // SAFETY: x86-64 has SSE2.
         self.0.into_iter().reduce(|a, b| unsafe { _mm_xor_si128(a, b) }).unwrap()

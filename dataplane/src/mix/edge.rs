@@ -1,0 +1,361 @@
+//! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
+//!
+//! An edge owns a socket towards each neighbour, the channels that come in there, and frames. It knows no pool: opened
+//! cells go to [`Pools`], released ones come back through [`Edge::leave`].
+
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Direction, Header};
+
+use super::{BOTH, MixChannel, Settings};
+use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
+use crate::frame::{Cell, FreeList, Opened};
+use crate::ingress::{Admitted, Gate};
+use crate::io::Port;
+use crate::ledger::{Drop, Gauges, Ledger, Tally};
+use crate::links::{Side, report_activity};
+use crate::open;
+use crate::pool::{POOL_MAX, Pooled};
+use crate::punt::{Ended, PuntSender};
+use crate::runner::{BLOCKED_WAIT, DOWN, UP};
+use crate::seal::Sealer;
+use crate::table::{ChannelKeys, IDLE_S, Lane, Op, Record, Table};
+use crate::wheel::Wheel;
+use crate::{Nanos, SECOND};
+
+/// Receive calls per socket and turn, if its pool is not due before: bounds a turn, and what one side can delay the
+/// other.
+const RECEIVES: usize = 4;
+
+/// Where opened cells go.
+pub(super) trait Pools {
+    /// Cells that it can still take.
+    fn room(&self, direction: Direction) -> usize;
+    /// Whether it has enough for now: what comes later may wait.
+    fn sated(&self, direction: Direction, now: Nanos) -> bool;
+    /// Takes one. The caller asks for room first.
+    fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket);
+}
+
+/// One direction: what comes in at one socket and goes out at the other.
+struct Half {
+    gate: Gate,
+    out: Departures,
+    /// Lanes of the neighbour it leaves to.
+    lanes: usize,
+    tally: Tally,
+}
+
+/// The work of a mix between two sockets.
+pub(super) struct Edge<U, D> {
+    settings: Settings,
+    /// Which of the mix's.
+    index: usize,
+    up: U,
+    down: D,
+    table: Table<MixChannel>,
+    /// Channels in the table whose forward cells come to another edge.
+    copies: usize,
+    forward: Half,
+    backward: Half,
+    free: FreeList,
+    ops: rtrb::Consumer<Op>,
+    punts: PuntSender,
+    sealer: Sealer,
+    wheel: Wheel,
+    report_due: Nanos,
+    arrivals: Arrivals,
+    admitted: Vec<Admitted>,
+    due: Vec<u32>,
+}
+
+impl<U: Port, D: Port> Edge<U, D> {
+    /// One with empty tables and so many frames. The generator is for the order of groups.
+    pub fn new(
+        settings: Settings,
+        index: usize,
+        frames: usize,
+        (up, down): (U, D),
+        (ops, punts): (rtrb::Consumer<Op>, PuntSender),
+        rng: ChaCha20Rng,
+        now: Nanos,
+    ) -> Self {
+        let Settings { shape, position, lanes, hugepages, .. } = settings;
+        let half = |side, gate_lanes, direction, link, lanes| Half {
+            gate: Gate::new(shape, position, side, gate_lanes),
+            out: Departures::new(shape.cell_len(direction, link), POOL_MAX),
+            lanes,
+            tally: Tally::default(),
+        };
+        Edge {
+            forward: half(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
+            backward: half(Side::Down, lanes.next, Direction::Backward, position, 1),
+            settings,
+            index,
+            up,
+            down,
+            table: Table::default(),
+            copies: 0,
+            free: FreeList::on(frames, hugepages),
+            ops,
+            punts,
+            sealer: Sealer::new(rng),
+            wheel: Wheel::new(now / SECOND),
+            report_due: now,
+            arrivals: Arrivals::new(),
+            admitted: Vec::with_capacity(RECEIVE_MAX),
+            due: Vec::new(),
+        }
+    }
+
+    /// Applies what control has written, and lets old channels go.
+    pub fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
+        while let Ok(op) = self.ops.pop() {
+            self.apply(op, now, pools);
+        }
+        self.tick(now);
+    }
+
+    /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
+    pub fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
+        let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
+        let (shape, position) = (settings.shape, settings.position);
+        for _ in 0..RECEIVES {
+            let (half, towards, port): (_, _, &mut dyn Port) = match direction {
+                Direction::Forward => (&mut self.forward, Side::Down, &mut self.up),
+                Direction::Backward => (&mut self.backward, Side::Up, &mut self.down),
+            };
+            let room = pools.room(direction) >= RECEIVE_MAX;
+            if !(half.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
+                return;
+            }
+            half.gate.admit(arrivals, table, punts, free, &mut half.tally, admitted);
+            match direction {
+                Direction::Forward => {
+                    open::forward(admitted, shape, position, table, punts, free, &mut half.tally, now);
+                }
+                Direction::Backward => open::backward(admitted, shape, table, free, &mut half.tally),
+            }
+            for Admitted { cell, header, channel, .. } in admitted.drain(..) {
+                let record = table.record(channel).expect("admitted this turn");
+                let next = match towards {
+                    Side::Up => record.up,
+                    Side::Down => record.down,
+                };
+                let Some((link, number)) = next else {
+                    half.tally.drop(Drop::Channel);
+                    free.give(cell.into_frame());
+                    continue;
+                };
+                // A new header, for the next link.
+                let header = Header { channel: number, ..header };
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                pools.admit(direction, cell.opened(), ticket);
+            }
+            if pools.sated(direction, now) {
+                return;
+            }
+        }
+    }
+
+    fn apply(&mut self, op: Op, now: Nanos, pools: &mut impl Pools) {
+        let Some(op) = self.table.apply(op) else { return };
+        match op {
+            Op::InstallChannel {
+                channel,
+                up,
+                down,
+                keys: ChannelKeys::Hop { forward, backward },
+                lifetime_s,
+                first,
+            } => {
+                let (now_s, width) = (now / SECOND, self.settings.window);
+                let state = MixChannel {
+                    forward: Lane::new(&forward, first, width),
+                    backward: Lane::new(&backward, first, width),
+                };
+                let ends_s = now_s + u64::from(lifetime_s);
+                // Where the forward cells come to another edge, that one sees when they cease.
+                let copy = self.is_copy(up);
+                let (seen_s, look_s) = if copy { (ends_s, ends_s) } else { (now_s, ends_s.min(now_s + IDLE_S)) };
+                self.forget(channel);
+                self.copies += usize::from(copy);
+                let from_down = down.is_some_and(|(_, number)| self.settings.lanes.down_edge(number) == self.index);
+                let record = Record { up, down, ends_s, seen_s, state };
+                self.table.install_half(channel, record, [!copy, from_down]);
+                self.wheel.arm(channel, look_s);
+            }
+            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Op::Inject { link, slot, header, body } => {
+                let direction = match self.table.links.side(link) {
+                    Some(Side::Up) => Direction::Backward,
+                    Some(Side::Down) | None => Direction::Forward,
+                };
+                self.inject(
+                    direction,
+                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now },
+                    &body,
+                    pools,
+                );
+            }
+            // Not for a mix; control never sends them here.
+            _ => {}
+        }
+    }
+
+    /// Copies a cell of control's into a frame and pools it.
+    fn inject(&mut self, direction: Direction, ticket: Ticket, body: &[u8], pools: &mut impl Pools) {
+        let tally = match direction {
+            Direction::Forward => &mut self.forward.tally,
+            Direction::Backward => &mut self.backward.tally,
+        };
+        tally.injected += 1;
+        if pools.room(direction) == 0 {
+            tally.drop(Drop::PoolFull);
+            return;
+        }
+        let Some(frame) = self.free.take() else {
+            tally.drop(Drop::NoFrame);
+            return;
+        };
+        let mut cell = Cell::own(frame);
+        cell.body_mut(body.len()).copy_from_slice(body);
+        pools.admit(direction, cell, ticket);
+    }
+
+    /// Ends channels that are idle or past their lifetime.
+    fn tick(&mut self, now: Nanos) {
+        let now_s = now / SECOND;
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now_s, &mut due);
+        for channel in due.drain(..) {
+            match self.table.lifespan(channel, now_s) {
+                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Err(reason)) => self.end(channel, reason),
+                None => {}
+            }
+        }
+        self.due = due;
+    }
+
+    /// Forgets a channel, and tells control. Its pooled cells carry all they need.
+    fn end(&mut self, channel: u32, reason: Ended) {
+        if self.forget(channel) {
+            self.punts.ended(channel, reason);
+        }
+    }
+
+    /// Whether there was such a channel.
+    fn forget(&mut self, channel: u32) -> bool {
+        let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
+        self.copies -= usize::from(self.is_copy(up));
+        true
+    }
+
+    /// Whether the forward cells of a channel with this link and number come to another edge.
+    fn is_copy(&self, up: Option<(u32, u32)>) -> bool {
+        up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
+    }
+
+    fn half(&mut self, direction: Direction) -> &mut Half {
+        match direction {
+            Direction::Forward => &mut self.forward,
+            Direction::Backward => &mut self.backward,
+        }
+    }
+
+    /// Whether nothing of the last release is left, so that the next one may leave.
+    pub fn may_leave(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Forward => self.forward.out.is_empty(),
+            Direction::Backward => self.backward.out.is_empty(),
+        }
+    }
+
+    /// Seals a release and has it wait for [`Edge::send`].
+    pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>) {
+        let Self { table, free, sealer, .. } = self;
+        let half = match direction {
+            Direction::Forward => &mut self.forward,
+            Direction::Backward => &mut self.backward,
+        };
+        sealer.run(release, half.lanes, &mut table.links, &mut half.out, free, &mut half.tally);
+    }
+
+    /// Sends as much as the sockets take.
+    pub fn send(&mut self) {
+        self.down.send(&mut self.forward.out, &mut self.free, &mut self.forward.tally);
+        self.up.send(&mut self.backward.out, &mut self.free, &mut self.backward.tally);
+    }
+
+    /// Drops cells and counts them.
+    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: Drop) {
+        for pooled in cells {
+            self.half(direction).tally.drop(reason);
+            self.free.give(pooled.cell.into_frame());
+        }
+    }
+
+    /// Drops what could not be sent before the end.
+    pub fn abandon(&mut self, direction: Direction) {
+        let half = match direction {
+            Direction::Forward => &mut self.forward,
+            Direction::Backward => &mut self.backward,
+        };
+        half.tally.drop_many(Drop::Shutdown, half.out.len() as u64);
+        half.out.done(half.out.len(), &mut self.free);
+    }
+
+    /// Tells control what the links did.
+    pub fn report(&mut self, now: Nanos) {
+        report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
+        self.punts.signal();
+    }
+
+    /// All it counts. What it holds is what waits to be sent.
+    pub fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        let held = |half: &Half| Tally { held: half.out.len() as u64, ..half.tally };
+        ledger.cells.forward = held(&self.forward);
+        ledger.cells.backward = held(&self.backward);
+        ledger.frames = (self.bare() as u64, self.free.total() as u64);
+        ledger.traffic = self.up.traffic().and(self.down.traffic());
+        ledger.gauges = Gauges {
+            links: self.table.links.len() as u64,
+            channels: (self.table.len() - self.copies) as u64,
+            ..Gauges::default()
+        };
+        ledger
+    }
+
+    /// Frames that hold nothing.
+    pub fn bare(&self) -> usize {
+        self.free.free() + self.up.offered() + self.down.offered()
+    }
+
+    /// Its frames, to be exchanged for full ones.
+    pub fn frames(&mut self) -> &mut FreeList {
+        &mut self.free
+    }
+
+    /// When the next turn must come, if nothing arrives.
+    pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
+        let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
+        let report = self.table.links.has_activity().then_some(self.report_due);
+        let tick = (!self.table.is_empty()).then_some((now / SECOND + 1) * SECOND);
+        [blocked, report, tick].into_iter().flatten().min()
+    }
+
+    /// The poller saw the socket with this token readable.
+    pub fn ready(&mut self, token: u64) {
+        match token {
+            UP => self.up.set_ready(),
+            DOWN => self.down.set_ready(),
+            _ => {}
+        }
+    }
+
+    /// Whether something could not be sent.
+    pub fn is_blocked(&self) -> bool {
+        !BOTH.into_iter().all(|direction| self.may_leave(direction))
+    }
+}

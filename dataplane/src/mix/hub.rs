@@ -1,0 +1,191 @@
+//! The mixer of a crew, with its ends of the rings.
+
+use std::sync::Arc;
+
+use rtrb::{Consumer, Producer};
+use wire::cell::Direction;
+
+use super::BOTH;
+use super::edge::Pools;
+use super::mixer::Mixer;
+use crate::Nanos;
+use crate::frame::{Frame, FreeList};
+use crate::lanes::Lanes;
+use crate::ledger::Ledger;
+use crate::pool::{POOL_MAX, Pooled};
+use crate::runner::BLOCKED_WAIT;
+use crate::sys::Waker;
+
+/// Frames of the mixer, for exchange: as much as two pools and what they released before.
+pub(super) const STOCK: usize = 4 * POOL_MAX;
+/// Cells taken from one edge before the next is looked at.
+const SHARE: usize = 256;
+/// Releases of one direction in one turn.
+const RELEASES: usize = 4;
+
+/// An edge as the mixer sees it.
+pub(super) struct Spoke {
+    from: [Consumer<Pooled>; 2],
+    to: [Producer<Pooled>; 2],
+    /// Its part of a release.
+    staged: [Vec<Pooled>; 2],
+    empties: Producer<&'static mut Frame>,
+    surplus: Consumer<&'static mut Frame>,
+    /// Wakes its thread, if that is another.
+    waker: Option<Arc<Waker>>,
+}
+
+/// The mixer with its ends of the rings.
+pub(super) struct Hub {
+    mixer: Mixer,
+    spokes: Vec<Spoke>,
+    stock: Vec<&'static mut Frame>,
+    /// Frames given from the stock less those that came back.
+    exchanged: usize,
+    lanes: Lanes,
+    /// Which edge is looked at first changes from turn to turn.
+    turn: usize,
+    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty frame is left.
+    stuck: bool,
+}
+
+impl Spoke {
+    /// The mixer's ends of the rings of one edge.
+    pub fn new(
+        from: [Consumer<Pooled>; 2],
+        to: [Producer<Pooled>; 2],
+        empties: Producer<&'static mut Frame>,
+        surplus: Consumer<&'static mut Frame>,
+        waker: Option<Arc<Waker>>,
+    ) -> Spoke {
+        let staged = [Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX)];
+        Spoke { from, to, staged, empties, surplus, waker }
+    }
+}
+
+impl Hub {
+    /// With a stock of frames, on huge pages if wanted.
+    pub fn new(mixer: Mixer, spokes: Vec<Spoke>, lanes: Lanes, hugepages: bool) -> Hub {
+        let mut store = FreeList::on(STOCK, hugepages);
+        let stock = std::iter::from_fn(|| store.take()).collect();
+        Hub { mixer, spokes, stock, exchanged: 0, lanes, turn: 0, stuck: false }
+    }
+
+    /// Takes opened cells in, and releases what is due.
+    pub fn turn(&mut self, now: Nanos, force: bool) {
+        self.turn = (self.turn + 1) % self.spokes.len();
+        self.stuck = false;
+        for spoke in &mut self.spokes {
+            let before = self.stock.len();
+            self.stock.extend(drain(&mut spoke.surplus, usize::MAX));
+            self.exchanged = self.exchanged.wrapping_sub(self.stock.len() - before);
+        }
+        for direction in BOTH {
+            for _ in 0..RELEASES {
+                self.gather(direction, now, force);
+                if !self.release(direction, now, force) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn gather(&mut self, direction: Direction, now: Nanos, force: bool) {
+        let edges = self.spokes.len();
+        let mut idle = 0;
+        for i in (0..edges).cycle().skip(self.turn) {
+            if self.mixer.sated(direction, now) || idle == edges {
+                return;
+            }
+            let spoke = &mut self.spokes[i];
+            let mut most = SHARE.min(self.mixer.room(direction));
+            if !force {
+                let empties = self.stock.len().min(spoke.empties.slots());
+                self.stuck |= empties == 0 && !spoke.from[direction as usize].is_empty();
+                most = most.min(empties);
+            }
+            let mut taken = 0;
+            for Pooled { cell, ticket } in drain(&mut spoke.from[direction as usize], most) {
+                self.mixer.admit(direction, cell, ticket);
+                taken += 1;
+            }
+            if !force {
+                let kept = self.stock.len() - taken;
+                self.exchanged = self.exchanged.wrapping_add(taken);
+                fill(&mut spoke.empties, self.stock.drain(kept..));
+            }
+            idle = if taken == 0 { idle + 1 } else { 0 };
+        }
+    }
+
+    /// Releases a pool that is due, each cell to the edge of its lane; whether it did.
+    fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> bool {
+        let d = direction as usize;
+        let waiting = self.mixer.held(direction);
+        if self.spokes.iter().any(|spoke| spoke.to[d].slots() < waiting) {
+            self.stuck |= self.mixer.sated(direction, now);
+            return false;
+        }
+        let Some(release) = self.mixer.release(direction, now, force) else { return false };
+        for pooled in release.drain(..) {
+            let number = pooled.ticket.header.channel;
+            let edge = match direction {
+                Direction::Forward => self.lanes.down_edge(number),
+                Direction::Backward => self.lanes.up_edge(number),
+            };
+            self.spokes[edge].staged[d].push(pooled);
+        }
+        for spoke in self.spokes.iter_mut().filter(|spoke| !spoke.staged[d].is_empty()) {
+            fill(&mut spoke.to[d], spoke.staged[d].drain(..));
+            if let Some(waker) = &spoke.waker {
+                waker.wake();
+            }
+        }
+        true
+    }
+
+    /// When the next turn must come, if nothing arrives.
+    pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
+        if self.stuck {
+            return Some(now + BLOCKED_WAIT);
+        }
+        let waits = self.spokes.iter().any(|spoke| spoke.from.iter().any(|ring| !ring.is_empty()));
+        if waits { Some(now) } else { self.mixer.due_at() }
+    }
+
+    /// Whether it waits for an edge.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
+    /// Adds what it counts to the ledger of its edge.
+    pub fn tell(&self, ledger: &mut Ledger) {
+        ledger.batches = self.mixer.batches();
+        ledger.frames.0 = ledger.frames.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
+        ledger.frames.1 += STOCK as u64;
+    }
+
+    /// The end: what is left in the pool and in the rings of opened cells.
+    pub fn abandon(&mut self, direction: Direction, now: Nanos, into: &mut Vec<Pooled>) {
+        if let Some(rest) = self.mixer.release(direction, now, true) {
+            into.append(rest);
+        }
+        for spoke in &mut self.spokes {
+            into.extend(drain(&mut spoke.from[direction as usize], usize::MAX));
+        }
+    }
+}
+
+/// Takes all that waits in a ring, up to `most`.
+pub(super) fn drain<T>(ring: &mut Consumer<T>, most: usize) -> impl Iterator<Item = T> {
+    let waiting = ring.slots().min(most);
+    ring.read_chunk(waiting).ok().into_iter().flat_map(IntoIterator::into_iter)
+}
+
+/// Moves everything into a ring that has room for it: the caller has looked.
+pub(super) fn fill<T>(ring: &mut Producer<T>, from: impl ExactSizeIterator<Item = T>) {
+    match ring.write_chunk_uninit(from.len()) {
+        Ok(chunk) => _ = chunk.fill_from_iter(from),
+        Err(_) => debug_assert!(false, "room was looked for before"),
+    }
+}

@@ -1,0 +1,261 @@
+//! The worker of a mix, and the workers of one that has several cores.
+//!
+//! ```text
+//! edge    between the sockets of one core: receive, open; seal, send     mixer   the pools of both directions
+//! crew    several edges around one mixer, joined by bounded rings         hub     that mixer's ends of the rings
+//! ```
+//!
+//! [`Mix::turn`](Worker::turn) spells the path of a cell on one core, without a ring. Both directions are the same but
+//! for the layer: forward a mix takes one off and checks it, backward it puts one on.
+
+pub mod crew;
+mod edge;
+mod hub;
+mod mixer;
+
+use std::sync::{Arc, Mutex};
+
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Direction, Shape};
+use wire::gcm::{AeadKey, StreamKey};
+use wire::replay::Window;
+
+use self::edge::Edge;
+use self::mixer::Mixer;
+use crate::Nanos;
+use crate::batch::RECEIVE_MAX;
+use crate::io::Port;
+use crate::lanes::Lanes;
+use crate::ledger::{Drop, Ledger};
+use crate::open::{BackwardLane, ForwardLane};
+use crate::pool::{Mixing, POOL_MAX};
+use crate::punt::PuntSender;
+use crate::runner::Worker;
+use crate::table::{ChannelState, Lane, Op};
+
+/// Both directions, in the order in which a turn serves them.
+const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+
+/// Frames of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
+/// offer for what comes, and the batch being received.
+pub const FRAMES: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
+
+/// What a mix worker is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Lengths of the chain.
+    pub shape: Shape,
+    /// Which hop: 1 for Mix 1.
+    pub position: usize,
+    /// When pools are released.
+    pub mixing: Mixing,
+    /// Over how many ports its links are spread.
+    pub lanes: Lanes,
+    /// Width of replay windows.
+    pub window: usize,
+    /// Frames on huge pages.
+    pub hugepages: bool,
+}
+
+/// A mix's part of a channel.
+#[repr(C)]
+pub struct MixChannel {
+    forward: Lane<AeadKey>,
+    backward: Lane<StreamKey>,
+}
+
+impl ChannelState for MixChannel {
+    fn offset(direction: Direction) -> usize {
+        match direction {
+            Direction::Forward => std::mem::offset_of!(MixChannel, forward),
+            Direction::Backward => std::mem::offset_of!(MixChannel, backward),
+        }
+    }
+
+    fn window(&self, direction: Direction) -> &Window {
+        match direction {
+            Direction::Forward => self.forward.window(),
+            Direction::Backward => self.backward.window(),
+        }
+    }
+}
+
+impl ForwardLane for MixChannel {
+    fn forward(&self) -> &Lane<AeadKey> {
+        &self.forward
+    }
+
+    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+        &mut self.forward
+    }
+}
+
+impl BackwardLane for MixChannel {
+    fn backward(&self) -> &Lane<StreamKey> {
+        &self.backward
+    }
+
+    fn backward_mut(&mut self) -> &mut Lane<StreamKey> {
+        &mut self.backward
+    }
+}
+
+/// The worker of a mix between its two link sockets, on one core.
+pub struct Mix<U, D> {
+    edge: Edge<U, D>,
+    mixer: Mixer,
+    published: Arc<Mutex<Ledger>>,
+}
+
+impl<U: Port, D: Port> Mix<U, D> {
+    /// A mix with empty tables. Three generators: one per pool and one for group order.
+    pub fn new(
+        settings: Settings,
+        ports: (U, D),
+        ops: rtrb::Consumer<Op>,
+        punts: PuntSender,
+        [forward, backward, groups]: [ChaCha20Rng; 3],
+        now: Nanos,
+    ) -> Self {
+        Mix {
+            mixer: Mixer::new(settings.mixing, [forward, backward]),
+            edge: Edge::new(settings, 0, FRAMES, ports, (ops, punts), groups, now),
+            published: Arc::default(),
+        }
+    }
+
+    /// Where the ledger appears at every turn boundary.
+    pub fn published(&self) -> Arc<Mutex<Ledger>> {
+        self.published.clone()
+    }
+
+    fn publish(&self) {
+        let mut ledger = self.edge.ledger();
+        ledger.cells.forward.hold(self.mixer.held(Direction::Forward));
+        ledger.cells.backward.hold(self.mixer.held(Direction::Backward));
+        ledger.batches = self.mixer.batches();
+        publish(&self.published, ledger);
+    }
+
+    fn release(&mut self, now: Nanos, force: bool) {
+        for direction in BOTH {
+            // What is left from the last turn goes first.
+            if self.edge.may_leave(direction)
+                && let Some(release) = self.mixer.release(direction, now, force)
+            {
+                self.edge.leave(direction, release);
+            }
+        }
+    }
+}
+
+/// Makes a ledger known.
+fn publish(place: &Mutex<Ledger>, ledger: Ledger) {
+    debug_assert!(ledger.closed(), "{ledger:?}");
+    *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ledger;
+}
+
+impl<U: Port, D: Port> Worker for Mix<U, D> {
+    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        let Self { edge, mixer, .. } = self;
+        edge.begin(now, mixer);
+        BOTH.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
+        self.release(now, false);
+        self.edge.send();
+        self.edge.report(now);
+        self.publish();
+        // What is due cannot leave before what is left of the last release.
+        let due = if self.edge.is_blocked() { None } else { self.mixer.due_at() };
+        self.edge.wake_at(now).into_iter().chain(due).min()
+    }
+
+    fn ready(&mut self, token: u64) {
+        self.edge.ready(token);
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.edge.is_blocked()
+    }
+
+    fn finish(&mut self, now: Nanos) {
+        self.edge.send();
+        self.release(now, true);
+        self.edge.send();
+        for direction in BOTH {
+            if let Some(release) = self.mixer.release(direction, now, true) {
+                self.edge.give_up(direction, release.drain(..), Drop::Shutdown);
+            }
+            self.edge.abandon(direction);
+        }
+        self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SECOND;
+    use crate::ingress::lengths;
+    use crate::io::mem::{MemNet, MemPort};
+    use crate::links::{Rank, Side};
+    use crate::runner::BLOCKED_WAIT;
+    use crate::sys::Waker;
+    use rand::SeedableRng;
+    use wire::cell::{Class, Header, Kind};
+    use zeroize::Zeroizing;
+
+    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
+        let (ops, worker_ops) = rtrb::RingBuffer::new(16384);
+        let (worker_punts, punts) = rtrb::RingBuffer::new(256);
+        let shape = Shape::new(Class::S, 2).unwrap();
+        let settings = Settings {
+            shape,
+            position: 1,
+            mixing: "timed:t=60s".parse().unwrap(),
+            lanes: Lanes::ONE,
+            window: 4096,
+            hugepages: false,
+        };
+        let [up, down] = [(1, Side::Up), (2, Side::Down)]
+            .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
+        let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
+        let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
+        (Mix::new(settings, (up, down), worker_ops, sender, rngs, SECOND), ops, punts)
+    }
+
+    #[test]
+    fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
+        let net = MemNet::default();
+        let (mut mix, mut ops, _punts) = mix(&net);
+        let peer = ([192, 0, 2, 9], 9).into();
+        let key = || Zeroizing::new([7; 16]);
+        let link = Op::InstallLink { link: 0, side: Side::Down, peer };
+        let (header_i2r, header_r2i) = (key(), key());
+        let slot = Op::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
+        assert!(ops.push(link).is_ok() && ops.push(slot).is_ok());
+        net.block(true);
+        let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
+            for seq in 0..cells as u64 {
+                let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
+                assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
+            }
+            mix.turn(now);
+            let ledger = *mix.published.lock().unwrap();
+            let tally = ledger.cells.forward;
+            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.frames.0 as usize)
+        };
+        assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, FRAMES - POOL_MAX), "a full pool is sealed");
+        assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);
+        assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, FRAMES - 2 * POOL_MAX));
+        let late = 200 * SECOND;
+        assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
+        net.block(false);
+        mix.turn(late);
+        assert_eq!(inject(&mut mix, 0, late), (1, 0, FRAMES));
+        assert_eq!(
+            (mix.published().lock().unwrap().cells.forward.sent as usize, mix.is_blocked()),
+            (2 * POOL_MAX, false)
+        );
+        assert_eq!(inject(&mut mix, 1, late), (1, 1, FRAMES - 1), "there is room again");
+    }
+}

@@ -1,0 +1,74 @@
+//! Mixes with several lanes, as processes: every port carries its share, and nothing is lost between their cores.
+
+use std::time::Duration;
+
+use eddy_bench::load::{Load, run};
+use serde_json::Value;
+
+use crate::common::command::{complaint, eddy};
+use crate::common::nodes::{Nodes, Plan, until};
+use crate::common::process::exclusive;
+
+/// A load through the chain; what arrived is all that was sent, in order.
+fn load(nodes: &Nodes, rate: u64) {
+    let sink = nodes.sink.try_clone().unwrap();
+    let load = Load { to: nodes.forward(), flows: 32, rate, len: 500, time: Duration::from_secs(3) };
+    let outcome = run(&load, sink, |_| {}).unwrap();
+    assert_eq!((outcome.lost, outcome.reordered), (0, 0), "{outcome:?}");
+}
+
+#[test]
+fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up() {
+    let _alone = exclusive();
+    let mut nodes = Nodes::start(Plan { mixes: 3, lanes: 2, channels: 16, ..Plan::default() });
+    nodes.assert_carries();
+    load(&nodes, 2000);
+    for position in 1..=3 {
+        assert!(nodes.said(position).iter().any(|line| line.contains("(2 lanes)")), "{:?}", nodes.said(position));
+        assert_eq!(nodes.count(position, "/channels"), 16, "mix {position}");
+        nodes.stop(position);
+        nodes.run(position);
+    }
+    nodes.wait_for_channels();
+    nodes.assert_carries();
+    nodes.end();
+    let lost: u64 = nodes.reports.iter().map(|(_, report)| report["kernel_drops"].as_u64().unwrap()).sum();
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn a_mix_that_ends_under_load_accounts_for_what_its_cores_had_between_them() {
+    let _alone = exclusive();
+    // Pools that wait: there is something to hold.
+    let mixing = "timed:t=50ms".parse().unwrap();
+    let mut nodes = Nodes::start(Plan { mixes: 2, lanes: 3, channels: 16, mixing, ..Plan::default() });
+    nodes.assert_carries();
+    let sink = nodes.sink.try_clone().unwrap();
+    let load = Load { to: nodes.forward(), flows: 32, rate: 4000, len: 500, time: Duration::from_secs(2) };
+    let loading = std::thread::spawn(move || run(&load, sink, |_| {}).unwrap());
+    let pooled = |nodes: &Nodes| nodes.count(1, "/ledger/cells/forward/held") > 50;
+    until("cells are pooled", || pooled(&nodes));
+    // Stopping asserts that every ledger closes with nothing held.
+    nodes.stop(1);
+    nodes.stop(2);
+    assert!(loading.join().unwrap().lost > 0);
+    nodes.end();
+}
+
+#[test]
+fn the_demonstration_runs_over_lanes_and_every_ledger_closes() {
+    for lanes in ["2", "3"] {
+        let output = eddy().args(["chain", "--json", "--lanes", lanes, "--messages", "50"]).output().unwrap();
+        let (code, said) = complaint(&output);
+        assert_eq!(code, Some(0), "{said}");
+        let last = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
+        let json: Value = serde_json::from_str(&last).unwrap();
+        assert_eq!((&json["delivered"], &json["answered"]), (&50.into(), &50.into()));
+        for node in json["nodes"].as_array().unwrap() {
+            for direction in ["forward", "backward"] {
+                let tally = &node["ledger"]["cells"][direction];
+                assert_eq!((&tally["closed"], &tally["held"]), (&true.into(), &0.into()), "{node:#}");
+            }
+        }
+    }
+}
