@@ -79,7 +79,7 @@ impl Relay {
             self.input.recv(&mut self.free, &mut self.arrivals);
             self.arrivals.runs.clear();
             for cell in self.arrivals.cells.drain(..) {
-                self.out.push(cell, to);
+                self.out.push_run(std::iter::once(cell), to);
             }
             let mut tally = Tally::default();
             assert!(self.output.send(&mut self.out, &mut self.free, &mut tally));

@@ -138,8 +138,6 @@ pub struct Departures {
     cells: std::collections::VecDeque<Cell<Sealed>>,
     runs: std::collections::VecDeque<(SocketAddr, usize)>,
     cell_len: usize,
-    /// Scratch of the seal stage: one run.
-    pub(crate) scratch: Vec<crate::pool::Pooled>,
 }
 
 impl Departures {
@@ -149,17 +147,19 @@ impl Departures {
             cells: std::collections::VecDeque::with_capacity(capacity),
             runs: std::collections::VecDeque::with_capacity(64),
             cell_len,
-            scratch: Vec::with_capacity(capacity),
         }
     }
 
-    /// Adds a cell.
-    pub fn push(&mut self, cell: Cell<Sealed>, peer: SocketAddr) {
+    /// Adds cells to one peer.
+    pub fn push_run(&mut self, cells: impl Iterator<Item = Cell<Sealed>>, peer: SocketAddr) {
+        let before = self.cells.len();
+        self.cells.extend(cells);
+        let count = self.cells.len() - before;
         match self.runs.back_mut() {
-            Some((last, count)) if *last == peer => *count += 1,
-            _ => self.runs.push_back((peer, 1)),
+            Some((last, run)) if *last == peer => *run += count,
+            _ if count > 0 => self.runs.push_back((peer, count)),
+            _ => {}
         }
-        self.cells.push_back(cell);
     }
 
     /// Bytes of each cell.
@@ -231,7 +231,7 @@ mod tests {
         let mut departures = Departures::new(4, 8);
         let peers = arrivals.runs.iter().flat_map(|run| [run.peer].repeat(run.count));
         for (cell, peer) in arrivals.cells.drain(..).zip(peers) {
-            departures.push(cell, peer);
+            departures.push_run(std::iter::once(cell), peer);
         }
         assert_eq!(departures.trains(64).collect::<Vec<_>>(), [(a, 2), (b, 1), (a, 1)]);
         assert_eq!(departures.trains(1).count(), 4);

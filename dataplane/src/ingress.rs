@@ -27,8 +27,8 @@ pub struct Admitted {
     /// The link it came on.
     pub link: u32,
     /// The slot, if that is the link's next, and the cell's source: an authentic cell promotes the slot and
-    /// gives the link its address.
-    pub next_slot: Option<(u32, SocketAddr)>,
+    /// gives the link its address. Boxed, because few have it and all are moved.
+    pub next_slot: Option<Box<(u32, SocketAddr)>>,
 }
 
 struct Found {
@@ -173,7 +173,7 @@ impl Gate {
 }
 
 enum Verdict {
-    Data { header: Header, channel: u32, link: u32, next_slot: Option<(u32, SocketAddr)> },
+    Data { header: Header, channel: u32, link: u32, next_slot: Option<Box<(u32, SocketAddr)>> },
     Punted,
     Dropped(Drop),
 }
@@ -212,7 +212,7 @@ fn judge<C: ChannelState>(
     }
     let record = table.record(channel).expect("the index lists live channels");
     match record.state.window(direction).admits(header.seq) {
-        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then_some((slot, peer)) },
+        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then(|| Box::new((slot, peer))) },
         Err(refused) => Verdict::Dropped(refused.into()),
     }
 }

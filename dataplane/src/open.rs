@@ -15,15 +15,18 @@ use crate::table::{ChannelState, Lane, Table};
 use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
-const CHUNK: usize = 64;
+const CHUNK: usize = 8;
 /// Keys are fetched so many cells ahead of their use.
 const AHEAD: usize = 4;
 
-/// Channels and numbers of a chunk, to look ahead while its cells are being worked on.
-type Numbers = ArrayVec<(u32, u64), CHUNK>;
+/// Channels and numbers of a chunk and of the first cells behind it, to look ahead while its cells are being worked on.
+type Numbers = ArrayVec<(u32, u64), { CHUNK + AHEAD }>;
 
-fn numbers(chunk: &[Admitted]) -> Numbers {
-    chunk.iter().map(|cell| (cell.channel, cell.header.seq)).collect()
+/// The next chunk, what is behind it, and the numbers of both.
+fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted], Numbers)> {
+    let numbers = cells.iter().take(CHUNK + AHEAD).map(|cell| (cell.channel, cell.header.seq)).collect();
+    let (chunk, rest) = cells.split_at_mut(CHUNK.min(cells.len()));
+    (!chunk.is_empty()).then_some((chunk, rest, numbers))
 }
 
 /// A channel with a forward layer to take off: at a mix and at the exit.
@@ -50,8 +53,9 @@ pub fn forward<C: ForwardLane>(
 ) {
     let body = shape.forward_body(hop);
     let mut verdicts = std::mem::take(&mut table.verdicts);
-    for chunk in cells.chunks_mut(CHUNK) {
-        let numbers = numbers(chunk);
+    let mut rest = &mut cells[..];
+    while let Some((chunk, behind, numbers)) = next_chunk(rest) {
+        rest = behind;
         let first = verdicts.len();
         let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
         for (i, cell) in chunk.iter_mut().enumerate() {
@@ -86,7 +90,7 @@ pub fn forward<C: ForwardLane>(
             record.seen_s = now / SECOND;
             table.links.received(cell.link);
             // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
-            if let Some((slot, from)) = cell.next_slot
+            if let Some((slot, from)) = cell.next_slot.as_deref().copied()
                 && punts.room() > 0
                 && table.links.proposes(cell.link, slot)
             {
@@ -115,8 +119,9 @@ pub fn backward<C: BackwardLane>(
     tally: &mut Tally,
 ) {
     let mut verdicts = std::mem::take(&mut table.verdicts);
-    for chunk in cells.chunks_mut(CHUNK) {
-        let numbers = numbers(chunk);
+    let mut rest = &mut cells[..];
+    while let Some((chunk, behind, numbers)) = next_chunk(rest) {
+        rest = behind;
         let first = verdicts.len();
         for (i, cell) in chunk.iter().enumerate() {
             if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
@@ -159,6 +164,10 @@ pub(crate) fn keep(
     free: &mut FreeList,
     tally: &mut Tally,
 ) {
+    if verdicts.iter().all(Option::is_none) {
+        verdicts.clear();
+        return;
+    }
     let mut verdicts = verdicts.drain(..);
     for dropped in cells.extract_if(.., |_| match verdicts.next().expect("one verdict per cell") {
         Some(reason) => {
@@ -226,7 +235,7 @@ mod tests {
             let (key, iv) = keys.of(seq).unwrap();
             seal_batch(&mut [Job::new(key, header.data_nonce(iv), cell.body_mut(body))]);
             cell.bytes_mut(HEADER_LEN + body)[40] ^= u8::from(forged);
-            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some((11, peer)) }];
+            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some(Box::new((11, peer))) }];
             let now = (seq + 2) * SECOND;
             forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
             let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));

@@ -40,18 +40,13 @@ impl Sealer {
         tally: &mut Tally,
     ) {
         self.group(release, lanes);
-        let mut cells = release.drain(..).peekable();
-        let mut run = Vec::with_capacity(0);
-        std::mem::swap(&mut run, &mut out.scratch);
-        while let Some(first) = cells.next() {
-            let (link_id, sealed_for) = (first.ticket.link, first.ticket.slot);
-            let lane = lane(&first, lanes);
-            run.push(first);
-            while let Some(next) = cells.next_if(|next| {
-                next.ticket.link == link_id && next.ticket.slot == sealed_for && self::lane(next, lanes) == lane
-            }) {
-                run.push(next);
-            }
+        let mut cells = release.drain(..);
+        let leg = |pooled: &Pooled| (pooled.ticket.link, pooled.ticket.slot, lane(pooled, lanes));
+        while let Some((link_id, sealed_for, lane)) = cells.as_slice().first().map(leg) {
+            let same = cells.as_slice().iter().take_while(|next| leg(next) == (link_id, sealed_for, lane));
+            self.blocks.clear();
+            self.blocks.extend(same.map(|pooled| pooled.ticket.header.to_block()));
+            let run = cells.by_ref().take(self.blocks.len());
             let link = links.link(link_id);
             let slot = match (link, sealed_for) {
                 (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
@@ -60,25 +55,20 @@ impl Sealer {
             };
             match slot {
                 Ok((slot, peer)) => {
-                    self.blocks.clear();
-                    self.blocks.extend(run.iter().map(|pooled| pooled.ticket.header.to_block()));
                     slot.outgoing().encipher(&mut self.blocks);
                     // A port beyond the last is a descriptor's mistake, and refused where those are read.
                     let peer = address(peer, lane).unwrap_or(peer);
-                    for (pooled, block) in run.drain(..).zip(&self.blocks) {
-                        out.push(pooled.cell.seal(block), peer);
-                    }
+                    out.push_run(run.zip(&self.blocks).map(|(pooled, block)| pooled.cell.seal(block)), peer);
                     if sealed_for.is_none() {
                         links.sent(link_id);
                     }
                 }
                 Err(reason) => {
-                    tally.drop_many(reason, run.len() as u64);
-                    run.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+                    tally.drop_many(reason, self.blocks.len() as u64);
+                    run.for_each(|pooled| free.give(pooled.cell.into_frame()));
                 }
             }
         }
-        std::mem::swap(&mut run, &mut out.scratch);
     }
 
     /// Partitions a release by link and lane, unless it has one of them only.
@@ -109,7 +99,8 @@ impl Sealer {
 
 /// The lane of `lanes` that a cell travels on.
 fn lane(pooled: &Pooled, lanes: usize) -> usize {
-    pooled.ticket.header.channel as usize % lanes
+    // Most have one, and a division takes as long as all the rest.
+    if lanes == 1 { 0 } else { pooled.ticket.header.channel as usize % lanes }
 }
 
 #[cfg(test)]

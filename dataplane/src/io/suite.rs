@@ -192,7 +192,7 @@ impl Bed {
             for _ in 0..*count {
                 let mut cell = Cell::new(self.free.take().unwrap());
                 cell.bytes_mut(CELL).copy_from_slice(&numbered(number));
-                out.push(cell, *to);
+                out.push_run(std::iter::once(cell), *to);
                 number += 1;
             }
         }

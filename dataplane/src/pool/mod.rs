@@ -104,7 +104,11 @@ impl Pool {
     pub fn release(&mut self, out: &mut Vec<Pooled>) {
         self.shuffle.run(&mut self.held, &mut self.rng);
         crate::rekey(&mut self.rng);
-        out.append(&mut self.held);
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.held);
+        } else {
+            out.append(&mut self.held);
+        }
     }
 }
 
