@@ -5,4 +5,6 @@
 
 pub mod hop;
 pub mod load;
+pub mod machine;
 pub mod path;
+pub mod results;
