@@ -3,8 +3,10 @@
 //! Neighbours: `dataplane::sys` for batched system calls. Nothing but the integration tests imports this
 //! crate.
 
+pub mod chain;
 pub mod hop;
 pub mod load;
 pub mod machine;
 pub mod path;
 pub mod results;
+pub mod signals;

@@ -1,16 +1,12 @@
-//! `eddy-bench`: measures a running chain.
+//! `eddy-bench`: measures mixes, chains and the machine under them.
 
-use std::net::{SocketAddr, UdpSocket};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
-use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
-use eddy_bench::{hop, path};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Parser, Subcommand};
+use eddy_bench::load::command::LoadArgs;
+use eddy_bench::{hop, load, path};
 
-/// Measures a running chain.
+/// Measures mixes, chains and the machine under them.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {
@@ -20,9 +16,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sends an even load into a forward and counts what arrives behind the exit.
+    /// Sends a load through a chain, and straight to its destination, and tells what became of it.
     ///
-    /// Start a chain with a forward to an address of your choice, then load it:
+    /// Open loop: a datagram leaves when it is due and is timed from then on. Without --to a chain is started for it.
+    ///
+    ///   eddy-bench load                                                 10,000/s of 1000 bytes, 10 s
+    ///   eddy-bench load --profile voip:100 --profile game:20 --profile video:5 --seconds 60
+    ///   eddy-bench load --mixing threshold:n=1,n_min=1 --payload-len 200 --arrivals poisson --out results
+    ///
+    /// Into a chain that runs:
     ///
     ///   eddy chain --stay --forward 127.0.0.1:7000=127.0.0.1:7001
     ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --rate 20000
@@ -34,32 +36,6 @@ enum Command {
     Path(path::PathArgs),
 }
 
-/// What `load` is told.
-#[derive(Args)]
-struct LoadArgs {
-    /// The entry's forward, or the sink itself to measure the generator alone.
-    #[arg(long, value_name = "ADDR")]
-    to: SocketAddr,
-    /// Where the forward leads: received here.
-    #[arg(long, value_name = "ADDR")]
-    sink: SocketAddr,
-    /// Flows, each from a socket of its own.
-    #[arg(long, default_value_t = 100)]
-    flows: usize,
-    /// Datagrams per second over all flows.
-    #[arg(long, default_value_t = 20_000)]
-    rate: u64,
-    /// Bytes per datagram.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(LEN_MIN as i64..=65_507))]
-    payload_len: u32,
-    /// How long to send.
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// Print one JSON object instead of a table.
-    #[arg(long)]
-    json: bool,
-}
-
 fn main() -> ExitCode {
     // `hop` and `path` run nodes of the very build that they are part of: this program is `eddy`, too.
     if let Some("entry" | "mix" | "exit" | "chain") = std::env::args().nth(1).as_deref() {
@@ -69,7 +45,7 @@ fn main() -> ExitCode {
         };
     }
     let done = match Cli::parse().command {
-        Command::Load(args) => measure(&args),
+        Command::Load(args) => load::command::run(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
     };
@@ -77,31 +53,3 @@ fn main() -> ExitCode {
     eprintln!("eddy-bench: {error:#}");
     ExitCode::from(2)
 }
-
-fn measure(args: &LoadArgs) -> anyhow::Result<()> {
-    let &LoadArgs { to, sink, flows, rate, payload_len, seconds, json } = args;
-    let load = Load { to, flows, rate, len: payload_len as usize, time: Duration::from_secs(seconds) };
-    let sink = UdpSocket::bind(sink).with_context(|| format!("the sink cannot listen at {sink}"))?;
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} datagrams, {per_sec}, {eta} left")?;
-    let bar = ProgressBar::new(rate * seconds).with_style(style);
-    let outcome = run(&load, sink, |sent| bar.set_position(sent))?;
-    bar.finish_and_clear();
-    if json {
-        println!("{}", serde_json::to_string(&outcome)?);
-    } else {
-        print(&outcome);
-    }
-    Ok(())
-}
-
-fn print(outcome: &Outcome) {
-    let Outcome { sent, refused, delivered, duplicated, reordered, lost, sink_kernel_drops, sent_per_s, latency_us } =
-        outcome;
-    println!("sent        {sent} ({sent_per_s:.0}/s; {refused} refused by the kernel)");
-    println!("delivered   {delivered} ({lost} lost, {reordered} reordered, {duplicated} twice)");
-    println!("at the sink {sink_kernel_drops} dropped by the kernel");
-    let load::Latency { p50, p99, p999, max } = latency_us;
-    println!("latency     p50 {p50} us, p99 {p99} us, p99.9 {p999} us, max {max} us");
-}
-
-use eddy_bench::load;

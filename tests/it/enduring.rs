@@ -148,7 +148,7 @@ fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
     let load = Load { to: nodes.forward(), flows: 1, rate: 5000, len: LEN, time: Duration::from_secs(4) };
-    let outcome = run(&load, nodes.sink.try_clone().unwrap(), |_| {}).unwrap();
+    let outcome = run(&load, nodes.sink.try_clone().unwrap()).unwrap();
     println!("{outcome:?}");
     assert_eq!((outcome.sent, outcome.refused, outcome.delivered), (20_000, 0, 20_000));
     assert_eq!((outcome.reordered, outcome.duplicated), (0, 0));
@@ -187,7 +187,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
         (sent, began.elapsed())
     });
     let load = Load { to: nodes.further_forward(0), flows: 10, rate: 1000, len: LEN, time: Duration::from_secs(5) };
-    let outcome = run(&load, quiet, |_| {}).unwrap();
+    let outcome = run(&load, quiet).unwrap();
     let (sent, took) = flood.join().unwrap();
     println!("flood of {sent:?} in {took:?}, meanwhile {outcome:?}");
     assert_eq!(sent, [[EACH as u64; 3]; 2]);

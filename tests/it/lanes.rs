@@ -13,7 +13,7 @@ use crate::common::process::exclusive;
 fn load(nodes: &Nodes, rate: u64) {
     let sink = nodes.sink.try_clone().unwrap();
     let load = Load { to: nodes.forward(), flows: 32, rate, len: 500, time: Duration::from_secs(3) };
-    let outcome = run(&load, sink, |_| {}).unwrap();
+    let outcome = run(&load, sink).unwrap();
     assert_eq!((outcome.lost, outcome.reordered), (0, 0), "{outcome:?}");
 }
 
@@ -45,7 +45,7 @@ fn a_mix_that_ends_under_load_accounts_for_what_its_cores_had_between_them() {
     nodes.assert_carries();
     let sink = nodes.sink.try_clone().unwrap();
     let load = Load { to: nodes.forward(), flows: 32, rate: 4000, len: 500, time: Duration::from_secs(2) };
-    let loading = std::thread::spawn(move || run(&load, sink, |_| {}).unwrap());
+    let loading = std::thread::spawn(move || run(&load, sink).unwrap());
     let pooled = |nodes: &Nodes| nodes.count(1, "/ledger/cells/forward/held") > 50;
     until("cells are pooled", || pooled(&nodes));
     // Stopping asserts that every ledger closes with nothing held.

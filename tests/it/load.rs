@@ -21,7 +21,7 @@ fn load(rate: u64, seconds: u64) {
     let demo = Demo::start(&["--messages", "1", "--forward", &forward, "--allow", "127.0.0.0/8"]);
     let to = demo.forward_to(sink.local_addr().unwrap());
     let load = Load { to, flows: 100, rate, len: 1000, time: Duration::from_secs(seconds) };
-    let outcome = run(&load, sink, |_| {}).unwrap();
+    let outcome = run(&load, sink).unwrap();
     let report = demo.end();
     println!("{outcome:?}");
     assert_eq!(outcome.refused, 0);

@@ -21,7 +21,7 @@ fn links_renewed_every_two_seconds_under_traffic_lose_nothing() {
     let before = dropped(&demo);
     let to = demo.forward_to(sink.local_addr().unwrap());
     let load = Load { to, flows: 10, rate: 300, len: 500, time: Duration::from_secs(9) };
-    let outcome = run(&load, sink, |_| {}).unwrap();
+    let outcome = run(&load, sink).unwrap();
     assert_eq!((outcome.sent, outcome.lost, outcome.reordered), (2700, 0, 0), "{outcome:?}");
     assert_eq!(dropped(&demo), before);
     let report = demo.end();

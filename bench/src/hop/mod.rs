@@ -24,19 +24,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use dataplane::io::offload::Offload;
 use dataplane::sys;
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Class;
 
 use self::child::Wanted;
 use self::cores::Cores;
 use self::relay::Kind;
 use self::rig::Rig;
-use self::rows::{Case, Machine, Row, Rows, Sample};
+use self::rows::{Case, Row, Rows, Sample};
+use crate::machine::Machine;
+use crate::signals;
 
 /// What `hop` is told.
 #[derive(Args, Debug)]
@@ -105,11 +106,7 @@ const LONE_PACKETS: usize = 8192;
 /// # Errors
 /// The system refuses what is needed, the mix ends, or nothing comes through it.
 pub fn run(args: &HopArgs) -> anyhow::Result<()> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, interrupted.clone()).context("signals")?;
-        signal_hook::flag::register(signal, interrupted.clone()).context("signals")?;
-    }
+    let interrupted = signals::interrupted()?;
     let cores = Cores::choose()?;
     let buffer = granted(BUFFER_WANTED)?;
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
@@ -119,7 +116,6 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         bench.run(&group)?;
     }
     bench.bar.finish_and_clear();
-    let machine = Machine::read(cores, buffer);
     let rows = Rows {
         rows: bench.rows,
         class: args.class.name(),
@@ -128,7 +124,9 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         lone_sink: args.lone_sink,
         trains: bench.trains,
         io: args.io.clone(),
-        machine,
+        machine: Machine::read(),
+        cores: [cores.relay, cores.load],
+        receive_buffer: buffer,
     };
     rows.print(args.json)
 }

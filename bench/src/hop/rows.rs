@@ -8,9 +8,9 @@ use serde::Serialize;
 use wire::cell::{Class, Direction, Shape};
 
 use super::Which;
-use super::cores::Cores;
 use super::relay::Took;
 use super::rig::Reading;
+use crate::machine::Machine;
 
 /// Sleeps among a mix's turns beyond which it was not busy.
 const IDLE_MAX: f64 = 0.05;
@@ -209,34 +209,6 @@ fn round(value: f64, digits: i32) -> f64 {
     (value * scale).round() / scale
 }
 
-/// Where it was measured.
-#[derive(Debug, Serialize)]
-pub struct Machine {
-    cpu: String,
-    kernel: String,
-    /// Of the mix and of the load.
-    cores: [usize; 2],
-    receive_buffer: usize,
-    /// Processes that wanted to run, over the last minute, at the end.
-    load: f64,
-}
-
-impl Machine {
-    /// This one.
-    pub fn read(cores: Cores, receive_buffer: usize) -> Machine {
-        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        Machine {
-            cpu: model.unwrap_or("unknown").to_owned(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cores: [cores.relay, cores.load],
-            receive_buffer,
-            load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
-        }
-    }
-}
-
 /// All of it.
 #[derive(Debug, Serialize)]
 pub struct Rows {
@@ -256,6 +228,10 @@ pub struct Rows {
     pub io: Option<String>,
     /// Where it was measured.
     pub machine: Machine,
+    /// Cores of the mix and of the load.
+    pub cores: [usize; 2],
+    /// Bytes that a receive buffer holds.
+    pub receive_buffer: usize,
 }
 
 impl Rows {
@@ -312,7 +288,8 @@ impl Rows {
             ]);
         }
         align_right(&mut all, 1..16);
-        let Machine { cpu, kernel, cores, load, .. } = &self.machine;
+        let Machine { cpu, kernel, load, .. } = &self.machine;
+        let cores = self.cores;
         format!(
             "{all}\nProcessor time on one core. Class {}, engine {}. {cpu}, Linux {kernel}; mix on core {}, load on \
              core {}; load average {load}.",

@@ -8,37 +8,26 @@
 
 mod flood;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::io::Write;
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
 use eddy::report::{align_right, table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::flood::{Counted, Flood};
+use crate::chain::{Chain, ChainArgs};
+use crate::machine::Machine;
+use crate::signals;
 
 /// What `path` is told.
 #[derive(Args, Debug)]
 pub struct PathArgs {
-    /// What the mixes do
-    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
-    pub mixing: Mixing,
-    /// Channels that the entry keeps up
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub channels: u32,
-    /// Lanes of each mix
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub lanes: u8,
     /// Client sockets, each a flow
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub flows: u32,
@@ -49,15 +38,13 @@ pub struct PathArgs {
     #[arg(long = "payload-len", default_values_t = [200, 1000, 1323],
           value_parser = clap::value_parser!(u32).range(flood::LEN_MIN as i64..=1323))]
     pub payload_lens: Vec<u32>,
-    /// Whether the chain's cells travel in trains
-    #[arg(long, default_value_t = Offload::Auto)]
-    pub offload: Offload,
-    /// The nodes' AEAD engine (EDDY_AEAD)
-    #[arg(long)]
-    pub engine: Option<String>,
     /// Print one JSON object as the last line instead of a table
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub chain: ChainArgs,
 }
 
 /// Lost datagrams that a rate may have.
@@ -117,7 +104,7 @@ impl NodeCost {
 struct Rows {
     rows: Vec<Row>,
     mixing: String,
-    mixes: u32,
+    mixes: u8,
     lanes: u8,
     channels: u32,
     flows: u32,
@@ -134,13 +121,10 @@ struct Rows {
 /// # Errors
 /// The chain does not come up, or ends.
 pub fn run(args: &PathArgs) -> anyhow::Result<()> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, interrupted.clone()).context("signals")?;
-    }
+    let interrupted = signals::interrupted()?;
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     let sink = UdpSocket::bind("127.0.0.1:0")?;
-    let mut chain = Chain::start(args, sink.local_addr()?)?;
+    let mut chain = Chain::start(&args.chain, sink.local_addr()?)?;
     let mut flood = Flood::new(args.flows as usize, chain.forward, sink)?;
     flood.open(&interrupted)?;
     let mut rows = Vec::new();
@@ -155,18 +139,18 @@ pub fn run(args: &PathArgs) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     let (nodes, closed) = chain.end()?;
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let machine = Machine::read();
     let rows = Rows {
         rows,
-        mixing: args.mixing.to_string(),
-        mixes: 3,
-        lanes: args.lanes,
-        channels: args.channels,
+        mixing: args.chain.mixing.to_string(),
+        mixes: args.chain.mixes,
+        lanes: args.chain.lanes,
+        channels: args.chain.channels,
         flows: args.flows,
-        nodes,
+        nodes: nodes.iter().map(NodeCost::of).collect(),
         closed,
-        cores: std::thread::available_parallelism().map_or(0, usize::from),
-        load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
+        cores: machine.cores,
+        load: machine.load,
     };
     let text = if args.json { serde_json::to_string(&rows)? } else { people(&rows) };
     writeln!(std::io::stdout(), "{text}")?;
@@ -246,65 +230,4 @@ fn people(rows: &Rows) -> String {
          channels, {flows} flows, all on {cores} cores; load average {load}; every ledger closed: {closed}.",
         nodes.join(", ")
     )
-}
-
-/// A running chain. Ends when dropped, and when this program does.
-struct Chain {
-    process: Child,
-    lifeline: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-    forward: SocketAddr,
-}
-
-impl Chain {
-    fn start(args: &PathArgs, sink: SocketAddr) -> anyhow::Result<Chain> {
-        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
-        command.args(["chain", "--stay", "--json", "--lifeline", "--receivers", "1", "--messages", "1"]);
-        command.args(["--channels", &args.channels.to_string(), "--mixing", &args.mixing.to_string()]);
-        command.args(["--lanes", &args.lanes.to_string()]);
-        command.args(["--offload", &args.offload.to_string(), "--forward", &format!("127.0.0.1:0={sink}")]);
-        command.envs(args.engine.iter().map(|engine| ("EDDY_AEAD", engine)));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().context("cannot start the chain")?;
-        let lifeline = process.stdin.take();
-        let mut stdout = BufReader::new(process.stdout.take().context("its output")?);
-        let mut line = String::new();
-        stdout.read_line(&mut line)?;
-        let ready: Value = serde_json::from_str(&line).unwrap_or_default();
-        let listen = ready["forwards"].as_array().and_then(|all| {
-            let ours = all.iter().find(|forward| forward["to"] == sink.to_string())?;
-            ours["listen"].as_str()?.parse().ok()
-        });
-        let Some(forward) = listen else {
-            drop(lifeline);
-            let _ = process.wait();
-            bail!("the chain does not come up");
-        };
-        Ok(Chain { process, lifeline, stdout, forward })
-    }
-
-    /// Ends it; what its nodes say of their cost, and whether every ledger closed.
-    fn end(&mut self) -> anyhow::Result<(Vec<NodeCost>, bool)> {
-        self.lifeline = None;
-        let last = self.stdout.by_ref().lines().map_while(Result::ok).last().context("the chain's report")?;
-        let report: Value = serde_json::from_str(&last).context("the chain's report")?;
-        let nodes = report["nodes"].as_array().context("the chain's report")?;
-        let units = nodes.iter().filter_map(|node| node["ledger"].as_object()).flat_map(|ledger| ledger.values());
-        let mut tallies = units.flat_map(|unit| [&unit["forward"], &unit["backward"]]);
-        let closed = tallies.all(|tally| tally["closed"] == true);
-        Ok((nodes.iter().map(NodeCost::of).collect(), closed))
-    }
-}
-
-impl Drop for Chain {
-    fn drop(&mut self) {
-        self.lifeline = None;
-        let deadline = Instant::now() + Duration::from_secs(15);
-        while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Ended already, or beyond asking; its nodes have lifelines of their own.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
