@@ -48,6 +48,17 @@ impl ChainArgs {
         self.mixing.largest_delay() * u32::from(self.mixes)
     }
 
+    /// Its part of a command line.
+    pub fn command(&self) -> String {
+        let ChainArgs { class, mixes, mixing, channels, lanes, offload, engine } = self;
+        let engine = engine.as_ref().map_or_else(String::new, |engine| format!(" --engine {engine}"));
+        format!(
+            "--class {} --mixes {mixes} --mixing {mixing} --channels {channels} --lanes {lanes} --offload \
+             {offload}{engine}",
+            class.name()
+        )
+    }
+
     /// For a result, with what a node says of itself.
     pub fn facts(&self, node: Option<&NodeReport>) -> ChainFacts {
         ChainFacts {

@@ -3,10 +3,12 @@
 //! Neighbours: `dataplane::sys` for batched system calls. Nothing but the integration tests imports this
 //! crate.
 
+pub mod capacity;
 pub mod chain;
 pub mod hop;
 pub mod load;
 pub mod machine;
 pub mod path;
+pub mod replay;
 pub mod results;
 pub mod signals;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::load::command::LoadArgs;
+use eddy_bench::replay::{self, ReplayArgs};
 use eddy_bench::{hop, load, path};
 
 /// Measures mixes, chains and the machine under them.
@@ -30,6 +32,25 @@ enum Command {
     ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --rate 20000
     #[command(verbatim_doc_comment)]
     Load(LoadArgs),
+    /// Searches for the highest rate that passes without loss, and says what limits it.
+    ///
+    ///   eddy-bench capacity                          a chain of three mixes on this machine
+    ///   eddy-bench capacity --mixes 1 --payload-len 200
+    ///
+    /// Through nodes that run, with their ledgers:
+    ///
+    ///   eddy-bench capacity --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --status /run/eddy/mix2.sock
+    #[command(verbatim_doc_comment)]
+    Capacity(CapacityArgs),
+    /// Plays traces of real traffic through a chain, and straight to their destination.
+    ///
+    /// Times, flows and lengths are the trace's; what is in the packets is not sent. Start times are kept to the
+    /// microsecond, so latency, jitter and order are told against the trace's own times.
+    ///
+    ///   eddy-bench replay call.pcap
+    ///   eddy-bench replay game.out.csv --back game.in.csv --speed 2
+    #[command(verbatim_doc_comment)]
+    Replay(ReplayArgs),
     /// Measures what a cell costs a mix, beside relays that only move the bytes.
     Hop(hop::HopArgs),
     /// Measures what a whole chain carries on this machine.
@@ -46,6 +67,8 @@ fn main() -> ExitCode {
     }
     let done = match Cli::parse().command {
         Command::Load(args) => load::command::run(&args),
+        Command::Capacity(args) => capacity::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
     };

@@ -22,19 +22,6 @@ use crate::signals;
 /// What `load` is told.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// What runs already: an entry's forward. Without it a chain is started for the run
-    #[arg(long, value_name = "ADDR", requires = "sink", help_heading = "Where to")]
-    pub to: Option<SocketAddr>,
-    /// Where that forward leads: received here
-    #[arg(long, value_name = "ADDR", requires = "to", help_heading = "Where to")]
-    pub sink: Option<SocketAddr>,
-    /// Through no chain at all: the generator and the kernel alone
-    #[arg(long, conflicts_with = "to", help_heading = "Where to")]
-    pub direct: bool,
-    /// Leave out the direct run that every other one is measured beside
-    #[arg(long, conflicts_with = "direct", help_heading = "Where to")]
-    pub no_direct: bool,
-
     /// Flows of an application: voip, game, video or bulk, and how many (repeatable)
     #[arg(long = "profile", value_name = "NAME:FLOWS", conflicts_with_all = ["rate", "payload_len", "arrivals", "flows"])]
     pub profiles: Vec<Profile>,
@@ -59,6 +46,26 @@ pub struct LoadArgs {
     /// What is drawn is drawn from this number
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub through: Through,
+}
+
+/// Where a load goes, and what is left of it.
+#[derive(Args, Clone, Debug)]
+pub struct Through {
+    /// What runs already: an entry's forward. Without it a chain is started for the run
+    #[arg(long, value_name = "ADDR", requires = "sink", help_heading = "Where to")]
+    pub to: Option<SocketAddr>,
+    /// Where that forward leads: received here
+    #[arg(long, value_name = "ADDR", requires = "to", help_heading = "Where to")]
+    pub sink: Option<SocketAddr>,
+    /// Through no chain at all: the generator and the kernel alone
+    #[arg(long, conflicts_with = "to", help_heading = "Where to")]
+    pub direct: bool,
+    /// Leave out the direct run that every other one is measured beside
+    #[arg(long, conflicts_with = "direct", help_heading = "Where to")]
+    pub no_direct: bool,
 
     /// What the run is called in tables and files
     #[arg(long, default_value = "chain", value_parser = name)]
@@ -112,26 +119,8 @@ pub fn name(text: &str) -> Result<String, String> {
 /// The chain does not come up, flows do not open, or files cannot be written.
 pub fn run(args: &LoadArgs) -> anyhow::Result<()> {
     let interrupted = signals::interrupted()?;
-    let plan = || args.plan();
-    let mut runs = Vec::new();
-    if !args.no_direct {
-        let sink = UdpSocket::bind("127.0.0.1:0")?;
-        let target = Target { to: sink.local_addr()?, sink: &sink, delay: Duration::ZERO };
-        let outcome = watched(plan(), &target, &interrupted, "direct")?;
-        runs.push(args.results("direct", &outcome, None, Vec::new()));
-    }
-    let floor = match runs.first() {
-        Some(direct) if !interrupted.load(Ordering::Relaxed) => {
-            let len = mean_len(direct).unwrap_or_else(|| args.payload_len.mean().round() as u32);
-            Some(floor::of(floor::ceiling(args.flows as usize, len, &interrupted)?, &direct.streams))
-        }
-        _ => None,
-    };
-    if !(args.direct || interrupted.load(Ordering::Relaxed)) {
-        runs.push(args.loaded(&interrupted)?);
-    }
-    runs.iter_mut().for_each(|run| run.floor.clone_from(&floor));
-    tell(&runs, args.out.as_ref(), args.json)
+    let runs = args.through.run(&interrupted, &args.command(), || args.plan())?;
+    tell(&runs, args.through.out.as_ref(), args.through.json)
 }
 
 /// Writes what is to be written and prints the rest.
@@ -157,9 +146,9 @@ pub fn tell(runs: &[Results], out: Option<&PathBuf>, json: bool) -> anyhow::Resu
 }
 
 /// Bytes of a datagram that arrived, on average.
-fn mean_len(run: &Results) -> Option<u32> {
+fn mean_len(run: &Results) -> u32 {
     let (bytes, count) = run.streams.iter().fold((0, 0), |sum, s| (sum.0 + s.bytes, sum.1 + s.delivered));
-    Some((bytes.checked_div(count)? as u32).max(super::header::SHORTEST as u32))
+    (bytes / count.max(1)).max(super::header::SHORTEST as u64) as u32
 }
 
 impl LoadArgs {
@@ -175,48 +164,73 @@ impl LoadArgs {
 
     /// What repeats it.
     fn command(&self) -> String {
-        let mut text = String::from("load");
-        let mut add = |part: String| {
-            text.push(' ');
-            text.push_str(&part);
-        };
-        if let (Some(to), Some(sink)) = (self.to, self.sink) {
-            add(format!("--to {to} --sink {sink}"));
-        } else if self.direct {
-            add("--direct".into());
-        } else {
-            let ChainArgs { class, mixes, mixing, channels, lanes, offload, engine } = &self.chain;
-            add(format!("--class {} --mixes {mixes} --mixing {mixing} --channels {channels}", class.name()));
-            add(format!("--lanes {lanes} --offload {offload}"));
-            engine.iter().for_each(|engine| add(format!("--engine {engine}")));
-        }
+        let mut parts = vec!["load".to_owned()];
         if self.profiles.is_empty() {
             let LoadArgs { flows, rate, arrivals, payload_len, .. } = self;
-            add(format!("--flows {flows} --rate {rate} --payload-len {payload_len} --arrivals {arrivals}"));
+            parts.push(format!("--flows {flows} --rate {rate} --payload-len {payload_len} --arrivals {arrivals}"));
         }
-        self.profiles.iter().for_each(|profile| add(format!("--profile {profile}")));
+        parts.extend(self.profiles.iter().map(|profile| format!("--profile {profile}")));
         if self.answers {
-            add("--answers".into());
+            parts.push("--answers".into());
         }
-        add(format!("--seconds {} --seed {}", self.seconds, self.seed));
-        text
+        parts.push(format!("--seconds {} --seed {}", self.seconds, self.seed));
+        parts.push(self.through.command());
+        parts.join(" ")
+    }
+}
+
+impl Through {
+    /// Its part of a command line.
+    pub fn command(&self) -> String {
+        if let (Some(to), Some(sink)) = (self.to, self.sink) {
+            return format!("--to {to} --sink {sink}");
+        }
+        if self.direct { "--direct".into() } else { self.chain.command() }
     }
 
-    fn results(&self, name: &str, outcome: &Outcome, chain: Option<ChainFacts>, nodes: Vec<Value>) -> Results {
-        results(name, self.command(), outcome, chain, nodes)
+    /// Runs what `plan` makes straight to its destination and then through the chain, as far as both are wanted.
+    ///
+    /// # Errors
+    /// The chain does not come up, or flows do not open.
+    pub fn run(
+        &self,
+        interrupted: &AtomicBool,
+        command: &str,
+        plan: impl Fn() -> Plan,
+    ) -> anyhow::Result<Vec<Results>> {
+        let mut runs = Vec::new();
+        if !self.no_direct {
+            let sink = UdpSocket::bind("127.0.0.1:0")?;
+            let target = Target { to: sink.local_addr()?, sink: &sink, delay: Duration::ZERO };
+            let outcome = watched(plan(), &target, interrupted, "direct")?;
+            runs.push(results("direct", command, &outcome, None, Vec::new()));
+        }
+        let floor = match runs.first() {
+            Some(direct) if !interrupted.load(Ordering::Relaxed) => {
+                let flows = direct.streams.iter().map(|stream| stream.flows).max().unwrap_or(1);
+                let ceiling = floor::ceiling(flows, mean_len(direct), interrupted)?;
+                Some(floor::of(ceiling, &direct.streams))
+            }
+            _ => None,
+        };
+        if !(self.direct || interrupted.load(Ordering::Relaxed)) {
+            runs.push(self.loaded(interrupted, command, plan())?);
+        }
+        runs.iter_mut().for_each(|run| run.floor.clone_from(&floor));
+        Ok(runs)
     }
 
     /// Through a chain: the one that runs, or one of our own.
-    fn loaded(&self, interrupted: &AtomicBool) -> anyhow::Result<Results> {
+    fn loaded(&self, interrupted: &AtomicBool, command: &str, plan: Plan) -> anyhow::Result<Results> {
+        let name = &self.name;
         if let (Some(to), Some(sink)) = (self.to, self.sink) {
             let sink = UdpSocket::bind(sink).with_context(|| format!("the sink cannot listen at {sink}"))?;
             let target = Target { to, sink: &sink, delay: self.chain.delay() };
-            let outcome = watched(self.plan(), &target, interrupted, &self.name)?;
-            return Ok(self.results(&self.name, &outcome, None, Vec::new()));
+            return Ok(results(name, command, &watched(plan, &target, interrupted, name)?, None, Vec::new()));
         }
         let sink = UdpSocket::bind("127.0.0.1:0")?;
-        let (outcome, facts, nodes) = through_chain(&self.chain, self.plan(), &sink, interrupted, &self.name)?;
-        Ok(self.results(&self.name, &outcome, Some(facts), nodes))
+        let (outcome, facts, nodes) = through_chain(&self.chain, plan, &sink, interrupted, name)?;
+        Ok(results(name, command, &outcome, Some(facts), nodes))
     }
 }
 
@@ -241,17 +255,11 @@ pub fn through_chain(
 }
 
 /// One run's result.
-pub fn results(
-    name: &str,
-    command: String,
-    outcome: &Outcome,
-    chain: Option<ChainFacts>,
-    nodes: Vec<Value>,
-) -> Results {
+pub fn results(name: &str, command: &str, outcome: &Outcome, chain: Option<ChainFacts>, nodes: Vec<Value>) -> Results {
     Results {
         format: FORMAT,
         name: name.to_owned(),
-        command,
+        command: command.to_owned(),
         machine: Machine::read(),
         chain,
         floor: None::<Floor>,
