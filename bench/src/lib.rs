@@ -9,6 +9,7 @@ pub mod hop;
 pub mod load;
 pub mod machine;
 pub mod path;
+pub mod performance;
 pub mod replay;
 pub mod results;
 pub mod signals;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::load::command::LoadArgs;
+use eddy_bench::performance::{self, PerformanceArgs};
 use eddy_bench::replay::{self, ReplayArgs};
 use eddy_bench::{hop, load, path};
 
@@ -55,6 +56,8 @@ enum Command {
     Hop(hop::HopArgs),
     /// Measures what a whole chain carries on this machine.
     Path(path::PathArgs),
+    /// Measures all of it, some rounds in turn, and prints the README's performance section.
+    Performance(PerformanceArgs),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
+        Command::Performance(args) => performance::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");

@@ -199,22 +199,22 @@ impl Through {
         plan: impl Fn() -> Plan,
     ) -> anyhow::Result<Vec<Results>> {
         let mut runs = Vec::new();
-        if !self.no_direct {
+        // First what may be refused.
+        if !self.direct {
+            runs.push(self.loaded(interrupted, command, plan())?);
+        }
+        let mut floor = None;
+        if !(self.no_direct || interrupted.load(Ordering::Relaxed)) {
             let sink = UdpSocket::bind("127.0.0.1:0")?;
             let target = Target { to: sink.local_addr()?, sink: &sink, delay: Duration::ZERO };
             let outcome = watched(plan(), &target, interrupted, "direct")?;
-            runs.push(results("direct", command, &outcome, None, Vec::new()));
-        }
-        let floor = match runs.first() {
-            Some(direct) if !interrupted.load(Ordering::Relaxed) => {
+            let direct = results("direct", command, &outcome, None, Vec::new());
+            if !interrupted.load(Ordering::Relaxed) {
                 let flows = direct.streams.iter().map(|stream| stream.flows).max().unwrap_or(1);
-                let ceiling = floor::ceiling(flows, mean_len(direct), interrupted)?;
-                Some(floor::of(ceiling, &direct.streams))
+                let ceiling = floor::ceiling(flows, mean_len(&direct), interrupted)?;
+                floor = Some(floor::of(ceiling, &direct.streams));
             }
-            _ => None,
-        };
-        if !(self.direct || interrupted.load(Ordering::Relaxed)) {
-            runs.push(self.loaded(interrupted, command, plan())?);
+            runs.insert(0, direct);
         }
         runs.iter_mut().for_each(|run| run.floor.clone_from(&floor));
         Ok(runs)
