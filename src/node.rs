@@ -14,6 +14,7 @@ use anyhow::Context;
 use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
 use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
+use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::punt::Notice;
@@ -75,6 +76,7 @@ struct Reporter {
     position: usize,
     /// One for each worker.
     ledgers: Vec<Arc<Mutex<Ledger>>>,
+    profiles: Vec<latency::Shared>,
     control: Arc<Mutex<ControlState>>,
     /// The link and listening sockets, to ask the kernel what it dropped there.
     sockets: Arc<Vec<UdpSocket>>,
@@ -94,7 +96,7 @@ impl Reporter {
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
-            ..NodeReport::new(self.role, self.position, &self.ledger())
+            ..NodeReport::new(self.role, self.position, &self.ledger(), &self.profile())
         }
         .with_control(&control.counters, control.half_open)
     }
@@ -105,6 +107,11 @@ impl Reporter {
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
         readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading)).unwrap_or_default()
+    }
+
+    /// The sum of what all workers count by size.
+    fn profile(&self) -> Profile {
+        self.profiles.iter().map(latency::Shared::read).reduce(|sum, more| sum.and(&more)).unwrap_or_default()
     }
 }
 
@@ -172,11 +179,11 @@ impl Node {
         let handshake_sockets = (clone(sockets.up.first())?, clone(sockets.down.first())?);
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .context("the configuration contradicts itself")?;
-        let Workers { threads, ops, punts, ledgers, turns, wakers } =
+        let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
         let joint = Joint::new(control, ops, punts);
-        let reporter =
-            Reporter { role, position, ledgers, control: Arc::default(), sockets: Arc::new(watched), turns, clock };
+        let (control_state, sockets) = (Arc::default(), Arc::new(watched));
+        let reporter = Reporter { role, position, ledgers, profiles, control: control_state, sockets, turns, clock };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -369,6 +376,7 @@ mod tests {
             role: NodeRole::Mix,
             position: 1,
             ledgers: Vec::new(),
+            profiles: Vec::new(),
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
             turns: Vec::new(),

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
+use dataplane::histogram::Histogram;
 use dataplane::io::calls::Io;
+use dataplane::latency::{Latency, Profile};
 use dataplane::ledger::{Drop, Ledger, Pair, Tally};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,10 @@ pub struct NodeReport {
     pub distinct_channels_mean: f64,
     /// The largest of them, in cells.
     pub largest_batch: u64,
+    /// How many of them had so many cells: the most that counts here, and how many; only what happened.
+    pub batch_sizes: Vec<(u64, u64)>,
+    /// How long cells stay.
+    pub latency_us: LatencyReport,
     /// Messages of the kernel's that brought cells, and that took them away: a train of cells counts once.
     pub messages: Messages,
     /// Datagrams that the kernel dropped before the node saw them; in no ledger.
@@ -102,6 +108,76 @@ pub struct TallyReport {
     pub held: u64,
     /// Whether the sum is right.
     pub closed: bool,
+}
+
+/// How long cells stay in the node, from the turn that received them to the end of the one that sent them, in
+/// microseconds. Where datagrams leave, on entry and exit, it is those.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyReport {
+    /// Towards the exit.
+    pub forward: StayReport,
+    /// Towards the entry.
+    pub backward: StayReport,
+}
+
+/// How long the cells of one direction stay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StayReport {
+    /// In the pool, until it was due: what mixing costs. On mixes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Distribution>,
+    /// All the rest: what eddy costs.
+    pub node: Distribution,
+    /// Both.
+    pub total: Distribution,
+}
+
+/// How numbers are distributed. Quantiles are at most an eighth too high.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// How many.
+    pub count: u64,
+    /// Half are not larger.
+    pub p50: f64,
+    /// Nine in ten are not larger.
+    pub p90: f64,
+    /// 99 in a hundred are not larger.
+    pub p99: f64,
+    /// 999 in a thousand are not larger.
+    pub p999: f64,
+    /// The largest.
+    pub max: f64,
+    /// The mean.
+    pub mean: f64,
+    /// The largest number that a bucket takes, and how many are in it: all buckets that are not empty.
+    pub buckets: Vec<(f64, u64)>,
+}
+
+impl From<&Histogram> for Distribution {
+    /// Of nanoseconds, in microseconds.
+    fn from(nanos: &Histogram) -> Distribution {
+        let us = |nanos: u64| nanos as f64 / 1e3;
+        Distribution {
+            count: nanos.count(),
+            p50: us(nanos.quantile(0.5)),
+            p90: us(nanos.quantile(0.9)),
+            p99: us(nanos.quantile(0.99)),
+            p999: us(nanos.quantile(0.999)),
+            max: us(nanos.max()),
+            mean: us(nanos.mean().round() as u64),
+            buckets: nanos.buckets().map(|(upper, count)| (us(upper), count)).collect(),
+        }
+    }
+}
+
+impl StayReport {
+    fn new(role: NodeRole, latency: &Latency) -> StayReport {
+        StayReport {
+            pool: (role == NodeRole::Mix).then(|| (&latency.pool).into()),
+            node: (&latency.node).into(),
+            total: (&latency.total).into(),
+        }
+    }
 }
 
 /// Messages on link sockets.
@@ -196,7 +272,7 @@ impl From<(NodeRole, &Ledger)> for LedgerReport {
 impl NodeReport {
     /// What the data plane counted; control's part, kernel drops, times and engine are the node's to
     /// fill in.
-    pub fn new(role: NodeRole, index: usize, ledger: &Ledger) -> NodeReport {
+    pub fn new(role: NodeRole, index: usize, ledger: &Ledger, profile: &Profile) -> NodeReport {
         let batches = ledger.batches;
         let mean = |sum: u64| if batches.count == 0 { 0.0 } else { sum as f64 / batches.count as f64 };
         NodeReport {
@@ -207,6 +283,11 @@ impl NodeReport {
             mean_batch: mean(batches.cells),
             distinct_channels_mean: mean(batches.channels),
             largest_batch: batches.largest,
+            batch_sizes: profile.batches.buckets().collect(),
+            latency_us: LatencyReport {
+                forward: StayReport::new(role, &profile.forward),
+                backward: StayReport::new(role, &profile.backward),
+            },
             messages: Messages {
                 received: ledger.traffic.received,
                 sent: ledger.traffic.sent,
@@ -302,7 +383,41 @@ pub fn render(nodes: &[NodeReport]) -> String {
         "cpu",
         "io",
     ]);
+    let mut stays = table(&[
+        "node",
+        "direction",
+        "counted",
+        "mixing p50",
+        "p99",
+        "eddy p50",
+        "p99",
+        "longest",
+        "both p50",
+        "p99",
+        "longest",
+    ]);
     for node in nodes {
+        for (i, (direction, stay)) in
+            [("forward", &node.latency_us.forward), ("backward", &node.latency_us.backward)].into_iter().enumerate()
+        {
+            let of = |distribution: Option<&Distribution>, what: fn(&Distribution) -> f64| {
+                distribution.filter(|all| all.count > 0).map_or_else(|| "-".to_owned(), |all| time(what(all)))
+            };
+            let (pool, eddy, both) = (stay.pool.as_ref(), Some(&stay.node), Some(&stay.total));
+            stays.add_row([
+                if i == 0 { node.name() } else { String::new() },
+                direction.to_owned(),
+                stay.total.count.to_string(),
+                of(pool, |all| all.p50),
+                of(pool, |all| all.p99),
+                of(eddy, |all| all.p50),
+                of(eddy, |all| all.p99),
+                of(eddy, |all| all.max),
+                of(both, |all| all.p50),
+                of(both, |all| all.p99),
+                of(both, |all| all.max),
+            ]);
+        }
         for (i, (unit, direction, tally)) in node.ledger.tallies().enumerate() {
             let counts = [
                 tally.received,
@@ -344,11 +459,21 @@ pub fn render(nodes: &[NodeReport]) -> String {
     }
     align_right(&mut ledger, 3..10);
     align_right(&mut sizes, 1..15);
-    let mut text = format!("{ledger}\n{sizes}\n");
+    align_right(&mut stays, 2..11);
+    let mut text = format!("{ledger}\n{sizes}\n{stays}\n");
     for node in nodes.iter().filter(|node| !node.refused.is_empty()) {
         text += &format!("{} refused: {}\n", node.name(), reasons(&node.refused));
     }
     text
+}
+
+/// Microseconds, in a unit that people read.
+fn time(us: f64) -> String {
+    match us {
+        us if us < 999.5 => format!("{us:.0} us"),
+        us if us < 999_500.0 => format!("{:.1} ms", us / 1e3),
+        us => format!("{:.1} s", us / 1e6),
+    }
 }
 
 fn per_message(cells: u64, messages: u64) -> String {
@@ -370,7 +495,11 @@ mod tests {
         ledger.cells.forward.sent = 3;
         ledger.cells.forward.drop_many(Drop::Replay, 2);
         ledger.batches.add(3, 2);
-        NodeReport::new(NodeRole::Mix, 2, &ledger)
+        let mut profile = Profile::default();
+        profile.batches.add(3, 1);
+        profile.forward.add(4_200_000, 35_000, 2);
+        profile.forward.add(100_000, 1_234_567, 1);
+        NodeReport::new(NodeRole::Mix, 2, &ledger, &profile)
     }
 
     #[test]
@@ -387,7 +516,15 @@ mod tests {
         assert!(json["ledger"].get("datagrams").is_none());
         assert_eq!(json["mean_batch"], 3.0);
         assert_eq!(json["distinct_channels_mean"], 2.0);
-        let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default());
+        assert_eq!(json["batch_sizes"], serde_json::json!([[3, 1]]));
+        let forward = &json["latency_us"]["forward"];
+        assert_eq!(forward["pool"]["count"], 3);
+        assert_eq!((&forward["pool"]["max"], &forward["node"]["mean"]), (&4200.0.into(), &434.856.into()));
+        assert!(forward["total"]["p50"].as_f64().is_some_and(|us| (4235.0..=4235.0 * 1.125).contains(&us)));
+        assert_eq!(forward["node"]["buckets"].as_array().map(Vec::len), Some(2));
+        assert_eq!(json["latency_us"]["backward"]["total"]["count"], 0);
+        let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
+        assert!(serde_json::to_value(&entry).unwrap()["latency_us"]["forward"].get("pool").is_none());
         assert!(serde_json::to_value(entry).unwrap()["ledger"]["datagrams"]["backward"]["closed"] == true);
     }
 
@@ -399,10 +536,19 @@ mod tests {
     }
 
     #[test]
+    fn people_read_what_mixing_costs_and_what_eddy_does() {
+        let text = render(&[sample()]);
+        for cell in ["4.2 ms", "35 us", "1.2 ms"] {
+            assert!(text.contains(cell), "{cell}: {text}");
+        }
+        assert_eq!([0.4, 999.4, 999.6, 999_499.0, 5e6].map(time), ["0 us", "999 us", "1.0 ms", "999.5 ms", "5.0 s"]);
+    }
+
+    #[test]
     fn an_open_ledger_shows() {
         let mut ledger = Ledger::default();
         ledger.cells.backward.received = 1;
-        let report = NodeReport::new(NodeRole::Exit, 4, &ledger);
+        let report = NodeReport::new(NodeRole::Exit, 4, &ledger, &Profile::default());
         assert!(!report.ledger.closed());
         assert!(render(&[report]).contains("NO"));
     }

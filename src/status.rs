@@ -177,6 +177,7 @@ pub fn ask(path: &Path) -> io::Result<NodeReport> {
 mod tests {
     use super::*;
     use crate::config::NodeRole;
+    use dataplane::latency::Profile;
     use dataplane::ledger::Ledger;
     use std::os::unix::fs::MetadataExt;
 
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn report() -> NodeReport {
-        NodeReport::new(NodeRole::Mix, 1, &Ledger::default())
+        NodeReport::new(NodeRole::Mix, 1, &Ledger::default(), &Profile::default())
     }
 
     #[test]

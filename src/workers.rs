@@ -20,6 +20,7 @@ use dataplane::io::calls::{Calls, Io};
 use dataplane::io::link::LinkPort;
 use dataplane::io::offload::{Offload, Trains};
 use dataplane::lanes::Lanes;
+use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::crew::{self, crew};
@@ -54,6 +55,8 @@ pub struct Workers {
     pub punts: Vec<rtrb::Consumer<Punt>>,
     /// What each counts.
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
+    /// How long cells stay in each, and what each releases by size.
+    pub profiles: Vec<latency::Shared>,
     /// Their turns.
     pub turns: Vec<Arc<Turns>>,
     /// Wake them.
@@ -111,6 +114,7 @@ impl Workers {
             ops,
             punts,
             ledgers: Vec::new(),
+            profiles: Vec::new(),
             turns: Vec::new(),
             wakers: seats.iter().map(|seat| seat.waker.clone()).collect(),
         };
@@ -134,6 +138,7 @@ impl Workers {
                 let down = port(down.into_iter().next().with_context(|| missing("down"))?, Side::Down);
                 let entry = Entry::new(settings, down, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(entry.published());
+                workers.profiles.push(entry.profile());
                 workers.spawn(&spawn, entry, seat.poller, seat.waker)?;
             }
             Part::Exit(part) => {
@@ -158,6 +163,7 @@ impl Workers {
                 let up = port(up.into_iter().next().with_context(|| missing("up"))?, Side::Up);
                 let exit = Exit::new(settings, up, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(exit.published());
+                workers.profiles.push(exit.profile());
                 workers.spawn(&spawn, exit, seat.poller, seat.waker)?;
             }
             Part::Mix { mixing } => {
@@ -172,6 +178,7 @@ impl Workers {
                     let rngs = [rng()?, rng()?, rng()?];
                     let mix = Mix::new(settings, ports, seat.ops, seat.punts, rngs, clock.now());
                     workers.ledgers.push(mix.published());
+                    workers.profiles.push(mix.profile());
                     workers.spawn(&spawn, mix, seat.poller, seat.waker)?;
                 } else {
                     let (mut places, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
@@ -182,6 +189,7 @@ impl Workers {
                     let edges = crew(settings, places, [rng()?, rng()?], clock.now());
                     for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
                         workers.ledgers.push(edge.published());
+                        workers.profiles.push(edge.profile());
                         workers.spawn(&spawn, edge, poller, waker)?;
                     }
                 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use wire::cell::Header;
 
 use crate::frame::{Cell, FreeList, Sealed};
+use crate::latency::{Latency, Times};
 use crate::punt::Bytes;
 use crate::{Nanos, sys};
 
@@ -122,6 +123,9 @@ pub struct Ticket {
     pub label: Label,
     /// When it was received.
     pub arrived: Nanos,
+    /// Which of the times of its release are its own ([`Departures::begin`]). Between cores: for how many microseconds
+    /// its pool held it.
+    pub mark: u32,
 }
 
 /// What a shuffle may not tell apart.
@@ -138,7 +142,22 @@ pub struct Departures {
     cells: std::collections::VecDeque<Cell<Sealed>>,
     runs: std::collections::VecDeque<(SocketAddr, usize)>,
     cell_len: usize,
+    /// Per cell, which of `times` are its own: first of those that were sent in this turn, then of those that wait.
+    groups: std::collections::VecDeque<u32>,
+    /// How many were sent in this turn.
+    gone: usize,
+    /// The first is of nobody.
+    times: Vec<Times>,
+    /// Scratch space: cells by group.
+    counts: Vec<u32>,
+    /// Where the times of the last release begin.
+    base: u32,
 }
+
+/// The group of cells that are not counted.
+const NOBODY: u32 = 0;
+/// Cells whose groups are compared at once: mostly they are one.
+const CHUNK: usize = 32;
 
 impl Departures {
     /// Room for `capacity` cells of `cell_len` bytes.
@@ -147,7 +166,30 @@ impl Departures {
             cells: std::collections::VecDeque::with_capacity(capacity),
             runs: std::collections::VecDeque::with_capacity(64),
             cell_len,
+            groups: std::collections::VecDeque::with_capacity(2 * capacity),
+            gone: 0,
+            times: Vec::with_capacity(capacity + 1),
+            counts: Vec::with_capacity(capacity + 1),
+            base: NOBODY,
         }
+    }
+
+    /// A release follows: these are the times that the marks of its tickets number.
+    pub fn begin(&mut self, times: &[Times]) {
+        if self.groups.is_empty() {
+            self.times.clear();
+        }
+        if self.times.is_empty() {
+            self.times.push(Times::new(0, 0));
+        }
+        self.base = self.times.len() as u32;
+        self.times.extend_from_slice(times);
+    }
+
+    /// The marks of the tickets of the run that is added next. A run without them does not count.
+    pub fn mark(&mut self, marks: impl Iterator<Item = u32>) {
+        let base = self.base;
+        self.groups.extend(marks.map(|mark| base + mark));
     }
 
     /// Adds cells to one peer.
@@ -160,6 +202,7 @@ impl Departures {
             _ if count > 0 => self.runs.push_back((peer, count)),
             _ => {}
         }
+        self.groups.resize(self.gone + self.cells.len(), NOBODY);
     }
 
     /// Bytes of each cell.
@@ -195,8 +238,46 @@ impl Departures {
             .flat_map(move |(peer, count)| (0..*count).step_by(most).map(move |at| (*peer, most.min(count - at))))
     }
 
-    /// The first `count` are done: their frames go back.
+    /// The first `count` were sent: their frames go back.
     pub fn done(&mut self, count: usize, free: &mut FreeList) {
+        self.gone += count;
+        self.remove(count, free);
+    }
+
+    /// The first `count` will not be sent: their frames go back.
+    pub fn lose(&mut self, count: usize, free: &mut FreeList) {
+        self.groups.range_mut(self.gone..self.gone + count).for_each(|group| *group = NOBODY);
+        self.done(count, free);
+    }
+
+    /// Whether something was sent since the last [`Departures::left`].
+    pub fn has_gone(&self) -> bool {
+        self.gone > 0
+    }
+
+    /// Counts what was sent: now it has left.
+    pub fn left(&mut self, now: Nanos, latency: &mut Latency) {
+        self.counts.clear();
+        self.counts.resize(self.times.len().max(1), 0);
+        let (head, tail) = self.groups.as_slices();
+        let (head, tail) = (&head[..head.len().min(self.gone)], &tail[..self.gone.saturating_sub(head.len())]);
+        for groups in head.chunks(CHUNK).chain(tail.chunks(CHUNK)) {
+            // A shuffle has mixed what came in several turns; else there is one group, and no need to look at each.
+            let first = groups[0];
+            if groups.iter().fold(true, |same, group| same & (*group == first)) {
+                self.counts[first as usize] += groups.len() as u32;
+            } else {
+                groups.iter().for_each(|group| self.counts[*group as usize] += 1);
+            }
+        }
+        self.groups.drain(..self.gone);
+        self.gone = 0;
+        for (times, count) in self.times.iter().zip(&self.counts).skip(1).filter(|(_, count)| **count > 0) {
+            latency.count(*times, now, u64::from(*count));
+        }
+    }
+
+    fn remove(&mut self, count: usize, free: &mut FreeList) {
         for cell in self.cells.drain(..count) {
             free.give(cell.into_frame());
         }
@@ -240,5 +321,39 @@ mod tests {
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a]);
         departures.done(1, &mut free);
         assert_eq!(free.free(), 5);
+    }
+
+    #[test]
+    fn a_cell_counts_when_it_is_sent_with_the_times_of_its_own_release() {
+        let mut free = FreeList::new(200);
+        let peer: SocketAddr = "1.2.3.4:5".parse().unwrap();
+        let mut departures = Departures::new(4, 200);
+        let mut latency = Latency::default();
+        let push = |departures: &mut Departures, marks: &[u32], free: &mut FreeList| {
+            let cells: Vec<_> = marks.iter().map(|_| Cell::new(free.take().unwrap())).collect();
+            departures.mark(marks.iter().copied());
+            departures.push_run(cells.into_iter(), peer);
+        };
+        departures.begin(&[Times::new(10, 100), Times::new(60, 100)]);
+        push(&mut departures, &[0, 1, 0, 1, 1], &mut free);
+        departures.begin(&[Times::new(200, 200)]);
+        push(&mut departures, &[0; 70], &mut free);
+        departures.done(2, &mut free);
+        departures.lose(1, &mut free);
+        departures.left(300, &mut latency);
+        assert_eq!((latency.pool.count(), latency.pool.max(), latency.pool.mean()), (2, 90, 65.0));
+        assert_eq!((latency.node.mean(), latency.total.max()), (200.0, 290));
+        assert!(!departures.has_gone() && departures.len() == 72);
+        // The rest of the first release has waited in the queue; that is the node's.
+        departures.done(3, &mut free);
+        departures.left(500, &mut latency);
+        assert_eq!((latency.pool.count(), latency.node.count(), latency.total.count()), (5, 5, 5));
+        assert_eq!((latency.node.max(), latency.total.max()), (400, 440));
+        departures.done(10, &mut free);
+        departures.lose(59, &mut free);
+        departures.left(500, &mut latency);
+        assert_eq!((latency.pool.count(), departures.len(), free.free()), (15, 0, 200));
+        departures.begin(&[Times::new(600, 600)]);
+        assert_eq!(departures.times.len(), 2, "what has left is forgotten");
     }
 }

@@ -14,9 +14,11 @@ pub mod batch;
 pub mod entry;
 pub mod exit;
 pub mod frame;
+pub mod histogram;
 pub mod ingress;
 pub mod io;
 pub mod lanes;
+pub mod latency;
 pub mod ledger;
 pub mod links;
 pub mod mix;
@@ -35,6 +37,8 @@ pub mod wheel;
 /// Monotonic time in nanoseconds since some start, as the runner reads it once per turn.
 pub type Nanos = u64;
 
+/// Nanoseconds in a microsecond.
+pub const MICRO: Nanos = 1_000;
 /// Nanoseconds in a millisecond.
 pub const MILLI: Nanos = 1_000_000;
 /// Nanoseconds in a second.

@@ -1,7 +1,7 @@
 //! Waiting: the loop that gives a worker its turns.
 //!
 //! One epoll per worker for link sockets, application sockets and the eventfd that control writes to.
-//! The clock is read here, once per turn.
+//! The clock is read here, at the start of each turn and at its end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub const APPS: u64 = 16;
 pub trait Worker {
     /// Does what can be done now, without waiting. Returns when to come back at the latest.
     fn turn(&mut self, now: Nanos) -> Option<Nanos>;
+    /// A turn, or [`Worker::finish`], has ended: what it sent has left by `now`.
+    fn left(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
     /// Whether a send queue is not empty, so that some readable socket is not read. The runner then waits without
@@ -149,8 +151,10 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         let now = clock.now();
         let wake_at = worker.turn(now);
         Turns::count(&turns.turns);
+        let end = clock.now();
+        worker.left(end);
         // A turn takes time too: what it costs is not slept again.
-        let mut timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(clock.now())));
+        let mut timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(end)));
         if worker.is_blocked() {
             let most = Duration::from_nanos(BLOCKED_WAIT);
             Turns::count(&turns.sleeps);
@@ -173,7 +177,9 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         }
     }
     worker.turn(clock.now());
+    worker.left(clock.now());
     worker.finish(clock.now());
+    worker.left(clock.now());
 }
 
 /// Watches a waker and a link socket or two.
@@ -211,6 +217,7 @@ mod tests {
             self.stop.store(self.turns == 101, Ordering::Release);
             Some(now + BLOCKED_WAIT)
         }
+        fn left(&mut self, _now: Nanos) {}
         fn ready(&mut self, _token: u64) {}
         fn is_blocked(&self) -> bool {
             true

@@ -46,7 +46,6 @@ impl Sealer {
             let same = cells.as_slice().iter().take_while(|next| leg(next) == (link_id, sealed_for, lane));
             self.blocks.clear();
             self.blocks.extend(same.map(|pooled| pooled.ticket.header.to_block()));
-            let run = cells.by_ref().take(self.blocks.len());
             let link = links.link(link_id);
             let slot = match (link, sealed_for) {
                 (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
@@ -58,13 +57,16 @@ impl Sealer {
                     slot.outgoing().encipher(&mut self.blocks);
                     // A port beyond the last is a descriptor's mistake, and refused where those are read.
                     let peer = address(peer, lane).unwrap_or(peer);
-                    out.push_run(run.zip(&self.blocks).map(|(pooled, block)| pooled.cell.seal(block)), peer);
+                    out.mark(cells.as_slice()[..self.blocks.len()].iter().map(|pooled| pooled.ticket.mark));
+                    let run = cells.by_ref().take(self.blocks.len()).zip(&self.blocks);
+                    out.push_run(run.map(|(pooled, block)| pooled.cell.seal(block)), peer);
                     if sealed_for.is_none() {
                         links.sent(link_id);
                     }
                 }
                 Err(reason) => {
                     tally.drop_many(reason, self.blocks.len() as u64);
+                    let run = cells.by_ref().take(self.blocks.len());
                     run.for_each(|pooled| free.give(pooled.cell.into_frame()));
                 }
             }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::frame::FreeList;
+use dataplane::histogram::Histogram;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
 use dataplane::io::{Port, Rx, Tx};
@@ -36,6 +37,8 @@ const POSITION: usize = 2;
 const WINDOW: u64 = 64;
 const AHEAD: u64 = 1 << 19;
 const CHANNELS: u32 = 3;
+/// What a turn takes.
+const TURN: Nanos = 7_000;
 
 fn shape() -> Shape {
     Shape::new(Class::S, 3).unwrap()
@@ -77,7 +80,9 @@ impl Tx for Moody {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         let (takes, fails) = self.mood.get();
         let count = out.len().min(takes);
+        let mut went = Vec::with_capacity(count);
         for (i, (bytes, to)) in out.front().take(count).enumerate() {
+            went.push(!(fails && i % 3 == 0));
             if fails && i % 3 == 0 {
                 tally.send_errors += 1;
             } else {
@@ -85,7 +90,9 @@ impl Tx for Moody {
                 tally.sent += 1;
             }
         }
-        out.done(count, free);
+        for went in went {
+            if went { out.done(1, free) } else { out.lose(1, free) }
+        }
         out.is_empty()
     }
 }
@@ -416,6 +423,7 @@ impl World {
         let ports = (port(Side::Up), port(Side::Down));
         let mut mix = Mix::new(settings, ports, from_control, punt_sender, rngs, SECOND);
         mix.turn(SECOND);
+        mix.left(SECOND);
         let ledger = mix.published();
         let mut world = World {
             net,
@@ -536,8 +544,26 @@ impl World {
     fn turn(&mut self, after: Nanos) -> [u64; 2] {
         self.now += after;
         self.mix.turn(self.now);
+        self.mix.left(self.now + TURN);
         while self.punts.pop().is_ok() {}
         [Side::Down, Side::Up].map(|towards| std::iter::from_fn(|| self.net.receive(peer(towards))).count() as u64)
+    }
+
+    /// What was sent, and nothing else, is counted by its time; what was released, by size. No pool keeps a cell longer
+    /// than it is due, nor a turn that is not blocked.
+    fn assert_profile(&self, ledger: &Ledger) {
+        let profile = self.mix.profile().read();
+        for (latency, tally) in [(&profile.forward, ledger.cells.forward), (&profile.backward, ledger.cells.backward)] {
+            let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
+            assert_eq!(counts, [tally.sent; 3]);
+            assert!(latency.pool.max() <= MILLI && latency.node.max() <= latency.total.max());
+            assert!(tally.sent == 0 || latency.node.quantile(0.0) >= TURN);
+            let parts = latency.pool.mean() + latency.node.mean();
+            assert!((parts - latency.total.mean()).abs() <= 1e-9 * parts);
+        }
+        let batches = (profile.batches.count(), profile.batches.mean());
+        let mean = ledger.batches.cells as f64 / ledger.batches.count.max(1) as f64;
+        assert_eq!(batches, (ledger.batches.count, mean));
     }
 
     fn case(&mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -610,6 +636,7 @@ impl World {
                     }
                     let ledger = *self.ledger.lock().unwrap();
                     prop_assert!(ledger.closed());
+                    self.assert_profile(&ledger);
                     prop_assert_eq!(&Count::since(&ledger.cells.forward, &before.cells.forward), &books[0].count);
                     prop_assert_eq!(&Count::since(&ledger.cells.backward, &before.cells.backward), &books[1].count);
                     let held = books[0].count.held + books[1].count.held;
@@ -632,10 +659,12 @@ fn hold_against_the_books(modest: bool) {
     }
     let mut world = world.into_inner();
     world.mix.finish(world.now);
+    world.mix.left(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
     assert_eq!(ledger.frames.0, ledger.frames.1);
     assert_eq!(ledger.cells.forward.held + ledger.cells.backward.held, 0);
+    world.assert_profile(&ledger);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use dataplane::exit::policy::Policy;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemApps, MemNet};
 use dataplane::lanes::{self, Lanes};
+use dataplane::latency::{Profile, Shared};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::Mix;
@@ -79,6 +80,9 @@ impl Plan {
     }
 }
 
+/// What a turn takes, on the virtual clock.
+pub const TURN: Nanos = 7_000;
+
 /// Header keys of a slot, forward and backward.
 pub type HeaderKeys = ([u8; 16], [u8; 16]);
 
@@ -97,6 +101,7 @@ struct Node {
     ops: Vec<(rtrb::Consumer<Op>, rtrb::Producer<Op>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
+    profiles: Vec<Shared>,
     control_wake: Duration,
     worker_wake: Nanos,
 }
@@ -270,7 +275,7 @@ impl Chain {
         let joint = Joint::new(control, OpSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
-        let (workers, ledgers): (Vec<Box<dyn Worker>>, Vec<_>) = match position {
+        let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
             0 => {
                 let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
@@ -285,8 +290,8 @@ impl Chain {
                 let apps =
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
                 let entry = Entry::new(settings, port(Side::Down), apps, worker_ops, punts, [seeds(), seeds()], now);
-                let ledger = entry.published();
-                (vec![Box::new(entry)], vec![ledger])
+                let (ledger, profile) = (entry.published(), entry.profile());
+                (vec![Box::new(entry)], vec![ledger], vec![profile])
             }
             _ if exit => {
                 let (worker_ops, punts, _) = ears.pop_front().unwrap();
@@ -300,8 +305,8 @@ impl Chain {
                 };
                 let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
                 let exit = Exit::new(settings, port(Side::Up), apps, worker_ops, punts, [seeds(), seeds()], now);
-                let ledger = exit.published();
-                (vec![Box::new(exit)], vec![ledger])
+                let (ledger, profile) = (exit.published(), exit.profile());
+                (vec![Box::new(exit)], vec![ledger], vec![profile])
             }
             _ => {
                 let settings =
@@ -310,8 +315,8 @@ impl Chain {
                     let (worker_ops, punts, _) = ears.pop_front().unwrap();
                     let ports = (port(Side::Up), port(Side::Down));
                     let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
-                    let ledger = mix.published();
-                    (vec![Box::new(mix)], vec![ledger])
+                    let (ledger, profile) = (mix.published(), mix.profile());
+                    (vec![Box::new(mix)], vec![ledger], vec![profile])
                 } else {
                     let places = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
                         let (up, down) = (lane_address(position, edge), link_address(position, Side::Down));
@@ -325,11 +330,13 @@ impl Chain {
                     });
                     let workers = crew(settings, places.collect(), [seeds(), seeds()], now);
                     let ledgers = workers.iter().map(|worker| worker.published()).collect();
-                    (workers.into_iter().map(|worker| Box::new(worker) as Box<dyn Worker>).collect(), ledgers)
+                    let profiles = workers.iter().map(|worker| worker.profile()).collect();
+                    let workers = workers.into_iter().map(|worker| Box::new(worker) as Box<dyn Worker>).collect();
+                    (workers, ledgers, profiles)
                 }
             }
         };
-        Node { joint, ops, workers, ledgers, control_wake: Duration::ZERO, worker_wake: 0 }
+        Node { joint, ops, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -373,7 +380,11 @@ impl Chain {
                         to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
                     }
                 }
-                let wakes = node.workers.iter_mut().map(|worker| worker.turn(self.now).unwrap_or(Nanos::MAX));
+                let wakes = node.workers.iter_mut().map(|worker| {
+                    let wake = worker.turn(self.now).unwrap_or(Nanos::MAX);
+                    worker.left(self.now + TURN);
+                    wake
+                });
                 node.worker_wake = wakes.min().unwrap();
                 moved |= node.workers.len() > 1 && node.worker_wake <= self.now;
             }
@@ -435,6 +446,11 @@ impl Chain {
 
     pub fn ledger(&self, position: usize) -> Ledger {
         self.ledgers(position).into_iter().reduce(|sum, reading| sum.and(&reading)).unwrap()
+    }
+
+    /// Of all workers of a node.
+    pub fn profile(&self, position: usize) -> Profile {
+        self.nodes[position].profiles.iter().map(Shared::read).reduce(|sum, more| sum.and(&more)).unwrap()
     }
 
     /// What a node's control has refused, by name.

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
-use super::process::tallies;
+use super::process::{counted_by_time, tallies};
 use super::tap::{BOTH, Faults, Tap};
 
 /// How long anything may take that is waited for.
@@ -246,6 +246,7 @@ impl Nodes {
         for tally in tallies(&report) {
             assert_eq!((&tally["closed"], &tally["held"]), (&Value::Bool(true), &0.into()), "{report:#}");
         }
+        counted_by_time(&report, self.plan.mixing.largest_delay().as_micros() as f64);
         self.reports.push((position, report));
     }
 

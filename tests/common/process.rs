@@ -103,6 +103,39 @@ pub fn closed(report: &Value) {
     }
 }
 
+/// Every cell that left on a link, and every datagram that left for an application, is counted by its time in a final
+/// report; every release of more than nothing, by its size. `period_us` is that of the mixing.
+pub fn counted_by_time(node: &Value, period_us: f64) {
+    let role = node["role"].as_str().expect("a role");
+    let number = |of: &Value| of.as_f64().unwrap_or_else(|| panic!("{node:#}"));
+    let distribution = |of: &Value, sent: &Value| {
+        assert_eq!(of["count"], *sent, "{node:#}");
+        let quantiles = ["p50", "p90", "p99", "p999", "max"].map(|name| number(&of[name]));
+        assert!(quantiles.is_sorted() && quantiles[4] >= number(&of["mean"]), "{of:#}");
+        let buckets = of["buckets"].as_array().expect("buckets");
+        assert!(buckets.is_sorted_by(|one, next| number(&one[0]) < number(&next[0])), "{of:#}");
+        assert_eq!(buckets.iter().map(|bucket| bucket[1].as_u64().expect("a count")).sum::<u64>(), *sent, "{of:#}");
+    };
+    for direction in ["forward", "backward"] {
+        // At the ends of the chain one direction leaves for applications.
+        let to_applications = role == "entry" && direction == "backward" || role == "exit" && direction == "forward";
+        let sent = &node["ledger"][if to_applications { "datagrams" } else { "cells" }][direction]["sent"];
+        let stay = &node["latency_us"][direction];
+        distribution(&stay["node"], sent);
+        distribution(&stay["total"], sent);
+        assert_eq!(stay.get("pool").is_some(), role == "mix", "{node:#}");
+        if role == "mix" {
+            distribution(&stay["pool"], sent);
+            assert!(number(&stay["pool"]["max"]) <= period_us, "no pool may keep a cell for longer: {stay:#}");
+            let parts = number(&stay["pool"]["mean"]) + number(&stay["node"]["mean"]);
+            // Each is rounded to a nanosecond.
+            assert!((parts - number(&stay["total"]["mean"])).abs() < 0.002, "{stay:#}");
+        }
+    }
+    let sizes = node["batch_sizes"].as_array().expect("sizes").iter();
+    assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["batches"], "{node:#}");
+}
+
 /// Holds the file lock that keeps loads and timings from sharing the machine.
 pub fn exclusive() -> File {
     // One per user: the file of another could not be opened.

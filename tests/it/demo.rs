@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::command::{complaint, io, run};
-use crate::common::process::Demo;
+use crate::common::process::{Demo, counted_by_time};
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
 fn demo(options: &str) -> (Option<i32>, String, Value) {
@@ -45,6 +45,7 @@ fn assert_ledgers(json: &Value, mixes: usize) {
                 assert_eq!(node["ledger"][unit][direction]["closed"], true, "{role} {i} {unit} {direction}");
             }
         }
+        counted_by_time(node, f64::INFINITY);
         assert!(node["mean_batch"].is_f64() && node["distinct_channels_mean"].is_f64());
     }
 }
@@ -52,6 +53,24 @@ fn assert_ledgers(json: &Value, mixes: usize) {
 #[test]
 fn the_demonstration_delivers_answers_and_accounts_for_everything() {
     assert_whole("", 10, 3);
+}
+
+#[test]
+fn the_report_tells_what_mixing_costs_and_what_the_nodes_do() {
+    let (code, said, json) = demo("--mixes 2 --mixing timed:t=20ms --messages 30 --rate 200");
+    assert_eq!(code, Some(0), "{said}");
+    for node in json["nodes"].as_array().unwrap() {
+        counted_by_time(node, 20_000.0);
+        let forward = &node["latency_us"]["forward"];
+        assert!(forward["node"]["count"].as_u64() >= Some(1), "{node:#}");
+        if node["role"] == "mix" {
+            // Thirty cells at any time of the grid: half do not all wait for nothing.
+            assert!(forward["pool"]["p50"].as_f64() > Some(0.0), "{forward:#}");
+        }
+    }
+    let said = run(Path::new("."), &format!("chain --io {} --mixes 1 --messages 3", io()));
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(text.contains("mixing p50") && text.contains("eddy p50"), "{text}");
 }
 
 #[test]

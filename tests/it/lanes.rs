@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::command::{complaint, eddy};
 use crate::common::nodes::{Nodes, Plan, until};
-use crate::common::process::exclusive;
+use crate::common::process::{counted_by_time, exclusive};
 
 /// A load through the chain; what arrived is all that was sent, in order.
 fn load(nodes: &Nodes, rate: u64) {
@@ -22,7 +22,14 @@ fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up()
     let _alone = exclusive();
     let mut nodes = Nodes::start(Plan { mixes: 3, lanes: 2, channels: 16, ..Plan::default() });
     nodes.assert_carries();
+    let counted = |nodes: &Nodes| {
+        (1..=3).map(|position| nodes.count(position, "/latency_us/forward/total/count")).collect::<Vec<_>>()
+    };
+    let before = counted(&nodes);
     load(&nodes, 2000);
+    // Six thousand datagrams, of which no cell takes more than two.
+    let after = counted(&nodes);
+    assert!(before.iter().zip(&after).all(|(before, after)| *after >= before + 3000), "{before:?}, {after:?}");
     for position in 1..=3 {
         assert!(nodes.said(position).iter().any(|line| line.contains("(2 lanes)")), "{:?}", nodes.said(position));
         assert_eq!(nodes.count(position, "/channels"), 16, "mix {position}");
@@ -69,6 +76,7 @@ fn the_demonstration_runs_over_lanes_and_every_ledger_closes() {
                 let tally = &node["ledger"]["cells"][direction];
                 assert_eq!((&tally["closed"], &tally["held"]), (&true.into(), &0.into()), "{node:#}");
             }
+            counted_by_time(node, 5_000.0);
         }
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use dataplane::SECOND;
+use dataplane::histogram::Histogram;
+use dataplane::latency::Profile;
+use dataplane::{MILLI, Nanos, SECOND};
 use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind};
 use wire::frames::{Frame, parse};
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 use wire::key::Generations;
 use wire::link::HeaderKey;
 
-use crate::common::memchain::{Chain, Plan, app};
+use crate::common::memchain::{Chain, Plan, TURN, app};
 
 /// Sends numbered datagrams from `clients` clients, answers each, and checks that all arrive once, in
 /// order, both ways. The destination's sockets are whatever the exit sends from.
@@ -69,6 +71,61 @@ fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_cl
     }
 }
 
+/// What a mix sent is counted, all of it: as long in the pool as it says, and what the turn took beside that. What it
+/// released is counted by size.
+fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
+    let (profile, ledger) = (chain.profile(position), chain.ledger(position));
+    for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
+        let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
+        assert_eq!(counts, [tally.sent; 3], "mix {position}");
+        assert!(latency.pool.max() <= period && latency.pool.mean() > 0.0, "mix {position}: {:?}", latency.pool);
+        assert!(latency.node.quantile(0.0) >= TURN && latency.node.quantile(0.5) < period / 2);
+        let parts = latency.pool.mean() + latency.node.mean();
+        assert!((parts - latency.total.mean()).abs() < 1e-6 * parts, "mix {position}");
+    }
+    let mean = ledger.batches.cells as f64 / ledger.batches.count as f64;
+    assert_eq!((profile.batches.count(), profile.batches.mean()), (ledger.batches.count, mean));
+    assert_eq!(profile.batches.max(), ledger.batches.largest);
+}
+
+#[test]
+fn a_lone_cell_takes_as_long_as_its_pools_hold_it_and_a_turn_at_each_node() {
+    let period = 10 * MILLI;
+    let mut chain = Chain::new(Plan { mixing: "timed:t=10ms".parse().unwrap(), channels: 1, ..Plan::default() });
+    chain.open();
+    chain.run(Duration::from_secs(1));
+    let before: Vec<Profile> = (0..=chain.shape.hops()).map(|position| chain.profile(position)).collect();
+    let sent = chain.now;
+    chain.send(app(100, 1), b"lone");
+    while chain.receive(chain.plan.destination).is_empty() {
+        chain.run(Duration::from_micros(20));
+    }
+    let took = chain.now - sent;
+    let mut pools = 0;
+    for (position, before) in before.iter().enumerate() {
+        let now = chain.profile(position);
+        let new = |now: &Histogram, before: &Histogram| {
+            let sum = |all: &Histogram| (all.mean() * all.count() as f64).round() as Nanos;
+            assert_eq!(now.count(), before.count() + 1, "node {position}");
+            sum(now) - sum(before)
+        };
+        let [pool, node, total] = [
+            new(&now.forward.pool, &before.forward.pool),
+            new(&now.forward.node, &before.forward.node),
+            new(&now.forward.total, &before.forward.total),
+        ];
+        assert_eq!(pool + node, total);
+        assert!(pool <= period && (pool > 0 || position == 0 || position == chain.shape.hops()));
+        // The clock of the chain goes by steps of 20 us: so much later than due is a turn.
+        assert!((TURN..=TURN + 20_000).contains(&node), "node {position}: {node} ns");
+        pools += pool;
+    }
+    assert!(pools <= took && took - pools <= 4 * 20_000, "{took} ns, of which {pools} in pools");
+    for position in 1..chain.shape.hops() {
+        assert_profile(&chain, position, period);
+    }
+}
+
 #[test]
 fn lanes_carry_traffic_both_ways_in_order_and_one_pool_mixes_what_they_bring() {
     for lanes in [[2, 2, 2], [2, 1, 3], [3, 3, 1], [1, 2, 4]] {
@@ -85,6 +142,7 @@ fn lanes_carry_traffic_both_ways_in_order_and_one_pool_mixes_what_they_bring() {
             assert_eq!((ledger.gauges.channels, ledger.gauges.links), (16, 2));
             let batches = ledger.batches;
             assert!(batches.channels > 5 * batches.count, "a release mixes channels of all lanes: {batches:?}");
+            assert_profile(&chain, position, 2 * MILLI);
         }
     }
 }

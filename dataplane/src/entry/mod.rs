@@ -28,6 +28,7 @@ use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::apps::Apps;
 use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox, SocketId};
+use crate::latency::{self, Times};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
@@ -155,6 +156,11 @@ pub struct Entry<D, A> {
     outbox: Outbox,
     noticed: Nanos,
     published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
+    /// Start of the turn, and datagrams handed out before it.
+    began: (Nanos, u64),
+    /// Cells packed in this turn.
+    packed: usize,
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -195,6 +201,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
             outbox: Outbox::default(),
             noticed: 0,
             published: Arc::default(),
+            profile: latency::Shared::default(),
+            began: (now, 0),
+            packed: 0,
             settings,
         }
     }
@@ -202,6 +211,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// Where the ledger appears at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
+    }
+
+    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// packed in a turn.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
     }
 
     fn apply(&mut self, op: Op, now: Nanos) {
@@ -232,7 +247,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 };
                 let mut cell = Cell::own(frame);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
             // Not for an entry; control never sends them here.
@@ -346,13 +361,17 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
                 cells += 1;
                 built.push((channel, header, ticket, cell));
             }
         }
         if cells > 0 {
             self.batches.add(cells, channels);
+            self.packed = cells;
+        }
+        if !self.release.is_empty() {
+            self.out.begin(&[Times::new(now, now)]);
         }
         self.sealer.run(
             &mut self.release,
@@ -459,6 +478,7 @@ pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
 
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        self.began = (now, self.datagrams.backward.sent);
         while let Ok(op) = self.ops.pop() {
             self.apply(op, now);
         }
@@ -480,6 +500,23 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         Some(wake)
     }
 
+    fn left(&mut self, now: Nanos) {
+        let (began, before) = self.began;
+        // What came on the link has gone to applications in the same turn, or not at all.
+        let handed_out = self.datagrams.backward.sent - before;
+        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+            let mut profile = self.profile.lock();
+            self.out.left(now, &mut profile.forward);
+            if handed_out > 0 {
+                profile.backward.count(Times::new(began, began), now, handed_out);
+            }
+            if self.packed > 0 {
+                profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
+            }
+        }
+        self.began.1 = self.datagrams.backward.sent;
+    }
+
     fn ready(&mut self, token: u64) {
         match token {
             crate::runner::DOWN => self.down.set_ready(),
@@ -499,7 +536,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
         self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
-        self.out.done(self.out.len(), &mut self.free);
+        self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }
 }

@@ -32,6 +32,7 @@ use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::apps::Apps;
 use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox};
+use crate::latency::{self, Times};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::open::{self, ForwardLane};
@@ -136,6 +137,11 @@ pub struct Exit<U, A> {
     outbox: Outbox,
     due: Vec<u32>,
     published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
+    /// Start of the turn, and datagrams handed out before it.
+    began: (Nanos, u64),
+    /// Cells packed in this turn.
+    packed: usize,
 }
 
 impl<U: Port, A: Apps> Exit<U, A> {
@@ -178,6 +184,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
             outbox: Outbox::default(),
             due: Vec::new(),
             published: Arc::default(),
+            profile: latency::Shared::default(),
+            began: (now, 0),
+            packed: 0,
             settings,
         }
     }
@@ -185,6 +194,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// Where the ledger appears at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
+    }
+
+    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// packed in a turn.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
     }
 
     fn apply(&mut self, op: Op, now: Nanos) {
@@ -214,7 +229,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 let mut cell = Cell::own(frame);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
             Op::Resolved { query, addresses } => self.resolved(query, &addresses, now),
@@ -333,13 +348,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
                 count += 1;
                 built.push((channel, header, ticket, cell));
             }
         }
         if count > 0 {
             self.batches.add(count, channels);
+            self.packed = count;
+        }
+        if !self.release.is_empty() {
+            self.out.begin(&[Times::new(now, now)]);
         }
         let tally = &mut self.cells.backward;
         self.sealer.run(&mut self.release, 1, &mut self.table.links, &mut self.out, &mut self.free, tally);
@@ -427,6 +446,7 @@ fn seal_built(
 
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        self.began = (now, self.datagrams.forward.sent);
         while let Ok(op) = self.ops.pop() {
             self.apply(op, now);
         }
@@ -450,6 +470,23 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         Some(wake)
     }
 
+    fn left(&mut self, now: Nanos) {
+        let (began, before) = self.began;
+        // What came on the link has gone to applications in the same turn, or not at all.
+        let handed_out = self.datagrams.forward.sent - before;
+        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+            let mut profile = self.profile.lock();
+            self.out.left(now, &mut profile.backward);
+            if handed_out > 0 {
+                profile.forward.count(Times::new(began, began), now, handed_out);
+            }
+            if self.packed > 0 {
+                profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
+            }
+        }
+        self.began.1 = self.datagrams.forward.sent;
+    }
+
     fn ready(&mut self, token: u64) {
         match token {
             crate::runner::UP => self.up.set_ready(),
@@ -467,7 +504,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
         self.cells.backward.drop_many(Drop::Shutdown, self.out.len() as u64);
-        self.out.done(self.out.len(), &mut self.free);
+        self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }
 }

@@ -108,7 +108,7 @@ impl Tx for LinkPort {
                     Err(error) if waits(&error) => return false,
                     Err(_) => {
                         tally.send_errors += 1;
-                        out.done(1, free);
+                        out.lose(1, free);
                     }
                 },
             }

@@ -24,16 +24,17 @@ use super::edge::{Edge, Pools};
 use super::hub::{Hub, STOCK, Spoke, drain, fill};
 use super::mixer::Mixer;
 use super::{BOTH, Settings, publish};
-use crate::Nanos;
 use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, Frame, Opened};
 use crate::io::Port;
+use crate::latency::{self, Groups, Times};
 use crate::ledger::{Drop, Ledger};
 use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::sys::Waker;
 use crate::table::Op;
+use crate::{MICRO, Nanos};
 
 /// Opened cells of one direction that wait for the mixer: two receive calls' worth.
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
@@ -69,6 +70,7 @@ pub struct EdgeWorker<U, D> {
     /// Cells taken from the mixer so far.
     taken: [usize; 2],
     release: Vec<Pooled>,
+    groups: Groups,
     empties: Consumer<&'static mut Frame>,
     surplus: Producer<&'static mut Frame>,
     /// Frames given away less those that came.
@@ -79,6 +81,7 @@ pub struct EdgeWorker<U, D> {
     hub: Option<Hub>,
     end: Arc<End>,
     published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
 }
 
 /// The workers of a mix with one edge per lane, edge 0 first. Two generators: one per pool.
@@ -115,6 +118,7 @@ pub fn crew<U: Port, D: Port>(
             released,
             taken: [0; 2],
             release: Vec::with_capacity(RELEASED_MAX),
+            groups: Groups::new(POOL_MAX),
             empties: empties_here,
             surplus: surplus_here,
             exchanged: 0,
@@ -122,6 +126,7 @@ pub fn crew<U: Port, D: Port>(
             hub: None,
             end: end.clone(),
             published: Arc::default(),
+            profile: latency::Shared::default(),
         });
     }
     workers[0].hub = Some(Hub::new(Mixer::new(settings.mixing, pools), spokes, lanes, settings.hugepages));
@@ -177,6 +182,11 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
         self.published.clone()
     }
 
+    /// Where this edge counts how long cells stay; edge 0 also counts releases by size. The mix's is the sum of all.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
+    }
+
     /// Seals what the mixer released, if nothing of the last time is left.
     fn take_released(&mut self) {
         for direction in BOTH {
@@ -185,7 +195,13 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
                 self.release.extend(drain(&mut self.released[d], POOL_MAX));
                 self.taken[d] += self.release.len();
                 self.edge.frames().adopt(self.release.len());
-                self.edge.leave(direction, &mut self.release);
+                // Cells of several releases, and of each a part: they are grouped anew.
+                self.groups.clear();
+                for Pooled { ticket, .. } in &mut self.release {
+                    let released = ticket.arrived + u64::from(ticket.mark) * MICRO;
+                    ticket.mark = self.groups.of(Times::new(ticket.arrived, released));
+                }
+                self.edge.leave(direction, &mut self.release, self.groups.times());
             }
         }
     }
@@ -250,6 +266,17 @@ impl<U: Port, D: Port> Worker for EdgeWorker<U, D> {
             wake = wake.into_iter().chain(hub.wake_at(now)).min();
         }
         if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { Some(now) }
+    }
+
+    fn left(&mut self, now: Nanos) {
+        let released = self.hub.as_mut().filter(|hub| hub.has_released());
+        if self.edge.has_gone() || released.is_some() {
+            let mut profile = self.profile.lock();
+            self.edge.left(now, &mut profile);
+            if let Some(hub) = released {
+                hub.left(&mut profile);
+            }
+        }
     }
 
     fn ready(&mut self, token: u64) {

@@ -11,6 +11,7 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
+use crate::latency::{Profile, Times};
 use crate::ledger::{Drop, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::open;
@@ -148,7 +149,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 // A new header, for the next link.
                 let header = Header { channel: number, ..header };
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now };
+                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
                 pools.admit(direction, cell.opened(), ticket);
             }
             if pools.sated(direction, now) {
@@ -192,7 +193,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 self.inject(
                     direction,
-                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now },
+                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 },
                     &body,
                     pools,
                 );
@@ -271,13 +272,14 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Seals a release and has it wait for [`Edge::send`].
-    pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>) {
+    /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
+    pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { table, free, sealer, .. } = self;
         let half = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
+        half.out.begin(times);
         sealer.run(release, half.lanes, &mut table.links, &mut half.out, free, &mut half.tally);
     }
 
@@ -302,7 +304,18 @@ impl<U: Port, D: Port> Edge<U, D> {
             Direction::Backward => &mut self.backward,
         };
         half.tally.drop_many(Drop::Shutdown, half.out.len() as u64);
-        half.out.done(half.out.len(), &mut self.free);
+        half.out.lose(half.out.len(), &mut self.free);
+    }
+
+    /// Whether something was sent that is not counted by its time.
+    pub fn has_gone(&self) -> bool {
+        self.forward.out.has_gone() || self.backward.out.has_gone()
+    }
+
+    /// Counts what was sent: now it has left.
+    pub fn left(&mut self, now: Nanos, profile: &mut Profile) {
+        self.forward.out.left(now, &mut profile.forward);
+        self.backward.out.left(now, &mut profile.backward);
     }
 
     /// Tells control what the links did.

@@ -7,21 +7,22 @@ use wire::cell::Direction;
 
 use super::BOTH;
 use super::edge::Pools;
-use super::mixer::Mixer;
-use crate::Nanos;
+use super::mixer::{Mixer, Release};
 use crate::frame::{Frame, FreeList};
 use crate::lanes::Lanes;
+use crate::latency::Profile;
 use crate::ledger::Ledger;
 use crate::pool::{POOL_MAX, Pooled};
 use crate::runner::BLOCKED_WAIT;
 use crate::sys::Waker;
+use crate::{MICRO, Nanos};
 
 /// Frames of the mixer, for exchange: as much as two pools and what they released before.
 pub(super) const STOCK: usize = 4 * POOL_MAX;
 /// Cells taken from one edge before the next is looked at.
 const SHARE: usize = 256;
 /// Releases of one direction in one turn.
-const RELEASES: usize = 4;
+pub(super) const RELEASES: usize = 4;
 
 /// An edge as the mixer sees it.
 pub(super) struct Spoke {
@@ -126,8 +127,10 @@ impl Hub {
             self.stuck |= self.mixer.sated(direction, now);
             return false;
         }
-        let Some(release) = self.mixer.release(direction, now, force) else { return false };
-        for pooled in release.drain(..) {
+        let Some(Release { cells, times }) = self.mixer.release(direction, now, force) else { return false };
+        for mut pooled in cells.drain(..) {
+            let times = times[pooled.ticket.mark as usize];
+            pooled.ticket.mark = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
             let number = pooled.ticket.header.channel;
             let edge = match direction {
                 Direction::Forward => self.lanes.down_edge(number),
@@ -165,10 +168,20 @@ impl Hub {
         ledger.frames.1 += STOCK as u64;
     }
 
+    /// Whether it released something that is not counted by size.
+    pub fn has_released(&self) -> bool {
+        self.mixer.has_released()
+    }
+
+    /// Counts what was released by size.
+    pub fn left(&mut self, profile: &mut Profile) {
+        self.mixer.left(profile);
+    }
+
     /// The end: what is left in the pool and in the rings of opened cells.
     pub fn abandon(&mut self, direction: Direction, now: Nanos, into: &mut Vec<Pooled>) {
-        if let Some(rest) = self.mixer.release(direction, now, true) {
-            into.append(rest);
+        if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
+            into.append(cells);
         }
         for spoke in &mut self.spokes {
             into.extend(drain(&mut spoke.from[direction as usize], usize::MAX));

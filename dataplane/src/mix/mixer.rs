@@ -8,6 +8,7 @@ use super::edge::Pools;
 use crate::Nanos;
 use crate::batch::Ticket;
 use crate::frame::{Cell, Opened};
+use crate::latency::{Profile, Times};
 use crate::ledger::Batches;
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
@@ -15,8 +16,22 @@ pub(super) struct Mixer {
     forward: Pool,
     backward: Pool,
     batches: Batches,
-    release: Vec<Pooled>,
+    /// Cells of each release since the last [`Mixer::left`].
+    sizes: Vec<usize>,
+    cells: Vec<Pooled>,
+    times: Vec<Times>,
 }
+
+/// What was in a pool. Whoever gets it empties it.
+pub(super) struct Release<'a> {
+    /// Shuffled.
+    pub cells: &'a mut Vec<Pooled>,
+    /// What their marks number.
+    pub times: &'a [Times],
+}
+
+/// Releases in one turn, of both directions: the most of any worker.
+pub(super) const RELEASES_MAX: usize = 2 * super::hub::RELEASES;
 
 impl Mixer {
     /// One generator for each pool.
@@ -25,7 +40,9 @@ impl Mixer {
             forward: Pool::new(mixing, forward),
             backward: Pool::new(mixing, backward),
             batches: Batches::default(),
-            release: Vec::with_capacity(POOL_MAX),
+            sizes: Vec::with_capacity(2 * RELEASES_MAX),
+            cells: Vec::with_capacity(POOL_MAX),
+            times: Vec::with_capacity(POOL_MAX),
         }
     }
 
@@ -43,20 +60,34 @@ impl Mixer {
         }
     }
 
-    /// The shuffled contents of a pool that is due; of any that is not empty, if forced. The caller empties it.
-    pub fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<&mut Vec<Pooled>> {
+    /// The contents of a pool that is due; of any that is not empty, if forced.
+    pub fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
         let pool = self.pool(direction);
         if !(pool.due(now) || force && !pool.is_empty()) {
             return None;
         }
-        debug_assert!(self.release.is_empty());
-        self.batches.add(pool.len(), pool.distinct_channels());
+        debug_assert!(self.cells.is_empty());
+        let (cells, channels) = (pool.len(), pool.distinct_channels());
+        self.batches.add(cells, channels);
+        self.sizes.push(cells);
         let pool = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        pool.release(&mut self.release);
-        Some(&mut self.release)
+        self.times.clear();
+        self.times.extend(pool.times(now));
+        pool.release(&mut self.cells);
+        Some(Release { cells: &mut self.cells, times: &self.times })
+    }
+
+    /// Whether it released something that is not counted by size.
+    pub fn has_released(&self) -> bool {
+        !self.sizes.is_empty()
+    }
+
+    /// Counts what was released by size.
+    pub fn left(&mut self, profile: &mut Profile) {
+        self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 
     /// When the next pool is due by time.

@@ -21,11 +21,12 @@ use wire::gcm::{AeadKey, StreamKey};
 use wire::replay::Window;
 
 use self::edge::Edge;
-use self::mixer::Mixer;
+use self::mixer::{Mixer, Release};
 use crate::Nanos;
 use crate::batch::RECEIVE_MAX;
 use crate::io::Port;
 use crate::lanes::Lanes;
+use crate::latency;
 use crate::ledger::{Drop, Ledger};
 use crate::open::{BackwardLane, ForwardLane};
 use crate::pool::{Mixing, POOL_MAX};
@@ -105,6 +106,7 @@ pub struct Mix<U, D> {
     edge: Edge<U, D>,
     mixer: Mixer,
     published: Arc<Mutex<Ledger>>,
+    profile: latency::Shared,
 }
 
 impl<U: Port, D: Port> Mix<U, D> {
@@ -121,12 +123,18 @@ impl<U: Port, D: Port> Mix<U, D> {
             mixer: Mixer::new(settings.mixing, [forward, backward]),
             edge: Edge::new(settings, 0, FRAMES, ports, (ops, punts), groups, now),
             published: Arc::default(),
+            profile: latency::Shared::default(),
         }
     }
 
     /// Where the ledger appears at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
+    }
+
+    /// Where it counts how long cells stay, and releases by size.
+    pub fn profile(&self) -> latency::Shared {
+        self.profile.clone()
     }
 
     fn publish(&self) {
@@ -141,9 +149,9 @@ impl<U: Port, D: Port> Mix<U, D> {
         for direction in BOTH {
             // What is left from the last turn goes first.
             if self.edge.may_leave(direction)
-                && let Some(release) = self.mixer.release(direction, now, force)
+                && let Some(Release { cells, times }) = self.mixer.release(direction, now, force)
             {
-                self.edge.leave(direction, release);
+                self.edge.leave(direction, cells, times);
             }
         }
     }
@@ -169,6 +177,14 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.wake_at(now).into_iter().chain(due).min()
     }
 
+    fn left(&mut self, now: Nanos) {
+        if self.edge.has_gone() || self.mixer.has_released() {
+            let mut profile = self.profile.lock();
+            self.edge.left(now, &mut profile);
+            self.mixer.left(&mut profile);
+        }
+    }
+
     fn ready(&mut self, token: u64) {
         self.edge.ready(token);
     }
@@ -182,8 +198,8 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.release(now, true);
         self.edge.send();
         for direction in BOTH {
-            if let Some(release) = self.mixer.release(direction, now, true) {
-                self.edge.give_up(direction, release.drain(..), Drop::Shutdown);
+            if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
+                self.edge.give_up(direction, cells.drain(..), Drop::Shutdown);
             }
             self.edge.abandon(direction);
         }
@@ -197,6 +213,7 @@ mod tests {
     use crate::SECOND;
     use crate::ingress::lengths;
     use crate::io::mem::{MemNet, MemPort};
+    use crate::latency::Latency;
     use crate::links::{Rank, Side};
     use crate::runner::BLOCKED_WAIT;
     use crate::sys::Waker;
@@ -240,6 +257,7 @@ mod tests {
                 assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
             }
             mix.turn(now);
+            mix.left(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
             (tally.drops(Drop::PoolFull), tally.held as usize, ledger.frames.0 as usize)
@@ -249,13 +267,24 @@ mod tests {
         assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, FRAMES - 2 * POOL_MAX));
         let late = 200 * SECOND;
         assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
+        let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().forward.total.count() as usize;
         net.block(false);
+        assert_eq!(sent(&mix), 0);
         mix.turn(late);
+        mix.left(late + 100);
+        assert_eq!(sent(&mix), POOL_MAX);
         assert_eq!(inject(&mut mix, 0, late), (1, 0, FRAMES));
         assert_eq!(
             (mix.published().lock().unwrap().cells.forward.sent as usize, mix.is_blocked()),
             (2 * POOL_MAX, false)
         );
         assert_eq!(inject(&mut mix, 1, late), (1, 1, FRAMES - 1), "there is room again");
+        // Mixing could not have held them for more than its period: what the socket did is the node's.
+        let profile = mix.profile().read();
+        let Latency { pool, node, total } = profile.forward;
+        assert_eq!([pool.count(), node.count(), total.count()], [2 * POOL_MAX as u64; 3]);
+        assert!(pool.max() <= 60 * SECOND && pool.quantile(0.5) == 0, "the first were flushed at once");
+        assert_eq!((node.max(), total.max()), (198 * SECOND + 100, 198 * SECOND + 100));
+        assert_eq!(profile.batches.buckets().map(|(_, count)| count).collect::<Vec<_>>(), [2]);
     }
 }

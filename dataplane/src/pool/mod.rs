@@ -15,6 +15,7 @@ use rand_chacha::ChaCha20Rng;
 
 use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::frame::{Cell, Opened};
+use crate::latency::Times;
 use crate::{Nanos, SECOND};
 use grid::Grid;
 use shuffle::Shuffle;
@@ -38,6 +39,8 @@ pub struct Pool {
     mixing: Mixing,
     grid: Option<Grid>,
     held: Vec<Pooled>,
+    /// When they arrived, once for cells in a row that did so together.
+    arrivals: Vec<Nanos>,
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
     oldest: Nanos,
@@ -48,18 +51,23 @@ impl Pool {
     /// An empty pool; the phase of its grid is drawn from `rng`.
     pub fn new(mixing: Mixing, mut rng: ChaCha20Rng) -> Pool {
         let grid = mixing.period().map(|period| Grid::new(period, rng.next_u64()));
-        Pool { mixing, grid, held: Vec::with_capacity(POOL_MAX), shuffle: Shuffle::default(), oldest: 0, rng }
+        let (held, arrivals) = (Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX));
+        Pool { mixing, grid, held, arrivals, shuffle: Shuffle::default(), oldest: 0, rng }
     }
 
     /// Takes a cell in.
     ///
     /// # Panics
     /// If the pool is full: ask [`Pool::room`] first.
-    pub fn admit(&mut self, cell: Cell<Opened>, ticket: Ticket) {
+    pub fn admit(&mut self, cell: Cell<Opened>, mut ticket: Ticket) {
         assert!(self.held.len() < POOL_MAX, "the caller asks for room first");
         if self.held.is_empty() {
             self.oldest = ticket.arrived;
         }
+        if self.arrivals.last() != Some(&ticket.arrived) {
+            self.arrivals.push(ticket.arrived);
+        }
+        ticket.mark = self.arrivals.len() as u32 - 1;
         self.shuffle.admit(ticket.label);
         self.held.push(Pooled { cell, ticket });
     }
@@ -100,10 +108,18 @@ impl Pool {
                 || self.room() < RECEIVE_MAX)
     }
 
+    /// What the marks of the cells that it holds number: when each came, and that it leaves now, or when it was due if
+    /// that is past.
+    pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
+        let released = self.due_at().map_or(now, |due| due.min(now));
+        self.arrivals.iter().map(move |arrived| Times::new(*arrived, released))
+    }
+
     /// Shuffles what it holds and moves it to the end of `out`.
     pub fn release(&mut self, out: &mut Vec<Pooled>) {
         self.shuffle.run(&mut self.held, &mut self.rng);
         crate::rekey(&mut self.rng);
+        self.arrivals.clear();
         if out.is_empty() {
             std::mem::swap(out, &mut self.held);
         } else {
@@ -125,6 +141,7 @@ pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ti
         header: Header { channel: 1, seq, sub: 0, kind: Kind::Data, class: Class::S },
         label,
         arrived,
+        mark: 0,
     }
 }
 
@@ -210,6 +227,28 @@ mod tests {
         pool.release(&mut Vec::new());
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 1, SECOND + 2));
         assert_eq!(pool.due_at().unwrap(), due);
+    }
+
+    #[test]
+    fn a_cell_keeps_its_time_through_the_shuffle_and_does_not_wait_in_the_pool_beyond_what_is_due() {
+        let mut free = FreeList::new(64);
+        let mut pool = pool("threshold-or-timed:n=60,n_min=1,t=10ms", 9);
+        let mut out = Vec::new();
+        for late in [0, 7 * MILLI] {
+            for seq in 0..40 {
+                let arrived = SECOND + seq / 8;
+                pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(seq as u32 % 4), seq, arrived));
+            }
+            let due = pool.due_at().unwrap();
+            let times: Vec<Times> = pool.times(due + late).collect();
+            assert_eq!(times, [0, 1, 2, 3, 4].map(|i| Times::new(SECOND + i, due)));
+            assert_eq!(pool.times(due - 1).last(), Some(Times::new(SECOND + 4, due - 1)), "flushed by count");
+            pool.release(&mut out);
+            for pooled in out.drain(..) {
+                assert_eq!(times[pooled.ticket.mark as usize].arrived, pooled.ticket.arrived);
+                free.give(pooled.cell.into_frame());
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use dataplane::batch::{Arrivals, Departures};
 use dataplane::frame::{Cell, FreeList};
 use dataplane::io::{Port, Rx, Tx};
 use dataplane::lanes::Lanes;
+use dataplane::latency::Shared;
 use dataplane::ledger::{Ledger, Tally};
 use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
@@ -95,6 +96,7 @@ pub struct Stand {
     punts: rtrb::Consumer<Punt>,
     pub wires: [Rc<RefCell<Wire>>; 2],
     pub ledger: Arc<Mutex<Ledger>>,
+    pub profile: Shared,
     keys: Vec<(u32, Generations<AeadKey>, u64)>,
     now: Nanos,
 }
@@ -119,8 +121,8 @@ impl Stand {
         let sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let mix = Mix::new(settings, (up, down), from_control, sender, rngs, SECOND);
-        let ledger = mix.published();
-        let mut stand = Stand { shape, mix, ops, punts, wires, ledger, keys: Vec::new(), now: SECOND };
+        let (ledger, profile) = (mix.published(), mix.profile());
+        let mut stand = Stand { shape, mix, ops, punts, wires, ledger, profile, keys: Vec::new(), now: SECOND };
         for (link, side) in [(0, Side::Up), (1, Side::Down)] {
             let [i2r, r2i] = [0, 1].map(|way| Zeroizing::new(HEADER_KEYS[2 * link as usize + way]));
             stand.op(Op::InstallLink { link, side, peer: peer(link as usize) });
@@ -157,6 +159,7 @@ impl Stand {
     pub fn turn(&mut self) {
         self.now += MILLI;
         self.mix.turn(self.now);
+        self.mix.left(self.now + MILLI / 4);
         while self.punts.pop().is_ok() {}
     }
 

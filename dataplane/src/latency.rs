@@ -1,0 +1,192 @@
+//! How long cells stay, and how much of that is the pool's.
+//!
+//! A cell comes with the turn that receives it, leaves its pool when that is due, and is gone at the end of the turn in
+//! which the kernel took it, which the runner tells ([`crate::runner::Worker::left`]):
+//!
+//! ```text
+//! arrived ------- pool -------> released ------- node -------> left
+//!         |<------------------- total ------------------->|
+//! ```
+//!
+//! A pool that is released later than it was due, because the worker was late or what was released before had not left,
+//! costs the node that time and not the mixing. Each cell that is sent counts once in all three histograms; one that is
+//! dropped, in none.
+//!
+//! Neighbours: [`crate::batch::Departures`] keeps the times of what waits to be sent; [`crate::histogram`] counts.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::Nanos;
+use crate::histogram::Histogram;
+
+/// When a cell came and when its pool let it go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Start of the turn that received it.
+    pub arrived: Nanos,
+    /// When its pool was due or released, whichever was first; not before it arrived.
+    pub released: Nanos,
+}
+
+impl Times {
+    /// Of a cell that arrived then, from a pool that was due or released then.
+    pub fn new(arrived: Nanos, released: Nanos) -> Times {
+        Times { arrived, released: released.max(arrived) }
+    }
+}
+
+/// Slots of [`Groups`] for times seen lately, as a power of two.
+const RECENT_BITS: u32 = 6;
+
+/// Cells by their times: few share a release and differ in those, so they are counted by group.
+pub struct Groups {
+    times: Vec<Times>,
+    recent: [u32; 1 << RECENT_BITS],
+}
+
+impl Groups {
+    /// Room for so many.
+    pub fn new(capacity: usize) -> Groups {
+        Groups { times: Vec::with_capacity(capacity), recent: [0; 1 << RECENT_BITS] }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.times.clear();
+    }
+
+    /// The number of the group of these times; some have more than one.
+    pub fn of(&mut self, times: Times) -> u32 {
+        // Fibonacci hashing: the upper bits of the product depend on all of the factor's.
+        let hash = (times.arrived ^ times.released.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let recent = &mut self.recent[(hash >> (u64::BITS - RECENT_BITS)) as usize];
+        if self.times.get(*recent as usize) != Some(&times) {
+            *recent = self.times.len() as u32;
+            self.times.push(times);
+        }
+        *recent
+    }
+
+    /// Those of each group.
+    pub fn times(&self) -> &[Times] {
+        &self.times
+    }
+}
+
+/// How long the cells of one direction stayed, in nanoseconds. Of datagrams, where a node hands out those.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// In the pool, until it was due.
+    pub pool: Histogram,
+    /// All the rest.
+    pub node: Histogram,
+    /// Both.
+    pub total: Histogram,
+}
+
+impl Latency {
+    /// Counts what was so long under way.
+    pub fn add(&mut self, pool: Nanos, node: Nanos, count: u64) {
+        self.pool.add(pool, count);
+        self.node.add(node, count);
+        self.total.add(pool + node, count);
+    }
+
+    /// Counts cells that came, were released and left at the same times.
+    pub fn count(&mut self, times: Times, left: Nanos, cells: u64) {
+        self.add(times.released - times.arrived, left.saturating_sub(times.released), cells);
+    }
+
+    /// Of both.
+    #[must_use]
+    pub fn and(self, other: &Latency) -> Latency {
+        Latency {
+            pool: self.pool.and(&other.pool),
+            node: self.node.and(&other.node),
+            total: self.total.and(&other.total),
+        }
+    }
+}
+
+/// All that a worker counts by size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Towards the exit.
+    pub forward: Latency,
+    /// Towards the entry.
+    pub backward: Latency,
+    /// Cells of a release; on entry and exit, of a turn.
+    pub batches: Histogram,
+}
+
+impl Profile {
+    /// Of two cores of one node.
+    #[must_use]
+    pub fn and(self, other: &Profile) -> Profile {
+        Profile {
+            forward: self.forward.and(&other.forward),
+            backward: self.backward.and(&other.backward),
+            batches: self.batches.and(&other.batches),
+        }
+    }
+}
+
+/// A profile that other threads read at any time. The worker writes once a turn, if that sent anything, so a reading
+/// lags behind the ledger by one turn at most.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Arc<Mutex<Profile>>);
+
+impl Shared {
+    /// What was counted so far.
+    pub fn read(&self) -> Profile {
+        self.lock().clone()
+    }
+
+    /// To count.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Profile> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_cell_gets_a_group_of_its_own_times_and_few_are_made(cells in vec((0u64..8, 0u64..4), 0..300)) {
+            let mut groups = Groups::new(300);
+            for round in 0..2 {
+                groups.clear();
+                for (arrived, wait) in &cells {
+                    let times = Times::new(round + arrived * 1_000_000, round + (arrived + wait) * 1_000_000);
+                    let group = groups.of(times);
+                    prop_assert_eq!(groups.times()[group as usize], times);
+                }
+                prop_assert!(groups.times().len() <= cells.len());
+            }
+        }
+    }
+
+    #[test]
+    fn times_seen_lately_share_a_group() {
+        let mut groups = Groups::new(4);
+        let [early, late] = [Times::new(5, 8), Times::new(6, 8)];
+        let numbers = [early, early, late, late, late].map(|times| groups.of(times));
+        assert_eq!((numbers, groups.times()), ([0, 0, 1, 1, 1], &[early, late][..]));
+    }
+
+    #[test]
+    fn what_the_pool_and_the_node_take_is_all() {
+        let mut latency = Latency::default();
+        latency.count(Times::new(100, 400), 450, 3);
+        // Released before it came: the pool was due already.
+        latency.count(Times::new(100, 90), 120, 1);
+        assert_eq!((latency.pool.max(), latency.node.max(), latency.total.max()), (300, 50, 350));
+        assert_eq!(latency.total.mean(), latency.pool.mean() + latency.node.mean());
+        let both = latency.clone().and(&latency);
+        assert_eq!((both.total.count(), both.pool.mean()), (8, latency.pool.mean()));
+    }
+}
