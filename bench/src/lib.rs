@@ -7,4 +7,5 @@ pub mod hop;
 pub mod load;
 pub mod machine;
 pub mod path;
+pub mod report;
 pub mod results;

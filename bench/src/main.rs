@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
-use eddy_bench::{hop, path};
+use eddy_bench::{hop, path, report};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Measures a running chain.
@@ -32,6 +32,15 @@ enum Command {
     Hop(hop::HopArgs),
     /// Measures what a whole chain carries on this machine.
     Path(path::PathArgs),
+    /// Makes one HTML page, with tables and plots, of what the other commands left behind.
+    ///
+    /// It takes the NAME.json files of load, replay and capacity, and what hop --json and path --json printed, in any
+    /// number and order. The page holds all that it shows: it can be mailed, printed and opened without a network.
+    ///
+    ///   eddy-bench hop --json > hop.json
+    ///   eddy-bench report results/*.json hop.json --out report.html
+    #[command(verbatim_doc_comment)]
+    Report(report::ReportArgs),
 }
 
 /// What `load` is told.
@@ -72,6 +81,7 @@ fn main() -> ExitCode {
         Command::Load(args) => measure(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");
