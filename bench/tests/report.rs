@@ -55,7 +55,7 @@ fn node(role: &str, index: u64) -> Value {
     if role == "mix" {
         way["pool"] = stay(4910.0);
     }
-    let tally = |dropped: Value| json!({ "received": 20_000, "injected": 0, "sent": 19_993, "dropped": dropped, "closed": true });
+    let tally = |dropped: Value| json!({ "received": 20_000, "injected": 0, "dropped": dropped, "closed": true });
     json!({
         "role": role, "index": index, "batches": 700, "mean_batch": 57.1, "largest_batch": 64, "kernel_drops": 0,
         "distinct_channels_mean": 12.5, "cpu_s": 0.04, "latency_us": { "forward": way },
@@ -69,7 +69,14 @@ fn run(name: &str, streams: Vec<Stream>, with_chain: bool) -> Results {
     let second = |at: u64| {
         let sent = 2000 * streams.len() as u64;
         let delivered = if at == 3 { sent - lost } else { sent };
-        Second { sent, delivered, bytes: 200 * delivered, p50_us: 4000.0, p99_us: 9000.0 + 300.0 * at as f64, max_us: 2e4 }
+        Second {
+            sent,
+            delivered,
+            bytes: 200 * delivered,
+            p50_us: 4000.0,
+            p99_us: 9000.0 + 300.0 * at as f64,
+            max_us: 2e4,
+        }
     };
     let series = (0..10).map(second).collect();
     Results {
@@ -106,12 +113,12 @@ fn lines() -> String {
         })
     };
     let hop = json!({
-        "rows": [row("forward", 64, 729.0), row("backward", 64, 612.0)], "class": "L", "engine": "wide256", "offload": "auto",
-        "machine": { "cpu": "a processor", "kernel": "6.18", "cores": [0, 1], "load": 1.5 },
+        "rows": [row("forward", 64, 729.0), row("backward", 64, 612.0)], "class": "L", "engine": "wide256",
+        "offload": "auto", "machine": { "cpu": "a processor", "kernel": "6.18", "cores": [0, 1], "load": 1.5 },
     });
     let path = json!({
-        "rows": [{ "direction": "forward", "payload_len": 1000, "delivered_per_s": 400_000.0, "gbit_s": 3.2, "loss": 0.0,
-                   "sent_per_s": 400_000.0, "generator_bound": false }],
+        "rows": [{ "direction": "forward", "payload_len": 1000, "delivered_per_s": 400_000.0, "gbit_s": 3.2,
+                   "loss": 0.0, "sent_per_s": 400_000.0, "generator_bound": false }],
         "mixing": "threshold-or-timed:n=64,t=5ms", "mixes": 3, "lanes": 1, "channels": 16, "flows": 64, "closed": true,
         "nodes": [{ "node": "entry", "cells": 1_000_000, "cell_ns": 1200 }], "cores": 2, "load": 1.0,
     });
@@ -150,7 +157,8 @@ fn lines_of(document: &Document<'_>, section: &str) -> Vec<usize> {
     let plots = section.descendants().filter(|node| node.attribute("class") == Some("plot"));
     let series = |node: &roxmltree::Node<'_, '_>| {
         // Axes are lines of two points, and thinner.
-        node.has_tag_name("polyline") && node.attribute("stroke-width").is_some_and(|width| width.parse::<u32>().unwrap() > 4)
+        node.has_tag_name("polyline")
+            && node.attribute("stroke-width").is_some_and(|width| width.parse::<u32>().unwrap() > 4)
     };
     plots.map(|plot| plot.descendants().filter(series).count()).collect()
 }
@@ -162,8 +170,10 @@ fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
     let (_, page) = sample(kept.as_deref().unwrap_or(folder.path()));
     let text = body(&page);
     let document = Document::parse(text).unwrap_or_else(|error| panic!("{error}"));
-    for name in ["direct", "chain", "voip forward", "voip backward", "generator alone", "threshold-or-timed:n=64,t=5ms"] {
-        let is_told = |node: roxmltree::Node<'_, '_>| node.is_text() && node.text().is_some_and(|text| text.contains(name));
+    for name in ["direct", "chain", "voip forward", "voip backward", "generator alone", "threshold-or-timed:n=64,t=5ms"]
+    {
+        let is_told =
+            |node: roxmltree::Node<'_, '_>| node.is_text() && node.text().is_some_and(|text| text.contains(name));
         assert!(document.descendants().any(is_told), "no {name}");
     }
     // Three streams and the floor; two of them were answered; two runs over time, of which neither sent more than came.
@@ -211,7 +221,9 @@ fn what_comes_from_files_is_text_and_never_markup() {
 fn runs_of_one_name_are_told_apart_by_their_files() {
     let folder = tempfile::tempdir().unwrap();
     let files: Vec<PathBuf> = ["a", "b"]
-        .map(|name| run("same", vec![stream("even", "forward", 900.0, 0)], false).write(&folder.path().join(name)).unwrap())
+        .map(|name| {
+            run("same", vec![stream("even", "forward", 900.0, 0)], false).write(&folder.path().join(name)).unwrap()
+        })
         .into();
     let page = page(folder.path(), &[files.clone(), files[1..].to_vec()].concat());
     for file in &files {

@@ -58,4 +58,3 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
 fn same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
-

@@ -28,8 +28,8 @@ pub fn write(title: &str, sources: &Sources) -> anyhow::Result<String> {
             &sources.runs,
             "latency",
             "Latency by percentile",
-            "One way, from the time at which a datagram was meant to leave to its arrival, so a generator that falls behind \
-             shows. Read it from the right: at 99 %, one datagram in a hundred took longer than the line says.",
+            "One way, from the time at which a datagram was meant to leave to its arrival, so a generator that falls \
+             behind shows. Read it from the right: at 99 %, one datagram in a hundred took longer than the line says.",
             |run, at| Some(&run.times[at].latency),
             true,
         )?,
@@ -37,8 +37,8 @@ pub fn write(title: &str, sources: &Sources) -> anyhow::Result<String> {
             &sources.runs,
             "round-trip",
             "Round trip by percentile",
-            "From the time at which a datagram was meant to leave to the arrival of its answer, of the streams that were \
-             answered.",
+            "From the time at which a datagram was meant to leave to the arrival of its answer, of the streams that \
+             were answered.",
             |run, at| run.times[at].round_trip.as_ref(),
             false,
         )?,
@@ -91,23 +91,31 @@ struct Section {
 }
 
 /// A table's column.
+#[derive(Clone, Copy)]
 struct Column {
     name: &'static str,
     is_number: bool,
     /// May be broken into lines.
     is_long: bool,
+    /// What stands over it and those beside it of the same group.
+    group: &'static str,
 }
 
 const fn number(name: &'static str) -> Column {
-    Column { name, is_number: true, is_long: false }
+    Column { name, is_number: true, is_long: false, group: "" }
 }
 
 const fn word(name: &'static str) -> Column {
-    Column { name, is_number: false, is_long: false }
+    Column { name, is_number: false, is_long: false, group: "" }
 }
 
 const fn long(name: &'static str) -> Column {
-    Column { name, is_number: false, is_long: true }
+    Column { name, is_number: false, is_long: true, group: "" }
+}
+
+/// Numbers under a common head.
+fn under<const N: usize>(group: &'static str, names: [&'static str; N]) -> [Column; N] {
+    names.map(|name| Column { group, ..number(name) })
 }
 
 /// A table's row.
@@ -122,6 +130,12 @@ struct Row {
     bad: Option<usize>,
 }
 
+impl Row {
+    fn is_bad(&self, at: usize) -> Option<&'static str> {
+        (self.bad == Some(at)).then_some("yes")
+    }
+}
+
 /// The first cell of a row is its name.
 fn table(label: &str, columns: &[Column], rows: &[Row]) -> Markup {
     let class = |column: &Column| match column {
@@ -129,18 +143,27 @@ fn table(label: &str, columns: &[Column], rows: &[Row]) -> Markup {
         Column { is_long: true, .. } => Some("long"),
         _ => None,
     };
+    let groups: Vec<&[Column]> = columns.chunk_by(|one, next| one.group == next.group).collect();
     html! {
         div.scroll tabindex="0" role="region" aria-label=(label) {
             table {
-                thead { tr {
-                    @for column in columns { th scope="col" class=[class(column)] { (column.name) } }
-                } }
+                thead {
+                    @if groups.len() > 1 {
+                        tr.over {
+                            @for group in groups {
+                                @if group[0].group.is_empty() { td colspan=(group.len()) {} }
+                                @else { th scope="colgroup" colspan=(group.len()) { (group[0].group) } }
+                            }
+                        }
+                    }
+                    tr { @for column in columns { th scope="col" class=[class(column)] { (column.name) } } }
+                }
                 tbody {
                     @for row in rows {
                         tr.quiet[row.is_quiet].first[row.is_first] {
                             @for (at, (cell, column)) in row.cells.iter().zip(columns).enumerate() {
                                 @if at == 0 { th scope="row" { (cell) } }
-                                @else { td class=[class(column)] data-bad=[(row.bad == Some(at)).then_some("yes")] { (cell) } }
+                                @else { td class=[class(column)] data-bad=[row.is_bad(at)] { (cell) } }
                             }
                         }
                     }
@@ -204,9 +227,13 @@ fn share(percent: f64) -> String {
     }
 }
 
+/// A number on an axis.
+fn short(value: f64) -> String {
+    format!("{}", (value * 1e6).round() / 1e6)
+}
+
 /// A time on an axis, in the unit that suits it.
 fn tick(ms: f64) -> String {
-    let short = |value: f64| format!("{}", (value * 1e6).round() / 1e6);
     match ms {
         ms if ms < 0.999 => format!("{} us", short(ms * 1e3)),
         ms if ms < 999.0 => format!("{} ms", short(ms)),
@@ -248,18 +275,23 @@ fn delivery(runs: &[Run]) -> Option<Section> {
     if refused {
         columns.push(number("refused"));
     }
-    columns.extend(["delivered", "lost", "lost, %", "reordered", "twice"].map(number));
-    let lost_at = columns.iter().position(|column| column.name == "lost");
-    columns.extend(["p50, ms", "p99, ms", "p99.9, ms", "max, ms", "jitter p50", "p99"].map(number));
+    columns.push(number("delivered"));
+    let lost_at = columns.len();
+    columns.extend(under("lost", ["count", "%"]));
+    columns.extend(["reordered", "twice"].map(number));
+    let before = columns.len();
+    columns.extend(under("latency, ms", ["p50", "p99", "p99.9", "max"]));
+    columns.extend(under("jitter, ms", ["p50", "p99"]));
     if answered {
-        columns.extend(["round trip p50", "p99"].map(number));
+        columns.extend(under("round trip, ms", ["p50", "p99"]));
     }
     if calls {
-        columns.extend(["MOS", "worst"].map(number));
+        columns.extend(under("MOS", ["mean", "worst"]));
     }
     let mut rows = Vec::new();
     for (_, run, at, stream) in streams(runs) {
-        let Stream { flows, sent, delivered, lost, reordered, duplicated, latency, jitter, round_trip, mos, .. } = stream;
+        let Stream { flows, sent, delivered, lost, reordered, duplicated, latency, jitter, round_trip, mos, .. } =
+            stream;
         let Spread { p50, p99, p999, max, .. } = latency;
         let per_s = *sent as f64 / run.results.seconds.max(1e-9);
         let name = if at == 0 { run.label.clone() } else { String::new() };
@@ -279,7 +311,7 @@ fn delivery(runs: &[Run]) -> Option<Section> {
             let none = || ["-".to_owned(), "-".to_owned()];
             cells.extend(mos.map_or_else(none, |mos| [mos.mean, mos.worst].map(|mos| format!("{mos:.2}"))));
         }
-        rows.push(Row { cells, is_first: at == 0, bad: lost_at.filter(|_| *lost > 0), ..Row::default() });
+        rows.push(Row { cells, is_first: at == 0, bad: (*lost > 0).then_some(lost_at), ..Row::default() });
     }
     let floors = floors(runs);
     for (at, (floor, names)) in floors.iter().enumerate() {
@@ -287,7 +319,6 @@ fn delivery(runs: &[Run]) -> Option<Section> {
         let rate = format!("up to {}", rounded(floor.ceiling_per_s));
         let mut cells = vec!["generator alone".to_owned() + &of, String::new(), String::new(), rate];
         let times = [floor.p50_us, floor.p99_us, floor.p999_us, floor.max_us];
-        let before = columns.iter().position(|column| column.name == "p50, ms").unwrap_or_default();
         cells.resize(before, String::new());
         cells.extend(times.map(ms));
         cells.resize(columns.len(), String::new());
@@ -298,7 +329,7 @@ fn delivery(runs: &[Run]) -> Option<Section> {
         p.quiet {
             "Latency is one way, from the time at which a datagram was meant to leave; jitter is that of RFC 3550. "
             @if !floors.is_empty() {
-                "The generator alone is the same load straight into its own sink: what lies below that is no chain's doing."
+                "The generator alone is the same load straight into its own sink: so much is no chain's doing."
             } @else {
                 "No run here was measured beside the generator alone."
             }
@@ -457,17 +488,22 @@ fn over_time(runs: &[Run]) -> anyhow::Result<Option<Section>> {
     }
     delivered.extend(lines(&|bin| Some(bin.delivered_per_s)));
     let mean = |bins: &[Bin]| bins.iter().map(|bin| bin.delivered_per_s).sum::<f64>() / bins.len() as f64;
-    let rate =
-        plot::lines(&label("Datagrams delivered", &|bins| rounded(mean(bins)) + " a second"), &x, &rate_axis, &delivered)?;
+    let rate = plot::lines(
+        &label("Datagrams delivered", &|bins| rounded(mean(bins)) + " a second"),
+        &x,
+        &rate_axis,
+        &delivered,
+    )?;
     let worst = most(&|bin| bin.loss);
     let loss = if worst > 0.0 {
-        let y = Axis::linear("lost, %", worst, |value| format!("{}", (value * 1e6).round() / 1e6));
+        let y = Axis::linear("lost, %", worst, short);
         let worst = |bins: &[Bin]| share(bins.iter().map(|bin| bin.loss).fold(0.0, f64::max)) + " % at worst";
         Some(plot::lines(&label("Datagrams lost", &worst), &x, &y, &lines(&|bin| Some(bin.loss)))?)
     } else {
         None
     };
-    let p99s: Vec<f64> = all.iter().flat_map(|(.., bins)| bins).filter_map(|bin| bin.p99).filter(|ms| *ms > 0.0).collect();
+    let p99s: Vec<f64> =
+        all.iter().flat_map(|(.., bins)| bins).filter_map(|bin| bin.p99).filter(|ms| *ms > 0.0).collect();
     let late = if p99s.is_empty() {
         None
     } else {
@@ -489,8 +525,15 @@ fn over_time(runs: &[Run]) -> anyhow::Result<Option<Section>> {
 }
 
 fn losses(runs: &[Run]) -> Option<Section> {
-    let columns =
-        [word("run"), word("stream"), number("lost"), number("bursts"), number("mean"), number("longest"), long("times")];
+    let columns = [
+        word("run"),
+        word("stream"),
+        number("lost"),
+        number("bursts"),
+        number("mean"),
+        number("longest"),
+        long("times"),
+    ];
     let mut rows = Vec::new();
     for (_, run, _, stream) in streams(runs) {
         let mut bursts = stream.loss_bursts.clone();
@@ -500,7 +543,8 @@ fn losses(runs: &[Run]) -> Option<Section> {
         let times = bursts.iter().map(|(_, times)| *times as f64).sum::<f64>();
         let lost = bursts.iter().map(|(len, times)| *len as f64 * *times as f64).sum::<f64>();
         // The lengths that matter are the most frequent and the longest.
-        let told: Vec<String> = bursts.iter().map(|(len, times)| format!("{} of {}", count(*times), count(*len))).collect();
+        let told: Vec<String> =
+            bursts.iter().map(|(len, times)| format!("{} of {}", count(*times), count(*len))).collect();
         let told = match told.len() {
             0..=14 => told.join(", "),
             all => format!("{}, ... {}", told[..10].join(", "), told[all - 3..].join(", ")),
@@ -559,10 +603,11 @@ fn batches(runs: &[Run]) -> anyhow::Result<Option<Section>> {
             let bars = size_bars(&sizes);
             let (to, most) = (bars.iter().map(|bar| bar.1), bars.iter().map(|bar| bar.2));
             let x = Axis::powers_of_two("cells in a batch", to.fold(1.0, f64::max));
-            let y = Axis::linear("batches, %", most.fold(0.0, f64::max), share);
+            let y = Axis::linear("batches, %", most.fold(0.0, f64::max), short);
             let all = sizes.iter().map(|(_, count)| *count as f64).sum::<f64>();
             let mode = sizes.iter().max_by_key(|(_, count)| *count).map_or(0, |(upper, _)| *upper);
             let largest = nodes::facts(node).largest_batch;
+            let mode = if largest > 0 { mode.min(largest) } else { mode };
             let label = format!(
                 "Sizes of {}'s batches in {}: {} batches, most often of up to {mode} cells, the largest of {largest}.",
                 name,
@@ -580,8 +625,8 @@ fn batches(runs: &[Run]) -> anyhow::Result<Option<Section>> {
             p { "The nodes of these runs do not tell how large their batches were, only the mean (see the nodes)." }
         } @else {
             p.quiet {
-                "How many of a node's batches had so many cells: releases of a mix's pool are the anonymity set of a cell. "
-                "On entry and exit a batch is what one turn of the worker carried."
+                "How many of a node's batches had so many cells. A mix's batch is a release of its pool: the cells "
+                "among which one hides. On entry and exit it is what one turn of the worker carried."
             }
             @for (run, plots) in &plots {
                 h3 { (run) }
@@ -595,18 +640,10 @@ fn batches(runs: &[Run]) -> anyhow::Result<Option<Section>> {
 }
 
 fn stays(runs: &[Run]) -> Option<Section> {
-    let columns = [
-        word("run"),
-        word("node"),
-        word("direction"),
-        number("counted"),
-        number("mixing p50, ms"),
-        number("p99, ms"),
-        number("eddy p50, ms"),
-        number("p99, ms"),
-        number("both p50, ms"),
-        number("p99, ms"),
-    ];
+    let mut columns = vec![word("run"), word("node"), word("direction"), number("counted")];
+    for part in ["mixing, ms", "eddy, ms", "both, ms"] {
+        columns.extend(under(part, ["p50", "p99"]));
+    }
     let mut rows = Vec::new();
     for run in runs {
         let mut is_first = true;
@@ -629,9 +666,9 @@ fn stays(runs: &[Run]) -> Option<Section> {
     }
     let body = html! {
         p.quiet {
-            "How long cells stayed in a node, as it says itself. Mixing is the wait in the pool until that was due: what the "
-            "mixing strategy costs. eddy is all the rest: what the program costs, from the turn that received a cell to the end "
-            "of the one that sent it. Time between nodes is in neither."
+            "How long cells stayed in a node, as it says itself. Mixing is the wait in the pool until that was due: "
+            "what the mixing strategy costs. eddy is all the rest: what the program costs, from the turn that received "
+            "a cell to the end of the one that sent it. Time between nodes is in neither."
         }
         (table("Time inside the nodes", &columns, &rows))
     };
@@ -679,8 +716,8 @@ fn chain_nodes(runs: &[Run]) -> Option<Section> {
     }
     let body = html! {
         p.quiet {
-            "What the chain's nodes said at the end. A ledger closes when every packet was sent, dropped for a named reason, "
-            "consumed or held. Processor time is that of the whole process, start and setup included."
+            "What the chain's nodes said at the end. A ledger closes when every packet was sent, dropped for a named "
+            "reason, consumed or held. Processor time is that of the whole process, start and setup included."
         }
         (table("The nodes", &columns, &rows))
     };
@@ -699,20 +736,11 @@ fn hops(hops: &[Hop]) -> anyhow::Result<Option<Section>> {
     if hops.is_empty() {
         return Ok(None);
     }
-    let columns = [
-        word("row"),
-        number("ns/cell"),
-        number("least"),
-        number("most"),
-        number("trains"),
-        number("recvmmsg"),
-        number("recvfrom"),
-        number("of trains"),
-        number("of recvmmsg"),
-        number("Gbit/s"),
-        number("batch"),
-        word(""),
-    ];
+    let mut columns = vec![word("row")];
+    columns.extend(under("mix, ns a cell", ["median", "least", "most"]));
+    columns.extend(under("relay, ns a cell", ["trains", "recvmmsg", "recvfrom"]));
+    columns.extend(under("mix over relay", ["trains", "recvmmsg"]));
+    columns.extend([number("Gbit/s"), number("batch"), word("")]);
     let mut parts = Vec::new();
     for hop in hops {
         let figure = |value: Option<f64>, digits: usize| value.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"));
@@ -731,15 +759,19 @@ fn hops(hops: &[Hop]) -> anyhow::Result<Option<Section>> {
                 let mut cells = vec![name.clone()];
                 cells.extend([row.cell_ns, least, most].map(|value| figure(value, 0)));
                 cells.extend([row.null_gro_gso_ns, row.null_mmsg_ns, row.null_single_ns].map(|value| figure(value, 0)));
-                cells.extend([(row.ratio_gro_gso, 2), (row.ratio_mmsg, 2), (row.gbit_s, 1), (row.batch, 0)].map(|(v, d)| figure(v, d)));
+                cells.extend(
+                    [(row.ratio_gro_gso, 2), (row.ratio_mmsg, 2), (row.gbit_s, 1), (row.batch, 0)]
+                        .map(|(v, d)| figure(v, d)),
+                );
                 cells.push(if row.blaster_bound { "the mix was not busy" } else { "" }.to_owned());
                 Row { cells, ..Row::default() }
             })
             .collect();
-        let groups = hop.rows.iter().zip(&names).map(|(row, name)| Group {
-            name: name.clone(),
-            values: KINDS.iter().map(|(_, of)| of(row)).collect(),
-        });
+        let groups = hop
+            .rows
+            .iter()
+            .zip(&names)
+            .map(|(row, name)| Group { name: name.clone(), values: KINDS.iter().map(|(_, of)| of(row)).collect() });
         let groups: Vec<Group> = groups.collect();
         let told = hop.rows.iter().zip(&names).map(|(row, name)| {
             let kinds = KINDS.iter().map(|(kind, of)| format!("{kind} {}", figure(of(row), 0)));
@@ -747,7 +779,8 @@ fn hops(hops: &[Hop]) -> anyhow::Result<Option<Section>> {
         });
         let label = format!("Processor time for a cell, in nanoseconds. {}.", told.collect::<Vec<_>>().join("; "));
         let svg = plot::groups(&label, &groups, |ns| format!("{} ns", rounded(ns)))?;
-        let legend: Vec<_> = KINDS.iter().enumerate().map(|(kind, (name, _))| (Paint::Line(kind), (*name).to_owned())).collect();
+        let legend: Vec<_> =
+            KINDS.iter().enumerate().map(|(kind, (name, _))| (Paint::Line(kind), (*name).to_owned())).collect();
         parts.push(html! {
             h3 { (hop.label) }
             figure {
@@ -759,8 +792,8 @@ fn hops(hops: &[Hop]) -> anyhow::Result<Option<Section>> {
     }
     let body = html! {
         p.quiet {
-            "Processor time of one mix on one core for each cell, beside relays on the same core that only move the bytes, "
-            "without any cryptography. Medians of the rounds."
+            "Processor time of one mix on one core for each cell, beside relays on the same core that only move the "
+            "bytes, without any cryptography. Medians of the rounds."
         }
         @for part in &parts { (part) }
     };
@@ -783,8 +816,8 @@ fn paths(paths: &[PathRows]) -> Option<Section> {
     let node_columns = [word("node"), number("cells"), number("CPU ns/cell")];
     let body = html! {
         p.quiet {
-            "What a whole chain carries with at most one datagram in ten thousand lost; chain, generator and sink share the "
-            "machine. Both ways together where every datagram is answered."
+            "What a whole chain carries with at most one datagram in ten thousand lost; chain, generator and sink "
+            "share the machine. Both ways together where every datagram is answered."
         }
         @for path in paths {
             @let rows: Vec<Row> = path.rows.iter().map(|row| Row {

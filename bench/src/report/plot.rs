@@ -1,7 +1,7 @@
 //! Plots, as SVG that stands in the page.
 //!
-//! Every colour here is a name that the page's style knows: [`style`] gives it another one at night, and dashes where the
-//! palette begins anew. Without the style the colours are still right.
+//! Every colour here is a name that the page's style knows: [`style`] gives it another one at night, and dashes where
+//! the palette begins anew. Without the style the colours are still right.
 //!
 //! Text is the browser's to set, so widths are guessed here, and room is left.
 
@@ -62,19 +62,17 @@ impl Paint {
 
     /// A line of it, beside a name.
     pub fn swatch(self) -> String {
-        format!(
-            r#"<svg class="swatch" viewBox="0 0 112 40" aria-hidden="true"><line x1="0" y1="20" x2="112" y2="20" stroke="{}" stroke-width="10"/></svg>"#,
-            self.hex()
-        )
+        sample(&format!(r#"<line x1="0" y1="20" x2="112" y2="20" stroke="{}" stroke-width="10"/>"#, self.hex()))
     }
 
     /// A box of it, beside a name.
     pub fn block(self) -> String {
-        format!(
-            r#"<svg class="swatch" viewBox="0 0 112 40" aria-hidden="true"><rect x="36" y="0" width="40" height="40" fill="{}"/></svg>"#,
-            self.hex()
-        )
+        sample(&format!(r#"<rect x="60" y="0" width="40" height="40" fill="{}"/>"#, self.hex()))
     }
+}
+
+fn sample(shape: &str) -> String {
+    format!(r#"<svg class="swatch" viewBox="0 0 112 40" aria-hidden="true">{shape}</svg>"#)
 }
 
 fn hex(RGBColor(red, green, blue): RGBColor) -> String {
@@ -87,7 +85,8 @@ pub fn style() -> String {
     let mut day = format!("svg [stroke=\"{}\"] {{ stroke-dasharray: {} }}\n", hex(QUIET), dashes(&[4, 4]));
     let mut night = String::new();
     let mut dark = |color: &str, dark: &str| {
-        night += &format!("  svg [stroke=\"{color}\"] {{ stroke: {dark} }} svg [fill=\"{color}\"] {{ fill: {dark} }}\n");
+        night +=
+            &format!("  svg [stroke=\"{color}\"] {{ stroke: {dark} }} svg [fill=\"{color}\"] {{ fill: {dark} }}\n");
     };
     for number in 0..PALETTE.len() * DASHES.len() {
         let color = Paint::Line(number).hex();
@@ -175,7 +174,8 @@ impl Axis {
     pub fn powers_of_two(name: &str, to: f64) -> Axis {
         let last = if to.is_finite() { to.ceil().clamp(1.0, 64.0) as i32 } else { 1 };
         let step = last / 9 + 1;
-        let ticks = (0..=last).filter(|power| power % step == 0).map(|power| (f64::from(power), format!("{}", 1u128 << power)));
+        let ticks =
+            (0..=last).filter(|power| power % step == 0).map(|power| (f64::from(power), format!("{}", 1u128 << power)));
         Axis { from: 0.0, to: f64::from(last), ticks: ticks.collect(), name: name.into() }
     }
 
@@ -348,10 +348,9 @@ fn draw(
     // Its first tag has a fixed size and no words: this one has.
     let inside = text.split_once('>').map_or("", |(_, inside)| inside);
     let label = maud::html! { (label) }.into_string();
-    Ok(format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" class="plot" role="img" aria-label="{label}" width="{width}" height="{height}" viewBox="0 0 {} {}">{inside}"#,
-        fine.0, fine.1
-    ))
+    let head = format!(r#"<svg xmlns="http://www.w3.org/2000/svg" class="plot" role="img" aria-label="{label}""#);
+    let size = format!(r#"width="{width}" height="{height}" viewBox="0 0 {} {}""#, fine.0, fine.1);
+    Ok(format!("{head} {size}>{inside}"))
 }
 
 #[cfg(test)]
