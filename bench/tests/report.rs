@@ -103,7 +103,7 @@ fn run(name: &str, streams: Vec<Stream>, with_chain: bool) -> Results {
     }
 }
 
-/// What `hop --json` and `path --json` print.
+/// What `hop`, `path` and `capacity` print with --json.
 fn lines() -> String {
     let row = |direction: &str, channels: u64, ns: f64| {
         json!({
@@ -122,7 +122,21 @@ fn lines() -> String {
         "mixing": "threshold-or-timed:n=64,t=5ms", "mixes": 3, "lanes": 1, "channels": 16, "flows": 64, "closed": true,
         "nodes": [{ "node": "entry", "cells": 1_000_000, "cell_ns": 1200 }], "cores": 2, "load": 1.0,
     });
-    format!("{hop}\n{path}\n")
+    let tried = |rate: u64, limit: Option<&str>| {
+        json!({ "rate": rate as f64, "passed": limit.is_none(), "sent": rate, "lost": 0, "p50_us": 4000.0,
+                "p99_us": rate as f64 / 9.0, "limited_by": limit })
+    };
+    let short = "forward";
+    let capacity = json!({
+        "lossless_per_s": 128_000.0, "interval": [128_000.0, 134_000.0], "p99_us": 14_222.0, "limited_by": short,
+        "budget_us": 18_000.0, "payload_len": "1000", "interrupted": false, "chain": null,
+        "tries": [tried(128_000, None), tried(256_000, Some(short)), tried(134_000, Some(short))],
+        "at": [{ "part": 0.5, "rate": 64_000.0, "lost": 0, "p50_us": 1.0, "p99_us": 2.0, "p999_us": 3.0,
+                 "max_us": 4.0 }],
+        "machine": { "cpu": "a processor", "cores": 2, "kernel": "6.18", "load": 0.5, "eddy": "0.1.0" },
+    });
+    // Not all of them on lines of their own.
+    format!("{hop}\n{path}{capacity:#}\n")
 }
 
 /// A page of everything: its files, and itself.
@@ -182,6 +196,8 @@ fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
     assert_eq!(lines_of(&document, "time"), [3, 2, 2]);
     assert_eq!(lines_of(&document, "batches").len(), 3);
     assert_eq!(lines_of(&document, "hop").len(), 1);
+    // p50, p99 and the budget.
+    assert_eq!(lines_of(&document, "capacity"), [3]);
     for section in ["delivery", "losses", "inside", "nodes", "path", "place"] {
         assert!(text.contains(&format!("id=\"{section}\"")), "{section}");
     }
@@ -274,6 +290,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line_with_its_name() {
         ("later.json", "{\"format\": 99}"),
         ("short.json", "{\"format\": 1}"),
         ("row.json", "{\"rows\": [{\"cell_ns\": 1}]}"),
+        ("rate.json", "{\"lossless_per_s\": 1}"),
         ("none.json", "{\"runs\": []}"),
     ] {
         fs::write(at(name), text).unwrap();
@@ -288,6 +305,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line_with_its_name() {
         ("later.json", "its format is 99"),
         ("short.json", "is damaged"),
         ("row.json", "is damaged"),
+        ("rate.json", "is damaged"),
         ("none.json", "holds no runs"),
         ("torn.json", "is damaged: even forward"),
     ];

@@ -21,7 +21,7 @@ use self::read::Sources;
 /// What `report` is told.
 #[derive(Args, Debug)]
 pub struct ReportArgs {
-    /// NAME.json files of load, replay and capacity; what hop --json and path --json printed
+    /// NAME.json files of load, replay and capacity; what capacity, hop and path printed with --json
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The page

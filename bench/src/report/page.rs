@@ -5,8 +5,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::nodes::{self, Quantiles};
 use super::plot::{self, Axis, Group, Line, Paint};
-use super::read::{Hop, HopRow, PathRows, Run, Sources};
-use crate::results::{Floor, Second, Spread, Stream};
+use super::read::{Capacity, Hop, HopRow, PathRows, Run, Sources};
+use crate::results::{ChainFacts, Floor, Second, Spread, Stream};
 
 /// Nothing comes from elsewhere, and nothing runs.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -47,6 +47,7 @@ pub fn write(title: &str, sources: &Sources) -> anyhow::Result<String> {
         batches(&sources.runs)?,
         stays(&sources.runs),
         chain_nodes(&sources.runs),
+        capacities(&sources.capacities)?,
         hops(&sources.hops)?,
         paths(&sources.paths),
         place(sources),
@@ -245,10 +246,24 @@ fn stream_name(stream: &Stream) -> String {
     format!("{} {}", stream.profile, stream.direction)
 }
 
-/// Runs with a number for each of their streams, over all of them: that of its line.
-fn streams(runs: &[Run]) -> impl Iterator<Item = (usize, &Run, usize, &Stream)> {
-    let all = runs.iter().flat_map(|run| run.results.streams.iter().enumerate().map(move |(at, s)| (run, at, s)));
-    all.enumerate().map(|(number, (run, at, stream))| (number, run, at, stream))
+/// Runs with each of their streams, and the look of its line.
+///
+/// Streams of one kind have one colour and each run dashes of its own, as far as dashes go; else each line counts.
+fn streams(runs: &[Run]) -> impl Iterator<Item = (Paint, &Run, usize, &Stream)> {
+    let mut kinds: Vec<String> = Vec::new();
+    for name in runs.iter().flat_map(|run| &run.results.streams).map(stream_name) {
+        if !kinds.contains(&name) {
+            kinds.push(name);
+        }
+    }
+    let by_kind = kinds.len() > 1 && kinds.len() <= plot::COLORS && runs.len() <= plot::ROUNDS;
+    let all = runs.iter().enumerate().flat_map(|(number, run)| {
+        run.results.streams.iter().enumerate().map(move |(at, stream)| (number, run, at, stream))
+    });
+    all.enumerate().map(move |(line, (number, run, at, stream))| {
+        let kind = kinds.iter().position(|kind| *kind == stream_name(stream)).unwrap_or_default();
+        (Paint::Line(if by_kind { number * plot::COLORS + kind } else { line }), run, at, stream)
+    })
 }
 
 /// Floors, each once: runs of one command share theirs.
@@ -371,7 +386,7 @@ fn percentiles<'a>(
     of: impl Fn(&'a Run, usize) -> Option<&'a Histogram<u64>>,
     with_floors: bool,
 ) -> anyhow::Result<Option<Section>> {
-    let all = streams(runs).filter_map(|(number, run, at, stream)| Some((number, run, stream, of(run, at)?)));
+    let all = streams(runs).filter_map(|(paint, run, at, stream)| Some((paint, run, stream, of(run, at)?)));
     let all: Vec<_> = all.filter(|(_, _, _, histogram)| !histogram.is_empty()).collect();
     if all.is_empty() {
         return Ok(None);
@@ -393,13 +408,12 @@ fn percentiles<'a>(
         let points = points.map(|(quantile, us)| (-(1.0 - quantile).log10(), (us.max(1e-3) / 1e3).log10()));
         lines.push(Line { points: points.to_vec(), paint: Paint::Quiet });
     }
-    for (number, run, stream, histogram) in &all {
-        let paint = Paint::Line(*number);
+    for (paint, run, stream, histogram) in &all {
         let name = format!("{}: {}", run.label, stream_name(stream));
         let at = |quantile| ms(histogram.value_at_quantile(quantile) as f64 / 1e3);
         told.push(format!("{name}: p50 {} ms, p99 {} ms, p99.9 {} ms", at(0.5), at(0.99), at(0.999)));
-        lines.push(Line { points: nines(histogram, NINES_MAX), paint });
-        legend.push((paint, name));
+        lines.push(Line { points: nines(histogram, NINES_MAX), paint: *paint });
+        legend.push((*paint, name));
     }
     if !floors.is_empty() {
         legend.push((Paint::Quiet, "generator alone, p50 to p99.9".to_owned()));
@@ -724,6 +738,95 @@ fn chain_nodes(runs: &[Run]) -> Option<Section> {
     Some(Section { id: "nodes", title: "Nodes", body })
 }
 
+fn capacities(capacities: &[Capacity]) -> anyhow::Result<Option<Section>> {
+    if capacities.is_empty() {
+        return Ok(None);
+    }
+    let mut at_columns = vec![word("of it, %"), number("rate"), number("lost")];
+    at_columns.extend(under("latency, ms", ["p50", "p99", "p99.9", "max"]));
+    let mut columns = vec![word("rate"), word("passed"), number("sent"), number("lost")];
+    columns.extend(under("latency, ms", ["p50", "p99"]));
+    columns.push(long("ran into"));
+    let mut parts = Vec::new();
+    for capacity in capacities {
+        let Capacity { label, lossless_per_s, interval, p99_us, limited_by, budget_us, payload_len, .. } = capacity;
+        let at = capacity.at.iter().map(|at| {
+            let mut cells = vec![share(100.0 * at.part), rounded(at.rate), count(at.lost)];
+            cells.extend([at.p50_us, at.p99_us, at.p999_us, at.max_us].map(ms));
+            Row { cells, bad: (at.lost > 0).then_some(2), ..Row::default() }
+        });
+        let at: Vec<Row> = at.collect();
+        let tries = capacity.tries.iter().map(|tried| {
+            let passed = if tried.passed { "yes" } else { "no" };
+            let mut cells = vec![rounded(tried.rate), passed.to_owned(), count(tried.sent), count(tried.lost)];
+            cells.extend([tried.p50_us, tried.p99_us].map(ms));
+            cells.push(tried.limited_by.clone().unwrap_or_default());
+            Row { cells, is_quiet: !tried.passed, ..Row::default() }
+        });
+        let tries: Vec<Row> = tries.collect();
+        let upper = interval[1].map_or_else(String::new, |upper| format!("; {} do not", rounded(upper)));
+        parts.push(html! {
+            h3 { (label) }
+            p {
+                strong { (rounded(*lossless_per_s)) " datagrams a second" }
+                " of " (payload_len) " bytes pass without loss" (upper) ". p99 is " (ms(*p99_us)) " ms there, of "
+                (ms(*budget_us)) " ms that it may be. Limited by " (limited_by) "."
+                @if capacity.interrupted { " Somebody ended the search before its time." }
+            }
+            @if let Some(plot) = tried(capacity)? { (plot) }
+            @if !at.is_empty() { (table("Latency at a part of the capacity", &at_columns, &at)) }
+            (table("Rates that were tried", &columns, &tries))
+        });
+    }
+    let body = html! {
+        p.quiet {
+            "The highest rate at which every datagram arrives, no ledger drops one, and 99 of 100 arrive in time "
+            "(RFC 2544, 26.1)."
+        }
+        @for part in &parts { (part) }
+    };
+    Ok(Some(Section { id: "capacity", title: "Capacity", body }))
+}
+
+/// Latency over the rates that were tried, the worst of each.
+fn tried(capacity: &Capacity) -> anyhow::Result<Option<Markup>> {
+    let mut rates: Vec<(f64, f64, f64)> = Vec::new();
+    let arrived = capacity.tries.iter().filter(|tried| tried.rate > 0.0 && tried.sent > tried.lost);
+    for tried in arrived.filter(|tried| tried.p50_us > 0.0 && tried.p99_us > 0.0) {
+        match rates.iter_mut().find(|(rate, ..)| *rate == tried.rate) {
+            Some((_, p50, p99)) => (*p50, *p99) = (p50.max(tried.p50_us), p99.max(tried.p99_us)),
+            None => rates.push((tried.rate, tried.p50_us, tried.p99_us)),
+        }
+    }
+    if rates.len() < 2 {
+        return Ok(None);
+    }
+    rates.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let budget = capacity.budget_us.max(f64::MIN_POSITIVE);
+    let (least, most) =
+        rates.iter().fold((budget, budget), |(least, most), rate| (least.min(rate.1), most.max(rate.2)));
+    let x = Axis::log("datagrams a second", rates[0].0, rates[rates.len() - 1].0, rounded);
+    let y = Axis::log("latency", least / 1e3, most / 1e3, tick);
+    let line = |of: fn(&(f64, f64, f64)) -> f64, paint| Line {
+        points: rates.iter().map(|rate| (rate.0.log10(), (of(rate) / 1e3).log10())).collect(),
+        paint,
+    };
+    let level = (budget / 1e3).log10();
+    let lines = [
+        Line {
+            points: vec![(rates[0].0.log10(), level), (rates[rates.len() - 1].0.log10(), level)],
+            paint: Paint::Quiet,
+        },
+        line(|rate| rate.1, Paint::Line(0)),
+        line(|rate| rate.2, Paint::Line(1)),
+    ];
+    let told =
+        rates.iter().map(|(rate, p50, p99)| format!("{}: p50 {} ms, p99 {} ms", rounded(*rate), ms(*p50), ms(*p99)));
+    let label = format!("Latency by datagrams a second. {}.", told.collect::<Vec<_>>().join("; "));
+    let legend = [(Paint::Line(0), "p50"), (Paint::Line(1), "p99"), (Paint::Quiet, "what p99 may be")];
+    Ok(Some(figure(plot::lines(&label, &x, &y, &lines)?, &legend.map(|(paint, name)| (paint, name.to_owned())))))
+}
+
 /// What `hop` compares, in the order of the bars.
 const KINDS: [(&str, fn(&HopRow) -> Option<f64>); 4] = [
     ("mix", |row| row.cell_ns),
@@ -848,6 +951,25 @@ fn paths(paths: &[PathRows]) -> Option<Section> {
     Some(Section { id: "path", title: "A path", body })
 }
 
+fn known(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+/// What a chain is: class, mixes, mixing, channels, lanes, offload, engine, io.
+fn chain_cells(chain: Option<&ChainFacts>) -> [String; 8] {
+    let Some(chain) = chain else { return std::array::from_fn(|_| known("")) };
+    [
+        known(&chain.class),
+        chain.mixes.to_string(),
+        known(&chain.mixing),
+        chain.channels.to_string(),
+        chain.lanes.to_string(),
+        known(&chain.offload),
+        known(&chain.engine),
+        known(&chain.io),
+    ]
+}
+
 fn place(sources: &Sources) -> Option<Section> {
     let columns = [
         word("measurement"),
@@ -866,8 +988,7 @@ fn place(sources: &Sources) -> Option<Section> {
         word("engine"),
         word("io"),
     ];
-    let dash = || "-".to_owned();
-    let known = |text: &str| if text.is_empty() { dash() } else { text.to_owned() };
+    let dash = || known("");
     let mut rows = Vec::new();
     for Run { label, results, .. } in &sources.runs {
         let machine = &results.machine;
@@ -880,25 +1001,19 @@ fn place(sources: &Sources) -> Option<Section> {
             format!("{:.2}", machine.load),
             format!("{:.1}", results.seconds),
         ];
-        match &results.chain {
-            Some(chain) => cells.extend([
-                known(&chain.class),
-                chain.mixes.to_string(),
-                known(&chain.mixing),
-                chain.channels.to_string(),
-                chain.lanes.to_string(),
-                known(&chain.offload),
-                known(&chain.engine),
-                known(&chain.io),
-            ]),
-            None => cells.extend(std::iter::repeat_with(dash).take(8)),
-        }
+        cells.extend(chain_cells(results.chain.as_ref()));
+        rows.push(Row { cells, ..Row::default() });
+    }
+    for Capacity { label, machine, chain, .. } in &sources.capacities {
+        let mut cells = vec![label.clone(), known(&machine.eddy), known(&machine.cpu), machine.cores.to_string()];
+        cells.extend([known(&machine.kernel), format!("{:.2}", machine.load), known("")]);
+        cells.extend(chain_cells(chain.as_ref()));
         rows.push(Row { cells, ..Row::default() });
     }
     for hop in &sources.hops {
         let machine = &hop.machine;
         let offload = known(&hop.offload) + if hop.lone_sink { ", a sink without trains" } else { "" };
-        let mut cells = vec![hop.label.clone(), dash(), known(&machine.cpu), machine.cores.len().to_string()];
+        let mut cells = vec![hop.label.clone(), known(&machine.eddy), known(&machine.cpu), hop.cores().to_string()];
         cells.extend([known(&machine.kernel), format!("{:.2}", machine.load), dash(), known(&hop.class), "1".into()]);
         cells.extend([dash(), dash(), "1".into(), offload, known(&hop.engine), known(hop.io.as_deref().unwrap_or(""))]);
         rows.push(Row { cells, ..Row::default() });
@@ -930,4 +1045,58 @@ fn place(sources: &Sources) -> Option<Section> {
         }
     };
     Some(Section { id: "place", title: "Where and how", body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::histogram;
+
+    #[test]
+    fn a_percentile_line_begins_at_the_least_and_ends_at_the_greatest() {
+        let mut all = histogram();
+        (1..=10_000u64).for_each(|us| all.record(us * 1000).unwrap());
+        let points = nines(&all, NINES_MAX);
+        let near = |got: f64, ms: f64| (got - ms.log10()).abs() < 0.01;
+        assert!(points[0].0 == 0.0 && near(points[0].1, 0.001), "{:?}", points[0]);
+        let last = points[points.len() - 1];
+        assert!(last.0 == 4.0 && near(last.1, 10.0), "{last:?}");
+        let at_99 = points.iter().find(|point| point.0 == 2.0).unwrap();
+        assert!(near(at_99.1, 9.9), "{at_99:?}");
+        assert!(points.windows(2).all(|two| two[0].0 <= two[1].0 && two[0].1 <= two[1].1));
+        // Of a level stretch only the ends are kept, and more nines than are shown end where the plot does.
+        let mut level = histogram();
+        level.record_n(5000, 1_000_000_000).unwrap();
+        let level = nines(&level, NINES_MAX);
+        assert!(level.len() <= 3 && level[level.len() - 1].0 == NINES_MAX, "{level:?}");
+    }
+
+    #[test]
+    fn a_last_second_that_was_cut_short_is_no_dip() {
+        let second = Second { sent: 100, delivered: 100, ..Second::default() };
+        let last = Second { sent: 50, delivered: 40, ..Second::default() };
+        let all = bins(&[second, second, last], 2.5);
+        assert_eq!(all.iter().map(|bin| bin.sent_per_s).collect::<Vec<_>>(), [100.0, 100.0, 100.0]);
+        assert_eq!((all[2].delivered_per_s, all[2].loss, all[2].to), (80.0, 20.0, 2.5));
+        assert!(all[2].p99.is_some() && bins(&[Second { sent: 1, ..Second::default() }], 1.0)[0].p99.is_none());
+        let long = bins(&vec![second; 86_400], 86_400.0);
+        assert!(long.len() <= BINS_MAX && long.iter().all(|bin| bin.sent_per_s == 100.0));
+    }
+
+    #[test]
+    fn bars_of_batches_do_not_overlap_and_lie_over_their_sizes() {
+        let bars = size_bars(&[(1, 1), (2, 1), (15, 1), (17, 1), (64, 4), (71, 2)]);
+        assert!(bars.windows(2).all(|two| two[0].1 <= two[1].0 + 1e-12), "{bars:?}");
+        assert_eq!((bars[0].0, bars[0].1, bars[1].1), (0.0, 1.0, 3f64.log2()));
+        assert_eq!((bars[2].0, bars[3].0), (15f64.log2(), 16f64.log2()));
+        assert!((bars.iter().map(|bar| bar.2).sum::<f64>() - 100.0).abs() < 1e-9);
+        assert!(size_bars(&[(0, 3), (u64::MAX, 1)]).iter().all(|bar| bar.0 < bar.1));
+    }
+
+    #[test]
+    fn numbers_are_told_as_people_write_them() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.0, 0.0012, 0.2, 12.0].map(share), ["0", "0.0012", "0.20", "12.0"]);
+        assert_eq!([0.02, 1.0, 500.0, 2000.0].map(tick), ["20 us", "1 ms", "500 ms", "2 s"]);
+    }
 }

@@ -10,6 +10,10 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, Value
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+/// Lines in a row that have colours of their own.
+pub const COLORS: usize = 7;
+/// So often the colours come again with other dashes.
+pub const ROUNDS: usize = 3;
 /// Points for each unit of the page: backends round to whole points, and lines shall be smooth.
 const FINE: i32 = 4;
 /// Letters, in units.
@@ -21,7 +25,7 @@ const GRID: RGBColor = RGBColor(0xDD, 0xDD, 0xDD);
 /// What is only there for comparison.
 const QUIET: RGBColor = RGBColor(0x77, 0x77, 0x77);
 /// Told apart by those who see few colours, too (Okabe and Ito, without the yellow). By day and by night.
-const PALETTE: [(RGBColor, &str); 7] = [
+const PALETTE: [(RGBColor, &str); COLORS] = [
     (RGBColor(0x00, 0x72, 0xB2), "#4fa8e0"),
     (RGBColor(0xD5, 0x5E, 0x00), "#ff8a3d"),
     (RGBColor(0x00, 0x9E, 0x73), "#2cc79a"),
@@ -31,7 +35,7 @@ const PALETTE: [(RGBColor, &str); 7] = [
     (RGBColor(0x5B, 0x5B, 0x5B), "#c4c4c4"),
 ];
 /// Lengths of dashes and gaps, in units, of the first round of the palette and the others.
-const DASHES: [&[i32]; 3] = [&[], &[7, 3], &[2, 3]];
+const DASHES: [&[i32]; ROUNDS] = [&[], &[7, 3], &[2, 3]];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 

@@ -1,4 +1,4 @@
-//! What files hold: runs, and rows of `hop` and `path`.
+//! What files hold: runs, what `capacity` found, and rows of `hop` and `path`.
 //!
 //! A file is any number of JSON objects behind each other, so what was appended to one file can be read, too.
 
@@ -11,13 +11,15 @@ use hdrhistogram::Histogram;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::results::{Results, Spread};
+use crate::results::{ChainFacts, Results, Spread};
 
 /// All that goes into a page.
 #[derive(Default)]
 pub struct Sources {
     /// Of `load`, `replay` and `capacity`.
     pub runs: Vec<Run>,
+    /// What `capacity` printed.
+    pub capacities: Vec<Capacity>,
     /// Of `hop`.
     pub hops: Vec<Hop>,
     /// Of `path`.
@@ -42,6 +44,57 @@ pub struct Times {
     pub round_trip: Option<Histogram<u64>>,
 }
 
+/// What `capacity --json` prints, as far as it is shown.
+#[derive(Deserialize)]
+pub struct Capacity {
+    #[serde(skip)]
+    pub label: String,
+    pub lossless_per_s: f64,
+    #[serde(default)]
+    pub interval: [Option<f64>; 2],
+    #[serde(default)]
+    pub p99_us: f64,
+    #[serde(default)]
+    pub limited_by: String,
+    #[serde(default)]
+    pub budget_us: f64,
+    #[serde(default)]
+    pub payload_len: String,
+    #[serde(default)]
+    pub at: Vec<At>,
+    pub tries: Vec<Try>,
+    #[serde(default)]
+    pub chain: Option<ChainFacts>,
+    #[serde(default)]
+    pub machine: Place,
+    #[serde(default)]
+    pub interrupted: bool,
+}
+
+/// Latency at a part of a capacity.
+#[derive(Deserialize)]
+pub struct At {
+    pub part: f64,
+    pub rate: f64,
+    pub lost: u64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
+}
+
+/// One rate that was tried.
+#[derive(Deserialize)]
+pub struct Try {
+    pub rate: f64,
+    pub passed: bool,
+    pub sent: u64,
+    pub lost: u64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub limited_by: Option<String>,
+}
+
 /// What `hop --json` prints, as far as it is shown.
 #[derive(Deserialize)]
 pub struct Hop {
@@ -59,7 +112,16 @@ pub struct Hop {
     #[serde(default)]
     pub lone_sink: bool,
     #[serde(default)]
-    pub machine: HopMachine,
+    pub machine: Place,
+    #[serde(default)]
+    pub cores: Value,
+}
+
+impl Hop {
+    /// How many cores it took: where they are listed depends on the version.
+    pub fn cores(&self) -> usize {
+        [&self.cores, &self.machine.cores].into_iter().find_map(Value::as_array).map_or(2, Vec::len)
+    }
 }
 
 /// One of its rows. A figure that could not be had is null there.
@@ -86,10 +148,11 @@ pub struct HopRow {
 /// Where it was measured.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct HopMachine {
+pub struct Place {
     pub cpu: String,
     pub kernel: String,
-    pub cores: Vec<usize>,
+    pub eddy: String,
+    pub cores: Value,
     pub load: f64,
 }
 
@@ -155,7 +218,7 @@ impl Sources {
                 let form = form.with_context(|| {
                     format!(
                         "{name} is no JSON (a report is made from NAME.json of `eddy-bench load`, `replay` or \
-                         `capacity`, and from what `hop --json` and `path --json` print)"
+                         `capacity`, and from what `capacity`, `hop` and `path` print with --json)"
                     )
                 })?;
                 sources.take(form, path)?;
@@ -180,13 +243,17 @@ impl Sources {
             for run in runs {
                 self.runs.push(Run::of(Results::of(run, &name)?, &name)?);
             }
+        } else if form.get("lossless_per_s").is_some() {
+            let label = name.clone();
+            self.capacities.push(Capacity { label, ..serde_json::from_value(form).with_context(damaged)? });
         } else if has("cell_ns") {
             self.hops.push(Hop { label: name.clone(), ..serde_json::from_value(form).with_context(damaged)? });
         } else if has("delivered_per_s") {
             self.paths.push(PathRows { label: name.clone(), ..serde_json::from_value(form).with_context(damaged)? });
         } else {
             bail!(
-                "{name} is no result of `eddy-bench load`, `replay` or `capacity`, nor of `hop --json` or `path --json`"
+                "{name} is no result of `eddy-bench load`, `replay` or `capacity`, nor what `capacity`, `hop` or \
+                 `path` print with --json"
             );
         }
         Ok(())
@@ -202,6 +269,7 @@ impl Sources {
             }
         }
         number(self.runs.iter_mut().map(|run| &mut run.label));
+        number(self.capacities.iter_mut().map(|capacity| &mut capacity.label));
         number(self.hops.iter_mut().map(|hop| &mut hop.label));
         number(self.paths.iter_mut().map(|path| &mut path.label));
     }
@@ -212,6 +280,7 @@ impl Sources {
         let parts = [
             (self.runs.len(), "run", "runs"),
             (streams, "stream", "streams"),
+            (self.capacities.len(), "capacity", "capacities"),
             (self.hops.len(), "measurement of a hop", "measurements of a hop"),
             (self.paths.len(), "measurement of a path", "measurements of a path"),
         ];
