@@ -827,8 +827,11 @@ fn tried(capacity: &Capacity) -> anyhow::Result<Option<Markup>> {
     Ok(Some(figure(plot::lines(&label, &x, &y, &lines)?, &legend.map(|(paint, name)| (paint, name.to_owned())))))
 }
 
+/// A figure of a row, if it could be had.
+type Figure = fn(&HopRow) -> Option<f64>;
+
 /// What `hop` compares, in the order of the bars.
-const KINDS: [(&str, fn(&HopRow) -> Option<f64>); 4] = [
+const KINDS: [(&str, Figure); 4] = [
     ("mix", |row| row.cell_ns),
     ("relay with trains (UDP_GRO, UDP_SEGMENT)", |row| row.null_gro_gso_ns),
     ("relay with recvmmsg and sendmmsg", |row| row.null_mmsg_ns),
