@@ -34,9 +34,9 @@ enum Command {
     Path(path::PathArgs),
     /// Makes one HTML page, with tables and plots, of what the other commands left behind.
     ///
-    /// It takes the NAME.json files of load, replay and capacity, and what any of them, hop and path printed with
-    /// --json, in any number and order. The page holds all that it shows: it can be mailed, printed and opened without
-    /// a network.
+    /// It takes the NAME.json files of load, replay and capacity, and what any of them,
+    /// hop and path printed with --json, in any number and order. The page holds all that
+    /// it shows: it can be mailed, printed and opened without a network.
     ///
     ///   eddy-bench hop --json > hop.json
     ///   eddy-bench report results/*.json hop.json --out report.html
