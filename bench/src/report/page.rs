@@ -1008,7 +1008,8 @@ fn place(sources: &Sources) -> Option<Section> {
         rows.push(Row { cells, ..Row::default() });
     }
     for Capacity { label, machine, chain, .. } in &sources.capacities {
-        let mut cells = vec![label.clone(), known(&machine.eddy), known(&machine.cpu), machine.cores.to_string()];
+        let cores = machine.cores.as_u64().map_or_else(dash, count);
+        let mut cells = vec![label.clone(), known(&machine.eddy), known(&machine.cpu), cores];
         cells.extend([known(&machine.kernel), format!("{:.2}", machine.load), known("")]);
         cells.extend(chain_cells(chain.as_ref()));
         rows.push(Row { cells, ..Row::default() });
