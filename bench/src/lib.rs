@@ -11,5 +11,6 @@ pub mod machine;
 pub mod path;
 pub mod performance;
 pub mod replay;
+pub mod report;
 pub mod results;
 pub mod signals;

@@ -7,7 +7,7 @@ use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::load::command::LoadArgs;
 use eddy_bench::performance::{self, PerformanceArgs};
 use eddy_bench::replay::{self, ReplayArgs};
-use eddy_bench::{hop, load, path};
+use eddy_bench::{hop, load, path, report};
 
 /// Measures mixes, chains and the machine under them.
 #[derive(Parser)]
@@ -58,6 +58,16 @@ enum Command {
     Path(path::PathArgs),
     /// Measures all of it, some rounds in turn, and prints the README's performance section.
     Performance(PerformanceArgs),
+    /// Makes one HTML page, with tables and plots, of what the other commands left behind.
+    ///
+    /// It takes the NAME.json files of load, replay and capacity, and what any of them,
+    /// hop and path printed with --json, in any number and order. The page holds all that
+    /// it shows: it can be mailed, printed and opened without a network.
+    ///
+    ///   eddy-bench hop --json > hop.json
+    ///   eddy-bench report results/*.json hop.json --out report.html
+    #[command(verbatim_doc_comment)]
+    Report(report::ReportArgs),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +85,7 @@ fn main() -> ExitCode {
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
         Command::Performance(args) => performance::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");

@@ -235,6 +235,14 @@ impl Results {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
         let form: Value = serde_json::from_str(&text).with_context(|| format!("{name} is no JSON"))?;
+        Results::of(form, &name.to_string())
+    }
+
+    /// From such an object, of the file `name`.
+    ///
+    /// # Errors
+    /// It is not of this form.
+    pub fn of(form: Value, name: &str) -> anyhow::Result<Results> {
         let format = form["format"].as_u64();
         ensure!(
             format == Some(FORMAT.into()),

@@ -68,7 +68,7 @@ pub fn limited_by(before: &Usage, after: &Usage, outcome: &Outcome, rate: f64, b
         let mut more = new.map(|(why, count)| (count.saturating_sub(old.get(&why).copied().unwrap_or(0)), why));
         more.find(|(count, _)| *count > 0)
     };
-    let dropped = pairs().find_map(|pair| by_kernel(pair).gt(&0).then_some(pair));
+    let dropped = pairs().find(|pair| by_kernel(*pair) > 0);
     let named = pairs().find_map(|pair| Some((pair.1, by_name(pair)?)));
     if lost == 0 && refused == 0 && !slow && dropped.is_none() && named.is_none() {
         let behind = (sent as f64) < BEHIND * rate * took;
@@ -120,6 +120,8 @@ pub fn limited_by(before: &Usage, after: &Usage, outcome: &Outcome, rate: f64, b
 mod tests {
     use super::*;
     use crate::load::record::{Recorder, Sent, StreamName};
+    use dataplane::latency::Profile;
+    use dataplane::ledger::Ledger;
     use eddy::config::NodeRole;
 
     /// A run of a second that sent `sent` and lost `lost`.
@@ -149,7 +151,7 @@ mod tests {
     }
 
     fn usage(at: Instant, kernel_drops: u64, cpu_s: f64) -> Usage {
-        let mut node = NodeReport::new(NodeRole::Mix, 2, &dataplane::ledger::Ledger::default());
+        let mut node = NodeReport::new(NodeRole::Mix, 2, &Ledger::default(), &Profile::default());
         (node.kernel_drops, node.cpu_s) = (kernel_drops, cpu_s);
         Usage { nodes: vec![node], own_s: 0.0, at }
     }
