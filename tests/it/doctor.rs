@@ -68,7 +68,7 @@ fn every_role_is_looked_at_and_told_to_people_and_programs() {
     #[rustfmt::skip]
     let expected = [
         "receive-buffers", "send-buffers", "trains", "io-uring", "huge-pages", "aead-engine", "cores", "governor", "queues",
-        "numa", "conntrack", "clock", "descriptors", "open-files", "locked-memory", "path-mtu", "keys",
+        "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files", "locked-memory", "path-mtu", "keys",
     ];
     for line in ["", " --config entry.toml", " --config mix1.toml", " --config mix3.toml", " --config exit.toml"] {
         let all = findings(&run(dir.path(), &format!("doctor --json{line}")));

@@ -41,6 +41,8 @@ pub struct Facts {
     pub huge_pages: Option<String>,
     /// The way to the next hop, or from the previous one.
     pub path: Path,
+    /// How many name servers /etc/resolv.conf names; none if it cannot be read.
+    pub name_servers: Option<usize>,
     /// Entries of the connection tracking table, and how many it may have; none without one.
     pub conntrack: Option<(u64, u64)>,
     /// Whether somebody keeps the clock; none if the kernel does not tell.
@@ -138,6 +140,9 @@ impl Facts {
             cores: cores(host),
             huge_pages: host.text("/sys/kernel/mm/transparent_hugepage/enabled"),
             path: path(host, subject),
+            name_servers: host
+                .text("/etc/resolv.conf")
+                .map(|text| text.lines().filter(|line| line.trim_start().starts_with("nameserver")).count()),
             conntrack: host
                 .number("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(host.number("/proc/sys/net/netfilter/nf_conntrack_max")),
@@ -278,6 +283,7 @@ pub(super) fn sound() -> Facts {
                 numa: None,
             }),
         },
+        name_servers: Some(1),
         conntrack: None,
         clock_kept: Some(true),
         now: 1_800_000_000,
@@ -340,6 +346,7 @@ mod tests {
         let engine = Engine::best();
         let facts = Facts::gather(&Host::under(root.path()), &Subject::of_a_chain(), engine);
         assert_eq!((facts.buffers.rmem_max, facts.conntrack, facts.huge_pages), (None, None, None));
+        assert_eq!(facts.name_servers, None);
         assert!(facts.cores.governors.is_empty() && facts.engines.features.is_empty());
         assert!(!facts.kernel.is_empty());
     }

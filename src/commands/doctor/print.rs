@@ -1,6 +1,7 @@
 //! Findings for people and for programs.
 
 use serde::Serialize;
+use textwrap::{Options, WordSplitter};
 
 use super::facts::Facts;
 use super::finding::{Finding, Fix, Severity};
@@ -64,7 +65,9 @@ pub fn people(subject: &Subject, facts: &Facts, findings: &[Finding], width: usi
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
     let (head, rest) = (format!("{head:<INDENT$}"), " ".repeat(INDENT));
-    textwrap::fill(text, textwrap::Options::new(width).initial_indent(&head).subsequent_indent(&rest)) + "\n"
+    let options = Options::new(width).initial_indent(&head).subsequent_indent(&rest);
+    // Names of options and programs stay whole, or nobody can copy them.
+    textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation).break_words(false)) + "\n"
 }
 
 /// What `--json` prints; whoever reads it may rely on the names.

@@ -44,6 +44,8 @@ pub struct Subject {
     pub sockets: usize,
     /// An exit's sockets for flows at most.
     pub max_sockets: Option<usize>,
+    /// An exit that asks the name servers of this host.
+    pub system_names: bool,
     /// Where it receives from the previous hop.
     pub up: Option<SocketAddr>,
     /// The address that it sends to the next hop from.
@@ -87,6 +89,7 @@ impl Subject {
             hugepages: false,
             sockets: 8,
             max_sockets: Some(MAX_SOCKETS),
+            system_names: true,
             up: None,
             from: Ipv4Addr::LOCALHOST.into(),
             next: Ok(Some((Ipv4Addr::LOCALHOST, 4701).into())),
@@ -102,16 +105,16 @@ impl Subject {
     pub fn read(path: &Path) -> Result<Subject, ConfigError> {
         let config = NodeConfig::read(path)?;
         let chain = chain(&config)?;
-        let keys = keys(&config, &chain)?;
         config.is_in(&chain)?;
+        let keys = keys(&config, &chain)?;
         let (role, lanes) = (config.role(), chain.lanes_at(config.position));
         let next = config.next_address(&chain).map_err(|why| why.to_string());
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        let (listeners, max_sockets) = match &config.part {
-            Part::Entry(entry) => (entry.forwards.len() + entry.pymix.len(), None),
-            Part::Mix { .. } => (0, None),
-            Part::Exit(exit) => (0, Some(exit.max_sockets)),
+        let (listeners, max_sockets, system_names) = match &config.part {
+            Part::Entry(entry) => (entry.forwards.len() + entry.pymix.len(), None, false),
+            Part::Mix { .. } => (0, None, false),
+            Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
         let descriptors = chain.nodes.iter().map(|node| &node.descriptor);
         let from = descriptors.clone().map(|descriptor| descriptor.not_before).max();
@@ -131,6 +134,7 @@ impl Subject {
             hugepages: config.hugepages,
             sockets: lanes.own + lanes.downs() + listeners,
             max_sockets,
+            system_names,
             up: config.up,
             from: config.down.map_or(any, |down| down.ip()),
             next,

@@ -13,27 +13,27 @@ pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
         Ok(granted) => *granted,
         Err(why) => return Finding::note(NAME, format!("no socket to try on: {why}")),
     };
-    let mut sockets = "each link socket".to_owned();
+    let mut sockets = "link sockets".to_owned();
     if subject.has_entry() {
-        sockets += " and each listening socket of the entry";
+        sockets += " and the entry's listening sockets";
     }
     if subject.has_exit() {
-        sockets += &format!(" ({FLOW_BUFFER} for each flow of the exit)");
+        sockets += &format!(" (those of an exit's flows: {FLOW_BUFFER})");
     }
     let most = facts.buffers.rmem_max;
     // Whoever has CAP_NET_ADMIN gets what he asks for; a node that is not root does not.
     let forced = most.is_some_and(|most| most < wanted) && granted >= wanted;
     if granted >= wanted && !forced {
-        return Finding::ok(NAME, format!("the kernel grants the {wanted} bytes that {sockets} asks for"));
+        return Finding::ok(NAME, format!("the kernel grants the {wanted} bytes that {sockets} ask for"));
     }
     let found = if forced {
         format!(
-            "net.core.rmem_max is {}; {sockets} asks for {wanted} bytes, which only a node with CAP_NET_ADMIN gets, as \
+            "net.core.rmem_max is {}; {sockets} ask for {wanted} bytes, which only a node with CAP_NET_ADMIN gets, as \
              this process would",
             most.unwrap_or(0)
         )
     } else {
-        format!("the kernel grants {granted} of the {wanted} bytes that {sockets} asks for (net.core.rmem_max)")
+        format!("the kernel grants {granted} of the {wanted} bytes that {sockets} ask for (net.core.rmem_max)")
     };
     let costs = "what does not fit is lost in the kernel (`kernel drops` in `eddy status`): 212992 bytes hold three \
                  trains of cells, a millisecond of a link at 100,000 cells a second (tuning/README.md); which rate needs \

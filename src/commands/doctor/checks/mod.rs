@@ -17,11 +17,12 @@ use super::subject::Subject;
 type Check = fn(&Subject, &Facts) -> Finding;
 
 /// All, in the order of their telling.
-const ALL: [Check; 17] = [
+const ALL: [Check; 18] = [
     process::keys,
     process::descriptors_valid,
     process::clock,
     network::path,
+    network::name_servers,
     buffers::receive,
     buffers::send,
     kernel::trains,

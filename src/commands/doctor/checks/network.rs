@@ -88,6 +88,26 @@ fn raise(device: &str, mtu: usize, needed: usize, shape: Shape, ipv6: bool) -> F
     }
 }
 
+/// Whether the exit has somebody to ask for names.
+pub fn name_servers(subject: &Subject, facts: &Facts) -> Finding {
+    const NAME: &str = "name-servers";
+    const FILE: &str = "/etc/resolv.conf";
+    if !subject.system_names {
+        let why = if subject.has_exit() { "`resolver` names one" } else { "an exit's business" };
+        return Finding::ok(NAME, why);
+    }
+    let found = match facts.name_servers {
+        Some(count @ 1..) => {
+            return Finding::ok(NAME, format!("{FILE} names {count}; whether they answer is not tried"));
+        }
+        Some(0) => format!("{FILE} names none, and `resolver` is not set"),
+        None => format!("{FILE} cannot be read, and `resolver` is not set"),
+    };
+    Finding::broken(NAME, found, "the exit does not start").mended_by(Fix::words(
+        "name one in the exit's configuration, such as resolver = \"9.9.9.9:53\"; for `eddy chain`, --resolver",
+    ))
+}
+
 /// Receive queues and interrupts of the device, against the workers.
 pub fn queues(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "queues";
@@ -245,6 +265,19 @@ mod tests {
         assert_eq!(numa(&mix(1), &facts).severity, Severity::Ok);
         assert_eq!(numa(&Subject { cores: vec![4], ..mix(1) }, &facts).severity, Severity::Ok);
         assert_eq!(numa(&Subject { cores: vec![0], ..mix(1) }, &facts).severity, Severity::Note);
+    }
+
+    #[test]
+    fn an_exit_without_a_name_server_is_told() {
+        let mut facts = sound();
+        let exit = Subject { role: Some(NodeRole::Exit), ..Subject::of_a_chain() };
+        let severity = |subject: &Subject, facts: &Facts| name_servers(subject, facts).severity;
+        assert_eq!(severity(&exit, &facts), Severity::Ok);
+        facts.name_servers = Some(0);
+        assert_eq!(severity(&exit, &facts), Severity::Broken);
+        facts.name_servers = None;
+        assert_eq!(severity(&exit, &facts), Severity::Broken);
+        assert_eq!(severity(&Subject { system_names: false, ..exit }, &facts), Severity::Ok);
     }
 
     #[test]
