@@ -232,3 +232,17 @@ fn wide() -> Caps {
         ..Caps::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lines_take_the_place_of_those_that_set_the_same_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mix1.toml");
+        std::fs::write(&file, "role = \"mix\"\nreceive_buffer = 8   # bytes\n# cores = [0]\n[caps]\nlinks = 4\n")
+            .unwrap();
+        super::set(&file, &["receive_buffer = 4".to_owned(), "cores = [1]".to_owned()]).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text, "receive_buffer = 4\ncores = [1]\nrole = \"mix\"\n# cores = [0]\n[caps]\nlinks = 4\n");
+    }
+}

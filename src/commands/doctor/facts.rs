@@ -278,7 +278,7 @@ pub(super) fn sound() -> Facts {
                 name: "eth0".to_owned(),
                 mtu: Some(1500),
                 loopback: false,
-                queues: 2,
+                queues: 8,
                 interrupts: vec![],
                 numa: None,
             }),
