@@ -31,6 +31,7 @@ Try it on this host, nothing to prepare:
 
 Make a chain, then run each of its nodes, and send UDP through it:
     eddy init demo --mixes 3
+    eddy doctor --config demo/mix1.toml     (what this host lacks for it)
     eddy mix --config demo/mix1.toml        (mix2, mix3 likewise, in any order)
     eddy exit --config demo/exit.toml --allow 127.0.0.0/8
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
@@ -60,8 +61,12 @@ pub enum Command {
     Mix(MixArgs),
     /// Run an exit: the end of a chain that talks to destinations
     Exit(ExitArgs),
+    /// Run the node that a configuration describes, whatever its role (for supervisors)
+    Run(RunArgs),
     /// Ask a running node for its ledger
     Status(StatusArgs),
+    /// Look at this host with a node's eyes: what costs speed or keeps it from working, and what mends it
+    Doctor(DoctorArgs),
     /// Try a whole chain on this host, as separate processes, and account for every packet
     Chain(ChainArgs),
     /// Print a completion script for a shell
@@ -137,6 +142,9 @@ pub struct NodeArgs {
     /// How cells get into the kernel: auto, mmsg or uring; instead of what the configuration says
     #[arg(long, value_name = "HOW")]
     pub io: Option<Io>,
+    /// The key file, instead of what the configuration says: a credential that systemd passes, for example
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub keys: Option<PathBuf>,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
@@ -190,6 +198,15 @@ pub struct ExitArgs {
     pub deny: Vec<IpNet>,
 }
 
+/// `eddy run`.
+#[derive(Args, Debug)]
+#[command(after_help = NODE_HELP)]
+pub struct RunArgs {
+    /// What all nodes take.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
 /// `eddy status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
@@ -199,6 +216,31 @@ pub struct StatusArgs {
     /// Print a line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+const DOCTOR_HELP: &str = "\
+Examples:
+    eddy doctor                                          this host for `eddy chain`
+    eddy doctor --config mychain/mix1.toml               this host for that node
+    eddy doctor --config mychain/mix1.toml --fix-script > fix.sh
+
+It changes nothing. Severities: ok; note: worth knowing; costs: speed, or losses under load; broken: \
+the node would not start, or not work.
+Exit codes: 0 nothing is broken, 1 something is, 2 a mistake in a configuration or on the command line.";
+
+/// `eddy doctor`.
+#[derive(Args, Debug)]
+#[command(after_help = DOCTOR_HELP)]
+pub struct DoctorArgs {
+    /// The configuration of the node that is to run here; without it, what `eddy chain` asks of a host
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Print a line of JSON
+    #[arg(long, conflicts_with = "fix_script")]
+    pub json: bool,
+    /// Print a shell script of all that mends something, each with its undo
+    #[arg(long)]
+    pub fix_script: bool,
 }
 
 const CHAIN_HELP: &str = "\

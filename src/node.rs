@@ -137,7 +137,7 @@ pub(crate) fn rng() -> anyhow::Result<ChaCha20Rng> {
 }
 
 /// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
-const DESCRIPTORS_KEPT: usize = 64;
+pub(crate) const DESCRIPTORS_KEPT: usize = 64;
 
 /// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it: without
 /// a descriptor left nobody could ask for its status.

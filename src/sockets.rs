@@ -103,6 +103,44 @@ fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: i
     ConfigError::Arguments(format!("{said}: {what}: {remedy}"))
 }
 
+/// What the system knows of a path.
+pub(crate) struct KnownPath {
+    /// The longest packet that it carries whole.
+    pub mtu: usize,
+    /// The address that packets leave from.
+    pub local: IpAddr,
+}
+
+/// Asks the system for the path from an address to another. Sends nothing.
+pub(crate) fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
+    let probe = UdpSocket::bind((from, 0))?;
+    probe.connect(to)?;
+    let mtu = if to.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
+    Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
+}
+
+/// The longest packet of a link: its cells both ways, and its handshakes.
+pub(crate) fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
+    let both = [Direction::Forward, Direction::Backward];
+    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
+    HEADERS[usize::from(ipv6)] + cell.max(control::HANDSHAKE_MAX)
+}
+
+/// The largest class with shorter cells, all of which such a path carries.
+pub(crate) fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
+    let fits = |class: &Class| {
+        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
+        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(control::HANDSHAKE_MAX) <= mtu
+    };
+    [Class::M, Class::S].into_iter().find(fits)
+}
+
+/// The name of the device with an address of this host's.
+pub(crate) fn device(local: IpAddr) -> Option<String> {
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
+}
+
 fn place(config: &NodeConfig, key: &str) -> Place {
     config.place(key, 0).unwrap_or_else(|| Place::file(&config.path))
 }
@@ -277,15 +315,8 @@ pub(crate) fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> C
 /// Cells and handshakes travel unfragmented, so what the system knows of the path to the next hop must
 /// carry the longest of them. A path that does not exist yet may come; the node keeps trying.
 fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<(), ConfigError> {
-    let unknown = |why: io::Error| {
-        tracing::warn!("no way to the next hop at {next} yet: {}", in_words(&why));
-        Ok(())
-    };
-    let probe = match UdpSocket::bind((from, 0)) {
-        Ok(probe) => probe,
-        Err(why) => return unknown(why),
-    };
-    match probe.connect(next) {
+    let KnownPath { mtu, local } = match known_path(from, next) {
+        Ok(path) => path,
         // What Linux says of a loopback address towards any other.
         Err(why) if why.kind() == ErrorKind::InvalidInput => {
             let any = if next.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -295,31 +326,18 @@ fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAdd
                 format!("write down = \"{any}\""),
             ));
         }
-        Err(why) => return unknown(why),
-        Ok(()) => {}
-    }
-    let mtu = if next.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
-    let (mtu, local) = match (mtu, probe.local_addr()) {
-        (Ok(mtu), Ok(local)) => (mtu as usize, local.ip()),
-        (Err(why), _) => return unknown(why.into()),
-        (_, Err(why)) => return unknown(why),
+        Err(why) => {
+            tracing::warn!("no way to the next hop at {next} yet: {}", in_words(&why));
+            return Ok(());
+        }
     };
-    let headers = HEADERS[usize::from(next.is_ipv6())];
-    let link = config.position + 1;
-    let both = [Direction::Forward, Direction::Backward];
-    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
-    let needed = headers + cell.max(control::HANDSHAKE_MAX);
+    let needed = longest_packet(shape, config.position + 1, next.is_ipv6());
     if needed <= mtu {
         return Ok(());
     }
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let device = interfaces.iter().find(|interface| interface.ip() == local).map_or("DEVICE", |found| &found.name);
+    let device = device(local).unwrap_or_else(|| "DEVICE".to_owned());
     let raise = format!("raise the MTU all along the path, here `sudo ip link set dev {device} mtu {needed}`");
-    let fits = |class: &Class| {
-        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
-        longest < shape.longest_cell() && headers + longest.max(control::HANDSHAKE_MAX) <= mtu
-    };
-    let remedy = match [Class::M, Class::S].iter().find(|class| fits(class)) {
+    let remedy = match smaller_class(shape, mtu, next.is_ipv6()) {
         Some(smaller) => format!("make the chain with `eddy init --class {smaller}`, or {raise}"),
         None => raise,
     };

@@ -43,7 +43,7 @@ const OPS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: 256 copies of at most a frame, 400 kB.
 const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
-const FLOW_BUFFER: usize = 1 << 20;
+pub(crate) const FLOW_BUFFER: usize = 1 << 20;
 
 /// Running workers, with control's ends of their rings.
 pub struct Workers {

@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod docs;
+pub mod doctor;
 pub mod init;
 pub mod run;
 pub mod status;
@@ -50,17 +51,19 @@ pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Init(args) => init::run(&args),
         Command::Entry(args) => run::run(
-            NodeRole::Entry,
+            Some(NodeRole::Entry),
             &args.node,
             run::Extras { forwards: args.forwards, pymix: args.pymix, ..run::Extras::default() },
         ),
-        Command::Mix(args) => run::run(NodeRole::Mix, &args.node, run::Extras::default()),
+        Command::Mix(args) => run::run(Some(NodeRole::Mix), &args.node, run::Extras::default()),
         Command::Exit(args) => run::run(
-            NodeRole::Exit,
+            Some(NodeRole::Exit),
             &args.node,
             run::Extras { allow: args.allow, deny: args.deny, ..run::Extras::default() },
         ),
+        Command::Run(args) => run::run(None, &args.node, run::Extras::default()),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::manual(&dir),

@@ -1,4 +1,4 @@
-//! `eddy entry`, `eddy mix`, `eddy exit`: one node, until it is told to end.
+//! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: one node, until it is told to end.
 //!
 //! Owns the life of the process: files in, signals, the last report. Its sockets come from
 //! [`crate::sockets`]; what the node does meanwhile is [`crate::node`]'s.
@@ -12,13 +12,14 @@ use anyhow::Context;
 use dataplane::entry::{Destination, Listener};
 use ipnet::IpNet;
 use listenfd::ListenFd;
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::frames::{Address, Frame};
 use wire::gcm::Engine;
 
 use crate::cli::NodeArgs;
-use crate::config::{ConfigError, Forward, Loaded, NodeRole, Part, Place, node_name};
+use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, node_name};
 use crate::node::{Node, NodeSpec, Sockets};
 use crate::report::{self, NodeReport};
 use crate::sockets;
@@ -40,23 +41,27 @@ pub struct Extras {
     pub deny: Vec<IpNet>,
 }
 
-/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input.
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input; one of any role, unless it is said.
 ///
 /// # Errors
 /// A mistake in its files, a socket that cannot be had, or what the node itself refuses.
-pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
+pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     start_log();
     engine()?;
-    let mut loaded = Loaded::read(&args.config)?;
-    let is = loaded.config.role();
-    if is != role {
-        let (file, verb) = (args.config.display(), is.name());
+    let mut config = NodeConfig::read(&args.config)?;
+    if let Some(keys) = &args.keys {
+        config.keys = keys.clone();
+    }
+    let mut loaded = Loaded::read_files(config)?;
+    let role = loaded.config.role();
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != role) {
+        let (file, verb) = (args.config.display(), role.name());
         return Err(ConfigError::Arguments(format!(
             "{file} configures {}, not {}: run `eddy {verb} --config {file}`",
-            is.with_article(),
-            role.with_article()
+            role.with_article(),
+            wanted.with_article()
         ))
         .into());
     }
@@ -74,6 +79,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
     let node = Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
     let status = status.serve(node.reporter()).context("status socket")?;
     tracing::info!("{ready}");
+    tell(&[NotifyState::Ready, NotifyState::Status(&ready)]);
     let mut trains = node.report().messages.trains;
     let why = loop {
         match stop.recv_timeout(LOOK) {
@@ -92,6 +98,7 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
         }
     };
     tracing::info!("ending: {why}");
+    tell(&[NotifyState::Stopping]);
     drop(status);
     print(&node.stop()?, args.report_json);
     Ok(())
@@ -100,6 +107,13 @@ pub fn run(role: NodeRole, args: &NodeArgs, extras: Extras) -> anyhow::Result<()
 /// The engine that all keys will be prepared for.
 pub fn engine() -> Result<Engine, ConfigError> {
     wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
+}
+
+/// Tells a supervisor that asked by NOTIFY_SOCKET, as sd_notify(3) does; nobody else.
+fn tell(state: &[NotifyState]) {
+    if let Err(why) = sd_notify::notify(state) {
+        tracing::warn!("the supervisor at NOTIFY_SOCKET is not told: {why}");
+    }
 }
 
 fn start_log() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use control::Descriptor;
+use dataplane::lanes::Lanes;
 use dataplane::pool::Mixing;
 use serde::Deserialize;
 use toml::Spanned;
@@ -115,6 +116,12 @@ impl Chain {
     /// The key hop at a position, from 1.
     pub fn node(&self, position: usize) -> Option<&ChainNode> {
         self.nodes.get(position.checked_sub(1)?)
+    }
+
+    /// Over how many ports the links of the node at a position are spread.
+    pub fn lanes_at(&self, position: usize) -> Lanes {
+        let of = |position| self.node(position).map_or(1, |node| node.lanes);
+        Lanes { own: of(position), next: of(position + 1) }
     }
 
     /// The first eight digits of its id, for people.

@@ -6,11 +6,11 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, de};
-use wire::kdf::Secret;
+use wire::kdf::{Secret, x25519_public};
 use zeroize::Zeroizing;
 
-use super::ConfigError;
 use super::source::Source;
+use super::{Chain, ConfigError, NodeConfig, Place};
 
 /// What a node must keep to itself. Wiped when dropped.
 #[derive(Deserialize)]
@@ -45,10 +45,34 @@ impl Keys {
             remedy: "check the path, and that the user who runs eddy owns the file".into(),
         };
         let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+        if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
             return Err(ConfigError::Exposed { path: path.to_owned(), mode });
         }
         Source::read(path)?.parse()
+    }
+
+    /// Whether they are those of this node of this chain; an entry's are nobody else's business.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn are_of(&self, config: &NodeConfig, chain: &Chain) -> Result<(), ConfigError> {
+        let Some(own) = chain.node(config.position) else { return Ok(()) };
+        let differs = |kind| ConfigError::Value {
+            at: Place::file(&config.keys),
+            what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
+            remedy: format!(
+                "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
+                config.place("keys", 0).unwrap_or_else(|| Place::file(&config.path))
+            ),
+        };
+        if x25519_public(&self.noise) != own.descriptor.noise {
+            return Err(differs("noise"));
+        }
+        if x25519_public(&self.setup) != own.descriptor.setup {
+            return Err(differs("setup"));
+        }
+        Ok(())
     }
 
     /// The same from a text; `path` is named in complaints.
@@ -58,6 +82,13 @@ impl Keys {
     pub fn parse(path: &Path, text: &str) -> Result<Keys, ConfigError> {
         Source::new(path, text).parse()
     }
+}
+
+/// The permission bits that a key file must not have. A credential that systemd passes is its user's by an access
+/// list, whose mask stands where the group's bits are; nobody else gets into the folder.
+fn others(path: &Path, credentials: Option<&Path>) -> u32 {
+    let passed = credentials.is_some_and(|folder| path.is_absolute() && path.parent() == Some(folder));
+    if passed { 0o037 } else { 0o077 }
 }
 
 fn decode(text: &str) -> Option<Secret> {
@@ -94,6 +125,18 @@ fn optional_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_in_the_folder_of_credentials_are_the_groups_bits_a_mask() {
+        let folder = Some(Path::new("/run/credentials/eddy@mix1.service"));
+        assert_eq!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o440, 0);
+        assert_ne!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o004, 0);
+        for elsewhere in ["/etc/eddy/mix1.key", "mix1.key", "/run/credentials/eddy@mix1.service/a/keys"] {
+            assert_eq!(others(Path::new(elsewhere), folder), 0o077);
+        }
+        assert_eq!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), None), 0o077);
+        assert_eq!(others(Path::new("mix1.key"), Some(Path::new(""))), 0o077);
+    }
 
     #[test]
     fn a_broken_line_of_a_key_file_is_not_quoted() {

@@ -22,7 +22,6 @@ use dataplane::entry::Destination;
 use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
-use wire::kdf::x25519_public;
 
 pub(crate) use caps::text as caps_text;
 pub use chain::{Chain, ChainNode};
@@ -121,8 +120,7 @@ pub struct Loaded {
 impl Loaded {
     /// Over how many ports its links are spread.
     pub fn lanes(&self) -> Lanes {
-        let of = |position| self.chain.node(position).map_or(1, |node| node.lanes);
-        Lanes { own: of(self.config.position), next: of(self.config.position + 1) }
+        self.chain.lanes_at(self.config.position)
     }
 
     /// Reads `path` and the files it names.
@@ -130,20 +128,74 @@ impl Loaded {
     /// # Errors
     /// The first thing that is wrong, with its remedy.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
-        let config = NodeConfig::read(path)?;
-        let place = |key: &str| config.place(key, 0).unwrap_or_else(|| Place::file(path));
-        let named = |key: &str, must: &str, error: ConfigError| match error {
+        Loaded::read_files(NodeConfig::read(path)?)
+    }
+
+    /// Reads the files that a configuration names.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn read_files(config: NodeConfig) -> Result<Loaded, ConfigError> {
+        let chain = config.read_chain(SystemTime::now())?;
+        let keys = config.read_keys()?;
+        config.is_in(&chain)?;
+        keys.are_of(&config, &chain)?;
+        Ok(Loaded { config, chain, keys })
+    }
+
+    /// Where the next hop is reached: `next` of the configuration, or its first lane. None at the exit.
+    ///
+    /// # Errors
+    /// A name that does not resolve.
+    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        self.config.next_address(&self.chain)
+    }
+}
+
+/// What a configuration has to do with the files that it names.
+impl NodeConfig {
+    fn place_of(&self, key: &str) -> Place {
+        self.place(key, 0).unwrap_or_else(|| Place::file(&self.path))
+    }
+
+    /// `error` of reading a file that `key` names, which must be `must`.
+    fn named(&self, key: &str, must: &str, error: ConfigError) -> ConfigError {
+        match error {
             ConfigError::Unreadable { path, why, .. } => {
-                ConfigError::Unreadable { path, why, remedy: format!("`{key}` in {} must name {must}", place(key)) }
+                let remedy = format!("`{key}` in {} must name {must}", self.place_of(key));
+                ConfigError::Unreadable { path, why, remedy }
             }
             other => other,
-        };
-        let chain = Chain::read(&config.chain, SystemTime::now())
-            .map_err(|why| named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))?;
-        let keys = Keys::read(&config.keys)
-            .map_err(|why| named("keys", "the key file of this node, owned by the user who runs eddy", why))?;
+        }
+    }
+
+    /// Reads its chain; `wall` is the time that descriptors are held against.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn read_chain(&self, wall: SystemTime) -> Result<Chain, ConfigError> {
+        Chain::read(&self.chain, wall)
+            .map_err(|why| self.named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))
+    }
+
+    /// Reads its keys.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub fn read_keys(&self) -> Result<Keys, ConfigError> {
+        Keys::read(&self.keys)
+            .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
+    }
+
+    /// Whether it has a place in the chain, and promises what its descriptor does.
+    ///
+    /// # Errors
+    /// What does not fit, with its remedy.
+    pub fn is_in(&self, chain: &Chain) -> Result<(), ConfigError> {
+        let config = self;
         let hops = chain.shape.hops();
-        let wrong = |key: &str, what: String, remedy: String| ConfigError::Value { at: place(key), what, remedy };
+        let wrong =
+            |key: &str, what: String, remedy: String| ConfigError::Value { at: self.place_of(key), what, remedy };
         if NodeRole::at(config.position, hops) != Some(config.role()) {
             let right = match config.role() {
                 NodeRole::Entry => "0".to_owned(),
@@ -161,20 +213,6 @@ impl Loaded {
             ));
         }
         if let Some(own) = chain.node(config.position) {
-            let differs = |kind| ConfigError::Value {
-                at: Place::file(&config.keys),
-                what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
-                remedy: format!(
-                    "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
-                    place("keys")
-                ),
-            };
-            if x25519_public(&keys.noise) != own.descriptor.noise {
-                return Err(differs("noise"));
-            }
-            if x25519_public(&keys.setup) != own.descriptor.setup {
-                return Err(differs("setup"));
-            }
             let promised = u128::from(own.descriptor.mixing_delay_ms);
             if let Part::Mix { mixing } = &config.part
                 && mixing.largest_delay().as_nanos() > promised * 1_000_000
@@ -189,21 +227,21 @@ impl Loaded {
                 ));
             }
         }
-        Ok(Loaded { config, chain, keys })
+        Ok(())
     }
 
-    /// Where the next hop is reached: `next` of the configuration, or its first lane. None at the exit.
+    /// See [`Loaded::next_address`].
     ///
     /// # Errors
     /// A name that does not resolve.
-    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        let Some(hop) = self.chain.node(self.config.position + 1) else { return Ok(None) };
-        match &self.config.next {
+    pub fn next_address(&self, chain: &Chain) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(hop) = chain.node(self.position + 1) else { return Ok(None) };
+        match &self.next {
             None => Ok(Some(hop.address)),
             Some(next) => {
                 let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
                 found.map(Some).ok_or_else(|| ConfigError::Value {
-                    at: self.config.place("next", 0).unwrap_or_else(|| Place::file(&self.config.path)),
+                    at: self.place_of("next"),
                     what: format!("next = \"{next}\" does not resolve"),
                     remedy: "check the name, write the next hop's address as IP:PORT, or mend this host's name \
                              resolution"

@@ -45,6 +45,10 @@ pub struct Wanted {
     pub sink_trains: bool,
     /// More of its command line.
     pub arguments: Vec<String>,
+    /// Lines for its configuration.
+    pub lines: Vec<String>,
+    /// It may use the load's core, too.
+    pub unpinned: bool,
     /// More of its environment.
     pub environment: Vec<(String, String)>,
     /// Another build of eddy to measure; this program's own unless set.
@@ -83,6 +87,7 @@ impl Mix {
         plan.caps = wide();
         plan.hops[0] = PlannedHop { address: up, down };
         let files = init::write(dir.path(), &plan)?;
+        set(&files.hops[0], &wanted.lines)?;
 
         let program = match &wanted.program {
             Some(program) => program.clone(),
@@ -103,7 +108,11 @@ impl Mix {
         let mapped = mapped.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mapped.collect()).context("descriptors of the mix")?;
         // It inherits the core of the thread that starts it.
-        cores::pin(cores.relay)?;
+        if wanted.unpinned {
+            cores::pin_to(&[cores.relay, cores.load])?
+        } else {
+            cores::pin(cores.relay)?
+        }
         let spawned = command.spawn().with_context(|| format!("cannot start {}", program.display()));
         cores::pin(cores.load)?;
         let mut process = spawned?;
@@ -178,6 +187,16 @@ impl Drop for Mix {
     }
 }
 
+/// Puts lines into a configuration, in place of those that set the same keys.
+fn set(config: &Path, lines: &[String]) -> anyhow::Result<()> {
+    let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+    let keys: Vec<String> = lines.iter().map(|line| key(line)).collect();
+    let text = std::fs::read_to_string(config)?;
+    let kept = text.lines().filter(|line| !keys.contains(&key(line)));
+    let all: Vec<&str> = lines.iter().map(String::as_str).chain(kept).collect();
+    Ok(std::fs::write(config, all.join("\n") + "\n")?)
+}
+
 fn status_path(files: &Files) -> PathBuf {
     files.hops[0].with_extension("sock")
 }
@@ -211,5 +230,19 @@ fn wide() -> Caps {
         setups: rate,
         handshakes: rate,
         ..Caps::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lines_take_the_place_of_those_that_set_the_same_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mix1.toml");
+        std::fs::write(&file, "role = \"mix\"\nreceive_buffer = 8   # bytes\n# cores = [0]\n[caps]\nlinks = 4\n")
+            .unwrap();
+        super::set(&file, &["receive_buffer = 4".to_owned(), "cores = [1]".to_owned()]).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text, "receive_buffer = 4\ncores = [1]\nrole = \"mix\"\n# cores = [0]\n[caps]\nlinks = 4\n");
     }
 }

@@ -37,9 +37,17 @@ impl Cores {
 /// # Errors
 /// The system refuses.
 pub fn pin(core: usize) -> anyhow::Result<()> {
+    pin_to(&[core])
+}
+
+/// The same on some cores.
+///
+/// # Errors
+/// The system refuses.
+pub fn pin_to(cores: &[usize]) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
-    set.set(core);
-    sched_setaffinity(None, &set).with_context(|| format!("core {core}"))
+    cores.iter().for_each(|core| set.set(*core));
+    sched_setaffinity(None, &set).with_context(|| format!("cores {cores:?}"))
 }
 
 /// Processor time of the calling thread.

@@ -67,6 +67,12 @@ pub struct HopArgs {
     /// How the mix talks to the kernel, where it has a choice (`eddy mix --io`)
     #[arg(long)]
     pub io: Option<String>,
+    /// A line for the mix's configuration, such as 'hugepages = true' (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub lines: Vec<String>,
+    /// The mix is not kept on a core of its own, so that `--set 'cores = [1]'` can be told from the system's choice
+    #[arg(long)]
+    pub unpinned: bool,
     /// Measure another build of eddy instead of this program's own
     #[arg(long, value_name = "PATH")]
     pub eddy: Option<PathBuf>,
@@ -164,6 +170,8 @@ impl Bench<'_> {
             offload: args.offload,
             sink_trains: !args.lone_sink,
             arguments,
+            lines: args.lines.clone(),
+            unpinned: args.unpinned,
             environment: args.engine.iter().map(|engine| ("EDDY_AEAD".to_owned(), engine.clone())).collect(),
             program: args.eddy.clone(),
         };

@@ -112,8 +112,8 @@ impl Offload {
     }
 }
 
-/// Linux 7.0-rc1 to 7.1.4.
-fn breaks_trains(release: &str) -> bool {
+/// Whether this release is known to break trains behind some devices: Linux 7.0-rc1 to 7.1.4.
+pub fn breaks_trains(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     match (major, minor) {

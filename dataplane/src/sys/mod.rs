@@ -3,6 +3,7 @@
 //! One call per function, behind a safe signature. Neighbours: [`crate::io`] and [`crate::runner`].
 
 mod arena;
+mod clock;
 mod errqueue;
 mod message;
 mod mmsg;
@@ -12,6 +13,7 @@ mod uring;
 mod waker;
 
 pub use arena::arena;
+pub use clock::is_clock_kept;
 pub use errqueue::{Unreachable, read_error};
 pub use message::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX};
 pub use mmsg::{recv, send};

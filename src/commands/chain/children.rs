@@ -72,6 +72,8 @@ impl Children {
             command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]);
             command.env("LISTEN_FDS", sockets.len().to_string());
             command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
+            // A supervisor waits for the chain, not for one of its nodes.
+            command.env_remove("NOTIFY_SOCKET");
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             // A group of its own, or Ctrl-C would end the nodes before their ledgers are read.
             command.process_group(0);

@@ -1,0 +1,185 @@
+//! `eddy doctor` on files of `eddy init`. What the host is decides what it finds, so these hold it to its form, and to
+//! what can be made to be so anywhere.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::mistakes::edit;
+use crate::common::command::{assert_mistake, complaint, eddy, run};
+
+fn chain() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "init . --mixes 3").status.success());
+    dir
+}
+
+/// The findings, and whether the exit code is that of the worst.
+fn findings(output: &Output) -> Vec<Value> {
+    let (code, said) = complaint(output);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value = serde_json::from_str(&text).unwrap_or_else(|why| panic!("{why}: {text}{said}"));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let broken = report["worst"] == "broken";
+    assert_eq!(code, Some(i32::from(broken)), "{report:#}");
+    assert_eq!(said.lines().count(), usize::from(broken), "{said}");
+    let findings = report["findings"].as_array().unwrap().clone();
+    for finding in &findings {
+        let severity = finding["severity"].as_str().unwrap();
+        assert!(["ok", "note", "costs", "broken"].contains(&severity), "{finding:#}");
+        assert!(!finding["found"].as_str().unwrap().is_empty(), "{finding:#}");
+        if ["costs", "broken"].contains(&severity) {
+            assert!(finding["costs"].is_string() && finding["fix"].is_string(), "{finding:#}");
+        }
+        if finding["runs"] == true {
+            assert!(finding["fix"].is_string() && finding["undo"].is_string(), "{finding:#}");
+        }
+    }
+    findings
+}
+
+fn named<'a>(findings: &'a [Value], name: &str) -> &'a Value {
+    findings.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("no {name}: {findings:#?}"))
+}
+
+/// A script that the shell, and shellcheck where it is installed, has nothing to say about.
+fn assert_good_script(script: &str) {
+    for (program, arguments) in [("sh", &["-n"][..]), ("shellcheck", &["-"])] {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let Ok(mut child) = command.spawn() else {
+            assert_ne!(program, "sh", "there is a shell");
+            continue;
+        };
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program}: {said}{script}");
+    }
+}
+
+#[test]
+fn every_role_is_looked_at_and_told_to_people_and_programs() {
+    let dir = chain();
+    #[rustfmt::skip]
+    let expected = [
+        "receive-buffers", "send-buffers", "trains", "io-uring", "huge-pages", "aead-engine", "cores", "governor", "queues",
+        "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files", "locked-memory", "path-mtu", "keys",
+    ];
+    for line in ["", " --config entry.toml", " --config mix1.toml", " --config mix3.toml", " --config exit.toml"] {
+        let all = findings(&run(dir.path(), &format!("doctor --json{line}")));
+        let people = run(dir.path(), &format!("doctor{line}"));
+        let people = String::from_utf8(people.stdout).unwrap();
+        for name in expected {
+            assert!(people.contains(name), "{line}: {name}: {people}");
+            named(&all, name);
+        }
+        // Files of today for loopback: whatever the host lacks, it is not this.
+        if !line.is_empty() {
+            for name in ["keys", "descriptors"] {
+                assert_eq!(named(&all, name)["severity"], "ok", "{line}: {all:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_limit_below_the_receive_buffer_is_named_with_what_lifts_it() {
+    const WANTED: usize = 1_073_741_823;
+    let Some(most) = fs::read_to_string("/proc/sys/net/core/rmem_max").ok().and_then(|most| most.trim().parse().ok())
+    else {
+        return eprintln!("skipped: this host hides net.core.rmem_max");
+    };
+    if WANTED <= most {
+        return eprintln!("skipped: this host grants {most} bytes");
+    }
+    let dir = chain();
+    edit(&dir.path().join("mix1.toml"), "# receive_buffer", &format!("receive_buffer = {WANTED}"));
+    let all = findings(&run(dir.path(), "doctor --json --config mix1.toml"));
+    let buffers = named(&all, "receive-buffers");
+    assert!(["costs", "broken"].contains(&buffers["severity"].as_str().unwrap()), "{buffers:#}");
+    assert!(buffers["found"].as_str().unwrap().contains("net.core.rmem_max"), "{buffers:#}");
+    assert!(buffers["costs"].as_str().unwrap().contains("mix1.toml:16"), "{buffers:#}");
+    assert_eq!(buffers["fix"], format!("sudo sysctl -w net.core.rmem_max={WANTED}"));
+    assert_eq!(buffers["undo"], format!("sudo sysctl -w net.core.rmem_max={most}"));
+    let script = run(dir.path(), "doctor --fix-script --config mix1.toml").stdout;
+    let script = String::from_utf8(script).unwrap();
+    assert!(script.contains(&format!("\nsudo sysctl -w net.core.rmem_max={WANTED}\n# undo: ")), "{script}");
+    assert!(script.contains(&format!("'net.core.rmem_max = {WANTED}'")), "kept over a restart: {script}");
+    assert_good_script(&script);
+}
+
+#[test]
+fn keys_that_others_may_read_are_named_and_the_script_closes_them() {
+    let dir = chain();
+    let key = dir.path().join("exit.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let all = findings(&run(dir.path(), "doctor --json --config exit.toml"));
+    let keys = named(&all, "keys");
+    assert_eq!((&keys["severity"], &keys["fix"]), (&"broken".into(), &"chmod 600 exit.key".into()), "{keys:#}");
+    let found = run(dir.path(), "doctor --fix-script --config exit.toml");
+    assert_eq!(complaint(&found).0, Some(1));
+    let script = String::from_utf8(found.stdout).unwrap();
+    assert_good_script(&script);
+    // What else this host lacks is none of a test's business.
+    let alone: String = script
+        .lines()
+        .filter(|line| !line.starts_with("sudo ") && !line.starts_with("echo "))
+        .fold(String::new(), |script, line| script + line + "\n");
+    let done = Command::new("sh").arg("-c").arg(&alone).current_dir(dir.path()).output().unwrap();
+    assert!(done.status.success(), "{}{alone}", complaint(&done).1);
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let all = findings(&run(dir.path(), "doctor --json --config exit.toml"));
+    assert_eq!(named(&all, "keys")["severity"], "ok");
+}
+
+#[test]
+fn cores_that_are_not_there_are_broken() {
+    let dir = chain();
+    edit(&dir.path().join("mix2.toml"), "# cores", "cores = [1000]");
+    let all = findings(&run(dir.path(), "doctor --json --config mix2.toml"));
+    let cores = named(&all, "cores");
+    assert_eq!(cores["severity"], "broken");
+    assert!(cores["found"].as_str().unwrap().contains("cores names 1000"), "{cores:#}");
+    let people = run(dir.path(), "doctor --config mix2.toml");
+    let (code, said) = complaint(&people);
+    assert_eq!(code, Some(1));
+    assert!(said.starts_with("eddy: broken: ") && said.contains("cores"), "{said}");
+    assert!(String::from_utf8_lossy(&people.stdout).contains("✗ cores"));
+}
+
+#[test]
+fn a_mistake_in_the_files_is_one_line_as_for_the_node_itself() {
+    let dir = chain();
+    assert_mistake("none", &run(dir.path(), "doctor --config mix9.toml"), &["mix9.toml: No such file", "eddy init"]);
+    edit(&dir.path().join("mix1.toml"), "position", "position = 4");
+    assert_mistake("place", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:4", "1 to 3"]);
+    fs::copy(dir.path().join("mix3.key"), dir.path().join("mix2.key")).unwrap();
+    assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: its noise key is not that"]);
+    assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
+    let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
+    assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "no such engine"]);
+}
+
+#[test]
+fn a_slow_engine_that_was_asked_for_is_told() {
+    let output = eddy().args(["doctor", "--json"]).env("EDDY_AEAD", "rustcrypto").output().unwrap();
+    let all = findings(&output);
+    let engine = named(&all, "aead-engine");
+    assert!(engine["found"].as_str().unwrap().contains("rustcrypto"), "{engine:#}");
+    if wire::gcm::Engine::best().name() != "rustcrypto" {
+        assert_eq!((&engine["severity"], &engine["fix"]), (&"costs".into(), &"unset EDDY_AEAD".into()), "{engine:#}");
+    }
+}
+
+#[test]
+fn the_default_script_is_one_that_a_shell_reads() {
+    let script = run(Path::new("."), "doctor --fix-script").stdout;
+    let script = String::from_utf8(script).unwrap();
+    assert!(script.starts_with("#!/bin/sh\n") && script.contains("\nset -eu\n"), "{script}");
+    assert_good_script(&script);
+}
