@@ -6,3 +6,5 @@
 pub mod hop;
 pub mod load;
 pub mod path;
+pub mod peers;
+pub mod stages;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use eddy_bench::load::{LEN_MIN, Load, Outcome, run};
-use eddy_bench::{hop, path};
+use eddy_bench::{hop, path, peers, stages};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Measures a running chain.
@@ -32,6 +32,15 @@ enum Command {
     Hop(hop::HopArgs),
     /// Measures what a whole chain carries on this machine.
     Path(path::PathArgs),
+    /// Measures a hop beside what others do for a packet: Sphinx, WireGuard, Noise, bare relays.
+    ///
+    /// Needs the others' libraries, which plain builds are without:
+    ///
+    ///   cargo run --release -p eddy-bench --features peers -- peers
+    #[command(verbatim_doc_comment)]
+    Peers(peers::PeersArgs),
+    /// Runs one stage of a cell's path over and over, for a profiler that looks at its function alone.
+    Stage(stages::StageArgs),
 }
 
 /// What `load` is told.
@@ -72,6 +81,8 @@ fn main() -> ExitCode {
         Command::Load(args) => measure(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
+        Command::Peers(args) => peers::run(&args),
+        Command::Stage(args) => stages::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");

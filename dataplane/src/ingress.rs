@@ -212,7 +212,9 @@ fn judge<C: ChannelState>(
     }
     let record = table.record(channel).expect("the index lists live channels");
     match record.state.window(direction).admits(header.seq) {
-        Ok(()) => Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then(|| Box::new((slot, peer))) },
+        Ok(()) => {
+            Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then(|| Box::new((slot, peer))) }
+        }
         Err(refused) => Verdict::Dropped(refused.into()),
     }
 }
