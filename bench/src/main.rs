@@ -7,7 +7,7 @@ use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::load::command::LoadArgs;
 use eddy_bench::performance::{self, PerformanceArgs};
 use eddy_bench::replay::{self, ReplayArgs};
-use eddy_bench::{hop, load, path, report};
+use eddy_bench::{hop, load, path, peers, report, stages};
 
 /// Measures mixes, chains and the machine under them.
 #[derive(Parser)]
@@ -68,6 +68,15 @@ enum Command {
     ///   eddy-bench report results/*.json hop.json --out report.html
     #[command(verbatim_doc_comment)]
     Report(report::ReportArgs),
+    /// Measures a hop beside what others do for a packet: Sphinx, WireGuard, Noise, bare relays.
+    ///
+    /// Needs the others' libraries, which plain builds are without:
+    ///
+    ///   cargo run --release -p eddy-bench --features peers -- peers
+    #[command(verbatim_doc_comment)]
+    Peers(peers::PeersArgs),
+    /// Runs one stage of a cell's path over and over, for a profiler that looks at its function alone.
+    Stage(stages::StageArgs),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +95,8 @@ fn main() -> ExitCode {
         Command::Path(args) => path::run(&args),
         Command::Performance(args) => performance::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Peers(args) => peers::run(&args),
+        Command::Stage(args) => stages::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy-bench: {error:#}");

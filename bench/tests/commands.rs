@@ -207,3 +207,29 @@ fn a_mistake_gives_one_line_and_exit_code_2() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[cfg(not(feature = "peers"))]
+#[test]
+fn peers_say_in_one_line_how_they_are_built() {
+    let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).arg("peers").output().expect("it starts");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cargo run --release -p eddy-bench --features peers -- peers"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[cfg(feature = "peers")]
+#[test]
+fn peers_stand_beside_eddy_in_rows_of_both_kinds() {
+    let report = measure(&["peers", "--json", "--rounds", "1"]);
+    let rows = report["rows"].as_array().expect("rows");
+    for (kind, names) in [
+        ("crypto-only", &["eddy", "eddy", "sphinx-packet", "boringtun", "snow", "snow"][..]),
+        ("with-io", &["eddy", "no cryptography", "no cryptography", "no cryptography"][..]),
+    ] {
+        let of = rows.iter().filter(|row| row["kind"] == kind).collect::<Vec<_>>();
+        assert!(of.iter().map(|row| row["name"].as_str().expect("a name")).eq(names.iter().copied()), "{report}");
+        assert_eq!(of[0]["ratio"], 1.0);
+        assert!(of.iter().all(|row| row["packet_ns"].as_f64().is_some_and(|ns| ns > 0.0)), "{report}");
+    }
+}

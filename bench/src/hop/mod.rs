@@ -13,12 +13,12 @@
 
 mod burst;
 mod child;
-mod cores;
+pub(crate) mod cores;
 mod peer;
 mod play;
 mod relay;
 mod rig;
-mod rows;
+pub(crate) mod rows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -112,18 +112,16 @@ const LONE_PACKETS: usize = 8192;
 /// # Errors
 /// The system refuses what is needed, the mix ends, or nothing comes through it.
 pub fn run(args: &HopArgs) -> anyhow::Result<()> {
-    let interrupted = signals::interrupted()?;
-    let cores = Cores::choose()?;
-    let buffer = granted(BUFFER_WANTED)?;
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-    let mut bench =
-        Bench { args, cores, buffer, interrupted, bar, rows: Vec::new(), engine: String::new(), trains: false };
+    let mut bench = Bench::new(args)?;
+    let mut rows = Vec::new();
     for group in rows::groups(args.rows) {
-        bench.run(&group)?;
+        for (case, samples) in bench.run(&group, &mut |_| Ok(()))? {
+            rows.push(Row::of(&case, args.class, &samples));
+        }
     }
     bench.bar.finish_and_clear();
     let rows = Rows {
-        rows: bench.rows,
+        rows,
         class: args.class.name(),
         engine: bench.engine,
         offload: args.offload.to_string(),
@@ -131,10 +129,48 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         trains: bench.trains,
         io: args.io.clone(),
         machine: Machine::read(),
-        cores: [cores.relay, cores.load],
-        receive_buffer: buffer,
+        cores: [bench.cores.relay, bench.cores.load],
+        receive_buffer: bench.buffer,
     };
     rows.print(args.json)
+}
+
+/// A mix under one quick row, for a comparison that has rows of its own.
+#[cfg(feature = "peers")]
+pub(crate) struct One {
+    /// Of the mix and the relays.
+    pub samples: Vec<Sample>,
+    /// The mix's AEAD engine.
+    pub engine: String,
+    /// Where it was measured.
+    pub machine: Machine,
+}
+
+/// Measures the row `one`, and calls `between` before each round with its number and the core that the mix has; round 0
+/// warms up.
+///
+/// # Errors
+/// As [`run`], or what `between` returns.
+#[cfg(feature = "peers")]
+pub(crate) fn one(rounds: u32, between: &mut dyn FnMut(u32, usize) -> anyhow::Result<()>) -> anyhow::Result<One> {
+    let args = HopArgs {
+        class: Class::L,
+        rows: Which::One,
+        rounds,
+        cells: 1 << 16,
+        engine: None,
+        offload: Offload::Auto,
+        lone_sink: false,
+        io: None,
+        eddy: None,
+        json: false,
+    };
+    let mut bench = Bench::new(&args)?;
+    let core = bench.cores.relay;
+    let group = rows::groups(args.rows).pop().context("one row")?;
+    let (_, samples) = bench.run(&group, &mut |round| between(round, core))?.pop().context("one row")?;
+    bench.bar.finish_and_clear();
+    Ok(One { samples, engine: bench.engine, machine: Machine::read() })
 }
 
 /// What of a receive buffer the system grants.
@@ -149,16 +185,29 @@ struct Bench<'a> {
     buffer: usize,
     interrupted: Arc<AtomicBool>,
     bar: ProgressBar,
-    rows: Vec<Row>,
     /// What the mix says of itself.
     engine: String,
     trains: bool,
 }
 
-impl Bench<'_> {
-    /// Measures rows that share one mix.
-    fn run(&mut self, group: &rows::Group) -> anyhow::Result<()> {
+impl<'a> Bench<'a> {
+    fn new(args: &'a HopArgs) -> anyhow::Result<Bench<'a>> {
+        let interrupted = signals::interrupted()?;
+        let cores = Cores::choose()?;
+        let buffer = granted(BUFFER_WANTED)?;
+        let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+        Ok(Bench { args, cores, buffer, interrupted, bar, engine: String::new(), trains: false })
+    }
+
+    /// Measures rows that share one mix, all rounds of each. Before each round `between` is called with its number;
+    /// 0 is the one that warms up.
+    fn run(
+        &mut self,
+        group: &rows::Group,
+        between: &mut dyn FnMut(u32) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<(Case, Vec<Sample>)>> {
         let args = self.args;
+        let mut all = Vec::new();
         let mut arguments = Vec::new();
         if let Some(io) = &args.io {
             arguments.extend(["--io".to_owned(), io.clone()]);
@@ -192,6 +241,7 @@ impl Bench<'_> {
                 }
                 self.bar.set_message(format!("{case}: round {round} of {}", args.rounds));
                 self.bar.tick();
+                between(round)?;
                 let sample = self.sample(&mut rig, case)?;
                 // The first after a change warms up what was cold.
                 if round > 0 {
@@ -200,9 +250,9 @@ impl Bench<'_> {
             }
             let report = rig.mix.report()?;
             (self.engine, self.trains) = (report.engine, report.messages.trains);
-            self.rows.push(Row::of(case, args.class, &samples));
+            all.push((*case, samples));
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The mix and every yardstick, once.

@@ -139,17 +139,33 @@ pub struct Row {
     closed: bool,
 }
 
+/// Time for each of some packets, in ns.
+fn each(time: std::time::Duration, count: u64) -> f64 {
+    time.as_nanos() as f64 / count.max(1) as f64
+}
+
+impl Took {
+    /// A relay's time for a packet, in ns.
+    pub fn packet_ns(&self) -> f64 {
+        each(self.time, self.packets as u64)
+    }
+}
+
+impl Reading {
+    /// The mix's time for a cell, in ns.
+    pub fn cell_ns(&self) -> f64 {
+        each(self.time, self.sent)
+    }
+}
+
 impl Row {
     /// Of its rounds.
     pub fn of(case: &Case, class: Class, samples: &[Sample]) -> Row {
         let shape = Shape::new(class, 2).expect("one mix and an exit");
         let link = if case.direction == Direction::Forward { 2 } else { 1 };
         let len = shape.cell_len(case.direction, link);
-        let each = |time: std::time::Duration, count: u64| time.as_nanos() as f64 / count.max(1) as f64;
-        let cells: Vec<f64> = samples.iter().map(|sample| each(sample.mix.time, sample.mix.sent)).collect();
-        let of = |took: fn(&Sample) -> &Took| {
-            median(samples.iter().map(|sample| each(took(sample).time, took(sample).packets as u64)))
-        };
+        let cells: Vec<f64> = samples.iter().map(|sample| sample.mix.cell_ns()).collect();
+        let of = |took: fn(&Sample) -> &Took| median(samples.iter().map(|sample| took(sample).packet_ns()));
         let (train, mmsg, single) = (of(|s| &s.train), of(|s| &s.mmsg), of(|s| &s.single));
         let cell = median(cells.iter().copied());
         let sum = |count: fn(&Reading) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
@@ -194,7 +210,8 @@ impl Row {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The middle one of some values.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     match values.len() {
@@ -204,7 +221,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+/// To so many decimal places.
+pub fn round(value: f64, digits: i32) -> f64 {
     let scale = 10f64.powi(digits);
     (value * scale).round() / scale
 }
