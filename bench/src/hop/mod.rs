@@ -24,6 +24,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+#[cfg(feature = "peers")]
+use anyhow::anyhow;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use dataplane::io::offload::Offload;
@@ -162,13 +164,15 @@ pub(crate) fn one(rounds: u32, between: &mut dyn FnMut(u32, usize) -> anyhow::Re
         offload: Offload::Auto,
         lone_sink: false,
         io: None,
+        lines: Vec::new(),
+        unpinned: false,
         eddy: None,
         json: false,
     };
     let mut bench = Bench::new(&args)?;
     let core = bench.cores.relay;
-    let group = rows::groups(args.rows).pop().context("one row")?;
-    let (_, samples) = bench.run(&group, &mut |round| between(round, core))?.pop().context("one row")?;
+    let group = rows::groups(args.rows).pop().ok_or_else(|| anyhow!("no row"))?;
+    let (_, samples) = bench.run(&group, &mut |round| between(round, core))?.pop().ok_or_else(|| anyhow!("no row"))?;
     bench.bar.finish_and_clear();
     Ok(One { samples, engine: bench.engine, machine: Machine::read() })
 }
