@@ -24,7 +24,7 @@ use crate::histogram::Histogram;
 pub struct Times {
     /// Start of the turn that received it.
     pub arrived: Nanos,
-    /// When its pool was due or released, whichever was first; not before it arrived.
+    /// When its time in the pool was up or that was released, whichever was first; not before it arrived.
     pub released: Nanos,
 }
 

@@ -108,11 +108,12 @@ impl Pool {
                 || self.room() < RECEIVE_MAX)
     }
 
-    /// What the marks of the cells that it holds number: when each came, and that it leaves now, or when it was due if
-    /// that is past.
+    /// What the marks of the cells that it holds number: when each came, and that it leaves now, or when its time was
+    /// up if that is past. Cells of other cores may have come before the oldest one that this knows, so each has a time
+    /// of its own.
     pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
-        let released = self.due_at().map_or(now, |due| due.min(now));
-        self.arrivals.iter().map(move |arrived| Times::new(*arrived, released))
+        let due = |arrived: Nanos| self.grid.as_ref().map_or(arrived, |grid| grid.after(arrived));
+        self.arrivals.iter().map(move |arrived| Times::new(*arrived, due(*arrived).min(now)))
     }
 
     /// Shuffles what it holds and moves it to the end of `out`.
@@ -249,6 +250,18 @@ mod tests {
                 free.give(pooled.cell.into_frame());
             }
         }
+    }
+
+    #[test]
+    fn a_cell_of_another_core_that_came_before_the_oldest_does_not_wait_longer_than_a_period() {
+        let mut free = FreeList::new(2);
+        let period = 10 * MILLI;
+        let mut pool = pool("timed:t=10ms", 9);
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, SECOND));
+        let due = pool.due_at().unwrap();
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, due - period - 5));
+        let times: Vec<Times> = pool.times(due).collect();
+        assert_eq!(times, [Times::new(SECOND, due), Times::new(due - period - 5, due - period)]);
     }
 
     #[test]
