@@ -22,7 +22,10 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-bench() { cargo run -q --locked -p eddy-bench -- "$@"; }
+# The whole workspace, as its tests are built: parts of it would be built with other features, and anew.
+cargo test -q --locked --workspace --no-run
+target=$(cargo metadata --format-version 1 --no-deps --locked | grep -o '"target_directory":"[^"]*"' | cut -d '"' -f 4)
+bench() { "$target/debug/eddy-bench" "$@"; }
 
 look() { # PAGE
     local page=$1 plots lines what
@@ -66,7 +69,7 @@ if [[ $# -gt 0 ]]; then
     exit
 fi
 mkdir "$work/sample"
-EDDY_REPORT_FOLDER="$work/sample" cargo test -q --locked -p eddy-bench --test report a_page_shows >"$work/test" 2>&1 || {
+EDDY_REPORT_FOLDER="$work/sample" cargo test -q --locked --workspace --test report a_page_shows >"$work/test" 2>&1 || {
     cat "$work/test"
     exit 1
 }
