@@ -78,8 +78,6 @@ pub struct Outcome {
     pub kernel_drops: u64,
     /// Somebody ended it before its time.
     pub interrupted: bool,
-    /// Sent towards the destination.
-    pub sent_forward: u64,
 }
 
 impl Outcome {
@@ -213,7 +211,6 @@ pub fn run(
         let (came_back, trips) = receiver.join().map_err(gone)??;
         ensure!(!died, "a thread of the generator ended early");
         let [names_there, names_back] = names;
-        let sent_forward = sent.numbers.iter().map(|n| u64::from(*n)).sum();
         let (mut there, seconds) = seen.finish(&sent, &names_there);
         if answers {
             there.iter_mut().zip(&trips).for_each(|(stream, trips)| stream.round_trip = Some(Spread::of_times(trips)));
@@ -226,7 +223,6 @@ pub fn run(
             took: took.unwrap_or(time),
             kernel_drops: drops().saturating_sub(dropped_before),
             interrupted: was_interrupted,
-            sent_forward,
         })
     })
 }
