@@ -78,6 +78,8 @@ pub struct Outcome {
     pub kernel_drops: u64,
     /// Somebody ended it before its time.
     pub interrupted: bool,
+    /// Sent beforehand to open the flows; in no stream.
+    pub hellos: u64,
 }
 
 impl Outcome {
@@ -141,7 +143,7 @@ pub fn run(
         stop: AtomicBool::new(false),
         end: AtomicBool::new(false),
     };
-    let peers = open(&clients, target, &shared, interrupted)?;
+    let (peers, hellos) = open(&clients, target, &shared, interrupted)?;
     let drops =
         || -> u64 { clients.iter().chain([target.sink]).filter_map(|socket| sys::kernel_drops(socket).ok()).sum() };
     let dropped_before = drops();
@@ -223,6 +225,7 @@ pub fn run(
             took: took.unwrap_or(time),
             kernel_drops: drops().saturating_sub(dropped_before),
             interrupted: was_interrupted,
+            hellos,
         })
     })
 }
@@ -247,13 +250,14 @@ fn prepare(socket: &UdpSocket, buffer: usize) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// Opens every flow, a few at a time, and learns where each comes out.
+/// Opens every flow, a few at a time, and learns where each comes out. Also how many datagrams that took.
 fn open(
     clients: &[UdpSocket],
     target: &Target<'_>,
     shared: &Shared,
     interrupted: &AtomicBool,
-) -> anyhow::Result<Vec<SocketAddr>> {
+) -> anyhow::Result<(Vec<SocketAddr>, u64)> {
+    let mut hellos = 0;
     let mut peers: Vec<Option<SocketAddr>> = vec![None; clients.len()];
     let mut buffers = buffers();
     let poller = Poller::new()?;
@@ -271,6 +275,7 @@ fn open(
             clients[flow]
                 .send_to(&bytes, target.to)
                 .with_context(|| format!("nothing can be sent to {}", target.to))?;
+            hellos += 1;
         }
         let again = Instant::now() + Duration::from_millis(500) + target.delay;
         while peers[some.clone()].iter().any(Option::is_none) && Instant::now() < again {
@@ -303,7 +308,7 @@ fn open(
             );
         }
     }
-    Ok(peers.into_iter().flatten().collect())
+    Ok((peers.into_iter().flatten().collect(), hellos))
 }
 
 fn buffers() -> Vec<Vec<u8>> {

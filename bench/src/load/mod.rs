@@ -50,6 +50,8 @@ pub struct Counts {
     pub duplicated: u64,
     pub reordered: u64,
     pub lost: u64,
+    /// Sent beforehand to open the flows; not in `sent`.
+    pub hellos: u64,
     /// Dropped by the kernel at the destination.
     pub sink_kernel_drops: u64,
 }
@@ -63,6 +65,7 @@ impl From<&Outcome> for Counts {
             duplicated: outcome.sum(|stream| stream.duplicated),
             reordered: outcome.sum(|stream| stream.reordered),
             lost: outcome.sum(|stream| stream.lost),
+            hellos: outcome.hellos,
             sink_kernel_drops: outcome.kernel_drops,
         }
     }
