@@ -48,7 +48,7 @@ pub struct Target<'a> {
     pub to: SocketAddr,
     /// Where the forward leads.
     pub sink: &'a UdpSocket,
-    /// What the path may hold a datagram back, beside [`PATIENCE`].
+    /// What the path may hold a datagram back, beside the two seconds that anything may take.
     pub delay: Duration,
 }
 
