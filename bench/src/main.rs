@@ -45,8 +45,8 @@ enum Command {
     Capacity(CapacityArgs),
     /// Plays traces of real traffic through a chain, and straight to their destination.
     ///
-    /// Times, flows and lengths are the trace's; what is in the packets is not sent. Start times are kept to the
-    /// microsecond, so latency, jitter and order are told against the trace's own times.
+    /// Times, flows and lengths are the trace's; what is in the packets is not sent. Latency, jitter and
+    /// order are told against the trace's own times.
     ///
     ///   eddy-bench replay call.pcap
     ///   eddy-bench replay game.out.csv --back game.in.csv --speed 2
@@ -56,7 +56,7 @@ enum Command {
     Hop(hop::HopArgs),
     /// Measures what a whole chain carries on this machine.
     Path(path::PathArgs),
-    /// Measures all of it, some rounds in turn, and prints the README's performance section.
+    /// Measures hops, paths, capacity, latency and applications, some rounds in turn, and prints medians as Markdown.
     Performance(PerformanceArgs),
     /// Makes one HTML page, with tables and plots, of what the other commands left behind.
     ///

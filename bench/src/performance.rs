@@ -1,4 +1,4 @@
-//! `eddy-bench performance`: the figures of the README, all of them, from one command.
+//! `eddy-bench performance`: what a README tells of a machine, from one command.
 //!
 //! Runs the other commands of this program, each as a process of its own and in turn, some rounds of all of them, and
 //! writes medians with the least and the most as Markdown.
