@@ -37,6 +37,7 @@ enum Command {
     ///
     ///   eddy-bench capacity                          a chain of three mixes on this machine
     ///   eddy-bench capacity --mixes 1 --payload-len 200
+    ///   eddy-bench capacity --node                   one mix alone, on a core of its own
     ///
     /// Through nodes that run, with their ledgers:
     ///

@@ -4,27 +4,32 @@
 //! the highest that passed and the lowest that failed are close. Then the highest has to pass again. Nothing lost means:
 //! every datagram arrived, and no ledger of a node has a drop more than before, nor has the kernel at its sockets.
 //!
-//! `limit` says what a rate that failed ran into.
+//! ```text
+//! search   from one rate to the next          node    what is searched: one mix, its neighbours played
+//! limit    what a rate that failed ran into   nodes   what is searched: whatever leads from a forward to a sink
+//! ```
 
 mod limit;
+mod node;
+mod nodes;
+mod search;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
-use eddy::report::NodeReport;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use self::limit::{Usage, limited_by};
-use crate::chain::{Chain, ChainArgs};
-use crate::load::command::{results, seconds};
-use crate::load::drive::{self, Outcome, Target};
-use crate::load::plan::{Even, Plan};
-use crate::load::profile::{Arrivals, Lengths};
+use self::node::Lone;
+use self::nodes::Nodes;
+use self::search::{Highest, RATE_FIRST, Search, Try};
+use crate::chain::ChainArgs;
+use crate::load::command::seconds;
+use crate::load::profile::Lengths;
 use crate::load::tell;
 use crate::machine::Machine;
 use crate::results::ChainFacts;
@@ -42,6 +47,11 @@ pub struct CapacityArgs {
     /// The status socket of a node that runs: its ledger is read, too (repeatable)
     #[arg(long, value_name = "PATH", requires = "to", help_heading = "What is searched")]
     pub status: Vec<PathBuf>,
+
+    /// One mix alone, with this program for its neighbours: cells instead of datagrams, over --channels
+    #[arg(long, conflicts_with_all = ["to", "mixes", "lanes", "payload_len", "flows", "out"],
+          help_heading = "What is searched")]
+    pub node: bool,
 
     /// Bytes per datagram
     #[arg(long, default_value_t = Lengths::fixed(1000), value_name = "BYTES")]
@@ -77,28 +87,8 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Rates from here on are doubled until one fails.
-const RATE_FIRST: f64 = 1000.0;
-const RATE_LAST: f64 = 20_000_000.0;
-/// How often the highest rate must pass in all.
-const PASSES: u32 = 3;
-/// The whole search, beside what is under way.
-const SEARCH: Duration = Duration::from_secs(180);
 /// Parts of the capacity at which latency is told.
 const PARTS: [(f64, &str); 2] = [(0.5, "half"), (0.9, "most")];
-
-/// One rate that was tried.
-#[derive(Clone, Debug, Serialize)]
-struct Try {
-    rate: f64,
-    passed: bool,
-    sent: u64,
-    lost: u64,
-    p50_us: f64,
-    p99_us: f64,
-    /// What it ran into, if it failed.
-    limited_by: Option<String>,
-}
 
 /// Latency at a part of the capacity.
 #[derive(Clone, Debug, Serialize)]
@@ -131,194 +121,81 @@ struct Found {
     interrupted: bool,
 }
 
+/// What is searched.
+trait Subject {
+    /// Sends so many a second for a while, to get warm.
+    fn warm_up(&mut self, rate: f64) -> anyhow::Result<()>;
+    /// Tries a rate.
+    fn attempt(&mut self, rate: f64) -> anyhow::Result<Try>;
+    /// Latency at a rate that is part of the capacity; a file of it has the name. None, if nothing arrived.
+    fn latency(&mut self, part: f64, rate: f64, name: &str) -> anyhow::Result<Option<At>>;
+    /// What it is, if this program made it.
+    fn facts(&self) -> anyhow::Result<Option<ChainFacts>>;
+    /// What a packet is.
+    fn packets(&self) -> String;
+    /// Ends it, and sees whether its ledgers close.
+    fn end(self: Box<Self>) -> anyhow::Result<()>;
+}
+
 /// Runs the command.
 ///
 /// # Errors
-/// The chain does not come up, a node does not answer, or not even the lowest rate passes.
+/// What is searched does not come up, a node does not answer, or not even the lowest rate passes.
 pub fn run(args: &CapacityArgs) -> anyhow::Result<()> {
     let interrupted = signals::interrupted()?;
-    let sink_at = args.sink.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-    let sink = UdpSocket::bind(sink_at).with_context(|| format!("the sink cannot listen at {sink_at}"))?;
-    let mut chain = match args.to {
-        Some(_) => None,
-        None => Some(Chain::start(&args.chain, sink.local_addr()?)?),
-    };
-    let status = chain.as_ref().map_or_else(|| args.status.clone(), |chain| chain.status.clone());
-    let to = chain.as_ref().map_or(args.to, |chain| Some(chain.forward)).context("where to")?;
-    let wait = args.chain.mixing.largest_delay() + Duration::from_millis(1);
-    let budget = args.p99_ms.map_or(3 * wait, Duration::from_millis);
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-    let mut search =
-        Search { args, to, sink: &sink, status, budget, interrupted: &interrupted, bar, tries: Vec::new() };
-    // The first run through a chain that was just born warms it up.
-    search.drive(RATE_FIRST, Duration::from_millis(200))?;
-    let found = search.run();
-    let mut found = match found {
+    let mut subject: Box<dyn Subject> = if args.node {
+        bar.set_message("one mix");
+        Box::new(Lone::start(args)?)
+    } else {
+        Box::new(Nodes::start(args, interrupted.clone())?)
+    };
+    subject.warm_up(RATE_FIRST)?;
+    let mut search = Search { within: args.within, interrupted: &interrupted, bar, tries: Vec::new() };
+    let found = match search.run(&mut |rate| subject.attempt(rate)) {
         Ok(found) => found,
         Err(why) if search.tries.is_empty() => return Err(why),
         Err(why) => bail!("{why}; tried: {}", serde_json::to_string(&search.tries)?),
     };
-    let facts = chain.as_ref().and_then(|chain| chain.ask().ok()).map(|nodes| args.chain.facts(nodes.get(1)));
+    let at = parts(subject.as_mut(), found.rate, &interrupted)?;
+    let (chain, packets) = (subject.facts()?, subject.packets());
+    search.bar.finish_and_clear();
+    let Highest { rate, failed, limited_by, p99_us } = found;
+    subject.end()?;
+    let found = Found {
+        lossless_per_s: rate,
+        interval: [rate, failed],
+        p99_us,
+        limited_by,
+        budget_us: args.budget().as_secs_f64() * 1e6,
+        payload_len: packets,
+        at,
+        tries: search.tries,
+        chain,
+        machine: Machine::read(),
+        interrupted: interrupted.load(Ordering::Relaxed),
+    };
+    println!("{}", if args.json { serde_json::to_string(&found)? } else { people(&found, args.node) });
+    Ok(())
+}
+
+/// Latency at parts of what was found.
+fn parts(subject: &mut dyn Subject, highest: f64, interrupted: &AtomicBool) -> anyhow::Result<Vec<At>> {
+    let mut all = Vec::new();
     for (part, name) in PARTS {
         if interrupted.load(Ordering::Relaxed) {
             break;
         }
-        let rate = (part * found.lossless_per_s).round();
-        let outcome = search.drive(rate, Duration::from_secs_f64(3.0 * args.try_seconds))?;
-        let Some(stream) = outcome.streams.first() else { continue };
-        let latency = &stream.latency;
-        found.at.push(At {
-            part,
-            rate,
-            lost: stream.lost,
-            p50_us: latency.p50,
-            p99_us: latency.p99,
-            p999_us: latency.p999,
-            max_us: latency.max,
-        });
-        if let Some(folder) = &args.out {
-            let nodes = search.ask()?.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-            results(name, &args.command(), &outcome, facts.clone(), nodes).write(folder)?;
-        }
+        all.extend(subject.latency(part, (part * highest).round(), name)?);
     }
-    search.bar.finish_and_clear();
-    found.tries = std::mem::take(&mut search.tries);
-    found.interrupted = interrupted.load(Ordering::Relaxed);
-    found.chain = facts;
-    if let Some(chain) = &mut chain {
-        let (nodes, closed) = chain.end()?;
-        anyhow::ensure!(closed, "a ledger of the chain does not close: {}", serde_json::json!(nodes));
-    }
-    found.machine = Machine::read();
-    println!("{}", if args.json { serde_json::to_string(&found)? } else { people(&found) });
-    Ok(())
+    Ok(all)
 }
 
-struct Search<'a> {
-    args: &'a CapacityArgs,
-    to: SocketAddr,
-    sink: &'a UdpSocket,
-    status: Vec<PathBuf>,
-    budget: Duration,
-    interrupted: &'a AtomicBool,
-    bar: ProgressBar,
-    tries: Vec<Try>,
-}
-
-impl Search<'_> {
-    fn run(&mut self) -> anyhow::Result<Found> {
-        let deadline = Instant::now() + SEARCH;
-        let (mut good, mut bad): (Option<f64>, Option<f64>) = (None, None);
-        let mut limit = String::from("nothing: the generator has no higher rate");
-        let within = 1.0 + self.args.within / 100.0;
-        let mut passes = 0;
-        loop {
-            let rate = match (good, bad) {
-                (None, None) => RATE_FIRST,
-                (Some(good), None) if good * 2.0 > RATE_LAST => good,
-                (Some(good), None) => good * 2.0,
-                (Some(good), Some(bad)) if bad > good * within => (good * bad).sqrt().round(),
-                // Close enough: it has to pass again.
-                (Some(good), Some(_)) => good,
-                (None, Some(bad)) if bad > 2.0 => (bad / 2.0).round(),
-                (None, Some(_)) => bail!("not even {} datagrams a second pass: limited by {limit}", bad.unwrap_or(0.0)),
-            };
-            if self.interrupted.load(Ordering::Relaxed) || Instant::now() > deadline {
-                break;
-            }
-            let mut tried = self.attempt(rate)?;
-            if !tried.passed {
-                // A machine has moments: what fails once is tried once more.
-                tried = self.attempt(rate)?;
-            }
-            if tried.passed {
-                passes = if good == Some(rate) { passes + 1 } else { 1 };
-                good = Some(rate);
-                let close = bad.is_some_and(|bad| bad <= rate * within) || rate * 2.0 > RATE_LAST;
-                if close && passes >= PASSES {
-                    break;
-                }
-            } else {
-                limit = tried.limited_by.unwrap_or(limit);
-                bad = Some(rate);
-                if good.is_some_and(|good| good >= rate) {
-                    good = self.passed_below(rate);
-                }
-                passes = 0;
-            }
-        }
-        let Some(good) = good else { bail!("ended before any rate had passed") };
-        let at_good = self.tries.iter().filter(|tried| tried.passed && tried.rate == good);
-        Ok(Found {
-            lossless_per_s: good,
-            interval: [good, bad.unwrap_or(f64::INFINITY).min(RATE_LAST)],
-            p99_us: at_good.map(|tried| tried.p99_us).fold(0.0, f64::max),
-            limited_by: limit,
-            budget_us: self.budget.as_secs_f64() * 1e6,
-            payload_len: self.args.payload_len.to_string(),
-            at: Vec::new(),
-            tries: Vec::new(),
-            chain: None,
-            machine: Machine::default(),
-            interrupted: false,
-        })
-    }
-
-    /// The highest rate below this one that passed and never failed.
-    fn passed_below(&self, rate: f64) -> Option<f64> {
-        let failed = |at: f64| self.tries.iter().filter(|tried| tried.rate == at && !tried.passed).count() > 1;
-        self.tries
-            .iter()
-            .filter(|tried| tried.passed && tried.rate < rate && !failed(tried.rate))
-            .map(|tried| tried.rate)
-            .max_by(f64::total_cmp)
-    }
-
-    fn attempt(&mut self, rate: f64) -> anyhow::Result<Try> {
-        let best = self.passed_below(f64::INFINITY).unwrap_or(0.0);
-        self.bar.set_message(format!("{rate:.0} datagrams a second; {best:.0} passed"));
-        self.bar.tick();
-        let time = Duration::from_secs_f64(self.args.try_seconds);
-        let before = Usage::new(self.ask()?);
-        let outcome = self.drive(rate, time)?;
-        let after = Usage::new(self.ask()?);
-        let (sent, lost) = (outcome.sum(|stream| stream.sent), outcome.sum(|stream| stream.lost));
-        let latency = outcome.streams.first().map(|stream| stream.latency.clone()).unwrap_or_default();
-        let limited_by = limited_by(&before, &after, &outcome, rate, self.budget);
-        let tried = Try {
-            rate,
-            passed: limited_by.is_none(),
-            sent,
-            lost,
-            p50_us: latency.p50,
-            p99_us: latency.p99,
-            limited_by,
-        };
-        self.tries.push(tried.clone());
-        Ok(tried)
-    }
-
-    fn drive(&self, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
-        // Fast programs send in trains; a datagram at a time, the generator would be measured.
-        let arrivals = Arrivals::Burst((rate / 50_000.0).max(1.0) as u32);
-        let flows = self.args.flows as usize;
-        let even = Even { flows, rate, arrivals, lengths: self.args.payload_len.clone() };
-        let target = Target { to: self.to, sink: self.sink, delay: self.args.chain.delay() };
-        drive::run(Plan::even(&even, time, false, 1), &target, self.interrupted, |_| {})
-    }
-
-    fn ask(&self) -> anyhow::Result<Vec<NodeReport>> {
-        let ask = |path: &PathBuf| {
-            eddy::status::ask(path).with_context(|| format!("no node answers at the status socket {}", path.display()))
-        };
-        self.status.iter().map(ask).collect()
-    }
-}
-
-fn people(found: &Found) -> String {
+fn people(found: &Found, node: bool) -> String {
     let Found { lossless_per_s, interval, p99_us, limited_by, budget_us, payload_len, tries, .. } = found;
+    let what = if node { "cells" } else { "datagrams" };
     let mut text = format!(
-        "{lossless_per_s:.0} datagrams a second of {payload_len} bytes pass without loss (between {:.0} and {:.0}; {} \
+        "{lossless_per_s:.0} {what} a second of {payload_len} bytes pass without loss (between {:.0} and {:.0}; {} \
          tries).\np99 is {} there, of {} that it may be. Limited by {limited_by}.",
         interval[0],
         interval[1],
@@ -339,8 +216,9 @@ fn people(found: &Found) -> String {
     }
     if let Some(chain) = &found.chain {
         text += &format!(
-            "\n{} mixes, class {}, {}, {} channels, engine {}, {}, offload {}; generator and nodes share {} cores.",
+            "\n{} mix{}, class {}, {}, {} channels, engine {}, {}, offload {}; generator and nodes share {} cores.",
             chain.mixes,
+            if chain.mixes == 1 { "" } else { "es" },
             chain.class,
             chain.mixing,
             chain.channels,
@@ -355,6 +233,12 @@ fn people(found: &Found) -> String {
 }
 
 impl CapacityArgs {
+    /// What p99 may be.
+    fn budget(&self) -> Duration {
+        let wait = self.chain.mixing.largest_delay() + Duration::from_millis(1);
+        self.p99_ms.map_or(3 * wait, Duration::from_millis)
+    }
+
     /// What repeats it.
     fn command(&self) -> String {
         let what = match (self.to, self.sink) {

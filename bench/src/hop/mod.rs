@@ -12,12 +12,12 @@
 //! ```
 
 mod burst;
-mod child;
+pub(crate) mod child;
 pub(crate) mod cores;
 mod peer;
-mod play;
+pub(crate) mod play;
 mod relay;
-mod rig;
+pub(crate) mod rig;
 pub(crate) mod rows;
 
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ pub enum Which {
 }
 
 /// Bytes that the mix's sockets and ours are to hold, if the system grants them.
-const BUFFER_WANTED: usize = 64 << 20;
+pub(crate) const BUFFER_WANTED: usize = 64 << 20;
 /// Of these a packet takes so many: the kernel counts its own overhead.
 const PACKET_COST: usize = 3072;
 /// Cells under way beside those in the pool: a few milliseconds of a mix's work, which stay in the third cache.
@@ -178,7 +178,7 @@ pub(crate) fn one(rounds: u32, between: &mut dyn FnMut(u32, usize) -> anyhow::Re
 }
 
 /// What of a receive buffer the system grants.
-fn granted(wanted: usize) -> anyhow::Result<usize> {
+pub(crate) fn granted(wanted: usize) -> anyhow::Result<usize> {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     Ok(wanted.min(sys::size_receive_buffer(&socket, wanted)? / 2))
 }
@@ -269,7 +269,8 @@ impl<'a> Bench<'a> {
         } else {
             (burst.max(case.channels.next_power_of_two()), (case.pool + WINDOW).min(held))
         };
-        let round = rig::Round { direction: case.direction, apart: case.apart, channels: case.channels, cells, window };
+        let Case { direction, apart, channels, .. } = *case;
+        let round = rig::Round { direction, apart, channels, cells, window, pace: None };
         let mix = rig.measure(round)?;
         let train = rig.relay(Kind::Train, round, cells)?;
         let mmsg = rig.relay(Kind::Mmsg, round, LONE_PACKETS)?;

@@ -19,6 +19,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Trains of one call: the sink is looked at in between.
 const TRAINS: usize = 8;
+/// Trains of a paced sender at most: `eddy-bench load` does the same.
+const TRAINS_A_SECOND: f64 = 50_000.0;
 /// Longest cell.
 const LEN_MAX: usize = wire::cell::MAX_CELL_LEN;
 
@@ -36,6 +38,8 @@ pub struct Blast<'a> {
     pub trains: bool,
     /// Most cells under way.
     pub window: usize,
+    /// So many a second, instead of all that the window admits.
+    pub pace: Option<f64>,
 }
 
 /// What became of it.
@@ -77,7 +81,7 @@ impl Blast<'_> {
         let mut last = start;
         go()?;
         while played.arrived < self.cells {
-            let most = self.cells.min(played.arrived + self.window);
+            let most = self.cells.min(played.arrived.saturating_add(self.window)).min(self.due(start.elapsed()));
             if played.sent < most {
                 played.sent += self.send(played.sent, most)?;
             }
@@ -93,6 +97,14 @@ impl Blast<'_> {
         }
         played.took = last - start;
         Ok(played)
+    }
+
+    /// Cells that are due after a time: at a high rate several at once, for fast senders send in trains.
+    fn due(&self, after: Duration) -> usize {
+        let Some(pace) = self.pace else { return usize::MAX };
+        let due = (after.as_secs_f64() * pace) as usize;
+        let train = (pace / TRAINS_A_SECOND).max(1.0) as usize;
+        if due >= self.cells { due } else { due - due % train }
     }
 
     /// Sends from cell `next` on, to before `end`. Cells that went.

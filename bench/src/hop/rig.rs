@@ -59,6 +59,8 @@ pub struct Round {
     pub cells: usize,
     /// Most cells under way.
     pub window: usize,
+    /// Cells a second, instead of as many as can be under way.
+    pub pace: Option<f64>,
 }
 
 /// What came of it.
@@ -199,14 +201,21 @@ impl Rig {
         if self.refreshed.elapsed() > REFRESH && self.channels.len() > 0 {
             let all = self.channels.len();
             let apart = if self.entries.len() > 1 { self.entries.len() } else { 0 };
-            self.play(Round { direction: Direction::Forward, apart, channels: all, cells: all, window: 1024 })?;
+            self.play(Round {
+                direction: Direction::Forward,
+                apart,
+                channels: all,
+                cells: all,
+                window: 1024,
+                pace: None,
+            })?;
         }
         Ok(())
     }
 
     /// Seals a burst and plays it through the mix.
     fn play(&mut self, round: Round) -> anyhow::Result<(Played, (u64, u64))> {
-        let Round { direction, apart, channels, cells, window } = round;
+        let Round { direction, apart, channels, cells, window, pace } = round;
         let Rig { shape, entries, exit, channels: all, burst, mix, refreshed, .. } = self;
         let no_key = || anyhow::anyhow!("a link has no keys");
         if direction == Direction::Forward {
@@ -228,7 +237,7 @@ impl Rig {
             checked.1 += u64::from(!ours);
         };
         let played = if direction == Direction::Forward {
-            let blast = Blast { burst, cells, from: &entry_sockets, to: mix.up, trains: apart == 0, window };
+            let blast = Blast { burst, cells, from: &entry_sockets, to: mix.up, trains: apart == 0, window, pace };
             let mut sink = Sink::new(&exit_socket, shape.cell_len(direction, 2))?;
             let mut look = |bytes: &mut [u8]| {
                 if let Some(header) = exit.take(bytes) {
@@ -242,7 +251,7 @@ impl Rig {
                 blast.play_after(cells.min(window), &mut sink, &mut look, &mut || mix.hold(false))?
             }
         } else {
-            let blast = Blast { burst, cells, from: &[&exit_socket], to: mix.down, trains: true, window };
+            let blast = Blast { burst, cells, from: &[&exit_socket], to: mix.down, trains: true, window, pace };
             let mut sink = Sink::new(entry_sockets[0], shape.cell_len(direction, 1))?;
             let entry = &mut entries[0];
             let mut look = |bytes: &mut [u8]| {
@@ -329,7 +338,7 @@ impl Rig {
         let sockets = self.entries.iter().map(|entry| entry.socket().try_clone()).collect::<Result<Vec<_>, _>>()?;
         let from: Vec<&UdpSocket> = if apart == 0 { vec![&own] } else { sockets.iter().collect() };
         let trains = kind == Kind::Train && apart == 0;
-        let blast = Blast { burst: &self.burst, cells: packets, from: &from, to: relay.at, trains, window };
+        let blast = Blast { burst: &self.burst, cells: packets, from: &from, to: relay.at, trains, window, pace: None };
         let head = if apart == 0 { 0 } else { packets.min(window) };
         let mut go = || {
             relay.go();
