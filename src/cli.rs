@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use dataplane::exit::policy::Rule;
 use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
-use ipnet::IpNet;
 use wire::cell::Class;
 
-use crate::config::{Forward, parse_listen, parse_network};
+use crate::config::{Forward, parse_listen};
 
 const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
 
@@ -65,6 +65,8 @@ pub enum Command {
     Run(RunArgs),
     /// Ask a running node for its ledger
     Status(StatusArgs),
+    /// Add, remove or list the forwards of a running entry
+    Forward(ForwardArgs),
     /// Look at this host with a node's eyes: what costs speed or keeps it from working, and what mends it
     Doctor(DoctorArgs),
     /// Try a whole chain on this host, as separate processes, and account for every packet
@@ -156,7 +158,7 @@ pub struct NodeArgs {
 const NODE_HELP: &str = "\
 Ends on SIGTERM or Ctrl-C, and prints where every packet went.
 Sockets bound outside (systemd, LISTEN_FDS) are taken over, in this order: \
-mix: up (one for each lane), down; entry: down, forwards, pymix; exit: up.";
+mix: up (one for each lane), down; entry: down, forwards, pymix, socks; exit: up.";
 
 /// `eddy entry`.
 #[derive(Args, Debug)]
@@ -166,12 +168,15 @@ pub struct EntryArgs {
     #[command(flatten)]
     pub node: NodeArgs,
     /// Send what arrives at LISTEN to DEST, like `ssh -L` for UDP: IP:PORT=HOST:PORT; a name is resolved
-    /// at the exit (repeatable)
+    /// at the exit. With `,idle_s=SECONDS` behind it, flows that have sent nothing for so long are closed (repeatable)
     #[arg(long = "forward", value_name = "LISTEN=DEST")]
     pub forwards: Vec<Forward>,
     /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub pymix: Vec<SocketAddr>,
+    /// Serve SOCKS5 clients, for UDP (repeatable); beyond loopback only those in `socks_users` of the key file
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    pub socks: Vec<SocketAddr>,
 }
 
 /// `eddy mix`.
@@ -190,12 +195,13 @@ pub struct ExitArgs {
     /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Let traffic reach this network although it is private, loopback or this host's own (repeatable)
-    #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
-    pub allow: Vec<IpNet>,
-    /// Let no traffic reach this network; the narrowest of all --allow and --deny decides (repeatable)
-    #[arg(long = "deny", value_name = "CIDR", value_parser = parse_network)]
-    pub deny: Vec<IpNet>,
+    /// Let traffic reach this network although it is private, loopback or this host's own; with :PORT or
+    /// :PORT-PORT behind it these ports alone (repeatable)
+    #[arg(long = "allow", value_name = "CIDR")]
+    pub allow: Vec<Rule>,
+    /// Let no traffic reach this network, or ports of it; the narrowest of all --allow and --deny decides (repeatable)
+    #[arg(long = "deny", value_name = "CIDR")]
+    pub deny: Vec<Rule>,
 }
 
 /// `eddy run`.
@@ -216,6 +222,57 @@ pub struct StatusArgs {
     /// Print a line of JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+const FORWARD_HELP: &str = "\
+Examples:
+    eddy forward add --config demo/entry.toml 127.0.0.1:5000=192.0.2.7:5000
+    eddy forward add --config demo/entry.toml 127.0.0.1:0=dns.example:53,idle_s=30
+    eddy forward list --config demo/entry.toml
+    eddy forward remove --config demo/entry.toml 127.0.0.1:5000
+
+The entry must run, and its configuration name a command socket (`commands`), as `eddy init` writes it. What is
+added so is gone with the entry; what is to stay belongs in the configuration.";
+
+/// `eddy forward`.
+#[derive(Args, Debug)]
+#[command(after_help = FORWARD_HELP)]
+pub struct ForwardArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: ForwardAction,
+}
+
+/// What to do with forwards.
+#[derive(Debug, Subcommand)]
+pub enum ForwardAction {
+    /// Listen at more ports
+    Add {
+        /// The configuration that the entry runs with
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// As for `eddy entry --forward`; port 0 takes one that is free
+        #[arg(value_name = "LISTEN=DEST", required = true)]
+        forwards: Vec<Forward>,
+    },
+    /// Close ports, and their flows
+    Remove {
+        /// The configuration that the entry runs with
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// Where it listens
+        #[arg(value_name = "LISTEN", value_parser = parse_listen, required = true)]
+        listen: Vec<SocketAddr>,
+    },
+    /// Print all forwards
+    List {
+        /// The configuration that the entry runs with
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: PathBuf,
+        /// Print a line of JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 const DOCTOR_HELP: &str = "\
@@ -249,6 +306,7 @@ Examples:
     eddy chain --mixes 7 --class S --mixing threshold:n=5
     eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
     eddy chain --stay --forward 5000=127.0.0.1:9      a chain to play with, until Ctrl-C
+    eddy chain --stay --socks 1080                    the same for SOCKS5 clients, with UDP
 
 Ends with 0 only if every message was delivered and answered and every ledger closes.";
 
@@ -311,6 +369,9 @@ pub struct ChainArgs {
     /// Have the entry listen for PyMix clients (repeatable)
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub pymix: Vec<SocketAddr>,
+    /// Have the entry serve SOCKS5 clients, for UDP (repeatable; loopback only)
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    pub socks: Vec<SocketAddr>,
     /// Have the entry send what arrives at LISTEN to DEST (repeatable)
     #[arg(long = "forward", value_name = "LISTEN=DEST")]
     pub forwards: Vec<Forward>,
@@ -318,11 +379,11 @@ pub struct ChainArgs {
     #[arg(long, value_name = "ADDR")]
     pub resolver: Option<SocketAddr>,
     /// Let the exit reach this network, too; loopback it may reach already (repeatable)
-    #[arg(long = "allow", value_name = "CIDR", value_parser = parse_network)]
-    pub allow: Vec<IpNet>,
+    #[arg(long = "allow", value_name = "CIDR")]
+    pub allow: Vec<Rule>,
     /// Keep the exit from this network; the narrowest of all --allow and --deny decides (repeatable)
-    #[arg(long = "deny", value_name = "CIDR", value_parser = parse_network)]
-    pub deny: Vec<IpNet>,
+    #[arg(long = "deny", value_name = "CIDR")]
+    pub deny: Vec<Rule>,
 }
 
 impl Cli {

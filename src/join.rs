@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
 use control::{Control, DataOp, EndReason, Event, Input, Output};
@@ -23,8 +24,10 @@ const AGAIN: Duration = Duration::from_micros(100);
 const PUNTS_MAX: usize = 1024;
 /// Operations of one turn at most, beside one for every channel that is retired with its link: three slots, a
 /// keepalive and the end of every link; three setup cells for each seat of an entry; for each punt at most eight;
-/// answers of the resolver. Nothing is taken in while some of them wait, so this bounds the backlog too.
-const BACKLOG_MAX: usize = 5 * (1 << control::LINK_PLACE_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256;
+/// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog too.
+const BACKLOG_MAX: usize = 5 * (1 << control::LINK_PLACE_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
+/// Orders of an operator's and of SOCKS clients taken in one turn.
+const ORDERS_MAX: usize = 64;
 
 /// Something for the node around the joint.
 pub enum Note {
@@ -139,6 +142,13 @@ impl Joint {
             self.backlog.shrink_to(PUNTS_MAX);
         }
         self.ops.signal();
+    }
+
+    /// Takes some of what the worker is ordered beside what control wants, unless it is behind with that.
+    pub fn take_orders(&mut self, orders: &Receiver<Op>) {
+        if self.backlog.is_empty() {
+            self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
+        }
     }
 
     /// Answers a [`Note::Resolve`].

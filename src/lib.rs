@@ -2,16 +2,21 @@
 //!
 //! This crate is the command and what it is made of. [`config`] reads what operators write, [`node`] runs
 //! `control` and `dataplane` side by side, [`workers`] makes the latter, [`join`] carries what they say to each other, [`resolver`] looks
-//! names up for the exit, [`sockets`] binds or takes over what a node talks through, [`report`] is what a
-//! node says of itself, [`status`] says it over a Unix socket, [`cli`] and [`commands`] are the command.
+//! names up for the exit, [`sockets`] binds or takes over what a node talks through, [`listeners`] are those of an entry,
+//! which [`console`] changes while it runs and [`socks`] opens for SOCKS5 clients. [`report`] is what a node says of
+//! itself, [`status`] says it over a Unix socket ([`local`]). [`cli`] and [`commands`] are the command.
 
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod console;
 pub mod join;
+pub mod listeners;
+pub mod local;
 pub mod node;
 pub mod report;
 pub mod resolver;
 pub mod sockets;
+pub mod socks;
 pub mod status;
 pub mod workers;

@@ -3,9 +3,10 @@
 //! Owns the control thread, and what a node's readings are made from. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else leaves through the workers.
 
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -20,6 +21,7 @@ use dataplane::links::Side;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
+use dataplane::table::Op;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -28,8 +30,10 @@ use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
 use crate::join::{Joint, Note};
+use crate::listeners::Listeners;
 use crate::report::NodeReport;
 use crate::resolver::Resolver;
+use crate::socks;
 use crate::workers::Workers;
 
 /// All a node needs to run.
@@ -60,6 +64,8 @@ pub struct Sockets {
     pub down: Vec<UdpSocket>,
     /// The entry's listeners.
     pub listeners: Vec<(UdpSocket, Listener)>,
+    /// The entry's SOCKS ports.
+    pub socks: Vec<TcpListener>,
 }
 
 /// What control last said of itself.
@@ -78,8 +84,10 @@ struct Reporter {
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<latency::Shared>,
     control: Arc<Mutex<ControlState>>,
-    /// The link and listening sockets, to ask the kernel what it dropped there.
+    /// The link sockets, to ask the kernel what it dropped there.
     sockets: Arc<Vec<UdpSocket>>,
+    /// An entry's other ones.
+    listeners: Option<Listeners>,
     turns: Vec<Arc<Turns>>,
     clock: Clock,
 }
@@ -92,7 +100,8 @@ impl Reporter {
         NodeReport {
             turns,
             sleeps,
-            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum(),
+            kernel_drops: self.sockets.iter().filter_map(|socket| sys::kernel_drops(socket).ok()).sum::<u64>()
+                + self.listeners.as_ref().map_or(0, Listeners::kernel_drops),
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
@@ -127,6 +136,7 @@ pub struct Node {
     control_waker: Arc<Waker>,
     workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
+    socks: Option<socks::Server>,
 }
 
 /// A fresh generator seeded by the operating system.
@@ -167,15 +177,24 @@ impl Node {
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
         raise_descriptors(&mut spec.config.part);
-        let NodeSpec { role, chain, position, next, lanes, config, keys, sockets } = spec;
+        let NodeSpec { role, chain, position, next, lanes, config, keys, mut sockets } = spec;
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new()?);
         let stop = Arc::new(AtomicBool::new(false));
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
-        for socket in links.chain(sockets.listeners.iter().map(|(socket, _)| socket)) {
+        for socket in links {
             watched.push(socket.try_clone()?);
         }
+        let socks = std::mem::take(&mut sockets.socks);
+        let (order, orders) = mpsc::channel();
+        let listeners = match &config.part {
+            Part::Entry(part) => {
+                let (first, waker) = (&sockets.listeners, control_waker.clone());
+                Some(Listeners::new(chain.shape, part.flow_idle, first, order, waker)?)
+            }
+            Part::Mix { .. } | Part::Exit(_) => None,
+        };
         let handshake_sockets = (clone(sockets.up.first())?, clone(sockets.down.first())?);
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .context("the configuration contradicts itself")?;
@@ -183,13 +202,16 @@ impl Node {
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
         let joint = Joint::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
-        let reporter = Reporter { role, position, ledgers, profiles, control: control_state, sockets, turns, clock };
+        let (control, listening) = (control_state, listeners.clone());
+        let reporter =
+            Reporter { role, position, ledgers, profiles, control, sockets, listeners: listening, turns, clock };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
         };
         let thread = ControlThread {
             joint,
+            orders,
             resolver,
             sockets: handshake_sockets,
             reporter: reporter.clone(),
@@ -197,7 +219,16 @@ impl Node {
             stop: stop.clone(),
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
-        Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control })
+        let socks = match listeners {
+            Some(listeners) if !socks.is_empty() => Some(socks::serve(socks, keys.socks_users, listeners)?),
+            _ => None,
+        };
+        Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control, socks })
+    }
+
+    /// The listening sockets, of an entry.
+    pub fn listeners(&self) -> Option<Listeners> {
+        self.reporter.listeners.clone()
     }
 
     /// A reading of all counters.
@@ -221,6 +252,7 @@ impl Node {
     /// # Errors
     /// A thread had died.
     pub fn stop(self) -> anyhow::Result<NodeReport> {
+        drop(self.socks);
         self.stop.store(true, Ordering::Release);
         self.wakers.iter().for_each(|waker| waker.wake());
         self.control_waker.wake();
@@ -271,6 +303,8 @@ pub fn control_config(
 
 struct ControlThread {
     joint: Joint,
+    /// What the worker is to do beside what control wants.
+    orders: Receiver<Op>,
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
@@ -294,6 +328,7 @@ impl ControlThread {
             while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
                 self.joint.resolved(query, addresses);
             }
+            self.joint.take_orders(&self.orders);
             let wake = self.turn(clock.elapsed());
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
         }
@@ -315,6 +350,9 @@ impl ControlThread {
             Note::Event(event) => log(&event),
             Note::Notice(Notice::TooLarge { from, len, max }) => {
                 warn!("a datagram of {len} bytes from {from} was dropped: at most {max} travel (8 fragments)");
+            }
+            Note::Notice(Notice::Deaf { why }) => {
+                warn!("the entry cannot listen at a socket that it was given: {why}");
             }
             Note::Notice(Notice::Refused { destination, status }) => {
                 warn!("the exit refused {destination}: {}", status_text(status));
@@ -379,6 +417,7 @@ mod tests {
             profiles: Vec::new(),
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
+            listeners: None,
             turns: Vec::new(),
             clock: Clock::start(),
         };

@@ -4,9 +4,10 @@
 //! next hop, in an operator's words. Their options are [`crate::node`]'s.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
-use dataplane::entry::Listener;
+use dataplane::entry::{Kind, Listener};
 use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
@@ -22,14 +23,16 @@ const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
 
 /// A socket that the node wants.
 struct Wanted {
-    /// What it is for: `up`, `down`, `a forward`, `pymix`.
+    /// What it is for: `up`, `down`, `a forward`, `pymix`, `socks`.
     name: &'static str,
     /// Where the operator said so, and what.
     said: String,
     /// Where it is, or shall be, bound.
     address: SocketAddr,
+    /// TCP and not UDP.
+    stream: bool,
     /// Passed by whoever started the node.
-    passed: Option<UdpSocket>,
+    passed: Option<OwnedFd>,
 }
 
 /// Binds a node's sockets, or takes those that were passed. Tells the next hop's address, too; none at
@@ -42,6 +45,8 @@ pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<So
     let next = loaded.next_address()?;
     let lanes = loaded.lanes();
     let (mut wanted, listeners) = wanted(config, next, lanes)?;
+    let socks = wanted.iter().filter(|one| one.stream).count();
+    open_to_all(loaded)?;
     take(&mut wanted, &mut passed, config.role())?;
     apart(&wanted)?;
     if let Some(next) = next {
@@ -50,19 +55,25 @@ pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<So
     // Towards the next hop several sockets share a port, each for one of its lanes.
     let (downs, mut shared) = (lanes.downs(), None);
     let mut bound = Vec::with_capacity(wanted.len());
-    for Wanted { name, said, address, passed } in wanted {
+    for Wanted { name, said, address, stream, passed } in wanted {
         let share = name == "down" && downs > 1;
-        let refused = |why: io::Error| cannot_bind(&said, address, &why);
+        let new = || -> io::Result<OwnedFd> {
+            Ok(match (stream, share) {
+                (true, _) => TcpListener::bind(address)?.into(),
+                (false, true) => bind_shared(address)?.into(),
+                (false, false) => UdpSocket::bind(address)?.into(),
+            })
+        };
         bound.push(match passed {
             Some(socket) => socket,
-            None if share => bind_shared(address).map_err(refused)?,
-            None => UdpSocket::bind(address).map_err(refused)?,
+            None => new().map_err(|why| if stream { cannot_listen } else { cannot_bind }(&said, address, &why))?,
         });
         if share {
             shared = Some(said);
         }
     }
-    let mut bound = bound.into_iter();
+    let socks = bound.split_off(bound.len() - socks).into_iter().map(TcpListener::from).collect();
+    let mut bound = bound.into_iter().map(UdpSocket::from);
     let up = bound.by_ref().take(config.up.map_or(0, |_| lanes.own)).collect();
     let mut down: Vec<UdpSocket> = bound.by_ref().take(usize::from(next.is_some())).collect();
     if let (Some(down), Some(next)) = (down.first(), next) {
@@ -75,7 +86,31 @@ pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<So
             mistake(said, what, "if it was passed, let whoever binds it set SO_REUSEPORT (systemd: ReusePort=yes)")
         })?;
     }
-    Ok((Sockets { up, down, listeners: bound.zip(listeners).collect() }, next))
+    Ok((Sockets { up, down, listeners: bound.zip(listeners).collect(), socks }, next))
+}
+
+/// A SOCKS port that other hosts reach needs users, or it would serve everybody.
+fn open_to_all(loaded: &Loaded) -> Result<(), ConfigError> {
+    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
+    let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
+    match open {
+        Some(nth) if loaded.keys.socks_users.is_empty() => {
+            let listen = entry.socks[nth];
+            let said = match loaded.config.place("socks", nth) {
+                Some(place) => format!("{place}: socks on {listen}"),
+                None => format!("--socks {listen}"),
+            };
+            let keys = loaded.config.keys.display();
+            Err(mistake(
+                said,
+                "other hosts reach this address, and nobody is asked who they are",
+                format!(
+                    "add `[socks_users]` and lines such as `alice = \"password\"` to {keys}, or listen at 127.0.0.1"
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A socket whose port others of ours may share.
@@ -152,7 +187,8 @@ fn wanted(
     lanes: Lanes,
 ) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
     let mut wanted = Vec::new();
-    let mut want = |name, said, address| wanted.push(Wanted { name, said, address, passed: None });
+    let mut want =
+        |name, said, address| wanted.push(Wanted { name, said, address, stream: name == "socks", passed: None });
     if let Some(up) = config.up {
         let said = format!("{}: up = \"{up}\"", place(config, "up"));
         for lane in 0..lanes.own {
@@ -177,13 +213,13 @@ fn wanted(
     }
     let mut listeners = Vec::new();
     if let Part::Entry(entry) = &config.part {
-        for (i, Forward { listen, to }) in entry.forwards.iter().enumerate() {
+        for (i, Forward { listen, to, idle }) in entry.forwards.iter().enumerate() {
             let said = match config.place("forward", i) {
                 Some(place) => format!("{place}: the forward on {listen}"),
                 None => format!("--forward {listen}={to}"),
             };
             want("a forward", said, *listen);
-            listeners.push(Listener::Forward(to.clone()));
+            listeners.push(Listener { kind: Kind::Forward(to.clone()), idle: idle.unwrap_or(entry.flow_idle) });
         }
         for (i, listen) in entry.pymix.iter().enumerate() {
             let said = match config.place("pymix", i) {
@@ -191,7 +227,14 @@ fn wanted(
                 None => format!("--pymix {listen}"),
             };
             want("pymix", said, *listen);
-            listeners.push(Listener::Pymix);
+            listeners.push(Listener { kind: Kind::Pymix, idle: entry.flow_idle });
+        }
+        for (i, listen) in entry.socks.iter().enumerate() {
+            let said = match config.place("socks", i) {
+                Some(place) => format!("{place}: socks on {listen}"),
+                None => format!("--socks {listen}"),
+            };
+            want("socks", said, *listen);
         }
     }
     Ok((wanted, listeners))
@@ -212,14 +255,19 @@ fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<
             format!("pass {names} in this order, or none"),
         ));
     }
+    let and_tcp = if wanted.iter().any(|one| one.stream) { ", and for socks listening TCP ones" } else { "" };
     for (i, one) in wanted.iter_mut().enumerate() {
-        let taken = passed.take_udp_socket(i).and_then(|socket| match socket {
-            Some(socket) => socket.local_addr().map(|address| (socket, address)),
-            None => Err(io::Error::other("it was taken already")),
-        });
+        let again = || io::Error::other("it was taken already");
+        let taken: io::Result<(OwnedFd, SocketAddr)> = if one.stream {
+            let socket = passed.take_tcp_listener(i).and_then(|socket| socket.ok_or_else(again));
+            socket.and_then(|socket| socket.local_addr().map(|address| (socket.into(), address)))
+        } else {
+            let socket = passed.take_udp_socket(i).and_then(|socket| socket.ok_or_else(again));
+            socket.and_then(|socket| socket.local_addr().map(|address| (socket.into(), address)))
+        };
         let (socket, address) = taken.map_err(|why| {
             let socket = format!("LISTEN_FDS: descriptor {} for {}", 3 + i, one.name);
-            mistake(socket, in_words(&why), format!("pass bound UDP sockets: {names}"))
+            mistake(socket, in_words(&why), format!("pass bound UDP sockets{and_tcp}: {names}"))
         })?;
         (one.said, one.address) = (format!("LISTEN_FDS: {} on {address}", one.name), address);
         one.passed = Some(socket);
@@ -234,7 +282,8 @@ fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
         let clash = |other: &&Wanted| {
             let there = other.address.ip();
             let any = there.is_unspecified() || ip.is_unspecified();
-            port != 0 && other.address.port() == port && (there == ip || any && there.is_ipv4() == ip.is_ipv4())
+            let same = other.stream == one.stream && other.address.port() == port;
+            port != 0 && same && (there == ip || any && there.is_ipv4() == ip.is_ipv4())
         };
         if let Some(other) = wanted[..i].iter().find(clash) {
             let what = format!("{} has port {port} already, on {}", other.name, other.address);
@@ -265,7 +314,7 @@ fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<()
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => is_own(next.ip()),
         bound => bound == next.ip(),
     };
-    let own = wanted.iter().find(|one| one.address.port() == next.port() && reaches(one.address.ip()));
+    let own = wanted.iter().find(|one| !one.stream && one.address.port() == next.port() && reaches(one.address.ip()));
     let Some(own) = own else { return Ok(()) };
     let remedy = match &config.next {
         Some(_) => format!("write where {name} is reached; it published {published}"),
@@ -283,12 +332,21 @@ fn is_own(ip: IpAddr) -> bool {
 
 /// Why a socket cannot be bound, in an operator's words. `said` is where the operator said so, and what.
 pub(crate) fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
+    unbindable(said, address, "ss -ulpn", why)
+}
+
+/// The same of a TCP socket.
+pub(crate) fn cannot_listen(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
+    unbindable(said, address, "ss -tlpn", why)
+}
+
+fn unbindable(said: &str, address: SocketAddr, list: &str, why: &io::Error) -> ConfigError {
     let port = address.port();
     match why.kind() {
         ErrorKind::AddrInUse if port > 0 => mistake(
             said,
             "another process has this port",
-            format!("find it with `ss -ulpn 'sport = :{port}'` and end it, or take another port"),
+            format!("find it with `{list} 'sport = :{port}'` and end it, or take another port"),
         ),
         ErrorKind::AddrNotAvailable => mistake(
             said,

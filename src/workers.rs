@@ -121,7 +121,7 @@ impl Workers {
         let (up, down) = (sockets.up, sockets.down);
         let missing = |side: &str| format!("the {} needs its {side} socket", config.role().name());
         match &config.part {
-            Part::Entry(part) => {
+            Part::Entry(_) => {
                 let seat = seats.remove(0);
                 let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
                 let delays = chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
@@ -132,7 +132,6 @@ impl Workers {
                     hugepages,
                     next_lanes: lanes.next,
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
-                    flow_idle: part.flow_idle,
                 };
                 let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, trains)?;
                 let down = port(down.into_iter().next().with_context(|| missing("down"))?, Side::Down);

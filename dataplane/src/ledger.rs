@@ -119,8 +119,12 @@ drops! {
     RefusedFull => "refused-full",
     /// From an address that no flow of the socket talks to.
     Filtered => "filtered",
-    /// A pymix datagram too short for its header, or to port 0.
+    /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is none or too long.
     BadAddress => "bad-address",
+    /// Entry: part of a datagram that a SOCKS client has cut up (RFC 1928 lets a relay refuse that).
+    SocksFragment => "socks-fragment",
+    /// Entry: at the relay of a SOCKS association, from somebody else than its client.
+    Foreign => "not-the-client",
     /// Its flow or channel ended while it waited.
     Ended => "ended",
     /// Still held when the node stopped.

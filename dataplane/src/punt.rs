@@ -97,6 +97,11 @@ pub enum Notice {
         /// The most that travels.
         max: usize,
     },
+    /// Entry: a socket that it was given cannot be listened at.
+    Deaf {
+        /// The system's word.
+        why: String,
+    },
     /// Entry: the exit refused a flow.
     Refused {
         /// What the flow is for.

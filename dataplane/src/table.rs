@@ -4,7 +4,7 @@
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
 //! announces it. Windows and keys advance here and nowhere else.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use hashbrown::HashMap;
 use wire::cell::{Direction, Header};
@@ -15,6 +15,7 @@ use wire::replay::{Refused, Window};
 use wire::setup::HopSecrets;
 use zeroize::Zeroizing;
 
+use crate::entry::Listener;
 use crate::ledger::Drop;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
@@ -97,6 +98,20 @@ pub enum Op {
         old: u32,
         /// Its replacement.
         new: u32,
+    },
+    /// Entry: listen at one more socket.
+    Listen {
+        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
+        id: u32,
+        /// The socket, bound.
+        socket: UdpSocket,
+        /// What to do with its datagrams.
+        listener: Listener,
+    },
+    /// Entry: close a listening socket, and forget its clients.
+    Unlisten {
+        /// Which.
+        id: u32,
     },
     /// A cell of control's: sealed body, header in the clear.
     Inject {

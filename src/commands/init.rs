@@ -4,6 +4,7 @@
 //! which suits one operator; with several, each hands the others a signed descriptor and keeps the
 //! keys.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -15,10 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use control::descriptor::{draw_secret, draw_x25519};
 use control::{Caps, Descriptor};
+use dataplane::exit::policy::Rule;
 use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
-use ipnet::IpNet;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Shape};
@@ -62,9 +63,9 @@ pub struct Plan {
     /// The entry.
     pub entry: PlannedEntry,
     /// What the exit may reach beyond the public network.
-    pub allow: Vec<IpNet>,
+    pub allow: Vec<Rule>,
     /// What it may not, although it is public.
-    pub deny: Vec<IpNet>,
+    pub deny: Vec<Rule>,
     /// Where the exit resolves names; the system's name server unless set.
     pub resolver: Option<SocketAddr>,
     /// Whether files may be overwritten.
@@ -91,6 +92,8 @@ pub struct PlannedEntry {
     pub forwards: Vec<Forward>,
     /// Its pymix ports.
     pub pymix: Vec<SocketAddr>,
+    /// Its SOCKS ports.
+    pub socks: Vec<SocketAddr>,
 }
 
 impl Plan {
@@ -114,6 +117,7 @@ impl Plan {
                 channels: CHANNELS,
                 forwards: Vec::new(),
                 pymix: Vec::new(),
+                socks: Vec::new(),
             },
             allow: Vec::new(),
             deny: Vec::new(),
@@ -172,6 +176,7 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
         setup: draw_x25519(&mut rng).0,
         psk_up: None,
         psk_down: None,
+        socks_users: BTreeMap::new(),
     };
     let mut nodes = vec![Written {
         name: node_name(NodeRole::Entry, 0),
@@ -183,7 +188,8 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
         let role = if index == h { NodeRole::Exit } else { NodeRole::Mix };
         let (noise, noise_public) = draw_x25519(&mut rng);
         let (setup, setup_public) = draw_x25519(&mut rng);
-        let keys = Keys { identity: draw_secret(&mut rng), noise, setup, psk_up: None, psk_down: None };
+        let (identity, socks_users) = (draw_secret(&mut rng), BTreeMap::new());
+        let keys = Keys { identity, noise, setup, psk_up: None, psk_down: None, socks_users };
         let identity = control::Identity::from_seed(&keys.identity);
         let delay = if role == NodeRole::Mix { plan.mixing.largest_delay() } else { Duration::ZERO };
         let descriptor = Descriptor {
@@ -321,13 +327,22 @@ fn entry_config(plan: &Plan) -> String {
     if !entry.pymix.is_empty() {
         let _ = writeln!(text, "pymix = {}", strings(&entry.pymix));
     }
+    if entry.socks.is_empty() {
+        text += "# socks = [\"127.0.0.1:1080\"]   # SOCKS5 for UDP; other hosts need [socks_users] in the key file\n";
+    } else {
+        let _ = writeln!(text, "socks = {}", strings(&entry.socks));
+    }
+    text += "commands = \"entry.cmd\"   # `eddy forward` talks to the entry there\n";
     text += &tail(plan);
     text += "\n# Datagrams sent to `listen` come out at the exit towards `to`; a name is resolved there.\n";
     if entry.forwards.is_empty() {
         text += "# [[forward]]\n# listen = \"127.0.0.1:5000\"\n# to = \"192.0.2.7:5000\"\n";
     }
-    for Forward { listen, to } in &entry.forwards {
+    for Forward { listen, to, idle } in &entry.forwards {
         let _ = write!(text, "[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        if let Some(idle) = idle {
+            let _ = writeln!(text, "idle_s = {}", idle.as_secs());
+        }
     }
     text
 }
@@ -351,6 +366,7 @@ fn exit_config(plan: &Plan) -> String {
          # refused unless listed here.\n\
          allow = {}\n\
          # Public networks are open unless listed here; the narrowest entry of both lists decides.\n\
+         # Ports may follow, as in \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\" or \"[2001:db8::/32]:53\".\n\
          deny = {}\n\
          {}\n\
          # flow_idle_s = {FLOW_IDLE_S}\n\
@@ -374,13 +390,16 @@ fn strings<T: std::fmt::Display>(all: &[T]) -> String {
 
 fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
     let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
-    let why = match role {
-        NodeRole::Entry => "# An entry shows none of these to anyone.\n",
-        NodeRole::Mix | NodeRole::Exit => "# Whoever has these is this node.\n",
+    let (why, more) = match role {
+        NodeRole::Entry => (
+            "# An entry shows none of these to anyone.\n",
+            "\n# Who may use its SOCKS ports from other hosts.\n# [socks_users]\n# alice = \"password\"\n",
+        ),
+        NodeRole::Mix | NodeRole::Exit => ("# Whoever has these is this node.\n", ""),
     };
     Zeroizing::new(format!(
         "# Private keys: for the user who runs the node alone (mode 0600).\n{why}\
-         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n",
+         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n{more}",
         *line(&keys.identity),
         *line(&keys.noise),
         *line(&keys.setup),

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod docs;
 pub mod doctor;
+pub mod forward;
 pub mod init;
 pub mod run;
 pub mod status;
@@ -53,7 +54,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Entry(args) => run::run(
             Some(NodeRole::Entry),
             &args.node,
-            run::Extras { forwards: args.forwards, pymix: args.pymix, ..run::Extras::default() },
+            run::Extras { forwards: args.forwards, pymix: args.pymix, socks: args.socks, ..run::Extras::default() },
         ),
         Command::Mix(args) => run::run(Some(NodeRole::Mix), &args.node, run::Extras::default()),
         Command::Exit(args) => run::run(
@@ -63,6 +64,7 @@ pub fn run(cli: Cli) -> ExitCode {
         ),
         Command::Run(args) => run::run(None, &args.node, run::Extras::default()),
         Command::Status(args) => status::run(&args),
+        Command::Forward(args) => forward::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),
         Command::Completions { shell } => docs::completions(shell),

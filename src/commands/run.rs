@@ -9,21 +9,22 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::entry::{Destination, Listener};
-use ipnet::IpNet;
+use dataplane::entry::Kind;
+use dataplane::exit::policy::Rule;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use wire::frames::{Address, Frame};
+use wire::cell::Shape;
+use wire::frames;
 use wire::gcm::Engine;
 
 use crate::cli::NodeArgs;
 use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, node_name};
+use crate::local::Bound;
 use crate::node::{Node, NodeSpec, Sockets};
 use crate::report::{self, NodeReport};
-use crate::sockets;
-use crate::status::Bound;
+use crate::{console, listeners, sockets, status};
 
 /// How often a running node is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,10 +36,12 @@ pub struct Extras {
     pub forwards: Vec<Forward>,
     /// More pymix ports, at the entry.
     pub pymix: Vec<SocketAddr>,
+    /// More SOCKS ports, at the entry.
+    pub socks: Vec<SocketAddr>,
     /// More networks, at the exit.
-    pub allow: Vec<IpNet>,
+    pub allow: Vec<Rule>,
     /// Networks to keep from, at the exit.
-    pub deny: Vec<IpNet>,
+    pub deny: Vec<Rule>,
 }
 
 /// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input; one of any role, unless it is said.
@@ -71,14 +74,26 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
     let place = loaded.config.place("status", 0).unwrap_or_else(|| Place::file(&args.config));
-    let status = Bound::new(&loaded.config.status, &place)?;
+    let status = Bound::new(&loaded.config.status, "status", &place)?;
+    let commands = match &loaded.config.part {
+        Part::Entry(part) => part.commands.as_ref(),
+        Part::Mix { .. } | Part::Exit(_) => None,
+    };
+    let place = loaded.config.place("commands", 0).unwrap_or_else(|| Place::file(&args.config));
+    let console = commands.map(|path| Bound::new(path, "commands", &place)).transpose()?;
     let (sockets, next) = sockets::open(&loaded, passed)?;
     let ready = ready_line(&loaded, &sockets);
+    let lengths = (role == NodeRole::Entry).then(|| lengths_line(loaded.chain.shape));
     let lanes = loaded.lanes();
     let Loaded { config, chain, keys } = loaded;
     let node = Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
-    let status = status.serve(node.reporter()).context("status socket")?;
+    let status = status::serve(status, node.reporter()).context("status socket")?;
+    let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
+    let console = console.transpose().context("command socket")?;
     tracing::info!("{ready}");
+    if let Some(lengths) = lengths {
+        tracing::info!("{lengths}");
+    }
     tell(&[NotifyState::Ready, NotifyState::Status(&ready)]);
     let mut trains = node.report().messages.trains;
     let why = loop {
@@ -99,7 +114,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     };
     tracing::info!("ending: {why}");
     tell(&[NotifyState::Stopping]);
-    drop(status);
+    drop((status, console));
     print(&node.stop()?, args.report_json);
     Ok(())
 }
@@ -129,6 +144,7 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
         Part::Entry(entry) => {
             entry.forwards.extend(extras.forwards);
             entry.pymix.extend(extras.pymix);
+            entry.socks.extend(extras.socks);
         }
         Part::Exit(exit) => {
             exit.allow.extend(extras.allow);
@@ -141,22 +157,22 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
 /// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    let payload = loaded.chain.shape.payload();
-    for Forward { to, .. } in &entry.forwards {
-        if let Destination::Name(name, port) = to {
-            let open = Frame::Open { flow: 0, map: 0, token: [0; 16], to: Address::Name(name, *port) };
-            if open.len() > payload {
-                return Err(ConfigError::Arguments(format!(
-                    "the name {name} is too long for a cell of class {}: at most {} bytes travel; forward to its \
-                     address instead, or use a larger class",
-                    loaded.chain.shape.class(),
-                    payload - (open.len() - name.len())
-                )));
-            }
-        }
-    }
-    Ok(())
+    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))
 }
+
+/// What an application should know of lengths: beyond one cell a datagram costs as many as it takes, and is lost with
+/// any of them.
+fn lengths_line(shape: Shape) -> String {
+    let one = shape.payload() - frames::DGRAM_OVERHEAD;
+    format!(
+        "datagrams of up to {one} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD),
+        one.saturating_sub(WIREGUARD_OVERHEAD)
+    )
+}
+
+/// What WireGuard adds to a packet: header and tag (its whitepaper, 5.4.6).
+const WIREGUARD_OVERHEAD: usize = 16 + 16;
 
 /// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,
 /// and the ledger must still come out.
@@ -194,10 +210,14 @@ fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
         }
     }
     for (socket, listener) in &sockets.listeners {
-        line += &match listener {
-            Listener::Forward(to) => format!(", forward {}={to}", local(socket)),
-            Listener::Pymix => format!(", pymix {}", local(socket)),
+        line += &match &listener.kind {
+            Kind::Forward(to) => format!(", forward {}={to}", local(socket)),
+            Kind::Pymix => format!(", pymix {}", local(socket)),
+            Kind::Socks(_) => continue,
         };
+    }
+    for socket in &sockets.socks {
+        line += &format!(", socks {}", socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string()));
     }
     line + &format!(", status {}", config.status.display())
 }

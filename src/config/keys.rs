@@ -1,5 +1,6 @@
 //! A node's private keys: a file of their own that only its user may read.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -31,6 +32,9 @@ pub struct Keys {
     /// Pre-shared key with the next hop, if the operators agreed on one.
     #[serde(default, deserialize_with = "optional_secret")]
     pub psk_down: Option<Secret>,
+    /// At an entry: who may use its SOCKS ports from other hosts, and their passwords.
+    #[serde(default, deserialize_with = "users")]
+    pub socks_users: BTreeMap<String, Zeroizing<String>>,
 }
 
 impl Keys {
@@ -116,6 +120,18 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error
         }
     }
     deserializer.deserialize_str(Visitor)
+}
+
+/// Names and passwords, 1 to 255 bytes each (RFC 1929). No message quotes one.
+fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Zeroizing<String>>, D::Error> {
+    let users = BTreeMap::<String, String>::deserialize(deserializer)
+        .map_err(|_| de::Error::custom("socks_users takes a line `name = \"password\"` for each user"))?;
+    let users: BTreeMap<_, _> = users.into_iter().map(|(name, word)| (name, Zeroizing::new(word))).collect();
+    let fit = |text: &str| (1..=255).contains(&text.len());
+    match users.iter().find(|(name, word)| !fit(name) || !fit(word)) {
+        Some(_) => Err(de::Error::custom("names and passwords of socks_users have 1 to 255 bytes")),
+        None => Ok(users),
+    }
 }
 
 fn optional_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {

@@ -28,7 +28,7 @@ pub use chain::{Chain, ChainNode};
 pub(crate) use error::in_words;
 pub use error::{ConfigError, Place};
 pub use keys::Keys;
-pub(crate) use node::parse_network;
+pub(crate) use node::parse_idle;
 pub use node::{EntryPart, ExitPart, Forward, NodeConfig, Part};
 pub(crate) use source::encode_base64;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use control::Caps;
 use dataplane::entry::Destination;
+use dataplane::exit::policy::Rule;
 use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
-use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -90,6 +90,10 @@ pub struct EntryPart {
     pub forwards: Vec<Forward>,
     /// Ports whose datagrams begin with their destination.
     pub pymix: Vec<SocketAddr>,
+    /// TCP ports for SOCKS5 clients.
+    pub socks: Vec<SocketAddr>,
+    /// The Unix socket that `eddy forward` talks to.
+    pub commands: Option<PathBuf>,
 }
 
 /// A port of the entry and the destination of what is sent there.
@@ -99,6 +103,8 @@ pub struct Forward {
     pub listen: SocketAddr,
     /// Where the exit sends to.
     pub to: Destination,
+    /// Its flows are closed when they have sent nothing for so long, instead of [`EntryPart::flow_idle`].
+    pub idle: Option<Duration>,
 }
 
 impl std::str::FromStr for Forward {
@@ -108,18 +114,42 @@ impl std::str::FromStr for Forward {
         let (listen, to) = text.split_once('=').ok_or_else(|| {
             format!("{text:?} is no LISTEN=DEST: write for example 127.0.0.1:5000=192.0.2.7:5000") //
         })?;
-        Ok(Forward { listen: parse_listen(listen)?, to: parse_destination(to)? })
+        let (to, idle) = match to.split_once(',') {
+            None => (to, None),
+            Some((to, option)) => {
+                let seconds = option.strip_prefix("idle_s=").and_then(|seconds| seconds.parse().ok());
+                let seconds = seconds.ok_or_else(|| {
+                    format!("{option:?} is nothing that a forward takes: write idle_s=SECONDS") //
+                })?;
+                (to, Some(parse_idle(seconds)?))
+            }
+        };
+        Ok(Forward { listen: parse_listen(listen)?, to: parse_destination(to)?, idle })
     }
 }
+
+/// Reads the seconds after which an idle flow is closed.
+///
+/// # Errors
+/// None, or more than a day.
+pub fn parse_idle(seconds: u64) -> Result<Duration, String> {
+    if IDLE_RANGE.contains(&(seconds as i64)) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    Err(format!("idle_s = {seconds}: take {} to {} seconds", IDLE_RANGE.start, IDLE_RANGE.end - 1))
+}
+
+/// Seconds after which an idle flow may be closed.
+const IDLE_RANGE: std::ops::Range<i64> = 1..86_401;
 
 /// What only an exit has.
 #[derive(Clone, Debug)]
 pub struct ExitPart {
     /// Networks that are reachable although they are private, loopback, link-local, multicast or the
     /// exit's own.
-    pub allow: Vec<IpNet>,
+    pub allow: Vec<Rule>,
     /// Networks that are not, although they are public; the narrowest entry of both lists decides.
-    pub deny: Vec<IpNet>,
+    pub deny: Vec<Rule>,
     /// Name server; the system's unless set.
     pub resolver: Option<SocketAddr>,
     /// Idle flows are closed after this.
@@ -154,6 +184,8 @@ struct Raw {
     flow_idle_s: Option<Spanned<i64>>,
     forward: Option<Spanned<Vec<RawForward>>>,
     pymix: Option<Spanned<Vec<Spanned<String>>>>,
+    socks: Option<Spanned<Vec<Spanned<String>>>>,
+    commands: Option<Spanned<String>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
     deny: Option<Spanned<Vec<Spanned<String>>>>,
     resolver: Option<Spanned<String>>,
@@ -167,6 +199,7 @@ struct Raw {
 struct RawForward {
     listen: Spanned<String>,
     to: Spanned<String>,
+    idle_s: Option<Spanned<i64>>,
 }
 
 impl NodeConfig {
@@ -207,20 +240,20 @@ impl NodeConfig {
                 "add the address for cells from the previous hop, such as `up = \"127.0.0.1:4701\"`",
             ));
         }
-        let idle = || source.number("flow_idle_s", raw.flow_idle_s.as_ref(), 1..86_401, FLOW_IDLE_S as i64);
+        let idle = || source.number("flow_idle_s", raw.flow_idle_s.as_ref(), IDLE_RANGE, FLOW_IDLE_S as i64);
         let part = match role {
             NodeRole::Entry => Part::Entry(EntryPart {
                 channels: source.number("channels", raw.channels.as_ref(), 1..257, CHANNELS as i64)? as usize,
                 flow_idle: Duration::from_secs(idle()? as u64),
                 forwards: forwards(source, raw.forward.as_ref())?,
-                pymix: list(raw.pymix.as_ref(), |value| {
-                    parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what))
-                })?,
+                pymix: addresses(source, raw.pymix.as_ref())?,
+                socks: addresses(source, raw.socks.as_ref())?,
+                commands: raw.commands.as_ref().map(&beside),
             }),
             NodeRole::Mix => Part::Mix { mixing: word(source, raw.mixing.as_ref())? },
             NodeRole::Exit => Part::Exit(ExitPart {
-                allow: list(raw.allow.as_ref(), |value| network(source, value))?,
-                deny: list(raw.deny.as_ref(), |value| network(source, value))?,
+                allow: list(raw.allow.as_ref(), |value| rule(source, value))?,
+                deny: list(raw.deny.as_ref(), |value| rule(source, value))?,
                 resolver: raw.resolver.as_ref().map(|value| resolver(source, value)).transpose()?,
                 flow_idle: Duration::from_secs(idle()? as u64),
                 max_flows_per_channel: source.number(
@@ -295,8 +328,11 @@ impl Raw {
         let cores = self.cores.iter().map(|list| ("cores", list.span()));
         let forwards = self.forward.iter().flat_map(|list| list.get_ref());
         let forwards = forwards.map(|forward| ("forward", forward.listen.span()));
-        let pymix = self.pymix.iter().flat_map(|list| list.get_ref()).map(|value| ("pymix", value.span()));
-        let all = settings.chain(numbers).chain(cores).chain(forwards).chain(pymix);
+        let addresses = [("pymix", &self.pymix), ("socks", &self.socks)].into_iter();
+        let addresses = addresses
+            .flat_map(|(key, list)| list.iter().flat_map(|list| list.get_ref()).map(move |value| (key, value.span())));
+        let commands = self.commands.iter().map(|value| ("commands", value.span()));
+        let all = settings.chain(numbers).chain(cores).chain(forwards).chain(addresses).chain(commands);
         all.filter_map(|(key, span)| Some((key, source.at(span).line?))).collect()
     }
 
@@ -307,7 +343,7 @@ impl Raw {
         fn span<T>(value: &Option<Spanned<T>>) -> Span {
             value.as_ref().map(Spanned::span)
         }
-        let keys: [(&str, Span, &[NodeRole]); 14] = [
+        let keys: [(&str, Span, &[NodeRole]); 16] = [
             ("up", span(&self.up), &[Mix, Exit]),
             ("down", span(&self.down), &[Entry, Mix]),
             ("next", span(&self.next), &[Entry, Mix]),
@@ -315,6 +351,8 @@ impl Raw {
             ("channels", span(&self.channels), &[Entry]),
             ("forward", span(&self.forward), &[Entry]),
             ("pymix", span(&self.pymix), &[Entry]),
+            ("socks", span(&self.socks), &[Entry]),
+            ("commands", span(&self.commands), &[Entry]),
             ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
             ("allow", span(&self.allow), &[Exit]),
             ("deny", span(&self.deny), &[Exit]),
@@ -383,28 +421,24 @@ fn resolver(source: &Source, value: &Spanned<String>) -> Result<SocketAddr, Conf
     })
 }
 
-fn network(source: &Source, value: &Spanned<String>) -> Result<IpNet, ConfigError> {
-    parse_network(value.get_ref()).map_err(|what| source.invalid(value, what))
-}
-
-/// Reads a network: `IP/BITS`, or one address.
-///
-/// # Errors
-/// What is wrong with it, and how it is written.
-pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
-    let one = text.parse::<IpAddr>().map(IpNet::from);
-    one.or_else(|_| text.parse()).map_err(|_| format!("{text:?} is no network: write IP/BITS such as 10.0.0.0/8"))
+fn rule(source: &Source, value: &Spanned<String>) -> Result<Rule, ConfigError> {
+    value.get_ref().parse().map_err(|what| source.invalid(value, what))
 }
 
 fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<Vec<Forward>, ConfigError> {
     let raw = raw.map(|list| list.get_ref().as_slice()).unwrap_or_default();
     let mut all = Vec::with_capacity(raw.len());
-    for RawForward { listen, to } in raw {
+    for RawForward { listen, to, idle_s } in raw {
         let listen = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
         let to = parse_destination(to.get_ref()).map_err(|what| source.invalid(to, what))?;
-        all.push(Forward { listen, to });
+        let idle = idle_s.as_ref().map(|value| source.required("idle_s", value, IDLE_RANGE)).transpose()?;
+        all.push(Forward { listen, to, idle: idle.map(|seconds| Duration::from_secs(seconds as u64)) });
     }
     Ok(all)
+}
+
+fn addresses(source: &Source, raw: Option<&Spanned<Vec<Spanned<String>>>>) -> Result<Vec<SocketAddr>, ConfigError> {
+    list(raw, |value| parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what)))
 }
 
 fn list<T, R>(

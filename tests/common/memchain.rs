@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
-use dataplane::entry::{Destination, Entry, Listener};
+use dataplane::entry::{Destination, Entry, Kind, Listener};
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
 use dataplane::ingress::lengths;
@@ -280,12 +280,13 @@ impl Chain {
                 let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
-                    listeners: vec![Listener::Forward(Destination::Ip(plan.destination)), Listener::Pymix],
+                    listeners: [Kind::Forward(Destination::Ip(plan.destination)), Kind::Pymix]
+                        .map(|kind| Listener { kind, idle: Duration::from_secs(300) })
+                        .into(),
                     window,
                     hugepages: false,
                     next_lanes: lanes.next,
                     mixing_round_trip: plan.mixing.largest_delay() * 2 * plan.mixes as u32,
-                    flow_idle: Duration::from_secs(300),
                 };
                 let apps =
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());

@@ -4,6 +4,7 @@ pub mod attack;
 pub mod command;
 pub mod flows;
 pub mod memchain;
+pub mod nameserver;
 pub mod nodes;
 pub mod process;
 pub mod steady;

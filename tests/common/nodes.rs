@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use dataplane::exit::policy::Rule;
 use dataplane::pool::Mixing;
 use eddy::commands::init::{self, Files};
 use eddy::config::Forward;
-use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ pub struct Plan {
     /// Where further forwards of the entry lead.
     pub forwards: Vec<SocketAddr>,
     /// What the exit may reach beyond loopback: for tests in a network without a way out.
-    pub allow: Vec<IpNet>,
+    pub allow: Vec<Rule>,
     /// Most descriptors that the exit may open.
     pub descriptors: Option<u64>,
     pub seed: u64,
@@ -125,7 +125,7 @@ impl Nodes {
         made.io = super::command::io();
         made.lanes = plan.lanes;
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
-        made.allow.extend(&plan.allow);
+        made.allow.extend(plan.allow.iter().cloned());
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
         made.entry.channels = plan.channels;
         made.entry.down = at(4900, 0);

@@ -52,9 +52,19 @@ impl Demo {
         self.ready["pymix"][0].as_str().and_then(|listen| listen.parse().ok()).expect("an address")
     }
 
+    /// The entry's first SOCKS address.
+    pub fn socks(&self) -> SocketAddr {
+        self.ready["socks"][0].as_str().and_then(|listen| listen.parse().ok()).expect("an address")
+    }
+
+    /// A node's configuration: the entry is 0.
+    pub fn config(&self, position: usize) -> &str {
+        self.ready["configs"][position].as_str().expect("a path")
+    }
+
     /// A node's report now: the entry is 0.
     pub fn status(&self, position: usize) -> Value {
-        let config = self.ready["configs"][position].as_str().expect("a path");
+        let config = self.config(position);
         let output = eddy().args(["status", "--json", "--config", config]).output().expect("the command runs");
         serde_json::from_slice(&output.stdout).expect("a report")
     }

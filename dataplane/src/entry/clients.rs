@@ -5,6 +5,7 @@
 //! A map number is unique over all channels of the entry: MOVE carries a flow and its socket elsewhere
 //! without collision.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,6 +68,20 @@ pub struct Flow {
     places: Vec<(u32, u16)>,
     next_id: u16,
     seen: Nanos,
+    /// What its destination's name has resolved to.
+    peer: Option<SocketAddr>,
+}
+
+/// Where an answer goes, and whose it is.
+pub struct Reply<'a> {
+    /// The listening socket.
+    pub socket: SocketId,
+    /// The client.
+    pub to: SocketAddr,
+    /// The flow.
+    pub flow: u32,
+    /// Who sent it: the flow's destination, or what that has resolved to.
+    pub peer: Cow<'a, Destination>,
 }
 
 impl Flow {
@@ -80,6 +95,8 @@ impl Flow {
 struct Client {
     socket: SocketId,
     address: SocketAddr,
+    /// Its flows are closed when they have sent nothing for so long.
+    idle: Nanos,
     channel: Option<u32>,
     flows: Vec<u32>,
 }
@@ -93,7 +110,6 @@ struct Channel {
 
 /// All clients and flows of an entry.
 pub struct Clients {
-    idle: Nanos,
     clients: Vec<Option<Client>>,
     vacant_clients: VecDeque<u32>,
     by_address: Map<(SocketId, SocketAddr), u32>,
@@ -107,9 +123,8 @@ pub struct Clients {
 
 impl Clients {
     /// None yet.
-    pub fn new(idle: Duration, now: Nanos) -> Clients {
+    pub fn new(now: Nanos) -> Clients {
         Clients {
-            idle: idle.as_nanos() as Nanos,
             clients: Vec::new(),
             vacant_clients: VecDeque::new(),
             by_address: Map::default(),
@@ -223,12 +238,13 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full.
-    pub fn client(&mut self, socket: SocketId, address: SocketAddr) -> Result<Option<u32>, Drop> {
+    pub fn client(&mut self, socket: SocketId, address: SocketAddr, idle: Duration) -> Result<Option<u32>, Drop> {
         let client = match self.by_address.get(&(socket, address)) {
             Some(client) => *client,
             None if self.channels.is_empty() => return Ok(None),
             None => {
-                let fresh = Client { socket, address, channel: None, flows: Vec::new() };
+                let idle = idle.as_nanos() as Nanos;
+                let fresh = Client { socket, address, idle, channel: None, flows: Vec::new() };
                 // The longest vacant first: a map is not given out again while the exit may still have
                 // the socket of the one before.
                 let id = if self.clients.len() < CLIENTS_MAX && self.vacant_clients.len() < 1024 {
@@ -283,6 +299,7 @@ impl Clients {
                 };
                 let mut token = [0; 16];
                 rng.fill_bytes(&mut token);
+                let ends = now + record.idle;
                 record.flows.push(id);
                 self.flows[id as usize] = Some(Flow {
                     client,
@@ -296,9 +313,10 @@ impl Clients {
                     places: vec![(channel, number)],
                     next_id: 0,
                     seen: now,
+                    peer: None,
                 });
                 self.by_destination.insert(key, id);
-                self.wheel.arm(id, (now + self.idle) / SECOND + 1);
+                self.wheel.arm(id, ends / SECOND + 1);
                 id
             }
         };
@@ -317,12 +335,25 @@ impl Clients {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Where an answer on a flow goes: socket, address, and the flow's own id.
-    pub fn reply_to(&mut self, channel: u32, number: u16) -> Option<(SocketId, SocketAddr, u32)> {
-        let (id, flow) = self.at(channel, number)?;
-        let client = flow.client;
-        let client = self.clients[client as usize].as_ref()?;
-        Some((client.socket, client.address, id))
+    /// Where an answer on a flow goes.
+    pub fn reply_to(&mut self, channel: u32, number: u16) -> Option<Reply<'_>> {
+        let id = *self.channels.get(&channel)?.flows.get(&number)?;
+        let flow = self.flows[id as usize].as_ref()?;
+        let client = self.clients[flow.client as usize].as_ref()?;
+        let peer = match flow.peer {
+            Some(peer) => Cow::Owned(Destination::Ip(peer)),
+            None => Cow::Borrowed(&flow.destination),
+        };
+        Some(Reply { socket: client.socket, to: client.address, flow: id, peer })
+    }
+
+    /// The exit has resolved the name of a flow's destination (SPEC 3.10).
+    pub fn resolved(&mut self, channel: u32, number: u16, peer: SocketAddr) {
+        if let Some((_, flow)) = self.at(channel, number)
+            && matches!(flow.destination, Destination::Name(..))
+        {
+            flow.peer = Some(peer);
+        }
     }
 
     /// The exit's word on a flow; its destination if that is a refusal.
@@ -335,7 +366,10 @@ impl Clients {
         match code {
             Status::Open => {
                 flow.known = true;
-                flow.state = FlowState::Open;
+                // Without its PEER, which was lost, the next datagram asks for it again.
+                if flow.peer.is_some() || matches!(flow.destination, Destination::Ip(_)) {
+                    flow.state = FlowState::Open;
+                }
                 None
             }
             Status::UnknownFlow => {
@@ -366,21 +400,42 @@ impl Clients {
         }
     }
 
+    /// Takes a flow off all lists but its client's, which it returns, and has the exit told.
+    fn end(&mut self, id: u32, close: &mut impl FnMut(u32, u16)) -> u32 {
+        let flow = self.remove(id);
+        if self.channels.contains_key(&flow.channel) {
+            close(flow.channel, flow.number);
+        }
+        flow.client
+    }
+
+    /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
+    pub fn forget(&mut self, socket: SocketId, mut close: impl FnMut(u32, u16)) {
+        let of_socket = |client: &Client| client.socket == socket;
+        let ids = (0..self.clients.len() as u32)
+            .filter(|id| self.clients[*id as usize].as_ref().is_some_and(of_socket))
+            .collect::<Vec<_>>();
+        for id in ids {
+            for flow in std::mem::take(flows_of(&mut self.clients, id)) {
+                self.end(flow, &mut close);
+            }
+            self.forget_if_idle(id);
+        }
+    }
+
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
     pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(u32, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due) {
             let Some(flow) = self.flows[id as usize].as_ref() else { continue };
-            if flow.seen + self.idle > now {
-                self.wheel.arm(id, (flow.seen + self.idle) / SECOND + 1);
+            let client = self.clients[flow.client as usize].as_ref().expect("a flow has a live client");
+            let ends = flow.seen + client.idle;
+            if ends > now {
+                self.wheel.arm(id, ends / SECOND + 1);
                 continue;
             }
-            let flow = self.remove(id);
-            if self.channels.contains_key(&flow.channel) {
-                close(flow.channel, flow.number);
-            }
-            clients.push(flow.client);
+            clients.push(self.end(id, &mut close));
         }
         // A client may have tens of thousands of flows: its list is gone through once.
         clients.sort_unstable();

@@ -8,11 +8,13 @@ use wire::frames::{self, Frame};
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
-use super::Entry;
+use super::clients::{Clients, Reply};
+use super::{Entry, Listening};
 use crate::Nanos;
 use crate::io::Port;
 use crate::io::apps::Apps;
-use crate::ledger::Drop;
+use crate::io::boxes::Outbox;
+use crate::ledger::{Drop, Tally};
 use crate::open::keep;
 use crate::punt::Notice;
 
@@ -90,10 +92,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                match self.clients.reply_to(channel, flow) {
-                    Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
-                    None => tally.drop(Drop::Flow),
-                }
+                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), data);
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.table.record_mut(channel) else { return };
@@ -101,10 +100,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
-                    match self.clients.reply_to(channel, flow) {
-                        Some((socket, to, flow)) => self.outbox.push(socket, to, flow, data),
-                        None => tally.drop(Drop::Flow),
-                    }
+                    answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), data);
                 }
             }
             Frame::Status { flow, code } => {
@@ -113,10 +109,30 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.notice(Notice::Refused { destination, status: code }, now);
                 }
             }
+            Frame::Peer { flow, from } => self.clients.resolved(channel, flow, from),
             Frame::Close { flow } => self.clients.closed(channel, flow),
-            // An answer is an answer: `heard` has noted it. The others are for paced classes and for
-            // filtering that this exit does not offer.
+            // An answer is an answer: `heard` has noted it. The others are for paced classes.
             _ => {}
         }
     }
+}
+
+/// A datagram of a flow for its client.
+fn answer(
+    clients: &mut Clients,
+    listening: &[Option<Listening>],
+    outbox: &mut Outbox,
+    tally: &mut Tally,
+    (channel, number): (u32, u16),
+    data: &[u8],
+) {
+    let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
+        tally.drop(Drop::Flow);
+        return;
+    };
+    let Some(Listening { listener, .. }) = listening.get(socket as usize).and_then(Option::as_ref) else {
+        tally.drop(Drop::Flow);
+        return;
+    };
+    outbox.push_behind(socket, to, flow, &listener.header(&peer), data);
 }

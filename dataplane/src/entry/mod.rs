@@ -6,10 +6,11 @@
 
 mod clients;
 mod inwards;
+mod listener;
 mod liveness;
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use arrayvec::ArrayVec;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
-use wire::frames::{self, Address, Frame};
+use wire::frames::{self, Frame};
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
@@ -52,47 +53,13 @@ const APP_BATCHES: usize = 64;
 /// a cell of class S, with an unfilled one for each.
 const BATCH_FRAMES: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
 
-/// What a listening socket does with its datagrams.
-#[derive(Clone, Debug)]
-pub enum Listener {
-    /// All go to one destination.
-    Forward(Destination),
-    /// Each begins with its destination: IPv4 address (4 bytes) and port (2).
-    Pymix,
-}
-
-/// Where a flow goes, as the exit will see it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Destination {
-    /// An address.
-    Ip(SocketAddr),
-    /// A name that the exit resolves, and a port. Shared: it is looked up by every datagram.
-    Name(Arc<str>, u16),
-}
-
-impl Destination {
-    fn address(&self) -> Address<'_> {
-        match self {
-            Destination::Ip(address) => Address::Ip(*address),
-            Destination::Name(name, port) => Address::Name(name, *port),
-        }
-    }
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Destination::Ip(address) => address.fmt(f),
-            Destination::Name(name, port) => write!(f, "{name}:{port}"),
-        }
-    }
-}
+pub use listener::{Association, Destination, Kind, Listener, pymix_destination};
 
 /// What an entry worker is made with.
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
-    /// One per application socket, in order.
+    /// One per application socket, in order; control knows each by its place here.
     pub listeners: Vec<Listener>,
     /// Width of replay windows.
     pub window: usize,
@@ -103,8 +70,13 @@ pub struct Settings {
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
     /// for this and three seconds more.
     pub mixing_round_trip: Duration,
-    /// Idle flows are closed after this.
-    pub flow_idle: Duration,
+}
+
+/// A listening socket in use.
+struct Listening {
+    /// What control calls it.
+    id: u32,
+    listener: Listener,
 }
 
 /// An entry's part of a channel.
@@ -134,6 +106,8 @@ pub struct Entry<D, A> {
     down: D,
     apps: A,
     table: Table<EntryChannel>,
+    /// By socket.
+    listening: Vec<Option<Listening>>,
     clients: Clients,
     waiting: VecDeque<Waiting>,
     gate: Gate,
@@ -166,7 +140,7 @@ pub struct Entry<D, A> {
 impl<D: Port, A: Apps> Entry<D, A> {
     /// An entry with empty tables. Two generators: for numbers and times, and for group order.
     pub fn new(
-        settings: Settings,
+        mut settings: Settings,
         down: D,
         apps: A,
         ops: rtrb::Consumer<Op>,
@@ -175,11 +149,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
         now: Nanos,
     ) -> Self {
         let shape = settings.shape;
+        let listening = |(listener, id)| Some(Listening { id, listener });
         Entry {
             down,
             apps,
             table: Table::default(),
-            clients: Clients::new(settings.flow_idle, now),
+            listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
+            clients: Clients::new(now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             gate: Gate::new(shape, 0, Side::Down, settings.next_lanes),
             packer: Packer::new(shape.payload()),
@@ -250,6 +226,19 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
+            Op::Listen { id, socket, listener } => match self.apps.adopt(socket) {
+                Ok(socket) => {
+                    let at = socket as usize;
+                    if self.listening.len() <= at {
+                        self.listening.resize_with(at + 1, || None);
+                    }
+                    self.listening[at] = Some(Listening { id, listener });
+                }
+                Err(why) => {
+                    let _ = self.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
+                }
+            },
+            Op::Unlisten { id } => self.unlisten(id),
             // Not for an entry; control never sends them here.
             _ => {}
         }
@@ -263,6 +252,21 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.datagrams.backward.drop_many(Drop::Ended, lost);
         }
         self.clients.channel_down(channel);
+    }
+
+    /// Closes a listening socket; its clients are forgotten, and their flows closed.
+    fn unlisten(&mut self, id: u32) {
+        let known = |listening: &Option<Listening>| listening.as_ref().is_some_and(|listening| listening.id == id);
+        let Some(at) = self.listening.iter().position(known) else { return };
+        self.listening[at] = None;
+        let socket = at as SocketId;
+        self.apps.close(socket);
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| waiting.socket != socket);
+        self.datagrams.forward.drop_many(Drop::Ended, (before - self.waiting.len()) as u64);
+        self.clients.forget(socket, |channel, flow| {
+            let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
+        });
     }
 
     fn receive_apps(&mut self, now: Nanos) {
@@ -294,17 +298,21 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), Drop> {
         let payload = self.settings.shape.payload();
-        let (destination, header) = match &self.settings.listeners[socket as usize] {
-            Listener::Forward(destination) => (destination.clone(), 0),
-            Listener::Pymix => (pymix_destination(bytes).ok_or(Drop::BadAddress)?, 6),
+        // Whatever a socket had received before it was closed has been counted, and goes nowhere.
+        let Some(Listening { listener, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
+            return Err(Drop::Ended);
         };
-        let data = &bytes[header..];
+        let (destination, data) = listener.read(from, bytes)?;
+        let idle = listener.idle;
+        if destination.open_len() > payload {
+            return Err(Drop::BadAddress);
+        }
         if frames::fragments(payload, data.len()).is_none() {
             let max = frames::FRAGMENTS_MAX * (payload - frames::FRAG_OVERHEAD);
             self.notice(Notice::TooLarge { from, len: data.len(), max }, now);
             return Err(Drop::TooLarge);
         }
-        let Some(client) = self.clients.client(socket, from)? else {
+        let Some(client) = self.clients.client(socket, from, idle)? else {
             // No channel is up.
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
@@ -467,13 +475,6 @@ fn wrap_batch(
         record.state.keys.advance_forward(header.seq);
     }
     release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
-}
-
-/// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
-pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
-    let [a, b, c, d, p, q, ..] = *bytes else { return None };
-    let port = u16::from_be_bytes([p, q]);
-    (port != 0).then(|| Destination::Ip((Ipv4Addr::new(a, b, c, d), port).into()))
 }
 
 impl<D: Port, A: Apps> Worker for Entry<D, A> {

@@ -22,12 +22,11 @@ fn entry() -> Entry<MemPort, MemApps> {
 fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     let settings = Settings {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
-        listeners: vec![Listener::Pymix],
+        listeners: vec![Listener { kind: Kind::Pymix, idle: Duration::from_secs(300) }],
         window: 64,
         hugepages: false,
         next_lanes: 1,
         mixing_round_trip: Duration::ZERO,
-        flow_idle: Duration::from_secs(300),
     };
     let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
     let apps = MemApps::new(net, vec![LISTENER.into()], [192, 0, 2, 1].into());

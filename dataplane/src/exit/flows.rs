@@ -41,6 +41,9 @@ pub const QUESTIONS_MAX: usize = 256;
 /// OPENs of new flows that a channel may send at once, and a second.
 pub const OPENS: u64 = 64;
 
+/// The number of no question.
+const NO_QUERY: u32 = u32::MAX;
+
 /// How long datagrams under way still find a flow that has moved.
 const MOVED: Nanos = 5 * SECOND;
 
@@ -72,6 +75,8 @@ pub struct Flow {
     pub number: u16,
     /// Where it sends.
     pub target: Target,
+    /// Its destination was a name, so the entry has to be told the address.
+    pub named: bool,
     token: Token,
     mapping: u32,
     seen: Nanos,
@@ -394,8 +399,18 @@ impl Flows {
             self.flows.push(None);
             self.flows.len() as u32 - 1
         });
-        self.flows[id as usize] =
-            Some(Flow { channel, number, target, token, mapping, seen: now, next_id: 0, was: None, reported: 0 });
+        self.flows[id as usize] = Some(Flow {
+            channel,
+            number,
+            named: matches!(target, Target::Resolving { query, .. } if query != NO_QUERY),
+            target,
+            token,
+            mapping,
+            seen: now,
+            next_id: 0,
+            was: None,
+            reported: 0,
+        });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
         self.wheel.arm(id, (now + self.idle) / SECOND + 1);
@@ -416,7 +431,7 @@ impl Flows {
         now: Nanos,
     ) -> Result<(), Drop> {
         // Until it has a socket, the flow has no target worth sending to.
-        let placeholder = Target::Resolving { query: u32::MAX, port: to.port(), waiting: Vec::new() };
+        let placeholder = Target::Resolving { query: NO_QUERY, port: to.port(), waiting: Vec::new() };
         let id = self.add(channel, number, map, token, placeholder, now)?;
         self.connect(apps, id, to).inspect_err(|_| {
             self.close(apps, id);
@@ -439,7 +454,7 @@ impl Flows {
             return Err(Drop::NamesFull);
         }
         let query = self.next_query;
-        self.next_query = (query + 1) % u32::MAX;
+        self.next_query = (query + 1) % NO_QUERY;
         let target = Target::Resolving { query, port, waiting: Vec::new() };
         let id = self.add(channel, number, map, token, target, now)?;
         self.queries.insert(query, Question { flow: Some(id), channel: Some(channel) });

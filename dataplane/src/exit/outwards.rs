@@ -92,14 +92,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Answers an OPEN or MOVE: nothing yet to a flow whose name is being resolved. What was refused is
+    /// Answers an OPEN or MOVE, with the address if there was a name to resolve: nothing yet to a flow whose name is being resolved. What was refused is
     /// remembered for the datagram behind it.
     fn answer(&mut self, channel: u32, number: u16, done: Result<(), Drop>) {
         match done {
             Ok(()) => {
                 self.refused.remove(&(channel, number));
-                let flow = self.flows.at(channel, number);
-                if flow.is_some_and(|(_, flow)| matches!(flow.target, Target::Peer { .. })) {
+                let flow = self.flows.at(channel, number).map(|(_, flow)| (&flow.target, flow.named));
+                if let Some((&Target::Peer { to, .. }, named)) = flow {
+                    if named {
+                        let peer = Frame::Peer { flow: number, from: to };
+                        let _ = self.packer.put(channel, &peer, &mut self.free);
+                    }
                     self.tell(channel, number, Status::Open);
                 }
             }

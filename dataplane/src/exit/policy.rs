@@ -2,10 +2,13 @@
 //!
 //! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
 //! an `allow` entry lists them; everything else is open unless a `deny` entry lists it. Of the entries that
-//! hold an address the narrowest decides, and `deny` where two are alike. IPv6 forms that embed an IPv4
-//! address are judged by what they embed.
+//! hold an address and port the one with the narrowest network decides, of those the one with the fewest ports, and
+//! `deny` where two are alike. IPv6 forms that embed an IPv4 address are judged by what they embed.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -46,17 +49,81 @@ const DENIED_V6: [Ipv6Net; 3] = [v6(0x2001, 0, 0, 23), v6(0x2001, 0xdb8, 0, 32),
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
 
+/// An entry of `allow` or `deny`: a network, and ports of it.
+///
+/// Written `IP/BITS` or `IP`, with `:PORT` or `:PORT-PORT` behind it if not all ports are meant; an IPv6 network then
+/// stands in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    net: IpNet,
+    ports: RangeInclusive<u16>,
+}
+
+/// Every port there is.
+const ALL_PORTS: RangeInclusive<u16> = 1..=u16::MAX;
+
+impl Rule {
+    fn holds(&self, to: IpAddr, port: u16) -> bool {
+        self.net.contains(&to) && self.ports.contains(&port)
+    }
+
+    /// The greater, the narrower.
+    fn narrowness(&self) -> (u8, u16) {
+        (self.net.prefix_len(), u16::MAX - (self.ports.end() - self.ports.start()))
+    }
+}
+
+impl From<IpNet> for Rule {
+    /// All ports of it.
+    fn from(net: IpNet) -> Rule {
+        Rule { net, ports: ALL_PORTS }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rule, String> {
+        let net = |text: &str| text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse()).ok();
+        if let Some(net) = net(text) {
+            return Ok(net.into());
+        }
+        let with_ports = || {
+            let (net_text, ports) = text.rsplit_once(':')?;
+            let found = match net_text.strip_prefix('[') {
+                Some(inner) => net(inner.strip_suffix(']')?).filter(|net| matches!(net, IpNet::V6(_))),
+                None => net(net_text).filter(|net| matches!(net, IpNet::V4(_))),
+            };
+            let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+            let ports = first.parse().ok()?..=last.parse().ok()?;
+            (*ports.start() > 0 && !ports.is_empty()).then_some(Rule { net: found?, ports })
+        };
+        with_ports().ok_or_else(|| format!("{text:?} is no network: write IP/BITS such as 10.0.0.0/8"))
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.net, &self.ports) {
+            (net, ports) if *ports == ALL_PORTS => return net.fmt(f),
+            (IpNet::V4(net), _) => write!(f, "{net}:{}", self.ports.start())?,
+            (IpNet::V6(net), _) => write!(f, "[{net}]:{}", self.ports.start())?,
+        }
+        if self.ports.end() > self.ports.start() { write!(f, "-{}", self.ports.end()) } else { Ok(()) }
+    }
+}
+
 /// The rules of one exit.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    allow: Vec<IpNet>,
-    deny: Vec<IpNet>,
+    allow: Vec<Rule>,
+    deny: Vec<Rule>,
     own: Vec<IpAddr>,
 }
 
 impl Policy {
     /// Exceptions both ways, and the addresses of the host itself.
-    pub fn new(allow: Vec<IpNet>, deny: Vec<IpNet>, own: Vec<IpAddr>) -> Policy {
+    pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, own: Vec<IpAddr>) -> Policy {
         Policy { allow, deny, own }
     }
 
@@ -66,15 +133,15 @@ impl Policy {
         if port == 0 {
             return false;
         }
-        self.listed(to).unwrap_or_else(|| !(self.own.contains(&to) || self.denied(to)))
+        self.listed(to, port).unwrap_or_else(|| !(self.own.contains(&to) || self.denied(to, port)))
     }
 
     /// What the operator's own entries say.
-    fn listed(&self, to: IpAddr) -> Option<bool> {
-        let narrowest = |nets: &[IpNet]| nets.iter().filter(|net| net.contains(&to)).map(IpNet::prefix_len).max();
+    fn listed(&self, to: IpAddr, port: u16) -> Option<bool> {
+        let narrowest = |rules: &[Rule]| rules.iter().filter(|rule| rule.holds(to, port)).map(Rule::narrowness).max();
         if let IpAddr::V6(v6) = to
             && let Some(v4) = embedded(v6)
-            && self.listed(v4.into()) == Some(false)
+            && self.listed(v4.into(), port) == Some(false)
         {
             return Some(false);
         }
@@ -84,11 +151,11 @@ impl Policy {
         }
     }
 
-    fn denied(&self, to: IpAddr) -> bool {
+    fn denied(&self, to: IpAddr, port: u16) -> bool {
         match to {
             IpAddr::V4(v4) => DENIED_V4.iter().any(|net| net.contains(&v4)),
             IpAddr::V6(v6) => match embedded(v6) {
-                Some(v4) => !self.admits(v4.into(), 1),
+                Some(v4) => !self.admits(v4.into(), port),
                 None => !GLOBAL_V6.contains(&v6) || DENIED_V6.iter().any(|net| net.contains(&v6)),
             },
         }
@@ -183,5 +250,49 @@ mod tests {
         }
         let alike = Policy::new(nets(&["1.0.0.0/8"]), nets(&["1.0.0.0/8"]), Vec::new());
         assert!(!alike.admits(ip("1.1.1.1"), 9));
+    }
+
+    #[test]
+    fn ports_narrow_an_entry() {
+        let rules = |texts: &[&str]| texts.iter().map(|rule| rule.parse().unwrap()).collect();
+        let policy = Policy::new(
+            rules(&["10.0.0.0/8:53", "10.0.0.0/8:5000-5999", "9.0.0.0/8:443"]),
+            rules(&["10.0.0.0/8:5100-5100", "0.0.0.0/0:1-1023", "[::/0]:1-1023", "9.9.9.9"]),
+            Vec::new(),
+        );
+        for (to, port, open) in [
+            ("10.0.0.1", 53, true),
+            ("10.0.0.1", 54, false),
+            ("10.0.0.1", 5000, true),
+            ("10.0.0.1", 5999, true),
+            ("10.0.0.1", 6000, false),
+            ("10.0.0.1", 5100, false),
+            ("1.1.1.1", 53, false),
+            ("1.1.1.1", 1024, true),
+            ("64:ff9b::1.1.1.1", 53, false),
+            ("64:ff9b::1.1.1.1", 1024, true),
+            ("2606:4700::1111", 443, false),
+            ("2606:4700::1111", 4433, true),
+            ("9.1.1.1", 443, true),
+            ("9.9.9.9", 443, false),
+        ] {
+            assert_eq!(policy.admits(ip(to), port), open, "{to} port {port}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_written_as_it_is_read() {
+        for text in ["10.0.0.0/8", "192.0.2.7/32:53", "10.0.0.0/8:5000-5999", "2001:db8::/32", "[2001:db8::/32]:53"] {
+            assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
+        }
+        assert_eq!("192.0.2.7".parse::<Rule>().unwrap().to_string(), "192.0.2.7/32");
+        assert_eq!("192.0.2.7:53".parse::<Rule>().unwrap().to_string(), "192.0.2.7/32:53");
+        assert_eq!("[::1]:53-54".parse::<Rule>().unwrap().to_string(), "[::1/128]:53-54");
+        for bad in ["everyone", "10.0.0.0/33", "10.0.0.0/8:", "10.0.0.0/8:0", "10.0.0.0/8:9-8", "10.0.0.0/8:65536"] {
+            assert!(bad.parse::<Rule>().is_err(), "{bad}");
+        }
+        for bad in ["[10.0.0.0/8]:53", "[::1:53", "::1]:53", "[::1]", "10.0.0.0/8:5-", "10.0.0.0/8:a"] {
+            assert!(bad.parse::<Rule>().is_err(), "{bad}");
+        }
     }
 }

@@ -23,6 +23,11 @@ pub trait Apps {
     /// # Errors
     /// No descriptors or ports left.
     fn open(&mut self, ipv6: bool) -> io::Result<SocketId>;
+    /// Takes over a socket that is bound.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    fn adopt(&mut self, socket: UdpSocket) -> io::Result<SocketId>;
     /// Closes a socket, after the next [`Apps::send`].
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
@@ -143,6 +148,10 @@ impl Apps for UdpApps {
         socket.bind(&any.into())?;
         sys::report_errors(&socket, ipv6)?;
         self.add(socket.into(), true)
+    }
+
+    fn adopt(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
+        self.add(socket, false)
     }
 
     fn close(&mut self, socket: SocketId) {

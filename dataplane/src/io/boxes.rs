@@ -126,7 +126,13 @@ pub struct Outbox {
 impl Outbox {
     /// Adds a datagram.
     pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
+        self.push_behind(socket, to, flow, &[], data);
+    }
+
+    /// Adds a datagram with a header in front.
+    pub fn push_behind(&mut self, socket: SocketId, to: SocketAddr, flow: u32, header: &[u8], data: &[u8]) {
         let start = self.bytes.len();
+        self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(data);
         self.items.push(Outgoing { socket, to, flow, range: start..self.bytes.len() });
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 
 use super::apps::{Apps, count_failure};
@@ -188,6 +188,12 @@ impl Apps for MemApps {
         }
         self.next_port += 1;
         self.sockets.push(Some(SocketAddr::new(self.host, self.next_port)));
+        Ok(self.sockets.len() as SocketId - 1)
+    }
+
+    /// Listens at its address in this net; the socket itself is not used.
+    fn adopt(&mut self, socket: UdpSocket) -> std::io::Result<SocketId> {
+        self.sockets.push(Some(socket.local_addr()?));
         Ok(self.sockets.len() as SocketId - 1)
     }
 

@@ -11,7 +11,7 @@ mod summary;
 mod traffic;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ const MESSAGES_MAX: u64 = 20_000_000;
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// How long an answer may take, beside what mixing delays.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What its exit may reach, beside the internet.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// How often a running chain is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,7 @@ struct Bound {
     mixes: Vec<(Vec<UdpSocket>, UdpSocket)>,
     exit: UdpSocket,
     receivers: Vec<UdpSocket>,
+    socks: Vec<TcpListener>,
 }
 
 /// Runs the demonstration.
@@ -168,6 +171,14 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     for &listen in &args.pymix {
         entry.push(given(listen, "--pymix")?);
     }
+    let listen = |&at: &SocketAddr| {
+        if !at.ip().to_canonical().is_loopback() {
+            let said = format!("--socks {at}: a demonstration serves this host alone: take 127.0.0.1:{}", at.port());
+            return Err(ConfigError::Arguments(said).into());
+        }
+        Ok(TcpListener::bind(at).map_err(|why| sockets::cannot_listen(&format!("--socks {at}"), at, &why))?)
+    };
+    let socks = args.socks.iter().map(listen).collect::<anyhow::Result<_>>()?;
     let lanes = usize::from(args.lanes);
     let mix = |_| {
         if lanes == 1 {
@@ -177,7 +188,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     };
     let mixes = (0..args.mixes).map(mix).collect::<anyhow::Result<_>>()?;
     let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
-    Ok(Bound { entry, mixes, exit: any()?, receivers })
+    Ok(Bound { entry, mixes, exit: any()?, receivers, socks })
 }
 
 /// So many sockets at ports in a row.
@@ -214,11 +225,11 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         io: args.io,
         lanes: usize::from(args.lanes),
         resolver: args.resolver,
-        allow: vec!["127.0.0.0/8".parse()?, "::1/128".parse()?],
+        allow: LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
         ..Plan::new(&ups)
     };
-    plan.allow.extend(&args.allow);
-    plan.deny.extend(&args.deny);
+    plan.allow.extend(args.allow.iter().cloned());
+    plan.deny.extend(args.deny.iter().cloned());
     for (hop, (_, down)) in plan.hops.iter_mut().zip(&bound.mixes) {
         hop.down = down.local_addr()?;
     }
@@ -228,13 +239,16 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
     plan.entry.down = next()?;
     for receiver in &bound.receivers {
         let to = dataplane::entry::Destination::Ip(receiver.local_addr()?);
-        plan.entry.forwards.push(Forward { listen: next()?, to });
+        plan.entry.forwards.push(Forward { listen: next()?, to, idle: None });
     }
-    for Forward { to, .. } in &args.forwards {
-        plan.entry.forwards.push(Forward { listen: next()?, to: to.clone() });
+    for forward in &args.forwards {
+        plan.entry.forwards.push(Forward { listen: next()?, ..forward.clone() });
     }
     for _ in &args.pymix {
         plan.entry.pymix.push(next()?);
+    }
+    for socket in &bound.socks {
+        plan.entry.socks.push(socket.local_addr()?);
     }
     Ok(plan)
 }
@@ -242,17 +256,19 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
 /// What to start: the entry, the mixes, the exit, each with its sockets in the order it takes them.
 fn starts(files: &Files, bound: Bound) -> Vec<Start> {
     let hops = files.hops.len();
-    let of_mixes = bound.mixes.into_iter().map(|(ups, down)| ups.into_iter().chain([down]).collect());
-    let sockets = std::iter::once(bound.entry).chain(of_mixes).chain([vec![bound.exit]]);
+    let udp = |sockets: Vec<UdpSocket>| sockets.into_iter().map(OwnedFd::from).collect::<Vec<_>>();
+    let of_entry = udp(bound.entry).into_iter().chain(bound.socks.into_iter().map(OwnedFd::from)).collect();
+    let of_mixes = bound.mixes.into_iter().map(|(ups, down)| udp(ups.into_iter().chain([down]).collect()));
+    let sockets = std::iter::once(of_entry).chain(of_mixes).chain([udp(vec![bound.exit])]);
     let configs = std::iter::once(&files.entry).chain(&files.hops);
-    let start = |(index, (config, sockets)): (usize, (&PathBuf, Vec<UdpSocket>))| {
+    let start = |(index, (config, sockets)): (usize, (&PathBuf, Vec<OwnedFd>))| {
         let role = NodeRole::at(index, hops).unwrap_or(NodeRole::Exit);
         Start {
             role,
             index,
             config: config.clone(),
             status: config.with_file_name(format!("{}.sock", node_name(role, index))),
-            sockets: sockets.into_iter().map(OwnedFd::from).collect(),
+            sockets,
         }
     };
     configs.zip(sockets).enumerate().map(start).collect()
@@ -275,6 +291,7 @@ fn announce(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> an
             "setup_ms": setup.as_millis() as u64,
             "forwards": forwards,
             "pymix": plan.entry.pymix,
+            "socks": plan.entry.socks,
             "configs": configs().collect::<Vec<_>>(),
             "status": status,
         });
@@ -287,10 +304,15 @@ fn announce(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> an
         for pymix in &plan.entry.pymix {
             text += &format!("  pymix   {pymix}\n");
         }
+        for socks in &plan.entry.socks {
+            text += &format!("  socks   {socks}\n");
+        }
         text += "\nLook at a node, over its status socket beside its configuration:\n\n";
         for config in configs() {
             text += &format!("  eddy status --config {}\n", config.display());
         }
+        let entry = files.entry.display();
+        text += &format!("\nMore forwards:\n\n  eddy forward add --config {entry} 127.0.0.1:0=HOST:PORT\n");
         text + "\nCtrl-C ends it.\n\n"
     };
     print(&text)

@@ -1,8 +1,10 @@
 use super::*;
 use rand::SeedableRng;
 
+const IDLE: Duration = Duration::from_secs(300);
+
 fn clients(channels: &[u32]) -> (Clients, ChaCha20Rng) {
-    let mut clients = Clients::new(Duration::from_secs(300), 0);
+    let mut clients = Clients::new(0);
     channels.iter().for_each(|channel| clients.channel_up(*channel));
     (clients, ChaCha20Rng::seed_from_u64(1))
 }
@@ -21,7 +23,7 @@ fn clients_are_spread_over_channels_and_stay() {
     let mut counts: Map<u32, usize> = Map::default();
     for round in 0..2 {
         for port in 0..100 {
-            let client = clients.client(0, address(port)).unwrap().unwrap();
+            let client = clients.client(0, address(port), IDLE).unwrap().unwrap();
             assert_eq!(client, u32::from(port));
             let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
             if round == 0 {
@@ -36,15 +38,15 @@ fn clients_are_spread_over_channels_and_stay() {
 #[test]
 fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
     let (mut clients, mut rng) = clients(&[1]);
-    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     clients.status(1, number, Status::Open, 0);
     let token = clients.flow(client, &destination(1), 0, &mut rng).unwrap().token;
     assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
     clients.channel_down(1);
-    assert_eq!(clients.client(0, address(1)), Ok(None));
+    assert_eq!(clients.client(0, address(1), IDLE), Ok(None));
     clients.channel_up(9);
-    assert_eq!(clients.client(0, address(1)), Ok(Some(client)));
+    assert_eq!(clients.client(0, address(1), IDLE), Ok(Some(client)));
     let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
     assert_eq!((flow.channel, flow.token, flow.state), (9, token, FlowState::Moving));
     let number = flow.number;
@@ -56,7 +58,7 @@ fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
 #[test]
 fn a_flow_that_the_exit_has_closed_is_opened_again() {
     let (mut clients, mut rng) = clients(&[1]);
-    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let left = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     clients.channel_up(2);
     clients.supersede(1, 2);
@@ -77,7 +79,7 @@ fn a_flow_that_the_exit_has_closed_is_opened_again() {
 #[test]
 fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let (mut clients, mut rng) = clients(&[1]);
-    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     assert_eq!(clients.status(1, number, Status::Refused, 10), Some(&destination(1)));
     let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
@@ -91,18 +93,18 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
 #[test]
 fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
     let (mut clients, mut rng) = clients(&[1]);
-    let client = clients.client(3, address(1)).unwrap().unwrap();
+    let client = clients.client(3, address(1), IDLE).unwrap().unwrap();
     let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     clients.channel_up(2);
     clients.supersede(1, 2);
     let new = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     for (channel, number) in [(1, old), (2, new)] {
-        let (socket, to, _) = clients.reply_to(channel, number).unwrap();
-        assert_eq!((socket, to), (3, address(1)));
+        let Reply { socket, to, peer, .. } = clients.reply_to(channel, number).unwrap();
+        assert_eq!((socket, to, &*peer), (3, address(1), &destination(1)));
     }
     assert!(clients.reply_to(2, new + 1).is_none());
-    assert_eq!(clients.client(3, address(2)).map(|_| ()), Ok(()));
-    let second = clients.client(3, address(2)).unwrap().unwrap();
+    assert_eq!(clients.client(3, address(2), IDLE).map(|_| ()), Ok(()));
+    let second = clients.client(3, address(2), IDLE).unwrap().unwrap();
     let channel = clients.flow(second, &destination(1), 0, &mut rng).unwrap().channel;
     assert_eq!(channel, 2, "nobody is bound to a channel about to end");
 }
@@ -111,10 +113,10 @@ fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
 fn idle_flows_are_closed_and_their_clients_forgotten() {
     let (mut clients, mut rng) = clients(&[1]);
     for port in 0..10 {
-        let client = clients.client(0, address(port)).unwrap().unwrap();
+        let client = clients.client(0, address(port), IDLE).unwrap().unwrap();
         clients.flow(client, &destination(1), 0, &mut rng).unwrap();
     }
-    let busy = clients.client(0, address(3)).unwrap().unwrap();
+    let busy = clients.client(0, address(3), IDLE).unwrap().unwrap();
     clients.flow(busy, &destination(1), 200 * SECOND, &mut rng).unwrap();
     let mut closed = 0;
     clients.expire(301 * SECOND, |_, _| closed += 1);
@@ -138,7 +140,7 @@ fn assert_empties(clients: &mut Clients, now: Nanos) {
 fn clients_are_bounded() {
     let (mut clients, mut rng) = clients(&[1, 2]);
     let add = |clients: &mut Clients, rng: &mut ChaCha20Rng, socket, port| {
-        let client = clients.client(socket, address(port))?.expect("a channel is up");
+        let client = clients.client(socket, address(port), IDLE)?.expect("a channel is up");
         clients.flow(client, &destination(1), 0, rng).map(|_| ())
     };
     for port in 0..=u16::MAX {
@@ -155,7 +157,7 @@ fn clients_are_bounded() {
 fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
     let (mut clients, mut rng) = clients(&[1, 2, 3]);
     for port in 0..3 {
-        let client = clients.client(0, address(port)).unwrap().unwrap();
+        let client = clients.client(0, address(port), IDLE).unwrap().unwrap();
         let flows = if port < 2 { 60_000 } else { FLOWS_MAX - 120_000 };
         for n in 0..flows {
             let to = Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
@@ -163,13 +165,13 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
         }
     }
     assert_eq!(clients.flows(), FLOWS_MAX);
-    let late = clients.client(0, address(9)).unwrap().unwrap();
+    let late = clients.client(0, address(9), IDLE).unwrap().unwrap();
     assert_eq!(clients.flow(late, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
     assert_eq!(clients.len(), 3);
-    assert_eq!(clients.client(0, address(9)).unwrap(), Some(late + 1), "its number rests");
+    assert_eq!(clients.client(0, address(9), IDLE).unwrap(), Some(late + 1), "its number rests");
     assert_eq!(clients.flow(late + 1, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
     assert_empties(&mut clients, 0);
-    let again = clients.client(0, address(9)).unwrap().unwrap();
+    let again = clients.client(0, address(9), IDLE).unwrap().unwrap();
     assert!(clients.flow(again, &destination(1), 0, &mut rng).is_ok());
 }
 
@@ -177,18 +179,18 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
 fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
     let (mut clients, mut rng) = clients(&[1]);
     let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
-    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     for n in 0..=usize::from(u16::MAX) {
         assert!(clients.flow(client, &to(n), 0, &mut rng).is_ok());
     }
     assert_eq!(clients.flow(client, &to(70_000), 0, &mut rng).err(), None, "it is one that exists");
     assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
-    let other = clients.client(0, address(2)).unwrap().unwrap();
+    let other = clients.client(0, address(2), IDLE).unwrap().unwrap();
     assert_eq!(clients.flow(other, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
     assert_eq!(clients.len(), 1, "a client without a flow is forgotten");
     // Another client fills part of the next channel, to which the first then moves.
     clients.channel_up(2);
-    let other = clients.client(0, address(3)).unwrap().unwrap();
+    let other = clients.client(0, address(3), IDLE).unwrap().unwrap();
     for n in 0..1000 {
         assert_eq!(clients.flow(other, &to(n), 0, &mut rng).unwrap().channel, 2);
     }
@@ -206,13 +208,13 @@ fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
 #[test]
 fn a_client_none_of_whose_flows_finds_a_number_is_forgotten() {
     let (mut clients, mut rng) = clients(&[2]);
-    let full = clients.client(0, address(1)).unwrap().unwrap();
+    let full = clients.client(0, address(1), IDLE).unwrap().unwrap();
     for n in 0..=usize::from(u16::MAX) {
         let to = Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
         assert!(clients.flow(full, &to, 0, &mut rng).is_ok());
     }
     clients.channel_up(1);
-    let client = clients.client(0, address(2)).unwrap().unwrap();
+    let client = clients.client(0, address(2), IDLE).unwrap().unwrap();
     assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().channel, 1);
     clients.supersede(1, 2);
     clients.channel_down(1);
@@ -223,7 +225,7 @@ fn a_client_none_of_whose_flows_finds_a_number_is_forgotten() {
 #[test]
 fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
     let (mut clients, mut rng) = clients(&[1]);
-    let client = clients.client(0, address(1)).unwrap().unwrap();
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let mut tokens = std::collections::HashSet::new();
     for port in 0..1000 {
         let mut same = rng.clone();
@@ -233,4 +235,62 @@ fn every_flow_has_a_token_of_its_own_drawn_from_the_generator() {
         assert_eq!(token, drawn);
         assert!(tokens.insert(token));
     }
+}
+
+#[test]
+fn a_closed_listener_takes_its_clients_and_their_flows_along() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let mut numbers = Vec::new();
+    for (socket, port) in [(3, 1), (3, 2), (4, 1)] {
+        let client = clients.client(socket, address(port), IDLE).unwrap().unwrap();
+        for to in [1, 2] {
+            numbers.push((socket, clients.flow(client, &destination(to), 0, &mut rng).unwrap().number));
+        }
+    }
+    let mut closed = Vec::new();
+    clients.forget(3, |channel, number| closed.push((channel, number)));
+    closed.sort_unstable();
+    let mut gone: Vec<_> = numbers.iter().filter(|(socket, _)| *socket == 3).map(|(_, number)| (1, *number)).collect();
+    gone.sort_unstable();
+    assert_eq!(closed, gone);
+    assert_eq!((clients.len(), clients.flows()), (1, 2));
+    assert!(gone.iter().all(|(channel, number)| clients.reply_to(*channel, *number).is_none()));
+    clients.forget(3, |_, _| panic!("nobody is left there"));
+    assert_empties(&mut clients, 0);
+}
+
+#[test]
+fn each_listener_has_its_own_patience() {
+    let (mut clients, mut rng) = clients(&[1]);
+    for (socket, idle) in [(0, 30), (1, 600)] {
+        let client = clients.client(socket, address(1), Duration::from_secs(idle)).unwrap().unwrap();
+        clients.flow(client, &destination(1), 0, &mut rng).unwrap();
+    }
+    clients.expire(29 * SECOND, |_, _| panic!("too early"));
+    let mut closed = 0;
+    clients.expire(32 * SECOND, |_, _| closed += 1);
+    assert_eq!((closed, clients.len()), (1, 1));
+    clients.expire(599 * SECOND, |_, _| panic!("too early"));
+    clients.expire(602 * SECOND, |_, _| closed += 1);
+    assert_eq!((closed, clients.len()), (2, 0));
+}
+
+#[test]
+fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    let name = Destination::Name("a.example".into(), 53);
+    let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
+    assert_eq!(*clients.reply_to(1, number).unwrap().peer, name);
+    // STATUS came and PEER was lost: it is asked for again.
+    clients.status(1, number, Status::Open, 0);
+    assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Opening);
+    let peer = SocketAddr::from(([192, 0, 2, 9], 53));
+    clients.resolved(1, number, peer);
+    clients.status(1, number, Status::Open, 0);
+    assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Open);
+    assert_eq!(*clients.reply_to(1, number).unwrap().peer, Destination::Ip(peer));
+    let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
+    clients.resolved(1, number, peer);
+    assert_eq!(*clients.reply_to(1, number).unwrap().peer, destination(1), "an address is its own");
 }

@@ -1,0 +1,84 @@
+//! `eddy forward`: the forwards of a running entry.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::cli::{ForwardAction, ForwardArgs};
+use crate::config::{ConfigError, NodeConfig, Part};
+use crate::console::{self, Answer, Request, Told};
+use crate::report::table;
+
+/// Adds, removes or lists.
+///
+/// # Errors
+/// The configuration is no entry's, no entry answers, or it refuses.
+pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
+    match &args.action {
+        ForwardAction::Add { config, forwards } => {
+            let path = socket(config)?;
+            for forward in forwards {
+                for told in ask(&path, config, &Request::Add(forward.into()))? {
+                    say(&format!("{} -> {}", told.listen, told.to))?;
+                }
+            }
+        }
+        ForwardAction::Remove { config, listen } => {
+            let path = socket(config)?;
+            for listen in listen {
+                for told in ask(&path, config, &Request::Remove { listen: *listen })? {
+                    say(&format!("{} -> {} is gone, and its flows are closed", told.listen, told.to))?;
+                }
+            }
+        }
+        ForwardAction::List { config, json } => {
+            let forwards = ask(&socket(config)?, config, &Request::List)?;
+            if *json {
+                say(&serde_json::to_string(&forwards)?)?;
+            } else if forwards.is_empty() {
+                say("no forwards")?;
+            } else {
+                let mut rows = table(&["listens at", "sends to", "idle flows are closed after"]);
+                for Told { listen, to, idle_s } in forwards {
+                    let idle = idle_s.map_or_else(String::new, |seconds| format!("{seconds} s"));
+                    rows.add_row([listen.to_string(), to, idle]);
+                }
+                say(&rows.to_string())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("standard output")
+}
+
+/// Where the entry with this configuration takes commands.
+fn socket(config: &Path) -> Result<std::path::PathBuf, ConfigError> {
+    let read = NodeConfig::read(config)?;
+    let (file, role) = (config.display(), read.role());
+    match read.part {
+        Part::Entry(part) => part.commands.ok_or_else(|| {
+            ConfigError::Arguments(format!(
+                "{file} names no command socket: add the line `commands = \"entry.cmd\"` and start the entry anew"
+            ))
+        }),
+        Part::Mix { .. } | Part::Exit(_) => Err(ConfigError::Arguments(format!(
+            "{file} configures {}: forwards are an entry's, name its file with --config",
+            role.with_article()
+        ))),
+    }
+}
+
+fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<Told>> {
+    let answer = console::ask(path, request).with_context(|| {
+        let (path, config) = (path.display(), config.display());
+        format!("no entry answers at {path}: start it with `eddy entry --config {config}`")
+    })?;
+    match answer {
+        Answer::Forwards(forwards) => Ok(forwards),
+        Answer::Refused(why) => Err(ConfigError::Arguments(why).into()),
+    }
+}

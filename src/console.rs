@@ -1,0 +1,172 @@
+//! The command socket of a running entry: forwards are added, removed and listed there (`eddy forward`).
+//!
+//! A line of JSON in, a line of JSON out, then the end. Whoever may write to it commands the entry: it has mode 0600,
+//! and is apart from the status socket, which commands nothing.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Forward, parse_destination, parse_idle};
+use crate::listeners::Listeners;
+use crate::local::{Bound, Server};
+
+/// Longest request.
+const REQUEST_MAX: u64 = 4096;
+
+/// What an entry is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// One more forward.
+    Add(Told),
+    /// One less.
+    Remove {
+        /// Where it listens.
+        listen: SocketAddr,
+    },
+    /// All of them.
+    List,
+}
+
+/// A forward, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Told {
+    /// Where the entry listens.
+    pub listen: SocketAddr,
+    /// Where the exit sends to, `HOST:PORT`.
+    pub to: String,
+    /// Flows are closed when they have sent nothing for so long; the entry's own time unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<u64>,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Done: what was added or removed, or all there are.
+    Forwards(Vec<Told>),
+    /// Not done, and why.
+    Refused(String),
+}
+
+impl From<&Forward> for Told {
+    fn from(Forward { listen, to, idle }: &Forward) -> Told {
+        Told { listen: *listen, to: to.to_string(), idle_s: idle.map(|idle| idle.as_secs()) }
+    }
+}
+
+/// Answers at the socket.
+///
+/// # Errors
+/// No thread or no descriptors left.
+pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
+    bound.serve("console", move |mut client| {
+        let mut line = String::new();
+        BufReader::new(client.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => obey(request, &listeners),
+            Err(why) => Answer::Refused(format!("this is no request: {why}")),
+        };
+        let mut line = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+        line.push(b'\n');
+        client.write_all(&line)
+    })
+}
+
+fn obey(request: Request, listeners: &Listeners) -> Answer {
+    match request {
+        Request::Add(Told { listen, to, idle_s }) => {
+            let added = parse_destination(&to).and_then(|to| {
+                let forward = Forward { listen, to, idle: idle_s.map(parse_idle).transpose()? };
+                listeners.add(forward).map_err(|why| why.to_string())
+            });
+            match added {
+                Ok(forward) => {
+                    tracing::info!("forward {}={} added", forward.listen, forward.to);
+                    Answer::Forwards(vec![(&forward).into()])
+                }
+                Err(why) => Answer::Refused(why),
+            }
+        }
+        Request::Remove { listen } => match listeners.remove(listen) {
+            Some(forward) => {
+                tracing::info!("forward {}={} removed", forward.listen, forward.to);
+                Answer::Forwards(vec![(&forward).into()])
+            }
+            None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` tells which do")),
+        },
+        Request::List => Answer::Forwards(listeners.forwards().iter().map(|(_, forward)| forward.into()).collect()),
+    }
+}
+
+/// Asks a running entry.
+///
+/// # Errors
+/// Nobody answers, or not as an entry does.
+pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
+    let mut socket = UnixStream::connect(path)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
+    line.push(b'\n');
+    socket.write_all(&line)?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    serde_json::from_str(&answer).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, mpsc};
+
+    use crate::config::Place;
+    use dataplane::sys::Waker;
+    use wire::cell::{Class, Shape};
+
+    #[test]
+    fn a_console_adds_lists_and_removes_and_refuses_what_it_cannot_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("entry.cmd");
+        let (orders, taken) = mpsc::channel();
+        let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker).unwrap();
+        let bound = Bound::new(&path, "commands", &Place::file(Path::new("entry.toml"))).unwrap();
+        let _server = serve(bound, listeners).unwrap();
+
+        let told = |listen: &str, to: &str, idle_s| Told { listen: listen.parse().unwrap(), to: to.into(), idle_s };
+        let Answer::Forwards(added) = ask(&path, &Request::Add(told("127.0.0.1:0", "a.example:53", None))).unwrap()
+        else {
+            panic!("refused");
+        };
+        assert!(added[0].listen.port() != 0 && added[0].to == "a.example:53" && added[0].idle_s == Some(300));
+        assert!(taken.try_recv().is_ok());
+        assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(added.clone()));
+        let refused = |request: &Request| match ask(&path, request).unwrap() {
+            Answer::Refused(why) => why,
+            Answer::Forwards(forwards) => panic!("done: {forwards:?}"),
+        };
+        let why = refused(&Request::Add(told("127.0.0.1:0", "nowhere", None)));
+        assert!(why.contains("nowhere"), "{why}");
+        assert!(refused(&Request::Add(told("192.0.2.1:1", "a.example:53", None))).contains("192.0.2.1"));
+        let gone = Request::Remove { listen: added[0].listen };
+        assert_eq!(ask(&path, &gone).unwrap(), Answer::Forwards(added));
+        assert!(refused(&gone).contains("no forward listens"));
+
+        for junk in ["", "\n", "stop\n", "{\"add\":{}}\n", "{\"list\":1}\n", "{\"shutdown\":null}\n"] {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(junk.as_bytes()).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("refused"), "{junk:?}: {answer}");
+        }
+        assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(Vec::new()));
+    }
+}

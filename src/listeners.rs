@@ -1,0 +1,235 @@
+//! The listening sockets of a running entry: those it started with, and those that came and went since.
+//!
+//! Owns the list, and what the kernel dropped at each of them. The worker has the sockets themselves and is told by way
+//! of control; here are duplicates, so that a closed one has to go here, too.
+//!
+//! Neighbours: [`crate::console`] adds and removes forwards, [`crate::socks`] the relays of associations.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dataplane::entry::{Destination, Kind, Listener};
+use dataplane::sys::{self, Waker};
+use dataplane::table::Op;
+use wire::cell::Shape;
+
+use crate::config::{ConfigError, Forward, in_words};
+use crate::sockets::cannot_bind;
+
+/// Listening sockets at most: each is a descriptor, and looked at by the worker.
+const LISTENERS_MAX: usize = 8192;
+
+/// A handle on an entry's listening sockets.
+#[derive(Clone)]
+pub struct Listeners {
+    shape: Shape,
+    /// Of forwards that do not say otherwise, and of associations.
+    idle: Duration,
+    state: Arc<Mutex<State>>,
+    orders: Sender<Op>,
+    control: Arc<Waker>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u32,
+    open: Vec<Open>,
+    /// What the kernel dropped at sockets that are closed.
+    gone: u64,
+}
+
+struct Open {
+    id: u32,
+    socket: UdpSocket,
+    kind: Kind,
+    idle: Duration,
+}
+
+impl Listeners {
+    /// Of the sockets that an entry starts with. Orders for its worker go to `orders`; `control` is woken for each.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new(
+        shape: Shape,
+        idle: Duration,
+        first: &[(UdpSocket, Listener)],
+        orders: Sender<Op>,
+        control: Arc<Waker>,
+    ) -> std::io::Result<Listeners> {
+        let open = first.iter().zip(0..).map(|((socket, listener), id)| {
+            let Listener { kind, idle } = listener.clone();
+            Ok(Open { id, socket: socket.try_clone()?, kind, idle })
+        });
+        let open = open.collect::<std::io::Result<Vec<_>>>()?;
+        let state = State { next: open.len() as u32, open, gone: 0 };
+        Ok(Listeners { shape, idle, state: Arc::new(Mutex::new(state)), orders, control })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long flows may be idle, unless a forward says otherwise.
+    pub fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// Adds a forward; returns it with the port that it got.
+    ///
+    /// # Errors
+    /// A name that is too long, or a socket that cannot be bound.
+    pub fn add(&self, forward: Forward) -> Result<Forward, ConfigError> {
+        fits(self.shape, &forward.to)?;
+        let Forward { listen, to, idle } = forward;
+        let said = format!("the forward on {listen}");
+        let socket = UdpSocket::bind(listen).map_err(|why| cannot_bind(&said, listen, &why))?;
+        let listener = Listener { kind: Kind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
+        let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
+        let listen =
+            bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
+        Ok(Forward { listen, to, idle: Some(idle.unwrap_or(self.idle)) })
+    }
+
+    /// Removes the forward that listens there; its flows are closed. None if there is none.
+    pub fn remove(&self, listen: SocketAddr) -> Option<Forward> {
+        let found = self.forwards().into_iter().find(|(_, forward)| forward.listen == listen);
+        let (id, forward) = found?;
+        self.close(id);
+        Some(forward)
+    }
+
+    /// All forwards, oldest first, by the worker's name for them.
+    pub fn forwards(&self) -> Vec<(u32, Forward)> {
+        let of = |open: &Open| match &open.kind {
+            Kind::Forward(to) => {
+                let listen = open.socket.local_addr().ok()?;
+                Some((open.id, Forward { listen, to: to.clone(), idle: Some(open.idle) }))
+            }
+            Kind::Pymix | Kind::Socks(_) => None,
+        };
+        self.state().open.iter().filter_map(of).collect()
+    }
+
+    /// Has the worker listen at a socket.
+    ///
+    /// # Errors
+    /// No descriptor is left, or there are too many listeners.
+    pub fn open(&self, socket: UdpSocket, listener: Listener) -> std::io::Result<u32> {
+        let mut state = self.state();
+        if state.open.len() >= LISTENERS_MAX {
+            return Err(std::io::Error::other(format!("this entry listens at {LISTENERS_MAX} sockets already")));
+        }
+        let Listener { kind, idle } = listener.clone();
+        let duplicate = socket.try_clone()?;
+        let id = state.next;
+        state.next += 1;
+        state.open.push(Open { id, socket: duplicate, kind, idle });
+        self.order(Op::Listen { id, socket, listener });
+        Ok(id)
+    }
+
+    /// Has the worker close a socket.
+    pub fn close(&self, id: u32) {
+        let mut state = self.state();
+        if let Some(at) = state.open.iter().position(|open| open.id == id) {
+            let gone = state.open.remove(at);
+            state.gone += sys::kernel_drops(&gone.socket).unwrap_or(0);
+            self.order(Op::Unlisten { id });
+        }
+    }
+
+    fn order(&self, op: Op) {
+        // A node that ends takes no more orders, and closes all its sockets.
+        let _ = self.orders.send(op);
+        self.control.wake();
+    }
+
+    /// What the kernel dropped at all of them.
+    pub fn kernel_drops(&self) -> u64 {
+        let state = self.state();
+        state.gone + state.open.iter().filter_map(|open| sys::kernel_drops(&open.socket).ok()).sum::<u64>()
+    }
+}
+
+/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
+///
+/// # Errors
+/// It does not.
+pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
+    let (Destination::Name(name, _), over) = (to, to.open_len().saturating_sub(shape.payload())) else {
+        return Ok(());
+    };
+    if over == 0 {
+        return Ok(());
+    }
+    Err(ConfigError::Arguments(format!(
+        "the name {name} is too long for a cell of class {}: at most {} bytes travel; forward to its address instead, \
+         or use a larger class",
+        shape.class(),
+        name.len() - over
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{self, Receiver};
+    use wire::cell::Class;
+
+    const IDLE: Duration = Duration::from_secs(300);
+
+    fn listeners() -> (Listeners, Receiver<Op>) {
+        let (orders, taken) = mpsc::channel();
+        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: Kind::Pymix, idle: IDLE })];
+        let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
+        (Listeners::new(shape, IDLE, &first, orders, waker).unwrap(), taken)
+    }
+
+    #[test]
+    fn forwards_come_and_go_and_the_worker_hears_of_it() {
+        let (listeners, taken) = listeners();
+        assert!(listeners.forwards().is_empty(), "a pymix port is no forward");
+        let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
+        assert_eq!(added.idle, Some(Duration::from_secs(30)));
+        let Ok(Op::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
+        assert_eq!((socket.local_addr().unwrap(), listener.idle), (added.listen, Duration::from_secs(30)));
+        assert_eq!(listeners.forwards(), [(1, added.clone())]);
+        let again = Forward { listen: added.listen, ..added.clone() };
+        let refused = listeners.add(again).unwrap_err().to_string();
+        assert!(refused.contains("has this port"), "{refused}");
+        assert_eq!(listeners.remove(added.listen), Some(added.clone()));
+        assert!(matches!(taken.try_recv(), Ok(Op::Unlisten { id: 1 })));
+        assert_eq!(listeners.remove(added.listen), None);
+        // The worker, too, lets go of it.
+        drop(socket);
+        assert_eq!(listeners.add(added.clone()).unwrap(), added);
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_stays_counted_when_a_socket_goes() {
+        let (listeners, taken) = listeners();
+        let added = listeners.add("127.0.0.1:0=192.0.2.7:5000".parse().unwrap()).unwrap();
+        let Ok(Op::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
+        sys::size_receive_buffer(&socket, 4096).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        (0..100).for_each(|_| _ = sender.send_to(&[0; 1000], added.listen).unwrap());
+        let dropped = listeners.kernel_drops();
+        assert!(dropped > 0);
+        listeners.remove(added.listen).unwrap();
+        assert_eq!(listeners.kernel_drops(), dropped);
+    }
+
+    #[test]
+    fn a_name_that_no_cell_holds_is_refused_with_the_longest_that_fits() {
+        let (listeners, _) = listeners();
+        let long = ["a23456789."; 20].concat();
+        let said = listeners.add(format!("127.0.0.1:0={long}org:9").parse().unwrap()).unwrap_err().to_string();
+        let longest: usize = said.split(' ').find_map(|word| word.parse().ok()).unwrap();
+        let name = |len: usize| Destination::Name(long[..len].into(), 9);
+        let shape = Shape::new(Class::S, 4).unwrap();
+        assert!(fits(shape, &name(longest)).is_ok() && fits(shape, &name(longest + 1)).is_err());
+    }
+}

@@ -1,0 +1,262 @@
+//! SOCKS5 for UDP (RFC 1928, RFC 1929): the TCP side of associations.
+//!
+//! A client connects, says who it is, asks for UDP ASSOCIATE and is told of a relay: a socket of its own at the entry,
+//! which exists exactly as long as that connection. What travels over the relay is the entry's business
+//! ([`dataplane::entry::Listener`]). Names are not looked up here; the exit does that. CONNECT and BIND are refused with
+//! 0x07: eddy carries no TCP.
+//!
+//! Without a name and password only loopback is served. fast-socks5 speaks the protocol, on a tokio runtime of one
+//! thread.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dataplane::entry::{Association, Kind, Listener};
+use fast_socks5::server::{
+    NoAuthentication, PasswordAuthentication, Socks5ServerProtocol, StandardAuthentication,
+    StandardAuthenticationStarted, states,
+};
+use fast_socks5::util::target_addr::TargetAddr;
+use fast_socks5::{ReplyError, Socks5Command};
+use socket2::{SockRef, TcpKeepalive};
+use subtle::ConstantTimeEq;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use crate::listeners::Listeners;
+
+/// Names and passwords of those who may use a port that is not on loopback.
+pub type Users = BTreeMap<String, Zeroizing<String>>;
+
+/// Connections at most; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
+/// A client has so long to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A client that has gone without a word is noticed after this and a few probes.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The thread that serves. Ends, with all associations, when dropped.
+pub struct Server {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    users: Users,
+    listeners: Listeners,
+    room: Semaphore,
+}
+
+/// Serves at these sockets.
+///
+/// # Errors
+/// No thread or no descriptors left.
+pub fn serve(sockets: Vec<TcpListener>, users: Users, listeners: Listeners) -> io::Result<Server> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let sockets = {
+        let _inside = runtime.enter();
+        let adopt = |socket: TcpListener| {
+            socket.set_nonblocking(true)?;
+            tokio::net::TcpListener::from_std(socket)
+        };
+        sockets.into_iter().map(adopt).collect::<io::Result<Vec<_>>>()?
+    };
+    let (stop, stopped) = oneshot::channel();
+    let shared = Arc::new(Shared { users, listeners, room: Semaphore::new(CONNECTIONS_MAX) });
+    let thread = std::thread::Builder::new().name("socks".into()).spawn(move || {
+        runtime.block_on(async {
+            for socket in sockets {
+                tokio::spawn(accept(socket, shared.clone()));
+            }
+            let _ = stopped.await;
+        });
+        // The runtime goes, and with it every connection and its relay.
+    })?;
+    Ok(Server { stop: Some(stop), thread: Some(thread) })
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn accept(socket: tokio::net::TcpListener, shared: Arc<Shared>) {
+    loop {
+        let Ok(room) = shared.room.acquire().await else { return };
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                room.forget();
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    if let Err(why) = converse(stream, peer, &shared).await {
+                        tracing::debug!("SOCKS client: {why}");
+                    }
+                    shared.room.add_permits(1);
+                });
+            }
+            // No descriptor is left: the client waits.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// A relay, as long as it is held.
+struct Relay<'a> {
+    id: u32,
+    listeners: &'a Listeners,
+}
+
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        self.listeners.close(self.id);
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> anyhow::Result<()> {
+    let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    stream.set_nodelay(true)?;
+    let asked = timeout(PATIENCE, async {
+        match authenticate(stream, local.ip(), &shared.users).await? {
+            Some(opened) => Ok(Some(opened.read_command().await?)),
+            None => anyhow::Ok(None),
+        }
+    });
+    let Ok(asked) = asked.await else { return Ok(()) };
+    let Some((asked, command, target)) = asked? else { return Ok(()) };
+    if !matches!(command, Socks5Command::UDPAssociate) {
+        return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
+    }
+    let relay = UdpSocket::bind((local.ip(), 0)).and_then(|socket| {
+        let at = socket.local_addr()?;
+        let kind = Kind::Socks(Association { client, port: source_port(&target, client) });
+        let id = shared.listeners.open(socket, Listener { kind, idle: shared.listeners.idle() })?;
+        Ok((at, Relay { id, listeners: &shared.listeners }))
+    });
+    let (at, _relay) = match relay {
+        Ok(relay) => relay,
+        Err(why) => {
+            tracing::warn!("no relay for a SOCKS client: {why}");
+            return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
+        }
+    };
+    let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
+    // Nothing more is to be said; the relay lives until the client hangs up.
+    let mut ignored = [0; 256];
+    while stream.read(&mut ignored).await.is_ok_and(|len| len > 0) {}
+    Ok(())
+}
+
+/// Who may come in: anybody at a loopback port, elsewhere who knows a name and its password. None for all others, who
+/// have been told.
+async fn authenticate(
+    stream: TcpStream,
+    local: IpAddr,
+    users: &Users,
+) -> anyhow::Result<Option<Socks5ServerProtocol<TcpStream, states::Authenticated>>> {
+    let loopback = local.to_canonical().is_loopback();
+    let methods: [StandardAuthentication; 2] = [
+        StandardAuthentication::NoAuthentication(NoAuthentication),
+        StandardAuthentication::PasswordAuthentication(PasswordAuthentication),
+    ];
+    match Socks5ServerProtocol::start(stream).negotiate_auth(&methods[usize::from(!loopback)..]).await? {
+        StandardAuthenticationStarted::NoAuthentication(opened) => Ok(Some(Socks5ServerProtocol::finish_auth(opened))),
+        StandardAuthenticationStarted::PasswordAuthentication(asked) => {
+            let (name, password, asked) = asked.read_username_password().await?;
+            // Some programs say a name wherever they come.
+            if loopback || knows(users, &name, &Zeroizing::new(password)) {
+                Ok(Some(Socks5ServerProtocol::finish_auth(asked.accept().await?)))
+            } else {
+                asked.reject().await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Whether this is one of the users and their password. A name that is none takes as long.
+fn knows(users: &Users, name: &str, password: &str) -> bool {
+    let (known, expected) = users.get(name).map_or((false, ""), |password| (true, password.as_str()));
+    bool::from(password.as_bytes().ct_eq(expected.as_bytes())) && known
+}
+
+/// The port that a client says it will send from, if that is what it says (RFC 1928, 4: DST.ADDR and DST.PORT of UDP
+/// ASSOCIATE). Many write zeros, and some the destination that they have in mind.
+fn source_port(target: &TargetAddr, client: IpAddr) -> Option<u16> {
+    match target {
+        TargetAddr::Ip(address) => {
+            let ip = address.ip().to_canonical();
+            (address.port() != 0 && (ip.is_unspecified() || ip == client)).then_some(address.port())
+        }
+        TargetAddr::Domain(..) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[test]
+    fn a_client_may_say_which_port_it_sends_from() {
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        let port = |text: &str| source_port(&TargetAddr::Ip(text.parse().unwrap()), client);
+        assert_eq!(port("0.0.0.0:0"), None);
+        assert_eq!(port("0.0.0.0:7"), Some(7));
+        assert_eq!(port("192.0.2.1:7"), Some(7));
+        assert_eq!(port("[::ffff:192.0.2.1]:7"), Some(7));
+        assert_eq!(port("192.0.2.2:7"), None, "somebody's destination");
+        assert_eq!(source_port(&TargetAddr::Domain("a.example".into(), 7), client), None);
+    }
+
+    /// What somebody hears who says this to a server that believes to be reached at `local`.
+    fn heard(local: &str, users: &Users, said: &'static [u8]) -> (Vec<u8>, bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            client.write_all(said).await.unwrap();
+            let let_in = authenticate(server, local.parse().unwrap(), users).await.is_ok_and(|opened| opened.is_some());
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            (heard, let_in)
+        })
+    }
+
+    #[test]
+    fn strangers_need_a_name_and_its_password() {
+        let users = Users::from([("alice".to_owned(), Zeroizing::new("secret".to_owned()))]);
+        let at = |local: &str, said| heard(local, &users, said);
+        assert_eq!(at("192.0.2.1", b"\x05\x02\x00\x02\x01\x05alice\x06secret"), (vec![5, 2, 1, 0], true));
+        let (said, let_in) = at("192.0.2.1", b"\x05\x01\x02\x01\x05alice\x06Secret");
+        assert!(!let_in && said[..3] == [5, 2, 1] && said[3] != 0, "{said:?}");
+        assert_eq!(at("192.0.2.1", b"\x05\x01\x00"), (vec![5, 0xff], false));
+        for local in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(at(local, b"\x05\x02\x00\x02"), (vec![5, 0], true), "{local}");
+            assert_eq!(at(local, b"\x05\x01\x02\x01\x05alice\x03any"), (vec![5, 2, 1, 0], true), "{local}");
+        }
+    }
+
+    #[test]
+    fn only_a_name_with_its_password_is_known() {
+        let users = Users::from([("alice".to_owned(), Zeroizing::new("secret".to_owned()))]);
+        assert!(knows(&users, "alice", "secret"));
+        for (name, password) in [("alice", "secre"), ("alice", ""), ("bob", "secret"), ("bob", ""), ("", "")] {
+            assert!(!knows(&users, name, password), "{name} {password}");
+        }
+    }
+}
