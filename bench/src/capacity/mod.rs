@@ -143,6 +143,8 @@ trait Subject {
 /// What is searched does not come up, a node does not answer, or not even the lowest rate passes.
 pub fn run(args: &CapacityArgs) -> anyhow::Result<()> {
     let interrupted = signals::interrupted()?;
+    // One node alone is measured from a core of our own.
+    let cores = Machine::read().cores;
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     let mut subject: Box<dyn Subject> = if args.node {
         bar.set_message("one mix");
@@ -172,7 +174,7 @@ pub fn run(args: &CapacityArgs) -> anyhow::Result<()> {
         at,
         tries: search.tries,
         chain,
-        machine: Machine::read(),
+        machine: Machine { cores, ..Machine::read() },
         interrupted: interrupted.load(Ordering::Relaxed),
     };
     println!("{}", if args.json { serde_json::to_string(&found)? } else { people(&found, args.node) });
@@ -216,7 +218,7 @@ fn people(found: &Found, node: bool) -> String {
     }
     if let Some(chain) = &found.chain {
         text += &format!(
-            "\n{} mix{}, class {}, {}, {} channels, engine {}, {}, offload {}; generator and nodes share {} cores.",
+            "\n{} mix{}, class {}, {}, {} channels, engine {}, {}, offload {}; {} of {} cores.",
             chain.mixes,
             if chain.mixes == 1 { "" } else { "es" },
             chain.class,
@@ -225,6 +227,7 @@ fn people(found: &Found, node: bool) -> String {
             chain.engine,
             chain.io,
             chain.offload,
+            if node { "generator and mix each have one" } else { "generator and nodes share all" },
             found.machine.cores
         );
     }

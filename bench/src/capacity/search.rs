@@ -10,7 +10,7 @@ use serde::Serialize;
 /// Rates from here on are doubled until one fails.
 pub const RATE_FIRST: f64 = 1000.0;
 const RATE_LAST: f64 = 20_000_000.0;
-/// How often the highest rate must pass in all.
+/// How often the highest rate must pass, one after the other.
 const PASSES: u32 = 3;
 /// The whole search, beside what is under way.
 const SEARCH: Duration = Duration::from_secs(180);
@@ -153,7 +153,7 @@ mod tests {
         let found = found.unwrap();
         assert!(found.rate <= 77_000.0 && found.failed > 77_000.0 && found.failed <= found.rate * 1.05);
         assert_eq!((found.limited_by.as_str(), found.p99_us), ("a limit", found.rate));
-        assert_eq!(tries.iter().filter(|tried| tried.rate == found.rate && tried.passed).count(), 3);
+        assert!(tries.iter().filter(|tried| tried.rate == found.rate && tried.passed).count() >= 3);
     }
 
     #[test]
