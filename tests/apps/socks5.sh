@@ -2,7 +2,7 @@
 # A SOCKS5 client that others wrote (PySocks) through a chain: UDP to addresses and names, and what curl is told about
 # TCP. Needs python3-socks and curl, which it installs as root on Debian; skips elsewhere, with a line that says so.
 # All traffic stays on loopback.
-# Usage: tests/apps/socks.sh
+# Usage: tests/apps/socks5.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,4 +19,4 @@ fi
 
 cargo build -q --release --locked
 eddy=$(cargo metadata --format-version 1 --no-deps --locked | grep -o '"target_directory":"[^"]*"' | cut -d '"' -f 4)/release/eddy
-exec "$python" tests/apps/socks.py "$eddy"
+exec "$python" tests/apps/socks5.py "$eddy"
