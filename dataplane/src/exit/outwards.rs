@@ -92,8 +92,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Answers an OPEN or MOVE, with the address if there was a name to resolve: nothing yet to a flow whose name is being resolved. What was refused is
-    /// remembered for the datagram behind it.
+    /// Answers an OPEN or MOVE, and tells the address if there was a name to resolve; nothing yet to a flow whose name is
+    /// being resolved. What was refused is remembered for the datagram behind it.
     fn answer(&mut self, channel: u32, number: u16, done: Result<(), Drop>) {
         match done {
             Ok(()) => {
