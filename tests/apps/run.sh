@@ -11,6 +11,10 @@ recipes=("$@")
 packages=(bind9-dnsutils dnsmasq-base python3-socks curl iperf3 sip-tester ffmpeg)
 python=/usr/bin/python3
 [[ -x $python ]] || python=python3
+if ! command -v "$python" >/dev/null; then
+    echo "skipped: python3 is not installed: apt-get install python3"
+    exit 0
+fi
 
 present() { command -v dig dnsmasq curl iperf3 sipp ffmpeg && "$python" -c 'import socks'; } >/dev/null 2>&1
 if ! present && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

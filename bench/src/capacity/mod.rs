@@ -12,7 +12,7 @@
 mod limit;
 mod node;
 mod nodes;
-mod search;
+pub(crate) mod search;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Rates from here on are doubled until one fails.
 pub const RATE_FIRST: f64 = 1000.0;
@@ -16,7 +16,7 @@ const PASSES: u32 = 3;
 const SEARCH: Duration = Duration::from_secs(180);
 
 /// One rate that was tried.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Try {
     /// Packets a second.
     pub rate: f64,

@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::capacity::search::Try;
 use crate::results::{ChainFacts, Results, Spread};
 
 /// All that goes into a page.
@@ -81,18 +82,6 @@ pub struct At {
     pub p99_us: f64,
     pub p999_us: f64,
     pub max_us: f64,
-}
-
-/// One rate that was tried.
-#[derive(Deserialize)]
-pub struct Try {
-    pub rate: f64,
-    pub passed: bool,
-    pub sent: u64,
-    pub lost: u64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub limited_by: Option<String>,
 }
 
 /// What `hop --json` prints, as far as it is shown.
