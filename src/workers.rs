@@ -151,7 +151,10 @@ impl Workers {
                         part.allow.clone(),
                         part.deny.clone(),
                         own.into_iter().map(|interface| interface.ip()).collect(),
-                    ),
+                    )
+                    .trusting(part.trust.clone()),
+                    filtering: part.filtering,
+                    limits: part.limits,
                     caps: dataplane::exit::Caps {
                         flows_per_channel: part.max_flows_per_channel,
                         sockets: part.max_sockets,

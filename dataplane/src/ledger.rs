@@ -117,8 +117,14 @@ drops! {
     NamesFull => "names-full",
     /// Exit: for an unknown flow, when more flows were refused within a second than it remembers.
     RefusedFull => "refused-full",
-    /// From an address that no flow of the socket talks to.
+    /// From an address that no flow of the socket talks to; at the entry, for a client that could not tell.
     Filtered => "filtered",
+    /// Exit: to an address that has not answered what it has got.
+    Unanswered => "unanswered",
+    /// Exit: faster than a flow may be.
+    FlowRate => "flow-rate",
+    /// Exit: to or from an address faster than all flows with it may be.
+    DestinationRate => "destination-rate",
     /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is none or too long.
     BadAddress => "bad-address",
     /// Entry: part of a datagram that a SOCKS client has cut up (RFC 1928 lets a relay refuse that).

@@ -28,8 +28,9 @@ use zeroize::Zeroizing;
 
 use crate::cli::InitArgs;
 use crate::config::{
-    CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole,
-    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text, check_fits, encode_base64, node_name,
+    CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE,
+    MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text,
+    check_fits, encode_base64, node_name,
 };
 
 /// Descriptors are valid for a year.
@@ -66,6 +67,8 @@ pub struct Plan {
     pub allow: Vec<Rule>,
     /// What it may not, although it is public.
     pub deny: Vec<Rule>,
+    /// Destinations that need not answer and get as much as is sent.
+    pub trust: Vec<Rule>,
     /// Where the exit resolves names; the system's name server unless set.
     pub resolver: Option<SocketAddr>,
     /// Whether files may be overwritten.
@@ -121,6 +124,7 @@ impl Plan {
             },
             allow: Vec::new(),
             deny: Vec::new(),
+            trust: Vec::new(),
             resolver: None,
             force: false,
         }
@@ -368,6 +372,14 @@ fn exit_config(plan: &Plan) -> String {
          # Public networks are open unless listed here; the narrowest entry of both lists decides.\n\
          # Ports may follow, as in \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\" or \"[2001:db8::/32]:53\".\n\
          deny = {}\n\
+         # An address gets {MAX_UNANSWERED} datagrams until it answers, and {MAX_DESTINATION_RATE} a second; each flow may\n\
+         # send and receive {MAX_FLOW_RATE} a second. 0 is no limit, and destinations listed here have none.\n\
+         trust = {}\n\
+         # max_unanswered = {MAX_UNANSWERED}\n\
+         # max_flow_rate = {MAX_FLOW_RATE}\n\
+         # max_destination_rate = {MAX_DESTINATION_RATE}\n\
+         # A client hears those that it has sent to; \"none\": everybody who finds its port.\n\
+         # filtering = \"endpoint\"\n\
          {}\n\
          # flow_idle_s = {FLOW_IDLE_S}\n\
          # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
@@ -375,6 +387,7 @@ fn exit_config(plan: &Plan) -> String {
         plan.hops[h - 1].address,
         strings(&plan.allow),
         strings(&plan.deny),
+        strings(&plan.trust),
         match plan.resolver {
             Some(resolver) => format!("resolver = \"{resolver}\""),
             None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
@@ -518,6 +531,7 @@ mod tests {
             let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
             let mut plan = Plan { class, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
             plan.deny.push("::/0".parse().unwrap());
+            plan.trust.push("127.0.0.1:9".parse().unwrap());
             plan.mixing = "threshold:n=5".parse().unwrap();
             plan.entry.forwards.push(forward.clone());
             plan.entry.pymix.push("127.0.0.1:5001".parse().unwrap());
@@ -538,7 +552,10 @@ mod tests {
                 assert_eq!((node.config.receive_buffer, node.config.caps), (4096, plan.caps));
                 match &node.config.part {
                     Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
-                    Part::Exit(exit) => assert_eq!((&exit.allow, &exit.deny), (&plan.allow, &plan.deny)),
+                    Part::Exit(exit) => {
+                        assert_eq!((&exit.allow, &exit.deny, &exit.trust), (&plan.allow, &plan.deny, &plan.trust));
+                        assert_eq!(exit.limits.unanswered, Some(MAX_UNANSWERED));
+                    }
                     Part::Entry(_) => panic!("a hop's file"),
                 }
                 let delay = node.chain.node(i + 1).unwrap().descriptor.mixing_delay_ms;

@@ -44,6 +44,12 @@ pub const CHANNELS: usize = 4;
 pub const FLOW_IDLE_S: u64 = 300;
 /// Flows of one channel at an exit unless configured.
 pub const MAX_FLOWS_PER_CHANNEL: usize = 1024;
+/// Datagrams that an exit sends to an address that has not answered, unless configured.
+pub const MAX_UNANSWERED: u32 = 1000;
+/// Datagrams a second of a flow at an exit, each way, unless configured.
+pub const MAX_FLOW_RATE: u32 = 100_000;
+/// Datagrams a second of one address at an exit, each way, unless configured.
+pub const MAX_DESTINATION_RATE: u32 = 200_000;
 /// Sockets of an exit unless configured.
 pub const MAX_SOCKETS: usize = 4096;
 /// Lifetime of a channel in seconds unless configured.

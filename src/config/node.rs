@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use control::Caps;
 use dataplane::entry::Destination;
+use dataplane::exit::Filtering;
+use dataplane::exit::limits::{Limits, Rate};
 use dataplane::exit::policy::Rule;
 use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
@@ -16,8 +18,8 @@ use toml::Spanned;
 use super::caps::RawCaps;
 use super::source::{Source, nearest};
 use super::{
-    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, NodeRole, Place, RECEIVE_BUFFER,
-    RENEW_AFTER_S, WINDOW, parse_destination, parse_listen,
+    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS,
+    MAX_UNANSWERED, NodeRole, Place, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, parse_destination, parse_listen,
 };
 
 /// What one node is told.
@@ -150,6 +152,12 @@ pub struct ExitPart {
     pub allow: Vec<Rule>,
     /// Networks that are not, although they are public; the narrowest entry of both lists decides.
     pub deny: Vec<Rule>,
+    /// Destinations without limits.
+    pub trust: Vec<Rule>,
+    /// What the others get.
+    pub limits: Limits,
+    /// Whom a client's socket hears.
+    pub filtering: Filtering,
     /// Name server; the system's unless set.
     pub resolver: Option<SocketAddr>,
     /// Idle flows are closed after this.
@@ -188,6 +196,11 @@ struct Raw {
     commands: Option<Spanned<String>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
     deny: Option<Spanned<Vec<Spanned<String>>>>,
+    trust: Option<Spanned<Vec<Spanned<String>>>>,
+    max_unanswered: Option<Spanned<i64>>,
+    max_flow_rate: Option<Spanned<i64>>,
+    max_destination_rate: Option<Spanned<i64>>,
+    filtering: Option<Spanned<String>>,
     resolver: Option<Spanned<String>>,
     max_flows_per_channel: Option<Spanned<i64>>,
     max_sockets: Option<Spanned<i64>>,
@@ -254,6 +267,9 @@ impl NodeConfig {
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: list(raw.allow.as_ref(), |value| rule(source, value))?,
                 deny: list(raw.deny.as_ref(), |value| rule(source, value))?,
+                trust: list(raw.trust.as_ref(), |value| rule(source, value))?,
+                limits: raw.limits(source)?,
+                filtering: word(source, raw.filtering.as_ref())?,
                 resolver: raw.resolver.as_ref().map(|value| resolver(source, value)).transpose()?,
                 flow_idle: Duration::from_secs(idle()? as u64),
                 max_flows_per_channel: source.number(
@@ -315,6 +331,20 @@ impl NodeConfig {
 }
 
 impl Raw {
+    /// An exit's limits; 0 is none.
+    fn limits(&self, source: &Source) -> Result<Limits, ConfigError> {
+        let most = |key, value: &Option<Spanned<i64>>, default: u32| {
+            let most = source.number(key, value.as_ref(), 0..10_000_001, i64::from(default))?;
+            Ok((most > 0).then_some(most as u32))
+        };
+        let rate = |key, value, default| most(key, value, default).map(|rate| rate.map(Rate::per_second));
+        Ok(Limits {
+            unanswered: most("max_unanswered", &self.max_unanswered, MAX_UNANSWERED)?,
+            flow: rate("max_flow_rate", &self.max_flow_rate, MAX_FLOW_RATE)?,
+            destination: rate("max_destination_rate", &self.max_destination_rate, MAX_DESTINATION_RATE)?,
+        })
+    }
+
     /// The lines of what is judged only when the node starts.
     fn lines(&self, source: &Source) -> Vec<(&'static str, usize)> {
         let settings =
@@ -343,7 +373,7 @@ impl Raw {
         fn span<T>(value: &Option<Spanned<T>>) -> Span {
             value.as_ref().map(Spanned::span)
         }
-        let keys: [(&str, Span, &[NodeRole]); 16] = [
+        let keys: [(&str, Span, &[NodeRole]); 21] = [
             ("up", span(&self.up), &[Mix, Exit]),
             ("down", span(&self.down), &[Entry, Mix]),
             ("next", span(&self.next), &[Entry, Mix]),
@@ -356,6 +386,11 @@ impl Raw {
             ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
             ("allow", span(&self.allow), &[Exit]),
             ("deny", span(&self.deny), &[Exit]),
+            ("trust", span(&self.trust), &[Exit]),
+            ("max_unanswered", span(&self.max_unanswered), &[Exit]),
+            ("max_flow_rate", span(&self.max_flow_rate), &[Exit]),
+            ("max_destination_rate", span(&self.max_destination_rate), &[Exit]),
+            ("filtering", span(&self.filtering), &[Exit]),
             ("resolver", span(&self.resolver), &[Exit]),
             ("max_flows_per_channel", span(&self.max_flows_per_channel), &[Exit]),
             ("max_sockets", span(&self.max_sockets), &[Exit]),

@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
 use dataplane::entry::{Destination, Entry, Kind, Listener};
-use dataplane::exit::Exit;
+use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
+use dataplane::exit::{Exit, Filtering};
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemApps, MemNet};
 use dataplane::lanes::{self, Lanes};
@@ -301,6 +302,8 @@ impl Chain {
                     window,
                     hugepages: false,
                     policy: Policy::new(vec!["198.18.0.0/24".parse().unwrap()], Vec::new(), Vec::new()),
+                    filtering: Filtering::default(),
+                    limits: Limits::default(),
                     caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
                     flow_idle: Duration::from_secs(300),
                 };

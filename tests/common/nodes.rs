@@ -125,6 +125,7 @@ impl Nodes {
         made.io = super::command::io();
         made.lanes = plan.lanes;
         made.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        made.trust.clone_from(&made.allow);
         made.allow.extend(plan.allow.iter().cloned());
         made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
         made.entry.channels = plan.channels;

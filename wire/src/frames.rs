@@ -40,6 +40,7 @@ mod kind {
     pub(super) const PING: u8 = 0x08;
     pub(super) const PONG: u8 = 0x09;
     pub(super) const PEER: u8 = 0x0a;
+    pub(super) const FROM: u8 = 0x0b;
 }
 
 /// First byte of an address: SOCKS numbers, except for 6.
@@ -184,12 +185,21 @@ pub enum Frame<'a> {
     Ping([u8; 8]),
     /// Answers a PING; both ways.
     Pong([u8; 8]),
-    /// A new flow for a peer that wrote first; backward.
+    /// The address that the name of a flow's destination has resolved to; backward.
     Peer {
-        /// A flow of the same map, whose filtering let the peer in.
+        /// Which flow.
         flow: u16,
-        /// Who wrote.
+        /// The address.
         from: SocketAddr,
+    },
+    /// A whole datagram from an address that no flow talks to; backward.
+    From {
+        /// A flow of the client whose socket it came to.
+        flow: u16,
+        /// Its sender.
+        from: SocketAddr,
+        /// Its bytes.
+        data: &'a [u8],
     },
 }
 
@@ -207,6 +217,7 @@ impl Frame<'_> {
             Frame::Report { .. } => 1 + 5 + 5,
             Frame::Ping(_) | Frame::Pong(_) => 1 + 8,
             Frame::Peer { from, .. } => 1 + 2 + ip_len(from),
+            Frame::From { from, data, .. } => 1 + 2 + ip_len(from) + 2 + data.len(),
         }
     }
 
@@ -215,7 +226,7 @@ impl Frame<'_> {
         match self {
             Frame::Dgram { .. } | Frame::Frag { .. } | Frame::Close { .. } | Frame::Ping(_) | Frame::Pong(_) => true,
             Frame::Open { .. } | Frame::Move { .. } => matches!(heading, Direction::Forward),
-            Frame::Status { .. } | Frame::Report { .. } | Frame::Peer { .. } => {
+            Frame::Status { .. } | Frame::Report { .. } | Frame::Peer { .. } | Frame::From { .. } => {
                 matches!(heading, Direction::Backward)
             }
         }
@@ -224,7 +235,7 @@ impl Frame<'_> {
     /// Whether the fields have values that the layout can carry.
     fn is_expressible(&self) -> bool {
         match *self {
-            Frame::Dgram { data, .. } => data.len() <= usize::from(u16::MAX),
+            Frame::Dgram { data, .. } | Frame::From { data, .. } => data.len() <= usize::from(u16::MAX),
             Frame::Frag { index, data, .. } => {
                 usize::from(index) < FRAGMENTS_MAX && data.len() <= usize::from(u16::MAX)
             }
@@ -343,6 +354,14 @@ fn take_address<'a>(rest: &mut &'a [u8]) -> Result<Address<'a>, BadFrames> {
     Ok(Address::Ip(SocketAddr::new(ip, take_u16(rest)?)))
 }
 
+/// An address that is no name.
+fn take_ip(rest: &mut &[u8]) -> Result<SocketAddr, BadFrames> {
+    match take_address(rest)? {
+        Address::Ip(socket) => Ok(socket),
+        Address::Name(..) => Err(BadFrames::Address),
+    }
+}
+
 /// The next frame; nothing at the end of the cell or at PAD, which leaves `rest` empty.
 fn take_frame<'a>(rest: &mut &'a [u8]) -> Result<Option<Frame<'a>>, BadFrames> {
     if rest.is_empty() {
@@ -373,13 +392,8 @@ fn take_frame<'a>(rest: &mut &'a [u8]) -> Result<Option<Frame<'a>>, BadFrames> {
         kind::REPORT => Frame::Report { highest: take_u40(rest)?, received: take_u40(rest)? },
         kind::PING => Frame::Ping(take(rest)?),
         kind::PONG => Frame::Pong(take(rest)?),
-        kind::PEER => {
-            let flow = take_u16(rest)?;
-            match take_address(rest)? {
-                Address::Ip(from) => Frame::Peer { flow, from },
-                Address::Name(..) => return Err(BadFrames::Address),
-            }
-        }
+        kind::PEER => Frame::Peer { flow: take_u16(rest)?, from: take_ip(rest)? },
+        kind::FROM => Frame::From { flow: take_u16(rest)?, from: take_ip(rest)?, data: take_data(rest)? },
         _ => return Err(BadFrames::Kind),
     };
     Ok(Some(frame))
@@ -476,6 +490,12 @@ impl<'a> Writer<'a> {
                 self.bytes(&[kind::PEER]);
                 self.u16(flow);
                 self.ip(from);
+            }
+            Frame::From { flow, from, data } => {
+                self.bytes(&[kind::FROM]);
+                self.u16(flow);
+                self.ip(from);
+                self.data(data);
             }
         }
         true
@@ -594,6 +614,7 @@ mod tests {
         Frag(u16, u16, u8, bool, Vec<u8>),
         OpenIp(u16, u16, Token, SocketAddr),
         OpenName(u16, u16, Token, String, u16),
+        From(u16, SocketAddr, Vec<u8>),
         Plain(Frame<'static>),
     }
 
@@ -610,6 +631,7 @@ mod tests {
                 Owned::OpenName(flow, map, token, name, port) => {
                     Frame::Open { flow: *flow, map: *map, token: *token, to: Address::Name(name, *port) }
                 }
+                Owned::From(flow, from, data) => Frame::From { flow: *flow, from: *from, data },
                 Owned::Plain(frame) => *frame,
             }
         }
@@ -636,6 +658,7 @@ mod tests {
             any::<[u8; 8]>().prop_map(|echo| Owned::Plain(Frame::Ping(echo))),
             any::<[u8; 8]>().prop_map(|echo| Owned::Plain(Frame::Pong(echo))),
             (any::<u16>(), socket()).prop_map(|(flow, from)| Owned::Plain(Frame::Peer { flow, from })),
+            (any::<u16>(), socket(), data()).prop_map(|(flow, from, data)| Owned::From(flow, from, data)),
         ]
     }
 
@@ -655,13 +678,13 @@ mod tests {
                 }
                 inner
             });
-        prop_oneof![written, prop::collection::vec(prop_oneof![0u8..12, any::<u8>()], 0..100)]
+        prop_oneof![written, prop::collection::vec(prop_oneof![0u8..13, any::<u8>()], 0..100)]
     }
 
     #[test]
     fn the_bytes_are_those_of_the_specification() {
         let token = hex!("000102030405060708090a0b0c0d0e0f");
-        let frames: [(Frame<'_>, &[u8]); 13] = [
+        let frames: [(Frame<'_>, &[u8]); 14] = [
             (Frame::Dgram { flow: 0x1234, data: b"hi" }, &hex!("01 1234 0002 6869")),
             (Frame::Frag { flow: 1, id: 0xabcd, index: 7, last: true, data: &[9] }, &hex!("02 0001 abcd 87 0001 09")),
             (Frame::Frag { flow: 1, id: 2, index: 0, last: false, data: &[] }, &hex!("02 0001 0002 00 0000")),
@@ -684,6 +707,10 @@ mod tests {
             (Frame::Ping([8; 8]), &hex!("08 0808080808080808")),
             (Frame::Pong([8; 8]), &hex!("09 0808080808080808")),
             (Frame::Peer { flow: 3, from: "192.0.2.1:53".parse().unwrap() }, &hex!("0a 0003 04 c0000201 0035")),
+            (
+                Frame::From { flow: 3, from: "192.0.2.1:53".parse().unwrap(), data: b"hi" },
+                &hex!("0b 0003 04 c0000201 0035 0002 6869"),
+            ),
         ];
         for (frame, bytes) in frames {
             let mut inner = vec![0xff; bytes.len() + 3];
@@ -705,7 +732,7 @@ mod tests {
     fn one_bad_frame_drops_the_whole_cell() {
         let token = "000102030405060708090a0b0c0d0e0f";
         let cases = [
-            ("0b".to_owned(), BadFrames::Kind),
+            ("0c".to_owned(), BadFrames::Kind),
             ("ff".to_owned(), BadFrames::Kind),
             ("01 0001 0003 aabb".to_owned(), BadFrames::Truncated),
             ("01 0001 00".to_owned(), BadFrames::Truncated),
@@ -727,8 +754,9 @@ mod tests {
             inner.extend(digits.chunks(2).map(|d| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap()));
             assert_eq!(parse(&inner, Direction::Forward).err(), Some(reason), "{text}");
         }
-        let named_peer = hex!("0a 0001 03 03 612e62 0035");
-        assert_eq!(parse(&named_peer, Direction::Backward).err(), Some(BadFrames::Address));
+        for named in [&hex!("0a 0001 03 03 612e62 0035")[..], &hex!("0b 0001 03 03 612e62 0035 0000")] {
+            assert_eq!(parse(named, Direction::Backward).err(), Some(BadFrames::Address));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Cells from Mix 1: all layers off, then their frames to the clients.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -9,7 +10,7 @@ use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
 use super::clients::{Clients, Reply};
-use super::{Entry, Listening};
+use super::{Destination, Entry, Listening};
 use crate::Nanos;
 use crate::io::Port;
 use crate::io::apps::Apps;
@@ -92,7 +93,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), data);
+                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.table.record_mut(channel) else { return };
@@ -100,8 +101,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
-                    answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), data);
+                    answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
                 }
+            }
+            Frame::From { flow, from, data } => {
+                tally.injected += 1;
+                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), Some(from), data);
             }
             Frame::Status { flow, code } => {
                 let refused = self.clients.status(channel, flow, code, now).map(ToString::to_string);
@@ -117,13 +122,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 }
 
-/// A datagram of a flow for its client.
+/// A datagram for a flow's client: of the flow's peer, unless it is `from` somebody else.
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],
     outbox: &mut Outbox,
     tally: &mut Tally,
     (channel, number): (u32, u16),
+    from: Option<SocketAddr>,
     data: &[u8],
 ) {
     let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
@@ -134,5 +140,13 @@ fn answer(
         tally.drop(Drop::Flow);
         return;
     };
-    outbox.push_behind(socket, to, flow, &listener.header(&peer), data);
+    let header = match from {
+        None => listener.header(&peer),
+        Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),
+        Some(_) => {
+            tally.drop(Drop::Filtered);
+            return;
+        }
+    };
+    outbox.push_behind(socket, to, flow, &header, data);
 }

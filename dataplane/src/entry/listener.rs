@@ -68,6 +68,11 @@ impl Listener {
         }
     }
 
+    /// Whether its clients see where an answer comes from.
+    pub fn tells_peers(&self) -> bool {
+        matches!(self.kind, Kind::Socks(_))
+    }
+
     /// What stands in front of an answer of `peer`.
     pub fn header(&self, peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
         let mut header = ArrayVec::new();

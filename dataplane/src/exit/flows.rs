@@ -7,11 +7,12 @@
 //! What all channels share, flows, sockets and questions to the resolver, goes by one rule: a channel gets one more
 //! only while more of them are free than it has. So k greedy channels leave a part in k + 1 to the others.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use hashbrown::HashMap;
 use wire::frames::Token;
 
+use super::limits::{Bucket, Rate, Usage};
 use crate::Nanos;
 use crate::SECOND;
 use crate::io::apps::Apps;
@@ -39,7 +40,7 @@ pub const WAITING_MAX: usize = 1024;
 /// Names that are being resolved.
 pub const QUESTIONS_MAX: usize = 256;
 /// OPENs of new flows that a channel may send at once, and a second.
-pub const OPENS: u64 = 64;
+const OPENS: Rate = Rate::new(64, 64);
 
 /// The number of no question.
 const NO_QUERY: u32 = u32::MAX;
@@ -77,6 +78,8 @@ pub struct Flow {
     pub target: Target,
     /// Its destination was a name, so the entry has to be told the address.
     pub named: bool,
+    /// What it has used of its limits; nothing if it has none.
+    pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
     seen: Nanos,
@@ -109,7 +112,7 @@ struct Mapping {
     key: (u32, u16),
     v4: Option<Held>,
     v6: Option<Held>,
-    flows: usize,
+    flows: Vec<u32>,
 }
 
 /// A socket, and the channel that opened it, as long as that lives: moving a flow gives nobody room for another.
@@ -133,21 +136,14 @@ struct Share {
     questions: usize,
 }
 
-/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell. Full at first;
-/// says when it is full again.
+/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell.
 #[derive(Default)]
-pub struct Opens(Nanos);
+pub struct Opens(Bucket);
 
 impl Opens {
     /// Takes a token, if there is one.
     pub fn take(&mut self, now: Nanos) -> bool {
-        const EACH: Nanos = SECOND / OPENS;
-        let full = self.0.max(now) + EACH;
-        let may = full <= now + OPENS * EACH;
-        if may {
-            self.0 = full;
-        }
-        may
+        self.0.take(OPENS, now)
     }
 }
 
@@ -166,6 +162,7 @@ pub struct Flows {
     by_number: Map<(u32, u16), u32>,
     by_token: Map<Token, u32>,
     by_peer: Map<(SocketId, SocketAddr), u32>,
+    by_socket: Map<SocketId, u32>,
     shares: Map<u32, Share>,
     mappings: Vec<Option<Mapping>>,
     vacant_mappings: Vec<u32>,
@@ -192,6 +189,7 @@ impl Flows {
             by_number: Map::default(),
             by_token: Map::default(),
             by_peer: Map::default(),
+            by_socket: Map::default(),
             shares: Map::default(),
             mappings: Vec::new(),
             vacant_mappings: Vec::new(),
@@ -283,6 +281,21 @@ impl Flows {
     pub fn talking_to(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
         self.flows[id as usize].as_mut()
+    }
+
+    /// A flow of the client that has this socket.
+    pub fn of_client(&mut self, socket: SocketId) -> Option<&mut Flow> {
+        let mapping = *self.by_socket.get(&socket)?;
+        let id = *self.mappings[mapping as usize].as_ref()?.flows.last()?;
+        self.flows[id as usize].as_mut()
+    }
+
+    /// What flows with limits have used, and to which address.
+    pub fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
+        self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
+            (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
+            _ => None,
+        })
     }
 
     /// A datagram went out on it.
@@ -389,20 +402,22 @@ impl Flows {
                     self.mappings.push(None);
                     self.mappings.len() as u32 - 1
                 });
-                self.mappings[id as usize] = Some(Mapping { key: (channel, map), v4: None, v6: None, flows: 0 });
+                self.mappings[id as usize] =
+                    Some(Mapping { key: (channel, map), v4: None, v6: None, flows: Vec::new() });
                 self.by_map.insert((channel, map), id);
                 id
             }
         };
-        self.mappings[mapping as usize].as_mut().expect("just looked up").flows += 1;
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
             self.flows.len() as u32 - 1
         });
+        self.mappings[mapping as usize].as_mut().expect("just looked up").flows.push(id);
         self.flows[id as usize] = Some(Flow {
             channel,
             number,
             named: matches!(target, Target::Resolving { query, .. } if query != NO_QUERY),
+            usage: Some(Usage::default()),
             target,
             token,
             mapping,
@@ -481,6 +496,7 @@ impl Flows {
                 share.sockets += 1;
                 self.sockets += 1;
                 *place = Some(Held { socket, opener: Some(flow.channel) });
+                self.by_socket.insert(socket, flow.mapping);
                 socket
             }
         };
@@ -517,8 +533,8 @@ impl Flows {
             }
         };
         let mapping = self.mappings[flow.mapping as usize].as_mut().expect("a flow has a live mapping");
-        mapping.flows -= 1;
-        if mapping.flows == 0 {
+        mapping.flows.retain(|of| *of != id);
+        if mapping.flows.is_empty() {
             let mapping = self.mappings[flow.mapping as usize].take().expect("just looked at");
             self.vacant_mappings.push(flow.mapping);
             if self.by_map.get(&mapping.key) == Some(&flow.mapping) {
@@ -526,6 +542,7 @@ impl Flows {
             }
             for Held { socket, opener } in [mapping.v4, mapping.v6].into_iter().flatten() {
                 apps.close(socket);
+                self.by_socket.remove(&socket);
                 self.sockets -= 1;
                 if let Some(opener) = opener {
                     self.give_back(opener, Share { sockets: 1, ..Share::default() });

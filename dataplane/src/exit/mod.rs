@@ -6,6 +6,7 @@
 //! not pool.
 
 mod flows;
+pub mod limits;
 mod outwards;
 pub mod policy;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
 use flows::{Flows, Opens};
+use limits::{Limiter, Limits};
 use policy::Policy;
 
 /// Frames of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
@@ -63,6 +65,28 @@ const REASSEMBLING_MAX: u64 = 4096;
 /// Cells sealed at a time.
 const CHUNK: usize = 64;
 
+/// Whom a client's socket hears (RFC 4787, 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Filtering {
+    /// The peers of its flows: address- and port-dependent filtering.
+    #[default]
+    Endpoint,
+    /// Everybody whom the policy would let it answer: endpoint-independent filtering.
+    None,
+}
+
+impl std::str::FromStr for Filtering {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Filtering, &'static str> {
+        match text {
+            "endpoint" => Ok(Filtering::Endpoint),
+            "none" => Ok(Filtering::None),
+            _ => Err("filtering is \"endpoint\" or \"none\""),
+        }
+    }
+}
+
 /// What an exit worker is made with.
 pub struct Settings {
     /// Lengths of the chain.
@@ -73,6 +97,10 @@ pub struct Settings {
     pub hugepages: bool,
     /// Where it may send.
     pub policy: Policy,
+    /// Whom its sockets hear.
+    pub filtering: Filtering,
+    /// How much goes to and comes from destinations that the policy does not trust.
+    pub limits: Limits,
     /// Bounds of its tables.
     pub caps: Caps,
     /// Idle flows end after this.
@@ -112,6 +140,7 @@ pub struct Exit<U, A> {
     apps: A,
     table: Table<ExitChannel>,
     flows: Flows,
+    limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
     refused: HashMap<(u32, u16), Drop, foldhash::fast::RandomState>,
     gate: Gate,
@@ -161,6 +190,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             apps,
             table: Table::default(),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
+            limiter: Limiter::new(settings.limits, now),
             refused: HashMap::default(),
             gate: Gate::new(shape, shape.hops(), Side::Up, 1),
             packer: Packer::new(shape.payload()),
@@ -286,7 +316,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             if some {
                 for (from, data) in inbox.iter() {
                     self.datagrams.backward.received += 1;
-                    match self.inwards(inbox.socket(), from, data) {
+                    match self.inwards(inbox.socket(), from, data, now) {
                         Ok(()) => self.datagrams.backward.consumed += 1,
                         Err(reason) => self.datagrams.backward.drop(reason),
                     }
@@ -308,16 +338,33 @@ impl<U: Port, A: Apps> Exit<U, A> {
         });
     }
 
-    /// One datagram from a peer.
-    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8]) -> Result<(), Drop> {
-        let payload = self.settings.shape.payload();
-        let flow = self.flows.talking_to(socket, from).ok_or(Drop::Filtered)?;
+    /// One datagram from the internet.
+    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), Drop> {
+        let Self { flows, limiter, packer, free, settings, .. } = self;
+        let payload = settings.shape.payload();
+        let Some(flow) = flows.talking_to(socket, from) else {
+            if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
+                return Err(Drop::Filtered);
+            }
+            let flow = flows.of_client(socket).ok_or(Drop::Filtered)?;
+            let frame = Frame::From { flow: flow.number, from, data };
+            if frame.len() > payload {
+                return Err(Drop::TooLarge);
+            }
+            if let Some(usage) = &mut flow.usage {
+                limiter.inwards(usage, from.ip(), false, now)?;
+            }
+            return packer.put(flow.channel, &frame, free);
+        };
         if frames::fragments(payload, data.len()).is_none() {
             return Err(Drop::TooLarge);
         }
+        if let Some(usage) = &mut flow.usage {
+            limiter.inwards(usage, from.ip(), true, now)?;
+        }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
         for frame in frames::split(payload, number, id, data) {
-            self.packer.put(channel, &frame, &mut self.free)?;
+            packer.put(channel, &frame, free)?;
         }
         Ok(())
     }
@@ -383,6 +430,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         self.due = due;
         self.flows.forget_aliases(now);
+        self.limiter.tick(now, self.flows.usages());
         self.refused.clear();
         let Self { flows, apps, packer, free, .. } = self;
         let waited = flows.expire(apps, now, |channel, flow| {

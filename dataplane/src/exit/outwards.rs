@@ -81,8 +81,22 @@ impl<U: Port, A: Apps> Exit<U, A> {
         };
         match flow.target {
             Target::Peer { socket, to } => {
-                self.outbox.push(socket, to, id, data);
-                self.flows.touch(id, now);
+                let may = match &mut flow.usage {
+                    Some(usage) => self.limiter.outwards(usage, to.ip(), now),
+                    None => Ok(()),
+                };
+                match may {
+                    Ok(()) => {
+                        self.outbox.push(socket, to, id, data);
+                        self.flows.touch(id, now);
+                    }
+                    Err(why) => {
+                        tally.drop(why);
+                        if why == Drop::Unanswered && flow.may_report(now) {
+                            self.tell(channel, number, Status::Unreachable);
+                        }
+                    }
+                }
             }
             Target::Resolving { .. } => {
                 if let Err(why) = self.flows.wait(id, data) {
@@ -148,7 +162,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match to {
             Address::Ip(to) => {
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                self.flows.open(&mut self.apps, (channel, number), map, token, to, now)
+                self.flows.open(&mut self.apps, (channel, number), map, token, to, now)?;
+                self.judge(channel, number, to);
+                Ok(())
             }
             Address::Name(name, port) => {
                 let query = self.flows.open_name((channel, number), map, token, port, now)?;
@@ -159,6 +175,15 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Lifts the limits of a flow whose destination the policy trusts.
+    fn judge(&mut self, channel: u32, number: u16, to: SocketAddr) {
+        if self.settings.policy.trusts(to)
+            && let Some((_, flow)) = self.flows.at(channel, number)
+        {
+            flow.usage = None;
         }
     }
 
@@ -179,18 +204,24 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let Some((channel, number)) = self.flows.place(id) else { return };
         let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
         let done = match admitted {
-            Some(ip) => self.flows.connect(&mut self.apps, id, SocketAddr::new(ip, port)),
+            Some(ip) => {
+                let to = SocketAddr::new(ip, port);
+                self.flows.connect(&mut self.apps, id, to).map(|()| to)
+            }
             None if addresses.is_empty() => Err(Drop::Unresolvable),
             None => Err(Drop::Policy),
         };
         match done {
-            Ok(()) => waiting.iter().for_each(|data| self.datagram(channel, number, data, now)),
+            Ok(to) => {
+                self.judge(channel, number, to);
+                waiting.iter().for_each(|data| self.datagram(channel, number, data, now));
+            }
             Err(why) => {
                 self.flows.close(&mut self.apps, id);
                 self.datagrams.forward.drop_many(why, waiting.len() as u64);
             }
         }
-        self.answer(channel, number, done);
+        self.answer(channel, number, done.map(|_| ()));
     }
 
     /// Reports on a flow.

@@ -6,7 +6,7 @@
 //! `deny` where two are alike. IPv6 forms that embed an IPv4 address are judged by what they embed.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -119,12 +119,24 @@ pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     own: Vec<IpAddr>,
+    trust: Vec<Rule>,
 }
 
 impl Policy {
-    /// Exceptions both ways, and the addresses of the host itself.
+    /// Exceptions both ways, and the addresses of the host itself; trusts nobody.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, own: Vec<IpAddr>) -> Policy {
-        Policy { allow, deny, own }
+        Policy { allow, deny, own, trust: Vec::new() }
+    }
+
+    /// The same, and destinations without [limits](super::limits).
+    #[must_use]
+    pub fn trusting(self, trust: Vec<Rule>) -> Policy {
+        Policy { trust, ..self }
+    }
+
+    /// Whether a destination has no limits.
+    pub fn trusts(&self, to: SocketAddr) -> bool {
+        self.trust.iter().any(|rule| rule.holds(to.ip().to_canonical(), to.port()))
     }
 
     /// Whether a datagram may go there.

@@ -1,3 +1,5 @@
+mod abuse;
+
 use super::*;
 use crate::ingress::lengths;
 use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
@@ -21,17 +23,24 @@ fn address(port: u16) -> SocketAddr {
 
 impl Bench {
     fn new(class: Class, channels: u32) -> Bench {
+        Bench::with(class, channels, |_| ())
+    }
+
+    fn with(class: Class, channels: u32, change: impl FnOnce(&mut Settings)) -> Bench {
         let net = MemNet::default();
         let (ops, worker_ops) = rtrb::RingBuffer::new(1024);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let settings = Settings {
+        let mut settings = Settings {
             shape: Shape::new(class, 2).unwrap(),
             window: 4096,
             hugepages: false,
             policy: Policy::new(vec!["198.51.100.0/24".parse().unwrap()], Vec::new(), Vec::new()),
+            filtering: Filtering::default(),
+            limits: Limits::default(),
             caps: Caps { flows_per_channel: 1024, sockets: 4096 },
             flow_idle: Duration::from_secs(300),
         };
+        change(&mut settings);
         let apps = MemApps::new(net.clone(), Vec::new(), [192, 0, 2, 1].into());
         let port = MemNet::default().port(address(1), lengths(settings.shape, 2, Side::Up));
         let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
@@ -68,13 +77,19 @@ impl Bench {
 
     /// What the exit has to say to the entry now.
     fn statuses(&mut self) -> Vec<(u16, Status)> {
+        self.said(|frame| match *frame {
+            Frame::Status { flow, code } => Some((flow, code)),
+            _ => None,
+        })
+    }
+
+    /// Something of the frames that are ready for the entry.
+    fn said<T>(&mut self, of: impl Fn(&Frame<'_>) -> Option<T>) -> Vec<T> {
+        let payload = self.exit.settings.shape.payload();
         let Exit { packer, free, .. } = &mut self.exit;
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
-            said.extend(parse(cell.body_mut(208), Direction::Backward).unwrap().filter_map(|frame| match frame {
-                Frame::Status { flow, code } => Some((flow, code)),
-                _ => None,
-            }));
+            said.extend(parse(cell.body_mut(payload), Direction::Backward).unwrap().filter_map(|frame| of(&frame)));
             free.give(cell.into_frame());
         }
         said

@@ -228,6 +228,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         allow: LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
         ..Plan::new(&ups)
     };
+    plan.trust.clone_from(&plan.allow);
     plan.allow.extend(args.allow.iter().cloned());
     plan.deny.extend(args.deny.iter().cloned());
     for (hop, (_, down)) in plan.hops.iter_mut().zip(&bound.mixes) {

@@ -1,0 +1,297 @@
+//! How much an exit lets through to and from a destination, so that nobody can use it to flood one: datagrams to an
+//! address that has not answered, and datagrams a second of a flow and of an address, each way (SPEC 3.13).
+//!
+//! What addresses have used is kept in two tables of fixed size, each address at one place of each, chosen by a hash
+//! that only this process knows. Addresses may share places, and the fuller of both may be another's: what counts is
+//! the emptier one. It shows at least what the address has used, so no address gets more than its limit, however many
+//! there are, and none has to be turned away because a table is full (a count-min sketch; Cormode and Muthukrishnan,
+//! 2005).
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+
+use foldhash::quality::RandomState;
+
+use crate::ledger::Drop;
+use crate::{Nanos, SECOND};
+
+/// What destinations get that the policy does not trust. Nothing: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Datagrams to an address that has not answered.
+    pub unanswered: Option<u32>,
+    /// Datagrams of a flow, each way.
+    pub flow: Option<Rate>,
+    /// Datagrams of an address, each way.
+    pub destination: Option<Rate>,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// Once in this time.
+    each: Nanos,
+    /// Time's worth that may come at once.
+    depth: Nanos,
+}
+
+impl Rate {
+    /// So often a second, and so many at once.
+    pub const fn new(per_s: u64, burst: u64) -> Rate {
+        let each = SECOND / per_s;
+        Rate { each, depth: burst * each }
+    }
+
+    /// So often a second, a quarter of it at once.
+    pub const fn per_second(count: u32) -> Rate {
+        Rate::new(count as u64, (count as u64).div_ceil(4))
+    }
+}
+
+/// A token bucket: full at first; says when it is full again.
+#[derive(Clone, Copy, Default)]
+pub struct Bucket(Nanos);
+
+impl Bucket {
+    /// Takes a token, if there is one.
+    pub fn take(&mut self, rate: Rate, now: Nanos) -> bool {
+        let may = self.has(rate, now);
+        if may {
+            self.0 = self.0.max(now) + rate.each;
+        }
+        may
+    }
+
+    fn has(self, rate: Rate, now: Nanos) -> bool {
+        self.0.max(now) + rate.each <= now + rate.depth
+    }
+}
+
+/// What a flow has used.
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    outwards: Bucket,
+    inwards: Bucket,
+    /// Its peer has answered.
+    answered: bool,
+    /// What it has sent to a peer that has not.
+    charged: u32,
+}
+
+/// What all flows to an address, and to those that share its place, have used.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    outwards: Bucket,
+    inwards: Bucket,
+    unanswered: u32,
+}
+
+/// Places of a table. Two have a chance of one in 2^28 to fall together in both tables.
+const PLACES: usize = 1 << 14;
+/// What closed flows have sent without an answer is forgotten after this.
+const FORGET: Nanos = 600 * SECOND;
+
+/// Holds destinations to their limits.
+pub struct Limiter {
+    limits: Limits,
+    tables: [Box<[Place]>; 2],
+    hashers: [RandomState; 2],
+    forget_at: Nanos,
+}
+
+impl Limiter {
+    /// Nothing used yet.
+    pub fn new(limits: Limits, now: Nanos) -> Limiter {
+        let tables = [(); 2].map(|()| vec![Place::default(); PLACES].into_boxed_slice());
+        Limiter { limits, tables, hashers: Default::default(), forget_at: now + FORGET }
+    }
+
+    /// The places of an address; of an IPv6 address, those of its subnet, which gives its hosts as many as they want.
+    fn places(&mut self, ip: IpAddr) -> [&mut Place; 2] {
+        let key = match ip {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
+        };
+        let [first, second] = &mut self.tables;
+        let at = |hasher: &RandomState| hasher.hash_one(Ipv6Addr::from_bits(key)) as usize % PLACES;
+        [&mut first[at(&self.hashers[0])], &mut second[at(&self.hashers[1])]]
+    }
+
+    /// A datagram that a flow would send to an address.
+    ///
+    /// # Errors
+    /// The flow or the address has its fill ([`Drop::FlowRate`], [`Drop::DestinationRate`]), or the address has not
+    /// answered what it has got ([`Drop::Unanswered`]).
+    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), Drop> {
+        let Limits { unanswered, flow, destination } = self.limits;
+        let most = unanswered.filter(|_| !usage.answered);
+        if most.is_some() || destination.is_some() {
+            let places = self.places(to);
+            if most.is_some_and(|most| places.iter().all(|place| place.unanswered >= most)) {
+                return Err(Drop::Unanswered);
+            }
+            if flow.is_some_and(|rate| !usage.outwards.has(rate, now)) {
+                return Err(Drop::FlowRate);
+            }
+            if destination.is_some_and(|rate| !places.iter().any(|place| place.outwards.has(rate, now))) {
+                return Err(Drop::DestinationRate);
+            }
+            for place in places {
+                place.unanswered = place.unanswered.saturating_add(u32::from(most.is_some()));
+                destination.map(|rate| place.outwards.take(rate, now));
+            }
+            usage.charged += u32::from(most.is_some());
+        }
+        match flow {
+            Some(rate) if !usage.outwards.take(rate, now) => Err(Drop::FlowRate),
+            _ => Ok(()),
+        }
+    }
+
+    /// A datagram that came for a flow from an address; `answers` if that is the flow's peer.
+    ///
+    /// # Errors
+    /// The flow or the address has its fill.
+    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), Drop> {
+        if answers {
+            self.answered(usage, from);
+        }
+        let Limits { flow, destination, .. } = self.limits;
+        if flow.is_some_and(|rate| !usage.inwards.take(rate, now)) {
+            return Err(Drop::FlowRate);
+        }
+        if let Some(rate) = destination
+            && !self.places(from).map(|place| place.inwards.take(rate, now)).contains(&true)
+        {
+            return Err(Drop::DestinationRate);
+        }
+        Ok(())
+    }
+
+    /// Gives back what the flow has sent, and no other: whose peer answers earns nothing for those that do not.
+    fn answered(&mut self, usage: &mut Usage, from: IpAddr) {
+        usage.answered = true;
+        let charged = std::mem::take(&mut usage.charged);
+        if charged > 0 {
+            for place in self.places(from) {
+                place.unanswered = place.unanswered.saturating_sub(charged);
+            }
+        }
+    }
+
+    /// Every ten minutes, forgets what flows have sent without an answer, but for those that live.
+    pub fn tick<'a>(&mut self, now: Nanos, live: impl Iterator<Item = (&'a Usage, IpAddr)>) {
+        if now < self.forget_at {
+            return;
+        }
+        self.forget_at = now + FORGET;
+        self.tables.iter_mut().flatten().for_each(|place| place.unanswered = 0);
+        for (usage, to) in live.filter(|(usage, _)| usage.charged > 0) {
+            for place in self.places(to) {
+                place.unanswered = place.unanswered.saturating_add(usage.charged);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn ip(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    fn limiter(unanswered: u32, flow: u32, destination: u32) -> Limiter {
+        let rate = |per_s| (per_s > 0).then(|| Rate::per_second(per_s));
+        let unanswered = (unanswered > 0).then_some(unanswered);
+        Limiter::new(Limits { unanswered, flow: rate(flow), destination: rate(destination) }, 0)
+    }
+
+    #[test]
+    fn a_silent_address_gets_its_budget_over_all_flows_and_no_more() {
+        let mut limiter = limiter(10, 0, 0);
+        let mut flows = [Usage::default(); 4];
+        let mut sent = 0;
+        for round in 0..10 {
+            for usage in &mut flows {
+                sent += u32::from(limiter.outwards(usage, ip(1), round).is_ok());
+            }
+        }
+        assert_eq!(sent, 10);
+        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut flows[0], ip(2), 20), Ok(()), "another address has its own");
+    }
+
+    #[test]
+    fn who_is_answered_sends_on_and_gives_back_what_it_used_alone() {
+        let mut limiter = limiter(10, 0, 0);
+        let [mut silent, mut heard, mut third] = [Usage::default(); 3];
+        (0..6).for_each(|_| limiter.outwards(&mut silent, ip(1), 0).unwrap());
+        (0..4).for_each(|_| limiter.outwards(&mut heard, ip(1), 0).unwrap());
+        limiter.inwards(&mut heard, ip(1), true, 0).unwrap();
+        (0..100).for_each(|_| limiter.outwards(&mut heard, ip(1), 0).unwrap());
+        assert_eq!((0..100).filter(|_| limiter.outwards(&mut third, ip(1), 0).is_ok()).count(), 4);
+        // A stranger's datagram is no answer.
+        limiter.inwards(&mut silent, ip(9), false, 0).unwrap();
+        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(Drop::Unanswered));
+    }
+
+    #[test]
+    fn what_closed_flows_sent_is_forgotten_and_what_live_ones_did_is_not() {
+        let mut limiter = limiter(10, 0, 0);
+        let [mut closed, mut live] = [Usage::default(); 2];
+        (0..4).for_each(|_| limiter.outwards(&mut closed, ip(1), 0).unwrap());
+        (0..6).for_each(|_| limiter.outwards(&mut live, ip(1), 0).unwrap());
+        limiter.tick(FORGET - 1, [(&live, ip(1))].into_iter());
+        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(Drop::Unanswered));
+        limiter.tick(FORGET, [(&live, ip(1))].into_iter());
+        assert_eq!((0..100).filter(|_| limiter.outwards(&mut live, ip(1), FORGET).is_ok()).count(), 4);
+    }
+
+    #[test]
+    fn rates_hold_each_way_for_a_flow_and_for_an_address() {
+        let mut limiter = limiter(0, 100, 150);
+        let mut flows = [Usage::default(); 2];
+        let (mut out, mut back) = (Vec::new(), Vec::new());
+        for ms in 0..2000 {
+            for usage in &mut flows {
+                out.extend(limiter.outwards(usage, ip(1), ms * SECOND / 1000).err());
+                back.extend(limiter.inwards(usage, ip(1), true, ms * SECOND / 1000).err());
+            }
+        }
+        for refused in [out, back] {
+            // A quarter of a second's at first, and then two seconds'.
+            let passed = 4000 - refused.len();
+            assert!((335..=339).contains(&passed), "{passed}");
+            assert!(refused.contains(&Drop::FlowRate) && refused.contains(&Drop::DestinationRate));
+        }
+        let mut other = Usage::default();
+        assert_eq!(limiter.outwards(&mut other, ip(2), 2 * SECOND), Ok(()));
+    }
+
+    #[test]
+    fn no_address_gets_more_than_its_limit_however_many_there_are_and_few_get_less() {
+        let mut limiter = limiter(3, 0, 0);
+        let mut short = 0;
+        for n in 0..10_000u32 {
+            let to = IpAddr::from((0x0100_0000 + n).to_be_bytes());
+            let got = (0..5).filter(|_| limiter.outwards(&mut Usage::default(), to, 0).is_ok()).count();
+            assert!(got <= 3);
+            short += u32::from(got < 3);
+        }
+        // Both places are full already for at most (10,000 / 16,384)^2 of the last.
+        assert!(short < 2500, "{short}");
+    }
+
+    #[test]
+    fn hosts_of_an_ipv6_subnet_share_what_it_gets() {
+        let mut limiter = limiter(3, 0, 0);
+        let to = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut usage = Usage::default();
+        let got = (0..10).filter(|n| limiter.outwards(&mut usage, to(&format!("2600::{n}")), 0).is_ok()).count();
+        assert_eq!(got, 3);
+        assert_eq!(limiter.outwards(&mut usage, to("2600:0:0:1::1"), 0), Ok(()));
+    }
+}
