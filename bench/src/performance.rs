@@ -20,13 +20,14 @@ use crate::signals;
 /// What `performance` is told.
 #[derive(Args, Clone, Debug)]
 pub struct PerformanceArgs {
-    /// Rounds of everything
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    /// Rounds of everything; 0 tells what --out has from earlier runs
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=20))]
     pub rounds: u32,
     /// Shorter runs of fewer rows: a look, not a measurement
     #[arg(long)]
     pub quick: bool,
-    /// A folder for what each command printed, as JSON
+    /// A folder for what each command printed, as JSON; rounds that earlier runs have left there count with these,
+    /// for hours differ more than rounds do
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
 }
@@ -68,8 +69,13 @@ pub fn run(args: &PerformanceArgs) -> anyhow::Result<()> {
     let steps = steps(args.quick);
     let bar = ProgressBar::new(u64::from(args.rounds) * steps.len() as u64)
         .with_style(ProgressStyle::with_template("{bar:20} {pos}/{len} {elapsed} {msg}")?);
-    let mut found = BTreeMap::<&str, Vec<Value>>::new();
-    for round in 0..args.rounds {
+    let mut found = match &args.out {
+        Some(folder) => kept(folder, &steps)?,
+        None => BTreeMap::new(),
+    };
+    let before = found.values().next().map_or(0, Vec::len) as u32;
+    ensure!(args.rounds + before > 0, "no rounds: give --rounds, or an --out that has some");
+    for round in before..before + args.rounds {
         for (name, arguments) in &steps {
             bar.set_message(arguments.join(" "));
             bar.tick();
@@ -82,8 +88,40 @@ pub fn run(args: &PerformanceArgs) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
-    println!("{}", markdown(args, &found));
+    println!("{}", markdown(args.quick, &found));
     Ok(())
+}
+
+/// The rounds of all steps that earlier runs have left in a folder.
+fn kept(folder: &Path, steps: &[Step]) -> anyhow::Result<BTreeMap<&'static str, Vec<Value>>> {
+    let mut found = BTreeMap::<&str, Vec<Value>>::new();
+    for round in 1.. {
+        let all: Option<Vec<Value>> = steps
+            .iter()
+            .map(|(name, _)| read(folder, name, round).transpose())
+            .collect::<Option<anyhow::Result<_>>>()
+            .transpose()?;
+        let Some(all) = all else { break };
+        steps.iter().zip(all).for_each(|((name, _), value)| found.entry(name).or_default().push(value));
+    }
+    Ok(found)
+}
+
+/// What [`keep`] has written of one step in one round, if it has.
+fn read(folder: &Path, name: &str, round: u32) -> anyhow::Result<Option<Value>> {
+    let file = |path: &Path| -> anyhow::Result<Option<Value>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Some(serde_json::from_str(&text).with_context(|| format!("{} is no result", path.display()))?))
+    };
+    if let Some(value) = file(&folder.join(format!("{name}-{round}.json")))? {
+        return Ok(Some(value));
+    }
+    let runs = ["direct", "chain"].map(|run| file(&folder.join(format!("{name}-{round}-{run}.json"))));
+    let runs: Vec<Value> = runs.into_iter().filter_map(Result::transpose).collect::<anyhow::Result<_>>()?;
+    Ok((!runs.is_empty()).then(|| serde_json::json!({ "runs": runs })))
 }
 
 fn keep(folder: &Path, name: &str, value: &Value) -> anyhow::Result<()> {
@@ -169,15 +207,15 @@ fn rows<'a>(
         .collect()
 }
 
-fn markdown(args: &PerformanceArgs, found: &BTreeMap<&str, Vec<Value>>) -> String {
+fn markdown(quick: bool, found: &BTreeMap<&str, Vec<Value>>) -> String {
     let none = Vec::new();
     let of = |name: &str| found.get(name).unwrap_or(&none).as_slice();
     let machine = Machine::read();
-    let quick = if args.quick { " --quick" } else { "" };
+    let (rounds, quick) = (of("hop").len(), if quick { " --quick" } else { "" });
     let mut text = format!(
-        "Made by `eddy-bench performance --rounds {}{quick}` on {}, {} cores, Linux {}, load average {} at its end. Medians of \
+        "Made by `eddy-bench performance{quick}`, {rounds} rounds, on {}, {} cores, Linux {}, load average {} at its end. Medians of \
          the rounds, and the least and the most of them; generator and nodes share the cores.\n",
-        args.rounds, machine.cpu, machine.cores, machine.kernel, machine.load
+        machine.cpu, machine.cores, machine.kernel, machine.load
     );
     text += "\n| one mix hop | ns a cell | of a relay with trains | of a relay with `recvmmsg`/`sendmmsg` |\n| --- | --- | --- | --- |\n";
     for (row, find) in rows(of("hop"), "rows", &["direction", "entries", "channels", "pool"]) {
@@ -267,6 +305,26 @@ fn markdown(args: &PerformanceArgs, found: &BTreeMap<&str, Vec<Value>>) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_of_earlier_runs_are_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let steps: [Step; 2] = [("hop", Vec::new()), ("latency", Vec::new())];
+        assert!(kept(&dir.path().join("none"), &steps).unwrap().is_empty());
+        let hop = |round: u32| serde_json::json!({ "rows": [round] });
+        let run = |name: &str, round: u32| serde_json::json!({ "name": name, "round": round });
+        let latency = |round| serde_json::json!({ "runs": [run("direct", round), run("chain", round)] });
+        for round in 1..3 {
+            keep(dir.path(), &format!("hop-{round}.json"), &hop(round)).unwrap();
+            keep(dir.path(), &format!("latency-{round}.json"), &latency(round)).unwrap();
+        }
+        // A third that was interrupted.
+        keep(dir.path(), "hop-3.json", &hop(3)).unwrap();
+        let found = kept(dir.path(), &steps).unwrap();
+        assert_eq!((&found["hop"][..], &found["latency"][..]), (&[hop(1), hop(2)][..], &[latency(1), latency(2)][..]));
+        std::fs::write(dir.path().join("hop-1.json"), "{").unwrap();
+        assert!(kept(dir.path(), &steps).unwrap_err().to_string().contains("hop-1.json is no result"));
+    }
 
     #[test]
     fn figures_are_told_with_their_spread_and_rows_are_found_again() {

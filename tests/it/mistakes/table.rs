@@ -141,6 +141,12 @@ table! { NODE:
         &["resolver = \"dns\" is no address", "write IP or IP:PORT"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
         &["max_sockets = 0 is out of range"];
+    "filtering of a kind that there is not", Line("exit.toml", "# filtering", "filtering = \"address\""), EXIT,
+        &["filtering is \"endpoint\" or \"none\""];
+    "trust in no network", Line("exit.toml", "trust", "trust = [\"example.org\"]"), EXIT,
+        &["\"example.org\" is no network"];
+    "a negative budget", Line("exit.toml", "# max_unanswered", "max_unanswered = -1"), EXIT,
+        &["max_unanswered = -1 is out of range", "the default is 1000"];
 }
 
 table! { CHAIN:
