@@ -172,7 +172,8 @@ impl Figures {
     /// The median, with the least and the most if they are told otherwise than it.
     fn told(&self, tell: impl Fn(f64) -> String) -> String {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return "-".into() };
-        let [median, first, last] = [self.0[self.0.len() / 2], *first, *last].map(tell);
+        let middle = (self.0[(self.0.len() - 1) / 2] + self.0[self.0.len() / 2]) / 2.0;
+        let [median, first, last] = [middle, *first, *last].map(tell);
         if first == last { median } else { format!("{median} ({first} to {last})") }
     }
 }
