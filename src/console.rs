@@ -9,9 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use dataplane::entry::NotADestination;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Forward, parse_destination, parse_idle};
+use crate::config::{Forward, parse_idle};
 use crate::listeners::Listeners;
 use crate::local::{Bound, Server};
 
@@ -83,7 +84,7 @@ pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
 fn obey(request: Request, listeners: &Listeners) -> Answer {
     match request {
         Request::Add(Told { listen, to, idle_s }) => {
-            let added = parse_destination(&to).and_then(|to| {
+            let added = to.parse().map_err(|why: NotADestination| why.to_string()).and_then(|to| {
                 let forward = Forward { listen, to, idle: idle_s.map(parse_idle).transpose()? };
                 listeners.add(forward).map_err(|why| why.to_string())
             });

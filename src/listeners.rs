@@ -3,14 +3,14 @@
 //! Owns the list, and what the kernel dropped at each of them. The worker has the sockets themselves and is told by way
 //! of control; here are duplicates, so that a closed one has to go here, too.
 //!
-//! Neighbours: [`crate::console`] adds and removes forwards, [`crate::socks`] the relays of associations.
+//! Neighbours: [`crate::console`] adds and removes forwards, [`crate::socks`] and [`crate::client`] the relays of associations.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dataplane::entry::{Destination, Kind, Listener};
+use dataplane::entry::{Association, Destination, Kind, Listener};
 use dataplane::sys::{self, Waker};
 use dataplane::table::Op;
 use wire::cell::Shape;
@@ -38,6 +38,34 @@ struct State {
     open: Vec<Open>,
     /// What the kernel dropped at sockets that are closed.
     gone: u64,
+}
+
+impl State {
+    /// What the kernel dropped at sockets that are open.
+    fn drops(&self) -> u64 {
+        self.open.iter().filter_map(|open| sys::kernel_drops(&open.socket).ok()).sum()
+    }
+}
+
+/// An association's socket, open for as long as this is held: what its client sends there names its destination (RFC
+/// 1928, 7).
+pub struct Relay {
+    id: u32,
+    at: SocketAddr,
+    listeners: Listeners,
+}
+
+impl Relay {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.at
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.listeners.close(self.id);
+    }
 }
 
 struct Open {
@@ -72,9 +100,9 @@ impl Listeners {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long flows may be idle, unless a forward says otherwise.
-    pub fn idle(&self) -> Duration {
-        self.idle
+    /// Lengths of the chain.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Adds a forward; returns it with the port that it got.
@@ -141,6 +169,24 @@ impl Listeners {
         }
     }
 
+    /// Lets go of all sockets, so that whoever still sends there is told; for a node that ends.
+    pub fn close_all(&self) {
+        let mut state = self.state();
+        state.gone += state.drops();
+        state.open.clear();
+    }
+
+    /// Opens a socket of an association's own, at this address of the host's.
+    ///
+    /// # Errors
+    /// No port or descriptor is left, or there are too many listeners.
+    pub fn relay(&self, ip: IpAddr, association: Association) -> std::io::Result<Relay> {
+        let socket = UdpSocket::bind((ip, 0))?;
+        let at = socket.local_addr()?;
+        let id = self.open(socket, Listener { kind: Kind::Socks(association), idle: self.idle })?;
+        Ok(Relay { id, at, listeners: self.clone() })
+    }
+
     fn order(&self, op: Op) {
         // A node that ends takes no more orders, and closes all its sockets.
         let _ = self.orders.send(op);
@@ -150,7 +196,7 @@ impl Listeners {
     /// What the kernel dropped at all of them.
     pub fn kernel_drops(&self) -> u64 {
         let state = self.state();
-        state.gone + state.open.iter().filter_map(|open| sys::kernel_drops(&open.socket).ok()).sum::<u64>()
+        state.gone + state.drops()
     }
 }
 

@@ -261,6 +261,7 @@ impl Node {
         for worker in self.workers {
             worker.join().map_err(|_| died("worker"))?;
         }
+        self.reporter.listeners.iter().for_each(Listeners::close_all);
         Ok(self.reporter.report())
     }
 }

@@ -10,12 +10,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dataplane::entry::{Association, Kind, Listener};
+use dataplane::entry::Association;
 use fast_socks5::server::{
     NoAuthentication, PasswordAuthentication, Socks5ServerProtocol, StandardAuthentication,
     StandardAuthenticationStarted, states,
@@ -111,18 +111,6 @@ async fn accept(socket: tokio::net::TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// A relay, as long as it is held.
-struct Relay<'a> {
-    id: u32,
-    listeners: &'a Listeners,
-}
-
-impl Drop for Relay<'_> {
-    fn drop(&mut self) {
-        self.listeners.close(self.id);
-    }
-}
-
 /// One connection, from its first byte to its last.
 async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> anyhow::Result<()> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
@@ -140,19 +128,15 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> anyho
     if !matches!(command, Socks5Command::UDPAssociate) {
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
-    let relay = UdpSocket::bind((local.ip(), 0)).and_then(|socket| {
-        let at = socket.local_addr()?;
-        let kind = Kind::Socks(Association { client, port: source_port(&target, client) });
-        let id = shared.listeners.open(socket, Listener { kind, idle: shared.listeners.idle() })?;
-        Ok((at, Relay { id, listeners: &shared.listeners }))
-    });
-    let (at, _relay) = match relay {
+    let association = Association { client, port: source_port(&target, client) };
+    let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
         Err(why) => {
             tracing::warn!("no relay for a SOCKS client: {why}");
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
         }
     };
+    let at = relay.address();
     let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
     // Nothing more is to be said; the relay lives until the client hangs up.
     let mut ignored = [0; 256];

@@ -1,15 +1,14 @@
 //! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: one node, until it is told to end.
 //!
-//! Owns the life of the process: files in, signals, the last report. Its sockets come from
-//! [`crate::sockets`]; what the node does meanwhile is [`crate::node`]'s.
+//! Owns the life of the process: files in, signals, the last report. What the node does meanwhile is
+//! [`crate::running`]'s.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::Context;
-use dataplane::entry::Kind;
 use dataplane::exit::policy::Rule;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
@@ -17,14 +16,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::cell::Shape;
 use wire::frames;
-use wire::gcm::Engine;
 
 use crate::cli::NodeArgs;
-use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, node_name};
-use crate::local::Bound;
-use crate::node::{Node, NodeSpec, Sockets};
+use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part};
 use crate::report::{self, NodeReport};
-use crate::{console, listeners, sockets, status};
+use crate::running::{self, Running};
 
 /// How often a running node is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,7 +48,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     start_log();
-    engine()?;
+    running::engine()?;
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
         config.keys = keys.clone();
@@ -71,30 +67,13 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     loaded.config.io = args.io.unwrap_or(loaded.config.io);
-    names_fit(&loaded)?;
     let stop = stop_on_signals(args.lifeline)?;
-    let place = loaded.config.place("status", 0).unwrap_or_else(|| Place::file(&args.config));
-    let status = Bound::new(&loaded.config.status, "status", &place)?;
-    let commands = match &loaded.config.part {
-        Part::Entry(part) => part.commands.as_ref(),
-        Part::Mix { .. } | Part::Exit(_) => None,
-    };
-    let place = loaded.config.place("commands", 0).unwrap_or_else(|| Place::file(&args.config));
-    let console = commands.map(|path| Bound::new(path, "commands", &place)).transpose()?;
-    let (sockets, next) = sockets::open(&loaded, passed)?;
-    let ready = ready_line(&loaded, &sockets);
-    let lengths = (role == NodeRole::Entry).then(|| lengths_line(loaded.chain.shape));
-    let lanes = loaded.lanes();
-    let Loaded { config, chain, keys } = loaded;
-    let node = Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
-    let status = status::serve(status, node.reporter()).context("status socket")?;
-    let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
-    let console = console.transpose().context("command socket")?;
-    tracing::info!("{ready}");
-    if let Some(lengths) = lengths {
-        tracing::info!("{lengths}");
+    let node = Running::start(loaded, passed)?;
+    tracing::info!("{}", node.ready());
+    if role == NodeRole::Entry {
+        tracing::info!("{}", lengths_line(node.shape()));
     }
-    tell(&[NotifyState::Ready, NotifyState::Status(&ready)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
     let mut trains = node.report().messages.trains;
     let why = loop {
         match stop.recv_timeout(LOOK) {
@@ -114,14 +93,8 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     };
     tracing::info!("ending: {why}");
     tell(&[NotifyState::Stopping]);
-    drop((status, console));
     print(&node.stop()?, args.report_json);
     Ok(())
-}
-
-/// The engine that all keys will be prepared for.
-pub fn engine() -> Result<Engine, ConfigError> {
-    wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
 /// Tells a supervisor that asked by NOTIFY_SOCKET, as sd_notify(3) does; nobody else.
@@ -154,19 +127,13 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
     }
 }
 
-/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
-fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
-    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))
-}
-
 /// What an application should know of lengths: beyond one cell a datagram costs as many as it takes, and is lost with
 /// any of them.
 fn lengths_line(shape: Shape) -> String {
     let one = shape.payload() - frames::DGRAM_OVERHEAD;
     format!(
         "datagrams of up to {one} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
-        frames::FRAGMENTS_MAX * (shape.payload() - frames::FRAG_OVERHEAD),
+        frames::longest(shape.payload()),
         one.saturating_sub(WIREGUARD_OVERHEAD)
     )
 }
@@ -195,31 +162,6 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
         std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
     }
     Ok(told)
-}
-
-fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
-    let config = &loaded.config;
-    let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
-    let mut line = format!("ready: {} of chain {}", node_name(config.role(), config.position), loaded.chain.short_id());
-    for (name, sockets) in [("up", &sockets.up), ("down", &sockets.down)] {
-        if let Some(socket) = sockets.first() {
-            line += &format!(", {name} {}", local(socket));
-        }
-        if sockets.len() > 1 {
-            line += &format!(" ({} lanes)", sockets.len());
-        }
-    }
-    for (socket, listener) in &sockets.listeners {
-        line += &match &listener.kind {
-            Kind::Forward(to) => format!(", forward {}={to}", local(socket)),
-            Kind::Pymix => format!(", pymix {}", local(socket)),
-            Kind::Socks(_) => continue,
-        };
-    }
-    for socket in &sockets.socks {
-        line += &format!(", socks {}", socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string()));
-    }
-    line + &format!(", status {}", config.status.display())
 }
 
 /// The last report. Whoever read it may be gone, which is no reason to fail.

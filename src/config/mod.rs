@@ -18,7 +18,6 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::time::SystemTime;
 
-use dataplane::entry::Destination;
 use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
@@ -280,31 +279,6 @@ pub fn check_fits(shape: Shape, ipv6: bool) -> Result<(), ConfigError> {
     })
 }
 
-/// Reads a destination: `IP:PORT`, `[IPv6]:PORT`, or `NAME:PORT`, which the exit resolves.
-///
-/// # Errors
-/// What is wrong with it, and how it is written.
-pub fn parse_destination(text: &str) -> Result<Destination, String> {
-    const WRITE: &str = "write IP:PORT, [IPv6]:PORT or NAME:PORT";
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        if address.port() == 0 {
-            return Err(format!("{text:?} has port 0: name the port that the service listens on"));
-        }
-        return Ok(Destination::Ip(address));
-    }
-    let (name, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: {WRITE}"))?;
-    // A sign, which `parse` would take, makes a name of what is an address without it.
-    let digits = Some(port).filter(|port| !port.starts_with('+'));
-    let port: u16 = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0).ok_or_else(|| {
-        format!("{text:?} ends in no port from 1 to 65535: {WRITE}") //
-    })?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 255 || !name.chars().all(legal) {
-        return Err(format!("{text:?} is neither an address nor a host name with a port: {WRITE}"));
-    }
-    Ok(Destination::Name(name.into(), port))
-}
-
 /// Reads where to listen: `IP:PORT`, `[IPv6]:PORT`, or `PORT` on 127.0.0.1.
 ///
 /// # Errors
@@ -319,18 +293,6 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn destinations_are_addresses_or_names_and_nothing_else() {
-        for good in ["127.0.0.1:53", "[::1]:53", "example.org:443", "localhost:1"] {
-            assert_eq!(parse_destination(good).unwrap().to_string(), good);
-        }
-        for bad in
-            ["", "example.org", "example.org:0", "127.0.0.1:0", "a b:1", ":1", "::1:x", "[::1]:65536", "127.0.0.1:+53"]
-        {
-            assert!(parse_destination(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_bare_port_listens_on_loopback() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use control::Caps;
-use dataplane::entry::Destination;
+use dataplane::entry::{Destination, NotADestination};
 use dataplane::exit::Filtering;
 use dataplane::exit::limits::{Limits, Rate};
 use dataplane::exit::policy::Rule;
@@ -19,7 +19,7 @@ use super::caps::RawCaps;
 use super::source::{Source, nearest};
 use super::{
     CHANNELS, ConfigError, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS,
-    MAX_UNANSWERED, NodeRole, Place, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, parse_destination, parse_listen,
+    MAX_UNANSWERED, NodeRole, Place, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, parse_listen,
 };
 
 /// What one node is told.
@@ -126,7 +126,11 @@ impl std::str::FromStr for Forward {
                 (to, Some(parse_idle(seconds)?))
             }
         };
-        Ok(Forward { listen: parse_listen(listen)?, to: parse_destination(to)?, idle })
+        Ok(Forward {
+            listen: parse_listen(listen)?,
+            to: to.parse().map_err(|why: NotADestination| why.to_string())?,
+            idle,
+        })
     }
 }
 
@@ -444,7 +448,7 @@ fn listen(source: &Source, key: &str, value: &Spanned<String>) -> Result<SocketA
 
 fn next(source: &Source, value: &Spanned<String>) -> Result<String, ConfigError> {
     let text = value.get_ref();
-    parse_destination(text).map_err(|what| source.invalid(value, what))?;
+    text.parse::<Destination>().map_err(|what| source.invalid(value, what.to_string()))?;
     Ok(text.clone())
 }
 
@@ -465,7 +469,8 @@ fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<V
     let mut all = Vec::with_capacity(raw.len());
     for RawForward { listen, to, idle_s } in raw {
         let listen = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
-        let to = parse_destination(to.get_ref()).map_err(|what| source.invalid(to, what))?;
+        let parsed = to.get_ref().parse();
+        let to = parsed.map_err(|what: NotADestination| source.invalid(to, what.to_string()))?;
         let idle = idle_s.as_ref().map(|value| source.required("idle_s", value, IDLE_RANGE)).transpose()?;
         all.push(Forward { listen, to, idle: idle.map(|seconds| Duration::from_secs(seconds as u64)) });
     }

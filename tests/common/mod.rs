@@ -5,6 +5,7 @@ pub mod command;
 pub mod flows;
 pub mod memchain;
 pub mod nameserver;
+pub mod network;
 pub mod nodes;
 pub mod process;
 pub mod steady;

@@ -1,11 +1,11 @@
 //! A name server of one zone.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// `here.test` is 127.0.0.1, `inside.test` is 10.0.0.1, nothing else exists.
+/// `here.test` is 127.0.0.1, `inside.test` is 10.0.0.1, [`name_of`] an address is that; nothing else exists.
 pub struct NameServer {
     /// Where it is asked.
     pub address: std::net::SocketAddr,
@@ -42,23 +42,47 @@ impl Drop for NameServer {
     }
 }
 
-/// RFC 1035 4.1: header, question, and an A record if there is one.
-fn answer(query: &[u8]) -> Vec<u8> {
-    let end = 12 + query[12..].iter().position(|b| *b == 0).unwrap() + 1;
-    let name: Vec<u8> = query[12..end].to_ascii_lowercase();
-    let (kind, question) = (query[end + 1], &query[12..end + 4]);
-    let record = match (&name[..], kind) {
-        (b"\x04here\x04test\0", 1) => Some([127, 0, 0, 1]),
-        (b"\x06inside\x04test\0", 1) => Some([10, 0, 0, 1]),
-        _ => None,
+/// The name that has this address here: as 32 or 128 bits, whichever it is.
+pub fn name_of(ip: IpAddr) -> String {
+    let bytes = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let known = matches!(&name[..], b"\x04here\x04test\0" | b"\x06inside\x04test\0");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".test"
+}
+
+fn address_of(name: &str) -> Option<IpAddr> {
+    match name.strip_suffix(".test")? {
+        "here" => Some([127, 0, 0, 1].into()),
+        "inside" => Some([10, 0, 0, 1].into()),
+        four if four.len() == 8 => Some(u32::from_str_radix(four, 16).ok()?.to_be_bytes().into()),
+        sixteen if sixteen.len() == 32 => Some(u128::from_str_radix(sixteen, 16).ok()?.to_be_bytes().into()),
+        _ => None,
+    }
+}
+
+/// RFC 1035 4.1 and RFC 3596: header, question, and an A or AAAA record if there is one.
+fn answer(query: &[u8]) -> Vec<u8> {
+    let (mut labels, mut at) = (Vec::new(), 12);
+    while query[at] != 0 {
+        let label = &query[at + 1..][..usize::from(query[at])];
+        labels.push(String::from_utf8_lossy(label).to_ascii_lowercase());
+        at += 1 + label.len();
+    }
+    let (kind, question) = (query[at + 2], &query[12..at + 5]);
+    let known = address_of(&labels.join("."));
+    let record = match (known, kind) {
+        (Some(IpAddr::V4(ip)), 1) => ip.octets().to_vec(),
+        (Some(IpAddr::V6(ip)), 28) => ip.octets().to_vec(),
+        _ => Vec::new(),
+    };
     let mut out = query[..2].to_vec();
-    out.extend_from_slice(&[0x84, if known { 0 } else { 3 }, 0, 1, 0, u8::from(record.is_some()), 0, 0, 0, 0]);
+    let (code, answers) = (if known.is_some() { 0 } else { 3 }, u8::from(!record.is_empty()));
+    out.extend_from_slice(&[0x84, code, 0, 1, 0, answers, 0, 0, 0, 0]);
     out.extend_from_slice(question);
-    if let Some(ip) = record {
-        out.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        out.extend_from_slice(&ip);
+    if answers > 0 {
+        out.extend_from_slice(&[0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 60, 0, record.len() as u8]);
+        out.extend_from_slice(&record);
     }
     out
 }

@@ -50,6 +50,10 @@ pub struct Plan {
     pub forwards: Vec<SocketAddr>,
     /// What the exit may reach beyond loopback: for tests in a network without a way out.
     pub allow: Vec<Rule>,
+    /// Whether the exit keeps to its own policy instead of loopback alone: only in a network without a way out.
+    pub open: bool,
+    /// Whether the exit trusts loopback.
+    pub trusting: bool,
     /// Most descriptors that the exit may open.
     pub descriptors: Option<u64>,
     pub seed: u64,
@@ -69,6 +73,8 @@ impl Default for Plan {
             extra: Vec::new(),
             forwards: Vec::new(),
             allow: Vec::new(),
+            open: false,
+            trusting: true,
             descriptors: None,
             seed: 1,
         }
@@ -124,10 +130,17 @@ impl Nodes {
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
         made.io = super::command::io();
         made.lanes = plan.lanes;
-        made.allow = vec!["127.0.0.0/8".parse().unwrap()];
-        made.trust.clone_from(&made.allow);
-        made.allow.extend(plan.allow.iter().cloned());
-        made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+        made.allow = plan.allow.clone();
+        if plan.open {
+            let out = UdpSocket::bind("0.0.0.0:0").unwrap().connect("1.1.1.1:9");
+            assert!(out.is_err(), "this network has a way out");
+        } else {
+            made.allow.push("127.0.0.0/8".parse().unwrap());
+            made.deny = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+        }
+        if plan.trusting {
+            made.trust = vec!["127.0.0.0/8".parse().unwrap()];
+        }
         made.entry.channels = plan.channels;
         made.entry.down = at(4900, 0);
         made.entry.forwards.push(format!("{}={}", at(5000, 0), sink.local_addr().unwrap()).parse::<Forward>().unwrap());
@@ -163,7 +176,9 @@ impl Nodes {
         }
         nodes.wait_for_channels();
         nodes.set_links(Faults::default());
-        nodes.assert_loopback_alone();
+        if !nodes.plan.open {
+            nodes.assert_loopback_alone();
+        }
         nodes.set_links(nodes.plan.faults);
         nodes
     }
@@ -181,6 +196,22 @@ impl Nodes {
     /// Position of the exit.
     pub fn exit(&self) -> usize {
         self.configs.len() - 1
+    }
+
+    /// The configuration of another entry to the same chain, where nothing listens.
+    pub fn another_entry(&self) -> std::path::PathBuf {
+        let text = std::fs::read_to_string(&self.configs[0]).unwrap();
+        let own = |line: &&str| !["down", "pymix", "commands", "status"].iter().any(|key| line.starts_with(key));
+        let (kept, _) = text.split_once("[[forward]]").expect("a forward");
+        let kept = kept.lines().filter(own).collect::<Vec<_>>().join("\n");
+        let path = self.configs[0].with_file_name("another.toml");
+        std::fs::write(&path, format!("status = \"another.sock\"\n{kept}\n")).unwrap();
+        path
+    }
+
+    /// The address that everything of this chain listens at.
+    pub fn host(&self) -> IpAddr {
+        self.host
     }
 
     /// The entry's forward to the sink.

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +14,7 @@ use rand_chacha::ChaCha20Rng;
 use serde_json::Value;
 
 use crate::common::flows::{Echo, Flows};
+use crate::common::network::run_without_routes;
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::exclusive;
 
@@ -395,15 +395,5 @@ fn drops_of(pid: u32) -> u64 {
 
 #[test]
 fn the_same_where_there_is_no_route_out() {
-    let inside = "ip link set lo up && exec \"$0\" --exact --nocapture \
-                  appports::whatever_comes_in_is_delivered_or_counted";
-    let probe = Command::new("unshare").args(["-rn", "ip", "link", "set", "lo", "up"]).output();
-    if !probe.as_ref().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no network namespace here (needs `unshare -rn` and `ip`): {probe:?}");
-        return;
-    }
-    let this = std::env::current_exe().unwrap();
-    let output = Command::new("unshare").args(["-rn", "sh", "-c", inside]).arg(this).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    run_without_routes("appports::whatever_comes_in_is_delivered_or_counted");
 }

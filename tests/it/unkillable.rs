@@ -3,7 +3,6 @@
 //! traffic afterwards, by the processes that it had before.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng};
@@ -12,6 +11,7 @@ use wire::cell::Direction::{self, Backward, Forward};
 
 use crate::common::attack::Port;
 use crate::common::command::{complaint, run};
+use crate::common::network::in_a_network_without_routes;
 use crate::common::nodes::{Nodes, Plan, until};
 
 pub const SENT_BY_ENTRY: &str = "/ledger/datagrams/forward/consumed";
@@ -184,33 +184,6 @@ fn a_destination_that_the_policy_or_the_kernel_refuses_costs_nobody_else_a_datag
     // A broadcast address within what the policy admits: the kernel says EACCES.
     nobody_suffers_from(&nodes, "127.255.255.255:9".parse().unwrap());
     nodes.assert_unharmed(&pids);
-}
-
-/// Runs this test again in a network of its own with nothing but loopback. True in there; false when that
-/// run is over, or cannot be.
-fn in_a_network_without_routes(test: &str) -> bool {
-    const INSIDE: &str = "EDDY_TEST_NETWORK";
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let unshare = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["-rn", "sh", "-c", script]);
-        command
-    };
-    if !unshare("ip link set lo up").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no network namespaces for this user here, or no ip(8)");
-        return false;
-    }
-    let output = unshare("ip link set lo up && exec \"$0\" \"$@\"")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    false
 }
 
 #[test]

@@ -545,8 +545,13 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Bytes of the longest datagram that cells of a payload of P bytes carry, in [`FRAGMENTS_MAX`] of them (SPEC 3.11).
+pub const fn longest(payload: usize) -> usize {
+    FRAGMENTS_MAX * (payload - FRAG_OVERHEAD)
+}
+
 /// Cells that a datagram of `len` bytes takes under a payload of P bytes: 1 if one DGRAM holds it,
-/// nothing if it needs more than [`FRAGMENTS_MAX`] fragments (SPEC 3.11).
+/// nothing if it needs more than [`FRAGMENTS_MAX`] fragments: it is longer than [`longest`] (SPEC 3.11).
 pub const fn fragments(payload: usize, len: usize) -> Option<usize> {
     if len <= payload - DGRAM_OVERHEAD {
         return Some(1);

@@ -48,7 +48,7 @@ pub enum Destination {
 }
 
 /// Longest header of an answer: a name.
-const HEADER_MAX: usize = 4 + 1 + 255 + 2;
+pub const HEADER_MAX: usize = 4 + 1 + 255 + 2;
 /// Address types of RFC 1928, 5.
 const IPV4: u8 = 1;
 const NAME: u8 = 3;
@@ -75,25 +75,7 @@ impl Listener {
 
     /// What stands in front of an answer of `peer`.
     pub fn header(&self, peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
-        let mut header = ArrayVec::new();
-        if let Kind::Socks(_) = self.kind {
-            let port = match peer {
-                Destination::Ip(SocketAddr::V4(at)) => {
-                    header.extend([0, 0, 0, IPV4].into_iter().chain(at.ip().octets()));
-                    at.port()
-                }
-                Destination::Ip(SocketAddr::V6(at)) => {
-                    header.extend([0, 0, 0, IPV6].into_iter().chain(at.ip().octets()));
-                    at.port()
-                }
-                Destination::Name(name, port) => {
-                    header.extend([0, 0, 0, NAME, name.len() as u8].into_iter().chain(name.bytes()));
-                    *port
-                }
-            };
-            header.extend(port.to_be_bytes());
-        }
-        header
+        if self.tells_peers() { socks_header(peer) } else { ArrayVec::new() }
     }
 }
 
@@ -102,11 +84,41 @@ impl Association {
         if from.ip().to_canonical() != self.client || self.port.is_some_and(|port| port != from.port()) {
             return Err(Drop::Foreign);
         }
-        match *bytes {
-            [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(Drop::BadAddress),
-            [0, 0, _, ..] => Err(Drop::SocksFragment),
-            _ => Err(Drop::BadAddress),
+        read_socks(bytes)
+    }
+}
+
+/// Header of a SOCKS datagram to or from an address or name (RFC 1928, 7): RSV and FRAG of zeros, ATYP, DST.ADDR,
+/// DST.PORT. A name has at most 255 bytes.
+pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
+    let mut header = ArrayVec::new();
+    let port = match peer {
+        Destination::Ip(SocketAddr::V4(at)) => {
+            header.extend([0, 0, 0, IPV4].into_iter().chain(at.ip().octets()));
+            at.port()
         }
+        Destination::Ip(SocketAddr::V6(at)) => {
+            header.extend([0, 0, 0, IPV6].into_iter().chain(at.ip().octets()));
+            at.port()
+        }
+        Destination::Name(name, port) => {
+            header.extend([0, 0, 0, NAME, name.len() as u8].into_iter().chain(name.bytes()));
+            *port
+        }
+    };
+    header.extend(port.to_be_bytes());
+    header
+}
+
+/// Reads what [`socks_header`] writes; what follows it is the data.
+///
+/// # Errors
+/// It is no such header ([`Drop::BadAddress`]), or the datagram is part of one ([`Drop::SocksFragment`]).
+pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), Drop> {
+    match *bytes {
+        [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(Drop::BadAddress),
+        [0, 0, _, ..] => Err(Drop::SocksFragment),
+        _ => Err(Drop::BadAddress),
     }
 }
 
@@ -161,9 +173,61 @@ impl Destination {
         }
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Destination::Ip(address) => address.port(),
+            Destination::Name(_, port) => *port,
+        }
+    }
+
     /// Bytes of an OPEN for it: they must fit in one cell (SPEC 3.12).
     pub fn open_len(&self) -> usize {
         Frame::Open { flow: 0, map: 0, token: [0; 16], to: self.address() }.len()
+    }
+}
+
+/// Why a text is no [`Destination`], and how one is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotADestination(String);
+
+impl std::fmt::Display for NotADestination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotADestination {}
+
+impl std::str::FromStr for Destination {
+    type Err = NotADestination;
+
+    /// Reads `IP:PORT`, `[IPv6]:PORT`, or `NAME:PORT`, which the exit resolves.
+    fn from_str(text: &str) -> Result<Destination, NotADestination> {
+        const WRITE: &str = "write IP:PORT, [IPv6]:PORT or NAME:PORT";
+        let wrong = |what: &str, remedy: &str| NotADestination(format!("{text:?} {what}: {remedy}"));
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            if address.port() == 0 {
+                return Err(wrong("has port 0", "name the port that the service listens on"));
+            }
+            return Ok(Destination::Ip(address));
+        }
+        let (name, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port", WRITE))?;
+        // A sign, which `parse` would take, makes a name of what is an address without it.
+        let digits = Some(port).filter(|port| !port.starts_with('+'));
+        let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
+        let port = port.ok_or_else(|| wrong("ends in no port from 1 to 65535", WRITE))?;
+        if name.len() > 255 || !is_name(name) {
+            return Err(wrong("is neither an address nor a host name with a port", WRITE));
+        }
+        Ok(Destination::Name(name.into(), port))
+    }
+}
+
+impl From<SocketAddr> for Destination {
+    /// An IPv4 address is one however it is written.
+    fn from(address: SocketAddr) -> Destination {
+        Destination::Ip(SocketAddr::new(address.ip().to_canonical(), address.port()))
     }
 }
 
@@ -251,6 +315,18 @@ mod tests {
         assert_eq!(socks().header(&name).to_vec(), b"\0\0\0\x03\x09a.example\0\x35");
         let forward = Listener { kind: Kind::Forward(name.clone()), idle: Duration::ZERO };
         assert!(forward.header(&name).is_empty());
+    }
+
+    #[test]
+    fn destinations_are_addresses_or_names_and_nothing_else() {
+        for good in ["127.0.0.1:53", "[::1]:53", "example.org:443", "localhost:1"] {
+            assert_eq!(good.parse::<Destination>().unwrap().to_string(), good);
+        }
+        for bad in
+            ["", "example.org", "example.org:0", "127.0.0.1:0", "a b:1", ":1", "::1:x", "[::1]:65536", "127.0.0.1:+53"]
+        {
+            assert!(bad.parse::<Destination>().is_err(), "{bad}");
+        }
     }
 
     proptest! {

@@ -53,7 +53,9 @@ const APP_BATCHES: usize = 64;
 /// a cell of class S, with an unfilled one for each.
 const BATCH_FRAMES: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
 
-pub use listener::{Association, Destination, Kind, Listener, pymix_destination};
+pub use listener::{
+    Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
+};
 
 /// What an entry worker is made with.
 pub struct Settings {
@@ -308,8 +310,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             return Err(Drop::BadAddress);
         }
         if frames::fragments(payload, data.len()).is_none() {
-            let max = frames::FRAGMENTS_MAX * (payload - frames::FRAG_OVERHEAD);
-            self.notice(Notice::TooLarge { from, len: data.len(), max }, now);
+            self.notice(Notice::TooLarge { from, len: data.len(), max: frames::longest(payload) }, now);
             return Err(Drop::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {

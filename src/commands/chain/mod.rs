@@ -23,7 +23,7 @@ use dataplane::io::calls::Calls;
 use dataplane::lanes;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Shape;
-use wire::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
+use wire::frames;
 
 use self::children::{Children, Start};
 use self::summary::Summary;
@@ -66,7 +66,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let shape = Shape::new(args.class, args.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
-    super::run::engine()?;
+    crate::running::engine()?;
     let interrupted = interruptible(args.lifeline)?;
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
@@ -86,7 +86,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     announce(args, &plan, &files, setup)?;
 
     let clients = plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect();
-    let limit = FRAGMENTS_MAX * (shape.payload() - FRAG_OVERHEAD);
+    let limit = frames::longest(shape.payload());
     let refusable = matches!(load.payload, Payload::Length(len) if len > limit);
     let entry_status = children.status_of_entry();
     let too_large = || {

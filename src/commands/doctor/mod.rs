@@ -26,7 +26,7 @@ use crate::cli::DoctorArgs;
 /// # Errors
 /// A mistake in the files or the environment; or something is broken, which has been told by then.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let engine = super::run::engine()?;
+    let engine = crate::running::engine()?;
     let subject = args.config.as_deref().map_or_else(|| Ok(Subject::of_a_chain()), Subject::read)?;
     let facts = Facts::gather(&Host::real(), &subject, engine);
     let findings = checks::all(&subject, &facts);

@@ -1,0 +1,131 @@
+//! A node as its files say: its sockets, its threads, the sockets where it is asked and told.
+//!
+//! Neighbours: [`mod@crate::commands::run`] keeps one until it is told to end, [`crate::client`] in the process of whoever
+//! uses the library.
+
+use std::net::UdpSocket;
+
+use anyhow::Context;
+use dataplane::entry::Kind;
+use listenfd::ListenFd;
+use wire::cell::Shape;
+use wire::gcm::Engine;
+
+use crate::config::{ConfigError, Loaded, Part, Place, node_name};
+use crate::listeners::{self, Listeners};
+use crate::local::{Bound, Server};
+use crate::node::{Node, NodeSpec, Sockets};
+use crate::report::NodeReport;
+use crate::{console, sockets, status};
+
+/// A running node.
+pub struct Running {
+    node: Node,
+    shape: Shape,
+    ready: String,
+    _status: Server,
+    _console: Option<Server>,
+}
+
+impl Running {
+    /// Starts a node on the sockets that were passed, or its own.
+    ///
+    /// # Errors
+    /// A mistake in its files, a socket that cannot be had, or what the node itself refuses.
+    pub fn start(loaded: Loaded, passed: ListenFd) -> anyhow::Result<Running> {
+        engine()?;
+        names_fit(&loaded)?;
+        let file = Place::file(&loaded.config.path);
+        let place = |key| loaded.config.place(key, 0).unwrap_or_else(|| file.clone());
+        let status = Bound::new(&loaded.config.status, "status", &place("status"))?;
+        let commands = match &loaded.config.part {
+            Part::Entry(part) => part.commands.as_ref(),
+            Part::Mix { .. } | Part::Exit(_) => None,
+        };
+        let console = commands.map(|path| Bound::new(path, "commands", &place("commands"))).transpose()?;
+        let (sockets, next) = sockets::open(&loaded, passed)?;
+        let (shape, ready) = (loaded.chain.shape, ready_line(&loaded, &sockets));
+        let (lanes, role) = (loaded.lanes(), loaded.config.role());
+        let Loaded { config, chain, keys } = loaded;
+        let node =
+            Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
+        let status = status::serve(status, node.reporter()).context("status socket")?;
+        let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
+        let console = console.transpose().context("command socket")?;
+        Ok(Running { node, shape, ready, _status: status, _console: console })
+    }
+
+    /// A line that says what it is and where it listens.
+    pub fn ready(&self) -> &str {
+        &self.ready
+    }
+
+    /// Lengths of its chain.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The listening sockets, of an entry.
+    pub fn listeners(&self) -> Option<Listeners> {
+        self.node.listeners()
+    }
+
+    /// A reading of all counters.
+    pub fn report(&self) -> NodeReport {
+        self.node.report()
+    }
+
+    /// Whether all threads run.
+    pub fn is_alive(&self) -> bool {
+        self.node.is_alive()
+    }
+
+    /// Ends it: what is held is sent if it can be, and counted if not. The last reading.
+    ///
+    /// # Errors
+    /// A thread had died.
+    pub fn stop(self) -> anyhow::Result<NodeReport> {
+        let Running { node, _status: status, _console: console, .. } = self;
+        drop((status, console));
+        node.stop()
+    }
+}
+
+/// The engine that all keys will be prepared for.
+///
+/// # Errors
+/// `EDDY_AEAD` names one that this CPU does not run, or none at all.
+pub fn engine() -> Result<Engine, ConfigError> {
+    wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
+}
+
+/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
+fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
+    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
+    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))
+}
+
+fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
+    let config = &loaded.config;
+    let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
+    let mut line = format!("ready: {} of chain {}", node_name(config.role(), config.position), loaded.chain.short_id());
+    for (name, sockets) in [("up", &sockets.up), ("down", &sockets.down)] {
+        if let Some(socket) = sockets.first() {
+            line += &format!(", {name} {}", local(socket));
+        }
+        if sockets.len() > 1 {
+            line += &format!(" ({} lanes)", sockets.len());
+        }
+    }
+    for (socket, listener) in &sockets.listeners {
+        line += &match &listener.kind {
+            Kind::Forward(to) => format!(", forward {}={to}", local(socket)),
+            Kind::Pymix => format!(", pymix {}", local(socket)),
+            Kind::Socks(_) => continue,
+        };
+    }
+    for socket in &sockets.socks {
+        line += &format!(", socks {}", socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string()));
+    }
+    line + &format!(", status {}", config.status.display())
+}

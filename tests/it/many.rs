@@ -1,0 +1,159 @@
+//! More flows than anybody has at home, and more refusals.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Instant;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::common::nodes::{Nodes, Plan, until, while_receiving};
+use crate::common::process::exclusive;
+
+/// Under way at most, so that no socket's buffer is what is tested.
+const UNDER_WAY: usize = 200;
+
+fn dropped(nodes: &Nodes, position: usize, why: &str) -> u64 {
+    nodes.count(position, &format!("/ledger/datagrams/forward/dropped/{why}"))
+}
+
+#[test]
+fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are_reaped() {
+    const FLOWS: usize = 10_000;
+    // An exit opens 64 flows a second for each channel.
+    const CHANNELS: usize = 64;
+    let _lock = exclusive();
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    if limit.current.is_some_and(|most| most < FLOWS as u64 + 1000) {
+        eprintln!("skipped: this process may open {limit:?} descriptors: run `ulimit -n 20000` as root before");
+        return;
+    }
+    let mut nodes = Nodes::start(Plan {
+        channels: CHANNELS,
+        extra: vec![
+            (0, "flow_idle_s = 12".to_owned()),
+            (3, "flow_idle_s = 12\nmax_sockets = 15000\nmax_flows_per_channel = 4096".to_owned()),
+        ],
+        ..Plan::default()
+    });
+    let exit = nodes.exit();
+    nodes.sink.set_nonblocking(true).unwrap();
+    // Below the ports that the system hands out, which the exit needs.
+    let client = |i: usize| {
+        let socket = UdpSocket::bind((nodes.host(), 10_000 + i as u16)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let clients: Vec<UdpSocket> = (0..FLOWS).map(client).collect();
+    let before = [nodes.resident(0), nodes.resident(exit)];
+    let descriptors = nodes.descriptors(exit);
+    let mut buffer = [0; 64];
+    let mut round = |number: u8, per_second: f64| {
+        let (mut there, mut back) = (vec![false; FLOWS], vec![false; FLOWS]);
+        let (mut sent, mut arrived, mut answered) = (0, 0, 0);
+        let began = Instant::now();
+        until("all are answered", || {
+            let due = (began.elapsed().as_secs_f64() * per_second) as usize;
+            while sent < FLOWS.min(due).min(answered + UNDER_WAY) {
+                let data = [&[number][..], &(sent as u32).to_be_bytes()].concat();
+                clients[sent].send_to(&data, nodes.forward()).unwrap();
+                sent += 1;
+            }
+            let mut answers = Vec::new();
+            while_receiving(&nodes.sink, &mut buffer, |bytes, from| {
+                if bytes.len() == 5 && bytes[0] == number {
+                    let i = u32::from_be_bytes(bytes[1..].try_into().unwrap()) as usize;
+                    assert!(!std::mem::replace(&mut there[i], true), "delivered once");
+                    arrived += 1;
+                    answers.push((bytes.to_vec(), from));
+                }
+            });
+            answers.iter().for_each(|(bytes, from)| _ = nodes.sink.send_to(bytes, *from).unwrap());
+            // Answers come in about the order of the questions.
+            let first = back.iter().position(|back| !back).unwrap_or(FLOWS);
+            for i in first..sent {
+                while_receiving(&clients[i], &mut buffer, |bytes, from| {
+                    assert_eq!(
+                        (bytes, from),
+                        (&[&[number][..], &(i as u32).to_be_bytes()].concat()[..], nodes.forward())
+                    );
+                    assert!(!std::mem::replace(&mut back[i], true), "answered once");
+                    answered += 1;
+                });
+            }
+            answered == FLOWS
+        });
+        println!("round {number}: {FLOWS} there and back in {:?}", began.elapsed());
+    };
+    round(1, 2500.0);
+    let open = (nodes.count(0, "/flows"), nodes.count(exit, "/flows"), nodes.descriptors(exit));
+    round(2, 10_000.0);
+    let after = [nodes.resident(0), nodes.resident(exit)];
+    let each = [0, 1].map(|end| after[end].saturating_sub(before[end]) as usize / FLOWS);
+    println!("flows {open:?}; resident bytes for each: entry {}, exit {}", each[0], each[1]);
+    assert!(open.0 >= FLOWS as u64 && open.1 >= FLOWS as u64 && open.2 >= descriptors + FLOWS, "{open:?}");
+    assert!(each[0] < 2048 && each[1] < 4096, "{each:?}");
+    until("idle flows are reaped, at both ends, and their sockets closed", || {
+        (nodes.count(0, "/flows"), nodes.count(exit, "/flows")) == (0, 0) && nodes.descriptors(exit) <= descriptors + 1
+    });
+    // A client that comes back is served as if it had never been away.
+    round(3, 2500.0);
+    let lost = |report: &serde_json::Value| {
+        let of = |pointer: &str| report.pointer(pointer).and_then(serde_json::Value::as_object).cloned();
+        [of("/ledger/datagrams/forward/dropped"), of("/ledger/datagrams/backward/dropped")]
+    };
+    for position in [0, exit] {
+        let report = nodes.status(position);
+        for dropped in lost(&report).into_iter().flatten() {
+            let others: Vec<_> = dropped.iter().filter(|(why, _)| *why != "policy").collect();
+            assert!(others.is_empty(), "node {position}: {others:?}");
+        }
+        assert_eq!(report["kernel_drops"], 0);
+    }
+    nodes.sink.set_nonblocking(false).unwrap();
+    nodes.end();
+}
+
+#[test]
+fn a_hundred_thousand_refused_opens_over_two_channels_cost_no_socket() {
+    const EACH: u32 = 50_000;
+    let _lock = exclusive();
+    let mut nodes = Nodes::start(Plan { channels: 2, ..Plan::default() });
+    let exit = nodes.exit();
+    // What was sent at the start to see that nothing leaves.
+    let before = dropped(&nodes, exit, "policy");
+    let (descriptors, resident) = (nodes.descriptors(exit), nodes.resident(exit));
+    let clients = [0, 1].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let received = |nodes: &Nodes| nodes.count(0, "/ledger/datagrams/forward/received");
+    let begin = received(&nodes);
+    let mut sent = 0;
+    let mut most = 0;
+    for i in 0..EACH {
+        for (client, net) in clients.iter().zip([10u8, 172]) {
+            let [_, a, b, c] = (i | 0x0010_0000).to_be_bytes();
+            let to: SocketAddr = ([net, a, b, c], 9).into();
+            let SocketAddr::V4(to) = to else { unreachable!() };
+            let datagram = [&to.ip().octets()[..], &to.port().to_be_bytes(), b"no"].concat();
+            client.send_to(&datagram, nodes.pymix()).unwrap();
+            sent += 1;
+        }
+        if i % 200 == 199 {
+            until("the entry has read them", || received(&nodes) == begin + sent);
+            most = most.max(nodes.descriptors(exit));
+        }
+    }
+    let refusals = ["policy", "refused-full"];
+    until("all are refused", || {
+        let of = |position| refusals.iter().map(|why| dropped(&nodes, position, why)).sum::<u64>();
+        of(exit) + of(0) >= before + sent
+    });
+    assert_eq!(refusals.iter().map(|why| dropped(&nodes, exit, why)).sum::<u64>(), before + u64::from(2 * EACH));
+    assert_eq!((nodes.count(exit, "/flows"), nodes.count(exit, "/ledger/datagrams/forward/sent")), (0, 0));
+    assert!(most <= descriptors + 1, "{most} descriptors, {descriptors} before");
+    let grown = nodes.resident(exit).saturating_sub(resident);
+    println!("{sent} refused; the exit has grown by {grown} bytes");
+    assert!(grown < 16 << 20, "{grown}");
+    // And whoever may go out still does.
+    nodes.assert_carries();
+    nodes.end();
+}

@@ -1,0 +1,169 @@
+//! What an exit lets out, and how much of it, from one end of a chain to the other.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use eddy::client::{Channel, Destination, Entry};
+
+use crate::common::nameserver::{NameServer, name_of};
+use crate::common::network::in_a_network_without_routes;
+use crate::common::nodes::{Nodes, Plan, until, while_receiving};
+
+/// One of each range that is not the Internet (SPEC 3.10).
+const DENIED: [&str; 28] = [
+    "0.0.0.1",
+    "10.1.2.3",
+    "100.64.0.1",
+    "127.0.0.2",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.8",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.251",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "100::1",
+    "fe80::1",
+    "fc00::1",
+    "fdff::1",
+    "ff02::1",
+    "2001:db8::1",
+    "2001:10::1",
+    "64:ff9b::10.0.0.1",
+    "2002:a00:1::1",
+];
+
+#[test]
+fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
+    if !in_a_network_without_routes("policy::no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one") {
+        return;
+    }
+    let names = NameServer::start();
+    let mut nodes = Nodes::start(Plan {
+        open: true,
+        trusting: false,
+        allow: vec!["127.0.0.1/32".parse().unwrap()],
+        extra: vec![(3, format!("resolver = \"{}\"", names.address))],
+        ..Plan::default()
+    });
+    let entry = Entry::start(&nodes.another_entry()).unwrap();
+    let channel = Channel::open(&entry).unwrap();
+    let port = nodes.sink.local_addr().unwrap().port();
+    let named = |ip: IpAddr| Destination::Name(name_of(ip).as_str().into(), port);
+    // What is allowed is reached in all these ways, so that a refusal means something.
+    let mut buffer = [0; 100];
+    let here = Ipv4Addr::LOCALHOST;
+    let ways = |ip: IpAddr| {
+        let mut ways = vec![Destination::Ip(SocketAddr::new(ip, port)), named(ip)];
+        if let IpAddr::V4(ip) = ip {
+            ways.push(Destination::Ip(SocketAddr::new(ip.to_ipv6_mapped().into(), port)));
+            ways.push(named(ip.to_ipv6_mapped().into()));
+        }
+        ways
+    };
+    for (number, way) in (0..).zip(ways(here.into())) {
+        channel.send_to(&[number], &way).unwrap();
+        assert_eq!(nodes.sink.recv(&mut buffer).unwrap(), 1, "{way}");
+        assert_eq!(buffer[0], number, "{way}");
+    }
+    let exit = nodes.exit();
+    let refused = || nodes.count(exit, "/ledger/datagrams/forward/dropped/policy");
+    let (sent, flows) = (nodes.count(exit, "/ledger/datagrams/forward/sent"), nodes.count(exit, "/flows"));
+    let descriptors = nodes.descriptors(exit);
+    let mut tried = 0;
+    for ip in DENIED {
+        let ip: IpAddr = ip.parse().unwrap();
+        for way in ways(ip) {
+            channel.send_to(b"must not leave", &way).unwrap();
+            tried += 1;
+            // Spelled otherwise it is the same flow, which the entry knows to be refused.
+            until(&format!("{way} is refused"), || {
+                let known = entry.report().ledger.datagrams.map(|datagrams| datagrams.forward.dropped);
+                refused() + known.and_then(|dropped| dropped.get("policy").copied()).unwrap_or(0) == tried
+            });
+        }
+    }
+    assert!(refused() >= 2 * DENIED.len() as u64, "by address and by name");
+    assert_eq!(nodes.count(exit, "/ledger/datagrams/forward/sent"), sent, "nothing left");
+    assert_eq!((nodes.count(exit, "/flows"), nodes.descriptors(exit)), (flows, descriptors));
+    entry.stop().unwrap();
+    nodes.end();
+}
+
+#[test]
+fn a_destination_gets_its_budget_until_it_answers_and_its_answers_are_capped() {
+    const BUDGET: u64 = 100;
+    const ANSWERS: u64 = 5000;
+    let limits = format!("max_unanswered = {BUDGET}\nmax_flow_rate = 1000");
+    let mut nodes = Nodes::start(Plan { trusting: false, extra: vec![(3, limits)], ..Plan::default() });
+    let exit = nodes.exit();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let dropped = |nodes: &Nodes, direction: &str, why: &str| {
+        nodes.count(exit, &format!("/ledger/datagrams/{direction}/dropped/{why}"))
+    };
+    let mut buffer = [0; 100];
+    dataplane::sys::size_receive_buffer(&nodes.sink, 1 << 20).unwrap();
+    dataplane::sys::size_receive_buffer(&client, 8 << 20).unwrap();
+    nodes.sink.set_nonblocking(true).unwrap();
+    let (mut arrived, mut from) = (0u64, None);
+    for sent in 1..=3 * BUDGET {
+        client.send_to(b"is anybody there?", nodes.forward()).unwrap();
+        until("delivered or dropped", || {
+            while_receiving(&nodes.sink, &mut buffer, |_, exit| {
+                arrived += 1;
+                from = Some(exit);
+            });
+            arrived + dropped(&nodes, "forward", "unanswered") == sent
+        });
+    }
+    assert_eq!(arrived, BUDGET);
+    let said = nodes.said(0);
+    assert!(said.iter().any(|line| line.contains("the exit refused")), "{said:#?}");
+
+    // It answers, and more than anybody asked for.
+    let from = from.unwrap();
+    let answered = |nodes: &Nodes| {
+        let received = nodes.count(exit, "/ledger/datagrams/backward/received");
+        (received, dropped(nodes, "backward", "flow-rate"))
+    };
+    let before = answered(&nodes);
+    let began = std::time::Instant::now();
+    for number in 0..ANSWERS {
+        nodes.sink.send_to(b"!", from).unwrap();
+        if number % 100 == 99 {
+            until("it is read", || answered(&nodes).0 + nodes.count(exit, "/kernel_drops") > before.0 + number);
+        }
+    }
+    let took = began.elapsed();
+    until("all are read", || answered(&nodes).0 == before.0 + ANSWERS);
+    let capped = answered(&nodes).1 - before.1;
+    // A quarter of a second's at once, and a thousand a second.
+    let most = 250 + (1000.0 * (took + Duration::from_millis(50)).as_secs_f64()) as u64;
+    assert!(capped > 0 && ANSWERS - capped <= most, "{capped} of {ANSWERS} capped within {took:?}");
+    client.set_nonblocking(true).unwrap();
+    let mut back = 0;
+    until("the others come back", || {
+        while_receiving(&client, &mut buffer, |_, _| back += 1);
+        back == ANSWERS - capped
+    });
+    // Now that it has answered there is no budget any more.
+    for _ in 0..2 * BUDGET {
+        client.send_to(b"go on", nodes.forward()).unwrap();
+        until("delivered", || {
+            let mut some = false;
+            while_receiving(&nodes.sink, &mut buffer, |_, _| some = true);
+            some
+        });
+    }
+    assert_eq!(dropped(&nodes, "forward", "unanswered"), 2 * BUDGET);
+    nodes.sink.set_nonblocking(false).unwrap();
+    nodes.end();
+}
