@@ -159,6 +159,13 @@ impl Listeners {
         Ok(id)
     }
 
+    /// Where the socket of this name listens, if it is open, and whether it is a forward.
+    pub fn find(&self, id: u32) -> Option<(SocketAddr, bool)> {
+        let state = self.state();
+        let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
+        Some((socket.local_addr().ok()?, matches!(kind, Kind::Forward(_))))
+    }
+
     /// Has the worker close a socket.
     pub fn close(&self, id: u32) {
         let mut state = self.state();

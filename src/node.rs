@@ -29,6 +29,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::icmp::{Fate, Icmp};
 use crate::join::{Joint, Note};
 use crate::listeners::Listeners;
 use crate::report::NodeReport;
@@ -146,6 +147,9 @@ pub(crate) fn rng() -> anyhow::Result<ChaCha20Rng> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
+/// Time between two lines of the log on what clients do.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
 /// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
 pub(crate) const DESCRIPTORS_KEPT: usize = 64;
 
@@ -214,6 +218,7 @@ impl Node {
             orders,
             resolver,
             sockets: handshake_sockets,
+            notices: Notices { icmp: (role == NodeRole::Entry).then(Icmp::open), logged: None },
             reporter: reporter.clone(),
             waker: control_waker.clone(),
             stop: stop.clone(),
@@ -309,6 +314,7 @@ struct ControlThread {
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    notices: Notices,
     reporter: Reporter,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
@@ -336,7 +342,7 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { joint, resolver, sockets, reporter, .. } = self;
+        let Self { joint, resolver, sockets, reporter, notices, .. } = self;
         let mut send = |side, to, datagram: &[u8]| {
             let socket = match side {
                 Side::Up => &sockets.0,
@@ -349,15 +355,7 @@ impl ControlThread {
         };
         let mut note = |note| match note {
             Note::Event(event) => log(&event),
-            Note::Notice(Notice::TooLarge { from, len, max }) => {
-                warn!("a datagram of {len} bytes from {from} was dropped: at most {max} travel (8 fragments)");
-            }
-            Note::Notice(Notice::Deaf { why }) => {
-                warn!("the entry cannot listen at a socket that it was given: {why}");
-            }
-            Note::Notice(Notice::Refused { destination, status }) => {
-                warn!("the exit refused {destination}: {}", status_text(status));
-            }
+            Note::Notice(notice) => notices.take(now, &notice, reporter.listeners.as_ref()),
             Note::Resolve { query, name } => {
                 if let Some(resolver) = resolver {
                     resolver.ask(query, name);
@@ -369,6 +367,43 @@ impl ControlThread {
         *lock(&reporter.control) =
             ControlState { counters: control.counters().clone(), half_open: control.half_open() };
         wake
+    }
+}
+
+/// Tells the operator and the clients what the worker has noticed.
+struct Notices {
+    /// Of an entry.
+    icmp: Option<Icmp>,
+    /// When the last line was written.
+    logged: Option<Duration>,
+}
+
+impl Notices {
+    fn take(&mut self, now: Duration, notice: &Notice, listeners: Option<&Listeners>) {
+        let (client, fate, line) = match notice {
+            Notice::Deaf { why } => {
+                warn!("the entry cannot listen at a socket that it was given: {why}");
+                return;
+            }
+            Notice::TooLarge { client, len, max } => {
+                let what = format!("a datagram of {len} bytes from {}", client.address);
+                (client, Fate::TooLong, format!("{what} was dropped: at most {max} travel (8 fragments)"))
+            }
+            Notice::Refused { client, destination, status } => {
+                let line = format!("the exit refused {destination}: {}", status_text(*status));
+                (client, Fate::Refused(*status), line)
+            }
+        };
+        if self.logged.is_none_or(|last| now >= last + LOG_EVERY) {
+            self.logged = Some(now);
+            warn!("{line}");
+        }
+        let found = listeners.and_then(|listeners| listeners.find(client.listener));
+        let (Some(icmp), Some((at, is_forward))) = (&self.icmp, found) else { return };
+        // Where a client has many destinations its socket's errors are not those of one of them.
+        if is_forward || fate == Fate::TooLong {
+            icmp.tell(client.address, at, fate);
+        }
     }
 }
 

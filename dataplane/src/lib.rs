@@ -27,6 +27,7 @@ pub mod ops;
 pub mod packer;
 pub mod pool;
 pub mod punt;
+pub mod rate;
 pub mod runner;
 pub mod seal;
 #[allow(unsafe_code)]

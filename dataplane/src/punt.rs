@@ -68,7 +68,7 @@ pub enum Punt {
         /// The name.
         name: Box<str>,
     },
-    /// Something an operator should read, at most once a second.
+    /// Something that an operator or a client should know, at most a hundred times a second.
     Notice(Notice),
 }
 
@@ -85,14 +85,23 @@ pub enum Ended {
     Retired,
 }
 
-/// Worth a line in the log.
+/// A client of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAt {
+    /// Control's name for the listening socket.
+    pub listener: u32,
+    /// Where it sends from.
+    pub address: SocketAddr,
+}
+
+/// Worth a line in the log, and a word to a client.
 #[derive(Clone, Debug)]
 pub enum Notice {
     /// Entry: a local datagram is longer than eight fragments.
     TooLarge {
-        /// Who sent it.
-        from: SocketAddr,
-        /// Its length; .
+        /// Where and whose.
+        client: ClientAt,
+        /// Its length.
         len: usize,
         /// The most that travels.
         max: usize,
@@ -104,6 +113,8 @@ pub enum Notice {
     },
     /// Entry: the exit refused a flow.
     Refused {
+        /// Whose.
+        client: ClientAt,
         /// What the flow is for.
         destination: String,
         /// Why.

@@ -7,11 +7,12 @@ use std::time::Duration;
 use control::Caps;
 use dataplane::entry::{Destination, NotADestination};
 use dataplane::exit::Filtering;
-use dataplane::exit::limits::{Limits, Rate};
+use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Rule;
 use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
+use dataplane::rate::Rate;
 use serde::Deserialize;
 use toml::Spanned;
 

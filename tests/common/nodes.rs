@@ -209,6 +209,11 @@ impl Nodes {
         path
     }
 
+    /// A node's configuration.
+    pub fn config(&self, position: usize) -> &std::path::Path {
+        &self.configs[position]
+    }
+
     /// The address that everything of this chain listens at.
     pub fn host(&self) -> IpAddr {
         self.host

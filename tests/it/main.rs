@@ -28,6 +28,7 @@ mod socks;
 mod supervised;
 mod tampering;
 mod tap;
+mod told;
 mod traffic;
 mod trains;
 mod unkillable;

@@ -84,6 +84,16 @@ pub struct Reply<'a> {
     pub peer: Cow<'a, Destination>,
 }
 
+/// Whom a refusal concerns.
+pub struct Refusal<'a> {
+    /// The listening socket.
+    pub socket: SocketId,
+    /// The client.
+    pub address: SocketAddr,
+    /// What it wanted.
+    pub destination: &'a Destination,
+}
+
 impl Flow {
     /// A fresh fragment id.
     pub fn next_id(&mut self) -> u16 {
@@ -356,21 +366,22 @@ impl Clients {
         }
     }
 
-    /// The exit's word on a flow; its destination if that is a refusal.
-    pub fn status(&mut self, channel: u32, number: u16, code: Status, now: Nanos) -> Option<&Destination> {
-        let (_, flow) = self.at(channel, number)?;
+    /// The exit's word on a flow; whom it concerns if that is a refusal.
+    pub fn status(&mut self, channel: u32, number: u16, code: Status, now: Nanos) -> Option<Refusal<'_>> {
+        let id = *self.channels.get(&channel)?.flows.get(&number)?;
+        let flow = self.flows[id as usize].as_mut()?;
         if (flow.channel, flow.number) != (channel, number) {
             // About a place that the flow has left.
             return None;
         }
-        match code {
+        let is_refusal = match code {
             Status::Open => {
                 flow.known = true;
                 // Without its PEER, which was lost, the next datagram asks for it again.
                 if flow.peer.is_some() || matches!(flow.destination, Destination::Ip(_)) {
                     flow.state = FlowState::Open;
                 }
-                None
+                false
             }
             Status::UnknownFlow => {
                 flow.known = false;
@@ -378,16 +389,19 @@ impl Clients {
                 if !matches!(flow.state, FlowState::Refused { .. }) {
                     flow.state = FlowState::Opening;
                 }
-                None
+                false
             }
             // A port that is closed now may open: say so, and go on sending.
-            Status::Unreachable => Some(&flow.destination),
+            Status::Unreachable => true,
             _ => {
                 flow.known = false;
                 flow.state = FlowState::Refused { reason: Drop::of_status(code), until: now + RETRY };
-                Some(&flow.destination)
+                true
             }
-        }
+        };
+        let client = self.clients[flow.client as usize].as_ref()?;
+        let refusal = Refusal { socket: client.socket, address: client.address, destination: &flow.destination };
+        is_refusal.then_some(refusal)
     }
 
     /// The exit has closed a flow.

@@ -9,7 +9,7 @@ use wire::frames::{self, Frame};
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
-use super::clients::{Clients, Reply};
+use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
 use crate::io::Port;
@@ -17,7 +17,7 @@ use crate::io::apps::Apps;
 use crate::io::boxes::Outbox;
 use crate::ledger::{Drop, Tally};
 use crate::open::keep;
-use crate::punt::Notice;
+use crate::punt::{ClientAt, Notice};
 
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
@@ -109,9 +109,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), Some(from), data);
             }
             Frame::Status { flow, code } => {
-                let refused = self.clients.status(channel, flow, code, now).map(ToString::to_string);
-                if let Some(destination) = refused {
-                    self.notice(Notice::Refused { destination, status: code }, now);
+                if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
+                    && let Some(Listening { id, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref)
+                {
+                    let client = ClientAt { listener: *id, address };
+                    let destination = destination.to_string();
+                    self.notice(Notice::Refused { client, destination, status: code }, now);
                 }
             }
             Frame::Peer { flow, from } => self.clients.resolved(channel, flow, from),

@@ -34,7 +34,8 @@ use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
-use crate::punt::{Ended, Notice, Punt, PuntSender};
+use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
+use crate::rate::{Bucket, Rate};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
@@ -47,6 +48,8 @@ use liveness::Liveness;
 pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
+/// Notices to control.
+const NOTICES: Rate = Rate::per_second(100);
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
 /// Frames that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
@@ -130,7 +133,7 @@ pub struct Entry<D, A> {
     admitted: Vec<Admitted>,
     inbox: Inbox,
     outbox: Outbox,
-    noticed: Nanos,
+    noticed: Bucket,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
     /// Start of the turn, and datagrams handed out before it.
@@ -177,7 +180,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             admitted: Vec::with_capacity(RECEIVE_MAX),
             inbox: Inbox::default(),
             outbox: Outbox::default(),
-            noticed: 0,
+            noticed: Bucket::default(),
             published: Arc::default(),
             profile: latency::Shared::default(),
             began: (now, 0),
@@ -301,16 +304,17 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), Drop> {
         let payload = self.settings.shape.payload();
         // Whatever a socket had received before it was closed has been counted, and goes nowhere.
-        let Some(Listening { listener, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
+        let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
             return Err(Drop::Ended);
         };
+        let client = ClientAt { listener: *id, address: from };
         let (destination, data) = listener.read(from, bytes)?;
         let idle = listener.idle;
         if destination.open_len() > payload {
             return Err(Drop::BadAddress);
         }
         if frames::fragments(payload, data.len()).is_none() {
-            self.notice(Notice::TooLarge { from, len: data.len(), max: frames::longest(payload) }, now);
+            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::longest(payload) }, now);
             return Err(Drop::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {
@@ -393,10 +397,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.down.send(&mut self.out, &mut self.free, &mut self.cells.forward);
     }
 
-    /// Tells the operator, at most once a second.
+    /// Tells control what an operator or a client should know; not everything of what comes often.
     fn notice(&mut self, notice: Notice, now: Nanos) {
-        if now >= self.noticed + SECOND {
-            self.noticed = now;
+        if self.noticed.take(NOTICES, now) {
             let _ = self.punts.send(Punt::Notice(notice));
         }
     }

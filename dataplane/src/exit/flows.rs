@@ -12,12 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 use hashbrown::HashMap;
 use wire::frames::Token;
 
-use super::limits::{Bucket, Rate, Usage};
+use super::limits::Usage;
 use crate::Nanos;
 use crate::SECOND;
 use crate::io::apps::Apps;
 use crate::io::boxes::SocketId;
 use crate::ledger::Drop;
+use crate::rate::{Bucket, Rate};
 use crate::wheel::Wheel;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use foldhash::quality::RandomState;
 
 use crate::ledger::Drop;
+use crate::rate::{Bucket, Rate};
 use crate::{Nanos, SECOND};
 
 /// What destinations get that the policy does not trust. Nothing: no limit.
@@ -24,47 +25,6 @@ pub struct Limits {
     pub flow: Option<Rate>,
     /// Datagrams of an address, each way.
     pub destination: Option<Rate>,
-}
-
-/// How often something may happen.
-#[derive(Clone, Copy, Debug)]
-pub struct Rate {
-    /// Once in this time.
-    each: Nanos,
-    /// Time's worth that may come at once.
-    depth: Nanos,
-}
-
-impl Rate {
-    /// So often a second, and so many at once.
-    pub const fn new(per_s: u64, burst: u64) -> Rate {
-        let each = SECOND / per_s;
-        Rate { each, depth: burst * each }
-    }
-
-    /// So often a second, a quarter of it at once.
-    pub const fn per_second(count: u32) -> Rate {
-        Rate::new(count as u64, (count as u64).div_ceil(4))
-    }
-}
-
-/// A token bucket: full at first; says when it is full again.
-#[derive(Clone, Copy, Default)]
-pub struct Bucket(Nanos);
-
-impl Bucket {
-    /// Takes a token, if there is one.
-    pub fn take(&mut self, rate: Rate, now: Nanos) -> bool {
-        let may = self.has(rate, now);
-        if may {
-            self.0 = self.0.max(now) + rate.each;
-        }
-        may
-    }
-
-    fn has(self, rate: Rate, now: Nanos) -> bool {
-        self.0.max(now) + rate.each <= now + rate.depth
-    }
 }
 
 /// What a flow has used.

@@ -81,7 +81,8 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    assert_eq!(clients.status(1, number, Status::Refused, 10), Some(&destination(1)));
+    let refusal = clients.status(1, number, Status::Refused, 10).map(|refusal| refusal.destination.clone());
+    assert_eq!(refusal, Some(destination(1)));
     let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
     assert!(matches!(state, FlowState::Refused { reason: Drop::Policy, .. }));
     clients.status(1, number, Status::UnknownFlow, 12);

@@ -1,7 +1,7 @@
 //! Those who would use an exit against others: floods, reflection, and destinations that are nobody's business.
 
 use super::*;
-use limits::Rate;
+use crate::rate::Rate;
 
 impl Bench {
     /// Datagrams of an open flow, each followed by what is due.
