@@ -1,5 +1,6 @@
 """What the recipes share: `eddy chain` with forwards, whose ledgers must close, and what was measured as a row."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -43,9 +44,10 @@ class Chain:
                         assert unit[direction]["closed"], f"{node['role']}: {unit[direction]}"
 
 
-def needs(*programs):
-    """Ends the recipe with a line that says what is missing, if anything is."""
+def needs(*programs, modules=()):
+    """Ends the recipe with a line that says what is missing, if anything is: programs, or modules of Python."""
     missing = [program for program in programs if shutil.which(program) is None]
+    missing += [f"Python's {module}" for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         print(f"skipped: {', '.join(missing)} not found", file=sys.stderr)
         sys.exit(77)

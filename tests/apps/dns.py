@@ -1,7 +1,10 @@
-"""`dig` asks a name server (dnsmasq) straight, and through a forward."""
+"""`dig` asks a name server (dnsmasq) straight, through a forward, and through SOCKS: as dig does not speak that for UDP,
+PySocks does for it."""
 
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 from chain import PATIENCE, Chain, free, listening, needs, row
@@ -22,8 +25,28 @@ def ask(port, way):
     assert received == QUESTIONS
 
 
+def bridge(proxy, server):
+    """A port of loopback whose datagrams go to `server` by way of a SOCKS association, and answers back."""
+    import socks
+
+    beyond = socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM)
+    beyond.set_proxy(socks.SOCKS5, *proxy)
+    beyond.settimeout(PATIENCE)
+    near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    near.bind(("127.0.0.1", 0))
+
+    def carry():
+        while True:
+            question, asker = near.recvfrom(65535)
+            beyond.sendto(question, server)
+            near.sendto(beyond.recvfrom(65535)[0], asker)
+
+    threading.Thread(target=carry, daemon=True).start()
+    return near.getsockname()[1]
+
+
 def main(eddy):
-    needs("dig", "dnsmasq")
+    needs("dig", "dnsmasq", modules=["socks"])
     port = free(1)
     server = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]
     server += [f"--port={port}", "--listen-address=127.0.0.1", "--address=/here.test/192.0.2.7", "--pid-file="]
@@ -31,8 +54,9 @@ def main(eddy):
     try:
         listening(port)
         ask(port, "direct")
-        with Chain(eddy, f"127.0.0.1:{port}") as chain:
+        with Chain(eddy, f"127.0.0.1:{port}", socks=True) as chain:
             ask(chain.forward(f"127.0.0.1:{port}"), "eddy")
+            ask(bridge(chain.socks(), ("127.0.0.1", port)), "eddy, SOCKS")
     finally:
         server.kill()
         server.wait()

@@ -7,8 +7,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 recipes=("$@")
-[[ $# -gt 0 ]] || recipes=(dns socks5 iperf3 sip ffmpeg)
+[[ $# -gt 0 ]] || recipes=(dns socks5 iperf3 sip ffmpeg quic wireguard)
 packages=(bind9-dnsutils dnsmasq-base python3-socks curl iperf3 sip-tester ffmpeg)
+packages+=(ngtcp2-client ngtcp2-server openssl wireguard-go wireguard-tools iproute2 iputils-ping)
 python=/usr/bin/python3
 [[ -x $python ]] || python=python3
 if ! command -v "$python" >/dev/null; then
@@ -16,7 +17,13 @@ if ! command -v "$python" >/dev/null; then
     exit 0
 fi
 
-present() { command -v dig dnsmasq curl iperf3 sipp ffmpeg && "$python" -c 'import socks'; } >/dev/null 2>&1
+programs=(dig dnsmasq curl iperf3 sipp ffmpeg gtlsclient /usr/sbin/gtlsserver openssl wireguard-go wg ip ping)
+# `command -v` of several succeeds if it finds one.
+present() {
+    local program
+    for program in "${programs[@]}"; do command -v "$program" || return; done
+    "$python" -c 'import socks'
+} >/dev/null 2>&1
 if ! present && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     get=(apt-get install -yq --no-install-recommends "${packages[@]}")
     DEBIAN_FRONTEND=noninteractive "${get[@]}" >/dev/null 2>&1 ||

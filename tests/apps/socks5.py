@@ -40,12 +40,8 @@ def converse(made, peers, way):
 
 
 def main(eddy):
-    needs("curl")
-    try:
-        import socks
-    except ImportError:
-        print("skipped: python3-socks not found", file=sys.stderr)
-        sys.exit(77)
+    needs("curl", modules=["socks"])
+    import socks
 
     def client(proxy, **who):
         made = socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM)
