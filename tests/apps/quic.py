@@ -47,7 +47,9 @@ def download(server_port, through, way, folder, digest):
         listening(server_port)
         began = time.monotonic()
         client = ["gtlsclient", "-q", "--exit-on-all-streams-close", "--timeout=5s", f"--download={folder}"]
-        client += ["127.0.0.1", str(through), "https://localhost/file"]
+        # More than a few milliseconds' worth may be under way.
+        client += ["--max-data=24M", "--max-stream-data-bidi-local=16M", "127.0.0.1", str(through)]
+        client += ["https://localhost/file"]
         ended = subprocess.run(client, capture_output=True, text=True, timeout=PATIENCE + 20)
         took = time.monotonic() - began
     got = pathlib.Path(folder, "file")
