@@ -141,15 +141,15 @@ impl Channel {
     /// may drop it.
     ///
     /// # Errors
-    /// `EMSGSIZE` if it is longer than [`Entry::longest`]; [`ErrorKind::InvalidInput`] for port 0 or a name that no
-    /// cell holds; what the system says of a socket.
+    /// `EMSGSIZE` if it is longer than [`Entry::longest`]; [`ErrorKind::InvalidInput`] for port 0, what is no name, or
+    /// a name that no cell holds; what the system says of a socket.
     pub fn send_to(&self, data: &[u8], to: &Destination) -> io::Result<usize> {
         if data.len() > frames::longest(self.shape.payload()) {
             return Err(Errno::MSGSIZE.into());
         }
         let invalid = |why: String| io::Error::new(ErrorKind::InvalidInput, why);
-        if to.port() == 0 {
-            return Err(invalid(format!("{to} has port 0")));
+        if !to.is_valid() {
+            return Err(invalid(format!("{to} is no destination: its port is 0, or its name is none")));
         }
         fits(self.shape, to).map_err(|why| invalid(why.to_string()))?;
         let header = socks_header(to);

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::Value;
 
 use super::command::{eddy, io};
@@ -144,6 +144,18 @@ pub fn counted_by_time(node: &Value, period_us: f64) {
     }
     let sizes = node["batch_sizes"].as_array().expect("sizes").iter();
     assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["batches"], "{node:#}");
+}
+
+/// Raises this process's limit of open descriptors as far as it may. Whether it may open so many; a line if not.
+pub fn may_open(descriptors: u64) -> bool {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let may = limit.current.is_none_or(|most| most >= descriptors);
+    if !may {
+        eprintln!("skipped: this process may open {limit:?} descriptors: run `ulimit -n {descriptors}` as root before");
+    }
+    may
 }
 
 /// Holds the file lock that keeps loads and timings from sharing the machine.

@@ -74,8 +74,9 @@ fn a_channel_is_a_socket_at_the_exit() {
     assert_eq!(long.raw_os_error(), Some(Errno::MSGSIZE.raw_os_error()));
     one.send_to(&vec![0; entry.longest()], &at(&first)).unwrap();
     assert_eq!(first.recv_from(&mut [0; 20_000]).unwrap().0, entry.longest());
-    for bad in [Destination::Name(["a"; 254].concat().as_str().into(), 7), SocketAddr::from(([127, 0, 0, 1], 0)).into()]
-    {
+    let name = |text: &str| Destination::Name(text.into(), 7);
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+    for bad in [name(&"a".repeat(254)), name(&"a".repeat(300)), name(""), name("a b"), nowhere] {
         assert_eq!(said(b"", &bad).kind(), ErrorKind::InvalidInput, "{bad}");
     }
 

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use eddy_bench::load::{Load, run};
-use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use wire::cell::Direction::Forward;
 
 use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
-use crate::common::process::{exclusive, tallies};
+use crate::common::process::{exclusive, may_open, tallies};
 use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
 /// What a class S cell has room for once.
@@ -225,11 +224,7 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     const FLOWS: u32 = 1100;
     const LIMIT: u64 = 1024;
     let _lock = exclusive();
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).unwrap();
-    if limit.current.is_some_and(|most| most < 2 * u64::from(FLOWS)) {
-        eprintln!("skipped: this process may open {limit:?} descriptors");
+    if !may_open(2 * u64::from(FLOWS)) {
         return;
     }
     let idle = "flow_idle_s = 3".to_owned();

@@ -3,10 +3,8 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Instant;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
-
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
-use crate::common::process::exclusive;
+use crate::common::process::{exclusive, may_open};
 
 /// Under way at most, so that no socket's buffer is what is tested.
 const UNDER_WAY: usize = 200;
@@ -21,11 +19,7 @@ fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are
     // An exit opens 64 flows a second for each channel.
     const CHANNELS: usize = 64;
     let _lock = exclusive();
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).unwrap();
-    if limit.current.is_some_and(|most| most < FLOWS as u64 + 1000) {
-        eprintln!("skipped: this process may open {limit:?} descriptors: run `ulimit -n 20000` as root before");
+    if !may_open(FLOWS as u64 + 1000) {
         return;
     }
     let mut nodes = Nodes::start(Plan {

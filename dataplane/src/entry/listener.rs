@@ -48,7 +48,9 @@ pub enum Destination {
 }
 
 /// Longest header of an answer: a name.
-pub const HEADER_MAX: usize = 4 + 1 + 255 + 2;
+pub const HEADER_MAX: usize = 4 + 1 + NAME_MAX + 2;
+/// Longest name: its length is one byte.
+const NAME_MAX: usize = 255;
 /// Address types of RFC 1928, 5.
 const IPV4: u8 = 1;
 const NAME: u8 = 3;
@@ -89,7 +91,7 @@ impl Association {
 }
 
 /// Header of a SOCKS datagram to or from an address or name (RFC 1928, 7): RSV and FRAG of zeros, ATYP, DST.ADDR,
-/// DST.PORT. A name has at most 255 bytes.
+/// DST.PORT. The peer is valid ([`Destination::is_valid`]).
 pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
     let mut header = ArrayVec::new();
     let port = match peer {
@@ -154,7 +156,8 @@ fn socks_destination(bytes: &[u8]) -> Option<(Destination, &[u8])> {
 
 /// Whether an exit would take this for a name (SPEC 3.10).
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    (1..=NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
@@ -173,11 +176,11 @@ impl Destination {
         }
     }
 
-    /// Its port.
-    pub fn port(&self) -> u16 {
+    /// Whether an exit would take it for one: a port that is not 0, and a name that is no longer than names are.
+    pub fn is_valid(&self) -> bool {
         match self {
-            Destination::Ip(address) => address.port(),
-            Destination::Name(_, port) => *port,
+            Destination::Ip(address) => address.port() != 0,
+            Destination::Name(name, port) => *port != 0 && is_name(name),
         }
     }
 
@@ -217,7 +220,7 @@ impl std::str::FromStr for Destination {
         let digits = Some(port).filter(|port| !port.starts_with('+'));
         let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
         let port = port.ok_or_else(|| wrong("ends in no port from 1 to 65535", WRITE))?;
-        if name.len() > 255 || !is_name(name) {
+        if !is_name(name) {
             return Err(wrong("is neither an address nor a host name with a port", WRITE));
         }
         Ok(Destination::Name(name.into(), port))
@@ -327,6 +330,9 @@ mod tests {
         {
             assert!(bad.parse::<Destination>().is_err(), "{bad}");
         }
+        let of_length = |len: usize| Destination::Name("a".repeat(len).as_str().into(), 7);
+        assert!(of_length(255).is_valid() && !of_length(256).is_valid(), "its length is one byte on the wire");
+        assert_eq!(socks_header(&of_length(255)).len(), HEADER_MAX);
     }
 
     proptest! {
