@@ -30,6 +30,7 @@ pub mod punt;
 pub mod rate;
 pub mod runner;
 pub mod seal;
+mod slab;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod table;

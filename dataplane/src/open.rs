@@ -11,7 +11,7 @@ use crate::frame::FreeList;
 use crate::ingress::Admitted;
 use crate::ledger::{Drop, Tally};
 use crate::punt::{Punt, PuntSender};
-use crate::table::{ChannelState, Lane, Table};
+use crate::table::{BackwardLane, ForwardLane, Table};
 use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
@@ -27,14 +27,6 @@ fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted
     let numbers = cells.iter().take(CHUNK + AHEAD).map(|cell| (cell.channel, cell.header.seq)).collect();
     let (chunk, rest) = cells.split_at_mut(CHUNK.min(cells.len()));
     (!chunk.is_empty()).then_some((chunk, rest, numbers))
-}
-
-/// A channel with a forward layer to take off: at a mix and at the exit.
-pub trait ForwardLane: ChannelState {
-    /// Its keys and window.
-    fn forward(&self) -> &Lane<AeadKey>;
-    /// The same, to be marked.
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
 }
 
 /// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
@@ -83,11 +75,10 @@ pub fn forward<C: ForwardLane>(
                 continue;
             }
             let record = table.record_mut(cell.channel).expect("admitted this turn");
-            if let Err(refused) = record.state.forward_mut().mark(cell.header.seq) {
+            if let Err(refused) = record.state.forward_mut().mark(cell.header.seq, now / SECOND) {
                 *verdict = Some(refused.into());
                 continue;
             }
-            record.seen_s = now / SECOND;
             table.links.received(cell.link);
             // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
             if let Some((slot, from)) = cell.next_slot.as_deref().copied()
@@ -102,14 +93,6 @@ pub fn forward<C: ForwardLane>(
     table.verdicts = verdicts;
 }
 
-/// A channel with a backward layer to put on: at a mix.
-pub trait BackwardLane: ChannelState {
-    /// Its keys and window, to be marked.
-    fn backward_mut(&mut self) -> &mut Lane<StreamKey>;
-    /// The same.
-    fn backward(&self) -> &Lane<StreamKey>;
-}
-
 /// Covers backward cells with a mix's keystream in place. What is new stays in `cells`.
 pub fn backward<C: BackwardLane>(
     cells: &mut Vec<Admitted>,
@@ -117,6 +100,7 @@ pub fn backward<C: BackwardLane>(
     table: &mut Table<C>,
     free: &mut FreeList,
     tally: &mut Tally,
+    now: Nanos,
 ) {
     let mut verdicts = std::mem::take(&mut table.verdicts);
     let mut rest = &mut cells[..];
@@ -130,7 +114,7 @@ pub fn backward<C: BackwardLane>(
             let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = lane.mark(cell.header.seq).err().map(Drop::from);
+            let verdict = lane.mark(cell.header.seq, now / SECOND).err().map(Drop::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);
@@ -185,7 +169,7 @@ mod tests {
     use super::*;
     use crate::frame::Cell;
     use crate::links::{Rank, Side};
-    use crate::table::Record;
+    use crate::table::{ChannelState, Lane, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
     use wire::gcm::seal_batch;
     use wire::kdf::Secret;
@@ -222,8 +206,8 @@ mod tests {
         let key = Zeroizing::new([1; 16]);
         table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
         table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
-        let state = OneLane(Lane::new(&secret, 0, 64));
-        table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, seen_s: 0, state });
+        let state = OneLane(Lane::new(&secret, 0, 64, None, 0));
+        table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, state });
         let (ring, mut control) = rtrb::RingBuffer::new(8);
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
         let (mut free, mut tally) = (FreeList::new(1), Tally::default());
@@ -240,7 +224,13 @@ mod tests {
             forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
             let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));
             let record = table.record(0).unwrap();
-            let seen = (told, cells.len(), record.state.0.window().next(), record.seen_s, table.links.has_activity());
+            let seen = (
+                told,
+                cells.len(),
+                record.state.0.window().next(),
+                record.state.0.seen_s(),
+                table.links.has_activity(),
+            );
             match tally.dropped_total() {
                 1 if forged => assert_eq!(seen, (false, 0, 0, 0, false), "a forged cell changes nothing"),
                 1 => assert_eq!(seen, (true, 1, 5, 6, true)),

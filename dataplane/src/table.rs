@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use hashbrown::HashMap;
 use wire::cell::{Direction, Header};
-use wire::gcm::Prepared;
+use wire::gcm::{AeadKey, Prepared, StreamKey};
 use wire::kdf::Secret;
-use wire::key::Generations;
+use wire::key::{GENERATION_SHIFT, Generations};
 use wire::replay::{Refused, Window};
 use wire::setup::HopSecrets;
 use zeroize::Zeroizing;
@@ -19,6 +19,7 @@ use crate::entry::Listener;
 use crate::ledger::Drop;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
+use crate::slab::Slab;
 use crate::sys;
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
@@ -146,25 +147,29 @@ pub enum ChannelKeys {
     Entry(Vec<HopSecrets>),
 }
 
-/// One direction of a channel at a hop: keys and window go together.
-#[repr(C)]
+/// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
+#[repr(C, align(64))]
 pub struct Lane<K> {
     window: Window,
+    /// Link and number under which its cells leave; none where they end.
+    pub onward: Option<(u32, u32)>,
+    /// Second of its last cell; of its opening, before there is one.
+    seen_s: u32,
     keys: Generations<K>,
 }
 
-/// Bytes at the head of a lane that say where window and keys of a number are.
-const LANE_HEAD: usize = size_of::<Window>() + 16;
+const _: () = assert!(std::mem::offset_of!(Lane<AeadKey>, keys) == 64 && size_of::<Lane<AeadKey>>() == 12 * 64);
 
 impl<K: Prepared> Lane<K> {
-    /// From sec\[0\].
-    pub fn new(sec0: &Secret, first: u64, width: usize) -> Self {
-        Lane { keys: Generations::new(sec0, first), window: Window::new(first, width) }
+    /// From sec\[0\], with a window of `width` numbers from `first`. `seen_s` is when it opened.
+    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(u32, u32)>, seen_s: u64) -> Self {
+        let (keys, window) = (Generations::new(sec0, first), Window::new(first, width));
+        Lane { keys, window, onward, seen_s: seen_s as u32 }
     }
 
     /// Key and iv of a number in range.
     pub fn key(&self, seq: u64) -> Option<(&K, &[u8; 12])> {
-        self.keys.of(seq)
+        self.keys.since(self.window.lowest(), seq)
     }
 
     /// Its window.
@@ -172,12 +177,18 @@ impl<K: Prepared> Lane<K> {
         &self.window
     }
 
+    /// Second of its last cell; of its opening, before there is one.
+    pub fn seen_s(&self) -> u64 {
+        self.seen_s.into()
+    }
+
     /// Has what opening and marking a number touch on its way from memory.
     pub fn prefetch(&self, seq: u64) {
-        sys::prefetch(self.window.word(seq));
-        if let Some((key, iv)) = self.key(seq) {
+        if let Some(word) = self.window.word(seq) {
+            sys::prefetch(word);
+        }
+        if let Some((key, _)) = self.key(seq) {
             sys::prefetch(key);
-            sys::prefetch(iv);
         }
     }
 
@@ -185,9 +196,14 @@ impl<K: Prepared> Lane<K> {
     ///
     /// # Errors
     /// Why the number is refused.
-    pub fn mark(&mut self, seq: u64) -> Result<(), Refused> {
+    pub fn mark(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
+        let before = self.window.lowest();
         self.window.mark(seq)?;
-        self.keys.advance(self.window.lowest());
+        self.seen_s = now_s as u32;
+        let lowest = self.window.lowest();
+        if lowest >> GENERATION_SHIFT != before >> GENERATION_SHIFT {
+            self.keys.advance(lowest);
+        }
         Ok(())
     }
 }
@@ -203,19 +219,33 @@ pub trait ChannelState {
     fn window(&self, direction: Direction) -> &Window;
 }
 
-/// A channel.
+/// A channel with a forward layer to take off: at a mix and at the exit.
+pub trait ForwardLane: ChannelState {
+    /// Its keys and window.
+    fn forward(&self) -> &Lane<AeadKey>;
+    /// The same, to be marked.
+    fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
+}
+
+/// A channel with a backward layer to put on: at a mix.
+pub trait BackwardLane: ChannelState {
+    /// Its keys and window.
+    fn backward(&self) -> &Lane<StreamKey>;
+    /// The same, to be marked.
+    fn backward_mut(&mut self) -> &mut Lane<StreamKey>;
+}
+
+/// A channel; what a cell needs of it comes first.
 #[repr(C)]
 pub struct Record<C> {
+    /// The role's part.
+    pub state: C,
     /// Link and number towards the entry.
     pub up: Option<(u32, u32)>,
     /// Link and number towards the exit.
     pub down: Option<(u32, u32)>,
     /// Second at which its lifetime ends.
     pub ends_s: u64,
-    /// Second of the last authentic forward cell; of its opening, before there is one.
-    pub seen_s: u64,
-    /// The role's part.
-    pub state: C,
 }
 
 type ByNumber = HashMap<(u32, u32), u32, foldhash::fast::RandomState>;
@@ -224,7 +254,7 @@ type ByNumber = HashMap<(u32, u32), u32, foldhash::fast::RandomState>;
 pub struct Table<C> {
     /// Its links.
     pub links: Links,
-    records: Vec<Option<Record<C>>>,
+    records: Slab<Record<C>>,
     by_up: ByNumber,
     by_down: ByNumber,
     open: usize,
@@ -234,9 +264,16 @@ pub struct Table<C> {
 
 impl<C> Default for Table<C> {
     fn default() -> Self {
+        Table::on(false)
+    }
+}
+
+impl<C> Table<C> {
+    /// An empty one, whose channels lie on huge pages if wanted and to be had.
+    pub fn on(hugepages: bool) -> Self {
         Table {
             links: Links::default(),
-            records: Vec::new(),
+            records: Slab::new(hugepages),
             by_up: HashMap::default(),
             by_down: HashMap::default(),
             open: 0,
@@ -248,13 +285,26 @@ impl<C> Default for Table<C> {
 impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
     pub fn prefetch(&self, channel: u32, direction: Direction) {
-        // An address, and no look at what is there: that would wait for it.
-        if let Some(record) = self.records.get(channel as usize) {
-            let at: *const u8 = (&raw const *record).cast();
+        if let Some(at) = self.records.address(channel as usize) {
+            // Whether there is one is told in the first line, too.
             sys::prefetch_lines(at, 1);
-            let offset = std::mem::offset_of!(Record<C>, state) + C::offset(direction);
-            sys::prefetch_lines(at.wrapping_add(offset), LANE_HEAD);
+            sys::prefetch_lines(at.wrapping_add(C::offset(direction)), 1);
         }
+    }
+}
+
+impl<C: ForwardLane> Table<C> {
+    /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
+    pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
+        let record = self.record(channel)?;
+        let idle_s = record.state.forward().seen_s() + IDLE_S;
+        Some(if record.ends_s <= now_s {
+            Err(Ended::Lifetime)
+        } else if idle_s <= now_s {
+            Err(Ended::Idle)
+        } else {
+            Ok(record.ends_s.min(idle_s))
+        })
     }
 }
 
@@ -268,23 +318,19 @@ impl<C> Table<C> {
     /// other's come to another worker, and must be unknown here, or its window would not see them.
     pub fn install_half(&mut self, channel: u32, record: Record<C>, [from_up, from_down]: [bool; 2]) {
         self.remove(channel);
-        let at = channel as usize;
-        if self.records.len() <= at {
-            self.records.resize_with(at + 1, || None);
-        }
         if let Some(up) = record.up.filter(|_| from_up) {
             self.by_up.insert(up, channel);
         }
         if let Some(down) = record.down.filter(|_| from_down) {
             self.by_down.insert(down, channel);
         }
-        self.records[at] = Some(record);
+        self.records.insert(channel as usize, record);
         self.open += 1;
     }
 
     /// Forgets a channel and wipes its keys.
     pub fn remove(&mut self, channel: u32) -> Option<Record<C>> {
-        let record = self.records.get_mut(channel as usize)?.take()?;
+        let record = self.records.take(channel as usize)?;
         if let Some(up) = record.up {
             self.by_up.remove(&up);
         }
@@ -306,30 +352,17 @@ impl<C> Table<C> {
 
     /// A channel by its index.
     pub fn record(&self, channel: u32) -> Option<&Record<C>> {
-        self.records.get(channel as usize)?.as_ref()
+        self.records.get(channel as usize)
     }
 
     /// A channel by its index.
     pub fn record_mut(&mut self, channel: u32) -> Option<&mut Record<C>> {
-        self.records.get_mut(channel as usize)?.as_mut()
-    }
-
-    /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
-    pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
-        let record = self.record(channel)?;
-        let idle_s = record.seen_s + IDLE_S;
-        Some(if record.ends_s <= now_s {
-            Err(Ended::Lifetime)
-        } else if idle_s <= now_s {
-            Err(Ended::Idle)
-        } else {
-            Ok(record.ends_s.min(idle_s))
-        })
+        self.records.get_mut(channel as usize)
     }
 
     /// All open channels.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Record<C>)> {
-        self.records.iter().enumerate().filter_map(|(i, r)| Some((i as u32, r.as_ref()?)))
+        self.records.iter().map(|(channel, record)| (channel as u32, record))
     }
 
     /// How many channels are open.
@@ -373,17 +406,16 @@ impl From<Refused> for Drop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::gcm::StreamKey;
     use wire::replay::{AHEAD_MAX, WIDTH_DEFAULT};
 
     #[test]
     fn a_hop_forgets_the_generations_that_its_window_has_passed() {
-        let mut lane = Lane::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT);
+        let mut lane = Lane::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
         for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
-            lane.mark(seq).unwrap();
+            lane.mark(seq, 0).unwrap();
             assert!(lane.key(0).is_some(), "{seq}: the window still reaches back");
         }
-        lane.mark((1 << 20) + WIDTH_DEFAULT as u64).unwrap();
+        lane.mark((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
         assert!(lane.key((1 << 20) - 1).is_none());
         assert!(lane.key(1 << 20).is_some() && lane.key(2 << 20).is_some());
     }

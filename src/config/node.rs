@@ -56,7 +56,7 @@ pub struct NodeConfig {
     pub cores: Vec<usize>,
     /// After something came, the worker looks for more so long before it sleeps.
     pub spin: Duration,
-    /// Frames on huge pages.
+    /// Frames and channels on huge pages, where the system gives them.
     pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,
@@ -305,7 +305,7 @@ impl NodeConfig {
             io: word(source, raw.io.as_ref())?,
             cores: list(raw.cores.as_ref(), |core| source.required("cores", core, 0..1024).map(|core| core as usize))?,
             spin: Duration::from_micros(source.number("spin_us", raw.spin_us.as_ref(), 0..100_001, 0)? as u64),
-            hugepages: raw.hugepages.as_ref().is_some_and(|wanted| *wanted.get_ref()),
+            hugepages: raw.hugepages.as_ref().is_none_or(|wanted| *wanted.get_ref()),
             renew_after: Duration::from_secs(renew_after_s as u64),
             caps: raw.caps.as_ref().map_or(Ok(Caps::default()), |caps| caps.get_ref().read(source))?,
             part,

@@ -4,61 +4,59 @@
 //! secret. Two generations are ready at any time: the window never spans more. A generation is wiped
 //! when the window has passed it, so a node that is seized later cannot go back.
 
-use zeroize::Zeroizing;
-
 use crate::gcm::Prepared;
 use crate::kdf::{Secret, expand, expand_secret};
 
 /// log2 of the cells in a generation, free classes.
 pub const GENERATION_SHIFT: u32 = 20;
 
-struct Generation<K> {
-    key: K,
-    iv: Zeroizing<[u8; 12]>,
+/// The key of the generation of `secret`, with its iv, and the secret after it.
+fn derive<K: Prepared>(secret: &Secret) -> (K, Secret) {
+    let key = K::prepare(&expand(secret, "eddy1 key"), &expand(secret, "eddy1 iv"));
+    (key, expand_secret(secret, "eddy1 next"))
 }
 
-impl<K: Prepared> Generation<K> {
-    /// The generation of `secret`, and the secret after it.
-    fn derive(secret: &Secret) -> (Self, Secret) {
-        let key = K::prepare(&expand(secret, "eddy1 key"));
-        (Generation { key, iv: expand(secret, "eddy1 iv") }, expand_secret(secret, "eddy1 next"))
-    }
-}
-
-/// The live generations of one layer of one channel and direction.
+/// The live generations of one layer of one channel and direction: the keys first.
 #[repr(C)]
 pub struct Generations<K> {
-    first: u64,
-    /// Number of `live[0]`; `live[1]` is the one after.
+    /// Of generation `base` and of the one after.
+    live: [K; 2],
+    /// `seq >> GENERATION_SHIFT` of what the first is for.
     base: u64,
-    live: [Generation<K>; 2],
     next: Secret,
 }
 
 impl<K: Prepared> Generations<K> {
     /// Generations 0 and 1 of `sec[0]`, for numbers from `first`.
     pub fn new(sec0: &Secret, first: u64) -> Self {
-        let (g0, after) = Generation::derive(sec0);
-        let (g1, next) = Generation::derive(&after);
-        Generations { first, base: 0, live: [g0, g1], next }
-    }
-
-    fn generation(&self, seq: u64) -> Option<u64> {
-        (seq >> GENERATION_SHIFT).checked_sub(self.first >> GENERATION_SHIFT)
+        let (zero, after) = derive(sec0);
+        let (one, next) = derive(&after);
+        Generations { live: [zero, one], base: first >> GENERATION_SHIFT, next }
     }
 
     /// Key and iv of `seq`, if its generation is live.
     pub fn of(&self, seq: u64) -> Option<(&K, &[u8; 12])> {
-        let live = self.generation(seq)?.checked_sub(self.base)?;
-        let generation = self.live.get(usize::try_from(live).ok()?)?;
-        Some((&generation.key, &generation.iv))
+        self.from_base(seq, self.base)
+    }
+
+    /// The same for who knows the generation of the lowest acceptable number, to which this was advanced, and saves a
+    /// look at memory.
+    pub fn since(&self, lowest: u64, seq: u64) -> Option<(&K, &[u8; 12])> {
+        debug_assert_eq!(lowest >> GENERATION_SHIFT, self.base);
+        self.from_base(seq, lowest >> GENERATION_SHIFT)
+    }
+
+    fn from_base(&self, seq: u64, base: u64) -> Option<(&K, &[u8; 12])> {
+        let live = (seq >> GENERATION_SHIFT).checked_sub(base)?;
+        let key = self.live.get(usize::try_from(live).ok()?)?;
+        Some((key, key.iv()))
     }
 
     /// Wipes generations that `lowest`, the lowest number still acceptable, has passed, and prepares
     /// as many new ones. Costs nothing unless a boundary was crossed.
     pub fn advance(&mut self, lowest: u64) {
-        while self.generation(lowest).is_some_and(|g| g > self.base) {
-            let (fresh, next) = Generation::derive(&self.next);
+        while lowest >> GENERATION_SHIFT > self.base {
+            let (fresh, next) = derive(&self.next);
             self.next = next;
             self.live.swap(0, 1);
             self.live[1] = fresh;
@@ -103,7 +101,7 @@ mod tests {
     fn keys_and_secrets_wipe_themselves() {
         fn wipes<T: zeroize::ZeroizeOnDrop>() {}
         wipes::<Secret>();
-        wipes::<Zeroizing<[u8; 12]>>();
+        wipes::<zeroize::Zeroizing<[u8; 12]>>();
         wipes::<crate::gcm::AeadKey>();
         wipes::<crate::gcm::StreamKey>();
         // The libraries' behind them, and the header's.

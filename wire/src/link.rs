@@ -9,7 +9,7 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use zeroize::Zeroizing;
 
 use crate::cell::{Block, Header, TAG_LEN};
-use crate::gcm::{AeadKey, Job, Prepared, open_batch, seal_batch};
+use crate::gcm::{AeadKey, Job, Prepared, open_batch, prepare, seal_batch};
 use crate::kdf::{Secret, expand, extract};
 
 /// Enciphers and deciphers header blocks of one link and direction; wiped on drop.
@@ -33,30 +33,23 @@ impl HeaderKey {
 }
 
 /// Seals or opens the bodies of setup, ack and link cells in one direction of a link.
-pub struct ControlKey {
-    key: AeadKey,
-    iv: Zeroizing<[u8; 12]>,
-}
+pub struct ControlKey(AeadKey);
 
 impl ControlKey {
     /// Key (16) and iv (12) as one label expands.
     pub fn new(bytes: &[u8; 28]) -> ControlKey {
-        let (key, iv) = bytes.split_at(16);
-        ControlKey {
-            key: AeadKey::prepare(key.try_into().expect("split at 16")),
-            iv: Zeroizing::new(iv.try_into().expect("12 are left")),
-        }
+        ControlKey(prepare(bytes))
     }
 
     /// Seals a body in place; its last [`TAG_LEN`] bytes become the tag.
     pub fn seal(&self, header: &Header, body: &mut [u8]) {
-        seal_batch(&mut [Job::new(&self.key, header.control_nonce(&self.iv), body)]);
+        seal_batch(&mut [Job::new(&self.0, header.control_nonce(self.0.iv()), body)]);
     }
 
     /// Opens a body in place and returns its content, or nothing if it is not authentic.
     pub fn open<'a>(&self, header: &Header, body: &'a mut [u8]) -> Option<&'a mut [u8]> {
         let content = body.len().checked_sub(TAG_LEN)?;
-        let mut jobs = [Job::new(&self.key, header.control_nonce(&self.iv), &mut *body)];
+        let mut jobs = [Job::new(&self.0, header.control_nonce(self.0.iv()), &mut *body)];
         open_batch(&mut jobs);
         let ok = jobs[0].ok;
         ok.then(|| &mut body[..content])

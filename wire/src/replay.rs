@@ -2,7 +2,8 @@
 //!
 //! A ring of bits, one per number, `width` of them behind the highest accepted number. The caller
 //! asks [`Window::admits`] before it opens a cell and calls [`Window::mark`] after: test and mark in
-//! one step, so two copies in one batch cannot both pass.
+//! one step, so two copies in one batch cannot both pass. The word of the highest number lies beside
+//! the numbers, so what comes in order touches the ring once in 64 cells.
 
 /// How far ahead of the highest accepted number a cell may be.
 pub const AHEAD_MAX: u64 = 1 << 19;
@@ -27,7 +28,10 @@ pub struct Window {
     first: u64,
     /// One more than the highest accepted number.
     next: u64,
-    bits: Box<[u64]>,
+    /// Word [`Window::top`], which is not in the ring yet.
+    hot: u64,
+    /// Words below it, word n at n modulo their number.
+    ring: Box<[u64]>,
 }
 
 impl Window {
@@ -37,21 +41,27 @@ impl Window {
     /// Unless width is a power of two in 64..=65536.
     pub fn new(first: u64, width: usize) -> Window {
         assert!(width.is_power_of_two() && (64..=WIDTH_MAX).contains(&width), "window width {width}");
-        Window { first, next: first, bits: vec![0; width / 64].into() }
+        Window { first, next: first, hot: 0, ring: vec![0; width / 64].into() }
     }
 
     fn width(&self) -> u64 {
-        self.bits.len() as u64 * 64
+        self.ring.len() as u64 * 64
     }
 
-    fn slot(&self, seq: u64) -> (usize, u64) {
-        let at = seq & (self.width() - 1);
-        ((at / 64) as usize, 1 << (at % 64))
+    /// The word of the highest accepted number; of the first, before there is one.
+    fn top(&self) -> u64 {
+        self.next.saturating_sub(1).max(self.first) / 64
     }
 
-    /// The word that [`Window::mark`] changes for `seq`, for who wants it from memory in time.
-    pub fn word(&self, seq: u64) -> &u64 {
-        &self.bits[self.slot(seq).0]
+    fn slot(&self, word: u64) -> usize {
+        // A power of two.
+        word as usize & (self.ring.len() - 1)
+    }
+
+    /// The word of the ring that [`Window::mark`] touches for `seq`, if it does, for who wants it from memory in time.
+    pub fn word(&self, seq: u64) -> Option<&u64> {
+        let (word, top) = (seq / 64, self.top());
+        (word != top).then(|| &self.ring[self.slot(word.min(top))])
     }
 
     /// One more than the highest accepted number.
@@ -84,35 +94,33 @@ impl Window {
     /// It is out of range or was accepted before; nothing changes then.
     pub fn mark(&mut self, seq: u64) -> Result<(), Refused> {
         self.admits(seq)?;
-        if seq >= self.next {
-            self.clear(self.next, seq);
-            self.next = seq + 1;
+        let (word, top) = (seq / 64, self.top());
+        if word > top {
+            self.climb(top, word);
         }
-        let (word, bit) = self.slot(seq);
-        if self.bits[word] & bit != 0 {
+        let (bit, slot) = (1 << (seq % 64), self.slot(word));
+        let bits = if word < top { &mut self.ring[slot] } else { &mut self.hot };
+        if *bits & bit != 0 {
             return Err(Refused::Seen);
         }
-        self.bits[word] |= bit;
+        *bits |= bit;
+        self.next = self.next.max(seq + 1);
         Ok(())
     }
 
-    /// Clears the bits of `from..=to`, word by word where it can.
-    fn clear(&mut self, from: u64, to: u64) {
-        if to - from >= self.width() {
-            self.bits.fill(0);
-            return;
-        }
-        let mut seq = from;
-        while seq <= to {
-            let (word, bit) = self.slot(seq);
-            if seq.is_multiple_of(64) && to - seq >= 63 {
-                self.bits[word] = 0;
-                seq += 64;
-            } else {
-                self.bits[word] &= !bit;
-                seq += 1;
+    /// From word `top` to a higher one: that one goes to the ring, those between are empty.
+    fn climb(&mut self, top: u64, word: u64) {
+        if word - top > self.ring.len() as u64 {
+            self.ring.fill(0);
+        } else {
+            let slot = self.slot(top);
+            self.ring[slot] = self.hot;
+            for between in top + 1..word {
+                let slot = self.slot(between);
+                self.ring[slot] = 0;
             }
         }
+        self.hot = 0;
     }
 }
 

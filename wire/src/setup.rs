@@ -8,7 +8,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::cell::{Class, Shape, TAG_LEN};
-use crate::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, open_batch, seal_batch};
+use crate::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, open_batch, prepare, seal_batch};
 use crate::kdf::{LowOrder, Secret, expand, expand_secret, extract, x25519, x25519_public};
 
 /// Protocol version in `info`.
@@ -109,10 +109,8 @@ fn prk0(i: usize, hops: usize, descriptor_hash: &[u8; 32], dh: &Secret, entry_ep
     extract(&salt, &[dh.expose(), entry_ephemeral])
 }
 
-fn setup_aead(prk0: &Secret) -> (AeadKey, [u8; 12]) {
-    let bytes = expand::<28>(prk0, "eddy1 setup");
-    let (key, iv) = bytes.split_at(16);
-    (AeadKey::prepare(key.try_into().expect("split at 16")), iv.try_into().expect("12 are left"))
+fn setup_aead(prk0: &Secret) -> AeadKey {
+    prepare(&expand(prk0, "eddy1 setup"))
 }
 
 /// What the entry keeps of a setup under way: per hop its ephemeral and PRK0. Wiped on drop.
@@ -140,13 +138,13 @@ pub fn build(
         let public = x25519_public(&x);
         let dh = x25519(&x, &hop.setup)?;
         let prk0 = prk0(i + 1, shape.hops(), &hop.descriptor_hash, &dh, &public);
-        let (key, nonce) = setup_aead(&prk0);
+        let key = setup_aead(&prk0);
         let mut layer = Vec::with_capacity(onion_len(shape, i + 1));
         layer.extend_from_slice(&public);
         layer.extend_from_slice(&info.to_bytes());
         layer.append(&mut onion);
         layer.extend_from_slice(&[0; TAG_LEN]);
-        seal_batch(&mut [Job::new(&key, nonce, &mut layer[32..])]);
+        seal_batch(&mut [Job::new(&key, *key.iv(), &mut layer[32..])]);
         onion = layer;
         pending.push((x, prk0));
     }
@@ -205,9 +203,9 @@ pub fn open(
     let entry_ephemeral: [u8; 32] = onion[..32].try_into().expect("32 bytes");
     let dh = x25519(setup_key, &entry_ephemeral).map_err(|LowOrder| BadSetup::LowOrder)?;
     let prk0 = prk0(i, shape.hops(), descriptor_hash, &dh, &entry_ephemeral);
-    let (key, nonce) = setup_aead(&prk0);
+    let key = setup_aead(&prk0);
     let mut body = onion[32..].to_vec();
-    let mut jobs = [Job::new(&key, nonce, &mut body)];
+    let mut jobs = [Job::new(&key, *key.iv(), &mut body)];
     open_batch(&mut jobs);
     if !jobs[0].ok {
         return Err(BadSetup::Forged);
@@ -235,9 +233,8 @@ impl Opened {
 }
 
 fn ack_layer(secrets: &HopSecrets, sub: u8, content: &mut [u8]) {
-    let (key, iv) = secrets.ack.split_at(16);
-    let key = StreamKey::prepare(key.try_into().expect("split at 16"));
-    let mut nonce: [u8; 12] = iv.try_into().expect("12 are left");
+    let key: StreamKey = prepare(&secrets.ack);
+    let mut nonce = *key.iv();
     nonce[11] ^= sub;
     ctr_batch(&mut [Job::new(&key, nonce, content)]);
 }

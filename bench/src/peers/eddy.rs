@@ -53,7 +53,7 @@ impl Forward {
             shape: Shape::new(Class::L, 2).expect("one mix and an exit"),
             links: HEADER_KEYS.map(|key| HeaderKey::new(&key)),
             sender: secrets().map(|secret| Generations::new(&secret, 0)).collect(),
-            lanes: secrets().map(|secret| Lane::new(&secret, 0, WIDTH_DEFAULT)).collect(),
+            lanes: secrets().map(|secret| Lane::new(&secret, 0, WIDTH_DEFAULT, None, 0)).collect(),
             cells: vec![vec![0; HEADER_LEN + body]; PACKETS],
             blocks: Vec::with_capacity(PACKETS),
             headers: Vec::with_capacity(PACKETS),
@@ -110,7 +110,7 @@ impl Hop for Forward {
             drop(jobs);
             for header in headers {
                 let lane = &mut lanes[(header.channel - NUMBERS[0]) as usize];
-                ensure!(lane.mark(header.seq).is_ok(), "a number comes twice");
+                ensure!(lane.mark(header.seq, 0).is_ok(), "a number comes twice");
             }
         }
         for (block, header) in blocks.iter_mut().zip(headers.iter()) {

@@ -74,9 +74,9 @@ impl Ingress {
         let mut table = Table::default();
         install(&mut table.links, Side::Up);
         for channel in 0..CHANNELS {
-            let state = OneWay(Lane::new(&secret(channel, 1), 0, WIDTH_DEFAULT));
+            let state = OneWay(Lane::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
             let up = Some((LINK, FIRST_NUMBER + channel));
-            table.install(channel, Record { up, down: None, ends_s: 3600, seen_s: 0, state });
+            table.install(channel, Record { up, down: None, ends_s: 3600, state });
         }
         Ingress {
             gate: Gate::new(shape(), 1, Side::Up, 1),

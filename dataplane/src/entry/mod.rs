@@ -158,7 +158,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         Entry {
             down,
             apps,
-            table: Table::default(),
+            table: Table::on(settings.hugepages),
             listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
             clients: Clients::new(now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
@@ -212,7 +212,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     liveness: Liveness::new(now, &mut self.rng),
                 };
                 let ends_s = now / SECOND + u64::from(lifetime_s);
-                self.table.install(channel, Record { up: None, down, ends_s, seen_s: now / SECOND, state });
+                self.table.install(channel, Record { up: None, down, ends_s, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
                     self.outwards(socket, from, &bytes, now);

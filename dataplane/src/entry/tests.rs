@@ -59,7 +59,7 @@ fn entry_with_channel() -> Entry<MemPort, MemApps> {
         reassembler: Reassembler::new(entry.settings.shape.payload()),
         liveness: Liveness::new(0, &mut entry.rng),
     };
-    entry.table.install(0, Record { up: None, down: Some((0, 5)), ends_s: 100, seen_s: 0, state });
+    entry.table.install(0, Record { up: None, down: Some((0, 5)), ends_s: 100, state });
     entry
 }
 

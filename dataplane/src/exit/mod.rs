@@ -36,13 +36,13 @@ use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox};
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
-use crate::open::{self, ForwardLane};
+use crate::open;
 use crate::packer::Packer;
 use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, ForwardLane, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -188,7 +188,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         Exit {
             up,
             apps,
-            table: Table::default(),
+            table: Table::on(settings.hugepages),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
             limiter: Limiter::new(settings.limits, now),
             refused: HashMap::default(),
@@ -240,14 +240,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
-                    forward: Lane::new(&forward, first, self.settings.window),
+                    forward: Lane::new(&forward, first, self.settings.window, None, now_s),
                     backward: Generations::new(&backward, first),
                     next_seq: first,
                     reassembler: Reassembler::new(self.settings.shape.payload()),
                     opens: Opens::default(),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
-                self.table.install(channel, Record { up, down: None, ends_s, seen_s: now_s, state });
+                self.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),

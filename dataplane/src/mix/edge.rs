@@ -19,7 +19,7 @@ use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{BackwardLane, ChannelKeys, ForwardLane, IDLE_S, Lane, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -94,7 +94,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             index,
             up,
             down,
-            table: Table::default(),
+            table: Table::on(hugepages),
             copies: 0,
             free: FreeList::on(frames, hugepages),
             ops,
@@ -121,9 +121,9 @@ impl<U: Port, D: Port> Edge<U, D> {
         let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         for _ in 0..RECEIVES {
-            let (half, towards, port): (_, _, &mut dyn Port) = match direction {
-                Direction::Forward => (&mut self.forward, Side::Down, &mut self.up),
-                Direction::Backward => (&mut self.backward, Side::Up, &mut self.down),
+            let (half, port): (_, &mut dyn Port) = match direction {
+                Direction::Forward => (&mut self.forward, &mut self.up),
+                Direction::Backward => (&mut self.backward, &mut self.down),
             };
             let room = pools.room(direction) >= RECEIVE_MAX;
             if !(half.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
@@ -134,15 +134,15 @@ impl<U: Port, D: Port> Edge<U, D> {
                 Direction::Forward => {
                     open::forward(admitted, shape, position, table, punts, free, &mut half.tally, now);
                 }
-                Direction::Backward => open::backward(admitted, shape, table, free, &mut half.tally),
+                Direction::Backward => open::backward(admitted, shape, table, free, &mut half.tally, now),
             }
             for Admitted { cell, header, channel, .. } in admitted.drain(..) {
-                let record = table.record(channel).expect("admitted this turn");
-                let next = match towards {
-                    Side::Up => record.up,
-                    Side::Down => record.down,
+                let state = &table.record(channel).expect("admitted this turn").state;
+                let onward = match direction {
+                    Direction::Forward => state.forward().onward,
+                    Direction::Backward => state.backward().onward,
                 };
-                let Some((link, number)) = next else {
+                let Some((link, number)) = onward else {
                     half.tally.drop(Drop::Channel);
                     free.give(cell.into_frame());
                     continue;
@@ -170,10 +170,6 @@ impl<U: Port, D: Port> Edge<U, D> {
                 first,
             } => {
                 let (now_s, width) = (now / SECOND, self.settings.window);
-                let state = MixChannel {
-                    forward: Lane::new(&forward, first, width),
-                    backward: Lane::new(&backward, first, width),
-                };
                 let ends_s = now_s + u64::from(lifetime_s);
                 // Where the forward cells come to another edge, that one sees when they cease.
                 let copy = self.is_copy(up);
@@ -181,7 +177,11 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.forget(channel);
                 self.copies += usize::from(copy);
                 let from_down = down.is_some_and(|(_, number)| self.settings.lanes.down_edge(number) == self.index);
-                let record = Record { up, down, ends_s, seen_s, state };
+                let state = MixChannel {
+                    forward: Lane::new(&forward, first, width, down, seen_s),
+                    backward: Lane::new(&backward, first, width, up, seen_s),
+                };
+                let record = Record { up, down, ends_s, state };
                 self.table.install_half(channel, record, [!copy, from_down]);
                 self.wheel.arm(channel, look_s);
             }

@@ -28,11 +28,10 @@ use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
 use crate::ledger::{Drop, Ledger};
-use crate::open::{BackwardLane, ForwardLane};
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
-use crate::table::{ChannelState, Lane, Op};
+use crate::table::{BackwardLane, ChannelState, ForwardLane, Lane, Op};
 
 /// Both directions, in the order in which a turn serves them.
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];

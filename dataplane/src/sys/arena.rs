@@ -1,4 +1,4 @@
-//! Memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
+//! Memory on pages of 2 MB, and memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
 //! for a page and a process that grows is seen to.
 //!
 //! ```text
@@ -7,9 +7,14 @@
 //! madvise(at, len, MADV_POPULATE_WRITE)   now; before Linux 5.14 page by page as they are touched
 //! ```
 
+use std::mem::MaybeUninit;
+
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
 use crate::frame::Frame;
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// `count` frames of zeros; on huge pages if wanted and to be had.
 ///
@@ -35,6 +40,20 @@ pub fn arena(count: usize, huge: bool) -> &'static mut [Frame] {
     // SAFETY: the mapping is page-aligned, which is more than a frame wants, `len` bytes long, zeroed, owned by
     // nobody else and never unmapped; a frame is bytes, for which zeros are valid.
     unsafe { std::slice::from_raw_parts_mut(at.cast::<Frame>(), count) }
+}
+
+/// Asks for pages of 2 MB under memory that was not touched yet, where a whole one lies in it; changes nothing that can
+/// be read there.
+pub fn on_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+    let (start, len) = (memory.as_ptr().addr(), size_of_val(memory));
+    let skip = start.next_multiple_of(HUGE_PAGE) - start;
+    let whole = len.saturating_sub(skip) / HUGE_PAGE * HUGE_PAGE;
+    if whole > 0 {
+        let at = memory.as_mut_ptr().cast::<u8>().wrapping_add(skip);
+        // SAFETY: the range lies within the slice; the advice changes how it is backed, never what it holds. An error
+        // means ordinary pages.
+        let _ = unsafe { madvise(at.cast(), whole, Advice::LinuxHugepage) };
+    }
 }
 
 #[cfg(test)]

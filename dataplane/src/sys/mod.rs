@@ -12,7 +12,7 @@ mod socket;
 mod uring;
 mod waker;
 
-pub use arena::arena;
+pub use arena::{arena, on_huge_pages};
 pub use clock::is_clock_kept;
 pub use errqueue::{Unreachable, read_error};
 pub use message::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX};

@@ -86,7 +86,7 @@ impl Subject {
             offload: Offload::Auto,
             io: Io::Auto,
             cores: Vec::new(),
-            hugepages: false,
+            hugepages: true,
             sockets: 8,
             max_sockets: Some(MAX_SOCKETS),
             system_names: true,

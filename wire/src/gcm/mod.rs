@@ -20,7 +20,7 @@ pub use cipher::{Aes128, Aes256, Cipher};
 use engine::Which;
 pub use engine::{Engine, EngineError, VARIABLE, engine, select};
 
-use zeroize::ZeroizeOnDrop;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::cell::TAG_LEN;
 
@@ -36,31 +36,34 @@ pub type Aead256Key = Aead<Aes256>;
 /// A prepared AES-256-CTR key; wiped on drop.
 pub type Stream256Key = Stream<Aes256>;
 
-/// A prepared GCM key; wiped on drop. With AES-128 five cache lines, of which a library's engine uses one.
+/// A prepared GCM key and its iv; wiped on drop. With AES-128 five cache lines, of which a library's engine uses one.
 pub struct Aead<C: Cipher>(Kind<C>);
+
+/// What the nonces under a key are made of. It lies where the word that names the engine leaves room.
+type Iv = Zeroizing<[u8; 12]>;
 
 /// Which engine a key is for, and the key.
 #[repr(align(64))]
 enum Kind<C: Cipher> {
     #[cfg(target_arch = "x86_64")]
-    Wide512(wide::AeadKey<C>),
+    Wide512(Iv, wide::AeadKey<C>),
     #[cfg(target_arch = "x86_64")]
-    Wide256(wide::AeadKey<C>),
-    Portable(Box<portable::AeadKey>),
-    RustCrypto(Box<rustcrypto::AeadKey<C>>),
+    Wide256(Iv, wide::AeadKey<C>),
+    Portable(Iv, Box<portable::AeadKey>),
+    RustCrypto(Iv, Box<rustcrypto::AeadKey<C>>),
 }
 
-/// A prepared CTR key; wiped on drop. With AES-128 three cache lines.
+/// A prepared CTR key and its iv; wiped on drop. With AES-128 three cache lines.
 pub struct Stream<C: Cipher>(StreamKind<C>);
 
 /// Which engine a key is for, and the key.
 #[repr(align(64))]
 enum StreamKind<C: Cipher> {
     #[cfg(target_arch = "x86_64")]
-    Wide512(wide::StreamKey<C>),
+    Wide512(Iv, wide::StreamKey<C>),
     #[cfg(target_arch = "x86_64")]
-    Wide256(wide::StreamKey<C>),
-    Library(Box<rustcrypto::StreamKey<C>>),
+    Wide256(Iv, wide::StreamKey<C>),
+    Library(Iv, Box<rustcrypto::StreamKey<C>>),
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -71,55 +74,102 @@ impl<C: Cipher> ZeroizeOnDrop for Aead<C> {}
 impl<C: Cipher> ZeroizeOnDrop for Stream<C> {}
 
 impl<C: Cipher> Aead<C> {
-    /// Expands a key for an engine.
+    /// Expands a key for an engine; its iv is zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
+        let iv = Iv::default();
         Aead(match engine.0 {
             // SAFETY: an engine is a proof that this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide512 => Kind::Wide512(unsafe { wide::AeadKey::new(key, wide::of_512::LANES) }),
+            Which::Wide512 => Kind::Wide512(iv, unsafe { wide::AeadKey::new(key, wide::of_512::LANES) }),
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide256 => Kind::Wide256(unsafe { wide::AeadKey::new(key, wide::of_256::LANES) }),
-            Which::Portable => Kind::Portable(Box::new(portable::AeadKey::new::<C>(key))),
-            Which::RustCrypto => Kind::RustCrypto(Box::new(rustcrypto::AeadKey::new(key))),
+            Which::Wide256 => Kind::Wide256(iv, unsafe { wide::AeadKey::new(key, wide::of_256::LANES) }),
+            Which::Portable => Kind::Portable(iv, Box::new(portable::AeadKey::new::<C>(key))),
+            Which::RustCrypto => Kind::RustCrypto(iv, Box::new(rustcrypto::AeadKey::new(key))),
         })
+    }
+
+    fn iv_mut(&mut self) -> &mut Iv {
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Wide512(iv, _) | Kind::Wide256(iv, _) => iv,
+            Kind::Portable(iv, _) | Kind::RustCrypto(iv, _) => iv,
+        }
     }
 }
 
 impl<C: Cipher> Stream<C> {
-    /// Expands a key for an engine.
+    /// Expands a key for an engine; its iv is zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
+        let iv = Iv::default();
         Stream(match engine.0 {
             // SAFETY: an engine is a proof that this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide512 => StreamKind::Wide512(unsafe { wide::StreamKey::new(key) }),
+            Which::Wide512 => StreamKind::Wide512(iv, unsafe { wide::StreamKey::new(key) }),
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide256 => StreamKind::Wide256(unsafe { wide::StreamKey::new(key) }),
-            Which::Portable | Which::RustCrypto => StreamKind::Library(Box::new(rustcrypto::StreamKey::new(key))),
+            Which::Wide256 => StreamKind::Wide256(iv, unsafe { wide::StreamKey::new(key) }),
+            Which::Portable | Which::RustCrypto => StreamKind::Library(iv, Box::new(rustcrypto::StreamKey::new(key))),
         })
+    }
+
+    fn iv_mut(&mut self) -> &mut Iv {
+        match &mut self.0 {
+            #[cfg(target_arch = "x86_64")]
+            StreamKind::Wide512(iv, _) | StreamKind::Wide256(iv, _) => iv,
+            StreamKind::Library(iv, _) => iv,
+        }
     }
 }
 
 /// What a generation of a layer holds: see [`crate::key::Generations`].
 pub trait Prepared {
     /// Expands the key schedule for the process's engine.
-    fn prepare(key: &[u8; KEY_LEN]) -> Self;
+    fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self;
+
+    /// The iv that the nonces under it are made of.
+    fn iv(&self) -> &[u8; 12];
+}
+
+/// Key (16) and iv (12) as one label expands.
+pub fn prepare<K: Prepared>(bytes: &[u8; KEY_LEN + 12]) -> K {
+    let (key, iv) = bytes.split_first_chunk::<KEY_LEN>().expect("it is longer");
+    K::prepare(key, iv.try_into().expect("12 are left"))
 }
 
 impl Prepared for AeadKey {
-    fn prepare(key: &[u8; KEY_LEN]) -> Self {
-        Aead::prepare_for(engine(), key)
+    fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self {
+        let mut it = Aead::prepare_for(engine(), key);
+        **it.iv_mut() = *iv;
+        it
+    }
+
+    fn iv(&self) -> &[u8; 12] {
+        match &self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Wide512(iv, _) | Kind::Wide256(iv, _) => iv,
+            Kind::Portable(iv, _) | Kind::RustCrypto(iv, _) => iv,
+        }
     }
 }
 
 impl Prepared for StreamKey {
-    fn prepare(key: &[u8; KEY_LEN]) -> Self {
-        Stream::prepare_for(engine(), key)
+    fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self {
+        let mut it = Stream::prepare_for(engine(), key);
+        **it.iv_mut() = *iv;
+        it
+    }
+
+    fn iv(&self) -> &[u8; 12] {
+        match &self.0 {
+            #[cfg(target_arch = "x86_64")]
+            StreamKind::Wide512(iv, _) | StreamKind::Wide256(iv, _) => iv,
+            StreamKind::Library(iv, _) => iv,
+        }
     }
 }
 
@@ -150,16 +200,16 @@ pub fn open_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(_) => unsafe { C::open_512(jobs) },
+            Kind::Wide512(..) => unsafe { C::open_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(_) => unsafe { C::open_256(jobs) },
-            Kind::Portable(key) => {
+            Kind::Wide256(..) => unsafe { C::open_256(jobs) },
+            Kind::Portable(_, key) => {
                 first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
                 1
             }
-            Kind::RustCrypto(key) => {
+            Kind::RustCrypto(_, key) => {
                 first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
                 1
             }
@@ -178,17 +228,17 @@ pub fn seal_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(_) => unsafe { C::seal_512(jobs) },
+            Kind::Wide512(..) => unsafe { C::seal_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(_) => unsafe { C::seal_256(jobs) },
-            Kind::Portable(key) => {
+            Kind::Wide256(..) => unsafe { C::seal_256(jobs) },
+            Kind::Portable(_, key) => {
                 key.seal(&first.nonce, first.data);
                 first.ok = true;
                 1
             }
-            Kind::RustCrypto(key) => {
+            Kind::RustCrypto(_, key) => {
                 key.seal(&first.nonce, first.data);
                 first.ok = true;
                 1
@@ -206,12 +256,12 @@ pub fn ctr_batch<C: Cipher>(mut jobs: &mut [Job<'_, Stream<C>>]) {
             // SAFETY: a key for an engine exists only where the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            StreamKind::Wide512(_) => unsafe { C::ctr_512(jobs) },
+            StreamKind::Wide512(..) => unsafe { C::ctr_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            StreamKind::Wide256(_) => unsafe { C::ctr_256(jobs) },
-            StreamKind::Library(key) => {
+            StreamKind::Wide256(..) => unsafe { C::ctr_256(jobs) },
+            StreamKind::Library(_, key) => {
                 key.apply(&first.nonce, first.data);
                 first.ok = true;
                 1
@@ -230,7 +280,7 @@ mod tests {
     fn counter_mode_is_that_of_nist_sp_800_38a() {
         // F.5.1 starts its counter block at f0f1..ff; GCM-style counters start at 1, so check the
         // second keystream block against the AES of FIPS-197 instead: E(K, nonce | 1).
-        let key = StreamKey::prepare(&hex!("000102030405060708090a0b0c0d0e0f"));
+        let key = StreamKey::prepare(&hex!("000102030405060708090a0b0c0d0e0f"), &[0; 12]);
         let mut data = [0; 40];
         ctr_batch(&mut [Job::new(&key, hex!("00112233445566778899aabb"), &mut data)]);
         use aes::cipher::{BlockCipherEncrypt, KeyInit};
@@ -245,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_fails_and_only_its_own_job_fails() {
-        let key = AeadKey::prepare(&[1; 16]);
+        let key = AeadKey::prepare(&[1; 16], &[0; 12]);
         let mut a = [7; 64];
         let mut b = [7; 64];
         seal_batch(&mut [Job::new(&key, [1; 12], &mut a), Job::new(&key, [2; 12], &mut b)]);
@@ -258,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_job_shorter_than_a_tag_is_refused() {
-        let key = AeadKey::prepare(&[1; 16]);
+        let key = AeadKey::prepare(&[1; 16], &[0; 12]);
         let mut short = [0; 15];
         let mut jobs = [Job::new(&key, [0; 12], &mut short)];
         open_batch(&mut jobs);

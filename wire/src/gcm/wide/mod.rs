@@ -449,7 +449,7 @@ macro_rules! width {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
-                    let Kind::$variant(key) = &job.key.0 else { return i };
+                    let Kind::$variant(_, key) = &job.key.0 else { return i };
                     if job.data.len() < TAG_LEN {
                         job.ok = false;
                         continue;
@@ -483,7 +483,7 @@ macro_rules! width {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
-                    let Kind::$variant(key) = &job.key.0 else { return i };
+                    let Kind::$variant(_, key) = &job.key.0 else { return i };
                     assert!(job.data.len() >= TAG_LEN, "a sealed text has room for its tag");
                     // SAFETY: this function's features are the vector's; such a key has this width's powers.
                     unsafe { super::seal::<$vector, C, $steps>(key, &job.nonce, job.data) };
@@ -498,7 +498,7 @@ macro_rules! width {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
-                    let StreamKind::$variant(key) = &job.key.0 else { return i };
+                    let StreamKind::$variant(_, key) = &job.key.0 else { return i };
                     keystream(key, &job.nonce, 1, job.data);
                     job.ok = true;
                 }
