@@ -6,7 +6,8 @@
 
 use std::path::Path;
 
-use eddy::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_destination, parse_listen};
+use dataplane::entry::Destination;
+use eddy::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
 use eddy_fuzz::wall;
 use libfuzzer_sys::fuzz_target;
 
@@ -31,7 +32,7 @@ fn node(path: &Path, text: &str) {
     assert_eq!(config.path, path);
     assert_eq!(config.up.is_none() && config.role() != NodeRole::Entry, false, "hops have an up side");
     if let Some(next) = &config.next {
-        assert!(config.role() != NodeRole::Exit && parse_destination(next).is_ok());
+        assert!(config.role() != NodeRole::Exit && next.parse::<Destination>().is_ok());
     }
     match config.part {
         Part::Entry(entry) => {
@@ -45,7 +46,7 @@ fn node(path: &Path, text: &str) {
         Part::Exit(exit) => {
             assert!((1..=65536).contains(&exit.max_flows_per_channel));
             assert!((1..=1_000_000).contains(&exit.max_sockets));
-            exit.allow.iter().for_each(|net| assert_eq!(net.to_string().parse(), Ok(*net)));
+            exit.allow.iter().for_each(|net| assert_eq!(net.to_string().parse().as_ref(), Ok(net)));
         }
     }
 }
@@ -93,9 +94,9 @@ fuzz_target!(|input: &str| {
         'n' => node(path, text),
         'c' => chain(path, text),
         'k' => keys(path, text),
-        'd' => match parse_destination(text) {
-            Ok(to) => assert_eq!(parse_destination(&to.to_string()), Ok(to)),
-            Err(why) => told(why),
+        'd' => match text.parse::<Destination>() {
+            Ok(to) => assert_eq!(to.to_string().parse(), Ok(to)),
+            Err(why) => told(why.to_string()),
         },
         'l' => match parse_listen(text) {
             Ok(at) => assert_eq!(parse_listen(&at.to_string()), Ok(at)),

@@ -36,17 +36,17 @@ impl<K: Prepared> Generations<K> {
 
     /// Key and iv of `seq`, if its generation is live.
     pub fn of(&self, seq: u64) -> Option<(&K, &[u8; 12])> {
-        self.from_base(seq, self.base)
+        self.counted_from(seq, self.base)
     }
 
     /// The same for who knows the generation of the lowest acceptable number, to which this was advanced, and saves a
     /// look at memory.
     pub fn since(&self, lowest: u64, seq: u64) -> Option<(&K, &[u8; 12])> {
         debug_assert_eq!(lowest >> GENERATION_SHIFT, self.base);
-        self.from_base(seq, lowest >> GENERATION_SHIFT)
+        self.counted_from(seq, lowest >> GENERATION_SHIFT)
     }
 
-    fn from_base(&self, seq: u64, base: u64) -> Option<(&K, &[u8; 12])> {
+    fn counted_from(&self, seq: u64, base: u64) -> Option<(&K, &[u8; 12])> {
         let live = (seq >> GENERATION_SHIFT).checked_sub(base)?;
         let key = self.live.get(usize::try_from(live).ok()?)?;
         Some((key, key.iv()))
