@@ -60,6 +60,8 @@ pub struct Buffers {
     pub rmem_max: Option<usize>,
     /// Bytes that a socket got for the asking; or why there was no socket.
     pub granted: Result<usize, String>,
+    /// net.core.rmem_default.
+    pub rmem_default: Option<usize>,
     /// net.core.wmem_default.
     pub wmem_default: Option<usize>,
 }
@@ -84,6 +86,8 @@ pub struct Cores {
     pub allowed: Vec<usize>,
     /// Their frequency governors, where they have any.
     pub governors: Vec<(usize, String)>,
+    /// How long a guest's idle core looks for work before it halts at most, in ns; none without the governor that does.
+    pub halt_poll_ns: Option<u64>,
     /// Cores that are one: two hardware threads of it.
     pub siblings: Vec<Vec<usize>>,
 }
@@ -114,6 +118,9 @@ pub struct Device {
     pub numa: Option<(usize, Vec<usize>)>,
 }
 
+/// Where a guest's kernel says how long an idle core looks for work before it halts.
+pub(super) const HALT_POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+
 /// Features that an engine, or the way to one, is made of.
 const FEATURES: [&str; 9] =
     ["aes", "pclmulqdq", "avx2", "vaes", "vpclmulqdq", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
@@ -132,6 +139,7 @@ impl Facts {
             buffers: Buffers {
                 rmem_max: host.number("/proc/sys/net/core/rmem_max"),
                 granted: granted(subject.receive_buffer).map_err(|why| in_words(&why)),
+                rmem_default: host.number("/proc/sys/net/core/rmem_default"),
                 wmem_default: host.number("/proc/sys/net/core/wmem_default"),
             },
             trains: trains(subject),
@@ -206,7 +214,9 @@ fn cores(host: &Host) -> Cores {
     siblings.retain(|threads| threads.len() > 1);
     siblings.sort();
     siblings.dedup();
-    Cores { governors: allowed.iter().filter_map(governor).collect(), siblings, allowed }
+    let polls = host.text("/sys/devices/system/cpu/cpuidle/current_governor").is_some_and(|name| name == "haltpoll");
+    let halt_poll_ns = host.number(HALT_POLL).filter(|_| polls);
+    Cores { governors: allowed.iter().filter_map(governor).collect(), halt_poll_ns, siblings, allowed }
 }
 
 fn path(host: &Host, subject: &Subject) -> Path {
@@ -261,7 +271,12 @@ pub(super) fn sound() -> Facts {
     Facts {
         kernel: "6.18.1".to_owned(),
         user: 1000,
-        buffers: Buffers { rmem_max: Some(8 << 20), granted: Ok(8 << 20), wmem_default: Some(212_992) },
+        buffers: Buffers {
+            rmem_max: Some(8 << 20),
+            granted: Ok(8 << 20),
+            rmem_default: Some(4 << 20),
+            wmem_default: Some(212_992),
+        },
         trains: (Trains::BOTH, None),
         no_uring: None,
         engines: Engines {
@@ -270,7 +285,7 @@ pub(super) fn sound() -> Facts {
             fastest: "wide256",
             features: vec!["aes", "pclmulqdq", "avx2", "vaes", "vpclmulqdq"],
         },
-        cores: Cores { allowed: vec![0, 1], governors: vec![], siblings: vec![] },
+        cores: Cores { allowed: vec![0, 1], governors: vec![], halt_poll_ns: None, siblings: vec![] },
         huge_pages: Some("always [madvise] never".to_owned()),
         path: Path {
             mtu: Some(Ok(1500)),

@@ -17,13 +17,14 @@ use super::subject::Subject;
 type Check = fn(&Subject, &Facts) -> Finding;
 
 /// All, in the order of their telling.
-const ALL: [Check; 18] = [
+const ALL: [Check; 20] = [
     process::keys,
     process::descriptors_valid,
     process::clock,
     network::path,
     network::name_servers,
     buffers::receive,
+    buffers::programs,
     buffers::send,
     kernel::trains,
     kernel::io_uring,
@@ -31,6 +32,7 @@ const ALL: [Check; 18] = [
     cpu::engine,
     cpu::cores,
     cpu::governor,
+    cpu::idle,
     network::queues,
     network::numa,
     network::conntrack,
