@@ -158,6 +158,7 @@ pub struct Lane<K> {
     keys: Generations<K>,
 }
 
+#[cfg(target_arch = "x86_64")]
 const _: () = assert!(std::mem::offset_of!(Lane<AeadKey>, keys) == 64 && size_of::<Lane<AeadKey>>() == 12 * 64);
 
 impl<K: Prepared> Lane<K> {
@@ -268,20 +269,6 @@ impl<C> Default for Table<C> {
     }
 }
 
-impl<C> Table<C> {
-    /// An empty one, whose channels lie on huge pages if wanted and to be had.
-    pub fn on(hugepages: bool) -> Self {
-        Table {
-            links: Links::default(),
-            records: Slab::new(hugepages),
-            by_up: HashMap::default(),
-            by_down: HashMap::default(),
-            open: 0,
-            verdicts: Vec::new(),
-        }
-    }
-}
-
 impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
     pub fn prefetch(&self, channel: u32, direction: Direction) {
@@ -309,6 +296,18 @@ impl<C: ForwardLane> Table<C> {
 }
 
 impl<C> Table<C> {
+    /// An empty one, whose channels lie on huge pages if wanted and to be had.
+    pub fn on(hugepages: bool) -> Self {
+        Table {
+            links: Links::default(),
+            records: Slab::new(hugepages),
+            by_up: HashMap::default(),
+            by_down: HashMap::default(),
+            open: 0,
+            verdicts: Vec::new(),
+        }
+    }
+
     /// Adds a channel; one of the same index is replaced.
     pub fn install(&mut self, channel: u32, record: Record<C>) {
         self.install_half(channel, record, [true, true]);

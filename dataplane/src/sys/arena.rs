@@ -1,5 +1,5 @@
-//! Memory on pages of 2 MB, and memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
-//! for a page and a process that grows is seen to.
+//! Memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
+//! for a page and a process that grows is seen to. And pages of 2 MB, for them and for whoever asks.
 //!
 //! ```text
 //! mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)   zeros

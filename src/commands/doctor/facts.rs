@@ -356,6 +356,15 @@ mod tests {
     }
 
     #[test]
+    fn idle_cores_poll_where_that_governor_rules() {
+        for (governor, polls) in [("haltpoll\n", Some(200_000)), ("menu\n", None)] {
+            let (_root, host) =
+                host(&[("sys/devices/system/cpu/cpuidle/current_governor", governor), (&HALT_POLL[1..], "200000\n")]);
+            assert_eq!(cores(&host).halt_poll_ns, polls, "{governor}");
+        }
+    }
+
+    #[test]
     fn a_host_without_proc_and_sys_is_looked_at_all_the_same() {
         let root = tempfile::tempdir().unwrap();
         let engine = Engine::best();
@@ -363,6 +372,7 @@ mod tests {
         assert_eq!((facts.buffers.rmem_max, facts.conntrack, facts.huge_pages), (None, None, None));
         assert_eq!(facts.name_servers, None);
         assert!(facts.cores.governors.is_empty() && facts.engines.features.is_empty());
+        assert_eq!((facts.cores.halt_poll_ns, facts.buffers.rmem_default), (None, None));
         assert!(!facts.kernel.is_empty());
     }
 }
