@@ -76,7 +76,10 @@ impl<C: Cipher> ZeroizeOnDrop for Stream<C> {}
 impl<C: Cipher> Aead<C> {
     /// Expands a key for an engine; its iv is zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
-        let iv = Iv::default();
+        Self::with_iv(engine, key, Iv::default())
+    }
+
+    fn with_iv(engine: Engine, key: &C::Key, iv: Iv) -> Self {
         Aead(match engine.0 {
             // SAFETY: an engine is a proof that this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
@@ -90,20 +93,15 @@ impl<C: Cipher> Aead<C> {
             Which::RustCrypto => Kind::RustCrypto(iv, Box::new(rustcrypto::AeadKey::new(key))),
         })
     }
-
-    fn iv_mut(&mut self) -> &mut Iv {
-        match &mut self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Wide512(iv, _) | Kind::Wide256(iv, _) => iv,
-            Kind::Portable(iv, _) | Kind::RustCrypto(iv, _) => iv,
-        }
-    }
 }
 
 impl<C: Cipher> Stream<C> {
     /// Expands a key for an engine; its iv is zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
-        let iv = Iv::default();
+        Self::with_iv(engine, key, Iv::default())
+    }
+
+    fn with_iv(engine: Engine, key: &C::Key, iv: Iv) -> Self {
         Stream(match engine.0 {
             // SAFETY: an engine is a proof that this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
@@ -115,14 +113,6 @@ impl<C: Cipher> Stream<C> {
             Which::Wide256 => StreamKind::Wide256(iv, unsafe { wide::StreamKey::new(key) }),
             Which::Portable | Which::RustCrypto => StreamKind::Library(iv, Box::new(rustcrypto::StreamKey::new(key))),
         })
-    }
-
-    fn iv_mut(&mut self) -> &mut Iv {
-        match &mut self.0 {
-            #[cfg(target_arch = "x86_64")]
-            StreamKind::Wide512(iv, _) | StreamKind::Wide256(iv, _) => iv,
-            StreamKind::Library(iv, _) => iv,
-        }
     }
 }
 
@@ -143,9 +133,7 @@ pub fn prepare<K: Prepared>(bytes: &[u8; KEY_LEN + 12]) -> K {
 
 impl Prepared for AeadKey {
     fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self {
-        let mut it = Aead::prepare_for(engine(), key);
-        **it.iv_mut() = *iv;
-        it
+        Aead::with_iv(engine(), key, Iv::new(*iv))
     }
 
     fn iv(&self) -> &[u8; 12] {
@@ -159,9 +147,7 @@ impl Prepared for AeadKey {
 
 impl Prepared for StreamKey {
     fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self {
-        let mut it = Stream::prepare_for(engine(), key);
-        **it.iv_mut() = *iv;
-        it
+        Stream::with_iv(engine(), key, Iv::new(*iv))
     }
 
     fn iv(&self) -> &[u8; 12] {
