@@ -202,6 +202,7 @@ impl<K: Prepared> Lane<K> {
         self.window.mark(seq)?;
         self.seen_s = now_s as u32;
         let lowest = self.window.lowest();
+        // Who asks the keys touches a line behind them.
         if lowest >> GENERATION_SHIFT != before >> GENERATION_SHIFT {
             self.keys.advance(lowest);
         }
@@ -273,9 +274,12 @@ impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
     pub fn prefetch(&self, channel: u32, direction: Direction) {
         if let Some(at) = self.records.address(channel as usize) {
-            // Whether there is one is told in the first line, too.
+            // The state comes first in a record; whether there is one is told in the first line, too.
             sys::prefetch_lines(at, 1);
-            sys::prefetch_lines(at.wrapping_add(C::offset(direction)), 1);
+            let offset = C::offset(direction);
+            if offset > 0 {
+                sys::prefetch_lines(at.wrapping_add(offset), 1);
+            }
         }
     }
 }
