@@ -67,8 +67,9 @@ fn every_role_is_looked_at_and_told_to_people_and_programs() {
     let dir = chain();
     #[rustfmt::skip]
     let expected = [
-        "receive-buffers", "program-buffers", "send-buffers", "trains", "io-uring", "huge-pages", "aead-engine", "cores", "governor", "idle-polling",
-        "queues", "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files", "locked-memory", "path-mtu", "keys",
+        "receive-buffers", "program-buffers", "send-buffers", "trains", "io-uring", "huge-pages", "aead-engine", "cores",
+        "governor", "idle-polling", "queues", "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files",
+        "locked-memory", "path-mtu", "keys",
     ];
     for line in ["", " --config entry.toml", " --config mix1.toml", " --config mix3.toml", " --config exit.toml"] {
         let all = findings(&run(dir.path(), &format!("doctor --json{line}")));

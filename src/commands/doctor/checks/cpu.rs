@@ -140,7 +140,7 @@ pub fn idle(_: &Subject, facts: &Facts) -> Finding {
             Finding::costs(
                 NAME,
                 "an idle core of this guest halts at once, and the hypervisor has to wake it (guest_halt_poll_ns = 0)",
-                "a wake takes up to 20 us, and a chain needs one at each node: 185 us instead of 66 at p50 through three \
+                "a wake takes some 20 us, and a chain needs one at each node: 185 us instead of 68 at p50 through three \
                  mixes that do not wait (10,000 datagrams a second, Xeon guest; tuning/README.md); polling costs the host \
                  up to 0.2 ms of a core whenever it runs out of work",
             )
