@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use eddy::cli::Cli;
+use eddy::args::Cli;
 use eddy::commands;
 
 fn main() -> ExitCode {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
-use eddy::report::NodeReport;
+use eddy_node::report::NodeReport;
 use serde_json::Value;
 use wire::cell::Class;
 
@@ -124,8 +124,9 @@ impl Chain {
     /// # Errors
     /// One does not answer.
     pub fn ask(&self) -> anyhow::Result<Vec<NodeReport>> {
-        let ask =
-            |path: &PathBuf| eddy::status::ask(path).with_context(|| format!("{} does not answer", path.display()));
+        let ask = |path: &PathBuf| {
+            eddy_node::runtime::status::ask(path).with_context(|| format!("{} does not answer", path.display()))
+        };
         self.status.iter().map(ask).collect()
     }
 

@@ -83,7 +83,7 @@ enum Command {
 fn main() -> ExitCode {
     // `hop` and `path` run nodes of the very build that they are part of: this program is `eddy`, too.
     if let Some("entry" | "mix" | "exit" | "chain") = std::env::args().nth(1).as_deref() {
-        return match eddy::cli::Cli::try_parse() {
+        return match eddy::args::Cli::try_parse() {
             Ok(cli) => eddy::commands::run(cli),
             Err(error) => eddy::commands::misspoken(&error),
         };

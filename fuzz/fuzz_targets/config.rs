@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use dataplane::entry::Destination;
-use eddy::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
+use eddy_node::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
 use eddy_fuzz::wall;
 use libfuzzer_sys::fuzz_target;
 

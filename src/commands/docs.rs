@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Context;
 use clap_complete::Shell;
 
-use crate::cli::Cli;
-use crate::config::ConfigError;
+use crate::args::Cli;
+use eddy_node::config::ConfigError;
 
 /// Prints a completion script.
 ///

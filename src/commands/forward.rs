@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::cli::{ForwardAction, ForwardArgs};
-use crate::config::{ConfigError, NodeConfig, Part};
-use crate::console::{self, Answer, Request, Told};
-use crate::report::table;
+use crate::args::{ForwardAction, ForwardArgs};
+use crate::tables::table;
+use eddy_node::config::{ConfigError, NodeConfig, Part};
+use eddy_node::runtime::console::{self, Answer, Request, Told};
 
 /// Adds, removes or lists.
 ///

@@ -26,8 +26,8 @@ use wire::cell::{Class, Shape};
 use wire::kdf::Secret;
 use zeroize::Zeroizing;
 
-use crate::cli::InitArgs;
-use crate::config::{
+use crate::args::InitArgs;
+use eddy_node::config::{
     CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE,
     MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text,
     check_fits, encode_base64, node_name,
@@ -515,7 +515,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Loaded, Part};
+    use eddy_node::config::{Loaded, Part};
     use std::os::unix::fs::MetadataExt;
 
     fn plan(mixes: usize) -> Plan {

@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use crate::cli::{Cli, Command};
-use crate::config::{ConfigError, NodeRole};
+use crate::args::{Cli, Command};
+use eddy_node::config::{ConfigError, NodeRole};
 
 /// Exit code of a mistake in a configuration or on the command line.
 pub const MISTAKE: u8 = 2;

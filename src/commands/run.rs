@@ -1,7 +1,7 @@
 //! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: one node, until it is told to end.
 //!
 //! Owns the life of the process: files in, signals, the last report. What the node does meanwhile is
-//! [`crate::running`]'s.
+//! [`eddy_node::runtime::running`]'s.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -17,10 +17,11 @@ use signal_hook::iterator::Signals;
 use wire::cell::Shape;
 use wire::frames;
 
-use crate::cli::NodeArgs;
-use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part};
-use crate::report::{self, NodeReport};
-use crate::running::{self, Running};
+use crate::args::NodeArgs;
+use crate::tables;
+use eddy_node::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part};
+use eddy_node::report::NodeReport;
+use eddy_node::runtime::running::{self, Running};
 
 /// How often a running node is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -169,7 +170,7 @@ fn print(node: &NodeReport, json: bool) {
     let text = if json {
         serde_json::to_string(node).unwrap_or_default() + "\n"
     } else {
-        report::render(std::slice::from_ref(node))
+        tables::render(std::slice::from_ref(node))
     };
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -4,9 +4,10 @@ use std::io::Write;
 
 use anyhow::Context;
 
-use crate::cli::StatusArgs;
-use crate::config::NodeConfig;
-use crate::{report, status};
+use crate::args::StatusArgs;
+use crate::tables;
+use eddy_node::config::NodeConfig;
+use eddy_node::runtime::status;
 
 /// Asks the node that runs with this configuration.
 ///
@@ -22,6 +23,6 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             args.config.display()
         )
     })?;
-    let text = if args.json { serde_json::to_string(&node)? + "\n" } else { report::render(&[node]) };
+    let text = if args.json { serde_json::to_string(&node)? + "\n" } else { tables::render(&[node]) };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }

@@ -31,7 +31,7 @@ use dataplane::runner::Worker;
 use dataplane::sys::Waker;
 use dataplane::table::{ChannelKeys, Op};
 use dataplane::{Nanos, SECOND};
-use eddy::join::{Joint, Note};
+use eddy_node::runtime::bridge::{Joint, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};

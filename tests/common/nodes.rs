@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use dataplane::exit::policy::Rule;
 use dataplane::pool::Mixing;
 use eddy::commands::init::{self, Files};
-use eddy::config::Forward;
+use eddy_node::config::Forward;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -67,7 +67,7 @@ impl Default for Plan {
             class: Class::S,
             mixing: "timed:t=2ms".parse().expect("a mixing"),
             channels: 2,
-            renew_after_s: eddy::config::RENEW_AFTER_S,
+            renew_after_s: eddy_node::config::RENEW_AFTER_S,
             taps: false,
             faults: Faults::default(),
             extra: Vec::new(),

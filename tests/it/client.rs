@@ -5,14 +5,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use eddy::client::{Channel, Destination, Entry};
-use eddy::report::NodeReport;
+use eddy_node::client::{Channel, Destination, Entry};
+use eddy_node::report::NodeReport;
 use rustix::io::Errno;
 
 use crate::common::nameserver::NameServer;
 use crate::common::nodes::{Nodes, Plan, until};
 
-#[path = "../../examples/channel.rs"]
+#[path = "../../node/examples/channel.rs"]
 mod example;
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));

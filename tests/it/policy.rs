@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use eddy::client::{Channel, Destination, Entry};
+use eddy_node::client::{Channel, Destination, Entry};
 
 use crate::common::nameserver::{NameServer, name_of};
 use crate::common::network::in_a_network_without_routes;

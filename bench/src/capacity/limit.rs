@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use eddy::report::{LedgerReport, NodeReport};
+use eddy_node::report::{LedgerReport, NodeReport};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::load::drive::Outcome;
@@ -35,7 +35,7 @@ impl Usage {
 }
 
 fn name(node: &NodeReport) -> String {
-    eddy::config::node_name(node.role, node.index)
+    eddy_node::config::node_name(node.role, node.index)
 }
 
 /// Drops of all units and directions, by name.
@@ -122,7 +122,7 @@ mod tests {
     use crate::load::record::{Recorder, Sent, StreamName};
     use dataplane::latency::Profile;
     use dataplane::ledger::Ledger;
-    use eddy::config::NodeRole;
+    use eddy_node::config::NodeRole;
 
     /// A run of a second that sent `sent` and lost `lost`.
     fn outcome(sent: u32, lost: u32, latency_ms: u64) -> Outcome {

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use eddy::report::{Distribution, NodeReport};
+use eddy_node::report::{Distribution, NodeReport};
 use wire::cell::{Direction, Shape};
 
 use super::search::Try;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use eddy::report::NodeReport;
+use eddy_node::report::NodeReport;
 
 use super::limit::{Usage, limited_by};
 use super::search::Try;
@@ -57,7 +57,8 @@ impl Nodes {
 
     fn ask(&self) -> anyhow::Result<Vec<NodeReport>> {
         let ask = |path: &PathBuf| {
-            eddy::status::ask(path).with_context(|| format!("no node answers at the status socket {}", path.display()))
+            eddy_node::runtime::status::ask(path)
+                .with_context(|| format!("no node answers at the status socket {}", path.display()))
         };
         self.status.iter().map(ask).collect()
     }

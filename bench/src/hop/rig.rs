@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use control::Side;
-use eddy::report::{NodeReport, TallyReport};
+use eddy_node::report::{NodeReport, TallyReport};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use wire::cell::{Direction, Shape};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Write;
 
-use eddy::report::{align_right, table};
+use eddy::tables::{align_right, table};
 use serde::Serialize;
 use wire::cell::{Class, Direction, Shape};
 

@@ -1,6 +1,6 @@
 //! Results as a table.
 
-use eddy::report::{align_right, table};
+use eddy::tables::{align_right, table};
 
 use crate::results::{Results, Spread, Stream};
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use eddy::report::{align_right, table};
+use eddy::tables::{align_right, table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;

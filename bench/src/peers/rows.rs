@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use ::eddy::report::{align_right, table};
+use ::eddy::tables::{align_right, table};
 use serde::Serialize;
 
 use super::contest::{Contest, Contestant, PAYLOAD};

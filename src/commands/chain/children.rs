@@ -19,9 +19,9 @@ use anyhow::{Context, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::config::{NodeRole, node_name};
-use crate::report::NodeReport;
-use crate::status;
+use eddy_node::config::{NodeRole, node_name};
+use eddy_node::report::NodeReport;
+use eddy_node::runtime::status;
 
 /// Lines of standard error kept per node.
 const TAIL: usize = 8;

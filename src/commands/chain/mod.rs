@@ -29,9 +29,9 @@ use self::children::{Children, Start};
 use self::summary::Summary;
 use self::traffic::{Load, Payload};
 use super::init::{self, Files, Plan};
-use crate::cli::ChainArgs;
-use crate::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
-use crate::{sockets, status};
+use crate::args::ChainArgs;
+use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
+use eddy_node::runtime::{sockets, status};
 
 /// Messages per second unless said otherwise.
 const RATE: f64 = 50.0;
@@ -66,7 +66,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let shape = Shape::new(args.class, args.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
-    crate::running::engine()?;
+    eddy_node::runtime::running::engine()?;
     let interrupted = interruptible(args.lifeline)?;
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;

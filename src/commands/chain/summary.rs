@@ -6,7 +6,8 @@ use anyhow::bail;
 use serde::Serialize;
 
 use super::traffic::Outcome;
-use crate::report::{self, NodeReport};
+use crate::tables;
+use eddy_node::report::NodeReport;
 
 /// With more messages than this, receivers are listed instead.
 const LISTED: usize = 100;
@@ -69,7 +70,7 @@ impl Summary<'_> {
             "{}\n{}\n{sent} sent in {:.1} s, {delivered} delivered, {answered} answered; \
              round trip p50 {} ms, p99 {} ms, max {} ms; the chain was up after {} ms\n",
             if self.outcome.messages.len() > LISTED { self.receivers() } else { self.messages() },
-            report::render(self.nodes),
+            tables::render(self.nodes),
             sending.as_secs_f64(),
             ms(p50),
             ms(p99),
@@ -79,17 +80,17 @@ impl Summary<'_> {
     }
 
     fn messages(&self) -> String {
-        let mut table = report::table(&["message", "receiver", "round trip"]);
+        let mut table = tables::table(&["message", "receiver", "round trip"]);
         for (i, message) in self.outcome.messages.iter().enumerate() {
             let took = message.round_trip.map_or_else(|| "no answer".to_owned(), milliseconds);
             table.add_row([(i + 1).to_string(), (message.receiver + 1).to_string(), took]);
         }
-        report::align_right(&mut table, 0..3);
+        tables::align_right(&mut table, 0..3);
         format!("{table}\n")
     }
 
     fn receivers(&self) -> String {
-        let mut table = report::table(&["receiver", "sent", "answered", "mean round trip", "longest"]);
+        let mut table = tables::table(&["receiver", "sent", "answered", "mean round trip", "longest"]);
         let count = self.outcome.messages.iter().map(|message| message.receiver + 1).max().unwrap_or(0);
         let mut rows = vec![(0u64, 0u64, Duration::ZERO, Duration::ZERO); count];
         for message in &self.outcome.messages {
@@ -112,7 +113,7 @@ impl Summary<'_> {
             ];
             table.add_row(row);
         }
-        report::align_right(&mut table, 0..5);
+        tables::align_right(&mut table, 0..5);
         format!("{table}\n")
     }
 

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
-use crate::config::RECEIVE_BUFFER;
+use eddy_node::config::RECEIVE_BUFFER;
 
 const HELLO: &[u8] = b"Hello";
 const THANKS: &[u8] = b"Got Message. Thanks!";

@@ -17,8 +17,8 @@ use wire::gcm::Engine;
 
 use super::host::Host;
 use super::subject::Subject;
-use crate::config::in_words;
-use crate::sockets;
+use eddy_node::config::in_words;
+use eddy_node::runtime::sockets;
 
 /// This host.
 #[derive(Debug)]

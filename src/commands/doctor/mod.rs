@@ -19,14 +19,14 @@ use self::facts::Facts;
 use self::finding::Severity;
 use self::host::Host;
 use self::subject::Subject;
-use crate::cli::DoctorArgs;
+use crate::args::DoctorArgs;
 
 /// Looks at this host, and tells.
 ///
 /// # Errors
 /// A mistake in the files or the environment; or something is broken, which has been told by then.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let engine = crate::running::engine()?;
+    let engine = eddy_node::runtime::running::engine()?;
     let subject = args.config.as_deref().map_or_else(|| Ok(Subject::of_a_chain()), Subject::read)?;
     let facts = Facts::gather(&Host::real(), &subject, engine);
     let findings = checks::all(&subject, &facts);

@@ -11,7 +11,9 @@ use dataplane::io::calls::Io;
 use dataplane::io::offload::Offload;
 use wire::cell::{Class, Shape};
 
-use crate::config::{Chain, ConfigError, MAX_SOCKETS, NodeConfig, NodeRole, Part, Place, RECEIVE_BUFFER, node_name};
+use eddy_node::config::{
+    Chain, ConfigError, MAX_SOCKETS, NodeConfig, NodeRole, Part, Place, RECEIVE_BUFFER, node_name,
+};
 
 /// A node, as far as its host is concerned.
 #[derive(Clone, Debug)]

@@ -360,9 +360,9 @@ fn now() -> u64 {
 
 /// Changes Mix 1's descriptor and signs it again; then changes what was signed.
 fn sign(scene: &mut Scene, change: fn(&mut Descriptor), spoil: fn(&mut Vec<u8>)) {
-    let keys = eddy::config::Keys::read(&scene.path("mix1.key")).unwrap();
+    let keys = eddy_node::config::Keys::read(&scene.path("mix1.key")).unwrap();
     let identity = Identity::from_seed(&keys.identity);
-    let chain = eddy::config::Chain::read(&scene.path("chain.toml"), SystemTime::now()).unwrap();
+    let chain = eddy_node::config::Chain::read(&scene.path("chain.toml"), SystemTime::now()).unwrap();
     let mut descriptor = chain.nodes[0].descriptor.clone();
     change(&mut descriptor);
     let mut signed = descriptor.sign(&identity).unwrap();

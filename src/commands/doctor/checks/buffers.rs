@@ -3,7 +3,7 @@
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
-use crate::workers::FLOW_BUFFER;
+use eddy_node::runtime::workers::FLOW_BUFFER;
 
 /// What the kernel grants of the receive buffers that the node asks for.
 pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
@@ -86,7 +86,7 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use crate::config::{NodeRole, Place};
+    use eddy_node::config::{NodeRole, Place};
 
     #[test]
     fn a_small_limit_is_named_with_the_command_and_its_undo() {

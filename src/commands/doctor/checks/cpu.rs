@@ -157,7 +157,7 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use crate::config::NodeRole;
+    use eddy_node::config::NodeRole;
 
     fn mix(workers: usize) -> Subject {
         Subject { role: Some(NodeRole::Mix), workers, ..Subject::of_a_chain() }

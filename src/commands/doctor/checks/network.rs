@@ -7,7 +7,7 @@ use super::super::finding::{Finding, Fix};
 use super::super::host::in_short;
 use super::super::subject::Subject;
 use super::UNMEASURED;
-use crate::sockets::{longest_packet, smaller_class};
+use eddy_node::runtime::sockets::{longest_packet, smaller_class};
 
 /// Whether the path carries cells whole.
 pub fn path(subject: &Subject, facts: &Facts) -> Finding {
@@ -199,7 +199,7 @@ mod tests {
     use super::super::super::facts::{Device, sound};
     use super::super::super::finding::Severity;
     use super::*;
-    use crate::config::NodeRole;
+    use eddy_node::config::NodeRole;
 
     fn mix(workers: usize) -> Subject {
         let (next, from) = (Ok(Some("192.0.2.7:4702".parse().unwrap())), "0.0.0.0".parse().unwrap());

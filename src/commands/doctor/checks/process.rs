@@ -3,7 +3,7 @@
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
-use crate::node::DESCRIPTORS_KEPT;
+use eddy_node::runtime::node::DESCRIPTORS_KEPT;
 
 const DAY: u64 = 86_400;
 
@@ -143,7 +143,7 @@ mod tests {
     use super::super::super::finding::Severity;
     use super::super::super::subject::KeyFile;
     use super::*;
-    use crate::config::NodeRole;
+    use eddy_node::config::NodeRole;
 
     fn with_keys(path: &str, mode: u32, exposed: bool, unreadable: bool) -> Subject {
         let keys = KeyFile { path: path.into(), mode_and_owner: Some((mode, 7)), unreadable, exposed };

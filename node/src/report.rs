@@ -3,11 +3,10 @@
 //!
 //! Owns names and form of that JSON; whoever reads it may rely on them. Counts nothing itself.
 //!
-//! Neighbours: [`crate::node`] fills it, [`crate::status`] and [`crate::commands`] pass it on.
+//! Neighbours: [`crate::runtime::node`] fills it, [`crate::runtime::status`] and the command pass it on.
 
 use std::collections::BTreeMap;
 
-use comfy_table::{CellAlignment, Table, presets};
 use dataplane::histogram::Histogram;
 use dataplane::io::calls::Io;
 use dataplane::latency::{Latency, Profile};
@@ -242,13 +241,15 @@ impl From<&Pair> for PairReport {
 }
 
 impl TallyReport {
-    fn dropped_total(&self) -> u64 {
+    /// Dropped for any reason.
+    pub fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
     }
 }
 
 impl LedgerReport {
-    fn tallies(&self) -> impl Iterator<Item = (&'static str, &'static str, &TallyReport)> {
+    /// Every unit and direction with its name.
+    pub fn tallies(&self) -> impl Iterator<Item = (&'static str, &'static str, &TallyReport)> {
         let cells = [("cells", "forward", &self.cells.forward), ("cells", "backward", &self.cells.backward)];
         let datagrams = self.datagrams.iter();
         let datagrams =
@@ -333,158 +334,6 @@ impl NodeReport {
     }
 }
 
-/// An empty table in the project's style.
-pub fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header.iter().copied());
-    table
-}
-
-/// Rights all columns from `first` to before `end`.
-pub fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
-    for index in columns {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-}
-
-/// The ledgers and batches of nodes, for people.
-pub fn render(nodes: &[NodeReport]) -> String {
-    let mut ledger = table(&[
-        "node",
-        "unit",
-        "direction",
-        "received",
-        "injected",
-        "sent",
-        "errors",
-        "dropped",
-        "consumed",
-        "held",
-        "closed",
-        "dropped because",
-    ]);
-    let mut sizes = table(&[
-        "node",
-        "batches",
-        "mean",
-        "largest",
-        "channels in one",
-        "cells a message in",
-        "out",
-        "kernel drops",
-        "links",
-        "channels",
-        "flows",
-        "handshakes",
-        "setups",
-        "uptime",
-        "cpu",
-        "io",
-    ]);
-    let mut stays = table(&[
-        "node",
-        "direction",
-        "counted",
-        "mixing p50",
-        "p99",
-        "eddy p50",
-        "p99",
-        "longest",
-        "both p50",
-        "p99",
-        "longest",
-    ]);
-    for node in nodes {
-        for (i, (direction, stay)) in
-            [("forward", &node.latency_us.forward), ("backward", &node.latency_us.backward)].into_iter().enumerate()
-        {
-            let of = |distribution: Option<&Distribution>, what: fn(&Distribution) -> f64| {
-                distribution.filter(|all| all.count > 0).map_or_else(|| "-".to_owned(), |all| time(what(all)))
-            };
-            let (pool, eddy, both) = (stay.pool.as_ref(), Some(&stay.node), Some(&stay.total));
-            stays.add_row([
-                if i == 0 { node.name() } else { String::new() },
-                direction.to_owned(),
-                stay.total.count.to_string(),
-                of(pool, |all| all.p50),
-                of(pool, |all| all.p99),
-                of(eddy, |all| all.p50),
-                of(eddy, |all| all.p99),
-                of(eddy, |all| all.max),
-                of(both, |all| all.p50),
-                of(both, |all| all.p99),
-                of(both, |all| all.max),
-            ]);
-        }
-        for (i, (unit, direction, tally)) in node.ledger.tallies().enumerate() {
-            let counts = [
-                tally.received,
-                tally.injected,
-                tally.sent,
-                tally.send_errors,
-                tally.dropped_total(),
-                tally.consumed,
-                tally.held,
-            ];
-            let mut row = vec![if i == 0 { node.name() } else { String::new() }, unit.to_owned(), direction.to_owned()];
-            row.extend(counts.iter().map(u64::to_string));
-            row.push(if tally.closed { "yes" } else { "NO" }.to_owned());
-            row.push(reasons(&tally.dropped));
-            ledger.add_row(row);
-        }
-        let cells = |count: fn(&TallyReport) -> u64| {
-            let PairReport { forward, backward } = &node.ledger.cells;
-            count(forward) + count(backward)
-        };
-        sizes.add_row([
-            node.name(),
-            node.batches.to_string(),
-            format!("{:.1}", node.mean_batch),
-            node.largest_batch.to_string(),
-            format!("{:.1}", node.distinct_channels_mean),
-            per_message(cells(|tally| tally.received), node.messages.received),
-            per_message(cells(|tally| tally.sent), node.messages.sent),
-            node.kernel_drops.to_string(),
-            node.links.to_string(),
-            node.channels.to_string(),
-            node.flows.to_string(),
-            node.handshakes.done.to_string(),
-            node.handshakes.setups.to_string(),
-            format!("{:.1} s", node.uptime_s),
-            format!("{:.2} s", node.cpu_s),
-            node.io.clone(),
-        ]);
-    }
-    align_right(&mut ledger, 3..10);
-    align_right(&mut sizes, 1..15);
-    align_right(&mut stays, 2..11);
-    let mut text = format!("{ledger}\n{sizes}\n{stays}\n");
-    for node in nodes.iter().filter(|node| !node.refused.is_empty()) {
-        text += &format!("{} refused: {}\n", node.name(), reasons(&node.refused));
-    }
-    text
-}
-
-/// Microseconds, in a unit that people read.
-fn time(us: f64) -> String {
-    match us {
-        us if us < 999.5 => format!("{us:.0} us"),
-        us if us < 999_500.0 => format!("{:.1} ms", us / 1e3),
-        us => format!("{:.1} s", us / 1e6),
-    }
-}
-
-fn per_message(cells: u64, messages: u64) -> String {
-    if messages == 0 { "-".to_owned() } else { format!("{:.1}", cells as f64 / messages as f64) }
-}
-
-fn reasons(counts: &BTreeMap<String, u64>) -> String {
-    let all: Vec<String> = counts.iter().map(|(why, count)| format!("{why} {count}")).collect();
-    all.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -533,24 +382,5 @@ mod tests {
         let report = sample();
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<NodeReport>(&json).unwrap(), report);
-    }
-
-    #[test]
-    fn people_read_what_mixing_costs_and_what_eddy_does() {
-        let text = render(&[sample()]);
-        // The second is told as the end of its bucket.
-        for cell in ["4.2 ms", "37 us", "1.2 ms"] {
-            assert!(text.contains(cell), "{cell}: {text}");
-        }
-        assert_eq!([0.4, 999.4, 999.6, 999_499.0, 5e6].map(time), ["0 us", "999 us", "1.0 ms", "999.5 ms", "5.0 s"]);
-    }
-
-    #[test]
-    fn an_open_ledger_shows() {
-        let mut ledger = Ledger::default();
-        ledger.cells.backward.received = 1;
-        let report = NodeReport::new(NodeRole::Exit, 4, &ledger, &Profile::default());
-        assert!(!report.ledger.closed());
-        assert!(render(&[report]).contains("NO"));
     }
 }

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::listeners::Listeners;
+use crate::runtime::listeners::Listeners;
 
 /// Names and passwords of those who may use a port that is not on loopback.
 pub type Users = BTreeMap<String, Zeroizing<String>>;

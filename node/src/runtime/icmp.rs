@@ -3,7 +3,7 @@
 //! A program with a connected socket then gets an error instead of silence: `EMSGSIZE`, `ECONNREFUSED`, `EHOSTUNREACH`
 //! (RFC 792, RFC 4443; RFC 1122, 4.1.3.3). Needs CAP_NET_RAW; without it the log is all there is.
 //!
-//! Neighbour: [`crate::node`] calls it on the control thread; the worker has said what happened, and how often at most
+//! Neighbour: [`crate::runtime::node`] calls it on the control thread; the worker has said what happened, and how often at most
 //! ([`dataplane::punt::Notice`]).
 
 use std::io;

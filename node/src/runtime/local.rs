@@ -1,7 +1,7 @@
 //! Unix sockets of a running node that its user alone may talk to.
 //!
 //! Owns the file (mode 0600, gone with the node) and the thread that answers. What is said there is the business of
-//! [`crate::status`] and [`crate::console`].
+//! [`crate::runtime::status`] and [`crate::runtime::console`].
 
 use std::fs;
 use std::io::{self, ErrorKind};

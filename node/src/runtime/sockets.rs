@@ -1,7 +1,7 @@
 //! A node's sockets: bound, or taken over from whoever started it.
 //!
 //! Owns the order in which they are passed, and every reason why they cannot be had or cannot reach the
-//! next hop, in an operator's words. Their options are [`crate::node`]'s.
+//! next hop, in an operator's words. Their options are [`crate::runtime::node`]'s.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use wire::cell::{Class, Direction, Shape};
 
 use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, in_words, node_name};
-use crate::node::Sockets;
+use crate::runtime::node::Sockets;
 
 /// IP and UDP headers, over IPv4 and over IPv6.
 const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
@@ -114,7 +114,7 @@ fn open_to_all(loaded: &Loaded) -> Result<(), ConfigError> {
 }
 
 /// A socket whose port others of ours may share.
-pub(crate) fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
+pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
@@ -139,7 +139,7 @@ fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: i
 }
 
 /// What the system knows of a path.
-pub(crate) struct KnownPath {
+pub struct KnownPath {
     /// The longest packet that it carries whole.
     pub mtu: usize,
     /// The address that packets leave from.
@@ -147,7 +147,7 @@ pub(crate) struct KnownPath {
 }
 
 /// Asks the system for the path from an address to another. Sends nothing.
-pub(crate) fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
+pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
     let probe = UdpSocket::bind((from, 0))?;
     probe.connect(to)?;
     let mtu = if to.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
@@ -155,14 +155,14 @@ pub(crate) fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> 
 }
 
 /// The longest packet of a link: its cells both ways, and its handshakes.
-pub(crate) fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
+pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
     let both = [Direction::Forward, Direction::Backward];
     let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
     HEADERS[usize::from(ipv6)] + cell.max(control::HANDSHAKE_MAX)
 }
 
 /// The largest class with shorter cells, all of which such a path carries.
-pub(crate) fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
+pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
     let fits = |class: &Class| {
         let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
         longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(control::HANDSHAKE_MAX) <= mtu
@@ -171,7 +171,7 @@ pub(crate) fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Clas
 }
 
 /// The name of the device with an address of this host's.
-pub(crate) fn device(local: IpAddr) -> Option<String> {
+pub fn device(local: IpAddr) -> Option<String> {
     let interfaces = if_addrs::get_if_addrs().ok()?;
     interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
 }
@@ -331,12 +331,12 @@ fn is_own(ip: IpAddr) -> bool {
 }
 
 /// Why a socket cannot be bound, in an operator's words. `said` is where the operator said so, and what.
-pub(crate) fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
+pub fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
     unbindable(said, address, "ss -ulpn", why)
 }
 
 /// The same of a TCP socket.
-pub(crate) fn cannot_listen(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
+pub fn cannot_listen(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
     unbindable(said, address, "ss -tlpn", why)
 }
 

@@ -4,7 +4,7 @@
 //! ([`ConfigError`]: what, where, remedy, on one line). Refuses everything it does not know or that
 //! does not fit together before a socket is opened. Opens none itself.
 //!
-//! Neighbours: [`crate::commands`] load it; [`crate::node`] runs what it says.
+//! Neighbours: the command loads it; [`crate::runtime::node`] runs what it says.
 
 mod caps;
 mod chain;
@@ -22,14 +22,14 @@ use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
 
-pub(crate) use caps::text as caps_text;
+pub use caps::text as caps_text;
 pub use chain::{Chain, ChainNode};
-pub(crate) use error::in_words;
+pub use error::in_words;
 pub use error::{ConfigError, Place};
 pub use keys::Keys;
-pub(crate) use node::parse_idle;
+pub use node::parse_idle;
 pub use node::{EntryPart, ExitPart, Forward, NodeConfig, Part};
-pub(crate) use source::encode_base64;
+pub use source::encode_base64;
 
 /// Receive windows unless configured.
 pub const WINDOW: usize = 4096;

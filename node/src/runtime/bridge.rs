@@ -1,7 +1,7 @@
 //! Where control and the data plane meet: punts become inputs, outputs become operations.
 //!
 //! The two crates do not know each other; this file alone translates. It owns no thread and no socket:
-//! [`crate::node`] runs it beside a worker, and the tests run whole chains of it in memory.
+//! [`crate::runtime::node`] runs it beside a worker, and the tests run whole chains of it in memory.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use eddy::client::{Channel, Destination, Entry};
+use eddy_node::client::{Channel, Destination, Entry};
 
 /// How long to wait for an answer before asking again: no datagram is certain to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     match asked {
         Ok((from, answer)) => println!("{from}: {}", String::from_utf8_lossy(&answer)),
         Err(why) => {
-            print!("{}", eddy::report::render(&[report]));
+            eprintln!("{report:#?}");
             return Err(why);
         }
     }

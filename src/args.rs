@@ -12,7 +12,7 @@ use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use wire::cell::Class;
 
-use crate::config::{Forward, parse_listen};
+use eddy_node::config::{Forward, parse_listen};
 
 const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
 
@@ -124,7 +124,7 @@ pub struct InitArgs {
     #[arg(long)]
     pub ipv6: bool,
     /// Lifetime of a channel in seconds, 60 to 3600; the same for everyone, or it would be a label
-    #[arg(long, default_value_t = crate::config::LIFETIME_S, value_name = "SECONDS",
+    #[arg(long, default_value_t = eddy_node::config::LIFETIME_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u16).range(60..=3600))]
     pub lifetime: u16,
     /// Overwrite a chain that is there, keys and all
@@ -327,7 +327,7 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub lanes: u8,
     /// Channels that the entry keeps up
-    #[arg(long, default_value_t = crate::config::CHANNELS, value_parser = channels, value_name = "N")]
+    #[arg(long, default_value_t = eddy_node::config::CHANNELS, value_parser = channels, value_name = "N")]
     pub channels: usize,
     /// Receivers, each with a forward and a client socket of its own, 1 to 256
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
@@ -348,7 +348,7 @@ pub struct ChainArgs {
     #[arg(long)]
     pub ipv6: bool,
     /// Renew the links' keys after so many seconds
-    #[arg(long, default_value_t = crate::config::RENEW_AFTER_S, value_name = "SECONDS",
+    #[arg(long, default_value_t = eddy_node::config::RENEW_AFTER_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub renew_after_s: u64,
     /// Whether cells travel in trains: auto, on or off

@@ -13,8 +13,8 @@ use dataplane::entry::NotADestination;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Forward, parse_idle};
-use crate::listeners::Listeners;
-use crate::local::{Bound, Server};
+use crate::runtime::listeners::Listeners;
+use crate::runtime::local::{Bound, Server};
 
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;

@@ -36,14 +36,14 @@ use tracing::warn;
 use wire::cell::Shape;
 
 use crate::config::{Chain, ConfigError, NodeConfig, Part, Place};
-use crate::node::{Sockets, rng};
+use crate::runtime::node::{Sockets, rng};
 
 /// Operations from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: 256 copies of at most a frame, 400 kB.
 const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
-pub(crate) const FLOW_BUFFER: usize = 1 << 20;
+pub const FLOW_BUFFER: usize = 1 << 20;
 
 /// Running workers, with control's ends of their rings.
 pub struct Workers {

@@ -2,7 +2,7 @@
 //!
 //! It takes no commands: whoever connects learns the counters and can do nothing else.
 //!
-//! Neighbours: [`crate::local`] has the socket; [`crate::report`] says what is in the line; `eddy status` and `eddy
+//! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] says what is in the line; `eddy status` and `eddy
 //! chain` ask.
 
 use std::io::{self, Read, Write};
@@ -10,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::local::{Bound, Server};
 use crate::report::NodeReport;
+use crate::runtime::local::{Bound, Server};
 
 /// Answers every connection with a fresh report.
 ///

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use std::path::Path;
 //!
-//! use eddy::client::{Channel, Entry};
+//! use eddy_node::client::{Channel, Entry};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let entry = Entry::start(Path::new("entry.toml"))?;
@@ -38,9 +38,9 @@ use wire::cell::Shape;
 use wire::frames;
 
 use crate::config::{ConfigError, Loaded, NodeRole};
-use crate::listeners::{Listeners, Relay, fits};
 use crate::report::NodeReport;
-use crate::running::Running;
+use crate::runtime::listeners::{Listeners, Relay, fits};
+use crate::runtime::running::Running;
 
 /// A running entry.
 ///

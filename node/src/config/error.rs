@@ -32,7 +32,7 @@ impl fmt::Display for Place {
 }
 
 /// What the system says, without its error number.
-pub(crate) fn in_words(why: &io::Error) -> String {
+pub fn in_words(why: &io::Error) -> String {
     let text = why.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }

@@ -1,4 +1,4 @@
-//! A running node: control on one thread, the data plane on others ([`crate::workers`]), joined by [`crate::join`].
+//! A running node: control on one thread, the data plane on others ([`crate::runtime::workers`]), joined by [`crate::runtime::bridge`].
 //!
 //! Owns the control thread, and what a node's readings are made from. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else leaves through the workers.
@@ -29,13 +29,13 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
 use crate::config::{self, NodeConfig, NodeRole, Part};
-use crate::icmp::{Fate, Icmp};
-use crate::join::{Joint, Note};
-use crate::listeners::Listeners;
 use crate::report::NodeReport;
-use crate::resolver::Resolver;
-use crate::socks;
-use crate::workers::Workers;
+use crate::runtime::bridge::{Joint, Note};
+use crate::runtime::icmp::{Fate, Icmp};
+use crate::runtime::listeners::Listeners;
+use crate::runtime::resolver::Resolver;
+use crate::runtime::socks;
+use crate::runtime::workers::Workers;
 
 /// All a node needs to run.
 pub struct NodeSpec {
@@ -141,7 +141,7 @@ pub struct Node {
 }
 
 /// A fresh generator seeded by the operating system.
-pub(crate) fn rng() -> anyhow::Result<ChaCha20Rng> {
+pub fn rng() -> anyhow::Result<ChaCha20Rng> {
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     getrandom::fill(&mut seed[..]).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
     Ok(ChaCha20Rng::from_seed(*seed))
@@ -151,7 +151,7 @@ pub(crate) fn rng() -> anyhow::Result<ChaCha20Rng> {
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
-pub(crate) const DESCRIPTORS_KEPT: usize = 64;
+pub const DESCRIPTORS_KEPT: usize = 64;
 
 /// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it: without
 /// a descriptor left nobody could ask for its status.

@@ -3,7 +3,7 @@
 //! Owns the list, and what the kernel dropped at each of them. The worker has the sockets themselves and is told by way
 //! of control; here are duplicates, so that a closed one has to go here, too.
 //!
-//! Neighbours: [`crate::console`] adds and removes forwards, [`crate::socks`] and [`crate::client`] the relays of associations.
+//! Neighbours: [`crate::runtime::console`] adds and removes forwards, [`crate::runtime::socks`] and [`crate::client`] the relays of associations.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::Sender;
@@ -16,7 +16,7 @@ use dataplane::table::Op;
 use wire::cell::Shape;
 
 use crate::config::{ConfigError, Forward, in_words};
-use crate::sockets::cannot_bind;
+use crate::runtime::sockets::cannot_bind;
 
 /// Listening sockets at most: each is a descriptor, and looked at by the worker.
 const LISTENERS_MAX: usize = 8192;

@@ -90,7 +90,7 @@ impl RawCaps {
 }
 
 /// The table as `init` writes it: commented out where it says the defaults.
-pub(crate) fn text(caps: &Caps) -> String {
+pub fn text(caps: &Caps) -> String {
     let off = if *caps == Caps::default() { "# " } else { "" };
     let lines = [
         ("links", caps.links, "with entries, at Mix 1"),

@@ -1,6 +1,6 @@
 //! A node as its files say: its sockets, its threads, the sockets where it is asked and told.
 //!
-//! Neighbours: [`mod@crate::commands::run`] keeps one until it is told to end, [`crate::client`] in the process of whoever
+//! Neighbours: `eddy run` keeps one until it is told to end, [`crate::client`] in the process of whoever
 //! uses the library.
 
 use std::net::UdpSocket;
@@ -12,11 +12,11 @@ use wire::cell::Shape;
 use wire::gcm::Engine;
 
 use crate::config::{ConfigError, Loaded, Part, Place, node_name};
-use crate::listeners::{self, Listeners};
-use crate::local::{Bound, Server};
-use crate::node::{Node, NodeSpec, Sockets};
 use crate::report::NodeReport;
-use crate::{console, sockets, status};
+use crate::runtime::listeners::{self, Listeners};
+use crate::runtime::local::{Bound, Server};
+use crate::runtime::node::{Node, NodeSpec, Sockets};
+use crate::runtime::{console, sockets, status};
 
 /// A running node.
 pub struct Running {
