@@ -35,7 +35,7 @@ macro_rules! drops {
 drops! {
     /// Neither the link's cell length nor a handshake's.
     Length => "length",
-    /// Beyond what is taken of one train; neighbours send none so long.
+    /// Beyond what is taken of one burst; neighbours send none so long.
     Cut => "cut",
     /// From an address without a link.
     Stranger => "stranger",
@@ -295,15 +295,15 @@ pub struct Ledger {
     pub gauges: Gauges,
 }
 
-/// What passed through link sockets, in messages of the kernel's: a train counts once.
+/// What passed through link sockets, in messages of the kernel's: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Received.
     pub received: u64,
     /// Sent.
     pub sent: u64,
-    /// Whether cells may leave in trains, on every socket.
-    pub trains: bool,
+    /// Whether cells may leave in GSO bursts, on every socket.
+    pub gso: bool,
     /// Whether they go through io_uring, on every socket.
     pub uring: bool,
 }
@@ -314,7 +314,7 @@ impl Traffic {
         Traffic {
             received: self.received + other.received,
             sent: self.sent + other.sent,
-            trains: self.trains && other.trains,
+            gso: self.gso && other.gso,
             uring: self.uring && other.uring,
         }
     }

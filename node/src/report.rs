@@ -36,7 +36,7 @@ pub struct NodeReport {
     pub batch_sizes: Vec<(u64, u64)>,
     /// How long cells stay.
     pub latency_us: LatencyReport,
-    /// Messages of the kernel's that brought cells, and that took them away: a train of cells counts once.
+    /// Messages of the kernel's that brought cells, and that took them away: a burst of cells counts once.
     pub messages: Messages,
     /// Datagrams that the kernel dropped before the node saw them; in no ledger.
     pub kernel_drops: u64,
@@ -186,8 +186,8 @@ pub struct Messages {
     pub received: u64,
     /// The kernel took it.
     pub sent: u64,
-    /// Whether cells leave in trains.
-    pub trains: bool,
+    /// Whether cells leave in GSO bursts.
+    pub gso: bool,
 }
 
 /// A node's frames.
@@ -292,7 +292,7 @@ impl NodeReport {
             messages: Messages {
                 received: ledger.traffic.received,
                 sent: ledger.traffic.sent,
-                trains: ledger.traffic.trains,
+                gso: ledger.traffic.gso,
             },
             kernel_drops: 0,
             links: ledger.gauges.links,

@@ -43,7 +43,7 @@ impl Lone {
             mixing: chain.mixing,
             receive_buffer: granted(BUFFER_WANTED)?,
             offload: chain.offload,
-            sink_trains: true,
+            sink_gro: true,
             arguments: Vec::new(),
             lines: Vec::new(),
             unpinned: false,

@@ -104,7 +104,7 @@ impl Stage for Ingress {
             frame.bytes_mut()[..block.len()].copy_from_slice(block);
             Cell::new(frame)
         });
-        arrivals.push_train(cells, peer());
+        arrivals.push_burst(cells, peer());
         self.round += 1;
     }
 

@@ -1,7 +1,7 @@
 //! Application sockets: the entry's listeners and the exit's flows.
 //!
-//! Datagrams of any length here. Where an application sends trains, they come as such and are taken apart; where
-//! sizes and destination repeat, datagrams leave as trains. Two implementations of [`Apps`]: [`UdpApps`] and, for
+//! Datagrams of any length here. Where an application sends bursts, they come as such and are taken apart; where
+//! sizes and destination repeat, datagrams leave as bursts. Two implementations of [`Apps`]: [`UdpApps`] and, for
 //! tests, [`super::mem::MemApps`].
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 
 use super::boxes::{Inbox, Outbox, SocketId};
 use super::link::waits;
-use super::offload::Trains;
+use super::offload::Offloads;
 use crate::ledger::{Drop, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
@@ -58,7 +58,7 @@ pub struct UdpApps {
     ready: VecDeque<SocketId>,
     unreachable: Vec<(SocketId, SocketAddr)>,
     rcvbuf: usize,
-    trains: Trains,
+    offloads: Offloads,
 }
 
 /// What the sender of a datagram can be told about: nothing gets there.
@@ -93,7 +93,7 @@ impl UdpApps {
     ///
     /// # Errors
     /// They cannot be watched.
-    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize, trains: Trains) -> io::Result<UdpApps> {
+    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize, offloads: Offloads) -> io::Result<UdpApps> {
         let mut apps = UdpApps {
             poller,
             sockets: Vec::new(),
@@ -102,7 +102,7 @@ impl UdpApps {
             ready: VecDeque::new(),
             unreachable: Vec::new(),
             rcvbuf,
-            trains,
+            offloads,
         };
         for socket in listeners {
             apps.add(socket, false)?;
@@ -113,8 +113,8 @@ impl UdpApps {
     fn add(&mut self, socket: UdpSocket, reports: bool) -> io::Result<SocketId> {
         socket.set_nonblocking(true)?;
         sys::size_receive_buffer(&socket, self.rcvbuf)?;
-        if self.trains.join {
-            sys::join_trains(&socket)?;
+        if self.offloads.gro {
+            sys::enable_gro(&socket)?;
         }
         let id = self.vacant.pop().unwrap_or(self.sockets.len() as SocketId);
         if let Err(error) = self.poller.add(socket.as_fd(), APPS + u64::from(id)) {
@@ -180,7 +180,7 @@ impl Apps for UdpApps {
     fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
         let mut at = 0;
         let mut retried = false;
-        // Datagrams before this one go one by one: the kernel refused them as a train.
+        // Datagrams before this one go one by one: the kernel refused them as a burst.
         let mut alone = 0;
         while at < outbox.items.len() {
             let id = outbox.items[at].socket;
@@ -190,7 +190,7 @@ impl Apps for UdpApps {
                 at += run;
                 continue;
             };
-            let from = if self.trains.cut { alone } else { usize::MAX };
+            let from = if self.offloads.gso { alone } else { usize::MAX };
             let messages = || outbox.messages(at..at + run, from);
             let datagrams = outbox.iter().skip(at).map(|(_, data)| data);
             match sys::send(&app.socket, messages(), datagrams) {
@@ -207,11 +207,11 @@ impl Apps for UdpApps {
                         Self::read_errors(&app.socket, id, &mut self.unreachable);
                     }
                 }
-                // A train may be too much where each of its datagrams is not.
+                // A burst may be too much where each of its datagrams is not.
                 Err(error) if !waits(&error) && messages().next().is_some_and(|message| message.pieces > 1) => {
                     alone = at + messages().next().map_or(1, |message| message.pieces);
                     // No device here ever cuts, or this kernel does not.
-                    self.trains.cut &= !matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
+                    self.offloads.gso &= !matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
                 }
                 Err(error) => {
                     if count_failure(&error, tally) && app.reports {
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn an_unreachable_destination_is_reported_and_does_not_cost_another_its_datagram() {
         let poller = Poller::new().unwrap();
-        let mut apps = UdpApps::new(poller, Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(poller, Vec::new(), 65536, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_failure_has_its_reason_and_the_next_datagram_leaves() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (mut tally, mut outbox) = (Tally::default(), Outbox::default());
@@ -310,7 +310,7 @@ mod tests {
     fn a_flooded_socket_gives_way_to_another_after_each_batch() {
         let sockets = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [flooded, other] = [0, 1].map(|id: usize| sockets[id].local_addr().unwrap());
-        let mut apps = UdpApps::new(Poller::new().unwrap(), sockets.into(), 1 << 20, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), sockets.into(), 1 << 20, Offloads::BOTH).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..100).for_each(|_| _ = client.send_to(b"", flooded).unwrap());
         client.send_to(b"me too", other).unwrap();
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn errors_are_read_sixty_four_at_a_time() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let app = apps.sockets[id as usize].as_ref().unwrap().socket.try_clone().unwrap();
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_datagram_of_a_flow_closed_in_its_turn_leaves_from_its_own_socket() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let first = apps.open(false).unwrap();
         let port = |apps: &UdpApps, id: SocketId| {

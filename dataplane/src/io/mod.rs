@@ -73,6 +73,6 @@ impl<P: Port> Port for Option<P> {
     }
 
     fn traffic(&self) -> Traffic {
-        self.as_ref().map_or(Traffic { trains: true, uring: true, ..Traffic::default() }, Port::traffic)
+        self.as_ref().map_or(Traffic { gso: true, uring: true, ..Traffic::default() }, Port::traffic)
     }
 }

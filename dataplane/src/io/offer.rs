@@ -12,14 +12,14 @@
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::frame::{Cell, Frame, FreeList};
-use crate::sys::{self, Received, TRAIN_BYTES_MAX, TRAIN_MAX};
+use crate::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
 /// Cells that a receive call should bring: so many stay in a core's second cache until they have left.
 const CELLS_WANTED: usize = 256;
 
-/// Cells of a train at most.
-pub(super) fn longest_train(cell_len: usize) -> usize {
-    TRAIN_MAX.min(TRAIN_BYTES_MAX / cell_len)
+/// Cells of a burst at most.
+pub(super) fn burst_cells_max(cell_len: usize) -> usize {
+    GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
 }
 
 /// Frames that receive calls fill.
@@ -27,7 +27,7 @@ pub(super) struct Offer {
     frames: Vec<&'static mut Frame>,
     /// Frames of each message.
     pub(super) per_message: usize,
-    /// Bytes of each frame that are offered: a cell's where trains come, so that each fills its own frame; all of
+    /// Bytes of each frame that are offered: a cell's where bursts come, so that each fills its own frame; all of
     /// them otherwise.
     room: usize,
     /// Datagrams of a message lately, times 16.
@@ -38,14 +38,14 @@ impl Offer {
     pub(super) fn new(lengths: Lengths, join: bool) -> Offer {
         Offer {
             frames: Vec::with_capacity(RECEIVE_MAX),
-            per_message: if join { longest_train(lengths.cell) } else { 1 },
+            per_message: if join { burst_cells_max(lengths.cell) } else { 1 },
             room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
             recent: 16,
         }
     }
 
     /// Sees to frames for the next call, and for those that it will take away. Returns for how many messages: few
-    /// where trains come, many where lone datagrams do.
+    /// where bursts come, many where lone datagrams do.
     pub(super) fn fill(&mut self, free: &mut FreeList) -> usize {
         let most = (RECEIVE_MAX / self.per_message).min(sys::MESSAGES_MAX);
         let wanted = (16 * CELLS_WANTED).div_ceil(self.recent.max(1)).min(most);
@@ -108,7 +108,7 @@ impl Offer {
             let fresh = free.take().expect("seen to before the call");
             Cell::new(std::mem::replace(frame, fresh))
         });
-        into.push_train(full, from);
+        into.push_burst(full, from);
     }
 
     /// Where they are.

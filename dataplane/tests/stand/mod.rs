@@ -1,4 +1,4 @@
-//! A mix between two ports that cost nothing: cells sealed beforehand come in as trains, what leaves is counted. For
+//! A mix between two ports that cost nothing: cells sealed beforehand come in as bursts, what leaves is counted. For
 //! the test that a turn allocates nothing, and for the bench of a turn.
 
 use std::cell::RefCell;
@@ -28,10 +28,10 @@ use wire::key::Generations;
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
-/// Cells of a train.
-const TRAIN: usize = 46;
-/// Trains of a receive call.
-const TRAINS: usize = 5;
+/// Cells of a burst.
+const BURST: usize = 46;
+/// Bursts of a receive call.
+const BURSTS: usize = 5;
 
 /// Which frames came in, and which went out, by address.
 #[derive(Default)]
@@ -57,7 +57,7 @@ impl Rx for Side1 {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut wire = self.wire.borrow_mut();
         let Wire { cells, traces } = &mut *wire;
-        let count = cells.len().min(TRAINS * TRAIN);
+        let count = cells.len().min(BURSTS * BURST);
         for _ in 0..count {
             let frame = free.take().expect("a mix has frames for a batch");
             let bytes = cells.pop_front().expect("counted");

@@ -47,7 +47,7 @@ pub struct NodeConfig {
     pub window: usize,
     /// Bytes of receive buffer to ask for on link sockets.
     pub receive_buffer: usize,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
     /// How cells get into the kernel.
     pub io: Io,

@@ -34,7 +34,7 @@ pub struct Subject {
     pub receive_buffer: usize,
     /// Where the file asks for them: then it is binding.
     pub receive_buffer_at: Option<Place>,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
     /// How cells get into the kernel.
     pub io: Io,
