@@ -8,7 +8,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use dataplane::batch::{Arrivals, Departures, Lengths};
-use dataplane::frame::FreeList;
+use dataplane::buffer::FreeList;
 use dataplane::io::calls::{Calls, Io};
 use dataplane::io::link::LinkPort;
 use dataplane::io::offload::Offloads;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use wire::cell::Header;
 
-use crate::frame::{Cell, FreeList, Sealed};
+use crate::buffer::{Cell, FreeList, Sealed};
 use crate::latency::{Latency, Times};
 use crate::punt::Bytes;
 use crate::{Nanos, sys};
@@ -238,13 +238,13 @@ impl Departures {
             .flat_map(move |(peer, count)| (0..*count).step_by(most).map(move |at| (*peer, most.min(count - at))))
     }
 
-    /// The first `count` were sent: their frames go back.
+    /// The first `count` were sent: their buffers go back.
     pub fn done(&mut self, count: usize, free: &mut FreeList) {
         self.gone += count;
         self.remove(count, free);
     }
 
-    /// The first `count` will not be sent: their frames go back.
+    /// The first `count` will not be sent: their buffers go back.
     pub fn lose(&mut self, count: usize, free: &mut FreeList) {
         self.groups.range_mut(self.gone..self.gone + count).for_each(|group| *group = NOBODY);
         self.done(count, free);
@@ -279,7 +279,7 @@ impl Departures {
 
     fn remove(&mut self, count: usize, free: &mut FreeList) {
         for cell in self.cells.drain(..count) {
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         let mut left = count;
         while left > 0 {
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_cover_every_cell_once_and_frames_come_back() {
+    fn runs_cover_every_cell_once_and_buffers_come_back() {
         let mut free = FreeList::new(5);
         let (a, b): (SocketAddr, SocketAddr) = ("1.2.3.4:5".parse().unwrap(), "[::1]:6".parse().unwrap());
         let mut arrivals = Arrivals::new();

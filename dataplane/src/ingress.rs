@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
-use crate::frame::{Cell, FreeList, Sealed};
+use crate::buffer::{Cell, FreeList, Sealed};
 use crate::lanes;
 use crate::ledger::{Drop, Tally};
 use crate::links::{Links, Rank, Side};
@@ -135,7 +135,7 @@ impl Gate {
                 Verdict::Punted => tally.consumed += 1,
                 Verdict::Dropped(reason) => tally.drop(reason),
             }
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         self.blocks.clear();
         self.found.clear();

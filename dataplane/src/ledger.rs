@@ -59,8 +59,8 @@ drops! {
     PuntFull => "control-queue-full",
     /// A cell of control's that found its pool full.
     PoolFull => "pool-full",
-    /// No free frame for a cell of our own.
-    NoFrame => "no-frame",
+    /// No free buffer for a cell of our own.
+    NoBuffer => "no-buffer",
     /// The outgoing link has no current slot.
     LinkDown => "link-down",
     /// The outgoing link has ended while the cell was pooled.
@@ -287,8 +287,8 @@ pub struct Ledger {
     pub datagrams: Pair,
     /// Releases.
     pub batches: Batches,
-    /// Frames that nobody holds or that wait at a socket for what comes, and all frames.
-    pub frames: (u64, u64),
+    /// Buffers that nobody holds or that wait at a socket for what comes, and all frames.
+    pub buffers: (u64, u64),
     /// Messages of the kernel's that carried cells.
     pub traffic: Traffic,
     /// Links and open channels now; client sockets and flows on entry and exit.
@@ -352,7 +352,7 @@ impl Ledger {
                 channels: mine.channels + theirs.channels,
                 largest: mine.largest.max(theirs.largest),
             },
-            frames: (self.frames.0.wrapping_add(other.frames.0), self.frames.1 + other.frames.1),
+            buffers: (self.buffers.0.wrapping_add(other.buffers.0), self.buffers.1 + other.buffers.1),
             traffic: self.traffic.and(other.traffic),
             gauges: Gauges {
                 links: here.links + there.links,

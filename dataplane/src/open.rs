@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ingress::Admitted;
 use crate::ledger::{Drop, Tally};
 use crate::punt::{Punt, PuntSender};
@@ -160,14 +160,14 @@ pub(crate) fn keep(
         }
         None => false,
     }) {
-        free.give(dropped.cell.into_frame());
+        free.give(dropped.cell.into_buffer());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Cell;
+    use crate::buffer::Cell;
     use crate::links::{Rank, Side};
     use crate::table::{ChannelState, Lane, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
@@ -236,7 +236,7 @@ mod tests {
                 1 => assert_eq!(seen, (true, 1, 5, 6, true)),
                 _ => assert_eq!(seen, (false, 0, 5, 6, true), "neither does a copy, nor what is forged behind it"),
             }
-            cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_frame()));
+            cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_buffer()));
         }
         assert_eq!((tally.drops(Drop::Forged), tally.drops(Drop::Replay)), (2, 1));
     }

@@ -6,7 +6,7 @@
 use hashbrown::HashMap;
 use wire::frames::{Frame, Writer};
 
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ledger::Drop;
 
 /// A cell whose inside is being written.
@@ -33,7 +33,7 @@ impl Packer {
     /// Appends a frame to the channel's cell, or to a new one.
     ///
     /// # Errors
-    /// No frame is free, or the frame fits no cell.
+    /// No buffer is free, or the frame fits no cell.
     pub fn put(&mut self, channel: u32, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), Drop> {
         if let Some(&at) = self.last.get(&channel) {
             let building = &mut self.cells[at];
@@ -43,10 +43,10 @@ impl Packer {
                 return Ok(());
             }
         }
-        let mut cell = Cell::own(free.take().ok_or(Drop::NoFrame)?);
+        let mut cell = Cell::own(free.take().ok_or(Drop::NoBuffer)?);
         let mut writer = Writer::new(cell.body_mut(self.payload));
         if !writer.put(frame) {
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
             return Err(Drop::TooLarge);
         }
         let written = writer.written();

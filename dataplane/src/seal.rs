@@ -8,7 +8,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
 
 use crate::batch::Departures;
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::lanes::address;
 use crate::ledger::{Drop, Tally};
 use crate::links::{Links, place};
@@ -67,7 +67,7 @@ impl Sealer {
                 Err(reason) => {
                     tally.drop_many(reason, self.blocks.len() as u64);
                     let run = cells.by_ref().take(self.blocks.len());
-                    run.for_each(|pooled| free.give(pooled.cell.into_frame()));
+                    run.for_each(|pooled| free.give(pooled.cell.into_buffer()));
                 }
             }
         }
@@ -109,7 +109,7 @@ fn lane(pooled: &Pooled, lanes: usize) -> usize {
 mod tests {
     use super::*;
     use crate::batch::Label;
-    use crate::frame::Cell;
+    use crate::buffer::Cell;
     use crate::links::{PLACE_BITS, Rank, Side};
     use crate::pool::ticket;
     use rand::SeedableRng;
@@ -169,7 +169,7 @@ mod tests {
             let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link).collect();
             links.dedup();
             *orders.entry(links).or_default() += 1;
-            release.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+            release.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
         }
         assert_eq!(orders.len(), 6, "each link is one group");
         // Chi-squared with 5 degrees of freedom: 20.5 has p = 0.001.

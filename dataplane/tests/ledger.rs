@@ -1,5 +1,5 @@
 //! A real mix between two links that do whatever they like, against plain books: at every turn each
-//! counter of its ledger, by direction and by reason, is what the books say, and every frame is somewhere.
+//! counter of its ledger, by direction and by reason, is what the books say, and every buffer is somewhere.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
-use dataplane::frame::FreeList;
+use dataplane::buffer::FreeList;
 use dataplane::histogram::Histogram;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
@@ -365,7 +365,7 @@ impl Books {
     }
 }
 
-/// A mix, for all cases: its frames live as long as the process.
+/// A mix, for all cases: its buffers live as long as the process.
 struct World {
     net: MemNet,
     mix: Mix<Moody, Moody>,
@@ -640,7 +640,7 @@ impl World {
                     prop_assert_eq!(&Count::since(&ledger.cells.forward, &before.cells.forward), &books[0].count);
                     prop_assert_eq!(&Count::since(&ledger.cells.backward, &before.cells.backward), &books[1].count);
                     let held = books[0].count.held + books[1].count.held;
-                    prop_assert_eq!(ledger.frames.0 + held, ledger.frames.1, "every frame is somewhere");
+                    prop_assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "every buffer is somewhere");
                     prop_assert_eq!(ledger.datagrams, before.datagrams, "a mix has no datagrams");
                 }
             }
@@ -662,7 +662,7 @@ fn hold_against_the_books(modest: bool) {
     world.mix.left(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
-    assert_eq!(ledger.frames.0, ledger.frames.1);
+    assert_eq!(ledger.buffers.0, ledger.buffers.1);
     assert_eq!(ledger.cells.forward.held + ledger.cells.backward.held, 0);
     world.assert_profile(&ledger);
 }

@@ -48,8 +48,8 @@ pub struct NodeReport {
     pub flows: u64,
     /// Client sockets (entry) or application sockets (exit) now.
     pub sockets: u64,
-    /// Frames that nobody holds, of how many.
-    pub frames: Frames,
+    /// Buffers that nobody holds, of how many.
+    pub buffers: Buffers,
     /// Handshakes and setups.
     pub handshakes: Handshakes,
     /// What control refused, by reason; only what happened.
@@ -190,9 +190,9 @@ pub struct Messages {
     pub gso: bool,
 }
 
-/// A node's frames.
+/// A node's buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frames {
+pub struct Buffers {
     /// Nobody holds them.
     pub free: u64,
     /// All.
@@ -299,7 +299,7 @@ impl NodeReport {
             channels: ledger.gauges.channels,
             flows: ledger.gauges.flows,
             sockets: ledger.gauges.sockets,
-            frames: Frames { free: ledger.frames.0, total: ledger.frames.1 },
+            buffers: Buffers { free: ledger.buffers.0, total: ledger.buffers.1 },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
             turns: 0,

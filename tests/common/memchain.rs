@@ -462,13 +462,13 @@ impl Chain {
         self.nodes[position].joint.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Every ledger closes and every frame is where it should be.
+    /// Every ledger closes and every buffer is where it should be.
     pub fn assert_closed(&self) {
         for position in 0..self.nodes.len() {
             let ledger = self.ledger(position);
             assert!(ledger.closed(), "node {position}: {ledger:#?}");
             let held = ledger.cells.forward.held + ledger.cells.backward.held;
-            assert_eq!(ledger.frames.0 + held, ledger.frames.1, "frames of node {position}");
+            assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "buffers of node {position}");
         }
     }
 

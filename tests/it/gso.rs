@@ -99,7 +99,8 @@ fn under_more_than_it_can_carry_a_chain_accounts_for_every_cell_and_recovers() {
     }
     let received = || nodes.status(0)["ledger"]["datagrams"]["forward"]["received"].as_u64().unwrap() - before;
     until("the entry has read what the kernel kept", || queue(nodes.forward()).0 == 0);
-    let at_rest = || nodes.positions().all(|i| nodes.status(i)["frames"]["free"] == nodes.status(i)["frames"]["total"]);
+    let at_rest =
+        || nodes.positions().all(|i| nodes.status(i)["buffers"]["free"] == nodes.status(i)["buffers"]["total"]);
     until("nothing is under way", at_rest);
     for position in nodes.positions() {
         let status = nodes.status(position);

@@ -5,7 +5,7 @@
 //! ```text
 //! Single    recvfrom, sendto: one packet a call, as most UDP programs do
 //! Mmsg      recvmmsg, sendmmsg of 64
-//! Offload   UDP_GRO in, scattered one packet per frame; frames shuffled; UDP_SEGMENT out, gathered
+//! Offload   UDP_GRO in, scattered one packet per buffer; buffers shuffled; UDP_SEGMENT out, gathered
 //! ```
 
 use std::io;
@@ -189,15 +189,15 @@ impl Run {
         let (per_message, segments) = (burst_max(len_in), burst_max(len_out));
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let most = MESSAGES_MAX.min(sys::PIECES_MAX / per_message);
-        let mut frames = vec![[0u8; wire::cell::MAX_CELL_LEN]; most * per_message];
-        let mut order: Vec<usize> = Vec::with_capacity(frames.len());
+        let mut buffers = vec![[0u8; wire::cell::MAX_CELL_LEN]; most * per_message];
+        let mut order: Vec<usize> = Vec::with_capacity(buffers.len());
         // As many messages a call as bring what is wanted: few where bursts come, many where lone packets do.
         let mut messages = CELLS_WANTED.div_ceil(per_message);
         let start = cores::own_time();
         loop {
             order.clear();
             let Some(got) = self.next(|socket| {
-                let offered = frames.iter_mut().take(messages * per_message).map(|frame| &mut frame[..len_in]);
+                let offered = buffers.iter_mut().take(messages * per_message).map(|buffer| &mut buffer[..len_in]);
                 sys::recv(socket, offered, per_message, |message, got| {
                     let cells = (got.len / len_in).min(per_message);
                     order.extend((0..cells).map(|cell| message * per_message + cell));
@@ -212,7 +212,7 @@ impl Run {
                 let sizes = order[at..].chunks(segments).map(<[usize]>::len);
                 let bursts =
                     sizes.clone().map(|pieces| Message { to, pieces, segment: (pieces > 1).then_some(len_out as u16) });
-                let pieces = order[at..].iter().map(|i| &frames[*i][..len_out]);
+                let pieces = order[at..].iter().map(|i| &buffers[*i][..len_out]);
                 let sent = sys::send(&self.socket, bursts, pieces)?;
                 at += sizes.take(sent).sum::<usize>();
             }

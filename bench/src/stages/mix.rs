@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dataplane::SECOND;
 use dataplane::batch::{Arrivals, Departures, Label, Ticket};
-use dataplane::frame::{Cell, FreeList, Opened};
+use dataplane::buffer::{Cell, FreeList, Opened};
 use dataplane::ingress::{Admitted, Gate};
 use dataplane::latency::{Latency, Times};
 use dataplane::ledger::Tally;
@@ -95,14 +95,14 @@ impl Ingress {
 
 impl Stage for Ingress {
     fn prepare(&mut self) {
-        self.out.drain(..).for_each(|admitted| self.free.give(admitted.cell.into_frame()));
+        self.out.drain(..).for_each(|admitted| self.free.give(admitted.cell.into_buffer()));
         let mut blocks: Vec<Block> = headers(self.round).map(|(_, header)| header.to_block()).collect();
         self.key.encipher(&mut blocks);
         let Ingress { free, arrivals, .. } = self;
         let cells = blocks.iter().map(|block| {
-            let frame = free.take().expect("one for each cell");
-            frame.bytes_mut()[..block.len()].copy_from_slice(block);
-            Cell::new(frame)
+            let buffer = free.take().expect("one for each cell");
+            buffer.bytes_mut()[..block.len()].copy_from_slice(block);
+            Cell::new(buffer)
         });
         arrivals.push_burst(cells, peer());
         self.round += 1;
@@ -151,7 +151,7 @@ impl Pooling {
 
 impl Stage for Pooling {
     fn prepare(&mut self) {
-        self.out.drain(..).for_each(|pooled| self.free.give(pooled.cell.into_frame()));
+        self.out.drain(..).for_each(|pooled| self.free.give(pooled.cell.into_buffer()));
         let Pooling { free, cells, .. } = self;
         let own = |channel| (Cell::own(free.take().expect("one for each cell")), ticket(channel));
         cells.extend(headers(0).map(own));

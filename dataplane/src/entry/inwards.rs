@@ -50,7 +50,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     }
                     Err(_) => self.cells.backward.drop(Drop::Frames),
                 }
-                self.free.give(cell.cell.into_frame());
+                self.free.give(cell.cell.into_buffer());
             }
             self.admitted = admitted;
         }

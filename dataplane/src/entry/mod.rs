@@ -24,7 +24,7 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::apps::Apps;
@@ -43,18 +43,18 @@ use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
-/// Frames of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// Buffers of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
+pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 /// Notices to control.
 const NOTICES: Rate = Rate::per_second(100);
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
+/// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
 /// a cell of class S, with an unfilled one for each.
-const BATCH_FRAMES: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
 
 pub use listener::{
     Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
@@ -70,7 +70,7 @@ pub struct Settings {
     pub window: usize,
     /// Lanes of Mix 1.
     pub next_lanes: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
     /// for this and three seconds more.
@@ -164,10 +164,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
             waiting: VecDeque::with_capacity(WAITING_MAX),
             gate: Gate::new(shape, 0, Side::Down, settings.next_lanes),
             packer: Packer::new(shape.payload()),
-            release: Vec::with_capacity(FRAMES),
+            release: Vec::with_capacity(BUFFERS),
             sealer: Sealer::new(rng_groups),
-            out: Departures::new(shape.longest_cell(), FRAMES),
-            free: FreeList::on(FRAMES, settings.hugepages),
+            out: Departures::new(shape.longest_cell(), BUFFERS),
+            free: FreeList::on(BUFFERS, settings.hugepages),
             ops,
             punts,
             rng,
@@ -222,11 +222,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Op::Supersede { old, new } => self.clients.supersede(old, new),
             Op::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
-                let Some(frame) = self.free.take() else {
-                    self.cells.forward.drop(Drop::NoFrame);
+                let Some(buffer) = self.free.take() else {
+                    self.cells.forward.drop(Drop::NoBuffer);
                     return;
                 };
-                let mut cell = Cell::own(frame);
+                let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
@@ -276,7 +276,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+            if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 return;
             }
             let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
@@ -363,7 +363,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.cells.forward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
                     self.cells.forward.drop(Drop::Ended);
-                    self.free.give(cell.into_frame());
+                    self.free.give(cell.into_buffer());
                     continue;
                 };
                 let (link, number) = record.down.expect("an entry's channel leads down");
@@ -446,7 +446,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.waiting.len() as u64;
         ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
-        ledger.frames = ((self.free.free() + self.down.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.down.offered()) as u64, self.free.total() as u64);
         ledger.traffic = self.down.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,

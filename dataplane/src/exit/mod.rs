@@ -28,7 +28,7 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::apps::Apps;
@@ -50,14 +50,14 @@ use flows::{Flows, Opens};
 use limits::{Limiter, Limits};
 use policy::Policy;
 
-/// Frames of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// Buffers of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
+pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
+/// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
-const BATCH_FRAMES: usize = INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = INBOX_MAX + INBOX_BYTES_MAX / 200;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
@@ -93,7 +93,7 @@ pub struct Settings {
     pub shape: Shape,
     /// Width of replay windows.
     pub window: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// Where it may send.
     pub policy: Policy,
@@ -194,10 +194,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             refused: HashMap::default(),
             gate: Gate::new(shape, shape.hops(), Side::Up, 1),
             packer: Packer::new(shape.payload()),
-            release: Vec::with_capacity(FRAMES),
+            release: Vec::with_capacity(BUFFERS),
             sealer: Sealer::new(rng_groups),
-            out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), FRAMES),
-            free: FreeList::on(FRAMES, settings.hugepages),
+            out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), BUFFERS),
+            free: FreeList::on(BUFFERS, settings.hugepages),
             ops,
             punts,
             rng,
@@ -253,11 +253,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
-                let Some(frame) = self.free.take() else {
-                    self.cells.backward.drop(Drop::NoFrame);
+                let Some(buffer) = self.free.take() else {
+                    self.cells.backward.drop(Drop::NoBuffer);
                     return;
                 };
-                let mut cell = Cell::own(frame);
+                let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
@@ -300,7 +300,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     }
                     Err(_) => self.cells.forward.drop(Drop::Frames),
                 }
-                self.free.give(cell.cell.into_frame());
+                self.free.give(cell.cell.into_buffer());
             }
             self.admitted = admitted;
         }
@@ -308,7 +308,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+            if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 break;
             }
             let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
@@ -385,7 +385,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.cells.backward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
                     self.cells.backward.drop(Drop::Ended);
-                    self.free.give(cell.into_frame());
+                    self.free.give(cell.into_buffer());
                     continue;
                 };
                 let (link, number) = record.up.expect("an exit's channel leads up");
@@ -456,7 +456,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
-        ledger.frames = ((self.free.free() + self.up.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.up.offered()) as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,

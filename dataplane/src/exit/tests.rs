@@ -90,7 +90,7 @@ impl Bench {
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
             said.extend(parse(cell.body_mut(payload), Direction::Backward).unwrap().filter_map(|frame| of(&frame)));
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         said
     }

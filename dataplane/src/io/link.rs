@@ -1,8 +1,8 @@
 //! Link sockets, with GSO and GRO where the kernel has them.
 //!
 //! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a burst is
-//! scattered over as many frames, one cell each (`io::offer`); what leaves is gathered from frames in shuffled
-//! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where frames end. No byte is moved
+//! scattered over as many buffers, one cell each (`io::offer`); what leaves is gathered from buffers in shuffled
+//! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where buffers end. No byte is moved
 //! for it in user space.
 //!
 //! Neighbours: [`super::offload`] says whether GSO and GRO may be used, [`super::calls`] moves the messages.
@@ -17,7 +17,7 @@ use super::offer::{Offer, burst_cells_max};
 use super::offload::Offloads;
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 use crate::sys::{self, Message, Received};
 
@@ -48,7 +48,7 @@ impl LinkPort {
         }
     }
 
-    /// Where the frames are that the next call fills, in order.
+    /// Where the buffers are that the next call fills, in order.
     #[cfg(test)]
     pub(super) fn offered_at(&self) -> Vec<*const u8> {
         self.offer.at()
@@ -66,7 +66,7 @@ impl Rx for LinkPort {
         }
         let mut received: ArrayVec<(usize, Received), { sys::MESSAGES_MAX }> = ArrayVec::new();
         let per_message = self.offer.per_message;
-        let got = self.calls.recv(&self.socket, self.offer.buffers(messages), per_message, |i, message| {
+        let got = self.calls.recv(&self.socket, self.offer.slices(messages), per_message, |i, message| {
             received.push((i, message));
         });
         // Fewer than asked for: the queue is empty. An error other than "nothing waits" has no datagram behind it

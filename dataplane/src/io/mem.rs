@@ -9,7 +9,7 @@ use super::apps::{Apps, count_failure};
 use super::boxes::{Inbox, Outbox, SocketId};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
-use crate::frame::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
 
 /// A datagram under way.
@@ -127,9 +127,9 @@ impl Rx for MemPort {
         while count < BATCH && free.free() > 0 {
             let Some(Datagram { from, bytes, .. }) = self.net.take(self.at) else { break };
             if bytes.len() == self.lengths.cell {
-                let frame = free.take().expect("just asked");
-                frame.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-                into.push(Cell::new(frame), from);
+                let buffer = free.take().expect("just asked");
+                buffer.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+                into.push(Cell::new(buffer), from);
             } else {
                 into.push_other(self.lengths, bytes.len(), std::iter::once(&bytes[..]), from);
             }

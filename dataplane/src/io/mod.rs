@@ -14,16 +14,16 @@ pub mod offload;
 mod suite;
 
 use crate::batch::{Arrivals, Departures};
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 
 /// Receives cells.
 pub trait Rx {
-    /// Takes what waits, at most one batch and at most as many as there are free frames. Returns how
+    /// Takes what waits, at most one batch and at most as many as there are free buffers. Returns how
     /// many came.
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
 
-    /// Frames that it keeps for what is to come; they hold nothing.
+    /// Buffers that it keeps for what is to come; they hold nothing.
     fn offered(&self) -> usize {
         0
     }
@@ -32,7 +32,7 @@ pub trait Rx {
 /// Sends cells.
 pub trait Tx {
     /// Sends until all are gone (true) or the socket takes no more (false: try again next turn).
-    /// Counts what went and what the kernel refused, and gives the frames back.
+    /// Counts what went and what the kernel refused, and gives the buffers back.
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool;
 }
 

@@ -1,17 +1,17 @@
-//! Frames for what comes, and what a message brought, sorted: a cell per frame, and others by their length.
+//! Buffers for what comes, and what a message brought, sorted: a cell per buffer, and others by their length.
 //!
 //! ```text
-//! UDP_GRO   one message, n bytes in steps of s    s = cell: frames 0..n/s hold a cell each, a shorter tail is
+//! UDP_GRO   one message, n bytes in steps of s    s = cell: buffers 0..n/s hold a cell each, a shorter tail is
 //!                                                 judged by its own length, like a lone datagram
 //!                                                 s other: every datagram is judged by its own length
-//!           one message without steps             n = cell: one cell; else no cell, however many frames it fills
-//!           longer than the frames offered        cells beyond them are counted as cut
+//!           one message without steps             n = cell: one cell; else no cell, however many buffers it fills
+//!           longer than the buffers offered        cells beyond them are counted as cut
 //! ```
 //!
-//! Neighbour: [`super::link`], whose receive calls fill the frames.
+//! Neighbour: [`super::link`], whose receive calls fill the buffers.
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
-use crate::frame::{Cell, Frame, FreeList};
+use crate::buffer::{Buffer, Cell, FreeList};
 use crate::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
 /// Cells that a receive call should bring: so many stay in a core's second cache until they have left.
@@ -22,12 +22,12 @@ pub(super) fn burst_cells_max(cell_len: usize) -> usize {
     GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
 }
 
-/// Frames that receive calls fill.
+/// Buffers that receive calls fill.
 pub(super) struct Offer {
-    frames: Vec<&'static mut Frame>,
-    /// Frames of each message.
+    buffers: Vec<&'static mut Buffer>,
+    /// Buffers of each message.
     pub(super) per_message: usize,
-    /// Bytes of each frame that are offered: a cell's where bursts come, so that each fills its own frame; all of
+    /// Bytes of each buffer that are offered: a cell's where bursts come, so that each fills its own buffer; all of
     /// them otherwise.
     room: usize,
     /// Datagrams of a message lately, times 16.
@@ -37,33 +37,33 @@ pub(super) struct Offer {
 impl Offer {
     pub(super) fn new(lengths: Lengths, join: bool) -> Offer {
         Offer {
-            frames: Vec::with_capacity(RECEIVE_MAX),
+            buffers: Vec::with_capacity(RECEIVE_MAX),
             per_message: if join { burst_cells_max(lengths.cell) } else { 1 },
             room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
             recent: 16,
         }
     }
 
-    /// Sees to frames for the next call, and for those that it will take away. Returns for how many messages: few
+    /// Sees to buffers for the next call, and for those that it will take away. Returns for how many messages: few
     /// where bursts come, many where lone datagrams do.
     pub(super) fn fill(&mut self, free: &mut FreeList) -> usize {
         let most = (RECEIVE_MAX / self.per_message).min(sys::MESSAGES_MAX);
         let wanted = (16 * CELLS_WANTED).div_ceil(self.recent.max(1)).min(most);
-        while self.frames.len() < wanted * self.per_message
-            && let Some(frame) = free.take()
+        while self.buffers.len() < wanted * self.per_message
+            && let Some(buffer) = free.take()
         {
-            self.frames.push(frame);
+            self.buffers.push(buffer);
         }
-        wanted.min(self.frames.len().min(free.free()) / self.per_message)
+        wanted.min(self.buffers.len().min(free.free()) / self.per_message)
     }
 
     /// What so many messages may fill.
-    pub(super) fn buffers(&mut self, messages: usize) -> impl Iterator<Item = &mut [u8]> {
+    pub(super) fn slices(&mut self, messages: usize) -> impl Iterator<Item = &mut [u8]> {
         let room = self.room;
-        self.frames.iter_mut().take(messages * self.per_message).map(move |frame| &mut frame.bytes_mut()[..room])
+        self.buffers.iter_mut().take(messages * self.per_message).map(move |buffer| &mut buffer.bytes_mut()[..room])
     }
 
-    /// Sorts what one message brought; frames that hold cells go with them, and others take their place.
+    /// Sorts what one message brought; buffers that hold cells go with them, and others take their place.
     pub(super) fn take(
         &mut self,
         message: usize,
@@ -74,10 +74,10 @@ impl Offer {
     ) {
         let Received { len, segment, from } = got;
         let first = message * self.per_message;
-        let frames = &mut self.frames[first..first + self.per_message];
+        let buffers = &mut self.buffers[first..first + self.per_message];
         let step = segment.unwrap_or(len).max(1);
         if step != lengths.cell {
-            let (room, held) = (self.room, self.room * frames.len());
+            let (room, held) = (self.room, self.room * buffers.len());
             let mut at = 0;
             loop {
                 let n = step.min(len - at);
@@ -85,8 +85,8 @@ impl Offer {
                     into.cut += 1;
                 } else {
                     let skip = at % room;
-                    let parts = frames.iter().skip(at / room).enumerate();
-                    let parts = parts.map(|(i, frame)| &frame.bytes()[if i == 0 { skip } else { 0 }..room]);
+                    let parts = buffers.iter().skip(at / room).enumerate();
+                    let parts = parts.map(|(i, buffer)| &buffer.bytes()[if i == 0 { skip } else { 0 }..room]);
                     into.push_other(lengths, n, parts, from);
                 }
                 at += n;
@@ -96,17 +96,17 @@ impl Offer {
             }
         }
         let (whole, tail) = (len / step, len % step);
-        let cells = whole.min(frames.len());
+        let cells = whole.min(buffers.len());
         into.cut += (whole - cells) as u64;
         if tail > 0 {
-            match frames.get(whole) {
-                Some(frame) => into.push_other(lengths, tail, std::iter::once(&frame.bytes()[..tail]), from),
+            match buffers.get(whole) {
+                Some(buffer) => into.push_other(lengths, tail, std::iter::once(&buffer.bytes()[..tail]), from),
                 None => into.cut += 1,
             }
         }
-        let full = frames[..cells].iter_mut().map(|frame| {
+        let full = buffers[..cells].iter_mut().map(|buffer| {
             let fresh = free.take().expect("seen to before the call");
-            Cell::new(std::mem::replace(frame, fresh))
+            Cell::new(std::mem::replace(buffer, fresh))
         });
         into.push_burst(full, from);
     }
@@ -114,12 +114,12 @@ impl Offer {
     /// Where they are.
     #[cfg(test)]
     pub(super) fn at(&self) -> Vec<*const u8> {
-        self.frames.iter().map(|frame| frame.bytes().as_ptr()).collect()
+        self.buffers.iter().map(|buffer| buffer.bytes().as_ptr()).collect()
     }
 
-    /// Frames that it keeps.
+    /// Buffers that it keeps.
     pub(super) fn len(&self) -> usize {
-        self.frames.len()
+        self.buffers.len()
     }
 
     /// What the last call brought decides how many messages the next one asks for.

@@ -12,7 +12,7 @@ use super::mem::{Datagram, MemNet};
 use super::offload::Offloads;
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
-use crate::frame::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
 use crate::sys::{self, Message};
 
@@ -21,7 +21,7 @@ const CELL: usize = 300;
 const LONG: usize = 120;
 const SHORT: usize = 77;
 const LENGTHS: Lengths = Lengths { cell: CELL, handshakes: &[LONG, SHORT] };
-const FRAMES: usize = 4096;
+const BUFFERS: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -112,7 +112,7 @@ impl Bed {
                 (Box::new(link_port(own, io, offloads)), at, (0..3).map(|_| Peer::Socket(socket())).collect())
             }
         };
-        Bed { port, at, peers, free: FreeList::new(FRAMES), arrivals: Arrivals::new() }
+        Bed { port, at, peers, free: FreeList::new(BUFFERS), arrivals: Arrivals::new() }
     }
 
     fn peer(&self, i: usize) -> SocketAddr {
@@ -145,7 +145,7 @@ impl Bed {
         }
     }
 
-    /// Takes all that waits. Every frame is somewhere, before and after.
+    /// Takes all that waits. Every buffer is somewhere, before and after.
     fn take(&mut self) -> Seen {
         let mut seen = Seen::default();
         loop {
@@ -154,13 +154,13 @@ impl Bed {
             let came = self.port.recv(&mut self.free, &mut self.arrivals);
             assert_eq!(came, self.arrivals.len());
             let held = self.arrivals.cells.len();
-            assert_eq!(self.free.free() + self.port.offered() + held, FRAMES);
+            assert_eq!(self.free.free() + self.port.offered() + held, BUFFERS);
             let peers = self.arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
             for (cell, peer) in self.arrivals.cells.drain(..).zip(peers.collect::<Vec<_>>()) {
                 seen.cells.push((peer, cell.bytes(CELL).to_vec()));
-                self.free.give(cell.into_frame());
+                self.free.give(cell.into_buffer());
             }
-            assert_eq!(self.free.free() + self.port.offered(), FRAMES);
+            assert_eq!(self.free.free() + self.port.offered(), BUFFERS);
             let handshakes = self.arrivals.handshakes.drain(..);
             seen.handshakes.extend(handshakes.map(|(from, mut bytes)| (from, bytes.bytes_mut().to_vec())));
             seen.odd += std::mem::take(&mut self.arrivals.odd);
@@ -186,7 +186,7 @@ impl Bed {
 
     /// Cells to send, each filled with a number of its own, to the peers in runs.
     fn departures(&mut self, runs: &[(SocketAddr, usize)]) -> Departures {
-        let mut out = Departures::new(CELL, FRAMES);
+        let mut out = Departures::new(CELL, BUFFERS);
         let mut number = 0u32;
         for (to, count) in runs {
             for _ in 0..*count {
@@ -266,7 +266,7 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
             (SHORT, CELL, 0, 0, 1, 0),
             (LONG, CELL, 0, 1, 0, 0),
             (CELL, CELL, 1, 0, 0, 0),
-            // As long as frames, and longer than all of a message's: one datagram each.
+            // As long as buffers, and longer than all of a message's: one datagram each.
             (5 * CELL, 5 * CELL, 0, 0, 0, 1),
             (65_507, 65_507, 0, 0, 0, 1),
             // Tails.
@@ -310,7 +310,7 @@ fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
         let (first, cut) = if kind.joins() { (64, 36) } else { (100, 0) };
         assert_eq!(numbers(&seen.cells), (0..first).chain(100..102).collect::<Vec<_>>(), "{kind:?}");
         assert_eq!((seen.cut, seen.odd), (cut, 0), "{kind:?}");
-        // A tail beyond the frames is lost with the cells before it.
+        // A tail beyond the buffers is lost with the cells before it.
         assert!(bed.arrive(0, &cells(0..65)[..64 * CELL + LONG], CELL));
         let seen = bed.take();
         let (handshakes, cut) = if kind.joins() { (0, 1) } else { (1, 0) };
@@ -319,7 +319,7 @@ fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
 }
 
 #[test]
-fn without_frames_nothing_is_taken_and_nothing_is_lost() {
+fn without_buffers_nothing_is_taken_and_nothing_is_lost() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default());
@@ -330,13 +330,13 @@ fn without_frames_nothing_is_taken_and_nothing_is_lost() {
         bed.port.set_ready();
         assert_eq!(bed.port.recv(&mut bed.free, &mut bed.arrivals), 0, "{kind:?}");
         assert!(bed.arrivals.is_empty());
-        held.into_iter().for_each(|frame| bed.free.give(frame));
+        held.into_iter().for_each(|buffer| bed.free.give(buffer));
         assert_eq!(numbers(&bed.take().cells), (0..50).collect::<Vec<_>>(), "{kind:?}");
     }
 }
 
 #[test]
-fn what_leaves_reaches_each_peer_whole_and_in_order_and_frames_come_back() {
+fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         let runs = [(0, 1), (1, 200), (2, 2), (0, 64), (1, 65), (0, 1), (2, 1), (0, 1), (1, 900)];
@@ -351,7 +351,7 @@ fn what_leaves_reaches_each_peer_whole_and_in_order_and_frames_come_back() {
         let mut tally = Tally::default();
         assert!(bed.port.send(&mut out, &mut bed.free, &mut tally), "{kind:?}");
         assert_eq!((tally.sent, tally.send_errors, out.len()), (u64::from(at), 0, 0), "{kind:?}");
-        assert_eq!(bed.free.free() + bed.port.offered(), FRAMES);
+        assert_eq!(bed.free.free() + bed.port.offered(), BUFFERS);
         for (peer, want) in want.iter().enumerate() {
             let got: Vec<u32> = bed.taken_by(peer).iter().map(|cell| number(cell)).collect();
             assert!(got.iter().eq(want), "{kind:?}, peer {peer}: {got:?}");
@@ -391,7 +391,7 @@ fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
         let got: Vec<u32> = bed.taken_by(0).iter().map(|cell| number(cell)).collect();
         assert_eq!(got, (0..3).chain(5..75).collect::<Vec<_>>());
         assert_eq!(bed.port.traffic().gso, offloads.gso, "that was not the fault of GSO");
-        assert_eq!(bed.free.free() + bed.port.offered(), FRAMES);
+        assert_eq!(bed.free.free() + bed.port.offered(), BUFFERS);
     }
 }
 
@@ -414,12 +414,12 @@ fn a_burst_that_is_refused_leaves_as_cells_and_gso_is_not_tried_again() {
 }
 
 #[test]
-fn a_cell_stays_in_the_frame_that_the_kernel_filled() {
+fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
     for (io, offloads) in Kind::sockets() {
         let own = socket();
         let at = own.local_addr().unwrap();
         let mut port = link_port(own, io, offloads);
-        let (mut free, mut arrivals) = (FreeList::new(FRAMES), Arrivals::new());
+        let (mut free, mut arrivals) = (FreeList::new(BUFFERS), Arrivals::new());
         assert_eq!(port.recv(&mut free, &mut arrivals), 0);
         let offered = port.offered_at();
         let sender = socket();
@@ -524,6 +524,6 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
         }
         assert_eq!((tally.sent, tally.send_errors), (1000, 0), "{io}, {offloads:?}");
         assert_eq!(port.traffic().gso, offloads.gso, "a full buffer is not the fault of GSO");
-        assert_eq!(bed.free.free(), FRAMES);
+        assert_eq!(bed.free.free(), BUFFERS);
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every arrow is a bounded ring of one producer and one consumer. The mixer has no thread: whoever runs edge 0 runs
-//! it after each of that edge's turns. Full frames that leave an edge are exchanged for empty ones, and an edge gives
+//! it after each of that edge's turns. Full buffers that leave an edge are exchanged for empty ones, and an edge gives
 //! back what it has more of than at the start, so no edge runs dry because another one sends what it receives.
 //!
 //! An edge publishes its ledger before it hands cells on, so that of several ledgers, read at once, the sum never
@@ -25,7 +25,7 @@ use super::hub::{Hub, STOCK, Spoke, drain, fill};
 use super::mixer::Mixer;
 use super::{BOTH, Settings, publish};
 use crate::batch::{RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, Frame, Opened};
+use crate::buffer::{Buffer, Cell, Opened};
 use crate::io::Port;
 use crate::latency::{self, Groups, Times};
 use crate::ledger::{Drop, Ledger};
@@ -40,9 +40,9 @@ use crate::{MICRO, Nanos};
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
 /// Released cells of one direction that wait for an edge: those of a pool, while those of the last one are sealed.
 const RELEASED_MAX: usize = 2 * POOL_MAX;
-/// Frames of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
+/// Buffers of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
 /// much as a pool in two send queues.
-const EDGE_FRAMES: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
+const EDGE_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
 /// How long an edge that stops waits for the others.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -71,9 +71,9 @@ pub struct EdgeWorker<U, D> {
     taken: [usize; 2],
     release: Vec<Pooled>,
     groups: Groups,
-    empties: Consumer<&'static mut Frame>,
-    surplus: Producer<&'static mut Frame>,
-    /// Frames given away less those that came.
+    empties: Consumer<&'static mut Buffer>,
+    surplus: Producer<&'static mut Buffer>,
+    /// Buffers given away less those that came.
     exchanged: usize,
     /// Wakes the mixer's thread, if that is another.
     mixer: Option<Arc<Waker>>,
@@ -104,12 +104,12 @@ pub fn crew<U: Port, D: Port>(
     for (index, Place { up, down, ops, punts, waker, rng }) in places.into_iter().enumerate() {
         let (opened, from) = pair(OPENED_MAX);
         let (to, released) = pair(RELEASED_MAX);
-        let (empties, empties_here) = RingBuffer::new(EDGE_FRAMES);
-        let (surplus_here, surplus) = RingBuffer::new(EDGE_FRAMES + STOCK);
+        let (empties, empties_here) = RingBuffer::new(EDGE_BUFFERS);
+        let (surplus_here, surplus) = RingBuffer::new(EDGE_BUFFERS + STOCK);
         let other = index > 0;
         spokes.push(Spoke::new(from, to, empties, surplus, other.then_some(waker)));
         workers.push(EdgeWorker {
-            edge: Edge::new(settings, index, EDGE_FRAMES, (up, down), (ops, punts), rng, now),
+            edge: Edge::new(settings, index, EDGE_BUFFERS, (up, down), (ops, punts), rng, now),
             outbox: Outbox {
                 staged: [Vec::new(), Vec::new()].map(|_: Vec<Pooled>| Vec::with_capacity(OPENED_MAX)),
                 rings: opened,
@@ -194,7 +194,7 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
             if self.edge.may_leave(direction) && !self.released[d].is_empty() {
                 self.release.extend(drain(&mut self.released[d], POOL_MAX));
                 self.taken[d] += self.release.len();
-                self.edge.frames().adopt(self.release.len());
+                self.edge.buffers().adopt(self.release.len());
                 // Cells of several releases, and of each a part: they are grouped anew.
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
@@ -206,19 +206,19 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
         }
     }
 
-    /// Takes empty frames in, and gives away what it has beyond its own.
+    /// Takes empty buffers in, and gives away what it has beyond its own.
     fn exchange(&mut self) {
-        for frame in drain(&mut self.empties, usize::MAX) {
+        for buffer in drain(&mut self.empties, usize::MAX) {
             self.exchanged = self.exchanged.wrapping_sub(1);
-            self.edge.frames().adopt(1);
-            self.edge.frames().give(frame);
+            self.edge.buffers().adopt(1);
+            self.edge.buffers().give(buffer);
         }
-        let beyond = self.edge.bare().saturating_sub(EDGE_FRAMES).min(self.surplus.slots());
+        let beyond = self.edge.bare().saturating_sub(EDGE_BUFFERS).min(self.surplus.slots());
         for _ in 0..beyond {
-            let Some(frame) = self.edge.frames().take() else { break };
+            let Some(buffer) = self.edge.buffers().take() else { break };
             self.exchanged = self.exchanged.wrapping_add(1);
-            self.edge.frames().part_with(1);
-            fill(&mut self.surplus, std::iter::once(frame));
+            self.edge.buffers().part_with(1);
+            fill(&mut self.surplus, std::iter::once(buffer));
         }
     }
 
@@ -228,7 +228,7 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
         ledger.cells.forward.hold(held(Direction::Forward as usize));
         ledger.cells.backward.hold(held(Direction::Backward as usize));
         // What lies in the rings is counted where it came from.
-        ledger.frames = (self.edge.bare().wrapping_add(self.exchanged) as u64, EDGE_FRAMES as u64);
+        ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, EDGE_BUFFERS as u64);
         match &self.hub {
             Some(hub) => hub.tell(&mut ledger),
             // Every edge has the same.
@@ -240,7 +240,7 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
     /// Hands opened cells on.
     fn hand_over(&mut self) {
         let cells = self.outbox.flush();
-        self.edge.frames().part_with(cells);
+        self.edge.buffers().part_with(cells);
         if cells > 0
             && let Some(mixer) = &self.mixer
         {
@@ -305,7 +305,7 @@ impl<U: Port, D: Port> Worker for EdgeWorker<U, D> {
                 hub.abandon(direction, now, &mut self.release);
             }
             self.taken[d] += self.release.len();
-            self.edge.frames().adopt(self.release.len());
+            self.edge.buffers().adopt(self.release.len());
             self.edge.give_up(direction, self.release.drain(..), Drop::Shutdown);
         }
         self.publish();

@@ -1,6 +1,6 @@
 //! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
 //!
-//! An edge owns a socket towards each neighbour, the channels that come in there, and frames. It knows no pool: opened
+//! An edge owns a socket towards each neighbour, the channels that come in there, and buffers. It knows no pool: opened
 //! cells go to [`Pools`], released ones come back through [`Edge::leave`].
 
 use rand_chacha::ChaCha20Rng;
@@ -8,7 +8,7 @@ use wire::cell::{Direction, Header};
 
 use super::{BOTH, MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::latency::{Profile, Times};
@@ -70,11 +70,11 @@ pub(super) struct Edge<U, D> {
 }
 
 impl<U: Port, D: Port> Edge<U, D> {
-    /// One with empty tables and so many frames. The generator is for the order of groups.
+    /// One with empty tables and so many buffers. The generator is for the order of groups.
     pub fn new(
         settings: Settings,
         index: usize,
-        frames: usize,
+        buffers: usize,
         (up, down): (U, D),
         (ops, punts): (rtrb::Consumer<Op>, PuntSender),
         rng: ChaCha20Rng,
@@ -96,7 +96,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             down,
             table: Table::on(hugepages),
             copies: 0,
-            free: FreeList::on(frames, hugepages),
+            free: FreeList::on(buffers, hugepages),
             ops,
             punts,
             sealer: Sealer::new(rng),
@@ -144,7 +144,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 let Some((link, number)) = onward else {
                     half.tally.drop(Drop::Channel);
-                    free.give(cell.into_frame());
+                    free.give(cell.into_buffer());
                     continue;
                 };
                 // A new header, for the next link.
@@ -203,7 +203,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Copies a cell of control's into a frame and pools it.
+    /// Copies a cell of control's into a buffer and pools it.
     fn inject(&mut self, direction: Direction, ticket: Ticket, body: &[u8], pools: &mut impl Pools) {
         let tally = match direction {
             Direction::Forward => &mut self.forward.tally,
@@ -214,11 +214,11 @@ impl<U: Port, D: Port> Edge<U, D> {
             tally.drop(Drop::PoolFull);
             return;
         }
-        let Some(frame) = self.free.take() else {
-            tally.drop(Drop::NoFrame);
+        let Some(buffer) = self.free.take() else {
+            tally.drop(Drop::NoBuffer);
             return;
         };
-        let mut cell = Cell::own(frame);
+        let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
         pools.admit(direction, cell, ticket);
     }
@@ -293,7 +293,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: Drop) {
         for pooled in cells {
             self.half(direction).tally.drop(reason);
-            self.free.give(pooled.cell.into_frame());
+            self.free.give(pooled.cell.into_buffer());
         }
     }
 
@@ -330,7 +330,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         let held = |half: &Half| Tally { held: half.out.len() as u64, ..half.tally };
         ledger.cells.forward = held(&self.forward);
         ledger.cells.backward = held(&self.backward);
-        ledger.frames = (self.bare() as u64, self.free.total() as u64);
+        ledger.buffers = (self.bare() as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -340,13 +340,13 @@ impl<U: Port, D: Port> Edge<U, D> {
         ledger
     }
 
-    /// Frames that hold nothing.
+    /// Buffers that hold nothing.
     pub fn bare(&self) -> usize {
         self.free.free() + self.up.offered() + self.down.offered()
     }
 
-    /// Its frames, to be exchanged for full ones.
-    pub fn frames(&mut self) -> &mut FreeList {
+    /// Its buffers, to be exchanged for full ones.
+    pub fn buffers(&mut self) -> &mut FreeList {
         &mut self.free
     }
 

@@ -8,7 +8,7 @@ use wire::cell::Direction;
 use super::BOTH;
 use super::edge::Pools;
 use super::mixer::{Mixer, Release};
-use crate::frame::{Frame, FreeList};
+use crate::buffer::{Buffer, FreeList};
 use crate::lanes::Lanes;
 use crate::latency::Profile;
 use crate::ledger::Ledger;
@@ -17,7 +17,7 @@ use crate::runner::BLOCKED_WAIT;
 use crate::sys::Waker;
 use crate::{MICRO, Nanos};
 
-/// Frames of the mixer, for exchange: as much as two pools and what they released before.
+/// Buffers of the mixer, for exchange: as much as two pools and what they released before.
 pub(super) const STOCK: usize = 4 * POOL_MAX;
 /// Cells taken from one edge before the next is looked at.
 const SHARE: usize = 256;
@@ -30,8 +30,8 @@ pub(super) struct Spoke {
     to: [Producer<Pooled>; 2],
     /// Its part of a release.
     staged: [Vec<Pooled>; 2],
-    empties: Producer<&'static mut Frame>,
-    surplus: Consumer<&'static mut Frame>,
+    empties: Producer<&'static mut Buffer>,
+    surplus: Consumer<&'static mut Buffer>,
     /// Wakes its thread, if that is another.
     waker: Option<Arc<Waker>>,
 }
@@ -40,13 +40,13 @@ pub(super) struct Spoke {
 pub(super) struct Hub {
     mixer: Mixer,
     spokes: Vec<Spoke>,
-    stock: Vec<&'static mut Frame>,
-    /// Frames given from the stock less those that came back.
+    stock: Vec<&'static mut Buffer>,
+    /// Buffers given from the stock less those that came back.
     exchanged: usize,
     lanes: Lanes,
     /// Which edge is looked at first changes from turn to turn.
     turn: usize,
-    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty frame is left.
+    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty buffer is left.
     stuck: bool,
 }
 
@@ -55,8 +55,8 @@ impl Spoke {
     pub fn new(
         from: [Consumer<Pooled>; 2],
         to: [Producer<Pooled>; 2],
-        empties: Producer<&'static mut Frame>,
-        surplus: Consumer<&'static mut Frame>,
+        empties: Producer<&'static mut Buffer>,
+        surplus: Consumer<&'static mut Buffer>,
         waker: Option<Arc<Waker>>,
     ) -> Spoke {
         let staged = [Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX)];
@@ -65,7 +65,7 @@ impl Spoke {
 }
 
 impl Hub {
-    /// With a stock of frames, on huge pages if wanted.
+    /// With a stock of buffers, on huge pages if wanted.
     pub fn new(mixer: Mixer, spokes: Vec<Spoke>, lanes: Lanes, hugepages: bool) -> Hub {
         let mut store = FreeList::on(STOCK, hugepages);
         let stock = std::iter::from_fn(|| store.take()).collect();
@@ -164,8 +164,8 @@ impl Hub {
     /// Adds what it counts to the ledger of its edge.
     pub fn tell(&self, ledger: &mut Ledger) {
         ledger.batches = self.mixer.batches();
-        ledger.frames.0 = ledger.frames.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
-        ledger.frames.1 += STOCK as u64;
+        ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
+        ledger.buffers.1 += STOCK as u64;
     }
 
     /// Whether it released something that is not counted by size.

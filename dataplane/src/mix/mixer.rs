@@ -7,7 +7,7 @@ use wire::cell::Direction;
 use super::edge::Pools;
 use crate::Nanos;
 use crate::batch::Ticket;
-use crate::frame::{Cell, Opened};
+use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
 use crate::ledger::Batches;
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};

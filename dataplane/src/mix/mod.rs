@@ -36,9 +36,9 @@ use crate::table::{BackwardLane, ChannelState, ForwardLane, Lane, Op, Record};
 /// Both directions, in the order in which a turn serves them.
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
-/// Frames of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
+/// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
 /// offer for what comes, and the batch being received.
-pub const FRAMES: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
+pub const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
 /// What a mix worker is made with.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub struct Settings {
     pub lanes: Lanes,
     /// Width of replay windows.
     pub window: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
 }
 
@@ -124,7 +124,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     ) -> Self {
         Mix {
             mixer: Mixer::new(settings.mixing, [forward, backward]),
-            edge: Edge::new(settings, 0, FRAMES, ports, (ops, punts), groups, now),
+            edge: Edge::new(settings, 0, BUFFERS, ports, (ops, punts), groups, now),
             published: Arc::default(),
             profile: latency::Shared::default(),
         }
@@ -263,11 +263,11 @@ mod tests {
             mix.left(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
-            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.frames.0 as usize)
+            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
         };
-        assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, FRAMES - POOL_MAX), "a full pool is sealed");
+        assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, BUFFERS - POOL_MAX), "a full pool is sealed");
         assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);
-        assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, FRAMES - 2 * POOL_MAX));
+        assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, BUFFERS - 2 * POOL_MAX));
         let late = 200 * SECOND;
         assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
         let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().forward.total.count() as usize;
@@ -276,12 +276,12 @@ mod tests {
         mix.turn(late);
         mix.left(late + 100);
         assert_eq!(sent(&mix), POOL_MAX);
-        assert_eq!(inject(&mut mix, 0, late), (1, 0, FRAMES));
+        assert_eq!(inject(&mut mix, 0, late), (1, 0, BUFFERS));
         assert_eq!(
             (mix.published().lock().unwrap().cells.forward.sent as usize, mix.is_blocked()),
             (2 * POOL_MAX, false)
         );
-        assert_eq!(inject(&mut mix, 1, late), (1, 1, FRAMES - 1), "there is room again");
+        assert_eq!(inject(&mut mix, 1, late), (1, 1, BUFFERS - 1), "there is room again");
         // Mixing could not have held them for more than its period: what the socket did is the node's.
         let profile = mix.profile().read();
         let Latency { pool, node, total } = profile.forward;

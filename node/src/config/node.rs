@@ -56,7 +56,7 @@ pub struct NodeConfig {
     pub cores: Vec<usize>,
     /// After something came, the worker looks for more so long before it sleeps.
     pub spin: Duration,
-    /// Frames and channels on huge pages, where the system gives them.
+    /// Buffers and channels on huge pages, where the system gives them.
     pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,

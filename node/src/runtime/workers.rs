@@ -40,7 +40,7 @@ use crate::runtime::node::{Sockets, rng};
 
 /// Operations from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: 256 copies of at most a frame, 400 kB.
+/// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
 const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;

@@ -40,7 +40,7 @@ pub struct Subject {
     pub io: Io,
     /// The cores that its workers stay on.
     pub cores: Vec<usize>,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// Sockets of its own: links and listeners.
     pub sockets: usize,

@@ -88,7 +88,7 @@ pub fn huge_pages(subject: &Subject, facts: &Facts) -> Finding {
     match (subject.hugepages, now) {
         (false, _) => Finding::ok(NAME, "not wanted (hugepages = false)"),
         (true, Some(now)) if now.contains("[never]") => {
-            Finding::costs(NAME, format!("{path} says never: frames and channels lie on ordinary pages"), COSTS)
+            Finding::costs(NAME, format!("{path} says never: buffers and channels lie on ordinary pages"), COSTS)
                 .mended_by(Fix::run(format!("echo madvise | sudo tee {path}"), format!("echo never | sudo tee {path}")))
         }
         (true, Some(_)) => Finding::ok(NAME, "the system gives pages of 2 MB to whoever asks (madvise)"),
