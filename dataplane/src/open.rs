@@ -11,7 +11,7 @@ use crate::buffer::FreeList;
 use crate::ingress::Admitted;
 use crate::ledger::{Drop, Tally};
 use crate::punt::{Punt, PuntSender};
-use crate::table::{BackwardLane, ForwardLane, Table};
+use crate::table::{BackwardHalf, ForwardHalf, Table};
 use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
@@ -33,7 +33,7 @@ fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted
 ///
 /// Control is told of a cell that authenticates under a link's next slot, and promotes it.
 #[allow(clippy::too_many_arguments)]
-pub fn forward<C: ForwardLane>(
+pub fn forward<C: ForwardHalf>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
     hop: usize,
@@ -54,9 +54,9 @@ pub fn forward<C: ForwardLane>(
             if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
                 table.record(channel).expect("admitted this turn").state.forward().prefetch(seq);
             }
-            let lane = table.record(cell.channel).expect("admitted this turn").state.forward();
+            let half = table.record(cell.channel).expect("admitted this turn").state.forward();
             // A cell of an earlier chunk may have moved the window past this one's generation.
-            match lane.key(cell.header.seq) {
+            match half.key(cell.header.seq) {
                 Some((key, iv)) => {
                     verdicts.push(None);
                     jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
@@ -94,7 +94,7 @@ pub fn forward<C: ForwardLane>(
 }
 
 /// Covers backward cells with a mix's keystream in place. What is new stays in `cells`.
-pub fn backward<C: BackwardLane>(
+pub fn backward<C: BackwardHalf>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
     table: &mut Table<C>,
@@ -111,10 +111,10 @@ pub fn backward<C: BackwardLane>(
             if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
                 table.record(channel).expect("admitted this turn").state.backward().prefetch(seq);
             }
-            let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
+            let half = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = lane.mark(cell.header.seq, now / SECOND).err().map(Drop::from);
+            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(Drop::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);
@@ -125,8 +125,8 @@ pub fn backward<C: BackwardLane>(
             if verdict.is_some() {
                 continue;
             }
-            let lane = table.record(cell.channel).expect("admitted this turn").state.backward();
-            match lane.key(cell.header.seq) {
+            let half = table.record(cell.channel).expect("admitted this turn").state.backward();
+            match half.key(cell.header.seq) {
                 Some((key, iv)) => {
                     let nonce = cell.header.data_nonce(iv);
                     jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::buffer::Cell;
     use crate::links::{Rank, Side};
-    use crate::table::{ChannelState, Lane, Record};
+    use crate::table::{ChannelState, Half, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
     use wire::gcm::seal_batch;
     use wire::kdf::Secret;
@@ -178,20 +178,20 @@ mod tests {
     use wire::replay::Window;
     use zeroize::Zeroizing;
 
-    struct OneLane(Lane<AeadKey>);
+    struct OneHalf(Half<AeadKey>);
 
-    impl ChannelState for OneLane {
+    impl ChannelState for OneHalf {
         fn window(&self, _direction: Direction) -> &Window {
             self.0.window()
         }
     }
 
-    impl ForwardLane for OneLane {
-        fn forward(&self) -> &Lane<AeadKey> {
+    impl ForwardHalf for OneHalf {
+        fn forward(&self) -> &Half<AeadKey> {
             &self.0
         }
 
-        fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+        fn forward_mut(&mut self) -> &mut Half<AeadKey> {
             &mut self.0
         }
     }
@@ -206,7 +206,7 @@ mod tests {
         let key = Zeroizing::new([1; 16]);
         table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
         table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
-        let state = OneLane(Lane::new(&secret, 0, 64, None, 0));
+        let state = OneHalf(Half::new(&secret, 0, 64, None, 0));
         table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, state });
         let (ring, mut control) = rtrb::RingBuffer::new(8);
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use arrayvec::ArrayVec;
-use dataplane::table::Lane;
+use dataplane::table::Half;
 use wire::cell::{Block, Class, HEADER_LEN, Header, Shape, TAG_LEN};
 use wire::gcm::{AeadKey, Job, open_batch, seal_batch};
 use wire::kdf::Secret;
@@ -37,7 +37,7 @@ struct Forward {
     /// Of the link that cells come on, and the next one.
     links: [HeaderKey; 2],
     sender: Vec<Generations<AeadKey>>,
-    lanes: Vec<Lane<AeadKey>>,
+    lanes: Vec<Half<AeadKey>>,
     cells: Vec<Vec<u8>>,
     blocks: Vec<Block>,
     headers: Vec<Header>,
@@ -53,7 +53,7 @@ impl Forward {
             shape: Shape::new(Class::L, 2).expect("one mix and an exit"),
             links: HEADER_KEYS.map(|key| HeaderKey::new(&key)),
             sender: secrets().map(|secret| Generations::new(&secret, 0)).collect(),
-            lanes: secrets().map(|secret| Lane::new(&secret, 0, WIDTH_DEFAULT, None, 0)).collect(),
+            lanes: secrets().map(|secret| Half::new(&secret, 0, WIDTH_DEFAULT, None, 0)).collect(),
             cells: vec![vec![0; HEADER_LEN + body]; PACKETS],
             blocks: Vec::with_capacity(PACKETS),
             headers: Vec::with_capacity(PACKETS),

@@ -13,7 +13,7 @@ use dataplane::pool::{Pool, Pooled};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::seal::Sealer;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelState, Lane, Record, Table};
+use dataplane::table::{ChannelState, Half, Record, Table};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Block, Direction, Header};
@@ -45,7 +45,7 @@ fn headers(round: u64) -> impl Iterator<Item = (u32, Header)> {
 }
 
 /// A channel that cells come on forward.
-struct OneWay(Lane<AeadKey>);
+struct OneWay(Half<AeadKey>);
 
 impl ChannelState for OneWay {
     fn window(&self, _direction: Direction) -> &Window {
@@ -74,7 +74,7 @@ impl Ingress {
         let mut table = Table::default();
         install(&mut table.links, Side::Up);
         for channel in 0..CHANNELS {
-            let state = OneWay(Lane::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
+            let state = OneWay(Half::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
             let up = Some((LINK, FIRST_NUMBER + channel));
             table.install(channel, Record { up, down: None, ends_s: 3600, state });
         }

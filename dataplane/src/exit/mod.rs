@@ -42,7 +42,7 @@ use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, ForwardLane, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -110,7 +110,7 @@ pub struct Settings {
 /// An exit's part of a channel; what a cell from the link needs comes first.
 #[repr(C)]
 struct ExitChannel {
-    forward: Lane<AeadKey>,
+    forward: Half<AeadKey>,
     backward: Generations<AeadKey>,
     next_seq: u64,
     reassembler: Reassembler,
@@ -123,12 +123,12 @@ impl ChannelState for ExitChannel {
     }
 }
 
-impl ForwardLane for ExitChannel {
-    fn forward(&self) -> &Lane<AeadKey> {
+impl ForwardHalf for ExitChannel {
+    fn forward(&self) -> &Half<AeadKey> {
         &self.forward
     }
 
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+    fn forward_mut(&mut self) -> &mut Half<AeadKey> {
         &mut self.forward
     }
 }
@@ -240,7 +240,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
-                    forward: Lane::new(&forward, first, self.settings.window, None, now_s),
+                    forward: Half::new(&forward, first, self.settings.window, None, now_s),
                     backward: Generations::new(&backward, first),
                     next_seq: first,
                     reassembler: Reassembler::new(self.settings.shape.payload()),

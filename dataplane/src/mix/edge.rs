@@ -19,7 +19,7 @@ use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
 use crate::seal::Sealer;
-use crate::table::{BackwardLane, ChannelKeys, ForwardLane, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -38,7 +38,7 @@ pub(super) trait Pools {
 }
 
 /// One direction: what comes in at one socket and goes out at the other.
-struct Half {
+struct Pipe {
     gate: Gate,
     out: Departures,
     /// Lanes of the neighbour it leaves to.
@@ -56,8 +56,8 @@ pub(super) struct Edge<U, D> {
     table: Table<MixChannel>,
     /// Channels in the table whose forward cells come to another edge.
     copies: usize,
-    forward: Half,
-    backward: Half,
+    forward: Pipe,
+    backward: Pipe,
     free: FreeList,
     ops: rtrb::Consumer<Op>,
     punts: PuntSender,
@@ -81,15 +81,15 @@ impl<U: Port, D: Port> Edge<U, D> {
         now: Nanos,
     ) -> Self {
         let Settings { shape, position, lanes, hugepages, .. } = settings;
-        let half = |side, gate_lanes, direction, link, lanes| Half {
+        let pipe = |side, gate_lanes, direction, link, lanes| Pipe {
             gate: Gate::new(shape, position, side, gate_lanes),
             out: Departures::new(shape.cell_len(direction, link), POOL_MAX),
             lanes,
             tally: Tally::default(),
         };
         Edge {
-            forward: half(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
-            backward: half(Side::Down, lanes.next, Direction::Backward, position, 1),
+            forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
+            backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
             settings,
             index,
             up,
@@ -121,20 +121,20 @@ impl<U: Port, D: Port> Edge<U, D> {
         let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         for _ in 0..RECEIVES {
-            let (half, port): (_, &mut dyn Port) = match direction {
+            let (pipe, port): (_, &mut dyn Port) = match direction {
                 Direction::Forward => (&mut self.forward, &mut self.up),
                 Direction::Backward => (&mut self.backward, &mut self.down),
             };
             let room = pools.room(direction) >= RECEIVE_MAX;
-            if !(half.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
+            if !(pipe.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
                 return;
             }
-            half.gate.admit(arrivals, table, punts, free, &mut half.tally, admitted);
+            pipe.gate.admit(arrivals, table, punts, free, &mut pipe.tally, admitted);
             match direction {
                 Direction::Forward => {
-                    open::forward(admitted, shape, position, table, punts, free, &mut half.tally, now);
+                    open::forward(admitted, shape, position, table, punts, free, &mut pipe.tally, now);
                 }
-                Direction::Backward => open::backward(admitted, shape, table, free, &mut half.tally, now),
+                Direction::Backward => open::backward(admitted, shape, table, free, &mut pipe.tally, now),
             }
             for Admitted { cell, header, channel, .. } in admitted.drain(..) {
                 let state = &table.record(channel).expect("admitted this turn").state;
@@ -143,7 +143,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                     Direction::Backward => state.backward().onward,
                 };
                 let Some((link, number)) = onward else {
-                    half.tally.drop(Drop::Channel);
+                    pipe.tally.drop(Drop::Channel);
                     free.give(cell.into_buffer());
                     continue;
                 };
@@ -178,8 +178,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.copies += usize::from(copy);
                 let from_down = down.is_some_and(|(_, number)| self.settings.lanes.down_edge(number) == self.index);
                 let state = MixChannel {
-                    forward: Lane::new(&forward, first, width, down, seen_s),
-                    backward: Lane::new(&backward, first, width, up, seen_s),
+                    forward: Half::new(&forward, first, width, down, seen_s),
+                    backward: Half::new(&backward, first, width, up, seen_s),
                 };
                 let record = Record { up, down, ends_s, state };
                 self.table.install_half(channel, record, [!copy, from_down]);
@@ -257,7 +257,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    fn half(&mut self, direction: Direction) -> &mut Half {
+    fn pipe(&mut self, direction: Direction) -> &mut Pipe {
         match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
@@ -275,12 +275,12 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
     pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { table, free, sealer, .. } = self;
-        let half = match direction {
+        let pipe = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        half.out.begin(times);
-        sealer.run(release, half.lanes, &mut table.links, &mut half.out, free, &mut half.tally);
+        pipe.out.begin(times);
+        sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
     /// Sends as much as the sockets take.
@@ -292,19 +292,19 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// Drops cells and counts them.
     pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: Drop) {
         for pooled in cells {
-            self.half(direction).tally.drop(reason);
+            self.pipe(direction).tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
         }
     }
 
     /// Drops what could not be sent before the end.
     pub fn abandon(&mut self, direction: Direction) {
-        let half = match direction {
+        let pipe = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        half.tally.drop_many(Drop::Shutdown, half.out.len() as u64);
-        half.out.lose(half.out.len(), &mut self.free);
+        pipe.tally.drop_many(Drop::Shutdown, pipe.out.len() as u64);
+        pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
     /// Whether something was sent that is not counted by its time.
@@ -327,7 +327,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// All it counts. What it holds is what waits to be sent.
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
-        let held = |half: &Half| Tally { held: half.out.len() as u64, ..half.tally };
+        let held = |pipe: &Pipe| Tally { held: pipe.out.len() as u64, ..pipe.tally };
         ledger.cells.forward = held(&self.forward);
         ledger.cells.backward = held(&self.backward);
         ledger.buffers = (self.bare() as u64, self.free.total() as u64);

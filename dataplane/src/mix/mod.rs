@@ -31,7 +31,7 @@ use crate::ledger::{Drop, Ledger};
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
-use crate::table::{BackwardLane, ChannelState, ForwardLane, Lane, Op, Record};
+use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Op, Record};
 
 /// Both directions, in the order in which a turn serves them.
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
@@ -60,11 +60,11 @@ pub struct Settings {
 /// A mix's part of a channel.
 #[repr(C)]
 pub struct MixChannel {
-    forward: Lane<AeadKey>,
-    backward: Lane<StreamKey>,
+    forward: Half<AeadKey>,
+    backward: Half<StreamKey>,
 }
 
-// Whether there is a channel is told by a value that no lane has, in its first line, and takes no room of its own.
+// Whether there is a channel is told by a value that no half has, in its first line, and takes no room of its own.
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<Option<Record<MixChannel>>>() == 21 * 64);
 
@@ -84,22 +84,22 @@ impl ChannelState for MixChannel {
     }
 }
 
-impl ForwardLane for MixChannel {
-    fn forward(&self) -> &Lane<AeadKey> {
+impl ForwardHalf for MixChannel {
+    fn forward(&self) -> &Half<AeadKey> {
         &self.forward
     }
 
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+    fn forward_mut(&mut self) -> &mut Half<AeadKey> {
         &mut self.forward
     }
 }
 
-impl BackwardLane for MixChannel {
-    fn backward(&self) -> &Lane<StreamKey> {
+impl BackwardHalf for MixChannel {
+    fn backward(&self) -> &Half<StreamKey> {
         &self.backward
     }
 
-    fn backward_mut(&mut self) -> &mut Lane<StreamKey> {
+    fn backward_mut(&mut self) -> &mut Half<StreamKey> {
         &mut self.backward
     }
 }
