@@ -266,7 +266,7 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
 
 #[test]
 fn a_cell_played_again_on_another_lane_is_unknown_there() {
-    // Half k of a mix is at the k-th port; cells that come back to one come from as many.
+    // Lane k of a mix is at the k-th port; cells that come back to one come from as many.
     let other = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() ^ 1);
     for backward in [false, true] {
         let mixing = "timed:t=1ms".parse().unwrap();

@@ -27,7 +27,7 @@ pub struct Datagram {
 pub type Tap = Box<dyn FnMut(Datagram) -> Vec<Datagram>>;
 
 /// An address, and the only peer that a connected port there hears.
-type Place = (SocketAddr, Option<SocketAddr>);
+type QueueKey = (SocketAddr, Option<SocketAddr>);
 
 /// A network without delay: every datagram goes through the tap and into its receiver's queue.
 #[derive(Clone, Default)]
@@ -35,7 +35,7 @@ pub struct MemNet(Rc<RefCell<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    queues: HashMap<Place, VecDeque<Datagram>>,
+    queues: HashMap<QueueKey, VecDeque<Datagram>>,
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
@@ -88,7 +88,7 @@ impl MemNet {
         self.take((at, None))
     }
 
-    fn take(&self, at: Place) -> Option<Datagram> {
+    fn take(&self, at: QueueKey) -> Option<Datagram> {
         self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
     }
 
@@ -113,7 +113,7 @@ impl MemNet {
 /// One address of a [`MemNet`].
 pub struct MemPort {
     net: MemNet,
-    at: Place,
+    at: QueueKey,
     lengths: Lengths,
 }
 

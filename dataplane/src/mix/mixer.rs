@@ -30,8 +30,10 @@ pub(super) struct Release<'a> {
     pub times: &'a [Times],
 }
 
+/// Releases of one direction in one turn, where shards share a mixer.
+pub(super) const RELEASES: usize = 4;
 /// Releases in one turn, of both directions: the most of any worker.
-pub(super) const RELEASES_MAX: usize = 2 * super::hub::RELEASES;
+pub(super) const RELEASES_MAX: usize = 2 * RELEASES;
 
 impl Mixer {
     /// One generator for each pool.

@@ -2,16 +2,15 @@
 //!
 //! ```text
 //! edge    between the sockets of one core: receive, open; seal, send     mixer   the pools of both directions
-//! crew    several edges around one mixer, joined by bounded rings         hub     that mixer's ends of the rings
+//! multicore   several shards, each with an edge, around one shared mixer, joined by bounded rings
 //! ```
 //!
 //! [`Mix::turn`](Worker::turn) spells the path of a cell on one core, without a ring. Both directions are the same but
 //! for the layer: forward a mix takes one off and checks it, backward it puts one on.
 
-pub mod crew;
 mod edge;
-mod hub;
 mod mixer;
+pub mod multicore;
 
 use std::sync::{Arc, Mutex};
 

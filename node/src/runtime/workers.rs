@@ -23,7 +23,7 @@ use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
-use dataplane::mix::crew::{self, crew};
+use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
 use dataplane::ops::OpSender;
 use dataplane::punt::{Punt, PuntSender};
@@ -183,12 +183,12 @@ impl Workers {
                     workers.profiles.push(mix.profile());
                     workers.spawn(&spawn, mix, seat.poller, seat.waker)?;
                 } else {
-                    let (mut places, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
+                    let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
                     for (up, Seat { ops, punts, waker, poller }) in up.into_iter().zip(seats) {
                         pollers.push((poller, waker.clone()));
-                        places.push(crew::Place { up, down: down.next(), ops, punts, waker, rng: rng()? });
+                        parts.push(ShardParts { up, down: down.next(), ops, punts, waker, rng: rng()? });
                     }
-                    let edges = crew(settings, places, [rng()?, rng()?], clock.now());
+                    let edges = shards(settings, parts, [rng()?, rng()?], clock.now());
                     for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
                         workers.ledgers.push(edge.published());
                         workers.profiles.push(edge.profile());
