@@ -16,7 +16,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::frames::{Status, Token};
 
 use super::Destination;
-use crate::io::boxes::SocketId;
+use crate::io::app_batch::SocketId;
 use crate::ledger::Drop;
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};

@@ -13,8 +13,8 @@ use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
 use crate::io::Port;
+use crate::io::app_batch::SendBatch;
 use crate::io::apps::Apps;
-use crate::io::boxes::Outbox;
 use crate::ledger::{Drop, Tally};
 use crate::open::keep;
 use crate::punt::{ClientAt, Notice};
@@ -93,7 +93,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
+                answer(&mut self.clients, &self.listening, &mut self.send_batch, tally, (channel, flow), None, data);
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.table.record_mut(channel) else { return };
@@ -101,12 +101,28 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
-                    answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
+                    answer(
+                        &mut self.clients,
+                        &self.listening,
+                        &mut self.send_batch,
+                        tally,
+                        (channel, flow),
+                        None,
+                        data,
+                    );
                 }
             }
             Frame::From { flow, from, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), Some(from), data);
+                answer(
+                    &mut self.clients,
+                    &self.listening,
+                    &mut self.send_batch,
+                    tally,
+                    (channel, flow),
+                    Some(from),
+                    data,
+                );
             }
             Frame::Status { flow, code } => {
                 if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
@@ -129,7 +145,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],
-    outbox: &mut Outbox,
+    send_batch: &mut SendBatch,
     tally: &mut Tally,
     (channel, number): (u32, u16),
     from: Option<SocketAddr>,
@@ -151,5 +167,5 @@ fn answer(
             return;
         }
     };
-    outbox.push_behind(socket, to, flow, &header, data);
+    send_batch.push_behind(socket, to, flow, &header, data);
 }

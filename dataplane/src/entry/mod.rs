@@ -27,8 +27,8 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
+use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
 use crate::io::apps::Apps;
-use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox, SocketId};
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
@@ -54,7 +54,7 @@ const NOTICES: Rate = Rate::per_second(100);
 const APP_BATCHES: usize = 64;
 /// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
 /// a cell of class S, with an unfilled one for each.
-const BATCH_BUFFERS: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 
 pub use listener::{
     Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
@@ -131,8 +131,8 @@ pub struct Entry<D, A> {
     next_tick: Nanos,
     arrivals: Arrivals,
     admitted: Vec<Admitted>,
-    inbox: Inbox,
-    outbox: Outbox,
+    receive_batch: ReceiveBatch,
+    send_batch: SendBatch,
     noticed: Bucket,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
@@ -178,8 +178,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            receive_batch: ReceiveBatch::default(),
+            send_batch: SendBatch::default(),
             noticed: Bucket::default(),
             published: Arc::default(),
             profile: latency::Shared::default(),
@@ -279,15 +279,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
             if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 return;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
-            let some = self.apps.recv(&mut inbox);
+            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+            let some = self.apps.recv(&mut receive_batch);
             if some {
-                for (from, bytes) in inbox.iter() {
+                for (from, bytes) in receive_batch.iter() {
                     self.datagrams.forward.received += 1;
-                    self.outwards(inbox.socket(), from, bytes, now);
+                    self.outwards(receive_batch.socket(), from, bytes, now);
                 }
             }
-            self.inbox = inbox;
+            self.receive_batch = receive_batch;
             if !some {
                 return;
             }
@@ -446,7 +446,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.waiting.len() as u64;
         ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
-        ledger.buffers = ((self.free.free() + self.down.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.down.rx_buffers()) as u64, self.free.total() as u64);
         ledger.traffic = self.down.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -489,7 +489,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         }
         self.tick(now);
         self.receive_link(now);
-        self.apps.send(&mut self.outbox, &mut self.datagrams.backward);
+        self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
         self.receive_apps(now);
         self.leave(now);
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);

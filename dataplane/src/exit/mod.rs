@@ -1,7 +1,7 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
 //! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::io::boxes::Outbox::shuffle_flows`]). Backwards:
+//! one turn has opened in random flow order ([`crate::io::app_batch::SendBatch::shuffle_flows`]). Backwards:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
@@ -31,8 +31,8 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
+use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
 use crate::io::apps::Apps;
-use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox};
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
@@ -57,7 +57,7 @@ pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
 const APP_BATCHES: usize = 64;
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
-const BATCH_BUFFERS: usize = INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
@@ -162,8 +162,8 @@ pub struct Exit<U, A> {
     next_tick: Nanos,
     arrivals: Arrivals,
     admitted: Vec<Admitted>,
-    inbox: Inbox,
-    outbox: Outbox,
+    receive_batch: ReceiveBatch,
+    send_batch: SendBatch,
     due: Vec<u32>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
@@ -210,8 +210,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            receive_batch: ReceiveBatch::default(),
+            send_batch: SendBatch::default(),
             due: Vec::new(),
             published: Arc::default(),
             profile: latency::Shared::default(),
@@ -311,18 +311,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
             if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 break;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
-            let some = self.apps.recv(&mut inbox);
+            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+            let some = self.apps.recv(&mut receive_batch);
             if some {
-                for (from, data) in inbox.iter() {
+                for (from, data) in receive_batch.iter() {
                     self.datagrams.backward.received += 1;
-                    match self.inwards(inbox.socket(), from, data, now) {
+                    match self.inwards(receive_batch.socket(), from, data, now) {
                         Ok(()) => self.datagrams.backward.consumed += 1,
                         Err(reason) => self.datagrams.backward.drop(reason),
                     }
                 }
             }
-            self.inbox = inbox;
+            self.receive_batch = receive_batch;
             if !some {
                 break;
             }
@@ -456,7 +456,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
-        ledger.buffers = ((self.free.free() + self.up.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.up.rx_buffers()) as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -500,9 +500,9 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         }
         self.tick(now);
         self.receive_link(now);
-        self.outbox.shuffle_flows(&mut self.rng);
+        self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        self.apps.send(&mut self.outbox, &mut self.datagrams.forward);
+        self.apps.send(&mut self.send_batch, &mut self.datagrams.forward);
         self.receive_apps(now);
         self.leave(now);
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);

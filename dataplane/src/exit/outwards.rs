@@ -1,7 +1,7 @@
 //! Frames from the entry, and what they do: datagrams to their flows, flows opened, moved and closed, names
 //! asked for and answered.
 //!
-//! Nothing here sends: datagrams go to the outbox, answers to the packer.
+//! Nothing here sends: datagrams go to the send batch, answers to the packer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -87,7 +87,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 match may {
                     Ok(()) => {
-                        self.outbox.push(socket, to, id, data);
+                        self.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
                     }
                     Err(why) => {

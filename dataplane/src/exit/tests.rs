@@ -187,8 +187,8 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
     let reported = |bench: &mut Bench| {
         bench.send(0, 2, address(2));
         bench.send(0, 3, address(3));
-        let Exit { apps, outbox, datagrams, .. } = &mut bench.exit;
-        apps.send(outbox, &mut datagrams.forward);
+        let Exit { apps, send_batch, datagrams, .. } = &mut bench.exit;
+        apps.send(send_batch, &mut datagrams.forward);
         bench.exit.receive_apps(bench.now);
         let mut said = bench.statuses();
         said.retain(|(_, status)| *status == Status::Unreachable);

@@ -1,7 +1,7 @@
 //! Link sockets, with GSO and GRO where the kernel has them.
 //!
 //! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a burst is
-//! scattered over as many buffers, one cell each (`io::offer`); what leaves is gathered from buffers in shuffled
+//! scattered over as many buffers, one cell each (`rx_buffers`); what leaves is gathered from buffers in shuffled
 //! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where buffers end. No byte is moved
 //! for it in user space.
 //!
@@ -13,8 +13,8 @@ use std::net::UdpSocket;
 use arrayvec::ArrayVec;
 
 use super::calls::Calls;
-use super::offer::{Offer, burst_cells_max};
 use super::offload::Offloads;
+use super::rx_buffers::{RxBuffers, burst_cells_max};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
 use crate::buffer::FreeList;
@@ -27,7 +27,7 @@ pub struct LinkPort {
     calls: Calls,
     lengths: Lengths,
     ready: bool,
-    offer: Offer,
+    rx_buffers: RxBuffers,
     /// Whether what leaves may leave in GSO bursts.
     gso: bool,
     traffic: Traffic,
@@ -42,7 +42,7 @@ impl LinkPort {
             calls,
             lengths,
             ready: true,
-            offer: Offer::new(lengths, offloads.gro),
+            rx_buffers: RxBuffers::new(lengths, offloads.gro),
             gso: offloads.gso,
             traffic: Traffic::default(),
         }
@@ -50,8 +50,8 @@ impl LinkPort {
 
     /// Where the buffers are that the next call fills, in order.
     #[cfg(test)]
-    pub(super) fn offered_at(&self) -> Vec<*const u8> {
-        self.offer.at()
+    pub(super) fn rx_buffers_at(&self) -> Vec<*const u8> {
+        self.rx_buffers.at()
     }
 }
 
@@ -60,13 +60,13 @@ impl Rx for LinkPort {
         if !self.ready {
             return 0;
         }
-        let messages = self.offer.fill(free);
+        let messages = self.rx_buffers.fill(free);
         if messages == 0 {
             return 0;
         }
         let mut received: ArrayVec<(usize, Received), { sys::MESSAGES_MAX }> = ArrayVec::new();
-        let per_message = self.offer.per_message;
-        let got = self.calls.recv(&self.socket, self.offer.slices(messages), per_message, |i, message| {
+        let per_message = self.rx_buffers.per_message;
+        let got = self.calls.recv(&self.socket, self.rx_buffers.slices(messages), per_message, |i, message| {
             received.push((i, message));
         });
         // Fewer than asked for: the queue is empty. An error other than "nothing waits" has no datagram behind it
@@ -74,16 +74,16 @@ impl Rx for LinkPort {
         self.ready = matches!(got, Ok(got) if got == messages);
         let before = into.len();
         for (i, message) in &received {
-            self.offer.take(*i, *message, self.lengths, free, into);
+            self.rx_buffers.take(*i, *message, self.lengths, free, into);
         }
         let arrived = into.len() - before;
-        self.offer.learn(received.len(), arrived);
+        self.rx_buffers.learn(received.len(), arrived);
         self.traffic.received += received.len() as u64;
         arrived
     }
 
-    fn offered(&self) -> usize {
-        self.offer.len()
+    fn rx_buffers(&self) -> usize {
+        self.rx_buffers.len()
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 
+use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::apps::{Apps, count_failure};
-use super::boxes::{Inbox, Outbox, SocketId};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
@@ -201,24 +201,24 @@ impl Apps for MemApps {
         self.sockets[socket as usize] = None;
     }
 
-    fn recv(&mut self, inbox: &mut Inbox) -> bool {
+    fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool {
         for _ in 0..self.sockets.len() {
             self.at = (self.at + 1) % self.sockets.len();
             let Some(address) = self.sockets[self.at] else { continue };
-            inbox.start(self.at as SocketId);
-            while !inbox.is_full() {
+            receive_batch.start(self.at as SocketId);
+            while !receive_batch.is_full() {
                 let Some(datagram) = self.net.receive(address) else { break };
-                inbox.push(datagram.from, &datagram.bytes);
+                receive_batch.push(datagram.from, &datagram.bytes);
             }
-            if inbox.iter().next().is_some() {
+            if receive_batch.iter().next().is_some() {
                 return true;
             }
         }
         false
     }
 
-    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
-        for (item, data) in outbox.iter() {
+    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
+        for (item, data) in send_batch.iter() {
             match self.sockets.get(item.socket as usize).copied().flatten() {
                 Some(_) if self.net.0.borrow().send_errors.contains_key(&item.to) => {
                     let error = std::io::Error::from_raw_os_error(self.net.0.borrow().send_errors[&item.to]);
@@ -233,7 +233,7 @@ impl Apps for MemApps {
                 None => tally.send_errors += 1,
             }
         }
-        outbox.clear();
+        send_batch.clear();
     }
 
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {

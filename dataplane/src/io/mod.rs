@@ -3,13 +3,13 @@
 //! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`calls`]), and [`mem`],
 //! deterministic, for tests.
 
+pub mod app_batch;
 pub mod apps;
-pub mod boxes;
 pub mod calls;
 pub mod link;
 pub mod mem;
-mod offer;
 pub mod offload;
+mod rx_buffers;
 #[cfg(test)]
 mod suite;
 
@@ -24,7 +24,7 @@ pub trait Rx {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
 
     /// Buffers that it keeps for what is to come; they hold nothing.
-    fn offered(&self) -> usize {
+    fn rx_buffers(&self) -> usize {
         0
     }
 }
@@ -53,8 +53,8 @@ impl<P: Rx> Rx for Option<P> {
         self.as_mut().map_or(0, |port| port.recv(free, into))
     }
 
-    fn offered(&self) -> usize {
-        self.as_ref().map_or(0, Rx::offered)
+    fn rx_buffers(&self) -> usize {
+        self.as_ref().map_or(0, Rx::rx_buffers)
     }
 }
 

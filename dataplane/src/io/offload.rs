@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::offer::burst_cells_max;
+use super::rx_buffers::burst_cells_max;
 use crate::sys::{self, Message};
 
 /// What an operator wants.

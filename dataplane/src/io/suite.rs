@@ -154,13 +154,13 @@ impl Bed {
             let came = self.port.recv(&mut self.free, &mut self.arrivals);
             assert_eq!(came, self.arrivals.len());
             let held = self.arrivals.cells.len();
-            assert_eq!(self.free.free() + self.port.offered() + held, BUFFERS);
+            assert_eq!(self.free.free() + self.port.rx_buffers() + held, BUFFERS);
             let peers = self.arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
             for (cell, peer) in self.arrivals.cells.drain(..).zip(peers.collect::<Vec<_>>()) {
                 seen.cells.push((peer, cell.bytes(CELL).to_vec()));
                 self.free.give(cell.into_buffer());
             }
-            assert_eq!(self.free.free() + self.port.offered(), BUFFERS);
+            assert_eq!(self.free.free() + self.port.rx_buffers(), BUFFERS);
             let handshakes = self.arrivals.handshakes.drain(..);
             seen.handshakes.extend(handshakes.map(|(from, mut bytes)| (from, bytes.bytes_mut().to_vec())));
             seen.odd += std::mem::take(&mut self.arrivals.odd);
@@ -351,7 +351,7 @@ fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
         let mut tally = Tally::default();
         assert!(bed.port.send(&mut out, &mut bed.free, &mut tally), "{kind:?}");
         assert_eq!((tally.sent, tally.send_errors, out.len()), (u64::from(at), 0, 0), "{kind:?}");
-        assert_eq!(bed.free.free() + bed.port.offered(), BUFFERS);
+        assert_eq!(bed.free.free() + bed.port.rx_buffers(), BUFFERS);
         for (peer, want) in want.iter().enumerate() {
             let got: Vec<u32> = bed.taken_by(peer).iter().map(|cell| number(cell)).collect();
             assert!(got.iter().eq(want), "{kind:?}, peer {peer}: {got:?}");
@@ -391,7 +391,7 @@ fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
         let got: Vec<u32> = bed.taken_by(0).iter().map(|cell| number(cell)).collect();
         assert_eq!(got, (0..3).chain(5..75).collect::<Vec<_>>());
         assert_eq!(bed.port.traffic().gso, offloads.gso, "that was not the fault of GSO");
-        assert_eq!(bed.free.free() + bed.port.offered(), BUFFERS);
+        assert_eq!(bed.free.free() + bed.port.rx_buffers(), BUFFERS);
     }
 }
 
@@ -421,7 +421,7 @@ fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
         let mut port = link_port(own, io, offloads);
         let (mut free, mut arrivals) = (FreeList::new(BUFFERS), Arrivals::new());
         assert_eq!(port.recv(&mut free, &mut arrivals), 0);
-        let offered = port.offered_at();
+        let kept = port.rx_buffers_at();
         let sender = socket();
         for count in if offloads.gro { [20, 3] } else { [1, 1] } {
             let message = Message { to: at, pieces: 1, segment: (count > 1).then_some(CELL as u16) };
@@ -431,7 +431,7 @@ fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
         assert!(port.recv(&mut free, &mut arrivals) >= 2);
         let came: Vec<*const u8> = arrivals.cells.iter().map(|cell| cell.bytes(CELL).as_ptr()).collect();
         let filled = if offloads.gro { (0..20).chain(64..67).collect() } else { vec![0, 1] };
-        assert_eq!(came, filled.into_iter().map(|i| offered[i]).collect::<Vec<_>>(), "{io}, {offloads:?}");
+        assert_eq!(came, filled.into_iter().map(|i| kept[i]).collect::<Vec<_>>(), "{io}, {offloads:?}");
     }
 }
 

@@ -342,7 +342,7 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Buffers that hold nothing.
     pub fn bare(&self) -> usize {
-        self.free.free() + self.up.offered() + self.down.offered()
+        self.free.free() + self.up.rx_buffers() + self.down.rx_buffers()
     }
 
     /// Its buffers, to be exchanged for full ones.

@@ -21,9 +21,9 @@ const STRIDE: usize = MESSAGE_LEN + 1536;
 /// Datagrams of a burst that a local sender can make the kernel carry (UDP_MAX_SEGMENTS).
 const GRO_SEGMENTS_MAX: usize = 128;
 /// Datagrams of one batch at most.
-pub const INBOX_MAX: usize = MESSAGES * GRO_SEGMENTS_MAX;
+pub const RECEIVE_BATCH_MAX: usize = MESSAGES * GRO_SEGMENTS_MAX;
 /// Bytes of one batch at most.
-pub const INBOX_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
+pub const RECEIVE_BATCH_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
 
 /// A datagram of a batch.
 struct Item {
@@ -33,22 +33,26 @@ struct Item {
 }
 
 /// A batch of datagrams from one application socket.
-pub struct Inbox {
+pub struct ReceiveBatch {
     socket: SocketId,
     bytes: Box<[u8]>,
     items: Vec<Item>,
 }
 
-impl Default for Inbox {
-    fn default() -> Inbox {
-        Inbox { socket: 0, bytes: vec![0; MESSAGES * STRIDE].into(), items: Vec::with_capacity(INBOX_MAX) }
+impl Default for ReceiveBatch {
+    fn default() -> ReceiveBatch {
+        ReceiveBatch {
+            socket: 0,
+            bytes: vec![0; MESSAGES * STRIDE].into(),
+            items: Vec::with_capacity(RECEIVE_BATCH_MAX),
+        }
     }
 }
 
-impl Inbox {
+impl ReceiveBatch {
     /// One that holds nothing and can receive nothing: takes the place of one that is being read.
-    pub(crate) fn placeholder() -> Inbox {
-        Inbox { socket: 0, bytes: Box::default(), items: Vec::new() }
+    pub(crate) fn placeholder() -> ReceiveBatch {
+        ReceiveBatch { socket: 0, bytes: Box::default(), items: Vec::new() }
     }
 
     /// Where they came in.
@@ -86,7 +90,7 @@ impl Inbox {
 
     /// Receives what waits at a socket, at most a batch; bursts come apart here. Whether there may be more.
     pub(crate) fn fill(&mut self, socket: &UdpSocket) -> bool {
-        let Inbox { bytes, items, .. } = self;
+        let ReceiveBatch { bytes, items, .. } = self;
         let buffers = bytes.chunks_exact_mut(STRIDE).map(|chunk| &mut chunk[..MESSAGE_LEN]);
         let got = sys::recv(socket, buffers, 1, |i, sys::Received { len, segment, from }| {
             let (start, step) = (i * STRIDE, segment.unwrap_or(len));
@@ -116,14 +120,14 @@ pub struct Outgoing {
 
 /// Datagrams on their way to applications, collected over a turn.
 #[derive(Default)]
-pub struct Outbox {
+pub struct SendBatch {
     bytes: Vec<u8>,
     pub(crate) items: Vec<Outgoing>,
     ranks: HashMap<u32, u32, foldhash::fast::RandomState>,
     order: Vec<u32>,
 }
 
-impl Outbox {
+impl SendBatch {
     /// Adds a datagram.
     pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
         self.push_behind(socket, to, flow, &[], data);
@@ -220,15 +224,15 @@ mod tests {
         let mut rng = ChaCha20Rng::seed_from_u64(4);
         let mut orders: Map<Vec<u32>, u32> = Map::new();
         for _ in 0..6000 {
-            let mut outbox = Outbox::default();
+            let mut send_batch = SendBatch::default();
             for (i, flow) in [7, 8, 7, 9, 9, 8, 7].into_iter().enumerate() {
-                outbox.push(0, to, flow, &[i as u8]);
+                send_batch.push(0, to, flow, &[i as u8]);
             }
-            outbox.shuffle_flows(&mut rng);
+            send_batch.shuffle_flows(&mut rng);
             for flow in [7, 8, 9] {
-                assert!(outbox.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
+                assert!(send_batch.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
             }
-            let mut flows: Vec<u32> = outbox.iter().map(|(item, _)| item.flow).collect();
+            let mut flows: Vec<u32> = send_batch.iter().map(|(item, _)| item.flow).collect();
             flows.dedup();
             *orders.entry(flows).or_default() += 1;
         }
@@ -241,16 +245,16 @@ mod tests {
     #[test]
     fn what_can_leave_as_one_burst_ends_at_another_length_address_or_socket() {
         let [a, b] = ["1.2.3.4:5", "1.2.3.4:6"].map(|to| to.parse().unwrap());
-        let mut outbox = Outbox::default();
+        let mut send_batch = SendBatch::default();
         for (socket, to, len) in
             [(0, a, 10), (0, a, 10), (0, a, 7), (0, a, 10), (0, b, 10), (1, b, 10), (1, b, 11), (1, b, 0), (1, b, 2000)]
         {
-            outbox.push(socket, to, 1, &[1; 2000][..len]);
+            send_batch.push(socket, to, 1, &[1; 2000][..len]);
         }
-        let bursts: Vec<_> = (0..9).map(|at| outbox.burst(at)).collect();
+        let bursts: Vec<_> = (0..9).map(|at| send_batch.burst(at)).collect();
         let want = [(3, 10), (2, 10), (1, 7), (1, 10), (1, 10), (1, 10), (1, 11), (1, 0), (1, 2000)];
         assert_eq!(bursts, want);
-        let mut long = Outbox::default();
+        let mut long = SendBatch::default();
         (0..100).for_each(|_| long.push(0, a, 1, &[1; 1400]));
         assert_eq!(long.burst(0), (46, 1400));
         assert_eq!(long.burst(60), (40, 1400));
@@ -267,13 +271,13 @@ mod tests {
         sys::send(&from, std::iter::once(burst), std::iter::once(&bytes[..4321])).unwrap();
         from.send_to(&[], to).unwrap();
         from.send_to(&bytes, to).unwrap();
-        let mut inbox = Inbox::default();
-        inbox.start(3);
-        assert!(!inbox.fill(&at));
-        let lens: Vec<_> = inbox.iter().map(|(_, bytes)| bytes.len()).collect();
+        let mut receive_batch = ReceiveBatch::default();
+        receive_batch.start(3);
+        assert!(!receive_batch.fill(&at));
+        let lens: Vec<_> = receive_batch.iter().map(|(_, bytes)| bytes.len()).collect();
         assert_eq!(lens, [1000, 1000, 1000, 1000, 321, 0, 5000]);
-        let all: Vec<u8> = inbox.iter().take(5).flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        let all: Vec<u8> = receive_batch.iter().take(5).flat_map(|(_, bytes)| bytes.to_vec()).collect();
         assert_eq!(all, bytes[..4321]);
-        assert!(inbox.iter().all(|(sender, _)| sender == from.local_addr().unwrap()));
+        assert!(receive_batch.iter().all(|(sender, _)| sender == from.local_addr().unwrap()));
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn burst_cells_max(cell_len: usize) -> usize {
 }
 
 /// Buffers that receive calls fill.
-pub(super) struct Offer {
+pub(super) struct RxBuffers {
     buffers: Vec<&'static mut Buffer>,
     /// Buffers of each message.
     pub(super) per_message: usize,
@@ -34,9 +34,9 @@ pub(super) struct Offer {
     recent: usize,
 }
 
-impl Offer {
-    pub(super) fn new(lengths: Lengths, join: bool) -> Offer {
-        Offer {
+impl RxBuffers {
+    pub(super) fn new(lengths: Lengths, join: bool) -> RxBuffers {
+        RxBuffers {
             buffers: Vec::with_capacity(RECEIVE_MAX),
             per_message: if join { burst_cells_max(lengths.cell) } else { 1 },
             room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
