@@ -9,7 +9,7 @@ use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
 use crate::buffer::FreeList;
 use crate::ingress::Admitted;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::punt::{Punt, PuntSender};
 use crate::table::{BackwardHalf, ForwardHalf, Table};
 use crate::{Nanos, SECOND};
@@ -61,13 +61,13 @@ pub fn forward<C: ForwardHalf>(
                     verdicts.push(None);
                     jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
                 }
-                None => verdicts.push(Some(Drop::Old)),
+                None => verdicts.push(Some(DropReason::Old)),
             }
         }
         open_batch(&mut jobs);
         let mut opened = jobs.iter().map(|job| job.ok);
         for verdict in verdicts[first..].iter_mut().filter(|verdict| verdict.is_none()) {
-            *verdict = (!opened.next().expect("one job for each")).then_some(Drop::Forged);
+            *verdict = (!opened.next().expect("one job for each")).then_some(DropReason::Forged);
         }
         drop(jobs);
         for (cell, verdict) in chunk.iter().zip(&mut verdicts[first..]) {
@@ -114,7 +114,7 @@ pub fn backward<C: BackwardHalf>(
             let half = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(Drop::from);
+            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(DropReason::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);
@@ -132,7 +132,7 @@ pub fn backward<C: BackwardHalf>(
                     jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
                 }
                 // Behind the window by now: a later cell of this chunk is far ahead of it.
-                None => *verdict = Some(Drop::Old),
+                None => *verdict = Some(DropReason::Old),
             }
         }
         ctr_batch(&mut jobs);
@@ -144,7 +144,7 @@ pub fn backward<C: BackwardHalf>(
 /// Drops what has a verdict; the rest keeps its order.
 pub(crate) fn keep(
     cells: &mut Vec<Admitted>,
-    verdicts: &mut Vec<Option<Drop>>,
+    verdicts: &mut Vec<Option<DropReason>>,
     free: &mut FreeList,
     tally: &mut Tally,
 ) {
@@ -238,6 +238,6 @@ mod tests {
             }
             cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_buffer()));
         }
-        assert_eq!((tally.drops(Drop::Forged), tally.drops(Drop::Replay)), (2, 1));
+        assert_eq!((tally.drops(DropReason::Forged), tally.drops(DropReason::Replay)), (2, 1));
     }
 }

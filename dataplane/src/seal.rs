@@ -10,7 +10,7 @@ use wire::cell::Block;
 use crate::batch::Departures;
 use crate::buffer::FreeList;
 use crate::lanes::address;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::links::{Links, place};
 use crate::pool::Pooled;
 
@@ -48,9 +48,9 @@ impl Sealer {
             self.blocks.extend(same.map(|pooled| pooled.ticket.header.to_block()));
             let link = links.link(link_id);
             let slot = match (link, sealed_for) {
-                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
-                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(Drop::SlotExpired),
-                (None, _) => Err(Drop::LinkGone),
+                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(DropReason::LinkDown),
+                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(DropReason::SlotExpired),
+                (None, _) => Err(DropReason::LinkGone),
             };
             match slot {
                 Ok((slot, peer)) => {
@@ -140,7 +140,7 @@ mod tests {
             })
             .collect();
         sealer.run(&mut release, 1, &mut links, &mut out, &mut free, &mut tally);
-        assert_eq!((out.len(), tally.drops(Drop::LinkGone), tally.drops(Drop::LinkDown)), (1, 2, 1));
+        assert_eq!((out.len(), tally.drops(DropReason::LinkGone), tally.drops(DropReason::LinkDown)), (1, 2, 1));
         assert!(links.link(old).is_none() && links.link(new).is_some());
         links.retire(old);
         assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");

@@ -16,7 +16,7 @@ use wire::setup::HopSecrets;
 use zeroize::Zeroizing;
 
 use crate::entry::Listener;
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
 use crate::slab::Slab;
@@ -261,7 +261,7 @@ pub struct Table<C> {
     by_down: ByNumber,
     open: usize,
     /// Scratch of the stages: one verdict per cell.
-    pub(crate) verdicts: Vec<Option<Drop>>,
+    pub(crate) verdicts: Vec<Option<DropReason>>,
 }
 
 impl<C> Default for Table<C> {
@@ -396,12 +396,12 @@ impl<C> Table<C> {
     }
 }
 
-impl From<Refused> for Drop {
-    fn from(refused: Refused) -> Drop {
+impl From<Refused> for DropReason {
+    fn from(refused: Refused) -> DropReason {
         match refused {
-            Refused::Old => Drop::Old,
-            Refused::Ahead => Drop::Ahead,
-            Refused::Seen => Drop::Replay,
+            Refused::Old => DropReason::Old,
+            Refused::Ahead => DropReason::Ahead,
+            Refused::Seen => DropReason::Replay,
         }
     }
 }

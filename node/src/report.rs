@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use dataplane::histogram::Histogram;
 use dataplane::io::calls::Io;
 use dataplane::latency::{Latency, Profile};
-use dataplane::ledger::{Drop, Ledger, Pair, Tally};
+use dataplane::ledger::{DropReason, Ledger, Pair, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NodeRole, node_name};
@@ -220,7 +220,7 @@ pub struct Handshakes {
 
 impl From<&Tally> for TallyReport {
     fn from(tally: &Tally) -> TallyReport {
-        let dropped = Drop::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
+        let dropped = DropReason::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
         TallyReport {
             received: tally.received,
             injected: tally.injected,
@@ -342,7 +342,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.cells.forward.received = 5;
         ledger.cells.forward.sent = 3;
-        ledger.cells.forward.drop_many(Drop::Replay, 2);
+        ledger.cells.forward.drop_many(DropReason::Replay, 2);
         ledger.batches.add(3, 2);
         let mut profile = Profile::default();
         profile.batches.add(3, 1);

@@ -15,7 +15,7 @@ use crate::Nanos;
 use crate::io::Port;
 use crate::io::app_batch::SendBatch;
 use crate::io::apps::Apps;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::open::keep;
 use crate::punt::{ClientAt, Notice};
 
@@ -48,7 +48,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                             self.inwards(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.cells.backward.drop(Drop::Frames),
+                    Err(_) => self.cells.backward.drop(DropReason::Frames),
                 }
                 self.free.give(cell.cell.into_buffer());
             }
@@ -60,7 +60,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn strip(&mut self) {
         let Self { table, admitted, free, cells, settings, .. } = self;
         let len = settings.shape.cell_len(Direction::Backward, 1);
-        let mut verdicts: Vec<Option<Drop>> = std::mem::take(&mut table.verdicts);
+        let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
         for chunk in admitted.chunks_mut(BATCH_MAX) {
             let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
             for cell in chunk.iter_mut() {
@@ -68,7 +68,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
             }
             unwrap(settings.shape, &mut jobs);
-            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
+            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(DropReason::Forged)));
         }
         for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
             if verdict.is_some() {
@@ -99,7 +99,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let Some(record) = self.table.record_mut(channel) else { return };
                 let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
-                tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
                     answer(
                         &mut self.clients,
@@ -152,18 +152,18 @@ fn answer(
     data: &[u8],
 ) {
     let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
-        tally.drop(Drop::Flow);
+        tally.drop(DropReason::Flow);
         return;
     };
     let Some(Listening { listener, .. }) = listening.get(socket as usize).and_then(Option::as_ref) else {
-        tally.drop(Drop::Flow);
+        tally.drop(DropReason::Flow);
         return;
     };
     let header = match from {
         None => listener.header(&peer),
         Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),
         Some(_) => {
-            tally.drop(Drop::Filtered);
+            tally.drop(DropReason::Filtered);
             return;
         }
     };

@@ -30,7 +30,7 @@ use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
 use crate::io::apps::Apps;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
@@ -223,7 +223,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Op::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
                 let Some(buffer) = self.free.take() else {
-                    self.cells.forward.drop(Drop::NoBuffer);
+                    self.cells.forward.drop(DropReason::NoBuffer);
                     return;
                 };
                 let mut cell = Cell::own(buffer);
@@ -254,7 +254,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if let Some(record) = self.table.remove(channel) {
             self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
-            self.datagrams.backward.drop_many(Drop::Ended, lost);
+            self.datagrams.backward.drop_many(DropReason::Ended, lost);
         }
         self.clients.channel_down(channel);
     }
@@ -268,7 +268,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.apps.close(socket);
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.socket != socket);
-        self.datagrams.forward.drop_many(Drop::Ended, (before - self.waiting.len()) as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
         self.clients.forget(socket, |channel, flow| {
             let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
         });
@@ -301,28 +301,28 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), Drop> {
+    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
         // Whatever a socket had received before it was closed has been counted, and goes nowhere.
         let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
-            return Err(Drop::Ended);
+            return Err(DropReason::Ended);
         };
         let client = ClientAt { listener: *id, address: from };
         let (destination, data) = listener.read(from, bytes)?;
         let idle = listener.idle;
         if destination.open_len() > payload {
-            return Err(Drop::BadAddress);
+            return Err(DropReason::BadAddress);
         }
         if frames::fragments(payload, data.len()).is_none() {
             self.notice(Notice::TooLarge { client, len: data.len(), max: frames::longest(payload) }, now);
-            return Err(Drop::TooLarge);
+            return Err(DropReason::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {
             // No channel is up.
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return oldest.map_or(Ok(()), |_| {
-                self.datagrams.forward.drop(Drop::ChannelQueueFull);
+                self.datagrams.forward.drop(DropReason::ChannelQueueFull);
                 Ok(())
             });
         };
@@ -362,7 +362,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let Some((channel, cell)) = next else { break };
                 self.cells.forward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
-                    self.cells.forward.drop(Drop::Ended);
+                    self.cells.forward.drop(DropReason::Ended);
                     self.free.give(cell.into_buffer());
                     continue;
                 };
@@ -420,7 +420,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.next_tick = self.next_tick.min(now + liveness::LOOK);
             }
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
-            self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
+            self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(Ended::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
@@ -536,11 +536,11 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        self.datagrams.forward.drop_many(Drop::Shutdown, self.waiting.len() as u64);
+        self.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
-        self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.cells.forward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }

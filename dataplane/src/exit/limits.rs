@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use foldhash::quality::RandomState;
 
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
 use crate::{Nanos, SECOND};
 
@@ -80,21 +80,21 @@ impl Limiter {
     /// A datagram that a flow would send to an address.
     ///
     /// # Errors
-    /// The flow or the address has its fill ([`Drop::FlowRate`], [`Drop::DestinationRate`]), or the address has not
-    /// answered what it has got ([`Drop::Unanswered`]).
-    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), Drop> {
+    /// The flow or the address has its fill ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
+    /// answered what it has got ([`DropReason::Unanswered`]).
+    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
         let Limits { unanswered, flow, destination } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
         if most.is_some() || destination.is_some() {
             let rows = self.rows(to);
             if most.is_some_and(|most| rows.iter().all(|row| row.unanswered >= most)) {
-                return Err(Drop::Unanswered);
+                return Err(DropReason::Unanswered);
             }
             if flow.is_some_and(|rate| !usage.outwards.has(rate, now)) {
-                return Err(Drop::FlowRate);
+                return Err(DropReason::FlowRate);
             }
             if destination.is_some_and(|rate| !rows.iter().any(|row| row.outwards.has(rate, now))) {
-                return Err(Drop::DestinationRate);
+                return Err(DropReason::DestinationRate);
             }
             for row in rows {
                 row.unanswered = row.unanswered.saturating_add(u32::from(most.is_some()));
@@ -103,7 +103,7 @@ impl Limiter {
             usage.charged += u32::from(most.is_some());
         }
         match flow {
-            Some(rate) if !usage.outwards.take(rate, now) => Err(Drop::FlowRate),
+            Some(rate) if !usage.outwards.take(rate, now) => Err(DropReason::FlowRate),
             _ => Ok(()),
         }
     }
@@ -112,18 +112,18 @@ impl Limiter {
     ///
     /// # Errors
     /// The flow or the address has its fill.
-    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), Drop> {
+    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), DropReason> {
         if answers {
             self.answered(usage, from);
         }
         let Limits { flow, destination, .. } = self.limits;
         if flow.is_some_and(|rate| !usage.inwards.take(rate, now)) {
-            return Err(Drop::FlowRate);
+            return Err(DropReason::FlowRate);
         }
         if let Some(rate) = destination
             && !self.rows(from).map(|row| row.inwards.take(rate, now)).contains(&true)
         {
-            return Err(Drop::DestinationRate);
+            return Err(DropReason::DestinationRate);
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ mod tests {
             }
         }
         assert_eq!(sent, 10);
-        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(DropReason::Unanswered));
         assert_eq!(limiter.outwards(&mut flows[0], ip(2), 20), Ok(()), "another address has its own");
     }
 
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!((0..100).filter(|_| limiter.outwards(&mut third, ip(1), 0).is_ok()).count(), 4);
         // A stranger's datagram is no answer.
         limiter.inwards(&mut silent, ip(9), false, 0).unwrap();
-        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(DropReason::Unanswered));
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         (0..4).for_each(|_| limiter.outwards(&mut closed, ip(1), 0).unwrap());
         (0..6).for_each(|_| limiter.outwards(&mut live, ip(1), 0).unwrap());
         limiter.tick(FORGET - 1, [(&live, ip(1))].into_iter());
-        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(DropReason::Unanswered));
         limiter.tick(FORGET, [(&live, ip(1))].into_iter());
         assert_eq!((0..100).filter(|_| limiter.outwards(&mut live, ip(1), FORGET).is_ok()).count(), 4);
     }
@@ -225,7 +225,7 @@ mod tests {
             // A quarter of a second's at first, and then two seconds'.
             let passed = 4000 - refused.len();
             assert!((335..=339).contains(&passed), "{passed}");
-            assert!(refused.contains(&Drop::FlowRate) && refused.contains(&Drop::DestinationRate));
+            assert!(refused.contains(&DropReason::FlowRate) && refused.contains(&DropReason::DestinationRate));
         }
         let mut other = Usage::default();
         assert_eq!(limiter.outwards(&mut other, ip(2), 2 * SECOND), Ok(()));

@@ -34,7 +34,7 @@ use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
 use crate::io::apps::Apps;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::open;
 use crate::packer::Packer;
@@ -142,7 +142,7 @@ pub struct Exit<U, A> {
     flows: Flows,
     limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(u32, u16), Drop, foldhash::fast::RandomState>,
+    refused: HashMap<(u32, u16), DropReason, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
@@ -254,7 +254,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Op::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
                 let Some(buffer) = self.free.take() else {
-                    self.cells.backward.drop(Drop::NoBuffer);
+                    self.cells.backward.drop(DropReason::NoBuffer);
                     return;
                 };
                 let mut cell = Cell::own(buffer);
@@ -276,7 +276,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();
         self.reassembling -= fragments as u64;
-        self.datagrams.forward.drop_many(Drop::Ended, (waited + fragments) as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, (waited + fragments) as u64);
     }
 
     fn receive_link(&mut self, now: Nanos) {
@@ -298,7 +298,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                             self.outwards(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.cells.forward.drop(Drop::Frames),
+                    Err(_) => self.cells.forward.drop(DropReason::Frames),
                 }
                 self.free.give(cell.cell.into_buffer());
             }
@@ -339,17 +339,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// One datagram from the internet.
-    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), Drop> {
+    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         let Self { flows, limiter, packer, free, settings, .. } = self;
         let payload = settings.shape.payload();
         let Some(flow) = flows.talking_to(socket, from) else {
             if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
-                return Err(Drop::Filtered);
+                return Err(DropReason::Filtered);
             }
-            let flow = flows.of_client(socket).ok_or(Drop::Filtered)?;
+            let flow = flows.of_client(socket).ok_or(DropReason::Filtered)?;
             let frame = Frame::From { flow: flow.number, from, data };
             if frame.len() > payload {
-                return Err(Drop::TooLarge);
+                return Err(DropReason::TooLarge);
             }
             if let Some(usage) = &mut flow.usage {
                 limiter.inwards(usage, from.ip(), false, now)?;
@@ -357,7 +357,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             return packer.put(flow.channel, &frame, free);
         };
         if frames::fragments(payload, data.len()).is_none() {
-            return Err(Drop::TooLarge);
+            return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {
             limiter.inwards(usage, from.ip(), true, now)?;
@@ -384,7 +384,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let Some((channel, cell)) = next else { break };
                 self.cells.backward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
-                    self.cells.backward.drop(Drop::Ended);
+                    self.cells.backward.drop(DropReason::Ended);
                     self.free.give(cell.into_buffer());
                     continue;
                 };
@@ -436,7 +436,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let waited = flows.expire(apps, now, |channel, flow| {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
         });
-        self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
         let channels: Vec<u32> = self
             .table
             .iter()
@@ -447,7 +447,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let record = self.table.record_mut(channel).expect("just listed");
             let lost = u64::from(record.state.reassembler.sweep(Duration::from_nanos(now)));
             self.reassembling -= lost;
-            self.datagrams.forward.drop_many(Drop::Incomplete, lost);
+            self.datagrams.forward.drop_many(DropReason::Incomplete, lost);
         }
     }
 
@@ -551,7 +551,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.leave(now);
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
-        self.cells.backward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.cells.backward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }

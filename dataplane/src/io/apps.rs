@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::link::waits;
 use super::offload::Offloads;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
 
@@ -79,10 +79,10 @@ pub(crate) fn count_failure(error: &io::Error, tally: &mut Tally) -> bool {
     let errno = error.raw_os_error().unwrap_or(0);
     let reported = REPORTED.contains(&errno);
     match errno {
-        _ if reported => tally.drop(Drop::Unreachable),
-        libc::EPERM => tally.drop(Drop::Forbidden),
-        libc::EMSGSIZE => tally.drop(Drop::PathMtu),
-        _ if waits(error) => tally.drop(Drop::SendBufferFull),
+        _ if reported => tally.drop(DropReason::Unreachable),
+        libc::EPERM => tally.drop(DropReason::Forbidden),
+        libc::EMSGSIZE => tally.drop(DropReason::PathMtu),
+        _ if waits(error) => tally.drop(DropReason::SendBufferFull),
         _ => tally.send_errors += 1,
     }
     reported
@@ -287,22 +287,22 @@ mod tests {
         send_batch.push(id, "255.255.255.255:9".parse().unwrap(), 2, b"x");
         send_batch.push(id, there.local_addr().unwrap(), 3, b"y");
         apps.send(&mut send_batch, &mut tally);
-        assert_eq!((tally.drops(Drop::PathMtu), tally.drops(Drop::Unreachable), tally.sent), (1, 1, 1));
+        assert_eq!((tally.drops(DropReason::PathMtu), tally.drops(DropReason::Unreachable), tally.sent), (1, 1, 1));
         let mut seen = Vec::new();
         apps.unreachable(&mut |_, to| seen.push(to.port()));
         assert_eq!(seen, [9]);
         for (errno, reason) in [
-            (libc::ENETUNREACH, Drop::Unreachable),
-            (libc::EHOSTUNREACH, Drop::Unreachable),
-            (libc::EPERM, Drop::Forbidden),
-            (libc::EMSGSIZE, Drop::PathMtu),
-            (libc::EAGAIN, Drop::SendBufferFull),
-            (libc::ENOBUFS, Drop::SendBufferFull),
+            (libc::ENETUNREACH, DropReason::Unreachable),
+            (libc::EHOSTUNREACH, DropReason::Unreachable),
+            (libc::EPERM, DropReason::Forbidden),
+            (libc::EMSGSIZE, DropReason::PathMtu),
+            (libc::EAGAIN, DropReason::SendBufferFull),
+            (libc::ENOBUFS, DropReason::SendBufferFull),
         ] {
             let mut tally = Tally::default();
             let reported = count_failure(&io::Error::from_raw_os_error(errno), &mut tally);
             assert_eq!((tally.drops(reason), tally.send_errors), (1, 0));
-            assert_eq!(reported, reason == Drop::Unreachable);
+            assert_eq!(reported, reason == DropReason::Unreachable);
         }
     }
 

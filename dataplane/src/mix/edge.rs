@@ -12,7 +12,7 @@ use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::latency::{Profile, Times};
-use crate::ledger::{Drop, Gauges, Ledger, Tally};
+use crate::ledger::{DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::open;
 use crate::pool::{POOL_MAX, Pooled};
@@ -143,7 +143,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                     Direction::Backward => state.backward().onward,
                 };
                 let Some((link, number)) = onward else {
-                    pipe.tally.drop(Drop::Channel);
+                    pipe.tally.drop(DropReason::Channel);
                     free.give(cell.into_buffer());
                     continue;
                 };
@@ -211,11 +211,11 @@ impl<U: Port, D: Port> Edge<U, D> {
         };
         tally.injected += 1;
         if pools.room(direction) == 0 {
-            tally.drop(Drop::PoolFull);
+            tally.drop(DropReason::PoolFull);
             return;
         }
         let Some(buffer) = self.free.take() else {
-            tally.drop(Drop::NoBuffer);
+            tally.drop(DropReason::NoBuffer);
             return;
         };
         let mut cell = Cell::own(buffer);
@@ -290,7 +290,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Drops cells and counts them.
-    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: Drop) {
+    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
             self.pipe(direction).tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
@@ -303,7 +303,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        pipe.tally.drop_many(Drop::Shutdown, pipe.out.len() as u64);
+        pipe.tally.drop_many(DropReason::Shutdown, pipe.out.len() as u64);
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 

@@ -26,7 +26,7 @@ use crate::batch::RECEIVE_MAX;
 use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
-use crate::ledger::{Drop, Ledger};
+use crate::ledger::{DropReason, Ledger};
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
@@ -201,7 +201,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.send();
         for direction in BOTH {
             if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
-                self.edge.give_up(direction, cells.drain(..), Drop::Shutdown);
+                self.edge.give_up(direction, cells.drain(..), DropReason::Shutdown);
             }
             self.edge.abandon(direction);
         }
@@ -262,7 +262,7 @@ mod tests {
             mix.left(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
-            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
+            (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
         };
         assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, BUFFERS - POOL_MAX), "a full pool is sealed");
         assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);

@@ -30,7 +30,7 @@ use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::buffer::{Buffer, Cell, Opened};
 use crate::io::Port;
 use crate::latency::{self, Groups, Times};
-use crate::ledger::{Drop, Ledger};
+use crate::ledger::{DropReason, Ledger};
 use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
@@ -308,7 +308,7 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
             }
             self.taken[d] += self.release.len();
             self.edge.buffers().adopt(self.release.len());
-            self.edge.give_up(direction, self.release.drain(..), Drop::Shutdown);
+            self.edge.give_up(direction, self.release.drain(..), DropReason::Shutdown);
         }
         self.publish();
     }
