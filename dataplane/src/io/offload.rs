@@ -172,7 +172,7 @@ mod tests {
                 return;
             }
         }
-        assert!(Offload::Auto.decide(&[1360, 1408], false).0.join);
+        assert!(Offload::Auto.decide(&[1360, 1408], false).0.gro);
         assert_eq!(Offload::Off.decide(&[1360, 1408], false).0, Offloads::NONE);
     }
 
