@@ -4,7 +4,7 @@
 //! -> [`io`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
 //! that spells its path. A worker reads no clock, never sleeps and owns all its memory from the
 //! start; [`runner`] does the waiting. Control reaches a worker through one bounded ring of
-//! [`table::Op`]s and hears of it through one ring of [`punt::Punt`]s.
+//! [`command::Command`]s and hears of it through one ring of [`punt::Punt`]s.
 //!
 //! Neighbours: `wire` for everything cryptographic. `control` and this crate do not know each other.
 
@@ -12,6 +12,7 @@
 
 pub mod batch;
 pub mod buffer;
+pub mod command;
 pub mod entry;
 pub mod exit;
 pub mod histogram;
@@ -23,7 +24,6 @@ pub mod ledger;
 pub mod links;
 pub mod mix;
 pub mod open;
-pub mod ops;
 pub mod packer;
 pub mod pool;
 pub mod punt;

@@ -36,7 +36,7 @@ pub enum Punt {
         /// Its body.
         body: Bytes,
     },
-    /// A data cell authenticated under the link's next slot: [`crate::table::Op::Promote`] is the answer.
+    /// A data cell authenticated under the link's next slot: [`crate::table::Command::Promote`] is the answer.
     Promoted {
         /// The link.
         link: u32,
@@ -61,7 +61,7 @@ pub enum Punt {
         /// Why.
         reason: Ended,
     },
-    /// Exit: a name to resolve; answered by [`crate::table::Op::Resolved`].
+    /// Exit: a name to resolve; answered by [`crate::table::Command::Resolved`].
     Resolve {
         /// Names the question in the answer.
         query: u32,

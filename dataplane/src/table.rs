@@ -1,138 +1,26 @@
-//! Channels, as control installs them, and the operations it does that with ([`crate::ops`] carries them).
+//! Channels, as control installs them, and the operations it does that with ([`crate::command`] carries them).
 //!
 //! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
 //! announces it. Windows and keys advance here and nowhere else.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-
 use hashbrown::HashMap;
-use wire::cell::{Direction, Header};
+use wire::cell::Direction;
 use wire::gcm::{AeadKey, Prepared, StreamKey};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::replay::{Refused, Window};
 use wire::setup::HopSecrets;
-use zeroize::Zeroizing;
 
-use crate::entry::Listener;
+use crate::command::Command;
 use crate::ledger::DropReason;
-use crate::links::{Links, Rank, Side};
+use crate::links::{Links, Side};
 use crate::punt::Ended;
 use crate::slab::Slab;
 use crate::sys;
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
-
-/// One change that control makes.
-pub enum Op {
-    /// A new neighbour, without slots yet.
-    InstallLink {
-        /// Its number.
-        link: u32,
-        /// Which neighbour.
-        side: Side,
-        /// Its address.
-        peer: SocketAddr,
-    },
-    /// Header keys of a finished handshake.
-    InstallSlot {
-        /// The link.
-        link: u32,
-        /// Its number.
-        slot: u32,
-        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
-        /// current at once.
-        peer: SocketAddr,
-        /// Header key of forward cells.
-        header_i2r: Zeroizing<[u8; 16]>,
-        /// Header key of backward cells.
-        header_r2i: Zeroizing<[u8; 16]>,
-        /// Where it goes.
-        rank: Rank,
-    },
-    /// The next slot becomes current.
-    Promote {
-        /// The link.
-        link: u32,
-        /// The slot.
-        slot: u32,
-        /// Where the link's cells go from now on.
-        peer: SocketAddr,
-    },
-    /// A slot has expired.
-    RetireSlot {
-        /// The link.
-        link: u32,
-        /// The slot.
-        slot: u32,
-    },
-    /// A link is gone.
-    RetireLink {
-        /// The link.
-        link: u32,
-    },
-    /// A channel is open.
-    InstallChannel {
-        /// Its index.
-        channel: u32,
-        /// Link and number towards the entry.
-        up: Option<(u32, u32)>,
-        /// Link and number towards the exit.
-        down: Option<(u32, u32)>,
-        /// What the setup left.
-        keys: ChannelKeys,
-        /// Its constant lifetime.
-        lifetime_s: u16,
-        /// Its first number.
-        first: u64,
-    },
-    /// A channel is to end.
-    RetireChannel {
-        /// Its index.
-        channel: u32,
-    },
-    /// Entry: clients of one channel move to another.
-    Supersede {
-        /// Whose lifetime ends.
-        old: u32,
-        /// Its replacement.
-        new: u32,
-    },
-    /// Entry: listen at one more socket.
-    Listen {
-        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
-        id: u32,
-        /// The socket, bound.
-        socket: UdpSocket,
-        /// What to do with its datagrams.
-        listener: Listener,
-    },
-    /// Entry: close a listening socket, and forget its clients.
-    Unlisten {
-        /// Which.
-        id: u32,
-    },
-    /// A cell of control's: sealed body, header in the clear.
-    Inject {
-        /// The link it leaves on.
-        link: u32,
-        /// The slot it was sealed under.
-        slot: u32,
-        /// Its header.
-        header: Header,
-        /// Its body.
-        body: Vec<u8>,
-    },
-    /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
-    Resolved {
-        /// The question's number.
-        query: u32,
-        /// Addresses.
-        addresses: Vec<IpAddr>,
-    },
-}
 
 /// Keys of a channel.
 pub enum ChannelKeys {
@@ -379,17 +267,17 @@ impl<C> Table<C> {
     }
 
     /// Applies the operations that all roles share; gives the others back.
-    pub fn apply(&mut self, op: Op) -> Option<Op> {
-        match op {
-            Op::InstallLink { link, side, peer } => self.links.install(link, side, peer),
-            Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+    pub fn apply(&mut self, command: Command) -> Option<Command> {
+        match command {
+            Command::InstallLink { link, side, peer } => self.links.install(link, side, peer),
+            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
             }
-            Op::Promote { link, slot, peer } => {
+            Command::Promote { link, slot, peer } => {
                 self.links.promote(link, slot, peer);
             }
-            Op::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
-            Op::RetireLink { link } => self.links.retire(link),
+            Command::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
+            Command::RetireLink { link } => self.links.retire(link),
             other => return Some(other),
         }
         None

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::FreeList;
+use dataplane::command::Command;
 use dataplane::histogram::Histogram;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
@@ -20,7 +21,7 @@ use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender, RESERVED};
 use dataplane::runner::Worker;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelKeys, Op};
+use dataplane::table::ChannelKeys;
 use dataplane::{MILLI, Nanos, SECOND};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -375,7 +376,7 @@ struct World {
     net: MemNet,
     mix: Mix<Moody, Moody>,
     ledger: Arc<Mutex<Ledger>>,
-    ops: rtrb::Producer<Op>,
+    commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<Punt>,
     /// Whether control's ring has room for what strangers cause.
     modest: bool,
@@ -406,7 +407,7 @@ fn slot_key(slot: u32, side: Side) -> [u8; 16] {
 impl World {
     fn new(modest: bool) -> World {
         let net = MemNet::default();
-        let (ops, from_control) = rtrb::RingBuffer::new(1024);
+        let (commands, from_control) = rtrb::RingBuffer::new(1024);
         let (to_control, punts) = rtrb::RingBuffer::new(if modest { 4096 } else { RESERVED });
         let moods = [(); 2].map(|()| Mood::new(Cell::new((usize::MAX, false))));
         let port = |side: Side| Moody {
@@ -434,7 +435,7 @@ impl World {
             net,
             mix,
             ledger,
-            ops,
+            commands,
             punts,
             modest,
             moods,
@@ -444,13 +445,13 @@ impl World {
             next_secret: 0,
         };
         for side in [Side::Up, Side::Down] {
-            world.op(Op::InstallLink { link: link(side), side, peer: peer(side) });
+            world.command(Command::InstallLink { link: link(side), side, peer: peer(side) });
         }
         world
     }
 
-    fn op(&mut self, op: Op) {
-        self.ops.push(op).unwrap_or_else(|_| panic!("the ring has room"));
+    fn command(&mut self, command: Command) {
+        self.commands.push(command).unwrap_or_else(|_| panic!("the ring has room"));
     }
 
     fn live(&self, side: Side) -> Option<u32> {
@@ -464,7 +465,7 @@ impl World {
                 self.next_slot += 1;
                 self.slots.insert(slot, side);
                 let key = |side| Zeroizing::new(slot_key(slot, side));
-                self.op(Op::InstallSlot {
+                self.command(Command::InstallSlot {
                     link: link(side),
                     slot,
                     peer: peer(side),
@@ -475,7 +476,7 @@ impl World {
             }
             (Some(slot), false) => {
                 self.slots.remove(&slot);
-                self.op(Op::RetireSlot { link: link(side), slot });
+                self.command(Command::RetireSlot { link: link(side), slot });
             }
             _ => {}
         }
@@ -488,7 +489,7 @@ impl World {
         }
         channels.open[at] = comes;
         if !comes {
-            self.op(Op::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel });
             return;
         }
         self.next_secret = self.next_secret.wrapping_add(1);
@@ -503,7 +504,7 @@ impl World {
                 *forged = true;
             }
         }
-        self.op(Op::InstallChannel {
+        self.command(Command::InstallChannel {
             channel,
             up: Some((link(Side::Up), 100 + channel)),
             down: Some((link(Side::Down), 200 + channel)),
@@ -575,7 +576,7 @@ impl World {
         // Whatever the case before has left behind goes first.
         self.moods.iter().for_each(|mood| mood.set((usize::MAX, false)));
         for channel in 0..CHANNELS {
-            self.op(Op::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel });
         }
         for side in [Side::Up, Side::Down] {
             self.slot(side, false);
@@ -616,7 +617,7 @@ impl World {
                     let out = if side == Side::Up { POSITION } else { POSITION + 1 };
                     let direction = if side == Side::Up { Direction::Backward } else { Direction::Forward };
                     let body = vec![3; shape().cell_len(direction, out) - 16];
-                    self.op(Op::Inject { link: link(side), slot, header, body });
+                    self.command(Command::Inject { link: link(side), slot, header, body });
                     // It leaves on this side: it is in the books of the direction that comes from the other.
                     injected[1 - link(side) as usize].push(Some(slot));
                 }

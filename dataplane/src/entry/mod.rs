@@ -25,6 +25,7 @@ use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
+use crate::command::Command;
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
@@ -38,7 +39,7 @@ use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
@@ -121,7 +122,7 @@ pub struct Entry<D, A> {
     sealer: Sealer,
     out: Departures,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
     cells: Pair,
@@ -148,7 +149,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         mut settings: Settings,
         down: D,
         apps: A,
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
@@ -168,7 +169,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.longest_cell(), BUFFERS),
             free: FreeList::on(BUFFERS, settings.hugepages),
-            ops,
+            commands,
             punts,
             rng,
             cells: Pair::default(),
@@ -200,10 +201,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.profile.clone()
     }
 
-    fn apply(&mut self, op: Op, now: Nanos) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
+    fn apply(&mut self, command: Command, now: Nanos) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
                 let state = EntryChannel {
                     keys: EntryKeys::new(&hops, first),
                     next_seq: first,
@@ -218,9 +219,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.outwards(socket, from, &bytes, now);
                 }
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Supersede { old, new } => self.clients.supersede(old, new),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::Supersede { old, new } => self.clients.supersede(old, new),
+            Command::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
                 let Some(buffer) = self.free.take() else {
                     self.cells.forward.drop(DropReason::NoBuffer);
@@ -231,7 +232,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
-            Op::Listen { id, socket, listener } => match self.apps.adopt(socket) {
+            Command::Listen { id, socket, listener } => match self.apps.adopt(socket) {
                 Ok(socket) => {
                     let at = socket as usize;
                     if self.listening.len() <= at {
@@ -243,7 +244,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     let _ = self.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
                 }
             },
-            Op::Unlisten { id } => self.unlisten(id),
+            Command::Unlisten { id } => self.unlisten(id),
             // Not for an entry; control never sends them here.
             _ => {}
         }
@@ -484,8 +485,8 @@ fn wrap_batch(
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         self.began = (now, self.datagrams.backward.sent);
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
         }
         self.tick(now);
         self.receive_link(now);

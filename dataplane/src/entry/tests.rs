@@ -30,11 +30,11 @@ fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     };
     let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
     let apps = MemApps::new(net, vec![LISTENER.into()], [192, 0, 2, 1].into());
-    let (_, ops) = rtrb::RingBuffer::new(8);
+    let (_, commands) = rtrb::RingBuffer::new(8);
     let (ring, _) = rtrb::RingBuffer::new(8);
     let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
     let rngs = [1, 2].map(ChaCha20Rng::seed_from_u64);
-    Entry::new(settings, port, apps, ops, punts, rngs, SECOND)
+    Entry::new(settings, port, apps, commands, punts, rngs, SECOND)
 }
 
 fn secrets() -> Vec<HopSecrets> {

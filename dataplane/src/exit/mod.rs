@@ -29,6 +29,7 @@ use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
+use crate::command::Command;
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
@@ -42,7 +43,7 @@ use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -149,7 +150,7 @@ pub struct Exit<U, A> {
     sealer: Sealer,
     out: Departures,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
     cells: Pair,
@@ -179,7 +180,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         settings: Settings,
         up: U,
         apps: A,
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
@@ -198,7 +199,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), BUFFERS),
             free: FreeList::on(BUFFERS, settings.hugepages),
-            ops,
+            commands,
             punts,
             rng,
             cells: Pair::default(),
@@ -232,11 +233,16 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.profile.clone()
     }
 
-    fn apply(&mut self, op: Op, now: Nanos) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel {
-                channel, up, keys: ChannelKeys::Hop { forward, backward }, lifetime_s, first, ..
+    fn apply(&mut self, command: Command, now: Nanos) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel {
+                channel,
+                up,
+                keys: ChannelKeys::Hop { forward, backward },
+                lifetime_s,
+                first,
+                ..
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
@@ -250,8 +256,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
                 let Some(buffer) = self.free.take() else {
                     self.cells.backward.drop(DropReason::NoBuffer);
@@ -262,7 +268,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
-            Op::Resolved { query, addresses } => self.resolved(query, &addresses, now),
+            Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
             // Not for an exit; control never sends them here.
             _ => {}
         }
@@ -495,8 +501,8 @@ fn seal_built(
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         self.began = (now, self.datagrams.forward.sent);
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
         }
         self.tick(now);
         self.receive_link(now);

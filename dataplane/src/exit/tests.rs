@@ -11,7 +11,7 @@ use wire::kdf::Secret;
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
 struct Bench {
     exit: Exit<MemPort, MemApps>,
-    ops: rtrb::Producer<Op>,
+    commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<crate::punt::Punt>,
     net: MemNet,
     now: Nanos,
@@ -28,7 +28,7 @@ impl Bench {
 
     fn with(class: Class, channels: u32, change: impl FnOnce(&mut Settings)) -> Bench {
         let net = MemNet::default();
-        let (ops, worker_ops) = rtrb::RingBuffer::new(1024);
+        let (commands, worker_commands) = rtrb::RingBuffer::new(1024);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let mut settings = Settings {
             shape: Shape::new(class, 2).unwrap(),
@@ -45,14 +45,20 @@ impl Bench {
         let port = MemNet::default().port(address(1), lengths(settings.shape, 2, Side::Up));
         let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rng = |seed| <ChaCha20Rng as rand::SeedableRng>::seed_from_u64(seed);
-        let exit = Exit::new(settings, port, apps, worker_ops, punt_sender, [rng(1), rng(2)], SECOND);
-        let mut bench = Bench { exit, ops, punts, net, now: SECOND };
+        let exit = Exit::new(settings, port, apps, worker_commands, punt_sender, [rng(1), rng(2)], SECOND);
+        let mut bench = Bench { exit, commands, punts, net, now: SECOND };
         for channel in 0..channels {
             let [forward, backward] = [1, 2].map(|n| Secret::new([n; 32]));
             let keys = ChannelKeys::Hop { forward, backward };
-            let op =
-                Op::InstallChannel { channel, up: Some((9, channel)), down: None, keys, lifetime_s: 3600, first: 0 };
-            assert!(bench.ops.push(op).is_ok());
+            let command = Command::InstallChannel {
+                channel,
+                up: Some((9, channel)),
+                down: None,
+                keys,
+                lifetime_s: 3600,
+                first: 0,
+            };
+            assert!(bench.commands.push(command).is_ok());
         }
         bench.turn();
         bench
@@ -289,7 +295,7 @@ fn names_beyond_controls_queue_are_refused() {
     assert_eq!((ledger.held, ledger.drops(DropReason::PuntFull)), (room, refused));
     assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
     for query in 0..256 {
-        assert!(bench.ops.push(Op::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
+        assert!(bench.commands.push(Command::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
     }
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.sent), (0, room));

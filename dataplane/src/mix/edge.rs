@@ -9,6 +9,7 @@ use wire::cell::{Direction, Header};
 use super::{BOTH, MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
+use crate::command::Command;
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::latency::{Profile, Times};
@@ -19,7 +20,7 @@ use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
 use crate::seal::Sealer;
-use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Op, Record, Table};
+use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -59,7 +60,7 @@ pub(super) struct Edge<U, D> {
     forward: Pipe,
     backward: Pipe,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     sealer: Sealer,
     wheel: Wheel,
@@ -76,7 +77,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         index: usize,
         buffers: usize,
         (up, down): (U, D),
-        (ops, punts): (rtrb::Consumer<Op>, PuntSender),
+        (commands, punts): (rtrb::Consumer<Command>, PuntSender),
         rng: ChaCha20Rng,
         now: Nanos,
     ) -> Self {
@@ -97,7 +98,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             table: Table::on(hugepages),
             copies: 0,
             free: FreeList::on(buffers, hugepages),
-            ops,
+            commands,
             punts,
             sealer: Sealer::new(rng),
             wheel: Wheel::new(now / SECOND),
@@ -110,8 +111,8 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Applies what control has written, and lets old channels go.
     pub fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now, pools);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now, pools);
         }
         self.tick(now);
     }
@@ -158,10 +159,10 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    fn apply(&mut self, op: Op, now: Nanos, pools: &mut impl Pools) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel {
+    fn apply(&mut self, command: Command, now: Nanos, pools: &mut impl Pools) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel {
                 channel,
                 up,
                 down,
@@ -185,8 +186,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.table.install_half(channel, record, [!copy, from_down]);
                 self.wheel.arm(channel, look_s);
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::Inject { link, slot, header, body } => {
                 let direction = match self.table.links.side(link) {
                     Some(Side::Up) => Direction::Backward,
                     Some(Side::Down) | None => Direction::Forward,

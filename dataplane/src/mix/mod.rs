@@ -23,6 +23,7 @@ use self::edge::Edge;
 use self::mixer::{Mixer, Release};
 use crate::Nanos;
 use crate::batch::RECEIVE_MAX;
+use crate::command::Command;
 use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
@@ -30,7 +31,7 @@ use crate::ledger::{DropReason, Ledger};
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
-use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Op, Record};
+use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 
 /// Both directions, in the order in which a turn serves them.
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
@@ -116,14 +117,14 @@ impl<U: Port, D: Port> Mix<U, D> {
     pub fn new(
         settings: Settings,
         ports: (U, D),
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [forward, backward, groups]: [ChaCha20Rng; 3],
         now: Nanos,
     ) -> Self {
         Mix {
             mixer: Mixer::new(settings.mixing, [forward, backward]),
-            edge: Edge::new(settings, 0, BUFFERS, ports, (ops, punts), groups, now),
+            edge: Edge::new(settings, 0, BUFFERS, ports, (commands, punts), groups, now),
             published: Arc::default(),
             profile: latency::Shared::default(),
         }
@@ -223,8 +224,8 @@ mod tests {
     use wire::cell::{Class, Header, Kind};
     use zeroize::Zeroizing;
 
-    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
-        let (ops, worker_ops) = rtrb::RingBuffer::new(16384);
+    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
+        let (commands, worker_commands) = rtrb::RingBuffer::new(16384);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let shape = Shape::new(Class::S, 2).unwrap();
         let settings = Settings {
@@ -239,24 +240,24 @@ mod tests {
             .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
-        (Mix::new(settings, (up, down), worker_ops, sender, rngs, SECOND), ops, punts)
+        (Mix::new(settings, (up, down), worker_commands, sender, rngs, SECOND), commands, punts)
     }
 
     #[test]
     fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
         let net = MemNet::default();
-        let (mut mix, mut ops, _punts) = mix(&net);
+        let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
-        let link = Op::InstallLink { link: 0, side: Side::Down, peer };
+        let link = Command::InstallLink { link: 0, side: Side::Down, peer };
         let (header_i2r, header_r2i) = (key(), key());
-        let slot = Op::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
-        assert!(ops.push(link).is_ok() && ops.push(slot).is_ok());
+        let slot = Command::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
+        assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
                 let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
-                assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
+                assert!(commands.push(Command::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
             }
             mix.turn(now);
             mix.left(now + 100);

@@ -9,10 +9,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
 use control::{Control, DataOp, EndReason, Event, Input, Output};
+use dataplane::command::{Command, CommandSender};
 use dataplane::links::{Rank, Side};
-use dataplane::ops::OpSender;
 use dataplane::punt::{Ended, Notice, Punt};
-use dataplane::table::{ChannelKeys, Op};
+use dataplane::table::ChannelKeys;
 
 const _: () = assert!(control::LINK_PLACE_BITS == dataplane::links::PLACE_BITS);
 
@@ -55,12 +55,12 @@ struct Outgoing {
 /// Control with its ends of the rings.
 pub struct Joint {
     control: Control,
-    ops: OpSender,
+    ops: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
     /// Operations that found the ring full; their order is binding. While there are any, control takes in nothing:
     /// at most [`BACKLOG_MAX`] and one for each channel.
-    backlog: VecDeque<Op>,
+    backlog: VecDeque<Command>,
     /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
     /// may answer with a cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
@@ -68,7 +68,7 @@ pub struct Joint {
 
 impl Joint {
     /// Joins a control plane to its workers' rings.
-    pub fn new(control: Control, ops: OpSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
+    pub fn new(control: Control, ops: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
         Joint { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
@@ -145,7 +145,7 @@ impl Joint {
     }
 
     /// Takes some of what the worker is ordered beside what control wants, unless it is behind with that.
-    pub fn take_orders(&mut self, orders: &Receiver<Op>) {
+    pub fn take_orders(&mut self, orders: &Receiver<Command>) {
         if self.backlog.is_empty() {
             self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
         }
@@ -153,7 +153,7 @@ impl Joint {
 
     /// Answers a [`Note::Resolve`].
     pub fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
-        self.backlog.push_back(Op::Resolved { query, addresses });
+        self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
@@ -205,29 +205,29 @@ fn data_side(side: control::Side) -> Side {
     }
 }
 
-fn operation(op: DataOp) -> Op {
+fn operation(op: DataOp) -> Command {
     match op {
-        DataOp::InstallLink { link, side, peer } => Op::InstallLink { link, side: data_side(side), peer },
+        DataOp::InstallLink { link, side, peer } => Command::InstallLink { link, side: data_side(side), peer },
         DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
             let rank = match rank {
                 control::Rank::Next => Rank::Next,
                 control::Rank::Current => Rank::Current,
             };
-            Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
+            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot, peer } => Op::Promote { link, slot, peer },
-        DataOp::RetireSlot { link, slot } => Op::RetireSlot { link, slot },
-        DataOp::RetireLink { link } => Op::RetireLink { link },
+        DataOp::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
+        DataOp::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
+        DataOp::RetireLink { link } => Command::RetireLink { link },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
             let keys = match keys {
                 control::ChannelKeys::Hop { forward, backward } => ChannelKeys::Hop { forward, backward },
                 control::ChannelKeys::Entry(hops) => ChannelKeys::Entry(hops),
             };
-            Op::InstallChannel { channel, up, down, keys, lifetime_s, first }
+            Command::InstallChannel { channel, up, down, keys, lifetime_s, first }
         }
-        DataOp::RetireChannel { channel } => Op::RetireChannel { channel },
-        DataOp::Supersede { old, new } => Op::Supersede { old, new },
-        DataOp::Inject { link, slot, header, body } => Op::Inject { link, slot, header, body },
+        DataOp::RetireChannel { channel } => Command::RetireChannel { channel },
+        DataOp::Supersede { old, new } => Command::Supersede { old, new },
+        DataOp::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four operations, and the ring's other ends.
-    fn joint() -> (Joint, rtrb::Consumer<Op>, rtrb::Producer<Punt>) {
+    fn joint() -> (Joint, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
         let hop = |position| Descriptor {
@@ -280,7 +280,7 @@ mod tests {
         let control = Control::new(config, rng, Duration::ZERO).unwrap();
         let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let joint = Joint::new(control, OpSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
+        let joint = Joint::new(control, CommandSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
         (joint, worker_ops, worker_punts)
     }
 
@@ -305,7 +305,7 @@ mod tests {
             turn(&mut joint, Duration::ZERO);
             assert_eq!(joint.backlog.len(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as operations do");
-            while let Ok(Op::Resolved { query, .. }) = worker.pop() {
+            while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query);
             }
         }

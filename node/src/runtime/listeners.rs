@@ -10,9 +10,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dataplane::command::Command;
 use dataplane::entry::{Association, Destination, Kind, Listener};
 use dataplane::sys::{self, Waker};
-use dataplane::table::Op;
 use wire::cell::Shape;
 
 use crate::config::{ConfigError, Forward, in_words};
@@ -28,7 +28,7 @@ pub struct Listeners {
     /// Of forwards that do not say otherwise, and of associations.
     idle: Duration,
     state: Arc<Mutex<State>>,
-    orders: Sender<Op>,
+    orders: Sender<Command>,
     control: Arc<Waker>,
 }
 
@@ -84,7 +84,7 @@ impl Listeners {
         shape: Shape,
         idle: Duration,
         first: &[(UdpSocket, Listener)],
-        orders: Sender<Op>,
+        orders: Sender<Command>,
         control: Arc<Waker>,
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
@@ -155,7 +155,7 @@ impl Listeners {
         let id = state.next;
         state.next += 1;
         state.open.push(Open { id, socket: duplicate, kind, idle });
-        self.order(Op::Listen { id, socket, listener });
+        self.order(Command::Listen { id, socket, listener });
         Ok(id)
     }
 
@@ -172,7 +172,7 @@ impl Listeners {
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
             let gone = state.open.remove(at);
             state.gone += sys::kernel_drops(&gone.socket).unwrap_or(0);
-            self.order(Op::Unlisten { id });
+            self.order(Command::Unlisten { id });
         }
     }
 
@@ -194,7 +194,7 @@ impl Listeners {
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
-    fn order(&self, op: Op) {
+    fn order(&self, op: Command) {
         // A node that ends takes no more orders, and closes all its sockets.
         let _ = self.orders.send(op);
         self.control.wake();
@@ -234,7 +234,7 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(300);
 
-    fn listeners() -> (Listeners, Receiver<Op>) {
+    fn listeners() -> (Listeners, Receiver<Command>) {
         let (orders, taken) = mpsc::channel();
         let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: Kind::Pymix, idle: IDLE })];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
@@ -247,14 +247,14 @@ mod tests {
         assert!(listeners.forwards().is_empty(), "a pymix port is no forward");
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
         assert_eq!(added.idle, Some(Duration::from_secs(30)));
-        let Ok(Op::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Ok(Command::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
         assert_eq!((socket.local_addr().unwrap(), listener.idle), (added.listen, Duration::from_secs(30)));
         assert_eq!(listeners.forwards(), [(1, added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
         assert!(refused.contains("has this port"), "{refused}");
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
-        assert!(matches!(taken.try_recv(), Ok(Op::Unlisten { id: 1 })));
+        assert!(matches!(taken.try_recv(), Ok(Command::Unlisten { id: 1 })));
         assert_eq!(listeners.remove(added.listen), None);
         // The worker, too, lets go of it.
         drop(socket);
@@ -265,7 +265,7 @@ mod tests {
     fn what_the_kernel_dropped_stays_counted_when_a_socket_goes() {
         let (listeners, taken) = listeners();
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000".parse().unwrap()).unwrap();
-        let Ok(Op::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Ok(Command::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
         sys::size_receive_buffer(&socket, 4096).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..100).for_each(|_| _ = sender.send_to(&[0; 1000], added.listen).unwrap());

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
+use dataplane::command::Command;
 use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
@@ -21,7 +22,6 @@ use dataplane::links::Side;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
-use dataplane::table::Op;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -310,7 +310,7 @@ pub fn control_config(
 struct ControlThread {
     joint: Joint,
     /// What the worker is to do beside what control wants.
-    orders: Receiver<Op>,
+    orders: Receiver<Command>,
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),

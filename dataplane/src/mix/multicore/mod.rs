@@ -28,6 +28,7 @@ use super::mixer::Mixer;
 use super::{BOTH, Settings, publish};
 use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::buffer::{Buffer, Cell, Opened};
+use crate::command::Command;
 use crate::io::Port;
 use crate::latency::{self, Groups, Times};
 use crate::ledger::{DropReason, Ledger};
@@ -35,7 +36,6 @@ use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::sys::Waker;
-use crate::table::Op;
 use crate::{MICRO, Nanos};
 
 /// Opened cells of one direction that wait for the mixer: two receive calls' worth.
@@ -55,7 +55,7 @@ pub struct ShardParts<U, D> {
     /// Its socket towards the next hop, if it has one ([`crate::lanes::Lanes::downs`]).
     pub down: Option<D>,
     /// From control.
-    pub ops: Consumer<Op>,
+    pub commands: Consumer<Command>,
     /// To control.
     pub punts: PuntSender,
     /// Wakes its thread.
@@ -103,7 +103,7 @@ pub fn shards<U: Port, D: Port>(
     let end = Arc::new(End::new(parts.len()));
     let first = parts[0].waker.clone();
     let (mut rings, mut workers) = (Vec::new(), Vec::new());
-    for (index, ShardParts { up, down, ops, punts, waker, rng }) in parts.into_iter().enumerate() {
+    for (index, ShardParts { up, down, commands, punts, waker, rng }) in parts.into_iter().enumerate() {
         let (opened, from) = pair(OPENED_MAX);
         let (to, released) = pair(RELEASED_MAX);
         let (empties, empties_here) = RingBuffer::new(SHARD_BUFFERS);
@@ -111,7 +111,7 @@ pub fn shards<U: Port, D: Port>(
         let other = index > 0;
         rings.push(ShardRings::new(from, to, empties, surplus, other.then_some(waker)));
         workers.push(Shard {
-            edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (ops, punts), rng, now),
+            edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (commands, punts), rng, now),
             to_mixer: ToMixer {
                 staged: [Vec::new(), Vec::new()].map(|_: Vec<Pooled>| Vec::with_capacity(OPENED_MAX)),
                 rings: opened,
