@@ -173,8 +173,8 @@ mod tests {
         ledger.batches.add(3, 2);
         let mut profile = Profile::default();
         profile.batches.add(3, 1);
-        profile.forward.add(4_200_000, 35_000, 2);
-        profile.forward.add(100_000, 1_234_567, 1);
+        profile.latency.forward.add(4_200_000, 35_000, 2);
+        profile.latency.forward.add(100_000, 1_234_567, 1);
         NodeReport::new(NodeRole::Mix, 2, &ledger, &profile)
     }
 

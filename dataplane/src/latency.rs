@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Nanos;
 use crate::histogram::Histogram;
+use crate::per_direction::PerDirection;
 
 /// When a cell came and when its pool let it go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +112,7 @@ impl Latency {
 /// All that a worker counts by size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Towards the exit.
-    pub forward: Latency,
-    /// Towards the entry.
-    pub backward: Latency,
+    pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
     pub batches: Histogram,
 }
@@ -124,8 +122,10 @@ impl Profile {
     #[must_use]
     pub fn and(self, other: &Profile) -> Profile {
         Profile {
-            forward: self.forward.and(&other.forward),
-            backward: self.backward.and(&other.backward),
+            latency: PerDirection {
+                forward: self.latency.forward.and(&other.latency.forward),
+                backward: self.latency.backward.and(&other.latency.backward),
+            },
             batches: self.batches.and(&other.batches),
         }
     }

@@ -25,6 +25,7 @@ pub mod links;
 pub mod mix;
 pub mod open;
 pub mod packer;
+pub mod per_direction;
 pub mod pool;
 pub mod punt;
 pub mod rate;

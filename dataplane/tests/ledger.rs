@@ -559,7 +559,9 @@ impl World {
     /// than it is due, nor a turn that is not blocked.
     fn assert_profile(&self, ledger: &Ledger) {
         let profile = self.mix.profile().read();
-        for (latency, tally) in [(&profile.forward, ledger.cells.forward), (&profile.backward, ledger.cells.backward)] {
+        for (latency, tally) in
+            [(&profile.latency.forward, ledger.cells.forward), (&profile.latency.backward, ledger.cells.backward)]
+        {
             let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
             assert_eq!(counts, [tally.sent; 3]);
             assert!(latency.pool.max() <= MILLI && latency.node.max() <= latency.total.max());

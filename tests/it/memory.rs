@@ -75,7 +75,9 @@ fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_cl
 /// released is counted by size.
 fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
     let (profile, ledger) = (chain.profile(position), chain.ledger(position));
-    for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
+    for (latency, tally) in
+        [(profile.latency.forward, ledger.cells.forward), (profile.latency.backward, ledger.cells.backward)]
+    {
         let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
         assert_eq!(counts, [tally.sent; 3], "mix {position}");
         assert!(latency.pool.max() <= period && latency.pool.mean() > 0.0, "mix {position}: {:?}", latency.pool);

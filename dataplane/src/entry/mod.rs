@@ -31,9 +31,10 @@ use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
 use crate::io::apps::Apps;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
+use crate::per_direction::PerDirection;
 use crate::pool::Pooled;
 use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
@@ -125,8 +126,8 @@ pub struct Entry<D, A> {
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
-    cells: Pair,
-    datagrams: Pair,
+    cells: PerDirection<Tally>,
+    datagrams: PerDirection<Tally>,
     batches: Batches,
     report_due: Nanos,
     next_tick: Nanos,
@@ -172,8 +173,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             commands,
             punts,
             rng,
-            cells: Pair::default(),
-            datagrams: Pair::default(),
+            cells: PerDirection::default(),
+            datagrams: PerDirection::default(),
             batches: Batches::default(),
             report_due: now,
             next_tick: now,
@@ -512,9 +513,9 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         let handed_out = self.datagrams.backward.sent - before;
         if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.forward);
+            self.out.left(now, &mut profile.latency.forward);
             if handed_out > 0 {
-                profile.backward.count(Times::new(began, began), now, handed_out);
+                profile.latency.backward.count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
                 profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);

@@ -35,10 +35,11 @@ use crate::io::Port;
 use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
 use crate::io::apps::Apps;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::open;
 use crate::packer::Packer;
+use crate::per_direction::PerDirection;
 use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
@@ -153,8 +154,8 @@ pub struct Exit<U, A> {
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
-    cells: Pair,
-    datagrams: Pair,
+    cells: PerDirection<Tally>,
+    datagrams: PerDirection<Tally>,
     /// Datagrams of which some fragments are here.
     reassembling: u64,
     batches: Batches,
@@ -202,8 +203,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             commands,
             punts,
             rng,
-            cells: Pair::default(),
-            datagrams: Pair::default(),
+            cells: PerDirection::default(),
+            datagrams: PerDirection::default(),
             reassembling: 0,
             batches: Batches::default(),
             wheel: Wheel::new(now / SECOND),
@@ -530,9 +531,9 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         let handed_out = self.datagrams.forward.sent - before;
         if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.backward);
+            self.out.left(now, &mut profile.latency.backward);
             if handed_out > 0 {
-                profile.forward.count(Times::new(began, began), now, handed_out);
+                profile.latency.forward.count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
                 profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);

@@ -6,7 +6,7 @@
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header};
 
-use super::{BOTH, MixChannel, Settings};
+use super::{MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
@@ -16,6 +16,7 @@ use crate::latency::{Profile, Times};
 use crate::ledger::{DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::open;
+use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
@@ -57,8 +58,7 @@ pub(super) struct Edge<U, D> {
     table: Table<MixChannel>,
     /// Channels in the table whose forward cells come to another edge.
     copies: usize,
-    forward: Pipe,
-    backward: Pipe,
+    pipes: PerDirection<Pipe>,
     free: FreeList,
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
@@ -89,8 +89,10 @@ impl<U: Port, D: Port> Edge<U, D> {
             tally: Tally::default(),
         };
         Edge {
-            forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
-            backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
+            pipes: PerDirection {
+                forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
+                backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
+            },
             settings,
             index,
             up,
@@ -119,13 +121,14 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
     pub fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
-        let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
+        let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
+        let pipe = &mut pipes[direction];
+        let port: &mut dyn Port = match direction {
+            Direction::Forward => up,
+            Direction::Backward => down,
+        };
         for _ in 0..RECEIVES {
-            let (pipe, port): (_, &mut dyn Port) = match direction {
-                Direction::Forward => (&mut self.forward, &mut self.up),
-                Direction::Backward => (&mut self.backward, &mut self.down),
-            };
             let room = pools.room(direction) >= RECEIVE_MAX;
             if !(pipe.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
                 return;
@@ -206,10 +209,7 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Copies a cell of control's into a buffer and pools it.
     fn inject(&mut self, direction: Direction, ticket: Ticket, body: &[u8], pools: &mut impl Pools) {
-        let tally = match direction {
-            Direction::Forward => &mut self.forward.tally,
-            Direction::Backward => &mut self.backward.tally,
-        };
+        let tally = &mut self.pipes[direction].tally;
         tally.injected += 1;
         if pools.room(direction) == 0 {
             tally.drop(DropReason::PoolFull);
@@ -258,65 +258,51 @@ impl<U: Port, D: Port> Edge<U, D> {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    fn pipe(&mut self, direction: Direction) -> &mut Pipe {
-        match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        }
-    }
-
     /// Whether nothing of the last release is left, so that the next one may leave.
     pub fn may_leave(&self, direction: Direction) -> bool {
-        match direction {
-            Direction::Forward => self.forward.out.is_empty(),
-            Direction::Backward => self.backward.out.is_empty(),
-        }
+        self.pipes[direction].out.is_empty()
     }
 
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
     pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
-        let Self { table, free, sealer, .. } = self;
-        let pipe = match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        };
+        let Self { pipes, table, free, sealer, .. } = self;
+        let pipe = &mut pipes[direction];
         pipe.out.begin(times);
         sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
     /// Sends as much as the sockets take.
     pub fn send(&mut self) {
-        self.down.send(&mut self.forward.out, &mut self.free, &mut self.forward.tally);
-        self.up.send(&mut self.backward.out, &mut self.free, &mut self.backward.tally);
+        let PerDirection { forward, backward } = &mut self.pipes;
+        self.down.send(&mut forward.out, &mut self.free, &mut forward.tally);
+        self.up.send(&mut backward.out, &mut self.free, &mut backward.tally);
     }
 
     /// Drops cells and counts them.
     pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
-            self.pipe(direction).tally.drop(reason);
+            self.pipes[direction].tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
         }
     }
 
     /// Drops what could not be sent before the end.
     pub fn abandon(&mut self, direction: Direction) {
-        let pipe = match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        };
+        let pipe = &mut self.pipes[direction];
         pipe.tally.drop_many(DropReason::Shutdown, pipe.out.len() as u64);
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
     /// Whether something was sent that is not counted by its time.
     pub fn has_gone(&self) -> bool {
-        self.forward.out.has_gone() || self.backward.out.has_gone()
+        self.pipes.iter().any(|pipe| pipe.out.has_gone())
     }
 
     /// Counts what was sent: now it has left.
     pub fn left(&mut self, now: Nanos, profile: &mut Profile) {
-        self.forward.out.left(now, &mut profile.forward);
-        self.backward.out.left(now, &mut profile.backward);
+        for direction in DIRECTIONS {
+            self.pipes[direction].out.left(now, &mut profile.latency[direction]);
+        }
     }
 
     /// Tells control what the links did.
@@ -328,9 +314,10 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// All it counts. What it holds is what waits to be sent.
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
-        let held = |pipe: &Pipe| Tally { held: pipe.out.len() as u64, ..pipe.tally };
-        ledger.cells.forward = held(&self.forward);
-        ledger.cells.backward = held(&self.backward);
+        for direction in DIRECTIONS {
+            let pipe = &self.pipes[direction];
+            ledger.cells[direction] = Tally { held: pipe.out.len() as u64, ..pipe.tally };
+        }
         ledger.buffers = (self.bare() as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
@@ -370,6 +357,6 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Whether something could not be sent.
     pub fn is_blocked(&self) -> bool {
-        !BOTH.into_iter().all(|direction| self.may_leave(direction))
+        !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }
 }

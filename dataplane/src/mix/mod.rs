@@ -28,13 +28,11 @@ use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
+use crate::per_direction::DIRECTIONS;
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
 use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
-
-/// Both directions, in the order in which a turn serves them.
-const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
 /// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
 /// offer for what comes, and the batch being received.
@@ -142,14 +140,15 @@ impl<U: Port, D: Port> Mix<U, D> {
 
     fn publish(&self) {
         let mut ledger = self.edge.ledger();
-        ledger.cells.forward.hold(self.mixer.held(Direction::Forward));
-        ledger.cells.backward.hold(self.mixer.held(Direction::Backward));
+        for direction in DIRECTIONS {
+            ledger.cells[direction].hold(self.mixer.held(direction));
+        }
         ledger.batches = self.mixer.batches();
         publish(&self.published, ledger);
     }
 
     fn release(&mut self, now: Nanos, force: bool) {
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             // What is left from the last turn goes first.
             if self.edge.may_leave(direction)
                 && let Some(Release { cells, times }) = self.mixer.release(direction, now, force)
@@ -170,7 +169,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         let Self { edge, mixer, .. } = self;
         edge.begin(now, mixer);
-        BOTH.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
+        DIRECTIONS.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
         self.release(now, false);
         self.edge.send();
         self.edge.report(now);
@@ -200,7 +199,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.send();
         self.release(now, true);
         self.edge.send();
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
                 self.edge.give_up(direction, cells.drain(..), DropReason::Shutdown);
             }
@@ -270,7 +269,7 @@ mod tests {
         assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, BUFFERS - 2 * POOL_MAX));
         let late = 200 * SECOND;
         assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
-        let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().forward.total.count() as usize;
+        let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().latency.forward.total.count() as usize;
         net.block(false);
         assert_eq!(sent(&mix), 0);
         mix.turn(late);
@@ -284,7 +283,7 @@ mod tests {
         assert_eq!(inject(&mut mix, 1, late), (1, 1, BUFFERS - 1), "there is room again");
         // Mixing could not have held them for more than its period: what the socket did is the node's.
         let profile = mix.profile().read();
-        let Latency { pool, node, total } = profile.forward;
+        let Latency { pool, node, total } = profile.latency.forward;
         assert_eq!([pool.count(), node.count(), total.count()], [2 * POOL_MAX as u64; 3]);
         assert!(pool.max() <= 60 * SECOND && pool.quantile(0.5) == 0, "the first were flushed at once");
         assert_eq!((node.max(), total.max()), (198 * SECOND + 100, 198 * SECOND + 100));
