@@ -1,10 +1,10 @@
 //! How long cells stay, and how much of that is the pool's.
 //!
 //! A cell comes with the turn that receives it, leaves its pool when that is due, and is gone at the end of the turn in
-//! which the kernel took it, which the runner tells ([`crate::runner::Worker::left`]):
+//! which the kernel took it, which the runner tells ([`crate::runner::Worker::record_latency`]):
 //!
 //! ```text
-//! arrived ------- pool -------> released ------- node -------> left
+//! arrived ------- pool -------> released ------- node -------> sent
 //!         |<------------------- total ------------------->|
 //! ```
 //!
@@ -94,8 +94,8 @@ impl Latency {
     }
 
     /// Counts cells that came, were released and left at the same times.
-    pub fn count(&mut self, times: Times, left: Nanos, cells: u64) {
-        self.add(times.released - times.arrived, left.saturating_sub(times.released), cells);
+    pub fn count(&mut self, times: Times, sent: Nanos, cells: u64) {
+        self.add(times.released - times.arrived, sent.saturating_sub(times.released), cells);
     }
 
     /// Of both.

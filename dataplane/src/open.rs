@@ -75,7 +75,7 @@ pub fn forward<C: ForwardHalf>(
                 continue;
             }
             let record = table.record_mut(cell.channel).expect("admitted this turn");
-            if let Err(refused) = record.state.forward_mut().mark(cell.header.seq, now / SECOND) {
+            if let Err(refused) = record.state.forward_mut().mark_seen(cell.header.seq, now / SECOND) {
                 *verdict = Some(refused.into());
                 continue;
             }
@@ -114,7 +114,7 @@ pub fn backward<C: BackwardHalf>(
             let half = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(DropReason::from);
+            let verdict = half.mark_seen(cell.header.seq, now / SECOND).err().map(DropReason::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);

@@ -57,7 +57,7 @@ impl Sealer {
                     slot.outgoing().encipher(&mut self.blocks);
                     // A port beyond the last is a descriptor's mistake, and refused where those are read.
                     let peer = address(peer, lane).unwrap_or(peer);
-                    out.mark(cells.as_slice()[..self.blocks.len()].iter().map(|pooled| pooled.ticket.mark));
+                    out.push_times(cells.as_slice()[..self.blocks.len()].iter().map(|pooled| pooled.ticket.times));
                     let run = cells.by_ref().take(self.blocks.len()).zip(&self.blocks);
                     out.push_run(run.map(|(pooled, block)| pooled.cell.seal(block)), peer);
                     if sealed_for.is_none() {

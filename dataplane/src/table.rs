@@ -85,7 +85,7 @@ impl<K: Prepared> Half<K> {
     ///
     /// # Errors
     /// Why the number is refused.
-    pub fn mark(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
+    pub fn mark_seen(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
         let before = self.window.lowest();
         self.window.mark(seq)?;
         self.seen_s = now_s as u32;
@@ -303,10 +303,10 @@ mod tests {
     fn a_hop_forgets_the_generations_that_its_window_has_passed() {
         let mut half = Half::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
         for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
-            half.mark(seq, 0).unwrap();
+            half.mark_seen(seq, 0).unwrap();
             assert!(half.key(0).is_some(), "{seq}: the window still reaches back");
         }
-        half.mark((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
+        half.mark_seen((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
         assert!(half.key((1 << 20) - 1).is_none());
         assert!(half.key(1 << 20).is_some() && half.key(2 << 20).is_some());
     }

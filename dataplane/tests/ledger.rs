@@ -429,7 +429,7 @@ impl World {
         let ports = (port(Side::Up), port(Side::Down));
         let mut mix = Mix::new(settings, ports, from_control, punt_sender, rngs, SECOND);
         mix.turn(SECOND);
-        mix.left(SECOND);
+        mix.record_latency(SECOND);
         let ledger = mix.published();
         let mut world = World {
             net,
@@ -550,7 +550,7 @@ impl World {
     fn turn(&mut self, after: Nanos) -> [u64; 2] {
         self.now += after;
         self.mix.turn(self.now);
-        self.mix.left(self.now + TURN);
+        self.mix.record_latency(self.now + TURN);
         while self.punts.pop().is_ok() {}
         [Side::Down, Side::Up].map(|towards| std::iter::from_fn(|| self.net.receive(peer(towards))).count() as u64)
     }
@@ -667,7 +667,7 @@ fn hold_against_the_books(modest: bool) {
     }
     let mut world = world.into_inner();
     world.mix.finish(world.now);
-    world.mix.left(world.now + TURN);
+    world.mix.record_latency(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
     assert_eq!(ledger.buffers.0, ledger.buffers.1);

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
 use dataplane::command::{Command, CommandSender};
-use dataplane::entry::{Destination, Entry, Kind, Listener};
+use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
 use dataplane::exit::{Exit, Filtering};
@@ -281,7 +281,7 @@ impl Chain {
                 let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
-                    listeners: [Kind::Forward(Destination::Ip(plan.destination)), Kind::Pymix]
+                    listeners: [ListenerKind::Forward(Destination::Ip(plan.destination)), ListenerKind::Pymix]
                         .map(|kind| Listener { kind, idle: Duration::from_secs(300) })
                         .into(),
                     window,
@@ -386,7 +386,7 @@ impl Chain {
                 }
                 let wakes = node.workers.iter_mut().map(|worker| {
                     let wake = worker.turn(self.now).unwrap_or(Nanos::MAX);
-                    worker.left(self.now + TURN);
+                    worker.record_latency(self.now + TURN);
                     wake
                 });
                 node.worker_wake = wakes.min().unwrap();

@@ -126,7 +126,7 @@ fn ingress(stage: &mut Ingress) {
 }
 
 fn ticket((channel, header): (u32, Header)) -> Ticket {
-    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, mark: 0 }
+    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, times: 0 }
 }
 
 /// Cells pooled, shuffled and released.
@@ -213,7 +213,7 @@ impl Sealing {
 impl Stage for Sealing {
     fn prepare(&mut self) {
         self.out.done(self.out.len(), &mut self.free);
-        self.out.left(SECOND, &mut self.latency);
+        self.out.record_latency(SECOND, &mut self.latency);
         self.out.begin(&[Times::new(SECOND, SECOND)]);
         let Sealing { free, release, .. } = self;
         release.extend(headers(0).map(|channel| {

@@ -59,7 +59,8 @@ const APP_BATCHES: usize = 64;
 const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 
 pub use listener::{
-    Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
+    Association, Destination, HEADER_MAX, Listener, ListenerKind, NotADestination, pymix_destination, read_socks,
+    socks_header,
 };
 
 /// What an entry worker is made with.
@@ -230,7 +231,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 };
                 let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
             Command::Listen { id, socket, listener } => match self.apps.adopt(socket) {
@@ -376,7 +377,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 cells += 1;
                 built.push((channel, header, ticket, cell));
             }
@@ -386,7 +388,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packed = cells;
         }
         if !self.release.is_empty() {
-            self.out.begin(&[Times::new(now, now)]);
+            self.out.begin_release(&[Times::new(now, now)]);
         }
         self.sealer.run(
             &mut self.release,
@@ -507,13 +509,13 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         Some(wake)
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let (began, before) = self.began;
         // What came on the link has gone to applications in the same turn, or not at all.
         let handed_out = self.datagrams.backward.sent - before;
-        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+        if handed_out > 0 || self.packed > 0 || self.out.has_unrecorded() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.latency.forward);
+            self.out.record_latency(now, &mut profile.latency.forward);
             if handed_out > 0 {
                 profile.latency.backward.count(Times::new(began, began), now, handed_out);
             }

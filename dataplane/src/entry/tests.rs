@@ -22,7 +22,7 @@ fn entry() -> Entry<MemPort, MemApps> {
 fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     let settings = Settings {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
-        listeners: vec![Listener { kind: Kind::Pymix, idle: Duration::from_secs(300) }],
+        listeners: vec![Listener { kind: ListenerKind::Pymix, idle: Duration::from_secs(300) }],
         window: 64,
         hugepages: false,
         next_lanes: 1,

@@ -266,7 +266,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
@@ -402,7 +402,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 count += 1;
                 built.push((channel, header, ticket, cell));
             }
@@ -412,7 +413,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.packed = count;
         }
         if !self.release.is_empty() {
-            self.out.begin(&[Times::new(now, now)]);
+            self.out.begin_release(&[Times::new(now, now)]);
         }
         let tally = &mut self.cells.backward;
         self.sealer.run(&mut self.release, 1, &mut self.table.links, &mut self.out, &mut self.free, tally);
@@ -525,13 +526,13 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         Some(wake)
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let (began, before) = self.began;
         // What came on the link has gone to applications in the same turn, or not at all.
         let handed_out = self.datagrams.forward.sent - before;
-        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+        if handed_out > 0 || self.packed > 0 || self.out.has_unrecorded() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.latency.backward);
+            self.out.record_latency(now, &mut profile.latency.backward);
             if handed_out > 0 {
                 profile.latency.forward.count(Times::new(began, began), now, handed_out);
             }

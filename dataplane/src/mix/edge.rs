@@ -153,7 +153,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 // A new header, for the next link.
                 let header = Header { channel: number, ..header };
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 pools.admit(direction, cell.opened(), ticket);
             }
             if pools.sated(direction, now) {
@@ -197,7 +198,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 self.inject(
                     direction,
-                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 },
+                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 },
                     &body,
                     pools,
                 );
@@ -267,7 +268,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { pipes, table, free, sealer, .. } = self;
         let pipe = &mut pipes[direction];
-        pipe.out.begin(times);
+        pipe.out.begin_release(times);
         sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
@@ -294,14 +295,14 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Whether something was sent that is not counted by its time.
-    pub fn has_gone(&self) -> bool {
-        self.pipes.iter().any(|pipe| pipe.out.has_gone())
+    pub fn has_unrecorded(&self) -> bool {
+        self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
 
     /// Counts what was sent: now it has left.
-    pub fn left(&mut self, now: Nanos, profile: &mut Profile) {
+    pub fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
         for direction in DIRECTIONS {
-            self.pipes[direction].out.left(now, &mut profile.latency[direction]);
+            self.pipes[direction].out.record_latency(now, &mut profile.latency[direction]);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
 pub(super) struct Mixer {
     pools: PerDirection<Pool>,
     batches: Batches,
-    /// Cells of each release since the last [`Mixer::left`].
+    /// Cells of each release since the last [`Mixer::record_sizes`].
     sizes: Vec<usize>,
     cells: Vec<Pooled>,
     times: Vec<Times>,
@@ -69,7 +69,7 @@ impl Mixer {
     }
 
     /// Counts what was released by size.
-    pub fn left(&mut self, profile: &mut Profile) {
+    pub fn record_sizes(&mut self, profile: &mut Profile) {
         self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 

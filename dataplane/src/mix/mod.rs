@@ -179,11 +179,11 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.wake_at(now).into_iter().chain(due).min()
     }
 
-    fn left(&mut self, now: Nanos) {
-        if self.edge.has_gone() || self.mixer.has_released() {
+    fn record_latency(&mut self, now: Nanos) {
+        if self.edge.has_unrecorded() || self.mixer.has_released() {
             let mut profile = self.profile.lock();
-            self.edge.left(now, &mut profile);
-            self.mixer.left(&mut profile);
+            self.edge.record_latency(now, &mut profile);
+            self.mixer.record_sizes(&mut profile);
         }
     }
 
@@ -259,7 +259,7 @@ mod tests {
                 assert!(commands.push(Command::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
             }
             mix.turn(now);
-            mix.left(now + 100);
+            mix.record_latency(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
             (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
@@ -273,7 +273,7 @@ mod tests {
         net.block(false);
         assert_eq!(sent(&mix), 0);
         mix.turn(late);
-        mix.left(late + 100);
+        mix.record_latency(late + 100);
         assert_eq!(sent(&mix), POOL_MAX);
         assert_eq!(inject(&mut mix, 0, late), (1, 0, BUFFERS));
         assert_eq!(

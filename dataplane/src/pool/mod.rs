@@ -67,7 +67,7 @@ impl Pool {
         if self.arrivals.last() != Some(&ticket.arrived) {
             self.arrivals.push(ticket.arrived);
         }
-        ticket.mark = self.arrivals.len() as u32 - 1;
+        ticket.times = self.arrivals.len() as u32 - 1;
         self.shuffle.admit(ticket.label);
         self.held.push(Pooled { cell, ticket });
     }
@@ -142,7 +142,7 @@ pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ti
         header: Header { channel: 1, seq, sub: 0, kind: Kind::Data, class: Class::S },
         label,
         arrived,
-        mark: 0,
+        times: 0,
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
             assert_eq!(pool.times(due - 1).last(), Some(Times::new(SECOND + 4, due - 1)), "flushed by count");
             pool.release(&mut out);
             for pooled in out.drain(..) {
-                assert_eq!(times[pooled.ticket.mark as usize].arrived, pooled.ticket.arrived);
+                assert_eq!(times[pooled.ticket.times as usize].arrived, pooled.ticket.arrived);
                 free.give(pooled.cell.into_buffer());
             }
         }

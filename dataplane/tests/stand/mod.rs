@@ -167,7 +167,7 @@ impl Stand {
     pub fn turn(&mut self) {
         self.now += MILLI;
         self.mix.turn(self.now);
-        self.mix.left(self.now + MILLI / 4);
+        self.mix.record_latency(self.now + MILLI / 4);
         while self.punts.pop().is_ok() {}
     }
 

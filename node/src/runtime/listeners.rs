@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dataplane::command::Command;
-use dataplane::entry::{Association, Destination, Kind, Listener};
+use dataplane::entry::{Association, Destination, Listener, ListenerKind};
 use dataplane::sys::{self, Waker};
 use wire::cell::Shape;
 
@@ -71,7 +71,7 @@ impl Drop for Relay {
 struct Open {
     id: u32,
     socket: UdpSocket,
-    kind: Kind,
+    kind: ListenerKind,
     idle: Duration,
 }
 
@@ -114,7 +114,7 @@ impl Listeners {
         let Forward { listen, to, idle } = forward;
         let said = format!("the forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| cannot_bind(&said, listen, &why))?;
-        let listener = Listener { kind: Kind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
+        let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
@@ -132,11 +132,11 @@ impl Listeners {
     /// All forwards, oldest first, by the worker's name for them.
     pub fn forwards(&self) -> Vec<(u32, Forward)> {
         let of = |open: &Open| match &open.kind {
-            Kind::Forward(to) => {
+            ListenerKind::Forward(to) => {
                 let listen = open.socket.local_addr().ok()?;
                 Some((open.id, Forward { listen, to: to.clone(), idle: Some(open.idle) }))
             }
-            Kind::Pymix | Kind::Socks(_) => None,
+            ListenerKind::Pymix | ListenerKind::Socks(_) => None,
         };
         self.state().open.iter().filter_map(of).collect()
     }
@@ -163,7 +163,7 @@ impl Listeners {
     pub fn find(&self, id: u32) -> Option<(SocketAddr, bool)> {
         let state = self.state();
         let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
-        Some((socket.local_addr().ok()?, matches!(kind, Kind::Forward(_))))
+        Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
     /// Has the worker close a socket.
@@ -190,7 +190,7 @@ impl Listeners {
     pub fn relay(&self, ip: IpAddr, association: Association) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
-        let id = self.open(socket, Listener { kind: Kind::Socks(association), idle: self.idle })?;
+        let id = self.open(socket, Listener { kind: ListenerKind::Socks(association), idle: self.idle })?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
@@ -236,7 +236,7 @@ mod tests {
 
     fn listeners() -> (Listeners, Receiver<Command>) {
         let (orders, taken) = mpsc::channel();
-        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: Kind::Pymix, idle: IDLE })];
+        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: ListenerKind::Pymix, idle: IDLE })];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
         (Listeners::new(shape, IDLE, &first, orders, waker).unwrap(), taken)
     }

@@ -200,8 +200,8 @@ impl<U: Port, D: Port> Shard<U, D> {
                 // Cells of several releases, and of each a part: they are grouped anew.
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
-                    let released = ticket.arrived + u64::from(ticket.mark) * MICRO;
-                    ticket.mark = self.groups.of(Times::new(ticket.arrived, released));
+                    let released = ticket.arrived + u64::from(ticket.times) * MICRO;
+                    ticket.times = self.groups.of(Times::new(ticket.arrived, released));
                 }
                 self.edge.leave(direction, &mut self.release, self.groups.times());
             }
@@ -271,13 +271,13 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
         if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { Some(now) }
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let released = self.shared.as_mut().filter(|shared| shared.has_released());
-        if self.edge.has_gone() || released.is_some() {
+        if self.edge.has_unrecorded() || released.is_some() {
             let mut profile = self.profile.lock();
-            self.edge.left(now, &mut profile);
+            self.edge.record_latency(now, &mut profile);
             if let Some(shared) = released {
-                shared.left(&mut profile);
+                shared.record_sizes(&mut profile);
             }
         }
     }

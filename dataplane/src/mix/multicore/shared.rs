@@ -126,8 +126,8 @@ impl SharedMixer {
         }
         let Some(Release { cells, times }) = self.mixer.release(direction, now, force) else { return false };
         for mut pooled in cells.drain(..) {
-            let times = times[pooled.ticket.mark as usize];
-            pooled.ticket.mark = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
+            let times = times[pooled.ticket.times as usize];
+            pooled.ticket.times = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
             let number = pooled.ticket.header.channel;
             let edge = match direction {
                 Direction::Forward => self.lanes.down_edge(number),
@@ -171,8 +171,8 @@ impl SharedMixer {
     }
 
     /// Counts what was released by size.
-    pub fn left(&mut self, profile: &mut Profile) {
-        self.mixer.left(profile);
+    pub fn record_sizes(&mut self, profile: &mut Profile) {
+        self.mixer.record_sizes(profile);
     }
 
     /// The end: what is left in the pool and in the rings of opened cells.
