@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use eddy_node::report::NodeReport;
 use serde_json::Value;
 use wire::cell::Class;

@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 
 use dataplane::histogram::Histogram;
-use dataplane::io::calls::Io;
 use dataplane::latency::{Latency, Profile};
 use dataplane::ledger::{DropReason, Ledger, Tally};
 use dataplane::per_direction::PerDirection;
+use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NodeRole, node_name};

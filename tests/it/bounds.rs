@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::entry::WAITING_MAX;
-use dataplane::io::mem::Datagram;
 use dataplane::ledger::{DropReason, Ledger};
 use dataplane::links::Side;
 use dataplane::per_direction::PerDirection;
+use dataplane::socket::memory::Datagram;
 
 use crate::common::memchain::{Chain, Plan, app, forward_listener, link_address, pymix_listener};
 

@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dataplane::io::calls::{Calls, Io};
+use dataplane::socket::backend::{Calls, Io};
 use rustix::process::Signal;
 use serde_json::Value;
 

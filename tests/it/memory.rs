@@ -36,7 +36,7 @@ fn exchange(chain: &mut Chain, clients: u16, rounds: u32, len: usize) {
             let client = u16::from_be_bytes([datagram.bytes[0], datagram.bytes[1]]);
             delivered.entry(client).or_default().push(u32::from_be_bytes(datagram.bytes[2..6].try_into().unwrap()));
             ports.entry(client).or_default().insert(datagram.from);
-            chain.apps.send(dataplane::io::mem::Datagram {
+            chain.apps.send(dataplane::socket::memory::Datagram {
                 from: destination,
                 to: datagram.from,
                 bytes: datagram.bytes,
@@ -187,7 +187,11 @@ fn datagrams_of_every_size_arrive_whole() {
         let got = chain.receive(chain.plan.destination);
         assert_eq!(got.len(), 1, "{size} bytes");
         assert_eq!(got[0].bytes, vec![i as u8; size]);
-        chain.apps.send(dataplane::io::mem::Datagram { from: got[0].to, to: got[0].from, bytes: got[0].bytes.clone() });
+        chain.apps.send(dataplane::socket::memory::Datagram {
+            from: got[0].to,
+            to: got[0].from,
+            bytes: got[0].bytes.clone(),
+        });
         chain.run(Duration::from_millis(50));
         assert_eq!(chain.receive(client).iter().map(|d| d.bytes.len()).collect::<Vec<_>>(), [size]);
     }
@@ -202,7 +206,7 @@ fn datagrams_of_every_size_arrive_whole() {
     chain.run(Duration::from_millis(50));
     let [question] = &chain.receive(chain.plan.destination)[..] else { panic!("one question") };
     for size in [10_561, 65_507] {
-        let answer = dataplane::io::mem::Datagram { from: question.to, to: question.from, bytes: vec![0; size] };
+        let answer = dataplane::socket::memory::Datagram { from: question.to, to: question.from, bytes: vec![0; size] };
         chain.apps.send(answer);
     }
     chain.run(Duration::from_millis(50));

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use control::handshake_length;
-use dataplane::io::mem::Datagram;
 use dataplane::ledger::{DropReason, Tally};
 use dataplane::links::Side;
+use dataplane::socket::memory::Datagram;
 use wire::cell::Direction;
 
 use crate::common::memchain::{Chain, Plan, app, link_address};

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::anyhow;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use dataplane::io::offload::Offload;
+use dataplane::socket::offload::Offload;
 use dataplane::sys;
 use indicatif::{ProgressBar, ProgressStyle};
 use wire::cell::Class;

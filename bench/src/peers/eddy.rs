@@ -15,7 +15,7 @@ use super::contest::{Contestant, Hop, PACKETS, PAYLOAD};
 
 /// Channels that the cells belong to, in turn.
 const CHANNELS: usize = 64;
-/// Cells that are opened at a time, as in `dataplane::open`.
+/// Cells that are opened at a time, as in `dataplane::stage::open`.
 const CHUNK: usize = 8;
 /// Channel numbers on the way in, and on the way out.
 const NUMBERS: [u32; 2] = [1000, 500_000];

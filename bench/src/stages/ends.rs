@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use dataplane::buffer::{Cell, FreeList, Opened};
-use dataplane::packer::Packer;
+use dataplane::endpoint::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
 use wire::frames::{Frame, fragments, parse, split};
 use wire::gcm::{AeadKey, Job, open_batch};

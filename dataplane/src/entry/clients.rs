@@ -16,8 +16,8 @@ use rand_chacha::ChaCha20Rng;
 use wire::frames::{Status, Token};
 
 use super::Destination;
-use crate::io::app_batch::SocketId;
 use crate::ledger::DropReason;
+use crate::socket::app_batch::SocketId;
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 

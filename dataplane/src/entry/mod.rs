@@ -4,8 +4,8 @@
 //! cells, wrapped in all layers and sent. Backwards: cells are stripped of all layers, parsed, and
 //! their datagrams handed to the client's socket. The entry does not pool.
 
+mod backward;
 mod clients;
-mod inwards;
 mod listener;
 mod liveness;
 
@@ -26,20 +26,20 @@ use wire::replay::Window;
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
-use crate::ingress::{Admitted, Gate};
-use crate::io::Port;
-use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
-use crate::io::apps::Apps;
+use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
-use crate::packer::Packer;
 use crate::per_direction::PerDirection;
-use crate::pool::Pooled;
 use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
 use crate::runner::{BLOCKED_WAIT, Worker};
-use crate::seal::Sealer;
+use crate::socket::Port;
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
+use crate::socket::apps::Apps;
+use crate::stage::ingress::{Admitted, Gate};
+use crate::stage::pool::Pooled;
+use crate::stage::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};

@@ -1,8 +1,8 @@
 //! The worker of an entry by itself: what it forgets, and how much of a flood it reads in a turn.
 
 use super::*;
-use crate::ingress::lengths;
-use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
+use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::lengths;
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};

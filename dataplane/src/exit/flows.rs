@@ -15,10 +15,10 @@ use wire::frames::Token;
 use super::limits::Usage;
 use crate::Nanos;
 use crate::SECOND;
-use crate::io::app_batch::SocketId;
-use crate::io::apps::Apps;
 use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
+use crate::socket::app_batch::SocketId;
+use crate::socket::apps::Apps;
 use crate::wheel::Wheel;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;

@@ -1,13 +1,13 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
 //! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::io::app_batch::SendBatch::shuffle_flows`]). Backwards:
+//! one turn has opened in random flow order ([`crate::socket::app_batch::SendBatch::shuffle_flows`]). Backwards:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
 mod flows;
+mod forward;
 pub mod limits;
-mod outwards;
 pub mod policy;
 #[cfg(test)]
 mod tests;
@@ -30,20 +30,20 @@ use wire::replay::Window;
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
-use crate::ingress::{Admitted, Gate};
-use crate::io::Port;
-use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
-use crate::io::apps::Apps;
+use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
-use crate::open;
-use crate::packer::Packer;
 use crate::per_direction::PerDirection;
-use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
-use crate::seal::Sealer;
+use crate::socket::Port;
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
+use crate::socket::apps::Apps;
+use crate::stage::ingress::{Admitted, Gate};
+use crate::stage::open;
+use crate::stage::pool::Pooled;
+use crate::stage::seal::Sealer;
 use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};

@@ -1,8 +1,8 @@
 mod abuse;
 
 use super::*;
-use crate::ingress::lengths;
-use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
+use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::lengths;
 use crate::sys::Waker;
 use wire::cell::Class;
 use wire::frames::{Address, parse};

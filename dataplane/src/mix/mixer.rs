@@ -11,7 +11,7 @@ use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
 use crate::ledger::Batches;
 use crate::per_direction::PerDirection;
-use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
+use crate::stage::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
 pub(super) struct Mixer {
     pools: PerDirection<Pool>,

@@ -24,14 +24,14 @@ use self::mixer::{Mixer, Release};
 use crate::Nanos;
 use crate::batch::RECEIVE_MAX;
 use crate::command::Command;
-use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::DIRECTIONS;
-use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
+use crate::socket::Port;
+use crate::stage::pool::{Mixing, POOL_MAX};
 use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 
 /// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
@@ -213,11 +213,11 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
 mod tests {
     use super::*;
     use crate::SECOND;
-    use crate::ingress::lengths;
-    use crate::io::mem::{MemNet, MemPort};
     use crate::latency::Latency;
     use crate::links::{Rank, Side};
     use crate::runner::BLOCKED_WAIT;
+    use crate::socket::memory::{MemNet, MemPort};
+    use crate::stage::ingress::lengths;
     use crate::sys::Waker;
     use rand::SeedableRng;
     use wire::cell::{Class, Header, Kind};

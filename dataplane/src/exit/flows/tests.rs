@@ -1,5 +1,5 @@
 use super::*;
-use crate::io::mem::{MemApps, MemNet};
+use crate::socket::memory::{MemApps, MemNet};
 use std::time::Duration;
 
 fn exit() -> (Flows, MemApps) {

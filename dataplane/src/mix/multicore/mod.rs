@@ -29,13 +29,13 @@ use super::{Settings, publish};
 use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::buffer::{Buffer, Cell, Opened};
 use crate::command::Command;
-use crate::io::Port;
 use crate::latency::{self, Groups, Times};
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
+use crate::socket::Port;
+use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::sys::Waker;
 use crate::{MICRO, Nanos};
 

@@ -12,8 +12,8 @@ use crate::ledger::Ledger;
 use crate::mix::edge::Pools;
 use crate::mix::mixer::{Mixer, RELEASES, Release};
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::pool::{POOL_MAX, Pooled};
 use crate::runner::BLOCKED_WAIT;
+use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::sys::Waker;
 use crate::{MICRO, Nanos};
 

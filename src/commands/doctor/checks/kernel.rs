@@ -1,7 +1,7 @@
 //! What the kernel does for a node: GSO, io_uring, huge pages.
 
-use dataplane::io::calls::{Io, NoUring};
-use dataplane::io::offload::{Offload, breaks_gso};
+use dataplane::socket::backend::{Io, NoUring};
+use dataplane::socket::offload::{Offload, breaks_gso};
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
@@ -101,7 +101,7 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use dataplane::io::offload::Offloads;
+    use dataplane::socket::offload::Offloads;
 
     #[test]
     fn missing_gso_costs_what_was_measured_and_forced_ones_lose_cells() {

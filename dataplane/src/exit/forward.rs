@@ -12,10 +12,10 @@ use wire::reassembly::{Outcome, Reassembler};
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
-use crate::io::Port;
-use crate::io::apps::Apps;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
+use crate::socket::Port;
+use crate::socket::apps::Apps;
 
 impl<U: Port, A: Apps> Exit<U, A> {
     /// One frame from the entry.

@@ -8,9 +8,9 @@ use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
 use crate::buffer::FreeList;
-use crate::ingress::Admitted;
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{Punt, PuntSender};
+use crate::stage::ingress::Admitted;
 use crate::table::{BackwardHalf, ForwardHalf, Table};
 use crate::{Nanos, SECOND};
 

@@ -1,6 +1,6 @@
 //! The gate of a link socket: length, header block, channel, window (SPEC 3.7).
 //!
-//! Data cells that pass go on to [`crate::open`]; setup, ack and link cells and handshake datagrams
+//! Data cells that pass go on to [`super::open`]; setup, ack and link cells and handshake datagrams
 //! are copied to control; the rest is counted. Each datagram costs one length check and, if it has
 //! a cell's length and comes from a link's address, one AES block in a batch.
 

@@ -12,12 +12,12 @@ use wire::reassembly::Outcome;
 use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
-use crate::io::Port;
-use crate::io::app_batch::SendBatch;
-use crate::io::apps::Apps;
 use crate::ledger::{DropReason, Tally};
-use crate::open::keep;
 use crate::punt::{ClientAt, Notice};
+use crate::socket::Port;
+use crate::socket::app_batch::SendBatch;
+use crate::socket::apps::Apps;
+use crate::stage::open::keep;
 
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {

@@ -12,7 +12,7 @@ use crate::buffer::FreeList;
 use crate::lanes::address;
 use crate::ledger::{DropReason, Tally};
 use crate::links::{Links, place};
-use crate::pool::Pooled;
+use crate::stage::pool::Pooled;
 
 /// Scratch space of the stage.
 pub struct Sealer {
@@ -111,7 +111,7 @@ mod tests {
     use crate::batch::Label;
     use crate::buffer::Cell;
     use crate::links::{PLACE_BITS, Rank, Side};
-    use crate::pool::ticket;
+    use crate::stage::pool::ticket;
     use rand::SeedableRng;
     use zeroize::Zeroizing;
 

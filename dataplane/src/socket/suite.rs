@@ -6,9 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::calls::{Calls, Io};
+use super::backend::{Calls, Io};
 use super::link::LinkPort;
-use super::mem::{Datagram, MemNet};
+use super::memory::{Datagram, MemNet};
 use super::offload::Offloads;
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
@@ -499,7 +499,7 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
     assert_eq!((tally.sent, bed.taken_by(0).len()), (100, 100));
     // Sockets need a next hop that does not answer, so that what was sent waits for its address.
     if std::env::var_os("EDDY_TEST_APART").is_none() {
-        apart("io::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
+        apart("socket::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
         return;
     }
     for (i, (io, offloads)) in PortKind::sockets().into_iter().enumerate() {
