@@ -22,6 +22,8 @@
 //! [`Relay`] that a SOCKS client would get from `eddy entry`, and one of its own that alone may use it. So the
 //! entry treats both alike, and what either is refused is in the same ledger ([`Entry::report`]).
 
+#![warn(missing_docs)]
+
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
