@@ -112,9 +112,9 @@ fn a_lone_cell_takes_as_long_as_its_pools_hold_it_and_a_turn_at_each_node() {
             sum(now) - sum(before)
         };
         let [pool, node, total] = [
-            new(&now.forward.pool, &before.forward.pool),
-            new(&now.forward.node, &before.forward.node),
-            new(&now.forward.total, &before.forward.total),
+            new(&now.latency.forward.pool, &before.latency.forward.pool),
+            new(&now.latency.forward.node, &before.latency.forward.node),
+            new(&now.latency.forward.total, &before.latency.forward.total),
         ];
         assert_eq!(pool + node, total);
         assert!(pool <= period && (pool > 0 || position == 0 || position == chain.shape.hops()));

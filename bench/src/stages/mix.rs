@@ -214,7 +214,7 @@ impl Stage for Sealing {
     fn prepare(&mut self) {
         self.out.done(self.out.len(), &mut self.free);
         self.out.record_latency(SECOND, &mut self.latency);
-        self.out.begin(&[Times::new(SECOND, SECOND)]);
+        self.out.begin_release(&[Times::new(SECOND, SECOND)]);
         let Sealing { free, release, .. } = self;
         release.extend(headers(0).map(|channel| {
             let cell = Cell::own(free.take().expect("one for each cell"));
