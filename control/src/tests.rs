@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Kind};
 use wire::handshake::is_handshake_len;
-use wire::ids::{EndReason, Side};
+use wire::ids::{ChannelIndex, EndReason, Side};
 use wire::kdf::Secret;
 use wire::setup::{self, HopPublic, Info};
 
@@ -257,7 +257,7 @@ fn a_false_ack_discards_the_setup_and_the_entry_tries_again() {
 fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
     let mut world = up(Class::L, 1);
     let (channel, id) = world.node(0).channels.iter().map(|(c, i)| (*c, i.down.unwrap())).next().unwrap();
-    world.end(0, channel, crate::EndReason::Lost);
+    world.end(0, channel, EndReason::Lost);
     let used = |w: &World| w.node(0).control.channels.used_by(id);
     world.run_for(secs(179));
     assert_eq!(used(&world), Some(Use::Resting));
@@ -267,7 +267,7 @@ fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
     // The generator draws what it has drawn before: it is taken, so it is drawn past.
     let Control { core, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
     let mut ids = std::collections::HashSet::new();
-    for by in [Use::Open(0), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
+    for by in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
         core.rng = ChaCha20Rng::seed_from_u64(5);
         assert!(ids.insert(channels.draw_id(core, id.0, by)), "{by:?}");
     }

@@ -182,7 +182,11 @@ fn message_2_waits_until_the_worker_can_open_what_answers_it() {
     let mut chain = Chain::new(Plan::default());
     chain.held_up.insert(2);
     let answered = |chain: &Chain, link| {
-        chain.seen.borrow().iter().any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, RESPONSE_LEN))
+        chain
+            .seen
+            .borrow()
+            .iter()
+            .any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, RESPONSE_LEN))
     };
     chain.run(Duration::from_millis(400));
     assert!(answered(&chain, 1) && answered(&chain, 3) && !answered(&chain, 2));

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use control::{Rate, Refusal};
 use wire::cell::Class;
 use wire::handshake::is_handshake_len;
-use wire::ids::{ChannelIndex, EndReason, Side};
+use wire::ids::{ChannelIndex, EndReason};
 
 use crate::sim::{Fate, Plan, World, down_address, ms, secs, up_address};
 

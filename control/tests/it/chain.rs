@@ -157,11 +157,7 @@ fn a_renewal_whose_answer_takes_two_seconds_is_not_repeated() {
     let mut world = World::new(plan);
     // Cells are as quick as ever: a link that hears none for so long is silent, and calls again every second.
     world.tap =
-        Box::new(
-            |_, packet| {
-                if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass }
-            },
-        );
+        Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass });
     world.run_for(secs(30));
     assert!(world.has_channels(0, 4));
     let counts = |w: &World| {
