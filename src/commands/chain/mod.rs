@@ -28,9 +28,9 @@ use wire::frames;
 use self::children::{Children, Start};
 use self::summary::Summary;
 use self::traffic::{Load, Payload};
-use super::init::{self, Files, Plan};
 use crate::args::ChainArgs;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
+use eddy_node::init::{self, Files, Plan};
 use eddy_node::runtime::{sockets, status};
 
 /// Messages per second unless said otherwise.
