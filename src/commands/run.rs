@@ -75,15 +75,15 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         tracing::info!("{}", lengths_line(node.shape()));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
-    let mut trains = node.report().messages.trains;
+    let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
             Ok(why) => break why,
             Err(RecvTimeoutError::Timeout) if node.is_alive() => {
-                if trains && !node.report().messages.trains {
-                    trains = false;
+                if gso && !node.report().messages.gso {
+                    gso = false;
                     tracing::warn!(
-                        "the kernel refuses trains of cells where it takes each alone: they leave one by one from now \
+                        "the kernel refuses GSO bursts of cells where it takes each alone: they leave one by one from now \
                          on, at several times the cost; look at the device with `ethtool -k DEV | grep udp-seg`"
                     );
                 }

@@ -176,7 +176,7 @@ fn ratio(cells: u64, datagrams: u64) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use dataplane::latency::Profile;
-    use dataplane::ledger::{Drop, Ledger};
+    use dataplane::ledger::{DropReason, Ledger};
     use eddy_node::config::NodeRole;
 
     use super::*;
@@ -187,7 +187,7 @@ pub(super) mod tests {
         for tally in [&mut ledger.cells.forward, &mut ledger.cells.backward] {
             (tally.received, tally.sent, tally.consumed) = (8_123_456_789, 8_000_000_000, 123_445_679);
             (tally.injected, tally.held) = (1_000, 2_110);
-            tally.drop_many(Drop::Replay, 10_000);
+            tally.drop_many(DropReason::Replay, 10_000);
         }
         let mut profile = Profile::default();
         profile.batches.add(3, 1);

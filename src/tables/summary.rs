@@ -106,7 +106,7 @@ fn ledger(node: &NodeReport) -> &'static str {
 #[cfg(test)]
 mod tests {
     use dataplane::latency::Profile;
-    use dataplane::ledger::{Drop, Ledger};
+    use dataplane::ledger::{DropReason, Ledger};
 
     use super::super::nodes::tests::busy;
     use super::*;
@@ -131,7 +131,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for pair in [&mut ledger.cells, &mut ledger.datagrams] {
             for tally in [&mut pair.forward, &mut pair.backward] {
-                for reason in Drop::ALL {
+                for reason in DropReason::ALL {
                     tally.drop_many(*reason, 9_999_999);
                 }
             }

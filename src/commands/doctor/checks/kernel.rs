@@ -1,7 +1,7 @@
 //! Kernel features that a node uses: GSO and GRO, io_uring, huge pages.
 
 use dataplane::io::calls::{Io, NoUring};
-use dataplane::io::offload::{Offload, breaks_trains};
+use dataplane::io::offload::{Offload, breaks_gso};
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
@@ -12,9 +12,9 @@ pub fn gso(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "gso";
     const SLOW: &str = "each cell costs a system call of its own: several times the processor time";
     const LOST: &str = "cells may be lost without an error here; the next hop then counts `header` and `forged` drops";
-    let (bursts, why) = &facts.trains;
+    let (offloads, why) = &facts.offloads;
     let kernel = &facts.kernel;
-    let (true, true, None) = (bursts.join, bursts.cut, why) else {
+    let (true, true, None) = (offloads.gro, offloads.gso, why) else {
         let why = why.as_deref().unwrap_or("not available");
         return match subject.offload {
             Offload::Off => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW).fix(Fix::Do {
@@ -23,13 +23,13 @@ pub fn gso(subject: &Subject, facts: &Facts) -> Finding {
             }),
             Offload::On => Finding::error(NAME, format!("offload = \"on\", but {why}"), LOST)
                 .fix(Fix::words("set offload = \"auto\"")),
-            Offload::Auto if breaks_trains(kernel) => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
+            Offload::Auto if breaks_gso(kernel) => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
                 .fix(Fix::words("run Linux 7.1.5 or later, or a version before 7.0")),
             Offload::Auto => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
                 .fix(Fix::words("run Linux 5.0 or later; a sandbox must allow UDP_SEGMENT and UDP_GRO")),
         };
     };
-    if breaks_trains(kernel) {
+    if breaks_gso(kernel) {
         let found = format!("offload = \"on\" with Linux {kernel}, which corrupts GSO bursts on some devices");
         return Finding::warning(NAME, found, LOST)
             .fix(Fix::words("set offload = \"auto\", or run Linux 7.1.5 or later"));
@@ -80,16 +80,16 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use dataplane::io::offload::Trains;
+    use dataplane::io::offload::Offloads;
 
     #[test]
     fn missing_gso_is_a_warning_and_forced_gso_an_error() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         assert_eq!(gso(&subject, &facts).severity, Severity::Ok);
-        facts.trains = (Trains::NONE, Some("the kernel refuses them: Protocol not available".to_owned()));
+        facts.offloads = (Offloads::NONE, Some("the kernel refuses them: Protocol not available".to_owned()));
         let found = gso(&subject, &facts);
         assert_eq!(found.severity, Severity::Warning);
-        facts.trains = (Trains::BOTH, Some("a train of 46 cells did not come through".to_owned()));
+        facts.offloads = (Offloads::BOTH, Some("a GSO burst of 46 cells did not come through".to_owned()));
         subject.offload = Offload::On;
         assert_eq!(gso(&subject, &facts).severity, Severity::Error);
     }
@@ -98,11 +98,11 @@ mod tests {
     fn kernels_that_corrupt_bursts_are_a_warning() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         facts.kernel = "7.1.2-generic".to_owned();
-        facts.trains = (Trains { join: true, cut: false }, Some("Linux 7.1.2-generic is known to".to_owned()));
+        facts.offloads = (Offloads { gro: true, gso: false }, Some("Linux 7.1.2-generic is known to".to_owned()));
         let found = gso(&subject, &facts);
         assert!(matches!(found.fix, Some(Fix::Do { what, .. }) if what.contains("7.1.5")));
         subject.offload = Offload::On;
-        facts.trains = (Trains::BOTH, None);
+        facts.offloads = (Offloads::BOTH, None);
         assert_eq!(gso(&subject, &facts).severity, Severity::Warning);
     }
 
