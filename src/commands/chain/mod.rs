@@ -28,10 +28,10 @@ use wire::frames;
 use self::children::{Children, Start};
 use self::summary::Summary;
 use self::traffic::{Load, Outcome, Payload};
-use super::init::{self, Files, Plan};
 use super::run::wireguard_mtu;
 use crate::args::ChainArgs;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
+use eddy_node::init::{self, Files, Plan};
 use eddy_node::runtime::{sockets, status};
 
 /// Messages per second unless said otherwise.
