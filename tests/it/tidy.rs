@@ -6,11 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Retired words of the glossary (CONTRIBUTING.md), what to write instead, and where they may stay. They are
 /// compared with the parts of identifiers, too: `CalleeState` holds `callee`.
-const RETIRED: &[(&str, &str, &[&str])] = &[
-    ("crew", "multicore", &[]),
-    ("hub", "multicore", &[]),
-    ("outbox", "send batch", &[]),
-];
+const RETIRED: &[(&str, &str, &[&str])] =
+    &[("crew", "multicore", &[]), ("hub", "multicore", &[]), ("outbox", "send batch", &[])];
 
 /// Files that must not return.
 const GONE: &[&str] = &["docs/SOAK.md"];
