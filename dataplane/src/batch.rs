@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use wire::cell::Header;
+use wire::ids::{ChannelIndex, LinkId, SlotId};
 
 use crate::buffer::{Cell, FreeList, Sealed};
 use crate::latency::{Latency, Times};
@@ -114,9 +115,9 @@ impl Arrivals {
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     /// The link it leaves on.
-    pub link: u32,
+    pub link: LinkId,
     /// Injected by control: the slot its body was sealed under. Data: none, the current one serves.
-    pub slot: Option<u32>,
+    pub slot: Option<SlotId>,
     /// Header for the next link, in the clear.
     pub header: Header,
     /// Cells with one label keep their order (SPEC 6.3).
@@ -132,7 +133,7 @@ pub struct Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
     /// A channel, by its index.
-    Channel(u32),
+    Channel(ChannelIndex),
     /// A cell of the node's own: alike to no other.
     Own,
 }

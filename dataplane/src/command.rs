@@ -9,20 +9,19 @@ use std::sync::Arc;
 
 use rtrb::Producer;
 use wire::cell::Header;
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
 use crate::entry::Listener;
 use crate::lanes::Lanes;
-use crate::links::{Rank, Side};
 use crate::sys::Waker;
-use crate::table::ChannelKeys;
 
 /// One change that control makes.
 pub enum Command {
     /// A new neighbour, without slots yet.
     InstallLink {
         /// Its number.
-        link: u32,
+        link: LinkId,
         /// Which neighbour.
         side: Side,
         /// Its address.
@@ -31,9 +30,9 @@ pub enum Command {
     /// Header keys of a finished handshake.
     InstallSlot {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// Its number.
-        slot: u32,
+        slot: SlotId,
         /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
         /// current at once.
         peer: SocketAddr,
@@ -47,32 +46,32 @@ pub enum Command {
     /// The next slot becomes current.
     Promote {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// The slot.
-        slot: u32,
+        slot: SlotId,
         /// Where the link's cells go from now on.
         peer: SocketAddr,
     },
     /// A slot has expired.
     RetireSlot {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// The slot.
-        slot: u32,
+        slot: SlotId,
     },
     /// A link is gone.
     RetireLink {
         /// The link.
-        link: u32,
+        link: LinkId,
     },
     /// A channel is open.
     InstallChannel {
         /// Its index.
-        channel: u32,
+        channel: ChannelIndex,
         /// Link and number towards the entry.
-        up: Option<(u32, u32)>,
+        up: Option<(LinkId, u32)>,
         /// Link and number towards the exit.
-        down: Option<(u32, u32)>,
+        down: Option<(LinkId, u32)>,
         /// What the setup left.
         keys: ChannelKeys,
         /// Its constant lifetime.
@@ -83,14 +82,14 @@ pub enum Command {
     /// A channel is to end.
     RetireChannel {
         /// Its index.
-        channel: u32,
+        channel: ChannelIndex,
     },
     /// Entry: clients of one channel move to another.
     Supersede {
         /// Whose lifetime ends.
-        old: u32,
+        old: ChannelIndex,
         /// Its replacement.
-        new: u32,
+        new: ChannelIndex,
     },
     /// Entry: listen at one more socket.
     Listen {
@@ -109,9 +108,9 @@ pub enum Command {
     /// A cell of control's: sealed body, header in the clear.
     Inject {
         /// The link it leaves on.
-        link: u32,
+        link: LinkId,
         /// The slot it was sealed under.
-        slot: u32,
+        slot: SlotId,
         /// Its header.
         header: Header,
         /// Its body.
@@ -197,10 +196,10 @@ impl CommandSender {
         match command {
             Command::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
                 let edge =
-                    |at: Option<(u32, u32)>, edge: &dyn Fn(u32) -> usize| at.map_or(0, |(_, number)| edge(number));
+                    |at: Option<(LinkId, u32)>, edge: &dyn Fn(u32) -> usize| at.map_or(0, |(_, number)| edge(number));
                 let forward = edge(up, &|number| self.lanes.up_edge(number));
                 let backward = edge(down, &|number| self.lanes.down_edge(number));
-                let at = channel as usize;
+                let at = channel.index();
                 if self.known.len() <= at {
                     self.known.resize(at + 1, (None, None));
                 }
@@ -226,13 +225,13 @@ impl CommandSender {
         Ok(())
     }
 
-    fn known(&self, channel: u32) -> (Option<u8>, Option<u8>) {
-        self.known.get(channel as usize).copied().unwrap_or_default()
+    fn known(&self, channel: ChannelIndex) -> (Option<u8>, Option<u8>) {
+        self.known.get(channel.index()).copied().unwrap_or_default()
     }
 
     /// A worker says that a channel has ended there. Whether the channel has ended with that, and control is to be
     /// told; if so, and another worker knows it too, that one is to be sent the operation returned beside.
-    pub fn ended(&mut self, worker: usize, channel: u32) -> (bool, Option<Command>) {
+    pub fn ended(&mut self, worker: usize, channel: ChannelIndex) -> (bool, Option<Command>) {
         if self.rings.len() == 1 {
             return (true, None);
         }
@@ -240,7 +239,7 @@ impl CommandSender {
         if forward != Some(worker as u8) {
             return (false, None);
         }
-        self.known[channel as usize].0 = None;
+        self.known[channel.index()].0 = None;
         (true, backward.map(|_| Command::RetireChannel { channel }))
     }
 

@@ -7,40 +7,26 @@
 use hashbrown::HashMap;
 use wire::cell::Direction;
 use wire::gcm::{AeadKey, Prepared, StreamKey};
+use wire::ids::{ChannelIndex, EndReason, LinkId, Side};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::replay::{Refused, Window};
-use wire::setup::HopSecrets;
 
 use crate::command::Command;
 use crate::ledger::DropReason;
-use crate::links::{Links, Side};
-use crate::punt::Ended;
+use crate::links::Links;
 use crate::slab::Slab;
 use crate::sys;
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
 
-/// Keys of a channel.
-pub enum ChannelKeys {
-    /// At a mix or the exit.
-    Hop {
-        /// sec\[0\] forward.
-        forward: Secret,
-        /// sec\[0\] backward.
-        backward: Secret,
-    },
-    /// At the entry: every hop's, hop 1 first.
-    Entry(Vec<HopSecrets>),
-}
-
 /// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
 #[repr(C, align(64))]
 pub struct Half<K> {
     window: Window,
     /// Link and number under which its cells leave; none where they end.
-    pub onward: Option<(u32, u32)>,
+    pub onward: Option<(LinkId, u32)>,
     /// Second of its last cell; of its opening, before there is one.
     seen_s: u32,
     keys: Generations<K>,
@@ -51,7 +37,7 @@ const _: () = assert!(std::mem::offset_of!(Half<AeadKey>, keys) == 64 && size_of
 
 impl<K: Prepared> Half<K> {
     /// From sec\[0\], with a window of `width` numbers from `first`. `seen_s` is when it opened.
-    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(u32, u32)>, seen_s: u64) -> Self {
+    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(LinkId, u32)>, seen_s: u64) -> Self {
         let (keys, window) = (Generations::new(sec0, first), Window::new(first, width));
         Half { keys, window, onward, seen_s: seen_s as u32 }
     }
@@ -131,14 +117,14 @@ pub struct Record<C> {
     /// The role's part.
     pub state: C,
     /// Link and number towards the entry.
-    pub up: Option<(u32, u32)>,
+    pub up: Option<(LinkId, u32)>,
     /// Link and number towards the exit.
-    pub down: Option<(u32, u32)>,
+    pub down: Option<(LinkId, u32)>,
     /// Second at which its lifetime ends.
     pub ends_s: u64,
 }
 
-type ByNumber = HashMap<(u32, u32), u32, foldhash::fast::RandomState>;
+type ByNumber = HashMap<(LinkId, u32), ChannelIndex, foldhash::fast::RandomState>;
 
 /// Links and channels of a worker.
 pub struct Table<C> {
@@ -160,8 +146,8 @@ impl<C> Default for Table<C> {
 
 impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
-    pub fn prefetch(&self, channel: u32, direction: Direction) {
-        if let Some(at) = self.records.address(channel as usize) {
+    pub fn prefetch(&self, channel: ChannelIndex, direction: Direction) {
+        if let Some(at) = self.records.address(channel.index()) {
             // The state comes first in a record; whether there is one is told in the first line, too.
             sys::prefetch_lines(at, 1);
             let offset = C::offset(direction);
@@ -174,13 +160,13 @@ impl<C: ChannelState> Table<C> {
 
 impl<C: ForwardHalf> Table<C> {
     /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
-    pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
+    pub fn lifespan(&self, channel: ChannelIndex, now_s: u64) -> Option<Result<u64, EndReason>> {
         let record = self.record(channel)?;
         let idle_s = record.state.forward().seen_s() + IDLE_S;
         Some(if record.ends_s <= now_s {
-            Err(Ended::Lifetime)
+            Err(EndReason::Lifetime)
         } else if idle_s <= now_s {
-            Err(Ended::Idle)
+            Err(EndReason::Idle)
         } else {
             Ok(record.ends_s.min(idle_s))
         })
@@ -201,13 +187,13 @@ impl<C> Table<C> {
     }
 
     /// Adds a channel; one of the same index is replaced.
-    pub fn install(&mut self, channel: u32, record: Record<C>) {
+    pub fn install(&mut self, channel: ChannelIndex, record: Record<C>) {
         self.install_half(channel, record, [true, true]);
     }
 
     /// Adds a channel whose cells come here from the sides towards the entry and the exit, or from one of them: the
     /// other's come to another worker, and must be unknown here, or its window would not see them.
-    pub fn install_half(&mut self, channel: u32, record: Record<C>, [from_up, from_down]: [bool; 2]) {
+    pub fn install_half(&mut self, channel: ChannelIndex, record: Record<C>, [from_up, from_down]: [bool; 2]) {
         self.remove(channel);
         if let Some(up) = record.up.filter(|_| from_up) {
             self.by_up.insert(up, channel);
@@ -215,13 +201,13 @@ impl<C> Table<C> {
         if let Some(down) = record.down.filter(|_| from_down) {
             self.by_down.insert(down, channel);
         }
-        self.records.insert(channel as usize, record);
+        self.records.insert(channel.index(), record);
         self.open += 1;
     }
 
     /// Forgets a channel and wipes its keys.
-    pub fn remove(&mut self, channel: u32) -> Option<Record<C>> {
-        let record = self.records.take(channel as usize)?;
+    pub fn remove(&mut self, channel: ChannelIndex) -> Option<Record<C>> {
+        let record = self.records.take(channel.index())?;
         if let Some(up) = record.up {
             self.by_up.remove(&up);
         }
@@ -233,7 +219,7 @@ impl<C> Table<C> {
     }
 
     /// The channel with this number on a link.
-    pub fn lookup(&self, side: Side, link: u32, number: u32) -> Option<u32> {
+    pub fn lookup(&self, side: Side, link: LinkId, number: u32) -> Option<ChannelIndex> {
         let map = match side {
             Side::Up => &self.by_up,
             Side::Down => &self.by_down,
@@ -242,18 +228,18 @@ impl<C> Table<C> {
     }
 
     /// A channel by its index.
-    pub fn record(&self, channel: u32) -> Option<&Record<C>> {
-        self.records.get(channel as usize)
+    pub fn record(&self, channel: ChannelIndex) -> Option<&Record<C>> {
+        self.records.get(channel.index())
     }
 
     /// A channel by its index.
-    pub fn record_mut(&mut self, channel: u32) -> Option<&mut Record<C>> {
-        self.records.get_mut(channel as usize)
+    pub fn record_mut(&mut self, channel: ChannelIndex) -> Option<&mut Record<C>> {
+        self.records.get_mut(channel.index())
     }
 
     /// All open channels.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Record<C>)> {
-        self.records.iter().map(|(channel, record)| (channel as u32, record))
+    pub fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Record<C>)> {
+        self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }
 
     /// How many channels are open.

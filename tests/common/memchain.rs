@@ -20,7 +20,6 @@ use dataplane::exit::{Exit, Filtering};
 use dataplane::lanes::{self, Lanes};
 use dataplane::latency::{Profile, Shared};
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::mix::Mix;
 use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::punt::PuntSender;
@@ -29,12 +28,13 @@ use dataplane::socket::memory::{Datagram, MemApps, MemNet};
 use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
-use dataplane::table::ChannelKeys;
 use dataplane::{Nanos, SECOND};
 use eddy_node::runtime::bridge::{Joint, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
+use wire::ids::ChannelKeys;
+use wire::ids::Side;
 use wire::setup::HopSecrets;
 
 /// Wall clock at the start of every chain: its descriptors are valid around it.
@@ -494,7 +494,7 @@ impl Keys {
                 self.channels.push((*number, hops.clone()));
             }
             // The initiator of link i is node i - 1.
-            Command::InstallSlot { header_i2r, header_r2i, rank: dataplane::links::Rank::Current, .. } => {
+            Command::InstallSlot { header_i2r, header_r2i, rank: wire::ids::Rank::Current, .. } => {
                 self.slots.entry(position + 1).or_default().push((**header_i2r, **header_r2i));
             }
             _ => {}

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use dataplane::entry::WAITING_MAX;
 use dataplane::ledger::{DropReason, Ledger};
-use dataplane::links::Side;
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::memory::Datagram;
+use wire::ids::Side;
 
 use crate::common::memchain::{Chain, Plan, app, forward_listener, link_address, pymix_listener};
 

@@ -5,13 +5,14 @@
 
 use hashbrown::HashMap;
 use wire::frames::{Frame, Writer};
+use wire::ids::ChannelIndex;
 
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::ledger::DropReason;
 
 /// A cell whose inside is being written.
 struct Building {
-    channel: u32,
+    channel: ChannelIndex,
     cell: Cell<Opened>,
     written: usize,
 }
@@ -21,7 +22,7 @@ pub struct Packer {
     payload: usize,
     cells: Vec<Building>,
     /// The channel's last cell, as an index into `cells`.
-    last: HashMap<u32, usize, foldhash::fast::RandomState>,
+    last: HashMap<ChannelIndex, usize, foldhash::fast::RandomState>,
 }
 
 impl Packer {
@@ -34,7 +35,7 @@ impl Packer {
     ///
     /// # Errors
     /// No buffer is free, or the frame fits no cell.
-    pub fn put(&mut self, channel: u32, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), DropReason> {
+    pub fn put(&mut self, channel: ChannelIndex, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), DropReason> {
         if let Some(&at) = self.last.get(&channel) {
             let building = &mut self.cells[at];
             let mut writer = Writer::resume(building.cell.body_mut(self.payload), building.written);
@@ -61,7 +62,7 @@ impl Packer {
     }
 
     /// Pads all cells and hands them over in order, each with its channel.
-    pub fn finish(&mut self) -> impl Iterator<Item = (u32, Cell<Opened>)> {
+    pub fn finish(&mut self) -> impl Iterator<Item = (ChannelIndex, Cell<Opened>)> {
         self.last.clear();
         let payload = self.payload;
         self.cells.drain(..).map(move |mut building| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use wire::cell::Direction;
 use wire::frames::{self, Frame};
+use wire::ids::ChannelIndex;
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
@@ -88,7 +89,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One frame from the exit.
-    fn inwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
+    fn inwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         let tally = &mut self.datagrams.backward;
         match *frame {
             Frame::Dgram { flow, data } => {
@@ -147,7 +148,7 @@ fn answer(
     listening: &[Option<Listening>],
     send_batch: &mut SendBatch,
     tally: &mut Tally,
-    (channel, number): (u32, u16),
+    (channel, number): (ChannelIndex, u16),
     from: Option<SocketAddr>,
     data: &[u8],
 ) {

@@ -19,6 +19,7 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Frame};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
@@ -29,9 +30,9 @@ use crate::command::Command;
 use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
-use crate::links::{Side, report_activity};
+use crate::links::report_activity;
 use crate::per_direction::PerDirection;
-use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
+use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::socket::Port;
@@ -40,7 +41,7 @@ use crate::socket::apps::Apps;
 use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::pool::Pooled;
 use crate::stage::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, Record, Table};
+use crate::table::{ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
@@ -221,7 +222,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.outwards(socket, from, &bytes, now);
                 }
             }
-            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Supersede { old, new } => self.clients.supersede(old, new),
             Command::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
@@ -253,7 +254,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Forgets a channel, and tells control; what it was reassembling is lost.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if let Some(record) = self.table.remove(channel) {
             self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
@@ -353,7 +354,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// Wraps and seals what the packer holds; `release` may already hold control's cells.
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
-        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
+        let mut built: ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
         let (mut cells, channels) = (0, self.packer.channels());
         {
             let mut finished = self.packer.finish();
@@ -417,7 +418,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.next_tick = (now / SECOND + 1) * SECOND;
         let now_s = now / SECOND;
         let lost_after = 3 * SECOND + self.settings.mixing_round_trip.as_nanos() as Nanos;
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
             if record.state.liveness.waits() {
@@ -426,9 +427,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
             self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
-                Some(Ended::Lifetime)
+                Some(EndReason::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
-                Some(Ended::Lost)
+                Some(EndReason::Lost)
             } else {
                 None
             };
@@ -467,7 +468,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 fn wrap_batch(
     shape: Shape,
     table: &mut Table<EntryChannel>,
-    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX>,
+    built: &mut ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX>,
     release: &mut Vec<Pooled>,
 ) {
     let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
@@ -542,8 +543,8 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.leave(now);
         self.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
         self.cells.forward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();

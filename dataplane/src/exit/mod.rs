@@ -22,6 +22,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Frame, Status};
 use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
 use wire::key::Generations;
 use wire::layer::data_header;
 use wire::reassembly::Reassembler;
@@ -33,9 +34,9 @@ use crate::command::Command;
 use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
-use crate::links::{Side, report_activity};
+use crate::links::report_activity;
 use crate::per_direction::PerDirection;
-use crate::punt::{Ended, PuntSender};
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
@@ -44,7 +45,7 @@ use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::open;
 use crate::stage::pool::Pooled;
 use crate::stage::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
+use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -144,7 +145,7 @@ pub struct Exit<U, A> {
     flows: Flows,
     limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(u32, u16), DropReason, foldhash::fast::RandomState>,
+    refused: HashMap<(ChannelIndex, u16), DropReason, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
@@ -257,7 +258,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
-            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
                 let Some(buffer) = self.free.take() else {
@@ -276,7 +277,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Forgets a channel with its flows, and tells control.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         let Some(record) = self.table.remove(channel) else { return };
         self.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.apps, channel);
@@ -380,7 +381,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
         let (mut count, channels) = (0, self.packer.channels());
-        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
+        let mut built: ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
         {
             let mut finished = self.packer.finish();
             loop {
@@ -445,7 +446,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
         });
         self.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
-        let channels: Vec<u32> = self
+        let channels: Vec<ChannelIndex> = self
             .table
             .iter()
             .filter(|(_, record)| !record.state.reassembler.is_bare())
@@ -481,7 +482,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 fn seal_built(
     shape: Shape,
     table: &mut Table<ExitChannel>,
-    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK>,
+    built: &mut ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), CHUNK>,
     release: &mut Vec<Pooled>,
 ) {
     let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
@@ -557,8 +558,8 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
         self.cells.backward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();

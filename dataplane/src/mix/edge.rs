@@ -5,6 +5,7 @@
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Side};
 
 use super::{MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
@@ -12,16 +13,16 @@ use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
 use crate::latency::{Profile, Times};
 use crate::ledger::{DropReason, Gauges, Ledger, Tally};
-use crate::links::{Side, report_activity};
+use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
-use crate::punt::{Ended, PuntSender};
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
 use crate::socket::Port;
 use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::open;
 use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::stage::seal::Sealer;
-use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Record, Table};
+use crate::table::{BackwardHalf, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -190,7 +191,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.table.install_half(channel, record, [!copy, from_down]);
                 self.wheel.arm(channel, look_s);
             }
-            Command::RetireChannel { channel } => self.end(channel, Ended::Retired),
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => {
                 let direction = match self.table.links.side(link) {
                     Some(Side::Up) => Direction::Backward,
@@ -241,21 +242,21 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Forgets a channel, and tells control. Its pooled cells carry all they need.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if self.forget(channel) {
             self.punts.ended(channel, reason);
         }
     }
 
     /// Whether there was such a channel.
-    fn forget(&mut self, channel: u32) -> bool {
+    fn forget(&mut self, channel: ChannelIndex) -> bool {
         let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
         self.copies -= usize::from(self.is_copy(up));
         true
     }
 
     /// Whether the forward cells of a channel with this link and number come to another edge.
-    fn is_copy(&self, up: Option<(u32, u32)>) -> bool {
+    fn is_copy(&self, up: Option<(LinkId, u32)>) -> bool {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 

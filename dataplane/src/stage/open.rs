@@ -6,6 +6,7 @@
 use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
+use wire::ids::ChannelIndex;
 
 use crate::buffer::FreeList;
 use crate::ledger::{DropReason, Tally};
@@ -20,7 +21,7 @@ const CHUNK: usize = 8;
 const AHEAD: usize = 4;
 
 /// Channels and numbers of a chunk and of the first cells behind it, to look ahead while its cells are being worked on.
-type Numbers = ArrayVec<(u32, u64), { CHUNK + AHEAD }>;
+type Numbers = ArrayVec<(ChannelIndex, u64), { CHUNK + AHEAD }>;
 
 /// The next chunk, what is behind it, and the numbers of both.
 fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted], Numbers)> {

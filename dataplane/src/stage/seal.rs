@@ -6,18 +6,19 @@
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
+use wire::ids::LinkId;
 
 use crate::batch::Departures;
 use crate::buffer::FreeList;
 use crate::lanes::address;
 use crate::ledger::{DropReason, Tally};
-use crate::links::{Links, place};
+use crate::links::Links;
 use crate::stage::pool::Pooled;
 
 /// Scratch space of the stage.
 pub struct Sealer {
     rng: ChaCha20Rng,
-    groups: Vec<(u32, usize)>,
+    groups: Vec<(LinkId, usize)>,
     order: Vec<u32>,
     blocks: Vec<Block>,
 }
@@ -88,7 +89,7 @@ impl Sealer {
         }
         self.groups.shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let at = |(link, lane): (u32, usize)| place(link) * lanes + lane;
+        let at = |(link, lane): (LinkId, usize)| link.index() * lanes + lane;
         let most = self.groups.iter().map(|group| at(*group) + 1).max().unwrap_or(0);
         self.order.clear();
         self.order.resize(most, 0);

@@ -10,12 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use control::{Control, DataOp, Event, Input, Output};
 use dataplane::command::{Command, CommandSender};
-use dataplane::links::{Rank, Side};
-use dataplane::punt::{Ended, Notice, Punt};
-use dataplane::table::ChannelKeys;
-use wire::ids::{self, ChannelIndex, EndReason, LinkId, SlotId};
-
-const _: () = assert!(LinkId::INDEX_BITS == dataplane::links::PLACE_BITS);
+use dataplane::punt::{Notice, Punt};
+use wire::ids::{LinkId, Side};
 
 /// Handshake datagrams that wait at most.
 const OUTGOING_MAX: usize = 1024;
@@ -116,12 +112,12 @@ impl Joint {
                     let after = self.ops.pushed() + self.backlog.len() as u64;
                     // One too many is lost like any datagram; its handshake is tried again.
                     if self.outgoing.len() < OUTGOING_MAX {
-                        self.outgoing.push_back(Outgoing { after, side: data_side(side), to, datagram });
+                        self.outgoing.push_back(Outgoing { after, side, to, datagram });
                     } else {
                         self.control.lost_outgoing();
                     }
                 }
-                Output::Data(op) => self.backlog.push_back(operation(op)),
+                Output::Data(op) => self.backlog.push_back(command(op)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
@@ -160,19 +156,15 @@ impl Joint {
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
-                let side = control_side(side);
                 self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {
-                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
-                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
-                let link = LinkId(link);
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
@@ -181,13 +173,6 @@ impl Joint {
                 if !ended {
                     return;
                 }
-                let reason = match reason {
-                    Ended::Lifetime => EndReason::Lifetime,
-                    Ended::Idle => EndReason::Idle,
-                    Ended::Lost => EndReason::Lost,
-                    Ended::Retired => EndReason::Retired,
-                };
-                let channel = ChannelIndex(channel);
                 self.control.handle(now, wall, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
@@ -196,45 +181,22 @@ impl Joint {
     }
 }
 
-fn control_side(side: Side) -> ids::Side {
-    match side {
-        Side::Up => ids::Side::Up,
-        Side::Down => ids::Side::Down,
-    }
-}
-
-fn data_side(side: ids::Side) -> Side {
-    match side {
-        ids::Side::Up => Side::Up,
-        ids::Side::Down => Side::Down,
-    }
-}
-
-fn operation(op: DataOp) -> Command {
+/// Control's operations are a subset of a worker's commands.
+fn command(op: DataOp) -> Command {
     match op {
-        DataOp::InstallLink { link, side, peer } => Command::InstallLink { link: link.0, side: data_side(side), peer },
+        DataOp::InstallLink { link, side, peer } => Command::InstallLink { link, side, peer },
         DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
-            let rank = match rank {
-                ids::Rank::Next => Rank::Next,
-                ids::Rank::Previous => Rank::Previous,
-                ids::Rank::Current => Rank::Current,
-            };
-            Command::InstallSlot { link: link.0, slot: slot.0, peer, header_i2r, header_r2i, rank }
+            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot, peer } => Command::Promote { link: link.0, slot: slot.0, peer },
-        DataOp::RetireSlot { link, slot } => Command::RetireSlot { link: link.0, slot: slot.0 },
-        DataOp::RetireLink { link } => Command::RetireLink { link: link.0 },
+        DataOp::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
+        DataOp::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
+        DataOp::RetireLink { link } => Command::RetireLink { link },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
-            let keys = match keys {
-                ids::ChannelKeys::Hop { forward, backward } => ChannelKeys::Hop { forward, backward },
-                ids::ChannelKeys::Entry(hops) => ChannelKeys::Entry(hops),
-            };
-            let id = |on: Option<(LinkId, u32)>| on.map(|(link, number)| (link.0, number));
-            Command::InstallChannel { channel: channel.0, up: id(up), down: id(down), keys, lifetime_s, first }
+            Command::InstallChannel { channel, up, down, keys, lifetime_s, first }
         }
-        DataOp::RetireChannel { channel } => Command::RetireChannel { channel: channel.0 },
-        DataOp::Supersede { old, new } => Command::Supersede { old: old.0, new: new.0 },
-        DataOp::Inject { link, slot, header, body } => Command::Inject { link: link.0, slot: slot.0, header, body },
+        DataOp::RetireChannel { channel } => Command::RetireChannel { channel },
+        DataOp::Supersede { old, new } => Command::Supersede { old, new },
+        DataOp::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
     }
 }
 

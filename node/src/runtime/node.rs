@@ -17,7 +17,6 @@ use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
@@ -26,6 +25,7 @@ use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
+use wire::ids::Side;
 
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};

@@ -17,7 +17,6 @@ use dataplane::exit::policy::Policy;
 use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
 use dataplane::punt::{Punt, PuntSender};
@@ -32,6 +31,7 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tracing::warn;
 use wire::cell::Shape;
+use wire::ids::Side;
 
 use crate::config::{Chain, ConfigError, NodeConfig, Part, Place};
 use crate::error::StartError;

@@ -6,7 +6,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dataplane::links::Side;
 use dataplane::socket::backend::{Calls, Io, NoUring};
 use dataplane::socket::offload::{Offload, Offloads};
 use dataplane::stage::ingress::lengths;
@@ -14,6 +13,7 @@ use dataplane::sys;
 use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use wire::gcm::Engine;
+use wire::ids::Side;
 
 use super::host::Host;
 use super::subject::Subject;

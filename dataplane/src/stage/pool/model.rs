@@ -8,6 +8,8 @@ use proptest::test_runner::{Config, TestRunner};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
+use wire::ids::ChannelIndex;
+
 use super::{Mixing, POOL_MAX, Pool, Pooled, ticket};
 use crate::batch::{Label, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
@@ -16,7 +18,7 @@ use crate::{MILLI, Nanos, SECOND};
 #[derive(Clone, Debug)]
 enum Step {
     /// So many cells of one channel, or of the node's own, arrive.
-    Admit { channel: Option<u32>, count: usize },
+    Admit { channel: Option<ChannelIndex>, count: usize },
     /// Time passes.
     Wait(Nanos),
     /// Time passes to a nanosecond before the pool is due, or to when it is.

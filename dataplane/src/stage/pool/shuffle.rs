@@ -9,6 +9,8 @@ use hashbrown::HashMap;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use wire::ids::ChannelIndex;
+
 use crate::batch::Label;
 
 const NONE: u32 = u32::MAX;
@@ -19,7 +21,7 @@ pub struct Shuffle {
     /// Per item, its label as a small number.
     labels: Vec<u32>,
     /// Small number of each channel held.
-    channels: HashMap<u32, u32, foldhash::fast::RandomState>,
+    channels: HashMap<ChannelIndex, u32, foldhash::fast::RandomState>,
     /// Small numbers given out.
     next_label: u32,
     slots: Vec<u32>,
