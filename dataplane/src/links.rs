@@ -297,26 +297,26 @@ mod tests {
 
     fn slot(links: &mut Links, id: u32, slot: u32, peer: &str, rank: Rank) {
         let key = Zeroizing::new([slot as u8; 16]);
-        links.install_slot(id, slot, peer.parse().unwrap(), rank, &key, &key);
+        links.install_slot(LinkId(id), SlotId(slot), peer.parse().unwrap(), rank, &key, &key);
     }
 
     fn ranks(links: &Links, id: u32) -> Vec<(Rank, u32)> {
-        links.link(id).unwrap().slots().map(|(rank, slot)| (rank, slot.id)).collect()
+        links.link(LinkId(id)).unwrap().slots().map(|(rank, slot)| (rank, slot.id.0)).collect()
     }
 
     #[test]
     fn a_responder_goes_on_under_current_until_next_is_promoted() {
         let mut links = Links::default();
-        links.install(3, Side::Up, "1.1.1.1:1".parse().unwrap());
+        links.install(LinkId(3), Side::Up, "1.1.1.1:1".parse().unwrap());
         slot(&mut links, 3, 10, "1.1.1.1:1", Rank::Current);
         slot(&mut links, 3, 11, "1.1.1.1:1", Rank::Next);
         slot(&mut links, 3, 12, "1.1.1.1:1", Rank::Next);
-        assert_eq!(links.link(3).unwrap().current().unwrap().id, 10);
+        assert_eq!(links.link(LinkId(3)).unwrap().current().unwrap().id, SlotId(10));
         let from = "1.1.1.1:1".parse().unwrap();
-        assert!(!links.promote(3, 11, from), "a newer next has overwritten it");
-        assert!(links.promote(3, 12, from));
+        assert!(!links.promote(LinkId(3), SlotId(11), from), "a newer next has overwritten it");
+        assert!(links.promote(LinkId(3), SlotId(12), from));
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12), (Rank::Previous, 10)]);
-        links.retire_slot(3, 10);
+        links.retire_slot(LinkId(3), SlotId(10));
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12)]);
     }
 
@@ -324,18 +324,18 @@ mod tests {
     fn addresses_follow_the_slots() {
         let mut links = Links::default();
         let (a, b): (SocketAddr, SocketAddr) = ("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap());
-        links.install(0, Side::Up, a);
+        links.install(LinkId(0), Side::Up, a);
         slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Current);
         slot(&mut links, 0, 2, "2.2.2.2:2", Rank::Next);
-        assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[0][..], &[0][..]));
+        assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[LinkId(0)][..], &[LinkId(0)][..]));
         assert!(links.at(Side::Down, a).is_empty());
-        assert_eq!(links.link(0).unwrap().peer(), a, "cells go where they went");
-        links.promote(0, 2, b);
-        assert_eq!(links.at(Side::Up, a), [0], "previous is still accepted from there");
-        links.retire_slot(0, 1);
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), a, "cells go where they went");
+        links.promote(LinkId(0), SlotId(2), b);
+        assert_eq!(links.at(Side::Up, a), [LinkId(0)], "previous is still accepted from there");
+        links.retire_slot(LinkId(0), SlotId(1));
         assert!(links.at(Side::Up, a).is_empty());
-        assert_eq!(links.link(0).unwrap().peer(), b);
-        links.retire(0);
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), b);
+        links.retire(LinkId(0));
         assert!(links.at(Side::Up, b).is_empty() && links.is_empty());
     }
 
@@ -343,16 +343,16 @@ mod tests {
     fn a_link_goes_where_the_promoting_cell_came_from_and_not_where_the_handshake_did() {
         let mut links = Links::default();
         let (home, thief) = ("1.1.1.1:1".parse().unwrap(), "6.6.6.6:6".parse().unwrap());
-        links.install(0, Side::Up, home);
+        links.install(LinkId(0), Side::Up, home);
         slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Next);
-        links.promote(0, 1, home);
+        links.promote(LinkId(0), SlotId(1), home);
         slot(&mut links, 0, 2, "6.6.6.6:6", Rank::Next);
-        assert_eq!((links.link(0).unwrap().peer(), links.at(Side::Up, home)), (home, &[0][..]));
-        links.promote(0, 2, home);
-        links.retire_slot(0, 1);
-        assert_eq!(links.link(0).unwrap().peer(), home);
-        assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[0][..], &[0][..]));
-        links.retire(0);
+        assert_eq!((links.link(LinkId(0)).unwrap().peer(), links.at(Side::Up, home)), (home, &[LinkId(0)][..]));
+        links.promote(LinkId(0), SlotId(2), home);
+        links.retire_slot(LinkId(0), SlotId(1));
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), home);
+        assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[LinkId(0)][..], &[LinkId(0)][..]));
+        links.retire(LinkId(0));
         assert!(links.by_address.is_empty());
     }
 
@@ -362,8 +362,8 @@ mod tests {
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
         let mut links = Links::default();
         for link in 0..300 {
-            links.install(link, Side::Up, SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
-            links.received(link);
+            links.install(LinkId(link), Side::Up, SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
+            links.received(LinkId(link));
         }
         let (mut due, mut reported) = (0, Vec::new());
         for turn in 1..=2 {
@@ -376,6 +376,6 @@ mod tests {
             }
         }
         reported.sort_unstable();
-        assert!(reported.into_iter().eq(0..300) && !links.has_activity());
+        assert!(reported.into_iter().eq((0..300).map(LinkId)) && !links.has_activity());
     }
 }

@@ -213,9 +213,9 @@ mod tests {
             datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
         };
         assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
-        let activity = || Punt::Activity { link: 1, received: true, sent: false };
+        let activity = || Punt::Activity { link: LinkId(1), received: true, sent: false };
         assert_eq!((0..300).filter(|_| punts.send(activity())).count(), RESERVED);
-        (0..1000).for_each(|channel| punts.ended(channel, Ended::Idle));
+        (0..1000).for_each(|channel| punts.ended(ChannelIndex(channel), EndReason::Idle));
         assert_eq!(punts.owed.len(), 1000);
         let mut ended = Vec::new();
         for _ in 0..10 {
@@ -226,7 +226,7 @@ mod tests {
             }
             punts.signal();
         }
-        assert!(ended.into_iter().eq(0..1000) && punts.owed.is_empty());
+        assert!(ended.into_iter().eq((0..1000).map(ChannelIndex)) && punts.owed.is_empty());
         assert!(punts.send_modestly(handshake()), "there is room again");
     }
 }

@@ -28,8 +28,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::handshake::{IK_HALF_LEN, RESPONSE_LEN};
-use wire::ids::ChannelKeys;
-use wire::ids::{Rank, Side};
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::link::HeaderKey;
@@ -446,7 +445,7 @@ impl World {
             next_secret: 0,
         };
         for side in [Side::Up, Side::Down] {
-            world.command(Command::InstallLink { link: link(side), side, peer: peer(side) });
+            world.command(Command::InstallLink { link: LinkId(link(side)), side, peer: peer(side) });
         }
         world
     }
@@ -467,8 +466,8 @@ impl World {
                 self.slots.insert(slot, side);
                 let key = |side| Zeroizing::new(slot_key(slot, side));
                 self.command(Command::InstallSlot {
-                    link: link(side),
-                    slot,
+                    link: LinkId(link(side)),
+                    slot: SlotId(slot),
                     peer: peer(side),
                     header_i2r: key(Side::Up),
                     header_r2i: key(Side::Down),
@@ -477,7 +476,7 @@ impl World {
             }
             (Some(slot), false) => {
                 self.slots.remove(&slot);
-                self.command(Command::RetireSlot { link: link(side), slot });
+                self.command(Command::RetireSlot { link: LinkId(link(side)), slot: SlotId(slot) });
             }
             _ => {}
         }
@@ -490,7 +489,7 @@ impl World {
         }
         channels.open[at] = comes;
         if !comes {
-            self.command(Command::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel: ChannelIndex(channel) });
             return;
         }
         self.next_secret = self.next_secret.wrapping_add(1);
@@ -506,9 +505,9 @@ impl World {
             }
         }
         self.command(Command::InstallChannel {
-            channel,
-            up: Some((link(Side::Up), 100 + channel)),
-            down: Some((link(Side::Down), 200 + channel)),
+            channel: ChannelIndex(channel),
+            up: Some((LinkId(link(Side::Up)), 100 + channel)),
+            down: Some((LinkId(link(Side::Down)), 200 + channel)),
             keys: ChannelKeys::Hop {
                 forward: channels.secrets[at].clone(),
                 backward: Secret::new([!self.next_secret; 32]),
@@ -579,7 +578,7 @@ impl World {
         // Whatever the case before has left behind goes first.
         self.moods.iter().for_each(|mood| mood.set((usize::MAX, false)));
         for channel in 0..CHANNELS {
-            self.command(Command::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel: ChannelIndex(channel) });
         }
         for side in [Side::Up, Side::Down] {
             self.slot(side, false);
@@ -620,7 +619,7 @@ impl World {
                     let out = if side == Side::Up { POSITION } else { POSITION + 1 };
                     let direction = if side == Side::Up { Direction::Backward } else { Direction::Forward };
                     let body = vec![3; shape().cell_len(direction, out) - 16];
-                    self.command(Command::Inject { link: link(side), slot, header, body });
+                    self.command(Command::Inject { link: LinkId(link(side)), slot: SlotId(slot), header, body });
                     // It leaves on this side: it is in the books of the direction that comes from the other.
                     injected[1 - link(side) as usize].push(Some(slot));
                 }

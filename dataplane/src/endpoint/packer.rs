@@ -85,17 +85,17 @@ mod tests {
         for i in 0..6u8 {
             for channel in [3, 4] {
                 let frame = Frame::Dgram { flow: u16::from(i), data: &[i; 60] };
-                packer.put(channel, &frame, &mut free).unwrap();
+                packer.put(ChannelIndex(channel), &frame, &mut free).unwrap();
             }
         }
         let too_large = Frame::Dgram { flow: 1, data: &[0; 204] };
-        assert_eq!(packer.put(3, &too_large, &mut free), Err(DropReason::TooLarge));
+        assert_eq!(packer.put(ChannelIndex(3), &too_large, &mut free), Err(DropReason::TooLarge));
         let mut cells: Vec<_> = packer.finish().collect();
         assert_eq!(cells.len(), 4, "three datagrams of 65 bytes to a cell");
         for channel in [3, 4] {
             let flows: Vec<u16> = cells
                 .iter_mut()
-                .filter(|(of, _)| *of == channel)
+                .filter(|(of, _)| *of == ChannelIndex(channel))
                 .flat_map(|(_, cell)| {
                     parse(cell.body_mut(208), Direction::Forward)
                         .unwrap()

@@ -6,6 +6,7 @@ use crate::stage::ingress::lengths;
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
+use wire::ids::LinkId;
 use wire::kdf::Secret;
 use wire::key::Generations;
 use wire::layer::unwrap;
@@ -59,7 +60,7 @@ fn entry_with_channel() -> Entry<MemPort, MemApps> {
         reassembler: Reassembler::new(entry.settings.shape.payload()),
         liveness: Liveness::new(0, &mut entry.rng),
     };
-    entry.table.install(0, Record { up: None, down: Some((0, 5)), ends_s: 100, state });
+    entry.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
     entry
 }
 
@@ -82,7 +83,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let opens = |entry: &Entry<MemPort, MemApps>, seq| {
-        let (keys, mut cell) = (&entry.table.record(0).unwrap().state.keys, backward(shape, seq));
+        let (keys, mut cell) = (&entry.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         unwrap(shape, &mut jobs);
         jobs[0].ok
@@ -94,7 +95,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
         let bytes = backward(shape, seq);
         cell.bytes_mut(bytes.len()).copy_from_slice(&bytes);
         let header = data_header(shape, 5, seq);
-        entry.admitted.push(Admitted { cell, header, channel: 0, link: 0, next_slot: None });
+        entry.admitted.push(Admitted { cell, header, channel: ChannelIndex(0), link: LinkId(0), next_slot: None });
         entry.strip();
         assert_eq!(entry.admitted.drain(..).count(), 1);
         assert_eq!(opens(&entry, last), still, "after {seq}");
@@ -106,7 +107,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
-        let keys = &entry.table.record(0).unwrap().state.keys;
+        let keys = &entry.table.record(ChannelIndex(0)).unwrap().state.keys;
         let mut cell = vec![0; shape.longest_cell()];
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         // It panics for want of a key.
@@ -114,7 +115,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     };
     let last = (1 << 20) - 1;
     assert!(wraps(&entry, last));
-    entry.packer.put(0, &Frame::Ping([0; 8]), &mut entry.free).unwrap();
+    entry.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.free).unwrap();
     entry.leave(SECOND);
     assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
 }

@@ -256,7 +256,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
                 self.table.install(channel, Record { up, down: None, ends_s, state });
-                self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
+                self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => {
@@ -430,9 +430,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let now_s = now / SECOND;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
-        for channel in due.drain(..) {
+        for channel in due.drain(..).map(ChannelIndex) {
             match self.table.lifespan(channel, now_s) {
-                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
                 Some(Err(reason)) => self.end(channel, reason),
                 None => {}
             }

@@ -6,6 +6,7 @@ use crate::stage::ingress::lengths;
 use crate::sys::Waker;
 use wire::cell::Class;
 use wire::frames::{Address, parse};
+use wire::ids::LinkId;
 use wire::kdf::Secret;
 
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
@@ -51,8 +52,8 @@ impl Bench {
             let [forward, backward] = [1, 2].map(|n| Secret::new([n; 32]));
             let keys = ChannelKeys::Hop { forward, backward };
             let command = Command::InstallChannel {
-                channel,
-                up: Some((9, channel)),
+                channel: ChannelIndex(channel),
+                up: Some((LinkId(9), channel)),
                 down: None,
                 keys,
                 lifetime_s: 3600,
@@ -65,7 +66,7 @@ impl Bench {
     }
 
     fn frame(&mut self, channel: u32, frame: &Frame<'_>) {
-        self.exit.outwards(channel, frame, self.now);
+        self.exit.outwards(ChannelIndex(channel), frame, self.now);
     }
 
     fn open(&mut self, channel: u32, flow: u16, to: Address<'_>) {
@@ -316,9 +317,9 @@ fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
 #[test]
 fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
     let mut bench = Bench::new(Class::S, 1);
-    let live = |bench: &Bench, seq| bench.exit.table.record(0).unwrap().state.backward.of(seq).is_some();
+    let live = |bench: &Bench, seq| bench.exit.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some();
     assert!(live(&bench, 0));
-    bench.exit.table.record_mut(0).unwrap().state.next_seq = 1 << 20;
+    bench.exit.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
     bench.frame(0, &Frame::Ping([0; 8]));
     bench.turn();
     assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));

@@ -189,7 +189,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 let record = Record { up, down, ends_s, state };
                 self.table.install_half(channel, record, [!copy, from_down]);
-                self.wheel.arm(channel, look_s);
+                self.wheel.arm(channel.0, look_s);
             }
             Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => {
@@ -231,9 +231,9 @@ impl<U: Port, D: Port> Edge<U, D> {
         let now_s = now / SECOND;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
-        for channel in due.drain(..) {
+        for channel in due.drain(..).map(ChannelIndex) {
             match self.table.lifespan(channel, now_s) {
-                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
                 Some(Err(reason)) => self.end(channel, reason),
                 None => {}
             }

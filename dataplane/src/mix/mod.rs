@@ -214,13 +214,13 @@ mod tests {
     use super::*;
     use crate::SECOND;
     use crate::latency::Latency;
-    use crate::links::{Rank, Side};
     use crate::runner::BLOCKED_WAIT;
     use crate::socket::memory::{MemNet, MemPort};
     use crate::stage::ingress::lengths;
     use crate::sys::Waker;
     use rand::SeedableRng;
     use wire::cell::{Class, Header, Kind};
+    use wire::ids::{LinkId, Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
     fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
@@ -248,15 +248,26 @@ mod tests {
         let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
-        let link = Command::InstallLink { link: 0, side: Side::Down, peer };
+        let link = Command::InstallLink { link: LinkId(0), side: Side::Down, peer };
         let (header_i2r, header_r2i) = (key(), key());
-        let slot = Command::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
+        let slot = Command::InstallSlot {
+            link: LinkId(0),
+            slot: SlotId(1),
+            peer,
+            header_i2r,
+            header_r2i,
+            rank: Rank::Current,
+        };
         assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
                 let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
-                assert!(commands.push(Command::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
+                assert!(
+                    commands
+                        .push(Command::Inject { link: LinkId(0), slot: SlotId(1), header, body: vec![0; 240] })
+                        .is_ok()
+                );
             }
             mix.turn(now);
             mix.record_latency(now + 100);

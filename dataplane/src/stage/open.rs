@@ -169,10 +169,10 @@ pub(crate) fn keep(
 mod tests {
     use super::*;
     use crate::buffer::Cell;
-    use crate::links::{Rank, Side};
     use crate::table::{ChannelState, Half, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
     use wire::gcm::seal_batch;
+    use wire::ids::{LinkId, Rank, Side, SlotId};
     use wire::kdf::Secret;
     use wire::key::Generations;
     use wire::layer::data_header;
@@ -203,12 +203,12 @@ mod tests {
         let secret = Secret::new([5; 32]);
         let peer = "192.0.2.1:1".parse().unwrap();
         let mut table = Table::default();
-        table.links.install(3, Side::Up, peer);
+        table.links.install(LinkId(3), Side::Up, peer);
         let key = Zeroizing::new([1; 16]);
-        table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
-        table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
+        table.links.install_slot(LinkId(3), SlotId(10), peer, Rank::Current, &key, &key);
+        table.links.install_slot(LinkId(3), SlotId(11), peer, Rank::Next, &key, &key);
         let state = OneHalf(Half::new(&secret, 0, 64, None, 0));
-        table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, state });
+        table.install(ChannelIndex(0), Record { up: Some((LinkId(3), 77)), down: None, ends_s: 100, state });
         let (ring, mut control) = rtrb::RingBuffer::new(8);
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
         let (mut free, mut tally) = (FreeList::new(1), Tally::default());
@@ -220,11 +220,19 @@ mod tests {
             let (key, iv) = keys.of(seq).unwrap();
             seal_batch(&mut [Job::new(key, header.data_nonce(iv), cell.body_mut(body))]);
             cell.bytes_mut(HEADER_LEN + body)[40] ^= u8::from(forged);
-            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some(Box::new((11, peer))) }];
+            let mut cells = vec![Admitted {
+                cell,
+                header,
+                channel: ChannelIndex(0),
+                link: LinkId(3),
+                next_slot: Some(Box::new((SlotId(11), peer))),
+            }];
             let now = (seq + 2) * SECOND;
             forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
-            let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));
-            let record = table.record(0).unwrap();
+            let told = control
+                .pop()
+                .is_ok_and(|punt| matches!(punt, Punt::Promoted { link: LinkId(3), slot: SlotId(11), .. }));
+            let record = table.record(ChannelIndex(0)).unwrap();
             let seen = (
                 told,
                 cells.len(),

@@ -111,9 +111,9 @@ mod tests {
     use super::*;
     use crate::batch::Label;
     use crate::buffer::Cell;
-    use crate::links::{PLACE_BITS, Rank, Side};
     use crate::stage::pool::ticket;
     use rand::SeedableRng;
+    use wire::ids::{Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
     #[test]
@@ -125,25 +125,25 @@ mod tests {
         let install = |links: &mut Links, link: u32| {
             let peer = ([192, 0, 2, 1], link as u16).into();
             let key = Zeroizing::new([link as u8; 16]);
-            links.install(link, Side::Up, peer);
-            links.install_slot(link, link, peer, Rank::Current, &key, &key);
+            links.install(LinkId(link), Side::Up, peer);
+            links.install_slot(LinkId(link), SlotId(link), peer, Rank::Current, &key, &key);
         };
-        let (old, new, down) = (5, 5 | 1 << PLACE_BITS, 6);
+        let (old, new, down) = (5, 5 | 1 << LinkId::INDEX_BITS, 6);
         install(&mut links, old);
-        links.retire(old);
+        links.retire(LinkId(old));
         install(&mut links, new);
-        links.install(down, Side::Up, ([192, 0, 2, 1], 9).into());
+        links.install(LinkId(down), Side::Up, ([192, 0, 2, 1], 9).into());
         let mut release: Vec<Pooled> = [old, new, old, down]
             .into_iter()
             .map(|link| {
-                let ticket = crate::batch::Ticket { link, ..ticket(Label::Channel(link), 0, 0) };
+                let ticket = crate::batch::Ticket { link: LinkId(link), ..ticket(Label::Own, 0, 0) };
                 Pooled { cell: Cell::own(free.take().unwrap()), ticket }
             })
             .collect();
         sealer.run(&mut release, 1, &mut links, &mut out, &mut free, &mut tally);
         assert_eq!((out.len(), tally.drops(DropReason::LinkGone), tally.drops(DropReason::LinkDown)), (1, 2, 1));
-        assert!(links.link(old).is_none() && links.link(new).is_some());
-        links.retire(old);
+        assert!(links.link(LinkId(old)).is_none() && links.link(LinkId(new)).is_some());
+        links.retire(LinkId(old));
         assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");
     }
 
@@ -156,7 +156,7 @@ mod tests {
             let mut release: Vec<Pooled> = (0..6)
                 .map(|seq| {
                     let mut ticket = ticket(Label::Own, seq, 0);
-                    ticket.link = [4, 9, 4, 6, 9, 4][seq as usize];
+                    ticket.link = LinkId([4, 9, 4, 6, 9, 4][seq as usize]);
                     Pooled { cell: Cell::own(free.take().unwrap()), ticket }
                 })
                 .collect();
@@ -164,10 +164,10 @@ mod tests {
             sealer.group(&mut release, 1);
             assert_ne!(sealer.rng.get_seed(), before);
             for link in [4, 6, 9] {
-                let group = release.iter().filter(|pooled| pooled.ticket.link == link);
+                let group = release.iter().filter(|pooled| pooled.ticket.link == LinkId(link));
                 assert!(group.map(|pooled| pooled.ticket.header.seq).is_sorted());
             }
-            let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link).collect();
+            let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link.0).collect();
             links.dedup();
             *orders.entry(links).or_default() += 1;
             release.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));

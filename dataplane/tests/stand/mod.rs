@@ -22,8 +22,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
-use wire::ids::ChannelKeys;
-use wire::ids::{Rank, Side};
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::key::Generations;
 use wire::link::HeaderKey;
@@ -126,11 +125,11 @@ impl Stand {
         let mut stand = Stand { shape, mix, commands, punts, wires, ledger, profile, keys: Vec::new(), now: SECOND };
         for (link, side) in [(0, Side::Up), (1, Side::Down)] {
             let [i2r, r2i] = [0, 1].map(|way| Zeroizing::new(HEADER_KEYS[2 * link as usize + way]));
-            stand.command(Command::InstallLink { link, side, peer: peer(link as usize) });
+            stand.command(Command::InstallLink { link: LinkId(link), side, peer: peer(link as usize) });
             let (header_i2r, header_r2i, rank) = (i2r, r2i, Rank::Current);
             stand.command(Command::InstallSlot {
-                link,
-                slot: 7,
+                link: LinkId(link),
+                slot: SlotId(7),
                 peer: peer(link as usize),
                 header_i2r,
                 header_r2i,
@@ -145,9 +144,9 @@ impl Stand {
             };
             stand.keys.push((1000 + channel, Generations::new(&secret(1), 0), 0));
             stand.command(Command::InstallChannel {
-                channel,
-                up: Some((0, 1000 + channel)),
-                down: Some((1, 500_000 + channel)),
+                channel: ChannelIndex(channel),
+                up: Some((LinkId(0), 1000 + channel)),
+                down: Some((LinkId(1), 500_000 + channel)),
                 keys: ChannelKeys::Hop { forward: secret(1), backward: secret(2) },
                 lifetime_s: 3600,
                 first: 0,
