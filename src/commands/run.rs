@@ -48,7 +48,7 @@ pub struct Extras {
 pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
-    start_log();
+    args.log.start()?;
     running::engine()?;
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
@@ -103,14 +103,6 @@ fn tell(state: &[NotifyState]) {
     if let Err(why) = sd_notify::notify(state) {
         tracing::warn!("the supervisor at NOTIFY_SOCKET is not told: {why}");
     }
-}
-
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("EDDY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
 }
 
 fn extend(loaded: &mut Loaded, extras: Extras) {
