@@ -83,16 +83,16 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
                 if trains && !node.report().messages.trains {
                     trains = false;
                     tracing::warn!(
-                        "the kernel refuses trains of cells where it takes each alone: they leave one by one from now \
-                         on, at several times the cost; look at the device with `ethtool -k DEV | grep udp-seg`"
+                        "GSO disabled: the kernel refuses bursts of cells but accepts single ones; sending one datagram \
+                         per cell costs several times as much, check the device with `ethtool -k DEV | grep udp-seg`"
                     );
                 }
             }
-            Err(RecvTimeoutError::Timeout) => break "a thread has died",
-            Err(RecvTimeoutError::Disconnected) => break "nobody can stop it any more",
+            Err(RecvTimeoutError::Timeout) => break "a thread died",
+            Err(RecvTimeoutError::Disconnected) => break "no signal handler is left",
         }
     };
-    tracing::info!("ending: {why}");
+    tracing::info!(reason = why, "stopping: {why}");
     tell(&[NotifyState::Stopping]);
     print(&node.stop()?, args.report_json);
     Ok(())
@@ -101,7 +101,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 /// Tells a supervisor that asked by NOTIFY_SOCKET, as sd_notify(3) does; nobody else.
 fn tell(state: &[NotifyState]) {
     if let Err(why) = sd_notify::notify(state) {
-        tracing::warn!("the supervisor at NOTIFY_SOCKET is not told: {why}");
+        tracing::warn!("cannot notify the supervisor at NOTIFY_SOCKET: {why}");
     }
 }
 

@@ -17,6 +17,7 @@ mod hostile;
 mod init;
 mod lanes;
 mod load;
+mod log;
 mod many;
 mod memory;
 mod mistakes;
