@@ -142,7 +142,7 @@ pub struct NodeArgs {
     /// The node's configuration, as `eddy init` writes it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Whether cells travel in trains: auto, on or off; instead of what the configuration says
+    /// Use GSO and GRO for cells: auto, on or off; instead of what the configuration says
     #[arg(long, value_name = "WHEN")]
     pub offload: Option<Offload>,
     /// How cells get into the kernel: auto, mmsg or uring; instead of what the configuration says
@@ -358,7 +358,7 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = eddy_node::config::RENEW_AFTER_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub renew_after_s: u64,
-    /// Whether cells travel in trains: auto, on or off
+    /// Use GSO and GRO for cells: auto, on or off
     #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN")]
     pub offload: Offload,
     /// How cells get into the kernel: auto, mmsg or uring

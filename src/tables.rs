@@ -160,7 +160,7 @@ fn reasons(counts: &BTreeMap<String, u64>) -> String {
 #[cfg(test)]
 mod tests {
     use dataplane::latency::Profile;
-    use dataplane::ledger::{Drop, Ledger};
+    use dataplane::ledger::{DropReason, Ledger};
     use eddy_node::config::NodeRole;
 
     use super::*;
@@ -169,7 +169,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.cells.forward.received = 5;
         ledger.cells.forward.sent = 3;
-        ledger.cells.forward.drop_many(Drop::Replay, 2);
+        ledger.cells.forward.drop_many(DropReason::Replay, 2);
         ledger.batches.add(3, 2);
         let mut profile = Profile::default();
         profile.batches.add(3, 1);

@@ -34,7 +34,7 @@ pub struct ChainArgs {
     /// Lanes of each mix
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), help_heading = "The chain")]
     pub lanes: u8,
-    /// Whether the chain's cells travel in trains
+    /// Use GSO and GRO for the chain's cells
     #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN", help_heading = "The chain")]
     pub offload: Offload,
     /// The nodes' AEAD engine (EDDY_AEAD)

@@ -218,11 +218,11 @@ fn markdown(quick: bool, found: &BTreeMap<&str, Vec<Value>>) -> String {
          the rounds, and the least and the most of them; generator and nodes share the cores.\n",
         machine.cpu, machine.cores, machine.kernel, machine.load
     );
-    text += "\n| one mix hop | ns a cell | of a relay with trains | of a relay with `recvmmsg`/`sendmmsg` |\n| --- | --- | --- | --- |\n";
+    text += "\n| one mix hop | ns a cell | of a relay with GRO and GSO | of a relay with `recvmmsg`/`sendmmsg` |\n| --- | --- | --- | --- |\n";
     for (row, find) in rows(of("hop"), "rows", &["direction", "entries", "channels", "pool"]) {
         let figure = |key: &'static str| Figures::of(of("hop"), |round| find(round)?[key].as_f64());
         let entries = row["entries"].as_u64().filter(|entries| *entries > 0);
-        let entries = entries.map_or(String::new(), |entries| format!(", {entries} entries without trains"));
+        let entries = entries.map_or(String::new(), |entries| format!(", {entries} entries without bursts"));
         text += &format!(
             "| {}, {} channels, pool {}{entries} | {} | {} | {} |\n",
             row["direction"].as_str().unwrap_or_default(),

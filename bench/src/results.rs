@@ -73,7 +73,7 @@ pub struct ChainFacts {
     pub channels: u32,
     /// Lanes of each mix.
     pub lanes: u32,
-    /// Whether cells travel in trains, as asked for.
+    /// Whether cells travel in GSO bursts, as asked for.
     pub offload: String,
     /// The AEAD engine in use.
     pub engine: String,

@@ -49,7 +49,7 @@ pub struct Plan {
     pub lifetime_s: u16,
     /// Links are renewed after so many seconds.
     pub renew_after_s: u64,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
     /// Receive buffer of link sockets, in bytes.
     pub receive_buffer: usize,
@@ -302,8 +302,8 @@ fn tail(plan: &Plan) -> String {
          {buffer}receive_buffer = {}   # bytes, per link socket\n\
          # cores = [0]   # the worker stays on this core; one for each lane, if there are several\n\
          # spin_us = 0   # after something came, look for more so long before sleeping\n\
-         # hugepages = true   # frames and channels on pages of 2 MB (madvise), where the system has them\n\
-         {offload}offload = \"{}\"   # cells in trains (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
+         # hugepages = true   # buffers and channels on pages of 2 MB (madvise), where the system has them\n\
+         {offload}offload = \"{}\"   # cells in GSO bursts (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
          {io}io = \"{}\"   # system calls of link sockets: auto, mmsg or uring\n\
          {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
         plan.receive_buffer, plan.offload, plan.io, plan.renew_after_s

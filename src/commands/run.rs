@@ -75,13 +75,13 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         tracing::info!("{}", lengths_line(node.shape()));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
-    let mut trains = node.report().messages.trains;
+    let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
             Ok(why) => break why,
             Err(RecvTimeoutError::Timeout) if node.is_alive() => {
-                if trains && !node.report().messages.trains {
-                    trains = false;
+                if gso && !node.report().messages.gso {
+                    gso = false;
                     tracing::warn!(
                         "GSO disabled: the kernel refuses bursts of cells but accepts single ones; sending one datagram \
                          per cell costs several times as much, check the device with `ethtool -k DEV | grep udp-seg`"

@@ -88,7 +88,7 @@ fn lengths_from_nothing_to_eight_fragments_arrive() {
 }
 
 #[test]
-fn each_kind_of_system_calls_carries_a_chain_with_trains_and_without() {
+fn each_kind_of_system_calls_carries_a_chain_with_gso_and_without() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     for (wanted, has) in [(Io::Auto, "mmsg"), (Io::Mmsg, "mmsg"), (Io::Uring, "uring")] {
         if let (_, Some(why)) = Calls::new(wanted, &socket) {
@@ -103,7 +103,7 @@ fn each_kind_of_system_calls_carries_a_chain_with_trains_and_without() {
             assert_eq!((&json["delivered"], &json["answered"]), (&400.into(), &400.into()));
             assert_ledgers(&json, 2);
             for node in json["nodes"].as_array().unwrap() {
-                assert_eq!((&node["io"], &node["messages"]["trains"]), (&has.into(), &(offload == "on").into()));
+                assert_eq!((&node["io"], &node["messages"]["gso"]), (&has.into(), &(offload == "on").into()));
             }
             assert!(!said.contains("WARN"), "{said}");
         }

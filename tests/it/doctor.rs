@@ -67,7 +67,7 @@ fn every_role_is_looked_at_and_told_to_people_and_programs() {
     let dir = chain();
     #[rustfmt::skip]
     let expected = [
-        "receive-buffers", "program-buffers", "send-buffers", "trains", "io-uring", "huge-pages", "aead-engine", "cores",
+        "receive-buffers", "program-buffers", "send-buffers", "gso", "io-uring", "huge-pages", "aead-engine", "cores",
         "governor", "idle-polling", "queues", "numa", "conntrack", "name-servers", "clock", "descriptors", "open-files",
         "locked-memory", "path-mtu", "keys",
     ];

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use control::Refusal;
-use dataplane::ledger::Drop;
+use dataplane::ledger::DropReason;
 
 /// Rows that no test holds, and why.
 const WITHOUT_TEST: &[(&str, &str)] = &[];
@@ -45,7 +45,7 @@ fn every_attack_has_a_test_that_exists_and_a_result() {
     let threats = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/THREATS.md")).unwrap();
     let (_, tables) = threats.split_once("\n## Attack and defence\n").expect("the section");
     let there = tests_there_are();
-    let drops = Drop::ALL.iter().map(|drop| drop.name());
+    let drops = DropReason::ALL.iter().map(|drop| drop.name());
     let counters: HashSet<&str> = drops.chain(Refusal::NAMES.iter().copied()).collect();
     let mut without: HashSet<&str> = WITHOUT_TEST.iter().map(|(attack, _)| *attack).collect();
     let (mut rows, mut wrong) = (0, Vec::new());

@@ -193,7 +193,7 @@ fn datagrams_of_every_size_arrive_whole() {
     chain.send(client, &vec![0; 10_561]);
     chain.run(Duration::from_millis(50));
     assert!(chain.receive(chain.plan.destination).is_empty());
-    assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::Drop::TooLarge), 1);
+    assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::DropReason::TooLarge), 1);
     assert!(chain.notes.iter().any(|note| note.contains("TooLarge")), "the operator is told");
     // The same from the other side.
     chain.send(client, b"question");
@@ -205,7 +205,7 @@ fn datagrams_of_every_size_arrive_whole() {
     }
     chain.run(Duration::from_millis(50));
     assert!(chain.receive(client).is_empty());
-    assert_eq!(chain.ledger(4).datagrams.backward.drops(dataplane::ledger::Drop::TooLarge), 2);
+    assert_eq!(chain.ledger(4).datagrams.backward.drops(dataplane::ledger::DropReason::TooLarge), 2);
     chain.assert_closed();
 }
 

@@ -2,7 +2,7 @@
 //! that come and go, and a random node restarted every minute.
 //!
 //! `cargo test` runs it for a little while; `.ci/soak.sh` runs it for half an hour and prints the record that
-//! stands in docs/SOAK.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
+//! stands in docs/BENCHMARKS.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
 //! network namespace without a route where it may make one.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -235,7 +235,7 @@ fn soak(time: Duration, restart_every: Duration) {
     }
 }
 
-/// What happened, as it stands in docs/SOAK.md.
+/// What happened, as it stands in docs/BENCHMARKS.md.
 fn record(
     time: Duration,
     nodes: &Nodes,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use control::handshake_length;
 use dataplane::io::mem::Datagram;
-use dataplane::ledger::{Drop, Tally};
+use dataplane::ledger::{DropReason, Tally};
 use dataplane::links::Side;
 use wire::cell::Direction;
 
@@ -86,7 +86,7 @@ fn a_flipped_bit_is_refused_forward_at_the_next_hop_and_backward_at_the_entry() 
         assert_eq!(exchange(&mut chain), (1, 1));
         armed.set(true);
         let came = exchange(&mut chain);
-        let forged: Vec<u64> = (0..5).map(|node| cells(&chain, node, direction).drops(Drop::Forged)).collect();
+        let forged: Vec<u64> = (0..5).map(|node| cells(&chain, node, direction).drops(DropReason::Forged)).collect();
         let notices = if direction == Direction::Forward { link } else { 0 };
         for (node, forged) in forged.iter().enumerate() {
             assert_eq!(*forged > 0, node == notices, "link {link} {direction:?}, node {node}: {forged}");
@@ -110,7 +110,7 @@ fn behind_a_lost_one(chain: &mut Chain, armed: &Cell<bool>) -> SocketAddr {
     chain.run(Duration::from_millis(40));
     let came = chain.receive(chain.plan.destination);
     assert_eq!(came.iter().map(|d| &d.bytes[..]).collect::<Vec<_>>(), [b"behind it"]);
-    assert_eq!(chain.ledger(4).datagrams.forward.drops(Drop::Flow), 0, "the exit knew its flow");
+    assert_eq!(chain.ledger(4).datagrams.forward.drops(DropReason::Flow), 0, "the exit knew its flow");
     came[0].from
 }
 
@@ -140,7 +140,7 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
         armed.set(true);
         let node = receiver(link, direction);
         assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
-        let raced = cells(&chain, node, direction).drops(Drop::Replay);
+        let raced = cells(&chain, node, direction).drops(DropReason::Replay);
         assert!(raced > 0, "link {link} {direction:?}");
         armed.set(false);
         // And all that was seen there comes once more, later.
@@ -156,7 +156,7 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
             chain.links.send(Datagram { from, to: end(link, direction), bytes: cell.bytes.clone() });
         }
         chain.settle();
-        assert!(cells(&chain, node, direction).drops(Drop::Replay) >= raced + raced, "link {link} {direction:?}");
+        assert!(cells(&chain, node, direction).drops(DropReason::Replay) >= raced + raced, "link {link} {direction:?}");
         assert_eq!(cells(&chain, node, direction).sent, sent);
         assert!(chain.receive(chain.plan.destination).is_empty() && chain.receive(app(100, 1)).is_empty());
         assert_eq!(exchange(&mut chain), (1, 1));
@@ -172,7 +172,7 @@ fn a_forged_copy_in_front_of_a_cell_does_not_cost_it_where_a_tag_is_checked() {
         let (mut chain, armed) = tampered(end(link, direction), overtake);
         armed.set(true);
         assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
-        assert!(cells(&chain, receiver(link, direction), direction).drops(Drop::Forged) > 0);
+        assert!(cells(&chain, receiver(link, direction), direction).drops(DropReason::Forged) > 0);
         chain.assert_closed();
     }
 }
@@ -230,11 +230,13 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
             Direction::Backward => (link_address(link, Side::Up), end(link, direction)),
         };
         let cell = chain.shape.cell_len(direction, link);
-        let others = [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, Drop::Length));
+        let others =
+            [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, DropReason::Length));
         let stranger = "203.0.113.66:6".parse().unwrap();
         let before = chain.seen.borrow().len();
         let mut sent = 0;
-        for (from, len, why) in others.into_iter().chain([(from, cell, Drop::Header), (stranger, cell, Drop::Stranger)])
+        for (from, len, why) in
+            others.into_iter().chain([(from, cell, DropReason::Header), (stranger, cell, DropReason::Stranger)])
         {
             let count = cells(&chain, node, direction).drops(why);
             chain.links.send(Datagram { from, to, bytes: vec![0x5a; len] });
@@ -252,11 +254,15 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
         let mut moved = of(&|other| other != link).expect("keepalives at least").bytes.clone();
         moved.resize(cell, 0);
         for bytes in [touched, moved] {
-            let count = cells(&chain, node, direction).drops(Drop::Header);
+            let count = cells(&chain, node, direction).drops(DropReason::Header);
             chain.links.send(Datagram { from, to, bytes });
             chain.settle();
             sent += 1;
-            assert_eq!(cells(&chain, node, direction).drops(Drop::Header), count + 1, "link {link} {direction:?}");
+            assert_eq!(
+                cells(&chain, node, direction).drops(DropReason::Header),
+                count + 1,
+                "link {link} {direction:?}"
+            );
         }
         assert_eq!(chain.seen.borrow().len(), before + sent, "nothing was answered");
     }
@@ -293,7 +299,7 @@ fn a_cell_played_again_on_another_lane_is_unknown_there() {
             assert_eq!(exchange(&mut chain), (1, 1), "each arrives once");
         }
         let (node, direction) = if backward { (1, Direction::Backward) } else { (2, Direction::Forward) };
-        assert!(cells(&chain, node, direction).drops(Drop::Channel) >= 4);
+        assert!(cells(&chain, node, direction).drops(DropReason::Channel) >= 4);
         chain.assert_closed();
     }
 }

@@ -43,7 +43,7 @@ impl Lone {
             mixing: chain.mixing,
             receive_buffer: granted(BUFFER_WANTED)?,
             offload: chain.offload,
-            sink_trains: true,
+            sink_gro: true,
             arguments: Vec::new(),
             lines: Vec::new(),
             unpinned: false,
@@ -184,7 +184,7 @@ mod tests {
         starts(why(&Reading { lost: (3, 0), ..fine.clone() }, 1.0), "receive buffer: the kernel dropped 3");
         starts(why(&Reading { lost: (3, 0), time: second, ..fine.clone() }, 1.0), "processor: the mix");
         starts(why(&Reading { lost: (0, 3), ..fine.clone() }, 1.0), "the generator: its sink");
-        starts(why(&Reading { dropped: vec![("no-frame".into(), 2)], ..fine.clone() }, 1.0), "mix: it dropped 2");
+        starts(why(&Reading { dropped: vec![("no-buffer".into(), 2)], ..fine.clone() }, 1.0), "mix: it dropped 2");
         let slow = Played { took: 2 * second, ..played };
         starts(why(&Reading { played: slow, ..fine }, 1.0), "the generator: it cannot");
     }

@@ -47,7 +47,7 @@ impl Nodes {
     }
 
     fn drive(&self, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
-        // Fast programs send in trains; a datagram at a time, the generator would be measured.
+        // Fast programs send in bursts; a datagram at a time, the generator would be measured.
         let arrivals = Arrivals::Burst((rate / 50_000.0).max(1.0) as u32);
         let flows = self.args.flows as usize;
         let even = Even { flows, rate, arrivals, lengths: self.args.payload_len.clone() };

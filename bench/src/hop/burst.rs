@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use arrayvec::ArrayVec;
 use control::ChannelKeys;
-use dataplane::sys::{TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -125,9 +125,9 @@ impl Burst {
         usize::from(self.peers[cell])
     }
 
-    /// Cells of a train at most.
-    pub fn train_max(&self) -> usize {
-        train_max(self.cell_len)
+    /// Cells of a burst at most.
+    pub fn burst_max(&self) -> usize {
+        burst_max(self.cell_len)
     }
 
     /// Shuffled rounds of `all`, `cells` in all.
@@ -222,8 +222,8 @@ impl Burst {
 }
 
 /// Cells of this length that travel as one message.
-pub fn train_max(cell_len: usize) -> usize {
-    TRAIN_MAX.min(TRAIN_BYTES_MAX / cell_len)
+pub fn burst_max(cell_len: usize) -> usize {
+    GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
 }
 
 /// The inner bytes: their number, then padding.

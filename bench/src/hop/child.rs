@@ -39,10 +39,10 @@ pub struct Wanted {
     pub mixing: Mixing,
     /// Bytes that its sockets hold.
     pub receive_buffer: usize,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
-    /// Whether those it sends to take trains.
-    pub sink_trains: bool,
+    /// Whether those it sends to take bursts.
+    pub sink_gro: bool,
     /// More of its command line.
     pub arguments: Vec<String>,
     /// Lines for its configuration.

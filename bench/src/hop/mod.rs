@@ -59,10 +59,10 @@ pub struct HopArgs {
     /// The mix's AEAD engine (EDDY_AEAD)
     #[arg(long)]
     pub engine: Option<String>,
-    /// Whether the mix's cells travel in trains
+    /// Use GSO and GRO for the mix's cells
     #[arg(long, default_value_t = Offload::Auto)]
     pub offload: Offload,
-    /// The sink takes no trains, as many programs do and as behind a network card that does not cut them: the kernel
+    /// The sink does not enable GRO, as many programs do and as behind a network card that does not cut them: the kernel
     /// cuts them before they leave
     #[arg(long)]
     pub lone_sink: bool,
@@ -92,7 +92,7 @@ pub enum Which {
     Channels,
     /// Pools of 64 to 4096, both ways.
     Pools,
-    /// The first hop: entries apart, whose cells do not come in trains.
+    /// The first hop: entries apart, whose cells do not come in bursts.
     FirstHop,
     /// 64 channels, pool 256, forward and backward.
     Quick,
@@ -128,7 +128,7 @@ pub fn run(args: &HopArgs) -> anyhow::Result<()> {
         engine: bench.engine,
         offload: args.offload.to_string(),
         lone_sink: args.lone_sink,
-        trains: bench.trains,
+        gso: bench.gso,
         io: args.io.clone(),
         machine: Machine::read(),
         cores: [bench.cores.relay, bench.cores.load],
@@ -191,7 +191,7 @@ struct Bench<'a> {
     bar: ProgressBar,
     /// What the mix says of itself.
     engine: String,
-    trains: bool,
+    gso: bool,
 }
 
 impl<'a> Bench<'a> {
@@ -200,7 +200,7 @@ impl<'a> Bench<'a> {
         let cores = Cores::choose()?;
         let buffer = granted(BUFFER_WANTED)?;
         let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-        Ok(Bench { args, cores, buffer, interrupted, bar, engine: String::new(), trains: false })
+        Ok(Bench { args, cores, buffer, interrupted, bar, engine: String::new(), gso: false })
     }
 
     /// Measures rows that share one mix, all rounds of each. Before each round `between` is called with its number;
@@ -221,7 +221,7 @@ impl<'a> Bench<'a> {
             mixing: format!("threshold-or-timed:n={},n_min=1,t=20ms", group.pool).parse()?,
             receive_buffer: self.buffer,
             offload: args.offload,
-            sink_trains: !args.lone_sink,
+            sink_gro: !args.lone_sink,
             arguments,
             lines: args.lines.clone(),
             unpinned: args.unpinned,
@@ -253,7 +253,7 @@ impl<'a> Bench<'a> {
                 }
             }
             let report = rig.mix.report()?;
-            (self.engine, self.trains) = (report.engine, report.messages.trains);
+            (self.engine, self.gso) = (report.engine, report.messages.gso);
             all.push((*case, samples));
         }
         Ok(all)
@@ -272,9 +272,9 @@ impl<'a> Bench<'a> {
         let Case { direction, apart, channels, .. } = *case;
         let round = rig::Round { direction, apart, channels, cells, window, pace: None };
         let mix = rig.measure(round)?;
-        let train = rig.relay(Kind::Train, round, cells)?;
+        let offload = rig.relay(Kind::Offload, round, cells)?;
         let mmsg = rig.relay(Kind::Mmsg, round, LONE_PACKETS)?;
         let single = rig.relay(Kind::Single, round, LONE_PACKETS / 2)?;
-        Ok(Sample { mix, train, mmsg, single })
+        Ok(Sample { mix, offload, mmsg, single })
     }
 }

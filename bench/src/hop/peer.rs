@@ -17,7 +17,7 @@ use wire::link::HeaderKey;
 /// Messages of a receive call.
 const MESSAGES: usize = 16;
 
-/// Where what arrives lies until it is looked at: room for a train in every message. One serves all peers.
+/// Where what arrives lies until it is looked at: room for a burst in every message. One serves all peers.
 pub struct Inbox(Vec<Vec<u8>>);
 
 impl Inbox {
@@ -62,7 +62,7 @@ pub struct Peer {
 
 impl Peer {
     /// The entry (`Side::Down`) or the exit (`Side::Up`) of a chain of one mix. Its socket holds so many bytes, and takes
-    /// trains or not.
+    /// bursts or not.
     ///
     /// # Errors
     /// The socket cannot be had.
@@ -71,7 +71,7 @@ impl Peer {
         side: Side,
         socket: UdpSocket,
         mix: SocketAddr,
-        (buffer, trains): (usize, bool),
+        (buffer, gro): (usize, bool),
     ) -> anyhow::Result<Peer> {
         let shape = config.shape;
         let clock = Instant::now();
@@ -79,8 +79,8 @@ impl Peer {
         getrandom::fill(&mut seed).map_err(|why| anyhow::anyhow!("no randomness from the system: {why}"))?;
         let control = Control::new(config, ChaCha20Rng::from_seed(seed), Duration::ZERO).context("a neighbour")?;
         socket.set_nonblocking(true)?;
-        if trains {
-            sys::join_trains(&socket)?;
+        if gro {
+            sys::enable_gro(&socket)?;
         }
         sys::size_receive_buffer(&socket, buffer)?;
         Ok(Peer {

@@ -1,6 +1,6 @@
 //! The blaster and the sink, in one thread: a burst leaves memory, and what comes of it is counted.
 //!
-//! The sink takes trains (unless told not to) and copies only the first cell of each: its work is not measured. A look
+//! The sink takes bursts (unless told not to) and copies only the first cell of each: its work is not measured. A look
 //! at that one cell now and then shows that what arrives is what was sent. Never more is under way than the relay's
 //! receive buffer holds, so nothing need be lost; what is lost all the same is counted.
 
@@ -17,10 +17,10 @@ use super::burst::Burst;
 const SILENCE: Duration = Duration::from_secs(3);
 /// While there is more to send, whoever should send it on may be kept waiting by the machine, but not for ever.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Trains of one call: the sink is looked at in between.
-const TRAINS: usize = 8;
-/// Trains of a paced sender at most: `eddy-bench load` does the same.
-const TRAINS_A_SECOND: f64 = 50_000.0;
+/// Bursts of one call: the sink is looked at in between.
+const BURSTS: usize = 8;
+/// Bursts of a paced sender at most: `eddy-bench load` does the same.
+const BURSTS_A_SECOND: f64 = 50_000.0;
 /// Longest cell.
 const LEN_MAX: usize = wire::cell::MAX_CELL_LEN;
 
@@ -34,8 +34,8 @@ pub struct Blast<'a> {
     pub from: &'a [&'a UdpSocket],
     /// The relay.
     pub to: SocketAddr,
-    /// In trains, or one by one.
-    pub trains: bool,
+    /// In bursts, or one by one.
+    pub gso: bool,
     /// Most cells under way.
     pub window: usize,
     /// So many a second, instead of all that the window admits.
@@ -99,12 +99,12 @@ impl Blast<'_> {
         Ok(played)
     }
 
-    /// Cells that are due after a time: at a high rate several at once, for fast senders send in trains.
+    /// Cells that are due after a time: at a high rate several at once, for fast senders send in bursts.
     fn due(&self, after: Duration) -> usize {
         let Some(pace) = self.pace else { return usize::MAX };
         let due = (after.as_secs_f64() * pace) as usize;
-        let train = (pace / TRAINS_A_SECOND).max(1.0) as usize;
-        if due >= self.cells { due } else { due - due % train }
+        let segments = (pace / BURSTS_A_SECOND).max(1.0) as usize;
+        if due >= self.cells { due } else { due - due % segments }
     }
 
     /// Sends from cell `next` on, to before `end`. Cells that went.
@@ -113,13 +113,13 @@ impl Blast<'_> {
         let len = burst.cell_len();
         let peer = burst.peer(next);
         let own = (next..end).take_while(|cell| burst.peer(*cell) == peer);
-        let sent = if self.trains {
-            let own = own.take(TRAINS * burst.train_max()).count();
+        let sent = if self.gso {
+            let own = own.take(BURSTS * burst.burst_max()).count();
             let cells = burst.cells(next..next + own);
-            let trains = cells.chunks(burst.train_max() * len);
-            let messages = trains.clone().map(|_| Message { to, pieces: 1, segment: Some(len as u16) });
-            let sent = sys::send(self.from[peer], messages, trains.clone());
-            sent.map(|sent| trains.take(sent).map(|train| train.len() / len).sum())
+            let bursts = cells.chunks(burst.burst_max() * len);
+            let messages = bursts.clone().map(|_| Message { to, pieces: 1, segment: Some(len as u16) });
+            let sent = sys::send(self.from[peer], messages, bursts.clone());
+            sent.map(|sent| bursts.take(sent).map(|burst| burst.len() / len).sum())
         } else {
             let own = own.take(MESSAGES_MAX).count();
             let cells = burst.cells(next..next + own);
@@ -142,7 +142,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// For datagrams of one length, in trains if the socket joins them.
+    /// For datagrams of one length, in bursts if the socket joins them.
     ///
     /// # Errors
     /// No descriptor is left.

@@ -5,7 +5,7 @@
 //! ```text
 //! Single    recvfrom, sendto: one packet a call, as most UDP programs do
 //! Mmsg      recvmmsg, sendmmsg of 64
-//! Train     UDP_GRO in, scattered one packet per frame; frames shuffled; UDP_SEGMENT out, gathered
+//! Offload   UDP_GRO in, scattered one packet per buffer; buffers shuffled; UDP_SEGMENT out, gathered
 //! ```
 
 use std::io;
@@ -22,10 +22,10 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::burst::train_max;
+use super::burst::burst_max;
 use super::cores;
 
-/// Cells that a receive call of the train relay is to bring: what the mix wants of one.
+/// Cells that a receive call of the offload relay is to bring: what the mix wants of one.
 const CELLS_WANTED: usize = 256;
 /// How often a relay that sleeps looks whether it is done.
 const LOOK: Duration = Duration::from_millis(20);
@@ -36,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub enum Kind {
     Single,
     Mmsg,
-    Train,
+    Offload,
 }
 
 /// What a relay took.
@@ -86,8 +86,8 @@ impl Relay {
         let at = socket.local_addr()?;
         sys::size_receive_buffer(&socket, plan.buffer)?;
         socket.set_nonblocking(true)?;
-        if plan.kind == Kind::Train {
-            sys::join_trains(&socket)?;
+        if plan.kind == Kind::Offload {
+            sys::enable_gro(&socket)?;
         }
         let go = Arc::new(AtomicBool::new(false));
         let stop = Arc::new(AtomicBool::new(false));
@@ -101,7 +101,7 @@ impl Relay {
             match plan.kind {
                 Kind::Single => run.single(),
                 Kind::Mmsg => run.mmsg(),
-                Kind::Train => run.train(),
+                Kind::Offload => run.offload(),
             }?;
             Ok(run.took)
         })?;
@@ -184,20 +184,20 @@ impl Run {
         Ok(())
     }
 
-    fn train(&mut self) -> io::Result<()> {
+    fn offload(&mut self) -> io::Result<()> {
         let (to, (len_in, len_out)) = (self.plan.to, self.plan.lens);
-        let (per_message, train) = (train_max(len_in), train_max(len_out));
+        let (per_message, segments) = (burst_max(len_in), burst_max(len_out));
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let most = MESSAGES_MAX.min(sys::PIECES_MAX / per_message);
-        let mut frames = vec![[0u8; wire::cell::MAX_CELL_LEN]; most * per_message];
-        let mut order: Vec<usize> = Vec::with_capacity(frames.len());
-        // As many messages a call as bring what is wanted: few where trains come, many where lone packets do.
+        let mut buffers = vec![[0u8; wire::cell::MAX_CELL_LEN]; most * per_message];
+        let mut order: Vec<usize> = Vec::with_capacity(buffers.len());
+        // As many messages a call as bring what is wanted: few where bursts come, many where lone packets do.
         let mut messages = CELLS_WANTED.div_ceil(per_message);
         let start = cores::own_time();
         loop {
             order.clear();
             let Some(got) = self.next(|socket| {
-                let offered = frames.iter_mut().take(messages * per_message).map(|frame| &mut frame[..len_in]);
+                let offered = buffers.iter_mut().take(messages * per_message).map(|buffer| &mut buffer[..len_in]);
                 sys::recv(socket, offered, per_message, |message, got| {
                     let cells = (got.len / len_in).min(per_message);
                     order.extend((0..cells).map(|cell| message * per_message + cell));
@@ -209,11 +209,11 @@ impl Run {
             order.shuffle(&mut rng);
             let mut at = 0;
             while at < order.len() {
-                let sizes = order[at..].chunks(train).map(<[usize]>::len);
-                let trains =
+                let sizes = order[at..].chunks(segments).map(<[usize]>::len);
+                let bursts =
                     sizes.clone().map(|pieces| Message { to, pieces, segment: (pieces > 1).then_some(len_out as u16) });
-                let pieces = order[at..].iter().map(|i| &frames[*i][..len_out]);
-                let sent = sys::send(&self.socket, trains, pieces)?;
+                let pieces = order[at..].iter().map(|i| &buffers[*i][..len_out]);
+                let sent = sys::send(&self.socket, bursts, pieces)?;
                 at += sizes.take(sent).sum::<usize>();
             }
             self.took.packets += order.len();

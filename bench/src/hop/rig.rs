@@ -42,7 +42,7 @@ pub struct Rig {
     inbox: Inbox,
     cores: Cores,
     buffer: usize,
-    sink_trains: bool,
+    sink_gro: bool,
     refreshed: Instant,
 }
 
@@ -51,7 +51,7 @@ pub struct Rig {
 pub struct Round {
     /// Which way.
     pub direction: Direction,
-    /// How many entries send it; 0: one, in trains. Cells of others come one by one.
+    /// How many entries send it; 0: one, in bursts. Cells of others come one by one.
     pub apart: usize,
     /// Over how many channels.
     pub channels: usize,
@@ -98,8 +98,8 @@ impl Rig {
         let mix = Mix::start(wanted, exit.local_addr()?, cores)?;
         let [entry, at_exit] = mix.neighbours()?;
         let shape = entry.shape;
-        let (buffer, sink_trains) = (wanted.receive_buffer, wanted.sink_trains);
-        let exit = Peer::new(at_exit, Side::Up, exit, mix.down, (buffer, sink_trains))?;
+        let (buffer, sink_gro) = (wanted.receive_buffer, wanted.sink_gro);
+        let exit = Peer::new(at_exit, Side::Up, exit, mix.down, (buffer, sink_gro))?;
         let rng = ChaCha8Rng::seed_from_u64(7);
         let mut rig = Rig {
             shape,
@@ -110,7 +110,7 @@ impl Rig {
             inbox: Inbox::new(),
             cores,
             buffer,
-            sink_trains,
+            sink_gro,
             refreshed: Instant::now(),
             mix,
         };
@@ -122,7 +122,7 @@ impl Rig {
                     None => rig.mix.neighbours()?.into_iter().next().context("two neighbours")?,
                 };
                 let socket = UdpSocket::bind("127.0.0.1:0")?;
-                rig.entries.push(Peer::new(config, Side::Down, socket, rig.mix.up, (buffer, sink_trains))?);
+                rig.entries.push(Peer::new(config, Side::Down, socket, rig.mix.up, (buffer, sink_gro))?);
             }
             let up = |rig: &Rig| rig.entries.iter().filter(|entry| entry.outgoing().is_some()).count();
             rig.await_all("links", |rig| (up(rig), rig.entries.len()))?;
@@ -237,7 +237,7 @@ impl Rig {
             checked.1 += u64::from(!ours);
         };
         let played = if direction == Direction::Forward {
-            let blast = Blast { burst, cells, from: &entry_sockets, to: mix.up, trains: apart == 0, window, pace };
+            let blast = Blast { burst, cells, from: &entry_sockets, to: mix.up, gso: apart == 0, window, pace };
             let mut sink = Sink::new(&exit_socket, shape.cell_len(direction, 2))?;
             let mut look = |bytes: &mut [u8]| {
                 if let Some(header) = exit.take(bytes) {
@@ -251,7 +251,7 @@ impl Rig {
                 blast.play_after(cells.min(window), &mut sink, &mut look, &mut || mix.hold(false))?
             }
         } else {
-            let blast = Blast { burst, cells, from: &[&exit_socket], to: mix.down, trains: true, window, pace };
+            let blast = Blast { burst, cells, from: &[&exit_socket], to: mix.down, gso: true, window, pace };
             let mut sink = Sink::new(entry_sockets[0], shape.cell_len(direction, 1))?;
             let entry = &mut entries[0];
             let mut look = |bytes: &mut [u8]| {
@@ -328,8 +328,8 @@ impl Rig {
         let lens = (self.shape.cell_len(direction, link_in), self.shape.cell_len(direction, link_out));
         let end = UdpSocket::bind("127.0.0.1:0")?;
         dataplane::sys::size_receive_buffer(&end, self.buffer)?;
-        if self.sink_trains {
-            dataplane::sys::join_trains(&end)?;
+        if self.sink_gro {
+            dataplane::sys::enable_gro(&end)?;
         }
         let mut sink = Sink::new(&end, lens.1)?;
         let (to, buffer, core) = (end.local_addr()?, self.buffer, self.cores.relay);
@@ -337,8 +337,8 @@ impl Rig {
         let own = UdpSocket::bind("127.0.0.1:0")?;
         let sockets = self.entries.iter().map(|entry| entry.socket().try_clone()).collect::<Result<Vec<_>, _>>()?;
         let from: Vec<&UdpSocket> = if apart == 0 { vec![&own] } else { sockets.iter().collect() };
-        let trains = kind == Kind::Train && apart == 0;
-        let blast = Blast { burst: &self.burst, cells: packets, from: &from, to: relay.at, trains, window, pace: None };
+        let gso = kind == Kind::Offload && apart == 0;
+        let blast = Blast { burst: &self.burst, cells: packets, from: &from, to: relay.at, gso, window, pace: None };
         let head = if apart == 0 { 0 } else { packets.min(window) };
         let mut go = || {
             relay.go();

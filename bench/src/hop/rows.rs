@@ -20,7 +20,7 @@ const IDLE_MAX: f64 = 0.05;
 pub struct Case {
     /// Which way.
     pub direction: Direction,
-    /// Entries that send cells one by one; 0: one that sends trains.
+    /// Entries that send cells one by one; 0: one that sends bursts.
     pub apart: usize,
     /// Channels.
     pub channels: usize,
@@ -89,7 +89,7 @@ pub struct Sample {
     /// The mix.
     pub mix: Reading,
     /// GRO in, scattered, shuffled, GSO out.
-    pub train: Took,
+    pub offload: Took,
     /// recvmmsg, sendmmsg.
     pub mmsg: Took,
     /// recvfrom, sendto.
@@ -102,7 +102,7 @@ pub struct Row {
     direction: &'static str,
     channels: usize,
     pool: usize,
-    /// Separate entry addresses whose cells come one by one; 0: one neighbour that sends trains.
+    /// Separate entry addresses whose cells come one by one; 0: one neighbour that sends bursts.
     entries: usize,
     /// Of the mix's worker, for each cell that left.
     cell_ns: f64,
@@ -125,7 +125,7 @@ pub struct Row {
     batch: f64,
     turns: u64,
     sleeps: u64,
-    /// Of the relay with the trains.
+    /// Of the relay with GRO and GSO.
     null_sleeps: f64,
     played: u64,
     left: u64,
@@ -166,7 +166,7 @@ impl Row {
         let len = shape.cell_len(case.direction, link);
         let cells: Vec<f64> = samples.iter().map(|sample| sample.mix.cell_ns()).collect();
         let of = |took: fn(&Sample) -> &Took| median(samples.iter().map(|sample| took(sample).packet_ns()));
-        let (train, mmsg, single) = (of(|s| &s.train), of(|s| &s.mmsg), of(|s| &s.single));
+        let (offload, mmsg, single) = (of(|s| &s.offload), of(|s| &s.mmsg), of(|s| &s.single));
         let cell = median(cells.iter().copied());
         let sum = |count: fn(&Reading) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
         let (turns, sleeps) = (sum(|m| m.turns.0), sum(|m| m.turns.1));
@@ -182,10 +182,10 @@ impl Row {
             cell_ns: round(cell, 1),
             cells_per_s: round(1e9 / cell, 0),
             gbit_s: round(8.0 * len as f64 / cell, 3),
-            null_gro_gso_ns: round(train, 1),
+            null_gro_gso_ns: round(offload, 1),
             null_mmsg_ns: round(mmsg, 1),
             null_single_ns: round(single, 1),
-            ratio_gro_gso: round(cell / train, 3),
+            ratio_gro_gso: round(cell / offload, 3),
             ratio_mmsg: round(cell / mmsg, 3),
             blaster_bound: sleeps as f64 >= IDLE_MAX * turns as f64,
             cell_ns_range: [
@@ -197,7 +197,7 @@ impl Row {
             turns,
             sleeps,
             null_sleeps: round(
-                median(samples.iter().map(|s| s.train.turns.1 as f64 / s.train.turns.0.max(1) as f64)),
+                median(samples.iter().map(|s| s.offload.turns.1 as f64 / s.offload.turns.0.max(1) as f64)),
                 3,
             ),
             played: sum(|m| m.played.sent as u64),
@@ -238,10 +238,10 @@ pub struct Rows {
     pub engine: String,
     /// As asked for.
     pub offload: String,
-    /// Whether the sink took no trains.
+    /// Whether the sink took no bursts.
     pub lone_sink: bool,
-    /// Whether the mix's cells left in trains, at the end.
-    pub trains: bool,
+    /// Whether the mix's cells left in bursts, at the end.
+    pub gso: bool,
     /// As asked for.
     pub io: Option<String>,
     /// Where it was measured.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use dataplane::runner::Poller;
-use dataplane::sys::{self, Message, TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Message};
 use hdrhistogram::Histogram;
 
 use super::header::{self, Header, Headers, Kind};
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Messages of a receive call, each of up to 64 kB.
 const MESSAGES: usize = 16;
 /// What is sent between two looks at what came.
-const TRAINS_AT_ONCE: usize = 64;
+const BURSTS_AT_ONCE: usize = 64;
 /// How long flows may take to open.
 const OPENING: Duration = Duration::from_secs(10);
 /// Flows that are opened at once: an exit takes 64 of a channel.
@@ -246,7 +246,7 @@ fn add(mut one: Vec<Second>, other: &[Second]) -> Vec<Second> {
 
 fn prepare(socket: &UdpSocket, buffer: usize) -> io::Result<()> {
     sys::size_receive_buffer(socket, buffer)?;
-    sys::join_trains(socket)?;
+    sys::enable_gro(socket)?;
     socket.set_nonblocking(true)
 }
 
@@ -349,7 +349,7 @@ impl<'a> Sender<'a> {
         socket: impl Fn(usize) -> &'s UdpSocket,
         to: impl Fn(usize) -> SocketAddr,
     ) -> Option<Duration> {
-        for _ in 0..TRAINS_AT_ONCE {
+        for _ in 0..BURSTS_AT_ONCE {
             let due = self.queue.peek()?;
             let now = self.shared.now();
             if self.shared.stop.load(Ordering::Relaxed) {
@@ -358,17 +358,17 @@ impl<'a> Sender<'a> {
             if due.at_ns > now {
                 return Some(Duration::from_nanos(due.at_ns - now));
             }
-            self.train(now, due, socket(due.flow), to(due.flow));
+            self.send_burst(now, due, socket(due.flow), to(due.flow));
         }
         Some(Duration::ZERO)
     }
 
     /// Sends a datagram that is due, and with it those of the same flow and length that are next.
-    fn train(&mut self, now: u64, first: Due, socket: &UdpSocket, to: SocketAddr) {
+    fn send_burst(&mut self, now: u64, first: Due, socket: &UdpSocket, to: SocketAddr) {
         let Due { flow, len, .. } = first;
         let kind = if self.direction == 0 { Kind::Forward } else { Kind::Backward };
-        let most = TRAIN_MAX.min(TRAIN_BYTES_MAX / len).max(1);
-        let mut times = arrayvec::ArrayVec::<u64, TRAIN_MAX>::new();
+        let most = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len).max(1);
+        let mut times = arrayvec::ArrayVec::<u64, GSO_SEGMENTS_MAX>::new();
         while times.len() < most
             && self.queue.peek().is_some_and(|due| due.at_ns <= now && due.flow == flow && due.len == len)
         {

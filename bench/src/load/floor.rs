@@ -26,7 +26,7 @@ pub fn ceiling(flows: usize, len: u32, interrupted: &AtomicBool) -> anyhow::Resu
     let (mut best, mut rate) = (0.0f64, RATE_FIRST);
     let sink = UdpSocket::bind("127.0.0.1:0")?;
     while rate <= RATE_LAST && !interrupted.load(std::sync::atomic::Ordering::Relaxed) {
-        // Trains, as a loaded program's kernel would make them.
+        // Bursts, as a loaded program's kernel would make them.
         let arrivals = Arrivals::Burst((rate / 50_000.0).max(1.0) as u32);
         let even = Even { flows, rate, arrivals, lengths: Lengths::fixed(len) };
         let target = Target { to: sink.local_addr()?, sink: &sink, delay: Duration::ZERO };

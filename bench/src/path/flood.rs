@@ -1,7 +1,7 @@
-//! Generator, sink and echo: datagrams in trains, counted by what arrives.
+//! Generator, sink and echo: datagrams in bursts, counted by what arrives.
 //!
 //! One thread sends at an even rate and counts the answers; another is the destination, which counts and, if it is to,
-//! sends every train back to where it came from.
+//! sends every burst back to where it came from.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use dataplane::runner::Poller;
-use dataplane::sys::{self, Message, TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Message};
 
 /// Shortest datagram: longer than those that open the flows.
 pub const LEN_MIN: usize = 64;
@@ -154,13 +154,13 @@ impl Flood {
         drain(&mut answers);
         let mut counted = Counted { echo, ..Counted::default() };
         answers = 0;
-        let train = TRAIN_MAX.min(TRAIN_BYTES_MAX / len);
+        let segments_max = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len);
         let (start, mut next, mut client) = (Instant::now(), Duration::ZERO, 0);
         while start.elapsed() < time {
             next += TICK;
             let due = (rate * start.elapsed().as_secs_f64()) as u64;
             while counted.sent < due {
-                let pieces = train.min((due - counted.sent) as usize);
+                let pieces = segments_max.min((due - counted.sent) as usize);
                 let message = Message { to: *to, pieces: 1, segment: (pieces > 1).then_some(len as u16) };
                 let sent = sys::send(&clients[client], std::iter::once(message), [&bytes[..pieces * len]].into_iter());
                 match sent {
@@ -204,7 +204,7 @@ impl Drop for Flood {
 
 fn prepare(socket: &UdpSocket) -> io::Result<()> {
     sys::size_receive_buffer(socket, BUFFER)?;
-    sys::join_trains(socket)?;
+    sys::enable_gro(socket)?;
     socket.set_nonblocking(true)
 }
 

@@ -75,7 +75,7 @@ impl Rows {
         let none = |variant: &str| ("no cryptography", variant.to_owned(), String::new());
         let io = [
             (mix, "receive, open, pool, shuffle, seal, send", of(|sample| sample.mix.cell_ns())),
-            (none("GRO, GSO"), "receive trains, shuffle, send trains", of(|sample| sample.train.packet_ns())),
+            (none("GRO, GSO"), "receive bursts, shuffle, send bursts", of(|sample| sample.offload.packet_ns())),
             (none("mmsg"), "recvmmsg, sendmmsg of 64 lone packets", of(|sample| sample.mmsg.packet_ns())),
             (none("single"), "recvfrom, sendto", of(|sample| sample.single.packet_ns())),
         ];

@@ -833,7 +833,7 @@ type Figure = fn(&HopRow) -> Option<f64>;
 /// What `hop` compares, in the order of the bars.
 const KINDS: [(&str, Figure); 4] = [
     ("mix", |row| row.cell_ns),
-    ("relay with trains (UDP_GRO, UDP_SEGMENT)", |row| row.null_gro_gso_ns),
+    ("relay with GRO and GSO", |row| row.null_gro_gso_ns),
     ("relay with recvmmsg and sendmmsg", |row| row.null_mmsg_ns),
     ("relay with recvfrom and sendto", |row| row.null_single_ns),
 ];
@@ -844,8 +844,8 @@ fn hops(hops: &[Hop]) -> anyhow::Result<Option<Section>> {
     }
     let mut columns = vec![word("row")];
     columns.extend(under("mix, ns a cell", ["median", "least", "most"]));
-    columns.extend(under("relay, ns a cell", ["trains", "recvmmsg", "recvfrom"]));
-    columns.extend(under("mix over relay", ["trains", "recvmmsg"]));
+    columns.extend(under("relay, ns a cell", ["GRO, GSO", "recvmmsg", "recvfrom"]));
+    columns.extend(under("mix over relay", ["GRO, GSO", "recvmmsg"]));
     columns.extend([number("Gbit/s"), number("batch"), word("")]);
     let mut parts = Vec::new();
     for hop in hops {
@@ -1016,7 +1016,7 @@ fn place(sources: &Sources) -> Option<Section> {
     }
     for hop in &sources.hops {
         let machine = &hop.machine;
-        let offload = known(&hop.offload) + if hop.lone_sink { ", a sink without trains" } else { "" };
+        let offload = known(&hop.offload) + if hop.lone_sink { ", a sink without GRO" } else { "" };
         let mut cells = vec![hop.label.clone(), known(&machine.eddy), known(&machine.cpu), hop.cores().to_string()];
         cells.extend([known(&machine.kernel), format!("{:.2}", machine.load), dash(), known(&hop.class), "1".into()]);
         cells.extend([dash(), dash(), "1".into(), offload, known(&hop.engine), known(hop.io.as_deref().unwrap_or(""))]);

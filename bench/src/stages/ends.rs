@@ -1,7 +1,7 @@
 //! The stages of entry and exit.
 
 use arrayvec::ArrayVec;
-use dataplane::frame::{Cell, FreeList, Opened};
+use dataplane::buffer::{Cell, FreeList, Opened};
 use dataplane::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
 use wire::frames::{Frame, fragments, parse, split};
@@ -116,7 +116,7 @@ impl Packing {
 
 impl Stage for Packing {
     fn prepare(&mut self) {
-        self.cells.drain(..).for_each(|cell| self.free.give(cell.into_frame()));
+        self.cells.drain(..).for_each(|cell| self.free.give(cell.into_buffer()));
         (self.frames, self.bytes) = (0, 0);
     }
 
@@ -141,7 +141,7 @@ fn frames(stage: &mut Packing) {
     for len in LENGTHS {
         for channel in 0..CHANNELS {
             for frame in split(payload, 1, 2, &data[..len]) {
-                packer.put(channel, &frame, free).expect("frames for all");
+                packer.put(channel, &frame, free).expect("buffers for all");
             }
         }
     }

@@ -18,12 +18,12 @@ use dataplane::ingress::lengths;
 use dataplane::io::apps::UdpApps;
 use dataplane::io::calls::{Calls, Io};
 use dataplane::io::link::LinkPort;
-use dataplane::io::offload::{Offload, Trains};
+use dataplane::io::offload::{Offload, Offloads};
 use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
-use dataplane::mix::crew::{self, crew};
+use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
 use dataplane::ops::OpSender;
 use dataplane::punt::{Punt, PuntSender};
@@ -40,7 +40,7 @@ use crate::runtime::node::{Sockets, rng};
 
 /// Operations from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: 256 copies of at most a frame, 400 kB.
+/// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
 const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
@@ -87,14 +87,14 @@ impl Workers {
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> anyhow::Result<Workers> {
         let (shape, window, hugepages) = (chain.shape, config.window, config.hugepages);
-        let trains = trains(shape, position, &sockets, config.offload)?;
+        let offloads = offloads(shape, position, &sockets, config.offload)?;
         for socket in sockets.up.iter().chain(&sockets.down) {
-            prepare(socket, config, trains)?;
+            prepare(socket, config, offloads)?;
         }
         let mut said = false;
         let mut port = |socket: UdpSocket, side: Side| {
             let calls = calls(&socket, config.io, &mut said);
-            LinkPort::new(socket, calls, lengths(shape, position, side), trains)
+            LinkPort::new(socket, calls, lengths(shape, position, side), offloads)
         };
         let (mut rings, mut punts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
         for edge in 0..lanes.own {
@@ -133,7 +133,7 @@ impl Workers {
                     next_lanes: lanes.next,
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
                 };
-                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, trains)?;
+                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, offloads)?;
                 let down = port(down.into_iter().next().with_context(|| missing("down"))?, Side::Down);
                 let entry = Entry::new(settings, down, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(entry.published());
@@ -161,7 +161,7 @@ impl Workers {
                     },
                     flow_idle: part.flow_idle,
                 };
-                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, trains)?;
+                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, offloads)?;
                 let up = port(up.into_iter().next().with_context(|| missing("up"))?, Side::Up);
                 let exit = Exit::new(settings, up, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(exit.published());
@@ -183,12 +183,12 @@ impl Workers {
                     workers.profiles.push(mix.profile());
                     workers.spawn(&spawn, mix, seat.poller, seat.waker)?;
                 } else {
-                    let (mut places, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
+                    let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
                     for (up, Seat { ops, punts, waker, poller }) in up.into_iter().zip(seats) {
                         pollers.push((poller, waker.clone()));
-                        places.push(crew::Place { up, down: down.next(), ops, punts, waker, rng: rng()? });
+                        parts.push(ShardParts { up, down: down.next(), ops, punts, waker, rng: rng()? });
                     }
-                    let edges = crew(settings, places, [rng()?, rng()?], clock.now());
+                    let edges = shards(settings, parts, [rng()?, rng()?], clock.now());
                     for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
                         workers.ledgers.push(edge.published());
                         workers.profiles.push(edge.profile());
@@ -267,8 +267,8 @@ fn cores(config: &NodeConfig) -> anyhow::Result<Vec<CpuSet>> {
     config.cores.iter().map(set).collect()
 }
 
-/// Whether this node's cells travel in trains; a line for the operator if they should and cannot.
-fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Trains> {
+/// Whether this node's cells travel in GSO bursts; a line for the operator if they should and cannot.
+fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
     let (mut lens, mut ipv6) = (Vec::new(), false);
@@ -277,15 +277,15 @@ fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) ->
         lens.push(lengths(shape, position, side).cell);
         ipv6 |= socket.local_addr()?.is_ipv6();
     }
-    let (trains, why) = offload.decide(&lens, ipv6);
+    let (offloads, why) = offload.decide(&lens, ipv6);
     if let Some(why) = why {
-        if trains == Trains::BOTH {
+        if trains == Offloads::BOTH {
             warn!("GSO may not work, but is on (offload = \"{offload}\"): {why}");
         } else {
             warn!("GSO disabled (offload = \"{offload}\"): {why}; sending one datagram per cell");
         }
     }
-    Ok(trains)
+    Ok(offloads)
 }
 
 /// The system calls of a link socket; a line for the operator, the first time, if they are not those that were asked
@@ -302,11 +302,11 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
 
 /// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
 /// be had; the default need not.
-fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::Result<()> {
+fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> anyhow::Result<()> {
     socket.set_nonblocking(true)?;
     whole(socket)?;
-    if trains.join {
-        sys::join_trains(socket)?;
+    if offloads.gro {
+        sys::enable_gro(socket)?;
     }
     // The kernel grants twice what is asked and counts its own overhead against it.
     let receive_buffer = config.receive_buffer;

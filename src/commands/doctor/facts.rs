@@ -1,6 +1,6 @@
 //! What this host is and grants: gathered once, so that checks are functions of it.
 //!
-//! Asks by trying where the kernel's settings do not tell (a socket's buffer, a train, a ring), on sockets of its own
+//! Asks by trying where the kernel's settings do not tell (a socket's buffer, a burst, a ring), on sockets of its own
 //! over loopback. Changes nothing, needs no privilege, and takes what it cannot learn for unknown.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane::ingress::lengths;
 use dataplane::io::calls::{Calls, Io, NoUring};
-use dataplane::io::offload::{Offload, Trains};
+use dataplane::io::offload::{Offload, Offloads};
 use dataplane::links::Side;
 use dataplane::sys;
 use rustix::process::{Resource, geteuid, getrlimit};
@@ -29,8 +29,8 @@ pub struct Facts {
     pub user: u32,
     /// Receive buffers.
     pub buffers: Buffers,
-    /// What `offload` comes to: trains, and why none if they were wanted.
-    pub trains: (Trains, Option<String>),
+    /// What `offload` comes to, and why not if they were wanted.
+    pub offloads: (Offloads, Option<String>),
     /// Why there is no io_uring.
     pub no_uring: Option<NoUring>,
     /// Cryptography.
@@ -142,7 +142,7 @@ impl Facts {
                 rmem_default: host.number("/proc/sys/net/core/rmem_default"),
                 wmem_default: host.number("/proc/sys/net/core/wmem_default"),
             },
-            trains: trains(subject),
+            offloads: offloads(subject),
             no_uring: loopback().map_or(None, |socket| Calls::new(Io::Uring, &socket).1),
             engines: engines(host, used),
             cores: cores(host),
@@ -171,7 +171,7 @@ fn granted(wanted: usize) -> std::io::Result<usize> {
     Ok(sys::size_receive_buffer(loopback()?, wanted)? / 2)
 }
 
-fn trains(subject: &Subject) -> (Trains, Option<String>) {
+fn offloads(subject: &Subject) -> (Offloads, Option<String>) {
     let exit = subject.shape.hops();
     let positions = if subject.role.is_some() { subject.position..=subject.position } else { 0..=exit };
     let up = positions.clone().filter(|position| *position > 0).map(|position| (position, Side::Up));
@@ -181,11 +181,11 @@ fn trains(subject: &Subject) -> (Trains, Option<String>) {
     lens.dedup();
     let ipv6 = subject.from.is_ipv6() || subject.up.is_some_and(|up| up.is_ipv6());
     // What the node itself does at its start.
-    let (trains, why) = subject.offload.decide(&lens, ipv6);
+    let (offloads, why) = subject.offload.decide(&lens, ipv6);
     if subject.offload == Offload::Off {
-        return (trains, Some("the configuration says offload = \"off\"".to_owned()));
+        return (offloads, Some("the configuration says offload = \"off\"".to_owned()));
     }
-    (trains, why.map(|why| why.to_string()))
+    (offloads, why.map(|why| why.to_string()))
 }
 
 fn engines(host: &Host, used: Engine) -> Engines {
@@ -277,7 +277,7 @@ pub(super) fn sound() -> Facts {
             rmem_default: Some(4 << 20),
             wmem_default: Some(212_992),
         },
-        trains: (Trains::BOTH, None),
+        offloads: (Offloads::BOTH, None),
         no_uring: None,
         engines: Engines {
             used: "wide256",

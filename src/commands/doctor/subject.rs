@@ -34,13 +34,13 @@ pub struct Subject {
     pub receive_buffer: usize,
     /// Where the file asks for them: then it is binding.
     pub receive_buffer_at: Option<Place>,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
     /// How cells get into the kernel.
     pub io: Io,
     /// The cores that its workers stay on.
     pub cores: Vec<usize>,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// Sockets of its own: links and listeners.
     pub sockets: usize,

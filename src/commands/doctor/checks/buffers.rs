@@ -36,7 +36,7 @@ pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
         format!("the kernel grants {granted} of the {wanted} bytes that {sockets} ask for (net.core.rmem_max)")
     };
     let costs = "what does not fit is lost in the kernel (`kernel drops` in `eddy status`): 212992 bytes hold three \
-                 trains of cells, a millisecond of a link at 100,000 cells a second (tuning/README.md); a chain lost 0.12 % of \
+                 GSO bursts, a millisecond of a link at 100,000 cells a second (tuning/README.md); a chain lost 0.12 % of \
                  that, and nothing with 1048576";
     let fix = Fix::sysctl("net.core.rmem_max", wanted, most.unwrap_or(granted));
     match &subject.receive_buffer_at {

@@ -1,25 +1,25 @@
-//! What the kernel does for a node: trains, io_uring, huge pages.
+//! What the kernel does for a node: GSO, io_uring, huge pages.
 
 use dataplane::io::calls::{Io, NoUring};
-use dataplane::io::offload::{Offload, breaks_trains};
+use dataplane::io::offload::{Offload, breaks_gso};
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
 use super::HOP;
 
-/// Whether cells travel in trains (UDP_SEGMENT, UDP_GRO).
-pub fn trains(subject: &Subject, facts: &Facts) -> Finding {
-    const NAME: &str = "trains";
-    let (trains, why) = &facts.trains;
+/// Whether cells travel in GSO bursts (UDP_SEGMENT, UDP_GRO).
+pub fn gso(subject: &Subject, facts: &Facts) -> Finding {
+    const NAME: &str = "gso";
+    let (offloads, why) = &facts.offloads;
     let kernel = &facts.kernel;
-    let costs = format!("without trains a cell costs a mix 4,975 ns instead of 699 ({HOP})");
-    let (true, true, None) = (trains.join, trains.cut, why) else {
+    let costs = format!("without GSO a cell costs a mix 4,975 ns instead of 699 ({HOP})");
+    let (true, true, None) = (offloads.gro, offloads.gso, why) else {
         let why = why.as_deref().unwrap_or("they are not to be had");
         return match subject.offload {
-            Offload::Off => Finding::costs(NAME, format!("no trains of cells: {why}"), costs).mended_by(Fix::Do {
+            Offload::Off => Finding::costs(NAME, format!("GSO is disabled: {why}"), costs).mended_by(Fix::Do {
                 what:
-                    "remove the line `offload` from the configuration; it stands for a device that mangles trains, if \
+                    "remove the line `offload` from the configuration; it stands for a device that mangles GSO bursts, if \
                            there is one"
                         .to_owned(),
                 undo: Some("offload = \"off\"".to_owned()),
@@ -30,26 +30,26 @@ pub fn trains(subject: &Subject, facts: &Facts) -> Finding {
                 "cells are lost, and nobody refuses them: the next hop counts `header` and `forged`",
             )
             .mended_by(Fix::words("write offload = \"auto\"")),
-            Offload::Auto if breaks_trains(kernel) => {
+            Offload::Auto if breaks_gso(kernel) => {
                 Finding::costs(NAME, format!("cells leave one by one: {why}"), costs)
                     .mended_by(Fix::words("run a kernel from 7.1.5 on, or before 7.0"))
             }
-            Offload::Auto => Finding::costs(NAME, format!("no trains of cells: {why}"), costs)
+            Offload::Auto => Finding::costs(NAME, format!("GSO is disabled: {why}"), costs)
                 .mended_by(Fix::words("run Linux 5.0 or later; let a sandbox pass UDP_SEGMENT and UDP_GRO")),
         };
     };
-    if breaks_trains(kernel) {
+    if breaks_gso(kernel) {
         return Finding::costs(
             NAME,
-            format!("offload = \"on\" with Linux {kernel}, which is known to break trains behind some devices"),
+            format!("offload = \"on\" with Linux {kernel}, which is known to break GSO behind some devices"),
             "there cells are lost, and nobody refuses them: the next hop counts `header` and `forged`",
         )
         .mended_by(Fix::words("write offload = \"auto\", or run a kernel from 7.1.5 on"));
     }
-    Finding::ok(NAME, format!("Linux {kernel} carries trains of cells whole over loopback (UDP_SEGMENT, UDP_GRO)"))
+    Finding::ok(NAME, format!("Linux {kernel} carries GSO bursts of cells whole over loopback (UDP_SEGMENT, UDP_GRO)"))
         .because(
             "a device that mangles them silently cannot be seen from here: the next hop would count `header` and \
-                  `forged` (tuning/README.md, Trains)",
+                  `forged` (tuning/README.md, Offloads)",
         )
 }
 
@@ -88,7 +88,7 @@ pub fn huge_pages(subject: &Subject, facts: &Facts) -> Finding {
     match (subject.hugepages, now) {
         (false, _) => Finding::ok(NAME, "not wanted (hugepages = false)"),
         (true, Some(now)) if now.contains("[never]") => {
-            Finding::costs(NAME, format!("{path} says never: frames and channels lie on ordinary pages"), COSTS)
+            Finding::costs(NAME, format!("{path} says never: buffers and channels lie on ordinary pages"), COSTS)
                 .mended_by(Fix::run(format!("echo madvise | sudo tee {path}"), format!("echo never | sudo tee {path}")))
         }
         (true, Some(_)) => Finding::ok(NAME, "the system gives pages of 2 MB to whoever asks (madvise)"),
@@ -101,31 +101,31 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use dataplane::io::offload::Trains;
+    use dataplane::io::offload::Offloads;
 
     #[test]
-    fn missing_trains_cost_what_was_measured_and_forced_ones_lose_cells() {
+    fn missing_gso_costs_what_was_measured_and_forced_ones_lose_cells() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
-        assert_eq!(trains(&subject, &facts).severity, Severity::Ok);
-        facts.trains = (Trains::NONE, Some("the kernel refuses them: Protocol not available".to_owned()));
-        let found = trains(&subject, &facts);
+        assert_eq!(gso(&subject, &facts).severity, Severity::Ok);
+        facts.offloads = (Offloads::NONE, Some("the kernel refuses them: Protocol not available".to_owned()));
+        let found = gso(&subject, &facts);
         assert_eq!(found.severity, Severity::Costs);
         assert!(found.costs.unwrap().contains("4,975"));
-        facts.trains = (Trains::BOTH, Some("a train of 46 cells did not come through".to_owned()));
+        facts.offloads = (Offloads::BOTH, Some("a GSO burst of 46 cells did not come through".to_owned()));
         subject.offload = Offload::On;
-        assert_eq!(trains(&subject, &facts).severity, Severity::Broken);
+        assert_eq!(gso(&subject, &facts).severity, Severity::Broken);
     }
 
     #[test]
-    fn kernels_that_break_trains_are_told_whatever_the_probe_says() {
+    fn kernels_that_break_gso_are_told_whatever_the_probe_says() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         facts.kernel = "7.1.2-generic".to_owned();
-        facts.trains = (Trains { join: true, cut: false }, Some("Linux 7.1.2-generic is known to".to_owned()));
-        let found = trains(&subject, &facts);
+        facts.offloads = (Offloads { gro: true, gso: false }, Some("Linux 7.1.2-generic is known to".to_owned()));
+        let found = gso(&subject, &facts);
         assert!(matches!(found.fix, Some(Fix::Do { what, .. }) if what.contains("7.1.5")));
         subject.offload = Offload::On;
-        facts.trains = (Trains::BOTH, None);
-        assert_eq!(trains(&subject, &facts).severity, Severity::Costs);
+        facts.offloads = (Offloads::BOTH, None);
+        assert_eq!(gso(&subject, &facts).severity, Severity::Costs);
     }
 
     #[test]

@@ -26,7 +26,7 @@ const ALL: [Check; 20] = [
     buffers::receive,
     buffers::programs,
     buffers::send,
-    kernel::trains,
+    kernel::gso,
     kernel::io_uring,
     kernel::huge_pages,
     cpu::engine,
@@ -69,7 +69,7 @@ mod tests {
         let mut facts = sound();
         facts.buffers.granted = Ok(212_992);
         facts.buffers.rmem_max = Some(212_992);
-        facts.trains = (dataplane::io::offload::Trains::NONE, Some("the kernel refuses them".to_owned()));
+        facts.offloads = (dataplane::io::offload::Offloads::NONE, Some("the kernel refuses them".to_owned()));
         facts.clock_kept = Some(false);
         facts.conntrack = Some((900, 1000));
         facts.cores.governors = vec![(0, "powersave".to_owned())];
