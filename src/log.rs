@@ -136,9 +136,7 @@ impl LogArgs {
         let layer = match self.log_format {
             LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
             LogFormat::Text if is_journal() => layer.fmt_fields(sentence).event_format(Journal).boxed(),
-            LogFormat::Text => {
-                layer.with_ansi(with_colour()).fmt_fields(sentence).with_target(with_target).boxed()
-            }
+            LogFormat::Text => layer.with_ansi(with_colour()).fmt_fields(sentence).with_target(with_target).boxed(),
         };
         // A second log in one process is that of a test.
         let _ = tracing_subscriber::registry().with(layer).with(targets).try_init();
@@ -194,7 +192,8 @@ mod tests {
 
     #[test]
     fn filter_accepts_levels_and_modules_only() {
-        for text in ["info", "OFF", "warn,eddy_node=debug", "eddy_node::runtime=trace", "error, hickory_resolver=debug"] {
+        for text in ["info", "OFF", "warn,eddy_node=debug", "eddy_node::runtime=trace", "error, hickory_resolver=debug"]
+        {
             assert!(text.parse::<Filter>().is_ok(), "{text}");
         }
         for text in ["", "dbug", "3", "info,", "=debug", "eddy_node=", "eddy_node=loud", "a b=debug", "[span]=info"] {

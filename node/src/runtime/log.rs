@@ -149,11 +149,15 @@ impl Log {
                     info!("channel setup succeeded");
                 }
             }
-            Event::ChannelClosed { channel, reason } => debug!(channel, ?reason, "closed channel {channel}: {reason:?}"),
+            Event::ChannelClosed { channel, reason } => {
+                debug!(channel, ?reason, "closed channel {channel}: {reason:?}")
+            }
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
             Event::SetupRefused(why) => {
                 if self.refused_acks.is_due(now, PATIENCE) {
-                    warn!("channel setup failed: the answer is not from the hops of this chain ({why}); compare chain.toml on all nodes");
+                    warn!(
+                        "channel setup failed: the answer is not from the hops of this chain ({why}); compare chain.toml on all nodes"
+                    );
                 }
             }
         }

@@ -279,7 +279,7 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
     }
     let (offloads, why) = offload.decide(&lens, ipv6);
     if let Some(why) = why {
-        if trains == Offloads::BOTH {
+        if offloads == Offloads::BOTH {
             warn!("GSO may not work, but is on (offload = \"{offload}\"): {why}");
         } else {
             warn!("GSO disabled (offload = \"{offload}\"): {why}; sending one datagram per cell");
