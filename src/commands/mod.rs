@@ -14,6 +14,7 @@ use clap::error::ErrorKind;
 
 use crate::args::{Cli, Command};
 use crate::log;
+use eddy_node::StartError;
 use eddy_node::config::{ConfigError, NodeRole};
 
 /// Exit code of a mistake in a configuration or on the command line.
@@ -73,7 +74,10 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     log::complain(format_args!("{error:#}"));
-    if error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<control::BadConfig>()) {
+    if error
+        .chain()
+        .any(|cause| cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StartError::Config(_))))
+    {
         ExitCode::from(MISTAKE)
     } else {
         ExitCode::FAILURE

@@ -12,7 +12,7 @@ use wire::cell::Direction;
 use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
-use crate::common::steady::{Load, Steady};
+use crate::common::traffic::{Load, Traffic};
 
 /// Sends `bytes` to `to` as one burst in steps of `step`. Older kernels cut no burst into more than 64.
 fn send_burst(from: &UdpSocket, to: SocketAddr, bytes: &[u8], step: usize) -> bool {
@@ -31,7 +31,7 @@ fn tally(nodes: &Nodes, port: Port) -> Value {
 fn foreign_bursts_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, len: 100 });
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, ..Load::default() });
     let stranger = UdpSocket::bind((nodes.forward().ip(), 0)).unwrap();
     let noise = vec![0xee; 65_507];
     for port in Port::all(&nodes) {
@@ -72,7 +72,7 @@ fn foreign_bursts_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
         let now = tally(&nodes, port);
         assert_eq!(["stranger", "length", "cut"].map(|why| dropped(&now, why)), want, "{}", port.address);
     }
-    let counts = steady.stop();
+    let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     nodes.assert_carries();

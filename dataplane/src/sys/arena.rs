@@ -15,6 +15,9 @@ use crate::buffer::Buffer;
 
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// Debug builds leave pages until they are touched: a test process makes hundreds of arenas, uses little of each, and
+/// cannot give one back.
+const POPULATE: bool = !cfg!(debug_assertions);
 
 /// `count` buffers of zeros; on huge pages if wanted and to be had.
 ///
@@ -30,12 +33,11 @@ pub fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
         mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
             .expect("memory for buffers")
     };
-    let advices =
-        if huge { &[Advice::LinuxHugepage, Advice::LinuxPopulateWrite][..] } else { &[Advice::LinuxPopulateWrite] };
-    for advice in advices {
+    let advices = [huge.then_some(Advice::LinuxHugepage), POPULATE.then_some(Advice::LinuxPopulateWrite)];
+    for advice in advices.into_iter().flatten() {
         // SAFETY: the range is the mapping just made; both change how it is backed, never what it holds. An error
         // means ordinary pages, or pages later.
-        let _ = unsafe { madvise(at, len, *advice) };
+        let _ = unsafe { madvise(at, len, advice) };
     }
     // SAFETY: the mapping is page-aligned, which is more than a buffer wants, `len` bytes long, zeroed, owned by
     // nobody else and never unmapped; a buffer is bytes, for which zeros are valid.

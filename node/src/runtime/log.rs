@@ -8,10 +8,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use control::{Event, Side};
+use control::Event;
 use dataplane::punt::Notice;
 use tracing::{debug, info, warn};
 use wire::frames::Status;
+use wire::ids::Side;
 
 use crate::config::{Chain, NodeRole, node_name};
 
@@ -142,7 +143,7 @@ impl Log {
             Event::LinkSilent { .. } => debug!("no reply from the next hop; started a new handshake"),
             Event::ChannelOpen { channel, setup } => {
                 let setup_ms = setup.as_millis();
-                debug!(channel, setup_ms, "opened channel {channel} in {setup_ms} ms");
+                debug!(channel = channel.0, setup_ms, "opened channel {channel} in {setup_ms} ms");
                 self.setups_fail_since = None;
                 self.refused_acks.end();
                 if self.setups.end() {
@@ -150,7 +151,7 @@ impl Log {
                 }
             }
             Event::ChannelClosed { channel, reason } => {
-                debug!(channel, ?reason, "closed channel {channel}: {reason:?}")
+                debug!(channel = channel.0, ?reason, "closed channel {channel}: {reason:?}")
             }
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
             Event::SetupRefused(why) => {
