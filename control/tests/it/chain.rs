@@ -173,11 +173,8 @@ fn second_answer_to_a_first_handshake_is_not_a_refusal() {
     plan.channels = 1;
     let mut world = World::empty(plan);
     // Longer than the entry waits before it tries again.
-    world.tap = Box::new(
-        |_, packet| {
-            if control::handshake_length(packet.bytes.len()) { Fate::Delay(ms(400)) } else { Fate::Pass }
-        },
-    );
+    world.tap =
+        Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(400)) } else { Fate::Pass });
     (0..=2).for_each(|position| world.start(position));
     world.run_for(secs(5));
     let counters = world.node(0).control.counters();
