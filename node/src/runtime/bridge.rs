@@ -211,6 +211,7 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
     use wire::cell::{Class, Shape};
+    use wire::ids::SlotId;
 
     const RING: usize = 4;
 
@@ -266,7 +267,7 @@ mod tests {
         (0..10).for_each(|query| joint.resolved(query, Vec::new()));
         for _ in 0..3 {
             let from = SocketAddr::from(([1, 1, 1, 1], 1));
-            assert!(punts.push(Punt::Promoted { link: 9, slot: 9, from }).is_ok());
+            assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
         }
         let mut taken = Vec::new();
         for left in [6, 2, 0] {
