@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// Retired words of the glossary (CONTRIBUTING.md), what to write instead, and where they may stay. They are
 /// compared with the parts of identifiers, too: `CalleeState` holds `callee`.
-const RETIRED: &[(&str, &str, &[&str])] =
-    &[("crew", "multicore", &[]), ("hub", "multicore", &[]), ("outbox", "send batch", &[])];
+const RETIRED: &[(&str, &str, &[&str])] = &[
+    ("crew", "multicore", &[]),
+    ("hub", "multicore", &[]),
+    ("outbox", "send batch", &[]),
+    // The changelog names what was renamed.
+    ("train", "burst", &["CHANGELOG.md"]),
+    ("trains", "bursts", &["CHANGELOG.md"]),
+];
 
 /// Files that must not return.
 const GONE: &[&str] = &["docs/SOAK.md"];
@@ -140,6 +146,28 @@ fn relative_links_of_documents_resolve() {
     }
     assert!(wrong.is_empty(), "these links lead nowhere: {wrong:#?}");
     assert!(links > 100, "{links} links");
+}
+
+#[test]
+fn paths_in_documents_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    const FOLDERS: &[&str] =
+        &["wire/", "control/", "dataplane/", "node/", "src/", "bench/", "tests/", "fuzz/", "tuning/", "docs/", ".ci/"];
+    let documents =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "docs/ARCHITECTURE.md", "docs/LIMITS.md"];
+    let mut wrong = Vec::new();
+    for (file, text) in texts(&["md"]) {
+        if !documents.contains(&file.as_str()) && !file.starts_with("docs/adr/") {
+            continue;
+        }
+        for path in prose(&text).join("\n").split('`').skip(1).step_by(2) {
+            let named = FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ');
+            if named && !root.join(path).exists() && !root.join(format!("{path}.rs")).exists() {
+                wrong.push(format!("{file}: {path}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these files do not exist: {wrong:#?}");
 }
 
 #[test]
