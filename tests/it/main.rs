@@ -19,6 +19,7 @@ mod init;
 mod lanes;
 mod limits;
 mod load;
+mod log;
 mod many;
 mod memory;
 mod mistakes;
