@@ -153,28 +153,6 @@ fn relative_links_of_documents_resolve() {
 }
 
 #[test]
-fn paths_in_documents_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    const FOLDERS: &[&str] =
-        &["wire/", "control/", "dataplane/", "node/", "src/", "bench/", "tests/", "fuzz/", "tuning/", "docs/", ".ci/"];
-    let documents =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "docs/ARCHITECTURE.md", "docs/LIMITS.md"];
-    let mut wrong = Vec::new();
-    for (file, text) in texts(&["md"]) {
-        if !documents.contains(&file.as_str()) && !file.starts_with("docs/adr/") {
-            continue;
-        }
-        for path in prose(&text).join("\n").split('`').skip(1).step_by(2) {
-            let named = FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ');
-            if named && !root.join(path).exists() && !root.join(format!("{path}.rs")).exists() {
-                wrong.push(format!("{file}: {path}"));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "these files do not exist: {wrong:#?}");
-}
-
-#[test]
 fn documents_name_the_rust_version() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
