@@ -15,8 +15,8 @@ use super::nodes::{until, while_receiving};
 const MAGIC: [u8; 4] = *b"flow";
 /// Receive buffer of the test's own sockets.
 const BUFFER: usize = 8 << 20;
-/// Nothing more is under way when nothing has come for this long.
-const QUIET: Duration = Duration::from_secs(1);
+/// What is still missing is lost when nothing has come for this long.
+const QUIET: Duration = Duration::from_secs(3);
 
 fn datagram(flow: u16, number: u32, len: usize) -> Vec<u8> {
     let mut bytes = [&MAGIC[..], &flow.to_be_bytes(), &number.to_be_bytes()].concat();
@@ -167,13 +167,18 @@ impl Flows {
         look(&self.echo.arrived.lock().unwrap())
     }
 
-    /// Waits until nothing has come to either end for a while.
+    /// Waits until everything sent since [`Flows::begin`] has come back, or nothing has come to either end for a while.
     pub fn settle(&mut self) {
         until("the flows are quiet", || {
             self.receive();
             let last = self.there(|there| there.last).max(self.back.last);
-            last.is_none_or(|last| last.elapsed() > QUIET)
+            self.lost() == 0 || last.is_none_or(|last| last.elapsed() > QUIET)
         });
+    }
+
+    /// How many datagrams of those sent since [`Flows::begin`] have not come back.
+    pub fn lost(&self) -> u64 {
+        self.sent.keys().filter(|which| !self.back.counts.contains_key(*which)).count() as u64
     }
 
     /// Of what was sent since [`Flows::begin`] with this length: how many, how many arrived, how many came back.

@@ -2,13 +2,13 @@
 
 use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use dataplane::io::calls::{Calls, Io};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::command::{complaint, io, run};
+use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, counted_by_time};
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
@@ -150,7 +150,7 @@ fn a_chain_that_stays_serves_its_user_until_a_signal() {
 
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&client, &echo] {
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
     let mut buffer = [0; 64];
     let mut pymix = match to.ip() {
@@ -193,10 +193,6 @@ fn nodes_do_not_outlive_the_chain_that_started_them() {
     demo.process.wait().unwrap();
     let sockets = paths(&demo.ready["status"]);
     // A node that ends removes its status socket.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while sockets.iter().any(|socket| socket.exists()) {
-        assert!(Instant::now() < deadline, "still there: {sockets:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("all status sockets are gone", || !sockets.iter().any(|socket| socket.exists()));
     std::fs::remove_dir_all(sockets[0].parent().unwrap()).unwrap();
 }

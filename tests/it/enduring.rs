@@ -307,10 +307,6 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     nodes.assert_unharmed(&pids);
 }
 
-/// Traffic goes on within this time, however busy the machine is: by itself, and not because the link is renewed, which
-/// it is after two minutes.
-const RESUMES: Duration = Duration::from_secs(60);
-
 /// Waits until a client's datagrams go both ways again; none that was sent before counts.
 fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -327,12 +323,12 @@ fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
         answered
     });
     println!("{what} after {:.1?}", since.elapsed());
-    assert!(since.elapsed() < RESUMES, "{what} after {:?}", since.elapsed());
 }
 
 /// Ends some nodes, starts them again, and waits for one and the same client's traffic to go both ways.
 fn restart(how: &str, which: &[&[usize]]) {
-    let mut nodes = Nodes::start(Plan::default());
+    // Without renewal by age: links come back by themselves.
+    let mut nodes = Nodes::start(Plan { renew_after_s: 3600, ..Plan::default() });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&client, &nodes.sink] {
         socket.set_nonblocking(true).unwrap();

@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, may_open};
 
-/// Under way at most, so that no socket's buffer is what is tested.
-const UNDER_WAY: usize = 200;
+/// Datagrams under way at most: as many cells fit into any socket's buffer.
+const UNDER_WAY: usize = 100;
 
 fn dropped(nodes: &Nodes, position: usize, why: &str) -> u64 {
     nodes.count(position, &format!("/ledger/datagrams/forward/dropped/{why}"))
@@ -25,8 +25,8 @@ fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are
     let mut nodes = Nodes::start(Plan {
         channels: CHANNELS,
         extra: vec![
-            (0, "flow_idle_s = 12".to_owned()),
-            (3, "flow_idle_s = 12\nmax_sockets = 15000\nmax_flows_per_channel = 4096".to_owned()),
+            (0, "flow_idle_s = 30".to_owned()),
+            (3, "flow_idle_s = 30\nmax_sockets = 15000\nmax_flows_per_channel = 4096".to_owned()),
         ],
         ..Plan::default()
     });

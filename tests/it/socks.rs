@@ -1,24 +1,21 @@
 //! SOCKS5 for UDP, held against RFC 1928 by a client that knows nothing else of eddy.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use crate::common::nameserver::NameServer;
-use crate::common::nodes::until;
+use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
-
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 
 fn socket(at: &str) -> UdpSocket {
     let socket = UdpSocket::bind(at).unwrap();
-    socket.set_read_timeout(PATIENCE).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 fn dial(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).unwrap();
-    stream.set_read_timeout(PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
@@ -32,7 +29,7 @@ fn answer(to: SocketAddr, bytes: &[u8], len: usize) -> Vec<u8> {
         match stream.read(&mut heard[got..]) {
             Ok(0) => break,
             Ok(more) => got += more,
-            Err(why) if why.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(why) if why.kind() == ErrorKind::ConnectionReset => break,
             Err(why) => panic!("{why} after {:?}", &heard[..got]),
         }
     }
@@ -127,7 +124,7 @@ fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
     // A name is looked up at the exit, and answers tell what it was.
     assert_eq!(association.talk(&client, &named("here.test", address(&other).port()), &other), port);
     if let Ok(six) = UdpSocket::bind("[::1]:0") {
-        six.set_read_timeout(PATIENCE).unwrap();
+        six.set_read_timeout(Some(PATIENCE)).unwrap();
         association.talk(&client, &header(address(&six)), &six);
     }
     // Nothing is a datagram, too.
@@ -144,7 +141,11 @@ fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
     until("all flows of the associations are closed", || (flows(0), flows(4)) == (1, 1));
     // Its port is nobody's: the system says so to whoever sends there.
     client.connect(relay).unwrap();
-    until("the relay is gone", || client.send(&header(address(&one))).is_err() || client.recv(&mut [0; 9]).is_err());
+    client.set_nonblocking(true).unwrap();
+    let refused = |result: std::io::Result<usize>| result.is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused);
+    until("the relay is gone", || {
+        refused(client.send(&header(address(&one)))) || refused(client.recv(&mut [0; 9]))
+    });
     closed(&demo.end());
 }
 

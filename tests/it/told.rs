@@ -2,7 +2,7 @@
 
 use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dataplane::exit::policy::Rule;
 use rustix::io::Errno;
@@ -12,20 +12,18 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::common::command::eddy;
 use crate::common::nameserver::NameServer;
 use crate::common::network::in_a_network_without_routes;
-use crate::common::nodes::{Nodes, Plan};
+use crate::common::nodes::{Nodes, Plan, until};
 
 /// Sends until the system has an error for this socket.
 fn error(client: &UdpSocket, data: &[u8]) -> Error {
-    let deadline = Instant::now() + Duration::from_secs(20);
     client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    while Instant::now() < deadline {
+    let mut error = None;
+    until("the system has an error for this socket", || {
         let heard = client.send(data).and_then(|_| client.recv(&mut [0; 100]));
-        match heard.err() {
-            Some(why) if why.kind() != ErrorKind::WouldBlock => return why,
-            _ => {}
-        }
-    }
-    panic!("no error came")
+        error = heard.err().filter(|why| why.kind() != ErrorKind::WouldBlock);
+        error.is_some()
+    });
+    error.unwrap()
 }
 
 fn connected(host: &str, to: SocketAddr) -> UdpSocket {
