@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use dataplane::exit::policy::Rule;
 use dataplane::pool::Mixing;
-use eddy::commands::init::{self, Files};
 use eddy_node::config::Forward;
+use eddy_node::init::{self, Files};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;

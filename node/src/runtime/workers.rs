@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
 use dataplane::entry::Entry;
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
@@ -36,6 +35,7 @@ use tracing::warn;
 use wire::cell::Shape;
 
 use crate::config::{Chain, ConfigError, NodeConfig, Part, Place};
+use crate::error::StartError;
 use crate::runtime::node::{Sockets, rng};
 
 /// Operations from control that can wait for a worker.
@@ -85,9 +85,10 @@ impl Workers {
         sockets: Sockets,
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
-    ) -> anyhow::Result<Workers> {
+    ) -> Result<Workers, StartError> {
         let (shape, window, hugepages) = (chain.shape, config.window, config.hugepages);
-        let offloads = offloads(shape, position, &sockets, config.offload)?;
+        let system = || StartError::system("set up the sockets");
+        let offloads = offloads(shape, position, &sockets, config.offload).map_err(system())?;
         for socket in sockets.up.iter().chain(&sockets.down) {
             prepare(socket, config, offloads)?;
         }
@@ -100,9 +101,9 @@ impl Workers {
         for edge in 0..lanes.own {
             let (to_worker, ops) = rtrb::RingBuffer::new(OPS_MAX);
             let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
-            let (waker, poller) = (Arc::new(Waker::new()?), Poller::new()?);
+            let (waker, poller) = (Arc::new(Waker::new().map_err(system())?), Poller::new().map_err(system())?);
             let (up, down) = (sockets.up.get(edge).map(AsFd::as_fd), sockets.down.get(edge).map(AsFd::as_fd));
-            runner::watch(&poller, &waker, up, down)?;
+            runner::watch(&poller, &waker, up, down).map_err(system())?;
             rings.push((to_worker, waker.clone()));
             punts.push(from_worker);
             seats.push(Seat { ops, punts: PuntSender::new(to_control, control.clone()), waker, poller });
@@ -119,7 +120,10 @@ impl Workers {
             wakers: seats.iter().map(|seat| seat.waker.clone()).collect(),
         };
         let (up, down) = (sockets.up, sockets.down);
-        let missing = |side: &str| format!("the {} needs its {side} socket", config.role().name());
+        let missing = |side: &str| {
+            let what = format!("the {} needs its {side} socket: set `{side}`", config.role().name());
+            StartError::Config(ConfigError::Arguments(what))
+        };
         match &config.part {
             Part::Entry(_) => {
                 let seat = seats.remove(0);
@@ -133,8 +137,9 @@ impl Workers {
                     next_lanes: lanes.next,
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
                 };
-                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, offloads)?;
-                let down = port(down.into_iter().next().with_context(|| missing("down"))?, Side::Down);
+                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, offloads);
+                let apps = apps.map_err(system())?;
+                let down = port(down.into_iter().next().ok_or_else(|| missing("down"))?, Side::Down);
                 let entry = Entry::new(settings, down, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(entry.published());
                 workers.profiles.push(entry.profile());
@@ -142,7 +147,7 @@ impl Workers {
             }
             Part::Exit(part) => {
                 let seat = seats.remove(0);
-                let own = if_addrs::get_if_addrs().context("this host's own addresses")?;
+                let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
@@ -161,8 +166,8 @@ impl Workers {
                     },
                     flow_idle: part.flow_idle,
                 };
-                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, offloads)?;
-                let up = port(up.into_iter().next().with_context(|| missing("up"))?, Side::Up);
+                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, offloads).map_err(system())?;
+                let up = port(up.into_iter().next().ok_or_else(|| missing("up"))?, Side::Up);
                 let exit = Exit::new(settings, up, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(exit.published());
                 workers.profiles.push(exit.profile());
@@ -172,11 +177,15 @@ impl Workers {
                 let settings = mix::Settings { shape, position, mixing: *mixing, lanes, window, hugepages };
                 let up: Vec<LinkPort> = up.into_iter().map(|socket| port(socket, Side::Up)).collect();
                 let mut down: Vec<LinkPort> = down.into_iter().map(|socket| port(socket, Side::Down)).collect();
-                anyhow::ensure!(up.len() == lanes.own, missing("up"));
-                anyhow::ensure!(down.len() == lanes.downs(), missing("down"));
+                if up.len() != lanes.own {
+                    return Err(missing("up"));
+                }
+                if down.len() != lanes.downs() {
+                    return Err(missing("down"));
+                }
                 if lanes.own == 1 {
                     let seat = seats.remove(0);
-                    let ports = (up.into_iter().next().with_context(|| missing("up"))?, down.remove(0));
+                    let ports = (up.into_iter().next().ok_or_else(|| missing("up"))?, down.remove(0));
                     let rngs = [rng()?, rng()?, rng()?];
                     let mix = Mix::new(settings, ports, seat.ops, seat.punts, rngs, clock.now());
                     workers.ledgers.push(mix.published());
@@ -206,7 +215,7 @@ impl Workers {
         mut worker: impl Worker + Send + 'static,
         poller: Poller,
         waker: Arc<Waker>,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), StartError> {
         let Spawn { cores, spin, stop, clock } = with;
         let (spin, stop, clock) = (*spin, stop.clone(), *clock);
         let index = self.threads.len();
@@ -215,7 +224,7 @@ impl Workers {
         self.turns.push(turns.clone());
         // The name that the first has had since there was but one.
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
-        self.threads.push(std::thread::Builder::new().name(name).spawn(move || {
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
             // Seen to be possible before.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
@@ -224,7 +233,8 @@ impl Workers {
             }
             let (poller, waker, stop, turns) = (&poller, &*waker, &*stop, &*turns);
             runner::run(&mut worker, Run { poller, waker, clock, spin, stop, turns });
-        })?);
+        });
+        self.threads.push(thread.map_err(StartError::system("start a worker"))?);
         Ok(())
     }
 }
@@ -248,8 +258,8 @@ fn whole(socket: &UdpSocket) -> std::io::Result<()> {
 }
 
 /// The cores that the workers are to stay on, if this process may use them.
-fn cores(config: &NodeConfig) -> anyhow::Result<Vec<CpuSet>> {
-    let ours = sched_getaffinity(None)?;
+fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
+    let ours = sched_getaffinity(None).map_err(|why| StartError::system("read the CPU affinity")(why.into()))?;
     let set = |core: &usize| {
         if *core >= CpuSet::MAX_CPU || !ours.is_set(*core) {
             let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
@@ -268,7 +278,7 @@ fn cores(config: &NodeConfig) -> anyhow::Result<Vec<CpuSet>> {
 }
 
 /// Whether this node's cells travel in GSO bursts; a line for the operator if they should and cannot.
-fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Offloads> {
+fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
     let (mut lens, mut ipv6) = (Vec::new(), false);
@@ -299,15 +309,10 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
 
 /// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
 /// be had; the default need not.
-fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> anyhow::Result<()> {
-    socket.set_nonblocking(true)?;
-    whole(socket)?;
-    if offloads.gro {
-        sys::enable_gro(socket)?;
-    }
-    // The kernel grants twice what is asked and counts its own overhead against it.
+fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> Result<(), StartError> {
     let receive_buffer = config.receive_buffer;
-    let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
+    let granted =
+        set_options(socket, receive_buffer, offloads).map_err(StartError::system("set options of a link socket"))?;
     if granted < receive_buffer {
         if let Some(at) = config.place("receive_buffer", 0) {
             return Err(ConfigError::Value {
@@ -325,6 +330,17 @@ fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> anyho
         );
     }
     Ok(())
+}
+
+/// Sets the options of a link socket. Returns the granted receive buffer in bytes.
+fn set_options(socket: &UdpSocket, receive_buffer: usize, offloads: Offloads) -> std::io::Result<usize> {
+    socket.set_nonblocking(true)?;
+    whole(socket)?;
+    if offloads.gro {
+        sys::enable_gro(socket)?;
+    }
+    // The kernel grants twice what is asked and counts its own overhead against it.
+    Ok(sys::size_receive_buffer(socket, receive_buffer)? / 2)
 }
 
 #[cfg(test)]
