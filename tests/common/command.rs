@@ -5,6 +5,8 @@ use std::process::{Command, Output, Stdio};
 
 use dataplane::io::calls::Io;
 
+use super::limit::Permit;
+
 /// The command, with nothing of this process's environment that could change what it does.
 pub fn eddy() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_eddy")))
@@ -34,6 +36,7 @@ pub fn io() -> Io {
 
 /// Runs the command in `dir`; arguments are separated by spaces.
 pub fn run(dir: &Path, line: &str) -> Output {
+    let _permit = line.starts_with("chain").then(Permit::wait);
     eddy().current_dir(dir).args(line.split_whitespace()).output().expect("the command starts")
 }
 

@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
+use super::limit::Permit;
 use super::process::{counted_by_time, tallies};
 use super::tap::{BOTH, Faults, Tap};
 
@@ -94,6 +95,7 @@ struct Running {
 
 /// A chain of processes. Ends when dropped.
 pub struct Nodes {
+    _permit: Permit,
     _dir: TempDir,
     plan: Plan,
     host: IpAddr,
@@ -131,6 +133,7 @@ pub fn ask(config: &Path) -> Option<Value> {
 impl Nodes {
     /// Starts a chain, waits for its channels, and proves that its exit reaches loopback alone.
     pub fn start(plan: Plan) -> Nodes {
+        let permit = Permit::wait();
         static CHAINS: AtomicU8 = AtomicU8::new(1);
         let (pid, chain) = (std::process::id(), CHAINS.fetch_add(1, Ordering::Relaxed));
         let host = Ipv4Addr::new(127, 1 + (pid / 251 % 254) as u8, 1 + (pid % 251) as u8, chain).into();
@@ -183,7 +186,8 @@ impl Nodes {
         }
         taps.iter().for_each(|tap| tap.set_both(plan.faults));
         let running = configs.iter().map(|_| None).collect();
-        let mut nodes = Nodes { _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
+        let mut nodes =
+            Nodes { _permit: permit, _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
         // From the exit, so that nobody speaks to a port that is not open yet: what a tap sent has arrived.
         for position in (0..=h).rev() {
             nodes.run(position);

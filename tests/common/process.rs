@@ -9,6 +9,7 @@ use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit}
 use serde_json::Value;
 
 use super::command::{eddy, io};
+use super::limit::Permit;
 use super::nodes::ask;
 
 /// Why cells are dropped that were made for the older one of two handshakes that crossed, or under its keys: on a busy
@@ -20,6 +21,7 @@ pub struct Demo {
     /// `eddy chain` itself.
     pub process: Child,
     stdout: BufReader<ChildStdout>,
+    _permit: Permit,
     /// What it said when it was up: forwards, pymix ports, status sockets.
     pub ready: Value,
 }
@@ -27,6 +29,7 @@ pub struct Demo {
 impl Demo {
     /// Starts `eddy chain --stay --json` with more arguments, and waits until it is up.
     pub fn start(arguments: &[&str]) -> Demo {
+        let permit = Permit::wait();
         let mut process = eddy()
             .args(["chain", "--stay", "--json", "--io", &io().to_string()])
             .args(arguments)
@@ -37,7 +40,7 @@ impl Demo {
         let mut line = String::new();
         stdout.read_line(&mut line).expect("text");
         let ready = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"));
-        Demo { process, stdout, ready }
+        Demo { process, stdout, _permit: permit, ready }
     }
 
     /// The entry's address of the forward to a destination.

@@ -39,7 +39,7 @@ fn carries(client: &UdpSocket, through: SocketAddr, server: &UdpSocket, what: &[
 }
 
 #[test]
-fn forwards_are_added_used_listed_and_removed_while_the_entry_runs() {
+fn forwards_change_while_the_entry_runs() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1"]);
     let (client, first, second) = (socket(), socket(), socket());
     let to = |server: &UdpSocket| format!("127.0.0.1:0={}", server.local_addr().unwrap());
@@ -72,7 +72,7 @@ fn forwards_are_added_used_listed_and_removed_while_the_entry_runs() {
 }
 
 #[test]
-fn what_cannot_be_forwarded_is_said_with_its_remedy() {
+fn bad_forward_commands_name_their_fix() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1"]);
     let entry = demo.config(0);
     let taken = demo.ready["forwards"][0]["listen"].as_str().unwrap();

@@ -8,7 +8,7 @@ use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
 
 #[test]
-fn a_forward_to_a_name_is_resolved_at_the_exit_and_judged_after() {
+fn forwarded_name_is_resolved_at_the_exit_then_judged() {
     let server = NameServer::start();
     let target = UdpSocket::bind("127.0.0.1:0").unwrap();
     target.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -42,8 +42,8 @@ const DENIED: [&str; 28] = [
 ];
 
 #[test]
-fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
-    if !in_a_network_without_routes("policy::no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one") {
+fn denied_ranges_are_unreachable_by_address_and_name() {
+    if !in_a_network_without_routes("policy::denied_ranges_are_unreachable_by_address_and_name") {
         return;
     }
     let names = NameServer::start();
@@ -99,7 +99,7 @@ fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
 }
 
 #[test]
-fn a_destination_gets_its_budget_until_it_answers_and_its_answers_are_capped() {
+fn destination_budget_and_answer_rate_are_enforced() {
     const BUDGET: u64 = 100;
     const ANSWERS: u64 = 5000;
     const AT_ONCE: u64 = 200;

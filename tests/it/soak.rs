@@ -297,13 +297,13 @@ fn record(
 }
 
 #[test]
-fn everything_at_once_for_a_little_while() {
+fn short_soak_crashes_nothing_and_closes_ledgers() {
     soak(Duration::from_secs(20), Duration::from_secs(6));
 }
 
 #[test]
 #[ignore = "takes half an hour: .ci/soak.sh runs it"]
-fn everything_at_once() {
+fn long_soak_crashes_nothing_and_closes_ledgers() {
     let seconds = std::env::var("EDDY_SOAK_SECONDS").map_or(1800, |s| s.parse().unwrap());
     soak(Duration::from_secs(seconds), Duration::from_secs(60));
 }

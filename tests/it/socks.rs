@@ -101,7 +101,7 @@ impl Association {
 }
 
 #[test]
-fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
+fn socks_association_reaches_many_peers_until_it_closes() {
     let names = NameServer::start();
     let demo = Demo::start(&[
         "--messages",
@@ -143,14 +143,12 @@ fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
     client.connect(relay).unwrap();
     client.set_nonblocking(true).unwrap();
     let refused = |result: std::io::Result<usize>| result.is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused);
-    until("the relay is gone", || {
-        refused(client.send(&header(address(&one)))) || refused(client.recv(&mut [0; 9]))
-    });
+    until("the relay is gone", || refused(client.send(&header(address(&one)))) || refused(client.recv(&mut [0; 9])));
     closed(&demo.end());
 }
 
 #[test]
-fn a_relay_drops_what_is_not_its_clients_or_no_whole_datagram() {
+fn socks_relay_drops_strangers_and_bad_datagrams() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1", "--socks", "127.0.0.1:0"]);
     let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let there = header(server.local_addr().unwrap());
@@ -190,7 +188,7 @@ fn a_relay_drops_what_is_not_its_clients_or_no_whole_datagram() {
 }
 
 #[test]
-fn whatever_a_client_says_it_gets_the_rfcs_answer_and_harms_nobody() {
+fn socks_replies_to_bad_requests_follow_the_rfc() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1", "--socks", "127.0.0.1:0"]);
     let at = demo.socks();
     let asked = |request: &[u8]| answer(at, &[&[5, 1, 0], request].concat(), 12);

@@ -41,7 +41,7 @@ fn through(seed: u64, faults: Faults) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_tap_does_what_it_is_told_and_the_same_for_the_same_seed() {
+fn tap_applies_its_faults_and_repeats_them_for_a_seed() {
     let clean: Vec<Vec<u8>> = (0..100u8).map(|number| vec![number; 100]).collect();
     assert_eq!(through(1, Faults::default()), clean);
     let dropped = through(1, Faults { drop: 0.2, ..Faults::default() });
@@ -66,7 +66,7 @@ fn a_tap_does_what_it_is_told_and_the_same_for_the_same_seed() {
 }
 
 #[test]
-fn a_chain_with_a_tap_in_every_link_carries_traffic_and_survives_restarts() {
+fn tapped_chain_carries_traffic_and_survives_restarts() {
     let mut nodes = Nodes::start(Plan { taps: true, ..Plan::default() });
     nodes.assert_carries();
     for tap in &nodes.taps {

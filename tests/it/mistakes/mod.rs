@@ -220,7 +220,7 @@ const BEGIN: &str = "<!-- mistakes: begin, printed by a test -->\n";
 const END: &str = "<!-- mistakes: end -->\n";
 
 #[test]
-fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
+fn every_mistake_has_one_line_with_place_and_fix() {
     let chain = tempfile::tempdir().unwrap();
     assert!(run(chain.path(), "init . --mixes 3").status.success());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATE.md");
@@ -266,7 +266,7 @@ fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
 
 /// The default needs no privilege: less is granted, and said.
 #[test]
-fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
+fn default_receive_buffer_is_best_effort() {
     let chain = tempfile::tempdir().unwrap();
     assert!(run(chain.path(), "init . --mixes 3").status.success());
     let mut scene = Scene::new(chain.path());
@@ -284,7 +284,7 @@ fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
 }
 
 #[test]
-fn the_handbook_explains_every_drop_and_every_refusal() {
+fn handbook_explains_every_drop_and_refusal() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATE.md")).unwrap();
     let drops = dataplane::ledger::DropReason::ALL.iter().map(|why| why.name());
     for name in drops.chain(control::Refusal::NAMES.iter().copied()) {

@@ -15,13 +15,13 @@ use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, may_open, tallies};
 use crate::common::traffic::{Load, Traffic};
-use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
+use crate::robustness::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
 /// What a class S cell has room for once.
 const LEN: usize = 150;
 
 #[test]
-fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
+fn thousand_copies_of_a_cell_pass_once_on_every_link() {
     const COPIES: u64 = 1000;
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
@@ -68,7 +68,7 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
 }
 
 #[test]
-fn a_cell_overtaken_by_as_many_as_the_window_holds_is_delivered_and_by_one_more_is_not() {
+fn overtaken_cell_is_delivered_within_the_replay_window() {
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
     let len = nodes.shape().cell_len(Forward, 2);
@@ -150,7 +150,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
 }
 
 #[test]
-fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
+fn twenty_thousand_messages_arrive_once_and_in_order() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
@@ -172,7 +172,7 @@ fn kernel_drops_at(address: SocketAddr) -> u64 {
 }
 
 #[test]
-fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_its_own() {
+fn malformed_flood_costs_another_forward_nothing() {
     const EACH: usize = 10_000;
     let _lock = exclusive();
     let quiet = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -227,7 +227,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
 }
 
 #[test]
-fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers() {
+fn exit_at_its_descriptor_limit_keeps_flows_and_recovers() {
     const FLOWS: u32 = 1100;
     const LIMIT: u64 = 1024;
     let _lock = exclusive();
@@ -358,17 +358,17 @@ fn restart(how: &str, which: &[&[usize]]) {
 }
 
 #[test]
-fn any_node_that_its_operator_restarts_is_found_again() {
+fn terminated_node_reconnects_after_restart() {
     restart("SIGTERM", &[&[0], &[1], &[2], &[3]]);
 }
 
 #[test]
-fn any_node_that_dies_and_is_started_again_is_found_again() {
+fn killed_node_reconnects_after_restart() {
     restart("SIGKILL", &[&[0], &[1], &[2], &[3]]);
 }
 
 #[test]
-fn all_mixes_at_once_may_die_and_start_again() {
+fn all_mixes_restarted_at_once_reconnect() {
     restart("SIGKILL", &[&[1, 2]]);
     restart("SIGTERM", &[&[1, 2]]);
 }

@@ -72,7 +72,7 @@ pub fn dropped_at(port: &Port) -> &'static str {
 }
 
 #[test]
-fn an_empty_datagram_at_any_port_ends_nothing() {
+fn empty_datagram_is_harmless_at_any_port() {
     let mut nodes = Nodes::start(Plan { taps: true, ..Plan::default() });
     let (pids, said) = (nodes.pids(), lines(&nodes));
     let (client, stranger) = (socket(), socket());
@@ -101,7 +101,7 @@ fn an_empty_datagram_at_any_port_ends_nothing() {
 }
 
 #[test]
-fn a_pymix_datagram_cut_anywhere_is_counted_and_a_bare_header_is_an_empty_datagram() {
+fn pymix_datagram_cut_anywhere_is_counted() {
     let mut nodes = Nodes::start(Plan::default());
     let (pids, said) = (nodes.pids(), lines(&nodes));
     let client = socket();
@@ -121,7 +121,7 @@ fn a_pymix_datagram_cut_anywhere_is_counted_and_a_bare_header_is_an_empty_datagr
 }
 
 #[test]
-fn destination_port_0_is_counted_at_the_entry_and_refused_on_the_command_line() {
+fn destination_port_0_is_refused_and_counted() {
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
     let client = socket();
@@ -172,7 +172,7 @@ fn nobody_suffers_from(nodes: &Nodes, bad: SocketAddr) {
 }
 
 #[test]
-fn a_destination_that_the_policy_or_the_kernel_refuses_costs_nobody_else_a_datagram() {
+fn refused_destination_costs_others_nothing() {
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
     let policy = "/ledger/datagrams/forward/dropped/policy";
@@ -187,8 +187,8 @@ fn a_destination_that_the_policy_or_the_kernel_refuses_costs_nobody_else_a_datag
 }
 
 #[test]
-fn a_destination_without_a_route_costs_nobody_else_a_datagram() {
-    if !in_a_network_without_routes("unkillable::a_destination_without_a_route_costs_nobody_else_a_datagram") {
+fn unroutable_destination_costs_others_nothing() {
+    if !in_a_network_without_routes("robustness::unroutable_destination_costs_others_nothing") {
         return;
     }
     let mut nodes = Nodes::start(Plan { allow: vec!["198.51.100.0/24".parse().unwrap()], ..Plan::default() });
@@ -198,7 +198,7 @@ fn a_destination_without_a_route_costs_nobody_else_a_datagram() {
 }
 
 #[test]
-fn forged_headers_and_bodies_are_counted_by_what_is_wrong_with_them_and_go_nowhere() {
+fn forged_headers_and_bodies_are_counted_and_dropped() {
     const COUNT: u64 = 20;
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let (pids, said) = (nodes.pids(), lines(&nodes));
@@ -248,7 +248,7 @@ fn forged_headers_and_bodies_are_counted_by_what_is_wrong_with_them_and_go_nowhe
 }
 
 #[test]
-fn a_forged_copy_that_overtakes_its_cell_costs_nothing_forward_and_that_cell_backward() {
+fn forged_copy_ahead_of_its_cell_costs_it_only_backward() {
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
     let client = socket();
@@ -278,7 +278,7 @@ fn a_forged_copy_that_overtakes_its_cell_costs_nothing_forward_and_that_cell_bac
 }
 
 #[test]
-fn ends_that_vanish_and_come_back_cost_nobody_else_a_datagram() {
+fn vanishing_clients_and_servers_cost_others_nothing() {
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
     let client = socket();

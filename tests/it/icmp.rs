@@ -33,8 +33,8 @@ fn connected(host: &str, to: SocketAddr) -> UdpSocket {
 }
 
 #[test]
-fn a_program_is_told_what_is_too_long_and_what_the_exit_refuses() {
-    if !in_a_network_without_routes("told::a_program_is_told_what_is_too_long_and_what_the_exit_refuses") {
+fn program_gets_icmp_errors_for_length_and_refusal() {
+    if !in_a_network_without_routes("icmp::program_gets_icmp_errors_for_length_and_refusal") {
         return;
     }
     let ours = capabilities(None).unwrap();

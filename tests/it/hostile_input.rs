@@ -191,22 +191,22 @@ fn attack(position: usize) {
 }
 
 #[test]
-fn hostile_datagrams_at_the_link_port_of_an_entry_change_nothing() {
+fn hostile_datagrams_at_the_entry_change_nothing() {
     attack(0);
 }
 
 #[test]
-fn hostile_datagrams_at_the_link_ports_of_the_first_mix_change_nothing() {
+fn hostile_datagrams_at_the_first_mix_change_nothing() {
     attack(1);
 }
 
 #[test]
-fn hostile_datagrams_at_the_link_ports_of_a_later_mix_change_nothing() {
+fn hostile_datagrams_at_a_later_mix_change_nothing() {
     attack(2);
 }
 
 #[test]
-fn hostile_datagrams_at_the_link_port_of_an_exit_change_nothing() {
+fn hostile_datagrams_at_the_exit_change_nothing() {
     attack(3);
 }
 
@@ -214,7 +214,7 @@ fn hostile_datagrams_at_the_link_port_of_an_exit_change_nothing() {
 const CAUGHT: usize = 300;
 
 #[test]
-fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
+fn original_of_a_mutated_forward_cell_is_accepted() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
@@ -264,7 +264,7 @@ fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
 }
 
 #[test]
-fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
+fn mutated_backward_cell_is_never_delivered() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
     let entry = Port::down(&nodes, 0);
@@ -311,7 +311,7 @@ fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
 }
 
 #[test]
-fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
+fn only_an_intact_message_1_is_answered() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, renew_after_s: 8, ..Plan::default() });
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());

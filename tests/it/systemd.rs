@@ -40,7 +40,7 @@ fn heard(supervisor: &UnixDatagram) -> String {
 }
 
 #[test]
-fn a_supervisor_hears_when_a_node_is_ready_and_when_it_ends() {
+fn systemd_is_notified_of_ready_and_stopping() {
     let dir = chain();
     let socket = dir.path().join("notify");
     let supervisor = UnixDatagram::bind(&socket).unwrap();
@@ -65,7 +65,7 @@ fn a_supervisor_hears_when_a_node_is_ready_and_when_it_ends() {
 }
 
 #[test]
-fn a_node_that_nobody_supervises_and_one_whose_supervisor_is_gone_run_all_the_same() {
+fn node_runs_without_a_reachable_supervisor() {
     let dir = chain();
     for socket in [None, Some(dir.path().join("gone"))] {
         let mut command = eddy();

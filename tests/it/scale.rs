@@ -14,7 +14,7 @@ fn dropped(nodes: &Nodes, position: usize, why: &str) -> u64 {
 }
 
 #[test]
-fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are_reaped() {
+fn ten_thousand_flows_lose_nothing_and_idle_ones_close() {
     const FLOWS: usize = 10_000;
     // An exit opens 64 flows a second for each channel.
     const CHANNELS: usize = 64;

@@ -250,7 +250,7 @@ fn at_the_entry(scene: &mut Scene, port: SocketAddr, datagrams: Vec<Vec<u8>>, he
 }
 
 #[test]
-fn whatever_comes_in_is_delivered_or_counted() {
+fn random_datagrams_are_delivered_or_counted() {
     let _lock = exclusive();
     let mut scene = Scene::new(21);
     let exit = scene.nodes.exit();
@@ -324,7 +324,7 @@ fn print_drops(nodes: &Nodes) {
 }
 
 #[test]
-fn a_destination_that_answers_with_floods_harms_nobody_else() {
+fn answer_floods_cost_other_flows_nothing() {
     let _lock = exclusive();
     let mut scene = Scene::new(22);
     let exit = scene.nodes.exit();
@@ -415,6 +415,6 @@ fn drops_of(pid: u32) -> u64 {
 }
 
 #[test]
-fn the_same_where_there_is_no_route_out() {
-    run_without_routes("appports::whatever_comes_in_is_delivered_or_counted");
+fn random_datagrams_are_counted_without_a_route_out() {
+    run_without_routes("app_ports::random_datagrams_are_delivered_or_counted");
 }
