@@ -231,9 +231,12 @@ impl Channels {
     ) -> Result<(), Refusal> {
         let (shape, position) = (core.config.shape, core.config.position);
         let is_exit = position == shape.hops();
-        let down = match is_exit {
-            true => None,
-            false => Some(links.down_ready().ok_or(Refusal::NextHopDown)?),
+        let down = match links.down_ready() {
+            _ if is_exit => None,
+            Some(next) => Some(next),
+            // The entry tries again; it is too early to count this as a fault.
+            None if links.is_starting(now) => return Ok(()),
+            None => return Err(Refusal::NextHopDown),
         };
         self.admit(core, links, now, up.0, is_exit)?;
         let tag = setup::replay_tag(onion).ok_or(Refusal::SetupBad)?;

@@ -336,6 +336,9 @@ impl Links {
             }
             if link.current.is_none() && link.next.is_none() && link.previous.is_none() {
                 dead.push(id);
+                if let Some(caller) = self.caller.as_mut().filter(|_| self.down == Some(id)) {
+                    caller.unlinked_since = link.unanswered.unwrap_or(now);
+                }
             } else if link.owed.is_some_and(|since| now.saturating_sub(since) >= core.config.timing.keepalive_after) {
                 keepalive(core, now, link);
             }

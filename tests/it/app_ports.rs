@@ -139,6 +139,9 @@ impl Scene {
             flows.settle();
             flows.begin();
         }
+        // A worker publishes at the end of a turn: an answer may arrive before it is counted.
+        let answers = forwarded.back.total() + pymixed.back.total();
+        until("the entry has counted them", || nodes.count(0, "/ledger/datagrams/backward/sent") == answers);
         let client = |_| {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.set_nonblocking(true).unwrap();

@@ -19,6 +19,7 @@ mod icmp;
 mod init;
 mod limits;
 mod load;
+mod log;
 mod mistakes;
 mod mixing;
 mod model;

@@ -75,6 +75,8 @@ fn denied_ranges_are_unreachable_by_address_and_name() {
         assert_eq!(buffer[0], number, "{way}");
     }
     let exit = nodes.exit();
+    // A worker publishes at the end of a turn: a datagram may arrive before it is counted.
+    until("the exit has counted them", || nodes.count(exit, "/ledger/datagrams/forward/sent") == 4);
     let refused = || nodes.count(exit, "/ledger/datagrams/forward/dropped/policy");
     let (sent, flows) = (nodes.count(exit, "/ledger/datagrams/forward/sent"), nodes.count(exit, "/flows"));
     let descriptors = nodes.descriptors(exit);

@@ -77,6 +77,6 @@ fn node_runs_without_a_reachable_supervisor() {
         let output = command.stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("ready: mix1"), "{said}");
-        assert_eq!(said.contains("NOTIFY_SOCKET is not told"), socket.is_some(), "{said}");
+        assert_eq!(said.contains("cannot notify the supervisor"), socket.is_some(), "{said}");
     }
 }

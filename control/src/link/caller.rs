@@ -19,6 +19,8 @@ use crate::noise::{Initiator, Pattern, Terms};
 
 /// First messages that may wait for an answer at once.
 const CALLS_MAX: usize = 4;
+/// A next hop that answers within this time after this node has started was started together with it.
+const STARTING: Duration = Duration::from_secs(1);
 /// How long each waits.
 const CALL_WAIT: Duration = Duration::from_secs(5);
 
@@ -27,6 +29,8 @@ struct Call {
     index: u32,
     /// NK without a token.
     fresh: bool,
+    /// Another of the same kind was answered first; the answer to this one changes nothing.
+    overtaken: bool,
     sent: Duration,
     initiator: Initiator,
     key: Mac1Key,
@@ -49,6 +53,8 @@ pub(super) struct Caller {
     address: SocketAddr,
     calls: VecDeque<Call>,
     wait: Duration,
+    /// Since when there has been no link.
+    pub(super) unlinked_since: Duration,
     /// No new message 1 before.
     pub(super) due: Duration,
     /// Last timestamp sent: each is greater, whatever the wall clock does.
@@ -68,6 +74,7 @@ impl Caller {
                 address: next.address,
                 calls: VecDeque::new(),
                 wait: config.timing.handshake_retry,
+                unlinked_since: now,
                 due: now,
                 stamp: 0,
             }
@@ -103,6 +110,9 @@ impl Links {
         if !call.key.accepts(&parsed) {
             return Err(Refusal::BadMac1);
         }
+        if call.overtaken {
+            return Ok(());
+        }
         let secrets = call.initiator.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
         // An older call must not take over from this one. A newer one does if it too is answered, for
         // then the responder has put it in the place of this one; but without a token each call has
@@ -110,7 +120,7 @@ impl Links {
         let fresh = call.fresh;
         caller.calls.drain(..=at);
         if fresh {
-            caller.calls.clear();
+            caller.calls.iter_mut().for_each(|call| call.overtaken = true);
         }
         caller.wait = core.config.timing.handshake_retry;
         let peer = caller.address;
@@ -131,6 +141,21 @@ impl Links {
         link.unanswered = None;
         keepalive(core, now, link);
         Ok(())
+    }
+
+    /// For how long the next hop has not replied although this node sends to it. None while it replies, and at the exit.
+    pub(crate) fn next_hop_silence(&self, core: &Core, now: Duration) -> Option<Duration> {
+        let caller = self.caller.as_ref()?;
+        let link = self.down.and_then(|id| self.link(id)).filter(|link| link.current.is_some());
+        let Some(link) = link else { return Some(now.saturating_sub(caller.unlinked_since)) };
+        let silence = now.saturating_sub(link.unanswered?);
+        (silence >= core.config.silent_after()).then_some(silence)
+    }
+
+    /// Whether there may be no next hop yet, because the nodes of a chain start in any order.
+    pub(crate) fn is_starting(&self, now: Duration) -> bool {
+        let Some(caller) = &self.caller else { return false };
+        self.down.is_none() && now.saturating_sub(caller.unlinked_since) < STARTING
     }
 
     /// Why a handshake with the next hop is due, if it is.
@@ -197,7 +222,7 @@ impl Links {
         }
         let key = Mac1Key::of(&initiator.ephemeral);
         let fresh = caller.terms.pattern == Pattern::Nk && head[..] == [0; 32];
-        caller.calls.push_back(Call { index, fresh, sent: now, initiator, key });
+        caller.calls.push_back(Call { index, fresh, overtaken: false, sent: now, initiator, key });
         core.counters.handshakes_started += 1;
     }
 }
