@@ -100,7 +100,7 @@ pub struct Keys {
 
 struct Node {
     joint: Joint,
-    /// What control says to each worker, and what that worker hears.
+    /// For each worker, the end that control writes to and the end that the worker reads.
     ops: Vec<(rtrb::Consumer<Op>, rtrb::Producer<Op>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,

@@ -22,7 +22,7 @@ pub struct Demo {
     pub process: Child,
     stdout: BufReader<ChildStdout>,
     _permit: Permit,
-    /// What it said when it was up: forwards, pymix ports, status sockets.
+    /// Its first line, written when it is up: forwards, pymix ports, status sockets.
     pub ready: Value,
 }
 
@@ -81,7 +81,6 @@ impl Demo {
         self.finish()
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("it runs");
     }
@@ -152,7 +151,7 @@ pub fn counted_by_time(node: &Value, period_us: f64) {
     assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["batches"], "{node:#}");
 }
 
-/// Raises this process's limit of open descriptors as far as it may. Whether it may open so many; a line if not.
+/// Raises this process's limit of open descriptors as far as permitted. True if it suffices; prints a line if not.
 pub fn may_open(descriptors: u64) -> bool {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -1,4 +1,4 @@
-//! Application ports: whatever comes in is delivered or counted. Random datagrams from strangers at the entry's
+//! Application ports: every datagram is delivered or counted. Random datagrams from strangers at the entry's
 //! listeners and the exit's flow sockets, and destinations that answer with floods.
 //!
 //! The exit's policy admits loopback alone, which `Nodes::start` has proved before anything random is sent.
@@ -20,7 +20,7 @@ use crate::common::process::exclusive;
 
 /// Random datagrams per port.
 const RANDOM: usize = 20_000;
-/// From so many sockets.
+/// Sockets of strangers.
 const STRANGERS: usize = 50;
 /// Sent before the port is waited for, so that its receive buffer does not overflow.
 const CHUNK: usize = 64;
@@ -28,7 +28,7 @@ const CHUNK: usize = 64;
 const LONGEST: usize = 1600;
 /// The longest that UDP has over IPv4.
 const UDP_MAX: usize = 65_507;
-/// Flows that behave.
+/// Well-behaved flows.
 const GOOD: u16 = 10;
 /// The longest of their datagrams: one cell each, so that no timer of a reassembly decides.
 const GOOD_LEN: usize = 150;
@@ -186,7 +186,7 @@ impl Scene {
             flows.settle();
             let lost = flows.lost();
             println!("  good: {} sent, {lost} not answered, {kernel} dropped by the kernel", flows.sent.len());
-            assert!(lost <= kernel, "{lost} datagrams of flows that behave were not answered, {kernel} kernel drops");
+            assert!(lost <= kernel, "{lost} datagrams of well-behaved flows were not answered, {kernel} kernel drops");
             flows.assert_once_and_whole();
             flows.begin();
         }
@@ -265,7 +265,7 @@ fn random_datagrams_are_delivered_or_counted() {
     let (sent_before, echoed) = (scene.datagrams(exit, "forward/sent"), scene.forwarded.there(|there| there.total()));
     let port = scene.nodes.forward();
     at_the_entry(&mut scene, port, datagrams, &[]);
-    // Everything at the exit goes to the sink so far.
+    // Everything that the exit sends goes to the sink.
     let there = scene.sink.count() + scene.forwarded.there(|there| there.total()) - echoed;
     assert_eq!(scene.datagrams(exit, "forward/sent") - sent_before, there + kernel_drops(&scene.nodes.sink));
 

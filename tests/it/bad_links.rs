@@ -79,13 +79,12 @@ fn assert_delivered(flows: &Flows, loss: f64, late: [u64; 2]) {
     }
 }
 
-/// Channels that the entry has opened so far.
 fn opened(nodes: &Nodes) -> u64 {
     nodes.count(0, "/handshakes/channels_opened")
 }
 
 /// What may be dropped inside on links that copy: copies. Two handshakes that cross, where an answer takes long,
-/// cost a cell under the keys of the older one besides.
+/// also cost a cell under the keys of the older one.
 fn assert_dropped_copies_alone(nodes: &Nodes) {
     for (position, report) in &nodes.reports {
         for direction in ["forward", "backward"] {

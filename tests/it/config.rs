@@ -1,4 +1,4 @@
-//! What holds of the files beyond the table of mistakes in `mistakes`.
+//! Configuration files, beyond the table of mistakes in `mistakes`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! What the documents promise: the tests and counters that docs/THREATS.md names are there.
+//! Documents and code agree: the tests and counters that docs/THREATS.md names exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use control::Refusal;
 use dataplane::ledger::DropReason;
 
-/// Rows that no test holds, and why.
+/// Rows without a test, and why.
 const WITHOUT_TEST: &[(&str, &str)] = &[];
 
 /// All Rust files below a folder.

@@ -1,5 +1,4 @@
-//! What ends a node that does not count: copies by the thousand, floods, long loads, more flows than descriptors,
-//! neighbours that end and start again.
+//! Load without end: copies by the thousand, floods, long flows, more flows than descriptors, neighbours that restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,7 +16,7 @@ use crate::common::process::{exclusive, may_open, tallies};
 use crate::common::traffic::{Load, Traffic};
 use crate::robustness::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
-/// What a class S cell has room for once.
+/// A class S cell carries one datagram of this length.
 const LEN: usize = 150;
 
 #[test]
@@ -42,7 +41,7 @@ fn thousand_copies_of_a_cell_pass_once_on_every_link() {
         let before = copies();
         let cells = Arc::new(AtomicU64::new(0));
         let counter = cells.clone();
-        there_and_back(&nodes, &client, b"nobody owes a keepalive now");
+        there_and_back(&nodes, &client, b"no keepalive is due now");
         nodes.taps[link - 1].script(Some(Box::new(move |of, bytes| {
             let copied = of == direction && bytes.len() == len;
             counter.fetch_add(u64::from(copied), Ordering::Relaxed);
@@ -94,8 +93,8 @@ fn overtaken_cell_is_delivered_within_the_replay_window() {
     nodes.assert_unharmed(&pids);
 }
 
-/// Holds a cell of link 2 back until so many others have passed. Whether it was delivered then; the others must be,
-/// in their order.
+/// Holds a cell of link 2 back until `overtaken_by` others have passed. Returns true if it was delivered then; the
+/// others must be, in their order.
 fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, first: u32, overtaken_by: u32) -> bool {
     let released = Arc::new(AtomicBool::new(false));
     let (mut held, mut passed, done) = (None, 0, released.clone());
@@ -120,7 +119,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
         data[..4].copy_from_slice(&number.to_be_bytes());
         client.send_to(&data, nodes.forward()).unwrap();
     };
-    // What an earlier attempt has left is none of this one's.
+    // Datagrams of an earlier attempt are skipped.
     let receive = || {
         let mut numbers = std::iter::repeat_with(|| u32::from_be_bytes(next(&nodes.sink).0[..4].try_into().unwrap()));
         numbers.find(|number| *number >= first).unwrap()
@@ -140,7 +139,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
             assert_eq!(got, want, "the others keep their order");
             last = got;
         }
-        // An answer, so that nobody owes a keepalive.
+        // An answer, so that no keepalive is due.
         nodes.sink.send_to(b"go on", exit).unwrap();
         assert_eq!(next(client).0, b"go on");
     }

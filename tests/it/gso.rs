@@ -1,4 +1,4 @@
-//! Bursts of datagrams at sockets that join them: those that are none of ours, and more than a chain can carry.
+//! GSO bursts at sockets with GRO: foreign ones, and more than a chain can carry.
 //!
 //! The exits here admit loopback alone, which [`Nodes::start`] has proven before.
 
@@ -119,7 +119,7 @@ fn overloaded_chain_accounts_for_every_cell_and_recovers() {
     );
     assert!(received() <= sent);
     for i in 1..=nodes.exit() {
-        assert!(cells(i, "received") <= cells(i - 1, "sent") + 10, "nobody makes cells");
+        assert!(cells(i, "received") <= cells(i - 1, "sent") + 10, "no node makes data cells");
     }
     nodes.assert_carries();
     nodes.end();

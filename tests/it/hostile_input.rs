@@ -22,7 +22,7 @@ use crate::common::process::exclusive;
 use crate::common::tap::Tap;
 use crate::common::traffic::{Load, Traffic};
 
-/// Datagrams of one attack, beside one of every length.
+/// Datagrams of one attack in addition to one of every length.
 const SPECIAL: usize = 100_000 - LENGTHS;
 /// UDP over IPv4 carries 0 to 65,507 bytes.
 const LENGTHS: usize = 65_508;
@@ -174,7 +174,7 @@ fn attack(position: usize) {
             let out = grown(&|r| r.count("sent") + r.count("held"));
             assert!(out <= honest + grown(&|r| r.count("injected")), "{what}: {out} cells left, {honest} came");
             let mut buffer = [0; 2000];
-            assert!(stranger.recv_from(&mut buffer).is_err(), "{what}: nobody answers a stranger");
+            assert!(stranger.recv_from(&mut buffer).is_err(), "{what}: a stranger gets no answer");
         }
     }
 
@@ -245,7 +245,7 @@ fn original_of_a_mutated_forward_cell_is_accepted() {
             fates.into_iter().map(|bytes| (Duration::ZERO, direction, bytes)).collect()
         })));
         let wanted = CAUGHT * cell_len.div_ceil(16) - CAUGHT;
-        until("so many mutants", || mutants.load(Ordering::Relaxed) >= wanted as u64);
+        until("enough mutants are sent", || mutants.load(Ordering::Relaxed) >= wanted as u64);
         nodes.taps[link - 1].script(None);
         until("every mutant is counted", || {
             let after = Reading::of(&nodes, port);
@@ -290,7 +290,7 @@ fn mutated_backward_cell_is_never_delivered() {
             }
             fates.into_iter().map(|bytes| (Duration::ZERO, direction, bytes)).collect()
         })));
-        until("so many mutants", || counts[1].load(Ordering::Relaxed) >= 20);
+        until("enough mutants are sent", || counts[1].load(Ordering::Relaxed) >= 20);
         nodes.taps[link - 1].script(None);
         let traffic = traffic.stop();
         let [headers, bodies] = [0, 1].map(|i| counts[i].load(Ordering::Relaxed));
@@ -318,7 +318,7 @@ fn only_an_intact_message_1_is_answered() {
     for link in 1..=MIXES + 1 {
         let up = nodes.up(link);
         let len = wire::handshake::half_len(link);
-        // The next message 1 does not arrive, nor any after it; whoever caught it plays with it.
+        // The next message 1 is caught and does not arrive, nor does any after it.
         let caught = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let halves = caught.clone();
         nodes.taps[link - 1].script(Some(Box::new(move |direction, bytes| {
@@ -345,7 +345,7 @@ fn only_an_intact_message_1_is_answered() {
         let forms = refused("bad_mac1") + refused("handshake_form") + refused("handshake_forged");
         let mut tried = 0;
         for (which, half) in halves.iter().enumerate() {
-            // The last sixteen bytes are mac2, for cookies that nobody asks for yet.
+            // The last sixteen bytes are mac2, for cookies, which are not used yet.
             for at in 0..len - 16 {
                 let mut mutant = half.clone();
                 mutant[at] ^= 1 << (at % 8);

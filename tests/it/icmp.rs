@@ -1,4 +1,4 @@
-//! What a program hears of a datagram that did not travel: the errors that a network would have given it.
+//! ICMP errors: a program learns of a refused datagram as it would from a network.
 
 use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -38,7 +38,7 @@ fn program_gets_icmp_errors_for_length_and_refusal() {
         return;
     }
     let ours = capabilities(None).unwrap();
-    assert!(ours.effective.contains(CapabilitySet::NET_RAW), "whoever makes a network is root in it");
+    assert!(ours.effective.contains(CapabilitySet::NET_RAW), "the creator of a network namespace is root in it");
     let names = NameServer::start();
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let inside: SocketAddr = "10.0.0.1:9".parse().unwrap();
@@ -58,7 +58,7 @@ fn program_gets_icmp_errors_for_length_and_refusal() {
     assert_eq!(said(&connected("127.0.0.1", nodes.further_forward(0)), b"in?"), Some(Errno::HOSTUNREACH));
     assert_eq!(said(&connected("127.0.0.1", nodes.further_forward(1)), b"?"), Some(Errno::CONNREFUSED));
 
-    // Over IPv6, and for a name that there is not.
+    // Over IPv6, and for a name that does not exist.
     let forward = format!("{six}=nowhere.test:9");
     let added = eddy().args(["forward", "add", "--config"]).arg(nodes.config(0)).arg(&forward).output().unwrap();
     assert!(added.status.success(), "{added:?}");

@@ -1,4 +1,4 @@
-//! What the chain hides, measured on the whole of it (SPEC 6).
+//! Order and delay at mixes, measured on whole chains (SPEC 6).
 
 use std::cell::RefCell;
 use std::collections::HashMap;

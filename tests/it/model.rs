@@ -72,8 +72,8 @@ fn every_class_and_chain_length_closes_its_ledgers() {
     }
 }
 
-/// What a mix sent is counted, all of it: as long in the pool as it says, and what the turn took beside that. What it
-/// released is counted by size.
+/// Every cell that a mix sent is in its histograms: its time in the pool, and the rest of its time in the node. Every
+/// release is counted by size.
 fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
     let (profile, ledger) = (chain.profile(position), chain.ledger(position));
     for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
@@ -295,7 +295,7 @@ fn every_byte_on_every_link_matches_the_model() {
         chain.assert_lossless();
         let shape = chain.shape;
         let hops = shape.hops();
-        // Whoever gets a handshake or control cell finds it authentic, and of the right form.
+        // Every handshake and control cell was authentic and well-formed.
         (0..=hops).for_each(|node| assert_eq!(chain.refused(node), [], "node {node}"));
 
         // One length per link and direction; handshakes have their own.

@@ -21,11 +21,11 @@ fn forwarded_name_is_resolved_at_the_exit_then_judged() {
         arguments.extend(["--forward", forward]);
     }
     let demo = Demo::start(&arguments);
-    assert_eq!(server.asked.load(Ordering::Relaxed), 0, "nobody resolves before there is traffic");
+    assert_eq!(server.asked.load(Ordering::Relaxed), 0, "no name is resolved before there is traffic");
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = [0; 100];
-    // What comes while the name is being resolved waits for it.
+    // Datagrams that arrive while the name is being resolved wait.
     for i in 0..3u8 {
         client.send_to(&[i], demo.forward(&names[0])).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What an exit lets out, and how much of it, from one end of a chain to the other.
+//! Policy and limits of an exit, from one end of a chain to the other.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Instant;
@@ -131,7 +131,7 @@ fn destination_budget_and_answer_rate_are_enforced() {
     let said = nodes.said(0);
     assert!(said.iter().any(|line| line.contains("the exit refused")), "{said:#?}");
 
-    // It answers, and more than anybody asked for.
+    // It answers with more than was asked for.
     let from = from.unwrap();
     let answered = |nodes: &Nodes| {
         let received = nodes.count(exit, "/ledger/datagrams/backward/received");
@@ -158,7 +158,7 @@ fn destination_budget_and_answer_rate_are_enforced() {
         while_receiving(&client, &mut buffer, |_, _| back += 1);
         back == answers - capped
     });
-    // Now that it has answered there is no budget any more.
+    // After an answer the budget does not apply.
     for _ in 0..2 * BUDGET {
         client.send_to(b"go on", nodes.forward()).unwrap();
         until("delivered", || {

@@ -1,6 +1,5 @@
-//! What ends a node that trusts its input: empty and cut datagrams, forged cells, destinations that nobody can
-//! reach, ends that come and go. Each is really sent, each is counted where it was refused, and the chain carries
-//! traffic afterwards, by the processes that it had before.
+//! Input that a careless node would not survive: empty and cut datagrams, forged cells, unreachable destinations, ends
+//! that come and go. Each is sent, each is counted where it is refused, and the same processes carry traffic afterwards.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -152,7 +151,7 @@ fn lost(nodes: &Nodes, position: usize, which: impl Fn(&str) -> bool) -> u64 {
 }
 
 /// Datagrams to `bad`, to which none can leave, among others from the same socket: those are counted, these arrive.
-fn nobody_suffers_from(nodes: &Nodes, bad: SocketAddr) {
+fn assert_only_bad_is_lost(nodes: &Nodes, bad: SocketAddr) {
     let client = socket();
     let good = nodes.sink.local_addr().unwrap();
     let before = lost_at_ends(nodes);
@@ -177,12 +176,12 @@ fn refused_destination_costs_others_nothing() {
     let pids = nodes.pids();
     let policy = "/ledger/datagrams/forward/dropped/policy";
     let (at_exit, at_entry) = (nodes.count(nodes.exit(), policy), nodes.count(0, policy));
-    nobody_suffers_from(&nodes, "10.255.255.1:9".parse().unwrap());
+    assert_only_bad_is_lost(&nodes, "10.255.255.1:9".parse().unwrap());
     let (more_at_exit, more_at_entry) = (nodes.count(nodes.exit(), policy), nodes.count(0, policy));
     assert_eq!(more_at_exit - at_exit + more_at_entry - at_entry, 50);
     assert!(more_at_exit > at_exit, "the exit decides");
     // A broadcast address within what the policy admits: the kernel says EACCES.
-    nobody_suffers_from(&nodes, "127.255.255.255:9".parse().unwrap());
+    assert_only_bad_is_lost(&nodes, "127.255.255.255:9".parse().unwrap());
     nodes.assert_unharmed(&pids);
 }
 
@@ -193,7 +192,7 @@ fn unroutable_destination_costs_others_nothing() {
     }
     let mut nodes = Nodes::start(Plan { allow: vec!["198.51.100.0/24".parse().unwrap()], ..Plan::default() });
     let pids = nodes.pids();
-    nobody_suffers_from(&nodes, "198.51.100.1:9".parse().unwrap());
+    assert_only_bad_is_lost(&nodes, "198.51.100.1:9".parse().unwrap());
     nodes.assert_unharmed(&pids);
 }
 
@@ -222,7 +221,7 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
         assert_eq!(data.len() as u64, COUNT);
         let [stranger_at, header_at, forged_at, replay_at] =
             ["stranger", "header", "forged", "replay"].map(|reason| format!("{}/{reason}", dropped_at(&port)));
-        // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the body tells.
+        // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the tag of the body fails.
         let of_body = if direction == Backward && position != 0 { replay_at } else { forged_at };
         // If there was a keepalive after all, control refuses it.
         let of_body = [&of_body, "/refused/cell_replayed", "/refused/cell_forged"];
@@ -282,7 +281,7 @@ fn vanishing_clients_and_servers_cost_others_nothing() {
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
     let client = socket();
-    // Below the ephemeral ports, so that nobody else gets the address meanwhile.
+    // Below the ephemeral ports, so that no other socket gets the address meanwhile.
     let address = SocketAddr::new(nodes.forward().ip(), 6000);
     let peer = || {
         let peer = UdpSocket::bind(address).unwrap();
@@ -301,7 +300,7 @@ fn vanishing_clients_and_servers_cost_others_nothing() {
     drop(receiver);
     counted(&nodes, nodes.exit(), SENT_BY_EXIT, 2);
     for number in 0..100u8 {
-        send(address, b"nobody there");
+        send(address, b"not there");
         send(good, &[number]);
         assert_eq!(next(&nodes.sink).0, [number]);
         nodes.sink.send_to(&[number], exit).unwrap();
@@ -312,8 +311,8 @@ fn vanishing_clients_and_servers_cost_others_nothing() {
     let (sent, lost) = gone();
     assert_eq!(sent + lost, 200);
     assert!(sent >= 100);
-    until("the entry tells its operator, who hears of something at most once a second", || {
-        send(address, b"nobody there");
+    until("the entry logs it, which it does at most once a second", || {
+        send(address, b"not there");
         nodes.said(0).iter().any(|line| line.contains(&address.to_string()) && line.contains("unreachable"))
     });
 

@@ -1,4 +1,4 @@
-//! More flows than anybody has at home, and more refusals.
+//! Many flows, and many refusals.
 
 use std::net::UdpSocket;
 use std::time::Instant;
@@ -90,7 +90,7 @@ fn ten_thousand_flows_lose_nothing_and_idle_ones_close() {
     until("idle flows are reaped, at both ends, and their sockets closed", || {
         (nodes.count(0, "/flows"), nodes.count(exit, "/flows")) == (0, 0) && nodes.descriptors(exit) <= descriptors + 1
     });
-    // A client that comes back is served as if it had never been away.
+    // A client that comes back is served as before.
     round(3, 2500.0);
     let lost = |report: &serde_json::Value| {
         let of = |pointer: &str| report.pointer(pointer).and_then(serde_json::Value::as_object).cloned();

@@ -1,4 +1,4 @@
-//! SOCKS5 for UDP, held against RFC 1928 by a client that knows nothing else of eddy.
+//! SOCKS5 for UDP, checked against RFC 1928 by a client that knows only that.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -19,22 +19,21 @@ fn dial(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Says all of `bytes`; what is answered until the server hangs up, or falls silent for so many bytes.
+/// Sends `bytes`; returns the answer until the server closes the connection, up to `len` bytes.
 fn answer(to: SocketAddr, bytes: &[u8], len: usize) -> Vec<u8> {
     let mut stream = dial(to);
     stream.write_all(bytes).unwrap();
-    let mut heard = vec![0; len];
-    let mut got = 0;
+    let (mut answer, mut got) = (vec![0; len], 0);
     while got < len {
-        match stream.read(&mut heard[got..]) {
+        match stream.read(&mut answer[got..]) {
             Ok(0) => break,
             Ok(more) => got += more,
             Err(why) if why.kind() == ErrorKind::ConnectionReset => break,
-            Err(why) => panic!("{why} after {:?}", &heard[..got]),
+            Err(why) => panic!("{why} after {:?}", &answer[..got]),
         }
     }
-    heard.truncate(got);
-    heard
+    answer.truncate(got);
+    answer
 }
 
 /// RFC 1928, 4: a request for a command with an IPv4 address of zeros.
@@ -85,8 +84,8 @@ fn named(name: &str, port: u16) -> Vec<u8> {
 }
 
 impl Association {
-    /// Sends to a peer by a header and hears its answer, which must bear the peer's true address. The port that the
-    /// peer saw.
+    /// Sends to a peer by a header and receives its answer, which must carry the peer's true address. Returns the port
+    /// that the peer saw.
     fn talk(&self, client: &UdpSocket, header_there: &[u8], server: &UdpSocket) -> u16 {
         let mut buffer = [0; 2000];
         client.send_to(&[header_there, b"question"].concat(), self.relay).unwrap();
@@ -121,13 +120,13 @@ fn socks_association_reaches_many_peers_until_it_closes() {
     let address = |server: &UdpSocket| server.local_addr().unwrap();
     let port = association.talk(&client, &header(address(&one)), &one);
     assert_eq!(association.talk(&client, &header(address(&other)), &other), port, "one port towards all peers");
-    // A name is looked up at the exit, and answers tell what it was.
+    // A name is looked up at the exit, and answers carry the address.
     assert_eq!(association.talk(&client, &named("here.test", address(&other).port()), &other), port);
     if let Ok(six) = UdpSocket::bind("[::1]:0") {
         six.set_read_timeout(Some(PATIENCE)).unwrap();
         association.talk(&client, &header(address(&six)), &six);
     }
-    // Nothing is a datagram, too.
+    // An empty datagram is a datagram, too.
     client.send_to(&header(address(&one)), association.relay).unwrap();
     assert_eq!(one.recv_from(&mut [0; 9]).unwrap().0, 0);
     // Another association of the same client is another client to the exit.
@@ -139,7 +138,7 @@ fn socks_association_reaches_many_peers_until_it_closes() {
     let Association { stream, relay } = association;
     drop(stream);
     until("all flows of the associations are closed", || (flows(0), flows(4)) == (1, 1));
-    // Its port is nobody's: the system says so to whoever sends there.
+    // Its port is closed: the system reports that to a sender.
     client.connect(relay).unwrap();
     client.set_nonblocking(true).unwrap();
     let refused = |result: std::io::Result<usize>| result.is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused);
@@ -178,7 +177,7 @@ fn socks_relay_drops_strangers_and_bad_datagrams() {
     assert_eq!(dropped["socks-fragment"], 3, "{dropped}");
     assert_eq!(dropped["bad-address"], bad.len(), "{dropped}");
 
-    // A client that says where it will send from is heard from there alone.
+    // Of a client that names its source address only datagrams from there are taken.
     let mine = client.local_addr().unwrap();
     let strict = associate(demo.socks(), &[&[5, 3, 0, 1, 0, 0, 0, 0], &mine.port().to_be_bytes()[..]].concat());
     socket("127.0.0.1:0").send_to(&there, strict.relay).unwrap();
@@ -208,7 +207,7 @@ fn socks_replies_to_bad_requests_follow_the_rfc() {
     assert!(answer(at, &[4, 1, 0, 80, 127, 0, 0, 1, 0], 3).is_empty());
     assert!(answer(at, b"GET / HTTP/1.1\r\n\r\n", 3).is_empty());
     assert_eq!(answer(at, &[&[5, 1, 0, 4][..], &[0; 20]].concat(), 12)[..2], [5, 0], "another version in the request");
-    // Whoever insists on a name and password gets that far, at loopback with any.
+    // A client that offers only name and password is served; at loopback any will do.
     let user = [&[5, 1, 2, 1, 5][..], b"alice", &[3], b"abc", &request(3)].concat();
     assert_eq!(answer(at, &user, 8)[..7], [5, 2, 1, 0, 5, 0, 0]);
     // A request that ends anywhere.
@@ -217,11 +216,11 @@ fn socks_replies_to_bad_requests_follow_the_rfc() {
         let mut stream = dial(at);
         stream.write_all(&whole[..len]).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        assert!(heard.len() <= 12 && heard.get(3).is_none_or(|code| *code != 0), "{len}: {heard:?}");
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got.len() <= 12 && got.get(3).is_none_or(|code| *code != 0), "{len}: {got:?}");
     }
-    // What follows a request is nobody's business, however much it is.
+    // Bytes after a request are ignored.
     let mut talkative = associate(at, &request(3));
     talkative.stream.write_all(&[0x55; 100_000]).unwrap();
     let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));

@@ -1,4 +1,4 @@
-//! A man in the middle of whole chains in memory: what he flips, copies, forges or plays again.
+//! A man in the middle of whole chains in memory flips, copies, forges and replays cells.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -128,7 +128,7 @@ fn datagram_behind_a_lost_open_or_move_arrives() {
         chain.run(Duration::from_secs(1));
         assert_eq!(chain.receive(chain.plan.destination).len(), 1);
     }
-    assert_eq!(behind_a_lost_one(&mut chain, &armed), port, "it was moved, not opened anew");
+    assert_eq!(behind_a_lost_one(&mut chain, &armed), port, "it was moved, not opened again");
     chain.assert_closed();
 }
 

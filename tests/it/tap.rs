@@ -1,4 +1,4 @@
-//! The tap itself: what it does to a link is what it was told, and the same for the same seed.
+//! The tap itself: it applies its faults, the same for the same seed.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
