@@ -23,27 +23,27 @@ impl<U: Port, A: Apps> Exit<U, A> {
     pub(super) fn outwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Dgram { flow, data } => {
-                self.datagrams.forward.injected += 1;
+                self.end.datagrams.forward.injected += 1;
                 self.datagram(channel, flow, data, now);
             }
             Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.table.record_mut(channel) else { return };
+                let Some(record) = self.end.table.record_mut(channel) else { return };
                 let mut reassembler =
                     std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
                 let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
-                self.datagrams.forward.injected += u64::from(pushed.started);
+                self.end.datagrams.forward.injected += u64::from(pushed.started);
                 self.reassembling += u64::from(pushed.started);
-                self.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
+                self.end.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
                 if pushed.started && self.reassembling > REASSEMBLING_MAX {
                     reassembler.give_up(flow, id);
                     self.reassembling -= 1;
-                    self.datagrams.forward.drop(DropReason::ReassemblyFull);
+                    self.end.datagrams.forward.drop(DropReason::ReassemblyFull);
                 } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
                     self.datagram(channel, flow, data, now);
                 }
-                if let Some(record) = self.table.record_mut(channel) {
+                if let Some(record) = self.end.table.record_mut(channel) {
                     record.state.reassembler = reassembler;
                 }
             }
@@ -59,7 +59,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.close_number(channel, flow);
             }
             Frame::Ping(bytes) => {
-                let _ = self.packer.put(channel, &Frame::Pong(bytes), &mut self.free);
+                let _ = self.end.packer.put(channel, &Frame::Pong(bytes), &mut self.end.free);
             }
             // PONG answers nothing that an exit asks; the others do not travel forward.
             _ => {}
@@ -68,7 +68,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// A whole datagram for a flow.
     fn datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
-        let tally = &mut self.datagrams.forward;
+        let tally = &mut self.end.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
                 Some(why) => tally.drop(*why),
@@ -88,7 +88,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 match may {
                     Ok(()) => {
-                        self.send_batch.push(socket, to, id, data);
+                        self.end.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
                     }
                     Err(why) => {
@@ -117,7 +117,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 if let Some((&Target::Peer { to, .. }, named)) = flow {
                     if named {
                         let peer = Frame::Peer { flow: number, from: to };
-                        let _ = self.packer.put(channel, &peer, &mut self.free);
+                        let _ = self.end.packer.put(channel, &peer, &mut self.end.free);
                     }
                     self.tell(channel, number, Status::Open);
                 }
@@ -157,19 +157,19 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if !admitted {
             return Err(DropReason::Policy);
         }
-        if !self.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
+        if !self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
             return Err(DropReason::OpenRate);
         }
         match to {
             Address::Ip(to) => {
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                self.flows.open(&mut self.apps, (channel, number), map, token, to, now)?;
+                self.flows.open(&mut self.end.apps, (channel, number), map, token, to, now)?;
                 self.judge(channel, number, to);
                 Ok(())
             }
             Address::Name(name, port) => {
                 let query = self.flows.open_name((channel, number), map, token, port, now)?;
-                if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
+                if !self.end.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
                     self.flows.answered(query);
                     self.close_number(channel, number);
                     return Err(DropReason::PuntFull);
@@ -190,13 +190,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Ends a flow, with what waits for its name and the fragments that are here.
     fn close_number(&mut self, channel: ChannelIndex, number: u16) {
-        let mut lost = self.flows.close_number(&mut self.apps, channel, number) as u64;
-        if let Some(record) = self.table.record_mut(channel) {
+        let mut lost = self.flows.close_number(&mut self.end.apps, channel, number) as u64;
+        if let Some(record) = self.end.table.record_mut(channel) {
             let fragments = u64::from(record.state.reassembler.drop_flow(number));
             self.reassembling -= fragments;
             lost += fragments;
         }
-        self.datagrams.forward.drop_many(DropReason::Ended, lost);
+        self.end.datagrams.forward.drop_many(DropReason::Ended, lost);
     }
 
     /// The resolver's answer: the first address that the policy admits is taken.
@@ -207,7 +207,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let done = match admitted {
             Some(ip) => {
                 let to = SocketAddr::new(ip, port);
-                self.flows.connect(&mut self.apps, id, to).map(|()| to)
+                self.flows.connect(&mut self.end.apps, id, to).map(|()| to)
             }
             None if addresses.is_empty() => Err(DropReason::Unresolvable),
             None => Err(DropReason::Policy),
@@ -218,8 +218,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 waiting.iter().for_each(|data| self.datagram(channel, number, data, now));
             }
             Err(why) => {
-                self.flows.close(&mut self.apps, id);
-                self.datagrams.forward.drop_many(why, waiting.len() as u64);
+                self.flows.close(&mut self.end.apps, id);
+                self.end.datagrams.forward.drop_many(why, waiting.len() as u64);
             }
         }
         self.answer(channel, number, done.map(|_| ()));
@@ -227,6 +227,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Reports on a flow.
     pub(super) fn tell(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
-        let _ = self.packer.put(channel, &Frame::Status { flow, code }, &mut self.free);
+        let _ = self.end.packer.put(channel, &Frame::Status { flow, code }, &mut self.end.free);
     }
 }
