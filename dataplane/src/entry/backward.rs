@@ -52,7 +52,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// Takes all layers off; drops what is not the exit's or was seen before.
     pub(super) fn strip(&mut self) {
         let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.end;
-        let len = *shape.cell_len(Direction::Backward, 1);
+        let len = shape.cell_len(Direction::Backward, 1);
         let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
         for chunk in admitted.chunks_mut(BATCH_MAX) {
             let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
@@ -60,7 +60,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let keys = &table.record(cell.channel).expect("admitted this turn").state.keys;
                 jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
             }
-            unwrap(settings.shape, &mut jobs);
+            unwrap(*shape, &mut jobs);
             verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(DropReason::Forged)));
         }
         for (cell, verdict) in admitted.iter().zip(&mut verdicts) {

@@ -1,14 +1,18 @@
 //! The worker of an entry by itself: what it forgets, and how much of a flood it reads in a turn.
 
 use super::*;
+use crate::buffer::Cell;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::Admitted;
 use crate::stage::ingress::lengths;
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
 use wire::ids::LinkId;
+use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::key::Generations;
+use wire::layer::data_header;
 use wire::layer::unwrap;
 use wire::setup::HopSecrets;
 

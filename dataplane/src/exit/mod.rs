@@ -347,6 +347,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         });
         self.end.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
         let channels: Vec<ChannelIndex> = self
+            .end
             .table
             .iter()
             .filter(|(_, record)| !record.state.reassembler.is_bare())

@@ -7,6 +7,7 @@ use crate::sys::Waker;
 use wire::cell::Class;
 use wire::frames::{Address, parse};
 use wire::ids::LinkId;
+use wire::ids::Side;
 use wire::kdf::Secret;
 
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
