@@ -8,7 +8,10 @@
 mod flows;
 mod forward;
 pub mod limits;
+mod mappings;
+mod names;
 pub mod policy;
+mod quota;
 #[cfg(test)]
 mod tests;
 
@@ -42,10 +45,12 @@ use crate::stage::open;
 use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
-pub use flows::{Caps, QUESTIONS_MAX};
-use flows::{Flows, Opens};
+use flows::Flows;
 use limits::{Limiter, Limits};
+pub use names::QUESTIONS_MAX;
 use policy::Policy;
+pub use quota::Caps;
+use quota::Opens;
 
 /// Buffers of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
