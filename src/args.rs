@@ -14,6 +14,7 @@ use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use wire::cell::Class;
 
+use crate::log::LogArgs;
 use crate::version;
 use eddy_node::config::{Forward, parse_listen};
 
@@ -44,7 +45,7 @@ Examples:
   (mix2 and mix3 like mix1; nodes start in any order)
 
 Environment:
-  EDDY_LOG   what nodes log, e.g. debug or info,eddy_node=debug
+  EDDY_LOG   what nodes log, e.g. debug (see `eddy mix --help`, --log)
   EDDY_AEAD  AEAD engine: wide512, wide256, portable or rustcrypto
              [default: the fastest that this CPU runs]
   NO_COLOR   if set, output has no colour
@@ -173,6 +174,8 @@ pub struct NodeArgs {
     /// For example a credential that systemd passes: --keys %d/eddy.key
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogArgs,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,

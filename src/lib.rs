@@ -5,5 +5,6 @@
 
 pub mod args;
 pub mod commands;
+pub mod log;
 pub mod tables;
 pub mod version;

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind};
 
 use crate::args::{Cli, Command};
+use crate::log;
 use eddy_node::StartError;
 use eddy_node::config::{ConfigError, NodeRole};
 
@@ -28,7 +29,7 @@ pub fn usage_error(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if error.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS };
     }
-    eprintln!("eddy: {}", one_line(error));
+    log::complain(one_line(error));
     ExitCode::from(MISTAKE)
 }
 
@@ -94,7 +95,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Man { dir } => docs::manual(&dir),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
-    eprintln!("eddy: {error:#}");
+    log::complain(format_args!("{error:#}"));
     if error
         .chain()
         .any(|cause| cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StartError::Config(_))))
