@@ -139,7 +139,9 @@ pub struct InitArgs {
     /// Nodes get ports from the one after this on
     #[arg(long, default_value_t = 4700, value_name = "PORT")]
     pub base_port: u16,
-    /// Lanes of each mix: so many ports from its own on, and a worker for each, so that several cores share the work
+    /// Worker threads of each mix, 1 to 64
+    ///
+    /// Several cores then share the work of a mix. Each worker has a UDP port of its own, from the mix's port on.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
           hide_short_help = true)]
     pub lanes: u8,
@@ -392,7 +394,7 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = Mixing::default(), value_name = "SPEC", hide_default_value = true,
           long_help = mixing_help())]
     pub mixing: Mixing,
-    /// Lanes of each mix: so many ports and workers
+    /// Worker threads of each mix, 1 to 64
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
           hide_short_help = true)]
     pub lanes: u8,
