@@ -5,7 +5,7 @@ use std::fs;
 use crate::common::command::{assert_mistake, run};
 
 #[test]
-fn init_with_a_mistake_writes_nothing() {
+fn init_refuses_bad_plans_and_writes_nothing() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &[&str])] = &[
         ("init new --ipv6 --mixes 6",
@@ -33,7 +33,7 @@ fn init_with_a_mistake_writes_nothing() {
 }
 
 #[test]
-fn wrong_arguments_exit_with_2_and_name_what_is_expected() {
+fn wrong_argument_exits_2_and_names_the_fix() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &str)] = &[
         ("init", "<DIR>"),
@@ -63,7 +63,7 @@ fn wrong_arguments_exit_with_2_and_name_what_is_expected() {
 }
 
 #[test]
-fn init_prints_next_commands_and_overwrites_only_if_forced() {
+fn init_prints_next_commands_and_keeps_existing_keys() {
     let dir = tempfile::tempdir().unwrap();
     let line = "init my --mixes 2 --class s --node 192.0.2.1 --node 198.51.100.7:99 --node 203.0.113.9";
     let made = run(dir.path(), line);
@@ -103,7 +103,7 @@ fn init_prints_next_commands_and_overwrites_only_if_forced() {
 }
 
 #[test]
-fn manual_pages_and_completions_are_generated() {
+fn man_pages_and_completions_are_generated() {
     let dir = tempfile::tempdir().unwrap();
     assert!(run(dir.path(), "man pages").status.success());
     let page = fs::read_to_string(dir.path().join("pages/eddy-chain.1")).unwrap();
