@@ -11,6 +11,8 @@ pub mod icmp;
 pub mod listeners;
 pub mod local;
 pub mod node;
+pub mod readiness;
+pub mod refusals;
 pub mod resolver;
 pub mod running;
 pub mod sockets;

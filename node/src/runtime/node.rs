@@ -33,6 +33,7 @@ use crate::report::NodeReport;
 use crate::runtime::bridge::{Joint, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
+use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
@@ -89,6 +90,7 @@ struct Reporter {
     sockets: Arc<Vec<UdpSocket>>,
     /// An entry's other ones.
     listeners: Option<Listeners>,
+    readiness: Arc<Readiness>,
     turns: Vec<Arc<Turns>>,
     clock: Clock,
 }
@@ -210,8 +212,18 @@ impl Node {
         let joint = Joint::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
-        let reporter =
-            Reporter { role, position, ledgers, profiles, control, sockets, listeners: listening, turns, clock };
+        let reporter = Reporter {
+            role,
+            position,
+            ledgers,
+            profiles,
+            control,
+            sockets,
+            listeners: listening,
+            readiness: Arc::default(),
+            turns,
+            clock,
+        };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -241,6 +253,11 @@ impl Node {
     /// The listening sockets, of an entry.
     pub fn listeners(&self) -> Option<Listeners> {
         self.reporter.listeners.clone()
+    }
+
+    /// Its link and channels, to wait for.
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.reporter.readiness.clone()
     }
 
     /// A reading of all counters.
@@ -313,6 +330,12 @@ pub fn control_config(
     }
 }
 
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        self.reporter.readiness.end();
+    }
+}
+
 struct ControlThread {
     joint: Joint,
     /// What the worker is to do beside what control wants.
@@ -360,7 +383,10 @@ impl ControlThread {
             }
         };
         let mut note = |note| match note {
-            Note::Event(event) => log(&event),
+            Note::Event(event) => {
+                reporter.readiness.note(&event);
+                log(&event);
+            }
             Note::Notice(notice) => notices.take(now, &notice, reporter.listeners.as_ref()),
             Note::Resolve { query, name } => {
                 if let Some(resolver) = resolver {
@@ -396,6 +422,9 @@ impl Notices {
                 (client, Fate::TooLong, format!("{what} was dropped: at most {max} travel (8 fragments)"))
             }
             Notice::Refused { client, destination, status } => {
+                if let Some(listeners) = listeners {
+                    listeners.refuse(client.listener, client.address, destination, *status);
+                }
                 let line = format!("the exit refused {destination}: {}", status_text(*status));
                 (client, Fate::Refused(*status), line)
             }
@@ -460,6 +489,7 @@ mod tests {
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
             listeners: None,
+            readiness: Arc::default(),
             turns: Vec::new(),
             clock: Clock::start(),
         };
