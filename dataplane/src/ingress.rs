@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 
 use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Sealed};
@@ -60,9 +61,9 @@ pub struct Gate {
 /// What may arrive at the socket towards `side` of hop `position` (0 is the entry).
 pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
     let (direction, link, handshakes): (_, _, &[usize]) = match (side, position) {
-        (Side::Up, 1) => (Direction::Forward, 1, &[672]),
-        (Side::Up, i) => (Direction::Forward, i, &[686]),
-        (Side::Down, i) => (Direction::Backward, i + 1, &[1176, 64]),
+        (Side::Up, 1) => (Direction::Forward, 1, &[NK_HALF_LEN]),
+        (Side::Up, i) => (Direction::Forward, i, &[IK_HALF_LEN]),
+        (Side::Down, i) => (Direction::Backward, i + 1, &[RESPONSE_LEN, COOKIE_LEN]),
     };
     Lengths { cell: shape.cell_len(direction, link), handshakes }
 }
@@ -211,7 +212,7 @@ fn judge<C: ChannelState>(
         return Verdict::Dropped(DropReason::Sub);
     }
     let record = table.record(channel).expect("the index lists live channels");
-    match record.state.window(direction).admits(header.seq) {
+    match record.state.window(direction).accept(header.seq) {
         Ok(()) => {
             Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then(|| Box::new((slot, peer))) }
         }

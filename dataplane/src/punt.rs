@@ -223,7 +223,7 @@ mod tests {
         let handshake = || Punt::Handshake {
             side: Side::Up,
             from: SocketAddr::from(([192, 0, 2, 1], 1)),
-            datagram: Bytes::copy(&[1; 672]),
+            datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
         };
         assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
         let activity = || Punt::Activity { link: 1, received: true, sent: false };

@@ -199,7 +199,7 @@ impl<K: Prepared> Half<K> {
     /// Why the number is refused.
     pub fn mark(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
         let before = self.window.lowest();
-        self.window.mark(seq)?;
+        self.window.mark_seen(seq)?;
         self.seen_s = now_s as u32;
         let lowest = self.window.lowest();
         // Who asks the keys touches a line behind them.

@@ -28,6 +28,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::handshake::{IK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::link::HeaderKey;
@@ -522,7 +523,7 @@ impl World {
         let (mut from, mut bytes) = (peer(side), vec![0x5a; cell_len(side)]);
         match &mut arrival {
             Arrival::Length(len) => bytes = vec![1; *len],
-            Arrival::Handshake => bytes = vec![1; if side == Side::Up { 686 } else { 1176 }],
+            Arrival::Handshake => bytes = vec![1; if side == Side::Up { IK_HALF_LEN } else { RESPONSE_LEN }],
             Arrival::Stranger => from.set_port(10),
             Arrival::Garbage => {}
             Arrival::Cell { slot, kind, channel, seq, sub, forged } => {

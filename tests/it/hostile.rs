@@ -315,7 +315,7 @@ fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     for link in 1..=MIXES + 1 {
         let up = nodes.up(link);
-        let len = if link == 1 { 672 } else { 686 };
+        let len = wire::handshake::half_len(link);
         // The next message 1 does not arrive, nor any after it; whoever caught it plays with it.
         let caught = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let halves = caught.clone();
@@ -380,7 +380,7 @@ fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
         }
         got.extend(answers(&strangers[2]));
         nodes.taps[link - 1].script(None);
-        assert_eq!(got, [1176], "link {link}: one answer");
+        assert_eq!(got, [wire::handshake::RESPONSE_LEN], "link {link}: one answer");
         assert!(got[0] <= 2 * len, "no longer than what it answers");
     }
     let counts = traffic.stop();

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use control::handshake_length;
 use dataplane::io::mem::Datagram;
 use dataplane::ledger::{DropReason, Tally};
 use dataplane::links::Side;
 use wire::cell::Direction;
+use wire::handshake::{RESPONSE_LEN, is_handshake_len};
 
 use crate::common::memchain::{Chain, Plan, app, link_address};
 
@@ -54,7 +54,7 @@ fn tampered_of(
     let armed = Rc::new(Cell::new(false));
     let switch = armed.clone();
     chain.tap(move |datagram| {
-        let touched = switch.get() && datagram.to == at && !handshake_length(datagram.bytes.len());
+        let touched = switch.get() && datagram.to == at && !is_handshake_len(datagram.bytes.len());
         if touched { change(datagram) } else { vec![datagram] }
     });
     (chain, armed)
@@ -152,7 +152,7 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
             link_address(link, Side::Up)
         };
         let sent = cells(&chain, node, direction).sent;
-        for cell in seen.iter().filter(|cell| !handshake_length(cell.bytes.len())) {
+        for cell in seen.iter().filter(|cell| !is_handshake_len(cell.bytes.len())) {
             chain.links.send(Datagram { from, to: end(link, direction), bytes: cell.bytes.clone() });
         }
         chain.settle();
@@ -182,7 +182,11 @@ fn message_2_waits_until_the_worker_can_open_what_answers_it() {
     let mut chain = Chain::new(Plan::default());
     chain.held_up.insert(2);
     let answered = |chain: &Chain, link| {
-        chain.seen.borrow().iter().any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, 1176))
+        chain
+            .seen
+            .borrow()
+            .iter()
+            .any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, RESPONSE_LEN))
     };
     chain.run(Duration::from_millis(400));
     assert!(answered(&chain, 1) && answered(&chain, 3) && !answered(&chain, 2));
@@ -247,7 +251,7 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
         }
         // A cell of another link, and one whose header was touched.
         let of = |other: &dyn Fn(usize) -> bool| {
-            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !handshake_length(s.bytes.len()))
+            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !is_handshake_len(s.bytes.len()))
         };
         let mut touched = of(&|other| other == link).expect("keepalives at least").bytes.clone();
         touched[3] ^= 1;
@@ -290,7 +294,7 @@ fn a_cell_played_again_on_another_lane_is_unknown_there() {
                 true if comes_back => Some(Datagram { from: other(*from), ..datagram.clone() }),
                 _ => None,
             };
-            let again = again.filter(|_| switch.get() && !handshake_length(datagram.bytes.len()));
+            let again = again.filter(|_| switch.get() && !is_handshake_len(datagram.bytes.len()));
             std::iter::once(datagram).chain(again).collect()
         });
         assert_eq!(exchange(&mut chain), (1, 1));

@@ -6,13 +6,12 @@
 use std::collections::HashMap;
 
 use arrayvec::ArrayVec;
-use control::ChannelKeys;
 use dataplane::sys::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
-
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wire::cell::{Block, Direction, HEADER_LEN, Header, Shape};
 use wire::gcm::{AeadKey, Job, open_batch, seal_batch};
+use wire::ids::ChannelKeys;
 use wire::key::Generations;
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::link::HeaderKey;

@@ -75,7 +75,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 continue;
             }
             let state = &mut table.record_mut(cell.channel).expect("admitted this turn").state;
-            match state.window.mark(cell.header.seq) {
+            match state.window.mark_seen(cell.header.seq) {
                 Ok(()) => {
                     state.keys.advance_backward(state.window.lowest());
                     table.links.received(cell.link);

@@ -458,10 +458,10 @@ fn status_text(status: wire::frames::Status) -> &'static str {
 fn log(event: &Event) {
     match event {
         // Who calls is nobody's business but the caller's, and strangers choose how often.
-        Event::LinkUp { side: control::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
+        Event::LinkUp { side: wire::ids::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
         Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
         Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
-        Event::LinkDown { side: control::Side::Up, .. } => tracing::debug!("link up is down"),
+        Event::LinkDown { side: wire::ids::Side::Up, .. } => tracing::debug!("link up is down"),
         Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
         Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
         Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),
