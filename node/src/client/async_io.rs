@@ -1,17 +1,22 @@
 //! The async front of the client API, for tokio.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use dataplane::entry::Destination;
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
 
 use super::{Entry, NotReady, TunnelError, UdpTunnel};
 
 /// A [`UdpTunnel`] whose calls are async, inside a tokio runtime with I/O enabled.
 ///
 /// All calls take `&self` and are cancel safe: dropping their future loses no datagram.
-pub struct AsyncUdpTunnel(AsyncFd<UdpTunnel>);
+pub struct AsyncUdpTunnel {
+    tunnel: UdpTunnel,
+    /// A duplicate of the tunnel's socket, for its readiness alone.
+    socket: UdpSocket,
+}
 
 impl AsyncUdpTunnel {
     /// Opens a tunnel, as [`UdpTunnel::open`] does. It does not wait.
@@ -24,7 +29,8 @@ impl AsyncUdpTunnel {
     pub fn open(entry: &Entry) -> Result<AsyncUdpTunnel, TunnelError> {
         let tunnel = UdpTunnel::open(entry)?;
         tunnel.set_nonblocking(true)?;
-        Ok(AsyncUdpTunnel(AsyncFd::register(tunnel)?))
+        let socket = UdpSocket::from_std(tunnel.socket.try_clone()?)?;
+        Ok(AsyncUdpTunnel { tunnel, socket })
     }
 
     /// Sends a datagram, as [`UdpTunnel::send_to`] does.
@@ -33,11 +39,10 @@ impl AsyncUdpTunnel {
     /// See [`UdpTunnel::send_to`]; never `WouldBlock`.
     pub async fn send_to(&self, data: &[u8], destination: &Destination) -> Result<usize, TunnelError> {
         loop {
-            match self.0.get_ref().send_to(data, destination) {
-                Err(TunnelError::Io(why)) if why.kind() == ErrorKind::WouldBlock => {
-                    self.0.writable().await?.clear_ready();
-                }
-                done => return done,
+            let sent = self.socket.try_io(Interest::WRITABLE, || unblocked(self.tunnel.send_to(data, destination)));
+            match sent {
+                Ok(sent) => return sent,
+                Err(_) => self.socket.writable().await?,
             }
         }
     }
@@ -48,12 +53,19 @@ impl AsyncUdpTunnel {
     /// See [`UdpTunnel::recv_from`]; never `WouldBlock`.
     pub async fn recv_from(&self, buffer: &mut [u8]) -> Result<(usize, Destination), TunnelError> {
         loop {
-            let mut ready = self.0.readable().await?;
-            match self.0.get_ref().recv_from(buffer) {
-                Err(TunnelError::Io(why)) if why.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
-                done => return done,
+            match self.socket.try_io(Interest::READABLE, || unblocked(self.tunnel.recv_from(buffer))) {
+                Ok(received) => return received,
+                Err(_) => self.socket.readable().await?,
             }
         }
+    }
+}
+
+/// Sets a call that would block apart from all others, for tokio to wait.
+fn unblocked<T>(done: Result<T, TunnelError>) -> io::Result<Result<T, TunnelError>> {
+    match done {
+        Err(TunnelError::Io(why)) if why.kind() == ErrorKind::WouldBlock => Err(why),
+        done => Ok(done),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::runtime::refusals::Refusals;
 /// Shared by reference: one thread may send while another receives. It ends when dropped, and with its [`Entry`]: then
 /// calls fail with [`TunnelError::Closed`].
 pub struct UdpTunnel {
-    socket: UdpSocket,
+    pub(super) socket: UdpSocket,
     shape: Shape,
     /// Header and data of what is received.
     received: Mutex<Box<[u8]>>,

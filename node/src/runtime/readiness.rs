@@ -99,7 +99,7 @@ mod tests {
     fn waiting_ends_with_the_channels_the_timeout_or_the_node() {
         let readiness = Readiness::default();
         assert_eq!(readiness.wait(1, Duration::ZERO), Progress::default());
-        readiness.note(&Event::ChannelOpen { channel: 0, setup: Duration::ZERO });
+        readiness.note(&Event::ChannelOpen { channel: wire::ids::ChannelIndex(0), setup: Duration::ZERO });
         assert_eq!(readiness.wait(1, Duration::MAX).channels, 1);
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| readiness.wait(2, Duration::MAX));
