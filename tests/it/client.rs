@@ -1,6 +1,6 @@
 //! The client API: tunnels of an entry in this process, through a chain of others.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
@@ -8,22 +8,20 @@ use std::time::Duration;
 use eddy_node::{AsyncUdpTunnel, Destination, Entry, NodeReport, NotReady, StartError, TunnelError, UdpTunnel};
 
 use crate::common::nameserver::NameServer;
-use crate::common::nodes::{Nodes, Plan, until};
+use crate::common::nodes::{Nodes, PATIENCE, Plan, until};
 
 #[path = "../../node/examples/echo.rs"]
 mod example;
 
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
-
 fn server() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(PATIENCE).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 fn tunnel(entry: &Entry) -> UdpTunnel {
     let tunnel = UdpTunnel::open(entry).unwrap();
-    tunnel.set_read_timeout(PATIENCE).unwrap();
+    tunnel.set_read_timeout(Some(PATIENCE)).unwrap();
     tunnel
 }
 
@@ -31,16 +29,34 @@ fn at(server: &UdpSocket) -> Destination {
     server.local_addr().unwrap().into()
 }
 
+/// Sends until something arrives: a datagram of several cells is lost if a busy machine delivers the last of them late.
+fn across<A>(send: impl Fn(), receive: impl Fn(&mut [u8]) -> io::Result<(usize, A)>) -> (Vec<u8>, A) {
+    let mut buffer = vec![0; 20_000];
+    let mut got = None;
+    until("a datagram arrives", || {
+        send();
+        got = receive(&mut buffer).ok();
+        got.is_some()
+    });
+    let (len, from) = got.unwrap();
+    buffer.truncate(len);
+    (buffer, from)
+}
+
 /// A datagram there and another back; the port that the server saw.
 fn talk(tunnel: &UdpTunnel, to: &Destination, server: &UdpSocket, data: &[u8]) -> SocketAddr {
-    let mut buffer = vec![0; 20_000];
-    assert_eq!(tunnel.send_to(data, to).unwrap(), data.len());
-    let (len, exit) = server.recv_from(&mut buffer).unwrap();
-    assert!(buffer[..len] == *data, "{len} bytes instead of {}", data.len());
-    server.send_to(&[b"re: ", data].concat(), exit).unwrap();
-    let (len, from) = tunnel.recv_from(&mut buffer).unwrap();
+    let again = Some(Duration::from_secs(5));
+    server.set_read_timeout(again).unwrap();
+    tunnel.set_read_timeout(again).unwrap();
+    let send = || assert_eq!(tunnel.send_to(data, to).unwrap(), data.len());
+    let (got, exit) = across(send, |buffer| server.recv_from(buffer));
+    assert!(got == data, "{} bytes instead of {}", got.len(), data.len());
+    let answer = [b"re: ", data].concat();
+    let (got, from) = across(|| _ = server.send_to(&answer, exit).unwrap(), |buffer| Ok(tunnel.recv_from(buffer)?));
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    tunnel.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(from, at(server), "the true address, whatever was asked for");
-    assert!(buffer[..len] == [b"re: ", data].concat(), "{len} bytes");
+    assert!(got == answer, "{} bytes", got.len());
     exit
 }
 
@@ -68,10 +84,13 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
 
     // What cannot be sent is said at once.
     let said = |data: &[u8], to: &Destination| one.send_to(data, to).unwrap_err();
-    let (longest, long) = (entry.max_datagram_len(), said(&vec![0; entry.max_datagram_len() + 1], &at(&first)));
-    assert!(matches!(long, TunnelError::TooLong { len, max, .. } if (len, max) == (longest + 1, longest)), "{long}");
-    one.send_to(&vec![0; longest], &at(&first)).unwrap();
-    assert_eq!(first.recv_from(&mut [0; 20_000]).unwrap().0, longest);
+    let (max, long) = (entry.max_datagram_len(), said(&vec![0; entry.max_datagram_len() + 1], &at(&first)));
+    assert!(matches!(long, TunnelError::TooLong { len, max: most, .. } if (len, most) == (max + 1, max)), "{long}");
+    let longest = vec![0; max];
+    first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let send = || _ = one.send_to(&longest, &at(&first)).unwrap();
+    assert_eq!(across(send, |buffer| first.recv_from(buffer)).0.len(), longest.len());
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
     let name = |text: &str| Destination::Name(text.into(), 7);
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 0)).into();
     for bad in [name(&"a".repeat(254)), name(&"a".repeat(300)), name(""), name("a b"), nowhere] {
@@ -170,7 +189,7 @@ fn entry_from_memory_reports_refusals_by_name() {
     let server = server();
     let builder = Entry::builder().chain_text(chain).channels(2).bind(bind).options("window = 1024");
     let entry = builder.forward(listen, at(&server)).start().unwrap();
-    entry.wait_ready(PATIENCE.unwrap()).unwrap();
+    entry.wait_ready(PATIENCE).unwrap();
 
     let client = self::server();
     client.send_to(b"by a forward", listen).unwrap();
@@ -237,7 +256,7 @@ fn async_tunnel_carries_both_ways_and_reports_refusals() {
     let server = server();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        entry.wait_ready_async(PATIENCE.unwrap()).await.unwrap();
+        entry.wait_ready_async(PATIENCE).await.unwrap();
         let tunnel = AsyncUdpTunnel::open(&entry).unwrap();
         let echo = server.try_clone().unwrap();
         let answers = std::thread::spawn(move || {
