@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Half an hour of everything at once: bad links, hostile datagrams at every port, a node restarted every minute.
-# Usage: .ci/soak.sh [SECONDS]   (1800 unless given). Prints the record that stands in docs/SOAK.md.
+# Usage: .ci/soak.sh [SECONDS]   (1800 unless given). Prints the record in docs/BENCHMARKS.md.
 # Runs in a network namespace without a route where one may be made. Where not, the exit's policy, which admits
 # loopback alone and is proven to before anything hostile is sent, has to be enough.
 set -euo pipefail

@@ -138,7 +138,7 @@ pub struct NodeArgs {
     /// The node's configuration, as `eddy init` writes it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Whether cells travel in trains: auto, on or off; instead of what the configuration says
+    /// Use GSO and GRO for cells: auto, on or off; instead of what the configuration says
     #[arg(long, value_name = "WHEN")]
     pub offload: Option<Offload>,
     /// How cells get into the kernel: auto, mmsg or uring; instead of what the configuration says
@@ -219,9 +219,12 @@ pub struct StatusArgs {
     /// The configuration that the node runs with
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Print a line of JSON instead of tables
-    #[arg(long)]
+    /// Print one line of JSON
+    #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
+    /// Print every counter, in tables of up to 100 columns
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 const FORWARD_HELP: &str = "\
@@ -292,12 +295,15 @@ pub struct DoctorArgs {
     /// The configuration of the node that is to run here; without it, what `eddy chain` asks of a host
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Print a line of JSON
-    #[arg(long, conflicts_with = "fix_script")]
+    /// Print one line of JSON
+    #[arg(long, conflicts_with_all = ["fix_script", "verbose"])]
     pub json: bool,
-    /// Print a shell script of all that mends something, each with its undo
-    #[arg(long)]
+    /// Print all fixes as a shell script, each with its undo
+    #[arg(long, conflicts_with = "verbose")]
     pub fix_script: bool,
+    /// Print every check, with effects and undo commands
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 const CHAIN_HELP: &str = "\
@@ -351,15 +357,18 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = eddy_node::config::RENEW_AFTER_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub renew_after_s: u64,
-    /// Whether cells travel in trains: auto, on or off
+    /// Use GSO and GRO for cells: auto, on or off
     #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN")]
     pub offload: Offload,
     /// How cells get into the kernel: auto, mmsg or uring
     #[arg(long, default_value_t = Io::Auto, value_name = "HOW")]
     pub io: Io,
-    /// Print one JSON object as the last line instead of tables
-    #[arg(long)]
+    /// Print one JSON object as the last line
+    #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
+    /// Print every counter of every node, in tables of up to 100 columns
+    #[arg(long, short)]
+    pub verbose: bool,
     /// Keep the chain running until Ctrl-C, and print the entry's addresses
     #[arg(long)]
     pub stay: bool,

@@ -13,7 +13,7 @@ pub(crate) const MESSAGE_MAX: usize = 1 << 16;
 /// Makes a socket non-blocking, with GRO and a receive buffer of `buffer` bytes.
 pub(crate) fn prepare(socket: &UdpSocket, buffer: usize) -> io::Result<()> {
     sys::size_receive_buffer(socket, buffer)?;
-    sys::join_trains(socket)?;
+    sys::enable_gro(socket)?;
     socket.set_nonblocking(true)
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use wire::cell::{Direction, Header, Kind};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::{self, HopSecrets, Info};
 
 use crate::admission::{Bucket, ReplayCache};
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
-use crate::io::{ChannelIndex, ChannelKeys, DataOp, EndReason, Event, LinkId};
+use crate::io::{DataOp, Event};
 use crate::link::{Links, Outgoing};
 
 /// An id is not drawn again on its link for so long.
@@ -391,9 +392,9 @@ impl Channels {
     ) -> ChannelIndex {
         let channel = self.free.pop().unwrap_or_else(|| {
             self.open.push(None);
-            (self.open.len() - 1) as ChannelIndex
+            ChannelIndex((self.open.len() - 1) as u32)
         });
-        self.open[channel as usize] = Some(Open { up, down, retired: false });
+        self.open[channel.index()] = Some(Open { up, down, retired: false });
         self.open_n += 1;
         for id in [up, down].into_iter().flatten() {
             self.ids.insert(id, Use::Open(channel));
@@ -410,7 +411,7 @@ impl Channels {
 
     /// Gives back ids and counts of an open channel, once.
     fn release(&mut self, links: &mut Links, now: Duration, channel: ChannelIndex) -> bool {
-        let Some(open) = self.open.get_mut(channel as usize).and_then(Option::as_mut) else { return false };
+        let Some(open) = self.open.get_mut(channel.index()).and_then(Option::as_mut) else { return false };
         if std::mem::replace(&mut open.retired, true) {
             return false;
         }
@@ -440,7 +441,7 @@ impl Channels {
         reason: EndReason,
     ) -> bool {
         self.release(links, now, channel);
-        let Some(place) = self.open.get_mut(channel as usize) else { return false };
+        let Some(place) = self.open.get_mut(channel.index()) else { return false };
         if place.take().is_none() {
             return false;
         }
@@ -461,10 +462,11 @@ impl Channels {
         for serial in half {
             self.drop_half_open(links, now, serial);
         }
-        for channel in 0..self.open.len() {
-            let gone = self.open[channel].as_ref().is_some_and(|o| !o.retired && (over(o.up) || over(o.down)));
-            if gone && self.release(links, now, channel as ChannelIndex) {
-                core.data(DataOp::RetireChannel { channel: channel as ChannelIndex });
+        for channel in (0..self.open.len() as u32).map(ChannelIndex) {
+            let open = self.open[channel.index()].as_ref();
+            let gone = open.is_some_and(|open| !open.retired && (over(open.up) || over(open.down)));
+            if gone && self.release(links, now, channel) {
+                core.data(DataOp::RetireChannel { channel });
             }
         }
     }

@@ -284,7 +284,7 @@ impl Config {
         if timing.setup_allowance.is_zero() {
             return Err(BadConfig::Value("setup_allowance must not be zero"));
         }
-        if self.caps.links >= 1 << crate::LINK_PLACE_BITS {
+        if self.caps.links >= 1 << wire::ids::LinkId::INDEX_BITS {
             return Err(BadConfig::Value("caps.links must be below 4096"));
         }
         if self.caps.links == 0 || self.caps.links_per_address == 0 {

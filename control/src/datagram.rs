@@ -14,38 +14,25 @@ use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use subtle::ConstantTimeEq;
-
-/// Half of message 1 from an entry to Mix 1.
-pub(crate) const NK_HALF_LEN: usize = HEAD_LEN + NK_MESSAGE_LEN / 2 + MACS_LEN;
-/// Half of message 1 between hops.
-pub(crate) const IK_HALF_LEN: usize = HEAD_LEN + IK_MESSAGE_LEN / 2 + MACS_LEN;
-/// Message 2.
-pub(crate) const ANSWER_LEN: usize = HEAD_LEN + ANSWER_MESSAGE_LEN + MACS_LEN;
-/// A cookie.
-pub(crate) const COOKIE_LEN: usize = 64;
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 
 /// Noise bytes of message 1, NK: e 32, payload 32 + 1184, tag 16.
 pub(crate) const NK_MESSAGE_LEN: usize = 32 + 32 + 1184 + 16;
 /// Noise bytes of message 1, IK: e 32, s 48, payload 12 + 1184, tag 16.
 pub(crate) const IK_MESSAGE_LEN: usize = 32 + 48 + 12 + 1184 + 16;
 /// Noise bytes of message 2: e 32, payload 1088, tag 16.
-pub(crate) const ANSWER_MESSAGE_LEN: usize = 32 + 1088 + 16;
+pub(crate) const RESPONSE_MESSAGE_LEN: usize = 32 + 1088 + 16;
 
 const HEAD_LEN: usize = 8;
 const MAC_LEN: usize = 16;
 const MACS_LEN: usize = 2 * MAC_LEN;
 
-const _: () = assert!(NK_HALF_LEN == 672 && IK_HALF_LEN == 686 && ANSWER_LEN == 1176);
-// One answer is never longer than the two halves it answers.
-const _: () = assert!(ANSWER_LEN <= 2 * NK_HALF_LEN);
-
-/// The longest datagram of any handshake.
-pub const HANDSHAKE_MAX: usize = ANSWER_LEN;
-
-/// Whether a datagram of this length belongs to a handshake rather than to a chain's cells.
-pub const fn handshake_length(len: usize) -> bool {
-    matches!(len, NK_HALF_LEN | IK_HALF_LEN | ANSWER_LEN | COOKIE_LEN)
-}
+// The framing adds up to the lengths by which datagrams are sorted.
+const _: () = {
+    assert!(NK_HALF_LEN == HEAD_LEN + NK_MESSAGE_LEN / 2 + MACS_LEN);
+    assert!(IK_HALF_LEN == HEAD_LEN + IK_MESSAGE_LEN / 2 + MACS_LEN);
+    assert!(RESPONSE_LEN == HEAD_LEN + RESPONSE_MESSAGE_LEN + MACS_LEN);
+};
 
 /// What a handshake datagram is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +61,7 @@ pub(crate) fn parse(datagram: &[u8], half: usize) -> Option<Parsed<'_>> {
     let head: &[u8; HEAD_LEN] = datagram.first_chunk()?;
     let (kind, len, parts) = match head[0] {
         1 => (Kind::Hello, half, 2),
-        2 => (Kind::Answer, ANSWER_LEN, 1),
+        2 => (Kind::Answer, RESPONSE_LEN, 1),
         3 => (Kind::Cookie, COOKIE_LEN, 1),
         _ => return None,
     };
@@ -207,20 +194,6 @@ mod tests {
     }
 
     #[test]
-    fn no_cell_of_any_chain_has_a_handshake_length() {
-        use wire::cell::{Class, Direction, Shape};
-        for class in [Class::S, Class::M, Class::L] {
-            for hops in 2..=8 {
-                let shape = Shape::new(class, hops).unwrap();
-                for link in 1..=hops {
-                    assert!(!handshake_length(shape.cell_len(Direction::Forward, link)));
-                    assert!(!handshake_length(shape.cell_len(Direction::Backward, link)));
-                }
-            }
-        }
-    }
-
-    #[test]
     fn halves_join_in_either_order_and_a_copy_of_a_half_changes_nothing() {
         let key = Mac1Key::of(&[1; 32]);
         let noise: Vec<u8> = (0..NK_MESSAGE_LEN).map(|i| i as u8).collect();
@@ -257,9 +230,9 @@ mod tests {
     #[test]
     fn any_flipped_bit_before_mac2_is_noticed() {
         let key = Mac1Key::of(&[1; 32]);
-        let datagram = frame(Kind::Answer, 0, 5, &[3; ANSWER_MESSAGE_LEN], &key);
-        assert_eq!(datagram.len(), ANSWER_LEN);
-        for byte in 0..ANSWER_LEN - MAC_LEN {
+        let datagram = frame(Kind::Answer, 0, 5, &[3; RESPONSE_MESSAGE_LEN], &key);
+        assert_eq!(datagram.len(), RESPONSE_LEN);
+        for byte in 0..RESPONSE_LEN - MAC_LEN {
             let mut bad = datagram.clone();
             bad[byte] ^= 0x10;
             assert!(parse(&bad, NK_HALF_LEN).is_none_or(|parsed| !key.accepts(&parsed)), "byte {byte}");

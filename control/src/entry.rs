@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use wire::cell::Header;
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId};
 use wire::setup::{self, HopPublic, Pending};
 
 use crate::channel::{Channels, LinkChannel, Use, info, send_setup};
@@ -18,7 +19,7 @@ use crate::config::{Config, Role};
 use crate::core::Core;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
-use crate::io::{ChannelIndex, ChannelKeys, DataOp, Event, LinkId};
+use crate::io::{DataOp, Event};
 use crate::link::Links;
 
 /// Attempts that are remembered.

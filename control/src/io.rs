@@ -8,43 +8,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use wire::cell::Header;
-use wire::kdf::Secret;
-use wire::setup::HopSecrets;
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
-
-/// Towards which neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Towards the entry: we respond to handshakes, forward cells arrive here.
-    Up,
-    /// Towards the exit: we start handshakes, backward cells arrive here.
-    Down,
-}
-
-impl Side {
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Side::Up => "up",
-            Side::Down => "down",
-        }
-    }
-}
-
-/// A link of this node. Its low [`LINK_PLACE_BITS`] bits are a place, dense and used again after
-/// [`DataOp::RetireLink`]; the others count the uses of that place, so that what still names a link that is gone
-/// never finds its successor.
-pub type LinkId = u32;
-/// Bits of a [`LinkId`] that are its place.
-pub const LINK_PLACE_BITS: u32 = 12;
-/// One completed handshake; never reused, so a late report about a dead slot is recognised.
-pub type SlotId = u32;
-/// A channel's place in the data plane's table; dense, reused after its [`Input::ChannelEnded`].
-pub type ChannelIndex = u32;
 
 /// What the runner hands in.
 pub enum Input<'a> {
-    /// A datagram of one of the handshake lengths ([`crate::handshake_length`]).
+    /// A datagram of one of the handshake lengths ([`wire::handshake`]).
     Handshake {
         /// The socket it came in by.
         side: Side,
@@ -96,19 +65,6 @@ pub enum Input<'a> {
     },
 }
 
-/// Why a channel ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EndReason {
-    /// Its lifetime is over.
-    Lifetime,
-    /// No forward cell authenticated for 30 s.
-    Idle,
-    /// The entry had no PONG.
-    Lost,
-    /// Control retired it.
-    Retired,
-}
-
 /// What comes out; the order is binding across all variants.
 #[derive(Debug)]
 pub enum Output {
@@ -125,15 +81,6 @@ pub enum Output {
     Data(DataOp),
     /// Something an operator may want to read.
     Event(Event),
-}
-
-/// Which of a link's receive slots a new handshake takes (SPEC 4.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rank {
-    /// The responder's: receive under it, go on sending under current. A newer one overwrites it.
-    Next,
-    /// The initiator's: the old current becomes previous, the old previous is dropped.
-    Current,
 }
 
 /// An operation on the data plane's table.
@@ -161,7 +108,8 @@ pub enum DataOp {
         header_i2r: Zeroizing<[u8; 16]>,
         /// From the responder to the initiator.
         header_r2i: Zeroizing<[u8; 16]>,
-        /// Where it goes.
+        /// Its rank from now on: `Next` at the responder, where a newer handshake overwrites it; `Current` at the
+        /// initiator, whose old current becomes previous and whose old previous is dropped. Never `Previous`.
         rank: Rank,
     },
     /// next becomes current, current becomes previous, previous is dropped. Ignored if `slot` is not
@@ -246,25 +194,6 @@ impl fmt::Debug for DataOp {
                 write!(f, "Inject {link}/{slot} {header:?} {} bytes", body.len())
             }
         }
-    }
-}
-
-/// The secrets a channel starts with: sec\[0\] per direction (SPEC 5.1).
-pub enum ChannelKeys {
-    /// One hop's.
-    Hop {
-        /// Towards the exit.
-        forward: Secret,
-        /// Towards the entry.
-        backward: Secret,
-    },
-    /// All hops', first mix first.
-    Entry(Vec<HopSecrets>),
-}
-
-impl fmt::Debug for ChannelKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ChannelKeys(..)")
     }
 }
 

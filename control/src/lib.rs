@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Kind;
+use wire::ids::Side;
 use wire::link::LinkContent;
 
 mod admission;
@@ -31,11 +32,8 @@ mod tests;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
-pub use datagram::{HANDSHAKE_MAX, handshake_length};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
-pub use io::{
-    ChannelIndex, ChannelKeys, DataOp, EndReason, Event, Input, LINK_PLACE_BITS, LinkId, Output, Rank, Side, SlotId,
-};
+pub use io::{DataOp, Event, Input, Output};
 
 use crate::channel::Channels;
 use crate::core::Core;

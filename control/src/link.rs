@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use wire::cell::{Direction, Header, Kind};
+use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
 
 use crate::admission::Bucket;
@@ -17,7 +18,7 @@ use crate::channel::Fragments;
 use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
-use crate::io::{DataOp, Event, LINK_PLACE_BITS, LinkId, Rank, Side, SlotId};
+use crate::io::{DataOp, Event};
 use crate::slot::Slot;
 
 mod callee;
@@ -110,11 +111,6 @@ impl Link {
     }
 }
 
-/// A link's place in the table.
-const fn place(id: LinkId) -> usize {
-    (id & ((1 << LINK_PLACE_BITS) - 1)) as usize
-}
-
 /// A control cell to be sealed: its content has the link's full length.
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
@@ -125,11 +121,11 @@ pub(crate) struct Outgoing<'a> {
 
 /// All links of a node.
 pub(crate) struct Links {
-    /// By place.
+    /// By index.
     all: Vec<Option<Link>>,
-    /// How often each place was used before.
-    uses: Vec<u32>,
-    slots: SlotId,
+    /// How often each index was used before.
+    versions: Vec<u32>,
+    slots: u32,
     down: Option<LinkId>,
     caller: Option<Caller>,
     callee: Option<Callee>,
@@ -138,7 +134,7 @@ pub(crate) struct Links {
 impl Links {
     pub(crate) fn new(config: &Config, now: Duration) -> Links {
         let (caller, callee) = (Caller::new(config, now), Callee::new(config, now));
-        Links { all: Vec::new(), uses: Vec::new(), slots: 0, down: None, caller, callee }
+        Links { all: Vec::new(), versions: Vec::new(), slots: 0, down: None, caller, callee }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -150,11 +146,11 @@ impl Links {
     }
 
     fn link(&self, id: LinkId) -> Option<&Link> {
-        self.all.get(place(id))?.as_ref().filter(|link| link.id == id)
+        self.all.get(id.index())?.as_ref().filter(|link| link.id == id)
     }
 
     pub(crate) fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
-        self.all.get_mut(place(id))?.as_mut().filter(|link| link.id == id)
+        self.all.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
     /// The down link, if it can send.
@@ -235,9 +231,8 @@ impl Links {
     }
 
     fn install_slot(&mut self, core: &mut Core, now: Duration, link: LinkId, peer: SocketAddr, secrets: &LinkSecrets) {
-        let id = self.slots;
-        // 2^32 handshakes outlast any slot.
-        self.slots = id.wrapping_add(1);
+        let id = SlotId(self.slots);
+        self.slots = self.slots.wrapping_add(1);
         let Some(link) = self.link_mut(link) else { return };
         let slot = Slot::new(id, link.side, peer, now, secrets);
         let rank = match link.side {
@@ -252,9 +247,9 @@ impl Links {
             header_r2i: secrets.header_r2i.clone(),
             rank,
         });
-        match rank {
-            Rank::Next => link.next = Some(slot),
-            Rank::Current => {
+        match link.side {
+            Side::Up => link.next = Some(slot),
+            Side::Down => {
                 link.peer = peer;
                 link.was_up = true;
                 link.previous = link.current.replace(slot);
@@ -264,12 +259,12 @@ impl Links {
     }
 
     fn install_link(&mut self, core: &mut Core, now: Duration, side: Side, peer: SocketAddr) -> LinkId {
-        let at = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
-        if at == self.all.len() {
+        let index = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
+        if index == self.all.len() {
             self.all.push(None);
-            self.uses.push(0);
+            self.versions.push(0);
         }
-        let id = self.uses[at] << LINK_PLACE_BITS | at as LinkId;
+        let id = LinkId::new(index, self.versions[index]);
         let link = Link {
             id,
             side,
@@ -288,16 +283,16 @@ impl Links {
             setups: Bucket::new(core.config.caps.setups_per_entry_link, now),
             fragments: Fragments::default(),
         };
-        self.all[at] = Some(link);
+        self.all[index] = Some(link);
         core.data(DataOp::InstallLink { link: id, side, peer });
         id
     }
 
     /// Drops a link; its channels must be retired before.
     pub(crate) fn retire(&mut self, core: &mut Core, id: LinkId) {
-        let Some(link) = self.all.get_mut(place(id)).and_then(|at| at.take_if(|link| link.id == id)) else { return };
-        // 2^20 uses of one place outlast any cell in a pool (SPEC 5.9 bounds handshakes).
-        self.uses[place(id)] = (self.uses[place(id)] + 1) & (u32::MAX >> LINK_PLACE_BITS);
+        let Some(link) = self.all.get_mut(id.index()).and_then(|at| at.take_if(|link| link.id == id)) else { return };
+        let version = &mut self.versions[id.index()];
+        *version = (*version + 1) % LinkId::VERSIONS;
         if self.down == Some(id) {
             self.down = None;
         }

@@ -19,7 +19,7 @@ use wire::kdf::{Secret, x25519, x25519_public};
 use wire::link::LinkSecrets;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::datagram::{ANSWER_MESSAGE_LEN, IK_MESSAGE_LEN, NK_MESSAGE_LEN};
+use crate::datagram::{IK_MESSAGE_LEN, NK_MESSAGE_LEN, RESPONSE_MESSAGE_LEN};
 
 const EK_LEN: usize = 1184;
 const CIPHERTEXT_LEN: usize = 1088;
@@ -150,7 +150,7 @@ impl Initiator {
 
     /// Reads message 2. One that is refused changes nothing: the true one may still come.
     pub(crate) fn finish(&mut self, message: &[u8]) -> Result<LinkSecrets, Refused> {
-        let mut ciphertext = [0; ANSWER_MESSAGE_LEN];
+        let mut ciphertext = [0; RESPONSE_MESSAGE_LEN];
         let len = self.state.read_message(message, &mut ciphertext)?;
         if len != CIPHERTEXT_LEN {
             return Err(Refused);
@@ -194,7 +194,7 @@ impl Responder {
     /// Writes message 2.
     pub(crate) fn answer(mut self) -> Result<(Vec<u8>, LinkSecrets), Refused> {
         let (ciphertext, shared) = self.encapsulation.encapsulate()?;
-        let mut message = vec![0; ANSWER_MESSAGE_LEN];
+        let mut message = vec![0; RESPONSE_MESSAGE_LEN];
         let len = self.state.write_message(ciphertext.as_ref(), &mut message)?;
         debug_assert_eq!(len, message.len());
         Ok((message, split(&mut self.state, shared.as_ref())))
@@ -366,7 +366,7 @@ mod tests {
             let (mut initiator, one) = pair.start();
             let terms = terms(&pair);
             let (two, theirs) = pair.read(&terms, &one).unwrap().answer().unwrap();
-            for byte in [0, 31, 32, 700, ANSWER_MESSAGE_LEN - 1] {
+            for byte in [0, 31, 32, 700, RESPONSE_MESSAGE_LEN - 1] {
                 let mut bad = two.clone();
                 bad[byte] ^= 4;
                 assert!(initiator.finish(&bad).is_err(), "byte {byte}");

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use wire::cell::{Class, Header, Kind, SEQ_END};
+use wire::ids::{Side, SlotId};
 use wire::link::{ControlKey, LinkSecrets};
 use wire::replay::{WIDTH_DEFAULT, Window};
 use zeroize::Zeroizing;
 
 use crate::counters::Refusal;
-use crate::io::{Side, SlotId};
 
 /// Keys, numbers and window of one handshake.
 pub(crate) struct Slot {
@@ -69,9 +69,9 @@ impl Slot {
 
     /// Opens a cell; its number is marked only if it is authentic.
     pub(crate) fn open<'a>(&mut self, header: &Header, body: &'a mut [u8]) -> Result<&'a mut [u8], Refusal> {
-        self.window.admits(header.seq).map_err(|_| Refusal::CellReplayed)?;
+        self.window.accept(header.seq).map_err(|_| Refusal::CellReplayed)?;
         let content = self.open.open(header, body).ok_or(Refusal::CellForged)?;
-        self.window.mark(header.seq).map_err(|_| Refusal::CellReplayed)?;
+        self.window.mark_seen(header.seq).map_err(|_| Refusal::CellReplayed)?;
         Ok(content)
     }
 }
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_slot_whose_numbers_are_used_up_seals_nothing() {
         let secrets = LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32]);
-        let mut slot = Slot::new(0, Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
+        let mut slot = Slot::new(SlotId(0), Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
         slot.sent = SEQ_END - 1;
         let mut seal = || slot.seal(Kind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
         assert_eq!((seal(), seal(), seal()), (Some(SEQ_END - 1), None, None));

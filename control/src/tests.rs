@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Kind};
+use wire::handshake::is_handshake_len;
+use wire::ids::{ChannelIndex, EndReason, Side};
 use wire::kdf::Secret;
 use wire::setup::{self, HopPublic, Info};
 
@@ -13,7 +15,7 @@ use crate::datagram::{self, Mac1Key};
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
-use crate::{BadConfig, Control, EndReason, Event, Input, Refusal, Role, Side};
+use crate::{BadConfig, Control, Event, Input, Refusal, Role};
 
 fn up(class: Class, mixes: usize) -> World {
     let mut world = World::new(Plan::new(class, mixes));
@@ -150,7 +152,7 @@ fn an_ack_passes_a_mix_once_and_only_if_asked() {
 fn without_acks(class: Class, mixes: usize) -> World {
     let mut world = World::new(Plan::new(class, mixes));
     world.tap = Box::new(move |_, packet| {
-        let lost = packet.from == up_address(mixes + 1) && !crate::handshake_length(packet.bytes.len());
+        let lost = packet.from == up_address(mixes + 1) && !is_handshake_len(packet.bytes.len());
         if lost { Fate::Lose } else { Fate::Pass }
     });
     let start = world.now;
@@ -255,7 +257,7 @@ fn a_false_ack_discards_the_setup_and_the_entry_tries_again() {
 fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
     let mut world = up(Class::L, 1);
     let (channel, id) = world.node(0).channels.iter().map(|(c, i)| (*c, i.down.unwrap())).next().unwrap();
-    world.end(0, channel, crate::EndReason::Lost);
+    world.end(0, channel, EndReason::Lost);
     let used = |w: &World| w.node(0).control.channels.used_by(id);
     world.run_for(secs(179));
     assert_eq!(used(&world), Some(Use::Resting));
@@ -265,7 +267,7 @@ fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
     // The generator draws what it has drawn before: it is taken, so it is drawn past.
     let Control { core, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
     let mut ids = std::collections::HashSet::new();
-    for by in [Use::Open(0), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
+    for by in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
         core.rng = ChaCha20Rng::seed_from_u64(5);
         assert!(ids.insert(channels.draw_id(core, id.0, by)), "{by:?}");
     }
@@ -310,7 +312,7 @@ fn no_secret_prints() {
 /// A chain of one mix whose entry waits for the answer to its first message 1: that answer.
 fn answer_on_its_way() -> (World, crate::sim::Packet) {
     let mut world = World::new(Plan::new(Class::L, 1));
-    let is_answer = |p: &crate::sim::Packet| p.from == up_address(1) && crate::handshake_length(p.bytes.len());
+    let is_answer = |p: &crate::sim::Packet| p.from == up_address(1) && is_handshake_len(p.bytes.len());
     world.tap = Box::new(move |_, packet| if is_answer(packet) { Fate::Lose } else { Fate::Pass });
     let find = |w: &World| w.record.iter().find(|p| is_answer(p)).cloned();
     assert!(world.run_until(world.now + ms(400), |w| find(w).is_some()));

@@ -8,10 +8,10 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use dataplane::batch::{Arrivals, Departures, Lengths};
-use dataplane::frame::FreeList;
+use dataplane::buffer::FreeList;
 use dataplane::io::calls::{Calls, Io};
 use dataplane::io::link::LinkPort;
-use dataplane::io::offload::Trains;
+use dataplane::io::offload::Offloads;
 use dataplane::io::{Port, Rx, Tx};
 use dataplane::ledger::Tally;
 use dataplane::sys::{self, Message};
@@ -19,8 +19,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// A cell of class L at the first link of a chain of three mixes and an exit.
 const CELL: usize = 1408;
-/// Cells of the longest train.
-const TRAIN: usize = 46;
+/// Cells of the longest burst.
+const BURST: usize = 46;
 const ROUNDS: usize = 301;
 
 fn cpu_ns() -> u64 {
@@ -47,16 +47,16 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(io: Io, trains: Trains) -> Relay {
+    fn new(io: Io, offloads: Offloads) -> Relay {
         let port = |socket: UdpSocket| {
             let (calls, why) = Calls::new(io, &socket);
             assert!(why.is_none(), "no io_uring here: {}", why.unwrap());
-            LinkPort::new(socket, calls, Lengths { cell: CELL, handshakes: &[] }, trains)
+            LinkPort::new(socket, calls, Lengths { cell: CELL, handshakes: &[] }, offloads)
         };
         let (input, sink) = (socket(), socket());
-        if trains.join {
-            sys::join_trains(&input).unwrap();
-            sys::join_trains(&sink).unwrap();
+        if offloads.gro {
+            sys::enable_gro(&input).unwrap();
+            sys::enable_gro(&sink).unwrap();
         }
         Relay {
             at: input.local_addr().unwrap(),
@@ -87,18 +87,18 @@ impl Relay {
         }
     }
 
-    /// CPU time of relaying so many cells that came in trains of `train`.
-    fn round(&mut self, sender: &UdpSocket, cells: usize, train: usize, buffer: &mut [u8]) -> u64 {
+    /// CPU time of relaying so many cells that came in bursts of `segments`.
+    fn round(&mut self, sender: &UdpSocket, cells: usize, segments: usize, buffer: &mut [u8]) -> u64 {
         let payload = [7; CELL];
         let mut left = cells;
         while left > 0 {
-            let trains = (0..left.div_ceil(train)).map(|i| Message {
+            let bursts = (0..left.div_ceil(segments)).map(|i| Message {
                 to: self.at,
-                pieces: train.min(left - i * train),
-                segment: (train > 1).then_some(CELL as u16),
+                pieces: segments.min(left - i * segments),
+                segment: (segments > 1).then_some(CELL as u16),
             });
-            let sent = sys::send(sender, trains, std::iter::repeat(&payload[..])).unwrap();
-            left -= left.min(sent * train);
+            let sent = sys::send(sender, bursts, std::iter::repeat(&payload[..])).unwrap();
+            left -= left.min(sent * segments);
         }
         self.sent = 0;
         let before = cpu_ns();
@@ -118,22 +118,22 @@ fn main() {
     let mut buffer = vec![0; 1 << 16];
     println!("{:>24} {:>6} {:>6} {:>6}", "", "mmsg", "uring", "ratio");
     let rows = [
-        ("trains, 20 waiting", Trains::BOTH, 20 * TRAIN, TRAIN),
-        ("trains, 5 waiting", Trains::BOTH, 5 * TRAIN, TRAIN),
-        ("trains, 1 waiting", Trains::BOTH, TRAIN, TRAIN),
-        ("trains of 8, 8 waiting", Trains::BOTH, 64, 8),
-        ("lone, 512 waiting", Trains::NONE, 512, 1),
-        ("lone, 64 waiting", Trains::NONE, 64, 1),
-        ("lone, 8 waiting", Trains::NONE, 8, 1),
-        ("lone, 1 waiting", Trains::NONE, 1, 1),
-        ("lone in, trains out, 64", Trains::BOTH, 64, 1),
+        ("bursts, 20 waiting", Offloads::BOTH, 20 * BURST, BURST),
+        ("bursts, 5 waiting", Offloads::BOTH, 5 * BURST, BURST),
+        ("bursts, 1 waiting", Offloads::BOTH, BURST, BURST),
+        ("bursts of 8, 8 waiting", Offloads::BOTH, 64, 8),
+        ("lone, 512 waiting", Offloads::NONE, 512, 1),
+        ("lone, 64 waiting", Offloads::NONE, 64, 1),
+        ("lone, 8 waiting", Offloads::NONE, 8, 1),
+        ("lone, 1 waiting", Offloads::NONE, 1, 1),
+        ("lone in, bursts out, 64", Offloads::BOTH, 64, 1),
     ];
-    for (name, trains, cells, train) in rows {
-        let mut relays = [Relay::new(Io::Mmsg, trains), Relay::new(Io::Uring, trains)];
+    for (name, offloads, cells, segments) in rows {
+        let mut relays = [Relay::new(Io::Mmsg, offloads), Relay::new(Io::Uring, offloads)];
         let mut spent = [vec![], vec![]];
         for round in 0..ROUNDS {
             for (relay, spent) in relays.iter_mut().zip(&mut spent) {
-                let ns = (0..4).map(|_| relay.round(&sender, cells, train, &mut buffer)).sum::<u64>() / 4;
+                let ns = (0..4).map(|_| relay.round(&sender, cells, segments, &mut buffer)).sum::<u64>() / 4;
                 // The first rounds find nothing where it will be.
                 if round > 10 {
                     spent.push(ns as f64 / cells as f64);

@@ -1,7 +1,7 @@
 //! What a turn of a mix costs per cell in user space, without the kernel: `cargo bench -p dataplane --bench turn`.
 //!
 //! Prints nanoseconds of thread CPU time per cell, medians of nine rounds, by direction, number of channels and pool.
-//! The copy of each cell into its frame, which the kernel makes in the real thing, is in it.
+//! The copy of each cell into its buffer, which the kernel makes in the real thing, is in it.
 
 use rustix::time::{ClockId, clock_gettime};
 use wire::cell::Class;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use wire::cell::Header;
 
-use crate::frame::{Cell, FreeList, Sealed};
+use crate::buffer::{Cell, FreeList, Sealed};
 use crate::latency::{Latency, Times};
 use crate::punt::Bytes;
 use crate::{Nanos, sys};
 
-/// Most cells of one receive call. A call takes so many trains that these cells stay in the cache until they are
+/// Most cells of one receive call. A call takes so many bursts that these cells stay in the cache until they are
 /// opened.
 pub const RECEIVE_MAX: usize = 1024;
 /// Most handshake datagrams of one receive call; control's queue takes fewer.
@@ -46,7 +46,7 @@ pub struct Arrivals {
     pub handshakes_over: u64,
     /// Datagrams of any other length.
     pub odd: u64,
-    /// Cells of a train longer than any that a neighbour sends.
+    /// Cells of a burst longer than any that a neighbour sends.
     pub cut: u64,
 }
 
@@ -70,8 +70,8 @@ impl Arrivals {
         self.cells.push(cell);
     }
 
-    /// Adds a train of cells.
-    pub fn push_train(&mut self, cells: impl Iterator<Item = Cell<Sealed>>, peer: SocketAddr) {
+    /// Adds a burst of cells.
+    pub fn push_burst(&mut self, cells: impl Iterator<Item = Cell<Sealed>>, peer: SocketAddr) {
         let before = self.cells.len();
         self.cells.extend(cells);
         let count = self.cells.len() - before;
@@ -231,20 +231,20 @@ impl Departures {
         self.cells.iter().map(|cell| cell.bytes(self.cell_len))
     }
 
-    /// The same cut into trains of at most `most` cells to one peer.
-    pub fn trains(&self, most: usize) -> impl Iterator<Item = (SocketAddr, usize)> {
+    /// The same cut into bursts of at most `most` cells to one peer.
+    pub fn bursts(&self, most: usize) -> impl Iterator<Item = (SocketAddr, usize)> {
         self.runs
             .iter()
             .flat_map(move |(peer, count)| (0..*count).step_by(most).map(move |at| (*peer, most.min(count - at))))
     }
 
-    /// The first `count` were sent: their frames go back.
+    /// The first `count` were sent: their buffers go back.
     pub fn done(&mut self, count: usize, free: &mut FreeList) {
         self.gone += count;
         self.remove(count, free);
     }
 
-    /// The first `count` will not be sent: their frames go back.
+    /// The first `count` will not be sent: their buffers go back.
     pub fn lose(&mut self, count: usize, free: &mut FreeList) {
         self.groups.range_mut(self.gone..self.gone + count).for_each(|group| *group = NOBODY);
         self.done(count, free);
@@ -279,7 +279,7 @@ impl Departures {
 
     fn remove(&mut self, count: usize, free: &mut FreeList) {
         for cell in self.cells.drain(..count) {
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         let mut left = count;
         while left > 0 {
@@ -299,13 +299,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_cover_every_cell_once_and_frames_come_back() {
+    fn runs_cover_every_cell_once_and_buffers_come_back() {
         let mut free = FreeList::new(5);
         let (a, b): (SocketAddr, SocketAddr) = ("1.2.3.4:5".parse().unwrap(), "[::1]:6".parse().unwrap());
         let mut arrivals = Arrivals::new();
         arrivals.push(Cell::new(free.take().unwrap()), a);
-        arrivals.push_train(std::iter::from_fn(|| free.take().map(Cell::new)).take(1), a);
-        arrivals.push_train(std::iter::empty(), b);
+        arrivals.push_burst(std::iter::from_fn(|| free.take().map(Cell::new)).take(1), a);
+        arrivals.push_burst(std::iter::empty(), b);
         arrivals.push(Cell::new(free.take().unwrap()), b);
         arrivals.push(Cell::new(free.take().unwrap()), a);
         assert_eq!(arrivals.runs.iter().map(|run| run.count).collect::<Vec<_>>(), [2, 1, 1]);
@@ -314,8 +314,8 @@ mod tests {
         for (cell, peer) in arrivals.cells.drain(..).zip(peers) {
             departures.push_run(std::iter::once(cell), peer);
         }
-        assert_eq!(departures.trains(64).collect::<Vec<_>>(), [(a, 2), (b, 1), (a, 1)]);
-        assert_eq!(departures.trains(1).count(), 4);
+        assert_eq!(departures.bursts(64).collect::<Vec<_>>(), [(a, 2), (b, 1), (a, 1)]);
+        assert_eq!(departures.bursts(1).count(), 4);
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a, a, b, a]);
         departures.done(3, &mut free);
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a]);

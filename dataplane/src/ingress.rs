@@ -7,11 +7,12 @@
 use std::net::SocketAddr;
 
 use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
-use crate::frame::{Cell, FreeList, Sealed};
+use crate::buffer::{Cell, FreeList, Sealed};
 use crate::lanes;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::links::{Links, Rank, Side};
 use crate::punt::{Bytes, Punt, PuntSender};
 use crate::table::{ChannelState, Table};
@@ -60,9 +61,9 @@ pub struct Gate {
 /// What may arrive at the socket towards `side` of hop `position` (0 is the entry).
 pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
     let (direction, link, handshakes): (_, _, &[usize]) = match (side, position) {
-        (Side::Up, 1) => (Direction::Forward, 1, &[672]),
-        (Side::Up, i) => (Direction::Forward, i, &[686]),
-        (Side::Down, i) => (Direction::Backward, i + 1, &[1176, 64]),
+        (Side::Up, 1) => (Direction::Forward, 1, &[NK_HALF_LEN]),
+        (Side::Up, i) => (Direction::Forward, i, &[IK_HALF_LEN]),
+        (Side::Down, i) => (Direction::Backward, i + 1, &[RESPONSE_LEN, COOKIE_LEN]),
     };
     Lengths { cell: shape.cell_len(direction, link), handshakes }
 }
@@ -96,14 +97,14 @@ impl Gate {
         out: &mut Vec<Admitted>,
     ) {
         tally.received += arrivals.len() as u64;
-        tally.drop_many(Drop::Length, std::mem::take(&mut arrivals.odd));
-        tally.drop_many(Drop::Cut, std::mem::take(&mut arrivals.cut));
-        tally.drop_many(Drop::PuntFull, std::mem::take(&mut arrivals.handshakes_over));
+        tally.drop_many(DropReason::Length, std::mem::take(&mut arrivals.odd));
+        tally.drop_many(DropReason::Cut, std::mem::take(&mut arrivals.cut));
+        tally.drop_many(DropReason::PuntFull, std::mem::take(&mut arrivals.handshakes_over));
         for (from, datagram) in arrivals.handshakes.drain(..) {
             if punts.send_modestly(Punt::Handshake { side: self.side, from, datagram }) {
                 tally.consumed += 1;
             } else {
-                tally.drop(Drop::PuntFull);
+                tally.drop(DropReason::PuntFull);
             }
         }
         if self.lanes > 1 {
@@ -135,7 +136,7 @@ impl Gate {
                 Verdict::Punted => tally.consumed += 1,
                 Verdict::Dropped(reason) => tally.drop(reason),
             }
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         self.blocks.clear();
         self.found.clear();
@@ -175,7 +176,7 @@ impl Gate {
 enum Verdict {
     Data { header: Header, channel: u32, link: u32, next_slot: Option<Box<(u32, SocketAddr)>> },
     Punted,
-    Dropped(Drop),
+    Dropped(DropReason),
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -191,27 +192,27 @@ fn judge<C: ChannelState>(
 ) -> Verdict {
     let Some(Found { link, slot, rank, channel, header }) = found else {
         let stranger = table.links.at(side, peer).is_empty();
-        return Verdict::Dropped(if stranger { Drop::Stranger } else { Drop::Header });
+        return Verdict::Dropped(if stranger { DropReason::Stranger } else { DropReason::Header });
     };
     if !header.kind.travels(direction) {
-        return Verdict::Dropped(Drop::Kind);
+        return Verdict::Dropped(DropReason::Kind);
     }
     if header.kind != Kind::Data {
         let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
         return if punts.send(Punt::Cell { link, slot, from: peer, header, body }) {
             Verdict::Punted
         } else {
-            Verdict::Dropped(Drop::PuntFull)
+            Verdict::Dropped(DropReason::PuntFull)
         };
     }
     let Some(channel) = channel else {
-        return Verdict::Dropped(Drop::Channel);
+        return Verdict::Dropped(DropReason::Channel);
     };
     if header.sub != 0 {
-        return Verdict::Dropped(Drop::Sub);
+        return Verdict::Dropped(DropReason::Sub);
     }
     let record = table.record(channel).expect("the index lists live channels");
-    match record.state.window(direction).admits(header.seq) {
+    match record.state.window(direction).accept(header.seq) {
         Ok(()) => {
             Verdict::Data { header, channel, link, next_slot: (rank == Rank::Next).then(|| Box::new((slot, peer))) }
         }

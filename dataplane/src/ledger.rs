@@ -18,15 +18,15 @@ macro_rules! drops {
         /// Why a packet was dropped.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum Drop { $($(#[$doc])* $name,)* }
+        pub enum DropReason { $($(#[$doc])* $name,)* }
 
-        impl Drop {
+        impl DropReason {
             /// Every reason.
-            pub const ALL: &[Drop] = &[$(Drop::$name,)*];
+            pub const ALL: &[DropReason] = &[$(DropReason::$name,)*];
 
             /// Its name in reports.
             pub const fn name(self) -> &'static str {
-                match self { $(Drop::$name => $text,)* }
+                match self { $(DropReason::$name => $text,)* }
             }
         }
     };
@@ -35,7 +35,7 @@ macro_rules! drops {
 drops! {
     /// Neither the link's cell length nor a handshake's.
     Length => "length",
-    /// Beyond what is taken of one train; neighbours send none so long.
+    /// Beyond what is taken of one burst; neighbours send none so long.
     Cut => "cut",
     /// From an address without a link.
     Stranger => "stranger",
@@ -59,8 +59,8 @@ drops! {
     PuntFull => "control-queue-full",
     /// A cell of control's that found its pool full.
     PoolFull => "pool-full",
-    /// No free frame for a cell of our own.
-    NoFrame => "no-frame",
+    /// No free buffer for a cell of our own.
+    NoBuffer => "no-buffer",
     /// The outgoing link has no current slot.
     LinkDown => "link-down",
     /// The outgoing link has ended while the cell was pooled.
@@ -137,32 +137,32 @@ drops! {
     Shutdown => "shutdown",
 }
 
-impl Drop {
+impl DropReason {
     /// What a datagram of a flow is dropped for that the exit refused so.
-    pub(crate) fn of_status(status: Status) -> Drop {
+    pub(crate) fn of_status(status: Status) -> DropReason {
         match status {
-            Status::Refused => Drop::Policy,
-            Status::Unresolvable => Drop::Unresolvable,
-            Status::Unreachable => Drop::Unreachable,
-            Status::TooManyFlows => Drop::ExitFull,
-            Status::TooLarge => Drop::TooLarge,
-            Status::Open | Status::UnknownFlow => Drop::Flow,
+            Status::Refused => DropReason::Policy,
+            Status::Unresolvable => DropReason::Unresolvable,
+            Status::Unreachable => DropReason::Unreachable,
+            Status::TooManyFlows => DropReason::ExitFull,
+            Status::TooLarge => DropReason::TooLarge,
+            Status::Open | Status::UnknownFlow => DropReason::Flow,
         }
     }
 
     /// What an exit tells the entry of a flow that it refuses for this.
     pub(crate) fn status(self) -> Status {
         match self {
-            Drop::Policy => Status::Refused,
-            Drop::Unresolvable => Status::Unresolvable,
-            Drop::Flow => Status::UnknownFlow,
+            DropReason::Policy => Status::Refused,
+            DropReason::Unresolvable => Status::Unresolvable,
+            DropReason::Flow => Status::UnknownFlow,
             _ => Status::TooManyFlows,
         }
     }
 }
 
 /// Number of reasons.
-pub const DROPS: usize = Drop::ALL.len();
+pub const DROPS: usize = DropReason::ALL.len();
 
 /// Counters of one unit in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,17 +191,17 @@ impl Default for Tally {
 
 impl Tally {
     /// Counts a drop.
-    pub fn drop(&mut self, reason: Drop) {
+    pub fn drop(&mut self, reason: DropReason) {
         self.dropped[reason as usize] += 1;
     }
 
     /// Counts several drops.
-    pub fn drop_many(&mut self, reason: Drop, count: u64) {
+    pub fn drop_many(&mut self, reason: DropReason, count: u64) {
         self.dropped[reason as usize] += count;
     }
 
     /// Drops of one reason.
-    pub fn drops(&self, reason: Drop) -> u64 {
+    pub fn drops(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
     }
 
@@ -287,23 +287,23 @@ pub struct Ledger {
     pub datagrams: Pair,
     /// Releases.
     pub batches: Batches,
-    /// Frames that nobody holds or that wait at a socket for what comes, and all frames.
-    pub frames: (u64, u64),
+    /// Buffers that nobody holds or that wait at a socket for what comes, and all frames.
+    pub buffers: (u64, u64),
     /// Messages of the kernel's that carried cells.
     pub traffic: Traffic,
     /// Links and open channels now; client sockets and flows on entry and exit.
     pub gauges: Gauges,
 }
 
-/// What passed through link sockets, in messages of the kernel's: a train counts once.
+/// What passed through link sockets, in messages of the kernel's: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Received.
     pub received: u64,
     /// Sent.
     pub sent: u64,
-    /// Whether cells may leave in trains, on every socket.
-    pub trains: bool,
+    /// Whether cells may leave in GSO bursts, on every socket.
+    pub gso: bool,
     /// Whether they go through io_uring, on every socket.
     pub uring: bool,
 }
@@ -314,7 +314,7 @@ impl Traffic {
         Traffic {
             received: self.received + other.received,
             sent: self.sent + other.sent,
-            trains: self.trains && other.trains,
+            gso: self.gso && other.gso,
             uring: self.uring && other.uring,
         }
     }
@@ -352,7 +352,7 @@ impl Ledger {
                 channels: mine.channels + theirs.channels,
                 largest: mine.largest.max(theirs.largest),
             },
-            frames: (self.frames.0.wrapping_add(other.frames.0), self.frames.1 + other.frames.1),
+            buffers: (self.buffers.0.wrapping_add(other.buffers.0), self.buffers.1 + other.buffers.1),
             traffic: self.traffic.and(other.traffic),
             gauges: Gauges {
                 links: here.links + there.links,
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn names_are_distinct() {
-        let names: std::collections::HashSet<_> = Drop::ALL.iter().map(|d| d.name()).collect();
+        let names: std::collections::HashSet<_> = DropReason::ALL.iter().map(|d| d.name()).collect();
         assert_eq!(names.len(), DROPS);
     }
 
@@ -378,7 +378,7 @@ mod tests {
     fn a_tally_closes_only_when_everything_is_accounted_for() {
         let mut tally = Tally { received: 3, sent: 1, held: 1, ..Tally::default() };
         assert!(!tally.closed());
-        tally.drop(Drop::Replay);
+        tally.drop(DropReason::Replay);
         assert!(tally.closed());
     }
 }

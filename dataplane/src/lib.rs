@@ -11,9 +11,9 @@
 #![deny(unsafe_code)]
 
 pub mod batch;
+pub mod buffer;
 pub mod entry;
 pub mod exit;
-pub mod frame;
 pub mod histogram;
 pub mod ingress;
 pub mod io;

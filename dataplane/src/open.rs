@@ -7,11 +7,11 @@ use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ingress::Admitted;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::punt::{Punt, PuntSender};
-use crate::table::{BackwardLane, ForwardLane, Table};
+use crate::table::{BackwardHalf, ForwardHalf, Table};
 use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
@@ -33,7 +33,7 @@ fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted
 ///
 /// Control is told of a cell that authenticates under a link's next slot, and promotes it.
 #[allow(clippy::too_many_arguments)]
-pub fn forward<C: ForwardLane>(
+pub fn forward<C: ForwardHalf>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
     hop: usize,
@@ -54,20 +54,20 @@ pub fn forward<C: ForwardLane>(
             if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
                 table.record(channel).expect("admitted this turn").state.forward().prefetch(seq);
             }
-            let lane = table.record(cell.channel).expect("admitted this turn").state.forward();
+            let half = table.record(cell.channel).expect("admitted this turn").state.forward();
             // A cell of an earlier chunk may have moved the window past this one's generation.
-            match lane.key(cell.header.seq) {
+            match half.key(cell.header.seq) {
                 Some((key, iv)) => {
                     verdicts.push(None);
                     jobs.push(Job::new(key, cell.header.data_nonce(iv), cell.cell.body_mut(body)));
                 }
-                None => verdicts.push(Some(Drop::Old)),
+                None => verdicts.push(Some(DropReason::Old)),
             }
         }
         open_batch(&mut jobs);
         let mut opened = jobs.iter().map(|job| job.ok);
         for verdict in verdicts[first..].iter_mut().filter(|verdict| verdict.is_none()) {
-            *verdict = (!opened.next().expect("one job for each")).then_some(Drop::Forged);
+            *verdict = (!opened.next().expect("one job for each")).then_some(DropReason::Forged);
         }
         drop(jobs);
         for (cell, verdict) in chunk.iter().zip(&mut verdicts[first..]) {
@@ -94,7 +94,7 @@ pub fn forward<C: ForwardLane>(
 }
 
 /// Covers backward cells with a mix's keystream in place. What is new stays in `cells`.
-pub fn backward<C: BackwardLane>(
+pub fn backward<C: BackwardHalf>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
     table: &mut Table<C>,
@@ -111,10 +111,10 @@ pub fn backward<C: BackwardLane>(
             if let Some(&(channel, seq)) = numbers.get(i + AHEAD) {
                 table.record(channel).expect("admitted this turn").state.backward().prefetch(seq);
             }
-            let lane = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
+            let half = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = lane.mark(cell.header.seq, now / SECOND).err().map(Drop::from);
+            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(DropReason::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);
@@ -125,14 +125,14 @@ pub fn backward<C: BackwardLane>(
             if verdict.is_some() {
                 continue;
             }
-            let lane = table.record(cell.channel).expect("admitted this turn").state.backward();
-            match lane.key(cell.header.seq) {
+            let half = table.record(cell.channel).expect("admitted this turn").state.backward();
+            match half.key(cell.header.seq) {
                 Some((key, iv)) => {
                     let nonce = cell.header.data_nonce(iv);
                     jobs.push(Job::new(key, nonce, cell.cell.body_mut(shape.backward_body())));
                 }
                 // Behind the window by now: a later cell of this chunk is far ahead of it.
-                None => *verdict = Some(Drop::Old),
+                None => *verdict = Some(DropReason::Old),
             }
         }
         ctr_batch(&mut jobs);
@@ -144,7 +144,7 @@ pub fn backward<C: BackwardLane>(
 /// Drops what has a verdict; the rest keeps its order.
 pub(crate) fn keep(
     cells: &mut Vec<Admitted>,
-    verdicts: &mut Vec<Option<Drop>>,
+    verdicts: &mut Vec<Option<DropReason>>,
     free: &mut FreeList,
     tally: &mut Tally,
 ) {
@@ -160,16 +160,16 @@ pub(crate) fn keep(
         }
         None => false,
     }) {
-        free.give(dropped.cell.into_frame());
+        free.give(dropped.cell.into_buffer());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Cell;
+    use crate::buffer::Cell;
     use crate::links::{Rank, Side};
-    use crate::table::{ChannelState, Lane, Record};
+    use crate::table::{ChannelState, Half, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
     use wire::gcm::seal_batch;
     use wire::kdf::Secret;
@@ -178,20 +178,20 @@ mod tests {
     use wire::replay::Window;
     use zeroize::Zeroizing;
 
-    struct OneLane(Lane<AeadKey>);
+    struct OneHalf(Half<AeadKey>);
 
-    impl ChannelState for OneLane {
+    impl ChannelState for OneHalf {
         fn window(&self, _direction: Direction) -> &Window {
             self.0.window()
         }
     }
 
-    impl ForwardLane for OneLane {
-        fn forward(&self) -> &Lane<AeadKey> {
+    impl ForwardHalf for OneHalf {
+        fn forward(&self) -> &Half<AeadKey> {
             &self.0
         }
 
-        fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+        fn forward_mut(&mut self) -> &mut Half<AeadKey> {
             &mut self.0
         }
     }
@@ -206,7 +206,7 @@ mod tests {
         let key = Zeroizing::new([1; 16]);
         table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
         table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
-        let state = OneLane(Lane::new(&secret, 0, 64, None, 0));
+        let state = OneHalf(Half::new(&secret, 0, 64, None, 0));
         table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, state });
         let (ring, mut control) = rtrb::RingBuffer::new(8);
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
@@ -236,8 +236,8 @@ mod tests {
                 1 => assert_eq!(seen, (true, 1, 5, 6, true)),
                 _ => assert_eq!(seen, (false, 0, 5, 6, true), "neither does a copy, nor what is forged behind it"),
             }
-            cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_frame()));
+            cells.drain(..).for_each(|admitted| free.give(admitted.cell.into_buffer()));
         }
-        assert_eq!((tally.drops(Drop::Forged), tally.drops(Drop::Replay)), (2, 1));
+        assert_eq!((tally.drops(DropReason::Forged), tally.drops(DropReason::Replay)), (2, 1));
     }
 }

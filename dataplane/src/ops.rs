@@ -1,6 +1,6 @@
 //! Control's end of the rings to the workers.
 //!
-//! A node has one worker, or one for each of its lanes ([`crate::mix::crew`]). Links go to all of them; a channel goes
+//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel goes
 //! to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
 
 use std::collections::VecDeque;

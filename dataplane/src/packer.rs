@@ -6,8 +6,8 @@
 use hashbrown::HashMap;
 use wire::frames::{Frame, Writer};
 
-use crate::frame::{Cell, FreeList, Opened};
-use crate::ledger::Drop;
+use crate::buffer::{Cell, FreeList, Opened};
+use crate::ledger::DropReason;
 
 /// A cell whose inside is being written.
 struct Building {
@@ -33,8 +33,8 @@ impl Packer {
     /// Appends a frame to the channel's cell, or to a new one.
     ///
     /// # Errors
-    /// No frame is free, or the frame fits no cell.
-    pub fn put(&mut self, channel: u32, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), Drop> {
+    /// No buffer is free, or the frame fits no cell.
+    pub fn put(&mut self, channel: u32, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), DropReason> {
         if let Some(&at) = self.last.get(&channel) {
             let building = &mut self.cells[at];
             let mut writer = Writer::resume(building.cell.body_mut(self.payload), building.written);
@@ -43,11 +43,11 @@ impl Packer {
                 return Ok(());
             }
         }
-        let mut cell = Cell::own(free.take().ok_or(Drop::NoFrame)?);
+        let mut cell = Cell::own(free.take().ok_or(DropReason::NoBuffer)?);
         let mut writer = Writer::new(cell.body_mut(self.payload));
         if !writer.put(frame) {
-            free.give(cell.into_frame());
-            return Err(Drop::TooLarge);
+            free.give(cell.into_buffer());
+            return Err(DropReason::TooLarge);
         }
         let written = writer.written();
         self.last.insert(channel, self.cells.len());
@@ -88,7 +88,7 @@ mod tests {
             }
         }
         let too_large = Frame::Dgram { flow: 1, data: &[0; 204] };
-        assert_eq!(packer.put(3, &too_large, &mut free), Err(Drop::TooLarge));
+        assert_eq!(packer.put(3, &too_large, &mut free), Err(DropReason::TooLarge));
         let mut cells: Vec<_> = packer.finish().collect();
         assert_eq!(cells.len(), 4, "three datagrams of 65 bytes to a cell");
         for channel in [3, 4] {

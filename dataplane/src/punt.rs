@@ -129,14 +129,14 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Copies at most a frame's worth.
+    /// Copies at most a buffer's worth.
     pub fn copy(from: &[u8]) -> Bytes {
         let mut bytes = [0; MAX_CELL_LEN];
         bytes[..from.len()].copy_from_slice(from);
         Bytes { len: from.len(), bytes }
     }
 
-    /// Copies `len` bytes, at most a frame's worth, which `parts` hold one after the other.
+    /// Copies `len` bytes, at most a buffer's worth, which `parts` hold one after the other.
     pub fn gather<'a>(len: usize, parts: impl Iterator<Item = &'a [u8]>) -> Bytes {
         let (mut bytes, mut at) = ([0; MAX_CELL_LEN], 0);
         for part in parts {
@@ -223,7 +223,7 @@ mod tests {
         let handshake = || Punt::Handshake {
             side: Side::Up,
             from: SocketAddr::from(([192, 0, 2, 1], 1)),
-            datagram: Bytes::copy(&[1; 672]),
+            datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
         };
         assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
         let activity = || Punt::Activity { link: 1, received: true, sent: false };

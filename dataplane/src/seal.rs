@@ -8,9 +8,9 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
 
 use crate::batch::Departures;
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::lanes::address;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::links::{Links, place};
 use crate::pool::Pooled;
 
@@ -48,9 +48,9 @@ impl Sealer {
             self.blocks.extend(same.map(|pooled| pooled.ticket.header.to_block()));
             let link = links.link(link_id);
             let slot = match (link, sealed_for) {
-                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(Drop::LinkDown),
-                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(Drop::SlotExpired),
-                (None, _) => Err(Drop::LinkGone),
+                (Some(link), None) => link.current().map(|slot| (slot, link.peer())).ok_or(DropReason::LinkDown),
+                (Some(link), Some(id)) => link.slot(id).map(|slot| (slot, link.peer())).ok_or(DropReason::SlotExpired),
+                (None, _) => Err(DropReason::LinkGone),
             };
             match slot {
                 Ok((slot, peer)) => {
@@ -67,7 +67,7 @@ impl Sealer {
                 Err(reason) => {
                     tally.drop_many(reason, self.blocks.len() as u64);
                     let run = cells.by_ref().take(self.blocks.len());
-                    run.for_each(|pooled| free.give(pooled.cell.into_frame()));
+                    run.for_each(|pooled| free.give(pooled.cell.into_buffer()));
                 }
             }
         }
@@ -109,7 +109,7 @@ fn lane(pooled: &Pooled, lanes: usize) -> usize {
 mod tests {
     use super::*;
     use crate::batch::Label;
-    use crate::frame::Cell;
+    use crate::buffer::Cell;
     use crate::links::{PLACE_BITS, Rank, Side};
     use crate::pool::ticket;
     use rand::SeedableRng;
@@ -140,7 +140,7 @@ mod tests {
             })
             .collect();
         sealer.run(&mut release, 1, &mut links, &mut out, &mut free, &mut tally);
-        assert_eq!((out.len(), tally.drops(Drop::LinkGone), tally.drops(Drop::LinkDown)), (1, 2, 1));
+        assert_eq!((out.len(), tally.drops(DropReason::LinkGone), tally.drops(DropReason::LinkDown)), (1, 2, 1));
         assert!(links.link(old).is_none() && links.link(new).is_some());
         links.retire(old);
         assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");
@@ -169,7 +169,7 @@ mod tests {
             let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link).collect();
             links.dedup();
             *orders.entry(links).or_default() += 1;
-            release.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+            release.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
         }
         assert_eq!(orders.len(), 6, "each link is one group");
         // Chi-squared with 5 degrees of freedom: 20.5 has p = 0.001.

@@ -16,7 +16,7 @@ use wire::setup::HopSecrets;
 use zeroize::Zeroizing;
 
 use crate::entry::Listener;
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::links::{Links, Rank, Side};
 use crate::punt::Ended;
 use crate::slab::Slab;
@@ -149,7 +149,7 @@ pub enum ChannelKeys {
 
 /// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
 #[repr(C, align(64))]
-pub struct Lane<K> {
+pub struct Half<K> {
     window: Window,
     /// Link and number under which its cells leave; none where they end.
     pub onward: Option<(u32, u32)>,
@@ -159,13 +159,13 @@ pub struct Lane<K> {
 }
 
 #[cfg(target_arch = "x86_64")]
-const _: () = assert!(std::mem::offset_of!(Lane<AeadKey>, keys) == 64 && size_of::<Lane<AeadKey>>() == 12 * 64);
+const _: () = assert!(std::mem::offset_of!(Half<AeadKey>, keys) == 64 && size_of::<Half<AeadKey>>() == 12 * 64);
 
-impl<K: Prepared> Lane<K> {
+impl<K: Prepared> Half<K> {
     /// From sec\[0\], with a window of `width` numbers from `first`. `seen_s` is when it opened.
     pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(u32, u32)>, seen_s: u64) -> Self {
         let (keys, window) = (Generations::new(sec0, first), Window::new(first, width));
-        Lane { keys, window, onward, seen_s: seen_s as u32 }
+        Half { keys, window, onward, seen_s: seen_s as u32 }
     }
 
     /// Key and iv of a number in range.
@@ -199,7 +199,7 @@ impl<K: Prepared> Lane<K> {
     /// Why the number is refused.
     pub fn mark(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
         let before = self.window.lowest();
-        self.window.mark(seq)?;
+        self.window.mark_seen(seq)?;
         self.seen_s = now_s as u32;
         let lowest = self.window.lowest();
         // Who asks the keys touches a line behind them.
@@ -222,19 +222,19 @@ pub trait ChannelState {
 }
 
 /// A channel with a forward layer to take off: at a mix and at the exit.
-pub trait ForwardLane: ChannelState {
+pub trait ForwardHalf: ChannelState {
     /// Its keys and window.
-    fn forward(&self) -> &Lane<AeadKey>;
+    fn forward(&self) -> &Half<AeadKey>;
     /// The same, to be marked.
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey>;
+    fn forward_mut(&mut self) -> &mut Half<AeadKey>;
 }
 
 /// A channel with a backward layer to put on: at a mix.
-pub trait BackwardLane: ChannelState {
+pub trait BackwardHalf: ChannelState {
     /// Its keys and window.
-    fn backward(&self) -> &Lane<StreamKey>;
+    fn backward(&self) -> &Half<StreamKey>;
     /// The same, to be marked.
-    fn backward_mut(&mut self) -> &mut Lane<StreamKey>;
+    fn backward_mut(&mut self) -> &mut Half<StreamKey>;
 }
 
 /// A channel; what a cell needs of it comes first.
@@ -261,7 +261,7 @@ pub struct Table<C> {
     by_down: ByNumber,
     open: usize,
     /// Scratch of the stages: one verdict per cell.
-    pub(crate) verdicts: Vec<Option<Drop>>,
+    pub(crate) verdicts: Vec<Option<DropReason>>,
 }
 
 impl<C> Default for Table<C> {
@@ -284,7 +284,7 @@ impl<C: ChannelState> Table<C> {
     }
 }
 
-impl<C: ForwardLane> Table<C> {
+impl<C: ForwardHalf> Table<C> {
     /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
     pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
         let record = self.record(channel)?;
@@ -396,12 +396,12 @@ impl<C> Table<C> {
     }
 }
 
-impl From<Refused> for Drop {
-    fn from(refused: Refused) -> Drop {
+impl From<Refused> for DropReason {
+    fn from(refused: Refused) -> DropReason {
         match refused {
-            Refused::Old => Drop::Old,
-            Refused::Ahead => Drop::Ahead,
-            Refused::Seen => Drop::Replay,
+            Refused::Old => DropReason::Old,
+            Refused::Ahead => DropReason::Ahead,
+            Refused::Seen => DropReason::Replay,
         }
     }
 }
@@ -413,13 +413,13 @@ mod tests {
 
     #[test]
     fn a_hop_forgets_the_generations_that_its_window_has_passed() {
-        let mut lane = Lane::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
+        let mut half = Half::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
         for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
-            lane.mark(seq, 0).unwrap();
-            assert!(lane.key(0).is_some(), "{seq}: the window still reaches back");
+            half.mark(seq, 0).unwrap();
+            assert!(half.key(0).is_some(), "{seq}: the window still reaches back");
         }
-        lane.mark((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
-        assert!(lane.key((1 << 20) - 1).is_none());
-        assert!(lane.key(1 << 20).is_some() && lane.key(2 << 20).is_some());
+        half.mark((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
+        assert!(half.key((1 << 20) - 1).is_none());
+        assert!(half.key(1 << 20).is_some() && half.key(2 << 20).is_some());
     }
 }

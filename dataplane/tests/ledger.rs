@@ -1,5 +1,5 @@
 //! A real mix between two links that do whatever they like, against plain books: at every turn each
-//! counter of its ledger, by direction and by reason, is what the books say, and every frame is somewhere.
+//! counter of its ledger, by direction and by reason, is what the books say, and every buffer is somewhere.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -8,13 +8,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
-use dataplane::frame::FreeList;
+use dataplane::buffer::FreeList;
 use dataplane::histogram::Histogram;
 use dataplane::ingress::lengths;
 use dataplane::io::mem::{Datagram, MemNet, MemPort};
 use dataplane::io::{Port, Rx, Tx};
 use dataplane::lanes::Lanes;
-use dataplane::ledger::{Drop, Ledger, Tally};
+use dataplane::ledger::{DropReason, Ledger, Tally};
 use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender, RESERVED};
@@ -28,6 +28,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::handshake::{IK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::link::HeaderKey;
@@ -198,18 +199,18 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn range(&self, seq: u64) -> Option<Drop> {
+    fn range(&self, seq: u64) -> Option<DropReason> {
         if seq + WINDOW < self.next {
-            Some(Drop::Old)
+            Some(DropReason::Old)
         } else if seq >= self.next + AHEAD {
-            Some(Drop::Ahead)
+            Some(DropReason::Ahead)
         } else {
             None
         }
     }
 
-    fn mark(&mut self, seq: u64) -> Option<Drop> {
-        let verdict = self.range(seq).or((!self.seen.insert(seq)).then_some(Drop::Replay));
+    fn mark(&mut self, seq: u64) -> Option<DropReason> {
+        let verdict = self.range(seq).or((!self.seen.insert(seq)).then_some(DropReason::Replay));
         if verdict.is_none() {
             self.next = self.next.max(seq + 1);
         }
@@ -248,13 +249,14 @@ struct Count {
 }
 
 impl Count {
-    fn drop(&mut self, reason: Drop) {
+    fn drop(&mut self, reason: DropReason) {
         *self.dropped.entry(reason.name()).or_default() += 1;
     }
 
     /// What a ledger says, beyond what it said before.
     fn since(tally: &Tally, before: &Tally) -> Count {
-        let dropped = Drop::ALL.iter().map(|reason| (reason.name(), tally.drops(*reason) - before.drops(*reason)));
+        let dropped =
+            DropReason::ALL.iter().map(|reason| (reason.name(), tally.drops(*reason) - before.drops(*reason)));
         Count {
             received: tally.received - before.received,
             injected: tally.injected - before.injected,
@@ -293,25 +295,29 @@ impl Books {
             for arrival in batch {
                 self.count.received += 1;
                 match arrival {
-                    Arrival::Length(_) => self.count.drop(Drop::Length),
+                    Arrival::Length(_) => self.count.drop(DropReason::Length),
                     Arrival::Handshake if modest => self.count.consumed += 1,
-                    Arrival::Handshake => self.count.drop(Drop::PuntFull),
-                    Arrival::Stranger => self.count.drop(Drop::Stranger),
-                    Arrival::Garbage => self.count.drop(Drop::Header),
-                    Arrival::Cell { slot, .. } if slots.get(&slot) != Some(&self.from) => self.count.drop(Drop::Header),
+                    Arrival::Handshake => self.count.drop(DropReason::PuntFull),
+                    Arrival::Stranger => self.count.drop(DropReason::Stranger),
+                    Arrival::Garbage => self.count.drop(DropReason::Header),
+                    Arrival::Cell { slot, .. } if slots.get(&slot) != Some(&self.from) => {
+                        self.count.drop(DropReason::Header)
+                    }
                     Arrival::Cell { kind: Kind::Data, channel, seq, sub, forged, .. } => {
                         if channel >= CHANNELS || !open[channel as usize] {
-                            self.count.drop(Drop::Channel);
+                            self.count.drop(DropReason::Channel);
                         } else if sub != 0 {
-                            self.count.drop(Drop::Sub);
+                            self.count.drop(DropReason::Sub);
                         } else if let Some(reason) = self.numbers[channel as usize].range(seq) {
                             self.count.drop(reason);
                         } else {
                             data.push((channel as usize, seq, forged));
                         }
                     }
-                    Arrival::Cell { kind: Kind::Setup, .. } if self.from == Side::Down => self.count.drop(Drop::Kind),
-                    Arrival::Cell { kind: Kind::Ack, .. } if self.from == Side::Up => self.count.drop(Drop::Kind),
+                    Arrival::Cell { kind: Kind::Setup, .. } if self.from == Side::Down => {
+                        self.count.drop(DropReason::Kind)
+                    }
+                    Arrival::Cell { kind: Kind::Ack, .. } if self.from == Side::Up => self.count.drop(DropReason::Kind),
                     Arrival::Cell { .. } => self.count.consumed += 1,
                 }
             }
@@ -319,7 +325,7 @@ impl Books {
             for (channel, seq, forged) in data {
                 // Backward a mix cannot tell.
                 if forged && self.from == Side::Up {
-                    self.count.drop(Drop::Forged);
+                    self.count.drop(DropReason::Forged);
                 } else if let Some(reason) = self.numbers[channel].mark(seq) {
                     self.count.drop(reason);
                 } else {
@@ -330,7 +336,7 @@ impl Books {
                 // Backward a cell is covered after the whole batch is marked, and a later cell of it may
                 // have taken the window out of this one's generation.
                 if self.from == Side::Down && self.numbers[channel].wiped(seq) {
-                    self.count.drop(Drop::Old);
+                    self.count.drop(DropReason::Old);
                 } else {
                     self.pooled.push(None);
                 }
@@ -346,9 +352,9 @@ impl Books {
         let current = slots.values().any(|side| *side != self.from);
         for slot in std::mem::take(&mut self.pooled) {
             match slot {
-                None if !current => self.count.drop(Drop::LinkDown),
+                None if !current => self.count.drop(DropReason::LinkDown),
                 Some(slot) if slots.get(&slot).is_none_or(|side| *side == self.from) => {
-                    self.count.drop(Drop::SlotExpired);
+                    self.count.drop(DropReason::SlotExpired);
                 }
                 _ => self.queued += 1,
             }
@@ -365,7 +371,7 @@ impl Books {
     }
 }
 
-/// A mix, for all cases: its frames live as long as the process.
+/// A mix, for all cases: its buffers live as long as the process.
 struct World {
     net: MemNet,
     mix: Mix<Moody, Moody>,
@@ -517,7 +523,7 @@ impl World {
         let (mut from, mut bytes) = (peer(side), vec![0x5a; cell_len(side)]);
         match &mut arrival {
             Arrival::Length(len) => bytes = vec![1; *len],
-            Arrival::Handshake => bytes = vec![1; if side == Side::Up { 686 } else { 1176 }],
+            Arrival::Handshake => bytes = vec![1; if side == Side::Up { IK_HALF_LEN } else { RESPONSE_LEN }],
             Arrival::Stranger => from.set_port(10),
             Arrival::Garbage => {}
             Arrival::Cell { slot, kind, channel, seq, sub, forged } => {
@@ -640,7 +646,7 @@ impl World {
                     prop_assert_eq!(&Count::since(&ledger.cells.forward, &before.cells.forward), &books[0].count);
                     prop_assert_eq!(&Count::since(&ledger.cells.backward, &before.cells.backward), &books[1].count);
                     let held = books[0].count.held + books[1].count.held;
-                    prop_assert_eq!(ledger.frames.0 + held, ledger.frames.1, "every frame is somewhere");
+                    prop_assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "every buffer is somewhere");
                     prop_assert_eq!(ledger.datagrams, before.datagrams, "a mix has no datagrams");
                 }
             }
@@ -662,7 +668,7 @@ fn hold_against_the_books(modest: bool) {
     world.mix.left(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
-    assert_eq!(ledger.frames.0, ledger.frames.1);
+    assert_eq!(ledger.buffers.0, ledger.buffers.1);
     assert_eq!(ledger.cells.forward.held + ledger.cells.backward.held, 0);
     world.assert_profile(&ledger);
 }
@@ -689,6 +695,6 @@ fn backward_a_cell_that_its_own_batch_leaves_a_generation_behind_is_old() {
     }
     world.case(steps).unwrap();
     let ledger = *world.ledger.lock().unwrap();
-    assert_eq!(ledger.cells.forward.drops(Drop::Old), 0, "forward it is opened before any is marked");
-    assert_eq!(ledger.cells.backward.drops(Drop::Old), 1);
+    assert_eq!(ledger.cells.forward.drops(DropReason::Old), 0, "forward it is opened before any is marked");
+    assert_eq!(ledger.cells.backward.drops(DropReason::Old), 1);
 }

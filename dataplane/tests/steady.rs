@@ -1,5 +1,5 @@
-//! What a cell does not cost in steady state: no allocation, and no copy. The frame that a cell arrived in is the
-//! frame that it leaves from.
+//! What a cell does not cost in steady state: no allocation, and no copy. The buffer that a cell arrived in is the
+//! buffer that it leaves from.
 
 use wire::cell::Class;
 
@@ -43,6 +43,6 @@ fn in_steady_state_no_cell_is_copied_and_none_costs_an_allocation() {
         let mut came = came.clone();
         came.sort_unstable();
         went.sort_unstable();
-        assert_eq!(came, went, "each cell left from the frame that it had arrived in");
+        assert_eq!(came, went, "each cell left from the buffer that it had arrived in");
     }
 }

@@ -15,7 +15,7 @@ fuzz_target!(|input: (u8, u8, u8, bool, &[u8])| {
     let direction = if forward { Direction::Forward } else { Direction::Backward };
     let len = shape.cell_len(direction, link);
     assert!(len <= shape.longest_cell() && len <= MAX_CELL_LEN);
-    assert!(!control::handshake_length(len), "length alone tells cells from handshakes");
+    assert!(!wire::handshake::is_handshake_len(len), "length alone tells cells from handshakes");
     let layers = if forward { shape.hops() - link + 1 } else { 1 };
     assert_eq!(len, 16 + shape.payload() + 16 * layers);
     assert_eq!(shape.control_content(direction, link), len - 32);

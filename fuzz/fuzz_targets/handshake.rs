@@ -8,11 +8,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use control::{Control, Input, Output, Side};
+use control::{Control, Input, Output};
 use eddy_fuzz::{LENGTHS, Step, To, address, config, noise_key, set_mac1, wall};
 use libfuzzer_sys::fuzz_target;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
+use wire::ids::Side;
 use wire::kdf::x25519_public;
 
 const START: Duration = Duration::from_secs(1000);

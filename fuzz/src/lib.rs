@@ -12,6 +12,7 @@ use blake2::digest::{FixedOutput, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use control::{Caps, Config, Descriptor, Identity, NextHop, Role, Timing};
 use wire::cell::{Class, Shape};
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::{Secret, x25519_public};
 
 /// Key hops of the chain.
@@ -168,8 +169,9 @@ pub struct To {
     pub from: u8,
 }
 
-/// Lengths of raw datagrams: all that a handshake has, and some beside them.
-pub const LENGTHS: [usize; 12] = [672, 686, 1176, 64, 0, 1, 8, 32, 40, 671, 1175, 1472];
+/// Lengths of raw datagrams: all handshake lengths, and some others.
+pub const LENGTHS: [usize; 12] =
+    [NK_HALF_LEN, IK_HALF_LEN, RESPONSE_LEN, COOKIE_LEN, 0, 1, 8, 32, 40, NK_HALF_LEN - 1, RESPONSE_LEN - 1, 1472];
 
 impl To {
     fn to_byte(self) -> u8 {

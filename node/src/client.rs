@@ -5,7 +5,7 @@
 //!
 //! use eddy_node::client::{Channel, Entry};
 //!
-//! # fn main() -> anyhow::Result<()> {
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let entry = Entry::start(Path::new("entry.toml"))?;
 //! let channel = Channel::open(&entry)?;
 //! channel.send_to(b"question", &"example.org:5000".parse()?)?;
@@ -38,6 +38,7 @@ use wire::cell::Shape;
 use wire::frames;
 
 use crate::config::{ConfigError, Loaded, NodeRole};
+use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{Listeners, Relay, fits};
 use crate::runtime::running::Running;
@@ -60,7 +61,7 @@ impl Entry {
     ///
     /// # Errors
     /// A mistake in its files, in one line with place and remedy ([`ConfigError`]), or what the system refuses.
-    pub fn start(config: &Path) -> anyhow::Result<Entry> {
+    pub fn start(config: &Path) -> Result<Entry, StartError> {
         let loaded = Loaded::read(config)?;
         let role = loaded.config.role();
         let another = || {
@@ -95,7 +96,7 @@ impl Entry {
     ///
     /// # Errors
     /// A thread had died.
-    pub fn stop(mut self) -> anyhow::Result<NodeReport> {
+    pub fn stop(mut self) -> Result<NodeReport, NodeDied> {
         self.node.take().expect("it runs until it is dropped").stop()
     }
 }

@@ -6,7 +6,12 @@
 pub mod client;
 #[doc(hidden)]
 pub mod config;
+mod error;
+#[doc(hidden)]
+pub mod init;
 #[doc(hidden)]
 pub mod report;
 #[doc(hidden)]
 pub mod runtime;
+
+pub use error::{NodeDied, StartError};

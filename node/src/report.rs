@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use dataplane::histogram::Histogram;
 use dataplane::io::calls::Io;
 use dataplane::latency::{Latency, Profile};
-use dataplane::ledger::{Drop, Ledger, Pair, Tally};
+use dataplane::ledger::{DropReason, Ledger, Pair, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NodeRole, node_name};
@@ -36,7 +36,7 @@ pub struct NodeReport {
     pub batch_sizes: Vec<(u64, u64)>,
     /// How long cells stay.
     pub latency_us: LatencyReport,
-    /// Messages of the kernel's that brought cells, and that took them away: a train of cells counts once.
+    /// Messages of the kernel's that brought cells, and that took them away: a burst of cells counts once.
     pub messages: Messages,
     /// Datagrams that the kernel dropped before the node saw them; in no ledger.
     pub kernel_drops: u64,
@@ -48,8 +48,8 @@ pub struct NodeReport {
     pub flows: u64,
     /// Client sockets (entry) or application sockets (exit) now.
     pub sockets: u64,
-    /// Frames that nobody holds, of how many.
-    pub frames: Frames,
+    /// Buffers that nobody holds, of how many.
+    pub buffers: Buffers,
     /// Handshakes and setups.
     pub handshakes: Handshakes,
     /// What control refused, by reason; only what happened.
@@ -186,13 +186,13 @@ pub struct Messages {
     pub received: u64,
     /// The kernel took it.
     pub sent: u64,
-    /// Whether cells leave in trains.
-    pub trains: bool,
+    /// Whether cells leave in GSO bursts.
+    pub gso: bool,
 }
 
-/// A node's frames.
+/// A node's buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frames {
+pub struct Buffers {
     /// Nobody holds them.
     pub free: u64,
     /// All.
@@ -220,7 +220,7 @@ pub struct Handshakes {
 
 impl From<&Tally> for TallyReport {
     fn from(tally: &Tally) -> TallyReport {
-        let dropped = Drop::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
+        let dropped = DropReason::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
         TallyReport {
             received: tally.received,
             injected: tally.injected,
@@ -292,14 +292,14 @@ impl NodeReport {
             messages: Messages {
                 received: ledger.traffic.received,
                 sent: ledger.traffic.sent,
-                trains: ledger.traffic.trains,
+                gso: ledger.traffic.gso,
             },
             kernel_drops: 0,
             links: ledger.gauges.links,
             channels: ledger.gauges.channels,
             flows: ledger.gauges.flows,
             sockets: ledger.gauges.sockets,
-            frames: Frames { free: ledger.frames.0, total: ledger.frames.1 },
+            buffers: Buffers { free: ledger.buffers.0, total: ledger.buffers.1 },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
             turns: 0,
@@ -342,7 +342,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.cells.forward.received = 5;
         ledger.cells.forward.sent = 3;
-        ledger.cells.forward.drop_many(Drop::Replay, 2);
+        ledger.cells.forward.drop_many(DropReason::Replay, 2);
         ledger.batches.add(3, 2);
         let mut profile = Profile::default();
         profile.batches.add(3, 1);

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 
 use crate::args::{Cli, Command};
+use eddy_node::StartError;
 use eddy_node::config::{ConfigError, NodeRole};
 
 /// Exit code of a mistake in a configuration or on the command line.
@@ -72,7 +73,10 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("eddy: {error:#}");
-    if error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<control::BadConfig>()) {
+    if error
+        .chain()
+        .any(|cause| cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StartError::Config(_))))
+    {
         ExitCode::from(MISTAKE)
     } else {
         ExitCode::FAILURE

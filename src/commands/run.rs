@@ -75,15 +75,15 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         tracing::info!("{}", lengths_line(node.shape()));
     }
     tell(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
-    let mut trains = node.report().messages.trains;
+    let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
             Ok(why) => break why,
             Err(RecvTimeoutError::Timeout) if node.is_alive() => {
-                if trains && !node.report().messages.trains {
-                    trains = false;
+                if gso && !node.report().messages.gso {
+                    gso = false;
                     tracing::warn!(
-                        "the kernel refuses trains of cells where it takes each alone: they leave one by one from now \
+                        "the kernel refuses GSO bursts of cells where it takes each alone: they leave one by one from now \
                          on, at several times the cost; look at the device with `ethtool -k DEV | grep udp-seg`"
                     );
                 }
@@ -128,19 +128,22 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
     }
 }
 
-/// What an application should know of lengths: beyond one cell a datagram costs as many as it takes, and is lost with
-/// any of them.
+/// Lengths of datagrams for applications: a datagram of several cells is lost with any of them.
 fn lengths_line(shape: Shape) -> String {
-    let one = shape.payload() - frames::DGRAM_OVERHEAD;
     format!(
-        "datagrams of up to {one} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        "datagrams of up to {} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        shape.payload() - frames::DGRAM_OVERHEAD,
         frames::longest(shape.payload()),
-        one.saturating_sub(WIREGUARD_OVERHEAD)
+        wireguard_mtu(shape)
     )
 }
 
-/// What WireGuard adds to a packet: header and tag (its whitepaper, 5.4.6).
-const WIREGUARD_OVERHEAD: usize = 16 + 16;
+/// The MTU of a WireGuard interface whose packets travel in one cell each.
+pub(super) fn wireguard_mtu(shape: Shape) -> usize {
+    /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
+    const WIREGUARD_OVERHEAD: usize = 16 + 16;
+    (shape.payload() - frames::DGRAM_OVERHEAD).saturating_sub(WIREGUARD_OVERHEAD)
+}
 
 /// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,
 /// and the ledger must still come out.
@@ -167,10 +170,7 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
 
 /// The last report. Whoever read it may be gone, which is no reason to fail.
 fn print(node: &NodeReport, json: bool) {
-    let text = if json {
-        serde_json::to_string(node).unwrap_or_default() + "\n"
-    } else {
-        tables::render(std::slice::from_ref(node))
-    };
+    let text =
+        if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node, None) };
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -6,6 +6,7 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction::{self, Backward, Forward};
 use wire::cell::HEADER_LEN;
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 
 use super::nodes::Nodes;
 use super::tap::Tap;
@@ -48,9 +49,9 @@ impl Port {
     /// Lengths that are taken for a handshake's there.
     pub fn handshake_lens(&self) -> &'static [usize] {
         match (self.direction, self.link()) {
-            (Forward, 1) => &[672],
-            (Forward, _) => &[686],
-            (Backward, _) => &[1176, 64],
+            (Forward, 1) => &[NK_HALF_LEN],
+            (Forward, _) => &[IK_HALF_LEN],
+            (Backward, _) => &[RESPONSE_LEN, COOKIE_LEN],
         }
     }
 }

@@ -23,7 +23,7 @@ use dataplane::latency::{Profile, Shared};
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
 use dataplane::mix::Mix;
-use dataplane::mix::crew::{self, crew};
+use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::ops::OpSender;
 use dataplane::pool::Mixing;
 use dataplane::punt::PuntSender;
@@ -322,7 +322,7 @@ impl Chain {
                     let (ledger, profile) = (mix.published(), mix.profile());
                     (vec![Box::new(mix)], vec![ledger], vec![profile])
                 } else {
-                    let places = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
+                    let parts = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
                         let (up, down) = (lane_address(position, edge), link_address(position, Side::Down));
                         let up = self.links.port(up, lengths(shape, position, Side::Up));
                         let next = lane_address(position + 1, edge);
@@ -330,9 +330,9 @@ impl Chain {
                             1 => (edge == 0).then(|| port(Side::Down)),
                             _ => Some(self.links.connected(down, next, lengths(shape, position, Side::Down))),
                         };
-                        crew::Place { up, down, ops, punts, waker, rng: seeds() }
+                        ShardParts { up, down, ops, punts, waker, rng: seeds() }
                     });
-                    let workers = crew(settings, places.collect(), [seeds(), seeds()], now);
+                    let workers = shards(settings, parts.collect(), [seeds(), seeds()], now);
                     let ledgers = workers.iter().map(|worker| worker.published()).collect();
                     let profiles = workers.iter().map(|worker| worker.profile()).collect();
                     let workers = workers.into_iter().map(|worker| Box::new(worker) as Box<dyn Worker>).collect();
@@ -462,13 +462,13 @@ impl Chain {
         self.nodes[position].joint.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Every ledger closes and every frame is where it should be.
+    /// Every ledger closes and every buffer is where it should be.
     pub fn assert_closed(&self) {
         for position in 0..self.nodes.len() {
             let ledger = self.ledger(position);
             assert!(ledger.closed(), "node {position}: {ledger:#?}");
             let held = ledger.cells.forward.held + ledger.cells.backward.held;
-            assert_eq!(ledger.frames.0 + held, ledger.frames.1, "frames of node {position}");
+            assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "buffers of node {position}");
         }
     }
 

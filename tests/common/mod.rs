@@ -8,5 +8,5 @@ pub mod nameserver;
 pub mod network;
 pub mod nodes;
 pub mod process;
-pub mod steady;
 pub mod tap;
+pub mod traffic;

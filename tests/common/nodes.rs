@@ -4,8 +4,10 @@
 //! node that starts again finds its port free. The exit's policy admits loopback alone, which
 //! [`Nodes::start`] proves before anything else is sent.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use dataplane::exit::policy::Rule;
 use dataplane::pool::Mixing;
-use eddy::commands::init::{self, Files};
 use eddy_node::config::Forward;
+use eddy_node::init::{self, Files};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -25,8 +27,8 @@ use super::command::{eddy, eddy_with_descriptors};
 use super::process::{counted_by_time, tallies};
 use super::tap::{BOTH, Faults, Tap};
 
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take that is waited for. Generous: a machine may be busy with something else.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.
 pub const PROBE: &[u8] = b"is anybody there? ";
@@ -95,7 +97,7 @@ pub struct Nodes {
     _dir: TempDir,
     plan: Plan,
     host: IpAddr,
-    configs: Vec<std::path::PathBuf>,
+    configs: Vec<PathBuf>,
     running: Vec<Option<Running>>,
     /// The tap of link i at i - 1.
     pub taps: Vec<Tap>,
@@ -105,13 +107,25 @@ pub struct Nodes {
     pub reports: Vec<(usize, Value)>,
 }
 
-/// Waits for a condition; tells what was waited for if it never comes.
+/// Waits for a condition, which is looked at every millisecond at first and every ten later. Panics with what was
+/// waited for if it does not come.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
     while !holds() {
-        assert!(Instant::now() < deadline, "still waiting: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        assert!(Instant::now() < deadline, "still waiting after {PATIENCE:?}: {what}");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
+}
+
+/// The report of a node, if it answers at its status socket.
+pub fn ask(config: &Path) -> Option<Value> {
+    let mut socket = UnixStream::connect(config.with_extension("sock")).ok()?;
+    socket.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut report = String::new();
+    socket.read_to_string(&mut report).ok()?;
+    serde_json::from_str(&report).ok()
 }
 
 impl Nodes {
@@ -199,7 +213,7 @@ impl Nodes {
     }
 
     /// The configuration of another entry to the same chain, where nothing listens.
-    pub fn another_entry(&self) -> std::path::PathBuf {
+    pub fn another_entry(&self) -> PathBuf {
         let text = std::fs::read_to_string(&self.configs[0]).unwrap();
         let own = |line: &&str| !["down", "pymix", "commands", "status"].iter().any(|key| line.starts_with(key));
         let (kept, _) = text.split_once("[[forward]]").expect("a forward");
@@ -210,7 +224,7 @@ impl Nodes {
     }
 
     /// A node's configuration.
-    pub fn config(&self, position: usize) -> &std::path::Path {
+    pub fn config(&self, position: usize) -> &Path {
         &self.configs[position]
     }
 
@@ -395,8 +409,7 @@ impl Nodes {
 
     /// A node's report now, if it answers.
     pub fn try_status(&self, position: usize) -> Option<Value> {
-        let output = eddy().args(["status", "--json", "--config"]).arg(&self.configs[position]).output().unwrap();
-        serde_json::from_slice(&output.stdout).ok()
+        ask(&self.configs[position])
     }
 
     /// A node's report now.

@@ -17,6 +17,7 @@ use dataplane::sys::{self, Waker};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
+use wire::handshake::is_handshake_len;
 
 /// Datagrams that are remembered unless told otherwise.
 const KEPT: usize = 100_000;
@@ -25,7 +26,6 @@ const BUFFER: usize = 32 << 20;
 /// Forward and backward.
 pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 /// No cell has one of these lengths (SPEC 2.3).
-const HANDSHAKE_LENS: [usize; 4] = [64, 672, 686, 1176];
 
 /// A datagram that came to the tap, before anything was done to it.
 #[derive(Clone, Debug)]
@@ -337,7 +337,7 @@ impl State {
         let back = fates.len() as u64 - onward;
         let counts = &mut self.counts[both(direction)];
         counts.came += 1;
-        counts.handshakes += u64::from(HANDSHAKE_LENS.contains(&bytes.len()));
+        counts.handshakes += u64::from(is_handshake_len(bytes.len()));
         counts.dropped += u64::from(onward == 0);
         counts.made += onward.saturating_sub(1);
         counts.held += onward;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dataplane::entry::WAITING_MAX;
 use dataplane::io::mem::Datagram;
-use dataplane::ledger::{Drop, Ledger, Pair};
+use dataplane::ledger::{DropReason, Ledger, Pair};
 use dataplane::links::Side;
 
 use crate::common::memchain::{Chain, Plan, app, forward_listener, link_address, pymix_listener};
@@ -23,7 +23,7 @@ fn pymix(chain: &Chain, from: SocketAddr, to: SocketAddr) {
     chain.apps.send(Datagram { from, to: pymix_listener(), bytes });
 }
 
-fn forward(ledger: &Ledger, why: Drop) -> u64 {
+fn forward(ledger: &Ledger, why: DropReason) -> u64 {
     ledger.datagrams.forward.drops(why)
 }
 
@@ -36,7 +36,10 @@ fn datagrams_that_wait_for_a_channel_are_bounded_and_the_latest_arrive() {
     }
     chain.run(Duration::from_secs(1));
     let ledger = chain.ledger(0);
-    assert_eq!((forward(&ledger, Drop::ChannelQueueFull), ledger.datagrams.forward.held), (3, WAITING_MAX as u64));
+    assert_eq!(
+        (forward(&ledger, DropReason::ChannelQueueFull), ledger.datagrams.forward.held),
+        (3, WAITING_MAX as u64)
+    );
     chain.asleep.clear();
     chain.open();
     chain.run(SETTLED);
@@ -63,12 +66,12 @@ fn a_client_that_opens_too_many_flows_at_once_waits_and_harms_nobody() {
     chain.send(modest, b"during");
     chain.run(SETTLED);
     let exit = chain.ledger(4);
-    assert_eq!((arrived(&chain), forward(&exit, Drop::OpenRate)), (64, 136));
+    assert_eq!((arrived(&chain), forward(&exit, DropReason::OpenRate)), (64, 136));
     assert_eq!(chain.receive(chain.plan.destination).len(), 2);
     // The entry was told, and does not ask again at once; what is open stays open.
     all(&chain);
     chain.run(SETTLED);
-    assert_eq!((arrived(&chain), forward(&chain.ledger(0), Drop::ExitFull)), (64, 136));
+    assert_eq!((arrived(&chain), forward(&chain.ledger(0), DropReason::ExitFull)), (64, 136));
     for _ in 0..4 {
         chain.run(Duration::from_secs(6));
         all(&chain);
@@ -95,7 +98,10 @@ fn an_exit_without_descriptors_keeps_its_flows_and_takes_more_when_there_are_som
         chain.run(SETTLED);
     }
     assert_eq!(chain.receive(chain.plan.destination).len(), 6);
-    assert_eq!((forward(&chain.ledger(4), Drop::NoSocket), forward(&chain.ledger(0), Drop::ExitFull)), (1, 4));
+    assert_eq!(
+        (forward(&chain.ledger(4), DropReason::NoSocket), forward(&chain.ledger(0), DropReason::ExitFull)),
+        (1, 4)
+    );
     assert!(chain.notes.iter().any(|note| note.contains("TooManyFlows")), "the operator is told");
     chain.apps.fail_open(None);
     chain.run(Duration::from_secs(5));
@@ -196,7 +202,7 @@ fn a_destination_without_a_route_is_reported_and_counted_and_others_are_reached(
     }
     assert_eq!(chain.receive(app(9, 2)).len(), 10);
     let exit = chain.ledger(4).datagrams.forward;
-    assert_eq!((exit.drops(Drop::Unreachable), exit.send_errors), (10, 0));
+    assert_eq!((exit.drops(DropReason::Unreachable), exit.send_errors), (10, 0));
     let told = chain.notes.iter().filter(|note| note.contains("Unreachable")).count();
     assert!((1..=3).contains(&told), "{told} in two seconds");
     chain.apps.fail_send(app(9, 1), None);

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use control::Refusal;
-use dataplane::ledger::Drop;
+use dataplane::ledger::DropReason;
 
 /// Rows that no test holds, and why.
 const WITHOUT_TEST: &[(&str, &str)] = &[];
 
 /// All Rust files below a folder.
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+pub(super) fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() {
@@ -23,10 +23,10 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
 }
 
 /// Names of all functions that are tests: `fn` within the lines behind a `#[test]`.
-fn tests_there_are() -> HashSet<String> {
+pub(super) fn tests_there_are() -> HashSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    ["wire", "control", "dataplane", "src", "tests", "bench"]
+    ["wire", "control", "dataplane", "node", "src", "tests", "bench"]
         .iter()
         .for_each(|folder| sources(&root.join(folder), &mut files));
     let mut names = HashSet::new();
@@ -45,7 +45,7 @@ fn every_attack_has_a_test_that_exists_and_a_result() {
     let threats = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/THREATS.md")).unwrap();
     let (_, tables) = threats.split_once("\n## Attack and defence\n").expect("the section");
     let there = tests_there_are();
-    let drops = Drop::ALL.iter().map(|drop| drop.name());
+    let drops = DropReason::ALL.iter().map(|drop| drop.name());
     let counters: HashSet<&str> = drops.chain(Refusal::NAMES.iter().copied()).collect();
     let mut without: HashSet<&str> = WITHOUT_TEST.iter().map(|(attack, _)| *attack).collect();
     let (mut rows, mut wrong) = (0, Vec::new());

@@ -1,19 +1,20 @@
 //! What ends a node that does not count: copies by the thousand, floods, long loads, more flows than descriptors,
 //! neighbours that end and start again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use eddy_bench::load::{Load, run};
 use serde_json::Value;
 use wire::cell::Direction::Forward;
 
 use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, may_open, tallies};
+use crate::common::traffic::{Load, Traffic};
 use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
 /// What a class S cell has room for once.
@@ -28,13 +29,15 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
     there_and_back(&nodes, &client, b"the flow is open");
     for port in Port::all(&nodes) {
         let (Port { position, direction, cell_len: len, .. }, link, dropped) = (port, port.link(), dropped_at(&port));
-        // Copies of cells that control takes are refused by control, and the kernel says what it had no room for.
+        // Copies of data cells, and of all: control refuses those of its own cells, and the kernel counts what it had
+        // no room for.
         let copies = || {
             let report = nodes.status(position);
             let count = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
-            let replays = count(&format!("{dropped}/replay"));
-            let others = ["/refused/cell_replayed", "/refused/no_such_slot", "/kernel_drops"].map(count);
-            (replays, replays + others.iter().sum::<u64>() + count(&format!("{dropped}/control-queue-full")))
+            let of_data = count(&format!("{dropped}/replay")) + count("/kernel_drops");
+            let of_control = ["/refused/cell_replayed", "/refused/no_such_slot"].map(count);
+            let unread = count(&format!("{dropped}/control-queue-full"));
+            (of_data, of_data + of_control.iter().sum::<u64>() + unread)
         };
         let before = copies();
         let cells = Arc::new(AtomicU64::new(0));
@@ -45,15 +48,20 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
             counter.fetch_add(u64::from(copied), Ordering::Relaxed);
             vec![(Duration::ZERO, of, bytes.to_vec()); if copied { 1 + COPIES as usize } else { 1 }]
         })));
-        (0..5).for_each(|number| _ = there_and_back(&nodes, &client, &[number]));
+        for number in 0..5 {
+            there_and_back(&nodes, &client, &[number]);
+            // The next cell finds an empty queue: the kernel may drop copies, and none of the originals.
+            until(&format!("all copies {direction:?} on link {link} are counted"), || {
+                copies().1 >= before.1 + COPIES * cells.load(Ordering::Relaxed)
+            });
+        }
         nodes.taps[link - 1].script(None);
-        let cells = cells.load(Ordering::Relaxed);
-        assert!(cells >= 5);
-        let wanted = COPIES * cells;
+        let wanted = COPIES * cells.load(Ordering::Relaxed);
+        assert!(wanted >= 5 * COPIES);
         until(&format!("{wanted} copies {direction:?} on link {link}"), || copies().1 >= before.1 + wanted);
         let after = copies();
         assert_eq!(after.1, before.1 + wanted, "{direction:?} on link {link}");
-        assert!(after.0 >= before.0 + 4 * COPIES, "{direction:?} on link {link}");
+        assert!(after.0 >= before.0 + 5 * COPIES, "{direction:?} on link {link}");
     }
     there_and_back(&nodes, &client, b"the next to arrive");
     nodes.assert_unharmed(&pids);
@@ -146,11 +154,10 @@ fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
-    let load = Load { to: nodes.forward(), flows: 1, rate: 5000, len: LEN, time: Duration::from_secs(4) };
-    let outcome = run(&load, nodes.sink.try_clone().unwrap()).unwrap();
-    println!("{outcome:?}");
-    assert_eq!((outcome.sent, outcome.refused, outcome.delivered), (20_000, 0, 20_000));
-    assert_eq!((outcome.reordered, outcome.duplicated), (0, 0));
+    let load = Load { flows: 1, rate: 20_000, len: LEN, ..Load::default() };
+    let counts = Traffic::exchange(nodes.forward(), &nodes.sink, load, 20_000);
+    assert_eq!(counts.sent, 20_000);
+    counts.assert_whole();
     for position in nodes.positions() {
         let report = nodes.status(position);
         assert!(tallies(&report).all(|tally| tally["closed"] == true), "{report:#}");
@@ -185,16 +192,16 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
         });
         (sent, began.elapsed())
     });
-    let load = Load { to: nodes.further_forward(0), flows: 10, rate: 1000, len: LEN, time: Duration::from_secs(5) };
-    let outcome = run(&load, quiet).unwrap();
+    let load = Load { flows: 10, rate: 1000, len: LEN, ..Load::default() };
+    let counts = Traffic::exchange(nodes.further_forward(0), &quiet, load, 5000);
     let (sent, took) = flood.join().unwrap();
-    println!("flood of {sent:?} in {took:?}, meanwhile {outcome:?}");
+    println!("flood of {sent:?} in {took:?}, meanwhile {counts:?}");
     assert_eq!(sent, [[EACH as u64; 3]; 2]);
-    // The load: once, in order, and all of it but what the kernel had no room for on its way.
+    // The other traffic: once, in order, and all of it but what the kernel had no room for on its way.
     let links: Vec<SocketAddr> = Port::all(&nodes).into_iter().map(|port| port.address).collect();
     let on_its_way: u64 = links.iter().chain([&nodes.further_forward(0)]).map(|at| kernel_drops_at(*at)).sum();
-    assert!(outcome.lost <= on_its_way + outcome.sink_kernel_drops, "{outcome:?}, {on_its_way} dropped on the way");
-    assert_eq!((outcome.refused, outcome.reordered, outcome.duplicated), (0, 0, 0));
+    assert!(counts.sent - counts.answered <= on_its_way, "{counts:?}, {on_its_way} dropped on the way");
+    assert_eq!((counts.again, counts.reordered, counts.strange), (0, 0, 0), "{counts:?}");
     // The flood: every datagram that the kernel handed over is accounted for.
     let now = || {
         let entry = nodes.status(0);
@@ -206,7 +213,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
     };
     let missing = ports.map(kernel_drops_at);
     let flooded = 6 * EACH as u64 - missing.iter().sum::<u64>();
-    let loaded = outcome.sent + outcome.hellos - kernel_drops_at(nodes.further_forward(0));
+    let loaded = counts.sent - kernel_drops_at(nodes.further_forward(0));
     until("the flood is counted", || now()[0] >= flooded + loaded);
     let [received, too_large, bad_address, consumed] = now();
     assert_eq!(received, flooded + loaded);
@@ -227,7 +234,7 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     if !may_open(2 * u64::from(FLOWS)) {
         return;
     }
-    let idle = "flow_idle_s = 3".to_owned();
+    let idle = "flow_idle_s = 20".to_owned();
     let mut nodes = Nodes::start(Plan {
         channels: 16,
         extra: vec![(0, idle.clone()), (3, idle + "\nmax_sockets = 8000\nmax_flows_per_channel = 8000")],
@@ -236,52 +243,45 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     });
     let pids = nodes.pids();
     let exit = nodes.exit();
-    dataplane::sys::size_receive_buffer(&nodes.sink, 8 << 20).unwrap();
     nodes.sink.set_nonblocking(true).unwrap();
     let open_before = [nodes.descriptors(0), nodes.descriptors(exit)];
     let lost_before = lost_at_ends(&nodes);
     let clients: Vec<UdpSocket> = (0..FLOWS).map(|_| socket()).collect();
     let (mut sent, mut delivered, mut rounds) = (0, 0, 0);
-    let drain = |nodes: &Nodes, round: u32, who: &mut BTreeSet<u32>, delivered: &mut u64| {
-        while_receiving(&nodes.sink, &mut [0; 64], |bytes, _| {
-            let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
-            *delivered += 1;
-            assert!(number(4) != round || who.insert(number(0)), "delivered once");
-        });
-    };
-    // One datagram of each of some clients; who is heard until `enough` of them were, or nothing is under way.
-    let mut send_round = |nodes: &Nodes, some: std::ops::Range<u32>, enough: usize| {
+    // One datagram of each of some clients, each of which arrives or is dropped under a name. Which arrived, and from
+    // where.
+    let mut send_round = |nodes: &Nodes, some: Range<u32>| {
         rounds += 1;
-        let mut who = BTreeSet::new();
-        for i in some {
-            let data = [i.to_be_bytes(), u32::to_be_bytes(rounds)].concat();
-            clients[i as usize].send_to(&data, nodes.forward()).unwrap();
-            sent += 1;
-            if i % 50 == 0 {
-                drain(nodes, rounds, &mut who, &mut delivered);
+        let mut who = BTreeMap::new();
+        // Few enough at once for any socket's buffer: the kernel drops none.
+        for few in some.collect::<Vec<_>>().chunks(50) {
+            for client in few {
+                let data = [client.to_be_bytes(), u32::to_be_bytes(rounds)].concat();
+                clients[*client as usize].send_to(&data, nodes.forward()).unwrap();
+                sent += 1;
             }
+            until("every datagram has arrived or is counted as dropped", || {
+                while_receiving(&nodes.sink, &mut [0; 64], |bytes, from| {
+                    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+                    delivered += 1;
+                    assert_eq!((number(4), who.insert(number(0), from)), (rounds, None), "delivered once");
+                });
+                sent == delivered + lost_at_ends(nodes) - lost_before
+            });
         }
-        let waiting = Instant::now();
-        while who.len() < enough && waiting.elapsed() < Duration::from_millis(1500) {
-            std::thread::sleep(Duration::from_millis(1));
-            drain(nodes, rounds, &mut who, &mut delivered);
-        }
-        (who, sent, delivered)
+        who
     };
 
     // More clients than the exit has descriptors for.
-    let (mut who, mut tries) = (BTreeSet::new(), 0);
+    let mut who = BTreeMap::new();
     let refused = |position: usize, reason: &str| {
         nodes.count(position, &format!("/ledger/datagrams/forward/dropped/{reason}")) > 0
     };
-    while !refused(exit, "sockets-full") || !refused(0, "exit-full") {
-        who = send_round(&nodes, 0..FLOWS, FLOWS as usize).0;
-        tries += 1;
-        assert!(tries < 20, "{} of {FLOWS} have a flow, {} descriptors", who.len(), nodes.descriptors(exit));
-    }
-    let asked = Instant::now();
+    until("the exit has no more descriptors, and the entry knows", || {
+        who = send_round(&nodes, 0..FLOWS);
+        refused(exit, "sockets-full") && refused(0, "exit-full")
+    });
     let (open, flows) = (nodes.descriptors(exit), nodes.count(exit, "/flows"));
-    assert!(asked.elapsed() < Duration::from_secs(2), "status answers at once");
     println!("{flows} flows, {open} of {LIMIT} descriptors at the exit");
     assert!(open as u64 > LIMIT - 128 && open as u64 <= LIMIT, "{open}");
     assert_eq!(nodes.descriptors(0), open_before[0], "an entry has no descriptor per client");
@@ -290,8 +290,9 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     }
     // Those that have one keep it.
     for _ in 0..3 {
-        let again = send_round(&nodes, 0..FLOWS, who.len()).0;
-        assert!(who.is_subset(&again), "{} of {} live on", who.intersection(&again).count(), who.len());
+        let again = send_round(&nodes, 0..FLOWS);
+        let kept = who.iter().filter(|(client, from)| again.get(client) == Some(from)).count();
+        assert_eq!(kept, who.len(), "all flows live on, and leave from the sockets that they had");
         who = again;
     }
     assert!(who.len() > 800, "{}", who.len());
@@ -299,24 +300,18 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     until("descriptors come back", || nodes.descriptors(exit) <= open_before[1]);
     let mut fresh = BTreeSet::new();
     until("new flows work", || {
-        fresh.extend(send_round(&nodes, 1000..FLOWS, 100).0);
+        fresh.extend(send_round(&nodes, 1000..FLOWS).into_keys());
         fresh.len() == 100
-    });
-    // Each datagram arrived, or was dropped under a name, or by the kernel.
-    let ports = Port::all(&nodes).into_iter().map(|port| port.address);
-    let kernel = |nodes: &Nodes| -> u64 {
-        let ends = [nodes.forward(), nodes.sink.local_addr().unwrap()];
-        ports.clone().chain(ends).map(kernel_drops_at).sum()
-    };
-    until("every datagram is accounted for", || {
-        let (_, sent, delivered) = send_round(&nodes, 0..0, 1);
-        sent == delivered + lost_at_ends(&nodes) - lost_before + kernel(&nodes)
     });
     nodes.sink.set_nonblocking(false).unwrap();
     nodes.assert_unharmed(&pids);
 }
 
-/// How long it takes until a client's datagrams go both ways again; none of another time counts.
+/// Traffic goes on within this time, however busy the machine is: by itself, and not because the link is renewed, which
+/// it is after two minutes.
+const RESUMES: Duration = Duration::from_secs(60);
+
+/// Waits until a client's datagrams go both ways again; none that was sent before counts.
 fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let first = NUMBER.load(Ordering::Relaxed);
@@ -332,7 +327,7 @@ fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
         answered
     });
     println!("{what} after {:.1?}", since.elapsed());
-    assert!(since.elapsed() < Duration::from_secs(10), "{what}");
+    assert!(since.elapsed() < RESUMES, "{what} after {:?}", since.elapsed());
 }
 
 /// Ends some nodes, starts them again, and waits for one and the same client's traffic to go both ways.

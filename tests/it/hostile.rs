@@ -19,8 +19,8 @@ use wire::cell::HEADER_LEN;
 use crate::common::attack::{Material, Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
-use crate::common::steady::{Load, Steady};
 use crate::common::tap::Tap;
+use crate::common::traffic::{Load, Traffic};
 
 /// Datagrams of one attack, beside one of every length.
 const SPECIAL: usize = 100_000 - LENGTHS;
@@ -130,8 +130,8 @@ fn attack(position: usize) {
     let pids: Vec<u32> = nodes.positions().map(|i| nodes.pid(i)).collect();
     let opened = nodes.count(0, "/handshakes/channels_opened");
     let handshakes: Vec<u64> = nodes.positions().map(|i| nodes.count(i, "/handshakes/done")).collect();
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
-    until("there is something to mutate", || steady.counts().answered > 200);
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
+    until("there is something to mutate", || traffic.counts().answered > 200);
 
     for port in Port::all(&nodes).into_iter().filter(|port| port.position == position) {
         let link = &nodes.taps[port.link() - 1];
@@ -177,7 +177,7 @@ fn attack(position: usize) {
         }
     }
 
-    let counts = steady.stop();
+    let counts = traffic.stop();
     println!("traffic meanwhile: {counts:?}");
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
@@ -216,7 +216,7 @@ const CAUGHT: usize = 300;
 fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     for link in 1..=MIXES + 1 {
         let port = Port::up(&nodes, link);
         let cell_len = port.cell_len;
@@ -255,7 +255,7 @@ fn the_original_of_every_mutated_forward_cell_is_still_accepted() {
         assert_eq!(refused(&after) - refused(&before), mutants.load(Ordering::Relaxed), "{after:?}");
         assert_eq!(after.dropped_in_all(), refused(&after), "and nothing else, no original above all: {after:?}");
     }
-    let counts = steady.stop();
+    let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     nodes.end();
@@ -272,7 +272,7 @@ fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
         let before = (Reading::of(&nodes, port), Reading::of(&nodes, entry));
         let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let (sent, mut number) = (counts.clone(), 0usize);
-        let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
+        let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
         nodes.taps[link - 1].script(Some(Box::new(move |direction, bytes| {
             let mut fates = vec![bytes.to_vec()];
             if direction == Backward && bytes.len() == cell_len {
@@ -290,7 +290,7 @@ fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
         })));
         until("so many mutants", || counts[1].load(Ordering::Relaxed) >= 20);
         nodes.taps[link - 1].script(None);
-        let traffic = steady.stop();
+        let traffic = traffic.stop();
         let [headers, bodies] = [0, 1].map(|i| counts[i].load(Ordering::Relaxed));
         let after = (Reading::of(&nodes, port), Reading::of(&nodes, entry));
         println!("link {link}: {headers} headers, {bodies} bodies, {traffic:?}, {after:?}");
@@ -312,10 +312,10 @@ fn a_mutated_backward_cell_may_be_relayed_and_is_never_delivered() {
 fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, renew_after_s: 8, ..Plan::default() });
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 4, rate: 300, len: 100 });
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     for link in 1..=MIXES + 1 {
         let up = nodes.up(link);
-        let len = if link == 1 { 672 } else { 686 };
+        let len = wire::handshake::half_len(link);
         // The next message 1 does not arrive, nor any after it; whoever caught it plays with it.
         let caught = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let halves = caught.clone();
@@ -380,10 +380,10 @@ fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
         }
         got.extend(answers(&strangers[2]));
         nodes.taps[link - 1].script(None);
-        assert_eq!(got, [1176], "link {link}: one answer");
+        assert_eq!(got, [wire::handshake::RESPONSE_LEN], "link {link}: one answer");
         assert!(got[0] <= 2 * len, "no longer than what it answers");
     }
-    let counts = steady.stop();
+    let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     nodes.end();

@@ -1,21 +1,14 @@
 //! Mixes with several lanes, as processes: every port carries its share, and nothing is lost between their cores.
 
-use std::time::Duration;
-
-use eddy_bench::load::{Load, run};
 use serde_json::Value;
 
 use crate::common::command::{complaint, eddy};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::{counted_by_time, exclusive};
+use crate::common::traffic::{Load, Traffic};
 
-/// A load through the chain; what arrived is all that was sent, in order.
-fn load(nodes: &Nodes, rate: u64) {
-    let sink = nodes.sink.try_clone().unwrap();
-    let load = Load { to: nodes.forward(), flows: 32, rate, len: 500, time: Duration::from_secs(3) };
-    let outcome = run(&load, sink).unwrap();
-    assert_eq!((outcome.lost, outcome.reordered), (0, 0), "{outcome:?}");
-}
+/// Datagrams of this length fill a cell each.
+const LEN: usize = 150;
 
 #[test]
 fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up() {
@@ -26,10 +19,10 @@ fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up()
         (1..=3).map(|position| nodes.count(position, "/latency_us/forward/total/count")).collect::<Vec<_>>()
     };
     let before = counted(&nodes);
-    load(&nodes, 2000);
-    // Six thousand datagrams, of which no cell takes more than two.
+    let load = Load { flows: 32, rate: 20_000, len: LEN, ..Load::default() };
+    Traffic::exchange(nodes.forward(), &nodes.sink, load, 6000).assert_whole();
     let after = counted(&nodes);
-    assert!(before.iter().zip(&after).all(|(before, after)| *after >= before + 3000), "{before:?}, {after:?}");
+    assert!(before.iter().zip(&after).all(|(before, after)| *after >= before + 6000), "{before:?}, {after:?}");
     for position in 1..=3 {
         assert!(nodes.said(position).iter().any(|line| line.contains("(2 lanes)")), "{:?}", nodes.said(position));
         assert_eq!(nodes.count(position, "/channels"), 16, "mix {position}");
@@ -50,15 +43,15 @@ fn a_mix_that_ends_under_load_accounts_for_what_its_cores_had_between_them() {
     let mixing = "timed:t=50ms".parse().unwrap();
     let mut nodes = Nodes::start(Plan { mixes: 2, lanes: 3, channels: 16, mixing, ..Plan::default() });
     nodes.assert_carries();
-    let sink = nodes.sink.try_clone().unwrap();
-    let load = Load { to: nodes.forward(), flows: 32, rate: 4000, len: 500, time: Duration::from_secs(2) };
-    let loading = std::thread::spawn(move || run(&load, sink).unwrap());
+    let load = Load { flows: 32, rate: 4000, len: LEN, under_way: 1000, answers: false };
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, load);
     let pooled = |nodes: &Nodes| nodes.count(1, "/ledger/cells/forward/held") > 50;
     until("cells are pooled", || pooled(&nodes));
     // Stopping asserts that every ledger closes with nothing held.
     nodes.stop(1);
     nodes.stop(2);
-    assert!(loading.join().unwrap().lost > 0);
+    let counts = traffic.stop();
+    assert!(counts.delivered < counts.sent, "the stopped mixes carry nothing: {counts:?}");
     nodes.end();
 }
 

@@ -4,31 +4,25 @@
 //! for (`bench/load.sh` as root). One file lock, so that two loads never share the machine.
 
 use std::net::UdpSocket;
-use std::time::Duration;
 
-use eddy_bench::load::{Load, run};
+use dataplane::sys;
 
-use crate::common::process::{Demo, closed, exclusive, tallies};
+use crate::common::process::{CROSSED, Demo, closed, exclusive, tallies};
+use crate::common::traffic::{Load, Traffic};
 
-/// What handshakes that cross cost when a chain comes up on a slow machine: cells of control, made for the older
-/// one or under its keys. A datagram lost so would be one more than the kernel dropped.
-const CROSSED: &[&str] = &["header", "slot-expired"];
-
-fn load(rate: u64, seconds: u64) {
+fn carries(load: Load, count: u64) {
     let _lock = exclusive();
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     let forward = format!("127.0.0.1:0={}", sink.local_addr().unwrap());
     let demo = Demo::start(&["--messages", "1", "--forward", &forward, "--allow", "127.0.0.0/8"]);
     let to = demo.forward_to(sink.local_addr().unwrap());
-    let load = Load { to, flows: 100, rate, len: 1000, time: Duration::from_secs(seconds) };
-    let outcome = run(&load, sink).unwrap();
+    let counts = Traffic::exchange(to, &sink, load, count);
     let report = demo.end();
-    println!("{outcome:?}");
-    assert_eq!(outcome.refused, 0);
-    assert_eq!((outcome.reordered, outcome.duplicated), (0, 0));
+    println!("{counts:?}");
+    assert_eq!((counts.again, counts.reordered, counts.strange), (0, 0, 0));
     closed(&report);
     // Every datagram is accounted for: what did not arrive, a kernel queue dropped, and says so.
-    let mut kernel = outcome.sink_kernel_drops;
+    let mut kernel = sys::kernel_drops(&sink).unwrap();
     for node in report["nodes"].as_array().unwrap() {
         kernel += node["kernel_drops"].as_u64().unwrap();
         assert!(tallies(node).all(|tally| tally["send_errors"] == 0), "{node:#}");
@@ -40,18 +34,19 @@ fn load(rate: u64, seconds: u64) {
             }
         }
     }
-    assert!(outcome.lost <= kernel, "{} lost, {kernel} dropped by the kernel", outcome.lost);
-    assert!(outcome.delivered > 0);
+    assert!(counts.sent - counts.delivered <= kernel, "{counts:?}, {kernel} dropped by the kernel");
+    assert!(counts.delivered > 0);
 }
 
 #[test]
 fn a_tenth_of_the_floor_arrives_in_order_and_accounted_for() {
-    load(2_000, 3);
+    carries(Load { flows: 100, rate: 2000, len: 1000, ..Load::default() }, 6000);
 }
 
 #[test]
 #[ignore = "needs receive buffers of 8 MB: run as root, or `sysctl -w net.core.rmem_max=8388608`; bench/load.sh runs it"]
 fn the_floor_arrives_in_order_and_accounted_for() {
-    let seconds = std::env::var("EDDY_LOAD_SECONDS").map_or(10, |s| s.parse().unwrap());
-    load(20_000, seconds);
+    let seconds = std::env::var("EDDY_LOAD_SECONDS").map_or(10, |s| s.parse::<u64>().unwrap());
+    let load = Load { flows: 100, rate: 20_000, len: 1000, under_way: u64::MAX, answers: false };
+    carries(load, 20_000 * seconds);
 }

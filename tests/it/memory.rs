@@ -9,6 +9,7 @@ use dataplane::{MILLI, Nanos, SECOND};
 use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind};
 use wire::frames::{Frame, parse};
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
+use wire::handshake::{RESPONSE_LEN, half_len, is_handshake_len};
 use wire::key::Generations;
 use wire::link::HeaderKey;
 
@@ -193,7 +194,7 @@ fn datagrams_of_every_size_arrive_whole() {
     chain.send(client, &vec![0; 10_561]);
     chain.run(Duration::from_millis(50));
     assert!(chain.receive(chain.plan.destination).is_empty());
-    assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::Drop::TooLarge), 1);
+    assert_eq!(chain.ledger(0).datagrams.forward.drops(dataplane::ledger::DropReason::TooLarge), 1);
     assert!(chain.notes.iter().any(|note| note.contains("TooLarge")), "the operator is told");
     // The same from the other side.
     chain.send(client, b"question");
@@ -205,7 +206,7 @@ fn datagrams_of_every_size_arrive_whole() {
     }
     chain.run(Duration::from_millis(50));
     assert!(chain.receive(client).is_empty());
-    assert_eq!(chain.ledger(4).datagrams.backward.drops(dataplane::ledger::Drop::TooLarge), 2);
+    assert_eq!(chain.ledger(4).datagrams.backward.drops(dataplane::ledger::DropReason::TooLarge), 2);
     chain.assert_closed();
 }
 
@@ -221,12 +222,11 @@ fn a_link_renewed_every_two_seconds_under_traffic_loses_nothing() {
     // One length per link and direction over setup, acks, renewals, keepalives and data.
     for seen in chain.seen.borrow().iter() {
         let cell = chain.shape.cell_len(seen.direction, seen.link);
-        let handshake: &[usize] = match (seen.direction, seen.link) {
-            (Direction::Forward, 1) => &[672],
-            (Direction::Forward, _) => &[686],
-            (Direction::Backward, _) => &[1176],
+        let handshake = match seen.direction {
+            Direction::Forward => half_len(seen.link),
+            Direction::Backward => RESPONSE_LEN,
         };
-        assert!(seen.bytes.len() == cell || handshake.contains(&seen.bytes.len()), "{seen:?}");
+        assert!([cell, handshake].contains(&seen.bytes.len()), "{seen:?}");
     }
     for link in 1..=4 {
         assert!(chain.keys.slots[&link].len() >= 9, "link {link}: {} handshakes", chain.keys.slots[&link].len());
@@ -301,7 +301,7 @@ fn every_byte_on_every_link_is_what_the_model_says() {
         // One length per link and direction; handshakes have their own.
         let mut links: HashMap<(usize, Direction), Vec<Cell>> = HashMap::new();
         for seen in chain.seen.borrow().iter() {
-            if matches!(seen.bytes.len(), 672 | 686 | 1176) {
+            if is_handshake_len(seen.bytes.len()) {
                 continue;
             }
             assert_eq!(seen.bytes.len(), shape.cell_len(seen.direction, seen.link));

@@ -2,7 +2,7 @@
 //! that come and go, and a random node restarted every minute.
 //!
 //! `cargo test` runs it for a little while; `.ci/soak.sh` runs it for half an hour and prints the record that
-//! stands in docs/SOAK.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
+//! stands in docs/BENCHMARKS.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
 //! network namespace without a route where it may make one.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -19,8 +19,8 @@ use wire::cell::Direction::{Backward, Forward};
 use crate::common::attack::{Material, Port, below};
 use crate::common::nodes::{Nodes, PROBE, Plan};
 use crate::common::process::{exclusive, tallies};
-use crate::common::steady::{Load, Steady};
 use crate::common::tap::Faults;
+use crate::common::traffic::{Load, Traffic};
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -173,7 +173,11 @@ fn soak(time: Duration, restart_every: Duration) {
     let ports = Port::all(&nodes);
     let learn = |nodes: &Nodes| ports.iter().map(|port| Material::of(*port, &nodes.taps)).collect::<Vec<_>>();
     let material = Arc::new(Mutex::new(learn(&nodes)));
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 8, rate: 200, len: 100 });
+    let traffic = Traffic::start(
+        nodes.forward(),
+        &nodes.sink,
+        Load { flows: 8, rate: 200, under_way: u64::MAX, ..Load::default() },
+    );
     let beside = [strangers(ports.clone(), material.clone()), passers_by(nodes.forward(), nodes.pymix())];
 
     let mut rng = ChaCha20Rng::seed_from_u64(3);
@@ -210,13 +214,13 @@ fn soak(time: Duration, restart_every: Duration) {
             ended.push(std::mem::replace(&mut lives[position], born(position)));
         }
         if began.elapsed().as_secs().is_multiple_of(60) {
-            println!("{:>5} s: {:?}, {} restarts", began.elapsed().as_secs(), steady.counts(), ended.len());
+            println!("{:>5} s: {:?}, {} restarts", began.elapsed().as_secs(), traffic.counts(), ended.len());
         }
     }
 
     let beside = beside.map(Beside::stop);
     nodes.taps.iter().for_each(|tap| tap.set_both(Faults::default()));
-    let counts = steady.stop();
+    let counts = traffic.stop();
     nodes.assert_carries();
     let links: Vec<String> =
         nodes.taps.iter().map(|tap| (tap.passed(Forward) + tap.passed(Backward)).to_string()).collect();
@@ -235,14 +239,14 @@ fn soak(time: Duration, restart_every: Duration) {
     }
 }
 
-/// What happened, as it stands in docs/SOAK.md.
+/// What happened, as it stands in docs/BENCHMARKS.md.
 fn record(
     time: Duration,
     nodes: &Nodes,
     lives: &[Life],
     (terminated, killed): (u32, u32),
     beside: &[(&'static str, u64)],
-    counts: &crate::common::steady::Counts,
+    counts: &crate::common::traffic::Counts,
     links: &[String],
 ) {
     println!("\n| | |\n| --- | --- |");

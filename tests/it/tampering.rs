@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use control::handshake_length;
 use dataplane::io::mem::Datagram;
-use dataplane::ledger::{Drop, Tally};
+use dataplane::ledger::{DropReason, Tally};
 use dataplane::links::Side;
 use wire::cell::Direction;
+use wire::handshake::{RESPONSE_LEN, is_handshake_len};
 
 use crate::common::memchain::{Chain, Plan, app, link_address};
 
@@ -54,7 +54,7 @@ fn tampered_of(
     let armed = Rc::new(Cell::new(false));
     let switch = armed.clone();
     chain.tap(move |datagram| {
-        let touched = switch.get() && datagram.to == at && !handshake_length(datagram.bytes.len());
+        let touched = switch.get() && datagram.to == at && !is_handshake_len(datagram.bytes.len());
         if touched { change(datagram) } else { vec![datagram] }
     });
     (chain, armed)
@@ -86,7 +86,7 @@ fn a_flipped_bit_is_refused_forward_at_the_next_hop_and_backward_at_the_entry() 
         assert_eq!(exchange(&mut chain), (1, 1));
         armed.set(true);
         let came = exchange(&mut chain);
-        let forged: Vec<u64> = (0..5).map(|node| cells(&chain, node, direction).drops(Drop::Forged)).collect();
+        let forged: Vec<u64> = (0..5).map(|node| cells(&chain, node, direction).drops(DropReason::Forged)).collect();
         let notices = if direction == Direction::Forward { link } else { 0 };
         for (node, forged) in forged.iter().enumerate() {
             assert_eq!(*forged > 0, node == notices, "link {link} {direction:?}, node {node}: {forged}");
@@ -110,7 +110,7 @@ fn behind_a_lost_one(chain: &mut Chain, armed: &Cell<bool>) -> SocketAddr {
     chain.run(Duration::from_millis(40));
     let came = chain.receive(chain.plan.destination);
     assert_eq!(came.iter().map(|d| &d.bytes[..]).collect::<Vec<_>>(), [b"behind it"]);
-    assert_eq!(chain.ledger(4).datagrams.forward.drops(Drop::Flow), 0, "the exit knew its flow");
+    assert_eq!(chain.ledger(4).datagrams.forward.drops(DropReason::Flow), 0, "the exit knew its flow");
     came[0].from
 }
 
@@ -140,7 +140,7 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
         armed.set(true);
         let node = receiver(link, direction);
         assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
-        let raced = cells(&chain, node, direction).drops(Drop::Replay);
+        let raced = cells(&chain, node, direction).drops(DropReason::Replay);
         assert!(raced > 0, "link {link} {direction:?}");
         armed.set(false);
         // And all that was seen there comes once more, later.
@@ -152,11 +152,11 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
             link_address(link, Side::Up)
         };
         let sent = cells(&chain, node, direction).sent;
-        for cell in seen.iter().filter(|cell| !handshake_length(cell.bytes.len())) {
+        for cell in seen.iter().filter(|cell| !is_handshake_len(cell.bytes.len())) {
             chain.links.send(Datagram { from, to: end(link, direction), bytes: cell.bytes.clone() });
         }
         chain.settle();
-        assert!(cells(&chain, node, direction).drops(Drop::Replay) >= raced + raced, "link {link} {direction:?}");
+        assert!(cells(&chain, node, direction).drops(DropReason::Replay) >= raced + raced, "link {link} {direction:?}");
         assert_eq!(cells(&chain, node, direction).sent, sent);
         assert!(chain.receive(chain.plan.destination).is_empty() && chain.receive(app(100, 1)).is_empty());
         assert_eq!(exchange(&mut chain), (1, 1));
@@ -172,7 +172,7 @@ fn a_forged_copy_in_front_of_a_cell_does_not_cost_it_where_a_tag_is_checked() {
         let (mut chain, armed) = tampered(end(link, direction), overtake);
         armed.set(true);
         assert_eq!(exchange(&mut chain), (1, 1), "link {link} {direction:?}");
-        assert!(cells(&chain, receiver(link, direction), direction).drops(Drop::Forged) > 0);
+        assert!(cells(&chain, receiver(link, direction), direction).drops(DropReason::Forged) > 0);
         chain.assert_closed();
     }
 }
@@ -182,7 +182,11 @@ fn message_2_waits_until_the_worker_can_open_what_answers_it() {
     let mut chain = Chain::new(Plan::default());
     chain.held_up.insert(2);
     let answered = |chain: &Chain, link| {
-        chain.seen.borrow().iter().any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, 1176))
+        chain
+            .seen
+            .borrow()
+            .iter()
+            .any(|s| (s.link, s.direction, s.bytes.len()) == (link, Direction::Backward, RESPONSE_LEN))
     };
     chain.run(Duration::from_millis(400));
     assert!(answered(&chain, 1) && answered(&chain, 3) && !answered(&chain, 2));
@@ -230,11 +234,13 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
             Direction::Backward => (link_address(link, Side::Up), end(link, direction)),
         };
         let cell = chain.shape.cell_len(direction, link);
-        let others = [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, Drop::Length));
+        let others =
+            [0, 1, 15, 16, cell - 16, cell - 1, cell + 1, 1472, 1500].map(|len| (from, len, DropReason::Length));
         let stranger = "203.0.113.66:6".parse().unwrap();
         let before = chain.seen.borrow().len();
         let mut sent = 0;
-        for (from, len, why) in others.into_iter().chain([(from, cell, Drop::Header), (stranger, cell, Drop::Stranger)])
+        for (from, len, why) in
+            others.into_iter().chain([(from, cell, DropReason::Header), (stranger, cell, DropReason::Stranger)])
         {
             let count = cells(&chain, node, direction).drops(why);
             chain.links.send(Datagram { from, to, bytes: vec![0x5a; len] });
@@ -245,18 +251,22 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
         }
         // A cell of another link, and one whose header was touched.
         let of = |other: &dyn Fn(usize) -> bool| {
-            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !handshake_length(s.bytes.len()))
+            seen.iter().rev().find(|s| other(s.link) && s.direction == direction && !is_handshake_len(s.bytes.len()))
         };
         let mut touched = of(&|other| other == link).expect("keepalives at least").bytes.clone();
         touched[3] ^= 1;
         let mut moved = of(&|other| other != link).expect("keepalives at least").bytes.clone();
         moved.resize(cell, 0);
         for bytes in [touched, moved] {
-            let count = cells(&chain, node, direction).drops(Drop::Header);
+            let count = cells(&chain, node, direction).drops(DropReason::Header);
             chain.links.send(Datagram { from, to, bytes });
             chain.settle();
             sent += 1;
-            assert_eq!(cells(&chain, node, direction).drops(Drop::Header), count + 1, "link {link} {direction:?}");
+            assert_eq!(
+                cells(&chain, node, direction).drops(DropReason::Header),
+                count + 1,
+                "link {link} {direction:?}"
+            );
         }
         assert_eq!(chain.seen.borrow().len(), before + sent, "nothing was answered");
     }
@@ -284,7 +294,7 @@ fn a_cell_played_again_on_another_lane_is_unknown_there() {
                 true if comes_back => Some(Datagram { from: other(*from), ..datagram.clone() }),
                 _ => None,
             };
-            let again = again.filter(|_| switch.get() && !handshake_length(datagram.bytes.len()));
+            let again = again.filter(|_| switch.get() && !is_handshake_len(datagram.bytes.len()));
             std::iter::once(datagram).chain(again).collect()
         });
         assert_eq!(exchange(&mut chain), (1, 1));
@@ -293,7 +303,7 @@ fn a_cell_played_again_on_another_lane_is_unknown_there() {
             assert_eq!(exchange(&mut chain), (1, 1), "each arrives once");
         }
         let (node, direction) = if backward { (1, Direction::Backward) } else { (2, Direction::Forward) };
-        assert!(cells(&chain, node, direction).drops(Drop::Channel) >= 4);
+        assert!(cells(&chain, node, direction).drops(DropReason::Channel) >= 4);
         chain.assert_closed();
     }
 }

@@ -115,7 +115,7 @@ mod tests {
         let mut window = Window::new(0, WIDTH_MAX);
         let mut seq = 0;
         while seq < 8 << 20 {
-            window.mark(seq).unwrap();
+            window.mark_seen(seq).unwrap();
             keys.advance(window.lowest());
             for probe in [window.lowest(), seq, seq + AHEAD_MAX] {
                 assert!(keys.of(probe).is_some(), "highest {seq}, probe {probe}");

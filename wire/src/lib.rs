@@ -8,6 +8,8 @@
 pub mod cell;
 pub mod frames;
 pub mod gcm;
+pub mod handshake;
+pub mod ids;
 pub mod kdf;
 pub mod key;
 pub mod layer;

@@ -1,7 +1,7 @@
 //! The sliding window of accepted sequence numbers (SPEC 3.9).
 //!
 //! A ring of bits, one per number, `width` of them behind the highest accepted number. The caller
-//! asks [`Window::admits`] before it opens a cell and calls [`Window::mark`] after: test and mark in
+//! asks [`Window::accept`] before it opens a cell and calls [`Window::mark_seen`] after: test and mark in
 //! one step, so two copies in one batch cannot both pass. The word of the highest number lies beside
 //! the numbers, so what comes in order touches the ring once in 64 cells.
 
@@ -58,7 +58,7 @@ impl Window {
         word as usize & (self.ring.len() - 1)
     }
 
-    /// The word of the ring that [`Window::mark`] touches for `seq`, if it does, for who wants it from memory in time.
+    /// The word of the ring that [`Window::mark_seen`] touches for `seq`, if it does, for who wants it from memory in time.
     pub fn word(&self, seq: u64) -> Option<&u64> {
         let (word, top) = (seq / 64, self.top());
         (word != top).then(|| &self.ring[self.slot(word.min(top))])
@@ -78,7 +78,7 @@ impl Window {
     ///
     /// # Errors
     /// Too old or too far ahead.
-    pub fn admits(&self, seq: u64) -> Result<(), Refused> {
+    pub fn accept(&self, seq: u64) -> Result<(), Refused> {
         if seq < self.lowest() {
             Err(Refused::Old)
         } else if seq >= self.next + AHEAD_MAX {
@@ -92,8 +92,8 @@ impl Window {
     ///
     /// # Errors
     /// It is out of range or was accepted before; nothing changes then.
-    pub fn mark(&mut self, seq: u64) -> Result<(), Refused> {
-        self.admits(seq)?;
+    pub fn mark_seen(&mut self, seq: u64) -> Result<(), Refused> {
+        self.accept(seq)?;
         let (word, top) = (seq / 64, self.top());
         if word > top {
             self.climb(top, word);
@@ -133,14 +133,14 @@ mod tests {
     #[test]
     fn numbers_below_the_first_are_refused_once_the_window_has_left_them() {
         let mut window = Window::new(0, 64);
-        assert_eq!(window.mark(0), Ok(()));
-        assert_eq!(window.mark(0), Err(Refused::Seen));
-        assert_eq!(window.mark(64), Ok(()));
-        assert_eq!(window.mark(0), Err(Refused::Old));
-        assert_eq!(window.mark(1), Ok(()));
-        assert_eq!(window.mark(64 + AHEAD_MAX + 1), Err(Refused::Ahead));
-        assert_eq!(window.mark(64 + AHEAD_MAX), Ok(()));
-        assert_eq!(window.mark(64), Err(Refused::Old));
+        assert_eq!(window.mark_seen(0), Ok(()));
+        assert_eq!(window.mark_seen(0), Err(Refused::Seen));
+        assert_eq!(window.mark_seen(64), Ok(()));
+        assert_eq!(window.mark_seen(0), Err(Refused::Old));
+        assert_eq!(window.mark_seen(1), Ok(()));
+        assert_eq!(window.mark_seen(64 + AHEAD_MAX + 1), Err(Refused::Ahead));
+        assert_eq!(window.mark_seen(64 + AHEAD_MAX), Ok(()));
+        assert_eq!(window.mark_seen(64), Err(Refused::Old));
     }
 
     /// Where the next number lies: near the highest, at either end of the range, or anywhere.
@@ -192,16 +192,16 @@ mod tests {
                 } else {
                     Ok(())
                 };
-                prop_assert_eq!(window.admits(seq), range);
+                prop_assert_eq!(window.accept(seq), range);
                 let want = range.and_then(|()| if seen.insert(seq) { Ok(()) } else { Err(Refused::Seen) });
                 if want.is_ok() {
                     next = next.max(seq + 1);
                 }
-                prop_assert_eq!(window.mark(seq), want);
+                prop_assert_eq!(window.mark_seen(seq), want);
                 prop_assert_eq!(window.next(), next);
                 let lowest = window.lowest();
                 if seen.contains(&lowest) {
-                    prop_assert_eq!(window.mark(lowest), Err(Refused::Seen), "the end is not forgotten early");
+                    prop_assert_eq!(window.mark_seen(lowest), Err(Refused::Seen), "the end is not forgotten early");
                 }
                 prop_assert_eq!(lowest, first.max(next.saturating_sub(width as u64)));
             }

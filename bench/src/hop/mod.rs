@@ -247,7 +247,7 @@ impl<'a> Bench<'a> {
                 }
             }
             let report = testbed.mix.report()?;
-            (self.engine, self.io, self.gso) = (report.engine, report.io, report.messages.trains);
+            (self.engine, self.io, self.gso) = (report.engine, report.io, report.messages.gso);
             all.push((*case, samples));
         }
         Ok(all)

@@ -7,11 +7,13 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use control::{ChannelKeys, Config, Control, DataOp, Input, LinkId, Output, Rank, Side, SlotId};
+use control::{Config, Control, DataOp, Input, Output};
 use dataplane::sys;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::handshake::is_handshake_len;
+use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
 
 use crate::udp::{MESSAGE_MAX, MESSAGES};
@@ -145,7 +147,7 @@ impl Neighbour {
     pub(crate) fn take(&mut self, bytes: &mut [u8]) -> Option<Header> {
         let (now, wall) = (self.clock.elapsed(), SystemTime::now());
         if bytes.len() != self.incoming_len {
-            if control::handshake_length(bytes.len()) {
+            if is_handshake_len(bytes.len()) {
                 let input = Input::Handshake { side: self.side, from: self.mix, datagram: bytes };
                 self.control.handle(now, wall, input);
                 self.collect();

@@ -82,7 +82,7 @@ impl Relay {
         sys::size_receive_buffer(&socket, options.buffer)?;
         socket.set_nonblocking(true)?;
         if options.kind == RelayKind::Gso {
-            sys::join_trains(&socket)?;
+            sys::enable_gro(&socket)?;
         }
         let go = Arc::new(AtomicBool::new(false));
         let stop = Arc::new(AtomicBool::new(false));

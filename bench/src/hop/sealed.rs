@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 
 use arrayvec::ArrayVec;
-use control::ChannelKeys;
-use dataplane::sys::{TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wire::cell::{Block, Direction, HEADER_LEN, Header, Shape};
 use wire::gcm::{AeadKey, Job, open_batch, seal_batch};
+use wire::ids::ChannelKeys;
 use wire::key::Generations;
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::link::HeaderKey;
@@ -222,7 +222,7 @@ impl SealedCells {
 
 /// Most cells of this length in one GSO burst.
 pub(crate) fn burst_max(cell_len: usize) -> usize {
-    TRAIN_MAX.min(TRAIN_BYTES_MAX / cell_len)
+    GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
 }
 
 /// The payload: the cell's number, then padding.

@@ -7,11 +7,11 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use control::Side;
 use eddy_node::report::{NodeReport, TallyReport};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use wire::cell::{Direction, Shape};
+use wire::ids::Side;
 use wire::link::HeaderKey;
 
 use super::cores::Cores;

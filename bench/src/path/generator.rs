@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use dataplane::runner::Poller;
-use dataplane::sys::{self, Message, TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Message};
 
 use crate::udp::{self, MESSAGE_MAX, MESSAGES};
 
@@ -160,7 +160,7 @@ impl Generator {
         drain(&mut answers);
         let mut counted = Counted { echo, ..Counted::default() };
         answers = 0;
-        let burst_max = TRAIN_MAX.min(TRAIN_BYTES_MAX / len);
+        let burst_max = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len);
         let (start, mut next, mut client) = (Instant::now(), Duration::ZERO, 0);
         while start.elapsed() < time {
             next += TICK;

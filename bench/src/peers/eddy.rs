@@ -2,7 +2,7 @@
 
 use anyhow::{Context, ensure};
 use arrayvec::ArrayVec;
-use dataplane::table::Lane;
+use dataplane::table::Half;
 use wire::cell::{Block, Class, HEADER_LEN, Header, Shape, TAG_LEN};
 use wire::gcm::{AeadKey, Job, open_batch, seal_batch};
 use wire::kdf::Secret;
@@ -37,7 +37,7 @@ struct Forward {
     /// Header keys of the link in, and of the link out.
     links: [HeaderKey; 2],
     sender: Vec<Generations<AeadKey>>,
-    lanes: Vec<Lane<AeadKey>>,
+    halves: Vec<Half<AeadKey>>,
     cells: Vec<Vec<u8>>,
     blocks: Vec<Block>,
     headers: Vec<Header>,
@@ -53,7 +53,7 @@ impl Forward {
             shape: Shape::new(Class::L, 2).expect("one mix and an exit"),
             links: HEADER_KEYS.map(|key| HeaderKey::new(&key)),
             sender: secrets().map(|secret| Generations::new(&secret, 0)).collect(),
-            lanes: secrets().map(|secret| Lane::new(&secret, 0, WIDTH_DEFAULT, None, 0)).collect(),
+            halves: secrets().map(|secret| Half::new(&secret, 0, WIDTH_DEFAULT, None, 0)).collect(),
             cells: vec![vec![0; HEADER_LEN + body]; PACKETS],
             blocks: Vec::with_capacity(PACKETS),
             headers: Vec::with_capacity(PACKETS),
@@ -90,7 +90,7 @@ impl Hop for Forward {
     }
 
     fn run(&mut self) -> anyhow::Result<()> {
-        let Forward { shape, links, lanes, cells, blocks, headers, .. } = self;
+        let Forward { shape, links, halves, cells, blocks, headers, .. } = self;
         blocks.clear();
         blocks.extend(cells.iter().filter_map(|cell| cell.first_chunk::<HEADER_LEN>()));
         links[0].decipher(blocks);
@@ -101,16 +101,16 @@ impl Hop for Forward {
         for (cells, headers) in cells.chunks_mut(CHUNK).zip(headers.chunks(CHUNK)) {
             let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
             for (cell, header) in cells.iter_mut().zip(headers) {
-                let lane = &lanes[(header.channel - NUMBERS[0]) as usize];
-                let (key, iv) = lane.key(header.seq).context("no key for this number")?;
+                let half = &halves[(header.channel - NUMBERS[0]) as usize];
+                let (key, iv) = half.key(header.seq).context("no key for this number")?;
                 jobs.push(Job::new(key, header.data_nonce(iv), &mut cell[HEADER_LEN..]));
             }
             open_batch(&mut jobs);
             ensure!(jobs.iter().all(|job| job.ok), "a layer is forged");
             drop(jobs);
             for header in headers {
-                let lane = &mut lanes[(header.channel - NUMBERS[0]) as usize];
-                ensure!(lane.mark(header.seq, 0).is_ok(), "a number was repeated");
+                let half = &mut halves[(header.channel - NUMBERS[0]) as usize];
+                ensure!(half.mark(header.seq, 0).is_ok(), "a number was repeated");
             }
         }
         for (block, header) in blocks.iter_mut().zip(headers.iter()) {

@@ -1,7 +1,7 @@
 //! The stages of entry and exit.
 
 use arrayvec::ArrayVec;
-use dataplane::frame::{Cell, FreeList, Opened};
+use dataplane::buffer::{Cell, FreeList, Opened};
 use dataplane::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
 use wire::frames::{Frame, fragments, parse, split};
@@ -116,7 +116,7 @@ impl Packing {
 
 impl Stage for Packing {
     fn prepare(&mut self) {
-        self.cells.drain(..).for_each(|cell| self.free.give(cell.into_frame()));
+        self.cells.drain(..).for_each(|cell| self.free.give(cell.into_buffer()));
         (self.frames, self.bytes) = (0, 0);
     }
 

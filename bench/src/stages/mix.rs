@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dataplane::SECOND;
 use dataplane::batch::{Arrivals, Departures, Label, Ticket};
-use dataplane::frame::{Cell, FreeList, Opened};
+use dataplane::buffer::{Cell, FreeList, Opened};
 use dataplane::ingress::{Admitted, Gate};
 use dataplane::latency::{Latency, Times};
 use dataplane::ledger::Tally;
@@ -13,7 +13,7 @@ use dataplane::pool::{Pool, Pooled};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::seal::Sealer;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelState, Lane, Record, Table};
+use dataplane::table::{ChannelState, Half, Record, Table};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Block, Direction, Header};
@@ -45,7 +45,7 @@ fn headers(round: u64) -> impl Iterator<Item = (u32, Header)> {
 }
 
 /// A channel with a forward half only.
-struct OneWay(Lane<AeadKey>);
+struct OneWay(Half<AeadKey>);
 
 impl ChannelState for OneWay {
     fn window(&self, _direction: Direction) -> &Window {
@@ -74,7 +74,7 @@ impl Ingress {
         let mut table = Table::default();
         install(&mut table.links, Side::Up);
         for channel in 0..CHANNELS {
-            let state = OneWay(Lane::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
+            let state = OneWay(Half::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
             let up = Some((LINK, FIRST_NUMBER + channel));
             table.install(channel, Record { up, down: None, ends_s: 3600, state });
         }
@@ -95,16 +95,16 @@ impl Ingress {
 
 impl Stage for Ingress {
     fn prepare(&mut self) {
-        self.out.drain(..).for_each(|admitted| self.free.give(admitted.cell.into_frame()));
+        self.out.drain(..).for_each(|admitted| self.free.give(admitted.cell.into_buffer()));
         let mut blocks: Vec<Block> = headers(self.round).map(|(_, header)| header.to_block()).collect();
         self.key.encipher(&mut blocks);
         let Ingress { free, arrivals, .. } = self;
         let cells = blocks.iter().map(|block| {
-            let frame = free.take().expect("there is a buffer for each cell");
-            frame.bytes_mut()[..block.len()].copy_from_slice(block);
-            Cell::new(frame)
+            let buffer = free.take().expect("there is a buffer for each cell");
+            buffer.bytes_mut()[..block.len()].copy_from_slice(block);
+            Cell::new(buffer)
         });
-        arrivals.push_train(cells, peer());
+        arrivals.push_burst(cells, peer());
         self.round += 1;
     }
 
@@ -151,7 +151,7 @@ impl Pooling {
 
 impl Stage for Pooling {
     fn prepare(&mut self) {
-        self.out.drain(..).for_each(|pooled| self.free.give(pooled.cell.into_frame()));
+        self.out.drain(..).for_each(|pooled| self.free.give(pooled.cell.into_buffer()));
         let Pooling { free, cells, .. } = self;
         let own = |channel| (Cell::own(free.take().expect("there is a buffer for each cell")), ticket(channel));
         cells.extend(headers(0).map(own));

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
+use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
+use wire::ids::{LinkId, Side};
 use wire::kdf::x25519_public;
 
 use super::{Link, Links};
@@ -13,8 +15,8 @@ use crate::admission::Bucket;
 use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
-use crate::datagram::{self, Halves, IK_HALF_LEN, Joined, Mac1Key, NK_HALF_LEN};
-use crate::io::{LinkId, Output, Side};
+use crate::datagram::{self, Halves, Joined, Mac1Key};
+use crate::io::Output;
 use crate::noise::{Pattern, Responder, Terms};
 use crate::slot::Slot;
 
@@ -195,6 +197,7 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use wire::cell::Class;
+    use wire::handshake::is_handshake_len;
 
     use super::*;
     use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
@@ -206,10 +209,10 @@ mod tests {
         let mut world = World::new(plan);
         world.run_for(secs(19));
         // The renewal is not answered, so its token is good still.
-        let is_hello = |p: &crate::sim::Packet| p.from == down_address(0) && crate::handshake_length(p.bytes.len());
+        let is_hello = |p: &crate::sim::Packet| p.from == down_address(0) && is_handshake_len(p.bytes.len());
         let before = world.record.len();
         world.tap = Box::new(|_, packet| {
-            let answer = packet.from == up_address(1) && crate::handshake_length(packet.bytes.len());
+            let answer = packet.from == up_address(1) && is_handshake_len(packet.bytes.len());
             if answer { Fate::Lose } else { Fate::Pass }
         });
         let start = world.now;

@@ -6,13 +6,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::{Rng, RngExt};
+use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
+use wire::ids::Side;
 
 use super::{Links, keepalive};
 use crate::config::Config;
 use crate::core::Core;
 use crate::counters::Refusal;
-use crate::datagram::{self, IK_HALF_LEN, Mac1Key, NK_HALF_LEN};
-use crate::io::{Event, Output, Side};
+use crate::datagram::{self, Mac1Key};
+use crate::io::{Event, Output};
 use crate::noise::{Initiator, Pattern, Terms};
 
 /// First messages that may wait for an answer at once.
@@ -151,7 +153,7 @@ impl Links {
         if now < caller.due {
             return;
         }
-        let link = down.and_then(|id| self.all[super::place(id)].as_mut());
+        let link = down.and_then(|id| self.all[id.index()].as_mut());
         let head = match caller.terms.pattern {
             Pattern::Nk => {
                 link.as_ref().and_then(|l| l.current.as_ref()).map_or_else(|| vec![0; 32], |slot| slot.resume.to_vec())

@@ -3,8 +3,10 @@
 
 use std::net::SocketAddr;
 
-use control::{EndReason, Rate, Refusal, handshake_length};
+use control::{Rate, Refusal};
 use wire::cell::Class;
+use wire::handshake::is_handshake_len;
+use wire::ids::{ChannelIndex, EndReason};
 
 use crate::sim::{Fate, Plan, World, down_address, ms, secs, up_address};
 
@@ -17,7 +19,7 @@ fn start_entry(world: &mut World, number: u8) {
 /// Ends all channels of an entry, everywhere.
 fn end_channels(world: &mut World, entry: usize) {
     for at in [entry, 1, 2] {
-        let channels: Vec<u32> = world.node(at).channels.keys().copied().collect();
+        let channels: Vec<ChannelIndex> = world.node(at).channels.keys().copied().collect();
         channels.into_iter().for_each(|channel| world.end(at, channel, EndReason::Idle));
     }
 }
@@ -66,7 +68,7 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     plan.caps.half_open = 6;
     let mut world = World::new(plan);
     world.tap = Box::new(|_, packet| {
-        if packet.from == up_address(3) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+        if packet.from == up_address(3) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     world.run_for(secs(2));
     assert_eq!(world.node(1).control.half_open(), 6);

@@ -1,7 +1,9 @@
 //! Whole chains: links come up, channels open, what is lost is made good.
 
-use control::{EndReason, Event, Refusal, Side};
+use control::{Event, Refusal};
 use wire::cell::Class;
+use wire::handshake::is_handshake_len;
+use wire::ids::{EndReason, Side};
 
 use crate::sim::{Fate, Plan, World, losing, ms, secs};
 
@@ -155,11 +157,7 @@ fn a_renewal_whose_answer_takes_two_seconds_is_not_repeated() {
     let mut world = World::new(plan);
     // Cells are as quick as ever: a link that hears none for so long is silent, and calls again every second.
     world.tap =
-        Box::new(
-            |_, packet| {
-                if control::handshake_length(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass }
-            },
-        );
+        Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass });
     world.run_for(secs(30));
     assert!(world.has_channels(0, 4));
     let counts = |w: &World| {

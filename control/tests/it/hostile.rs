@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
-use control::{Event, Input, Refusal, Side, handshake_length};
+use control::{Event, Input, Refusal};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Class;
+use wire::handshake::{HANDSHAKE_LENS, is_handshake_len};
+use wire::ids::{EndReason, LinkId, Side, SlotId};
 
 use crate::sim::{Fate, Packet, Plan, World, down_address, ms, secs, up_address};
 
@@ -18,16 +20,16 @@ fn up(plan: Plan) -> World {
 }
 
 fn halves(world: &World, to: SocketAddr) -> Vec<Packet> {
-    world.record.iter().filter(|p| p.to == to && handshake_length(p.bytes.len())).cloned().collect()
+    world.record.iter().filter(|p| p.to == to && is_handshake_len(p.bytes.len())).cloned().collect()
 }
 
 /// Handshake datagrams that left this address.
 fn answers(world: &World, from: SocketAddr) -> usize {
-    world.record.iter().filter(|p| p.from == from && handshake_length(p.bytes.len())).count()
+    world.record.iter().filter(|p| p.from == from && is_handshake_len(p.bytes.len())).count()
 }
 
 /// All slots of a node's links, to see that nothing moved.
-fn slots(world: &World, position: usize) -> Vec<(u32, Option<u32>, Option<u32>, SocketAddr)> {
+fn slots(world: &World, position: usize) -> Vec<(LinkId, Option<SlotId>, Option<SlotId>, SocketAddr)> {
     world.node(position).links.iter().map(|(id, link)| (*id, link.current(), link.next(), link.peer)).collect()
 }
 
@@ -61,7 +63,7 @@ fn an_older_message_1_does_not_take_the_place_of_a_newer() {
         let mut caught = 0;
         let target = up_address(position);
         world.tap = Box::new(move |_, packet| {
-            if packet.to == target && handshake_length(packet.bytes.len()) && caught < 2 {
+            if packet.to == target && is_handshake_len(packet.bytes.len()) && caught < 2 {
                 caught += 1;
                 return Fate::Delay(ms(20_000));
             }
@@ -118,7 +120,7 @@ fn no_handshake_is_answered_with_more_bytes_than_it_brought() {
     let world = up(Plan::new(Class::L, 3));
     for position in 1..=4 {
         let bytes = |of: &dyn Fn(&&Packet) -> bool| -> usize {
-            world.record.iter().filter(of).filter(|p| handshake_length(p.bytes.len())).map(|p| p.bytes.len()).sum()
+            world.record.iter().filter(of).filter(|p| is_handshake_len(p.bytes.len())).map(|p| p.bytes.len()).sum()
         };
         let brought = bytes(&|p| p.to == up_address(position));
         let answered = bytes(&|p| p.from == up_address(position));
@@ -150,7 +152,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
     let mut world = World::new(plan);
     world.tap = Box::new(|_, packet| {
         // The exit's cells are lost, so no ack ever comes.
-        if packet.from == up_address(3) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+        if packet.from == up_address(3) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     world.run_for(secs(2));
     assert_eq!(world.node(1).control.half_open(), 8);
@@ -265,7 +267,7 @@ fn links_that_nobody_ever_used_make_way_first() {
     // Spoofed sources: what they would send under the new keys never comes.
     world.tap = Box::new(|_, packet| {
         let spoofed = packet.from.ip().to_string().starts_with("6.");
-        if spoofed && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+        if spoofed && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     for number in 100..105u8 {
         let address = |port| SocketAddr::from(([6, 6, 6, number], port));
@@ -285,7 +287,7 @@ fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
     let mut world = up(plan);
     let (mut calls, mut answers) = (0, 0);
     world.tap = Box::new(move |_, packet| {
-        if !handshake_length(packet.bytes.len()) {
+        if !is_handshake_len(packet.bytes.len()) {
             return Fate::Pass;
         }
         if packet.from == up_address(1) {
@@ -326,7 +328,7 @@ fn an_entry_that_gets_another_address_keeps_link_and_channels() {
 fn a_data_cell_promotes_like_a_control_cell() {
     let mut world = World::new(Plan::new(Class::L, 1));
     world.tap = Box::new(|_, packet| {
-        if packet.from == down_address(0) && !handshake_length(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+        if packet.from == down_address(0) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     let start = world.now;
     assert!(world.run_until(start + secs(1), |w| w.node(1).links.values().any(|l| l.side == Side::Up)));
@@ -334,7 +336,7 @@ fn a_data_cell_promotes_like_a_control_cell() {
     let slot = state.next().expect("it is not promoted yet");
     assert_eq!(state.current(), None);
     let from = down_address(0);
-    world.input(1, Input::Promoted { link, slot: slot + 1, from });
+    world.input(1, Input::Promoted { link, slot: SlotId(slot.0 + 1), from });
     assert_eq!(world.node(1).link(Side::Up).1.current(), None);
     for _ in 0..2 {
         world.input(1, Input::Promoted { link, slot, from });
@@ -447,7 +449,7 @@ proptest! {
             world.run_for(secs(1));
             for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
                 if !world.agrees(0, channel) {
-                    world.end(0, channel, control::EndReason::Lost);
+                    world.end(0, channel, EndReason::Lost);
                 }
             }
             if world.has_channels(0, 4) {
@@ -460,7 +462,7 @@ proptest! {
     #[test]
     fn no_datagram_ends_a_node_or_is_answered(
         garbage in prop::collection::vec(
-            (any::<bool>(), prop::sample::select(vec![0, 1, 8, 64, 671, 672, 686, 1176, 1408]), any::<[u8; 12]>()),
+            (any::<bool>(), prop::sample::select([&HANDSHAKE_LENS[..], &[0, 1, 8, 671, 1408]].concat()), any::<[u8; 12]>()),
             1..40,
         ),
         mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1u8..), 1..40),
@@ -497,14 +499,15 @@ proptest! {
                 }
             }
             for (link, slot, channel, seq, sub, kind, len) in &cells {
+                let (link, slot) = (LinkId(*link), SlotId(*slot));
                 let kind = [wire::cell::Kind::Data, wire::cell::Kind::Setup, wire::cell::Kind::Ack, wire::cell::Kind::Link]
                     [usize::from(*kind)];
                 let header = wire::cell::Header { channel: *channel, seq: *seq, sub: *sub, kind, class: Class::L };
                 for len in [*len, 1344, 1360, 1376] {
                     let mut body = vec![1; len];
                     let from = down_address(0);
-                    world.input(position, Input::Cell { link: *link, slot: *slot, from, header, body: &mut body });
-                    world.input(position, Input::Promoted { link: *link + 7, slot: *slot, from });
+                    world.input(position, Input::Cell { link, slot, from, header, body: &mut body });
+                    world.input(position, Input::Promoted { link: LinkId(link.0 + 7), slot, from });
                 }
             }
             prop_assert_eq!(world.record.len(), before, "node {} answered", position);

@@ -7,13 +7,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::draw_x25519;
-use control::{
-    Caps, ChannelIndex, ChannelKeys, Config, Control, DataOp, Descriptor, EndReason, Event, Input, LinkId, NextHop,
-    Output, Rank, Refusal, Role, Side, SlotId, Timing, handshake_length,
-};
+use control::{Caps, Config, Control, DataOp, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{BadHeader, Class, Header, Kind, Shape};
+use wire::handshake::is_handshake_len;
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
@@ -355,7 +354,7 @@ impl World {
         let (now, wall, class) = (self.now, self.wall(), self.plan.shape.class());
         let node = self.nodes.get_mut(&at).expect("it was found");
         let mut bytes = packet.bytes.clone();
-        if handshake_length(bytes.len()) {
+        if is_handshake_len(bytes.len()) {
             node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
             node.control.handle(
@@ -400,7 +399,7 @@ impl World {
             };
             match output {
                 Output::Send { side, to, datagram } => {
-                    assert!(handshake_length(datagram.len()));
+                    assert!(is_handshake_len(datagram.len()));
                     let from = node.address(side);
                     self.send(from, to, datagram);
                 }
@@ -524,6 +523,7 @@ impl Node {
                 let slot = Some(PlaneSlot { slot, peer, i2r: header_i2r, r2i: header_r2i });
                 match rank {
                     Rank::Next => link.next = slot,
+                    Rank::Previous => unreachable!("control never installs a previous slot"),
                     Rank::Current => {
                         link.peer = peer;
                         link.previous = std::mem::replace(&mut link.current, slot);

@@ -16,8 +16,8 @@ use rand_chacha::ChaCha20Rng;
 use wire::frames::{Status, Token};
 
 use super::Destination;
-use crate::io::boxes::SocketId;
-use crate::ledger::Drop;
+use crate::io::app_batch::SocketId;
+use crate::ledger::DropReason;
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -42,7 +42,7 @@ pub enum FlowState {
     /// The exit said no.
     Refused {
         /// For this.
-        reason: Drop,
+        reason: DropReason,
         /// Then it is asked again.
         until: Nanos,
     },
@@ -248,7 +248,7 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full.
-    pub fn client(&mut self, socket: SocketId, address: SocketAddr, idle: Duration) -> Result<Option<u32>, Drop> {
+    pub fn client(&mut self, socket: SocketId, address: SocketAddr, idle: Duration) -> Result<Option<u32>, DropReason> {
         let client = match self.by_address.get(&(socket, address)) {
             Some(client) => *client,
             None if self.channels.is_empty() => return Ok(None),
@@ -261,7 +261,7 @@ impl Clients {
                     self.clients.push(None);
                     self.clients.len() as u32 - 1
                 } else {
-                    self.vacant_clients.pop_front().ok_or(Drop::ClientsFull)?
+                    self.vacant_clients.pop_front().ok_or(DropReason::ClientsFull)?
                 };
                 self.clients[id as usize] = Some(fresh);
                 self.by_address.insert((socket, address), id);
@@ -286,14 +286,14 @@ impl Clients {
         destination: &Destination,
         now: Nanos,
         rng: &mut ChaCha20Rng,
-    ) -> Result<&mut Flow, Drop> {
+    ) -> Result<&mut Flow, DropReason> {
         let key = (client, destination.clone());
         let id = match self.by_destination.get(&key) {
             Some(id) => *id,
             None => {
                 if self.flows() >= FLOWS_MAX {
                     self.forget_if_idle(client);
-                    return Err(Drop::FlowsFull);
+                    return Err(DropReason::FlowsFull);
                 }
                 let id = self.vacant_flows.pop().unwrap_or_else(|| {
                     self.flows.push(None);
@@ -305,7 +305,7 @@ impl Clients {
                 let Some(number) = number else {
                     self.vacant_flows.push(id);
                     self.forget_if_idle(client);
-                    return Err(Drop::NumbersFull);
+                    return Err(DropReason::NumbersFull);
                 };
                 let mut token = [0; 16];
                 rng.fill_bytes(&mut token);
@@ -395,7 +395,7 @@ impl Clients {
             Status::Unreachable => true,
             _ => {
                 flow.known = false;
-                flow.state = FlowState::Refused { reason: Drop::of_status(code), until: now + RETRY };
+                flow.state = FlowState::Refused { reason: DropReason::of_status(code), until: now + RETRY };
                 true
             }
         };

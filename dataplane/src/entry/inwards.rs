@@ -13,9 +13,9 @@ use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
 use crate::io::Port;
+use crate::io::app_batch::SendBatch;
 use crate::io::apps::Apps;
-use crate::io::boxes::Outbox;
-use crate::ledger::{Drop, Tally};
+use crate::ledger::{DropReason, Tally};
 use crate::open::keep;
 use crate::punt::{ClientAt, Notice};
 
@@ -48,9 +48,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
                             self.inwards(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.cells.backward.drop(Drop::Frames),
+                    Err(_) => self.cells.backward.drop(DropReason::Frames),
                 }
-                self.free.give(cell.cell.into_frame());
+                self.free.give(cell.cell.into_buffer());
             }
             self.admitted = admitted;
         }
@@ -60,7 +60,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn strip(&mut self) {
         let Self { table, admitted, free, cells, settings, .. } = self;
         let len = settings.shape.cell_len(Direction::Backward, 1);
-        let mut verdicts: Vec<Option<Drop>> = std::mem::take(&mut table.verdicts);
+        let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
         for chunk in admitted.chunks_mut(BATCH_MAX) {
             let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
             for cell in chunk.iter_mut() {
@@ -68,14 +68,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
             }
             unwrap(settings.shape, &mut jobs);
-            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(Drop::Forged)));
+            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(DropReason::Forged)));
         }
         for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
             if verdict.is_some() {
                 continue;
             }
             let state = &mut table.record_mut(cell.channel).expect("admitted this turn").state;
-            match state.window.mark(cell.header.seq) {
+            match state.window.mark_seen(cell.header.seq) {
                 Ok(()) => {
                     state.keys.advance_backward(state.window.lowest());
                     table.links.received(cell.link);
@@ -93,20 +93,36 @@ impl<D: Port, A: Apps> Entry<D, A> {
         match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
+                answer(&mut self.clients, &self.listening, &mut self.send_batch, tally, (channel, flow), None, data);
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.table.record_mut(channel) else { return };
                 let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
-                tally.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 if let Outcome::Complete(data) = pushed.outcome {
-                    answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), None, data);
+                    answer(
+                        &mut self.clients,
+                        &self.listening,
+                        &mut self.send_batch,
+                        tally,
+                        (channel, flow),
+                        None,
+                        data,
+                    );
                 }
             }
             Frame::From { flow, from, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.outbox, tally, (channel, flow), Some(from), data);
+                answer(
+                    &mut self.clients,
+                    &self.listening,
+                    &mut self.send_batch,
+                    tally,
+                    (channel, flow),
+                    Some(from),
+                    data,
+                );
             }
             Frame::Status { flow, code } => {
                 if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
@@ -129,27 +145,27 @@ impl<D: Port, A: Apps> Entry<D, A> {
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],
-    outbox: &mut Outbox,
+    send_batch: &mut SendBatch,
     tally: &mut Tally,
     (channel, number): (u32, u16),
     from: Option<SocketAddr>,
     data: &[u8],
 ) {
     let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
-        tally.drop(Drop::Flow);
+        tally.drop(DropReason::Flow);
         return;
     };
     let Some(Listening { listener, .. }) = listening.get(socket as usize).and_then(Option::as_ref) else {
-        tally.drop(Drop::Flow);
+        tally.drop(DropReason::Flow);
         return;
     };
     let header = match from {
         None => listener.header(&peer),
         Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),
         Some(_) => {
-            tally.drop(Drop::Filtered);
+            tally.drop(DropReason::Filtered);
             return;
         }
     };
-    outbox.push_behind(socket, to, flow, &header, data);
+    send_batch.push_behind(socket, to, flow, &header, data);
 }

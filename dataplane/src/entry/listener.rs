@@ -7,7 +7,7 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use wire::frames::{Address, Frame};
 
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 
 /// A listening socket.
 #[derive(Clone, Debug)]
@@ -60,12 +60,12 @@ impl Listener {
     /// The destination and the data of a datagram.
     ///
     /// # Errors
-    /// Its header is no header ([`Drop::BadAddress`]), it is part of a datagram ([`Drop::SocksFragment`]), or not the
-    /// client's ([`Drop::Foreign`]).
-    pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), Drop> {
+    /// Its header is no header ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]), or not the
+    /// client's ([`DropReason::Foreign`]).
+    pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         match &self.kind {
             Kind::Forward(destination) => Ok((destination.clone(), bytes)),
-            Kind::Pymix => Ok((pymix_destination(bytes).ok_or(Drop::BadAddress)?, &bytes[6..])),
+            Kind::Pymix => Ok((pymix_destination(bytes).ok_or(DropReason::BadAddress)?, &bytes[6..])),
             Kind::Socks(association) => association.read(from, bytes),
         }
     }
@@ -82,9 +82,9 @@ impl Listener {
 }
 
 impl Association {
-    fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), Drop> {
+    fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         if from.ip().to_canonical() != self.client || self.port.is_some_and(|port| port != from.port()) {
-            return Err(Drop::Foreign);
+            return Err(DropReason::Foreign);
         }
         read_socks(bytes)
     }
@@ -115,12 +115,12 @@ pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
 /// Reads what [`socks_header`] writes; what follows it is the data.
 ///
 /// # Errors
-/// It is no such header ([`Drop::BadAddress`]), or the datagram is part of one ([`Drop::SocksFragment`]).
-pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), Drop> {
+/// It is no such header ([`DropReason::BadAddress`]), or the datagram is part of one ([`DropReason::SocksFragment`]).
+pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), DropReason> {
     match *bytes {
-        [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(Drop::BadAddress),
-        [0, 0, _, ..] => Err(Drop::SocksFragment),
-        _ => Err(Drop::BadAddress),
+        [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(DropReason::BadAddress),
+        [0, 0, _, ..] => Err(DropReason::SocksFragment),
+        _ => Err(DropReason::BadAddress),
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
             let (to, data) = socks().read(from("127.0.0.1:9"), bytes)?;
             Ok((to.to_string(), data.to_vec()))
         };
-        let said = |to: &str, data: &[u8]| Ok::<_, Drop>((to.to_owned(), data.to_vec()));
+        let said = |to: &str, data: &[u8]| Ok::<_, DropReason>((to.to_owned(), data.to_vec()));
         assert_eq!(read(&[0, 0, 0, 1, 192, 0, 2, 7, 0, 53, 8, 9]), said("192.0.2.7:53", &[8, 9]));
         let mut six = vec![0, 0, 0, 4];
         six.extend(from("[2001:db8::7]:1").ip().to_string().parse::<Ipv6Addr>().unwrap().octets());
@@ -280,8 +280,8 @@ mod tests {
     #[test]
     fn what_is_no_socks_datagram_has_its_reason() {
         let read = |bytes: &[u8]| socks().read(from("127.0.0.1:9"), bytes).unwrap_err();
-        assert_eq!(read(&[0, 0, 1, 1, 192, 0, 2, 7, 0, 53]), Drop::SocksFragment);
-        assert_eq!(read(&[0, 0, 0x81, 1, 192, 0, 2, 7, 0, 53]), Drop::SocksFragment);
+        assert_eq!(read(&[0, 0, 1, 1, 192, 0, 2, 7, 0, 53]), DropReason::SocksFragment);
+        assert_eq!(read(&[0, 0, 0x81, 1, 192, 0, 2, 7, 0, 53]), DropReason::SocksFragment);
         let bad: [&[u8]; 11] = [
             b"",
             b"\0\0",
@@ -295,17 +295,17 @@ mod tests {
             b"\0\0\0\x03\x03a b\0\x07",
             b"\0\0\0\x03\x02\xc3\xa9\0\x07",
         ];
-        bad.into_iter().for_each(|bytes| assert_eq!(read(bytes), Drop::BadAddress, "{bytes:?}"));
+        bad.into_iter().for_each(|bytes| assert_eq!(read(bytes), DropReason::BadAddress, "{bytes:?}"));
     }
 
     #[test]
     fn only_the_client_of_an_association_may_use_it() {
         let good = [0, 0, 0, 1, 192, 0, 2, 7, 0, 53];
         let of = |port| Listener { kind: Kind::Socks(Association { port, ..CLIENT }), idle: Duration::ZERO };
-        assert_eq!(of(None).read(from("127.0.0.2:9"), &good).err(), Some(Drop::Foreign));
+        assert_eq!(of(None).read(from("127.0.0.2:9"), &good).err(), Some(DropReason::Foreign));
         assert!(of(None).read(from("127.0.0.1:9"), &good).is_ok());
         assert!(of(None).read(from("[::ffff:127.0.0.1]:9"), &good).is_ok(), "the same on a socket for both families");
-        assert_eq!(of(Some(8)).read(from("127.0.0.1:9"), &good).err(), Some(Drop::Foreign));
+        assert_eq!(of(Some(8)).read(from("127.0.0.1:9"), &good).err(), Some(DropReason::Foreign));
         assert!(of(Some(9)).read(from("127.0.0.1:9"), &good).is_ok());
     }
 

@@ -24,13 +24,13 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
+use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
 use crate::io::apps::Apps;
-use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox, SocketId};
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::packer::Packer;
 use crate::pool::Pooled;
@@ -43,18 +43,18 @@ use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
-/// Frames of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// Buffers of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
+pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 /// Notices to control.
 const NOTICES: Rate = Rate::per_second(100);
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
+/// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
 /// a cell of class S, with an unfilled one for each.
-const BATCH_FRAMES: usize = 2 * INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 
 pub use listener::{
     Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
@@ -70,7 +70,7 @@ pub struct Settings {
     pub window: usize,
     /// Lanes of Mix 1.
     pub next_lanes: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
     /// for this and three seconds more.
@@ -131,8 +131,8 @@ pub struct Entry<D, A> {
     next_tick: Nanos,
     arrivals: Arrivals,
     admitted: Vec<Admitted>,
-    inbox: Inbox,
-    outbox: Outbox,
+    receive_batch: ReceiveBatch,
+    send_batch: SendBatch,
     noticed: Bucket,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
@@ -164,10 +164,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
             waiting: VecDeque::with_capacity(WAITING_MAX),
             gate: Gate::new(shape, 0, Side::Down, settings.next_lanes),
             packer: Packer::new(shape.payload()),
-            release: Vec::with_capacity(FRAMES),
+            release: Vec::with_capacity(BUFFERS),
             sealer: Sealer::new(rng_groups),
-            out: Departures::new(shape.longest_cell(), FRAMES),
-            free: FreeList::on(FRAMES, settings.hugepages),
+            out: Departures::new(shape.longest_cell(), BUFFERS),
+            free: FreeList::on(BUFFERS, settings.hugepages),
             ops,
             punts,
             rng,
@@ -178,8 +178,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            receive_batch: ReceiveBatch::default(),
+            send_batch: SendBatch::default(),
             noticed: Bucket::default(),
             published: Arc::default(),
             profile: latency::Shared::default(),
@@ -222,11 +222,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
             Op::Supersede { old, new } => self.clients.supersede(old, new),
             Op::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
-                let Some(frame) = self.free.take() else {
-                    self.cells.forward.drop(Drop::NoFrame);
+                let Some(buffer) = self.free.take() else {
+                    self.cells.forward.drop(DropReason::NoBuffer);
                     return;
                 };
-                let mut cell = Cell::own(frame);
+                let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
@@ -254,7 +254,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if let Some(record) = self.table.remove(channel) {
             self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
-            self.datagrams.backward.drop_many(Drop::Ended, lost);
+            self.datagrams.backward.drop_many(DropReason::Ended, lost);
         }
         self.clients.channel_down(channel);
     }
@@ -268,7 +268,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.apps.close(socket);
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.socket != socket);
-        self.datagrams.forward.drop_many(Drop::Ended, (before - self.waiting.len()) as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
         self.clients.forget(socket, |channel, flow| {
             let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
         });
@@ -276,18 +276,18 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+            if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 return;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
-            let some = self.apps.recv(&mut inbox);
+            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+            let some = self.apps.recv(&mut receive_batch);
             if some {
-                for (from, bytes) in inbox.iter() {
+                for (from, bytes) in receive_batch.iter() {
                     self.datagrams.forward.received += 1;
-                    self.outwards(inbox.socket(), from, bytes, now);
+                    self.outwards(receive_batch.socket(), from, bytes, now);
                 }
             }
-            self.inbox = inbox;
+            self.receive_batch = receive_batch;
             if !some {
                 return;
             }
@@ -301,28 +301,28 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), Drop> {
+    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
         // Whatever a socket had received before it was closed has been counted, and goes nowhere.
         let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
-            return Err(Drop::Ended);
+            return Err(DropReason::Ended);
         };
         let client = ClientAt { listener: *id, address: from };
         let (destination, data) = listener.read(from, bytes)?;
         let idle = listener.idle;
         if destination.open_len() > payload {
-            return Err(Drop::BadAddress);
+            return Err(DropReason::BadAddress);
         }
         if frames::fragments(payload, data.len()).is_none() {
             self.notice(Notice::TooLarge { client, len: data.len(), max: frames::longest(payload) }, now);
-            return Err(Drop::TooLarge);
+            return Err(DropReason::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {
             // No channel is up.
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return oldest.map_or(Ok(()), |_| {
-                self.datagrams.forward.drop(Drop::ChannelQueueFull);
+                self.datagrams.forward.drop(DropReason::ChannelQueueFull);
                 Ok(())
             });
         };
@@ -362,8 +362,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let Some((channel, cell)) = next else { break };
                 self.cells.forward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
-                    self.cells.forward.drop(Drop::Ended);
-                    self.free.give(cell.into_frame());
+                    self.cells.forward.drop(DropReason::Ended);
+                    self.free.give(cell.into_buffer());
                     continue;
                 };
                 let (link, number) = record.down.expect("an entry's channel leads down");
@@ -420,7 +420,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.next_tick = self.next_tick.min(now + liveness::LOOK);
             }
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
-            self.datagrams.backward.drop_many(Drop::Incomplete, u64::from(lost));
+            self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(Ended::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
@@ -446,7 +446,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.waiting.len() as u64;
         ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
-        ledger.frames = ((self.free.free() + self.down.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.down.rx_buffers()) as u64, self.free.total() as u64);
         ledger.traffic = self.down.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -489,7 +489,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         }
         self.tick(now);
         self.receive_link(now);
-        self.apps.send(&mut self.outbox, &mut self.datagrams.backward);
+        self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
         self.receive_apps(now);
         self.leave(now);
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
@@ -536,11 +536,11 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        self.datagrams.forward.drop_many(Drop::Shutdown, self.waiting.len() as u64);
+        self.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
-        self.cells.forward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.cells.forward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }

@@ -134,7 +134,7 @@ fn a_flood_that_costs_no_frames_does_not_keep_an_entry_from_its_other_work() {
         let ledger = *entry.published.lock().unwrap();
         assert!(ledger.closed());
         let now = ledger.datagrams.forward;
-        assert_eq!(now.drops(Drop::BadAddress), now.received);
+        assert_eq!(now.drops(DropReason::BadAddress), now.received);
         assert!((1..=FLOOD / 10).contains(&(now.received - read)), "{} in one turn", now.received - read);
         read = now.received;
     }

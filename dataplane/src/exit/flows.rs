@@ -15,9 +15,9 @@ use wire::frames::Token;
 use super::limits::Usage;
 use crate::Nanos;
 use crate::SECOND;
+use crate::io::app_batch::SocketId;
 use crate::io::apps::Apps;
-use crate::io::boxes::SocketId;
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
 use crate::wheel::Wheel;
 
@@ -224,18 +224,18 @@ impl Flows {
     ///
     /// # Errors
     /// There is no room.
-    pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), Drop> {
+    pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
         let full = self.waiting >= WAITING_MAX;
         match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
             Some(Target::Resolving { waiting, .. }) if waiting.len() < WAITING_PER_FLOW => {
                 if full {
-                    return Err(Drop::NameQueueFull);
+                    return Err(DropReason::NameQueueFull);
                 }
                 waiting.push(data.to_vec());
                 self.waiting += 1;
                 Ok(())
             }
-            _ => Err(Drop::FlowQueueFull),
+            _ => Err(DropReason::FlowQueueFull),
         }
     }
 
@@ -314,19 +314,19 @@ impl Flows {
     /// Brings a flow here.
     ///
     /// # Errors
-    /// Nothing is known of the token ([`Drop::Flow`]), or there is no room here.
-    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Result<(), Drop> {
-        let &id = self.by_token.get(token).ok_or(Drop::Flow)?;
+    /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
+    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Result<(), DropReason> {
+        let &id = self.by_token.get(token).ok_or(DropReason::Flow)?;
         let old = self.place(id).expect("the index lists live flows");
         if old == (channel, number) {
             return Ok(());
         }
         if self.by_number.contains_key(&(channel, number)) {
             // An entry does not reuse a number that is in use; whoever does keeps what it has.
-            return Err(Drop::NumberTaken);
+            return Err(DropReason::NumberTaken);
         }
         if old.0 != channel && self.share(channel).flows >= self.caps.flows_per_channel {
-            return Err(Drop::ChannelFlowsFull);
+            return Err(DropReason::ChannelFlowsFull);
         }
         self.shares.entry(channel).or_default().flows += 1;
         let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
@@ -387,13 +387,13 @@ impl Flows {
         token: Token,
         target: Target,
         now: Nanos,
-    ) -> Result<u32, Drop> {
+    ) -> Result<u32, DropReason> {
         let mine = self.share(channel).flows;
         if mine >= self.caps.flows_per_channel {
-            return Err(Drop::ChannelFlowsFull);
+            return Err(DropReason::ChannelFlowsFull);
         }
         if mine >= self.caps.sockets.max(FLOWS_MAX) - self.len() {
-            return Err(Drop::FlowsFull);
+            return Err(DropReason::FlowsFull);
         }
         self.shares.entry(channel).or_default().flows += 1;
         let mapping = match self.by_map.get(&(channel, map)) {
@@ -445,7 +445,7 @@ impl Flows {
         token: Token,
         to: SocketAddr,
         now: Nanos,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         // Until it has a socket, the flow has no target worth sending to.
         let placeholder = Target::Resolving { query: NO_QUERY, port: to.port(), waiting: Vec::new() };
         let id = self.add(channel, number, map, token, placeholder, now)?;
@@ -465,9 +465,9 @@ impl Flows {
         token: Token,
         port: u16,
         now: Nanos,
-    ) -> Result<u32, Drop> {
+    ) -> Result<u32, DropReason> {
         if self.share(channel).questions >= QUESTIONS_MAX - self.queries.len() {
-            return Err(Drop::NamesFull);
+            return Err(DropReason::NamesFull);
         }
         let query = self.next_query;
         self.next_query = (query + 1) % NO_QUERY;
@@ -482,7 +482,7 @@ impl Flows {
     ///
     /// # Errors
     /// Sockets are short.
-    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), Drop> {
+    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let mapping = self.mappings[flow.mapping as usize].as_mut().expect("a flow has a live mapping");
         let place = if to.is_ipv6() { &mut mapping.v6 } else { &mut mapping.v4 };
@@ -491,9 +491,9 @@ impl Flows {
             None => {
                 let share = self.shares.entry(flow.channel).or_default();
                 if share.sockets >= self.caps.sockets - self.sockets {
-                    return Err(Drop::SocketsFull);
+                    return Err(DropReason::SocketsFull);
                 }
-                let socket = apps.open(to.is_ipv6()).map_err(|_| Drop::NoSocket)?;
+                let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
                 share.sockets += 1;
                 self.sockets += 1;
                 *place = Some(Held { socket, opener: Some(flow.channel) });

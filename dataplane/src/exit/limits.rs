@@ -1,8 +1,8 @@
 //! How much an exit lets through to and from a destination, so that nobody can use it to flood one: datagrams to an
 //! address that has not answered, and datagrams a second of a flow and of an address, each way (SPEC 3.13).
 //!
-//! What addresses have used is kept in two tables of fixed size, each address at one place of each, chosen by a hash
-//! that only this process knows. Addresses may share places, and the fuller of both may be another's: what counts is
+//! What addresses have used is kept in two tables of fixed size, each address at one row of each, chosen by a hash
+//! that only this process knows. Addresses may share rows, and the fuller of both may be another's: what counts is
 //! the emptier one. It shows at least what the address has used, so no address gets more than its limit, however many
 //! there are, and none has to be turned away because a table is full (a count-min sketch; Cormode and Muthukrishnan,
 //! 2005).
@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use foldhash::quality::RandomState;
 
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
 use crate::{Nanos, SECOND};
 
@@ -38,23 +38,23 @@ pub struct Usage {
     charged: u32,
 }
 
-/// What all flows to an address, and to those that share its place, have used.
+/// What all flows to an address, and to those that share its row, have used.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct Row {
     outwards: Bucket,
     inwards: Bucket,
     unanswered: u32,
 }
 
 /// Places of a table. Two have a chance of one in 2^28 to fall together in both tables.
-const PLACES: usize = 1 << 14;
+const ROWS: usize = 1 << 14;
 /// What closed flows have sent without an answer is forgotten after this.
 const FORGET: Nanos = 600 * SECOND;
 
 /// Holds destinations to their limits.
 pub struct Limiter {
     limits: Limits,
-    tables: [Box<[Place]>; 2],
+    tables: [Box<[Row]>; 2],
     hashers: [RandomState; 2],
     forget_at: Nanos,
 }
@@ -62,48 +62,48 @@ pub struct Limiter {
 impl Limiter {
     /// Nothing used yet.
     pub fn new(limits: Limits, now: Nanos) -> Limiter {
-        let tables = [(); 2].map(|()| vec![Place::default(); PLACES].into_boxed_slice());
+        let tables = [(); 2].map(|()| vec![Row::default(); ROWS].into_boxed_slice());
         Limiter { limits, tables, hashers: Default::default(), forget_at: now + FORGET }
     }
 
-    /// The places of an address; of an IPv6 address, those of its subnet, which gives its hosts as many as they want.
-    fn places(&mut self, ip: IpAddr) -> [&mut Place; 2] {
+    /// The rows of an address; of an IPv6 address, those of its subnet, which gives its hosts as many as they want.
+    fn rows(&mut self, ip: IpAddr) -> [&mut Row; 2] {
         let key = match ip {
             IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
             IpAddr::V6(ip) => ip.to_bits() >> 64 << 64,
         };
         let [first, second] = &mut self.tables;
-        let at = |hasher: &RandomState| hasher.hash_one(Ipv6Addr::from_bits(key)) as usize % PLACES;
+        let at = |hasher: &RandomState| hasher.hash_one(Ipv6Addr::from_bits(key)) as usize % ROWS;
         [&mut first[at(&self.hashers[0])], &mut second[at(&self.hashers[1])]]
     }
 
     /// A datagram that a flow would send to an address.
     ///
     /// # Errors
-    /// The flow or the address has its fill ([`Drop::FlowRate`], [`Drop::DestinationRate`]), or the address has not
-    /// answered what it has got ([`Drop::Unanswered`]).
-    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), Drop> {
+    /// The flow or the address has its fill ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
+    /// answered what it has got ([`DropReason::Unanswered`]).
+    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
         let Limits { unanswered, flow, destination } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
         if most.is_some() || destination.is_some() {
-            let places = self.places(to);
-            if most.is_some_and(|most| places.iter().all(|place| place.unanswered >= most)) {
-                return Err(Drop::Unanswered);
+            let rows = self.rows(to);
+            if most.is_some_and(|most| rows.iter().all(|row| row.unanswered >= most)) {
+                return Err(DropReason::Unanswered);
             }
             if flow.is_some_and(|rate| !usage.outwards.has(rate, now)) {
-                return Err(Drop::FlowRate);
+                return Err(DropReason::FlowRate);
             }
-            if destination.is_some_and(|rate| !places.iter().any(|place| place.outwards.has(rate, now))) {
-                return Err(Drop::DestinationRate);
+            if destination.is_some_and(|rate| !rows.iter().any(|row| row.outwards.has(rate, now))) {
+                return Err(DropReason::DestinationRate);
             }
-            for place in places {
-                place.unanswered = place.unanswered.saturating_add(u32::from(most.is_some()));
-                destination.map(|rate| place.outwards.take(rate, now));
+            for row in rows {
+                row.unanswered = row.unanswered.saturating_add(u32::from(most.is_some()));
+                destination.map(|rate| row.outwards.take(rate, now));
             }
             usage.charged += u32::from(most.is_some());
         }
         match flow {
-            Some(rate) if !usage.outwards.take(rate, now) => Err(Drop::FlowRate),
+            Some(rate) if !usage.outwards.take(rate, now) => Err(DropReason::FlowRate),
             _ => Ok(()),
         }
     }
@@ -112,18 +112,18 @@ impl Limiter {
     ///
     /// # Errors
     /// The flow or the address has its fill.
-    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), Drop> {
+    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), DropReason> {
         if answers {
             self.answered(usage, from);
         }
         let Limits { flow, destination, .. } = self.limits;
         if flow.is_some_and(|rate| !usage.inwards.take(rate, now)) {
-            return Err(Drop::FlowRate);
+            return Err(DropReason::FlowRate);
         }
         if let Some(rate) = destination
-            && !self.places(from).map(|place| place.inwards.take(rate, now)).contains(&true)
+            && !self.rows(from).map(|row| row.inwards.take(rate, now)).contains(&true)
         {
-            return Err(Drop::DestinationRate);
+            return Err(DropReason::DestinationRate);
         }
         Ok(())
     }
@@ -133,8 +133,8 @@ impl Limiter {
         usage.answered = true;
         let charged = std::mem::take(&mut usage.charged);
         if charged > 0 {
-            for place in self.places(from) {
-                place.unanswered = place.unanswered.saturating_sub(charged);
+            for row in self.rows(from) {
+                row.unanswered = row.unanswered.saturating_sub(charged);
             }
         }
     }
@@ -145,10 +145,10 @@ impl Limiter {
             return;
         }
         self.forget_at = now + FORGET;
-        self.tables.iter_mut().flatten().for_each(|place| place.unanswered = 0);
+        self.tables.iter_mut().flatten().for_each(|row| row.unanswered = 0);
         for (usage, to) in live.filter(|(usage, _)| usage.charged > 0) {
-            for place in self.places(to) {
-                place.unanswered = place.unanswered.saturating_add(usage.charged);
+            for row in self.rows(to) {
+                row.unanswered = row.unanswered.saturating_add(usage.charged);
             }
         }
     }
@@ -180,7 +180,7 @@ mod tests {
             }
         }
         assert_eq!(sent, 10);
-        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(DropReason::Unanswered));
         assert_eq!(limiter.outwards(&mut flows[0], ip(2), 20), Ok(()), "another address has its own");
     }
 
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!((0..100).filter(|_| limiter.outwards(&mut third, ip(1), 0).is_ok()).count(), 4);
         // A stranger's datagram is no answer.
         limiter.inwards(&mut silent, ip(9), false, 0).unwrap();
-        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(DropReason::Unanswered));
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         (0..4).for_each(|_| limiter.outwards(&mut closed, ip(1), 0).unwrap());
         (0..6).for_each(|_| limiter.outwards(&mut live, ip(1), 0).unwrap());
         limiter.tick(FORGET - 1, [(&live, ip(1))].into_iter());
-        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(Drop::Unanswered));
+        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(DropReason::Unanswered));
         limiter.tick(FORGET, [(&live, ip(1))].into_iter());
         assert_eq!((0..100).filter(|_| limiter.outwards(&mut live, ip(1), FORGET).is_ok()).count(), 4);
     }
@@ -225,7 +225,7 @@ mod tests {
             // A quarter of a second's at first, and then two seconds'.
             let passed = 4000 - refused.len();
             assert!((335..=339).contains(&passed), "{passed}");
-            assert!(refused.contains(&Drop::FlowRate) && refused.contains(&Drop::DestinationRate));
+            assert!(refused.contains(&DropReason::FlowRate) && refused.contains(&DropReason::DestinationRate));
         }
         let mut other = Usage::default();
         assert_eq!(limiter.outwards(&mut other, ip(2), 2 * SECOND), Ok(()));
@@ -241,7 +241,7 @@ mod tests {
             assert!(got <= 3);
             short += u32::from(got < 3);
         }
-        // Both places are full already for at most (10,000 / 16,384)^2 of the last.
+        // Both rows are full already for at most (10,000 / 16,384)^2 of the last.
         assert!(short < 2500, "{short}");
     }
 

@@ -1,7 +1,7 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
 //! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::io::boxes::Outbox::shuffle_flows`]). Backwards:
+//! one turn has opened in random flow order ([`crate::io::app_batch::SendBatch::shuffle_flows`]). Backwards:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
@@ -28,13 +28,13 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
+use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
 use crate::io::apps::Apps;
-use crate::io::boxes::{INBOX_BYTES_MAX, INBOX_MAX, Inbox, Outbox};
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, Drop, Gauges, Ledger, Pair};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
 use crate::links::{Side, report_activity};
 use crate::open;
 use crate::packer::Packer;
@@ -42,7 +42,7 @@ use crate::pool::Pooled;
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, Worker};
 use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, ForwardLane, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -50,14 +50,14 @@ use flows::{Flows, Opens};
 use limits::{Limiter, Limits};
 use policy::Policy;
 
-/// Frames of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
+/// Buffers of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const FRAMES: usize = BATCH_FRAMES + 4 * RECEIVE_MAX;
+pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
-/// Frames that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
+/// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
-const BATCH_FRAMES: usize = INBOX_MAX + INBOX_BYTES_MAX / 200;
+const BATCH_BUFFERS: usize = RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
@@ -93,7 +93,7 @@ pub struct Settings {
     pub shape: Shape,
     /// Width of replay windows.
     pub window: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
     /// Where it may send.
     pub policy: Policy,
@@ -110,7 +110,7 @@ pub struct Settings {
 /// An exit's part of a channel; what a cell from the link needs comes first.
 #[repr(C)]
 struct ExitChannel {
-    forward: Lane<AeadKey>,
+    forward: Half<AeadKey>,
     backward: Generations<AeadKey>,
     next_seq: u64,
     reassembler: Reassembler,
@@ -123,12 +123,12 @@ impl ChannelState for ExitChannel {
     }
 }
 
-impl ForwardLane for ExitChannel {
-    fn forward(&self) -> &Lane<AeadKey> {
+impl ForwardHalf for ExitChannel {
+    fn forward(&self) -> &Half<AeadKey> {
         &self.forward
     }
 
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+    fn forward_mut(&mut self) -> &mut Half<AeadKey> {
         &mut self.forward
     }
 }
@@ -142,7 +142,7 @@ pub struct Exit<U, A> {
     flows: Flows,
     limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(u32, u16), Drop, foldhash::fast::RandomState>,
+    refused: HashMap<(u32, u16), DropReason, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
@@ -162,8 +162,8 @@ pub struct Exit<U, A> {
     next_tick: Nanos,
     arrivals: Arrivals,
     admitted: Vec<Admitted>,
-    inbox: Inbox,
-    outbox: Outbox,
+    receive_batch: ReceiveBatch,
+    send_batch: SendBatch,
     due: Vec<u32>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
@@ -194,10 +194,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             refused: HashMap::default(),
             gate: Gate::new(shape, shape.hops(), Side::Up, 1),
             packer: Packer::new(shape.payload()),
-            release: Vec::with_capacity(FRAMES),
+            release: Vec::with_capacity(BUFFERS),
             sealer: Sealer::new(rng_groups),
-            out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), FRAMES),
-            free: FreeList::on(FRAMES, settings.hugepages),
+            out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), BUFFERS),
+            free: FreeList::on(BUFFERS, settings.hugepages),
             ops,
             punts,
             rng,
@@ -210,8 +210,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             next_tick: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
+            receive_batch: ReceiveBatch::default(),
+            send_batch: SendBatch::default(),
             due: Vec::new(),
             published: Arc::default(),
             profile: latency::Shared::default(),
@@ -240,7 +240,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
-                    forward: Lane::new(&forward, first, self.settings.window, None, now_s),
+                    forward: Half::new(&forward, first, self.settings.window, None, now_s),
                     backward: Generations::new(&backward, first),
                     next_seq: first,
                     reassembler: Reassembler::new(self.settings.shape.payload()),
@@ -253,11 +253,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
             Op::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
-                let Some(frame) = self.free.take() else {
-                    self.cells.backward.drop(Drop::NoFrame);
+                let Some(buffer) = self.free.take() else {
+                    self.cells.backward.drop(DropReason::NoBuffer);
                     return;
                 };
-                let mut cell = Cell::own(frame);
+                let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
                 let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
                 self.release.push(Pooled { cell, ticket });
@@ -276,7 +276,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();
         self.reassembling -= fragments as u64;
-        self.datagrams.forward.drop_many(Drop::Ended, (waited + fragments) as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, (waited + fragments) as u64);
     }
 
     fn receive_link(&mut self, now: Nanos) {
@@ -298,9 +298,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
                             self.outwards(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.cells.forward.drop(Drop::Frames),
+                    Err(_) => self.cells.forward.drop(DropReason::Frames),
                 }
-                self.free.give(cell.cell.into_frame());
+                self.free.give(cell.cell.into_buffer());
             }
             self.admitted = admitted;
         }
@@ -308,21 +308,21 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.out.is_empty() || self.free.free() < BATCH_FRAMES + RECEIVE_MAX {
+            if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
                 break;
             }
-            let mut inbox = std::mem::replace(&mut self.inbox, Inbox::placeholder());
-            let some = self.apps.recv(&mut inbox);
+            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+            let some = self.apps.recv(&mut receive_batch);
             if some {
-                for (from, data) in inbox.iter() {
+                for (from, data) in receive_batch.iter() {
                     self.datagrams.backward.received += 1;
-                    match self.inwards(inbox.socket(), from, data, now) {
+                    match self.inwards(receive_batch.socket(), from, data, now) {
                         Ok(()) => self.datagrams.backward.consumed += 1,
                         Err(reason) => self.datagrams.backward.drop(reason),
                     }
                 }
             }
-            self.inbox = inbox;
+            self.receive_batch = receive_batch;
             if !some {
                 break;
             }
@@ -339,17 +339,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// One datagram from the internet.
-    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), Drop> {
+    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         let Self { flows, limiter, packer, free, settings, .. } = self;
         let payload = settings.shape.payload();
         let Some(flow) = flows.talking_to(socket, from) else {
             if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
-                return Err(Drop::Filtered);
+                return Err(DropReason::Filtered);
             }
-            let flow = flows.of_client(socket).ok_or(Drop::Filtered)?;
+            let flow = flows.of_client(socket).ok_or(DropReason::Filtered)?;
             let frame = Frame::From { flow: flow.number, from, data };
             if frame.len() > payload {
-                return Err(Drop::TooLarge);
+                return Err(DropReason::TooLarge);
             }
             if let Some(usage) = &mut flow.usage {
                 limiter.inwards(usage, from.ip(), false, now)?;
@@ -357,7 +357,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             return packer.put(flow.channel, &frame, free);
         };
         if frames::fragments(payload, data.len()).is_none() {
-            return Err(Drop::TooLarge);
+            return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {
             limiter.inwards(usage, from.ip(), true, now)?;
@@ -384,8 +384,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let Some((channel, cell)) = next else { break };
                 self.cells.backward.injected += 1;
                 let Some(record) = self.table.record_mut(channel) else {
-                    self.cells.backward.drop(Drop::Ended);
-                    self.free.give(cell.into_frame());
+                    self.cells.backward.drop(DropReason::Ended);
+                    self.free.give(cell.into_buffer());
                     continue;
                 };
                 let (link, number) = record.up.expect("an exit's channel leads up");
@@ -436,7 +436,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let waited = flows.expire(apps, now, |channel, flow| {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
         });
-        self.datagrams.forward.drop_many(Drop::Ended, waited as u64);
+        self.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
         let channels: Vec<u32> = self
             .table
             .iter()
@@ -447,7 +447,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let record = self.table.record_mut(channel).expect("just listed");
             let lost = u64::from(record.state.reassembler.sweep(Duration::from_nanos(now)));
             self.reassembling -= lost;
-            self.datagrams.forward.drop_many(Drop::Incomplete, lost);
+            self.datagrams.forward.drop_many(DropReason::Incomplete, lost);
         }
     }
 
@@ -456,7 +456,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
         ledger.cells.backward.held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = self.flows.waiting() as u64 + self.reassembling;
-        ledger.frames = ((self.free.free() + self.up.offered()) as u64, self.free.total() as u64);
+        ledger.buffers = ((self.free.free() + self.up.rx_buffers()) as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -500,9 +500,9 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         }
         self.tick(now);
         self.receive_link(now);
-        self.outbox.shuffle_flows(&mut self.rng);
+        self.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        self.apps.send(&mut self.outbox, &mut self.datagrams.forward);
+        self.apps.send(&mut self.send_batch, &mut self.datagrams.forward);
         self.receive_apps(now);
         self.leave(now);
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
@@ -551,7 +551,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.leave(now);
         let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
         channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
-        self.cells.backward.drop_many(Drop::Shutdown, self.out.len() as u64);
+        self.cells.backward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();
     }

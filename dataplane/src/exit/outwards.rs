@@ -1,7 +1,7 @@
 //! Frames from the entry, and what they do: datagrams to their flows, flows opened, moved and closed, names
 //! asked for and answered.
 //!
-//! Nothing here sends: datagrams go to the outbox, answers to the packer.
+//! Nothing here sends: datagrams go to the send batch, answers to the packer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::io::Port;
 use crate::io::apps::Apps;
-use crate::ledger::Drop;
+use crate::ledger::DropReason;
 use crate::punt::Punt;
 
 impl<U: Port, A: Apps> Exit<U, A> {
@@ -32,12 +32,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 self.datagrams.forward.injected += u64::from(pushed.started);
                 self.reassembling += u64::from(pushed.started);
-                self.datagrams.forward.drop_many(Drop::Incomplete, u64::from(pushed.evicted));
+                self.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
                 if pushed.started && self.reassembling > REASSEMBLING_MAX {
                     reassembler.give_up(flow, id);
                     self.reassembling -= 1;
-                    self.datagrams.forward.drop(Drop::ReassemblyFull);
+                    self.datagrams.forward.drop(DropReason::ReassemblyFull);
                 } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
                     self.datagram(channel, flow, data, now);
@@ -73,7 +73,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 Some(why) => tally.drop(*why),
                 None => {
                     let forgotten = self.refused.len() >= REFUSED_MAX;
-                    tally.drop(if forgotten { Drop::RefusedFull } else { Drop::Flow });
+                    tally.drop(if forgotten { DropReason::RefusedFull } else { DropReason::Flow });
                     self.tell(channel, number, Status::UnknownFlow);
                 }
             }
@@ -87,12 +87,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 match may {
                     Ok(()) => {
-                        self.outbox.push(socket, to, id, data);
+                        self.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
                     }
                     Err(why) => {
                         tally.drop(why);
-                        if why == Drop::Unanswered && flow.may_report(now) {
+                        if why == DropReason::Unanswered && flow.may_report(now) {
                             self.tell(channel, number, Status::Unreachable);
                         }
                     }
@@ -108,7 +108,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Answers an OPEN or MOVE, and tells the address if there was a name to resolve; nothing yet to a flow whose name is
     /// being resolved. What was refused is remembered for the datagram behind it.
-    fn answer(&mut self, channel: u32, number: u16, done: Result<(), Drop>) {
+    fn answer(&mut self, channel: u32, number: u16, done: Result<(), DropReason>) {
         match done {
             Ok(()) => {
                 self.refused.remove(&(channel, number));
@@ -122,7 +122,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Err(why) => {
-                if why != Drop::Flow && self.refused.len() < REFUSED_MAX {
+                if why != DropReason::Flow && self.refused.len() < REFUSED_MAX {
                     self.refused.insert((channel, number), why);
                 }
                 self.tell(channel, number, why.status());
@@ -139,14 +139,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         token: Token,
         to: Address<'_>,
         now: Nanos,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         if self.flows.is_same(channel, number, &token) {
             return Ok(());
         }
         // The entry has given the number to another flow, so it has closed the one before.
         self.close_number(channel, number);
         match self.flows.relocate(channel, number, &token, now) {
-            Err(Drop::Flow) => {}
+            Err(DropReason::Flow) => {}
             done => return done,
         }
         let admitted = match to {
@@ -154,10 +154,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Address::Name(_, port) => port != 0,
         };
         if !admitted {
-            return Err(Drop::Policy);
+            return Err(DropReason::Policy);
         }
         if !self.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
-            return Err(Drop::OpenRate);
+            return Err(DropReason::OpenRate);
         }
         match to {
             Address::Ip(to) => {
@@ -171,7 +171,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 if !self.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
                     self.flows.answered(query);
                     self.close_number(channel, number);
-                    return Err(Drop::PuntFull);
+                    return Err(DropReason::PuntFull);
                 }
                 Ok(())
             }
@@ -195,7 +195,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.reassembling -= fragments;
             lost += fragments;
         }
-        self.datagrams.forward.drop_many(Drop::Ended, lost);
+        self.datagrams.forward.drop_many(DropReason::Ended, lost);
     }
 
     /// The resolver's answer: the first address that the policy admits is taken.
@@ -208,8 +208,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 let to = SocketAddr::new(ip, port);
                 self.flows.connect(&mut self.apps, id, to).map(|()| to)
             }
-            None if addresses.is_empty() => Err(Drop::Unresolvable),
-            None => Err(Drop::Policy),
+            None if addresses.is_empty() => Err(DropReason::Unresolvable),
+            None => Err(DropReason::Policy),
         };
         match done {
             Ok(to) => {

@@ -90,7 +90,7 @@ impl Bench {
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
             said.extend(parse(cell.body_mut(payload), Direction::Backward).unwrap().filter_map(|frame| of(&frame)));
-            free.give(cell.into_frame());
+            free.give(cell.into_buffer());
         }
         said
     }
@@ -105,7 +105,7 @@ impl Bench {
         ledger
     }
 
-    fn drops(&mut self, why: Drop) -> u64 {
+    fn drops(&mut self, why: DropReason) -> u64 {
         self.turn().datagrams.forward.drops(why)
     }
 
@@ -123,18 +123,18 @@ fn opens_beyond_the_rate_are_refused_and_what_is_open_lives_on() {
     let said = bench.statuses();
     let count = |said: &[(u16, Status)], code| said.iter().filter(|(_, status)| *status == code).count();
     assert_eq!((count(&said, Status::Open), count(&said, Status::TooManyFlows)), (64, 36));
-    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 64));
+    assert_eq!((bench.drops(DropReason::OpenRate), bench.delivered(address(9))), (36, 64));
     // Repeated OPENs cost nothing, another channel has its own rate, and a second later there is room.
     for flow in 0..64 {
         bench.send(0, flow, address(9));
     }
     bench.send(1, 0, address(9));
-    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 65));
+    assert_eq!((bench.drops(DropReason::OpenRate), bench.delivered(address(9))), (36, 65));
     bench.now += SECOND;
     for flow in 64..100 {
         bench.send(0, flow, address(9));
     }
-    assert_eq!((bench.drops(Drop::OpenRate), bench.delivered(address(9))), (36, 36));
+    assert_eq!((bench.drops(DropReason::OpenRate), bench.delivered(address(9))), (36, 36));
     assert_eq!(bench.turn().gauges.flows, 101);
     bench.now += 40 * SECOND;
     let ledger = bench.turn();
@@ -150,11 +150,11 @@ fn an_exit_without_descriptors_says_so_and_recovers() {
     bench.send(0, 1, address(9));
     bench.send(0, 0, address(9));
     assert_eq!(bench.statuses(), [(0, Status::Open), (1, Status::TooManyFlows), (0, Status::Open)]);
-    assert_eq!((bench.drops(Drop::NoSocket), bench.delivered(address(9))), (1, 2));
+    assert_eq!((bench.drops(DropReason::NoSocket), bench.delivered(address(9))), (1, 2));
     bench.net.fail_open(None);
     bench.send(0, 1, address(9));
     assert_eq!(bench.statuses(), [(1, Status::Open)]);
-    assert_eq!((bench.drops(Drop::NoSocket), bench.delivered(address(9))), (1, 1));
+    assert_eq!((bench.drops(DropReason::NoSocket), bench.delivered(address(9))), (1, 1));
 }
 
 #[test]
@@ -170,7 +170,8 @@ fn a_failed_send_has_its_reason_and_blocks_nobody() {
     let told = bench.statuses();
     assert_eq!(told.last(), Some(&(6, Status::Refused)), "nobody is at port 0");
     let ledger = bench.turn().datagrams.forward;
-    let reasons = [Drop::Unreachable, Drop::Forbidden, Drop::PathMtu, Drop::Policy].map(|why| ledger.drops(why));
+    let reasons = [DropReason::Unreachable, DropReason::Forbidden, DropReason::PathMtu, DropReason::Policy]
+        .map(|why| ledger.drops(why));
     assert_eq!((reasons, ledger.sent, ledger.send_errors), ([1; 4], 1, 0));
     assert_eq!(bench.turn().gauges.flows, 4, "a flow lives on, for the way may open");
     bench.net.fail_send(address(2), None);
@@ -187,8 +188,8 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
     let reported = |bench: &mut Bench| {
         bench.send(0, 2, address(2));
         bench.send(0, 3, address(3));
-        let Exit { apps, outbox, datagrams, .. } = &mut bench.exit;
-        apps.send(outbox, &mut datagrams.forward);
+        let Exit { apps, send_batch, datagrams, .. } = &mut bench.exit;
+        apps.send(send_batch, &mut datagrams.forward);
         bench.exit.receive_apps(bench.now);
         let mut said = bench.statuses();
         said.retain(|(_, status)| *status == Status::Unreachable);
@@ -200,7 +201,7 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
     assert_eq!(reported(&mut bench), []);
     bench.now += 1;
     assert_eq!(reported(&mut bench), [(2, Status::Unreachable)]);
-    assert_eq!((bench.drops(Drop::Unreachable), bench.delivered(address(3))), (4, 4));
+    assert_eq!((bench.drops(DropReason::Unreachable), bench.delivered(address(3))), (4, 4));
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn a_flood_that_costs_no_frames_does_not_keep_an_exit_from_its_other_work() {
     let mut read = 0;
     while read < FLOOD {
         let now = bench.turn().datagrams.backward;
-        assert_eq!(now.drops(Drop::Filtered), now.received);
+        assert_eq!(now.drops(DropReason::Filtered), now.received);
         assert!((1..=FLOOD / 10).contains(&(now.received - read)), "{} in one turn", now.received - read);
         read = now.received;
     }
@@ -236,12 +237,15 @@ fn refusals_are_remembered_within_bounds_and_for_a_second() {
     bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
     bench.frame(0, &Frame::Dgram { flow: REFUSED_MAX as u16, data: b"x" });
     assert_eq!(bench.exit.refused.len(), REFUSED_MAX);
-    assert_eq!((bench.drops(Drop::Policy), bench.drops(Drop::RefusedFull), bench.drops(Drop::Flow)), (1, 1, 0));
+    assert_eq!(
+        (bench.drops(DropReason::Policy), bench.drops(DropReason::RefusedFull), bench.drops(DropReason::Flow)),
+        (1, 1, 0)
+    );
     bench.now += SECOND;
     bench.turn();
     assert!(bench.exit.refused.is_empty());
     bench.frame(0, &Frame::Dgram { flow: 0, data: b"x" });
-    assert_eq!(bench.drops(Drop::Flow), 1);
+    assert_eq!(bench.drops(DropReason::Flow), 1);
 }
 
 #[test]
@@ -254,15 +258,15 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_their_buffers_go() {
         (0..16).for_each(|id| bench.frame(channel, &first(id)));
     }
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.held, ledger.drops(Drop::ReassemblyFull)), (REASSEMBLING_MAX, 16));
+    assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (REASSEMBLING_MAX, 16));
     // Within a channel the oldest gives way as ever, and what is under way completes.
     bench.frame(0, &first(16));
     bench.frame(0, &Frame::Frag { flow: 1, id: 16, index: 1, last: true, data: b"x" });
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.drops(Drop::Incomplete), ledger.drops(Drop::Flow)), (1, 1));
+    assert_eq!((ledger.drops(DropReason::Incomplete), ledger.drops(DropReason::Flow)), (1, 1));
     bench.now += 2 * SECOND;
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.held, ledger.drops(Drop::ReassemblyFull)), (0, 16));
+    assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (0, 16));
     assert!(bench.exit.table.iter().all(|(_, record)| record.state.reassembler.is_bare()), "no buffer is kept");
     bench.frame(channels - 1, &first(0));
     assert_eq!(bench.turn().datagrams.forward.held, 1);
@@ -282,7 +286,7 @@ fn names_beyond_controls_queue_are_refused() {
     let refused = bench.statuses().len() as u64;
     let room = 256 - crate::punt::RESERVED as u64;
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.held, ledger.drops(Drop::PuntFull)), (room, refused));
+    assert_eq!((ledger.held, ledger.drops(DropReason::PuntFull)), (room, refused));
     assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
     for query in 0..256 {
         assert!(bench.ops.push(Op::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());

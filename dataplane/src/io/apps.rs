@@ -1,7 +1,7 @@
 //! Application sockets: the entry's listeners and the exit's flows.
 //!
-//! Datagrams of any length here. Where an application sends trains, they come as such and are taken apart; where
-//! sizes and destination repeat, datagrams leave as trains. Two implementations of [`Apps`]: [`UdpApps`] and, for
+//! Datagrams of any length here. Where an application sends bursts, they come as such and are taken apart; where
+//! sizes and destination repeat, datagrams leave as bursts. Two implementations of [`Apps`]: [`UdpApps`] and, for
 //! tests, [`super::mem::MemApps`].
 
 use std::collections::VecDeque;
@@ -9,10 +9,10 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
-use super::boxes::{Inbox, Outbox, SocketId};
+use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::link::waits;
-use super::offload::Trains;
-use crate::ledger::{Drop, Tally};
+use super::offload::Offloads;
+use crate::ledger::{DropReason, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
 
@@ -31,9 +31,9 @@ pub trait Apps {
     /// Closes a socket, after the next [`Apps::send`].
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
-    fn recv(&mut self, inbox: &mut Inbox) -> bool;
-    /// Sends all of `outbox` and empties it; counts what went and, by reason, what did not.
-    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally);
+    fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool;
+    /// Sends all of `send_batch` and empties it; counts what went and, by reason, what did not.
+    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally);
     /// Destinations that were reported unreachable since the last call.
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr));
     /// The poller saw a socket readable.
@@ -58,7 +58,7 @@ pub struct UdpApps {
     ready: VecDeque<SocketId>,
     unreachable: Vec<(SocketId, SocketAddr)>,
     rcvbuf: usize,
-    trains: Trains,
+    offloads: Offloads,
 }
 
 /// What the sender of a datagram can be told about: nothing gets there.
@@ -79,10 +79,10 @@ pub(crate) fn count_failure(error: &io::Error, tally: &mut Tally) -> bool {
     let errno = error.raw_os_error().unwrap_or(0);
     let reported = REPORTED.contains(&errno);
     match errno {
-        _ if reported => tally.drop(Drop::Unreachable),
-        libc::EPERM => tally.drop(Drop::Forbidden),
-        libc::EMSGSIZE => tally.drop(Drop::PathMtu),
-        _ if waits(error) => tally.drop(Drop::SendBufferFull),
+        _ if reported => tally.drop(DropReason::Unreachable),
+        libc::EPERM => tally.drop(DropReason::Forbidden),
+        libc::EMSGSIZE => tally.drop(DropReason::PathMtu),
+        _ if waits(error) => tally.drop(DropReason::SendBufferFull),
         _ => tally.send_errors += 1,
     }
     reported
@@ -93,7 +93,7 @@ impl UdpApps {
     ///
     /// # Errors
     /// They cannot be watched.
-    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize, trains: Trains) -> io::Result<UdpApps> {
+    pub fn new(poller: Poller, listeners: Vec<UdpSocket>, rcvbuf: usize, offloads: Offloads) -> io::Result<UdpApps> {
         let mut apps = UdpApps {
             poller,
             sockets: Vec::new(),
@@ -102,7 +102,7 @@ impl UdpApps {
             ready: VecDeque::new(),
             unreachable: Vec::new(),
             rcvbuf,
-            trains,
+            offloads,
         };
         for socket in listeners {
             apps.add(socket, false)?;
@@ -113,8 +113,8 @@ impl UdpApps {
     fn add(&mut self, socket: UdpSocket, reports: bool) -> io::Result<SocketId> {
         socket.set_nonblocking(true)?;
         sys::size_receive_buffer(&socket, self.rcvbuf)?;
-        if self.trains.join {
-            sys::join_trains(&socket)?;
+        if self.offloads.gro {
+            sys::enable_gro(&socket)?;
         }
         let id = self.vacant.pop().unwrap_or(self.sockets.len() as SocketId);
         if let Err(error) = self.poller.add(socket.as_fd(), APPS + u64::from(id)) {
@@ -158,41 +158,41 @@ impl Apps for UdpApps {
         self.closing.push(socket);
     }
 
-    fn recv(&mut self, inbox: &mut Inbox) -> bool {
+    fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool {
         while let Some(id) = self.ready.pop_front() {
             let Some(Some(app)) = self.sockets.get_mut(id as usize) else { continue };
             app.queued = false;
             if app.reports {
                 Self::read_errors(&app.socket, id, &mut self.unreachable);
             }
-            inbox.start(id);
-            if inbox.fill(&app.socket) {
+            receive_batch.start(id);
+            if receive_batch.fill(&app.socket) {
                 app.queued = true;
                 self.ready.push_back(id);
             }
-            if !inbox.is_empty() {
+            if !receive_batch.is_empty() {
                 return true;
             }
         }
         false
     }
 
-    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
+    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
         let mut at = 0;
         let mut retried = false;
-        // Datagrams before this one go one by one: the kernel refused them as a train.
+        // Datagrams before this one go one by one: the kernel refused them as a burst.
         let mut alone = 0;
-        while at < outbox.items.len() {
-            let id = outbox.items[at].socket;
-            let run = outbox.items[at..].iter().take_while(|item| item.socket == id).count();
+        while at < send_batch.items.len() {
+            let id = send_batch.items[at].socket;
+            let run = send_batch.items[at..].iter().take_while(|item| item.socket == id).count();
             let Some(Some(app)) = self.sockets.get(id as usize) else {
                 tally.send_errors += run as u64;
                 at += run;
                 continue;
             };
-            let from = if self.trains.cut { alone } else { usize::MAX };
-            let messages = || outbox.messages(at..at + run, from);
-            let datagrams = outbox.iter().skip(at).map(|(_, data)| data);
+            let from = if self.offloads.gso { alone } else { usize::MAX };
+            let messages = || send_batch.messages(at..at + run, from);
+            let datagrams = send_batch.iter().skip(at).map(|(_, data)| data);
             match sys::send(&app.socket, messages(), datagrams) {
                 Ok(sent) => {
                     let sent: usize = messages().take(sent).map(|message| message.pieces).sum();
@@ -207,22 +207,22 @@ impl Apps for UdpApps {
                         Self::read_errors(&app.socket, id, &mut self.unreachable);
                     }
                 }
-                // A train may be too much where each of its datagrams is not.
+                // A burst may be too much where each of its datagrams is not.
                 Err(error) if !waits(&error) && messages().next().is_some_and(|message| message.pieces > 1) => {
                     alone = at + messages().next().map_or(1, |message| message.pieces);
                     // No device here ever cuts, or this kernel does not.
-                    self.trains.cut &= !matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
+                    self.offloads.gso &= !matches!(error.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
                 }
                 Err(error) => {
                     if count_failure(&error, tally) && app.reports {
-                        self.unreachable.push((id, outbox.items[at].to));
+                        self.unreachable.push((id, send_batch.items[at].to));
                     }
                     at += 1;
                     retried = false;
                 }
             }
         }
-        outbox.clear();
+        send_batch.clear();
         for id in self.closing.drain(..) {
             if self.sockets.get_mut(id as usize).and_then(Option::take).is_some() {
                 self.unreachable.retain(|(of, _)| *of != id);
@@ -253,24 +253,24 @@ mod tests {
     #[test]
     fn an_unreachable_destination_is_reported_and_does_not_cost_another_its_datagram() {
         let poller = Poller::new().unwrap();
-        let mut apps = UdpApps::new(poller, Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(poller, Vec::new(), 65536, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut tally = Tally::default();
-        let mut outbox = Outbox::default();
+        let mut send_batch = SendBatch::default();
         // The second send is the first to meet the error of the first.
         for _ in 0..2 {
-            outbox.push(id, there.local_addr().unwrap(), 2, b"y");
-            outbox.push(id, gone, 1, b"x");
-            apps.send(&mut outbox, &mut tally);
+            send_batch.push(id, there.local_addr().unwrap(), 2, b"y");
+            send_batch.push(id, gone, 1, b"x");
+            apps.send(&mut send_batch, &mut tally);
         }
         assert_eq!((tally.sent, tally.send_errors), (4, 0));
         there.set_nonblocking(true).unwrap();
         let mut buffer = [0; 8];
         assert_eq!((there.recv(&mut buffer).unwrap(), there.recv(&mut buffer).unwrap()), (1, 1));
         apps.set_ready(APPS + u64::from(id));
-        apps.recv(&mut Inbox::default());
+        apps.recv(&mut ReceiveBatch::default());
         let mut seen = Vec::new();
         apps.unreachable(&mut |socket, to| seen.push((socket, to)));
         assert!(!seen.is_empty() && seen.iter().all(|s| *s == (id, gone)));
@@ -278,31 +278,31 @@ mod tests {
 
     #[test]
     fn every_failure_has_its_reason_and_the_next_datagram_leaves() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let (mut tally, mut outbox) = (Tally::default(), Outbox::default());
+        let (mut tally, mut send_batch) = (Tally::default(), SendBatch::default());
         // Longer than any datagram; a broadcast, which this socket may not send (EACCES).
-        outbox.push(id, there.local_addr().unwrap(), 1, &vec![0; 65_536]);
-        outbox.push(id, "255.255.255.255:9".parse().unwrap(), 2, b"x");
-        outbox.push(id, there.local_addr().unwrap(), 3, b"y");
-        apps.send(&mut outbox, &mut tally);
-        assert_eq!((tally.drops(Drop::PathMtu), tally.drops(Drop::Unreachable), tally.sent), (1, 1, 1));
+        send_batch.push(id, there.local_addr().unwrap(), 1, &vec![0; 65_536]);
+        send_batch.push(id, "255.255.255.255:9".parse().unwrap(), 2, b"x");
+        send_batch.push(id, there.local_addr().unwrap(), 3, b"y");
+        apps.send(&mut send_batch, &mut tally);
+        assert_eq!((tally.drops(DropReason::PathMtu), tally.drops(DropReason::Unreachable), tally.sent), (1, 1, 1));
         let mut seen = Vec::new();
         apps.unreachable(&mut |_, to| seen.push(to.port()));
         assert_eq!(seen, [9]);
         for (errno, reason) in [
-            (libc::ENETUNREACH, Drop::Unreachable),
-            (libc::EHOSTUNREACH, Drop::Unreachable),
-            (libc::EPERM, Drop::Forbidden),
-            (libc::EMSGSIZE, Drop::PathMtu),
-            (libc::EAGAIN, Drop::SendBufferFull),
-            (libc::ENOBUFS, Drop::SendBufferFull),
+            (libc::ENETUNREACH, DropReason::Unreachable),
+            (libc::EHOSTUNREACH, DropReason::Unreachable),
+            (libc::EPERM, DropReason::Forbidden),
+            (libc::EMSGSIZE, DropReason::PathMtu),
+            (libc::EAGAIN, DropReason::SendBufferFull),
+            (libc::ENOBUFS, DropReason::SendBufferFull),
         ] {
             let mut tally = Tally::default();
             let reported = count_failure(&io::Error::from_raw_os_error(errno), &mut tally);
             assert_eq!((tally.drops(reason), tally.send_errors), (1, 0));
-            assert_eq!(reported, reason == Drop::Unreachable);
+            assert_eq!(reported, reason == DropReason::Unreachable);
         }
     }
 
@@ -310,31 +310,32 @@ mod tests {
     fn a_flooded_socket_gives_way_to_another_after_each_batch() {
         let sockets = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
         let [flooded, other] = [0, 1].map(|id: usize| sockets[id].local_addr().unwrap());
-        let mut apps = UdpApps::new(Poller::new().unwrap(), sockets.into(), 1 << 20, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), sockets.into(), 1 << 20, Offloads::BOTH).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..100).for_each(|_| _ = client.send_to(b"", flooded).unwrap());
         client.send_to(b"me too", other).unwrap();
         (0..2).for_each(|id| apps.set_ready(APPS + id));
-        let mut inbox = Inbox::default();
-        let turns: Vec<SocketId> = std::iter::from_fn(|| apps.recv(&mut inbox).then(|| inbox.socket())).collect();
+        let mut receive_batch = ReceiveBatch::default();
+        let turns: Vec<SocketId> =
+            std::iter::from_fn(|| apps.recv(&mut receive_batch).then(|| receive_batch.socket())).collect();
         assert_eq!(turns[..3], [0, 1, 0]);
         assert!(turns.len() > 10 && turns[3..].iter().all(|id| *id == 0), "{turns:?}");
     }
 
     #[test]
     fn errors_are_read_sixty_four_at_a_time() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 1 << 20, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let app = apps.sockets[id as usize].as_ref().unwrap().socket.try_clone().unwrap();
         // A pending error fails the next send, and is thereby taken; its entry stays in the queue.
         let sent = (0..300).filter(|_| app.send_to(b"x", gone).is_ok()).count();
-        let mut inbox = Inbox::default();
+        let mut receive_batch = ReceiveBatch::default();
         let mut seen = Vec::new();
         for _ in 0..sent.div_ceil(ERRORS_MAX) {
             let before = seen.len();
             apps.set_ready(APPS + u64::from(id));
-            apps.recv(&mut inbox);
+            apps.recv(&mut receive_batch);
             apps.unreachable(&mut |_, to| seen.push(to));
             assert!(seen.len() - before <= ERRORS_MAX);
         }
@@ -344,20 +345,20 @@ mod tests {
 
     #[test]
     fn a_datagram_of_a_flow_closed_in_its_turn_leaves_from_its_own_socket() {
-        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Trains::BOTH).unwrap();
+        let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let first = apps.open(false).unwrap();
         let port = |apps: &UdpApps, id: SocketId| {
             apps.sockets[id as usize].as_ref().map(|app| app.socket.local_addr().unwrap().port())
         };
-        let mut outbox = Outbox::default();
-        outbox.push(first, there.local_addr().unwrap(), 1, b"last words");
+        let mut send_batch = SendBatch::default();
+        send_batch.push(first, there.local_addr().unwrap(), 1, b"last words");
         let own = port(&apps, first);
         apps.close(first);
         let second = apps.open(false).unwrap();
         assert_ne!(first, second);
         let mut tally = Tally::default();
-        apps.send(&mut outbox, &mut tally);
+        apps.send(&mut send_batch, &mut tally);
         let (_, from) = there.recv_from(&mut [0; 16]).unwrap();
         assert_eq!((Some(from.port()), tally.sent), (own, 1));
         assert_eq!(port(&apps, first), None, "and then it is closed");

@@ -1,11 +1,11 @@
-//! Link sockets, with trains where the kernel has them.
+//! Link sockets, with GSO and GRO where the kernel has them.
 //!
-//! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a train is
-//! scattered over as many frames, one cell each (`io::offer`); what leaves is gathered from frames in shuffled
-//! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where frames end. No byte is moved
+//! Every link socket has one length of cell, so the kernel's offload fits exactly. What arrives as a burst is
+//! scattered over as many buffers, one cell each (`rx_buffers`); what leaves is gathered from buffers in shuffled
+//! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where buffers end. No byte is moved
 //! for it in user space.
 //!
-//! Neighbours: [`super::offload`] says whether trains may be used, [`super::calls`] moves the messages.
+//! Neighbours: [`super::offload`] says whether GSO and GRO may be used, [`super::calls`] moves the messages.
 
 use std::io;
 use std::net::UdpSocket;
@@ -13,11 +13,11 @@ use std::net::UdpSocket;
 use arrayvec::ArrayVec;
 
 use super::calls::Calls;
-use super::offer::{Offer, longest_train};
-use super::offload::Trains;
+use super::offload::Offloads;
+use super::rx_buffers::{RxBuffers, burst_cells_max};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 use crate::sys::{self, Message, Received};
 
@@ -27,31 +27,31 @@ pub struct LinkPort {
     calls: Calls,
     lengths: Lengths,
     ready: bool,
-    offer: Offer,
-    /// Whether what leaves may leave in trains.
-    trains: bool,
+    rx_buffers: RxBuffers,
+    /// Whether what leaves may leave in GSO bursts.
+    gso: bool,
     traffic: Traffic,
 }
 
 impl LinkPort {
-    /// Around a bound socket for datagrams of these lengths. Where trains are joined, the socket must have been
-    /// given to [`sys::join_trains`]; `calls` must be of this socket.
-    pub fn new(socket: UdpSocket, calls: Calls, lengths: Lengths, trains: Trains) -> LinkPort {
+    /// Around a bound socket for datagrams of these lengths. Where bursts are joined, the socket must have been
+    /// given to [`sys::enable_gro`]; `calls` must be of this socket.
+    pub fn new(socket: UdpSocket, calls: Calls, lengths: Lengths, offloads: Offloads) -> LinkPort {
         LinkPort {
             socket,
             calls,
             lengths,
             ready: true,
-            offer: Offer::new(lengths, trains.join),
-            trains: trains.cut,
+            rx_buffers: RxBuffers::new(lengths, offloads.gro),
+            gso: offloads.gso,
             traffic: Traffic::default(),
         }
     }
 
-    /// Where the frames are that the next call fills, in order.
+    /// Where the buffers are that the next call fills, in order.
     #[cfg(test)]
-    pub(super) fn offered_at(&self) -> Vec<*const u8> {
-        self.offer.at()
+    pub(super) fn rx_buffers_at(&self) -> Vec<*const u8> {
+        self.rx_buffers.at()
     }
 }
 
@@ -60,13 +60,13 @@ impl Rx for LinkPort {
         if !self.ready {
             return 0;
         }
-        let messages = self.offer.fill(free);
+        let messages = self.rx_buffers.fill(free);
         if messages == 0 {
             return 0;
         }
         let mut received: ArrayVec<(usize, Received), { sys::MESSAGES_MAX }> = ArrayVec::new();
-        let per_message = self.offer.per_message;
-        let got = self.calls.recv(&self.socket, self.offer.buffers(messages), per_message, |i, message| {
+        let per_message = self.rx_buffers.per_message;
+        let got = self.calls.recv(&self.socket, self.rx_buffers.slices(messages), per_message, |i, message| {
             received.push((i, message));
         });
         // Fewer than asked for: the queue is empty. An error other than "nothing waits" has no datagram behind it
@@ -74,24 +74,24 @@ impl Rx for LinkPort {
         self.ready = matches!(got, Ok(got) if got == messages);
         let before = into.len();
         for (i, message) in &received {
-            self.offer.take(*i, *message, self.lengths, free, into);
+            self.rx_buffers.take(*i, *message, self.lengths, free, into);
         }
         let arrived = into.len() - before;
-        self.offer.learn(received.len(), arrived);
+        self.rx_buffers.learn(received.len(), arrived);
         self.traffic.received += received.len() as u64;
         arrived
     }
 
-    fn offered(&self) -> usize {
-        self.offer.len()
+    fn rx_buffers(&self) -> usize {
+        self.rx_buffers.len()
     }
 }
 
 impl Tx for LinkPort {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         while !out.is_empty() {
-            let train_max = if self.trains { longest_train(out.cell_len()) } else { 1 };
-            match self.send_some(out, train_max) {
+            let burst_max = if self.gso { burst_cells_max(out.cell_len()) } else { 1 };
+            match self.send_some(out, burst_max) {
                 Ok(cells) => {
                     tally.sent += cells as u64;
                     out.done(cells, free);
@@ -100,8 +100,8 @@ impl Tx for LinkPort {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(refused) => match self.send_some(out, 1) {
                     Ok(cells) => {
-                        // What goes alone does not go in a train: this kernel or this device does not cut.
-                        self.trains &= train_max == 1 || !is_about_trains(&refused);
+                        // What goes alone does not go in a burst: this kernel or this device does not cut.
+                        self.gso &= burst_max == 1 || !is_about_gso(&refused);
                         tally.sent += cells as u64;
                         out.done(cells, free);
                     }
@@ -119,18 +119,18 @@ impl Tx for LinkPort {
 
 impl LinkPort {
     /// One call; cells that went.
-    fn send_some(&mut self, out: &Departures, train_max: usize) -> io::Result<usize> {
+    fn send_some(&mut self, out: &Departures, burst_max: usize) -> io::Result<usize> {
         let segment = out.cell_len() as u16;
         let messages =
-            out.trains(train_max).map(|(to, pieces)| Message { to, pieces, segment: (pieces > 1).then_some(segment) });
+            out.bursts(burst_max).map(|(to, pieces)| Message { to, pieces, segment: (pieces > 1).then_some(segment) });
         let sent = self.calls.send(&self.socket, messages, out.cells())?;
         self.traffic.sent += sent as u64;
-        Ok(out.trains(train_max).take(sent).map(|(_, cells)| cells).sum())
+        Ok(out.bursts(burst_max).take(sent).map(|(_, cells)| cells).sum())
     }
 }
 
-/// Whether an error may be a train's own.
-fn is_about_trains(error: &io::Error) -> bool {
+/// Whether an error may be a burst's own.
+fn is_about_gso(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
@@ -148,6 +148,6 @@ impl Port for LinkPort {
     }
 
     fn traffic(&self) -> Traffic {
-        Traffic { trains: self.trains, uring: matches!(self.calls, Calls::Uring(_)), ..self.traffic }
+        Traffic { gso: self.gso, uring: matches!(self.calls, Calls::Uring(_)), ..self.traffic }
     }
 }

@@ -5,11 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 
+use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::apps::{Apps, count_failure};
-use super::boxes::{Inbox, Outbox, SocketId};
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
-use crate::frame::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
 
 /// A datagram under way.
@@ -27,7 +27,7 @@ pub struct Datagram {
 pub type Tap = Box<dyn FnMut(Datagram) -> Vec<Datagram>>;
 
 /// An address, and the only peer that a connected port there hears.
-type Place = (SocketAddr, Option<SocketAddr>);
+type QueueKey = (SocketAddr, Option<SocketAddr>);
 
 /// A network without delay: every datagram goes through the tap and into its receiver's queue.
 #[derive(Clone, Default)]
@@ -35,7 +35,7 @@ pub struct MemNet(Rc<RefCell<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    queues: HashMap<Place, VecDeque<Datagram>>,
+    queues: HashMap<QueueKey, VecDeque<Datagram>>,
     tap: Option<Tap>,
     blocked: bool,
     open_error: Option<i32>,
@@ -88,7 +88,7 @@ impl MemNet {
         self.take((at, None))
     }
 
-    fn take(&self, at: Place) -> Option<Datagram> {
+    fn take(&self, at: QueueKey) -> Option<Datagram> {
         self.0.borrow_mut().queues.get_mut(&at)?.pop_front()
     }
 
@@ -113,7 +113,7 @@ impl MemNet {
 /// One address of a [`MemNet`].
 pub struct MemPort {
     net: MemNet,
-    at: Place,
+    at: QueueKey,
     lengths: Lengths,
 }
 
@@ -127,9 +127,9 @@ impl Rx for MemPort {
         while count < BATCH && free.free() > 0 {
             let Some(Datagram { from, bytes, .. }) = self.net.take(self.at) else { break };
             if bytes.len() == self.lengths.cell {
-                let frame = free.take().expect("just asked");
-                frame.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
-                into.push(Cell::new(frame), from);
+                let buffer = free.take().expect("just asked");
+                buffer.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+                into.push(Cell::new(buffer), from);
             } else {
                 into.push_other(self.lengths, bytes.len(), std::iter::once(&bytes[..]), from);
             }
@@ -201,24 +201,24 @@ impl Apps for MemApps {
         self.sockets[socket as usize] = None;
     }
 
-    fn recv(&mut self, inbox: &mut Inbox) -> bool {
+    fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool {
         for _ in 0..self.sockets.len() {
             self.at = (self.at + 1) % self.sockets.len();
             let Some(address) = self.sockets[self.at] else { continue };
-            inbox.start(self.at as SocketId);
-            while !inbox.is_full() {
+            receive_batch.start(self.at as SocketId);
+            while !receive_batch.is_full() {
                 let Some(datagram) = self.net.receive(address) else { break };
-                inbox.push(datagram.from, &datagram.bytes);
+                receive_batch.push(datagram.from, &datagram.bytes);
             }
-            if inbox.iter().next().is_some() {
+            if receive_batch.iter().next().is_some() {
                 return true;
             }
         }
         false
     }
 
-    fn send(&mut self, outbox: &mut Outbox, tally: &mut Tally) {
-        for (item, data) in outbox.iter() {
+    fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {
+        for (item, data) in send_batch.iter() {
             match self.sockets.get(item.socket as usize).copied().flatten() {
                 Some(_) if self.net.0.borrow().send_errors.contains_key(&item.to) => {
                     let error = std::io::Error::from_raw_os_error(self.net.0.borrow().send_errors[&item.to]);
@@ -233,7 +233,7 @@ impl Apps for MemApps {
                 None => tally.send_errors += 1,
             }
         }
-        outbox.clear();
+        send_batch.clear();
     }
 
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {

@@ -3,28 +3,28 @@
 //! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`calls`]), and [`mem`],
 //! deterministic, for tests.
 
+pub mod app_batch;
 pub mod apps;
-pub mod boxes;
 pub mod calls;
 pub mod link;
 pub mod mem;
-mod offer;
 pub mod offload;
+mod rx_buffers;
 #[cfg(test)]
 mod suite;
 
 use crate::batch::{Arrivals, Departures};
-use crate::frame::FreeList;
+use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 
 /// Receives cells.
 pub trait Rx {
-    /// Takes what waits, at most one batch and at most as many as there are free frames. Returns how
+    /// Takes what waits, at most one batch and at most as many as there are free buffers. Returns how
     /// many came.
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
 
-    /// Frames that it keeps for what is to come; they hold nothing.
-    fn offered(&self) -> usize {
+    /// Buffers that it keeps for what is to come; they hold nothing.
+    fn rx_buffers(&self) -> usize {
         0
     }
 }
@@ -32,7 +32,7 @@ pub trait Rx {
 /// Sends cells.
 pub trait Tx {
     /// Sends until all are gone (true) or the socket takes no more (false: try again next turn).
-    /// Counts what went and what the kernel refused, and gives the frames back.
+    /// Counts what went and what the kernel refused, and gives the buffers back.
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool;
 }
 
@@ -53,8 +53,8 @@ impl<P: Rx> Rx for Option<P> {
         self.as_mut().map_or(0, |port| port.recv(free, into))
     }
 
-    fn offered(&self) -> usize {
-        self.as_ref().map_or(0, Rx::offered)
+    fn rx_buffers(&self) -> usize {
+        self.as_ref().map_or(0, Rx::rx_buffers)
     }
 }
 
@@ -73,6 +73,6 @@ impl<P: Port> Port for Option<P> {
     }
 
     fn traffic(&self) -> Traffic {
-        self.as_ref().map_or(Traffic { trains: true, uring: true, ..Traffic::default() }, Port::traffic)
+        self.as_ref().map_or(Traffic { gso: true, uring: true, ..Traffic::default() }, Port::traffic)
     }
 }

@@ -1,11 +1,11 @@
-//! Whether cells may travel in trains: asked of the kernel once, at the start (UDP_GRO and UDP_SEGMENT).
+//! Whether cells may travel in GSO bursts: asked of the kernel once, at the start (UDP_GRO and UDP_SEGMENT).
 //!
-//! A train is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
-//! trust: a train of real length is sent over loopback, to a socket that joins and to one that does not, and every
-//! byte is compared. Linux 7.0 to 7.1.4 break trains whose last datagram is as long as the others, as ours always is,
-//! behind some network devices, which loopback cannot show: there trains leave only if asked for.
+//! A burst is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
+//! trust: a burst of real length is sent over loopback, to a socket that joins and to one that does not, and every
+//! byte is compared. Linux 7.0 to 7.1.4 break GSO bursts whose last datagram is as long as the others, as ours always is,
+//! behind some network devices, which loopback cannot show: there bursts leave only if asked for.
 //!
-//! Later, a train that the kernel refuses while its cells go one by one ends trains on that socket
+//! Later, a burst that the kernel refuses while its cells go one by one ends GSO on that socket
 //! ([`super::link`]).
 
 use std::fmt;
@@ -16,16 +16,16 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::offer::longest_train;
+use super::rx_buffers::burst_cells_max;
 use crate::sys::{self, Message};
 
 /// What an operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
-    /// Trains, if the probe finds them whole and the kernel is not known to break them.
+    /// Bursts, if the probe finds them whole and the kernel is not known to break them.
     #[default]
     Auto,
-    /// Trains, whatever the probe says.
+    /// Bursts, whatever the probe says.
     On,
     /// None.
     Off,
@@ -61,28 +61,28 @@ pub struct BadOffload(String);
 
 /// What link sockets may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trains {
-    /// Receive trains.
-    pub join: bool,
-    /// Send trains.
-    pub cut: bool,
+pub struct Offloads {
+    /// Receive GRO bursts.
+    pub gro: bool,
+    /// Send GSO bursts.
+    pub gso: bool,
 }
 
-impl Trains {
+impl Offloads {
     /// One datagram at a time.
-    pub const NONE: Trains = Trains { join: false, cut: false };
+    pub const NONE: Offloads = Offloads { gro: false, gso: false };
     /// Both ways.
-    pub const BOTH: Trains = Trains { join: true, cut: true };
+    pub const BOTH: Offloads = Offloads { gro: true, gso: true };
 }
 
-/// Why there are no trains.
+/// Why GSO and GRO are not used.
 #[derive(Debug, Error)]
-pub enum NoTrains {
+pub enum NoOffload {
     /// The kernel knows none, or a socket could not be had.
     #[error("the kernel refuses them: {0}")]
     Refused(#[from] io::Error),
-    /// A train arrived otherwise than it was sent.
-    #[error("a train of {cells} cells of {len} bytes did not come through loopback whole")]
+    /// A burst arrived otherwise than it was sent.
+    #[error("a GSO burst of {cells} cells of {len} bytes did not come through loopback whole")]
     Broken {
         /// Its cells.
         cells: usize,
@@ -95,25 +95,25 @@ pub enum NoTrains {
 }
 
 impl Offload {
-    /// What to do for cells of these lengths; and why not, if trains were wanted and are not to be had.
-    pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Trains, Option<NoTrains>) {
+    /// What to do for cells of these lengths; and why not, if offload was wanted and are not to be had.
+    pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Offloads, Option<NoOffload>) {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match self {
-            Offload::Off => (Trains::NONE, None),
-            Offload::On => (Trains::BOTH, cell_lens.iter().find_map(|len| probe(*len, ipv6).err())),
-            Offload::Auto if breaks_trains(&release) => {
-                (Trains { join: true, cut: false }, Some(NoTrains::Known(release)))
+            Offload::Off => (Offloads::NONE, None),
+            Offload::On => (Offloads::BOTH, cell_lens.iter().find_map(|len| probe(*len, ipv6).err())),
+            Offload::Auto if breaks_gso(&release) => {
+                (Offloads { gro: true, gso: false }, Some(NoOffload::Known(release)))
             }
             Offload::Auto => match cell_lens.iter().find_map(|len| probe(*len, ipv6).err()) {
-                Some(why) => (Trains::NONE, Some(why)),
-                None => (Trains::BOTH, None),
+                Some(why) => (Offloads::NONE, Some(why)),
+                None => (Offloads::BOTH, None),
             },
         }
     }
 }
 
-/// Whether this release is known to break trains behind some devices: Linux 7.0-rc1 to 7.1.4.
-pub fn breaks_trains(release: &str) -> bool {
+/// Whether this release is known to break GSO bursts behind some devices: Linux 7.0-rc1 to 7.1.4.
+pub fn breaks_gso(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     match (major, minor) {
@@ -124,27 +124,27 @@ pub fn breaks_trains(release: &str) -> bool {
     }
 }
 
-/// Sends the longest train of cells of this length over loopback and compares what arrives: joined, and one by one.
+/// Sends the longest burst of cells of this length over loopback and compares what arrives: joined, and one by one.
 ///
 /// # Errors
-/// Why there are no trains.
-pub fn probe(cell_len: usize, ipv6: bool) -> Result<(), NoTrains> {
+/// Why GSO and GRO are not used.
+pub fn probe(cell_len: usize, ipv6: bool) -> Result<(), NoOffload> {
     let host = if ipv6 { "::1" } else { "127.0.0.1" };
     let sender = UdpSocket::bind((host, 0))?;
-    let count = longest_train(cell_len);
+    let count = burst_cells_max(cell_len);
     let cells: Vec<Vec<u8>> =
         (0..count).map(|i| (0..cell_len).map(|at| (i * 31 + at * 7 + at / 251) as u8).collect()).collect();
     for join in [true, false] {
         let receiver = UdpSocket::bind((host, 0))?;
         receiver.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let broken = || NoTrains::Broken { cells: count, len: cell_len };
+        let broken = || NoOffload::Broken { cells: count, len: cell_len };
         if join {
-            sys::join_trains(&receiver)?;
+            sys::enable_gro(&receiver)?;
         }
         let message = Message { to: receiver.local_addr()?, pieces: count, segment: Some(cell_len as u16) };
         sys::send(&sender, std::iter::once(message), cells.iter().rev().map(Vec::as_slice))?;
         let (mut buffer, mut at) = (vec![0; count * cell_len + 1], 0);
-        // A train over loopback is in the queue before sendmsg returns; the timeout is for one that got lost.
+        // A burst over loopback is in the queue before sendmsg returns; the timeout is for one that got lost.
         while at < count * cell_len {
             let got = receiver.recv(&mut buffer[at..]).map_err(|_| broken())?;
             if got != if join { count * cell_len } else { cell_len } {
@@ -164,20 +164,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernel_carries_trains_of_every_length_of_cell_or_says_why_not() {
+    fn this_kernel_carries_bursts_of_every_length_of_cell_or_says_why_not() {
         for len in [240, 352, 1184, 1360, 1472] {
             if let Err(why) = probe(len, false) {
-                assert!(!matches!(why, NoTrains::Broken { .. }), "{why}");
+                assert!(!matches!(why, NoOffload::Broken { .. }), "{why}");
                 eprintln!("skipped: {why}");
                 return;
             }
         }
-        assert!(Offload::Auto.decide(&[1360, 1408], false).0.join);
-        assert_eq!(Offload::Off.decide(&[1360, 1408], false).0, Trains::NONE);
+        assert!(Offload::Auto.decide(&[1360, 1408], false).0.gro);
+        assert_eq!(Offload::Off.decide(&[1360, 1408], false).0, Offloads::NONE);
     }
 
     #[test]
-    fn kernels_that_break_trains_are_known_by_their_release() {
+    fn kernels_that_break_gso_are_known_by_their_release() {
         for (release, breaks) in [
             ("6.18.44-fc", false),
             ("7.0.0-rc1", true),
@@ -192,7 +192,7 @@ mod tests {
             ("17.0.1", false),
             ("", false),
         ] {
-            assert_eq!(breaks_trains(release), breaks, "{release}");
+            assert_eq!(breaks_gso(release), breaks, "{release}");
         }
     }
 }

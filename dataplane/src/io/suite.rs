@@ -1,5 +1,5 @@
 //! What every kind of link port must do: one suite, run on ports in memory, by recvmmsg and sendmmsg, and by io_uring,
-//! with trains and without.
+//! with offload and without.
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, UdpSocket};
@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::calls::{Calls, Io};
 use super::link::LinkPort;
 use super::mem::{Datagram, MemNet};
-use super::offload::Trains;
+use super::offload::Offloads;
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
-use crate::frame::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
 use crate::sys::{self, Message};
 
@@ -21,12 +21,12 @@ const CELL: usize = 300;
 const LONG: usize = 120;
 const SHORT: usize = 77;
 const LENGTHS: Lengths = Lengths { cell: CELL, handshakes: &[LONG, SHORT] };
-const FRAMES: usize = 4096;
+const BUFFERS: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Mem,
-    Socket(Io, Trains),
+    Socket(Io, Offloads),
 }
 
 impl Kind {
@@ -37,21 +37,21 @@ impl Kind {
         for io in [Io::Mmsg, Io::Uring] {
             match Calls::new(io, &probe).1 {
                 Some(why) => eprintln!("skipped for {io}: {why}"),
-                None => all.extend([Trains::NONE, Trains::BOTH].map(|trains| Kind::Socket(io, trains))),
+                None => all.extend([Offloads::NONE, Offloads::BOTH].map(|offloads| Kind::Socket(io, offloads))),
             }
         }
         all
     }
 
     /// Those that are sockets.
-    fn sockets() -> Vec<(Io, Trains)> {
-        let socket = |kind| if let Kind::Socket(io, trains) = kind { Some((io, trains)) } else { None };
+    fn sockets() -> Vec<(Io, Offloads)> {
+        let socket = |kind| if let Kind::Socket(io, offloads) = kind { Some((io, offloads)) } else { None };
         Kind::all().into_iter().filter_map(socket).collect()
     }
 
-    /// Whether trains arrive as trains.
+    /// Whether bursts arrive as bursts.
     fn joins(self) -> bool {
-        matches!(self, Kind::Socket(_, Trains { join: true, .. }))
+        matches!(self, Kind::Socket(_, Offloads { gro: true, .. }))
     }
 }
 
@@ -88,13 +88,13 @@ fn socket() -> UdpSocket {
     socket
 }
 
-fn link_port(socket: UdpSocket, io: Io, trains: Trains) -> LinkPort {
-    if trains.join {
-        sys::join_trains(&socket).unwrap();
+fn link_port(socket: UdpSocket, io: Io, offloads: Offloads) -> LinkPort {
+    if offloads.gro {
+        sys::enable_gro(&socket).unwrap();
     }
     let (calls, why) = Calls::new(io, &socket);
     assert!(why.is_none());
-    LinkPort::new(socket, calls, LENGTHS, trains)
+    LinkPort::new(socket, calls, LENGTHS, offloads)
 }
 
 impl Bed {
@@ -106,13 +106,13 @@ impl Bed {
                 let peers = (1..=3).map(|i| Peer::Mem(net.clone(), address(i))).collect();
                 (Box::new(net.port(address(9), LENGTHS)), address(9), peers)
             }
-            Kind::Socket(io, trains) => {
+            Kind::Socket(io, offloads) => {
                 let own = socket();
                 let at = own.local_addr().unwrap();
-                (Box::new(link_port(own, io, trains)), at, (0..3).map(|_| Peer::Socket(socket())).collect())
+                (Box::new(link_port(own, io, offloads)), at, (0..3).map(|_| Peer::Socket(socket())).collect())
             }
         };
-        Bed { port, at, peers, free: FreeList::new(FRAMES), arrivals: Arrivals::new() }
+        Bed { port, at, peers, free: FreeList::new(BUFFERS), arrivals: Arrivals::new() }
     }
 
     fn peer(&self, i: usize) -> SocketAddr {
@@ -122,8 +122,8 @@ impl Bed {
         }
     }
 
-    /// A peer sends bytes to the port: in datagrams of `step`, as a train where there are trains. False if this
-    /// kernel cuts no train into so many.
+    /// A peer sends bytes to the port: in datagrams of `step`, as a burst where there are bursts. False if this
+    /// kernel cuts no burst into so many.
     fn arrive(&self, peer: usize, bytes: &[u8], step: usize) -> bool {
         match &self.peers[peer] {
             Peer::Socket(socket) => {
@@ -145,7 +145,7 @@ impl Bed {
         }
     }
 
-    /// Takes all that waits. Every frame is somewhere, before and after.
+    /// Takes all that waits. Every buffer is somewhere, before and after.
     fn take(&mut self) -> Seen {
         let mut seen = Seen::default();
         loop {
@@ -154,13 +154,13 @@ impl Bed {
             let came = self.port.recv(&mut self.free, &mut self.arrivals);
             assert_eq!(came, self.arrivals.len());
             let held = self.arrivals.cells.len();
-            assert_eq!(self.free.free() + self.port.offered() + held, FRAMES);
+            assert_eq!(self.free.free() + self.port.rx_buffers() + held, BUFFERS);
             let peers = self.arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
             for (cell, peer) in self.arrivals.cells.drain(..).zip(peers.collect::<Vec<_>>()) {
                 seen.cells.push((peer, cell.bytes(CELL).to_vec()));
-                self.free.give(cell.into_frame());
+                self.free.give(cell.into_buffer());
             }
-            assert_eq!(self.free.free() + self.port.offered(), FRAMES);
+            assert_eq!(self.free.free() + self.port.rx_buffers(), BUFFERS);
             let handshakes = self.arrivals.handshakes.drain(..);
             seen.handshakes.extend(handshakes.map(|(from, mut bytes)| (from, bytes.bytes_mut().to_vec())));
             seen.odd += std::mem::take(&mut self.arrivals.odd);
@@ -186,7 +186,7 @@ impl Bed {
 
     /// Cells to send, each filled with a number of its own, to the peers in runs.
     fn departures(&mut self, runs: &[(SocketAddr, usize)]) -> Departures {
-        let mut out = Departures::new(CELL, FRAMES);
+        let mut out = Departures::new(CELL, BUFFERS);
         let mut number = 0u32;
         for (to, count) in runs {
             for _ in 0..*count {
@@ -222,7 +222,7 @@ fn cells(range: std::ops::Range<u32>) -> Vec<u8> {
 }
 
 #[test]
-fn lone_cells_and_trains_of_several_peers_come_whole_and_in_order() {
+fn lone_cells_and_bursts_of_several_peers_come_whole_and_in_order() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default(), "{kind:?}: nothing waits");
@@ -266,7 +266,7 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
             (SHORT, CELL, 0, 0, 1, 0),
             (LONG, CELL, 0, 1, 0, 0),
             (CELL, CELL, 1, 0, 0, 0),
-            // As long as frames, and longer than all of a message's: one datagram each.
+            // As long as buffers, and longer than all of a message's: one datagram each.
             (5 * CELL, 5 * CELL, 0, 0, 0, 1),
             (65_507, 65_507, 0, 0, 0, 1),
             // Tails.
@@ -298,11 +298,11 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
 }
 
 #[test]
-fn a_train_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
+fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         if !bed.arrive(0, &cells(0..100), CELL) {
-            eprintln!("skipped: this kernel cuts no train into more than 64");
+            eprintln!("skipped: this kernel cuts no burst into more than 64");
             return;
         }
         assert!(bed.arrive(1, &cells(100..102), CELL));
@@ -310,7 +310,7 @@ fn a_train_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
         let (first, cut) = if kind.joins() { (64, 36) } else { (100, 0) };
         assert_eq!(numbers(&seen.cells), (0..first).chain(100..102).collect::<Vec<_>>(), "{kind:?}");
         assert_eq!((seen.cut, seen.odd), (cut, 0), "{kind:?}");
-        // A tail beyond the frames is lost with the cells before it.
+        // A tail beyond the buffers is lost with the cells before it.
         assert!(bed.arrive(0, &cells(0..65)[..64 * CELL + LONG], CELL));
         let seen = bed.take();
         let (handshakes, cut) = if kind.joins() { (0, 1) } else { (1, 0) };
@@ -319,7 +319,7 @@ fn a_train_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
 }
 
 #[test]
-fn without_frames_nothing_is_taken_and_nothing_is_lost() {
+fn without_buffers_nothing_is_taken_and_nothing_is_lost() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default());
@@ -330,13 +330,13 @@ fn without_frames_nothing_is_taken_and_nothing_is_lost() {
         bed.port.set_ready();
         assert_eq!(bed.port.recv(&mut bed.free, &mut bed.arrivals), 0, "{kind:?}");
         assert!(bed.arrivals.is_empty());
-        held.into_iter().for_each(|frame| bed.free.give(frame));
+        held.into_iter().for_each(|buffer| bed.free.give(buffer));
         assert_eq!(numbers(&bed.take().cells), (0..50).collect::<Vec<_>>(), "{kind:?}");
     }
 }
 
 #[test]
-fn what_leaves_reaches_each_peer_whole_and_in_order_and_frames_come_back() {
+fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
     for kind in Kind::all() {
         let mut bed = Bed::new(kind);
         let runs = [(0, 1), (1, 200), (2, 2), (0, 64), (1, 65), (0, 1), (2, 1), (0, 1), (1, 900)];
@@ -351,7 +351,7 @@ fn what_leaves_reaches_each_peer_whole_and_in_order_and_frames_come_back() {
         let mut tally = Tally::default();
         assert!(bed.port.send(&mut out, &mut bed.free, &mut tally), "{kind:?}");
         assert_eq!((tally.sent, tally.send_errors, out.len()), (u64::from(at), 0, 0), "{kind:?}");
-        assert_eq!(bed.free.free() + bed.port.offered(), FRAMES);
+        assert_eq!(bed.free.free() + bed.port.rx_buffers(), BUFFERS);
         for (peer, want) in want.iter().enumerate() {
             let got: Vec<u32> = bed.taken_by(peer).iter().map(|cell| number(cell)).collect();
             assert!(got.iter().eq(want), "{kind:?}, peer {peer}: {got:?}");
@@ -362,84 +362,84 @@ fn what_leaves_reaches_each_peer_whole_and_in_order_and_frames_come_back() {
 
 #[test]
 fn cells_for_a_peer_that_is_gone_are_sent_and_hold_nobody_up() {
-    for (io, trains) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, trains));
+    for (io, offloads) in Kind::sockets() {
+        let mut bed = Bed::new(Kind::Socket(io, offloads));
         let gone = socket().local_addr().unwrap();
         let there = bed.peer(0);
         for _ in 0..3 {
             let mut out = bed.departures(&[(gone, 70), (there, 5), (gone, 1), (there, 1)]);
             let mut tally = Tally::default();
             assert!(bed.port.send(&mut out, &mut bed.free, &mut tally));
-            assert_eq!((tally.sent, tally.send_errors), (77, 0), "{io}, {trains:?}");
+            assert_eq!((tally.sent, tally.send_errors), (77, 0), "{io}, {offloads:?}");
             assert_eq!(bed.taken_by(0).len(), 6);
         }
-        assert_eq!(bed.port.traffic().trains, trains.cut);
+        assert_eq!(bed.port.traffic().gso, offloads.gso);
     }
 }
 
 #[test]
 fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
-    for (io, trains) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, trains));
+    for (io, offloads) in Kind::sockets() {
+        let mut bed = Bed::new(Kind::Socket(io, offloads));
         // This socket may not broadcast.
         let forbidden = "255.255.255.255:9".parse().unwrap();
         let there = bed.peer(0);
         let mut out = bed.departures(&[(there, 3), (forbidden, 2), (there, 70), (forbidden, 1)]);
         let mut tally = Tally::default();
         assert!(bed.port.send(&mut out, &mut bed.free, &mut tally));
-        assert_eq!((tally.sent, tally.send_errors), (73, 3), "{io}, {trains:?}");
+        assert_eq!((tally.sent, tally.send_errors), (73, 3), "{io}, {offloads:?}");
         let got: Vec<u32> = bed.taken_by(0).iter().map(|cell| number(cell)).collect();
         assert_eq!(got, (0..3).chain(5..75).collect::<Vec<_>>());
-        assert_eq!(bed.port.traffic().trains, trains.cut, "that was not the trains' fault");
-        assert_eq!(bed.free.free() + bed.port.offered(), FRAMES);
+        assert_eq!(bed.port.traffic().gso, offloads.gso, "that was not the fault of GSO");
+        assert_eq!(bed.free.free() + bed.port.rx_buffers(), BUFFERS);
     }
 }
 
 #[test]
-fn a_train_that_is_refused_leaves_as_cells_and_no_train_is_tried_again() {
-    for (io, trains) in Kind::sockets() {
+fn a_burst_that_is_refused_leaves_as_cells_and_gso_is_not_tried_again() {
+    for (io, offloads) in Kind::sockets() {
         let mut bed = Bed::new(Kind::Mem);
         let (own, there) = (socket(), socket());
-        sys::refuse_trains(own.as_fd()).unwrap();
-        let mut port = link_port(own, io, trains);
+        sys::refuse_gso(own.as_fd()).unwrap();
+        let mut port = link_port(own, io, offloads);
         let mut out = bed.departures(&[(there.local_addr().unwrap(), 200)]);
         let mut tally = Tally::default();
         assert!(port.send(&mut out, &mut bed.free, &mut tally));
-        assert_eq!((tally.sent, tally.send_errors), (200, 0), "{io}, {trains:?}");
+        assert_eq!((tally.sent, tally.send_errors), (200, 0), "{io}, {offloads:?}");
         bed.peers[0] = Peer::Socket(there);
         let got: Vec<u32> = bed.taken_by(0).iter().map(|cell| number(cell)).collect();
-        assert_eq!(got, (0..200).collect::<Vec<_>>(), "{io}, {trains:?}");
-        assert!(!port.traffic().trains);
+        assert_eq!(got, (0..200).collect::<Vec<_>>(), "{io}, {offloads:?}");
+        assert!(!port.traffic().gso);
     }
 }
 
 #[test]
-fn a_cell_stays_in_the_frame_that_the_kernel_filled() {
-    for (io, trains) in Kind::sockets() {
+fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
+    for (io, offloads) in Kind::sockets() {
         let own = socket();
         let at = own.local_addr().unwrap();
-        let mut port = link_port(own, io, trains);
-        let (mut free, mut arrivals) = (FreeList::new(FRAMES), Arrivals::new());
+        let mut port = link_port(own, io, offloads);
+        let (mut free, mut arrivals) = (FreeList::new(BUFFERS), Arrivals::new());
         assert_eq!(port.recv(&mut free, &mut arrivals), 0);
-        let offered = port.offered_at();
+        let kept = port.rx_buffers_at();
         let sender = socket();
-        for count in if trains.join { [20, 3] } else { [1, 1] } {
+        for count in if offloads.gro { [20, 3] } else { [1, 1] } {
             let message = Message { to: at, pieces: 1, segment: (count > 1).then_some(CELL as u16) };
             sys::send(&sender, std::iter::once(message), std::iter::once(&cells(0..count)[..])).unwrap();
         }
         port.set_ready();
         assert!(port.recv(&mut free, &mut arrivals) >= 2);
         let came: Vec<*const u8> = arrivals.cells.iter().map(|cell| cell.bytes(CELL).as_ptr()).collect();
-        let filled = if trains.join { (0..20).chain(64..67).collect() } else { vec![0, 1] };
-        assert_eq!(came, filled.into_iter().map(|i| offered[i]).collect::<Vec<_>>(), "{io}, {trains:?}");
+        let filled = if offloads.gro { (0..20).chain(64..67).collect() } else { vec![0, 1] };
+        assert_eq!(came, filled.into_iter().map(|i| kept[i]).collect::<Vec<_>>(), "{io}, {offloads:?}");
     }
 }
 
 #[test]
 fn while_a_sender_is_at_work_nothing_overtakes() {
     const ALL: u32 = 30_000;
-    for (io, trains) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, trains));
+    for (io, offloads) in Kind::sockets() {
+        let mut bed = Bed::new(Kind::Socket(io, offloads));
         let Peer::Socket(sender) = &bed.peers[0] else { unreachable!() };
         let (sender, to) = (sender.try_clone().unwrap(), bed.at);
         let work = std::thread::spawn(move || {
@@ -458,8 +458,8 @@ fn while_a_sender_is_at_work_nothing_overtakes() {
         seen.extend(numbers(&bed.take().cells));
         work.join().unwrap();
         // The kernel may have dropped some for want of room; what came is in order.
-        assert!(seen.is_sorted_by(|a, b| a < b), "{io}, {trains:?}");
-        assert!(seen.len() > 1000, "{io}, {trains:?}: {}", seen.len());
+        assert!(seen.is_sorted_by(|a, b| a < b), "{io}, {offloads:?}");
+        assert!(seen.len() > 1000, "{io}, {offloads:?}: {}", seen.len());
     }
 }
 
@@ -502,17 +502,17 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
         apart("io::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
         return;
     }
-    for (i, (io, trains)) in Kind::sockets().into_iter().enumerate() {
+    for (i, (io, offloads)) in Kind::sockets().into_iter().enumerate() {
         let own = UdpSocket::bind("192.0.2.1:0").unwrap();
         own.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&own, 30_000).unwrap();
         let host = format!("192.0.2.{}", 10 + i);
         let to = format!("{host}:9").parse().unwrap();
-        let mut port = link_port(own, io, trains);
+        let mut port = link_port(own, io, offloads);
         let (mut out, mut tally) = (bed.departures(&[(to, 1000)]), Tally::default());
-        assert!(!port.send(&mut out, &mut bed.free, &mut tally), "{io}, {trains:?}");
+        assert!(!port.send(&mut out, &mut bed.free, &mut tally), "{io}, {offloads:?}");
         let went = tally.sent as usize;
-        assert!(went > 0 && out.len() == 1000 - went, "{io}, {trains:?}: {went}");
+        assert!(went > 0 && out.len() == 1000 - went, "{io}, {offloads:?}: {went}");
         let next = number(out.cells().next().unwrap());
         assert_eq!(next as usize, went, "the first that is left is the first that did not go");
         assert!(!port.send(&mut out, &mut bed.free, &mut tally), "and still not");
@@ -522,8 +522,8 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
         while !port.send(&mut out, &mut bed.free, &mut tally) {
             std::thread::sleep(Duration::from_micros(200));
         }
-        assert_eq!((tally.sent, tally.send_errors), (1000, 0), "{io}, {trains:?}");
-        assert_eq!(port.traffic().trains, trains.cut, "a full buffer is not the trains' fault");
-        assert_eq!(bed.free.free(), FRAMES);
+        assert_eq!((tally.sent, tally.send_errors), (1000, 0), "{io}, {offloads:?}");
+        assert_eq!(port.traffic().gso, offloads.gso, "a full buffer is not the fault of GSO");
+        assert_eq!(bed.free.free(), BUFFERS);
     }
 }

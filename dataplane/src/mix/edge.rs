@@ -1,6 +1,6 @@
 //! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
 //!
-//! An edge owns a socket towards each neighbour, the channels that come in there, and frames. It knows no pool: opened
+//! An edge owns a socket towards each neighbour, the channels that come in there, and buffers. It knows no pool: opened
 //! cells go to [`Pools`], released ones come back through [`Edge::leave`].
 
 use rand_chacha::ChaCha20Rng;
@@ -8,18 +8,18 @@ use wire::cell::{Direction, Header};
 
 use super::{BOTH, MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, FreeList, Opened};
+use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
 use crate::latency::{Profile, Times};
-use crate::ledger::{Drop, Gauges, Ledger, Tally};
+use crate::ledger::{DropReason, Gauges, Ledger, Tally};
 use crate::links::{Side, report_activity};
 use crate::open;
 use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::{Ended, PuntSender};
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
 use crate::seal::Sealer;
-use crate::table::{BackwardLane, ChannelKeys, ForwardLane, IDLE_S, Lane, Op, Record, Table};
+use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Op, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -38,7 +38,7 @@ pub(super) trait Pools {
 }
 
 /// One direction: what comes in at one socket and goes out at the other.
-struct Half {
+struct Pipe {
     gate: Gate,
     out: Departures,
     /// Lanes of the neighbour it leaves to.
@@ -56,8 +56,8 @@ pub(super) struct Edge<U, D> {
     table: Table<MixChannel>,
     /// Channels in the table whose forward cells come to another edge.
     copies: usize,
-    forward: Half,
-    backward: Half,
+    forward: Pipe,
+    backward: Pipe,
     free: FreeList,
     ops: rtrb::Consumer<Op>,
     punts: PuntSender,
@@ -70,33 +70,33 @@ pub(super) struct Edge<U, D> {
 }
 
 impl<U: Port, D: Port> Edge<U, D> {
-    /// One with empty tables and so many frames. The generator is for the order of groups.
+    /// One with empty tables and so many buffers. The generator is for the order of groups.
     pub fn new(
         settings: Settings,
         index: usize,
-        frames: usize,
+        buffers: usize,
         (up, down): (U, D),
         (ops, punts): (rtrb::Consumer<Op>, PuntSender),
         rng: ChaCha20Rng,
         now: Nanos,
     ) -> Self {
         let Settings { shape, position, lanes, hugepages, .. } = settings;
-        let half = |side, gate_lanes, direction, link, lanes| Half {
+        let pipe = |side, gate_lanes, direction, link, lanes| Pipe {
             gate: Gate::new(shape, position, side, gate_lanes),
             out: Departures::new(shape.cell_len(direction, link), POOL_MAX),
             lanes,
             tally: Tally::default(),
         };
         Edge {
-            forward: half(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
-            backward: half(Side::Down, lanes.next, Direction::Backward, position, 1),
+            forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
+            backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
             settings,
             index,
             up,
             down,
             table: Table::on(hugepages),
             copies: 0,
-            free: FreeList::on(frames, hugepages),
+            free: FreeList::on(buffers, hugepages),
             ops,
             punts,
             sealer: Sealer::new(rng),
@@ -121,20 +121,20 @@ impl<U: Port, D: Port> Edge<U, D> {
         let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         for _ in 0..RECEIVES {
-            let (half, port): (_, &mut dyn Port) = match direction {
+            let (pipe, port): (_, &mut dyn Port) = match direction {
                 Direction::Forward => (&mut self.forward, &mut self.up),
                 Direction::Backward => (&mut self.backward, &mut self.down),
             };
             let room = pools.room(direction) >= RECEIVE_MAX;
-            if !(half.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
+            if !(pipe.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
                 return;
             }
-            half.gate.admit(arrivals, table, punts, free, &mut half.tally, admitted);
+            pipe.gate.admit(arrivals, table, punts, free, &mut pipe.tally, admitted);
             match direction {
                 Direction::Forward => {
-                    open::forward(admitted, shape, position, table, punts, free, &mut half.tally, now);
+                    open::forward(admitted, shape, position, table, punts, free, &mut pipe.tally, now);
                 }
-                Direction::Backward => open::backward(admitted, shape, table, free, &mut half.tally, now),
+                Direction::Backward => open::backward(admitted, shape, table, free, &mut pipe.tally, now),
             }
             for Admitted { cell, header, channel, .. } in admitted.drain(..) {
                 let state = &table.record(channel).expect("admitted this turn").state;
@@ -143,8 +143,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                     Direction::Backward => state.backward().onward,
                 };
                 let Some((link, number)) = onward else {
-                    half.tally.drop(Drop::Channel);
-                    free.give(cell.into_frame());
+                    pipe.tally.drop(DropReason::Channel);
+                    free.give(cell.into_buffer());
                     continue;
                 };
                 // A new header, for the next link.
@@ -178,8 +178,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.copies += usize::from(copy);
                 let from_down = down.is_some_and(|(_, number)| self.settings.lanes.down_edge(number) == self.index);
                 let state = MixChannel {
-                    forward: Lane::new(&forward, first, width, down, seen_s),
-                    backward: Lane::new(&backward, first, width, up, seen_s),
+                    forward: Half::new(&forward, first, width, down, seen_s),
+                    backward: Half::new(&backward, first, width, up, seen_s),
                 };
                 let record = Record { up, down, ends_s, state };
                 self.table.install_half(channel, record, [!copy, from_down]);
@@ -203,7 +203,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Copies a cell of control's into a frame and pools it.
+    /// Copies a cell of control's into a buffer and pools it.
     fn inject(&mut self, direction: Direction, ticket: Ticket, body: &[u8], pools: &mut impl Pools) {
         let tally = match direction {
             Direction::Forward => &mut self.forward.tally,
@@ -211,14 +211,14 @@ impl<U: Port, D: Port> Edge<U, D> {
         };
         tally.injected += 1;
         if pools.room(direction) == 0 {
-            tally.drop(Drop::PoolFull);
+            tally.drop(DropReason::PoolFull);
             return;
         }
-        let Some(frame) = self.free.take() else {
-            tally.drop(Drop::NoFrame);
+        let Some(buffer) = self.free.take() else {
+            tally.drop(DropReason::NoBuffer);
             return;
         };
-        let mut cell = Cell::own(frame);
+        let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
         pools.admit(direction, cell, ticket);
     }
@@ -257,7 +257,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    fn half(&mut self, direction: Direction) -> &mut Half {
+    fn pipe(&mut self, direction: Direction) -> &mut Pipe {
         match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
@@ -275,12 +275,12 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
     pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { table, free, sealer, .. } = self;
-        let half = match direction {
+        let pipe = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        half.out.begin(times);
-        sealer.run(release, half.lanes, &mut table.links, &mut half.out, free, &mut half.tally);
+        pipe.out.begin(times);
+        sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
     /// Sends as much as the sockets take.
@@ -290,21 +290,21 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Drops cells and counts them.
-    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: Drop) {
+    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
-            self.half(direction).tally.drop(reason);
-            self.free.give(pooled.cell.into_frame());
+            self.pipe(direction).tally.drop(reason);
+            self.free.give(pooled.cell.into_buffer());
         }
     }
 
     /// Drops what could not be sent before the end.
     pub fn abandon(&mut self, direction: Direction) {
-        let half = match direction {
+        let pipe = match direction {
             Direction::Forward => &mut self.forward,
             Direction::Backward => &mut self.backward,
         };
-        half.tally.drop_many(Drop::Shutdown, half.out.len() as u64);
-        half.out.lose(half.out.len(), &mut self.free);
+        pipe.tally.drop_many(DropReason::Shutdown, pipe.out.len() as u64);
+        pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
     /// Whether something was sent that is not counted by its time.
@@ -327,10 +327,10 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// All it counts. What it holds is what waits to be sent.
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
-        let held = |half: &Half| Tally { held: half.out.len() as u64, ..half.tally };
+        let held = |pipe: &Pipe| Tally { held: pipe.out.len() as u64, ..pipe.tally };
         ledger.cells.forward = held(&self.forward);
         ledger.cells.backward = held(&self.backward);
-        ledger.frames = (self.bare() as u64, self.free.total() as u64);
+        ledger.buffers = (self.bare() as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -340,13 +340,13 @@ impl<U: Port, D: Port> Edge<U, D> {
         ledger
     }
 
-    /// Frames that hold nothing.
+    /// Buffers that hold nothing.
     pub fn bare(&self) -> usize {
-        self.free.free() + self.up.offered() + self.down.offered()
+        self.free.free() + self.up.rx_buffers() + self.down.rx_buffers()
     }
 
-    /// Its frames, to be exchanged for full ones.
-    pub fn frames(&mut self) -> &mut FreeList {
+    /// Its buffers, to be exchanged for full ones.
+    pub fn buffers(&mut self) -> &mut FreeList {
         &mut self.free
     }
 

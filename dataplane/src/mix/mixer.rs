@@ -7,7 +7,7 @@ use wire::cell::Direction;
 use super::edge::Pools;
 use crate::Nanos;
 use crate::batch::Ticket;
-use crate::frame::{Cell, Opened};
+use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
 use crate::ledger::Batches;
 use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
@@ -30,8 +30,10 @@ pub(super) struct Release<'a> {
     pub times: &'a [Times],
 }
 
+/// Releases of one direction in one turn, where shards share a mixer.
+pub(super) const RELEASES: usize = 4;
 /// Releases in one turn, of both directions: the most of any worker.
-pub(super) const RELEASES_MAX: usize = 2 * super::hub::RELEASES;
+pub(super) const RELEASES_MAX: usize = 2 * RELEASES;
 
 impl Mixer {
     /// One generator for each pool.

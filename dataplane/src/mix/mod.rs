@@ -2,16 +2,15 @@
 //!
 //! ```text
 //! edge    between the sockets of one core: receive, open; seal, send     mixer   the pools of both directions
-//! crew    several edges around one mixer, joined by bounded rings         hub     that mixer's ends of the rings
+//! multicore   several shards, each with an edge, around one shared mixer, joined by bounded rings
 //! ```
 //!
 //! [`Mix::turn`](Worker::turn) spells the path of a cell on one core, without a ring. Both directions are the same but
 //! for the layer: forward a mix takes one off and checks it, backward it puts one on.
 
-pub mod crew;
 mod edge;
-mod hub;
 mod mixer;
+pub mod multicore;
 
 use std::sync::{Arc, Mutex};
 
@@ -27,18 +26,18 @@ use crate::batch::RECEIVE_MAX;
 use crate::io::Port;
 use crate::lanes::Lanes;
 use crate::latency;
-use crate::ledger::{Drop, Ledger};
+use crate::ledger::{DropReason, Ledger};
 use crate::pool::{Mixing, POOL_MAX};
 use crate::punt::PuntSender;
 use crate::runner::Worker;
-use crate::table::{BackwardLane, ChannelState, ForwardLane, Lane, Op, Record};
+use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Op, Record};
 
 /// Both directions, in the order in which a turn serves them.
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
-/// Frames of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
+/// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
 /// offer for what comes, and the batch being received.
-pub const FRAMES: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
+pub const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
 /// What a mix worker is made with.
 #[derive(Clone, Copy, Debug)]
@@ -53,18 +52,18 @@ pub struct Settings {
     pub lanes: Lanes,
     /// Width of replay windows.
     pub window: usize,
-    /// Frames on huge pages.
+    /// Buffers on huge pages.
     pub hugepages: bool,
 }
 
 /// A mix's part of a channel.
 #[repr(C)]
 pub struct MixChannel {
-    forward: Lane<AeadKey>,
-    backward: Lane<StreamKey>,
+    forward: Half<AeadKey>,
+    backward: Half<StreamKey>,
 }
 
-// Whether there is a channel is told by a value that no lane has, in its first line, and takes no room of its own.
+// Whether there is a channel is told by a value that no half has, in its first line, and takes no room of its own.
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<Option<Record<MixChannel>>>() == 21 * 64);
 
@@ -84,22 +83,22 @@ impl ChannelState for MixChannel {
     }
 }
 
-impl ForwardLane for MixChannel {
-    fn forward(&self) -> &Lane<AeadKey> {
+impl ForwardHalf for MixChannel {
+    fn forward(&self) -> &Half<AeadKey> {
         &self.forward
     }
 
-    fn forward_mut(&mut self) -> &mut Lane<AeadKey> {
+    fn forward_mut(&mut self) -> &mut Half<AeadKey> {
         &mut self.forward
     }
 }
 
-impl BackwardLane for MixChannel {
-    fn backward(&self) -> &Lane<StreamKey> {
+impl BackwardHalf for MixChannel {
+    fn backward(&self) -> &Half<StreamKey> {
         &self.backward
     }
 
-    fn backward_mut(&mut self) -> &mut Lane<StreamKey> {
+    fn backward_mut(&mut self) -> &mut Half<StreamKey> {
         &mut self.backward
     }
 }
@@ -124,7 +123,7 @@ impl<U: Port, D: Port> Mix<U, D> {
     ) -> Self {
         Mix {
             mixer: Mixer::new(settings.mixing, [forward, backward]),
-            edge: Edge::new(settings, 0, FRAMES, ports, (ops, punts), groups, now),
+            edge: Edge::new(settings, 0, BUFFERS, ports, (ops, punts), groups, now),
             published: Arc::default(),
             profile: latency::Shared::default(),
         }
@@ -202,7 +201,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.send();
         for direction in BOTH {
             if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
-                self.edge.give_up(direction, cells.drain(..), Drop::Shutdown);
+                self.edge.give_up(direction, cells.drain(..), DropReason::Shutdown);
             }
             self.edge.abandon(direction);
         }
@@ -263,11 +262,11 @@ mod tests {
             mix.left(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
-            (tally.drops(Drop::PoolFull), tally.held as usize, ledger.frames.0 as usize)
+            (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
         };
-        assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, FRAMES - POOL_MAX), "a full pool is sealed");
+        assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, BUFFERS - POOL_MAX), "a full pool is sealed");
         assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);
-        assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, FRAMES - 2 * POOL_MAX));
+        assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, BUFFERS - 2 * POOL_MAX));
         let late = 200 * SECOND;
         assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
         let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().forward.total.count() as usize;
@@ -276,12 +275,12 @@ mod tests {
         mix.turn(late);
         mix.left(late + 100);
         assert_eq!(sent(&mix), POOL_MAX);
-        assert_eq!(inject(&mut mix, 0, late), (1, 0, FRAMES));
+        assert_eq!(inject(&mut mix, 0, late), (1, 0, BUFFERS));
         assert_eq!(
             (mix.published().lock().unwrap().cells.forward.sent as usize, mix.is_blocked()),
             (2 * POOL_MAX, false)
         );
-        assert_eq!(inject(&mut mix, 1, late), (1, 1, FRAMES - 1), "there is room again");
+        assert_eq!(inject(&mut mix, 1, late), (1, 1, BUFFERS - 1), "there is room again");
         // Mixing could not have held them for more than its period: what the socket did is the node's.
         let profile = mix.profile().read();
         let Latency { pool, node, total } = profile.forward;

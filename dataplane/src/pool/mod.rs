@@ -14,7 +14,7 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 
 use crate::batch::{RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, Opened};
+use crate::buffer::{Cell, Opened};
 use crate::latency::Times;
 use crate::{Nanos, SECOND};
 use grid::Grid;
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::MILLI;
     use crate::batch::Label;
-    use crate::frame::FreeList;
+    use crate::buffer::FreeList;
     use rand::SeedableRng;
 
     fn pool(spec: &str, seed: u64) -> Pool {
@@ -178,7 +178,7 @@ mod tests {
             bins[((delay - 1) * 20 / t) as usize] += 1;
             let mut out = Vec::new();
             pool.release(&mut out);
-            out.drain(..).for_each(|p| free.give(p.cell.into_frame()));
+            out.drain(..).for_each(|p| free.give(p.cell.into_buffer()));
         }
         // Chi-squared with 19 degrees of freedom: 43.8 has p = 0.001.
         let expected = f64::from(rounds) / 20.0;
@@ -247,7 +247,7 @@ mod tests {
             pool.release(&mut out);
             for pooled in out.drain(..) {
                 assert_eq!(times[pooled.ticket.mark as usize].arrived, pooled.ticket.arrived);
-                free.give(pooled.cell.into_frame());
+                free.give(pooled.cell.into_buffer());
             }
         }
     }
@@ -288,7 +288,7 @@ mod tests {
             let mut out = Vec::new();
             pool.release(&mut out);
             releases.push(out.iter().map(|pooled| pooled.ticket.header.seq).collect::<Vec<_>>());
-            out.drain(..).for_each(|pooled| free.give(pooled.cell.into_frame()));
+            out.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
         }
         // A thief goes through the positions of the generator that it has found.
         for position in 0..1024 {

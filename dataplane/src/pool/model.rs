@@ -10,7 +10,7 @@ use rand_chacha::ChaCha20Rng;
 
 use super::{Mixing, POOL_MAX, Pool, Pooled, ticket};
 use crate::batch::{Label, RECEIVE_MAX};
-use crate::frame::{Cell, FreeList};
+use crate::buffer::{Cell, FreeList};
 use crate::{MILLI, Nanos, SECOND};
 
 #[derive(Clone, Debug)]
@@ -141,7 +141,7 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
             let mut out = Vec::new();
             pool.release(&mut out);
             let checked = check_release(&out, &model);
-            out.into_iter().for_each(|pooled| free.give(pooled.cell.into_frame()));
+            out.into_iter().for_each(|pooled| free.give(pooled.cell.into_buffer()));
             checked?;
             model.clear();
             prop_assert_eq!((pool.len(), pool.distinct_channels(), pool.due(Nanos::MAX)), (0, 0, false));
@@ -149,13 +149,13 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
     }
     let mut out = Vec::new();
     pool.release(&mut out);
-    out.into_iter().for_each(|pooled| free.give(pooled.cell.into_frame()));
+    out.into_iter().for_each(|pooled| free.give(pooled.cell.into_buffer()));
     Ok(())
 }
 
 #[test]
 fn a_pool_agrees_with_a_plain_list() {
-    // Frames live as long as the process: all cases share them, and one that failed keeps its own.
+    // Buffers live as long as the process: all cases share them, and one that failed keeps its own.
     let free = RefCell::new(FreeList::new(POOL_MAX));
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
     let input = (mixing(), any::<u64>(), prop::collection::vec(step(), 1..100));

@@ -1,4 +1,4 @@
-//! Memory for frames: one mapping for the life of the process, all of it there from the start, so that no cell waits
+//! Memory for buffers: one mapping for the life of the process, all of it there from the start, so that no cell waits
 //! for a page and a process that grows is seen to. And pages of 2 MB, for them and for whoever asks.
 //!
 //! ```text
@@ -11,35 +11,37 @@ use std::mem::MaybeUninit;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::frame::Frame;
+use crate::buffer::Buffer;
 
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// Debug builds leave pages until they are touched: a test process makes hundreds of arenas, uses little of each, and
+/// cannot give one back.
+const POPULATE: bool = !cfg!(debug_assertions);
 
-/// `count` frames of zeros; on huge pages if wanted and to be had.
+/// `count` buffers of zeros; on huge pages if wanted and to be had.
 ///
 /// # Panics
 /// Without memory for them.
-pub fn arena(count: usize, huge: bool) -> &'static mut [Frame] {
+pub fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
     if count == 0 {
         return &mut [];
     }
-    let len = count * size_of::<Frame>();
+    let len = count * size_of::<Buffer>();
     // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
     let at = unsafe {
         mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-            .expect("memory for frames")
+            .expect("memory for buffers")
     };
-    let advices =
-        if huge { &[Advice::LinuxHugepage, Advice::LinuxPopulateWrite][..] } else { &[Advice::LinuxPopulateWrite] };
-    for advice in advices {
+    let advices = [huge.then_some(Advice::LinuxHugepage), POPULATE.then_some(Advice::LinuxPopulateWrite)];
+    for advice in advices.into_iter().flatten() {
         // SAFETY: the range is the mapping just made; both change how it is backed, never what it holds. An error
         // means ordinary pages, or pages later.
-        let _ = unsafe { madvise(at, len, *advice) };
+        let _ = unsafe { madvise(at, len, advice) };
     }
-    // SAFETY: the mapping is page-aligned, which is more than a frame wants, `len` bytes long, zeroed, owned by
-    // nobody else and never unmapped; a frame is bytes, for which zeros are valid.
-    unsafe { std::slice::from_raw_parts_mut(at.cast::<Frame>(), count) }
+    // SAFETY: the mapping is page-aligned, which is more than a buffer wants, `len` bytes long, zeroed, owned by
+    // nobody else and never unmapped; a buffer is bytes, for which zeros are valid.
+    unsafe { std::slice::from_raw_parts_mut(at.cast::<Buffer>(), count) }
 }
 
 /// Asks for pages of 2 MB under memory that was not touched yet, where a whole one lies in it; changes nothing that can
@@ -61,12 +63,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_zeros_apart_and_writable() {
+    fn buffers_are_zeros_apart_and_writable() {
         for huge in [false, true] {
-            let frames = arena(1500, huge);
-            frames[1499].bytes_mut().fill(1);
-            assert!(frames[..1499].iter().all(|frame| frame.bytes().iter().all(|byte| *byte == 0)));
-            assert_eq!(frames.as_ptr().addr() % 64, 0);
+            let buffers = arena(1500, huge);
+            buffers[1499].bytes_mut().fill(1);
+            assert!(buffers[..1499].iter().all(|buffer| buffer.bytes().iter().all(|byte| *byte == 0)));
+            assert_eq!(buffers.as_ptr().addr() % 64, 0);
         }
         assert!(arena(0, false).is_empty());
     }

@@ -1,11 +1,11 @@
 //! Messages as the kernel reads and writes them: names, control data, and the bounds of a call.
 //!
-//! A train is one message that stands for many datagrams of one length between one pair of addresses. The
+//! A burst is one message that stands for many datagrams of one length between one pair of addresses. The
 //! kernel carries it whole, so its cost is that of one datagram and of the bytes.
 //!
 //! ```text
 //! in    name: sender (out); iov: the buffers of this message, filled one after the other;
-//!       control (out): SOL_UDP, UDP_GRO, int: bytes of each datagram but the last, if it is a train
+//!       control (out): SOL_UDP, UDP_GRO, int: bytes of each datagram but the last, if it is a burst
 //!       length: bytes of all datagrams together; the real number, even if cut (MSG_TRUNC)
 //! out   name: receiver; iov: the pieces of this message, gathered; the kernel cuts where the control data says,
 //!       SOL_UDP, UDP_SEGMENT, u16, whatever the pieces' lengths
@@ -22,18 +22,18 @@ use arrayvec::ArrayVec;
 pub const MESSAGES_MAX: usize = 64;
 /// Most buffers or pieces of one call, over all its messages; the kernel's own limit for one message.
 pub const PIECES_MAX: usize = 1024;
-/// Datagrams of a train at most: what kernels take since segmentation came, and as many as a receiver's
+/// Datagrams of a burst at most: what kernels take since segmentation came, and as many as a receiver's
 /// kernel joins.
-pub const TRAIN_MAX: usize = 64;
-/// Payload bytes of a train at most: it is one UDP datagram over IPv4 until it is cut.
-pub const TRAIN_BYTES_MAX: usize = 65_507;
+pub const GSO_SEGMENTS_MAX: usize = 64;
+/// Payload bytes of a burst at most: it is one UDP datagram over IPv4 until it is cut.
+pub const GSO_BYTES_MAX: usize = 65_507;
 
 /// One received message; its bytes are in the buffers that it was given.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
     /// Its real length, which may exceed the buffers.
     pub len: usize,
-    /// A train: bytes of each of its datagrams but the last, which may be shorter. None: one datagram.
+    /// A burst: bytes of each of its datagrams but the last, which may be shorter. None: one datagram.
     pub segment: Option<usize>,
     /// Its sender.
     pub from: SocketAddr,

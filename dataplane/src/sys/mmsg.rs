@@ -1,4 +1,4 @@
-//! recvmmsg(2) and sendmmsg(2), with trains: UDP_GRO on the way in, UDP_SEGMENT on the way out.
+//! recvmmsg(2) and sendmmsg(2), with bursts: UDP_GRO on the way in, UDP_SEGMENT on the way out.
 //!
 //! ```text
 //! recvmmsg(fd, msgvec, vlen, MSG_DONTWAIT | MSG_TRUNC, NULL)
@@ -121,15 +121,15 @@ mod tests {
     }
 
     #[test]
-    fn trains_are_gathered_in_any_order_and_land_one_datagram_per_buffer() {
+    fn bursts_are_gathered_in_any_order_and_land_one_datagram_per_buffer() {
         let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        crate::sys::join_trains(&b).unwrap();
+        crate::sys::enable_gro(&b).unwrap();
         let to = b.local_addr().unwrap();
         let cells: Vec<Vec<u8>> = (0..150u8).map(|i| vec![i; 300]).collect();
-        // Three trains, of 64, of 64 and of 21 and a shorter tail, their pieces backwards.
-        let train = |pieces| Message { to, pieces, segment: Some(300) };
+        // Three bursts, of 64, of 64 and of 21 and a shorter tail, their pieces backwards.
+        let burst = |pieces| Message { to, pieces, segment: Some(300) };
         let pieces = (0..150).map(|i| if i == 149 { &cells[0][..77] } else { &cells[149 - i][..] });
-        assert_eq!(send(&a, [64, 64, 22].map(train).into_iter(), pieces).unwrap(), 3);
+        assert_eq!(send(&a, [64, 64, 22].map(burst).into_iter(), pieces).unwrap(), 3);
         let mut buffers = vec![[0u8; 300]; 3 * 64];
         let mut seen = Vec::new();
         while seen.len() < 3 {
@@ -145,9 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_buffers_of_a_train_cannot_hold_is_known_by_its_length() {
+    fn what_the_buffers_of_a_burst_cannot_hold_is_known_by_its_length() {
         let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        crate::sys::join_trains(&b).unwrap();
+        crate::sys::enable_gro(&b).unwrap();
         let message = Message { to: b.local_addr().unwrap(), pieces: 20, segment: Some(100) };
         assert_eq!(send(&a, [message].into_iter(), std::iter::repeat_n(&[7; 100][..], 20)).unwrap(), 1);
         let mut buffers = [[0u8; 100]; 8];

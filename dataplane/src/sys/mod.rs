@@ -15,11 +15,11 @@ mod waker;
 pub use arena::{arena, on_huge_pages};
 pub use clock::is_clock_kept;
 pub use errqueue::{Unreachable, read_error};
-pub use message::{MESSAGES_MAX, Message, PIECES_MAX, Received, TRAIN_BYTES_MAX, TRAIN_MAX};
+pub use message::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};
 pub use mmsg::{recv, send};
 pub use prefetch::{prefetch, prefetch_lines};
 #[cfg(test)]
-pub(crate) use socket::refuse_trains;
-pub use socket::{join_trains, kernel_drops, report_errors, size_receive_buffer};
+pub(crate) use socket::refuse_gso;
+pub use socket::{enable_gro, kernel_drops, report_errors, size_receive_buffer};
 pub use uring::Ring;
 pub use waker::Waker;

@@ -41,19 +41,19 @@ pub fn report_errors(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
     }
 }
 
-/// Turns on UDP_GRO: datagrams of one length from one sender that the kernel got as a train, or joined to one, are
+/// Turns on UDP_GRO: datagrams of one length from one sender that the kernel got as a burst, or joined to one, are
 /// handed over as one message (see [`super::recv`]).
 ///
 /// # Errors
 /// A kernel before 5.0, or not a UDP socket.
-pub fn join_trains(socket: impl AsFd) -> io::Result<()> {
+pub fn enable_gro(socket: impl AsFd) -> io::Result<()> {
     enable(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
 }
 
-/// Has the kernel refuse trains on this socket, as it does where a device does not cut them: without checksums
+/// Has the kernel refuse GSO bursts on this socket, as it does where a device does not cut them: without checksums
 /// (SO_NO_CHECK) there is no UDP_SEGMENT.
 #[cfg(test)]
-pub(crate) fn refuse_trains(socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn refuse_gso(socket: BorrowedFd<'_>) -> io::Result<()> {
     enable(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
 }
 

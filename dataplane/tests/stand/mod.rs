@@ -1,4 +1,4 @@
-//! A mix between two ports that cost nothing: cells sealed beforehand come in as trains, what leaves is counted. For
+//! A mix between two ports that cost nothing: cells sealed beforehand come in as bursts, what leaves is counted. For
 //! the test that a turn allocates nothing, and for the bench of a turn.
 
 use std::cell::RefCell;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
-use dataplane::frame::{Cell, FreeList};
+use dataplane::buffer::{Cell, FreeList};
 use dataplane::io::{Port, Rx, Tx};
 use dataplane::lanes::Lanes;
 use dataplane::latency::Shared;
@@ -28,19 +28,19 @@ use wire::key::Generations;
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
-/// Cells of a train.
-const TRAIN: usize = 46;
-/// Trains of a receive call.
-const TRAINS: usize = 5;
+/// Cells of a burst.
+const BURST: usize = 46;
+/// Bursts of a receive call.
+const BURSTS: usize = 5;
 
-/// Which frames came in, and which went out, by address.
+/// Which buffers came in, and which went out, by address.
 #[derive(Default)]
 pub struct Traces {
     pub received: Vec<*const u8>,
     pub sent: Vec<*const u8>,
 }
 
-/// What waits to be received, and a trace of frames if somebody wants one.
+/// What waits to be received, and a trace of buffers if somebody wants one.
 #[derive(Default)]
 pub struct Wire {
     cells: std::collections::VecDeque<Box<[u8]>>,
@@ -57,15 +57,15 @@ impl Rx for Side1 {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut wire = self.wire.borrow_mut();
         let Wire { cells, traces } = &mut *wire;
-        let count = cells.len().min(TRAINS * TRAIN);
+        let count = cells.len().min(BURSTS * BURST);
         for _ in 0..count {
-            let frame = free.take().expect("a mix has frames for a batch");
+            let buffer = free.take().expect("a mix has buffers for a batch");
             let bytes = cells.pop_front().expect("counted");
-            frame.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
+            buffer.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
             if let Some(traces) = traces {
-                traces.received.push(frame.bytes().as_ptr());
+                traces.received.push(buffer.bytes().as_ptr());
             }
-            into.push(Cell::new(frame), self.peer);
+            into.push(Cell::new(buffer), self.peer);
             // Freed where nobody counts allocations.
             std::mem::forget(bytes);
         }

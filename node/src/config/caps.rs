@@ -15,7 +15,7 @@ const HALF_OPEN_MAX: i64 = 1 << 16;
 /// Most setups or handshakes a second: more than public-key work allows.
 const RATE_MAX: i64 = 1_000_000;
 /// Most links: below the places of a link's number.
-const LINKS_MAX: i64 = (1 << control::LINK_PLACE_BITS) - 1;
+const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
 
 /// The table as it stands in the file.
 #[derive(Default, Deserialize)]

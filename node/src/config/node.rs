@@ -47,7 +47,7 @@ pub struct NodeConfig {
     pub window: usize,
     /// Bytes of receive buffer to ask for on link sockets.
     pub receive_buffer: usize,
-    /// Whether cells travel in trains.
+    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
     /// How cells get into the kernel.
     pub io: Io,
@@ -56,7 +56,7 @@ pub struct NodeConfig {
     pub cores: Vec<usize>,
     /// After something came, the worker looks for more so long before it sleeps.
     pub spin: Duration,
-    /// Frames and channels on huge pages, where the system gives them.
+    /// Buffers and channels on huge pages, where the system gives them.
     pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,

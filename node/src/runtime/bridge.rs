@@ -8,13 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{Control, DataOp, EndReason, Event, Input, Output};
+use control::{Control, DataOp, Event, Input, Output};
 use dataplane::links::{Rank, Side};
 use dataplane::ops::OpSender;
 use dataplane::punt::{Ended, Notice, Punt};
 use dataplane::table::{ChannelKeys, Op};
+use wire::ids::{self, ChannelIndex, EndReason, LinkId, SlotId};
 
-const _: () = assert!(control::LINK_PLACE_BITS == dataplane::links::PLACE_BITS);
+const _: () = assert!(LinkId::INDEX_BITS == dataplane::links::PLACE_BITS);
 
 /// Handshake datagrams that wait at most.
 const OUTGOING_MAX: usize = 1024;
@@ -25,7 +26,7 @@ const PUNTS_MAX: usize = 1024;
 /// Operations of one turn at most, beside one for every channel that is retired with its link: three slots, a
 /// keepalive and the end of every link; three setup cells for each seat of an entry; for each punt at most eight;
 /// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog too.
-const BACKLOG_MAX: usize = 5 * (1 << control::LINK_PLACE_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
+const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
 /// Orders of an operator's and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
@@ -163,12 +164,15 @@ impl Joint {
                 self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {
+                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
+                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
+                let link = LinkId(link);
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
@@ -183,6 +187,7 @@ impl Joint {
                     Ended::Lost => EndReason::Lost,
                     Ended::Retired => EndReason::Retired,
                 };
+                let channel = ChannelIndex(channel);
                 self.control.handle(now, wall, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
@@ -191,43 +196,45 @@ impl Joint {
     }
 }
 
-fn control_side(side: Side) -> control::Side {
+fn control_side(side: Side) -> ids::Side {
     match side {
-        Side::Up => control::Side::Up,
-        Side::Down => control::Side::Down,
+        Side::Up => ids::Side::Up,
+        Side::Down => ids::Side::Down,
     }
 }
 
-fn data_side(side: control::Side) -> Side {
+fn data_side(side: ids::Side) -> Side {
     match side {
-        control::Side::Up => Side::Up,
-        control::Side::Down => Side::Down,
+        ids::Side::Up => Side::Up,
+        ids::Side::Down => Side::Down,
     }
 }
 
 fn operation(op: DataOp) -> Op {
     match op {
-        DataOp::InstallLink { link, side, peer } => Op::InstallLink { link, side: data_side(side), peer },
+        DataOp::InstallLink { link, side, peer } => Op::InstallLink { link: link.0, side: data_side(side), peer },
         DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
             let rank = match rank {
-                control::Rank::Next => Rank::Next,
-                control::Rank::Current => Rank::Current,
+                ids::Rank::Next => Rank::Next,
+                ids::Rank::Previous => Rank::Previous,
+                ids::Rank::Current => Rank::Current,
             };
-            Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
+            Op::InstallSlot { link: link.0, slot: slot.0, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot, peer } => Op::Promote { link, slot, peer },
-        DataOp::RetireSlot { link, slot } => Op::RetireSlot { link, slot },
-        DataOp::RetireLink { link } => Op::RetireLink { link },
+        DataOp::Promote { link, slot, peer } => Op::Promote { link: link.0, slot: slot.0, peer },
+        DataOp::RetireSlot { link, slot } => Op::RetireSlot { link: link.0, slot: slot.0 },
+        DataOp::RetireLink { link } => Op::RetireLink { link: link.0 },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
             let keys = match keys {
-                control::ChannelKeys::Hop { forward, backward } => ChannelKeys::Hop { forward, backward },
-                control::ChannelKeys::Entry(hops) => ChannelKeys::Entry(hops),
+                ids::ChannelKeys::Hop { forward, backward } => ChannelKeys::Hop { forward, backward },
+                ids::ChannelKeys::Entry(hops) => ChannelKeys::Entry(hops),
             };
-            Op::InstallChannel { channel, up, down, keys, lifetime_s, first }
+            let id = |on: Option<(LinkId, u32)>| on.map(|(link, number)| (link.0, number));
+            Op::InstallChannel { channel: channel.0, up: id(up), down: id(down), keys, lifetime_s, first }
         }
-        DataOp::RetireChannel { channel } => Op::RetireChannel { channel },
-        DataOp::Supersede { old, new } => Op::Supersede { old, new },
-        DataOp::Inject { link, slot, header, body } => Op::Inject { link, slot, header, body },
+        DataOp::RetireChannel { channel } => Op::RetireChannel { channel: channel.0 },
+        DataOp::Supersede { old, new } => Op::Supersede { old: old.0, new: new.0 },
+        DataOp::Inject { link, slot, header, body } => Op::Inject { link: link.0, slot: slot.0, header, body },
     }
 }
 

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
 use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
@@ -28,7 +27,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
-use crate::config::{self, NodeConfig, NodeRole, Part};
+use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
+use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{Joint, Note};
 use crate::runtime::icmp::{Fate, Icmp};
@@ -141,9 +141,10 @@ pub struct Node {
 }
 
 /// A fresh generator seeded by the operating system.
-pub fn rng() -> anyhow::Result<ChaCha20Rng> {
+pub fn rng() -> Result<ChaCha20Rng, StartError> {
     let mut seed = zeroize::Zeroizing::new([0; 32]);
-    getrandom::fill(&mut seed[..]).map_err(|error| anyhow::anyhow!("no randomness from the system: {error}"))?;
+    let action = "read random bytes from the system";
+    getrandom::fill(&mut seed[..]).map_err(|why| StartError::system(action)(why.into()))?;
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
@@ -179,29 +180,31 @@ impl Node {
     ///
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
-    pub fn start(mut spec: NodeSpec) -> anyhow::Result<Node> {
+    pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
+        let system = || StartError::system("duplicate the node's sockets");
         raise_descriptors(&mut spec.config.part);
         let NodeSpec { role, chain, position, next, lanes, config, keys, mut sockets } = spec;
         let clock = Clock::start();
-        let control_waker = Arc::new(Waker::new()?);
+        let control_waker = Arc::new(Waker::new().map_err(system())?);
         let stop = Arc::new(AtomicBool::new(false));
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
-            watched.push(socket.try_clone()?);
+            watched.push(socket.try_clone().map_err(system())?);
         }
         let socks = std::mem::take(&mut sockets.socks);
         let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                Some(Listeners::new(chain.shape, part.flow_idle, first, order, waker)?)
+                Some(Listeners::new(chain.shape, part.flow_idle, first, order, waker).map_err(system())?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
-        let handshake_sockets = (clone(sockets.up.first())?, clone(sockets.down.first())?);
+        let handshake_sockets =
+            (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
-            .context("the configuration contradicts itself")?;
+            .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
         let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
         let joint = Joint::new(control, ops, punts);
@@ -223,9 +226,13 @@ impl Node {
             waker: control_waker.clone(),
             stop: stop.clone(),
         };
-        let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run())?;
+        let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run());
+        let control = control.map_err(StartError::system("start the control thread"))?;
         let socks = match listeners {
-            Some(listeners) if !socks.is_empty() => Some(socks::serve(socks, keys.socks_users, listeners)?),
+            Some(listeners) if !socks.is_empty() => {
+                let served = socks::serve(socks, keys.socks_users, listeners);
+                Some(served.map_err(StartError::system("serve the SOCKS ports"))?)
+            }
             _ => None,
         };
         Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control, socks })
@@ -256,15 +263,14 @@ impl Node {
     ///
     /// # Errors
     /// A thread had died.
-    pub fn stop(self) -> anyhow::Result<NodeReport> {
+    pub fn stop(self) -> Result<NodeReport, NodeDied> {
         drop(self.socks);
         self.stop.store(true, Ordering::Release);
         self.wakers.iter().for_each(|waker| waker.wake());
         self.control_waker.wake();
-        let died = |which: &str| anyhow::anyhow!("the {which} thread died: this is a bug, its panic is above");
-        self.control.join().map_err(|_| died("control"))?;
+        self.control.join().map_err(|_| NodeDied { thread: "control" })?;
         for worker in self.workers {
-            worker.join().map_err(|_| died("worker"))?;
+            worker.join().map_err(|_| NodeDied { thread: "worker" })?;
         }
         self.reporter.listeners.iter().for_each(Listeners::close_all);
         Ok(self.reporter.report())
@@ -423,10 +429,10 @@ fn status_text(status: wire::frames::Status) -> &'static str {
 fn log(event: &Event) {
     match event {
         // Who calls is nobody's business but the caller's, and strangers choose how often.
-        Event::LinkUp { side: control::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
+        Event::LinkUp { side: wire::ids::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
         Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
         Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
-        Event::LinkDown { side: control::Side::Up, .. } => tracing::debug!("link up is down"),
+        Event::LinkDown { side: wire::ids::Side::Up, .. } => tracing::debug!("link up is down"),
         Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
         Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
         Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),

@@ -8,13 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use anyhow::Context;
 use dataplane::exit::QUESTIONS_MAX;
 use dataplane::sys::Waker;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::mpsc;
+
+use crate::error::StartError;
 
 /// An answer: the question's number and what was found.
 pub type Answer = (u32, Vec<IpAddr>);
@@ -32,8 +33,9 @@ impl Resolver {
     ///
     /// # Errors
     /// resolv.conf cannot be read, or a thread cannot be made.
-    pub fn start(server: Option<SocketAddr>, waker: Arc<Waker>) -> anyhow::Result<Resolver> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    pub fn start(server: Option<SocketAddr>, waker: Arc<Waker>) -> Result<Resolver, StartError> {
+        let system = || StartError::system("start the resolver");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system())?;
         let builder = match server {
             Some(server) => {
                 let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
@@ -42,14 +44,13 @@ impl Resolver {
                 let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
                 TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
             }
-            None => TokioResolver::builder_tokio()
-                .context("no name server: set `resolver = \"IP:53\"` in the exit's configuration")?,
+            None => TokioResolver::builder_tokio().map_err(|why| StartError::Resolver(why.to_string()))?,
         };
-        let resolver = builder.build().context("the resolver's configuration")?;
+        let resolver = builder.build().map_err(|why| StartError::Resolver(why.to_string()))?;
         let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
         let (answer, answers) = channel();
         let refuse = answer.clone();
-        std::thread::Builder::new().name("resolver".into()).spawn(move || {
+        let serve = move || {
             runtime.block_on(async {
                 while let Some((query, name)) = asked.recv().await {
                     let (resolver, answer, waker) = (resolver.clone(), answer.clone(), waker.clone());
@@ -67,7 +68,8 @@ impl Resolver {
                     });
                 }
             });
-        })?;
+        };
+        std::thread::Builder::new().name("resolver".into()).spawn(serve).map_err(system())?;
         Ok(Resolver { questions, answers, refuse })
     }
 

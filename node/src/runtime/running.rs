@@ -5,13 +5,13 @@
 
 use std::net::UdpSocket;
 
-use anyhow::Context;
 use dataplane::entry::Kind;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 
 use crate::config::{ConfigError, Loaded, Part, Place, node_name};
+use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{Bound, Server};
@@ -31,8 +31,8 @@ impl Running {
     /// Starts a node on the sockets that were passed, or its own.
     ///
     /// # Errors
-    /// A mistake in its files, a socket that cannot be had, or what the node itself refuses.
-    pub fn start(loaded: Loaded, passed: ListenFd) -> anyhow::Result<Running> {
+    /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
+    pub fn start(loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
         engine()?;
         names_fit(&loaded)?;
         let file = Place::file(&loaded.config.path);
@@ -49,9 +49,9 @@ impl Running {
         let Loaded { config, chain, keys } = loaded;
         let node =
             Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
-        let status = status::serve(status, node.reporter()).context("status socket")?;
+        let status = status::serve(status, node.reporter()).map_err(StartError::system("serve the status socket"))?;
         let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
-        let console = console.transpose().context("command socket")?;
+        let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console })
     }
 
@@ -84,7 +84,7 @@ impl Running {
     ///
     /// # Errors
     /// A thread had died.
-    pub fn stop(self) -> anyhow::Result<NodeReport> {
+    pub fn stop(self) -> Result<NodeReport, NodeDied> {
         let Running { node, _status: status, _console: console, .. } = self;
         drop((status, console));
         node.stop()

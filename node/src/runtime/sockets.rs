@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 use socket2::{Domain, Socket, Type};
 use wire::cell::{Class, Direction, Shape};
+use wire::handshake::HANDSHAKE_LEN_MAX;
 
 use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, in_words, node_name};
 use crate::runtime::node::Sockets;
@@ -158,14 +159,14 @@ pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
 pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
     let both = [Direction::Forward, Direction::Backward];
     let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
-    HEADERS[usize::from(ipv6)] + cell.max(control::HANDSHAKE_MAX)
+    HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
 }
 
 /// The largest class with shorter cells, all of which such a path carries.
 pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
     let fits = |class: &Class| {
         let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
-        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(control::HANDSHAKE_MAX) <= mtu
+        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(HANDSHAKE_LEN_MAX) <= mtu
     };
     [Class::M, Class::S].into_iter().find(fits)
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dataplane::entry::Association;
 use fast_socks5::server::{
-    NoAuthentication, PasswordAuthentication, Socks5ServerProtocol, StandardAuthentication,
+    NoAuthentication, PasswordAuthentication, Socks5ServerProtocol, SocksServerError, StandardAuthentication,
     StandardAuthenticationStarted, states,
 };
 use fast_socks5::util::target_addr::TargetAddr;
@@ -111,8 +111,17 @@ async fn accept(socket: tokio::net::TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// Why a connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum ConversationError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Protocol(#[from] SocksServerError),
+}
+
 /// One connection, from its first byte to its last.
-async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> anyhow::Result<()> {
+async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), ConversationError> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
@@ -120,7 +129,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> anyho
     let asked = timeout(PATIENCE, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
-            None => anyhow::Ok(None),
+            None => Ok::<_, ConversationError>(None),
         }
     });
     let Ok(asked) = asked.await else { return Ok(()) };
@@ -150,7 +159,7 @@ async fn authenticate(
     stream: TcpStream,
     local: IpAddr,
     users: &Users,
-) -> anyhow::Result<Option<Socks5ServerProtocol<TcpStream, states::Authenticated>>> {
+) -> Result<Option<Socks5ServerProtocol<TcpStream, states::Authenticated>>, SocksServerError> {
     let loopback = local.to_canonical().is_loopback();
     let methods: [StandardAuthentication; 2] = [
         StandardAuthentication::NoAuthentication(NoAuthentication),

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
 use dataplane::entry::Entry;
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
@@ -18,12 +17,12 @@ use dataplane::ingress::lengths;
 use dataplane::io::apps::UdpApps;
 use dataplane::io::calls::{Calls, Io};
 use dataplane::io::link::LinkPort;
-use dataplane::io::offload::{Offload, Trains};
+use dataplane::io::offload::{Offload, Offloads};
 use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
 use dataplane::links::Side;
-use dataplane::mix::crew::{self, crew};
+use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
 use dataplane::ops::OpSender;
 use dataplane::punt::{Punt, PuntSender};
@@ -36,11 +35,12 @@ use tracing::warn;
 use wire::cell::Shape;
 
 use crate::config::{Chain, ConfigError, NodeConfig, Part, Place};
+use crate::error::StartError;
 use crate::runtime::node::{Sockets, rng};
 
 /// Operations from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: 256 copies of at most a frame, 400 kB.
+/// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
 const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
@@ -85,24 +85,25 @@ impl Workers {
         sockets: Sockets,
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
-    ) -> anyhow::Result<Workers> {
+    ) -> Result<Workers, StartError> {
         let (shape, window, hugepages) = (chain.shape, config.window, config.hugepages);
-        let trains = trains(shape, position, &sockets, config.offload)?;
+        let system = || StartError::system("set up the sockets");
+        let offloads = offloads(shape, position, &sockets, config.offload).map_err(system())?;
         for socket in sockets.up.iter().chain(&sockets.down) {
-            prepare(socket, config, trains)?;
+            prepare(socket, config, offloads)?;
         }
         let mut said = false;
         let mut port = |socket: UdpSocket, side: Side| {
             let calls = calls(&socket, config.io, &mut said);
-            LinkPort::new(socket, calls, lengths(shape, position, side), trains)
+            LinkPort::new(socket, calls, lengths(shape, position, side), offloads)
         };
         let (mut rings, mut punts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
         for edge in 0..lanes.own {
             let (to_worker, ops) = rtrb::RingBuffer::new(OPS_MAX);
             let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
-            let (waker, poller) = (Arc::new(Waker::new()?), Poller::new()?);
+            let (waker, poller) = (Arc::new(Waker::new().map_err(system())?), Poller::new().map_err(system())?);
             let (up, down) = (sockets.up.get(edge).map(AsFd::as_fd), sockets.down.get(edge).map(AsFd::as_fd));
-            runner::watch(&poller, &waker, up, down)?;
+            runner::watch(&poller, &waker, up, down).map_err(system())?;
             rings.push((to_worker, waker.clone()));
             punts.push(from_worker);
             seats.push(Seat { ops, punts: PuntSender::new(to_control, control.clone()), waker, poller });
@@ -119,7 +120,10 @@ impl Workers {
             wakers: seats.iter().map(|seat| seat.waker.clone()).collect(),
         };
         let (up, down) = (sockets.up, sockets.down);
-        let missing = |side: &str| format!("the {} needs its {side} socket", config.role().name());
+        let missing = |side: &str| {
+            let what = format!("the {} needs its {side} socket: set `{side}`", config.role().name());
+            StartError::Config(ConfigError::Arguments(what))
+        };
         match &config.part {
             Part::Entry(_) => {
                 let seat = seats.remove(0);
@@ -133,8 +137,9 @@ impl Workers {
                     next_lanes: lanes.next,
                     mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
                 };
-                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, trains)?;
-                let down = port(down.into_iter().next().with_context(|| missing("down"))?, Side::Down);
+                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, offloads);
+                let apps = apps.map_err(system())?;
+                let down = port(down.into_iter().next().ok_or_else(|| missing("down"))?, Side::Down);
                 let entry = Entry::new(settings, down, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(entry.published());
                 workers.profiles.push(entry.profile());
@@ -142,7 +147,7 @@ impl Workers {
             }
             Part::Exit(part) => {
                 let seat = seats.remove(0);
-                let own = if_addrs::get_if_addrs().context("this host's own addresses")?;
+                let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
@@ -161,8 +166,8 @@ impl Workers {
                     },
                     flow_idle: part.flow_idle,
                 };
-                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, trains)?;
-                let up = port(up.into_iter().next().with_context(|| missing("up"))?, Side::Up);
+                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, offloads).map_err(system())?;
+                let up = port(up.into_iter().next().ok_or_else(|| missing("up"))?, Side::Up);
                 let exit = Exit::new(settings, up, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
                 workers.ledgers.push(exit.published());
                 workers.profiles.push(exit.profile());
@@ -172,23 +177,27 @@ impl Workers {
                 let settings = mix::Settings { shape, position, mixing: *mixing, lanes, window, hugepages };
                 let up: Vec<LinkPort> = up.into_iter().map(|socket| port(socket, Side::Up)).collect();
                 let mut down: Vec<LinkPort> = down.into_iter().map(|socket| port(socket, Side::Down)).collect();
-                anyhow::ensure!(up.len() == lanes.own, missing("up"));
-                anyhow::ensure!(down.len() == lanes.downs(), missing("down"));
+                if up.len() != lanes.own {
+                    return Err(missing("up"));
+                }
+                if down.len() != lanes.downs() {
+                    return Err(missing("down"));
+                }
                 if lanes.own == 1 {
                     let seat = seats.remove(0);
-                    let ports = (up.into_iter().next().with_context(|| missing("up"))?, down.remove(0));
+                    let ports = (up.into_iter().next().ok_or_else(|| missing("up"))?, down.remove(0));
                     let rngs = [rng()?, rng()?, rng()?];
                     let mix = Mix::new(settings, ports, seat.ops, seat.punts, rngs, clock.now());
                     workers.ledgers.push(mix.published());
                     workers.profiles.push(mix.profile());
                     workers.spawn(&spawn, mix, seat.poller, seat.waker)?;
                 } else {
-                    let (mut places, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
+                    let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
                     for (up, Seat { ops, punts, waker, poller }) in up.into_iter().zip(seats) {
                         pollers.push((poller, waker.clone()));
-                        places.push(crew::Place { up, down: down.next(), ops, punts, waker, rng: rng()? });
+                        parts.push(ShardParts { up, down: down.next(), ops, punts, waker, rng: rng()? });
                     }
-                    let edges = crew(settings, places, [rng()?, rng()?], clock.now());
+                    let edges = shards(settings, parts, [rng()?, rng()?], clock.now());
                     for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
                         workers.ledgers.push(edge.published());
                         workers.profiles.push(edge.profile());
@@ -206,7 +215,7 @@ impl Workers {
         mut worker: impl Worker + Send + 'static,
         poller: Poller,
         waker: Arc<Waker>,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), StartError> {
         let Spawn { cores, spin, stop, clock } = with;
         let (spin, stop, clock) = (*spin, stop.clone(), *clock);
         let index = self.threads.len();
@@ -215,7 +224,7 @@ impl Workers {
         self.turns.push(turns.clone());
         // The name that the first has had since there was but one.
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
-        self.threads.push(std::thread::Builder::new().name(name).spawn(move || {
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
             // Seen to be possible before.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
@@ -224,7 +233,8 @@ impl Workers {
             }
             let (poller, waker, stop, turns) = (&poller, &*waker, &*stop, &*turns);
             runner::run(&mut worker, Run { poller, waker, clock, spin, stop, turns });
-        })?);
+        });
+        self.threads.push(thread.map_err(StartError::system("start a worker"))?);
         Ok(())
     }
 }
@@ -248,8 +258,8 @@ fn whole(socket: &UdpSocket) -> std::io::Result<()> {
 }
 
 /// The cores that the workers are to stay on, if this process may use them.
-fn cores(config: &NodeConfig) -> anyhow::Result<Vec<CpuSet>> {
-    let ours = sched_getaffinity(None)?;
+fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
+    let ours = sched_getaffinity(None).map_err(|why| StartError::system("read the CPU affinity")(why.into()))?;
     let set = |core: &usize| {
         if *core >= CpuSet::MAX_CPU || !ours.is_set(*core) {
             let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
@@ -267,8 +277,8 @@ fn cores(config: &NodeConfig) -> anyhow::Result<Vec<CpuSet>> {
     config.cores.iter().map(set).collect()
 }
 
-/// Whether this node's cells travel in trains; a line for the operator if they should and cannot.
-fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> anyhow::Result<Trains> {
+/// Whether this node's cells travel in GSO bursts; a line for the operator if they should and cannot.
+fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
     let (mut lens, mut ipv6) = (Vec::new(), false);
@@ -277,12 +287,12 @@ fn trains(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) ->
         lens.push(lengths(shape, position, side).cell);
         ipv6 |= socket.local_addr()?.is_ipv6();
     }
-    let (trains, why) = offload.decide(&lens, ipv6);
+    let (offloads, why) = offload.decide(&lens, ipv6);
     if let Some(why) = why {
-        let what = if trains == Trains::BOTH { "trains are used all the same" } else { "cells leave one by one" };
-        warn!("no trains of cells (offload = \"{offload}\"): {why}; {what}");
+        let what = if offloads == Offloads::BOTH { "GSO is used anyway" } else { "sending one datagram per cell" };
+        warn!("GSO disabled (offload = \"{offload}\"): {why}; {what}");
     }
-    Ok(trains)
+    Ok(offloads)
 }
 
 /// The system calls of a link socket; a line for the operator, the first time, if they are not those that were asked
@@ -299,15 +309,10 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
 
 /// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
 /// be had; the default need not.
-fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::Result<()> {
-    socket.set_nonblocking(true)?;
-    whole(socket)?;
-    if trains.join {
-        sys::join_trains(socket)?;
-    }
-    // The kernel grants twice what is asked and counts its own overhead against it.
+fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> Result<(), StartError> {
     let receive_buffer = config.receive_buffer;
-    let granted = sys::size_receive_buffer(socket, receive_buffer)? / 2;
+    let granted =
+        set_options(socket, receive_buffer, offloads).map_err(StartError::system("set options of a link socket"))?;
     if granted < receive_buffer {
         if let Some(at) = config.place("receive_buffer", 0) {
             return Err(ConfigError::Value {
@@ -325,6 +330,17 @@ fn prepare(socket: &UdpSocket, config: &NodeConfig, trains: Trains) -> anyhow::R
         );
     }
     Ok(())
+}
+
+/// Sets the options of a link socket. Returns the granted receive buffer in bytes.
+fn set_options(socket: &UdpSocket, receive_buffer: usize, offloads: Offloads) -> std::io::Result<usize> {
+    socket.set_nonblocking(true)?;
+    whole(socket)?;
+    if offloads.gro {
+        sys::enable_gro(socket)?;
+    }
+    // The kernel grants twice what is asked and counts its own overhead against it.
+    Ok(sys::size_receive_buffer(socket, receive_buffer)? / 2)
 }
 
 #[cfg(test)]

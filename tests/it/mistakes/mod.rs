@@ -286,7 +286,7 @@ fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
 #[test]
 fn the_handbook_explains_every_drop_and_every_refusal() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATE.md")).unwrap();
-    let drops = dataplane::ledger::Drop::ALL.iter().map(|why| why.name());
+    let drops = dataplane::ledger::DropReason::ALL.iter().map(|why| why.name());
     for name in drops.chain(control::Refusal::NAMES.iter().copied()) {
         let rows = doc.lines().filter(|line| line.starts_with(&format!("| `{name}` | ")));
         assert_eq!(rows.count(), 1, "docs/OPERATE.md must have one row for `{name}`");

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use dataplane::sys::{self, Message, TRAIN_BYTES_MAX, TRAIN_MAX};
+use dataplane::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Message};
 
 use super::{Flows, LOOK, SLEEP_MIN, Shared};
 use crate::load::header::{Header, Purpose};
@@ -67,8 +67,8 @@ impl<'a> Sender<'a> {
     fn send(&mut self, now: u64, first: Due, socket: &UdpSocket, to: SocketAddr) {
         let Due { flow, len, .. } = first;
         let purpose = if self.direction == 0 { Purpose::Forward } else { Purpose::Backward };
-        let most = TRAIN_MAX.min(TRAIN_BYTES_MAX / len).max(1);
-        let mut times = ArrayVec::<u64, TRAIN_MAX>::new();
+        let most = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len).max(1);
+        let mut times = ArrayVec::<u64, GSO_SEGMENTS_MAX>::new();
         while times.len() < most
             && self.queue.peek().is_some_and(|due| due.at_ns <= now && due.flow == flow && due.len == len)
         {

@@ -84,7 +84,7 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let refusal = clients.status(1, number, Status::Refused, 10).map(|refusal| refusal.destination.clone());
     assert_eq!(refusal, Some(destination(1)));
     let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
-    assert!(matches!(state, FlowState::Refused { reason: Drop::Policy, .. }));
+    assert!(matches!(state, FlowState::Refused { reason: DropReason::Policy, .. }));
     clients.status(1, number, Status::UnknownFlow, 12);
     assert_eq!(clients.flow(client, &destination(1), 13, &mut rng).unwrap().state, state);
     let state = clients.flow(client, &destination(1), 10 + RETRY, &mut rng).unwrap().state;
@@ -148,7 +148,7 @@ fn clients_are_bounded() {
         assert_eq!(add(&mut clients, &mut rng, 0, port), Ok(()));
     }
     assert_eq!(clients.len(), CLIENTS_MAX);
-    assert_eq!(add(&mut clients, &mut rng, 1, 1), Err(Drop::ClientsFull));
+    assert_eq!(add(&mut clients, &mut rng, 1, 1), Err(DropReason::ClientsFull));
     assert_eq!(add(&mut clients, &mut rng, 0, 1), Ok(()), "who is there stays");
     assert_empties(&mut clients, 0);
     assert_eq!(add(&mut clients, &mut rng, 1, 1), Ok(()));
@@ -167,10 +167,10 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
     }
     assert_eq!(clients.flows(), FLOWS_MAX);
     let late = clients.client(0, address(9), IDLE).unwrap().unwrap();
-    assert_eq!(clients.flow(late, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
+    assert_eq!(clients.flow(late, &destination(1), 0, &mut rng).err(), Some(DropReason::FlowsFull));
     assert_eq!(clients.len(), 3);
     assert_eq!(clients.client(0, address(9), IDLE).unwrap(), Some(late + 1), "its number rests");
-    assert_eq!(clients.flow(late + 1, &destination(1), 0, &mut rng).err(), Some(Drop::FlowsFull));
+    assert_eq!(clients.flow(late + 1, &destination(1), 0, &mut rng).err(), Some(DropReason::FlowsFull));
     assert_empties(&mut clients, 0);
     let again = clients.client(0, address(9), IDLE).unwrap().unwrap();
     assert!(clients.flow(again, &destination(1), 0, &mut rng).is_ok());
@@ -185,9 +185,9 @@ fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
         assert!(clients.flow(client, &to(n), 0, &mut rng).is_ok());
     }
     assert_eq!(clients.flow(client, &to(70_000), 0, &mut rng).err(), None, "it is one that exists");
-    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
+    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).err(), Some(DropReason::NumbersFull));
     let other = clients.client(0, address(2), IDLE).unwrap().unwrap();
-    assert_eq!(clients.flow(other, &destination(1), 0, &mut rng).err(), Some(Drop::NumbersFull));
+    assert_eq!(clients.flow(other, &destination(1), 0, &mut rng).err(), Some(DropReason::NumbersFull));
     assert_eq!(clients.len(), 1, "a client without a flow is forgotten");
     // Another client fills part of the next channel, to which the first then moves.
     clients.channel_up(2);
@@ -202,7 +202,7 @@ fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
     assert!(flows.iter().all(|flow| flow.channel == 2), "and none is left on a channel that is gone");
     assert_eq!(flows.len(), flows_of(&mut clients.clients, client).len() + 1000);
     let lost = to(usize::from(u16::MAX));
-    assert_eq!(clients.flow(client, &lost, 0, &mut rng).err(), Some(Drop::NumbersFull));
+    assert_eq!(clients.flow(client, &lost, 0, &mut rng).err(), Some(DropReason::NumbersFull));
     assert_empties(&mut clients, 0);
 }
 

@@ -31,7 +31,7 @@ fn a_client_keeps_one_port_towards_all_its_peers() {
     assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
     assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
     assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
-    assert_eq!(flows.open(&mut apps, (1, 9), 7, [8; 16], peer(9), 0), Err(Drop::ChannelFlowsFull));
+    assert_eq!(flows.open(&mut apps, (1, 9), 7, [8; 16], peer(9), 0), Err(DropReason::ChannelFlowsFull));
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_moved_flow_keeps_its_socket_and_a_new_flow_of_the_client_joins_it() {
     assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Ok(()));
     assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Ok(()), "MOVE is repeated");
     assert_eq!(flows.relocate(5, 41, &[2; 16], 0), Ok(()));
-    assert_eq!(flows.relocate(5, 42, &[3; 16], 0), Err(Drop::Flow));
+    assert_eq!(flows.relocate(5, 42, &[3; 16], 0), Err(DropReason::Flow));
     let at = |flows: &mut Flows| flows.at_or_was(1, 0).map(|(_, flow)| (flow.channel, flow.number));
     assert_eq!(at(&mut flows), Some((5, 40)), "what was under way still arrives");
     assert!(flows.at(1, 0).is_none());
@@ -77,9 +77,9 @@ fn sockets_are_bounded_and_a_refused_flow_leaves_nothing_behind() {
     for channel in 0..4 {
         assert_eq!(flows.open(&mut apps, (channel, 0), 1, [channel as u8; 16], peer(1), 0), Ok(()));
     }
-    assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Err(Drop::SocketsFull));
+    assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Err(DropReason::SocketsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 4));
-    assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Err(Drop::Flow));
+    assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Err(DropReason::Flow));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn token(channel: u32, number: u16) -> Token {
 }
 
 /// Opens flows of a channel, a client each, until one is refused.
-fn fill(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16) -> (u16, Drop) {
+fn fill(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16) -> (u16, DropReason) {
     for number in from.. {
         let done = flows.open(apps, (channel, number), number, token(channel, number), peer(1), 0);
         if let Err(why) = done {
@@ -174,18 +174,18 @@ fn assert_empty(flows: &mut Flows, apps: &mut MemApps) {
 #[test]
 fn a_channel_has_no_more_sockets_than_are_left_to_the_others() {
     let (mut flows, mut apps, _) = exit_with(1024, 100);
-    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (50, Drop::SocketsFull));
-    assert_eq!(fill(&mut flows, &mut apps, 2, 0), (25, Drop::SocketsFull));
-    assert_eq!(fill(&mut flows, &mut apps, 3, 0), (13, Drop::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (50, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 2, 0), (25, DropReason::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 3, 0), (13, DropReason::SocketsFull));
     assert_eq!(flows.sockets(), 88);
     assert!((0..50).all(|number| flows.at(1, number).is_some()), "who has some keeps them");
     // Moving what it has gives a channel room for nothing more.
     for number in 0..50 {
         assert_eq!(flows.relocate(4, number, &token(1, number), 0), Ok(()));
     }
-    assert_eq!(fill(&mut flows, &mut apps, 1, 50), (0, Drop::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 1, 50), (0, DropReason::SocketsFull));
     flows.close_channel(&mut apps, 2);
-    assert_eq!(fill(&mut flows, &mut apps, 3, 13), (12, Drop::SocketsFull), "there is room again");
+    assert_eq!(fill(&mut flows, &mut apps, 3, 13), (12, DropReason::SocketsFull), "there is room again");
     [1, 3, 4].into_iter().for_each(|channel| {
         flows.close_channel(&mut apps, channel);
     });
@@ -202,7 +202,7 @@ fn what_a_channel_opened_is_nobodys_share_when_it_has_ended() {
     flows.close_channel(&mut apps, 1);
     assert_eq!(flows.sockets(), 50);
     // Index 1 is another entry's now.
-    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (25, Drop::SocketsFull));
+    assert_eq!(fill(&mut flows, &mut apps, 1, 0), (25, DropReason::SocketsFull));
     flows.close_channel(&mut apps, 2);
     flows.close_channel(&mut apps, 1);
     assert_empty(&mut flows, &mut apps);
@@ -222,9 +222,9 @@ fn flows_of_an_exit_are_bounded() {
             break refused;
         }
     };
-    assert_eq!(refused, Some(Drop::FlowsFull));
+    assert_eq!(refused, Some(DropReason::FlowsFull));
     assert_eq!(flows.len(), FLOWS_MAX);
-    assert_eq!(open(&mut flows, 500, 0), Err(Drop::FlowsFull));
+    assert_eq!(open(&mut flows, 500, 0), Err(DropReason::FlowsFull));
     assert!(flows.at(0, 1023).is_some());
     flows.close_channel(&mut apps, 0);
     assert_eq!(flows.open(&mut apps, (500, 0), 0, token(500, 0), peer(1), 0), Ok(()));
@@ -240,7 +240,7 @@ fn without_descriptors_what_is_open_lives_on_and_more_can_be_opened_later() {
     assert_eq!(flows.open(&mut apps, (1, 0), 0, token(1, 0), peer(1), 0), Ok(()));
     for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
         net.fail_open(Some(errno));
-        assert_eq!(fill(&mut flows, &mut apps, 1, 1), (0, Drop::NoSocket));
+        assert_eq!(fill(&mut flows, &mut apps, 1, 1), (0, DropReason::NoSocket));
         assert_eq!(flows.open(&mut apps, (1, 1), 0, token(1, 1), peer(2), 0), Ok(()), "over the socket it has");
         flows.close_number(&mut apps, 1, 1);
         assert_eq!((flows.len(), flows.sockets()), (1, 1));
@@ -265,9 +265,9 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
         unreachable!("there is a bound")
     };
     let (first, why) = ask(&mut flows, 1);
-    assert_eq!((first.len(), why), (QUESTIONS_MAX / 2, Drop::NamesFull));
+    assert_eq!((first.len(), why), (QUESTIONS_MAX / 2, DropReason::NamesFull));
     let (second, why) = ask(&mut flows, 2);
-    assert_eq!((second.len(), why), (QUESTIONS_MAX / 4, Drop::NamesFull));
+    assert_eq!((second.len(), why), (QUESTIONS_MAX / 4, DropReason::NamesFull));
     // Who hangs up has asked all the same; an answer makes room, whether anybody waits for it or not.
     flows.close_channel(&mut apps, 1);
     assert_eq!(flows.queries.len(), first.len() + second.len());
@@ -287,10 +287,13 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
         queries.push(flows.open_name((1, number), number, token(1, number), 53, 0).unwrap());
         let (id, _) = flows.at(1, number).unwrap();
         for _ in 0..WAITING_PER_FLOW {
-            let want = if number < 64 { Ok(()) } else { Err(Drop::NameQueueFull) };
+            let want = if number < 64 { Ok(()) } else { Err(DropReason::NameQueueFull) };
             assert_eq!(flows.wait(id, b"x"), want);
         }
-        assert_eq!(flows.wait(id, b"x"), Err(if number < 64 { Drop::FlowQueueFull } else { Drop::NameQueueFull }));
+        assert_eq!(
+            flows.wait(id, b"x"),
+            Err(if number < 64 { DropReason::FlowQueueFull } else { DropReason::NameQueueFull })
+        );
     }
     assert_eq!(flows.waiting(), WAITING_MAX);
     assert_eq!(flows.answered(queries[0]).map(|(_, _, data)| data.len()), Some(WAITING_PER_FLOW));
@@ -316,14 +319,14 @@ fn a_token_that_differs_in_a_bit_reaches_no_flow() {
     for bit in 0..128 {
         let mut guess = token;
         guess[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(flows.relocate(2, 0, &guess, 0), Err(Drop::Flow), "bit {bit}");
+        assert_eq!(flows.relocate(2, 0, &guess, 0), Err(DropReason::Flow), "bit {bit}");
         assert!(!flows.is_same(1, 0, &guess), "bit {bit}");
     }
     assert_eq!(flows.close_number(&mut apps, 2, 0), 0);
     assert_eq!(flows.place(flows.by_token[&token]), Some((1, 0)), "it is where it was");
     // Nor does the true one take a place that is another flow's.
     flows.open(&mut apps, (2, 0), 7, [1; 16], peer(2), 0).unwrap();
-    assert_eq!(flows.relocate(2, 0, &token, 0), Err(Drop::NumberTaken));
+    assert_eq!(flows.relocate(2, 0, &token, 0), Err(DropReason::NumberTaken));
     assert_eq!(flows.at(2, 0).unwrap().1.token, [1; 16]);
 }
 
@@ -333,9 +336,9 @@ fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
     for number in 0..3 {
         flows.open(&mut apps, (1, number), 0, [number as u8; 16], peer(1), 0).unwrap();
     }
-    assert_eq!(flows.open(&mut apps, (1, 3), 0, [8; 16], peer(1), 0), Err(Drop::ChannelFlowsFull));
-    assert_eq!(flows.open_name((1, 3), 0, [8; 16], 53, 0), Err(Drop::ChannelFlowsFull));
+    assert_eq!(flows.open(&mut apps, (1, 3), 0, [8; 16], peer(1), 0), Err(DropReason::ChannelFlowsFull));
+    assert_eq!(flows.open_name((1, 3), 0, [8; 16], 53, 0), Err(DropReason::ChannelFlowsFull));
     flows.open(&mut apps, (2, 0), 1, [9; 16], peer(1), 0).unwrap();
-    assert_eq!(flows.relocate(1, 3, &[9; 16], 0), Err(Drop::ChannelFlowsFull));
+    assert_eq!(flows.relocate(1, 3, &[9; 16], 0), Err(DropReason::ChannelFlowsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 2));
 }

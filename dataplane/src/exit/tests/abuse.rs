@@ -35,12 +35,12 @@ fn a_destination_that_never_answers_gets_its_budget_over_all_flows_and_channels(
     let said = bench.statuses();
     assert!(said.contains(&(9, Status::Unreachable)));
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.sent, ledger.drops(Drop::Unanswered)), (100, 900));
+    assert_eq!((ledger.sent, ledger.drops(DropReason::Unanswered)), (100, 900));
     // Closing flows gives nothing back.
     bench.frame(0, &Frame::Close { flow: 0 });
     bench.open(0, 20, Address::Ip(address(3000)));
     bench.flood(0, 20, 10);
-    assert_eq!(bench.turn().datagrams.forward.drops(Drop::Unanswered), 910);
+    assert_eq!(bench.turn().datagrams.forward.drops(DropReason::Unanswered), 910);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn who_has_answered_gets_what_is_sent_and_who_is_trusted_need_not_answer() {
     bench.turn();
     bench.flood(0, 3, 4990);
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.sent, ledger.drops(Drop::Unanswered)), (15_001, 0));
+    assert_eq!((ledger.sent, ledger.drops(DropReason::Unanswered)), (15_001, 0));
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_flow_and_an_address_have_their_rates() {
     }
     // A quarter of a second's at once: 25 of each flow, 75 of the address.
     let ledger = bench.turn().datagrams.forward;
-    let drops = [Drop::FlowRate, Drop::DestinationRate].map(|why| ledger.drops(why));
+    let drops = [DropReason::FlowRate, DropReason::DestinationRate].map(|why| ledger.drops(why));
     assert_eq!((ledger.sent, drops), (75, [225, 100]));
     bench.now += SECOND / 10;
     (0..4).for_each(|flow| bench.flood(0, flow, 100));
@@ -100,7 +100,7 @@ fn a_flood_of_answers_is_capped_and_counted() {
         came = bench.turn().datagrams.backward.received;
     }
     let ledger = bench.turn().datagrams.backward;
-    assert_eq!((ledger.consumed, ledger.drops(Drop::FlowRate)), (100, 9900));
+    assert_eq!((ledger.consumed, ledger.drops(DropReason::FlowRate)), (100, 9900));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn without_filtering_a_client_hears_strangers_that_it_could_answer_and_whence_th
         come(address(10), 197);
         let heard = bench.answers();
         let tally = bench.turn().datagrams.backward;
-        let drops = [Drop::Filtered, Drop::TooLarge].map(|why| tally.drops(why));
+        let drops = [DropReason::Filtered, DropReason::TooLarge].map(|why| tally.drops(why));
         match filtering {
             Filtering::Endpoint => assert_eq!((&heard[..], drops), (&[(1, None)][..], [4, 0])),
             Filtering::None => {
@@ -146,7 +146,7 @@ fn refused_opens_cost_neither_sockets_nor_flows() {
         }
     }
     let ledger = bench.turn().datagrams.forward;
-    assert_eq!((ledger.sent, ledger.drops(Drop::Policy) + ledger.drops(Drop::RefusedFull)), (0, 100_000));
+    assert_eq!((ledger.sent, ledger.drops(DropReason::Policy) + ledger.drops(DropReason::RefusedFull)), (0, 100_000));
     bench.send(0, 1, address(9));
     bench.turn();
     assert_eq!(bench.delivered(address(9)), 1);

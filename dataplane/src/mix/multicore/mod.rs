@@ -7,11 +7,13 @@
 //! ```
 //!
 //! Every arrow is a bounded ring of one producer and one consumer. The mixer has no thread: whoever runs edge 0 runs
-//! it after each of that edge's turns. Full frames that leave an edge are exchanged for empty ones, and an edge gives
+//! it after each of that edge's turns. Full buffers that leave an edge are exchanged for empty ones, and an edge gives
 //! back what it has more of than at the start, so no edge runs dry because another one sends what it receives.
 //!
 //! An edge publishes its ledger before it hands cells on, so that of several ledgers, read at once, the sum never
 //! tells of a cell that was sent and not received.
+
+mod shared;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,15 +22,15 @@ use rand_chacha::ChaCha20Rng;
 use rtrb::{Consumer, Producer, RingBuffer};
 use wire::cell::Direction;
 
+use self::shared::{STOCK, ShardRings, SharedMixer, drain, fill};
 use super::edge::{Edge, Pools};
-use super::hub::{Hub, STOCK, Spoke, drain, fill};
 use super::mixer::Mixer;
 use super::{BOTH, Settings, publish};
 use crate::batch::{RECEIVE_MAX, Ticket};
-use crate::frame::{Cell, Frame, Opened};
+use crate::buffer::{Buffer, Cell, Opened};
 use crate::io::Port;
 use crate::latency::{self, Groups, Times};
-use crate::ledger::{Drop, Ledger};
+use crate::ledger::{DropReason, Ledger};
 use crate::pool::{POOL_MAX, Pooled};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
@@ -40,14 +42,14 @@ use crate::{MICRO, Nanos};
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
 /// Released cells of one direction that wait for an edge: those of a pool, while those of the last one are sealed.
 const RELEASED_MAX: usize = 2 * POOL_MAX;
-/// Frames of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
+/// Buffers of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
 /// much as a pool in two send queues.
-const EDGE_FRAMES: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
+const SHARD_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
 /// How long an edge that stops waits for the others.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What one edge is made with.
-pub struct Place<U, D> {
+pub struct ShardParts<U, D> {
     /// Its socket towards the previous hop.
     pub up: U,
     /// Its socket towards the next hop, if it has one ([`crate::lanes::Lanes::downs`]).
@@ -63,22 +65,22 @@ pub struct Place<U, D> {
 }
 
 /// One of a mix's workers.
-pub struct EdgeWorker<U, D> {
+pub struct Shard<U, D> {
     edge: Edge<U, Option<D>>,
-    outbox: Outbox,
+    to_mixer: ToMixer,
     released: [Consumer<Pooled>; 2],
     /// Cells taken from the mixer so far.
     taken: [usize; 2],
     release: Vec<Pooled>,
     groups: Groups,
-    empties: Consumer<&'static mut Frame>,
-    surplus: Producer<&'static mut Frame>,
-    /// Frames given away less those that came.
+    empties: Consumer<&'static mut Buffer>,
+    surplus: Producer<&'static mut Buffer>,
+    /// Buffers given away less those that came.
     exchanged: usize,
     /// Wakes the mixer's thread, if that is another.
     mixer: Option<Arc<Waker>>,
     /// At edge 0.
-    hub: Option<Hub>,
+    shared: Option<SharedMixer>,
     end: Arc<End>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
@@ -87,30 +89,30 @@ pub struct EdgeWorker<U, D> {
 /// The workers of a mix with one edge per lane, edge 0 first. Two generators: one per pool.
 ///
 /// # Panics
-/// Unless there are as many places as own lanes, and sockets towards the next hop at the first [`crate::lanes::Lanes::downs`].
-pub fn crew<U: Port, D: Port>(
+/// Unless there are as many parts as own lanes, and sockets towards the next hop at the first [`crate::lanes::Lanes::downs`].
+pub fn shards<U: Port, D: Port>(
     settings: Settings,
-    places: Vec<Place<U, D>>,
+    parts: Vec<ShardParts<U, D>>,
     pools: [ChaCha20Rng; 2],
     now: Nanos,
-) -> Vec<EdgeWorker<U, D>> {
+) -> Vec<Shard<U, D>> {
     let lanes = settings.lanes;
-    assert_eq!(places.len(), lanes.own, "one edge for each lane");
-    let downs = places.iter().map(|place| place.down.is_some());
+    assert_eq!(parts.len(), lanes.own, "one edge for each lane");
+    let downs = parts.iter().map(|parts| parts.down.is_some());
     assert!(downs.eq((0..lanes.own).map(|edge| edge < lanes.downs())), "sockets towards the next hop");
-    let end = Arc::new(End::new(places.len()));
-    let first = places[0].waker.clone();
-    let (mut spokes, mut workers) = (Vec::new(), Vec::new());
-    for (index, Place { up, down, ops, punts, waker, rng }) in places.into_iter().enumerate() {
+    let end = Arc::new(End::new(parts.len()));
+    let first = parts[0].waker.clone();
+    let (mut rings, mut workers) = (Vec::new(), Vec::new());
+    for (index, ShardParts { up, down, ops, punts, waker, rng }) in parts.into_iter().enumerate() {
         let (opened, from) = pair(OPENED_MAX);
         let (to, released) = pair(RELEASED_MAX);
-        let (empties, empties_here) = RingBuffer::new(EDGE_FRAMES);
-        let (surplus_here, surplus) = RingBuffer::new(EDGE_FRAMES + STOCK);
+        let (empties, empties_here) = RingBuffer::new(SHARD_BUFFERS);
+        let (surplus_here, surplus) = RingBuffer::new(SHARD_BUFFERS + STOCK);
         let other = index > 0;
-        spokes.push(Spoke::new(from, to, empties, surplus, other.then_some(waker)));
-        workers.push(EdgeWorker {
-            edge: Edge::new(settings, index, EDGE_FRAMES, (up, down), (ops, punts), rng, now),
-            outbox: Outbox {
+        rings.push(ShardRings::new(from, to, empties, surplus, other.then_some(waker)));
+        workers.push(Shard {
+            edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (ops, punts), rng, now),
+            to_mixer: ToMixer {
                 staged: [Vec::new(), Vec::new()].map(|_: Vec<Pooled>| Vec::with_capacity(OPENED_MAX)),
                 rings: opened,
                 admitted: [0; 2],
@@ -123,13 +125,13 @@ pub fn crew<U: Port, D: Port>(
             surplus: surplus_here,
             exchanged: 0,
             mixer: other.then(|| first.clone()),
-            hub: None,
+            shared: None,
             end: end.clone(),
             published: Arc::default(),
             profile: latency::Shared::default(),
         });
     }
-    workers[0].hub = Some(Hub::new(Mixer::new(settings.mixing, pools), spokes, lanes, settings.hugepages));
+    workers[0].shared = Some(SharedMixer::new(Mixer::new(settings.mixing, pools), rings, lanes, settings.hugepages));
     workers
 }
 
@@ -139,7 +141,7 @@ fn pair(capacity: usize) -> ([Producer<Pooled>; 2], [Consumer<Pooled>; 2]) {
 }
 
 /// Opened cells on their way to the mixer.
-struct Outbox {
+struct ToMixer {
     /// Those of this turn: they go when the ledger that tells of them is published.
     staged: [Vec<Pooled>; 2],
     rings: [Producer<Pooled>; 2],
@@ -147,7 +149,7 @@ struct Outbox {
     admitted: [usize; 2],
 }
 
-impl Outbox {
+impl ToMixer {
     /// Whether a receive call could bring more than there is room for.
     fn is_full(&self) -> bool {
         BOTH.into_iter().any(|direction| self.room(direction) < RECEIVE_MAX)
@@ -161,7 +163,7 @@ impl Outbox {
     }
 }
 
-impl Pools for Outbox {
+impl Pools for ToMixer {
     fn room(&self, direction: Direction) -> usize {
         self.rings[direction as usize].slots() - self.staged[direction as usize].len()
     }
@@ -176,7 +178,7 @@ impl Pools for Outbox {
     }
 }
 
-impl<U: Port, D: Port> EdgeWorker<U, D> {
+impl<U: Port, D: Port> Shard<U, D> {
     /// Where the ledger of this edge appears at every turn boundary. The mix's is the sum of all, read at once.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
@@ -194,7 +196,7 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
             if self.edge.may_leave(direction) && !self.released[d].is_empty() {
                 self.release.extend(drain(&mut self.released[d], POOL_MAX));
                 self.taken[d] += self.release.len();
-                self.edge.frames().adopt(self.release.len());
+                self.edge.buffers().adopt(self.release.len());
                 // Cells of several releases, and of each a part: they are grouped anew.
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
@@ -206,31 +208,31 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
         }
     }
 
-    /// Takes empty frames in, and gives away what it has beyond its own.
+    /// Takes empty buffers in, and gives away what it has beyond its own.
     fn exchange(&mut self) {
-        for frame in drain(&mut self.empties, usize::MAX) {
+        for buffer in drain(&mut self.empties, usize::MAX) {
             self.exchanged = self.exchanged.wrapping_sub(1);
-            self.edge.frames().adopt(1);
-            self.edge.frames().give(frame);
+            self.edge.buffers().adopt(1);
+            self.edge.buffers().give(buffer);
         }
-        let beyond = self.edge.bare().saturating_sub(EDGE_FRAMES).min(self.surplus.slots());
+        let beyond = self.edge.bare().saturating_sub(SHARD_BUFFERS).min(self.surplus.slots());
         for _ in 0..beyond {
-            let Some(frame) = self.edge.frames().take() else { break };
+            let Some(buffer) = self.edge.buffers().take() else { break };
             self.exchanged = self.exchanged.wrapping_add(1);
-            self.edge.frames().part_with(1);
-            fill(&mut self.surplus, std::iter::once(frame));
+            self.edge.buffers().part_with(1);
+            fill(&mut self.surplus, std::iter::once(buffer));
         }
     }
 
     fn publish(&self) {
         let mut ledger = self.edge.ledger();
-        let held = |d: usize| self.outbox.admitted[d].wrapping_sub(self.taken[d]);
+        let held = |d: usize| self.to_mixer.admitted[d].wrapping_sub(self.taken[d]);
         ledger.cells.forward.hold(held(Direction::Forward as usize));
         ledger.cells.backward.hold(held(Direction::Backward as usize));
         // What lies in the rings is counted where it came from.
-        ledger.frames = (self.edge.bare().wrapping_add(self.exchanged) as u64, EDGE_FRAMES as u64);
-        match &self.hub {
-            Some(hub) => hub.tell(&mut ledger),
+        ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
+        match &self.shared {
+            Some(shared) => shared.tell(&mut ledger),
             // Every edge has the same.
             None => ledger.gauges.links = 0,
         }
@@ -239,8 +241,8 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
 
     /// Hands opened cells on.
     fn hand_over(&mut self) {
-        let cells = self.outbox.flush();
-        self.edge.frames().part_with(cells);
+        let cells = self.to_mixer.flush();
+        self.edge.buffers().part_with(cells);
         if cells > 0
             && let Some(mixer) = &self.mixer
         {
@@ -249,32 +251,32 @@ impl<U: Port, D: Port> EdgeWorker<U, D> {
     }
 }
 
-impl<U: Port, D: Port> Worker for EdgeWorker<U, D> {
+impl<U: Port, D: Port> Worker for Shard<U, D> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
-        self.edge.begin(now, &mut self.outbox);
+        self.edge.begin(now, &mut self.to_mixer);
         self.take_released();
-        BOTH.into_iter().for_each(|direction| self.edge.receive(direction, now, &mut self.outbox));
+        BOTH.into_iter().for_each(|direction| self.edge.receive(direction, now, &mut self.to_mixer));
         self.edge.send();
         self.exchange();
         self.edge.report(now);
         self.publish();
         self.hand_over();
         let mut wake =
-            self.edge.wake_at(now).into_iter().chain(self.outbox.is_full().then_some(now + BLOCKED_WAIT)).min();
-        if let Some(hub) = &mut self.hub {
-            hub.turn(now, false);
-            wake = wake.into_iter().chain(hub.wake_at(now)).min();
+            self.edge.wake_at(now).into_iter().chain(self.to_mixer.is_full().then_some(now + BLOCKED_WAIT)).min();
+        if let Some(shared) = &mut self.shared {
+            shared.turn(now, false);
+            wake = wake.into_iter().chain(shared.wake_at(now)).min();
         }
         if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { Some(now) }
     }
 
     fn left(&mut self, now: Nanos) {
-        let released = self.hub.as_mut().filter(|hub| hub.has_released());
+        let released = self.shared.as_mut().filter(|shared| shared.has_released());
         if self.edge.has_gone() || released.is_some() {
             let mut profile = self.profile.lock();
             self.edge.left(now, &mut profile);
-            if let Some(hub) = released {
-                hub.left(&mut profile);
+            if let Some(shared) = released {
+                shared.left(&mut profile);
             }
         }
     }
@@ -284,14 +286,14 @@ impl<U: Port, D: Port> Worker for EdgeWorker<U, D> {
     }
 
     fn is_blocked(&self) -> bool {
-        self.edge.is_blocked() || self.outbox.is_full() || self.hub.as_ref().is_some_and(Hub::is_stuck)
+        self.edge.is_blocked() || self.to_mixer.is_full() || self.shared.as_ref().is_some_and(SharedMixer::is_stuck)
     }
 
     fn finish(&mut self, now: Nanos) {
         // Everybody has handed over what came, then the mixer has released it all, then it leaves or is counted.
         self.end.wait(0);
-        if let Some(hub) = &mut self.hub {
-            hub.turn(now, true);
+        if let Some(shared) = &mut self.shared {
+            shared.turn(now, true);
         }
         self.end.wait(1);
         self.edge.send();
@@ -301,27 +303,27 @@ impl<U: Port, D: Port> Worker for EdgeWorker<U, D> {
             self.edge.abandon(direction);
             let d = direction as usize;
             self.release.extend(drain(&mut self.released[d], usize::MAX));
-            if let Some(hub) = &mut self.hub {
-                hub.abandon(direction, now, &mut self.release);
+            if let Some(shared) = &mut self.shared {
+                shared.abandon(direction, now, &mut self.release);
             }
             self.taken[d] += self.release.len();
-            self.edge.frames().adopt(self.release.len());
-            self.edge.give_up(direction, self.release.drain(..), Drop::Shutdown);
+            self.edge.buffers().adopt(self.release.len());
+            self.edge.give_up(direction, self.release.drain(..), DropReason::Shutdown);
         }
         self.publish();
     }
 }
 
-/// Where the threads of a crew meet when they stop.
+/// Where the threads of a mix meet when they stop.
 struct End {
-    crew: usize,
+    shards: usize,
     arrived: Mutex<[usize; 2]>,
     all: Condvar,
 }
 
 impl End {
-    fn new(crew: usize) -> End {
-        End { crew, arrived: Mutex::default(), all: Condvar::new() }
+    fn new(shards: usize) -> End {
+        End { shards, arrived: Mutex::default(), all: Condvar::new() }
     }
 
     /// Waits until everybody has come so far; not for ever, for one may have died.
@@ -329,7 +331,7 @@ impl End {
         let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         arrived[stage] += 1;
         self.all.notify_all();
-        let missing = |arrived: &mut [usize; 2]| arrived[stage] < self.crew;
+        let missing = |arrived: &mut [usize; 2]| arrived[stage] < self.shards;
         drop(self.all.wait_timeout_while(arrived, PATIENCE, missing));
     }
 }

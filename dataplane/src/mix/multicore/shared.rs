@@ -1,84 +1,82 @@
-//! The mixer of a crew, with its ends of the rings.
+//! The mixer that several shards share, with its ends of the rings.
 
 use std::sync::Arc;
 
 use rtrb::{Consumer, Producer};
 use wire::cell::Direction;
 
-use super::BOTH;
-use super::edge::Pools;
-use super::mixer::{Mixer, Release};
-use crate::frame::{Frame, FreeList};
+use crate::buffer::{Buffer, FreeList};
 use crate::lanes::Lanes;
 use crate::latency::Profile;
 use crate::ledger::Ledger;
+use crate::mix::BOTH;
+use crate::mix::edge::Pools;
+use crate::mix::mixer::{Mixer, RELEASES, Release};
 use crate::pool::{POOL_MAX, Pooled};
 use crate::runner::BLOCKED_WAIT;
 use crate::sys::Waker;
 use crate::{MICRO, Nanos};
 
-/// Frames of the mixer, for exchange: as much as two pools and what they released before.
+/// Buffers of the mixer, for exchange: as much as two pools and what they released before.
 pub(super) const STOCK: usize = 4 * POOL_MAX;
 /// Cells taken from one edge before the next is looked at.
 const SHARE: usize = 256;
-/// Releases of one direction in one turn.
-pub(super) const RELEASES: usize = 4;
 
-/// An edge as the mixer sees it.
-pub(super) struct Spoke {
+/// A shard as the mixer sees it.
+pub(super) struct ShardRings {
     from: [Consumer<Pooled>; 2],
     to: [Producer<Pooled>; 2],
     /// Its part of a release.
     staged: [Vec<Pooled>; 2],
-    empties: Producer<&'static mut Frame>,
-    surplus: Consumer<&'static mut Frame>,
+    empties: Producer<&'static mut Buffer>,
+    surplus: Consumer<&'static mut Buffer>,
     /// Wakes its thread, if that is another.
     waker: Option<Arc<Waker>>,
 }
 
 /// The mixer with its ends of the rings.
-pub(super) struct Hub {
+pub(super) struct SharedMixer {
     mixer: Mixer,
-    spokes: Vec<Spoke>,
-    stock: Vec<&'static mut Frame>,
-    /// Frames given from the stock less those that came back.
+    shards: Vec<ShardRings>,
+    stock: Vec<&'static mut Buffer>,
+    /// Buffers given from the stock less those that came back.
     exchanged: usize,
     lanes: Lanes,
     /// Which edge is looked at first changes from turn to turn.
     turn: usize,
-    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty frame is left.
+    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty buffer is left.
     stuck: bool,
 }
 
-impl Spoke {
+impl ShardRings {
     /// The mixer's ends of the rings of one edge.
     pub fn new(
         from: [Consumer<Pooled>; 2],
         to: [Producer<Pooled>; 2],
-        empties: Producer<&'static mut Frame>,
-        surplus: Consumer<&'static mut Frame>,
+        empties: Producer<&'static mut Buffer>,
+        surplus: Consumer<&'static mut Buffer>,
         waker: Option<Arc<Waker>>,
-    ) -> Spoke {
+    ) -> ShardRings {
         let staged = [Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX)];
-        Spoke { from, to, staged, empties, surplus, waker }
+        ShardRings { from, to, staged, empties, surplus, waker }
     }
 }
 
-impl Hub {
-    /// With a stock of frames, on huge pages if wanted.
-    pub fn new(mixer: Mixer, spokes: Vec<Spoke>, lanes: Lanes, hugepages: bool) -> Hub {
+impl SharedMixer {
+    /// With a stock of buffers, on huge pages if wanted.
+    pub fn new(mixer: Mixer, shards: Vec<ShardRings>, lanes: Lanes, hugepages: bool) -> SharedMixer {
         let mut store = FreeList::on(STOCK, hugepages);
         let stock = std::iter::from_fn(|| store.take()).collect();
-        Hub { mixer, spokes, stock, exchanged: 0, lanes, turn: 0, stuck: false }
+        SharedMixer { mixer, shards, stock, exchanged: 0, lanes, turn: 0, stuck: false }
     }
 
     /// Takes opened cells in, and releases what is due.
     pub fn turn(&mut self, now: Nanos, force: bool) {
-        self.turn = (self.turn + 1) % self.spokes.len();
+        self.turn = (self.turn + 1) % self.shards.len();
         self.stuck = false;
-        for spoke in &mut self.spokes {
+        for shard in &mut self.shards {
             let before = self.stock.len();
-            self.stock.extend(drain(&mut spoke.surplus, usize::MAX));
+            self.stock.extend(drain(&mut shard.surplus, usize::MAX));
             self.exchanged = self.exchanged.wrapping_sub(self.stock.len() - before);
         }
         for direction in BOTH {
@@ -92,28 +90,28 @@ impl Hub {
     }
 
     fn gather(&mut self, direction: Direction, now: Nanos, force: bool) {
-        let edges = self.spokes.len();
+        let edges = self.shards.len();
         let mut idle = 0;
         for i in (0..edges).cycle().skip(self.turn) {
             if self.mixer.sated(direction, now) || idle == edges {
                 return;
             }
-            let spoke = &mut self.spokes[i];
+            let shard = &mut self.shards[i];
             let mut most = SHARE.min(self.mixer.room(direction));
             if !force {
-                let empties = self.stock.len().min(spoke.empties.slots());
-                self.stuck |= empties == 0 && !spoke.from[direction as usize].is_empty();
+                let empties = self.stock.len().min(shard.empties.slots());
+                self.stuck |= empties == 0 && !shard.from[direction as usize].is_empty();
                 most = most.min(empties);
             }
             let mut taken = 0;
-            for Pooled { cell, ticket } in drain(&mut spoke.from[direction as usize], most) {
+            for Pooled { cell, ticket } in drain(&mut shard.from[direction as usize], most) {
                 self.mixer.admit(direction, cell, ticket);
                 taken += 1;
             }
             if !force {
                 let kept = self.stock.len() - taken;
                 self.exchanged = self.exchanged.wrapping_add(taken);
-                fill(&mut spoke.empties, self.stock.drain(kept..));
+                fill(&mut shard.empties, self.stock.drain(kept..));
             }
             idle = if taken == 0 { idle + 1 } else { 0 };
         }
@@ -123,7 +121,7 @@ impl Hub {
     fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> bool {
         let d = direction as usize;
         let waiting = self.mixer.held(direction);
-        if self.spokes.iter().any(|spoke| spoke.to[d].slots() < waiting) {
+        if self.shards.iter().any(|shard| shard.to[d].slots() < waiting) {
             self.stuck |= self.mixer.sated(direction, now);
             return false;
         }
@@ -136,11 +134,11 @@ impl Hub {
                 Direction::Forward => self.lanes.down_edge(number),
                 Direction::Backward => self.lanes.up_edge(number),
             };
-            self.spokes[edge].staged[d].push(pooled);
+            self.shards[edge].staged[d].push(pooled);
         }
-        for spoke in self.spokes.iter_mut().filter(|spoke| !spoke.staged[d].is_empty()) {
-            fill(&mut spoke.to[d], spoke.staged[d].drain(..));
-            if let Some(waker) = &spoke.waker {
+        for shard in self.shards.iter_mut().filter(|shard| !shard.staged[d].is_empty()) {
+            fill(&mut shard.to[d], shard.staged[d].drain(..));
+            if let Some(waker) = &shard.waker {
                 waker.wake();
             }
         }
@@ -152,7 +150,7 @@ impl Hub {
         if self.stuck {
             return Some(now + BLOCKED_WAIT);
         }
-        let waits = self.spokes.iter().any(|spoke| spoke.from.iter().any(|ring| !ring.is_empty()));
+        let waits = self.shards.iter().any(|shard| shard.from.iter().any(|ring| !ring.is_empty()));
         if waits { Some(now) } else { self.mixer.due_at() }
     }
 
@@ -164,8 +162,8 @@ impl Hub {
     /// Adds what it counts to the ledger of its edge.
     pub fn tell(&self, ledger: &mut Ledger) {
         ledger.batches = self.mixer.batches();
-        ledger.frames.0 = ledger.frames.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
-        ledger.frames.1 += STOCK as u64;
+        ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
+        ledger.buffers.1 += STOCK as u64;
     }
 
     /// Whether it released something that is not counted by size.
@@ -183,8 +181,8 @@ impl Hub {
         if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
             into.append(cells);
         }
-        for spoke in &mut self.spokes {
-            into.extend(drain(&mut spoke.from[direction as usize], usize::MAX));
+        for shard in &mut self.shards {
+            into.extend(drain(&mut shard.from[direction as usize], usize::MAX));
         }
     }
 }

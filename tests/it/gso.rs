@@ -1,4 +1,4 @@
-//! Trains of datagrams at sockets that join them: those that are none of ours, and more than a chain can carry.
+//! Bursts of datagrams at sockets that join them: those that are none of ours, and more than a chain can carry.
 //!
 //! The exits here admit loopback alone, which [`Nodes::start`] has proven before.
 
@@ -12,10 +12,10 @@ use wire::cell::Direction;
 use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
-use crate::common::steady::{Load, Steady};
+use crate::common::traffic::{Load, Traffic};
 
-/// Sends `bytes` to `to` as one train in steps of `step`. Older kernels cut no train into more than 64.
-fn train(from: &UdpSocket, to: SocketAddr, bytes: &[u8], step: usize) -> bool {
+/// Sends `bytes` to `to` as one burst in steps of `step`. Older kernels cut no burst into more than 64.
+fn send_burst(from: &UdpSocket, to: SocketAddr, bytes: &[u8], step: usize) -> bool {
     let message = Message { to, pieces: 1, segment: Some(step as u16) };
     let sent = sys::send(from, std::iter::once(message), std::iter::once(bytes));
     assert!(sent.is_ok() || bytes.len() > 64 * step, "{sent:?}");
@@ -28,10 +28,10 @@ fn tally(nodes: &Nodes, port: Port) -> Value {
 }
 
 #[test]
-fn foreign_trains_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
+fn foreign_bursts_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
-    let steady = Steady::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, len: 100 });
+    let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, ..Load::default() });
     let stranger = UdpSocket::bind((nodes.forward().ip(), 0)).unwrap();
     let noise = vec![0xee; 65_507];
     for port in Port::all(&nodes) {
@@ -42,7 +42,7 @@ fn foreign_trains_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
             now["dropped"][why].as_u64().unwrap_or(0) - before["dropped"][why].as_u64().unwrap_or(0)
         };
         // Bytes, step: and what comes of it: strangers' cells, other lengths, cells beyond what is taken.
-        let trains: [(usize, usize, [u64; 3]); 8] = [
+        let bursts: [(usize, usize, [u64; 3]); 8] = [
             (64 * cell, cell, [64, 0, 0]),
             (10 * cell + 7, cell, [10, 1, 0]),
             (100 * cell, cell, [64, 0, 36]),
@@ -53,14 +53,14 @@ fn foreign_trains_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
             (3 * 1400 + 9, 1400, [0, 4, 0]),
         ];
         let mut want = [0; 3];
-        for (bytes, step, counts) in trains {
-            if !train(&stranger, port.address, &noise[..bytes], step) {
+        for (bytes, step, counts) in bursts {
+            if !send_burst(&stranger, port.address, &noise[..bytes], step) {
                 continue;
             }
             want.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
-        // Of a handshake's length, in a train and as the tail of one, and longer than everything.
-        train(&stranger, port.address, &noise[..3 * handshake], handshake);
+        // Of a handshake's length, in a burst and as the tail of one, and longer than everything.
+        send_burst(&stranger, port.address, &noise[..3 * handshake], handshake);
         stranger.send_to(&noise, port.address).unwrap();
         want[1] += 1;
         let all = want.iter().sum::<u64>() + 3;
@@ -72,7 +72,7 @@ fn foreign_trains_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
         let now = tally(&nodes, port);
         assert_eq!(["stranger", "length", "cut"].map(|why| dropped(&now, why)), want, "{}", port.address);
     }
-    let counts = steady.stop();
+    let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     nodes.assert_carries();
@@ -89,17 +89,18 @@ fn under_more_than_it_can_carry_a_chain_accounts_for_every_cell_and_recovers() {
     nodes.assert_carries();
     let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind((nodes.forward().ip(), 0)).unwrap()).collect();
     let before = nodes.status(0)["ledger"]["datagrams"]["forward"]["received"].as_u64().unwrap();
-    // One datagram fills a cell; trains, so that the entry is not spared by the sender's own cost.
+    // One datagram fills a cell; bursts, so that the entry is not spared by the sender's own cost.
     let bytes = [7; 40 * 180];
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < FLOOD {
         for client in &clients {
-            sent += if train(client, nodes.forward(), &bytes, 180) { 40 } else { 0 };
+            sent += if send_burst(client, nodes.forward(), &bytes, 180) { 40 } else { 0 };
         }
     }
     let received = || nodes.status(0)["ledger"]["datagrams"]["forward"]["received"].as_u64().unwrap() - before;
     until("the entry has read what the kernel kept", || queue(nodes.forward()).0 == 0);
-    let at_rest = || nodes.positions().all(|i| nodes.status(i)["frames"]["free"] == nodes.status(i)["frames"]["total"]);
+    let at_rest =
+        || nodes.positions().all(|i| nodes.status(i)["buffers"]["free"] == nodes.status(i)["buffers"]["total"]);
     until("nothing is under way", at_rest);
     for position in nodes.positions() {
         let status = nodes.status(position);

@@ -14,16 +14,16 @@ pub type SocketId = u32;
 
 /// Messages of one receive call.
 const MESSAGES: usize = 8;
-/// Bytes offered for a message: the longest datagram, and the longest train.
+/// Bytes offered for a message: the longest datagram, and the longest burst.
 const MESSAGE_LEN: usize = 65_536;
 /// Messages lie so far apart, so that their first lines do not share the same few places of the cache.
 const STRIDE: usize = MESSAGE_LEN + 1536;
-/// Datagrams of a train that a local sender can make the kernel carry (UDP_MAX_SEGMENTS).
-const TRAIN_LONGEST: usize = 128;
+/// Datagrams of a burst that a local sender can make the kernel carry (UDP_MAX_SEGMENTS).
+const GRO_SEGMENTS_MAX: usize = 128;
 /// Datagrams of one batch at most.
-pub const INBOX_MAX: usize = MESSAGES * TRAIN_LONGEST;
+pub const RECEIVE_BATCH_MAX: usize = MESSAGES * GRO_SEGMENTS_MAX;
 /// Bytes of one batch at most.
-pub const INBOX_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
+pub const RECEIVE_BATCH_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
 
 /// A datagram of a batch.
 struct Item {
@@ -33,22 +33,26 @@ struct Item {
 }
 
 /// A batch of datagrams from one application socket.
-pub struct Inbox {
+pub struct ReceiveBatch {
     socket: SocketId,
     bytes: Box<[u8]>,
     items: Vec<Item>,
 }
 
-impl Default for Inbox {
-    fn default() -> Inbox {
-        Inbox { socket: 0, bytes: vec![0; MESSAGES * STRIDE].into(), items: Vec::with_capacity(INBOX_MAX) }
+impl Default for ReceiveBatch {
+    fn default() -> ReceiveBatch {
+        ReceiveBatch {
+            socket: 0,
+            bytes: vec![0; MESSAGES * STRIDE].into(),
+            items: Vec::with_capacity(RECEIVE_BATCH_MAX),
+        }
     }
 }
 
-impl Inbox {
+impl ReceiveBatch {
     /// One that holds nothing and can receive nothing: takes the place of one that is being read.
-    pub(crate) fn placeholder() -> Inbox {
-        Inbox { socket: 0, bytes: Box::default(), items: Vec::new() }
+    pub(crate) fn placeholder() -> ReceiveBatch {
+        ReceiveBatch { socket: 0, bytes: Box::default(), items: Vec::new() }
     }
 
     /// Where they came in.
@@ -84,9 +88,9 @@ impl Inbox {
         self.items.is_empty()
     }
 
-    /// Receives what waits at a socket, at most a batch; trains come apart here. Whether there may be more.
+    /// Receives what waits at a socket, at most a batch; bursts come apart here. Whether there may be more.
     pub(crate) fn fill(&mut self, socket: &UdpSocket) -> bool {
-        let Inbox { bytes, items, .. } = self;
+        let ReceiveBatch { bytes, items, .. } = self;
         let buffers = bytes.chunks_exact_mut(STRIDE).map(|chunk| &mut chunk[..MESSAGE_LEN]);
         let got = sys::recv(socket, buffers, 1, |i, sys::Received { len, segment, from }| {
             let (start, step) = (i * STRIDE, segment.unwrap_or(len));
@@ -98,9 +102,9 @@ impl Inbox {
     }
 }
 
-/// Longest datagram of a train: whatever fits an Ethernet frame. Longer ones the kernel may have to fragment, and
-/// then it refuses the train.
-const TRAIN_PAYLOAD_MAX: usize = 1472;
+/// Longest datagram of a burst: whatever fits an Ethernet frame. Longer ones the kernel may have to fragment, and
+/// then it refuses the burst.
+const GSO_PAYLOAD_MAX: usize = 1472;
 
 /// One datagram on its way to an application.
 #[derive(Clone, Debug)]
@@ -116,14 +120,14 @@ pub struct Outgoing {
 
 /// Datagrams on their way to applications, collected over a turn.
 #[derive(Default)]
-pub struct Outbox {
+pub struct SendBatch {
     bytes: Vec<u8>,
     pub(crate) items: Vec<Outgoing>,
     ranks: HashMap<u32, u32, foldhash::fast::RandomState>,
     order: Vec<u32>,
 }
 
-impl Outbox {
+impl SendBatch {
     /// Adds a datagram.
     pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
         self.push_behind(socket, to, flow, &[], data);
@@ -161,15 +165,15 @@ impl Outbox {
         self.items.sort_by_key(|item| order[ranks[&item.flow] as usize]);
     }
 
-    /// How many datagrams, from the `at`th on, can leave as one train: from one socket to one address, all as long as
+    /// How many datagrams, from the `at`th on, can leave as one burst: from one socket to one address, all as long as
     /// the first but for a shorter last one. And that length.
-    fn train(&self, at: usize) -> (usize, usize) {
+    fn burst(&self, at: usize) -> (usize, usize) {
         let first = &self.items[at];
         let len = first.range.len();
-        if !(1..=TRAIN_PAYLOAD_MAX).contains(&len) {
+        if !(1..=GSO_PAYLOAD_MAX).contains(&len) {
             return (1, len);
         }
-        let most = sys::TRAIN_MAX.min(sys::TRAIN_BYTES_MAX / len);
+        let most = sys::GSO_SEGMENTS_MAX.min(sys::GSO_BYTES_MAX / len);
         let alike = |item: &&Outgoing| (item.socket, item.to) == (first.socket, first.to);
         let mut count = 0;
         for item in self.items[at..].iter().take(most).take_while(alike) {
@@ -185,12 +189,12 @@ impl Outbox {
         (count, len)
     }
 
-    /// The datagrams of a range as messages: those from the `trains_from`th on joined where that can be.
-    pub(crate) fn messages(&self, range: Range<usize>, trains_from: usize) -> impl Iterator<Item = sys::Message> {
+    /// The datagrams of a range as messages: those from the `bursts_from`th on joined where that can be.
+    pub(crate) fn messages(&self, range: Range<usize>, bursts_from: usize) -> impl Iterator<Item = sys::Message> {
         let mut at = range.start;
         std::iter::from_fn(move || {
             let to = self.items[..range.end].get(at)?.to;
-            let (pieces, len) = if at >= trains_from { self.train(at) } else { (1, 0) };
+            let (pieces, len) = if at >= bursts_from { self.burst(at) } else { (1, 0) };
             at += pieces;
             Some(sys::Message { to, pieces, segment: (pieces > 1).then_some(len as u16) })
         })
@@ -220,15 +224,15 @@ mod tests {
         let mut rng = ChaCha20Rng::seed_from_u64(4);
         let mut orders: Map<Vec<u32>, u32> = Map::new();
         for _ in 0..6000 {
-            let mut outbox = Outbox::default();
+            let mut send_batch = SendBatch::default();
             for (i, flow) in [7, 8, 7, 9, 9, 8, 7].into_iter().enumerate() {
-                outbox.push(0, to, flow, &[i as u8]);
+                send_batch.push(0, to, flow, &[i as u8]);
             }
-            outbox.shuffle_flows(&mut rng);
+            send_batch.shuffle_flows(&mut rng);
             for flow in [7, 8, 9] {
-                assert!(outbox.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
+                assert!(send_batch.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
             }
-            let mut flows: Vec<u32> = outbox.iter().map(|(item, _)| item.flow).collect();
+            let mut flows: Vec<u32> = send_batch.iter().map(|(item, _)| item.flow).collect();
             flows.dedup();
             *orders.entry(flows).or_default() += 1;
         }
@@ -239,41 +243,41 @@ mod tests {
     }
 
     #[test]
-    fn what_can_leave_as_one_train_ends_at_another_length_address_or_socket() {
+    fn what_can_leave_as_one_burst_ends_at_another_length_address_or_socket() {
         let [a, b] = ["1.2.3.4:5", "1.2.3.4:6"].map(|to| to.parse().unwrap());
-        let mut outbox = Outbox::default();
+        let mut send_batch = SendBatch::default();
         for (socket, to, len) in
             [(0, a, 10), (0, a, 10), (0, a, 7), (0, a, 10), (0, b, 10), (1, b, 10), (1, b, 11), (1, b, 0), (1, b, 2000)]
         {
-            outbox.push(socket, to, 1, &[1; 2000][..len]);
+            send_batch.push(socket, to, 1, &[1; 2000][..len]);
         }
-        let trains: Vec<_> = (0..9).map(|at| outbox.train(at)).collect();
+        let bursts: Vec<_> = (0..9).map(|at| send_batch.burst(at)).collect();
         let want = [(3, 10), (2, 10), (1, 7), (1, 10), (1, 10), (1, 10), (1, 11), (1, 0), (1, 2000)];
-        assert_eq!(trains, want);
-        let mut long = Outbox::default();
+        assert_eq!(bursts, want);
+        let mut long = SendBatch::default();
         (0..100).for_each(|_| long.push(0, a, 1, &[1; 1400]));
-        assert_eq!(long.train(0), (46, 1400));
-        assert_eq!(long.train(60), (40, 1400));
+        assert_eq!(long.burst(0), (46, 1400));
+        assert_eq!(long.burst(60), (40, 1400));
     }
 
     #[test]
-    fn a_batch_takes_trains_apart_and_keeps_empty_datagrams() {
+    fn a_batch_takes_bursts_apart_and_keeps_empty_datagrams() {
         let (from, at) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         at.set_nonblocking(true).unwrap();
-        sys::join_trains(&at).unwrap();
+        sys::enable_gro(&at).unwrap();
         let to = at.local_addr().unwrap();
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
-        let train = sys::Message { to, pieces: 1, segment: Some(1000) };
-        sys::send(&from, std::iter::once(train), std::iter::once(&bytes[..4321])).unwrap();
+        let burst = sys::Message { to, pieces: 1, segment: Some(1000) };
+        sys::send(&from, std::iter::once(burst), std::iter::once(&bytes[..4321])).unwrap();
         from.send_to(&[], to).unwrap();
         from.send_to(&bytes, to).unwrap();
-        let mut inbox = Inbox::default();
-        inbox.start(3);
-        assert!(!inbox.fill(&at));
-        let lens: Vec<_> = inbox.iter().map(|(_, bytes)| bytes.len()).collect();
+        let mut receive_batch = ReceiveBatch::default();
+        receive_batch.start(3);
+        assert!(!receive_batch.fill(&at));
+        let lens: Vec<_> = receive_batch.iter().map(|(_, bytes)| bytes.len()).collect();
         assert_eq!(lens, [1000, 1000, 1000, 1000, 321, 0, 5000]);
-        let all: Vec<u8> = inbox.iter().take(5).flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        let all: Vec<u8> = receive_batch.iter().take(5).flat_map(|(_, bytes)| bytes.to_vec()).collect();
         assert_eq!(all, bytes[..4321]);
-        assert!(inbox.iter().all(|(sender, _)| sender == from.local_addr().unwrap()));
+        assert!(receive_batch.iter().all(|(sender, _)| sender == from.local_addr().unwrap()));
     }
 }

@@ -1,6 +1,6 @@
-//! Storage for cells: frames from one arena, allocated at start.
+//! Storage for cells: buffers from one arena, allocated at start.
 //!
-//! A frame is bytes only, 1472 of them: the longest cell, 23 cache lines. Whoever holds the
+//! A buffer is bytes only, 1472 of them: the longest cell, 23 cache lines. Whoever holds the
 //! `&'static mut` owns it; there is no reference count and no lock. What is known about its contents
 //! is in the type of the [`Cell`] around it and in the side arrays of its batch.
 
@@ -12,9 +12,9 @@ use crate::sys;
 
 /// Storage of one cell.
 #[repr(C, align(64))]
-pub struct Frame([u8; MAX_CELL_LEN]);
+pub struct Buffer([u8; MAX_CELL_LEN]);
 
-impl Frame {
+impl Buffer {
     /// All of its bytes.
     pub fn bytes(&self) -> &[u8; MAX_CELL_LEN] {
         &self.0
@@ -26,52 +26,52 @@ impl Frame {
     }
 }
 
-/// The frames that nobody holds.
+/// The buffers that nobody holds.
 ///
 /// At rest, free + pooled + queued = total, which is part of the ledger's test.
 pub struct FreeList {
-    frames: Vec<&'static mut Frame>,
+    buffers: Vec<&'static mut Buffer>,
     total: usize,
 }
 
 impl FreeList {
-    /// Allocates `total` frames for the life of the process.
+    /// Allocates `total` buffers for the life of the process.
     pub fn new(total: usize) -> FreeList {
         FreeList::on(total, false)
     }
 
     /// The same, on huge pages if wanted and to be had.
     pub fn on(total: usize, hugepages: bool) -> FreeList {
-        FreeList { frames: sys::arena(total, hugepages).iter_mut().collect(), total }
+        FreeList { buffers: sys::arena(total, hugepages).iter_mut().collect(), total }
     }
 
     /// Takes one, if any is left.
-    pub fn take(&mut self) -> Option<&'static mut Frame> {
-        self.frames.pop()
+    pub fn take(&mut self) -> Option<&'static mut Buffer> {
+        self.buffers.pop()
     }
 
     /// Gives one back.
-    pub fn give(&mut self, frame: &'static mut Frame) {
-        debug_assert!(self.frames.len() < self.total);
-        self.frames.push(frame);
+    pub fn give(&mut self, buffer: &'static mut Buffer) {
+        debug_assert!(self.buffers.len() < self.total);
+        self.buffers.push(buffer);
     }
 
-    /// So many frames go to another core, full or empty; they were taken before.
-    pub fn part_with(&mut self, frames: usize) {
-        self.total -= frames;
+    /// So many buffers go to another core, full or empty; they were taken before.
+    pub fn part_with(&mut self, buffers: usize) {
+        self.total -= buffers;
     }
 
-    /// So many frames come from another core; they are given, or kept full, after.
-    pub fn adopt(&mut self, frames: usize) {
-        self.total += frames;
+    /// So many buffers come from another core; they are given, or kept full, after.
+    pub fn adopt(&mut self, buffers: usize) {
+        self.total += buffers;
     }
 
-    /// Frames that nobody holds.
+    /// Buffers that nobody holds.
     pub fn free(&self) -> usize {
-        self.frames.len()
+        self.buffers.len()
     }
 
-    /// All frames there are.
+    /// All buffers there are.
     pub fn total(&self) -> usize {
         self.total
     }
@@ -82,77 +82,77 @@ pub enum Sealed {}
 /// A cell whose layer is off, or on: it passed every check and may be pooled.
 pub enum Opened {}
 
-/// An exclusive reference to a frame whose contents are in state `S`.
+/// An exclusive reference to a buffer whose contents are in state `S`.
 ///
 /// A sealed cell cannot be pooled and an opened one cannot be sent:
 ///
 /// ```
-/// use dataplane::frame::{Cell, FreeList, Opened, Sealed};
+/// use dataplane::buffer::{Cell, FreeList, Opened, Sealed};
 /// fn pool(_: Cell<Opened>) {}
 /// let cell: Cell<Sealed> = Cell::new(FreeList::new(1).take().unwrap());
 /// pool(cell.opened());
 /// ```
 ///
 /// ```compile_fail
-/// use dataplane::frame::{Cell, FreeList, Opened, Sealed};
+/// use dataplane::buffer::{Cell, FreeList, Opened, Sealed};
 /// fn pool(_: Cell<Opened>) {}
 /// let cell: Cell<Sealed> = Cell::new(FreeList::new(1).take().unwrap());
 /// pool(cell);
 /// ```
 pub struct Cell<S> {
-    frame: &'static mut Frame,
+    buffer: &'static mut Buffer,
     state: PhantomData<S>,
 }
 
 impl<S> Cell<S> {
     /// The header block as it stands.
     pub fn header(&self) -> &Block {
-        self.frame.0.first_chunk::<HEADER_LEN>().expect("a frame is longer than a header")
+        self.buffer.0.first_chunk::<HEADER_LEN>().expect("a buffer is longer than a header")
     }
 
     /// The first `len` bytes of the cell.
     pub fn bytes(&self, len: usize) -> &[u8] {
-        &self.frame.0[..len]
+        &self.buffer.0[..len]
     }
 
     /// The first `len` bytes of the cell, to be worked on.
     pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.frame.0[..len]
+        &mut self.buffer.0[..len]
     }
 
     /// `len` bytes of body, to be worked on.
     pub fn body_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.frame.0[HEADER_LEN..HEADER_LEN + len]
+        &mut self.buffer.0[HEADER_LEN..HEADER_LEN + len]
     }
 
     /// Gives up the contents.
-    pub fn into_frame(self) -> &'static mut Frame {
-        self.frame
+    pub fn into_buffer(self) -> &'static mut Buffer {
+        self.buffer
     }
 }
 
 impl Cell<Sealed> {
-    /// A frame that was just received into.
-    pub fn new(frame: &'static mut Frame) -> Self {
-        Cell { frame, state: PhantomData }
+    /// A buffer that was just received into.
+    pub fn new(buffer: &'static mut Buffer) -> Self {
+        Cell { buffer, state: PhantomData }
     }
 
     /// Every check of this hop has passed and its layer is off (or, backward, on).
     pub fn opened(self) -> Cell<Opened> {
-        Cell { frame: self.frame, state: PhantomData }
+        Cell { buffer: self.buffer, state: PhantomData }
     }
 }
 
 impl Cell<Opened> {
-    /// A frame that this node fills itself: an injected cell, or one of its applications'.
-    pub fn own(frame: &'static mut Frame) -> Self {
-        Cell { frame, state: PhantomData }
+    /// A buffer that this node fills itself: an injected cell, or one of its applications'.
+    pub fn own(buffer: &'static mut Buffer) -> Self {
+        Cell { buffer, state: PhantomData }
     }
 
     /// Ready for the wire under an enciphered header.
     pub fn seal(self, header: &Block) -> Cell<Sealed> {
-        self.frame.0[..HEADER_LEN].copy_from_slice(header);
-        Cell { frame: self.frame, state: PhantomData }
+        self.buffer.0[..HEADER_LEN].copy_from_slice(header);
+        Cell { buffer: self.buffer, state: PhantomData }
     }
 }
 
@@ -161,9 +161,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_23_cache_lines() {
-        assert_eq!(size_of::<Frame>(), 23 * 64);
-        assert_eq!(align_of::<Frame>(), 64);
+    fn a_buffer_is_23_cache_lines() {
+        assert_eq!(size_of::<Buffer>(), 23 * 64);
+        assert_eq!(align_of::<Buffer>(), 64);
     }
 
     #[test]

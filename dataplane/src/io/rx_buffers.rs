@@ -1,0 +1,131 @@
+//! Buffers for what comes, and what a message brought, sorted: a cell per buffer, and others by their length.
+//!
+//! ```text
+//! UDP_GRO   one message, n bytes in steps of s    s = cell: buffers 0..n/s hold a cell each, a shorter tail is
+//!                                                 judged by its own length, like a lone datagram
+//!                                                 s other: every datagram is judged by its own length
+//!           one message without steps             n = cell: one cell; else no cell, however many buffers it fills
+//!           longer than the buffers offered        cells beyond them are counted as cut
+//! ```
+//!
+//! Neighbour: [`super::link`], whose receive calls fill the buffers.
+
+use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
+use crate::buffer::{Buffer, Cell, FreeList};
+use crate::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
+
+/// Cells that a receive call should bring: so many stay in a core's second cache until they have left.
+const CELLS_WANTED: usize = 256;
+
+/// Cells of a burst at most.
+pub(super) fn burst_cells_max(cell_len: usize) -> usize {
+    GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
+}
+
+/// Buffers that receive calls fill.
+pub(super) struct RxBuffers {
+    buffers: Vec<&'static mut Buffer>,
+    /// Buffers of each message.
+    pub(super) per_message: usize,
+    /// Bytes of each buffer that are offered: a cell's where bursts come, so that each fills its own buffer; all of
+    /// them otherwise.
+    room: usize,
+    /// Datagrams of a message lately, times 16.
+    recent: usize,
+}
+
+impl RxBuffers {
+    pub(super) fn new(lengths: Lengths, join: bool) -> RxBuffers {
+        RxBuffers {
+            buffers: Vec::with_capacity(RECEIVE_MAX),
+            per_message: if join { burst_cells_max(lengths.cell) } else { 1 },
+            room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
+            recent: 16,
+        }
+    }
+
+    /// Sees to buffers for the next call, and for those that it will take away. Returns for how many messages: few
+    /// where bursts come, many where lone datagrams do.
+    pub(super) fn fill(&mut self, free: &mut FreeList) -> usize {
+        let most = (RECEIVE_MAX / self.per_message).min(sys::MESSAGES_MAX);
+        let wanted = (16 * CELLS_WANTED).div_ceil(self.recent.max(1)).min(most);
+        while self.buffers.len() < wanted * self.per_message
+            && let Some(buffer) = free.take()
+        {
+            self.buffers.push(buffer);
+        }
+        wanted.min(self.buffers.len().min(free.free()) / self.per_message)
+    }
+
+    /// What so many messages may fill.
+    pub(super) fn slices(&mut self, messages: usize) -> impl Iterator<Item = &mut [u8]> {
+        let room = self.room;
+        self.buffers.iter_mut().take(messages * self.per_message).map(move |buffer| &mut buffer.bytes_mut()[..room])
+    }
+
+    /// Sorts what one message brought; buffers that hold cells go with them, and others take their place.
+    pub(super) fn take(
+        &mut self,
+        message: usize,
+        got: Received,
+        lengths: Lengths,
+        free: &mut FreeList,
+        into: &mut Arrivals,
+    ) {
+        let Received { len, segment, from } = got;
+        let first = message * self.per_message;
+        let buffers = &mut self.buffers[first..first + self.per_message];
+        let step = segment.unwrap_or(len).max(1);
+        if step != lengths.cell {
+            let (room, held) = (self.room, self.room * buffers.len());
+            let mut at = 0;
+            loop {
+                let n = step.min(len - at);
+                if at + n > held && lengths.handshakes.contains(&n) {
+                    into.cut += 1;
+                } else {
+                    let skip = at % room;
+                    let parts = buffers.iter().skip(at / room).enumerate();
+                    let parts = parts.map(|(i, buffer)| &buffer.bytes()[if i == 0 { skip } else { 0 }..room]);
+                    into.push_other(lengths, n, parts, from);
+                }
+                at += n;
+                if at >= len {
+                    return;
+                }
+            }
+        }
+        let (whole, tail) = (len / step, len % step);
+        let cells = whole.min(buffers.len());
+        into.cut += (whole - cells) as u64;
+        if tail > 0 {
+            match buffers.get(whole) {
+                Some(buffer) => into.push_other(lengths, tail, std::iter::once(&buffer.bytes()[..tail]), from),
+                None => into.cut += 1,
+            }
+        }
+        let full = buffers[..cells].iter_mut().map(|buffer| {
+            let fresh = free.take().expect("seen to before the call");
+            Cell::new(std::mem::replace(buffer, fresh))
+        });
+        into.push_burst(full, from);
+    }
+
+    /// Where they are.
+    #[cfg(test)]
+    pub(super) fn at(&self) -> Vec<*const u8> {
+        self.buffers.iter().map(|buffer| buffer.bytes().as_ptr()).collect()
+    }
+
+    /// Buffers that it keeps.
+    pub(super) fn len(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// What the last call brought decides how many messages the next one asks for.
+    pub(super) fn learn(&mut self, messages: usize, datagrams: usize) {
+        if let Some(lately) = (16 * datagrams).checked_div(messages) {
+            self.recent = (7 * self.recent + lately) / 8;
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! Makes a chain: one public file, and per node a configuration and a key file.
+//!
+//! Owns the layout of a chain's folder and the text of its files. All keys are made in one place, which suits one
+//! operator; with several, each gives the others a signed descriptor and keeps the keys.
+//!
+//! Neighbours: `eddy init` and `eddy chain` write chains with it, and so do tests and benchmarks; [`crate::config`] reads
+//! what it writes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use control::descriptor::{draw_secret, draw_x25519};
+use control::{Caps, Descriptor};
+use dataplane::exit::policy::Rule;
+use dataplane::io::calls::Io;
+use dataplane::io::offload::Offload;
+use dataplane::pool::Mixing;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Class, Shape};
+use wire::kdf::Secret;
+use zeroize::Zeroizing;
+
+use crate::config::{
+    CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE,
+    MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text,
+    check_fits, encode_base64, node_name,
+};
+
+/// Descriptors are valid for a year.
+const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+/// And from an hour before they are made, for clocks that run behind.
+const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// A chain to be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Size class.
+    pub class: Class,
+    /// What all its mixes do.
+    pub mixing: Mixing,
+    /// Lifetime of its channels in seconds, 60 to 3600.
+    pub lifetime_s: u16,
+    /// Links are renewed after so many seconds.
+    pub renew_after_s: u64,
+    /// Whether cells travel in GSO bursts.
+    pub offload: Offload,
+    /// Receive buffer of link sockets, in bytes.
+    pub receive_buffer: usize,
+    /// Bounds of admission at mixes and exit.
+    pub caps: Caps,
+    /// How cells get into the kernel.
+    pub io: Io,
+    /// Lanes of each mix, 1 to 64: as many ports from its address on.
+    pub lanes: usize,
+    /// The mixes and, last, the exit.
+    pub hops: Vec<PlannedHop>,
+    /// The entry.
+    pub entry: PlannedEntry,
+    /// What the exit may reach beyond the public network.
+    pub allow: Vec<Rule>,
+    /// What it may not, although it is public.
+    pub deny: Vec<Rule>,
+    /// Destinations that need not answer and get as much as is sent.
+    pub trust: Vec<Rule>,
+    /// Where the exit resolves names; the system's name server unless set.
+    pub resolver: Option<SocketAddr>,
+    /// Whether files may be overwritten.
+    pub force: bool,
+}
+
+/// A mix or an exit to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedHop {
+    /// Where the previous hop reaches it.
+    pub address: SocketAddr,
+    /// Where it sends to the next hop from; unused at the exit.
+    pub down: SocketAddr,
+}
+
+/// An entry to be made.
+#[derive(Clone, Debug)]
+pub struct PlannedEntry {
+    /// Where it sends to Mix 1 from.
+    pub down: SocketAddr,
+    /// Channels to keep up.
+    pub channels: usize,
+    /// Its forwards.
+    pub forwards: Vec<Forward>,
+    /// Its pymix ports.
+    pub pymix: Vec<SocketAddr>,
+    /// Its SOCKS ports.
+    pub socks: Vec<SocketAddr>,
+}
+
+impl Plan {
+    /// A chain over these addresses, Mix 1 first and the exit last, with all defaults.
+    pub fn new(addresses: &[SocketAddr]) -> Plan {
+        let downs = addresses.iter().skip(1).chain(addresses.last()).map(any_like);
+        let hops = addresses.iter().zip(downs).map(|(&address, down)| PlannedHop { address, down }).collect();
+        Plan {
+            class: Class::L,
+            mixing: Mixing::default(),
+            lifetime_s: LIFETIME_S,
+            renew_after_s: RENEW_AFTER_S,
+            offload: Offload::Auto,
+            receive_buffer: RECEIVE_BUFFER,
+            caps: Caps::default(),
+            io: Io::Auto,
+            lanes: 1,
+            hops,
+            entry: PlannedEntry {
+                down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
+                channels: CHANNELS,
+                forwards: Vec::new(),
+                pymix: Vec::new(),
+                socks: Vec::new(),
+            },
+            allow: Vec::new(),
+            deny: Vec::new(),
+            trust: Vec::new(),
+            resolver: None,
+            force: false,
+        }
+    }
+}
+
+/// Any port of any address of the same family.
+fn any_like(address: &SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// The files of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `chain.toml`.
+    pub chain: PathBuf,
+    /// The entry's configuration.
+    pub entry: PathBuf,
+    /// The configurations of the mixes and, last, of the exit.
+    pub hops: Vec<PathBuf>,
+}
+
+/// A name of a node with its configuration and its keys, before they are written.
+struct Written {
+    name: String,
+    config: String,
+    keys: Zeroizing<String>,
+}
+
+/// Makes the keys and writes all files of a chain into `dir`, which is made if need be.
+///
+/// # Errors
+/// The cells do not fit, a file exists and may not be overwritten, or cannot be written. Nothing is
+/// written unless everything is in order.
+pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
+    let h = plan.hops.len();
+    let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    check_fits(shape, plan.hops.iter().any(|hop| hop.address.is_ipv6()))?;
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..])
+        .map_err(|why| ConfigError::Arguments(format!("the system gives no random: {why}")))?;
+    let mut rng = ChaCha20Rng::from_seed(*seed);
+    let chain_id = *draw_secret(&mut rng).expose();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+
+    let mut chain_text = chain_head(&chain_id, shape, plan);
+    let entry_keys = Keys {
+        identity: draw_secret(&mut rng),
+        noise: draw_x25519(&mut rng).0,
+        setup: draw_x25519(&mut rng).0,
+        psk_up: None,
+        psk_down: None,
+        socks_users: BTreeMap::new(),
+    };
+    let mut nodes = vec![Written {
+        name: node_name(NodeRole::Entry, 0),
+        config: entry_config(plan),
+        keys: key_text(NodeRole::Entry, &entry_keys),
+    }];
+    for (i, hop) in plan.hops.iter().enumerate() {
+        let index = i + 1;
+        let role = if index == h { NodeRole::Exit } else { NodeRole::Mix };
+        let (noise, noise_public) = draw_x25519(&mut rng);
+        let (setup, setup_public) = draw_x25519(&mut rng);
+        let (identity, socks_users) = (draw_secret(&mut rng), BTreeMap::new());
+        let keys = Keys { identity, noise, setup, psk_up: None, psk_down: None, socks_users };
+        let identity = control::Identity::from_seed(&keys.identity);
+        let delay = if role == NodeRole::Mix { plan.mixing.largest_delay() } else { Duration::ZERO };
+        let descriptor = Descriptor {
+            chain: chain_id,
+            position: index as u8,
+            hops: h as u8,
+            class: plan.class,
+            epoch: 1,
+            not_before: now.saturating_sub(BACKDATED).as_secs(),
+            not_after: (now + VALID).as_secs(),
+            noise: noise_public,
+            setup: setup_public,
+            mixing_delay_ms: delay.as_nanos().div_ceil(1_000_000) as u32,
+            lifetime_s: plan.lifetime_s,
+            lanes: lanes(hop.address, if role == NodeRole::Mix { plan.lanes } else { 1 })?,
+        };
+        let signed = descriptor
+            .sign(&identity)
+            .map_err(|why| ConfigError::Arguments(format!("node {index} at {}: {why}", hop.address)))?;
+        let _ = write!(
+            chain_text,
+            "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\n\
+             descriptor = \"{}\"\n",
+            encode_base64(&identity.public()),
+            hop.address,
+            encode_base64(&signed),
+        );
+        let config = if role == NodeRole::Mix { mix_config(plan, index) } else { exit_config(plan) };
+        nodes.push(Written { name: node_name(role, index), config, keys: key_text(role, &keys) });
+    }
+
+    let chain = dir.join("chain.toml");
+    let config_path = |node: &Written| dir.join(format!("{}.toml", node.name));
+    let key_path = |node: &Written| dir.join(format!("{}.key", node.name));
+    if !plan.force {
+        let all = nodes.iter().flat_map(|node| [config_path(node), key_path(node)]);
+        if let Some(taken) = std::iter::once(chain.clone()).chain(all).find(|path| path.symlink_metadata().is_ok()) {
+            return Err(ConfigError::Exists(taken));
+        }
+    }
+    fs::create_dir_all(dir).map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why })?;
+    create(&chain, chain_text.as_bytes(), 0o644)?;
+    for node in &nodes {
+        create(&config_path(node), node.config.as_bytes(), 0o644)?;
+        create(&key_path(node), node.keys.as_bytes(), 0o600)?;
+    }
+    let mut configs = nodes.iter().map(config_path);
+    let entry = configs.next().unwrap_or_default();
+    Ok(Files { chain, entry, hops: configs.collect() })
+}
+
+/// The addresses of `count` lanes, from the first one on.
+///
+/// # Errors
+/// Their ports would go beyond 65535.
+pub fn lanes(address: SocketAddr, count: usize) -> Result<Vec<SocketAddr>, ConfigError> {
+    let all: Option<Vec<_>> = (0..count).map(|lane| dataplane::lanes::address(address, lane)).collect();
+    all.ok_or_else(|| ConfigError::Arguments(format!("{address}: {count} lanes need as many ports from there on")))
+}
+
+/// Writes a new file with these permissions; one that was there is removed, not reused, for its
+/// permissions may be wider.
+fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
+    let done = match fs::remove_file(path) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
+        _ => {
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut f| f.write_all(content))
+        }
+    };
+    done.map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
+}
+
+fn chain_head(id: &[u8; 32], shape: Shape, plan: &Plan) -> String {
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "# A chain as everyone may know it: give this file to all its operators and users.\n\
+         id = \"{id}\"\n\
+         class = \"{}\"\n\
+         hops = {}   # key hops: the mixes and the exit\n\
+         mixing = \"{}\"\n\
+         lifetime_s = {}   # of a channel\n",
+        shape.class(),
+        shape.hops(),
+        plan.mixing,
+        plan.lifetime_s,
+    )
+}
+
+fn common(role: NodeRole, index: usize) -> String {
+    let name = node_name(role, index);
+    format!(
+        "# Run with: eddy {role} --config {name}.toml\n\
+         # Paths are relative to this file. A line that begins with # shows a default or an example.\n\
+         role = \"{role}\"\n\
+         position = {index}\n\
+         chain = \"chain.toml\"\n\
+         keys = \"{name}.key\"\n\
+         status = \"{name}.sock\"\n"
+    )
+}
+
+fn tail(plan: &Plan) -> String {
+    let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
+    let offload = if plan.offload == Offload::Auto { "# " } else { "" };
+    let buffer = if plan.receive_buffer == RECEIVE_BUFFER { "# " } else { "" };
+    let io = if plan.io == Io::Auto { "# " } else { "" };
+    format!(
+        "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
+         {buffer}receive_buffer = {}   # bytes, per link socket\n\
+         # cores = [0]   # the worker stays on this core; one for each lane, if there are several\n\
+         # spin_us = 0   # after something came, look for more so long before sleeping\n\
+         # hugepages = true   # buffers and channels on pages of 2 MB (madvise), where the system has them\n\
+         {offload}offload = \"{}\"   # cells in GSO bursts (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
+         {io}io = \"{}\"   # system calls of link sockets: auto, mmsg or uring\n\
+         {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
+        plan.receive_buffer, plan.offload, plan.io, plan.renew_after_s
+    )
+}
+
+fn down_lines(down: SocketAddr, next: &PlannedHop) -> String {
+    format!(
+        "\ndown = \"{down}\"   # cells to and from the next hop\n\
+         # next = \"{}\"   # where the next hop is reached, if not at its published address\n",
+        next.address
+    )
+}
+
+fn entry_config(plan: &Plan) -> String {
+    let entry = &plan.entry;
+    let mut text = common(NodeRole::Entry, 0);
+    text += &down_lines(entry.down, &plan.hops[0]);
+    let _ = write!(
+        text,
+        "\nchannels = {}   # kept up; clients are spread over them\n\
+         # flow_idle_s = {FLOW_IDLE_S}\n",
+        entry.channels
+    );
+    if !entry.pymix.is_empty() {
+        let _ = writeln!(text, "pymix = {}", strings(&entry.pymix));
+    }
+    if entry.socks.is_empty() {
+        text += "# socks = [\"127.0.0.1:1080\"]   # SOCKS5 for UDP; other hosts need [socks_users] in the key file\n";
+    } else {
+        let _ = writeln!(text, "socks = {}", strings(&entry.socks));
+    }
+    text += "commands = \"entry.cmd\"   # `eddy forward` talks to the entry there\n";
+    text += &tail(plan);
+    text += "\n# Datagrams sent to `listen` come out at the exit towards `to`; a name is resolved there.\n";
+    if entry.forwards.is_empty() {
+        text += "# [[forward]]\n# listen = \"127.0.0.1:5000\"\n# to = \"192.0.2.7:5000\"\n";
+    }
+    for Forward { listen, to, idle } in &entry.forwards {
+        let _ = write!(text, "[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        if let Some(idle) = idle {
+            let _ = writeln!(text, "idle_s = {}", idle.as_secs());
+        }
+    }
+    text
+}
+
+fn mix_config(plan: &Plan, index: usize) -> String {
+    let hop = &plan.hops[index - 1];
+    let mut text = common(NodeRole::Mix, index);
+    let _ = write!(text, "\nup = \"{}\"   # cells to and from the previous hop", hop.address);
+    text += &down_lines(hop.down, &plan.hops[index]);
+    let _ = writeln!(text, "\nmixing = \"{}\"", plan.mixing);
+    text + &tail(plan) + &caps_text(&plan.caps)
+}
+
+fn exit_config(plan: &Plan) -> String {
+    let h = plan.hops.len();
+    let mut text = common(NodeRole::Exit, h);
+    let _ = write!(
+        text,
+        "\nup = \"{}\"   # cells to and from the previous hop\n\n\
+         # Private, loopback, link-local and multicast networks and this host's own addresses are\n\
+         # refused unless listed here.\n\
+         allow = {}\n\
+         # Public networks are open unless listed here; the narrowest entry of both lists decides.\n\
+         # Ports may follow, as in \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\" or \"[2001:db8::/32]:53\".\n\
+         deny = {}\n\
+         # An address gets {MAX_UNANSWERED} datagrams until it answers, and {MAX_DESTINATION_RATE} a second; each flow may\n\
+         # send and receive {MAX_FLOW_RATE} a second. 0 is no limit, and destinations listed here have none.\n\
+         trust = {}\n\
+         # max_unanswered = {MAX_UNANSWERED}\n\
+         # max_flow_rate = {MAX_FLOW_RATE}\n\
+         # max_destination_rate = {MAX_DESTINATION_RATE}\n\
+         # A client hears those that it has sent to; \"none\": everybody who finds its port.\n\
+         # filtering = \"endpoint\"\n\
+         {}\n\
+         # flow_idle_s = {FLOW_IDLE_S}\n\
+         # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
+         # max_sockets = {MAX_SOCKETS}\n",
+        plan.hops[h - 1].address,
+        strings(&plan.allow),
+        strings(&plan.deny),
+        strings(&plan.trust),
+        match plan.resolver {
+            Some(resolver) => format!("resolver = \"{resolver}\""),
+            None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
+        },
+    );
+    text + &tail(plan) + &caps_text(&plan.caps)
+}
+
+fn strings<T: std::fmt::Display>(all: &[T]) -> String {
+    let quoted: Vec<String> = all.iter().map(|one| format!("\"{one}\"")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
+    let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
+    let (why, more) = match role {
+        NodeRole::Entry => (
+            "# An entry shows none of these to anyone.\n",
+            "\n# Who may use its SOCKS ports from other hosts.\n# [socks_users]\n# alice = \"password\"\n",
+        ),
+        NodeRole::Mix | NodeRole::Exit => ("# Whoever has these is this node.\n", ""),
+    };
+    Zeroizing::new(format!(
+        "# Private keys: for the user who runs the node alone (mode 0600).\n{why}\
+         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n{more}",
+        *line(&keys.identity),
+        *line(&keys.noise),
+        *line(&keys.setup),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Loaded, Part};
+    use std::os::unix::fs::MetadataExt;
+
+    fn plan(mixes: usize) -> Plan {
+        let addresses: Vec<SocketAddr> =
+            (0..=mixes).map(|i| SocketAddr::from(([127, 0, 0, 1], 4701 + i as u16))).collect();
+        Plan::new(&addresses)
+    }
+
+    #[test]
+    fn what_init_writes_every_node_reads() {
+        for (class, mixes) in [(Class::S, 1), (Class::L, 3), (Class::M, 7)] {
+            let dir = tempfile::tempdir().unwrap();
+            let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
+            let mut plan = Plan { class, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
+            plan.deny.push("::/0".parse().unwrap());
+            plan.trust.push("127.0.0.1:9".parse().unwrap());
+            plan.mixing = "threshold:n=5".parse().unwrap();
+            plan.entry.forwards.push(forward.clone());
+            plan.entry.pymix.push("127.0.0.1:5001".parse().unwrap());
+            plan.renew_after_s = 2;
+            plan.receive_buffer = 4096;
+            plan.caps = Caps { channels: 100_000, links: 7, ..Caps::default() };
+            let files = write(dir.path(), &plan).unwrap();
+            let entry = Loaded::read(&files.entry).unwrap();
+            assert_eq!(entry.chain.shape, Shape::new(class, mixes + 1).unwrap());
+            assert_eq!(entry.next_address().unwrap(), Some(plan.hops[0].address));
+            let Part::Entry(part) = &entry.config.part else { panic!("an entry's file") };
+            assert_eq!((&part.forwards, part.pymix.len()), (&vec![forward], 1));
+            for (i, path) in files.hops.iter().enumerate() {
+                let node = Loaded::read(path).unwrap();
+                assert_eq!(node.config.position, i + 1);
+                assert_eq!(node.config.up, Some(plan.hops[i].address));
+                assert_eq!(node.config.renew_after, Duration::from_secs(2));
+                assert_eq!((node.config.receive_buffer, node.config.caps), (4096, plan.caps));
+                match &node.config.part {
+                    Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
+                    Part::Exit(exit) => {
+                        assert_eq!((&exit.allow, &exit.deny, &exit.trust), (&plan.allow, &plan.deny, &plan.trust));
+                        assert_eq!(exit.limits.unanswered, Some(MAX_UNANSWERED));
+                    }
+                    Part::Entry(_) => panic!("a hop's file"),
+                }
+                let delay = node.chain.node(i + 1).unwrap().descriptor.mixing_delay_ms;
+                assert_eq!(delay, if i == mixes { 0 } else { 1000 });
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &plan(3)).unwrap();
+        let mut keys = 0;
+        for file in fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+            let mode = file.metadata().unwrap().mode() & 0o777;
+            if file.path().extension().is_some_and(|extension| extension == "key") {
+                keys += 1;
+                assert_eq!(mode, 0o600);
+            }
+        }
+        assert_eq!(keys, 5);
+    }
+
+    #[test]
+    fn nothing_is_overwritten_unless_forced() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("mix2.key");
+        fs::write(&taken, "precious").unwrap();
+        let refused = write(dir.path(), &plan(3)).unwrap_err();
+        assert!(matches!(&refused, ConfigError::Exists(path) if *path == taken), "{refused}");
+        assert!(!dir.path().join("chain.toml").exists());
+        write(dir.path(), &Plan { force: true, ..plan(3) }).unwrap();
+        assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_plan_of_mixed_families_sends_from_the_family_of_the_next_hop() {
+        let plan = Plan::new(&["192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:2".parse().unwrap()]);
+        assert!(plan.entry.down.is_ipv4());
+        assert!(plan.hops[0].down.is_ipv6());
+    }
+}

@@ -1,0 +1,50 @@
+//! Lengths of the handshake datagrams (SPEC 4.2).
+//!
+//! They alone tell a handshake from a cell: no cell of any chain has one of these lengths. Control
+//! makes and reads the datagrams; the data plane sorts by their length.
+
+/// Half of message 1 from an entry to Mix 1 (Noise NK).
+pub const NK_HALF_LEN: usize = 672;
+/// Half of message 1 between hops (Noise IK).
+pub const IK_HALF_LEN: usize = 686;
+/// Message 2, whatever the pattern.
+pub const RESPONSE_LEN: usize = 1176;
+/// A cookie; reserved.
+pub const COOKIE_LEN: usize = 64;
+
+/// All four.
+pub const HANDSHAKE_LENS: [usize; 4] = [COOKIE_LEN, NK_HALF_LEN, IK_HALF_LEN, RESPONSE_LEN];
+/// The longest of them.
+pub const HANDSHAKE_LEN_MAX: usize = RESPONSE_LEN;
+
+// A response is never longer than the two halves that it answers.
+const _: () = assert!(RESPONSE_LEN <= 2 * NK_HALF_LEN && NK_HALF_LEN <= IK_HALF_LEN);
+
+/// Whether a datagram of this length belongs to a handshake and not to a chain's cells.
+pub const fn is_handshake_len(len: usize) -> bool {
+    matches!(len, COOKIE_LEN | NK_HALF_LEN | IK_HALF_LEN | RESPONSE_LEN)
+}
+
+/// Half of message 1 on link `link`, counted from the entry: link 1 runs from the entry to Mix 1.
+pub const fn half_len(link: usize) -> usize {
+    if link == 1 { NK_HALF_LEN } else { IK_HALF_LEN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::{Class, Direction, Shape};
+
+    #[test]
+    fn no_cell_has_a_handshake_length() {
+        for class in [Class::S, Class::M, Class::L] {
+            for hops in 2..=crate::cell::MAX_HOPS {
+                let shape = Shape::new(class, hops).unwrap();
+                for link in 1..=hops {
+                    assert!(!is_handshake_len(shape.cell_len(Direction::Forward, link)));
+                    assert!(!is_handshake_len(shape.cell_len(Direction::Backward, link)));
+                }
+            }
+        }
+    }
+}
