@@ -1,4 +1,4 @@
-//! Tells the program which commit it is built from: figures name it.
+//! Passes the commit to the build, so that results name it.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +10,8 @@ fn git(arguments: &[&str]) -> Option<String> {
 
 fn main() {
     println!("cargo::rerun-if-env-changed=EDDY_COMMIT");
-    // What is built, and what it is committed as.
-    for source in ["src", "../src", "../wire/src", "../control/src", "../dataplane/src", "../Cargo.lock"] {
+    // The sources, and the commit.
+    for source in ["src", "../src", "../node/src", "../wire/src", "../control/src", "../dataplane/src", "../Cargo.lock"] {
         println!("cargo::rerun-if-changed={source}");
     }
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
@@ -19,7 +19,7 @@ fn main() {
     {
         println!("cargo::rerun-if-changed={log}");
     }
-    // An archive has no history: whoever builds from it may set EDDY_COMMIT.
+    // A source archive has no history: its builder may set EDDY_COMMIT.
     if std::env::var_os("EDDY_COMMIT").is_none()
         && let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"])
     {

@@ -1,7 +1,6 @@
 //! Load generators and measurements.
 //!
-//! `main.rs` is the command `eddy-bench`. The integration tests use [`load`] and [`results`], and `benches/stages.rs` uses
-//! [`stages`].
+//! `main.rs` is the command `eddy-bench`. The integration tests use [`load`] and [`results`].
 
 #![warn(unreachable_pub)]
 #![allow(missing_docs)]
@@ -22,4 +21,5 @@ pub mod report;
 pub mod results;
 mod signals;
 pub mod stages;
+mod stats;
 mod udp;

@@ -13,6 +13,7 @@ use super::testbed::Measurement;
 use crate::args::OutputArgs;
 use crate::machine::Machine;
 use crate::results::ChainFacts;
+use crate::stats::{median, range, round};
 
 /// A mix that sleeps in more than this part of its turns was not busy.
 const IDLE_MAX: f64 = 0.05;
@@ -153,28 +154,6 @@ impl HopRow {
             closed: samples.iter().all(|sample| sample.mix.closed),
         }
     }
-}
-
-/// The median; NaN of nothing.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
-    }
-}
-
-/// Least and greatest value.
-pub(crate) fn range(values: &[f64]) -> [f64; 2] {
-    [values.iter().copied().fold(f64::INFINITY, f64::min), values.iter().copied().fold(0.0, f64::max)]
-}
-
-/// Rounds to a number of decimal places.
-pub(crate) fn round(value: f64, digits: i32) -> f64 {
-    let scale = 10f64.powi(digits);
-    (value * scale).round() / scale
 }
 
 /// All rows, and the mix and machine that they were measured with.

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::candidate::{Candidate, PAYLOAD};
 use crate::args::OutputArgs;
 use crate::hop::OneRow;
-use crate::hop::result::{Sample, median, range, round};
+use crate::hop::result::Sample;
 use crate::machine::Machine;
+use crate::stats::{median, range, round};
 
 /// Has the versions of the libraries.
 const LOCK: &str = include_str!("../../../Cargo.lock");

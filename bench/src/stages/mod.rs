@@ -1,5 +1,5 @@
-//! The stages of a cell's path, each alone and in memory. `bench/check` counts their instructions, and
-//! `cargo bench --bench stages` measures their time.
+//! The stages of a cell's path, each alone and in memory. `bench/check` counts their instructions, and `--time` measures
+//! their processor time.
 //!
 //! A stage is prepared and then run, repeatedly. Only the run is measured: it is one function per stage that is never
 //! inlined, so that a profiler finds it by its name. Seeds and keys are fixed. No stage calls the kernel.
@@ -19,6 +19,9 @@ use clap::Args;
 use wire::cell::{Class, Shape};
 use wire::kdf::Secret;
 
+use crate::hop::cores::own_time;
+use crate::stats::{median, range};
+
 /// Cells of a round, as many as a receive call returns and a pool releases under load.
 const CELLS: usize = 256;
 /// Channels that a round's cells belong to, in turn.
@@ -33,9 +36,12 @@ pub struct StageArgs {
     /// Number of runs
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Print the processor time for a cell instead of the number of cells
+    #[arg(long)]
+    time: bool,
 }
 
-/// Runs the command: a stage, repeatedly. Prints how many cells it processed.
+/// Runs the command: a stage, repeatedly.
 ///
 /// # Errors
 /// There is no such stage, or its result is wrong.
@@ -44,18 +50,26 @@ pub fn run(args: &StageArgs) -> anyhow::Result<()> {
     let names = all.each_ref().map(|(name, _)| *name).join(", ");
     let wanted = all.iter_mut().find(|(name, _)| *name == args.stage);
     let (_, stage) = wanted.with_context(|| format!("unknown stage {:?}: expected one of {names}", args.stage))?;
-    let mut cells = 0;
+    let (mut cells, mut times) = (0, Vec::new());
     for _ in 0..args.rounds {
         stage.prepare();
-        cells += stage.run();
+        let start = own_time();
+        let of_round = stage.run();
+        times.push((own_time() - start).as_nanos() as f64 / of_round as f64);
+        cells += of_round;
     }
     ensure!(stage.is_correct(), "the last round of {} has a wrong result", args.stage);
-    println!("{cells}");
+    if args.time {
+        let [least, most] = range(&times);
+        println!("{:.1} ns/cell ({least:.1} to {most:.1})", median(times.into_iter()));
+    } else {
+        println!("{cells}");
+    }
     Ok(())
 }
 
 /// A stage with its input and output.
-pub trait Stage {
+trait Stage {
     /// Makes the input of the next run, and discards the output of the last one.
     fn prepare(&mut self);
 
@@ -67,7 +81,7 @@ pub trait Stage {
 }
 
 /// All stages, in the order of the path. Each name is that of the function that is counted.
-pub fn all() -> [(&'static str, Box<dyn Stage>); 5] {
+fn all() -> [(&'static str, Box<dyn Stage>); 5] {
     [
         ("ingress", Box::new(mix::Ingress::new())),
         ("pool", Box::new(mix::Pooling::new())),
