@@ -12,6 +12,7 @@ use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use wire::cell::Class;
 
+use crate::log::LogArgs;
 use eddy_node::config::{Forward, parse_listen};
 
 const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
@@ -37,8 +38,11 @@ Make a chain, then run each of its nodes, and send UDP through it:
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
     eddy status --config demo/entry.toml
 
-EDDY_LOG=debug makes nodes tell more; log lines go to standard error. EDDY_AEAD=wide512, wide256,
-portable or rustcrypto takes another AEAD engine than the fastest.
+Environment:
+    EDDY_LOG     what a node logs, e.g. debug or info,eddy_node=debug (see `eddy mix --help`)
+    EDDY_AEAD    the AEAD engine instead of the fastest: wide512, wide256, portable or rustcrypto
+    NO_COLOR     if it is set, log lines have no colour
+
 Exit codes: 0 done, 1 failed, 2 a mistake in a configuration or on the command line.";
 
 /// The command line.
@@ -147,6 +151,9 @@ pub struct NodeArgs {
     /// The key file, instead of what the configuration says: a credential that systemd passes, for example
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub keys: Option<PathBuf>,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
