@@ -11,7 +11,8 @@ fn git(arguments: &[&str]) -> Option<String> {
 fn main() {
     println!("cargo::rerun-if-env-changed=EDDY_COMMIT");
     // The sources, and the commit.
-    for source in ["src", "../src", "../node/src", "../wire/src", "../control/src", "../dataplane/src", "../Cargo.lock"] {
+    for source in ["src", "../src", "../node/src", "../wire/src", "../control/src", "../dataplane/src", "../Cargo.lock"]
+    {
         println!("cargo::rerun-if-changed={source}");
     }
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
