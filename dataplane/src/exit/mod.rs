@@ -5,6 +5,7 @@
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
+mod fallback;
 mod flows;
 pub mod limits;
 mod outwards;
@@ -31,7 +32,7 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::ingress::{Admitted, Gate};
 use crate::io::Port;
-use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
+use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
 use crate::io::apps::Apps;
 use crate::latency::{self, Times};
 use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
@@ -163,6 +164,8 @@ pub struct Exit<U, A> {
     arrivals: Arrivals,
     admitted: Vec<Admitted>,
     receive_batch: ReceiveBatch,
+    /// Peers that the system has reported unreachable in this turn.
+    unreachable: Vec<(SocketId, SocketAddr)>,
     send_batch: SendBatch,
     due: Vec<u32>,
     published: Arc<Mutex<Ledger>>,
@@ -211,6 +214,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
             receive_batch: ReceiveBatch::default(),
+            unreachable: Vec::new(),
             send_batch: SendBatch::default(),
             due: Vec::new(),
             published: Arc::default(),
@@ -327,22 +331,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 break;
             }
         }
-        let Self { apps, flows, packer, free, .. } = self;
-        apps.unreachable(&mut |socket, to| {
-            if let Some(flow) = flows.talking_to(socket, to)
-                && flow.may_report(now)
-            {
-                let status = Frame::Status { flow: flow.number, code: Status::Unreachable };
-                let _ = packer.put(flow.channel, &status, free);
-            }
-        });
+        let mut unreachable = std::mem::take(&mut self.unreachable);
+        self.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
+        unreachable.drain(..).for_each(|(socket, to)| self.unreachable(socket, to, now));
+        self.unreachable = unreachable;
     }
 
     /// One datagram from the internet.
     fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         let Self { flows, limiter, packer, free, settings, .. } = self;
         let payload = settings.shape.payload();
-        let Some(flow) = flows.talking_to(socket, from) else {
+        let Some(flow) = flows.heard(socket, from) else {
             if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
                 return Err(DropReason::Filtered);
             }
@@ -430,6 +429,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         self.due = due;
         self.flows.forget_aliases(now);
+        self.flows.fallbacks.sweep(now);
         self.limiter.tick(now, self.flows.usages());
         self.refused.clear();
         let Self { flows, apps, packer, free, .. } = self;

@@ -6,13 +6,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use wire::frames::{Address, Frame, Status, Token};
 use wire::reassembly::{Outcome, Reassembler};
 
+use super::fallback::CANDIDATES_MAX;
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::io::Port;
+use crate::io::app_batch::SocketId;
 use crate::io::apps::Apps;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
@@ -89,6 +92,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Ok(()) => {
                         self.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
+                        self.flows.fallbacks.keep(id, data, now);
                     }
                     Err(why) => {
                         tally.drop(why);
@@ -198,19 +202,26 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.datagrams.forward.drop_many(DropReason::Ended, lost);
     }
 
-    /// The resolver's answer: the first address that the policy admits is taken.
+    /// The resolver's answer: the flow sends to the first address that the policy admits, and may move on to some more.
     pub(super) fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
         let Some((id, port, waiting)) = self.flows.answered(query) else { return };
         let Some((channel, number)) = self.flows.place(id) else { return };
-        let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
-        let done = match admitted {
-            Some(ip) => {
-                let to = SocketAddr::new(ip, port);
-                self.flows.connect(&mut self.apps, id, to).map(|()| to)
+        let mut candidates = ArrayVec::<IpAddr, CANDIDATES_MAX>::new();
+        for ip in addresses.iter().map(IpAddr::to_canonical) {
+            if !candidates.is_full() && !candidates.contains(&ip) && self.settings.policy.admits(ip, port) {
+                candidates.push(ip);
             }
-            None if addresses.is_empty() => Err(DropReason::Unresolvable),
-            None => Err(DropReason::Policy),
-        };
+        }
+        let nothing = if addresses.is_empty() { DropReason::Unresolvable } else { DropReason::Policy };
+        let mut done = Err(nothing);
+        for (i, ip) in candidates.iter().enumerate() {
+            let to = SocketAddr::new(*ip, port);
+            done = self.flows.connect(&mut self.apps, id, to).map(|()| to);
+            if done.is_ok() {
+                self.flows.fallbacks.add(id, &candidates[i + 1..]);
+                break;
+            }
+        }
         match done {
             Ok(to) => {
                 self.judge(channel, number, to);
@@ -222,6 +233,28 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
         }
         self.answer(channel, number, done.map(|_| ()));
+    }
+
+    /// The system reports that nothing arrives at a flow's peer: the flow moves on to the next address of its name, or the
+    /// entry hears of it.
+    pub(super) fn unreachable(&mut self, socket: SocketId, to: SocketAddr, now: Nanos) {
+        let Some((id, flow)) = self.flows.talking_to(socket, to) else { return };
+        let (channel, number) = (flow.channel, flow.number);
+        if self.flows.fallbacks.has(id)
+            && self.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
+            && let Some((to, again)) = self.flows.move_on(&mut self.apps, id, now)
+        {
+            self.judge(channel, number, to);
+            for data in again {
+                self.datagrams.forward.injected += 1;
+                self.datagram(channel, number, &data, now);
+            }
+            self.answer(channel, number, Ok(()));
+        } else if let Some((_, flow)) = self.flows.talking_to(socket, to)
+            && flow.may_report(now)
+        {
+            self.tell(channel, number, Status::Unreachable);
+        }
     }
 
     /// Reports on a flow.

@@ -1,4 +1,5 @@
 mod abuse;
+mod fallback;
 
 use super::*;
 use crate::ingress::lengths;
