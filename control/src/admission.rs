@@ -1,7 +1,7 @@
-//! Who may cost us work: token buckets and the replay cache (SPEC 5.9, 5.3).
+//! Limits on the work that peers can cause: token buckets and the replay cache (SPEC 5.9, 5.3).
 //!
-//! Both have a bound from the configuration and refuse when it is reached; neither ever grows, waits
-//! or answers. The caps on links and channels stand where the tables are.
+//! Both have a bound from the configuration and refuse when it is reached. The caps on links and
+//! channels are checked where those tables are.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::config::Rate;
 /// A token bucket; starts full.
 pub(crate) struct Bucket {
     rate: Rate,
-    /// What it held at `at`, in tokens.
+    /// Tokens at time `at`.
     tokens: f64,
     at: Duration,
 }
@@ -21,7 +21,7 @@ impl Bucket {
         Bucket { rate, tokens: f64::from(rate.burst), at: now }
     }
 
-    /// Takes one token, if there is one.
+    /// Takes one token. False if there is none.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
@@ -34,7 +34,7 @@ impl Bucket {
     }
 }
 
-/// Tags of the setups that this setup key has opened. It lives and dies with the key.
+/// Tags of the setups that this setup key has opened, for as long as the key is in use.
 pub(crate) struct ReplayCache {
     seen: HashSet<[u8; 16]>,
     cap: usize,
@@ -63,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_gives_its_burst_and_then_its_rate() {
+    fn bucket_gives_its_burst_and_then_its_rate() {
         let mut bucket = Bucket::new(Rate { per_second: 5, burst: 20 }, Duration::from_secs(100));
         let mut taken = |millis: u64| (0..100).filter(|_| bucket.take(Duration::from_millis(millis))).count();
         assert_eq!(taken(100_000), 20);
         assert_eq!(taken(100_100), 0);
         assert_eq!(taken(100_400), 2);
-        assert_eq!(taken(90_000), 0, "a clock that steps back gives nothing");
+        assert_eq!(taken(90_000), 0, "a clock that steps back adds no tokens");
         assert_eq!(taken(200_000), 20);
     }
 }

@@ -1,9 +1,9 @@
-//! Channels: setup and ack as a hop passes them on, and the table of channels (SPEC 5).
+//! Channels: how a hop passes on setups and acks, and the table of channels (SPEC 5).
 //!
-//! A setup is opened, its half-open record installed, and only then the rest sent on; its ack cells
-//! come back, each passes once, and the last leaves behind the channel's installation. What the entry
-//! does with setups and acks of its own is [`crate::entry`]'s. Setups are refused in the order of
-//! their price: form, buckets, caps, replay, and public-key work last.
+//! A hop opens a setup, records the channel as half-open, and only then sends the rest on. The ack
+//! cells come back, each passes once, and the channel is installed before the last one leaves. The
+//! entry's own setups are in [`crate::entry`]. Checks of a setup run from cheap to expensive: form,
+//! buckets, caps, replay, and public-key work last.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -15,118 +15,69 @@ use wire::setup::{self, HopSecrets, Info};
 
 use crate::admission::{Bucket, ReplayCache};
 use crate::config::Config;
-use crate::core::Core;
+use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
+use crate::fragments::Joined;
 use crate::io::{DataOp, Event};
 use crate::link::{Links, Outgoing};
 
-/// An id is not drawn again on its link for so long.
-const ID_REST: Duration = Duration::from_secs(180);
-/// Setups that one link may have in pieces.
-const FRAGMENTED_MAX: usize = 8;
-/// How long pieces wait for each other.
-const FRAGMENTS_WAIT: Duration = Duration::from_secs(2);
+/// How long an id is not drawn again on its link after its use.
+const ID_COOLDOWN: Duration = Duration::from_secs(180);
 
-/// A channel on a link.
+/// A channel's id on a link.
 pub(crate) type LinkChannel = (LinkId, u32);
 
-/// Setups of one link that are not whole yet.
-#[derive(Default)]
-pub(crate) struct Fragments {
-    waiting: Vec<Pieces>,
-}
-
-struct Pieces {
-    channel: u32,
-    since: Duration,
-    parts: Vec<Option<Vec<u8>>>,
-}
-
-impl Fragments {
-    /// Takes in one of `count` pieces; the whole once it is whole. Also how many setups were given up.
-    fn join(&mut self, now: Duration, header: &Header, count: usize, content: &[u8]) -> (Joined, usize) {
-        let before = self.waiting.len();
-        self.waiting.retain(|pieces| now.saturating_sub(pieces.since) < FRAGMENTS_WAIT);
-        let mut gone = before - self.waiting.len();
-        let at = match self.waiting.iter().position(|pieces| pieces.channel == header.channel) {
-            Some(at) => at,
-            None => {
-                if self.waiting.len() >= FRAGMENTED_MAX {
-                    self.waiting.remove(0);
-                    gone += 1;
-                }
-                self.waiting.push(Pieces { channel: header.channel, since: now, parts: vec![None; count] });
-                self.waiting.len() - 1
-            }
-        };
-        let part = &mut self.waiting[at].parts[usize::from(header.sub)];
-        if part.is_some() {
-            return (Joined::Twice, gone);
-        }
-        *part = Some(content.to_vec());
-        if self.waiting[at].parts.iter().any(Option::is_none) {
-            return (Joined::Waits, gone);
-        }
-        let parts = self.waiting.remove(at).parts;
-        (Joined::Whole(parts.into_iter().flatten().flatten().collect()), gone)
-    }
-}
-
-enum Joined {
-    Waits,
-    Twice,
-    Whole(Vec<u8>),
-}
-
-/// Who uses an id on a link.
+/// What an id on a link is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     /// A half-open channel, by its serial.
     HalfOpen(u64),
     /// An open channel.
     Open(ChannelIndex),
-    /// The entry's attempt for this seat.
-    Attempt(usize),
-    /// Nobody, but too recently.
-    Resting,
+    /// The entry's setup for this wanted channel.
+    Setup(usize),
+    /// Nothing, but it was in use too recently.
+    CoolingDown,
 }
 
-/// Set up towards the exit, not yet acknowledged.
+/// A channel that is set up towards the exit and not yet acknowledged.
 struct HalfOpen {
     up: LinkChannel,
     down: LinkChannel,
     ephemeral: [u8; 32],
     secrets: HopSecrets,
-    /// Bit per ack cell that has passed.
+    /// One bit for each ack cell that has passed.
     passed: u8,
-    made: Duration,
+    created_at: Duration,
 }
 
-/// An open channel.
 struct Open {
     up: Option<LinkChannel>,
     down: Option<LinkChannel>,
-    /// Ids and counts are given back already; only the data plane's report is missing.
+    /// Its ids and counts are released; only the data plane's report is missing.
     retired: bool,
 }
 
 /// All channels of a node.
 pub(crate) struct Channels {
     ids: HashMap<LinkChannel, Use>,
-    resting: VecDeque<(Duration, LinkChannel)>,
+    /// Ids and the end of their cooldown, earliest first.
+    cooling_down: VecDeque<(Duration, LinkChannel)>,
+    /// By serial, so oldest first.
     half_open: BTreeMap<u64, HalfOpen>,
-    serial: u64,
+    next_serial: u64,
+    /// By [`ChannelIndex`].
     open: Vec<Option<Open>>,
     free: Vec<ChannelIndex>,
-    open_n: usize,
+    open_count: usize,
     bucket: Bucket,
     seen: ReplayCache,
-    /// D of this hop.
-    own: Option<[u8; 32]>,
+    /// Hash of this hop's descriptor (D in SPEC 5.1); none at the entry.
+    descriptor_hash: Option<[u8; 32]>,
 }
 
-/// What every setup of this chain says.
+/// The info that every setup of this chain carries.
 pub(crate) fn info(config: &Config) -> Info {
     Info { class: config.shape.class(), lifetime_s: config.lifetime_s(), first: 0 }
 }
@@ -135,20 +86,20 @@ impl Channels {
     pub(crate) fn new(config: &Config, now: Duration) -> Channels {
         Channels {
             ids: HashMap::new(),
-            resting: VecDeque::new(),
+            cooling_down: VecDeque::new(),
             half_open: BTreeMap::new(),
-            serial: 0,
+            next_serial: 0,
             open: Vec::new(),
             free: Vec::new(),
-            open_n: 0,
+            open_count: 0,
             bucket: Bucket::new(config.caps.setups, now),
             seen: ReplayCache::new(config.caps.replay_cache),
-            own: config.descriptor.as_ref().map(|own| own.hash()),
+            descriptor_hash: config.descriptor.as_ref().map(|own| own.hash()),
         }
     }
 
     pub(crate) fn open_count(&self) -> usize {
-        self.open_n
+        self.open_count
     }
 
     pub(crate) fn half_open_count(&self) -> usize {
@@ -171,33 +122,33 @@ impl Channels {
         self.ids.get(&id).copied()
     }
 
-    /// Draws an id for the next hop: never 0, live, or used in the last 180 s.
-    pub(crate) fn draw_id(&mut self, core: &mut Core, link: LinkId, by: Use) -> LinkChannel {
+    /// Draws an id for the next hop: never 0, never one that is in use or was during the last 180 s.
+    pub(crate) fn draw_id(&mut self, cx: &mut Context, link: LinkId, for_use: Use) -> LinkChannel {
         loop {
-            let id = (link, core.rng.next_u32());
+            let id = (link, cx.rng.next_u32());
             if id.1 != 0 && !self.ids.contains_key(&id) {
-                self.ids.insert(id, by);
+                self.ids.insert(id, for_use);
                 return id;
             }
         }
     }
 
-    /// Lets an id that this node drew rest.
-    pub(crate) fn rest(&mut self, now: Duration, id: LinkChannel) {
-        self.ids.insert(id, Use::Resting);
-        self.resting.push_back((now + ID_REST, id));
+    /// Releases an id that this node drew.
+    pub(crate) fn release_drawn(&mut self, now: Duration, id: LinkChannel) {
+        self.ids.insert(id, Use::CoolingDown);
+        self.cooling_down.push_back((now + ID_COOLDOWN, id));
     }
 
-    /// Hop: a setup fragment from the previous one.
+    /// Hop: takes in a setup fragment from the previous one.
     pub(crate) fn fragment(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         now: Duration,
         (link, header): (LinkId, &Header),
         content: &[u8],
     ) -> Result<(), Refusal> {
-        let (shape, position) = (core.config.shape, core.config.position);
+        let (shape, position) = (cx.config.shape, cx.config.position);
         let up = (link, header.channel);
         if self.ids.contains_key(&up) {
             return Err(Refusal::ChannelTaken);
@@ -208,79 +159,81 @@ impl Channels {
             return Err(Refusal::FragmentForm);
         }
         if count == 1 {
-            return self.setup(core, links, now, up, &content[..len]);
+            return self.setup(cx, links, now, up, &content[..len]);
         }
         let state = links.link_mut(link).ok_or(Refusal::NoSuchSlot)?;
-        let (joined, gone) = state.fragments.join(now, header, count, content);
-        (0..gone).for_each(|_| core.refuse(Refusal::SetupIncomplete));
+        let (joined, given_up) = state.incomplete_setups.join(now, header.channel, header.sub.into(), count, content);
+        (0..given_up).for_each(|_| cx.refuse(Refusal::SetupIncomplete));
         match joined {
-            Joined::Waits => Ok(()),
-            Joined::Twice => Err(Refusal::FragmentForm),
-            Joined::Whole(onion) => self.setup(core, links, now, up, &onion[..len]),
+            Joined::Incomplete => Ok(()),
+            Joined::Duplicate => Err(Refusal::FragmentForm),
+            Joined::Complete(onion) => self.setup(cx, links, now, up, &onion[..len]),
         }
     }
 
-    /// Hop: a whole setup.
+    /// Hop: opens a setup and passes it on, or acknowledges it at the exit.
     fn setup(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         now: Duration,
         up: LinkChannel,
         onion: &[u8],
     ) -> Result<(), Refusal> {
-        let (shape, position) = (core.config.shape, core.config.position);
+        let (shape, position) = (cx.config.shape, cx.config.position);
         let is_exit = position == shape.hops();
-        let down = match links.down_ready() {
+        let next_hop = match links.down_ready() {
             _ if is_exit => None,
-            Some(next) => Some(next),
-            // The entry tries again; it is too early to count this as a fault.
+            Some(next_hop) => Some(next_hop),
+            // The nodes of a chain start in any order, so this is not a fault yet. The entry retries.
             None if links.is_starting(now) => return Ok(()),
             None => return Err(Refusal::NextHopDown),
         };
-        self.admit(core, links, now, up.0, is_exit)?;
+        self.admit(cx, links, now, up.0, is_exit)?;
+
         let tag = setup::replay_tag(onion).ok_or(Refusal::SetupBad)?;
         if self.seen.contains(&tag) {
             return Err(Refusal::SetupReplayed);
         }
-        let own = self.own.ok_or(Refusal::SetupBad)?;
-        let opened = setup::open(shape, position, &own, &core.config.setup, info(&core.config), onion)
+        let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupBad)?;
+        let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), onion)
             .map_err(|_| Refusal::SetupBad)?;
         self.seen.insert(opened.tag);
         let rest = opened.rest.clone();
-        let y = draw_secret(&mut core.rng);
+        let y = draw_secret(&mut cx.rng);
         let (ephemeral, secrets) = opened.answer(y).map_err(|_| Refusal::SetupBad)?;
-        core.counters.setups += 1;
-        let Some(next) = down else {
-            self.acknowledge(core, links, now, up, &ephemeral, secrets);
+        cx.counters.setups += 1;
+
+        let Some(next_hop) = next_hop else {
+            self.acknowledge(cx, links, now, up, &ephemeral, secrets);
             return Ok(());
         };
-        let serial = self.serial;
-        self.serial += 1;
-        let down = self.draw_id(core, next, Use::HalfOpen(serial));
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let down = self.draw_id(cx, next_hop, Use::HalfOpen(serial));
         self.ids.insert(up, Use::HalfOpen(serial));
-        self.half_open.insert(serial, HalfOpen { up, down, ephemeral, secrets, passed: 0, made: now });
+        self.half_open.insert(serial, HalfOpen { up, down, ephemeral, secrets, passed: 0, created_at: now });
         for link in [up.0, down.0] {
             if let Some(link) = links.link_mut(link) {
                 link.half_open += 1;
             }
         }
-        send_setup(core, links, now, down, &rest);
+        send_setup(cx, links, now, down, &rest);
         Ok(())
     }
 
-    /// Buckets, caps and room in the replay cache.
+    /// Checks buckets, caps and room in the replay cache.
     fn admit(
         &mut self,
-        core: &Core,
+        cx: &Context,
         links: &mut Links,
         now: Duration,
         up: LinkId,
         is_exit: bool,
     ) -> Result<(), Refusal> {
-        let caps = &core.config.caps;
-        if core.config.faces_entries() {
-            // Further on a link carries every entry's setups; there the node's bounds must do.
+        let caps = &cx.config.caps;
+        if cx.config.faces_entries() {
+            // Between hops one link carries the setups of every entry, so only the node's bounds apply there.
             let link = links.link_mut(up).ok_or(Refusal::NoSuchSlot)?;
             if !link.setups.take(now) {
                 return Err(Refusal::LinkBucketEmpty);
@@ -298,7 +251,7 @@ impl Channels {
         if !is_exit && self.half_open.len() >= caps.half_open {
             return Err(Refusal::HalfOpenFull);
         }
-        // Retired ones count until the data plane has let go of them.
+        // Retired channels count until the data plane has reported their end.
         if self.open.len() - self.free.len() + self.half_open.len() >= caps.channels {
             return Err(Refusal::ChannelsFull);
         }
@@ -311,34 +264,34 @@ impl Channels {
     /// Exit: opens the channel and sends the ack cells.
     fn acknowledge(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         now: Duration,
         up: LinkChannel,
         ephemeral: &[u8; 32],
         secrets: HopSecrets,
     ) {
-        let shape = core.config.shape;
+        let shape = cx.config.shape;
         let keys = ChannelKeys::Hop { forward: secrets.forward.clone(), backward: secrets.backward.clone() };
-        self.install(core, links, Some(up), None, keys, Duration::ZERO);
+        self.install(cx, links, Some(up), None, keys, Duration::ZERO);
         for sub in 0..setup::ack_cells(shape) as u8 {
             let mut content = vec![0; shape.payload()];
-            core.rng.fill_bytes(&mut content);
+            cx.rng.fill_bytes(&mut content);
             setup::begin_ack(shape, sub, ephemeral, &secrets, &mut content);
-            links.inject(core, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content: &content });
+            links.inject(cx, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content: &content });
         }
     }
 
-    /// Mix: an ack cell from the next hop.
+    /// Mix: covers an ack cell from the next hop and passes it on.
     pub(crate) fn ack(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         now: Duration,
         (link, header): (LinkId, &Header),
         content: &mut [u8],
     ) -> Result<(), Refusal> {
-        let shape = core.config.shape;
+        let shape = cx.config.shape;
         let Some(Use::HalfOpen(serial)) = self.used_by((link, header.channel)) else {
             return Err(Refusal::AckUnasked);
         };
@@ -347,25 +300,26 @@ impl Channels {
         if half.down != (link, header.channel) || usize::from(header.sub) >= cells {
             return Err(Refusal::AckUnasked);
         }
+        // A second pass would use the same keystream twice.
         let bit = 1 << header.sub;
         if half.passed & bit != 0 {
             return Err(Refusal::AckUnasked);
         }
         half.passed |= bit;
         let sub = header.sub;
-        setup::cover_ack(shape, core.config.position, sub, &half.ephemeral, &half.secrets, content);
+        setup::cover_ack(shape, cx.config.position, sub, &half.ephemeral, &half.secrets, content);
         let up = half.up;
         if half.passed.count_ones() as usize == cells {
             let half = self.take_half_open(links, serial).expect("it was found above");
             let keys =
                 ChannelKeys::Hop { forward: half.secrets.forward.clone(), backward: half.secrets.backward.clone() };
-            self.install(core, links, Some(half.up), Some(half.down), keys, now.saturating_sub(half.made));
+            self.install(cx, links, Some(half.up), Some(half.down), keys, now.saturating_sub(half.created_at));
         }
-        links.inject(core, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content });
+        links.inject(cx, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content });
         Ok(())
     }
 
-    /// Removes a half-open record from table and counts; its ids stay to whoever comes next.
+    /// Removes a half-open record from the table and the counts; its ids stay reserved.
     fn take_half_open(&mut self, links: &mut Links, serial: u64) -> Option<HalfOpen> {
         let half = self.half_open.remove(&serial)?;
         for link in [half.up.0, half.down.0] {
@@ -379,14 +333,14 @@ impl Channels {
     fn drop_half_open(&mut self, links: &mut Links, now: Duration, serial: u64) {
         if let Some(half) = self.take_half_open(links, serial) {
             self.ids.remove(&half.up);
-            self.rest(now, half.down);
+            self.release_drawn(now, half.down);
         }
     }
 
     /// Installs an open channel.
     pub(crate) fn install(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         up: Option<LinkChannel>,
         down: Option<LinkChannel>,
@@ -398,28 +352,28 @@ impl Channels {
             ChannelIndex((self.open.len() - 1) as u32)
         });
         self.open[channel.index()] = Some(Open { up, down, retired: false });
-        self.open_n += 1;
+        self.open_count += 1;
         for id in [up, down].into_iter().flatten() {
             self.ids.insert(id, Use::Open(channel));
             if let Some(link) = links.link_mut(id.0) {
                 link.channels += 1;
             }
         }
-        let lifetime_s = core.config.lifetime_s();
-        core.data(DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
-        core.event(Event::ChannelOpen { channel, setup });
-        core.counters.channels_opened += 1;
+        let lifetime_s = cx.config.lifetime_s();
+        cx.data(DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
+        cx.event(Event::ChannelOpen { channel, setup });
+        cx.counters.channels_opened += 1;
         channel
     }
 
-    /// Gives back ids and counts of an open channel, once.
+    /// Releases ids and counts of an open channel. False if that was done before.
     fn release(&mut self, links: &mut Links, now: Duration, channel: ChannelIndex) -> bool {
         let Some(open) = self.open.get_mut(channel.index()).and_then(Option::as_mut) else { return false };
         if std::mem::replace(&mut open.retired, true) {
             return false;
         }
         let (up, down) = (open.up, open.down);
-        self.open_n -= 1;
+        self.open_count -= 1;
         for id in [up, down].into_iter().flatten() {
             if let Some(link) = links.link_mut(id.0) {
                 link.channels = link.channels.saturating_sub(1);
@@ -429,32 +383,32 @@ impl Channels {
             self.ids.remove(&up);
         }
         if let Some(down) = down {
-            self.rest(now, down);
+            self.release_drawn(now, down);
         }
         true
     }
 
-    /// The data plane has ended a channel. False if there is none.
+    /// The data plane has ended a channel. False if the index is not in use.
     pub(crate) fn ended(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         links: &mut Links,
         now: Duration,
         channel: ChannelIndex,
         reason: EndReason,
     ) -> bool {
         self.release(links, now, channel);
-        let Some(place) = self.open.get_mut(channel.index()) else { return false };
-        if place.take().is_none() {
+        let Some(entry) = self.open.get_mut(channel.index()) else { return false };
+        if entry.take().is_none() {
             return false;
         }
         self.free.push(channel);
-        core.event(Event::ChannelClosed { channel, reason });
+        cx.event(Event::ChannelClosed { channel, reason });
         true
     }
 
-    /// A link is about to go, and with it what runs over it.
-    pub(crate) fn drop_link(&mut self, core: &mut Core, links: &mut Links, now: Duration, link: LinkId) {
+    /// Retires the channels of a link that is about to be retired, and drops its half-open ones.
+    pub(crate) fn drop_link(&mut self, cx: &mut Context, links: &mut Links, now: Duration, link: LinkId) {
         let over = |id: Option<LinkChannel>| id.is_some_and(|id| id.0 == link);
         let half: Vec<u64> = self
             .half_open
@@ -469,48 +423,48 @@ impl Channels {
             let open = self.open[channel.index()].as_ref();
             let gone = open.is_some_and(|open| !open.retired && (over(open.up) || over(open.down)));
             if gone && self.release(links, now, channel) {
-                core.data(DataOp::RetireChannel { channel });
+                cx.data(DataOp::RetireChannel { channel });
             }
         }
     }
 
-    /// Drops what has waited too long.
-    pub(crate) fn tick(&mut self, core: &mut Core, links: &mut Links, now: Duration) {
-        let limit = core.config.half_open_for();
+    /// Drops half-open channels whose ack is overdue and ends cooldowns.
+    pub(crate) fn tick(&mut self, cx: &mut Context, links: &mut Links, now: Duration) {
+        let limit = cx.config.half_open_for();
         while let Some((serial, half)) = self.half_open.first_key_value()
-            && now.saturating_sub(half.made) >= limit
+            && now.saturating_sub(half.created_at) >= limit
         {
             let serial = *serial;
             self.drop_half_open(links, now, serial);
-            core.refuse(Refusal::HalfOpenExpired);
+            cx.refuse(Refusal::HalfOpenExpired);
         }
-        while let Some((until, id)) = self.resting.front()
+        while let Some((until, id)) = self.cooling_down.front()
             && *until <= now
         {
-            if self.ids.get(id) == Some(&Use::Resting) {
+            if self.ids.get(id) == Some(&Use::CoolingDown) {
                 self.ids.remove(id);
             }
-            self.resting.pop_front();
+            self.cooling_down.pop_front();
         }
     }
 
     /// When [`Channels::tick`] has something to do next.
-    pub(crate) fn next_wake(&self, core: &Core) -> Duration {
-        let half = self.half_open.first_key_value().map(|(_, half)| half.made + core.config.half_open_for());
-        let resting = self.resting.front().map(|(until, _)| *until);
-        half.unwrap_or(Duration::MAX).min(resting.unwrap_or(Duration::MAX))
+    pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
+        let expires = self.half_open.first_key_value().map(|(_, half)| half.created_at + cx.config.half_open_for());
+        let cooled_down = self.cooling_down.front().map(|(until, _)| *until);
+        expires.unwrap_or(Duration::MAX).min(cooled_down.unwrap_or(Duration::MAX))
     }
 }
 
-/// Sends an onion to the next hop in cells of equal length, the last filled with random bytes.
-pub(crate) fn send_setup(core: &mut Core, links: &mut Links, now: Duration, down: LinkChannel, onion: &[u8]) {
-    let content_len = core.config.shape.control_content(Direction::Forward, core.config.position + 1);
+/// Sends an onion to the next hop in cells of equal length; random bytes fill up the last.
+pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, down: LinkChannel, onion: &[u8]) {
+    let content_len = cx.config.shape.control_content(Direction::Forward, cx.config.position + 1);
     for (sub, part) in onion.chunks(content_len).enumerate() {
         let mut content = vec![0; content_len];
         content[..part.len()].copy_from_slice(part);
-        core.rng.fill_bytes(&mut content[part.len()..]);
+        cx.rng.fill_bytes(&mut content[part.len()..]);
         links.inject(
-            core,
+            cx,
             now,
             down.0,
             &Outgoing { kind: Kind::Setup, channel: down.1, sub: sub as u8, content: &content },
@@ -522,7 +476,7 @@ pub(crate) fn send_setup(core: &mut Core, links: &mut Links, now: Duration, down
 const _: () = {
     let mut hops = 2;
     while hops <= wire::cell::MAX_HOPS {
-        // Class S has the smallest cells.
+        // Class S has the shortest cells.
         assert!(setup::HOP_LEN * hops <= 255 * 208 && hops.div_ceil(208 / setup::SLOT_LEN) <= 8);
         hops += 1;
     }

@@ -1,10 +1,10 @@
 //! The entry's side of setup: keeps its channels up (SPEC 5.6-5.8).
 //!
-//! Each wanted channel is a seat. A seat without a channel, or whose channel nears its end, is on a
-//! quest: setup after setup, each with fresh ephemerals, until one is acknowledged; whichever comes
-//! back first wins. Nothing is sent while the link to Mix 1 is down. While no channel is open at all
-//! only the first quest goes on trying, so that a broken chain is not loaded by every seat, and it
-//! tries often, so that a mended one is found soon.
+//! A wanted channel that is not open, or whose channel nears its end, is searched for: setup after
+//! setup, each with fresh ephemerals, until one is acknowledged. Whichever ack arrives first wins.
+//! Nothing is sent while the link to Mix 1 is down. While no channel is open at all, only the first
+//! search goes on, so that the setups of all wanted channels do not load a broken chain; that search
+//! retries often, so that a repaired chain is found soon.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,34 +16,38 @@ use wire::setup::{self, HopPublic, Pending};
 
 use crate::channel::{Channels, LinkChannel, Use, info, send_setup};
 use crate::config::{Config, Role};
-use crate::core::Core;
+use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
 use crate::io::{DataOp, Event};
 use crate::link::Links;
 
-/// Attempts that are remembered.
+/// Attempts of one search whose ack is still accepted.
 const ATTEMPTS_MAX: usize = 8;
-/// And for how long.
-const ATTEMPT_WAIT: Duration = Duration::from_secs(60);
+/// How long an ack is accepted.
+const ACK_WAIT: Duration = Duration::from_secs(60);
 
 /// One wanted channel.
 #[derive(Default)]
-struct Seat {
-    open: Option<Seated>,
-    quest: Option<Quest>,
+struct Wanted {
+    open: Option<OpenChannel>,
+    search: Option<Search>,
 }
 
-struct Seated {
+struct OpenChannel {
     channel: ChannelIndex,
     replace_at: Duration,
 }
 
-/// The search for one channel.
-struct Quest {
+/// The attempts to set up one channel.
+struct Search {
+    /// Oldest first.
     attempts: VecDeque<Attempt>,
+    /// Attempts so far.
     count: u32,
+    /// The timeout of the next attempt.
     timeout: Duration,
+    /// When the next attempt is due.
     due: Duration,
 }
 
@@ -51,94 +55,96 @@ struct Quest {
 struct Attempt {
     id: LinkChannel,
     pending: Pending,
+    /// Contents of the ack cells that arrived.
     acks: Vec<Option<Vec<u8>>>,
-    sent: Duration,
+    sent_at: Duration,
 }
 
-/// All seats.
+/// All wanted channels, by number.
 pub(crate) struct Entry {
     hops: Vec<HopPublic>,
-    seats: Vec<Seat>,
-    /// Seats on a quest.
-    questing: BTreeSet<usize>,
-    /// All others, by the time at which they begin one.
-    resting: BTreeSet<(Duration, usize)>,
-    /// Seats with an open channel.
-    open: usize,
+    wanted: Vec<Wanted>,
+    /// Those with a search.
+    searching: BTreeSet<usize>,
+    /// All others, by the time at which their search starts.
+    scheduled: BTreeSet<(Duration, usize)>,
+    /// How many are open.
+    open_count: usize,
 }
 
 impl Entry {
     pub(crate) fn new(config: &Config) -> Option<Entry> {
         let Role::Entry { hops, channels } = &config.role else { return None };
-        let hops = hops.iter().map(|descriptor| descriptor.hop()).collect();
-        let mut entry = Entry { hops, seats: Vec::new(), questing: BTreeSet::new(), resting: BTreeSet::new(), open: 0 };
+        let mut entry = Entry {
+            hops: hops.iter().map(|descriptor| descriptor.hop()).collect(),
+            wanted: Vec::new(),
+            searching: BTreeSet::new(),
+            scheduled: BTreeSet::new(),
+            open_count: 0,
+        };
         entry.grow(*channels);
         Some(entry)
     }
 
-    /// Has at least so many seats from now on.
-    pub(crate) fn grow(&mut self, seats: usize) {
-        for seat in self.seats.len()..seats {
-            self.seats.push(Seat::default());
-            self.resting.insert((Duration::ZERO, seat));
+    /// Wants at least this many channels from now on.
+    pub(crate) fn grow(&mut self, count: usize) {
+        for number in self.wanted.len()..count {
+            self.wanted.push(Wanted::default());
+            self.scheduled.insert((Duration::ZERO, number));
         }
     }
 
-    /// Takes a seat whose time to begin a quest has come.
-    fn begins(&mut self, now: Duration) -> Option<usize> {
-        let (at, seat) = *self.resting.first()?;
-        (at <= now && self.resting.remove(&(at, seat))).then_some(seat)
+    /// Takes out a wanted channel whose search is due to start.
+    fn pop_scheduled(&mut self, now: Duration) -> Option<usize> {
+        let (at, number) = *self.scheduled.first()?;
+        (at <= now && self.scheduled.remove(&(at, number))).then_some(number)
     }
 
-    /// Which seat may go on trying while nothing is open.
+    /// The only search that goes on while nothing is open.
     fn prober(&self) -> Option<usize> {
-        if self.open > 0 { None } else { self.questing.first().copied() }
+        if self.open_count > 0 { None } else { self.searching.first().copied() }
     }
 
-    /// Whether a quest waits for another one to succeed first.
-    fn held_back(prober: Option<usize>, seat: usize, quest: &Quest) -> bool {
-        quest.count > 0 && prober.is_some_and(|prober| prober != seat)
+    /// Checks whether a search must wait until the prober has succeeded.
+    fn is_held_back(prober: Option<usize>, number: usize, search: &Search) -> bool {
+        search.count > 0 && prober.is_some_and(|prober| prober != number)
     }
 
-    /// Starts quests and sends what is due.
-    pub(crate) fn tick(&mut self, core: &mut Core, channels: &mut Channels, links: &mut Links, now: Duration) {
-        while let Some(seat) = self.begins(now) {
-            let timeout = core.config.setup_timeout();
-            self.seats[seat].quest = Some(Quest { attempts: VecDeque::new(), count: 0, timeout, due: now });
-            self.questing.insert(seat);
+    /// Starts searches and sends the setups that are due.
+    pub(crate) fn tick(&mut self, cx: &mut Context, channels: &mut Channels, links: &mut Links, now: Duration) {
+        while let Some(number) = self.pop_scheduled(now) {
+            let timeout = cx.config.setup_timeout();
+            self.wanted[number].search = Some(Search { attempts: VecDeque::new(), count: 0, timeout, due: now });
+            self.searching.insert(number);
         }
-        for seat in self.questing.iter().copied().collect::<Vec<_>>() {
-            let state = &mut self.seats[seat];
-            if let Some(quest) = &mut state.quest {
-                quest.forget_old(channels, now, ATTEMPTS_MAX);
-            }
-            let prober = self.prober();
+
+        let prober = self.prober();
+        let timing = &cx.config.timing;
+        let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
+        let longest = longest.max(cx.config.setup_timeout());
+        for number in &self.searching {
+            let Some(search) = &mut self.wanted[*number].search else { continue };
+            search.drop_attempts(channels, now, ATTEMPTS_MAX);
             let Some(link) = links.down_ready() else { continue };
-            let timing = core.config.timing;
-            let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
-            let longest = longest.max(core.config.setup_timeout());
-            let state = &mut self.seats[seat];
-            if let Some(quest) = &mut state.quest
-                && !Self::held_back(prober, seat, quest)
-            {
-                // It may have slowed down while another seat's channel was open.
-                if quest.timeout > longest {
-                    quest.timeout = longest;
-                    quest.due = quest.due.min(now + longest);
-                }
-                if now < quest.due {
-                    continue;
-                }
-                quest.wait(core, now, longest);
-                quest.attempt(core, channels, links, now, (seat, link), &self.hops);
+            if Self::is_held_back(prober, *number, search) {
+                continue;
+            }
+            // Its timeout may have grown while the channel of another search was open.
+            if search.timeout > longest {
+                search.timeout = longest;
+                search.due = search.due.min(now + longest);
+            }
+            if now >= search.due {
+                search.schedule(cx, now, longest);
+                search.attempt(cx, channels, links, now, (*number, link), &self.hops);
             }
         }
     }
 
-    /// An ack cell from Mix 1.
+    /// Takes in an ack cell from Mix 1. The last one opens the channel.
     pub(crate) fn ack(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         channels: &mut Channels,
         links: &mut Links,
         now: Duration,
@@ -146,11 +152,11 @@ impl Entry {
         content: &[u8],
     ) -> Result<(), Refusal> {
         let id = (link, header.channel);
-        let Some(Use::Attempt(seat)) = channels.used_by(id) else { return Err(Refusal::AckUnasked) };
-        let state = self.seats.get_mut(seat).ok_or(Refusal::AckUnasked)?;
-        let quest = state.quest.as_mut().ok_or(Refusal::AckUnasked)?;
-        let at = quest.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::AckUnasked)?;
-        let attempt = &mut quest.attempts[at];
+        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::AckUnasked) };
+        let wanted = self.wanted.get_mut(number).ok_or(Refusal::AckUnasked)?;
+        let search = wanted.search.as_mut().ok_or(Refusal::AckUnasked)?;
+        let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::AckUnasked)?;
+        let attempt = &mut search.attempts[at];
         let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::AckUnasked)?;
         if part.is_some() {
             return Err(Refusal::AckUnasked);
@@ -159,87 +165,92 @@ impl Entry {
         if attempt.acks.iter().any(Option::is_none) {
             return Ok(());
         }
-        let attempt = quest.attempts.remove(at).expect("it was found above");
+
+        let attempt = search.attempts.remove(at).expect("it was found above");
         let mut contents: Vec<Vec<u8>> = attempt.acks.into_iter().flatten().collect();
-        let secrets = match attempt.pending.finish(core.config.shape, &mut contents) {
+        let secrets = match attempt.pending.finish(cx.config.shape, &mut contents) {
             Ok(secrets) => secrets,
             Err(why) => {
-                channels.rest(now, id);
-                core.event(Event::SetupRefused(why));
+                channels.release_drawn(now, id);
+                cx.event(Event::SetupRefused(why));
                 return Err(Refusal::AckBad);
             }
         };
-        let quest = state.quest.take().expect("it was found above");
-        quest.forget(channels, now);
-        let setup = now.saturating_sub(attempt.sent);
-        let new = channels.install(core, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
-        let replace_at = now + replace_after(core);
-        match state.open.replace(Seated { channel: new, replace_at }) {
-            Some(old) => core.data(DataOp::Supersede { old: old.channel, new }),
-            None => self.open += 1,
+        let search = wanted.search.take().expect("it was found above");
+        search.cancel(channels, now);
+
+        let setup = now.saturating_sub(attempt.sent_at);
+        let new = channels.install(cx, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
+        let replace_at = now + replace_after(cx);
+        match wanted.open.replace(OpenChannel { channel: new, replace_at }) {
+            Some(old) => cx.data(DataOp::Supersede { old: old.channel, new }),
+            None => self.open_count += 1,
         }
-        self.questing.remove(&seat);
-        self.resting.insert((replace_at, seat));
-        self.hurry(core, now);
+        self.searching.remove(&number);
+        self.scheduled.insert((replace_at, number));
+        self.reset_timeouts(cx, now);
         Ok(())
     }
 
-    /// The chain works: quests that had slowed down start over.
-    fn hurry(&mut self, core: &Core, now: Duration) {
-        let first = core.config.setup_timeout();
-        for seat in &self.questing {
-            let Some(quest) = &mut self.seats[*seat].quest else { continue };
-            quest.timeout = first;
-            let answered_by = quest.attempts.back().map_or(now, |attempt| attempt.sent + first);
-            quest.due = quest.due.min(answered_by.max(now));
+    /// Starts the timeouts of all searches over, because the chain works.
+    fn reset_timeouts(&mut self, cx: &Context, now: Duration) {
+        let first = cx.config.setup_timeout();
+        for number in &self.searching {
+            let Some(search) = &mut self.wanted[*number].search else { continue };
+            search.timeout = first;
+            let answered_by = search.attempts.back().map_or(now, |attempt| attempt.sent_at + first);
+            search.due = search.due.min(answered_by.max(now));
         }
     }
 
-    /// A channel is gone; its seat seeks another at the next tick.
+    /// A channel has ended: the search for another starts at the next tick.
     pub(crate) fn ended(&mut self, channel: ChannelIndex) {
-        let with = |seat: &Seat| seat.open.as_ref().is_some_and(|open| open.channel == channel);
-        let Some(at) = self.seats.iter().position(with) else { return };
-        let Some(open) = self.seats[at].open.take() else { return };
-        self.open -= 1;
-        if self.resting.remove(&(open.replace_at, at)) {
-            self.resting.insert((Duration::ZERO, at));
+        let has = |wanted: &Wanted| wanted.open.as_ref().is_some_and(|open| open.channel == channel);
+        let Some(number) = self.wanted.iter().position(has) else { return };
+        let Some(open) = self.wanted[number].open.take() else { return };
+        self.open_count -= 1;
+        if self.scheduled.remove(&(open.replace_at, number)) {
+            self.scheduled.insert((Duration::ZERO, number));
         }
     }
 
-    /// The link to Mix 1 goes, and all channels and attempts with it.
+    /// The link to Mix 1 is about to be retired, with all channels and attempts.
     pub(crate) fn drop_link(&mut self, channels: &mut Channels, now: Duration) {
-        for seat in &mut self.seats {
-            seat.open = None;
-            if let Some(quest) = seat.quest.take() {
-                quest.forget(channels, now);
+        for wanted in &mut self.wanted {
+            wanted.open = None;
+            if let Some(search) = wanted.search.take() {
+                search.cancel(channels, now);
             }
         }
-        self.open = 0;
-        self.questing.clear();
-        self.resting = (0..self.seats.len()).map(|seat| (Duration::ZERO, seat)).collect();
+        self.open_count = 0;
+        self.searching.clear();
+        self.scheduled = (0..self.wanted.len()).map(|number| (Duration::ZERO, number)).collect();
     }
 
     /// When [`Entry::tick`] has something to do next.
     pub(crate) fn next_wake(&self, links: &Links) -> Duration {
-        let rested = self.resting.first().map_or(Duration::MAX, |(at, _)| *at);
+        let scheduled = self.scheduled.first().map_or(Duration::MAX, |(at, _)| *at);
         if links.down_ready().is_none() {
-            return rested;
+            return scheduled;
         }
         let prober = self.prober();
-        let quests = self.questing.iter().filter_map(|at| Some((*at, self.seats[*at].quest.as_ref()?)));
-        let due = quests.filter(|(at, quest)| !Self::held_back(prober, *at, quest)).map(|(_, quest)| quest.due);
-        due.min().map_or(rested, |due| due.min(rested))
+        let searches =
+            self.searching.iter().filter_map(|number| Some((*number, self.wanted[*number].search.as_ref()?)));
+        let due = searches
+            .filter(|(number, search)| !Self::is_held_back(prober, *number, search))
+            .map(|(_, search)| search.due);
+        due.min().map_or(scheduled, |due| due.min(scheduled))
     }
 }
 
-impl Quest {
-    /// Sets the wait for the attempt that follows, +-20 %, and doubles the next.
-    fn wait(&mut self, core: &mut Core, now: Duration, longest: Duration) {
-        let wait = self.timeout.min(longest).mul_f64(core.rng.random_range(0.8..=1.2));
+impl Search {
+    /// Sets the time of the attempt after this one, +-20 %, and doubles the timeout.
+    fn schedule(&mut self, cx: &mut Context, now: Duration, longest: Duration) {
+        let wait = self.timeout.min(longest).mul_f64(cx.rng.random_range(0.8..=1.2));
         self.due = now + wait;
         self.timeout = (self.timeout * 2).min(longest);
         if self.count > 0 {
-            core.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
+            cx.event(Event::SetupTimedOut { attempts: self.count, next_timeout: wait });
         }
         self.count += 1;
     }
@@ -247,53 +258,52 @@ impl Quest {
     /// Sends one more setup.
     fn attempt(
         &mut self,
-        core: &mut Core,
+        cx: &mut Context,
         channels: &mut Channels,
         links: &mut Links,
         now: Duration,
-        (seat, link): (usize, LinkId),
+        (number, link): (usize, LinkId),
         hops: &[HopPublic],
     ) {
-        self.forget_old(channels, now, ATTEMPTS_MAX - 1);
-        let shape = core.config.shape;
-        let ephemerals = hops.iter().map(|_| draw_secret(&mut core.rng)).collect();
-        let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&core.config)) else {
-            // A descriptor with a low-order setup key; its operator must publish another.
-            core.refuse(Refusal::SetupBad);
+        self.drop_attempts(channels, now, ATTEMPTS_MAX - 1);
+        let shape = cx.config.shape;
+        let ephemerals = hops.iter().map(|_| draw_secret(&mut cx.rng)).collect();
+        let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&cx.config)) else {
+            // A descriptor has a low-order setup key. Its operator must publish another.
+            cx.refuse(Refusal::SetupBad);
             return;
         };
-        let id = channels.draw_id(core, link, Use::Attempt(seat));
+
+        let id = channels.draw_id(cx, link, Use::Setup(number));
         let acks = vec![None; setup::ack_cells(shape)];
-        self.attempts.push_back(Attempt { id, pending, acks, sent: now });
-        core.counters.setups += 1;
-        send_setup(core, links, now, id, &onion);
+        self.attempts.push_back(Attempt { id, pending, acks, sent_at: now });
+        cx.counters.setups += 1;
+        send_setup(cx, links, now, id, &onion);
     }
 
-    /// Wipes attempts that are over a minute old, and the oldest beyond `keep`.
-    fn forget_old(&mut self, channels: &mut Channels, now: Duration, keep: usize) {
-        let old = |quest: &Quest| {
-            let first = quest.attempts.front()?;
-            (quest.attempts.len() > keep || now.saturating_sub(first.sent) >= ATTEMPT_WAIT).then_some(())
-        };
-        while old(self).is_some() {
-            let attempt = self.attempts.pop_front().expect("there is a first");
-            channels.rest(now, attempt.id);
+    /// Drops and wipes attempts that are over a minute old, and the oldest beyond `keep`.
+    fn drop_attempts(&mut self, channels: &mut Channels, now: Duration, keep: usize) {
+        while let Some(first) = self.attempts.front()
+            && (self.attempts.len() > keep || now.saturating_sub(first.sent_at) >= ACK_WAIT)
+        {
+            channels.release_drawn(now, first.id);
+            self.attempts.pop_front();
         }
     }
 
-    /// Lets the ids of all attempts rest.
-    fn forget(self, channels: &mut Channels, now: Duration) {
+    /// Ends the search and releases the ids of its attempts.
+    fn cancel(self, channels: &mut Channels, now: Duration) {
         for attempt in self.attempts {
-            channels.rest(now, attempt.id);
+            channels.release_drawn(now, attempt.id);
         }
     }
 }
 
-/// A channel is replaced 60-300 s before its end; one that lives less than ten minutes in its second
-/// half.
-fn replace_after(core: &mut Core) -> Duration {
-    let lifetime = f64::from(core.config.lifetime_s());
+/// How long after its setup a channel is replaced: 60-300 s before its end, or in the second half of
+/// a lifetime below ten minutes.
+fn replace_after(cx: &mut Context) -> Duration {
+    let lifetime = f64::from(cx.config.lifetime_s());
     let margin =
-        if lifetime > 600.0 { core.rng.random_range(60.0..300.0) } else { lifetime * core.rng.random_range(0.1..0.5) };
+        if lifetime > 600.0 { cx.rng.random_range(60.0..300.0) } else { lifetime * cx.rng.random_range(0.1..0.5) };
     Duration::from_secs_f64(lifetime - margin)
 }

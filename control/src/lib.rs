@@ -1,28 +1,30 @@
-//! Key exchange as state machines: bytes in, bytes and events out (docs/SPEC.md 4, 5).
+//! The control plane as state machines: bytes in, bytes and events out (docs/SPEC.md 4, 5).
 //!
-//! [`Control`] is one node's whole control plane: the link handshakes towards the previous hop
-//! (which it answers) and the next hop (which it starts), channel setup and ack, admission. It owns
-//! no socket, no thread and no clock: the runner hands in datagrams, control cells and the time, and
-//! takes out datagrams, operations on the data plane's table, and events. Nothing a peer sends makes
-//! it panic or answer with more than it got; what it refuses it counts by [`Refusal`].
+//! [`Control`] is the control plane of one node: the link handshakes with the previous hop (as
+//! responder) and the next hop (as initiator), channel setup and ack, admission. It owns no socket,
+//! no thread and no clock. The runner hands in datagrams, control cells and the time; it takes out
+//! datagrams, changes for the data plane, and events. Nothing that a peer sends makes it panic or
+//! answer with more bytes than it received. Everything refused is counted by [`Refusal`].
 //!
-//! Neighbours: `wire` below (bytes and keys); the node above, which joins it with the data plane.
+//! Neighbours: `wire` below (bytes and keys), and the node above, which bridges it to the data plane.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use rand_chacha::ChaCha20Rng;
-use wire::cell::Kind;
-use wire::ids::Side;
+use wire::cell::{Header, Kind};
+use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
 
 mod admission;
 mod channel;
 mod config;
-mod core;
+mod context;
 mod counters;
 mod datagram;
 pub mod descriptor;
 mod entry;
+mod fragments;
 mod io;
 mod link;
 mod noise;
@@ -36,24 +38,24 @@ pub use descriptor::{Descriptor, DescriptorError, Identity};
 pub use io::{DataOp, Event, Input, Output};
 
 use crate::channel::Channels;
-use crate::core::Core;
+use crate::context::Context;
 use crate::entry::Entry;
 use crate::link::Links;
 
-/// One node's control plane.
+/// The control plane of one node.
 ///
-/// `now` is any monotonic clock, the same at every call; `wall` is the host's. After each call of
-/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs, and calls `tick` no later
-/// than [`Control::next_wake`].
+/// `now` is any monotonic clock, the same at every call; `wall` is the host's clock. After each call of
+/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
+/// [`Control::next_wake`].
 pub struct Control {
-    core: Core,
+    cx: Context,
     links: Links,
     channels: Channels,
     entry: Option<Entry>,
 }
 
 impl Control {
-    /// A node that knows nobody yet. Its first tick is due at once.
+    /// A node without links. Its first tick is due at once.
     ///
     /// # Errors
     /// The configuration contradicts itself.
@@ -63,128 +65,133 @@ impl Control {
             links: Links::new(&config, now),
             channels: Channels::new(&config, now),
             entry: Entry::new(&config),
-            core: Core { config, rng, out: Default::default(), counters: Counters::default() },
+            cx: Context { config, rng, out: Default::default(), counters: Counters::default() },
         })
     }
 
-    /// Takes in a datagram, a cell, or a report of the data plane.
+    /// Takes in a datagram, a cell, or a report from the data plane.
     pub fn handle(&mut self, now: Duration, _wall: SystemTime, input: Input<'_>) {
-        let Control { core, links, channels, entry } = self;
+        let Control { cx, links, channels, entry } = self;
         match input {
             Input::Handshake { side, from, datagram } => {
-                if links.handshake(core, now, side, from, datagram)
+                if links.handshake(cx, now, side, from, datagram)
                     && let Some(entry) = entry
                 {
-                    entry.tick(core, channels, links, now);
+                    entry.tick(cx, channels, links, now);
                 }
             }
             Input::Cell { link, slot, from, header, body } => {
-                let done = links.open(core, now, (link, slot), from, &header, body).and_then(|(_, content)| {
-                    match (header.kind, entry.as_mut()) {
-                        (Kind::Setup, None) => channels.fragment(core, links, now, (link, &header), content),
-                        (Kind::Ack, None) => channels.ack(core, links, now, (link, &header), content),
-                        (Kind::Ack, Some(entry)) => {
-                            let done = entry.ack(core, channels, links, now, (link, &header), content);
-                            entry.tick(core, channels, links, now);
-                            done
-                        }
-                        (Kind::Link, _) => match LinkContent::from_wire(content[0]) {
-                            Some(_) => Ok(()),
-                            None => Err(Refusal::LinkKind),
-                        },
-                        (Kind::Data, _) | (Kind::Setup, Some(_)) => Err(Refusal::CellForm),
-                    }
-                });
-                if let Err(why) = done {
-                    core.refuse(why);
+                if let Err(why) = self.handle_cell(now, (link, slot), from, &header, body) {
+                    self.cx.refuse(why);
                 }
             }
-            Input::Promoted { link, slot, from } => links.promoted(core, now, (link, slot), from),
+            Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
             Input::ChannelEnded { channel, reason } => {
-                if channels.ended(core, links, now, channel, reason)
+                if channels.ended(cx, links, now, channel, reason)
                     && let Some(entry) = entry
                 {
                     entry.ended(channel);
-                    entry.tick(core, channels, links, now);
+                    entry.tick(cx, channels, links, now);
                 }
             }
         }
-        core.rekey();
+        self.cx.rekey();
     }
 
-    /// Does what is due by now.
+    fn handle_cell(
+        &mut self,
+        now: Duration,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+        header: &Header,
+        body: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let Control { cx, links, channels, entry } = self;
+        let content = links.open(cx, now, (link, slot), from, header, body)?;
+        match (header.kind, entry) {
+            (Kind::Setup, None) => channels.fragment(cx, links, now, (link, header), content),
+            (Kind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
+            (Kind::Ack, Some(entry)) => {
+                let done = entry.ack(cx, channels, links, now, (link, header), content);
+                entry.tick(cx, channels, links, now);
+                done
+            }
+            (Kind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::LinkKind),
+            (Kind::Data, _) | (Kind::Setup, Some(_)) => Err(Refusal::CellForm),
+        }
+    }
+
+    /// Does everything that is due at `now`.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
-        let Control { core, links, channels, entry } = self;
-        for link in links.expire(core, now) {
+        let Control { cx, links, channels, entry } = self;
+        for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
-            channels.drop_link(core, links, now, link);
+            channels.drop_link(cx, links, now, link);
             if is_down && let Some(entry) = entry {
                 entry.drop_link(channels, now);
             }
-            links.retire(core, link);
+            links.retire(cx, link);
         }
-        links.call(core, now, wall);
-        channels.tick(core, links, now);
+        links.initiate(cx, now, wall);
+        channels.tick(cx, links, now);
         if let Some(entry) = entry {
-            entry.tick(core, channels, links, now);
+            entry.tick(cx, channels, links, now);
         }
-        core.rekey();
+        cx.rekey();
     }
 
-    /// Entry: keeps at least so many channels up from now on. What it costs to keep one does not grow with their
+    /// Entry: keeps at least this many channels up from now on. The cost of keeping one up does not grow with their
     /// number.
     pub fn want_channels(&mut self, now: Duration, channels: usize) {
-        let Control { core, links, channels: table, entry } = self;
+        let Control { cx, links, channels: table, entry } = self;
         if let Some(entry) = entry {
             entry.grow(channels);
-            entry.tick(core, table, links, now);
+            entry.tick(cx, table, links, now);
         }
     }
 
     /// The next output, in binding order.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.core.out.pop_front()
+        self.cx.out.pop_front()
     }
 
     /// When the next tick is due; in the past if it is due already.
     pub fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
-        self.links.next_wake(&self.core).min(self.channels.next_wake(&self.core)).min(entry)
+        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
     }
 
-    /// A datagram that [`Control::poll_output`] gave out could not be kept until it may leave.
+    /// Counts a datagram from [`Control::poll_output`] that found the send queue full.
     pub fn lost_outgoing(&mut self) {
-        self.core.refuse(Refusal::OutgoingFull);
+        self.cx.refuse(Refusal::OutgoingFull);
     }
 
-    /// Its bounds.
     pub fn caps(&self) -> &Caps {
-        &self.core.config.caps
+        &self.cx.config.caps
     }
 
-    /// What was done and refused so far.
     pub fn counters(&self) -> &Counters {
-        &self.core.counters
+        &self.cx.counters
     }
 
-    /// Links that exist, whether up or not.
+    /// Number of links, whether up or not.
     pub fn links(&self) -> usize {
         self.links.len()
     }
 
-    /// Open channels.
+    /// Number of open channels.
     pub fn open_channels(&self) -> usize {
         self.channels.open_count()
     }
 
-    /// For how long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
+    /// How long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
     /// since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
-        self.links.next_hop_silence(&self.core, now)
+        self.links.next_hop_silence(&self.cx, now)
     }
 
-    /// Channels set up towards the exit and not yet acknowledged.
+    /// Number of channels that are set up towards the exit and not yet acknowledged.
     pub fn half_open(&self) -> usize {
         self.channels.half_open_count()
     }

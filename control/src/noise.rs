@@ -1,9 +1,9 @@
 //! The hybrid handshake as pure functions: Noise by `snow`, ML-KEM-768 in its payloads (SPEC 4.1,
 //! 4.3).
 //!
-//! Entry to Mix 1 is NK, hop to hop IKpsk2. X25519 is `wire`'s, so a low-order point fails here too;
-//! the ephemerals come from the caller's generator. ML-KEM draws from aws-lc's own. Framing, halves
-//! and time are the neighbours' business: [`crate::datagram`], [`crate::link`].
+//! Entry to Mix 1 is NK, hop to hop IKpsk2. X25519 is that of `wire`, so a low-order point fails here
+//! too. The ephemerals come from the caller's generator; ML-KEM draws from aws-lc's own. Framing is in
+//! [`crate::datagram`], time and attempts are in [`crate::link`].
 
 use std::sync::LazyLock;
 
@@ -34,14 +34,14 @@ fn parse(name: &str) -> NoiseParams {
 /// Which of the two handshakes a link uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
-    /// Entry to Mix 1: the initiator is nobody in particular.
+    /// Entry to Mix 1: the initiator is anonymous.
     Nk,
-    /// Between hops: both have statics.
+    /// Between hops: both ends have static keys.
     Ik,
 }
 
 impl Pattern {
-    /// Bytes in front of the encapsulation key: NK a resumption token, IK a TAI64N.
+    /// Bytes in front of the encapsulation key: a resumption token (NK) or a TAI64N timestamp (IK).
     pub(crate) const fn head_len(self) -> usize {
         match self {
             Pattern::Nk => 32,
@@ -58,7 +58,7 @@ impl Pattern {
     }
 }
 
-/// What both ends of a link must know alike before they shake hands.
+/// What both ends of a link must agree on before the handshake.
 pub(crate) struct Terms {
     pub(crate) pattern: Pattern,
     prologue: Vec<u8>,
@@ -101,40 +101,39 @@ impl Terms {
     }
 }
 
-/// A message that Noise or ML-KEM refuses.
+/// Noise or ML-KEM does not accept the message.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refused;
+pub(crate) struct Forged;
 
-impl From<snow::Error> for Refused {
-    fn from(_: snow::Error) -> Refused {
-        Refused
+impl From<snow::Error> for Forged {
+    fn from(_: snow::Error) -> Forged {
+        Forged
     }
 }
 
-impl From<aws_lc_rs::error::Unspecified> for Refused {
-    fn from(_: aws_lc_rs::error::Unspecified) -> Refused {
-        Refused
+impl From<aws_lc_rs::error::Unspecified> for Forged {
+    fn from(_: aws_lc_rs::error::Unspecified) -> Forged {
+        Forged
     }
 }
 
-/// A message 1 that was sent and waits for its answer.
-pub(crate) struct Initiator {
+/// The initiator after message 1: it waits for message 2.
+pub(crate) struct InitiatorState {
     state: HandshakeState,
     decapsulation: DecapsulationKey,
-    /// First 32 bytes of message 1; also names the receiver in message 2's mac1.
+    /// First 32 bytes of message 1. Message 2's mac1 is keyed by it.
     pub(crate) ephemeral: [u8; 32],
 }
 
-impl Initiator {
-    /// Starts: returns the Noise bytes of message 1. `head` is what stands before the encapsulation
-    /// key.
+impl InitiatorState {
+    /// Also returns the Noise bytes of message 1. `head` precedes the encapsulation key.
     pub(crate) fn start(
         rng: &mut ChaCha20Rng,
         terms: &Terms,
         own: &Secret,
         theirs: &[u8; 32],
         head: &[u8],
-    ) -> Result<(Initiator, Vec<u8>), Refused> {
+    ) -> Result<(InitiatorState, Vec<u8>), Forged> {
         debug_assert_eq!(head.len(), terms.pattern.head_len());
         let own = (terms.pattern == Pattern::Ik).then_some(own);
         let mut state = terms.build(rng, own, Some(theirs), true)?;
@@ -144,55 +143,55 @@ impl Initiator {
         let mut message = vec![0; terms.pattern.message_len()];
         let len = state.write_message(&payload, &mut message)?;
         debug_assert_eq!(len, message.len());
-        let ephemeral = *message.first_chunk().ok_or(Refused)?;
-        Ok((Initiator { state, decapsulation, ephemeral }, message))
+        let ephemeral = *message.first_chunk().ok_or(Forged)?;
+        Ok((InitiatorState { state, decapsulation, ephemeral }, message))
     }
 
-    /// Reads message 2. One that is refused changes nothing: the true one may still come.
-    pub(crate) fn finish(&mut self, message: &[u8]) -> Result<LinkSecrets, Refused> {
+    /// Reads message 2. A forged one changes nothing, because the true one may still arrive.
+    pub(crate) fn finish(&mut self, message: &[u8]) -> Result<LinkSecrets, Forged> {
         let mut ciphertext = [0; RESPONSE_MESSAGE_LEN];
         let len = self.state.read_message(message, &mut ciphertext)?;
         if len != CIPHERTEXT_LEN {
-            return Err(Refused);
+            return Err(Forged);
         }
         let shared = self.decapsulation.decapsulate(Ciphertext::from(&ciphertext[..len]))?;
         Ok(split(&mut self.state, shared.as_ref()))
     }
 }
 
-/// A message 1 that opened; nothing was answered yet.
-pub(crate) struct Responder {
+/// The responder after message 1: nothing is answered yet.
+pub(crate) struct ResponderState {
     state: HandshakeState,
-    /// What stood before the encapsulation key: token or timestamp.
+    /// Resumption token (NK) or timestamp (IK).
     pub(crate) head: Zeroizing<Vec<u8>>,
     /// The initiator's static key, IK only.
     pub(crate) initiator: Option<[u8; 32]>,
     encapsulation: EncapsulationKey,
 }
 
-impl Responder {
+impl ResponderState {
     /// Reads message 1.
     pub(crate) fn read(
         rng: &mut ChaCha20Rng,
         terms: &Terms,
         own: &Secret,
         message: &[u8],
-    ) -> Result<Responder, Refused> {
+    ) -> Result<ResponderState, Forged> {
         let mut state = terms.build(rng, Some(own), None, false)?;
         let mut payload = Zeroizing::new(vec![0; message.len()]);
         let len = state.read_message(message, &mut payload)?;
         let head_len = terms.pattern.head_len();
         if len != head_len + EK_LEN {
-            return Err(Refused);
+            return Err(Forged);
         }
-        let encapsulation = EncapsulationKey::new(&ML_KEM_768, &payload[head_len..len]).map_err(|_| Refused)?;
+        let encapsulation = EncapsulationKey::new(&ML_KEM_768, &payload[head_len..len]).map_err(|_| Forged)?;
         payload.truncate(head_len);
         let initiator = state.get_remote_static().and_then(|key| key.try_into().ok());
-        Ok(Responder { state, head: payload, initiator, encapsulation })
+        Ok(ResponderState { state, head: payload, initiator, encapsulation })
     }
 
     /// Writes message 2.
-    pub(crate) fn answer(mut self) -> Result<(Vec<u8>, LinkSecrets), Refused> {
+    pub(crate) fn answer(mut self) -> Result<(Vec<u8>, LinkSecrets), Forged> {
         let (ciphertext, shared) = self.encapsulation.encapsulate()?;
         let mut message = vec![0; RESPONSE_MESSAGE_LEN];
         let len = self.state.write_message(ciphertext.as_ref(), &mut message)?;
@@ -207,7 +206,7 @@ fn split(state: &mut HandshakeState, shared: &[u8]) -> LinkSecrets {
     LinkSecrets::derive(state.get_handshake_hash(), &k1, &k2, shared)
 }
 
-/// snow's primitives with our X25519 and our generator.
+/// snow's primitives with this crate's X25519 and generator.
 struct Resolver(Zeroizing<[u8; 32]>);
 
 impl CryptoResolver for Resolver {
@@ -311,13 +310,13 @@ mod tests {
     }
 
     impl Pair {
-        fn start(&mut self) -> (Initiator, Vec<u8>) {
+        fn start(&mut self) -> (InitiatorState, Vec<u8>) {
             let head = vec![9; self.terms.pattern.head_len()];
-            Initiator::start(&mut self.rng, &self.terms, &self.initiator.0, &self.responder.1, &head).unwrap()
+            InitiatorState::start(&mut self.rng, &self.terms, &self.initiator.0, &self.responder.1, &head).unwrap()
         }
 
-        fn read(&mut self, terms: &Terms, message: &[u8]) -> Result<Responder, Refused> {
-            Responder::read(&mut self.rng, terms, &self.responder.0, message)
+        fn read(&mut self, terms: &Terms, message: &[u8]) -> Result<ResponderState, Forged> {
+            ResponderState::read(&mut self.rng, terms, &self.responder.0, message)
         }
     }
 
@@ -344,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn another_class_descriptor_or_psk_does_not_open() {
+    fn other_class_descriptor_or_psk_does_not_open() {
         let psk = Secret::new([1; 32]);
         let mut pair = pair(Pattern::Ik);
         let (mut initiator, one) = pair.start();
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_answer_in_front_of_the_true_one_changes_nothing() {
+    fn forged_response_before_the_true_one_changes_nothing() {
         for pattern in [Pattern::Nk, Pattern::Ik] {
             let mut pair = pair(pattern);
             let (mut initiator, one) = pair.start();
@@ -380,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn any_flipped_bit_of_message_1_is_refused() {
+    fn flipped_bit_in_message_1_is_refused() {
         for pattern in [Pattern::Nk, Pattern::Ik] {
             let mut pair = pair(pattern);
             let (_, one) = pair.start();

@@ -1,7 +1,7 @@
-//! One completed handshake as control sees it: the keys of its control cells, their numbers, their
-//! window (SPEC 3.6, 4.4).
+//! One completed handshake as control sees it: keys, sequence numbers and replay window of its control
+//! cells (SPEC 3.6, 4.4).
 //!
-//! The header keys are not here: they go to the data plane when the slot is made.
+//! The header keys go to the data plane when the slot is installed; control does not keep them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use zeroize::Zeroizing;
 
 use crate::counters::Refusal;
 
-/// Keys, numbers and window of one handshake.
 pub(crate) struct Slot {
     pub(crate) id: SlotId,
-    pub(crate) made: Duration,
+    pub(crate) created_at: Duration,
     /// The address that the handshake came from or went to.
     pub(crate) peer: SocketAddr,
-    /// Names this handshake in the next one.
+    /// The resumption token that names this handshake in the next one.
     pub(crate) resume: Zeroizing<[u8; 32]>,
     seal: ControlKey,
     open: ControlKey,
-    sent: u64,
+    /// Next sequence number to send.
+    next_seq: u64,
     window: Window,
 }
 
@@ -36,17 +36,17 @@ impl Slot {
         };
         Slot {
             id,
-            made: now,
+            created_at: now,
             peer,
             resume: secrets.resume.clone(),
             seal: ControlKey::new(seal),
             open: ControlKey::new(open),
-            sent: 0,
+            next_seq: 0,
             window: Window::new(0, WIDTH_DEFAULT),
         }
     }
 
-    /// Seals a cell under the next number. Nothing once the numbers are used up.
+    /// Seals a cell under the next sequence number. None once the numbers are used up.
     pub(crate) fn seal(
         &mut self,
         kind: Kind,
@@ -55,11 +55,11 @@ impl Slot {
         class: Class,
         content: &[u8],
     ) -> Option<(Header, Vec<u8>)> {
-        if self.sent >= SEQ_END {
+        if self.next_seq >= SEQ_END {
             return None;
         }
-        let header = Header { channel, seq: self.sent, sub, kind, class };
-        self.sent += 1;
+        let header = Header { channel, seq: self.next_seq, sub, kind, class };
+        self.next_seq += 1;
         let mut body = Vec::with_capacity(content.len() + wire::cell::TAG_LEN);
         body.extend_from_slice(content);
         body.extend_from_slice(&[0; wire::cell::TAG_LEN]);
@@ -67,7 +67,7 @@ impl Slot {
         Some((header, body))
     }
 
-    /// Opens a cell; its number is marked only if it is authentic.
+    /// Opens a cell. Its number is marked as seen only if the cell is authentic.
     pub(crate) fn open<'a>(&mut self, header: &Header, body: &'a mut [u8]) -> Result<&'a mut [u8], Refusal> {
         self.window.accept(header.seq).map_err(|_| Refusal::CellReplayed)?;
         let content = self.open.open(header, body).ok_or(Refusal::CellForged)?;
@@ -81,10 +81,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_whose_numbers_are_used_up_seals_nothing() {
+    fn slot_without_numbers_seals_nothing() {
         let secrets = LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32]);
         let mut slot = Slot::new(SlotId(0), Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
-        slot.sent = SEQ_END - 1;
+        slot.next_seq = SEQ_END - 1;
         let mut seal = || slot.seal(Kind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
         assert_eq!((seal(), seal(), seal()), (Some(SEQ_END - 1), None, None));
     }

@@ -1,4 +1,4 @@
-//! Neighbours that hold true keys and misuse them: what they can seal, they can send.
+//! Attack: a neighbour with valid keys sends cells that it may not send.
 
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -10,7 +10,7 @@ use wire::kdf::Secret;
 use wire::setup::{self, HopPublic, Info};
 
 use crate::channel::Use;
-use crate::core::Core;
+use crate::context::Context;
 use crate::datagram::{self, Mac1Key};
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
@@ -29,8 +29,8 @@ fn misuse(world: &mut World, from: usize, side: Side, kind: Kind, channel: u32, 
     let now = world.now;
     let link = world.node(from).link(side).0;
     world.nodes.get_mut(&from).unwrap().honest = false;
-    let Control { core, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
-    assert!(links.inject(core, now, link, &Outgoing { kind, channel, sub, content }));
+    let Control { cx, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
+    assert!(links.inject(cx, now, link, &Outgoing { kind, channel, sub, content }));
     // Any input lets the world take the outputs.
     world.input(from, Input::Activity { link, received: false, sent: true });
 }
@@ -47,7 +47,7 @@ fn onion(plan: &Plan, info: Info, seed: u64) -> Vec<u8> {
 const INFO: Info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
 
 #[test]
-fn a_setup_opens_once_whatever_channel_it_comes_by() {
+fn setup_opens_once_on_any_channel() {
     let mut world = up(Class::L, 2);
     let onion = onion(&world.plan, INFO, 5);
     misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
@@ -63,7 +63,7 @@ fn a_setup_opens_once_whatever_channel_it_comes_by() {
 }
 
 #[test]
-fn a_setup_with_a_field_of_its_own_is_dropped() {
+fn setup_with_an_unusual_field_is_dropped() {
     let mut world = up(Class::L, 2);
     for (channel, info) in
         [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
@@ -77,7 +77,7 @@ fn a_setup_with_a_field_of_its_own_is_dropped() {
 }
 
 #[test]
-fn a_full_replay_cache_refuses() {
+fn full_replay_cache_refuses_setups() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.replay_cache = 4;
     let mut world = World::new(plan);
@@ -90,7 +90,7 @@ fn a_full_replay_cache_refuses() {
 }
 
 #[test]
-fn setups_in_pieces_wait_for_two_seconds_in_eight_places() {
+fn eight_incomplete_setups_wait_for_two_seconds() {
     let mut world = up(Class::S, 7);
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
     for channel in 1..=9 {
@@ -109,7 +109,7 @@ fn setups_in_pieces_wait_for_two_seconds_in_eight_places() {
 }
 
 #[test]
-fn a_cell_replayed_on_its_link_is_refused_and_a_forged_one_does_not_mark_its_number() {
+fn replayed_cell_is_refused_and_forged_cell_not_marked_seen() {
     let mut world = up(Class::L, 1);
     let start = world.now;
     world.record.clear();
@@ -129,13 +129,13 @@ fn a_cell_replayed_on_its_link_is_refused_and_a_forged_one_does_not_mark_its_num
 }
 
 #[test]
-fn a_node_may_live_on_a_thread_of_its_own() {
+fn control_can_move_to_another_thread() {
     fn is_send<T: Send>() {}
     is_send::<Control>();
 }
 
 #[test]
-fn an_ack_passes_a_mix_once_and_only_if_asked() {
+fn ack_passes_a_mix_once_and_only_if_awaited() {
     let mut world = up(Class::L, 2);
     let content = vec![3; world.plan.shape.payload()];
     // The exit acknowledges an open channel again, one that never was, and part 1 of 1.
@@ -161,7 +161,7 @@ fn without_acks(class: Class, mixes: usize) -> World {
 }
 
 #[test]
-fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
+fn each_ack_part_passes_once_so_no_keystream_repeats() {
     // Eight hops of class S have two parts.
     let mut world = without_acks(Class::S, 7);
     let half_open = *world.nodes[&8].channels.values().next().map(|c| c.up.as_ref().unwrap()).unwrap();
@@ -185,7 +185,7 @@ fn a_part_of_an_ack_passes_once_so_that_no_keystream_is_used_twice() {
 }
 
 #[test]
-fn the_first_copy_of_a_part_of_an_ack_is_the_one_that_an_entry_takes() {
+fn entry_takes_the_first_copy_of_an_ack_part() {
     let mut world = without_acks(Class::S, 7);
     let waits = world.node(1).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Backward, 1)];
@@ -200,7 +200,7 @@ fn the_first_copy_of_a_part_of_an_ack_is_the_one_that_an_entry_takes() {
 }
 
 #[test]
-fn a_channel_that_ends_twice_gives_its_index_back_once() {
+fn channel_that_ends_twice_frees_its_index_once() {
     let mut world = up(Class::L, 2);
     let channel = *world.node(0).channels.keys().next().unwrap();
     world.end(0, channel, EndReason::Lost);
@@ -211,7 +211,7 @@ fn a_channel_that_ends_twice_gives_its_index_back_once() {
 }
 
 #[test]
-fn a_setup_that_names_a_half_open_channel_is_dropped() {
+fn setup_for_a_half_open_channel_is_dropped() {
     let mut world = without_acks(Class::L, 2);
     for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
         let onion = onion(&world.plan, INFO, seed);
@@ -222,7 +222,7 @@ fn a_setup_that_names_a_half_open_channel_is_dropped() {
 }
 
 #[test]
-fn ids_of_all_that_failed_are_free_again_in_the_end() {
+fn ids_of_failed_setups_become_free_again() {
     let mut world = without_acks(Class::L, 2);
     world.run_for(secs(20));
     world.stop(0);
@@ -242,7 +242,7 @@ fn ids_of_all_that_failed_are_free_again_in_the_end() {
 }
 
 #[test]
-fn a_false_ack_discards_the_setup_and_the_entry_tries_again() {
+fn forged_ack_discards_the_setup_and_entry_retries() {
     let mut world = World::new(Plan::new(Class::L, 1));
     let start = world.now;
     assert!(world.run_until(start + secs(1), |w| w.node(1).control.half_open() > 0));
@@ -254,27 +254,27 @@ fn a_false_ack_discards_the_setup_and_the_entry_tries_again() {
 }
 
 #[test]
-fn an_id_rests_for_three_minutes_and_a_live_one_is_never_drawn() {
+fn id_cools_down_for_180_s_and_live_id_is_never_drawn() {
     let mut world = up(Class::L, 1);
     let (channel, id) = world.node(0).channels.iter().map(|(c, i)| (*c, i.down.unwrap())).next().unwrap();
     world.end(0, channel, EndReason::Lost);
     let used = |w: &World| w.node(0).control.channels.used_by(id);
     world.run_for(secs(179));
-    assert_eq!(used(&world), Some(Use::Resting));
+    assert_eq!(used(&world), Some(Use::CoolingDown));
     world.run_for(secs(2));
     assert_eq!(used(&world), None);
 
     // The generator draws what it has drawn before: it is taken, so it is drawn past.
-    let Control { core, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
+    let Control { cx, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
     let mut ids = std::collections::HashSet::new();
-    for by in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Attempt(0), Use::Resting] {
-        core.rng = ChaCha20Rng::seed_from_u64(5);
-        assert!(ids.insert(channels.draw_id(core, id.0, by)), "{by:?}");
+    for usage in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Setup(0), Use::CoolingDown] {
+        cx.rng = ChaCha20Rng::seed_from_u64(5);
+        assert!(ids.insert(channels.draw_id(cx, id.0, usage)), "{usage:?}");
     }
 }
 
 #[test]
-fn a_configuration_that_contradicts_itself_says_where() {
+fn contradictory_configuration_names_the_contradiction() {
     let plan = Plan::new(Class::L, 2);
     let check = |position: usize, change: &dyn Fn(&mut crate::Config)| {
         let mut config = plan.config(position);
@@ -294,7 +294,7 @@ fn a_configuration_that_contradicts_itself_says_where() {
 }
 
 #[test]
-fn no_secret_prints() {
+fn secrets_do_not_print() {
     let plan = Plan::new(Class::L, 1);
     let config = plan.config(1);
     let text = format!("{config:?}");
@@ -309,45 +309,45 @@ fn no_secret_prints() {
     assert_eq!(format!("{:?}", installed.keys), "ChannelKeys(..)");
 }
 
-/// A chain of one mix whose entry waits for the answer to its first message 1: that answer.
-fn answer_on_its_way() -> (World, crate::sim::Packet) {
+/// A chain of one mix whose entry waits for the response to its first message 1, and that response.
+fn response_in_flight() -> (World, crate::sim::Packet) {
     let mut world = World::new(Plan::new(Class::L, 1));
-    let is_answer = |p: &crate::sim::Packet| p.from == up_address(1) && is_handshake_len(p.bytes.len());
-    world.tap = Box::new(move |_, packet| if is_answer(packet) { Fate::Lose } else { Fate::Pass });
-    let find = |w: &World| w.record.iter().find(|p| is_answer(p)).cloned();
+    let is_response = |p: &crate::sim::Packet| p.from == up_address(1) && is_handshake_len(p.bytes.len());
+    world.tap = Box::new(move |_, packet| if is_response(packet) { Fate::Lose } else { Fate::Pass });
+    let find = |w: &World| w.record.iter().find(|p| is_response(p)).cloned();
     assert!(world.run_until(world.now + ms(400), |w| find(w).is_some()));
-    let answer = find(&world).unwrap();
+    let response = find(&world).unwrap();
     world.tap = Box::new(|_, _| Fate::Pass);
-    (world, answer)
+    (world, response)
 }
 
 #[test]
-fn a_forged_answer_does_not_cost_the_call_whatever_its_mac1() {
-    let (mut world, answer) = answer_on_its_way();
+fn forged_response_keeps_the_handshake_pending() {
+    let (mut world, response) = response_in_flight();
     // mac1 of message 2 is keyed by the ephemeral, which everybody has seen.
     let half = world.record.iter().find(|p| p.from == crate::sim::down_address(0)).unwrap();
     let mac1 = Mac1Key::of(half.bytes[8..40].try_into().unwrap());
-    let mut noise = answer.bytes[8..answer.bytes.len() - 32].to_vec();
+    let mut noise = response.bytes[8..response.bytes.len() - 32].to_vec();
     noise[40] ^= 1;
-    let index = u32::from_be_bytes(answer.bytes[4..8].try_into().unwrap());
-    let forged = datagram::frame(datagram::Kind::Answer, 0, index, &noise, &mac1);
-    let mut wrong_mac1 = answer.bytes.clone();
-    wrong_mac1[answer.bytes.len() - 32] ^= 1;
+    let index = u32::from_be_bytes(response.bytes[4..8].try_into().unwrap());
+    let forged = datagram::frame(datagram::MessageKind::Response, 0, index, &noise, &mac1);
+    let mut wrong_mac1 = response.bytes.clone();
+    wrong_mac1[response.bytes.len() - 32] ^= 1;
     for (bytes, why) in [(wrong_mac1, Refusal::BadMac1), (forged, Refusal::HandshakeForged)] {
-        world.deliver_now(&answer, bytes);
+        world.deliver_now(&response, bytes);
         assert_eq!(world.refused(0, why), 1);
         assert!(!world.node(0).has_link(Side::Down));
     }
-    world.deliver_now(&answer, answer.bytes.clone());
+    world.deliver_now(&response, response.bytes.clone());
     assert!(world.node(0).has_link(Side::Down));
     assert_eq!(world.node(0).control.counters().refused_total(), 2);
 }
 
 #[test]
-fn a_forged_cell_under_the_next_slot_does_not_promote_it() {
-    let (mut world, answer) = answer_on_its_way();
+fn forged_cell_does_not_promote_the_next_slot() {
+    let (mut world, response) = response_in_flight();
     world.tap = Box::new(|_, _| Fate::Lose);
-    world.deliver_now(&answer, answer.bytes.clone());
+    world.deliver_now(&response, response.bytes.clone());
     // The entry's keepalive is lost, and what comes in its place has its header and garbage behind.
     let first = world.record.last().cloned().unwrap();
     assert_eq!(first.from, crate::sim::down_address(0));
@@ -365,9 +365,9 @@ fn a_forged_cell_under_the_next_slot_does_not_promote_it() {
 }
 
 #[test]
-fn no_step_of_control_can_be_run_back_to_its_ephemerals() {
+fn generator_cannot_be_run_back_to_past_ephemerals() {
     let mut world = up(Class::L, 1);
-    let seed = |w: &World| w.node(1).control.core.rng.get_seed();
+    let seed = |w: &World| w.node(1).control.cx.rng.get_seed();
     let mut seen = std::collections::HashSet::from([seed(&world)]);
     let link = world.node(1).link(Side::Up).0;
     for _ in 0..3 {
@@ -378,10 +378,10 @@ fn no_step_of_control_can_be_run_back_to_its_ephemerals() {
         assert!(seen.insert(seed(&world)), "after a tick");
     }
     // Who has the new state can go to any of its positions and finds nothing of the old.
-    let Core { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.core;
+    let Context { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.cx;
     let past = draw_secret(rng);
     world.input(1, Input::Activity { link, received: true, sent: false });
-    let mut stolen = world.node(1).control.core.rng.clone();
+    let mut stolen = world.node(1).control.cx.rng.clone();
     stolen.set_word_pos(0);
     assert!((0..1000).all(|_| draw_secret(&mut stolen).expose() != past.expose()));
 }
@@ -390,7 +390,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn no_cell_of_a_neighbour_ends_a_node(
+    fn hostile_neighbour_cells_never_stop_a_node(
         class in prop::sample::select(vec![Class::S, Class::L]),
         cells in prop::collection::vec(
             (0usize..4, any::<bool>(), 0u8..4, 0u32..5, 0u8..6, any::<u8>(), prop::option::weighted(0.2, 0usize..100)),

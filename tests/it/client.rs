@@ -1,6 +1,6 @@
 //! The library: channels of an entry in this process, through a chain of others.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
@@ -10,22 +10,20 @@ use eddy_node::report::NodeReport;
 use rustix::io::Errno;
 
 use crate::common::nameserver::NameServer;
-use crate::common::nodes::{Nodes, Plan, until};
+use crate::common::nodes::{Nodes, PATIENCE, Plan, until};
 
 #[path = "../../node/examples/channel.rs"]
 mod example;
 
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
-
 fn server() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(PATIENCE).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 fn channel(entry: &Entry) -> Channel {
     let channel = Channel::open(entry).unwrap();
-    channel.set_read_timeout(PATIENCE).unwrap();
+    channel.set_read_timeout(Some(PATIENCE)).unwrap();
     channel
 }
 
@@ -33,16 +31,34 @@ fn at(server: &UdpSocket) -> Destination {
     server.local_addr().unwrap().into()
 }
 
+/// Sends until something arrives: a datagram of several cells is lost if a busy machine delivers the last of them late.
+fn across<A>(send: impl Fn(), receive: impl Fn(&mut [u8]) -> io::Result<(usize, A)>) -> (Vec<u8>, A) {
+    let mut buffer = vec![0; 20_000];
+    let mut got = None;
+    until("a datagram arrives", || {
+        send();
+        got = receive(&mut buffer).ok();
+        got.is_some()
+    });
+    let (len, from) = got.unwrap();
+    buffer.truncate(len);
+    (buffer, from)
+}
+
 /// A datagram there and another back; the port that the server saw.
 fn talk(channel: &Channel, to: &Destination, server: &UdpSocket, data: &[u8]) -> SocketAddr {
-    let mut buffer = vec![0; 20_000];
-    assert_eq!(channel.send_to(data, to).unwrap(), data.len());
-    let (len, exit) = server.recv_from(&mut buffer).unwrap();
-    assert!(buffer[..len] == *data, "{len} bytes instead of {}", data.len());
-    server.send_to(&[b"re: ", data].concat(), exit).unwrap();
-    let (len, from) = channel.recv_from(&mut buffer).unwrap();
+    let again = Some(Duration::from_secs(5));
+    server.set_read_timeout(again).unwrap();
+    channel.set_read_timeout(again).unwrap();
+    let send = || assert_eq!(channel.send_to(data, to).unwrap(), data.len());
+    let (got, exit) = across(send, |buffer| server.recv_from(buffer));
+    assert!(got == data, "{} bytes instead of {}", got.len(), data.len());
+    let answer = [b"re: ", data].concat();
+    let (got, from) = across(|| _ = server.send_to(&answer, exit).unwrap(), |buffer| channel.recv_from(buffer));
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    channel.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(from, at(server), "the true address, whatever was asked for");
-    assert!(buffer[..len] == [b"re: ", data].concat(), "{len} bytes");
+    assert!(got == answer, "{} bytes", got.len());
     exit
 }
 
@@ -72,8 +88,11 @@ fn a_channel_is_a_socket_at_the_exit() {
     let said = |data: &[u8], to: &Destination| one.send_to(data, to).unwrap_err();
     let long = said(&vec![0; entry.longest() + 1], &at(&first));
     assert_eq!(long.raw_os_error(), Some(Errno::MSGSIZE.raw_os_error()));
-    one.send_to(&vec![0; entry.longest()], &at(&first)).unwrap();
-    assert_eq!(first.recv_from(&mut [0; 20_000]).unwrap().0, entry.longest());
+    let longest = vec![0; entry.longest()];
+    first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let send = || _ = one.send_to(&longest, &at(&first)).unwrap();
+    assert_eq!(across(send, |buffer| first.recv_from(buffer)).0.len(), longest.len());
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
     let name = |text: &str| Destination::Name(text.into(), 7);
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 0)).into();
     for bad in [name(&"a".repeat(254)), name(&"a".repeat(300)), name(""), name("a b"), nowhere] {

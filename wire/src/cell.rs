@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_are_those_of_the_specification() {
+    fn cell_lengths_match_the_specification() {
         for (class, first, last, one_cell) in
             [(Class::S, 288, 240, 203), (Class::M, 1232, 1184, 1147), (Class::L, 1408, 1360, 1323)]
         {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_survives_its_block_and_any_other_block_is_refused() {
+    fn header_roundtrips_and_other_blocks_are_refused() {
         let header = Header { channel: 0xdead_beef, seq: 0x12_3456_789a, sub: 7, kind: Kind::Setup, class: Class::M };
         let block = header.to_block();
         assert_eq!(Header::from_block(&block, Class::M), Ok(header));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn every_header_field_that_may_vary_is_in_the_nonce() {
+    fn nonce_covers_every_header_field_that_varies() {
         let base = Header { channel: 1, seq: 5, sub: 0, kind: Kind::Data, class: Class::S };
         let iv = [9; 12];
         let data = base.data_nonce(&iv);

@@ -687,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_specification() {
+    fn frame_bytes_match_the_specification() {
         let token = hex!("000102030405060708090a0b0c0d0e0f");
         let frames: [(Frame<'_>, &[u8]); 14] = [
             (Frame::Dgram { flow: 0x1234, data: b"hi" }, &hex!("01 1234 0002 6869")),
@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn pad_ends_the_cell_whatever_follows() {
+    fn bytes_after_pad_are_ignored() {
         let inner = hex!("04 0001 00 ff ff ff");
         let frames: Vec<_> = parse(&inner, Direction::Forward).unwrap().collect();
         assert_eq!(frames, [Frame::Close { flow: 1 }]);
@@ -774,7 +774,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_cell_can_carry_is_not_put() {
+    fn inexpressible_frame_is_not_written() {
         let mut inner = [0xee; 600];
         let mut writer = Writer::new(&mut inner);
         let long = "a".repeat(256);
@@ -791,7 +791,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_in_ipv6_clothes_is_written_as_what_it_is() {
+    fn mapped_ipv4_address_is_written_as_ipv4() {
         let from = "[::ffff:192.0.2.1]:53".parse().unwrap();
         let mut inner = [0; 20];
         let mut writer = Writer::new(&mut inner);
@@ -802,7 +802,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_cut_where_the_specification_says() {
+    fn datagram_splits_where_the_specification_says() {
         for class in [Class::S, Class::M, Class::L] {
             let p = class.payload();
             assert_eq!(fragments(p, 0), Some(1));
@@ -822,7 +822,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_survive_their_cell(
+        fn frames_roundtrip_through_a_cell(
             frames in prop::collection::vec(frame(), 0..8),
             heading in prop::sample::select(&BOTH),
         ) {
@@ -844,7 +844,7 @@ mod tests {
         }
 
         #[test]
-        fn what_parses_is_written_the_same_again(inner in near_frames(), heading in prop::sample::select(&BOTH)) {
+        fn parsed_frames_write_the_same_bytes(inner in near_frames(), heading in prop::sample::select(&BOTH)) {
             if let Ok(frames) = parse(&inner, heading) {
                 let mut again = vec![0xee; inner.len()];
                 let mut writer = Writer::new(&mut again);
@@ -858,7 +858,7 @@ mod tests {
         }
 
         #[test]
-        fn fragments_are_counted_as_they_are_cut(
+        fn fragment_count_matches_the_split(
             p in prop::sample::select(vec![208usize, 1152, 1328]),
             len in 0usize..11_000,
         ) {

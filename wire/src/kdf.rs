@@ -114,7 +114,7 @@ mod tests {
     use hex_literal::hex;
 
     #[test]
-    fn extract_and_expand_are_those_of_rfc_5869() {
+    fn extract_and_expand_match_rfc_5869() {
         // A.1, whose info is binary, and A.3, whose info is empty.
         let prk = extract(&hex!("000102030405060708090a0b0c"), &[&[0x0b; 11], &[0x0b; 11]]);
         assert_eq!(prk.expose(), &hex!("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_low_order_point_is_an_error() {
+    fn low_order_point_is_an_error() {
         assert_eq!(x25519(&Secret::new([7; 32]), &[0; 32]).unwrap_err(), LowOrder);
         let mut one = [0; 32];
         one[0] = 1;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_does_not_print() {
+    fn secret_does_not_print() {
         assert_eq!(format!("{:?}", Secret::new([7; 32])), "Secret(..)");
     }
 }

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_follow_the_numbers_and_forget() {
+    fn generations_follow_sequence_numbers_and_are_wiped() {
         let start = Secret::new([3; 32]);
         let mut keys = Generations::<StreamKey>::new(&start, 0);
         let (zero, one) = (iv(&keys, 0).unwrap(), iv(&keys, 1 << 20).unwrap());
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_that_the_window_admits_has_a_live_generation() {
+    fn every_acceptable_number_has_a_live_generation() {
         let mut keys = Generations::<StreamKey>::new(&Secret::new([3; 32]), 0);
         let mut window = Window::new(0, WIDTH_MAX);
         let mut seq = 0;

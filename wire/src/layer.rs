@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hop_peels_one_layer_and_the_exit_finds_the_inside() {
+    fn each_hop_opens_one_layer_and_exit_reads_the_payload() {
         for class in [Class::S, Class::M, Class::L] {
             for hops in 2..=8 {
                 let shape = Shape::new(class, hops).unwrap();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_strips_what_the_exit_sealed_and_the_mixes_covered() {
+    fn entry_strips_layers_of_exit_and_mixes() {
         let shape = Shape::new(Class::S, 4).unwrap();
         let secrets = secrets(4);
         let keys = EntryKeys::new(&secrets, 0);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_forgets_generations_in_both_directions() {
+    fn entry_wipes_generations_in_both_directions() {
         let shape = Shape::new(Class::S, 3).unwrap();
         let secrets = secrets(3);
         let mut keys = EntryKeys::new(&secrets, 0);

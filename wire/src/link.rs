@@ -116,7 +116,7 @@ mod tests {
     use hex_literal::hex;
 
     #[test]
-    fn the_header_block_is_aes_128_of_fips_197() {
+    fn header_block_matches_aes_128_of_fips_197() {
         // FIPS-197 appendix C.1.
         let key = HeaderKey::new(&hex!("000102030405060708090a0b0c0d0e0f"));
         let plain = hex!("00112233445566778899aabbccddeeff");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_body_opens_only_under_its_own_header() {
+    fn control_body_opens_only_under_its_own_header() {
         let key = ControlKey::new(&[5; 28]);
         let header = Header { channel: 9, seq: 1, sub: 2, kind: Kind::Setup, class: Class::S };
         let mut body = [3; 80];

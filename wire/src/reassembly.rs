@@ -270,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_without_fragments_allocates_nothing() {
+    fn channel_without_fragments_allocates_nothing() {
         let reassembler = Reassembler::new(P);
         assert_eq!((reassembler.slots.capacity(), reassembler.done.capacity()), (0, 0));
         assert!(size_of::<Reassembler>() <= 64);
     }
 
     #[test]
-    fn idle_buffers_are_reused_and_few() {
+    fn few_idle_buffers_are_kept_and_reused() {
         let mut reassembler = Reassembler::new(P);
         for id in 0..16 {
             let _ = reassembler.push(ms(0), 1, id, 0, false, &[1; CHUNK]);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_go_when_nothing_was_under_way_for_250_ms() {
+    fn buffers_are_freed_after_250_ms_without_fragments() {
         let mut reassembler = Reassembler::new(P);
         assert!(reassembler.is_bare());
         for id in 0..16 {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_gives_way_to_the_seventeenth() {
+    fn seventeenth_datagram_evicts_the_oldest() {
         let mut reassembler = Reassembler::new(P);
         for id in 0..16 {
             let pushed = reassembler.push(ms(id.into()), 1, id, 0, false, &[0; CHUNK]);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fragment_after_250_ms_does_not_complete() {
+    fn fragment_after_250_ms_does_not_complete() {
         let mut reassembler = Reassembler::new(P);
         let _ = reassembler.push(ms(5), 1, 1, 0, false, &[0; CHUNK]);
         assert_eq!(reassembler.expire(ms(254)), 0);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_that_contradict_are_refused_and_change_nothing() {
+    fn contradicting_fragments_are_refused() {
         let mut reassembler = Reassembler::new(P);
         let full = [0; CHUNK];
         for (index, last, len) in [
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_ends_takes_its_fragments_and_its_ids_along() {
+    fn fragments_and_ids_of_an_ended_flow_are_dropped() {
         let mut reassembler = Reassembler::new(P);
         let _ = reassembler.push(ms(0), 1, 0, 0, false, &[0; CHUNK]);
         let _ = reassembler.push(ms(0), 2, 0, 0, false, &[0; CHUNK]);
@@ -473,7 +473,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cut_shuffled_and_copied_datagram_comes_out_once(
+        fn shuffled_and_copied_fragments_complete_once(
             p in prop::sample::select(vec![208usize, 1152, 1328]),
             lens in prop::collection::vec(0usize..=1600, 1..8),
             copies in 1usize..3,
@@ -517,7 +517,7 @@ mod tests {
         }
 
         #[test]
-        fn the_reassembler_agrees_with_a_plain_model(steps in prop::collection::vec(step(), 1..300)) {
+        fn reassembler_agrees_with_a_plain_model(steps in prop::collection::vec(step(), 1..300)) {
             let mut reassembler = Reassembler::new(P);
             let mut model = Model::default();
             let mut now = Duration::ZERO;

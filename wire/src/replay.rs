@@ -131,7 +131,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn numbers_below_the_first_are_refused_once_the_window_has_left_them() {
+    fn numbers_outside_the_window_are_refused() {
         let mut window = Window::new(0, 64);
         assert_eq!(window.mark_seen(0), Ok(()));
         assert_eq!(window.mark_seen(0), Err(Refused::Seen));
@@ -167,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_window_agrees_with_a_set(
+        fn replay_window_agrees_with_a_set(
             width in (6u32..17).prop_map(|p| 1usize << p),
             first in prop_oneof![Just(0), 0u64..5000, (1u64 << 39) - 200_000..1 << 39],
             steps in prop::collection::vec(place(), 1..400),

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_and_every_hop_end_with_the_same_secrets() {
+    fn entry_and_every_hop_derive_the_same_secrets() {
         for class in [Class::S, Class::M, Class::L] {
             for hops in 2..=8 {
                 run(class, hops, None).unwrap();
@@ -363,14 +363,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bit_flipped_in_a_slot_on_the_way_discards_the_setup() {
+    fn flipped_bit_in_an_ack_slot_discards_the_setup() {
         // Behind the exit, slot of hop 4 (bytes 0..48 of cell 0).
         assert!(matches!(run(Class::L, 4, Some((4, 40))), Err(BadAck::Confirm(4))));
         assert!(matches!(run(Class::L, 4, Some((2, 40))), Err(BadAck::Confirm(4))));
     }
 
     #[test]
-    fn a_setup_for_another_hop_chain_or_descriptor_does_not_open() {
+    fn setup_for_another_hop_or_descriptor_does_not_open() {
         let shape = Shape::new(Class::L, 3).unwrap();
         let info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
         let key = Secret::new([9; 32]);

@@ -96,7 +96,7 @@ fn wycheproof(key_size: u32) -> Vec<Vector> {
 }
 
 #[test]
-fn every_engine_seals_and_opens_as_wycheproof_says() {
+fn every_engine_passes_wycheproof() {
     for engine in Engine::all() {
         println!("engine {}", engine.name());
         let (short, long) = (wycheproof(128), wycheproof(256));
@@ -131,7 +131,7 @@ fn cavp(name: &str, file: &str) -> Vec<Vector> {
 }
 
 #[test]
-fn every_engine_seals_and_opens_as_nist_says() {
+fn every_engine_passes_nist_cavp() {
     let decrypt_128 = cavp("gcmDecrypt128", include_str!("cavp/gcmDecrypt128.rsp"));
     let decrypt_256 = cavp("gcmDecrypt256", include_str!("cavp/gcmDecrypt256.rsp"));
     let encrypt_128 = cavp("gcmEncryptExtIV128", include_str!("cavp/gcmEncryptExtIV128.rsp"));
@@ -159,7 +159,7 @@ fn xor(a: &[u8], b: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_keystream_is_that_of_rfc_3686_and_of_gcm_from_its_second_block_on() {
+fn keystream_matches_rfc_3686_and_gcm() {
     // RFC 3686 6: vectors 1 to 3 and 7 to 9. Its counter starts at 1, as ours does.
     let upto = |n: u8| (0..n).collect::<Vec<_>>();
     let single = b"Single block msg".to_vec();
@@ -276,17 +276,17 @@ fn all_lengths<C: FromSlice>(key_len: usize) {
 }
 
 #[test]
-fn every_engine_is_aes_gcm_with_128_bits_at_every_length() {
+fn every_engine_matches_aes_128_gcm_at_every_length() {
     all_lengths::<Aes128>(16);
 }
 
 #[test]
-fn every_engine_is_aes_gcm_with_256_bits_at_every_length() {
+fn every_engine_matches_aes_256_gcm_at_every_length() {
     all_lengths::<Aes256>(32);
 }
 
 #[test]
-fn batches_of_many_keys_engines_lengths_and_places_are_as_one_by_one_and_touch_nothing_else() {
+fn mixed_batches_match_single_jobs_and_stay_in_bounds() {
     let mut rng = ChaCha20Rng::seed_from_u64(3);
     let engines: Vec<_> = Engine::all().collect();
     for round in 0..200 {
@@ -349,7 +349,7 @@ fn batches_of_many_keys_engines_lengths_and_places_are_as_one_by_one_and_touch_n
 }
 
 #[test]
-fn a_bit_flipped_anywhere_is_refused_and_shows_no_text() {
+fn flipped_bit_is_refused_and_shows_no_plaintext() {
     let nonce = [9; 12];
     for engine in Engine::all() {
         let key = Aead::<Aes128>::prepare_for(engine, &[5; 16]);
@@ -377,7 +377,7 @@ fn a_bit_flipped_anywhere_is_refused_and_shows_no_text() {
 }
 
 #[test]
-fn what_is_shorter_than_a_tag_is_refused_and_stays() {
+fn text_shorter_than_a_tag_is_refused_unchanged() {
     for engine in Engine::all() {
         let key = Aead::<Aes128>::prepare_for(engine, &[1; 16]);
         for len in 0..16 {

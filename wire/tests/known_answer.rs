@@ -303,7 +303,7 @@ fn differences(path: &str, want: &Value, have: &Value, out: &mut Vec<String>) {
 }
 
 #[test]
-fn the_bytes_of_a_chain_stay_what_they_are() {
+fn bytes_of_a_chain_match_the_known_answer() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/known_answer.json");
     let have = compute();
     if std::env::var_os("EDDY_BLESS").is_some_and(|value| value == "1") {

@@ -98,7 +98,7 @@ fn links_of_an_address_are_bounded() {
 }
 
 #[test]
-fn setups_of_a_node_are_bounded_by_its_bucket() {
+fn setups_of_a_node_are_rate_limited() {
     let mut plan = Plan::new(Class::L, 1);
     plan.channels = 60;
     plan.caps.setups_per_entry_link = MANY;
@@ -115,7 +115,7 @@ fn setups_of_a_node_are_bounded_by_its_bucket() {
 }
 
 #[test]
-fn handshakes_of_a_node_are_bounded_by_its_bucket() {
+fn handshakes_of_a_node_are_rate_limited() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.handshakes = Rate { per_second: 1, burst: 2 };
     let mut world = World::new(plan);

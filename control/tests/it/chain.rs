@@ -8,7 +8,7 @@ use wire::ids::{EndReason, Side};
 use crate::sim::{Fate, Plan, World, losing, ms, secs};
 
 #[test]
-fn every_chain_comes_up_and_both_ends_hold_the_same_secrets() {
+fn every_chain_comes_up_with_equal_secrets_at_both_ends() {
     for class in [Class::S, Class::M, Class::L] {
         for mixes in [1, 3, 7] {
             let mut world = World::new(Plan::new(class, mixes));
@@ -25,7 +25,7 @@ fn every_chain_comes_up_and_both_ends_hold_the_same_secrets() {
 }
 
 #[test]
-fn an_idle_chain_keeps_its_links_and_shakes_hands_once() {
+fn idle_chain_keeps_its_links_with_one_handshake_each() {
     let mut world = World::new(Plan::new(Class::L, 3));
     world.run_for(secs(100));
     assert!(world.has_channels(0, 4));
@@ -36,7 +36,7 @@ fn an_idle_chain_keeps_its_links_and_shakes_hands_once() {
 }
 
 #[test]
-fn the_loss_of_any_one_datagram_is_made_good() {
+fn loss_of_any_single_datagram_is_recovered() {
     let plan = || Plan::new(Class::S, 7);
     let mut world = World::new(plan());
     let end = world.now + secs(3);
@@ -51,7 +51,7 @@ fn the_loss_of_any_one_datagram_is_made_good() {
 }
 
 #[test]
-fn a_chain_comes_up_though_a_third_of_all_datagrams_is_lost() {
+fn chain_comes_up_with_a_third_of_datagrams_lost() {
     let mut world = World::new(Plan::new(Class::L, 2));
     world.tap = losing(1.0 / 3.0);
     let start = world.now;
@@ -59,7 +59,7 @@ fn a_chain_comes_up_though_a_third_of_all_datagrams_is_lost() {
 }
 
 #[test]
-fn copies_of_every_datagram_change_nothing() {
+fn duplicates_of_every_datagram_change_nothing() {
     let mut world = World::new(Plan::new(Class::S, 7));
     world.tap = Box::new(|_, _| Fate::Copy);
     let end = world.now + secs(5);
@@ -77,7 +77,7 @@ fn copies_of_every_datagram_change_nothing() {
 }
 
 #[test]
-fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
+fn nodes_started_in_any_order_connect_within_2_s() {
     for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3], [0, 4, 2, 3, 1]] {
         let mut world = World::empty(Plan::new(Class::L, 3));
         for at in order {
@@ -95,7 +95,7 @@ fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
 }
 
 #[test]
-fn a_restarted_node_is_found_again_and_lost_channels_are_replaced() {
+fn restarted_node_reconnects_and_channels_are_replaced() {
     for restarted in 0..=4 {
         let mut world = World::new(Plan::new(Class::L, 3));
         world.run_for(secs(10));
@@ -115,7 +115,7 @@ fn a_restarted_node_is_found_again_and_lost_channels_are_replaced() {
 }
 
 #[test]
-fn a_node_that_stays_away_is_found_within_two_seconds_of_its_return() {
+fn returning_node_is_reconnected_within_2_s() {
     for stopped in 1..=3 {
         let mut world = World::new(Plan::new(Class::L, 2));
         world.run_for(secs(5));
@@ -168,7 +168,7 @@ fn setup_before_the_next_hop_is_up_is_refused_only_after_a_second() {
 }
 
 #[test]
-fn second_answer_to_a_first_handshake_is_not_a_refusal() {
+fn second_response_to_a_first_handshake_is_not_a_refusal() {
     let mut plan = Plan::new(Class::S, 1);
     plan.channels = 1;
     let mut world = World::empty(plan);
@@ -183,7 +183,7 @@ fn second_answer_to_a_first_handshake_is_not_a_refusal() {
 }
 
 #[test]
-fn channels_outlive_a_renewal_every_two_seconds() {
+fn channels_survive_a_renewal_every_2_s() {
     let mut plan = Plan::new(Class::L, 3);
     plan.timing.renew_after = secs(2);
     plan.timing.expire_after = secs(3);
@@ -203,7 +203,7 @@ fn channels_outlive_a_renewal_every_two_seconds() {
 }
 
 #[test]
-fn a_renewal_whose_answer_takes_two_seconds_is_not_repeated() {
+fn renewal_with_a_response_after_2_s_is_not_repeated() {
     let mut plan = Plan::new(Class::S, 2);
     plan.timing.renew_after = secs(60);
     let mut world = World::new(plan);
@@ -223,7 +223,7 @@ fn a_renewal_whose_answer_takes_two_seconds_is_not_repeated() {
 }
 
 #[test]
-fn channels_outlive_renewals_while_a_tenth_of_all_datagrams_is_lost() {
+fn channels_survive_renewals_with_10_percent_loss() {
     let mut plan = Plan::new(Class::L, 2);
     plan.timing.renew_after = secs(4);
     plan.timing.expire_after = secs(12);
@@ -242,7 +242,7 @@ fn channels_outlive_renewals_while_a_tenth_of_all_datagrams_is_lost() {
 }
 
 #[test]
-fn attempts_that_had_slowed_down_beside_an_open_channel_hurry_when_it_is_lost_too() {
+fn search_retries_faster_once_no_channel_is_open() {
     for first in [0, 1] {
         let mut plan = Plan::new(Class::S, 2);
         plan.channels = 2;
@@ -261,7 +261,7 @@ fn attempts_that_had_slowed_down_beside_an_open_channel_hurry_when_it_is_lost_to
 }
 
 #[test]
-fn a_channel_near_its_end_is_superseded() {
+fn channel_near_its_end_is_superseded() {
     let mut plan = Plan::new(Class::M, 2);
     plan.descriptors.iter_mut().for_each(|d| d.lifetime_s = 100);
     let mut world = World::new(plan);
@@ -279,7 +279,7 @@ fn a_channel_near_its_end_is_superseded() {
 }
 
 #[test]
-fn a_dead_next_hop_loses_its_channels_when_the_last_slot_expires() {
+fn channels_of_a_dead_next_hop_end_with_its_last_slot() {
     let mut plan = Plan::new(Class::L, 2);
     plan.timing.renew_after = secs(5);
     plan.timing.expire_after = secs(9);
@@ -298,7 +298,7 @@ fn a_dead_next_hop_loses_its_channels_when_the_last_slot_expires() {
 }
 
 #[test]
-fn a_host_clock_that_steps_back_does_not_stop_renewals() {
+fn renewals_continue_when_the_host_clock_steps_back() {
     let mut plan = Plan::new(Class::L, 2);
     plan.timing.renew_after = secs(2);
     plan.timing.expire_after = secs(5);
@@ -313,7 +313,7 @@ fn a_host_clock_that_steps_back_does_not_stop_renewals() {
 }
 
 #[test]
-fn a_pre_shared_key_must_be_shared() {
+fn link_needs_equal_pre_shared_keys() {
     let key = |n| Some(wire::kdf::Secret::new([n; 32]));
     for (psk, meet) in [((key(1), key(1)), true), ((key(1), key(2)), false), ((None, key(1)), false)] {
         let mut plan = Plan::new(Class::L, 2);

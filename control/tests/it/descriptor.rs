@@ -49,7 +49,7 @@ fn resign(mut bytes: Vec<u8>, change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_signed_is_what_is_read() {
+fn signed_descriptor_reads_back_unchanged() {
     let signed = descriptor().sign(&identity(1)).unwrap();
     let read = verify(&signed).unwrap();
     assert_eq!(read, descriptor());
@@ -58,7 +58,7 @@ fn what_was_signed_is_what_is_read() {
 }
 
 #[test]
-fn every_error_is_told_apart() {
+fn every_descriptor_error_is_distinct() {
     let signed = descriptor().sign(&identity(1)).unwrap();
     let who = identity(1).public();
     let check = |change: &dyn Fn(&mut Vec<u8>)| verify(&resign(signed.clone(), change)).unwrap_err();
@@ -90,7 +90,7 @@ fn every_error_is_told_apart() {
 }
 
 #[test]
-fn what_nobody_could_use_is_not_signed() {
+fn unusable_descriptor_is_not_signed() {
     let sign = |change: &dyn Fn(&mut Descriptor)| {
         let mut bad = descriptor();
         change(&mut bad);
@@ -105,7 +105,7 @@ fn what_nobody_could_use_is_not_signed() {
 }
 
 #[test]
-fn every_message_names_a_remedy() {
+fn every_descriptor_error_names_a_remedy() {
     for error in [
         DescriptorError::Truncated(1),
         DescriptorError::Version(9),
@@ -120,7 +120,7 @@ fn every_message_names_a_remedy() {
 
 proptest! {
     #[test]
-    fn any_flipped_bit_is_refused(byte in any::<prop::sample::Index>(), bit in 0..8) {
+    fn descriptor_with_a_flipped_bit_is_refused(byte in any::<prop::sample::Index>(), bit in 0..8) {
         let mut signed = descriptor().sign(&identity(1)).unwrap();
         let at = byte.index(signed.len());
         signed[at] ^= 1u8 << bit;
@@ -128,7 +128,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_end_the_reader(mut bytes in prop::collection::vec(any::<u8>(), 0..400), real in any::<bool>()) {
+    fn arbitrary_bytes_do_not_panic_the_parser(mut bytes in prop::collection::vec(any::<u8>(), 0..400), real in any::<bool>()) {
         if real && bytes.len() > 6 {
             bytes[..6].copy_from_slice(b"eddy\x01\x01");
         }

@@ -34,7 +34,7 @@ fn slots(world: &World, position: usize) -> Vec<(LinkId, Option<SlotId>, Option<
 }
 
 #[test]
-fn a_message_1_played_again_changes_nothing() {
+fn replayed_message_1_changes_nothing() {
     for position in 1..=3 {
         let mut world = up(Plan::new(Class::L, 2));
         let before = slots(&world, position);
@@ -56,7 +56,7 @@ fn a_message_1_played_again_changes_nothing() {
 }
 
 #[test]
-fn an_older_message_1_does_not_take_the_place_of_a_newer() {
+fn older_message_1_does_not_replace_a_newer() {
     // The first message 1 is caught and let go after the second has been answered.
     for position in 1..=2 {
         let mut world = World::empty(Plan::new(Class::L, 1));
@@ -83,7 +83,7 @@ fn an_older_message_1_does_not_take_the_place_of_a_newer() {
 }
 
 #[test]
-fn a_stranger_gets_no_answer_from_a_hop() {
+fn stranger_gets_no_response_from_a_hop() {
     let mut world = up(Plan::new(Class::L, 2));
     let before = slots(&world, 2);
     let answered = answers(&world, up_address(2));
@@ -97,7 +97,7 @@ fn a_stranger_gets_no_answer_from_a_hop() {
 }
 
 #[test]
-fn a_forged_mac1_gets_no_answer_and_costs_no_public_key_work() {
+fn forged_mac1_gets_no_response_and_costs_no_dh() {
     let mut world = up(Plan::new(Class::L, 2));
     for position in 1..=3 {
         let answered = answers(&world, up_address(position));
@@ -116,7 +116,7 @@ fn a_forged_mac1_gets_no_answer_and_costs_no_public_key_work() {
 }
 
 #[test]
-fn no_handshake_is_answered_with_more_bytes_than_it_brought() {
+fn response_is_never_longer_than_the_request() {
     let world = up(Plan::new(Class::L, 3));
     for position in 1..=4 {
         let bytes = |of: &dyn Fn(&&Packet) -> bool| -> usize {
@@ -129,7 +129,7 @@ fn no_handshake_is_answered_with_more_bytes_than_it_brought() {
 }
 
 #[test]
-fn setups_of_one_entry_are_bounded_by_its_bucket() {
+fn setups_of_one_entry_are_rate_limited() {
     let mut plan = Plan::new(Class::L, 1);
     plan.channels = 200;
     let mut world = World::new(plan);
@@ -163,7 +163,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
 }
 
 #[test]
-fn setups_and_channels_of_a_node_are_bounded_whoever_they_come_from() {
+fn setups_and_channels_of_a_node_are_bounded() {
     // Two entries; the bounds of one entry link are wide, or narrow, and the node's the other way.
     let wide = control::Rate { per_second: 1000, burst: 1000 };
     let narrow = control::Rate { per_second: 1, burst: 5 };
@@ -195,7 +195,7 @@ fn setups_and_channels_of_a_node_are_bounded_whoever_they_come_from() {
 }
 
 #[test]
-fn whole_handshakes_of_a_node_are_bounded_whoever_they_come_from() {
+fn handshakes_of_a_node_are_bounded() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.handshakes = control::Rate { per_second: 1, burst: 3 };
     let mut world = World::empty(plan);
@@ -237,7 +237,7 @@ fn strangers_at_an_entrys_address_do_not_displace_its_link() {
 }
 
 #[test]
-fn links_are_bounded_and_empty_ones_make_way() {
+fn links_are_bounded_and_empty_links_make_room() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.links = 3;
     let mut world = up(plan);
@@ -257,7 +257,7 @@ fn links_are_bounded_and_empty_ones_make_way() {
 }
 
 #[test]
-fn links_that_nobody_ever_used_make_way_first() {
+fn links_never_used_make_room_first() {
     let mut plan = Plan::new(Class::L, 1);
     plan.channels = 0;
     plan.caps.links = 2;
@@ -281,7 +281,7 @@ fn links_that_nobody_ever_used_make_way_first() {
 }
 
 #[test]
-fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
+fn overtaken_message_1_does_not_move_the_entry_to_a_new_link() {
     let mut plan = Plan::new(Class::L, 1);
     plan.timing.renew_after = secs(20);
     let mut world = up(plan);
@@ -309,7 +309,7 @@ fn a_call_overtaken_by_a_newer_one_does_not_draw_the_entry_off_its_link() {
 }
 
 #[test]
-fn an_entry_that_gets_another_address_keeps_link_and_channels() {
+fn roaming_entry_keeps_link_and_channels() {
     let mut world = up(Plan::new(Class::L, 2));
     let moved = SocketAddr::from(([10, 9, 9, 9], 2000));
     let before: Vec<_> = world.node(0).channels.values().map(|c| c.down).collect();
@@ -325,7 +325,7 @@ fn an_entry_that_gets_another_address_keeps_link_and_channels() {
 }
 
 #[test]
-fn a_data_cell_promotes_like_a_control_cell() {
+fn data_cell_promotes_like_a_control_cell() {
     let mut world = World::new(Plan::new(Class::L, 1));
     world.tap = Box::new(|_, packet| {
         if packet.from == down_address(0) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
@@ -345,7 +345,7 @@ fn a_data_cell_promotes_like_a_control_cell() {
 }
 
 #[test]
-fn a_message_1_copied_from_another_address_does_not_draw_the_links_cells_there() {
+fn copied_message_1_does_not_redirect_the_links_cells() {
     let thief = SocketAddr::from(([6, 6, 6, 6], 6));
     for position in 1..=3 {
         let mut plan = Plan::new(Class::L, 2);
@@ -389,7 +389,7 @@ fn slow_links_keep_their_channels() {
 }
 
 #[test]
-fn a_link_that_nobody_uses_expires() {
+fn unused_link_expires() {
     let mut plan = Plan::new(Class::L, 1);
     plan.timing.renew_after = secs(20);
     plan.timing.expire_after = secs(30);
@@ -407,7 +407,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn after_any_storm_the_chain_comes_back(
+    fn chain_recovers_from_any_fault_sequence(
         seed in any::<u64>(),
         lost in 0.0..0.6,
         copied in 0.0..0.3,
@@ -460,7 +460,7 @@ proptest! {
     }
 
     #[test]
-    fn no_datagram_ends_a_node_or_is_answered(
+    fn hostile_datagrams_never_stop_a_node_or_get_a_response(
         garbage in prop::collection::vec(
             (any::<bool>(), prop::sample::select([&HANDSHAKE_LENS[..], &[0, 1, 8, 671, 1408]].concat()), any::<[u8; 12]>()),
             1..40,

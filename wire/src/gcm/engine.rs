@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_engine_that_the_cpu_can_run_agrees_with_rusts_own() {
+    fn every_available_engine_agrees_with_the_reference() {
         for engine in Engine::all() {
             assert!(engine.agrees(), "{}", engine.name());
         }

@@ -263,7 +263,7 @@ mod tests {
     use hex_literal::hex;
 
     #[test]
-    fn counter_mode_is_that_of_nist_sp_800_38a() {
+    fn counter_mode_matches_nist_sp_800_38a() {
         // F.5.1 starts its counter block at f0f1..ff; GCM-style counters start at 1, so check the
         // second keystream block against the AES of FIPS-197 instead: E(K, nonce | 1).
         let key = StreamKey::prepare(&hex!("000102030405060708090a0b0c0d0e0f"), &[0; 12]);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_fails_and_only_its_own_job_fails() {
+    fn flipped_bit_fails_only_its_own_job() {
         let key = AeadKey::prepare(&[1; 16], &[0; 12]);
         let mut a = [7; 64];
         let mut b = [7; 64];
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_shorter_than_a_tag_is_refused() {
+    fn job_shorter_than_a_tag_is_refused() {
         let key = AeadKey::prepare(&[1; 16], &[0; 12]);
         let mut short = [0; 15];
         let mut jobs = [Job::new(&key, [0; 12], &mut short)];

@@ -217,7 +217,7 @@ fn agrees<const N: usize, const K: usize, C: Cipher>(secret: &C::Key) {
 }
 
 #[test]
-fn the_algorithm_is_gcm_at_both_widths_whatever_the_cpu() {
+fn wide_algorithm_is_gcm_at_both_widths_on_any_cpu() {
     agrees::<2, 7, super::super::Aes128>(&[7; 16]);
     agrees::<4, 5, super::super::Aes128>(&[8; 16]);
     agrees::<2, 7, super::super::Aes256>(&[9; 32]);

@@ -1,4 +1,4 @@
-//! What every state machine of a node shares: configuration, generator, outputs, counters.
+//! The state that all state machines of a node share: configuration, generator, outputs, counters.
 
 use std::collections::VecDeque;
 
@@ -9,14 +9,14 @@ use crate::config::Config;
 use crate::counters::{Counters, Refusal};
 use crate::io::{DataOp, Event, Output};
 
-pub(crate) struct Core {
+pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) rng: ChaCha20Rng,
     pub(crate) out: VecDeque<Output>,
     pub(crate) counters: Counters,
 }
 
-impl Core {
+impl Context {
     pub(crate) fn data(&mut self, op: DataOp) {
         self.out.push_back(Output::Data(op));
     }
@@ -29,8 +29,8 @@ impl Core {
         self.counters.refuse(why);
     }
 
-    /// Replaces the generator by one seeded from its own output, over its own memory: who takes the node
-    /// later cannot run it back to an ephemeral of the past.
+    /// Replaces the generator in place by one seeded from its own output. An attacker who seizes the node later
+    /// cannot run the generator back to a past ephemeral.
     pub(crate) fn rekey(&mut self) {
         self.rng = SeedableRng::from_rng(&mut self.rng);
     }

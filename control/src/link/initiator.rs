@@ -1,0 +1,258 @@
+//! How this node initiates handshakes with the next hop: when, how often, and which response counts
+//! (SPEC 4.4, 4.6).
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::{Rng, RngExt};
+use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
+use wire::ids::Side;
+use zeroize::Zeroizing;
+
+use super::{Links, keepalive};
+use crate::config::{Config, Timing};
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::datagram::{self, Mac1Key, MessageKind};
+use crate::io::{Event, Output};
+use crate::noise::{InitiatorState, Pattern, Terms};
+
+/// Messages 1 that may wait for a response at once.
+const PENDING_MAX: usize = 4;
+/// How long each waits.
+const RESPONSE_WAIT: Duration = Duration::from_secs(5);
+/// How long after its start a node does not count a missing next hop as a fault: the nodes of a chain start in any order.
+const STARTING: Duration = Duration::from_secs(1);
+
+/// A message 1 that waits for its response.
+struct Pending {
+    index: u32,
+    /// NK without a resumption token: the responder makes a new link for it.
+    is_fresh: bool,
+    /// Another fresh one was answered first, so the response to this one changes nothing.
+    is_overtaken: bool,
+    sent_at: Duration,
+    state: InitiatorState,
+    key: Mac1Key,
+}
+
+/// Why a new handshake is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    NoLink,
+    Age,
+    Silence,
+}
+
+impl Cause {
+    /// How long to wait for the response; `retry` is the wait that grows from attempt to attempt.
+    fn wait(self, timing: &Timing, retry: Duration) -> Duration {
+        match self {
+            Cause::NoLink => retry,
+            Cause::Silence => timing.handshake_retry_max,
+            // A renewal has time. If it were repeated before its response arrives, the responder would
+            // overwrite the keys that the response brings, and cells would be lost.
+            Cause::Age => {
+                ((timing.expire_after - timing.renew_after) / 8).min(RESPONSE_WAIT).max(timing.handshake_retry)
+            }
+        }
+    }
+}
+
+/// The initiator's side of the link to the next hop.
+pub(super) struct Initiator {
+    terms: Terms,
+    /// The next hop's Noise static key.
+    peer_static: [u8; 32],
+    key: Mac1Key,
+    address: SocketAddr,
+    /// Oldest first.
+    pending: VecDeque<Pending>,
+    /// Wait for the next response while there is no link; grows with every attempt.
+    retry: Duration,
+    /// When the link was lost, or the node started; meaningless while there is a link.
+    pub(super) unlinked_since: Duration,
+    /// No new message 1 before this time.
+    pub(super) due: Duration,
+    /// Last timestamp sent, ns since 1970. Each is greater, even if the wall clock steps back.
+    last_timestamp: u128,
+}
+
+impl Initiator {
+    /// None at the exit.
+    pub(super) fn new(config: &Config, now: Duration) -> Option<Initiator> {
+        let class = config.shape.class();
+        config.next.as_ref().map(|next| {
+            let pattern = if config.is_entry() { Pattern::Nk } else { Pattern::Ik };
+            Initiator {
+                terms: Terms::new(pattern, class, &next.descriptor.hash(), config.psk_down.as_ref()),
+                peer_static: next.descriptor.noise,
+                key: Mac1Key::of(&next.descriptor.noise),
+                address: next.address,
+                pending: VecDeque::new(),
+                retry: config.timing.handshake_retry,
+                unlinked_since: now,
+                due: now,
+                last_timestamp: 0,
+            }
+        })
+    }
+
+    /// TAI64N of the wall clock, or of one nanosecond after the last if the clock has not advanced.
+    fn next_timestamp(&mut self, wall: SystemTime) -> [u8; 12] {
+        let unix = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.last_timestamp = unix.as_nanos().max(self.last_timestamp + 1);
+        let seconds = (1 << 62) + 10 + (self.last_timestamp / 1_000_000_000) as u64;
+
+        let mut out = [0; 12];
+        out[..8].copy_from_slice(&seconds.to_be_bytes());
+        out[8..].copy_from_slice(&((self.last_timestamp % 1_000_000_000) as u32).to_be_bytes());
+        out
+    }
+
+    /// Sets the time of the next attempt.
+    fn schedule(&mut self, cx: &mut Context, now: Duration, cause: Cause) {
+        let timing = &cx.config.timing;
+        let wait = cause.wait(timing, self.retry);
+        // Up to a fifth less, so that the neighbours of one node do not all retry at the same time.
+        let spread = cx.rng.random_range(0.8..=1.0);
+        self.due = now + if cause == Cause::Silence { wait } else { wait.mul_f64(spread) };
+        self.retry = (self.retry * 3 / 2).min(timing.handshake_retry_max);
+    }
+
+    /// Sends message 1 with `head` in front of its encapsulation key.
+    fn send(&mut self, cx: &mut Context, now: Duration, head: &[u8]) {
+        self.pending.retain(|pending| now.saturating_sub(pending.sent_at) < RESPONSE_WAIT);
+        if self.pending.len() >= PENDING_MAX {
+            self.pending.pop_front();
+        }
+
+        let started = InitiatorState::start(&mut cx.rng, &self.terms, &cx.config.noise, &self.peer_static, head);
+        let Ok((state, message)) = started else {
+            cx.refuse(Refusal::HandshakeForged);
+            return;
+        };
+        let mut index = cx.rng.next_u32();
+        while self.pending.iter().any(|pending| pending.index == index) {
+            index = cx.rng.next_u32();
+        }
+        for datagram in datagram::frame_halves(index, &message, &self.key) {
+            cx.out.push_back(Output::Send { side: Side::Down, to: self.address, datagram });
+        }
+
+        let key = Mac1Key::of(&state.ephemeral);
+        let is_fresh = self.terms.pattern == Pattern::Nk && head == [0; 32];
+        self.pending.push_back(Pending { index, is_fresh, is_overtaken: false, sent_at: now, state, key });
+        cx.counters.handshakes_started += 1;
+    }
+}
+
+impl Links {
+    /// Takes in message 2.
+    pub(super) fn handle_response(&mut self, cx: &mut Context, now: Duration, bytes: &[u8]) -> Result<(), Refusal> {
+        let initiator = self.initiator.as_mut().ok_or(Refusal::WrongSide)?;
+        let parsed = datagram::parse(bytes, NK_HALF_LEN)
+            .or_else(|| datagram::parse(bytes, IK_HALF_LEN))
+            .ok_or(Refusal::HandshakeForm)?;
+        match parsed.kind {
+            MessageKind::Response => {}
+            MessageKind::Initiation => return Err(Refusal::WrongSide),
+            MessageKind::Cookie => return Err(Refusal::Cookie),
+        }
+        let at = initiator.pending.iter().position(|pending| pending.index == parsed.index);
+        let at = at.ok_or(Refusal::NotAwaited)?;
+        let pending = &mut initiator.pending[at];
+        if !pending.key.accepts(&parsed) {
+            return Err(Refusal::BadMac1);
+        }
+        if pending.is_overtaken {
+            return Ok(());
+        }
+        let secrets = pending.state.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
+
+        // The response to an older message 1 must not take over from this one. The response to a newer
+        // one does, because the responder has overwritten this handshake with it. Without a token,
+        // however, each message 1 made a link of its own, and the first response is as good as any.
+        let is_fresh = pending.is_fresh;
+        initiator.pending.drain(..=at);
+        if is_fresh {
+            initiator.pending.iter_mut().for_each(|pending| pending.is_overtaken = true);
+        }
+        initiator.retry = cx.config.timing.handshake_retry;
+
+        let peer = initiator.address;
+        let id = match self.down {
+            Some(id) => id,
+            None => self.install_link(cx, now, Side::Down, peer),
+        };
+        self.down = Some(id);
+        let was_up = self.down_ready().is_some();
+        self.install_slot(cx, now, id, peer, &secrets);
+        let side = Side::Down;
+        cx.event(if was_up {
+            Event::LinkRenewed { side, link: id, peer }
+        } else {
+            Event::LinkUp { side, link: id, peer }
+        });
+
+        let link = self.link_mut(id).expect("it was installed above");
+        link.unanswered_since = None;
+        // The responder sends nothing under the new keys before it has seen a cell under them.
+        keepalive(cx, now, link);
+        Ok(())
+    }
+
+    /// How long the next hop has not replied although this node sends to it. None while it replies, and at the exit.
+    pub(crate) fn next_hop_silence(&self, cx: &Context, now: Duration) -> Option<Duration> {
+        let initiator = self.initiator.as_ref()?;
+        let link = self.down.and_then(|id| self.link(id)).filter(|link| link.current.is_some());
+        let Some(link) = link else { return Some(now.saturating_sub(initiator.unlinked_since)) };
+        let silence = now.saturating_sub(link.unanswered_since?);
+        (silence >= cx.config.silent_after()).then_some(silence)
+    }
+
+    /// True if the next hop may not have started yet.
+    pub(crate) fn is_starting(&self, now: Duration) -> bool {
+        let Some(initiator) = &self.initiator else { return false };
+        self.down.is_none() && now.saturating_sub(initiator.unlinked_since) < STARTING
+    }
+
+    /// Why a handshake with the next hop is due, if it is.
+    fn cause(&self, cx: &Context, now: Duration) -> Option<Cause> {
+        let link = self.down.and_then(|id| self.link(id));
+        let Some((link, slot)) = link.and_then(|link| Some((link, link.current.as_ref()?))) else {
+            return Some(Cause::NoLink);
+        };
+        if link.unanswered_since.is_some_and(|since| now.saturating_sub(since) >= cx.config.silent_after()) {
+            return Some(Cause::Silence);
+        }
+        (now.saturating_sub(slot.created_at) >= cx.config.timing.renew_after).then_some(Cause::Age)
+    }
+
+    /// Sends message 1, if one is due.
+    pub(crate) fn initiate(&mut self, cx: &mut Context, now: Duration, wall: SystemTime) {
+        let Some(cause) = self.cause(cx, now) else { return };
+        let down = self.down;
+        let Some(initiator) = &mut self.initiator else { return };
+        if now < initiator.due {
+            return;
+        }
+
+        let link = down.and_then(|id| self.all[id.index()].as_mut());
+        let current = link.as_ref().and_then(|link| link.current.as_ref());
+        let head = Zeroizing::new(match initiator.terms.pattern {
+            Pattern::Nk => current.map_or_else(|| vec![0; 32], |slot| slot.resume.to_vec()),
+            Pattern::Ik => initiator.next_timestamp(wall).to_vec(),
+        });
+        if let (Cause::Silence, Some(link)) = (cause, link)
+            && !link.silence_reported
+        {
+            link.silence_reported = true;
+            cx.event(Event::LinkSilent { link: link.id });
+        }
+
+        initiator.schedule(cx, now, cause);
+        initiator.send(cx, now, &head);
+    }
+}

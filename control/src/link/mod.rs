@@ -1,0 +1,400 @@
+//! Links: handshakes with both neighbours, slots, renewal, liveness (SPEC 4).
+//!
+//! Down is one link, which this node initiates and renews. Up is one link with a known peer (IK), or
+//! at Mix 1 one link per entry that completed a handshake (NK). A message that does not authenticate
+//! changes nothing, and a handshake never displaces a link that carries channels. The content of
+//! control cells belongs to [`crate::channel`].
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use wire::cell::{Direction, Header, Kind};
+use wire::ids::{LinkId, Rank, Side, SlotId};
+use wire::link::{LinkContent, LinkSecrets};
+
+use crate::admission::Bucket;
+use crate::config::{Config, Timing};
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::fragments::Joiner;
+use crate::io::{DataOp, Event};
+use crate::slot::Slot;
+
+mod initiator;
+mod responder;
+
+use initiator::Initiator;
+use responder::Responder;
+
+/// Lifetime of a link that its initiator has never used.
+const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
+/// Incomplete setups of one link.
+const INCOMPLETE_SETUPS_MAX: usize = 8;
+/// How long the fragments of a setup wait for each other.
+const SETUP_FRAGMENTS_WAIT: Duration = Duration::from_secs(2);
+
+/// A link with its slots.
+pub(crate) struct Link {
+    id: LinkId,
+    side: Side,
+    peer: SocketAddr,
+    created_at: Duration,
+    current: Option<Slot>,
+    next: Option<Slot>,
+    previous: Option<Slot>,
+    /// The first cell received since the last one sent: a keepalive is owed for it.
+    owed_since: Option<Duration>,
+    /// The first cell sent since the last one received.
+    unanswered_since: Option<Duration>,
+    silence_reported: bool,
+    was_up: bool,
+    /// Ephemerals of the latest accepted messages 1, so that none is accepted twice.
+    ephemerals: VecDeque<[u8; 32]>,
+    /// Open channels.
+    pub(crate) channels: usize,
+    /// Half-open channels.
+    pub(crate) half_open: usize,
+    /// Limits the setups that begin on this link.
+    pub(crate) setups: Bucket,
+    /// Incomplete setups, by channel number.
+    pub(crate) incomplete_setups: Joiner<u32>,
+}
+
+impl Link {
+    fn slots(&mut self) -> [&mut Option<Slot>; 3] {
+        [&mut self.current, &mut self.next, &mut self.previous]
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    fn carries_no_channels(&self) -> bool {
+        self.channels == 0 && self.half_open == 0
+    }
+
+    fn has_no_slots(&self) -> bool {
+        self.current.is_none() && self.next.is_none() && self.previous.is_none()
+    }
+
+    /// How long its slots live after their handshake.
+    fn slot_lifetime(&self, timing: &Timing) -> Duration {
+        let unpromoted = self.current.is_none() && self.previous.is_none();
+        if unpromoted { timing.expire_after.min(UNPROMOTED_WAIT) } else { timing.expire_after }
+    }
+
+    fn record_received(&mut self, now: Duration) {
+        self.unanswered_since = None;
+        self.silence_reported = false;
+        self.owed_since.get_or_insert(now);
+    }
+
+    fn record_sent(&mut self, now: Duration) {
+        self.owed_since = None;
+        self.unanswered_since.get_or_insert(now);
+    }
+
+    /// `next` becomes current, because its initiator proved that it holds the keys. The link's address becomes `from`,
+    /// the source of the cell that proved it: the handshake itself may have come from anywhere (SPEC 4.4.6).
+    fn promote(&mut self, cx: &mut Context, from: Option<SocketAddr>) {
+        let Some(slot) = self.next.take() else { return };
+        let was_up = self.current.is_some();
+        if let Some(peer) = from.or((!was_up).then_some(slot.peer)) {
+            self.peer = peer;
+        }
+        cx.data(DataOp::Promote { link: self.id, slot: slot.id, peer: self.peer });
+        self.was_up = true;
+        self.previous = self.current.replace(slot);
+        let (side, link, peer) = (self.side, self.id, self.peer);
+        cx.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
+    }
+
+    /// Seals and injects a cell under the current slot.
+    fn inject(&mut self, cx: &mut Context, now: Duration, cell: &Outgoing<'_>) -> bool {
+        let Some(slot) = &mut self.current else { return false };
+        let class = cx.config.shape.class();
+        let Some((header, body)) = slot.seal(cell.kind, cell.channel, cell.sub, class, cell.content) else {
+            return false;
+        };
+        cx.data(DataOp::Inject { link: self.id, slot: slot.id, header, body });
+        self.record_sent(now);
+        true
+    }
+}
+
+/// A control cell to seal; `content` has the full length that the link's cells have.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) channel: u32,
+    pub(crate) sub: u8,
+    pub(crate) content: &'a [u8],
+}
+
+/// All links of a node.
+pub(crate) struct Links {
+    /// By [`LinkId::index`].
+    all: Vec<Option<Link>>,
+    /// The version that each index has or gets next.
+    versions: Vec<u32>,
+    /// The id of the next slot.
+    next_slot: u32,
+    down: Option<LinkId>,
+    initiator: Option<Initiator>,
+    responder: Option<Responder>,
+}
+
+impl Links {
+    pub(crate) fn new(config: &Config, now: Duration) -> Links {
+        let (initiator, responder) = (Initiator::new(config, now), Responder::new(config, now));
+        Links { all: Vec::new(), versions: Vec::new(), next_slot: 0, down: None, initiator, responder }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.all.iter().flatten()
+    }
+
+    fn link(&self, id: LinkId) -> Option<&Link> {
+        self.all.get(id.index())?.as_ref().filter(|link| link.id == id)
+    }
+
+    pub(crate) fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.all.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
+    }
+
+    /// The link to the next hop, if it can send.
+    pub(crate) fn down_ready(&self) -> Option<LinkId> {
+        let id = self.down?;
+        self.link(id).filter(|link| link.current.is_some()).map(|link| link.id)
+    }
+
+    /// Seals and injects a control cell; false if the link is gone or cannot send.
+    pub(crate) fn inject(&mut self, cx: &mut Context, now: Duration, link: LinkId, cell: &Outgoing<'_>) -> bool {
+        self.link_mut(link).is_some_and(|link| link.inject(cx, now, cell))
+    }
+
+    /// Opens a control cell. The first authentic one under `next` promotes that slot.
+    pub(crate) fn open<'a>(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+        header: &Header,
+        body: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Refusal> {
+        let link = self.link_mut(link).ok_or(Refusal::NoSuchSlot)?;
+        let (direction, number) = match link.side {
+            Side::Up => (Direction::Forward, cx.config.position),
+            Side::Down => (Direction::Backward, cx.config.position + 1),
+        };
+        let shape = cx.config.shape;
+        let fits = body.len() == shape.cell_len(direction, number) - wire::cell::HEADER_LEN
+            && header.class == shape.class()
+            && header.kind != Kind::Data
+            && header.kind.travels(direction)
+            && (header.channel == 0) == (header.kind == Kind::Link);
+        if !fits {
+            return Err(Refusal::CellForm);
+        }
+        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::NoSuchSlot)?;
+        let content = found.open(header, body)?;
+        if link.next.as_ref().is_some_and(|next| next.id == slot) {
+            link.promote(cx, Some(from));
+        }
+        link.record_received(now);
+        cx.counters.cells += 1;
+        Ok(content)
+    }
+
+    /// The data plane authenticated a forward data cell under this slot.
+    pub(crate) fn promoted(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        (link, slot): (LinkId, SlotId),
+        from: SocketAddr,
+    ) {
+        if let Some(link) = self.link_mut(link)
+            && link.next.as_ref().is_some_and(|next| next.id == slot)
+        {
+            link.promote(cx, Some(from));
+            link.record_received(now);
+        }
+    }
+
+    /// The data plane received or sent cells.
+    pub(crate) fn activity(&mut self, now: Duration, link: LinkId, received: bool, sent: bool) {
+        let Some(link) = self.link_mut(link) else { return };
+        if received {
+            link.record_received(now);
+        }
+        if sent {
+            link.record_sent(now);
+            if received {
+                // Their order is unknown; the received cell is recent enough to count as an answer.
+                link.unanswered_since = None;
+            }
+        }
+    }
+
+    fn install_slot(&mut self, cx: &mut Context, now: Duration, link: LinkId, peer: SocketAddr, secrets: &LinkSecrets) {
+        let id = SlotId(self.next_slot);
+        self.next_slot = self.next_slot.wrapping_add(1);
+        let Some(link) = self.link_mut(link) else { return };
+        let slot = Slot::new(id, link.side, peer, now, secrets);
+        let rank = match link.side {
+            Side::Up => Rank::Next,
+            Side::Down => Rank::Current,
+        };
+        cx.data(DataOp::InstallSlot {
+            link: link.id,
+            slot: id,
+            peer,
+            header_i2r: secrets.header_i2r.clone(),
+            header_r2i: secrets.header_r2i.clone(),
+            rank,
+        });
+        match link.side {
+            Side::Up => link.next = Some(slot),
+            Side::Down => {
+                link.peer = peer;
+                link.was_up = true;
+                link.previous = link.current.replace(slot);
+            }
+        }
+        cx.counters.handshakes_done += 1;
+    }
+
+    fn install_link(&mut self, cx: &mut Context, now: Duration, side: Side, peer: SocketAddr) -> LinkId {
+        let index = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
+        if index == self.all.len() {
+            self.all.push(None);
+            self.versions.push(0);
+        }
+        let id = LinkId::new(index, self.versions[index]);
+        let link = Link {
+            id,
+            side,
+            peer,
+            created_at: now,
+            current: None,
+            next: None,
+            previous: None,
+            owed_since: None,
+            unanswered_since: None,
+            silence_reported: false,
+            was_up: false,
+            ephemerals: VecDeque::new(),
+            channels: 0,
+            half_open: 0,
+            setups: Bucket::new(cx.config.caps.setups_per_entry_link, now),
+            incomplete_setups: Joiner::new(INCOMPLETE_SETUPS_MAX, SETUP_FRAGMENTS_WAIT),
+        };
+        self.all[index] = Some(link);
+        cx.data(DataOp::InstallLink { link: id, side, peer });
+        id
+    }
+
+    /// Drops a link. Its channels must be retired before.
+    pub(crate) fn retire(&mut self, cx: &mut Context, id: LinkId) {
+        let Some(link) = self.all.get_mut(id.index()).and_then(|at| at.take_if(|link| link.id == id)) else { return };
+        let version = &mut self.versions[id.index()];
+        *version = (*version + 1) % LinkId::VERSIONS;
+        if self.down == Some(id) {
+            self.down = None;
+        }
+        cx.data(DataOp::RetireLink { link: id });
+        if link.was_up {
+            cx.event(Event::LinkDown { side: link.side, link: id });
+        }
+    }
+
+    /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys.
+    pub(crate) fn handshake(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        side: Side,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> bool {
+        let done = match side {
+            Side::Up => self.handle_initiation(cx, now, from, bytes).map(|()| false),
+            Side::Down => self.handle_response(cx, now, bytes).map(|()| true),
+        };
+        done.unwrap_or_else(|why| {
+            cx.refuse(why);
+            false
+        })
+    }
+
+    /// Drops slots that are too old and sends keepalives; returns the links whose last slot is gone.
+    pub(crate) fn expire(&mut self, cx: &mut Context, now: Duration) -> Vec<LinkId> {
+        let mut dead = Vec::new();
+        for link in self.all.iter_mut().flatten() {
+            let id = link.id;
+            let lifetime = link.slot_lifetime(&cx.config.timing);
+            for of_rank in link.slots() {
+                if let Some(slot) = of_rank.take_if(|slot| now.saturating_sub(slot.created_at) >= lifetime) {
+                    cx.data(DataOp::RetireSlot { link: id, slot: slot.id });
+                }
+            }
+
+            if link.has_no_slots() {
+                dead.push(id);
+                if let Some(initiator) = self.initiator.as_mut().filter(|_| self.down == Some(id)) {
+                    initiator.unlinked_since = link.unanswered_since.unwrap_or(now);
+                }
+            } else if link.owed_since.is_some_and(|since| now.saturating_sub(since) >= cx.config.timing.keepalive_after)
+            {
+                keepalive(cx, now, link);
+            }
+        }
+        dead
+    }
+
+    /// When [`Links::expire`] or `initiate` has something to do next.
+    pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
+        let timing = &cx.config.timing;
+        let mut wake = Duration::MAX;
+        for link in self.iter() {
+            let lifetime = link.slot_lifetime(timing);
+            for slot in [&link.current, &link.next, &link.previous].into_iter().flatten() {
+                wake = wake.min(slot.created_at + lifetime);
+            }
+            if let Some(since) = link.owed_since {
+                wake = wake.min(since + timing.keepalive_after);
+            }
+        }
+
+        if let Some(initiator) = &self.initiator {
+            let current = self.down.and_then(|id| self.link(id)).and_then(|link| {
+                let slot = link.current.as_ref()?;
+                let silent = link.unanswered_since.map_or(Duration::MAX, |since| since + cx.config.silent_after());
+                Some(silent.min(slot.created_at + timing.renew_after))
+            });
+            wake = wake.min(initiator.due.max(current.unwrap_or(Duration::ZERO)));
+        }
+        wake
+    }
+}
+
+fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
+    let shape = cx.config.shape;
+    let len = match link.side {
+        Side::Up => shape.control_content(Direction::Backward, cx.config.position),
+        Side::Down => shape.control_content(Direction::Forward, cx.config.position + 1),
+    };
+    let mut content = vec![0; len];
+    content[0] = LinkContent::Keepalive as u8;
+    // Also if there is no slot to send under: otherwise the next wake would be in the past.
+    link.owed_since = None;
+    if link.inject(cx, now, &Outgoing { kind: Kind::Link, channel: 0, sub: 0, content: &content }) {
+        cx.counters.keepalives += 1;
+    }
+}

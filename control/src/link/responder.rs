@@ -1,0 +1,278 @@
+//! How this node answers handshakes: whom, how many, and for which link (SPEC 4.2, 4.4, 4.5).
+
+use std::collections::{HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
+use wire::ids::{LinkId, Side};
+use wire::kdf::x25519_public;
+
+use super::{Link, Links};
+use crate::admission::Bucket;
+use crate::config::Config;
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::datagram::{self, Mac1Key, MessageKind, Parsed};
+use crate::fragments::{Joined, Joiner};
+use crate::io::Output;
+use crate::noise::{Pattern, ResponderState, Terms};
+use crate::slot::Slot;
+
+/// Ephemerals of accepted messages 1 that a link remembers.
+const EPHEMERALS_PER_LINK: usize = 16;
+/// Ephemerals of accepted messages 1 that a node remembers, over all links.
+const EPHEMERALS_MAX: usize = 4096;
+/// Halves of message 1 that wait for their other half.
+const HALVES_MAX: usize = 256;
+/// How long each waits.
+const HALVES_WAIT: Duration = Duration::from_secs(1);
+
+/// The responder's side of the links to previous hops or entries.
+pub(super) struct Responder {
+    terms: Terms,
+    half_len: usize,
+    key: Mac1Key,
+    /// By source and initiator's index.
+    halves: Joiner<(SocketAddr, u32)>,
+    /// Limits public-key work.
+    bucket: Bucket,
+    /// IK: last accepted timestamp.
+    last_timestamp: [u8; 12],
+    seen: HashSet<[u8; 32]>,
+    /// The same, oldest first.
+    seen_order: VecDeque<[u8; 32]>,
+}
+
+impl Responder {
+    /// None at the entry.
+    pub(super) fn new(config: &Config, now: Duration) -> Option<Responder> {
+        let class = config.shape.class();
+        config.descriptor.as_ref().filter(|_| !config.is_entry()).map(|own| {
+            let (pattern, half_len) =
+                if config.faces_entries() { (Pattern::Nk, NK_HALF_LEN) } else { (Pattern::Ik, IK_HALF_LEN) };
+            Responder {
+                terms: Terms::new(pattern, class, &own.hash(), config.psk_up.as_ref()),
+                half_len,
+                key: Mac1Key::of(&x25519_public(&config.noise)),
+                halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
+                bucket: Bucket::new(config.caps.handshakes, now),
+                last_timestamp: [0; 12],
+                seen: HashSet::new(),
+                seen_order: VecDeque::new(),
+            }
+        })
+    }
+
+    /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it.
+    fn receive_half(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        from: SocketAddr,
+        parsed: &Parsed<'_>,
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        match parsed.kind {
+            MessageKind::Initiation => {}
+            MessageKind::Response => return Err(Refusal::WrongSide),
+            MessageKind::Cookie => return Err(Refusal::Cookie),
+        }
+        if !self.key.accepts(parsed) {
+            return Err(Refusal::BadMac1);
+        }
+        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part.into(), 2, parsed.noise);
+        (0..given_up).for_each(|_| cx.refuse(Refusal::HalfAlone));
+        match joined {
+            Joined::Incomplete => Ok(None),
+            Joined::Duplicate => Err(Refusal::HalfTwice),
+            Joined::Complete(message) => Ok(Some(message)),
+        }
+    }
+
+    /// IK: the timestamp in `head`, if it is newer than the last accepted one and from the previous hop.
+    fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<[u8; 12], Refusal> {
+        if state.initiator != cx.config.previous || state.initiator.is_none() {
+            return Err(Refusal::NotANeighbour);
+        }
+        let timestamp: [u8; 12] = *state.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
+        if timestamp <= self.last_timestamp {
+            return Err(Refusal::StaleTimestamp);
+        }
+        Ok(timestamp)
+    }
+
+    fn remember(&mut self, ephemeral: [u8; 32]) {
+        if self.seen.insert(ephemeral) {
+            self.seen_order.push_back(ephemeral);
+        }
+        if self.seen_order.len() > EPHEMERALS_MAX
+            && let Some(oldest) = self.seen_order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+    }
+}
+
+impl Links {
+    /// Takes in half of message 1, and answers if it completes a valid message.
+    pub(super) fn handle_initiation(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        from: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<(), Refusal> {
+        let responder = self.responder.as_mut().ok_or(Refusal::WrongSide)?;
+        let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeForm)?;
+        let Some(message) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
+
+        // Replays and floods are refused before any public-key work.
+        let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeForm)?;
+        if responder.seen.contains(&ephemeral) {
+            return Err(Refusal::HandshakeReplayed);
+        }
+        if !responder.bucket.take(now) {
+            return Err(Refusal::HandshakeBucketEmpty);
+        }
+        let state = ResponderState::read(&mut cx.rng, &responder.terms, &cx.config.noise, &message)
+            .map_err(|_| Refusal::HandshakeForged)?;
+        let timestamp = match responder.terms.pattern {
+            Pattern::Nk => None,
+            Pattern::Ik => Some(responder.check_initiator(cx, &state)?),
+        };
+
+        let known = match timestamp {
+            Some(_) => self.iter().find(|link| link.side == Side::Up).map(|link| link.id),
+            None => self.resumed(cx, &state.head)?,
+        };
+        if let Some(id) = known
+            && self.link_mut(id).is_some_and(|link| link.ephemerals.contains(&ephemeral))
+        {
+            return Err(Refusal::HandshakeReplayed);
+        }
+        if known.is_none() {
+            self.make_room(cx, from)?;
+        }
+        let (message, secrets) = state.answer().map_err(|_| Refusal::HandshakeForged)?;
+
+        let link = known.unwrap_or_else(|| self.install_link(cx, now, Side::Up, from));
+        self.install_slot(cx, now, link, from, &secrets);
+        if let Some(link) = self.link_mut(link) {
+            link.ephemerals.push_back(ephemeral);
+            if link.ephemerals.len() > EPHEMERALS_PER_LINK {
+                link.ephemerals.pop_front();
+            }
+        }
+        let responder = self.responder.as_mut().expect("it was there above");
+        if let Some(timestamp) = timestamp {
+            responder.last_timestamp = timestamp;
+        }
+        responder.remember(ephemeral);
+
+        let key = Mac1Key::of(&ephemeral);
+        let datagram = datagram::frame(MessageKind::Response, 0, parsed.index, &message, &key);
+        cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+        Ok(())
+    }
+
+    /// NK: the live link whose current or next handshake this token names.
+    ///
+    /// A token that names `next` proves that its initiator holds those keys, so the slot is promoted
+    /// as by a cell. It says nothing about the initiator's address, so a link that is up keeps its
+    /// own. A token that names `previous` is spent: a newer message 1 overtook this one, and a link
+    /// of its own would draw the initiator away from its channels.
+    fn resumed(&mut self, cx: &mut Context, token: &[u8]) -> Result<Option<LinkId>, Refusal> {
+        let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
+        for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
+            if names(&link.next) {
+                link.promote(cx, None);
+                return Ok(Some(link.id));
+            }
+            if names(&link.current) {
+                return Ok(Some(link.id));
+            }
+            if names(&link.previous) {
+                return Err(Refusal::TokenSpent);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes room for one more link under the caps per address and per node. Links that were never
+    /// used go first, then those without channels, oldest first. Links with channels never go.
+    fn make_room(&mut self, cx: &mut Context, from: SocketAddr) -> Result<(), Refusal> {
+        let up = |link: &&Link| link.side == Side::Up;
+        let at_address =
+            |link: &&Link| up(link) && (link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from));
+        let victim = |among: &mut dyn Iterator<Item = &Link>| {
+            among
+                .filter(|link| link.carries_no_channels())
+                .min_by_key(|link| (link.current.is_some(), link.created_at))
+                .map(|link| link.id)
+        };
+
+        if self.iter().filter(at_address).count() >= cx.config.caps.links_per_address {
+            let id = victim(&mut self.iter().filter(at_address)).ok_or(Refusal::AddressLinksFull)?;
+            self.retire(cx, id);
+        }
+        if self.iter().filter(up).count() >= cx.config.caps.links {
+            let id = victim(&mut self.iter().filter(up)).ok_or(Refusal::LinksFull)?;
+            self.retire(cx, id);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::cell::Class;
+    use wire::handshake::is_handshake_len;
+
+    use super::*;
+    use crate::sim::{Fate, Plan, World, down_address, secs, up_address};
+
+    #[test]
+    fn link_remembers_ephemerals_that_the_node_forgot() {
+        let mut plan = Plan::new(Class::L, 1);
+        plan.timing.renew_after = secs(20);
+        let mut world = World::new(plan);
+        world.run_for(secs(19));
+        // The response to the renewal is lost, so its token is still valid.
+        let is_half = |p: &crate::sim::Packet| p.from == down_address(0) && is_handshake_len(p.bytes.len());
+        let before = world.record.len();
+        world.tap = Box::new(|_, packet| {
+            let is_response = packet.from == up_address(1) && is_handshake_len(packet.bytes.len());
+            if is_response { Fate::Lose } else { Fate::Pass }
+        });
+        let start = world.now;
+        assert!(world.run_until(start + secs(4), |w| w.node(1).link(Side::Up).1.next().is_some()));
+        let next = world.node(1).link(Side::Up).1.next();
+        let halves: Vec<_> = world.record[before..].iter().filter(|p| is_half(p)).take(2).cloned().collect();
+        let responder = world.nodes.get_mut(&1).unwrap().control.links.responder.as_mut().unwrap();
+        for stranger in 0..EPHEMERALS_MAX as u64 {
+            let mut ephemeral = [0; 32];
+            ephemeral[..8].copy_from_slice(&stranger.to_be_bytes());
+            responder.remember(ephemeral);
+        }
+        assert_eq!(responder.seen.len(), EPHEMERALS_MAX);
+        for half in &halves {
+            world.deliver_now(half, half.bytes.clone());
+        }
+        assert_eq!(world.refused(1, Refusal::HandshakeReplayed), 1);
+        assert_eq!(world.node(1).link(Side::Up).1.next(), next);
+    }
+
+    #[test]
+    fn latest_4096_ephemerals_are_remembered() {
+        let config = Plan::new(Class::L, 1).config(1);
+        let mut responder = Responder::new(&config, Duration::ZERO).unwrap();
+        let ephemeral = |n: usize| std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8);
+        for n in 0..EPHEMERALS_MAX + 1000 {
+            responder.remember(ephemeral(n));
+            responder.remember(ephemeral(n));
+        }
+        assert_eq!((responder.seen.len(), responder.seen_order.len()), (EPHEMERALS_MAX, EPHEMERALS_MAX));
+        assert!(!responder.seen.contains(&ephemeral(999)) && responder.seen.contains(&ephemeral(1000)));
+    }
+}
