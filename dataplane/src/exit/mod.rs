@@ -21,7 +21,7 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
-use wire::frames::{self, Frame, Status};
+use wire::frames::{self, Frame};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::key::Generations;
 use wire::layer::data_header;

@@ -6,7 +6,7 @@ use crate::ingress::lengths;
 use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
 use crate::sys::Waker;
 use wire::cell::Class;
-use wire::frames::{Address, parse};
+use wire::frames::{Address, Status, parse};
 use wire::kdf::Secret;
 
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
