@@ -6,6 +6,9 @@ use super::*;
 use proptest::prelude::*;
 use std::net::IpAddr;
 
+/// The channel of all flows.
+const CHANNEL: u32 = 0;
+
 /// An address of the network that the exit may send to.
 fn host(last: u8) -> IpAddr {
     [198, 51, 100, last].into()
@@ -22,7 +25,7 @@ impl Bench {
     }
 
     fn open_name(&mut self, flow: u16) {
-        self.open(0, flow, Address::Name("several.test", 53));
+        self.open(CHANNEL, flow, Address::Name("several.test", 53));
     }
 
     fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
@@ -30,14 +33,14 @@ impl Bench {
     }
 
     fn datagram(&mut self, flow: u16, data: &[u8]) {
-        self.frame(0, &Frame::Dgram { flow, data });
+        self.frame(CHANNEL, &Frame::Dgram { flow, data });
     }
 
     /// The middle of a turn: what is due is sent, and errors are read. What the entry hears: peers and statuses.
     fn hear(&mut self) -> Vec<String> {
-        let Exit { apps, send_batch, datagrams, .. } = &mut self.exit;
-        apps.send(send_batch, &mut datagrams.forward);
+        self.exit.end.send_datagrams();
         self.exit.receive_apps(self.now);
+        self.exit.move_on(self.now);
         self.said(|frame| match *frame {
             Frame::Peer { from, .. } => Some(format!("peer {from}")),
             Frame::Status { code, .. } => Some(format!("{code:?}")),
@@ -147,7 +150,7 @@ fn name_is_not_a_scanner() {
         let hosts: Vec<u8> = (0..4).map(|i| 1 + ((flow * 4 + i) % 16) as u8).collect();
         hosts.iter().for_each(|last| bench.refuses(*last, true));
         bench.open_name(flow);
-        if bench.exit.flows.at(0, flow).is_none() {
+        if bench.exit.flows.at(ChannelIndex(CHANNEL), flow).is_none() {
             break;
         }
         bench.resolved(u32::from(flow), hosts.into_iter().map(host).collect());
@@ -244,7 +247,7 @@ proptest! {
                         bench.net.send(Datagram { from: at(last), to: from, bytes: b"answer".to_vec() });
                     }
                 }
-                Step::Close(flow) => bench.frame(0, &Frame::Close { flow }),
+                Step::Close(flow) => bench.frame(CHANNEL, &Frame::Close { flow }),
                 Step::Turn(ms) => {
                     bench.now += ms * SECOND / 1000;
                     bench.turn();
@@ -258,7 +261,7 @@ proptest! {
         arrived += (0..6).map(|last| bench.arrived(last).len() as u64).sum::<u64>();
         prop_assert_eq!(ledger.sent, arrived);
         for flow in 0..4 {
-            bench.frame(0, &Frame::Close { flow });
+            bench.frame(CHANNEL, &Frame::Close { flow });
         }
         prop_assert_eq!(bench.exit.flows.fallbacks.kept(), 0);
         prop_assert_eq!(bench.turn().datagrams.forward.held, 0);
