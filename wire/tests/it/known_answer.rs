@@ -2,7 +2,7 @@
 //!
 //! `known_answer.json` holds every input and every result, so that an implementation in another
 //! language can be held against it. The test computes all of it again and compares. If the protocol
-//! changes on purpose, `EDDY_BLESS=1 cargo test -p wire --test known_answer` writes the file anew;
+//! changes on purpose, `EDDY_BLESS=1 cargo test -p wire known_answer` writes the file anew;
 //! the difference then belongs in the commit that changes SPEC.md.
 //!
 //! Strings are bytes in hexadecimal, numbers are numbers. Lists named for hops or links start with
