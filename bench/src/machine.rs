@@ -28,13 +28,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
-            eddy: version(),
+            eddy: eddy::version::with_commit(),
         }
     }
-}
-
-/// The version, with the commit where the build knew it.
-fn version() -> String {
-    let version = env!("CARGO_PKG_VERSION");
-    option_env!("EDDY_COMMIT").map_or_else(|| version.to_owned(), |commit| format!("{version} ({commit})"))
 }

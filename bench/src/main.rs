@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     if let Some("entry" | "mix" | "exit" | "chain") = std::env::args().nth(1).as_deref() {
         return match eddy::args::Cli::try_parse() {
             Ok(cli) => eddy::commands::run(cli),
-            Err(error) => eddy::commands::misspoken(&error),
+            Err(error) => eddy::commands::usage_error(&error),
         };
     }
     let done = match Cli::parse().command {
