@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 const RETIRED: &[(&str, &str, &[&str])] = &[
     ("crew", "multicore", &[]),
     ("hub", "multicore", &[]),
+    ("inbox", "receive batch", &[]),
     ("outbox", "send batch", &[]),
+    ("spoke", "shard", &[]),
     // The changelog names what was renamed.
     ("train", "burst", &["CHANGELOG.md"]),
     ("trains", "bursts", &["CHANGELOG.md"]),
