@@ -151,22 +151,22 @@ impl Channels {
         let (shape, position) = (cx.config.shape, cx.config.position);
         let up = (link, header.channel);
         if self.ids.contains_key(&up) {
-            return Err(Refusal::ChannelTaken);
+            return Err(Refusal::ChannelInUse);
         }
         let len = setup::onion_len(shape, position);
         let count = len.div_ceil(content.len());
         if usize::from(header.sub) >= count {
-            return Err(Refusal::FragmentForm);
+            return Err(Refusal::FragmentMalformed);
         }
         if count == 1 {
             return self.setup(cx, links, now, up, &content[..len]);
         }
-        let state = links.link_mut(link).ok_or(Refusal::NoSuchSlot)?;
+        let state = links.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let (joined, given_up) = state.incomplete_setups.join(now, header.channel, header.sub.into(), count, content);
         (0..given_up).for_each(|_| cx.refuse(Refusal::SetupIncomplete));
         match joined {
             Joined::Incomplete => Ok(()),
-            Joined::Duplicate => Err(Refusal::FragmentForm),
+            Joined::Duplicate => Err(Refusal::FragmentMalformed),
             Joined::Complete(onion) => self.setup(cx, links, now, up, &onion[..len]),
         }
     }
@@ -185,17 +185,17 @@ impl Channels {
         let next_hop = if is_exit { None } else { Some(links.down_ready().ok_or(Refusal::NextHopDown)?) };
         self.admit(cx, links, now, up.0, is_exit)?;
 
-        let tag = setup::replay_tag(onion).ok_or(Refusal::SetupBad)?;
+        let tag = setup::replay_tag(onion).ok_or(Refusal::SetupInvalid)?;
         if self.seen.contains(&tag) {
             return Err(Refusal::SetupReplayed);
         }
-        let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupBad)?;
+        let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupInvalid)?;
         let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), onion)
-            .map_err(|_| Refusal::SetupBad)?;
+            .map_err(|_| Refusal::SetupInvalid)?;
         self.seen.insert(opened.tag);
         let rest = opened.rest.clone();
         let y = draw_secret(&mut cx.rng);
-        let (ephemeral, secrets) = opened.answer(y).map_err(|_| Refusal::SetupBad)?;
+        let (ephemeral, secrets) = opened.answer(y).map_err(|_| Refusal::SetupInvalid)?;
         cx.counters.setups += 1;
 
         let Some(next_hop) = next_hop else {
@@ -228,9 +228,9 @@ impl Channels {
         let caps = &cx.config.caps;
         if cx.config.faces_entries() {
             // Between hops one link carries the setups of every entry, so only the node's bounds apply there.
-            let link = links.link_mut(up).ok_or(Refusal::NoSuchSlot)?;
+            let link = links.link_mut(up).ok_or(Refusal::UnknownSlot)?;
             if !link.setups.take(now) {
-                return Err(Refusal::LinkBucketEmpty);
+                return Err(Refusal::LinkSetupsRateLimited);
             }
             if link.half_open >= caps.half_open_per_entry_link {
                 return Err(Refusal::LinkHalfOpenFull);
@@ -240,7 +240,7 @@ impl Channels {
             }
         }
         if !self.bucket.take(now) {
-            return Err(Refusal::NodeBucketEmpty);
+            return Err(Refusal::SetupsRateLimited);
         }
         if !is_exit && self.half_open.len() >= caps.half_open {
             return Err(Refusal::HalfOpenFull);
@@ -287,17 +287,17 @@ impl Channels {
     ) -> Result<(), Refusal> {
         let shape = cx.config.shape;
         let Some(Use::HalfOpen(serial)) = self.used_by((link, header.channel)) else {
-            return Err(Refusal::AckUnasked);
+            return Err(Refusal::UnexpectedAck);
         };
-        let half = self.half_open.get_mut(&serial).ok_or(Refusal::AckUnasked)?;
+        let half = self.half_open.get_mut(&serial).ok_or(Refusal::UnexpectedAck)?;
         let cells = setup::ack_cells(shape);
         if half.down != (link, header.channel) || usize::from(header.sub) >= cells {
-            return Err(Refusal::AckUnasked);
+            return Err(Refusal::UnexpectedAck);
         }
         // A second pass would use the same keystream twice.
         let bit = 1 << header.sub;
         if half.passed & bit != 0 {
-            return Err(Refusal::AckUnasked);
+            return Err(Refusal::UnexpectedAck);
         }
         half.passed |= bit;
         let sub = header.sub;

@@ -117,8 +117,8 @@ impl Control {
                 entry.tick(cx, channels, links, now);
                 done
             }
-            (Kind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::LinkKind),
-            (Kind::Data, _) | (Kind::Setup, Some(_)) => Err(Refusal::CellForm),
+            (Kind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::UnknownLinkContent),
+            (Kind::Data, _) | (Kind::Setup, Some(_)) => Err(Refusal::CellMalformed),
         }
     }
 

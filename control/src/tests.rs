@@ -53,7 +53,7 @@ fn setup_opens_once_on_any_channel() {
     misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.node(3).control.open_channels(), 5);
-    for (channel, why) in [(1, Refusal::ChannelTaken), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
+    for (channel, why) in [(1, Refusal::ChannelInUse), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
         let before = world.refused(1, why);
         misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
         world.run_for(secs(1));
@@ -72,7 +72,7 @@ fn setup_with_an_unusual_field_is_dropped() {
         misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &bad);
         world.run_for(secs(1));
     }
-    assert_eq!(world.refused(1, Refusal::SetupBad), 3);
+    assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
     assert_eq!(world.node(1).control.open_channels(), 4);
 }
 
@@ -100,12 +100,12 @@ fn eight_incomplete_setups_wait_for_two_seconds() {
     misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 2, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
-    assert_eq!(world.refused(1, Refusal::FragmentForm), 2, "a piece twice, a piece that none has");
+    assert_eq!(world.refused(1, Refusal::FragmentMalformed), 2, "a piece twice, a piece that none has");
     world.run_for(secs(3));
     misuse(&mut world, 0, Side::Down, Kind::Setup, 20, 1, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
-    assert_eq!(world.refused(1, Refusal::SetupBad), 0);
+    assert_eq!(world.refused(1, Refusal::SetupInvalid), 0);
 }
 
 #[test]
@@ -144,8 +144,8 @@ fn ack_passes_a_mix_once_and_only_if_awaited() {
         misuse(&mut world, 3, Side::Up, Kind::Ack, channel, sub, &content);
     }
     world.run_for(secs(1));
-    assert_eq!(world.refused(2, Refusal::AckUnasked), 3);
-    assert_eq!(world.refused(1, Refusal::AckUnasked), 0, "nothing came through");
+    assert_eq!(world.refused(2, Refusal::UnexpectedAck), 3);
+    assert_eq!(world.refused(1, Refusal::UnexpectedAck), 0, "nothing came through");
 }
 
 /// A chain whose exit's cells are lost, so that channels stay half-open.
@@ -173,7 +173,7 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
         misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 0, &content);
     }
     world.run_for(ms(40));
-    assert_eq!(world.refused(7, Refusal::AckUnasked), 2);
+    assert_eq!(world.refused(7, Refusal::UnexpectedAck), 2);
     assert_eq!(at_mix(&world), before);
     // There is no part 2, and from the entry's side comes none at all.
     misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 2, &content);
@@ -181,7 +181,7 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
     misuse(&mut world, 6, Side::Down, Kind::Ack, up, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(7, Refusal::AckUnasked), world.refused(7, Refusal::CellForm)), (3, 1));
+    assert_eq!((world.refused(7, Refusal::UnexpectedAck), world.refused(7, Refusal::CellMalformed)), (3, 1));
 }
 
 #[test]
@@ -192,11 +192,11 @@ fn entry_takes_the_first_copy_of_an_ack_part() {
     for (sub, refused) in [(0, 0), (0, 1), (2, 2)] {
         misuse(&mut world, 1, Side::Up, Kind::Ack, waits, sub, &content);
         world.run_for(ms(40));
-        assert_eq!(world.refused(0, Refusal::AckUnasked), refused, "part {sub} of 0 and 1");
+        assert_eq!(world.refused(0, Refusal::UnexpectedAck), refused, "part {sub} of 0 and 1");
     }
     misuse(&mut world, 1, Side::Up, Kind::Ack, waits, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(0, Refusal::AckUnasked), world.refused(0, Refusal::AckBad)), (2, 1));
+    assert_eq!((world.refused(0, Refusal::UnexpectedAck), world.refused(0, Refusal::AckInvalid)), (2, 1));
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn setup_for_a_half_open_channel_is_dropped() {
         misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
         world.run_for(ms(50));
     }
-    assert_eq!(world.refused(1, Refusal::ChannelTaken), 1);
+    assert_eq!(world.refused(1, Refusal::ChannelInUse), 1);
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn forged_ack_discards_the_setup_and_entry_retries() {
     let content = vec![3; world.plan.shape.payload()];
     misuse(&mut world, 1, Side::Up, Kind::Ack, channel, 0, &content);
     assert!(world.run_until(start + secs(10), |w| w.has_channels(0, 4) || w.node(0).channels.len() == 4));
-    assert_eq!(world.refused(0, Refusal::AckBad), 1);
+    assert_eq!(world.refused(0, Refusal::AckInvalid), 1);
 }
 
 #[test]

@@ -340,7 +340,7 @@ fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
             std::iter::from_fn(|| stranger.recv(&mut buffer).ok()).collect::<Vec<usize>>()
         };
         // Cut, alone, and with any one byte altered: no answer.
-        let forms = refused("bad_mac1") + refused("handshake_form") + refused("handshake_forged");
+        let forms = refused("bad_mac1") + refused("handshake_malformed") + refused("handshake_forged");
         let mut tried = 0;
         for (which, half) in halves.iter().enumerate() {
             // The last sixteen bytes are mac2, for cookies that nobody asks for yet.
@@ -362,7 +362,7 @@ fn only_a_whole_true_message_1_is_answered_and_disturbs_nothing() {
             assert_eq!(answers(stranger), Vec::<usize>::new(), "link {link}: nothing altered is answered");
         }
         until("most are refused by control", || {
-            refused("bad_mac1") + refused("handshake_form") + refused("handshake_forged") > forms + 500
+            refused("bad_mac1") + refused("handshake_malformed") + refused("handshake_forged") > forms + 500
         });
         // The true one is answered, once.
         let mut got = Vec::new();

@@ -187,7 +187,7 @@ impl Links {
         header: &Header,
         body: &'a mut [u8],
     ) -> Result<&'a mut [u8], Refusal> {
-        let link = self.link_mut(link).ok_or(Refusal::NoSuchSlot)?;
+        let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let (direction, number) = match link.side {
             Side::Up => (Direction::Forward, cx.config.position),
             Side::Down => (Direction::Backward, cx.config.position + 1),
@@ -199,9 +199,9 @@ impl Links {
             && header.kind.travels(direction)
             && (header.channel == 0) == (header.kind == Kind::Link);
         if !fits {
-            return Err(Refusal::CellForm);
+            return Err(Refusal::CellMalformed);
         }
-        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::NoSuchSlot)?;
+        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
         let content = found.open(header, body)?;
         if link.next.as_ref().is_some_and(|next| next.id == slot) {
             link.promote(cx, Some(from));

@@ -69,7 +69,8 @@ fn duplicates_of_every_datagram_change_nothing() {
         assert_eq!(world.node(at).control.open_channels(), 4, "node {at}");
         assert_eq!(world.node(at).links.len(), if at == 0 || at == 8 { 1 } else { 2 });
         // Each kind of copy falls to the first check that can know it.
-        let known = [Refusal::HalfTwice, Refusal::HandshakeReplayed, Refusal::NotAwaited, Refusal::CellReplayed];
+        let known =
+            [Refusal::HalfDuplicate, Refusal::HandshakeReplayed, Refusal::UnexpectedResponse, Refusal::CellReplayed];
         let counters = world.node(at).control.counters();
         assert!(counters.refused(Refusal::CellReplayed) > 0, "node {at}");
         assert_eq!(known.map(|why| counters.refused(why)).iter().sum::<u64>(), counters.refused_total(), "node {at}");

@@ -90,7 +90,7 @@ fn stranger_gets_no_response_from_a_hop() {
     world.plan.forge_keys(1);
     world.start_as(77, 1, SocketAddr::from(([6, 6, 6, 6], 6)), SocketAddr::from(([6, 6, 6, 6], 7)));
     world.run_for(secs(5));
-    assert!(world.refused(2, Refusal::NotANeighbour) >= 4);
+    assert!(world.refused(2, Refusal::UnknownInitiator) >= 4);
     assert_eq!(answers(&world, up_address(2)), answered);
     assert_eq!(slots(&world, 2), before);
     assert!(!world.node(77).has_link(Side::Down));
@@ -139,7 +139,7 @@ fn setups_of_one_entry_are_rate_limited() {
         let passed = world.node(1).control.counters().setups;
         assert!(passed <= 20 + 5 * second, "{passed} setups after {second} s");
     }
-    assert!(world.refused(1, Refusal::LinkBucketEmpty) > 100);
+    assert!(world.refused(1, Refusal::LinkSetupsRateLimited) > 100);
     assert!(world.node(0).control.open_channels() >= 20);
 }
 
@@ -180,7 +180,7 @@ fn setups_and_channels_of_a_node_are_bounded() {
     let world = run(&|caps| caps.setups = narrow);
     let begun = world.node(1).control.counters().setups;
     assert!((5..=5 + 4).contains(&begun), "{begun} setups in 4 s");
-    assert!(world.refused(1, Refusal::NodeBucketEmpty) > 0);
+    assert!(world.refused(1, Refusal::SetupsRateLimited) > 0);
 
     let world = run(&|caps| caps.channels = 12);
     assert_eq!(world.node(1).control.open_channels(), 12);
@@ -209,7 +209,7 @@ fn handshakes_of_a_node_are_bounded() {
         let answered = answers(&world, up_address(1));
         assert!((3..=3 + second).contains(&answered), "{answered} answers after {second} s");
     }
-    assert!(world.refused(1, Refusal::HandshakeBucketEmpty) > 20);
+    assert!(world.refused(1, Refusal::HandshakeRateLimited) > 20);
     // They wait, and come up when the flood is over.
     (100..119).for_each(|number| world.stop(number));
     world.run_for(secs(5));

@@ -172,7 +172,7 @@ table! { CHAIN:
         &["identity is not 32 bytes"];
     "the identity of somebody else",
         Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
-        &["node 1: the signature is not by"];
+        &["node 1: the signature does not match"];
     "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
         &["is not in the signed descriptor, which says 127.0.0.1:4701", "`next`"];
     "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
@@ -180,10 +180,10 @@ table! { CHAIN:
     "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
         &["the descriptor is not base64"];
     "a descriptor cut short", Line("chain.toml", "descriptor", "descriptor = \"ZWRkeQE=\""), MIX,
-        &["node 1: the descriptor is cut short"];
+        &["node 1: the descriptor is truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "a descriptor with a bad signature", Do(|s| sign(s, |_| {}, |signed| *signed.last_mut().unwrap() ^= 1)), MIX,
-        &["chain.toml:", "node 1: the signature is not by the identity", "the node's operator"];
+        &["chain.toml:", "node 1: the signature does not match the identity", "the node's operator"];
     "a descriptor that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
         &["node 1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
