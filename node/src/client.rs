@@ -84,7 +84,7 @@ impl Entry {
 
     /// Bytes of the longest datagram that travels at all.
     pub fn longest(&self) -> usize {
-        frames::longest(self.shape.payload())
+        frames::max_datagram_len(self.shape.payload())
     }
 
     /// A reading of all counters.
@@ -131,7 +131,7 @@ impl Channel {
         let port = Some(socket.local_addr()?.port());
         let relay = entry.listeners.relay(client, Association { client, port })?;
         socket.connect(relay.address())?;
-        let longest = HEADER_MAX + frames::longest(entry.shape.payload());
+        let longest = HEADER_MAX + frames::max_datagram_len(entry.shape.payload());
         let received = Mutex::new(vec![0; longest].into_boxed_slice());
         Ok(Channel { socket, shape: entry.shape, received, _relay: relay })
     }
@@ -145,7 +145,7 @@ impl Channel {
     /// `EMSGSIZE` if it is longer than [`Entry::longest`]; [`ErrorKind::InvalidInput`] for port 0, what is no name, or
     /// a name that no cell holds; what the system says of a socket.
     pub fn send_to(&self, data: &[u8], to: &Destination) -> io::Result<usize> {
-        if data.len() > frames::longest(self.shape.payload()) {
+        if data.len() > frames::max_datagram_len(self.shape.payload()) {
             return Err(Errno::MSGSIZE.into());
         }
         let invalid = |why: String| io::Error::new(ErrorKind::InvalidInput, why);

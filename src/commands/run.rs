@@ -134,7 +134,7 @@ fn lengths_line(shape: Shape) -> String {
     let one = shape.payload() - frames::DGRAM_OVERHEAD;
     format!(
         "datagrams of up to {one} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
-        frames::longest(shape.payload()),
+        frames::max_datagram_len(shape.payload()),
         one.saturating_sub(WIREGUARD_OVERHEAD)
     )
 }

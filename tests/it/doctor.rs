@@ -163,7 +163,7 @@ fn a_mistake_in_the_files_is_one_line_as_for_the_node_itself() {
     assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: its noise key is not that"]);
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
     let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
-    assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "no such engine"]);
+    assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "expected wide512"]);
 }
 
 #[test]

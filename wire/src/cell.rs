@@ -1,8 +1,8 @@
 //! Lengths and the header block (SPEC 2.2, 2.3, 3.1-3.3).
 //!
-//! Every cell on a link and direction has exactly one length; [`Shape`] is the one place that
-//! computes them. The header is one AES block; this module packs and parses it in the clear, and
-//! [`crate::link`] enciphers it.
+//! All cells of one link and direction have the same length, which only [`Shape`] computes. The
+//! header is one AES block; this module packs and parses it in the clear, and [`crate::link`]
+//! enciphers it.
 
 use thiserror::Error;
 
@@ -10,9 +10,9 @@ use thiserror::Error;
 pub const HEADER_LEN: usize = 16;
 /// Bytes of an AEAD tag.
 pub const TAG_LEN: usize = 16;
-/// Most key hops a chain can have: seven mixes and the exit.
+/// Most key hops of a chain: seven mixes and the exit.
 pub const MAX_HOPS: usize = 8;
-/// First sequence number that may never be used (SPEC 3.8).
+/// End of the sequence numbers: this one and greater ones are never used (SPEC 3.8).
 pub const SEQ_END: u64 = 1 << 39;
 /// Longest cell: class L on the first link of eight hops.
 pub const MAX_CELL_LEN: usize = HEADER_LEN + Class::L.payload() + TAG_LEN * MAX_HOPS;
@@ -35,7 +35,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// P, the inner bytes a cell carries.
+    /// P, the payload bytes that a cell carries.
     pub const fn payload(self) -> usize {
         match self {
             Class::S => 208,
@@ -44,7 +44,6 @@ impl Class {
         }
     }
 
-    /// The class with this number on the wire.
     pub const fn from_wire(byte: u8) -> Option<Class> {
         match byte {
             1 => Some(Class::S),
@@ -54,7 +53,6 @@ impl Class {
         }
     }
 
-    /// Its letter.
     pub const fn name(self) -> &'static str {
         match self {
             Class::S => "S",
@@ -82,12 +80,10 @@ impl std::fmt::Display for Class {
     }
 }
 
-/// A class name that is none of S, M, L.
 #[derive(Debug, Error)]
-#[error("unknown class {0:?}: the classes are S (208 bytes), M (1152) and L (1328)")]
+#[error("unknown class {0:?}: expected S (208 bytes), M (1152) or L (1328)")]
 pub struct UnknownClass(String);
 
-/// Towards the exit, or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the entry towards the exit.
@@ -96,7 +92,7 @@ pub enum Direction {
     Backward,
 }
 
-/// What a cell is (SPEC 3.2).
+/// The type of a cell (SPEC 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -111,7 +107,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether cells of this kind may travel in `direction`.
+    /// True if cells of this kind may travel in `direction`.
     pub const fn travels(self, direction: Direction) -> bool {
         match self {
             Kind::Data | Kind::Link => true,
@@ -124,26 +120,22 @@ impl Kind {
 /// A header in the clear (SPEC 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Link-scoped channel; 0 only in link control cells.
+    /// Channel number on this link; 0 only in link control cells.
     pub channel: u32,
-    /// 40 bits; the cell's number in its channel and direction, or in its link key.
+    /// Sequence number of 40 bits, per channel and direction, or per link key.
     pub seq: u64,
-    /// Cell within a round, or fragment index; 0 for data of free classes.
+    /// Cell within a round, or fragment index; 0 in data cells of free classes.
     pub sub: u8,
-    /// What the cell is.
     pub kind: Kind,
-    /// The link's class.
     pub class: Class,
 }
 
-/// Why a deciphered block is no header for this link.
+/// Why a deciphered block is not a header of this link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadHeader {
-    /// The zero field is not zero: not under this key, or forged.
+    /// The zero field is not zero: another key, or forged.
     Zero,
-    /// Not the link's class.
     Class,
-    /// No such type.
     Kind,
 }
 
@@ -219,7 +211,6 @@ pub struct Shape {
     hops: u8,
 }
 
-/// A chain with too few or too many hops.
 #[derive(Debug, Error)]
 #[error("a chain has 1 to 7 mixes and an exit, not {0} key hops")]
 pub struct BadShape(usize);
@@ -236,38 +227,37 @@ impl Shape {
         }
     }
 
-    /// Its class.
     pub const fn class(self) -> Class {
         self.class
     }
 
-    /// h: the mixes and the exit.
+    /// Key hops: the mixes and the exit.
     pub const fn hops(self) -> usize {
         self.hops as usize
     }
 
-    /// P.
+    /// Payload bytes of a cell: P.
     pub const fn payload(self) -> usize {
         self.class.payload()
     }
 
-    /// Longest datagram that travels in one cell: P - 5.
-    pub const fn max_datagram(self) -> usize {
+    /// Longest datagram that one cell carries: P - 5.
+    pub const fn max_single_cell_len(self) -> usize {
         self.payload() - crate::frames::DGRAM_OVERHEAD
     }
 
-    /// B_i, the body of a forward cell on link `i`.
+    /// Length of the body of a forward cell on link `link`: B_i.
     pub const fn forward_body(self, link: usize) -> usize {
         assert!(link >= 1 && link <= self.hops());
         self.payload() + TAG_LEN * (self.hops() - link + 1)
     }
 
-    /// The body of a backward cell on every link.
+    /// Length of the body of a backward cell on any link.
     pub const fn backward_body(self) -> usize {
         self.payload() + TAG_LEN
     }
 
-    /// UDP payload of a cell on link `i` in `direction`.
+    /// Length of a cell on link `link` in `direction`: the UDP payload.
     pub const fn cell_len(self, direction: Direction, link: usize) -> usize {
         HEADER_LEN
             + match direction {
@@ -276,7 +266,7 @@ impl Shape {
             }
     }
 
-    /// Content of a setup, ack or link cell on link `i`: its body without the tag.
+    /// Length of the content of a control cell on link `link`: its body without the tag.
     pub const fn control_content(self, direction: Direction, link: usize) -> usize {
         self.cell_len(direction, link) - HEADER_LEN - TAG_LEN
     }
@@ -300,7 +290,7 @@ mod tests {
             assert_eq!(shape.cell_len(Direction::Forward, 1), first);
             assert_eq!(shape.cell_len(Direction::Forward, 4), last);
             assert_eq!(shape.cell_len(Direction::Backward, 1), last);
-            assert_eq!(shape.max_datagram(), one_cell);
+            assert_eq!(shape.max_single_cell_len(), one_cell);
         }
         assert!(Shape::new(Class::L, 1).is_err());
         assert!(Shape::new(Class::L, 9).is_err());

@@ -86,7 +86,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     announce(args, &plan, &files, setup)?;
 
     let clients = plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect();
-    let limit = frames::longest(shape.payload());
+    let limit = frames::max_datagram_len(shape.payload());
     let refusable = matches!(load.payload, Payload::Length(len) if len > limit);
     let entry_status = children.status_of_entry();
     let too_large = || {

@@ -344,9 +344,9 @@ table! { COMMAND_LINE:
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["a chain has 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
-        &["EDDY_AEAD=wide128", "no such engine", "portable or rustcrypto"];
+        &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
     "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
-        &["EDDY_AEAD=:", "no such engine", "or unset it"];
+        &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
         &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"];
     "a chain made over another", Nothing, "init .", &["chain.toml exists", "--force"];
