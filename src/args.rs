@@ -12,6 +12,7 @@ use dataplane::io::offload::Offload;
 use dataplane::pool::Mixing;
 use wire::cell::Class;
 
+use crate::log::LogArgs;
 use eddy_node::config::{Forward, parse_listen};
 
 const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
@@ -37,8 +38,11 @@ Make a chain, then run each of its nodes, and send UDP through it:
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
     eddy status --config demo/entry.toml
 
-EDDY_LOG=debug makes nodes tell more; log lines go to standard error. EDDY_AEAD=wide512, wide256,
-portable or rustcrypto takes another AEAD engine than the fastest.
+Environment:
+    EDDY_LOG     what a node logs, e.g. debug or info,eddy_node=debug (see `eddy mix --help`)
+    EDDY_AEAD    the AEAD engine instead of the fastest: wide512, wide256, portable or rustcrypto
+    NO_COLOR     if it is set, log lines have no colour
+
 Exit codes: 0 done, 1 failed, 2 a mistake in a configuration or on the command line.";
 
 /// The command line.
@@ -147,6 +151,9 @@ pub struct NodeArgs {
     /// The key file, instead of what the configuration says: a credential that systemd passes, for example
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub keys: Option<PathBuf>,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogArgs,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
@@ -219,9 +226,12 @@ pub struct StatusArgs {
     /// The configuration that the node runs with
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Print a line of JSON instead of tables
-    #[arg(long)]
+    /// Print one line of JSON
+    #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
+    /// Print every counter, in tables of up to 100 columns
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 const FORWARD_HELP: &str = "\
@@ -292,12 +302,15 @@ pub struct DoctorArgs {
     /// The configuration of the node that is to run here; without it, what `eddy chain` asks of a host
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Print a line of JSON
-    #[arg(long, conflicts_with = "fix_script")]
+    /// Print one line of JSON
+    #[arg(long, conflicts_with_all = ["fix_script", "verbose"])]
     pub json: bool,
-    /// Print a shell script of all that mends something, each with its undo
-    #[arg(long)]
+    /// Print all fixes as a shell script, each with its undo
+    #[arg(long, conflicts_with = "verbose")]
     pub fix_script: bool,
+    /// Print every check, with effects and undo commands
+    #[arg(long, short)]
+    pub verbose: bool,
 }
 
 const CHAIN_HELP: &str = "\
@@ -357,9 +370,12 @@ pub struct ChainArgs {
     /// How cells get into the kernel: auto, mmsg or uring
     #[arg(long, default_value_t = Io::Auto, value_name = "HOW")]
     pub io: Io,
-    /// Print one JSON object as the last line instead of tables
-    #[arg(long)]
+    /// Print one JSON object as the last line
+    #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
+    /// Print every counter of every node, in tables of up to 100 columns
+    #[arg(long, short)]
+    pub verbose: bool,
     /// Keep the chain running until Ctrl-C, and print the entry's addresses
     #[arg(long)]
     pub stay: bool,

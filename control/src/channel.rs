@@ -182,7 +182,13 @@ impl Channels {
     ) -> Result<(), Refusal> {
         let (shape, position) = (cx.config.shape, cx.config.position);
         let is_exit = position == shape.hops();
-        let next_hop = if is_exit { None } else { Some(links.down_ready().ok_or(Refusal::NextHopDown)?) };
+        let next_hop = match links.down_ready() {
+            _ if is_exit => None,
+            Some(next_hop) => Some(next_hop),
+            // The nodes of a chain start in any order, so this is not a fault yet. The entry retries.
+            None if links.is_starting(now) => return Ok(()),
+            None => return Err(Refusal::NextHopDown),
+        };
         self.admit(cx, links, now, up.0, is_exit)?;
 
         let tag = setup::replay_tag(onion).ok_or(Refusal::SetupInvalid)?;

@@ -185,6 +185,12 @@ impl Control {
         self.channels.open_count()
     }
 
+    /// How long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
+    /// since the start or since the link was lost. None while it replies, and at the exit.
+    pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
+        self.links.next_hop_silence(&self.cx, now)
+    }
+
     /// Number of channels that are set up towards the exit and not yet acknowledged.
     pub fn half_open(&self) -> usize {
         self.channels.half_open_count()

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 
 use crate::args::{Cli, Command};
+use crate::log;
 use eddy_node::StartError;
 use eddy_node::config::{ConfigError, NodeRole};
 
@@ -44,7 +45,7 @@ pub fn misspoken(error: &clap::Error) -> ExitCode {
         line += joint;
         line += &part.replace("tip: ", "").replace("Usage: ", "write ");
     }
-    eprintln!("eddy: {line}");
+    log::complain(line);
     ExitCode::from(MISTAKE)
 }
 
@@ -72,7 +73,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Man { dir } => docs::manual(&dir),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
-    eprintln!("eddy: {error:#}");
+    log::complain(format_args!("{error:#}"));
     if error
         .chain()
         .any(|cause| cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(StartError::Config(_))))

@@ -48,7 +48,7 @@ pub struct Extras {
 pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
-    start_log();
+    args.log.start()?;
     running::engine()?;
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
@@ -83,16 +83,16 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
                 if gso && !node.report().messages.gso {
                     gso = false;
                     tracing::warn!(
-                        "the kernel refuses GSO bursts of cells where it takes each alone: they leave one by one from now \
-                         on, at several times the cost; look at the device with `ethtool -k DEV | grep udp-seg`"
+                        "GSO disabled: the kernel refuses bursts of cells but accepts single ones; sending one datagram \
+                         per cell costs several times as much, check the device with `ethtool -k DEV | grep udp-seg`"
                     );
                 }
             }
-            Err(RecvTimeoutError::Timeout) => break "a thread has died",
-            Err(RecvTimeoutError::Disconnected) => break "nobody can stop it any more",
+            Err(RecvTimeoutError::Timeout) => break "a thread died",
+            Err(RecvTimeoutError::Disconnected) => break "no signal handler is left",
         }
     };
-    tracing::info!("ending: {why}");
+    tracing::info!(reason = why, "stopping: {why}");
     tell(&[NotifyState::Stopping]);
     print(&node.stop()?, args.report_json);
     Ok(())
@@ -101,16 +101,8 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 /// Tells a supervisor that asked by NOTIFY_SOCKET, as sd_notify(3) does; nobody else.
 fn tell(state: &[NotifyState]) {
     if let Err(why) = sd_notify::notify(state) {
-        tracing::warn!("the supervisor at NOTIFY_SOCKET is not told: {why}");
+        tracing::warn!("cannot notify the supervisor at NOTIFY_SOCKET: {why}");
     }
-}
-
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("EDDY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).try_init();
 }
 
 fn extend(loaded: &mut Loaded, extras: Extras) {
@@ -128,19 +120,22 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
     }
 }
 
-/// What an application should know of lengths: beyond one cell a datagram costs as many as it takes, and is lost with
-/// any of them.
+/// Lengths of datagrams for applications: a datagram of several cells is lost with any of them.
 fn lengths_line(shape: Shape) -> String {
-    let one = shape.payload() - frames::DGRAM_OVERHEAD;
     format!(
-        "datagrams of up to {one} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        "datagrams of up to {} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        shape.payload() - frames::DGRAM_OVERHEAD,
         frames::max_datagram_len(shape.payload()),
-        one.saturating_sub(WIREGUARD_OVERHEAD)
+        wireguard_mtu(shape)
     )
 }
 
-/// What WireGuard adds to a packet: header and tag (its whitepaper, 5.4.6).
-const WIREGUARD_OVERHEAD: usize = 16 + 16;
+/// The MTU of a WireGuard interface whose packets travel in one cell each.
+pub(super) fn wireguard_mtu(shape: Shape) -> usize {
+    /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
+    const WIREGUARD_OVERHEAD: usize = 16 + 16;
+    (shape.payload() - frames::DGRAM_OVERHEAD).saturating_sub(WIREGUARD_OVERHEAD)
+}
 
 /// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,
 /// and the ledger must still come out.
@@ -167,10 +162,7 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
 
 /// The last report. Whoever read it may be gone, which is no reason to fail.
 fn print(node: &NodeReport, json: bool) {
-    let text = if json {
-        serde_json::to_string(node).unwrap_or_default() + "\n"
-    } else {
-        tables::render(std::slice::from_ref(node))
-    };
+    let text =
+        if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node, None) };
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

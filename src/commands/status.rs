@@ -1,6 +1,7 @@
-//! `eddy status`: what a running node says of itself.
+//! `eddy status`: the report of a running node, on one screen or in full.
 
 use std::io::Write;
+use std::time::SystemTime;
 
 use anyhow::Context;
 
@@ -23,6 +24,14 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
             args.config.display()
         )
     })?;
-    let text = if args.json { serde_json::to_string(&node)? + "\n" } else { tables::render(&[node]) };
+    let text = if args.json {
+        serde_json::to_string(&node)? + "\n"
+    } else if args.verbose {
+        tables::nodes::render(&[node])
+    } else {
+        // The node runs: a chain file that has changed since is not worth an error here.
+        let chain = config.read_chain(SystemTime::now()).ok().map(|chain| chain.short_id());
+        tables::summary::render(&node, chain.as_deref())
+    };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }

@@ -19,9 +19,8 @@ pub fn eddy_with_descriptors(most: u64) -> Command {
 
 fn clean(mut command: Command) -> Command {
     command.stdin(Stdio::null());
-    for name in
-        ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDS_FIRST_FD", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "EDDY_LOG"]
-    {
+    let systemd = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDS_FIRST_FD", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY"];
+    for name in systemd.into_iter().chain(["JOURNAL_STREAM", "EDDY_LOG"]) {
         command.env_remove(name);
     }
     command

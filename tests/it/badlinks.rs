@@ -182,11 +182,11 @@ fn a_dark_link(link: usize) {
         let (took, _) = flows.until_answered(0..4, SMALL);
         println!("link {link} dark {directions:?}: all flows answered {took:?} after the light came back");
         assert!(took < RESUMED, "link {link} {directions:?}: {took:?}: {:?}", nodes.said(0));
-        let noticed = nodes.said(link - 1).iter().skip(said).any(|line| line.contains("the next hop is silent"));
+        let noticed = nodes.said(link - 1).iter().skip(said).any(|line| line.contains("lost the next hop"));
         assert!(noticed, "link {link} {directions:?}: {:?}", nodes.said(link - 1));
         for position in nodes.positions() {
             let said = nodes.said(position);
-            assert!(!said.iter().any(|line| line.contains("link down is down")), "node {position}: {said:?}");
+            assert!(!said.iter().any(|line| line.contains("disconnected")), "node {position}: {said:?}");
         }
     }
     flows.settle();

@@ -1,14 +1,16 @@
 //! `eddy chain` as a user runs it: processes, sockets, exit codes.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use dataplane::io::calls::{Calls, Io};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::command::{complaint, io, run};
+use crate::common::command::{complaint, eddy, io, run};
 use crate::common::process::{Demo, counted_by_time};
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
@@ -56,7 +58,7 @@ fn the_demonstration_delivers_answers_and_accounts_for_everything() {
 }
 
 #[test]
-fn the_report_tells_what_mixing_costs_and_what_the_nodes_do() {
+fn report_has_mixing_and_node_latency_apart() {
     let (code, said, json) = demo("--mixes 2 --mixing timed:t=20ms --messages 30 --rate 200");
     assert_eq!(code, Some(0), "{said}");
     for node in json["nodes"].as_array().unwrap() {
@@ -68,9 +70,64 @@ fn the_report_tells_what_mixing_costs_and_what_the_nodes_do() {
             assert!(forward["pool"]["p50"].as_f64() > Some(0.0), "{forward:#}");
         }
     }
-    let said = run(Path::new("."), &format!("chain --io {} --mixes 1 --messages 3", io()));
-    let text = String::from_utf8(said.stdout).unwrap();
-    assert!(text.contains("mixing p50") && text.contains("eddy p50"), "{text}");
+}
+
+#[test]
+fn chain_prints_messages_and_a_verdict_on_one_screen() {
+    let output = run(Path::new("."), &format!("chain --io {}", io()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().count() < 24 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    for line in
+        ["10 sent, 10 delivered, 10 answered", "Round trip p50", "Dropped: nothing", "Ledgers of all 5 nodes close"]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn chain_verbose_prints_the_tables_of_every_node() {
+    let output = run(Path::new("."), &format!("chain --verbose --io {} --mixes 1 --messages 3", io()));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    for part in ["mixing p50", "node p50", "Datagrams", "Batches", "State"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("refused by control"), "a node that is still starting is not a refusal: {text}");
+}
+
+#[test]
+fn chain_that_stays_prints_forwards_asked_for_and_warnings() {
+    let mut chain = eddy()
+        .args(["chain", "--stay", "--lifeline", "--mixes", "1", "--messages", "1", "--io", &io().to_string()])
+        .args(["--deny", "127.0.0.9/32", "--forward", "127.0.0.1:0=127.0.0.9:9"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let until = |pipe: Box<dyn Read>, wanted: &str| {
+        let mut text = String::new();
+        for line in BufReader::new(pipe).lines().map(Result::unwrap) {
+            text += &(line + "\n");
+            if text.contains(wanted) {
+                return text;
+            }
+        }
+        panic!("no {wanted:?} in {text}");
+    };
+
+    let text = until(Box::new(chain.stdout.take().unwrap()), "Inspect a node");
+    let forwards: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("forward ")).collect();
+    assert_eq!(forwards.len(), 1, "{text}");
+    assert!(forwards[0].ends_with("-> 127.0.0.9:9") && text.contains("MTU = "), "{text}");
+
+    let listen = forwards[0].split_whitespace().next().unwrap();
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"denied", listen).unwrap();
+    let warnings = until(Box::new(chain.stderr.take().unwrap()), "the exit refused 127.0.0.9:9");
+    assert!(warnings.lines().any(|line| line.starts_with("entry: ")), "{warnings}");
+    // Its lifeline closes, and with it the chain.
+    drop(chain.stdin.take());
+    chain.wait().unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use dataplane::ledger::DropReason;
 const WITHOUT_TEST: &[(&str, &str)] = &[];
 
 /// All Rust files below a folder.
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+pub(super) fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() {
@@ -23,10 +23,10 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
 }
 
 /// Names of all functions that are tests: `fn` within the lines behind a `#[test]`.
-fn tests_there_are() -> HashSet<String> {
+pub(super) fn tests_there_are() -> HashSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
-    ["wire", "control", "dataplane", "src", "tests", "bench"]
+    ["wire", "control", "dataplane", "node", "src", "tests", "bench"]
         .iter()
         .for_each(|folder| sources(&root.join(folder), &mut files));
     let mut names = HashSet::new();

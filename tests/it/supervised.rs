@@ -77,6 +77,6 @@ fn a_node_that_nobody_supervises_and_one_whose_supervisor_is_gone_run_all_the_sa
         let output = command.stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("ready: mix1"), "{said}");
-        assert_eq!(said.contains("NOTIFY_SOCKET is not told"), socket.is_some(), "{said}");
+        assert_eq!(said.contains("cannot notify the supervisor"), socket.is_some(), "{said}");
     }
 }

@@ -22,12 +22,16 @@ use crate::noise::{InitiatorState, Pattern, Terms};
 const PENDING_MAX: usize = 4;
 /// How long each waits.
 const RESPONSE_WAIT: Duration = Duration::from_secs(5);
+/// How long after its start a node does not count a missing next hop as a fault: the nodes of a chain start in any order.
+const STARTING: Duration = Duration::from_secs(1);
 
 /// A message 1 that waits for its response.
 struct Pending {
     index: u32,
     /// NK without a resumption token: the responder makes a new link for it.
     is_fresh: bool,
+    /// Another fresh one was answered first, so the response to this one changes nothing.
+    is_overtaken: bool,
     sent_at: Duration,
     state: InitiatorState,
     key: Mac1Key,
@@ -67,6 +71,8 @@ pub(super) struct Initiator {
     pending: VecDeque<Pending>,
     /// Wait for the next response while there is no link; grows with every attempt.
     retry: Duration,
+    /// When the link was lost, or the node started; meaningless while there is a link.
+    pub(super) unlinked_since: Duration,
     /// No new message 1 before this time.
     pub(super) due: Duration,
     /// Last timestamp sent, ns since 1970. Each is greater, even if the wall clock steps back.
@@ -86,6 +92,7 @@ impl Initiator {
                 address: next.address,
                 pending: VecDeque::new(),
                 retry: config.timing.handshake_retry,
+                unlinked_since: now,
                 due: now,
                 last_timestamp: 0,
             }
@@ -136,7 +143,7 @@ impl Initiator {
 
         let key = Mac1Key::of(&state.ephemeral);
         let is_fresh = self.terms.pattern == Pattern::Nk && head == [0; 32];
-        self.pending.push_back(Pending { index, is_fresh, sent_at: now, state, key });
+        self.pending.push_back(Pending { index, is_fresh, is_overtaken: false, sent_at: now, state, key });
         cx.counters.handshakes_started += 1;
     }
 }
@@ -159,6 +166,9 @@ impl Links {
         if !pending.key.accepts(&parsed) {
             return Err(Refusal::BadMac1);
         }
+        if pending.is_overtaken {
+            return Ok(());
+        }
         let secrets = pending.state.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
 
         // The response to an older message 1 must not take over from this one. The response to a newer
@@ -167,7 +177,7 @@ impl Links {
         let is_fresh = pending.is_fresh;
         initiator.pending.drain(..=at);
         if is_fresh {
-            initiator.pending.clear();
+            initiator.pending.iter_mut().for_each(|pending| pending.is_overtaken = true);
         }
         initiator.retry = cx.config.timing.handshake_retry;
 
@@ -191,6 +201,21 @@ impl Links {
         // The responder sends nothing under the new keys before it has seen a cell under them.
         keepalive(cx, now, link);
         Ok(())
+    }
+
+    /// How long the next hop has not replied although this node sends to it. None while it replies, and at the exit.
+    pub(crate) fn next_hop_silence(&self, cx: &Context, now: Duration) -> Option<Duration> {
+        let initiator = self.initiator.as_ref()?;
+        let link = self.down.and_then(|id| self.link(id)).filter(|link| link.current.is_some());
+        let Some(link) = link else { return Some(now.saturating_sub(initiator.unlinked_since)) };
+        let silence = now.saturating_sub(link.unanswered_since?);
+        (silence >= cx.config.silent_after()).then_some(silence)
+    }
+
+    /// True if the next hop may not have started yet.
+    pub(crate) fn is_starting(&self, now: Duration) -> bool {
+        let Some(initiator) = &self.initiator else { return false };
+        self.down.is_none() && now.saturating_sub(initiator.unlinked_since) < STARTING
     }
 
     /// Why a handshake with the next hop is due, if it is.

@@ -347,6 +347,9 @@ impl Links {
 
             if link.has_no_slots() {
                 dead.push(id);
+                if let Some(initiator) = self.initiator.as_mut().filter(|_| self.down == Some(id)) {
+                    initiator.unlinked_since = link.unanswered_since.unwrap_or(now);
+                }
             } else if link.owed_since.is_some_and(|since| now.saturating_sub(since) >= cx.config.timing.keepalive_after)
             {
                 keepalive(cx, now, link);

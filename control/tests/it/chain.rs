@@ -132,6 +132,58 @@ fn returning_node_is_reconnected_within_2_s() {
 }
 
 #[test]
+fn silence_of_the_next_hop_is_measured() {
+    let mut world = World::empty(Plan::new(Class::L, 2));
+    let silence = |w: &World| w.node(1).control.next_hop_silence(w.now);
+    world.start(1);
+    world.run_for(secs(10));
+    assert_eq!(silence(&world), Some(secs(10)), "since the start");
+    world.start(2);
+    world.start(3);
+    assert!(world.run_until(world.now + secs(2), |w| silence(w).is_none()));
+    assert_eq!(world.node(3).control.next_hop_silence(world.now), None, "the exit has no next hop");
+    world.run_for(secs(30));
+    world.stop(2);
+    let stopped = world.now;
+    world.run_for(secs(10));
+    let since = world.now - silence(&world).expect("silent");
+    assert!(since.abs_diff(stopped) < secs(1));
+    // The link expires, and the silence goes on.
+    world.run_for(secs(300));
+    assert!(!world.node(1).has_link(Side::Down));
+    assert_eq!(world.now - silence(&world).expect("silent"), since);
+    world.start(2);
+    assert!(world.run_until(world.now + secs(2), |w| silence(w).is_none()));
+}
+
+#[test]
+fn setup_before_the_next_hop_is_up_is_refused_only_after_a_second() {
+    let mut world = World::empty(Plan::new(Class::S, 2));
+    world.start(1);
+    world.start(0);
+    world.run_for(ms(900));
+    assert!(world.node(0).has_link(Side::Down) && world.node(0).control.counters().setups > 0);
+    assert_eq!(world.node(1).control.counters().refused_total(), 0);
+    world.run_for(secs(5));
+    assert!(world.refused(1, Refusal::NextHopDown) > 0);
+}
+
+#[test]
+fn second_response_to_a_first_handshake_is_not_a_refusal() {
+    let mut plan = Plan::new(Class::S, 1);
+    plan.channels = 1;
+    let mut world = World::empty(plan);
+    // Longer than the entry waits before it tries again.
+    world.tap =
+        Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(400)) } else { Fate::Pass });
+    (0..=2).for_each(|position| world.start(position));
+    world.run_for(secs(5));
+    let counters = world.node(0).control.counters();
+    assert!(counters.handshakes_started > 1 && world.node(0).has_link(Side::Down));
+    assert_eq!(counters.refused_total(), 0, "{:?}", counters);
+}
+
+#[test]
 fn channels_survive_a_renewal_every_2_s() {
     let mut plan = Plan::new(Class::L, 3);
     plan.timing.renew_after = secs(2);

@@ -10,6 +10,7 @@ pub mod console;
 pub mod icmp;
 pub mod listeners;
 pub mod local;
+pub mod log;
 pub mod node;
 pub mod resolver;
 pub mod running;

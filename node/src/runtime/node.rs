@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use control::{Config, Control, Counters, Event, NextHop, Role, Timing};
+use control::{Config, Control, Counters, NextHop, Role, Timing};
 use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
@@ -25,7 +25,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
@@ -33,6 +33,7 @@ use crate::report::NodeReport;
 use crate::runtime::bridge::{Joint, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
+use crate::runtime::log::Log;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
@@ -148,9 +149,6 @@ pub fn rng() -> Result<ChaCha20Rng, StartError> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
-/// Time between two lines of the log on what clients do.
-const LOG_EVERY: Duration = Duration::from_secs(1);
-
 /// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
@@ -167,8 +165,8 @@ fn raise_descriptors(part: &mut Part) {
         let wanted = part.max_sockets;
         part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
         warn!(
-            "only {now} descriptors may be open, so max_sockets is {} instead of {wanted}: run `ulimit -Hn {}` as \
-             root before the exit, or lower max_sockets",
+            "max_sockets is {} instead of {wanted}, because only {now} descriptors may be open: run `ulimit -Hn {}` as \
+             root before you start the exit, or lower max_sockets",
             part.max_sockets,
             wanted + DESCRIPTORS_KEPT
         );
@@ -201,6 +199,7 @@ impl Node {
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
+        let log = Log::new(&chain, position, next);
         let handshake_sockets =
             (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
@@ -221,7 +220,8 @@ impl Node {
             orders,
             resolver,
             sockets: handshake_sockets,
-            notices: Notices { icmp: (role == NodeRole::Entry).then(Icmp::open), logged: None },
+            icmp: (role == NodeRole::Entry).then(Icmp::open),
+            log,
             reporter: reporter.clone(),
             waker: control_waker.clone(),
             stop: stop.clone(),
@@ -320,7 +320,9 @@ struct ControlThread {
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
-    notices: Notices,
+    /// Of an entry.
+    icmp: Option<Icmp>,
+    log: Log,
     reporter: Reporter,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
@@ -332,7 +334,7 @@ impl ControlThread {
         let poller = match poller {
             Ok(poller) => poller,
             Err(error) => {
-                warn!("control cannot wait: {error}");
+                warn!("the control thread cannot poll: {error}");
                 return;
             }
         };
@@ -348,7 +350,7 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { joint, resolver, sockets, reporter, notices, .. } = self;
+        let Self { joint, resolver, sockets, reporter, icmp, log, .. } = self;
         let mut send = |side, to, datagram: &[u8]| {
             let socket = match side {
                 Side::Up => &sockets.0,
@@ -360,8 +362,13 @@ impl ControlThread {
             }
         };
         let mut note = |note| match note {
-            Note::Event(event) => log(&event),
-            Note::Notice(notice) => notices.take(now, &notice, reporter.listeners.as_ref()),
+            Note::Event(event) => log.event(now, &event),
+            Note::Notice(notice) => {
+                log.notice(now, &notice);
+                if let (Some(icmp), Some(listeners)) = (icmp.as_ref(), reporter.listeners.as_ref()) {
+                    answer_client(icmp, listeners, &notice);
+                }
+            }
             Note::Resolve { query, name } => {
                 if let Some(resolver) = resolver {
                     resolver.ask(query, name);
@@ -370,77 +377,24 @@ impl ControlThread {
         };
         let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = joint.control();
+        log.next_hop(now, control.next_hop_silence(now));
         *lock(&reporter.control) =
             ControlState { counters: control.counters().clone(), half_open: control.half_open() };
         wake
     }
 }
 
-/// Tells the operator and the clients what the worker has noticed.
-struct Notices {
-    /// Of an entry.
-    icmp: Option<Icmp>,
-    /// When the last line was written.
-    logged: Option<Duration>,
-}
-
-impl Notices {
-    fn take(&mut self, now: Duration, notice: &Notice, listeners: Option<&Listeners>) {
-        let (client, fate, line) = match notice {
-            Notice::Deaf { why } => {
-                warn!("the entry cannot listen at a socket that it was given: {why}");
-                return;
-            }
-            Notice::TooLarge { client, len, max } => {
-                let what = format!("a datagram of {len} bytes from {}", client.address);
-                (client, Fate::TooLong, format!("{what} was dropped: at most {max} travel (8 fragments)"))
-            }
-            Notice::Refused { client, destination, status } => {
-                let line = format!("the exit refused {destination}: {}", status_text(*status));
-                (client, Fate::Refused(*status), line)
-            }
-        };
-        if self.logged.is_none_or(|last| now >= last + LOG_EVERY) {
-            self.logged = Some(now);
-            warn!("{line}");
-        }
-        let found = listeners.and_then(|listeners| listeners.find(client.listener));
-        let (Some(icmp), Some((at, is_forward))) = (&self.icmp, found) else { return };
-        // Where a client has many destinations its socket's errors are not those of one of them.
-        if is_forward || fate == Fate::TooLong {
-            icmp.tell(client.address, at, fate);
-        }
-    }
-}
-
-fn status_text(status: wire::frames::Status) -> &'static str {
-    use wire::frames::Status;
-    match status {
-        Status::Open => "open",
-        Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
-        Status::Unresolvable => "the name does not resolve there",
-        Status::Unreachable => "the destination is unreachable",
-        Status::TooManyFlows => "it has too many flows or sockets",
-        Status::UnknownFlow => "it does not know the flow",
-        Status::TooLarge => "the datagram is too large",
-    }
-}
-
-fn log(event: &Event) {
-    match event {
-        // Who calls is nobody's business but the caller's, and strangers choose how often.
-        Event::LinkUp { side: wire::ids::Side::Up, peer, .. } => tracing::debug!("link up is up: {peer}"),
-        Event::LinkUp { side, peer, .. } => info!("link {} is up: {peer}", side.name()),
-        Event::LinkRenewed { side, peer, .. } => tracing::debug!("link {} renewed: {peer}", side.name()),
-        Event::LinkDown { side: wire::ids::Side::Up, .. } => tracing::debug!("link up is down"),
-        Event::LinkDown { side, .. } => warn!("link {} is down", side.name()),
-        Event::LinkSilent { .. } => warn!("the next hop is silent; a new handshake is under way"),
-        Event::ChannelOpen { channel, setup } => tracing::debug!("channel {channel} is open after {setup:?}"),
-        Event::ChannelClosed { channel, reason } => tracing::debug!("channel {channel} has ended: {reason:?}"),
-        Event::SetupTimedOut { attempts, next_timeout } => {
-            warn!("no ack for a channel after {attempts} attempts; the next is given {next_timeout:?}");
-        }
-        Event::SetupRefused(why) => warn!("an ack was refused: {why}"),
+/// Sends the ICMP error that a network would have sent for a datagram of a client's that did not travel.
+fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
+    let (client, fate) = match notice {
+        Notice::Deaf { .. } => return,
+        Notice::TooLarge { client, .. } => (client, Fate::TooLong),
+        Notice::Refused { client, status, .. } => (client, Fate::Refused(*status)),
+    };
+    let Some((at, is_forward)) = listeners.find(client.listener) else { return };
+    // Where a client has many destinations, its socket's errors are not those of one of them.
+    if is_forward || fate == Fate::TooLong {
+        icmp.tell(client.address, at, fate);
     }
 }
 

@@ -386,7 +386,7 @@ fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAdd
             ));
         }
         Err(why) => {
-            tracing::warn!("no way to the next hop at {next} yet: {}", in_words(&why));
+            tracing::warn!(address = %next, "no route to the next hop at {next} yet: {}", in_words(&why));
             return Ok(());
         }
     };

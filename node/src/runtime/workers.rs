@@ -229,7 +229,7 @@ impl Workers {
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
             {
-                warn!("the worker is not pinned: {why}");
+                warn!("cannot pin the worker to its core: {why}");
             }
             let (poller, waker, stop, turns) = (&poller, &*waker, &*stop, &*turns);
             runner::run(&mut worker, Run { poller, waker, clock, spin, stop, turns });
@@ -289,8 +289,11 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
     }
     let (offloads, why) = offload.decide(&lens, ipv6);
     if let Some(why) = why {
-        let what = if offloads == Offloads::BOTH { "GSO is used anyway" } else { "sending one datagram per cell" };
-        warn!("GSO disabled (offload = \"{offload}\"): {why}; {what}");
+        if offloads == Offloads::BOTH {
+            warn!("GSO may not work, but is on (offload = \"{offload}\"): {why}");
+        } else {
+            warn!("GSO disabled (offload = \"{offload}\"): {why}; sending one datagram per cell");
+        }
     }
     Ok(offloads)
 }
@@ -302,7 +305,7 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
     if let Some(why) = why
         && !std::mem::replace(said, true)
     {
-        warn!("no io_uring (io = \"{io}\"): {why}; recvmmsg and sendmmsg are used instead");
+        warn!("io_uring is not available (io = \"{io}\"): {why}; using recvmmsg and sendmmsg");
     }
     calls
 }
@@ -326,7 +329,7 @@ fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> Resul
         }
         warn!(
             "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
-             net.core.rmem_max={receive_buffer}`, or bursts will be lost in the kernel"
+             net.core.rmem_max={receive_buffer}`, or the kernel drops bursts"
         );
     }
     Ok(())

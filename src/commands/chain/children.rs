@@ -1,14 +1,14 @@
 //! The nodes of the demonstration, as processes.
 //!
 //! Each inherits its sockets as descriptors 3 and up and ends when the pipe to its standard input
-//! closes, so none outlives this process however that ends. What they write to standard error is
-//! kept, to be shown when one dies.
+//! closes, so none outlives this process however that ends. The last lines that each writes to
+//! standard error are kept, to be printed when it dies; a chain that stays passes all of them on.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,11 +30,9 @@ const END_MAX: Duration = Duration::from_secs(10);
 
 /// A node to start.
 pub struct Start {
-    /// What it is.
     pub role: NodeRole,
-    /// Its place.
+    /// The entry is 0, the exit the last.
     pub index: usize,
-    /// Its configuration.
     pub config: PathBuf,
     /// Its status socket.
     pub status: PathBuf,
@@ -56,45 +54,36 @@ struct Node {
 }
 
 impl Children {
-    /// Starts all nodes.
+    /// Starts all nodes. Their warnings go to this process's standard error if `pass_on`.
     ///
     /// # Errors
     /// The system refuses a process.
-    pub fn spawn(starts: Vec<Start>) -> anyhow::Result<Children> {
+    pub fn spawn(starts: Vec<Start>, pass_on: bool) -> anyhow::Result<Children> {
         let program = std::env::current_exe().context("the path of this program")?;
         let mut children = Children(Vec::with_capacity(starts.len()));
         // Kept until the end: while the inherited sockets stay open here, no pipe of a later child can
         // have a descriptor that is about to be replaced in it.
         let mut commands = Vec::with_capacity(starts.len());
-        // The exit first: whoever calls the next hop finds it up.
-        for Start { role, index, config, status, sockets } in starts.into_iter().rev() {
-            let mut command = Command::new(&program);
-            command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]);
-            command.env("LISTEN_FDS", sockets.len().to_string());
-            command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
-            // A supervisor waits for the chain, not for one of its nodes.
-            command.env_remove("NOTIFY_SOCKET");
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            // A group of its own, or Ctrl-C would end the nodes before their ledgers are read.
-            command.process_group(0);
-            let mapped = sockets.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
-            command.fd_mappings(mapped.collect()).context("descriptors of a node")?;
-            let name = node_name(role, index);
+        // The exit first, so that a node finds its next hop up.
+        for start in starts.into_iter().rev() {
+            let name = node_name(start.role, start.index);
+            let status = start.status.clone();
+            let mut command = command(&program, start)?;
             let mut process = command.spawn().with_context(|| format!("cannot start {name}"))?;
             commands.push(command);
             let lifeline = process.stdin.take();
             let stdout = process.stdout.take().map(|mut pipe| {
                 std::thread::spawn(move || {
                     let mut text = String::new();
-                    // What is no text is no report either, and is missed later.
+                    // Output that is not text cannot be a report either: `finish` misses it.
                     let _ = pipe.read_to_string(&mut text);
                     text
                 })
             });
             let tail = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL)));
             let stderr = process.stderr.take().map(|pipe| {
-                let tail = tail.clone();
-                std::thread::spawn(move || keep_tail(BufReader::new(pipe), &tail))
+                let (tail, name) = (tail.clone(), pass_on.then(|| name.clone()));
+                std::thread::spawn(move || read_log(BufReader::new(pipe), &tail, name.as_deref()))
             });
             children.0.push(Node { name, status, process, lifeline, stdout, stderr, tail });
         }
@@ -102,7 +91,7 @@ impl Children {
         Ok(children)
     }
 
-    /// Waits until the entry has so many channels open.
+    /// Waits until the entry has `wanted` channels open.
     ///
     /// # Errors
     /// A node ends, time is up, or the user interrupts.
@@ -136,10 +125,15 @@ impl Children {
         self.0.first().map(|entry| entry.status.clone()).unwrap_or_default()
     }
 
-    /// Whether all nodes run.
+    /// A report of every node now; `None` for one that does not answer.
+    pub fn reports(&self) -> Vec<Option<NodeReport>> {
+        self.0.iter().map(|node| status::ask(&node.status).ok()).collect()
+    }
+
+    /// Checks that all nodes run.
     ///
     /// # Errors
-    /// One has ended; tells which, and its last words.
+    /// One has ended: its name and its last lines.
     pub fn check(&mut self) -> anyhow::Result<()> {
         for node in &mut self.0 {
             if let Some(ended) = node.process.try_wait().with_context(|| node.name.clone())? {
@@ -169,7 +163,7 @@ impl Drop for Children {
             while matches!(node.process.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // Ended already, or beyond asking.
+            // It may have ended already.
             let _ = node.process.kill();
             let _ = node.process.wait();
         }
@@ -178,7 +172,7 @@ impl Drop for Children {
 
 impl Node {
     fn finish(&mut self) -> anyhow::Result<NodeReport> {
-        // It may have ended by itself; then its exit status tells.
+        // It may have ended by itself: its exit status shows that.
         let _ = kill_process(Pid::from_child(&self.process), Signal::TERM);
         let deadline = Instant::now() + END_MAX;
         let ended = loop {
@@ -209,12 +203,37 @@ impl Node {
     fn said(&self) -> String {
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let lines: Vec<String> = tail.iter().map(|line| format!("  {}: {line}", self.name)).collect();
-        if lines.is_empty() { format!("  {} said nothing", self.name) } else { lines.join("\n") }
+        if lines.is_empty() { format!("  {} wrote nothing", self.name) } else { lines.join("\n") }
     }
 }
 
-fn keep_tail(pipe: impl BufRead, tail: &Mutex<VecDeque<String>>) {
+/// The command line and the surroundings of a node.
+fn command(program: &Path, start: Start) -> anyhow::Result<Command> {
+    let Start { role, config, sockets, .. } = start;
+    let mut command = Command::new(program);
+    command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]);
+    command.env("LISTEN_FDS", sockets.len().to_string());
+    command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
+    // A supervisor waits for the chain, not for one of its nodes.
+    command.env_remove("NOTIFY_SOCKET");
+    if std::env::var_os("EDDY_LOG").is_none() {
+        command.env("EDDY_LOG", "warn");
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A group of its own, or Ctrl-C would end the nodes before their ledgers are read.
+    command.process_group(0);
+    let mapped = sockets.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mapped.collect()).context("descriptors of a node")?;
+    Ok(command)
+}
+
+/// Keeps the last lines of a node's log, and passes them on under its name if it is given.
+fn read_log(pipe: impl BufRead, tail: &Mutex<VecDeque<String>>, name: Option<&str>) {
     for line in pipe.lines().map_while(Result::ok) {
+        if let Some(name) = name {
+            // Standard error may be closed; the node runs on.
+            let _ = writeln!(std::io::stderr(), "{name}: {line}");
+        }
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         if tail.len() == TAIL {
             tail.pop_front();

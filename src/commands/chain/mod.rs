@@ -4,7 +4,7 @@
 //! processes of their own that inherit them, sends messages through, and accounts for every packet.
 //! Succeeds only if everything sent was delivered and answered and every ledger closes.
 //!
-//! `children` keeps the processes, `traffic` sends and answers, `summary` tells the result.
+//! `children` keeps the processes, `traffic` sends and answers, `summary` prints the result.
 
 mod children;
 mod summary;
@@ -27,7 +27,8 @@ use wire::frames;
 
 use self::children::{Children, Start};
 use self::summary::Summary;
-use self::traffic::{Load, Payload};
+use self::traffic::{Load, Outcome, Payload};
+use super::run::wireguard_mtu;
 use crate::args::ChainArgs;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
@@ -71,51 +72,77 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
     let bound = bind(args)?;
-    // The nodes say so too, where nobody looks.
-    if let (_, Some(why)) = Calls::new(args.io, &bound.exit) {
-        eprintln!("no io_uring: {why}; recvmmsg and sendmmsg are used instead");
+    // The warnings of nodes are passed on by a chain that stays; otherwise nobody sees them.
+    if let (_, Some(why)) = Calls::new(args.io, &bound.exit)
+        && !args.stay
+    {
+        eprintln!("io_uring is not available: {why}; using recvmmsg and sendmmsg");
     }
     let plan = plan(args, &bound)?;
     let files = init::write(dir.path(), &plan)?;
     let started = Instant::now();
     let receivers = bound.receivers.iter().map(UdpSocket::try_clone).collect::<Result<Vec<_>, _>>()?;
-    let mut children = Children::spawn(starts(&files, bound))?;
+    let mut children = Children::spawn(starts(&files, bound), args.stay)?;
     let all_delays = plan.mixing.largest_delay() * args.mixes as u32;
     children.wait_for_channels(args.channels, SETUP_MAX + 4 * all_delays, &interrupted)?;
     let setup = started.elapsed();
+    let at_start = children.reports();
     announce(args, &plan, &files, setup)?;
 
-    let clients = plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect();
-    let limit = frames::max_datagram_len(shape.payload());
-    let refusable = matches!(load.payload, Payload::Length(len) if len > limit);
-    let entry_status = children.status_of_entry();
-    let too_large = || {
-        let report = status::ask(&entry_status).ok();
-        let drops = report.and_then(|report| report.ledger.datagrams).map(|datagrams| datagrams.forward.dropped);
-        drops.and_then(|drops| drops.get("too-large").copied()).unwrap_or(0)
+    let traffic = Traffic {
+        load: &load,
+        receivers,
+        clients: plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect(),
+        patience: PATIENCE + 2 * all_delays,
+        limit: frames::max_datagram_len(shape.payload()),
     };
-    let patience = PATIENCE + 2 * all_delays;
-    let outcome = traffic::run(&load, receivers, clients, patience, |sent| {
-        if interrupted.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
-        children.check()?;
-        Ok(refusable && sent == load.messages && too_large() >= sent)
-    })?;
-    let refused = if refusable { too_large() } else { 0 };
+    let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;
     while args.stay && !interrupted.load(Ordering::Relaxed) {
         children.check()?;
         std::thread::sleep(LOOK);
     }
     let nodes = children.finish()?;
 
-    let summary = Summary { setup, outcome: &outcome, nodes: &nodes };
-    let text = if args.json { summary.json()? } else { summary.people() };
-    print(&text)?;
-    if refused > 0 {
-        bail!("the entry refused {refused} datagrams of {} bytes (limit {limit})", load.payload.len());
+    let summary = Summary { setup, outcome: &outcome, at_start: &at_start, nodes: &nodes };
+    print(&if args.json { summary.json()? } else { summary.people(args.verbose) })?;
+    if too_large > 0 {
+        let (len, limit) = (load.payload.len(), frames::max_datagram_len(shape.payload()));
+        bail!("the entry refused {too_large} datagrams of {len} bytes (limit {limit})");
     }
     summary.verdict()
+}
+
+/// The demonstration's messages, and what carries them.
+struct Traffic<'a> {
+    load: &'a Load,
+    receivers: Vec<UdpSocket>,
+    /// Where the entry listens for each receiver.
+    clients: Vec<SocketAddr>,
+    patience: Duration,
+    /// Bytes of the longest datagram that the chain carries.
+    limit: usize,
+}
+
+impl Traffic<'_> {
+    /// Sends them. Also how many the entry refused as too large.
+    fn run(self, children: &mut Children, interrupted: &AtomicBool) -> anyhow::Result<(Outcome, u64)> {
+        let Traffic { load, receivers, clients, patience, limit } = self;
+        let refusable = matches!(load.payload, Payload::Length(len) if len > limit);
+        let entry = children.status_of_entry();
+        let too_large = || {
+            let report = status::ask(&entry).ok();
+            let drops = report.and_then(|report| report.ledger.datagrams).map(|datagrams| datagrams.forward.dropped);
+            drops.and_then(|drops| drops.get("too-large").copied()).unwrap_or(0)
+        };
+        let outcome = traffic::run(load, receivers, clients, patience, |sent| {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            children.check()?;
+            Ok(refusable && sent == load.messages && too_large() >= sent)
+        })?;
+        Ok((outcome, if refusable { too_large() } else { 0 }))
+    }
 }
 
 /// What to send, from the command line.
@@ -275,48 +302,68 @@ fn starts(files: &Files, bound: Bound) -> Vec<Start> {
     configs.zip(sockets).enumerate().map(start).collect()
 }
 
-/// Says where a chain that stays can be used and looked at.
+/// Prints where a chain that stays can be used and inspected.
 fn announce(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> anyhow::Result<()> {
     if !args.stay {
         return Ok(());
     }
-    let forwards = &plan.entry.forwards;
+    print(&if args.json { ready_json(plan, files, setup) } else { ready_text(args, plan, files, setup)? })
+}
+
+/// For programs: all listeners, those of the demonstration first.
+fn ready_json(plan: &Plan, files: &Files, setup: Duration) -> String {
+    let forwards = plan.entry.forwards.iter();
+    let forwards: Vec<_> =
+        forwards.map(|forward| serde_json::json!({"listen": forward.listen, "to": forward.to.to_string()})).collect();
     let configs = || std::iter::once(&files.entry).chain(&files.hops);
-    let text = if args.json {
-        let forwards: Vec<_> = forwards
-            .iter()
-            .map(|forward| serde_json::json!({"listen": forward.listen, "to": forward.to.to_string()}))
-            .collect();
-        let status: Vec<_> = configs().map(|config| config.with_extension("sock")).collect();
-        let ready = serde_json::json!({
-            "setup_ms": setup.as_millis() as u64,
-            "forwards": forwards,
-            "pymix": plan.entry.pymix,
-            "socks": plan.entry.socks,
-            "configs": configs().collect::<Vec<_>>(),
-            "status": status,
-        });
-        format!("{ready}\n")
-    } else {
-        let mut text = format!("The chain is up after {} ms. Its entry listens here:\n\n", setup.as_millis());
-        for forward in forwards {
-            text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
-        }
-        for pymix in &plan.entry.pymix {
-            text += &format!("  pymix   {pymix}\n");
-        }
-        for socks in &plan.entry.socks {
-            text += &format!("  socks   {socks}\n");
-        }
-        text += "\nLook at a node, over its status socket beside its configuration:\n\n";
-        for config in configs() {
-            text += &format!("  eddy status --config {}\n", config.display());
-        }
-        let entry = files.entry.display();
-        text += &format!("\nMore forwards:\n\n  eddy forward add --config {entry} 127.0.0.1:0=HOST:PORT\n");
-        text + "\nCtrl-C ends it.\n\n"
-    };
-    print(&text)
+    let status: Vec<_> = configs().map(|config| config.with_extension("sock")).collect();
+    let ready = serde_json::json!({
+        "setup_ms": setup.as_millis() as u64,
+        "forwards": forwards,
+        "pymix": plan.entry.pymix,
+        "socks": plan.entry.socks,
+        "configs": configs().collect::<Vec<_>>(),
+        "status": status,
+    });
+    format!("{ready}\n")
+}
+
+/// For people: the listeners that were asked for, and the next commands.
+fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> anyhow::Result<String> {
+    let plural = if args.mixes == 1 { "" } else { "es" };
+    let mut text = format!(
+        "The chain is up after {} ms: entry, {} mix{plural}, exit. Press Ctrl-C to stop it.\n\n",
+        setup.as_millis(),
+        args.mixes
+    );
+    let asked = &plan.entry.forwards[args.receivers..];
+    for forward in asked {
+        text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
+    }
+    for pymix in &plan.entry.pymix {
+        text += &format!("  pymix   {pymix}\n");
+    }
+    for socks in &plan.entry.socks {
+        text += &format!("  socks   {socks}\n");
+    }
+    if asked.is_empty() && plan.entry.pymix.is_empty() && plan.entry.socks.is_empty() {
+        text += "  no listeners: --forward and --socks add them\n";
+    }
+    let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
+    let entry = files.entry.display();
+    text += &format!(
+        "\nDatagrams of up to {} bytes travel in one cell, of up to {} in several.\n\
+         For WireGuard through the chain, set MTU = {}.\n",
+        shape.payload() - frames::DGRAM_OVERHEAD,
+        frames::max_datagram_len(shape.payload()),
+        wireguard_mtu(shape)
+    );
+    text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");
+    text += "\nInspect a node:\n";
+    for config in std::iter::once(&files.entry).chain(&files.hops) {
+        text += &format!("  eddy status --config {}\n", config.display());
+    }
+    Ok(text + "\n")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -1,23 +1,28 @@
-//! What the demonstration has to say: tables for people, one JSON object for programs, a verdict.
+//! The result of a demonstration: a table of messages and a verdict for people, one JSON object for
+//! programs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::bail;
 use serde::Serialize;
 
 use super::traffic::Outcome;
-use crate::tables;
+use crate::tables::{self, align_right, lines, table};
 use eddy_node::report::NodeReport;
 
-/// With more messages than this, receivers are listed instead.
+/// Runs of more messages list receivers instead.
 const LISTED: usize = 100;
+/// Columns of the verdict.
+const WIDTH: usize = 80;
 
 /// Everything that happened.
 pub struct Summary<'a> {
     /// From the first process to the last channel.
     pub setup: Duration,
-    /// What became of the messages.
     pub outcome: &'a Outcome,
+    /// The nodes' reports when the chain was up.
+    pub at_start: &'a [Option<NodeReport>],
     /// The nodes' last reports.
     pub nodes: &'a [NodeReport],
 }
@@ -61,79 +66,165 @@ impl Summary<'_> {
         Ok(serde_json::to_string(&json)? + "\n")
     }
 
-    /// Tables.
-    pub fn people(&self) -> String {
-        let Outcome { sent, delivered, answered, sending, .. } = self.outcome;
-        let Rtt { p50, p99, max } = self.rtt();
-        let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1}", us as f64 / 1e3));
-        format!(
-            "{}\n{}\n{sent} sent in {:.1} s, {delivered} delivered, {answered} answered; \
-             round trip p50 {} ms, p99 {} ms, max {} ms; the chain was up after {} ms\n",
-            if self.outcome.messages.len() > LISTED { self.receivers() } else { self.messages() },
-            tables::render(self.nodes),
+    /// The messages and the verdict; between them, if `verbose`, every counter of every node.
+    pub fn people(&self, verbose: bool) -> String {
+        let messages = if self.outcome.messages.len() > LISTED { self.receivers() } else { self.messages() };
+        let nodes = if verbose { tables::nodes::render(&self.without_setup()) } else { String::new() };
+        let hint = if verbose { "" } else { "Per-node tables: --verbose\n" };
+        format!("{messages}\n{nodes}{}{hint}", self.verdict_lines())
+    }
+
+    /// At most four lines of at most 80 columns.
+    fn verdict_lines(&self) -> String {
+        let Outcome { sent, delivered, answered, damaged, sending, .. } = self.outcome;
+        let mixes = self.nodes.len().saturating_sub(2);
+        let damaged = if *damaged > 0 { format!(", {damaged} damaged or twice") } else { String::new() };
+        let counts = format!(
+            "{sent} sent, {delivered} delivered, {answered} answered{damaged} in {:.1} s over {mixes} mix{}",
             sending.as_secs_f64(),
+            if mixes == 1 { "" } else { "es" }
+        );
+        let Rtt { p50, p99, max } = self.rtt();
+        let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
+        let times = format!(
+            "Round trip p50 {}, p99 {}, max {}; chain set up in {} ms",
             ms(p50),
             ms(p99),
             ms(max),
-            self.setup.as_millis(),
-        )
+            self.setup.as_millis()
+        );
+        let open = self.open();
+        let ledgers = match open.as_slice() {
+            [] => format!("Ledgers of all {} nodes close", self.nodes.len()),
+            open => format!("Ledgers NOT closed: {}", open.join(", ")),
+        };
+        [counts, times, self.drops(), ledgers].map(|line| short(&line) + "\n").concat()
+    }
+
+    /// The last reports without refusals that came before the chain was up: a node that starts later than
+    /// its neighbours is normal.
+    fn without_setup(&self) -> Vec<NodeReport> {
+        let mut nodes = self.nodes.to_vec();
+        for (node, early) in nodes.iter_mut().zip(self.at_start) {
+            if let Some(early) = early {
+                subtract(&mut node.refused, &early.refused);
+            }
+        }
+        nodes
+    }
+
+    /// What was dropped since the chain was up, where and why.
+    fn drops(&self) -> String {
+        let mut all = Vec::new();
+        for (node, early) in self.nodes.iter().zip(self.at_start) {
+            let mut early = early.iter().flat_map(|early| early.ledger.tallies());
+            for (unit, _, tally) in node.ledger.tallies() {
+                let mut dropped = tally.dropped.clone();
+                if let Some((.., early)) = early.next() {
+                    subtract(&mut dropped, &early.dropped);
+                }
+                if !dropped.is_empty() {
+                    all.push(format!("{} {unit}: {}", node.name(), tables::reasons(&dropped)));
+                }
+            }
+            if node.kernel_drops > 0 {
+                all.push(format!("{} kernel: {}", node.name(), node.kernel_drops));
+            }
+        }
+        if all.is_empty() { "Dropped: nothing".to_owned() } else { format!("Dropped: {}", all.join("; ")) }
+    }
+
+    /// Nodes whose ledger does not close.
+    fn open(&self) -> Vec<String> {
+        self.nodes.iter().filter(|node| !node.ledger.closed()).map(NodeReport::name).collect()
     }
 
     fn messages(&self) -> String {
-        let mut table = tables::table(&["message", "receiver", "round trip"]);
+        let mut rows = table(&["message", "receiver", "round trip"]);
         for (i, message) in self.outcome.messages.iter().enumerate() {
             let took = message.round_trip.map_or_else(|| "no answer".to_owned(), milliseconds);
-            table.add_row([(i + 1).to_string(), (message.receiver + 1).to_string(), took]);
+            rows.add_row([(i + 1).to_string(), (message.receiver + 1).to_string(), took]);
         }
-        tables::align_right(&mut table, 0..3);
-        format!("{table}\n")
+        align_right(&mut rows, 0..3);
+        lines(&rows)
     }
 
     fn receivers(&self) -> String {
-        let mut table = tables::table(&["receiver", "sent", "answered", "mean round trip", "longest"]);
         let count = self.outcome.messages.iter().map(|message| message.receiver + 1).max().unwrap_or(0);
-        let mut rows = vec![(0u64, 0u64, Duration::ZERO, Duration::ZERO); count];
+        let mut receivers = vec![Receiver::default(); count];
         for message in &self.outcome.messages {
-            let (sent, answered, sum, longest) = &mut rows[message.receiver];
-            *sent += 1;
-            if let Some(took) = message.round_trip {
-                *answered += 1;
-                *sum += took;
-                *longest = took.max(*longest);
-            }
+            receivers[message.receiver].add(message.round_trip);
         }
-        for (i, (sent, answered, sum, longest)) in rows.into_iter().enumerate() {
+        let mut rows = table(&["receiver", "sent", "answered", "mean round trip", "longest"]);
+        for (i, Receiver { sent, answered, sum, longest }) in receivers.into_iter().enumerate() {
             let mean = Duration::from_secs_f64(sum.as_secs_f64() / answered.max(1) as f64);
-            let row = [
+            rows.add_row([
                 (i + 1).to_string(),
                 sent.to_string(),
                 answered.to_string(),
                 milliseconds(mean),
                 milliseconds(longest),
-            ];
-            table.add_row(row);
+            ]);
         }
-        tables::align_right(&mut table, 0..5);
-        format!("{table}\n")
+        align_right(&mut rows, 0..5);
+        lines(&rows)
     }
 
-    /// Whether nothing is missing.
+    /// Checks that nothing is missing.
     ///
     /// # Errors
-    /// Something is; tells what.
+    /// Messages were lost or damaged, or a ledger does not close.
     pub fn verdict(&self) -> anyhow::Result<()> {
         let Outcome { sent, delivered, answered, damaged, .. } = *self.outcome;
-        let open: Vec<String> = self.nodes.iter().filter(|node| !node.ledger.closed()).map(NodeReport::name).collect();
+        let open = self.open();
         if !open.is_empty() {
-            bail!("the ledger of {} does not close: packets went unaccounted for", open.join(", "));
+            bail!("the ledger of {} does not close: packets are unaccounted for", open.join(", "));
         }
         if delivered != sent || answered != sent || damaged > 0 {
             bail!(
-                "{sent} sent, {delivered} delivered, {answered} answered, {damaged} damaged or twice: \
-                 the ledgers above name what was dropped, and where"
+                "{sent} sent, {delivered} delivered, {answered} answered, {damaged} damaged or duplicated: \
+                 see `Dropped` above for the reason, and --verbose for every node's ledger"
             );
         }
         Ok(())
+    }
+}
+
+/// The messages to one receiver.
+#[derive(Clone, Default)]
+struct Receiver {
+    sent: u64,
+    answered: u64,
+    sum: Duration,
+    longest: Duration,
+}
+
+impl Receiver {
+    fn add(&mut self, round_trip: Option<Duration>) {
+        self.sent += 1;
+        if let Some(took) = round_trip {
+            self.answered += 1;
+            self.sum += took;
+            self.longest = took.max(self.longest);
+        }
+    }
+}
+
+/// Takes earlier counts off later ones.
+fn subtract(counts: &mut BTreeMap<String, u64>, early: &BTreeMap<String, u64>) {
+    for (reason, count) in early {
+        if let Some(total) = counts.get_mut(reason) {
+            *total = total.saturating_sub(*count);
+        }
+    }
+    counts.retain(|_, count| *count > 0);
+}
+
+/// Cuts what does not fit a line.
+fn short(line: &str) -> String {
+    match line.char_indices().nth(WIDTH) {
+        None => line.to_owned(),
+        Some(_) => line.chars().take(WIDTH - 3).chain("...".chars()).collect(),
     }
 }
 

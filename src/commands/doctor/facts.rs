@@ -1,7 +1,7 @@
-//! What this host is and grants: gathered once, so that checks are functions of it.
+//! The state of this host: gathered once, so that checks are functions of it.
 //!
-//! Asks by trying where the kernel's settings do not tell (a socket's buffer, a burst, a ring), on sockets of its own
-//! over loopback. Changes nothing, needs no privilege, and takes what it cannot learn for unknown.
+//! Probes sockets of its own over loopback where settings are not enough (receive buffers, GSO, io_uring). Changes
+//! nothing and needs no privilege; facts that it cannot learn are unknown.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,45 +20,41 @@ use super::subject::Subject;
 use eddy_node::config::in_words;
 use eddy_node::runtime::sockets;
 
-/// This host.
 #[derive(Debug)]
 pub struct Facts {
     /// The kernel's release.
     pub kernel: String,
-    /// This process's user.
+    /// The user id of this process.
     pub user: u32,
-    /// Receive buffers.
     pub buffers: Buffers,
-    /// What `offload` comes to, and why not if they were wanted.
+    /// The result of `offload`: what works, and why not all of it.
     pub offloads: (Offloads, Option<String>),
-    /// Why there is no io_uring.
+    /// Why io_uring is not available.
     pub no_uring: Option<NoUring>,
-    /// Cryptography.
     pub engines: Engines,
-    /// Cores.
     pub cores: Cores,
     /// /sys/kernel/mm/transparent_hugepage/enabled.
     pub huge_pages: Option<String>,
-    /// The way to the next hop, or from the previous one.
+    /// The path to the next hop; at an exit, from the previous one.
     pub path: Path,
-    /// How many name servers /etc/resolv.conf names; none if it cannot be read.
+    /// Name servers in /etc/resolv.conf; `None` if it cannot be read.
     pub name_servers: Option<usize>,
-    /// Entries of the connection tracking table, and how many it may have; none without one.
+    /// Entries of the connection tracking table, and its size.
     pub conntrack: Option<(u64, u64)>,
-    /// Whether somebody keeps the clock; none if the kernel does not tell.
+    /// The clock is synchronised; `None` if the kernel hides it.
     pub clock_kept: Option<bool>,
     /// Seconds since 1970.
     pub now: u64,
-    /// How many descriptors a process may open once it has raised its limit; none: any number.
+    /// The hard limit of open files; `None` if unlimited.
     pub descriptors: Option<u64>,
 }
 
-/// What link sockets get.
+/// Socket buffers in bytes.
 #[derive(Clone, Debug)]
 pub struct Buffers {
     /// net.core.rmem_max.
     pub rmem_max: Option<usize>,
-    /// Bytes that a socket got for the asking; or why there was no socket.
+    /// Granted to a socket that requested what the node does; or why there is no socket.
     pub granted: Result<usize, String>,
     /// net.core.rmem_default.
     pub rmem_default: Option<usize>,
@@ -66,71 +62,63 @@ pub struct Buffers {
     pub wmem_default: Option<usize>,
 }
 
-/// AEAD engines by name.
+/// Names of AEAD engines.
 #[derive(Clone, Debug)]
 pub struct Engines {
-    /// The one that a node takes.
+    /// The one that a node uses.
     pub used: &'static str,
-    /// The one that it would take unless told otherwise.
+    /// The default on this host.
     pub best: &'static str,
     /// The fastest whose instructions the CPU has.
     pub fastest: &'static str,
-    /// Those of the CPU's features that matter, of /proc/cpuinfo.
+    /// CPU features in /proc/cpuinfo that engines use.
     pub features: Vec<&'static str>,
 }
 
-/// Cores.
 #[derive(Clone, Debug, Default)]
 pub struct Cores {
-    /// Those that this process may use.
+    /// The cores that this process may use.
     pub allowed: Vec<usize>,
-    /// Their frequency governors, where they have any.
+    /// Cores with their frequency governors.
     pub governors: Vec<(usize, String)>,
-    /// How long a guest's idle core looks for work before it halts at most, in ns; none without the governor that does.
+    /// How long an idle core polls before it halts, in ns; `None` unless the cpuidle governor is haltpoll.
     pub halt_poll_ns: Option<u64>,
-    /// Cores that are one: two hardware threads of it.
+    /// Hardware threads of the same core.
     pub siblings: Vec<Vec<usize>>,
 }
 
-/// A way to another hop.
 #[derive(Clone, Debug, Default)]
 pub struct Path {
-    /// The longest packet that it carries whole; or why there is no path.
+    /// Bytes; or why there is no path.
     pub mtu: Option<Result<usize, String>>,
-    /// The device.
     pub device: Option<Device>,
 }
 
-/// A network device.
 #[derive(Clone, Debug, Default)]
 pub struct Device {
-    /// Its name.
     pub name: String,
-    /// Its MTU.
     pub mtu: Option<usize>,
-    /// It is loopback.
     pub loopback: bool,
     /// Receive queues.
     pub queues: usize,
-    /// The cores that its interrupts go to, where /proc tells.
+    /// The cores that handle its interrupts, if known.
     pub interrupts: Vec<usize>,
-    /// Its NUMA node with its cores; none where there is but one, or none is told.
+    /// Its NUMA node with its cores; `None` on hosts with one.
     pub numa: Option<(usize, Vec<usize>)>,
 }
 
-/// Where a guest's kernel says how long an idle core looks for work before it halts.
+/// The polling time of idle cores, in ns.
 pub(super) const HALT_POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
 
-/// Features that an engine, or the way to one, is made of.
+/// CPU features that engines use.
 const FEATURES: [&str; 9] =
     ["aes", "pclmulqdq", "avx2", "vaes", "vpclmulqdq", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
 
-/// An address for documentation (RFC 5737): a socket that is connected to it tells of the default route, and nothing is
-/// sent.
+/// A documentation address (RFC 5737): connecting a socket to it finds the default route. Nothing is sent.
 const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
 impl Facts {
-    /// Looks at this host for a node. `used` is the engine that it would take.
+    /// Gathers the facts that concern a node. `used` is its engine.
     pub fn gather(host: &Host, subject: &Subject, used: Engine) -> Facts {
         let descriptors = getrlimit(Resource::Nofile).maximum;
         Facts {
@@ -161,12 +149,12 @@ impl Facts {
     }
 }
 
-/// A socket to ask: over IPv6 where there is no IPv4.
+/// A socket to probe: IPv6 on hosts without IPv4.
 fn loopback() -> std::io::Result<UdpSocket> {
     UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))
 }
 
-/// The kernel says twice what it grants, and counts its own overhead against it.
+/// Bytes granted. The kernel reports twice as much, for its own overhead.
 fn granted(wanted: usize) -> std::io::Result<usize> {
     Ok(sys::size_receive_buffer(loopback()?, wanted)? / 2)
 }
@@ -180,7 +168,7 @@ fn offloads(subject: &Subject) -> (Offloads, Option<String>) {
     lens.sort_unstable();
     lens.dedup();
     let ipv6 = subject.from.is_ipv6() || subject.up.is_some_and(|up| up.is_ipv6());
-    // What the node itself does at its start.
+    // The same call as at the start of the node.
     let (offloads, why) = subject.offload.decide(&lens, ipv6);
     if subject.offload == Offload::Off {
         return (offloads, Some("the configuration says offload = \"off\"".to_owned()));
@@ -196,7 +184,7 @@ fn engines(host: &Host, used: Engine) -> Engines {
     Engines {
         used: used.name(),
         best,
-        // Where nothing was measured, nothing is known to be faster.
+        // On other architectures no order is known.
         fastest: if cfg!(target_arch = "x86_64") { Engine::all().next().map_or(best, Engine::name) } else { best },
         features: FEATURES.into_iter().filter(|feature| flags.contains(feature)).collect(),
     }
@@ -226,7 +214,7 @@ fn path(host: &Host, subject: &Subject) -> Path {
             Ok(path) => (Some(path.local), Some(Ok(path.mtu))),
             Err(why) => (None, Some(Err(in_words(&why)))),
         },
-        // An exit: the device that the previous hop comes in by, or that leads out.
+        // An exit: the device of `up`, or of the default route.
         None => match subject.up.map(|up| up.ip()).filter(|ip| !ip.is_unspecified()) {
             Some(ip) => (Some(ip), None),
             None => (sockets::known_path(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE).ok().map(|path| path.local), None),
@@ -237,10 +225,10 @@ fn path(host: &Host, subject: &Subject) -> Path {
     Path { mtu, device: name.map(|name| device(host, name)) }
 }
 
-/// What /sys says of a device.
+/// A device as /sys describes it.
 fn device(host: &Host, name: String) -> Device {
     let at = format!("/sys/class/net/{name}");
-    // A virtio device hangs below the one that has the interrupts.
+    // The interrupts of a virtio device belong to its parent.
     let folders = [format!("{at}/device/msi_irqs"), format!("{at}/device/../msi_irqs")];
     let irqs = folders.iter().map(|folder| host.names(folder)).find(|irqs| !irqs.is_empty()).unwrap_or_default();
     let mut interrupts: Vec<usize> = irqs
@@ -265,7 +253,7 @@ fn device(host: &Host, name: String) -> Device {
     }
 }
 
-/// A host on which nothing is wrong, for tests of checks.
+/// A host without problems, for tests of checks.
 #[cfg(test)]
 pub(super) fn sound() -> Facts {
     Facts {
@@ -311,7 +299,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Files of a host, under a folder of their own.
+    /// A host of these files.
     fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -324,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_tells_of_its_queues_interrupts_and_node() {
+    fn device_has_queues_interrupts_and_numa_node() {
         let (_root, host) = host(&[
             ("sys/class/net/eth7/mtu", "9000\n"),
             ("sys/class/net/eth7/queues/rx-0/rps_cpus", "0\n"),
@@ -347,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn features_are_those_of_the_cpu_that_matter() {
+    fn cpu_features_of_engines_are_listed() {
         let (_root, host) = host(&[("proc/cpuinfo", "processor : 0\nflags\t\t: fpu aes avx2 sse4_1 vaes\n")]);
         let engine = Engine::named("portable").unwrap();
         let found = engines(&host, engine);
@@ -356,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_cores_poll_where_that_governor_rules() {
+    fn idle_cores_poll_under_haltpoll_only() {
         for (governor, polls) in [("haltpoll\n", Some(200_000)), ("menu\n", None)] {
             let (_root, host) =
                 host(&[("sys/devices/system/cpu/cpuidle/current_governor", governor), (&HALT_POLL[1..], "200000\n")]);

@@ -1,59 +1,69 @@
-//! What a check says: one thing about this host, what it costs, and what mends it.
+//! What a check reports: the state of one thing, its effect on a node, and the fix.
 
 use serde::Serialize;
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// As it should be.
     Ok,
-    /// Worth knowing; nothing need be done.
+    /// Worth knowing; nothing needs to be done.
     Note,
     /// The node runs, slower or with losses.
-    Costs,
-    /// The node would not start, or not work.
-    Broken,
+    Warning,
+    /// The node does not start, or does not work.
+    Error,
 }
 
 impl Severity {
-    /// All, the worst first.
-    pub const WORST_FIRST: [Severity; 4] = [Severity::Broken, Severity::Costs, Severity::Note, Severity::Ok];
+    pub const WORST_FIRST: [Severity; 4] = [Severity::Error, Severity::Warning, Severity::Note, Severity::Ok];
 
-    /// Its name.
+    /// Its name in JSON and scripts.
     pub const fn name(self) -> &'static str {
         match self {
             Severity::Ok => "ok",
             Severity::Note => "note",
-            Severity::Costs => "costs",
-            Severity::Broken => "broken",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
         }
+    }
+
+    /// The sign in front of a finding.
+    pub const fn sign(self) -> char {
+        match self {
+            Severity::Ok => '✓',
+            Severity::Note => '·',
+            Severity::Warning => '!',
+            Severity::Error => '✗',
+        }
+    }
+
+    /// `1 error`, `2 warnings`, `3 ok`.
+    pub fn count(self, findings: &[Finding]) -> String {
+        let count = findings.iter().filter(|finding| finding.severity == self).count();
+        let plural = if count == 1 || self == Severity::Ok { "" } else { "s" };
+        format!("{count} {}{plural}", self.name())
     }
 }
 
-/// What mends it.
+/// What repairs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fix {
-    /// A command that may be run as it stands.
+    /// A command that a shell can run unchanged.
     Run {
-        /// A line for a shell; `sudo` where it needs root.
+        /// One line; `sudo` where it needs root.
         command: String,
-        /// What takes it back.
+        /// One line that reverts it.
         undo: String,
-        /// A line for a file in /etc/sysctl.d that keeps it over a restart of the host.
+        /// A line for a file in /etc/sysctl.d that keeps the setting across reboots.
         sysctl: Option<String>,
     },
-    /// What only a person can decide or do.
-    Do {
-        /// What.
-        what: String,
-        /// What takes it back.
-        undo: Option<String>,
-    },
+    /// A step that only a person can decide or do.
+    Do { what: String, undo: Option<String> },
 }
 
 impl Fix {
-    /// A kernel setting, which was `was`.
+    /// A kernel setting, whose value was `was`.
     pub fn sysctl(key: &str, value: impl std::fmt::Display, was: impl std::fmt::Display) -> Fix {
         Fix::Run {
             command: format!("sudo sysctl -w {key}={value}"),
@@ -67,62 +77,54 @@ impl Fix {
         Fix::Run { command: command.into(), undo: undo.into(), sysctl: None }
     }
 
-    /// Words, which have no undo.
+    /// Advice, which has no undo.
     pub fn words(what: impl Into<String>) -> Fix {
         Fix::Do { what: what.into(), undo: None }
     }
 }
 
-/// What one check found.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The check's name, for scripts.
+    /// The check's name, stable for scripts.
     pub name: &'static str,
-    /// How bad it is.
     pub severity: Severity,
-    /// What it found.
+    /// The state of the host.
     pub found: String,
-    /// What that costs: measured in this repository's documents, or said not to be.
-    pub costs: Option<String>,
-    /// What mends it.
+    /// What that means for a node.
+    pub effect: Option<String>,
     pub fix: Option<Fix>,
 }
 
 impl Finding {
     fn new(name: &'static str, severity: Severity, found: impl Into<String>) -> Finding {
-        Finding { name, severity, found: found.into(), costs: None, fix: None }
+        Finding { name, severity, found: found.into(), effect: None, fix: None }
     }
 
-    /// As it should be.
     pub fn ok(name: &'static str, found: impl Into<String>) -> Finding {
         Finding::new(name, Severity::Ok, found)
     }
 
-    /// Worth knowing.
     pub fn note(name: &'static str, found: impl Into<String>) -> Finding {
         Finding::new(name, Severity::Note, found)
     }
 
-    /// The node runs, slower or with losses.
-    pub fn costs(name: &'static str, found: impl Into<String>, costs: impl Into<String>) -> Finding {
-        Finding::new(name, Severity::Costs, found).because(costs)
+    pub fn warning(name: &'static str, found: impl Into<String>, effect: impl Into<String>) -> Finding {
+        Finding::new(name, Severity::Warning, found).effect(effect)
     }
 
-    /// The node would not start, or not work.
-    pub fn broken(name: &'static str, found: impl Into<String>, costs: impl Into<String>) -> Finding {
-        Finding::new(name, Severity::Broken, found).because(costs)
+    pub fn error(name: &'static str, found: impl Into<String>, effect: impl Into<String>) -> Finding {
+        Finding::new(name, Severity::Error, found).effect(effect)
     }
 
-    /// With what it costs.
     #[must_use]
-    pub fn because(mut self, costs: impl Into<String>) -> Finding {
-        self.costs = Some(costs.into());
+    pub fn effect(mut self, effect: impl Into<String>) -> Finding {
+        self.effect = Some(effect.into());
         self
     }
 
-    /// With what mends it.
     #[must_use]
-    pub fn mended_by(mut self, fix: Fix) -> Finding {
+    pub fn fix(mut self, fix: Fix) -> Finding {
         self.fix = Some(fix);
         self
     }

@@ -1,20 +1,19 @@
-//! This host's /proc and /sys, read where they are to be had: in a container much of it is not.
+//! This host's /proc and /sys. In a container many files are missing: each reads as `None`.
 
 #[cfg(test)]
 use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The two trees, under a root that tests may choose.
+/// The two trees, below a root that tests choose.
 pub struct Host(PathBuf);
 
 impl Host {
-    /// This host's.
     pub fn real() -> Host {
         Host(PathBuf::from("/"))
     }
 
-    /// A host of files under `root`.
+    /// Files below `root` instead.
     #[cfg(test)]
     pub fn under(root: &Path) -> Host {
         Host(root.to_owned())
@@ -24,22 +23,21 @@ impl Host {
         self.0.join(path.trim_start_matches('/'))
     }
 
-    /// A file's text without the white space around it.
+    /// A file's text, trimmed.
     pub fn text(&self, path: &str) -> Option<String> {
         std::fs::read_to_string(self.path(path)).ok().map(|text| text.trim().to_owned())
     }
 
-    /// A file that holds a number.
     pub fn number<T: FromStr>(&self, path: &str) -> Option<T> {
         self.text(path)?.parse().ok()
     }
 
-    /// A file that holds a list of cores or the like, such as `0-3,8`.
+    /// A file with a list such as `0-3,8`.
     pub fn list(&self, path: &str) -> Option<Vec<usize>> {
         list(&self.text(path)?)
     }
 
-    /// The names in a folder, sorted; none if it is not there.
+    /// The sorted names in a folder; empty if it does not exist.
     pub fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -48,7 +46,7 @@ impl Host {
     }
 }
 
-/// Reads `0-3,8`. What is no list, or one that nobody could mean, is none.
+/// Parses `0-3,8`. `None` for other text, or numbers that cannot be cores.
 fn list(text: &str) -> Option<Vec<usize>> {
     let mut all = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -62,7 +60,7 @@ fn list(text: &str) -> Option<Vec<usize>> {
     Some(all)
 }
 
-/// The other way: `0-3,8`.
+/// Formats a list as `0-3,8`.
 pub fn in_short(cores: &[usize]) -> String {
     let mut text = String::new();
     let mut i = 0;
@@ -86,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cores_are_read_and_written() {
+    fn lists_of_cores_round_trip() {
         for (text, cores) in [("0", vec![0]), ("0-3,8", vec![0, 1, 2, 3, 8]), ("1,3", vec![1, 3]), ("", vec![])] {
             assert_eq!(list(text), Some(cores.clone()), "{text}");
             assert_eq!(in_short(&cores), text);
@@ -98,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_does_not_have_is_none() {
+    fn missing_files_are_none() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("proc/sys/net/core")).unwrap();
         std::fs::write(root.path().join("proc/sys/net/core/rmem_max"), "212992\n").unwrap();

@@ -1,7 +1,7 @@
-//! `eddy doctor`: this host with a node's eyes. Changes nothing.
+//! `eddy doctor`: checks this host for problems and prints fixes. Changes nothing.
 //!
-//! `subject` is what a node asks of a host, `facts` (over `host`) what this one is, `checks` hold one against the other
-//! and say `finding`s, `print` and `script` tell them.
+//! `subject` has the requirements of a node, `facts` (over `host`) the state of this host. `checks` compare the two
+//! and return `finding`s; `print` and `script` write them out.
 
 mod checks;
 mod facts;
@@ -21,10 +21,10 @@ use self::host::Host;
 use self::subject::Subject;
 use crate::args::DoctorArgs;
 
-/// Looks at this host, and tells.
+/// Checks this host and prints the findings.
 ///
 /// # Errors
-/// A mistake in the files or the environment; or something is broken, which has been told by then.
+/// A mistake in the files or the environment; or a finding is an error.
 pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let engine = eddy_node::runtime::running::engine()?;
     let subject = args.config.as_deref().map_or_else(|| Ok(Subject::of_a_chain()), Subject::read)?;
@@ -36,19 +36,19 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         script::write(&subject, &findings)
     } else {
         let width = std::io::stdout().is_terminal().then(terminal_width).flatten();
-        print::people(&subject, &facts, &findings, width.unwrap_or(print::WIDTH))
+        print::people(&subject, &facts, &findings, args.verbose, width.unwrap_or(print::WIDTH))
     };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")?;
-    let broken: Vec<_> =
-        findings.iter().filter(|finding| finding.severity == Severity::Broken).map(|finding| finding.name).collect();
-    if !broken.is_empty() {
-        bail!("broken: {}: mend that first", broken.join(", "));
+    let errors: Vec<_> =
+        findings.iter().filter(|finding| finding.severity == Severity::Error).map(|finding| finding.name).collect();
+    if !errors.is_empty() {
+        bail!("this host has errors: {}: fix these first", errors.join(", "));
     }
     Ok(())
 }
 
-/// The terminal's width, where it is one that reads well.
+/// The terminal's width, within what reads well.
 fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-    Some(usize::from(size.ws_col).clamp(60, 140))
+    Some(usize::from(size.ws_col).clamp(60, 110))
 }

@@ -8,59 +8,62 @@ use super::finding::{Finding, Fix, Severity};
 use super::host::in_short;
 use super::subject::Subject;
 
-/// Columns, where there is no terminal to ask.
-pub const WIDTH: usize = 110;
+/// Columns where standard output is not a terminal.
+pub const WIDTH: usize = 80;
 
 /// The column that texts begin in.
-const INDENT: usize = 20;
+const INDENT: usize = 18;
 
-/// A list for people: the worst first, each with what it costs and what mends it. Commands stay on one line, however
-/// long.
-pub fn people(subject: &Subject, facts: &Facts, findings: &[Finding], width: usize) -> String {
+/// The problems with their fixes, the worst first; with `verbose` every finding, with effects and undos.
+/// Commands stay on one line, however long.
+pub fn people(subject: &Subject, facts: &Facts, findings: &[Finding], verbose: bool, width: usize) -> String {
     let mut text = format!("{} on Linux {}", subject.what, facts.kernel);
     if !facts.cores.allowed.is_empty() {
         text += &format!(", cores {}", in_short(&facts.cores.allowed));
     }
-    text.push('\n');
-    for severity in Severity::WORST_FIRST {
-        let group: Vec<_> = findings.iter().filter(|finding| finding.severity == severity).collect();
-        if group.is_empty() {
-            continue;
-        }
-        text += &format!("\n{}\n", severity.name());
-        for finding in group {
-            let mark = match severity {
-                Severity::Ok => "✓",
-                Severity::Note => "·",
-                Severity::Costs => "!",
-                Severity::Broken => "✗",
-            };
-            text += &wrapped(&format!("  {mark} {:<16}", finding.name), &finding.found, width);
-            if let Some(costs) = finding.costs.as_ref().filter(|_| severity > Severity::Ok) {
-                text += &wrapped("      costs:", costs, width);
-            }
-            match &finding.fix {
-                None => {}
-                Some(Fix::Run { command, undo, .. }) => {
-                    text += &format!("{:<INDENT$}{command}\n{:<INDENT$}{undo}\n", "      mend:", "      undo:");
-                }
-                Some(Fix::Do { what, undo }) => {
-                    text += &wrapped("      mend:", what, width);
-                    if let Some(undo) = undo {
-                        text += &format!("{:<INDENT$}{undo}\n", "      undo:");
-                    }
-                }
-            }
+    text += "\n\n";
+
+    let least = if verbose { Severity::Ok } else { Severity::Warning };
+    for severity in Severity::WORST_FIRST.into_iter().filter(|severity| *severity >= least) {
+        for finding in findings.iter().filter(|finding| finding.severity == severity) {
+            text += &one(finding, verbose, width);
         }
     }
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    let counts: Vec<_> =
-        Severity::WORST_FIRST.map(|severity| format!("{} {}", count(severity), severity.name())).to_vec();
-    let script = match findings.iter().any(|finding| matches!(finding.fix, Some(Fix::Run { .. }))) {
-        true => "; --fix-script prints what mends it as a script",
-        false => "",
+    if findings.iter().all(|finding| finding.severity < least) {
+        text += "No problems found.\n";
+    }
+
+    let counts = Severity::WORST_FIRST.map(|severity| severity.count(findings));
+    text += &format!("\n{}\n", counts.join(", "));
+    if !verbose {
+        text += "All checks, effects and undo commands: --verbose\n";
+    }
+    if findings.iter().any(|finding| matches!(finding.fix, Some(Fix::Run { .. }))) {
+        text += "All fixes as a shell script: --fix-script\n";
+    }
+    text
+}
+
+fn one(finding: &Finding, verbose: bool, width: usize) -> String {
+    let mut text = wrapped(&format!("{} {}", finding.severity.sign(), finding.name), &finding.found, width);
+    if let Some(effect) = finding.effect.as_ref().filter(|_| verbose && finding.severity > Severity::Ok) {
+        text += &wrapped("", &format!("effect: {effect}"), width);
+    }
+    let undo = match &finding.fix {
+        None => None,
+        Some(Fix::Run { command, undo, .. }) => {
+            text += &format!("{:INDENT$}fix: {command}\n", "");
+            Some(undo)
+        }
+        Some(Fix::Do { what, undo }) => {
+            text += &wrapped("", &format!("fix: {what}"), width);
+            undo.as_ref()
+        }
     };
-    text + &format!("\n{}{script}\n", counts.join(", "))
+    if let Some(undo) = undo.filter(|_| verbose) {
+        text += &format!("{:INDENT$}undo: {undo}\n", "");
+    }
+    text
 }
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
@@ -70,10 +73,10 @@ fn wrapped(head: &str, text: &str, width: usize) -> String {
     textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation).break_words(false)) + "\n"
 }
 
-/// What `--json` prints; whoever reads it may rely on the names.
+/// What `--json` prints. Programs may rely on the names.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// What was looked at.
+    /// The node, or the nodes of `eddy chain`.
     subject: &'a str,
     /// The kernel's release.
     kernel: &'a str,
@@ -83,24 +86,23 @@ struct Report<'a> {
     findings: Vec<Line<'a>>,
 }
 
-/// A finding.
 #[derive(Serialize)]
 struct Line<'a> {
     name: &'a str,
     severity: Severity,
     found: &'a str,
-    costs: Option<&'a str>,
-    /// A command or words.
+    effect: Option<&'a str>,
+    /// A command or advice.
     fix: Option<&'a str>,
     undo: Option<&'a str>,
-    /// `fix` may be run by a shell as it stands.
+    /// A shell can run `fix` unchanged.
     runs: bool,
 }
 
 /// A line of JSON.
 ///
 /// # Errors
-/// None that is known of.
+/// Never in practice.
 pub fn json(subject: &Subject, facts: &Facts, findings: &[Finding]) -> serde_json::Result<String> {
     let lines = findings.iter().map(|finding| {
         let (fix, undo, runs) = match &finding.fix {
@@ -108,8 +110,8 @@ pub fn json(subject: &Subject, facts: &Facts, findings: &[Finding]) -> serde_jso
             Some(Fix::Run { command, undo, .. }) => (Some(command.as_str()), Some(undo.as_str()), true),
             Some(Fix::Do { what, undo }) => (Some(what.as_str()), undo.as_deref(), false),
         };
-        let Finding { name, severity, found, costs, .. } = finding;
-        Line { name, severity: *severity, found, costs: costs.as_deref(), fix, undo, runs }
+        let Finding { name, severity, found, effect, .. } = finding;
+        Line { name, severity: *severity, found, effect: effect.as_deref(), fix, undo, runs }
     });
     serde_json::to_string(&Report {
         subject: &subject.what,
@@ -127,29 +129,40 @@ mod tests {
     fn some() -> Vec<Finding> {
         let long = "word ".repeat(60);
         vec![
-            Finding::ok("send-buffers", "as they should be").because("nothing"),
-            Finding::costs("receive-buffers", long, "losses").mended_by(Fix::sysctl("net.core.rmem_max", 8, 4)),
-            Finding::broken("keys", "open", "the node does not start").mended_by(Fix::words("close them")),
+            Finding::ok("send-buffers", "as they should be").effect("nothing"),
+            Finding::warning("receive-buffers", long, "losses").fix(Fix::sysctl("net.core.rmem_max", 8, 4)),
+            Finding::error("keys", "open", "the node does not start").fix(Fix::words("close them")),
         ]
     }
 
     #[test]
-    fn people_read_the_worst_first_and_commands_on_one_line() {
-        let text = people(&Subject::of_a_chain(), &sound(), &some(), 70);
+    fn short_form_has_problems_and_fixes_only() {
+        let text = people(&Subject::of_a_chain(), &sound(), &some(), false, 80);
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} in {text}"));
-        assert!(at("✗ keys") < at("! receive-buffers") && at("! receive-buffers") < at("✓ send-buffers"));
-        assert!(text.contains("sudo sysctl -w net.core.rmem_max=8\n") && text.contains("rmem_max=4\n"));
-        assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
-        assert!(text.ends_with("1 broken, 1 costs, 0 note, 1 ok; --fix-script prints what mends it as a script\n"));
+        assert!(at("✗ keys") < at("! receive-buffers"));
+        assert!(text.contains("fix: sudo sysctl -w net.core.rmem_max=8\n"), "{text}");
+        assert!(!text.contains("send-buffers") && !text.contains("undo: ") && !text.contains("effect: "), "{text}");
+        assert!(text.contains("\n1 error, 1 warning, 0 notes, 1 ok\n"), "{text}");
+        let sound_host = people(&Subject::of_a_chain(), &sound(), &some()[..1], false, 80);
+        assert!(sound_host.contains("No problems found."), "{sound_host}");
     }
 
     #[test]
-    fn programs_read_one_object() {
+    fn verbose_form_has_every_finding_and_undo() {
+        let text = people(&Subject::of_a_chain(), &sound(), &some(), true, 70);
+        for part in ["✓ send-buffers", "rmem_max=4\n", "effect: losses"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn json_is_one_object() {
         let json: serde_json::Value =
             serde_json::from_str(&json(&Subject::of_a_chain(), &sound(), &some()).unwrap()).unwrap();
-        assert_eq!((json["worst"].as_str(), json["findings"].as_array().unwrap().len()), (Some("broken"), 3));
+        assert_eq!((json["worst"].as_str(), json["findings"].as_array().unwrap().len()), (Some("error"), 3));
         let buffers = &json["findings"][1];
-        assert_eq!((&buffers["name"], &buffers["severity"]), (&"receive-buffers".into(), &"costs".into()));
+        assert_eq!((&buffers["name"], &buffers["severity"]), (&"receive-buffers".into(), &"warning".into()));
         assert_eq!((&buffers["runs"], &buffers["undo"]), (&true.into(), &"sudo sysctl -w net.core.rmem_max=4".into()));
         assert_eq!(
             (&json["findings"][2]["runs"], &json["findings"][0]["fix"]),

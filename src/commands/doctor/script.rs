@@ -1,14 +1,14 @@
-//! Findings as a shell script: each fix that is a command, with its undo as a comment; the others as comments.
+//! Findings as a shell script: fixes that are commands, each with its undo as a comment; advice as comments.
 
 use super::finding::{Finding, Fix};
 use super::subject::Subject;
 
 const HEAD: &str = "\
-# As root no sudo is needed, and there may be none.
+# Root needs no sudo, and may not have it.
 if [ \"$(id -u)\" -eq 0 ]; then sudo() { \"$@\"; }; fi
 ";
 
-/// The file that sysctl settings are kept in.
+/// The file that keeps sysctl settings across reboots.
 const KEPT: &str = "/etc/sysctl.d/99-eddy.conf";
 
 /// The script.
@@ -18,7 +18,7 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
         None => "eddy doctor".to_owned(),
     };
     let mut script = format!(
-        "#!/bin/sh\n# What mends this host for {}, as `{}` found it.\n# Read it before you run it; each undo stands \
+        "#!/bin/sh\n# Fixes of this host for {}, as found by `{}`.\n# Read them before you run them: each undo is \
          below its fix. Then run `{}` again.\nset -eu\n\n{HEAD}",
         one_line(&subject.what),
         one_line(&again),
@@ -28,15 +28,15 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
     for finding in findings {
         let Some(fix) = &finding.fix else { continue };
         script += &format!("\n# {}: {}: {}\n", finding.name, finding.severity.name(), one_line(&finding.found));
-        if let Some(costs) = &finding.costs {
-            script += &format!("# costs: {}\n", one_line(costs));
+        if let Some(effect) = &finding.effect {
+            script += &format!("# effect: {}\n", one_line(effect));
         }
         match fix {
-            // A name of a file may hold a line's end, which would end the comment of the undo.
+            // A file name may contain a line feed, which would end the comment of the undo.
             Fix::Run { command, undo, .. } if command.contains('\n') || undo.contains('\n') => {
-                script += &format!("# for you to do: {}\n", one_line(command));
+                script += &format!("# to do by hand: {}\n", one_line(command));
             }
-            // A shell of its own cannot change the environment of whoever starts nodes.
+            // The script's shell cannot change the environment that nodes are started in.
             Fix::Run { command, undo, .. } if command.starts_with("unset ") => {
                 script += &format!("# where nodes are started: {command}\n# undo: {undo}\n");
             }
@@ -45,7 +45,7 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
                 kept.extend(sysctl);
             }
             Fix::Do { what, undo } => {
-                script += &format!("# for you to do: {}\n", one_line(what));
+                script += &format!("# to do by hand: {}\n", one_line(what));
                 if let Some(undo) = undo {
                     script += &format!("# undo: {undo}\n");
                 }
@@ -53,7 +53,7 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
         }
     }
     if !kept.is_empty() {
-        script += "\n# The host forgets these when it restarts. To keep them (tuning/99-eddy.conf is such a file):\n";
+        script += "\n# These settings are lost at a reboot. To keep them (tuning/99-eddy.conf is such a file):\n";
         for line in kept {
             script += &format!("# echo '{line}' | sudo tee -a {KEPT}\n");
         }
@@ -74,17 +74,17 @@ mod tests {
     fn script() -> String {
         let findings = [
             Finding::ok("send-buffers", "as they should be"),
-            Finding::costs("receive-buffers", "small\nbuffers", "losses").mended_by(Fix::sysctl("a.b", 8, 4)),
-            Finding::costs("aead-engine", "slow", "time").mended_by(Fix::run("unset EDDY_AEAD", "export EDDY_AEAD=x")),
-            Finding::broken("keys", "open", "much").mended_by(Fix::run("chmod 600 'a\nb'", "chmod 644 'a\nb'")),
-            Finding::costs("clock", "it's `off`", "$(exit 1)")
-                .mended_by(Fix::Do { what: "set it".to_owned(), undo: Some("set it back".to_owned()) }),
+            Finding::warning("receive-buffers", "small\nbuffers", "losses").fix(Fix::sysctl("a.b", 8, 4)),
+            Finding::warning("aead-engine", "slow", "time").fix(Fix::run("unset EDDY_AEAD", "export EDDY_AEAD=x")),
+            Finding::error("keys", "open", "much").fix(Fix::run("chmod 600 'a\nb'", "chmod 644 'a\nb'")),
+            Finding::warning("clock", "it's `off`", "$(exit 1)")
+                .fix(Fix::Do { what: "set it".to_owned(), undo: Some("set it back".to_owned()) }),
         ];
         write(&Subject::of_a_chain(), &findings)
     }
 
     #[test]
-    fn every_command_has_its_undo_and_words_are_comments() {
+    fn commands_have_undos_and_advice_is_a_comment() {
         let script = script();
         let code: Vec<_> = script.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
         assert_eq!(code[0], "set -eu");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_can_read_it() {
+    fn shell_parses_the_script() {
         let mut shell = Command::new("sh").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script().as_bytes()).unwrap();
         assert!(shell.wait().unwrap().success());

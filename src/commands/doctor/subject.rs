@@ -1,4 +1,4 @@
-//! What a node asks of its host: read from its files, or what `eddy chain` asks.
+//! The requirements of a node on its host: read from its files, or those of `eddy chain`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
@@ -15,14 +15,14 @@ use eddy_node::config::{
     Chain, ConfigError, MAX_SOCKETS, NodeConfig, NodeRole, Part, Place, RECEIVE_BUFFER, node_name,
 };
 
-/// A node, as far as its host is concerned.
+/// A node and what it requires.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// What is looked at, for people.
+    /// For people: the node, or the nodes of `eddy chain`.
     pub what: String,
-    /// Its configuration; none for `eddy chain`.
+    /// Its configuration; `None` for `eddy chain`.
     pub config: Option<PathBuf>,
-    /// Its role; none: all of a chain.
+    /// Its role; `None` for a whole chain.
     pub role: Option<NodeRole>,
     /// Class and length of its chain.
     pub shape: Shape,
@@ -30,51 +30,47 @@ pub struct Subject {
     pub position: usize,
     /// Worker threads.
     pub workers: usize,
-    /// Bytes that it asks for on link sockets, and at the entry on listening ones.
+    /// Bytes requested for link sockets, and for the listening sockets of an entry.
     pub receive_buffer: usize,
-    /// Where the file asks for them: then it is binding.
+    /// Where the file sets it: then it is mandatory.
     pub receive_buffer_at: Option<Place>,
-    /// Whether cells travel in GSO bursts.
     pub offload: Offload,
-    /// How cells get into the kernel.
     pub io: Io,
-    /// The cores that its workers stay on.
+    /// The cores that its workers are pinned to.
     pub cores: Vec<usize>,
-    /// Buffers on huge pages.
+    /// Buffers and channels on huge pages.
     pub hugepages: bool,
     /// Sockets of its own: links and listeners.
     pub sockets: usize,
-    /// An exit's sockets for flows at most.
+    /// The most sockets for flows, of an exit.
     pub max_sockets: Option<usize>,
-    /// An exit that asks the name servers of this host.
+    /// An exit that uses the name servers of this host.
     pub system_names: bool,
-    /// Where it receives from the previous hop.
+    /// The address for the previous hop.
     pub up: Option<SocketAddr>,
-    /// The address that it sends to the next hop from.
+    /// The source address towards the next hop.
     pub from: IpAddr,
-    /// Where its next hop is; none at an exit; or why that is not known.
+    /// The address of the next hop, `None` at an exit; or why it is unknown.
     pub next: Result<Option<SocketAddr>, String>,
-    /// Seconds since 1970 in which all descriptors of its chain are valid.
+    /// Unix times between which all descriptors of its chain are valid.
     pub valid: Option<Range<u64>>,
-    /// Its key file.
     pub keys: Option<KeyFile>,
 }
 
-/// A key file as it lies there.
+/// A key file and its permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFile {
-    /// Where.
     pub path: PathBuf,
-    /// Its permission bits, and its owner; none if it cannot be looked at.
+    /// Permission bits and owner; `None` if the file is not accessible.
     pub mode_and_owner: Option<(u32, u32)>,
-    /// Why this user cannot read it, if that is all that is wrong.
+    /// This user cannot read it.
     pub unreadable: bool,
-    /// Others than its owner may read it.
+    /// Users other than its owner can read it.
     pub exposed: bool,
 }
 
 impl Subject {
-    /// What `eddy chain` asks for: five nodes on loopback.
+    /// The requirements of `eddy chain`: five nodes on loopback.
     pub fn of_a_chain() -> Subject {
         Subject {
             what: "the nodes of `eddy chain`".to_owned(),
@@ -100,10 +96,10 @@ impl Subject {
         }
     }
 
-    /// Reads a node's files. What is wrong with the host, its clock or the key file's mode is no mistake here.
+    /// Reads a node's files. Problems with the clock or the permissions of the key file are left to the checks.
     ///
     /// # Errors
-    /// A mistake in the files, as the node itself would say it.
+    /// A mistake in the files, reported as the node itself would.
     pub fn read(path: &Path) -> Result<Subject, ConfigError> {
         let config = NodeConfig::read(path)?;
         let chain = chain(&config)?;
@@ -145,18 +141,18 @@ impl Subject {
         })
     }
 
-    /// Whether it is an entry or has one.
+    /// It is an entry or includes one.
     pub fn has_entry(&self) -> bool {
         self.role.is_none_or(|role| role == NodeRole::Entry)
     }
 
-    /// Whether it is an exit or has one.
+    /// It is an exit or includes one.
     pub fn has_exit(&self) -> bool {
         self.role.is_none_or(|role| role == NodeRole::Exit)
     }
 }
 
-/// Its chain, whatever this host's clock says.
+/// Its chain, even if the descriptors are not valid now.
 fn chain(config: &NodeConfig) -> Result<Chain, ConfigError> {
     let now = SystemTime::now();
     let other = match config.read_chain(now) {
@@ -171,7 +167,7 @@ fn chain(config: &NodeConfig) -> Result<Chain, ConfigError> {
     config.read_chain(other.unwrap_or(UNIX_EPOCH))
 }
 
-/// Its key file. One that another user owns, or that others may read, is for the check to tell.
+/// Its key file. Wrong permissions are left to the check.
 fn keys(config: &NodeConfig, chain: &Chain) -> Result<KeyFile, ConfigError> {
     let metadata = std::fs::metadata(&config.keys).ok();
     let mut file = KeyFile {

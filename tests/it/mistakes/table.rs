@@ -345,6 +345,12 @@ table! { COMMAND_LINE:
     "too many mixes", Nothing, "init x --mixes 8", &["a chain has 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
         &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
+    "an `EDDY_LOG` that is not a filter", Do(|s| s.environment.push(("EDDY_LOG", "dbug"))), MIX,
+        &["invalid EDDY_LOG \"dbug\"", "expected a level", "info,eddy_node=debug"];
+    "a `--log` that is not a filter", Nothing, "mix --config mix1.toml --log eddy_node=loud",
+        &["eddy_node=loud", "--log", "expected a level", "info,eddy_node=debug"];
+    "a `--log-format` that does not exist", Nothing, "mix --config mix1.toml --log-format yaml",
+        &["yaml", "--log-format", "text, json"];
     "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
         &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",

@@ -4,109 +4,85 @@ use super::super::facts::{Facts, HALT_POLL};
 use super::super::finding::{Finding, Fix};
 use super::super::host::in_short;
 use super::super::subject::Subject;
-use super::{HOP, UNMEASURED};
+use super::UNMEASURED;
 
-/// The AEAD engine and what the CPU has for it.
+/// The AEAD engine, against the fastest that this CPU runs.
 pub fn engine(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "aead-engine";
+    const SLOW: &str = "each cell costs more processor time (docs/BENCHMARKS.md)";
     let engines = &facts.engines;
-    let features = if engines.features.is_empty() {
-        "/proc/cpuinfo names none of the features that engines use".to_owned()
-    } else {
-        format!("the CPU has {}", engines.features.join(" "))
-    };
-    let found = format!("{}; {features}", engines.used);
-    let cell = |engine: &str| match engine {
-        "wide256" => Some("699"),
-        "portable" => Some("754"),
-        "rustcrypto" => Some("1,120"),
-        _ => None,
-    };
-    let price = |engine: &str| match cell(engine) {
-        Some(ns) => format!("{ns} ns with {engine}"),
-        None => format!("what was not measured with {engine}"),
-    };
-    let costs = if engines.used == engines.best && engines.used.starts_with("wide") {
-        format!("a cell costs a mix {} ({HOP})", price(engines.used))
-    } else {
-        let other = if engines.used == engines.best { "wide256" } else { engines.best };
-        format!("a cell costs a mix {}, {} ({HOP})", price(engines.used), price(other))
+    let features = match engines.features.as_slice() {
+        [] => "/proc/cpuinfo lists no relevant features".to_owned(),
+        features => format!("CPU features: {}", features.join(" ")),
     };
     if engines.used != engines.best {
-        return Finding::costs(
-            NAME,
-            format!("EDDY_AEAD asks for {found}; {} would be taken without it", engines.best),
-            costs,
-        )
-        .mended_by(Fix::run("unset EDDY_AEAD", format!("export EDDY_AEAD={}", engines.used)));
+        let found = format!("EDDY_AEAD selects {}; the default here is {}", engines.used, engines.best);
+        return Finding::warning(NAME, found, SLOW)
+            .fix(Fix::run("unset EDDY_AEAD", format!("export EDDY_AEAD={}", engines.used)));
     }
     if engines.best != engines.fastest {
-        return Finding::costs(
-            NAME,
-            format!("{found}; {} is passed over, for on this CPU it does not compute what it should", engines.fastest),
-            costs,
-        )
-        .mended_by(Fix::words("look at the CPU, its microcode and its emulator: they get instructions wrong"));
+        let found = format!(
+            "{} (the faster {} failed its self-test: its results on this CPU are wrong)",
+            engines.used, engines.fastest
+        );
+        return Finding::warning(NAME, found, SLOW)
+            .fix(Fix::words("check the CPU, its microcode or its emulator: instructions give wrong results"));
     }
     if engines.best.starts_with("wide") {
-        return Finding::ok(NAME, found).because(costs);
+        return Finding::ok(NAME, format!("{}; {features}", engines.used));
     }
-    Finding::note(NAME, format!("{found}: the wide engines need vaes and vpclmulqdq, which a hypervisor may hide"))
-        .because(costs)
+    Finding::note(NAME, format!("{}; {features}", engines.used))
+        .effect("the faster engines need vaes and vpclmulqdq; a hypervisor may hide them")
 }
 
-/// Whether the workers have the cores that they are to have.
+/// The cores that this process may use, against the node's workers.
 pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "cores";
-    const SHARED: &str = "two lanes that shared two cores with the whole chain cost 45 to 77 % more for each cell than one \
-                          (docs/ARCHITECTURE.md, Several cores)";
+    const SHARED: &str = "workers that share a core are slower than one worker (docs/BENCHMARKS.md)";
     let (allowed, workers) = (&facts.cores.allowed, subject.workers);
     let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     if allowed.is_empty() {
-        return Finding::note(NAME, "the system does not tell which cores this process may use");
+        return Finding::note(NAME, "unknown: the system does not report which cores this process may use");
     }
     let has = format!("this process may use {} ({})", plural(allowed.len(), "core"), in_short(allowed));
     if let Some(core) = subject.cores.iter().find(|core| !allowed.contains(core)) {
-        return Finding::broken(NAME, format!("cores names {core}, but {has}"), "the node does not start")
-            .mended_by(Fix::words("name some of those in `cores`, or remove the line to let the system choose"));
+        return Finding::error(NAME, format!("`cores` lists {core}, but {has}"), "the node does not start")
+            .fix(Fix::words("list some of those in `cores`, or remove the line"));
     }
     let mut distinct = subject.cores.clone();
     distinct.sort_unstable();
     distinct.dedup();
     if !distinct.is_empty() && distinct.len() < workers {
-        let found = format!("cores names {} for {}", plural(distinct.len(), "core"), plural(workers, "worker"));
-        return Finding::costs(NAME, format!("{found}; {has}"), SHARED)
-            .mended_by(Fix::words(format!("name {workers} in `cores`, or make the chain with fewer --lanes")));
+        let found = format!("`cores` lists {} for {}", plural(distinct.len(), "core"), plural(workers, "worker"));
+        return Finding::warning(NAME, format!("{found}; {has}"), SHARED)
+            .fix(Fix::words(format!("list {workers} in `cores`, or make the chain with fewer --lanes")));
     }
     if allowed.len() < workers {
-        let found = format!("{} share what there is: {has}", plural(workers, "worker"));
+        let found = format!("{} on too few cores: {has}", plural(workers, "worker"));
         return match subject.role {
-            Some(_) => Finding::costs(NAME, found, SHARED).mended_by(Fix::words("make the chain with fewer --lanes")),
-            // Five nodes on one host are a demonstration.
+            Some(_) => Finding::warning(NAME, found, SHARED).fix(Fix::words("make the chain with fewer --lanes")),
+            // `eddy chain` runs five nodes on one host: fine for a demonstration.
             None => Finding::note(NAME, found),
         };
     }
     let twins =
         facts.cores.siblings.iter().find(|threads| threads.iter().filter(|it| distinct.contains(it)).count() > 1);
     if let Some(twins) = twins {
-        return Finding::note(
-            NAME,
-            format!("cores {} are two threads of one core, and workers run on both", in_short(twins)),
-        )
-        .because(UNMEASURED);
+        let found = format!("cores {} are two threads of one core, and workers run on both", in_short(twins));
+        return Finding::note(NAME, found).effect(UNMEASURED);
     }
     let pinned =
-        if distinct.is_empty() { "none is pinned".to_owned() } else { format!("pinned to {}", in_short(&distinct)) };
+        if distinct.is_empty() { "not pinned".to_owned() } else { format!("pinned to {}", in_short(&distinct)) };
     Finding::ok(NAME, format!("{}, {pinned}; {has}", plural(workers, "worker")))
 }
 
-/// Whether cores run at their full frequency.
+/// The frequency governors of the cores.
 pub fn governor(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "governor";
     const FILE: &str = "cpufreq/scaling_governor";
     let slow: Vec<_> = facts.cores.governors.iter().filter(|(_, name)| name != "performance").collect();
     match (facts.cores.governors.as_slice(), slow.as_slice()) {
-        ([], _) => Finding::ok(NAME, "this system has no frequency governor: a guest's is its host's business"),
+        ([], _) => Finding::ok(NAME, "no frequency governor on this host"),
         (_, []) => Finding::ok(NAME, "performance"),
         (_, [(_, first), ..]) => {
             let one = slow.iter().all(|(_, name)| name == first);
@@ -123,32 +99,29 @@ pub fn governor(_: &Subject, facts: &Facts) -> Finding {
                 each.join("; ")
             };
             let found = format!("{first} on core{} {}", if cores.len() == 1 { "" } else { "s" }, in_short(&cores));
-            Finding::costs(NAME, found, format!("{UNMEASURED}: there was no governor to set where eddy was measured"))
-                .mended_by(Fix::run(set("performance", &cores), undo))
+            Finding::warning(NAME, found, "cores take time to reach their full frequency")
+                .fix(Fix::run(set("performance", &cores), undo))
         }
     }
 }
 
-/// Whether an idle core looks for work before it halts, so that a packet need not wait for the hypervisor.
+/// How long an idle core of a guest polls before it halts.
 pub fn idle(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "idle-polling";
     const POLL_NS: u64 = 200_000;
     match facts.cores.halt_poll_ns {
-        None => Finding::ok(NAME, "no guest whose idle cores could look for work before they halt (governor haltpoll)"),
+        None => Finding::ok(NAME, "not a guest with the cpuidle governor haltpoll"),
         Some(0) => {
             let set = |ns: u64| format!("echo {ns} | sudo tee {HALT_POLL}");
-            Finding::costs(
+            Finding::warning(
                 NAME,
-                "an idle core of this guest halts at once, and the hypervisor has to wake it (guest_halt_poll_ns = 0)",
-                "a wake takes some 20 us, and a chain needs one at each node: 185 us instead of 68 at p50 through three \
-                 mixes that do not wait (10,000 datagrams a second, Xeon guest; tuning/README.md); polling costs the host \
-                 up to 0.2 ms of a core whenever it runs out of work",
+                "idle cores of this guest halt at once (guest_halt_poll_ns = 0)",
+                "each packet waits until the hypervisor wakes the core, at every node of a chain; polling costs the \
+                 host up to 0.2 ms of processor time whenever a core runs out of work (tuning/README.md)",
             )
-            .mended_by(Fix::run(set(POLL_NS), set(0)))
+            .fix(Fix::run(set(POLL_NS), set(0)))
         }
-        Some(ns) => {
-            Finding::ok(NAME, format!("an idle core of this guest looks for work for up to {ns} ns before it halts"))
-        }
+        Some(ns) => Finding::ok(NAME, format!("idle cores of this guest poll for up to {ns} ns before they halt")),
     }
 }
 
@@ -164,30 +137,29 @@ mod tests {
     }
 
     #[test]
-    fn a_slower_engine_than_the_best_is_told_with_both_prices() {
+    fn slower_engine_than_the_best_is_a_warning() {
         let mut facts = sound();
         assert_eq!(engine(&mix(1), &facts).severity, Severity::Ok);
         facts.engines.used = "rustcrypto";
         let found = engine(&mix(1), &facts);
-        assert_eq!(found.severity, Severity::Costs);
-        let costs = found.costs.unwrap();
-        assert!(costs.contains("1,120") && costs.contains("699"), "{costs}");
+        assert_eq!(found.severity, Severity::Warning);
+        assert!(found.found.contains("rustcrypto") && found.found.contains("wide256"), "{}", found.found);
         (facts.engines.best, facts.engines.fastest) = ("rustcrypto", "wide512");
-        assert!(engine(&mix(1), &facts).found.contains("wide512 is passed over"));
+        assert!(engine(&mix(1), &facts).found.contains("wide512 failed its self-test"));
         facts.engines.fastest = "rustcrypto";
         assert_eq!(engine(&mix(1), &facts).severity, Severity::Note);
     }
 
     #[test]
-    fn cores_that_are_not_there_keep_a_node_from_starting() {
+    fn missing_cores_are_an_error() {
         let facts = sound();
         let named = |cores: &[usize], workers| cores_of(cores, workers, &facts);
         assert_eq!(named(&[], 1).severity, Severity::Ok);
         assert_eq!(named(&[0, 1], 2).severity, Severity::Ok);
-        assert_eq!(named(&[7], 1).severity, Severity::Broken);
-        assert_eq!(named(&[0], 2).severity, Severity::Costs);
-        assert_eq!(named(&[1, 1], 2).severity, Severity::Costs);
-        assert_eq!(named(&[], 3).severity, Severity::Costs);
+        assert_eq!(named(&[7], 1).severity, Severity::Error);
+        assert_eq!(named(&[0], 2).severity, Severity::Warning);
+        assert_eq!(named(&[1, 1], 2).severity, Severity::Warning);
+        assert_eq!(named(&[], 3).severity, Severity::Warning);
     }
 
     fn cores_of(named: &[usize], workers: usize, facts: &Facts) -> Finding {
@@ -195,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_of_one_core_are_told() {
+    fn two_threads_of_one_core_are_a_note() {
         let mut facts = sound();
         facts.cores.siblings = vec![vec![0, 1]];
         assert_eq!(cores_of(&[0, 1], 2, &facts).severity, Severity::Note);
@@ -205,20 +177,20 @@ mod tests {
     }
 
     #[test]
-    fn cores_that_halt_at_once_are_told_with_the_command_and_its_undo() {
+    fn cores_that_halt_at_once_have_a_command_and_its_undo() {
         let mut facts = sound();
         assert_eq!(idle(&mix(1), &facts).severity, Severity::Ok);
         facts.cores.halt_poll_ns = Some(200_000);
         assert_eq!(idle(&mix(1), &facts).severity, Severity::Ok);
         facts.cores.halt_poll_ns = Some(0);
         let found = idle(&mix(1), &facts);
-        assert_eq!(found.severity, Severity::Costs);
+        assert_eq!(found.severity, Severity::Warning);
         let Some(Fix::Run { command, undo, .. }) = found.fix else { panic!("no command") };
         assert!(command.starts_with("echo 200000 | ") && undo.starts_with("echo 0 | "), "{command}; {undo}");
     }
 
     #[test]
-    fn governors_are_undone_to_what_each_was() {
+    fn undo_restores_the_governor_of_each_core() {
         let mut facts = sound();
         let named = |name: &str, core| (core, name.to_owned());
         facts.cores.governors = vec![named("performance", 0), named("performance", 1)];

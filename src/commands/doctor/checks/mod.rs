@@ -1,7 +1,6 @@
-//! The checks: each is a function of what a node asks ([`Subject`]) and what the host is ([`Facts`]).
+//! The checks: each is a function of the requirements of a node ([`Subject`]) and the state of the host ([`Facts`]).
 //!
-//! What something costs is said in figures of this repository's own documents, which name their machine, or said not to
-//! have been measured.
+//! An effect has no figures: those are in docs/BENCHMARKS.md, with their machine and date.
 
 mod buffers;
 mod cpu;
@@ -13,10 +12,9 @@ use super::facts::Facts;
 use super::finding::Finding;
 use super::subject::Subject;
 
-/// A check.
 type Check = fn(&Subject, &Facts) -> Finding;
 
-/// All, in the order of their telling.
+/// In the order of `--json`.
 const ALL: [Check; 20] = [
     process::keys,
     process::descriptors_valid,
@@ -40,15 +38,12 @@ const ALL: [Check; 20] = [
     process::locked_memory,
 ];
 
-/// What all checks say of this host.
+/// Runs all checks.
 pub fn all(subject: &Subject, facts: &Facts) -> Vec<Finding> {
     ALL.iter().map(|check| check(subject, facts)).collect()
 }
 
-/// `eddy-bench hop`, and where its figures come from.
-const HOP: &str = "class L, 64 channels, `eddy-bench hop`, Zen 3 guest";
-/// What nobody has measured.
-const UNMEASURED: &str = "what it costs has not been measured";
+const UNMEASURED: &str = "the effect has not been measured";
 
 #[cfg(test)]
 mod tests {
@@ -57,7 +52,7 @@ mod tests {
     use crate::commands::doctor::finding::{Fix, Severity};
 
     #[test]
-    fn a_sound_host_has_nothing_to_mend() {
+    fn sound_host_has_no_problems() {
         for finding in all(&Subject::of_a_chain(), &sound()) {
             assert!(finding.severity <= Severity::Note, "{finding:?}");
             assert!(finding.fix.is_none(), "{finding:?}");
@@ -65,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn names_differ_and_what_costs_says_what() {
+    fn problems_have_distinct_names_effects_and_fixes() {
         let mut facts = sound();
         facts.buffers.granted = Ok(212_992);
         facts.buffers.rmem_max = Some(212_992);
@@ -79,10 +74,10 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), ALL.len());
-        let bad: Vec<_> = findings.iter().filter(|finding| finding.severity >= Severity::Costs).collect();
+        let bad: Vec<_> = findings.iter().filter(|finding| finding.severity >= Severity::Warning).collect();
         assert!(bad.len() >= 6, "{bad:#?}");
         for finding in bad {
-            assert!(finding.costs.is_some() && finding.fix.is_some(), "{finding:?}");
+            assert!(finding.effect.is_some() && finding.fix.is_some(), "{finding:?}");
             if let Some(Fix::Run { command, undo, .. }) = &finding.fix {
                 assert!(!command.contains('\n') && !undo.contains('\n') && !undo.is_empty(), "{finding:?}");
             }

@@ -1,4 +1,4 @@
-//! The node's process: its keys, its time, its limits.
+//! The node's process: its keys, its clock, its limits.
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
@@ -7,34 +7,30 @@ use eddy_node::runtime::node::DESCRIPTORS_KEPT;
 
 const DAY: u64 = 86_400;
 
-/// Who may read the keys.
+/// The permissions of the key file.
 pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "keys";
     let Some(file) = &subject.keys else {
-        return Finding::ok(NAME, "`eddy chain` makes its own, in a folder that goes with it");
+        return Finding::ok(NAME, "made by `eddy chain` for each run");
     };
     let path = file.path.display();
     match (file.exposed, file.mode_and_owner) {
-        (true, Some((mode, _))) => Finding::broken(
+        (true, Some((mode, _))) => Finding::error(
             NAME,
-            format!("{path} has mode {mode:04o}, which lets others read these keys"),
-            "the node does not start; whoever has read them can pass for this node: make a new chain if anybody may have",
+            format!("{path} has mode {mode:04o}: other users can read it"),
+            "the node does not start; if anybody has read the keys, make a new chain",
         )
-        .mended_by(Fix::run(format!("chmod 600 {}", quoted(&path)), format!("chmod {mode:o} {}", quoted(&path)))),
+        .fix(Fix::run(format!("chmod 600 {}", quoted(&path)), format!("chmod {mode:o} {}", quoted(&path)))),
         (_, Some((mode, owner))) if file.unreadable => Finding::note(
             NAME,
-            format!(
-                "{path} has mode {mode:04o} and belongs to user {owner}, and this is user {}: only whoever may read it can \
-                 tell whether it is the right one",
-                facts.user
-            ),
+            format!("not checked: {path} (mode {mode:04o}, owner {owner}) is not readable by user {}", facts.user),
         ),
-        (_, None) => Finding::note(NAME, format!("{path} is in a folder that this user (user {}) may not enter", facts.user)),
-        (_, Some((mode, _))) => Finding::ok(NAME, format!("{path} has mode {mode:04o} and is this node's")),
+        (_, None) => Finding::note(NAME, format!("not checked: user {} cannot open the folder of {path}", facts.user)),
+        (_, Some((mode, _))) => Finding::ok(NAME, format!("{path} has mode {mode:04o} and belongs to this node")),
     }
 }
 
-/// A word of a shell.
+/// Quoted for a shell, if need be.
 fn quoted(path: &impl std::fmt::Display) -> String {
     let path = path.to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '=' | '@' | '%');
@@ -45,96 +41,89 @@ fn quoted(path: &impl std::fmt::Display) -> String {
     format!("'{dash}{}'", path.replace('\'', r"'\''"))
 }
 
-/// Whether the chain's descriptors are valid by this host's clock.
+/// The validity of the chain's descriptors by this host's clock.
 pub fn descriptors_valid(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "descriptors";
     let Some(valid) = &subject.valid else {
-        return Finding::ok(NAME, "`eddy chain` makes its own");
+        return Finding::ok(NAME, "made by `eddy chain` for each run");
     };
-    let again =
-        || Fix::words("make the chain anew with `eddy init --force`, and restart all its nodes with the new files");
-    let starts = "no node of the chain starts";
+    let again = || Fix::words("make the chain again with `eddy init --force` and restart all nodes with the new files");
+    let starts = "no node of the chain starts then";
     if facts.now < valid.start {
-        let found = format!("by this host's clock the descriptors are valid in {}", span(valid.start - facts.now));
-        return Finding::broken(NAME, found, starts).mended_by(Fix::words("look at `date -u` and set the clock"));
+        let found = format!("not valid for another {} by this host's clock", span(valid.start - facts.now));
+        return Finding::error(NAME, found, starts).fix(Fix::words("check `date -u` and set the clock"));
     }
     if facts.now > valid.end {
-        let found = format!("by this host's clock the descriptors expired {} ago", span(facts.now - valid.end));
-        return Finding::broken(NAME, found, starts).mended_by(again());
+        let found = format!("expired {} ago by this host's clock", span(facts.now - valid.end));
+        return Finding::error(NAME, found, starts).fix(again());
     }
     let left = valid.end - facts.now;
-    let found = format!("the chain's descriptors are valid for another {}", span(left));
+    let found = format!("valid for another {}", span(left));
     if left < 30 * DAY {
-        return Finding::costs(NAME, found, format!("after that {starts} any more")).mended_by(again());
+        return Finding::warning(NAME, found, starts).fix(again());
     }
     Finding::ok(NAME, found)
 }
 
-/// A time for people.
+/// A time in its largest unit.
 fn span(seconds: u64) -> String {
     let units = [(DAY, "days"), (3600, "hours"), (60, "minutes")];
     let unit = units.iter().find(|(length, _)| seconds >= 2 * length);
     unit.map_or_else(|| format!("{seconds} s"), |(length, name)| format!("{} {name}", seconds / length))
 }
 
-/// Whether somebody keeps the clock.
+/// The synchronisation of the clock.
 pub fn clock(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "clock";
     match facts.clock_kept {
-        Some(true) => Finding::ok(NAME, "kept by somebody (NTP, PTP or the like), says the kernel"),
-        None => Finding::note(NAME, "this sandbox does not tell whether somebody keeps the clock"),
-        Some(false) => Finding::costs(
+        Some(true) => Finding::ok(NAME, "synchronised (NTP, PTP or similar)"),
+        None => Finding::note(NAME, "unknown: this sandbox hides the state of the clock"),
+        Some(false) => Finding::warning(
             NAME,
-            "nobody keeps the clock, says the kernel; a guest's may be right all the same: compare `date -u`",
-            "descriptors are valid from an hour before they were made: a node whose clock says otherwise does not start, and \
-             a neighbour refuses one whose clock was set back (`stale_timestamp`)",
+            "not synchronised (a guest's may be correct anyway: compare `date -u`)",
+            "a node does not start if its clock is over an hour slow when the chain is new; neighbours refuse a node whose \
+             clock was set back (`stale_timestamp`)",
         )
-        .mended_by(Fix::Do {
+        .fix(Fix::Do {
             what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
             undo: Some("sudo timedatectl set-ntp false".to_owned()),
         }),
     }
 }
 
-/// Descriptors that the process may open.
+/// The limit of open files, against the sockets of the node.
 pub fn open_files(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "open-files";
     let needed = (subject.max_sockets.unwrap_or(subject.sockets) + DESCRIPTORS_KEPT) as u64;
     let Some(limit) = facts.descriptors.filter(|limit| *limit < needed) else {
-        let limit = facts.descriptors.map_or("any number of".to_owned(), |limit| limit.to_string());
-        return Finding::ok(
-            NAME,
-            format!("a process of this shell may open {limit} files, the node needs {needed} at most"),
-        );
+        let limit = facts.descriptors.map_or("unlimited".to_owned(), |limit| limit.to_string());
+        return Finding::ok(NAME, format!("limit {limit}, the node needs up to {needed}"));
     };
-    let found = format!("a process of this shell may open {limit} files (ulimit -Hn), the node needs {needed} at most");
+    let found = format!("limit {limit} (ulimit -Hn), the node needs up to {needed}");
     let fix = Fix::Do {
         what: format!(
-            "`ulimit -Hn {needed}` as root before the node, or LimitNOFILE={needed} in its unit (tuning/eddy@.service has 65536)"
+            "set LimitNOFILE={needed} in the node's unit, or run `ulimit -Hn {needed}` as root before it starts"
         ),
         undo: Some(format!("ulimit -Hn {limit}")),
     };
     match subject.max_sockets {
-        Some(wanted) => Finding::costs(
+        Some(wanted) => Finding::warning(
             NAME,
             found,
             format!(
-                "an exit has {} sockets for flows instead of {wanted}; datagrams of clients beyond them are dropped as \
-                 `sockets-full`",
+                "the exit has {} sockets for flows instead of {wanted}; it drops datagrams of further clients \
+                 (`sockets-full`)",
                 limit.saturating_sub(DESCRIPTORS_KEPT as u64).max(1)
             ),
         ),
-        None => Finding::broken(NAME, found, "the node may not start, or nobody can ask for its status"),
+        None => Finding::error(NAME, found, "the node may not start, or cannot answer `eddy status`"),
     }
-    .mended_by(fix)
+    .fix(fix)
 }
 
-/// Locked memory, of which nodes ask for none.
+/// Locked memory: nodes need none.
 pub fn locked_memory(_: &Subject, _: &Facts) -> Finding {
-    Finding::ok(
-        "locked-memory",
-        "nodes lock none, and rings of io_uring count no longer since Linux 5.12: ulimit -l is as it may",
-    )
+    Finding::ok("locked-memory", "not needed: nodes lock no memory, and io_uring rings do not count since Linux 5.12")
 }
 
 #[cfg(test)]
@@ -151,16 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_others_may_read_are_closed_with_one_command() {
+    fn keys_readable_by_others_have_a_fix() {
         let found = keys(&with_keys("my chain/mix1.key", 0o644, true, false), &sound());
-        assert_eq!(found.severity, Severity::Broken);
+        assert_eq!(found.severity, Severity::Error);
         assert_eq!(found.fix, Some(Fix::run("chmod 600 'my chain/mix1.key'", "chmod 644 'my chain/mix1.key'")));
         assert_eq!(keys(&with_keys("mix1.key", 0o600, false, false), &sound()).severity, Severity::Ok);
         assert_eq!(keys(&with_keys("mix1.key", 0o600, false, true), &sound()).severity, Severity::Note);
     }
 
     #[test]
-    fn paths_are_quoted_where_a_shell_would_read_them_otherwise() {
+    fn paths_are_quoted_for_a_shell_where_needed() {
         assert_eq!(quoted(&"a/b.key"), "a/b.key");
         assert_eq!(quoted(&"it's"), r"'it'\''s'");
         assert_eq!(quoted(&"$(date)"), "'$(date)'");
@@ -168,40 +157,40 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_end_soon_have_ended_or_have_not_begun_are_told() {
+    fn descriptors_outside_their_validity_are_found() {
         let facts = sound();
         let valid = |from: u64, until: u64| {
             descriptors_valid(&Subject { valid: Some(from..until), ..Subject::of_a_chain() }, &facts)
         };
         let now = facts.now;
         assert_eq!(valid(now - DAY, now + 300 * DAY).severity, Severity::Ok);
-        assert_eq!(valid(now - DAY, now + 10 * DAY).severity, Severity::Costs);
+        assert_eq!(valid(now - DAY, now + 10 * DAY).severity, Severity::Warning);
         assert!(valid(now - 10 * DAY, now - 3 * DAY).found.contains("expired 3 days ago"));
-        assert_eq!(valid(now + DAY, now + 2 * DAY).severity, Severity::Broken);
+        assert_eq!(valid(now + DAY, now + 2 * DAY).severity, Severity::Error);
     }
 
     #[test]
-    fn a_clock_that_nobody_keeps_is_told() {
+    fn unsynchronised_clock_is_a_warning() {
         let mut facts = sound();
         let subject = Subject::of_a_chain();
-        for (kept, severity) in [(Some(true), Severity::Ok), (Some(false), Severity::Costs), (None, Severity::Note)] {
+        for (kept, severity) in [(Some(true), Severity::Ok), (Some(false), Severity::Warning), (None, Severity::Note)] {
             facts.clock_kept = kept;
             assert_eq!(clock(&subject, &facts).severity, severity);
         }
     }
 
     #[test]
-    fn an_exit_with_few_descriptors_has_fewer_sockets_and_a_mix_may_not_start() {
+    fn low_limit_of_open_files_is_found() {
         let mut facts = sound();
         let exit = Subject { role: Some(NodeRole::Exit), ..Subject::of_a_chain() };
         assert_eq!(open_files(&exit, &facts).severity, Severity::Ok);
         facts.descriptors = Some(1024);
         let found = open_files(&exit, &facts);
-        assert!(found.costs.unwrap().contains("960 sockets"), "1024 less 64");
+        assert!(found.effect.unwrap().contains("960 sockets"), "1024 less 64");
         let mix = Subject { role: Some(NodeRole::Mix), max_sockets: None, ..Subject::of_a_chain() };
         assert_eq!(open_files(&mix, &facts).severity, Severity::Ok);
         facts.descriptors = Some(20);
-        assert_eq!(open_files(&mix, &facts).severity, Severity::Broken);
+        assert_eq!(open_files(&mix, &facts).severity, Severity::Error);
         facts.descriptors = None;
         assert_eq!(open_files(&mix, &facts).severity, Severity::Ok);
     }

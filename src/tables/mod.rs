@@ -1,0 +1,84 @@
+//! Tables and figures for people: one style for every table of the command and of `eddy-bench`.
+//!
+//! [`nodes`] has every counter of a node; the short form of `eddy status` is [`summary`]'s.
+
+pub mod nodes;
+pub mod summary;
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+
+/// A rule below the header, and nothing else: narrow, and easy to cut with other tools.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// An empty table in the project's style.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE).set_header(header.iter().copied());
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((i.min(1) as u16, 0));
+    }
+    table
+}
+
+/// Aligns a range of columns to the right.
+pub fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
+    for index in columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The lines of a table, without spaces at their ends.
+pub fn lines(table: &Table) -> String {
+    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
+}
+
+/// A time in the unit that reads best.
+fn time(us: f64) -> String {
+    match us {
+        us if us < 999.5 => format!("{us:.0} us"),
+        us if us < 999_500.0 => format!("{:.1} ms", us / 1e3),
+        us => format!("{:.1} s", us / 1e6),
+    }
+}
+
+/// A span of time in its two largest units: `2 h 13 min`.
+fn span(seconds: f64) -> String {
+    let whole = seconds as u64;
+    let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds:.1} s"),
+        (0, 0, _) => format!("{minutes} min {} s", whole % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        (_, _, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// `replay 2, forged 1`: the reasons with their counts, the most frequent first.
+pub fn reasons(counts: &BTreeMap<String, u64>) -> String {
+    let mut all: Vec<_> = counts.iter().collect();
+    all.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let all: Vec<String> = all.into_iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    all.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_in_the_unit_that_reads_best() {
+        assert_eq!([0.4, 999.4, 999.6, 999_499.0, 5e6].map(time), ["0 us", "999 us", "1.0 ms", "999.5 ms", "5.0 s"]);
+        let spans = [0.25, 61.0, 7980.0, 180_000.0].map(span);
+        assert_eq!(spans, ["0.2 s", "1 min 1 s", "2 h 13 min", "2 d 2 h"]);
+    }
+
+    #[test]
+    fn most_frequent_reason_is_first() {
+        let counts = BTreeMap::from([("forged".to_owned(), 1), ("replay".to_owned(), 20)]);
+        assert_eq!(reasons(&counts), "replay 20, forged 1");
+    }
+}

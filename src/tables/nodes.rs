@@ -1,0 +1,230 @@
+//! Every counter of one or several nodes, in tables of at most 100 columns.
+
+use super::{align_right, lines, reasons, span, table, time};
+use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
+
+/// All tables, each under its title.
+pub fn render(nodes: &[NodeReport]) -> String {
+    let parts = [
+        ("Cells", tallies(nodes, "cells")),
+        ("Datagrams", tallies(nodes, "datagrams")),
+        ("Drops and refusals", drops(nodes)),
+        ("Mixing: time in the pool", mixing(nodes)),
+        ("Latency: node without mixing, and total", latency(nodes)),
+        ("Batches", batches(nodes)),
+        ("State", state(nodes)),
+    ];
+    let shown = parts.into_iter().filter(|(_, text)| !text.is_empty());
+    shown.map(|(title, text)| format!("{title}\n{text}\n")).collect()
+}
+
+/// The ledger of one unit: `cells` or `datagrams`.
+fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
+    let mut rows = table(&[
+        "node",
+        "direction",
+        "received",
+        "injected",
+        "sent",
+        "errors",
+        "dropped",
+        "consumed",
+        "held",
+        "closed",
+    ]);
+    for node in nodes {
+        for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
+            let mut row = vec![node.name(), direction.to_owned()];
+            let counts = [
+                tally.received,
+                tally.injected,
+                tally.sent,
+                tally.send_errors,
+                tally.dropped_total(),
+                tally.consumed,
+                tally.held,
+            ];
+            row.extend(counts.iter().map(u64::to_string));
+            row.push(if tally.closed { "yes" } else { "NO" }.to_owned());
+            rows.add_row(row);
+        }
+    }
+    align_right(&mut rows, 2..9);
+    if rows.is_empty() { String::new() } else { lines(&rows) }
+}
+
+/// Columns that all tables fit.
+const WIDTH: usize = 100;
+
+/// A line per reason list: what the data plane dropped, what control refused, what the kernel lost.
+fn drops(nodes: &[NodeReport]) -> String {
+    let mut all = Vec::new();
+    for node in nodes {
+        let name = node.name();
+        for (unit, direction, tally) in node.ledger.tallies().filter(|(.., tally)| !tally.dropped.is_empty()) {
+            all.push(format!("{name}  {unit} {direction}: {}", reasons(&tally.dropped)));
+        }
+        if !node.refused.is_empty() {
+            all.push(format!("{name}  refused by control: {}", reasons(&node.refused)));
+        }
+        if node.kernel_drops > 0 {
+            all.push(format!("{name}  dropped by the kernel: {}", node.kernel_drops));
+        }
+    }
+    let options = textwrap::Options::new(WIDTH).subsequent_indent("       ");
+    all.iter().map(|line| textwrap::fill(line, &options) + "\n").collect()
+}
+
+fn quantile(of: &Distribution, quantile: fn(&Distribution) -> f64) -> String {
+    if of.count > 0 { time(quantile(of)) } else { "-".to_owned() }
+}
+
+/// Latency of both directions with their names.
+fn directions(node: &NodeReport) -> [(&'static str, &eddy_node::report::StayReport); 2] {
+    [("forward", &node.latency_us.forward), ("backward", &node.latency_us.backward)]
+}
+
+fn mixing(nodes: &[NodeReport]) -> String {
+    let mut rows = table(&["node", "direction", "count", "mixing p50", "p90", "p99", "max"]);
+    for node in nodes {
+        for (direction, stay) in directions(node) {
+            let Some(pool) = &stay.pool else { continue };
+            rows.add_row([
+                node.name(),
+                direction.to_owned(),
+                pool.count.to_string(),
+                quantile(pool, |all| all.p50),
+                quantile(pool, |all| all.p90),
+                quantile(pool, |all| all.p99),
+                quantile(pool, |all| all.max),
+            ]);
+        }
+    }
+    align_right(&mut rows, 2..7);
+    if rows.is_empty() { String::new() } else { lines(&rows) }
+}
+
+fn latency(nodes: &[NodeReport]) -> String {
+    let mut rows = table(&["node", "direction", "count", "node p50", "p99", "max", "total p50", "p99", "max"]);
+    for node in nodes {
+        for (direction, stay) in directions(node) {
+            rows.add_row([
+                node.name(),
+                direction.to_owned(),
+                stay.total.count.to_string(),
+                quantile(&stay.node, |all| all.p50),
+                quantile(&stay.node, |all| all.p99),
+                quantile(&stay.node, |all| all.max),
+                quantile(&stay.total, |all| all.p50),
+                quantile(&stay.total, |all| all.p99),
+                quantile(&stay.total, |all| all.max),
+            ]);
+        }
+    }
+    align_right(&mut rows, 2..9);
+    lines(&rows)
+}
+
+fn batches(nodes: &[NodeReport]) -> String {
+    let mut rows =
+        table(&["node", "batches", "mean", "largest", "channels/batch", "cells/datagram in", "out", "kernel drops"]);
+    for node in nodes {
+        let cells = |count: fn(&TallyReport) -> u64| {
+            let PairReport { forward, backward } = &node.ledger.cells;
+            count(forward) + count(backward)
+        };
+        rows.add_row([
+            node.name(),
+            node.batches.to_string(),
+            format!("{:.1}", node.mean_batch),
+            node.largest_batch.to_string(),
+            format!("{:.1}", node.distinct_channels_mean),
+            ratio(cells(|tally| tally.received), node.messages.received),
+            ratio(cells(|tally| tally.sent), node.messages.sent),
+            node.kernel_drops.to_string(),
+        ]);
+    }
+    align_right(&mut rows, 1..8);
+    lines(&rows)
+}
+
+fn state(nodes: &[NodeReport]) -> String {
+    let mut rows =
+        table(&["node", "links", "channels", "flows", "handshakes", "setups", "uptime", "cpu", "io", "engine"]);
+    for node in nodes {
+        rows.add_row([
+            node.name(),
+            node.links.to_string(),
+            node.channels.to_string(),
+            node.flows.to_string(),
+            node.handshakes.done.to_string(),
+            node.handshakes.setups.to_string(),
+            span(node.uptime_s),
+            format!("{:.2} s", node.cpu_s),
+            node.io.clone(),
+            node.engine.clone(),
+        ]);
+    }
+    align_right(&mut rows, 1..8);
+    lines(&rows)
+}
+
+fn ratio(cells: u64, datagrams: u64) -> String {
+    if datagrams == 0 { "-".to_owned() } else { format!("{:.1}", cells as f64 / datagrams as f64) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use dataplane::latency::Profile;
+    use dataplane::ledger::{DropReason, Ledger};
+    use eddy_node::config::NodeRole;
+
+    use super::*;
+
+    /// A mix that was busy for long: counters of ten digits.
+    pub fn busy() -> NodeReport {
+        let mut ledger = Ledger::default();
+        for tally in [&mut ledger.cells.forward, &mut ledger.cells.backward] {
+            (tally.received, tally.sent, tally.consumed) = (8_123_456_789, 8_000_000_000, 123_445_679);
+            (tally.injected, tally.held) = (1_000, 2_110);
+            tally.drop_many(DropReason::Replay, 10_000);
+        }
+        let mut profile = Profile::default();
+        profile.batches.add(3, 1);
+        profile.forward.add(4_200_000, 35_000, 2);
+        profile.forward.add(100_000, 1_234_567, 1);
+        let mut node = NodeReport::new(NodeRole::Mix, 2, &ledger, &profile);
+        (node.uptime_s, node.cpu_s, node.engine) = (7_980.0, 812.5, "wide512".to_owned());
+        (node.links, node.channels, node.kernel_drops) = (2, 64, 7);
+        node.refused = [("stale_timestamp".to_owned(), 3)].into();
+        node
+    }
+
+    #[test]
+    fn tables_fit_100_columns() {
+        let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
+        let text = render(&[entry, busy()]);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        for part in ["Cells", "Datagrams", "mix2  cells forward: replay 10000", "stale_timestamp 3", "kernel: 7"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn mixing_and_node_latency_are_apart() {
+        let text = render(&[busy()]);
+        // The second is reported as the end of its bucket.
+        for cell in ["4.2 ms", "37 us", "1.2 ms", "mixing p50", "node p50"] {
+            assert!(text.contains(cell), "{cell}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_open_ledger_shows() {
+        let mut ledger = Ledger::default();
+        ledger.cells.backward.received = 1;
+        let report = NodeReport::new(NodeRole::Exit, 4, &ledger, &Profile::default());
+        assert!(!report.ledger.closed());
+        assert!(render(&[report]).contains("NO"));
+    }
+}

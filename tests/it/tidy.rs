@@ -1,0 +1,164 @@
+//! House rules as a test: words, lengths, links and versions of the whole tree.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Retired words of the glossary (CONTRIBUTING.md), what to write instead, and where they may stay. They are
+/// compared with the parts of identifiers, too: `CalleeState` holds `callee`.
+const RETIRED: &[(&str, &str, &[&str])] =
+    &[("crew", "multicore", &[]), ("hub", "multicore", &[]), ("outbox", "send batch", &[])];
+
+/// Files that must not return.
+const GONE: &[&str] = &["docs/SOAK.md"];
+/// The longest that a document may be, in lines.
+const LONGEST: &[(&str, usize)] = &[("README.md", 150), ("docs/ARCHITECTURE.md", 300)];
+/// Documents that name the Rust version.
+const VERSIONED: &[&str] = &["README.md", "CONTRIBUTING.md", "RELEASING.md", "docs/OPERATE.md"];
+/// Folders of what tools make.
+const MADE: &[&str] = &[".git", "target", "corpus", "artifacts"];
+
+/// All files below `folder`, without what tools make.
+fn files(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name());
+        if !path.is_dir() {
+            out.push(path);
+        } else if !MADE.iter().any(|made| name == *made) {
+            files(&path, out);
+        }
+    }
+}
+
+/// The tree's texts with these extensions, by their names from its root.
+fn texts(extensions: &[&str]) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    files(root, &mut all);
+    all.retain(|file| file.extension().is_some_and(|extension| extensions.iter().any(|known| extension == *known)));
+    let name = |file: &Path| file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+    all.iter().map(|file| (name(file), fs::read_to_string(file).unwrap())).collect()
+}
+
+/// The words of a line in lower case, identifiers taken apart.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for c in line.chars() {
+        if !c.is_alphabetic() || before.is_lowercase() && c.is_uppercase() {
+            words.push(String::new());
+        }
+        if c.is_alphabetic() {
+            words.last_mut().unwrap().extend(c.to_lowercase());
+        }
+        before = c;
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn retired_words_do_not_return() {
+    let mut wrong = Vec::new();
+    for (file, text) in texts(&["rs", "md", "toml", "sh", "py", "yml", "service", "conf"]) {
+        // The lists of the words themselves.
+        if file == "tests/it/tidy.rs" {
+            continue;
+        }
+        let text = if file == "CONTRIBUTING.md" { text.split("### Retired words").next().unwrap() } else { &text };
+        for (number, line) in text.lines().enumerate() {
+            for word in words(line) {
+                if let Some((_, instead, allowed)) = RETIRED.iter().find(|(retired, ..)| *retired == word)
+                    && !allowed.iter().any(|allowed| file.starts_with(allowed))
+                {
+                    wrong.push(format!("{file}:{}: \"{word}\" is retired, write \"{instead}\"", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn documents_keep_their_lengths() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (file, longest) in LONGEST {
+        let lines = fs::read_to_string(root.join(file)).unwrap().lines().count();
+        assert!(lines <= *longest, "{file} has {lines} lines, at most {longest} are allowed: move details elsewhere");
+    }
+    for gone in GONE {
+        assert!(!root.join(gone).exists(), "{gone} is gone: its content belongs into docs/BENCHMARKS.md");
+    }
+}
+
+/// Lines outside of code blocks.
+fn prose(text: &str) -> Vec<&str> {
+    let mut code = false;
+    text.lines()
+        .filter(|line| {
+            let fence = line.trim_start().starts_with("```");
+            code ^= fence;
+            !code && !fence
+        })
+        .collect()
+}
+
+/// The anchors of a document's headings, as hosting platforms make them.
+fn anchors(text: &str) -> HashSet<String> {
+    let heading = |line: &str| {
+        let title = line.strip_prefix('#')?.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        Some(kept.map(|c| if c == ' ' { '-' } else { c }).collect())
+    };
+    prose(text).into_iter().filter_map(heading).collect()
+}
+
+#[test]
+fn relative_links_of_documents_resolve() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = texts(&["md"]);
+    let (mut links, mut wrong) = (0, Vec::new());
+    for (file, text) in &documents {
+        let text = prose(text).join("\n");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let folder = Path::new(file).parent().unwrap();
+            let path = if path.is_empty() { root.join(file) } else { root.join(folder).join(path) };
+            let found = if anchor.is_empty() {
+                path.exists()
+            } else {
+                fs::read_to_string(&path).is_ok_and(|text| anchors(&text).contains(anchor))
+            };
+            if !found {
+                wrong.push(format!("{file}: ({target})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these links lead nowhere: {wrong:#?}");
+    assert!(links > 100, "{links} links");
+}
+
+#[test]
+fn documents_name_the_rust_version() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let (_, version) = manifest.split_once("rust-version = \"").expect("the workspace names it");
+    let version = version.split('"').next().unwrap();
+    for file in VERSIONED {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let named: Vec<&str> = text
+            .split("Rust ")
+            .skip(1)
+            .map(|rest| rest.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap().trim_end_matches('.'))
+            .filter(|version| !version.is_empty())
+            .collect();
+        assert!(!named.is_empty(), "{file} does not name the Rust version");
+        for named in named {
+            assert_eq!(named, version, "{file} and `rust-version` in Cargo.toml differ");
+        }
+    }
+}
