@@ -79,7 +79,7 @@ impl Entry {
     /// Bytes of the longest datagram that travels in one cell: longer ones take up to eight, and are lost with any of
     /// them.
     pub fn one_cell(&self) -> usize {
-        self.shape.payload() - frames::DGRAM_OVERHEAD
+        self.shape.max_single_cell_len()
     }
 
     /// Bytes of the longest datagram that travels at all.

@@ -193,7 +193,7 @@ impl Header {
     }
 
     /// Nonce of a setup, ack or link cell: iv XOR the first twelve header bytes (SPEC 3.6).
-    pub fn control_nonce(&self, iv: &[u8; 12]) -> [u8; 12] {
+    pub(crate) fn control_nonce(&self, iv: &[u8; 12]) -> [u8; 12] {
         let mut nonce = *iv;
         for (n, b) in nonce.iter_mut().zip(&self.to_block()[..12]) {
             *n ^= b;

@@ -61,14 +61,14 @@ pub fn expand_info(prk: &Secret, info: &[u8], out: &mut [u8]) -> Result<(), TooL
 }
 
 /// HKDF-Expand with an ASCII label.
-pub fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
+pub(crate) fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
     let mut out = Zeroizing::new([0; N]);
     expand_info(prk, label.as_bytes(), &mut out[..]).expect("N is far below 255 hash lengths");
     out
 }
 
 /// [`expand`] to a [`Secret`].
-pub fn expand_secret(prk: &Secret, label: &str) -> Secret {
+pub(crate) fn expand_secret(prk: &Secret, label: &str) -> Secret {
     Secret(*expand::<32>(prk, label))
 }
 

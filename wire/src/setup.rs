@@ -59,7 +59,7 @@ pub const fn onion_len(shape: Shape, i: usize) -> usize {
 }
 
 /// Ack slots in one cell: q.
-pub const fn slots_per_cell(shape: Shape) -> usize {
+const fn slots_per_cell(shape: Shape) -> usize {
     shape.payload() / SLOT_LEN
 }
 

@@ -24,16 +24,12 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use crate::cell::TAG_LEN;
 
 /// Bytes of an AES-128 key.
-pub const KEY_LEN: usize = 16;
+const KEY_LEN: usize = 16;
 
 /// A prepared AES-128-GCM key; wiped on drop.
 pub type AeadKey = Aead<Aes128>;
 /// A prepared AES-128-CTR key; wiped on drop.
 pub type StreamKey = Stream<Aes128>;
-/// A prepared AES-256-GCM key; wiped on drop.
-pub type Aead256Key = Aead<Aes256>;
-/// A prepared AES-256-CTR key; wiped on drop.
-pub type Stream256Key = Stream<Aes256>;
 
 /// A prepared GCM key and its iv; wiped on drop. With AES-128 it has five cache lines; an engine by a library uses
 /// only the first.
