@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 export EDDY_SOAK_SECONDS=${1:-1800}
 test=(cargo test --release --test it)
 "${test[@]}" --no-run
-test+=(-- --ignored --exact --nocapture soak::everything_at_once)
+test+=(-- --ignored --exact --nocapture soak::long_soak_crashes_nothing_and_closes_ledgers)
 own=(unshare -n)
 [[ $(id -u) == 0 ]] || own=(unshare -rn)
 if "${own[@]}" ip link set lo up 2>/dev/null; then

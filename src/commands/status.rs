@@ -16,10 +16,11 @@ use eddy_node::runtime::status;
 /// The configuration cannot be read, or no node answers.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let config = NodeConfig::read(&args.config)?;
-    let node = status::ask(&config.status).with_context(|| {
+    let socket = config.status.clone().unwrap_or_default();
+    let node = status::ask(&socket).with_context(|| {
         format!(
             "no node answers at {}: start it with `eddy {} --config {}`",
-            config.status.display(),
+            socket.display(),
             config.role(),
             args.config.display()
         )

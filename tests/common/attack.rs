@@ -1,4 +1,4 @@
-//! What hostile tests throw at link ports, and how they know what became of it.
+//! Hostile datagrams for link ports, and kernel counters of sockets.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use super::tap::Tap;
 #[derive(Clone, Copy)]
 pub struct Port {
     pub position: usize,
-    /// Where cells to it travel.
+    /// Direction of the cells that arrive here.
     pub direction: Direction,
     pub address: SocketAddr,
     /// Bytes of a cell on its link in that direction.
@@ -41,12 +41,12 @@ impl Port {
         ups.chain((0..nodes.exit()).map(|position| Port::down(nodes, position))).collect()
     }
 
-    /// Number of the link it is an end of.
+    /// Number of its link.
     pub fn link(&self) -> usize {
         if self.direction == Forward { self.position } else { self.position + 1 }
     }
 
-    /// Lengths that are taken for a handshake's there.
+    /// Lengths accepted as handshakes here.
     pub fn handshake_lens(&self) -> &'static [usize] {
         match (self.direction, self.link()) {
             (Forward, 1) => &[NK_HALF_LEN],
@@ -67,7 +67,7 @@ pub fn queue(address: SocketAddr) -> (u64, u64) {
     (u64::from_str_radix(waiting, 16).unwrap(), columns.last().unwrap().parse().unwrap())
 }
 
-/// What has been recorded for a port and elsewhere, to make hostile datagrams of.
+/// Recorded datagrams of a port and of other links, from which hostile datagrams are made.
 pub struct Material {
     /// Cells that came to the port.
     pub cells: Vec<Vec<u8>>,
@@ -79,7 +79,7 @@ pub struct Material {
 }
 
 impl Material {
-    /// All that the taps remember.
+    /// Everything that the taps have recorded.
     pub fn of(port: Port, taps: &[Tap]) -> Material {
         let (mut cells, mut handshakes, mut elsewhere) = (Vec::new(), Vec::new(), Vec::new());
         for (link, tap) in (1..).zip(taps) {

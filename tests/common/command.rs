@@ -1,11 +1,13 @@
-//! Running the command and reading what it says.
+//! Runs the command and reads its output.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use dataplane::io::calls::Io;
 
-/// The command, with nothing of this process's environment that could change what it does.
+use super::limit::Permit;
+
+/// The command without environment variables that change its behaviour.
 pub fn eddy() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_eddy")))
 }
@@ -26,13 +28,14 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
-/// How the chains of all tests get their cells into the kernel: `EDDY_TEST_IO=uring cargo test` has them use io_uring.
+/// I/O backend of the chains in all tests: `EDDY_TEST_IO=uring cargo test` selects io_uring.
 pub fn io() -> Io {
     std::env::var("EDDY_TEST_IO").map_or(Io::Auto, |io| io.parse().expect("EDDY_TEST_IO"))
 }
 
 /// Runs the command in `dir`; arguments are separated by spaces.
 pub fn run(dir: &Path, line: &str) -> Output {
+    let _permit = line.starts_with("chain").then(Permit::wait);
     eddy().current_dir(dir).args(line.split_whitespace()).output().expect("the command starts")
 }
 
@@ -41,8 +44,8 @@ pub fn complaint(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Checks an operator's mistake: exit code 2, one line on standard error, nothing on standard output,
-/// and all of `wanted` said.
+/// Checks the output after a mistake: exit code 2, one line on standard error with all of `wanted`, nothing on
+/// standard output.
 pub fn assert_mistake(what: &str, output: &Output, wanted: &[&str]) {
     let (code, said) = complaint(output);
     assert_eq!(code, Some(2), "{what}: {said}");

@@ -11,12 +11,12 @@ use dataplane::sys;
 
 use super::nodes::{until, while_receiving};
 
-/// What these datagrams begin with: flow (2) and number (4) follow, then bytes that follow from both.
+/// Prefix of these datagrams: flow (2) and number (4) follow, then bytes derived from both.
 const MAGIC: [u8; 4] = *b"flow";
 /// Receive buffer of the test's own sockets.
 const BUFFER: usize = 8 << 20;
-/// Nothing more is under way when nothing has come for this long.
-const QUIET: Duration = Duration::from_secs(1);
+/// What is still missing is lost when nothing has come for this long.
+const QUIET: Duration = Duration::from_secs(3);
 
 fn datagram(flow: u16, number: u32, len: usize) -> Vec<u8> {
     let mut bytes = [&MAGIC[..], &flow.to_be_bytes(), &number.to_be_bytes()].concat();
@@ -24,7 +24,7 @@ fn datagram(flow: u16, number: u32, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// What has arrived at one end.
+/// Arrivals at one end.
 #[derive(Default)]
 pub struct Arrived {
     /// How often, by flow and number.
@@ -33,7 +33,7 @@ pub struct Arrived {
     pub from: HashMap<u16, SocketAddr>,
     /// Altered on the way.
     pub broken: u64,
-    /// Not of these flows at all.
+    /// Not of these flows.
     pub strange: u64,
     last: Option<Instant>,
 }
@@ -76,7 +76,7 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// On `sink`; what is not of [`Flows`] goes to `others` with the address that it came from.
+    /// On `sink`; datagrams that are not of [`Flows`] are passed to `others` with their source address.
     pub fn start(sink: &UdpSocket, mut others: impl FnMut(&UdpSocket, &[u8], SocketAddr) + Send + 'static) -> Echo {
         let sink = sink.try_clone().unwrap();
         sink.set_nonblocking(false).unwrap();
@@ -147,7 +147,7 @@ impl Flows {
         self.sent.insert((flow, number), len);
     }
 
-    /// Takes in what has come back.
+    /// Receives what has come back.
     pub fn receive(&mut self) {
         let mut buffer = [0; 1 << 14];
         for client in &self.clients {
@@ -167,13 +167,18 @@ impl Flows {
         look(&self.echo.arrived.lock().unwrap())
     }
 
-    /// Waits until nothing has come to either end for a while.
+    /// Waits until everything sent since [`Flows::begin`] has come back, or nothing has come to either end for a while.
     pub fn settle(&mut self) {
         until("the flows are quiet", || {
             self.receive();
             let last = self.there(|there| there.last).max(self.back.last);
-            last.is_none_or(|last| last.elapsed() > QUIET)
+            self.lost() == 0 || last.is_none_or(|last| last.elapsed() > QUIET)
         });
+    }
+
+    /// How many datagrams of those sent since [`Flows::begin`] have not come back.
+    pub fn lost(&self) -> u64 {
+        self.sent.keys().filter(|which| !self.back.counts.contains_key(*which)).count() as u64
     }
 
     /// Of what was sent since [`Flows::begin`] with this length: how many, how many arrived, how many came back.
@@ -190,8 +195,8 @@ impl Flows {
         assert_eq!((there, (self.back.twice(), self.back.broken)), ((0, 0), (0, 0)), "delivered twice, altered");
     }
 
-    /// Sends on every flow of `flows`, again and again, until each has been answered by something sent from now
-    /// on. How long that took, and how many datagrams.
+    /// Sends on every flow of `flows` repeatedly until each has an answer to a datagram sent from now on. Returns how long
+    /// that took, and how many datagrams.
     pub fn until_answered(&mut self, flows: std::ops::Range<u16>, len: usize) -> (Duration, u64) {
         const AGAIN: Duration = Duration::from_millis(200);
         let began = Instant::now();

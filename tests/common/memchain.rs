@@ -37,6 +37,8 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::setup::HopSecrets;
 
+use super::limit::Permit;
+
 /// Wall clock at the start of every chain: its descriptors are valid around it.
 pub const EPOCH_S: u64 = 1_800_000_000;
 
@@ -98,7 +100,7 @@ pub struct Keys {
 
 struct Node {
     joint: Joint,
-    /// What control says to each worker, and what that worker hears.
+    /// For each worker, the end that control writes to and the end that the worker reads.
     ops: Vec<(rtrb::Consumer<Op>, rtrb::Producer<Op>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
@@ -118,6 +120,7 @@ pub struct Seen {
 
 /// A chain of nodes: entry, mixes, exit.
 pub struct Chain {
+    _permit: Permit,
     nodes: Vec<Node>,
     pub plan: Plan,
     pub shape: Shape,
@@ -192,6 +195,7 @@ impl Chain {
         let now = 10 * SECOND;
         let clock = Rc::new(RefCell::new(now));
         let mut chain = Chain {
+            _permit: Permit::wait(),
             nodes: Vec::new(),
             shape,
             now,

@@ -3,6 +3,7 @@
 pub mod attack;
 pub mod command;
 pub mod flows;
+pub mod limit;
 pub mod memchain;
 pub mod nameserver;
 pub mod network;

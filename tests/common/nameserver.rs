@@ -7,16 +7,14 @@ use std::time::Duration;
 
 /// `here.test` is 127.0.0.1, `inside.test` is 10.0.0.1, [`name_of`] an address is that; nothing else exists.
 pub struct NameServer {
-    /// Where it is asked.
     pub address: std::net::SocketAddr,
-    /// How often it was.
+    /// Number of questions so far.
     pub asked: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl NameServer {
-    /// Starts it.
     pub fn start() -> NameServer {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();

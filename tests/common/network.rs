@@ -1,12 +1,12 @@
-//! A network of a test's own, with loopback and no way out.
+//! A network namespace of the test's own, with loopback and without any other route.
 
 use std::ffi::OsStr;
 use std::process::Command;
 
-/// Set in there.
+/// Environment variable that is set inside.
 const INSIDE: &str = "EDDY_TEST_NETWORK";
 
-/// Runs a test of this binary there; a line that says so where that cannot be.
+/// Runs a test of this binary there; prints `skipped: …` where namespaces are not available.
 pub fn run_without_routes(test: &str) {
     let unshare = |script: &str, arguments: &[&OsStr]| {
         let mut command = Command::new("unshare");
@@ -24,7 +24,7 @@ pub fn run_without_routes(test: &str) {
     assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Runs this test again there. True in there; false when that run is over, or cannot be.
+/// Runs the calling test again there. True inside; false outside, when that run has ended or was skipped.
 pub fn in_a_network_without_routes(test: &str) -> bool {
     let inside = std::env::var_os(INSIDE).is_some();
     if !inside {

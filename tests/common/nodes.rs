@@ -1,4 +1,4 @@
-//! A chain of node processes that a test can watch, restart and stand between.
+//! A chain of node processes that a test can watch, restart and tap.
 //!
 //! Every chain has an address of its own in 127.0.0.0/8 with fixed ports below the ephemeral ones, so that a
 //! node that starts again finds its port free. The exit's policy admits loopback alone, which
@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use wire::cell::{Class, Shape};
 
 use super::command::{eddy, eddy_with_descriptors};
+use super::limit::Permit;
 use super::process::{counted_by_time, tallies};
 use super::tap::{BOTH, Faults, Tap};
 
@@ -33,7 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.
 pub const PROBE: &[u8] = b"is anybody there? ";
 
-/// What a chain is made with.
+/// Parameters of a chain.
 pub struct Plan {
     pub mixes: usize,
     /// Lanes of each mix; without taps.
@@ -42,19 +43,19 @@ pub struct Plan {
     pub mixing: Mixing,
     pub channels: usize,
     pub renew_after_s: u64,
-    /// Whether a tap stands in every link.
+    /// Puts a tap into every link.
     pub taps: bool,
-    /// What befalls every link from the start, both ways; needs [`Plan::taps`].
+    /// Faults of every link from the start, both ways; needs [`Plan::taps`].
     pub faults: Faults,
     /// Lines for the end of a node's configuration, by position.
     pub extra: Vec<(usize, String)>,
     /// Where further forwards of the entry lead.
     pub forwards: Vec<SocketAddr>,
-    /// What the exit may reach beyond loopback: for tests in a network without a way out.
+    /// Destinations allowed beyond loopback: for a network without a way out.
     pub allow: Vec<Rule>,
-    /// Whether the exit keeps to its own policy instead of loopback alone: only in a network without a way out.
+    /// The exit keeps its default policy instead of loopback only: for a network without a way out.
     pub open: bool,
-    /// Whether the exit trusts loopback.
+    /// The exit trusts loopback.
     pub trusting: bool,
     /// Most descriptors that the exit may open.
     pub descriptors: Option<u64>,
@@ -94,6 +95,7 @@ struct Running {
 
 /// A chain of processes. Ends when dropped.
 pub struct Nodes {
+    _permit: Permit,
     _dir: TempDir,
     plan: Plan,
     host: IpAddr,
@@ -131,6 +133,7 @@ pub fn ask(config: &Path) -> Option<Value> {
 impl Nodes {
     /// Starts a chain, waits for its channels, and proves that its exit reaches loopback alone.
     pub fn start(plan: Plan) -> Nodes {
+        let permit = Permit::wait();
         static CHAINS: AtomicU8 = AtomicU8::new(1);
         let (pid, chain) = (std::process::id(), CHAINS.fetch_add(1, Ordering::Relaxed));
         let host = Ipv4Addr::new(127, 1 + (pid / 251 % 254) as u8, 1 + (pid % 251) as u8, chain).into();
@@ -183,8 +186,9 @@ impl Nodes {
         }
         taps.iter().for_each(|tap| tap.set_both(plan.faults));
         let running = configs.iter().map(|_| None).collect();
-        let mut nodes = Nodes { _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
-        // From the exit, so that nobody speaks to a port that is not open yet: what a tap sent has arrived.
+        let mut nodes =
+            Nodes { _permit: permit, _dir: dir, plan, host, configs, running, taps, sink, reports: Vec::new() };
+        // The exit first, so that no node sends to a port that is not open yet: whatever a tap sends arrives.
         for position in (0..=h).rev() {
             nodes.run(position);
         }
@@ -202,12 +206,10 @@ impl Nodes {
         Shape::new(self.plan.class, self.exit()).unwrap()
     }
 
-    /// Positions of all nodes.
     pub fn positions(&self) -> std::ops::Range<usize> {
         0..self.configs.len()
     }
 
-    /// Position of the exit.
     pub fn exit(&self) -> usize {
         self.configs.len() - 1
     }
@@ -223,12 +225,11 @@ impl Nodes {
         path
     }
 
-    /// A node's configuration.
     pub fn config(&self, position: usize) -> &Path {
         &self.configs[position]
     }
 
-    /// The address that everything of this chain listens at.
+    /// The address of all sockets of this chain.
     pub fn host(&self) -> IpAddr {
         self.host
     }
@@ -320,12 +321,11 @@ impl Nodes {
         (ended.unwrap(), running.stdout.join().unwrap())
     }
 
-    /// Whether a node runs.
     pub fn is_alive(&mut self, position: usize) -> bool {
         self.running[position].as_mut().is_some_and(|running| running.process.try_wait().is_ok_and(|e| e.is_none()))
     }
 
-    /// What befalls every link from now on, both ways.
+    /// Sets the faults of every link, both ways.
     pub fn set_links(&self, faults: Faults) {
         self.taps.iter().for_each(|tap| tap.set_both(faults));
     }
@@ -372,17 +372,15 @@ impl Nodes {
         [of(up, BOTH[0]), of(self.taps.get(position), BOTH[1])]
     }
 
-    /// What a node has said on standard error.
+    /// Lines that a node has written to standard error.
     pub fn said(&self, position: usize) -> Vec<String> {
         self.running[position].as_ref().map_or_else(Vec::new, |running| running.said.lock().unwrap().clone())
     }
 
-    /// Process id of a node.
     pub fn pid(&self, position: usize) -> u32 {
         self.running[position].as_ref().expect("it runs").process.id()
     }
 
-    /// Process ids of all nodes.
     pub fn pids(&self) -> Vec<u32> {
         self.positions().map(|position| self.pid(position)).collect()
     }

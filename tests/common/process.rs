@@ -9,6 +9,7 @@ use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit}
 use serde_json::Value;
 
 use super::command::{eddy, io};
+use super::limit::Permit;
 use super::nodes::ask;
 
 /// Why cells are dropped that were made for the older one of two handshakes that crossed, or under its keys: on a busy
@@ -20,13 +21,15 @@ pub struct Demo {
     /// `eddy chain` itself.
     pub process: Child,
     stdout: BufReader<ChildStdout>,
-    /// What it said when it was up: forwards, pymix ports, status sockets.
+    _permit: Permit,
+    /// Its first line, written when it is up: forwards, pymix ports, status sockets.
     pub ready: Value,
 }
 
 impl Demo {
     /// Starts `eddy chain --stay --json` with more arguments, and waits until it is up.
     pub fn start(arguments: &[&str]) -> Demo {
+        let permit = Permit::wait();
         let mut process = eddy()
             .args(["chain", "--stay", "--json", "--io", &io().to_string()])
             .args(arguments)
@@ -37,7 +40,7 @@ impl Demo {
         let mut line = String::new();
         stdout.read_line(&mut line).expect("text");
         let ready = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"));
-        Demo { process, stdout, ready }
+        Demo { process, stdout, _permit: permit, ready }
     }
 
     /// The entry's address of the forward to a destination.
@@ -78,7 +81,6 @@ impl Demo {
         self.finish()
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("it runs");
     }
@@ -149,7 +151,7 @@ pub fn counted_by_time(node: &Value, period_us: f64) {
     assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["batches"], "{node:#}");
 }
 
-/// Raises this process's limit of open descriptors as far as it may. Whether it may open so many; a line if not.
+/// Raises this process's limit of open descriptors as far as permitted. True if it suffices; prints a line if not.
 pub fn may_open(descriptors: u64) -> bool {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

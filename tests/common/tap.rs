@@ -1,8 +1,8 @@
-//! A man in the middle: a UDP proxy that stands in a link and does to it what it is told.
+//! A man in the middle: a UDP proxy in a link that drops, copies, delays and alters datagrams as configured.
 //!
-//! The initiator's `next` points at the tap's front, and the tap's back speaks to the responder, so every
-//! address is right in the eyes of both. What happens to a datagram follows from the seed and the order of
-//! arrival alone: first a [`Script`], if there is one, then the [`Faults`] of its direction.
+//! The initiator's `next` points at the tap's front, and the tap's back sends to the responder, so both see
+//! the addresses that they expect. The fate of a datagram depends only on the seed and the order of arrival:
+//! first a [`Script`], if there is one, then the [`Faults`] of its direction.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -19,9 +19,9 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::handshake::is_handshake_len;
 
-/// Datagrams that are remembered unless told otherwise.
+/// Datagrams recorded by default.
 const KEPT: usize = 100_000;
-/// Receive buffer of both ends: a tap loses nothing that it was not told to lose.
+/// Receive buffer of both ends: a tap loses only what its faults drop.
 const BUFFER: usize = 32 << 20;
 /// Forward and backward.
 pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
@@ -35,10 +35,10 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
-/// What befalls the datagrams of a direction. Shares are of all datagrams, from 0 to 1.
+/// Faults of one direction. Shares are of all datagrams, from 0 to 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Vanish.
+    /// Are dropped.
     pub drop: f64,
     /// Arrive twice.
     pub duplicate: f64,
@@ -48,10 +48,10 @@ pub struct Faults {
     pub truncate: f64,
     /// Get bytes at the end, up to 64.
     pub extend: f64,
-    /// Are held back for any time up to `reorder_by`, so that others overtake them.
+    /// Are held back for a random time up to `reorder_by`, so that others overtake them.
     pub reorder: f64,
     pub reorder_by: Duration,
-    /// What all of them take longer.
+    /// Delay of all datagrams.
     pub delay: Duration,
     /// Are followed by an earlier one of their direction.
     pub replay: f64,
@@ -66,17 +66,17 @@ pub struct Counts {
     pub came: u64,
     /// Handshake datagrams among them: no ledger counts these as sent.
     pub handshakes: u64,
-    /// Went no further.
+    /// Were dropped.
     pub dropped: u64,
     /// Copies, replays and the test's own.
     pub made: u64,
-    /// Left for the receiver.
+    /// Were sent to the receiver.
     pub sent: u64,
     /// Are held back now.
     pub held: u64,
 }
 
-/// What becomes of one datagram: any number of them, each after some time.
+/// Maps one datagram to any number of them, each with a delay.
 pub type Script = Box<dyn FnMut(Direction, &[u8]) -> Vec<(Duration, Direction, Vec<u8>)> + Send>;
 
 /// The tap's sockets.
@@ -90,7 +90,7 @@ struct Ends {
 
 impl Ends {
     fn send(&self, direction: Direction, bytes: &[u8]) -> bool {
-        // An answer to an initiator that never spoke has nowhere to go.
+        // Before the initiator has sent anything its address is unknown.
         let sent = match direction {
             Direction::Forward => Some(self.back.send_to(bytes, self.to)),
             Direction::Backward => lock(&self.initiator).map(|to| self.front.send_to(bytes, to)),
@@ -132,7 +132,7 @@ fn other(direction: Direction) -> Direction {
 
 impl Tap {
     /// A tap at `front` in a link towards the responder at `to`; its back gets any port of the same
-    /// address. It lets everything pass until told otherwise.
+    /// address. It passes everything until faults are set.
     pub fn start(front: SocketAddr, to: SocketAddr, seed: u64) -> Tap {
         let socket = |address: SocketAddr| {
             let socket = UdpSocket::bind(address).unwrap_or_else(|why| panic!("tap at {address}: {why}"));
@@ -160,22 +160,22 @@ impl Tap {
         Tap { ends, state, waker, thread: Some(thread) }
     }
 
-    /// Where the initiator sends to.
+    /// The address that the initiator sends to.
     pub fn front(&self) -> SocketAddr {
         self.ends.front.local_addr().unwrap()
     }
 
-    /// Where the responder sees the link come from.
+    /// The address that the responder sees.
     pub fn back(&self) -> SocketAddr {
         self.ends.back.local_addr().unwrap()
     }
 
-    /// What befalls one direction from now on.
+    /// Sets the faults of one direction.
     pub fn set(&self, direction: Direction, faults: Faults) {
         lock(&self.state).faults[both(direction)] = faults;
     }
 
-    /// What befalls both directions from now on.
+    /// Sets the faults of both directions.
     pub fn set_both(&self, faults: Faults) {
         lock(&self.state).faults = [faults; 2];
     }
@@ -190,7 +190,7 @@ impl Tap {
         lock(&self.state).elsewhere = Some(other.ends.clone());
     }
 
-    /// How many datagrams of a direction are remembered from now on; the oldest are forgotten first.
+    /// Sets how many datagrams of a direction are recorded; the oldest are forgotten first.
     pub fn keep(&self, count: usize) {
         let mut state = lock(&self.state);
         state.keep = count;
@@ -199,7 +199,7 @@ impl Tap {
         }
     }
 
-    /// What has come so far in a direction, and is remembered.
+    /// The recorded datagrams of a direction.
     pub fn records(&self, direction: Direction) -> Vec<Record> {
         lock(&self.state).records[both(direction)].iter().cloned().collect()
     }
@@ -209,7 +209,7 @@ impl Tap {
         self.counts(direction).came
     }
 
-    /// What was done in a direction so far. What went [`Faults::elsewhere`] is not counted there.
+    /// Counters of a direction. Copies that went [`Faults::elsewhere`] are not counted there.
     pub fn counts(&self, direction: Direction) -> Counts {
         lock(&self.state).counts[both(direction)]
     }

@@ -12,7 +12,7 @@ use dataplane::sys;
 
 use super::nodes::{PATIENCE, PROBE, while_receiving};
 
-/// What is sent.
+/// Shape of the traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub flows: u32,
@@ -23,7 +23,7 @@ pub struct Load {
     /// Datagrams that may be on their way at the same time. The default number of cells fits into every socket's
     /// default buffer, so that the kernel drops none, however busy the machine is.
     pub under_way: u64,
-    /// Whether the sink answers.
+    /// The sink sends every datagram back.
     pub answers: bool,
 }
 
@@ -33,7 +33,7 @@ impl Default for Load {
     }
 }
 
-/// What became of it.
+/// Counters of both ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub sent: u64,
@@ -45,7 +45,7 @@ pub struct Counts {
     pub again: u64,
     /// Arrived behind a later one of their flow, at either end.
     pub reordered: u64,
-    /// Arrived and are not what anybody sent.
+    /// Arrived and were never sent.
     pub strange: u64,
 }
 
@@ -133,7 +133,6 @@ impl Traffic {
         Traffic { counts, stop, end, client, sink }
     }
 
-    /// What has become of it so far.
     pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap()
     }

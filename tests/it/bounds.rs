@@ -28,7 +28,7 @@ fn forward(ledger: &Ledger, why: DropReason) -> u64 {
 }
 
 #[test]
-fn datagrams_that_wait_for_a_channel_are_bounded_and_the_latest_arrive() {
+fn queue_for_a_channel_is_bounded_and_keeps_the_latest() {
     let mut chain = Chain::new(Plan::default());
     chain.asleep.insert(1);
     for n in 0..WAITING_MAX as u32 + 3 {
@@ -54,7 +54,7 @@ fn datagrams_that_wait_for_a_channel_are_bounded_and_the_latest_arrive() {
 }
 
 #[test]
-fn a_client_that_opens_too_many_flows_at_once_waits_and_harms_nobody() {
+fn flow_open_rate_limits_one_client_only() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     let (greedy, modest) = (app(100, 1), app(100, 2));
@@ -85,7 +85,7 @@ fn a_client_that_opens_too_many_flows_at_once_waits_and_harms_nobody() {
 }
 
 #[test]
-fn an_exit_without_descriptors_keeps_its_flows_and_takes_more_when_there_are_some() {
+fn exit_out_of_descriptors_keeps_its_flows() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     let (old, new) = (app(100, 1), app(100, 2));
@@ -115,7 +115,7 @@ fn an_exit_without_descriptors_keeps_its_flows_and_takes_more_when_there_are_som
 const SOME: usize = 50;
 
 #[test]
-fn what_an_end_cannot_send_on_it_does_not_read() {
+fn blocked_entry_or_exit_does_not_read() {
     let mut chain = Chain::new(Plan { channels: 1, ..Plan::default() });
     chain.open();
     let (client, destination) = (app(100, 1), chain.plan.destination);
@@ -143,7 +143,7 @@ fn what_an_end_cannot_send_on_it_does_not_read() {
 }
 
 #[test]
-fn what_a_mix_cannot_send_on_it_does_not_read() {
+fn blocked_mix_does_not_read() {
     let mut chain = Chain::new(Plan { channels: 1, ..Plan::default() });
     chain.open();
     let (client, destination) = (app(100, 1), chain.plan.destination);
@@ -190,7 +190,7 @@ fn what_a_mix_cannot_send_on_it_does_not_read() {
 }
 
 #[test]
-fn a_destination_without_a_route_is_reported_and_counted_and_others_are_reached() {
+fn unroutable_destination_is_reported_and_counted() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     let client = app(100, 1);

@@ -1,4 +1,4 @@
-//! What holds of the files beyond the table of mistakes in `mistakes`.
+//! Configuration files, beyond the table of mistakes in `mistakes`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ fn chain() -> TempDir {
 }
 
 #[test]
-fn keys_that_others_may_read_are_refused() {
+fn readable_key_file_is_refused() {
     let dir = chain();
     let file = dir.path().join("mix1.key");
     for mode in [0o644, 0o640, 0o604, 0o620] {
@@ -28,7 +28,7 @@ fn keys_that_others_may_read_are_refused() {
 }
 
 #[test]
-fn no_complaint_about_a_key_file_shows_a_key() {
+fn key_file_errors_quote_no_key() {
     let dir = chain();
     let file = dir.path().join("mix1.key");
     let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0";
@@ -48,7 +48,7 @@ fn no_complaint_about_a_key_file_shows_a_key() {
 }
 
 #[test]
-fn paths_in_a_configuration_are_relative_to_it() {
+fn config_paths_are_relative_to_the_file() {
     let dir = chain();
     let elsewhere = tempfile::tempdir().unwrap();
     let config = dir.path().join("mix1.toml");
@@ -59,7 +59,7 @@ fn paths_in_a_configuration_are_relative_to_it() {
 }
 
 #[test]
-fn status_without_a_node_says_how_to_start_one() {
+fn status_of_a_stopped_node_names_the_start_command() {
     let dir = chain();
     let (code, said) = complaint(&run(dir.path(), "status --config exit.toml"));
     assert_eq!(code, Some(1), "{said}");
@@ -67,7 +67,7 @@ fn status_without_a_node_says_how_to_start_one() {
 }
 
 #[test]
-fn a_name_that_fits_no_cell_is_refused_at_the_start() {
+fn name_too_long_for_a_cell_is_refused_at_start() {
     let dir = tempfile::tempdir().unwrap();
     assert!(run(dir.path(), "init . --mixes 1 --class S").status.success());
     let name = ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(10)].join(".");

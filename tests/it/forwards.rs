@@ -2,17 +2,16 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Output;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::common::command::{assert_mistake, eddy};
-use crate::common::nodes::until;
+use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
 
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
@@ -40,12 +39,12 @@ fn carries(client: &UdpSocket, through: SocketAddr, server: &UdpSocket, what: &[
 }
 
 #[test]
-fn forwards_are_added_used_listed_and_removed_while_the_entry_runs() {
+fn forwards_change_while_the_entry_runs() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1"]);
     let (client, first, second) = (socket(), socket(), socket());
     let to = |server: &UdpSocket| format!("127.0.0.1:0={}", server.local_addr().unwrap());
     let one = add(&demo, &to(&first));
-    let other = add(&demo, &format!("{},idle_s=7", to(&second)));
+    let other = add(&demo, &format!("{},idle_s=700", to(&second)));
     // One client through both is two flows; nothing of it is lost, an empty datagram least of all.
     carries(&client, one, &first, b"one");
     carries(&client, other, &second, b"");
@@ -53,9 +52,9 @@ fn forwards_are_added_used_listed_and_removed_while_the_entry_runs() {
     let listed = forward(&["list", "--json", "--config", demo.config(0)]);
     let listed: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap();
     let known = |at: SocketAddr| listed.iter().find(|one| one["listen"] == at.to_string()).unwrap();
-    assert_eq!((listed.len(), &known(one)["idle_s"], &known(other)["idle_s"]), (3, &300.into(), &7.into()));
+    assert_eq!((listed.len(), &known(one)["idle_s"], &known(other)["idle_s"]), (3, &300.into(), &700.into()));
     let table = String::from_utf8(forward(&["list", "--config", demo.config(0)]).stdout).unwrap();
-    assert!(table.contains(&other.to_string()) && table.contains("7 s"), "{table}");
+    assert!(table.contains(&other.to_string()) && table.contains("700 s"), "{table}");
 
     let flows = |position: usize| demo.status(position)["flows"].as_u64().unwrap();
     let before = (flows(0), flows(4));
@@ -73,7 +72,7 @@ fn forwards_are_added_used_listed_and_removed_while_the_entry_runs() {
 }
 
 #[test]
-fn what_cannot_be_forwarded_is_said_with_its_remedy() {
+fn bad_forward_commands_name_their_fix() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1"]);
     let entry = demo.config(0);
     let taken = demo.ready["forwards"][0]["listen"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! Bursts of datagrams at sockets that join them: those that are none of ours, and more than a chain can carry.
+//! GSO bursts at sockets with GRO: foreign ones, and more than a chain can carry.
 //!
 //! The exits here admit loopback alone, which [`Nodes::start`] has proven before.
 
@@ -28,7 +28,7 @@ fn tally(nodes: &Nodes, port: Port) -> Value {
 }
 
 #[test]
-fn foreign_bursts_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
+fn foreign_gso_bursts_are_counted_per_datagram() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load { flows: 2, rate: 200, ..Load::default() });
@@ -83,7 +83,7 @@ fn foreign_bursts_at_link_ports_are_counted_to_the_datagram_and_harm_nobody() {
 const FLOOD: Duration = Duration::from_secs(2);
 
 #[test]
-fn under_more_than_it_can_carry_a_chain_accounts_for_every_cell_and_recovers() {
+fn overloaded_chain_accounts_for_every_cell_and_recovers() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan { mixing: "threshold-or-timed:n=64,t=5ms".parse().unwrap(), ..Plan::default() });
     nodes.assert_carries();
@@ -119,7 +119,7 @@ fn under_more_than_it_can_carry_a_chain_accounts_for_every_cell_and_recovers() {
     );
     assert!(received() <= sent);
     for i in 1..=nodes.exit() {
-        assert!(cells(i, "received") <= cells(i - 1, "sent") + 10, "nobody makes cells");
+        assert!(cells(i, "received") <= cells(i - 1, "sent") + 10, "no node makes data cells");
     }
     nodes.assert_carries();
     nodes.end();

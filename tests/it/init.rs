@@ -5,7 +5,7 @@ use std::fs;
 use crate::common::command::{assert_mistake, run};
 
 #[test]
-fn init_refuses_what_cannot_work_and_writes_nothing() {
+fn init_refuses_bad_plans_and_writes_nothing() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &[&str])] = &[
         ("init new --ipv6 --mixes 6",
@@ -33,7 +33,7 @@ fn init_refuses_what_cannot_work_and_writes_nothing() {
 }
 
 #[test]
-fn a_wrong_argument_ends_with_2_and_tells_what_is_right() {
+fn wrong_argument_exits_2_and_names_the_fix() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &str)] = &[
         ("init", "<DIR>"),
@@ -63,7 +63,7 @@ fn a_wrong_argument_ends_with_2_and_tells_what_is_right() {
 }
 
 #[test]
-fn init_says_what_to_run_where_and_does_not_repeat_itself_over_keys() {
+fn init_prints_next_commands_and_keeps_existing_keys() {
     let dir = tempfile::tempdir().unwrap();
     let line = "init my --mixes 2 --class s --node 192.0.2.1 --node 198.51.100.7:99 --node 203.0.113.9";
     let made = run(dir.path(), line);
@@ -102,7 +102,7 @@ fn init_says_what_to_run_where_and_does_not_repeat_itself_over_keys() {
 }
 
 #[test]
-fn manual_pages_and_completions_come_from_the_command_itself() {
+fn man_pages_and_completions_are_generated() {
     let dir = tempfile::tempdir().unwrap();
     assert!(run(dir.path(), "man pages").status.success());
     let page = fs::read_to_string(dir.path().join("pages/eddy-chain.1")).unwrap();

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use super::documents::{sources, tests_there_are};
+use super::docs::{sources, tests_there_are};
 
 /// The code, file by file.
 struct Code(Vec<(String, String)>);

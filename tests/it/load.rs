@@ -39,13 +39,13 @@ fn carries(load: Load, count: u64) {
 }
 
 #[test]
-fn a_tenth_of_the_floor_arrives_in_order_and_accounted_for() {
+fn tenth_of_the_load_floor_arrives_in_order() {
     carries(Load { flows: 100, rate: 2000, len: 1000, ..Load::default() }, 6000);
 }
 
 #[test]
 #[ignore = "needs receive buffers of 8 MB: run as root, or `sysctl -w net.core.rmem_max=8388608`; bench/load.sh runs it"]
-fn the_floor_arrives_in_order_and_accounted_for() {
+fn load_floor_arrives_in_order() {
     let seconds = std::env::var("EDDY_LOAD_SECONDS").map_or(10, |s| s.parse::<u64>().unwrap());
     let load = Load { flows: 100, rate: 20_000, len: 1000, under_way: u64::MAX, answers: false };
     carries(load, 20_000 * seconds);

@@ -1,4 +1,4 @@
-//! What the chain hides, measured on the whole of it (SPEC 6).
+//! Order and delay at mixes, measured on whole chains (SPEC 6).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ fn pymix(to: SocketAddr) -> Vec<u8> {
 }
 
 #[test]
-fn the_exit_hides_whose_first_or_last_cell_an_event_was() {
+fn exit_hides_the_rank_of_a_cell_in_its_channel() {
     // Two channels of ten cells each, flushed together. An event is known to be A's first cell or B's
     // last. Label-shuffled slots alone would betray it: seen in the first slot, it is A's for certain.
     let mixing = "threshold-or-timed:n=20,n_min=2,t=1s".parse().unwrap();
@@ -74,7 +74,7 @@ fn the_exit_hides_whose_first_or_last_cell_an_event_was() {
 }
 
 #[test]
-fn a_lone_cell_waits_anything_up_to_t_at_a_mix() {
+fn lone_cell_delay_is_uniform_up_to_t() {
     let t = 5 * MILLI;
     let mut rng = ChaCha20Rng::seed_from_u64(3);
     let mut bins = [0u32; 10];
@@ -104,7 +104,7 @@ fn a_lone_cell_waits_anything_up_to_t_at_a_mix() {
 }
 
 #[test]
-fn cells_of_several_channels_leave_a_mix_in_shuffled_order_and_each_channel_in_its_own() {
+fn release_order_is_uniform_and_keeps_channels_in_order() {
     let mut plan = Plan { mixes: 2, channels: 4, ..Plan::default() };
     plan.mixing = "threshold-or-timed:n=64,n_min=4,t=5ms".parse().unwrap();
     let mut chain = Chain::new(plan);

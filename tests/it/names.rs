@@ -2,16 +2,16 @@
 
 use std::net::UdpSocket;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::common::nameserver::NameServer;
+use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
 
 #[test]
-fn a_forward_to_a_name_is_resolved_at_the_exit_and_judged_after() {
+fn forwarded_name_is_resolved_at_the_exit_then_judged() {
     let server = NameServer::start();
     let target = UdpSocket::bind("127.0.0.1:0").unwrap();
-    target.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    target.set_read_timeout(Some(PATIENCE)).unwrap();
     let port = target.local_addr().unwrap().port();
     let names = [format!("here.test:{port}"), format!("inside.test:{port}"), format!("nowhere.test:{port}")];
     let forwards: Vec<String> = names.iter().map(|name| format!("127.0.0.1:0={name}")).collect();
@@ -21,11 +21,11 @@ fn a_forward_to_a_name_is_resolved_at_the_exit_and_judged_after() {
         arguments.extend(["--forward", forward]);
     }
     let demo = Demo::start(&arguments);
-    assert_eq!(server.asked.load(Ordering::Relaxed), 0, "nobody resolves before there is traffic");
+    assert_eq!(server.asked.load(Ordering::Relaxed), 0, "no name is resolved before there is traffic");
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = [0; 100];
-    // What comes while the name is being resolved waits for it.
+    // Datagrams that arrive while the name is being resolved wait.
     for i in 0..3u8 {
         client.send_to(&[i], demo.forward(&names[0])).unwrap();
     }
@@ -40,13 +40,10 @@ fn a_forward_to_a_name_is_resolved_at_the_exit_and_judged_after() {
             demo.status(position)["ledger"]["datagrams"]["forward"]["dropped"][reason].as_u64().unwrap_or(0)
         };
         // The exit drops what waited for the name; then the entry knows, and drops what follows.
-        for tries in 0.. {
+        until(&format!("{name} is refused at both ends"), || {
             client.send_to(b"?", demo.forward(name)).unwrap();
-            if dropped(4) > 0 && dropped(0) > 0 {
-                break;
-            }
-            assert!(tries < 300, "{name} was not refused: {:#}", demo.status(4));
-        }
+            dropped(4) > 0 && dropped(0) > 0
+        });
     }
     closed(&demo.end());
 }

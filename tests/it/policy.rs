@@ -1,9 +1,9 @@
-//! What an exit lets out, and how much of it, from one end of a chain to the other.
+//! Policy and limits of an exit, from one end of a chain to the other.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::Instant;
 
-use eddy_node::client::{Channel, Destination, Entry};
+use eddy_node::{Destination, Entry, TunnelError, UdpTunnel};
 
 use crate::common::nameserver::{NameServer, name_of};
 use crate::common::network::in_a_network_without_routes;
@@ -42,8 +42,8 @@ const DENIED: [&str; 28] = [
 ];
 
 #[test]
-fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
-    if !in_a_network_without_routes("policy::no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one") {
+fn denied_ranges_are_unreachable_by_address_and_name() {
+    if !in_a_network_without_routes("policy::denied_ranges_are_unreachable_by_address_and_name") {
         return;
     }
     let names = NameServer::start();
@@ -55,7 +55,7 @@ fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
         ..Plan::default()
     });
     let entry = Entry::start(&nodes.another_entry()).unwrap();
-    let channel = Channel::open(&entry).unwrap();
+    let tunnel = UdpTunnel::open(&entry).unwrap();
     let port = nodes.sink.local_addr().unwrap().port();
     let named = |ip: IpAddr| Destination::Name(name_of(ip).as_str().into(), port);
     // What is allowed is reached in all these ways, so that a refusal means something.
@@ -70,11 +70,13 @@ fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
         ways
     };
     for (number, way) in (0..).zip(ways(here.into())) {
-        channel.send_to(&[number], &way).unwrap();
+        tunnel.send_to(&[number], &way).unwrap();
         assert_eq!(nodes.sink.recv(&mut buffer).unwrap(), 1, "{way}");
         assert_eq!(buffer[0], number, "{way}");
     }
     let exit = nodes.exit();
+    // A worker publishes at the end of a turn: a datagram may arrive before it is counted.
+    until("the exit has counted them", || nodes.count(exit, "/ledger/datagrams/forward/sent") == 4);
     let refused = || nodes.count(exit, "/ledger/datagrams/forward/dropped/policy");
     let (sent, flows) = (nodes.count(exit, "/ledger/datagrams/forward/sent"), nodes.count(exit, "/flows"));
     let descriptors = nodes.descriptors(exit);
@@ -82,7 +84,10 @@ fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
     for ip in DENIED {
         let ip: IpAddr = ip.parse().unwrap();
         for way in ways(ip) {
-            channel.send_to(b"must not leave", &way).unwrap();
+            // Refusals of earlier ones come first.
+            while let Err(why) = tunnel.send_to(b"must not leave", &way) {
+                assert!(matches!(why, TunnelError::PolicyRefused { .. }), "{way}: {why}");
+            }
             tried += 1;
             // Spelled otherwise it is the same flow, which the entry knows to be refused.
             until(&format!("{way} is refused"), || {
@@ -94,14 +99,15 @@ fn no_denied_range_is_reached_by_address_by_name_or_as_a_mapped_one() {
     assert!(refused() >= 2 * DENIED.len() as u64, "by address and by name");
     assert_eq!(nodes.count(exit, "/ledger/datagrams/forward/sent"), sent, "nothing left");
     assert_eq!((nodes.count(exit, "/flows"), nodes.descriptors(exit)), (flows, descriptors));
-    entry.stop().unwrap();
+    entry.shutdown().unwrap();
     nodes.end();
 }
 
 #[test]
-fn a_destination_gets_its_budget_until_it_answers_and_its_answers_are_capped() {
+fn destination_budget_and_answer_rate_are_enforced() {
     const BUDGET: u64 = 100;
     const ANSWERS: u64 = 5000;
+    const AT_ONCE: u64 = 200;
     let limits = format!("max_unanswered = {BUDGET}\nmax_flow_rate = 1000");
     let mut nodes = Nodes::start(Plan { trusting: false, extra: vec![(3, limits)], ..Plan::default() });
     let exit = nodes.exit();
@@ -128,33 +134,34 @@ fn a_destination_gets_its_budget_until_it_answers_and_its_answers_are_capped() {
     let said = nodes.said(0);
     assert!(said.iter().any(|line| line.contains("the exit refused")), "{said:#?}");
 
-    // It answers, and more than anybody asked for.
+    // It answers with more than was asked for.
     let from = from.unwrap();
     let answered = |nodes: &Nodes| {
         let received = nodes.count(exit, "/ledger/datagrams/backward/received");
         (received, dropped(nodes, "backward", "flow-rate"))
     };
     let before = answered(&nodes);
-    let began = std::time::Instant::now();
-    for number in 0..ANSWERS {
-        nodes.sink.send_to(b"!", from).unwrap();
-        if number % 100 == 99 {
-            until("it is read", || answered(&nodes).0 + nodes.count(exit, "/kernel_drops") > before.0 + number);
-        }
-    }
+    let began = Instant::now();
+    let (mut answers, mut capped) = (0, 0);
+    until("answers are capped", || {
+        // As many as any socket's buffer holds.
+        (0..AT_ONCE).for_each(|_| _ = nodes.sink.send_to(b"!", from).unwrap());
+        answers += AT_ONCE;
+        until("all are read", || answered(&nodes).0 == before.0 + answers);
+        capped = answered(&nodes).1 - before.1;
+        capped > 0 && answers >= ANSWERS
+    });
     let took = began.elapsed();
-    until("all are read", || answered(&nodes).0 == before.0 + ANSWERS);
-    let capped = answered(&nodes).1 - before.1;
     // A quarter of a second's at once, and a thousand a second.
-    let most = 250 + (1000.0 * (took + Duration::from_millis(50)).as_secs_f64()) as u64;
-    assert!(capped > 0 && ANSWERS - capped <= most, "{capped} of {ANSWERS} capped within {took:?}");
+    let most = 250 + (1000.0 * took.as_secs_f64()) as u64;
+    assert!(answers - capped <= most, "{capped} of {answers} capped within {took:?}");
     client.set_nonblocking(true).unwrap();
     let mut back = 0;
     until("the others come back", || {
         while_receiving(&client, &mut buffer, |_, _| back += 1);
-        back == ANSWERS - capped
+        back == answers - capped
     });
-    // Now that it has answered there is no budget any more.
+    // After an answer the budget does not apply.
     for _ in 0..2 * BUDGET {
         client.send_to(b"go on", nodes.forward()).unwrap();
         until("delivered", || {

@@ -2,7 +2,7 @@
 //! that come and go, and a random node restarted every minute.
 //!
 //! `cargo test` runs it for a little while; `.ci/soak.sh` runs it for half an hour and prints the record that
-//! stands in docs/BENCHMARKS.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
+//! is kept in docs/BENCHMARKS.md. The exit admits loopback alone, which [`Nodes::start`] proves; the script adds a
 //! network namespace without a route where it may make one.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -54,17 +54,17 @@ const SETTLED: Duration = Duration::from_secs(20);
 /// What a settled node may still grow by: pages that an allocator keeps, tables that are fuller than before.
 const GROWTH_MAX: u64 = 4 << 20;
 
-/// Something that runs beside until told to stop, and counts what it sends.
-struct Beside {
+/// A thread that sends until it is stopped, and counts what it sends.
+struct Background {
     name: &'static str,
     count: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl Beside {
-    /// Calls `act` so many times a second; it says how many datagrams it sent.
-    fn start(name: &'static str, rate: u64, mut act: impl FnMut() -> u64 + Send + 'static) -> Beside {
+impl Background {
+    /// Calls `act` at `rate` per second; it returns how many datagrams it sent.
+    fn start(name: &'static str, rate: u64, mut act: impl FnMut() -> u64 + Send + 'static) -> Background {
         let (count, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (counted, told) = (count.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
@@ -78,7 +78,7 @@ impl Beside {
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
-        Beside { name, count, stop, thread }
+        Background { name, count, stop, thread }
     }
 
     fn stop(self) -> (&'static str, u64) {
@@ -95,10 +95,10 @@ fn any() -> UdpSocket {
 }
 
 /// Strangers at every link port: recorded datagrams mutated, noise of every length.
-fn strangers(ports: Vec<Port>, material: Arc<Mutex<Vec<Material>>>) -> Beside {
+fn strangers(ports: Vec<Port>, material: Arc<Mutex<Vec<Material>>>) -> Background {
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     let mut socket = any();
-    Beside::start("strangers' datagrams at link ports", 1000, move || {
+    Background::start("strangers' datagrams at link ports", 1000, move || {
         if below(&mut rng, 100) == 0 {
             socket = any();
         }
@@ -115,12 +115,12 @@ fn strangers(ports: Vec<Port>, material: Arc<Mutex<Vec<Material>>>) -> Beside {
     })
 }
 
-/// Clients that come, send a little of any size, and go; nobody reads their answers.
-fn passers_by(forward: SocketAddr, pymix: SocketAddr) -> Beside {
+/// Clients that come, send a few datagrams of any size, and go without reading answers.
+fn passers_by(forward: SocketAddr, pymix: SocketAddr) -> Background {
     let mut rng = ChaCha20Rng::seed_from_u64(2);
     let mut open: Vec<UdpSocket> = Vec::new();
     let mut gone: Vec<SocketAddr> = Vec::new();
-    Beside::start("datagrams of clients that come and go", 300, move || {
+    Background::start("datagrams of clients that come and go", 300, move || {
         if open.len() < 20 || below(&mut rng, 20) == 0 {
             open.push(any());
         }
@@ -178,7 +178,7 @@ fn soak(time: Duration, restart_every: Duration) {
         &nodes.sink,
         Load { flows: 8, rate: 200, under_way: u64::MAX, ..Load::default() },
     );
-    let beside = [strangers(ports.clone(), material.clone()), passers_by(nodes.forward(), nodes.pymix())];
+    let background = [strangers(ports.clone(), material.clone()), passers_by(nodes.forward(), nodes.pymix())];
 
     let mut rng = ChaCha20Rng::seed_from_u64(3);
     let began = Instant::now();
@@ -218,7 +218,7 @@ fn soak(time: Duration, restart_every: Duration) {
         }
     }
 
-    let beside = beside.map(Beside::stop);
+    let background = background.map(Background::stop);
     nodes.taps.iter().for_each(|tap| tap.set_both(Faults::default()));
     let counts = traffic.stop();
     nodes.assert_carries();
@@ -227,7 +227,7 @@ fn soak(time: Duration, restart_every: Duration) {
     nodes.end();
     ended.extend(lives);
 
-    record(time, &nodes, &ended, (terminated, killed), &beside, &counts, &links);
+    record(time, &nodes, &ended, (terminated, killed), &background, &counts, &links);
     assert_eq!((counts.again, counts.strange), (0, 0), "{counts:?}");
     // Eight crossings of links that lose and spoil a fifteenth leave more than a half; restarts cost the rest.
     assert!(counts.answered * 5 > counts.sent, "{counts:?}");
@@ -239,13 +239,13 @@ fn soak(time: Duration, restart_every: Duration) {
     }
 }
 
-/// What happened, as it stands in docs/BENCHMARKS.md.
+/// Prints the record of docs/BENCHMARKS.md.
 fn record(
     time: Duration,
     nodes: &Nodes,
     lives: &[Life],
     (terminated, killed): (u32, u32),
-    beside: &[(&'static str, u64)],
+    background: &[(&'static str, u64)],
     counts: &crate::common::traffic::Counts,
     links: &[String],
 ) {
@@ -256,7 +256,7 @@ fn record(
     let closed = nodes.reports.len();
     println!("| ledgers closed | {closed} of {closed}: every process that ended by SIGTERM |");
     println!("| datagrams that came to the taps of links 1 to {} | {} |", links.len(), links.join(", "));
-    for (name, count) in beside {
+    for (name, count) in background {
         println!("| {name} | {count} |");
     }
     println!(
@@ -297,13 +297,13 @@ fn record(
 }
 
 #[test]
-fn everything_at_once_for_a_little_while() {
+fn short_soak_crashes_nothing_and_closes_ledgers() {
     soak(Duration::from_secs(20), Duration::from_secs(6));
 }
 
 #[test]
 #[ignore = "takes half an hour: .ci/soak.sh runs it"]
-fn everything_at_once() {
+fn long_soak_crashes_nothing_and_closes_ledgers() {
     let seconds = std::env::var("EDDY_SOAK_SECONDS").map_or(1800, |s| s.parse().unwrap());
     soak(Duration::from_secs(seconds), Duration::from_secs(60));
 }

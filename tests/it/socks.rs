@@ -1,43 +1,39 @@
-//! SOCKS5 for UDP, held against RFC 1928 by a client that knows nothing else of eddy.
+//! SOCKS5 for UDP, checked against RFC 1928 by a client that knows only that.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use crate::common::nameserver::NameServer;
-use crate::common::nodes::until;
+use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
-
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 
 fn socket(at: &str) -> UdpSocket {
     let socket = UdpSocket::bind(at).unwrap();
-    socket.set_read_timeout(PATIENCE).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 fn dial(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).unwrap();
-    stream.set_read_timeout(PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
-/// Says all of `bytes`; what is answered until the server hangs up, or falls silent for so many bytes.
+/// Sends `bytes`; returns the answer until the server closes the connection, up to `len` bytes.
 fn answer(to: SocketAddr, bytes: &[u8], len: usize) -> Vec<u8> {
     let mut stream = dial(to);
     stream.write_all(bytes).unwrap();
-    let mut heard = vec![0; len];
-    let mut got = 0;
+    let (mut answer, mut got) = (vec![0; len], 0);
     while got < len {
-        match stream.read(&mut heard[got..]) {
+        match stream.read(&mut answer[got..]) {
             Ok(0) => break,
             Ok(more) => got += more,
-            Err(why) if why.kind() == std::io::ErrorKind::ConnectionReset => break,
-            Err(why) => panic!("{why} after {:?}", &heard[..got]),
+            Err(why) if why.kind() == ErrorKind::ConnectionReset => break,
+            Err(why) => panic!("{why} after {:?}", &answer[..got]),
         }
     }
-    heard.truncate(got);
-    heard
+    answer.truncate(got);
+    answer
 }
 
 /// RFC 1928, 4: a request for a command with an IPv4 address of zeros.
@@ -88,8 +84,8 @@ fn named(name: &str, port: u16) -> Vec<u8> {
 }
 
 impl Association {
-    /// Sends to a peer by a header and hears its answer, which must bear the peer's true address. The port that the
-    /// peer saw.
+    /// Sends to a peer by a header and receives its answer, which must carry the peer's true address. Returns the port
+    /// that the peer saw.
     fn talk(&self, client: &UdpSocket, header_there: &[u8], server: &UdpSocket) -> u16 {
         let mut buffer = [0; 2000];
         client.send_to(&[header_there, b"question"].concat(), self.relay).unwrap();
@@ -104,7 +100,7 @@ impl Association {
 }
 
 #[test]
-fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
+fn socks_association_reaches_many_peers_until_it_closes() {
     let names = NameServer::start();
     let demo = Demo::start(&[
         "--messages",
@@ -124,13 +120,13 @@ fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
     let address = |server: &UdpSocket| server.local_addr().unwrap();
     let port = association.talk(&client, &header(address(&one)), &one);
     assert_eq!(association.talk(&client, &header(address(&other)), &other), port, "one port towards all peers");
-    // A name is looked up at the exit, and answers tell what it was.
+    // A name is looked up at the exit, and answers carry the address.
     assert_eq!(association.talk(&client, &named("here.test", address(&other).port()), &other), port);
     if let Ok(six) = UdpSocket::bind("[::1]:0") {
-        six.set_read_timeout(PATIENCE).unwrap();
+        six.set_read_timeout(Some(PATIENCE)).unwrap();
         association.talk(&client, &header(address(&six)), &six);
     }
-    // Nothing is a datagram, too.
+    // An empty datagram is a datagram, too.
     client.send_to(&header(address(&one)), association.relay).unwrap();
     assert_eq!(one.recv_from(&mut [0; 9]).unwrap().0, 0);
     // Another association of the same client is another client to the exit.
@@ -142,14 +138,16 @@ fn one_association_talks_to_many_peers_and_ends_with_its_connection() {
     let Association { stream, relay } = association;
     drop(stream);
     until("all flows of the associations are closed", || (flows(0), flows(4)) == (1, 1));
-    // Its port is nobody's: the system says so to whoever sends there.
+    // Its port is closed: the system reports that to a sender.
     client.connect(relay).unwrap();
-    until("the relay is gone", || client.send(&header(address(&one))).is_err() || client.recv(&mut [0; 9]).is_err());
+    client.set_nonblocking(true).unwrap();
+    let refused = |result: std::io::Result<usize>| result.is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused);
+    until("the relay is gone", || refused(client.send(&header(address(&one)))) || refused(client.recv(&mut [0; 9])));
     closed(&demo.end());
 }
 
 #[test]
-fn a_relay_drops_what_is_not_its_clients_or_no_whole_datagram() {
+fn socks_relay_drops_strangers_and_bad_datagrams() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1", "--socks", "127.0.0.1:0"]);
     let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
     let there = header(server.local_addr().unwrap());
@@ -179,7 +177,7 @@ fn a_relay_drops_what_is_not_its_clients_or_no_whole_datagram() {
     assert_eq!(dropped["socks-fragment"], 3, "{dropped}");
     assert_eq!(dropped["bad-address"], bad.len(), "{dropped}");
 
-    // A client that says where it will send from is heard from there alone.
+    // Of a client that names its source address only datagrams from there are taken.
     let mine = client.local_addr().unwrap();
     let strict = associate(demo.socks(), &[&[5, 3, 0, 1, 0, 0, 0, 0], &mine.port().to_be_bytes()[..]].concat());
     socket("127.0.0.1:0").send_to(&there, strict.relay).unwrap();
@@ -189,7 +187,7 @@ fn a_relay_drops_what_is_not_its_clients_or_no_whole_datagram() {
 }
 
 #[test]
-fn whatever_a_client_says_it_gets_the_rfcs_answer_and_harms_nobody() {
+fn socks_replies_to_bad_requests_follow_the_rfc() {
     let demo = Demo::start(&["--messages", "1", "--receivers", "1", "--socks", "127.0.0.1:0"]);
     let at = demo.socks();
     let asked = |request: &[u8]| answer(at, &[&[5, 1, 0], request].concat(), 12);
@@ -209,7 +207,7 @@ fn whatever_a_client_says_it_gets_the_rfcs_answer_and_harms_nobody() {
     assert!(answer(at, &[4, 1, 0, 80, 127, 0, 0, 1, 0], 3).is_empty());
     assert!(answer(at, b"GET / HTTP/1.1\r\n\r\n", 3).is_empty());
     assert_eq!(answer(at, &[&[5, 1, 0, 4][..], &[0; 20]].concat(), 12)[..2], [5, 0], "another version in the request");
-    // Whoever insists on a name and password gets that far, at loopback with any.
+    // A client that offers only name and password is served; at loopback any will do.
     let user = [&[5, 1, 2, 1, 5][..], b"alice", &[3], b"abc", &request(3)].concat();
     assert_eq!(answer(at, &user, 8)[..7], [5, 2, 1, 0, 5, 0, 0]);
     // A request that ends anywhere.
@@ -218,11 +216,11 @@ fn whatever_a_client_says_it_gets_the_rfcs_answer_and_harms_nobody() {
         let mut stream = dial(at);
         stream.write_all(&whole[..len]).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).unwrap();
-        assert!(heard.len() <= 12 && heard.get(3).is_none_or(|code| *code != 0), "{len}: {heard:?}");
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got.len() <= 12 && got.get(3).is_none_or(|code| *code != 0), "{len}: {got:?}");
     }
-    // What follows a request is nobody's business, however much it is.
+    // Bytes after a request are ignored.
     let mut talkative = associate(at, &request(3));
     talkative.stream.write_all(&[0x55; 100_000]).unwrap();
     let (client, server) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));

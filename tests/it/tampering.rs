@@ -1,4 +1,4 @@
-//! A man in the middle of whole chains in memory: what he flips, copies, forges or plays again.
+//! A man in the middle of whole chains in memory flips, copies, forges and replays cells.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ fn flipped(mut datagram: Datagram) -> Datagram {
 }
 
 #[test]
-fn a_flipped_bit_is_refused_forward_at_the_next_hop_and_backward_at_the_entry() {
+fn flipped_bit_is_refused_at_the_next_hop_or_the_entry() {
     for (link, direction) in everywhere() {
         let (mut chain, armed) = tampered(end(link, direction), |datagram| vec![flipped(datagram)]);
         assert_eq!(exchange(&mut chain), (1, 1));
@@ -115,7 +115,7 @@ fn behind_a_lost_one(chain: &mut Chain, armed: &Cell<bool>) -> SocketAddr {
 }
 
 #[test]
-fn a_datagram_behind_a_lost_open_or_a_lost_move_arrives() {
+fn datagram_behind_a_lost_open_or_move_arrives() {
     let at = link_address(1, Side::Up);
     let plan = Plan { channels: 1, lifetime_s: 400, ..Plan::default() };
     let (mut chain, armed) = tampered_of(plan, at, |_| Vec::new());
@@ -128,12 +128,12 @@ fn a_datagram_behind_a_lost_open_or_a_lost_move_arrives() {
         chain.run(Duration::from_secs(1));
         assert_eq!(chain.receive(chain.plan.destination).len(), 1);
     }
-    assert_eq!(behind_a_lost_one(&mut chain, &armed), port, "it was moved, not opened anew");
+    assert_eq!(behind_a_lost_one(&mut chain, &armed), port, "it was moved, not opened again");
     chain.assert_closed();
 }
 
 #[test]
-fn a_cell_that_is_copied_or_played_again_arrives_once() {
+fn copied_or_replayed_cell_arrives_once() {
     for (link, direction) in everywhere() {
         // Two copies race into one batch.
         let (mut chain, armed) = tampered(end(link, direction), |datagram| vec![datagram.clone(), datagram]);
@@ -165,7 +165,7 @@ fn a_cell_that_is_copied_or_played_again_arrives_once() {
 }
 
 #[test]
-fn a_forged_copy_in_front_of_a_cell_does_not_cost_it_where_a_tag_is_checked() {
+fn forged_copy_is_harmless_where_a_tag_is_checked() {
     let forward = (1..=4).map(|link| (link, Direction::Forward));
     for (link, direction) in forward.chain([(1, Direction::Backward)]) {
         let overtake = |datagram: Datagram| vec![flipped(datagram.clone()), datagram];
@@ -178,7 +178,7 @@ fn a_forged_copy_in_front_of_a_cell_does_not_cost_it_where_a_tag_is_checked() {
 }
 
 #[test]
-fn message_2_waits_until_the_worker_can_open_what_answers_it() {
+fn message_2_waits_until_the_worker_has_its_keys() {
     let mut chain = Chain::new(Plan::default());
     chain.held_up.insert(2);
     let answered = |chain: &Chain, link| {
@@ -196,7 +196,7 @@ fn message_2_waits_until_the_worker_can_open_what_answers_it() {
 }
 
 #[test]
-fn channels_that_lead_nowhere_are_given_up_and_those_that_only_carry_one_way_are_not() {
+fn dead_channels_are_given_up_and_one_way_channels_kept() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     let lost = |chain: &Chain| chain.notes.iter().filter(|n| n.contains("ChannelClosed") && n.contains("Lost")).count();
@@ -223,7 +223,7 @@ fn channels_that_lead_nowhere_are_given_up_and_those_that_only_carry_one_way_are
 }
 
 #[test]
-fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() {
+fn foreign_cell_is_dropped_at_the_first_check() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     let seen = chain.seen.borrow().clone();
@@ -275,7 +275,7 @@ fn what_is_no_cell_of_its_link_is_dropped_by_the_first_check_and_not_answered() 
 }
 
 #[test]
-fn a_cell_played_again_on_another_lane_is_unknown_there() {
+fn cell_replayed_at_another_port_is_unknown_there() {
     // Lane k of a mix is at the k-th port; cells that come back to one come from as many.
     let other = |address: SocketAddr| SocketAddr::new(address.ip(), address.port() ^ 1);
     for backward in [false, true] {

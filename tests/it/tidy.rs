@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// Retired words of the glossary (CONTRIBUTING.md), what to write instead, and where they may stay. They are
 /// compared with the parts of identifiers, too: `CalleeState` holds `callee`.
-const RETIRED: &[(&str, &str, &[&str])] =
-    &[("crew", "multicore", &[]), ("hub", "multicore", &[]), ("outbox", "send batch", &[])];
+const RETIRED: &[(&str, &str, &[&str])] = &[
+    ("crew", "multicore", &[]),
+    ("hub", "multicore", &[]),
+    ("outbox", "send batch", &[]),
+    // The changelog names what was renamed.
+    ("train", "burst", &["CHANGELOG.md"]),
+    ("trains", "bursts", &["CHANGELOG.md"]),
+];
 
 /// Files that must not return.
 const GONE: &[&str] = &["docs/SOAK.md"];
@@ -86,6 +92,10 @@ fn documents_keep_their_lengths() {
         let lines = fs::read_to_string(root.join(file)).unwrap().lines().count();
         assert!(lines <= *longest, "{file} has {lines} lines, at most {longest} are allowed: move details elsewhere");
     }
+    let mut all = Vec::new();
+    files(root, &mut all);
+    let left = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "orig" || extension == "rej");
+    assert_eq!(all.iter().find(left), None, "a merge has left it behind");
     for gone in GONE {
         assert!(!root.join(gone).exists(), "{gone} is gone: its content belongs into docs/BENCHMARKS.md");
     }

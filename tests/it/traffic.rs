@@ -7,7 +7,7 @@ use crate::common::process::{CROSSED, Demo, closed, tallies};
 use crate::common::traffic::{Load, Traffic};
 
 #[test]
-fn links_renewed_every_two_seconds_under_traffic_lose_nothing() {
+fn renewal_every_two_seconds_loses_nothing() {
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     let forward = format!("127.0.0.1:0={}", sink.local_addr().unwrap());
     let demo = Demo::start(&["--messages", "1", "--renew-after-s", "2", "--forward", &forward]);
@@ -33,7 +33,7 @@ fn links_renewed_every_two_seconds_under_traffic_lose_nothing() {
 }
 
 #[test]
-fn a_pymix_client_gets_its_bare_answer_on_the_socket_it_sent_from() {
+fn pymix_client_gets_its_answer_on_its_own_socket() {
     let demo = Demo::start(&["--messages", "1", "--pymix", "127.0.0.1:0"]);
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -65,7 +65,7 @@ fn a_pymix_client_gets_its_bare_answer_on_the_socket_it_sent_from() {
 }
 
 #[test]
-fn a_refused_destination_is_counted_and_costs_no_socket() {
+fn refused_destination_is_counted_and_costs_no_socket() {
     let demo = Demo::start(&["--messages", "1", "--pymix", "127.0.0.1:0"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     // A private address: the demonstration's exit admits loopback and the internet, and this goes nowhere.

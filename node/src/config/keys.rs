@@ -6,12 +6,14 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use control::descriptor::{draw_secret, draw_x25519};
 use serde::{Deserialize, Deserializer, de};
 use wire::kdf::{Secret, x25519_public};
 use zeroize::Zeroizing;
 
 use super::source::Source;
 use super::{Chain, ConfigError, NodeConfig, Place};
+use crate::error::StartError;
 
 /// What a node must keep to itself. Wiped when dropped.
 #[derive(Deserialize)]
@@ -54,6 +56,27 @@ impl Keys {
             return Err(ConfigError::Exposed { path: path.to_owned(), mode });
         }
         Source::read(path)?.parse()
+    }
+
+    /// New ones.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn draw() -> Result<Keys, StartError> {
+        let mut rng = crate::runtime::node::rng()?;
+        Ok(Keys {
+            identity: draw_secret(&mut rng),
+            noise: draw_x25519(&mut rng).0,
+            setup: draw_x25519(&mut rng).0,
+            psk_up: None,
+            psk_down: None,
+            socks_users: BTreeMap::new(),
+        })
+    }
+
+    /// Whether SOCKS clients can give this name and password (RFC 1929).
+    pub fn is_user(name: &str, password: &str) -> bool {
+        [name, password].iter().all(|text| (1..=255).contains(&text.len()))
     }
 
     /// Whether they are those of this node of this chain; an entry's are nobody else's business.
@@ -127,8 +150,7 @@ fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, 
     let users = BTreeMap::<String, String>::deserialize(deserializer)
         .map_err(|_| de::Error::custom("socks_users takes a line `name = \"password\"` for each user"))?;
     let users: BTreeMap<_, _> = users.into_iter().map(|(name, word)| (name, Zeroizing::new(word))).collect();
-    let fit = |text: &str| (1..=255).contains(&text.len());
-    match users.iter().find(|(name, word)| !fit(name) || !fit(word)) {
+    match users.iter().find(|(name, word)| !Keys::is_user(name, word)) {
         Some(_) => Err(de::Error::custom("names and passwords of socks_users have 1 to 255 bytes")),
         None => Ok(users),
     }

@@ -34,8 +34,8 @@ pub struct NodeConfig {
     pub chain: PathBuf,
     /// The key file.
     pub keys: PathBuf,
-    /// The Unix socket that `eddy status` asks.
-    pub status: PathBuf,
+    /// The Unix socket that `eddy status` reads; every file names one.
+    pub status: Option<PathBuf>,
     /// Where cells from the previous hop arrive; none at the entry.
     pub up: Option<SocketAddr>,
     /// Where cells to the next hop leave from; none means any port of any address.
@@ -237,6 +237,14 @@ impl NodeConfig {
         NodeConfig::check(path, &Source::new(path, text))
     }
 
+    /// Options of a program instead of a file: `name` in complaints, without lines.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its remedy.
+    pub(crate) fn parse_options(name: &str, text: &str) -> Result<NodeConfig, ConfigError> {
+        NodeConfig::check(Path::new(name), &Source::without_lines(name, text))
+    }
+
     fn check(path: &Path, source: &Source) -> Result<NodeConfig, ConfigError> {
         let raw: Raw = source.parse()?;
         let role = role(source, &raw.role)?;
@@ -295,7 +303,7 @@ impl NodeConfig {
             position,
             chain: beside(&raw.chain),
             keys: beside(&raw.keys),
-            status: beside(&raw.status),
+            status: Some(beside(&raw.status)),
             up,
             down: raw.down.as_ref().map(|value| listen(source, "down", value)).transpose()?,
             next: raw.next.as_ref().map(|value| next(source, value)).transpose()?,

@@ -69,6 +69,8 @@ fn example(key: &str) -> String {
 pub(super) struct Source {
     path: PathBuf,
     text: Zeroizing<String>,
+    /// Whether it has lines that its reader could look at.
+    lined: bool,
 }
 
 impl Source {
@@ -91,7 +93,7 @@ impl Source {
             let remedy = "save it as UTF-8, or copy it anew";
             ConfigError::Value { at, what: "this is no UTF-8 text".into(), remedy: remedy.into() }
         })?;
-        let source = Source { path: path.to_owned(), text: Zeroizing::new(text) };
+        let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true };
         if source.text.trim().is_empty() {
             let remedy = "copy it anew from where `eddy init` wrote it";
             let at = Place::file(path);
@@ -102,7 +104,12 @@ impl Source {
 
     /// A text that was, or might have been, read from `path`.
     pub(super) fn new(path: &Path, text: &str) -> Source {
-        Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()) }
+        Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()), lined: true }
+    }
+
+    /// A text that a program has made.
+    pub(super) fn without_lines(name: &str, text: &str) -> Source {
+        Source { lined: false, ..Source::new(Path::new(name), text) }
     }
 
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
@@ -111,6 +118,9 @@ impl Source {
 
     /// The place of a span.
     pub(super) fn at(&self, span: Range<usize>) -> Place {
+        if !self.lined {
+            return Place::file(&self.path);
+        }
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         Place { path: self.path.clone(), line: Some(1 + before.iter().filter(|byte| **byte == b'\n').count()) }
     }

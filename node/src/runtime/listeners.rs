@@ -14,8 +14,10 @@ use dataplane::entry::{Association, Destination, Kind, Listener};
 use dataplane::sys::{self, Waker};
 use dataplane::table::Op;
 use wire::cell::Shape;
+use wire::frames::Status;
 
 use crate::config::{ConfigError, Forward, in_words};
+use crate::runtime::refusals::{Refusal, Refusals, WAKE};
 use crate::runtime::sockets::cannot_bind;
 
 /// Listening sockets at most: each is a descriptor, and looked at by the worker.
@@ -73,6 +75,8 @@ struct Open {
     socket: UdpSocket,
     kind: Kind,
     idle: Duration,
+    /// A tunnel's.
+    refusals: Option<Arc<Refusals>>,
 }
 
 impl Listeners {
@@ -89,7 +93,7 @@ impl Listeners {
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
             let Listener { kind, idle } = listener.clone();
-            Ok(Open { id, socket: socket.try_clone()?, kind, idle })
+            Ok(Open { id, socket: socket.try_clone()?, kind, idle, refusals: None })
         });
         let open = open.collect::<std::io::Result<Vec<_>>>()?;
         let state = State { next: open.len() as u32, open, gone: 0 };
@@ -146,6 +150,10 @@ impl Listeners {
     /// # Errors
     /// No descriptor is left, or there are too many listeners.
     pub fn open(&self, socket: UdpSocket, listener: Listener) -> std::io::Result<u32> {
+        self.open_for(socket, listener, None)
+    }
+
+    fn open_for(&self, socket: UdpSocket, listener: Listener, refusals: Option<Arc<Refusals>>) -> std::io::Result<u32> {
         let mut state = self.state();
         if state.open.len() >= LISTENERS_MAX {
             return Err(std::io::Error::other(format!("this entry listens at {LISTENERS_MAX} sockets already")));
@@ -154,7 +162,7 @@ impl Listeners {
         let duplicate = socket.try_clone()?;
         let id = state.next;
         state.next += 1;
-        state.open.push(Open { id, socket: duplicate, kind, idle });
+        state.open.push(Open { id, socket: duplicate, kind, idle, refusals });
         self.order(Op::Listen { id, socket, listener });
         Ok(id)
     }
@@ -192,6 +200,29 @@ impl Listeners {
         let at = socket.local_addr()?;
         let id = self.open(socket, Listener { kind: Kind::Socks(association), idle: self.idle })?;
         Ok(Relay { id, at, listeners: self.clone() })
+    }
+
+    /// The same for a tunnel of this process, which learns through `refusals` what the exit refuses.
+    ///
+    /// # Errors
+    /// As for [`Listeners::relay`].
+    pub fn tunnel(&self, ip: IpAddr, association: Association, refusals: Arc<Refusals>) -> std::io::Result<Relay> {
+        let socket = UdpSocket::bind((ip, 0))?;
+        let at = socket.local_addr()?;
+        let listener = Listener { kind: Kind::Socks(association), idle: self.idle };
+        let id = self.open_for(socket, listener, Some(refusals))?;
+        Ok(Relay { id, at, listeners: self.clone() })
+    }
+
+    /// Hands a refusal to the tunnel that listener `id` is the relay of, if it is one.
+    pub fn refuse(&self, id: u32, client: SocketAddr, destination: &str, status: Status) {
+        let state = self.state();
+        let Some(open) = state.open.iter().find(|open| open.id == id) else { return };
+        if let (Some(refusals), Ok(destination)) = (&open.refusals, destination.parse()) {
+            refusals.push(Refusal { destination, status });
+            // The tunnel looks before every call; one that waits already is woken.
+            let _ = open.socket.send_to(WAKE, client);
+        }
     }
 
     fn order(&self, op: Op) {

@@ -12,6 +12,8 @@ pub mod listeners;
 pub mod local;
 pub mod log;
 pub mod node;
+pub mod readiness;
+pub mod refusals;
 pub mod resolver;
 pub mod running;
 pub mod sockets;

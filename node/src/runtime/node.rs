@@ -34,6 +34,7 @@ use crate::runtime::bridge::{Joint, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
+use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
@@ -90,6 +91,7 @@ struct Reporter {
     sockets: Arc<Vec<UdpSocket>>,
     /// An entry's other ones.
     listeners: Option<Listeners>,
+    readiness: Arc<Readiness>,
     turns: Vec<Arc<Turns>>,
     clock: Clock,
 }
@@ -209,8 +211,18 @@ impl Node {
         let joint = Joint::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
-        let reporter =
-            Reporter { role, position, ledgers, profiles, control, sockets, listeners: listening, turns, clock };
+        let reporter = Reporter {
+            role,
+            position,
+            ledgers,
+            profiles,
+            control,
+            sockets,
+            listeners: listening,
+            readiness: Arc::default(),
+            turns,
+            clock,
+        };
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
@@ -241,6 +253,11 @@ impl Node {
     /// The listening sockets, of an entry.
     pub fn listeners(&self) -> Option<Listeners> {
         self.reporter.listeners.clone()
+    }
+
+    /// Its link and channels, to wait for.
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.reporter.readiness.clone()
     }
 
     /// A reading of all counters.
@@ -313,6 +330,12 @@ pub fn control_config(
     }
 }
 
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        self.reporter.readiness.end();
+    }
+}
+
 struct ControlThread {
     joint: Joint,
     /// What the worker is to do beside what control wants.
@@ -362,9 +385,17 @@ impl ControlThread {
             }
         };
         let mut note = |note| match note {
-            Note::Event(event) => log.event(now, &event),
+            Note::Event(event) => {
+                reporter.readiness.note(&event);
+                log.event(now, &event);
+            }
             Note::Notice(notice) => {
                 log.notice(now, &notice);
+                if let (Notice::Refused { client, destination, status }, Some(listeners)) =
+                    (&notice, &reporter.listeners)
+                {
+                    listeners.refuse(client.listener, client.address, destination, *status);
+                }
                 if let (Some(icmp), Some(listeners)) = (icmp.as_ref(), reporter.listeners.as_ref()) {
                     answer_client(icmp, listeners, &notice);
                 }
@@ -414,6 +445,7 @@ mod tests {
             control: Arc::default(),
             sockets: Arc::new(vec![socket.try_clone().unwrap()]),
             listeners: None,
+            readiness: Arc::default(),
             turns: Vec::new(),
             clock: Clock::start(),
         };

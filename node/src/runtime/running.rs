@@ -4,6 +4,7 @@
 //! uses the library.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
 
 use dataplane::entry::Kind;
 use listenfd::ListenFd;
@@ -16,6 +17,7 @@ use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{Bound, Server};
 use crate::runtime::node::{Node, NodeSpec, Sockets};
+use crate::runtime::readiness::Readiness;
 use crate::runtime::{console, sockets, status};
 
 /// A running node.
@@ -23,7 +25,7 @@ pub struct Running {
     node: Node,
     shape: Shape,
     ready: String,
-    _status: Server,
+    _status: Option<Server>,
     _console: Option<Server>,
 }
 
@@ -37,7 +39,8 @@ impl Running {
         names_fit(&loaded)?;
         let file = Place::file(&loaded.config.path);
         let place = |key| loaded.config.place(key, 0).unwrap_or_else(|| file.clone());
-        let status = Bound::new(&loaded.config.status, "status", &place("status"))?;
+        let status =
+            loaded.config.status.as_ref().map(|path| Bound::new(path, "status", &place("status"))).transpose()?;
         let commands = match &loaded.config.part {
             Part::Entry(part) => part.commands.as_ref(),
             Part::Mix { .. } | Part::Exit(_) => None,
@@ -49,7 +52,8 @@ impl Running {
         let Loaded { config, chain, keys } = loaded;
         let node =
             Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
-        let status = status::serve(status, node.reporter()).map_err(StartError::system("serve the status socket"))?;
+        let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
+        let status = status.map_err(StartError::system("serve the status socket"))?;
         let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console })
@@ -68,6 +72,11 @@ impl Running {
     /// The listening sockets, of an entry.
     pub fn listeners(&self) -> Option<Listeners> {
         self.node.listeners()
+    }
+
+    /// Its link and channels, to wait for.
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.node.readiness()
     }
 
     /// A reading of all counters.
@@ -127,5 +136,5 @@ fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
     for socket in &sockets.socks {
         line += &format!(", socks {}", socket.local_addr().map_or_else(|why| why.to_string(), |at| at.to_string()));
     }
-    line + &format!(", status {}", config.status.display())
+    config.status.as_ref().map_or(line.clone(), |status| format!("{line}, status {}", status.display()))
 }

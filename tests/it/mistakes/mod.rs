@@ -1,7 +1,7 @@
 //! Operators' mistakes: each ends with exit code 2 and one line that says what, where, and what to do.
 //!
 //! `table` lists them. What eddy says to each is printed in docs/OPERATE.md;
-//! `EDDY_BLESS=1 cargo test --test it mistakes` writes it there anew.
+//! `EDDY_BLESS=1 cargo test --test it mistakes` writes it there again.
 
 mod table;
 
@@ -58,7 +58,7 @@ struct Scene {
 
 /// User and group of nobody.
 const NOBODY: u32 = 65_534;
-/// No mistake takes so long.
+/// Limit for one command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Replaces the first line of a file that starts with `line`, or appends, where that is empty.
@@ -110,7 +110,7 @@ impl Scene {
         self.impossible = Some(why.into());
     }
 
-    /// Whether this process may make network namespaces and run `prelude` in one.
+    /// True if this process may make network namespaces and run `prelude` in one.
     fn can(&self, prelude: &str) -> bool {
         let mut command = Command::new("unshare");
         command.arg(if is_root() { "-n" } else { "-rn" }).args(["sh", "-c", prelude]);
@@ -121,7 +121,7 @@ impl Scene {
     fn command(&mut self) -> Command {
         let mut command = eddy();
         if self.unprivileged && is_root() {
-            // Everything becomes nobody's, and the program reachable.
+            // The user nobody owns the files, and can reach the program.
             let program = self.path("eddy");
             fs::copy(command.get_program(), &program).unwrap();
             fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -132,7 +132,7 @@ impl Scene {
             command = Command::new(&program);
             command.stdin(Stdio::null()).uid(NOBODY).gid(NOBODY).env_clear();
             if command.arg("--version").stdout(Stdio::null()).status().is_err() {
-                self.impossible("nobody may not run a program in the temporary folder");
+                self.impossible("the user nobody may not run a program in the temporary folder");
             }
             command = Command::new(program);
             command.stdin(Stdio::null()).uid(NOBODY).gid(NOBODY).env_clear();
@@ -220,7 +220,7 @@ const BEGIN: &str = "<!-- mistakes: begin, printed by a test -->\n";
 const END: &str = "<!-- mistakes: end -->\n";
 
 #[test]
-fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
+fn every_mistake_has_one_line_with_place_and_fix() {
     let chain = tempfile::tempdir().unwrap();
     assert!(run(chain.path(), "init . --mixes 3").status.success());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATE.md");
@@ -232,7 +232,7 @@ fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
     for (title, mistakes) in table::TABLE {
         lines.push(format!("\n### {title}\n\n| mistake | what eddy says |\n| --- | --- |"));
         for Mistake { name, setup, command, wanted } in *mistakes {
-            assert!(!lines.iter().any(|line| line.starts_with(&head(name))), "{name} stands twice");
+            assert!(!lines.iter().any(|line| line.starts_with(&head(name))), "duplicate mistake {name}");
             let mut scene = Scene::new(chain.path());
             match setup {
                 Setup::Nothing => {}
@@ -266,7 +266,7 @@ fn every_mistake_has_one_line_that_says_what_where_and_what_to_do() {
 
 /// The default needs no privilege: less is granted, and said.
 #[test]
-fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
+fn default_receive_buffer_is_best_effort() {
     let chain = tempfile::tempdir().unwrap();
     assert!(run(chain.path(), "init . --mixes 3").status.success());
     let mut scene = Scene::new(chain.path());
@@ -284,7 +284,7 @@ fn a_receive_buffer_that_nobody_asked_for_is_no_mistake() {
 }
 
 #[test]
-fn the_handbook_explains_every_drop_and_every_refusal() {
+fn handbook_explains_every_drop_and_refusal() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/OPERATE.md")).unwrap();
     let drops = dataplane::ledger::DropReason::ALL.iter().map(|why| why.name());
     for name in drops.chain(control::Refusal::NAMES.iter().copied()) {

@@ -1,8 +1,8 @@
-//! What a program hears of a datagram that did not travel: the errors that a network would have given it.
+//! ICMP errors: a program learns of a refused datagram as it would from a network.
 
 use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dataplane::exit::policy::Rule;
 use rustix::io::Errno;
@@ -12,20 +12,18 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::common::command::eddy;
 use crate::common::nameserver::NameServer;
 use crate::common::network::in_a_network_without_routes;
-use crate::common::nodes::{Nodes, Plan};
+use crate::common::nodes::{Nodes, Plan, until};
 
 /// Sends until the system has an error for this socket.
 fn error(client: &UdpSocket, data: &[u8]) -> Error {
-    let deadline = Instant::now() + Duration::from_secs(20);
     client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    while Instant::now() < deadline {
+    let mut error = None;
+    until("the system has an error for this socket", || {
         let heard = client.send(data).and_then(|_| client.recv(&mut [0; 100]));
-        match heard.err() {
-            Some(why) if why.kind() != ErrorKind::WouldBlock => return why,
-            _ => {}
-        }
-    }
-    panic!("no error came")
+        error = heard.err().filter(|why| why.kind() != ErrorKind::WouldBlock);
+        error.is_some()
+    });
+    error.unwrap()
 }
 
 fn connected(host: &str, to: SocketAddr) -> UdpSocket {
@@ -35,12 +33,12 @@ fn connected(host: &str, to: SocketAddr) -> UdpSocket {
 }
 
 #[test]
-fn a_program_is_told_what_is_too_long_and_what_the_exit_refuses() {
-    if !in_a_network_without_routes("told::a_program_is_told_what_is_too_long_and_what_the_exit_refuses") {
+fn program_gets_icmp_errors_for_length_and_refusal() {
+    if !in_a_network_without_routes("icmp::program_gets_icmp_errors_for_length_and_refusal") {
         return;
     }
     let ours = capabilities(None).unwrap();
-    assert!(ours.effective.contains(CapabilitySet::NET_RAW), "whoever makes a network is root in it");
+    assert!(ours.effective.contains(CapabilitySet::NET_RAW), "the creator of a network namespace is root in it");
     let names = NameServer::start();
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let inside: SocketAddr = "10.0.0.1:9".parse().unwrap();
@@ -60,7 +58,7 @@ fn a_program_is_told_what_is_too_long_and_what_the_exit_refuses() {
     assert_eq!(said(&connected("127.0.0.1", nodes.further_forward(0)), b"in?"), Some(Errno::HOSTUNREACH));
     assert_eq!(said(&connected("127.0.0.1", nodes.further_forward(1)), b"?"), Some(Errno::CONNREFUSED));
 
-    // Over IPv6, and for a name that there is not.
+    // Over IPv6, and for a name that does not exist.
     let forward = format!("{six}=nowhere.test:9");
     let added = eddy().args(["forward", "add", "--config"]).arg(nodes.config(0)).arg(&forward).output().unwrap();
     assert!(added.status.success(), "{added:?}");

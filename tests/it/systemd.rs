@@ -1,4 +1,4 @@
-//! What a supervisor is told (sd_notify(3)), and the files of `tuning/` that systemd reads.
+//! Notifications to a supervisor (sd_notify(3)).
 
 use std::fs;
 use std::io::Read;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::mistakes::edit;
 use crate::common::command::{eddy, run};
 
-/// No node takes so long to start or to end.
+/// Limit for the start and the end of a node.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn chain() -> TempDir {
@@ -33,14 +33,14 @@ impl Drop for Node {
     }
 }
 
-fn heard(supervisor: &UnixDatagram) -> String {
+fn received(supervisor: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
-    let got = supervisor.recv(&mut buffer).expect("the node tells its supervisor");
+    let got = supervisor.recv(&mut buffer).expect("a notification");
     String::from_utf8_lossy(&buffer[..got]).into_owned()
 }
 
 #[test]
-fn a_supervisor_hears_when_a_node_is_ready_and_when_it_ends() {
+fn systemd_is_notified_of_ready_and_stopping() {
     let dir = chain();
     let socket = dir.path().join("notify");
     let supervisor = UnixDatagram::bind(&socket).unwrap();
@@ -52,11 +52,11 @@ fn a_supervisor_hears_when_a_node_is_ready_and_when_it_ends() {
     command.args(["run", "--config", "mix1.toml", "--report-json", "--keys"]).arg(&keys);
     command.current_dir(dir.path()).env("NOTIFY_SOCKET", &socket);
     let mut node = Node(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-    let ready = heard(&supervisor);
+    let ready = received(&supervisor);
     assert!(ready.lines().any(|line| line == "READY=1"), "{ready}");
     assert!(ready.lines().any(|line| line.starts_with("STATUS=ready: mix1 of chain ")), "{ready}");
     kill_process(Pid::from_child(&node.0), Signal::TERM).unwrap();
-    assert_eq!(heard(&supervisor).trim_end(), "STOPPING=1");
+    assert_eq!(received(&supervisor).trim_end(), "STOPPING=1");
     let mut report = String::new();
     node.0.stdout.take().unwrap().read_to_string(&mut report).unwrap();
     assert!(node.0.wait().unwrap().success());
@@ -65,7 +65,7 @@ fn a_supervisor_hears_when_a_node_is_ready_and_when_it_ends() {
 }
 
 #[test]
-fn a_node_that_nobody_supervises_and_one_whose_supervisor_is_gone_run_all_the_same() {
+fn node_runs_without_a_reachable_supervisor() {
     let dir = chain();
     for socket in [None, Some(dir.path().join("gone"))] {
         let mut command = eddy();

@@ -1,4 +1,4 @@
-//! What the documents promise: the tests and counters that docs/THREATS.md names are there.
+//! Documents and code agree: the tests and counters that docs/THREATS.md names exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use control::Refusal;
 use dataplane::ledger::DropReason;
 
-/// Rows that no test holds, and why.
+/// Rows without a test, and why.
 const WITHOUT_TEST: &[(&str, &str)] = &[];
 
 /// All Rust files below a folder.
@@ -41,7 +41,7 @@ pub(super) fn tests_there_are() -> HashSet<String> {
 }
 
 #[test]
-fn every_attack_has_a_test_that_exists_and_a_result() {
+fn threat_table_names_existing_tests_and_counters() {
     let threats = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/THREATS.md")).unwrap();
     let (_, tables) = threats.split_once("\n## Attack and defence\n").expect("the section");
     let there = tests_there_are();

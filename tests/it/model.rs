@@ -61,7 +61,7 @@ fn exchange(chain: &mut Chain, clients: u16, rounds: u32, len: usize) {
 }
 
 #[test]
-fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_closes() {
+fn every_class_and_chain_length_closes_its_ledgers() {
     for class in [Class::S, Class::M, Class::L] {
         for mixes in [1, 3, 7] {
             let mut chain = Chain::new(Plan { class, mixes, ..Plan::default() });
@@ -72,8 +72,8 @@ fn every_class_and_length_of_chain_carries_traffic_both_ways_and_every_ledger_cl
     }
 }
 
-/// What a mix sent is counted, all of it: as long in the pool as it says, and what the turn took beside that. What it
-/// released is counted by size.
+/// Every cell that a mix sent is in its histograms: its time in the pool, and the rest of its time in the node. Every
+/// release is counted by size.
 fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
     let (profile, ledger) = (chain.profile(position), chain.ledger(position));
     for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
@@ -90,7 +90,7 @@ fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
 }
 
 #[test]
-fn a_lone_cell_takes_as_long_as_its_pools_hold_it_and_a_turn_at_each_node() {
+fn lone_cell_takes_its_pool_time_and_one_turn_per_node() {
     let period = 10 * MILLI;
     let mut chain = Chain::new(Plan { mixing: "timed:t=10ms".parse().unwrap(), channels: 1, ..Plan::default() });
     chain.open();
@@ -128,7 +128,7 @@ fn a_lone_cell_takes_as_long_as_its_pools_hold_it_and_a_turn_at_each_node() {
 }
 
 #[test]
-fn lanes_carry_traffic_both_ways_in_order_and_one_pool_mixes_what_they_bring() {
+fn multicore_mixes_keep_order_and_share_one_pool() {
     for lanes in [[2, 2, 2], [2, 1, 3], [3, 3, 1], [1, 2, 4]] {
         let mixing = "threshold-or-timed:n=64,n_min=1,t=2ms".parse().unwrap();
         let mut chain = Chain::new(Plan { lanes: lanes.to_vec(), channels: 16, mixing, ..Plan::default() });
@@ -149,7 +149,7 @@ fn lanes_carry_traffic_both_ways_in_order_and_one_pool_mixes_what_they_bring() {
 }
 
 #[test]
-fn channels_on_lanes_end_everywhere_and_control_hears_of_each_once() {
+fn channels_on_several_cores_end_everywhere_once() {
     let mut chain = Chain::new(Plan { lanes: vec![2, 3, 2], channels: 12, lifetime_s: 60, ..Plan::default() });
     chain.open();
     exchange(&mut chain, 12, 20, 100);
@@ -211,7 +211,7 @@ fn datagrams_of_every_size_arrive_whole() {
 }
 
 #[test]
-fn a_link_renewed_every_two_seconds_under_traffic_loses_nothing() {
+fn renewal_every_two_seconds_loses_nothing_in_memory() {
     let mut plan = Plan::default();
     plan.timing.renew_after = Duration::from_secs(2);
     plan.timing.expire_after = Duration::from_secs(3);
@@ -235,7 +235,7 @@ fn a_link_renewed_every_two_seconds_under_traffic_loses_nothing() {
 }
 
 #[test]
-fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
+fn nodes_started_in_any_order_connect_within_two_seconds() {
     for last in 0..5 {
         for seed in 0..5 {
             let mut chain = Chain::new(Plan { seed, ..Plan::default() });
@@ -255,7 +255,7 @@ fn nodes_started_in_any_order_find_each_other_within_two_seconds_of_the_last() {
 }
 
 #[test]
-fn channels_are_replaced_before_their_lifetime_ends_and_flows_keep_their_ports() {
+fn replaced_channels_keep_the_ports_of_their_flows() {
     let mut chain = Chain::new(Plan { lifetime_s: 400, ..Plan::default() });
     chain.open();
     let client = app(100, 1);
@@ -273,7 +273,7 @@ fn channels_are_replaced_before_their_lifetime_ends_and_flows_keep_their_ports()
 }
 
 #[test]
-fn a_batch_that_spans_two_generations_passes_whole() {
+fn batch_across_two_key_generations_passes() {
     let mut chain = Chain::new(Plan { first: (1 << 20) - 150, channels: 2, ..Plan::default() });
     chain.open();
     exchange(&mut chain, 12, 100, 150);
@@ -287,7 +287,7 @@ struct Cell {
 }
 
 #[test]
-fn every_byte_on_every_link_is_what_the_model_says() {
+fn every_byte_on_every_link_matches_the_model() {
     for (class, mixes) in [(Class::S, 3), (Class::L, 2), (Class::S, 7)] {
         let mut chain = Chain::new(Plan { class, mixes, seed: 42, ..Plan::default() });
         chain.open();
@@ -295,7 +295,7 @@ fn every_byte_on_every_link_is_what_the_model_says() {
         chain.assert_lossless();
         let shape = chain.shape;
         let hops = shape.hops();
-        // Whoever gets a handshake or control cell finds it authentic, and of the right form.
+        // Every handshake and control cell was authentic and well-formed.
         (0..=hops).for_each(|node| assert_eq!(chain.refused(node), [], "node {node}"));
 
         // One length per link and direction; handshakes have their own.
@@ -390,7 +390,7 @@ fn control_cells(cells: &[Cell]) -> u64 {
 }
 
 #[test]
-fn an_idle_chain_keeps_its_channels_and_its_links() {
+fn idle_chain_keeps_its_channels_and_links() {
     let mut chain = Chain::new(Plan::default());
     chain.open();
     chain.run(Duration::from_secs(400));

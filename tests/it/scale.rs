@@ -1,4 +1,4 @@
-//! More flows than anybody has at home, and more refusals.
+//! Many flows, and many refusals.
 
 use std::net::UdpSocket;
 use std::time::Instant;
@@ -6,15 +6,15 @@ use std::time::Instant;
 use crate::common::nodes::{Nodes, Plan, until, while_receiving};
 use crate::common::process::{exclusive, may_open};
 
-/// Under way at most, so that no socket's buffer is what is tested.
-const UNDER_WAY: usize = 200;
+/// Datagrams under way at most: as many cells fit into any socket's buffer.
+const UNDER_WAY: usize = 100;
 
 fn dropped(nodes: &Nodes, position: usize, why: &str) -> u64 {
     nodes.count(position, &format!("/ledger/datagrams/forward/dropped/{why}"))
 }
 
 #[test]
-fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are_reaped() {
+fn ten_thousand_flows_lose_nothing_and_idle_ones_close() {
     const FLOWS: usize = 10_000;
     // An exit opens 64 flows a second for each channel.
     const CHANNELS: usize = 64;
@@ -25,8 +25,8 @@ fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are
     let mut nodes = Nodes::start(Plan {
         channels: CHANNELS,
         extra: vec![
-            (0, "flow_idle_s = 12".to_owned()),
-            (3, "flow_idle_s = 12\nmax_sockets = 15000\nmax_flows_per_channel = 4096".to_owned()),
+            (0, "flow_idle_s = 30".to_owned()),
+            (3, "flow_idle_s = 30\nmax_sockets = 15000\nmax_flows_per_channel = 4096".to_owned()),
         ],
         ..Plan::default()
     });
@@ -90,7 +90,7 @@ fn ten_thousand_clients_have_a_flow_each_none_loses_a_datagram_and_idle_ones_are
     until("idle flows are reaped, at both ends, and their sockets closed", || {
         (nodes.count(0, "/flows"), nodes.count(exit, "/flows")) == (0, 0) && nodes.descriptors(exit) <= descriptors + 1
     });
-    // A client that comes back is served as if it had never been away.
+    // A client that comes back is served as before.
     round(3, 2500.0);
     let lost = |report: &serde_json::Value| {
         let of = |pointer: &str| report.pointer(pointer).and_then(serde_json::Value::as_object).cloned();

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::common::command::{complaint, eddy};
+use crate::common::limit::Permit;
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::{counted_by_time, exclusive};
 use crate::common::traffic::{Load, Traffic};
@@ -11,7 +12,7 @@ use crate::common::traffic::{Load, Traffic};
 const LEN: usize = 150;
 
 #[test]
-fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up() {
+fn every_port_carries_its_share_also_after_a_restart() {
     let _alone = exclusive();
     let mut nodes = Nodes::start(Plan { mixes: 3, lanes: 2, channels: 16, ..Plan::default() });
     nodes.assert_carries();
@@ -37,7 +38,7 @@ fn every_lane_carries_its_share_and_a_mix_that_starts_again_takes_its_lanes_up()
 }
 
 #[test]
-fn a_mix_that_ends_under_load_accounts_for_what_its_cores_had_between_them() {
+fn multicore_mix_stopped_under_load_closes_its_ledger() {
     let _alone = exclusive();
     // Pools that wait: there is something to hold.
     let mixing = "timed:t=50ms".parse().unwrap();
@@ -56,7 +57,8 @@ fn a_mix_that_ends_under_load_accounts_for_what_its_cores_had_between_them() {
 }
 
 #[test]
-fn the_demonstration_runs_over_lanes_and_every_ledger_closes() {
+fn multicore_chain_closes_every_ledger() {
+    let _permit = Permit::wait();
     for lanes in ["2", "3"] {
         let output = eddy().args(["chain", "--json", "--lanes", lanes, "--messages", "50"]).output().unwrap();
         let (code, said) = complaint(&output);

@@ -1,0 +1,182 @@
+//! An entry without a configuration file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use dataplane::entry::Destination;
+use zeroize::Zeroizing;
+
+use super::Entry;
+use crate::config::{Chain, ConfigError, Keys, Loaded, NodeConfig, Part, Place};
+use crate::error::StartError;
+
+/// Where the chain comes from.
+enum Source {
+    File(PathBuf),
+    Text(String),
+}
+
+/// Builds an [`Entry`] from a chain's public file and options. Made by [`Entry::builder`].
+///
+/// The options are those of an entry's configuration file, with the same defaults. An entry needs no keys of its own:
+/// it proves nothing to anyone, and makes new ones for every start.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use eddy_node::Entry;
+///
+/// # fn main() -> Result<(), eddy_node::StartError> {
+/// let entry = Entry::builder()
+///     .chain_file("chain.toml")
+///     .channels(2)
+///     .forward("127.0.0.1:5000".parse().unwrap(), "vpn.example.org:51820".parse().unwrap())
+///     .flow_idle(Duration::from_secs(60))
+///     .options("cores = [1]")
+///     .start()?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "`start` starts the entry"]
+pub struct EntryBuilder {
+    chain: Option<Source>,
+    /// Lines of a configuration, but for forwards.
+    lines: String,
+    forwards: String,
+    socks: Vec<String>,
+    users: Vec<(String, Zeroizing<String>)>,
+    status: Option<PathBuf>,
+    commands: Option<PathBuf>,
+}
+
+/// What messages call the options.
+const NAME: &str = "entry options";
+
+impl EntryBuilder {
+    pub(super) fn new() -> EntryBuilder {
+        EntryBuilder {
+            chain: None,
+            lines: String::new(),
+            forwards: String::new(),
+            socks: Vec::new(),
+            users: Vec::new(),
+            status: None,
+            commands: None,
+        }
+    }
+
+    fn line(mut self, key: &str, value: impl Into<toml::Value>) -> EntryBuilder {
+        self.lines += &format!("{key} = {}\n", value.into());
+        self
+    }
+
+    /// The chain's public file, `chain.toml`, at this path. It is read by [`EntryBuilder::start`].
+    pub fn chain_file(mut self, path: impl Into<PathBuf>) -> EntryBuilder {
+        self.chain = Some(Source::File(path.into()));
+        self
+    }
+
+    /// The text of the chain's public file.
+    pub fn chain_text(mut self, text: impl Into<String>) -> EntryBuilder {
+        self.chain = Some(Source::Text(text.into()));
+        self
+    }
+
+    /// Channels to keep open, 1 to 256; 4 by default. Tunnels and other clients are spread over them.
+    pub fn channels(self, channels: u16) -> EntryBuilder {
+        self.line("channels", i64::from(channels))
+    }
+
+    /// Flows that have sent nothing for this long are closed: whole seconds, 1 s to a day; 300 s by default.
+    pub fn flow_idle(self, idle: Duration) -> EntryBuilder {
+        self.line("flow_idle_s", i64::try_from(idle.as_secs()).unwrap_or(i64::MAX))
+    }
+
+    /// Listens on `listen` and sends what arrives there to `to`. May be repeated.
+    pub fn forward(mut self, listen: SocketAddr, to: Destination) -> EntryBuilder {
+        self.forwards += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        self
+    }
+
+    /// Serves SOCKS5 clients, for UDP, on this address. May be repeated. On an address that other hosts reach it needs
+    /// [`EntryBuilder::socks_user`].
+    pub fn socks(mut self, listen: SocketAddr) -> EntryBuilder {
+        self.socks.push(listen.to_string());
+        self
+    }
+
+    /// Lets in a SOCKS5 client from another host that gives this name and password, 1 to 255 bytes each (RFC 1929). May
+    /// be repeated.
+    pub fn socks_user(mut self, name: impl Into<String>, password: impl Into<String>) -> EntryBuilder {
+        self.users.push((name.into(), Zeroizing::new(password.into())));
+        self
+    }
+
+    /// The local address of the link to Mix 1; any port of any address by default.
+    pub fn bind(self, down: SocketAddr) -> EntryBuilder {
+        self.line("down", down.to_string())
+    }
+
+    /// The address of Mix 1, `HOST:PORT`, if it is not reached at its published one.
+    pub fn next(self, address: impl Into<String>) -> EntryBuilder {
+        self.line("next", address.into())
+    }
+
+    /// A Unix socket for `eddy status`; none by default.
+    pub fn status_socket(mut self, path: impl Into<PathBuf>) -> EntryBuilder {
+        self.status = Some(path.into());
+        self
+    }
+
+    /// A Unix socket for `eddy forward`; none by default.
+    pub fn command_socket(mut self, path: impl Into<PathBuf>) -> EntryBuilder {
+        self.commands = Some(path.into());
+        self
+    }
+
+    /// Further lines of an entry's configuration, as TOML: `receive_buffer = 4194304`. `eddy config explain` lists the
+    /// keys.
+    pub fn options(mut self, lines: &str) -> EntryBuilder {
+        self.lines += lines;
+        self.lines += "\n";
+        self
+    }
+
+    /// Starts the entry. Its channels open meanwhile: [`Entry::wait_ready`].
+    ///
+    /// # Errors
+    /// A mistake in the chain file or the options, or a refusal of the operating system.
+    pub fn start(self) -> Result<Entry, StartError> {
+        let now = SystemTime::now();
+        let chain = match &self.chain {
+            Some(Source::File(path)) => Chain::read(path, now)?,
+            Some(Source::Text(text)) => Chain::parse(Path::new("chain text"), text, now)?,
+            None => {
+                let what = format!("{NAME}: no chain: call `chain_file` or `chain_text` before `start`");
+                return Err(ConfigError::Arguments(what).into());
+            }
+        };
+        let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
+        let text = format!(
+            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
+            self.lines, self.forwards
+        );
+        let mut config = NodeConfig::parse_options(NAME, &text)?;
+        if let Some(Source::File(path)) = self.chain {
+            config.chain = path;
+        }
+        config.status = self.status;
+        let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
+        part.commands = self.commands;
+        let mut keys = Keys::draw()?;
+        for (name, password) in self.users {
+            if !Keys::is_user(&name, &password) {
+                let what = "a name and a password of `socks_user` have 1 to 255 bytes each".to_owned();
+                return Err(ConfigError::Invalid { at: Place::file(Path::new(NAME)), what }.into());
+            }
+            keys.socks_users.insert(name, password);
+        }
+        Entry::run(Loaded { config, chain, keys })
+    }
+}

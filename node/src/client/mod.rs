@@ -1,0 +1,133 @@
+//! The client API: an entry in this process, and tunnels through its chain. See the crate's documentation.
+
+#[cfg(feature = "tokio")]
+mod async_io;
+mod builder;
+mod error;
+mod tunnel;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use listenfd::ListenFd;
+use wire::cell::Shape;
+use wire::frames;
+
+#[cfg(feature = "tokio")]
+pub use async_io::AsyncUdpTunnel;
+pub use builder::EntryBuilder;
+pub use dataplane::entry::Destination;
+pub use error::{NotReady, TunnelError};
+pub use tunnel::UdpTunnel;
+
+use crate::config::{ConfigError, Loaded, NodeRole, Part};
+use crate::error::{NodeDied, StartError};
+use crate::report::NodeReport;
+use crate::runtime::listeners::Listeners;
+use crate::runtime::readiness::{Progress, Readiness};
+use crate::runtime::running::Running;
+
+/// A running entry: what `eddy entry` runs, in this process.
+///
+/// It keeps its channels open, and serves the forwards, SOCKS ports and sockets that its configuration names. It ends
+/// when dropped; [`Entry::shutdown`] also returns the last report.
+pub struct Entry {
+    node: Option<Running>,
+    listeners: Listeners,
+    readiness: Arc<Readiness>,
+    shape: Shape,
+    /// Channels to keep open.
+    channels: usize,
+    /// Where Mix 1 is expected.
+    next: String,
+}
+
+impl Entry {
+    /// An entry from a chain file, or from its text, and options.
+    pub fn builder() -> EntryBuilder {
+        EntryBuilder::new()
+    }
+
+    /// Starts the entry of a configuration file as `eddy init` writes it, with the key file that it names.
+    ///
+    /// While the configuration's Unix sockets are made, new files of the process are readable by their owner only.
+    ///
+    /// # Errors
+    /// A mistake in a file, or a refusal of the operating system.
+    pub fn start(config: impl AsRef<Path>) -> Result<Entry, StartError> {
+        Entry::run(Loaded::read(config.as_ref())?)
+    }
+
+    fn run(loaded: Loaded) -> Result<Entry, StartError> {
+        let role = loaded.config.role();
+        let another = || {
+            let file = loaded.config.path.display();
+            let what =
+                format!("{file} configures {}, not an entry: pass the entry's configuration", role.with_article());
+            ConfigError::Arguments(what)
+        };
+        let Part::Entry(part) = &loaded.config.part else { return Err(another().into()) };
+        debug_assert_eq!(role, NodeRole::Entry);
+        let channels = part.channels;
+        let published = loaded.chain.node(1).map(|mix| mix.address.to_string());
+        let next = loaded.config.next.clone().or(published).unwrap_or_default();
+        let node = Running::start(loaded, ListenFd::empty())?;
+        let listeners = node.listeners().expect("an entry has listeners");
+        let (readiness, shape) = (node.readiness(), node.shape());
+        Ok(Entry { node: Some(node), listeners, readiness, shape, channels, next })
+    }
+
+    /// Waits until all of the entry's channels are open.
+    ///
+    /// Tunnels work before that, too: what they send waits. The wait shows whether the chain is up.
+    ///
+    /// # Errors
+    /// Not all of them are open after `timeout`. The entry keeps trying, so this may be called again.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<(), NotReady> {
+        let started = Instant::now();
+        let progress = self.readiness.wait(self.channels, timeout);
+        self.judge(progress, started.elapsed())
+    }
+
+    fn judge(&self, progress: Progress, waited: Duration) -> Result<(), NotReady> {
+        let (open, wanted) = (progress.channels, self.channels);
+        match progress {
+            Progress { ended: true, .. } => Err(NotReady::Closed),
+            _ if open >= wanted => Ok(()),
+            Progress { linked: false, .. } => Err(NotReady::NoLink { address: self.next.clone(), waited }),
+            _ => Err(NotReady::FewChannels { open, wanted, waited }),
+        }
+    }
+
+    /// Bytes of the longest datagram that travels in one cell. Longer ones take up to eight cells, and are lost if one
+    /// of them is.
+    pub fn max_single_cell_len(&self) -> usize {
+        self.shape.max_single_cell_len()
+    }
+
+    /// Bytes of the longest datagram that can be sent.
+    pub fn max_datagram_len(&self) -> usize {
+        frames::max_datagram_len(self.shape.payload())
+    }
+
+    /// All counters, as of now: where every datagram went.
+    pub fn report(&self) -> NodeReport {
+        self.node.as_ref().expect("it runs until it is dropped").report()
+    }
+
+    /// Ends the entry, its channels and its tunnels, and returns the last report.
+    ///
+    /// # Errors
+    /// A thread of it panicked.
+    pub fn shutdown(mut self) -> Result<NodeReport, NodeDied> {
+        self.node.take().expect("it runs until it is dropped").stop()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Nobody asks for the report.
+        let _ = self.node.take().map(Running::stop);
+    }
+}

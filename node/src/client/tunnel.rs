@@ -1,0 +1,135 @@
+//! A datagram socket at the exit.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dataplane::entry::{Association, Destination, HEADER_MAX, read_socks, socks_header};
+use socket2::SockRef;
+use wire::cell::Shape;
+use wire::frames;
+
+use super::{Entry, TunnelError};
+use crate::runtime::listeners::{Relay, fits};
+use crate::runtime::refusals::Refusals;
+
+/// A UDP socket at the exit.
+///
+/// It has one port there, which every destination sees (RFC 4787, endpoint-independent mapping). Answers come back with
+/// the address that sent them. Datagrams may be lost, duplicated and reordered, as with a [`UdpSocket`].
+///
+/// Shared by reference: one thread may send while another receives. It ends when dropped, and with its [`Entry`]: then
+/// calls fail with [`TunnelError::Closed`].
+pub struct UdpTunnel {
+    pub(super) socket: UdpSocket,
+    shape: Shape,
+    /// Header and data of what is received.
+    received: Mutex<Box<[u8]>>,
+    refusals: Arc<Refusals>,
+    _relay: Relay,
+}
+
+impl UdpTunnel {
+    /// Opens a tunnel. It can be used at once: datagrams sent before the entry is ready wait, up to 1024 of them.
+    ///
+    /// # Errors
+    /// [`TunnelError::Io`] if no port or descriptor is left, or the entry has 8192 tunnels and listeners already.
+    pub fn open(entry: &Entry) -> Result<UdpTunnel, TunnelError> {
+        let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let socket = UdpSocket::bind((client, 0))?;
+        let port = Some(socket.local_addr()?.port());
+        let refusals = Arc::<Refusals>::default();
+        let relay = entry.listeners.tunnel(client, Association { client, port }, refusals.clone())?;
+        socket.connect(relay.address())?;
+        let shape = entry.shape;
+        let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
+        Ok(UdpTunnel { socket, shape, received, refusals, _relay: relay })
+    }
+
+    /// Sends a datagram. Returns its length.
+    ///
+    /// Success means that the entry has it, not that it arrives. A refusal of the exit is the error of a later call.
+    ///
+    /// # Errors
+    /// See [`TunnelError`]. After [`TunnelError::TooLong`] and [`TunnelError::InvalidDestination`] of this destination,
+    /// and after a refusal of an earlier datagram, nothing was sent.
+    pub fn send_to(&self, data: &[u8], destination: &Destination) -> Result<usize, TunnelError> {
+        self.check_refusals()?;
+        let max = frames::max_datagram_len(self.shape.payload());
+        if data.len() > max {
+            return Err(TunnelError::TooLong { destination: destination.clone(), len: data.len(), max });
+        }
+        let invalid = |why: String| TunnelError::InvalidDestination { destination: destination.clone(), why };
+        if !destination.is_valid() {
+            return Err(invalid("use a port from 1 to 65535, and a host name of at most 255 letters".to_owned()));
+        }
+        fits(self.shape, destination).map_err(|why| invalid(why.to_string()))?;
+        let header = socks_header(destination);
+        let sent = SockRef::from(&self.socket).send_vectored(&[IoSlice::new(&header), IoSlice::new(data)])?;
+        Ok(sent.saturating_sub(header.len()))
+    }
+
+    /// Receives a datagram. Returns its length and its sender. What does not fit in `buffer` is cut off, as with a
+    /// [`UdpSocket`]; [`Entry::max_datagram_len`] bytes always suffice.
+    ///
+    /// The sender is an address, even if the datagram answers one to a name. If the exit's message with that address was
+    /// lost or overtaken, it is the name.
+    ///
+    /// # Errors
+    /// See [`TunnelError`]: [`TunnelError::Io`] with [`WouldBlock`](io::ErrorKind::WouldBlock) after
+    /// [`UdpTunnel::set_read_timeout`], and refusals of earlier datagrams.
+    pub fn recv_from(&self, buffer: &mut [u8]) -> Result<(usize, Destination), TunnelError> {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            self.check_refusals()?;
+            let len = self.socket.recv(&mut received)?;
+            // Only the relay can send here. What is not a header wakes this call for a refusal.
+            let Ok((from, data)) = read_socks(&received[..len]) else { continue };
+            let len = data.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&data[..len]);
+            return Ok((len, from));
+        }
+    }
+
+    fn check_refusals(&self) -> Result<(), TunnelError> {
+        while let Some(refusal) = self.refusals.take() {
+            if let Some(error) = TunnelError::refused(refusal, frames::max_datagram_len(self.shape.payload())) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Limits how long [`UdpTunnel::recv_from`] waits; without a limit by default.
+    ///
+    /// # Errors
+    /// A timeout of zero.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(timeout)
+    }
+
+    /// Makes calls return at once with [`WouldBlock`](io::ErrorKind::WouldBlock) instead of waiting. With [`AsFd`], for
+    /// an event loop of your own: the descriptor becomes readable for refusals, too.
+    ///
+    /// # Errors
+    /// An error of the operating system.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.socket.set_nonblocking(nonblocking)
+    }
+}
+
+impl AsFd for UdpTunnel {
+    /// To wait on. Reading from it or writing to it takes what belongs to the tunnel.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for UdpTunnel {
+    /// See [`UdpTunnel::as_fd`].
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}

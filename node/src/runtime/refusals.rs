@@ -1,0 +1,75 @@
+//! What the exit refused, on its way to the tunnel that sent it.
+//!
+//! The data plane notices a refusal, control takes it here, and the tunnel's next call returns it as an error. A wake
+//! datagram on the tunnel's relay ends a call that waits, whatever it waits with; the cell path does not change.
+//!
+//! Neighbours: [`crate::runtime::node`] fills it by way of [`crate::runtime::listeners`], [`crate::client`] empties it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use dataplane::entry::Destination;
+use wire::frames::Status;
+
+/// Refusals that wait for one tunnel; the oldest make room.
+const PENDING_MAX: usize = 64;
+/// Wakes a tunnel. Shorter than any header that a relay sends.
+pub const WAKE: &[u8] = &[1];
+
+/// A datagram's destination, and why the exit does not send there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// As the tunnel asked for it.
+    pub destination: Destination,
+    /// The exit's answer.
+    pub status: Status,
+}
+
+/// Refusals of one tunnel, oldest first.
+#[derive(Default)]
+pub struct Refusals {
+    pending: Mutex<VecDeque<Refusal>>,
+    /// So that a call without any refusal takes no lock.
+    any: AtomicBool,
+}
+
+impl Refusals {
+    /// Adds one.
+    pub fn push(&self, refusal: Refusal) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.len() == PENDING_MAX {
+            pending.pop_front();
+        }
+        pending.push_back(refusal);
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Takes the oldest.
+    pub fn take(&self) -> Option<Refusal> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = pending.pop_front();
+        self.any.store(!pending.is_empty(), Ordering::Release);
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_bounded_and_come_in_order() {
+        let refusals = Refusals::default();
+        assert_eq!(refusals.take(), None);
+        let refusal =
+            |port| Refusal { destination: Destination::Name("a.example".into(), port), status: Status::Refused };
+        (1..=PENDING_MAX as u16 + 3).for_each(|port| refusals.push(refusal(port)));
+        let taken: Vec<_> = std::iter::from_fn(|| refusals.take()).collect();
+        assert_eq!(taken.len(), PENDING_MAX);
+        assert_eq!((&taken[0], refusals.take()), (&refusal(4), None));
+    }
+}
