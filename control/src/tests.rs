@@ -115,7 +115,7 @@ fn replayed_cell_is_refused_and_forged_cell_not_marked_seen() {
     world.record.clear();
     let cell = |w: &World| w.record.iter().find(|p| p.to == up_address(1) && p.bytes.len() > 1300).cloned();
     assert!(world.run_until(start + secs(3), |w| cell(w).is_some()));
-    // The network still holds the true cell; a copy with its header and garbage behind overtakes it.
+    // The genuine cell is in flight. A copy with its header and a garbage body overtakes it.
     let real = cell(&world).unwrap();
     let mut forged = real.bytes.clone();
     forged[100] ^= 1;
@@ -138,7 +138,7 @@ fn control_can_move_to_another_thread() {
 fn ack_passes_a_mix_once_and_only_if_awaited() {
     let mut world = up(Class::L, 2);
     let content = vec![3; world.plan.shape.payload()];
-    // The exit acknowledges an open channel again, one that never was, and part 1 of 1.
+    // The exit acknowledges an open channel again, then an unknown one, then sends part 1 of an ack with one part.
     let open = world.node(3).channels.values().next().unwrap().up.unwrap().1;
     for (channel, sub) in [(open, 0), (12345, 0), (open, 1)] {
         misuse(&mut world, 3, Side::Up, Kind::Ack, channel, sub, &content);
@@ -175,7 +175,7 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     world.run_for(ms(40));
     assert_eq!(world.refused(7, Refusal::UnexpectedAck), 2);
     assert_eq!(at_mix(&world), before);
-    // There is no part 2, and from the entry's side comes none at all.
+    // There is no part 2, and acks do not come from the entry's side.
     misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 2, &content);
     let up = world.node(7).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
@@ -264,7 +264,7 @@ fn id_cools_down_for_180_s_and_live_id_is_never_drawn() {
     world.run_for(secs(2));
     assert_eq!(used(&world), None);
 
-    // The generator draws what it has drawn before: it is taken, so it is drawn past.
+    // The generator repeats earlier ids. They are in use, so the next one is drawn.
     let Control { cx, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
     let mut ids = std::collections::HashSet::new();
     for usage in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Setup(0), Use::CoolingDown] {
@@ -324,7 +324,7 @@ fn response_in_flight() -> (World, crate::sim::Packet) {
 #[test]
 fn forged_response_keeps_the_handshake_pending() {
     let (mut world, response) = response_in_flight();
-    // mac1 of message 2 is keyed by the ephemeral, which everybody has seen.
+    // mac1 of message 2 is keyed by the ephemeral, which is public.
     let half = world.record.iter().find(|p| p.from == crate::sim::down_address(0)).unwrap();
     let mac1 = Mac1Key::of(half.bytes[8..40].try_into().unwrap());
     let mut noise = response.bytes[8..response.bytes.len() - 32].to_vec();
@@ -348,7 +348,7 @@ fn forged_cell_does_not_promote_the_next_slot() {
     let (mut world, response) = response_in_flight();
     world.tap = Box::new(|_, _| Fate::Lose);
     world.deliver_now(&response, response.bytes.clone());
-    // The entry's keepalive is lost, and what comes in its place has its header and garbage behind.
+    // The entry's keepalive is lost. A cell with its header and a garbage body arrives instead.
     let first = world.record.last().cloned().unwrap();
     assert_eq!(first.from, crate::sim::down_address(0));
     let mut forged = first.bytes.clone();
@@ -377,7 +377,7 @@ fn generator_cannot_be_run_back_to_past_ephemerals() {
         world.nodes.get_mut(&1).unwrap().control.tick(now, wall);
         assert!(seen.insert(seed(&world)), "after a tick");
     }
-    // Who has the new state can go to any of its positions and finds nothing of the old.
+    // An attacker with the new state can seek to any position and finds no past value.
     let Context { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.cx;
     let past = draw_secret(rng);
     world.input(1, Input::Activity { link, received: true, sent: false });
@@ -404,7 +404,7 @@ proptest! {
             let (direction, link) =
                 if forward { (Direction::Forward, from + 1) } else { (Direction::Backward, from) };
             let kind = [Kind::Data, Kind::Setup, Kind::Ack, Kind::Link][usize::from(kind)];
-            // A live channel's id now and then.
+            // Sometimes the id of a live channel.
             let live = world.node(from).channels.values().next().and_then(|c| if forward { c.down } else { c.up });
             let channel = if channel == 4 { live.map_or(4, |id| id.1) } else { channel };
             let content = vec![fill; other_len.unwrap_or(world.plan.shape.control_content(direction, link))];

@@ -1,9 +1,9 @@
 //! The frozen bytes of one chain: class S, three mixes and the exit.
 //!
-//! `known_answer.json` holds every input and every result, so that an implementation in another
-//! language can be held against it. The test computes all of it again and compares. If the protocol
-//! changes on purpose, `EDDY_BLESS=1 cargo test -p wire --test known_answer` writes the file anew;
-//! the difference then belongs in the commit that changes SPEC.md.
+//! `known_answer.json` holds every input and every result, so that implementations in other languages
+//! can be compared with it. The test computes everything again and compares. If the protocol changes
+//! on purpose, `EDDY_BLESS=1 cargo test -p wire --test known_answer` rewrites the file; the difference
+//! then belongs to the commit that changes SPEC.md.
 //!
 //! Strings are bytes in hexadecimal, numbers are numbers. Lists named for hops or links start with
 //! hop 1 or link 1; link i leads into hop i, and hop 4 is the exit. "Forward" is from the entry to
@@ -12,7 +12,7 @@
 //! * `chain` (SPEC 2.2, 5.2): class, P, key hops, lifetime in seconds, first number.
 //! * `hops[]` (5.1): the hop's `setup_private` and `setup_public` key, its `descriptor_hash` D, and the
 //!   ephemerals x as `entry_ephemeral_private` and y as `hop_ephemeral_private`.
-//! * `links[]` (4.3): what the handshake leaves (`handshake_hash`, `k1`, `k2`, `ss_mlkem`), the keys
+//! * `links[]` (4.3): results of the handshake (`handshake_hash`, `k1`, `k2`, `ss_mlkem`), the keys
 //!   expanded from it, and the `channel` that the nearer hop drew.
 //! * `setup[]` (5.1, 5.2), per hop: `onion`, S as it arrives; `replay_tag`; e as `hop_ephemeral`;
 //!   `confirm`; `ack` (key, iv); sec\[0\] as `forward` and `backward`.
@@ -25,7 +25,7 @@
 //! * `backward_cells[]` (3.5, 5.7): likewise; the exit has sent the one on link 4.
 //!
 //! A cell is `header_clear` (the block), `header` (enciphered), `body`; those of types 1 to 3 also
-//! have `content`, what the body holds in the clear. Header and body together are the UDP payload.
+//! have `content`, the body in the clear. Header and body together are the UDP payload.
 
 use std::path::PathBuf;
 

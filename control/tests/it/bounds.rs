@@ -1,5 +1,5 @@
-//! Every table of control at its bound: one more is refused under a name of its own, what is there lives on, and
-//! there is room again when something has gone.
+//! Every table of control at its bound: one more entry is refused under its own name, the others stay, and there is
+//! room again when one has gone.
 
 use std::net::SocketAddr;
 
