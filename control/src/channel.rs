@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use rand::Rng;
-use wire::cell::{Direction, Header, Kind};
+use wire::cell::{CellKind, Direction, Header};
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::{self, HopSecrets, Info};
 
@@ -278,7 +278,7 @@ impl Channels {
             let mut content = vec![0; shape.payload()];
             cx.rng.fill_bytes(&mut content);
             setup::begin_ack(shape, sub, ephemeral, &secrets, &mut content);
-            links.inject(cx, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content: &content });
+            links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content: &content });
         }
     }
 
@@ -315,7 +315,7 @@ impl Channels {
                 ChannelKeys::Hop { forward: half.secrets.forward.clone(), backward: half.secrets.backward.clone() };
             self.install(cx, links, Some(half.up), Some(half.down), keys, now.saturating_sub(half.created_at));
         }
-        links.inject(cx, now, up.0, &Outgoing { kind: Kind::Ack, channel: up.1, sub, content });
+        links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content });
         Ok(())
     }
 
@@ -467,7 +467,7 @@ pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, dow
             cx,
             now,
             down.0,
-            &Outgoing { kind: Kind::Setup, channel: down.1, sub: sub as u8, content: &content },
+            &Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content: &content },
         );
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, Kind};
+use wire::cell::{CellKind, Class, Direction};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 use wire::kdf::Secret;
@@ -25,7 +25,7 @@ fn up(class: Class, mixes: usize) -> World {
 }
 
 /// Lets a node seal and send any content on its link of this side.
-fn misuse(world: &mut World, from: usize, side: Side, kind: Kind, channel: u32, sub: u8, content: &[u8]) {
+fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u32, sub: u8, content: &[u8]) {
     let now = world.now;
     let link = world.node(from).link(side).0;
     world.nodes.get_mut(&from).unwrap().honest = false;
@@ -50,12 +50,12 @@ const INFO: Info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
 fn setup_opens_once_on_any_channel() {
     let mut world = up(Class::L, 2);
     let onion = onion(&world.plan, INFO, 5);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.node(3).control.open_channels(), 5);
     for (channel, why) in [(1, Refusal::ChannelInUse), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
         let before = world.refused(1, why);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
         world.run_for(secs(1));
         assert_eq!(world.refused(1, why), before + 1);
     }
@@ -69,7 +69,7 @@ fn setup_with_an_unusual_field_is_dropped() {
         [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
     {
         let bad = onion(&world.plan, info, 7);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &bad);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &bad);
         world.run_for(secs(1));
     }
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
@@ -84,7 +84,7 @@ fn full_replay_cache_refuses_setups() {
     world.run_for(secs(2));
     assert!(world.has_channels(0, 4));
     let onion = onion(&world.plan, INFO, 8);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
 }
@@ -94,15 +94,15 @@ fn eight_incomplete_setups_wait_for_two_seconds() {
     let mut world = up(Class::S, 7);
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
     for channel in 1..=9 {
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &content);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &content);
     }
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 0, &content);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 2, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 0, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 2, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
     assert_eq!(world.refused(1, Refusal::FragmentMalformed), 2, "a piece twice, a piece that none has");
     world.run_for(secs(3));
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 20, 1, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 20, 1, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 0);
@@ -141,7 +141,7 @@ fn ack_passes_a_mix_once_and_only_if_awaited() {
     // The exit acknowledges an open channel again, then an unknown one, then sends part 1 of an ack with one part.
     let open = world.node(3).channels.values().next().unwrap().up.unwrap().1;
     for (channel, sub) in [(open, 0), (12345, 0), (open, 1)] {
-        misuse(&mut world, 3, Side::Up, Kind::Ack, channel, sub, &content);
+        misuse(&mut world, 3, Side::Up, CellKind::Ack, channel, sub, &content);
     }
     world.run_for(secs(1));
     assert_eq!(world.refused(2, Refusal::UnexpectedAck), 3);
@@ -170,16 +170,16 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     let at_mix = |w: &World| w.node(6).control.counters().refused_total();
     let before = at_mix(&world);
     for _ in 0..3 {
-        misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 0, &content);
+        misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 0, &content);
     }
     world.run_for(ms(40));
     assert_eq!(world.refused(7, Refusal::UnexpectedAck), 2);
     assert_eq!(at_mix(&world), before);
     // There is no part 2, and acks do not come from the entry's side.
-    misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 2, &content);
+    misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 2, &content);
     let up = world.node(7).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
-    misuse(&mut world, 6, Side::Down, Kind::Ack, up, 1, &content);
+    misuse(&mut world, 6, Side::Down, CellKind::Ack, up, 1, &content);
     world.run_for(ms(40));
     assert_eq!((world.refused(7, Refusal::UnexpectedAck), world.refused(7, Refusal::CellMalformed)), (3, 1));
 }
@@ -190,11 +190,11 @@ fn entry_takes_the_first_copy_of_an_ack_part() {
     let waits = world.node(1).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Backward, 1)];
     for (sub, refused) in [(0, 0), (0, 1), (2, 2)] {
-        misuse(&mut world, 1, Side::Up, Kind::Ack, waits, sub, &content);
+        misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, sub, &content);
         world.run_for(ms(40));
         assert_eq!(world.refused(0, Refusal::UnexpectedAck), refused, "part {sub} of 0 and 1");
     }
-    misuse(&mut world, 1, Side::Up, Kind::Ack, waits, 1, &content);
+    misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, 1, &content);
     world.run_for(ms(40));
     assert_eq!((world.refused(0, Refusal::UnexpectedAck), world.refused(0, Refusal::AckInvalid)), (2, 1));
 }
@@ -215,7 +215,7 @@ fn setup_for_a_half_open_channel_is_dropped() {
     let mut world = without_acks(Class::L, 2);
     for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
         let onion = onion(&world.plan, INFO, seed);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
         world.run_for(ms(50));
     }
     assert_eq!(world.refused(1, Refusal::ChannelInUse), 1);
@@ -248,7 +248,7 @@ fn forged_ack_discards_the_setup_and_entry_retries() {
     assert!(world.run_until(start + secs(1), |w| w.node(1).control.half_open() > 0));
     let channel = *world.nodes[&1].control.channels.half_open_ids().first().unwrap();
     let content = vec![3; world.plan.shape.payload()];
-    misuse(&mut world, 1, Side::Up, Kind::Ack, channel, 0, &content);
+    misuse(&mut world, 1, Side::Up, CellKind::Ack, channel, 0, &content);
     assert!(world.run_until(start + secs(10), |w| w.has_channels(0, 4) || w.node(0).channels.len() == 4));
     assert_eq!(world.refused(0, Refusal::AckInvalid), 1);
 }
@@ -403,7 +403,7 @@ proptest! {
             let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };
             let (direction, link) =
                 if forward { (Direction::Forward, from + 1) } else { (Direction::Backward, from) };
-            let kind = [Kind::Data, Kind::Setup, Kind::Ack, Kind::Link][usize::from(kind)];
+            let kind = [CellKind::Data, CellKind::Setup, CellKind::Ack, CellKind::Link][usize::from(kind)];
             // Sometimes the id of a live channel.
             let live = world.node(from).channels.values().next().and_then(|c| if forward { c.down } else { c.up });
             let channel = if channel == 4 { live.map_or(4, |id| id.1) } else { channel };

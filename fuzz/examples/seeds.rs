@@ -6,7 +6,7 @@ use std::path::Path;
 
 use control::Identity;
 use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
-use wire::cell::{Class, Header, Kind};
+use wire::cell::{Class, Header, CellKind};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
@@ -41,10 +41,10 @@ fn aead() {
 
 fn cells() {
     for (name, class, hops, kind) in
-        [("data", Class::S, 4, Kind::Data), ("setup", Class::M, 8, Kind::Setup), ("link", Class::L, 2, Kind::Link)]
+        [("data", Class::S, 4, CellKind::Data), ("setup", Class::M, 8, CellKind::Setup), ("link", Class::L, 2, CellKind::Link)]
     {
-        let channel = if kind == Kind::Link { 0 } else { 0x0102_0304 };
-        let header = Header { channel, seq: 77, sub: u8::from(kind == Kind::Setup), kind, class };
+        let channel = if kind == CellKind::Link { 0 } else { 0x0102_0304 };
+        let header = Header { channel, seq: 77, sub: u8::from(kind == CellKind::Setup), kind, class };
         let input = [&[class as u8, hops, 0, 1][..], &header.to_block(), b"\x01content"].concat();
         write("cell", name, &input);
     }

@@ -95,7 +95,7 @@ pub enum Direction {
 /// The type of a cell (SPEC 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Kind {
+pub enum CellKind {
     /// Application data under the layers of a channel.
     Data = 0,
     /// A fragment of a setup onion; forward only.
@@ -106,13 +106,13 @@ pub enum Kind {
     Link = 3,
 }
 
-impl Kind {
+impl CellKind {
     /// True if cells of this kind may travel in `direction`.
     pub const fn travels(self, direction: Direction) -> bool {
         match self {
-            Kind::Data | Kind::Link => true,
-            Kind::Setup => matches!(direction, Direction::Forward),
-            Kind::Ack => matches!(direction, Direction::Backward),
+            CellKind::Data | CellKind::Link => true,
+            CellKind::Setup => matches!(direction, Direction::Forward),
+            CellKind::Ack => matches!(direction, Direction::Backward),
         }
     }
 }
@@ -126,7 +126,7 @@ pub struct Header {
     pub seq: u64,
     /// Cell within a round, or fragment index; 0 in data cells of free classes.
     pub sub: u8,
-    pub kind: Kind,
+    pub kind: CellKind,
     pub class: Class,
 }
 
@@ -164,10 +164,10 @@ impl Header {
             return Err(BadHeader::Class);
         }
         let kind = match block[10] {
-            0 => Kind::Data,
-            1 => Kind::Setup,
-            2 => Kind::Ack,
-            3 => Kind::Link,
+            0 => CellKind::Data,
+            1 => CellKind::Setup,
+            2 => CellKind::Ack,
+            3 => CellKind::Link,
             _ => return Err(BadHeader::Kind),
         };
         let mut seq = [0; 8];
@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn header_roundtrips_and_other_blocks_are_refused() {
-        let header = Header { channel: 0xdead_beef, seq: 0x12_3456_789a, sub: 7, kind: Kind::Setup, class: Class::M };
+        let header =
+            Header { channel: 0xdead_beef, seq: 0x12_3456_789a, sub: 7, kind: CellKind::Setup, class: Class::M };
         let block = header.to_block();
         assert_eq!(Header::from_block(&block, Class::M), Ok(header));
         assert_eq!(Header::from_block(&block, Class::L), Err(BadHeader::Class));
@@ -314,12 +315,12 @@ mod tests {
 
     #[test]
     fn nonce_covers_every_header_field_that_varies() {
-        let base = Header { channel: 1, seq: 5, sub: 0, kind: Kind::Data, class: Class::S };
+        let base = Header { channel: 1, seq: 5, sub: 0, kind: CellKind::Data, class: Class::S };
         let iv = [9; 12];
         let data = base.data_nonce(&iv);
         assert_ne!(data, Header { seq: 6, ..base }.data_nonce(&iv));
         assert_ne!(data, Header { sub: 1, ..base }.data_nonce(&iv));
-        assert_ne!(data, Header { kind: Kind::Link, ..base }.data_nonce(&iv));
+        assert_ne!(data, Header { kind: CellKind::Link, ..base }.data_nonce(&iv));
         assert_eq!(data, Header { channel: 2, ..base }.data_nonce(&iv), "the channel chooses the key");
         assert_ne!(base.control_nonce(&iv), Header { channel: 2, ..base }.control_nonce(&iv));
     }

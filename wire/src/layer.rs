@@ -6,7 +6,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::cell::{HEADER_LEN, Header, Kind, MAX_HOPS, Shape};
+use crate::cell::{CellKind, HEADER_LEN, Header, MAX_HOPS, Shape};
 use crate::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch, seal_batch};
 use crate::key::Generations;
 use crate::setup::HopSecrets;
@@ -115,7 +115,7 @@ pub fn unwrap(shape: Shape, batch: &mut [EntryJob<'_>]) {
 
 /// The header of a data cell of a free class.
 pub fn data_header(shape: Shape, channel: u32, seq: u64) -> Header {
-    Header { channel, seq, sub: 0, kind: Kind::Data, class: shape.class() }
+    Header { channel, seq, sub: 0, kind: CellKind::Data, class: shape.class() }
 }
 
 #[cfg(test)]

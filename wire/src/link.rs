@@ -105,7 +105,7 @@ impl LinkContent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::{Class, Kind};
+    use crate::cell::{CellKind, Class};
     use hex_literal::hex;
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn control_body_opens_only_under_its_own_header() {
         let key = ControlKey::new(&[5; 28]);
-        let header = Header { channel: 9, seq: 1, sub: 2, kind: Kind::Setup, class: Class::S };
+        let header = Header { channel: 9, seq: 1, sub: 2, kind: CellKind::Setup, class: Class::S };
         let mut body = [3; 80];
         key.seal(&header, &mut body);
         let sealed = body;
@@ -133,7 +133,7 @@ mod tests {
             Header { channel: 8, ..header },
             Header { seq: 2, ..header },
             Header { sub: 3, ..header },
-            Header { kind: Kind::Link, ..header },
+            Header { kind: CellKind::Link, ..header },
             Header { class: Class::M, ..header },
         ] {
             body = sealed;

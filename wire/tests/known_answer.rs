@@ -30,7 +30,7 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wire::cell::{Class, Direction, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, Header, Shape};
 use wire::frames::{Address, Frame, Status, Writer, parse};
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch, seal_batch};
 use wire::kdf::{Secret, expand_info, x25519_public};
@@ -207,7 +207,7 @@ fn compute() -> Value {
             channel: link.channel,
             seq: 0x01_0203_0400 + i as u64,
             sub: 0,
-            kind: Kind::Setup,
+            kind: CellKind::Setup,
             class: Class::S,
         };
         let mut cell = link.control_cell(Direction::Forward, &header, &[&onion, filling].concat());
@@ -241,8 +241,13 @@ fn compute() -> Value {
         } else {
             setup::cover_ack(shape, i + 1, 0, ephemeral, secrets, &mut content);
         }
-        let header =
-            Header { channel: link.channel, seq: 0x05_0607_0800 + i as u64, sub: 0, kind: Kind::Ack, class: Class::S };
+        let header = Header {
+            channel: link.channel,
+            seq: 0x05_0607_0800 + i as u64,
+            sub: 0,
+            kind: CellKind::Ack,
+            class: Class::S,
+        };
         ack_cells.push(link.control_cell(Direction::Backward, &header, &content));
     }
     ack_cells.reverse();
@@ -258,7 +263,7 @@ fn compute() -> Value {
         .map(|(i, link)| {
             let mut content = vec![0; shape.control_content(Direction::Forward, i + 1)];
             content[0] = LinkContent::Keepalive as u8;
-            let header = Header { channel: 0, seq: i as u64, sub: 0, kind: Kind::Link, class: Class::S };
+            let header = Header { channel: 0, seq: i as u64, sub: 0, kind: CellKind::Link, class: Class::S };
             link.control_cell(Direction::Forward, &header, &content)
         })
         .collect();

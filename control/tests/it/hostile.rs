@@ -500,7 +500,7 @@ proptest! {
             }
             for (link, slot, channel, seq, sub, kind, len) in &cells {
                 let (link, slot) = (LinkId(*link), SlotId(*slot));
-                let kind = [wire::cell::Kind::Data, wire::cell::Kind::Setup, wire::cell::Kind::Ack, wire::cell::Kind::Link]
+                let kind = [wire::cell::CellKind::Data, wire::cell::CellKind::Setup, wire::cell::CellKind::Ack, wire::cell::CellKind::Link]
                     [usize::from(*kind)];
                 let header = wire::cell::Header { channel: *channel, seq: *seq, sub: *sub, kind, class: Class::L };
                 for len in [*len, 1344, 1360, 1376] {

@@ -10,7 +10,7 @@ use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, DataOp, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{BadHeader, Class, Header, Kind, Shape};
+use wire::cell::{BadHeader, CellKind, Class, Header, Shape};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
@@ -405,7 +405,7 @@ impl World {
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
                 Output::Data(DataOp::Inject { link, slot, header, body }) => {
-                    if header.kind == Kind::Ack && node.honest {
+                    if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let passed = node.acks.entry(id).or_default();
                         *passed += 1;

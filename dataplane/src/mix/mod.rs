@@ -220,7 +220,7 @@ mod tests {
     use crate::runner::BLOCKED_WAIT;
     use crate::sys::Waker;
     use rand::SeedableRng;
-    use wire::cell::{Class, Header, Kind};
+    use wire::cell::{CellKind, Class, Header};
     use zeroize::Zeroizing;
 
     fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
@@ -255,7 +255,7 @@ mod tests {
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
-                let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
+                let header = Header { channel: 0, seq, sub: 0, kind: CellKind::Link, class: Class::S };
                 assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
             }
             mix.turn(now);
