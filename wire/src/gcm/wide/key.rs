@@ -22,14 +22,14 @@ pub(super) const POWERS: usize = 8;
 
 /// Round keys; wiped on drop.
 #[repr(C)]
-pub struct StreamKey<C: Cipher> {
+pub(crate) struct StreamKey<C: Cipher> {
     pub(super) rounds: C::RoundKeys,
 }
 
 /// Round keys, then H^(KL), ..., H^(2L), H^L, H^(L-1), ..., H for an engine of L lanes, where K + L = 9; wiped on
 /// drop. The powers are those of POLYVAL, so that a product needs no shift (RFC 8452 appendix A).
 #[repr(C)]
-pub struct AeadKey<C: Cipher> {
+pub(crate) struct AeadKey<C: Cipher> {
     pub(super) stream: StreamKey<C>,
     pub(super) powers: [Block; POWERS],
 }
@@ -55,7 +55,7 @@ impl<C: Cipher> StreamKey<C> {
     /// # Safety
     /// The CPU has AES-NI.
     #[target_feature(enable = "aes,sse2")]
-    pub unsafe fn new(key: &C::Key) -> Self {
+    pub(crate) unsafe fn new(key: &C::Key) -> Self {
         let mut rounds = C::NO_ROUND_KEYS;
         let out = rounds.as_mut();
         let key = key.as_ref();
@@ -96,7 +96,7 @@ impl<C: Cipher> AeadKey<C> {
     /// # Safety
     /// The CPU has AES-NI and PCLMULQDQ.
     #[target_feature(enable = "aes,pclmulqdq,sse2")]
-    pub unsafe fn new(key: &C::Key, lanes: usize) -> Self {
+    pub(crate) unsafe fn new(key: &C::Key, lanes: usize) -> Self {
         // SAFETY: the caller guarantees AES-NI.
         let mut it = Self { stream: unsafe { StreamKey::<C>::new(key) }, powers: [Block::default(); POWERS] };
         let h = {

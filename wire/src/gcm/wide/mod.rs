@@ -25,7 +25,7 @@ mod vector;
 
 use std::arch::x86_64::*;
 
-pub use key::{AeadKey, Block, StreamKey};
+pub(super) use key::{AeadKey, Block, StreamKey};
 use vector::{BLOCK, Vector, Ymm, Zmm};
 
 use super::Cipher;
@@ -452,10 +452,10 @@ macro_rules! width {
 
             const _: () = assert!($vector::STEPS == $steps);
             /// Lanes of a vector.
-            pub const LANES: usize = $vector::BLOCKS;
+            pub(in crate::gcm) const LANES: usize = $vector::BLOCKS;
 
             #[target_feature(enable = $features)]
-            pub fn open_batch<C: Cipher>(jobs: &mut [Job<'_, Aead<C>>]) -> usize {
+            pub(in crate::gcm) fn open_batch<C: Cipher>(jobs: &mut [Job<'_, Aead<C>>]) -> usize {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
@@ -488,7 +488,7 @@ macro_rules! width {
             }
 
             #[target_feature(enable = $features)]
-            pub fn seal_batch<C: Cipher>(jobs: &mut [Job<'_, Aead<C>>]) -> usize {
+            pub(in crate::gcm) fn seal_batch<C: Cipher>(jobs: &mut [Job<'_, Aead<C>>]) -> usize {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
@@ -503,7 +503,7 @@ macro_rules! width {
 
             /// Counters start at 1.
             #[target_feature(enable = $features)]
-            pub fn ctr_batch<C: Cipher>(jobs: &mut [Job<'_, Stream<C>>]) -> usize {
+            pub(in crate::gcm) fn ctr_batch<C: Cipher>(jobs: &mut [Job<'_, Stream<C>>]) -> usize {
                 for i in 0..jobs.len() {
                     prefetch(jobs.get(i + 1).map(|job| job.key));
                     let job = &mut jobs[i];
