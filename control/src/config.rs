@@ -210,70 +210,87 @@ impl Config {
         if !fits {
             return Err(BadConfig::Position { position: self.position, hops });
         }
-        let check = |descriptor: &Descriptor, expected: usize| {
-            let same = usize::from(descriptor.position) == expected
-                && usize::from(descriptor.hops) == hops
-                && descriptor.class == self.shape.class();
-            same.then_some(()).ok_or(BadConfig::Descriptor {
-                expected,
-                position: descriptor.position,
-                hops: descriptor.hops,
-                class: descriptor.class,
-            })
-        };
-        let mut lifetimes = Vec::new();
-        if self.position > 0 {
-            let own = self.descriptor.as_ref().ok_or(BadConfig::NoDescriptor)?;
-            check(own, self.position)?;
-            if x25519_public(&self.noise) != own.noise {
-                return Err(BadConfig::Key("Noise"));
-            }
-            if x25519_public(&self.setup) != own.setup {
-                return Err(BadConfig::Key("setup"));
-            }
-            lifetimes.push(own.lifetime_s);
-        }
+
+        self.check_own_keys()?;
         if self.previous.is_some() != (self.position > 1) {
             return Err(BadConfig::Previous);
         }
         if self.next.is_some() != (self.position < hops) {
             return Err(BadConfig::Next);
         }
+        self.check_descriptors()?;
+        self.check_values()
+    }
+
+    fn check_own_keys(&self) -> Result<(), BadConfig> {
+        if self.position == 0 {
+            return Ok(());
+        }
+        let own = self.descriptor.as_ref().ok_or(BadConfig::NoDescriptor)?;
+        self.check_descriptor(own, self.position)?;
+        if x25519_public(&self.noise) != own.noise {
+            return Err(BadConfig::Key("Noise"));
+        }
+        if x25519_public(&self.setup) != own.setup {
+            return Err(BadConfig::Key("setup"));
+        }
+        Ok(())
+    }
+
+    fn check_descriptor(&self, descriptor: &Descriptor, expected: usize) -> Result<(), BadConfig> {
+        let same = usize::from(descriptor.position) == expected
+            && usize::from(descriptor.hops) == self.shape.hops()
+            && descriptor.class == self.shape.class();
+        same.then_some(()).ok_or(BadConfig::Descriptor {
+            expected,
+            position: descriptor.position,
+            hops: descriptor.hops,
+            class: descriptor.class,
+        })
+    }
+
+    fn check_descriptors(&self) -> Result<(), BadConfig> {
+        let mut lifetimes: Vec<u16> = self.descriptor.iter().map(|own| own.lifetime_s).collect();
         if let Some(next) = &self.next {
-            check(&next.descriptor, self.position + 1)?;
+            self.check_descriptor(&next.descriptor, self.position + 1)?;
             lifetimes.push(next.descriptor.lifetime_s);
         }
-        if let Role::Entry { hops: all, .. } = &self.role {
-            if all.len() != hops {
-                return Err(BadConfig::Hops(all.len(), hops));
+        if let Role::Entry { hops, .. } = &self.role {
+            if hops.len() != self.shape.hops() {
+                return Err(BadConfig::Hops(hops.len(), self.shape.hops()));
             }
-            for (i, descriptor) in all.iter().enumerate() {
-                check(descriptor, i + 1)?;
+            for (i, descriptor) in hops.iter().enumerate() {
+                self.check_descriptor(descriptor, i + 1)?;
                 lifetimes.push(descriptor.lifetime_s);
             }
         }
-        if let Some(&other) = lifetimes.iter().find(|s| **s != lifetimes[0]) {
-            return Err(BadConfig::Lifetime(lifetimes[0], other));
+        match lifetimes.iter().find(|other| **other != lifetimes[0]) {
+            Some(other) => Err(BadConfig::Lifetime(lifetimes[0], *other)),
+            None => Ok(()),
         }
-        let timing = &self.timing;
-        if timing.renew_after >= timing.expire_after {
-            return Err(BadConfig::Value(
+    }
+
+    fn check_values(&self) -> Result<(), BadConfig> {
+        let (timing, caps) = (&self.timing, &self.caps);
+        let checks = [
+            (
+                timing.renew_after < timing.expire_after,
                 "renew_after must be shorter than expire_after, otherwise links expire before their renewal",
-            ));
+            ),
+            (
+                !timing.handshake_retry.is_zero()
+                    && !timing.keepalive_after.is_zero()
+                    && !timing.silent_after.is_zero(),
+                "handshake_retry, keepalive_after and silent_after must not be zero",
+            ),
+            (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
+            (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
+            (caps.links > 0 && caps.links_per_address > 0, "caps.links and caps.links_per_address must be at least 1"),
+        ];
+        match checks.into_iter().find(|(holds, _)| !holds) {
+            Some((_, why)) => Err(BadConfig::Value(why)),
+            None => Ok(()),
         }
-        if timing.handshake_retry.is_zero() || timing.keepalive_after.is_zero() || timing.silent_after.is_zero() {
-            return Err(BadConfig::Value("handshake_retry, keepalive_after and silent_after must not be zero"));
-        }
-        if timing.setup_allowance.is_zero() {
-            return Err(BadConfig::Value("setup_allowance must not be zero"));
-        }
-        if self.caps.links >= 1 << wire::ids::LinkId::INDEX_BITS {
-            return Err(BadConfig::Value("caps.links must be below 4096"));
-        }
-        if self.caps.links == 0 || self.caps.links_per_address == 0 {
-            return Err(BadConfig::Value("caps.links and caps.links_per_address must be at least 1"));
-        }
-        Ok(())
     }
 
     /// The lifetime of every channel, and the one in the `info` of every setup.

@@ -8,6 +8,8 @@
 //!
 //! Neighbours: `wire` below (bytes and keys), and the node above, which bridges it to the data plane.
 
+#![warn(unreachable_pub)]
+
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 

@@ -5,6 +5,8 @@
 //! passed in. Neighbours: `control` drives [`setup`] and seals link control cells with [`link`];
 //! `dataplane` moves cells through [`link`], [`layer`], [`replay`] and [`frames`].
 
+#![warn(unreachable_pub)]
+
 pub mod cell;
 pub mod frames;
 pub mod gcm;

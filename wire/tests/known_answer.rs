@@ -169,37 +169,44 @@ fn backward_cell(shape: Shape, links: &[Link], hops: &[HopSecrets], seq: u64, in
     let mut cell = [&[0; 16][..], &body].concat();
     let mut batch = [EntryJob { keys: &keys, header: data_header(shape, 0, seq), cell: &mut cell, ok: false }];
     unwrap(shape, &mut batch);
-    assert!(batch[0].ok, "the entry believes it");
-    assert_eq!(cell[16..16 + inner.len()], *inner, "the entry finds the inside");
+    assert!(batch[0].ok, "the entry opens it");
+    assert_eq!(cell[16..16 + inner.len()], *inner, "the entry reads the payload");
     json!({ "seq": seq, "inner": hex(inner), "links": on_links })
 }
 
-fn compute() -> Value {
-    let shape = Shape::new(Class::S, HOPS).unwrap();
-    let info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
-    let secret = |name: &str, i: usize| Secret::new(fixed(&format!("{name} {}", i + 1)));
-    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
+/// A secret of the hop with index `i`.
+fn secret(name: &str, i: usize) -> Secret {
+    Secret::new(fixed(&format!("{name} {}", i + 1)))
+}
 
-    let mut publics = Vec::new();
-    let mut hop_values = Vec::new();
-    for i in 0..HOPS {
-        let key = secret("setup", i);
-        let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: fixed(&format!("D {}", i + 1)) };
-        hop_values.push(json!({
-            "setup_private": hex(key.expose()),
-            "setup_public": hex(&hop.setup),
-            "descriptor_hash": hex(&hop.descriptor_hash),
-            "entry_ephemeral_private": hex(secret("x", i).expose()),
-            "hop_ephemeral_private": hex(secret("y", i).expose()),
-        }));
-        publics.push(hop);
-    }
+/// Public keys of the hop with index `i`, and its values.
+fn hop(i: usize) -> (HopPublic, Value) {
+    let key = secret("setup", i);
+    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: fixed(&format!("D {}", i + 1)) };
+    let values = json!({
+        "setup_private": hex(key.expose()),
+        "setup_public": hex(&hop.setup),
+        "descriptor_hash": hex(&hop.descriptor_hash),
+        "entry_ephemeral_private": hex(secret("x", i).expose()),
+        "hop_ephemeral_private": hex(secret("y", i).expose()),
+    });
+    (hop, values)
+}
 
-    let xs = (0..HOPS).map(|i| secret("x", i)).collect();
-    let (mut onion, pending) = setup::build(shape, &publics, xs, info).unwrap();
-    let mut hops: Vec<([u8; 32], HopSecrets)> = Vec::new();
+/// A hop's ephemeral and secrets after a setup.
+type Answer = ([u8; 32], HopSecrets);
+
+/// Passes an onion through all hops: their answers, the values of each hop, and the cells.
+fn pass_setup(
+    shape: Shape,
+    info: Info,
+    publics: &[HopPublic],
+    links: &[Link],
+    mut onion: Vec<u8>,
+) -> (Vec<Answer>, Vec<Value>, Vec<Value>) {
+    let mut hops = Vec::new();
     let (mut setups, mut setup_cells) = (Vec::new(), Vec::new());
-    for (i, (hop, link)) in publics.iter().zip(&links).enumerate() {
+    for (i, (hop, link)) in publics.iter().zip(links).enumerate() {
         let room = shape.control_content(Direction::Forward, i + 1);
         assert!(onion.len() <= room, "one fragment on every link");
         let filling = &fixed::<208>(&format!("setup filling {}", i + 1))[..room - onion.len()];
@@ -229,13 +236,16 @@ fn compute() -> Value {
         hops.push((ephemeral, secrets));
         onion = rest;
     }
-    assert!(onion.is_empty(), "nothing is left behind the exit");
+    assert!(onion.is_empty(), "the exit is the last hop");
+    (hops, setups, setup_cells)
+}
 
+/// Passes an ack back from the exit: its content on link 1, and the cells.
+fn pass_ack(shape: Shape, links: &[Link], hops: &[Answer], filling: &[u8]) -> (Vec<u8>, Vec<Value>) {
     assert_eq!(setup::ack_cells(shape), 1);
-    let ack_filling: [u8; 208] = fixed("ack filling");
-    let mut content = ack_filling.to_vec();
+    let mut content = filling.to_vec();
     let mut ack_cells = Vec::new();
-    for (i, ((ephemeral, secrets), link)) in hops.iter().zip(&links).enumerate().rev() {
+    for (i, ((ephemeral, secrets), link)) in hops.iter().zip(links).enumerate().rev() {
         if i + 1 == HOPS {
             setup::begin_ack(shape, 0, ephemeral, secrets, &mut content);
         } else {
@@ -251,7 +261,21 @@ fn compute() -> Value {
         ack_cells.push(link.control_cell(Direction::Backward, &header, &content));
     }
     ack_cells.reverse();
-    let entry = pending.finish(shape, &mut [content]).expect("the entry believes the ack");
+    (content, ack_cells)
+}
+
+fn compute() -> Value {
+    let shape = Shape::new(Class::S, HOPS).unwrap();
+    let info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
+    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
+    let (publics, hop_values): (Vec<HopPublic>, Vec<Value>) = (0..HOPS).map(hop).unzip();
+
+    let xs = (0..HOPS).map(|i| secret("x", i)).collect();
+    let (onion, pending) = setup::build(shape, &publics, xs, info).unwrap();
+    let (hops, setups, setup_cells) = pass_setup(shape, info, &publics, &links, onion);
+    let ack_filling: [u8; 208] = fixed("ack filling");
+    let (content, ack_cells) = pass_ack(shape, &links, &hops, &ack_filling);
+    let entry = pending.finish(shape, &mut [content]).expect("the entry accepts the ack");
     for (mine, (_, theirs)) in entry.iter().zip(&hops) {
         assert_eq!(mine.forward.expose(), theirs.forward.expose());
         assert_eq!(mine.backward.expose(), theirs.backward.expose());
