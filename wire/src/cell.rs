@@ -241,11 +241,6 @@ impl Shape {
         self.class.payload()
     }
 
-    /// Longest datagram that one cell carries: P - 5.
-    pub const fn max_single_cell_len(self) -> usize {
-        self.payload() - crate::frames::DGRAM_OVERHEAD
-    }
-
     /// Length of the body of a forward cell on link `link`: B_i.
     pub const fn forward_body(self, link: usize) -> usize {
         assert!(link >= 1 && link <= self.hops());
@@ -290,7 +285,7 @@ mod tests {
             assert_eq!(shape.cell_len(Direction::Forward, 1), first);
             assert_eq!(shape.cell_len(Direction::Forward, 4), last);
             assert_eq!(shape.cell_len(Direction::Backward, 1), last);
-            assert_eq!(shape.max_single_cell_len(), one_cell);
+            assert_eq!(crate::frames::max_single_cell_len(shape.payload()), one_cell);
         }
         assert!(Shape::new(Class::L, 1).is_err());
         assert!(Shape::new(Class::L, 9).is_err());

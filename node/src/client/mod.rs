@@ -103,7 +103,7 @@ impl Entry {
     /// Bytes of the longest datagram that travels in one cell. Longer ones take up to eight cells, and are lost if one
     /// of them is.
     pub fn max_single_cell_len(&self) -> usize {
-        self.shape.max_single_cell_len()
+        frames::max_single_cell_len(self.shape.payload())
     }
 
     /// Bytes of the longest datagram that can be sent.

@@ -354,7 +354,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
     text += &format!(
         "\nDatagrams of up to {} bytes travel in one cell, of up to {} in several.\n\
          For WireGuard through the chain, set MTU = {}.\n",
-        shape.max_single_cell_len(),
+        frames::max_single_cell_len(shape.payload()),
         frames::max_datagram_len(shape.payload()),
         wireguard_mtu(shape)
     );

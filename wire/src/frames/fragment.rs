@@ -11,6 +11,11 @@ pub const FRAG_OVERHEAD: usize = 8;
 /// Most fragments of one datagram.
 pub const FRAGMENTS_MAX: usize = 8;
 
+/// Length of the longest datagram that one cell with this payload carries.
+pub const fn max_single_cell_len(payload: usize) -> usize {
+    payload - DGRAM_OVERHEAD
+}
+
 /// Length of the longest datagram that cells with this payload carry, in [`FRAGMENTS_MAX`] fragments.
 pub const fn max_datagram_len(payload: usize) -> usize {
     FRAGMENTS_MAX * (payload - FRAG_OVERHEAD)
@@ -19,7 +24,7 @@ pub const fn max_datagram_len(payload: usize) -> usize {
 /// Number of cells with this payload that a datagram of `len` bytes takes: 1 if it fits in one DGRAM.
 /// None if it is longer than [`max_datagram_len`].
 pub const fn fragment_count(payload: usize, len: usize) -> Option<usize> {
-    if len <= payload - DGRAM_OVERHEAD {
+    if len <= max_single_cell_len(payload) {
         return Some(1);
     }
     let count = len.div_ceil(payload - FRAG_OVERHEAD);

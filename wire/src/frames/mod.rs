@@ -11,7 +11,9 @@ mod fragment;
 mod parse;
 mod write;
 
-pub use fragment::{DGRAM_OVERHEAD, FRAG_OVERHEAD, FRAGMENTS_MAX, Split, fragment_count, max_datagram_len, split};
+pub use fragment::{
+    DGRAM_OVERHEAD, FRAG_OVERHEAD, FRAGMENTS_MAX, Split, fragment_count, max_datagram_len, max_single_cell_len, split,
+};
 pub use parse::{BadFrames, Frames, parse};
 pub use write::Writer;
 
