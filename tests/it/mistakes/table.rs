@@ -332,7 +332,7 @@ table! { STATUS:
 }
 
 table! { COMMAND_LINE:
-    "no configuration", Nothing, "mix", &["--config <FILE>", "write eddy mix"];
+    "no configuration", Nothing, "mix", &["missing --config <FILE>", "usage: eddy mix"];
     "a misspelt command", Nothing, "mixx --config mix1.toml", &["mixx", "'mix'"];
     "a misspelt option", Nothing, "init x --mxies 3", &["--mxies", "--mixes"];
     "`--allow` with nonsense", Nothing, "exit --config exit.toml --allow everyone",
@@ -342,7 +342,7 @@ table! { COMMAND_LINE:
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
         &["no address to listen on", "write IP:PORT"];
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
-    "too many mixes", Nothing, "init x --mixes 8", &["a chain has 1 to 7"];
+    "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
         &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
     "an `EDDY_LOG` that is not a filter", Do(|s| s.environment.push(("EDDY_LOG", "dbug"))), MIX,
