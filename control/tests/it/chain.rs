@@ -157,7 +157,7 @@ fn silence_of_the_next_hop_is_measured() {
 }
 
 #[test]
-fn setup_before_the_next_hop_is_up_is_refused_only_after_a_second() {
+fn setup_before_the_next_hop_is_up_is_refused_after_1_s() {
     let mut world = World::empty(Plan::new(Class::S, 2));
     world.start(1);
     world.start(0);
