@@ -126,7 +126,7 @@ impl World {
             assert!(waits || self.responder.counters().refused_total() > refused, "it is counted");
             return;
         }
-        assert!(whole && !self.answered, "a response to what nobody has sent");
+        assert!(whole && !self.answered, "a response without a complete message 1");
         self.answered = true;
         let [(Side::Up, to, response)] = &sent[..] else { panic!("{sent:?}") };
         assert!(*to == from && response.len() <= 2 * datagram.len(), "a response is never longer");
@@ -144,7 +144,7 @@ impl World {
             // A hop is a responder on its other side, where halves of messages 1 may wait.
             let other = self.initiator.counters().refused_total() > refused || side == Side::Up;
             assert!(other, "it is counted");
-            assert!(!intact || self.accepted || self.ticked, "the true response was refused");
+            assert!(!intact || self.accepted || self.ticked, "the genuine response was refused");
         } else {
             assert!(intact && !self.accepted, "accepted: {outputs:?}");
             assert_eq!(self.initiator.links(), 1);

@@ -26,7 +26,7 @@ const ID_COOLDOWN: Duration = Duration::from_secs(180);
 /// A channel's id on a link.
 pub(crate) type LinkChannel = (LinkId, u32);
 
-/// What an id on a link is used for.
+/// The use of an id on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     /// A half-open channel, by its serial.

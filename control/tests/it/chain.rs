@@ -198,7 +198,7 @@ fn channels_survive_a_renewal_every_2_s() {
     for at in 0..=3 {
         let renewed = world.node(at).saw(|e| matches!(e, Event::LinkRenewed { side: Side::Down, .. }));
         assert!((28..=33).contains(&renewed), "node {at} renewed {renewed} times");
-        assert_eq!(world.node(at + 1).links.len(), if at == 3 { 1 } else { 2 }, "no link beside the first");
+        assert_eq!(world.node(at + 1).links.len(), if at == 3 { 1 } else { 2 }, "no link except the first");
         assert_eq!(world.node(at).late, 0);
     }
 }

@@ -185,7 +185,7 @@ pub struct Packet {
     pub bytes: Vec<u8>,
 }
 
-/// What the network does with a datagram.
+/// The fate of a datagram on the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Pass,

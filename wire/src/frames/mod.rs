@@ -84,7 +84,7 @@ pub fn is_host_name(name: &[u8]) -> bool {
     (1..=255).contains(&name.len()) && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
-/// What the exit reports about a flow.
+/// The state of a flow, as the exit reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Status {
