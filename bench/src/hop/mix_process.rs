@@ -26,7 +26,7 @@ use wire::cell::Class;
 use super::cores::{self, Cores, Thread};
 use crate::chain::end_process;
 
-/// How long the process may take to start, and to end.
+/// Time limits for the start and the end of the process.
 const START_MAX: Duration = Duration::from_secs(20);
 const END_MAX: Duration = Duration::from_secs(5);
 /// Links are not renewed while a hop is measured.
@@ -61,9 +61,9 @@ pub(crate) struct MixProcess {
     _dir: TempDir,
     files: Files,
     worker: Thread,
-    /// Where cells from entries arrive.
+    /// Address for cells from entries.
     pub(crate) up: SocketAddr,
-    /// Where cells from the exit arrive.
+    /// Address for cells from the exit.
     pub(crate) down: SocketAddr,
 }
 

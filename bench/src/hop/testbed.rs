@@ -28,7 +28,7 @@ const SETUPS: usize = 96;
 const LINKS: usize = 32;
 /// Every channel gets a cell after this time: after 30 s without one the mix would close it.
 const REFRESH: Duration = Duration::from_secs(12);
-/// How long links and channels may take to open without any progress.
+/// Time limit for links and channels to open, without progress.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Testbed {
