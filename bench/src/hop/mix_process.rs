@@ -98,6 +98,7 @@ impl MixProcess {
         if std::env::var_os("EDDY_LOG").is_none() {
             command.env("EDDY_LOG", "error");
         }
+
         command.env("LISTEN_FDS", sockets.len().to_string());
         command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
@@ -106,6 +107,7 @@ impl MixProcess {
         let mapped = sockets.into_iter().map(OwnedFd::from).zip(3..);
         let mapped = mapped.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mapped.collect()).context("cannot pass sockets to the mix")?;
+
         // The mix inherits the core of the thread that starts it.
         if options.unpinned {
             cores::pin_to(&[cores.relay, cores.load])?
@@ -115,6 +117,7 @@ impl MixProcess {
         let spawned = command.spawn().with_context(|| format!("cannot start {}", program.display()));
         cores::pin(cores.load)?;
         let mut process = spawned?;
+
         let lifeline = process.stdin.take();
         let worker = match await_worker(&mut process, &status_path(&files)) {
             Ok(worker) => worker,

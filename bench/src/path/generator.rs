@@ -158,6 +158,7 @@ impl Generator {
         let mut drain = |answers: &mut u64| clients.iter().for_each(|client| *answers += count(client, buffers, len));
         // Late datagrams of the trial before do not count.
         drain(&mut answers);
+
         let mut counted = Counted { echo, ..Counted::default() };
         answers = 0;
         let burst_max = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len);
@@ -181,6 +182,7 @@ impl Generator {
             }
             std::thread::sleep(next.saturating_sub(start.elapsed()));
         }
+
         counted.took = start.elapsed();
         let (mut seen, mut since) = (0, Instant::now());
         loop {
