@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::status;
 use serde_json::Value;

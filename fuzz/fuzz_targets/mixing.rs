@@ -1,9 +1,9 @@
-//! Mixing specifications: what parses is in range, displays, and parses the same again; what does not is
-//! told in one line that names the remedy.
+//! Mixing specifications. A valid one is in range and displays as text that parses to the same value. An error
+//! is one line that names the remedy.
 
 #![no_main]
 
-use dataplane::pool::{Mixing, POOL_MAX};
+use dataplane::stage::pool::{Mixing, POOL_MAX};
 use dataplane::{MILLI, Nanos, SECOND};
 use libfuzzer_sys::fuzz_target;
 

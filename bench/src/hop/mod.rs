@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::bail;
 use clap::Args;
-use dataplane::io::offload::Offload;
+use dataplane::socket::offload::Offload;
 use dataplane::sys;
 use indicatif::{ProgressBar, ProgressStyle};
 use wire::cell::Class;

@@ -110,7 +110,7 @@ impl Hop for Forward {
             drop(jobs);
             for header in headers {
                 let half = &mut halves[(header.channel - NUMBERS[0]) as usize];
-                ensure!(half.mark(header.seq, 0).is_ok(), "a number was repeated");
+                ensure!(half.mark_seen(header.seq, 0).is_ok(), "a number was repeated");
             }
         }
         for (block, header) in blocks.iter_mut().zip(headers.iter()) {

@@ -2,10 +2,11 @@
 
 use arrayvec::ArrayVec;
 use dataplane::buffer::{Cell, FreeList, Opened};
-use dataplane::packer::Packer;
+use dataplane::endpoint::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
-use wire::frames::{Frame, fragments, parse, split};
+use wire::frames::{Frame, fragment_count, parse, split};
 use wire::gcm::{AeadKey, Job, open_batch};
+use wire::ids::ChannelIndex;
 use wire::key::Generations;
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap as wrap_layers};
 use wire::setup::HopSecrets;
@@ -102,7 +103,7 @@ pub(super) struct Packing {
 impl Packing {
     pub(super) fn new() -> Packing {
         let data: Vec<u8> = (0..LENGTHS.into_iter().max().expect("the list is not empty")).map(|i| i as u8).collect();
-        let frames = LENGTHS.into_iter().filter_map(|len| fragments(shape().payload(), len)).sum::<usize>();
+        let frames = LENGTHS.into_iter().filter_map(|len| fragment_count(shape().payload(), len)).sum::<usize>();
         Packing {
             packer: Packer::new(shape().payload()),
             free: FreeList::new(frames * CHANNELS as usize),
@@ -141,7 +142,7 @@ fn frames(stage: &mut Packing) {
     for len in LENGTHS {
         for channel in 0..CHANNELS {
             for frame in split(payload, 1, 2, &data[..len]) {
-                packer.put(channel, &frame, free).expect("there are enough buffers");
+                packer.put(ChannelIndex(channel), &frame, free).expect("there are enough buffers");
             }
         }
     }

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use dataplane::SECOND;
 use dataplane::batch::{Arrivals, Departures, Label, Ticket};
 use dataplane::buffer::{Cell, FreeList, Opened};
-use dataplane::ingress::{Admitted, Gate};
 use dataplane::latency::{Latency, Times};
 use dataplane::ledger::Tally;
-use dataplane::links::{Links, Rank, Side};
-use dataplane::pool::{Pool, Pooled};
+use dataplane::links::Links;
 use dataplane::punt::{Punt, PuntSender};
-use dataplane::seal::Sealer;
+use dataplane::stage::ingress::{Admitted, Gate};
+use dataplane::stage::pool::{Pool, Pooled};
+use dataplane::stage::seal::Sealer;
 use dataplane::sys::Waker;
 use dataplane::table::{ChannelState, Half, Record, Table};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Block, Direction, Header};
 use wire::gcm::AeadKey;
+use wire::ids::{ChannelIndex, LinkId, Rank, Side, SlotId};
 use wire::layer::data_header;
 use wire::link::HeaderKey;
 use wire::replay::{WIDTH_DEFAULT, Window};
@@ -26,21 +27,21 @@ use zeroize::Zeroizing;
 use super::{CELLS, CHANNELS, FIRST_NUMBER, Stage, peer, secret, shape};
 
 /// The link on which cells arrive or leave.
-const LINK: u32 = 3;
+const LINK: LinkId = LinkId(3);
 const HEADER_KEYS: [[u8; 16]; 2] = [[1; 16], [2; 16]];
 
 /// Installs the header keys of [`LINK`].
 fn install(links: &mut Links, side: Side) {
     let [header_i2r, header_r2i] = HEADER_KEYS.map(Zeroizing::new);
     links.install(LINK, side, peer());
-    links.install_slot(LINK, 7, peer(), Rank::Current, &header_i2r, &header_r2i);
+    links.install_slot(LINK, SlotId(7), peer(), Rank::Current, &header_i2r, &header_r2i);
 }
 
 /// Headers of a round's cells, channel after channel.
-fn headers(round: u64) -> impl Iterator<Item = (u32, Header)> {
+fn headers(round: u64) -> impl Iterator<Item = (ChannelIndex, Header)> {
     (0..CELLS as u32).map(move |i| {
         let (channel, seq) = (i % CHANNELS, round * (CELLS as u64 / u64::from(CHANNELS)) + u64::from(i / CHANNELS));
-        (channel, data_header(shape(), FIRST_NUMBER + channel, seq))
+        (ChannelIndex(channel), data_header(shape(), FIRST_NUMBER + channel, seq))
     })
 }
 
@@ -76,7 +77,7 @@ impl Ingress {
         for channel in 0..CHANNELS {
             let state = OneWay(Half::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
             let up = Some((LINK, FIRST_NUMBER + channel));
-            table.install(channel, Record { up, down: None, ends_s: 3600, state });
+            table.install(ChannelIndex(channel), Record { up, down: None, ends_s: 3600, state });
         }
         Ingress {
             gate: Gate::new(shape(), 1, Side::Up, 1),
@@ -125,8 +126,8 @@ fn ingress(stage: &mut Ingress) {
     gate.admit(arrivals, table, punts, free, tally, out);
 }
 
-fn ticket((channel, header): (u32, Header)) -> Ticket {
-    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, mark: 0 }
+fn ticket((channel, header): (ChannelIndex, Header)) -> Ticket {
+    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, times: 0 }
 }
 
 /// Pools, shuffles and releases cells.
@@ -164,7 +165,7 @@ impl Stage for Pooling {
 
     fn is_correct(&mut self) -> bool {
         let of = |label| self.out.iter().map(|pooled| pooled.ticket).filter(move |ticket| ticket.label == label);
-        let ordered = |channel| of(Label::Channel(channel)).map(|ticket| ticket.header.seq).eq(0..4);
+        let ordered = |channel| of(Label::Channel(ChannelIndex(channel))).map(|ticket| ticket.header.seq).eq(0..4);
         let shuffled = !self.out.iter().map(|pooled| pooled.ticket.header).eq(headers(0).map(|(_, header)| header));
         self.out.len() == CELLS && (0..CHANNELS).all(ordered) && shuffled
     }
@@ -213,8 +214,8 @@ impl Sealing {
 impl Stage for Sealing {
     fn prepare(&mut self) {
         self.out.done(self.out.len(), &mut self.free);
-        self.out.left(SECOND, &mut self.latency);
-        self.out.begin(&[Times::new(SECOND, SECOND)]);
+        self.out.record_latency(SECOND, &mut self.latency);
+        self.out.begin_release(&[Times::new(SECOND, SECOND)]);
         let Sealing { free, release, .. } = self;
         release.extend(headers(0).map(|channel| {
             let cell = Cell::own(free.take().expect("there is a buffer for each cell"));

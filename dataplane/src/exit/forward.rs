@@ -7,19 +7,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use wire::frames::{Address, Frame, Status, Token};
+use wire::ids::ChannelIndex;
 use wire::reassembly::{Outcome, Reassembler};
 
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
-use crate::io::Port;
-use crate::io::apps::Apps;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
+use crate::socket::Port;
+use crate::socket::apps::Apps;
 
 impl<U: Port, A: Apps> Exit<U, A> {
     /// One frame from the entry.
-    pub(super) fn outwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
+    pub(super) fn outwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Dgram { flow, data } => {
                 self.datagrams.forward.injected += 1;
@@ -66,7 +67,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// A whole datagram for a flow.
-    fn datagram(&mut self, channel: u32, number: u16, data: &[u8], now: Nanos) {
+    fn datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
         let tally = &mut self.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
@@ -108,7 +109,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Answers an OPEN or MOVE, and tells the address if there was a name to resolve; nothing yet to a flow whose name is
     /// being resolved. What was refused is remembered for the datagram behind it.
-    fn answer(&mut self, channel: u32, number: u16, done: Result<(), DropReason>) {
+    fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
         match done {
             Ok(()) => {
                 self.refused.remove(&(channel, number));
@@ -133,7 +134,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     /// An OPEN.
     fn open(
         &mut self,
-        channel: u32,
+        channel: ChannelIndex,
         number: u16,
         map: u16,
         token: Token,
@@ -179,7 +180,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Lifts the limits of a flow whose destination the policy trusts.
-    fn judge(&mut self, channel: u32, number: u16, to: SocketAddr) {
+    fn judge(&mut self, channel: ChannelIndex, number: u16, to: SocketAddr) {
         if self.settings.policy.trusts(to)
             && let Some((_, flow)) = self.flows.at(channel, number)
         {
@@ -188,7 +189,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Ends a flow, with what waits for its name and the fragments that are here.
-    fn close_number(&mut self, channel: u32, number: u16) {
+    fn close_number(&mut self, channel: ChannelIndex, number: u16) {
         let mut lost = self.flows.close_number(&mut self.apps, channel, number) as u64;
         if let Some(record) = self.table.record_mut(channel) {
             let fragments = u64::from(record.state.reassembler.drop_flow(number));
@@ -225,7 +226,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Reports on a flow.
-    pub(super) fn tell(&mut self, channel: u32, flow: u16, code: Status) {
+    pub(super) fn tell(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
         let _ = self.packer.put(channel, &Frame::Status { flow, code }, &mut self.free);
     }
 }

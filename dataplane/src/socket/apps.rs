@@ -2,7 +2,7 @@
 //!
 //! Datagrams of any length here. Where an application sends bursts, they come as such and are taken apart; where
 //! sizes and destination repeat, datagrams leave as bursts. Two implementations of [`Apps`]: [`UdpApps`] and, for
-//! tests, [`super::mem::MemApps`].
+//! tests, [`super::memory::MemApps`].
 
 use std::collections::VecDeque;
 use std::io;

@@ -67,7 +67,7 @@ impl Pool {
         if self.arrivals.last() != Some(&ticket.arrived) {
             self.arrivals.push(ticket.arrived);
         }
-        ticket.mark = self.arrivals.len() as u32 - 1;
+        ticket.times = self.arrivals.len() as u32 - 1;
         self.shuffle.admit(ticket.label);
         self.held.push(Pooled { cell, ticket });
     }
@@ -135,14 +135,14 @@ pub const LAST_RESORT: Nanos = SECOND;
 /// A ticket for tests.
 #[cfg(test)]
 pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ticket {
-    use wire::cell::{Class, Header, Kind};
+    use wire::cell::{CellKind, Class, Header};
     Ticket {
-        link: 0,
+        link: wire::ids::LinkId(0),
         slot: None,
-        header: Header { channel: 1, seq, sub: 0, kind: Kind::Data, class: Class::S },
+        header: Header { channel: 1, seq, sub: 0, kind: CellKind::Data, class: Class::S },
         label,
         arrived,
-        mark: 0,
+        times: 0,
     }
 }
 
@@ -156,6 +156,7 @@ mod tests {
     use crate::batch::Label;
     use crate::buffer::FreeList;
     use rand::SeedableRng;
+    use wire::ids::ChannelIndex;
 
     fn pool(spec: &str, seed: u64) -> Pool {
         Pool::new(spec.parse().unwrap(), ChaCha20Rng::seed_from_u64(seed))
@@ -171,7 +172,7 @@ mod tests {
         let arrived = 1_000_000_007;
         for seed in 0..rounds {
             let mut pool = pool("threshold-or-timed:n=64,t=5ms", u64::from(seed));
-            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, arrived));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), 0, arrived));
             let delay = pool.due_at().unwrap() - arrived;
             assert!(delay > 0 && delay <= t);
             assert!(!pool.due(arrived + delay - 1) && pool.due(arrived + delay));
@@ -191,14 +192,14 @@ mod tests {
         let mut free = FreeList::new(64);
         let mut pool = pool("threshold:n=16", 3);
         for seq in 0..20 {
-            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), seq, SECOND));
         }
         assert!(!pool.due(SECOND), "one channel alone does not flush a pool with n_min = 2");
         let last_resort = pool.due_at().unwrap();
         assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
         assert!(!pool.due(SECOND), "a cell of the node's own is no channel");
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, SECOND));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND));
         assert!(pool.due(SECOND));
     }
 
@@ -208,7 +209,7 @@ mod tests {
         let mut pool = pool("threshold:n=5", 3);
         let mut out = Vec::new();
         for seq in 0..12 {
-            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), seq, SECOND));
             if pool.due(SECOND) {
                 pool.release(&mut out);
             }
@@ -221,12 +222,12 @@ mod tests {
     fn a_flush_by_count_does_not_move_the_grid() {
         let mut free = FreeList::new(64);
         let mut pool = pool("threshold-or-timed:n=2,t=10ms", 9);
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, SECOND));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), 0, SECOND));
         let due = pool.due_at().unwrap();
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, SECOND + 1));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND + 1));
         assert!(pool.due(SECOND + 1));
         pool.release(&mut Vec::new());
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 1, SECOND + 2));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), 1, SECOND + 2));
         assert_eq!(pool.due_at().unwrap(), due);
     }
 
@@ -238,7 +239,10 @@ mod tests {
         for late in [0, 7 * MILLI] {
             for seq in 0..40 {
                 let arrived = SECOND + seq / 8;
-                pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(seq as u32 % 4), seq, arrived));
+                pool.admit(
+                    Cell::own(free.take().unwrap()),
+                    ticket(Label::Channel(ChannelIndex(seq as u32 % 4)), seq, arrived),
+                );
             }
             let due = pool.due_at().unwrap();
             let times: Vec<Times> = pool.times(due + late).collect();
@@ -246,7 +250,7 @@ mod tests {
             assert_eq!(pool.times(due - 1).last(), Some(Times::new(SECOND + 4, due - 1)), "flushed by count");
             pool.release(&mut out);
             for pooled in out.drain(..) {
-                assert_eq!(times[pooled.ticket.mark as usize].arrived, pooled.ticket.arrived);
+                assert_eq!(times[pooled.ticket.times as usize].arrived, pooled.ticket.arrived);
                 free.give(pooled.cell.into_buffer());
             }
         }
@@ -257,9 +261,9 @@ mod tests {
         let mut free = FreeList::new(2);
         let period = 10 * MILLI;
         let mut pool = pool("timed:t=10ms", 9);
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), 0, SECOND));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), 0, SECOND));
         let due = pool.due_at().unwrap();
-        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(2), 0, due - period - 5));
+        pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, due - period - 5));
         let times: Vec<Times> = pool.times(due).collect();
         assert_eq!(times, [Times::new(SECOND, due), Times::new(due - period - 5, due - period)]);
     }
@@ -270,7 +274,7 @@ mod tests {
         let mut pool = pool("timed:t=1s", 3);
         for seq in 0..=(POOL_MAX - RECEIVE_MAX) as u64 {
             assert!(!pool.due(SECOND));
-            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(1), seq, SECOND));
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), seq, SECOND));
         }
         assert!(pool.due(SECOND));
     }
@@ -278,7 +282,7 @@ mod tests {
     #[test]
     fn the_order_of_a_release_cannot_be_drawn_again_from_what_is_left() {
         let mut free = FreeList::new(64);
-        let labels = (0..64).map(Label::Channel);
+        let labels = (0..64).map(|channel| Label::Channel(ChannelIndex(channel)));
         let mut pool = pool("threshold:n=64", 3);
         let mut releases = Vec::new();
         for _ in 0..2 {

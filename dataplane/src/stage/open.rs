@@ -6,11 +6,12 @@
 use arrayvec::ArrayVec;
 use wire::cell::Shape;
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
+use wire::ids::ChannelIndex;
 
 use crate::buffer::FreeList;
-use crate::ingress::Admitted;
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{Punt, PuntSender};
+use crate::stage::ingress::Admitted;
 use crate::table::{BackwardHalf, ForwardHalf, Table};
 use crate::{Nanos, SECOND};
 
@@ -20,7 +21,7 @@ const CHUNK: usize = 8;
 const AHEAD: usize = 4;
 
 /// Channels and numbers of a chunk and of the first cells behind it, to look ahead while its cells are being worked on.
-type Numbers = ArrayVec<(u32, u64), { CHUNK + AHEAD }>;
+type Numbers = ArrayVec<(ChannelIndex, u64), { CHUNK + AHEAD }>;
 
 /// The next chunk, what is behind it, and the numbers of both.
 fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted], Numbers)> {
@@ -75,7 +76,7 @@ pub fn forward<C: ForwardHalf>(
                 continue;
             }
             let record = table.record_mut(cell.channel).expect("admitted this turn");
-            if let Err(refused) = record.state.forward_mut().mark(cell.header.seq, now / SECOND) {
+            if let Err(refused) = record.state.forward_mut().mark_seen(cell.header.seq, now / SECOND) {
                 *verdict = Some(refused.into());
                 continue;
             }
@@ -114,7 +115,7 @@ pub fn backward<C: BackwardHalf>(
             let half = table.record_mut(cell.channel).expect("admitted this turn").state.backward_mut();
             // A mark may wipe the generation of a cell that was marked before it in this chunk: one that
             // the window has left again. It is dropped below.
-            let verdict = half.mark(cell.header.seq, now / SECOND).err().map(DropReason::from);
+            let verdict = half.mark_seen(cell.header.seq, now / SECOND).err().map(DropReason::from);
             verdicts.push(verdict);
             if verdict.is_none() {
                 table.links.received(cell.link);
@@ -168,10 +169,10 @@ pub(crate) fn keep(
 mod tests {
     use super::*;
     use crate::buffer::Cell;
-    use crate::links::{Rank, Side};
     use crate::table::{ChannelState, Half, Record};
     use wire::cell::{Class, Direction, HEADER_LEN};
     use wire::gcm::seal_batch;
+    use wire::ids::{LinkId, Rank, Side, SlotId};
     use wire::kdf::Secret;
     use wire::key::Generations;
     use wire::layer::data_header;
@@ -202,12 +203,12 @@ mod tests {
         let secret = Secret::new([5; 32]);
         let peer = "192.0.2.1:1".parse().unwrap();
         let mut table = Table::default();
-        table.links.install(3, Side::Up, peer);
+        table.links.install(LinkId(3), Side::Up, peer);
         let key = Zeroizing::new([1; 16]);
-        table.links.install_slot(3, 10, peer, Rank::Current, &key, &key);
-        table.links.install_slot(3, 11, peer, Rank::Next, &key, &key);
+        table.links.install_slot(LinkId(3), SlotId(10), peer, Rank::Current, &key, &key);
+        table.links.install_slot(LinkId(3), SlotId(11), peer, Rank::Next, &key, &key);
         let state = OneHalf(Half::new(&secret, 0, 64, None, 0));
-        table.install(0, Record { up: Some((3, 77)), down: None, ends_s: 100, state });
+        table.install(ChannelIndex(0), Record { up: Some((LinkId(3), 77)), down: None, ends_s: 100, state });
         let (ring, mut control) = rtrb::RingBuffer::new(8);
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
         let (mut free, mut tally) = (FreeList::new(1), Tally::default());
@@ -219,11 +220,19 @@ mod tests {
             let (key, iv) = keys.of(seq).unwrap();
             seal_batch(&mut [Job::new(key, header.data_nonce(iv), cell.body_mut(body))]);
             cell.bytes_mut(HEADER_LEN + body)[40] ^= u8::from(forged);
-            let mut cells = vec![Admitted { cell, header, channel: 0, link: 3, next_slot: Some(Box::new((11, peer))) }];
+            let mut cells = vec![Admitted {
+                cell,
+                header,
+                channel: ChannelIndex(0),
+                link: LinkId(3),
+                next_slot: Some(Box::new((SlotId(11), peer))),
+            }];
             let now = (seq + 2) * SECOND;
             forward(&mut cells, shape, 1, &mut table, &mut punts, &mut free, &mut tally, now);
-            let told = control.pop().is_ok_and(|punt| matches!(punt, Punt::Promoted { link: 3, slot: 11, .. }));
-            let record = table.record(0).unwrap();
+            let told = control
+                .pop()
+                .is_ok_and(|punt| matches!(punt, Punt::Promoted { link: LinkId(3), slot: SlotId(11), .. }));
+            let record = table.record(ChannelIndex(0)).unwrap();
             let seen = (
                 told,
                 cells.len(),

@@ -8,6 +8,8 @@ use proptest::test_runner::{Config, TestRunner};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
+use wire::ids::ChannelIndex;
+
 use super::{Mixing, POOL_MAX, Pool, Pooled, ticket};
 use crate::batch::{Label, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
@@ -16,7 +18,7 @@ use crate::{MILLI, Nanos, SECOND};
 #[derive(Clone, Debug)]
 enum Step {
     /// So many cells of one channel, or of the node's own, arrive.
-    Admit { channel: Option<u32>, count: usize },
+    Admit { channel: Option<ChannelIndex>, count: usize },
     /// Time passes.
     Wait(Nanos),
     /// Time passes to a nanosecond before the pool is due, or to when it is.
@@ -45,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
     let channel = prop_oneof![4 => (0u32..6).prop_map(Some), 1 => Just(None)];
     let count = prop_oneof![8 => 1usize..8, 1 => 1usize..1500];
     prop_oneof![
-        10 => (channel, count).prop_map(|(channel, count)| Step::Admit { channel, count }),
+        10 => (channel, count).prop_map(|(channel, count)| Step::Admit { channel: channel.map(ChannelIndex), count }),
         3 => (0..10 * MILLI).prop_map(Step::Wait),
         2 => any::<bool>().prop_map(|early| Step::WaitForDue { early }),
         1 => (RECEIVE_MAX - 2..RECEIVE_MAX + 3).prop_map(|room| Step::Fill { room }),
@@ -54,11 +56,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// What is in the pool, in order of arrival: number, channel, when.
-type Model = Vec<(u64, Option<u32>, Nanos)>;
+type Model = Vec<(u64, Option<ChannelIndex>, Nanos)>;
 
 /// Whether so many cells of so many channels leave at once, whatever the time.
 fn by_count(mixing: Mixing, model: &Model) -> bool {
-    let channels: HashSet<u32> = model.iter().filter_map(|(_, channel, _)| *channel).collect();
+    let channels: HashSet<ChannelIndex> = model.iter().filter_map(|(_, channel, _)| *channel).collect();
     match mixing {
         Mixing::Threshold { n, n_min } | Mixing::ThresholdOrTimed { n, n_min, .. } => {
             model.len() >= n && channels.len() >= n_min
@@ -81,9 +83,10 @@ fn check_release(released: &[Pooled], model: &Model) -> Result<(), TestCaseError
     let number = |pooled: &Pooled| pooled.ticket.header.seq;
     let mut out: Vec<u64> = released.iter().map(number).collect();
     for channel in 0..6 {
-        let of = |pooled: &&Pooled| pooled.ticket.label == Label::Channel(channel);
+        let of = |pooled: &&Pooled| pooled.ticket.label == Label::Channel(ChannelIndex(channel));
         let order: Vec<u64> = released.iter().filter(of).map(number).collect();
-        let came: Vec<u64> = model.iter().filter(|cell| cell.1 == Some(channel)).map(|cell| cell.0).collect();
+        let came: Vec<u64> =
+            model.iter().filter(|cell| cell.1 == Some(ChannelIndex(channel))).map(|cell| cell.0).collect();
         prop_assert_eq!(order, came, "each channel keeps its order");
     }
     // The numbers are written into the cells too, so a cell under another's ticket shows.
@@ -102,7 +105,9 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
     for step in steps {
         let mut release = None;
         let step = match step {
-            Step::Fill { room } => Step::Admit { channel: Some(0), count: pool.room().saturating_sub(room) },
+            Step::Fill { room } => {
+                Step::Admit { channel: Some(ChannelIndex(0)), count: pool.room().saturating_sub(room) }
+            }
             other => other,
         };
         match step {

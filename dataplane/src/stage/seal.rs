@@ -6,18 +6,19 @@
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Block;
+use wire::ids::LinkId;
 
 use crate::batch::Departures;
 use crate::buffer::FreeList;
 use crate::lanes::address;
 use crate::ledger::{DropReason, Tally};
-use crate::links::{Links, place};
-use crate::pool::Pooled;
+use crate::links::Links;
+use crate::stage::pool::Pooled;
 
 /// Scratch space of the stage.
 pub struct Sealer {
     rng: ChaCha20Rng,
-    groups: Vec<(u32, usize)>,
+    groups: Vec<(LinkId, usize)>,
     order: Vec<u32>,
     blocks: Vec<Block>,
 }
@@ -57,7 +58,7 @@ impl Sealer {
                     slot.outgoing().encipher(&mut self.blocks);
                     // A port beyond the last is a descriptor's mistake, and refused where those are read.
                     let peer = address(peer, lane).unwrap_or(peer);
-                    out.mark(cells.as_slice()[..self.blocks.len()].iter().map(|pooled| pooled.ticket.mark));
+                    out.push_times(cells.as_slice()[..self.blocks.len()].iter().map(|pooled| pooled.ticket.times));
                     let run = cells.by_ref().take(self.blocks.len()).zip(&self.blocks);
                     out.push_run(run.map(|(pooled, block)| pooled.cell.seal(block)), peer);
                     if sealed_for.is_none() {
@@ -88,7 +89,7 @@ impl Sealer {
         }
         self.groups.shuffle(&mut self.rng);
         crate::rekey(&mut self.rng);
-        let at = |(link, lane): (u32, usize)| place(link) * lanes + lane;
+        let at = |(link, lane): (LinkId, usize)| link.index() * lanes + lane;
         let most = self.groups.iter().map(|group| at(*group) + 1).max().unwrap_or(0);
         self.order.clear();
         self.order.resize(most, 0);
@@ -110,9 +111,9 @@ mod tests {
     use super::*;
     use crate::batch::Label;
     use crate::buffer::Cell;
-    use crate::links::{PLACE_BITS, Rank, Side};
-    use crate::pool::ticket;
+    use crate::stage::pool::ticket;
     use rand::SeedableRng;
+    use wire::ids::{Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
     #[test]
@@ -124,25 +125,25 @@ mod tests {
         let install = |links: &mut Links, link: u32| {
             let peer = ([192, 0, 2, 1], link as u16).into();
             let key = Zeroizing::new([link as u8; 16]);
-            links.install(link, Side::Up, peer);
-            links.install_slot(link, link, peer, Rank::Current, &key, &key);
+            links.install(LinkId(link), Side::Up, peer);
+            links.install_slot(LinkId(link), SlotId(link), peer, Rank::Current, &key, &key);
         };
-        let (old, new, down) = (5, 5 | 1 << PLACE_BITS, 6);
+        let (old, new, down) = (5, 5 | 1 << LinkId::INDEX_BITS, 6);
         install(&mut links, old);
-        links.retire(old);
+        links.retire(LinkId(old));
         install(&mut links, new);
-        links.install(down, Side::Up, ([192, 0, 2, 1], 9).into());
+        links.install(LinkId(down), Side::Up, ([192, 0, 2, 1], 9).into());
         let mut release: Vec<Pooled> = [old, new, old, down]
             .into_iter()
             .map(|link| {
-                let ticket = crate::batch::Ticket { link, ..ticket(Label::Channel(link), 0, 0) };
+                let ticket = crate::batch::Ticket { link: LinkId(link), ..ticket(Label::Own, 0, 0) };
                 Pooled { cell: Cell::own(free.take().unwrap()), ticket }
             })
             .collect();
         sealer.run(&mut release, 1, &mut links, &mut out, &mut free, &mut tally);
         assert_eq!((out.len(), tally.drops(DropReason::LinkGone), tally.drops(DropReason::LinkDown)), (1, 2, 1));
-        assert!(links.link(old).is_none() && links.link(new).is_some());
-        links.retire(old);
+        assert!(links.link(LinkId(old)).is_none() && links.link(LinkId(new)).is_some());
+        links.retire(LinkId(old));
         assert_eq!(links.len(), 2, "what is gone is not retired in place of its successor");
     }
 
@@ -155,7 +156,7 @@ mod tests {
             let mut release: Vec<Pooled> = (0..6)
                 .map(|seq| {
                     let mut ticket = ticket(Label::Own, seq, 0);
-                    ticket.link = [4, 9, 4, 6, 9, 4][seq as usize];
+                    ticket.link = LinkId([4, 9, 4, 6, 9, 4][seq as usize]);
                     Pooled { cell: Cell::own(free.take().unwrap()), ticket }
                 })
                 .collect();
@@ -163,10 +164,10 @@ mod tests {
             sealer.group(&mut release, 1);
             assert_ne!(sealer.rng.get_seed(), before);
             for link in [4, 6, 9] {
-                let group = release.iter().filter(|pooled| pooled.ticket.link == link);
+                let group = release.iter().filter(|pooled| pooled.ticket.link == LinkId(link));
                 assert!(group.map(|pooled| pooled.ticket.header.seq).is_sorted());
             }
-            let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link).collect();
+            let mut links: Vec<u32> = release.iter().map(|pooled| pooled.ticket.link.0).collect();
             links.dedup();
             *orders.entry(links).or_default() += 1;
             release.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));

@@ -1,13 +1,13 @@
 //! Receiving and sending cells: what a worker needs of a socket.
 //!
-//! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`calls`]), and [`mem`],
+//! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`backend`]), and [`memory`],
 //! deterministic, for tests.
 
 pub mod app_batch;
 pub mod apps;
-pub mod calls;
+pub mod backend;
 pub mod link;
-pub mod mem;
+pub mod memory;
 pub mod offload;
 mod rx_buffers;
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::calls::{Calls, Io};
+use super::backend::{Calls, Io};
 use super::link::LinkPort;
-use super::mem::{Datagram, MemNet};
+use super::memory::{Datagram, MemNet};
 use super::offload::Offloads;
 use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
@@ -24,20 +24,20 @@ const LENGTHS: Lengths = Lengths { cell: CELL, handshakes: &[LONG, SHORT] };
 const BUFFERS: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum PortKind {
     Mem,
     Socket(Io, Offloads),
 }
 
-impl Kind {
+impl PortKind {
     /// All that there are on this host.
-    fn all() -> Vec<Kind> {
-        let mut all = vec![Kind::Mem];
+    fn all() -> Vec<PortKind> {
+        let mut all = vec![PortKind::Mem];
         let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
         for io in [Io::Mmsg, Io::Uring] {
             match Calls::new(io, &probe).1 {
                 Some(why) => eprintln!("skipped for {io}: {why}"),
-                None => all.extend([Offloads::NONE, Offloads::BOTH].map(|offloads| Kind::Socket(io, offloads))),
+                None => all.extend([Offloads::NONE, Offloads::BOTH].map(|offloads| PortKind::Socket(io, offloads))),
             }
         }
         all
@@ -45,13 +45,13 @@ impl Kind {
 
     /// Those that are sockets.
     fn sockets() -> Vec<(Io, Offloads)> {
-        let socket = |kind| if let Kind::Socket(io, offloads) = kind { Some((io, offloads)) } else { None };
-        Kind::all().into_iter().filter_map(socket).collect()
+        let socket = |kind| if let PortKind::Socket(io, offloads) = kind { Some((io, offloads)) } else { None };
+        PortKind::all().into_iter().filter_map(socket).collect()
     }
 
     /// Whether bursts arrive as bursts.
     fn joins(self) -> bool {
-        matches!(self, Kind::Socket(_, Offloads { gro: true, .. }))
+        matches!(self, PortKind::Socket(_, Offloads { gro: true, .. }))
     }
 }
 
@@ -98,15 +98,15 @@ fn link_port(socket: UdpSocket, io: Io, offloads: Offloads) -> LinkPort {
 }
 
 impl Bed {
-    fn new(kind: Kind) -> Bed {
+    fn new(kind: PortKind) -> Bed {
         let (port, at, peers): (Box<dyn Port>, _, _) = match kind {
-            Kind::Mem => {
+            PortKind::Mem => {
                 let net = MemNet::default();
                 let address = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
                 let peers = (1..=3).map(|i| Peer::Mem(net.clone(), address(i))).collect();
                 (Box::new(net.port(address(9), LENGTHS)), address(9), peers)
             }
-            Kind::Socket(io, offloads) => {
+            PortKind::Socket(io, offloads) => {
                 let own = socket();
                 let at = own.local_addr().unwrap();
                 (Box::new(link_port(own, io, offloads)), at, (0..3).map(|_| Peer::Socket(socket())).collect())
@@ -223,7 +223,7 @@ fn cells(range: std::ops::Range<u32>) -> Vec<u8> {
 
 #[test]
 fn lone_cells_and_bursts_of_several_peers_come_whole_and_in_order() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default(), "{kind:?}: nothing waits");
         let (mut at, mut from) = (0, Vec::new());
@@ -241,7 +241,7 @@ fn lone_cells_and_bursts_of_several_peers_come_whole_and_in_order() {
 
 #[test]
 fn more_than_one_call_takes_comes_in_order() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         for lone in [true, false] {
             let per_message = if lone { 1 } else { 50 };
@@ -256,7 +256,7 @@ fn more_than_one_call_takes_comes_in_order() {
 
 #[test]
 fn what_is_no_cell_is_judged_by_its_own_length() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         let noise: Vec<u8> = (0..65_507).map(|i| (i % 251) as u8).collect();
         // Bytes and step, and what comes of them: cells, handshakes of both lengths, others.
@@ -299,7 +299,7 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
 
 #[test]
 fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         if !bed.arrive(0, &cells(0..100), CELL) {
             eprintln!("skipped: this kernel cuts no burst into more than 64");
@@ -320,7 +320,7 @@ fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
 
 #[test]
 fn without_buffers_nothing_is_taken_and_nothing_is_lost() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default());
         let held: Vec<_> = std::iter::from_fn(|| bed.free.take()).collect();
@@ -337,7 +337,7 @@ fn without_buffers_nothing_is_taken_and_nothing_is_lost() {
 
 #[test]
 fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
-    for kind in Kind::all() {
+    for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         let runs = [(0, 1), (1, 200), (2, 2), (0, 64), (1, 65), (0, 1), (2, 1), (0, 1), (1, 900)];
         let addressed = runs.map(|(peer, count)| (bed.peer(peer), count));
@@ -362,8 +362,8 @@ fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
 
 #[test]
 fn cells_for_a_peer_that_is_gone_are_sent_and_hold_nobody_up() {
-    for (io, offloads) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, offloads));
+    for (io, offloads) in PortKind::sockets() {
+        let mut bed = Bed::new(PortKind::Socket(io, offloads));
         let gone = socket().local_addr().unwrap();
         let there = bed.peer(0);
         for _ in 0..3 {
@@ -379,8 +379,8 @@ fn cells_for_a_peer_that_is_gone_are_sent_and_hold_nobody_up() {
 
 #[test]
 fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
-    for (io, offloads) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, offloads));
+    for (io, offloads) in PortKind::sockets() {
+        let mut bed = Bed::new(PortKind::Socket(io, offloads));
         // This socket may not broadcast.
         let forbidden = "255.255.255.255:9".parse().unwrap();
         let there = bed.peer(0);
@@ -397,8 +397,8 @@ fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
 
 #[test]
 fn a_burst_that_is_refused_leaves_as_cells_and_gso_is_not_tried_again() {
-    for (io, offloads) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Mem);
+    for (io, offloads) in PortKind::sockets() {
+        let mut bed = Bed::new(PortKind::Mem);
         let (own, there) = (socket(), socket());
         sys::refuse_gso(own.as_fd()).unwrap();
         let mut port = link_port(own, io, offloads);
@@ -415,7 +415,7 @@ fn a_burst_that_is_refused_leaves_as_cells_and_gso_is_not_tried_again() {
 
 #[test]
 fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
-    for (io, offloads) in Kind::sockets() {
+    for (io, offloads) in PortKind::sockets() {
         let own = socket();
         let at = own.local_addr().unwrap();
         let mut port = link_port(own, io, offloads);
@@ -438,8 +438,8 @@ fn a_cell_stays_in_the_buffer_that_the_kernel_filled() {
 #[test]
 fn while_a_sender_is_at_work_nothing_overtakes() {
     const ALL: u32 = 30_000;
-    for (io, offloads) in Kind::sockets() {
-        let mut bed = Bed::new(Kind::Socket(io, offloads));
+    for (io, offloads) in PortKind::sockets() {
+        let mut bed = Bed::new(PortKind::Socket(io, offloads));
         let Peer::Socket(sender) = &bed.peers[0] else { unreachable!() };
         let (sender, to) = (sender.try_clone().unwrap(), bed.at);
         let work = std::thread::spawn(move || {
@@ -487,7 +487,7 @@ fn apart(test: &str) -> bool {
 #[test]
 fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
     // In memory the network is told to.
-    let mut bed = Bed::new(Kind::Mem);
+    let mut bed = Bed::new(PortKind::Mem);
     let Peer::Mem(net, to) = &bed.peers[0] else { unreachable!() };
     let (net, to) = (net.clone(), *to);
     net.block(true);
@@ -499,10 +499,10 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
     assert_eq!((tally.sent, bed.taken_by(0).len()), (100, 100));
     // Sockets need a next hop that does not answer, so that what was sent waits for its address.
     if std::env::var_os("EDDY_TEST_APART").is_none() {
-        apart("io::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
+        apart("socket::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
         return;
     }
-    for (i, (io, offloads)) in Kind::sockets().into_iter().enumerate() {
+    for (i, (io, offloads)) in PortKind::sockets().into_iter().enumerate() {
         let own = UdpSocket::bind("192.0.2.1:0").unwrap();
         own.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&own, 30_000).unwrap();

@@ -5,14 +5,14 @@
 //! order, up to 64 cells to one peer, never of two lengths: the kernel does not see where buffers end. No byte is moved
 //! for it in user space.
 //!
-//! Neighbours: [`super::offload`] says whether GSO and GRO may be used, [`super::calls`] moves the messages.
+//! Neighbours: [`super::offload`] says whether GSO and GRO may be used, [`super::backend`] moves the messages.
 
 use std::io;
 use std::net::UdpSocket;
 
 use arrayvec::ArrayVec;
 
-use super::calls::Calls;
+use super::backend::Calls;
 use super::offload::Offloads;
 use super::rx_buffers::{RxBuffers, burst_cells_max};
 use super::{Port, Rx, Tx};

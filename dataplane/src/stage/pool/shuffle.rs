@@ -9,6 +9,8 @@ use hashbrown::HashMap;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use wire::ids::ChannelIndex;
+
 use crate::batch::Label;
 
 const NONE: u32 = u32::MAX;
@@ -19,7 +21,7 @@ pub struct Shuffle {
     /// Per item, its label as a small number.
     labels: Vec<u32>,
     /// Small number of each channel held.
-    channels: HashMap<u32, u32, foldhash::fast::RandomState>,
+    channels: HashMap<ChannelIndex, u32, foldhash::fast::RandomState>,
     /// Small numbers given out.
     next_label: u32,
     slots: Vec<u32>,
@@ -102,16 +104,16 @@ mod tests {
     #[test]
     fn every_arrangement_of_labels_is_equally_likely() {
         // Channels A (3 cells), B (2), C (1): 6!/(3! 2! 1!) = 60 arrangements, in two arrival orders.
-        let [a, b, c] = [1, 2, 3].map(Label::Channel);
+        let [a, b, c] = [1, 2, 3].map(|channel| Label::Channel(ChannelIndex(channel)));
         for labels in [[a, a, a, b, b, c], [b, a, c, a, b, a]] {
             let rounds = 60_000u64;
-            let mut seen: std::collections::HashMap<Vec<u32>, u32> = Default::default();
+            let mut seen: std::collections::HashMap<Vec<ChannelIndex>, u32> = Default::default();
             for seed in 0..rounds {
                 let arrangement = shuffled(&labels, seed)
                     .into_iter()
                     .map(|item| match labels[item] {
                         Label::Channel(channel) => channel,
-                        Label::Own => 0,
+                        Label::Own => ChannelIndex(0),
                     })
                     .collect();
                 *seen.entry(arrangement).or_default() += 1;
@@ -130,13 +132,13 @@ mod tests {
             labels in prop::collection::vec(prop::option::of(0u32..6), 0..200),
             seed in any::<u64>(),
         ) {
-            let labels: Vec<Label> = labels.into_iter().map(|l| l.map_or(Label::Own, Label::Channel)).collect();
+            let labels: Vec<Label> = labels.into_iter().map(|l| l.map_or(Label::Own, |channel| Label::Channel(ChannelIndex(channel)))).collect();
             let order = shuffled(&labels, seed);
             let mut sorted = order.clone();
             sorted.sort_unstable();
             prop_assert!(sorted.into_iter().eq(0..labels.len()));
             for channel in 0..6 {
-                let of: Vec<_> = order.iter().filter(|i| labels[**i] == Label::Channel(channel)).collect();
+                let of: Vec<_> = order.iter().filter(|i| labels[**i] == Label::Channel(ChannelIndex(channel))).collect();
                 prop_assert!(of.is_sorted());
             }
         }

@@ -1,19 +1,20 @@
 //! The gate of a link socket: length, header block, channel, window (SPEC 3.7).
 //!
-//! Data cells that pass go on to [`crate::open`]; setup, ack and link cells and handshake datagrams
+//! Data cells that pass go on to [`super::open`]; setup, ack and link cells and handshake datagrams
 //! are copied to control; the rest is counted. Each datagram costs one length check and, if it has
 //! a cell's length and comes from a link's address, one AES block in a batch.
 
 use std::net::SocketAddr;
 
-use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::cell::{Block, CellKind, Class, Direction, HEADER_LEN, Header, Shape};
 use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
+use wire::ids::{ChannelIndex, LinkId, Rank, Side, SlotId};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList, Sealed};
 use crate::lanes;
 use crate::ledger::{DropReason, Tally};
-use crate::links::{Links, Rank, Side};
+use crate::links::Links;
 use crate::punt::{Bytes, Punt, PuntSender};
 use crate::table::{ChannelState, Table};
 
@@ -24,20 +25,20 @@ pub struct Admitted {
     /// Its header in the clear.
     pub header: Header,
     /// Its channel's index.
-    pub channel: u32,
+    pub channel: ChannelIndex,
     /// The link it came on.
-    pub link: u32,
+    pub link: LinkId,
     /// The slot, if that is the link's next, and the cell's source: an authentic cell promotes the slot and
     /// gives the link its address. Boxed, because few have it and all are moved.
-    pub next_slot: Option<Box<(u32, SocketAddr)>>,
+    pub next_slot: Option<Box<(SlotId, SocketAddr)>>,
 }
 
 struct Found {
-    link: u32,
-    slot: u32,
+    link: LinkId,
+    slot: SlotId,
     rank: Rank,
     /// Its channel's index, if it is a data cell of an open one.
-    channel: Option<u32>,
+    channel: Option<ChannelIndex>,
     header: Header,
 }
 
@@ -119,7 +120,7 @@ impl Gate {
         }
         // Look-ups first, all of them: none waits for another, and with the indices known, what they lead to can be
         // on its way from memory while the cells before are judged.
-        for found in self.found.iter_mut().flatten().filter(|found| found.header.kind == Kind::Data) {
+        for found in self.found.iter_mut().flatten().filter(|found| found.header.kind == CellKind::Data) {
             found.channel = table.lookup(self.side, found.link, found.header.channel);
         }
         let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
@@ -174,7 +175,7 @@ impl Gate {
 }
 
 enum Verdict {
-    Data { header: Header, channel: u32, link: u32, next_slot: Option<Box<(u32, SocketAddr)>> },
+    Data { header: Header, channel: ChannelIndex, link: LinkId, next_slot: Option<Box<(SlotId, SocketAddr)>> },
     Punted,
     Dropped(DropReason),
 }
@@ -197,7 +198,7 @@ fn judge<C: ChannelState>(
     if !header.kind.travels(direction) {
         return Verdict::Dropped(DropReason::Kind);
     }
-    if header.kind != Kind::Data {
+    if header.kind != CellKind::Data {
         let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
         return if punts.send(Punt::Cell { link, slot, from: peer, header, body }) {
             Verdict::Punted

@@ -6,18 +6,19 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use wire::cell::Direction;
 use wire::frames::{self, Frame};
+use wire::ids::ChannelIndex;
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
 use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
-use crate::io::Port;
-use crate::io::app_batch::SendBatch;
-use crate::io::apps::Apps;
 use crate::ledger::{DropReason, Tally};
-use crate::open::keep;
 use crate::punt::{ClientAt, Notice};
+use crate::socket::Port;
+use crate::socket::app_batch::SendBatch;
+use crate::socket::apps::Apps;
+use crate::stage::open::keep;
 
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
@@ -88,7 +89,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One frame from the exit.
-    fn inwards(&mut self, channel: u32, frame: &Frame<'_>, now: Nanos) {
+    fn inwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         let tally = &mut self.datagrams.backward;
         match *frame {
             Frame::Dgram { flow, data } => {
@@ -147,7 +148,7 @@ fn answer(
     listening: &[Option<Listening>],
     send_batch: &mut SendBatch,
     tally: &mut Tally,
-    (channel, number): (u32, u16),
+    (channel, number): (ChannelIndex, u16),
     from: Option<SocketAddr>,
     data: &[u8],
 ) {

@@ -5,13 +5,14 @@
 
 use hashbrown::HashMap;
 use wire::frames::{Frame, Writer};
+use wire::ids::ChannelIndex;
 
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::ledger::DropReason;
 
 /// A cell whose inside is being written.
 struct Building {
-    channel: u32,
+    channel: ChannelIndex,
     cell: Cell<Opened>,
     written: usize,
 }
@@ -21,7 +22,7 @@ pub struct Packer {
     payload: usize,
     cells: Vec<Building>,
     /// The channel's last cell, as an index into `cells`.
-    last: HashMap<u32, usize, foldhash::fast::RandomState>,
+    last: HashMap<ChannelIndex, usize, foldhash::fast::RandomState>,
 }
 
 impl Packer {
@@ -34,7 +35,7 @@ impl Packer {
     ///
     /// # Errors
     /// No buffer is free, or the frame fits no cell.
-    pub fn put(&mut self, channel: u32, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), DropReason> {
+    pub fn put(&mut self, channel: ChannelIndex, frame: &Frame<'_>, free: &mut FreeList) -> Result<(), DropReason> {
         if let Some(&at) = self.last.get(&channel) {
             let building = &mut self.cells[at];
             let mut writer = Writer::resume(building.cell.body_mut(self.payload), building.written);
@@ -61,7 +62,7 @@ impl Packer {
     }
 
     /// Pads all cells and hands them over in order, each with its channel.
-    pub fn finish(&mut self) -> impl Iterator<Item = (u32, Cell<Opened>)> {
+    pub fn finish(&mut self) -> impl Iterator<Item = (ChannelIndex, Cell<Opened>)> {
         self.last.clear();
         let payload = self.payload;
         self.cells.drain(..).map(move |mut building| {
@@ -84,17 +85,17 @@ mod tests {
         for i in 0..6u8 {
             for channel in [3, 4] {
                 let frame = Frame::Dgram { flow: u16::from(i), data: &[i; 60] };
-                packer.put(channel, &frame, &mut free).unwrap();
+                packer.put(ChannelIndex(channel), &frame, &mut free).unwrap();
             }
         }
         let too_large = Frame::Dgram { flow: 1, data: &[0; 204] };
-        assert_eq!(packer.put(3, &too_large, &mut free), Err(DropReason::TooLarge));
+        assert_eq!(packer.put(ChannelIndex(3), &too_large, &mut free), Err(DropReason::TooLarge));
         let mut cells: Vec<_> = packer.finish().collect();
         assert_eq!(cells.len(), 4, "three datagrams of 65 bytes to a cell");
         for channel in [3, 4] {
             let flows: Vec<u16> = cells
                 .iter_mut()
-                .filter(|(of, _)| *of == channel)
+                .filter(|(of, _)| *of == ChannelIndex(channel))
                 .flat_map(|(_, cell)| {
                     parse(cell.body_mut(208), Direction::Forward)
                         .unwrap()
