@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use dataplane::exit::policy::Rule;
-use dataplane::io::calls::Io;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
+use dataplane::socket::backend::Io;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use wire::cell::Class;
 
 use crate::log::LogArgs;

@@ -9,10 +9,10 @@ use dataplane::entry::{Destination, NotADestination};
 use dataplane::exit::Filtering;
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Rule;
-use dataplane::io::calls::Io;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
 use dataplane::rate::Rate;
+use dataplane::socket::backend::Io;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use serde::Deserialize;
 use toml::Spanned;
 

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use dataplane::io::calls::Calls;
 use dataplane::lanes;
+use dataplane::socket::backend::Calls;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Shape;
 use wire::frames;
