@@ -163,7 +163,7 @@ fn mistakes_in_files_are_reported_as_by_the_node() {
     assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: its noise key is not that"]);
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
     let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
-    assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "no such engine"]);
+    assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "expected wide512"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use control::{Config, Control, DataOp, Input, Output};
 use dataplane::sys;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, HEADER_LEN, Header, Shape};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
@@ -161,7 +161,7 @@ impl Neighbour {
             Some((slot, Header::from_block(&clear[0], self.class).ok()?))
         })?;
         let (link, slot, next) = (slot.link, slot.id, !slot.current);
-        if header.kind == Kind::Data {
+        if header.kind == CellKind::Data {
             // Not authenticated yet: the caller opens some of the cells.
             if next && self.side == Side::Up {
                 self.control.handle(now, wall, Input::Promoted { link, slot, from: self.mix });

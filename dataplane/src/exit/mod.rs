@@ -364,7 +364,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             return packer.put(flow.channel, &frame, free);
         };
-        if frames::fragments(payload, data.len()).is_none() {
+        if frames::fragment_count(payload, data.len()).is_none() {
             return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {

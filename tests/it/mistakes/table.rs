@@ -172,7 +172,7 @@ table! { CHAIN:
         &["identity is not 32 bytes"];
     "the identity of somebody else",
         Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
-        &["node 1: the signature is not by"];
+        &["node 1: the signature does not match"];
     "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
         &["is not in the signed descriptor, which says 127.0.0.1:4701", "`next`"];
     "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
@@ -180,10 +180,10 @@ table! { CHAIN:
     "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
         &["the descriptor is not base64"];
     "a descriptor cut short", Line("chain.toml", "descriptor", "descriptor = \"ZWRkeQE=\""), MIX,
-        &["node 1: the descriptor is cut short"];
+        &["node 1: the descriptor is truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "a descriptor with a bad signature", Do(|s| sign(s, |_| {}, |signed| *signed.last_mut().unwrap() ^= 1)), MIX,
-        &["chain.toml:", "node 1: the signature is not by the identity", "the node's operator"];
+        &["chain.toml:", "node 1: the signature does not match the identity", "the node's operator"];
     "a descriptor that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
         &["node 1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
@@ -344,7 +344,7 @@ table! { COMMAND_LINE:
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
-        &["EDDY_AEAD=wide128", "no such engine", "portable or rustcrypto"];
+        &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
     "an `EDDY_LOG` that is not a filter", Do(|s| s.environment.push(("EDDY_LOG", "dbug"))), MIX,
         &["invalid EDDY_LOG \"dbug\"", "expected a level", "info,eddy_node=debug"];
     "a `--log` that is not a filter", Nothing, "mix --config mix1.toml --log eddy_node=loud",
@@ -352,7 +352,7 @@ table! { COMMAND_LINE:
     "a `--log-format` that does not exist", Nothing, "mix --config mix1.toml --log-format yaml",
         &["yaml", "--log-format", "text, json"];
     "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
-        &["EDDY_AEAD=:", "no such engine", "or unset it"];
+        &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
         &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"];
     "a chain made over another", Nothing, "init .", &["chain.toml exists", "--force"];
