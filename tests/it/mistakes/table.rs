@@ -393,7 +393,7 @@ fn hold(scene: &mut Scene, port: &'static str) -> SocketAddr {
 fn net(scene: &mut Scene, prelude: &'static str) {
     (scene.apart, scene.prelude) = (true, prelude);
     if !scene.can(prelude) {
-        scene.impossible("needs network namespaces, `unshare` and `ip`");
+        scene.impossible("needs network namespaces and ip(8): `unshare -rn ip link` must work, or run as root");
     }
 }
 
@@ -401,7 +401,7 @@ fn privileged_ports(scene: &mut Scene) {
     scene.unprivileged = true;
     let file = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     if fs::read_to_string(file).is_ok_and(|first| first.trim().parse::<u16>().is_ok_and(|first| first <= 47)) {
-        scene.impossible("every user may bind every port here");
+        scene.impossible("every user may bind every port: sysctl -w net.ipv4.ip_unprivileged_port_start=1024");
     }
 }
 
@@ -415,7 +415,7 @@ fn receive_buffer(scene: &mut Scene) {
     let most: usize = fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap().trim().parse().unwrap();
     let wanted = 1_000_000_000;
     if most >= wanted {
-        return scene.impossible("the system grants every buffer");
+        return scene.impossible("the system grants every buffer: sysctl -w net.core.rmem_max=8388608");
     }
     scene.names.push((format!("grants {most}"), "grants 212992"));
     scene.edit("mix1.toml", "# receive_buffer", &format!("receive_buffer = {wanted}"));

@@ -2,7 +2,7 @@
 //!
 //! `known_answer.json` holds every input and every result, so that implementations in other languages
 //! can be compared with it. The test computes everything again and compares. If the protocol changes
-//! on purpose, `EDDY_BLESS=1 cargo test -p wire --test known_answer` rewrites the file; the difference
+//! on purpose, `EDDY_BLESS=1 cargo test -p wire known_answer` rewrites the file; the difference
 //! then belongs to the commit that changes SPEC.md.
 //!
 //! Strings are bytes in hexadecimal, numbers are numbers. Lists named for hops or links start with

@@ -132,10 +132,10 @@ fn cavp(name: &str, file: &str) -> Vec<Vector> {
 
 #[test]
 fn every_engine_passes_nist_cavp() {
-    let decrypt_128 = cavp("gcmDecrypt128", include_str!("cavp/gcmDecrypt128.rsp"));
-    let decrypt_256 = cavp("gcmDecrypt256", include_str!("cavp/gcmDecrypt256.rsp"));
-    let encrypt_128 = cavp("gcmEncryptExtIV128", include_str!("cavp/gcmEncryptExtIV128.rsp"));
-    let encrypt_256 = cavp("gcmEncryptExtIV256", include_str!("cavp/gcmEncryptExtIV256.rsp"));
+    let decrypt_128 = cavp("gcmDecrypt128", include_str!("../cavp/gcmDecrypt128.rsp"));
+    let decrypt_256 = cavp("gcmDecrypt256", include_str!("../cavp/gcmDecrypt256.rsp"));
+    let encrypt_128 = cavp("gcmEncryptExtIV128", include_str!("../cavp/gcmEncryptExtIV128.rsp"));
+    let encrypt_256 = cavp("gcmEncryptExtIV256", include_str!("../cavp/gcmEncryptExtIV256.rsp"));
     for set in [&decrypt_128, &decrypt_256, &encrypt_128, &encrypt_256] {
         assert_eq!(set.len(), 75);
     }
