@@ -265,8 +265,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if destination.open_len() > payload {
             return Err(DropReason::BadAddress);
         }
-        if frames::fragments(payload, data.len()).is_none() {
-            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::longest(payload) }, now);
+        if frames::fragment_count(payload, data.len()).is_none() {
+            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::max_datagram_len(payload) }, now);
             return Err(DropReason::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {

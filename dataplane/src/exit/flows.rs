@@ -13,6 +13,7 @@ use hashbrown::HashMap;
 use wire::frames::Token;
 use wire::ids::ChannelIndex;
 
+use super::fallback::Fallbacks;
 use super::limits::Usage;
 use super::mappings::{Held, Mappings};
 use super::names::{NO_QUERY, Names, QUESTIONS_MAX};
@@ -110,6 +111,8 @@ pub struct Flows {
     /// Places that flows have left: at most one a flow.
     aliases: Map<(ChannelIndex, u16), Alias>,
     names: Names,
+    /// Further addresses of names.
+    pub fallbacks: Fallbacks,
     wheel: Wheel,
     due: Vec<u32>,
 }
@@ -129,6 +132,7 @@ impl Flows {
             mappings: Mappings::default(),
             aliases: Map::default(),
             names: Names::default(),
+            fallbacks: Fallbacks::default(),
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
         }
@@ -200,9 +204,38 @@ impl Flows {
     }
 
     /// The flow whose peer this is.
-    pub fn talking_to(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
+    pub fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(u32, &mut Flow)> {
+        let id = *self.by_peer.get(&(socket, to))?;
+        Some((id, self.flows[id as usize].as_mut()?))
+    }
+
+    /// The flow whose peer this is and has sent something: a flow to a name keeps that address.
+    pub fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
+        self.fallbacks.forget(id);
         self.flows[id as usize].as_mut()
+    }
+
+    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
+    /// to send there again.
+    pub fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
+        let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
+        let mut again = Vec::new();
+        let to = loop {
+            let (ip, datagrams) = self.fallbacks.next(id, now)?;
+            again.extend(datagrams);
+            let to = SocketAddr::new(ip, left.port());
+            if self.connect(apps, id, to).is_ok() {
+                break to;
+            }
+        };
+        if self.by_peer.get(&(socket, left)) == Some(&id) {
+            self.by_peer.remove(&(socket, left));
+        }
+        let flow = self.flows[id as usize].as_mut()?;
+        // What holds for the new peer is judged again.
+        flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
+        Some((to, again))
     }
 
     /// A flow of the client that has this socket.
@@ -397,6 +430,7 @@ impl Flows {
     pub fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
+        self.fallbacks.forget(id);
         self.by_number.remove(&(flow.channel, flow.number));
         self.by_token.remove(&flow.token);
         if let Some(was) = flow.was {

@@ -6,16 +6,19 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use wire::frames::{Address, Frame, Status, Token};
 use wire::ids::ChannelIndex;
 use wire::reassembly::{Outcome, Reassembler};
 
+use super::fallback::CANDIDATES_MAX;
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
 use crate::socket::Port;
+use crate::socket::app_batch::SocketId;
 use crate::socket::apps::Apps;
 
 impl<U: Port, A: Apps> Exit<U, A> {
@@ -90,6 +93,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Ok(()) => {
                         self.end.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
+                        self.flows.fallbacks.keep(id, data, now);
                     }
                     Err(why) => {
                         tally.drop(why);
@@ -199,19 +203,26 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.end.datagrams.forward.drop_many(DropReason::Ended, lost);
     }
 
-    /// The resolver's answer: the first address that the policy admits is taken.
+    /// The resolver's answer: the flow sends to the first address that the policy admits, and may move on to some more.
     pub(super) fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
         let Some((id, port, waiting)) = self.flows.answered(query) else { return };
         let Some((channel, number)) = self.flows.place(id) else { return };
-        let admitted = addresses.iter().map(IpAddr::to_canonical).find(|ip| self.settings.policy.admits(*ip, port));
-        let done = match admitted {
-            Some(ip) => {
-                let to = SocketAddr::new(ip, port);
-                self.flows.connect(&mut self.end.apps, id, to).map(|()| to)
+        let mut candidates = ArrayVec::<IpAddr, CANDIDATES_MAX>::new();
+        for ip in addresses.iter().map(IpAddr::to_canonical) {
+            if !candidates.is_full() && !candidates.contains(&ip) && self.settings.policy.admits(ip, port) {
+                candidates.push(ip);
             }
-            None if addresses.is_empty() => Err(DropReason::Unresolvable),
-            None => Err(DropReason::Policy),
-        };
+        }
+        let nothing = if addresses.is_empty() { DropReason::Unresolvable } else { DropReason::Policy };
+        let mut done = Err(nothing);
+        for (i, ip) in candidates.iter().enumerate() {
+            let to = SocketAddr::new(*ip, port);
+            done = self.flows.connect(&mut self.end.apps, id, to).map(|()| to);
+            if done.is_ok() {
+                self.flows.fallbacks.add(id, &candidates[i + 1..]);
+                break;
+            }
+        }
         match done {
             Ok(to) => {
                 self.judge(channel, number, to);
@@ -223,6 +234,44 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
         }
         self.answer(channel, number, done.map(|_| ()));
+    }
+
+    /// Handles what the system has reported unreachable, and sends what that moves on to another address.
+    pub(super) fn move_on(&mut self, now: Nanos) {
+        loop {
+            let mut unreachable = std::mem::take(&mut self.unreachable);
+            self.end.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
+            unreachable.drain(..).for_each(|(socket, to)| self.unreachable(socket, to, now));
+            self.unreachable = unreachable;
+            // Each flow has a few addresses, so this ends.
+            if self.end.send_batch.is_empty() {
+                return;
+            }
+            self.end.send_batch.shuffle_flows(&mut self.rng);
+            self.end.send_datagrams();
+        }
+    }
+
+    /// The system reports that nothing arrives at a flow's peer: the flow moves on to the next address of its name, or the
+    /// entry hears of it.
+    fn unreachable(&mut self, socket: SocketId, to: SocketAddr, now: Nanos) {
+        let Some((id, flow)) = self.flows.talking_to(socket, to) else { return };
+        let (channel, number) = (flow.channel, flow.number);
+        if self.flows.fallbacks.has(id)
+            && self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
+            && let Some((to, again)) = self.flows.move_on(&mut self.end.apps, id, now)
+        {
+            self.judge(channel, number, to);
+            for data in again {
+                self.end.datagrams.forward.injected += 1;
+                self.datagram(channel, number, &data, now);
+            }
+            self.answer(channel, number, Ok(()));
+        } else if let Some((_, flow)) = self.flows.talking_to(socket, to)
+            && flow.may_report(now)
+        {
+            self.tell(channel, number, Status::Unreachable);
+        }
     }
 
     /// Reports on a flow.

@@ -5,6 +5,7 @@
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
+mod fallback;
 mod flows;
 mod forward;
 pub mod limits;
@@ -23,7 +24,7 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Shape};
-use wire::frames::{self, Frame, Status};
+use wire::frames::{self, Frame};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason};
 use wire::key::Generations;
@@ -39,7 +40,7 @@ use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::Worker;
 use crate::socket::Port;
-use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch};
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SocketId};
 use crate::socket::apps::Apps;
 use crate::stage::open;
 use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
@@ -148,6 +149,8 @@ pub struct Exit<U, A> {
     wheel: Wheel,
     next_tick: Nanos,
     receive_batch: ReceiveBatch,
+    /// Peers that the system has reported unreachable in this turn.
+    unreachable: Vec<(SocketId, SocketAddr)>,
     due: Vec<u32>,
 }
 
@@ -180,6 +183,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             wheel: Wheel::new(now / SECOND),
             next_tick: now,
             receive_batch: ReceiveBatch::default(),
+            unreachable: Vec::new(),
             due: Vec::new(),
             settings,
         }
@@ -284,22 +288,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 break;
             }
         }
-        let Self { end: Endpoint { apps, packer, free, .. }, flows, .. } = self;
-        apps.unreachable(&mut |socket, to| {
-            if let Some(flow) = flows.talking_to(socket, to)
-                && flow.may_report(now)
-            {
-                let status = Frame::Status { flow: flow.number, code: Status::Unreachable };
-                let _ = packer.put(flow.channel, &status, free);
-            }
-        });
     }
 
     /// One datagram from the internet.
     fn backward_datagram(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         let Self { end: Endpoint { packer, free, .. }, flows, limiter, settings, .. } = self;
         let payload = settings.shape.payload();
-        let Some(flow) = flows.talking_to(socket, from) else {
+        let Some(flow) = flows.heard(socket, from) else {
             if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
                 return Err(DropReason::Filtered);
             }
@@ -313,7 +308,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             return packer.put(flow.channel, &frame, free);
         };
-        if frames::fragments(payload, data.len()).is_none() {
+        if frames::fragment_count(payload, data.len()).is_none() {
             return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {
@@ -344,6 +339,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
         self.due = due;
         self.flows.forget_aliases(now);
+        self.flows.fallbacks.sweep(now);
         self.limiter.tick(now, self.flows.usages());
         self.refused.clear();
         let Self { end: Endpoint { apps, packer, free, .. }, flows, .. } = self;
@@ -409,6 +405,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.end.send_datagrams();
 
         self.receive_apps(now);
+        self.move_on(now);
         self.end.leave(now, |_| {});
 
         self.end.report(now);

@@ -1,11 +1,12 @@
 mod abuse;
+mod fallback;
 
 use super::*;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::stage::ingress::lengths;
 use crate::sys::Waker;
 use wire::cell::Class;
-use wire::frames::{Address, parse};
+use wire::frames::{Address, Status, parse};
 use wire::ids::LinkId;
 use wire::ids::Side;
 use wire::kdf::Secret;
@@ -199,6 +200,7 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
         let Endpoint { apps, send_batch, datagrams, .. } = &mut bench.exit.end;
         apps.send(send_batch, &mut datagrams.forward);
         bench.exit.receive_apps(bench.now);
+        bench.exit.move_on(bench.now);
         let mut said = bench.statuses();
         said.retain(|(_, status)| *status == Status::Unreachable);
         said

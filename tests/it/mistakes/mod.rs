@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::common::command::{assert_mistake, eddy, run};
+use crate::common::skipped;
 
 /// One mistake.
 struct Mistake {
@@ -132,7 +133,7 @@ impl Scene {
             command = Command::new(&program);
             command.stdin(Stdio::null()).uid(NOBODY).gid(NOBODY).env_clear();
             if command.arg("--version").stdout(Stdio::null()).status().is_err() {
-                self.impossible("the user nobody may not run a program in the temporary folder");
+                self.impossible("the user nobody must be able to run a program in the temporary folder: set TMPDIR");
             }
             command = Command::new(program);
             command.stdin(Stdio::null()).uid(NOBODY).gid(NOBODY).env_clear();
@@ -242,7 +243,7 @@ fn every_mistake_has_one_line_with_place_and_fix() {
             let status = scene.path("mix1.sock");
             let was = status.exists();
             let Some(output) = scene.run(command) else {
-                eprintln!("not tried here: {name}: {}", scene.impossible.unwrap_or_default());
+                skipped(format!("{name}: {}", scene.impossible.unwrap_or_default()));
                 let kept = printed.lines().find(|line| line.starts_with(&head(name)));
                 lines.push(kept.unwrap_or_else(|| panic!("{name}: nowhere tried yet")).to_owned());
                 continue;
@@ -274,7 +275,7 @@ fn default_receive_buffer_is_best_effort() {
     scene.edit("mix1.toml", "up", "up = \"127.0.0.1:0\"");
     let mut command = scene.command();
     if let Some(why) = scene.impossible {
-        return eprintln!("not tried here: {why}");
+        return skipped(why);
     }
     let mut node = Running::new(command.args(["mix", "--config", "mix1.toml"]));
     let said = node.until_ready();

@@ -31,7 +31,7 @@ fn a_client_keeps_one_port_towards_all_its_peers() {
     let sockets: Vec<_> = (0..3).map(|n| socket(&mut flows, 1, n)).collect();
     assert!(sockets.iter().all(|s| *s == sockets[0]));
     assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
-    assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
+    assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().1.number, 2);
     assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
     assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 9), 7, [8; 16], peer(9), 0), Err(DropReason::ChannelFlowsFull));
 }
