@@ -270,7 +270,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         } else if let Some((_, flow)) = self.flows.talking_to(socket, to)
             && flow.may_report(now)
         {
-            self.tell(channel, number, Status::Unreachable);
+            self.report_status(channel, number, Status::Unreachable);
         }
     }
 
