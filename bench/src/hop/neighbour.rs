@@ -18,7 +18,7 @@ use wire::link::HeaderKey;
 
 use crate::udp::{MESSAGE_MAX, MESSAGES};
 
-/// How a socket receives.
+/// Receive options of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Receive {
     /// Bytes of the receive buffer.
