@@ -12,14 +12,13 @@ use crate::{Nanos, sys};
 
 /// Most cells of one receive call: few enough that they stay in the cache until they are
 /// opened.
-pub const RECEIVE_MAX: usize = 1024;
+pub(crate) const RECEIVE_MAX: usize = 1024;
 /// Most handshake datagrams of one receive call; control's queue takes fewer.
 const HANDSHAKES_MAX: usize = 256;
 
 /// The lengths of datagrams that mean something on one socket (SPEC 2.3, 4.2).
 #[derive(Clone, Copy, Debug)]
 pub struct Lengths {
-    /// Of a cell.
     pub cell: usize,
     /// Of handshake datagrams; none of them is a cell's.
     pub handshakes: &'static [usize],
@@ -30,7 +29,6 @@ pub struct Lengths {
 pub struct Run {
     /// Where they come from.
     pub peer: SocketAddr,
-    /// How many.
     pub count: usize,
 }
 
@@ -84,7 +82,7 @@ impl Arrivals {
     }
 
     /// Adds a datagram that is not a cell: `len` bytes, which `parts` hold one after the other.
-    pub fn push_other<'a>(
+    pub(crate) fn push_other<'a>(
         &mut self,
         lengths: Lengths,
         len: usize,
@@ -188,7 +186,7 @@ impl Departures {
     }
 
     /// The marks of the tickets of the run that is added next. A run without them does not count.
-    pub fn push_times(&mut self, times: impl Iterator<Item = u32>) {
+    pub(crate) fn push_times(&mut self, times: impl Iterator<Item = u32>) {
         let base = self.base;
         self.groups.extend(times.map(|times| base + times));
     }
@@ -211,7 +209,6 @@ impl Departures {
         self.cell_len
     }
 
-    /// How many wait.
     pub fn len(&self) -> usize {
         self.cells.len()
     }
@@ -252,7 +249,7 @@ impl Departures {
     }
 
     /// Whether something was sent since the last [`Departures::record_latency`].
-    pub fn has_unrecorded(&self) -> bool {
+    pub(crate) fn has_unrecorded(&self) -> bool {
         self.gone > 0
     }
 

@@ -35,14 +35,13 @@ impl FreeList {
         self.buffers.pop()
     }
 
-    /// Returns a buffer.
     pub fn give(&mut self, buffer: &'static mut Buffer) {
         debug_assert!(self.buffers.len() < self.total);
         self.buffers.push(buffer);
     }
 
     /// `buffers` buffers go to another core, full or empty; they were taken before.
-    pub fn part_with(&mut self, buffers: usize) {
+    pub(crate) fn part_with(&mut self, buffers: usize) {
         self.total -= buffers;
     }
 

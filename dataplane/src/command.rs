@@ -19,19 +19,10 @@ use crate::sys::Waker;
 /// One change that control makes.
 pub enum Command {
     /// A new neighbour, without slots yet.
-    InstallLink {
-        /// Its number.
-        link: LinkId,
-        /// Which neighbour.
-        side: Side,
-        /// Its address.
-        peer: SocketAddr,
-    },
+    InstallLink { link: LinkId, side: Side, peer: SocketAddr },
     /// Header keys of a finished handshake.
     InstallSlot {
-        /// The link.
         link: LinkId,
-        /// Its number.
         slot: SlotId,
         /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
         /// current at once.
@@ -40,33 +31,21 @@ pub enum Command {
         header_i2r: Zeroizing<[u8; 16]>,
         /// Header key of backward cells.
         header_r2i: Zeroizing<[u8; 16]>,
-        /// Where it goes.
         rank: Rank,
     },
     /// The next slot becomes current.
     Promote {
-        /// The link.
         link: LinkId,
-        /// The slot.
         slot: SlotId,
         /// Where the link's cells go from now on.
         peer: SocketAddr,
     },
     /// A slot has expired.
-    RetireSlot {
-        /// The link.
-        link: LinkId,
-        /// The slot.
-        slot: SlotId,
-    },
+    RetireSlot { link: LinkId, slot: SlotId },
     /// A link is gone.
-    RetireLink {
-        /// The link.
-        link: LinkId,
-    },
+    RetireLink { link: LinkId },
     /// A channel is open.
     InstallChannel {
-        /// Its index.
         channel: ChannelIndex,
         /// Link and number towards the entry.
         up: Option<(LinkId, u32)>,
@@ -74,55 +53,34 @@ pub enum Command {
         down: Option<(LinkId, u32)>,
         /// What the setup left.
         keys: ChannelKeys,
-        /// Its constant lifetime.
         lifetime_s: u16,
-        /// Its first number.
         first: u64,
     },
     /// A channel is to end.
-    RetireChannel {
-        /// Its index.
-        channel: ChannelIndex,
-    },
+    RetireChannel { channel: ChannelIndex },
     /// Entry: clients of one channel move to another.
-    Supersede {
-        /// Whose lifetime ends.
-        old: ChannelIndex,
-        /// Its replacement.
-        new: ChannelIndex,
-    },
+    Supersede { old: ChannelIndex, new: ChannelIndex },
     /// Entry: listen at one more socket.
     Listen {
         /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
         id: u32,
-        /// The socket, bound.
         socket: UdpSocket,
         /// What to do with its datagrams.
         listener: Listener,
     },
     /// Entry: close a listening socket, and forget its clients.
-    Unlisten {
-        /// Which.
-        id: u32,
-    },
+    Unlisten { id: u32 },
     /// A cell of control's: sealed body, header in the clear.
     Inject {
         /// The link it leaves on.
         link: LinkId,
         /// The slot it was sealed under.
         slot: SlotId,
-        /// Its header.
         header: Header,
-        /// Its body.
         body: Vec<u8>,
     },
     /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
-    Resolved {
-        /// The question's number.
-        query: u32,
-        /// Addresses.
-        addresses: Vec<IpAddr>,
-    },
+    Resolved { query: u32, addresses: Vec<IpAddr> },
 }
 
 /// Sends operations to a node's workers, in order.
@@ -143,7 +101,6 @@ struct Ring {
 }
 
 impl Ring {
-    /// How many wait.
     fn waiting(&self) -> usize {
         self.ring.buffer().capacity() - self.ring.slots()
     }
@@ -254,7 +211,6 @@ impl CommandSender {
         self.rings.iter().map(oldest).min().unwrap_or(self.pushed)
     }
 
-    /// Wakes the workers.
     pub fn signal(&self) {
         self.rings.iter().for_each(|ring| ring.waker.wake());
     }

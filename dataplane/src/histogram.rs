@@ -8,7 +8,6 @@
 const BITS: u32 = 3;
 /// What is longer than this many bits goes into the last bucket; of nanoseconds, 137 seconds.
 const LENGTH_MAX: u32 = 37;
-/// Buckets.
 const BUCKETS: usize = (((LENGTH_MAX - BITS) << BITS) + (1 << BITS)) as usize;
 
 /// Counts of numbers, by size.
@@ -84,7 +83,6 @@ impl Histogram {
         filled.map(|(place, count)| (if place == BUCKETS - 1 { self.max } else { upper(place) }, *count))
     }
 
-    /// Of both.
     #[must_use]
     pub fn and(mut self, other: &Histogram) -> Histogram {
         self.count += other.count;

@@ -20,7 +20,6 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// One of each.
     pub const ONE: Lanes = Lanes { own: 1, next: 1 };
 
     /// Sockets towards the next hop.
@@ -29,12 +28,12 @@ impl Lanes {
     }
 
     /// The edge that cells of this channel number come to and leave from, towards the previous hop.
-    pub fn up_edge(self, number: u32) -> usize {
+    pub(crate) fn up_edge(self, number: u32) -> usize {
         number as usize % self.own
     }
 
     /// The same towards the next hop.
-    pub fn down_edge(self, number: u32) -> usize {
+    pub(crate) fn down_edge(self, number: u32) -> usize {
         number as usize % self.downs()
     }
 }

@@ -51,7 +51,6 @@ impl Groups {
         Groups { times: Vec::with_capacity(capacity), recent: [0; 1 << RECENT_BITS] }
     }
 
-    /// Forgets all.
     pub fn clear(&mut self) {
         self.times.clear();
     }
@@ -79,9 +78,7 @@ impl Groups {
 pub struct Latency {
     /// In the pool, until it was due.
     pub pool: Histogram,
-    /// All the rest.
     pub node: Histogram,
-    /// Both.
     pub total: Histogram,
 }
 
@@ -98,7 +95,6 @@ impl Latency {
         self.add(times.released - times.arrived, sent.saturating_sub(times.released), cells);
     }
 
-    /// Of both.
     #[must_use]
     pub fn and(self, other: &Latency) -> Latency {
         Latency {
@@ -142,7 +138,6 @@ impl Shared {
         self.lock().clone()
     }
 
-    /// To count.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Profile> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -164,7 +164,7 @@ impl DropReason {
 }
 
 /// Number of reasons.
-pub const DROPS: usize = DropReason::ALL.len();
+pub(crate) const DROPS: usize = DropReason::ALL.len();
 
 /// Counters of one unit in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ pub mod wheel;
 pub type Nanos = u64;
 
 /// Nanoseconds in a microsecond.
-pub const MICRO: Nanos = 1_000;
+pub(crate) const MICRO: Nanos = 1_000;
 /// Nanoseconds in a millisecond.
 pub const MILLI: Nanos = 1_000_000;
 /// Nanoseconds in a second.

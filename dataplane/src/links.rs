@@ -28,18 +28,15 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Deciphers what arrives.
     pub fn incoming(&self) -> &HeaderKey {
         &self.incoming
     }
 
-    /// Enciphers what leaves.
     pub fn outgoing(&self) -> &HeaderKey {
         &self.outgoing
     }
 }
 
-/// One neighbour.
 pub struct Link {
     id: LinkId,
     side: Side,
@@ -85,7 +82,6 @@ impl Link {
 /// All links of a worker.
 #[derive(Default)]
 pub struct Links {
-    /// By place.
     list: Vec<Option<Link>>,
     count: usize,
     /// Links that did something since the last report, each once.
@@ -157,8 +153,7 @@ impl Links {
         true
     }
 
-    /// Forgets a slot.
-    pub fn retire_slot(&mut self, id: LinkId, slot: SlotId) {
+    pub(crate) fn retire_slot(&mut self, id: LinkId, slot: SlotId) {
         let Some(link) = self.link_mut(id) else { return };
         for place in [&mut link.current, &mut link.next, &mut link.previous] {
             place.take_if(|s| s.id == slot);
@@ -166,7 +161,6 @@ impl Links {
         self.remap(id);
     }
 
-    /// Forgets a link.
     pub fn retire(&mut self, id: LinkId) {
         if let Some(link) = self.list.get_mut(id.index()).and_then(|at| at.take_if(|link| link.id == id)) {
             self.count -= 1;
@@ -227,19 +221,19 @@ impl Links {
     }
 
     /// Whether a link did something that was not reported.
-    pub fn has_activity(&self) -> bool {
+    pub(crate) fn has_activity(&self) -> bool {
         !self.active.is_empty()
     }
 
     /// Takes what one link did, if one did something: number, received, sent.
-    pub fn take_activity(&mut self) -> Option<(LinkId, bool, bool)> {
+    pub(crate) fn take_activity(&mut self) -> Option<(LinkId, bool, bool)> {
         let id = self.active.pop()?;
         let link = self.link_mut(id).expect("a retired link is not active");
         Some((id, std::mem::take(&mut link.received), std::mem::take(&mut link.sent)))
     }
 
     /// True the first time that a cell authenticates under this next slot: control must hear of it once.
-    pub fn proposes(&mut self, id: LinkId, slot: SlotId) -> bool {
+    pub(crate) fn proposes(&mut self, id: LinkId, slot: SlotId) -> bool {
         self.link_mut(id).is_some_and(|link| link.proposed.replace(slot) != Some(slot))
     }
 

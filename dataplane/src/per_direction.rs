@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut};
 use wire::cell::Direction;
 
 /// Both directions, in the order in which a turn serves them.
-pub const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
+pub(crate) const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
 /// One `T` for cells towards the exit, one for cells towards the entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,36 +18,28 @@ pub enum Punt {
     Handshake {
         /// The socket it came in on.
         side: Side,
-        /// Its sender.
         from: SocketAddr,
-        /// The datagram.
         datagram: Bytes,
     },
     /// A setup, ack or link cell; its body is sealed still.
     Cell {
-        /// The link.
         link: LinkId,
         /// The slot under which its header deciphered.
         slot: SlotId,
         /// Its source: the link's address, if it promotes the slot.
         from: SocketAddr,
-        /// Its header.
         header: Header,
-        /// Its body.
         body: Bytes,
     },
     /// A data cell authenticated under the link's next slot: [`crate::table::Command::Promote`] is the answer.
     Promoted {
-        /// The link.
         link: LinkId,
-        /// The slot.
         slot: SlotId,
         /// Where that cell came from: the link's address from now on.
         from: SocketAddr,
     },
     /// What a link did since the last report, at most every 100 ms.
     Activity {
-        /// The link.
         link: LinkId,
         /// A data cell passed header and window.
         received: bool,
@@ -55,17 +47,11 @@ pub enum Punt {
         sent: bool,
     },
     /// A channel is gone.
-    ChannelEnded {
-        /// Its index.
-        channel: ChannelIndex,
-        /// Why.
-        reason: EndReason,
-    },
+    ChannelEnded { channel: ChannelIndex, reason: EndReason },
     /// Exit: a name to resolve; answered by [`crate::table::Command::Resolved`].
     Resolve {
         /// Names the question in the answer.
         query: u32,
-        /// The name.
         name: Box<str>,
     },
     /// Something that an operator or a client should know, at most a hundred times a second.
@@ -86,25 +72,18 @@ pub struct ClientAt {
 pub enum Notice {
     /// Entry: a local datagram is longer than eight fragments.
     TooLarge {
-        /// Where and whose.
         client: ClientAt,
-        /// Its length.
         len: usize,
         /// The most that travels.
         max: usize,
     },
     /// Entry: a socket that it was given cannot be listened at.
-    Deaf {
-        /// The system's word.
-        why: String,
-    },
+    Deaf { why: String },
     /// Entry: the exit refused a flow.
     Refused {
-        /// Whose.
         client: ClientAt,
         /// What the flow is for.
         destination: String,
-        /// Why.
         status: wire::frames::Status,
     },
 }
@@ -134,7 +113,6 @@ impl Bytes {
         Bytes { len, bytes }
     }
 
-    /// The copy.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
@@ -155,7 +133,6 @@ impl PuntSender {
         PuntSender { ring, waker, unsignalled: false, owed: VecDeque::new() }
     }
 
-    /// Free places.
     pub fn room(&self) -> usize {
         self.ring.slots()
     }
@@ -163,7 +140,7 @@ impl PuntSender {
     /// Queues a message that strangers or users can cause at will. It leaves [`RESERVED`] places to the
     /// others.
     #[must_use]
-    pub fn send_modestly(&mut self, punt: Punt) -> bool {
+    pub(crate) fn send_modestly(&mut self, punt: Punt) -> bool {
         self.room() > RESERVED && self.send(punt)
     }
 

@@ -17,11 +17,11 @@ use crate::sys::Waker;
 /// Token of control's eventfd.
 pub const WAKE: u64 = 0;
 /// Token of the socket towards the entry.
-pub const UP: u64 = 1;
+pub(crate) const UP: u64 = 1;
 /// Token of the socket towards the exit.
-pub const DOWN: u64 = 2;
+pub(crate) const DOWN: u64 = 2;
 /// Tokens of application sockets start here.
-pub const APPS: u64 = 16;
+pub(crate) const APPS: u64 = 16;
 
 /// A thread's worth of data plane.
 pub trait Worker {
@@ -40,7 +40,7 @@ pub trait Worker {
 
 /// How long a worker waits that could not send all it had, in which time a send buffer of 200 kB lets go of about
 /// a hundred cells at 500,000 a second.
-pub const BLOCKED_WAIT: Nanos = crate::MILLI / 5;
+pub(crate) const BLOCKED_WAIT: Nanos = crate::MILLI / 5;
 
 /// What the clock shows at the start, so that "just before" is a time too.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -132,11 +132,9 @@ pub struct Run<'a> {
     pub poller: &'a Poller,
     /// Woken by control, and when `stop` is set.
     pub waker: &'a Waker,
-    /// The node's clock.
     pub clock: Clock,
     /// How long the loop keeps polling after the last arrival before it sleeps.
     pub spin: Duration,
-    /// Ends it.
     pub stop: &'a AtomicBool,
     /// Where its turns are counted.
     pub turns: &'a Turns,

@@ -19,7 +19,7 @@ use crate::slab::Slab;
 use crate::sys;
 
 /// A hop's channel ends this many seconds after its last authentic forward cell (SPEC 5.8).
-pub const IDLE_S: u64 = 30;
+pub(crate) const IDLE_S: u64 = 30;
 
 /// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
 #[repr(C, align(64))]
@@ -47,13 +47,12 @@ impl<K: Prepared> Half<K> {
         self.keys.since(self.window.lowest(), seq)
     }
 
-    /// Its window.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
     /// Second of its last cell; of its opening, before there is one.
-    pub fn seen_s(&self) -> u64 {
+    pub(crate) fn seen_s(&self) -> u64 {
         self.seen_s.into()
     }
 
@@ -114,7 +113,6 @@ pub trait BackwardHalf: ChannelState {
 /// A channel; what a cell needs of it comes first.
 #[repr(C)]
 pub struct Record<C> {
-    /// The role's part.
     pub state: C,
     /// Link and number towards the entry.
     pub up: Option<(LinkId, u32)>,
@@ -128,7 +126,6 @@ type ByNumber = HashMap<(LinkId, u32), ChannelIndex, foldhash::fast::RandomState
 
 /// Links and channels of a worker.
 pub struct Table<C> {
-    /// Its links.
     pub links: Links,
     records: Slab<Record<C>>,
     by_up: ByNumber,
@@ -160,7 +157,7 @@ impl<C: ChannelState> Table<C> {
 
 impl<C: ForwardHalf> Table<C> {
     /// The second until which a hop's channel lives on, or why it ends now (SPEC 5.8).
-    pub fn lifespan(&self, channel: ChannelIndex, now_s: u64) -> Option<Result<u64, EndReason>> {
+    pub(crate) fn lifespan(&self, channel: ChannelIndex, now_s: u64) -> Option<Result<u64, EndReason>> {
         let record = self.record(channel)?;
         let idle_s = record.state.forward().seen_s() + IDLE_S;
         Some(if record.ends_s <= now_s {
@@ -193,7 +190,7 @@ impl<C> Table<C> {
 
     /// Adds a channel whose cells come here from the sides towards the entry and the exit, or from one of them: the
     /// other's come to another worker, and must be unknown here, or its window would not see them.
-    pub fn install_half(&mut self, channel: ChannelIndex, record: Record<C>, [from_up, from_down]: [bool; 2]) {
+    pub(crate) fn install_half(&mut self, channel: ChannelIndex, record: Record<C>, [from_up, from_down]: [bool; 2]) {
         self.remove(channel);
         if let Some(up) = record.up.filter(|_| from_up) {
             self.by_up.insert(up, channel);
@@ -219,7 +216,7 @@ impl<C> Table<C> {
     }
 
     /// The channel with this number on a link.
-    pub fn lookup(&self, side: Side, link: LinkId, number: u32) -> Option<ChannelIndex> {
+    pub(crate) fn lookup(&self, side: Side, link: LinkId, number: u32) -> Option<ChannelIndex> {
         let map = match side {
             Side::Up => &self.by_up,
             Side::Down => &self.by_down,
@@ -233,11 +230,10 @@ impl<C> Table<C> {
     }
 
     /// A channel by its index.
-    pub fn record_mut(&mut self, channel: ChannelIndex) -> Option<&mut Record<C>> {
+    pub(crate) fn record_mut(&mut self, channel: ChannelIndex) -> Option<&mut Record<C>> {
         self.records.get_mut(channel.index())
     }
 
-    /// All open channels.
     pub fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Record<C>)> {
         self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }

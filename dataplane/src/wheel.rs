@@ -23,7 +23,7 @@ impl Wheel {
 
     /// Makes `key` due at second `at_s`, at the earliest in the next second and at the latest after
     /// 4095, unless it is to become due anyway.
-    pub fn arm(&mut self, key: u32, at_s: u64) {
+    pub(crate) fn arm(&mut self, key: u32, at_s: u64) {
         let at = key as usize;
         if self.armed.len() <= at {
             self.armed.resize(at + 1, false);
@@ -51,7 +51,6 @@ impl Wheel {
         }
     }
 
-    /// Timers now.
     #[cfg(test)]
     pub(crate) fn timers(&self) -> usize {
         self.slots.iter().map(Vec::len).sum()

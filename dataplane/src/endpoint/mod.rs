@@ -167,7 +167,6 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         }
     }
 
-    /// Begins a turn.
     pub(crate) fn begin(&mut self, now: Nanos) {
         self.began = (now, self.datagrams[self.incoming()].sent);
     }
@@ -328,7 +327,6 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         self.out.lose(self.out.len(), &mut self.free);
     }
 
-    /// All open channels.
     pub(crate) fn channels(&self) -> Vec<ChannelIndex> {
         self.table.iter().map(|(channel, _)| channel).collect()
     }

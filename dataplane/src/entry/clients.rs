@@ -23,8 +23,7 @@ use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
 /// Most clients: one map number each.
-pub const CLIENTS_MAX: usize = 1 << 16;
-/// Most flows.
+pub(crate) const CLIENTS_MAX: usize = 1 << 16;
 pub const FLOWS_MAX: usize = 1 << 17;
 /// A refused flow is retried after this long.
 const RETRY: Nanos = 5 * SECOND;
@@ -42,7 +41,6 @@ pub enum FlowState {
     Open,
     /// The exit said no.
     Refused {
-        /// For this.
         reason: DropReason,
         /// Then it is asked again.
         until: Nanos,
@@ -55,11 +53,8 @@ pub struct Flow {
     destination: Destination,
     /// Names it for the exit, whatever channel it is on.
     pub token: Token,
-    /// Its channel.
     pub channel: ChannelIndex,
-    /// Its number there.
     pub number: u16,
-    /// Its client's map.
     pub map: u16,
     /// How far the exit is.
     pub state: FlowState,
@@ -75,11 +70,8 @@ pub struct Flow {
 
 /// Where an answer goes, and whose it is.
 pub struct Reply<'a> {
-    /// The listening socket.
     pub socket: SocketId,
-    /// The client.
     pub to: SocketAddr,
-    /// The flow.
     pub flow: u32,
     /// Who sent it: the flow's destination, or what that has resolved to.
     pub peer: Cow<'a, Destination>,
@@ -87,17 +79,14 @@ pub struct Reply<'a> {
 
 /// Whom a refusal concerns.
 pub struct Refusal<'a> {
-    /// The listening socket.
     pub socket: SocketId,
-    /// The client.
     pub address: SocketAddr,
-    /// What it wanted.
     pub destination: &'a Destination,
 }
 
 impl Flow {
     /// A fresh fragment id.
-    pub fn next_id(&mut self) -> u16 {
+    pub(crate) fn next_id(&mut self) -> u16 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
     }
@@ -133,7 +122,6 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// None yet.
     pub fn new(now: Nanos) -> Clients {
         Clients {
             clients: Vec::new(),
@@ -148,23 +136,21 @@ impl Clients {
         }
     }
 
-    /// Clients now.
     pub fn len(&self) -> usize {
         self.by_address.len()
     }
 
-    /// Flows now.
     pub fn flows(&self) -> usize {
         self.by_destination.len()
     }
 
     /// A channel can be used.
-    pub fn channel_up(&mut self, channel: ChannelIndex) {
+    pub(crate) fn channel_up(&mut self, channel: ChannelIndex) {
         self.channels.insert(channel, Channel::default());
     }
 
     /// A channel is gone; its clients are bound again at their next datagram.
-    pub fn channel_down(&mut self, channel: ChannelIndex) {
+    pub(crate) fn channel_down(&mut self, channel: ChannelIndex) {
         self.channels.remove(&channel);
         for client in self.clients.iter_mut().flatten().filter(|client| client.channel == Some(channel)) {
             client.channel = None;
@@ -172,7 +158,7 @@ impl Clients {
     }
 
     /// A channel's clients are to move to another. Answers still under way on the old one are delivered.
-    pub fn supersede(&mut self, old: ChannelIndex, new: ChannelIndex) {
+    pub(crate) fn supersede(&mut self, old: ChannelIndex, new: ChannelIndex) {
         let movers: Vec<u32> = (0..self.clients.len() as u32)
             .filter(|i| self.clients[*i as usize].as_ref().is_some_and(|client| client.channel == Some(old)))
             .collect();
@@ -347,7 +333,7 @@ impl Clients {
     }
 
     /// Where an answer on a flow goes.
-    pub fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
+    pub(crate) fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_ref()?;
         let client = self.clients[flow.client as usize].as_ref()?;

@@ -9,7 +9,6 @@ use wire::frames::{Address, Frame, is_host_name};
 
 use crate::ledger::DropReason;
 
-/// A listening socket.
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// What it does with its datagrams.
@@ -41,7 +40,6 @@ pub struct Association {
 /// Where a flow goes, as the exit will see it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
-    /// An address.
     Ip(SocketAddr),
     /// A name that the exit resolves, and a port. Shared: it is looked up by every datagram.
     Name(Arc<str>, u16),
@@ -71,7 +69,7 @@ impl Listener {
     }
 
     /// Whether its clients see where an answer comes from.
-    pub fn tells_peers(&self) -> bool {
+    pub(crate) fn tells_peers(&self) -> bool {
         matches!(self.kind, ListenerKind::Socks(_))
     }
 

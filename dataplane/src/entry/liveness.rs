@@ -17,7 +17,6 @@ pub const LOOK: Nanos = SECOND / 8;
 pub struct Liveness {
     /// When the first cell was sent since something came back.
     asked: Option<Nanos>,
-    /// When silence ends.
     speak_at: Nanos,
 }
 
@@ -44,12 +43,12 @@ impl Liveness {
     }
 
     /// Whether to ping now; asked at every look.
-    pub fn wants_ping(&self, now: Nanos) -> bool {
+    pub(crate) fn wants_ping(&self, now: Nanos) -> bool {
         now >= self.speak_at || self.asked.is_some_and(|at| now >= at + SECOND)
     }
 
     /// Whether the exit must be given up.
-    pub fn is_lost(&self, now: Nanos, after: Nanos) -> bool {
+    pub(crate) fn is_lost(&self, now: Nanos, after: Nanos) -> bool {
         self.asked.is_some_and(|at| now >= at + after)
     }
 }

@@ -42,10 +42,9 @@ use liveness::Liveness;
 
 /// Buffers of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const BUFFERS: usize = endpoint::buffers(BATCH_BUFFERS);
+pub(crate) const BUFFERS: usize = endpoint::buffers(BATCH_BUFFERS);
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
-/// Notices to control.
 const NOTICES: Rate = Rate::per_second(100);
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
@@ -107,7 +106,6 @@ struct Waiting {
 pub struct Entry<D, A> {
     settings: Settings,
     end: Endpoint<D, A, EntryChannel>,
-    /// By socket.
     listening: Vec<Option<Listening>>,
     clients: Clients,
     waiting: VecDeque<Waiting>,

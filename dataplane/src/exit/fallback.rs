@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use crate::{Nanos, SECOND};
 
 /// Addresses of a name that a flow tries.
-pub const CANDIDATES_MAX: usize = 4;
+pub(crate) const CANDIDATES_MAX: usize = 4;
 /// Datagrams of a flow that are kept.
 const KEPT_PER_FLOW: usize = 4;
 /// Datagrams that are kept, over all flows: of class L 10.8 MB.

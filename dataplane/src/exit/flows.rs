@@ -35,30 +35,19 @@ const MOVED: Nanos = 5 * SECOND;
 /// Where a flow sends.
 pub enum Target {
     /// From this socket to this peer.
-    Peer {
-        /// The socket.
-        socket: SocketId,
-        /// The peer.
-        to: SocketAddr,
-    },
+    Peer { socket: SocketId, to: SocketAddr },
     /// Its name is being resolved.
     Resolving {
-        /// The question's number.
         query: u32,
-        /// The port.
         port: u16,
         /// Datagrams that came meanwhile.
         waiting: Vec<Vec<u8>>,
     },
 }
 
-/// A flow.
 pub struct Flow {
-    /// Its channel.
     pub channel: ChannelIndex,
-    /// Its number there.
     pub number: u16,
-    /// Where it sends.
     pub target: Target,
     /// Its destination was a name, so the entry needs to learn the address.
     pub named: bool,
@@ -76,13 +65,13 @@ pub struct Flow {
 
 impl Flow {
     /// A fresh fragment id.
-    pub fn next_id(&mut self) -> u16 {
+    pub(crate) fn next_id(&mut self) -> u16 {
         self.next_id = self.next_id.wrapping_add(1);
         self.next_id
     }
 
     /// Whether an unreachable peer may be reported now: once a second.
-    pub fn may_report(&mut self, now: Nanos) -> bool {
+    pub(crate) fn may_report(&mut self, now: Nanos) -> bool {
         let may = now >= self.reported + SECOND;
         if may {
             self.reported = now;
@@ -118,7 +107,6 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// None yet.
     pub fn new(caps: Caps, idle: std::time::Duration, now: Nanos) -> Flows {
         Flows {
             caps,
@@ -138,12 +126,10 @@ impl Flows {
         }
     }
 
-    /// Flows now.
     pub fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    /// Sockets now.
     pub fn sockets(&self) -> usize {
         self.mappings.sockets()
     }
@@ -190,7 +176,7 @@ impl Flows {
     }
 
     /// The flow with this number on a channel, or that had it until a moment ago.
-    pub fn at_or_was(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    pub(crate) fn at_or_was(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = match self.by_number.get(&(channel, number)) {
             Some(id) => *id,
             None => self.aliases.get(&(channel, number))?.flow,
@@ -199,12 +185,12 @@ impl Flows {
     }
 
     /// Forgets places that flows have left long ago.
-    pub fn forget_aliases(&mut self, now: Nanos) {
+    pub(crate) fn forget_aliases(&mut self, now: Nanos) {
         self.aliases.retain(|_, alias| alias.until > now);
     }
 
     /// The flow whose peer this is.
-    pub fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(u32, &mut Flow)> {
+    pub(crate) fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(u32, &mut Flow)> {
         let id = *self.by_peer.get(&(socket, to))?;
         Some((id, self.flows[id as usize].as_mut()?))
     }
@@ -218,7 +204,7 @@ impl Flows {
 
     /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
     /// to send there again.
-    pub fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
+    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
         let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
         let mut again = Vec::new();
         let to = loop {
@@ -239,13 +225,13 @@ impl Flows {
     }
 
     /// A flow of the client that has this socket.
-    pub fn of_client(&mut self, socket: SocketId) -> Option<&mut Flow> {
+    pub(crate) fn of_client(&mut self, socket: SocketId) -> Option<&mut Flow> {
         let id = self.mappings.flow_of(socket)?;
         self.flows[id as usize].as_mut()
     }
 
     /// What flows with limits have used, and to which address.
-    pub fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
+    pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
             (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
             _ => None,
@@ -268,7 +254,7 @@ impl Flows {
     ///
     /// # Errors
     /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
-    pub fn relocate(
+    pub(crate) fn relocate(
         &mut self,
         channel: ChannelIndex,
         number: u16,
@@ -383,7 +369,7 @@ impl Flows {
     ///
     /// # Errors
     /// Flows or questions are short.
-    pub fn open_name(
+    pub(crate) fn open_name(
         &mut self,
         (channel, number): (ChannelIndex, u16),
         map: u16,
@@ -460,7 +446,7 @@ impl Flows {
     }
 
     /// Ends the flow with this number; returns datagrams that waited.
-    pub fn close_number(&mut self, apps: &mut impl Apps, channel: ChannelIndex, number: u16) -> usize {
+    pub(crate) fn close_number(&mut self, apps: &mut impl Apps, channel: ChannelIndex, number: u16) -> usize {
         match self.by_number.get(&(channel, number)) {
             Some(&id) => self.close(apps, id),
             None => 0,
@@ -468,7 +454,7 @@ impl Flows {
     }
 
     /// Ends all flows of a channel; returns datagrams that waited.
-    pub fn close_channel(&mut self, apps: &mut impl Apps, channel: ChannelIndex) -> usize {
+    pub(crate) fn close_channel(&mut self, apps: &mut impl Apps, channel: ChannelIndex) -> usize {
         // Its index is given out again: nothing that is left may be found under it. A client whose flows
         // have moved on keeps its socket; flows that it opens from here on get another.
         self.mappings.forget_channel(channel);

@@ -135,7 +135,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// An OPEN.
     fn open(
         &mut self,
         channel: ChannelIndex,

@@ -40,7 +40,7 @@ pub struct Usage {
 
 impl Usage {
     /// The same flow's towards the next address of its name. What it sent to the last one stays charged there.
-    pub fn moved_on(self) -> Usage {
+    pub(crate) fn moved_on(self) -> Usage {
         Usage { answered: false, charged: 0, ..self }
     }
 }
@@ -67,7 +67,6 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Nothing used yet.
     pub fn new(limits: Limits, now: Nanos) -> Limiter {
         let tables = [(); 2].map(|()| vec![Row::default(); ROWS].into_boxed_slice());
         Limiter { limits, tables, hashers: Default::default(), forget_at: now + FORGET }

@@ -45,7 +45,6 @@ pub(super) struct Mappings {
 }
 
 impl Mappings {
-    /// Sockets now.
     pub(super) fn sockets(&self) -> usize {
         self.by_socket.len()
     }

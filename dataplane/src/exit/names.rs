@@ -21,7 +21,6 @@ pub(super) struct Question {
     pub(super) channel: Option<ChannelIndex>,
 }
 
-/// All open questions.
 #[derive(Default)]
 pub(super) struct Names {
     questions: HashMap<u32, Question, foldhash::fast::RandomState>,
@@ -34,7 +33,6 @@ impl Names {
         self.questions.len()
     }
 
-    /// Datagrams that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }

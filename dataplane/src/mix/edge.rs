@@ -261,7 +261,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Whether nothing of the last release is left, so that the next one may leave.
-    pub fn may_leave(&self, direction: Direction) -> bool {
+    pub(crate) fn may_leave(&self, direction: Direction) -> bool {
         self.pipes[direction].out.is_empty()
     }
 
@@ -289,14 +289,14 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Drops what could not be sent before the end.
-    pub fn abandon(&mut self, direction: Direction) {
+    pub(crate) fn abandon(&mut self, direction: Direction) {
         let pipe = &mut self.pipes[direction];
         pipe.tally.drop_many(DropReason::Shutdown, pipe.out.len() as u64);
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
     /// Whether something was sent that is not counted by its time.
-    pub fn has_unrecorded(&self) -> bool {
+    pub(crate) fn has_unrecorded(&self) -> bool {
         self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
 
@@ -331,7 +331,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Buffers that hold nothing.
-    pub fn bare(&self) -> usize {
+    pub(crate) fn bare(&self) -> usize {
         self.free.free() + self.up.rx_buffers() + self.down.rx_buffers()
     }
 
@@ -341,7 +341,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// When the next turn must come, if nothing arrives.
-    pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
+    pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
         let report = self.table.links.has_activity().then_some(self.report_due);
         let tick = (!self.table.is_empty()).then_some((now / SECOND + 1) * SECOND);
@@ -358,7 +358,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Whether something could not be sent.
-    pub fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }
 }

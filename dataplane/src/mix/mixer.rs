@@ -24,7 +24,6 @@ pub(super) struct Mixer {
 
 /// What was in a pool. Whoever gets it empties it.
 pub(super) struct Release<'a> {
-    /// Shuffled.
     pub cells: &'a mut Vec<Pooled>,
     /// What their marks number.
     pub times: &'a [Times],
@@ -64,17 +63,17 @@ impl Mixer {
     }
 
     /// Whether it released something that is not counted by size.
-    pub fn has_released(&self) -> bool {
+    pub(crate) fn has_released(&self) -> bool {
         !self.sizes.is_empty()
     }
 
     /// Counts what was released by size.
-    pub fn record_sizes(&mut self, profile: &mut Profile) {
+    pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
         self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 
     /// When the next pool is due by time.
-    pub fn due_at(&self) -> Option<Nanos> {
+    pub(crate) fn due_at(&self) -> Option<Nanos> {
         self.pools.iter().filter_map(Pool::due_at).min()
     }
 

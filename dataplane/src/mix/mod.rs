@@ -36,7 +36,7 @@ use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 
 /// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
 /// offer for what comes, and the batch being received.
-pub const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
+pub(crate) const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
 /// What a mix worker is made with.
 #[derive(Clone, Copy, Debug)]

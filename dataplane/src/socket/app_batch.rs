@@ -21,9 +21,9 @@ const STRIDE: usize = MESSAGE_LEN + 1536;
 /// Datagrams of a burst that a local sender can make the kernel carry (UDP_MAX_SEGMENTS).
 const GRO_SEGMENTS_MAX: usize = 128;
 /// Datagrams of one batch at most.
-pub const RECEIVE_BATCH_MAX: usize = MESSAGES * GRO_SEGMENTS_MAX;
+pub(crate) const RECEIVE_BATCH_MAX: usize = MESSAGES * GRO_SEGMENTS_MAX;
 /// Bytes of one batch at most.
-pub const RECEIVE_BATCH_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
+pub(crate) const RECEIVE_BATCH_BYTES_MAX: usize = MESSAGES * MESSAGE_LEN;
 
 /// A datagram of a batch.
 struct Item {
@@ -83,7 +83,6 @@ impl ReceiveBatch {
         self.items.len() == MESSAGES
     }
 
-    /// Whether nothing came.
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
@@ -111,7 +110,6 @@ const GSO_PAYLOAD_MAX: usize = 1472;
 pub struct Outgoing {
     /// The socket it leaves from.
     pub socket: SocketId,
-    /// Where to.
     pub to: SocketAddr,
     /// Its flow: the order within one is kept.
     pub flow: u32,
@@ -128,31 +126,28 @@ pub struct SendBatch {
 }
 
 impl SendBatch {
-    /// Adds a datagram.
     pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
         self.push_behind(socket, to, flow, &[], data);
     }
 
     /// Adds a datagram with a header in front.
-    pub fn push_behind(&mut self, socket: SocketId, to: SocketAddr, flow: u32, header: &[u8], data: &[u8]) {
+    pub(crate) fn push_behind(&mut self, socket: SocketId, to: SocketAddr, flow: u32, header: &[u8], data: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(data);
         self.items.push(Outgoing { socket, to, flow, range: start..self.bytes.len() });
     }
 
-    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// How many wait.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
     /// Puts the flows into a uniform random order, and keeps the order within each (SPEC 6.4).
-    pub fn shuffle_flows(&mut self, rng: &mut ChaCha20Rng) {
+    pub(crate) fn shuffle_flows(&mut self, rng: &mut ChaCha20Rng) {
         self.ranks.clear();
         for item in &self.items {
             let fresh = self.ranks.len() as u32;
@@ -205,7 +200,6 @@ impl SendBatch {
         self.items.iter().map(|item| (item, &self.bytes[item.range.clone()]))
     }
 
-    /// Empties it.
     pub fn clear(&mut self) {
         self.items.clear();
         self.bytes.clear();

@@ -47,7 +47,6 @@ struct AppSocket {
     queued: bool,
 }
 
-/// UDP sockets.
 pub struct UdpApps {
     poller: Poller,
     sockets: Vec<Option<AppSocket>>,

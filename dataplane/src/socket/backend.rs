@@ -18,7 +18,6 @@ pub enum Io {
     /// Whatever measures better: recvmmsg and sendmmsg.
     #[default]
     Auto,
-    /// recvmmsg and sendmmsg.
     Mmsg,
     /// io_uring where the kernel offers it.
     Uring,
@@ -47,7 +46,6 @@ impl fmt::Display for Io {
     }
 }
 
-/// No such choice.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("io {0:?}: write auto, mmsg or uring")]
 pub struct BadIo(String);
@@ -72,7 +70,6 @@ pub enum NoUring {
          (systemd: SystemCallFilter=; containers: --security-opt seccomp=)"
     )]
     Forbidden,
-    /// Something else.
     #[error("the kernel refuses io_uring: {0}")]
     Refused(String),
 }
@@ -94,7 +91,6 @@ impl NoUring {
 
 /// One socket's way into the kernel.
 pub enum Calls {
-    /// recvmmsg and sendmmsg.
     Mmsg,
     /// io_uring. It belongs to the thread that first sends or receives.
     Uring(Box<Ring>),

@@ -15,11 +15,8 @@ use crate::ledger::Tally;
 /// A datagram under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// Its sender.
     pub from: SocketAddr,
-    /// Its receiver.
     pub to: SocketAddr,
-    /// Its bytes.
     pub bytes: Vec<u8>,
 }
 

@@ -17,7 +17,6 @@ use crate::batch::{Arrivals, Departures};
 use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 
-/// One link socket.
 pub trait Port {
     /// Takes what waits, at most one batch and at most as many cells as there are free buffers. Returns how many
     /// datagrams came.

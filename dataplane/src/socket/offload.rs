@@ -27,7 +27,6 @@ pub enum Offload {
     Auto,
     /// Bursts, whatever the probe says.
     On,
-    /// None.
     Off,
 }
 
@@ -54,7 +53,6 @@ impl fmt::Display for Offload {
     }
 }
 
-/// No such choice.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("offload {0:?}: write auto, on or off")]
 pub struct BadOffload(String);
@@ -62,16 +60,13 @@ pub struct BadOffload(String);
 /// What link sockets may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
-    /// Receive GRO bursts.
     pub gro: bool,
-    /// Send GSO bursts.
     pub gso: bool,
 }
 
 impl Offloads {
     /// One datagram at a time.
     pub const NONE: Offloads = Offloads { gro: false, gso: false };
-    /// Both ways.
     pub const BOTH: Offloads = Offloads { gro: true, gso: true };
 }
 
@@ -83,12 +78,7 @@ pub enum NoOffload {
     Refused(#[from] io::Error),
     /// A burst arrived changed.
     #[error("a GSO burst of {cells} cells of {len} bytes did not come through loopback whole")]
-    Broken {
-        /// Its cells.
-        cells: usize,
-        /// Their length.
-        len: usize,
-    },
+    Broken { cells: usize, len: usize },
     /// This kernel is known to break them.
     #[error("Linux {0} is known to break them behind some network devices (fixed in 7.1.5)")]
     Known(String),

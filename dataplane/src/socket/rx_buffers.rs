@@ -111,7 +111,6 @@ impl RxBuffers {
         into.push_burst(full, from);
     }
 
-    /// Where they are.
     #[cfg(test)]
     pub(super) fn at(&self) -> Vec<*const u8> {
         self.buffers.iter().map(|buffer| buffer.bytes().as_ptr()).collect()

@@ -17,7 +17,6 @@ use crate::ledger::Tally;
 use crate::sys::{self, Message};
 
 const CELL: usize = 300;
-/// Lengths of handshakes.
 const LONG: usize = 120;
 const SHORT: usize = 77;
 const LENGTHS: Lengths = Lengths { cell: CELL, handshakes: &[LONG, SHORT] };

@@ -20,11 +20,9 @@ use crate::table::{ChannelState, Table};
 
 /// A data cell whose header is good; its body is not yet authentic.
 pub struct Admitted {
-    /// The cell.
     pub cell: Cell<Sealed>,
     /// Its header in the clear.
     pub header: Header,
-    /// Its channel's index.
     pub channel: ChannelIndex,
     /// The link it came on.
     pub link: LinkId,

@@ -41,7 +41,7 @@ const POPULATE: bool = !cfg!(debug_assertions);
 ///
 /// # Panics
 /// Without memory for them.
-pub fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
+pub(crate) fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
     if count == 0 {
         return &mut [];
     }
@@ -64,7 +64,7 @@ pub fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
 
 /// Asks for pages of 2 MB under memory that was not touched yet, where a whole one lies in it; changes nothing that can
 /// be read there.
-pub fn on_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+pub(crate) fn on_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
     let (start, len) = (memory.as_ptr().addr(), size_of_val(memory));
     let skip = start.next_multiple_of(HUGE_PAGE) - start;
     let whole = len.saturating_sub(skip) / HUGE_PAGE * HUGE_PAGE;

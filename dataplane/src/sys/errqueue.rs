@@ -25,7 +25,7 @@ pub struct Unreachable {
 ///
 /// # Errors
 /// `WouldBlock` when the queue is empty.
-pub fn read_error(socket: impl AsFd) -> io::Result<Option<Unreachable>> {
+pub(crate) fn read_error(socket: impl AsFd) -> io::Result<Option<Unreachable>> {
     let mut name = zeroed_name();
     let mut payload = [0u8; 1];
     let mut control = [0u64; 64];

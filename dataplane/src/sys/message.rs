@@ -35,14 +35,12 @@ pub struct Received {
     pub len: usize,
     /// A burst: bytes of each of its datagrams but the last, which may be shorter. None: one datagram.
     pub segment: Option<usize>,
-    /// Its sender.
     pub from: SocketAddr,
 }
 
 /// One message to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Message {
-    /// Its receiver.
     pub to: SocketAddr,
     /// Pieces it is gathered from.
     pub pieces: usize,
@@ -245,7 +243,6 @@ impl Messages {
         count
     }
 
-    /// For the kernel.
     pub(super) fn headers(&mut self) -> &mut [libc::mmsghdr; MESSAGES_MAX] {
         &mut self.headers
     }

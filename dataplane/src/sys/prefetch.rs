@@ -10,7 +10,7 @@ pub fn prefetch<T>(at: &T) {
 
 /// Has the lines that hold `len` bytes from `at` on on their way to the first cache. Whatever the address, nothing is
 /// read and nothing can fault.
-pub fn prefetch_lines(at: *const u8, len: usize) {
+pub(crate) fn prefetch_lines(at: *const u8, len: usize) {
     let skew = at.addr() % LINE;
     for offset in (0..len + skew).step_by(LINE) {
         prefetch_line(at.wrapping_add(offset).wrapping_sub(skew));

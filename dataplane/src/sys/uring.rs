@@ -21,7 +21,6 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::message::{MESSAGES_MAX, Message, Messages, Received};
 
-/// One socket's ring.
 pub struct Ring {
     ring: IoUring,
     /// A duplicate, so that the number stays this socket's.

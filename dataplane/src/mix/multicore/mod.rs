@@ -55,11 +55,8 @@ pub struct ShardParts<U, D> {
     pub up: U,
     /// Its socket towards the next hop, if it has one ([`crate::lanes::Lanes::downs`]).
     pub down: Option<D>,
-    /// From control.
     pub commands: Consumer<Command>,
-    /// To control.
     pub punts: PuntSender,
-    /// Wakes its thread.
     pub waker: Arc<Waker>,
     /// For the order of groups.
     pub rng: ChaCha20Rng,

@@ -145,7 +145,7 @@ impl SharedMixer {
     }
 
     /// When the next turn must come, if nothing arrives.
-    pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
+    pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         if self.stuck {
             return Some(now + BLOCKED_WAIT);
         }
@@ -154,29 +154,29 @@ impl SharedMixer {
     }
 
     /// Whether it waits for an edge.
-    pub fn is_stuck(&self) -> bool {
+    pub(crate) fn is_stuck(&self) -> bool {
         self.stuck
     }
 
     /// Adds what it counts to the ledger of its edge.
-    pub fn add_to(&self, ledger: &mut Ledger) {
+    pub(crate) fn add_to(&self, ledger: &mut Ledger) {
         ledger.batches = self.mixer.batches();
         ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
         ledger.buffers.1 += STOCK as u64;
     }
 
     /// Whether it released something that is not counted by size.
-    pub fn has_released(&self) -> bool {
+    pub(crate) fn has_released(&self) -> bool {
         self.mixer.has_released()
     }
 
     /// Counts what was released by size.
-    pub fn record_sizes(&mut self, profile: &mut Profile) {
+    pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
         self.mixer.record_sizes(profile);
     }
 
     /// The end: what is left in the pool and in the rings of opened cells.
-    pub fn abandon(&mut self, direction: Direction, now: Nanos, into: &mut Vec<Pooled>) {
+    pub(crate) fn abandon(&mut self, direction: Direction, now: Nanos, into: &mut Vec<Pooled>) {
         if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
             into.append(cells);
         }

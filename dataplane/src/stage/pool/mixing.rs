@@ -13,23 +13,16 @@ use crate::{MILLI, Nanos};
 pub enum Mixing {
     /// When `n` cells of at least `n_min` channels are held; all, on a 1 s grid, as a last resort.
     Threshold {
-        /// Cells.
         n: usize,
-        /// Distinct channels.
         n_min: usize,
     },
     /// Everything, on a grid of `t`.
     Timed {
-        /// Period.
         t: Nanos,
     },
-    /// Whichever comes first.
     ThresholdOrTimed {
-        /// Cells.
         n: usize,
-        /// Distinct channels.
         n_min: usize,
-        /// Period.
         t: Nanos,
     },
 }

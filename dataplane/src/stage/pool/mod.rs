@@ -21,14 +21,13 @@ use grid::Grid;
 use shuffle::Shuffle;
 
 /// Cells that a pool can be configured to wait for.
-pub const THRESHOLD_MAX: usize = 4096;
+pub(crate) const THRESHOLD_MAX: usize = 4096;
 /// Cells that a pool holds at most. It is flushed early when it has no room for a receive batch, so that
 /// receiving never waits for the grid.
 pub const POOL_MAX: usize = THRESHOLD_MAX + RECEIVE_MAX;
 
 /// A cell in a pool, with all it needs to leave.
 pub struct Pooled {
-    /// The cell.
     pub cell: Cell<Opened>,
     /// Where to, and under which label.
     pub ticket: Ticket,
@@ -77,7 +76,6 @@ impl Pool {
         POOL_MAX - self.held.len()
     }
 
-    /// Cells it holds.
     pub fn len(&self) -> usize {
         self.held.len()
     }
@@ -88,12 +86,12 @@ impl Pool {
     }
 
     /// Distinct channels in it.
-    pub fn distinct_channels(&self) -> usize {
+    pub(crate) fn distinct_channels(&self) -> usize {
         self.shuffle.distinct_channels()
     }
 
     /// When the oldest cell must leave, if there is one.
-    pub fn due_at(&self) -> Option<Nanos> {
+    pub(crate) fn due_at(&self) -> Option<Nanos> {
         if self.held.is_empty() {
             return None;
         }
@@ -130,7 +128,7 @@ impl Pool {
 }
 
 /// Period of the last resort of `threshold` (SPEC 6.2).
-pub const LAST_RESORT: Nanos = SECOND;
+pub(crate) const LAST_RESORT: Nanos = SECOND;
 
 /// A ticket for tests.
 #[cfg(test)]

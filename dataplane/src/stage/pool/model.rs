@@ -18,15 +18,23 @@ use crate::{MILLI, Nanos, SECOND};
 #[derive(Clone, Debug)]
 enum Step {
     /// So many cells of one channel, or of the node's own, arrive.
-    Admit { channel: Option<ChannelIndex>, count: usize },
-    /// Time passes.
+    Admit {
+        channel: Option<ChannelIndex>,
+        count: usize,
+    },
     Wait(Nanos),
     /// Time passes to a nanosecond before the pool is due, or to when it is.
-    WaitForDue { early: bool },
+    WaitForDue {
+        early: bool,
+    },
     /// Cells of one channel arrive until there is room for so many.
-    Fill { room: usize },
+    Fill {
+        room: usize,
+    },
     /// It is released if it is due, or whether it is due or not.
-    Release { only_due: bool },
+    Release {
+        only_due: bool,
+    },
 }
 
 fn mixing() -> impl Strategy<Value = Mixing> {

@@ -45,7 +45,7 @@ impl Shuffle {
     }
 
     /// Distinct channels since the last run.
-    pub fn distinct_channels(&self) -> usize {
+    pub(crate) fn distinct_channels(&self) -> usize {
         self.channels.len()
     }
 
