@@ -12,12 +12,15 @@ mod socket;
 mod uring;
 mod waker;
 
-pub use arena::{Buffer, arena, on_huge_pages};
+pub use arena::Buffer;
+pub(crate) use arena::{arena, on_huge_pages};
 pub use clock::is_clock_kept;
-pub use errqueue::{Unreachable, read_error};
+pub use errqueue::Unreachable;
+pub(crate) use errqueue::read_error;
 pub use message::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};
 pub use mmsg::{recv, send};
-pub use prefetch::{prefetch, prefetch_lines};
+pub use prefetch::prefetch;
+pub(crate) use prefetch::prefetch_lines;
 #[cfg(test)]
 pub(crate) use socket::refuse_gso;
 pub use socket::{enable_gro, kernel_drops, report_errors, size_receive_buffer};
