@@ -40,9 +40,6 @@ use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
-/// Buffers of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
-/// for what comes.
-pub(crate) const BUFFERS: usize = endpoint::buffers(BATCH_BUFFERS);
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 const NOTICES: Rate = Rate::per_second(100);

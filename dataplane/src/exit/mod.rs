@@ -53,9 +53,6 @@ use policy::Policy;
 pub use quota::Caps;
 use quota::Opens;
 
-/// Buffers of an exit: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
-/// for what comes.
-pub(crate) const BUFFERS: usize = endpoint::buffers(BATCH_BUFFERS);
 /// Application sockets read in one turn.
 const APP_BATCHES: usize = 64;
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
