@@ -75,6 +75,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Try a whole chain on this host, as separate processes, and account for every packet
     Chain(ChainArgs),
+    /// Explain, check or show a node's configuration
+    Config(ConfigArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -280,6 +282,52 @@ pub enum ForwardAction {
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: PathBuf,
         /// Print a line of JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const CONFIG_HELP: &str = "\
+Examples:
+    eddy config explain                       all keys
+    eddy config explain mixing                one key: values, default, example
+    eddy config check demo/mix1.toml          all that a start checks, without opening sockets
+    eddy config show demo/mix1.toml           the configuration in effect, with defaults
+
+Exit codes: 0 no mistake, 2 a mistake.";
+
+/// `eddy config`.
+#[derive(Args, Debug)]
+#[command(after_help = CONFIG_HELP)]
+pub struct ConfigArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Explain the keys of all files
+    Explain {
+        /// One key; without it all are listed
+        key: Option<String>,
+    },
+    /// Check a node's configuration, its chain file and its key file
+    Check {
+        /// The node's configuration
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The key file, instead of the one in the configuration
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        keys: Option<PathBuf>,
+    },
+    /// Print a node's configuration with all defaults
+    Show {
+        /// The node's configuration
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// Print a line of JSON
         #[arg(long)]
         json: bool,
     },

@@ -1,6 +1,7 @@
 //! What each command does, one file per command; and what the exit code says of it.
 
 pub mod chain;
+pub mod config;
 pub mod docs;
 pub mod doctor;
 pub mod forward;
@@ -69,6 +70,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Forward(args) => forward::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::manual(&dir),
     };
