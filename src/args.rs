@@ -1,18 +1,21 @@
-//! The command line: what can be said, and the help that teaches it.
+//! The command line: arguments and their help.
 //!
-//! Owns arguments and their texts. What they do is in [`crate::commands`], one file per command.
+//! `-h` fits a screen of 80 x 24 for every command: options for experts are left out (`hide_short_help`).
+//! `--help` has all of them, longer explanations and examples, and so have the manual pages.
+//! What the arguments do is in [`crate::commands`], one file per command.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use dataplane::exit::policy::Rule;
-use dataplane::io::calls::Io;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
+use dataplane::socket::backend::Io;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use wire::cell::Class;
 
 use crate::log::LogArgs;
+use crate::version;
 use eddy_node::config::{Forward, parse_listen};
 
 const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard";
@@ -20,61 +23,67 @@ const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, Q
 const LONG_ABOUT: &str = "\
 A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard.
 
-Datagrams that an application sends to the ENTRY cross one to seven MIXES, which hold cells of equal \
-length for a few milliseconds and release them shuffled, and leave at the EXIT. Answers come back the \
-same way. Nobody on the path sees both who sends and where to.
+An application sends datagrams to the ENTRY. They cross one to seven MIXES and
+leave at the EXIT; answers return the same way. Mixes hold cells of equal length
+for a few milliseconds and release them shuffled, so that no single node sees
+both who sends and where to.
 
     application <-> entry <-> mix 1 <-> ... <-> mix m <-> exit <-> destination";
 
 const EXAMPLES: &str = "\
-Try it on this host, nothing to prepare:
+Examples:
+  Run a whole chain on this host and check it:
     eddy chain
 
-Make a chain, then run each of its nodes, and send UDP through it:
+  Create a chain, run its nodes, and send UDP through it:
     eddy init demo --mixes 3
-    eddy doctor --config demo/mix1.toml     (what this host lacks for it)
-    eddy mix --config demo/mix1.toml        (mix2, mix3 likewise, in any order)
+    eddy doctor --config demo/mix1.toml
+    eddy mix --config demo/mix1.toml
     eddy exit --config demo/exit.toml --allow 127.0.0.0/8
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
     eddy status --config demo/entry.toml
+  (mix2 and mix3 like mix1; nodes start in any order)
 
 Environment:
-    EDDY_LOG     what a node logs, e.g. debug or info,eddy_node=debug (see `eddy mix --help`)
-    EDDY_AEAD    the AEAD engine instead of the fastest: wide512, wide256, portable or rustcrypto
-    NO_COLOR     if it is set, log lines have no colour
+  EDDY_LOG   what nodes log, e.g. debug (see `eddy mix --help`, --log)
+  EDDY_AEAD  AEAD engine: wide512, wide256, portable or rustcrypto
+             [default: the fastest that this CPU runs]
+  NO_COLOR   if set, output has no colour
 
-Exit codes: 0 done, 1 failed, 2 a mistake in a configuration or on the command line.";
+Exit codes:
+  0  success
+  1  failure
+  2  mistake in a configuration or on the command line";
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "eddy", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+#[command(name = "eddy", version = version::SHORT, long_version = version::long(), about = ABOUT,
+          long_about = LONG_ABOUT, after_long_help = EXAMPLES, max_term_width = 90)]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a chain: its public file, and a configuration and a key file per node
+    /// Run a whole chain on this host and check that every packet arrives
+    Chain(ChainArgs),
+    /// Create a chain: its public file, and a configuration and a key file per node
     Init(InitArgs),
-    /// Run an entry: the user's end of a chain
+    /// Run an entry: applications send their datagrams to it
     Entry(EntryArgs),
     /// Run a mix
     Mix(MixArgs),
-    /// Run an exit: the end of a chain that talks to destinations
+    /// Run an exit: it exchanges datagrams with the destinations
     Exit(ExitArgs),
-    /// Run the node that a configuration describes, whatever its role (for supervisors)
+    /// Run the node that a configuration describes, whatever its role
     Run(RunArgs),
-    /// Ask a running node for its ledger
-    Status(StatusArgs),
     /// Add, remove or list the forwards of a running entry
     Forward(ForwardArgs),
-    /// Look at this host with a node's eyes: what costs speed or keeps it from working, and what mends it
+    /// Print the state of a running node
+    Status(StatusArgs),
+    /// Check this host for problems and print fixes
     Doctor(DoctorArgs),
-    /// Try a whole chain on this host, as separate processes, and account for every packet
-    Chain(ChainArgs),
     /// Explain, check or show a node's configuration
     Config(ConfigArgs),
     /// Print a completion script for a shell
@@ -82,9 +91,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages
+    /// Write the manual pages to a folder
     Man {
-        /// The folder to write them to
+        /// The folder; created if it does not exist
         #[arg(value_hint = ValueHint::DirPath)]
         dir: PathBuf,
     },
@@ -92,68 +101,83 @@ pub enum Command {
 
 const INIT_HELP: &str = "\
 Examples:
-    eddy init demo                                       three mixes and an exit on 127.0.0.1
-    eddy init voice --class S --mixing timed:t=2ms       small cells, little delay
-    eddy init real --mixes 2 --node 192.0.2.1 --node 198.51.100.7 --node 203.0.113.9:4700
+  Three mixes and an exit, all on 127.0.0.1:
+    eddy init demo
 
-chain.toml is public. Each NAME.key belongs on the host of its node and nowhere else.";
+  Small cells and little delay:
+    eddy init voice --class S --mixing timed:t=2ms
+
+  Two mixes and an exit on hosts of their own:
+    eddy init real --mixes 2 --node 192.0.2.1 --node 198.51.100.7 \\
+        --node 203.0.113.9:4700
+
+chain.toml is public. Copy each NAME.key to the host of its node only.";
 
 /// `eddy init`.
 #[derive(Args, Debug)]
-#[command(after_help = INIT_HELP)]
+#[command(after_long_help = INIT_HELP)]
 pub struct InitArgs {
-    /// The folder to write to; made if it does not exist
+    /// The folder to write to; created if it does not exist
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
     /// Mixes between entry and exit, 1 to 7
     #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
     pub mixes: usize,
-    /// Size of cells: S (208 bytes: voice, games), M (1152: any IPv6 path), L (1328: QUIC, video, WireGuard)
+    /// Cell size: S, M or L
+    ///
+    /// S (208 bytes) suits voice and games, M (1152 bytes) any IPv6 path, L (1328 bytes) QUIC, video and WireGuard.
     #[arg(long, default_value_t = Class::L, ignore_case = true)]
     pub class: Class,
-    /// What mixes do: threshold:n=64, timed:t=5ms or threshold-or-timed:n=64,t=5ms
-    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
+    /// Mixing strategy, e.g. timed:t=5ms
+    #[arg(long, default_value_t = Mixing::default(), value_name = "SPEC", hide_default_value = true,
+          long_help = mixing_help())]
     pub mixing: Mixing,
-    /// Where all mixes and the exit run, unless --node says otherwise [default: 127.0.0.1, or ::1 with --ipv6]
+    /// Address of all mixes and the exit [default: 127.0.0.1, or ::1 with --ipv6]
     #[arg(long, value_name = "IP")]
     pub host: Option<IpAddr>,
-    /// Where one node runs, IP or IP:PORT: once for each mix, then for the exit
+    /// Address of one node, IP or IP:PORT: once per mix, then for the exit
     #[arg(long = "node", value_name = "ADDR", conflicts_with = "host")]
     pub nodes: Vec<String>,
-    /// Ports are counted from here: Mix 1 has the next one, or the next ones
+    /// Nodes get ports from the one after this on
     #[arg(long, default_value_t = 4700, value_name = "PORT")]
     pub base_port: u16,
-    /// Lanes of each mix: so many ports from its own on, and a worker for each, so that several cores share the work
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Worker threads of each mix, 1 to 64
+    ///
+    /// Several cores then share the work of a mix. Each worker has a UDP port of its own, from the mix's port on.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
+          hide_short_help = true)]
     pub lanes: u8,
-    /// All links over IPv6
+    /// Use IPv6 for all links
     #[arg(long)]
     pub ipv6: bool,
-    /// Lifetime of a channel in seconds, 60 to 3600; the same for everyone, or it would be a label
+    /// Lifetime of a channel in seconds, 60 to 3600
+    ///
+    /// The same for all users of the chain: a lifetime of one's own would identify its user.
     #[arg(long, default_value_t = eddy_node::config::LIFETIME_S, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u16).range(60..=3600))]
+          value_parser = clap::value_parser!(u16).range(60..=3600), hide_short_help = true)]
     pub lifetime: u16,
-    /// Overwrite a chain that is there, keys and all
+    /// Overwrite an existing chain, including its keys
     #[arg(long)]
     pub force: bool,
 }
 
-/// What all nodes take.
+/// Arguments of every node.
 #[derive(Args, Debug)]
 pub struct NodeArgs {
-    /// The node's configuration, as `eddy init` writes it
+    /// The node's configuration file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
-    /// Use GSO and GRO for cells: auto, on or off; instead of what the configuration says
-    #[arg(long, value_name = "WHEN")]
+    /// Segmentation offload (GSO, GRO): auto, on or off [default: from the configuration]
+    #[arg(long, value_name = "WHEN", hide_short_help = true)]
     pub offload: Option<Offload>,
-    /// How cells get into the kernel: auto, mmsg or uring; instead of what the configuration says
-    #[arg(long, value_name = "HOW")]
+    /// System calls of link sockets: auto, mmsg or uring [default: from the configuration]
+    #[arg(long, value_name = "HOW", hide_short_help = true)]
     pub io: Option<Io>,
-    /// The key file, instead of what the configuration says: a credential that systemd passes, for example
+    /// Key file, if not the configured one
+    ///
+    /// For example a credential that systemd passes: --keys %d/eddy.key
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub keys: Option<PathBuf>,
-    /// The log.
     #[command(flatten)]
     pub log: LogArgs,
     /// End when standard input closes, too
@@ -165,59 +189,76 @@ pub struct NodeArgs {
 }
 
 const NODE_HELP: &str = "\
-Ends on SIGTERM or Ctrl-C, and prints where every packet went.
-Sockets bound outside (systemd, LISTEN_FDS) are taken over, in this order: \
-mix: up (one for each lane), down; entry: down, forwards, pymix, socks; exit: up.";
+The node runs until SIGTERM or Ctrl-C and then prints its counters.
+
+It takes over bound sockets that systemd passes (LISTEN_FDS), in this order:
+  entry  down, forwards, pymix, socks
+  mix    up (one per lane), down
+  exit   up";
+
+const ENTRY_HELP: &str = "\
+Examples:
+  Carry a game that runs on 192.0.2.7:
+    eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=192.0.2.7:5000
+
+  Serve SOCKS5 clients of this host:
+    eddy entry --config demo/entry.toml --socks 127.0.0.1:1080
+
+";
 
 /// `eddy entry`.
 #[derive(Args, Debug)]
-#[command(after_help = NODE_HELP)]
+#[command(after_long_help = format!("{ENTRY_HELP}{NODE_HELP}"))]
 pub struct EntryArgs {
-    /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Send what arrives at LISTEN to DEST, like `ssh -L` for UDP: IP:PORT=HOST:PORT; a name is resolved
-    /// at the exit. With `,idle_s=SECONDS` behind it, flows that have sent nothing for so long are closed (repeatable)
+    /// Forward LISTEN to DEST (repeatable)
+    ///
+    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With `,idle_s=SECONDS` at the end,
+    /// a flow without traffic from the client is closed after that time.
     #[arg(long = "forward", value_name = "LISTEN=DEST")]
     pub forwards: Vec<Forward>,
-    /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
-    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
-    pub pymix: Vec<SocketAddr>,
-    /// Serve SOCKS5 clients, for UDP (repeatable); beyond loopback only those in `socks_users` of the key file
+    /// Serve SOCKS5 clients at LISTEN (repeatable)
+    ///
+    /// Clients of other hosts need a name and password from `socks_users` in the key file.
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
     pub socks: Vec<SocketAddr>,
+    /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true)]
+    pub pymix: Vec<SocketAddr>,
 }
 
 /// `eddy mix`.
 #[derive(Args, Debug)]
-#[command(after_help = NODE_HELP)]
+#[command(after_long_help = NODE_HELP)]
 pub struct MixArgs {
-    /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
 }
 
 /// `eddy exit`.
 #[derive(Args, Debug)]
-#[command(after_help = NODE_HELP)]
+#[command(after_long_help = NODE_HELP)]
 pub struct ExitArgs {
-    /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Let traffic reach this network although it is private, loopback or this host's own; with :PORT or
-    /// :PORT-PORT behind it these ports alone (repeatable)
+    /// Allow a private network (repeatable)
+    ///
+    /// The exit refuses private, loopback and link-local destinations unless they are listed here or in the
+    /// configuration. CIDR is IP or IP/BITS, and :PORT or :PORT-PORT limits it to these ports, e.g. 10.0.0.0/8:5000-5999.
     #[arg(long = "allow", value_name = "CIDR")]
     pub allow: Vec<Rule>,
-    /// Let no traffic reach this network, or ports of it; the narrowest of all --allow and --deny decides (repeatable)
+    /// Deny a network (repeatable)
+    ///
+    /// The narrowest --allow or --deny that contains a destination decides.
     #[arg(long = "deny", value_name = "CIDR")]
     pub deny: Vec<Rule>,
 }
 
 /// `eddy run`.
 #[derive(Args, Debug)]
-#[command(after_help = NODE_HELP)]
+#[command(after_long_help = NODE_HELP)]
 pub struct RunArgs {
-    /// What all nodes take.
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -225,7 +266,7 @@ pub struct RunArgs {
 /// `eddy status`.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// The configuration that the node runs with
+    /// The configuration of the running node
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
     /// Print one line of JSON
@@ -238,50 +279,49 @@ pub struct StatusArgs {
 
 const FORWARD_HELP: &str = "\
 Examples:
-    eddy forward add --config demo/entry.toml 127.0.0.1:5000=192.0.2.7:5000
-    eddy forward add --config demo/entry.toml 127.0.0.1:0=dns.example:53,idle_s=30
-    eddy forward list --config demo/entry.toml
-    eddy forward remove --config demo/entry.toml 127.0.0.1:5000
+  eddy forward add --config demo/entry.toml 127.0.0.1:5000=192.0.2.7:5000
+  eddy forward add --config demo/entry.toml 127.0.0.1:0=dns.example:53,idle_s=30
+  eddy forward list --config demo/entry.toml
+  eddy forward remove --config demo/entry.toml 127.0.0.1:5000
 
-The entry must run, and its configuration name a command socket (`commands`), as `eddy init` writes it. What is
-added so is gone with the entry; what is to stay belongs in the configuration.";
+The entry must be running and have a command socket (`commands` in its
+configuration; `eddy init` writes it). Forwards added here last until the entry
+ends. To keep one, add it to the configuration.";
 
 /// `eddy forward`.
 #[derive(Args, Debug)]
-#[command(after_help = FORWARD_HELP)]
+#[command(after_long_help = FORWARD_HELP)]
 pub struct ForwardArgs {
-    /// What to do.
     #[command(subcommand)]
     pub action: ForwardAction,
 }
 
-/// What to do with forwards.
 #[derive(Debug, Subcommand)]
 pub enum ForwardAction {
-    /// Listen at more ports
+    /// Add forwards
     Add {
-        /// The configuration that the entry runs with
+        /// The configuration of the running entry
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: PathBuf,
-        /// As for `eddy entry --forward`; port 0 takes one that is free
+        /// As for `eddy entry --forward`; port 0 picks a free one
         #[arg(value_name = "LISTEN=DEST", required = true)]
         forwards: Vec<Forward>,
     },
-    /// Close ports, and their flows
+    /// Remove forwards and close their flows
     Remove {
-        /// The configuration that the entry runs with
+        /// The configuration of the running entry
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: PathBuf,
-        /// Where it listens
+        /// The address of the forward at the entry
         #[arg(value_name = "LISTEN", value_parser = parse_listen, required = true)]
         listen: Vec<SocketAddr>,
     },
     /// Print all forwards
     List {
-        /// The configuration that the entry runs with
+        /// The configuration of the running entry
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: PathBuf,
-        /// Print a line of JSON instead of a table
+        /// Print one line of JSON
         #[arg(long)]
         json: bool,
     },
@@ -289,12 +329,19 @@ pub enum ForwardAction {
 
 const CONFIG_HELP: &str = "\
 Examples:
-    eddy config explain                       all keys
-    eddy config explain mixing                one key: values, default, example
-    eddy config check demo/mix1.toml          all that a start checks, without opening sockets
-    eddy config show demo/mix1.toml           the configuration in effect, with defaults
+  List all keys, or explain one:
+    eddy config explain
+    eddy config explain mixing
 
-Exit codes: 0 no mistake, 2 a mistake.";
+  Check a node's files as its start would, without opening sockets:
+    eddy config check demo/mix1.toml
+
+  Print the configuration in effect, with defaults:
+    eddy config show demo/mix1.toml
+
+Exit codes:
+  0  no mistake
+  2  mistake in a file or on the command line";
 
 /// `eddy config`.
 #[derive(Args, Debug)]
@@ -335,19 +382,28 @@ pub enum ConfigAction {
 
 const DOCTOR_HELP: &str = "\
 Examples:
-    eddy doctor                                          this host for `eddy chain`
-    eddy doctor --config mychain/mix1.toml               this host for that node
-    eddy doctor --config mychain/mix1.toml --fix-script > fix.sh
+  Check this host for `eddy chain`:
+    eddy doctor
 
-It changes nothing. Severities: ok; note: worth knowing; costs: speed, or losses under load; broken: \
-the node would not start, or not work.
-Exit codes: 0 nothing is broken, 1 something is, 2 a mistake in a configuration or on the command line.";
+  Check this host for one node, and write its fixes to a script:
+    eddy doctor --config demo/mix1.toml
+    eddy doctor --config demo/mix1.toml --fix-script > fix.sh
+
+The doctor changes nothing. Severities:
+  error    the node does not start, or does not work
+  warning  the node runs, slower or with losses under load
+  note     worth knowing (only with --verbose)
+
+Exit codes:
+  0  no errors
+  1  errors found
+  2  mistake in a configuration or on the command line";
 
 /// `eddy doctor`.
 #[derive(Args, Debug)]
-#[command(after_help = DOCTOR_HELP)]
+#[command(after_long_help = DOCTOR_HELP)]
 pub struct DoctorArgs {
-    /// The configuration of the node that is to run here; without it, what `eddy chain` asks of a host
+    /// The configuration of a node that runs on this host [default: the nodes of `eddy chain`]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Print one line of JSON
@@ -363,91 +419,110 @@ pub struct DoctorArgs {
 
 const CHAIN_HELP: &str = "\
 Examples:
-    eddy chain                                        10 x \"Hello\" to 5 receivers through 3 mixes
+  Send 10 messages to 5 receivers through 3 mixes:
+    eddy chain
+
+  Other chains, other traffic:
     eddy chain --mixes 7 --class S --mixing threshold:n=5
     eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
-    eddy chain --stay --forward 5000=127.0.0.1:9      a chain to play with, until Ctrl-C
-    eddy chain --stay --socks 1080                    the same for SOCKS5 clients, with UDP
 
-Ends with 0 only if every message was delivered and answered and every ledger closes.";
+  Keep the chain running, with a forward or for SOCKS5 clients:
+    eddy chain --stay --forward 5000=127.0.0.1:9
+    eddy chain --stay --socks 1080
+
+Exit codes:
+  0  every message was delivered and answered, and every ledger closes
+  1  messages were lost, or a node failed
+  2  mistake on the command line";
 
 /// `eddy chain`.
 #[derive(Args, Debug)]
-#[command(after_help = CHAIN_HELP)]
+#[command(after_long_help = CHAIN_HELP)]
 pub struct ChainArgs {
-    /// Mixes between entry and exit, 1 to 7
+    /// Number of mixes, 1 to 7
     #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
     pub mixes: usize,
-    /// Size of cells: S, M or L
+    /// Cell size: S, M or L
     #[arg(long, default_value_t = Class::L, ignore_case = true)]
     pub class: Class,
-    /// What mixes do: threshold:n=64, timed:t=5ms or threshold-or-timed:n=64,t=5ms
-    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...")]
+    /// Mixing strategy, e.g. timed:t=5ms
+    #[arg(long, default_value_t = Mixing::default(), value_name = "SPEC", hide_default_value = true,
+          long_help = mixing_help())]
     pub mixing: Mixing,
-    /// Lanes of each mix: so many ports and workers
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Worker threads of each mix, 1 to 64
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
+          hide_short_help = true)]
     pub lanes: u8,
-    /// Channels that the entry keeps up
-    #[arg(long, default_value_t = eddy_node::config::CHANNELS, value_parser = channels, value_name = "N")]
+    /// Channels that the entry keeps open
+    #[arg(long, default_value_t = eddy_node::config::CHANNELS, value_parser = channels, value_name = "N",
+          hide_short_help = true)]
     pub channels: usize,
-    /// Receivers, each with a forward and a client socket of its own, 1 to 256
+    /// Use IPv6 for links and applications
+    #[arg(long, hide_short_help = true)]
+    pub ipv6: bool,
+    /// Number of receivers, 1 to 256
+    ///
+    /// Each has a forward and a client of its own.
     #[arg(long, default_value_t = 5, value_parser = receivers, value_name = "N")]
     pub receivers: usize,
-    /// Messages to send, each to a receiver chosen at random
+    /// Number of messages
+    ///
+    /// Each goes to a random receiver.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub messages: u64,
-    /// Messages per second
+    /// Messages per second [default: 50]
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Send for so many seconds; overrides --messages
+    /// Send for this long instead of --messages
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
-    /// Length of a message in bytes instead of "Hello"; the receiver sends it back as it is
+    /// Length of each message instead of "Hello"
+    ///
+    /// Receivers echo such messages; they answer "Hello" with "Got Message. Thanks!".
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=65_507))]
     pub payload_len: Option<u32>,
-    /// Links and applications over IPv6
+    /// Keep the chain running until Ctrl-C
     #[arg(long)]
-    pub ipv6: bool,
-    /// Renew the links' keys after so many seconds
+    pub stay: bool,
+    /// Add a forward at the entry (repeatable)
+    ///
+    /// LISTEN is IP:PORT or PORT, DEST is HOST:PORT.
+    #[arg(long = "forward", value_name = "LISTEN=DEST")]
+    pub forwards: Vec<Forward>,
+    /// Serve SOCKS5 clients of this host
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    pub socks: Vec<SocketAddr>,
+    /// Have the entry listen for PyMix clients (repeatable)
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true)]
+    pub pymix: Vec<SocketAddr>,
+    /// Allow a private network as destination; loopback is allowed (repeatable)
+    #[arg(long = "allow", value_name = "CIDR", hide_short_help = true)]
+    pub allow: Vec<Rule>,
+    /// Deny a network as destination; the narrowest --allow or --deny decides (repeatable)
+    #[arg(long = "deny", value_name = "CIDR", hide_short_help = true)]
+    pub deny: Vec<Rule>,
+    /// Name server of the exit [default: the system's]
+    #[arg(long, value_name = "ADDR", hide_short_help = true)]
+    pub resolver: Option<SocketAddr>,
+    /// Renew the keys of links after this many seconds
     #[arg(long, default_value_t = eddy_node::config::RENEW_AFTER_S, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u64).range(1..=3600))]
+          value_parser = clap::value_parser!(u64).range(1..=3600), hide_short_help = true)]
     pub renew_after_s: u64,
-    /// Use GSO and GRO for cells: auto, on or off
-    #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN")]
+    /// Segmentation offload (GSO, GRO): auto, on or off
+    #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN", hide_short_help = true)]
     pub offload: Offload,
-    /// How cells get into the kernel: auto, mmsg or uring
-    #[arg(long, default_value_t = Io::Auto, value_name = "HOW")]
+    /// System calls of link sockets: auto, mmsg or uring
+    #[arg(long, default_value_t = Io::Auto, value_name = "HOW", hide_short_help = true)]
     pub io: Io,
     /// Print one JSON object as the last line
     #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
-    /// Print every counter of every node, in tables of up to 100 columns
+    /// Print every counter of every node
     #[arg(long, short)]
     pub verbose: bool,
-    /// Keep the chain running until Ctrl-C, and print the entry's addresses
-    #[arg(long)]
-    pub stay: bool,
     /// End when standard input closes, too
     #[arg(long, hide = true)]
     pub lifeline: bool,
-    /// Have the entry listen for PyMix clients (repeatable)
-    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
-    pub pymix: Vec<SocketAddr>,
-    /// Have the entry serve SOCKS5 clients, for UDP (repeatable; loopback only)
-    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
-    pub socks: Vec<SocketAddr>,
-    /// Have the entry send what arrives at LISTEN to DEST (repeatable)
-    #[arg(long = "forward", value_name = "LISTEN=DEST")]
-    pub forwards: Vec<Forward>,
-    /// Let the exit resolve names there, instead of where the system does
-    #[arg(long, value_name = "ADDR")]
-    pub resolver: Option<SocketAddr>,
-    /// Let the exit reach this network, too; loopback it may reach already (repeatable)
-    #[arg(long = "allow", value_name = "CIDR")]
-    pub allow: Vec<Rule>,
-    /// Keep the exit from this network; the narrowest of all --allow and --deny decides (repeatable)
-    #[arg(long = "deny", value_name = "CIDR")]
-    pub deny: Vec<Rule>,
 }
 
 impl Cli {
@@ -457,31 +532,43 @@ impl Cli {
     }
 }
 
+/// The strategies and the default.
+fn mixing_help() -> String {
+    format!(
+        "Mixing strategy:\n\
+         - threshold:n=64 releases as soon as 64 cells wait\n\
+         - timed:t=5ms releases every 5 ms\n\
+         - threshold-or-timed:n=64,t=5ms releases at the earlier of both\n\n\
+         [default: {}]",
+        Mixing::default()
+    )
+}
+
 fn count(text: &str, range: std::ops::RangeInclusive<usize>, what: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| range.contains(n));
     number.ok_or_else(|| format!("{what} {} to {}", range.start(), range.end()))
 }
 
 fn mixes(text: &str) -> Result<usize, String> {
-    count(text, 1..=7, "a chain has")
+    count(text, 1..=7, "expected")
 }
 
 fn receivers(text: &str) -> Result<usize, String> {
-    count(text, 1..=256, "take")
+    count(text, 1..=256, "expected")
 }
 
 fn channels(text: &str) -> Result<usize, String> {
-    count(text, 1..=256, "take")
+    count(text, 1..=256, "expected")
 }
 
 fn rate(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|r: &f64| (0.01..=1e6).contains(r));
-    number.ok_or_else(|| "take 0.01 to 1000000 messages per second".to_owned())
+    number.ok_or_else(|| "expected 0.01 to 1000000 messages per second".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|s: &f64| (0.01..=86_400.0).contains(s));
-    number.ok_or_else(|| "take 0.01 to 86400 seconds".to_owned())
+    number.ok_or_else(|| "expected 0.01 to 86400 seconds".to_owned())
 }
 
 #[cfg(test)]
@@ -489,7 +576,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Checks the help of a command and of its subcommands: `-h` or `--help`.
+    fn check(mut command: clap::Command, long: bool, most_lines: usize) {
+        let text = if long { command.render_long_help() } else { command.render_help() }.to_string();
+        let name = command.get_name();
+        assert!(text.lines().count() <= most_lines, "{name}: {} lines\n{text}", text.lines().count());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{name}: {line}");
+        }
+        for subcommand in command.get_subcommands() {
+            check(subcommand.clone().term_width(80), long, most_lines);
+        }
+    }
+
+    #[test]
+    fn short_help_fits_80x24() {
+        check(Cli::command().term_width(80), false, 24);
+    }
+
+    #[test]
+    fn long_help_fits_80_columns() {
+        check(Cli::command().term_width(80), true, 150);
     }
 }

@@ -1,9 +1,10 @@
-//! The command `eddy`: its arguments, what each command does, its tables.
+//! The command `eddy`: its arguments, its subcommands, its tables.
 //!
-//! A library beside the program, since `eddy-bench` starts nodes of the build that it measures and the tests write chains
-//! with `init`. What runs a node is in `eddy-node`.
+//! It is a library because `eddy-bench` runs nodes of the same build and prints the same tables. The code of nodes is in
+//! `eddy-node`.
 
 pub mod args;
 pub mod commands;
 pub mod log;
 pub mod tables;
+pub mod version;

@@ -28,17 +28,23 @@ const VARIABLE: &str = "EDDY_LOG";
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// Log more: -v debug, -vv trace; overrides --log
+    /// Log more: -v debug, -vv trace
+    ///
+    /// Overrides --log.
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Log less: -q warnings and errors, -qq errors, -qqq nothing; overrides --log
+    /// Log less: -q warn, -qq error, -qqq off
+    ///
+    /// Overrides --log.
     #[arg(short, long, action = ArgAction::Count)]
     pub quiet: u8,
-    /// Log this level (off, error, warn, info, debug, trace), or MODULE=LEVEL, comma-separated [env: EDDY_LOG] [default: info]
+    /// Log filter, e.g. warn or info,eddy_node=debug
+    ///
+    /// A level (off, error, warn, info, debug, trace), or MODULE=LEVEL, comma-separated [env: EDDY_LOG] [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<Filter>,
-    /// Form of the log lines on standard error
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    /// Log lines as text or json
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
     pub log_format: LogFormat,
 }
 

@@ -1,5 +1,6 @@
-//! A whole chain as processes (`eddy chain --stay`), for what measures through one.
+//! A whole chain as processes (`eddy chain --stay`), to measure through it.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,48 +9,52 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use dataplane::io::offload::Offload;
-use dataplane::pool::Mixing;
+use dataplane::socket::offload::Offload;
+use dataplane::stage::pool::Mixing;
 use eddy_node::report::NodeReport;
+use eddy_node::runtime::status;
 use serde_json::Value;
 use wire::cell::Class;
 
+use crate::nodes;
 use crate::results::ChainFacts;
 
-/// What a chain is to be.
+/// How long a process may take to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 #[derive(Args, Clone, Debug)]
-pub struct ChainArgs {
-    /// Size of the chain's cells
-    #[arg(long, default_value_t = Class::L, ignore_case = true, help_heading = "The chain")]
-    pub class: Class,
-    /// Mixes of the chain
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "The chain")]
-    pub mixes: u8,
-    /// What the mixes do
-    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "The chain")]
-    pub mixing: Mixing,
-    /// Channels that the entry keeps up
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "The chain")]
-    pub channels: u32,
+pub(crate) struct ChainArgs {
+    /// Size class of the cells
+    #[arg(long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
+    pub(crate) class: Class,
+    /// Number of mixes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
+    pub(crate) mixes: u8,
+    /// Mixing strategy
+    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
+    pub(crate) mixing: Mixing,
+    /// Channels that the entry keeps open
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "Chain")]
+    pub(crate) channels: u32,
     /// Lanes of each mix
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), help_heading = "The chain")]
-    pub lanes: u8,
-    /// Use GSO and GRO for the chain's cells
-    #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN", help_heading = "The chain")]
-    pub offload: Offload,
-    /// The nodes' AEAD engine (EDDY_AEAD)
-    #[arg(long, help_heading = "The chain")]
-    pub engine: Option<String>,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64), help_heading = "Chain")]
+    pub(crate) lanes: u8,
+    /// GSO and GRO
+    #[arg(long, default_value_t = Offload::Auto, value_name = "WHEN", help_heading = "Chain")]
+    pub(crate) offload: Offload,
+    /// AEAD engine of the nodes (sets EDDY_AEAD)
+    #[arg(long, help_heading = "Chain")]
+    pub(crate) engine: Option<String>,
 }
 
 impl ChainArgs {
-    /// What its mixes may hold a datagram back, all of them.
-    pub fn delay(&self) -> Duration {
+    /// Longest delay of a datagram in all mixes together.
+    pub(crate) fn delay(&self) -> Duration {
         self.mixing.largest_delay() * u32::from(self.mixes)
     }
 
-    /// Its part of a command line.
-    pub fn command(&self) -> String {
+    /// The arguments that repeat this.
+    pub(crate) fn command(&self) -> String {
         let ChainArgs { class, mixes, mixing, channels, lanes, offload, engine } = self;
         let engine = engine.as_ref().map_or_else(String::new, |engine| format!(" --engine {engine}"));
         format!(
@@ -59,8 +64,13 @@ impl ChainArgs {
         )
     }
 
-    /// For a result, with what a node says of itself.
-    pub fn facts(&self, node: Option<&NodeReport>) -> ChainFacts {
+    /// Environment variables of the nodes.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        engine_environment(self.engine.as_deref())
+    }
+
+    /// For a result; engine and system calls are those that a node reports.
+    pub(crate) fn facts(&self, node: Option<&NodeReport>) -> ChainFacts {
         ChainFacts {
             mixes: self.mixes.into(),
             class: self.class.name().to_owned(),
@@ -74,34 +84,52 @@ impl ChainArgs {
     }
 }
 
-/// A running chain. Ends when dropped, and when this program does.
-pub struct Chain {
+/// The environment variable that chooses an AEAD engine.
+pub(crate) fn engine_environment(engine: Option<&str>) -> Vec<(String, String)> {
+    engine.map(|engine| ("EDDY_AEAD".to_owned(), engine.to_owned())).into_iter().collect()
+}
+
+/// Two lines, the second one indented.
+impl fmt::Display for ChainFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ChainFacts { mixes, class, mixing, channels, engine, io, offload, .. } = self;
+        let mix = if *mixes == 1 { "mix" } else { "mixes" };
+        write!(
+            f,
+            "{mixes} {mix}, class {class}, {mixing}\n  {channels} channels, engine {engine}, {io}, offload {offload}"
+        )
+    }
+}
+
+/// A running chain. It ends when this is dropped, and when this program ends.
+pub(crate) struct Chain {
     process: Child,
     lifeline: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
-    /// Where its entry listens for us.
-    pub forward: SocketAddr,
-    /// Where its nodes are asked, entry first.
-    pub status: Vec<PathBuf>,
+    /// Where its entry listens.
+    pub(crate) forward: SocketAddr,
+    /// Status sockets of its nodes, entry first.
+    pub(crate) status: Vec<PathBuf>,
 }
 
 impl Chain {
-    /// Starts one whose entry forwards to `sink`.
+    /// Starts a chain whose entry forwards to `sink`.
     ///
     /// # Errors
-    /// It does not come up.
-    pub fn start(args: &ChainArgs, sink: SocketAddr) -> anyhow::Result<Chain> {
-        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+    /// The chain does not start.
+    pub(crate) fn start(args: &ChainArgs, sink: SocketAddr) -> anyhow::Result<Chain> {
+        let mut command = Command::new(std::env::current_exe().context("cannot find the path of this program")?);
         command.args(["chain", "--stay", "--json", "--lifeline", "--receivers", "1", "--messages", "1"]);
         command.args(["--class", args.class.name(), "--mixes", &args.mixes.to_string()]);
         command.args(["--channels", &args.channels.to_string(), "--mixing", &args.mixing.to_string()]);
         command.args(["--lanes", &args.lanes.to_string()]);
         command.args(["--offload", &args.offload.to_string(), "--forward", &format!("127.0.0.1:0={sink}")]);
-        command.envs(args.engine.iter().map(|engine| ("EDDY_AEAD", engine)));
+        command.envs(args.environment());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().context("cannot start the chain")?;
         let lifeline = process.stdin.take();
-        let mut stdout = BufReader::new(process.stdout.take().context("its output")?);
+        let mut stdout = BufReader::new(process.stdout.take().context("the chain has no standard output")?);
+
         let mut line = String::new();
         stdout.read_line(&mut line)?;
         let ready: Value = serde_json::from_str(&line).unwrap_or_default();
@@ -112,54 +140,61 @@ impl Chain {
         let Some(forward) = listen else {
             drop(lifeline);
             let _ = process.wait();
-            bail!("the chain does not come up");
+            bail!("the chain did not start");
         };
         let status = ready["status"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into);
         let status = status.collect();
         Ok(Chain { process, lifeline, stdout, forward, status })
     }
 
-    /// What its nodes say now, entry first.
+    /// Reports of its nodes now, entry first.
     ///
     /// # Errors
-    /// One does not answer.
-    pub fn ask(&self) -> anyhow::Result<Vec<NodeReport>> {
-        let ask = |path: &PathBuf| {
-            eddy_node::runtime::status::ask(path).with_context(|| format!("{} does not answer", path.display()))
-        };
-        self.status.iter().map(ask).collect()
+    /// A node does not answer.
+    pub(crate) fn reports(&self) -> anyhow::Result<Vec<NodeReport>> {
+        reports(&self.status)
     }
 
-    /// Ends it; what its nodes said last, and whether every ledger closed.
+    /// Ends the chain. Returns the last reports of its nodes, and whether every ledger closed.
     ///
     /// # Errors
-    /// It ended without a report.
-    pub fn end(&mut self) -> anyhow::Result<(Vec<Value>, bool)> {
+    /// The chain ended without a report.
+    pub(crate) fn end(&mut self) -> anyhow::Result<(Vec<Value>, bool)> {
         self.lifeline = None;
-        let last = self.stdout.by_ref().lines().map_while(Result::ok).last().context("the chain's report")?;
-        let report: Value = serde_json::from_str(&last).context("the chain's report")?;
-        let nodes = report["nodes"].as_array().context("the chain's report")?.clone();
-        let closed = nodes.iter().all(closed);
+        let no_report = "the chain ended without a report";
+        let last = self.stdout.by_ref().lines().map_while(Result::ok).last().context(no_report)?;
+        let mut report: Value = serde_json::from_str(&last).context(no_report)?;
+        let Value::Array(nodes) = report["nodes"].take() else { bail!(no_report) };
+        let closed = nodes.iter().all(|node| nodes::facts(node).closed);
         Ok((nodes, closed))
     }
-}
-
-/// Whether every ledger of a node's report closed.
-fn closed(node: &Value) -> bool {
-    let units = node["ledger"].as_object().into_iter().flat_map(|ledger| ledger.values());
-    let mut tallies = units.flat_map(|unit| [&unit["forward"], &unit["backward"]]);
-    tallies.all(|tally| tally["closed"] == true)
 }
 
 impl Drop for Chain {
     fn drop(&mut self) {
         self.lifeline = None;
-        let deadline = Instant::now() + Duration::from_secs(15);
-        while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Ended already, or beyond asking; its nodes have lifelines of their own.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // Nodes that the chain started have lifelines of their own.
+        end_process(&mut self.process, PATIENCE);
     }
+}
+
+/// Asks nodes for their reports at these status sockets.
+///
+/// # Errors
+/// A node does not answer.
+pub(crate) fn reports(status: &[PathBuf]) -> anyhow::Result<Vec<NodeReport>> {
+    let ask = |path: &PathBuf| {
+        status::ask(path).with_context(|| format!("no node answers at the status socket {}", path.display()))
+    };
+    status.iter().map(ask).collect()
+}
+
+/// Waits until a process ends, and kills it if it does not.
+pub(crate) fn end_process(process: &mut Child, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while matches!(process.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
 }

@@ -1,18 +1,25 @@
-//! Load for a running chain, and what became of it.
+//! Load generators and measurements.
 //!
-//! Neighbours: `dataplane::sys` for batched system calls. Nothing but the integration tests imports this
-//! crate.
+//! `main.rs` is the command `eddy-bench`. The integration tests use [`load`] and [`results`].
 
+#![warn(unreachable_pub)]
+#![allow(missing_docs)]
+
+mod args;
 pub mod capacity;
-pub mod chain;
+mod chain;
+mod format;
 pub mod hop;
 pub mod load;
 pub mod machine;
+mod nodes;
 pub mod path;
 pub mod peers;
 pub mod performance;
 pub mod replay;
 pub mod report;
 pub mod results;
-pub mod signals;
+mod signals;
 pub mod stages;
+mod stats;
+mod udp;

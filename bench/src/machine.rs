@@ -1,24 +1,24 @@
-//! Where something was measured: a figure says nothing without it.
+//! The machine that a measurement ran on.
 
 use serde::{Deserialize, Serialize};
 
-/// A machine, as far as it decides a figure.
+/// What figures depend on besides the code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's name.
+    /// Name of the processor.
     pub cpu: String,
     /// Cores that this program may use.
     pub cores: usize,
-    /// The kernel's release.
+    /// Release of the kernel.
     pub kernel: String,
-    /// Processes that wanted to run, over the last minute, when the run ended.
+    /// Load average of the last minute.
     pub load: f64,
-    /// The version of eddy.
+    /// Version of eddy, with its commit if the build knew it.
     pub eddy: String,
 }
 
 impl Machine {
-    /// This one.
+    /// This machine, now.
     pub fn read() -> Machine {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
@@ -28,13 +28,15 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             load: load.split(' ').next().and_then(|first| first.parse().ok()).unwrap_or(0.0),
-            eddy: version(),
+            eddy: eddy::version::with_commit(),
         }
     }
 }
 
-/// The version, with the commit where the build knew it.
-fn version() -> String {
-    let version = env!("CARGO_PKG_VERSION");
-    option_env!("EDDY_COMMIT").map_or_else(|| version.to_owned(), |commit| format!("{version} ({commit})"))
+/// Two lines, the second one indented.
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Machine { cpu, cores, kernel, load, eddy } = self;
+        write!(f, "{cpu}, {cores} cores, load average {load}\n  Linux {kernel}, eddy {eddy}")
+    }
 }

@@ -1,15 +1,19 @@
-//! `eddy-bench`: measures mixes, chains and the machine under them.
+//! `eddy-bench`: measures mixes and chains.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use eddy_bench::capacity::{self, CapacityArgs};
-use eddy_bench::load::command::LoadArgs;
+use eddy_bench::hop::{self, HopArgs};
+use eddy_bench::load::command::{self as load, LoadArgs};
+use eddy_bench::path::{self, PathArgs};
+use eddy_bench::peers::{self, PeersArgs};
 use eddy_bench::performance::{self, PerformanceArgs};
 use eddy_bench::replay::{self, ReplayArgs};
-use eddy_bench::{hop, load, path, peers, report, stages};
+use eddy_bench::report::{self, ReportArgs};
+use eddy_bench::stages::{self, StageArgs};
 
-/// Measures mixes, chains and the machine under them.
+/// Measures mixes and chains.
 #[derive(Parser)]
 #[command(version, about)]
 struct Cli {
@@ -19,77 +23,85 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sends a load through a chain, and straight to its destination, and tells what became of it.
+    /// Send a load through a chain and directly, and compare latency and loss
     ///
-    /// Open loop: a datagram leaves when it is due and is timed from then on. Without --to a chain is started for it.
+    /// Examples:
+    ///   eddy-bench load
+    ///   eddy-bench load --profile voip:100 --profile video:5 --seconds 60
+    ///   eddy-bench load --rate 50000 --payload-len 200 --out results
     ///
-    ///   eddy-bench load                                                 10,000/s of 1000 bytes, 10 s
-    ///   eddy-bench load --profile voip:100 --profile game:20 --profile video:5 --seconds 60
-    ///   eddy-bench load --mixing threshold:n=1,n_min=1 --payload-len 200 --arrivals poisson --out results
-    ///
-    /// Into a chain that runs:
-    ///
+    /// Through a running chain:
     ///   eddy chain --stay --forward 127.0.0.1:7000=127.0.0.1:7001
-    ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --rate 20000
+    ///   eddy-bench load --to 127.0.0.1:7000 --sink 127.0.0.1:7001
     #[command(verbatim_doc_comment)]
     Load(LoadArgs),
-    /// Searches for the highest rate that passes without loss, and says what limits it.
+    /// Find the highest rate without loss, and what limits it
     ///
-    ///   eddy-bench capacity                          a chain of three mixes on this machine
+    /// Examples:
+    ///   eddy-bench capacity
     ///   eddy-bench capacity --mixes 1 --payload-len 200
-    ///   eddy-bench capacity --node                   one mix alone, on a core of its own
+    ///   eddy-bench capacity --node
     ///
-    /// Through nodes that run, with their ledgers:
-    ///
-    ///   eddy-bench capacity --to 127.0.0.1:7000 --sink 127.0.0.1:7001 --status /run/eddy/mix2.sock
+    /// Through a running chain, with the ledger of a node:
+    ///   eddy-bench capacity --to 127.0.0.1:7000 --sink 127.0.0.1:7001 \
+    ///       --status /run/eddy/mix2.sock
     #[command(verbatim_doc_comment)]
     Capacity(CapacityArgs),
-    /// Plays traces of real traffic through a chain, and straight to their destination.
+    /// Replay recorded traffic through a chain and directly
     ///
-    /// Times, flows and lengths are the trace's; what is in the packets is not sent. Latency, jitter and
-    /// order are told against the trace's own times.
+    /// Times, flows and lengths are those of the trace. The contents of its
+    /// packets are not sent.
     ///
+    /// Examples:
     ///   eddy-bench replay call.pcap
     ///   eddy-bench replay game.out.csv --back game.in.csv --speed 2
     #[command(verbatim_doc_comment)]
     Replay(ReplayArgs),
-    /// Measures what a cell costs a mix, beside relays that only move the bytes.
-    Hop(hop::HopArgs),
-    /// Measures what a whole chain carries on this machine.
-    Path(path::PathArgs),
-    /// Measures hops, paths, capacity, latency and applications, some rounds in turn, and prints medians as Markdown.
+    /// Measure the processor time of a mix for a cell
+    ///
+    /// Relays that only move the bytes, without cryptography, are measured on the
+    /// same core for comparison.
+    ///
+    /// Examples:
+    ///   eddy-bench hop --rows quick
+    ///   eddy-bench hop --rows quick --set 'hugepages = false'
+    #[command(verbatim_doc_comment)]
+    Hop(HopArgs),
+    /// Measure the load that a whole chain carries on this machine
+    Path(PathArgs),
+    /// Run all measurements in rounds and print medians as Markdown
     Performance(PerformanceArgs),
-    /// Makes one HTML page, with tables and plots, of what the other commands left behind.
+    /// Make an HTML page from the results of the other commands
     ///
-    /// It takes the NAME.json files of load, replay and capacity, and what any of them,
-    /// hop and path printed with --json, in any number and order. The page holds all that
-    /// it shows: it can be mailed, printed and opened without a network.
+    /// The page has tables and plots, and needs no network. Its input is the
+    /// NAME.json files of load, replay and capacity, and the output of capacity,
+    /// hop and path with --json.
     ///
+    /// Example:
     ///   eddy-bench hop --json > hop.json
     ///   eddy-bench report results/*.json hop.json --out report.html
     #[command(verbatim_doc_comment)]
-    Report(report::ReportArgs),
-    /// Measures a hop beside what others do for a packet: Sphinx, WireGuard, Noise, bare relays.
+    Report(ReportArgs),
+    /// Compare a hop with Sphinx, WireGuard, Noise and plain relays
     ///
-    /// Needs the others' libraries, which plain builds are without:
-    ///
+    /// The libraries of the others need a feature:
     ///   cargo run --release -p eddy-bench --features peers -- peers
     #[command(verbatim_doc_comment)]
-    Peers(peers::PeersArgs),
-    /// Runs one stage of a cell's path over and over, for a profiler that looks at its function alone.
-    Stage(stages::StageArgs),
+    Peers(PeersArgs),
+    /// Run one stage of a cell's path in memory, for a profiler
+    Stage(StageArgs),
 }
 
 fn main() -> ExitCode {
-    // `hop` and `path` run nodes of the very build that they are part of: this program is `eddy`, too.
+    // Measurements start nodes of this build: this program is `eddy`, too.
     if let Some("entry" | "mix" | "exit" | "chain") = std::env::args().nth(1).as_deref() {
         return match eddy::args::Cli::try_parse() {
             Ok(cli) => eddy::commands::run(cli),
-            Err(error) => eddy::commands::misspoken(&error),
+            Err(error) => eddy::commands::usage_error(&error),
         };
     }
     let done = match Cli::parse().command {
-        Command::Load(args) => load::command::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Capacity(args) => capacity::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Hop(args) => hop::run(&args),

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first ends what is under way, and tells what there is; the second ends the program.
+//! Ctrl-C: the first ends the measurement and prints what it has; the second ends the program.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// Raised by SIGINT or SIGTERM.
+/// A flag that SIGINT and SIGTERM set.
 ///
 /// # Errors
-/// The system refuses.
-pub fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+/// The signal handlers cannot be installed.
+pub(crate) fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
     let raised = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, raised.clone()).context("signals")?;

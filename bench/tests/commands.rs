@@ -1,44 +1,43 @@
-//! The program as it is run: every cell and datagram that was sent is somewhere. No figure is judged.
+//! The commands: every cell and datagram that was sent is accounted for. No figure is judged.
 
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 
 use eddy_bench::results::Results;
-
 use serde_json::Value;
 
-/// Runs it; its last line.
+/// Runs the program, and returns the last line of its output.
 fn measure(arguments: &[&str]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).args(arguments).output().expect("it starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
     let text = String::from_utf8(output.stdout).expect("text");
     serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
 }
 
 #[test]
-fn every_cell_of_a_hop_leaves_or_is_named() {
+fn hop_accounts_for_every_cell() {
     let report = measure(&["hop", "--json", "--rows", "quick", "--rounds", "2", "--cells", "2048"]);
     let rows = report["rows"].as_array().expect("rows");
     let directions: Vec<&str> = rows.iter().filter_map(|row| row["direction"].as_str()).collect();
     assert_eq!(directions, ["forward", "backward"]);
     for row in rows {
-        let count = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("no count in {row}"));
-        let [before, behind] = [&row["lost"][0], &row["lost"][1]].map(count);
-        assert_eq!(count(&row["played"]), 2 * 2048);
-        assert_eq!(count(&row["played"]), count(&row["left"]) + before + count(&row["dropped"]), "{row}");
-        assert!(behind <= count(&row["left"]), "{row}");
-        let [checked, foreign] = [&row["checked"][0], &row["checked"][1]].map(count);
-        assert!(checked > 0 && foreign == 0, "{row}");
+        let count = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("not a count in {row}"));
+        let [before, after] = [&row["lost"][0], &row["lost"][1]].map(count);
+        assert_eq!(count(&row["offered"]), 2 * 2048);
+        assert_eq!(count(&row["offered"]), count(&row["forwarded"]) + before + count(&row["dropped"]), "{row}");
+        assert!(after <= count(&row["forwarded"]), "{row}");
+        let [checked, forged] = [&row["checked"][0], &row["checked"][1]].map(count);
+        assert!(checked > 0 && forged == 0, "{row}");
         assert_eq!(row["closed"], true, "{row}");
-        for key in ["cell_ns", "null_gro_gso_ns", "null_mmsg_ns", "null_single_ns", "ratio_gro_gso", "ratio_mmsg"] {
+        for key in ["cell_ns", "relay_gso_ns", "relay_mmsg_ns", "relay_single_ns", "ratio_gso", "ratio_mmsg"] {
             assert!(row[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {row}");
         }
     }
 }
 
 #[test]
-fn a_path_is_searched_both_ways_and_its_ledgers_close() {
+fn path_is_measured_both_ways_and_ledgers_close() {
     let report = measure(&["path", "--json", "--payload-len", "200", "--try-ms", "50", "--flows", "16"]);
     let rows = report["rows"].as_array().expect("rows");
     let directions: Vec<&str> = rows.iter().filter_map(|row| row["direction"].as_str()).collect();
@@ -47,8 +46,8 @@ fn a_path_is_searched_both_ways_and_its_ledgers_close() {
     assert_eq!(report["closed"], true);
 }
 
-/// All ledgers of the nodes of a run closed.
-fn closed(run: &Value) {
+/// Every ledger of a run's nodes closed.
+fn assert_closed(run: &Value) {
     let nodes = run["nodes"].as_array().expect("nodes");
     assert_eq!(nodes.len(), 5, "{run}");
     for node in nodes {
@@ -59,7 +58,7 @@ fn closed(run: &Value) {
 }
 
 #[test]
-fn a_load_goes_through_a_chain_and_beside_it_and_leaves_files() {
+fn load_runs_directly_and_through_a_chain() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().to_str().expect("a path");
     let report = measure(&[
@@ -90,19 +89,19 @@ fn a_load_goes_through_a_chain_and_beside_it_and_leaves_files() {
         let sent = stream["sent"].as_u64().expect("a number");
         assert!(sent > 200 && stream["delivered"] == sent && stream["latency"]["count"] == sent, "{stream}");
         assert_eq!(stream["round_trip"]["count"], sent);
-        assert!(run["floor"]["ceiling_per_s"].as_f64().is_some_and(|ceiling| ceiling > 0.0));
+        assert!(run["calibration"]["ceiling_per_s"].as_f64().is_some_and(|ceiling| ceiling > 0.0));
         let read =
             Results::read(&folder.path().join(format!("{}.json", run["name"].as_str().unwrap()))).expect("a file");
         assert_eq!(read.streams[0].latency.histogram().expect("a histogram").len(), sent);
     }
-    closed(&runs[1]);
+    assert_closed(&runs[1]);
     for file in ["chain.hlog", "chain.even.forward.hgrm", "direct.hlog", "direct.even.forward.hgrm"] {
         assert!(folder.path().join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
     }
 }
 
 #[test]
-fn profiles_and_traces_go_through_a_chain_both_ways_and_nothing_is_lost() {
+fn profiles_and_traces_lose_nothing_in_a_chain() {
     let folder = tempfile::tempdir().expect("a folder");
     let trace = folder.path().join("game.csv");
     let lines: String = (0..200).map(|i| format!("{},{},9,{}\n", i as f64 / 200.0, i % 3, i * 7 % 1400)).collect();
@@ -114,7 +113,7 @@ fn profiles_and_traces_go_through_a_chain_both_ways_and_nothing_is_lost() {
     ] {
         let report = measure(&[arguments, &["--json", "--no-direct"]].concat());
         let [run] = &report["runs"].as_array().expect("runs")[..] else { panic!("{report}") };
-        closed(run);
+        assert_closed(run);
         for stream in run["streams"].as_array().expect("streams") {
             assert_eq!((&stream["lost"], &stream["reordered"]), (&0.into(), &0.into()), "{stream}");
             assert!(stream["delivered"].as_u64().is_some_and(|count| count > 0), "{stream}");
@@ -130,12 +129,12 @@ fn profiles_and_traces_go_through_a_chain_both_ways_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_capacity_is_found_and_says_what_limits_it() {
+fn capacity_is_found_with_its_limit() {
     let report = measure(&["capacity", "--json", "--try-seconds", "0.1", "--within", "50", "--flows", "8"]);
     let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
     assert!(number("lossless_per_s") > 0.0 && number("p99_us") <= number("budget_us"), "{report}");
     assert!(report["limited_by"].as_str().is_some_and(|why| !why.is_empty()));
-    let tries = report["tries"].as_array().expect("tries");
+    let tries = report["trials"].as_array().expect("trials");
     let passed = tries.iter().filter(|tried| tried["rate"] == report["lossless_per_s"] && tried["passed"] == true);
     assert!(passed.count() >= 3, "{report}");
     assert!(tries.iter().all(|tried| tried["passed"] == tried["limited_by"].is_null()), "{report}");
@@ -143,8 +142,8 @@ fn a_capacity_is_found_and_says_what_limits_it() {
 }
 
 #[test]
-fn an_interrupted_load_tells_what_it_has() {
-    // A forward of our own, so that it is known when something has come.
+fn interrupted_load_prints_its_results() {
+    // This test is the forward, so it knows when something has arrived.
     let forward = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let sink = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
     let to = forward.local_addr().expect("an address").to_string();
@@ -174,7 +173,7 @@ fn an_interrupted_load_tells_what_it_has() {
 }
 
 #[test]
-fn a_mistake_gives_one_line_and_exit_code_2() {
+fn user_error_gives_a_message_and_exit_code_2() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
@@ -183,51 +182,51 @@ fn a_mistake_gives_one_line_and_exit_code_2() {
     };
     let csv = file("bad.csv", b"t_s,src,dst,payload_len\n0,0,1,9\nnever,0,1,9\n");
     let pcap = file("bad.pcap", &[0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0]);
-    // Bound and given back, so nobody listens there.
+    // Bound and closed again, so no process listens there.
     let free = || UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string();
     let taken = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let (to, sink, taken) = (free(), free(), taken.local_addr().expect("an address").to_string());
     for (arguments, wanted) in [
-        (&["replay", &csv][..], "bad.csv:3: t_s is \"never\""),
+        (&["replay", &csv][..], "bad.csv:3: invalid t_s \"never\""),
         (&["replay", &pcap], "bad.pcap is a damaged capture"),
         (&["replay", "/nowhere/trace.pcap"], "cannot read the trace /nowhere/trace.pcap"),
-        (&["load", "--to", &to, "--sink", &sink], "nobody listens at"),
-        (&["load", "--to", &to, "--sink", &taken], "the sink cannot listen at"),
-        (&["capacity", "--to", &to, "--sink", &sink, "--status", "/nowhere/x.sock"], "nobody listens at"),
-        (&["load", "--seconds", "0"], "seconds, from 0.1"),
-        (&["load", "--rate", "1e99"], "datagrams per second, from 0.1 to 20000000"),
-        (&["load", "--payload-len", "3"], "bytes as in 1000"),
-        (&["load", "--profile", "fax:1"], "there is no profile"),
-        (&["replay", &csv, "--speed", "0"], "how many times as fast"),
+        (&["load", "--to", &to, "--sink", &sink], "no process listens at"),
+        (&["load", "--to", &to, "--sink", &taken], "cannot listen at the sink"),
+        (&["capacity", "--to", &to, "--sink", &sink, "--status", "/nowhere/x.sock"], "no process listens at"),
+        (&["load", "--seconds", "0"], "expected seconds from 0.1"),
+        (&["load", "--rate", "1e99"], "expected datagrams per second from 0.1 to 20000000"),
+        (&["load", "--payload-len", "3"], "expected bytes from 4"),
+        (&["load", "--profile", "fax:1"], "unknown profile"),
+        (&["replay", &csv, "--speed", "0"], "expected a speed"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).args(arguments).output().expect("it starts");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert!(said.contains(wanted) && !said.contains("panicked"), "{arguments:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(wanted) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
         assert!(output.stdout.is_empty());
     }
 }
 
 #[cfg(not(feature = "peers"))]
 #[test]
-fn peers_say_in_one_line_how_they_are_built() {
+fn peers_without_its_feature_prints_how_to_build_it() {
     let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).arg("peers").output().expect("it starts");
-    let said = String::from_utf8(output.stderr).expect("text");
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("cargo run --release -p eddy-bench --features peers -- peers"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("cargo run --release -p eddy-bench --features peers -- peers"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[cfg(feature = "peers")]
 #[test]
-fn peers_stand_beside_eddy_in_rows_of_both_kinds() {
+fn peers_has_rows_of_both_scopes() {
     let report = measure(&["peers", "--json", "--rounds", "1"]);
     let rows = report["rows"].as_array().expect("rows");
-    for (kind, names) in [
+    for (scope, names) in [
         ("crypto-only", &["eddy", "eddy", "sphinx-packet", "boringtun", "snow", "snow"][..]),
         ("with-io", &["eddy", "no cryptography", "no cryptography", "no cryptography"][..]),
     ] {
-        let of = rows.iter().filter(|row| row["kind"] == kind).collect::<Vec<_>>();
+        let of = rows.iter().filter(|row| row["scope"] == scope).collect::<Vec<_>>();
         assert!(of.iter().map(|row| row["name"].as_str().expect("a name")).eq(names.iter().copied()), "{report}");
         assert_eq!(of[0]["ratio"], 1.0);
         assert!(of.iter().all(|row| row["packet_ns"].as_f64().is_some_and(|ns| ns > 0.0)), "{report}");

@@ -1,15 +1,15 @@
-//! `eddy-bench report` as it is run: what the page shows, and what is said of files that are none of ours.
+//! `eddy-bench report`: what the page shows, and which files are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use eddy_bench::machine::Machine;
-use eddy_bench::results::{ChainFacts, FORMAT, Floor, Mos, Results, Second, Spread, Stream, histogram};
+use eddy_bench::results::{Calibration, ChainFacts, FORMAT, Mos, Results, Second, Spread, Stream, histogram};
 use roxmltree::Document;
 use serde_json::{Value, json};
 
-/// A name that must not become markup.
+/// Text that must not become markup.
 const EVIL: &str = "<script>alert(1)</script> & \"co\"";
 
 fn report(arguments: &[&Path]) -> Output {
@@ -17,7 +17,7 @@ fn report(arguments: &[&Path]) -> Output {
     command.arg("report").args(arguments).output().expect("it starts")
 }
 
-/// So many times, from `least` microseconds with a tail of `scale`.
+/// `count` times from `least` microseconds on, with an exponential tail of `scale`.
 fn times(count: u32, least: f64, scale: f64) -> Spread {
     let mut all = histogram();
     for i in 0..count {
@@ -94,7 +94,13 @@ fn run(name: &str, streams: Vec<Stream>, with_chain: bool) -> Results {
             engine: "wide256".into(),
             io: "mmsg".into(),
         }),
-        floor: Some(Floor { ceiling_per_s: 1.2e6, p50_us: 31.0, p99_us: 64.0, p999_us: 210.0, max_us: 900.0 }),
+        calibration: Some(Calibration {
+            ceiling_per_s: 1.2e6,
+            p50_us: 31.0,
+            p99_us: 64.0,
+            p999_us: 210.0,
+            max_us: 900.0,
+        }),
         seconds: 10.0,
         interrupted: false,
         streams,
@@ -103,26 +109,31 @@ fn run(name: &str, streams: Vec<Stream>, with_chain: bool) -> Results {
     }
 }
 
-/// What `hop`, `path` and `capacity` print with --json.
+/// Output of `hop`, `path` and `capacity` with --json.
 fn lines() -> String {
+    let machine = json!({ "cpu": "a processor", "cores": 2, "kernel": "6.18", "load": 0.5, "eddy": "0.1.0" });
     let row = |direction: &str, channels: u64, ns: f64| {
         json!({
             "direction": direction, "channels": channels, "pool": 256, "entries": 0, "cell_ns": ns, "gbit_s": 15.0,
-            "cell_ns_range": [ns - 9.0, ns + 9.0], "null_gro_gso_ns": 411.0, "null_mmsg_ns": 4800.0, "batch": 256.0,
-            "null_single_ns": null, "ratio_gro_gso": ns / 411.0, "ratio_mmsg": ns / 4800.0, "blaster_bound": false,
+            "cell_ns_range": [ns - 9.0, ns + 9.0], "relay_gso_ns": 411.0, "relay_mmsg_ns": 4800.0, "batch": 256.0,
+            "relay_single_ns": null, "ratio_gso": ns / 411.0, "ratio_mmsg": ns / 4800.0, "generator_bound": false,
+            "cells_per_s": 1e9 / ns, "wall_cells_per_s": 5e5, "turns": 9, "sleeps": 0, "relay_gso_sleeps": 0.0,
+            "offered": 9, "forwarded": 9, "lost": [0, 0], "dropped": 0, "checked": [9, 0], "closed": true,
         })
     };
     let hop = json!({
         "rows": [row("forward", 64, 729.0), row("backward", 64, 612.0)], "class": "L", "engine": "wide256",
-        "offload": "auto", "machine": { "cpu": "a processor", "kernel": "6.18", "cores": [0, 1], "load": 1.5 },
+        "offload": "auto", "sink_gro": true, "gso": true, "io": "mmsg", "machine": machine, "mix_core": 1,
+        "load_core": 0, "receive_buffer": 8 << 20,
     });
     let path = json!({
         "rows": [{ "direction": "forward", "payload_len": 1000, "delivered_per_s": 400_000.0, "gbit_s": 3.2,
                    "loss": 0.0, "sent_per_s": 400_000.0, "generator_bound": false }],
-        "mixing": "threshold-or-timed:n=64,t=5ms", "mixes": 3, "lanes": 1, "channels": 16, "flows": 64, "closed": true,
-        "nodes": [{ "node": "entry", "cells": 1_000_000, "cell_ns": 1200 }], "cores": 2, "load": 1.0,
+        "flows": 64, "closed": true, "machine": machine, "nodes": [{ "node": "entry", "cells": 9, "cell_ns": 1200 }],
+        "chain": { "mixes": 3, "class": "L", "mixing": "threshold-or-timed:n=64,t=5ms", "channels": 16, "lanes": 1,
+                   "offload": "auto", "engine": "wide256", "io": "mmsg" },
     });
-    let tried = |rate: u64, limit: Option<&str>| {
+    let trial = |rate: u64, limit: Option<&str>| {
         json!({ "rate": rate as f64, "passed": limit.is_none(), "sent": rate, "lost": 0, "p50_us": 4000.0,
                 "p99_us": rate as f64 / 9.0, "limited_by": limit })
     };
@@ -130,21 +141,21 @@ fn lines() -> String {
     let capacity = json!({
         "lossless_per_s": 128_000.0, "interval": [128_000.0, 134_000.0], "p99_us": 14_222.0, "limited_by": short,
         "budget_us": 18_000.0, "payload_len": "1000", "interrupted": false, "chain": null,
-        "tries": [tried(128_000, None), tried(256_000, Some(short)), tried(134_000, Some(short))],
+        "trials": [trial(128_000, None), trial(256_000, Some(short)), trial(134_000, Some(short))],
         "at": [{ "part": 0.5, "rate": 64_000.0, "lost": 0, "p50_us": 1.0, "p99_us": 2.0, "p999_us": 3.0,
                  "max_us": 4.0 }],
-        "machine": { "cpu": "a processor", "cores": 2, "kernel": "6.18", "load": 0.5, "eddy": "0.1.0" },
+        "machine": machine,
     });
-    // Not all of them on lines of their own.
+    // One of them spans several lines, and one shares a line with it.
     format!("{hop}\n{path}{capacity:#}\n")
 }
 
-/// A page of everything: its files, and itself.
+/// Files of every type, and the page of them.
 fn sample(folder: &Path) -> (Vec<PathBuf>, String) {
     let direct = run("direct", vec![stream("voip", "forward", 40.0, 0)], false);
     let two = vec![stream("voip", "forward", 9000.0, 40), stream("voip", "backward", 8000.0, 0)];
     let mut files: Vec<PathBuf> =
-        [direct, run("chain", two, true)].iter().map(|run| run.write(folder).expect("it is written")).collect();
+        [direct, run("chain", two, true)].iter().map(|run| run.write(folder).expect("the file is written")).collect();
     files.push(folder.join("lines.json"));
     fs::write(&files[2], lines()).unwrap();
     (files.clone(), page(folder, &files))
@@ -159,18 +170,18 @@ fn page(folder: &Path, files: &[PathBuf]) -> String {
     fs::read_to_string(out).unwrap()
 }
 
-/// What is between the body's tags, which is XML as well.
+/// The body of the page, which is well-formed XML.
 fn body(page: &str) -> &str {
     let from = page.find("<body>").expect("a body");
     &page[from..page.find("</body>").expect("its end") + "</body>".len()]
 }
 
-/// The plots of a section: how many lines each has.
+/// The number of lines in each plot of a section.
 fn lines_of(document: &Document<'_>, section: &str) -> Vec<usize> {
     let section = document.descendants().find(|node| node.attribute("id") == Some(section)).expect("the section");
     let plots = section.descendants().filter(|node| node.attribute("class") == Some("plot"));
     let series = |node: &roxmltree::Node<'_, '_>| {
-        // Axes are lines of two points, and thinner.
+        // Axes are thinner.
         node.has_tag_name("polyline")
             && node.attribute("stroke-width").is_some_and(|width| width.parse::<u32>().unwrap() > 4)
     };
@@ -178,7 +189,7 @@ fn lines_of(document: &Document<'_>, section: &str) -> Vec<usize> {
 }
 
 #[test]
-fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
+fn page_shows_all_results_and_fetches_nothing() {
     let kept = std::env::var_os("EDDY_REPORT_FOLDER").map(PathBuf::from);
     let folder = tempfile::tempdir().unwrap();
     let (_, page) = sample(kept.as_deref().unwrap_or(folder.path()));
@@ -186,11 +197,11 @@ fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
     let document = Document::parse(text).unwrap_or_else(|error| panic!("{error}"));
     for name in ["direct", "chain", "voip forward", "voip backward", "generator alone", "threshold-or-timed:n=64,t=5ms"]
     {
-        let is_told =
+        let names =
             |node: roxmltree::Node<'_, '_>| node.is_text() && node.text().is_some_and(|text| text.contains(name));
-        assert!(document.descendants().any(is_told), "no {name}");
+        assert!(document.descendants().any(names), "no {name}");
     }
-    // Three streams and the floor; two of them were answered; two runs over time, of which neither sent more than came.
+    // Three streams and the generator alone; two streams with answers; two runs over time, and what one of them sent.
     assert_eq!(lines_of(&document, "latency"), [4]);
     assert_eq!(lines_of(&document, "round-trip"), [2]);
     assert_eq!(lines_of(&document, "time"), [3, 2, 2]);
@@ -198,7 +209,7 @@ fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
     assert_eq!(lines_of(&document, "hop").len(), 1);
     // p50, p99 and the budget.
     assert_eq!(lines_of(&document, "capacity"), [3]);
-    for section in ["delivery", "losses", "inside", "nodes", "path", "place"] {
+    for section in ["delivery", "losses", "inside", "nodes", "path", "setup"] {
         assert!(text.contains(&format!("id=\"{section}\"")), "{section}");
     }
     for plot in document.descendants().filter(|node| node.attribute("class") == Some("plot")) {
@@ -211,7 +222,7 @@ fn a_page_shows_every_run_and_stream_in_tables_and_plots_and_fetches_nothing() {
 }
 
 #[test]
-fn what_comes_from_files_is_text_and_never_markup() {
+fn text_from_files_never_becomes_markup() {
     let folder = tempfile::tempdir().unwrap();
     let mut wild = run("wild", vec![stream("even", "forward", 900.0, 7)], true);
     wild.streams[0].profile = EVIL.into();
@@ -234,7 +245,7 @@ fn what_comes_from_files_is_text_and_never_markup() {
 }
 
 #[test]
-fn runs_of_one_name_are_told_apart_by_their_files() {
+fn runs_of_one_name_are_labelled_with_their_files() {
     let folder = tempfile::tempdir().unwrap();
     let files: Vec<PathBuf> = ["a", "b"]
         .map(|name| {
@@ -246,11 +257,11 @@ fn runs_of_one_name_are_told_apart_by_their_files() {
         assert!(page.contains(&format!("same ({})", file.display())));
     }
     assert!(page.contains(&format!("same ({}) #2", files[1].display())));
-    assert!(page.contains("Nothing was lost in any second."));
+    assert!(page.contains("No datagram was lost."));
 }
 
 #[test]
-fn a_run_in_which_nothing_arrived_is_shown_all_the_same() {
+fn run_without_arrivals_is_shown() {
     let folder = tempfile::tempdir().unwrap();
     let mut dead = run("dead", vec![stream("even", "forward", 900.0, 9)], true);
     let nothing = Spread::of_times(&histogram());
@@ -262,19 +273,19 @@ fn a_run_in_which_nothing_arrived_is_shown_all_the_same() {
         jitter: nothing,
         ..dead.streams[0].clone()
     };
-    dead.floor = None;
+    dead.calibration = None;
     dead.series = vec![Second { sent: 20_000, ..Second::default() }];
     dead.seconds = 0.0;
     dead.nodes = vec![json!({}), json!({ "role": "mix", "batch_sizes": "many", "latency_us": 7, "ledger": [] })];
     let page = page(folder.path(), &[dead.write(folder.path()).unwrap()]);
     let document = Document::parse(body(&page)).unwrap_or_else(|error| panic!("{error}"));
-    assert!(page.contains("do not tell how large their batches were"));
+    assert!(page.contains("do not report batch sizes"));
     assert!(!page.contains("NaN") && !page.contains("inf"));
     assert_eq!(lines_of(&document, "time"), [2, 1]);
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_said_in_one_line_with_its_name() {
+fn invalid_file_is_named_in_a_one_line_error() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let good = run("good", vec![stream("even", "forward", 900.0, 0)], false).write(folder.path()).unwrap();
@@ -288,7 +299,7 @@ fn what_is_wrong_with_a_file_is_said_in_one_line_with_its_name() {
         ("list.json", "[1, 2]"),
         ("empty.json", ""),
         ("later.json", "{\"format\": 99}"),
-        ("short.json", "{\"format\": 1}"),
+        ("short.json", "{\"format\": 2}"),
         ("row.json", "{\"rows\": [{\"cell_ns\": 1}]}"),
         ("rate.json", "{\"lossless_per_s\": 1}"),
         ("none.json", "{\"runs\": []}"),
@@ -297,31 +308,34 @@ fn what_is_wrong_with_a_file_is_said_in_one_line_with_its_name() {
     }
     let cases = [
         ("absent.json", "cannot read"),
-        ("text.json", "is no JSON"),
-        ("half.json", "is no JSON"),
-        ("foreign.json", "is no result of"),
-        ("list.json", "is no result of"),
+        ("text.json", "is not valid JSON"),
+        ("half.json", "is not valid JSON"),
+        ("foreign.json", "is not a result"),
+        ("list.json", "is not a result"),
         ("empty.json", "is empty"),
-        ("later.json", "its format is 99"),
+        ("later.json", "found 99"),
         ("short.json", "is damaged"),
         ("row.json", "is damaged"),
         ("rate.json", "is damaged"),
-        ("none.json", "holds no runs"),
+        ("none.json", "has no runs"),
         ("torn.json", "is damaged: even forward"),
     ];
     let out = at("page.html");
     for (name, wanted) in cases {
         let output = report(&[&good, &at(name), Path::new("--out"), &out]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
-        assert!(said.contains(wanted) && said.contains(name) && said.trim_end().lines().count() == 1, "{name}: {said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}: {stderr}");
+        assert!(
+            stderr.contains(wanted) && stderr.contains(name) && stderr.trim_end().lines().count() == 1,
+            "{name}: {stderr}"
+        );
         assert!(!out.exists(), "{name}");
     }
-    for (out, wanted) in [(at("no/such/page.html"), "there is no folder"), (good.clone(), "would be overwritten")] {
+    for (out, wanted) in [(at("no/such/page.html"), "create the folder"), (good.clone(), "would overwrite")] {
         let output = report(&[&good, Path::new("--out"), &out]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.contains(wanted) && said.trim_end().lines().count() == 1, "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(wanted) && stderr.trim_end().lines().count() == 1, "{stderr}");
     }
     let output = report(&[]);
     assert_eq!(output.status.code(), Some(2));

@@ -42,7 +42,7 @@ fn main() {
         let numbers = CELLS.div_ceil(channels as usize) as u64;
         let backward = median(&mut stand, |stand, round| stand.load_backward(CELLS, round * numbers));
         let ledger = *stand.ledger.lock().unwrap();
-        let counted = stand.profile.read().forward.total.count();
+        let counted = stand.profile.read().latency.forward.total.count();
         assert_eq!(counted, ledger.cells.forward.sent);
         assert_eq!((ledger.cells.forward.dropped_total(), ledger.cells.backward.dropped_total()), (0, 0));
         println!("{channels:>9} {pool:>6} {forward:>8} {backward:>9}");

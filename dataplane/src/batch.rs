@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use wire::cell::Header;
+use wire::ids::{ChannelIndex, LinkId, SlotId};
 
 use crate::buffer::{Cell, FreeList, Sealed};
 use crate::latency::{Latency, Times};
@@ -114,25 +115,25 @@ impl Arrivals {
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     /// The link it leaves on.
-    pub link: u32,
+    pub link: LinkId,
     /// Injected by control: the slot its body was sealed under. Data: none, the current one serves.
-    pub slot: Option<u32>,
+    pub slot: Option<SlotId>,
     /// Header for the next link, in the clear.
     pub header: Header,
     /// Cells with one label keep their order (SPEC 6.3).
     pub label: Label,
     /// When it was received.
     pub arrived: Nanos,
-    /// Which of the times of its release are its own ([`Departures::begin`]). Between cores: for how many microseconds
+    /// Which of the times of its release are its own ([`Departures::begin_release`]). Between cores: for how many microseconds
     /// its pool held it.
-    pub mark: u32,
+    pub times: u32,
 }
 
 /// What a shuffle may not tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
     /// A channel, by its index.
-    Channel(u32),
+    Channel(ChannelIndex),
     /// A cell of the node's own: alike to no other.
     Own,
 }
@@ -175,7 +176,7 @@ impl Departures {
     }
 
     /// A release follows: these are the times that the marks of its tickets number.
-    pub fn begin(&mut self, times: &[Times]) {
+    pub fn begin_release(&mut self, times: &[Times]) {
         if self.groups.is_empty() {
             self.times.clear();
         }
@@ -187,9 +188,9 @@ impl Departures {
     }
 
     /// The marks of the tickets of the run that is added next. A run without them does not count.
-    pub fn mark(&mut self, marks: impl Iterator<Item = u32>) {
+    pub fn push_times(&mut self, times: impl Iterator<Item = u32>) {
         let base = self.base;
-        self.groups.extend(marks.map(|mark| base + mark));
+        self.groups.extend(times.map(|times| base + times));
     }
 
     /// Adds cells to one peer.
@@ -250,13 +251,13 @@ impl Departures {
         self.done(count, free);
     }
 
-    /// Whether something was sent since the last [`Departures::left`].
-    pub fn has_gone(&self) -> bool {
+    /// Whether something was sent since the last [`Departures::record_latency`].
+    pub fn has_unrecorded(&self) -> bool {
         self.gone > 0
     }
 
     /// Counts what was sent: now it has left.
-    pub fn left(&mut self, now: Nanos, latency: &mut Latency) {
+    pub fn record_latency(&mut self, now: Nanos, latency: &mut Latency) {
         self.counts.clear();
         self.counts.resize(self.times.len().max(1), 0);
         let (head, tail) = self.groups.as_slices();
@@ -281,12 +282,12 @@ impl Departures {
         for cell in self.cells.drain(..count) {
             free.give(cell.into_buffer());
         }
-        let mut left = count;
-        while left > 0 {
+        let mut remaining = count;
+        while remaining > 0 {
             let (_, run) = self.runs.front_mut().expect("runs cover all cells");
-            let now = left.min(*run);
+            let now = remaining.min(*run);
             *run -= now;
-            left -= now;
+            remaining -= now;
             if *run == 0 {
                 self.runs.pop_front();
             }
@@ -329,31 +330,31 @@ mod tests {
         let peer: SocketAddr = "1.2.3.4:5".parse().unwrap();
         let mut departures = Departures::new(4, 200);
         let mut latency = Latency::default();
-        let push = |departures: &mut Departures, marks: &[u32], free: &mut FreeList| {
-            let cells: Vec<_> = marks.iter().map(|_| Cell::new(free.take().unwrap())).collect();
-            departures.mark(marks.iter().copied());
+        let push = |departures: &mut Departures, times: &[u32], free: &mut FreeList| {
+            let cells: Vec<_> = times.iter().map(|_| Cell::new(free.take().unwrap())).collect();
+            departures.push_times(times.iter().copied());
             departures.push_run(cells.into_iter(), peer);
         };
-        departures.begin(&[Times::new(10, 100), Times::new(60, 100)]);
+        departures.begin_release(&[Times::new(10, 100), Times::new(60, 100)]);
         push(&mut departures, &[0, 1, 0, 1, 1], &mut free);
-        departures.begin(&[Times::new(200, 200)]);
+        departures.begin_release(&[Times::new(200, 200)]);
         push(&mut departures, &[0; 70], &mut free);
         departures.done(2, &mut free);
         departures.lose(1, &mut free);
-        departures.left(300, &mut latency);
+        departures.record_latency(300, &mut latency);
         assert_eq!((latency.pool.count(), latency.pool.max(), latency.pool.mean()), (2, 90, 65.0));
         assert_eq!((latency.node.mean(), latency.total.max()), (200.0, 290));
-        assert!(!departures.has_gone() && departures.len() == 72);
+        assert!(!departures.has_unrecorded() && departures.len() == 72);
         // The rest of the first release has waited in the queue; that is the node's.
         departures.done(3, &mut free);
-        departures.left(500, &mut latency);
+        departures.record_latency(500, &mut latency);
         assert_eq!((latency.pool.count(), latency.node.count(), latency.total.count()), (5, 5, 5));
         assert_eq!((latency.node.max(), latency.total.max()), (400, 440));
         departures.done(10, &mut free);
         departures.lose(59, &mut free);
-        departures.left(500, &mut latency);
+        departures.record_latency(500, &mut latency);
         assert_eq!((latency.pool.count(), departures.len(), free.free()), (15, 0, 200));
-        departures.begin(&[Times::new(600, 600)]);
+        departures.begin_release(&[Times::new(600, 600)]);
         assert_eq!(departures.times.len(), 2, "what has left is forgotten");
     }
 }

@@ -1,10 +1,10 @@
 //! How long cells stay, and how much of that is the pool's.
 //!
 //! A cell comes with the turn that receives it, leaves its pool when that is due, and is gone at the end of the turn in
-//! which the kernel took it, which the runner tells ([`crate::runner::Worker::left`]):
+//! which the kernel took it, which the runner tells ([`crate::runner::Worker::record_latency`]):
 //!
 //! ```text
-//! arrived ------- pool -------> released ------- node -------> left
+//! arrived ------- pool -------> released ------- node -------> sent
 //!         |<------------------- total ------------------->|
 //! ```
 //!
@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Nanos;
 use crate::histogram::Histogram;
+use crate::per_direction::PerDirection;
 
 /// When a cell came and when its pool let it go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +94,8 @@ impl Latency {
     }
 
     /// Counts cells that came, were released and left at the same times.
-    pub fn count(&mut self, times: Times, left: Nanos, cells: u64) {
-        self.add(times.released - times.arrived, left.saturating_sub(times.released), cells);
+    pub fn count(&mut self, times: Times, sent: Nanos, cells: u64) {
+        self.add(times.released - times.arrived, sent.saturating_sub(times.released), cells);
     }
 
     /// Of both.
@@ -111,10 +112,7 @@ impl Latency {
 /// All that a worker counts by size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// Towards the exit.
-    pub forward: Latency,
-    /// Towards the entry.
-    pub backward: Latency,
+    pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
     pub batches: Histogram,
 }
@@ -124,8 +122,10 @@ impl Profile {
     #[must_use]
     pub fn and(self, other: &Profile) -> Profile {
         Profile {
-            forward: self.forward.and(&other.forward),
-            backward: self.backward.and(&other.backward),
+            latency: PerDirection {
+                forward: self.latency.forward.and(&other.latency.forward),
+                backward: self.latency.backward.and(&other.latency.backward),
+            },
             batches: self.batches.and(&other.batches),
         }
     }

@@ -13,6 +13,8 @@
 
 use wire::frames::Status;
 
+use crate::per_direction::PerDirection;
+
 macro_rules! drops {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
         /// Why a packet was dropped.
@@ -234,24 +236,15 @@ impl Tally {
     }
 }
 
-/// Both directions of one unit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pair {
-    /// Towards the exit.
-    pub forward: Tally,
-    /// Towards the entry.
-    pub backward: Tally,
-}
-
-impl Pair {
+impl PerDirection<Tally> {
     /// Whether both identities hold.
     pub fn closed(&self) -> bool {
         self.forward.closed() && self.backward.closed()
     }
 
     /// Of both.
-    pub fn and(self, other: &Pair) -> Pair {
-        Pair { forward: self.forward.and(&other.forward), backward: self.backward.and(&other.backward) }
+    pub fn and(self, other: &PerDirection<Tally>) -> PerDirection<Tally> {
+        PerDirection { forward: self.forward.and(&other.forward), backward: self.backward.and(&other.backward) }
     }
 }
 
@@ -282,9 +275,9 @@ impl Batches {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Cells.
-    pub cells: Pair,
+    pub cells: PerDirection<Tally>,
     /// Datagrams; nothing but zeros on a mix.
-    pub datagrams: Pair,
+    pub datagrams: PerDirection<Tally>,
     /// Releases.
     pub batches: Batches,
     /// Buffers that nobody holds or that wait at a socket for what comes, and all frames.

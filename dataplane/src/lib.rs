@@ -1,10 +1,10 @@
 //! The data plane: receive, open, pool, shuffle, seal, send.
 //!
-//! Data flows one way through the files: [`io`] -> [`ingress`] -> [`open`] -> [`pool`] -> [`seal`]
-//! -> [`io`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
+//! Data flows one way through the files: [`socket`] -> [`stage::ingress`] -> [`stage::open`] -> [`stage::pool`] ->
+//! [`stage::seal`] -> [`socket`]. [`mix`], [`entry`] and [`exit`] are the three workers; each has one function, `turn`,
 //! that spells its path. A worker reads no clock, never sleeps and owns all its memory from the
 //! start; [`runner`] does the waiting. Control reaches a worker through one bounded ring of
-//! [`table::Op`]s and hears of it through one ring of [`punt::Punt`]s.
+//! [`command::Command`]s and hears of it through one ring of [`punt::Punt`]s.
 //!
 //! Neighbours: `wire` for everything cryptographic. `control` and this crate do not know each other.
 
@@ -12,25 +12,23 @@
 
 pub mod batch;
 pub mod buffer;
+pub mod command;
+pub mod endpoint;
 pub mod entry;
 pub mod exit;
 pub mod histogram;
-pub mod ingress;
-pub mod io;
 pub mod lanes;
 pub mod latency;
 pub mod ledger;
 pub mod links;
 pub mod mix;
-pub mod open;
-pub mod ops;
-pub mod packer;
-pub mod pool;
+pub mod per_direction;
 pub mod punt;
 pub mod rate;
 pub mod runner;
-pub mod seal;
 mod slab;
+pub mod socket;
+pub mod stage;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod table;

@@ -7,48 +7,20 @@
 use std::net::SocketAddr;
 
 use hashbrown::HashMap;
+use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
 use crate::punt::{Punt, PuntSender};
 use crate::{MILLI, Nanos};
 
-/// Bits of a link's number that are its place in the table; the others tell the links apart that were there one
-/// after the other, so that a pooled cell never leaves under the keys of its neighbour's successor.
-pub const PLACE_BITS: u32 = 12;
-
-/// A link's place in the table.
-pub(crate) const fn place(id: u32) -> usize {
-    (id & ((1 << PLACE_BITS) - 1)) as usize
-}
-
 /// Activity is reported at most this often.
 const REPORT: Nanos = 100 * MILLI;
-
-/// Which neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Towards the entry: forward cells arrive here, we are the responder.
-    Up,
-    /// Towards the exit: backward cells arrive here, we are the initiator.
-    Down,
-}
-
-/// Where a slot is installed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rank {
-    /// Serves both ways.
-    Current,
-    /// Accepted; becomes current when a cell authenticates under it.
-    Next,
-    /// Still accepted.
-    Previous,
-}
 
 /// The header keys of one handshake.
 pub struct Slot {
     /// Control's number for it.
-    pub id: u32,
+    pub id: SlotId,
     /// Where its handshake came from.
     peer: SocketAddr,
     incoming: HeaderKey,
@@ -69,7 +41,7 @@ impl Slot {
 
 /// One neighbour.
 pub struct Link {
-    id: u32,
+    id: LinkId,
     side: Side,
     /// Where its cells go: the source of the cell that promoted its current slot.
     peer: SocketAddr,
@@ -83,7 +55,7 @@ pub struct Link {
     /// A data cell was sent since the last report.
     sent: bool,
     /// Control was told that a cell authenticated under the next slot of this number.
-    proposed: Option<u32>,
+    proposed: Option<SlotId>,
 }
 
 impl Link {
@@ -105,7 +77,7 @@ impl Link {
     }
 
     /// The slot with this number, if it still lives.
-    pub fn slot(&self, id: u32) -> Option<&Slot> {
+    pub fn slot(&self, id: SlotId) -> Option<&Slot> {
         self.slots().map(|(_, slot)| slot).find(|slot| slot.id == id)
     }
 }
@@ -117,14 +89,14 @@ pub struct Links {
     list: Vec<Option<Link>>,
     count: usize,
     /// Links that did something since the last report, each once.
-    active: Vec<u32>,
-    by_address: HashMap<(Side, SocketAddr), Vec<u32>, foldhash::fast::RandomState>,
+    active: Vec<LinkId>,
+    by_address: HashMap<(Side, SocketAddr), Vec<LinkId>, foldhash::fast::RandomState>,
 }
 
 impl Links {
     /// Adds a link without slots.
-    pub fn install(&mut self, id: u32, side: Side, peer: SocketAddr) {
-        let at = place(id);
+    pub fn install(&mut self, id: LinkId, side: Side, peer: SocketAddr) {
+        let at = id.index();
         if self.list.len() <= at {
             self.list.resize_with(at + 1, || None);
         }
@@ -150,8 +122,8 @@ impl Links {
     /// Adds a slot. A new current one makes the old one previous; a new next one overwrites.
     pub fn install_slot(
         &mut self,
-        id: u32,
-        slot: u32,
+        id: LinkId,
+        slot: SlotId,
         peer: SocketAddr,
         rank: Rank,
         header_i2r: &Zeroizing<[u8; 16]>,
@@ -176,7 +148,7 @@ impl Links {
 
     /// Makes the next slot current, if it is this one; the link's cells go to `peer` from now on. True if that
     /// changed anything.
-    pub fn promote(&mut self, id: u32, slot: u32, peer: SocketAddr) -> bool {
+    pub fn promote(&mut self, id: LinkId, slot: SlotId, peer: SocketAddr) -> bool {
         let Some(link) = self.link_mut(id) else { return false };
         let Some(next) = link.next.take_if(|next| next.id == slot) else { return false };
         link.peer = peer;
@@ -186,7 +158,7 @@ impl Links {
     }
 
     /// Forgets a slot.
-    pub fn retire_slot(&mut self, id: u32, slot: u32) {
+    pub fn retire_slot(&mut self, id: LinkId, slot: SlotId) {
         let Some(link) = self.link_mut(id) else { return };
         for place in [&mut link.current, &mut link.next, &mut link.previous] {
             place.take_if(|s| s.id == slot);
@@ -195,8 +167,8 @@ impl Links {
     }
 
     /// Forgets a link.
-    pub fn retire(&mut self, id: u32) {
-        if let Some(link) = self.list.get_mut(place(id)).and_then(|at| at.take_if(|link| link.id == id)) {
+    pub fn retire(&mut self, id: LinkId) {
+        if let Some(link) = self.list.get_mut(id.index()).and_then(|at| at.take_if(|link| link.id == id)) {
             self.count -= 1;
             self.active.retain(|active| *active != id);
             for address in &link.addresses {
@@ -206,22 +178,22 @@ impl Links {
     }
 
     /// The link with this number.
-    pub fn link(&self, id: u32) -> Option<&Link> {
-        self.list.get(place(id))?.as_ref().filter(|link| link.id == id)
+    pub fn link(&self, id: LinkId) -> Option<&Link> {
+        self.list.get(id.index())?.as_ref().filter(|link| link.id == id)
     }
 
     /// The link with this number.
-    pub fn link_mut(&mut self, id: u32) -> Option<&mut Link> {
-        self.list.get_mut(place(id))?.as_mut().filter(|link| link.id == id)
+    pub fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.list.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
     /// Which side it is on.
-    pub fn side(&self, id: u32) -> Option<Side> {
+    pub fn side(&self, id: LinkId) -> Option<Side> {
         self.link(id).map(|link| link.side)
     }
 
     /// Links whose cells may come from this address.
-    pub fn at(&self, side: Side, peer: SocketAddr) -> &[u32] {
+    pub fn at(&self, side: Side, peer: SocketAddr) -> &[LinkId] {
         self.by_address.get(&(side, peer)).map_or(&[], Vec::as_slice)
     }
 
@@ -236,16 +208,16 @@ impl Links {
     }
 
     /// A data cell passed header and window.
-    pub fn received(&mut self, id: u32) {
+    pub fn received(&mut self, id: LinkId) {
         self.note(id, |link| &mut link.received);
     }
 
     /// A data cell was sent.
-    pub fn sent(&mut self, id: u32) {
+    pub fn sent(&mut self, id: LinkId) {
         self.note(id, |link| &mut link.sent);
     }
 
-    fn note(&mut self, id: u32, flag: impl Fn(&mut Link) -> &mut bool) {
+    fn note(&mut self, id: LinkId, flag: impl Fn(&mut Link) -> &mut bool) {
         let Some(link) = self.link_mut(id) else { return };
         let fresh = !(link.received || link.sent);
         *flag(link) = true;
@@ -260,18 +232,18 @@ impl Links {
     }
 
     /// Takes what one link did, if one did something: number, received, sent.
-    pub fn take_activity(&mut self) -> Option<(u32, bool, bool)> {
+    pub fn take_activity(&mut self) -> Option<(LinkId, bool, bool)> {
         let id = self.active.pop()?;
         let link = self.link_mut(id).expect("a retired link is not active");
         Some((id, std::mem::take(&mut link.received), std::mem::take(&mut link.sent)))
     }
 
     /// Whether control must be told that a cell authenticated under this next slot: once per slot.
-    pub fn proposes(&mut self, id: u32, slot: u32) -> bool {
+    pub fn proposes(&mut self, id: LinkId, slot: SlotId) -> bool {
         self.link_mut(id).is_some_and(|link| link.proposed.replace(slot) != Some(slot))
     }
 
-    fn map(&mut self, id: u32, address: SocketAddr) {
+    fn map(&mut self, id: LinkId, address: SocketAddr) {
         let Some(link) = self.link_mut(id) else { return };
         if !link.addresses.contains(&address) {
             link.addresses.push(address);
@@ -280,7 +252,7 @@ impl Links {
         }
     }
 
-    fn unmap(&mut self, id: u32, side: Side, address: SocketAddr) {
+    fn unmap(&mut self, id: LinkId, side: Side, address: SocketAddr) {
         if let Some(ids) = self.by_address.get_mut(&(side, address)) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
@@ -290,7 +262,7 @@ impl Links {
     }
 
     /// Makes the address map agree with the slots.
-    fn remap(&mut self, id: u32) {
+    fn remap(&mut self, id: LinkId) {
         let Some(link) = self.link_mut(id) else { return };
         let side = link.side;
         let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).chain(std::iter::once(link.peer)).collect();
@@ -325,26 +297,26 @@ mod tests {
 
     fn slot(links: &mut Links, id: u32, slot: u32, peer: &str, rank: Rank) {
         let key = Zeroizing::new([slot as u8; 16]);
-        links.install_slot(id, slot, peer.parse().unwrap(), rank, &key, &key);
+        links.install_slot(LinkId(id), SlotId(slot), peer.parse().unwrap(), rank, &key, &key);
     }
 
     fn ranks(links: &Links, id: u32) -> Vec<(Rank, u32)> {
-        links.link(id).unwrap().slots().map(|(rank, slot)| (rank, slot.id)).collect()
+        links.link(LinkId(id)).unwrap().slots().map(|(rank, slot)| (rank, slot.id.0)).collect()
     }
 
     #[test]
     fn a_responder_goes_on_under_current_until_next_is_promoted() {
         let mut links = Links::default();
-        links.install(3, Side::Up, "1.1.1.1:1".parse().unwrap());
+        links.install(LinkId(3), Side::Up, "1.1.1.1:1".parse().unwrap());
         slot(&mut links, 3, 10, "1.1.1.1:1", Rank::Current);
         slot(&mut links, 3, 11, "1.1.1.1:1", Rank::Next);
         slot(&mut links, 3, 12, "1.1.1.1:1", Rank::Next);
-        assert_eq!(links.link(3).unwrap().current().unwrap().id, 10);
+        assert_eq!(links.link(LinkId(3)).unwrap().current().unwrap().id, SlotId(10));
         let from = "1.1.1.1:1".parse().unwrap();
-        assert!(!links.promote(3, 11, from), "a newer next has overwritten it");
-        assert!(links.promote(3, 12, from));
+        assert!(!links.promote(LinkId(3), SlotId(11), from), "a newer next has overwritten it");
+        assert!(links.promote(LinkId(3), SlotId(12), from));
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12), (Rank::Previous, 10)]);
-        links.retire_slot(3, 10);
+        links.retire_slot(LinkId(3), SlotId(10));
         assert_eq!(ranks(&links, 3), [(Rank::Current, 12)]);
     }
 
@@ -352,18 +324,18 @@ mod tests {
     fn addresses_follow_the_slots() {
         let mut links = Links::default();
         let (a, b): (SocketAddr, SocketAddr) = ("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap());
-        links.install(0, Side::Up, a);
+        links.install(LinkId(0), Side::Up, a);
         slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Current);
         slot(&mut links, 0, 2, "2.2.2.2:2", Rank::Next);
-        assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[0][..], &[0][..]));
+        assert_eq!((links.at(Side::Up, a), links.at(Side::Up, b)), (&[LinkId(0)][..], &[LinkId(0)][..]));
         assert!(links.at(Side::Down, a).is_empty());
-        assert_eq!(links.link(0).unwrap().peer(), a, "cells go where they went");
-        links.promote(0, 2, b);
-        assert_eq!(links.at(Side::Up, a), [0], "previous is still accepted from there");
-        links.retire_slot(0, 1);
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), a, "cells go where they went");
+        links.promote(LinkId(0), SlotId(2), b);
+        assert_eq!(links.at(Side::Up, a), [LinkId(0)], "previous is still accepted from there");
+        links.retire_slot(LinkId(0), SlotId(1));
         assert!(links.at(Side::Up, a).is_empty());
-        assert_eq!(links.link(0).unwrap().peer(), b);
-        links.retire(0);
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), b);
+        links.retire(LinkId(0));
         assert!(links.at(Side::Up, b).is_empty() && links.is_empty());
     }
 
@@ -371,16 +343,16 @@ mod tests {
     fn a_link_goes_where_the_promoting_cell_came_from_and_not_where_the_handshake_did() {
         let mut links = Links::default();
         let (home, thief) = ("1.1.1.1:1".parse().unwrap(), "6.6.6.6:6".parse().unwrap());
-        links.install(0, Side::Up, home);
+        links.install(LinkId(0), Side::Up, home);
         slot(&mut links, 0, 1, "1.1.1.1:1", Rank::Next);
-        links.promote(0, 1, home);
+        links.promote(LinkId(0), SlotId(1), home);
         slot(&mut links, 0, 2, "6.6.6.6:6", Rank::Next);
-        assert_eq!((links.link(0).unwrap().peer(), links.at(Side::Up, home)), (home, &[0][..]));
-        links.promote(0, 2, home);
-        links.retire_slot(0, 1);
-        assert_eq!(links.link(0).unwrap().peer(), home);
-        assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[0][..], &[0][..]));
-        links.retire(0);
+        assert_eq!((links.link(LinkId(0)).unwrap().peer(), links.at(Side::Up, home)), (home, &[LinkId(0)][..]));
+        links.promote(LinkId(0), SlotId(2), home);
+        links.retire_slot(LinkId(0), SlotId(1));
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), home);
+        assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[LinkId(0)][..], &[LinkId(0)][..]));
+        links.retire(LinkId(0));
         assert!(links.by_address.is_empty());
     }
 
@@ -390,8 +362,8 @@ mod tests {
         let mut punts = PuntSender::new(ring, std::sync::Arc::new(crate::sys::Waker::new().unwrap()));
         let mut links = Links::default();
         for link in 0..300 {
-            links.install(link, Side::Up, SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
-            links.received(link);
+            links.install(LinkId(link), Side::Up, SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16)));
+            links.received(LinkId(link));
         }
         let (mut due, mut reported) = (0, Vec::new());
         for turn in 1..=2 {
@@ -404,6 +376,6 @@ mod tests {
             }
         }
         reported.sort_unstable();
-        assert!(reported.into_iter().eq(0..300) && !links.has_activity());
+        assert!(reported.into_iter().eq((0..300).map(LinkId)) && !links.has_activity());
     }
 }

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use wire::cell::{Header, MAX_CELL_LEN};
+use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
 
-use crate::links::Side;
 use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
@@ -26,9 +26,9 @@ pub enum Punt {
     /// A setup, ack or link cell; its body is sealed still.
     Cell {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// The slot under which its header deciphered.
-        slot: u32,
+        slot: SlotId,
         /// Its source: the link's address, if it promotes the slot.
         from: SocketAddr,
         /// Its header.
@@ -36,19 +36,19 @@ pub enum Punt {
         /// Its body.
         body: Bytes,
     },
-    /// A data cell authenticated under the link's next slot: [`crate::table::Op::Promote`] is the answer.
+    /// A data cell authenticated under the link's next slot: [`crate::table::Command::Promote`] is the answer.
     Promoted {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// The slot.
-        slot: u32,
+        slot: SlotId,
         /// Where that cell came from: the link's address from now on.
         from: SocketAddr,
     },
     /// What a link did since the last report, at most every 100 ms.
     Activity {
         /// The link.
-        link: u32,
+        link: LinkId,
         /// A data cell passed header and window.
         received: bool,
         /// A data cell was sent.
@@ -57,11 +57,11 @@ pub enum Punt {
     /// A channel is gone.
     ChannelEnded {
         /// Its index.
-        channel: u32,
+        channel: ChannelIndex,
         /// Why.
-        reason: Ended,
+        reason: EndReason,
     },
-    /// Exit: a name to resolve; answered by [`crate::table::Op::Resolved`].
+    /// Exit: a name to resolve; answered by [`crate::table::Command::Resolved`].
     Resolve {
         /// Names the question in the answer.
         query: u32,
@@ -70,19 +70,6 @@ pub enum Punt {
     },
     /// Something that an operator or a client should know, at most a hundred times a second.
     Notice(Notice),
-}
-
-/// Why a channel ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Its constant lifetime is over.
-    Lifetime,
-    /// Nothing authentic came forward for 30 s.
-    Idle,
-    /// Entry: the exit no longer answers.
-    Lost,
-    /// Control retired it.
-    Retired,
 }
 
 /// A client of an entry.
@@ -190,7 +177,7 @@ impl PuntSender {
 
     /// Tells control that a channel is gone: now, or as soon as the ring has room. Control counts on
     /// hearing of every one.
-    pub fn ended(&mut self, channel: u32, reason: Ended) {
+    pub fn ended(&mut self, channel: ChannelIndex, reason: EndReason) {
         self.owed.push_back(Punt::ChannelEnded { channel, reason });
         self.pay();
     }
@@ -226,9 +213,9 @@ mod tests {
             datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
         };
         assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
-        let activity = || Punt::Activity { link: 1, received: true, sent: false };
+        let activity = || Punt::Activity { link: LinkId(1), received: true, sent: false };
         assert_eq!((0..300).filter(|_| punts.send(activity())).count(), RESERVED);
-        (0..1000).for_each(|channel| punts.ended(channel, Ended::Idle));
+        (0..1000).for_each(|channel| punts.ended(ChannelIndex(channel), EndReason::Idle));
         assert_eq!(punts.owed.len(), 1000);
         let mut ended = Vec::new();
         for _ in 0..10 {
@@ -239,7 +226,7 @@ mod tests {
             }
             punts.signal();
         }
-        assert!(ended.into_iter().eq(0..1000) && punts.owed.is_empty());
+        assert!(ended.into_iter().eq((0..1000).map(ChannelIndex)) && punts.owed.is_empty());
         assert!(punts.send_modestly(handshake()), "there is room again");
     }
 }

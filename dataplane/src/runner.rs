@@ -28,7 +28,7 @@ pub trait Worker {
     /// Does what can be done now, without waiting. Returns when to come back at the latest.
     fn turn(&mut self, now: Nanos) -> Option<Nanos>;
     /// A turn, or [`Worker::finish`], has ended: what it sent has left by `now`.
-    fn left(&mut self, now: Nanos);
+    fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
     /// Whether a send queue is not empty, so that some readable socket is not read. The runner then waits without
@@ -152,7 +152,7 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         let wake_at = worker.turn(now);
         Turns::count(&turns.turns);
         let end = clock.now();
-        worker.left(end);
+        worker.record_latency(end);
         // A turn takes time too: what it costs is not slept again.
         let mut timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(end)));
         if worker.is_blocked() {
@@ -177,9 +177,9 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         }
     }
     worker.turn(clock.now());
-    worker.left(clock.now());
+    worker.record_latency(clock.now());
     worker.finish(clock.now());
-    worker.left(clock.now());
+    worker.record_latency(clock.now());
 }
 
 /// Watches a waker and a link socket or two.
@@ -217,7 +217,7 @@ mod tests {
             self.stop.store(self.turns == 101, Ordering::Release);
             Some(now + BLOCKED_WAIT)
         }
-        fn left(&mut self, _now: Nanos) {}
+        fn record_latency(&mut self, _now: Nanos) {}
         fn ready(&mut self, _token: u64) {}
         fn is_blocked(&self) -> bool {
             true

@@ -1,158 +1,32 @@
-//! Channels, as control installs them, and the operations it does that with ([`crate::ops`] carries them).
+//! Channels, as control installs them, and the operations it does that with ([`crate::command`] carries them).
 //!
 //! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
 //! announces it. Windows and keys advance here and nowhere else.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-
 use hashbrown::HashMap;
-use wire::cell::{Direction, Header};
+use wire::cell::Direction;
 use wire::gcm::{AeadKey, Prepared, StreamKey};
+use wire::ids::{ChannelIndex, EndReason, LinkId, Side};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::replay::{Refused, Window};
-use wire::setup::HopSecrets;
-use zeroize::Zeroizing;
 
-use crate::entry::Listener;
+use crate::command::Command;
 use crate::ledger::DropReason;
-use crate::links::{Links, Rank, Side};
-use crate::punt::Ended;
+use crate::links::Links;
 use crate::slab::Slab;
 use crate::sys;
 
 /// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
 
-/// One change that control makes.
-pub enum Op {
-    /// A new neighbour, without slots yet.
-    InstallLink {
-        /// Its number.
-        link: u32,
-        /// Which neighbour.
-        side: Side,
-        /// Its address.
-        peer: SocketAddr,
-    },
-    /// Header keys of a finished handshake.
-    InstallSlot {
-        /// The link.
-        link: u32,
-        /// Its number.
-        slot: u32,
-        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
-        /// current at once.
-        peer: SocketAddr,
-        /// Header key of forward cells.
-        header_i2r: Zeroizing<[u8; 16]>,
-        /// Header key of backward cells.
-        header_r2i: Zeroizing<[u8; 16]>,
-        /// Where it goes.
-        rank: Rank,
-    },
-    /// The next slot becomes current.
-    Promote {
-        /// The link.
-        link: u32,
-        /// The slot.
-        slot: u32,
-        /// Where the link's cells go from now on.
-        peer: SocketAddr,
-    },
-    /// A slot has expired.
-    RetireSlot {
-        /// The link.
-        link: u32,
-        /// The slot.
-        slot: u32,
-    },
-    /// A link is gone.
-    RetireLink {
-        /// The link.
-        link: u32,
-    },
-    /// A channel is open.
-    InstallChannel {
-        /// Its index.
-        channel: u32,
-        /// Link and number towards the entry.
-        up: Option<(u32, u32)>,
-        /// Link and number towards the exit.
-        down: Option<(u32, u32)>,
-        /// What the setup left.
-        keys: ChannelKeys,
-        /// Its constant lifetime.
-        lifetime_s: u16,
-        /// Its first number.
-        first: u64,
-    },
-    /// A channel is to end.
-    RetireChannel {
-        /// Its index.
-        channel: u32,
-    },
-    /// Entry: clients of one channel move to another.
-    Supersede {
-        /// Whose lifetime ends.
-        old: u32,
-        /// Its replacement.
-        new: u32,
-    },
-    /// Entry: listen at one more socket.
-    Listen {
-        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
-        id: u32,
-        /// The socket, bound.
-        socket: UdpSocket,
-        /// What to do with its datagrams.
-        listener: Listener,
-    },
-    /// Entry: close a listening socket, and forget its clients.
-    Unlisten {
-        /// Which.
-        id: u32,
-    },
-    /// A cell of control's: sealed body, header in the clear.
-    Inject {
-        /// The link it leaves on.
-        link: u32,
-        /// The slot it was sealed under.
-        slot: u32,
-        /// Its header.
-        header: Header,
-        /// Its body.
-        body: Vec<u8>,
-    },
-    /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
-    Resolved {
-        /// The question's number.
-        query: u32,
-        /// Addresses.
-        addresses: Vec<IpAddr>,
-    },
-}
-
-/// Keys of a channel.
-pub enum ChannelKeys {
-    /// At a mix or the exit.
-    Hop {
-        /// sec\[0\] forward.
-        forward: Secret,
-        /// sec\[0\] backward.
-        backward: Secret,
-    },
-    /// At the entry: every hop's, hop 1 first.
-    Entry(Vec<HopSecrets>),
-}
-
 /// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
 #[repr(C, align(64))]
 pub struct Half<K> {
     window: Window,
     /// Link and number under which its cells leave; none where they end.
-    pub onward: Option<(u32, u32)>,
+    pub onward: Option<(LinkId, u32)>,
     /// Second of its last cell; of its opening, before there is one.
     seen_s: u32,
     keys: Generations<K>,
@@ -163,7 +37,7 @@ const _: () = assert!(std::mem::offset_of!(Half<AeadKey>, keys) == 64 && size_of
 
 impl<K: Prepared> Half<K> {
     /// From sec\[0\], with a window of `width` numbers from `first`. `seen_s` is when it opened.
-    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(u32, u32)>, seen_s: u64) -> Self {
+    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(LinkId, u32)>, seen_s: u64) -> Self {
         let (keys, window) = (Generations::new(sec0, first), Window::new(first, width));
         Half { keys, window, onward, seen_s: seen_s as u32 }
     }
@@ -197,7 +71,7 @@ impl<K: Prepared> Half<K> {
     ///
     /// # Errors
     /// Why the number is refused.
-    pub fn mark(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
+    pub fn mark_seen(&mut self, seq: u64, now_s: u64) -> Result<(), Refused> {
         let before = self.window.lowest();
         self.window.mark_seen(seq)?;
         self.seen_s = now_s as u32;
@@ -243,14 +117,14 @@ pub struct Record<C> {
     /// The role's part.
     pub state: C,
     /// Link and number towards the entry.
-    pub up: Option<(u32, u32)>,
+    pub up: Option<(LinkId, u32)>,
     /// Link and number towards the exit.
-    pub down: Option<(u32, u32)>,
+    pub down: Option<(LinkId, u32)>,
     /// Second at which its lifetime ends.
     pub ends_s: u64,
 }
 
-type ByNumber = HashMap<(u32, u32), u32, foldhash::fast::RandomState>;
+type ByNumber = HashMap<(LinkId, u32), ChannelIndex, foldhash::fast::RandomState>;
 
 /// Links and channels of a worker.
 pub struct Table<C> {
@@ -272,8 +146,8 @@ impl<C> Default for Table<C> {
 
 impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
-    pub fn prefetch(&self, channel: u32, direction: Direction) {
-        if let Some(at) = self.records.address(channel as usize) {
+    pub fn prefetch(&self, channel: ChannelIndex, direction: Direction) {
+        if let Some(at) = self.records.address(channel.index()) {
             // The state comes first in a record; whether there is one is told in the first line, too.
             sys::prefetch_lines(at, 1);
             let offset = C::offset(direction);
@@ -286,13 +160,13 @@ impl<C: ChannelState> Table<C> {
 
 impl<C: ForwardHalf> Table<C> {
     /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
-    pub fn lifespan(&self, channel: u32, now_s: u64) -> Option<Result<u64, Ended>> {
+    pub fn lifespan(&self, channel: ChannelIndex, now_s: u64) -> Option<Result<u64, EndReason>> {
         let record = self.record(channel)?;
         let idle_s = record.state.forward().seen_s() + IDLE_S;
         Some(if record.ends_s <= now_s {
-            Err(Ended::Lifetime)
+            Err(EndReason::Lifetime)
         } else if idle_s <= now_s {
-            Err(Ended::Idle)
+            Err(EndReason::Idle)
         } else {
             Ok(record.ends_s.min(idle_s))
         })
@@ -313,13 +187,13 @@ impl<C> Table<C> {
     }
 
     /// Adds a channel; one of the same index is replaced.
-    pub fn install(&mut self, channel: u32, record: Record<C>) {
+    pub fn install(&mut self, channel: ChannelIndex, record: Record<C>) {
         self.install_half(channel, record, [true, true]);
     }
 
     /// Adds a channel whose cells come here from the sides towards the entry and the exit, or from one of them: the
     /// other's come to another worker, and must be unknown here, or its window would not see them.
-    pub fn install_half(&mut self, channel: u32, record: Record<C>, [from_up, from_down]: [bool; 2]) {
+    pub fn install_half(&mut self, channel: ChannelIndex, record: Record<C>, [from_up, from_down]: [bool; 2]) {
         self.remove(channel);
         if let Some(up) = record.up.filter(|_| from_up) {
             self.by_up.insert(up, channel);
@@ -327,13 +201,13 @@ impl<C> Table<C> {
         if let Some(down) = record.down.filter(|_| from_down) {
             self.by_down.insert(down, channel);
         }
-        self.records.insert(channel as usize, record);
+        self.records.insert(channel.index(), record);
         self.open += 1;
     }
 
     /// Forgets a channel and wipes its keys.
-    pub fn remove(&mut self, channel: u32) -> Option<Record<C>> {
-        let record = self.records.take(channel as usize)?;
+    pub fn remove(&mut self, channel: ChannelIndex) -> Option<Record<C>> {
+        let record = self.records.take(channel.index())?;
         if let Some(up) = record.up {
             self.by_up.remove(&up);
         }
@@ -345,7 +219,7 @@ impl<C> Table<C> {
     }
 
     /// The channel with this number on a link.
-    pub fn lookup(&self, side: Side, link: u32, number: u32) -> Option<u32> {
+    pub fn lookup(&self, side: Side, link: LinkId, number: u32) -> Option<ChannelIndex> {
         let map = match side {
             Side::Up => &self.by_up,
             Side::Down => &self.by_down,
@@ -354,18 +228,18 @@ impl<C> Table<C> {
     }
 
     /// A channel by its index.
-    pub fn record(&self, channel: u32) -> Option<&Record<C>> {
-        self.records.get(channel as usize)
+    pub fn record(&self, channel: ChannelIndex) -> Option<&Record<C>> {
+        self.records.get(channel.index())
     }
 
     /// A channel by its index.
-    pub fn record_mut(&mut self, channel: u32) -> Option<&mut Record<C>> {
-        self.records.get_mut(channel as usize)
+    pub fn record_mut(&mut self, channel: ChannelIndex) -> Option<&mut Record<C>> {
+        self.records.get_mut(channel.index())
     }
 
     /// All open channels.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Record<C>)> {
-        self.records.iter().map(|(channel, record)| (channel as u32, record))
+    pub fn iter(&self) -> impl Iterator<Item = (ChannelIndex, &Record<C>)> {
+        self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }
 
     /// How many channels are open.
@@ -379,17 +253,17 @@ impl<C> Table<C> {
     }
 
     /// Applies the operations that all roles share; gives the others back.
-    pub fn apply(&mut self, op: Op) -> Option<Op> {
-        match op {
-            Op::InstallLink { link, side, peer } => self.links.install(link, side, peer),
-            Op::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+    pub fn apply(&mut self, command: Command) -> Option<Command> {
+        match command {
+            Command::InstallLink { link, side, peer } => self.links.install(link, side, peer),
+            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
             }
-            Op::Promote { link, slot, peer } => {
+            Command::Promote { link, slot, peer } => {
                 self.links.promote(link, slot, peer);
             }
-            Op::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
-            Op::RetireLink { link } => self.links.retire(link),
+            Command::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
+            Command::RetireLink { link } => self.links.retire(link),
             other => return Some(other),
         }
         None
@@ -415,10 +289,10 @@ mod tests {
     fn a_hop_forgets_the_generations_that_its_window_has_passed() {
         let mut half = Half::<StreamKey>::new(&Secret::new([3; 32]), 0, WIDTH_DEFAULT, None, 0);
         for seq in [0, AHEAD_MAX, 2 * AHEAD_MAX] {
-            half.mark(seq, 0).unwrap();
+            half.mark_seen(seq, 0).unwrap();
             assert!(half.key(0).is_some(), "{seq}: the window still reaches back");
         }
-        half.mark((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
+        half.mark_seen((1 << 20) + WIDTH_DEFAULT as u64, 0).unwrap();
         assert!(half.key((1 << 20) - 1).is_none());
         assert!(half.key(1 << 20).is_some() && half.key(2 << 20).is_some());
     }

@@ -9,18 +9,17 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::FreeList;
+use dataplane::command::Command;
 use dataplane::histogram::Histogram;
-use dataplane::ingress::lengths;
-use dataplane::io::mem::{Datagram, MemNet, MemPort};
-use dataplane::io::{Port, Rx, Tx};
 use dataplane::lanes::Lanes;
 use dataplane::ledger::{DropReason, Ledger, Tally};
-use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender, RESERVED};
 use dataplane::runner::Worker;
+use dataplane::socket::memory::{Datagram, MemNet, MemPort};
+use dataplane::socket::{Port, Rx, Tx};
+use dataplane::stage::ingress::lengths;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelKeys, Op};
 use dataplane::{MILLI, Nanos, SECOND};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -29,6 +28,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::handshake::{IK_HALF_LEN, RESPONSE_LEN};
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::link::HeaderKey;
@@ -376,7 +376,7 @@ struct World {
     net: MemNet,
     mix: Mix<Moody, Moody>,
     ledger: Arc<Mutex<Ledger>>,
-    ops: rtrb::Producer<Op>,
+    commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<Punt>,
     /// Whether control's ring has room for what strangers cause.
     modest: bool,
@@ -407,7 +407,7 @@ fn slot_key(slot: u32, side: Side) -> [u8; 16] {
 impl World {
     fn new(modest: bool) -> World {
         let net = MemNet::default();
-        let (ops, from_control) = rtrb::RingBuffer::new(1024);
+        let (commands, from_control) = rtrb::RingBuffer::new(1024);
         let (to_control, punts) = rtrb::RingBuffer::new(if modest { 4096 } else { RESERVED });
         let moods = [(); 2].map(|()| Mood::new(Cell::new((usize::MAX, false))));
         let port = |side: Side| Moody {
@@ -429,13 +429,13 @@ impl World {
         let ports = (port(Side::Up), port(Side::Down));
         let mut mix = Mix::new(settings, ports, from_control, punt_sender, rngs, SECOND);
         mix.turn(SECOND);
-        mix.left(SECOND);
+        mix.record_latency(SECOND);
         let ledger = mix.published();
         let mut world = World {
             net,
             mix,
             ledger,
-            ops,
+            commands,
             punts,
             modest,
             moods,
@@ -445,13 +445,13 @@ impl World {
             next_secret: 0,
         };
         for side in [Side::Up, Side::Down] {
-            world.op(Op::InstallLink { link: link(side), side, peer: peer(side) });
+            world.command(Command::InstallLink { link: LinkId(link(side)), side, peer: peer(side) });
         }
         world
     }
 
-    fn op(&mut self, op: Op) {
-        self.ops.push(op).unwrap_or_else(|_| panic!("the ring has room"));
+    fn command(&mut self, command: Command) {
+        self.commands.push(command).unwrap_or_else(|_| panic!("the ring has room"));
     }
 
     fn live(&self, side: Side) -> Option<u32> {
@@ -465,9 +465,9 @@ impl World {
                 self.next_slot += 1;
                 self.slots.insert(slot, side);
                 let key = |side| Zeroizing::new(slot_key(slot, side));
-                self.op(Op::InstallSlot {
-                    link: link(side),
-                    slot,
+                self.command(Command::InstallSlot {
+                    link: LinkId(link(side)),
+                    slot: SlotId(slot),
                     peer: peer(side),
                     header_i2r: key(Side::Up),
                     header_r2i: key(Side::Down),
@@ -476,7 +476,7 @@ impl World {
             }
             (Some(slot), false) => {
                 self.slots.remove(&slot);
-                self.op(Op::RetireSlot { link: link(side), slot });
+                self.command(Command::RetireSlot { link: LinkId(link(side)), slot: SlotId(slot) });
             }
             _ => {}
         }
@@ -489,7 +489,7 @@ impl World {
         }
         channels.open[at] = comes;
         if !comes {
-            self.op(Op::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel: ChannelIndex(channel) });
             return;
         }
         self.next_secret = self.next_secret.wrapping_add(1);
@@ -504,10 +504,10 @@ impl World {
                 *forged = true;
             }
         }
-        self.op(Op::InstallChannel {
-            channel,
-            up: Some((link(Side::Up), 100 + channel)),
-            down: Some((link(Side::Down), 200 + channel)),
+        self.command(Command::InstallChannel {
+            channel: ChannelIndex(channel),
+            up: Some((LinkId(link(Side::Up)), 100 + channel)),
+            down: Some((LinkId(link(Side::Down)), 200 + channel)),
             keys: ChannelKeys::Hop {
                 forward: channels.secrets[at].clone(),
                 backward: Secret::new([!self.next_secret; 32]),
@@ -550,7 +550,7 @@ impl World {
     fn turn(&mut self, after: Nanos) -> [u64; 2] {
         self.now += after;
         self.mix.turn(self.now);
-        self.mix.left(self.now + TURN);
+        self.mix.record_latency(self.now + TURN);
         while self.punts.pop().is_ok() {}
         [Side::Down, Side::Up].map(|towards| std::iter::from_fn(|| self.net.receive(peer(towards))).count() as u64)
     }
@@ -559,7 +559,9 @@ impl World {
     /// than it is due, nor a turn that is not blocked.
     fn assert_profile(&self, ledger: &Ledger) {
         let profile = self.mix.profile().read();
-        for (latency, tally) in [(&profile.forward, ledger.cells.forward), (&profile.backward, ledger.cells.backward)] {
+        for (latency, tally) in
+            [(&profile.latency.forward, ledger.cells.forward), (&profile.latency.backward, ledger.cells.backward)]
+        {
             let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
             assert_eq!(counts, [tally.sent; 3]);
             assert!(latency.pool.max() <= MILLI && latency.node.max() <= latency.total.max());
@@ -576,7 +578,7 @@ impl World {
         // Whatever the case before has left behind goes first.
         self.moods.iter().for_each(|mood| mood.set((usize::MAX, false)));
         for channel in 0..CHANNELS {
-            self.op(Op::RetireChannel { channel });
+            self.command(Command::RetireChannel { channel: ChannelIndex(channel) });
         }
         for side in [Side::Up, Side::Down] {
             self.slot(side, false);
@@ -617,7 +619,7 @@ impl World {
                     let out = if side == Side::Up { POSITION } else { POSITION + 1 };
                     let direction = if side == Side::Up { Direction::Backward } else { Direction::Forward };
                     let body = vec![3; shape().cell_len(direction, out) - 16];
-                    self.op(Op::Inject { link: link(side), slot, header, body });
+                    self.command(Command::Inject { link: LinkId(link(side)), slot: SlotId(slot), header, body });
                     // It leaves on this side: it is in the books of the direction that comes from the other.
                     injected[1 - link(side) as usize].push(Some(slot));
                 }
@@ -665,7 +667,7 @@ fn hold_against_the_books(modest: bool) {
     }
     let mut world = world.into_inner();
     world.mix.finish(world.now);
-    world.mix.left(world.now + TURN);
+    world.mix.record_latency(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
     assert_eq!(ledger.buffers.0, ledger.buffers.1);

@@ -33,7 +33,9 @@ fn in_steady_state_no_cell_is_copied_and_none_costs_an_allocation() {
     assert_eq!((ledger.cells.forward.received, ledger.cells.forward.sent), (24_000, 24_000));
     assert_eq!((ledger.cells.backward.received, ledger.cells.backward.dropped_total()), (24_000, 0));
     let profile = stand.profile.read();
-    for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
+    for (latency, tally) in
+        [(profile.latency.forward, ledger.cells.forward), (profile.latency.backward, ledger.cells.backward)]
+    {
         assert_eq!([latency.pool.count(), latency.node.count(), latency.total.count()], [tally.sent; 3]);
     }
     for (from, to) in [(0, 1), (1, 0)] {

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use dataplane::pool::{Mixing, POOL_MAX};
+use dataplane::stage::pool::{Mixing, POOL_MAX};
 use dataplane::{MILLI, Nanos, SECOND};
 use libfuzzer_sys::fuzz_target;
 

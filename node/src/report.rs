@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 
 use dataplane::histogram::Histogram;
-use dataplane::io::calls::Io;
 use dataplane::latency::{Latency, Profile};
-use dataplane::ledger::{DropReason, Ledger, Pair, Tally};
+use dataplane::ledger::{DropReason, Ledger, Tally};
+use dataplane::per_direction::PerDirection;
+use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NodeRole, node_name};
@@ -234,8 +235,8 @@ impl From<&Tally> for TallyReport {
     }
 }
 
-impl From<&Pair> for PairReport {
-    fn from(pair: &Pair) -> PairReport {
+impl From<&PerDirection<Tally>> for PairReport {
+    fn from(pair: &PerDirection<Tally>) -> PairReport {
         PairReport { forward: (&pair.forward).into(), backward: (&pair.backward).into() }
     }
 }
@@ -286,8 +287,8 @@ impl NodeReport {
             largest_batch: batches.largest,
             batch_sizes: profile.batches.buckets().collect(),
             latency_us: LatencyReport {
-                forward: StayReport::new(role, &profile.forward),
-                backward: StayReport::new(role, &profile.backward),
+                forward: StayReport::new(role, &profile.latency.forward),
+                backward: StayReport::new(role, &profile.latency.backward),
             },
             messages: Messages {
                 received: ledger.traffic.received,
@@ -346,8 +347,8 @@ mod tests {
         ledger.batches.add(3, 2);
         let mut profile = Profile::default();
         profile.batches.add(3, 1);
-        profile.forward.add(4_200_000, 35_000, 2);
-        profile.forward.add(100_000, 1_234_567, 1);
+        profile.latency.forward.add(4_200_000, 35_000, 2);
+        profile.latency.forward.add(100_000, 1_234_567, 1);
         NodeReport::new(NodeRole::Mix, 2, &ledger, &profile)
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use eddy_node::config::table::{ALL_FILES, Default, Key, files};
+use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
 use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest, node_name};
 use eddy_node::runtime::running;
 use serde_json::json;
@@ -57,10 +57,10 @@ fn place(file: &str, key: &Key) -> String {
 
 fn default(key: &Key) -> String {
     match key.default {
-        Default::Required => "none, it must be set".to_owned(),
-        Default::Unset(meaning) => format!("not set: {meaning}"),
-        Default::Integer(number) => number.to_string(),
-        Default::Value(text) => text.to_owned(),
+        DefaultValue::Required => "none, it must be set".to_owned(),
+        DefaultValue::Unset(meaning) => format!("not set: {meaning}"),
+        DefaultValue::Integer(number) => number.to_string(),
+        DefaultValue::Value(text) => text.to_owned(),
     }
 }
 

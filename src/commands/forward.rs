@@ -1,4 +1,4 @@
-//! `eddy forward`: the forwards of a running entry.
+//! `eddy forward`: adds, removes and lists the forwards of a running entry.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::args::{ForwardAction, ForwardArgs};
-use crate::tables::table;
+use crate::tables::{lines, table};
 use eddy_node::config::{ConfigError, NodeConfig, Part};
 use eddy_node::runtime::console::{self, Answer, Request, Told};
 
-/// Adds, removes or lists.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// The configuration is no entry's, no entry answers, or it refuses.
+/// The configuration is not of an entry, no entry answers, or it refuses.
 pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     match &args.action {
         ForwardAction::Add { config, forwards } => {
@@ -28,7 +28,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             let path = socket(config)?;
             for listen in listen {
                 for told in ask(&path, config, &Request::Remove { listen: *listen })? {
-                    say(&format!("{} -> {} is gone, and its flows are closed", told.listen, told.to))?;
+                    say(&format!("removed {} -> {} and closed its flows", told.listen, told.to))?;
                 }
             }
         }
@@ -39,12 +39,12 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             } else if forwards.is_empty() {
                 say("no forwards")?;
             } else {
-                let mut rows = table(&["listens at", "sends to", "idle flows are closed after"]);
+                let mut rows = table(&["listen", "to", "idle timeout"]);
                 for Told { listen, to, idle_s } in forwards {
                     let idle = idle_s.map_or_else(String::new, |seconds| format!("{seconds} s"));
                     rows.add_row([listen.to_string(), to, idle]);
                 }
-                say(&rows.to_string())?;
+                say(lines(&rows).trim_end())?;
             }
         }
     }
@@ -55,18 +55,18 @@ fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("standard output")
 }
 
-/// Where the entry with this configuration takes commands.
+/// The command socket of the entry with this configuration.
 fn socket(config: &Path) -> Result<std::path::PathBuf, ConfigError> {
     let read = NodeConfig::read(config)?;
     let (file, role) = (config.display(), read.role());
     match read.part {
         Part::Entry(part) => part.commands.ok_or_else(|| {
             ConfigError::Arguments(format!(
-                "{file} names no command socket: add the line `commands = \"entry.cmd\"` and start the entry anew"
+                "{file} has no command socket: add the line `commands = \"entry.cmd\"` and restart the entry"
             ))
         }),
         Part::Mix { .. } | Part::Exit(_) => Err(ConfigError::Arguments(format!(
-            "{file} configures {}: forwards are an entry's, name its file with --config",
+            "{file} configures {}: only an entry has forwards, pass its file with --config",
             role.with_article()
         ))),
     }

@@ -1,4 +1,4 @@
-//! What each command does, one file per command; and what the exit code says of it.
+//! One file per command; and exit codes: 0 success, 1 failure, 2 a mistake in a configuration or on the command line.
 
 pub mod chain;
 pub mod config;
@@ -9,48 +9,70 @@ pub mod init;
 pub mod run;
 pub mod status;
 
+use std::error::Error;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 
 use crate::args::{Cli, Command};
 use crate::log;
 use eddy_node::StartError;
 use eddy_node::config::{ConfigError, NodeRole};
 
-/// Exit code of a mistake in a configuration or on the command line.
+/// The exit code of a mistake in a configuration or on the command line.
 pub const MISTAKE: u8 = 2;
 
-/// Answers a command line that cannot be read: the parser's words on one line, or the help that was asked
-/// for.
-pub fn misspoken(error: &clap::Error) -> ExitCode {
-    let asked = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-    if asked {
-        // Whoever wanted to read it may be gone.
+/// Answers a command line that cannot be parsed: with one line, or with the help that was requested.
+pub fn usage_error(error: &clap::Error) -> ExitCode {
+    let help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if help {
+        // Standard output may be closed.
         let _ = error.print();
         return if error.use_stderr() { ExitCode::from(MISTAKE) } else { ExitCode::SUCCESS };
     }
-    let text = error.render().to_string();
-    let mut line = String::new();
-    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
-        let part = part.trim_start_matches("error: ");
-        // What is similar is remedy enough.
-        if part.starts_with("For more information") || part.starts_with("Usage: ") && text.contains("tip: ") {
-            continue;
-        }
-        let joint = match part {
-            _ if line.is_empty() => "",
-            _ if line.ends_with(':') || part.starts_with('[') => " ",
-            _ => ": ",
-        };
-        line += joint;
-        line += &part.replace("tip: ", "").replace("Usage: ", "write ");
-    }
-    log::complain(line);
+    log::complain(one_line(error));
     ExitCode::from(MISTAKE)
 }
 
-/// Runs a command line. Complaints are one line on standard error.
+/// The parser's message on one line.
+fn one_line(error: &clap::Error) -> String {
+    let context = |kind| error.get(kind).map(ToString::to_string);
+    let argument = context(ContextKind::InvalidArg);
+    match (error.kind(), argument, context(ContextKind::InvalidValue), error.source()) {
+        (ErrorKind::ValueValidation, Some(argument), Some(value), Some(why)) => {
+            let option = argument.split(' ').next().unwrap_or_default();
+            let why = why.to_string();
+            // Some parsers repeat the value, as they do for files.
+            let why = why.split_once(&format!("{value:?}: ")).map_or(why.as_str(), |(_, why)| why);
+            format!("invalid {option} {value:?}: {why}")
+        }
+        (ErrorKind::MissingRequiredArgument, Some(argument), ..) => {
+            let usage = context(ContextKind::Usage).unwrap_or_default();
+            format!("missing {argument}; {}", usage.trim().replace("Usage:", "usage:"))
+        }
+        _ => joined(&error.render().to_string()),
+    }
+}
+
+/// The lines of the parser's message in one; without the usage where it has a tip.
+fn joined(text: &str) -> String {
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        let part = part.trim_start_matches("error: ");
+        if part.starts_with("For more information") || part.starts_with("Usage: ") && text.contains("tip: ") {
+            continue;
+        }
+        line += match part {
+            _ if line.is_empty() => "",
+            _ if line.ends_with(':') || part.starts_with('[') => " ",
+            _ => "; ",
+        };
+        line += &part.replace("tip: ", "").replace("Usage: ", "usage: ");
+    }
+    line
+}
+
+/// Runs a command line. An error is one line on standard error.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Init(args) => init::run(&args),

@@ -191,8 +191,8 @@ pub(super) mod tests {
         }
         let mut profile = Profile::default();
         profile.batches.add(3, 1);
-        profile.forward.add(4_200_000, 35_000, 2);
-        profile.forward.add(100_000, 1_234_567, 1);
+        profile.latency.forward.add(4_200_000, 35_000, 2);
+        profile.latency.forward.add(100_000, 1_234_567, 1);
         let mut node = NodeReport::new(NodeRole::Mix, 2, &ledger, &profile);
         (node.uptime_s, node.cpu_s, node.engine) = (7_980.0, 812.5, "wide512".to_owned());
         (node.links, node.channels, node.kernel_drops) = (2, 64, 7);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use dataplane::io::calls::Io;
+use dataplane::socket::backend::Io;
 
 use super::limit::Permit;
 

@@ -12,29 +12,28 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
-use dataplane::entry::{Destination, Entry, Kind, Listener};
+use dataplane::command::{Command, CommandSender};
+use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
 use dataplane::exit::{Exit, Filtering};
-use dataplane::ingress::lengths;
-use dataplane::io::mem::{Datagram, MemApps, MemNet};
 use dataplane::lanes::{self, Lanes};
 use dataplane::latency::{Profile, Shared};
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::mix::Mix;
 use dataplane::mix::multicore::{ShardParts, shards};
-use dataplane::ops::OpSender;
-use dataplane::pool::Mixing;
 use dataplane::punt::PuntSender;
 use dataplane::runner::Worker;
+use dataplane::socket::memory::{Datagram, MemApps, MemNet};
+use dataplane::stage::ingress::lengths;
+use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelKeys, Op};
 use dataplane::{Nanos, SECOND};
 use eddy_node::runtime::bridge::{Joint, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
+use wire::ids::{ChannelKeys, Side};
 use wire::setup::HopSecrets;
 
 use super::limit::Permit;
@@ -101,7 +100,7 @@ pub struct Keys {
 struct Node {
     joint: Joint,
     /// For each worker, the end that control writes to and the end that the worker reads.
-    ops: Vec<(rtrb::Consumer<Op>, rtrb::Producer<Op>)>,
+    ops: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<Shared>,
@@ -277,7 +276,7 @@ impl Chain {
             punts.push(from_worker);
             ears.push_back((worker_ops, PuntSender::new(to_control, waker.clone()), waker));
         }
-        let joint = Joint::new(control, OpSender::to_all(rings, lanes), punts);
+        let joint = Joint::new(control, CommandSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
@@ -285,7 +284,7 @@ impl Chain {
                 let (worker_ops, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
-                    listeners: [Kind::Forward(Destination::Ip(plan.destination)), Kind::Pymix]
+                    listeners: [ListenerKind::Forward(Destination::Ip(plan.destination)), ListenerKind::Pymix]
                         .map(|kind| Listener { kind, idle: Duration::from_secs(300) })
                         .into(),
                     window,
@@ -334,7 +333,7 @@ impl Chain {
                             1 => (edge == 0).then(|| port(Side::Down)),
                             _ => Some(self.links.connected(down, next, lengths(shape, position, Side::Down))),
                         };
-                        ShardParts { up, down, ops, punts, waker, rng: seeds() }
+                        ShardParts { up, down, commands: ops, punts, waker, rng: seeds() }
                     });
                     let workers = shards(settings, parts.collect(), [seeds(), seeds()], now);
                     let ledgers = workers.iter().map(|worker| worker.published()).collect();
@@ -381,7 +380,7 @@ impl Chain {
                         && let Ok(mut op) = from_control.pop()
                     {
                         moved = true;
-                        if let Op::InstallChannel { first, .. } = &mut op {
+                        if let Command::InstallChannel { first, .. } = &mut op {
                             *first = self.plan.first;
                         }
                         self.keys.learn(position, &op);
@@ -390,7 +389,7 @@ impl Chain {
                 }
                 let wakes = node.workers.iter_mut().map(|worker| {
                     let wake = worker.turn(self.now).unwrap_or(Nanos::MAX);
-                    worker.left(self.now + TURN);
+                    worker.record_latency(self.now + TURN);
                     wake
                 });
                 node.worker_wake = wakes.min().unwrap();
@@ -492,13 +491,13 @@ impl Chain {
 }
 
 impl Keys {
-    fn learn(&mut self, position: usize, op: &Op) {
+    fn learn(&mut self, position: usize, op: &Command) {
         match op {
-            Op::InstallChannel { down: Some((_, number)), keys: ChannelKeys::Entry(hops), .. } => {
+            Command::InstallChannel { down: Some((_, number)), keys: ChannelKeys::Entry(hops), .. } => {
                 self.channels.push((*number, hops.clone()));
             }
             // The initiator of link i is node i - 1.
-            Op::InstallSlot { header_i2r, header_r2i, rank: dataplane::links::Rank::Current, .. } => {
+            Command::InstallSlot { header_i2r, header_r2i, rank: wire::ids::Rank::Current, .. } => {
                 self.slots.entry(position + 1).or_default().push((**header_i2r, **header_r2i));
             }
             _ => {}

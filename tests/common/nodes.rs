@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dataplane::exit::policy::Rule;
-use dataplane::pool::Mixing;
+use dataplane::stage::pool::Mixing;
 use eddy_node::config::Forward;
 use eddy_node::init::{self, Files};
 use rustix::process::{Pid, Signal, kill_process};

@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::entry::WAITING_MAX;
-use dataplane::io::mem::Datagram;
-use dataplane::ledger::{DropReason, Ledger, Pair};
-use dataplane::links::Side;
+use dataplane::ledger::{DropReason, Ledger};
+use dataplane::per_direction::PerDirection;
+use dataplane::socket::memory::Datagram;
+use wire::ids::Side;
 
 use crate::common::memchain::{Chain, Plan, app, forward_listener, link_address, pymix_listener};
 
@@ -124,7 +125,7 @@ fn blocked_entry_or_exit_does_not_read() {
     let exit = chain.receive(destination)[0].from;
     for (node, from, to, reads_it) in [(0, client, forward_listener(), destination), (4, destination, exit, client)] {
         let read = |chain: &Chain| {
-            let Pair { forward, backward } = chain.ledger(node).datagrams;
+            let PerDirection { forward, backward } = chain.ledger(node).datagrams;
             if node == 0 { forward.received } else { backward.received }
         };
         let before = read(&chain);
@@ -171,7 +172,7 @@ fn blocked_mix_does_not_read() {
         chain.run(SETTLED);
         armed.set(false);
         let read = |chain: &Chain| {
-            let Pair { forward, backward } = chain.ledger(2).cells;
+            let PerDirection { forward, backward } = chain.ledger(2).cells;
             if side == Side::Up { forward.received } else { backward.received }
         };
         let before = read(&chain);

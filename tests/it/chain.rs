@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use dataplane::io::calls::{Calls, Io};
+use dataplane::socket::backend::{Calls, Io};
 use rustix::process::Signal;
 use serde_json::Value;
 

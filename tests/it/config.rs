@@ -1,17 +1,81 @@
-//! `eddy config`, and what follows from the table of configuration keys.
+//! Configuration files, beyond the table of mistakes in `mistakes`; `eddy config`; the handbook's table of keys.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use eddy_node::config::NodeConfig;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::common::command::{assert_mistake, run};
+use crate::common::command::{assert_mistake, complaint, run};
+use crate::mistakes::edit;
 
-fn demo() -> tempfile::TempDir {
+/// A chain of three mixes in a fresh folder.
+fn chain() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    assert!(run(dir.path(), "init . --mixes 2").status.success());
+    let made = run(dir.path(), "init . --mixes 3");
+    assert!(made.status.success(), "{made:?}");
     dir
+}
+
+#[test]
+fn readable_key_file_is_refused() {
+    let dir = chain();
+    let file = dir.path().join("mix1.key");
+    for mode in [0o644, 0o640, 0o604, 0o620] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let output = run(dir.path(), "mix --config mix1.toml --lifeline");
+        assert_mistake("mode", &output, &[&format!("mode {mode:04o}"), "run `chmod 600 mix1.key`"]);
+    }
+}
+
+#[test]
+fn key_file_errors_quote_no_key() {
+    let dir = chain();
+    let file = dir.path().join("mix1.key");
+    let secret = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0";
+    let lines = [
+        (format!("noise = \"{secret}\""), "noise must be 32 bytes in base64"),
+        (format!("noise = \"{secret}"), "mix1.key:"),
+        (format!("noise = {secret}"), "mix1.key:"),
+        (format!("nose = \"{secret}\""), "did you mean `noise`?"),
+        (format!("noise = [\"{secret}\"]"), "mix1.key:"),
+    ];
+    for (line, wanted) in lines {
+        edit(&file, "no", &line);
+        let output = run(dir.path(), "mix --config mix1.toml --lifeline");
+        assert_mistake(&line, &output, &[wanted]);
+        assert!(!complaint(&output).1.contains(&secret[..8]), "{output:?}");
+    }
+}
+
+#[test]
+fn config_paths_are_relative_to_the_file() {
+    let dir = chain();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let config = dir.path().join("mix1.toml");
+    edit(&dir.path().join("chain.toml"), "hops", "hops = 1");
+    let output = run(elsewhere.path(), &format!("mix --config {}", config.display()));
+    let place = format!("{}:4: ", dir.path().join("chain.toml").display());
+    assert_mistake("elsewhere", &output, &[&place]);
+}
+
+#[test]
+fn status_of_a_stopped_node_names_the_start_command() {
+    let dir = chain();
+    let (code, said) = complaint(&run(dir.path(), "status --config exit.toml"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no node answers at exit.sock: start it with `eddy exit --config exit.toml`"), "{said}");
+}
+
+#[test]
+fn name_too_long_for_a_cell_is_refused_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(dir.path(), "init . --mixes 1 --class S").status.success());
+    let name = ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(10)].join(".");
+    let output = run(dir.path(), &format!("entry --config entry.toml --forward 127.0.0.1:0={name}:1"));
+    assert_mistake("a long name", &output, &["too long for a cell of class S", "at most 183 bytes"]);
 }
 
 fn said(dir: &Path, line: &str) -> String {
@@ -22,8 +86,8 @@ fn said(dir: &Path, line: &str) -> String {
 
 #[test]
 fn config_check_accepts_all_files_of_init() {
-    let dir = demo();
-    for (file, name) in [("entry", "entry"), ("mix1", "mix1"), ("mix2", "mix2"), ("exit", "exit")] {
+    let dir = chain();
+    for (file, name) in [("entry", "entry"), ("mix1", "mix1"), ("mix2", "mix2"), ("mix3", "mix3"), ("exit", "exit")] {
         let line = said(dir.path(), &format!("config check {file}.toml"));
         assert!(line.starts_with(&format!("{file}.toml: ok, {name} of chain ")), "{line}");
     }
@@ -32,7 +96,7 @@ fn config_check_accepts_all_files_of_init() {
 
 #[test]
 fn config_check_refuses_what_a_start_would_refuse() {
-    let dir = demo();
+    let dir = chain();
     let config = dir.path().join("mix1.toml");
     let good = fs::read_to_string(&config).unwrap();
     for (line, with, wanted) in [
@@ -42,7 +106,7 @@ fn config_check_refuses_what_a_start_would_refuse() {
         ("keys", "keys = \"mix2.key\"", "noise key is not that of node 1"),
         ("# cores", "cores = [1000]", "this process may use"),
     ] {
-        super::mistakes::edit(&config, line, with);
+        edit(&config, line, with);
         assert_mistake(line, &run(dir.path(), "config check mix1.toml"), &["mix1", wanted]);
         fs::write(&config, &good).unwrap();
     }
@@ -50,7 +114,7 @@ fn config_check_refuses_what_a_start_would_refuse() {
 
 #[test]
 fn config_show_prints_a_configuration_with_the_same_meaning() {
-    let dir = demo();
+    let dir = chain();
     for (file, defaults) in [("entry", "window = 4096   # default"), ("exit", "max_sockets = 4096   # default")] {
         let text = said(dir.path(), &format!("config show {file}.toml"));
         assert!(text.contains(defaults), "{text}");
@@ -76,13 +140,13 @@ fn config_explain_fits_a_terminal_and_suggests() {
     for line in list.lines().chain(key.lines()) {
         assert!(line.len() <= 80, "{line}");
     }
-    for wanted in ["mixN.toml", "chain.toml", "default  \"threshold-or-timed:n=64,t=5ms\""] {
+    for wanted in ["mixN.toml", "chain.toml", "default  \"threshold-or-timed:n=64,n_min=8,t=5ms\""] {
         assert!(key.contains(wanted), "{key}");
     }
     assert_mistake("explain", &run(dir.path(), "config explain mixxing"), &["mixxing", "did you mean `mixing`?"]);
 }
 
-const BEGIN: &str = "<!-- keys: begin, printed by a test -->\n";
+const BEGIN: &str = "<!-- keys: begin -->\n";
 const END: &str = "<!-- keys: end -->\n";
 
 /// `EDDY_BLESS=1 cargo test --test it config` rewrites it.

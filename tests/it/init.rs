@@ -1,4 +1,4 @@
-//! `eddy init` and the command line: what is refused, and what comes out.
+//! `eddy init` and the command line: errors and output.
 
 use std::fs;
 
@@ -15,15 +15,15 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),
         (
             "init new --mixes 1 --lanes 2 --node 192.0.2.1:4701 --node 192.0.2.1:4702",
-            &["--node 192.0.2.1:4702 lies among the 2 lanes of 192.0.2.1:4701", "leave as many ports between them"],
+            &["--node 192.0.2.1:4702 is one of the 2 ports of 192.0.2.1:4701", "leave 2 ports for each mix"],
         ),
         ("init new --mixes 1 --lanes 2 --node 192.0.2.1:65535 --node 192.0.2.2:1", &["2 lanes need as many ports"]),
-        ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["192.0.2.1:x", "write IP, IP:PORT"]),
-        ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["192.0.2.1:5 stands twice"]),
+        ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["invalid --node \"192.0.2.1:x\"", "expected IP, IP:PORT"]),
+        ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node 192.0.2.1:5 (again for node 2)"]),
         ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["node 1 at 192.0.2.1:0", "port"]),
-        ("init new --base-port 65534", &["--base-port 65534 leaves no 4 ports"]),
+        ("init new --base-port 65534", &["--base-port 65534 is too high", "needs 4 ports"]),
         ("chain --ipv6 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
-        ("chain --rate 1000000 --seconds 86400", &["more than one run takes"]),
+        ("chain --rate 1000000 --seconds 86400", &["too many for one run"]),
     ];
     for (line, wanted) in mistakes {
         let dir = tempfile::tempdir().unwrap();
@@ -37,14 +37,14 @@ fn wrong_argument_exits_2_and_names_the_fix() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &str)] = &[
         ("init", "<DIR>"),
-        ("init x --mixes 0", "a chain has 1 to 7"),
-        ("init x --mixes 8", "a chain has 1 to 7"),
+        ("init x --mixes 0", "invalid --mixes \"0\": expected 1 to 7"),
+        ("init x --mixes 8", "expected 1 to 7"),
         ("init x --class XL", "the classes are S"),
         ("init x --mixing pool:t=1ms", "write one of"),
         ("init x --mixing threshold:n=5,n=6", "n stands twice"),
         ("init x --lifetime 10", "60..=3600"),
         ("init x --mxies 3", "--mixes"),
-        ("mix", "--config <FILE>"),
+        ("mix", "missing --config <FILE>; usage: eddy mix --config <FILE>"),
         ("mixx --config x", "mix"),
         ("entry --config x --forward 5000", "LISTEN=DEST"),
         ("entry --config x --forward here=192.0.2.1:5", "no address to listen on"),
@@ -52,7 +52,7 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("entry --config x --pymix here", "no address to listen on"),
         ("exit --config x --allow everyone", "write IP/BITS"),
         ("chain --payload-len 70000", "0..=65507"),
-        ("chain --receivers 0", "take 1 to 256"),
+        ("chain --receivers 0", "expected 1 to 256"),
         ("chain --rate 0", "messages per second"),
         ("completions klingon", "bash"),
     ];
@@ -70,14 +70,15 @@ fn init_prints_next_commands_and_keeps_existing_keys() {
     assert!(made.status.success(), "{made:?}");
     let said = String::from_utf8(made.stdout).unwrap();
     for wanted in [
-        "eddy mix --config my/mix1.toml     # at 192.0.2.1:4701",
-        "eddy mix --config my/mix2.toml     # at 198.51.100.7:99",
-        "eddy exit --config my/exit.toml    # at 203.0.113.9:4703",
+        "eddy mix --config my/mix1.toml     # 192.0.2.1:4701",
+        "eddy mix --config my/mix2.toml     # 198.51.100.7:99",
+        "eddy exit --config my/exit.toml    # 203.0.113.9:4703",
         "eddy entry --config my/entry.toml",
         "--forward",
     ] {
         assert!(said.contains(wanted), "wanted {wanted:?} in {said}");
     }
+    assert!(said.lines().count() < 24 && said.lines().all(|line| line.len() <= 80), "{said}");
     let mut files: Vec<_> =
         fs::read_dir(dir.path().join("my")).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
@@ -106,7 +107,16 @@ fn man_pages_and_completions_are_generated() {
     let dir = tempfile::tempdir().unwrap();
     assert!(run(dir.path(), "man pages").status.success());
     let page = fs::read_to_string(dir.path().join("pages/eddy-chain.1")).unwrap();
-    assert!(page.contains("payload"), "{page}");
+    assert!(page.contains("payload") && page.contains(".nf"), "{page}");
     let script = run(dir.path(), "completions bash");
     assert!(String::from_utf8_lossy(&script.stdout).contains("_eddy()"));
+}
+
+#[test]
+fn version_names_commit_and_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |line| String::from_utf8(run(dir.path(), line).stdout).unwrap();
+    let long = text("--version");
+    assert!(long.starts_with("eddy ") && long.contains("\ncommit  ") && long.contains("\nengine  "), "{long}");
+    assert_eq!(text("-V").lines().count(), 1);
 }

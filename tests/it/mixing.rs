@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dataplane::io::mem::Datagram;
+use dataplane::socket::memory::Datagram;
 use dataplane::{MILLI, Nanos};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;

@@ -37,7 +37,7 @@ fn exchange(chain: &mut Chain, clients: u16, rounds: u32, len: usize) {
             let client = u16::from_be_bytes([datagram.bytes[0], datagram.bytes[1]]);
             delivered.entry(client).or_default().push(u32::from_be_bytes(datagram.bytes[2..6].try_into().unwrap()));
             ports.entry(client).or_default().insert(datagram.from);
-            chain.apps.send(dataplane::io::mem::Datagram {
+            chain.apps.send(dataplane::socket::memory::Datagram {
                 from: destination,
                 to: datagram.from,
                 bytes: datagram.bytes,
@@ -76,7 +76,9 @@ fn every_class_and_chain_length_closes_its_ledgers() {
 /// release is counted by size.
 fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
     let (profile, ledger) = (chain.profile(position), chain.ledger(position));
-    for (latency, tally) in [(profile.forward, ledger.cells.forward), (profile.backward, ledger.cells.backward)] {
+    for (latency, tally) in
+        [(profile.latency.forward, ledger.cells.forward), (profile.latency.backward, ledger.cells.backward)]
+    {
         let counts = [&latency.pool, &latency.node, &latency.total].map(Histogram::count);
         assert_eq!(counts, [tally.sent; 3], "mix {position}");
         assert!(latency.pool.max() <= period && latency.pool.mean() > 0.0, "mix {position}: {:?}", latency.pool);
@@ -111,9 +113,9 @@ fn lone_cell_takes_its_pool_time_and_one_turn_per_node() {
             sum(now) - sum(before)
         };
         let [pool, node, total] = [
-            new(&now.forward.pool, &before.forward.pool),
-            new(&now.forward.node, &before.forward.node),
-            new(&now.forward.total, &before.forward.total),
+            new(&now.latency.forward.pool, &before.latency.forward.pool),
+            new(&now.latency.forward.node, &before.latency.forward.node),
+            new(&now.latency.forward.total, &before.latency.forward.total),
         ];
         assert_eq!(pool + node, total);
         assert!(pool <= period && (pool > 0 || position == 0 || position == chain.shape.hops()));
@@ -186,7 +188,11 @@ fn datagrams_of_every_size_arrive_whole() {
         let got = chain.receive(chain.plan.destination);
         assert_eq!(got.len(), 1, "{size} bytes");
         assert_eq!(got[0].bytes, vec![i as u8; size]);
-        chain.apps.send(dataplane::io::mem::Datagram { from: got[0].to, to: got[0].from, bytes: got[0].bytes.clone() });
+        chain.apps.send(dataplane::socket::memory::Datagram {
+            from: got[0].to,
+            to: got[0].from,
+            bytes: got[0].bytes.clone(),
+        });
         chain.run(Duration::from_millis(50));
         assert_eq!(chain.receive(client).iter().map(|d| d.bytes.len()).collect::<Vec<_>>(), [size]);
     }
@@ -201,7 +207,7 @@ fn datagrams_of_every_size_arrive_whole() {
     chain.run(Duration::from_millis(50));
     let [question] = &chain.receive(chain.plan.destination)[..] else { panic!("one question") };
     for size in [10_561, 65_507] {
-        let answer = dataplane::io::mem::Datagram { from: question.to, to: question.from, bytes: vec![0; size] };
+        let answer = dataplane::socket::memory::Datagram { from: question.to, to: question.from, bytes: vec![0; size] };
         chain.apps.send(answer);
     }
     chain.run(Duration::from_millis(50));

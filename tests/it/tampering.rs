@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dataplane::io::mem::Datagram;
 use dataplane::ledger::{DropReason, Tally};
-use dataplane::links::Side;
+use dataplane::socket::memory::Datagram;
 use wire::cell::Direction;
 use wire::handshake::{RESPONSE_LEN, is_handshake_len};
+use wire::ids::Side;
 
 use crate::common::memchain::{Chain, Plan, app, link_address};
 

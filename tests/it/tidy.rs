@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 const RETIRED: &[(&str, &str, &[&str])] = &[
     ("crew", "multicore", &[]),
     ("hub", "multicore", &[]),
+    ("inbox", "receive batch", &[]),
     ("outbox", "send batch", &[]),
+    ("spoke", "shard", &[]),
     // The changelog names what was renamed.
     ("train", "burst", &["CHANGELOG.md"]),
     ("trains", "bursts", &["CHANGELOG.md"]),
@@ -150,6 +152,61 @@ fn relative_links_of_documents_resolve() {
     }
     assert!(wrong.is_empty(), "these links lead nowhere: {wrong:#?}");
     assert!(links > 100, "{links} links");
+}
+
+#[test]
+fn paths_in_documents_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    const FOLDERS: &[&str] =
+        &["wire/", "control/", "dataplane/", "node/", "src/", "bench/", "tests/", "fuzz/", "tuning/", "docs/", ".ci/"];
+    let documents =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "docs/ARCHITECTURE.md", "docs/LIMITS.md"];
+    let mut wrong = Vec::new();
+    for (file, text) in texts(&["md"]) {
+        if !documents.contains(&file.as_str()) && !file.starts_with("docs/adr/") {
+            continue;
+        }
+        for path in prose(&text).join("\n").split('`').skip(1).step_by(2) {
+            let named = FOLDERS.iter().any(|folder| path.starts_with(folder)) && !path.contains(' ');
+            if named && !root.join(path).exists() && !root.join(format!("{path}.rs")).exists() {
+                wrong.push(format!("{file}: {path}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these files do not exist: {wrong:#?}");
+}
+
+/// Names in the map of folders in docs/ARCHITECTURE.md: a folder at the margin, its files below it, each followed by
+/// what it holds behind two blanks or more.
+#[test]
+fn map_of_folders_names_existing_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/ARCHITECTURE.md")).unwrap();
+    let (_, map) = text.split_once("\n## Folders\n").expect("the section");
+    let (map, _) = map.split_once("\n## ").unwrap();
+    let (mut folder, mut names, mut wrong) = (String::new(), 0, Vec::new());
+    for line in map.lines().filter_map(|line| line.strip_prefix("    ")) {
+        let indent = line.len() - line.trim_start().len();
+        let mut parts = line.trim().split("  ").map(str::trim).filter(|part| !part.is_empty());
+        if indent == 0 {
+            folder = format!("{}src", parts.next().unwrap());
+        } else if indent == 2 {
+            while let Some(part) = parts.next() {
+                for name in
+                    part.split([',', ' ']).map(|name| name.trim_end_matches('/')).filter(|name| !name.is_empty())
+                {
+                    names += 1;
+                    let path = root.join(&folder).join(name);
+                    if !path.is_dir() && !path.with_extension("rs").is_file() {
+                        wrong.push(format!("{folder}/{name}"));
+                    }
+                }
+                parts.next();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these files do not exist: {wrong:#?}");
+    assert!(names > 40, "{names} names");
 }
 
 #[test]

@@ -1,10 +1,13 @@
-//! What a rate that failed ran into: the first of these that is true.
+//! Why a rate failed: the first of these that is true.
 //!
 //! ```text
-//! the generator   it could not send so much, or lost datagrams at its own sockets
-//! a buffer        the kernel dropped datagrams at a node's sockets: processor, if that node had none left, else the buffer
-//! a node          its ledger has drops, by name
-//! latency         all arrived, but too late
+//! the generator    it sent nothing, or, if nothing was lost, less than its rate
+//! processor        a node used up its core, or all cores were busy
+//! the generator    its own sockets lost datagrams
+//! receive buffer   the kernel dropped datagrams at a node's sockets
+//! a node           its ledger has drops, by reason
+//! losses           that no ledger names
+//! latency          all arrived, but too late
 //! ```
 
 use std::time::{Duration, Instant};
@@ -12,23 +15,22 @@ use std::time::{Duration, Instant};
 use eddy_node::report::{LedgerReport, NodeReport};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::load::drive::Outcome;
+use crate::load::generator::Outcome;
 
-/// A core that is busy for this part of the time has none left.
+/// A core is used up if it is busy for more than this part of the time.
 const BUSY: f64 = 0.9;
-/// The sender is behind below this part of its rate.
+/// The generator does not reach a rate below this part of it.
 const BEHIND: f64 = 0.95;
 
-/// What nodes and this program had used up at a moment.
-pub struct Usage {
+/// Reports of the nodes, and processor time of this program, at one moment.
+pub(super) struct Usage {
     nodes: Vec<NodeReport>,
     own_s: f64,
     at: Instant,
 }
 
 impl Usage {
-    /// Now.
-    pub fn new(nodes: Vec<NodeReport>) -> Usage {
+    pub(super) fn new(nodes: Vec<NodeReport>) -> Usage {
         let own = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default();
         Usage { nodes, own_s: own.as_secs_f64(), at: Instant::now() }
     }
@@ -38,7 +40,7 @@ fn name(node: &NodeReport) -> String {
     eddy_node::config::node_name(node.role, node.index)
 }
 
-/// Drops of all units and directions, by name.
+/// Drops of all units and directions, by reason.
 fn drops(ledger: &LedgerReport) -> std::collections::BTreeMap<String, u64> {
     let mut all = std::collections::BTreeMap::new();
     for pair in [Some(&ledger.cells), ledger.datagrams.as_ref()].into_iter().flatten() {
@@ -50,8 +52,14 @@ fn drops(ledger: &LedgerReport) -> std::collections::BTreeMap<String, u64> {
     all
 }
 
-/// Why a rate failed; nothing, if it passed.
-pub fn limited_by(before: &Usage, after: &Usage, outcome: &Outcome, rate: f64, budget: Duration) -> Option<String> {
+/// Why a rate failed; `None` if it passed.
+pub(super) fn limited_by(
+    before: &Usage,
+    after: &Usage,
+    outcome: &Outcome,
+    rate: f64,
+    budget: Duration,
+) -> Option<String> {
     let took = outcome.took.as_secs_f64().max(f64::EPSILON);
     let (sent, lost) = (outcome.sum(|stream| stream.sent), outcome.sum(|stream| stream.lost));
     let refused = outcome.sum(|stream| stream.refused);
@@ -75,7 +83,7 @@ pub fn limited_by(before: &Usage, after: &Usage, outcome: &Outcome, rate: f64, b
         return behind.then(|| "the generator: it cannot send more".into());
     }
     let elapsed = (after.at - before.at).as_secs_f64().max(f64::EPSILON);
-    // What ran while nothing was sent any more counts little: a try that fails waits for what may still come.
+    // A trial that fails waits for late datagrams: time after the end of sending does not count.
     let busy = |old: f64, new: f64| (new - old) / took.min(elapsed);
     let shares: Vec<(String, f64)> =
         pairs().map(|(before, after)| (name(after), busy(before.cpu_s, after.cpu_s))).collect();
@@ -89,31 +97,31 @@ pub fn limited_by(before: &Usage, after: &Usage, outcome: &Outcome, rate: f64, b
     if let Some((name, share)) = shares.iter().max_by(|one, other| one.1.total_cmp(&other.1))
         && *share > BUSY
     {
-        return Some(format!("processor: {name} had a core to itself and used it up ({})", parts()));
+        return Some(format!("processor: {name} used up its core ({})", parts()));
     }
     if all > BUSY * cores {
-        return Some(format!("processor: all {cores} cores were busy ({} of a core)", parts()));
+        return Some(format!("processor: all {cores} cores were busy (of one core: {})", parts()));
     }
     if outcome.kernel_drops > 0 || refused > 0 {
         return Some(format!(
-            "the generator: its sockets lost {} datagrams and took {refused} not",
+            "the generator: its sockets dropped {} datagrams and refused {refused}",
             outcome.kernel_drops
         ));
     }
     if let Some(pair) = dropped {
         return Some(format!(
-            "receive buffer: the kernel dropped {} datagrams at {} (`eddy doctor` says what it was granted)",
+            "receive buffer: the kernel dropped {} datagrams at {} (`eddy doctor` checks the buffer)",
             by_kernel(pair),
             name(pair.1)
         ));
     }
     if let Some((node, (count, why))) = named {
-        return Some(format!("{}: it dropped {count} as {why}", name(node)));
+        return Some(format!("{}: it dropped {count} ({why})", name(node)));
     }
     if lost > 0 {
         return Some(format!("losses that no ledger names: {lost} of {sent}"));
     }
-    Some("latency: all arrived, but p99 is over its budget".into())
+    Some("latency: p99 is over its budget".into())
 }
 
 #[cfg(test)]
@@ -124,7 +132,7 @@ mod tests {
     use dataplane::ledger::Ledger;
     use eddy_node::config::NodeRole;
 
-    /// A run of a second that sent `sent` and lost `lost`.
+    /// A run of one second.
     fn outcome(sent: u32, lost: u32, latency_ms: u64) -> Outcome {
         let mut recorder = Recorder::new(1, [0].into_iter());
         for number in 0..sent - lost {
@@ -137,7 +145,7 @@ mod tests {
             };
             recorder.arrived(arrival);
         }
-        let names = [StreamName { profile: "even".into(), direction: "forward", call: false }];
+        let names = [StreamName { profile: "even".into(), direction: "forward", is_call: false }];
         let (streams, series) =
             recorder.finish(&Sent { numbers: vec![sent], seconds: vec![], refused: vec![0] }, &names);
         Outcome { streams, series, took: Duration::from_secs(1), kernel_drops: 0, interrupted: false, hellos: 0 }
@@ -150,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_named_by_what_was_short() {
+    fn limit_names_the_resource_that_was_short() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let why = |outcome: &Outcome, rate, kernel_drops, cpu_s| {

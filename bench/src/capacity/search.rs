@@ -1,4 +1,4 @@
-//! The search itself, whatever is searched.
+//! The search for the highest rate that passes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -7,66 +7,59 @@ use anyhow::bail;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-/// Rates from here on are doubled until one fails.
-pub const RATE_FIRST: f64 = 1000.0;
+/// The rate doubles from here on, until one fails.
+pub(super) const RATE_FIRST: f64 = 1000.0;
 const RATE_LAST: f64 = 20_000_000.0;
-/// How often the highest rate must pass, one after the other.
+/// How often the highest rate must pass in a row.
 const PASSES: u32 = 3;
-/// The whole search, beside what is under way.
+/// Longest search, plus the trial that is running.
 const SEARCH: Duration = Duration::from_secs(180);
 
-/// One rate that was tried.
+/// One trial of a rate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Try {
-    /// Packets a second.
-    pub rate: f64,
-    /// None was lost, and they were in time.
-    pub passed: bool,
-    /// Packets that left.
-    pub sent: u64,
-    /// Those of them that did not arrive.
-    pub lost: u64,
-    /// Latency of half of them, at most.
-    pub p50_us: f64,
-    /// Of 99 in a hundred.
-    pub p99_us: f64,
-    /// What it ran into, if it failed.
-    pub limited_by: Option<String>,
+pub(crate) struct Trial {
+    /// Packets per second.
+    pub(crate) rate: f64,
+    /// No packet was lost, and p99 was within its budget.
+    pub(crate) passed: bool,
+    pub(crate) sent: u64,
+    /// Packets that did not arrive.
+    pub(crate) lost: u64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    /// Why it failed.
+    pub(crate) limited_by: Option<String>,
 }
 
-/// What a search has found.
-pub struct Highest {
+/// The result of a search.
+pub(super) struct Highest {
     /// The highest rate that passed.
-    pub rate: f64,
-    /// The lowest that failed above it.
-    pub failed: f64,
-    /// What that ran into.
-    pub limited_by: String,
-    /// The greatest p99 of the tries at the highest rate.
-    pub p99_us: f64,
+    pub(super) rate: f64,
+    /// The lowest rate above it that failed.
+    pub(super) failed: f64,
+    /// Why that one failed.
+    pub(super) limited_by: String,
+    /// The worst p99 of the trials at the highest rate.
+    pub(super) p99_us: f64,
 }
 
-/// How to search.
-pub struct Search<'a> {
-    /// It ends when pass and failure are so close, in percent.
-    pub within: f64,
-    /// Somebody ends it.
-    pub interrupted: &'a AtomicBool,
-    /// Told what is tried.
-    pub bar: ProgressBar,
-    /// What was tried.
-    pub tries: Vec<Try>,
+pub(super) struct Search<'a> {
+    /// Accuracy: ends when the highest pass and the lowest failure are this close, in percent.
+    pub(super) within: f64,
+    pub(super) interrupted: &'a AtomicBool,
+    pub(super) bar: ProgressBar,
+    pub(super) trials: Vec<Trial>,
 }
 
 impl Search<'_> {
-    /// Searches with `attempt`, which tries a rate.
+    /// `attempt` trials a rate.
     ///
     /// # Errors
-    /// Not even the lowest rate passes, or `attempt` fails.
-    pub fn run(&mut self, attempt: &mut dyn FnMut(f64) -> anyhow::Result<Try>) -> anyhow::Result<Highest> {
+    /// No rate passes, or `attempt` fails.
+    pub(super) fn run(&mut self, attempt: &mut dyn FnMut(f64) -> anyhow::Result<Trial>) -> anyhow::Result<Highest> {
         let deadline = Instant::now() + SEARCH;
         let (mut good, mut bad): (Option<f64>, Option<f64>) = (None, None);
-        let mut limit = String::from("nothing: the generator has no higher rate");
+        let mut limit = String::from("the generator: it has no higher rate");
         let within = 1.0 + self.within / 100.0;
         let mut passes = 0;
         loop {
@@ -75,17 +68,17 @@ impl Search<'_> {
                 (Some(good), None) if good * 2.0 > RATE_LAST => good,
                 (Some(good), None) => good * 2.0,
                 (Some(good), Some(bad)) if bad > good * within => (good * bad).sqrt().round(),
-                // Close enough: it has to pass again.
+                // Close enough: the highest has to pass again.
                 (Some(good), Some(_)) => good,
                 (None, Some(bad)) if bad > 2.0 => (bad / 2.0).round(),
-                (None, Some(_)) => bail!("not even {} datagrams a second pass: limited by {limit}", bad.unwrap_or(0.0)),
+                (None, Some(_)) => bail!("even {} datagrams/s do not pass: limited by {limit}", bad.unwrap_or(0.0)),
             };
             if self.interrupted.load(Ordering::Relaxed) || Instant::now() > deadline {
                 break;
             }
             let mut tried = self.attempt(rate, attempt)?;
             if !tried.passed {
-                // A machine has moments: what fails once is tried once more.
+                // A busy moment of the machine is forgiven once.
                 tried = self.attempt(rate, attempt)?;
             }
             if tried.passed {
@@ -104,28 +97,28 @@ impl Search<'_> {
                 passes = 0;
             }
         }
-        let Some(rate) = good else { bail!("ended before any rate had passed") };
-        let at_rate = self.tries.iter().filter(|tried| tried.passed && tried.rate == rate);
+        let Some(rate) = good else { bail!("the search ended before a rate passed") };
+        let at_rate = self.trials.iter().filter(|tried| tried.passed && tried.rate == rate);
         let p99_us = at_rate.map(|tried| tried.p99_us).fold(0.0, f64::max);
         Ok(Highest { rate, failed: bad.unwrap_or(f64::INFINITY).min(RATE_LAST), limited_by: limit, p99_us })
     }
 
-    /// The highest rate below this one that passed and never failed.
+    /// The highest rate below this one that passed and did not fail twice.
     fn passed_below(&self, rate: f64) -> Option<f64> {
-        let failed = |at: f64| self.tries.iter().filter(|tried| tried.rate == at && !tried.passed).count() > 1;
-        self.tries
+        let failed = |at: f64| self.trials.iter().filter(|tried| tried.rate == at && !tried.passed).count() > 1;
+        self.trials
             .iter()
             .filter(|tried| tried.passed && tried.rate < rate && !failed(tried.rate))
             .map(|tried| tried.rate)
             .max_by(f64::total_cmp)
     }
 
-    fn attempt(&mut self, rate: f64, attempt: &mut dyn FnMut(f64) -> anyhow::Result<Try>) -> anyhow::Result<Try> {
+    fn attempt(&mut self, rate: f64, attempt: &mut dyn FnMut(f64) -> anyhow::Result<Trial>) -> anyhow::Result<Trial> {
         let best = self.passed_below(f64::INFINITY).unwrap_or(0.0);
-        self.bar.set_message(format!("{rate:.0} a second; {best:.0} passed"));
+        self.bar.set_message(format!("trying {rate:.0}/s; {best:.0}/s passed"));
         self.bar.tick();
         let tried = attempt(rate)?;
-        self.tries.push(tried.clone());
+        self.trials.push(tried.clone());
         Ok(tried)
     }
 }
@@ -134,45 +127,45 @@ impl Search<'_> {
 mod tests {
     use super::*;
 
-    fn searched(within: f64, passes: impl Fn(f64, usize) -> bool) -> (anyhow::Result<Highest>, Vec<Try>) {
+    fn searched(within: f64, passes: impl Fn(f64, usize) -> bool) -> (anyhow::Result<Highest>, Vec<Trial>) {
         let never = AtomicBool::new(false);
-        let mut search = Search { within, interrupted: &never, bar: ProgressBar::hidden(), tries: Vec::new() };
+        let mut search = Search { within, interrupted: &never, bar: ProgressBar::hidden(), trials: Vec::new() };
         let mut count = 0;
         let found = search.run(&mut |rate| {
             count += 1;
             let passed = passes(rate, count);
             let limited_by = (!passed).then(|| "a limit".to_owned());
-            Ok(Try { rate, passed, sent: 1, lost: 0, p50_us: 1.0, p99_us: rate, limited_by })
+            Ok(Trial { rate, passed, sent: 1, lost: 0, p50_us: 1.0, p99_us: rate, limited_by })
         });
-        (found, search.tries)
+        (found, search.trials)
     }
 
     #[test]
-    fn the_limit_is_found_and_passes_three_times() {
-        let (found, tries) = searched(5.0, |rate, _| rate <= 77_000.0);
+    fn limit_is_found_and_passes_three_times() {
+        let (found, trials) = searched(5.0, |rate, _| rate <= 77_000.0);
         let found = found.unwrap();
         assert!(found.rate <= 77_000.0 && found.failed > 77_000.0 && found.failed <= found.rate * 1.05);
         assert_eq!((found.limited_by.as_str(), found.p99_us), ("a limit", found.rate));
-        assert!(tries.iter().filter(|tried| tried.rate == found.rate && tried.passed).count() >= 3);
+        assert!(trials.iter().filter(|tried| tried.rate == found.rate && tried.passed).count() >= 3);
     }
 
     #[test]
-    fn a_moment_of_the_machine_is_forgiven_once() {
+    fn single_failure_is_forgiven() {
         let (found, _) = searched(5.0, |rate, count| count != 3 && rate <= 77_000.0);
         assert!(found.unwrap().rate > 70_000.0);
     }
 
     #[test]
-    fn a_rate_that_does_not_pass_again_is_no_capacity() {
-        // 64,000 passes once, when it is first met, and never again.
+    fn rate_that_fails_later_is_not_the_capacity() {
+        // 64,000 passes only the first time.
         let (found, _) = searched(50.0, |rate, count| rate <= 60_000.0 || (rate == 64_000.0 && count < 8));
         assert!(found.unwrap().rate <= 60_000.0);
     }
 
     #[test]
-    fn what_carries_nothing_is_told_with_its_limit() {
+    fn failure_of_every_rate_names_the_limit() {
         let (found, _) = searched(5.0, |_, _| false);
         let said = found.err().unwrap().to_string();
-        assert!(said.starts_with("not even") && said.contains("a limit"), "{said}");
+        assert!(said.starts_with("even") && said.contains("a limit"), "{said}");
     }
 }

@@ -1,4 +1,4 @@
-//! Cores and processor time: who runs where, and what it took.
+//! Cores and processor time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,60 +10,60 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// One core for what is measured, another for what loads it.
 #[derive(Clone, Copy, Debug)]
-pub struct Cores {
-    /// The mix, or the relay in its place.
-    pub relay: usize,
-    /// Blaster and sink.
-    pub load: usize,
+pub(crate) struct Cores {
+    /// The mix, or a relay in its place.
+    pub(crate) relay: usize,
+    /// Generator and sink.
+    pub(crate) load: usize,
 }
 
 impl Cores {
     /// The last core that this process may use for the mix, the first for the load.
     ///
     /// # Errors
-    /// There is but one.
-    pub fn choose() -> anyhow::Result<Cores> {
+    /// This process may use only one core.
+    pub(crate) fn choose() -> anyhow::Result<Cores> {
         let ours = sched_getaffinity(None).context("the cores of this process")?;
         let mut all = (0..CpuSet::MAX_CPU).filter(|core| ours.is_set(*core));
         match (all.next(), all.next_back()) {
             (Some(load), Some(relay)) => Ok(Cores { relay, load }),
-            _ => bail!("a hop is measured on two cores, and this process may use but one: see `taskset -p $$`"),
+            _ => bail!("measuring a hop needs two cores, and this process may use one: check `taskset -p $$`"),
         }
     }
 }
 
-/// Keeps the calling thread, and what it starts, on one core.
+/// Keeps the calling thread, and everything it starts, on one core.
 ///
 /// # Errors
 /// The system refuses.
-pub fn pin(core: usize) -> anyhow::Result<()> {
+pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     pin_to(&[core])
 }
 
-/// The same on some cores.
+/// As [`pin`], on several cores.
 ///
 /// # Errors
 /// The system refuses.
-pub fn pin_to(cores: &[usize]) -> anyhow::Result<()> {
+pub(crate) fn pin_to(cores: &[usize]) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     cores.iter().for_each(|core| set.set(*core));
-    sched_setaffinity(None, &set).with_context(|| format!("cores {cores:?}"))
+    sched_setaffinity(None, &set).with_context(|| format!("cannot use the cores {cores:?}"))
 }
 
 /// Processor time of the calling thread.
-pub fn own_time() -> Duration {
+pub(crate) fn own_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-/// A thread of another process, by its name.
-pub struct Thread(PathBuf);
+/// A thread of another process.
+pub(crate) struct Thread(PathBuf);
 
 impl Thread {
-    /// Looks for it.
+    /// Finds a thread by its name.
     ///
     /// # Errors
-    /// The process has none of that name.
-    pub fn find(process: u32, name: &str) -> anyhow::Result<Thread> {
+    /// The process has no such thread.
+    pub(crate) fn find(process: u32, name: &str) -> anyhow::Result<Thread> {
         let tasks = PathBuf::from(format!("/proc/{process}/task"));
         let named = |task: &Path| fs::read_to_string(task.join("comm")).is_ok_and(|found| found.trim() == name);
         let mut all = fs::read_dir(&tasks).with_context(|| tasks.display().to_string())?.filter_map(Result::ok);
@@ -71,21 +71,23 @@ impl Thread {
         found.map(|task| Thread(task.path())).with_context(|| format!("process {process} has no thread `{name}`"))
     }
 
-    /// Waits until it sleeps, and returns its processor time. The kernel adds up what a thread took when it goes to
-    /// sleep: of one that runs the last tick's reading would be up to 10 ms old.
+    /// Waits until the thread sleeps, and returns its processor time. The kernel updates this time when the thread goes to
+    /// sleep; for a running thread it would be up to 10 ms old.
     ///
     /// # Errors
-    /// It does not go to sleep, or the kernel does not say.
-    pub fn time_at_rest(&self) -> anyhow::Result<Duration> {
+    /// The thread does not go to sleep, or the kernel has no such statistics.
+    pub(crate) fn time_at_rest(&self) -> anyhow::Result<Duration> {
         let deadline = Instant::now() + Duration::from_secs(2);
         while self.state()? != "S" {
             if Instant::now() > deadline {
-                bail!("the mix does not come to rest");
+                bail!("the worker of the mix does not go to sleep");
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        let text = fs::read_to_string(self.0.join("schedstat")).context("schedstat (CONFIG_SCHED_INFO)")?;
-        let nanos = text.split(' ').next().and_then(|first| first.parse().ok()).context("schedstat")?;
+        let text = fs::read_to_string(self.0.join("schedstat"))
+            .context("cannot read schedstat: the kernel needs CONFIG_SCHED_INFO")?;
+        let nanos =
+            text.split(' ').next().and_then(|first| first.parse().ok()).context("unexpected format of schedstat")?;
         Ok(Duration::from_nanos(nanos))
     }
 

@@ -1,11 +1,11 @@
-//! The yardsticks: relays without any cryptography, which do nothing but move the same bytes.
+//! Relays without cryptography, which only move the same bytes: what a mix is compared with.
 //!
-//! Each is a thread on the mix's core; what it takes is its own processor time from the first packet to the last.
+//! Each is a thread on the mix's core. Its cost is its own processor time from the first packet to the last.
 //!
 //! ```text
-//! Single    recvfrom, sendto: one packet a call, as most UDP programs do
+//! Single    recvfrom, sendto: one packet per call, as most UDP programs do
 //! Mmsg      recvmmsg, sendmmsg of 64
-//! Offload   UDP_GRO in, scattered one packet per buffer; buffers shuffled; UDP_SEGMENT out, gathered
+//! Gso       UDP_GRO in, one packet per buffer; buffers shuffled; UDP_SEGMENT out
 //! ```
 
 use std::io;
@@ -22,58 +22,53 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::burst::burst_max;
 use super::cores;
+use super::sealed::burst_max;
 
-/// Cells that a receive call of the offload relay is to bring: what the mix wants of one.
+/// Cells that a receive call of the GSO relay should return, as in the mix.
 const CELLS_WANTED: usize = 256;
-/// How often a relay that sleeps looks whether it is done.
+/// How often a sleeping relay checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Which yardstick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Kind {
+pub(crate) enum RelayKind {
     Single,
     Mmsg,
-    Offload,
+    Gso,
 }
 
-/// What a relay took.
+/// What a relay did, and what it cost.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Took {
-    /// Packets that it sent.
-    pub packets: usize,
-    /// Its processor time.
-    pub time: Duration,
-    /// Receive calls, and those after which nothing was there and it slept.
-    pub turns: (u64, u64),
+pub(crate) struct RelayCost {
+    /// Packets sent.
+    pub(crate) packets: usize,
+    /// Processor time.
+    pub(crate) time: Duration,
+    /// Receive calls, and those of them that found nothing, so that the relay slept.
+    pub(crate) turns: (u64, u64),
 }
 
-/// A relay to be started. It waits for the word.
-pub struct Relay {
+/// A relay, which waits for [`Relay::go`].
+pub(crate) struct Relay {
     go: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<anyhow::Result<Took>>,
+    thread: JoinHandle<anyhow::Result<RelayCost>>,
     /// Where it receives.
-    pub at: SocketAddr,
+    pub(crate) at: SocketAddr,
 }
 
-/// What a relay is made with.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    /// Which.
-    pub kind: Kind,
-    /// Where its packets go.
-    pub to: SocketAddr,
-    /// Bytes of a packet that comes, and of one that leaves.
-    pub lens: (usize, usize),
-    /// So many packets are expected.
-    pub packets: usize,
-    /// Bytes that its socket is to hold.
-    pub buffer: usize,
-    /// The core that it stays on.
-    pub core: usize,
+pub(crate) struct RelayOptions {
+    pub(crate) kind: RelayKind,
+    /// Where it sends.
+    pub(crate) to: SocketAddr,
+    /// Bytes of a packet in, and out.
+    pub(crate) lens: (usize, usize),
+    /// How many packets to expect.
+    pub(crate) packets: usize,
+    /// Bytes of its receive buffer.
+    pub(crate) buffer: usize,
+    pub(crate) core: usize,
 }
 
 impl Relay {
@@ -81,66 +76,65 @@ impl Relay {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn start(plan: Plan) -> anyhow::Result<Relay> {
+    pub(crate) fn start(options: RelayOptions) -> anyhow::Result<Relay> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         let at = socket.local_addr()?;
-        sys::size_receive_buffer(&socket, plan.buffer)?;
+        sys::size_receive_buffer(&socket, options.buffer)?;
         socket.set_nonblocking(true)?;
-        if plan.kind == Kind::Offload {
+        if options.kind == RelayKind::Gso {
             sys::enable_gro(&socket)?;
         }
         let go = Arc::new(AtomicBool::new(false));
         let stop = Arc::new(AtomicBool::new(false));
-        let (told, stopped) = (go.clone(), stop.clone());
+        let (may_go, stopped) = (go.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("relay".into()).spawn(move || {
-            cores::pin(plan.core)?;
-            let mut run = Run { socket, plan, stop: stopped, took: Took::default() };
-            while !told.load(Ordering::Acquire) {
+            cores::pin(options.core)?;
+            let mut run = Run { socket, options, stop: stopped, cost: RelayCost::default() };
+            while !may_go.load(Ordering::Acquire) {
                 std::thread::park();
             }
-            match plan.kind {
-                Kind::Single => run.single(),
-                Kind::Mmsg => run.mmsg(),
-                Kind::Offload => run.offload(),
+            match options.kind {
+                RelayKind::Single => run.single(),
+                RelayKind::Mmsg => run.mmsg(),
+                RelayKind::Gso => run.gso(),
             }?;
-            Ok(run.took)
+            Ok(run.cost)
         })?;
         Ok(Relay { go, stop, thread, at })
     }
 
     /// Lets it begin.
-    pub fn go(&self) {
+    pub(crate) fn go(&self) {
         self.go.store(true, Ordering::Release);
         self.thread.thread().unpark();
     }
 
-    /// Ends it: all that it sent has arrived.
+    /// Ends it.
     ///
     /// # Errors
     /// A socket failed.
-    pub fn finish(self) -> anyhow::Result<Took> {
+    pub(crate) fn finish(self) -> anyhow::Result<RelayCost> {
         self.stop.store(true, Ordering::Release);
         self.go();
-        self.thread.join().map_err(|_| anyhow::anyhow!("the relay's thread died"))?.context("relay")
+        self.thread.join().map_err(|_| anyhow::anyhow!("the relay's thread panicked"))?.context("a relay failed")
     }
 }
 
-/// A relay at work.
 struct Run {
     socket: UdpSocket,
-    plan: Plan,
+    options: RelayOptions,
     stop: Arc<AtomicBool>,
-    took: Took,
+    cost: RelayCost,
 }
 
 impl Run {
-    /// What a call that would not wait brought; none once all is done, or it is stopped.
+    /// Calls until there is something to receive. `None` once all packets were sent, or the relay should stop.
     fn next<T>(&mut self, mut call: impl FnMut(&UdpSocket) -> io::Result<T>) -> io::Result<Option<T>> {
-        while self.took.packets < self.plan.packets {
-            self.took.turns.0 += 1;
+        while self.cost.packets < self.options.packets {
+            self.cost.turns.0 += 1;
             match call(&self.socket) {
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
-                    self.took.turns.1 += 1;
+                    self.cost.turns.1 += 1;
                     let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
                     while poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&look))? == 0 {
                         if self.stop.load(Ordering::Acquire) {
@@ -159,15 +153,15 @@ impl Run {
         let mut buffer = [0; wire::cell::MAX_CELL_LEN];
         let start = cores::own_time();
         while let Some((len, _)) = self.next(|socket| socket.recv_from(&mut buffer))? {
-            let out = len.min(self.plan.lens.1);
-            self.took.packets += usize::from(self.socket.send_to(&buffer[..out], self.plan.to).is_ok());
+            let out = len.min(self.options.lens.1);
+            self.cost.packets += usize::from(self.socket.send_to(&buffer[..out], self.options.to).is_ok());
         }
-        self.took.time = cores::own_time() - start;
+        self.cost.time = cores::own_time() - start;
         Ok(())
     }
 
     fn mmsg(&mut self) -> io::Result<()> {
-        let (to, (len_in, len_out)) = (self.plan.to, self.plan.lens);
+        let (to, (len_in, len_out)) = (self.options.to, self.options.lens);
         let mut buffers = vec![[0u8; wire::cell::MAX_CELL_LEN]; MESSAGES_MAX];
         let start = cores::own_time();
         while let Some(got) =
@@ -178,27 +172,27 @@ impl Run {
                 let messages = (at..got).map(|_| Message { to, pieces: 1, segment: None });
                 at += sys::send(&self.socket, messages, buffers[at..got].iter().map(|b| &b[..len_out]))?;
             }
-            self.took.packets += got;
+            self.cost.packets += got;
         }
-        self.took.time = cores::own_time() - start;
+        self.cost.time = cores::own_time() - start;
         Ok(())
     }
 
-    fn offload(&mut self) -> io::Result<()> {
-        let (to, (len_in, len_out)) = (self.plan.to, self.plan.lens);
-        let (per_message, segments) = (burst_max(len_in), burst_max(len_out));
+    fn gso(&mut self) -> io::Result<()> {
+        let (to, (len_in, len_out)) = (self.options.to, self.options.lens);
+        let (per_message, per_burst) = (burst_max(len_in), burst_max(len_out));
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let most = MESSAGES_MAX.min(sys::PIECES_MAX / per_message);
         let mut buffers = vec![[0u8; wire::cell::MAX_CELL_LEN]; most * per_message];
         let mut order: Vec<usize> = Vec::with_capacity(buffers.len());
-        // As many messages a call as bring what is wanted: few where bursts come, many where lone packets do.
+        // Messages per call: few where GRO combines packets, many where it does not.
         let mut messages = CELLS_WANTED.div_ceil(per_message);
         let start = cores::own_time();
         loop {
             order.clear();
             let Some(got) = self.next(|socket| {
-                let offered = buffers.iter_mut().take(messages * per_message).map(|buffer| &mut buffer[..len_in]);
-                sys::recv(socket, offered, per_message, |message, got| {
+                let free = buffers.iter_mut().take(messages * per_message).map(|buffer| &mut buffer[..len_in]);
+                sys::recv(socket, free, per_message, |message, got| {
                     let cells = (got.len / len_in).min(per_message);
                     order.extend((0..cells).map(|cell| message * per_message + cell));
                 })
@@ -209,17 +203,17 @@ impl Run {
             order.shuffle(&mut rng);
             let mut at = 0;
             while at < order.len() {
-                let sizes = order[at..].chunks(segments).map(<[usize]>::len);
+                let sizes = order[at..].chunks(per_burst).map(<[usize]>::len);
                 let bursts =
                     sizes.clone().map(|pieces| Message { to, pieces, segment: (pieces > 1).then_some(len_out as u16) });
                 let pieces = order[at..].iter().map(|i| &buffers[*i][..len_out]);
                 let sent = sys::send(&self.socket, bursts, pieces)?;
                 at += sizes.take(sent).sum::<usize>();
             }
-            self.took.packets += order.len();
+            self.cost.packets += order.len();
             messages = CELLS_WANTED.div_ceil((order.len() / got).max(1)).min(most);
         }
-        self.took.time = cores::own_time() - start;
+        self.cost.time = cores::own_time() - start;
         Ok(())
     }
 }

@@ -1,48 +1,52 @@
 //! Open-loop load: many flows from many sockets into a forward, and a destination behind the exit.
 //!
 //! ```text
-//! profile   what is sent when     header   what a datagram says of itself
-//! plan      flows in order of time         record   what arrives, flow by flow     mos   what a call sounds like
-//! drive     a run: sender, destination, clients     floor   what the generator can do alone
-//! command   `eddy-bench load`     tell     the same for people
+//! command      `eddy-bench load`                   generator    a run: sender, destination, clients
+//! runs         direct and through a chain          record       what arrived, flow by flow
+//! plan         flows in order of time              mos          call quality
+//! even         even loads                          calibration  what the generator can do alone
+//! profile      traffic of applications             summary      results as tables
+//! source       a flow's datagrams                  header       the first bytes of a datagram
 //! ```
 
+mod calibration;
 pub mod command;
-pub mod drive;
-pub mod floor;
-pub mod header;
+pub(crate) mod even;
+pub(crate) mod generator;
+mod header;
 mod mos;
-pub mod plan;
-pub mod profile;
-pub mod record;
-pub mod tell;
+pub(crate) mod plan;
+mod profile;
+pub(crate) mod record;
+pub(crate) mod runs;
+pub(crate) mod source;
+mod summary;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use self::drive::{Outcome, Target};
-use self::plan::{Even, Plan};
-use self::profile::{Arrivals, Lengths};
+use self::even::{Arrivals, Even, Lengths};
+use self::generator::{Outcome, Target};
+use self::plan::Plan;
 
-/// An even load, as tests use it.
+/// An even load, for tests.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// A forward of the entry, or the sink itself.
     pub to: SocketAddr,
-    /// Flows, one socket each.
+    /// Number of flows, each with its own socket.
     pub flows: usize,
     /// Datagrams per second over all flows.
     pub rate: u64,
     /// Bytes per datagram.
     pub len: usize,
-    /// How long.
+    /// How long to send.
     pub time: Duration,
 }
 
-/// What became of it.
+/// What happened to the datagrams of a [`Load`].
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
 pub struct Counts {
     pub sent: u64,
     pub refused: u64,
@@ -50,9 +54,9 @@ pub struct Counts {
     pub duplicated: u64,
     pub reordered: u64,
     pub lost: u64,
-    /// Sent beforehand to open the flows; not in `sent`.
+    /// Datagrams that opened the flows; not in `sent`.
     pub hellos: u64,
-    /// Dropped by the kernel at the destination.
+    /// Datagrams that the kernel dropped at the destination.
     pub sink_kernel_drops: u64,
 }
 
@@ -74,7 +78,7 @@ impl From<&Outcome> for Counts {
 /// Runs an even load into `to` and counts at `sink`.
 ///
 /// # Errors
-/// Sockets cannot be had, or flows do not open.
+/// Sockets cannot be created, or flows do not open.
 pub fn run(load: &Load, sink: UdpSocket) -> anyhow::Result<Counts> {
     let Load { to, flows, rate, len, time } = load;
     let even = Even {
@@ -84,6 +88,6 @@ pub fn run(load: &Load, sink: UdpSocket) -> anyhow::Result<Counts> {
         lengths: Lengths::fixed(u32::try_from(*len)?),
     };
     let target = Target { to: *to, sink: &sink, delay: Duration::ZERO };
-    let outcome = drive::run(Plan::even(&even, *time, false, 1), &target, &AtomicBool::new(false), |_| {})?;
+    let outcome = generator::run(Plan::even(&even, *time, false, 1), &target, &AtomicBool::new(false), |_| {})?;
     Ok(Counts::from(&outcome))
 }

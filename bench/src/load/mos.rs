@@ -1,12 +1,12 @@
-//! What a call sounds like: the E-model of ITU-T G.107 with its defaults, for G.711 with packet loss concealment
-//! (G.113, Appendix I: Ie = 0, Bpl = 25.1).
+//! Call quality: the E-model of ITU-T G.107 with its defaults, for G.711 with packet loss concealment (G.113, Appendix I:
+//! Ie = 0, Bpl = 25.1).
 
-/// A frame is spoken before it can leave.
+/// A frame is recorded in full before it is sent.
 const FRAME_MS: f64 = 20.0;
 
-/// The mean opinion score of a call whose playout buffer waits for its latest datagram, `slowest_ms` after it was to
-/// leave, and of which the part `lost` never comes.
-pub fn of_call(slowest_ms: f64, lost: f64) -> f64 {
+/// The mean opinion score of a call. Its playout buffer waits for the slowest datagram, which arrives `slowest_ms` after
+/// it was due; `lost` is the share of datagrams that never arrive.
+pub(crate) fn of_call(slowest_ms: f64, lost: f64) -> f64 {
     let delay = slowest_ms + FRAME_MS;
     let impaired = 0.024 * delay + if delay > 177.3 { 0.11 * (delay - 177.3) } else { 0.0 };
     let percent = 100.0 * lost;
@@ -14,7 +14,7 @@ pub fn of_call(slowest_ms: f64, lost: f64) -> f64 {
     of_rating(rating)
 }
 
-/// G.107, Annex B.
+/// The score of a rating R (G.107, Annex B).
 fn of_rating(r: f64) -> f64 {
     match r {
         r if r <= 0.0 => 1.0,
@@ -28,15 +28,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scale_is_g_107s() {
-        // Annex B, Table B.1.
+    fn scores_match_g107_table_b1() {
         for (rating, score) in [(50.0, 2.58), (60.0, 3.10), (70.0, 3.60), (80.0, 4.03), (90.0, 4.34), (93.2, 4.41)] {
             assert!((of_rating(rating) - score).abs() < 0.01, "{rating}: {}", of_rating(rating));
         }
     }
 
     #[test]
-    fn delay_and_loss_cost_something() {
+    fn delay_and_loss_lower_the_score() {
         let best = of_call(0.0, 0.0);
         assert!((4.39..4.42).contains(&best), "{best}");
         assert!(of_call(150.0, 0.0) < best && of_call(0.0, 0.01) < best);

@@ -1,111 +1,96 @@
-//! All that a run sends: flows with their sources, in order of time.
+//! Everything that a run sends: flows with their sources, and a queue in order of time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+
+use super::even::{Even, EvenSource};
 use super::header;
-use super::profile::{Arrivals, Lengths, Plain, Profile, Source, fork, seeded};
+use super::profile::{Application, Profile};
 use super::record::StreamName;
+use super::source::{Source, seeded};
 
-/// A flow: a socket, and what it sends and gets.
-pub struct Flow {
-    /// Which kind, in [`Plan::kinds`].
-    pub kind: usize,
-    /// To the destination, and from there.
-    pub sources: [Option<Box<dyn Source>>; 2],
+/// A flow: a socket, and what it sends and receives.
+pub(crate) struct Flow {
+    /// Index into [`Plan::groups`].
+    pub(crate) group: usize,
+    /// To the destination, and back from it.
+    pub(crate) sources: [Option<Box<dyn Source>>; 2],
 }
 
-/// A kind of flows: a profile, a plain load, a trace.
+/// Flows that are reported together: a profile, an even load, or a trace.
 #[derive(Clone, Debug)]
-pub struct Kind {
-    /// What it is called.
-    pub name: String,
-    /// Whether it is calls.
-    pub call: bool,
+pub(crate) struct FlowGroup {
+    pub(crate) name: String,
+    /// The flows are calls, so call quality is estimated.
+    pub(crate) is_call: bool,
 }
 
-/// What a run sends.
-pub struct Plan {
-    /// Kinds of flows.
-    pub kinds: Vec<Kind>,
-    /// Its flows.
-    pub flows: Vec<Flow>,
-    /// What is due later is not sent.
-    pub time: Duration,
-    /// Whether the destination sends every datagram back.
-    pub answers: bool,
-}
-
-/// A plain load.
-#[derive(Clone, Debug)]
-pub struct Even {
-    /// Its flows.
-    pub flows: usize,
-    /// Datagrams a second, over all of them.
-    pub rate: f64,
-    /// How they follow each other.
-    pub arrivals: Arrivals,
-    /// Their bytes.
-    pub lengths: Lengths,
+pub(crate) struct Plan {
+    pub(crate) groups: Vec<FlowGroup>,
+    pub(crate) flows: Vec<Flow>,
+    /// Datagrams that are due later are not sent.
+    pub(crate) time: Duration,
+    /// The destination sends every datagram back.
+    pub(crate) answers: bool,
 }
 
 impl Plan {
-    /// A plain load.
-    pub fn even(even: &Even, time: Duration, answers: bool, seed: u64) -> Plan {
+    pub(crate) fn even(even: &Even, time: Duration, answers: bool, seed: u64) -> Plan {
         let mut rng = seeded(seed);
         let flow = |flow| {
-            let Even { flows, rate, arrivals, lengths } = even;
-            let source = Plain::new(fork(&mut rng), *arrivals, lengths.clone(), *rate, flow, *flows);
-            Flow { kind: 0, sources: [Some(Box::new(source)), None] }
+            let source = EvenSource::new(ChaCha20Rng::from_rng(&mut rng), even, flow);
+            Flow { group: 0, sources: [Some(Box::new(source)), None] }
         };
         let flows = (0..even.flows).map(flow).collect();
-        Plan { kinds: vec![Kind { name: "even".into(), call: false }], flows, time, answers }
+        Plan { groups: vec![FlowGroup { name: "even".into(), is_call: false }], flows, time, answers }
     }
 
-    /// Profiles together.
-    pub fn profiles(profiles: &[Profile], time: Duration, answers: bool, seed: u64) -> Plan {
+    /// Several profiles at the same time.
+    pub(crate) fn profiles(profiles: &[Profile], time: Duration, answers: bool, seed: u64) -> Plan {
         let mut rng = seeded(seed);
-        let (mut kinds, mut flows) = (Vec::<Kind>::new(), Vec::new());
+        let (mut groups, mut flows) = (Vec::<FlowGroup>::new(), Vec::new());
         for profile in profiles {
-            let name = profile.name.as_str();
-            let kind = kinds.iter().position(|kind| kind.name == name).unwrap_or_else(|| {
-                kinds.push(Kind { name: name.into(), call: profile.name == super::profile::Name::Voip });
-                kinds.len() - 1
+            let name = profile.application.as_str();
+            let group = groups.iter().position(|group| group.name == name).unwrap_or_else(|| {
+                groups.push(FlowGroup { name: name.into(), is_call: profile.application == Application::Voip });
+                groups.len() - 1
             });
-            flows.extend((0..profile.flows).map(|_| Flow { kind, sources: profile.name.sources(&mut rng) }));
+            flows.extend((0..profile.flows).map(|_| Flow { group, sources: profile.application.sources(&mut rng) }));
         }
-        Plan { kinds, flows, time, answers }
+        Plan { groups, flows, time, answers }
     }
 
-    /// What one direction is called, kind by kind.
-    pub fn names(&self, direction: &'static str) -> Vec<StreamName> {
-        let name = |kind: &Kind| StreamName { profile: kind.name.clone(), direction, call: kind.call };
-        self.kinds.iter().map(name).collect()
+    /// The names of one direction's streams, one for each group.
+    pub(crate) fn names(&self, direction: &'static str) -> Vec<StreamName> {
+        let name = |group: &FlowGroup| StreamName { profile: group.name.clone(), direction, is_call: group.is_call };
+        self.groups.iter().map(name).collect()
     }
 
-    /// What is sent in one direction, 0 to the destination and 1 from there; its sources are taken out.
-    pub fn queue(&mut self, direction: usize) -> Queue {
+    /// Takes out the sources of one direction: 0 is to the destination, 1 back from it.
+    pub(crate) fn queue(&mut self, direction: usize) -> Queue {
         let limit_ns = self.time.as_nanos() as u64;
         let sources = self.flows.iter_mut().map(|flow| flow.sources[direction].take()).collect();
         Queue::new(sources, limit_ns)
     }
 }
 
-/// A datagram that is to leave.
+/// A datagram to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// When, in nanoseconds since the run began.
-    pub at_ns: u64,
-    /// Its flow.
-    pub flow: usize,
-    /// Its bytes.
-    pub len: usize,
+pub(crate) struct Due {
+    /// Since the run began.
+    pub(crate) at_ns: u64,
+    pub(crate) flow: usize,
+    pub(crate) len: usize,
 }
 
 /// Datagrams of many flows, in order of time.
-pub struct Queue {
+pub(crate) struct Queue {
     sources: Vec<Option<Box<dyn Source>>>,
+    /// The next datagram of each flow: due, flow, length.
     heap: BinaryHeap<Reverse<(u64, usize, usize)>>,
     limit_ns: u64,
 }
@@ -125,13 +110,11 @@ impl Queue {
         }
     }
 
-    /// The next one.
-    pub fn peek(&self) -> Option<Due> {
+    pub(crate) fn peek(&self) -> Option<Due> {
         self.heap.peek().map(|Reverse((at_ns, flow, len))| Due { at_ns: *at_ns, flow: *flow, len: *len })
     }
 
-    /// Takes the next one.
-    pub fn pop(&mut self) -> Option<Due> {
+    pub(crate) fn pop(&mut self) -> Option<Due> {
         let Reverse((at_ns, flow, len)) = self.heap.pop()?;
         self.refill(flow);
         Some(Due { at_ns, flow, len })
@@ -140,10 +123,11 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::even::{Arrivals, Lengths};
     use super::*;
 
     #[test]
-    fn a_queue_is_in_order_of_time_and_ends_in_time() {
+    fn queue_is_in_order_of_time_and_ends_in_time() {
         let even = Even { flows: 7, rate: 700.0, arrivals: Arrivals::Poisson, lengths: Lengths::fixed(100) };
         let mut plan = Plan::even(&even, Duration::from_secs(2), false, 1);
         let mut queue = plan.queue(0);
@@ -154,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_draws_the_same_again() {
+    fn same_seed_gives_the_same_plan() {
         let draw = |seed| {
             let profiles = ["voip:3".parse().unwrap(), "game:2".parse().unwrap()];
             let mut queue = Plan::profiles(&profiles, Duration::from_secs(1), false, seed).queue(1);

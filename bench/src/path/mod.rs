@@ -1,12 +1,12 @@
 //! `eddy-bench path`: what a whole chain carries on this machine.
 //!
-//! Entry, three mixes and exit as processes (`eddy chain --stay`), loaded through one forward from many sockets. The
-//! rate is searched for at which at most one datagram in ten thousand is lost. All share the machine's cores with the
-//! generator and the sink.
+//! Entry, mixes and exit run as processes (`eddy chain --stay`), loaded through one forward from many sockets. The command
+//! searches for the highest rate at which at most one datagram in ten thousand is lost. Nodes, generator and sink share
+//! the cores of the machine.
 //!
-//! `flood` sends and counts.
+//! `generator` sends and counts.
 
-mod flood;
+mod generator;
 
 use std::io::Write;
 use std::net::UdpSocket;
@@ -17,217 +17,237 @@ use anyhow::bail;
 use clap::Args;
 use eddy::tables::{align_right, table};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::flood::{Counted, Flood};
+use self::generator::{Counted, Generator};
+use crate::args::OutputArgs;
 use crate::chain::{Chain, ChainArgs};
+use crate::format::rounded;
 use crate::machine::Machine;
-use crate::signals;
+use crate::results::ChainFacts;
+use crate::{nodes, signals};
 
-/// What `path` is told.
 #[derive(Args, Debug)]
 pub struct PathArgs {
-    /// Client sockets, each a flow
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
-    pub flows: u32,
-    /// Milliseconds of each try
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=60_000))]
-    pub try_ms: u64,
+    /// Number of flows, each with its own socket
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512), help_heading = "Load")]
+    flows: u32,
     /// Bytes of a datagram (repeatable)
-    #[arg(long = "payload-len", default_values_t = [200, 1000, 1323],
-          value_parser = clap::value_parser!(u32).range(flood::LEN_MIN as i64..=1323))]
-    pub payload_lens: Vec<u32>,
-    /// Print one JSON object as the last line instead of a table
-    #[arg(long)]
-    pub json: bool,
+    #[arg(
+        long = "payload-len",
+        value_name = "BYTES",
+        default_values_t = [200, 1000, 1323],
+        value_parser = clap::value_parser!(u32).range(generator::LEN_MIN as i64..=1323),
+        help_heading = "Load"
+    )]
+    payload_lens: Vec<u32>,
+    /// How long to try a rate
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(u64).range(50..=60_000),
+        help_heading = "Search"
+    )]
+    try_ms: u64,
+    #[command(flatten)]
+    output: OutputArgs,
 
     #[command(flatten)]
-    #[allow(missing_docs)]
-    pub chain: ChainArgs,
+    chain: ChainArgs,
 }
 
-/// Lost datagrams that a rate may have.
+/// Share of datagrams that may be lost.
 const LOSS_MAX: f64 = 1e-4;
-/// Datagrams per second that a search begins with.
+/// Datagrams per second with which a search begins.
 const RATE_FIRST: f64 = 25_000.0;
-/// The search ends when a step of less than this is lost, too: within 4.5 %.
+/// The search ends when a step smaller than this fails: the result is within 4.5 %.
 const STEP_MIN: f64 = 1.04;
-/// Tries of a rate: a machine has moments.
+/// How often a rate is tried, because the machine may be busy for a moment.
 const TRIES: u32 = 2;
 
-#[derive(Debug, Serialize)]
-struct Row {
-    /// `forward`: one way. `both`: every datagram is answered by itself.
-    direction: &'static str,
-    payload_len: usize,
-    /// Of both directions together.
-    delivered_per_s: f64,
-    gbit_s: f64,
-    /// Of those sent, both ways.
-    loss: f64,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PathRow {
+    /// `forward`: one way. `both`: every datagram is sent back on its own.
+    pub(crate) direction: String,
+    pub(crate) payload_len: usize,
+    /// Both directions together.
+    pub(crate) delivered_per_s: f64,
+    pub(crate) gbit_s: f64,
+    /// Share of the datagrams sent, both ways.
+    pub(crate) loss: f64,
     /// Offered to the entry.
-    sent_per_s: f64,
-    /// The sender could not have sent more.
-    generator_bound: bool,
+    pub(crate) sent_per_s: f64,
+    /// The generator could not send more.
+    pub(crate) generator_bound: bool,
 }
 
-/// What a node's cells cost it.
-#[derive(Debug, Serialize)]
-struct NodeCost {
-    node: String,
-    /// Cells that passed through it, both ways.
-    cells: u64,
-    /// Processor time of the process, all of its threads, for each of them.
-    cell_ns: u64,
+/// Processor time of a node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NodeCost {
+    pub(crate) node: String,
+    /// Cells that passed through it, both directions.
+    pub(crate) cells: u64,
+    /// Processor time of the process, with all of its threads, for each cell.
+    pub(crate) cell_ns: u64,
 }
 
 impl NodeCost {
-    /// From a node's report.
-    fn of(node: &Value) -> NodeCost {
-        let cells = ["forward", "backward"].iter().map(|direction| {
-            let tally = &node["ledger"]["cells"][direction];
-            // An entry makes the forward ones, an exit the backward ones.
-            tally["received"].as_u64().unwrap_or(0).max(tally["injected"].as_u64().unwrap_or(0))
-        });
-        let cells: u64 = cells.sum();
-        let (role, index) = (node["role"].as_str().unwrap_or_default(), &node["index"]);
-        NodeCost {
-            node: if role == "mix" { format!("mix{index}") } else { role.to_owned() },
-            cells,
-            cell_ns: (1e9 * node["cpu_s"].as_f64().unwrap_or(0.0) / cells.max(1) as f64).round() as u64,
-        }
+    fn of(report: &Value) -> NodeCost {
+        let facts = nodes::facts(report);
+        NodeCost { node: nodes::name(report), cells: facts.cells, cell_ns: facts.cell_ns.round() as u64 }
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Rows {
-    rows: Vec<Row>,
-    mixing: String,
-    mixes: u8,
-    lanes: u8,
-    channels: u32,
-    flows: u32,
-    /// What a cell cost each node, over all rows.
-    nodes: Vec<NodeCost>,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PathResult {
+    pub(crate) rows: Vec<PathRow>,
+    pub(crate) flows: u32,
+    pub(crate) chain: ChainFacts,
+    /// Over all rows.
+    pub(crate) nodes: Vec<NodeCost>,
     /// Every ledger of the chain closed at its end.
-    closed: bool,
-    cores: usize,
-    load: f64,
+    pub(crate) closed: bool,
+    pub(crate) machine: Machine,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// The chain does not come up, or ends.
+/// The chain does not start, or ends early.
 pub fn run(args: &PathArgs) -> anyhow::Result<()> {
     let interrupted = signals::interrupted()?;
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     let sink = UdpSocket::bind("127.0.0.1:0")?;
     let mut chain = Chain::start(&args.chain, sink.local_addr()?)?;
-    let mut flood = Flood::new(args.flows as usize, chain.forward, sink)?;
-    flood.open(&interrupted)?;
+    let mut generator = Generator::new(args.flows as usize, chain.forward, sink)?;
+    generator.open(&interrupted)?;
+
     let mut rows = Vec::new();
     for len in &args.payload_lens {
         for echo in [false, true] {
             let what = format!("{len} bytes, {}", if echo { "both ways" } else { "forward" });
-            rows.push(search(args, &mut flood, *len as usize, echo, &interrupted, |rate| {
-                bar.set_message(format!("{what}: {rate:.0} datagrams a second"));
+            let search = Search { len: *len as usize, echo, time: Duration::from_millis(args.try_ms) };
+            rows.push(search.run(&mut generator, &interrupted, |rate| {
+                bar.set_message(format!("{what}: trying {rate:.0}/s"));
                 bar.tick();
             })?);
         }
     }
     bar.finish_and_clear();
+
+    let facts = args.chain.facts(chain.reports()?.get(1));
     let (nodes, closed) = chain.end()?;
-    let machine = Machine::read();
-    let rows = Rows {
+    let result = PathResult {
         rows,
-        mixing: args.chain.mixing.to_string(),
-        mixes: args.chain.mixes,
-        lanes: args.chain.lanes,
-        channels: args.chain.channels,
         flows: args.flows,
+        chain: facts,
         nodes: nodes.iter().map(NodeCost::of).collect(),
         closed,
-        cores: machine.cores,
-        load: machine.load,
+        machine: Machine::read(),
     };
-    let text = if args.json { serde_json::to_string(&rows)? } else { people(&rows) };
+    let text = if args.output.json { serde_json::to_string(&result)? } else { result.text(args.output.verbose) };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
 }
 
-/// Doubles the rate until datagrams are lost, and goes on from the last that went through in smaller steps.
-fn search(
-    args: &PathArgs,
-    flood: &mut Flood,
+/// A search for the highest rate of one length.
+struct Search {
     len: usize,
+    /// The destination sends every datagram back.
     echo: bool,
-    interrupted: &AtomicBool,
-    progress: impl Fn(f64),
-) -> anyhow::Result<Row> {
-    let time = Duration::from_millis(args.try_ms);
-    let mut best: Option<(Counted, bool)> = None;
-    let mut attempt = |rate: f64| {
-        for _ in 0..TRIES {
-            if interrupted.load(Ordering::Relaxed) {
-                bail!("interrupted");
-            }
-            progress(rate);
-            let counted = flood.run(rate, len, echo, time)?;
-            if counted.loss() <= LOSS_MAX {
-                let behind = counted.sent_per_s() < 0.9 * rate;
-                let is_better = best.as_ref().is_none_or(|(best, _)| counted.delivered() > best.delivered());
-                if is_better {
-                    best = Some((counted, behind));
-                }
-                return Ok(Some(behind));
-            }
-        }
-        Ok(None)
-    };
-    let (mut good, mut step) = (RATE_FIRST / 2.0, 2.0f64);
-    // A rate that failed by mischance is come upon again from below.
-    while step > STEP_MIN {
-        match attempt(good * step)? {
-            // A sender that is behind learns nothing from a higher rate.
-            Some(true) => break,
-            Some(false) => good *= step,
-            None => step = step.sqrt(),
-        }
-    }
-    let (counted, generator_bound) = best.unwrap_or_default();
-    let per_s = |count: u64| (count as f64 / counted.took.as_secs_f64().max(f64::EPSILON)).round();
-    let delivered_per_s = per_s(counted.delivered());
-    Ok(Row {
-        direction: if echo { "both" } else { "forward" },
-        payload_len: len,
-        delivered_per_s,
-        gbit_s: (delivered_per_s * len as f64 * 8.0 / 1e6).round() / 1e3,
-        loss: counted.loss(),
-        sent_per_s: per_s(counted.sent),
-        generator_bound,
-    })
+    /// Length of a trial.
+    time: Duration,
 }
 
-fn people(rows: &Rows) -> String {
-    let mut all = table(&["direction", "bytes", "delivered a second", "Gbit/s", "loss", ""]);
-    for row in &rows.rows {
-        all.add_row([
-            row.direction.to_owned(),
-            row.payload_len.to_string(),
-            format!("{:.0}", row.delivered_per_s),
-            format!("{:.2}", row.gbit_s),
-            format!("{:.4} %", 100.0 * row.loss),
-            if row.generator_bound { "generator bound" } else { "" }.to_owned(),
-        ]);
+impl Search {
+    /// Doubles the rate until datagrams are lost, and continues from the last rate that passed in smaller steps.
+    fn run(
+        &self,
+        generator: &mut Generator,
+        interrupted: &AtomicBool,
+        progress: impl Fn(f64),
+    ) -> anyhow::Result<PathRow> {
+        let mut best: Option<(Counted, bool)> = None;
+        let mut attempt = |rate: f64| {
+            for _ in 0..TRIES {
+                if interrupted.load(Ordering::Relaxed) {
+                    bail!("interrupted");
+                }
+                progress(rate);
+                let counted = generator.run(rate, self.len, self.echo, self.time)?;
+                if counted.loss() <= LOSS_MAX {
+                    let behind = counted.sent_per_s() < 0.9 * rate;
+                    let is_better = best.as_ref().is_none_or(|(best, _)| counted.delivered() > best.delivered());
+                    if is_better {
+                        best = Some((counted, behind));
+                    }
+                    return Ok(Some(behind));
+                }
+            }
+            Ok(None)
+        };
+
+        let (mut good, mut step) = (RATE_FIRST / 2.0, 2.0f64);
+        // A rate that failed by chance is reached again in smaller steps.
+        while step > STEP_MIN {
+            match attempt(good * step)? {
+                // A higher rate would not be reached either.
+                Some(true) => break,
+                Some(false) => good *= step,
+                None => step = step.sqrt(),
+            }
+        }
+        let (counted, generator_bound) = best.unwrap_or_default();
+        Ok(self.row(&counted, generator_bound))
     }
-    align_right(&mut all, 1..5);
-    let Rows { mixing, mixes, lanes, channels, flows, nodes, closed, cores, load, .. } = rows;
-    let nodes: Vec<String> = nodes.iter().map(|cost| format!("{} {}", cost.node, cost.cell_ns)).collect();
-    format!(
-        "{all}\nProcessor time, ns a cell over all rows: {}.\n{mixes} mixes of {lanes} lanes, {mixing}, {channels} \
-         channels, {flows} flows, all on {cores} cores; load average {load}; every ledger closed: {closed}.",
-        nodes.join(", ")
-    )
+
+    fn row(&self, counted: &Counted, generator_bound: bool) -> PathRow {
+        let per_s = |count: u64| (count as f64 / counted.took.as_secs_f64().max(f64::EPSILON)).round();
+        let delivered_per_s = per_s(counted.delivered());
+        PathRow {
+            direction: if self.echo { "both" } else { "forward" }.to_owned(),
+            payload_len: self.len,
+            delivered_per_s,
+            gbit_s: (delivered_per_s * self.len as f64 * 8.0 / 1e6).round() / 1e3,
+            loss: counted.loss(),
+            sent_per_s: per_s(counted.sent),
+            generator_bound,
+        }
+    }
+}
+
+impl PathResult {
+    fn text(&self, verbose: bool) -> String {
+        let mut all = table(&["direction", "bytes", "delivered/s", "Gbit/s", "lost %", "limit"]);
+        for row in &self.rows {
+            all.add_row([
+                row.direction.clone(),
+                row.payload_len.to_string(),
+                rounded(row.delivered_per_s),
+                format!("{:.2}", row.gbit_s),
+                format!("{:.4}", 100.0 * row.loss),
+                if row.generator_bound { "generator" } else { "chain" }.to_owned(),
+            ]);
+        }
+        align_right(&mut all, 1..5);
+
+        let mut text = all.to_string();
+        if verbose {
+            let mut costs = table(&["node", "cells", "CPU ns/cell"]);
+            for cost in &self.nodes {
+                costs.add_row([cost.node.clone(), rounded(cost.cells as f64), rounded(cost.cell_ns as f64)]);
+            }
+            align_right(&mut costs, 1..3);
+            text += &format!("\n{costs}");
+        } else {
+            let costs: Vec<String> = self.nodes.iter().map(|cost| format!("{} {}", cost.node, cost.cell_ns)).collect();
+            text += &format!("\nProcessor time, ns/cell: {}.", costs.join(", "));
+        }
+        if !self.closed {
+            text += "\nA ledger of the chain did not close.";
+        }
+        text + &format!("\nChain: {}, {} flows.\nMachine: {}.", self.chain, self.flows, self.machine)
+    }
 }

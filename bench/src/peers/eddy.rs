@@ -1,4 +1,4 @@
-//! eddy's own cryptography of a forward hop, by the batch as the data plane has it.
+//! eddy's cryptography of a forward hop, in batches as in the data plane.
 
 use anyhow::{Context, ensure};
 use arrayvec::ArrayVec;
@@ -11,37 +11,37 @@ use wire::layer::data_header;
 use wire::link::HeaderKey;
 use wire::replay::WIDTH_DEFAULT;
 
-use super::contest::{Contestant, Hop, PACKETS, PAYLOAD};
+use super::candidate::{Candidate, Hop, PACKETS, PAYLOAD};
 
 /// Channels that the cells belong to, in turn.
 const CHANNELS: usize = 64;
-/// Cells that are opened at a time, as in `dataplane::open`.
+/// Cells that are opened together, as in `dataplane`.
 const CHUNK: usize = 8;
-/// Channel numbers on the way in, and on the way out.
+/// First channel number of the link in, and of the link out.
 const NUMBERS: [u32; 2] = [1000, 500_000];
 const HEADER_KEYS: [[u8; 16]; 2] = [[1; 16], [2; 16]];
 
-/// A layer over as many bytes as the others carry, and over those of the largest cells.
-pub fn contestants() -> Vec<Contestant> {
-    let what = "open a header and a layer, mark the window, seal a new header";
+/// One layer over the payload of the others, and over the largest cells.
+pub(super) fn candidates() -> Vec<Candidate> {
+    let work = "open a header and a layer, mark the window, seal a new header";
     let cell = Shape::new(Class::L, 2).expect("one mix and an exit").forward_body(1);
     vec![
-        Contestant::new("eddy", "1200 bytes", what, Forward::new(PAYLOAD + TAG_LEN)),
-        Contestant::new("eddy", "a cell of class L", what, Forward::new(cell)),
+        Candidate::new("eddy", "1200 bytes", work, Forward::new(PAYLOAD + TAG_LEN)),
+        Candidate::new("eddy", "a cell of class L", work, Forward::new(cell)),
     ]
 }
 
 struct Forward {
     body: usize,
     shape: Shape,
-    /// Of the link that cells come on, and the next one.
+    /// Header keys of the link in, and of the link out.
     links: [HeaderKey; 2],
     sender: Vec<Generations<AeadKey>>,
     halves: Vec<Half<AeadKey>>,
     cells: Vec<Vec<u8>>,
     blocks: Vec<Block>,
     headers: Vec<Header>,
-    /// Next number of every channel.
+    /// Next sequence number of every channel.
     seq: u64,
 }
 
@@ -61,7 +61,7 @@ impl Forward {
         }
     }
 
-    /// Header of cell `i` of those that begin at `seq`, on one of the two links.
+    /// Header of cell `i` of a round that begins at `seq`, on the link in (0) or out (1).
     fn header(&self, link: usize, i: usize, seq: u64) -> Header {
         data_header(self.shape, NUMBERS[link] + (i % CHANNELS) as u32, seq + (i / CHANNELS) as u64)
     }
@@ -82,7 +82,7 @@ impl Hop for Forward {
             let (head, body) = cell.split_at_mut(HEADER_LEN);
             head.copy_from_slice(&blocks[i]);
             body.fill(plain(i));
-            let (key, iv) = self.sender[i % CHANNELS].of(headers[i].seq).context("a number without a key")?;
+            let (key, iv) = self.sender[i % CHANNELS].of(headers[i].seq).context("no key for this number")?;
             seal_batch(&mut [Job::new(key, headers[i].data_nonce(iv), body)]);
         }
         self.seq += (PACKETS / CHANNELS) as u64;
@@ -96,21 +96,21 @@ impl Hop for Forward {
         links[0].decipher(blocks);
         headers.clear();
         for block in blocks.iter() {
-            headers.push(Header::from_block(block, shape.class()).ok().context("a header does not open")?);
+            headers.push(Header::from_block(block, shape.class()).ok().context("a header is invalid")?);
         }
         for (cells, headers) in cells.chunks_mut(CHUNK).zip(headers.chunks(CHUNK)) {
             let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
             for (cell, header) in cells.iter_mut().zip(headers) {
                 let half = &halves[(header.channel - NUMBERS[0]) as usize];
-                let (key, iv) = half.key(header.seq).context("a number without a key")?;
+                let (key, iv) = half.key(header.seq).context("no key for this number")?;
                 jobs.push(Job::new(key, header.data_nonce(iv), &mut cell[HEADER_LEN..]));
             }
             open_batch(&mut jobs);
-            ensure!(jobs.iter().all(|job| job.ok), "a layer does not open");
+            ensure!(jobs.iter().all(|job| job.ok), "a layer is forged");
             drop(jobs);
             for header in headers {
                 let half = &mut halves[(header.channel - NUMBERS[0]) as usize];
-                ensure!(half.mark(header.seq, 0).is_ok(), "a number comes twice");
+                ensure!(half.mark_seen(header.seq, 0).is_ok(), "a number was repeated");
             }
         }
         for (block, header) in blocks.iter_mut().zip(headers.iter()) {
@@ -123,7 +123,7 @@ impl Hop for Forward {
         Ok(())
     }
 
-    fn sound(&mut self) -> anyhow::Result<bool> {
+    fn is_correct(&mut self) -> anyhow::Result<bool> {
         let seq = self.seq - (PACKETS / CHANNELS) as u64;
         let mut blocks: Vec<Block> = self.cells.iter().filter_map(|cell| cell.first_chunk().copied()).collect();
         self.links[1].decipher(&mut blocks);

@@ -1,58 +1,59 @@
-//! `eddy-bench peers`: eddy beside what others do for a packet at a hop, on this machine and in this run.
+//! `eddy-bench peers`: a hop of eddy compared with a hop of others, on this machine and in one run.
 //!
-//! Two kinds of rows. Cryptography only: eddy's own, a Sphinx packet, WireGuard, Noise, all in memory. With I/O: a whole
-//! mix as `hop` measures it, beside relays that only move the bytes. Every round takes all of them in turn, so that what
-//! the machine does meanwhile falls on all alike.
+//! Cryptography only: eddy, a Sphinx packet, WireGuard and Noise, all in memory. With I/O: a whole mix as in `hop`, and
+//! relays that only move the bytes. Every round measures all of them in turn, so that other load of the machine affects
+//! all of them alike.
 //!
-//! The libraries of others are built with the feature `peers` only; without it the command says so.
+//! The libraries of the others are built only with the feature `peers`.
 //!
 //! ```text
-//! contest    what a contestant is, and its rounds     eddy    our own
-//! others     Sphinx, WireGuard, Noise                 rows    the table
+//! candidate   a hop's cryptography, and its rounds     eddy        eddy's cryptography
+//! result      the table                                libraries   Sphinx, WireGuard, Noise
 //! ```
 
 #[cfg(feature = "peers")]
-mod contest;
+mod candidate;
 #[cfg(feature = "peers")]
 mod eddy;
 #[cfg(feature = "peers")]
-mod others;
+mod libraries;
 #[cfg(feature = "peers")]
-mod rows;
+mod result;
 
 use clap::Args;
 
-/// What `peers` is told.
+use crate::args::OutputArgs;
+
 #[derive(Args, Debug)]
 pub struct PeersArgs {
-    /// Rounds in which all take turns; medians are told
+    /// Rounds of each candidate; the result is their median
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-    /// Print one JSON object as the last line instead of a table
-    #[arg(long)]
-    pub json: bool,
+    rounds: u32,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// This build is without the others' libraries.
+/// This build does not have the libraries.
 #[cfg(not(feature = "peers"))]
 pub fn run(_args: &PeersArgs) -> anyhow::Result<()> {
     anyhow::bail!(
-        "peers needs the libraries that it compares with, which this build is without: \
-         cargo run --release -p eddy-bench --features peers -- peers"
+        "this build does not have the libraries to compare with: run \
+         `cargo run --release -p eddy-bench --features peers -- peers`"
     )
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// The system refuses what is needed, the mix ends, or somebody's packets do not come out right.
+/// The system refuses a resource, the mix ends, or a candidate returns wrong packets.
 #[cfg(feature = "peers")]
 pub fn run(args: &PeersArgs) -> anyhow::Result<()> {
     wire::gcm::select()?;
-    let mut contest = contest::Contest::new()?;
-    let one = crate::hop::one(args.rounds, &mut |round, core| contest.round(round, core))?;
-    rows::Rows::of(contest, one).print(args.json)
+    let mut candidates = eddy::candidates();
+    candidates.extend(libraries::candidates()?);
+    let one = crate::hop::one_row(args.rounds, &mut |round, core| candidate::round(&mut candidates, round, core))?;
+    result::PeersResult::of(candidates, one).print(args.output)
 }

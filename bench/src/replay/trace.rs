@@ -1,8 +1,8 @@
-//! Traces of UDP packets: when each left, on which flow, and how long it was.
+//! Traces of UDP packets: time, flow and length of each.
 //!
-//! Two forms: CSV with the columns `t_s,src,dst,payload_len` (seconds, two names or numbers, bytes), and captures
-//! (pcap or pcapng) of Ethernet, Linux cooked, loopback or raw IP. What is no UDP packet in a capture is passed over; a
-//! line of a CSV that is none is a mistake.
+//! A trace is a CSV with the columns `t_s,src,dst,payload_len` (seconds, two names or numbers, bytes), or a capture (pcap
+//! or pcapng) of Ethernet, Linux cooked, loopback or raw IP. Other packets in a capture are skipped; an invalid line of a
+//! CSV is an error.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,40 +14,37 @@ use etherparse::{LaxSlicedPacket, TransportSlice};
 use pcap_parser::traits::PcapNGPacketBlock;
 use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError};
 
-/// A packet of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Nanoseconds since the trace's first packet.
-    pub at_ns: u64,
-    /// Its flow: a pair of endpoints in one direction.
-    pub flow: usize,
+pub(super) struct Packet {
+    /// Since the first packet of the trace.
+    pub(super) at_ns: u64,
+    /// A pair of endpoints in one direction.
+    pub(super) flow: usize,
     /// Bytes of payload.
-    pub len: usize,
+    pub(super) len: usize,
 }
 
 /// Packets in order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trace {
-    /// Its packets.
-    pub packets: Vec<Packet>,
-    /// How many flows it has.
-    pub flows: usize,
+pub(super) struct Trace {
+    pub(super) packets: Vec<Packet>,
+    pub(super) flows: usize,
 }
 
 /// Longest payload of a UDP datagram over IPv4.
 const LONGEST: usize = 65_507;
-/// Bytes of a capture that are looked at, at once.
+/// Bytes of a capture that are buffered.
 const WINDOW: usize = 1 << 20;
-/// Longest time of a trace: a day.
+/// Longest trace: a day.
 const LONGEST_S: f64 = 86_400.0;
 const COLUMNS: &str = "t_s,src,dst,payload_len";
 
 impl Trace {
-    /// Reads a file: a capture if it begins like one, else a CSV.
+    /// Reads a file: a capture if it begins like one, otherwise a CSV.
     ///
     /// # Errors
-    /// It cannot be read, or what is in it is neither; the place is named.
-    pub fn read(path: &Path) -> anyhow::Result<Trace> {
+    /// The file cannot be read, or is neither. The error names the line or block.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Trace> {
         let name = path.display();
         let file = File::open(path).with_context(|| format!("cannot read the trace {name}"))?;
         let mut file = BufReader::with_capacity(WINDOW, file);
@@ -65,7 +62,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// From times in seconds, endpoints and lengths, in any order of time.
+    /// From times in seconds, endpoints and lengths, in any order.
     fn collect<E: std::hash::Hash + Eq>(mut found: Vec<(f64, E, usize)>) -> Trace {
         found.sort_by(|one, other| one.0.total_cmp(&other.0));
         let first = found.first().map_or(0.0, |packet| packet.0);
@@ -85,13 +82,13 @@ fn csv(file: impl BufRead, name: &str) -> anyhow::Result<Trace> {
     let mut lines = file.lines().enumerate();
     let columns = match lines.next() {
         Some((_, Ok(line))) => line,
-        _ => bail!("{name} is neither a capture nor a CSV with the columns {COLUMNS}"),
+        _ => bail!("{name} is not a trace: expected a capture (pcap, pcapng) or a CSV with the columns {COLUMNS}"),
     };
     let columns: Vec<&str> = columns.trim().split(',').map(str::trim).collect();
     let place = |wanted: &str| {
         columns.iter().position(|column| *column == wanted).with_context(|| {
             format!(
-                "{name}:1: no column {wanted}: a trace is a capture (pcap, pcapng) or a CSV with the columns {COLUMNS}"
+                "{name}:1: no column {wanted}: expected a capture (pcap, pcapng) or a CSV with the columns {COLUMNS}"
             )
         })
     };
@@ -99,7 +96,7 @@ fn csv(file: impl BufRead, name: &str) -> anyhow::Result<Trace> {
     let (t_s, src, dst, len) = (t_s?, src?, dst?, len?);
     for (number, line) in lines {
         let number = number + 1;
-        let line = line.with_context(|| format!("{name}:{number}: no text"))?;
+        let line = line.with_context(|| format!("{name}:{number}: not text"))?;
         if line.trim().is_empty() {
             continue;
         }
@@ -112,12 +109,15 @@ fn csv(file: impl BufRead, name: &str) -> anyhow::Result<Trace> {
         };
         let time: f64 = match field(t_s, "t_s")?.parse() {
             Ok(time) if (0.0..=LONGEST_S).contains(&time) => time,
-            _ => bail!("{name}:{number}: t_s is {:?}, not seconds from 0 to {LONGEST_S}", field(t_s, "t_s")?),
+            _ => bail!("{name}:{number}: invalid t_s {:?}: expected seconds from 0 to {LONGEST_S}", field(t_s, "t_s")?),
         };
         let bytes: usize = match field(len, "payload_len")?.parse() {
             Ok(bytes) if bytes <= LONGEST => bytes,
             _ => {
-                bail!("{name}:{number}: payload_len is {:?}, not bytes from 0 to {LONGEST}", field(len, "payload_len")?)
+                bail!(
+                    "{name}:{number}: invalid payload_len {:?}: expected bytes from 0 to {LONGEST}",
+                    field(len, "payload_len")?
+                )
             }
         };
         found.push((time, (field(src, "src")?.to_owned(), field(dst, "dst")?.to_owned()), bytes));
@@ -129,7 +129,7 @@ fn capture(file: impl BufRead + Send, name: &str) -> anyhow::Result<Trace> {
     let damaged = |what: String| anyhow::anyhow!("{name} is a damaged capture: {what}");
     let mut reader = pcap_parser::create_reader(WINDOW, file).map_err(|why| damaged(format!("{why:?}")))?;
     let mut found = Vec::new();
-    // Of a pcap; of each interface of a pcapng's section: its link, units of a second, and seconds to be added.
+    // Link type and clock ticks per second: of a pcap file, and (with an offset in seconds) of each pcapng interface.
     let mut legacy = (Linktype::ETHERNET, 1e6);
     let mut interfaces: Vec<(Linktype, f64, f64)> = Vec::new();
     let mut blocks = 0u64;
@@ -157,9 +157,7 @@ fn capture(file: impl BufRead + Send, name: &str) -> anyhow::Result<Trace> {
                     }
                     PcapBlockOwned::NG(Block::EnhancedPacket(packet)) => {
                         let Some((link, units, offset)) = interfaces.get(packet.if_id as usize) else {
-                            return Err(damaged(format!(
-                                "block {blocks} is of an interface that it does not describe"
-                            )));
+                            return Err(damaged(format!("block {blocks} names an unknown interface")));
                         };
                         let ticks = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
                         Some((ticks as f64 / units + offset, *link, packet.packet_data()))
@@ -176,14 +174,14 @@ fn capture(file: impl BufRead + Send, name: &str) -> anyhow::Result<Trace> {
             Err(PcapError::Eof) => break,
             Err(PcapError::Incomplete(_)) => {
                 if reader.reader_exhausted() {
-                    return Err(damaged(format!("it ends in the middle of block {}", blocks + 1)));
+                    return Err(damaged(format!("it ends within block {}", blocks + 1)));
                 }
                 reader.refill().map_err(|_| damaged(format!("block {} cannot be read", blocks + 1)))?;
             }
             Err(PcapError::UnexpectedEof) => {
-                return Err(damaged(format!("it ends in the middle of block {}", blocks + 1)));
+                return Err(damaged(format!("it ends within block {}", blocks + 1)));
             }
-            Err(_) => return Err(damaged(format!("block {} is none", blocks + 1))),
+            Err(_) => return Err(damaged(format!("block {} is invalid", blocks + 1))),
         }
     }
     let (first, last) =
@@ -192,10 +190,10 @@ fn capture(file: impl BufRead + Send, name: &str) -> anyhow::Result<Trace> {
     Ok(Trace::collect(found))
 }
 
-/// Addresses and ports of a UDP packet, from and to.
+/// Source and destination of a UDP packet.
 type Ends = (std::net::SocketAddr, std::net::SocketAddr);
 
-/// Ends and payload length of a frame, if it is a UDP packet. It may have been cut when it was captured.
+/// Endpoints and payload length of a frame, if it is a UDP packet. The capture may have truncated it.
 fn udp(link: Linktype, frame: &[u8]) -> anyhow::Result<Option<(Ends, usize)>> {
     let ip_at = match link {
         Linktype::ETHERNET => None,
@@ -203,7 +201,7 @@ fn udp(link: Linktype, frame: &[u8]) -> anyhow::Result<Option<(Ends, usize)>> {
         Linktype::NULL | Linktype::LOOP => Some(4),
         Linktype::LINUX_SLL => Some(16),
         Linktype::LINUX_SLL2 => Some(20),
-        other => bail!("captured on a link of kind {}: Ethernet, Linux cooked, loopback and raw IP are known", other.0),
+        other => bail!("unsupported link type {}: expected Ethernet, Linux cooked, loopback or raw IP", other.0),
     };
     let sliced = match ip_at {
         None => LaxSlicedPacket::from_ethernet(frame).ok(),
@@ -232,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_csv_is_read_with_its_flows_and_its_columns_in_any_order() {
+    fn csv_columns_may_be_in_any_order() {
         let trace = of(b"payload_len,t_s,src,dst\n74,10.5,0,1\n18,10.25,a,b\n\n20,10.75,0,1\n").unwrap();
         let packet = |at_ns, flow, len| Packet { at_ns, flow, len };
         assert_eq!(trace.flows, 2);
@@ -240,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named_by_its_line() {
+    fn csv_error_names_its_line() {
         for (text, wanted) in [
-            ("", "neither a capture nor a CSV"),
+            ("", "is not a trace"),
             ("a,b\n1,2\n", ":1: no column t_s"),
             ("t_s,src,dst,payload_len\n", "has no UDP packets"),
-            ("t_s,src,dst,payload_len\n0,0,1,9\nx,0,1,9\n", ":3: t_s is \"x\""),
-            ("t_s,src,dst,payload_len\n-1,0,1,9\n", ":2: t_s"),
-            ("t_s,src,dst,payload_len\n0,0,1,70000\n", ":2: payload_len is \"70000\""),
+            ("t_s,src,dst,payload_len\n0,0,1,9\nx,0,1,9\n", ":3: invalid t_s \"x\""),
+            ("t_s,src,dst,payload_len\n-1,0,1,9\n", ":2: invalid t_s"),
+            ("t_s,src,dst,payload_len\n0,0,1,70000\n", ":2: invalid payload_len \"70000\""),
             ("t_s,src,dst,payload_len\n0,0,1\n", ":2: no payload_len"),
         ] {
             let error = format!("{:#}", of(text.as_bytes()).unwrap_err());
@@ -257,7 +255,7 @@ mod tests {
         assert!(Trace::read(Path::new("/nowhere/x.csv")).is_err());
     }
 
-    /// An Ethernet frame with a UDP datagram of so many bytes.
+    /// An Ethernet frame with a UDP datagram of `len` bytes.
     fn frame(port: u16, len: usize) -> Vec<u8> {
         let builder =
             etherparse::PacketBuilder::ethernet2([1; 6], [2; 6]).ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).udp(port, 9);
@@ -282,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_is_read_and_what_is_not_udp_is_passed_over() {
+    fn capture_skips_packets_that_are_not_udp() {
         let mut arp = vec![0xff; 60];
         arp[12..14].copy_from_slice(&[8, 6]);
         let packets = [(7, 0, frame(1, 100)), (7, 20_000, arp), (7, 40_000, frame(1, 0)), (8, 0, frame(2, 1200))];
@@ -293,25 +291,25 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_was_cut_when_it_was_captured_has_its_own_length() {
+    fn truncated_packet_keeps_its_length() {
         let mut short = frame(1, 1000);
         short.truncate(60);
         assert_eq!(of(&pcap(&[(1, 0, short)])).unwrap().packets[0].len, 1000);
     }
 
     #[test]
-    fn a_capture_that_ends_early_or_is_of_another_link_says_so() {
+    fn damaged_or_unsupported_capture_is_refused() {
         let whole = pcap(&[(1, 0, frame(1, 100)), (2, 0, frame(1, 100))]);
         let error = format!("{:#}", of(&whole[..whole.len() - 10]).unwrap_err());
         assert!(error.contains("damaged capture") && error.contains("block 3"), "{error}");
         let mut other = whole;
         other[20] = 105;
         let error = format!("{:#}", of(&other).unwrap_err());
-        assert!(error.contains("link of kind 105"), "{error}");
+        assert!(error.contains("link type 105"), "{error}");
     }
 
     #[test]
-    fn whatever_a_capture_holds_it_is_read_or_refused() {
+    fn no_flipped_bit_panics_the_capture_reader() {
         let whole = pcap(&[(1, 0, frame(1, 100)), (2, 0, frame(1, 100))]);
         for at in 0..whole.len() {
             for bit in 0..8 {

@@ -1,60 +1,64 @@
-//! `eddy-bench report`: one page from what the other commands left behind.
+//! `eddy-bench report`: one HTML page from the results of the other commands.
 //!
-//! The page holds all that it shows: it fetches nothing, runs no scripts, and can be mailed or printed. What comes
-//! from files is text to it and never markup.
+//! The page is self-contained: it fetches nothing, runs no scripts, and can be mailed or printed. Text from files is
+//! escaped, so it never becomes markup.
 //!
-//! `read` takes files apart, `nodes` knows what a node says of itself, `plot` draws, `page` puts it together.
+//! ```text
+//! sources   reads the files                      plot    draws SVG
+//! sections  one module for each section          table   tables and figures
+//! page      the page around the sections
+//! ```
 
-mod nodes;
+mod format;
 mod page;
 mod plot;
-mod read;
+mod sections;
+mod sources;
+mod streams;
+mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use clap::Args;
 
-use self::read::Sources;
+use self::sources::Sources;
 
-/// What `report` is told.
 #[derive(Args, Debug)]
 pub struct ReportArgs {
-    /// NAME.json files of load, replay and capacity; what capacity, hop and path printed with --json
+    /// NAME.json of load, replay or capacity, or what capacity, hop or path printed with --json
     #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// The page
+    files: Vec<PathBuf>,
+    /// File to write the page to
     #[arg(long, default_value = "report.html", value_name = "FILE")]
-    pub out: PathBuf,
-    /// What it is called
-    #[arg(long, default_value = "eddy, measured", value_name = "TEXT")]
-    pub title: String,
+    out: PathBuf,
+    /// Title of the page
+    #[arg(long, default_value = "eddy measurements", value_name = "TEXT")]
+    title: String,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// A file cannot be read or is none of ours, or the page cannot be written.
+/// A file cannot be read or does not hold results, or the page cannot be written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let ReportArgs { files, out, title } = args;
-    ensure!(
-        !files.iter().any(|file| same(file, out)),
-        "{} would be overwritten by the page: say another --out",
-        out.display()
-    );
-    let sources = Sources::read(files)?;
-    let page = page::write(title, &sources)?;
+    if files.iter().any(|file| is_same(file, out)) {
+        bail!("the page would overwrite its input {}: choose another --out", out.display());
+    }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
     if let Some(folder) = folder {
-        anyhow::bail!("cannot write {}: there is no folder {}: make it first", out.display(), folder.display());
+        bail!("cannot write {}: create the folder {} first", out.display(), folder.display());
     }
+    let sources = Sources::read(files)?;
+    let page = page::write(title, &sources)?;
     fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
     println!("{}: {}", out.display(), sources.summary());
     Ok(())
 }
 
-/// Whether both are one file that is there.
-fn same(one: &Path, other: &Path) -> bool {
+/// Whether both paths name one existing file.
+fn is_same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }

@@ -2,10 +2,11 @@
 
 use arrayvec::ArrayVec;
 use dataplane::buffer::{Cell, FreeList, Opened};
-use dataplane::packer::Packer;
+use dataplane::endpoint::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
 use wire::frames::{Frame, fragments, parse, split};
 use wire::gcm::{AeadKey, Job, open_batch};
+use wire::ids::ChannelIndex;
 use wire::key::Generations;
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap as wrap_layers};
 use wire::setup::HopSecrets;
@@ -23,7 +24,7 @@ fn hops(channel: u32) -> Vec<HopSecrets> {
     (1..=shape().hops() as u8).map(hop).collect()
 }
 
-/// All layers of a batch of cells put on, one cell for each channel.
+/// Adds all layers to a batch of cells, one cell for each channel.
 pub(super) struct Wrapping {
     keys: Vec<EntryKeys>,
     cells: Vec<Vec<u8>>,
@@ -31,7 +32,7 @@ pub(super) struct Wrapping {
 }
 
 impl Wrapping {
-    pub fn new() -> Wrapping {
+    pub(super) fn new() -> Wrapping {
         let keys = (0..CHANNELS).map(|channel| EntryKeys::new(&hops(channel), 0)).collect();
         Wrapping { keys, cells: vec![vec![0; shape().longest_cell()]; CHANNELS as usize], seq: 0 }
     }
@@ -58,13 +59,13 @@ impl Stage for Wrapping {
         self.cells.len()
     }
 
-    fn sound(&mut self) -> bool {
+    fn is_correct(&mut self) -> bool {
         let shape = shape();
         (0..).zip(&mut self.cells).all(|(channel, cell)| {
             let layers = (1..).zip(hops(channel));
             layers.into_iter().all(|(hop, secrets)| {
                 let keys = Generations::<AeadKey>::new(&secrets.forward, 0);
-                let (key, iv) = keys.of(self.seq).expect("of the first generation");
+                let (key, iv) = keys.of(self.seq).expect("the first generation is current");
                 let body = &mut cell[HEADER_LEN..HEADER_LEN + shape.forward_body(hop)];
                 let mut jobs = [Job::new(key, header(channel, self.seq).data_nonce(iv), body)];
                 open_batch(&mut jobs);
@@ -89,7 +90,7 @@ fn wrap(stage: &mut Wrapping) {
 /// Lengths of the datagrams that each channel sends in a round: voice, video, and one that needs three cells.
 const LENGTHS: [usize; 4] = [160, 160, 1200, 3000];
 
-/// Datagrams packed into cells, and taken out of them.
+/// Packs datagrams into cells, and parses these cells.
 pub(super) struct Packing {
     packer: Packer,
     free: FreeList,
@@ -100,8 +101,8 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    pub fn new() -> Packing {
-        let data: Vec<u8> = (0..LENGTHS.into_iter().max().expect("some")).map(|i| i as u8).collect();
+    pub(super) fn new() -> Packing {
+        let data: Vec<u8> = (0..LENGTHS.into_iter().max().expect("the list is not empty")).map(|i| i as u8).collect();
         let frames = LENGTHS.into_iter().filter_map(|len| fragments(shape().payload(), len)).sum::<usize>();
         Packing {
             packer: Packer::new(shape().payload()),
@@ -125,7 +126,7 @@ impl Stage for Packing {
         self.cells.len()
     }
 
-    fn sound(&mut self) -> bool {
+    fn is_correct(&mut self) -> bool {
         let payload = shape().payload();
         let sent = LENGTHS.into_iter().flat_map(|len| split(payload, 1, 2, &self.data[..len])).count();
         let channels = CHANNELS as usize;
@@ -141,13 +142,13 @@ fn frames(stage: &mut Packing) {
     for len in LENGTHS {
         for channel in 0..CHANNELS {
             for frame in split(payload, 1, 2, &data[..len]) {
-                packer.put(channel, &frame, free).expect("buffers for all");
+                packer.put(ChannelIndex(channel), &frame, free).expect("there are enough buffers");
             }
         }
     }
     cells.extend(packer.finish().map(|(_, cell)| cell));
     for cell in cells {
-        for frame in parse(cell.body_mut(payload), Direction::Forward).expect("our own") {
+        for frame in parse(cell.body_mut(payload), Direction::Forward).expect("the cell is well-formed") {
             *frames += 1;
             *bytes += match frame {
                 Frame::Dgram { data, .. } | Frame::Frag { data, .. } => data.len(),

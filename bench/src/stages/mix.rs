@@ -5,19 +5,20 @@ use std::sync::Arc;
 use dataplane::SECOND;
 use dataplane::batch::{Arrivals, Departures, Label, Ticket};
 use dataplane::buffer::{Cell, FreeList, Opened};
-use dataplane::ingress::{Admitted, Gate};
 use dataplane::latency::{Latency, Times};
 use dataplane::ledger::Tally;
-use dataplane::links::{Links, Rank, Side};
-use dataplane::pool::{Pool, Pooled};
+use dataplane::links::Links;
 use dataplane::punt::{Punt, PuntSender};
-use dataplane::seal::Sealer;
+use dataplane::stage::ingress::{Admitted, Gate};
+use dataplane::stage::pool::{Pool, Pooled};
+use dataplane::stage::seal::Sealer;
 use dataplane::sys::Waker;
 use dataplane::table::{ChannelState, Half, Record, Table};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Block, Direction, Header};
 use wire::gcm::AeadKey;
+use wire::ids::{ChannelIndex, LinkId, Rank, Side, SlotId};
 use wire::layer::data_header;
 use wire::link::HeaderKey;
 use wire::replay::{WIDTH_DEFAULT, Window};
@@ -25,26 +26,26 @@ use zeroize::Zeroizing;
 
 use super::{CELLS, CHANNELS, FIRST_NUMBER, Stage, peer, secret, shape};
 
-/// The link that cells come on, or leave on.
-const LINK: u32 = 3;
+/// The link on which cells arrive or leave.
+const LINK: LinkId = LinkId(3);
 const HEADER_KEYS: [[u8; 16]; 2] = [[1; 16], [2; 16]];
 
-/// Header keys of [`LINK`]'s slot.
+/// Installs the header keys of [`LINK`].
 fn install(links: &mut Links, side: Side) {
     let [header_i2r, header_r2i] = HEADER_KEYS.map(Zeroizing::new);
     links.install(LINK, side, peer());
-    links.install_slot(LINK, 7, peer(), Rank::Current, &header_i2r, &header_r2i);
+    links.install_slot(LINK, SlotId(7), peer(), Rank::Current, &header_i2r, &header_r2i);
 }
 
-/// Headers of a round's cells in the clear, channel after channel in turn.
-fn headers(round: u64) -> impl Iterator<Item = (u32, Header)> {
+/// Headers of a round's cells, channel after channel.
+fn headers(round: u64) -> impl Iterator<Item = (ChannelIndex, Header)> {
     (0..CELLS as u32).map(move |i| {
         let (channel, seq) = (i % CHANNELS, round * (CELLS as u64 / u64::from(CHANNELS)) + u64::from(i / CHANNELS));
-        (channel, data_header(shape(), FIRST_NUMBER + channel, seq))
+        (ChannelIndex(channel), data_header(shape(), FIRST_NUMBER + channel, seq))
     })
 }
 
-/// A channel that cells come on forward.
+/// A channel with a forward half only.
 struct OneWay(Half<AeadKey>);
 
 impl ChannelState for OneWay {
@@ -53,14 +54,14 @@ impl ChannelState for OneWay {
     }
 }
 
-/// Header blocks deciphered and judged, channels looked up.
+/// Decrypts and checks header blocks, and looks up channels.
 pub(super) struct Ingress {
     gate: Gate,
     table: Table<OneWay>,
     key: HeaderKey,
     arrivals: Arrivals,
     punts: PuntSender,
-    /// Nothing is to come here.
+    /// Stays empty.
     control: rtrb::Consumer<Punt>,
     free: FreeList,
     tally: Tally,
@@ -69,21 +70,21 @@ pub(super) struct Ingress {
 }
 
 impl Ingress {
-    pub fn new() -> Ingress {
+    pub(super) fn new() -> Ingress {
         let (ring, control) = rtrb::RingBuffer::new(64);
         let mut table = Table::default();
         install(&mut table.links, Side::Up);
         for channel in 0..CHANNELS {
             let state = OneWay(Half::new(&secret(channel, 1), 0, WIDTH_DEFAULT, None, 0));
             let up = Some((LINK, FIRST_NUMBER + channel));
-            table.install(channel, Record { up, down: None, ends_s: 3600, state });
+            table.install(ChannelIndex(channel), Record { up, down: None, ends_s: 3600, state });
         }
         Ingress {
             gate: Gate::new(shape(), 1, Side::Up, 1),
             table,
             key: HeaderKey::new(&HEADER_KEYS[0]),
             arrivals: Arrivals::new(),
-            punts: PuntSender::new(ring, Arc::new(Waker::new().expect("a descriptor is left"))),
+            punts: PuntSender::new(ring, Arc::new(Waker::new().expect("a descriptor is available"))),
             control,
             free: FreeList::new(CELLS),
             tally: Tally::default(),
@@ -100,7 +101,7 @@ impl Stage for Ingress {
         self.key.encipher(&mut blocks);
         let Ingress { free, arrivals, .. } = self;
         let cells = blocks.iter().map(|block| {
-            let buffer = free.take().expect("one for each cell");
+            let buffer = free.take().expect("there is a buffer for each cell");
             buffer.bytes_mut()[..block.len()].copy_from_slice(block);
             Cell::new(buffer)
         });
@@ -113,7 +114,7 @@ impl Stage for Ingress {
         CELLS
     }
 
-    fn sound(&mut self) -> bool {
+    fn is_correct(&mut self) -> bool {
         let channels = self.out.iter().map(|admitted| (admitted.channel, admitted.header));
         channels.eq(headers(self.round - 1)) && self.tally.dropped_total() == 0 && self.control.is_empty()
     }
@@ -125,11 +126,11 @@ fn ingress(stage: &mut Ingress) {
     gate.admit(arrivals, table, punts, free, tally, out);
 }
 
-fn ticket((channel, header): (u32, Header)) -> Ticket {
-    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, mark: 0 }
+fn ticket((channel, header): (ChannelIndex, Header)) -> Ticket {
+    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, times: 0 }
 }
 
-/// Cells pooled, shuffled and released.
+/// Pools, shuffles and releases cells.
 pub(super) struct Pooling {
     pool: Pool,
     free: FreeList,
@@ -138,7 +139,7 @@ pub(super) struct Pooling {
 }
 
 impl Pooling {
-    pub fn new() -> Pooling {
+    pub(super) fn new() -> Pooling {
         let mixing = format!("threshold:n={CELLS}").parse().expect("well-formed");
         Pooling {
             pool: Pool::new(mixing, ChaCha20Rng::seed_from_u64(1)),
@@ -153,7 +154,7 @@ impl Stage for Pooling {
     fn prepare(&mut self) {
         self.out.drain(..).for_each(|pooled| self.free.give(pooled.cell.into_buffer()));
         let Pooling { free, cells, .. } = self;
-        let own = |channel| (Cell::own(free.take().expect("one for each cell")), ticket(channel));
+        let own = |channel| (Cell::own(free.take().expect("there is a buffer for each cell")), ticket(channel));
         cells.extend(headers(0).map(own));
     }
 
@@ -162,9 +163,9 @@ impl Stage for Pooling {
         CELLS
     }
 
-    fn sound(&mut self) -> bool {
+    fn is_correct(&mut self) -> bool {
         let of = |label| self.out.iter().map(|pooled| pooled.ticket).filter(move |ticket| ticket.label == label);
-        let ordered = |channel| of(Label::Channel(channel)).map(|ticket| ticket.header.seq).eq(0..4);
+        let ordered = |channel| of(Label::Channel(ChannelIndex(channel))).map(|ticket| ticket.header.seq).eq(0..4);
         let shuffled = !self.out.iter().map(|pooled| pooled.ticket.header).eq(headers(0).map(|(_, header)| header));
         self.out.len() == CELLS && (0..CHANNELS).all(ordered) && shuffled
     }
@@ -181,7 +182,7 @@ fn pool(stage: &mut Pooling) {
     }
 }
 
-/// New headers enciphered, cells put up for sending.
+/// Encrypts new headers, and queues cells for sending.
 pub(super) struct Sealing {
     sealer: Sealer,
     links: Links,
@@ -194,7 +195,7 @@ pub(super) struct Sealing {
 }
 
 impl Sealing {
-    pub fn new() -> Sealing {
+    pub(super) fn new() -> Sealing {
         let mut links = Links::default();
         install(&mut links, Side::Down);
         Sealing {
@@ -213,11 +214,11 @@ impl Sealing {
 impl Stage for Sealing {
     fn prepare(&mut self) {
         self.out.done(self.out.len(), &mut self.free);
-        self.out.left(SECOND, &mut self.latency);
-        self.out.begin(&[Times::new(SECOND, SECOND)]);
+        self.out.record_latency(SECOND, &mut self.latency);
+        self.out.begin_release(&[Times::new(SECOND, SECOND)]);
         let Sealing { free, release, .. } = self;
         release.extend(headers(0).map(|channel| {
-            let cell = Cell::own(free.take().expect("one for each cell"));
+            let cell = Cell::own(free.take().expect("there is a buffer for each cell"));
             Pooled { cell, ticket: ticket(channel) }
         }));
     }
@@ -227,7 +228,7 @@ impl Stage for Sealing {
         CELLS
     }
 
-    fn sound(&mut self) -> bool {
+    fn is_correct(&mut self) -> bool {
         let mut blocks: Vec<Block> = self.out.cells().filter_map(|cell| cell.first_chunk().copied()).collect();
         self.key.decipher(&mut blocks);
         let class = shape().class();

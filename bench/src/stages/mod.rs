@@ -1,12 +1,12 @@
-//! The stages of a cell's path, each alone and in memory: what `bench/check` counts instructions of, and what
-//! `cargo bench --bench stages` takes the time of.
+//! The stages of a cell's path, each alone and in memory. `bench/check` counts their instructions, and `--time` measures
+//! their processor time.
 //!
-//! A stage is prepared and then run, over and over. Only the running is measured: one function per stage, never inlined,
-//! so that a profiler finds it by its name. Seeds and keys are fixed. No stage talks to the kernel.
+//! A stage is prepared and then run, repeatedly. Only the run is measured: it is one function per stage that is never
+//! inlined, so that a profiler finds it by its name. Seeds and keys are fixed. No stage calls the kernel.
 //!
 //! ```text
 //! mix     ingress: Gate::admit     pool: Pool::admit, release     seal: Sealer::run
-//! ends    wrap: all layers of the entry on     frames: datagrams into cells, and out of them
+//! ends    wrap: all layers of an entry     frames: datagrams into cells, and out of them
 //! ```
 
 mod ends;
@@ -19,56 +19,69 @@ use clap::Args;
 use wire::cell::{Class, Shape};
 use wire::kdf::Secret;
 
-/// Cells of a round: what a receive call brings, and what a pool of the default kind releases under load.
-pub const CELLS: usize = 256;
+use crate::hop::cores::own_time;
+use crate::stats::{median, range};
+
+/// Cells of a round, as many as a receive call returns and a pool releases under load.
+const CELLS: usize = 256;
 /// Channels that a round's cells belong to, in turn.
 const CHANNELS: u32 = 64;
 /// Number of channel 0 on a link.
 const FIRST_NUMBER: u32 = 1000;
 
-/// What `stage` is told.
 #[derive(Args, Debug)]
 pub struct StageArgs {
-    /// Which: ingress, pool, seal, wrap or frames
-    pub stage: String,
-    /// How often
+    /// ingress, pool, seal, wrap or frames
+    stage: String,
+    /// Number of runs
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
+    rounds: u32,
+    /// Print the processor time for a cell instead of the number of cells
+    #[arg(long)]
+    time: bool,
 }
 
-/// Runs the command: a stage over and over. Prints how many cells it worked on.
+/// Runs the command: a stage, repeatedly.
 ///
 /// # Errors
-/// There is no such stage, or its cells do not come out right.
+/// There is no such stage, or its result is wrong.
 pub fn run(args: &StageArgs) -> anyhow::Result<()> {
     let mut all = all();
     let names = all.each_ref().map(|(name, _)| *name).join(", ");
     let wanted = all.iter_mut().find(|(name, _)| *name == args.stage);
-    let (_, stage) = wanted.with_context(|| format!("no stage is called {}: take one of {names}", args.stage))?;
-    let mut cells = 0;
+    let (_, stage) = wanted.with_context(|| format!("unknown stage {:?}: expected one of {names}", args.stage))?;
+    let (mut cells, mut times) = (0, Vec::new());
     for _ in 0..args.rounds {
         stage.prepare();
-        cells += stage.run();
+        let start = own_time();
+        let of_round = stage.run();
+        times.push((own_time() - start).as_nanos() as f64 / of_round as f64);
+        cells += of_round;
     }
-    ensure!(stage.sound(), "the last round of {} did not come out right", args.stage);
-    println!("{cells}");
+    ensure!(stage.is_correct(), "the last round of {} has a wrong result", args.stage);
+    if args.time {
+        let [least, most] = range(&times);
+        println!("{:.1} ns/cell ({least:.1} to {most:.1})", median(times.into_iter()));
+    } else {
+        println!("{cells}");
+    }
     Ok(())
 }
 
-/// One of them.
-pub trait Stage {
-    /// Makes what the next run works on, and takes away what the last one left.
+/// A stage with its input and output.
+trait Stage {
+    /// Makes the input of the next run, and discards the output of the last one.
     fn prepare(&mut self);
 
-    /// The stage itself, once. Cells that it worked on.
+    /// Runs the stage once. Returns the number of cells.
     fn run(&mut self) -> usize;
 
-    /// Whether every cell so far came out as it should have: asked after a run.
-    fn sound(&mut self) -> bool;
+    /// Whether the output of the last run is right.
+    fn is_correct(&mut self) -> bool;
 }
 
-/// All of them, in the order of the path; each name is that of the function that is counted.
-pub fn all() -> [(&'static str, Box<dyn Stage>); 5] {
+/// All stages, in the order of the path. Each name is that of the function that is counted.
+fn all() -> [(&'static str, Box<dyn Stage>); 5] {
     [
         ("ingress", Box::new(mix::Ingress::new())),
         ("pool", Box::new(mix::Pooling::new())),
@@ -80,10 +93,10 @@ pub fn all() -> [(&'static str, Box<dyn Stage>); 5] {
 
 /// Three mixes and an exit, class L.
 fn shape() -> Shape {
-    Shape::new(Class::L, 4).expect("four hops")
+    Shape::new(Class::L, 4).expect("four hops are a valid chain")
 }
 
-/// One secret for each channel and purpose.
+/// A secret for each channel and purpose.
 fn secret(channel: u32, purpose: u8) -> Secret {
     let mut bytes = [purpose; 32];
     bytes[..4].copy_from_slice(&channel.to_be_bytes());
@@ -97,12 +110,12 @@ fn peer() -> SocketAddr {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn every_stage_does_its_work_round_after_round() {
+    fn every_stage_is_correct_in_every_round() {
         for (name, mut stage) in super::all() {
             for round in 0..3 {
                 stage.prepare();
                 assert!(stage.run() > 0, "{name}, round {round}");
-                assert!(stage.sound(), "{name}, round {round}");
+                assert!(stage.is_correct(), "{name}, round {round}");
             }
         }
     }

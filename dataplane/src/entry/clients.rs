@@ -14,10 +14,11 @@ use hashbrown::HashMap;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::frames::{Status, Token};
+use wire::ids::ChannelIndex;
 
 use super::Destination;
-use crate::io::app_batch::SocketId;
 use crate::ledger::DropReason;
+use crate::socket::app_batch::SocketId;
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -55,7 +56,7 @@ pub struct Flow {
     /// Names it for the exit, whatever channel it is on.
     pub token: Token,
     /// Its channel.
-    pub channel: u32,
+    pub channel: ChannelIndex,
     /// Its number there.
     pub number: u16,
     /// Its client's map.
@@ -65,7 +66,7 @@ pub struct Flow {
     /// Its OPEN was confirmed once, so the exit knows its token.
     known: bool,
     /// All its places: answers may still come to those it has left.
-    places: Vec<(u32, u16)>,
+    places: Vec<(ChannelIndex, u16)>,
     next_id: u16,
     seen: Nanos,
     /// What its destination's name has resolved to.
@@ -107,7 +108,7 @@ struct Client {
     address: SocketAddr,
     /// Its flows are closed when they have sent nothing for so long.
     idle: Nanos,
-    channel: Option<u32>,
+    channel: Option<ChannelIndex>,
     flows: Vec<u32>,
 }
 
@@ -126,7 +127,7 @@ pub struct Clients {
     flows: Vec<Option<Flow>>,
     vacant_flows: Vec<u32>,
     by_destination: Map<(u32, Destination), u32>,
-    channels: Map<u32, Channel>,
+    channels: Map<ChannelIndex, Channel>,
     wheel: Wheel,
     due: Vec<u32>,
 }
@@ -158,12 +159,12 @@ impl Clients {
     }
 
     /// A channel can be used.
-    pub fn channel_up(&mut self, channel: u32) {
+    pub fn channel_up(&mut self, channel: ChannelIndex) {
         self.channels.insert(channel, Channel::default());
     }
 
     /// A channel is gone; its clients are bound anew at their next datagram.
-    pub fn channel_down(&mut self, channel: u32) {
+    pub fn channel_down(&mut self, channel: ChannelIndex) {
         self.channels.remove(&channel);
         for client in self.clients.iter_mut().flatten().filter(|client| client.channel == Some(channel)) {
             client.channel = None;
@@ -171,7 +172,7 @@ impl Clients {
     }
 
     /// A channel's clients are to move to another. Answers still under way on the old one are delivered.
-    pub fn supersede(&mut self, old: u32, new: u32) {
+    pub fn supersede(&mut self, old: ChannelIndex, new: ChannelIndex) {
         let movers: Vec<u32> = (0..self.clients.len() as u32)
             .filter(|i| self.clients[*i as usize].as_ref().is_some_and(|client| client.channel == Some(old)))
             .collect();
@@ -188,7 +189,7 @@ impl Clients {
         }
     }
 
-    fn bind(&mut self, client: u32, channel: u32) {
+    fn bind(&mut self, client: u32, channel: ChannelIndex) {
         let Some(Some(record)) = self.clients.get_mut(client as usize) else { return };
         if let Some(old) = record.channel.replace(channel).and_then(|old| self.channels.get_mut(&old)) {
             old.clients = old.clients.saturating_sub(1);
@@ -340,13 +341,13 @@ impl Clients {
         Ok(flow)
     }
 
-    fn at(&mut self, channel: u32, number: u16) -> Option<(u32, &mut Flow)> {
+    fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
     /// Where an answer on a flow goes.
-    pub fn reply_to(&mut self, channel: u32, number: u16) -> Option<Reply<'_>> {
+    pub fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_ref()?;
         let client = self.clients[flow.client as usize].as_ref()?;
@@ -358,7 +359,7 @@ impl Clients {
     }
 
     /// The exit has resolved the name of a flow's destination (SPEC 3.10).
-    pub fn resolved(&mut self, channel: u32, number: u16, peer: SocketAddr) {
+    pub fn resolved(&mut self, channel: ChannelIndex, number: u16, peer: SocketAddr) {
         if let Some((_, flow)) = self.at(channel, number)
             && matches!(flow.destination, Destination::Name(..))
         {
@@ -367,7 +368,7 @@ impl Clients {
     }
 
     /// The exit's word on a flow; whom it concerns if that is a refusal.
-    pub fn status(&mut self, channel: u32, number: u16, code: Status, now: Nanos) -> Option<Refusal<'_>> {
+    pub fn status(&mut self, channel: ChannelIndex, number: u16, code: Status, now: Nanos) -> Option<Refusal<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_mut()?;
         if (flow.channel, flow.number) != (channel, number) {
@@ -405,7 +406,7 @@ impl Clients {
     }
 
     /// The exit has closed a flow.
-    pub fn closed(&mut self, channel: u32, number: u16) {
+    pub fn closed(&mut self, channel: ChannelIndex, number: u16) {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
@@ -415,7 +416,7 @@ impl Clients {
     }
 
     /// Takes a flow off all lists but its client's, which it returns, and has the exit told.
-    fn end(&mut self, id: u32, close: &mut impl FnMut(u32, u16)) -> u32 {
+    fn end(&mut self, id: u32, close: &mut impl FnMut(ChannelIndex, u16)) -> u32 {
         let flow = self.remove(id);
         if self.channels.contains_key(&flow.channel) {
             close(flow.channel, flow.number);
@@ -424,7 +425,7 @@ impl Clients {
     }
 
     /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
-    pub fn forget(&mut self, socket: SocketId, mut close: impl FnMut(u32, u16)) {
+    pub fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
         let of_socket = |client: &Client| client.socket == socket;
         let ids = (0..self.clients.len() as u32)
             .filter(|id| self.clients[*id as usize].as_ref().is_some_and(of_socket))
@@ -438,7 +439,7 @@ impl Clients {
     }
 
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
-    pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(u32, u16)) {
+    pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due) {

@@ -13,14 +13,14 @@ use crate::ledger::DropReason;
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// What it does with its datagrams.
-    pub kind: Kind,
+    pub kind: ListenerKind,
     /// Flows of its clients that have sent nothing for so long are closed.
     pub idle: Duration,
 }
 
 /// What a listening socket does with its datagrams.
 #[derive(Clone, Debug)]
-pub enum Kind {
+pub enum ListenerKind {
     /// All go to one destination.
     Forward(Destination),
     /// Each begins with its destination: IPv4 address (4 bytes) and port (2).
@@ -64,15 +64,15 @@ impl Listener {
     /// client's ([`DropReason::Foreign`]).
     pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         match &self.kind {
-            Kind::Forward(destination) => Ok((destination.clone(), bytes)),
-            Kind::Pymix => Ok((pymix_destination(bytes).ok_or(DropReason::BadAddress)?, &bytes[6..])),
-            Kind::Socks(association) => association.read(from, bytes),
+            ListenerKind::Forward(destination) => Ok((destination.clone(), bytes)),
+            ListenerKind::Pymix => Ok((pymix_destination(bytes).ok_or(DropReason::BadAddress)?, &bytes[6..])),
+            ListenerKind::Socks(association) => association.read(from, bytes),
         }
     }
 
     /// Whether its clients see where an answer comes from.
     pub fn tells_peers(&self) -> bool {
-        matches!(self.kind, Kind::Socks(_))
+        matches!(self.kind, ListenerKind::Socks(_))
     }
 
     /// What stands in front of an answer of `peer`.
@@ -251,7 +251,7 @@ mod tests {
     const CLIENT: Association = Association { client: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None };
 
     fn socks() -> Listener {
-        Listener { kind: Kind::Socks(CLIENT), idle: Duration::from_secs(300) }
+        Listener { kind: ListenerKind::Socks(CLIENT), idle: Duration::from_secs(300) }
     }
 
     fn from(text: &str) -> SocketAddr {
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn only_the_client_of_an_association_may_use_it() {
         let good = [0, 0, 0, 1, 192, 0, 2, 7, 0, 53];
-        let of = |port| Listener { kind: Kind::Socks(Association { port, ..CLIENT }), idle: Duration::ZERO };
+        let of = |port| Listener { kind: ListenerKind::Socks(Association { port, ..CLIENT }), idle: Duration::ZERO };
         assert_eq!(of(None).read(from("127.0.0.2:9"), &good).err(), Some(DropReason::Foreign));
         assert!(of(None).read(from("127.0.0.1:9"), &good).is_ok());
         assert!(of(None).read(from("[::ffff:127.0.0.1]:9"), &good).is_ok(), "the same on a socket for both families");
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(header("[::7]:53"), [&[0, 0, 0, 4][..], &[0; 15], &[7, 0, 53]].concat());
         let name = Destination::Name("a.example".into(), 53);
         assert_eq!(socks().header(&name).to_vec(), b"\0\0\0\x03\x09a.example\0\x35");
-        let forward = Listener { kind: Kind::Forward(name.clone()), idle: Duration::ZERO };
+        let forward = Listener { kind: ListenerKind::Forward(name.clone()), idle: Duration::ZERO };
         assert!(forward.header(&name).is_empty());
     }
 

@@ -4,8 +4,8 @@
 //! cells, wrapped in all layers and sent. Backwards: cells are stripped of all layers, parsed, and
 //! their datagrams handed to the client's socket. The entry does not pool.
 
+mod backward;
 mod clients;
-mod inwards;
 mod listener;
 mod liveness;
 
@@ -19,26 +19,29 @@ use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Frame};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
 use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
-use crate::ingress::{Admitted, Gate};
-use crate::io::Port;
-use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
-use crate::io::apps::Apps;
+use crate::command::Command;
+use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
-use crate::links::{Side, report_activity};
-use crate::packer::Packer;
-use crate::pool::Pooled;
-use crate::punt::{ClientAt, Ended, Notice, Punt, PuntSender};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
+use crate::links::report_activity;
+use crate::per_direction::PerDirection;
+use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
 use crate::runner::{BLOCKED_WAIT, Worker};
-use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, Op, Record, Table};
+use crate::socket::Port;
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
+use crate::socket::apps::Apps;
+use crate::stage::ingress::{Admitted, Gate};
+use crate::stage::pool::Pooled;
+use crate::stage::seal::Sealer;
+use crate::table::{ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
@@ -57,7 +60,8 @@ const APP_BATCHES: usize = 64;
 const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 
 pub use listener::{
-    Association, Destination, HEADER_MAX, Kind, Listener, NotADestination, pymix_destination, read_socks, socks_header,
+    Association, Destination, HEADER_MAX, Listener, ListenerKind, NotADestination, pymix_destination, read_socks,
+    socks_header,
 };
 
 /// What an entry worker is made with.
@@ -121,11 +125,11 @@ pub struct Entry<D, A> {
     sealer: Sealer,
     out: Departures,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
-    cells: Pair,
-    datagrams: Pair,
+    cells: PerDirection<Tally>,
+    datagrams: PerDirection<Tally>,
     batches: Batches,
     report_due: Nanos,
     next_tick: Nanos,
@@ -148,7 +152,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         mut settings: Settings,
         down: D,
         apps: A,
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
@@ -168,11 +172,11 @@ impl<D: Port, A: Apps> Entry<D, A> {
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.longest_cell(), BUFFERS),
             free: FreeList::on(BUFFERS, settings.hugepages),
-            ops,
+            commands,
             punts,
             rng,
-            cells: Pair::default(),
-            datagrams: Pair::default(),
+            cells: PerDirection::default(),
+            datagrams: PerDirection::default(),
             batches: Batches::default(),
             report_due: now,
             next_tick: now,
@@ -200,10 +204,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.profile.clone()
     }
 
-    fn apply(&mut self, op: Op, now: Nanos) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
+    fn apply(&mut self, command: Command, now: Nanos) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
                 let state = EntryChannel {
                     keys: EntryKeys::new(&hops, first),
                     next_seq: first,
@@ -218,9 +222,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.outwards(socket, from, &bytes, now);
                 }
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Supersede { old, new } => self.clients.supersede(old, new),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::Supersede { old, new } => self.clients.supersede(old, new),
+            Command::Inject { link, slot, header, body } => {
                 self.cells.forward.injected += 1;
                 let Some(buffer) = self.free.take() else {
                     self.cells.forward.drop(DropReason::NoBuffer);
@@ -228,10 +232,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 };
                 let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
-            Op::Listen { id, socket, listener } => match self.apps.adopt(socket) {
+            Command::Listen { id, socket, listener } => match self.apps.adopt(socket) {
                 Ok(socket) => {
                     let at = socket as usize;
                     if self.listening.len() <= at {
@@ -243,14 +247,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     let _ = self.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
                 }
             },
-            Op::Unlisten { id } => self.unlisten(id),
+            Command::Unlisten { id } => self.unlisten(id),
             // Not for an entry; control never sends them here.
             _ => {}
         }
     }
 
     /// Forgets a channel, and tells control; what it was reassembling is lost.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if let Some(record) = self.table.remove(channel) {
             self.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
@@ -350,7 +354,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// Wraps and seals what the packer holds; `release` may already hold control's cells.
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
-        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
+        let mut built: ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
         let (mut cells, channels) = (0, self.packer.channels());
         {
             let mut finished = self.packer.finish();
@@ -374,7 +378,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 cells += 1;
                 built.push((channel, header, ticket, cell));
             }
@@ -384,7 +389,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             self.packed = cells;
         }
         if !self.release.is_empty() {
-            self.out.begin(&[Times::new(now, now)]);
+            self.out.begin_release(&[Times::new(now, now)]);
         }
         self.sealer.run(
             &mut self.release,
@@ -413,7 +418,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.next_tick = (now / SECOND + 1) * SECOND;
         let now_s = now / SECOND;
         let lost_after = 3 * SECOND + self.settings.mixing_round_trip.as_nanos() as Nanos;
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
         for channel in channels {
             let record = self.table.record_mut(channel).expect("just listed");
             if record.state.liveness.waits() {
@@ -422,9 +427,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
             self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
-                Some(Ended::Lifetime)
+                Some(EndReason::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
-                Some(Ended::Lost)
+                Some(EndReason::Lost)
             } else {
                 None
             };
@@ -463,7 +468,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 fn wrap_batch(
     shape: Shape,
     table: &mut Table<EntryChannel>,
-    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), BATCH_MAX>,
+    built: &mut ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX>,
     release: &mut Vec<Pooled>,
 ) {
     let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
@@ -484,8 +489,8 @@ fn wrap_batch(
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         self.began = (now, self.datagrams.backward.sent);
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
         }
         self.tick(now);
         self.receive_link(now);
@@ -505,15 +510,15 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         Some(wake)
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let (began, before) = self.began;
         // What came on the link has gone to applications in the same turn, or not at all.
         let handed_out = self.datagrams.backward.sent - before;
-        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+        if handed_out > 0 || self.packed > 0 || self.out.has_unrecorded() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.forward);
+            self.out.record_latency(now, &mut profile.latency.forward);
             if handed_out > 0 {
-                profile.backward.count(Times::new(began, began), now, handed_out);
+                profile.latency.backward.count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
                 profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
@@ -538,8 +543,8 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.leave(now);
         self.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
         self.cells.forward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();

@@ -1,11 +1,12 @@
 //! The worker of an entry by itself: what it forgets, and how much of a flood it reads in a turn.
 
 use super::*;
-use crate::ingress::lengths;
-use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
+use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::lengths;
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
+use wire::ids::LinkId;
 use wire::kdf::Secret;
 use wire::key::Generations;
 use wire::layer::unwrap;
@@ -22,7 +23,7 @@ fn entry() -> Entry<MemPort, MemApps> {
 fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     let settings = Settings {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
-        listeners: vec![Listener { kind: Kind::Pymix, idle: Duration::from_secs(300) }],
+        listeners: vec![Listener { kind: ListenerKind::Pymix, idle: Duration::from_secs(300) }],
         window: 64,
         hugepages: false,
         next_lanes: 1,
@@ -30,11 +31,11 @@ fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
     };
     let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
     let apps = MemApps::new(net, vec![LISTENER.into()], [192, 0, 2, 1].into());
-    let (_, ops) = rtrb::RingBuffer::new(8);
+    let (_, commands) = rtrb::RingBuffer::new(8);
     let (ring, _) = rtrb::RingBuffer::new(8);
     let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
     let rngs = [1, 2].map(ChaCha20Rng::seed_from_u64);
-    Entry::new(settings, port, apps, ops, punts, rngs, SECOND)
+    Entry::new(settings, port, apps, commands, punts, rngs, SECOND)
 }
 
 fn secrets() -> Vec<HopSecrets> {
@@ -59,7 +60,7 @@ fn entry_with_channel() -> Entry<MemPort, MemApps> {
         reassembler: Reassembler::new(entry.settings.shape.payload()),
         liveness: Liveness::new(0, &mut entry.rng),
     };
-    entry.table.install(0, Record { up: None, down: Some((0, 5)), ends_s: 100, state });
+    entry.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
     entry
 }
 
@@ -82,7 +83,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let opens = |entry: &Entry<MemPort, MemApps>, seq| {
-        let (keys, mut cell) = (&entry.table.record(0).unwrap().state.keys, backward(shape, seq));
+        let (keys, mut cell) = (&entry.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         unwrap(shape, &mut jobs);
         jobs[0].ok
@@ -94,7 +95,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
         let bytes = backward(shape, seq);
         cell.bytes_mut(bytes.len()).copy_from_slice(&bytes);
         let header = data_header(shape, 5, seq);
-        entry.admitted.push(Admitted { cell, header, channel: 0, link: 0, next_slot: None });
+        entry.admitted.push(Admitted { cell, header, channel: ChannelIndex(0), link: LinkId(0), next_slot: None });
         entry.strip();
         assert_eq!(entry.admitted.drain(..).count(), 1);
         assert_eq!(opens(&entry, last), still, "after {seq}");
@@ -106,7 +107,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
-        let keys = &entry.table.record(0).unwrap().state.keys;
+        let keys = &entry.table.record(ChannelIndex(0)).unwrap().state.keys;
         let mut cell = vec![0; shape.longest_cell()];
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         // It panics for want of a key.
@@ -114,7 +115,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     };
     let last = (1 << 20) - 1;
     assert!(wraps(&entry, last));
-    entry.packer.put(0, &Frame::Ping([0; 8]), &mut entry.free).unwrap();
+    entry.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.free).unwrap();
     entry.leave(SECOND);
     assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
 }

@@ -11,14 +11,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use hashbrown::HashMap;
 use wire::frames::Token;
+use wire::ids::ChannelIndex;
 
 use super::limits::Usage;
 use crate::Nanos;
 use crate::SECOND;
-use crate::io::app_batch::SocketId;
-use crate::io::apps::Apps;
 use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
+use crate::socket::app_batch::SocketId;
+use crate::socket::apps::Apps;
 use crate::wheel::Wheel;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -72,7 +73,7 @@ pub enum Target {
 /// A flow.
 pub struct Flow {
     /// Its channel.
-    pub channel: u32,
+    pub channel: ChannelIndex,
     /// Its number there.
     pub number: u16,
     /// Where it sends.
@@ -86,7 +87,7 @@ pub struct Flow {
     seen: Nanos,
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
-    was: Option<(u32, u16)>,
+    was: Option<(ChannelIndex, u16)>,
     /// When its peer was last reported unreachable.
     reported: Nanos,
 }
@@ -110,7 +111,7 @@ impl Flow {
 
 /// The sockets of one client.
 struct Mapping {
-    key: (u32, u16),
+    key: (ChannelIndex, u16),
     v4: Option<Held>,
     v6: Option<Held>,
     flows: Vec<u32>,
@@ -120,13 +121,13 @@ struct Mapping {
 #[derive(Clone, Copy)]
 struct Held {
     socket: SocketId,
-    opener: Option<u32>,
+    opener: Option<ChannelIndex>,
 }
 
 /// A name that is being resolved: for which flow and channel, while those live.
 struct Question {
     flow: Option<u32>,
-    channel: Option<u32>,
+    channel: Option<ChannelIndex>,
 }
 
 /// What a channel has of that which all share.
@@ -160,16 +161,16 @@ pub struct Flows {
     idle: Nanos,
     flows: Vec<Option<Flow>>,
     vacant: Vec<u32>,
-    by_number: Map<(u32, u16), u32>,
+    by_number: Map<(ChannelIndex, u16), u32>,
     by_token: Map<Token, u32>,
     by_peer: Map<(SocketId, SocketAddr), u32>,
     by_socket: Map<SocketId, u32>,
-    shares: Map<u32, Share>,
+    shares: Map<ChannelIndex, Share>,
     mappings: Vec<Option<Mapping>>,
     vacant_mappings: Vec<u32>,
-    by_map: Map<(u32, u16), u32>,
+    by_map: Map<(ChannelIndex, u16), u32>,
     /// Places that flows have left: at most one a flow.
-    aliases: Map<(u32, u16), Alias>,
+    aliases: Map<(ChannelIndex, u16), Alias>,
     queries: Map<u32, Question>,
     next_query: u32,
     /// Datagrams that wait for names.
@@ -254,18 +255,18 @@ impl Flows {
     }
 
     /// The channel and number of a flow.
-    pub fn place(&self, id: u32) -> Option<(u32, u16)> {
+    pub fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
         self.flows[id as usize].as_ref().map(|flow| (flow.channel, flow.number))
     }
 
     /// The flow with this number on a channel.
-    pub fn at(&mut self, channel: u32, number: u16) -> Option<(u32, &mut Flow)> {
+    pub fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = *self.by_number.get(&(channel, number))?;
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
     /// The flow with this number on a channel, or that had it until a moment ago.
-    pub fn at_or_was(&mut self, channel: u32, number: u16) -> Option<(u32, &mut Flow)> {
+    pub fn at_or_was(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = match self.by_number.get(&(channel, number)) {
             Some(id) => *id,
             None => self.aliases.get(&(channel, number))?.flow,
@@ -307,7 +308,7 @@ impl Flows {
     }
 
     /// Whether the flow with this number has this token: OPEN is idempotent.
-    pub fn is_same(&mut self, channel: u32, number: u16, token: &Token) -> bool {
+    pub fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
@@ -315,7 +316,13 @@ impl Flows {
     ///
     /// # Errors
     /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
-    pub fn relocate(&mut self, channel: u32, number: u16, token: &Token, now: Nanos) -> Result<(), DropReason> {
+    pub fn relocate(
+        &mut self,
+        channel: ChannelIndex,
+        number: u16,
+        token: &Token,
+        now: Nanos,
+    ) -> Result<(), DropReason> {
         let &id = self.by_token.get(token).ok_or(DropReason::Flow)?;
         let old = self.place(id).expect("the index lists live flows");
         if old == (channel, number) {
@@ -351,7 +358,7 @@ impl Flows {
     }
 
     /// A flow is at a place now; whoever was there before is no longer found there.
-    fn take_place(&mut self, place: (u32, u16), id: u32) {
+    fn take_place(&mut self, place: (ChannelIndex, u16), id: u32) {
         self.by_number.insert(place, id);
         if let Some(alias) = self.aliases.remove(&place)
             && let Some(flow) = self.flows[alias.flow as usize].as_mut()
@@ -360,11 +367,11 @@ impl Flows {
         }
     }
 
-    fn share(&self, channel: u32) -> Share {
+    fn share(&self, channel: ChannelIndex) -> Share {
         self.shares.get(&channel).copied().unwrap_or_default()
     }
 
-    fn give_back(&mut self, channel: u32, less: Share) {
+    fn give_back(&mut self, channel: ChannelIndex, less: Share) {
         if let Some(share) = self.shares.get_mut(&channel) {
             share.flows -= less.flows;
             share.sockets -= less.sockets;
@@ -381,7 +388,7 @@ impl Flows {
     /// The channel or the exit has its fill.
     fn add(
         &mut self,
-        channel: u32,
+        channel: ChannelIndex,
         number: u16,
         map: u16,
         token: Token,
@@ -440,7 +447,7 @@ impl Flows {
     pub fn open(
         &mut self,
         apps: &mut impl Apps,
-        (channel, number): (u32, u16),
+        (channel, number): (ChannelIndex, u16),
         map: u16,
         token: Token,
         to: SocketAddr,
@@ -460,7 +467,7 @@ impl Flows {
     /// Flows or questions are short.
     pub fn open_name(
         &mut self,
-        (channel, number): (u32, u16),
+        (channel, number): (ChannelIndex, u16),
         map: u16,
         token: Token,
         port: u16,
@@ -554,7 +561,7 @@ impl Flows {
     }
 
     /// Ends the flow with this number; returns datagrams that waited.
-    pub fn close_number(&mut self, apps: &mut impl Apps, channel: u32, number: u16) -> usize {
+    pub fn close_number(&mut self, apps: &mut impl Apps, channel: ChannelIndex, number: u16) -> usize {
         match self.by_number.get(&(channel, number)) {
             Some(&id) => self.close(apps, id),
             None => 0,
@@ -562,7 +569,7 @@ impl Flows {
     }
 
     /// Ends all flows of a channel; returns datagrams that waited.
-    pub fn close_channel(&mut self, apps: &mut impl Apps, channel: u32) -> usize {
+    pub fn close_channel(&mut self, apps: &mut impl Apps, channel: ChannelIndex) -> usize {
         // Its index is given out again: nothing that is left may be found under it. A client whose flows
         // have moved on keeps its socket; flows that it opens from here on get another.
         self.by_map.retain(|(of, _), _| *of != channel);
@@ -585,7 +592,7 @@ impl Flows {
     }
 
     /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
-    pub fn expire(&mut self, apps: &mut impl Apps, now: Nanos, mut closed: impl FnMut(u32, u16)) -> usize {
+    pub fn expire(&mut self, apps: &mut impl Apps, now: Nanos, mut closed: impl FnMut(ChannelIndex, u16)) -> usize {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut waited = 0;
         for id in std::mem::take(&mut self.due) {

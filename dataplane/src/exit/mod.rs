@@ -1,13 +1,13 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
 //! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::io::app_batch::SendBatch::shuffle_flows`]). Backwards:
+//! one turn has opened in random flow order ([`crate::socket::app_batch::SendBatch::shuffle_flows`]). Backwards:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
 mod flows;
+mod forward;
 pub mod limits;
-mod outwards;
 pub mod policy;
 #[cfg(test)]
 mod tests;
@@ -22,6 +22,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::frames::{self, Frame, Status};
 use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
 use wire::key::Generations;
 use wire::layer::data_header;
 use wire::reassembly::Reassembler;
@@ -29,20 +30,22 @@ use wire::replay::Window;
 
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
-use crate::ingress::{Admitted, Gate};
-use crate::io::Port;
-use crate::io::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
-use crate::io::apps::Apps;
+use crate::command::Command;
+use crate::endpoint::packer::Packer;
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Pair};
-use crate::links::{Side, report_activity};
-use crate::open;
-use crate::packer::Packer;
-use crate::pool::Pooled;
-use crate::punt::{Ended, PuntSender};
+use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
+use crate::links::report_activity;
+use crate::per_direction::PerDirection;
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
-use crate::seal::Sealer;
-use crate::table::{ChannelKeys, ChannelState, ForwardHalf, Half, IDLE_S, Op, Record, Table};
+use crate::socket::Port;
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch};
+use crate::socket::apps::Apps;
+use crate::stage::ingress::{Admitted, Gate};
+use crate::stage::open;
+use crate::stage::pool::Pooled;
+use crate::stage::seal::Sealer;
+use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 pub use flows::{Caps, QUESTIONS_MAX};
@@ -142,18 +145,18 @@ pub struct Exit<U, A> {
     flows: Flows,
     limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
-    refused: HashMap<(u32, u16), DropReason, foldhash::fast::RandomState>,
+    refused: HashMap<(ChannelIndex, u16), DropReason, foldhash::fast::RandomState>,
     gate: Gate,
     packer: Packer,
     release: Vec<Pooled>,
     sealer: Sealer,
     out: Departures,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     rng: ChaCha20Rng,
-    cells: Pair,
-    datagrams: Pair,
+    cells: PerDirection<Tally>,
+    datagrams: PerDirection<Tally>,
     /// Datagrams of which some fragments are here.
     reassembling: u64,
     batches: Batches,
@@ -179,7 +182,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         settings: Settings,
         up: U,
         apps: A,
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
@@ -198,11 +201,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
             sealer: Sealer::new(rng_groups),
             out: Departures::new(shape.cell_len(Direction::Backward, shape.hops()), BUFFERS),
             free: FreeList::on(BUFFERS, settings.hugepages),
-            ops,
+            commands,
             punts,
             rng,
-            cells: Pair::default(),
-            datagrams: Pair::default(),
+            cells: PerDirection::default(),
+            datagrams: PerDirection::default(),
             reassembling: 0,
             batches: Batches::default(),
             wheel: Wheel::new(now / SECOND),
@@ -232,11 +235,16 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.profile.clone()
     }
 
-    fn apply(&mut self, op: Op, now: Nanos) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel {
-                channel, up, keys: ChannelKeys::Hop { forward, backward }, lifetime_s, first, ..
+    fn apply(&mut self, command: Command, now: Nanos) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel {
+                channel,
+                up,
+                keys: ChannelKeys::Hop { forward, backward },
+                lifetime_s,
+                first,
+                ..
             } => {
                 let now_s = now / SECOND;
                 let state = ExitChannel {
@@ -248,10 +256,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
                 self.table.install(channel, Record { up, down: None, ends_s, state });
-                self.wheel.arm(channel, now_s + IDLE_S.min(u64::from(lifetime_s)));
+                self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::Inject { link, slot, header, body } => {
                 self.cells.backward.injected += 1;
                 let Some(buffer) = self.free.take() else {
                     self.cells.backward.drop(DropReason::NoBuffer);
@@ -259,17 +267,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 let mut cell = Cell::own(buffer);
                 cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 };
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
                 self.release.push(Pooled { cell, ticket });
             }
-            Op::Resolved { query, addresses } => self.resolved(query, &addresses, now),
+            Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
             // Not for an exit; control never sends them here.
             _ => {}
         }
     }
 
     /// Forgets a channel with its flows, and tells control.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         let Some(record) = self.table.remove(channel) else { return };
         self.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.apps, channel);
@@ -373,7 +381,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn leave(&mut self, now: Nanos) {
         let shape = self.settings.shape;
         let (mut count, channels) = (0, self.packer.channels());
-        let mut built: ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
+        let mut built: ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), CHUNK> = ArrayVec::new();
         {
             let mut finished = self.packer.finish();
             loop {
@@ -395,7 +403,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     record.ends_s = 0;
                 }
                 let header = data_header(shape, number, seq);
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 count += 1;
                 built.push((channel, header, ticket, cell));
             }
@@ -405,7 +414,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             self.packed = count;
         }
         if !self.release.is_empty() {
-            self.out.begin(&[Times::new(now, now)]);
+            self.out.begin_release(&[Times::new(now, now)]);
         }
         let tally = &mut self.cells.backward;
         self.sealer.run(&mut self.release, 1, &mut self.table.links, &mut self.out, &mut self.free, tally);
@@ -421,9 +430,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let now_s = now / SECOND;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
-        for channel in due.drain(..) {
+        for channel in due.drain(..).map(ChannelIndex) {
             match self.table.lifespan(channel, now_s) {
-                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
                 Some(Err(reason)) => self.end(channel, reason),
                 None => {}
             }
@@ -437,7 +446,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
         });
         self.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
-        let channels: Vec<u32> = self
+        let channels: Vec<ChannelIndex> = self
             .table
             .iter()
             .filter(|(_, record)| !record.state.reassembler.is_bare())
@@ -473,7 +482,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 fn seal_built(
     shape: Shape,
     table: &mut Table<ExitChannel>,
-    built: &mut ArrayVec<(u32, Header, Ticket, Cell<Opened>), CHUNK>,
+    built: &mut ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), CHUNK>,
     release: &mut Vec<Pooled>,
 ) {
     let mut jobs: ArrayVec<Job<'_, AeadKey>, CHUNK> = ArrayVec::new();
@@ -495,8 +504,8 @@ fn seal_built(
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         self.began = (now, self.datagrams.forward.sent);
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now);
         }
         self.tick(now);
         self.receive_link(now);
@@ -518,15 +527,15 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         Some(wake)
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let (began, before) = self.began;
         // What came on the link has gone to applications in the same turn, or not at all.
         let handed_out = self.datagrams.forward.sent - before;
-        if handed_out > 0 || self.packed > 0 || self.out.has_gone() {
+        if handed_out > 0 || self.packed > 0 || self.out.has_unrecorded() {
             let mut profile = self.profile.lock();
-            self.out.left(now, &mut profile.backward);
+            self.out.record_latency(now, &mut profile.latency.backward);
             if handed_out > 0 {
-                profile.forward.count(Times::new(began, began), now, handed_out);
+                profile.latency.forward.count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
                 profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
@@ -549,8 +558,8 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        let channels: Vec<u32> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel, Ended::Retired));
+        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
+        channels.into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
         self.cells.backward.drop_many(DropReason::Shutdown, self.out.len() as u64);
         self.out.lose(self.out.len(), &mut self.free);
         self.publish();

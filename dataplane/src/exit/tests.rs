@@ -1,17 +1,18 @@
 mod abuse;
 
 use super::*;
-use crate::ingress::lengths;
-use crate::io::mem::{Datagram, MemApps, MemNet, MemPort};
+use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::lengths;
 use crate::sys::Waker;
 use wire::cell::Class;
 use wire::frames::{Address, parse};
+use wire::ids::LinkId;
 use wire::kdf::Secret;
 
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
 struct Bench {
     exit: Exit<MemPort, MemApps>,
-    ops: rtrb::Producer<Op>,
+    commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<crate::punt::Punt>,
     net: MemNet,
     now: Nanos,
@@ -28,7 +29,7 @@ impl Bench {
 
     fn with(class: Class, channels: u32, change: impl FnOnce(&mut Settings)) -> Bench {
         let net = MemNet::default();
-        let (ops, worker_ops) = rtrb::RingBuffer::new(1024);
+        let (commands, worker_commands) = rtrb::RingBuffer::new(1024);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let mut settings = Settings {
             shape: Shape::new(class, 2).unwrap(),
@@ -45,21 +46,27 @@ impl Bench {
         let port = MemNet::default().port(address(1), lengths(settings.shape, 2, Side::Up));
         let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rng = |seed| <ChaCha20Rng as rand::SeedableRng>::seed_from_u64(seed);
-        let exit = Exit::new(settings, port, apps, worker_ops, punt_sender, [rng(1), rng(2)], SECOND);
-        let mut bench = Bench { exit, ops, punts, net, now: SECOND };
+        let exit = Exit::new(settings, port, apps, worker_commands, punt_sender, [rng(1), rng(2)], SECOND);
+        let mut bench = Bench { exit, commands, punts, net, now: SECOND };
         for channel in 0..channels {
             let [forward, backward] = [1, 2].map(|n| Secret::new([n; 32]));
             let keys = ChannelKeys::Hop { forward, backward };
-            let op =
-                Op::InstallChannel { channel, up: Some((9, channel)), down: None, keys, lifetime_s: 3600, first: 0 };
-            assert!(bench.ops.push(op).is_ok());
+            let command = Command::InstallChannel {
+                channel: ChannelIndex(channel),
+                up: Some((LinkId(9), channel)),
+                down: None,
+                keys,
+                lifetime_s: 3600,
+                first: 0,
+            };
+            assert!(bench.commands.push(command).is_ok());
         }
         bench.turn();
         bench
     }
 
     fn frame(&mut self, channel: u32, frame: &Frame<'_>) {
-        self.exit.outwards(channel, frame, self.now);
+        self.exit.outwards(ChannelIndex(channel), frame, self.now);
     }
 
     fn open(&mut self, channel: u32, flow: u16, to: Address<'_>) {
@@ -289,7 +296,7 @@ fn names_beyond_controls_queue_are_refused() {
     assert_eq!((ledger.held, ledger.drops(DropReason::PuntFull)), (room, refused));
     assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
     for query in 0..256 {
-        assert!(bench.ops.push(Op::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
+        assert!(bench.commands.push(Command::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
     }
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.sent), (0, room));
@@ -310,9 +317,9 @@ fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
 #[test]
 fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
     let mut bench = Bench::new(Class::S, 1);
-    let live = |bench: &Bench, seq| bench.exit.table.record(0).unwrap().state.backward.of(seq).is_some();
+    let live = |bench: &Bench, seq| bench.exit.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some();
     assert!(live(&bench, 0));
-    bench.exit.table.record_mut(0).unwrap().state.next_seq = 1 << 20;
+    bench.exit.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
     bench.frame(0, &Frame::Ping([0; 8]));
     bench.turn();
     assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));

@@ -5,21 +5,24 @@
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Header};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Side};
 
-use super::{BOTH, MixChannel, Settings};
+use super::{MixChannel, Settings};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
-use crate::ingress::{Admitted, Gate};
-use crate::io::Port;
+use crate::command::Command;
 use crate::latency::{Profile, Times};
 use crate::ledger::{DropReason, Gauges, Ledger, Tally};
-use crate::links::{Side, report_activity};
-use crate::open;
-use crate::pool::{POOL_MAX, Pooled};
-use crate::punt::{Ended, PuntSender};
+use crate::links::report_activity;
+use crate::per_direction::{DIRECTIONS, PerDirection};
+use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, DOWN, UP};
-use crate::seal::Sealer;
-use crate::table::{BackwardHalf, ChannelKeys, ForwardHalf, Half, IDLE_S, Op, Record, Table};
+use crate::socket::Port;
+use crate::stage::ingress::{Admitted, Gate};
+use crate::stage::open;
+use crate::stage::pool::{POOL_MAX, Pooled};
+use crate::stage::seal::Sealer;
+use crate::table::{BackwardHalf, ForwardHalf, Half, IDLE_S, Record, Table};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -56,10 +59,9 @@ pub(super) struct Edge<U, D> {
     table: Table<MixChannel>,
     /// Channels in the table whose forward cells come to another edge.
     copies: usize,
-    forward: Pipe,
-    backward: Pipe,
+    pipes: PerDirection<Pipe>,
     free: FreeList,
-    ops: rtrb::Consumer<Op>,
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     sealer: Sealer,
     wheel: Wheel,
@@ -76,7 +78,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         index: usize,
         buffers: usize,
         (up, down): (U, D),
-        (ops, punts): (rtrb::Consumer<Op>, PuntSender),
+        (commands, punts): (rtrb::Consumer<Command>, PuntSender),
         rng: ChaCha20Rng,
         now: Nanos,
     ) -> Self {
@@ -88,8 +90,10 @@ impl<U: Port, D: Port> Edge<U, D> {
             tally: Tally::default(),
         };
         Edge {
-            forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
-            backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
+            pipes: PerDirection {
+                forward: pipe(Side::Up, 1, Direction::Forward, position + 1, lanes.next),
+                backward: pipe(Side::Down, lanes.next, Direction::Backward, position, 1),
+            },
             settings,
             index,
             up,
@@ -97,7 +101,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             table: Table::on(hugepages),
             copies: 0,
             free: FreeList::on(buffers, hugepages),
-            ops,
+            commands,
             punts,
             sealer: Sealer::new(rng),
             wheel: Wheel::new(now / SECOND),
@@ -110,21 +114,22 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Applies what control has written, and lets old channels go.
     pub fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
-        while let Ok(op) = self.ops.pop() {
-            self.apply(op, now, pools);
+        while let Ok(command) = self.commands.pop() {
+            self.apply(command, now, pools);
         }
         self.tick(now);
     }
 
     /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
     pub fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
-        let Self { table, punts, free, arrivals, admitted, settings, .. } = self;
+        let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
+        let pipe = &mut pipes[direction];
+        let port: &mut dyn Port = match direction {
+            Direction::Forward => up,
+            Direction::Backward => down,
+        };
         for _ in 0..RECEIVES {
-            let (pipe, port): (_, &mut dyn Port) = match direction {
-                Direction::Forward => (&mut self.forward, &mut self.up),
-                Direction::Backward => (&mut self.backward, &mut self.down),
-            };
             let room = pools.room(direction) >= RECEIVE_MAX;
             if !(pipe.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
                 return;
@@ -149,7 +154,8 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 // A new header, for the next link.
                 let header = Header { channel: number, ..header };
-                let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, mark: 0 };
+                let ticket =
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
                 pools.admit(direction, cell.opened(), ticket);
             }
             if pools.sated(direction, now) {
@@ -158,10 +164,10 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    fn apply(&mut self, op: Op, now: Nanos, pools: &mut impl Pools) {
-        let Some(op) = self.table.apply(op) else { return };
-        match op {
-            Op::InstallChannel {
+    fn apply(&mut self, command: Command, now: Nanos, pools: &mut impl Pools) {
+        let Some(command) = self.table.apply(command) else { return };
+        match command {
+            Command::InstallChannel {
                 channel,
                 up,
                 down,
@@ -183,17 +189,17 @@ impl<U: Port, D: Port> Edge<U, D> {
                 };
                 let record = Record { up, down, ends_s, state };
                 self.table.install_half(channel, record, [!copy, from_down]);
-                self.wheel.arm(channel, look_s);
+                self.wheel.arm(channel.0, look_s);
             }
-            Op::RetireChannel { channel } => self.end(channel, Ended::Retired),
-            Op::Inject { link, slot, header, body } => {
+            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::Inject { link, slot, header, body } => {
                 let direction = match self.table.links.side(link) {
                     Some(Side::Up) => Direction::Backward,
                     Some(Side::Down) | None => Direction::Forward,
                 };
                 self.inject(
                     direction,
-                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, mark: 0 },
+                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 },
                     &body,
                     pools,
                 );
@@ -205,10 +211,7 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Copies a cell of control's into a buffer and pools it.
     fn inject(&mut self, direction: Direction, ticket: Ticket, body: &[u8], pools: &mut impl Pools) {
-        let tally = match direction {
-            Direction::Forward => &mut self.forward.tally,
-            Direction::Backward => &mut self.backward.tally,
-        };
+        let tally = &mut self.pipes[direction].tally;
         tally.injected += 1;
         if pools.room(direction) == 0 {
             tally.drop(DropReason::PoolFull);
@@ -228,9 +231,9 @@ impl<U: Port, D: Port> Edge<U, D> {
         let now_s = now / SECOND;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
-        for channel in due.drain(..) {
+        for channel in due.drain(..).map(ChannelIndex) {
             match self.table.lifespan(channel, now_s) {
-                Some(Ok(until_s)) => self.wheel.arm(channel, until_s),
+                Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
                 Some(Err(reason)) => self.end(channel, reason),
                 None => {}
             }
@@ -239,83 +242,69 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Forgets a channel, and tells control. Its pooled cells carry all they need.
-    fn end(&mut self, channel: u32, reason: Ended) {
+    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if self.forget(channel) {
             self.punts.ended(channel, reason);
         }
     }
 
     /// Whether there was such a channel.
-    fn forget(&mut self, channel: u32) -> bool {
+    fn forget(&mut self, channel: ChannelIndex) -> bool {
         let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
         self.copies -= usize::from(self.is_copy(up));
         true
     }
 
     /// Whether the forward cells of a channel with this link and number come to another edge.
-    fn is_copy(&self, up: Option<(u32, u32)>) -> bool {
+    fn is_copy(&self, up: Option<(LinkId, u32)>) -> bool {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
-    }
-
-    fn pipe(&mut self, direction: Direction) -> &mut Pipe {
-        match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        }
     }
 
     /// Whether nothing of the last release is left, so that the next one may leave.
     pub fn may_leave(&self, direction: Direction) -> bool {
-        match direction {
-            Direction::Forward => self.forward.out.is_empty(),
-            Direction::Backward => self.backward.out.is_empty(),
-        }
+        self.pipes[direction].out.is_empty()
     }
 
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
     pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
-        let Self { table, free, sealer, .. } = self;
-        let pipe = match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        };
-        pipe.out.begin(times);
+        let Self { pipes, table, free, sealer, .. } = self;
+        let pipe = &mut pipes[direction];
+        pipe.out.begin_release(times);
         sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
     /// Sends as much as the sockets take.
     pub fn send(&mut self) {
-        self.down.send(&mut self.forward.out, &mut self.free, &mut self.forward.tally);
-        self.up.send(&mut self.backward.out, &mut self.free, &mut self.backward.tally);
+        let PerDirection { forward, backward } = &mut self.pipes;
+        self.down.send(&mut forward.out, &mut self.free, &mut forward.tally);
+        self.up.send(&mut backward.out, &mut self.free, &mut backward.tally);
     }
 
     /// Drops cells and counts them.
     pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
-            self.pipe(direction).tally.drop(reason);
+            self.pipes[direction].tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
         }
     }
 
     /// Drops what could not be sent before the end.
     pub fn abandon(&mut self, direction: Direction) {
-        let pipe = match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        };
+        let pipe = &mut self.pipes[direction];
         pipe.tally.drop_many(DropReason::Shutdown, pipe.out.len() as u64);
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
     /// Whether something was sent that is not counted by its time.
-    pub fn has_gone(&self) -> bool {
-        self.forward.out.has_gone() || self.backward.out.has_gone()
+    pub fn has_unrecorded(&self) -> bool {
+        self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
 
     /// Counts what was sent: now it has left.
-    pub fn left(&mut self, now: Nanos, profile: &mut Profile) {
-        self.forward.out.left(now, &mut profile.forward);
-        self.backward.out.left(now, &mut profile.backward);
+    pub fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
+        for direction in DIRECTIONS {
+            self.pipes[direction].out.record_latency(now, &mut profile.latency[direction]);
+        }
     }
 
     /// Tells control what the links did.
@@ -327,9 +316,10 @@ impl<U: Port, D: Port> Edge<U, D> {
     /// All it counts. What it holds is what waits to be sent.
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
-        let held = |pipe: &Pipe| Tally { held: pipe.out.len() as u64, ..pipe.tally };
-        ledger.cells.forward = held(&self.forward);
-        ledger.cells.backward = held(&self.backward);
+        for direction in DIRECTIONS {
+            let pipe = &self.pipes[direction];
+            ledger.cells[direction] = Tally { held: pipe.out.len() as u64, ..pipe.tally };
+        }
         ledger.buffers = (self.bare() as u64, self.free.total() as u64);
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
@@ -369,6 +359,6 @@ impl<U: Port, D: Port> Edge<U, D> {
 
     /// Whether something could not be sent.
     pub fn is_blocked(&self) -> bool {
-        !BOTH.into_iter().all(|direction| self.may_leave(direction))
+        !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }
 }

@@ -10,13 +10,13 @@ use crate::batch::Ticket;
 use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
 use crate::ledger::Batches;
-use crate::pool::{Mixing, POOL_MAX, Pool, Pooled};
+use crate::per_direction::PerDirection;
+use crate::stage::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
 pub(super) struct Mixer {
-    forward: Pool,
-    backward: Pool,
+    pools: PerDirection<Pool>,
     batches: Batches,
-    /// Cells of each release since the last [`Mixer::left`].
+    /// Cells of each release since the last [`Mixer::record_sizes`].
     sizes: Vec<usize>,
     cells: Vec<Pooled>,
     times: Vec<Times>,
@@ -39,8 +39,7 @@ impl Mixer {
     /// One generator for each pool.
     pub fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
         Mixer {
-            forward: Pool::new(mixing, forward),
-            backward: Pool::new(mixing, backward),
+            pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
             batches: Batches::default(),
             sizes: Vec::with_capacity(2 * RELEASES_MAX),
             cells: Vec::with_capacity(POOL_MAX),
@@ -48,23 +47,9 @@ impl Mixer {
         }
     }
 
-    fn pool(&self, direction: Direction) -> &Pool {
-        match direction {
-            Direction::Forward => &self.forward,
-            Direction::Backward => &self.backward,
-        }
-    }
-
-    fn pool_mut(&mut self, direction: Direction) -> &mut Pool {
-        match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        }
-    }
-
     /// The contents of a pool that is due; of any that is not empty, if forced.
     pub fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
-        let pool = self.pool(direction);
+        let pool = &mut self.pools[direction];
         if !(pool.due(now) || force && !pool.is_empty()) {
             return None;
         }
@@ -72,10 +57,6 @@ impl Mixer {
         let (cells, channels) = (pool.len(), pool.distinct_channels());
         self.batches.add(cells, channels);
         self.sizes.push(cells);
-        let pool = match direction {
-            Direction::Forward => &mut self.forward,
-            Direction::Backward => &mut self.backward,
-        };
         self.times.clear();
         self.times.extend(pool.times(now));
         pool.release(&mut self.cells);
@@ -88,18 +69,18 @@ impl Mixer {
     }
 
     /// Counts what was released by size.
-    pub fn left(&mut self, profile: &mut Profile) {
+    pub fn record_sizes(&mut self, profile: &mut Profile) {
         self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 
     /// When the next pool is due by time.
     pub fn due_at(&self) -> Option<Nanos> {
-        [self.forward.due_at(), self.backward.due_at()].into_iter().flatten().min()
+        self.pools.iter().filter_map(Pool::due_at).min()
     }
 
     /// Cells in one of the pools.
     pub fn held(&self, direction: Direction) -> usize {
-        self.pool(direction).len()
+        self.pools[direction].len()
     }
 
     /// What was released so far.
@@ -110,14 +91,14 @@ impl Mixer {
 
 impl Pools for Mixer {
     fn room(&self, direction: Direction) -> usize {
-        self.pool(direction).room()
+        self.pools[direction].room()
     }
 
     fn sated(&self, direction: Direction, now: Nanos) -> bool {
-        self.pool(direction).due(now)
+        self.pools[direction].due(now)
     }
 
     fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket) {
-        self.pool_mut(direction).admit(cell, ticket);
+        self.pools[direction].admit(cell, ticket);
     }
 }

@@ -23,17 +23,16 @@ use self::edge::Edge;
 use self::mixer::{Mixer, Release};
 use crate::Nanos;
 use crate::batch::RECEIVE_MAX;
-use crate::io::Port;
+use crate::command::Command;
 use crate::lanes::Lanes;
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
-use crate::pool::{Mixing, POOL_MAX};
+use crate::per_direction::DIRECTIONS;
 use crate::punt::PuntSender;
 use crate::runner::Worker;
-use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Op, Record};
-
-/// Both directions, in the order in which a turn serves them.
-const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+use crate::socket::Port;
+use crate::stage::pool::{Mixing, POOL_MAX};
+use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 
 /// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
 /// offer for what comes, and the batch being received.
@@ -116,14 +115,14 @@ impl<U: Port, D: Port> Mix<U, D> {
     pub fn new(
         settings: Settings,
         ports: (U, D),
-        ops: rtrb::Consumer<Op>,
+        commands: rtrb::Consumer<Command>,
         punts: PuntSender,
         [forward, backward, groups]: [ChaCha20Rng; 3],
         now: Nanos,
     ) -> Self {
         Mix {
             mixer: Mixer::new(settings.mixing, [forward, backward]),
-            edge: Edge::new(settings, 0, BUFFERS, ports, (ops, punts), groups, now),
+            edge: Edge::new(settings, 0, BUFFERS, ports, (commands, punts), groups, now),
             published: Arc::default(),
             profile: latency::Shared::default(),
         }
@@ -141,14 +140,15 @@ impl<U: Port, D: Port> Mix<U, D> {
 
     fn publish(&self) {
         let mut ledger = self.edge.ledger();
-        ledger.cells.forward.hold(self.mixer.held(Direction::Forward));
-        ledger.cells.backward.hold(self.mixer.held(Direction::Backward));
+        for direction in DIRECTIONS {
+            ledger.cells[direction].hold(self.mixer.held(direction));
+        }
         ledger.batches = self.mixer.batches();
         publish(&self.published, ledger);
     }
 
     fn release(&mut self, now: Nanos, force: bool) {
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             // What is left from the last turn goes first.
             if self.edge.may_leave(direction)
                 && let Some(Release { cells, times }) = self.mixer.release(direction, now, force)
@@ -169,7 +169,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         let Self { edge, mixer, .. } = self;
         edge.begin(now, mixer);
-        BOTH.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
+        DIRECTIONS.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
         self.release(now, false);
         self.edge.send();
         self.edge.report(now);
@@ -179,11 +179,11 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.wake_at(now).into_iter().chain(due).min()
     }
 
-    fn left(&mut self, now: Nanos) {
-        if self.edge.has_gone() || self.mixer.has_released() {
+    fn record_latency(&mut self, now: Nanos) {
+        if self.edge.has_unrecorded() || self.mixer.has_released() {
             let mut profile = self.profile.lock();
-            self.edge.left(now, &mut profile);
-            self.mixer.left(&mut profile);
+            self.edge.record_latency(now, &mut profile);
+            self.mixer.record_sizes(&mut profile);
         }
     }
 
@@ -199,7 +199,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.send();
         self.release(now, true);
         self.edge.send();
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
                 self.edge.give_up(direction, cells.drain(..), DropReason::Shutdown);
             }
@@ -213,18 +213,18 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
 mod tests {
     use super::*;
     use crate::SECOND;
-    use crate::ingress::lengths;
-    use crate::io::mem::{MemNet, MemPort};
     use crate::latency::Latency;
-    use crate::links::{Rank, Side};
     use crate::runner::BLOCKED_WAIT;
+    use crate::socket::memory::{MemNet, MemPort};
+    use crate::stage::ingress::lengths;
     use crate::sys::Waker;
     use rand::SeedableRng;
     use wire::cell::{Class, Header, Kind};
+    use wire::ids::{LinkId, Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
-    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Op>, rtrb::Consumer<crate::punt::Punt>) {
-        let (ops, worker_ops) = rtrb::RingBuffer::new(16384);
+    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
+        let (commands, worker_commands) = rtrb::RingBuffer::new(16384);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let shape = Shape::new(Class::S, 2).unwrap();
         let settings = Settings {
@@ -239,27 +239,38 @@ mod tests {
             .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
         let sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
-        (Mix::new(settings, (up, down), worker_ops, sender, rngs, SECOND), ops, punts)
+        (Mix::new(settings, (up, down), worker_commands, sender, rngs, SECOND), commands, punts)
     }
 
     #[test]
     fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
         let net = MemNet::default();
-        let (mut mix, mut ops, _punts) = mix(&net);
+        let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
-        let link = Op::InstallLink { link: 0, side: Side::Down, peer };
+        let link = Command::InstallLink { link: LinkId(0), side: Side::Down, peer };
         let (header_i2r, header_r2i) = (key(), key());
-        let slot = Op::InstallSlot { link: 0, slot: 1, peer, header_i2r, header_r2i, rank: Rank::Current };
-        assert!(ops.push(link).is_ok() && ops.push(slot).is_ok());
+        let slot = Command::InstallSlot {
+            link: LinkId(0),
+            slot: SlotId(1),
+            peer,
+            header_i2r,
+            header_r2i,
+            rank: Rank::Current,
+        };
+        assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
                 let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
-                assert!(ops.push(Op::Inject { link: 0, slot: 1, header, body: vec![0; 240] }).is_ok());
+                assert!(
+                    commands
+                        .push(Command::Inject { link: LinkId(0), slot: SlotId(1), header, body: vec![0; 240] })
+                        .is_ok()
+                );
             }
             mix.turn(now);
-            mix.left(now + 100);
+            mix.record_latency(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
             (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
@@ -269,11 +280,11 @@ mod tests {
         assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, BUFFERS - 2 * POOL_MAX));
         let late = 200 * SECOND;
         assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
-        let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().forward.total.count() as usize;
+        let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().latency.forward.total.count() as usize;
         net.block(false);
         assert_eq!(sent(&mix), 0);
         mix.turn(late);
-        mix.left(late + 100);
+        mix.record_latency(late + 100);
         assert_eq!(sent(&mix), POOL_MAX);
         assert_eq!(inject(&mut mix, 0, late), (1, 0, BUFFERS));
         assert_eq!(
@@ -283,7 +294,7 @@ mod tests {
         assert_eq!(inject(&mut mix, 1, late), (1, 1, BUFFERS - 1), "there is room again");
         // Mixing could not have held them for more than its period: what the socket did is the node's.
         let profile = mix.profile().read();
-        let Latency { pool, node, total } = profile.forward;
+        let Latency { pool, node, total } = profile.latency.forward;
         assert_eq!([pool.count(), node.count(), total.count()], [2 * POOL_MAX as u64; 3]);
         assert!(pool.max() <= 60 * SECOND && pool.quantile(0.5) == 0, "the first were flushed at once");
         assert_eq!((node.max(), total.max()), (198 * SECOND + 100, 198 * SECOND + 100));

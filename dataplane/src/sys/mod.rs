@@ -1,6 +1,6 @@
 //! System calls: with `wire::gcm` the only place where unsafe code may stand.
 //!
-//! One call per function, behind a safe signature. Neighbours: [`crate::io`] and [`crate::runner`].
+//! One call per function, behind a safe signature. Neighbours: [`crate::socket`] and [`crate::runner`].
 
 mod arena;
 mod clock;

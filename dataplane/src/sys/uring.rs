@@ -141,9 +141,9 @@ impl Ring {
             unsafe { self.ring.submission().push(&entry) }.expect("a call has no more messages than the ring");
         }
         let mut results: Results = std::iter::repeat_n(0, count).collect();
-        let mut left = count;
-        while left > 0 {
-            if let Err(error) = self.ring.submit_and_wait(left)
+        let mut remaining = count;
+        while remaining > 0 {
+            if let Err(error) = self.ring.submit_and_wait(remaining)
                 && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
             {
                 // Without this call nobody knows what the kernel still does with memory that we would give up.
@@ -152,7 +152,7 @@ impl Ring {
             }
             for entry in self.ring.completion() {
                 results[entry.user_data() as usize] = entry.result();
-                left -= 1;
+                remaining -= 1;
             }
         }
         Ok(results)

@@ -8,21 +8,21 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::{Cell, FreeList};
-use dataplane::io::{Port, Rx, Tx};
+use dataplane::command::Command;
 use dataplane::lanes::Lanes;
 use dataplane::latency::Shared;
 use dataplane::ledger::{Ledger, Tally};
-use dataplane::links::{Rank, Side};
 use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
+use dataplane::socket::{Port, Rx, Tx};
 use dataplane::sys::Waker;
-use dataplane::table::{ChannelKeys, Op};
 use dataplane::{MILLI, Nanos, SECOND};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Header, Kind, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::key::Generations;
 use wire::link::HeaderKey;
@@ -92,7 +92,7 @@ impl Port for Side1 {
 pub struct Stand {
     shape: Shape,
     mix: Mix<Side1, Side1>,
-    ops: rtrb::Producer<Op>,
+    commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<Punt>,
     pub wires: [Rc<RefCell<Wire>>; 2],
     pub ledger: Arc<Mutex<Ledger>>,
@@ -106,7 +106,7 @@ const HEADER_KEYS: [[u8; 16]; 4] = [[1; 16], [2; 16], [3; 16], [4; 16]];
 impl Stand {
     pub fn new(class: Class, channels: u32, mixing: &str) -> Stand {
         let shape = Shape::new(class, 2).unwrap();
-        let (ops, from_control) = rtrb::RingBuffer::new(1024);
+        let (commands, from_control) = rtrb::RingBuffer::new(1024);
         let (to_control, punts) = rtrb::RingBuffer::new(256);
         let wires = [(); 2].map(|()| Rc::new(RefCell::new(Wire::default())));
         let [up, down] = [0, 1].map(|i: usize| Side1 { wire: wires[i].clone(), peer: peer(i) });
@@ -122,12 +122,19 @@ impl Stand {
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let mix = Mix::new(settings, (up, down), from_control, sender, rngs, SECOND);
         let (ledger, profile) = (mix.published(), mix.profile());
-        let mut stand = Stand { shape, mix, ops, punts, wires, ledger, profile, keys: Vec::new(), now: SECOND };
+        let mut stand = Stand { shape, mix, commands, punts, wires, ledger, profile, keys: Vec::new(), now: SECOND };
         for (link, side) in [(0, Side::Up), (1, Side::Down)] {
             let [i2r, r2i] = [0, 1].map(|way| Zeroizing::new(HEADER_KEYS[2 * link as usize + way]));
-            stand.op(Op::InstallLink { link, side, peer: peer(link as usize) });
+            stand.command(Command::InstallLink { link: LinkId(link), side, peer: peer(link as usize) });
             let (header_i2r, header_r2i, rank) = (i2r, r2i, Rank::Current);
-            stand.op(Op::InstallSlot { link, slot: 7, peer: peer(link as usize), header_i2r, header_r2i, rank });
+            stand.command(Command::InstallSlot {
+                link: LinkId(link),
+                slot: SlotId(7),
+                peer: peer(link as usize),
+                header_i2r,
+                header_r2i,
+                rank,
+            });
         }
         for channel in 0..channels {
             let secret = |way: u8| {
@@ -136,10 +143,10 @@ impl Stand {
                 Secret::new(bytes)
             };
             stand.keys.push((1000 + channel, Generations::new(&secret(1), 0), 0));
-            stand.op(Op::InstallChannel {
-                channel,
-                up: Some((0, 1000 + channel)),
-                down: Some((1, 500_000 + channel)),
+            stand.command(Command::InstallChannel {
+                channel: ChannelIndex(channel),
+                up: Some((LinkId(0), 1000 + channel)),
+                down: Some((LinkId(1), 500_000 + channel)),
                 keys: ChannelKeys::Hop { forward: secret(1), backward: secret(2) },
                 lifetime_s: 3600,
                 first: 0,
@@ -148,9 +155,9 @@ impl Stand {
         stand
     }
 
-    fn op(&mut self, op: Op) {
-        assert!(self.ops.push(op).is_ok());
-        if self.ops.slots() == 0 {
+    fn command(&mut self, command: Command) {
+        assert!(self.commands.push(command).is_ok());
+        if self.commands.slots() == 0 {
             self.turn();
         }
     }
@@ -159,7 +166,7 @@ impl Stand {
     pub fn turn(&mut self) {
         self.now += MILLI;
         self.mix.turn(self.now);
-        self.mix.left(self.now + MILLI / 4);
+        self.mix.record_latency(self.now + MILLI / 4);
         while self.punts.pop().is_ok() {}
     }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use control::Descriptor;
 use dataplane::lanes::Lanes;
-use dataplane::pool::Mixing;
+use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
 
 use super::source::{Source, Table, decode_base64};

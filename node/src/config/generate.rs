@@ -1,6 +1,6 @@
 //! Generated configuration files: every key of the role, with its summary. Defaults and examples are commented out.
 
-use super::table::{self, CAPS, Default, FORWARD, Key, Kind, NODE};
+use super::table::{self, CAPS, DefaultValue, FORWARD, Key, Kind, NODE};
 use super::{Forward, NodeRole, caps_values, node_name};
 use control::Caps;
 
@@ -53,7 +53,7 @@ fn line(key: &Key, value: Option<&Value>) -> String {
 fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
     let mut text = format!("\n# {}\n", key.doc);
     if forwards.is_empty() {
-        let required = FORWARD.iter().filter(|key| matches!(key.default, Default::Required));
+        let required = FORWARD.iter().filter(|key| matches!(key.default, DefaultValue::Required));
         text += "# [[forward]]\n";
         text.extend(required.map(|key| format!("# {}\n", key.line())));
     }

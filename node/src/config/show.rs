@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::source::{Source, Table};
-use super::table::{Default, Key, Kind, NODE};
+use super::table::{DefaultValue, Key, Kind, NODE};
 use super::{ConfigError, NodeConfig, NodeRole};
 
 /// The value of one key in an effective configuration.
@@ -76,7 +76,7 @@ pub fn effective_toml(settings: &[Setting]) -> String {
 
 fn unset(name: &str) -> &'static str {
     match super::table::find(NODE, name).map(|key| &key.default) {
-        Some(Default::Unset(meaning)) => meaning,
+        Some(DefaultValue::Unset(meaning)) => meaning,
         _ => "",
     }
 }

@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::table::{self, Default, Key, Kind};
+use super::table::{self, DefaultValue, Key, Kind};
 use super::{ConfigError, Location, NodeRole};
 
 /// A file's text. It may hold keys, so it is wiped.
@@ -197,7 +197,7 @@ impl<'s> Table<'s> {
             }
             self.check_value(key, value, role)?;
         }
-        let required = |key: &&Key| matches!(key.default, Default::Required) && key.roles.contains(&role);
+        let required = |key: &&Key| matches!(key.default, DefaultValue::Required) && key.roles.contains(&role);
         let missing = self.keys.iter().filter(required).find(|key| self.get(key.name).is_none());
         missing.map_or(Ok(()), |key| Err(self.missing(key)))
     }

@@ -18,7 +18,7 @@ pub struct Key {
     /// The values it takes.
     pub kind: Kind,
     /// What holds when it is not set.
-    pub default: Default,
+    pub default: DefaultValue,
     /// One sentence that fits behind a line of a generated file, then more.
     pub doc: &'static str,
     /// A value, as TOML.
@@ -48,7 +48,7 @@ pub enum Kind {
 }
 
 /// What holds when a key is not set.
-pub enum Default {
+pub enum DefaultValue {
     /// The key must be set.
     Required,
     /// There is no value, which means this.
@@ -67,7 +67,7 @@ pub static NODE: &[Key] = &[
         name: "role",
         roles: ALL,
         kind: Kind::Word(&["entry", "mix", "exit"]),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Role of the node.",
         example: "\"mix\"",
     },
@@ -75,7 +75,7 @@ pub static NODE: &[Key] = &[
         name: "position",
         roles: ALL,
         kind: Kind::Integer(0, 8),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Position in the chain: the entry is 0, mixes count from 1, the exit is last.",
         example: "1",
     },
@@ -83,7 +83,7 @@ pub static NODE: &[Key] = &[
         name: "chain",
         roles: ALL,
         kind: Kind::Text("a path"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "The chain's public file. Paths are relative to the folder of the configuration.",
         example: "\"chain.toml\"",
     },
@@ -91,7 +91,7 @@ pub static NODE: &[Key] = &[
         name: "keys",
         roles: ALL,
         kind: Kind::Text("a path"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "The node's private keys, mode 0600. `--keys` names another file.",
         example: "\"mix1.key\"",
     },
@@ -99,7 +99,7 @@ pub static NODE: &[Key] = &[
         name: "status",
         roles: ALL,
         kind: Kind::Text("a path"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Unix socket that `eddy status` reads. Mode 0600; it takes no commands.",
         example: "\"mix1.sock\"",
     },
@@ -107,7 +107,7 @@ pub static NODE: &[Key] = &[
         name: "up",
         roles: &[Mix, Exit],
         kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Local address of the link to the previous hop.",
         example: "\"127.0.0.1:4701\"",
     },
@@ -115,7 +115,7 @@ pub static NODE: &[Key] = &[
         name: "down",
         roles: &[Entry, Mix],
         kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
-        default: Default::Unset("any port of any address"),
+        default: DefaultValue::Unset("any port of any address"),
         doc: "Local address of the link to the next hop.",
         example: "\"0.0.0.0:0\"",
     },
@@ -123,7 +123,7 @@ pub static NODE: &[Key] = &[
         name: "next",
         roles: &[Entry, Mix],
         kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
-        default: Default::Unset("the address in the chain file"),
+        default: DefaultValue::Unset("the address in the chain file"),
         doc: "Address of the next hop, if it is not reached at its published one (NAT, a proxy).",
         example: "\"192.0.2.7:4702\"",
     },
@@ -131,7 +131,7 @@ pub static NODE: &[Key] = &[
         name: "mixing",
         roles: &[Mix],
         kind: Kind::Text("NAME:KEY=VALUE,..."),
-        default: Default::Value("\"threshold-or-timed:n=64,t=5ms\""),
+        default: DefaultValue::Value("\"threshold-or-timed:n=64,n_min=8,t=5ms\""),
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
               It may not hold cells longer than the node's descriptor promises.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
@@ -140,7 +140,7 @@ pub static NODE: &[Key] = &[
         name: "channels",
         roles: &[Entry],
         kind: Kind::Integer(1, 256),
-        default: Default::Integer(CHANNELS as i64),
+        default: DefaultValue::Integer(CHANNELS as i64),
         doc: "Channels to keep open; clients are spread over them.",
         example: "4",
     },
@@ -148,7 +148,7 @@ pub static NODE: &[Key] = &[
         name: "flow_idle_s",
         roles: &[Entry, Exit],
         kind: Kind::Integer(1, 86_400),
-        default: Default::Integer(FLOW_IDLE_S as i64),
+        default: DefaultValue::Integer(FLOW_IDLE_S as i64),
         doc: "Seconds after which a flow that sends nothing is closed. Answers do not count.",
         example: "300",
     },
@@ -156,7 +156,7 @@ pub static NODE: &[Key] = &[
         name: "socks",
         roles: &[Entry],
         kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "SOCKS5 servers for UDP. Other hosts than this one need [socks_users] in the key file.",
         example: "[\"127.0.0.1:1080\"]",
     },
@@ -164,7 +164,7 @@ pub static NODE: &[Key] = &[
         name: "pymix",
         roles: &[Entry],
         kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "UDP ports for PyMix clients. Each of their datagrams begins with its destination: IPv4 address and port.",
         example: "[\"127.0.0.1:5001\"]",
     },
@@ -172,7 +172,7 @@ pub static NODE: &[Key] = &[
         name: "commands",
         roles: &[Entry],
         kind: Kind::Text("a path"),
-        default: Default::Unset("no command socket"),
+        default: DefaultValue::Unset("no command socket"),
         doc: "Unix socket that `eddy forward` commands the entry through. Mode 0600.",
         example: "\"entry.cmd\"",
     },
@@ -180,7 +180,7 @@ pub static NODE: &[Key] = &[
         name: "allow",
         roles: &[Exit],
         kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "Destinations to open: private, loopback, link-local, multicast, reserved and this host's own are closed. \
               Of all matching entries in `allow` and `deny` the narrowest decides. A name is judged by the address it \
               resolves to. Ports may follow: \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\", \"[2001:db8::/32]:53\".",
@@ -190,7 +190,7 @@ pub static NODE: &[Key] = &[
         name: "deny",
         roles: &[Exit],
         kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "Destinations to close: the public internet is open. Same form as `allow`.",
         example: "[\"192.0.2.0/24\"]",
     },
@@ -198,7 +198,7 @@ pub static NODE: &[Key] = &[
         name: "trust",
         roles: &[Exit],
         kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "Destinations without the three limits below. For receivers that never answer (RTP without RTCP) and \
               services of your own. It opens nothing: `allow` must still list a closed destination.",
         example: "[\"192.0.2.7:5004\"]",
@@ -207,7 +207,7 @@ pub static NODE: &[Key] = &[
         name: "max_unanswered",
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
-        default: Default::Integer(MAX_UNANSWERED as i64),
+        default: DefaultValue::Integer(MAX_UNANSWERED as i64),
         doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Nobody can flood a host \
               that did not ask for it. Forgotten after ten minutes.",
         example: "1000",
@@ -216,7 +216,7 @@ pub static NODE: &[Key] = &[
         name: "max_flow_rate",
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
-        default: Default::Integer(MAX_FLOW_RATE as i64),
+        default: DefaultValue::Integer(MAX_FLOW_RATE as i64),
         doc: "Datagrams per second of one flow, each way; 0 is no limit. A quarter of it may come at once.",
         example: "100000",
     },
@@ -224,7 +224,7 @@ pub static NODE: &[Key] = &[
         name: "max_destination_rate",
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
-        default: Default::Integer(MAX_DESTINATION_RATE as i64),
+        default: DefaultValue::Integer(MAX_DESTINATION_RATE as i64),
         doc: "Datagrams per second of all flows with one address, each way; 0 is no limit. IPv6 counts by /64.",
         example: "200000",
     },
@@ -232,7 +232,7 @@ pub static NODE: &[Key] = &[
         name: "filtering",
         roles: &[Exit],
         kind: Kind::Word(&["endpoint", "none"]),
-        default: Default::Value("\"endpoint\""),
+        default: DefaultValue::Value("\"endpoint\""),
         doc: "Who may send to a client: addresses it has sent to (endpoint), or anyone who finds its port (none). \
               `none` is for games and calls between peers (RFC 4787). Only SOCKS clients and tunnels hear such \
               datagrams, one cell's worth each, and only from where the policy lets them answer.",
@@ -242,7 +242,7 @@ pub static NODE: &[Key] = &[
         name: "resolver",
         roles: &[Exit],
         kind: Kind::Text("IP or IP:PORT"),
-        default: Default::Unset("the name servers of /etc/resolv.conf"),
+        default: DefaultValue::Unset("the name servers of /etc/resolv.conf"),
         doc: "Name server for the names that clients send to.",
         example: "\"9.9.9.9:53\"",
     },
@@ -250,7 +250,7 @@ pub static NODE: &[Key] = &[
         name: "max_flows_per_channel",
         roles: &[Exit],
         kind: Kind::Integer(1, 65_536),
-        default: Default::Integer(MAX_FLOWS_PER_CHANNEL as i64),
+        default: DefaultValue::Integer(MAX_FLOWS_PER_CHANNEL as i64),
         doc: "Flows of one channel.",
         example: "1024",
     },
@@ -258,7 +258,7 @@ pub static NODE: &[Key] = &[
         name: "max_sockets",
         roles: &[Exit],
         kind: Kind::Integer(1, 1_000_000),
-        default: Default::Integer(MAX_SOCKETS as i64),
+        default: DefaultValue::Integer(MAX_SOCKETS as i64),
         doc: "Sockets of all clients. Needs as many open files, and 64 more.",
         example: "4096",
     },
@@ -266,7 +266,7 @@ pub static NODE: &[Key] = &[
         name: "window",
         roles: ALL,
         kind: Kind::Integer(64, 65_536),
-        default: Default::Integer(WINDOW as i64),
+        default: DefaultValue::Integer(WINDOW as i64),
         doc: "Replay window of a channel in cells, a power of two.",
         example: "4096",
     },
@@ -274,7 +274,7 @@ pub static NODE: &[Key] = &[
         name: "receive_buffer",
         roles: ALL,
         kind: Kind::Integer(4096, (1 << 30) - 1),
-        default: Default::Integer(RECEIVE_BUFFER as i64),
+        default: DefaultValue::Integer(RECEIVE_BUFFER as i64),
         doc: "Receive buffer of each link socket in bytes. If set, the node does not start with less; the default is \
               best effort.",
         example: "8388608",
@@ -283,7 +283,7 @@ pub static NODE: &[Key] = &[
         name: "cores",
         roles: ALL,
         kind: Kind::Integers(0, 1023),
-        default: Default::Value("[]"),
+        default: DefaultValue::Value("[]"),
         doc: "Cores for the workers, one each, from the first again if there are more workers. Without any the system \
               chooses.",
         example: "[0]",
@@ -292,7 +292,7 @@ pub static NODE: &[Key] = &[
         name: "spin_us",
         roles: ALL,
         kind: Kind::Integer(0, 100_000),
-        default: Default::Integer(0),
+        default: DefaultValue::Integer(0),
         doc: "Microseconds that a worker keeps polling after it received something, before it sleeps.",
         example: "50",
     },
@@ -300,7 +300,7 @@ pub static NODE: &[Key] = &[
         name: "hugepages",
         roles: ALL,
         kind: Kind::Switch,
-        default: Default::Value("true"),
+        default: DefaultValue::Value("true"),
         doc: "Cell buffers and channels on pages of 2 MB (madvise), where the system has them.",
         example: "true",
     },
@@ -308,7 +308,7 @@ pub static NODE: &[Key] = &[
         name: "offload",
         roles: ALL,
         kind: Kind::Word(&["auto", "on", "off"]),
-        default: Default::Value("\"auto\""),
+        default: DefaultValue::Value("\"auto\""),
         doc: "GSO and GRO on link sockets (UDP_SEGMENT, UDP_GRO).",
         example: "\"auto\"",
     },
@@ -316,7 +316,7 @@ pub static NODE: &[Key] = &[
         name: "io",
         roles: ALL,
         kind: Kind::Word(&["auto", "mmsg", "uring"]),
-        default: Default::Value("\"auto\""),
+        default: DefaultValue::Value("\"auto\""),
         doc: "System calls of link sockets.",
         example: "\"auto\"",
     },
@@ -324,7 +324,7 @@ pub static NODE: &[Key] = &[
         name: "renew_after_s",
         roles: ALL,
         kind: Kind::Integer(1, 3600),
-        default: Default::Integer(RENEW_AFTER_S as i64),
+        default: DefaultValue::Integer(RENEW_AFTER_S as i64),
         doc: "Seconds after which a link gets new keys. Old ones are dropped after half as long again, at least 10 s \
               later.",
         example: "120",
@@ -333,7 +333,7 @@ pub static NODE: &[Key] = &[
         name: "forward",
         roles: &[Entry],
         kind: Kind::Tables(FORWARD),
-        default: Default::Unset("no forwards"),
+        default: DefaultValue::Unset("no forwards"),
         doc: "Datagrams sent to `listen` leave the exit towards `to`. Like `ssh -L`, for UDP.",
         example: "",
     },
@@ -341,7 +341,7 @@ pub static NODE: &[Key] = &[
         name: "caps",
         roles: &[Mix, Exit],
         kind: Kind::Table(CAPS),
-        default: Default::Unset("the defaults below"),
+        default: DefaultValue::Unset("the defaults below"),
         doc: "Bounds of admission. Setups and handshakes beyond them are refused and counted; open channels stay.",
         example: "",
     },
@@ -353,7 +353,7 @@ pub static FORWARD: &[Key] = &[
         name: "listen",
         roles: &[Entry],
         kind: Kind::Text("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Address of the entry that clients send to.",
         example: "\"127.0.0.1:5000\"",
     },
@@ -361,7 +361,7 @@ pub static FORWARD: &[Key] = &[
         name: "to",
         roles: &[Entry],
         kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
-        default: Default::Required,
+        default: DefaultValue::Required,
         doc: "Destination of the exit. A name is resolved there.",
         example: "\"192.0.2.7:5000\"",
     },
@@ -369,7 +369,7 @@ pub static FORWARD: &[Key] = &[
         name: "idle_s",
         roles: &[Entry],
         kind: Kind::Integer(1, 86_400),
-        default: Default::Unset("flow_idle_s"),
+        default: DefaultValue::Unset("flow_idle_s"),
         doc: "Seconds after which its idle flows are closed.",
         example: "300",
     },
@@ -377,7 +377,14 @@ pub static FORWARD: &[Key] = &[
 
 /// A bound of admission, with the default of `control::Caps`.
 const fn cap(name: &'static str, max: i64, default: i64, doc: &'static str, example: &'static str) -> Key {
-    Key { name, roles: &[Mix, Exit], kind: Kind::Integer(1, max), default: Default::Integer(default), doc, example }
+    Key {
+        name,
+        roles: &[Mix, Exit],
+        kind: Kind::Integer(1, max),
+        default: DefaultValue::Integer(default),
+        doc,
+        example,
+    }
 }
 
 /// Most channels of a node; each costs it a few kB.
@@ -407,7 +414,7 @@ pub static CAPS: &[Key] = &[
 
 /// A key of another kind of file.
 const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
-    Key { name, roles: ALL, kind, default: Default::Required, doc, example }
+    Key { name, roles: ALL, kind, default: DefaultValue::Required, doc, example }
 }
 
 const COPY: &str = "\"...\" as the chain's operator gives it";
@@ -446,7 +453,7 @@ const fn optional(
     doc: &'static str,
     example: &'static str,
 ) -> Key {
-    Key { name, roles: ALL, kind, default: Default::Unset(unset), doc, example }
+    Key { name, roles: ALL, kind, default: DefaultValue::Unset(unset), doc, example }
 }
 
 /// Keys of a key file.
@@ -489,9 +496,9 @@ impl Key {
     /// Its default as TOML, if it is a value.
     pub fn default_value(&self) -> Option<String> {
         match self.default {
-            Default::Integer(number) => Some(number.to_string()),
-            Default::Value(text) => Some(text.to_owned()),
-            Default::Required | Default::Unset(_) => None,
+            DefaultValue::Integer(number) => Some(number.to_string()),
+            DefaultValue::Value(text) => Some(text.to_owned()),
+            DefaultValue::Required | DefaultValue::Unset(_) => None,
         }
     }
 
@@ -500,7 +507,7 @@ impl Key {
         match &self.kind {
             Kind::Table(keys) => format!("[{}] with lines such as {}", self.name, keys[0].line()),
             Kind::Tables(keys) => {
-                let required = keys.iter().filter(|key| matches!(key.default, Default::Required));
+                let required = keys.iter().filter(|key| matches!(key.default, DefaultValue::Required));
                 let names: Vec<&str> = required.map(|key| key.name).collect();
                 format!("[[{}]] with {} below it", self.name, names.join(", "))
             }

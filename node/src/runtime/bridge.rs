@@ -9,13 +9,9 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
 use control::{Control, DataOp, Event, Input, Output};
-use dataplane::links::{Rank, Side};
-use dataplane::ops::OpSender;
-use dataplane::punt::{Ended, Notice, Punt};
-use dataplane::table::{ChannelKeys, Op};
-use wire::ids::{self, ChannelIndex, EndReason, LinkId, SlotId};
-
-const _: () = assert!(LinkId::INDEX_BITS == dataplane::links::PLACE_BITS);
+use dataplane::command::{Command, CommandSender};
+use dataplane::punt::{Notice, Punt};
+use wire::ids::{LinkId, Side};
 
 /// Handshake datagrams that wait at most.
 const OUTGOING_MAX: usize = 1024;
@@ -56,12 +52,12 @@ struct Outgoing {
 /// Control with its ends of the rings.
 pub struct Joint {
     control: Control,
-    ops: OpSender,
+    ops: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
     /// Operations that found the ring full; their order is binding. While there are any, control takes in nothing:
     /// at most [`BACKLOG_MAX`] and one for each channel.
-    backlog: VecDeque<Op>,
+    backlog: VecDeque<Command>,
     /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
     /// may answer with a cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
@@ -69,7 +65,7 @@ pub struct Joint {
 
 impl Joint {
     /// Joins a control plane to its workers' rings.
-    pub fn new(control: Control, ops: OpSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
+    pub fn new(control: Control, ops: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
         Joint { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
@@ -116,12 +112,12 @@ impl Joint {
                     let after = self.ops.pushed() + self.backlog.len() as u64;
                     // One too many is lost like any datagram; its handshake is tried again.
                     if self.outgoing.len() < OUTGOING_MAX {
-                        self.outgoing.push_back(Outgoing { after, side: data_side(side), to, datagram });
+                        self.outgoing.push_back(Outgoing { after, side, to, datagram });
                     } else {
                         self.control.lost_outgoing();
                     }
                 }
-                Output::Data(op) => self.backlog.push_back(operation(op)),
+                Output::Data(op) => self.backlog.push_back(command(op)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
@@ -146,7 +142,7 @@ impl Joint {
     }
 
     /// Takes some of what the worker is ordered beside what control wants, unless it is behind with that.
-    pub fn take_orders(&mut self, orders: &Receiver<Op>) {
+    pub fn take_orders(&mut self, orders: &Receiver<Command>) {
         if self.backlog.is_empty() {
             self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
         }
@@ -154,25 +150,21 @@ impl Joint {
 
     /// Answers a [`Note::Resolve`].
     pub fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
-        self.backlog.push_back(Op::Resolved { query, addresses });
+        self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
-                let side = control_side(side);
                 self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {
-                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
-                let (link, slot) = (LinkId(link), SlotId(slot));
                 self.control.handle(now, wall, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
-                let link = LinkId(link);
                 self.control.handle(now, wall, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
@@ -181,13 +173,6 @@ impl Joint {
                 if !ended {
                     return;
                 }
-                let reason = match reason {
-                    Ended::Lifetime => EndReason::Lifetime,
-                    Ended::Idle => EndReason::Idle,
-                    Ended::Lost => EndReason::Lost,
-                    Ended::Retired => EndReason::Retired,
-                };
-                let channel = ChannelIndex(channel);
                 self.control.handle(now, wall, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
@@ -196,45 +181,22 @@ impl Joint {
     }
 }
 
-fn control_side(side: Side) -> ids::Side {
-    match side {
-        Side::Up => ids::Side::Up,
-        Side::Down => ids::Side::Down,
-    }
-}
-
-fn data_side(side: ids::Side) -> Side {
-    match side {
-        ids::Side::Up => Side::Up,
-        ids::Side::Down => Side::Down,
-    }
-}
-
-fn operation(op: DataOp) -> Op {
+/// Control's operations are a subset of a worker's commands.
+fn command(op: DataOp) -> Command {
     match op {
-        DataOp::InstallLink { link, side, peer } => Op::InstallLink { link: link.0, side: data_side(side), peer },
+        DataOp::InstallLink { link, side, peer } => Command::InstallLink { link, side, peer },
         DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
-            let rank = match rank {
-                ids::Rank::Next => Rank::Next,
-                ids::Rank::Previous => Rank::Previous,
-                ids::Rank::Current => Rank::Current,
-            };
-            Op::InstallSlot { link: link.0, slot: slot.0, peer, header_i2r, header_r2i, rank }
+            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot, peer } => Op::Promote { link: link.0, slot: slot.0, peer },
-        DataOp::RetireSlot { link, slot } => Op::RetireSlot { link: link.0, slot: slot.0 },
-        DataOp::RetireLink { link } => Op::RetireLink { link: link.0 },
+        DataOp::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
+        DataOp::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
+        DataOp::RetireLink { link } => Command::RetireLink { link },
         DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
-            let keys = match keys {
-                ids::ChannelKeys::Hop { forward, backward } => ChannelKeys::Hop { forward, backward },
-                ids::ChannelKeys::Entry(hops) => ChannelKeys::Entry(hops),
-            };
-            let id = |on: Option<(LinkId, u32)>| on.map(|(link, number)| (link.0, number));
-            Op::InstallChannel { channel: channel.0, up: id(up), down: id(down), keys, lifetime_s, first }
+            Command::InstallChannel { channel, up, down, keys, lifetime_s, first }
         }
-        DataOp::RetireChannel { channel } => Op::RetireChannel { channel: channel.0 },
-        DataOp::Supersede { old, new } => Op::Supersede { old: old.0, new: new.0 },
-        DataOp::Inject { link, slot, header, body } => Op::Inject { link: link.0, slot: slot.0, header, body },
+        DataOp::RetireChannel { channel } => Command::RetireChannel { channel },
+        DataOp::Supersede { old, new } => Command::Supersede { old, new },
+        DataOp::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
     }
 }
 
@@ -249,11 +211,12 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
     use wire::cell::{Class, Shape};
+    use wire::ids::SlotId;
 
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four operations, and the ring's other ends.
-    fn joint() -> (Joint, rtrb::Consumer<Op>, rtrb::Producer<Punt>) {
+    fn joint() -> (Joint, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
         let hop = |position| Descriptor {
@@ -287,7 +250,7 @@ mod tests {
         let control = Control::new(config, rng, Duration::ZERO).unwrap();
         let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let joint = Joint::new(control, OpSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
+        let joint = Joint::new(control, CommandSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
         (joint, worker_ops, worker_punts)
     }
 
@@ -304,7 +267,7 @@ mod tests {
         (0..10).for_each(|query| joint.resolved(query, Vec::new()));
         for _ in 0..3 {
             let from = SocketAddr::from(([1, 1, 1, 1], 1));
-            assert!(punts.push(Punt::Promoted { link: 9, slot: 9, from }).is_ok());
+            assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
         }
         let mut taken = Vec::new();
         for left in [6, 2, 0] {
@@ -312,7 +275,7 @@ mod tests {
             turn(&mut joint, Duration::ZERO);
             assert_eq!(joint.backlog.len(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as operations do");
-            while let Ok(Op::Resolved { query, .. }) = worker.pop() {
+            while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query);
             }
         }

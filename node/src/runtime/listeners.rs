@@ -10,9 +10,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dataplane::entry::{Association, Destination, Kind, Listener};
+use dataplane::command::Command;
+use dataplane::entry::{Association, Destination, Listener, ListenerKind};
 use dataplane::sys::{self, Waker};
-use dataplane::table::Op;
 use wire::cell::Shape;
 use wire::frames::Status;
 
@@ -30,7 +30,7 @@ pub struct Listeners {
     /// Of forwards that do not say otherwise, and of associations.
     idle: Duration,
     state: Arc<Mutex<State>>,
-    orders: Sender<Op>,
+    orders: Sender<Command>,
     control: Arc<Waker>,
 }
 
@@ -73,7 +73,7 @@ impl Drop for Relay {
 struct Open {
     id: u32,
     socket: UdpSocket,
-    kind: Kind,
+    kind: ListenerKind,
     idle: Duration,
     /// A tunnel's.
     refusals: Option<Arc<Refusals>>,
@@ -88,7 +88,7 @@ impl Listeners {
         shape: Shape,
         idle: Duration,
         first: &[(UdpSocket, Listener)],
-        orders: Sender<Op>,
+        orders: Sender<Command>,
         control: Arc<Waker>,
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
@@ -118,7 +118,7 @@ impl Listeners {
         let Forward { listen, to, idle } = forward;
         let said = format!("the forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| cannot_bind(&said, listen, &why))?;
-        let listener = Listener { kind: Kind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
+        let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
@@ -136,11 +136,11 @@ impl Listeners {
     /// All forwards, oldest first, by the worker's name for them.
     pub fn forwards(&self) -> Vec<(u32, Forward)> {
         let of = |open: &Open| match &open.kind {
-            Kind::Forward(to) => {
+            ListenerKind::Forward(to) => {
                 let listen = open.socket.local_addr().ok()?;
                 Some((open.id, Forward { listen, to: to.clone(), idle: Some(open.idle) }))
             }
-            Kind::Pymix | Kind::Socks(_) => None,
+            ListenerKind::Pymix | ListenerKind::Socks(_) => None,
         };
         self.state().open.iter().filter_map(of).collect()
     }
@@ -163,7 +163,7 @@ impl Listeners {
         let id = state.next;
         state.next += 1;
         state.open.push(Open { id, socket: duplicate, kind, idle, refusals });
-        self.order(Op::Listen { id, socket, listener });
+        self.order(Command::Listen { id, socket, listener });
         Ok(id)
     }
 
@@ -171,7 +171,7 @@ impl Listeners {
     pub fn find(&self, id: u32) -> Option<(SocketAddr, bool)> {
         let state = self.state();
         let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
-        Some((socket.local_addr().ok()?, matches!(kind, Kind::Forward(_))))
+        Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
     /// Has the worker close a socket.
@@ -180,7 +180,7 @@ impl Listeners {
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
             let gone = state.open.remove(at);
             state.gone += sys::kernel_drops(&gone.socket).unwrap_or(0);
-            self.order(Op::Unlisten { id });
+            self.order(Command::Unlisten { id });
         }
     }
 
@@ -198,7 +198,7 @@ impl Listeners {
     pub fn relay(&self, ip: IpAddr, association: Association) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
-        let id = self.open(socket, Listener { kind: Kind::Socks(association), idle: self.idle })?;
+        let id = self.open(socket, Listener { kind: ListenerKind::Socks(association), idle: self.idle })?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
@@ -209,7 +209,7 @@ impl Listeners {
     pub fn tunnel(&self, ip: IpAddr, association: Association, refusals: Arc<Refusals>) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
-        let listener = Listener { kind: Kind::Socks(association), idle: self.idle };
+        let listener = Listener { kind: ListenerKind::Socks(association), idle: self.idle };
         let id = self.open_for(socket, listener, Some(refusals))?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
@@ -225,7 +225,7 @@ impl Listeners {
         }
     }
 
-    fn order(&self, op: Op) {
+    fn order(&self, op: Command) {
         // A node that ends takes no more orders, and closes all its sockets.
         let _ = self.orders.send(op);
         self.control.wake();
@@ -265,9 +265,9 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(300);
 
-    fn listeners() -> (Listeners, Receiver<Op>) {
+    fn listeners() -> (Listeners, Receiver<Command>) {
         let (orders, taken) = mpsc::channel();
-        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: Kind::Pymix, idle: IDLE })];
+        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: ListenerKind::Pymix, idle: IDLE })];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
         (Listeners::new(shape, IDLE, &first, orders, waker).unwrap(), taken)
     }
@@ -278,14 +278,14 @@ mod tests {
         assert!(listeners.forwards().is_empty(), "a pymix port is no forward");
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
         assert_eq!(added.idle, Some(Duration::from_secs(30)));
-        let Ok(Op::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Ok(Command::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
         assert_eq!((socket.local_addr().unwrap(), listener.idle), (added.listen, Duration::from_secs(30)));
         assert_eq!(listeners.forwards(), [(1, added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
         assert!(refused.contains("has this port"), "{refused}");
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
-        assert!(matches!(taken.try_recv(), Ok(Op::Unlisten { id: 1 })));
+        assert!(matches!(taken.try_recv(), Ok(Command::Unlisten { id: 1 })));
         assert_eq!(listeners.remove(added.listen), None);
         // The worker, too, lets go of it.
         drop(socket);
@@ -296,7 +296,7 @@ mod tests {
     fn what_the_kernel_dropped_stays_counted_when_a_socket_goes() {
         let (listeners, taken) = listeners();
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000".parse().unwrap()).unwrap();
-        let Ok(Op::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Ok(Command::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
         sys::size_receive_buffer(&socket, 4096).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..100).for_each(|_| _ = sender.send_to(&[0; 1000], added.listen).unwrap());

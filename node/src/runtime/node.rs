@@ -12,20 +12,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use control::{Config, Control, Counters, NextHop, Role, Timing};
+use dataplane::command::Command;
 use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
-use dataplane::table::Op;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
+use wire::ids::Side;
 
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
@@ -339,7 +339,7 @@ impl Drop for ControlThread {
 struct ControlThread {
     joint: Joint,
     /// What the worker is to do beside what control wants.
-    orders: Receiver<Op>,
+    orders: Receiver<Command>,
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),

@@ -6,7 +6,7 @@
 use std::net::UdpSocket;
 use std::sync::Arc;
 
-use dataplane::entry::Kind;
+use dataplane::entry::ListenerKind;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
@@ -153,9 +153,9 @@ fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
     }
     for (socket, listener) in &sockets.listeners {
         line += &match &listener.kind {
-            Kind::Forward(to) => format!(", forward {}={to}", local(socket)),
-            Kind::Pymix => format!(", pymix {}", local(socket)),
-            Kind::Socks(_) => continue,
+            ListenerKind::Forward(to) => format!(", forward {}={to}", local(socket)),
+            ListenerKind::Pymix => format!(", pymix {}", local(socket)),
+            ListenerKind::Socks(_) => continue,
         };
     }
     for socket in &sockets.socks {

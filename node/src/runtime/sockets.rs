@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
-use dataplane::entry::{Kind, Listener};
+use dataplane::entry::{Listener, ListenerKind};
 use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
@@ -235,7 +235,7 @@ fn wanted(
                 None => format!("--forward {listen}={to}"),
             };
             want("a forward", said, *listen);
-            listeners.push(Listener { kind: Kind::Forward(to.clone()), idle: idle.unwrap_or(entry.flow_idle) });
+            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(entry.flow_idle) });
         }
         for (i, listen) in entry.pymix.iter().enumerate() {
             let said = match config.place("pymix", i) {
@@ -243,7 +243,7 @@ fn wanted(
                 None => format!("--pymix {listen}"),
             };
             want("pymix", said, *listen);
-            listeners.push(Listener { kind: Kind::Pymix, idle: entry.flow_idle });
+            listeners.push(Listener { kind: ListenerKind::Pymix, idle: entry.flow_idle });
         }
         for (i, listen) in entry.socks.iter().enumerate() {
             let said = match config.place("socks", i) {

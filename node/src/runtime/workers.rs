@@ -10,29 +10,28 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use dataplane::command::{Command, CommandSender};
 use dataplane::entry::Entry;
 use dataplane::exit::Exit;
 use dataplane::exit::policy::Policy;
-use dataplane::ingress::lengths;
-use dataplane::io::apps::UdpApps;
-use dataplane::io::calls::{Calls, Io};
-use dataplane::io::link::LinkPort;
-use dataplane::io::offload::{Offload, Offloads};
 use dataplane::lanes::Lanes;
 use dataplane::latency;
 use dataplane::ledger::Ledger;
-use dataplane::links::Side;
 use dataplane::mix::multicore::{ShardParts, shards};
 use dataplane::mix::{self, Mix};
-use dataplane::ops::OpSender;
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::{self, Clock, Poller, Run, Turns, Worker};
+use dataplane::socket::apps::UdpApps;
+use dataplane::socket::backend::{Calls, Io};
+use dataplane::socket::link::LinkPort;
+use dataplane::socket::offload::{Offload, Offloads};
+use dataplane::stage::ingress::lengths;
 use dataplane::sys::{self, Waker};
-use dataplane::table::Op;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tracing::warn;
 use wire::cell::Shape;
+use wire::ids::Side;
 
 use crate::config::{Chain, ConfigError, Location, NodeConfig, Part};
 use crate::error::StartError;
@@ -50,7 +49,7 @@ pub struct Workers {
     /// Their threads.
     pub threads: Vec<JoinHandle<()>>,
     /// To all of them.
-    pub ops: OpSender,
+    pub ops: CommandSender,
     /// From each.
     pub punts: Vec<rtrb::Consumer<Punt>>,
     /// What each counts.
@@ -65,7 +64,7 @@ pub struct Workers {
 
 /// A worker's ends of its rings, and what its thread waits on.
 struct Seat {
-    ops: rtrb::Consumer<Op>,
+    ops: rtrb::Consumer<Command>,
     punts: PuntSender,
     waker: Arc<Waker>,
     poller: Poller,
@@ -108,7 +107,7 @@ impl Workers {
             punts.push(from_worker);
             seats.push(Seat { ops, punts: PuntSender::new(to_control, control.clone()), waker, poller });
         }
-        let ops = OpSender::to_all(rings, lanes);
+        let ops = CommandSender::to_all(rings, lanes);
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
         let mut workers = Workers {
             threads: Vec::new(),
@@ -195,7 +194,7 @@ impl Workers {
                     let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
                     for (up, Seat { ops, punts, waker, poller }) in up.into_iter().zip(seats) {
                         pollers.push((poller, waker.clone()));
-                        parts.push(ShardParts { up, down: down.next(), ops, punts, waker, rng: rng()? });
+                        parts.push(ShardParts { up, down: down.next(), commands: ops, punts, waker, rng: rng()? });
                     }
                     let edges = shards(settings, parts, [rng()?, rng()?], clock.now());
                     for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {

@@ -1,8 +1,8 @@
-//! `eddy chain`: the demonstration and the smoke test.
+//! `eddy chain`: a demonstration and smoke test.
 //!
-//! Makes a chain in a temporary folder, binds every socket first, starts entry, mixes and exit as
-//! processes of their own that inherit them, sends messages through, and accounts for every packet.
-//! Succeeds only if everything sent was delivered and answered and every ledger closes.
+//! Creates a chain in a temporary folder, binds every socket, starts entry, mixes and exit as processes
+//! that inherit them, sends messages, and accounts for every packet. Succeeds only if everything sent was
+//! delivered and answered and every ledger closes.
 //!
 //! `children` keeps the processes, `traffic` sends and answers, `summary` prints the result.
 
@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use dataplane::io::calls::Calls;
 use dataplane::lanes;
+use dataplane::socket::backend::Calls;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::cell::Shape;
 use wire::frames;
@@ -34,24 +34,24 @@ use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
 use eddy_node::runtime::{sockets, status};
 
-/// Messages per second unless said otherwise.
+/// Messages per second by default.
 const RATE: f64 = 50.0;
-/// Messages of one run: their times are kept in memory.
+/// Most messages of one run: their times are kept in memory.
 const MESSAGES_MAX: u64 = 20_000_000;
-/// How long a chain may take to come up, beside what its mixing delays.
+/// Time for a chain to come up, in addition to its mixing delays.
 const SETUP_MAX: Duration = Duration::from_secs(20);
-/// How long an answer may take, beside what mixing delays.
+/// Time for an answer, in addition to the mixing delays.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What its exit may reach, beside the internet.
+/// What the exit may reach in addition to public networks.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
-/// How often a running chain is looked at.
+/// Time between checks of a running chain.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Every socket of the chain, bound before any process starts, so that no port can be lost to
-/// another program in between.
+/// Every socket of the chain, bound before any process starts: no other program can take a port in
+/// between.
 struct Bound {
     entry: Vec<UdpSocket>,
-    /// Of each its lanes, and where it sends to the next hop from.
+    /// Of each mix: one `up` per worker, and `down`.
     mixes: Vec<(Vec<UdpSocket>, UdpSocket)>,
     exit: UdpSocket,
     receivers: Vec<UdpSocket>,
@@ -151,8 +151,7 @@ fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
     let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
     if messages > MESSAGES_MAX {
         return Err(ConfigError::Arguments(format!(
-            "{messages} messages are more than one run takes: stay below {MESSAGES_MAX} with \
-             --rate, --seconds and --messages"
+            "{messages} messages are too many for one run: lower --rate, --seconds or --messages (limit {MESSAGES_MAX})"
         )));
     }
     let payload = args.payload_len.map_or(Payload::Hello, |len| Payload::Length(len as usize));
@@ -182,7 +181,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     let any = || {
         UdpSocket::bind((loopback, 0)).with_context(|| {
             let family = if args.ipv6 { "IPv6: leave out --ipv6" } else { "IPv4: try --ipv6" };
-            format!("cannot bind a UDP socket to {loopback}; this host may be without {family}")
+            format!("cannot bind a UDP socket to {loopback}: this host may have no {family}")
         })
     };
     let given = |address: SocketAddr, option: &str| {
@@ -200,7 +199,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     }
     let listen = |&at: &SocketAddr| {
         if !at.ip().to_canonical().is_loopback() {
-            let said = format!("--socks {at}: a demonstration serves this host alone: take 127.0.0.1:{}", at.port());
+            let said = format!("--socks {at} is not on loopback: use 127.0.0.1:{}", at.port());
             return Err(ConfigError::Arguments(said).into());
         }
         Ok(TcpListener::bind(at).map_err(|why| sockets::cannot_listen(&format!("--socks {at}"), at, &why))?)
@@ -218,7 +217,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     Ok(Bound { entry, mixes, exit: any()?, receivers, socks })
 }
 
-/// So many sockets at ports in a row.
+/// `count` sockets at ports in a row.
 fn row(any: &impl Fn() -> anyhow::Result<UdpSocket>, count: usize) -> anyhow::Result<Vec<UdpSocket>> {
     let rest = || {
         let mut row = vec![any()?];
@@ -231,13 +230,13 @@ fn row(any: &impl Fn() -> anyhow::Result<UdpSocket>, count: usize) -> anyhow::Re
         }
         anyhow::Ok(Some(row))
     };
-    // Some other socket may have one of the ports.
+    // Another socket may have one of the ports: try elsewhere.
     for _ in 0..100 {
         if let Some(row) = rest()? {
             return Ok(row);
         }
     }
-    bail!("no {count} free UDP ports in a row: lower --lanes")
+    bail!("found no {count} free UDP ports in a row: lower --lanes")
 }
 
 /// The chain over the bound sockets.
@@ -281,7 +280,7 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
     Ok(plan)
 }
 
-/// What to start: the entry, the mixes, the exit, each with its sockets in the order it takes them.
+/// The entry, the mixes and the exit, each with its sockets in the order it takes them.
 fn starts(files: &Files, bound: Bound) -> Vec<Start> {
     let hops = files.hops.len();
     let udp = |sockets: Vec<UdpSocket>| sockets.into_iter().map(OwnedFd::from).collect::<Vec<_>>();

@@ -1,8 +1,8 @@
-//! Messages through the chain, and what became of each.
+//! Sends messages through the chain and records the fate of each.
 //!
-//! One socket per client and one per receiver. A message that has room for it carries its number, so
-//! that losses, copies and damage show one by one; shorter ones ("Hello") are matched by their order,
-//! which a flow keeps.
+//! One socket per client and one per receiver. A message of eight bytes or more carries its number, so
+//! that losses, duplicates and damage are found one by one; shorter ones ("Hello") are matched by their
+//! order, which a flow preserves.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -22,25 +22,23 @@ const HELLO: &[u8] = b"Hello";
 const THANKS: &[u8] = b"Got Message. Thanks!";
 /// Bytes of a message's number.
 const NUMBER: usize = 8;
-/// How long a receive call waits before it looks whether all is over.
+/// Timeout of a receive call, and the time between calls of `watch`.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What to send.
+/// The messages to send.
 pub struct Load {
-    /// How many messages.
     pub messages: u64,
-    /// How many per second.
+    /// Messages per second.
     pub rate: f64,
-    /// What is in them.
     pub payload: Payload,
 }
 
-/// What is in a message.
+/// The content of a message.
 #[derive(Clone, Copy, Debug)]
 pub enum Payload {
     /// "Hello", answered with "Got Message. Thanks!".
     Hello,
-    /// So many bytes, answered with the same bytes.
+    /// A number of bytes, echoed.
     Length(usize),
 }
 
@@ -57,7 +55,7 @@ impl Payload {
         matches!(self, Payload::Length(len) if len >= NUMBER)
     }
 
-    /// Makes message `number` in `buffer`.
+    /// Writes message `number` to `buffer`.
     fn write(self, number: u64, buffer: &mut Vec<u8>) {
         buffer.clear();
         match self {
@@ -73,7 +71,7 @@ impl Payload {
         }
     }
 
-    /// The number of a message, 0 without one; none if it is damaged.
+    /// The number of a message, 0 if it has none; `None` if it is damaged.
     fn check(self, bytes: &[u8], scratch: &mut Vec<u8>) -> Option<u64> {
         let number = match bytes.first_chunk::<NUMBER>() {
             Some(number) if self.numbered() => u64::from_be_bytes(*number),
@@ -98,33 +96,31 @@ impl Payload {
     }
 }
 
-/// What became of the messages.
+/// The fate of the messages.
 pub struct Outcome {
-    /// Messages handed to the entry.
+    /// Handed to the entry.
     pub sent: u64,
-    /// Messages that reached their receiver whole.
+    /// Arrived intact at their receiver.
     pub delivered: u64,
-    /// Answers that reached their client whole.
+    /// Answers that arrived intact at their client.
     pub answered: u64,
-    /// Datagrams that arrived other than they were sent, or twice.
+    /// Arrived changed or twice.
     pub damaged: u64,
-    /// How long sending took.
+    /// From the first to the last message sent.
     pub sending: Duration,
-    /// Receiver and round trip of every message.
     pub messages: Vec<Message>,
     /// Round trips in microseconds.
     pub rtt_us: Histogram<u64>,
 }
 
-/// One message.
 pub struct Message {
-    /// Which receiver, from 0.
+    /// The index of its receiver.
     pub receiver: usize,
     /// From sending it to its answer.
     pub round_trip: Option<Duration>,
 }
 
-/// What is known of every message while it is under way; times in ns since the start.
+/// The state of every message in flight. Times are in ns since the start.
 struct Book {
     start: Instant,
     payload: Payload,
@@ -193,12 +189,12 @@ impl Book {
     }
 }
 
-/// Sends everything at an even pace, each message to a receiver chosen at random, and waits for the
-/// answers: for `patience` after the last sign of one. `watch` is called now and then with the number
-/// of messages sent so far; it may end the wait with `true`, or everything with an error.
+/// Sends all messages at an even rate, each to a random receiver, and waits for the answers: for
+/// `patience` after the last one. `watch` is called every 100 ms with the number of messages sent so
+/// far; `true` ends the wait, an error ends the run.
 ///
 /// # Errors
-/// A socket fails, or `watch` says so.
+/// A socket fails, or `watch` does.
 pub fn run(
     load: &Load,
     receivers: Vec<UdpSocket>,
@@ -244,7 +240,7 @@ fn send(
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).context("randomness")?;
     let mut rng = ChaCha20Rng::from_seed(seed);
-    // Draws nothing unless standard error is a terminal.
+    // Without colour, and only on a terminal.
     let bar = ProgressBar::new(load.messages)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} sent, {per_sec}, {eta} to go")?);
     let start = Instant::now();
@@ -295,18 +291,18 @@ fn wait(
     Ok(())
 }
 
-/// A receiver: answers what it gets.
+/// A receiver: answers each message.
 fn answer(socket: &UdpSocket, i: usize, book: &Book) {
     let (mut buffer, mut scratch) = (vec![0; 1 << 16], Vec::new());
     while !book.over.load(Ordering::Relaxed) {
         let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
         book.delivered(i, book.payload.check(&buffer[..len], &mut scratch));
-        // An answer that cannot be sent is one that is missed.
+        // An answer that cannot be sent counts as lost.
         let _ = socket.send_to(book.payload.answer(&buffer[..len]), from);
     }
 }
 
-/// A client: takes in its answers.
+/// A client: receives its answers.
 fn listen(socket: &UdpSocket, i: usize, book: &Book) {
     let (mut buffer, mut scratch) = (vec![0; 1 << 16], Vec::new());
     while !book.over.load(Ordering::Relaxed) {
@@ -340,7 +336,7 @@ fn outcome(load: &Load, book: &Book, sending: Duration) -> anyhow::Result<Outcom
 mod tests {
     use super::*;
 
-    /// A chain of no length: entries that are receivers.
+    /// No chain: messages go straight to the receivers.
     fn direct(payload: Payload, messages: u64) -> Outcome {
         let receivers: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let entries = receivers.iter().map(|socket| socket.local_addr().unwrap()).collect();
@@ -349,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_is_counted_once_whatever_its_length() {
+    fn messages_of_every_length_are_counted_once() {
         for payload in
             [Payload::Hello, Payload::Length(0), Payload::Length(7), Payload::Length(8), Payload::Length(4000)]
         {
@@ -362,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_and_a_damaged_message_are_not_deliveries() {
+    fn duplicates_and_damage_are_not_deliveries() {
         let load = Load { messages: 2, rate: 1.0, payload: Payload::Length(20) };
         let book = Book::new(&load, 1);
         let (mut message, mut scratch) = (Vec::new(), Vec::new());
@@ -376,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lost_goes_unnoticed() {
+    fn lost_messages_are_not_delivered() {
         let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
         let receivers = vec![UdpSocket::bind("127.0.0.1:0").unwrap()];
         let load = Load { messages: 3, rate: 1000.0, payload: Payload::Hello };

@@ -6,14 +6,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dataplane::ingress::lengths;
-use dataplane::io::calls::{Calls, Io, NoUring};
-use dataplane::io::offload::{Offload, Offloads};
-use dataplane::links::Side;
+use dataplane::socket::backend::{Calls, Io, NoUring};
+use dataplane::socket::offload::{Offload, Offloads};
+use dataplane::stage::ingress::lengths;
 use dataplane::sys;
 use rustix::process::{Resource, geteuid, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use wire::gcm::Engine;
+use wire::ids::Side;
 
 use super::host::Host;
 use super::subject::Subject;

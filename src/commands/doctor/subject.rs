@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::DescriptorError;
-use dataplane::io::calls::Io;
-use dataplane::io::offload::Offload;
+use dataplane::socket::backend::Io;
+use dataplane::socket::offload::Offload;
 use wire::cell::{Class, Shape};
 
 use eddy_node::config::{

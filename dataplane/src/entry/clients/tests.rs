@@ -5,7 +5,7 @@ const IDLE: Duration = Duration::from_secs(300);
 
 fn clients(channels: &[u32]) -> (Clients, ChaCha20Rng) {
     let mut clients = Clients::new(0);
-    channels.iter().for_each(|channel| clients.channel_up(*channel));
+    channels.iter().for_each(|channel| clients.channel_up(ChannelIndex(*channel)));
     (clients, ChaCha20Rng::seed_from_u64(1))
 }
 
@@ -27,7 +27,7 @@ fn clients_are_spread_over_channels_and_stay() {
             assert_eq!(client, u32::from(port));
             let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
             if round == 0 {
-                *counts.entry(flow.channel).or_default() += 1;
+                *counts.entry(flow.channel.0).or_default() += 1;
             }
         }
     }
@@ -40,18 +40,18 @@ fn a_lost_channel_moves_known_flows_and_opens_the_others_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.status(1, number, Status::Open, 0);
+    clients.status(ChannelIndex(1), number, Status::Open, 0);
     let token = clients.flow(client, &destination(1), 0, &mut rng).unwrap().token;
     assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
-    clients.channel_down(1);
+    clients.channel_down(ChannelIndex(1));
     assert_eq!(clients.client(0, address(1), IDLE), Ok(None));
-    clients.channel_up(9);
+    clients.channel_up(ChannelIndex(9));
     assert_eq!(clients.client(0, address(1), IDLE), Ok(Some(client)));
     let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
-    assert_eq!((flow.channel, flow.token, flow.state), (9, token, FlowState::Moving));
+    assert_eq!((flow.channel, flow.token, flow.state), (ChannelIndex(9), token, FlowState::Moving));
     let number = flow.number;
     assert_eq!(clients.flow(client, &destination(2), 0, &mut rng).unwrap().state, FlowState::Opening);
-    clients.status(9, number, Status::UnknownFlow, 0);
+    clients.status(ChannelIndex(9), number, Status::UnknownFlow, 0);
     assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().state, FlowState::Opening);
 }
 
@@ -60,18 +60,18 @@ fn a_flow_that_the_exit_has_closed_is_opened_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let left = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.channel_up(2);
-    clients.supersede(1, 2);
+    clients.channel_up(ChannelIndex(2));
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.status(2, number, Status::Open, 0);
-    clients.closed(1, left);
+    clients.status(ChannelIndex(2), number, Status::Open, 0);
+    clients.closed(ChannelIndex(1), left);
     let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
     assert_eq!(flow.state, FlowState::Open, "a place that it has left says nothing");
-    clients.closed(2, number);
+    clients.closed(ChannelIndex(2), number);
     let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
     assert_eq!(flow.state, FlowState::Opening);
-    clients.channel_up(3);
-    clients.supersede(2, 3);
+    clients.channel_up(ChannelIndex(3));
+    clients.supersede(ChannelIndex(2), ChannelIndex(3));
     let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
     assert_eq!(flow.state, FlowState::Opening, "the exit knows no token of it");
 }
@@ -81,11 +81,12 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    let refusal = clients.status(1, number, Status::Refused, 10).map(|refusal| refusal.destination.clone());
+    let refusal =
+        clients.status(ChannelIndex(1), number, Status::Refused, 10).map(|refusal| refusal.destination.clone());
     assert_eq!(refusal, Some(destination(1)));
     let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
     assert!(matches!(state, FlowState::Refused { reason: DropReason::Policy, .. }));
-    clients.status(1, number, Status::UnknownFlow, 12);
+    clients.status(ChannelIndex(1), number, Status::UnknownFlow, 12);
     assert_eq!(clients.flow(client, &destination(1), 13, &mut rng).unwrap().state, state);
     let state = clients.flow(client, &destination(1), 10 + RETRY, &mut rng).unwrap().state;
     assert_eq!(state, FlowState::Opening);
@@ -96,18 +97,18 @@ fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(3, address(1), IDLE).unwrap().unwrap();
     let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.channel_up(2);
-    clients.supersede(1, 2);
+    clients.channel_up(ChannelIndex(2));
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
     let new = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     for (channel, number) in [(1, old), (2, new)] {
-        let Reply { socket, to, peer, .. } = clients.reply_to(channel, number).unwrap();
+        let Reply { socket, to, peer, .. } = clients.reply_to(ChannelIndex(channel), number).unwrap();
         assert_eq!((socket, to, &*peer), (3, address(1), &destination(1)));
     }
-    assert!(clients.reply_to(2, new + 1).is_none());
+    assert!(clients.reply_to(ChannelIndex(2), new + 1).is_none());
     assert_eq!(clients.client(3, address(2), IDLE).map(|_| ()), Ok(()));
     let second = clients.client(3, address(2), IDLE).unwrap().unwrap();
     let channel = clients.flow(second, &destination(1), 0, &mut rng).unwrap().channel;
-    assert_eq!(channel, 2, "nobody is bound to a channel about to end");
+    assert_eq!(channel, ChannelIndex(2), "nobody is bound to a channel about to end");
 }
 
 #[test]
@@ -190,16 +191,16 @@ fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
     assert_eq!(clients.flow(other, &destination(1), 0, &mut rng).err(), Some(DropReason::NumbersFull));
     assert_eq!(clients.len(), 1, "a client without a flow is forgotten");
     // Another client fills part of the next channel, to which the first then moves.
-    clients.channel_up(2);
+    clients.channel_up(ChannelIndex(2));
     let other = clients.client(0, address(3), IDLE).unwrap().unwrap();
     for n in 0..1000 {
-        assert_eq!(clients.flow(other, &to(n), 0, &mut rng).unwrap().channel, 2);
+        assert_eq!(clients.flow(other, &to(n), 0, &mut rng).unwrap().channel, ChannelIndex(2));
     }
-    clients.supersede(1, 2);
-    clients.channel_down(1);
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
+    clients.channel_down(ChannelIndex(1));
     assert_eq!(clients.flows(), 1 << 16, "a thousand found no number");
     let flows: Vec<&Flow> = clients.flows.iter().flatten().collect();
-    assert!(flows.iter().all(|flow| flow.channel == 2), "and none is left on a channel that is gone");
+    assert!(flows.iter().all(|flow| flow.channel == ChannelIndex(2)), "and none is left on a channel that is gone");
     assert_eq!(flows.len(), flows_of(&mut clients.clients, client).len() + 1000);
     let lost = to(usize::from(u16::MAX));
     assert_eq!(clients.flow(client, &lost, 0, &mut rng).err(), Some(DropReason::NumbersFull));
@@ -214,11 +215,11 @@ fn a_client_none_of_whose_flows_finds_a_number_is_forgotten() {
         let to = Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
         assert!(clients.flow(full, &to, 0, &mut rng).is_ok());
     }
-    clients.channel_up(1);
+    clients.channel_up(ChannelIndex(1));
     let client = clients.client(0, address(2), IDLE).unwrap().unwrap();
-    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().channel, 1);
-    clients.supersede(1, 2);
-    clients.channel_down(1);
+    assert_eq!(clients.flow(client, &destination(1), 0, &mut rng).unwrap().channel, ChannelIndex(1));
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
+    clients.channel_down(ChannelIndex(1));
     assert_eq!((clients.len(), clients.flows()), (1, 1 << 16));
     assert_empties(&mut clients, 0);
 }
@@ -251,7 +252,8 @@ fn a_closed_listener_takes_its_clients_and_their_flows_along() {
     let mut closed = Vec::new();
     clients.forget(3, |channel, number| closed.push((channel, number)));
     closed.sort_unstable();
-    let mut gone: Vec<_> = numbers.iter().filter(|(socket, _)| *socket == 3).map(|(_, number)| (1, *number)).collect();
+    let mut gone: Vec<_> =
+        numbers.iter().filter(|(socket, _)| *socket == 3).map(|(_, number)| (ChannelIndex(1), *number)).collect();
     gone.sort_unstable();
     assert_eq!(closed, gone);
     assert_eq!((clients.len(), clients.flows()), (1, 2));
@@ -282,16 +284,16 @@ fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let name = Destination::Name("a.example".into(), 53);
     let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
-    assert_eq!(*clients.reply_to(1, number).unwrap().peer, name);
+    assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, name);
     // STATUS came and PEER was lost: it is asked for again.
-    clients.status(1, number, Status::Open, 0);
+    clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Opening);
     let peer = SocketAddr::from(([192, 0, 2, 9], 53));
-    clients.resolved(1, number, peer);
-    clients.status(1, number, Status::Open, 0);
+    clients.resolved(ChannelIndex(1), number, peer);
+    clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Open);
-    assert_eq!(*clients.reply_to(1, number).unwrap().peer, Destination::Ip(peer));
+    assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, Destination::Ip(peer));
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.resolved(1, number, peer);
-    assert_eq!(*clients.reply_to(1, number).unwrap().peer, destination(1), "an address is its own");
+    clients.resolved(ChannelIndex(1), number, peer);
+    assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, destination(1), "an address is its own");
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::io::mem::{MemApps, MemNet};
+use crate::socket::memory::{MemApps, MemNet};
 use std::time::Duration;
 
 fn exit() -> (Flows, MemApps) {
@@ -13,7 +13,7 @@ fn peer(port: u16) -> SocketAddr {
 }
 
 fn socket(flows: &mut Flows, channel: u32, number: u16) -> SocketId {
-    match flows.at(channel, number).unwrap().1.target {
+    match flows.at(ChannelIndex(channel), number).unwrap().1.target {
         Target::Peer { socket, .. } => socket,
         Target::Resolving { .. } => panic!("no socket yet"),
     }
@@ -23,50 +23,50 @@ fn socket(flows: &mut Flows, channel: u32, number: u16) -> SocketId {
 fn a_client_keeps_one_port_towards_all_its_peers() {
     let (mut flows, mut apps) = exit();
     for number in 0..3 {
-        assert_eq!(flows.open(&mut apps, (1, number), 7, [number as u8; 16], peer(number), 0), Ok(()));
+        assert_eq!(flows.open(&mut apps, (ChannelIndex(1), number), 7, [number as u8; 16], peer(number), 0), Ok(()));
     }
-    assert_eq!(flows.open(&mut apps, (2, 0), 7, [9; 16], peer(0), 0), Ok(()));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(2), 0), 7, [9; 16], peer(0), 0), Ok(()));
     let sockets: Vec<_> = (0..3).map(|n| socket(&mut flows, 1, n)).collect();
     assert!(sockets.iter().all(|s| *s == sockets[0]));
     assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
     assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
     assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
-    assert_eq!(flows.open(&mut apps, (1, 9), 7, [8; 16], peer(9), 0), Err(DropReason::ChannelFlowsFull));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 9), 7, [8; 16], peer(9), 0), Err(DropReason::ChannelFlowsFull));
 }
 
 #[test]
 fn a_moved_flow_keeps_its_socket_and_a_new_flow_of_the_client_joins_it() {
     let (mut flows, mut apps) = exit();
-    flows.open(&mut apps, (1, 0), 7, [1; 16], peer(1), 0).unwrap();
-    flows.open(&mut apps, (1, 1), 7, [2; 16], peer(2), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 1), 7, [2; 16], peer(2), 0).unwrap();
     let before = socket(&mut flows, 1, 0);
-    assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Ok(()));
-    assert_eq!(flows.relocate(5, 40, &[1; 16], 0), Ok(()), "MOVE is repeated");
-    assert_eq!(flows.relocate(5, 41, &[2; 16], 0), Ok(()));
-    assert_eq!(flows.relocate(5, 42, &[3; 16], 0), Err(DropReason::Flow));
-    let at = |flows: &mut Flows| flows.at_or_was(1, 0).map(|(_, flow)| (flow.channel, flow.number));
-    assert_eq!(at(&mut flows), Some((5, 40)), "what was under way still arrives");
-    assert!(flows.at(1, 0).is_none());
+    assert_eq!(flows.relocate(ChannelIndex(5), 40, &[1; 16], 0), Ok(()));
+    assert_eq!(flows.relocate(ChannelIndex(5), 40, &[1; 16], 0), Ok(()), "MOVE is repeated");
+    assert_eq!(flows.relocate(ChannelIndex(5), 41, &[2; 16], 0), Ok(()));
+    assert_eq!(flows.relocate(ChannelIndex(5), 42, &[3; 16], 0), Err(DropReason::Flow));
+    let at = |flows: &mut Flows| flows.at_or_was(ChannelIndex(1), 0).map(|(_, flow)| (flow.channel, flow.number));
+    assert_eq!(at(&mut flows), Some((ChannelIndex(5), 40)), "what was under way still arrives");
+    assert!(flows.at(ChannelIndex(1), 0).is_none());
     flows.forget_aliases(MOVED);
     assert_eq!(at(&mut flows), None);
-    flows.open(&mut apps, (5, 42), 7, [3; 16], peer(3), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(5), 42), 7, [3; 16], peer(3), 0).unwrap();
     assert!((40..43).all(|n| socket(&mut flows, 5, n) == before));
-    assert_eq!(flows.close_channel(&mut apps, 1), 0);
+    assert_eq!(flows.close_channel(&mut apps, ChannelIndex(1)), 0);
     assert_eq!((flows.len(), flows.sockets()), (3, 1), "nothing of the old channel is left");
-    flows.close_channel(&mut apps, 5);
+    flows.close_channel(&mut apps, ChannelIndex(5));
     assert_eq!((flows.len(), flows.sockets()), (0, 0));
 }
 
 #[test]
 fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
     let (mut flows, mut apps) = exit();
-    flows.open(&mut apps, (1, 0), 7, [1; 16], peer(1), 0).unwrap();
-    flows.open(&mut apps, (1, 1), 7, [2; 16], peer(2), 0).unwrap();
-    let (id, _) = flows.at(1, 1).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 1), 7, [2; 16], peer(2), 0).unwrap();
+    let (id, _) = flows.at(ChannelIndex(1), 1).unwrap();
     flows.touch(id, 100 * SECOND);
     let mut closed = Vec::new();
     flows.expire(&mut apps, 301 * SECOND, |channel, number| closed.push((channel, number)));
-    assert_eq!((&closed[..], flows.sockets()), (&[(1, 0)][..], 1));
+    assert_eq!((&closed[..], flows.sockets()), (&[(ChannelIndex(1), 0)][..], 1));
     flows.expire(&mut apps, 402 * SECOND, |channel, number| closed.push((channel, number)));
     assert_eq!((closed.len(), flows.sockets()), (2, 0));
 }
@@ -75,61 +75,61 @@ fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
 fn sockets_are_bounded_and_a_refused_flow_leaves_nothing_behind() {
     let (mut flows, mut apps) = exit();
     for channel in 0..4 {
-        assert_eq!(flows.open(&mut apps, (channel, 0), 1, [channel as u8; 16], peer(1), 0), Ok(()));
+        assert_eq!(flows.open(&mut apps, (ChannelIndex(channel), 0), 1, [channel as u8; 16], peer(1), 0), Ok(()));
     }
-    assert_eq!(flows.open(&mut apps, (4, 0), 1, [9; 16], peer(1), 0), Err(DropReason::SocketsFull));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(4), 0), 1, [9; 16], peer(1), 0), Err(DropReason::SocketsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 4));
-    assert_eq!(flows.relocate(0, 5, &[9; 16], 0), Err(DropReason::Flow));
+    assert_eq!(flows.relocate(ChannelIndex(0), 5, &[9; 16], 0), Err(DropReason::Flow));
 }
 
 #[test]
 fn nothing_of_an_ended_channel_is_found_under_its_index() {
     let (mut flows, mut apps) = exit();
     // One client with two flows; one moves to channel 9 and ends there, the other stays alive.
-    flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0).unwrap();
-    flows.open(&mut apps, (7, 1), 0, [2; 16], peer(2), 0).unwrap();
-    assert_eq!(flows.relocate(9, 0, &[1; 16], 0), Ok(()));
-    flows.close_number(&mut apps, 9, 0);
-    flows.close_channel(&mut apps, 9);
+    flows.open(&mut apps, (ChannelIndex(7), 0), 0, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(7), 1), 0, [2; 16], peer(2), 0).unwrap();
+    assert_eq!(flows.relocate(ChannelIndex(9), 0, &[1; 16], 0), Ok(()));
+    flows.close_number(&mut apps, ChannelIndex(9), 0);
+    flows.close_channel(&mut apps, ChannelIndex(9));
     // Index 9 is another entry's now, whose first client has map 0 too.
-    flows.open(&mut apps, (9, 0), 0, [3; 16], peer(3), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(9), 0), 0, [3; 16], peer(3), 0).unwrap();
     assert_ne!(socket(&mut flows, 7, 1), socket(&mut flows, 9, 0));
     // A flow leaves channel 7, which ends: its old number leads nowhere.
-    assert_eq!(flows.relocate(8, 0, &[2; 16], 0), Ok(()));
-    assert!(flows.at_or_was(7, 1).is_some());
-    flows.close_channel(&mut apps, 7);
-    assert!(flows.at_or_was(7, 1).is_none());
+    assert_eq!(flows.relocate(ChannelIndex(8), 0, &[2; 16], 0), Ok(()));
+    assert!(flows.at_or_was(ChannelIndex(7), 1).is_some());
+    flows.close_channel(&mut apps, ChannelIndex(7));
+    assert!(flows.at_or_was(ChannelIndex(7), 1).is_none());
 }
 
 #[test]
 fn a_flow_that_moves_for_ever_leaves_one_alias_behind() {
     let (mut flows, mut apps) = exit();
-    flows.open(&mut apps, (7, 0), 0, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(7), 0), 0, [1; 16], peer(1), 0).unwrap();
     for number in 1..1000 {
-        assert_eq!(flows.relocate(7, number, &[1; 16], 0), Ok(()));
-        assert!(flows.at_or_was(7, number - 1).is_some());
+        assert_eq!(flows.relocate(ChannelIndex(7), number, &[1; 16], 0), Ok(()));
+        assert!(flows.at_or_was(ChannelIndex(7), number - 1).is_some());
     }
     assert_eq!(flows.aliases.len(), 1);
     // A new flow takes the old place.
-    flows.open(&mut apps, (7, 998), 0, [2; 16], peer(2), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(7), 998), 0, [2; 16], peer(2), 0).unwrap();
     assert_eq!(flows.aliases.len(), 0);
-    assert_eq!(flows.at_or_was(7, 998).unwrap().1.token, [2; 16]);
+    assert_eq!(flows.at_or_was(ChannelIndex(7), 998).unwrap().1.token, [2; 16]);
 }
 
 #[test]
 fn flows_that_come_and_go_leave_no_timers_behind() {
     let (mut flows, mut apps) = exit();
-    flows.open(&mut apps, (7, 9), 0, [9; 16], peer(9), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(7), 9), 0, [9; 16], peer(9), 0).unwrap();
     for round in 0..3u64 {
         let start = round * 301 * SECOND;
         for i in 0..10_000u32 {
             let mut token = [round as u8; 16];
             token[..4].copy_from_slice(&i.to_be_bytes());
-            flows.close_number(&mut apps, 7, 0);
-            assert_eq!(flows.open(&mut apps, (7, 0), 0, token, peer(1), start), Ok(()));
+            flows.close_number(&mut apps, ChannelIndex(7), 0);
+            assert_eq!(flows.open(&mut apps, (ChannelIndex(7), 0), 0, token, peer(1), start), Ok(()));
         }
         for number in [0, 9] {
-            let (id, _) = flows.at(7, number).unwrap();
+            let (id, _) = flows.at(ChannelIndex(7), number).unwrap();
             flows.touch(id, start + 300 * SECOND);
         }
         flows.expire(&mut apps, start + 301 * SECOND, |_, _| ());
@@ -154,7 +154,7 @@ fn token(channel: u32, number: u16) -> Token {
 /// Opens flows of a channel, a client each, until one is refused.
 fn fill(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16) -> (u16, DropReason) {
     for number in from.. {
-        let done = flows.open(apps, (channel, number), number, token(channel, number), peer(1), 0);
+        let done = flows.open(apps, (ChannelIndex(channel), number), number, token(channel, number), peer(1), 0);
         if let Err(why) = done {
             return (number - from, why);
         }
@@ -178,16 +178,16 @@ fn a_channel_has_no_more_sockets_than_are_left_to_the_others() {
     assert_eq!(fill(&mut flows, &mut apps, 2, 0), (25, DropReason::SocketsFull));
     assert_eq!(fill(&mut flows, &mut apps, 3, 0), (13, DropReason::SocketsFull));
     assert_eq!(flows.sockets(), 88);
-    assert!((0..50).all(|number| flows.at(1, number).is_some()), "who has some keeps them");
+    assert!((0..50).all(|number| flows.at(ChannelIndex(1), number).is_some()), "who has some keeps them");
     // Moving what it has gives a channel room for nothing more.
     for number in 0..50 {
-        assert_eq!(flows.relocate(4, number, &token(1, number), 0), Ok(()));
+        assert_eq!(flows.relocate(ChannelIndex(4), number, &token(1, number), 0), Ok(()));
     }
     assert_eq!(fill(&mut flows, &mut apps, 1, 50), (0, DropReason::SocketsFull));
-    flows.close_channel(&mut apps, 2);
+    flows.close_channel(&mut apps, ChannelIndex(2));
     assert_eq!(fill(&mut flows, &mut apps, 3, 13), (12, DropReason::SocketsFull), "there is room again");
     [1, 3, 4].into_iter().for_each(|channel| {
-        flows.close_channel(&mut apps, channel);
+        flows.close_channel(&mut apps, ChannelIndex(channel));
     });
     assert_empty(&mut flows, &mut apps);
 }
@@ -197,14 +197,14 @@ fn what_a_channel_opened_is_nobodys_share_when_it_has_ended() {
     let (mut flows, mut apps, _) = exit_with(1024, 100);
     fill(&mut flows, &mut apps, 1, 0);
     for number in 0..50 {
-        assert_eq!(flows.relocate(2, number, &token(1, number), 0), Ok(()));
+        assert_eq!(flows.relocate(ChannelIndex(2), number, &token(1, number), 0), Ok(()));
     }
-    flows.close_channel(&mut apps, 1);
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_eq!(flows.sockets(), 50);
     // Index 1 is another entry's now.
     assert_eq!(fill(&mut flows, &mut apps, 1, 0), (25, DropReason::SocketsFull));
-    flows.close_channel(&mut apps, 2);
-    flows.close_channel(&mut apps, 1);
+    flows.close_channel(&mut apps, ChannelIndex(2));
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_empty(&mut flows, &mut apps);
 }
 
@@ -212,7 +212,7 @@ fn what_a_channel_opened_is_nobodys_share_when_it_has_ended() {
 fn flows_of_an_exit_are_bounded() {
     let (mut flows, mut apps, _) = exit_with(1024, 4096);
     let mut open = |flows: &mut Flows, channel: u32, number: u16| {
-        flows.open(&mut apps, (channel, number), 0, token(channel, number), peer(number), 0)
+        flows.open(&mut apps, (ChannelIndex(channel), number), 0, token(channel, number), peer(number), 0)
     };
     let mut channel = 0;
     let refused = loop {
@@ -225,11 +225,11 @@ fn flows_of_an_exit_are_bounded() {
     assert_eq!(refused, Some(DropReason::FlowsFull));
     assert_eq!(flows.len(), FLOWS_MAX);
     assert_eq!(open(&mut flows, 500, 0), Err(DropReason::FlowsFull));
-    assert!(flows.at(0, 1023).is_some());
-    flows.close_channel(&mut apps, 0);
-    assert_eq!(flows.open(&mut apps, (500, 0), 0, token(500, 0), peer(1), 0), Ok(()));
+    assert!(flows.at(ChannelIndex(0), 1023).is_some());
+    flows.close_channel(&mut apps, ChannelIndex(0));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(500), 0), 0, token(500, 0), peer(1), 0), Ok(()));
     (1..501).for_each(|channel| {
-        flows.close_channel(&mut apps, channel);
+        flows.close_channel(&mut apps, ChannelIndex(channel));
     });
     assert_empty(&mut flows, &mut apps);
 }
@@ -237,17 +237,21 @@ fn flows_of_an_exit_are_bounded() {
 #[test]
 fn without_descriptors_what_is_open_lives_on_and_more_can_be_opened_later() {
     let (mut flows, mut apps, net) = exit_with(1024, 4096);
-    assert_eq!(flows.open(&mut apps, (1, 0), 0, token(1, 0), peer(1), 0), Ok(()));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 0), 0, token(1, 0), peer(1), 0), Ok(()));
     for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
         net.fail_open(Some(errno));
         assert_eq!(fill(&mut flows, &mut apps, 1, 1), (0, DropReason::NoSocket));
-        assert_eq!(flows.open(&mut apps, (1, 1), 0, token(1, 1), peer(2), 0), Ok(()), "over the socket it has");
-        flows.close_number(&mut apps, 1, 1);
+        assert_eq!(
+            flows.open(&mut apps, (ChannelIndex(1), 1), 0, token(1, 1), peer(2), 0),
+            Ok(()),
+            "over the socket it has"
+        );
+        flows.close_number(&mut apps, ChannelIndex(1), 1);
         assert_eq!((flows.len(), flows.sockets()), (1, 1));
     }
     net.fail_open(None);
-    assert_eq!(flows.open(&mut apps, (1, 1), 1, token(1, 1), peer(1), 0), Ok(()));
-    flows.close_channel(&mut apps, 1);
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 1), 1, token(1, 1), peer(1), 0), Ok(()));
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_empty(&mut flows, &mut apps);
 }
 
@@ -257,7 +261,7 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     let ask = |flows: &mut Flows, channel: u32| {
         let mut queries = Vec::new();
         for number in 0.. {
-            match flows.open_name((channel, number), number, token(channel, number), 53, 0) {
+            match flows.open_name((ChannelIndex(channel), number), number, token(channel, number), 53, 0) {
                 Ok(query) => queries.push(query),
                 Err(why) => return (queries, why),
             }
@@ -269,12 +273,12 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     let (second, why) = ask(&mut flows, 2);
     assert_eq!((second.len(), why), (QUESTIONS_MAX / 4, DropReason::NamesFull));
     // Who hangs up has asked all the same; an answer makes room, whether anybody waits for it or not.
-    flows.close_channel(&mut apps, 1);
+    flows.close_channel(&mut apps, ChannelIndex(1));
     assert_eq!(flows.queries.len(), first.len() + second.len());
     first.into_iter().for_each(|query| assert!(flows.answered(query).is_none()));
     assert_eq!(ask(&mut flows, 3).0.len(), QUESTIONS_MAX * 3 / 8);
-    flows.close_channel(&mut apps, 2);
-    flows.close_channel(&mut apps, 3);
+    flows.close_channel(&mut apps, ChannelIndex(2));
+    flows.close_channel(&mut apps, ChannelIndex(3));
     (0..1000).for_each(|query| assert!(flows.answered(query).is_none()));
     assert_empty(&mut flows, &mut apps);
 }
@@ -284,8 +288,8 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
     let (mut flows, mut apps, _) = exit_with(1024, 4096);
     let mut queries = Vec::new();
     for number in 0..65 {
-        queries.push(flows.open_name((1, number), number, token(1, number), 53, 0).unwrap());
-        let (id, _) = flows.at(1, number).unwrap();
+        queries.push(flows.open_name((ChannelIndex(1), number), number, token(1, number), 53, 0).unwrap());
+        let (id, _) = flows.at(ChannelIndex(1), number).unwrap();
         for _ in 0..WAITING_PER_FLOW {
             let want = if number < 64 { Ok(()) } else { Err(DropReason::NameQueueFull) };
             assert_eq!(flows.wait(id, b"x"), want);
@@ -297,9 +301,9 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
     }
     assert_eq!(flows.waiting(), WAITING_MAX);
     assert_eq!(flows.answered(queries[0]).map(|(_, _, data)| data.len()), Some(WAITING_PER_FLOW));
-    let (id, _) = flows.at(1, 64).unwrap();
+    let (id, _) = flows.at(ChannelIndex(1), 64).unwrap();
     assert_eq!(flows.wait(id, b"x"), Ok(()));
-    assert_eq!(flows.close_channel(&mut apps, 1), 63 * WAITING_PER_FLOW + 1);
+    assert_eq!(flows.close_channel(&mut apps, ChannelIndex(1)), 63 * WAITING_PER_FLOW + 1);
     queries.into_iter().for_each(|query| drop(flows.answered(query)));
     assert_empty(&mut flows, &mut apps);
 }
@@ -315,30 +319,30 @@ fn a_channel_opens_sixty_four_flows_at_once_and_as_many_a_second() {
 fn a_token_that_differs_in_a_bit_reaches_no_flow() {
     let (mut flows, mut apps) = exit();
     let token = [0xa5; 16];
-    flows.open(&mut apps, (1, 0), 7, token, peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, token, peer(1), 0).unwrap();
     for bit in 0..128 {
         let mut guess = token;
         guess[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(flows.relocate(2, 0, &guess, 0), Err(DropReason::Flow), "bit {bit}");
-        assert!(!flows.is_same(1, 0, &guess), "bit {bit}");
+        assert_eq!(flows.relocate(ChannelIndex(2), 0, &guess, 0), Err(DropReason::Flow), "bit {bit}");
+        assert!(!flows.is_same(ChannelIndex(1), 0, &guess), "bit {bit}");
     }
-    assert_eq!(flows.close_number(&mut apps, 2, 0), 0);
-    assert_eq!(flows.place(flows.by_token[&token]), Some((1, 0)), "it is where it was");
+    assert_eq!(flows.close_number(&mut apps, ChannelIndex(2), 0), 0);
+    assert_eq!(flows.place(flows.by_token[&token]), Some((ChannelIndex(1), 0)), "it is where it was");
     // Nor does the true one take a place that is another flow's.
-    flows.open(&mut apps, (2, 0), 7, [1; 16], peer(2), 0).unwrap();
-    assert_eq!(flows.relocate(2, 0, &token, 0), Err(DropReason::NumberTaken));
-    assert_eq!(flows.at(2, 0).unwrap().1.token, [1; 16]);
+    flows.open(&mut apps, (ChannelIndex(2), 0), 7, [1; 16], peer(2), 0).unwrap();
+    assert_eq!(flows.relocate(ChannelIndex(2), 0, &token, 0), Err(DropReason::NumberTaken));
+    assert_eq!(flows.at(ChannelIndex(2), 0).unwrap().1.token, [1; 16]);
 }
 
 #[test]
 fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
     let (mut flows, mut apps) = exit();
     for number in 0..3 {
-        flows.open(&mut apps, (1, number), 0, [number as u8; 16], peer(1), 0).unwrap();
+        flows.open(&mut apps, (ChannelIndex(1), number), 0, [number as u8; 16], peer(1), 0).unwrap();
     }
-    assert_eq!(flows.open(&mut apps, (1, 3), 0, [8; 16], peer(1), 0), Err(DropReason::ChannelFlowsFull));
-    assert_eq!(flows.open_name((1, 3), 0, [8; 16], 53, 0), Err(DropReason::ChannelFlowsFull));
-    flows.open(&mut apps, (2, 0), 1, [9; 16], peer(1), 0).unwrap();
-    assert_eq!(flows.relocate(1, 3, &[9; 16], 0), Err(DropReason::ChannelFlowsFull));
+    assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 3), 0, [8; 16], peer(1), 0), Err(DropReason::ChannelFlowsFull));
+    assert_eq!(flows.open_name((ChannelIndex(1), 3), 0, [8; 16], 53, 0), Err(DropReason::ChannelFlowsFull));
+    flows.open(&mut apps, (ChannelIndex(2), 0), 1, [9; 16], peer(1), 0).unwrap();
+    assert_eq!(flows.relocate(ChannelIndex(1), 3, &[9; 16], 0), Err(DropReason::ChannelFlowsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 2));
 }

@@ -60,7 +60,7 @@ fn who_has_answered_gets_what_is_sent_and_who_is_trusted_need_not_answer() {
     bench.flood(0, 2, 5000);
     bench.open(0, 3, Address::Name("example.org", 7));
     bench.flood(0, 3, 10);
-    assert!(bench.ops.push(Op::Resolved { query: 0, addresses: vec![address(7).ip()] }).is_ok());
+    assert!(bench.commands.push(Command::Resolved { query: 0, addresses: vec![address(7).ip()] }).is_ok());
     bench.turn();
     bench.flood(0, 3, 4990);
     let ledger = bench.turn().datagrams.forward;

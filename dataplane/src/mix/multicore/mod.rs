@@ -25,17 +25,18 @@ use wire::cell::Direction;
 use self::shared::{STOCK, ShardRings, SharedMixer, drain, fill};
 use super::edge::{Edge, Pools};
 use super::mixer::Mixer;
-use super::{BOTH, Settings, publish};
+use super::{Settings, publish};
 use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::buffer::{Buffer, Cell, Opened};
-use crate::io::Port;
+use crate::command::Command;
 use crate::latency::{self, Groups, Times};
 use crate::ledger::{DropReason, Ledger};
-use crate::pool::{POOL_MAX, Pooled};
+use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
+use crate::socket::Port;
+use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::sys::Waker;
-use crate::table::Op;
 use crate::{MICRO, Nanos};
 
 /// Opened cells of one direction that wait for the mixer: two receive calls' worth.
@@ -55,7 +56,7 @@ pub struct ShardParts<U, D> {
     /// Its socket towards the next hop, if it has one ([`crate::lanes::Lanes::downs`]).
     pub down: Option<D>,
     /// From control.
-    pub ops: Consumer<Op>,
+    pub commands: Consumer<Command>,
     /// To control.
     pub punts: PuntSender,
     /// Wakes its thread.
@@ -68,9 +69,9 @@ pub struct ShardParts<U, D> {
 pub struct Shard<U, D> {
     edge: Edge<U, Option<D>>,
     to_mixer: ToMixer,
-    released: [Consumer<Pooled>; 2],
+    released: PerDirection<Consumer<Pooled>>,
     /// Cells taken from the mixer so far.
-    taken: [usize; 2],
+    taken: PerDirection<usize>,
     release: Vec<Pooled>,
     groups: Groups,
     empties: Consumer<&'static mut Buffer>,
@@ -103,7 +104,7 @@ pub fn shards<U: Port, D: Port>(
     let end = Arc::new(End::new(parts.len()));
     let first = parts[0].waker.clone();
     let (mut rings, mut workers) = (Vec::new(), Vec::new());
-    for (index, ShardParts { up, down, ops, punts, waker, rng }) in parts.into_iter().enumerate() {
+    for (index, ShardParts { up, down, commands, punts, waker, rng }) in parts.into_iter().enumerate() {
         let (opened, from) = pair(OPENED_MAX);
         let (to, released) = pair(RELEASED_MAX);
         let (empties, empties_here) = RingBuffer::new(SHARD_BUFFERS);
@@ -111,14 +112,14 @@ pub fn shards<U: Port, D: Port>(
         let other = index > 0;
         rings.push(ShardRings::new(from, to, empties, surplus, other.then_some(waker)));
         workers.push(Shard {
-            edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (ops, punts), rng, now),
+            edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (commands, punts), rng, now),
             to_mixer: ToMixer {
-                staged: [Vec::new(), Vec::new()].map(|_: Vec<Pooled>| Vec::with_capacity(OPENED_MAX)),
+                staged: PerDirection::from_fn(|_| Vec::with_capacity(OPENED_MAX)),
                 rings: opened,
-                admitted: [0; 2],
+                admitted: PerDirection::default(),
             },
             released,
-            taken: [0; 2],
+            taken: PerDirection::default(),
             release: Vec::with_capacity(RELEASED_MAX),
             groups: Groups::new(POOL_MAX),
             empties: empties_here,
@@ -135,37 +136,37 @@ pub fn shards<U: Port, D: Port>(
     workers
 }
 
-fn pair(capacity: usize) -> ([Producer<Pooled>; 2], [Consumer<Pooled>; 2]) {
-    let ((to, from), (to_other, from_other)) = (RingBuffer::new(capacity), RingBuffer::new(capacity));
-    ([to, to_other], [from, from_other])
+fn pair(capacity: usize) -> (PerDirection<Producer<Pooled>>, PerDirection<Consumer<Pooled>>) {
+    let ((to, from), (to_back, from_back)) = (RingBuffer::new(capacity), RingBuffer::new(capacity));
+    (PerDirection { forward: to, backward: to_back }, PerDirection { forward: from, backward: from_back })
 }
 
 /// Opened cells on their way to the mixer.
 struct ToMixer {
     /// Those of this turn: they go when the ledger that tells of them is published.
-    staged: [Vec<Pooled>; 2],
-    rings: [Producer<Pooled>; 2],
+    staged: PerDirection<Vec<Pooled>>,
+    rings: PerDirection<Producer<Pooled>>,
     /// Cells taken in so far.
-    admitted: [usize; 2],
+    admitted: PerDirection<usize>,
 }
 
 impl ToMixer {
     /// Whether a receive call could bring more than there is room for.
     fn is_full(&self) -> bool {
-        BOTH.into_iter().any(|direction| self.room(direction) < RECEIVE_MAX)
+        DIRECTIONS.into_iter().any(|direction| self.room(direction) < RECEIVE_MAX)
     }
 
     /// Hands everything on; how many cells.
     fn flush(&mut self) -> usize {
         let cells = self.staged.iter().map(Vec::len).sum();
-        self.rings.iter_mut().zip(&mut self.staged).for_each(|(ring, staged)| fill(ring, staged.drain(..)));
+        self.rings.iter_mut().zip(self.staged.iter_mut()).for_each(|(ring, staged)| fill(ring, staged.drain(..)));
         cells
     }
 }
 
 impl Pools for ToMixer {
     fn room(&self, direction: Direction) -> usize {
-        self.rings[direction as usize].slots() - self.staged[direction as usize].len()
+        self.rings[direction].slots() - self.staged[direction].len()
     }
 
     fn sated(&self, direction: Direction, _now: Nanos) -> bool {
@@ -173,8 +174,8 @@ impl Pools for ToMixer {
     }
 
     fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket) {
-        self.admitted[direction as usize] += 1;
-        self.staged[direction as usize].push(Pooled { cell, ticket });
+        self.admitted[direction] += 1;
+        self.staged[direction].push(Pooled { cell, ticket });
     }
 }
 
@@ -191,17 +192,16 @@ impl<U: Port, D: Port> Shard<U, D> {
 
     /// Seals what the mixer released, if nothing of the last time is left.
     fn take_released(&mut self) {
-        for direction in BOTH {
-            let d = direction as usize;
-            if self.edge.may_leave(direction) && !self.released[d].is_empty() {
-                self.release.extend(drain(&mut self.released[d], POOL_MAX));
-                self.taken[d] += self.release.len();
+        for direction in DIRECTIONS {
+            if self.edge.may_leave(direction) && !self.released[direction].is_empty() {
+                self.release.extend(drain(&mut self.released[direction], POOL_MAX));
+                self.taken[direction] += self.release.len();
                 self.edge.buffers().adopt(self.release.len());
                 // Cells of several releases, and of each a part: they are grouped anew.
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
-                    let released = ticket.arrived + u64::from(ticket.mark) * MICRO;
-                    ticket.mark = self.groups.of(Times::new(ticket.arrived, released));
+                    let released = ticket.arrived + u64::from(ticket.times) * MICRO;
+                    ticket.times = self.groups.of(Times::new(ticket.arrived, released));
                 }
                 self.edge.leave(direction, &mut self.release, self.groups.times());
             }
@@ -226,9 +226,10 @@ impl<U: Port, D: Port> Shard<U, D> {
 
     fn publish(&self) {
         let mut ledger = self.edge.ledger();
-        let held = |d: usize| self.to_mixer.admitted[d].wrapping_sub(self.taken[d]);
-        ledger.cells.forward.hold(held(Direction::Forward as usize));
-        ledger.cells.backward.hold(held(Direction::Backward as usize));
+        for direction in DIRECTIONS {
+            let held = self.to_mixer.admitted[direction].wrapping_sub(self.taken[direction]);
+            ledger.cells[direction].hold(held);
+        }
         // What lies in the rings is counted where it came from.
         ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
         match &self.shared {
@@ -255,7 +256,7 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
         self.edge.begin(now, &mut self.to_mixer);
         self.take_released();
-        BOTH.into_iter().for_each(|direction| self.edge.receive(direction, now, &mut self.to_mixer));
+        DIRECTIONS.into_iter().for_each(|direction| self.edge.receive(direction, now, &mut self.to_mixer));
         self.edge.send();
         self.exchange();
         self.edge.report(now);
@@ -270,13 +271,13 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
         if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { Some(now) }
     }
 
-    fn left(&mut self, now: Nanos) {
+    fn record_latency(&mut self, now: Nanos) {
         let released = self.shared.as_mut().filter(|shared| shared.has_released());
-        if self.edge.has_gone() || released.is_some() {
+        if self.edge.has_unrecorded() || released.is_some() {
             let mut profile = self.profile.lock();
-            self.edge.left(now, &mut profile);
+            self.edge.record_latency(now, &mut profile);
             if let Some(shared) = released {
-                shared.left(&mut profile);
+                shared.record_sizes(&mut profile);
             }
         }
     }
@@ -299,14 +300,13 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
         self.edge.send();
         self.take_released();
         self.edge.send();
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             self.edge.abandon(direction);
-            let d = direction as usize;
-            self.release.extend(drain(&mut self.released[d], usize::MAX));
+            self.release.extend(drain(&mut self.released[direction], usize::MAX));
             if let Some(shared) = &mut self.shared {
                 shared.abandon(direction, now, &mut self.release);
             }
-            self.taken[d] += self.release.len();
+            self.taken[direction] += self.release.len();
             self.edge.buffers().adopt(self.release.len());
             self.edge.give_up(direction, self.release.drain(..), DropReason::Shutdown);
         }

@@ -9,11 +9,11 @@ use crate::buffer::{Buffer, FreeList};
 use crate::lanes::Lanes;
 use crate::latency::Profile;
 use crate::ledger::Ledger;
-use crate::mix::BOTH;
 use crate::mix::edge::Pools;
 use crate::mix::mixer::{Mixer, RELEASES, Release};
-use crate::pool::{POOL_MAX, Pooled};
+use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::runner::BLOCKED_WAIT;
+use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::sys::Waker;
 use crate::{MICRO, Nanos};
 
@@ -24,10 +24,10 @@ const SHARE: usize = 256;
 
 /// A shard as the mixer sees it.
 pub(super) struct ShardRings {
-    from: [Consumer<Pooled>; 2],
-    to: [Producer<Pooled>; 2],
+    from: PerDirection<Consumer<Pooled>>,
+    to: PerDirection<Producer<Pooled>>,
     /// Its part of a release.
-    staged: [Vec<Pooled>; 2],
+    staged: PerDirection<Vec<Pooled>>,
     empties: Producer<&'static mut Buffer>,
     surplus: Consumer<&'static mut Buffer>,
     /// Wakes its thread, if that is another.
@@ -51,13 +51,13 @@ pub(super) struct SharedMixer {
 impl ShardRings {
     /// The mixer's ends of the rings of one edge.
     pub fn new(
-        from: [Consumer<Pooled>; 2],
-        to: [Producer<Pooled>; 2],
+        from: PerDirection<Consumer<Pooled>>,
+        to: PerDirection<Producer<Pooled>>,
         empties: Producer<&'static mut Buffer>,
         surplus: Consumer<&'static mut Buffer>,
         waker: Option<Arc<Waker>>,
     ) -> ShardRings {
-        let staged = [Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX)];
+        let staged = PerDirection::from_fn(|_| Vec::with_capacity(POOL_MAX));
         ShardRings { from, to, staged, empties, surplus, waker }
     }
 }
@@ -79,7 +79,7 @@ impl SharedMixer {
             self.stock.extend(drain(&mut shard.surplus, usize::MAX));
             self.exchanged = self.exchanged.wrapping_sub(self.stock.len() - before);
         }
-        for direction in BOTH {
+        for direction in DIRECTIONS {
             for _ in 0..RELEASES {
                 self.gather(direction, now, force);
                 if !self.release(direction, now, force) {
@@ -100,11 +100,11 @@ impl SharedMixer {
             let mut most = SHARE.min(self.mixer.room(direction));
             if !force {
                 let empties = self.stock.len().min(shard.empties.slots());
-                self.stuck |= empties == 0 && !shard.from[direction as usize].is_empty();
+                self.stuck |= empties == 0 && !shard.from[direction].is_empty();
                 most = most.min(empties);
             }
             let mut taken = 0;
-            for Pooled { cell, ticket } in drain(&mut shard.from[direction as usize], most) {
+            for Pooled { cell, ticket } in drain(&mut shard.from[direction], most) {
                 self.mixer.admit(direction, cell, ticket);
                 taken += 1;
             }
@@ -119,25 +119,24 @@ impl SharedMixer {
 
     /// Releases a pool that is due, each cell to the edge of its lane; whether it did.
     fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> bool {
-        let d = direction as usize;
         let waiting = self.mixer.held(direction);
-        if self.shards.iter().any(|shard| shard.to[d].slots() < waiting) {
+        if self.shards.iter().any(|shard| shard.to[direction].slots() < waiting) {
             self.stuck |= self.mixer.sated(direction, now);
             return false;
         }
         let Some(Release { cells, times }) = self.mixer.release(direction, now, force) else { return false };
         for mut pooled in cells.drain(..) {
-            let times = times[pooled.ticket.mark as usize];
-            pooled.ticket.mark = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
+            let times = times[pooled.ticket.times as usize];
+            pooled.ticket.times = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
             let number = pooled.ticket.header.channel;
             let edge = match direction {
                 Direction::Forward => self.lanes.down_edge(number),
                 Direction::Backward => self.lanes.up_edge(number),
             };
-            self.shards[edge].staged[d].push(pooled);
+            self.shards[edge].staged[direction].push(pooled);
         }
-        for shard in self.shards.iter_mut().filter(|shard| !shard.staged[d].is_empty()) {
-            fill(&mut shard.to[d], shard.staged[d].drain(..));
+        for shard in self.shards.iter_mut().filter(|shard| !shard.staged[direction].is_empty()) {
+            fill(&mut shard.to[direction], shard.staged[direction].drain(..));
             if let Some(waker) = &shard.waker {
                 waker.wake();
             }
@@ -172,8 +171,8 @@ impl SharedMixer {
     }
 
     /// Counts what was released by size.
-    pub fn left(&mut self, profile: &mut Profile) {
-        self.mixer.left(profile);
+    pub fn record_sizes(&mut self, profile: &mut Profile) {
+        self.mixer.record_sizes(profile);
     }
 
     /// The end: what is left in the pool and in the rings of opened cells.
@@ -182,7 +181,7 @@ impl SharedMixer {
             into.append(cells);
         }
         for shard in &mut self.shards {
-            into.extend(drain(&mut shard.from[direction as usize], usize::MAX));
+            into.extend(drain(&mut shard.from[direction], usize::MAX));
         }
     }
 }

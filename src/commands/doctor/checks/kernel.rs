@@ -1,7 +1,7 @@
 //! Kernel features that a node uses: GSO and GRO, io_uring, huge pages.
 
-use dataplane::io::calls::{Io, NoUring};
-use dataplane::io::offload::{Offload, breaks_gso};
+use dataplane::socket::backend::{Io, NoUring};
+use dataplane::socket::offload::{Offload, breaks_gso};
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
@@ -80,7 +80,7 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use dataplane::io::offload::Offloads;
+    use dataplane::socket::offload::Offloads;
 
     #[test]
     fn missing_gso_is_a_warning_and_forced_gso_an_error() {

@@ -64,7 +64,7 @@ mod tests {
         let mut facts = sound();
         facts.buffers.granted = Ok(212_992);
         facts.buffers.rmem_max = Some(212_992);
-        facts.offloads = (dataplane::io::offload::Offloads::NONE, Some("the kernel refuses them".to_owned()));
+        facts.offloads = (dataplane::socket::offload::Offloads::NONE, Some("the kernel refuses them".to_owned()));
         facts.clock_kept = Some(false);
         facts.conntrack = Some((900, 1000));
         facts.cores.governors = vec![(0, "powersave".to_owned())];

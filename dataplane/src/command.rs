@@ -1,0 +1,283 @@
+//! Control's end of the rings to the workers.
+//!
+//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel goes
+//! to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use rtrb::Producer;
+use wire::cell::Header;
+use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
+use zeroize::Zeroizing;
+
+use crate::entry::Listener;
+use crate::lanes::Lanes;
+use crate::sys::Waker;
+
+/// One change that control makes.
+pub enum Command {
+    /// A new neighbour, without slots yet.
+    InstallLink {
+        /// Its number.
+        link: LinkId,
+        /// Which neighbour.
+        side: Side,
+        /// Its address.
+        peer: SocketAddr,
+    },
+    /// Header keys of a finished handshake.
+    InstallSlot {
+        /// The link.
+        link: LinkId,
+        /// Its number.
+        slot: SlotId,
+        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
+        /// current at once.
+        peer: SocketAddr,
+        /// Header key of forward cells.
+        header_i2r: Zeroizing<[u8; 16]>,
+        /// Header key of backward cells.
+        header_r2i: Zeroizing<[u8; 16]>,
+        /// Where it goes.
+        rank: Rank,
+    },
+    /// The next slot becomes current.
+    Promote {
+        /// The link.
+        link: LinkId,
+        /// The slot.
+        slot: SlotId,
+        /// Where the link's cells go from now on.
+        peer: SocketAddr,
+    },
+    /// A slot has expired.
+    RetireSlot {
+        /// The link.
+        link: LinkId,
+        /// The slot.
+        slot: SlotId,
+    },
+    /// A link is gone.
+    RetireLink {
+        /// The link.
+        link: LinkId,
+    },
+    /// A channel is open.
+    InstallChannel {
+        /// Its index.
+        channel: ChannelIndex,
+        /// Link and number towards the entry.
+        up: Option<(LinkId, u32)>,
+        /// Link and number towards the exit.
+        down: Option<(LinkId, u32)>,
+        /// What the setup left.
+        keys: ChannelKeys,
+        /// Its constant lifetime.
+        lifetime_s: u16,
+        /// Its first number.
+        first: u64,
+    },
+    /// A channel is to end.
+    RetireChannel {
+        /// Its index.
+        channel: ChannelIndex,
+    },
+    /// Entry: clients of one channel move to another.
+    Supersede {
+        /// Whose lifetime ends.
+        old: ChannelIndex,
+        /// Its replacement.
+        new: ChannelIndex,
+    },
+    /// Entry: listen at one more socket.
+    Listen {
+        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
+        id: u32,
+        /// The socket, bound.
+        socket: UdpSocket,
+        /// What to do with its datagrams.
+        listener: Listener,
+    },
+    /// Entry: close a listening socket, and forget its clients.
+    Unlisten {
+        /// Which.
+        id: u32,
+    },
+    /// A cell of control's: sealed body, header in the clear.
+    Inject {
+        /// The link it leaves on.
+        link: LinkId,
+        /// The slot it was sealed under.
+        slot: SlotId,
+        /// Its header.
+        header: Header,
+        /// Its body.
+        body: Vec<u8>,
+    },
+    /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
+    Resolved {
+        /// The question's number.
+        query: u32,
+        /// Addresses.
+        addresses: Vec<IpAddr>,
+    },
+}
+
+/// Sends operations to a node's workers, in order.
+pub struct CommandSender {
+    rings: Vec<Ring>,
+    lanes: Lanes,
+    pushed: u64,
+    /// By channel: the workers that know it, for its forward and for its backward cells.
+    known: Vec<(Option<u8>, Option<u8>)>,
+}
+
+/// The way to one worker.
+struct Ring {
+    ring: Producer<Command>,
+    waker: Arc<Waker>,
+    /// Numbers of the operations that went this way and may not have been taken.
+    sent: VecDeque<u64>,
+}
+
+impl Ring {
+    /// How many wait.
+    fn waiting(&self) -> usize {
+        self.ring.buffer().capacity() - self.ring.slots()
+    }
+
+    fn push(&mut self, number: u64, command: Command) {
+        let waiting = self.waiting();
+        self.sent.drain(..self.sent.len() - waiting);
+        self.sent.push_back(number);
+        let pushed = self.ring.push(command);
+        debug_assert!(pushed.is_ok(), "room was looked for before");
+    }
+}
+
+impl CommandSender {
+    /// To a node's only worker, which waits on `waker`.
+    pub fn new(ring: Producer<Command>, waker: Arc<Waker>) -> CommandSender {
+        CommandSender::to_all(vec![(ring, waker)], Lanes::ONE)
+    }
+
+    /// To the workers of the lanes, in their order.
+    ///
+    /// # Panics
+    /// Unless there are as many as own lanes.
+    pub fn to_all(rings: Vec<(Producer<Command>, Arc<Waker>)>, lanes: Lanes) -> CommandSender {
+        assert_eq!(rings.len(), lanes.own, "one worker for each lane");
+        let rings = rings.into_iter().map(|(ring, waker)| Ring { ring, waker, sent: VecDeque::new() }).collect();
+        CommandSender { rings, lanes, pushed: 0, known: Vec::new() }
+    }
+
+    /// Queues an operation; gives it back if a ring is full.
+    ///
+    /// # Errors
+    /// The operation.
+    pub fn send(&mut self, command: Command) -> Result<(), Command> {
+        if self.rings.iter().any(|ring| ring.ring.slots() == 0) {
+            return Err(command);
+        }
+        self.pushed += 1;
+        let number = self.pushed;
+        if let [ring] = &mut self.rings[..] {
+            ring.push(number, command);
+            return Ok(());
+        }
+        if let Some(copies) = copies(&command, self.rings.len() - 1) {
+            for (ring, command) in self.rings.iter_mut().zip(std::iter::once(command).chain(copies)) {
+                ring.push(number, command);
+            }
+            return Ok(());
+        }
+        match command {
+            Command::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
+                let edge =
+                    |at: Option<(LinkId, u32)>, edge: &dyn Fn(u32) -> usize| at.map_or(0, |(_, number)| edge(number));
+                let forward = edge(up, &|number| self.lanes.up_edge(number));
+                let backward = edge(down, &|number| self.lanes.down_edge(number));
+                let at = channel.index();
+                if self.known.len() <= at {
+                    self.known.resize(at + 1, (None, None));
+                }
+                self.known[at] = (Some(forward as u8), (forward != backward).then_some(backward as u8));
+                if forward != backward
+                    && let ChannelKeys::Hop { forward, backward: other } = &keys
+                {
+                    let keys = ChannelKeys::Hop { forward: forward.clone(), backward: other.clone() };
+                    let copy = Command::InstallChannel { channel, up, down, keys, lifetime_s, first };
+                    self.rings[backward].push(number, copy);
+                }
+                self.rings[forward]
+                    .push(number, Command::InstallChannel { channel, up, down, keys, lifetime_s, first });
+            }
+            Command::RetireChannel { channel } => {
+                let (forward, backward) = self.known(channel);
+                for edge in [forward, backward].into_iter().flatten() {
+                    self.rings[usize::from(edge)].push(number, Command::RetireChannel { channel });
+                }
+            }
+            command => self.rings[0].push(number, command),
+        }
+        Ok(())
+    }
+
+    fn known(&self, channel: ChannelIndex) -> (Option<u8>, Option<u8>) {
+        self.known.get(channel.index()).copied().unwrap_or_default()
+    }
+
+    /// A worker says that a channel has ended there. Whether the channel has ended with that, and control is to be
+    /// told; if so, and another worker knows it too, that one is to be sent the operation returned beside.
+    pub fn ended(&mut self, worker: usize, channel: ChannelIndex) -> (bool, Option<Command>) {
+        if self.rings.len() == 1 {
+            return (true, None);
+        }
+        let (forward, backward) = self.known(channel);
+        if forward != Some(worker as u8) {
+            return (false, None);
+        }
+        self.known[channel.index()].0 = None;
+        (true, backward.map(|_| Command::RetireChannel { channel }))
+    }
+
+    /// Operations queued so far.
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Operations that the workers have taken so far. Each applies all it takes before it receives again.
+    pub fn taken(&self) -> u64 {
+        let oldest = |ring: &Ring| ring.sent.get(ring.sent.len() - ring.waiting()).map_or(self.pushed, |next| next - 1);
+        self.rings.iter().map(oldest).min().unwrap_or(self.pushed)
+    }
+
+    /// Wakes the workers.
+    pub fn signal(&self) {
+        self.rings.iter().for_each(|ring| ring.waker.wake());
+    }
+}
+
+/// As many copies of an operation that every worker must know of; none of any other.
+fn copies(command: &Command, count: usize) -> Option<Vec<Command>> {
+    let copy = || match command {
+        Command::InstallLink { link, side, peer } => {
+            Some(Command::InstallLink { link: *link, side: *side, peer: *peer })
+        }
+        Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => Some(Command::InstallSlot {
+            link: *link,
+            slot: *slot,
+            peer: *peer,
+            header_i2r: header_i2r.clone(),
+            header_r2i: header_r2i.clone(),
+            rank: *rank,
+        }),
+        Command::Promote { link, slot, peer } => Some(Command::Promote { link: *link, slot: *slot, peer: *peer }),
+        Command::RetireSlot { link, slot } => Some(Command::RetireSlot { link: *link, slot: *slot }),
+        Command::RetireLink { link } => Some(Command::RetireLink { link: *link }),
+        _ => None,
+    };
+    (0..count).map(|_| copy()).collect()
+}

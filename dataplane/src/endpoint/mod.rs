@@ -1,0 +1,3 @@
+//! What entry and exit share.
+
+pub mod packer;

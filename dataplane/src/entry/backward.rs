@@ -1,0 +1,172 @@
+//! Cells from Mix 1: all layers off, then their frames to the clients.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use wire::cell::Direction;
+use wire::frames::{self, Frame};
+use wire::ids::ChannelIndex;
+use wire::layer::{BATCH_MAX, EntryJob, unwrap};
+use wire::reassembly::Outcome;
+
+use super::clients::{Clients, Refusal, Reply};
+use super::{Destination, Entry, Listening};
+use crate::Nanos;
+use crate::ledger::{DropReason, Tally};
+use crate::punt::{ClientAt, Notice};
+use crate::socket::Port;
+use crate::socket::app_batch::SendBatch;
+use crate::socket::apps::Apps;
+use crate::stage::open::keep;
+
+impl<D: Port, A: Apps> Entry<D, A> {
+    pub(super) fn receive_link(&mut self, now: Nanos) {
+        for _ in 0..4 {
+            if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
+                return;
+            }
+            let tally = &mut self.cells.backward;
+            self.gate.admit(
+                &mut self.arrivals,
+                &self.table,
+                &mut self.punts,
+                &mut self.free,
+                tally,
+                &mut self.admitted,
+            );
+            self.strip();
+            let mut admitted = std::mem::take(&mut self.admitted);
+            for mut cell in admitted.drain(..) {
+                if let Some(record) = self.table.record_mut(cell.channel) {
+                    record.state.liveness.heard();
+                }
+                let inner = cell.cell.body_mut(self.settings.shape.payload());
+                match frames::parse(inner, Direction::Backward) {
+                    Ok(frames) => {
+                        self.cells.backward.consumed += 1;
+                        for frame in frames {
+                            self.inwards(cell.channel, &frame, now);
+                        }
+                    }
+                    Err(_) => self.cells.backward.drop(DropReason::Frames),
+                }
+                self.free.give(cell.cell.into_buffer());
+            }
+            self.admitted = admitted;
+        }
+    }
+
+    /// Takes all layers off; drops what is not the exit's or was seen before.
+    pub(super) fn strip(&mut self) {
+        let Self { table, admitted, free, cells, settings, .. } = self;
+        let len = settings.shape.cell_len(Direction::Backward, 1);
+        let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
+        for chunk in admitted.chunks_mut(BATCH_MAX) {
+            let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
+            for cell in chunk.iter_mut() {
+                let keys = &table.record(cell.channel).expect("admitted this turn").state.keys;
+                jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
+            }
+            unwrap(settings.shape, &mut jobs);
+            verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(DropReason::Forged)));
+        }
+        for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
+            if verdict.is_some() {
+                continue;
+            }
+            let state = &mut table.record_mut(cell.channel).expect("admitted this turn").state;
+            match state.window.mark_seen(cell.header.seq) {
+                Ok(()) => {
+                    state.keys.advance_backward(state.window.lowest());
+                    table.links.received(cell.link);
+                }
+                Err(refused) => *verdict = Some(refused.into()),
+            }
+        }
+        keep(admitted, &mut verdicts, free, &mut cells.backward);
+        table.verdicts = verdicts;
+    }
+
+    /// One frame from the exit.
+    fn inwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+        let tally = &mut self.datagrams.backward;
+        match *frame {
+            Frame::Dgram { flow, data } => {
+                tally.injected += 1;
+                answer(&mut self.clients, &self.listening, &mut self.send_batch, tally, (channel, flow), None, data);
+            }
+            Frame::Frag { flow, id, index, last, data } => {
+                let Some(record) = self.table.record_mut(channel) else { return };
+                let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
+                tally.injected += u64::from(pushed.started);
+                tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
+                if let Outcome::Complete(data) = pushed.outcome {
+                    answer(
+                        &mut self.clients,
+                        &self.listening,
+                        &mut self.send_batch,
+                        tally,
+                        (channel, flow),
+                        None,
+                        data,
+                    );
+                }
+            }
+            Frame::From { flow, from, data } => {
+                tally.injected += 1;
+                answer(
+                    &mut self.clients,
+                    &self.listening,
+                    &mut self.send_batch,
+                    tally,
+                    (channel, flow),
+                    Some(from),
+                    data,
+                );
+            }
+            Frame::Status { flow, code } => {
+                if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
+                    && let Some(Listening { id, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref)
+                {
+                    let client = ClientAt { listener: *id, address };
+                    let destination = destination.to_string();
+                    self.notice(Notice::Refused { client, destination, status: code }, now);
+                }
+            }
+            Frame::Peer { flow, from } => self.clients.resolved(channel, flow, from),
+            Frame::Close { flow } => self.clients.closed(channel, flow),
+            // An answer is an answer: `heard` has noted it. The others are for paced classes.
+            _ => {}
+        }
+    }
+}
+
+/// A datagram for a flow's client: of the flow's peer, unless it is `from` somebody else.
+fn answer(
+    clients: &mut Clients,
+    listening: &[Option<Listening>],
+    send_batch: &mut SendBatch,
+    tally: &mut Tally,
+    (channel, number): (ChannelIndex, u16),
+    from: Option<SocketAddr>,
+    data: &[u8],
+) {
+    let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
+        tally.drop(DropReason::Flow);
+        return;
+    };
+    let Some(Listening { listener, .. }) = listening.get(socket as usize).and_then(Option::as_ref) else {
+        tally.drop(DropReason::Flow);
+        return;
+    };
+    let header = match from {
+        None => listener.header(&peer),
+        Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),
+        Some(_) => {
+            tally.drop(DropReason::Filtered);
+            return;
+        }
+    };
+    send_batch.push_behind(socket, to, flow, &header, data);
+}
