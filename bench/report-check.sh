@@ -69,7 +69,7 @@ if [[ $# -gt 0 ]]; then
     exit
 fi
 mkdir "$work/sample"
-EDDY_REPORT_FOLDER="$work/sample" cargo test -q --locked --workspace --test report page_shows >"$work/test" 2>&1 || {
+EDDY_REPORT_FOLDER="$work/sample" cargo test -q --locked --workspace --test it page_shows >"$work/test" 2>&1 || {
     cat "$work/test"
     exit 1
 }

@@ -66,9 +66,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a whole chain on this host and check that every packet arrives
+    /// Run a whole chain on this host and check it
     Chain(ChainArgs),
-    /// Create a chain: its public file, and a configuration and a key file per node
+    /// Create the files of a chain
     Init(InitArgs),
     /// Run an entry: applications send their datagrams to it
     Entry(EntryArgs),
@@ -216,15 +216,15 @@ pub struct EntryArgs {
     ///
     /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With `,idle_s=SECONDS` at the end,
     /// a flow without traffic from the client is closed after that time.
-    #[arg(long = "forward", value_name = "LISTEN=DEST")]
+    #[arg(long = "forward", value_name = "LISTEN=DEST", help_heading = "Listeners")]
     pub forwards: Vec<Forward>,
     /// Serve SOCKS5 clients at LISTEN (repeatable)
     ///
     /// Clients of other hosts need a name and password from `socks_users` in the key file.
-    #[arg(long, value_name = "LISTEN", value_parser = parse_listen)]
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, help_heading = "Listeners")]
     pub socks: Vec<SocketAddr>,
     /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
-    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true)]
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true, help_heading = "Listeners")]
     pub pymix: Vec<SocketAddr>,
 }
 
@@ -246,12 +246,12 @@ pub struct ExitArgs {
     ///
     /// The exit refuses private, loopback and link-local destinations unless they are listed here or in the
     /// configuration. CIDR is IP or IP/BITS, and :PORT or :PORT-PORT limits it to these ports, e.g. 10.0.0.0/8:5000-5999.
-    #[arg(long = "allow", value_name = "CIDR")]
+    #[arg(long = "allow", value_name = "CIDR", help_heading = "Policy")]
     pub allow: Vec<Rule>,
     /// Deny a network (repeatable)
     ///
     /// The narrowest --allow or --deny that contains a destination decides.
-    #[arg(long = "deny", value_name = "CIDR")]
+    #[arg(long = "deny", value_name = "CIDR", help_heading = "Policy")]
     pub deny: Vec<Rule>,
 }
 

@@ -19,7 +19,7 @@ use wire::cell::Class;
 use crate::nodes;
 use crate::results::ChainFacts;
 
-/// How long a process may take to end.
+/// Time limit for a process to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Args, Clone, Debug)]
@@ -106,7 +106,7 @@ pub(crate) struct Chain {
     process: Child,
     lifeline: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
-    /// Where its entry listens.
+    /// Address at which its entry listens.
     pub(crate) forward: SocketAddr,
     /// Status sockets of its nodes, entry first.
     pub(crate) status: Vec<PathBuf>,

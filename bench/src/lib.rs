@@ -3,7 +3,6 @@
 //! `main.rs` is the command `eddy-bench`. The integration tests use [`load`] and [`results`].
 
 #![warn(unreachable_pub)]
-#![allow(missing_docs)]
 
 mod args;
 pub mod capacity;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What figures depend on besides the code.
+/// Machine and version, on which all figures depend.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Name of the processor.

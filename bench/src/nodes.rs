@@ -24,7 +24,7 @@ pub(crate) fn batch_sizes(node: &Value) -> Vec<(u64, u64)> {
     sizes
 }
 
-/// How long cells of one direction stayed in a node.
+/// Time that cells of one direction spent in a node.
 pub(crate) struct NodeLatency {
     /// `forward` or `backward`.
     pub(crate) direction: &'static str,
@@ -58,7 +58,7 @@ pub(crate) fn latencies(node: &Value) -> Vec<NodeLatency> {
     ["forward", "backward"].into_iter().filter_map(of).collect()
 }
 
-/// What a node did over its life.
+/// Counters of a node over its life.
 pub(crate) struct Facts {
     /// Cells received or made here, both directions.
     pub(crate) cells: u64,

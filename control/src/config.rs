@@ -1,4 +1,4 @@
-//! What a node must know before it can shake hands: its place, keys, neighbours, times and caps.
+//! The configuration of a node's control plane: position, keys, neighbours, times and caps.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,17 +10,16 @@ use wire::kdf::{Secret, x25519_public};
 
 use crate::descriptor::Descriptor;
 
-/// A node's control configuration. Not cloned, not printed: it holds the private keys.
+/// Neither `Clone` nor printed in full, because it holds the private keys.
 pub struct Config {
-    /// What the node is.
     pub role: Role,
     /// The chain's class and number of key hops.
     pub shape: Shape,
     /// Entry 0, mixes 1..=m, exit m + 1.
     pub position: usize,
-    /// Noise static private key. The entry has none on the wire; any value will do there.
+    /// Noise static private key. The entry does not use its own, so any value works there.
     pub noise: Secret,
-    /// Setup private key. Unused at the entry.
+    /// Setup private key; unused at the entry.
     pub setup: Secret,
     /// The node's own descriptor; none at the entry.
     pub descriptor: Option<Descriptor>,
@@ -32,58 +31,53 @@ pub struct Config {
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if agreed (IK links only).
     pub psk_down: Option<Secret>,
-    /// Times.
     pub timing: Timing,
-    /// Bounds.
     pub caps: Caps,
 }
 
-/// What a node is, and what only that kind of node needs.
+/// A node's role, and the settings that only this role needs.
 pub enum Role {
-    /// The user's end: starts channels.
+    /// The user's end of the chain; it sets up the channels.
     Entry {
         /// The descriptors of all hops, Mix 1 first.
         hops: Vec<Descriptor>,
-        /// Channels to keep up; 4 unless there is a reason.
+        /// Channels to keep up; 4 by default.
         channels: usize,
     },
-    /// A hop with a next hop.
     Mix,
-    /// The last hop.
     Exit,
 }
 
-/// The next hop.
 pub struct NextHop {
-    /// Its descriptor, verified.
+    /// Already verified.
     pub descriptor: Descriptor,
-    /// Where it is reached; may differ from its lanes (NAT, proxies, tests).
+    /// Where it is reached. May differ from the lanes in its descriptor (NAT, proxies, tests).
     pub address: SocketAddr,
 }
 
-/// Times of the state machines. The defaults are the specification's.
+/// Times of the state machines. The defaults are those of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// An initiator renews this long after a handshake: 120 s.
     pub renew_after: Duration,
     /// Both ends drop a slot this long after its handshake: 180 s.
     pub expire_after: Duration,
-    /// First wait for message 2; grows to `handshake_retry_max`: 500 ms.
+    /// First wait for message 2, which grows up to `handshake_retry_max`: 500 ms.
     pub handshake_retry: Duration,
-    /// Longest wait for message 2: 1 s, so that neighbours started in any order meet within two.
+    /// Longest wait for message 2: 1 s, so that neighbours started in any order connect within 2 s.
     pub handshake_retry_max: Duration,
-    /// A node that has received and sent nothing for this long sends a keepalive: 500 ms.
+    /// A node sends a keepalive if it sent nothing for this long after it received a cell: 500 ms.
     pub keepalive_after: Duration,
-    /// An initiator that has sent for this long (and both nodes' mixing delays) unheard starts a new
-    /// handshake: 1 s.
+    /// An initiator starts a new handshake if it receives nothing for this long, plus both nodes'
+    /// mixing delays, after it sent a cell: 1 s.
     pub silent_after: Duration,
-    /// What a setup may take beside the hops' mixing delays: 500 ms.
+    /// Time that a setup may take in addition to the hops' mixing delays: 500 ms.
     pub setup_allowance: Duration,
     /// Longest wait for an ack: 30 s.
     pub setup_retry_max: Duration,
-    /// Longest wait while no channel is open at all, when one setup at a time probes: 2 s.
+    /// Longest wait for an ack while no channel is open and one setup at a time probes the chain: 2 s.
     pub probe_retry_max: Duration,
-    /// Least time a half-open record lasts: 5 s.
+    /// Shortest lifetime of a half-open record: 5 s.
     pub half_open_min: Duration,
 }
 
@@ -107,7 +101,7 @@ impl Default for Timing {
 /// Bounds of every table and rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Links of the node towards entries: 1024; below 4096.
+    /// Links of the node towards entries: 1024. Must be below 4096.
     pub links: usize,
     /// Entry links from one address and port: 4.
     pub links_per_address: usize,
@@ -123,10 +117,10 @@ pub struct Caps {
     pub setups_per_entry_link: Rate,
     /// Setups per second of the node: 1000, burst 2000.
     pub setups: Rate,
-    /// Whole first messages per second that cost public-key work: 1000, burst 2000.
+    /// Complete messages 1 per second, each of which costs public-key work: 1000, burst 2000.
     pub handshakes: Rate,
-    /// Setups remembered against replay, for as long as the setup key lives: 2^20. A full cache
-    /// refuses.
+    /// Setups that are remembered against replay, as long as the setup key is in use: 2^20. A full
+    /// cache refuses setups.
     pub replay_cache: usize,
 }
 
@@ -147,75 +141,62 @@ impl Default for Caps {
     }
 }
 
-/// A token bucket's size.
+/// The size of a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Tokens that come back per second.
     pub per_second: u32,
-    /// Tokens at most.
+    /// Most tokens that it holds.
     pub burst: u32,
 }
 
 /// A configuration that contradicts itself.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadConfig {
-    /// Role and position differ.
+    /// The position does not fit the role.
     #[error("position {position} in a chain of {hops} key hops does not belong to this role: the entry is 0, mixes are 1 to {}, the exit is {hops}", hops - 1)]
-    Position {
-        /// As configured.
-        position: usize,
-        /// h.
-        hops: usize,
-    },
-    /// A mix or exit without its descriptor.
+    Position { position: usize, hops: usize },
     #[error("a mix or exit needs its own descriptor: run `eddy init` on this node")]
     NoDescriptor,
-    /// A descriptor is of another place, class or chain length.
     #[error(
-        "the descriptor in place {place} says position {position}, {hops} key hops, class {class}: fetch the chain's descriptors again"
+        "descriptor {expected} is for position {position} of {hops} key hops in class {class}: fetch the chain's descriptors again"
     )]
     Descriptor {
-        /// Where it was used.
-        place: usize,
-        /// What it says.
+        /// The position that it was used for.
+        expected: usize,
         position: u8,
-        /// What it says.
         hops: u8,
-        /// What it says.
         class: Class,
     },
-    /// The hops do not agree on the lifetime.
-    #[error("the descriptors name different lifetimes ({0} and {1} s): all hops of a chain must be initialised alike")]
+    #[error(
+        "the descriptors have different channel lifetimes ({0} s and {1} s): run `eddy init` for the whole chain again"
+    )]
     Lifetime(u16, u16),
-    /// Own descriptor and own keys differ.
-    #[error("the {0} key does not belong to this node's descriptor: publish the descriptor anew after a key change")]
+    #[error("the {0} key does not match this node's descriptor: publish a new descriptor after a key change")]
     Key(&'static str),
-    /// No previous hop, or one too many.
-    #[error("a mix after the first and the exit need the previous hop's Noise key; entry and Mix 1 have none")]
+    #[error(
+        "previous hop: expected its Noise key at the exit and at every mix after Mix 1, and none at the entry and Mix 1"
+    )]
     Previous,
-    /// No next hop, or one too many.
-    #[error("entry and mixes need a next hop; the exit has none")]
+    #[error("next hop: expected one at the entry and at every mix, and none at the exit")]
     Next,
-    /// The entry has not as many descriptors as the chain hops.
     #[error("{0} descriptors for {1} key hops: fetch the chain's descriptors again")]
     Hops(usize, usize),
-    /// Times or caps that cannot work.
+    /// A time or a cap that cannot work.
     #[error("{0}")]
     Value(&'static str),
 }
 
 impl Config {
-    /// Whether this node is the entry.
     pub(crate) fn is_entry(&self) -> bool {
         self.position == 0
     }
 
-    /// Whether its up side faces entries: many links, no known peer.
+    /// True if its up side has a link for each entry, without a known peer.
     pub(crate) fn faces_entries(&self) -> bool {
         self.position == 1
     }
 
-    /// Checks that all parts belong together.
+    /// Checks that all parts fit together.
     ///
     /// # Errors
     /// The first contradiction.
@@ -229,78 +210,97 @@ impl Config {
         if !fits {
             return Err(BadConfig::Position { position: self.position, hops });
         }
-        let check = |descriptor: &Descriptor, place: usize| {
-            let same = usize::from(descriptor.position) == place
-                && usize::from(descriptor.hops) == hops
-                && descriptor.class == self.shape.class();
-            same.then_some(()).ok_or(BadConfig::Descriptor {
-                place,
-                position: descriptor.position,
-                hops: descriptor.hops,
-                class: descriptor.class,
-            })
-        };
-        let mut lifetimes = Vec::new();
-        if self.position > 0 {
-            let own = self.descriptor.as_ref().ok_or(BadConfig::NoDescriptor)?;
-            check(own, self.position)?;
-            if x25519_public(&self.noise) != own.noise {
-                return Err(BadConfig::Key("Noise"));
-            }
-            if x25519_public(&self.setup) != own.setup {
-                return Err(BadConfig::Key("setup"));
-            }
-            lifetimes.push(own.lifetime_s);
-        }
+
+        self.check_own_keys()?;
         if self.previous.is_some() != (self.position > 1) {
             return Err(BadConfig::Previous);
         }
         if self.next.is_some() != (self.position < hops) {
             return Err(BadConfig::Next);
         }
-        if let Some(next) = &self.next {
-            check(&next.descriptor, self.position + 1)?;
-            lifetimes.push(next.descriptor.lifetime_s);
+        self.check_descriptors()?;
+        self.check_values()
+    }
+
+    fn check_own_keys(&self) -> Result<(), BadConfig> {
+        if self.position == 0 {
+            return Ok(());
         }
-        if let Role::Entry { hops: all, .. } = &self.role {
-            if all.len() != hops {
-                return Err(BadConfig::Hops(all.len(), hops));
-            }
-            for (place, descriptor) in all.iter().enumerate() {
-                check(descriptor, place + 1)?;
-                lifetimes.push(descriptor.lifetime_s);
-            }
+        let own = self.descriptor.as_ref().ok_or(BadConfig::NoDescriptor)?;
+        self.check_descriptor(own, self.position)?;
+        if x25519_public(&self.noise) != own.noise {
+            return Err(BadConfig::Key("Noise"));
         }
-        if let Some(&other) = lifetimes.iter().find(|s| **s != lifetimes[0]) {
-            return Err(BadConfig::Lifetime(lifetimes[0], other));
-        }
-        let timing = &self.timing;
-        if timing.renew_after >= timing.expire_after {
-            return Err(BadConfig::Value("renew_after must be shorter than expire_after, or links die before renewal"));
-        }
-        if timing.handshake_retry.is_zero() || timing.keepalive_after.is_zero() || timing.silent_after.is_zero() {
-            return Err(BadConfig::Value("handshake_retry, keepalive_after and silent_after must not be zero"));
-        }
-        if timing.setup_allowance.is_zero() {
-            return Err(BadConfig::Value("setup_allowance must not be zero"));
-        }
-        if self.caps.links >= 1 << wire::ids::LinkId::INDEX_BITS {
-            return Err(BadConfig::Value("caps.links must be below 4096"));
-        }
-        if self.caps.links == 0 || self.caps.links_per_address == 0 {
-            return Err(BadConfig::Value("caps.links and caps.links_per_address must be at least 1"));
+        if x25519_public(&self.setup) != own.setup {
+            return Err(BadConfig::Key("setup"));
         }
         Ok(())
     }
 
-    /// Every setup's `info`, and the lifetime of every channel.
+    fn check_descriptor(&self, descriptor: &Descriptor, expected: usize) -> Result<(), BadConfig> {
+        let same = usize::from(descriptor.position) == expected
+            && usize::from(descriptor.hops) == self.shape.hops()
+            && descriptor.class == self.shape.class();
+        same.then_some(()).ok_or(BadConfig::Descriptor {
+            expected,
+            position: descriptor.position,
+            hops: descriptor.hops,
+            class: descriptor.class,
+        })
+    }
+
+    fn check_descriptors(&self) -> Result<(), BadConfig> {
+        let mut lifetimes: Vec<u16> = self.descriptor.iter().map(|own| own.lifetime_s).collect();
+        if let Some(next) = &self.next {
+            self.check_descriptor(&next.descriptor, self.position + 1)?;
+            lifetimes.push(next.descriptor.lifetime_s);
+        }
+        if let Role::Entry { hops, .. } = &self.role {
+            if hops.len() != self.shape.hops() {
+                return Err(BadConfig::Hops(hops.len(), self.shape.hops()));
+            }
+            for (i, descriptor) in hops.iter().enumerate() {
+                self.check_descriptor(descriptor, i + 1)?;
+                lifetimes.push(descriptor.lifetime_s);
+            }
+        }
+        match lifetimes.iter().find(|other| **other != lifetimes[0]) {
+            Some(other) => Err(BadConfig::Lifetime(lifetimes[0], *other)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_values(&self) -> Result<(), BadConfig> {
+        let (timing, caps) = (&self.timing, &self.caps);
+        let checks = [
+            (
+                timing.renew_after < timing.expire_after,
+                "renew_after must be shorter than expire_after, otherwise links expire before their renewal",
+            ),
+            (
+                !timing.handshake_retry.is_zero()
+                    && !timing.keepalive_after.is_zero()
+                    && !timing.silent_after.is_zero(),
+                "handshake_retry, keepalive_after and silent_after must not be zero",
+            ),
+            (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
+            (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
+            (caps.links > 0 && caps.links_per_address > 0, "caps.links and caps.links_per_address must be at least 1"),
+        ];
+        match checks.into_iter().find(|(holds, _)| !holds) {
+            Some((_, why)) => Err(BadConfig::Value(why)),
+            None => Ok(()),
+        }
+    }
+
+    /// The lifetime of every channel, and the one in the `info` of every setup.
     pub(crate) fn lifetime_s(&self) -> u16 {
         let any = self.descriptor.as_ref().or(self.next.as_ref().map(|n| &n.descriptor));
         any.map_or(0, |d| d.lifetime_s)
     }
 
-    /// First timeout of a setup: the allowance and twice the hops' mixing delays. A hop knows its own
-    /// and the next one's and takes the larger for each.
+    /// First timeout of a setup: the allowance and twice the hops' mixing delays. A hop knows only its
+    /// own delay and that of the next hop, and assumes the larger one for every hop.
     pub(crate) fn setup_timeout(&self) -> Duration {
         let sum: u64 = match &self.role {
             Role::Entry { hops, .. } => hops.iter().map(|d| u64::from(d.mixing_delay_ms)).sum(),
@@ -314,12 +314,12 @@ impl Config {
         self.timing.half_open_min.max(2 * self.setup_timeout())
     }
 
-    /// How long an initiator sends unheard before it starts a new handshake.
+    /// How long an initiator waits for an answer before it starts a new handshake.
     pub(crate) fn silent_after(&self) -> Duration {
         self.timing.silent_after + Duration::from_millis(self.mixing_delays().into_iter().sum())
     }
 
-    /// Largest mixing delays of this node and the next, in ms.
+    /// Largest mixing delays of this node and of the next hop, in ms.
     fn mixing_delays(&self) -> [u64; 2] {
         let of = |d: Option<&Descriptor>| d.map_or(0, |d| u64::from(d.mixing_delay_ms));
         [of(self.descriptor.as_ref()), of(self.next.as_ref().map(|n| &n.descriptor))]

@@ -1,9 +1,9 @@
-//! A node's descriptor: what entry and neighbours must know of a hop, signed by its identity
-//! (SPEC 8.1).
+//! A node's descriptor: the facts about a hop that the entry and the neighbours need, signed by its
+//! identity (SPEC 8.1).
 //!
-//! The encoding is canonical: fixed fields in one order, big-endian, no optional parts, so one
-//! content has one hash. D, the SHA-256 of the bytes without the signature, binds every handshake
-//! and setup to exactly this descriptor. Paced classes will add a version of their own.
+//! The encoding is canonical: fixed fields in one order, big-endian, no optional parts. Equal
+//! contents therefore have equal hashes. D, the SHA-256 of the bytes without the signature, binds
+//! every handshake and setup to exactly this descriptor. Paced classes will add a new version.
 //!
 //! ```text
 //! off  len  field
@@ -31,11 +31,10 @@ use wire::cell::{Class, Direction, Shape};
 use wire::kdf::{Secret, x25519_public};
 use wire::setup::{HopPublic, SUITE_X25519};
 
-/// Descriptor version of this program.
+/// The descriptor version that this program reads and writes.
 pub const VERSION: u8 = 1;
 /// Most lanes of a node.
 pub const LANES_MAX: usize = 64;
-/// Longest lifetime of a channel, in seconds.
 pub const LIFETIME_MAX_S: u16 = 3600;
 
 const MAGIC: &[u8; 4] = b"eddy";
@@ -43,18 +42,16 @@ const FIXED_LEN: usize = 142;
 const LANE_LEN: usize = 19;
 const SIGNATURE_LEN: usize = 64;
 
-/// A hop as its operator describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Which chain it belongs to.
+    /// Chain id.
     pub chain: [u8; 32],
-    /// i: mixes 1..=m, exit m + 1.
+    /// Mixes 1..=m, exit m + 1.
     pub position: u8,
-    /// h: the mixes and the exit.
+    /// Key hops: the mixes and the exit.
     pub hops: u8,
-    /// Size class.
     pub class: Class,
-    /// Grows with every new setup key; an older one than seen before is refused.
+    /// Grows with every new setup key. A descriptor with a smaller epoch than seen before is refused.
     pub epoch: u64,
     /// Valid from, in seconds since 1970.
     pub not_before: u64,
@@ -64,62 +61,54 @@ pub struct Descriptor {
     pub noise: [u8; 32],
     /// X25519 setup public key.
     pub setup: [u8; 32],
-    /// Largest delay its mixing adds, in milliseconds.
+    /// Largest delay that its mixing adds.
     pub mixing_delay_ms: u32,
-    /// Lifetime of every channel, in seconds; the same on all hops of a chain.
+    /// Lifetime of every channel; the same on all hops of a chain.
     pub lifetime_s: u16,
-    /// Where it receives from the previous hop, best first.
+    /// Addresses where it receives from the previous hop, best first.
     pub lanes: Vec<SocketAddr>,
 }
 
-/// Why a descriptor is not accepted.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DescriptorError {
-    /// Too short.
-    #[error("the descriptor is cut short ({0} bytes): fetch it again")]
+    #[error("the descriptor is truncated ({0} bytes): fetch it again")]
     Truncated(usize),
-    /// Too long.
-    #[error("{0} bytes follow the descriptor: fetch it again, and the file must hold one descriptor only")]
+    #[error("{0} bytes follow the descriptor: fetch it again; a file holds one descriptor only")]
     Trailing(usize),
-    /// Not a descriptor.
-    #[error("this is no eddy descriptor: check the file or URL")]
+    #[error("not an eddy descriptor: check the file or URL")]
     NotADescriptor,
-    /// A newer program wrote it.
-    #[error("descriptor version {0}, this program knows version {VERSION}: update eddy")]
+    #[error("unsupported descriptor version {0} (expected {VERSION}): update eddy")]
     Version(u8),
-    /// Unknown suite.
-    #[error("cipher suite {0}, this program knows suite {SUITE_X25519}: update eddy")]
+    #[error("unsupported cipher suite {0} (expected {SUITE_X25519}): update eddy")]
     Suite(u8),
-    /// Signature and content differ.
     #[error(
-        "the signature is not by the identity pinned in chain.toml: fetch the file again, or compare the identity with the \
-         node's operator"
+        "the signature does not match the identity pinned in chain.toml: fetch the file again, or compare the identity with \
+         the node's operator"
     )]
     Signature,
-    /// Of another chain.
     #[error("the descriptor belongs to another chain: compare the chain id in chain.toml with the operator's")]
     Chain,
-    /// Not valid yet.
+    /// Seconds until it is valid.
     #[error(
         "the descriptor is not valid for another {}: check this host's clock with `date -u`; if it is right, ask the \
          node's operator", span(*.0)
     )]
     NotYet(u64),
-    /// No longer valid.
+    /// Seconds since it expired.
     #[error(
         "the descriptor expired {} ago: check this host's clock with `date -u`; if it is right, ask the node's \
          operator for a new one", span(*.0)
     )]
     Expired(u64),
-    /// Cell lengths that the class does not have.
-    #[error("the cell lengths do not match class and position: the operator must run a matching version of eddy")]
+    #[error(
+        "the cell lengths do not match class and position: the operator and you must run matching versions of eddy"
+    )]
     Lengths,
-    /// A field has a value that none may have.
-    #[error("{0} is out of range: the operator must publish the descriptor anew")]
+    #[error("{0} is out of range: ask the node's operator for a new descriptor")]
     Field(&'static str),
 }
 
-/// A time for people, in the largest unit that it has two of.
+/// A time in the largest unit of which it has at least two.
 fn span(seconds: u64) -> String {
     let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
     let unit = units.iter().find(|(length, _)| seconds >= 2 * length);
@@ -197,13 +186,13 @@ impl Descriptor {
     /// D: SHA-256 of the bytes without the signature (SPEC 5.1).
     ///
     /// # Panics
-    /// If a field is out of range; one that was verified or signed never is.
+    /// If a field is out of range. A descriptor that was verified or signed has no such field.
     pub fn hash(&self) -> [u8; 32] {
         let bytes = self.to_bytes().expect("a descriptor in use was checked");
         digest::digest(&digest::SHA256, &bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
-    /// What a setup needs of this hop.
+    /// The parts that a setup needs.
     pub fn hop(&self) -> HopPublic {
         HopPublic { setup: self.setup, descriptor_hash: self.hash() }
     }
@@ -219,10 +208,10 @@ impl Descriptor {
         Ok(bytes)
     }
 
-    /// Reads a signed descriptor and checks it: form, signature, chain, clock.
+    /// Reads a signed descriptor and checks form, signature, chain id and validity at `wall`.
     ///
     /// # Errors
-    /// See [`DescriptorError`]; each names its remedy.
+    /// See [`DescriptorError`]; each message names a remedy.
     pub fn verify(
         bytes: &[u8],
         identity: &[u8; 32],
@@ -291,9 +280,9 @@ fn parse(bytes: &[u8]) -> Result<(Descriptor, usize), DescriptorError> {
         lanes: lanes.ok_or(Field("address of a lane"))?,
     };
     let shape = descriptor.check()?;
-    let place = usize::from(descriptor.position);
-    if usize::from(u16_at(10)) != shape.cell_len(Direction::Forward, place)
-        || usize::from(u16_at(12)) != shape.cell_len(Direction::Backward, place)
+    let position = usize::from(descriptor.position);
+    if usize::from(u16_at(10)) != shape.cell_len(Direction::Forward, position)
+        || usize::from(u16_at(12)) != shape.cell_len(Direction::Backward, position)
     {
         return Err(Lengths);
     }
@@ -311,32 +300,29 @@ fn lane(bytes: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// A node's long-term Ed25519 key: signs its descriptors.
+/// A node's long-term Ed25519 key. It signs the node's descriptors.
 pub struct Identity(Ed25519KeyPair);
 
 impl Identity {
-    /// The identity of a 32-byte seed.
-    ///
-    /// # Panics
-    /// Never: every seed has a key pair.
+    /// The key pair of a 32-byte seed.
     pub fn from_seed(seed: &Secret) -> Identity {
-        Identity(Ed25519KeyPair::from_seed_unchecked(seed.expose()).expect("every 32 bytes are a seed"))
+        Identity(Ed25519KeyPair::from_seed_unchecked(seed.expose()).expect("any 32 bytes are a seed"))
     }
 
-    /// Its public key, to be pinned in `chain.toml`.
+    /// Its public key, which `chain.toml` pins.
     pub fn public(&self) -> [u8; 32] {
         self.0.public_key().as_ref().try_into().expect("an Ed25519 key has 32 bytes")
     }
 }
 
-/// Draws 32 secret bytes: an identity's seed, a Noise static, a setup key, a chain id.
+/// Draws 32 bytes: an identity's seed, a Noise static, a setup key, a chain id.
 pub fn draw_secret(rng: &mut impl Rng) -> Secret {
     let mut bytes = zeroize::Zeroizing::new([0; 32]);
     rng.fill_bytes(&mut bytes[..]);
     Secret::new(*bytes)
 }
 
-/// A private key and its public key on Curve25519, for Noise statics and setup keys.
+/// Draws a private key on Curve25519, and its public key, for Noise statics and setup keys.
 pub fn draw_x25519(rng: &mut impl Rng) -> (Secret, [u8; 32]) {
     let secret = draw_secret(rng);
     let public = x25519_public(&secret);

@@ -152,14 +152,14 @@ impl Entry {
         content: &[u8],
     ) -> Result<(), Refusal> {
         let id = (link, header.channel);
-        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::AckUnasked) };
-        let wanted = self.wanted.get_mut(number).ok_or(Refusal::AckUnasked)?;
-        let search = wanted.search.as_mut().ok_or(Refusal::AckUnasked)?;
-        let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::AckUnasked)?;
+        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::UnexpectedAck) };
+        let wanted = self.wanted.get_mut(number).ok_or(Refusal::UnexpectedAck)?;
+        let search = wanted.search.as_mut().ok_or(Refusal::UnexpectedAck)?;
+        let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::UnexpectedAck)?;
         let attempt = &mut search.attempts[at];
-        let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::AckUnasked)?;
+        let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::UnexpectedAck)?;
         if part.is_some() {
-            return Err(Refusal::AckUnasked);
+            return Err(Refusal::UnexpectedAck);
         }
         *part = Some(content.to_vec());
         if attempt.acks.iter().any(Option::is_none) {
@@ -173,7 +173,7 @@ impl Entry {
             Err(why) => {
                 channels.release_drawn(now, id);
                 cx.event(Event::SetupRefused(why));
-                return Err(Refusal::AckBad);
+                return Err(Refusal::AckInvalid);
             }
         };
         let search = wanted.search.take().expect("it was found above");
@@ -270,7 +270,7 @@ impl Search {
         let ephemerals = hops.iter().map(|_| draw_secret(&mut cx.rng)).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&cx.config)) else {
             // A descriptor has a low-order setup key. Its operator must publish another.
-            cx.refuse(Refusal::SetupBad);
+            cx.refuse(Refusal::SetupInvalid);
             return;
         };
 

@@ -1,11 +1,11 @@
 //! Puts messages together that arrive in parts: message 1 in two halves, a setup in several cells.
 //!
-//! Bounded in number and time: when all entries are taken, the oldest gives way, so a flood must
-//! overtake the missing part and not only arrive before the first one (SPEC 4.2, 5.2).
+//! Bounded in number and time: when all entries are taken, the oldest is dropped, so a flood must
+//! overtake the missing part and not only arrive before the first one (SPEC 4.2, 5.3).
 
 use std::time::Duration;
 
-/// Messages with parts missing, by what tells them apart.
+/// Incomplete messages, by the key that identifies a message.
 pub(crate) struct Joiner<K> {
     /// Most messages that may wait at once.
     capacity: usize,

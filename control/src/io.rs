@@ -10,7 +10,7 @@ use wire::cell::Header;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
-/// What the runner hands in.
+/// An input from the runner.
 pub enum Input<'a> {
     /// A datagram of one of the handshake lengths ([`wire::handshake`]).
     Handshake {
@@ -36,7 +36,7 @@ pub enum Input<'a> {
         /// The source of that cell.
         from: SocketAddr,
     },
-    /// What a link did since the last report, at most every 100 ms.
+    /// Activity of a link since the last report; at most every 100 ms.
     Activity {
         link: LinkId,
         /// At least one cell passed header and window.
@@ -49,7 +49,7 @@ pub enum Input<'a> {
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
 }
 
-/// What comes out. The order is binding across all variants.
+/// An output for the runner. The order of all outputs is binding.
 #[derive(Debug)]
 pub enum Output {
     /// A handshake datagram to send.

@@ -8,11 +8,13 @@
 //!
 //! Neighbours: `wire` below (bytes and keys), and the node above, which bridges it to the data plane.
 
+#![warn(unreachable_pub)]
+
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Header, Kind};
+use wire::cell::{CellKind, Header};
 use wire::ids::{LinkId, Side, SlotId};
 use wire::link::LinkContent;
 
@@ -110,15 +112,15 @@ impl Control {
         let Control { cx, links, channels, entry } = self;
         let content = links.open(cx, now, (link, slot), from, header, body)?;
         match (header.kind, entry) {
-            (Kind::Setup, None) => channels.fragment(cx, links, now, (link, header), content),
-            (Kind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
-            (Kind::Ack, Some(entry)) => {
+            (CellKind::Setup, None) => channels.fragment(cx, links, now, (link, header), content),
+            (CellKind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
+            (CellKind::Ack, Some(entry)) => {
                 let done = entry.ack(cx, channels, links, now, (link, header), content);
                 entry.tick(cx, channels, links, now);
                 done
             }
-            (Kind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::LinkKind),
-            (Kind::Data, _) | (Kind::Setup, Some(_)) => Err(Refusal::CellForm),
+            (CellKind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::UnknownLinkContent),
+            (CellKind::Data, _) | (CellKind::Setup, Some(_)) => Err(Refusal::CellMalformed),
         }
     }
 

@@ -58,7 +58,7 @@ impl Pattern {
     }
 }
 
-/// What both ends of a link must agree on before the handshake.
+/// Parameters that both ends of a link must agree on before the handshake.
 pub(crate) struct Terms {
     pub(crate) pattern: Pattern,
     prologue: Vec<u8>,
@@ -147,7 +147,7 @@ impl InitiatorState {
         Ok((InitiatorState { state, decapsulation, ephemeral }, message))
     }
 
-    /// Reads message 2. A forged one changes nothing, because the true one may still arrive.
+    /// Reads message 2. A forged one changes nothing, because the genuine one may still arrive.
     pub(crate) fn finish(&mut self, message: &[u8]) -> Result<LinkSecrets, Forged> {
         let mut ciphertext = [0; RESPONSE_MESSAGE_LEN];
         let len = self.state.read_message(message, &mut ciphertext)?;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::cell::{Class, Header, Kind, SEQ_END};
+use wire::cell::{CellKind, Class, Header, SEQ_END};
 use wire::ids::{Side, SlotId};
 use wire::link::{ControlKey, LinkSecrets};
 use wire::replay::{WIDTH_DEFAULT, Window};
@@ -49,7 +49,7 @@ impl Slot {
     /// Seals a cell under the next sequence number. None once the numbers are used up.
     pub(crate) fn seal(
         &mut self,
-        kind: Kind,
+        kind: CellKind,
         channel: u32,
         sub: u8,
         class: Class,
@@ -85,7 +85,7 @@ mod tests {
         let secrets = LinkSecrets::derive(&[1; 32], &[2; 32], &[3; 32], &[4; 32]);
         let mut slot = Slot::new(SlotId(0), Side::Down, ([192, 0, 2, 1], 1).into(), Duration::ZERO, &secrets);
         slot.next_seq = SEQ_END - 1;
-        let mut seal = || slot.seal(Kind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
+        let mut seal = || slot.seal(CellKind::Link, 0, 0, Class::S, &[0; 8]).map(|(header, _)| header.seq);
         assert_eq!((seal(), seal(), seal()), (Some(SEQ_END - 1), None, None));
     }
 }

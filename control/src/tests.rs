@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, Kind};
+use wire::cell::{CellKind, Class, Direction};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 use wire::kdf::Secret;
@@ -25,7 +25,7 @@ fn up(class: Class, mixes: usize) -> World {
 }
 
 /// Lets a node seal and send any content on its link of this side.
-fn misuse(world: &mut World, from: usize, side: Side, kind: Kind, channel: u32, sub: u8, content: &[u8]) {
+fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u32, sub: u8, content: &[u8]) {
     let now = world.now;
     let link = world.node(from).link(side).0;
     world.nodes.get_mut(&from).unwrap().honest = false;
@@ -50,12 +50,12 @@ const INFO: Info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
 fn setup_opens_once_on_any_channel() {
     let mut world = up(Class::L, 2);
     let onion = onion(&world.plan, INFO, 5);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.node(3).control.open_channels(), 5);
-    for (channel, why) in [(1, Refusal::ChannelTaken), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
+    for (channel, why) in [(1, Refusal::ChannelInUse), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
         let before = world.refused(1, why);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
         world.run_for(secs(1));
         assert_eq!(world.refused(1, why), before + 1);
     }
@@ -69,10 +69,10 @@ fn setup_with_an_unusual_field_is_dropped() {
         [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
     {
         let bad = onion(&world.plan, info, 7);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &bad);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &bad);
         world.run_for(secs(1));
     }
-    assert_eq!(world.refused(1, Refusal::SetupBad), 3);
+    assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
     assert_eq!(world.node(1).control.open_channels(), 4);
 }
 
@@ -84,7 +84,7 @@ fn full_replay_cache_refuses_setups() {
     world.run_for(secs(2));
     assert!(world.has_channels(0, 4));
     let onion = onion(&world.plan, INFO, 8);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 1, 0, &onion);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
     world.run_for(secs(1));
     assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
 }
@@ -94,18 +94,18 @@ fn eight_incomplete_setups_wait_for_two_seconds() {
     let mut world = up(Class::S, 7);
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
     for channel in 1..=9 {
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &content);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &content);
     }
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 0, &content);
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 9, 2, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 0, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 2, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
-    assert_eq!(world.refused(1, Refusal::FragmentForm), 2, "a piece twice, a piece that none has");
+    assert_eq!(world.refused(1, Refusal::FragmentMalformed), 2, "a piece twice, a piece that none has");
     world.run_for(secs(3));
-    misuse(&mut world, 0, Side::Down, Kind::Setup, 20, 1, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 20, 1, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
-    assert_eq!(world.refused(1, Refusal::SetupBad), 0);
+    assert_eq!(world.refused(1, Refusal::SetupInvalid), 0);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn replayed_cell_is_refused_and_forged_cell_not_marked_seen() {
     world.record.clear();
     let cell = |w: &World| w.record.iter().find(|p| p.to == up_address(1) && p.bytes.len() > 1300).cloned();
     assert!(world.run_until(start + secs(3), |w| cell(w).is_some()));
-    // The network still holds the true cell; a copy with its header and garbage behind overtakes it.
+    // The genuine cell is in flight. A copy with its header and a garbage body overtakes it.
     let real = cell(&world).unwrap();
     let mut forged = real.bytes.clone();
     forged[100] ^= 1;
@@ -138,14 +138,14 @@ fn control_can_move_to_another_thread() {
 fn ack_passes_a_mix_once_and_only_if_awaited() {
     let mut world = up(Class::L, 2);
     let content = vec![3; world.plan.shape.payload()];
-    // The exit acknowledges an open channel again, one that never was, and part 1 of 1.
+    // The exit acknowledges an open channel again, then an unknown one, then sends part 1 of an ack with one part.
     let open = world.node(3).channels.values().next().unwrap().up.unwrap().1;
     for (channel, sub) in [(open, 0), (12345, 0), (open, 1)] {
-        misuse(&mut world, 3, Side::Up, Kind::Ack, channel, sub, &content);
+        misuse(&mut world, 3, Side::Up, CellKind::Ack, channel, sub, &content);
     }
     world.run_for(secs(1));
-    assert_eq!(world.refused(2, Refusal::AckUnasked), 3);
-    assert_eq!(world.refused(1, Refusal::AckUnasked), 0, "nothing came through");
+    assert_eq!(world.refused(2, Refusal::UnexpectedAck), 3);
+    assert_eq!(world.refused(1, Refusal::UnexpectedAck), 0, "nothing came through");
 }
 
 /// A chain whose exit's cells are lost, so that channels stay half-open.
@@ -170,18 +170,18 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     let at_mix = |w: &World| w.node(6).control.counters().refused_total();
     let before = at_mix(&world);
     for _ in 0..3 {
-        misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 0, &content);
+        misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 0, &content);
     }
     world.run_for(ms(40));
-    assert_eq!(world.refused(7, Refusal::AckUnasked), 2);
+    assert_eq!(world.refused(7, Refusal::UnexpectedAck), 2);
     assert_eq!(at_mix(&world), before);
-    // There is no part 2, and from the entry's side comes none at all.
-    misuse(&mut world, 8, Side::Up, Kind::Ack, half_open.1, 2, &content);
+    // There is no part 2, and acks do not come from the entry's side.
+    misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 2, &content);
     let up = world.node(7).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
-    misuse(&mut world, 6, Side::Down, Kind::Ack, up, 1, &content);
+    misuse(&mut world, 6, Side::Down, CellKind::Ack, up, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(7, Refusal::AckUnasked), world.refused(7, Refusal::CellForm)), (3, 1));
+    assert_eq!((world.refused(7, Refusal::UnexpectedAck), world.refused(7, Refusal::CellMalformed)), (3, 1));
 }
 
 #[test]
@@ -190,13 +190,13 @@ fn entry_takes_the_first_copy_of_an_ack_part() {
     let waits = world.node(1).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Backward, 1)];
     for (sub, refused) in [(0, 0), (0, 1), (2, 2)] {
-        misuse(&mut world, 1, Side::Up, Kind::Ack, waits, sub, &content);
+        misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, sub, &content);
         world.run_for(ms(40));
-        assert_eq!(world.refused(0, Refusal::AckUnasked), refused, "part {sub} of 0 and 1");
+        assert_eq!(world.refused(0, Refusal::UnexpectedAck), refused, "part {sub} of 0 and 1");
     }
-    misuse(&mut world, 1, Side::Up, Kind::Ack, waits, 1, &content);
+    misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(0, Refusal::AckUnasked), world.refused(0, Refusal::AckBad)), (2, 1));
+    assert_eq!((world.refused(0, Refusal::UnexpectedAck), world.refused(0, Refusal::AckInvalid)), (2, 1));
 }
 
 #[test]
@@ -215,10 +215,10 @@ fn setup_for_a_half_open_channel_is_dropped() {
     let mut world = without_acks(Class::L, 2);
     for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
         let onion = onion(&world.plan, INFO, seed);
-        misuse(&mut world, 0, Side::Down, Kind::Setup, channel, 0, &onion);
+        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
         world.run_for(ms(50));
     }
-    assert_eq!(world.refused(1, Refusal::ChannelTaken), 1);
+    assert_eq!(world.refused(1, Refusal::ChannelInUse), 1);
 }
 
 #[test]
@@ -248,9 +248,9 @@ fn forged_ack_discards_the_setup_and_entry_retries() {
     assert!(world.run_until(start + secs(1), |w| w.node(1).control.half_open() > 0));
     let channel = *world.nodes[&1].control.channels.half_open_ids().first().unwrap();
     let content = vec![3; world.plan.shape.payload()];
-    misuse(&mut world, 1, Side::Up, Kind::Ack, channel, 0, &content);
+    misuse(&mut world, 1, Side::Up, CellKind::Ack, channel, 0, &content);
     assert!(world.run_until(start + secs(10), |w| w.has_channels(0, 4) || w.node(0).channels.len() == 4));
-    assert_eq!(world.refused(0, Refusal::AckBad), 1);
+    assert_eq!(world.refused(0, Refusal::AckInvalid), 1);
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn id_cools_down_for_180_s_and_live_id_is_never_drawn() {
     world.run_for(secs(2));
     assert_eq!(used(&world), None);
 
-    // The generator draws what it has drawn before: it is taken, so it is drawn past.
+    // The generator repeats earlier ids. They are in use, so the next one is drawn.
     let Control { cx, channels, .. } = &mut world.nodes.get_mut(&0).unwrap().control;
     let mut ids = std::collections::HashSet::new();
     for usage in [Use::Open(ChannelIndex(0)), Use::HalfOpen(0), Use::Setup(0), Use::CoolingDown] {
@@ -324,7 +324,7 @@ fn response_in_flight() -> (World, crate::sim::Packet) {
 #[test]
 fn forged_response_keeps_the_handshake_pending() {
     let (mut world, response) = response_in_flight();
-    // mac1 of message 2 is keyed by the ephemeral, which everybody has seen.
+    // mac1 of message 2 is keyed by the ephemeral, which is public.
     let half = world.record.iter().find(|p| p.from == crate::sim::down_address(0)).unwrap();
     let mac1 = Mac1Key::of(half.bytes[8..40].try_into().unwrap());
     let mut noise = response.bytes[8..response.bytes.len() - 32].to_vec();
@@ -348,7 +348,7 @@ fn forged_cell_does_not_promote_the_next_slot() {
     let (mut world, response) = response_in_flight();
     world.tap = Box::new(|_, _| Fate::Lose);
     world.deliver_now(&response, response.bytes.clone());
-    // The entry's keepalive is lost, and what comes in its place has its header and garbage behind.
+    // The entry's keepalive is lost. A cell with its header and a garbage body arrives instead.
     let first = world.record.last().cloned().unwrap();
     assert_eq!(first.from, crate::sim::down_address(0));
     let mut forged = first.bytes.clone();
@@ -377,7 +377,7 @@ fn generator_cannot_be_run_back_to_past_ephemerals() {
         world.nodes.get_mut(&1).unwrap().control.tick(now, wall);
         assert!(seen.insert(seed(&world)), "after a tick");
     }
-    // Who has the new state can go to any of its positions and finds nothing of the old.
+    // An attacker with the new state can seek to any position and finds no past value.
     let Context { rng, .. } = &mut world.nodes.get_mut(&1).unwrap().control.cx;
     let past = draw_secret(rng);
     world.input(1, Input::Activity { link, received: true, sent: false });
@@ -403,8 +403,8 @@ proptest! {
             let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };
             let (direction, link) =
                 if forward { (Direction::Forward, from + 1) } else { (Direction::Backward, from) };
-            let kind = [Kind::Data, Kind::Setup, Kind::Ack, Kind::Link][usize::from(kind)];
-            // A live channel's id now and then.
+            let kind = [CellKind::Data, CellKind::Setup, CellKind::Ack, CellKind::Link][usize::from(kind)];
+            // Sometimes the id of a live channel.
             let live = world.node(from).channels.values().next().and_then(|c| if forward { c.down } else { c.up });
             let channel = if channel == 4 { live.map_or(4, |id| id.1) } else { channel };
             let content = vec![fill; other_len.unwrap_or(world.plan.shape.control_content(direction, link))];

@@ -1,12 +1,12 @@
-//! Writes `seeds/`, the same bytes each time: `cargo run --example seeds` in this folder. Each seed is
-//! something that a target accepts, or a near miss of it, so that a fuzzer starts behind the first checks.
+//! Writes `seeds/`, always the same bytes: `cargo run --example seeds` in this folder. A target accepts each
+//! seed, or almost, so that a fuzzer starts after the first checks.
 
 use std::fs;
 use std::path::Path;
 
 use control::Identity;
 use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
-use wire::cell::{Class, Header, Kind};
+use wire::cell::{Class, Header, CellKind};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
@@ -30,16 +30,21 @@ fn aead() {
         write("aead", name, &input);
     };
     batch("cells", false, 400, &[(16, 1328, 0), (16, 1344, 1), (16, 1168, 0), (0, 224, 1)]);
-    batch("ends", false, 9, &[(1, 0, 0), (2, 1, 0), (3, 15, 0), (5, 16, 1), (7, 17, 1), (9, 31, 0), (0, 33, 0), (0, 63, 1)]);
+    batch(
+        "ends",
+        false,
+        9,
+        &[(1, 0, 0), (2, 1, 0), (3, 15, 0), (5, 16, 1), (7, 17, 1), (9, 31, 0), (0, 33, 0), (0, 63, 1)],
+    );
     batch("groups", true, 2000, &[(0, 207, 0), (0, 208, 0), (0, 224, 1), (0, 304, 0), (0, 320, 1), (63, 4096, 0)]);
 }
 
 fn cells() {
     for (name, class, hops, kind) in
-        [("data", Class::S, 4, Kind::Data), ("setup", Class::M, 8, Kind::Setup), ("link", Class::L, 2, Kind::Link)]
+        [("data", Class::S, 4, CellKind::Data), ("setup", Class::M, 8, CellKind::Setup), ("link", Class::L, 2, CellKind::Link)]
     {
-        let channel = if kind == Kind::Link { 0 } else { 0x0102_0304 };
-        let header = Header { channel, seq: 77, sub: u8::from(kind == Kind::Setup), kind, class };
+        let channel = if kind == CellKind::Link { 0 } else { 0x0102_0304 };
+        let header = Header { channel, seq: 77, sub: u8::from(kind == CellKind::Setup), kind, class };
         let input = [&[class as u8, hops, 0, 1][..], &header.to_block(), b"\x01content"].concat();
         write("cell", name, &input);
     }
@@ -75,7 +80,7 @@ fn frames() {
 }
 
 fn setups_and_acks() {
-    // Bits to flip; none, one at the front, one at the end.
+    // Bits to flip: none, one at the start, one at the end.
     let mut last = vec![0; 319];
     last.push(1);
     for (name, hop, flips) in [("whole", 0, &[0; 40][..]), ("front", 1, &[1]), ("end", 0, &last)] {
@@ -89,21 +94,21 @@ fn setups_and_acks() {
 }
 
 fn handshakes() {
-    let to = |callee, mac1| To { callee, up: callee, mac1, from: 0 };
+    let to = |responder, mac1| To { responder, up: responder, mac1, from: 0 };
     let script = |name, between_hops: bool, steps: &[Step]| {
         let mut out = vec![u8::from(between_hops)];
         steps.iter().for_each(|step| step.write(&mut out));
         write("handshake", name, &out);
     };
     let sent = |which, to, flips: &[(u16, u8)]| Step::Recorded { to, which, flips: flips.to_vec() };
-    let (callee, caller) = (to(true, false), to(false, false));
-    let whole = [sent(0, callee, &[]), sent(1, callee, &[]), sent(2, caller, &[])];
+    let (responder, initiator) = (to(true, false), to(false, false));
+    let whole = [sent(0, responder, &[]), sent(1, responder, &[]), sent(2, initiator, &[])];
     script("nk", false, &whole);
     script("ik", true, &whole);
     script("twice", true, &[&whole[..], &whole[..]].concat());
-    // With mac1 set anew, so that Noise sees what was flipped: ephemeral, static, payload, tag; the index.
+    // With mac1 recomputed, so that the flipped bits reach Noise: ephemeral, static, payload, tag; the index.
     let forged = [40, 100, 300, 630].map(|at| sent((at / 400) as u8, to(true, true), &[(at, 1)]));
-    script("forged-1", false, &[&forged[..], &[sent(1, callee, &[])]].concat());
+    script("forged-1", false, &[&forged[..], &[sent(1, responder, &[])]].concat());
     let forged = [8, 60, 1100, 1140].map(|at| sent(2, to(false, true), &[(at, 0x80)]));
     script("forged-2", true, &forged);
     let renamed = [0, 1].map(|half| sent(half, to(true, true), &[(7, 1)]));
@@ -146,7 +151,7 @@ fn texts() {
         "nrole = \"exit\"\nposition = 3\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\nup = \"127.0.0.1:4704\"\n\
          allow = [\"10.0.0.0/8\", \"::1\"]\nresolver = \"9.9.9.9:53\"\nmax_flows_per_channel = 1024\nmax_sockets = 4096\n",
     );
-    // No key of anybody's: the letters of the alphabet.
+    // Not a real key: the letters of the alphabet.
     let key = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
     config("keys", &format!("kidentity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\npsk_up = \"{key}\"\n"));
     config("keys-short", &format!("kidentity = \"{}\"\nnoise = \"{key}\"\nsetup = 1\n", &key[..40]));

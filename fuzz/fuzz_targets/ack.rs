@@ -1,5 +1,5 @@
-//! What anybody on the way can make of an ack: with a bit flipped in the slot of any hop that it has
-//! passed, or made up, it is refused; with bits flipped in the filling alone, it is what it was.
+//! An ack that was changed on its way, or made up. It is refused if a bit in the slot of any hop is
+//! flipped, and accepted if only padding is changed.
 
 #![no_main]
 
@@ -13,9 +13,9 @@ use wire::setup::{HopPublic, HopSecrets, Info, Pending, ack_cells, begin_ack, bu
 struct Chain {
     shape: Shape,
     pending: Pending,
-    /// Each hop's ephemeral and secrets, hop 1 first.
+    /// Ephemeral and secrets of each hop, hop 1 first.
     hops: Vec<([u8; 32], HopSecrets)>,
-    /// The cells' contents as hop 1, 2, ... sends them.
+    /// Contents of the cells that hop 1, 2, ... sends.
     sent: Vec<Vec<Vec<u8>>>,
 }
 
@@ -63,7 +63,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
 
     let mut contents = sent[at - 1].clone();
     contents.iter_mut().flatten().zip(bytes).for_each(|(byte, flip)| *byte ^= flip);
-    // Hops nearer to the entry write their own slots over what was flipped there.
+    // Hops nearer to the entry overwrite flipped bits with their own slots.
     let touched = (at..=shape.hops()).any(|i| {
         let (cell, range) = slot(shape, i);
         contents[cell][range.clone()] != sent[at - 1][cell][range]

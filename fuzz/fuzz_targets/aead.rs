@@ -1,19 +1,20 @@
-//! The AEAD engines against each other: a batch of jobs of any lengths, keys and places is sealed, opened and
-//! enciphered by every engine that this CPU runs, and each must do what `rustcrypto` does and nothing beside it.
+//! The AEAD engines against each other. Every engine that this CPU can run seals, opens and enciphers a batch of
+//! jobs with any lengths, keys and addresses. The results must equal those of `rustcrypto`, and no other byte may
+//! change.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use wire::gcm::{Aead, Aes128, Aes256, Cipher, Engine, Job, Stream, ctr_batch, open_batch, seal_batch};
 
-/// A job: bytes of nobody's before it, its text's length, and which key.
+/// A job: the gap before it, the length of its text, and its key.
 struct Place {
     gap: u8,
     len: u16,
     key: u8,
 }
 
-/// Memory with jobs in it, and gaps before each.
+/// Memory with jobs, and a gap before each.
 struct Scene<'a> {
     jobs: &'a [Place],
     memory: Vec<u8>,
@@ -51,7 +52,7 @@ fn run<C: Cipher>(secrets: &[C::Key], jobs: &[Place], flip: u16, fill: &[u8]) {
         let ok = forged.run(&aead, open_batch);
         let mut enciphered = Scene { jobs, memory: memory.clone() };
         enciphered.run(&stream, ctr_batch);
-        // Of what was refused a library may leave zeros.
+        // A library may leave zeros in a refused text.
         let wipes = engine.name() == "portable" && ok.contains(&false);
         ([sealed.memory, opened.memory, enciphered.memory], ok, (!wipes).then_some(forged.memory))
     };

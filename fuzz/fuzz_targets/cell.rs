@@ -1,5 +1,5 @@
-//! The first look at a datagram: its length against the shape, its block against the header layout; and
-//! the body of a control cell, which opens under its own header and unchanged or not at all.
+//! A datagram: its length is compared with the shape, and its header block with the layout. The body of a
+//! control cell opens only under its own header and only if it is unchanged.
 
 #![no_main]
 

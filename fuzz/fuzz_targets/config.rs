@@ -1,17 +1,17 @@
-//! What operators write. The first byte says what the rest is: `n` a node's file, `c` a chain's, `k` a key
-//! file, `d` a destination, `l` where to listen, `f` a forward. Whatever is wrong is told in one line that
-//! begins with the file, and no complaint about a key file shows a key.
+//! Configuration by operators. The first byte selects the kind of the rest: `n` node file, `c` chain file,
+//! `k` key file, `d` destination, `l` listen address, `f` forward. Every error is one line that starts with
+//! the file name, and no error about a key file shows a key.
 
 #![no_main]
 
 use std::path::Path;
 
 use dataplane::entry::Destination;
-use eddy_node::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
 use eddy_fuzz::wall;
+use eddy_node::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
 use libfuzzer_sys::fuzz_target;
 
-/// Stands in the seeds' key file as a key, and must not stand in a complaint.
+/// A key in the seeds' key file. It must not appear in an error message.
 const SECRET: &str = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY";
 
 fn complain(path: &Path, why: &ConfigError) {
@@ -74,7 +74,7 @@ fn chain(path: &Path, text: &str) {
 fn keys(path: &Path, text: &str) {
     if let Err(why) = Keys::parse(path, text) {
         complain(path, &why);
-        // The name of a key is no secret; who writes one there has published it.
+        // Names of keys are not secret. A secret in the place of a name is published by its author.
         let unknown = matches!(&why, ConfigError::UnknownKey { .. });
         let shown = SECRET.as_bytes().windows(12).any(|part| {
             let part = std::str::from_utf8(part).expect("it is ASCII");

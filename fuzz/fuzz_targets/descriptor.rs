@@ -1,5 +1,5 @@
-//! Descriptors: what is accepted has one encoding and one hash, and nothing is accepted that the pinned
-//! identity has not signed. Half of the inputs are signed whatever they say, to get behind the signature.
+//! Descriptors. An accepted descriptor has one encoding and one hash, and is signed by the pinned identity.
+//! Half of the inputs are signed as they are, so that they pass the signature check.
 
 #![no_main]
 

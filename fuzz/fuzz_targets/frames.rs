@@ -1,5 +1,5 @@
-//! The inside of a cell: whatever parses is written the same again; its fragments leave the reassembler's
-//! ledger in balance, and what is completed consists of what came.
+//! The payload of a cell. Parsed frames write the same bytes again. Their fragments keep the ledger of the
+//! reassembler balanced, and a completed datagram consists of received fragments.
 
 #![no_main]
 
@@ -9,9 +9,9 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use wire::cell::Direction;
 use wire::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX, Frame, Writer, parse};
-use wire::reassembly::{HOLD, Outcome, Reassembler, SLOTS_MAX};
+use wire::reassembly::{HOLD, Outcome, PARTIAL_MAX, Reassembler};
 
-/// Small, so that an input of some hundred bytes holds full fragments.
+/// Small, so that an input of a few hundred bytes holds full fragments.
 const PAYLOAD: usize = 24;
 const CHUNK: usize = PAYLOAD - FRAG_OVERHEAD;
 
@@ -59,7 +59,7 @@ fuzz_target!(|inner: &[u8]| {
                 _ => {}
             }
             assert_eq!(injected, delivered + dropped + reassembler.held() as u32);
-            assert!(reassembler.held() <= SLOTS_MAX);
+            assert!(reassembler.held() <= PARTIAL_MAX);
         }
         let end = inner.len() - writer.room();
         writer.finish();
@@ -70,7 +70,7 @@ fuzz_target!(|inner: &[u8]| {
             (injected - delivered - dropped) as usize
         );
         assert_eq!(reassembler.held(), 0, "all is overdue in the end");
-        // Without PAD a cell may end at any frame, and only there.
+        // Without PAD a cell can only end where a frame ends.
         for end in 0..end {
             let cut = parse(&inner[..end], heading);
             assert!(cut.is_err() || cut.is_ok_and(|frames| frames.map(|frame| frame.len()).sum::<usize>() == end));

@@ -1,7 +1,7 @@
-//! Two neighbours before and after their handshake, and whatever anybody puts between them: datagrams of
-//! any length, and the true ones with bits flipped, with mac1 set anew, to the wrong node, twice. Nothing is
-//! accepted but what the other side sent, nothing is answered but a whole message 1, and that with less
-//! than it brought; and the true handshake passes afterwards.
+//! Attack: an attacker between two neighbours, before and after their handshake. It sends datagrams of any
+//! length, and genuine ones with flipped bits, with mac1 recomputed, to the wrong node, or twice. A node accepts
+//! only what the other side sent, answers only a complete message 1, and with fewer bytes than it received.
+//! Afterwards the genuine handshake still succeeds.
 
 #![no_main]
 
@@ -39,7 +39,7 @@ fn sends(outputs: &[Output]) -> Vec<(Side, SocketAddr, Vec<u8>)> {
     outputs.iter().filter_map(send).collect()
 }
 
-/// Whether a receiver with this public key would look at a datagram at all.
+/// True if a receiver with this public key accepts form and mac1 of the datagram.
 fn well_formed(datagram: &[u8], like: &[u8], receiver: &[u8; 32]) -> bool {
     let mut set = datagram.to_vec();
     set_mac1(&mut set, receiver);
@@ -53,14 +53,14 @@ fn noise_bytes(datagram: &[u8]) -> &[u8] {
 struct World {
     now: Duration,
     ticked: bool,
-    caller: Control,
-    callee: Control,
-    /// Public keys that mac1 of messages to each is made with: its static, and the caller's ephemeral.
-    callee_key: [u8; 32],
-    caller_key: [u8; 32],
-    /// Both halves of message 1, and message 2 as another incarnation of the callee wrote it.
+    initiator: Control,
+    responder: Control,
+    /// Public keys that mac1 is keyed with: the responder's static, and the initiator's ephemeral.
+    responder_key: [u8; 32],
+    initiator_key: [u8; 32],
+    /// Both halves of message 1, and message 2 by another instance of the responder.
     recorded: [Vec<u8>; 3],
-    /// Which halves the callee has had intact.
+    /// The halves that the responder has received intact.
     had: [bool; 2],
     answered: bool,
     accepted: bool,
@@ -68,24 +68,25 @@ struct World {
 
 impl World {
     fn new(position: usize) -> World {
-        let (mut caller, mut callee, mut twin) = (node(position, 1), node(position + 1, 2), node(position + 1, 3));
-        for node in [&mut caller, &mut callee, &mut twin] {
+        let (mut initiator, mut responder, mut twin) =
+            (node(position, 1), node(position + 1, 2), node(position + 1, 3));
+        for node in [&mut initiator, &mut responder, &mut twin] {
             node.tick(START, wall());
         }
-        let _ = (outputs(&mut callee), outputs(&mut twin));
-        let halves = sends(&outputs(&mut caller));
-        let [(_, _, first), (_, _, second)] = &halves[..] else { panic!("a caller sends two halves") };
+        let _ = (outputs(&mut responder), outputs(&mut twin));
+        let halves = sends(&outputs(&mut initiator));
+        let [(_, _, first), (_, _, second)] = &halves[..] else { panic!("an initiator sends two halves") };
         assert!(handle(&mut twin, START, Side::Up, address(position), first).is_empty());
-        let answer = sends(&handle(&mut twin, START, Side::Up, address(position), second));
-        let [(_, _, answer)] = &answer[..] else { panic!("a whole message 1 is answered once") };
+        let response = sends(&handle(&mut twin, START, Side::Up, address(position), second));
+        let [(_, _, response)] = &response[..] else { panic!("a whole message 1 is answered once") };
         World {
             now: START,
             ticked: false,
-            callee_key: x25519_public(&noise_key(position + 1)),
-            caller_key: first[8..40].try_into().expect("32 bytes"),
-            recorded: [first.clone(), second.clone(), answer.clone()],
-            caller,
-            callee,
+            responder_key: x25519_public(&noise_key(position + 1)),
+            initiator_key: first[8..40].try_into().expect("32 bytes"),
+            recorded: [first.clone(), second.clone(), response.clone()],
+            initiator,
+            responder,
             had: [false; 2],
             answered: false,
             accepted: false,
@@ -94,24 +95,24 @@ impl World {
 
     fn deliver(&mut self, to: To, mut datagram: Vec<u8>) {
         if to.mac1 {
-            set_mac1(&mut datagram, if to.callee { &self.callee_key } else { &self.caller_key });
+            set_mac1(&mut datagram, if to.responder { &self.responder_key } else { &self.initiator_key });
         }
-        // mac2 is not looked at.
+        // mac2 is ignored.
         if let Some(at) = datagram.len().checked_sub(16) {
             datagram[at..].fill(0);
         }
         let from = SocketAddr::from(([10, 9, 9, to.from], 2000));
         let side = if to.up { Side::Up } else { Side::Down };
-        if to.callee { self.to_callee(side, from, &datagram) } else { self.to_caller(side, from, &datagram) }
+        if to.responder { self.to_responder(side, from, &datagram) } else { self.to_initiator(side, from, &datagram) }
     }
 
-    fn to_callee(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
-        let counters = self.callee.counters();
-        let (done, refused, links) = (counters.handshakes_done, counters.refused_total(), self.callee.links());
-        let outputs = handle(&mut self.callee, self.now, side, from, datagram);
+    fn to_responder(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
+        let counters = self.responder.counters();
+        let (done, refused, links) = (counters.handshakes_done, counters.refused_total(), self.responder.links());
+        let outputs = handle(&mut self.responder, self.now, side, from, datagram);
         let part = [0, 1].into_iter().find(|part| {
             let like = &self.recorded[*part];
-            well_formed(datagram, like, &self.callee_key) && noise_bytes(datagram) == noise_bytes(like)
+            well_formed(datagram, like, &self.responder_key) && noise_bytes(datagram) == noise_bytes(like)
         });
         let whole = side == Side::Up && part.is_some_and(|part| self.had[1 - part]);
         if let (Side::Up, Some(part)) = (side, part) {
@@ -119,34 +120,34 @@ impl World {
         }
         let sent = sends(&outputs);
         if sent.is_empty() {
-            assert!(outputs.is_empty(), "{outputs:?} without an answer");
-            assert_eq!((self.callee.counters().handshakes_done, self.callee.links()), (done, links));
-            let waits = [0, 1].into_iter().any(|part| well_formed(datagram, &self.recorded[part], &self.callee_key));
-            assert!(waits || self.callee.counters().refused_total() > refused, "it is counted");
+            assert!(outputs.is_empty(), "{outputs:?} without a response");
+            assert_eq!((self.responder.counters().handshakes_done, self.responder.links()), (done, links));
+            let waits = [0, 1].into_iter().any(|part| well_formed(datagram, &self.recorded[part], &self.responder_key));
+            assert!(waits || self.responder.counters().refused_total() > refused, "it is counted");
             return;
         }
-        assert!(whole && !self.answered, "an answer to what nobody has sent");
+        assert!(whole && !self.answered, "a response without a complete message 1");
         self.answered = true;
-        let [(Side::Up, to, answer)] = &sent[..] else { panic!("{sent:?}") };
-        assert!(*to == from && answer.len() <= 2 * datagram.len(), "an answer is never longer");
+        let [(Side::Up, to, response)] = &sent[..] else { panic!("{sent:?}") };
+        assert!(*to == from && response.len() <= 2 * datagram.len(), "a response is never longer");
     }
 
-    fn to_caller(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
-        let refused = self.caller.counters().refused_total();
-        let outputs = handle(&mut self.caller, self.now, side, from, datagram);
-        let true_answer = &self.recorded[2];
+    fn to_initiator(&mut self, side: Side, from: SocketAddr, datagram: &[u8]) {
+        let refused = self.initiator.counters().refused_total();
+        let outputs = handle(&mut self.initiator, self.now, side, from, datagram);
+        let genuine = &self.recorded[2];
         let intact = side == Side::Down
-            && well_formed(datagram, true_answer, &self.caller_key)
-            && datagram[..true_answer.len() - 32] == true_answer[..true_answer.len() - 32];
+            && well_formed(datagram, genuine, &self.initiator_key)
+            && datagram[..genuine.len() - 32] == genuine[..genuine.len() - 32];
         assert!(sends(&outputs).is_empty(), "message 2 is not answered");
         if outputs.is_empty() {
-            // As a hop the caller takes handshakes of others on its other side: their halves may wait.
-            let other = self.caller.counters().refused_total() > refused || side == Side::Up;
+            // A hop is a responder on its other side, where halves of messages 1 may wait.
+            let other = self.initiator.counters().refused_total() > refused || side == Side::Up;
             assert!(other, "it is counted");
-            assert!(!intact || self.accepted || self.ticked, "the true answer was refused");
+            assert!(!intact || self.accepted || self.ticked, "the genuine response was refused");
         } else {
             assert!(intact && !self.accepted, "accepted: {outputs:?}");
-            assert_eq!(self.caller.links(), 1);
+            assert_eq!(self.initiator.links(), 1);
             self.accepted = true;
         }
     }
@@ -169,10 +170,13 @@ impl World {
             Step::Tick(ms) => {
                 self.ticked = true;
                 self.now += Duration::from_millis(ms.into());
-                for node in [&mut self.caller, &mut self.callee] {
+                for node in [&mut self.initiator, &mut self.responder] {
                     node.tick(self.now, wall());
-                    let calls = sends(&outputs(node));
-                    assert!(calls.iter().all(|(side, ..)| *side == Side::Down), "who calls, calls down");
+                    let sent = sends(&outputs(node));
+                    assert!(
+                        sent.iter().all(|(side, ..)| *side == Side::Down),
+                        "handshakes start on the down side only"
+                    );
                 }
             }
         }
@@ -187,17 +191,17 @@ fuzz_target!(|input: (bool, &[u8])| {
         let Some(step) = Step::take(&mut script) else { break };
         world.step(step);
     }
-    // Whatever was before, the true handshake passes: from an address where nobody else has been.
-    let [first, second, answer] = world.recorded.clone();
+    // The genuine handshake still succeeds, from an address that was not used before.
+    let [first, second, response] = world.recorded.clone();
     if !world.answered {
         let from = SocketAddr::from(([10, 8, 8, 8], 2000));
         world.had = [false; 2];
-        world.to_callee(Side::Up, from, &first);
-        world.to_callee(Side::Up, from, &second);
-        assert!(world.answered, "the true message 1 was refused");
+        world.to_responder(Side::Up, from, &first);
+        world.to_responder(Side::Up, from, &second);
+        assert!(world.answered, "the genuine message 1 was refused");
     }
     if !world.accepted && !world.ticked {
-        world.to_caller(Side::Down, address(position + 1), &answer);
+        world.to_initiator(Side::Down, address(position + 1), &response);
         assert!(world.accepted);
     }
 });

@@ -1,5 +1,5 @@
-//! Mixing specifications: what parses is in range, displays, and parses the same again; what does not is
-//! told in one line that names the remedy.
+//! Mixing specifications. A valid one is in range and displays as text that parses to the same value. An error
+//! is one line that names the remedy.
 
 #![no_main]
 

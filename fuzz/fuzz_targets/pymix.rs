@@ -1,5 +1,5 @@
-//! A datagram as a PyMix client sends it: six bytes of destination, then the data. What is taken for a
-//! destination is the one that was written, and the data comes out of its cells as it went in.
+//! A datagram of a PyMix client: six bytes of destination, then the data. The destination is read as written,
+//! and the data leaves its cells unchanged.
 
 #![no_main]
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use dataplane::entry::{Destination, pymix_destination};
 use libfuzzer_sys::fuzz_target;
 use wire::cell::{Class, Direction};
-use wire::frames::{Address, Frame, Writer, fragments, parse, split};
+use wire::frames::{Address, Frame, Writer, fragment_count, parse, split};
 use wire::reassembly::{Outcome, Reassembler};
 
 fuzz_target!(|input: (u8, u16, &[u8])| {
@@ -19,18 +19,18 @@ fuzz_target!(|input: (u8, u16, &[u8])| {
         assert!(bytes.len() < 6 || bytes[4..6] == [0; 2], "a good header was refused");
         return;
     };
-    let Destination::Ip(to) = destination else { panic!("pymix knows no names") };
-    let SocketAddr::V4(v4) = to else { panic!("pymix knows IPv4 only") };
+    let Destination::Ip(to) = destination else { panic!("pymix has no names") };
+    let SocketAddr::V4(v4) = to else { panic!("pymix has IPv4 only") };
     assert_eq!(v4.ip(), &Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]));
     assert_eq!(v4.port().to_be_bytes(), bytes[4..6]);
     assert_ne!(v4.port(), 0);
 
-    // Long datagrams without long inputs.
+    // Makes long datagrams of short inputs.
     let data: Vec<u8> =
         bytes[6..].iter().copied().cycle().take(bytes.len() - 6 + usize::from(repeat) % 11_000).collect();
     let data = if bytes.len() == 6 { Vec::new() } else { data };
     let count = split(payload, 3, 4, &data).count();
-    assert_eq!(count, fragments(payload, data.len()).unwrap_or(0));
+    assert_eq!(count, fragment_count(payload, data.len()).unwrap_or(0));
     assert_eq!(count == 0, data.len() > 8 * (payload - 8));
     let mut reassembler = Reassembler::new(payload);
     let mut came = None;

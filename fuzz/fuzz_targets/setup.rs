@@ -1,5 +1,5 @@
-//! What strangers can send to a hop as a setup: refused, without a panic; and a true setup with any bit
-//! flipped at any hop.
+//! Attack: a stranger sends setups to a hop, made up, or genuine with any bit flipped. All are refused, without
+//! a panic.
 
 #![no_main]
 
@@ -16,7 +16,7 @@ const INFO: Info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
 struct Chain {
     shape: Shape,
     key: Secret,
-    /// As it arrives at hop 1, 2, ...
+    /// The onions that arrive at hop 1, 2, ...
     onions: Vec<Vec<u8>>,
 }
 
@@ -49,7 +49,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         Err(_) => assert_eq!(bytes.len(), onion_len(*shape, i)),
     }
 
-    // The true one with any bits flipped.
+    // The genuine onion with flipped bits.
     let mut flipped = onion.clone();
     flipped.iter_mut().zip(bytes).for_each(|(byte, flip)| *byte ^= flip);
     match try_open(i, &[1; 32], INFO, &flipped) {
@@ -64,7 +64,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         }
     }
 
-    // The true one where it does not belong: another descriptor, other constants.
+    // The genuine onion with another descriptor or other constants.
     let Some((&[flip, at], _)) = bytes.split_first_chunk::<2>() else { return };
     if flip != 0 {
         let mut hash = [1; 32];

@@ -1,5 +1,5 @@
-//! What targets and seeds share: a chain of two mixes whose keys everybody may know, and the scripts of
-//! the `handshake` target.
+//! Shared by targets and seeds: a chain of two mixes with well-known keys, and the scripts of the `handshake`
+//! target.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,34 +15,28 @@ use wire::cell::{Class, Shape};
 use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::{Secret, x25519_public};
 
-/// Key hops of the chain.
 pub const HOPS: usize = 3;
-/// The chain's id.
 pub const CHAIN: [u8; 32] = [7; 32];
-/// The time on the wall, in seconds since 1970: the chain's descriptors are valid around it.
+/// The wall clock, in seconds since 1970. The descriptors of the chain are valid around this time.
 pub const WALL_S: u64 = 1_800_000_000;
 
-/// The time on the wall.
 pub fn wall() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(WALL_S)
 }
 
-/// Lengths of the chain.
 pub fn shape() -> Shape {
     Shape::new(Class::S, HOPS).expect("three hops are a chain")
 }
 
-/// Seed of the identity of all hops.
+/// Seed of the identity that all hops share.
 pub fn identity_seed() -> Secret {
     Secret::new([1; 32])
 }
 
-/// A node's Noise key.
 pub fn noise_key(position: usize) -> Secret {
     Secret::new([0x20 + position as u8; 32])
 }
 
-/// A node's setup key.
 pub fn setup_key(position: usize) -> Secret {
     Secret::new([0x40 + position as u8; 32])
 }
@@ -52,7 +46,6 @@ pub fn address(position: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, position as u8], 1000))
 }
 
-/// The descriptor of a hop.
 pub fn descriptor(position: usize) -> Descriptor {
     Descriptor {
         chain: CHAIN,
@@ -70,7 +63,7 @@ pub fn descriptor(position: usize) -> Descriptor {
     }
 }
 
-/// Replaces the last 64 bytes by the identity's signature over what stands before them.
+/// Replaces the last 64 bytes by the identity's signature of the bytes before them.
 pub fn sign_again(bytes: &mut [u8]) {
     let Some(at) = bytes.len().checked_sub(64) else { return };
     let pair = Ed25519KeyPair::from_seed_unchecked(identity_seed().expose()).expect("every 32 bytes are a seed");
@@ -78,7 +71,7 @@ pub fn sign_again(bytes: &mut [u8]) {
     signature.copy_from_slice(pair.sign(signed).as_ref());
 }
 
-/// What `control` is told at a node.
+/// The configuration of `control` at a node.
 pub fn config(position: usize) -> Config {
     let role = match position {
         0 => Role::Entry { hops: (1..=HOPS).map(descriptor).collect(), channels: 4 },
@@ -122,7 +115,7 @@ pub fn chain_toml() -> String {
     text
 }
 
-/// Sets a handshake datagram's mac1 as everybody can who knows the receiver's public key (SPEC 4.2).
+/// Sets mac1 of a handshake datagram. Anyone who knows the receiver's public key can do this (SPEC 4.2).
 pub fn set_mac1(datagram: &mut [u8], receiver: &[u8; 32]) {
     let Some(at) = datagram.len().checked_sub(32) else { return };
     let key = Blake2s256::new().chain_update(b"mac1----").chain_update(receiver).finalize();
@@ -134,18 +127,10 @@ pub fn set_mac1(datagram: &mut [u8], receiver: &[u8; 32]) {
 /// One step of a handshake script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Bytes of a stranger's making, as long as `LENGTHS[len]`: these, and zeros behind them.
-    Raw {
-        /// Where to, and as what.
-        to: To,
-        /// Which length.
-        len: u8,
-        /// The first bytes.
-        bytes: Vec<u8>,
-    },
-    /// A datagram of the true handshake, perhaps with some bits flipped.
+    /// A datagram of `LENGTHS[len]` bytes: `bytes`, then zeros.
+    Raw { to: To, len: u8, bytes: Vec<u8> },
+    /// A datagram of the genuine handshake, perhaps with flipped bits.
     Recorded {
-        /// Where to, and as what.
         to: To,
         /// 0 and 1: the halves of message 1; 2: message 2.
         which: u8,
@@ -156,16 +141,16 @@ pub enum Step {
     Tick(u16),
 }
 
-/// Where a datagram is delivered, and as what.
+/// How a datagram is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct To {
-    /// To the side that answers, or to the one that calls.
-    pub callee: bool,
-    /// On the socket towards the entry, or towards the exit.
+    /// To the responder, or to the initiator.
+    pub responder: bool,
+    /// On the socket towards the entry, or on the one towards the exit.
     pub up: bool,
-    /// With mac1 set anew.
+    /// With mac1 recomputed.
     pub mac1: bool,
-    /// From one of four addresses; 0 is the true one.
+    /// From one of four addresses; 0 is the genuine one.
     pub from: u8,
 }
 
@@ -175,11 +160,11 @@ pub const LENGTHS: [usize; 12] =
 
 impl To {
     fn to_byte(self) -> u8 {
-        u8::from(self.callee) | u8::from(self.up) << 1 | u8::from(self.mac1) << 2 | (self.from & 3) << 3
+        u8::from(self.responder) | u8::from(self.up) << 1 | u8::from(self.mac1) << 2 | (self.from & 3) << 3
     }
 
     fn from_byte(byte: u8) -> To {
-        To { callee: byte & 1 != 0, up: byte & 2 != 0, mac1: byte & 4 != 0, from: byte >> 3 & 3 }
+        To { responder: byte & 1 != 0, up: byte & 2 != 0, mac1: byte & 4 != 0, from: byte >> 3 & 3 }
     }
 }
 
@@ -205,7 +190,7 @@ impl Step {
         }
     }
 
-    /// Takes the next step of a script; none at its end. Every script can be read.
+    /// Takes the next step of a script; none at its end. Every byte string is a script.
     pub fn take(script: &mut &[u8]) -> Option<Step> {
         let mut byte = || {
             let (first, rest) = script.split_first()?;

@@ -124,8 +124,8 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
 fn lengths_line(shape: Shape) -> String {
     format!(
         "datagrams of up to {} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
-        shape.payload() - frames::DGRAM_OVERHEAD,
-        frames::longest(shape.payload()),
+        frames::max_single_cell_len(shape.payload()),
+        frames::max_datagram_len(shape.payload()),
         wireguard_mtu(shape)
     )
 }
@@ -134,7 +134,7 @@ fn lengths_line(shape: Shape) -> String {
 pub(super) fn wireguard_mtu(shape: Shape) -> usize {
     /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
     const WIREGUARD_OVERHEAD: usize = 16 + 16;
-    (shape.payload() - frames::DGRAM_OVERHEAD).saturating_sub(WIREGUARD_OVERHEAD)
+    frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD)
 }
 
 /// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,

@@ -1,16 +1,19 @@
-"""What the recipes share: `eddy chain` with forwards, whose ledgers must close, and what was measured as a row."""
+"""Shared by the recipes: `eddy chain` with forwards, whose ledgers must close, and rows of measured values."""
 
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
-PATIENCE = 20
+# Seconds that anything may take: a machine may be busy.
+PATIENCE = 60
 
 
 class Chain:
-    """A chain on loopback, as long as the `with` block. Its exit reaches loopback, and the recipes send nowhere else."""
+    """A chain on loopback for the duration of the `with` block. The recipes send to loopback only."""
 
     def __init__(self, eddy, *forwards, socks=False):
         self.command = [eddy, "chain", "--stay", "--json", "--lifeline", "--messages", "1", "--receivers", "1"]
@@ -25,7 +28,7 @@ class Chain:
         return self
 
     def forward(self, to):
-        """The port of the entry that leads there."""
+        """The port of the entry whose forward leads to `to`."""
         found = [one["listen"] for one in self.up["forwards"] if one["to"] == to]
         return int(found[0].rsplit(":", 1)[1])
 
@@ -35,17 +38,17 @@ class Chain:
 
     def __exit__(self, kind, *_):
         self.process.stdin.close()
-        said = self.process.stdout.read().strip().splitlines()
+        output = self.process.stdout.read().strip().splitlines()
         self.process.wait(timeout=PATIENCE)
         if kind is None:
-            for node in json.loads(said[-1])["nodes"]:
+            for node in json.loads(output[-1])["nodes"]:
                 for unit in node["ledger"].values():
                     for direction in ("forward", "backward"):
                         assert unit[direction]["closed"], f"{node['role']}: {unit[direction]}"
 
 
 def needs(*programs, modules=()):
-    """Ends the recipe with a line that says what is missing, if anything is: programs, or modules of Python."""
+    """Skips the recipe, and prints why, if a program or a Python module is missing."""
     missing = [program for program in programs if shutil.which(program) is None]
     missing += [f"Python's {module}" for module in modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -54,14 +57,12 @@ def needs(*programs, modules=()):
 
 
 def row(**figures):
-    """Prints what was measured: for one way, direct or through eddy."""
+    """Prints the values measured one way: direct or through eddy."""
     print(json.dumps(figures), flush=True)
 
 
 def listening(port, protocol="udp"):
-    """Waits until somebody has bound a port of this host."""
-    import time
-
+    """Waits until a port of this host is bound."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with open(f"/proc/net/{protocol}") as table:
@@ -69,13 +70,11 @@ def listening(port, protocol="udp"):
         if port in ports:
             return
         time.sleep(0.02)
-    raise TimeoutError(f"nobody listens at {protocol} port {port}")
+    raise TimeoutError(f"no listener at {protocol} port {port}")
 
 
 def free(count):
-    """Ports in a row that nobody has, the first one even, as RTP wants it."""
-    import socket
-
+    """Consecutive free ports, the first one even, as RTP requires."""
     for first in range(42000, 60000, 2 * count):
         sockets = []
         try:

@@ -1,5 +1,5 @@
-"""`dig` asks a name server (dnsmasq) straight, through a forward, and through SOCKS: as dig does not speak that for UDP,
-PySocks does for it."""
+"""`dig` queries a name server (dnsmasq) directly, through a forward, and through SOCKS (with PySocks, as dig does not
+support it for UDP)."""
 
 import socket
 import subprocess
@@ -17,16 +17,16 @@ def ask(port, way):
     for number in range(QUESTIONS):
         began = time.monotonic()
         dig = ["dig", "@127.0.0.1", "-p", str(port), f"h{number}.here.test", "+short", "+tries=1", "+time=5"]
-        said = subprocess.run(dig, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+        output = subprocess.run(dig, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
         times.append(1000 * (time.monotonic() - began))
-        received += said == "192.0.2.7"
+        received += output == "192.0.2.7"
     times.sort()
     row(recipe="dns", way=way, sent=QUESTIONS, received=received, lost=QUESTIONS - received, p50_ms=round(times[len(times) // 2], 1))
     assert received == QUESTIONS
 
 
 def bridge(proxy, server):
-    """A port of loopback whose datagrams go to `server` by way of a SOCKS association, and answers back."""
+    """A loopback port whose datagrams go to `server` through a SOCKS association, and answers back."""
     import socks
 
     beyond = socks.socksocket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -1,7 +1,7 @@
-"""ffmpeg sends video (H.264) and audio (Opus) as RTP, straight and through forwards; another ffmpeg decodes them.
+"""ffmpeg sends video (H.264) and audio (Opus) as RTP, directly and through forwards; another ffmpeg decodes them.
 
-What arrived whole is what it decodes: its frames are counted, and its complaints. The last one or two are held by its
-decoder when it is ended; the direct run shows how many.
+The frames that it decodes are counted, and its error messages. Its decoder holds the last one or two when it ends; the
+direct run shows how many.
 """
 
 import re
@@ -25,7 +25,7 @@ a=fmtp:96 packetization-mode=1
 m=audio {audio} RTP/AVP 97
 a=rtpmap:97 opus/48000/2
 """
-COMPLAINTS = re.compile(r"missed|error|conceal|corrupt|invalid|late", re.IGNORECASE)
+ERRORS = re.compile(r"missed|error|conceal|corrupt|invalid|late", re.IGNORECASE)
 
 
 def send(video, audio):
@@ -52,18 +52,18 @@ def measure(receive, video, audio, way):
         for port in range(receive, receive + 4):
             listening(port)
         send(video, audio)
-        # What is still held back by mixing arrives within moments of the last that was sent.
+        # Datagrams still held by mixing arrive within moments.
         try:
-            receiver.wait(timeout=2)
+            receiver.wait(timeout=5)
         except subprocess.TimeoutExpired:
             receiver.send_signal(signal.SIGINT)
-        said, complaints = receiver.communicate(timeout=PATIENCE)
-    frames = max((int(number) for number in re.findall(r"^frame=\s*(\d+)", said, re.MULTILINE)), default=0)
-    heard = len(re.findall(r"^\d+,", said, re.MULTILINE))
-    complaints = [line for line in complaints.splitlines() if COMPLAINTS.search(line)]
+        output, errors = receiver.communicate(timeout=PATIENCE)
+    frames = max((int(number) for number in re.findall(r"^frame=\s*(\d+)", output, re.MULTILINE)), default=0)
+    heard = len(re.findall(r"^\d+,", output, re.MULTILINE))
+    errors = [line for line in errors.splitlines() if ERRORS.search(line)]
     sent = SECONDS * RATE
-    row(recipe="ffmpeg", way=way, sent=sent, received=frames, lost=sent - frames, audio=heard, complaints=len(complaints))
-    return frames, heard, complaints
+    row(recipe="ffmpeg", way=way, sent=sent, received=frames, lost=sent - frames, audio=heard, errors=len(errors))
+    return frames, heard, errors
 
 
 def main(eddy):

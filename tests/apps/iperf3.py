@@ -1,7 +1,7 @@
-"""`iperf3 -u` straight, and through a forward.
+"""`iperf3 -u` directly, and through a forward.
 
-iperf3 makes its appointments over TCP, at the port that its datagrams go to. eddy carries no TCP: a small relay here takes
-that connection from the address that the forward listens at to the server's, as an operator would do with any TCP proxy.
+iperf3 has a TCP control connection to the port that its datagrams go to. eddy does not carry TCP: a small relay here
+carries that connection from the forward's address to the server, as any TCP proxy would.
 """
 
 import json
@@ -44,10 +44,10 @@ def measure(host, port, way):
     try:
         listening(port, "tcp")
         client = ["iperf3", "-c", host, "-p", str(port), "-u", "-b", RATE, "-l", str(LENGTH), "-t", str(SECONDS), "--json"]
-        said = json.loads(subprocess.run(client, capture_output=True, text=True, timeout=SECONDS + PATIENCE).stdout)
-        assert "error" not in said, said["error"]
-        total = said["end"]["sum"]
-        order = sum(stream["udp"]["out_of_order"] for stream in said["end"]["streams"])
+        output = json.loads(subprocess.run(client, capture_output=True, text=True, timeout=SECONDS + PATIENCE).stdout)
+        assert "error" not in output, output["error"]
+        total = output["end"]["sum"]
+        order = sum(stream["udp"]["out_of_order"] for stream in output["end"]["streams"])
         sent, lost = total["packets"], total["lost_packets"]
         jitter = round(total["jitter_ms"], 3)
         row(recipe="iperf3", way=way, sent=sent, received=sent - lost, lost=lost, reordered=order, jitter_ms=jitter)

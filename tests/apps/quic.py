@@ -1,4 +1,4 @@
-"""A download over QUIC and HTTP/3 (ngtcp2), straight and through a forward: every byte, and what got lost on the way."""
+"""A download over QUIC and HTTP/3 (ngtcp2), directly and through a forward: every byte, and the packets lost."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ SIZE = 20_000_000
 
 
 def events(folder, kind):
-    """How often things stand in the server's own log of a connection, which it finishes when it ends."""
+    """Counts events in the server's log of a connection, which is complete when the server ends."""
     [log] = pathlib.Path(folder).glob("*.sqlog")
     # RFC 7464: each record begins with a separator.
     names = [json.loads(record).get("name") for record in log.read_text().split("\x1e")[1:]]
@@ -37,7 +37,7 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        # What it hears as an end, and not as a death, so that its log is whole.
+        # SIGINT ends it in order, so that its log is complete.
         self.process.send_signal(signal.SIGINT)
         self.process.wait(timeout=PATIENCE)
 
@@ -47,7 +47,7 @@ def download(server_port, through, way, folder, digest):
         listening(server_port)
         began = time.monotonic()
         client = ["gtlsclient", "-q", "--exit-on-all-streams-close", "--timeout=5s", f"--download={folder}"]
-        # More than a few milliseconds' worth may be under way.
+        # Windows larger than a few milliseconds' worth of data.
         client += ["--max-data=24M", "--max-stream-data-bidi-local=16M", "127.0.0.1", str(through)]
         client += ["https://localhost/file"]
         ended = subprocess.run(client, capture_output=True, text=True, timeout=PATIENCE + 20)
@@ -58,7 +58,7 @@ def download(server_port, through, way, folder, digest):
     got.unlink()
     sent, lost = events(f"{folder}/log", ["transport:packet_sent", "recovery:packet_lost"])
     row(recipe="quic", way=way, sent=sent, received=sent - lost, lost=lost, goodput_mbit=round(8 * SIZE / took / 1e6, 1))
-    assert whole, "the file is another"
+    assert whole, "the downloaded file differs"
 
 
 def main(eddy):

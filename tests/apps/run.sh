@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Programs that others wrote, straight and through a chain on loopback: what each sent, what arrived, and the same without
-# eddy. On Debian, as root, it installs what they need; without that it skips the recipes whose programs are missing, and
-# says so.
+# Third-party programs, directly and through a chain on loopback: what each sent and what arrived. On Debian, as root, it
+# installs the programs; otherwise it skips and names the recipes whose programs are missing.
 # Usage: tests/apps/run.sh [RECIPE...]     all of them unless named; exit code 1 if one fails
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -39,7 +38,7 @@ rows=$(mktemp)
 trap 'rm -f "$rows"' EXIT
 for recipe in "${recipes[@]}"; do
     code=0
-    PYTHONDONTWRITEBYTECODE=1 timeout 120 "$python" "tests/apps/$recipe.py" "$target/release/eddy" >>"$rows" || code=$?
+    PYTHONDONTWRITEBYTECODE=1 timeout 300 "$python" "tests/apps/$recipe.py" "$target/release/eddy" >>"$rows" || code=$?
     case $code in
     0) ;;
     77) echo "$recipe: skipped" ;;

@@ -1,4 +1,4 @@
-"""Calls of sipp, straight and through forwards: each is set up, held while it is spoken in, and hung up."""
+"""Calls of sipp, directly and through forwards: each is set up, carries audio, and is hung up."""
 
 import re
 import socket

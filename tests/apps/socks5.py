@@ -1,4 +1,4 @@
-"""PySocks and curl at a SOCKS port: UDP to addresses and names, and what is said about TCP."""
+"""PySocks and curl at a SOCKS port: UDP to addresses and names, and the error reply for TCP."""
 
 import socket
 import subprocess
@@ -12,7 +12,7 @@ ROUNDS = 5
 
 
 def echo():
-    """A UDP server on loopback that sends everything back: its address."""
+    """Starts a UDP echo server on loopback; returns its address."""
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 0))
 
@@ -26,7 +26,7 @@ def echo():
 
 
 def converse(made, peers, way):
-    """Sends to all peers in turn; every answer must bear the address of the one that was asked."""
+    """Sends to all peers one after the other; every answer must carry the address of its peer."""
     sent = received = 0
     made.settimeout(PATIENCE)
     for length in LENGTHS * ROUNDS:
@@ -61,8 +61,8 @@ def main(eddy):
         host, port = chain.socks()
         for scheme in ("socks5", "socks5h"):
             curl = ["curl", "-sS", "--max-time", str(PATIENCE), "--proxy", f"{scheme}://{host}:{port}", "http://127.0.0.1:9/"]
-            said = subprocess.run(curl, capture_output=True, text=True, timeout=2 * PATIENCE)
-            assert said.returncode == 97 and "(7)" in said.stderr, f"curl: {said.returncode} {said.stderr}"
+            output = subprocess.run(curl, capture_output=True, text=True, timeout=2 * PATIENCE)
+            assert output.returncode == 97 and "(7)" in output.stderr, f"curl: {output.returncode} {output.stderr}"
 
 
 if __name__ == "__main__":

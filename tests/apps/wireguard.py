@@ -1,6 +1,6 @@
-"""TCP through WireGuard in user space (wireguard-go), its UDP straight and through a forward.
+"""TCP through WireGuard in user space (wireguard-go), its UDP directly and through a forward.
 
-Three network namespaces, gone with this process: in the first the UDP of both ends and eddy, in the others their tunnels.
+Three network namespaces that end with this process: the first has the UDP sockets and eddy, the others a tunnel each.
 """
 
 import json
@@ -16,7 +16,7 @@ from chain import PATIENCE, Chain, free, listening, needs, row
 
 SIZE, PORT = 20_000_000, 5201
 INSIDE = "EDDY_WIREGUARD_INSIDE"
-# What the entry says at its start: `for WireGuard inside set MTU = 1291`.
+# As the entry logs at its start: `for WireGuard inside set MTU = 1291`.
 MTU = 1291
 
 
@@ -34,7 +34,7 @@ class End:
         with open(self.key, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(private)
         self.public = run("wg", "pubkey", input=private).strip()
-        self.home = subprocess.Popen(["unshare", "-n", "sleep", "120"])
+        self.home = subprocess.Popen(["unshare", "-n", "sleep", "600"])
         self.tunnel = subprocess.Popen(["wireguard-go", "-f", name], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + PATIENCE
         while not os.path.exists(f"/var/run/wireguard/{name}.sock"):
@@ -52,7 +52,7 @@ class End:
         return run(*self.command(*command))
 
     def peer(self, other, endpoint=None):
-        """From now on `other` is the peer, and nothing else is remembered."""
+        """Makes `other` the only peer."""
         known = run("wg", "show", self.name, "peers").split()
         for public in known:
             run("wg", "set", self.name, "peer", public, "remove")
@@ -68,13 +68,13 @@ class End:
 def measure(here, there, endpoint, way):
     there.peer(here)
     here.peer(there, endpoint)
-    said = here.inside("ping", "-n", "-c", "20", "-i", "0.05", "-W", "5", there.address)
-    answered = int(said.split(" received")[0].rsplit(" ", 1)[1])
-    rtt = float(said.split("rtt min/avg/max/mdev = ")[1].split("/")[1])
+    output = here.inside("ping", "-n", "-c", "20", "-i", "0.05", "-W", "5", there.address)
+    answered = int(output.split(" received")[0].rsplit(" ", 1)[1])
+    rtt = float(output.split("rtt min/avg/max/mdev = ")[1].split("/")[1])
     script = [sys.executable, os.path.abspath(__file__)]
     sink = subprocess.Popen(there.command(*script, "sink", there.address), stdout=subprocess.PIPE, text=True)
     assert sink.stdout.readline() == "ready\n"
-    said = json.loads(run(*here.command(*script, "source", there.address)))
+    sent = json.loads(run(*here.command(*script, "source", there.address)))
     received = json.loads(sink.communicate(timeout=PATIENCE)[0])["received"]
     row(
         recipe="wireguard",
@@ -84,13 +84,13 @@ def measure(here, there, endpoint, way):
         lost=SIZE - received,
         pings=f"{answered} of 20",
         rtt_ms=round(rtt, 1),
-        **said,
+        **sent,
     )
     assert answered == 20 and received == SIZE
 
 
 def sink(address):
-    """Takes what one connection brings."""
+    """Receives from one connection."""
     with socket.create_server((address, PORT)) as server:
         print("ready", flush=True)
         connection, _ = server.accept()
@@ -102,7 +102,7 @@ def sink(address):
 
 
 def source(address):
-    """Sends and waits for the far end's word; what TCP had to send again (linux/tcp.h: tcp_info)."""
+    """Sends, waits for the receiver, and counts TCP retransmissions (linux/tcp.h: tcp_info)."""
     with socket.create_connection((address, PORT), timeout=PATIENCE) as connection:
         began = time.monotonic()
         connection.sendall(bytes(SIZE))
@@ -119,9 +119,9 @@ def main(eddy):
         print("skipped: network namespaces and /dev/net/tun need root", file=sys.stderr)
         sys.exit(77)
     if INSIDE not in os.environ:
-        # A namespace for it all, and folders that nobody else sees.
+        # Network and mount namespaces of its own.
         command = ["unshare", "-n", "-m", sys.executable, sys.argv[0], eddy]
-        sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}, timeout=120).returncode)
+        sys.exit(subprocess.run(command, env={**os.environ, INSIDE: "1"}, timeout=300).returncode)
     run("ip", "link", "set", "lo", "up")
     os.makedirs("/var/run/wireguard", exist_ok=True)
     run("mount", "-t", "tmpfs", "tmpfs", "/var/run/wireguard")

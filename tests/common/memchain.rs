@@ -29,7 +29,7 @@ use dataplane::stage::ingress::lengths;
 use dataplane::stage::pool::Mixing;
 use dataplane::sys::Waker;
 use dataplane::{Nanos, SECOND};
-use eddy_node::runtime::bridge::{Joint, Note};
+use eddy_node::runtime::bridge::{Bridge, Note};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
@@ -98,7 +98,7 @@ pub struct Keys {
 }
 
 struct Node {
-    joint: Joint,
+    bridge: Bridge,
     /// For each worker, the end that control writes to and the end that the worker reads.
     ops: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
     workers: Vec<Box<dyn Worker>>,
@@ -276,7 +276,7 @@ impl Chain {
             punts.push(from_worker);
             ears.push_back((worker_ops, PuntSender::new(to_control, waker.clone()), waker));
         }
-        let joint = Joint::new(control, CommandSender::to_all(rings, lanes), punts);
+        let bridge = Bridge::new(control, CommandSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
@@ -343,7 +343,7 @@ impl Chain {
                 }
             }
         };
-        Node { joint, ops, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
+        Node { bridge, ops, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -374,7 +374,7 @@ impl Chain {
                     Note::Notice(notice) => notes.push(format!("{position}: {notice:?}")),
                     Note::Resolve { .. } => {}
                 };
-                node.control_wake = node.joint.turn(now, wall, &mut send, &mut note);
+                node.control_wake = node.bridge.turn(now, wall, &mut send, &mut note);
                 for (from_control, to_worker) in &mut node.ops {
                     while !self.held_up.contains(&position)
                         && let Ok(mut op) = from_control.pop()
@@ -462,7 +462,7 @@ impl Chain {
 
     /// What a node's control has refused, by name.
     pub fn refused(&self, position: usize) -> Vec<(&'static str, u64)> {
-        self.nodes[position].joint.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
+        self.nodes[position].bridge.control().counters().refusals().filter(|(_, count)| *count > 0).collect()
     }
 
     /// Every ledger closes and every buffer is where it should be.

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::process::Command;
 
+use super::skipped;
+
 /// Environment variable that is set inside.
 const INSIDE: &str = "EDDY_TEST_NETWORK";
 
@@ -14,7 +16,7 @@ pub fn run_without_routes(test: &str) {
         command.output()
     };
     if !unshare("ip link set lo up", &[]).is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no network namespaces for this user here, or no ip(8): try `unshare -rn ip link`");
+        skipped("needs network namespaces and ip(8): `unshare -rn ip link` must work, or run as root");
         return;
     }
     let this = std::env::current_exe().unwrap();

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::command::{eddy, io};
 use super::limit::Permit;
 use super::nodes::ask;
+use super::skipped;
 
 /// Why cells are dropped that were made for the older one of two handshakes that crossed, or under its keys: on a busy
 /// machine an answer may come so late that the initiator has begun again.
@@ -158,7 +159,7 @@ pub fn may_open(descriptors: u64) -> bool {
     setrlimit(Resource::Nofile, limit).unwrap();
     let may = limit.current.is_none_or(|most| most >= descriptors);
     if !may {
-        eprintln!("skipped: this process may open {limit:?} descriptors: run `ulimit -n {descriptors}` as root before");
+        skipped(format!("needs {descriptors} descriptors ({limit:?}): run `ulimit -n {descriptors}` as root before"));
     }
     may
 }

@@ -13,6 +13,7 @@ use crate::common::command::{complaint, eddy, io, run};
 use crate::common::limit::Permit;
 use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, counted_by_time};
+use crate::common::skipped;
 
 /// Runs the demonstration with `--json`; its exit code, complaints and last line.
 fn demo(options: &str) -> (Option<i32>, String, Value) {
@@ -149,7 +150,7 @@ fn every_io_backend_carries_traffic_with_and_without_gso() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     for (wanted, has) in [(Io::Auto, "mmsg"), (Io::Mmsg, "mmsg"), (Io::Uring, "uring")] {
         if let (_, Some(why)) = Calls::new(wanted, &socket) {
-            eprintln!("skipped for {wanted}: {why}");
+            skipped(format!("{wanted}: {why}"));
             continue;
         }
         for offload in ["on", "off"] {
@@ -177,7 +178,7 @@ fn threshold_pool_strands_no_cell() {
 #[test]
 fn links_over_ipv6_carry_traffic() {
     if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
-        eprintln!("skipped: this host has no IPv6 loopback");
+        skipped("needs IPv6 on loopback: sysctl -w net.ipv6.conf.lo.disable_ipv6=0");
         return;
     }
     assert_whole("--ipv6 --mixes 1", 10, 1);

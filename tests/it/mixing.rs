@@ -129,7 +129,7 @@ fn release_order_is_uniform_and_keeps_channels_in_order() {
                 wire::cell::Header::from_block(&block[0], chain.plan.class).ok()
             });
             let header = header.expect("under one of the link's slots");
-            if header.kind == wire::cell::Kind::Data {
+            if header.kind == wire::cell::CellKind::Data {
                 if let Some(last) = last_seq.insert(header.channel, header.seq) {
                     assert_eq!(header.seq, last + 1, "a channel keeps its order");
                 }

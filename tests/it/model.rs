@@ -6,7 +6,7 @@ use std::time::Duration;
 use dataplane::histogram::Histogram;
 use dataplane::latency::Profile;
 use dataplane::{MILLI, Nanos, SECOND};
-use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind};
+use wire::cell::{CellKind, Class, Direction, HEADER_LEN, Header};
 use wire::frames::{Frame, parse};
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch};
 use wire::handshake::{RESPONSE_LEN, half_len, is_handshake_len};
@@ -324,7 +324,7 @@ fn every_byte_on_every_link_matches_the_model() {
 
         // Data cells: each body follows from the one on the link before by one layer, and the inside is frames.
         let data = |link, direction| -> Vec<&Cell> {
-            links[&(link, direction)].iter().filter(|cell| cell.header.kind == Kind::Data).collect()
+            links[&(link, direction)].iter().filter(|cell| cell.header.kind == CellKind::Data).collect()
         };
         let mut counted = 0;
         for first in data(1, Direction::Forward) {
@@ -390,7 +390,7 @@ fn explained(inner: &[u8], heading: Direction) {
 }
 
 fn control_cells(cells: &[Cell]) -> u64 {
-    let control = cells.iter().filter(|cell| cell.header.kind != Kind::Data).count() as u64;
+    let control = cells.iter().filter(|cell| cell.header.kind != CellKind::Data).count() as u64;
     // Message 1 comes in two halves, and is consumed by control too.
     control + 2
 }

@@ -47,3 +47,29 @@ fn forwarded_name_is_resolved_at_the_exit_then_judged() {
     }
     closed(&demo.end());
 }
+
+/// `localhost` is ::1 first, where nobody listens.
+#[test]
+fn localhost_reaches_a_server_that_listens_on_ipv4_only() {
+    let names = NameServer::start();
+    let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+    target.set_read_timeout(Some(PATIENCE)).unwrap();
+    let name = format!("localhost:{}", target.local_addr().unwrap().port());
+    let resolver = names.address.to_string();
+    let forward = format!("127.0.0.1:0={name}");
+    let demo = Demo::start(&["--messages", "1", "--resolver", &resolver, "--forward", &forward]);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 100];
+    client.send_to(b"first", demo.forward(&name)).unwrap();
+    let (len, exit) = target.recv_from(&mut buffer).expect("what ::1 refused is sent again to 127.0.0.1");
+    assert_eq!(buffer[..len], *b"first");
+    target.send_to(b"answer", exit).unwrap();
+    let (len, _) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!(buffer[..len], *b"answer");
+    for _ in 0..10 {
+        client.send_to(b"more", demo.forward(&name)).unwrap();
+        target.recv_from(&mut buffer).unwrap();
+    }
+    closed(&demo.end());
+}

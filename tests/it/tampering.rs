@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use dataplane::ledger::{DropReason, Tally};
 use dataplane::socket::memory::Datagram;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
 use wire::handshake::{RESPONSE_LEN, is_handshake_len};
 use wire::ids::Side;
@@ -304,6 +306,65 @@ fn cell_replayed_at_another_port_is_unknown_there() {
         }
         let (node, direction) = if backward { (1, Direction::Backward) } else { (2, Direction::Forward) };
         assert!(cells(&chain, node, direction).drops(DropReason::Channel) >= 4);
+        chain.assert_closed();
+    }
+}
+
+/// How long traffic may take to resume after a fault has ended.
+const RESUMED_MAX: Duration = Duration::from_secs(5);
+
+/// Talks for a while; returns how many questions were answered.
+fn talk(chain: &mut Chain, time: Duration) -> usize {
+    let end = chain.now + time.as_nanos() as u64;
+    let mut answered = 0;
+    while chain.now < end {
+        answered += exchange(chain).1;
+    }
+    answered
+}
+
+fn assert_resumes(chain: &mut Chain, what: &str) {
+    let ended = chain.now;
+    while exchange(chain) != (1, 1) {
+        let took = Duration::from_nanos(chain.now - ended);
+        assert!(took < RESUMED_MAX, "{what}: nothing after {took:?}: {:#?}", chain.notes);
+    }
+}
+
+#[test]
+fn traffic_resumes_within_five_seconds_after_a_dark_link() {
+    let ways = [&[Direction::Forward, Direction::Backward][..], &[Direction::Forward], &[Direction::Backward]];
+    for (link, directions) in (1..=4).flat_map(|link| ways.map(|directions| (link, directions))) {
+        let mut chain = Chain::new(Plan::default());
+        chain.open();
+        assert_eq!(exchange(&mut chain), (1, 1));
+        let dark = Rc::new(Cell::new(true));
+        let (switch, ends) = (dark.clone(), directions.iter().map(|way| end(link, *way)).collect::<Vec<_>>());
+        chain.tap(move |datagram| {
+            let lost = switch.get() && ends.contains(&datagram.to);
+            if lost { Vec::new() } else { vec![datagram] }
+        });
+        assert_eq!(talk(&mut chain, Duration::from_secs(5)), 0, "answers over the dark link {link}");
+        dark.set(false);
+        assert_resumes(&mut chain, &format!("link {link}, dark {directions:?}"));
+        chain.assert_closed();
+    }
+}
+
+#[test]
+fn traffic_resumes_within_five_seconds_after_heavy_loss() {
+    for seed in 0..5 {
+        let mut chain = Chain::new(Plan { seed, ..Plan::default() });
+        chain.open();
+        let (lossy, mut rng) = (Rc::new(Cell::new(true)), ChaCha20Rng::seed_from_u64(seed));
+        let switch = lossy.clone();
+        chain.tap(move |datagram| {
+            let lost = switch.get() && rng.next_u32() % 10 < 3;
+            if lost { Vec::new() } else { vec![datagram] }
+        });
+        talk(&mut chain, Duration::from_secs(10));
+        lossy.set(false);
+        assert_resumes(&mut chain, &format!("seed {seed}"));
         chain.assert_closed();
     }
 }

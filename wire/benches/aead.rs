@@ -1,9 +1,9 @@
-//! The AEAD engines beside the libraries: nanoseconds per job.
+//! The AEAD engines compared with the libraries, in ns per job.
 //!
-//! `cargo bench -p wire --bench aead [-- WORD...]`, where each word must occur in a row's name. Jobs come in batches of
-//! 64, as a mix has them. What is opened is copied into place first, outside of the time taken, so that a cell is
-//! where the kernel would leave it, and with many keys the keys are as cold as their number makes them. Each figure
-//! is a batch's median in each of several rounds, in which all candidates take turns, and the median of those.
+//! `cargo bench -p wire --bench aead [-- WORD...]`; every word must occur in a row's name. Jobs come in batches of 64,
+//! as in a mix. Sealed cells are copied into place before each measurement, so they are in the cache as after a receive
+//! call; with many keys, the keys are as cold as their number makes them. All candidates take turns in several rounds. A
+//! figure is the median of the rounds, each of which is the median of its batches.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -24,7 +24,7 @@ enum Path {
     Ctr,
 }
 
-/// One way to work on a batch: keys from the `at`th on, wrapping.
+/// One way to process a batch, with keys from index `at` on, wrapping around.
 type Work = Box<dyn Fn(usize, &mut [Vec<u8>])>;
 
 fn secret(len: usize, i: usize) -> Vec<u8> {
@@ -139,7 +139,7 @@ fn median(mut samples: Vec<f64>) -> f64 {
     samples[samples.len() / 2]
 }
 
-/// Names and figures, in ns per job, of all candidates for `len` bytes, tag and all.
+/// Names and figures of all candidates, in ns per job of `len` bytes including the tag.
 fn row<C: Sized128or256>(path: Path, len: usize, keys: usize) -> Vec<(&'static str, f64)> {
     let mut candidates: Vec<(&'static str, Work)> =
         Engine::all().map(|which| (which.name(), engine::<C>(which, path, keys))).collect();
@@ -147,7 +147,7 @@ fn row<C: Sized128or256>(path: Path, len: usize, keys: usize) -> Vec<(&'static s
         Path::Ctr => candidates.push(("aws-lc-rs", aws_ctr::<C>(keys))),
         _ => candidates.extend([("ring", ring_gcm::<C>(path, keys)), ("aws-lc-rs", aws_gcm::<C>(path, keys))]),
     }
-    // One sealed cell for each key, and at least a batch of them.
+    // One sealed cell for each key, at least a batch in total.
     let mut sealed: Vec<_> = (0..keys.max(BATCH)).map(|i| vec![i as u8; len]).collect();
     for (i, cells) in sealed.chunks_mut(BATCH).enumerate() {
         ring_gcm::<C>(Path::Seal, keys)(i * BATCH, cells);
@@ -172,7 +172,7 @@ fn row<C: Sized128or256>(path: Path, len: usize, keys: usize) -> Vec<(&'static s
     candidates.iter().zip(rounds).map(|((name, _), medians)| (*name, median(medians))).collect()
 }
 
-/// ns per key: expansion alone.
+/// Expansion only, in ns per key.
 fn setup(engine: Engine) -> (f64, f64) {
     let time = |prepare: &dyn Fn(usize)| {
         let sample = |_| {

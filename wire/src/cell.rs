@@ -1,8 +1,8 @@
 //! Lengths and the header block (SPEC 2.2, 2.3, 3.1-3.3).
 //!
-//! Every cell on a link and direction has exactly one length; [`Shape`] is the one place that
-//! computes them. The header is one AES block; this module packs and parses it in the clear, and
-//! [`crate::link`] enciphers it.
+//! All cells of one link and direction have the same length, which only [`Shape`] computes. The
+//! header is one AES block; this module packs and parses it in the clear, and [`crate::link`]
+//! enciphers it.
 
 use thiserror::Error;
 
@@ -10,9 +10,9 @@ use thiserror::Error;
 pub const HEADER_LEN: usize = 16;
 /// Bytes of an AEAD tag.
 pub const TAG_LEN: usize = 16;
-/// Most key hops a chain can have: seven mixes and the exit.
+/// Most key hops of a chain: seven mixes and the exit.
 pub const MAX_HOPS: usize = 8;
-/// First sequence number that may never be used (SPEC 3.8).
+/// End of the sequence numbers: this one and greater ones are never used (SPEC 3.8).
 pub const SEQ_END: u64 = 1 << 39;
 /// Longest cell: class L on the first link of eight hops.
 pub const MAX_CELL_LEN: usize = HEADER_LEN + Class::L.payload() + TAG_LEN * MAX_HOPS;
@@ -35,7 +35,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// P, the inner bytes a cell carries.
+    /// P, the payload bytes that a cell carries.
     pub const fn payload(self) -> usize {
         match self {
             Class::S => 208,
@@ -44,7 +44,6 @@ impl Class {
         }
     }
 
-    /// The class with this number on the wire.
     pub const fn from_wire(byte: u8) -> Option<Class> {
         match byte {
             1 => Some(Class::S),
@@ -54,7 +53,6 @@ impl Class {
         }
     }
 
-    /// Its letter.
     pub const fn name(self) -> &'static str {
         match self {
             Class::S => "S",
@@ -82,12 +80,10 @@ impl std::fmt::Display for Class {
     }
 }
 
-/// A class name that is none of S, M, L.
 #[derive(Debug, Error)]
-#[error("unknown class {0:?}: the classes are S (208 bytes), M (1152) and L (1328)")]
+#[error("unknown class {0:?}: expected S (208 bytes), M (1152) or L (1328)")]
 pub struct UnknownClass(String);
 
-/// Towards the exit, or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the entry towards the exit.
@@ -96,10 +92,10 @@ pub enum Direction {
     Backward,
 }
 
-/// What a cell is (SPEC 3.2).
+/// The type of a cell (SPEC 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Kind {
+pub enum CellKind {
     /// Application data under the layers of a channel.
     Data = 0,
     /// A fragment of a setup onion; forward only.
@@ -110,13 +106,13 @@ pub enum Kind {
     Link = 3,
 }
 
-impl Kind {
-    /// Whether cells of this kind may travel in `direction`.
+impl CellKind {
+    /// True if cells of this kind may travel in `direction`.
     pub const fn travels(self, direction: Direction) -> bool {
         match self {
-            Kind::Data | Kind::Link => true,
-            Kind::Setup => matches!(direction, Direction::Forward),
-            Kind::Ack => matches!(direction, Direction::Backward),
+            CellKind::Data | CellKind::Link => true,
+            CellKind::Setup => matches!(direction, Direction::Forward),
+            CellKind::Ack => matches!(direction, Direction::Backward),
         }
     }
 }
@@ -124,26 +120,22 @@ impl Kind {
 /// A header in the clear (SPEC 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Link-scoped channel; 0 only in link control cells.
+    /// Channel number on this link; 0 only in link control cells.
     pub channel: u32,
-    /// 40 bits; the cell's number in its channel and direction, or in its link key.
+    /// Sequence number of 40 bits, per channel and direction, or per link key.
     pub seq: u64,
-    /// Cell within a round, or fragment index; 0 for data of free classes.
+    /// Cell within a round, or fragment index; 0 in data cells of free classes.
     pub sub: u8,
-    /// What the cell is.
-    pub kind: Kind,
-    /// The link's class.
+    pub kind: CellKind,
     pub class: Class,
 }
 
-/// Why a deciphered block is no header for this link.
+/// Why a deciphered block is not a header of this link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadHeader {
-    /// The zero field is not zero: not under this key, or forged.
+    /// The zero field is not zero: another key, or forged.
     Zero,
-    /// Not the link's class.
     Class,
-    /// No such type.
     Kind,
 }
 
@@ -172,10 +164,10 @@ impl Header {
             return Err(BadHeader::Class);
         }
         let kind = match block[10] {
-            0 => Kind::Data,
-            1 => Kind::Setup,
-            2 => Kind::Ack,
-            3 => Kind::Link,
+            0 => CellKind::Data,
+            1 => CellKind::Setup,
+            2 => CellKind::Ack,
+            3 => CellKind::Link,
             _ => return Err(BadHeader::Kind),
         };
         let mut seq = [0; 8];
@@ -201,7 +193,7 @@ impl Header {
     }
 
     /// Nonce of a setup, ack or link cell: iv XOR the first twelve header bytes (SPEC 3.6).
-    pub fn control_nonce(&self, iv: &[u8; 12]) -> [u8; 12] {
+    pub(crate) fn control_nonce(&self, iv: &[u8; 12]) -> [u8; 12] {
         let mut nonce = *iv;
         for (n, b) in nonce.iter_mut().zip(&self.to_block()[..12]) {
             *n ^= b;
@@ -219,7 +211,6 @@ pub struct Shape {
     hops: u8,
 }
 
-/// A chain with too few or too many hops.
 #[derive(Debug, Error)]
 #[error("a chain has 1 to 7 mixes and an exit, not {0} key hops")]
 pub struct BadShape(usize);
@@ -236,38 +227,32 @@ impl Shape {
         }
     }
 
-    /// Its class.
     pub const fn class(self) -> Class {
         self.class
     }
 
-    /// h: the mixes and the exit.
+    /// Key hops: the mixes and the exit.
     pub const fn hops(self) -> usize {
         self.hops as usize
     }
 
-    /// P.
+    /// Payload bytes of a cell: P.
     pub const fn payload(self) -> usize {
         self.class.payload()
     }
 
-    /// Longest datagram that travels in one cell: P - 5.
-    pub const fn max_datagram(self) -> usize {
-        self.payload() - crate::frames::DGRAM_OVERHEAD
-    }
-
-    /// B_i, the body of a forward cell on link `i`.
+    /// Length of the body of a forward cell on link `link`: B_i.
     pub const fn forward_body(self, link: usize) -> usize {
         assert!(link >= 1 && link <= self.hops());
         self.payload() + TAG_LEN * (self.hops() - link + 1)
     }
 
-    /// The body of a backward cell on every link.
+    /// Length of the body of a backward cell on any link.
     pub const fn backward_body(self) -> usize {
         self.payload() + TAG_LEN
     }
 
-    /// UDP payload of a cell on link `i` in `direction`.
+    /// Length of a cell on link `link` in `direction`: the UDP payload.
     pub const fn cell_len(self, direction: Direction, link: usize) -> usize {
         HEADER_LEN
             + match direction {
@@ -276,7 +261,7 @@ impl Shape {
             }
     }
 
-    /// Content of a setup, ack or link cell on link `i`: its body without the tag.
+    /// Length of the content of a control cell on link `link`: its body without the tag.
     pub const fn control_content(self, direction: Direction, link: usize) -> usize {
         self.cell_len(direction, link) - HEADER_LEN - TAG_LEN
     }
@@ -300,7 +285,7 @@ mod tests {
             assert_eq!(shape.cell_len(Direction::Forward, 1), first);
             assert_eq!(shape.cell_len(Direction::Forward, 4), last);
             assert_eq!(shape.cell_len(Direction::Backward, 1), last);
-            assert_eq!(shape.max_datagram(), one_cell);
+            assert_eq!(crate::frames::max_single_cell_len(shape.payload()), one_cell);
         }
         assert!(Shape::new(Class::L, 1).is_err());
         assert!(Shape::new(Class::L, 9).is_err());
@@ -308,7 +293,8 @@ mod tests {
 
     #[test]
     fn header_roundtrips_and_other_blocks_are_refused() {
-        let header = Header { channel: 0xdead_beef, seq: 0x12_3456_789a, sub: 7, kind: Kind::Setup, class: Class::M };
+        let header =
+            Header { channel: 0xdead_beef, seq: 0x12_3456_789a, sub: 7, kind: CellKind::Setup, class: Class::M };
         let block = header.to_block();
         assert_eq!(Header::from_block(&block, Class::M), Ok(header));
         assert_eq!(Header::from_block(&block, Class::L), Err(BadHeader::Class));
@@ -324,12 +310,12 @@ mod tests {
 
     #[test]
     fn nonce_covers_every_header_field_that_varies() {
-        let base = Header { channel: 1, seq: 5, sub: 0, kind: Kind::Data, class: Class::S };
+        let base = Header { channel: 1, seq: 5, sub: 0, kind: CellKind::Data, class: Class::S };
         let iv = [9; 12];
         let data = base.data_nonce(&iv);
         assert_ne!(data, Header { seq: 6, ..base }.data_nonce(&iv));
         assert_ne!(data, Header { sub: 1, ..base }.data_nonce(&iv));
-        assert_ne!(data, Header { kind: Kind::Link, ..base }.data_nonce(&iv));
+        assert_ne!(data, Header { kind: CellKind::Link, ..base }.data_nonce(&iv));
         assert_eq!(data, Header { channel: 2, ..base }.data_nonce(&iv), "the channel chooses the key");
         assert_ne!(base.control_nonce(&iv), Header { channel: 2, ..base }.control_nonce(&iv));
     }

@@ -1,7 +1,7 @@
 //! Lengths of the handshake datagrams (SPEC 4.2).
 //!
-//! They alone tell a handshake from a cell: no cell of any chain has one of these lengths. Control
-//! makes and reads the datagrams; the data plane sorts by their length.
+//! The length alone distinguishes a handshake from a cell: no cell of any chain has one of these
+//! lengths. Control makes and reads the datagrams; the data plane sorts by length.
 
 /// Half of message 1 from an entry to Mix 1 (Noise NK).
 pub const NK_HALF_LEN: usize = 672;
@@ -20,7 +20,7 @@ pub const HANDSHAKE_LEN_MAX: usize = RESPONSE_LEN;
 // A response is never longer than the two halves that it answers.
 const _: () = assert!(RESPONSE_LEN <= 2 * NK_HALF_LEN && NK_HALF_LEN <= IK_HALF_LEN);
 
-/// Whether a datagram of this length belongs to a handshake and not to a chain's cells.
+/// True if a datagram of this length is a handshake datagram and not a cell.
 pub const fn is_handshake_len(len: usize) -> bool {
     matches!(len, COOKIE_LEN | NK_HALF_LEN | IK_HALF_LEN | RESPONSE_LEN)
 }

@@ -1,7 +1,7 @@
 //! HKDF-SHA256 and X25519 as the protocol uses them (SPEC 4.3, 5.1), by aws-lc-rs.
 //!
-//! Every output is wiped when it goes out of scope. An all-zero Diffie-Hellman result is an error
-//! here, so no caller can forget to check (RFC 7748 6.1).
+//! Every output is wiped when it goes out of scope. An all-zero Diffie-Hellman result is an error, so
+//! that a caller cannot forget the check (RFC 7748 6.1).
 
 use aws_lc_rs::{agreement, hkdf, hmac};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -11,12 +11,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 pub struct Secret([u8; 32]);
 
 impl Secret {
-    /// Takes over 32 secret bytes.
     pub const fn new(bytes: [u8; 32]) -> Secret {
         Secret(bytes)
     }
 
-    /// The bytes, for a key derivation.
     pub const fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -40,12 +38,11 @@ pub fn extract(salt: &[u8], ikm: &[&[u8]]) -> Secret {
     Secret(out)
 }
 
-/// More bytes are asked of one expansion than it can give.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an expansion gives at most 8160 bytes")]
+#[error("an HKDF expansion yields at most 8160 bytes")]
 pub struct TooLong;
 
-/// HKDF-Expand (RFC 5869 2.3) with any info; fills `out`. The protocol's own labels go through
+/// HKDF-Expand (RFC 5869 2.3) with any info; fills `out`. For the labels of the protocol use
 /// [`expand`].
 ///
 /// # Errors
@@ -64,18 +61,18 @@ pub fn expand_info(prk: &Secret, info: &[u8], out: &mut [u8]) -> Result<(), TooL
 }
 
 /// HKDF-Expand with an ASCII label.
-pub fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
+pub(crate) fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
     let mut out = Zeroizing::new([0; N]);
     expand_info(prk, label.as_bytes(), &mut out[..]).expect("N is far below 255 hash lengths");
     out
 }
 
 /// [`expand`] to a [`Secret`].
-pub fn expand_secret(prk: &Secret, label: &str) -> Secret {
+pub(crate) fn expand_secret(prk: &Secret, label: &str) -> Secret {
     Secret(*expand::<32>(prk, label))
 }
 
-/// A peer's point gave the all-zero result, or was no point.
+/// The peer's point yields the all-zero result, or is not a point.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the Diffie-Hellman result is all zeros")]
 pub struct LowOrder;

@@ -1,33 +1,34 @@
 //! Keys of a channel, generation by generation (SPEC 5.7).
 //!
-//! `sec[0]` comes from the setup; each generation of 2^20 cells expands to a key, an iv and the next
-//! secret. Two generations are ready at any time: the window never spans more. A generation is wiped
-//! when the window has passed it, so a node that is seized later cannot go back.
+//! `sec[0]` comes from the setup. Each generation of 2^20 cells expands to a key, an iv and the next
+//! secret. Two generations are ready at any time, because the replay window never spans more. A
+//! generation is wiped once the window has passed it, so that a node seized later cannot go back.
 
 use crate::gcm::Prepared;
 use crate::kdf::{Secret, expand, expand_secret};
 
-/// log2 of the cells in a generation, free classes.
+/// log2 of the cells in a generation of a free class.
 pub const GENERATION_SHIFT: u32 = 20;
 
-/// The key of the generation of `secret`, with its iv, and the secret after it.
+/// The key and iv of the generation of `secret`, and the secret of the next generation.
 fn derive<K: Prepared>(secret: &Secret) -> (K, Secret) {
     let key = K::prepare(&expand(secret, "eddy1 key"), &expand(secret, "eddy1 iv"));
     (key, expand_secret(secret, "eddy1 next"))
 }
 
-/// The live generations of one layer of one channel and direction: the keys first.
+/// The live generations of one layer of a channel and direction. The keys come first: they are used for
+/// every cell.
 #[repr(C)]
 pub struct Generations<K> {
-    /// Of generation `base` and of the one after.
+    /// Keys of generations `base` and `base + 1`.
     live: [K; 2],
-    /// `seq >> GENERATION_SHIFT` of what the first is for.
+    /// `seq >> GENERATION_SHIFT` of the first key's cells.
     base: u64,
     next: Secret,
 }
 
 impl<K: Prepared> Generations<K> {
-    /// Generations 0 and 1 of `sec[0]`, for numbers from `first`.
+    /// Generations 0 and 1 of `sec[0]`, for sequence numbers from `first` on.
     pub fn new(sec0: &Secret, first: u64) -> Self {
         let (zero, after) = derive(sec0);
         let (one, next) = derive(&after);
@@ -39,8 +40,8 @@ impl<K: Prepared> Generations<K> {
         self.counted_from(seq, self.base)
     }
 
-    /// The same for who knows the generation of the lowest acceptable number, to which this was advanced, and saves a
-    /// look at memory.
+    /// The same for a caller that knows the lowest acceptable number, to which this was advanced: it need not load
+    /// `base`.
     pub fn since(&self, lowest: u64, seq: u64) -> Option<(&K, &[u8; 12])> {
         debug_assert_eq!(lowest >> GENERATION_SHIFT, self.base);
         self.counted_from(seq, lowest >> GENERATION_SHIFT)
@@ -52,8 +53,8 @@ impl<K: Prepared> Generations<K> {
         Some((key, key.iv()))
     }
 
-    /// Wipes generations that `lowest`, the lowest number still acceptable, has passed, and prepares
-    /// as many new ones. Costs nothing unless a boundary was crossed.
+    /// Wipes generations below `lowest`, the lowest acceptable number, and prepares the following ones.
+    /// Costs nothing unless `lowest` has reached a new generation.
     pub fn advance(&mut self, lowest: u64) {
         while lowest >> GENERATION_SHIFT > self.base {
             let (fresh, next) = derive(&self.next);
@@ -89,7 +90,7 @@ mod tests {
         assert!(iv(&keys, 2 << 20).is_some());
         let again = expand_secret(&expand_secret(&start, "eddy1 next"), "eddy1 next");
         assert_eq!(iv(&keys, 2 << 20), Some(*expand::<12>(&again, "eddy1 iv")));
-        // The secret they come from goes on too.
+        // The secret behind them advances, too.
         keys.advance(2 << 20);
         assert_eq!(iv(&keys, 1 << 20), None);
         let third = expand_secret(&again, "eddy1 next");
@@ -104,7 +105,7 @@ mod tests {
         wipes::<zeroize::Zeroizing<[u8; 12]>>();
         wipes::<crate::gcm::AeadKey>();
         wipes::<crate::gcm::StreamKey>();
-        // The libraries' behind them, and the header's.
+        // Keys of the libraries behind them, and header keys.
         wipes::<aes::Aes128>();
         wipes::<aes_gcm::Aes128Gcm>();
     }

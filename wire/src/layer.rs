@@ -1,30 +1,30 @@
-//! The entry's side of the layers: wrap all of them forward, strip all of them backward
+//! The entry's side of the layers: it adds all of them forward and removes all of them backward
 //! (SPEC 3.4, 3.5).
 //!
-//! A mix opens or adds one layer and does it straight through [`crate::gcm`]. The layers of one cell
-//! depend on each other, cells do not: both functions go layer by layer over the whole batch.
+//! A mix opens or adds one layer, directly with [`crate::gcm`]. The layers of one cell depend on each
+//! other, but cells do not, so both functions go layer by layer over the whole batch.
 
 use arrayvec::ArrayVec;
 
-use crate::cell::{HEADER_LEN, Header, Kind, MAX_HOPS, Shape, TAG_LEN};
+use crate::cell::{CellKind, HEADER_LEN, Header, MAX_HOPS, Shape};
 use crate::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch, seal_batch};
 use crate::key::Generations;
 use crate::setup::HopSecrets;
 
-/// Most cells that one call works on.
+/// Most cells in one call.
 pub const BATCH_MAX: usize = 64;
 
-/// The entry's keys of one channel: one pair per hop, hop 1 first.
+/// The entry's keys of one channel: forward and backward for each hop, hop 1 first.
 pub struct EntryKeys {
     forward: ArrayVec<Generations<AeadKey>, MAX_HOPS>,
-    /// Hops 1..h-1 add a keystream.
+    /// Of the mixes, which add a keystream.
     backward: ArrayVec<Generations<StreamKey>, MAX_HOPS>,
-    /// The exit seals.
+    /// Of the exit, which seals backward cells.
     exit: Generations<AeadKey>,
 }
 
 impl EntryKeys {
-    /// From what the setup left for each hop, hop 1 first; numbers start at `first`.
+    /// From the setup's secrets, hop 1 first; sequence numbers start at `first`.
     ///
     /// # Panics
     /// Unless there are 2 to 8 hops.
@@ -38,14 +38,14 @@ impl EntryKeys {
         }
     }
 
-    /// Wipes and prepares forward generations for the next number to be sent.
+    /// Wipes and prepares forward generations; `next` is the next number to send.
     pub fn advance_forward(&mut self, next: u64) {
         for hop in &mut self.forward {
             hop.advance(next);
         }
     }
 
-    /// Wipes and prepares backward generations; `lowest` is the window's.
+    /// Wipes and prepares backward generations; `lowest` is that of the replay window.
     pub fn advance_backward(&mut self, lowest: u64) {
         for hop in &mut self.backward {
             hop.advance(lowest);
@@ -56,21 +56,20 @@ impl EntryKeys {
 
 /// One cell of a batch at the entry.
 pub struct EntryJob<'a> {
-    /// Its channel's keys.
     pub keys: &'a EntryKeys,
-    /// Its data header: type 0; `channel` plays no part.
+    /// Its data header. `channel` is ignored.
     pub header: Header,
-    /// The whole cell: header, then body.
+    /// The whole cell: header block, then body.
     pub cell: &'a mut [u8],
-    /// Backward: the exit's tag was right.
+    /// Set by [`unwrap`]: the exit's tag is valid.
     pub ok: bool,
 }
 
-/// Wraps a batch: the inner P bytes stand behind the header; afterwards the body of link 1 does.
-/// Each cell is `shape.longest_cell()` bytes. The header block is not touched.
+/// Adds all layers to a batch. Before the call the payload follows the header block; afterwards the
+/// body of link 1 does. Each cell has `shape.longest_cell()` bytes. The header block is not touched.
 ///
 /// # Panics
-/// More than [`BATCH_MAX`] cells, a cell of another length, or a number whose keys are not prepared.
+/// More than [`BATCH_MAX`] cells, a cell of another length, or a sequence number without prepared keys.
 pub fn wrap(shape: Shape, batch: &mut [EntryJob<'_>]) {
     for hop in (1..=shape.hops()).rev() {
         let mut jobs: ArrayVec<Job<'_, AeadKey>, BATCH_MAX> = ArrayVec::new();
@@ -84,8 +83,8 @@ pub fn wrap(shape: Shape, batch: &mut [EntryJob<'_>]) {
     }
 }
 
-/// Strips all layers of a batch of backward cells; `ok` tells which are the exit's own, and their
-/// inner P bytes stand behind the header. Cells without a live generation are not ok.
+/// Removes all layers of a batch of backward cells. `ok` is set on those that the exit sealed; their
+/// payload follows the header block. It is not set on cells without a live generation.
 ///
 /// # Panics
 /// More than [`BATCH_MAX`] cells, or a cell shorter than a backward cell.
@@ -116,10 +115,8 @@ pub fn unwrap(shape: Shape, batch: &mut [EntryJob<'_>]) {
 
 /// The header of a data cell of a free class.
 pub fn data_header(shape: Shape, channel: u32, seq: u64) -> Header {
-    Header { channel, seq, sub: 0, kind: Kind::Data, class: shape.class() }
+    Header { channel, seq, sub: 0, kind: CellKind::Data, class: shape.class() }
 }
-
-const _: () = assert!(TAG_LEN == 16);
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,11 @@
 //! The cell and its cryptography (docs/SPEC.md 2, 3, 5.1-5.4).
 //!
 //! Owns every byte of a cell: lengths, header block, layers, inner frames, the setup onion and its
-//! ack. Knows no sockets, no clock, no threads; allocates nothing per cell. Randomness is passed in.
-//! Neighbours: `control` drives [`setup`] and seals link control cells with [`link`]; `dataplane`
-//! moves cells through [`link`], [`layer`], [`replay`] and [`frames`].
+//! ack. It has no sockets, no clock and no threads, and allocates nothing per cell. Randomness is
+//! passed in. Neighbours: `control` drives [`setup`] and seals link control cells with [`link`];
+//! `dataplane` moves cells through [`link`], [`layer`], [`replay`] and [`frames`].
+
+#![warn(unreachable_pub)]
 
 pub mod cell;
 pub mod frames;

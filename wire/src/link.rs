@@ -1,8 +1,7 @@
-//! Link cryptography: header blocks by the batch, and the bodies of link control cells
-//! (SPEC 3.2, 3.6, 4.3).
+//! Link cryptography: header blocks in batches, and the bodies of control cells (SPEC 3.2, 3.6, 4.3).
 //!
-//! A handshake ends in a [`LinkSecrets`]; the data plane takes the two header keys, control keeps
-//! the two [`ControlKey`]s. The side nearer to the entry is the initiator.
+//! A handshake yields [`LinkSecrets`]: the data plane takes the two header keys, control keeps the two
+//! [`ControlKey`]s. The side nearer to the entry is the initiator.
 
 use aes::Aes128;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
@@ -12,16 +11,15 @@ use crate::cell::{Block, Header, TAG_LEN};
 use crate::gcm::{AeadKey, Job, Prepared, open_batch, prepare, seal_batch};
 use crate::kdf::{Secret, expand, extract};
 
-/// Enciphers and deciphers header blocks of one link and direction; wiped on drop.
+/// Enciphers and deciphers the header blocks of one link and direction; wiped on drop.
 pub struct HeaderKey(Aes128);
 
 impl HeaderKey {
-    /// Expands the key schedule.
     pub fn new(key: &[u8; 16]) -> HeaderKey {
         HeaderKey(Aes128::new(key.into()))
     }
 
-    /// Enciphers each block in place; one AES block costs about a tenth in a batch.
+    /// Enciphers each block in place. In a batch a block costs about a tenth of a single one.
     pub fn encipher(&self, blocks: &mut [Block]) {
         self.0.encrypt_blocks(aes::cipher::Array::cast_slice_from_core_mut(blocks));
     }
@@ -36,7 +34,7 @@ impl HeaderKey {
 pub struct ControlKey(AeadKey);
 
 impl ControlKey {
-    /// Key (16) and iv (12) as one label expands.
+    /// Key (16 bytes) and iv (12 bytes), as one label expands.
     pub fn new(bytes: &[u8; 28]) -> ControlKey {
         ControlKey(prepare(bytes))
     }
@@ -46,7 +44,7 @@ impl ControlKey {
         seal_batch(&mut [Job::new(&self.0, header.control_nonce(self.0.iv()), body)]);
     }
 
-    /// Opens a body in place and returns its content, or nothing if it is not authentic.
+    /// Opens a body in place and returns its content. None if it is not authentic.
     pub fn open<'a>(&self, header: &Header, body: &'a mut [u8]) -> Option<&'a mut [u8]> {
         let content = body.len().checked_sub(TAG_LEN)?;
         let mut jobs = [Job::new(&self.0, header.control_nonce(self.0.iv()), &mut *body)];
@@ -56,18 +54,16 @@ impl ControlKey {
     }
 }
 
-/// All keys of one handshake (SPEC 4.3): "i2r" is from the initiator to the responder.
+/// All keys of one handshake (SPEC 4.3). `i2r` is from the initiator to the responder: forward cells.
 #[derive(Clone)]
 pub struct LinkSecrets {
-    /// Header key towards the responder: forward cells.
     pub header_i2r: Zeroizing<[u8; 16]>,
-    /// Header key towards the initiator: backward cells.
     pub header_r2i: Zeroizing<[u8; 16]>,
-    /// Control key and iv towards the responder.
+    /// Key and iv of control cells.
     pub control_i2r: Zeroizing<[u8; 28]>,
-    /// Control key and iv towards the initiator.
+    /// Key and iv of control cells.
     pub control_r2i: Zeroizing<[u8; 28]>,
-    /// Names this handshake in the next one.
+    /// The resumption token that names this handshake in the next one.
     pub resume: Zeroizing<[u8; 32]>,
 }
 
@@ -85,20 +81,17 @@ impl LinkSecrets {
     }
 }
 
-/// Kind of a link cell, the first byte of its content; zeros follow (SPEC 3.6).
+/// The first byte of a link cell's content; zeros follow (SPEC 3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LinkContent {
-    /// Fills a slot.
     Dummy = 0,
-    /// Shows that the link lives.
     Keepalive = 1,
     /// A clock reading, for paced classes.
     Clock = 2,
 }
 
 impl LinkContent {
-    /// Reads the kind byte.
     pub const fn from_wire(byte: u8) -> Option<LinkContent> {
         match byte {
             0 => Some(LinkContent::Dummy),
@@ -112,7 +105,7 @@ impl LinkContent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::{Class, Kind};
+    use crate::cell::{CellKind, Class};
     use hex_literal::hex;
 
     #[test]
@@ -132,7 +125,7 @@ mod tests {
     #[test]
     fn control_body_opens_only_under_its_own_header() {
         let key = ControlKey::new(&[5; 28]);
-        let header = Header { channel: 9, seq: 1, sub: 2, kind: Kind::Setup, class: Class::S };
+        let header = Header { channel: 9, seq: 1, sub: 2, kind: CellKind::Setup, class: Class::S };
         let mut body = [3; 80];
         key.seal(&header, &mut body);
         let sealed = body;
@@ -140,7 +133,7 @@ mod tests {
             Header { channel: 8, ..header },
             Header { seq: 2, ..header },
             Header { sub: 3, ..header },
-            Header { kind: Kind::Link, ..header },
+            Header { kind: CellKind::Link, ..header },
             Header { class: Class::M, ..header },
         ] {
             body = sealed;

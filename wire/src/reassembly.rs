@@ -1,89 +1,88 @@
-//! Fragments of one channel and direction become datagrams again (SPEC 3.11).
+//! Puts the fragments of one channel and direction together again (SPEC 3.11).
 //!
-//! At most [`SLOTS_MAX`] datagrams are under way, each for at most [`HOLD`]; the oldest gives way to
-//! a new one. Refuses fragments that contradict the rules or each other, and ignores copies. A
-//! channel that never sees a fragment costs a few words; one that does keeps a few buffers. The
-//! clock comes in as a `Duration` that never runs back. Neighbour: [`crate::frames`] cuts.
+//! At most [`PARTIAL_MAX`] datagrams are incomplete at a time, each for at most [`HOLD`]; a new one
+//! evicts the oldest. Fragments that break the rules or contradict each other are refused, and copies
+//! are ignored. A channel without fragments costs a few words; a channel with fragments keeps a few
+//! buffers. Time is a `Duration` that never decreases. Neighbour: [`crate::frames`] splits.
 //!
-//! [`Pushed`] and [`Reassembler::expire`] let the caller keep a ledger of datagrams: started is
-//! injected, complete is delivered, evicted or expired is dropped, and the rest is
+//! [`Pushed`] and [`Reassembler::expire`] let the caller keep a ledger of datagrams: started ones are
+//! injected, complete ones delivered, evicted and expired ones dropped, and the rest is
 //! [`Reassembler::held`].
 
 use std::time::Duration;
 
 use crate::frames::{FRAG_OVERHEAD, FRAGMENTS_MAX};
 
-/// Most datagrams under way in one channel.
-pub const SLOTS_MAX: usize = 16;
-/// How long a datagram may take from its first fragment to its last.
+/// Most incomplete datagrams of one channel and direction.
+pub const PARTIAL_MAX: usize = 16;
+/// How long a datagram may wait after its first fragment.
 pub const HOLD: Duration = Duration::from_millis(250);
-/// Idle buffers that are kept for the next datagram. A channel keeps its order through the mixes, so
-/// more than a few datagrams under way are an exception; of class L a buffer is 10,560 bytes at most.
+/// Idle buffers kept for later datagrams. Mixes keep the order of a channel, so more than a few
+/// incomplete datagrams are an exception. A buffer of class L has at most 10,560 bytes.
 const SPARES_MAX: usize = 4;
 
-/// Fragments of one datagram.
-struct Slot {
+/// The fragments of one datagram.
+struct Partial {
     flow: u16,
     id: u16,
-    /// When its first fragment came.
+    /// When its first fragment arrived.
     since: Duration,
-    /// Bit i: fragment i is here.
-    have: u8,
-    /// How many fragments there are; 0 while the last has not come.
+    /// Bit i is set if fragment i is present.
+    present: u8,
+    /// Number of fragments; 0 as long as the last has not arrived.
     count: u8,
-    /// Length of the datagram, once the last has come.
+    /// Length of the datagram; 0 as long as the last has not arrived.
     len: usize,
     bytes: Vec<u8>,
 }
 
-/// A datagram that was completed: copies of its fragments are ignored for [`HOLD`].
+/// A datagram that is complete. Copies of its fragments are ignored for [`HOLD`].
 struct Done {
     flow: u16,
     id: u16,
     since: Duration,
 }
 
-/// The slots of one channel and direction.
+/// The incomplete datagrams of one channel and direction.
 pub struct Reassembler {
     payload: usize,
-    /// How many of `slots` are in use; behind them are the spares.
+    /// How many of `slots` are in use. Spares with idle buffers follow.
     held: usize,
     /// Oldest first.
-    slots: Vec<Slot>,
-    /// Oldest first, at most [`SLOTS_MAX`].
+    slots: Vec<Partial>,
+    /// Oldest first, at most [`PARTIAL_MAX`].
     done: Vec<Done>,
 }
 
-/// What became of a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {
-    /// It waits for the others, or is a copy of one that was here.
+    /// Stored until the others arrive, or ignored as a copy.
     Stored,
-    /// It was the last that was missing: the datagram.
+    /// The datagram, completed by this fragment.
     Complete(&'a [u8]),
-    /// It contradicts the rules or another fragment; nothing was changed by it.
+    /// It breaks the rules or contradicts another fragment. It changed nothing.
     Refused,
 }
 
-/// What a call of [`Reassembler::push`] did.
+/// The result of [`Reassembler::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Pushed<'a> {
-    /// It is the first fragment of a datagram.
+    /// This is the first fragment of a datagram.
     pub started: bool,
-    /// Datagrams thrown away: overdue, or the oldest to make room.
+    /// Number of datagrams dropped, because they expired or to make room.
     pub evicted: u32,
-    /// What became of the fragment.
     pub outcome: Outcome<'a>,
 }
 
 impl Reassembler {
-    /// For cells of P bytes; allocates nothing.
+    /// For cells with this payload; allocates nothing.
     pub const fn new(payload: usize) -> Reassembler {
         Reassembler { payload, held: 0, slots: Vec::new(), done: Vec::new() }
     }
 
-    /// Takes in one FRAG. What is overdue at `now` goes first, so a late fragment never completes.
+    /// Takes in one FRAG. Datagrams that have expired by `now` are dropped first, so a late fragment never
+    /// completes one.
     pub fn push(&mut self, now: Duration, flow: u16, id: u16, index: u8, last: bool, data: &[u8]) -> Pushed<'_> {
         let mut evicted = self.expire(now);
         if !self.is_plausible(index, last, data) {
@@ -94,7 +93,7 @@ impl Reassembler {
         }
         let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
         let at = found.unwrap_or_else(|| {
-            if self.held == SLOTS_MAX {
+            if self.held == PARTIAL_MAX {
                 self.remove(0);
                 evicted += 1;
             }
@@ -112,12 +111,12 @@ impl Reassembler {
         }
         self.remember(now, flow, id);
         self.remove(at);
-        // A removed slot becomes the first spare.
+        // `remove` has made it the first spare.
         let slot = &self.slots[self.held];
         Pushed { started, evicted, outcome: Outcome::Complete(&slot.bytes[..slot.len]) }
     }
 
-    /// Throws away what began [`HOLD`] ago or earlier; returns how many.
+    /// Drops datagrams that started [`HOLD`] ago or earlier; returns their number.
     pub fn expire(&mut self, now: Duration) -> u32 {
         self.done.retain(|done| now < done.since + HOLD);
         let mut expired = 0;
@@ -128,7 +127,7 @@ impl Reassembler {
         expired
     }
 
-    /// The same, now and then: gives back the buffers too when nothing was under way for [`HOLD`].
+    /// Expires, and also frees the buffers if no fragment arrived for [`HOLD`]. Called now and then.
     pub fn sweep(&mut self, now: Duration) -> u32 {
         let expired = self.expire(now);
         if self.held == 0 && self.done.is_empty() {
@@ -137,12 +136,12 @@ impl Reassembler {
         expired
     }
 
-    /// Whether it holds nothing, not even a buffer.
+    /// True if it holds nothing, not even a buffer.
     pub fn is_bare(&self) -> bool {
         self.slots.capacity() == 0 && self.done.capacity() == 0
     }
 
-    /// Gives up a datagram that has just begun; false if there is none such.
+    /// Drops one incomplete datagram. False if there is no such datagram.
     pub fn give_up(&mut self, flow: u16, id: u16) -> bool {
         let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
         found.is_some_and(|at| {
@@ -151,7 +150,7 @@ impl Reassembler {
         })
     }
 
-    /// Throws away what belongs to a flow that has ended; returns how many. Its ids start anew.
+    /// Drops the datagrams of a flow that has ended; returns their number. Its ids may be used again.
     pub fn drop_flow(&mut self, flow: u16) -> u32 {
         self.done.retain(|done| done.flow != flow);
         let mut dropped = 0;
@@ -162,18 +161,18 @@ impl Reassembler {
         dropped
     }
 
-    /// Datagrams under way.
+    /// Number of incomplete datagrams.
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// When [`Reassembler::expire`] next has something to throw away.
+    /// When [`Reassembler::expire`] next has something to drop.
     pub fn next_expiry(&self) -> Option<Duration> {
         self.slots[..self.held].first().map(|slot| slot.since + HOLD)
     }
 
-    /// Whether a datagram can have such a fragment at all: all but the last are full, the last is not
-    /// empty, and what one fragment would hold is no fragment.
+    /// Checks the rules for a single fragment: all except the last are full, the last is not empty, and a
+    /// datagram has at least two.
     fn is_plausible(&self, index: u8, last: bool, data: &[u8]) -> bool {
         let chunk = self.payload - FRAG_OVERHEAD;
         let end = FRAGMENTS_MAX as u8 - 1;
@@ -184,11 +183,11 @@ impl Reassembler {
         }
     }
 
-    /// A slot behind the others, a spare one if there is one.
+    /// Starts a datagram after the others, in a spare slot if there is one.
     fn start(&mut self, now: Duration, flow: u16, id: u16) -> usize {
         let at = self.held;
         let bytes = self.slots.get_mut(at).map(|spare| std::mem::take(&mut spare.bytes)).unwrap_or_default();
-        let fresh = Slot { flow, id, since: now, have: 0, count: 0, len: 0, bytes };
+        let fresh = Partial { flow, id, since: now, present: 0, count: 0, len: 0, bytes };
         match self.slots.get_mut(at) {
             Some(spare) => *spare = fresh,
             None => self.slots.push(fresh),
@@ -197,7 +196,7 @@ impl Reassembler {
         at
     }
 
-    /// Makes a slot the first spare. The others keep their order.
+    /// Makes a slot the first spare and keeps the order of the others.
     fn remove(&mut self, at: usize) {
         self.slots[at..self.held].rotate_left(1);
         self.held -= 1;
@@ -205,30 +204,30 @@ impl Reassembler {
     }
 
     fn remember(&mut self, now: Duration, flow: u16, id: u16) {
-        if self.done.len() == SLOTS_MAX {
+        if self.done.len() == PARTIAL_MAX {
             self.done.remove(0);
         }
         self.done.push(Done { flow, id, since: now });
     }
 }
 
-impl Slot {
+impl Partial {
     fn has(&self, index: u8) -> bool {
-        self.have & (1 << index) != 0
+        self.present & (1 << index) != 0
     }
 
-    /// Whether a plausible fragment contradicts none that is here.
+    /// True if the fragment contradicts none of those present.
     fn agrees(&self, chunk: usize, index: u8, last: bool, data: &[u8]) -> bool {
         match (self.count, last) {
             (0, false) => true,
-            // Nothing that is here may stand at the end or behind it.
-            (0, true) => self.have >> index == 0,
+            // No fragment with this index or a greater one may be present.
+            (0, true) => self.present >> index == 0,
             (count, false) => index + 1 < count,
             (count, true) => index + 1 == count && usize::from(index) * chunk + data.len() == self.len,
         }
     }
 
-    /// Copies a fragment to its place, unless it is here already.
+    /// Copies a fragment to its position, unless it is present already.
     fn store(&mut self, chunk: usize, index: u8, last: bool, data: &[u8]) {
         if self.has(index) {
             return;
@@ -239,7 +238,7 @@ impl Slot {
             self.bytes.resize(to, 0);
         }
         self.bytes[from..to].copy_from_slice(data);
-        self.have |= 1 << index;
+        self.present |= 1 << index;
         if last {
             self.count = index + 1;
             self.len = to;
@@ -247,7 +246,7 @@ impl Slot {
     }
 
     fn is_complete(&self) -> bool {
-        self.count > 0 && self.have.count_ones() == u32::from(self.count)
+        self.count > 0 && self.present.count_ones() == u32::from(self.count)
     }
 }
 
@@ -303,7 +302,7 @@ mod tests {
         assert!(reassembler.give_up(1, 15) && !reassembler.give_up(1, 15));
         let _ = reassembler.push(ms(100), 1, 0, 1, true, &[1]);
         assert_eq!((reassembler.sweep(ms(250)), reassembler.held()), (14, 0));
-        assert!(!reassembler.is_bare(), "copies of what was completed at 100 ms still start nothing");
+        assert!(!reassembler.is_bare(), "copies of the datagram completed at 100 ms are still ignored");
         assert_eq!(reassembler.push(ms(250), 1, 0, 0, false, &[1; CHUNK]).outcome, Outcome::Stored);
         assert_eq!((reassembler.sweep(ms(350)), reassembler.is_bare()), (0, true));
     }
@@ -375,18 +374,18 @@ mod tests {
         let _ = reassembler.push(ms(0), 1, 7, 0, false, &[0; CHUNK]);
         let _ = reassembler.push(ms(0), 1, 7, 1, true, &[0]);
         assert_eq!((reassembler.drop_flow(1), reassembler.held()), (1, 1));
-        assert!(reassembler.push(ms(1), 1, 7, 0, false, &[0; CHUNK]).started, "not taken for a copy");
+        assert!(reassembler.push(ms(1), 1, 7, 0, false, &[0; CHUNK]).started, "not ignored as a copy");
     }
 
-    /// Fragments by index: whether it is the last, and its data.
+    /// Fragments by index: the flag `last`, and the data.
     type Parts = BTreeMap<u8, (bool, Vec<u8>)>;
 
-    /// The plain model: by flow and id, the order of birth, its time, and the fragments.
+    /// The plain model: by flow and id, the order and time of the start, and the fragments.
     #[derive(Default)]
     struct Model {
         slots: HashMap<(u16, u16), (u64, Duration, Parts)>,
         done: VecDeque<((u16, u16), Duration)>,
-        births: u64,
+        starts: u64,
     }
 
     #[derive(Debug, PartialEq)]
@@ -415,13 +414,13 @@ mod tests {
             }
             let started = !self.slots.contains_key(&key);
             if started {
-                if self.slots.len() == SLOTS_MAX {
+                if self.slots.len() == PARTIAL_MAX {
                     let oldest = *self.slots.iter().min_by_key(|(_, slot)| slot.0).unwrap().0;
                     self.slots.remove(&oldest);
                     evicted += 1;
                 }
-                self.births += 1;
-                self.slots.insert(key, (self.births, now, BTreeMap::new()));
+                self.starts += 1;
+                self.slots.insert(key, (self.starts, now, BTreeMap::new()));
             }
             let parts = &mut self.slots.get_mut(&key).unwrap().2;
             let clash = parts.iter().any(|(&i, (l, d))| {
@@ -438,7 +437,7 @@ mod tests {
             let whole = parts.values().flat_map(|(_, d)| d.clone()).collect();
             self.slots.remove(&key);
             self.done.push_back((key, now));
-            if self.done.len() > SLOTS_MAX {
+            if self.done.len() > PARTIAL_MAX {
                 self.done.pop_front();
             }
             (started, evicted, Want::Complete(whole))
@@ -559,7 +558,7 @@ mod tests {
                 prop_assert_eq!(reassembler.held(), model.slots.len());
                 prop_assert_eq!(reassembler.next_expiry(), model.slots.values().map(|slot| slot.1 + HOLD).min());
                 prop_assert_eq!(injected, delivered + dropped + reassembler.held() as u32);
-                prop_assert!(reassembler.slots.len() <= SLOTS_MAX);
+                prop_assert!(reassembler.slots.len() <= PARTIAL_MAX);
             }
         }
     }

@@ -1,41 +1,38 @@
-//! The sliding window of accepted sequence numbers (SPEC 3.9).
+//! The replay window of sequence numbers (SPEC 3.9).
 //!
-//! A ring of bits, one per number, `width` of them behind the highest accepted number. The caller
-//! asks [`Window::accept`] before it opens a cell and calls [`Window::mark_seen`] after: test and mark in
-//! one step, so two copies in one batch cannot both pass. The word of the highest number lies beside
-//! the numbers, so what comes in order touches the ring once in 64 cells.
+//! A ring of bits, one for each of the last `width` numbers up to the highest one seen. The caller
+//! checks [`Window::accept`] before it opens a cell, and calls [`Window::mark_seen`] once the cell is
+//! authentic. That call tests again and marks in one step, so two copies in one batch cannot both
+//! pass. The word of the highest number is stored beside the numbers, so cells that arrive in order
+//! touch the ring only once in 64 cells.
 
-/// How far ahead of the highest accepted number a cell may be.
+/// How far a cell may be ahead of the highest number seen.
 pub const AHEAD_MAX: u64 = 1 << 19;
-/// Default width.
 pub const WIDTH_DEFAULT: usize = 4096;
-/// Greatest width.
 pub const WIDTH_MAX: usize = 65536;
 
-/// Why a number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Behind the window.
     Old,
     /// More than [`AHEAD_MAX`] ahead.
     Ahead,
-    /// Already accepted.
     Seen,
 }
 
-/// Which numbers of one channel and direction, or of one link key, were accepted.
+/// The numbers seen on one channel and direction, or under one link key.
 pub struct Window {
     first: u64,
-    /// One more than the highest accepted number.
+    /// One more than the highest number seen.
     next: u64,
-    /// Word [`Window::top`], which is not in the ring yet.
+    /// The word [`Window::top`]. It moves to the ring when a higher word follows.
     hot: u64,
-    /// Words below it, word n at n modulo their number.
+    /// The words below it, word n at index n modulo the length.
     ring: Box<[u64]>,
 }
 
 impl Window {
-    /// A window of `width` numbers in which nothing was accepted; numbers start at `first`.
+    /// A window of `width` numbers, none of them seen; numbers start at `first`.
     ///
     /// # Panics
     /// Unless width is a power of two in 64..=65536.
@@ -48,36 +45,36 @@ impl Window {
         self.ring.len() as u64 * 64
     }
 
-    /// The word of the highest accepted number; of the first, before there is one.
+    /// Index of the word with the highest number seen; with `first` as long as there is none.
     fn top(&self) -> u64 {
         self.next.saturating_sub(1).max(self.first) / 64
     }
 
     fn slot(&self, word: u64) -> usize {
-        // A power of two.
+        // The length is a power of two.
         word as usize & (self.ring.len() - 1)
     }
 
-    /// The word of the ring that [`Window::mark_seen`] touches for `seq`, if it does, for who wants it from memory in time.
+    /// The word of the ring that [`Window::mark_seen`] touches for `seq`, if any, for a caller that prefetches it.
     pub fn word(&self, seq: u64) -> Option<&u64> {
         let (word, top) = (seq / 64, self.top());
         (word != top).then(|| &self.ring[self.slot(word.min(top))])
     }
 
-    /// One more than the highest accepted number.
+    /// One more than the highest number seen.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// The lowest number that could still be accepted.
+    /// The lowest acceptable number.
     pub fn lowest(&self) -> u64 {
         self.next.saturating_sub(self.width()).max(self.first)
     }
 
-    /// Whether `seq` is in range: highest - width < seq <= highest + 2^19, and not below the first.
+    /// Checks that `seq` is in range: highest - width < seq <= highest + 2^19, and not below the first.
     ///
     /// # Errors
-    /// Too old or too far ahead.
+    /// `seq` is too old or too far ahead.
     pub fn accept(&self, seq: u64) -> Result<(), Refused> {
         if seq < self.lowest() {
             Err(Refused::Old)
@@ -88,15 +85,15 @@ impl Window {
         }
     }
 
-    /// Tests and marks `seq`.
+    /// Marks `seq` as seen.
     ///
     /// # Errors
-    /// It is out of range or was accepted before; nothing changes then.
+    /// `seq` is out of range or was seen before. Nothing changes then.
     pub fn mark_seen(&mut self, seq: u64) -> Result<(), Refused> {
         self.accept(seq)?;
         let (word, top) = (seq / 64, self.top());
         if word > top {
-            self.climb(top, word);
+            self.move_top(top, word);
         }
         let (bit, slot) = (1 << (seq % 64), self.slot(word));
         let bits = if word < top { &mut self.ring[slot] } else { &mut self.hot };
@@ -108,8 +105,8 @@ impl Window {
         Ok(())
     }
 
-    /// From word `top` to a higher one: that one goes to the ring, those between are empty.
-    fn climb(&mut self, top: u64, word: u64) {
+    /// Moves word `top` to the ring and goes on with a higher word. The words between are empty.
+    fn move_top(&mut self, top: u64, word: u64) {
         if word - top > self.ring.len() as u64 {
             self.ring.fill(0);
         } else {
@@ -143,9 +140,9 @@ mod tests {
         assert_eq!(window.mark_seen(64), Err(Refused::Old));
     }
 
-    /// Where the next number lies: near the highest, at either end of the range, or anywhere.
+    /// The next number: near the highest, at either end of the range, or anywhere.
     #[derive(Clone, Copy, Debug)]
-    enum Where {
+    enum Next {
         Near(i64),
         Behind(i64),
         Ahead(i64),
@@ -154,14 +151,14 @@ mod tests {
         At(u64),
     }
 
-    fn place() -> impl Strategy<Value = Where> {
+    fn next_number() -> impl Strategy<Value = Next> {
         prop_oneof![
-            8 => (-80i64..80).prop_map(Where::Near),
-            3 => (-2i64..=2).prop_map(Where::Behind),
-            2 => (-2i64..=2).prop_map(Where::Ahead),
-            2 => (-70_000i64..600_000).prop_map(Where::Far),
-            4 => any::<prop::sample::Index>().prop_map(Where::Again),
-            1 => any::<u64>().prop_map(|seq| Where::At(seq >> 24)),
+            8 => (-80i64..80).prop_map(Next::Near),
+            3 => (-2i64..=2).prop_map(Next::Behind),
+            2 => (-2i64..=2).prop_map(Next::Ahead),
+            2 => (-70_000i64..600_000).prop_map(Next::Far),
+            4 => any::<prop::sample::Index>().prop_map(Next::Again),
+            1 => any::<u64>().prop_map(|seq| Next::At(seq >> 24)),
         ]
     }
 
@@ -170,7 +167,7 @@ mod tests {
         fn replay_window_agrees_with_a_set(
             width in (6u32..17).prop_map(|p| 1usize << p),
             first in prop_oneof![Just(0), 0u64..5000, (1u64 << 39) - 200_000..1 << 39],
-            steps in prop::collection::vec(place(), 1..400),
+            steps in prop::collection::vec(next_number(), 1..400),
         ) {
             let mut window = Window::new(first, width);
             let mut seen: HashSet<u64> = HashSet::new();
@@ -178,11 +175,11 @@ mod tests {
             let mut next = first;
             for step in steps {
                 let seq = match step {
-                    Where::Near(step) | Where::Far(step) => next.saturating_add_signed(step),
-                    Where::Behind(step) => next.saturating_sub(width as u64).saturating_add_signed(step),
-                    Where::Ahead(step) => (next + AHEAD_MAX).saturating_add_signed(step),
-                    Where::Again(which) => *which.get(&asked),
-                    Where::At(seq) => seq,
+                    Next::Near(step) | Next::Far(step) => next.saturating_add_signed(step),
+                    Next::Behind(step) => next.saturating_sub(width as u64).saturating_add_signed(step),
+                    Next::Ahead(step) => (next + AHEAD_MAX).saturating_add_signed(step),
+                    Next::Again(which) => *which.get(&asked),
+                    Next::At(seq) => seq,
                 };
                 asked.push(seq);
                 let range = if seq < first || seq + (width as u64) < next {
@@ -201,7 +198,7 @@ mod tests {
                 prop_assert_eq!(window.next(), next);
                 let lowest = window.lowest();
                 if seen.contains(&lowest) {
-                    prop_assert_eq!(window.mark_seen(lowest), Err(Refused::Seen), "the end is not forgotten early");
+                    prop_assert_eq!(window.mark_seen(lowest), Err(Refused::Seen), "the lowest number is remembered");
                 }
                 prop_assert_eq!(lowest, first.max(next.saturating_sub(width as u64)));
             }

@@ -1,7 +1,7 @@
 //! The setup onion and its ack as bytes, suite 1 (SPEC 5.1, 5.2, 5.4).
 //!
-//! Pure functions: keys and randomness come in, bytes and secrets go out. The state machines that
-//! call them are in `control`. Slow path: allocation is fine here.
+//! Pure functions: keys and randomness go in, bytes and secrets come out. The state machines that
+//! call them are in `control`. This is a slow path, so it may allocate.
 
 use subtle::ConstantTimeEq;
 use thiserror::Error;
@@ -13,32 +13,31 @@ use crate::kdf::{LowOrder, Secret, expand, expand_secret, extract, x25519, x2551
 
 /// Protocol version in `info`.
 pub const VERSION: u8 = 1;
-/// X25519 alone.
+/// X25519 only.
 pub const SUITE_X25519: u8 = 1;
-/// Bytes that one hop adds to the onion: E (32), info (16), tag (16).
+/// Bytes of one hop in the onion: E (32), info (16), tag (16).
 pub const HOP_LEN: usize = 64;
-/// Bytes of `info`.
 const INFO_LEN: usize = 16;
 /// Bytes of an ack slot: e (32) and confirm (16).
 pub const SLOT_LEN: usize = 48;
 
-/// What the entry must know of a hop: its setup key and D, the hash of its descriptor.
+/// The facts about a hop that a setup needs.
 #[derive(Clone, Copy, Debug)]
 pub struct HopPublic {
     /// X25519 setup key.
     pub setup: [u8; 32],
-    /// SHA-256 of the descriptor without its signature.
+    /// SHA-256 of the descriptor without its signature: D.
     pub descriptor_hash: [u8; 32],
 }
 
-/// The constants of a chain that every setup must carry (SPEC 5.2): a field that may vary is a label.
+/// The constants of a chain that every setup carries (SPEC 5.2). A field that varied would be a label
+/// by which hops recognise a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Its class.
     pub class: Class,
-    /// Its constant lifetime in seconds, at most 3600.
+    /// Lifetime of the channel, at most 3600 s.
     pub lifetime_s: u16,
-    /// First number of the channel: 0 in free classes.
+    /// First sequence number of the channel: 0 in free classes.
     pub first: u64,
 }
 
@@ -54,13 +53,13 @@ impl Info {
     }
 }
 
-/// Bytes of the onion as it arrives at hop `i`, from 1: S_i.
+/// Length of the onion that arrives at hop `i`, counted from 1: S_i.
 pub const fn onion_len(shape: Shape, i: usize) -> usize {
     HOP_LEN * (shape.hops() - i + 1)
 }
 
 /// Ack slots in one cell: q.
-pub const fn slots_per_cell(shape: Shape) -> usize {
+const fn slots_per_cell(shape: Shape) -> usize {
     shape.payload() / SLOT_LEN
 }
 
@@ -69,19 +68,19 @@ pub const fn ack_cells(shape: Shape) -> usize {
     shape.hops().div_ceil(slots_per_cell(shape))
 }
 
-/// Where hop `i` writes its slot: ack cell and byte range.
+/// The ack cell and the byte range of the slot of hop `i`.
 pub const fn slot(shape: Shape, i: usize) -> (usize, std::ops::Range<usize>) {
     let from_exit = shape.hops() - i;
     let at = SLOT_LEN * (from_exit % slots_per_cell(shape));
     (from_exit / slots_per_cell(shape), at..at + SLOT_LEN)
 }
 
-/// What a setup leaves at both ends of one hop (SPEC 5.1).
+/// The secrets that the entry and one hop share after a setup (SPEC 5.1).
 #[derive(Clone)]
 pub struct HopSecrets {
-    /// Proves in the ack that the hop derived the same.
+    /// Proves in the ack that the hop derived the same secrets.
     pub confirm: [u8; 16],
-    /// Key and iv of the hop's layer over the ack.
+    /// Key and iv of the hop's layer on the ack.
     pub ack: Zeroizing<[u8; 28]>,
     /// `sec[0]` forward.
     pub forward: Secret,
@@ -113,18 +112,19 @@ fn setup_aead(prk0: &Secret) -> AeadKey {
     prepare(&expand(prk0, "eddy1 setup"))
 }
 
-/// What the entry keeps of a setup under way: per hop its ephemeral and PRK0. Wiped on drop.
+/// The entry's state of a setup that is not acknowledged: ephemeral and PRK0 of each hop. Wiped on
+/// drop.
 pub struct Pending {
     hops: Vec<(Secret, Secret)>,
 }
 
-/// Builds S_1 for a chain; `ephemerals` are x_1..x_h, fresh for each attempt.
+/// Builds the onion of a chain, S_1. `ephemerals` are x_1..x_h, fresh for each attempt.
 ///
 /// # Errors
 /// A hop's public key is of low order.
 ///
 /// # Panics
-/// Unless hops and ephemerals are as many as the shape has hops.
+/// The number of hops or ephemerals differs from the shape's.
 pub fn build(
     shape: Shape,
     hops: &[HopPublic],
@@ -155,31 +155,27 @@ pub fn build(
 /// Why a hop refuses a setup. Counted, never answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadSetup {
-    /// Not S_i's length.
     #[error("wrong length")]
     Length,
-    /// All-zero Diffie-Hellman.
     #[error("low-order point")]
     LowOrder,
-    /// The AEAD refuses it.
     #[error("not authentic")]
     Forged,
-    /// A field of `info` has another value than the descriptor's.
     #[error("a field differs from the descriptor")]
     Info,
 }
 
 /// A setup that a hop has opened.
 pub struct Opened {
-    /// SHA-256(E_i)[..16], for the replay cache.
+    /// For the replay cache; see [`replay_tag`].
     pub tag: [u8; 16],
-    /// S_{i+1}; empty at the exit.
+    /// The onion for the next hop, S_{i+1}; empty at the exit.
     pub rest: Vec<u8>,
     entry_ephemeral: [u8; 32],
     prk0: Secret,
 }
 
-/// The cache tag of a setup, before any public-key work.
+/// The tag of a setup in the replay cache, SHA-256(E_i)[..16]. It needs no public-key work.
 pub fn replay_tag(onion: &[u8]) -> Option<[u8; 16]> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, onion.get(..32)?);
     digest.as_ref()[..16].try_into().ok()
@@ -220,7 +216,7 @@ pub fn open(
 }
 
 impl Opened {
-    /// Draws nothing itself: `y` is the hop's fresh ephemeral. Returns e_i and the secrets; y and
+    /// Answers with the hop's fresh ephemeral `y`: returns its public key e_i and the secrets. `y` and
     /// PRK0 are wiped.
     ///
     /// # Errors
@@ -239,7 +235,7 @@ fn ack_layer(secrets: &HopSecrets, sub: u8, content: &mut [u8]) {
     ctr_batch(&mut [Job::new(&key, nonce, content)]);
 }
 
-/// Writes hop `i`'s slot into the content of ack cell `sub`, if it belongs there.
+/// Writes the slot of hop `i` into the content of ack cell `sub`, if the slot belongs there.
 fn write_slot(shape: Shape, i: usize, sub: u8, ephemeral: &[u8; 32], confirm: &[u8; 16], content: &mut [u8]) {
     let (cell, range) = slot(shape, i);
     if cell == usize::from(sub) {
@@ -249,35 +245,33 @@ fn write_slot(shape: Shape, i: usize, sub: u8, ephemeral: &[u8; 32], confirm: &[
     }
 }
 
-/// The exit fills ack cell `sub`: `content` holds P fresh random bytes, its slot goes over them.
+/// Writes the exit's slot into ack cell `sub`, whose `content` holds P fresh random bytes.
 pub fn begin_ack(shape: Shape, sub: u8, ephemeral: &[u8; 32], secrets: &HopSecrets, content: &mut [u8]) {
     write_slot(shape, shape.hops(), sub, ephemeral, &secrets.confirm, content);
 }
 
-/// Mix `i` covers ack cell `sub` with its layer, then writes its slot. The caller sees to it that
-/// each sub passes once.
+/// Adds the layer of mix `i` to ack cell `sub`, then writes its slot. The caller must pass each `sub`
+/// only once, or two texts share a keystream.
 pub fn cover_ack(shape: Shape, i: usize, sub: u8, ephemeral: &[u8; 32], secrets: &HopSecrets, content: &mut [u8]) {
     ack_layer(secrets, sub, content);
     write_slot(shape, i, sub, ephemeral, &secrets.confirm, content);
 }
 
-/// Why an ack was not believed.
+/// Why the entry refuses an ack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BadAck {
-    /// A hop's ephemeral is of low order.
     #[error("low-order point in the ack of hop {0}")]
     LowOrder(usize),
-    /// A hop's confirmation differs.
-    #[error("the confirmation of hop {0} differs")]
+    #[error("wrong confirmation from hop {0}")]
     Confirm(usize),
 }
 
 impl Pending {
-    /// Reads all hops' slots out of the `ack_cells` contents of P bytes, hop 1 first, stripping a
+    /// Reads the slots of all hops from the contents of the [`ack_cells`], hop 1 first, and removes a
     /// layer after each.
     ///
     /// # Errors
-    /// One failure discards the setup.
+    /// One wrong slot discards the setup.
     pub fn finish(&self, shape: Shape, contents: &mut [Vec<u8>]) -> Result<Vec<HopSecrets>, BadAck> {
         let mut all = Vec::with_capacity(self.hops.len());
         for (hop, (x, prk0)) in self.hops.iter().enumerate() {
@@ -364,7 +358,7 @@ mod tests {
 
     #[test]
     fn flipped_bit_in_an_ack_slot_discards_the_setup() {
-        // Behind the exit, slot of hop 4 (bytes 0..48 of cell 0).
+        // After the exit: the slot of hop 4, bytes 0..48 of cell 0.
         assert!(matches!(run(Class::L, 4, Some((4, 40))), Err(BadAck::Confirm(4))));
         assert!(matches!(run(Class::L, 4, Some((2, 40))), Err(BadAck::Confirm(4))));
     }
@@ -390,12 +384,12 @@ mod tests {
             bad[byte] ^= 1;
             assert_eq!(try_open(1, &[1; 32], info, &bad), Err(BadSetup::Forged), "byte {byte}");
         }
-        // X25519 ignores the top bit of a coordinate; the KDF does not, or E would have two spellings and
-        // the replay cache would know one of them.
+        // X25519 ignores the top bit of a coordinate. The KDF must not: E would have two spellings, and
+        // the replay cache would know only one of them.
         let mut bad = onion.clone();
         bad[31] ^= 0x80;
         assert_eq!(try_open(1, &[1; 32], info, &bad), Err(BadSetup::Forged));
-        // As long as S_1 of three hops is S_2 of four.
+        // S_1 of three hops is as long as S_2 of four.
         let longer = Shape::new(Class::L, 4).unwrap();
         assert_eq!(open(longer, 2, &[1; 32], &key, info, &onion).map(drop), Err(BadSetup::Forged));
     }

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
+use eddy::tables::{align_right, table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ use self::search::{Highest, RATE_FIRST, Search};
 use self::single_mix::SingleMix;
 use crate::args::{OutputArgs, TargetArgs, in_range, seconds};
 use crate::chain::ChainArgs;
-use crate::format::duration;
+use crate::format::{count, duration, rounded};
 use crate::load::even::Lengths;
 use crate::machine::Machine;
 use crate::results::ChainFacts;
@@ -120,7 +121,7 @@ pub(crate) struct CapacityResult {
     pub(crate) interrupted: bool,
 }
 
-/// What is measured.
+/// A mix or a chain that is measured.
 trait SystemUnderTest {
     /// Sends at a low rate for a moment.
     fn warm_up(&mut self, rate: f64) -> anyhow::Result<()>;
@@ -197,6 +198,17 @@ fn latency_points(
     Ok(points)
 }
 
+fn trial_table(trials: &[Trial]) -> String {
+    let mut all = table(&["rate", "sent", "lost", "p50", "p99", "failed because of"]);
+    for Trial { rate, sent, lost, p50_us, p99_us, limited_by, .. } in trials {
+        let limit = limited_by.as_deref().and_then(|why| why.split(':').next()).unwrap_or("-");
+        let [p50, p99] = [*p50_us, *p99_us].map(duration);
+        all.add_row([rounded(*rate), count(*sent), count(*lost), p50, p99, limit.to_owned()]);
+    }
+    align_right(&mut all, 0..5);
+    all.to_string()
+}
+
 impl CapacityArgs {
     fn budget(&self) -> Duration {
         let wait = self.chain.mixing.largest_delay() + Duration::from_millis(1);
@@ -216,9 +228,10 @@ impl CapacityArgs {
         let CapacityResult { lossless_per_s, interval, p99_us, limited_by, budget_us, payload_len, .. } = result;
         let unit = if self.single_mix { "cells" } else { "datagrams" };
         let mut text = format!(
-            "Capacity: {lossless_per_s:.0} {unit}/s of {payload_len} bytes without loss ({:.0} failed)\n\
-             Limited by: {limited_by}\nLatency there: p99 {} (allowed: {})",
-            interval[1],
+            "Capacity: {} {unit}/s of {payload_len} bytes without loss ({}/s failed)\n\
+             Limited by {limited_by}\nLatency there: p99 {} (allowed: {})",
+            rounded(*lossless_per_s),
+            rounded(interval[1]),
             duration(*p99_us),
             duration(*budget_us),
         );
@@ -234,11 +247,7 @@ impl CapacityArgs {
             );
         }
         if self.output.verbose {
-            for trial in &result.trials {
-                let Trial { rate, sent, lost, p99_us, limited_by, .. } = trial;
-                let verdict = limited_by.as_ref().map_or_else(|| "passed".to_owned(), |why| format!("failed: {why}"));
-                text += &format!("\nTried {rate:.0}/s: {lost} of {sent} lost, p99 {}; {verdict}", duration(*p99_us));
-            }
+            text += &format!("\n\n{}\n", trial_table(&result.trials));
         }
         if let Some(chain) = &result.chain {
             text += &format!("\nChain: {chain}");

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The rate doubles from here on, until one fails.
 pub(super) const RATE_FIRST: f64 = 1000.0;
 const RATE_LAST: f64 = 20_000_000.0;
-/// How often the highest rate must pass in a row.
+/// Passes in a row that the highest rate needs.
 const PASSES: u32 = 3;
 /// Longest search, plus the trial that is running.
 const SEARCH: Duration = Duration::from_secs(180);

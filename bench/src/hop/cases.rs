@@ -1,4 +1,4 @@
-//! What is measured: rows by channels, pools and entries.
+//! The rows of a measurement: by channels, pools and entries.
 
 use std::fmt;
 

@@ -24,10 +24,10 @@ const BURSTS_PER_S: f64 = 50_000.0;
 /// Longest cell.
 const LEN_MAX: usize = wire::cell::MAX_CELL_LEN;
 
-/// How cells are sent.
+/// Sends sealed cells.
 pub(crate) struct Generator<'a> {
     pub(crate) sealed: &'a SealedCells,
-    /// How many of them to send.
+    /// Number of cells to send.
     pub(crate) cells: usize,
     /// Sockets of the neighbours, by entry.
     pub(crate) from: &'a [&'a UdpSocket],
@@ -41,7 +41,7 @@ pub(crate) struct Generator<'a> {
     pub(crate) pace: Option<f64>,
 }
 
-/// What happened to the cells.
+/// Counts of the cells.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Delivery {
     /// Cells that the kernel accepted.

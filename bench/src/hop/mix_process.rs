@@ -26,7 +26,7 @@ use wire::cell::Class;
 use super::cores::{self, Cores, Thread};
 use crate::chain::end_process;
 
-/// How long the process may take to start, and to end.
+/// Time limits for the start and the end of the process.
 const START_MAX: Duration = Duration::from_secs(20);
 const END_MAX: Duration = Duration::from_secs(5);
 /// Links are not renewed while a hop is measured.
@@ -61,9 +61,9 @@ pub(crate) struct MixProcess {
     _dir: TempDir,
     files: Files,
     worker: Thread,
-    /// Where cells from entries arrive.
+    /// Address for cells from entries.
     pub(crate) up: SocketAddr,
-    /// Where cells from the exit arrive.
+    /// Address for cells from the exit.
     pub(crate) down: SocketAddr,
 }
 
@@ -98,6 +98,7 @@ impl MixProcess {
         if std::env::var_os("EDDY_LOG").is_none() {
             command.env("EDDY_LOG", "error");
         }
+
         command.env("LISTEN_FDS", sockets.len().to_string());
         command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
@@ -106,6 +107,7 @@ impl MixProcess {
         let mapped = sockets.into_iter().map(OwnedFd::from).zip(3..);
         let mapped = mapped.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mapped.collect()).context("cannot pass sockets to the mix")?;
+
         // The mix inherits the core of the thread that starts it.
         if options.unpinned {
             cores::pin_to(&[cores.relay, cores.load])?
@@ -115,6 +117,7 @@ impl MixProcess {
         let spawned = command.spawn().with_context(|| format!("cannot start {}", program.display()));
         cores::pin(cores.load)?;
         let mut process = spawned?;
+
         let lifeline = process.stdin.take();
         let worker = match await_worker(&mut process, &status_path(&files)) {
             Ok(worker) => worker,

@@ -11,14 +11,14 @@ use control::{Config, Control, DataOp, Input, Output};
 use dataplane::sys;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, HEADER_LEN, Header, Shape};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
 
 use crate::udp::{MESSAGE_MAX, MESSAGES};
 
-/// How a socket receives.
+/// Receive options of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Receive {
     /// Bytes of the receive buffer.
@@ -161,7 +161,7 @@ impl Neighbour {
             Some((slot, Header::from_block(&clear[0], self.class).ok()?))
         })?;
         let (link, slot, next) = (slot.link, slot.id, !slot.current);
-        if header.kind == Kind::Data {
+        if header.kind == CellKind::Data {
             // Not authenticated yet: the caller opens some of the cells.
             if next && self.side == Side::Up {
                 self.control.handle(now, wall, Input::Promoted { link, slot, from: self.mix });

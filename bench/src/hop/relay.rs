@@ -27,7 +27,7 @@ use super::sealed::burst_max;
 
 /// Cells that a receive call of the GSO relay should return, as in the mix.
 const CELLS_WANTED: usize = 256;
-/// How often a sleeping relay checks whether it should stop.
+/// Interval at which a sleeping relay checks for its end.
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(crate) enum RelayKind {
     Gso,
 }
 
-/// What a relay did, and what it cost.
+/// Work and cost of a relay.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RelayCost {
     /// Packets sent.
@@ -53,18 +53,18 @@ pub(crate) struct Relay {
     go: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<anyhow::Result<RelayCost>>,
-    /// Where it receives.
+    /// Its address.
     pub(crate) at: SocketAddr,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RelayOptions {
     pub(crate) kind: RelayKind,
-    /// Where it sends.
+    /// Destination of its packets.
     pub(crate) to: SocketAddr,
     /// Bytes of a packet in, and out.
     pub(crate) lens: (usize, usize),
-    /// How many packets to expect.
+    /// Number of packets to expect.
     pub(crate) packets: usize,
     /// Bytes of its receive buffer.
     pub(crate) buffer: usize,

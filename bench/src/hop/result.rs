@@ -206,16 +206,16 @@ impl HopResult {
     fn text(&self, verbose: bool) -> String {
         let mut text = self.overview();
         if verbose {
-            text += &format!("\n{}\n{}", self.costs(), self.counts());
+            text += &format!("\n\n{}\n\n{}\n", self.costs(), self.counts());
         }
         let HopResult { class, engine, io, offload, mix_core, load_core, machine, .. } = self;
         if self.rows.iter().any(|row| row.generator_bound) {
             text += "\n< The mix was not busy: its cost is at most this.";
         }
         text + &format!(
-            "\nProcessor time of the mix for a cell on one core, and of relays without\n\
-             cryptography. Mix: class {class}, engine {engine}, {io}, offload {offload}, core {mix_core};\n\
-             load on core {load_core}.\nMachine: {machine}."
+            "\nProcessor time of a mix for a cell; x: relative to relays without cryptography.\n\
+             Mix: class {class}, engine {engine}, {io}, offload {offload}; core {mix_core}, load on core {load_core}.\n\
+             Machine: {machine}."
         )
     }
 

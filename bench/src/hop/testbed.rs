@@ -28,7 +28,7 @@ const SETUPS: usize = 96;
 const LINKS: usize = 32;
 /// Every channel gets a cell after this time: after 30 s without one the mix would close it.
 const REFRESH: Duration = Duration::from_secs(12);
-/// How long links and channels may take to open without any progress.
+/// Time limit for links and channels to open, without progress.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Testbed {
@@ -109,6 +109,7 @@ impl Testbed {
             refreshed: Instant::now(),
             mix,
         };
+
         let mut first = Some(entry);
         while testbed.entries.len() < entries {
             for _ in 0..LINKS.min(entries - testbed.entries.len()) {
@@ -154,6 +155,7 @@ impl Testbed {
                 let refused = self.mix.report()?.refused;
                 bail!("opened only {done} of {wanted} channels; the mix refused {refused:?}");
             }
+
             let mut room = SETUPS;
             for (entry, open) in self.entries.iter_mut().zip(&opened) {
                 let more = (per_entry - open).min(room);
@@ -223,6 +225,7 @@ impl Testbed {
         if channels >= all.len() && cells >= channels && direction == Direction::Forward {
             *refreshed = Instant::now();
         }
+
         let sockets = entries.iter().map(|entry| entry.socket().try_clone()).collect::<Result<Vec<_>, _>>()?;
         let entry_sockets: Vec<&UdpSocket> = sockets.iter().collect();
         let exit_socket = exit.socket().try_clone()?;
@@ -231,6 +234,7 @@ impl Testbed {
             checked.0 += 1;
             checked.1 += u64::from(!is_authentic);
         };
+
         let delivery = if direction == Direction::Forward {
             let (from, gso) = (&entry_sockets[..], senders == 0);
             let generator = Generator { sealed, cells, from, to: mix.up, gso, window, pace };
@@ -259,6 +263,7 @@ impl Testbed {
             };
             generator.run(&mut sink, &mut check)?
         };
+
         let (received, sent) = if direction == Direction::Forward { (true, false) } else { (false, true) };
         entries.iter_mut().take(senders.max(1)).for_each(|entry| entry.note_activity(sent, received));
         exit.note_activity(received, sent);
@@ -288,6 +293,7 @@ impl Testbed {
         };
         let time = self.mix.time_at_rest()?.saturating_sub(time_before);
         let (after, own_after) = (self.mix.report()?, own(self));
+
         let tally = |report: &NodeReport| match round.direction {
             Direction::Forward => report.ledger.cells.forward.clone(),
             Direction::Backward => report.ledger.cells.backward.clone(),
@@ -300,6 +306,7 @@ impl Testbed {
         let lost_inside: u64 = dropped.iter().map(|(_, count)| count).sum();
         let lost_before = (delivery.sent as u64 + own_after - own_before).saturating_sub(received);
         let forwarded = sent - (new.injected - old.injected);
+
         Ok(Measurement {
             delivery,
             time,
@@ -324,11 +331,13 @@ impl Testbed {
         let Round { direction, entries: senders, window, .. } = round;
         let (link_in, link_out) = if direction == Direction::Forward { (1, 2) } else { (2, 1) };
         let lens = (self.shape.cell_len(direction, link_in), self.shape.cell_len(direction, link_out));
+
         let end = UdpSocket::bind("127.0.0.1:0")?;
         self.receive.apply(&end)?;
         let mut sink = Sink::new(&end, lens.1)?;
         let (to, buffer, core) = (end.local_addr()?, self.receive.buffer, self.cores.relay);
         let relay = Relay::start(RelayOptions { kind, to, lens, packets, buffer, core })?;
+
         let own = UdpSocket::bind("127.0.0.1:0")?;
         let sockets = self.entries.iter().map(|entry| entry.socket().try_clone()).collect::<Result<Vec<_>, _>>()?;
         let from: Vec<&UdpSocket> = if senders == 0 { vec![&own] } else { sockets.iter().collect() };

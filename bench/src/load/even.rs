@@ -19,7 +19,7 @@ pub(crate) struct Even {
     pub(crate) lengths: Lengths,
 }
 
-/// How the datagrams of an even load follow each other.
+/// Spacing of the datagrams of an even load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrivals {
     /// At equal intervals, flow after flow.

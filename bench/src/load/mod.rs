@@ -45,7 +45,7 @@ pub struct Load {
     pub time: Duration,
 }
 
-/// What happened to the datagrams of a [`Load`].
+/// Counts of the datagrams of a [`Load`].
 #[derive(Clone, Copy, Debug)]
 pub struct Counts {
     pub sent: u64,

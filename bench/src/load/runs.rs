@@ -18,7 +18,7 @@ use crate::chain::{Chain, ChainArgs};
 use crate::machine::Machine;
 use crate::results::{ChainFacts, FORMAT, Results};
 
-/// Where a load goes, and what happens to its results.
+/// Target and output of a load.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RunArgs {
     #[command(flatten)]

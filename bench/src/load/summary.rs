@@ -2,7 +2,7 @@
 
 use eddy::tables::{align_right, table};
 
-use crate::format::{count, duration};
+use crate::format::{count, duration, rounded};
 use crate::results::{Results, Stream};
 
 /// Which columns the streams fill.
@@ -23,7 +23,7 @@ impl Columns {
 pub(crate) fn text(runs: &[Results], verbose: bool) -> String {
     let columns = Columns::of(runs);
     let mut text = if verbose {
-        format!("{}\n{}\n{}", delivery(runs), latency(runs, columns), losses(runs))
+        format!("{}\n\n{}\n\n{}", delivery(runs), latency(runs, columns), losses(runs))
     } else {
         overview(runs, columns)
     };
@@ -33,8 +33,8 @@ pub(crate) fn text(runs: &[Results], verbose: bool) -> String {
     let Some(run) = runs.last() else { return text };
     if let Some(calibration) = &run.calibration {
         text += &format!(
-            "\nGenerator alone: up to {:.0} datagrams/s; latency of this load p50 {}, p99 {}.",
-            calibration.ceiling_per_s,
+            "\nGenerator alone: up to {} datagrams/s; latency p50 {}, p99 {}.",
+            rounded(calibration.ceiling_per_s),
             duration(calibration.p50_us),
             duration(calibration.p99_us),
         );
@@ -122,13 +122,13 @@ fn losses(runs: &[Results]) -> String {
         let bursts = run.streams.iter().flat_map(|stream| &stream.loss_bursts);
         let bursts: Vec<String> = bursts.map(|(len, times)| format!("{times} of {len}")).collect();
         let bursts = if bursts.is_empty() { "none".to_owned() } else { bursts.join(", ") };
-        format!("Losses in a row, {}: {bursts}.", run.name)
+        format!("Lost in a row ({}): {bursts}.", run.name)
     });
     lines.collect::<Vec<_>>().join("\n")
 }
 
 fn rate(run: &Results, stream: &Stream) -> String {
-    format!("{:.0}", stream.sent as f64 / run.seconds.max(f64::EPSILON))
+    rounded(stream.sent as f64 / run.seconds.max(f64::EPSILON))
 }
 
 fn loss(stream: &Stream) -> String {

@@ -23,12 +23,12 @@ pub(super) const LEN_MIN: usize = 64;
 const HELLO_LEN: usize = 16;
 /// Receive buffer of each socket.
 const BUFFER: usize = 32 << 20;
-/// How often the sender sends.
+/// Interval of the sender.
 const TICK: Duration = Duration::from_micros(500);
 /// The end of a run waits this long for the next datagram: many times the delay of three mixes.
 const SILENCE: Duration = Duration::from_millis(250);
 
-/// What happened to the datagrams of one trial.
+/// Counts of the datagrams of one trial.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counted {
     /// Datagrams that the kernel accepted.
@@ -39,7 +39,7 @@ pub(super) struct Counted {
     backward: u64,
     /// The destination sent every datagram back.
     echo: bool,
-    /// How long the generator sent.
+    /// Time of sending.
     pub(super) took: Duration,
 }
 
@@ -158,6 +158,7 @@ impl Generator {
         let mut drain = |answers: &mut u64| clients.iter().for_each(|client| *answers += count(client, buffers, len));
         // Late datagrams of the trial before do not count.
         drain(&mut answers);
+
         let mut counted = Counted { echo, ..Counted::default() };
         answers = 0;
         let burst_max = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len);
@@ -181,6 +182,7 @@ impl Generator {
             }
             std::thread::sleep(next.saturating_sub(start.elapsed()));
         }
+
         counted.took = start.elapsed();
         let (mut seen, mut since) = (0, Instant::now());
         loop {

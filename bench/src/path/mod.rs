@@ -64,7 +64,7 @@ const LOSS_MAX: f64 = 1e-4;
 const RATE_FIRST: f64 = 25_000.0;
 /// The search ends when a step smaller than this fails: the result is within 4.5 %.
 const STEP_MIN: f64 = 1.04;
-/// How often a rate is tried, because the machine may be busy for a moment.
+/// Trials of a rate, because the machine may be busy for a moment.
 const TRIES: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -240,7 +240,7 @@ impl PathResult {
                 costs.add_row([cost.node.clone(), rounded(cost.cells as f64), rounded(cost.cell_ns as f64)]);
             }
             align_right(&mut costs, 1..3);
-            text += &format!("\n{costs}");
+            text += &format!("\n\n{costs}\n");
         } else {
             let costs: Vec<String> = self.nodes.iter().map(|cost| format!("{} {}", cost.node, cost.cell_ns)).collect();
             text += &format!("\nProcessor time, ns/cell: {}.", costs.join(", "));

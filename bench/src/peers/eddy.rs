@@ -13,7 +13,7 @@ use wire::replay::WIDTH_DEFAULT;
 
 use super::candidate::{Candidate, Hop, PACKETS, PAYLOAD};
 
-/// Channels that the cells belong to, in turn.
+/// Channels of the cells.
 const CHANNELS: usize = 64;
 /// Cells that are opened together, as in `dataplane`.
 const CHUNK: usize = 8;

@@ -1,7 +1,7 @@
 //! `eddy-bench peers`: a hop of eddy compared with a hop of others, on this machine and in one run.
 //!
 //! Cryptography only: eddy, a Sphinx packet, WireGuard and Noise, all in memory. With I/O: a whole mix as in `hop`, and
-//! relays that only move the bytes. Every round measures all of them in turn, so that other load of the machine affects
+//! relays that only move the bytes. Every round measures all of them, so that other load of the machine affects
 //! all of them alike.
 //!
 //! The libraries of the others are built only with the feature `peers`.

@@ -143,7 +143,7 @@ fn row(
         variant,
         version,
         work,
-        packet_ns: round(median(ns.into_iter()), 1),
+        packet_ns: round(median(ns.iter().copied()), 1),
         packet_ns_range: range(&ns).map(|ns| round(ns, 1)),
         ratio: f64::NAN,
     }

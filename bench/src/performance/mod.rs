@@ -1,6 +1,6 @@
 //! `eddy-bench performance`: the figures of a machine, as Markdown for a document.
 //!
-//! Runs the other commands of this program in turn, each as a process of its own, for several rounds. `markdown` prints the
+//! Runs the other commands of this program one after the other, each as a process of its own, for several rounds. `markdown` prints the
 //! medians with the least and greatest values.
 
 mod markdown;
@@ -105,7 +105,7 @@ fn read_all(folder: &Path, steps: &[Step]) -> anyhow::Result<BTreeMap<&'static s
     Ok(found)
 }
 
-/// What [`write`] wrote of one step in one round.
+/// Reads the output of one step in one round, as [`write`] wrote it.
 fn read(folder: &Path, name: &str, round: u32) -> anyhow::Result<Option<Value>> {
     let file = |path: &Path| -> anyhow::Result<Option<Value>> {
         if !path.exists() {

@@ -109,7 +109,7 @@ impl Sources {
         number_repeats(self.paths.iter_mut().map(|path| &mut path.label));
     }
 
-    /// How many results there are of each type, as text.
+    /// Number of results of each type, as text.
     pub(crate) fn summary(&self) -> String {
         let streams = self.runs.iter().map(|run| run.results.streams.len()).sum();
         let parts = [

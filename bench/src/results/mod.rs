@@ -29,9 +29,9 @@ pub struct Results {
     pub machine: Machine,
     /// The chain, if this program started it.
     pub chain: Option<ChainFacts>,
-    /// What the generator can do without a chain.
+    /// Limits of the generator without a chain.
     pub calibration: Option<Calibration>,
-    /// How long the run sent.
+    /// Time of sending.
     pub seconds: f64,
     /// A user or a signal ended the run early.
     pub interrupted: bool,
@@ -121,7 +121,7 @@ pub struct Mos {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Second {
     pub sent: u64,
-    /// How many of them arrived, at any time.
+    /// Of these, datagrams that arrived at any time.
     pub delivered: u64,
     /// Payload bytes delivered.
     pub bytes: u64,

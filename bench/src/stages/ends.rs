@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use dataplane::buffer::{Cell, FreeList, Opened};
 use dataplane::endpoint::packer::Packer;
 use wire::cell::{Direction, HEADER_LEN, Header};
-use wire::frames::{Frame, fragments, parse, split};
+use wire::frames::{Frame, fragment_count, parse, split};
 use wire::gcm::{AeadKey, Job, open_batch};
 use wire::ids::ChannelIndex;
 use wire::key::Generations;
@@ -103,7 +103,7 @@ pub(super) struct Packing {
 impl Packing {
     pub(super) fn new() -> Packing {
         let data: Vec<u8> = (0..LENGTHS.into_iter().max().expect("the list is not empty")).map(|i| i as u8).collect();
-        let frames = LENGTHS.into_iter().filter_map(|len| fragments(shape().payload(), len)).sum::<usize>();
+        let frames = LENGTHS.into_iter().filter_map(|len| fragment_count(shape().payload(), len)).sum::<usize>();
         Packing {
             packer: Packer::new(shape().payload()),
             free: FreeList::new(frames * CHANNELS as usize),

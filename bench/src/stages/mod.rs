@@ -24,7 +24,7 @@ use crate::stats::{median, range};
 
 /// Cells of a round, as many as a receive call returns and a pool releases under load.
 const CELLS: usize = 256;
-/// Channels that a round's cells belong to, in turn.
+/// Channels of a round's cells.
 const CHANNELS: u32 = 64;
 /// Number of channel 0 on a link.
 const FIRST_NUMBER: u32 = 1000;

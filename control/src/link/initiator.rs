@@ -154,14 +154,14 @@ impl Links {
         let initiator = self.initiator.as_mut().ok_or(Refusal::WrongSide)?;
         let parsed = datagram::parse(bytes, NK_HALF_LEN)
             .or_else(|| datagram::parse(bytes, IK_HALF_LEN))
-            .ok_or(Refusal::HandshakeForm)?;
+            .ok_or(Refusal::HandshakeMalformed)?;
         match parsed.kind {
             MessageKind::Response => {}
             MessageKind::Initiation => return Err(Refusal::WrongSide),
             MessageKind::Cookie => return Err(Refusal::Cookie),
         }
         let at = initiator.pending.iter().position(|pending| pending.index == parsed.index);
-        let at = at.ok_or(Refusal::NotAwaited)?;
+        let at = at.ok_or(Refusal::UnexpectedResponse)?;
         let pending = &mut initiator.pending[at];
         if !pending.key.accepts(&parsed) {
             return Err(Refusal::BadMac1);

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::cell::{Direction, Header, Kind};
+use wire::cell::{CellKind, Direction, Header};
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
 
@@ -125,7 +125,7 @@ impl Link {
 
 /// A control cell to seal; `content` has the full length that the link's cells have.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) kind: Kind,
+    pub(crate) kind: CellKind,
     pub(crate) channel: u32,
     pub(crate) sub: u8,
     pub(crate) content: &'a [u8],
@@ -187,7 +187,7 @@ impl Links {
         header: &Header,
         body: &'a mut [u8],
     ) -> Result<&'a mut [u8], Refusal> {
-        let link = self.link_mut(link).ok_or(Refusal::NoSuchSlot)?;
+        let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let (direction, number) = match link.side {
             Side::Up => (Direction::Forward, cx.config.position),
             Side::Down => (Direction::Backward, cx.config.position + 1),
@@ -195,13 +195,13 @@ impl Links {
         let shape = cx.config.shape;
         let fits = body.len() == shape.cell_len(direction, number) - wire::cell::HEADER_LEN
             && header.class == shape.class()
-            && header.kind != Kind::Data
+            && header.kind != CellKind::Data
             && header.kind.travels(direction)
-            && (header.channel == 0) == (header.kind == Kind::Link);
+            && (header.channel == 0) == (header.kind == CellKind::Link);
         if !fits {
-            return Err(Refusal::CellForm);
+            return Err(Refusal::CellMalformed);
         }
-        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::NoSuchSlot)?;
+        let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
         let content = found.open(header, body)?;
         if link.next.as_ref().is_some_and(|next| next.id == slot) {
             link.promote(cx, Some(from));
@@ -394,7 +394,7 @@ fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
     content[0] = LinkContent::Keepalive as u8;
     // Also if there is no slot to send under: otherwise the next wake would be in the past.
     link.owed_since = None;
-    if link.inject(cx, now, &Outgoing { kind: Kind::Link, channel: 0, sub: 0, content: &content }) {
+    if link.inject(cx, now, &Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content }) {
         cx.counters.keepalives += 1;
     }
 }

@@ -82,10 +82,10 @@ impl Responder {
             return Err(Refusal::BadMac1);
         }
         let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part.into(), 2, parsed.noise);
-        (0..given_up).for_each(|_| cx.refuse(Refusal::HalfAlone));
+        (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
-            Joined::Duplicate => Err(Refusal::HalfTwice),
+            Joined::Duplicate => Err(Refusal::HalfDuplicate),
             Joined::Complete(message) => Ok(Some(message)),
         }
     }
@@ -93,7 +93,7 @@ impl Responder {
     /// IK: the timestamp in `head`, if it is newer than the last accepted one and from the previous hop.
     fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<[u8; 12], Refusal> {
         if state.initiator != cx.config.previous || state.initiator.is_none() {
-            return Err(Refusal::NotANeighbour);
+            return Err(Refusal::UnknownInitiator);
         }
         let timestamp: [u8; 12] = *state.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
         if timestamp <= self.last_timestamp {
@@ -124,16 +124,16 @@ impl Links {
         bytes: &[u8],
     ) -> Result<(), Refusal> {
         let responder = self.responder.as_mut().ok_or(Refusal::WrongSide)?;
-        let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeForm)?;
+        let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeMalformed)?;
         let Some(message) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
 
         // Replays and floods are refused before any public-key work.
-        let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeForm)?;
+        let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeMalformed)?;
         if responder.seen.contains(&ephemeral) {
             return Err(Refusal::HandshakeReplayed);
         }
         if !responder.bucket.take(now) {
-            return Err(Refusal::HandshakeBucketEmpty);
+            return Err(Refusal::HandshakeRateLimited);
         }
         let state = ResponderState::read(&mut cx.rng, &responder.terms, &cx.config.noise, &message)
             .map_err(|_| Refusal::HandshakeForged)?;

@@ -1,5 +1,5 @@
-//! Every table of control at its bound: one more is refused under a name of its own, what is there lives on, and
-//! there is room again when something has gone.
+//! Every table of control at its bound: one more entry is refused under its own name, the others stay, and there is
+//! room again when one has gone.
 
 use std::net::SocketAddr;
 
@@ -110,7 +110,7 @@ fn setups_of_a_node_are_rate_limited() {
         let passed = world.node(1).control.counters().setups;
         assert!(passed <= 10 + 5 * second, "{passed} setups after {second} s");
     }
-    assert!(world.refused(1, Refusal::NodeBucketEmpty) > 0);
+    assert!(world.refused(1, Refusal::SetupsRateLimited) > 0);
     assert!(world.node(0).control.open_channels() >= 10);
 }
 
@@ -125,7 +125,7 @@ fn handshakes_of_a_node_are_rate_limited() {
         start_entry(&mut world, number);
     }
     world.run_for(ms(900));
-    assert!(world.refused(1, Refusal::HandshakeBucketEmpty) > 0);
+    assert!(world.refused(1, Refusal::HandshakeRateLimited) > 0);
     assert!(world.has_channels(0, 4), "a link that is up lives on");
     for number in 101..110 {
         world.stop(number);

@@ -1,4 +1,4 @@
-//! Whole chains: links come up, channels open, what is lost is made good.
+//! Whole chains: links come up, channels open, losses are recovered.
 
 use control::{Event, Refusal};
 use wire::cell::Class;
@@ -68,8 +68,9 @@ fn duplicates_of_every_datagram_change_nothing() {
     for at in 0..=8 {
         assert_eq!(world.node(at).control.open_channels(), 4, "node {at}");
         assert_eq!(world.node(at).links.len(), if at == 0 || at == 8 { 1 } else { 2 });
-        // Each kind of copy falls to the first check that can know it.
-        let known = [Refusal::HalfTwice, Refusal::HandshakeReplayed, Refusal::NotAwaited, Refusal::CellReplayed];
+        // Each kind of duplicate is refused by the first check that can detect it.
+        let known =
+            [Refusal::HalfDuplicate, Refusal::HandshakeReplayed, Refusal::UnexpectedResponse, Refusal::CellReplayed];
         let counters = world.node(at).control.counters();
         assert!(counters.refused(Refusal::CellReplayed) > 0, "node {at}");
         assert_eq!(known.map(|why| counters.refused(why)).iter().sum::<u64>(), counters.refused_total(), "node {at}");
@@ -147,7 +148,7 @@ fn silence_of_the_next_hop_is_measured() {
     world.run_for(secs(10));
     let since = world.now - silence(&world).expect("silent");
     assert!(since.abs_diff(stopped) < secs(1));
-    // The link expires, and the silence goes on.
+    // The link expires, and the silence continues.
     world.run_for(secs(300));
     assert!(!world.node(1).has_link(Side::Down));
     assert_eq!(world.now - silence(&world).expect("silent"), since);
@@ -156,7 +157,7 @@ fn silence_of_the_next_hop_is_measured() {
 }
 
 #[test]
-fn setup_before_the_next_hop_is_up_is_refused_only_after_a_second() {
+fn setup_before_the_next_hop_is_up_is_refused_after_1_s() {
     let mut world = World::empty(Plan::new(Class::S, 2));
     world.start(1);
     world.start(0);
@@ -172,7 +173,7 @@ fn second_response_to_a_first_handshake_is_not_a_refusal() {
     let mut plan = Plan::new(Class::S, 1);
     plan.channels = 1;
     let mut world = World::empty(plan);
-    // Longer than the entry waits before it tries again.
+    // Longer than the entry's first wait for a response.
     world.tap =
         Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(400)) } else { Fate::Pass });
     (0..=2).for_each(|position| world.start(position));
@@ -197,7 +198,7 @@ fn channels_survive_a_renewal_every_2_s() {
     for at in 0..=3 {
         let renewed = world.node(at).saw(|e| matches!(e, Event::LinkRenewed { side: Side::Down, .. }));
         assert!((28..=33).contains(&renewed), "node {at} renewed {renewed} times");
-        assert_eq!(world.node(at + 1).links.len(), if at == 3 { 1 } else { 2 }, "no link beside the first");
+        assert_eq!(world.node(at + 1).links.len(), if at == 3 { 1 } else { 2 }, "no link except the first");
         assert_eq!(world.node(at).late, 0);
     }
 }
@@ -207,7 +208,7 @@ fn renewal_with_a_response_after_2_s_is_not_repeated() {
     let mut plan = Plan::new(Class::S, 2);
     plan.timing.renew_after = secs(60);
     let mut world = World::new(plan);
-    // Cells are as quick as ever: a link that hears none for so long is silent, and calls again every second.
+    // Cells are not delayed: an initiator that receives none for 2 s would start a handshake every second.
     world.tap =
         Box::new(|_, packet| if is_handshake_len(packet.bytes.len()) { Fate::Delay(ms(1000)) } else { Fate::Pass });
     world.run_for(secs(30));

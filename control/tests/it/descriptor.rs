@@ -1,4 +1,4 @@
-//! Descriptors: one content, one encoding, one hash; every error names its remedy.
+//! Descriptors: equal contents have equal encodings and hashes; every error names its remedy.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,7 +37,7 @@ fn verify(bytes: &[u8]) -> Result<Descriptor, DescriptorError> {
     Descriptor::verify(bytes, &identity(1).public(), &[7; 32], at(1500))
 }
 
-/// Signs whatever the bytes say.
+/// Signs the bytes, whatever their content.
 fn resign(mut bytes: Vec<u8>, change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
     bytes.truncate(bytes.len() - 64);
     change(&mut bytes);

@@ -1,4 +1,4 @@
-//! Strangers on the network: what they send is counted, never answered, and moves nothing.
+//! Attack: strangers on the network. Their datagrams are counted, never answered, and change nothing.
 
 use std::net::SocketAddr;
 
@@ -28,7 +28,7 @@ fn answers(world: &World, from: SocketAddr) -> usize {
     world.record.iter().filter(|p| p.from == from && is_handshake_len(p.bytes.len())).count()
 }
 
-/// All slots of a node's links, to see that nothing moved.
+/// All slots and addresses of a node's links, to check that nothing changed.
 fn slots(world: &World, position: usize) -> Vec<(LinkId, Option<SlotId>, Option<SlotId>, SocketAddr)> {
     world.node(position).links.iter().map(|(id, link)| (*id, link.current(), link.next(), link.peer)).collect()
 }
@@ -57,7 +57,7 @@ fn replayed_message_1_changes_nothing() {
 
 #[test]
 fn older_message_1_does_not_replace_a_newer() {
-    // The first message 1 is caught and let go after the second has been answered.
+    // The first message 1 is held back until the second has been answered.
     for position in 1..=2 {
         let mut world = World::empty(Plan::new(Class::L, 1));
         let mut caught = 0;
@@ -90,7 +90,7 @@ fn stranger_gets_no_response_from_a_hop() {
     world.plan.forge_keys(1);
     world.start_as(77, 1, SocketAddr::from(([6, 6, 6, 6], 6)), SocketAddr::from(([6, 6, 6, 6], 7)));
     world.run_for(secs(5));
-    assert!(world.refused(2, Refusal::NotANeighbour) >= 4);
+    assert!(world.refused(2, Refusal::UnknownInitiator) >= 4);
     assert_eq!(answers(&world, up_address(2)), answered);
     assert_eq!(slots(&world, 2), before);
     assert!(!world.node(77).has_link(Side::Down));
@@ -139,7 +139,7 @@ fn setups_of_one_entry_are_rate_limited() {
         let passed = world.node(1).control.counters().setups;
         assert!(passed <= 20 + 5 * second, "{passed} setups after {second} s");
     }
-    assert!(world.refused(1, Refusal::LinkBucketEmpty) > 100);
+    assert!(world.refused(1, Refusal::LinkSetupsRateLimited) > 100);
     assert!(world.node(0).control.open_channels() >= 20);
 }
 
@@ -151,7 +151,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
     plan.caps.half_open_per_entry_link = 8;
     let mut world = World::new(plan);
     world.tap = Box::new(|_, packet| {
-        // The exit's cells are lost, so no ack ever comes.
+        // The exit's cells are lost, so no ack arrives.
         if packet.from == up_address(3) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     world.run_for(secs(2));
@@ -164,7 +164,7 @@ fn half_open_channels_of_one_entry_are_bounded_and_expire() {
 
 #[test]
 fn setups_and_channels_of_a_node_are_bounded() {
-    // Two entries; the bounds of one entry link are wide, or narrow, and the node's the other way.
+    // Two entries. The bounds of an entry link are wide and the node's narrow, and then the other way round.
     let wide = control::Rate { per_second: 1000, burst: 1000 };
     let narrow = control::Rate { per_second: 1, burst: 5 };
     let run = |change: &dyn Fn(&mut control::Caps)| {
@@ -180,7 +180,7 @@ fn setups_and_channels_of_a_node_are_bounded() {
     let world = run(&|caps| caps.setups = narrow);
     let begun = world.node(1).control.counters().setups;
     assert!((5..=5 + 4).contains(&begun), "{begun} setups in 4 s");
-    assert!(world.refused(1, Refusal::NodeBucketEmpty) > 0);
+    assert!(world.refused(1, Refusal::SetupsRateLimited) > 0);
 
     let world = run(&|caps| caps.channels = 12);
     assert_eq!(world.node(1).control.open_channels(), 12);
@@ -209,8 +209,8 @@ fn handshakes_of_a_node_are_bounded() {
         let answered = answers(&world, up_address(1));
         assert!((3..=3 + second).contains(&answered), "{answered} answers after {second} s");
     }
-    assert!(world.refused(1, Refusal::HandshakeBucketEmpty) > 20);
-    // They wait, and come up when the flood is over.
+    assert!(world.refused(1, Refusal::HandshakeRateLimited) > 20);
+    // They wait, and come up after the flood.
     (100..119).for_each(|number| world.stop(number));
     world.run_for(secs(5));
     assert!(world.node(119).has_link(Side::Down));
@@ -220,7 +220,7 @@ fn handshakes_of_a_node_are_bounded() {
 fn strangers_at_an_entrys_address_do_not_displace_its_link() {
     let mut world = up(Plan::new(Class::L, 1));
     let before = slots(&world, 1);
-    // Other entries whose datagrams come from the first one's address: spoofed, or behind one NAT.
+    // Other entries send from the first one's address: spoofed, or behind the same NAT.
     for number in 100..110 {
         world.start_as(number, 0, SocketAddr::from(([6, 6, 6, number as u8], 6)), down_address(0));
         world.run_for(ms(50));
@@ -264,7 +264,7 @@ fn links_never_used_make_room_first() {
     let mut world = World::new(plan);
     world.run_for(secs(2));
     let link = world.node(1).links.iter().find(|l| l.1.side == Side::Up).map(|l| *l.0).expect("the entry's");
-    // Spoofed sources: what they would send under the new keys never comes.
+    // Spoofed sources: no cell under the new keys ever arrives.
     world.tap = Box::new(|_, packet| {
         let spoofed = packet.from.ip().to_string().starts_with("6.");
         if spoofed && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
@@ -291,12 +291,12 @@ fn overtaken_message_1_does_not_move_the_entry_to_a_new_link() {
             return Fate::Pass;
         }
         if packet.from == up_address(1) {
-            // The first answer is slow, so there is a second call ...
+            // The first response is slow, so the entry sends a second message 1 ...
             answers += 1;
             return if answers == 1 { Fate::Delay(secs(5)) } else { Fate::Pass };
         }
         if packet.from == down_address(0) {
-            // ... which is slow as well and comes when the first handshake is in use.
+            // ... which is slow, too, and arrives when the first handshake is in use.
             calls += 1;
             return if calls == 3 || calls == 4 { Fate::Delay(ms(1500)) } else { Fate::Pass };
         }
@@ -356,7 +356,7 @@ fn copied_message_1_does_not_redirect_the_links_cells() {
         world.record.clear();
         let end = world.now + secs(3);
         assert!(world.run_until(end, |w| halves(w, here).len() == 2));
-        // Both halves overtake the true ones from the thief's address; the answer is passed on.
+        // The attacker's copies of both halves overtake the genuine ones; the response is forwarded to the entry.
         for packet in halves(&world, here) {
             world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
         }
@@ -434,8 +434,8 @@ proptest! {
         let mut entries = 1;
         for (position, after) in restarts {
             world.run_for(ms(after));
-            // An address has four links, and those with channels never go (SPEC 4.5.5): here no data plane ends the
-            // idle channels of an entry that is gone.
+            // An address has four links, and links with channels never make room (SPEC 4.5.5). This model has no data
+            // plane that would end the idle channels of an entry that is gone.
             entries += usize::from(position == 0);
             if position != 0 || entries <= 4 {
                 world.start(position);
@@ -443,7 +443,7 @@ proptest! {
         }
         world.run_for(secs(5));
         world.tap = Box::new(|_, _| Fate::Pass);
-        // An entry learns by its pings within a second that a channel is dead.
+        // An entry detects a dead channel by its pings within a second.
         let start = world.now;
         for _ in 0..30 {
             world.run_for(secs(1));
@@ -491,7 +491,7 @@ proptest! {
             for (which, at, flip) in &mutations {
                 let packet = which.get(&seen);
                 let mut bytes = packet.bytes.clone();
-                // mac2 is not looked at, so a datagram with a changed mac2 is a replay.
+                // mac2 is ignored, so a datagram with another mac2 is a replay.
                 let at = at.index(bytes.len());
                 bytes[at] ^= flip;
                 for side in [Side::Up, Side::Down] {
@@ -500,7 +500,7 @@ proptest! {
             }
             for (link, slot, channel, seq, sub, kind, len) in &cells {
                 let (link, slot) = (LinkId(*link), SlotId(*slot));
-                let kind = [wire::cell::Kind::Data, wire::cell::Kind::Setup, wire::cell::Kind::Ack, wire::cell::Kind::Link]
+                let kind = [wire::cell::CellKind::Data, wire::cell::CellKind::Setup, wire::cell::CellKind::Ack, wire::cell::CellKind::Link]
                     [usize::from(*kind)];
                 let header = wire::cell::Header { channel: *channel, seq: *seq, sub: *sub, kind, class: Class::L };
                 for len in [*len, 1344, 1360, 1376] {

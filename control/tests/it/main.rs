@@ -1,4 +1,4 @@
-//! The state machines against each other and against strangers, in memory.
+//! The state machines with each other and against strangers, in memory.
 #![allow(missing_docs, unreachable_pub)]
 
 mod bounds;

@@ -1,5 +1,5 @@
-//! A chain in memory: `Control` nodes, a data plane that keeps only slots and channels, a network
-//! with a virtual clock that loses, copies and delays what a test tells it to.
+//! A chain in memory: `Control` nodes, a data plane with slots and channels only, and a network with a
+//! virtual clock that loses, copies and delays datagrams as a test demands.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -10,7 +10,7 @@ use control::descriptor::draw_x25519;
 use control::{Caps, Config, Control, DataOp, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{BadHeader, Class, Header, Kind, Shape};
+use wire::cell::{BadHeader, CellKind, Class, Header, Shape};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
@@ -25,7 +25,7 @@ pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Everything from which a chain's nodes can be made, again and again.
+/// The configuration of a chain, from which its nodes are made.
 pub struct Plan {
     pub shape: Shape,
     pub descriptors: Vec<Descriptor>,
@@ -43,7 +43,7 @@ pub fn up_address(position: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, position as u8], 1000))
 }
 
-/// Where it receives from the next.
+/// Where it receives from the next hop.
 pub fn down_address(position: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, position as u8], 2000))
 }
@@ -82,7 +82,7 @@ impl Plan {
         }
     }
 
-    /// Gives this position other keys than the chain knows, from now on.
+    /// Gives this position keys that the chain does not know, from now on.
     pub fn forge_keys(&mut self, position: usize) {
         let mut rng = ChaCha20Rng::seed_from_u64(99);
         self.noise[position] = draw_x25519(&mut rng);
@@ -167,7 +167,7 @@ pub struct Node {
     pub superseded: Vec<(ChannelIndex, ChannelIndex)>,
     pub up_address: SocketAddr,
     pub down_address: SocketAddr,
-    /// Whether it keeps to the protocol.
+    /// False if a test makes it break the protocol.
     pub honest: bool,
     /// Ack cells passed on, by link and channel.
     acks: BTreeMap<(LinkId, u32), usize>,
@@ -175,7 +175,7 @@ pub struct Node {
     pub late: usize,
 }
 
-/// A datagram on its way.
+/// A datagram in flight.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Packet {
     pub at: Duration,
@@ -185,7 +185,7 @@ pub struct Packet {
     pub bytes: Vec<u8>,
 }
 
-/// What the network does with a datagram.
+/// The fate of a datagram on the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Pass,
@@ -206,12 +206,12 @@ pub struct World {
     pub plan: Plan,
     pub now: Duration,
     pub nodes: BTreeMap<usize, Node>,
-    /// Nodes beyond the chain: more entries.
+    /// Datagrams in flight.
     flight: BinaryHeap<Reverse<Packet>>,
     number: usize,
     rng: ChaCha20Rng,
     pub tap: Tap,
-    /// What the hosts' clocks show is this and the virtual time.
+    /// Added to the virtual time, this is the wall clock of all hosts.
     pub wall_base: Duration,
     pub record: Vec<Packet>,
 }
@@ -245,12 +245,12 @@ impl World {
         UNIX_EPOCH + self.wall_base + self.now
     }
 
-    /// Starts, or restarts with nothing remembered, a node.
+    /// Starts a node, or restarts it without any state.
     pub fn start(&mut self, position: usize) {
         self.start_as(position, position, up_address(position), down_address(position));
     }
 
-    /// Starts another node of the kind of `position`, under a number and addresses of its own.
+    /// Starts another node with the configuration of `position`, under its own number and addresses.
     pub fn start_as(&mut self, number: usize, position: usize, up_address: SocketAddr, down_address: SocketAddr) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.rng.random::<u64>().to_be_bytes());
@@ -306,7 +306,7 @@ impl World {
         }
     }
 
-    /// Runs until `until`, or until `done` says so; true if it did.
+    /// Runs until `until`, or until `done` returns true; returns whether it did.
     pub fn run_until(&mut self, until: Duration, mut done: impl FnMut(&World) -> bool) -> bool {
         for _ in 0..2_000_000 {
             if done(self) {
@@ -366,12 +366,12 @@ impl World {
         self.drain(at);
     }
 
-    /// Delivers these bytes in place of a packet's, at once.
+    /// Delivers these bytes instead of a packet's, at once.
     pub fn deliver_now(&mut self, packet: &Packet, bytes: Vec<u8>) {
         self.deliver(&Packet { bytes, ..packet.clone() });
     }
 
-    /// Hands an input to a node and takes what comes out.
+    /// Hands an input to a node and processes its outputs.
     pub fn input(&mut self, position: usize, input: Input<'_>) {
         let (now, wall) = (self.now, self.wall());
         self.nodes.get_mut(&position).expect("it runs").control.handle(now, wall, input);
@@ -405,7 +405,7 @@ impl World {
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
                 Output::Data(DataOp::Inject { link, slot, header, body }) => {
-                    if header.kind == Kind::Ack && node.honest {
+                    if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let passed = node.acks.entry(id).or_default();
                         *passed += 1;
@@ -428,8 +428,7 @@ impl World {
         }
     }
 
-    /// Whether every hop of the chain holds the entry's secrets of this channel, and has it on the
-    /// link that the previous node sends on.
+    /// True if every hop has the entry's secrets of this channel, on the link that the previous node sends on.
     pub fn agrees(&self, entry: usize, channel: ChannelIndex) -> bool {
         let installed = &self.node(entry).channels[&channel];
         let ChannelKeys::Entry(all) = &installed.keys else { panic!("an entry has all hops' keys") };
@@ -457,7 +456,7 @@ impl World {
         id == 0
     }
 
-    /// Whether this entry has so many channels and all hops agree with it on every one.
+    /// True if this entry has `n` channels and all hops agree with it on each.
     pub fn has_channels(&self, entry: usize, n: usize) -> bool {
         let node = self.node(entry);
         node.channels.len() == n

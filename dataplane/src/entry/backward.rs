@@ -13,6 +13,7 @@ use wire::reassembly::Outcome;
 use super::clients::{Clients, Refusal, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
+use crate::endpoint::{Endpoint, RECEIVES};
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{ClientAt, Notice};
 use crate::socket::Port;
@@ -22,45 +23,36 @@ use crate::stage::open::keep;
 
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
-        for _ in 0..4 {
-            if self.down.recv(&mut self.free, &mut self.arrivals) == 0 {
+        for _ in 0..RECEIVES {
+            if !self.end.receive() {
                 return;
             }
-            let tally = &mut self.cells.backward;
-            self.gate.admit(
-                &mut self.arrivals,
-                &self.table,
-                &mut self.punts,
-                &mut self.free,
-                tally,
-                &mut self.admitted,
-            );
             self.strip();
-            let mut admitted = std::mem::take(&mut self.admitted);
+            let mut admitted = std::mem::take(&mut self.end.admitted);
             for mut cell in admitted.drain(..) {
-                if let Some(record) = self.table.record_mut(cell.channel) {
+                if let Some(record) = self.end.table.record_mut(cell.channel) {
                     record.state.liveness.heard();
                 }
                 let inner = cell.cell.body_mut(self.settings.shape.payload());
                 match frames::parse(inner, Direction::Backward) {
                     Ok(frames) => {
-                        self.cells.backward.consumed += 1;
+                        self.end.cells.backward.consumed += 1;
                         for frame in frames {
                             self.inwards(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.cells.backward.drop(DropReason::Frames),
+                    Err(_) => self.end.cells.backward.drop(DropReason::Frames),
                 }
-                self.free.give(cell.cell.into_buffer());
+                self.end.free.give(cell.cell.into_buffer());
             }
-            self.admitted = admitted;
+            self.end.admitted = admitted;
         }
     }
 
     /// Takes all layers off; drops what is not the exit's or was seen before.
     pub(super) fn strip(&mut self) {
-        let Self { table, admitted, free, cells, settings, .. } = self;
-        let len = settings.shape.cell_len(Direction::Backward, 1);
+        let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.end;
+        let len = shape.cell_len(Direction::Backward, 1);
         let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
         for chunk in admitted.chunks_mut(BATCH_MAX) {
             let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
@@ -68,7 +60,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let keys = &table.record(cell.channel).expect("admitted this turn").state.keys;
                 jobs.push(EntryJob { keys, header: cell.header, cell: cell.cell.bytes_mut(len), ok: false });
             }
-            unwrap(settings.shape, &mut jobs);
+            unwrap(*shape, &mut jobs);
             verdicts.extend(jobs.iter().map(|job| (!job.ok).then_some(DropReason::Forged)));
         }
         for (cell, verdict) in admitted.iter().zip(&mut verdicts) {
@@ -90,14 +82,22 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// One frame from the exit.
     fn inwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
-        let tally = &mut self.datagrams.backward;
+        let tally = &mut self.end.datagrams.backward;
         match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                answer(&mut self.clients, &self.listening, &mut self.send_batch, tally, (channel, flow), None, data);
+                answer(
+                    &mut self.clients,
+                    &self.listening,
+                    &mut self.end.send_batch,
+                    tally,
+                    (channel, flow),
+                    None,
+                    data,
+                );
             }
             Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.table.record_mut(channel) else { return };
+                let Some(record) = self.end.table.record_mut(channel) else { return };
                 let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
@@ -105,7 +105,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     answer(
                         &mut self.clients,
                         &self.listening,
-                        &mut self.send_batch,
+                        &mut self.end.send_batch,
                         tally,
                         (channel, flow),
                         None,
@@ -118,7 +118,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 answer(
                     &mut self.clients,
                     &self.listening,
-                    &mut self.send_batch,
+                    &mut self.end.send_batch,
                     tally,
                     (channel, flow),
                     Some(from),

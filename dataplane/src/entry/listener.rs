@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use wire::frames::{Address, Frame};
+use wire::frames::{Address, Frame, is_host_name};
 
 use crate::ledger::DropReason;
 
@@ -139,7 +139,7 @@ fn socks_destination(bytes: &[u8]) -> Option<(Destination, &[u8])> {
         NAME => {
             let (len, rest) = rest.split_first()?;
             let (name, rest) = rest.split_at_checked(usize::from(*len))?;
-            let name = std::str::from_utf8(name).ok().filter(|name| is_name(name))?;
+            let name = std::str::from_utf8(name).ok().filter(|name| is_host_name(name.as_bytes()))?;
             // Some programs write addresses as names.
             (name.parse().map_err(|_| name), rest)
         }
@@ -152,12 +152,6 @@ fn socks_destination(bytes: &[u8]) -> Option<(Destination, &[u8])> {
         Err(name) => Destination::Name(name.into(), port),
     };
     (port != 0).then_some((destination, data))
-}
-
-/// Whether an exit would take this for a name (SPEC 3.10).
-fn is_name(name: &str) -> bool {
-    (1..=NAME_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Reads a pymix header, the first six bytes of a datagram: an IPv4 address and a port that is not 0.
@@ -180,7 +174,7 @@ impl Destination {
     pub fn is_valid(&self) -> bool {
         match self {
             Destination::Ip(address) => address.port() != 0,
-            Destination::Name(name, port) => *port != 0 && is_name(name),
+            Destination::Name(name, port) => *port != 0 && is_host_name(name.as_bytes()),
         }
     }
 
@@ -220,7 +214,7 @@ impl std::str::FromStr for Destination {
         let digits = Some(port).filter(|port| !port.starts_with('+'));
         let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
         let port = port.ok_or_else(|| wrong("ends in no port from 1 to 65535", WRITE))?;
-        if !is_name(name) {
+        if !is_host_name(name.as_bytes()) {
             return Err(wrong("is neither an address nor a host name with a port", WRITE));
         }
         Ok(Destination::Name(name.into(), port))

@@ -17,30 +17,24 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Direction, Header, SEQ_END, Shape};
+use wire::cell::{Direction, Shape};
 use wire::frames::{self, Frame};
-use wire::ids::{ChannelIndex, ChannelKeys, EndReason, Side};
-use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, data_header, wrap};
+use wire::ids::{ChannelIndex, ChannelKeys, EndReason};
+use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
-use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
-use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
-use crate::endpoint::packer::Packer;
-use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
-use crate::links::report_activity;
+use crate::endpoint::{self, Built, Endpoint, Sender};
+use crate::latency;
+use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
 use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
-use crate::runner::{BLOCKED_WAIT, Worker};
+use crate::runner::Worker;
 use crate::socket::Port;
-use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SendBatch, SocketId};
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SocketId};
 use crate::socket::apps::Apps;
-use crate::stage::ingress::{Admitted, Gate};
-use crate::stage::pool::Pooled;
-use crate::stage::seal::Sealer;
 use crate::table::{ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
@@ -48,7 +42,7 @@ use liveness::Liveness;
 
 /// Buffers of an entry: what one turn builds or receives, as much again waiting to be sent, and what the socket offers
 /// for what comes.
-pub const BUFFERS: usize = BATCH_BUFFERS + 4 * RECEIVE_MAX;
+pub const BUFFERS: usize = endpoint::buffers(BATCH_BUFFERS);
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 /// Notices to control.
@@ -112,38 +106,16 @@ struct Waiting {
 /// The worker of an entry.
 pub struct Entry<D, A> {
     settings: Settings,
-    down: D,
-    apps: A,
-    table: Table<EntryChannel>,
+    end: Endpoint<D, A, EntryChannel>,
     /// By socket.
     listening: Vec<Option<Listening>>,
     clients: Clients,
     waiting: VecDeque<Waiting>,
-    gate: Gate,
-    packer: Packer,
-    release: Vec<Pooled>,
-    sealer: Sealer,
-    out: Departures,
-    free: FreeList,
     commands: rtrb::Consumer<Command>,
-    punts: PuntSender,
     rng: ChaCha20Rng,
-    cells: PerDirection<Tally>,
-    datagrams: PerDirection<Tally>,
-    batches: Batches,
-    report_due: Nanos,
     next_tick: Nanos,
-    arrivals: Arrivals,
-    admitted: Vec<Admitted>,
     receive_batch: ReceiveBatch,
-    send_batch: SendBatch,
     noticed: Bucket,
-    published: Arc<Mutex<Ledger>>,
-    profile: latency::Shared,
-    /// Start of the turn, and datagrams handed out before it.
-    began: (Nanos, u64),
-    /// Cells packed in this turn.
-    packed: usize,
 }
 
 impl<D: Port, A: Apps> Entry<D, A> {
@@ -157,55 +129,41 @@ impl<D: Port, A: Apps> Entry<D, A> {
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
     ) -> Self {
-        let shape = settings.shape;
         let listening = |(listener, id)| Some(Listening { id, listener });
+        let end = endpoint::Settings {
+            shape: settings.shape,
+            position: 0,
+            lanes: settings.next_lanes,
+            batch_buffers: BATCH_BUFFERS,
+            hugepages: settings.hugepages,
+        };
         Entry {
-            down,
-            apps,
-            table: Table::on(settings.hugepages),
+            end: Endpoint::new(end, (down, apps), punts, rng_groups, now),
             listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
             clients: Clients::new(now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
-            gate: Gate::new(shape, 0, Side::Down, settings.next_lanes),
-            packer: Packer::new(shape.payload()),
-            release: Vec::with_capacity(BUFFERS),
-            sealer: Sealer::new(rng_groups),
-            out: Departures::new(shape.longest_cell(), BUFFERS),
-            free: FreeList::on(BUFFERS, settings.hugepages),
             commands,
-            punts,
             rng,
-            cells: PerDirection::default(),
-            datagrams: PerDirection::default(),
-            batches: Batches::default(),
-            report_due: now,
             next_tick: now,
-            arrivals: Arrivals::new(),
-            admitted: Vec::with_capacity(RECEIVE_MAX),
             receive_batch: ReceiveBatch::default(),
-            send_batch: SendBatch::default(),
             noticed: Bucket::default(),
-            published: Arc::default(),
-            profile: latency::Shared::default(),
-            began: (now, 0),
-            packed: 0,
             settings,
         }
     }
 
     /// Where the ledger appears at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
-        self.published.clone()
+        self.end.published.clone()
     }
 
     /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
-        self.profile.clone()
+        self.end.profile.clone()
     }
 
     fn apply(&mut self, command: Command, now: Nanos) {
-        let Some(command) = self.table.apply(command) else { return };
+        let Some(command) = self.end.table.apply(command) else { return };
         match command {
             Command::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
                 let state = EntryChannel {
@@ -216,7 +174,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     liveness: Liveness::new(now, &mut self.rng),
                 };
                 let ends_s = now / SECOND + u64::from(lifetime_s);
-                self.table.install(channel, Record { up: None, down, ends_s, state });
+                self.end.table.install(channel, Record { up: None, down, ends_s, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
                     self.outwards(socket, from, &bytes, now);
@@ -224,18 +182,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
             Command::Supersede { old, new } => self.clients.supersede(old, new),
-            Command::Inject { link, slot, header, body } => {
-                self.cells.forward.injected += 1;
-                let Some(buffer) = self.free.take() else {
-                    self.cells.forward.drop(DropReason::NoBuffer);
-                    return;
-                };
-                let mut cell = Cell::own(buffer);
-                cell.body_mut(body.len()).copy_from_slice(&body);
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
-                self.release.push(Pooled { cell, ticket });
-            }
-            Command::Listen { id, socket, listener } => match self.apps.adopt(socket) {
+            Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
+            Command::Listen { id, socket, listener } => match self.end.apps.adopt(socket) {
                 Ok(socket) => {
                     let at = socket as usize;
                     if self.listening.len() <= at {
@@ -244,7 +192,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.listening[at] = Some(Listening { id, listener });
                 }
                 Err(why) => {
-                    let _ = self.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
+                    let _ = self.end.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
                 }
             },
             Command::Unlisten { id } => self.unlisten(id),
@@ -255,10 +203,10 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// Forgets a channel, and tells control; what it was reassembling is lost.
     fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
-        if let Some(record) = self.table.remove(channel) {
-            self.punts.ended(channel, reason);
+        if let Some(record) = self.end.table.remove(channel) {
+            self.end.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
-            self.datagrams.backward.drop_many(DropReason::Ended, lost);
+            self.end.datagrams.backward.drop_many(DropReason::Ended, lost);
         }
         self.clients.channel_down(channel);
     }
@@ -269,25 +217,25 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let Some(at) = self.listening.iter().position(known) else { return };
         self.listening[at] = None;
         let socket = at as SocketId;
-        self.apps.close(socket);
+        self.end.apps.close(socket);
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.socket != socket);
-        self.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
+        self.end.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
         self.clients.forget(socket, |channel, flow| {
-            let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
+            let _ = self.end.packer.put(channel, &Frame::Close { flow }, &mut self.end.free);
         });
     }
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.out.is_empty() || self.free.free() < BATCH_BUFFERS + RECEIVE_MAX {
+            if !self.end.has_room_for_a_batch() {
                 return;
             }
             let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-            let some = self.apps.recv(&mut receive_batch);
+            let some = self.end.apps.recv(&mut receive_batch);
             if some {
                 for (from, bytes) in receive_batch.iter() {
-                    self.datagrams.forward.received += 1;
+                    self.end.datagrams.forward.received += 1;
                     self.outwards(receive_batch.socket(), from, bytes, now);
                 }
             }
@@ -301,7 +249,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     /// One application datagram: already counted as received.
     fn outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) {
         if let Err(reason) = self.try_outwards(socket, from, bytes, now) {
-            self.datagrams.forward.drop(reason);
+            self.end.datagrams.forward.drop(reason);
         }
     }
 
@@ -317,8 +265,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if destination.open_len() > payload {
             return Err(DropReason::BadAddress);
         }
-        if frames::fragments(payload, data.len()).is_none() {
-            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::longest(payload) }, now);
+        if frames::fragment_count(payload, data.len()).is_none() {
+            self.notice(Notice::TooLarge { client, len: data.len(), max: frames::max_datagram_len(payload) }, now);
             return Err(DropReason::TooLarge);
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {
@@ -326,7 +274,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return oldest.map_or(Ok(()), |_| {
-                self.datagrams.forward.drop(DropReason::ChannelQueueFull);
+                self.end.datagrams.forward.drop(DropReason::ChannelQueueFull);
                 Ok(())
             });
         };
@@ -336,76 +284,25 @@ impl<D: Port, A: Apps> Entry<D, A> {
             FlowState::Open => {}
             FlowState::Opening => {
                 let open = Frame::Open { flow: number, map: flow.map, token: flow.token, to: destination.address() };
-                self.packer.put(channel, &open, &mut self.free)?;
+                self.end.packer.put(channel, &open, &mut self.end.free)?;
             }
             FlowState::Moving => {
                 let moved = Frame::Move { flow: number, token: flow.token };
-                self.packer.put(channel, &moved, &mut self.free)?;
+                self.end.packer.put(channel, &moved, &mut self.end.free)?;
             }
             FlowState::Refused { reason, .. } => return Err(reason),
         }
         for frame in frames::split(payload, number, id, data) {
-            self.packer.put(channel, &frame, &mut self.free)?;
+            self.end.packer.put(channel, &frame, &mut self.end.free)?;
         }
-        self.datagrams.forward.consumed += 1;
+        self.end.datagrams.forward.consumed += 1;
         Ok(())
-    }
-
-    /// Wraps and seals what the packer holds; `release` may already hold control's cells.
-    fn leave(&mut self, now: Nanos) {
-        let shape = self.settings.shape;
-        let mut built: ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX> = ArrayVec::new();
-        let (mut cells, channels) = (0, self.packer.channels());
-        {
-            let mut finished = self.packer.finish();
-            loop {
-                let next = finished.next();
-                if built.is_full() || next.is_none() {
-                    wrap_batch(shape, &mut self.table, &mut built, &mut self.release);
-                }
-                let Some((channel, cell)) = next else { break };
-                self.cells.forward.injected += 1;
-                let Some(record) = self.table.record_mut(channel) else {
-                    self.cells.forward.drop(DropReason::Ended);
-                    self.free.give(cell.into_buffer());
-                    continue;
-                };
-                let (link, number) = record.down.expect("an entry's channel leads down");
-                let seq = record.state.next_seq;
-                record.state.next_seq += 1;
-                record.state.liveness.sent(now, &mut self.rng);
-                if record.state.next_seq >= SEQ_END {
-                    record.ends_s = 0;
-                }
-                let header = data_header(shape, number, seq);
-                let ticket =
-                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
-                cells += 1;
-                built.push((channel, header, ticket, cell));
-            }
-        }
-        if cells > 0 {
-            self.batches.add(cells, channels);
-            self.packed = cells;
-        }
-        if !self.release.is_empty() {
-            self.out.begin_release(&[Times::new(now, now)]);
-        }
-        self.sealer.run(
-            &mut self.release,
-            self.settings.next_lanes,
-            &mut self.table.links,
-            &mut self.out,
-            &mut self.free,
-            &mut self.cells.forward,
-        );
-        self.down.send(&mut self.out, &mut self.free, &mut self.cells.forward);
     }
 
     /// Tells control what an operator or a client should know; not everything of what comes often.
     fn notice(&mut self, notice: Notice, now: Nanos) {
         if self.noticed.take(NOTICES, now) {
-            let _ = self.punts.send(Punt::Notice(notice));
+            let _ = self.end.punts.send(Punt::Notice(notice));
         }
     }
 
@@ -415,17 +312,16 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if now < self.next_tick {
             return;
         }
-        self.next_tick = (now / SECOND + 1) * SECOND;
+        self.next_tick = endpoint::next_second(now);
         let now_s = now / SECOND;
         let lost_after = 3 * SECOND + self.settings.mixing_round_trip.as_nanos() as Nanos;
-        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
-        for channel in channels {
-            let record = self.table.record_mut(channel).expect("just listed");
+        for channel in self.end.channels() {
+            let record = self.end.table.record_mut(channel).expect("just listed");
             if record.state.liveness.waits() {
                 self.next_tick = self.next_tick.min(now + liveness::LOOK);
             }
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
-            self.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
+            self.end.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(EndReason::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
@@ -437,116 +333,85 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.end(channel, reason);
             } else if record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
-                let _ = self.packer.put(channel, &ping, &mut self.free);
+                let _ = self.end.packer.put(channel, &ping, &mut self.end.free);
             }
         }
         self.clients.expire(now, |channel, flow| {
-            let _ = self.packer.put(channel, &Frame::Close { flow }, &mut self.free);
+            let _ = self.end.packer.put(channel, &Frame::Close { flow }, &mut self.end.free);
         });
     }
 
+    fn leave(&mut self, now: Nanos) {
+        let rng = &mut self.rng;
+        self.end.leave(now, |state| state.liveness.sent(now, rng));
+    }
+
     fn publish(&self) {
-        let mut ledger =
-            Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
-        ledger.cells.forward.held = (self.out.len() + self.release.len()) as u64;
-        ledger.datagrams.forward.held = self.waiting.len() as u64;
-        ledger.datagrams.backward.held = self.table.iter().map(|(_, r)| r.state.reassembler.held() as u64).sum();
-        ledger.buffers = ((self.free.free() + self.down.rx_buffers()) as u64, self.free.total() as u64);
-        ledger.traffic = self.down.traffic();
-        ledger.gauges = Gauges {
-            links: self.table.links.len() as u64,
-            channels: self.table.len() as u64,
-            flows: self.clients.flows() as u64,
-            sockets: self.clients.len() as u64,
-        };
-        debug_assert!(ledger.closed(), "{ledger:?}");
-        *self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ledger;
+        let reassembling = self.end.table.iter().map(|(_, record)| record.state.reassembler.held() as u64).sum();
+        let held = PerDirection { forward: self.waiting.len() as u64, backward: reassembling };
+        self.end.publish(held, self.clients.flows(), self.clients.len());
     }
 }
 
-/// Wraps a batch of built cells and appends them to the release.
-fn wrap_batch(
-    shape: Shape,
-    table: &mut Table<EntryChannel>,
-    built: &mut ArrayVec<(ChannelIndex, Header, Ticket, Cell<Opened>), BATCH_MAX>,
-    release: &mut Vec<Pooled>,
-) {
-    let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
-    for (channel, header, _, cell) in built.iter_mut() {
-        let keys = &table.record(*channel).expect("looked up this turn").state.keys;
-        jobs.push(EntryJob { keys, header: *header, cell: cell.bytes_mut(shape.longest_cell()), ok: false });
+impl Sender for EntryChannel {
+    fn next_seq(&mut self) -> &mut u64 {
+        &mut self.next_seq
     }
-    wrap(shape, &mut jobs);
-    drop(jobs);
-    // Only now: a batch may span two generations.
-    for (channel, header, ..) in built.iter() {
-        let record = table.record_mut(*channel).expect("looked up this turn");
-        record.state.keys.advance_forward(header.seq);
+
+    fn put_layers(shape: Shape, table: &mut Table<EntryChannel>, batch: &mut [Built]) {
+        let mut jobs: ArrayVec<EntryJob<'_>, BATCH_MAX> = ArrayVec::new();
+        for built in batch.iter_mut() {
+            let (keys, header) =
+                (&table.record(built.channel).expect("looked up this turn").state.keys, built.header());
+            jobs.push(EntryJob { keys, header, cell: built.cell.bytes_mut(shape.longest_cell()), ok: false });
+        }
+        wrap(shape, &mut jobs);
+        drop(jobs);
+        // Not earlier: the batch may span two generations.
+        for built in batch.iter() {
+            let record = table.record_mut(built.channel).expect("looked up this turn");
+            record.state.keys.advance_forward(built.header().seq);
+        }
     }
-    release.extend(built.drain(..).map(|(_, _, ticket, cell)| Pooled { cell, ticket }));
 }
 
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
-        self.began = (now, self.datagrams.backward.sent);
+        self.end.begin(now);
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
         self.tick(now);
+
         self.receive_link(now);
-        self.apps.send(&mut self.send_batch, &mut self.datagrams.backward);
+        self.end.send_datagrams();
+
         self.receive_apps(now);
         self.leave(now);
-        report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
-        self.punts.signal();
+
+        self.end.report(now);
         self.publish();
-        let mut wake = self.next_tick;
-        if !self.out.is_empty() {
-            wake = now + BLOCKED_WAIT;
-        }
-        if self.table.links.has_activity() {
-            wake = wake.min(self.report_due);
-        }
-        Some(wake)
+        Some(self.end.wake_at(now, self.next_tick))
     }
 
     fn record_latency(&mut self, now: Nanos) {
-        let (began, before) = self.began;
-        // What came on the link has gone to applications in the same turn, or not at all.
-        let handed_out = self.datagrams.backward.sent - before;
-        if handed_out > 0 || self.packed > 0 || self.out.has_unrecorded() {
-            let mut profile = self.profile.lock();
-            self.out.record_latency(now, &mut profile.latency.forward);
-            if handed_out > 0 {
-                profile.latency.backward.count(Times::new(began, began), now, handed_out);
-            }
-            if self.packed > 0 {
-                profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
-            }
-        }
-        self.began.1 = self.datagrams.backward.sent;
+        self.end.record_latency(now);
     }
 
     fn ready(&mut self, token: u64) {
-        match token {
-            crate::runner::DOWN => self.down.set_ready(),
-            token if token >= crate::runner::APPS => self.apps.set_ready(token),
-            _ => {}
-        }
+        self.end.ready(token);
     }
 
     fn is_blocked(&self) -> bool {
-        !self.out.is_empty()
+        self.end.is_blocked()
     }
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        self.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
+        self.end.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
-        let channels: Vec<ChannelIndex> = self.table.iter().map(|(channel, _)| channel).collect();
-        channels.into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
-        self.cells.forward.drop_many(DropReason::Shutdown, self.out.len() as u64);
-        self.out.lose(self.out.len(), &mut self.free);
+        self.end.channels().into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
+        self.end.abandon();
         self.publish();
     }
 }

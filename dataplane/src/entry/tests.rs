@@ -1,14 +1,18 @@
 //! The worker of an entry by itself: what it forgets, and how much of a flood it reads in a turn.
 
 use super::*;
+use crate::buffer::Cell;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
+use crate::stage::ingress::Admitted;
 use crate::stage::ingress::lengths;
 use rand::SeedableRng;
 use wire::cell::Class;
 use wire::gcm::{AeadKey, Job, Prepared, StreamKey, ctr_batch, seal_batch};
 use wire::ids::LinkId;
+use wire::ids::Side;
 use wire::kdf::Secret;
 use wire::key::Generations;
+use wire::layer::data_header;
 use wire::layer::unwrap;
 use wire::setup::HopSecrets;
 
@@ -60,7 +64,7 @@ fn entry_with_channel() -> Entry<MemPort, MemApps> {
         reassembler: Reassembler::new(entry.settings.shape.payload()),
         liveness: Liveness::new(0, &mut entry.rng),
     };
-    entry.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
+    entry.end.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
     entry
 }
 
@@ -83,7 +87,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let opens = |entry: &Entry<MemPort, MemApps>, seq| {
-        let (keys, mut cell) = (&entry.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
+        let (keys, mut cell) = (&entry.end.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         unwrap(shape, &mut jobs);
         jobs[0].ok
@@ -91,13 +95,13 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
     let last = (1 << 20) - 1;
     assert!(opens(&entry, last));
     for (seq, still) in [(1 << 20, true), ((1 << 20) + 64, false)] {
-        let mut cell = Cell::new(entry.free.take().unwrap());
+        let mut cell = Cell::new(entry.end.free.take().unwrap());
         let bytes = backward(shape, seq);
         cell.bytes_mut(bytes.len()).copy_from_slice(&bytes);
         let header = data_header(shape, 5, seq);
-        entry.admitted.push(Admitted { cell, header, channel: ChannelIndex(0), link: LinkId(0), next_slot: None });
+        entry.end.admitted.push(Admitted { cell, header, channel: ChannelIndex(0), link: LinkId(0), next_slot: None });
         entry.strip();
-        assert_eq!(entry.admitted.drain(..).count(), 1);
+        assert_eq!(entry.end.admitted.drain(..).count(), 1);
         assert_eq!(opens(&entry, last), still, "after {seq}");
     }
 }
@@ -107,7 +111,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
-        let keys = &entry.table.record(ChannelIndex(0)).unwrap().state.keys;
+        let keys = &entry.end.table.record(ChannelIndex(0)).unwrap().state.keys;
         let mut cell = vec![0; shape.longest_cell()];
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         // It panics for want of a key.
@@ -115,7 +119,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
     };
     let last = (1 << 20) - 1;
     assert!(wraps(&entry, last));
-    entry.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.free).unwrap();
+    entry.end.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.end.free).unwrap();
     entry.leave(SECOND);
     assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
 }
@@ -132,7 +136,7 @@ fn a_flood_that_costs_no_frames_does_not_keep_an_entry_from_its_other_work() {
     let mut read = 0;
     while read < FLOOD {
         entry.turn(SECOND);
-        let ledger = *entry.published.lock().unwrap();
+        let ledger = *entry.end.published.lock().unwrap();
         assert!(ledger.closed());
         let now = ledger.datagrams.forward;
         assert_eq!(now.drops(DropReason::BadAddress), now.received);

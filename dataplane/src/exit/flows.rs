@@ -4,8 +4,8 @@
 //! client keeps one port towards all its peers. What comes back is matched by socket and source; what
 //! no flow talks to is filtered. A flow is known by its token, whatever channel it is on.
 //!
-//! What all channels share, flows, sockets and questions to the resolver, goes by one rule: a channel gets one more
-//! only while more of them are free than it has. So k greedy channels leave a part in k + 1 to the others.
+//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides what channels share, and
+//! [`super::names`] keeps the questions to the resolver.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,40 +13,22 @@ use hashbrown::HashMap;
 use wire::frames::Token;
 use wire::ids::ChannelIndex;
 
+use super::fallback::Fallbacks;
 use super::limits::Usage;
+use super::mappings::{Held, Mappings};
+use super::names::{NO_QUERY, Names, QUESTIONS_MAX};
+use super::quota::{Caps, Quota, Share};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
-use crate::rate::{Bucket, Rate};
 use crate::socket::app_batch::SocketId;
 use crate::socket::apps::Apps;
 use crate::wheel::Wheel;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Bounds of the tables.
-#[derive(Clone, Copy, Debug)]
-pub struct Caps {
-    /// Flows of one channel.
-    pub flows_per_channel: usize,
-    /// Sockets in all.
-    pub sockets: usize,
-}
-
 /// Flows of an exit, unless it may have more sockets than that.
 pub const FLOWS_MAX: usize = 1 << 16;
-/// Datagrams that wait for a flow's name to resolve.
-pub const WAITING_PER_FLOW: usize = 16;
-/// Datagrams that wait for names, over all flows.
-pub const WAITING_MAX: usize = 1024;
-/// Names that are being resolved.
-pub const QUESTIONS_MAX: usize = 256;
-/// OPENs of new flows that a channel may send at once, and a second.
-const OPENS: Rate = Rate::new(64, 64);
-
-/// The number of no question.
-const NO_QUERY: u32 = u32::MAX;
-
 /// How long datagrams under way still find a flow that has moved.
 const MOVED: Nanos = 5 * SECOND;
 
@@ -109,46 +91,6 @@ impl Flow {
     }
 }
 
-/// The sockets of one client.
-struct Mapping {
-    key: (ChannelIndex, u16),
-    v4: Option<Held>,
-    v6: Option<Held>,
-    flows: Vec<u32>,
-}
-
-/// A socket, and the channel that opened it, as long as that lives: moving a flow gives nobody room for another.
-#[derive(Clone, Copy)]
-struct Held {
-    socket: SocketId,
-    opener: Option<ChannelIndex>,
-}
-
-/// A name that is being resolved: for which flow and channel, while those live.
-struct Question {
-    flow: Option<u32>,
-    channel: Option<ChannelIndex>,
-}
-
-/// What a channel has of that which all share.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Share {
-    flows: usize,
-    sockets: usize,
-    questions: usize,
-}
-
-/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell.
-#[derive(Default)]
-pub struct Opens(Bucket);
-
-impl Opens {
-    /// Takes a token, if there is one.
-    pub fn take(&mut self, now: Nanos) -> bool {
-        self.0.take(OPENS, now)
-    }
-}
-
 /// Which flow was at a place, until when that is remembered.
 struct Alias {
     flow: u32,
@@ -164,18 +106,13 @@ pub struct Flows {
     by_number: Map<(ChannelIndex, u16), u32>,
     by_token: Map<Token, u32>,
     by_peer: Map<(SocketId, SocketAddr), u32>,
-    by_socket: Map<SocketId, u32>,
-    shares: Map<ChannelIndex, Share>,
-    mappings: Vec<Option<Mapping>>,
-    vacant_mappings: Vec<u32>,
-    by_map: Map<(ChannelIndex, u16), u32>,
+    quota: Quota,
+    mappings: Mappings,
     /// Places that flows have left: at most one a flow.
     aliases: Map<(ChannelIndex, u16), Alias>,
-    queries: Map<u32, Question>,
-    next_query: u32,
-    /// Datagrams that wait for names.
-    waiting: usize,
-    sockets: usize,
+    names: Names,
+    /// Further addresses of names.
+    pub fallbacks: Fallbacks,
     wheel: Wheel,
     due: Vec<u32>,
 }
@@ -191,16 +128,11 @@ impl Flows {
             by_number: Map::default(),
             by_token: Map::default(),
             by_peer: Map::default(),
-            by_socket: Map::default(),
-            shares: Map::default(),
-            mappings: Vec::new(),
-            vacant_mappings: Vec::new(),
-            by_map: Map::default(),
+            quota: Quota::default(),
+            mappings: Mappings::default(),
             aliases: Map::default(),
-            queries: Map::default(),
-            next_query: 0,
-            waiting: 0,
-            sockets: 0,
+            names: Names::default(),
+            fallbacks: Fallbacks::default(),
             wheel: Wheel::new(now / SECOND),
             due: Vec::new(),
         }
@@ -213,12 +145,12 @@ impl Flows {
 
     /// Sockets now.
     pub fn sockets(&self) -> usize {
-        self.sockets
+        self.mappings.sockets()
     }
 
     /// Datagrams that wait for names.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.names.waiting()
     }
 
     /// Keeps a datagram until the flow's name has resolved.
@@ -226,31 +158,23 @@ impl Flows {
     /// # Errors
     /// There is no room.
     pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
-        let full = self.waiting >= WAITING_MAX;
         match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
-            Some(Target::Resolving { waiting, .. }) if waiting.len() < WAITING_PER_FLOW => {
-                if full {
-                    return Err(DropReason::NameQueueFull);
-                }
-                waiting.push(data.to_vec());
-                self.waiting += 1;
-                Ok(())
-            }
+            Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data),
             _ => Err(DropReason::FlowQueueFull),
         }
     }
 
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
     pub fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
-        let question = self.queries.remove(&query)?;
+        let question = self.names.answer(query)?;
         if let Some(channel) = question.channel {
-            self.give_back(channel, Share { questions: 1, ..Share::default() });
+            self.quota.give_back(channel, Share::QUESTION);
         }
         let id = question.flow?;
         let flow = self.flows[id as usize].as_mut()?;
         let Target::Resolving { port, waiting, .. } = &mut flow.target else { return None };
         let taken = std::mem::take(waiting);
-        self.waiting -= taken.len();
+        self.names.waited(taken.len());
         Some((id, *port, taken))
     }
 
@@ -280,15 +204,43 @@ impl Flows {
     }
 
     /// The flow whose peer this is.
-    pub fn talking_to(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
+    pub fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(u32, &mut Flow)> {
+        let id = *self.by_peer.get(&(socket, to))?;
+        Some((id, self.flows[id as usize].as_mut()?))
+    }
+
+    /// The flow whose peer this is and has sent something: a flow to a name keeps that address.
+    pub fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
+        self.fallbacks.forget(id);
         self.flows[id as usize].as_mut()
+    }
+
+    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
+    /// to send there again.
+    pub fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
+        let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
+        let mut again = Vec::new();
+        let to = loop {
+            let (ip, datagrams) = self.fallbacks.next(id, now)?;
+            again.extend(datagrams);
+            let to = SocketAddr::new(ip, left.port());
+            if self.connect(apps, id, to).is_ok() {
+                break to;
+            }
+        };
+        if self.by_peer.get(&(socket, left)) == Some(&id) {
+            self.by_peer.remove(&(socket, left));
+        }
+        let flow = self.flows[id as usize].as_mut()?;
+        // What holds for the new peer is judged again.
+        flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
+        Some((to, again))
     }
 
     /// A flow of the client that has this socket.
     pub fn of_client(&mut self, socket: SocketId) -> Option<&mut Flow> {
-        let mapping = *self.by_socket.get(&socket)?;
-        let id = *self.mappings[mapping as usize].as_ref()?.flows.last()?;
+        let id = self.mappings.flow_of(socket)?;
         self.flows[id as usize].as_mut()
     }
 
@@ -332,13 +284,13 @@ impl Flows {
             // An entry does not reuse a number that is in use; whoever does keeps what it has.
             return Err(DropReason::NumberTaken);
         }
-        if old.0 != channel && self.share(channel).flows >= self.caps.flows_per_channel {
+        if old.0 != channel && self.quota.of(channel).flows >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
         }
-        self.shares.entry(channel).or_default().flows += 1;
+        self.quota.take(channel, Share::FLOW);
         let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
         (flow.channel, flow.number) = (channel, number);
-        let mapping_id = flow.mapping;
+        let mapping = flow.mapping;
         let before = flow.was.replace(old);
         if let Some(before) = before {
             self.aliases.remove(&before);
@@ -346,14 +298,8 @@ impl Flows {
         self.by_number.remove(&old);
         self.take_place((channel, number), id);
         self.aliases.insert(old, Alias { flow: id, until: now + MOVED });
-        self.give_back(old.0, Share { flows: 1, ..Share::default() });
-        let mapping = self.mappings[mapping_id as usize].as_mut().expect("a flow has a live mapping");
-        let key = (channel, mapping.key.1);
-        if mapping.key != key && !self.by_map.contains_key(&key) {
-            self.by_map.remove(&mapping.key);
-            mapping.key = key;
-            self.by_map.insert(key, mapping_id);
-        }
+        self.quota.give_back(old.0, Share::FLOW);
+        self.mappings.move_to(mapping, channel);
         Ok(())
     }
 
@@ -364,21 +310,6 @@ impl Flows {
             && let Some(flow) = self.flows[alias.flow as usize].as_mut()
         {
             flow.was = None;
-        }
-    }
-
-    fn share(&self, channel: ChannelIndex) -> Share {
-        self.shares.get(&channel).copied().unwrap_or_default()
-    }
-
-    fn give_back(&mut self, channel: ChannelIndex, less: Share) {
-        if let Some(share) = self.shares.get_mut(&channel) {
-            share.flows -= less.flows;
-            share.sockets -= less.sockets;
-            share.questions -= less.questions;
-            if *share == Share::default() {
-                self.shares.remove(&channel);
-            }
         }
     }
 
@@ -395,32 +326,19 @@ impl Flows {
         target: Target,
         now: Nanos,
     ) -> Result<u32, DropReason> {
-        let mine = self.share(channel).flows;
+        let mine = self.quota.of(channel).flows;
         if mine >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
         }
         if mine >= self.caps.sockets.max(FLOWS_MAX) - self.len() {
             return Err(DropReason::FlowsFull);
         }
-        self.shares.entry(channel).or_default().flows += 1;
-        let mapping = match self.by_map.get(&(channel, map)) {
-            Some(mapping) => *mapping,
-            None => {
-                let id = self.vacant_mappings.pop().unwrap_or_else(|| {
-                    self.mappings.push(None);
-                    self.mappings.len() as u32 - 1
-                });
-                self.mappings[id as usize] =
-                    Some(Mapping { key: (channel, map), v4: None, v6: None, flows: Vec::new() });
-                self.by_map.insert((channel, map), id);
-                id
-            }
-        };
+        self.quota.take(channel, Share::FLOW);
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
             self.flows.len() as u32 - 1
         });
-        self.mappings[mapping as usize].as_mut().expect("just looked up").flows.push(id);
+        let mapping = self.mappings.add_flow((channel, map), id);
         self.flows[id as usize] = Some(Flow {
             channel,
             number,
@@ -473,15 +391,14 @@ impl Flows {
         port: u16,
         now: Nanos,
     ) -> Result<u32, DropReason> {
-        if self.share(channel).questions >= QUESTIONS_MAX - self.queries.len() {
+        if self.quota.of(channel).questions >= QUESTIONS_MAX - self.names.len() {
             return Err(DropReason::NamesFull);
         }
-        let query = self.next_query;
-        self.next_query = (query + 1) % NO_QUERY;
+        let query = self.names.draw();
         let target = Target::Resolving { query, port, waiting: Vec::new() };
         let id = self.add(channel, number, map, token, target, now)?;
-        self.queries.insert(query, Question { flow: Some(id), channel: Some(channel) });
-        self.shares.entry(channel).or_default().questions += 1;
+        self.names.ask(query, id, channel);
+        self.quota.take(channel, Share::QUESTION);
         Ok(query)
     }
 
@@ -491,20 +408,15 @@ impl Flows {
     /// Sockets are short.
     pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
-        let mapping = self.mappings[flow.mapping as usize].as_mut().expect("a flow has a live mapping");
-        let place = if to.is_ipv6() { &mut mapping.v6 } else { &mut mapping.v4 };
-        let socket = match *place {
-            Some(held) => held.socket,
+        let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
+            Some(socket) => socket,
             None => {
-                let share = self.shares.entry(flow.channel).or_default();
-                if share.sockets >= self.caps.sockets - self.sockets {
+                if self.quota.of(flow.channel).sockets >= self.caps.sockets - self.mappings.sockets() {
                     return Err(DropReason::SocketsFull);
                 }
                 let socket = apps.open(to.is_ipv6()).map_err(|_| DropReason::NoSocket)?;
-                share.sockets += 1;
-                self.sockets += 1;
-                *place = Some(Held { socket, opener: Some(flow.channel) });
-                self.by_socket.insert(socket, flow.mapping);
+                self.quota.take(flow.channel, Share::SOCKET);
+                self.mappings.hold(flow.mapping, to.is_ipv6(), socket, flow.channel);
                 socket
             }
         };
@@ -518,12 +430,13 @@ impl Flows {
     pub fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
+        self.fallbacks.forget(id);
         self.by_number.remove(&(flow.channel, flow.number));
         self.by_token.remove(&flow.token);
         if let Some(was) = flow.was {
             self.aliases.remove(&was);
         }
-        self.give_back(flow.channel, Share { flows: 1, ..Share::default() });
+        self.quota.give_back(flow.channel, Share::FLOW);
         let waited = match flow.target {
             Target::Peer { socket, to } => {
                 if self.by_peer.get(&(socket, to)) == Some(&id) {
@@ -532,29 +445,15 @@ impl Flows {
                 0
             }
             Target::Resolving { query, waiting, .. } => {
-                // The resolver is at it still, and its answer will come.
-                if let Some(question) = self.queries.get_mut(&query) {
-                    question.flow = None;
-                }
-                self.waiting -= waiting.len();
+                self.names.forget_flow(query);
+                self.names.waited(waiting.len());
                 waiting.len()
             }
         };
-        let mapping = self.mappings[flow.mapping as usize].as_mut().expect("a flow has a live mapping");
-        mapping.flows.retain(|of| *of != id);
-        if mapping.flows.is_empty() {
-            let mapping = self.mappings[flow.mapping as usize].take().expect("just looked at");
-            self.vacant_mappings.push(flow.mapping);
-            if self.by_map.get(&mapping.key) == Some(&flow.mapping) {
-                self.by_map.remove(&mapping.key);
-            }
-            for Held { socket, opener } in [mapping.v4, mapping.v6].into_iter().flatten() {
-                apps.close(socket);
-                self.by_socket.remove(&socket);
-                self.sockets -= 1;
-                if let Some(opener) = opener {
-                    self.give_back(opener, Share { sockets: 1, ..Share::default() });
-                }
+        for Held { socket, opener } in self.mappings.remove_flow(flow.mapping, id) {
+            apps.close(socket);
+            if let Some(opener) = opener {
+                self.quota.give_back(opener, Share::SOCKET);
             }
         }
         waited
@@ -572,21 +471,16 @@ impl Flows {
     pub fn close_channel(&mut self, apps: &mut impl Apps, channel: ChannelIndex) -> usize {
         // Its index is given out again: nothing that is left may be found under it. A client whose flows
         // have moved on keeps its socket; flows that it opens from here on get another.
-        self.by_map.retain(|(of, _), _| *of != channel);
+        self.mappings.forget_channel(channel);
         self.aliases.retain(|(of, _), _| *of != channel);
-        if !self.shares.contains_key(&channel) {
+        if !self.quota.holds(channel) {
             return 0;
         }
         let ids: Vec<u32> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
         let waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
-        if self.shares.remove(&channel).is_some() {
-            let mappings = self.mappings.iter_mut().flatten();
-            let held = mappings.flat_map(|mapping| [&mut mapping.v4, &mut mapping.v6]).flatten();
-            let openers = held.map(|held| &mut held.opener);
-            let askers = self.queries.values_mut().map(|question| &mut question.channel);
-            openers.chain(askers).for_each(|of| {
-                of.take_if(|of| *of == channel);
-            });
+        if self.quota.forget(channel) {
+            self.mappings.forget_opener(channel);
+            self.names.forget_channel(channel);
         }
         waited
     }

@@ -38,6 +38,13 @@ pub struct Usage {
     charged: u32,
 }
 
+impl Usage {
+    /// The same flow's towards the next address of its name. What it sent to the last one stays charged there.
+    pub fn moved_on(self) -> Usage {
+        Usage { answered: false, charged: 0, ..self }
+    }
+}
+
 /// What all flows to an address, and to those that share its row, have used.
 #[derive(Clone, Copy, Default)]
 struct Row {

@@ -1,12 +1,14 @@
 mod abuse;
+mod fallback;
 
 use super::*;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::stage::ingress::lengths;
 use crate::sys::Waker;
 use wire::cell::Class;
-use wire::frames::{Address, parse};
+use wire::frames::{Address, Status, parse};
 use wire::ids::LinkId;
+use wire::ids::Side;
 use wire::kdf::Secret;
 
 /// An exit with channels 0 to `channels - 1`, its ends of the rings, and the network of its applications.
@@ -93,7 +95,7 @@ impl Bench {
     /// Something of the frames that are ready for the entry.
     fn said<T>(&mut self, of: impl Fn(&Frame<'_>) -> Option<T>) -> Vec<T> {
         let payload = self.exit.settings.shape.payload();
-        let Exit { packer, free, .. } = &mut self.exit;
+        let Endpoint { packer, free, .. } = &mut self.exit.end;
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
             said.extend(parse(cell.body_mut(payload), Direction::Backward).unwrap().filter_map(|frame| of(&frame)));
@@ -107,7 +109,7 @@ impl Bench {
         self.exit.turn(self.now);
         // The channels' cells would lead over link 9, and control hears of their ends.
         while self.punts.pop().is_ok() {}
-        let ledger = *self.exit.published.lock().unwrap();
+        let ledger = *self.exit.end.published.lock().unwrap();
         assert!(ledger.closed(), "{ledger:?}");
         ledger
     }
@@ -195,9 +197,10 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
     let reported = |bench: &mut Bench| {
         bench.send(0, 2, address(2));
         bench.send(0, 3, address(3));
-        let Exit { apps, send_batch, datagrams, .. } = &mut bench.exit;
+        let Endpoint { apps, send_batch, datagrams, .. } = &mut bench.exit.end;
         apps.send(send_batch, &mut datagrams.forward);
         bench.exit.receive_apps(bench.now);
+        bench.exit.move_on(bench.now);
         let mut said = bench.statuses();
         said.retain(|(_, status)| *status == Status::Unreachable);
         said
@@ -274,7 +277,7 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_their_buffers_go() {
     bench.now += 2 * SECOND;
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (0, 16));
-    assert!(bench.exit.table.iter().all(|(_, record)| record.state.reassembler.is_bare()), "no buffer is kept");
+    assert!(bench.exit.end.table.iter().all(|(_, record)| record.state.reassembler.is_bare()), "no buffer is kept");
     bench.frame(channels - 1, &first(0));
     assert_eq!(bench.turn().datagrams.forward.held, 1);
 }
@@ -317,9 +320,10 @@ fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
 #[test]
 fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
     let mut bench = Bench::new(Class::S, 1);
-    let live = |bench: &Bench, seq| bench.exit.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some();
+    let live =
+        |bench: &Bench, seq| bench.exit.end.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some();
     assert!(live(&bench, 0));
-    bench.exit.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
+    bench.exit.end.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
     bench.frame(0, &Frame::Ping([0; 8]));
     bench.turn();
     assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));

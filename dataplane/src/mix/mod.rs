@@ -219,7 +219,7 @@ mod tests {
     use crate::stage::ingress::lengths;
     use crate::sys::Waker;
     use rand::SeedableRng;
-    use wire::cell::{Class, Header, Kind};
+    use wire::cell::{CellKind, Class, Header};
     use wire::ids::{LinkId, Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
@@ -262,7 +262,7 @@ mod tests {
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
-                let header = Header { channel: 0, seq, sub: 0, kind: Kind::Link, class: Class::S };
+                let header = Header { channel: 0, seq, sub: 0, kind: CellKind::Link, class: Class::S };
                 assert!(
                     commands
                         .push(Command::Inject { link: LinkId(0), slot: SlotId(1), header, body: vec![0; 240] })

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use wire::cell::{Block, Class, Direction, HEADER_LEN, Header, Kind, Shape};
+use wire::cell::{Block, CellKind, Class, Direction, HEADER_LEN, Header, Shape};
 use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::ids::{ChannelIndex, LinkId, Rank, Side, SlotId};
 
@@ -120,7 +120,7 @@ impl Gate {
         }
         // Look-ups first, all of them: none waits for another, and with the indices known, what they lead to can be
         // on its way from memory while the cells before are judged.
-        for found in self.found.iter_mut().flatten().filter(|found| found.header.kind == Kind::Data) {
+        for found in self.found.iter_mut().flatten().filter(|found| found.header.kind == CellKind::Data) {
             found.channel = table.lookup(self.side, found.link, found.header.channel);
         }
         let peers = arrivals.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.peer, run.count));
@@ -198,7 +198,7 @@ fn judge<C: ChannelState>(
     if !header.kind.travels(direction) {
         return Verdict::Dropped(DropReason::Kind);
     }
-    if header.kind != Kind::Data {
+    if header.kind != CellKind::Data {
         let body = Bytes::copy(cell.body_mut(cell_len - HEADER_LEN));
         return if punts.send(Punt::Cell { link, slot, from: peer, header, body }) {
             Verdict::Punted

@@ -20,7 +20,7 @@ use dataplane::sys::Waker;
 use dataplane::{MILLI, Nanos, SECOND};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, Header, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
@@ -176,7 +176,8 @@ impl Stand {
         for i in 0..count {
             let at = i % self.keys.len();
             let (channel, keys, seq) = &mut self.keys[at];
-            let header = Header { channel: *channel, seq: *seq, sub: 0, kind: Kind::Data, class: self.shape.class() };
+            let header =
+                Header { channel: *channel, seq: *seq, sub: 0, kind: CellKind::Data, class: self.shape.class() };
             let mut cell = vec![0x5a; self.shape.cell_len(Direction::Forward, 1)];
             let (key, iv) = keys.of(*seq).unwrap();
             seal_batch(&mut [Job::new(key, header.data_nonce(iv), &mut cell[16..])]);
@@ -195,7 +196,7 @@ impl Stand {
         for i in 0..count {
             let channel = 500_000 + (i % channels) as u32;
             let seq = seq + (i / channels) as u64;
-            let header = Header { channel, seq, sub: 0, kind: Kind::Data, class: self.shape.class() };
+            let header = Header { channel, seq, sub: 0, kind: CellKind::Data, class: self.shape.class() };
             let mut cell = vec![0xa5; self.shape.cell_len(Direction::Backward, 2)];
             let mut block = [header.to_block()];
             header_key.encipher(&mut block);

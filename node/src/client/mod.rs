@@ -103,12 +103,12 @@ impl Entry {
     /// Bytes of the longest datagram that travels in one cell. Longer ones take up to eight cells, and are lost if one
     /// of them is.
     pub fn max_single_cell_len(&self) -> usize {
-        self.shape.payload() - frames::DGRAM_OVERHEAD
+        frames::max_single_cell_len(self.shape.payload())
     }
 
     /// Bytes of the longest datagram that can be sent.
     pub fn max_datagram_len(&self) -> usize {
-        frames::longest(self.shape.payload())
+        frames::max_datagram_len(self.shape.payload())
     }
 
     /// All counters, as of now: where every datagram went.

@@ -44,7 +44,7 @@ impl UdpTunnel {
         let relay = entry.listeners.tunnel(client, Association { client, port }, refusals.clone())?;
         socket.connect(relay.address())?;
         let shape = entry.shape;
-        let received = Mutex::new(vec![0; HEADER_MAX + frames::longest(shape.payload())].into_boxed_slice());
+        let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
         Ok(UdpTunnel { socket, shape, received, refusals, _relay: relay })
     }
 
@@ -57,7 +57,7 @@ impl UdpTunnel {
     /// and after a refusal of an earlier datagram, nothing was sent.
     pub fn send_to(&self, data: &[u8], destination: &Destination) -> Result<usize, TunnelError> {
         self.check_refusals()?;
-        let max = frames::longest(self.shape.payload());
+        let max = frames::max_datagram_len(self.shape.payload());
         if data.len() > max {
             return Err(TunnelError::TooLong { destination: destination.clone(), len: data.len(), max });
         }
@@ -95,7 +95,7 @@ impl UdpTunnel {
 
     fn check_refusals(&self) -> Result<(), TunnelError> {
         while let Some(refusal) = self.refusals.take() {
-            if let Some(error) = TunnelError::refused(refusal, frames::longest(self.shape.payload())) {
+            if let Some(error) = TunnelError::refused(refusal, frames::max_datagram_len(self.shape.payload())) {
                 return Err(error);
             }
         }

@@ -1,7 +1,7 @@
-//! Where control and the data plane meet: punts become inputs, outputs become operations.
+//! The bridge between control and the data plane: punts become inputs, outputs become commands.
 //!
 //! The two crates do not know each other; this file alone translates. It owns no thread and no socket:
-//! [`crate::runtime::node`] runs it beside a worker, and the tests run whole chains of it in memory.
+//! [`crate::runtime::node`] runs it on the control thread, and the tests run whole chains of it in memory.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -13,26 +13,26 @@ use dataplane::command::{Command, CommandSender};
 use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
 
-/// Handshake datagrams that wait at most.
+/// Most handshake datagrams that wait.
 const OUTGOING_MAX: usize = 1024;
-/// How soon to look again at a ring that was not drained.
+/// Time until the next look at a ring that was not drained.
 const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
 const PUNTS_MAX: usize = 1024;
-/// Operations of one turn at most, beside one for every channel that is retired with its link: three slots, a
-/// keepalive and the end of every link; three setup cells for each seat of an entry; for each punt at most eight;
-/// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog too.
+/// Most commands of one turn, in addition to one for every channel that is retired with its link: three slots, a
+/// keepalive and the end of every link; three setup cells for each wanted channel of an entry; eight for each punt;
+/// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog, too.
 const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
-/// Orders of an operator's and of SOCKS clients taken in one turn.
+/// Orders of the operator and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
-/// Something for the node around the joint.
+/// What the bridge hands to the node that runs it.
 pub enum Note {
     /// Control has something for the log.
     Event(Event),
     /// The data plane has something for the log.
     Notice(Notice),
-    /// A name to resolve; answer with [`Joint::resolved`].
+    /// A name to resolve; answer with [`Bridge::resolved`].
     Resolve {
         /// The question's number.
         query: u32,
@@ -41,7 +41,7 @@ pub enum Note {
     },
 }
 
-/// A handshake datagram, and how many operations the worker must have taken before it leaves.
+/// A handshake datagram. It leaves when the worker has taken `after` commands.
 struct Outgoing {
     after: u64,
     side: Side,
@@ -49,32 +49,32 @@ struct Outgoing {
     datagram: Vec<u8>,
 }
 
-/// Control with its ends of the rings.
-pub struct Joint {
+/// The control plane with its ends of the rings to and from the workers.
+pub struct Bridge {
     control: Control,
     ops: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
-    /// Operations that found the ring full; their order is binding. While there are any, control takes in nothing:
-    /// at most [`BACKLOG_MAX`] and one for each channel.
+    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While there
+    /// are any, control takes in nothing.
     backlog: VecDeque<Command>,
-    /// Handshake datagrams that wait until the worker has the keys they speak of: whoever gets a message 2
-    /// may answer with a cell before this node's worker has woken up.
+    /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a cell
+    /// before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
 }
 
-impl Joint {
-    /// Joins a control plane to its workers' rings.
-    pub fn new(control: Control, ops: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Joint {
-        Joint { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
+impl Bridge {
+    /// Connects a control plane to its workers' rings.
+    pub fn new(control: Control, ops: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Bridge {
+        Bridge { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
-    /// The control plane, to be asked.
+    /// The control plane, for its counters.
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// Hands everything over, both ways. Returns when to come back at the latest.
+    /// Hands everything over in both directions. Returns the latest time of the next call.
     pub fn turn(
         &mut self,
         now: Duration,
@@ -94,7 +94,7 @@ impl Joint {
             self.control.tick(now, wall);
             self.collect(note);
             let most = BACKLOG_MAX + self.control.caps().channels;
-            debug_assert!(self.backlog.len() <= most, "{} operations in one turn", self.backlog.len());
+            debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
         }
         let taken = self.ops.taken();
@@ -104,7 +104,7 @@ impl Joint {
         if self.backlog.is_empty() && self.outgoing.is_empty() { self.control.next_wake() } else { now + AGAIN }
     }
 
-    /// Takes what control has to say.
+    /// Takes all outputs of control.
     fn collect(&mut self, note: &mut dyn FnMut(Note)) {
         while let Some(output) = self.control.poll_output() {
             match output {
@@ -216,7 +216,7 @@ mod tests {
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four operations, and the ring's other ends.
-    fn joint() -> (Joint, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
+    fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
         let hop = |position| Descriptor {
@@ -250,21 +250,21 @@ mod tests {
         let control = Control::new(config, rng, Duration::ZERO).unwrap();
         let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let joint = Joint::new(control, CommandSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
-        (joint, worker_ops, worker_punts)
+        let bridge = Bridge::new(control, CommandSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
+        (bridge, worker_ops, worker_punts)
     }
 
     /// One turn; how many datagrams left.
-    fn turn(joint: &mut Joint, now: Duration) -> usize {
+    fn turn(bridge: &mut Bridge, now: Duration) -> usize {
         let mut sent = 0;
-        joint.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| ());
+        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| ());
         sent
     }
 
     #[test]
     fn while_operations_wait_nothing_more_is_taken_in() {
-        let (mut joint, mut worker, mut punts) = joint();
-        (0..10).for_each(|query| joint.resolved(query, Vec::new()));
+        let (mut bridge, mut worker, mut punts) = bridge();
+        (0..10).for_each(|query| bridge.resolved(query, Vec::new()));
         for _ in 0..3 {
             let from = SocketAddr::from(([1, 1, 1, 1], 1));
             assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
@@ -272,8 +272,8 @@ mod tests {
         let mut taken = Vec::new();
         for left in [6, 2, 0] {
             let waiting = punts.slots();
-            turn(&mut joint, Duration::ZERO);
-            assert_eq!(joint.backlog.len(), left);
+            turn(&mut bridge, Duration::ZERO);
+            assert_eq!(bridge.backlog.len(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as operations do");
             while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query);
@@ -281,24 +281,24 @@ mod tests {
         }
         assert!(taken.into_iter().eq(0..10), "in order");
         assert_eq!(punts.slots(), 256);
-        assert!(joint.backlog.capacity() <= PUNTS_MAX);
+        assert!(bridge.backlog.capacity() <= PUNTS_MAX);
     }
 
     #[test]
     fn handshakes_that_wait_for_the_worker_are_bounded_and_counted() {
-        let (mut joint, mut worker, _punts) = joint();
-        joint.resolved(0, Vec::new());
+        let (mut bridge, mut worker, _punts) = bridge();
+        bridge.resolved(0, Vec::new());
         let mut second = 0;
-        while joint.control().counters().refused(Refusal::OutgoingFull) < 10 {
+        while bridge.control().counters().refused(Refusal::OutgoingFull) < 10 {
             second += 1;
             assert!(second < 10_000);
-            assert_eq!(turn(&mut joint, Duration::from_secs(second)), 0, "the worker has not taken the operation");
+            assert_eq!(turn(&mut bridge, Duration::from_secs(second)), 0, "the worker has not taken the operation");
         }
-        assert_eq!(joint.outgoing.len(), OUTGOING_MAX);
-        let made = 2 * joint.control().counters().handshakes_started as usize;
-        assert_eq!(made, OUTGOING_MAX + joint.control().counters().refused(Refusal::OutgoingFull) as usize);
+        assert_eq!(bridge.outgoing.len(), OUTGOING_MAX);
+        let made = 2 * bridge.control().counters().handshakes_started as usize;
+        assert_eq!(made, OUTGOING_MAX + bridge.control().counters().refused(Refusal::OutgoingFull) as usize);
         worker.pop().unwrap_or_else(|_| panic!("it is there"));
-        assert!(turn(&mut joint, Duration::from_secs(second)) >= OUTGOING_MAX);
-        assert!(joint.outgoing.is_empty());
+        assert!(turn(&mut bridge, Duration::from_secs(second)) >= OUTGOING_MAX);
+        assert!(bridge.outgoing.is_empty());
     }
 }

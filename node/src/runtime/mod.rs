@@ -5,6 +5,7 @@
 //! takes over what a node talks through, [`listeners`] are those of an entry, which [`console`] changes while it runs and
 //! [`socks`] opens for SOCKS5 clients. [`status`] serves the node's report over a Unix socket ([`local`]).
 
+mod address_order;
 pub mod bridge;
 pub mod console;
 pub mod icmp;

@@ -1,4 +1,5 @@
-//! A running node: control on one thread, the data plane on others ([`crate::runtime::workers`]), joined by [`crate::runtime::bridge`].
+//! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
+//! ([`crate::runtime::bridge`]).
 //!
 //! Owns the control thread, and what a node's readings are made from. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else leaves through the workers.
@@ -30,7 +31,7 @@ use wire::ids::Side;
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
-use crate::runtime::bridge::{Joint, Note};
+use crate::runtime::bridge::{Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
@@ -208,7 +209,7 @@ impl Node {
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
         let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
-        let joint = Joint::new(control, ops, punts);
+        let bridge = Bridge::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
         let reporter = Reporter {
@@ -228,7 +229,7 @@ impl Node {
             Part::Entry(_) | Part::Mix { .. } => None,
         };
         let thread = ControlThread {
-            joint,
+            bridge,
             orders,
             resolver,
             sockets: handshake_sockets,
@@ -337,7 +338,7 @@ impl Drop for ControlThread {
 }
 
 struct ControlThread {
-    joint: Joint,
+    bridge: Bridge,
     /// What the worker is to do beside what control wants.
     orders: Receiver<Command>,
     resolver: Option<Resolver>,
@@ -364,16 +365,16 @@ impl ControlThread {
         let clock = self.reporter.clock;
         while !self.stop.load(Ordering::Acquire) {
             while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
-                self.joint.resolved(query, addresses);
+                self.bridge.resolved(query, addresses);
             }
-            self.joint.take_orders(&self.orders);
+            self.bridge.take_orders(&self.orders);
             let wake = self.turn(clock.elapsed());
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
         }
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { joint, resolver, sockets, reporter, icmp, log, .. } = self;
+        let Self { bridge, resolver, sockets, reporter, icmp, log, .. } = self;
         let mut send = |side, to, datagram: &[u8]| {
             let socket = match side {
                 Side::Up => &sockets.0,
@@ -406,8 +407,8 @@ impl ControlThread {
                 }
             }
         };
-        let wake = joint.turn(now, SystemTime::now(), &mut send, &mut note);
-        let control = joint.control();
+        let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note);
+        let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
         *lock(&reporter.control) =
             ControlState { counters: control.counters().clone(), half_open: control.half_open() };

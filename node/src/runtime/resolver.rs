@@ -1,8 +1,8 @@
 //! Names for the exit, resolved off its data thread by hickory-resolver.
 //!
 //! One thread with a small tokio runtime. The data plane has at most [`QUESTIONS_MAX`] questions under way, and
-//! each is answered once; without the thread "nothing" is the answer. Whether an address may be used is the data
-//! plane's to judge.
+//! each is answered once; without the thread "nothing" is the answer. Addresses come in the order in which they are to be
+//! tried ([`crate::runtime::address_order`]). Whether an address may be used is the data plane's to judge.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +16,10 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::mpsc;
 
 use crate::error::StartError;
+use crate::runtime::address_order;
+
+/// Addresses of a name that are considered.
+const ADDRESSES_MAX: usize = 64;
 
 /// An answer: the question's number and what was found.
 pub type Answer = (u32, Vec<IpAddr>);
@@ -59,9 +63,10 @@ impl Resolver {
                         let name = if name.ends_with('.') { name.into_string() } else { format!("{name}.") };
                         let found = match name.trim_end_matches('.').parse::<IpAddr>() {
                             Ok(ip) => vec![ip],
-                            Err(_) => {
-                                resolver.lookup_ip(name).await.map(|ips| ips.iter().collect()).unwrap_or_default()
-                            }
+                            Err(_) => match resolver.lookup_ip(name).await {
+                                Ok(found) => in_order(found.iter()),
+                                Err(_) => Vec::new(),
+                            },
                         };
                         let _ = answer.send((query, found));
                         waker.wake();
@@ -83,5 +88,23 @@ impl Resolver {
     /// The next answer, if one has come.
     pub fn answer(&self) -> Option<Answer> {
         self.answers.try_recv().ok()
+    }
+}
+
+/// The first of these addresses, in the order in which they are to be tried.
+fn in_order(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = addresses.take(ADDRESSES_MAX).collect();
+    address_order::sort(&mut addresses);
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorting_considers_a_bounded_number_of_addresses() {
+        let many = (0..=255).map(|last| IpAddr::from([127, 0, 0, last]));
+        assert_eq!(in_order(many).len(), ADDRESSES_MAX);
     }
 }

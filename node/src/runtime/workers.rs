@@ -1,7 +1,6 @@
-//! The data plane of a node: its workers, made and set running, each on a thread of its own.
+//! The data plane of a node: makes its workers and runs each on a thread of its own.
 //!
-//! Owns the link sockets' options and what a worker is made of. An entry and an exit have one worker; a mix has one for
-//! each of its lanes.
+//! Owns the options of link sockets. An entry and an exit have one worker; a mix has one for each of its lanes.
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
@@ -26,6 +25,7 @@ use dataplane::socket::backend::{Calls, Io};
 use dataplane::socket::link::LinkPort;
 use dataplane::socket::offload::{Offload, Offloads};
 use dataplane::stage::ingress::lengths;
+use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -33,11 +33,15 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::ids::Side;
 
+<<<<<<< HEAD
 use crate::config::{Chain, ConfigError, Location, NodeConfig, Part};
+=======
+use crate::config::{Chain, ConfigError, ExitPart, NodeConfig, Part, Place};
+>>>>>>> main
 use crate::error::StartError;
 use crate::runtime::node::{Sockets, rng};
 
-/// Operations from control that can wait for a worker.
+/// Commands from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
 /// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
 const PUNTS_MAX: usize = 256;
@@ -46,25 +50,21 @@ pub const FLOW_BUFFER: usize = 1 << 20;
 
 /// Running workers, with control's ends of their rings.
 pub struct Workers {
-    /// Their threads.
     pub threads: Vec<JoinHandle<()>>,
-    /// To all of them.
+    /// Sends commands to all of them.
     pub ops: CommandSender,
-    /// From each.
+    /// One ring for each worker.
     pub punts: Vec<rtrb::Consumer<Punt>>,
-    /// What each counts.
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
-    /// How long cells stay in each, and what each releases by size.
+    /// Latencies and sizes of batches.
     pub profiles: Vec<latency::Shared>,
-    /// Their turns.
     pub turns: Vec<Arc<Turns>>,
-    /// Wake them.
     pub wakers: Vec<Arc<Waker>>,
 }
 
 /// A worker's ends of its rings, and what its thread waits on.
-struct Seat {
-    ops: rtrb::Consumer<Command>,
+struct WorkerEnds {
+    commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     waker: Arc<Waker>,
     poller: Poller,
@@ -85,146 +85,167 @@ impl Workers {
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
-        let (shape, window, hugepages) = (chain.shape, config.window, config.hugepages);
-        let system = || StartError::system("set up the sockets");
-        let offloads = offloads(shape, position, &sockets, config.offload).map_err(system())?;
+        let offloads = offloads(chain.shape, position, &sockets, config.offload).map_err(system())?;
         for socket in sockets.up.iter().chain(&sockets.down) {
             prepare(socket, config, offloads)?;
         }
-        let mut said = false;
-        let mut port = |socket: UdpSocket, side: Side| {
-            let calls = calls(&socket, config.io, &mut said);
-            LinkPort::new(socket, calls, lengths(shape, position, side), offloads)
-        };
-        let (mut rings, mut punts, mut seats) = (Vec::new(), Vec::new(), Vec::new());
-        for edge in 0..lanes.own {
-            let (to_worker, ops) = rtrb::RingBuffer::new(OPS_MAX);
+
+        let (mut rings, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for worker in 0..lanes.own {
+            let (to_worker, commands) = rtrb::RingBuffer::new(OPS_MAX);
             let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
             let (waker, poller) = (Arc::new(Waker::new().map_err(system())?), Poller::new().map_err(system())?);
-            let (up, down) = (sockets.up.get(edge).map(AsFd::as_fd), sockets.down.get(edge).map(AsFd::as_fd));
+            let (up, down) = (sockets.up.get(worker).map(AsFd::as_fd), sockets.down.get(worker).map(AsFd::as_fd));
             runner::watch(&poller, &waker, up, down).map_err(system())?;
             rings.push((to_worker, waker.clone()));
             punts.push(from_worker);
-            seats.push(Seat { ops, punts: PuntSender::new(to_control, control.clone()), waker, poller });
+            ends.push(WorkerEnds { commands, punts: PuntSender::new(to_control, control.clone()), waker, poller });
         }
-        let ops = CommandSender::to_all(rings, lanes);
-        let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
-        let mut workers = Workers {
+
+        let workers = Workers {
             threads: Vec::new(),
-            ops,
+            ops: CommandSender::to_all(rings, lanes),
             punts,
             ledgers: Vec::new(),
             profiles: Vec::new(),
             turns: Vec::new(),
-            wakers: seats.iter().map(|seat| seat.waker.clone()).collect(),
+            wakers: ends.iter().map(|ends| ends.waker.clone()).collect(),
         };
-        let (up, down) = (sockets.up, sockets.down);
-        let missing = |side: &str| {
-            let what = format!("the {} needs its {side} socket: set `{side}`", config.role().name());
-            StartError::Config(ConfigError::Arguments(what))
-        };
+        let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
+        let mut builder = Builder { chain, position, lanes, config, offloads, spawn, io_reported: false, workers };
         match &config.part {
-            Part::Entry(_) => {
-                let seat = seats.remove(0);
-                let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
-                let delays = chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
-                let settings = dataplane::entry::Settings {
-                    shape,
-                    listeners: kinds,
-                    window,
-                    hugepages,
-                    next_lanes: lanes.next,
-                    mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
-                };
-                let apps = UdpApps::new(seat.poller.clone(), listeners, config.receive_buffer, offloads);
-                let apps = apps.map_err(system())?;
-                let down = port(down.into_iter().next().ok_or_else(|| missing("down"))?, Side::Down);
-                let entry = Entry::new(settings, down, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
-                workers.ledgers.push(entry.published());
-                workers.profiles.push(entry.profile());
-                workers.spawn(&spawn, entry, seat.poller, seat.waker)?;
-            }
-            Part::Exit(part) => {
-                let seat = seats.remove(0);
-                let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
-                let settings = dataplane::exit::Settings {
-                    shape,
-                    window,
-                    hugepages,
-                    policy: Policy::new(
-                        part.allow.clone(),
-                        part.deny.clone(),
-                        own.into_iter().map(|interface| interface.ip()).collect(),
-                    )
-                    .trusting(part.trust.clone()),
-                    filtering: part.filtering,
-                    limits: part.limits,
-                    caps: dataplane::exit::Caps {
-                        flows_per_channel: part.max_flows_per_channel,
-                        sockets: part.max_sockets,
-                    },
-                    flow_idle: part.flow_idle,
-                };
-                let apps = UdpApps::new(seat.poller.clone(), Vec::new(), FLOW_BUFFER, offloads).map_err(system())?;
-                let up = port(up.into_iter().next().ok_or_else(|| missing("up"))?, Side::Up);
-                let exit = Exit::new(settings, up, apps, seat.ops, seat.punts, [rng()?, rng()?], clock.now());
-                workers.ledgers.push(exit.published());
-                workers.profiles.push(exit.profile());
-                workers.spawn(&spawn, exit, seat.poller, seat.waker)?;
-            }
-            Part::Mix { mixing } => {
-                let settings = mix::Settings { shape, position, mixing: *mixing, lanes, window, hugepages };
-                let up: Vec<LinkPort> = up.into_iter().map(|socket| port(socket, Side::Up)).collect();
-                let mut down: Vec<LinkPort> = down.into_iter().map(|socket| port(socket, Side::Down)).collect();
-                if up.len() != lanes.own {
-                    return Err(missing("up"));
-                }
-                if down.len() != lanes.downs() {
-                    return Err(missing("down"));
-                }
-                if lanes.own == 1 {
-                    let seat = seats.remove(0);
-                    let ports = (up.into_iter().next().ok_or_else(|| missing("up"))?, down.remove(0));
-                    let rngs = [rng()?, rng()?, rng()?];
-                    let mix = Mix::new(settings, ports, seat.ops, seat.punts, rngs, clock.now());
-                    workers.ledgers.push(mix.published());
-                    workers.profiles.push(mix.profile());
-                    workers.spawn(&spawn, mix, seat.poller, seat.waker)?;
-                } else {
-                    let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
-                    for (up, Seat { ops, punts, waker, poller }) in up.into_iter().zip(seats) {
-                        pollers.push((poller, waker.clone()));
-                        parts.push(ShardParts { up, down: down.next(), commands: ops, punts, waker, rng: rng()? });
-                    }
-                    let edges = shards(settings, parts, [rng()?, rng()?], clock.now());
-                    for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
-                        workers.ledgers.push(edge.published());
-                        workers.profiles.push(edge.profile());
-                        workers.spawn(&spawn, edge, poller, waker)?;
-                    }
-                }
-            }
+            Part::Entry(_) => builder.entry(sockets, ends.remove(0))?,
+            Part::Exit(part) => builder.exit(part, sockets, ends.remove(0))?,
+            Part::Mix { mixing } => builder.mix(*mixing, sockets, ends)?,
         }
-        Ok(workers)
+        Ok(builder.workers)
+    }
+}
+
+/// Makes the workers of a node of any role.
+struct Builder<'a> {
+    chain: &'a Chain,
+    position: usize,
+    lanes: Lanes,
+    config: &'a NodeConfig,
+    offloads: Offloads,
+    spawn: Spawn,
+    /// Whether the log has the reason why io_uring is not in use.
+    io_reported: bool,
+    workers: Workers,
+}
+
+impl Builder<'_> {
+    fn entry(&mut self, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
+        let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
+        let delays = self.chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
+        let settings = dataplane::entry::Settings {
+            shape: self.chain.shape,
+            listeners: kinds,
+            window: self.config.window,
+            hugepages: self.config.hugepages,
+            next_lanes: self.lanes.next,
+            mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
+        };
+        let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
+        let apps = UdpApps::new(ends.poller.clone(), listeners, self.config.receive_buffer, self.offloads);
+        let apps = apps.map_err(system())?;
+        let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
+
+        let entry = Entry::new(settings, down, apps, ends.commands, ends.punts, rngs, now);
+        self.workers.ledgers.push(entry.published());
+        self.workers.profiles.push(entry.profile());
+        self.spawn(entry, ends.poller, ends.waker)
     }
 
+    fn exit(&mut self, part: &ExitPart, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
+        let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
+        let own = own.into_iter().map(|interface| interface.ip()).collect();
+        let settings = dataplane::exit::Settings {
+            shape: self.chain.shape,
+            window: self.config.window,
+            hugepages: self.config.hugepages,
+            policy: Policy::new(part.allow.clone(), part.deny.clone(), own).trusting(part.trust.clone()),
+            filtering: part.filtering,
+            limits: part.limits,
+            caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },
+            flow_idle: part.flow_idle,
+        };
+        let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
+        let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads).map_err(system())?;
+        let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
+
+        let exit = Exit::new(settings, up, apps, ends.commands, ends.punts, rngs, now);
+        self.workers.ledgers.push(exit.published());
+        self.workers.profiles.push(exit.profile());
+        self.spawn(exit, ends.poller, ends.waker)
+    }
+
+    fn mix(&mut self, mixing: Mixing, sockets: Sockets, mut ends: Vec<WorkerEnds>) -> Result<(), StartError> {
+        let settings = mix::Settings {
+            shape: self.chain.shape,
+            position: self.position,
+            mixing,
+            lanes: self.lanes,
+            window: self.config.window,
+            hugepages: self.config.hugepages,
+        };
+        let mut up = self.ports(sockets.up, Side::Up, self.lanes.own)?;
+        let mut down = self.ports(sockets.down, Side::Down, self.lanes.downs())?;
+        let now = self.spawn.clock.now();
+        if self.lanes.own == 1 {
+            let (ends, ports) = (ends.remove(0), (up.remove(0), down.remove(0)));
+            let mix = Mix::new(settings, ports, ends.commands, ends.punts, [rng()?, rng()?, rng()?], now);
+            self.workers.ledgers.push(mix.published());
+            self.workers.profiles.push(mix.profile());
+            return self.spawn(mix, ends.poller, ends.waker);
+        }
+
+        let (mut parts, mut pollers, mut down) = (Vec::new(), Vec::new(), down.into_iter());
+        for (up, WorkerEnds { commands, punts, waker, poller }) in up.into_iter().zip(ends) {
+            pollers.push((poller, waker.clone()));
+            parts.push(ShardParts { up, down: down.next(), commands, punts, waker, rng: rng()? });
+        }
+        let edges = shards(settings, parts, [rng()?, rng()?], now);
+        for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
+            self.workers.ledgers.push(edge.published());
+            self.workers.profiles.push(edge.profile());
+            self.spawn(edge, poller, waker)?;
+        }
+        Ok(())
+    }
+
+    /// The link ports of one side: as many as `wanted`.
+    fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
+        if sockets.len() != wanted {
+            let (role, side) = (self.config.role().name(), side.name());
+            let what = format!("the {role} needs its {side} socket: set `{side}`");
+            return Err(StartError::Config(ConfigError::Arguments(what)));
+        }
+        let lengths = lengths(self.chain.shape, self.position, side);
+        let port = |socket: UdpSocket| {
+            let calls = calls(&socket, self.config.io, &mut self.io_reported);
+            LinkPort::new(socket, calls, lengths, self.offloads)
+        };
+        Ok(sockets.into_iter().map(port).collect())
+    }
+
+    /// Runs a worker on a thread of its own.
     fn spawn(
         &mut self,
-        with: &Spawn,
         mut worker: impl Worker + Send + 'static,
         poller: Poller,
         waker: Arc<Waker>,
     ) -> Result<(), StartError> {
-        let Spawn { cores, spin, stop, clock } = with;
+        let Spawn { cores, spin, stop, clock } = &self.spawn;
         let (spin, stop, clock) = (*spin, stop.clone(), *clock);
-        let index = self.threads.len();
+        let index = self.workers.threads.len();
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let turns = Arc::new(Turns::default());
-        self.turns.push(turns.clone());
-        // The name that the first has had since there was but one.
+        self.workers.turns.push(turns.clone());
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            // Seen to be possible before.
+            // Checked before, so this fails only if the process lost a core since.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
             {
@@ -233,9 +254,13 @@ impl Workers {
             let (poller, waker, stop, turns) = (&poller, &*waker, &*stop, &*turns);
             runner::run(&mut worker, Run { poller, waker, clock, spin, stop, turns });
         });
-        self.threads.push(thread.map_err(StartError::system("start a worker"))?);
+        self.workers.threads.push(thread.map_err(StartError::system("start a worker"))?);
         Ok(())
     }
+}
+
+fn system() -> impl FnOnce(std::io::Error) -> StartError {
+    StartError::system("set up the sockets")
 }
 
 /// What all workers' threads need.
@@ -246,7 +271,7 @@ struct Spawn {
     clock: Clock,
 }
 
-/// Sets DF, and takes no word of ICMP for the path's MTU: anybody may forge that, and a cell has but one length.
+/// Sets DF and ignores ICMP path-MTU updates: anybody can forge those, and all cells have one length.
 fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     if socket.local_addr()?.is_ipv6() {
         sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;

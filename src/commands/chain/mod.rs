@@ -94,7 +94,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         receivers,
         clients: plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect(),
         patience: PATIENCE + 2 * all_delays,
-        limit: frames::longest(shape.payload()),
+        limit: frames::max_datagram_len(shape.payload()),
     };
     let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;
     while args.stay && !interrupted.load(Ordering::Relaxed) {
@@ -106,7 +106,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let summary = Summary { setup, outcome: &outcome, at_start: &at_start, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.verbose) })?;
     if too_large > 0 {
-        let (len, limit) = (load.payload.len(), frames::longest(shape.payload()));
+        let (len, limit) = (load.payload.len(), frames::max_datagram_len(shape.payload()));
         bail!("the entry refused {too_large} datagrams of {len} bytes (limit {limit})");
     }
     summary.verdict()
@@ -353,8 +353,8 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
     text += &format!(
         "\nDatagrams of up to {} bytes travel in one cell, of up to {} in several.\n\
          For WireGuard through the chain, set MTU = {}.\n",
-        shape.payload() - frames::DGRAM_OVERHEAD,
-        frames::longest(shape.payload()),
+        frames::max_single_cell_len(shape.payload()),
+        frames::max_datagram_len(shape.payload()),
         wireguard_mtu(shape)
     );
     text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");

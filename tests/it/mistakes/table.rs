@@ -56,7 +56,7 @@ table! { FILES:
     "the chain file for a configuration", Nothing, "mix --config chain.toml",
         &["chain.toml:2: unknown key `id`", "it belongs in chain.toml", "which file was named"];
     "the key file for a configuration", Nothing, "mix --config mix1.key",
-        &["mix1.key:3: unknown key `identity`", "it belongs in a key file"];
+        &["mix1.key:3: unknown key `identity`", "it belongs in ", "which file was named"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -172,7 +172,7 @@ table! { CHAIN:
         &["identity must be 32 bytes"];
     "the identity of somebody else",
         Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
-        &["node 1: the signature is not by"];
+        &["node 1: the signature does not match"];
     "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
         &["is not in the signed descriptor, which has 127.0.0.1:4701", "`next`"];
     "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
@@ -180,10 +180,10 @@ table! { CHAIN:
     "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
         &["the descriptor is not base64"];
     "a descriptor cut short", Line("chain.toml", "descriptor", "descriptor = \"ZWRkeQE=\""), MIX,
-        &["node 1: the descriptor is cut short"];
+        &["node 1: the descriptor is truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "a descriptor with a bad signature", Do(|s| sign(s, |_| {}, |signed| *signed.last_mut().unwrap() ^= 1)), MIX,
-        &["chain.toml:", "node 1: the signature is not by the identity", "the node's operator"];
+        &["chain.toml:", "node 1: the signature does not match the identity", "the node's operator"];
     "a descriptor that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
         &["node 1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
@@ -344,7 +344,7 @@ table! { COMMAND_LINE:
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
-        &["EDDY_AEAD=wide128", "no such engine", "portable or rustcrypto"];
+        &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
     "an `EDDY_LOG` that is not a filter", Do(|s| s.environment.push(("EDDY_LOG", "dbug"))), MIX,
         &["invalid EDDY_LOG \"dbug\"", "expected a level", "info,eddy_node=debug"];
     "a `--log` that is not a filter", Nothing, "mix --config mix1.toml --log eddy_node=loud",
@@ -352,7 +352,7 @@ table! { COMMAND_LINE:
     "a `--log-format` that does not exist", Nothing, "mix --config mix1.toml --log-format yaml",
         &["yaml", "--log-format", "text, json"];
     "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
-        &["EDDY_AEAD=:", "no such engine", "or unset it"];
+        &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
         &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"];
     "a chain made over another", Nothing, "init .", &["chain.toml exists", "--force"];
@@ -393,7 +393,7 @@ fn hold(scene: &mut Scene, port: &'static str) -> SocketAddr {
 fn net(scene: &mut Scene, prelude: &'static str) {
     (scene.apart, scene.prelude) = (true, prelude);
     if !scene.can(prelude) {
-        scene.impossible("needs network namespaces, `unshare` and `ip`");
+        scene.impossible("needs network namespaces and ip(8): `unshare -rn ip link` must work, or run as root");
     }
 }
 
@@ -401,7 +401,7 @@ fn privileged_ports(scene: &mut Scene) {
     scene.unprivileged = true;
     let file = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     if fs::read_to_string(file).is_ok_and(|first| first.trim().parse::<u16>().is_ok_and(|first| first <= 47)) {
-        scene.impossible("every user may bind every port here");
+        scene.impossible("every user may bind every port: sysctl -w net.ipv4.ip_unprivileged_port_start=1024");
     }
 }
 
@@ -415,7 +415,7 @@ fn receive_buffer(scene: &mut Scene) {
     let most: usize = fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap().trim().parse().unwrap();
     let wanted = 1_000_000_000;
     if most >= wanted {
-        return scene.impossible("the system grants every buffer");
+        return scene.impossible("the system grants every buffer: sysctl -w net.core.rmem_max=8388608");
     }
     scene.names.push((format!("grants {most}"), "grants 212992"));
     scene.edit("mix1.toml", "# receive_buffer", &format!("receive_buffer = {wanted}"));

@@ -1,4 +1,4 @@
-//! The block ciphers that an engine can be prepared for, and what each engine needs to know of them.
+//! The block ciphers that keys are prepared for, with the parameters that each engine needs.
 
 #[cfg(target_arch = "x86_64")]
 use super::wide::{self, Block};
@@ -9,26 +9,24 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// AES with one length of key.
+/// AES with one key length.
 pub trait Cipher: sealed::Sealed + Sized + 'static {
-    /// Its key: 16 or 32 bytes.
     type Key: AsRef<[u8]>;
 
     /// Rounds (FIPS 197 5).
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
     const ROUNDS: usize;
-    /// One round key more than rounds.
+    /// `ROUNDS + 1` of them.
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
     type RoundKeys: AsRef<[Block]> + AsMut<[Block]>;
-    /// Room for them.
     #[cfg(target_arch = "x86_64")]
     #[doc(hidden)]
     const NO_ROUND_KEYS: Self::RoundKeys;
 
-    // For the wide engines: what they do with a batch, in functions of this crate, or every crate that has jobs would
-    // compile it anew. Each asks for a CPU with its engine's instructions.
+    // Entry points of the wide engines. Without them, every crate that has jobs would compile the engines again.
+    // SAFETY of all: the CPU must have the engine's instructions.
     #[doc(hidden)]
     #[cfg(target_arch = "x86_64")]
     unsafe fn open_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize;
@@ -79,32 +77,32 @@ macro_rules! cipher {
 
             #[cfg(target_arch = "x86_64")]
             unsafe fn open_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_512::open_batch(jobs) }
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn seal_512(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_512::seal_batch(jobs) }
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn ctr_512(jobs: &mut [Job<'_, Stream<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_512::ctr_batch(jobs) }
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn open_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_256::open_batch(jobs) }
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn seal_256(jobs: &mut [Job<'_, Aead<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_256::seal_batch(jobs) }
             }
             #[cfg(target_arch = "x86_64")]
             unsafe fn ctr_256(jobs: &mut [Job<'_, Stream<Self>>]) -> usize {
-                // SAFETY: the caller's.
+                // SAFETY: the caller guarantees the CPU's instructions.
                 unsafe { wide::of_256::ctr_batch(jobs) }
             }
 
@@ -118,5 +116,5 @@ macro_rules! cipher {
     };
 }
 
-cipher!(Aes128, "AES with keys of 128 bits: the protocol's.", 16, 10, AES_128_GCM, Aes128Gcm);
+cipher!(Aes128, "AES with keys of 128 bits, the cipher of the protocol.", 16, 10, AES_128_GCM, Aes128Gcm);
 cipher!(Aes256, "AES with keys of 256 bits.", 32, 14, AES_256_GCM, Aes256Gcm);

@@ -1,20 +1,20 @@
-//! Which engine does the work: the fastest that the CPU can run, or the one that `EDDY_AEAD` names.
+//! Selects the engine: the fastest that the CPU can run, or the one that `EDDY_AEAD` names.
 //!
-//! An [`Engine`] is a proof that this CPU can run it: there is no other way to one than asking here.
+//! An [`Engine`] proves that this CPU can run it, because only this module makes one.
 
 use std::sync::OnceLock;
 
 use super::{AeadKey, Job, KEY_LEN, StreamKey, ctr_batch, open_batch, seal_batch};
 use crate::cell::TAG_LEN;
 
-/// The environment variable that names an engine.
+/// The environment variable that selects an engine.
 pub const VARIABLE: &str = "EDDY_AEAD";
 
 /// An engine that this CPU can run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Engine(pub(super) Which);
 
-/// The engines, fastest first.
+/// Fastest first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Which {
     #[cfg(target_arch = "x86_64")]
@@ -25,39 +25,37 @@ pub(super) enum Which {
     RustCrypto,
 }
 
-/// All names, known on every CPU.
+/// The names of all engines, also of those that this CPU cannot run.
 const NAMES: [&str; 4] = ["wide512", "wide256", "portable", "rustcrypto"];
 
-/// [`VARIABLE`] names no engine that can run.
+/// [`VARIABLE`] does not name an engine that can run here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// No such engine.
-    #[error("{VARIABLE}={0}: no such engine: take wide512, wide256, portable or rustcrypto, or unset it")]
+    #[error("invalid {VARIABLE}={0}: expected wide512, wide256, portable or rustcrypto; or unset it")]
     Unknown(String),
-    /// The CPU lacks its instructions.
-    #[error("{VARIABLE}={0}: this CPU has no {1}: take portable or rustcrypto, or unset it")]
+    #[error("{VARIABLE}={0} needs {1}, which this CPU does not have: use portable or rustcrypto, or unset it")]
     Unavailable(&'static str, &'static str),
 }
 
 impl Engine {
-    /// Those that this CPU can run, fastest first.
+    /// The engines that this CPU can run, fastest first.
     pub fn all() -> impl Iterator<Item = Engine> {
         NAMES.into_iter().filter_map(|name| Engine::named(name).ok())
     }
 
-    /// The one that is taken unless told otherwise: the fastest that agrees with Rust's own on this very CPU. Where
-    /// nothing was measured that is Rust's own.
+    /// The default: the fastest engine that agrees with the reference `rustcrypto` on this CPU. On other
+    /// architectures, where nothing was measured, the reference itself.
     pub fn best() -> Engine {
-        let fastest = Engine::all().find(|engine| engine.agrees()).expect("Rust's own agrees with itself");
+        let fastest = Engine::all().find(|engine| engine.agrees()).expect("the reference agrees with itself");
         if cfg!(target_arch = "x86_64") { fastest } else { Engine(Which::RustCrypto) }
     }
 
-    /// Whether it seals, opens and enciphers a few texts as Rust's own does. A microsecond or two at the start, for an
-    /// emulator, a hypervisor or a CPU of which nobody has heard yet.
+    /// Checks that it seals, opens and enciphers a few texts like the reference. Costs a few microseconds at the
+    /// start, and guards against faulty emulators, hypervisors and CPUs.
     fn agrees(self) -> bool {
-        let rust = Engine(Which::RustCrypto);
+        let reference = Engine(Which::RustCrypto);
         let (key, nonce) = ([0xa7; KEY_LEN], [0x5c; 12]);
-        let of = |engine, text: &[u8]| {
+        let seal = |engine, text: &[u8]| {
             let (aead, stream) = (AeadKey::prepare_for(engine, &key), StreamKey::prepare_for(engine, &key));
             let (mut sealed, mut streamed) = (text.to_vec(), text.to_vec());
             seal_batch(&mut [Job::new(&aead, nonce, &mut sealed)]);
@@ -66,8 +64,9 @@ impl Engine {
         };
         [0, 1, 15, 16, 17, 208, 240, 1184, 1328, 1440].into_iter().all(|len| {
             let text: Vec<u8> = (0..len + TAG_LEN).map(|i| (i * 7 + i / 256) as u8).collect();
-            let ((aead, mut sealed, streamed), (_, sealed_rust, streamed_rust)) = (of(self, &text), of(rust, &text));
-            let same = sealed == sealed_rust && streamed == streamed_rust;
+            let ((aead, mut sealed, streamed), (_, sealed_reference, streamed_reference)) =
+                (seal(self, &text), seal(reference, &text));
+            let same = sealed == sealed_reference && streamed == streamed_reference;
             let mut forged = sealed.clone();
             forged[len] ^= 1;
             let mut jobs = [Job::new(&aead, nonce, &mut sealed), Job::new(&aead, nonce, &mut forged)];
@@ -80,7 +79,7 @@ impl Engine {
     /// The engine of this name.
     ///
     /// # Errors
-    /// There is none, or this CPU cannot run it.
+    /// The name is unknown, or this CPU cannot run the engine.
     pub fn named(name: &str) -> Result<Engine, EngineError> {
         match name {
             #[cfg(target_arch = "x86_64")]
@@ -95,7 +94,7 @@ impl Engine {
         }
     }
 
-    /// Its name, for reports and for [`VARIABLE`].
+    /// Its name in reports and in [`VARIABLE`].
     pub const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -125,7 +124,7 @@ fn has_512() -> bool {
     wide512::get()
 }
 
-/// cpufeatures ties `vaes` and `vpclmulqdq` to the state of AVX-512, which this path does without.
+/// Without cpufeatures, which reports `vaes` and `vpclmulqdq` only if AVX-512 is usable, too.
 #[cfg(target_arch = "x86_64")]
 fn has_256() -> bool {
     is_x86_feature_detected!("avx2")
@@ -135,10 +134,10 @@ fn has_256() -> bool {
         && is_x86_feature_detected!("vpclmulqdq")
 }
 
-/// The process's engine, chosen at the first call and for good. A node asks at its start, to report the error.
+/// The engine of this process, chosen at the first call. A node calls it at its start and reports the error.
 ///
 /// # Errors
-/// [`VARIABLE`] names an engine that does not exist or that this CPU cannot run.
+/// [`VARIABLE`] names an engine that is unknown or that this CPU cannot run.
 pub fn select() -> Result<Engine, EngineError> {
     static CHOSEN: OnceLock<Result<Engine, EngineError>> = OnceLock::new();
     let choose = || match std::env::var_os(VARIABLE) {
@@ -148,7 +147,7 @@ pub fn select() -> Result<Engine, EngineError> {
     CHOSEN.get_or_init(choose).clone()
 }
 
-/// The process's engine. Where [`select`] gives an error, which a node does not start with, the best.
+/// The engine of this process. The default if [`select`] fails; a node does not start then.
 pub fn engine() -> Engine {
     select().unwrap_or_else(|_| Engine::best())
 }

@@ -1,10 +1,9 @@
-//! The engine seam: AES in GCM and in bare counter mode, in place, over slices of jobs.
+//! AES-GCM and plain AES-CTR, in place, over slices of jobs; four engines implement it.
 //!
-//! A job is one (key, nonce, bytes) triple. Callers hand over whole batches, so that an engine may prefetch the
-//! next key and keep its units busy across jobs; a call per cell could do neither. Four engines fill the seam:
-//! `wide` twice, in registers of 512 and of 256 bits, `portable` and `rustcrypto`. [`engine`] says which. A
-//! key is prepared for one of them and worked on by it: whoever has keys of several may mix them in a batch. The
-//! protocol's cipher is AES-128; AES-256 is there for comparison and for suites to come.
+//! A job is one (key, nonce, bytes) triple. Callers pass whole batches, so that an engine can prefetch the
+//! next key; a call per cell could not. The engines are `wide` with registers of 512 and of 256 bits,
+//! `portable` and `rustcrypto`; [`engine`] returns the one in use. Each key is prepared for one engine, and a
+//! batch may mix keys of several. The protocol uses AES-128; AES-256 is for comparison and for later suites.
 
 #[allow(unsafe_code)]
 mod cipher;
@@ -25,26 +24,23 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use crate::cell::TAG_LEN;
 
 /// Bytes of an AES-128 key.
-pub const KEY_LEN: usize = 16;
+const KEY_LEN: usize = 16;
 
 /// A prepared AES-128-GCM key; wiped on drop.
 pub type AeadKey = Aead<Aes128>;
 /// A prepared AES-128-CTR key; wiped on drop.
 pub type StreamKey = Stream<Aes128>;
-/// A prepared AES-256-GCM key; wiped on drop.
-pub type Aead256Key = Aead<Aes256>;
-/// A prepared AES-256-CTR key; wiped on drop.
-pub type Stream256Key = Stream<Aes256>;
 
-/// A prepared GCM key and its iv; wiped on drop. With AES-128 five cache lines, of which a library's engine uses one.
-pub struct Aead<C: Cipher>(Kind<C>);
+/// A prepared GCM key and its iv; wiped on drop. With AES-128 it has five cache lines; an engine by a library uses
+/// only the first.
+pub struct Aead<C: Cipher>(AeadKind<C>);
 
-/// What the nonces under a key are made of. It lies where the word that names the engine leaves room.
+/// The iv that nonces under a key are derived from. It fits into the alignment gap after the enum's tag.
 type Iv = Zeroizing<[u8; 12]>;
 
-/// Which engine a key is for, and the key.
+/// A key, by engine.
 #[repr(align(64))]
-enum Kind<C: Cipher> {
+enum AeadKind<C: Cipher> {
     #[cfg(target_arch = "x86_64")]
     Wide512(Iv, wide::AeadKey<C>),
     #[cfg(target_arch = "x86_64")]
@@ -53,10 +49,10 @@ enum Kind<C: Cipher> {
     RustCrypto(Iv, Box<rustcrypto::AeadKey<C>>),
 }
 
-/// A prepared CTR key and its iv; wiped on drop. With AES-128 three cache lines.
+/// A prepared CTR key and its iv; wiped on drop. With AES-128 it has three cache lines.
 pub struct Stream<C: Cipher>(StreamKind<C>);
 
-/// Which engine a key is for, and the key.
+/// A key, by engine.
 #[repr(align(64))]
 enum StreamKind<C: Cipher> {
     #[cfg(target_arch = "x86_64")]
@@ -74,36 +70,36 @@ impl<C: Cipher> ZeroizeOnDrop for Aead<C> {}
 impl<C: Cipher> ZeroizeOnDrop for Stream<C> {}
 
 impl<C: Cipher> Aead<C> {
-    /// Expands a key for an engine; its iv is zeros.
+    /// Expands a key for an engine, with an iv of zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
         Self::with_iv(engine, key, Iv::default())
     }
 
     fn with_iv(engine: Engine, key: &C::Key, iv: Iv) -> Self {
         Aead(match engine.0 {
-            // SAFETY: an engine is a proof that this CPU has its instructions.
+            // SAFETY: an `Engine` exists only if this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide512 => Kind::Wide512(iv, unsafe { wide::AeadKey::new(key, wide::of_512::LANES) }),
+            Which::Wide512 => AeadKind::Wide512(iv, unsafe { wide::AeadKey::new(key, wide::of_512::LANES) }),
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Which::Wide256 => Kind::Wide256(iv, unsafe { wide::AeadKey::new(key, wide::of_256::LANES) }),
-            Which::Portable => Kind::Portable(iv, Box::new(portable::AeadKey::new::<C>(key))),
-            Which::RustCrypto => Kind::RustCrypto(iv, Box::new(rustcrypto::AeadKey::new(key))),
+            Which::Wide256 => AeadKind::Wide256(iv, unsafe { wide::AeadKey::new(key, wide::of_256::LANES) }),
+            Which::Portable => AeadKind::Portable(iv, Box::new(portable::AeadKey::new::<C>(key))),
+            Which::RustCrypto => AeadKind::RustCrypto(iv, Box::new(rustcrypto::AeadKey::new(key))),
         })
     }
 }
 
 impl<C: Cipher> Stream<C> {
-    /// Expands a key for an engine; its iv is zeros.
+    /// Expands a key for an engine, with an iv of zeros.
     pub fn prepare_for(engine: Engine, key: &C::Key) -> Self {
         Self::with_iv(engine, key, Iv::default())
     }
 
     fn with_iv(engine: Engine, key: &C::Key, iv: Iv) -> Self {
         Stream(match engine.0 {
-            // SAFETY: an engine is a proof that this CPU has its instructions.
+            // SAFETY: an `Engine` exists only if this CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             Which::Wide512 => StreamKind::Wide512(iv, unsafe { wide::StreamKey::new(key) }),
@@ -116,16 +112,16 @@ impl<C: Cipher> Stream<C> {
     }
 }
 
-/// What a generation of a layer holds: see [`crate::key::Generations`].
+/// A key that [`crate::key::Generations`] can hold.
 pub trait Prepared {
-    /// Expands the key schedule for the process's engine.
+    /// Expands a key for the engine of this process.
     fn prepare(key: &[u8; KEY_LEN], iv: &[u8; 12]) -> Self;
 
-    /// The iv that the nonces under it are made of.
+    /// The iv that nonces under this key are derived from.
     fn iv(&self) -> &[u8; 12];
 }
 
-/// Key (16) and iv (12) as one label expands.
+/// Prepares a key (16 bytes) and its iv (12 bytes), as one label expands.
 pub fn prepare<K: Prepared>(bytes: &[u8; KEY_LEN + 12]) -> K {
     let (key, iv) = bytes.split_first_chunk::<KEY_LEN>().expect("it is longer");
     K::prepare(key, iv.try_into().expect("12 are left"))
@@ -139,8 +135,8 @@ impl Prepared for AeadKey {
     fn iv(&self) -> &[u8; 12] {
         match &self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Wide512(iv, _) | Kind::Wide256(iv, _) => iv,
-            Kind::Portable(iv, _) | Kind::RustCrypto(iv, _) => iv,
+            AeadKind::Wide512(iv, _) | AeadKind::Wide256(iv, _) => iv,
+            AeadKind::Portable(iv, _) | AeadKind::RustCrypto(iv, _) => iv,
         }
     }
 }
@@ -159,43 +155,41 @@ impl Prepared for StreamKey {
     }
 }
 
-/// One cell's worth of work under key type `K`.
+/// The work on one cell under a key of type `K`.
 pub struct Job<'a, K> {
-    /// The prepared key.
     pub key: &'a K,
-    /// Never the same twice under one key, except for a copy of the same cell.
+    /// Never used twice under one key, except for a copy of the same cell.
     pub nonce: [u8; 12],
-    /// Worked on in place. For open and seal the last [`TAG_LEN`] bytes are the tag.
+    /// Processed in place. For open and seal the last [`TAG_LEN`] bytes are the tag.
     pub data: &'a mut [u8],
-    /// Set by [`open_batch`]: the tag was right, `data` holds the plaintext before the tag.
+    /// Set by [`open_batch`] if the tag is valid: `data` holds the plaintext, then the tag.
     pub ok: bool,
 }
 
 impl<'a, K> Job<'a, K> {
-    /// A job not yet done.
     pub fn new(key: &'a K, nonce: [u8; 12], data: &'a mut [u8]) -> Self {
         Job { key, nonce, data, ok: false }
     }
 }
 
-/// Opens each job in place (GCM, no AAD); `ok` tells which were authentic. The text of a job that was not is
-/// ciphertext still, or zeros: never what it would have deciphered to.
+/// Opens each job in place (GCM, no AAD) and sets `ok` on the authentic ones. The text of any other job remains
+/// ciphertext or becomes zeros; it is never the unauthenticated plaintext.
 pub fn open_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
     while let Some(first) = jobs.first_mut() {
         let done = match &first.key.0 {
-            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            // SAFETY: a key for an engine exists only if the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(..) => unsafe { C::open_512(jobs) },
+            AeadKind::Wide512(..) => unsafe { C::open_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(..) => unsafe { C::open_256(jobs) },
-            Kind::Portable(_, key) => {
+            AeadKind::Wide256(..) => unsafe { C::open_256(jobs) },
+            AeadKind::Portable(_, key) => {
                 first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
                 1
             }
-            Kind::RustCrypto(_, key) => {
+            AeadKind::RustCrypto(_, key) => {
                 first.ok = first.data.len() >= TAG_LEN && key.open(&first.nonce, first.data);
                 1
             }
@@ -204,27 +198,27 @@ pub fn open_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
     }
 }
 
-/// Seals each job in place (GCM, no AAD); the tag goes into the last [`TAG_LEN`] bytes.
+/// Seals each job in place (GCM, no AAD). The last [`TAG_LEN`] bytes become the tag.
 ///
 /// # Panics
-/// If a job is shorter than a tag.
+/// A job is shorter than a tag.
 pub fn seal_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
     while let Some(first) = jobs.first_mut() {
         let done = match &first.key.0 {
-            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            // SAFETY: a key for an engine exists only if the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide512(..) => unsafe { C::seal_512(jobs) },
+            AeadKind::Wide512(..) => unsafe { C::seal_512(jobs) },
             // SAFETY: the same.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Kind::Wide256(..) => unsafe { C::seal_256(jobs) },
-            Kind::Portable(_, key) => {
+            AeadKind::Wide256(..) => unsafe { C::seal_256(jobs) },
+            AeadKind::Portable(_, key) => {
                 key.seal(&first.nonce, first.data);
                 first.ok = true;
                 1
             }
-            Kind::RustCrypto(_, key) => {
+            AeadKind::RustCrypto(_, key) => {
                 key.seal(&first.nonce, first.data);
                 first.ok = true;
                 1
@@ -234,12 +228,12 @@ pub fn seal_batch<C: Cipher>(mut jobs: &mut [Job<'_, Aead<C>>]) {
     }
 }
 
-/// XORs AES-CTR over the whole of each job, first block nonce | u32 1, the u32 counting up
-/// (SPEC 3.5).
+/// XORs the AES-CTR keystream over all bytes of each job. The first counter block is nonce | u32 1, and the u32
+/// counts up (SPEC 3.5).
 pub fn ctr_batch<C: Cipher>(mut jobs: &mut [Job<'_, Stream<C>>]) {
     while let Some(first) = jobs.first_mut() {
         let done = match &first.key.0 {
-            // SAFETY: a key for an engine exists only where the CPU has its instructions.
+            // SAFETY: a key for an engine exists only if the CPU has its instructions.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             StreamKind::Wide512(..) => unsafe { C::ctr_512(jobs) },

@@ -1,5 +1,5 @@
-//! The engine `rustcrypto`: the crates `aes-gcm`, `aes` and `ctr`, in Rust throughout. The oracle that the others
-//! are held against, and the choice where no other was measured.
+//! The engine `rustcrypto`: the crates `aes-gcm`, `aes` and `ctr`, written in Rust. It is the reference that the
+//! others are tested against, and the default on architectures where no other was measured.
 
 use aes::cipher::array::Array;
 use aes::cipher::consts::{U12, U16};
@@ -11,13 +11,11 @@ use crate::cell::TAG_LEN;
 
 /// An AEAD made from a key of type `K`.
 pub trait Gcm<K>: AeadInOut<NonceSize = U12, TagSize = U16> {
-    /// Expands a key.
     fn prepare(key: &K) -> Self;
 }
 
 /// A block cipher made from a key of type `K`.
 pub trait Aes<K>: BlockCipherEncrypt<BlockSize = U16> {
-    /// Expands a key.
     fn prepare(key: &K) -> Self;
 }
 
@@ -40,26 +38,25 @@ where
 }
 
 /// A prepared AEAD key; wiped on drop by the crate.
-pub struct AeadKey<C: Cipher>(C::Gcm);
+pub(super) struct AeadKey<C: Cipher>(C::Gcm);
 
 /// A prepared CTR key; wiped on drop by the crate.
-pub struct StreamKey<C: Cipher>(C::Aes);
+pub(super) struct StreamKey<C: Cipher>(C::Aes);
 
 impl<C: Cipher> AeadKey<C> {
-    /// Expands a key.
-    pub fn new(key: &C::Key) -> Self {
+    pub(super) fn new(key: &C::Key) -> Self {
         AeadKey(C::Gcm::prepare(key))
     }
 
-    /// Opens `data` in place; ciphertext stays if it is not authentic. At least a tag's length.
-    pub fn open(&self, nonce: &[u8; 12], data: &mut [u8]) -> bool {
+    /// Opens `data` in place. `data` remains ciphertext if it is not authentic; it must not be shorter than a tag.
+    pub(super) fn open(&self, nonce: &[u8; 12], data: &mut [u8]) -> bool {
         let (text, tag) = data.split_at_mut(data.len() - TAG_LEN);
         let tag = aes_gcm::Tag::try_from(&tag[..]).expect("split at TAG_LEN");
         self.0.decrypt_inout_detached(&(*nonce).into(), &[], text.into(), &tag).is_ok()
     }
 
-    /// Seals `data` in place, its tag behind it. At least a tag's length.
-    pub fn seal(&self, nonce: &[u8; 12], data: &mut [u8]) {
+    /// Seals `data` in place; its last bytes become the tag. It must not be shorter than a tag.
+    pub(super) fn seal(&self, nonce: &[u8; 12], data: &mut [u8]) {
         let (text, tag) = data.split_at_mut(data.len() - TAG_LEN);
         let made = self.0.encrypt_inout_detached(&(*nonce).into(), &[], text.into());
         tag.copy_from_slice(&made.expect("a cell is far below GCM's length limit"));
@@ -67,13 +64,12 @@ impl<C: Cipher> AeadKey<C> {
 }
 
 impl<C: Cipher> StreamKey<C> {
-    /// Expands a key.
-    pub fn new(key: &C::Key) -> Self {
+    pub(super) fn new(key: &C::Key) -> Self {
         StreamKey(C::Aes::prepare(key))
     }
 
-    /// XORs the keystream, counter from 1.
-    pub fn apply(&self, nonce: &[u8; 12], data: &mut [u8]) {
+    /// XORs the keystream over `data`. Counters start at 1.
+    pub(super) fn apply(&self, nonce: &[u8; 12], data: &mut [u8]) {
         let mut counter = [0; 16];
         counter[..12].copy_from_slice(nonce);
         counter[15] = 1;

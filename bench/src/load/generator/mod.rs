@@ -39,14 +39,14 @@ const CLIENT_BUFFER: usize = 1 << 20;
 const SLEEP_MIN: Duration = Duration::from_micros(20);
 /// Longest wait for anything, so that the end of the run is noticed.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the end of a run waits for the next datagram.
+/// The end of a run waits this long for the next datagram.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where to send, and where to receive.
+/// Addresses of a run.
 pub(crate) struct Target<'a> {
     /// A forward of an entry, or the sink itself.
     pub(crate) to: SocketAddr,
-    /// Where the forward leads.
+    /// Destination of the forward.
     pub(crate) sink: &'a UdpSocket,
     /// Longest delay of a datagram by the mixes, on top of [`PATIENCE`].
     pub(crate) delay: Duration,
@@ -105,7 +105,7 @@ struct Shared {
 impl Shared {
     fn new() -> Shared {
         let mut run = [0];
-        // The number only tells runs apart, so any value will do if the system has no randomness.
+        // The number only distinguishes runs, so any value will do if the system has no randomness.
         let _ = getrandom::fill(&mut run);
         Shared {
             headers: Headers::new(run[0]),
@@ -140,7 +140,7 @@ impl Flows {
     }
 }
 
-/// What the threads return.
+/// Results of the threads.
 struct Records {
     sent: Sent,
     /// Of the destination: what arrived, and what it sent.
@@ -244,7 +244,7 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> anyhow::Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the generator panicked"))
 }
 
-/// How a run ended.
+/// The end of a run.
 struct Ending {
     took: Duration,
     interrupted: bool,

@@ -14,7 +14,7 @@ use super::{LOOK, Target};
 use crate::load::header::{self, Header, Headers, Purpose};
 use crate::udp;
 
-/// How long all flows may take to open.
+/// Time limit for opening all flows.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// When the flows that did not open are tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 32;
 
 pub(super) struct Opened {
-    /// Where each flow's datagrams come from at the sink.
+    /// Source address of each flow at the sink.
     pub(super) peers: Vec<SocketAddr>,
     /// Datagrams sent to open the flows.
     pub(super) hellos: u64,
@@ -41,7 +41,7 @@ pub(super) fn all(
     let poller = Poller::new()?;
     poller.add(target.sink.as_fd(), 0)?;
     let deadline = Instant::now() + DEADLINE + target.delay;
-    // With error reporting, a port at which nobody listens is noticed at once.
+    // With error reporting, a port without a listener is noticed at once.
     sys::report_errors(&clients[0], target.to.is_ipv6())?;
 
     let mut first = 0;

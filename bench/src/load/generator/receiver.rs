@@ -45,7 +45,7 @@ pub(super) struct Destination<'a> {
     pub(super) sink: &'a UdpSocket,
     pub(super) recorder: Recorder,
     pub(super) sender: Sender<'a>,
-    /// Where each flow's datagrams come from.
+    /// Source address of each flow.
     pub(super) peers: Vec<SocketAddr>,
     pub(super) answers: bool,
 }

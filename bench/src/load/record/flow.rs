@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// How many of the latest new maxima are remembered, to compute a reordering's extent.
+/// Maxima that are kept, to compute the extent of a reordering.
 const MAXIMA: usize = 1024;
 
 /// Datagrams of a flow are numbered from 0, so any number that is missing at the end was lost.
@@ -22,7 +22,7 @@ pub(super) struct Flow {
     slowest_ns: u64,
 }
 
-/// How a new datagram relates to those before it.
+/// Order of a new datagram relative to those before it.
 pub(super) struct Order {
     /// Reordering extent (RFC 4737, 4.2.1), if a later datagram arrived first.
     pub(super) reordered: Option<u64>,
@@ -78,7 +78,7 @@ impl Flow {
         self.seen.get(number as usize / 64).is_some_and(|word| word & 1 << (number % 64) != 0)
     }
 
-    /// How many datagrams arrived since the first one that overtook this number.
+    /// Number of datagrams that arrived since the first one that overtook this number.
     fn extent(&self, number: u32) -> u64 {
         let first = self.maxima.partition_point(|(highest, _)| *highest < number);
         self.maxima.get(first).map_or(MAXIMA as u64, |(_, before)| self.arrived - before)

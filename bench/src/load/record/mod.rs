@@ -79,7 +79,7 @@ pub(crate) struct Arrival {
     pub(crate) len: usize,
 }
 
-/// What a stream is called.
+/// Name of a stream.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamName {
     pub(crate) profile: String,

@@ -7,7 +7,7 @@ use plotters::style::RGBColor;
 
 /// Colours of the palette.
 pub(crate) const COLORS: usize = 7;
-/// How often the palette repeats, each time with other dashes.
+/// Repetitions of the palette, each with other dashes.
 pub(crate) const DASH_STYLES: usize = 3;
 /// Points for each unit of the page: the backend rounds to whole points, so more of them give smoother lines.
 pub(super) const FINE: i32 = 4;

@@ -9,8 +9,11 @@ use crate::report::plot::{self, BarGroup, Paint};
 use crate::report::sources::Labelled;
 use crate::report::table::{Row, group, legend, number, plot_area, table, word};
 
+/// A figure of a row, in ns.
+type Cost = fn(&HopRow) -> f64;
+
 /// The bars of a row, in order.
-const BARS: [(&str, fn(&HopRow) -> f64); 4] = [
+const BARS: [(&str, Cost); 4] = [
     ("mix", |row| row.cell_ns),
     ("relay with GSO and GRO", |row| row.relay_gso_ns),
     ("relay with recvmmsg and sendmmsg", |row| row.relay_mmsg_ns),

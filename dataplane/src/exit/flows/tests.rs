@@ -1,4 +1,6 @@
 use super::*;
+use crate::exit::names::{WAITING_MAX, WAITING_PER_FLOW};
+use crate::exit::quota::Opens;
 use crate::socket::memory::{MemApps, MemNet};
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ fn a_client_keeps_one_port_towards_all_its_peers() {
     let sockets: Vec<_> = (0..3).map(|n| socket(&mut flows, 1, n)).collect();
     assert!(sockets.iter().all(|s| *s == sockets[0]));
     assert_ne!(socket(&mut flows, 2, 0), sockets[0], "maps of two channels are two clients");
-    assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().number, 2);
+    assert_eq!(flows.talking_to(sockets[0], peer(2)).unwrap().1.number, 2);
     assert!(flows.talking_to(sockets[0], peer(3)).is_none(), "nobody talks to that peer");
     assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 9), 7, [8; 16], peer(9), 0), Err(DropReason::ChannelFlowsFull));
 }
@@ -164,9 +166,9 @@ fn fill(flows: &mut Flows, apps: &mut MemApps, channel: u32, from: u16) -> (u16,
 
 fn assert_empty(flows: &mut Flows, apps: &mut MemApps) {
     assert_eq!((flows.len(), flows.sockets(), flows.waiting()), (0, 0, 0));
-    assert!(flows.by_token.is_empty() && flows.by_peer.is_empty() && flows.by_map.is_empty());
-    assert!(flows.shares.is_empty() && flows.aliases.is_empty() && flows.queries.is_empty());
-    assert_eq!((flows.vacant.len(), flows.vacant_mappings.len()), (flows.flows.len(), flows.mappings.len()));
+    assert!(flows.by_token.is_empty() && flows.by_peer.is_empty() && flows.mappings.is_empty());
+    assert!(flows.quota.is_empty() && flows.aliases.is_empty() && flows.names.len() == 0);
+    assert_eq!(flows.vacant.len(), flows.flows.len());
     flows.expire(apps, 10_000 * SECOND, |_, _| ());
     assert_eq!(flows.wheel.timers(), 0);
 }
@@ -274,7 +276,7 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     assert_eq!((second.len(), why), (QUESTIONS_MAX / 4, DropReason::NamesFull));
     // Who hangs up has asked all the same; an answer makes room, whether anybody waits for it or not.
     flows.close_channel(&mut apps, ChannelIndex(1));
-    assert_eq!(flows.queries.len(), first.len() + second.len());
+    assert_eq!(flows.names.len(), first.len() + second.len());
     first.into_iter().for_each(|query| assert!(flows.answered(query).is_none()));
     assert_eq!(ask(&mut flows, 3).0.len(), QUESTIONS_MAX * 3 / 8);
     flows.close_channel(&mut apps, ChannelIndex(2));

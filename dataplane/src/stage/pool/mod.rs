@@ -135,11 +135,11 @@ pub const LAST_RESORT: Nanos = SECOND;
 /// A ticket for tests.
 #[cfg(test)]
 pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ticket {
-    use wire::cell::{Class, Header, Kind};
+    use wire::cell::{CellKind, Class, Header};
     Ticket {
         link: wire::ids::LinkId(0),
         slot: None,
-        header: Header { channel: 1, seq, sub: 0, kind: Kind::Data, class: Class::S },
+        header: Header { channel: 1, seq, sub: 0, kind: CellKind::Data, class: Class::S },
         label,
         arrived,
         times: 0,

@@ -1,8 +1,8 @@
-//! Key material of the wide engine: round keys and powers of H, side by side.
+//! Key material of the wide engine: round keys and powers of H, next to each other.
 //!
-//! An AES-128-GCM key takes 11 round keys and 8 powers, 304 bytes, and with the word that names its engine
-//! five cache lines; AES-256-GCM takes six, AES-128-CTR three. Expansion takes no secret-dependent branch and
-//! reads no table: S-boxes come from AESKEYGENASSIST.
+//! An AES-128-GCM key has 11 round keys and 8 powers, 304 bytes; with the enum's tag and the iv five cache lines.
+//! AES-256-GCM takes six, AES-128-CTR three. Expansion has no secret-dependent branch and reads no table: the S-box
+//! is AESKEYGENASSIST's.
 
 use std::arch::x86_64::*;
 
@@ -10,26 +10,26 @@ use zeroize::{DefaultIsZeroes, Zeroize, ZeroizeOnDrop};
 
 use super::super::Cipher;
 
-/// 16 bytes, where the CPU likes them.
+/// 16 aligned bytes.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(16))]
 pub struct Block(pub [u8; 16]);
 
 impl DefaultIsZeroes for Block {}
 
-/// Powers of H that a key holds.
+/// Number of powers of H in a key.
 pub(super) const POWERS: usize = 8;
 
 /// Round keys; wiped on drop.
 #[repr(C)]
-pub struct StreamKey<C: Cipher> {
+pub(crate) struct StreamKey<C: Cipher> {
     pub(super) rounds: C::RoundKeys,
 }
 
 /// Round keys, then H^(KL), ..., H^(2L), H^L, H^(L-1), ..., H for an engine of L lanes, where K + L = 9; wiped on
 /// drop. The powers are those of POLYVAL, so that a product needs no shift (RFC 8452 appendix A).
 #[repr(C)]
-pub struct AeadKey<C: Cipher> {
+pub(crate) struct AeadKey<C: Cipher> {
     pub(super) stream: StreamKey<C>,
     pub(super) powers: [Block; POWERS],
 }
@@ -55,7 +55,7 @@ impl<C: Cipher> StreamKey<C> {
     /// # Safety
     /// The CPU has AES-NI.
     #[target_feature(enable = "aes,sse2")]
-    pub unsafe fn new(key: &C::Key) -> Self {
+    pub(crate) unsafe fn new(key: &C::Key) -> Self {
         let mut rounds = C::NO_ROUND_KEYS;
         let out = rounds.as_mut();
         let key = key.as_ref();
@@ -91,13 +91,13 @@ fn substitute(word: u32) -> u32 {
 }
 
 impl<C: Cipher> AeadKey<C> {
-    /// Expands a key for an engine of `lanes` lanes.
+    /// Expands a key for an engine with `lanes` lanes.
     ///
     /// # Safety
     /// The CPU has AES-NI and PCLMULQDQ.
     #[target_feature(enable = "aes,pclmulqdq,sse2")]
-    pub unsafe fn new(key: &C::Key, lanes: usize) -> Self {
-        // SAFETY: the caller answers for AES-NI.
+    pub(crate) unsafe fn new(key: &C::Key, lanes: usize) -> Self {
+        // SAFETY: the caller guarantees AES-NI.
         let mut it = Self { stream: unsafe { StreamKey::<C>::new(key) }, powers: [Block::default(); POWERS] };
         let h = {
             let (first, rest) = it.stream.rounds.as_ref().split_first().expect("there are rounds");

@@ -1,5 +1,5 @@
-//! A vector in parts: N lanes as N registers of 128 bits. It lets the algorithm be tested at both widths, lane for
-//! lane, on any CPU with AES-NI; what the real vectors' instructions do is tested where they are.
+//! A model of a vector: N lanes as N registers of 128 bits. With it the algorithm is tested at both widths, lane by
+//! lane, on any CPU with AES-NI. The real vectors are tested on CPUs that have their instructions.
 
 use super::*;
 
@@ -29,19 +29,19 @@ impl<const N: usize> Model<N> {
     }
 }
 
-// SAFETY: each load and store is of the bytes that it is asked for, one by one.
+// SAFETY: each load and store accesses the requested bytes, one by one.
 unsafe impl<const N: usize> Vector for Model<N> {
     const BLOCKS: usize = N;
 
     #[inline(never)]
     unsafe fn splat(at: *const u8) -> Self {
-        // SAFETY: the caller answers for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         Model([unsafe { _mm_loadu_si128(at.cast()) }; N])
     }
 
     #[inline(never)]
     unsafe fn load(at: *const u8) -> Self {
-        // SAFETY: the caller answers for all bytes.
+        // SAFETY: the caller guarantees all bytes.
         unsafe { Self::load_part(at, 0, Self::LEN) }
     }
 
@@ -55,7 +55,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
 
     #[inline(never)]
     unsafe fn load_from(at: *const u8, mask: usize) -> Self {
-        // SAFETY: the caller answers for what is not left out.
+        // SAFETY: the caller guarantees the bytes that are not skipped.
         unsafe { Self::load_part(at, mask, Self::LEN) }
     }
 
@@ -64,7 +64,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
         assert!(from <= to && to <= Self::LEN);
         let mut bytes = vec![0; Self::LEN];
         for (i, byte) in bytes.iter_mut().enumerate().take(to).skip(from) {
-            // SAFETY: the caller answers for these bytes.
+            // SAFETY: the caller guarantees these bytes.
             *byte = unsafe { at.wrapping_add(i).read() };
         }
         Self::of(&bytes)
@@ -72,7 +72,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
 
     #[inline(never)]
     unsafe fn store(self, at: *mut u8) {
-        // SAFETY: the caller answers for all bytes.
+        // SAFETY: the caller guarantees all bytes.
         unsafe { self.store_part(at, 0, Self::LEN) }
     }
 
@@ -80,7 +80,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
         assert!(from <= to && to <= Self::LEN);
         for (i, byte) in self.bytes().into_iter().enumerate().take(to).skip(from) {
-            // SAFETY: the caller answers for these bytes.
+            // SAFETY: the caller guarantees these bytes.
             unsafe { at.wrapping_add(i).write(byte) };
         }
     }
@@ -92,7 +92,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
     }
 
     #[inline(never)]
-    unsafe fn made(self) -> Self {
+    unsafe fn compute_now(self) -> Self {
         self
     }
 
@@ -143,19 +143,19 @@ unsafe impl<const N: usize> Vector for Model<N> {
 
     #[inline(never)]
     fn round(self, key: Self) -> Self {
-        // SAFETY: the test asked for AES-NI.
+        // SAFETY: the test checks for AES-NI.
         self.both(key, |a, b| unsafe { _mm_aesenc_si128(a, b) })
     }
 
     #[inline(never)]
     fn last_round(self, key: Self) -> Self {
-        // SAFETY: the test asked for AES-NI.
+        // SAFETY: the test checks for AES-NI.
         self.both(key, |a, b| unsafe { _mm_aesenclast_si128(a, b) })
     }
 
     #[inline(never)]
     fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self {
-        // SAFETY: the test asked for PCLMULQDQ.
+        // SAFETY: the test checks for PCLMULQDQ.
         self.both(b, |a, b| unsafe {
             match (A, B) {
                 (false, false) => _mm_clmulepi64_si128::<0x00>(a, b),
@@ -184,7 +184,7 @@ unsafe impl<const N: usize> Vector for Model<N> {
     }
 }
 
-/// Every length around whole vectors and groups, and some beyond, against the crate.
+/// Compares with the reference at every length around whole vectors and groups, and some beyond.
 fn agrees<const N: usize, const K: usize, C: Cipher>(secret: &C::Key) {
     if !(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq")) {
         return;
@@ -199,7 +199,7 @@ fn agrees<const N: usize, const K: usize, C: Cipher>(secret: &C::Key) {
         let mut want = text.clone();
         oracle.seal(&nonce, &mut want);
         let mut data = text.clone();
-        // SAFETY: the CPU has AES-NI and PCLMULQDQ, all that the model needs; the key is for its lanes.
+        // SAFETY: the CPU has AES-NI and PCLMULQDQ, which the model needs; the key is for its lanes.
         unsafe {
             seal::<Model<N>, C, K>(&key, &nonce, &mut data);
             assert!(data == want, "{N} lanes seal {len}");

@@ -1,8 +1,8 @@
-//! What the algorithm asks of a vector register: two blocks in 256 bits, four in 512.
+//! The operations of the algorithm on a vector register: two blocks in 256 bits, four in 512.
 //!
-//! Every method is a handful of instructions. A [`Ymm`] or [`Zmm`] comes out of an unsafe constructor that
-//! asks for a CPU with its instructions, so whoever holds one may use them, and the rest is safe. The
-//! methods are inlined into the entry points of [`super`], which are compiled for those instructions.
+//! Every method is a few instructions. The constructors of [`Ymm`] and [`Zmm`] are unsafe and require a CPU with
+//! their instructions, so a value proves that the CPU has them, and the other methods are safe. All methods are
+//! inlined into the entry points of [`super`], which are compiled for those instructions.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -12,13 +12,13 @@ use super::key::POWERS;
 /// Bytes of an AES block, and of a lane.
 pub(super) const BLOCK: usize = 16;
 
-/// Reverses the bytes of a block: GCM's bit order against the CPU's.
+/// Reverses the bytes of a block, between GCM's order and the CPU's.
 const REVERSED: [u8; BLOCK] = [15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
 
-/// One register of blocks. "Lane 0" holds the first of them in memory.
+/// A register of blocks. Lane 0 holds the first block in memory.
 ///
 /// # Safety
-/// `load` and `splat` touch nothing but the bytes that they are asked for; `store` likewise.
+/// Loads and stores access only the bytes that their contracts name.
 pub(super) unsafe trait Vector: Copy {
     /// Lanes.
     const BLOCKS: usize;
@@ -39,22 +39,22 @@ pub(super) unsafe trait Vector: Copy {
     /// The CPU has this type's instructions; [`Self::LEN`] bytes at `at` may be read.
     unsafe fn load(at: *const u8) -> Self;
 
-    /// What [`Self::load_from`] leaves out.
+    /// Selects the bytes that [`Self::load_from`] skips.
     type Mask: Copy;
 
-    /// Leaves out the first `from` bytes, whole lanes of them and not all.
+    /// Skips the first `from` bytes: whole lanes, but not all of them.
     ///
     /// # Safety
     /// The CPU has this type's instructions; `from < LEN`.
     unsafe fn mask(from: usize) -> Self::Mask;
 
-    /// The bytes at `at`, without a branch; zeros in place of those left out, which may lie outside of any object.
+    /// The bytes at `at`, without a branch, and zeros for skipped bytes, which may lie outside of any object.
     ///
     /// # Safety
-    /// The CPU has this type's instructions; the bytes not left out may be read.
+    /// The CPU has this type's instructions; the bytes that are not skipped may be read.
     unsafe fn load_from(at: *const u8, mask: Self::Mask) -> Self;
 
-    /// The bytes `from..to` at `at`, zeros in place of the others, which may lie outside of any object.
+    /// The bytes `from..to` at `at`, and zeros for the others, which may lie outside of any object.
     ///
     /// # Safety
     /// The CPU has this type's instructions; `from <= to <= LEN`, and those bytes may be read.
@@ -72,21 +72,19 @@ pub(super) unsafe trait Vector: Copy {
     /// `from <= to <= LEN`, and those bytes at `at` may be written.
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize);
 
-    /// The bytes `from..to`, zeros in place of the others.
+    /// The bytes `from..to`, and zeros for the others.
     fn keep(self, from: usize, to: usize) -> Self;
-    /// Zeros; `self` only shows that the CPU has the instructions.
+    /// Zeros; `self` only proves that the CPU has the instructions.
     fn zero(self) -> Self;
-    /// Bitwise.
     fn xor(self, other: Self) -> Self;
-    /// Of three.
     fn xor3(self, b: Self, c: Self) -> Self;
-    /// Bytes of each lane reversed.
+    /// Reverses the bytes of each lane.
     fn reverse(self) -> Self;
-    /// Each lane's halves exchanged.
+    /// Swaps the halves of each lane.
     fn swap_halves(self) -> Self;
-    /// `first`, `first + 1`, ... added to the low 32 bits of the lanes, modulo 2^32.
+    /// Adds `first`, `first + 1`, ... to the low 32 bits of the lanes, modulo 2^32.
     fn count(self, first: u32) -> Self;
-    /// The number of lanes added to the low 32 bits of each, modulo 2^32.
+    /// Adds the number of lanes to the low 32 bits of each, modulo 2^32.
     fn advance(self) -> Self;
     /// One AES round in every lane.
     fn round(self, key: Self) -> Self;
@@ -94,17 +92,17 @@ pub(super) unsafe trait Vector: Copy {
     fn last_round(self, key: Self) -> Self;
     /// Carry-less product of two halves in every lane: the upper one of `self` if `A`, of `b` if `B`.
     fn multiply<const A: bool, const B: bool>(self, b: Self) -> Self;
-    /// The last lane replaced.
+    /// Replaces the last lane.
     fn with_last(self, block: __m128i) -> Self;
     /// The last lane.
     fn last(self) -> __m128i;
-    /// All lanes XORed.
+    /// XORs all lanes.
     fn sum(self) -> __m128i;
-    /// The same, made here: the compiler must not put it off into a branch.
+    /// Forces the value to be computed here, so that the compiler does not move it into a branch.
     ///
     /// # Safety
-    /// None but the type's own; a register's class asks for a function that names its feature.
-    unsafe fn made(self) -> Self;
+    /// The CPU has this type's instructions. Unsafe only because a register class in `asm!` needs `target_feature`.
+    unsafe fn compute_now(self) -> Self;
 }
 
 /// The immediate of a carry-less multiplication.
@@ -112,16 +110,16 @@ const fn halves(a: bool, b: bool) -> i32 {
     a as i32 | (b as i32) << 4
 }
 
-/// Runs intrinsics of this type's CPU.
+/// Runs intrinsics that this type's CPU has.
 macro_rules! has {
     ($($code:tt)*) => {
-        // SAFETY: the constructors' contract: a value of this type exists only where the CPU has its
+        // SAFETY: by the constructors' contract, a value of this type exists only if the CPU has its
         // instructions.
         unsafe { $($code)* }
     };
 }
 
-/// A carry-less product with its halves as constants.
+/// A carry-less product, with its halves as constants.
 macro_rules! product {
     ($intrinsic:ident, $a:expr, $b:expr, $ha:expr, $hb:expr) => {
         match halves($ha, $hb) {
@@ -143,13 +141,13 @@ unsafe impl Vector for Ymm {
 
     #[inline(always)]
     unsafe fn splat(at: *const u8) -> Self {
-        // SAFETY: the caller answers for the CPU and for 16 bytes.
+        // SAFETY: the caller guarantees the CPU and for 16 bytes.
         Ymm(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) })
     }
 
     #[inline(always)]
     unsafe fn load(at: *const u8) -> Self {
-        // SAFETY: the caller answers for the CPU and for 32 bytes.
+        // SAFETY: the caller guarantees the CPU and for 32 bytes.
         Ymm(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
@@ -166,19 +164,19 @@ unsafe impl Vector for Ymm {
             }
             masks
         };
-        // SAFETY: the caller answers for the CPU; `from` is 0 or 16, so 32 bytes of the 48 are read.
+        // SAFETY: the caller guarantees the CPU; `from` is 0 or 16, so 32 bytes of the 48 are read.
         unsafe { _mm256_loadu_si256(MASKS.as_ptr().wrapping_add(16 - from).cast()) }
     }
 
     #[inline(always)]
     unsafe fn load_from(at: *const u8, mask: __m256i) -> Self {
-        // SAFETY: the caller answers for the CPU and for what the mask lets through; no other byte is touched.
+        // SAFETY: the caller guarantees the CPU and for the bytes that the mask selects; no other byte is accessed.
         Ymm(unsafe { _mm256_maskload_epi64(at.cast(), mask) })
     }
 
     #[inline(always)]
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
-        // SAFETY: the caller answers for the CPU and for the bytes from..to, and no others are read.
+        // SAFETY: the caller guarantees the CPU and for the bytes from..to, and no others are read.
         unsafe {
             match (from, to) {
                 (0, 32) => Self::load(at),
@@ -194,13 +192,13 @@ unsafe impl Vector for Ymm {
 
     #[inline(always)]
     unsafe fn store(self, at: *mut u8) {
-        // SAFETY: the caller answers for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe { _mm256_storeu_si256(at.cast(), self.0) }
     }
 
     #[inline(always)]
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
-        // SAFETY: the caller answers for the bytes from..to, and no others are written.
+        // SAFETY: the caller guarantees the bytes from..to, and no others are written.
         unsafe {
             match (from, to) {
                 (0, 32) => self.store(at),
@@ -217,26 +215,26 @@ unsafe impl Vector for Ymm {
 
     #[inline(always)]
     fn keep(self, from: usize, to: usize) -> Self {
-        const PLACES: [i8; 32] = {
-            let mut places = [0; 32];
+        const POSITIONS: [i8; 32] = {
+            let mut positions = [0; 32];
             let mut at = 0;
             while at < 32 {
-                places[at] = at as i8;
+                positions[at] = at as i8;
                 at += 1;
             }
-            places
+            positions
         };
         has! {
-            let places = _mm256_loadu_si256(PLACES.as_ptr().cast());
-            let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(to as i8), places);
-            let before = _mm256_cmpgt_epi8(_mm256_set1_epi8(from as i8), places);
+            let positions = _mm256_loadu_si256(POSITIONS.as_ptr().cast());
+            let below = _mm256_cmpgt_epi8(_mm256_set1_epi8(to as i8), positions);
+            let before = _mm256_cmpgt_epi8(_mm256_set1_epi8(from as i8), positions);
             Ymm(_mm256_andnot_si256(before, _mm256_and_si256(below, self.0)))
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx")]
-    unsafe fn made(mut self) -> Self {
+    unsafe fn compute_now(mut self) -> Self {
         has! { asm!("/* {} */", inout(ymm_reg) self.0, options(nomem, nostack, preserves_flags)) };
         self
     }
@@ -323,13 +321,13 @@ unsafe impl Vector for Zmm {
 
     #[inline(always)]
     unsafe fn splat(at: *const u8) -> Self {
-        // SAFETY: the caller answers for the CPU and for 16 bytes.
+        // SAFETY: the caller guarantees the CPU and for 16 bytes.
         Zmm(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
     }
 
     #[inline(always)]
     unsafe fn load(at: *const u8) -> Self {
-        // SAFETY: the caller answers for the CPU and for 64 bytes.
+        // SAFETY: the caller guarantees the CPU and for 64 bytes.
         Zmm(unsafe { _mm512_loadu_si512(at.cast()) })
     }
 
@@ -342,25 +340,25 @@ unsafe impl Vector for Zmm {
 
     #[inline(always)]
     unsafe fn load_from(at: *const u8, mask: __mmask8) -> Self {
-        // SAFETY: the caller answers for the CPU and for what the mask lets through; no other byte is touched.
+        // SAFETY: the caller guarantees the CPU and for the bytes that the mask selects; no other byte is accessed.
         Zmm(unsafe { _mm512_maskz_loadu_epi64(mask, at.cast()) })
     }
 
     #[inline(always)]
     unsafe fn load_part(at: *const u8, from: usize, to: usize) -> Self {
-        // SAFETY: the caller answers for the CPU and for the bytes from..to; a masked load touches no others.
+        // SAFETY: the caller guarantees the CPU and for the bytes from..to; a masked load accesses no others.
         Zmm(unsafe { _mm512_maskz_loadu_epi8(mask(from, to), at.cast()) })
     }
 
     #[inline(always)]
     unsafe fn store(self, at: *mut u8) {
-        // SAFETY: the caller answers for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe { _mm512_storeu_si512(at.cast(), self.0) }
     }
 
     #[inline(always)]
     unsafe fn store_part(self, at: *mut u8, from: usize, to: usize) {
-        // SAFETY: the caller answers for the bytes from..to; a masked store touches no others.
+        // SAFETY: the caller guarantees the bytes from..to; a masked store accesses no others.
         unsafe {
             if (from, to) == (0, 64) {
                 self.store(at);
@@ -377,7 +375,7 @@ unsafe impl Vector for Zmm {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn made(mut self) -> Self {
+    unsafe fn compute_now(mut self) -> Self {
         has! { asm!("/* {} */", inout(zmm_reg) self.0, options(nomem, nostack, preserves_flags)) };
         self
     }

@@ -3,8 +3,7 @@
 
 use wire::cell::Class;
 
-mod stand;
-use stand::{Stand, Traces};
+use crate::stand::{Stand, Traces};
 
 #[test]
 fn in_steady_state_no_cell_is_copied_and_none_costs_an_allocation() {

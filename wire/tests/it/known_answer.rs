@@ -1,9 +1,9 @@
 //! The frozen bytes of one chain: class S, three mixes and the exit.
 //!
-//! `known_answer.json` holds every input and every result, so that an implementation in another
-//! language can be held against it. The test computes all of it again and compares. If the protocol
-//! changes on purpose, `EDDY_BLESS=1 cargo test -p wire --test known_answer` writes the file anew;
-//! the difference then belongs in the commit that changes SPEC.md.
+//! `known_answer.json` holds every input and every result, so that implementations in other languages
+//! can be compared with it. The test computes everything again and compares. If the protocol changes
+//! on purpose, `EDDY_BLESS=1 cargo test -p wire known_answer` rewrites the file; the difference
+//! then belongs to the commit that changes SPEC.md.
 //!
 //! Strings are bytes in hexadecimal, numbers are numbers. Lists named for hops or links start with
 //! hop 1 or link 1; link i leads into hop i, and hop 4 is the exit. "Forward" is from the entry to
@@ -12,7 +12,7 @@
 //! * `chain` (SPEC 2.2, 5.2): class, P, key hops, lifetime in seconds, first number.
 //! * `hops[]` (5.1): the hop's `setup_private` and `setup_public` key, its `descriptor_hash` D, and the
 //!   ephemerals x as `entry_ephemeral_private` and y as `hop_ephemeral_private`.
-//! * `links[]` (4.3): what the handshake leaves (`handshake_hash`, `k1`, `k2`, `ss_mlkem`), the keys
+//! * `links[]` (4.3): results of the handshake (`handshake_hash`, `k1`, `k2`, `ss_mlkem`), the keys
 //!   expanded from it, and the `channel` that the nearer hop drew.
 //! * `setup[]` (5.1, 5.2), per hop: `onion`, S as it arrives; `replay_tag`; e as `hop_ephemeral`;
 //!   `confirm`; `ack` (key, iv); sec\[0\] as `forward` and `backward`.
@@ -25,12 +25,12 @@
 //! * `backward_cells[]` (3.5, 5.7): likewise; the exit has sent the one on link 4.
 //!
 //! A cell is `header_clear` (the block), `header` (enciphered), `body`; those of types 1 to 3 also
-//! have `content`, what the body holds in the clear. Header and body together are the UDP payload.
+//! have `content`, the body in the clear. Header and body together are the UDP payload.
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use wire::cell::{Class, Direction, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, Header, Shape};
 use wire::frames::{Address, Frame, Status, Writer, parse};
 use wire::gcm::{AeadKey, Job, StreamKey, ctr_batch, open_batch, seal_batch};
 use wire::kdf::{Secret, expand_info, x25519_public};
@@ -169,37 +169,44 @@ fn backward_cell(shape: Shape, links: &[Link], hops: &[HopSecrets], seq: u64, in
     let mut cell = [&[0; 16][..], &body].concat();
     let mut batch = [EntryJob { keys: &keys, header: data_header(shape, 0, seq), cell: &mut cell, ok: false }];
     unwrap(shape, &mut batch);
-    assert!(batch[0].ok, "the entry believes it");
-    assert_eq!(cell[16..16 + inner.len()], *inner, "the entry finds the inside");
+    assert!(batch[0].ok, "the entry opens it");
+    assert_eq!(cell[16..16 + inner.len()], *inner, "the entry reads the payload");
     json!({ "seq": seq, "inner": hex(inner), "links": on_links })
 }
 
-fn compute() -> Value {
-    let shape = Shape::new(Class::S, HOPS).unwrap();
-    let info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
-    let secret = |name: &str, i: usize| Secret::new(fixed(&format!("{name} {}", i + 1)));
-    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
+/// A secret of the hop with index `i`.
+fn secret(name: &str, i: usize) -> Secret {
+    Secret::new(fixed(&format!("{name} {}", i + 1)))
+}
 
-    let mut publics = Vec::new();
-    let mut hop_values = Vec::new();
-    for i in 0..HOPS {
-        let key = secret("setup", i);
-        let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: fixed(&format!("D {}", i + 1)) };
-        hop_values.push(json!({
-            "setup_private": hex(key.expose()),
-            "setup_public": hex(&hop.setup),
-            "descriptor_hash": hex(&hop.descriptor_hash),
-            "entry_ephemeral_private": hex(secret("x", i).expose()),
-            "hop_ephemeral_private": hex(secret("y", i).expose()),
-        }));
-        publics.push(hop);
-    }
+/// Public keys of the hop with index `i`, and its values.
+fn hop(i: usize) -> (HopPublic, Value) {
+    let key = secret("setup", i);
+    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: fixed(&format!("D {}", i + 1)) };
+    let values = json!({
+        "setup_private": hex(key.expose()),
+        "setup_public": hex(&hop.setup),
+        "descriptor_hash": hex(&hop.descriptor_hash),
+        "entry_ephemeral_private": hex(secret("x", i).expose()),
+        "hop_ephemeral_private": hex(secret("y", i).expose()),
+    });
+    (hop, values)
+}
 
-    let xs = (0..HOPS).map(|i| secret("x", i)).collect();
-    let (mut onion, pending) = setup::build(shape, &publics, xs, info).unwrap();
-    let mut hops: Vec<([u8; 32], HopSecrets)> = Vec::new();
+/// A hop's ephemeral and secrets after a setup.
+type Answer = ([u8; 32], HopSecrets);
+
+/// Passes an onion through all hops: their answers, the values of each hop, and the cells.
+fn pass_setup(
+    shape: Shape,
+    info: Info,
+    publics: &[HopPublic],
+    links: &[Link],
+    mut onion: Vec<u8>,
+) -> (Vec<Answer>, Vec<Value>, Vec<Value>) {
+    let mut hops = Vec::new();
     let (mut setups, mut setup_cells) = (Vec::new(), Vec::new());
-    for (i, (hop, link)) in publics.iter().zip(&links).enumerate() {
+    for (i, (hop, link)) in publics.iter().zip(links).enumerate() {
         let room = shape.control_content(Direction::Forward, i + 1);
         assert!(onion.len() <= room, "one fragment on every link");
         let filling = &fixed::<208>(&format!("setup filling {}", i + 1))[..room - onion.len()];
@@ -207,7 +214,7 @@ fn compute() -> Value {
             channel: link.channel,
             seq: 0x01_0203_0400 + i as u64,
             sub: 0,
-            kind: Kind::Setup,
+            kind: CellKind::Setup,
             class: Class::S,
         };
         let mut cell = link.control_cell(Direction::Forward, &header, &[&onion, filling].concat());
@@ -229,24 +236,46 @@ fn compute() -> Value {
         hops.push((ephemeral, secrets));
         onion = rest;
     }
-    assert!(onion.is_empty(), "nothing is left behind the exit");
+    assert!(onion.is_empty(), "the exit is the last hop");
+    (hops, setups, setup_cells)
+}
 
+/// Passes an ack back from the exit: its content on link 1, and the cells.
+fn pass_ack(shape: Shape, links: &[Link], hops: &[Answer], filling: &[u8]) -> (Vec<u8>, Vec<Value>) {
     assert_eq!(setup::ack_cells(shape), 1);
-    let ack_filling: [u8; 208] = fixed("ack filling");
-    let mut content = ack_filling.to_vec();
+    let mut content = filling.to_vec();
     let mut ack_cells = Vec::new();
-    for (i, ((ephemeral, secrets), link)) in hops.iter().zip(&links).enumerate().rev() {
+    for (i, ((ephemeral, secrets), link)) in hops.iter().zip(links).enumerate().rev() {
         if i + 1 == HOPS {
             setup::begin_ack(shape, 0, ephemeral, secrets, &mut content);
         } else {
             setup::cover_ack(shape, i + 1, 0, ephemeral, secrets, &mut content);
         }
-        let header =
-            Header { channel: link.channel, seq: 0x05_0607_0800 + i as u64, sub: 0, kind: Kind::Ack, class: Class::S };
+        let header = Header {
+            channel: link.channel,
+            seq: 0x05_0607_0800 + i as u64,
+            sub: 0,
+            kind: CellKind::Ack,
+            class: Class::S,
+        };
         ack_cells.push(link.control_cell(Direction::Backward, &header, &content));
     }
     ack_cells.reverse();
-    let entry = pending.finish(shape, &mut [content]).expect("the entry believes the ack");
+    (content, ack_cells)
+}
+
+fn compute() -> Value {
+    let shape = Shape::new(Class::S, HOPS).unwrap();
+    let info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
+    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
+    let (publics, hop_values): (Vec<HopPublic>, Vec<Value>) = (0..HOPS).map(hop).unzip();
+
+    let xs = (0..HOPS).map(|i| secret("x", i)).collect();
+    let (onion, pending) = setup::build(shape, &publics, xs, info).unwrap();
+    let (hops, setups, setup_cells) = pass_setup(shape, info, &publics, &links, onion);
+    let ack_filling: [u8; 208] = fixed("ack filling");
+    let (content, ack_cells) = pass_ack(shape, &links, &hops, &ack_filling);
+    let entry = pending.finish(shape, &mut [content]).expect("the entry accepts the ack");
     for (mine, (_, theirs)) in entry.iter().zip(&hops) {
         assert_eq!(mine.forward.expose(), theirs.forward.expose());
         assert_eq!(mine.backward.expose(), theirs.backward.expose());
@@ -258,7 +287,7 @@ fn compute() -> Value {
         .map(|(i, link)| {
             let mut content = vec![0; shape.control_content(Direction::Forward, i + 1)];
             content[0] = LinkContent::Keepalive as u8;
-            let header = Header { channel: 0, seq: i as u64, sub: 0, kind: Kind::Link, class: Class::S };
+            let header = Header { channel: 0, seq: i as u64, sub: 0, kind: CellKind::Link, class: Class::S };
             link.control_cell(Direction::Forward, &header, &content)
         })
         .collect();

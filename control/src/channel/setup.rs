@@ -1,0 +1,233 @@
+//! How a hop passes on setups and acks (SPEC 5.3-5.5, 5.9).
+//!
+//! A hop opens a setup, records the channel as half-open, and only then sends the rest on. The ack
+//! cells come back, each passes once, and the channel is installed before the last one leaves. Checks
+//! of a setup run from cheap to expensive: form, buckets, caps, replay, and public-key work last.
+
+use std::time::Duration;
+
+use rand::Rng;
+use wire::cell::{CellKind, Direction, Header};
+use wire::ids::{ChannelKeys, LinkId};
+use wire::setup::{self, HopSecrets, Info};
+
+use super::{Channels, HalfOpen, LinkChannel, Use};
+use crate::config::Config;
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::descriptor::draw_secret;
+use crate::fragments::Joined;
+use crate::link::{Links, Outgoing};
+
+/// The info that every setup of this chain carries.
+pub(crate) fn info(config: &Config) -> Info {
+    Info { class: config.shape.class(), lifetime_s: config.lifetime_s(), first: 0 }
+}
+
+impl Channels {
+    /// Hop: takes in a setup fragment from the previous one.
+    pub(crate) fn fragment(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        now: Duration,
+        (link, header): (LinkId, &Header),
+        content: &[u8],
+    ) -> Result<(), Refusal> {
+        let (shape, position) = (cx.config.shape, cx.config.position);
+        let up = (link, header.channel);
+        if self.ids.contains_key(&up) {
+            return Err(Refusal::ChannelInUse);
+        }
+        let len = setup::onion_len(shape, position);
+        let count = len.div_ceil(content.len());
+        if usize::from(header.sub) >= count {
+            return Err(Refusal::FragmentMalformed);
+        }
+        if count == 1 {
+            return self.setup(cx, links, now, up, &content[..len]);
+        }
+        let state = links.link_mut(link).ok_or(Refusal::UnknownSlot)?;
+        let (joined, given_up) = state.incomplete_setups.join(now, header.channel, header.sub.into(), count, content);
+        (0..given_up).for_each(|_| cx.refuse(Refusal::SetupIncomplete));
+        match joined {
+            Joined::Incomplete => Ok(()),
+            Joined::Duplicate => Err(Refusal::FragmentMalformed),
+            Joined::Complete(onion) => self.setup(cx, links, now, up, &onion[..len]),
+        }
+    }
+
+    /// Hop: opens a setup and passes it on, or acknowledges it at the exit.
+    fn setup(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        now: Duration,
+        up: LinkChannel,
+        onion: &[u8],
+    ) -> Result<(), Refusal> {
+        let (shape, position) = (cx.config.shape, cx.config.position);
+        let is_exit = position == shape.hops();
+        let next_hop = match links.down_ready() {
+            _ if is_exit => None,
+            Some(next_hop) => Some(next_hop),
+            // The nodes of a chain start in any order, so this is not a fault yet. The entry retries.
+            None if links.is_starting(now) => return Ok(()),
+            None => return Err(Refusal::NextHopDown),
+        };
+        self.admit(cx, links, now, up.0, is_exit)?;
+
+        let tag = setup::replay_tag(onion).ok_or(Refusal::SetupInvalid)?;
+        if self.seen.contains(&tag) {
+            return Err(Refusal::SetupReplayed);
+        }
+        let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupInvalid)?;
+        let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), onion)
+            .map_err(|_| Refusal::SetupInvalid)?;
+        self.seen.insert(opened.tag);
+        let rest = opened.rest.clone();
+        let y = draw_secret(&mut cx.rng);
+        let (ephemeral, secrets) = opened.answer(y).map_err(|_| Refusal::SetupInvalid)?;
+        cx.counters.setups += 1;
+
+        let Some(next_hop) = next_hop else {
+            self.acknowledge(cx, links, now, up, &ephemeral, secrets);
+            return Ok(());
+        };
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let down = self.draw_id(cx, next_hop, Use::HalfOpen(serial));
+        self.ids.insert(up, Use::HalfOpen(serial));
+        self.half_open.insert(serial, HalfOpen { up, down, ephemeral, secrets, passed: 0, created_at: now });
+        for link in [up.0, down.0] {
+            if let Some(link) = links.link_mut(link) {
+                link.half_open += 1;
+            }
+        }
+        send_setup(cx, links, now, down, &rest);
+        Ok(())
+    }
+
+    /// Checks buckets, caps and room in the replay cache.
+    fn admit(
+        &mut self,
+        cx: &Context,
+        links: &mut Links,
+        now: Duration,
+        up: LinkId,
+        is_exit: bool,
+    ) -> Result<(), Refusal> {
+        let caps = &cx.config.caps;
+        if cx.config.faces_entries() {
+            // Between hops one link carries the setups of every entry, so only the node's bounds apply there.
+            let link = links.link_mut(up).ok_or(Refusal::UnknownSlot)?;
+            if !link.setups.take(now) {
+                return Err(Refusal::LinkSetupsRateLimited);
+            }
+            if link.half_open >= caps.half_open_per_entry_link {
+                return Err(Refusal::LinkHalfOpenFull);
+            }
+            if link.channels + link.half_open >= caps.channels_per_entry_link {
+                return Err(Refusal::LinkChannelsFull);
+            }
+        }
+        if !self.bucket.take(now) {
+            return Err(Refusal::SetupsRateLimited);
+        }
+        if !is_exit && self.half_open.len() >= caps.half_open {
+            return Err(Refusal::HalfOpenFull);
+        }
+        // Retired channels count until the data plane has reported their end.
+        if self.open.len() - self.free.len() + self.half_open.len() >= caps.channels {
+            return Err(Refusal::ChannelsFull);
+        }
+        if self.seen.is_full() {
+            return Err(Refusal::ReplayCacheFull);
+        }
+        Ok(())
+    }
+
+    /// Exit: opens the channel and sends the ack cells.
+    fn acknowledge(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        now: Duration,
+        up: LinkChannel,
+        ephemeral: &[u8; 32],
+        secrets: HopSecrets,
+    ) {
+        let shape = cx.config.shape;
+        let keys = ChannelKeys::Hop { forward: secrets.forward.clone(), backward: secrets.backward.clone() };
+        self.install(cx, links, Some(up), None, keys, Duration::ZERO);
+        for sub in 0..setup::ack_cells(shape) as u8 {
+            let mut content = vec![0; shape.payload()];
+            cx.rng.fill_bytes(&mut content);
+            setup::begin_ack(shape, sub, ephemeral, &secrets, &mut content);
+            links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content: &content });
+        }
+    }
+
+    /// Mix: covers an ack cell from the next hop and passes it on.
+    pub(crate) fn ack(
+        &mut self,
+        cx: &mut Context,
+        links: &mut Links,
+        now: Duration,
+        (link, header): (LinkId, &Header),
+        content: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let shape = cx.config.shape;
+        let Some(Use::HalfOpen(serial)) = self.used_by((link, header.channel)) else {
+            return Err(Refusal::UnexpectedAck);
+        };
+        let half = self.half_open.get_mut(&serial).ok_or(Refusal::UnexpectedAck)?;
+        let cells = setup::ack_cells(shape);
+        if half.down != (link, header.channel) || usize::from(header.sub) >= cells {
+            return Err(Refusal::UnexpectedAck);
+        }
+        // A second pass would use the same keystream twice.
+        let bit = 1 << header.sub;
+        if half.passed & bit != 0 {
+            return Err(Refusal::UnexpectedAck);
+        }
+        half.passed |= bit;
+        let sub = header.sub;
+        setup::cover_ack(shape, cx.config.position, sub, &half.ephemeral, &half.secrets, content);
+        let up = half.up;
+        if half.passed.count_ones() as usize == cells {
+            let half = self.take_half_open(links, serial).expect("it was found above");
+            let keys =
+                ChannelKeys::Hop { forward: half.secrets.forward.clone(), backward: half.secrets.backward.clone() };
+            self.install(cx, links, Some(half.up), Some(half.down), keys, now.saturating_sub(half.created_at));
+        }
+        links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content });
+        Ok(())
+    }
+}
+
+/// Sends an onion to the next hop in cells of equal length; random bytes fill up the last.
+pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, down: LinkChannel, onion: &[u8]) {
+    let content_len = cx.config.shape.control_content(Direction::Forward, cx.config.position + 1);
+    for (sub, part) in onion.chunks(content_len).enumerate() {
+        let mut content = vec![0; content_len];
+        content[..part.len()].copy_from_slice(part);
+        cx.rng.fill_bytes(&mut content[part.len()..]);
+        links.inject(
+            cx,
+            now,
+            down.0,
+            &Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content: &content },
+        );
+    }
+}
+
+// Every onion fits 255 fragments and every ack 8 cells, whatever the chain.
+const _: () = {
+    let mut hops = 2;
+    while hops <= wire::cell::MAX_HOPS {
+        // Class S has the shortest cells.
+        assert!(setup::HOP_LEN * hops <= 255 * 208 && hops.div_ceil(208 / setup::SLOT_LEN) <= 8);
+        hops += 1;
+    }
+};

@@ -1,0 +1,150 @@
+//! Further addresses of a name, for flows whose first one may turn out to be unreachable (SPEC 3.12.8).
+//!
+//! A flow is listed here from the answer of the resolver until its peer answers, its last address is in use, or it
+//! ends. Meanwhile its latest datagrams are kept, to be sent again to the next address. Copies are bounded by flow, in
+//! all and by age; a copy is counted in the ledger when it is sent again, as injected.
+
+use std::net::IpAddr;
+
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+
+use crate::{Nanos, SECOND};
+
+/// Addresses of a name that a flow tries.
+pub const CANDIDATES_MAX: usize = 4;
+/// Datagrams of a flow that are kept.
+const KEPT_PER_FLOW: usize = 4;
+/// Datagrams that are kept, over all flows: of class L 10.8 MB.
+const KEPT_MAX: usize = 1024;
+/// How long a datagram is sent again after it was sent first.
+const KEEP: Nanos = SECOND;
+
+/// What flows fall back on.
+#[derive(Default)]
+pub struct Fallbacks {
+    flows: HashMap<u32, Fallback, foldhash::fast::RandomState>,
+    /// Datagrams that are kept.
+    kept: usize,
+}
+
+struct Fallback {
+    /// The next one is the last.
+    addresses: ArrayVec<IpAddr, CANDIDATES_MAX>,
+    datagrams: ArrayVec<(Nanos, Vec<u8>), KEPT_PER_FLOW>,
+}
+
+impl Fallbacks {
+    /// Lists a flow with the addresses that follow its first one.
+    pub fn add(&mut self, flow: u32, addresses: &[IpAddr]) {
+        let addresses: ArrayVec<IpAddr, CANDIDATES_MAX> = addresses.iter().rev().copied().collect();
+        if !addresses.is_empty() {
+            self.flows.insert(flow, Fallback { addresses, datagrams: ArrayVec::new() });
+        }
+    }
+
+    /// Whether a flow has a further address.
+    pub fn has(&self, flow: u32) -> bool {
+        self.flows.contains_key(&flow)
+    }
+
+    /// Keeps a copy of what a listed flow sends, if there is room.
+    pub fn keep(&mut self, flow: u32, data: &[u8], now: Nanos) {
+        if self.flows.is_empty() {
+            return;
+        }
+        let Some(Fallback { datagrams, .. }) = self.flows.get_mut(&flow) else { return };
+        if datagrams.is_full() {
+            datagrams.remove(0);
+        } else if self.kept < KEPT_MAX {
+            self.kept += 1;
+        } else {
+            return;
+        }
+        datagrams.push((now, data.to_vec()));
+    }
+
+    /// The next address of a flow, and the datagrams to send there again. With its last address a flow is no longer
+    /// listed.
+    pub fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Vec<u8>>)> {
+        let fallback = self.flows.get_mut(&flow)?;
+        let address = fallback.addresses.pop()?;
+        let datagrams = std::mem::take(&mut fallback.datagrams);
+        self.kept -= datagrams.len();
+        if fallback.addresses.is_empty() {
+            self.flows.remove(&flow);
+        }
+        let recent = datagrams.into_iter().filter(|(sent, _)| now <= sent + KEEP);
+        Some((address, recent.map(|(_, data)| data).collect()))
+    }
+
+    /// The flow's peer has answered, or the flow has ended.
+    pub fn forget(&mut self, flow: u32) {
+        if !self.flows.is_empty()
+            && let Some(fallback) = self.flows.remove(&flow)
+        {
+            self.kept -= fallback.datagrams.len();
+        }
+    }
+
+    /// Frees datagrams that are too old to be sent again.
+    pub fn sweep(&mut self, now: Nanos) {
+        for fallback in self.flows.values_mut() {
+            let before = fallback.datagrams.len();
+            fallback.datagrams.retain(|(sent, _)| now <= *sent + KEEP);
+            self.kept -= before - fallback.datagrams.len();
+        }
+    }
+
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        assert_eq!(self.kept, self.flows.values().map(|fallback| fallback.datagrams.len()).sum::<usize>());
+        self.kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn kept_datagrams_are_bounded_by_flow_exit_and_time() {
+        let mut fallbacks = Fallbacks::default();
+        for flow in 0..1000 {
+            fallbacks.add(flow, &[ip(2), ip(3)]);
+            (0..6).for_each(|n| fallbacks.keep(flow, &[n], Nanos::from(n)));
+        }
+        assert_eq!(fallbacks.kept(), KEPT_MAX);
+        let latest = [2, 3, 4, 5].map(|n| vec![n]).to_vec();
+        assert_eq!(fallbacks.next(0, KEEP), Some((ip(2), latest)));
+        assert_eq!(fallbacks.kept(), KEPT_MAX - KEPT_PER_FLOW);
+        assert_eq!(fallbacks.next(1, KEEP + 4), Some((ip(2), [4, 5].map(|n| vec![n]).to_vec())));
+        fallbacks.sweep(KEEP + 4);
+        assert_eq!(fallbacks.kept(), KEPT_MAX / 2 - KEPT_PER_FLOW);
+        fallbacks.sweep(KEEP + 6);
+        assert_eq!(fallbacks.kept(), 0);
+    }
+
+    #[test]
+    fn flow_is_listed_until_its_last_address_or_an_answer() {
+        let mut fallbacks = Fallbacks::default();
+        fallbacks.add(1, &[]);
+        assert!(!fallbacks.has(1));
+        fallbacks.add(1, &[ip(2), ip(3)]);
+        fallbacks.keep(1, b"x", 0);
+        fallbacks.keep(2, b"not listed", 0);
+        assert_eq!(fallbacks.kept(), 1);
+        assert_eq!(fallbacks.next(1, 0).map(|(address, _)| address), Some(ip(2)));
+        assert_eq!(fallbacks.next(1, 0).map(|(address, _)| address), Some(ip(3)));
+        assert_eq!(fallbacks.next(1, 0), None);
+        fallbacks.keep(1, b"x", 0);
+        fallbacks.add(1, &[ip(2)]);
+        fallbacks.keep(1, b"x", 0);
+        fallbacks.forget(1);
+        assert!(!fallbacks.has(1) && fallbacks.kept() == 0);
+    }
+}

@@ -1,0 +1,136 @@
+//! The sockets of clients: one for each address family, shared by all flows of one client (RFC 4787, 4.1).
+//!
+//! A client is a channel and the `map` of an OPEN. It keeps its sockets until its last flow ends, also when flows move
+//! to another channel.
+
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+use wire::ids::ChannelIndex;
+
+use crate::socket::app_batch::SocketId;
+
+/// A channel, and a client's number there.
+pub(super) type Key = (ChannelIndex, u16);
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A socket, and the channel that opened it while that lives. A flow that moves gives nobody room for another socket.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    pub(super) socket: SocketId,
+    pub(super) opener: Option<ChannelIndex>,
+}
+
+/// The sockets of one client.
+struct Mapping {
+    key: Key,
+    v4: Option<Held>,
+    v6: Option<Held>,
+    flows: Vec<u32>,
+}
+
+impl Mapping {
+    fn held(&mut self, ipv6: bool) -> &mut Option<Held> {
+        if ipv6 { &mut self.v6 } else { &mut self.v4 }
+    }
+}
+
+/// The sockets of all clients.
+#[derive(Default)]
+pub(super) struct Mappings {
+    list: Vec<Option<Mapping>>,
+    vacant: Vec<u32>,
+    by_key: Map<Key, u32>,
+    by_socket: Map<SocketId, u32>,
+}
+
+impl Mappings {
+    /// Sockets now.
+    pub(super) fn sockets(&self) -> usize {
+        self.by_socket.len()
+    }
+
+    fn at(&mut self, id: u32) -> &mut Mapping {
+        self.list[id as usize].as_mut().expect("a flow has a live mapping")
+    }
+
+    /// Adds a flow to its client's mapping, which is made if there is none. Returns the mapping's id.
+    pub(super) fn add_flow(&mut self, key: Key, flow: u32) -> u32 {
+        let id = *self.by_key.entry(key).or_insert_with(|| {
+            let id = self.vacant.pop().unwrap_or_else(|| {
+                self.list.push(None);
+                self.list.len() as u32 - 1
+            });
+            self.list[id as usize] = Some(Mapping { key, v4: None, v6: None, flows: Vec::new() });
+            id
+        });
+        self.at(id).flows.push(flow);
+        id
+    }
+
+    /// Removes a flow. With the last flow of a client its mapping goes: returns the sockets to close.
+    pub(super) fn remove_flow(&mut self, id: u32, flow: u32) -> ArrayVec<Held, 2> {
+        let mapping = self.at(id);
+        mapping.flows.retain(|of| *of != flow);
+        if !mapping.flows.is_empty() {
+            return ArrayVec::new();
+        }
+        let mapping = self.list[id as usize].take().expect("just looked at");
+        self.vacant.push(id);
+        if self.by_key.get(&mapping.key) == Some(&id) {
+            self.by_key.remove(&mapping.key);
+        }
+        let held: ArrayVec<Held, 2> = [mapping.v4, mapping.v6].into_iter().flatten().collect();
+        for Held { socket, .. } in &held {
+            self.by_socket.remove(socket);
+        }
+        held
+    }
+
+    /// The client's socket of one address family.
+    pub(super) fn socket(&mut self, id: u32, ipv6: bool) -> Option<SocketId> {
+        self.at(id).held(ipv6).map(|held| held.socket)
+    }
+
+    /// Gives a client a socket that `opener` has opened.
+    pub(super) fn hold(&mut self, id: u32, ipv6: bool, socket: SocketId, opener: ChannelIndex) {
+        *self.at(id).held(ipv6) = Some(Held { socket, opener: Some(opener) });
+        self.by_socket.insert(socket, id);
+    }
+
+    /// The newest flow of the client that has this socket.
+    pub(super) fn flow_of(&self, socket: SocketId) -> Option<u32> {
+        let mapping = *self.by_socket.get(&socket)?;
+        self.list[mapping as usize].as_ref()?.flows.last().copied()
+    }
+
+    /// A flow of the client has moved to `channel`: flows that it opens there share its sockets, unless others do.
+    pub(super) fn move_to(&mut self, id: u32, channel: ChannelIndex) {
+        let old = self.at(id).key;
+        let key = (channel, old.1);
+        if old != key && !self.by_key.contains_key(&key) {
+            self.by_key.remove(&old);
+            self.at(id).key = key;
+            self.by_key.insert(key, id);
+        }
+    }
+
+    /// A channel has ended. Clients whose flows have moved on keep their sockets; flows opened under the same index
+    /// later get others.
+    pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
+        self.by_key.retain(|(of, _), _| *of != channel);
+    }
+
+    /// A channel that opened sockets has ended.
+    pub(super) fn forget_opener(&mut self, channel: ChannelIndex) {
+        let held = self.list.iter_mut().flatten().flat_map(|mapping| [&mut mapping.v4, &mut mapping.v6]);
+        for held in held.flatten() {
+            held.opener.take_if(|of| *of == channel);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.by_socket.is_empty() && self.vacant.len() == self.list.len()
+    }
+}

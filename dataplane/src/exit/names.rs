@@ -1,0 +1,90 @@
+//! Names that are being resolved, and the datagrams that wait for the answers.
+
+use hashbrown::HashMap;
+use wire::ids::ChannelIndex;
+
+use crate::ledger::DropReason;
+
+/// Names that are being resolved at most.
+pub const QUESTIONS_MAX: usize = 256;
+/// Datagrams that wait for the name of one flow.
+pub(super) const WAITING_PER_FLOW: usize = 16;
+/// Datagrams that wait for names, over all flows.
+pub(super) const WAITING_MAX: usize = 1024;
+
+/// The number of no question.
+pub(super) const NO_QUERY: u32 = u32::MAX;
+
+/// A question to the resolver. Its flow and its channel may end before the answer comes.
+pub(super) struct Question {
+    pub(super) flow: Option<u32>,
+    pub(super) channel: Option<ChannelIndex>,
+}
+
+/// All open questions.
+#[derive(Default)]
+pub(super) struct Names {
+    questions: HashMap<u32, Question, foldhash::fast::RandomState>,
+    next: u32,
+    waiting: usize,
+}
+
+impl Names {
+    pub(super) fn len(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Datagrams that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The number for the next question.
+    pub(super) fn draw(&mut self) -> u32 {
+        let query = self.next;
+        self.next = (query + 1) % NO_QUERY;
+        query
+    }
+
+    pub(super) fn ask(&mut self, query: u32, flow: u32, channel: ChannelIndex) {
+        self.questions.insert(query, Question { flow: Some(flow), channel: Some(channel) });
+    }
+
+    pub(super) fn answer(&mut self, query: u32) -> Option<Question> {
+        self.questions.remove(&query)
+    }
+
+    /// The flow of a question has ended. The resolver still works on it, and its answer will come.
+    pub(super) fn forget_flow(&mut self, query: u32) {
+        if let Some(question) = self.questions.get_mut(&query) {
+            question.flow = None;
+        }
+    }
+
+    pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
+        for question in self.questions.values_mut() {
+            question.channel.take_if(|of| *of == channel);
+        }
+    }
+
+    /// Appends a datagram to the queue of a flow.
+    ///
+    /// # Errors
+    /// The queue of the flow, or that of all flows together, is full.
+    pub(super) fn wait(&mut self, queue: &mut Vec<Vec<u8>>, data: &[u8]) -> Result<(), DropReason> {
+        if queue.len() >= WAITING_PER_FLOW {
+            return Err(DropReason::FlowQueueFull);
+        }
+        if self.waiting >= WAITING_MAX {
+            return Err(DropReason::NameQueueFull);
+        }
+        queue.push(data.to_vec());
+        self.waiting += 1;
+        Ok(())
+    }
+
+    /// `count` datagrams have left a queue.
+    pub(super) fn waited(&mut self, count: usize) {
+        self.waiting -= count;
+    }
+}

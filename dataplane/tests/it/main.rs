@@ -1,0 +1,7 @@
+//! Integration tests: one binary, a module per topic.
+
+#[path = "../stand/mod.rs"]
+mod stand;
+
+mod ledger;
+mod steady;

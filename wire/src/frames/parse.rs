@@ -1,0 +1,205 @@
+//! Reads the frames of a cell.
+
+use std::iter::FusedIterator;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
+
+use super::{Address, Frame, Status, address_type, frame_type, is_host_name};
+use crate::cell::Direction;
+
+/// Why the payload of a cell is refused. Counted, never answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+pub enum BadFrames {
+    #[error("unknown frame type")]
+    Type,
+    /// A frame that ends after the cell.
+    #[error("truncated frame")]
+    Truncated,
+    #[error("frame in the wrong direction")]
+    Direction,
+    #[error("unknown status code")]
+    Status,
+    /// An unknown address type, a malformed name, or an address that has another spelling.
+    #[error("bad address")]
+    Address,
+    /// A reserved bit of a fragment's index is set.
+    #[error("bad fragment index")]
+    Fragment,
+}
+
+/// Checks the whole payload of a cell, and only then hands out its frames. PAD ends the frames; bytes
+/// after it are ignored.
+///
+/// # Errors
+/// The first error in the payload. The cell must be dropped.
+pub fn parse(payload: &[u8], direction: Direction) -> Result<Frames<'_>, BadFrames> {
+    let mut rest = payload;
+    while let Some(frame) = take_frame(&mut rest)? {
+        if !frame.travels(direction) {
+            return Err(BadFrames::Direction);
+        }
+    }
+    Ok(Frames { rest: payload })
+}
+
+/// The frames of a cell that [`parse`] has checked.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Frame<'a>;
+
+    fn next(&mut self) -> Option<Frame<'a>> {
+        // `parse` has checked every frame up to the end, so there is no error here.
+        take_frame(&mut self.rest).ok().flatten()
+    }
+}
+
+impl FusedIterator for Frames<'_> {}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], BadFrames> {
+    let (head, tail) = rest.split_first_chunk().ok_or(BadFrames::Truncated)?;
+    *rest = tail;
+    Ok(*head)
+}
+
+fn take_u8(rest: &mut &[u8]) -> Result<u8, BadFrames> {
+    take::<1>(rest).map(|[byte]| byte)
+}
+
+fn take_u16(rest: &mut &[u8]) -> Result<u16, BadFrames> {
+    take(rest).map(u16::from_be_bytes)
+}
+
+fn take_u40(rest: &mut &[u8]) -> Result<u64, BadFrames> {
+    let [a, b, c, d, e] = take(rest)?;
+    Ok(u64::from_be_bytes([0, 0, 0, a, b, c, d, e]))
+}
+
+fn take_slice<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], BadFrames> {
+    rest.split_off(..len).ok_or(BadFrames::Truncated)
+}
+
+/// A u16 length and that many bytes.
+fn take_data<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], BadFrames> {
+    let len = take_u16(rest)?;
+    take_slice(rest, len.into())
+}
+
+fn take_address<'a>(rest: &mut &'a [u8]) -> Result<Address<'a>, BadFrames> {
+    let ip: IpAddr = match take_u8(rest)? {
+        address_type::V4 => Ipv4Addr::from(take::<4>(rest)?).into(),
+        address_type::V6 => {
+            let ip = Ipv6Addr::from(take::<16>(rest)?);
+            if ip.to_ipv4_mapped().is_some() {
+                return Err(BadFrames::Address);
+            }
+            ip.into()
+        }
+        address_type::NAME => {
+            let len = take_u8(rest)?;
+            let name = take_slice(rest, len.into())?;
+            if !is_host_name(name) {
+                return Err(BadFrames::Address);
+            }
+            let name = str::from_utf8(name).map_err(|_| BadFrames::Address)?;
+            return Ok(Address::Name(name, take_u16(rest)?));
+        }
+        _ => return Err(BadFrames::Address),
+    };
+    Ok(Address::Ip(SocketAddr::new(ip, take_u16(rest)?)))
+}
+
+/// An address that is not a name.
+fn take_ip(rest: &mut &[u8]) -> Result<SocketAddr, BadFrames> {
+    match take_address(rest)? {
+        Address::Ip(socket) => Ok(socket),
+        Address::Name(..) => Err(BadFrames::Address),
+    }
+}
+
+/// The next frame. None at the end of the cell or at PAD, which empties `rest`.
+fn take_frame<'a>(rest: &mut &'a [u8]) -> Result<Option<Frame<'a>>, BadFrames> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let frame = match take_u8(rest)? {
+        frame_type::PAD => {
+            *rest = &[];
+            return Ok(None);
+        }
+        frame_type::DGRAM => Frame::Dgram { flow: take_u16(rest)?, data: take_data(rest)? },
+        frame_type::FRAG => {
+            let (flow, id, byte) = (take_u16(rest)?, take_u16(rest)?, take_u8(rest)?);
+            if byte & 0x78 != 0 {
+                return Err(BadFrames::Fragment);
+            }
+            Frame::Frag { flow, id, index: byte & 7, last: byte & 0x80 != 0, data: take_data(rest)? }
+        }
+        frame_type::OPEN => {
+            Frame::Open { flow: take_u16(rest)?, map: take_u16(rest)?, token: take(rest)?, to: take_address(rest)? }
+        }
+        frame_type::CLOSE => Frame::Close { flow: take_u16(rest)? },
+        frame_type::STATUS => {
+            let flow = take_u16(rest)?;
+            Frame::Status { flow, code: Status::from_wire(take_u8(rest)?).ok_or(BadFrames::Status)? }
+        }
+        frame_type::MOVE => Frame::Move { flow: take_u16(rest)?, token: take(rest)? },
+        frame_type::REPORT => Frame::Report { highest: take_u40(rest)?, received: take_u40(rest)? },
+        frame_type::PING => Frame::Ping(take(rest)?),
+        frame_type::PONG => Frame::Pong(take(rest)?),
+        frame_type::PEER => Frame::Peer { flow: take_u16(rest)?, from: take_ip(rest)? },
+        frame_type::FROM => Frame::From { flow: take_u16(rest)?, from: take_ip(rest)?, data: take_data(rest)? },
+        _ => return Err(BadFrames::Type),
+    };
+    Ok(Some(frame))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hex_literal::hex;
+
+    #[test]
+    fn one_bad_frame_drops_the_whole_cell() {
+        let token = "000102030405060708090a0b0c0d0e0f";
+        let cases = [
+            ("0c".to_owned(), BadFrames::Type),
+            ("ff".to_owned(), BadFrames::Type),
+            ("01 0001 0003 aabb".to_owned(), BadFrames::Truncated),
+            ("01 0001 00".to_owned(), BadFrames::Truncated),
+            ("02 0001 0002 08 0000".to_owned(), BadFrames::Fragment),
+            ("02 0001 0002 c0 0000".to_owned(), BadFrames::Fragment),
+            ("05 0001 07".to_owned(), BadFrames::Status),
+            ("05 0001 06".to_owned(), BadFrames::Direction),
+            (format!("03 0001 0002 {token} 05 01020304 0035"), BadFrames::Address),
+            (format!("03 0001 0002 {token} 03 00 0035"), BadFrames::Address),
+            (format!("03 0001 0002 {token} 03 03 612062 0035"), BadFrames::Address),
+            (format!("03 0001 0002 {token} 03 02 c3a4 0035"), BadFrames::Address),
+            (format!("03 0001 0002 {token} 03 05 6162"), BadFrames::Truncated),
+            (format!("03 0001 0002 {token} 06 00000000000000000000ffff01020304 0035"), BadFrames::Address),
+            (format!("03 0001 0002 {token} 04 01020304 00"), BadFrames::Truncated),
+        ];
+        for (text, reason) in cases {
+            let digits: Vec<u8> = text.bytes().filter(|b| *b != b' ').collect();
+            let mut inner = vec![frame_type::CLOSE, 0, 1];
+            inner.extend(digits.chunks(2).map(|d| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap()));
+            assert_eq!(parse(&inner, Direction::Forward).err(), Some(reason), "{text}");
+        }
+        for named in [&hex!("0a 0001 03 03 612e62 0035")[..], &hex!("0b 0001 03 03 612e62 0035 0000")] {
+            assert_eq!(parse(named, Direction::Backward).err(), Some(BadFrames::Address));
+        }
+    }
+
+    #[test]
+    fn bytes_after_pad_are_ignored() {
+        let inner = hex!("04 0001 00 ff ff ff");
+        let frames: Vec<_> = parse(&inner, Direction::Forward).unwrap().collect();
+        assert_eq!(frames, [Frame::Close { flow: 1 }]);
+        assert_eq!(parse(&[], Direction::Forward).unwrap().count(), 0);
+        assert_eq!(parse(&[0; 208], Direction::Backward).unwrap().count(), 0);
+    }
+}

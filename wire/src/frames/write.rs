@@ -1,0 +1,186 @@
+//! Writes frames into a cell.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Address, Frame, address_type, frame_type};
+
+/// Writes frames into the payload of a cell, in order.
+#[must_use = "the bytes after the last frame keep their old values until `finish`"]
+pub struct Writer<'a> {
+    payload: &'a mut [u8],
+    at: usize,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(payload: &'a mut [u8]) -> Writer<'a> {
+        Writer { payload, at: 0 }
+    }
+
+    /// Continues after the first `at` bytes, which an earlier writer has [`Writer::written`].
+    ///
+    /// # Panics
+    /// If the payload is shorter.
+    pub fn resume(payload: &'a mut [u8], at: usize) -> Writer<'a> {
+        assert!(at <= payload.len());
+        Writer { payload, at }
+    }
+
+    /// Bytes written so far.
+    pub fn written(&self) -> usize {
+        self.at
+    }
+
+    /// Appends a frame. False, without any change, if it does not fit or if the layout cannot carry it
+    /// (a malformed name, an index over 7, a count over 40 bits). [`super::parse`] accepts every frame
+    /// that is written.
+    pub fn put(&mut self, frame: &Frame<'_>) -> bool {
+        if frame.len() > self.room() || !frame.is_expressible() {
+            return false;
+        }
+        match *frame {
+            Frame::Dgram { flow, data } => {
+                self.bytes(&[frame_type::DGRAM]);
+                self.u16(flow);
+                self.data(data);
+            }
+            Frame::Frag { flow, id, index, last, data } => {
+                self.bytes(&[frame_type::FRAG]);
+                self.u16(flow);
+                self.u16(id);
+                self.bytes(&[u8::from(last) << 7 | index]);
+                self.data(data);
+            }
+            Frame::Open { flow, map, token, to } => {
+                self.bytes(&[frame_type::OPEN]);
+                self.u16(flow);
+                self.u16(map);
+                self.bytes(&token);
+                match to {
+                    Address::Ip(socket) => self.ip(socket),
+                    Address::Name(name, port) => {
+                        self.bytes(&[address_type::NAME, name.len() as u8]);
+                        self.bytes(name.as_bytes());
+                        self.u16(port);
+                    }
+                }
+            }
+            Frame::Close { flow } => {
+                self.bytes(&[frame_type::CLOSE]);
+                self.u16(flow);
+            }
+            Frame::Status { flow, code } => {
+                self.bytes(&[frame_type::STATUS]);
+                self.u16(flow);
+                self.bytes(&[code as u8]);
+            }
+            Frame::Move { flow, token } => {
+                self.bytes(&[frame_type::MOVE]);
+                self.u16(flow);
+                self.bytes(&token);
+            }
+            Frame::Report { highest, received } => {
+                self.bytes(&[frame_type::REPORT]);
+                self.bytes(&highest.to_be_bytes()[3..]);
+                self.bytes(&received.to_be_bytes()[3..]);
+            }
+            Frame::Ping(echo) => {
+                self.bytes(&[frame_type::PING]);
+                self.bytes(&echo);
+            }
+            Frame::Pong(echo) => {
+                self.bytes(&[frame_type::PONG]);
+                self.bytes(&echo);
+            }
+            Frame::Peer { flow, from } => {
+                self.bytes(&[frame_type::PEER]);
+                self.u16(flow);
+                self.ip(from);
+            }
+            Frame::From { flow, from, data } => {
+                self.bytes(&[frame_type::FROM]);
+                self.u16(flow);
+                self.ip(from);
+                self.data(data);
+            }
+        }
+        true
+    }
+
+    /// Free bytes.
+    pub fn room(&self) -> usize {
+        self.payload.len() - self.at
+    }
+
+    /// True if no frame is written.
+    pub fn is_empty(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Fills the rest with PAD.
+    pub fn finish(self) {
+        self.payload[self.at..].fill(frame_type::PAD);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.payload[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    fn u16(&mut self, number: u16) {
+        self.bytes(&number.to_be_bytes());
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.u16(data.len() as u16);
+        self.bytes(data);
+    }
+
+    fn ip(&mut self, socket: SocketAddr) {
+        match socket.ip().to_canonical() {
+            IpAddr::V4(ip) => {
+                self.bytes(&[address_type::V4]);
+                self.bytes(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                self.bytes(&[address_type::V6]);
+                self.bytes(&ip.octets());
+            }
+        }
+        self.u16(socket.port());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::Direction;
+    use crate::frames::{U40_END, parse};
+
+    #[test]
+    fn inexpressible_frame_is_not_written() {
+        let mut payload = [0xee; 600];
+        let mut writer = Writer::new(&mut payload);
+        let long = "a".repeat(256);
+        for name in ["", "a b", "ä", "a/b", &long] {
+            let to = Address::Name(name, 1);
+            assert!(!writer.put(&Frame::Open { flow: 0, map: 0, token: [0; 16], to }), "{name}");
+        }
+        assert!(!writer.put(&Frame::Frag { flow: 0, id: 0, index: 8, last: false, data: &[] }));
+        assert!(!writer.put(&Frame::Report { highest: U40_END, received: 0 }));
+        assert!(!writer.put(&Frame::Dgram { flow: 0, data: &[0; 596] }));
+        assert!(writer.is_empty() && writer.room() == 600);
+        assert!(writer.put(&Frame::Dgram { flow: 0, data: &[0; 595] }));
+        assert!(!writer.put(&Frame::Close { flow: 0 }) && writer.room() == 0);
+    }
+
+    #[test]
+    fn mapped_ipv4_address_is_written_as_ipv4() {
+        let from = "[::ffff:192.0.2.1]:53".parse().unwrap();
+        let mut payload = [0; 20];
+        let mut writer = Writer::new(&mut payload);
+        assert!(writer.put(&Frame::Peer { flow: 1, from }));
+        writer.finish();
+        let frame = parse(&payload, Direction::Backward).unwrap().next();
+        assert_eq!(frame, Some(Frame::Peer { flow: 1, from: "192.0.2.1:53".parse().unwrap() }));
+    }
+}

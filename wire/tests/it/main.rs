@@ -1,0 +1,5 @@
+//! Integration tests: one binary, a module per topic.
+
+mod aead;
+mod known_answer;
+mod vectors;
