@@ -345,19 +345,17 @@ Exit codes:
 
 /// `eddy config`.
 #[derive(Args, Debug)]
-#[command(after_help = CONFIG_HELP)]
+#[command(after_long_help = CONFIG_HELP)]
 pub struct ConfigArgs {
-    /// What to do.
     #[command(subcommand)]
     pub action: ConfigAction,
 }
 
-/// What to do with a configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigAction {
     /// Explain the keys of all files
     Explain {
-        /// One key; without it all are listed
+        /// A key [default: list all]
         key: Option<String>,
     },
     /// Check a node's configuration, its chain file and its key file
@@ -374,7 +372,7 @@ pub enum ConfigAction {
         /// The node's configuration
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
-        /// Print a line of JSON
+        /// Print one line of JSON
         #[arg(long)]
         json: bool,
     },

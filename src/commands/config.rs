@@ -55,7 +55,8 @@ fn place(file: &str, key: &Key) -> String {
     if file == ALL_FILES[0].0 { files(key.roles) } else { file.to_owned() }
 }
 
-fn default(key: &Key) -> String {
+/// The default of a key, or what it means to leave it out.
+pub(super) fn default(key: &Key) -> String {
     match key.default {
         DefaultValue::Required => "none, it must be set".to_owned(),
         DefaultValue::Unset(meaning) => format!("not set: {meaning}"),
