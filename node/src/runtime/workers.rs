@@ -33,11 +33,7 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::ids::Side;
 
-<<<<<<< HEAD
-use crate::config::{Chain, ConfigError, Location, NodeConfig, Part};
-=======
-use crate::config::{Chain, ConfigError, ExitPart, NodeConfig, Part, Place};
->>>>>>> main
+use crate::config::{Chain, ConfigError, ExitPart, Location, NodeConfig, Part};
 use crate::error::StartError;
 use crate::runtime::node::{Sockets, rng};
 
