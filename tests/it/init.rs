@@ -41,7 +41,7 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("init x --mixes 8", "expected 1 to 7"),
         ("init x --class XL", "the classes are S"),
         ("init x --mixing pool:t=1ms", "write one of"),
-        ("init x --mixing threshold:n=5,n=6", "n stands twice"),
+        ("init x --mixing threshold:n=5,n=6", "duplicate key n"),
         ("init x --lifetime 10", "60..=3600"),
         ("init x --mxies 3", "--mixes"),
         ("mix", "missing --config <FILE>; usage: eddy mix --config <FILE>"),

@@ -135,8 +135,8 @@ table! { NODE:
     "a key that no forward has",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
-    "an `allow` that is no network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
-        &["exit.toml:13: \"10.0.0.0/33\" is no network", "IP/BITS"];
+    "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
+        &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "a resolver that is no address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
         &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
@@ -144,7 +144,7 @@ table! { NODE:
     "filtering of a kind that there is not", Line("exit.toml", "# filtering", "filtering = \"address\""), EXIT,
         &["filtering must be \"endpoint\" or \"none\" (got \"address\")"];
     "trust in no network", Line("exit.toml", "trust", "trust = [\"example.org\"]"), EXIT,
-        &["\"example.org\" is no network"];
+        &["\"example.org\" is not a network"];
     "a negative budget", Line("exit.toml", "# max_unanswered", "max_unanswered = -1"), EXIT,
         &["max_unanswered must be a whole number from 0 to 10000000 (got -1)", "the default is 1000"];
 }
