@@ -1,6 +1,7 @@
 //! One file per command; and exit codes: 0 success, 1 failure, 2 a mistake in a configuration or on the command line.
 
 pub mod chain;
+pub mod config;
 pub mod docs;
 pub mod doctor;
 pub mod forward;
@@ -99,6 +100,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Forward(args) => forward::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::manual(&dir),
     };

@@ -333,14 +333,14 @@ impl State {
                 link.send(other(direction), bytes);
             }
         }
-        let onward = fates.iter().filter(|(_, to, _)| *to == direction).count() as u64;
-        let back = fates.len() as u64 - onward;
+        let passed_on = fates.iter().filter(|(_, to, _)| *to == direction).count() as u64;
+        let back = fates.len() as u64 - passed_on;
         let counts = &mut self.counts[both(direction)];
         counts.came += 1;
         counts.handshakes += u64::from(is_handshake_len(bytes.len()));
-        counts.dropped += u64::from(onward == 0);
-        counts.made += onward.saturating_sub(1);
-        counts.held += onward;
+        counts.dropped += u64::from(passed_on == 0);
+        counts.made += passed_on.saturating_sub(1);
+        counts.held += passed_on;
         let counts = &mut self.counts[both(other(direction))];
         counts.made += back;
         counts.held += back;

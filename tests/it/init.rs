@@ -9,7 +9,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
     #[rustfmt::skip]
     let mistakes: &[(&str, &[&str])] = &[
         ("init new --ipv6 --mixes 6",
-            &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"]),
+            &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"]),
         ("init new --host ::1 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
         ("init new --ipv6 --host 127.0.0.1", &["--host 127.0.0.1 is IPv4"]),
         ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),
@@ -47,9 +47,9 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("mix", "missing --config <FILE>; usage: eddy mix --config <FILE>"),
         ("mixx --config x", "mix"),
         ("entry --config x --forward 5000", "LISTEN=DEST"),
-        ("entry --config x --forward here=192.0.2.1:5", "no address to listen on"),
+        ("entry --config x --forward here=192.0.2.1:5", "invalid listen address"),
         ("entry --config x --forward 5000=192.0.2.1:0", "port 0"),
-        ("entry --config x --pymix here", "no address to listen on"),
+        ("entry --config x --pymix here", "invalid listen address"),
         ("exit --config x --allow everyone", "write IP/BITS"),
         ("chain --payload-len 70000", "0..=65507"),
         ("chain --receivers 0", "expected 1 to 256"),

@@ -12,8 +12,11 @@ const RETIRED: &[(&str, &str, &[&str])] = &[
     ("crew", "multicore", &[]),
     ("hub", "multicore", &[]),
     ("inbox", "receive batch", &[]),
+    ("inwards", "backward or forward", &[]),
     ("joint", "bridge", &[]),
+    ("onward", "forward", &[]),
     ("outbox", "send batch", &[]),
+    ("outwards", "forward or backward", &[]),
     ("seat", "shard", &[]),
     ("spoke", "shard", &[]),
     // The changelog names what was renamed.

@@ -104,7 +104,7 @@ fn a_flood_of_answers_is_capped_and_counted() {
 }
 
 #[test]
-fn without_filtering_a_client_hears_strangers_that_it_could_answer_and_whence_they_are() {
+fn without_filtering_strangers_come_with_their_address() {
     for filtering in [Filtering::Endpoint, Filtering::None] {
         let mut bench = Bench::with(Class::S, 1, |settings| settings.filtering = filtering);
         bench.send(0, 1, address(9));
