@@ -84,6 +84,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Check this host for problems and print fixes
     Doctor(DoctorArgs),
+    /// Explain, check or show a node's configuration
+    Config(ConfigArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -319,6 +321,57 @@ pub enum ForwardAction {
         /// The configuration of the running entry
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: PathBuf,
+        /// Print one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const CONFIG_HELP: &str = "\
+Examples:
+  List all keys, or explain one:
+    eddy config explain
+    eddy config explain mixing
+
+  Check a node's files as its start would, without opening sockets:
+    eddy config check demo/mix1.toml
+
+  Print the configuration in effect, with defaults:
+    eddy config show demo/mix1.toml
+
+Exit codes:
+  0  no mistake
+  2  mistake in a file or on the command line";
+
+/// `eddy config`.
+#[derive(Args, Debug)]
+#[command(after_long_help = CONFIG_HELP)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Explain the keys of all files
+    Explain {
+        /// A key [default: list all]
+        key: Option<String>,
+    },
+    /// Check a node's configuration, its chain file and its key file
+    Check {
+        /// The node's configuration
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The key file, instead of the one in the configuration
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        keys: Option<PathBuf>,
+    },
+    /// Print a node's configuration with all defaults
+    Show {
+        /// The node's configuration
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
         /// Print one line of JSON
         #[arg(long)]
         json: bool,

@@ -30,18 +30,18 @@ fn main() {
         let (mut out, mut back, mut now) = (Vec::new(), Vec::new(), 0);
         for (ip, usage) in &mut flows {
             // From here on it may have what it wants.
-            assert_eq!(limiter.inwards(usage, *ip, true, 0), Ok(()));
+            assert_eq!(limiter.backward(usage, *ip, true, 0), Ok(()));
         }
         for _ in 0..ROUNDS {
-            for (times, inwards) in [(&mut out, false), (&mut back, true)] {
+            for (times, backward) in [(&mut out, false), (&mut back, true)] {
                 let before = cpu_ns();
                 for n in 0..DATAGRAMS {
                     let (ip, usage) = &mut flows[n as usize % addresses as usize];
                     // So slow that nobody reaches a rate.
                     now += SECOND / 500_000;
-                    let done = match inwards {
-                        true => limiter.inwards(usage, *ip, true, now),
-                        false => limiter.outwards(usage, *ip, now),
+                    let done = match backward {
+                        true => limiter.backward(usage, *ip, true, now),
+                        false => limiter.forward(usage, *ip, now),
                     };
                     assert_eq!(black_box(done), Ok(()));
                 }

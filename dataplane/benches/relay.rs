@@ -10,10 +10,10 @@ use std::net::{SocketAddr, UdpSocket};
 use dataplane::batch::{Arrivals, Departures, Lengths};
 use dataplane::buffer::FreeList;
 use dataplane::ledger::Tally;
+use dataplane::socket::Port;
 use dataplane::socket::backend::{Calls, Io};
 use dataplane::socket::link::LinkPort;
 use dataplane::socket::offload::Offloads;
-use dataplane::socket::{Port, Rx, Tx};
 use dataplane::sys::{self, Message};
 use rustix::time::{ClockId, clock_gettime};
 

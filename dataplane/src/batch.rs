@@ -10,7 +10,7 @@ use crate::latency::{Latency, Times};
 use crate::punt::Bytes;
 use crate::{Nanos, sys};
 
-/// Most cells of one receive call. A call takes so many bursts that these cells stay in the cache until they are
+/// Most cells of one receive call: few enough that they stay in the cache until they are
 /// opened.
 pub const RECEIVE_MAX: usize = 1024;
 /// Most handshake datagrams of one receive call; control's queue takes fewer.
@@ -83,7 +83,7 @@ impl Arrivals {
         }
     }
 
-    /// Adds a datagram that is no cell: `len` bytes, which `parts` hold one after the other.
+    /// Adds a datagram that is not a cell: `len` bytes, which `parts` hold one after the other.
     pub fn push_other<'a>(
         &mut self,
         lengths: Lengths,
@@ -105,7 +105,7 @@ impl Arrivals {
         self.cells.len() + self.handshakes.len() + (self.handshakes_over + self.odd + self.cut) as usize
     }
 
-    /// Whether none came.
+    /// True if nothing arrived.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -129,7 +129,7 @@ pub struct Ticket {
     pub times: u32,
 }
 
-/// What a shuffle may not tell apart.
+/// Cells with equal labels keep their order in a shuffle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
     /// A channel, by its index.
@@ -216,7 +216,7 @@ impl Departures {
         self.cells.len()
     }
 
-    /// Whether none waits.
+    /// True if nothing waits.
     pub fn is_empty(&self) -> bool {
         self.cells.is_empty()
     }

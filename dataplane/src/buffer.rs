@@ -6,25 +6,10 @@
 
 use std::marker::PhantomData;
 
-use wire::cell::{Block, HEADER_LEN, MAX_CELL_LEN};
+use wire::cell::{Block, HEADER_LEN};
 
 use crate::sys;
-
-/// Storage of one cell.
-#[repr(C, align(64))]
-pub struct Buffer([u8; MAX_CELL_LEN]);
-
-impl Buffer {
-    /// All of its bytes.
-    pub fn bytes(&self) -> &[u8; MAX_CELL_LEN] {
-        &self.0
-    }
-
-    /// All of its bytes, to be written.
-    pub fn bytes_mut(&mut self) -> &mut [u8; MAX_CELL_LEN] {
-        &mut self.0
-    }
-}
+pub use crate::sys::Buffer;
 
 /// The buffers that nobody holds.
 ///
@@ -40,28 +25,28 @@ impl FreeList {
         FreeList::on(total, false)
     }
 
-    /// The same, on huge pages if wanted and to be had.
+    /// The same, on huge pages if `hugepages` is set and the system has them.
     pub fn on(total: usize, hugepages: bool) -> FreeList {
         FreeList { buffers: sys::arena(total, hugepages).iter_mut().collect(), total }
     }
 
-    /// Takes one, if any is left.
+    /// Takes a buffer, if one is free.
     pub fn take(&mut self) -> Option<&'static mut Buffer> {
         self.buffers.pop()
     }
 
-    /// Gives one back.
+    /// Returns a buffer.
     pub fn give(&mut self, buffer: &'static mut Buffer) {
         debug_assert!(self.buffers.len() < self.total);
         self.buffers.push(buffer);
     }
 
-    /// So many buffers go to another core, full or empty; they were taken before.
+    /// `buffers` buffers go to another core, full or empty; they were taken before.
     pub fn part_with(&mut self, buffers: usize) {
         self.total -= buffers;
     }
 
-    /// So many buffers come from another core; they are given, or kept full, after.
+    /// `buffers` buffers come from another core; they are given, or kept full, afterwards.
     pub fn adopt(&mut self, buffers: usize) {
         self.total += buffers;
     }
@@ -77,9 +62,9 @@ impl FreeList {
     }
 }
 
-/// A cell as it stands on the wire: nothing is known but its length.
+/// A cell as it is on the wire. Only its length is known.
 pub enum Sealed {}
-/// A cell whose layer is off, or on: it passed every check and may be pooled.
+/// A cell whose layer was removed or added. It has passed every check and may be pooled.
 pub enum Opened {}
 
 /// An exclusive reference to a buffer whose contents are in state `S`.
@@ -105,24 +90,24 @@ pub struct Cell<S> {
 }
 
 impl<S> Cell<S> {
-    /// The header block as it stands.
+    /// The header block in its present state.
     pub fn header(&self) -> &Block {
-        self.buffer.0.first_chunk::<HEADER_LEN>().expect("a buffer is longer than a header")
+        self.buffer.bytes().first_chunk::<HEADER_LEN>().expect("a buffer is longer than a header")
     }
 
     /// The first `len` bytes of the cell.
     pub fn bytes(&self, len: usize) -> &[u8] {
-        &self.buffer.0[..len]
+        &self.buffer.bytes()[..len]
     }
 
-    /// The first `len` bytes of the cell, to be worked on.
+    /// The first `len` bytes of the cell, writable.
     pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.buffer.0[..len]
+        &mut self.buffer.bytes_mut()[..len]
     }
 
-    /// `len` bytes of body, to be worked on.
+    /// `len` bytes of body, writable.
     pub fn body_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.buffer.0[HEADER_LEN..HEADER_LEN + len]
+        &mut self.buffer.bytes_mut()[HEADER_LEN..HEADER_LEN + len]
     }
 
     /// Gives up the contents.
@@ -151,7 +136,7 @@ impl Cell<Opened> {
 
     /// Ready for the wire under an enciphered header.
     pub fn seal(self, header: &Block) -> Cell<Sealed> {
-        self.buffer.0[..HEADER_LEN].copy_from_slice(header);
+        self.buffer.bytes_mut()[..HEADER_LEN].copy_from_slice(header);
         Cell { buffer: self.buffer, state: PhantomData }
     }
 }

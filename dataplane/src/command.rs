@@ -12,7 +12,7 @@ use wire::cell::Header;
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
-use crate::entry::Listener;
+use crate::entry::listener::Listener;
 use crate::lanes::Lanes;
 use crate::sys::Waker;
 

@@ -41,7 +41,7 @@ fn upper(place: usize) -> u64 {
 }
 
 impl Histogram {
-    /// Counts a number so many times.
+    /// Counts a number `times` times.
     pub fn add(&mut self, value: u64, times: u64) {
         self.count += times;
         self.sum += value * times;

@@ -46,7 +46,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Room for so many.
+    /// Room for `capacity` groups.
     pub fn new(capacity: usize) -> Groups {
         Groups { times: Vec::with_capacity(capacity), recent: [0; 1 << RECENT_BITS] }
     }
@@ -86,7 +86,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Counts what was so long under way.
+    /// Counts `count` cells or datagrams.
     pub fn add(&mut self, pool: Nanos, node: Nanos, count: u64) {
         self.pool.add(pool, count);
         self.node.add(node, count);

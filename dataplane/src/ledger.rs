@@ -37,7 +37,7 @@ macro_rules! drops {
 drops! {
     /// Neither the link's cell length nor a handshake's.
     Length => "length",
-    /// Beyond what is taken of one burst; neighbours send none so long.
+    /// Beyond the cells taken of one burst; neighbours send no longer ones.
     Cut => "cut",
     /// From an address without a link.
     Stranger => "stranger",
@@ -75,13 +75,13 @@ drops! {
     TooLarge => "too-large",
     /// Entry: waited for a channel, and the queue of those was full.
     ChannelQueueFull => "channel-queue-full",
-    /// Exit: for a name that is being resolved, and the exit has its fill of datagrams that wait for names.
+    /// Exit: for a name that is being resolved, and the exit has as many waiting datagrams as it may.
     NameQueueFull => "name-queue-full",
-    /// Exit: the same, and the flow has its fill.
+    /// Exit: the same, and the flow has as many waiting datagrams as it may.
     FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// The first fragment of a datagram, and the exit has its fill of incomplete ones.
+    /// The first fragment of a datagram, and the exit has as many incomplete datagrams as it may.
     ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
@@ -105,21 +105,21 @@ drops! {
     NumbersFull => "numbers-full",
     /// Entry: the exit has too many flows, sockets, questions, or the channel opened too many at once.
     ExitFull => "exit-full",
-    /// Exit: the channel has its fill of flows.
+    /// Exit: the channel has as many flows as it may.
     ChannelFlowsFull => "channel-flows-full",
     /// Exit: the number that a flow was to move to is in use.
     NumberTaken => "number-taken",
-    /// Exit: all sockets are in use, or so many that the channel has opened as many as are free.
+    /// Exit: all sockets are in use, or the channel has opened as many as are free.
     SocketsFull => "sockets-full",
     /// Exit: the system gives no socket: no descriptor, port or memory is left.
     NoSocket => "no-socket",
     /// Exit: the channel opens flows faster than it may.
     OpenRate => "open-rate",
-    /// Exit: so many names are being resolved that the channel has asked for as many as are free.
+    /// Exit: the channel has as many names being resolved as there are free.
     NamesFull => "names-full",
     /// Exit: for an unknown flow, when more flows were refused within a second than it remembers.
     RefusedFull => "refused-full",
-    /// From an address that no flow of the socket talks to; at the entry, for a client that could not tell.
+    /// From an address that no flow of the socket talks to; at the entry, for a client that cannot see the sender.
     Filtered => "filtered",
     /// Exit: to an address that has not answered what it has got.
     Unanswered => "unanswered",
@@ -152,7 +152,7 @@ impl DropReason {
         }
     }
 
-    /// What an exit tells the entry of a flow that it refuses for this.
+    /// The status that an exit sends to the entry for a flow refused for this reason.
     pub(crate) fn status(self) -> Status {
         match self {
             DropReason::Policy => Status::Refused,
@@ -332,7 +332,7 @@ impl Ledger {
         self.cells.closed() && self.datagrams.closed()
     }
 
-    /// Of two cores of one node. Gauges and releases add up too: what both have is told by one of them.
+    /// Of two cores of one node. Gauges and releases add up too: what both share is reported by one of them.
     pub fn and(self, other: &Ledger) -> Ledger {
         let (mine, theirs) = (self.batches, other.batches);
         let (here, there) = (self.gauges, other.gauges);

@@ -54,7 +54,7 @@ pub struct Link {
     received: bool,
     /// A data cell was sent since the last report.
     sent: bool,
-    /// Control was told that a cell authenticated under the next slot of this number.
+    /// Control knows that a cell authenticated under the next slot of this number.
     proposed: Option<SlotId>,
 }
 
@@ -238,7 +238,7 @@ impl Links {
         Some((id, std::mem::take(&mut link.received), std::mem::take(&mut link.sent)))
     }
 
-    /// Whether control must be told that a cell authenticated under this next slot: once per slot.
+    /// True the first time that a cell authenticates under this next slot: control must hear of it once.
     pub fn proposes(&mut self, id: LinkId, slot: SlotId) -> bool {
         self.link_mut(id).is_some_and(|link| link.proposed.replace(slot) != Some(slot))
     }
@@ -276,7 +276,7 @@ impl Links {
     }
 }
 
-/// Tells control what the links did, at most every 100 ms.
+/// Reports to control what the links did, at most every 100 ms.
 pub(crate) fn report_activity(links: &mut Links, punts: &mut PuntSender, due: &mut Nanos, now: Nanos) {
     if now < *due || !links.has_activity() {
         return;

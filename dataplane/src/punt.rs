@@ -175,7 +175,7 @@ impl PuntSender {
         sent
     }
 
-    /// Tells control that a channel is gone: now, or as soon as the ring has room. Control counts on
+    /// Reports to control that a channel has ended: now, or as soon as the ring has room. Control relies on
     /// hearing of every one.
     pub fn ended(&mut self, channel: ChannelIndex, reason: EndReason) {
         self.owed.push_back(Punt::ChannelEnded { channel, reason });

@@ -12,7 +12,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So often a second, and so many at once.
+    /// `per_second` tokens a second, at most `burst` at once.
     pub const fn new(per_s: u64, burst: u64) -> Rate {
         let each = SECOND / per_s;
         Rate { each, depth: burst * each }

@@ -95,7 +95,7 @@ impl Poller {
     /// Waits for at most `timeout` and calls `each` with the tokens that are ready. Returns how many were.
     pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(u64)) -> usize {
         let mut events = Vec::<epoll::Event>::with_capacity(64);
-        // The kernel refuses what is no time; an hour is as good as for ever.
+        // The kernel refuses very long timeouts; an hour is long enough.
         let timeout = timeout
             .map(|t| t.min(Duration::from_secs(3600)))
             .map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
@@ -126,7 +126,7 @@ impl Turns {
     }
 }
 
-/// What [`run`] needs beside the worker.
+/// What [`run`] needs in addition to the worker.
 pub struct Run<'a> {
     /// Its sockets, and `waker`.
     pub poller: &'a Poller,
@@ -134,7 +134,7 @@ pub struct Run<'a> {
     pub waker: &'a Waker,
     /// The node's clock.
     pub clock: Clock,
-    /// After something came it goes on looking for so long before it sleeps.
+    /// How long the loop keeps polling after the last arrival before it sleeps.
     pub spin: Duration,
     /// Ends it.
     pub stop: &'a AtomicBool,
@@ -170,7 +170,7 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
                 worker.ready(token);
             }
         };
-        // A look before the sleep, so that sleeps can be told from waits that had no need to.
+        // Polls before it sleeps, so that only real sleeps are counted.
         if poller.wait(Some(Duration::ZERO), &mut ready) == 0 && timeout != Some(Duration::ZERO) {
             Turns::count(&turns.sleeps);
             poller.wait(timeout, &mut ready);

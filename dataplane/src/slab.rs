@@ -17,7 +17,7 @@ impl<T> Slab<T> {
     /// Items of a block: a power of two.
     const BLOCK: usize = 1 << (BLOCK_BYTES / size_of::<Option<T>>()).ilog2();
 
-    /// None; on huge pages if wanted and to be had.
+    /// An empty slab; on huge pages if `huge` is set and the system has them.
     pub const fn new(huge: bool) -> Slab<T> {
         Slab { blocks: Vec::new(), huge }
     }
@@ -36,7 +36,7 @@ impl<T> Slab<T> {
         self.blocks.get_mut(index / Self::BLOCK)?.get_mut(index % Self::BLOCK)?.as_mut()
     }
 
-    /// Where an item lies, or would: no look is taken, for that would wait for memory.
+    /// The address of an item or of its vacant entry. Does not read it, because that would wait for memory.
     pub fn address(&self, index: usize) -> Option<*const u8> {
         self.place(index).map(|place| (&raw const *place).cast())
     }

@@ -18,7 +18,7 @@ use crate::links::Links;
 use crate::slab::Slab;
 use crate::sys;
 
-/// A hop's channel ends so many seconds after its last authentic forward cell (SPEC 5.8).
+/// A hop's channel ends this many seconds after its last authentic forward cell (SPEC 5.8).
 pub const IDLE_S: u64 = 30;
 
 /// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
@@ -26,7 +26,7 @@ pub const IDLE_S: u64 = 30;
 pub struct Half<K> {
     window: Window,
     /// Link and number under which its cells leave; none where they end.
-    pub onward: Option<(LinkId, u32)>,
+    pub egress: Option<(LinkId, u32)>,
     /// Second of its last cell; of its opening, before there is one.
     seen_s: u32,
     keys: Generations<K>,
@@ -37,9 +37,9 @@ const _: () = assert!(std::mem::offset_of!(Half<AeadKey>, keys) == 64 && size_of
 
 impl<K: Prepared> Half<K> {
     /// From sec\[0\], with a window of `width` numbers from `first`. `seen_s` is when it opened.
-    pub fn new(sec0: &Secret, first: u64, width: usize, onward: Option<(LinkId, u32)>, seen_s: u64) -> Self {
+    pub fn new(sec0: &Secret, first: u64, width: usize, egress: Option<(LinkId, u32)>, seen_s: u64) -> Self {
         let (keys, window) = (Generations::new(sec0, first), Window::new(first, width));
-        Half { keys, window, onward, seen_s: seen_s as u32 }
+        Half { keys, window, egress, seen_s: seen_s as u32 }
     }
 
     /// Key and iv of a number in range.
@@ -148,7 +148,7 @@ impl<C: ChannelState> Table<C> {
     /// Has what the check of a cell reads of its channel's record on its way from memory.
     pub fn prefetch(&self, channel: ChannelIndex, direction: Direction) {
         if let Some(at) = self.records.address(channel.index()) {
-            // The state comes first in a record; whether there is one is told in the first line, too.
+            // The state comes first in a record; the first cache line also shows whether there is one.
             sys::prefetch_lines(at, 1);
             let offset = C::offset(direction);
             if offset > 0 {
@@ -159,7 +159,7 @@ impl<C: ChannelState> Table<C> {
 }
 
 impl<C: ForwardHalf> Table<C> {
-    /// How a hop's channel stands: the second until which it lives on, or why it ends now (SPEC 5.8).
+    /// The second until which a hop's channel lives on, or why it ends now (SPEC 5.8).
     pub fn lifespan(&self, channel: ChannelIndex, now_s: u64) -> Option<Result<u64, EndReason>> {
         let record = self.record(channel)?;
         let idle_s = record.state.forward().seen_s() + IDLE_S;
@@ -174,7 +174,7 @@ impl<C: ForwardHalf> Table<C> {
 }
 
 impl<C> Table<C> {
-    /// An empty one, whose channels lie on huge pages if wanted and to be had.
+    /// An empty table, whose channels lie on huge pages if `hugepages` is set and the system has them.
     pub fn on(hugepages: bool) -> Self {
         Table {
             links: Links::default(),

@@ -28,9 +28,8 @@ use wire::kdf::Secret;
 use zeroize::Zeroizing;
 
 use crate::config::{
-    CHANNELS, ConfigError, FLOW_IDLE_S, Forward, Keys, LIFETIME_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE,
-    MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, caps_text,
-    check_fits, encode_base64, node_name,
+    CHANNELS, ConfigError, Forward, Keys, LIFETIME_S, NodeRole, RECEIVE_BUFFER, RENEW_AFTER_S, Value, check_fits,
+    encode_base64, generate, node_name,
 };
 
 /// Descriptors are valid for a year.
@@ -174,14 +173,7 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
 
     let mut chain_text = chain_head(&chain_id, shape, plan);
-    let entry_keys = Keys {
-        identity: draw_secret(&mut rng),
-        noise: draw_x25519(&mut rng).0,
-        setup: draw_x25519(&mut rng).0,
-        psk_up: None,
-        psk_down: None,
-        socks_users: BTreeMap::new(),
-    };
+    let entry_keys = Keys::draw(&mut rng);
     let mut nodes = vec![Written {
         name: node_name(NodeRole::Entry, 0),
         config: entry_config(plan),
@@ -269,7 +261,7 @@ fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
 fn chain_head(id: &[u8; 32], shape: Shape, plan: &Plan) -> String {
     let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
-        "# A chain as everyone may know it: give this file to all its operators and users.\n\
+        "# The chain's public file: give it to all operators and users.\n\
          id = \"{id}\"\n\
          class = \"{}\"\n\
          hops = {}   # key hops: the mixes and the exit\n\
@@ -282,121 +274,67 @@ fn chain_head(id: &[u8; 32], shape: Shape, plan: &Plan) -> String {
     )
 }
 
-fn common(role: NodeRole, index: usize) -> String {
+/// A value that is set only if it is not the default.
+fn unless_default<T: PartialEq>(value: &T, default: &T, text: String) -> Option<Value> {
+    (value != default).then_some(Value::Set(text))
+}
+
+/// The keys that all nodes have.
+fn common(role: NodeRole, index: usize, plan: &Plan) -> Vec<(&'static str, Value)> {
     let name = node_name(role, index);
-    format!(
-        "# Run with: eddy {role} --config {name}.toml\n\
-         # Paths are relative to this file. A line that begins with # shows a default or an example.\n\
-         role = \"{role}\"\n\
-         position = {index}\n\
-         chain = \"chain.toml\"\n\
-         keys = \"{name}.key\"\n\
-         status = \"{name}.sock\"\n"
-    )
+    let set = |text: String| Some(Value::Set(text));
+    let all = [
+        ("role", set(format!("\"{role}\""))),
+        ("position", set(index.to_string())),
+        ("chain", set("\"chain.toml\"".to_owned())),
+        ("keys", set(format!("\"{name}.key\""))),
+        ("status", set(format!("\"{name}.sock\""))),
+        ("receive_buffer", unless_default(&plan.receive_buffer, &RECEIVE_BUFFER, plan.receive_buffer.to_string())),
+        ("offload", unless_default(&plan.offload, &Offload::Auto, format!("\"{}\"", plan.offload))),
+        ("io", unless_default(&plan.io, &Io::Auto, format!("\"{}\"", plan.io))),
+        ("renew_after_s", unless_default(&plan.renew_after_s, &RENEW_AFTER_S, plan.renew_after_s.to_string())),
+    ];
+    all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
 
-fn tail(plan: &Plan) -> String {
-    let renew = if plan.renew_after_s == RENEW_AFTER_S { "# " } else { "" };
-    let offload = if plan.offload == Offload::Auto { "# " } else { "" };
-    let buffer = if plan.receive_buffer == RECEIVE_BUFFER { "# " } else { "" };
-    let io = if plan.io == Io::Auto { "# " } else { "" };
-    format!(
-        "\n# window = {WINDOW}   # replay windows, in cells: a power of two up to 65536\n\
-         {buffer}receive_buffer = {}   # bytes, per link socket\n\
-         # cores = [0]   # the worker stays on this core; one for each lane, if there are several\n\
-         # spin_us = 0   # after something came, look for more so long before sleeping\n\
-         # hugepages = true   # buffers and channels on pages of 2 MB (madvise), where the system has them\n\
-         {offload}offload = \"{}\"   # cells in GSO bursts (UDP_SEGMENT, UDP_GRO): auto, on or off\n\
-         {io}io = \"{}\"   # system calls of link sockets: auto, mmsg or uring\n\
-         {renew}renew_after_s = {}   # new link keys; dropped after half as long again, at least 10 s later\n",
-        plan.receive_buffer, plan.offload, plan.io, plan.renew_after_s
-    )
-}
-
-fn down_lines(down: SocketAddr, next: &PlannedHop) -> String {
-    format!(
-        "\ndown = \"{down}\"   # cells to and from the next hop\n\
-         # next = \"{}\"   # where the next hop is reached, if not at its published address\n",
-        next.address
-    )
+/// The keys of the link to the next hop.
+fn to_next(down: SocketAddr, next: &PlannedHop) -> [(&'static str, Value); 2] {
+    let next = format!("\"{}\"", next.address);
+    [("down", Value::Set(format!("\"{down}\""))), ("next", Value::Hint(next))]
 }
 
 fn entry_config(plan: &Plan) -> String {
     let entry = &plan.entry;
-    let mut text = common(NodeRole::Entry, 0);
-    text += &down_lines(entry.down, &plan.hops[0]);
-    let _ = write!(
-        text,
-        "\nchannels = {}   # kept up; clients are spread over them\n\
-         # flow_idle_s = {FLOW_IDLE_S}\n",
-        entry.channels
-    );
-    if !entry.pymix.is_empty() {
-        let _ = writeln!(text, "pymix = {}", strings(&entry.pymix));
-    }
-    if entry.socks.is_empty() {
-        text += "# socks = [\"127.0.0.1:1080\"]   # SOCKS5 for UDP; other hosts need [socks_users] in the key file\n";
-    } else {
-        let _ = writeln!(text, "socks = {}", strings(&entry.socks));
-    }
-    text += "commands = \"entry.cmd\"   # `eddy forward` talks to the entry there\n";
-    text += &tail(plan);
-    text += "\n# Datagrams sent to `listen` come out at the exit towards `to`; a name is resolved there.\n";
-    if entry.forwards.is_empty() {
-        text += "# [[forward]]\n# listen = \"127.0.0.1:5000\"\n# to = \"192.0.2.7:5000\"\n";
-    }
-    for Forward { listen, to, idle } in &entry.forwards {
-        let _ = write!(text, "[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
-        if let Some(idle) = idle {
-            let _ = writeln!(text, "idle_s = {}", idle.as_secs());
+    let mut values = common(NodeRole::Entry, 0, plan);
+    values.extend(to_next(entry.down, &plan.hops[0]));
+    values.push(("channels", Value::Set(entry.channels.to_string())));
+    values.push(("commands", Value::Set("\"entry.cmd\"".to_owned())));
+    for (key, addresses) in [("pymix", &entry.pymix), ("socks", &entry.socks)] {
+        if !addresses.is_empty() {
+            values.push((key, Value::Set(strings(addresses))));
         }
     }
-    text
+    generate(NodeRole::Entry, 0, &values, &entry.forwards, &plan.caps)
 }
 
 fn mix_config(plan: &Plan, index: usize) -> String {
     let hop = &plan.hops[index - 1];
-    let mut text = common(NodeRole::Mix, index);
-    let _ = write!(text, "\nup = \"{}\"   # cells to and from the previous hop", hop.address);
-    text += &down_lines(hop.down, &plan.hops[index]);
-    let _ = writeln!(text, "\nmixing = \"{}\"", plan.mixing);
-    text + &tail(plan) + &caps_text(&plan.caps)
+    let mut values = common(NodeRole::Mix, index, plan);
+    values.push(("up", Value::Set(format!("\"{}\"", hop.address))));
+    values.extend(to_next(hop.down, &plan.hops[index]));
+    values.push(("mixing", Value::Set(format!("\"{}\"", plan.mixing))));
+    generate(NodeRole::Mix, index, &values, &[], &plan.caps)
 }
 
 fn exit_config(plan: &Plan) -> String {
     let h = plan.hops.len();
-    let mut text = common(NodeRole::Exit, h);
-    let _ = write!(
-        text,
-        "\nup = \"{}\"   # cells to and from the previous hop\n\n\
-         # Private, loopback, link-local and multicast networks and this host's own addresses are\n\
-         # refused unless listed here.\n\
-         allow = {}\n\
-         # Public networks are open unless listed here; the narrowest entry of both lists decides.\n\
-         # Ports may follow, as in \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\" or \"[2001:db8::/32]:53\".\n\
-         deny = {}\n\
-         # An address gets {MAX_UNANSWERED} datagrams until it answers, and {MAX_DESTINATION_RATE} a second; each flow may\n\
-         # send and receive {MAX_FLOW_RATE} a second. 0 is no limit, and destinations listed here have none.\n\
-         trust = {}\n\
-         # max_unanswered = {MAX_UNANSWERED}\n\
-         # max_flow_rate = {MAX_FLOW_RATE}\n\
-         # max_destination_rate = {MAX_DESTINATION_RATE}\n\
-         # A client hears those that it has sent to; \"none\": everybody who finds its port.\n\
-         # filtering = \"endpoint\"\n\
-         {}\n\
-         # flow_idle_s = {FLOW_IDLE_S}\n\
-         # max_flows_per_channel = {MAX_FLOWS_PER_CHANNEL}\n\
-         # max_sockets = {MAX_SOCKETS}\n",
-        plan.hops[h - 1].address,
-        strings(&plan.allow),
-        strings(&plan.deny),
-        strings(&plan.trust),
-        match plan.resolver {
-            Some(resolver) => format!("resolver = \"{resolver}\""),
-            None => "# resolver = \"9.9.9.9:53\"   # the system's unless set".into(),
-        },
-    );
-    text + &tail(plan) + &caps_text(&plan.caps)
+    let mut values = common(NodeRole::Exit, h, plan);
+    values.push(("up", Value::Set(format!("\"{}\"", plan.hops[h - 1].address))));
+    for (key, rules) in [("allow", &plan.allow), ("deny", &plan.deny), ("trust", &plan.trust)] {
+        values.push((key, Value::Set(strings(rules))));
+    }
+    values.extend(plan.resolver.map(|resolver| ("resolver", Value::Set(format!("\"{resolver}\"")))));
+    generate(NodeRole::Exit, h, &values, &[], &plan.caps)
 }
 
 fn strings<T: std::fmt::Display>(all: &[T]) -> String {
@@ -408,13 +346,13 @@ fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
     let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
     let (why, more) = match role {
         NodeRole::Entry => (
-            "# An entry shows none of these to anyone.\n",
+            "# An entry proves nothing with these to anyone.\n",
             "\n# Who may use its SOCKS ports from other hosts.\n# [socks_users]\n# alice = \"password\"\n",
         ),
-        NodeRole::Mix | NodeRole::Exit => ("# Whoever has these is this node.\n", ""),
+        NodeRole::Mix | NodeRole::Exit => ("# Whoever has these can act as this node.\n", ""),
     };
     Zeroizing::new(format!(
-        "# Private keys: for the user who runs the node alone (mode 0600).\n{why}\
+        "# Private keys. Only the user who runs the node may read them (mode 0600).\n{why}\
          identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n{more}",
         *line(&keys.identity),
         *line(&keys.noise),
@@ -425,7 +363,7 @@ fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Loaded, Part};
+    use crate::config::{Loaded, MAX_UNANSWERED, Part};
     use std::os::unix::fs::MetadataExt;
 
     fn plan(mixes: usize) -> Plan {

@@ -1,4 +1,4 @@
-//! `eddy completions` and `eddy man`: the command line in other forms.
+//! `eddy completions` and `eddy man`: the command line and the table of configuration keys in other forms.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,10 +6,12 @@ use std::path::Path;
 use anyhow::Context;
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, roman};
+use clap_mangen::roff::{Roff, bold, roman};
 
+use super::config;
 use crate::args::Cli;
 use eddy_node::config::ConfigError;
+use eddy_node::config::table::{ALL_FILES, files};
 
 /// Prints a completion script.
 ///
@@ -21,7 +23,7 @@ pub fn completions(shell: Shell) -> anyhow::Result<()> {
     std::io::stdout().write_all(&script).context("standard output")
 }
 
-/// Writes a manual page per command into a folder.
+/// Writes the manual pages into a folder: one per command, and eddy.toml(5).
 ///
 /// # Errors
 /// A file cannot be written.
@@ -29,7 +31,8 @@ pub fn manual(dir: &Path) -> anyhow::Result<()> {
     let done = std::fs::create_dir_all(dir).and_then(|()| {
         let mut command = Cli::description().disable_help_subcommand(true);
         command.build();
-        pages(&command, dir)
+        pages(&command, dir)?;
+        std::fs::write(dir.join("eddy.toml.5"), configuration().render())
     });
     done.map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why }.into())
 }
@@ -89,6 +92,31 @@ fn sections(help: &str) -> Roff {
     roff
 }
 
+/// eddy.toml(5), from the table of keys.
+fn configuration() -> Roff {
+    let mut roff = Roff::new();
+    roff.control("TH", ["eddy.toml", "5"]);
+    roff.control("SH", ["NAME"]).text([roman("eddy.toml - configuration files of eddy nodes")]);
+    roff.control("SH", ["DESCRIPTION"]).text([roman(
+        "Every node has a configuration (entry.toml, mixN.toml or exit.toml), the chain's public file (chain.toml) and a \
+         key file of its own. eddy init writes them. All are TOML. Paths are relative to the folder of the configuration.",
+    )]);
+    for (file, keys) in ALL_FILES {
+        roff.control("SH", [*file]);
+        for key in *keys {
+            roff.control("TP", []).text([bold(key.name)]).text([roman(key.doc)]);
+            let values = format!("Value: {}. Default: {}.", key.kind.expected(), config::default(key));
+            roff.control("sp", []).text([roman(values)]);
+            if *file == ALL_FILES[0].0 {
+                roff.control("br", []).text([roman(format!("In: {}.", files(key.roles)))]);
+            }
+            roff.control("br", []).text([roman(format!("Example: {}", key.line()))]);
+        }
+    }
+    roff.control("SH", ["SEE ALSO"]).text([roman("eddy(1), eddy-init(1), eddy-config(1)")]);
+    roff
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +131,15 @@ mod tests {
         assert!(block.contains("Three mixes and an exit, all on 127.0.0.1:\n  eddy init demo\n"), "{page}");
         for page in ["eddy.1", "eddy-forward-add.1", "eddy-chain.1"] {
             assert!(dir.path().join(page).exists(), "{page}");
+        }
+    }
+
+    #[test]
+    fn configuration_page_has_every_key() {
+        let page = configuration().render();
+        for key in ALL_FILES.iter().flat_map(|(_, keys)| keys.iter()) {
+            let name = format!("\\fB{}\\fR", key.name);
+            assert!(page.contains(&name), "{name}: {page}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One file per command; and exit codes: 0 success, 1 failure, 2 a mistake in a configuration or on the command line.
 
 pub mod chain;
+pub mod config;
 pub mod docs;
 pub mod doctor;
 pub mod forward;
@@ -39,11 +40,14 @@ fn one_line(error: &clap::Error) -> String {
     let argument = context(ContextKind::InvalidArg);
     match (error.kind(), argument, context(ContextKind::InvalidValue), error.source()) {
         (ErrorKind::ValueValidation, Some(argument), Some(value), Some(why)) => {
-            let option = argument.split(' ').next().unwrap_or_default();
             let why = why.to_string();
             // Some parsers repeat the value, as they do for files.
             let why = why.split_once(&format!("{value:?}: ")).map_or(why.as_str(), |(_, why)| why);
-            format!("invalid {option} {value:?}: {why}")
+            format!("invalid {} {value:?}: {why}", option(&argument))
+        }
+        (ErrorKind::InvalidValue, Some(argument), Some(value), _) if !value.is_empty() => {
+            let possible = context(ContextKind::ValidValue).unwrap_or_default();
+            format!("invalid {} {value:?}: expected one of {possible}", option(&argument))
         }
         (ErrorKind::MissingRequiredArgument, Some(argument), ..) => {
             let usage = context(ContextKind::Usage).unwrap_or_default();
@@ -51,6 +55,11 @@ fn one_line(error: &clap::Error) -> String {
         }
         _ => joined(&error.render().to_string()),
     }
+}
+
+/// `--mixes` of `--mixes <N>`.
+fn option(argument: &str) -> &str {
+    argument.split(' ').next().unwrap_or_default()
 }
 
 /// The lines of the parser's message in one; without the usage where it has a tip.
@@ -91,6 +100,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Forward(args) => forward::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Chain(args) => chain::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::manual(&dir),
     };

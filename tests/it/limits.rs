@@ -142,7 +142,8 @@ impl Parser<'_> {
                 "from_secs" => 1_000_000_000,
                 "from_millis" => 1_000_000,
                 "from_micros" => 1_000,
-                _ => 1,
+                "new" => 1,
+                _ => return Err(format!("cannot evaluate {name}()")),
             };
             return Ok(arguments.into_iter().map(|number| number * unit).collect());
         }

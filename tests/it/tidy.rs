@@ -12,7 +12,9 @@ const RETIRED: &[(&str, &str, &[&str])] = &[
     ("crew", "multicore", &[]),
     ("hub", "multicore", &[]),
     ("inbox", "receive batch", &[]),
+    ("joint", "bridge", &[]),
     ("outbox", "send batch", &[]),
+    ("seat", "shard", &[]),
     ("spoke", "shard", &[]),
     // The changelog names what was renamed.
     ("train", "burst", &["CHANGELOG.md"]),

@@ -38,7 +38,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     Ok(frames) => {
                         self.end.cells.backward.consumed += 1;
                         for frame in frames {
-                            self.inwards(cell.channel, &frame, now);
+                            self.backward_frame(cell.channel, &frame, now);
                         }
                     }
                     Err(_) => self.end.cells.backward.drop(DropReason::Frames),
@@ -81,7 +81,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One frame from the exit.
-    fn inwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+    fn backward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         let tally = &mut self.end.datagrams.backward;
         match *frame {
             Frame::Dgram { flow, data } => {

@@ -26,7 +26,7 @@ use crate::{Nanos, SECOND};
 pub const CLIENTS_MAX: usize = 1 << 16;
 /// Most flows.
 pub const FLOWS_MAX: usize = 1 << 17;
-/// A refused flow is tried again after so long.
+/// A refused flow is retried after this long.
 const RETRY: Nanos = 5 * SECOND;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -106,7 +106,7 @@ impl Flow {
 struct Client {
     socket: SocketId,
     address: SocketAddr,
-    /// Its flows are closed when they have sent nothing for so long.
+    /// Its flows are closed when they have sent nothing for this long.
     idle: Nanos,
     channel: Option<ChannelIndex>,
     flows: Vec<u32>,
@@ -163,7 +163,7 @@ impl Clients {
         self.channels.insert(channel, Channel::default());
     }
 
-    /// A channel is gone; its clients are bound anew at their next datagram.
+    /// A channel is gone; its clients are bound again at their next datagram.
     pub fn channel_down(&mut self, channel: ChannelIndex) {
         self.channels.remove(&channel);
         for client in self.clients.iter_mut().flatten().filter(|client| client.channel == Some(channel)) {
@@ -211,7 +211,7 @@ impl Clients {
                 flow.state = if flow.known { FlowState::Moving } else { FlowState::Opening };
             }
         }
-        // No number is left there, and where they were nothing may be sent: their next datagram begins anew.
+        // No number is left there, and where they were nothing may be sent: their next datagram starts over.
         if !lost.is_empty() {
             lost.into_iter().for_each(|id| drop(self.remove(id)));
             let flows = &self.flows;

@@ -14,7 +14,7 @@ use crate::ledger::DropReason;
 pub struct Listener {
     /// What it does with its datagrams.
     pub kind: ListenerKind,
-    /// Flows of its clients that have sent nothing for so long are closed.
+    /// Flows of its clients that have sent nothing for this long are closed.
     pub idle: Duration,
 }
 
@@ -60,7 +60,7 @@ impl Listener {
     /// The destination and the data of a datagram.
     ///
     /// # Errors
-    /// Its header is no header ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]), or not the
+    /// Its header is not valid ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]), or not the
     /// client's ([`DropReason::Foreign`]).
     pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         match &self.kind {
@@ -75,7 +75,7 @@ impl Listener {
         matches!(self.kind, ListenerKind::Socks(_))
     }
 
-    /// What stands in front of an answer of `peer`.
+    /// The header in front of an answer of `peer`.
     pub fn header(&self, peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
         if self.tells_peers() { socks_header(peer) } else { ArrayVec::new() }
     }
@@ -115,7 +115,7 @@ pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
 /// Reads what [`socks_header`] writes; what follows it is the data.
 ///
 /// # Errors
-/// It is no such header ([`DropReason::BadAddress`]), or the datagram is part of one ([`DropReason::SocksFragment`]).
+/// The header is not valid ([`DropReason::BadAddress`]), or the datagram is part of one ([`DropReason::SocksFragment`]).
 pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), DropReason> {
     match *bytes {
         [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(DropReason::BadAddress),
@@ -162,7 +162,7 @@ pub fn pymix_destination(bytes: &[u8]) -> Option<Destination> {
 }
 
 impl Destination {
-    /// As it stands in an OPEN.
+    /// Its form in an OPEN frame.
     pub fn address(&self) -> Address<'_> {
         match self {
             Destination::Ip(address) => Address::Ip(*address),
@@ -184,7 +184,7 @@ impl Destination {
     }
 }
 
-/// Why a text is no [`Destination`], and how one is written.
+/// A text that is not a [`Destination`], with the expected form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotADestination(String);
 

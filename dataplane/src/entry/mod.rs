@@ -1,12 +1,12 @@
 //! The worker of an entry: applications on one side, Mix 1 on the other.
 //!
-//! Outwards: application datagrams are given a client, a flow and a channel (`clients`), packed into
-//! cells, wrapped in all layers and sent. Backwards: cells are stripped of all layers, parsed, and
+//! Forward: application datagrams are given a client, a flow and a channel (`clients`), packed into
+//! cells, wrapped in all layers and sent. Backward: cells are stripped of all layers, parsed, and
 //! their datagrams handed to the client's socket. The entry does not pool.
 
 mod backward;
 mod clients;
-mod listener;
+pub(crate) mod listener;
 mod liveness;
 
 use std::collections::VecDeque;
@@ -177,7 +177,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.end.table.install(channel, Record { up: None, down, ends_s, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
-                    self.outwards(socket, from, &bytes, now);
+                    self.forward_datagram(socket, from, &bytes, now);
                 }
             }
             Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
@@ -201,7 +201,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Forgets a channel, and tells control; what it was reassembling is lost.
+    /// Removes a channel and reports it to control; what it was reassembling is lost.
     fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if let Some(record) = self.end.table.remove(channel) {
             self.end.punts.ended(channel, reason);
@@ -236,7 +236,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             if some {
                 for (from, bytes) in receive_batch.iter() {
                     self.end.datagrams.forward.received += 1;
-                    self.outwards(receive_batch.socket(), from, bytes, now);
+                    self.forward_datagram(receive_batch.socket(), from, bytes, now);
                 }
             }
             self.receive_batch = receive_batch;
@@ -247,13 +247,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// One application datagram: already counted as received.
-    fn outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) {
-        if let Err(reason) = self.try_outwards(socket, from, bytes, now) {
+    fn forward_datagram(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) {
+        if let Err(reason) = self.try_forward(socket, from, bytes, now) {
             self.end.datagrams.forward.drop(reason);
         }
     }
 
-    fn try_outwards(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
+    fn try_forward(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
         // Whatever a socket had received before it was closed has been counted, and goes nowhere.
         let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
@@ -299,7 +299,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         Ok(())
     }
 
-    /// Tells control what an operator or a client should know; not everything of what comes often.
+    /// Notifies control of something that an operator or a client should know; rate-limited.
     fn notice(&mut self, notice: Notice, now: Nanos) {
         if self.noticed.take(NOTICES, now) {
             let _ = self.end.punts.send(Punt::Notice(notice));

@@ -114,7 +114,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
         let keys = &entry.end.table.record(ChannelIndex(0)).unwrap().state.keys;
         let mut cell = vec![0; shape.longest_cell()];
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
-        // It panics for want of a key.
+        // It panics because there is no key.
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wrap(shape, &mut jobs))).is_ok()
     };
     let last = (1 << 20) - 1;

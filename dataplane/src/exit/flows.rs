@@ -60,7 +60,7 @@ pub struct Flow {
     pub number: u16,
     /// Where it sends.
     pub target: Target,
-    /// Its destination was a name, so the entry has to be told the address.
+    /// Its destination was a name, so the entry needs to learn the address.
     pub named: bool,
     /// What it has used of its limits; nothing if it has none.
     pub usage: Option<Usage>,
@@ -316,7 +316,7 @@ impl Flows {
     /// Adds a flow without a target. Its number must be free.
     ///
     /// # Errors
-    /// The channel or the exit has its fill.
+    /// The channel or the exit has as many flows as it may.
     fn add(
         &mut self,
         channel: ChannelIndex,

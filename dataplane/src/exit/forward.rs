@@ -23,7 +23,7 @@ use crate::socket::apps::Apps;
 
 impl<U: Port, A: Apps> Exit<U, A> {
     /// One frame from the entry.
-    pub(super) fn outwards(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+    pub(super) fn forward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Dgram { flow, data } => {
                 self.end.datagrams.forward.injected += 1;
@@ -78,7 +78,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 None => {
                     let forgotten = self.refused.len() >= REFUSED_MAX;
                     tally.drop(if forgotten { DropReason::RefusedFull } else { DropReason::Flow });
-                    self.tell(channel, number, Status::UnknownFlow);
+                    self.report_status(channel, number, Status::UnknownFlow);
                 }
             }
             return;
@@ -86,7 +86,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match flow.target {
             Target::Peer { socket, to } => {
                 let may = match &mut flow.usage {
-                    Some(usage) => self.limiter.outwards(usage, to.ip(), now),
+                    Some(usage) => self.limiter.forward(usage, to.ip(), now),
                     None => Ok(()),
                 };
                 match may {
@@ -98,7 +98,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Err(why) => {
                         tally.drop(why);
                         if why == DropReason::Unanswered && flow.may_report(now) {
-                            self.tell(channel, number, Status::Unreachable);
+                            self.report_status(channel, number, Status::Unreachable);
                         }
                     }
                 }
@@ -123,14 +123,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
                         let peer = Frame::Peer { flow: number, from: to };
                         let _ = self.end.packer.put(channel, &peer, &mut self.end.free);
                     }
-                    self.tell(channel, number, Status::Open);
+                    self.report_status(channel, number, Status::Open);
                 }
             }
             Err(why) => {
                 if why != DropReason::Flow && self.refused.len() < REFUSED_MAX {
                     self.refused.insert((channel, number), why);
                 }
-                self.tell(channel, number, why.status());
+                self.report_status(channel, number, why.status());
             }
         }
     }
@@ -270,12 +270,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
         } else if let Some((_, flow)) = self.flows.talking_to(socket, to)
             && flow.may_report(now)
         {
-            self.tell(channel, number, Status::Unreachable);
+            self.report_status(channel, number, Status::Unreachable);
         }
     }
 
     /// Reports on a flow.
-    pub(super) fn tell(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
+    pub(super) fn report_status(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
         let _ = self.end.packer.put(channel, &Frame::Status { flow, code }, &mut self.end.free);
     }
 }

@@ -30,8 +30,8 @@ pub struct Limits {
 /// What a flow has used.
 #[derive(Clone, Copy, Default)]
 pub struct Usage {
-    outwards: Bucket,
-    inwards: Bucket,
+    forward: Bucket,
+    backward: Bucket,
     /// Its peer has answered.
     answered: bool,
     /// What it has sent to a peer that has not.
@@ -48,8 +48,8 @@ impl Usage {
 /// What all flows to an address, and to those that share its row, have used.
 #[derive(Clone, Copy, Default)]
 struct Row {
-    outwards: Bucket,
-    inwards: Bucket,
+    forward: Bucket,
+    backward: Bucket,
     unanswered: u32,
 }
 
@@ -87,9 +87,9 @@ impl Limiter {
     /// A datagram that a flow would send to an address.
     ///
     /// # Errors
-    /// The flow or the address has its fill ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
+    /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
     /// answered what it has got ([`DropReason::Unanswered`]).
-    pub fn outwards(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
+    pub fn forward(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
         let Limits { unanswered, flow, destination } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
         if most.is_some() || destination.is_some() {
@@ -97,20 +97,20 @@ impl Limiter {
             if most.is_some_and(|most| rows.iter().all(|row| row.unanswered >= most)) {
                 return Err(DropReason::Unanswered);
             }
-            if flow.is_some_and(|rate| !usage.outwards.has(rate, now)) {
+            if flow.is_some_and(|rate| !usage.forward.has(rate, now)) {
                 return Err(DropReason::FlowRate);
             }
-            if destination.is_some_and(|rate| !rows.iter().any(|row| row.outwards.has(rate, now))) {
+            if destination.is_some_and(|rate| !rows.iter().any(|row| row.forward.has(rate, now))) {
                 return Err(DropReason::DestinationRate);
             }
             for row in rows {
                 row.unanswered = row.unanswered.saturating_add(u32::from(most.is_some()));
-                destination.map(|rate| row.outwards.take(rate, now));
+                destination.map(|rate| row.forward.take(rate, now));
             }
             usage.charged += u32::from(most.is_some());
         }
         match flow {
-            Some(rate) if !usage.outwards.take(rate, now) => Err(DropReason::FlowRate),
+            Some(rate) if !usage.forward.take(rate, now) => Err(DropReason::FlowRate),
             _ => Ok(()),
         }
     }
@@ -118,17 +118,17 @@ impl Limiter {
     /// A datagram that came for a flow from an address; `answers` if that is the flow's peer.
     ///
     /// # Errors
-    /// The flow or the address has its fill.
-    pub fn inwards(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), DropReason> {
+    /// The flow or the address is over its rate.
+    pub fn backward(&mut self, usage: &mut Usage, from: IpAddr, answers: bool, now: Nanos) -> Result<(), DropReason> {
         if answers {
             self.answered(usage, from);
         }
         let Limits { flow, destination, .. } = self.limits;
-        if flow.is_some_and(|rate| !usage.inwards.take(rate, now)) {
+        if flow.is_some_and(|rate| !usage.backward.take(rate, now)) {
             return Err(DropReason::FlowRate);
         }
         if let Some(rate) = destination
-            && !self.rows(from).map(|row| row.inwards.take(rate, now)).contains(&true)
+            && !self.rows(from).map(|row| row.backward.take(rate, now)).contains(&true)
         {
             return Err(DropReason::DestinationRate);
         }
@@ -183,38 +183,38 @@ mod tests {
         let mut sent = 0;
         for round in 0..10 {
             for usage in &mut flows {
-                sent += u32::from(limiter.outwards(usage, ip(1), round).is_ok());
+                sent += u32::from(limiter.forward(usage, ip(1), round).is_ok());
             }
         }
         assert_eq!(sent, 10);
-        assert_eq!(limiter.outwards(&mut flows[0], ip(1), 20), Err(DropReason::Unanswered));
-        assert_eq!(limiter.outwards(&mut flows[0], ip(2), 20), Ok(()), "another address has its own");
+        assert_eq!(limiter.forward(&mut flows[0], ip(1), 20), Err(DropReason::Unanswered));
+        assert_eq!(limiter.forward(&mut flows[0], ip(2), 20), Ok(()), "another address has its own");
     }
 
     #[test]
     fn who_is_answered_sends_on_and_gives_back_what_it_used_alone() {
         let mut limiter = limiter(10, 0, 0);
         let [mut silent, mut heard, mut third] = [Usage::default(); 3];
-        (0..6).for_each(|_| limiter.outwards(&mut silent, ip(1), 0).unwrap());
-        (0..4).for_each(|_| limiter.outwards(&mut heard, ip(1), 0).unwrap());
-        limiter.inwards(&mut heard, ip(1), true, 0).unwrap();
-        (0..100).for_each(|_| limiter.outwards(&mut heard, ip(1), 0).unwrap());
-        assert_eq!((0..100).filter(|_| limiter.outwards(&mut third, ip(1), 0).is_ok()).count(), 4);
+        (0..6).for_each(|_| limiter.forward(&mut silent, ip(1), 0).unwrap());
+        (0..4).for_each(|_| limiter.forward(&mut heard, ip(1), 0).unwrap());
+        limiter.backward(&mut heard, ip(1), true, 0).unwrap();
+        (0..100).for_each(|_| limiter.forward(&mut heard, ip(1), 0).unwrap());
+        assert_eq!((0..100).filter(|_| limiter.forward(&mut third, ip(1), 0).is_ok()).count(), 4);
         // A stranger's datagram is no answer.
-        limiter.inwards(&mut silent, ip(9), false, 0).unwrap();
-        assert_eq!(limiter.outwards(&mut silent, ip(1), 0), Err(DropReason::Unanswered));
+        limiter.backward(&mut silent, ip(9), false, 0).unwrap();
+        assert_eq!(limiter.forward(&mut silent, ip(1), 0), Err(DropReason::Unanswered));
     }
 
     #[test]
     fn what_closed_flows_sent_is_forgotten_and_what_live_ones_did_is_not() {
         let mut limiter = limiter(10, 0, 0);
         let [mut closed, mut live] = [Usage::default(); 2];
-        (0..4).for_each(|_| limiter.outwards(&mut closed, ip(1), 0).unwrap());
-        (0..6).for_each(|_| limiter.outwards(&mut live, ip(1), 0).unwrap());
+        (0..4).for_each(|_| limiter.forward(&mut closed, ip(1), 0).unwrap());
+        (0..6).for_each(|_| limiter.forward(&mut live, ip(1), 0).unwrap());
         limiter.tick(FORGET - 1, [(&live, ip(1))].into_iter());
-        assert_eq!(limiter.outwards(&mut live, ip(1), FORGET - 1), Err(DropReason::Unanswered));
+        assert_eq!(limiter.forward(&mut live, ip(1), FORGET - 1), Err(DropReason::Unanswered));
         limiter.tick(FORGET, [(&live, ip(1))].into_iter());
-        assert_eq!((0..100).filter(|_| limiter.outwards(&mut live, ip(1), FORGET).is_ok()).count(), 4);
+        assert_eq!((0..100).filter(|_| limiter.forward(&mut live, ip(1), FORGET).is_ok()).count(), 4);
     }
 
     #[test]
@@ -224,8 +224,8 @@ mod tests {
         let (mut out, mut back) = (Vec::new(), Vec::new());
         for ms in 0..2000 {
             for usage in &mut flows {
-                out.extend(limiter.outwards(usage, ip(1), ms * SECOND / 1000).err());
-                back.extend(limiter.inwards(usage, ip(1), true, ms * SECOND / 1000).err());
+                out.extend(limiter.forward(usage, ip(1), ms * SECOND / 1000).err());
+                back.extend(limiter.backward(usage, ip(1), true, ms * SECOND / 1000).err());
             }
         }
         for refused in [out, back] {
@@ -235,7 +235,7 @@ mod tests {
             assert!(refused.contains(&DropReason::FlowRate) && refused.contains(&DropReason::DestinationRate));
         }
         let mut other = Usage::default();
-        assert_eq!(limiter.outwards(&mut other, ip(2), 2 * SECOND), Ok(()));
+        assert_eq!(limiter.forward(&mut other, ip(2), 2 * SECOND), Ok(()));
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
         let mut short = 0;
         for n in 0..10_000u32 {
             let to = IpAddr::from((0x0100_0000 + n).to_be_bytes());
-            let got = (0..5).filter(|_| limiter.outwards(&mut Usage::default(), to, 0).is_ok()).count();
+            let got = (0..5).filter(|_| limiter.forward(&mut Usage::default(), to, 0).is_ok()).count();
             assert!(got <= 3);
             short += u32::from(got < 3);
         }
@@ -257,8 +257,8 @@ mod tests {
         let mut limiter = limiter(3, 0, 0);
         let to = |text: &str| text.parse::<IpAddr>().unwrap();
         let mut usage = Usage::default();
-        let got = (0..10).filter(|n| limiter.outwards(&mut usage, to(&format!("2600::{n}")), 0).is_ok()).count();
+        let got = (0..10).filter(|n| limiter.forward(&mut usage, to(&format!("2600::{n}")), 0).is_ok()).count();
         assert_eq!(got, 3);
-        assert_eq!(limiter.outwards(&mut usage, to("2600:0:0:1::1"), 0), Ok(()));
+        assert_eq!(limiter.forward(&mut usage, to("2600:0:0:1::1"), 0), Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
-//! Outwards: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::socket::app_batch::SendBatch::shuffle_flows`]). Backwards:
+//! Forward: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
+//! one turn has opened in random flow order ([`crate::socket::app_batch::SendBatch::shuffle_flows`]). Backward:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 
@@ -231,7 +231,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Forgets a channel with its flows, and tells control.
+    /// Removes a channel with its flows and reports it to control.
     fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         let Some(record) = self.end.table.remove(channel) else { return };
         self.end.punts.ended(channel, reason);
@@ -256,7 +256,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Ok(frames) => {
                         self.end.cells.forward.consumed += 1;
                         for frame in frames {
-                            self.outwards(cell.channel, &frame, now);
+                            self.forward_frame(cell.channel, &frame, now);
                         }
                     }
                     Err(_) => self.end.cells.forward.drop(DropReason::Frames),
@@ -277,7 +277,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             if some {
                 for (from, data) in receive_batch.iter() {
                     self.end.datagrams.backward.received += 1;
-                    match self.inwards(receive_batch.socket(), from, data, now) {
+                    match self.backward_datagram(receive_batch.socket(), from, data, now) {
                         Ok(()) => self.end.datagrams.backward.consumed += 1,
                         Err(reason) => self.end.datagrams.backward.drop(reason),
                     }
@@ -291,7 +291,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// One datagram from the internet.
-    fn inwards(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
+    fn backward_datagram(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         let Self { end: Endpoint { packer, free, .. }, flows, limiter, settings, .. } = self;
         let payload = settings.shape.payload();
         let Some(flow) = flows.heard(socket, from) else {
@@ -304,7 +304,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 return Err(DropReason::TooLarge);
             }
             if let Some(usage) = &mut flow.usage {
-                limiter.inwards(usage, from.ip(), false, now)?;
+                limiter.backward(usage, from.ip(), false, now)?;
             }
             return packer.put(flow.channel, &frame, free);
         };
@@ -312,7 +312,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             return Err(DropReason::TooLarge);
         }
         if let Some(usage) = &mut flow.usage {
-            limiter.inwards(usage, from.ip(), true, now)?;
+            limiter.backward(usage, from.ip(), true, now)?;
         }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
         for frame in frames::split(payload, number, id, data) {

@@ -98,7 +98,7 @@ impl FromStr for Rule {
             let ports = first.parse().ok()?..=last.parse().ok()?;
             (*ports.start() > 0 && !ports.is_empty()).then_some(Rule { net: found?, ports })
         };
-        with_ports().ok_or_else(|| format!("{text:?} is no network: write IP/BITS such as 10.0.0.0/8"))
+        with_ports().ok_or_else(|| format!("{text:?} is not a network: expected IP/BITS, e.g. 10.0.0.0/8"))
     }
 }
 

@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn frame(&mut self, channel: u32, frame: &Frame<'_>) {
-        self.exit.outwards(ChannelIndex(channel), frame, self.now);
+        self.exit.forward_frame(ChannelIndex(channel), frame, self.now);
     }
 
     fn open(&mut self, channel: u32, flow: u16, to: Address<'_>) {

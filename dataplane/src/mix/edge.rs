@@ -49,7 +49,7 @@ struct Pipe {
     tally: Tally,
 }
 
-/// The work of a mix between two sockets.
+/// The work of a mix between two sockets: receive, open, seal, send.
 pub(super) struct Edge<U, D> {
     settings: Settings,
     /// Which of the mix's.
@@ -72,7 +72,7 @@ pub(super) struct Edge<U, D> {
 }
 
 impl<U: Port, D: Port> Edge<U, D> {
-    /// One with empty tables and so many buffers. The generator is for the order of groups.
+    /// An edge with empty tables and `buffers` buffers. The generator is for the order of groups.
     pub fn new(
         settings: Settings,
         index: usize,
@@ -143,11 +143,11 @@ impl<U: Port, D: Port> Edge<U, D> {
             }
             for Admitted { cell, header, channel, .. } in admitted.drain(..) {
                 let state = &table.record(channel).expect("admitted this turn").state;
-                let onward = match direction {
-                    Direction::Forward => state.forward().onward,
-                    Direction::Backward => state.backward().onward,
+                let egress = match direction {
+                    Direction::Forward => state.forward().egress,
+                    Direction::Backward => state.backward().egress,
                 };
-                let Some((link, number)) = onward else {
+                let Some((link, number)) = egress else {
                     pipe.tally.drop(DropReason::Channel);
                     free.give(cell.into_buffer());
                     continue;
@@ -241,7 +241,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         self.due = due;
     }
 
-    /// Forgets a channel, and tells control. Its pooled cells carry all they need.
+    /// Removes a channel and reports it to control. Its pooled cells carry all they need.
     fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
         if self.forget(channel) {
             self.punts.ended(channel, reason);
@@ -307,7 +307,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Tells control what the links did.
+    /// Reports to control what the links did.
     pub fn report(&mut self, now: Nanos) {
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();

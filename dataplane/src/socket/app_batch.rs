@@ -16,7 +16,7 @@ pub type SocketId = u32;
 const MESSAGES: usize = 8;
 /// Bytes offered for a message: the longest datagram, and the longest burst.
 const MESSAGE_LEN: usize = 65_536;
-/// Messages lie so far apart, so that their first lines do not share the same few places of the cache.
+/// Messages lie this far apart so that their first lines do not share the same few places of the cache.
 const STRIDE: usize = MESSAGE_LEN + 1536;
 /// Datagrams of a burst that a local sender can make the kernel carry (UDP_MAX_SEGMENTS).
 const GRO_SEGMENTS_MAX: usize = 128;

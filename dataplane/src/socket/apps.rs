@@ -61,7 +61,7 @@ pub struct UdpApps {
     offloads: Offloads,
 }
 
-/// What the sender of a datagram can be told about: nothing gets there.
+/// Errors that are reported to the sender of a datagram: the destination is unreachable.
 const REPORTED: [i32; 7] = [
     libc::ECONNREFUSED,
     libc::EHOSTUNREACH,
@@ -74,7 +74,7 @@ const REPORTED: [i32; 7] = [
 /// Errors taken off a socket's queue at a time; level-triggered, the rest comes back.
 const ERRORS_MAX: usize = 64;
 
-/// Counts a datagram that the kernel did not take; whether its sender can be told that nothing gets there.
+/// Counts a datagram that the kernel did not take. True if the destination is unreachable and the sender should know.
 pub(crate) fn count_failure(error: &io::Error, tally: &mut Tally) -> bool {
     let errno = error.raw_os_error().unwrap_or(0);
     let reported = REPORTED.contains(&errno);

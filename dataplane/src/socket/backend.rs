@@ -20,7 +20,7 @@ pub enum Io {
     Auto,
     /// recvmmsg and sendmmsg.
     Mmsg,
-    /// io_uring, if it is to be had.
+    /// io_uring where the kernel offers it.
     Uring,
 }
 
@@ -57,23 +57,23 @@ pub struct BadIo(String);
 pub enum NoUring {
     /// The kernel has none at all, or a sandbox says so.
     #[error(
-        "this kernel has none, or a sandbox hides it: take Linux 6.1 or later with CONFIG_IO_URING, or allow io_uring_setup there"
+        "this kernel has no io_uring, or a sandbox hides it: use Linux 6.1 or later with CONFIG_IO_URING, or allow io_uring_setup there"
     )]
     Missing,
     /// The kernel lacks what came with 6.1 (DEFER_TASKRUN).
-    #[error("Linux {0} lacks a part of it: take 6.1 or later")]
+    #[error("Linux {0} lacks a part of io_uring: use 6.1 or later")]
     Old(String),
     /// kernel.io_uring_disabled is 2, or is 1 and this process has neither the group nor the privilege.
     #[error("kernel.io_uring_disabled is {0}: run `sudo sysctl -w kernel.io_uring_disabled=0`")]
     Disabled(u8),
-    /// A sandbox (seccomp, a security module) stands before it.
+    /// A sandbox (seccomp, a security module) forbids it.
     #[error(
-        "a sandbox forbids it: allow this process the system calls io_uring_setup, io_uring_enter and io_uring_register \
+        "a sandbox forbids io_uring: allow this process the system calls io_uring_setup, io_uring_enter and io_uring_register \
          (systemd: SystemCallFilter=; containers: --security-opt seccomp=)"
     )]
     Forbidden,
     /// Something else.
-    #[error("the kernel refuses it: {0}")]
+    #[error("the kernel refuses io_uring: {0}")]
     Refused(String),
 }
 

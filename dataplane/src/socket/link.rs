@@ -12,10 +12,10 @@ use std::net::UdpSocket;
 
 use arrayvec::ArrayVec;
 
+use super::Port;
 use super::backend::Calls;
 use super::offload::Offloads;
 use super::rx_buffers::{RxBuffers, burst_cells_max};
-use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
 use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
@@ -55,7 +55,7 @@ impl LinkPort {
     }
 }
 
-impl Rx for LinkPort {
+impl Port for LinkPort {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         if !self.ready {
             return 0;
@@ -85,9 +85,7 @@ impl Rx for LinkPort {
     fn rx_buffers(&self) -> usize {
         self.rx_buffers.len()
     }
-}
 
-impl Tx for LinkPort {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         while !out.is_empty() {
             let burst_max = if self.gso { burst_cells_max(out.cell_len()) } else { 1 };
@@ -115,6 +113,14 @@ impl Tx for LinkPort {
         }
         true
     }
+
+    fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { gso: self.gso, uring: matches!(self.calls, Calls::Uring(_)), ..self.traffic }
+    }
 }
 
 impl LinkPort {
@@ -140,14 +146,4 @@ fn is_about_gso(error: &io::Error) -> bool {
 /// Whether the socket will take it later.
 pub(crate) fn waits(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
-}
-
-impl Port for LinkPort {
-    fn set_ready(&mut self) {
-        self.ready = true;
-    }
-
-    fn traffic(&self) -> Traffic {
-        Traffic { gso: self.gso, uring: matches!(self.calls, Calls::Uring(_)), ..self.traffic }
-    }
 }

@@ -5,9 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 
+use super::Port;
 use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::apps::{Apps, count_failure};
-use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
@@ -121,7 +121,7 @@ pub struct MemPort {
 const BATCH: usize = 64;
 const _: () = assert!(BATCH <= RECEIVE_MAX);
 
-impl Rx for MemPort {
+impl Port for MemPort {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut count = 0;
         while count < BATCH && free.free() > 0 {
@@ -137,9 +137,7 @@ impl Rx for MemPort {
         }
         count
     }
-}
 
-impl Tx for MemPort {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         if self.net.0.borrow().blocked {
             return out.is_empty();
@@ -151,9 +149,7 @@ impl Tx for MemPort {
         out.done(out.len(), free);
         true
     }
-}
 
-impl Port for MemPort {
     fn set_ready(&mut self) {}
 }
 

@@ -1,4 +1,4 @@
-//! Receiving and sending cells: what a worker needs of a socket.
+//! Sockets: link sockets that carry cells, and application sockets that carry datagrams.
 //!
 //! Two implementations: [`link`] on UDP sockets, by one of two kinds of system calls ([`backend`]), and [`memory`],
 //! deterministic, for tests.
@@ -17,59 +17,49 @@ use crate::batch::{Arrivals, Departures};
 use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 
-/// Receives cells.
-pub trait Rx {
-    /// Takes what waits, at most one batch and at most as many as there are free buffers. Returns how
-    /// many came.
+/// One link socket.
+pub trait Port {
+    /// Takes what waits, at most one batch and at most as many cells as there are free buffers. Returns how many
+    /// datagrams came.
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
 
-    /// Buffers that it keeps for what is to come; they hold nothing.
-    fn rx_buffers(&self) -> usize {
-        0
-    }
-}
-
-/// Sends cells.
-pub trait Tx {
-    /// Sends until all are gone (true) or the socket takes no more (false: try again next turn).
-    /// Counts what went and what the kernel refused, and gives the buffers back.
+    /// Sends until everything has left (true) or the socket takes no more (false: try again in the next turn). Counts
+    /// what was sent and what the kernel refused, and returns the buffers.
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool;
-}
 
-/// One link socket.
-pub trait Port: Rx + Tx {
     /// The poller saw it readable.
     fn set_ready(&mut self);
 
-    /// What passed through it so far.
+    /// Buffers that it keeps for what is to come; they are empty.
+    fn rx_buffers(&self) -> usize {
+        0
+    }
+
+    /// Messages that have passed through it.
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }
 }
 
-/// A socket that an edge of a mix may do without: another one has it.
-impl<P: Rx> Rx for Option<P> {
+/// A socket that a shard of a mix may do without, because another shard has it.
+impl<P: Port> Port for Option<P> {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         self.as_mut().map_or(0, |port| port.recv(free, into))
     }
 
-    fn rx_buffers(&self) -> usize {
-        self.as_ref().map_or(0, Rx::rx_buffers)
-    }
-}
-
-impl<P: Tx> Tx for Option<P> {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
-        debug_assert!(self.is_some() || out.is_empty(), "cells are steered to edges with a socket");
+        debug_assert!(self.is_some() || out.is_empty(), "cells are steered to shards with a socket");
         self.as_mut().is_none_or(|port| port.send(out, free, tally))
     }
-}
 
-impl<P: Port> Port for Option<P> {
     fn set_ready(&mut self) {
         if let Some(port) = self {
             port.set_ready();
         }
+    }
+
+    fn rx_buffers(&self) -> usize {
+        self.as_ref().map_or(0, Port::rx_buffers)
     }
 
     fn traffic(&self) -> Traffic {

@@ -1,4 +1,4 @@
-//! Whether cells may travel in GSO bursts: asked of the kernel once, at the start (UDP_GRO and UDP_SEGMENT).
+//! Decides at the start whether cells may travel in GSO and GRO bursts (UDP_SEGMENT, UDP_GRO).
 //!
 //! A burst is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
 //! trust: a burst of real length is sent over loopback, to a socket that joins and to one that does not, and every
@@ -78,10 +78,10 @@ impl Offloads {
 /// Why GSO and GRO are not used.
 #[derive(Debug, Error)]
 pub enum NoOffload {
-    /// The kernel knows none, or a socket could not be had.
+    /// The kernel has no such option, or a socket could not be made.
     #[error("the kernel refuses them: {0}")]
     Refused(#[from] io::Error),
-    /// A burst arrived otherwise than it was sent.
+    /// A burst arrived changed.
     #[error("a GSO burst of {cells} cells of {len} bytes did not come through loopback whole")]
     Broken {
         /// Its cells.
@@ -95,7 +95,7 @@ pub enum NoOffload {
 }
 
 impl Offload {
-    /// What to do for cells of these lengths; and why not, if offload was wanted and are not to be had.
+    /// What to do for cells of these lengths; and the reason if offload is wanted and not available.
     pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Offloads, Option<NoOffload>) {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match self {

@@ -14,7 +14,7 @@ use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::buffer::{Buffer, Cell, FreeList};
 use crate::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
-/// Cells that a receive call should bring: so many stay in a core's second cache until they have left.
+/// Cells that a receive call should bring: this many stay in a core's second-level cache until they have left.
 const CELLS_WANTED: usize = 256;
 
 /// Cells of a burst at most.
@@ -57,7 +57,7 @@ impl RxBuffers {
         wanted.min(self.buffers.len().min(free.free()) / self.per_message)
     }
 
-    /// What so many messages may fill.
+    /// The space that `messages` messages may fill.
     pub(super) fn slices(&mut self, messages: usize) -> impl Iterator<Item = &mut [u8]> {
         let room = self.room;
         self.buffers.iter_mut().take(messages * self.per_message).map(move |buffer| &mut buffer.bytes_mut()[..room])

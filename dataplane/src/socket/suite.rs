@@ -6,11 +6,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use super::Port;
 use super::backend::{Calls, Io};
 use super::link::LinkPort;
 use super::memory::{Datagram, MemNet};
 use super::offload::Offloads;
-use super::{Port, Rx, Tx};
 use crate::batch::{Arrivals, Departures, Lengths};
 use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;

@@ -42,7 +42,7 @@ struct Found {
     header: Header,
 }
 
-/// Records are fetched so many cells ahead of their use.
+/// Records are prefetched this many cells ahead of their use.
 const AHEAD: usize = 8;
 
 /// The checks of one link socket.

@@ -17,7 +17,7 @@ use crate::{Nanos, SECOND};
 
 /// Cells worked on at a time.
 const CHUNK: usize = 8;
-/// Keys are fetched so many cells ahead of their use.
+/// Keys are prefetched this many cells ahead of their use.
 const AHEAD: usize = 4;
 
 /// Channels and numbers of a chunk and of the first cells behind it, to look ahead while its cells are being worked on.
@@ -32,7 +32,7 @@ fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted
 
 /// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
 ///
-/// Control is told of a cell that authenticates under a link's next slot, and promotes it.
+/// Control gets a punt for a cell that authenticates under a link's next slot, and promotes the slot.
 #[allow(clippy::too_many_arguments)]
 pub fn forward<C: ForwardHalf>(
     cells: &mut Vec<Admitted>,

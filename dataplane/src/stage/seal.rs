@@ -29,7 +29,7 @@ impl Sealer {
         Sealer { rng, groups: Vec::new(), order: Vec::new(), blocks: Vec::new() }
     }
 
-    /// Seals a release, empties it, and appends its cells to `out`. The neighbours have so many lanes, and a cell
+    /// Seals a release, empties it, and appends its cells to `out`. The neighbours have `lanes` lanes, and a cell
     /// goes to the one of its channel number.
     pub fn run(
         &mut self,

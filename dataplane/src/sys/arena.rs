@@ -11,7 +11,25 @@ use std::mem::MaybeUninit;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::buffer::Buffer;
+use wire::cell::MAX_CELL_LEN;
+
+/// Storage of one cell.
+#[repr(C, align(64))]
+pub struct Buffer([u8; MAX_CELL_LEN]);
+
+impl Buffer {
+    /// All of its bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8; MAX_CELL_LEN] {
+        &self.0
+    }
+
+    /// All of its bytes, writable.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8; MAX_CELL_LEN] {
+        &mut self.0
+    }
+}
 
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -19,7 +37,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// cannot give one back.
 const POPULATE: bool = !cfg!(debug_assertions);
 
-/// `count` buffers of zeros; on huge pages if wanted and to be had.
+/// `count` zeroed buffers; on huge pages if `huge` is set and the system has them.
 ///
 /// # Panics
 /// Without memory for them.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! adjtimex(tx)   modes = 0: reads and changes nothing; needs no privilege
-//!   status       STA_UNSYNC: nobody has set the clock for so long that the kernel has given it up
+//!   status       STA_UNSYNC: the clock has not been set for long, and the kernel no longer trusts it
 //! ```
 
 use std::io;

@@ -1,6 +1,6 @@
 //! Messages as the kernel reads and writes them: names, control data, and the bounds of a call.
 //!
-//! A burst is one message that stands for many datagrams of one length between one pair of addresses. The
+//! A burst is one message that carries many datagrams of one length between one pair of addresses. The
 //! kernel carries it whole, so its cost is that of one datagram and of the bytes.
 //!
 //! ```text
@@ -46,7 +46,7 @@ pub struct Message {
     pub to: SocketAddr,
     /// Pieces it is gathered from.
     pub pieces: usize,
-    /// Cut it into datagrams of so many bytes; the last may be shorter.
+    /// Cut it into datagrams of this many bytes; the last may be shorter.
     pub segment: Option<u16>,
 }
 
@@ -127,7 +127,7 @@ impl Control {
         header.msg_controllen = CONTROL_LEN;
     }
 
-    /// Has `header` point here, and says that the message is to be cut into datagrams of so many bytes.
+    /// Has `header` point here, and says that the message is to be cut into datagrams of this many bytes.
     fn cut(&mut self, header: &mut libc::msghdr, segment: u16) {
         header.msg_control = self.0.as_mut_ptr().cast();
         // SAFETY: CMSG_SPACE computes a number; the control space is CONTROL_LEN bytes, which holds a header

@@ -16,7 +16,7 @@ use super::message::{Message, Messages, Received};
 
 /// Receives messages without waiting, into `per_message` buffers each: the first into the first ones, and so on. Of
 /// [`super::MESSAGES_MAX`] messages and [`super::PIECES_MAX`] buffers, whichever is reached first bounds the call.
-/// `each` is told of every message with its number. A message whose sender has no IP address is reported from
+/// `each` is called for every message with its number. A message whose sender has no IP address is reported from
 /// `0.0.0.0:0`.
 ///
 /// # Errors

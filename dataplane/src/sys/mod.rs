@@ -1,4 +1,4 @@
-//! System calls: with `wire::gcm` the only place where unsafe code may stand.
+//! System calls: with `wire::gcm` the only place where unsafe code is allowed.
 //!
 //! One call per function, behind a safe signature. Neighbours: [`crate::socket`] and [`crate::runner`].
 
@@ -12,7 +12,7 @@ mod socket;
 mod uring;
 mod waker;
 
-pub use arena::{arena, on_huge_pages};
+pub use arena::{Buffer, arena, on_huge_pages};
 pub use clock::is_clock_kept;
 pub use errqueue::{Unreachable, read_error};
 pub use message::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};

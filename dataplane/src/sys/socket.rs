@@ -58,7 +58,7 @@ pub(crate) fn refuse_gso(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Datagrams that the kernel dropped at this socket since it was made (SO_MEMINFO, its
-/// SK_MEMINFO_DROPS), for want of receive buffer mostly.
+/// SK_MEMINFO_DROPS), mostly because the receive buffer was full.
 ///
 /// # Errors
 /// Not a socket.

@@ -34,7 +34,7 @@ pub struct Ring {
 }
 
 // SAFETY: the pointers in `messages` lead into its own box, or to buffers and pieces of a call that is over; every
-// call writes them anew before the kernel sees them.
+// call rewrites them before the kernel sees them.
 unsafe impl Send for Ring {}
 
 /// Results of one call, in the order of the requests: what system calls return, errors below zero.

@@ -22,7 +22,7 @@ impl Waker {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Waits for a signal, at most so long; leaves it pending.
+    /// Waits for a signal, at most `timeout`; leaves it pending.
     pub fn wait(&self, timeout: Duration) {
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout));

@@ -16,8 +16,8 @@ use dataplane::ledger::{DropReason, Ledger, Tally};
 use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender, RESERVED};
 use dataplane::runner::Worker;
+use dataplane::socket::Port;
 use dataplane::socket::memory::{Datagram, MemNet, MemPort};
-use dataplane::socket::{Port, Rx, Tx};
 use dataplane::stage::ingress::lengths;
 use dataplane::sys::Waker;
 use dataplane::{MILLI, Nanos, SECOND};
@@ -71,13 +71,11 @@ struct Moody {
     mood: Mood,
 }
 
-impl Rx for Moody {
+impl Port for Moody {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         self.port.recv(free, into)
     }
-}
 
-impl Tx for Moody {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         let (takes, fails) = self.mood.get();
         let count = out.len().min(takes);
@@ -96,9 +94,7 @@ impl Tx for Moody {
         }
         out.is_empty()
     }
-}
 
-impl Port for Moody {
     fn set_ready(&mut self) {}
 }
 

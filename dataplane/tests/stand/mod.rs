@@ -15,7 +15,7 @@ use dataplane::ledger::{Ledger, Tally};
 use dataplane::mix::{Mix, Settings};
 use dataplane::punt::{Punt, PuntSender};
 use dataplane::runner::Worker;
-use dataplane::socket::{Port, Rx, Tx};
+use dataplane::socket::Port;
 use dataplane::sys::Waker;
 use dataplane::{MILLI, Nanos, SECOND};
 use rand::SeedableRng;
@@ -53,7 +53,7 @@ pub struct Side1 {
     peer: SocketAddr,
 }
 
-impl Rx for Side1 {
+impl Port for Side1 {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut wire = self.wire.borrow_mut();
         let Wire { cells, traces } = &mut *wire;
@@ -71,9 +71,7 @@ impl Rx for Side1 {
         }
         count
     }
-}
 
-impl Tx for Side1 {
     fn send(&mut self, out: &mut Departures, free: &mut FreeList, tally: &mut Tally) -> bool {
         if let Some(traces) = &mut self.wire.borrow_mut().traces {
             traces.sent.extend(out.cells().map(<[u8]>::as_ptr));
@@ -82,9 +80,7 @@ impl Tx for Side1 {
         out.done(out.len(), free);
         true
     }
-}
 
-impl Port for Side1 {
     fn set_ready(&mut self) {}
 }
 

@@ -8,8 +8,9 @@ use dataplane::entry::Destination;
 use zeroize::Zeroizing;
 
 use super::Entry;
-use crate::config::{Chain, ConfigError, Keys, Loaded, NodeConfig, Part, Place};
+use crate::config::{Chain, ConfigError, Keys, Loaded, Location, NodeConfig, Part};
 use crate::error::StartError;
+use crate::runtime::node::rng;
 
 /// Where the chain comes from.
 enum Source {
@@ -169,11 +170,11 @@ impl EntryBuilder {
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
-        let mut keys = Keys::draw()?;
+        let mut keys = Keys::draw(&mut rng()?);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {
                 let what = "a name and a password of `socks_user` have 1 to 255 bytes each".to_owned();
-                return Err(ConfigError::Invalid { at: Place::file(Path::new(NAME)), what }.into());
+                return Err(ConfigError::Invalid { at: Location::file(Path::new(NAME)), what }.into());
             }
             keys.socks_users.insert(name, password);
         }

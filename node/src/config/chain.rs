@@ -8,11 +8,10 @@ use std::time::SystemTime;
 use control::Descriptor;
 use dataplane::lanes::Lanes;
 use dataplane::stage::pool::Mixing;
-use serde::Deserialize;
-use toml::Spanned;
 use wire::cell::{Class, Shape};
 
-use super::source::{Source, decode_base64, nearest};
+use super::source::{Source, Table, decode_base64};
+use super::table::CHAIN;
 use super::{ConfigError, NodeRole};
 
 /// A chain, verified.
@@ -41,33 +40,10 @@ pub struct ChainNode {
     pub identity: [u8; 32],
     /// Where the previous hop reaches it: its first lane.
     pub address: SocketAddr,
-    /// Its lanes: so many ports from that of `address` on.
+    /// Number of its lanes: consecutive ports from that of `address` on.
     pub lanes: usize,
     /// Its descriptor, verified.
     pub descriptor: Descriptor,
-}
-
-/// The file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawChain {
-    id: Spanned<String>,
-    class: Spanned<String>,
-    hops: Spanned<i64>,
-    mixing: Spanned<String>,
-    lifetime_s: Spanned<i64>,
-    node: Vec<RawNode>,
-}
-
-/// One `[[node]]` of the file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawNode {
-    role: Spanned<String>,
-    index: Spanned<i64>,
-    identity: Spanned<String>,
-    address: Spanned<String>,
-    descriptor: Spanned<String>,
 }
 
 impl Chain {
@@ -88,26 +64,26 @@ impl Chain {
     }
 
     fn check(source: &Source, wall: SystemTime) -> Result<Chain, ConfigError> {
-        let raw: RawChain = source.parse()?;
-        let id = source.bytes("id", &raw.id)?;
-        let class: Class = (raw.class.get_ref().parse())
-            .map_err(|why: wire::cell::UnknownClass| source.invalid(&raw.class, why.to_string()))?;
-        let hops = source.required("hops", &raw.hops, 2..9)? as usize;
-        let shape = Shape::new(class, hops).map_err(|why| source.invalid(&raw.hops, why.to_string()))?;
-        let mixing = raw.mixing.get_ref().parse::<Mixing>();
-        let mixing = mixing.map_err(|why| source.invalid(&raw.mixing, why.to_string()))?;
-        let lifetime_s = source.required("lifetime_s", &raw.lifetime_s, 60..3601)? as u16;
-        if raw.node.len() != hops {
-            let what = format!("hops = {hops}, but {} [[node]] entries follow", raw.node.len());
-            return Err(source.wrong(&raw.hops, what, "list every mix and the exit, Mix 1 first"));
+        let table = source.table(CHAIN)?;
+        table.check(NodeRole::Mix)?;
+        let id = table.text("id").bytes("id")?;
+        let class: Class = table.parsed("class")?;
+        let hops = table.integer("hops") as usize;
+        let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
+        let mixing = table.parsed("mixing")?;
+        let lifetime_s = table.integer("lifetime_s") as u16;
+        let tables = table.subs("node")?;
+        if tables.len() != hops {
+            let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
+            return Err(table.wrong("hops", what, "list every mix and the exit, Mix 1 first"));
         }
-        let nodes = raw.node.iter().enumerate().map(|(i, raw)| node(source, raw, i + 1, shape, &id, wall));
+        let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
-        for (node, raw_node) in nodes.iter().zip(&raw.node) {
+        for (node, table) in nodes.iter().zip(&tables) {
             if node.descriptor.lifetime_s != lifetime_s {
-                let what =
-                    format!("the descriptor says lifetime {} s, the chain {lifetime_s} s", node.descriptor.lifetime_s);
-                return Err(source.wrong(&raw_node.descriptor, what, "fetch the chain file again"));
+                let said = node.descriptor.lifetime_s;
+                let what = format!("the descriptor has a lifetime of {said} s, the chain {lifetime_s} s");
+                return Err(table.wrong("descriptor", what, FETCH));
             }
         }
         Ok(Chain { id, shape, mixing, lifetime_s, nodes })
@@ -130,66 +106,61 @@ impl Chain {
     }
 }
 
-fn node(
-    source: &Source,
-    raw: &RawNode,
+/// What to do about a chain file that contradicts itself.
+const FETCH: &str = "get the chain file again from the chain's operator";
+/// The order of a chain file.
+const ORDER: &str = "list Mix 1 with index 1 first and the exit last";
+
+fn read_node(
+    table: &Table<'_>,
     index: usize,
     shape: Shape,
     chain: &[u8; 32],
     wall: SystemTime,
 ) -> Result<ChainNode, ConfigError> {
-    let order = "list Mix 1 with index 1 first and the exit last";
-    if *raw.index.get_ref() != index as i64 {
-        let what = format!("index = {} stands in place {index}", raw.index.get_ref());
-        return Err(source.wrong(&raw.index, what, order));
+    if table.integer("index") != index as i64 {
+        let what = format!("index must be {index} for the [[node]] in this position (got {})", table.integer("index"));
+        return Err(table.wrong("index", what, ORDER));
     }
     let role = if index == shape.hops() { NodeRole::Exit } else { NodeRole::Mix };
-    if raw.role.get_ref() != role.name() {
-        let hint = nearest(raw.role.get_ref(), &[role.name()]).map_or(order, |_| "mend the spelling");
-        let what = format!("role = {:?} where the chain has its {role}", raw.role.get_ref());
-        return Err(source.wrong(&raw.role, what, hint));
+    let said = table.text("role");
+    if said.value != role.name() {
+        return Err(said.wrong(format!("role must be \"{role}\" for node {index} (got {:?})", said.value), ORDER));
     }
-    let identity = source.bytes("identity", &raw.identity)?;
-    let address: SocketAddr = raw.address.get_ref().parse().map_err(|_| {
-        source.wrong(&raw.address, format!("address = {:?} is no IP:PORT", raw.address.get_ref()), "write IP:PORT")
+    let identity = table.text("identity").bytes("identity")?;
+    let said = table.text("address");
+    let address: SocketAddr = said.value.parse().map_err(|_| {
+        let what = format!("address must be IP:PORT or [IPv6]:PORT (got {:?})", said.value);
+        said.wrong(what, FETCH)
     })?;
-    let signed = decode_base64(raw.descriptor.get_ref())
-        .ok_or_else(|| source.wrong(&raw.descriptor, "the descriptor is not base64", "fetch the chain file again"))?;
-    let at = || source.at(raw.descriptor.span());
-    let descriptor = Descriptor::verify(&signed, &identity, chain, wall).map_err(|why| ConfigError::Descriptor {
-        at: at(),
-        index,
-        why,
-    })?;
+    let text = table.text("descriptor");
+    let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
+    let verified = Descriptor::verify(&signed, &identity, chain, wall);
+    let descriptor = verified.map_err(|why| ConfigError::Descriptor { at: text.at(), index, why })?;
     let same = usize::from(descriptor.position) == index
         && usize::from(descriptor.hops) == shape.hops()
         && descriptor.class == shape.class();
     if !same {
         let what = format!(
-            "the descriptor is of place {} of {} in class {}, not of place {index} of {} in class {}",
+            "the descriptor is for position {} of {} in class {}, expected position {index} of {} in class {}",
             descriptor.position,
             descriptor.hops,
             descriptor.class,
             shape.hops(),
             shape.class()
         );
-        return Err(source.wrong(&raw.descriptor, what, "fetch the chain file again"));
+        return Err(text.wrong(what, FETCH));
     }
     if !descriptor.lanes.contains(&address) {
         let what =
-            format!("address = \"{address}\" is not in the signed descriptor, which says {}", descriptor.lanes[0]);
-        return Err(source.wrong(
-            &raw.address,
-            what,
-            "restore it; a node behind NAT is reached by `next` in the previous node's configuration",
-        ));
+            format!("address = \"{address}\" is not in the signed descriptor, which has {}", descriptor.lanes[0]);
+        let remedy = "restore it; for a node behind NAT set `next` in the previous node's configuration";
+        return Err(said.wrong(what, remedy));
     }
-    let lanes = lanes(&descriptor, address).map_err(|what| {
-        source.wrong(&raw.descriptor, what, "ask its operator for a descriptor that `eddy init` made")
-    })?;
+    let new = "ask its operator for a descriptor made by `eddy init`";
+    let lanes = lanes(&descriptor, address).map_err(|what| text.wrong(what, new))?;
     if lanes > 1 && role == NodeRole::Exit {
-        let what = format!("the descriptor gives the exit {lanes} lanes, and an exit has one");
-        return Err(source.wrong(&raw.descriptor, what, "ask its operator for a descriptor that `eddy init` made"));
+        return Err(text.wrong(format!("the descriptor has {lanes} lanes for the exit, expected one"), new));
     }
     Ok(ChainNode { role, index, identity, address, lanes, descriptor })
 }
@@ -200,7 +171,7 @@ fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> 
     let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();
     for (i, lane) in here.iter().enumerate() {
         if dataplane::lanes::address(address, i) != Some(*lane) {
-            return Err(format!("lane {i} of {address} is published at {lane}, and lanes are ports in a row"));
+            return Err(format!("lane {i} of {address} is published at {lane}, expected consecutive ports"));
         }
     }
     Ok(here.len())

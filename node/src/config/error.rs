@@ -1,4 +1,4 @@
-//! What is wrong in a file or on the command line, where, and what to do about it: one line each.
+//! Mistakes in files and on the command line: what, where and what to do, on one line each.
 
 use std::fmt;
 use std::io;
@@ -8,36 +8,38 @@ use control::descriptor::DescriptorError;
 use thiserror::Error;
 use wire::cell::Class;
 
-/// A file, and a line of it where one is known.
+/// A file, and a line if one is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The file.
     pub path: PathBuf,
     /// Its line, from 1.
     pub line: Option<usize>,
 }
 
-impl Place {
+impl Location {
     /// A whole file.
-    pub fn file(path: &Path) -> Place {
-        Place { path: path.to_owned(), line: None }
+    pub fn file(path: &Path) -> Location {
+        Location { path: path.to_owned(), line: None }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;
         self.line.map_or(Ok(()), |line| write!(f, ":{line}"))
     }
 }
 
-/// What the system says, without its error number.
+/// The system's message, without its error number.
 pub fn in_words(why: &io::Error) -> String {
     let text = why.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// An operator's mistake: the command ends with exit code 2.
+/// A mistake in a file, an option or a setting of this host: the command ends with exit code 2.
+///
+/// The message is one line: where, what was expected and found, and what to do.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that cannot be read.
@@ -58,49 +60,49 @@ pub enum ConfigError {
         /// What the system says.
         why: io::Error,
     },
-    /// No TOML.
+    /// The text is not TOML.
     #[error("{at}: {what}: write it as TOML, one `key = value` per line")]
     Syntax {
         /// Where.
-        at: Place,
+        at: Location,
         /// What the parser says.
         what: String,
     },
-    /// A key that the file does not have.
+    /// The file has no such key.
     #[error("{at}: unknown key `{key}`: {hint}")]
     UnknownKey {
         /// Where.
-        at: Place,
+        at: Location,
         /// As written.
         key: String,
         /// The nearest known key, or all of them.
         hint: String,
     },
-    /// A key that the file must have.
+    /// A required key is not set.
     #[error("{at}: the key `{key}` is missing: add {example}")]
     MissingKey {
         /// Where.
-        at: Place,
+        at: Location,
         /// Which.
         key: String,
         /// A line that would do.
         example: String,
     },
-    /// A value that cannot be.
+    /// A value that is not accepted.
     #[error("{at}: {what}: {remedy}")]
     Value {
         /// Where.
-        at: Place,
+        at: Location,
         /// What is wrong.
         what: String,
         /// What to do.
         remedy: String,
     },
-    /// A value that cannot be, in words that name the remedy.
+    /// The same, with a text that includes the remedy.
     #[error("{at}: {what}")]
     Invalid {
         /// Where.
-        at: Place,
+        at: Location,
         /// What is wrong and what to do.
         what: String,
     },
@@ -108,14 +110,14 @@ pub enum ConfigError {
     #[error("{at}: node {index}: {why}")]
     Descriptor {
         /// Where.
-        at: Place,
-        /// The node's place in the chain.
+        at: Location,
+        /// The node's position in the chain.
         index: usize,
         /// Why not; names the remedy.
         why: DescriptorError,
     },
     /// A key file that others may read.
-    #[error("{}: mode {mode:04o} lets others read these keys: run `chmod 600 {}`", path.display(), path.display())]
+    #[error("{}: mode {mode:04o} lets other users read these keys: run `chmod 600 {}`", path.display(), path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -125,10 +127,10 @@ pub enum ConfigError {
     /// A file that would be overwritten.
     #[error("{} exists: choose another folder, or overwrite the chain and its keys with --force", .0.display())]
     Exists(PathBuf),
-    /// Cells that no usual path carries.
+    /// Cells too long for a path of 1500 bytes.
     #[error(
-        "class {class} with {mixes} mixes makes datagrams of {cell} bytes, over {family} {limit} fit: \
-         take --mixes {fits} or --class {smaller}"
+        "class {class} with {mixes} mixes needs datagrams of {cell} bytes, but over {family} only {limit} fit: \
+         use --mixes {fits} or --class {smaller}"
     )]
     TooLong {
         /// The class.
@@ -141,12 +143,12 @@ pub enum ConfigError {
         cell: usize,
         /// The longest that fits.
         limit: usize,
-        /// So many mixes fit.
+        /// The most mixes that fit.
         fits: usize,
         /// A class that fits.
         smaller: Class,
     },
-    /// Anything else; the text says what, where, and what to do.
+    /// Any other mistake; the text is complete.
     #[error("{0}")]
     Arguments(String),
 }

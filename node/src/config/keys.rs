@@ -7,35 +7,27 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use control::descriptor::{draw_secret, draw_x25519};
-use serde::{Deserialize, Deserializer, de};
+use rand_chacha::ChaCha20Rng;
 use wire::kdf::{Secret, x25519_public};
 use zeroize::Zeroizing;
 
-use super::source::Source;
-use super::{Chain, ConfigError, NodeConfig, Place};
-use crate::error::StartError;
+use super::source::{Source, Text};
+use super::table::KEY_FILE;
+use super::{Chain, ConfigError, Location, NodeConfig, NodeRole};
 
-/// What a node must keep to itself. Wiped when dropped.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A node's private keys. Wiped when dropped.
 pub struct Keys {
     /// Seed of the Ed25519 identity that signs the node's descriptor.
-    #[serde(deserialize_with = "secret")]
     pub identity: Secret,
     /// Noise static private key.
-    #[serde(deserialize_with = "secret")]
     pub noise: Secret,
     /// Setup private key.
-    #[serde(deserialize_with = "secret")]
     pub setup: Secret,
     /// Pre-shared key with the previous hop, if the operators agreed on one.
-    #[serde(default, deserialize_with = "optional_secret")]
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if the operators agreed on one.
-    #[serde(default, deserialize_with = "optional_secret")]
     pub psk_down: Option<Secret>,
     /// At an entry: who may use its SOCKS ports from other hosts, and their passwords.
-    #[serde(default, deserialize_with = "users")]
     pub socks_users: BTreeMap<String, Zeroizing<String>>,
 }
 
@@ -43,7 +35,7 @@ impl Keys {
     /// Reads a key file.
     ///
     /// # Errors
-    /// Others may read it, or it does not hold what it should.
+    /// Others may read it, or the first mistake in it.
     pub fn read(path: &Path) -> Result<Keys, ConfigError> {
         let unreadable = |why| ConfigError::Unreadable {
             path: path.to_owned(),
@@ -55,23 +47,19 @@ impl Keys {
         if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
             return Err(ConfigError::Exposed { path: path.to_owned(), mode });
         }
-        Source::read(path)?.parse()
+        Keys::check(&Source::read(path)?.secret())
     }
 
-    /// New ones.
-    ///
-    /// # Errors
-    /// The system gives no random bytes.
-    pub fn draw() -> Result<Keys, StartError> {
-        let mut rng = crate::runtime::node::rng()?;
-        Ok(Keys {
-            identity: draw_secret(&mut rng),
-            noise: draw_x25519(&mut rng).0,
-            setup: draw_x25519(&mut rng).0,
+    /// Draws new ones.
+    pub fn draw(rng: &mut ChaCha20Rng) -> Keys {
+        Keys {
+            identity: draw_secret(rng),
+            noise: draw_x25519(rng).0,
+            setup: draw_x25519(rng).0,
             psk_up: None,
             psk_down: None,
             socks_users: BTreeMap::new(),
-        })
+        }
     }
 
     /// Whether SOCKS clients can give this name and password (RFC 1929).
@@ -79,18 +67,18 @@ impl Keys {
         [name, password].iter().all(|text| (1..=255).contains(&text.len()))
     }
 
-    /// Whether they are those of this node of this chain; an entry's are nobody else's business.
+    /// Checks that they belong to this node of this chain. An entry's keys are in no descriptor, so any will do.
     ///
     /// # Errors
-    /// They are not.
+    /// They belong to another node or chain.
     pub fn are_of(&self, config: &NodeConfig, chain: &Chain) -> Result<(), ConfigError> {
         let Some(own) = chain.node(config.position) else { return Ok(()) };
         let differs = |kind| ConfigError::Value {
-            at: Place::file(&config.keys),
-            what: format!("its {kind} key is not that of node {} in {}", config.position, config.chain.display()),
+            at: Location::file(&config.keys),
+            what: format!("the {kind} key is not that of node {} in {}", config.position, config.chain.display()),
             remedy: format!(
                 "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
-                config.place("keys", 0).unwrap_or_else(|| Place::file(&config.path))
+                config.place("keys", 0).unwrap_or_else(|| Location::file(&config.path))
             ),
         };
         if x25519_public(&self.noise) != own.descriptor.noise {
@@ -105,14 +93,34 @@ impl Keys {
     /// The same from a text; `path` is named in complaints.
     ///
     /// # Errors
-    /// It does not hold what it should.
+    /// The first mistake, with its remedy.
     pub fn parse(path: &Path, text: &str) -> Result<Keys, ConfigError> {
-        Source::new(path, text).parse()
+        Keys::check(&Source::new(path, text).secret())
+    }
+
+    fn check(source: &Source) -> Result<Keys, ConfigError> {
+        let table = source.table(KEY_FILE)?;
+        table.check(NodeRole::Entry)?;
+        let secret = |name: &str| table.maybe_text(name).map(|text| secret(name, &text)).transpose();
+        let required = |name| secret(name).map(|secret| secret.expect("required"));
+        let socks_users: BTreeMap<_, _> = table.names("socks_users").into_iter().collect();
+        if !socks_users.iter().all(|(name, password)| Keys::is_user(name, password)) {
+            let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
+            return Err(table.wrong("socks_users", what, "shorten them"));
+        }
+        Ok(Keys {
+            identity: required("identity")?,
+            noise: required("noise")?,
+            setup: required("setup")?,
+            psk_up: secret("psk_up")?,
+            psk_down: secret("psk_down")?,
+            socks_users,
+        })
     }
 }
 
-/// The permission bits that a key file must not have. A credential that systemd passes is its user's by an access
-/// list, whose mask stands where the group's bits are; nobody else gets into the folder.
+/// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access
+/// list, and the group's bits are the mask of that list; nobody else gets into the folder.
 fn others(path: &Path, credentials: Option<&Path>) -> u32 {
     let passed = credentials.is_some_and(|folder| path.is_absolute() && path.parent() == Some(folder));
     if passed { 0o037 } else { 0o077 }
@@ -124,40 +132,10 @@ fn decode(text: &str) -> Option<Secret> {
     bytes[..len].try_into().ok().map(Secret::new)
 }
 
-fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-    struct Visitor;
-    impl de::Visitor<'_> for Visitor {
-        type Value = Secret;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("32 bytes in base64")
-        }
-
-        // The text is a secret: no message may quote it.
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-            decode(text).ok_or_else(|| E::custom("invalid key, expected 32 bytes in base64"))
-        }
-
-        fn visit_string<E: de::Error>(self, text: String) -> Result<Secret, E> {
-            self.visit_str(&Zeroizing::new(text))
-        }
-    }
-    deserializer.deserialize_str(Visitor)
-}
-
-/// Names and passwords, 1 to 255 bytes each (RFC 1929). No message quotes one.
-fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Zeroizing<String>>, D::Error> {
-    let users = BTreeMap::<String, String>::deserialize(deserializer)
-        .map_err(|_| de::Error::custom("socks_users takes a line `name = \"password\"` for each user"))?;
-    let users: BTreeMap<_, _> = users.into_iter().map(|(name, word)| (name, Zeroizing::new(word))).collect();
-    match users.iter().find(|(name, word)| !Keys::is_user(name, word)) {
-        Some(_) => Err(de::Error::custom("names and passwords of socks_users have 1 to 255 bytes")),
-        None => Ok(users),
-    }
-}
-
-fn optional_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
-    secret(deserializer).map(Some)
+/// No message quotes the text: it is a secret.
+fn secret(name: &str, text: &Text<'_>) -> Result<Secret, ConfigError> {
+    let what = || format!("{name} must be 32 bytes in base64");
+    decode(text.value).ok_or_else(|| text.wrong(what(), "restore the key file that `eddy init` wrote"))
 }
 
 #[cfg(test)]

@@ -1,17 +1,20 @@
-//! What an operator writes and `init` prepares: the chain, one configuration per node, its keys.
+//! The configuration: the chain's public file, and per node a configuration and a key file.
 //!
-//! Owns the three kinds of TOML files, their defaults and every complaint about them
-//! ([`ConfigError`]: what, where, remedy, on one line). Refuses everything it does not know or that
-//! does not fit together before a socket is opened. Opens none itself.
+//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them ([`ConfigError`]:
+//! what, where, remedy, on one line). Refuses unknown keys, and files that do not fit together, before a socket is opened.
+//! Opens none itself.
 //!
-//! Neighbours: the command loads it; [`crate::runtime::node`] runs what it says.
+//! Neighbours: [`crate::init`] writes the files, the command loads them, [`crate::runtime::node`] runs a node from them.
 
 mod caps;
 mod chain;
 mod error;
+mod generate;
 mod keys;
 mod node;
+mod show;
 mod source;
+pub mod table;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -22,14 +25,16 @@ use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
 
-pub use caps::text as caps_text;
+pub use caps::values as caps_values;
 pub use chain::{Chain, ChainNode};
 pub use error::in_words;
-pub use error::{ConfigError, Place};
+pub use error::{ConfigError, Location};
+pub use generate::{Value, generate};
 pub use keys::Keys;
 pub use node::parse_idle;
 pub use node::{EntryPart, ExitPart, Forward, NodeConfig, Part};
-pub use source::encode_base64;
+pub use show::{Setting, effective, effective_toml};
+pub use source::{encode_base64, nearest};
 
 /// Receive windows unless configured.
 pub const WINDOW: usize = 4096;
@@ -104,7 +109,7 @@ impl fmt::Display for NodeRole {
     }
 }
 
-/// How a node is called in files, tables and logs: `entry`, `mix1`, `exit`.
+/// The name of a node in files, tables and logs: `entry`, `mix1`, `exit`.
 pub fn node_name(role: NodeRole, index: usize) -> String {
     match role {
         NodeRole::Mix => format!("mix{index}"),
@@ -123,7 +128,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Over how many ports its links are spread.
+    /// The lanes of its links.
     pub fn lanes(&self) -> Lanes {
         self.chain.lanes_at(self.config.position)
     }
@@ -157,10 +162,10 @@ impl Loaded {
     }
 }
 
-/// What a configuration has to do with the files that it names.
+/// A configuration and the files that it names.
 impl NodeConfig {
-    fn place_of(&self, key: &str) -> Place {
-        self.place(key, 0).unwrap_or_else(|| Place::file(&self.path))
+    fn place_of(&self, key: &str) -> Location {
+        self.place(key, 0).unwrap_or_else(|| Location::file(&self.path))
     }
 
     /// `error` of reading a file that `key` names, which must be `must`.
@@ -192,10 +197,10 @@ impl NodeConfig {
             .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
     }
 
-    /// Whether it has a place in the chain, and promises what its descriptor does.
+    /// Checks that its position is in the chain, and that its mixing keeps the promise of its descriptor.
     ///
     /// # Errors
-    /// What does not fit, with its remedy.
+    /// The first mismatch, with its remedy.
     pub fn is_in(&self, chain: &Chain) -> Result<(), ConfigError> {
         let config = self;
         let hops = chain.shape.hops();
@@ -210,11 +215,11 @@ impl NodeConfig {
             return Err(wrong(
                 "position",
                 format!(
-                    "position = {} is not the place of {} in this chain",
-                    config.position,
-                    config.role().with_article()
+                    "position must be {right} for {} in this chain (got {})",
+                    config.role().with_article(),
+                    config.position
                 ),
-                format!("the position is {right} here"),
+                "correct it, or `role`".to_owned(),
             ));
         }
         if let Some(own) = chain.node(config.position) {
@@ -225,10 +230,9 @@ impl NodeConfig {
                 return Err(wrong(
                     "mixing",
                     format!(
-                        "mixing = \"{mixing}\" may hold a cell longer than the {promised} ms that the descriptor \
-                         promises"
+                        "mixing = \"{mixing}\" may hold cells longer than the {promised} ms that the descriptor promises"
                     ),
-                    format!("shorten it, or run `eddy init --mixing {mixing}` for the whole chain again"),
+                    format!("use a shorter one, or make the chain again with `eddy init --mixing {mixing}`"),
                 ));
             }
         }
@@ -248,7 +252,7 @@ impl NodeConfig {
                 found.map(Some).ok_or_else(|| ConfigError::Value {
                     at: self.place_of("next"),
                     what: format!("next = \"{next}\" does not resolve"),
-                    remedy: "check the name, write the next hop's address as IP:PORT, or mend this host's name \
+                    remedy: "check the name, write the next hop's address as IP:PORT, or fix this host's name \
                              resolution"
                         .into(),
                 })
@@ -279,15 +283,17 @@ pub fn check_fits(shape: Shape, ipv6: bool) -> Result<(), ConfigError> {
     })
 }
 
-/// Reads where to listen: `IP:PORT`, `[IPv6]:PORT`, or `PORT` on 127.0.0.1.
+/// Reads a listen address: `IP:PORT`, `[IPv6]:PORT`, or `PORT` on 127.0.0.1.
 ///
 /// # Errors
-/// What is wrong with it, and how it is written.
+/// Any other text; the message has the forms.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
     }
-    text.parse().map_err(|_| format!("{text:?} is no address to listen on: write IP:PORT, [IPv6]:PORT or PORT"))
+    text.parse().map_err(|_| {
+        format!("invalid listen address {text:?}: expected IP:PORT, [IPv6]:PORT or PORT, e.g. 127.0.0.1:5000")
+    })
 }
 
 #[cfg(test)]

@@ -13,17 +13,12 @@ use dataplane::rate::Rate;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
-use serde::Deserialize;
-use toml::Spanned;
 
-use super::caps::RawCaps;
-use super::source::{Source, nearest};
-use super::{
-    CHANNELS, ConfigError, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS,
-    MAX_UNANSWERED, NodeRole, Place, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW, parse_listen,
-};
+use super::source::{Source, Table, Text};
+use super::table::NODE;
+use super::{ConfigError, Location, NodeRole, caps, parse_listen};
 
-/// What one node is told.
+/// One node's configuration.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// The file it came from.
@@ -36,25 +31,24 @@ pub struct NodeConfig {
     pub keys: PathBuf,
     /// The Unix socket that `eddy status` reads; every file names one.
     pub status: Option<PathBuf>,
-    /// Where cells from the previous hop arrive; none at the entry.
+    /// Local address of the link to the previous hop; none at the entry.
     pub up: Option<SocketAddr>,
-    /// Where cells to the next hop leave from; none means any port of any address.
+    /// Local address of the link to the next hop; without one any port of any address.
     pub down: Option<SocketAddr>,
-    /// Where the next hop is reached, if not at its descriptor's address: `HOST:PORT`; its further lanes at the ports
-    /// after that.
+    /// Address of the next hop, `HOST:PORT`, if it is not reached at its descriptor's; further lanes are on the ports
+    /// after it.
     pub next: Option<String>,
-    /// Width of replay windows.
+    /// Width of replay windows, in cells.
     pub window: usize,
-    /// Bytes of receive buffer to ask for on link sockets.
+    /// Receive buffer of each link socket, in bytes.
     pub receive_buffer: usize,
     /// Whether cells travel in GSO bursts.
     pub offload: Offload,
-    /// How cells get into the kernel.
+    /// System calls of link sockets.
     pub io: Io,
-    /// The cores that the workers stay on, in their order and then again from the first; the system's choice if none
-    /// is named.
+    /// Cores of the workers, from the first again if there are more workers. Without any the system chooses.
     pub cores: Vec<usize>,
-    /// After something came, the worker looks for more so long before it sleeps.
+    /// How long a worker keeps polling after it received something.
     pub spin: Duration,
     /// Buffers and channels on huge pages, where the system gives them.
     pub hugepages: bool,
@@ -64,7 +58,7 @@ pub struct NodeConfig {
     pub caps: Caps,
     /// What only this role has.
     pub part: Part,
-    /// The lines that keys stand in; lists have one per element.
+    /// The lines of keys; lists have one per element.
     lines: Vec<(&'static str, usize)>,
 }
 
@@ -85,7 +79,7 @@ pub enum Part {
 /// What only an entry has.
 #[derive(Clone, Debug)]
 pub struct EntryPart {
-    /// Channels to keep up.
+    /// Channels to keep open.
     pub channels: usize,
     /// Idle flows are closed after this.
     pub flow_idle: Duration,
@@ -106,7 +100,7 @@ pub struct Forward {
     pub listen: SocketAddr,
     /// Where the exit sends to.
     pub to: Destination,
-    /// Its flows are closed when they have sent nothing for so long, instead of [`EntryPart::flow_idle`].
+    /// Idle flows are closed after this instead of [`EntryPart::flow_idle`].
     pub idle: Option<Duration>,
 }
 
@@ -115,14 +109,14 @@ impl std::str::FromStr for Forward {
 
     fn from_str(text: &str) -> Result<Forward, String> {
         let (listen, to) = text.split_once('=').ok_or_else(|| {
-            format!("{text:?} is no LISTEN=DEST: write for example 127.0.0.1:5000=192.0.2.7:5000") //
+            format!("invalid forward {text:?}: expected LISTEN=DEST, e.g. 127.0.0.1:5000=192.0.2.7:5000") //
         })?;
         let (to, idle) = match to.split_once(',') {
             None => (to, None),
             Some((to, option)) => {
                 let seconds = option.strip_prefix("idle_s=").and_then(|seconds| seconds.parse().ok());
                 let seconds = seconds.ok_or_else(|| {
-                    format!("{option:?} is nothing that a forward takes: write idle_s=SECONDS") //
+                    format!("unknown option {option:?} of a forward: expected idle_s=SECONDS, e.g. idle_s=30") //
                 })?;
                 (to, Some(parse_idle(seconds)?))
             }
@@ -143,7 +137,7 @@ pub fn parse_idle(seconds: u64) -> Result<Duration, String> {
     if IDLE_RANGE.contains(&(seconds as i64)) {
         return Ok(Duration::from_secs(seconds));
     }
-    Err(format!("idle_s = {seconds}: take {} to {} seconds", IDLE_RANGE.start, IDLE_RANGE.end - 1))
+    Err(format!("idle_s must be from {} to {} seconds (got {seconds})", IDLE_RANGE.start, IDLE_RANGE.end - 1))
 }
 
 /// Seconds after which an idle flow may be closed.
@@ -152,16 +146,15 @@ const IDLE_RANGE: std::ops::Range<i64> = 1..86_401;
 /// What only an exit has.
 #[derive(Clone, Debug)]
 pub struct ExitPart {
-    /// Networks that are reachable although they are private, loopback, link-local, multicast or the
-    /// exit's own.
+    /// Destinations to open although they are private, loopback, link-local, multicast or the exit's own.
     pub allow: Vec<Rule>,
-    /// Networks that are not, although they are public; the narrowest entry of both lists decides.
+    /// Destinations to close although they are public; the narrowest entry of both lists decides.
     pub deny: Vec<Rule>,
     /// Destinations without limits.
     pub trust: Vec<Rule>,
-    /// What the others get.
+    /// Limits of all others.
     pub limits: Limits,
-    /// Whom a client's socket hears.
+    /// Who may send to a client.
     pub filtering: Filtering,
     /// Name server; the system's unless set.
     pub resolver: Option<SocketAddr>,
@@ -171,53 +164,6 @@ pub struct ExitPart {
     pub max_flows_per_channel: usize,
     /// Sockets at most.
     pub max_sockets: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    role: Spanned<String>,
-    position: Spanned<i64>,
-    chain: Spanned<String>,
-    keys: Spanned<String>,
-    status: Spanned<String>,
-    up: Option<Spanned<String>>,
-    down: Option<Spanned<String>>,
-    next: Option<Spanned<String>>,
-    mixing: Option<Spanned<String>>,
-    window: Option<Spanned<i64>>,
-    receive_buffer: Option<Spanned<i64>>,
-    offload: Option<Spanned<String>>,
-    io: Option<Spanned<String>>,
-    cores: Option<Spanned<Vec<Spanned<i64>>>>,
-    spin_us: Option<Spanned<i64>>,
-    hugepages: Option<Spanned<bool>>,
-    renew_after_s: Option<Spanned<i64>>,
-    channels: Option<Spanned<i64>>,
-    flow_idle_s: Option<Spanned<i64>>,
-    forward: Option<Spanned<Vec<RawForward>>>,
-    pymix: Option<Spanned<Vec<Spanned<String>>>>,
-    socks: Option<Spanned<Vec<Spanned<String>>>>,
-    commands: Option<Spanned<String>>,
-    allow: Option<Spanned<Vec<Spanned<String>>>>,
-    deny: Option<Spanned<Vec<Spanned<String>>>>,
-    trust: Option<Spanned<Vec<Spanned<String>>>>,
-    max_unanswered: Option<Spanned<i64>>,
-    max_flow_rate: Option<Spanned<i64>>,
-    max_destination_rate: Option<Spanned<i64>>,
-    filtering: Option<Spanned<String>>,
-    resolver: Option<Spanned<String>>,
-    max_flows_per_channel: Option<Spanned<i64>>,
-    max_sockets: Option<Spanned<i64>>,
-    caps: Option<Spanned<RawCaps>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawForward {
-    listen: Spanned<String>,
-    to: Spanned<String>,
-    idle_s: Option<Spanned<i64>>,
 }
 
 impl NodeConfig {
@@ -246,85 +192,61 @@ impl NodeConfig {
     }
 
     fn check(path: &Path, source: &Source) -> Result<NodeConfig, ConfigError> {
-        let raw: Raw = source.parse()?;
-        let role = role(source, &raw.role)?;
-        raw.refuse_foreign(source, role)?;
-        let beside = |name: &Spanned<String>| path.parent().unwrap_or(Path::new("")).join(name.get_ref());
-        let position = source.required("position", &raw.position, 0..9)? as usize;
-        let window = source.number("window", raw.window.as_ref(), 64..65_537, WINDOW as i64)?;
-        if let Some(value) = &raw.window
-            && !(window as usize).is_power_of_two()
-        {
-            let remedy = format!("take {}", (window as usize).next_power_of_two());
-            return Err(source.wrong(value, format!("window = {window} is no power of two"), remedy));
-        }
-        let up = raw.up.as_ref().map(|value| listen(source, "up", value)).transpose()?;
-        if up.is_none() && role != NodeRole::Entry {
-            return Err(source.wrong(
-                &raw.role,
-                "the key `up` is missing",
-                "add the address for cells from the previous hop, such as `up = \"127.0.0.1:4701\"`",
-            ));
-        }
-        let idle = || source.number("flow_idle_s", raw.flow_idle_s.as_ref(), IDLE_RANGE, FLOW_IDLE_S as i64);
+        let table = source.table(NODE)?;
+        let role = table.role()?;
+        table.check(role)?;
+
+        let beside = |text: Text<'_>| path.parent().unwrap_or(Path::new("")).join(text.value);
+        let seconds = |name| Duration::from_secs(table.integer(name) as u64);
         let part = match role {
             NodeRole::Entry => Part::Entry(EntryPart {
-                channels: source.number("channels", raw.channels.as_ref(), 1..257, CHANNELS as i64)? as usize,
-                flow_idle: Duration::from_secs(idle()? as u64),
-                forwards: forwards(source, raw.forward.as_ref())?,
-                pymix: addresses(source, raw.pymix.as_ref())?,
-                socks: addresses(source, raw.socks.as_ref())?,
-                commands: raw.commands.as_ref().map(&beside),
+                channels: table.integer("channels") as usize,
+                flow_idle: seconds("flow_idle_s"),
+                forwards: forwards(&table)?,
+                pymix: table.texts("pymix", listen)?,
+                socks: table.texts("socks", listen)?,
+                commands: table.maybe_text("commands").map(beside),
             }),
-            NodeRole::Mix => Part::Mix { mixing: word(source, raw.mixing.as_ref())? },
+            NodeRole::Mix => Part::Mix { mixing: table.parsed("mixing")? },
             NodeRole::Exit => Part::Exit(ExitPart {
-                allow: list(raw.allow.as_ref(), |value| rule(source, value))?,
-                deny: list(raw.deny.as_ref(), |value| rule(source, value))?,
-                trust: list(raw.trust.as_ref(), |value| rule(source, value))?,
-                limits: raw.limits(source)?,
-                filtering: word(source, raw.filtering.as_ref())?,
-                resolver: raw.resolver.as_ref().map(|value| resolver(source, value)).transpose()?,
-                flow_idle: Duration::from_secs(idle()? as u64),
-                max_flows_per_channel: source.number(
-                    "max_flows_per_channel",
-                    raw.max_flows_per_channel.as_ref(),
-                    1..65_537,
-                    MAX_FLOWS_PER_CHANNEL as i64,
-                )? as usize,
-                max_sockets: source.number("max_sockets", raw.max_sockets.as_ref(), 1..1_000_001, MAX_SOCKETS as i64)?
-                    as usize,
+                allow: table.texts("allow", rule)?,
+                deny: table.texts("deny", rule)?,
+                trust: table.texts("trust", rule)?,
+                limits: limits(&table),
+                filtering: table.parsed("filtering")?,
+                resolver: table.maybe_text("resolver").map(resolver).transpose()?,
+                flow_idle: seconds("flow_idle_s"),
+                max_flows_per_channel: table.integer("max_flows_per_channel") as usize,
+                max_sockets: table.integer("max_sockets") as usize,
             }),
         };
-        let buffer = raw.receive_buffer.as_ref();
-        let renew_after_s =
-            source.number("renew_after_s", raw.renew_after_s.as_ref(), 1..3601, RENEW_AFTER_S as i64)?;
         Ok(NodeConfig {
             path: path.to_owned(),
-            position,
-            chain: beside(&raw.chain),
-            keys: beside(&raw.keys),
-            status: Some(beside(&raw.status)),
-            up,
-            down: raw.down.as_ref().map(|value| listen(source, "down", value)).transpose()?,
-            next: raw.next.as_ref().map(|value| next(source, value)).transpose()?,
-            window: window as usize,
-            receive_buffer: source.number("receive_buffer", buffer, 4096..1 << 30, RECEIVE_BUFFER as i64)? as usize,
-            offload: word(source, raw.offload.as_ref())?,
-            io: word(source, raw.io.as_ref())?,
-            cores: list(raw.cores.as_ref(), |core| source.required("cores", core, 0..1024).map(|core| core as usize))?,
-            spin: Duration::from_micros(source.number("spin_us", raw.spin_us.as_ref(), 0..100_001, 0)? as u64),
-            hugepages: raw.hugepages.as_ref().is_none_or(|wanted| *wanted.get_ref()),
-            renew_after: Duration::from_secs(renew_after_s as u64),
-            caps: raw.caps.as_ref().map_or(Ok(Caps::default()), |caps| caps.get_ref().read(source))?,
+            position: table.integer("position") as usize,
+            chain: beside(table.text("chain")),
+            keys: beside(table.text("keys")),
+            status: Some(beside(table.text("status"))),
+            up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
+            down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
+            next: table.maybe_text("next").map(next).transpose()?,
+            window: window(&table)?,
+            receive_buffer: table.integer("receive_buffer") as usize,
+            offload: table.parsed("offload")?,
+            io: table.parsed("io")?,
+            cores: table.integers("cores").into_iter().map(|core| core as usize).collect(),
+            spin: Duration::from_micros(table.integer("spin_us") as u64),
+            hugepages: table.switch("hugepages"),
+            renew_after: seconds("renew_after_s"),
+            caps: if role == NodeRole::Entry { Caps::default() } else { caps::read(&table.sub("caps")?) },
             part,
-            lines: raw.lines(source),
+            lines: table.lines(),
         })
     }
 
-    /// Where a key stands; of a list, its `nth` element. None if it does not stand in the file.
-    pub fn place(&self, key: &str, nth: usize) -> Option<Place> {
+    /// The location of a key, or of the `nth` element of a list. None if the file does not set it.
+    pub fn place(&self, key: &str, nth: usize) -> Option<Location> {
         let (_, line) = self.lines.iter().filter(|(name, _)| *name == key).nth(nth)?;
-        Some(Place { path: self.path.clone(), line: Some(*line) })
+        Some(Location { path: self.path.clone(), line: Some(*line) })
     }
 
     /// What the node is.
@@ -343,156 +265,138 @@ impl NodeConfig {
     }
 }
 
-impl Raw {
-    /// An exit's limits; 0 is none.
-    fn limits(&self, source: &Source) -> Result<Limits, ConfigError> {
-        let most = |key, value: &Option<Spanned<i64>>, default: u32| {
-            let most = source.number(key, value.as_ref(), 0..10_000_001, i64::from(default))?;
-            Ok((most > 0).then_some(most as u32))
+/// A whole number that is a power of two.
+fn window(table: &Table<'_>) -> Result<usize, ConfigError> {
+    let window = table.integer("window") as usize;
+    if window.is_power_of_two() {
+        return Ok(window);
+    }
+    let what = format!("window must be a power of two (got {window})");
+    Err(table.wrong("window", what, format!("write for example `window = {}`", window.next_power_of_two())))
+}
+
+/// An exit's limits; 0 is none.
+fn limits(table: &Table<'_>) -> Limits {
+    let limit = |name| Some(table.integer(name) as u32).filter(|limit| *limit > 0);
+    Limits {
+        unanswered: limit("max_unanswered"),
+        flow: limit("max_flow_rate").map(Rate::per_second),
+        destination: limit("max_destination_rate").map(Rate::per_second),
+    }
+}
+
+fn address(key: &str, text: Text<'_>) -> Result<SocketAddr, ConfigError> {
+    let what = || format!("{key} must be IP:PORT or [IPv6]:PORT (got {:?})", text.value);
+    text.value.parse().map_err(|_| text.wrong(what(), format!("write for example `{key} = \"192.0.2.7:4701\"`")))
+}
+
+fn next(text: Text<'_>) -> Result<String, ConfigError> {
+    let checked = text.value.parse::<Destination>();
+    checked.map(|_| text.value.to_owned()).map_err(|why| text.invalid(format!("invalid next: {why}")))
+}
+
+fn resolver(text: Text<'_>) -> Result<SocketAddr, ConfigError> {
+    let ip = text.value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    ip.or_else(|_| text.value.parse()).map_err(|_| {
+        let what = format!("resolver must be IP or IP:PORT of a name server (got {:?})", text.value);
+        text.wrong(what, "write for example `resolver = \"9.9.9.9:53\"`")
+    })
+}
+
+fn rule(text: &Text<'_>) -> Result<Rule, ConfigError> {
+    text.value.parse().map_err(|why: String| text.invalid(why))
+}
+
+fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {
+    parse_listen(text.value).map_err(|why| text.invalid(why))
+}
+
+fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
+    let read = |forward: &Table<'_>| {
+        let to = forward.text("to");
+        let destination = to.value.parse().map_err(|why: NotADestination| to.invalid(why.to_string()))?;
+        let idle = forward.maybe_integer("idle_s").map(|seconds| Duration::from_secs(seconds as u64));
+        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle })
+    };
+    table.subs("forward")?.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::table::{CAPS, DefaultValue, FORWARD, Key, Kind};
+
+    /// Lines that set the keys of a table to their examples, except one.
+    fn lines(keys: &[Key], role: NodeRole, without: &str) -> String {
+        let wanted = |key: &&Key| {
+            key.roles.contains(&role) && key.name != without && !matches!(key.kind, Kind::Table(_) | Kind::Tables(_))
         };
-        let rate = |key, value, default| most(key, value, default).map(|rate| rate.map(Rate::per_second));
-        Ok(Limits {
-            unanswered: most("max_unanswered", &self.max_unanswered, MAX_UNANSWERED)?,
-            flow: rate("max_flow_rate", &self.max_flow_rate, MAX_FLOW_RATE)?,
-            destination: rate("max_destination_rate", &self.max_destination_rate, MAX_DESTINATION_RATE)?,
-        })
+        let line = |key: &Key| match key.name {
+            "role" => format!("role = \"{role}\"\n"),
+            _ => key.line() + "\n",
+        };
+        keys.iter().filter(wanted).map(line).collect()
     }
 
-    /// The lines of what is judged only when the node starts.
-    fn lines(&self, source: &Source) -> Vec<(&'static str, usize)> {
-        let settings =
-            [("chain", Some(&self.chain)), ("keys", Some(&self.keys)), ("status", Some(&self.status))].into_iter();
-        let settings =
-            settings.chain([("up", self.up.as_ref()), ("down", self.down.as_ref()), ("next", self.next.as_ref())]);
-        let settings = settings.chain([("mixing", self.mixing.as_ref())]);
-        let settings = settings.filter_map(|(key, value)| Some((key, value?.span())));
-        let numbers = [("position", Some(&self.position)), ("receive_buffer", self.receive_buffer.as_ref())];
-        let numbers = numbers.into_iter().filter_map(|(key, value)| Some((key, value?.span())));
-        let cores = self.cores.iter().map(|list| ("cores", list.span()));
-        let forwards = self.forward.iter().flat_map(|list| list.get_ref());
-        let forwards = forwards.map(|forward| ("forward", forward.listen.span()));
-        let addresses = [("pymix", &self.pymix), ("socks", &self.socks)].into_iter();
-        let addresses = addresses
-            .flat_map(|(key, list)| list.iter().flat_map(|list| list.get_ref()).map(move |value| (key, value.span())));
-        let commands = self.commands.iter().map(|value| ("commands", value.span()));
-        let all = settings.chain(numbers).chain(cores).chain(forwards).chain(addresses).chain(commands);
-        all.filter_map(|(key, span)| Some((key, source.at(span).line?))).collect()
+    /// A configuration that sets every key of a role to its example.
+    fn examples(role: NodeRole) -> String {
+        let tables = if role == NodeRole::Entry { ("[[forward]]\n", FORWARD) } else { ("[caps]\n", CAPS) };
+        lines(NODE, role, "") + tables.0 + &lines(tables.1, role, "")
     }
 
-    /// Keys that another role has.
-    fn refuse_foreign(&self, source: &Source, role: NodeRole) -> Result<(), ConfigError> {
-        use NodeRole::{Entry, Exit, Mix};
-        type Span = Option<std::ops::Range<usize>>;
-        fn span<T>(value: &Option<Spanned<T>>) -> Span {
-            value.as_ref().map(Spanned::span)
+    #[test]
+    fn every_example_of_the_table_is_accepted() {
+        for role in [NodeRole::Entry, NodeRole::Mix, NodeRole::Exit] {
+            let text = examples(role);
+            let config = NodeConfig::parse(Path::new("node.toml"), &text).unwrap_or_else(|why| panic!("{why}: {text}"));
+            assert_eq!((config.role(), config.spin), (role, Duration::from_micros(50)));
         }
-        let keys: [(&str, Span, &[NodeRole]); 21] = [
-            ("up", span(&self.up), &[Mix, Exit]),
-            ("down", span(&self.down), &[Entry, Mix]),
-            ("next", span(&self.next), &[Entry, Mix]),
-            ("mixing", span(&self.mixing), &[Mix]),
-            ("channels", span(&self.channels), &[Entry]),
-            ("forward", span(&self.forward), &[Entry]),
-            ("pymix", span(&self.pymix), &[Entry]),
-            ("socks", span(&self.socks), &[Entry]),
-            ("commands", span(&self.commands), &[Entry]),
-            ("flow_idle_s", span(&self.flow_idle_s), &[Entry, Exit]),
-            ("allow", span(&self.allow), &[Exit]),
-            ("deny", span(&self.deny), &[Exit]),
-            ("trust", span(&self.trust), &[Exit]),
-            ("max_unanswered", span(&self.max_unanswered), &[Exit]),
-            ("max_flow_rate", span(&self.max_flow_rate), &[Exit]),
-            ("max_destination_rate", span(&self.max_destination_rate), &[Exit]),
-            ("filtering", span(&self.filtering), &[Exit]),
-            ("resolver", span(&self.resolver), &[Exit]),
-            ("max_flows_per_channel", span(&self.max_flows_per_channel), &[Exit]),
-            ("max_sockets", span(&self.max_sockets), &[Exit]),
-            ("caps", span(&self.caps), &[Mix, Exit]),
-        ];
-        for (key, span, roles) in keys {
-            if let Some(span) = span
-                && !roles.contains(&role)
-            {
-                let owners: Vec<String> = roles.iter().map(|role| format!("{role}.toml")).collect();
-                return Err(ConfigError::Value {
-                    at: source.at(span),
-                    what: format!("`{key}` has no meaning for role = \"{role}\""),
-                    remedy: format!("move it to {}", owners.join(" or ").replace("mix.toml", "mixN.toml")),
-                });
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_table() {
+        for role in [NodeRole::Entry, NodeRole::Mix, NodeRole::Exit] {
+            let required = |key: &&Key| matches!(key.default, DefaultValue::Required) && key.roles.contains(&role);
+            let line = |key: &Key| if key.name == "role" { format!("role = \"{role}\"\n") } else { key.line() + "\n" };
+            let text: String = NODE.iter().filter(required).map(line).collect();
+            let config = NodeConfig::parse(Path::new("node.toml"), &text).unwrap();
+            assert_eq!((config.caps, config.hugepages, config.cores.len()), (Caps::default(), true, 0));
+            assert_eq!((config.offload, config.io), (Offload::default(), Io::default()));
+            match config.part {
+                Part::Entry(part) => assert_eq!((part.channels, part.forwards.len()), (4, 0)),
+                Part::Mix { mixing } => assert_eq!(mixing, Mixing::default()),
+                Part::Exit(part) => assert_eq!((part.filtering, part.max_sockets), (Filtering::default(), 4096)),
             }
         }
-        Ok(())
     }
-}
 
-fn role(source: &Source, value: &Spanned<String>) -> Result<NodeRole, ConfigError> {
-    let names = ["entry", "mix", "exit"];
-    match value.get_ref().as_str() {
-        "entry" => Ok(NodeRole::Entry),
-        "mix" => Ok(NodeRole::Mix),
-        "exit" => Ok(NodeRole::Exit),
-        other => {
-            let hint = nearest(other, &names)
-                .map_or("the roles are entry, mix and exit".to_owned(), |name| format!("did you mean \"{name}\"?"));
-            Err(source.wrong(value, format!("role = {other:?} is no role"), hint))
+    #[test]
+    fn every_range_and_word_of_the_table_is_enforced() {
+        let tables = [(NODE, ""), (CAPS, "[caps]\n"), (FORWARD, "[[forward]]\n")];
+        for (key, keys, head) in tables.iter().flat_map(|(keys, head)| keys.iter().map(move |key| (key, keys, head))) {
+            let role = key.roles[0];
+            let others = match *head {
+                "" => lines(NODE, role, key.name),
+                head => lines(NODE, role, "") + head + &lines(keys, role, key.name),
+            };
+            let refused = |value: String| {
+                let text = format!("{others}{} = {value}\n", key.name);
+                let Err(why) = NodeConfig::parse(Path::new("node.toml"), &text) else { panic!("accepted: {text}") };
+                let why = why.to_string();
+                assert!(why.starts_with("node.toml:") && why.contains(key.name), "{why}");
+                assert_eq!(why.lines().count(), 1, "{why}");
+            };
+            match key.kind {
+                Kind::Integer(min, max) => {
+                    [min - 1, max + 1].into_iter().for_each(|number| refused(number.to_string()))
+                }
+                Kind::Word(_) => refused("\"nonsense\"".to_owned()),
+                Kind::Switch => refused("\"yes\"".to_owned()),
+                Kind::Text(_) => refused("1".to_owned()),
+                Kind::Texts(_) => refused("[1]".to_owned()),
+                Kind::Integers(..) => refused("[-1]".to_owned()),
+                Kind::Table(_) | Kind::Tables(_) | Kind::Names(_) => refused("1".to_owned()),
+            }
         }
     }
-}
-
-/// A value that is one of a few words; the first unless it is there.
-fn word<T>(source: &Source, value: Option<&Spanned<String>>) -> Result<T, ConfigError>
-where
-    T: Default + std::str::FromStr<Err: std::fmt::Display>,
-{
-    let Some(value) = value else { return Ok(T::default()) };
-    value.get_ref().parse().map_err(|why: T::Err| source.invalid(value, why.to_string()))
-}
-
-fn listen(source: &Source, key: &str, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
-    value.get_ref().parse().map_err(|_| {
-        let what = format!("{key} = {:?} is no address of a socket", value.get_ref());
-        source.wrong(value, what, "write IP:PORT or [IPv6]:PORT")
-    })
-}
-
-fn next(source: &Source, value: &Spanned<String>) -> Result<String, ConfigError> {
-    let text = value.get_ref();
-    text.parse::<Destination>().map_err(|what| source.invalid(value, what.to_string()))?;
-    Ok(text.clone())
-}
-
-fn resolver(source: &Source, value: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
-    let text = value.get_ref();
-    let ip = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
-    ip.or_else(|_| text.parse()).map_err(|_| {
-        source.wrong(value, format!("resolver = {text:?} is no address"), "write IP or IP:PORT of a name server")
-    })
-}
-
-fn rule(source: &Source, value: &Spanned<String>) -> Result<Rule, ConfigError> {
-    value.get_ref().parse().map_err(|what| source.invalid(value, what))
-}
-
-fn forwards(source: &Source, raw: Option<&Spanned<Vec<RawForward>>>) -> Result<Vec<Forward>, ConfigError> {
-    let raw = raw.map(|list| list.get_ref().as_slice()).unwrap_or_default();
-    let mut all = Vec::with_capacity(raw.len());
-    for RawForward { listen, to, idle_s } in raw {
-        let listen = parse_listen(listen.get_ref()).map_err(|what| source.invalid(listen, what))?;
-        let parsed = to.get_ref().parse();
-        let to = parsed.map_err(|what: NotADestination| source.invalid(to, what.to_string()))?;
-        let idle = idle_s.as_ref().map(|value| source.required("idle_s", value, IDLE_RANGE)).transpose()?;
-        all.push(Forward { listen, to, idle: idle.map(|seconds| Duration::from_secs(seconds as u64)) });
-    }
-    Ok(all)
-}
-
-fn addresses(source: &Source, raw: Option<&Spanned<Vec<Spanned<String>>>>) -> Result<Vec<SocketAddr>, ConfigError> {
-    list(raw, |value| parse_listen(value.get_ref()).map_err(|what| source.invalid(value, what)))
-}
-
-fn list<T, R>(
-    raw: Option<&Spanned<Vec<Spanned<R>>>>,
-    read: impl Fn(&Spanned<R>) -> Result<T, ConfigError>,
-) -> Result<Vec<T>, ConfigError> {
-    raw.map(|list| list.get_ref().as_slice()).unwrap_or_default().iter().map(read).collect()
 }

@@ -1,69 +1,20 @@
-//! A TOML file with the places of what it says, and serde's complaints in an operator's words.
+//! A TOML file, checked against the table of keys, and its values with their lines.
+//!
+//! Every message says what was expected, what was found, where, and how to fix it. Values of key files are never quoted.
 
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::DeserializeOwned;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::{ConfigError, Place};
-
-/// Keys of all three kinds of files, as one would write them.
-const EXAMPLES: &[(&str, &str)] = &[
-    ("role", "role = \"mix\""),
-    ("position", "position = 1"),
-    ("chain", "chain = \"chain.toml\""),
-    ("keys", "keys = \"mix1.key\""),
-    ("up", "up = \"127.0.0.1:4701\""),
-    ("down", "down = \"0.0.0.0:0\""),
-    ("next", "next = \"192.0.2.7:4702\""),
-    ("status", "status = \"mix1.sock\""),
-    ("mixing", "mixing = \"threshold-or-timed:n=64,t=5ms\""),
-    ("window", "window = 4096"),
-    ("receive_buffer", "receive_buffer = 8388608"),
-    ("renew_after_s", "renew_after_s = 120"),
-    ("channels", "channels = 4"),
-    ("flow_idle_s", "flow_idle_s = 300"),
-    ("forward", "[[forward]] with `listen` and `to` below it"),
-    ("listen", "listen = \"127.0.0.1:5000\""),
-    ("to", "to = \"192.0.2.7:5000\""),
-    ("idle_s", "idle_s = 300"),
-    ("pymix", "pymix = [\"127.0.0.1:5001\"]"),
-    ("socks", "socks = [\"127.0.0.1:1080\"]"),
-    ("commands", "commands = \"entry.cmd\""),
-    ("allow", "allow = [\"10.0.0.0/8\"]"),
-    ("deny", "deny = [\"192.0.2.0/24\"]"),
-    ("trust", "trust = [\"192.0.2.7:5004\"]"),
-    ("max_unanswered", "max_unanswered = 1000"),
-    ("max_flow_rate", "max_flow_rate = 100000"),
-    ("max_destination_rate", "max_destination_rate = 200000"),
-    ("filtering", "filtering = \"endpoint\""),
-    ("resolver", "resolver = \"9.9.9.9:53\""),
-    ("max_flows_per_channel", "max_flows_per_channel = 1024"),
-    ("max_sockets", "max_sockets = 4096"),
-    ("caps", "[caps] with bounds below it, such as `channels = 100000`"),
-    ("id", "id = \"...\" as the chain's operator gives it"),
-    ("class", "class = \"L\""),
-    ("hops", "hops = 4"),
-    ("lifetime_s", "lifetime_s = 3600"),
-    ("node", "a [[node]] for every mix and the exit, as the chain's operator gives them"),
-    ("index", "index = 1"),
-    ("identity", "identity = \"...\" as the node's operator gives it"),
-    ("address", "address = \"192.0.2.7:4701\""),
-    ("descriptor", "descriptor = \"...\" as the node's operator gives it"),
-    ("noise", "noise = \"...\", 32 bytes in base64"),
-    ("setup", "setup = \"...\", 32 bytes in base64"),
-];
-
-/// A line that sets `key`.
-fn example(key: &str) -> String {
-    let known = EXAMPLES.iter().find(|(name, _)| *name == key);
-    known.map_or_else(|| format!("a line `{key} = ...`"), |(_, line)| format!("`{line}`"))
-}
+use super::table::{self, DefaultValue, Key, Kind};
+use super::{ConfigError, Location, NodeRole};
 
 /// A file's text. It may hold keys, so it is wiped.
 pub(super) struct Source {
@@ -71,6 +22,8 @@ pub(super) struct Source {
     text: Zeroizing<String>,
     /// Whether it has lines that its reader could look at.
     lined: bool,
+    /// Whether its values are secrets.
+    secret: bool,
 }
 
 impl Source {
@@ -79,7 +32,7 @@ impl Source {
             path: path.to_owned(),
             remedy: match why.kind() {
                 ErrorKind::IsADirectory => "name a file in it, such as mix1.toml",
-                ErrorKind::PermissionDenied => "run eddy as the user who may read it, or change its owner or mode",
+                ErrorKind::PermissionDenied => "run eddy as a user who may read it, or change its owner or mode",
                 _ => "check the path, or make a chain with `eddy init DIR`",
             }
             .into(),
@@ -89,14 +42,14 @@ impl Source {
             let valid = why.utf8_error().valid_up_to();
             let bytes = Zeroizing::new(why.into_bytes());
             let line = 1 + bytes[..valid].iter().filter(|byte| **byte == b'\n').count();
-            let at = Place { path: path.to_owned(), line: Some(line) };
-            let remedy = "save it as UTF-8, or copy it anew";
-            ConfigError::Value { at, what: "this is no UTF-8 text".into(), remedy: remedy.into() }
+            let at = Location { path: path.to_owned(), line: Some(line) };
+            let remedy = "save it as UTF-8, or copy it again";
+            ConfigError::Value { at, what: "the text is not UTF-8".into(), remedy: remedy.into() }
         })?;
-        let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true };
+        let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true, secret: false };
         if source.text.trim().is_empty() {
-            let remedy = "copy it anew from where `eddy init` wrote it";
-            let at = Place::file(path);
+            let remedy = "copy it again from where `eddy init` wrote it";
+            let at = Location::file(path);
             return Err(ConfigError::Value { at, what: "the file is empty".into(), remedy: remedy.into() });
         }
         Ok(source)
@@ -104,7 +57,7 @@ impl Source {
 
     /// A text that was, or might have been, read from `path`.
     pub(super) fn new(path: &Path, text: &str) -> Source {
-        Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()), lined: true }
+        Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()), lined: true, secret: false }
     }
 
     /// A text that a program has made.
@@ -112,116 +65,372 @@ impl Source {
         Source { lined: false, ..Source::new(Path::new(name), text) }
     }
 
-    pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        toml::from_str(&self.text).map_err(|error| self.explain(&error))
+    /// The same, of private keys.
+    pub(super) fn secret(self) -> Source {
+        Source { secret: true, ..self }
     }
 
-    /// The place of a span.
-    pub(super) fn at(&self, span: Range<usize>) -> Place {
+    /// Parses it, and checks names, roles, types and ranges against `keys`.
+    ///
+    /// `role` is that of a node's configuration, if it is one. Values that depend on others are the reader's to check.
+    pub(super) fn table(&self, keys: &'static [Key]) -> Result<Table<'_>, ConfigError> {
+        let values = DeTable::parse(&self.text).map_err(|error| self.syntax(&error, keys))?;
+        let table = Table { source: self, keys, values: values.into_inner(), at: None };
+        table.check_names()?;
+        Ok(table)
+    }
+
+    pub(super) fn file(&self) -> Location {
+        Location::file(&self.path)
+    }
+
+    /// The location of a span.
+    pub(super) fn at(&self, span: &Range<usize>) -> Location {
         if !self.lined {
-            return Place::file(&self.path);
+            return Location::file(&self.path);
         }
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        Place { path: self.path.clone(), line: Some(1 + before.iter().filter(|byte| **byte == b'\n').count()) }
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        Location { path: self.path.clone(), line: Some(line) }
     }
 
-    /// A value that cannot be.
-    pub(super) fn wrong<T>(
-        &self,
-        value: &Spanned<T>,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> ConfigError {
-        ConfigError::Value { at: self.at(value.span()), what: what.into(), remedy: remedy.into() }
-    }
-
-    /// A value whose fault names the remedy.
-    pub(super) fn invalid<T>(&self, value: &Spanned<T>, what: impl Into<String>) -> ConfigError {
-        ConfigError::Invalid { at: self.at(value.span()), what: what.into() }
-    }
-
-    /// A whole number from a range, or its default.
-    pub(super) fn number(
-        &self,
-        key: &str,
-        value: Option<&Spanned<i64>>,
-        range: Range<i64>,
-        default: i64,
-    ) -> Result<i64, ConfigError> {
-        value.map_or(Ok(default), |value| self.ranged(key, value, range, &format!("; the default is {default}")))
-    }
-
-    /// A whole number from a range.
-    pub(super) fn required(&self, key: &str, value: &Spanned<i64>, range: Range<i64>) -> Result<i64, ConfigError> {
-        self.ranged(key, value, range, "")
-    }
-
-    fn ranged(&self, key: &str, value: &Spanned<i64>, range: Range<i64>, more: &str) -> Result<i64, ConfigError> {
-        let number = *value.get_ref();
-        if range.contains(&number) {
-            return Ok(number);
+    /// The parser's message. It names no value: that may be a key.
+    fn syntax(&self, error: &toml::de::Error, keys: &'static [Key]) -> ConfigError {
+        let at = error.span().map_or_else(|| Location::file(&self.path), |span| self.at(&span));
+        let line = at.line.and_then(|line| self.text.lines().nth(line - 1)).unwrap_or_default();
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        let key = table::find(keys, name.trim());
+        let mut what = error.message().lines().collect::<Vec<_>>().join(", ");
+        if let Some(key) = key
+            && value.trim().is_empty()
+        {
+            what = format!("{} has no value", key.name);
         }
-        let remedy = format!("take {} to {}{more}", range.start, range.end - 1);
-        Err(self.wrong(value, format!("{key} = {number} is out of range"), remedy))
-    }
-
-    /// Bytes in base64 or, where so many bytes are known, in hex.
-    pub(super) fn bytes<const N: usize>(&self, key: &str, value: &Spanned<String>) -> Result<[u8; N], ConfigError> {
-        let text = value.get_ref();
-        let decoded = if text.len() == 2 * N { decode_hex(text) } else { STANDARD.decode(text).ok() };
-        decoded.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
-            self.wrong(value, format!("{key} is not {N} bytes in base64 or hex"), "copy it from where it was published")
-        })
-    }
-
-    /// The key and the value that a line sets, if the key is known: anything else may be a secret.
-    fn setting(&self, place: &Place) -> Option<(&str, &str)> {
-        let (key, value) = self.text.lines().nth(place.line? - 1)?.split_once('=')?;
-        let key = key.trim();
-        EXAMPLES.iter().any(|(known, _)| *known == key).then_some((key, value.trim()))
-    }
-
-    /// Serde and the parser name what they found in backticks; the file's own text is never quoted,
-    /// for it may be a key.
-    fn explain(&self, error: &toml::de::Error) -> ConfigError {
-        let at = error.span().map_or_else(|| Place::file(&self.path), |span| self.at(span));
-        let what = error.message().lines().collect::<Vec<_>>().join(", ");
-        let mut quoted = what.split('`').skip(1).step_by(2);
-        if what.starts_with("unknown field") {
-            let key = quoted.next().unwrap_or_default().to_owned();
-            let known: Vec<&str> = quoted.collect();
-            let elsewhere = EXAMPLES.iter().any(|(name, _)| *name == key);
-            let hint = match nearest(&key, &known) {
-                _ if elsewhere => "it belongs to another kind of file: check which file was named".to_owned(),
-                Some(name) => format!("did you mean `{name}`?"),
-                None => format!("the keys here are {}", known.join(", ")),
-            };
-            return ConfigError::UnknownKey { at, key, hint };
-        }
-        if what.starts_with("missing field") {
-            let key = quoted.next().unwrap_or_default().to_owned();
-            let at = if at.line == Some(1) { Place::file(&self.path) } else { at };
-            return ConfigError::MissingKey { at, example: example(&key), key };
-        }
-        if what.starts_with("invalid ") && what.contains("expected") && !what.contains("invalid string") {
-            let remedy = self.setting(&at).map_or_else(
-                || "compare it with what `eddy init` writes".to_owned(),
-                |(key, _)| format!("write it like {}", example(key)),
-            );
-            return ConfigError::Value { at, what: what.replace("expected i64", "expected a whole number"), remedy };
-        }
-        match self.setting(&at) {
-            Some((key, value)) => {
-                let what = if value.is_empty() { format!("`{key}` has no value") } else { what };
-                ConfigError::Value { at, what, remedy: format!("write it like {}", example(key)) }
-            }
+        match key {
+            Some(key) => ConfigError::Value { at, what, remedy: format!("write {}", quoted_line(key)) },
             None => ConfigError::Syntax { at, what },
         }
     }
 }
 
+/// A table of a file. Its names are known; its values are once [`Table::check`] has passed.
+pub(super) struct Table<'s> {
+    source: &'s Source,
+    keys: &'static [Key],
+    values: DeTable<'s>,
+    /// Where it is, if it is not the whole file.
+    at: Option<Range<usize>>,
+}
+
+/// A text of a file.
+pub(super) struct Text<'t> {
+    source: &'t Source,
+    pub(super) value: &'t str,
+    span: Range<usize>,
+}
+
+impl Text<'_> {
+    /// An error at this text: what is wrong with it, then what to do.
+    pub(super) fn wrong(&self, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+        ConfigError::Value { at: self.source.at(&self.span), what: what.into(), remedy: remedy.into() }
+    }
+
+    /// The same in one text.
+    pub(super) fn invalid(&self, what: impl Into<String>) -> ConfigError {
+        ConfigError::Invalid { at: self.source.at(&self.span), what: what.into() }
+    }
+
+    pub(super) fn at(&self) -> Location {
+        self.source.at(&self.span)
+    }
+
+    /// Bytes in base64 or, where so many bytes are known, in hex.
+    pub(super) fn bytes<const N: usize>(&self, key: &str) -> Result<[u8; N], ConfigError> {
+        let decoded = if self.value.len() == 2 * N { decode_hex(self.value) } else { STANDARD.decode(self.value).ok() };
+        decoded.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+            self.wrong(format!("{key} must be {N} bytes in base64 or hex"), "copy it from where it was published")
+        })
+    }
+}
+
+impl<'s> Table<'s> {
+    /// The keys that are set, in the order of the file.
+    fn in_order(&self) -> Vec<(&Spanned<std::borrow::Cow<'s, str>>, &Spanned<DeValue<'s>>)> {
+        let mut all: Vec<_> = self.values.iter().collect();
+        all.sort_by_key(|(name, _)| name.span().start);
+        all
+    }
+
+    /// Refuses names that are not in the table of keys.
+    fn check_names(&self) -> Result<(), ConfigError> {
+        for (name, _) in self.in_order() {
+            if table::find(self.keys, name.get_ref()).is_none() {
+                return Err(self.unknown(name.get_ref(), &name.span()));
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, name: &str, span: &Range<usize>) -> ConfigError {
+        let names: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
+        let elsewhere = table::ALL_FILES.iter().find(|(_, keys)| table::find(keys, name).is_some());
+        let hint = match (elsewhere, nearest(name, &names)) {
+            (Some((file, _)), _) => {
+                format!("it belongs in {file}: check which file was named, and in which table it is")
+            }
+            (None, Some(name)) => format!("did you mean `{name}`?"),
+            (None, None) => format!("the keys here are {}", names.join(", ")),
+        };
+        ConfigError::UnknownKey { at: self.source.at(span), key: name.to_owned(), hint }
+    }
+
+    /// Checks roles, types, ranges, and that nothing is missing; inner tables as well.
+    pub(super) fn check(&self, role: NodeRole) -> Result<(), ConfigError> {
+        for (name, value) in self.in_order() {
+            let key = table::find(self.keys, name.get_ref()).expect("names were checked");
+            if !key.roles.contains(&role) {
+                return Err(ConfigError::Value {
+                    at: self.source.at(&name.span()),
+                    what: format!("the key `{}` does not apply to role = \"{role}\"", key.name),
+                    remedy: format!("move it to {}", table::files(key.roles)),
+                });
+            }
+            self.check_value(key, value, role)?;
+        }
+        let required = |key: &&Key| matches!(key.default, DefaultValue::Required) && key.roles.contains(&role);
+        let missing = self.keys.iter().filter(required).find(|key| self.get(key.name).is_none());
+        missing.map_or(Ok(()), |key| Err(self.missing(key)))
+    }
+
+    /// The role that a node's configuration names.
+    pub(super) fn role(&self) -> Result<NodeRole, ConfigError> {
+        let key = table::find(self.keys, "role").expect("a node's keys");
+        let Some(value) = self.get("role") else { return Err(self.missing(key)) };
+        self.check_value(key, value, NodeRole::Mix)?;
+        Ok(match value.get_ref().as_str() {
+            Some("entry") => NodeRole::Entry,
+            Some("mix") => NodeRole::Mix,
+            _ => NodeRole::Exit,
+        })
+    }
+
+    fn missing(&self, key: &Key) -> ConfigError {
+        let at = self.at.as_ref().map_or_else(|| self.source.file(), |span| self.source.at(span));
+        ConfigError::MissingKey { at, key: key.name.to_owned(), example: quoted_line(key) }
+    }
+
+    fn check_value(&self, key: &Key, value: &Spanned<DeValue<'s>>, role: NodeRole) -> Result<(), ConfigError> {
+        let fits = match (&key.kind, value.get_ref()) {
+            (Kind::Integer(min, max), value) => integer(value).is_some_and(|number| (*min..=*max).contains(&number)),
+            (Kind::Integers(min, max), DeValue::Array(all)) => {
+                all.iter().all(|one| integer(one.get_ref()).is_some_and(|number| (*min..=*max).contains(&number)))
+            }
+            (Kind::Switch, DeValue::Boolean(_)) | (Kind::Text(_), DeValue::String(_)) => true,
+            (Kind::Word(words), DeValue::String(word)) => words.contains(&word.as_ref()),
+            (Kind::Texts(_), DeValue::Array(all)) => all.iter().all(|one| one.get_ref().is_str()),
+            (Kind::Names(_), DeValue::Table(inner)) => inner.iter().all(|(_, one)| one.get_ref().is_str()),
+            (Kind::Table(_), DeValue::Table(_)) => return self.inner(key, value)?.check(role),
+            (Kind::Tables(_), DeValue::Array(all)) if all.iter().all(|one| one.get_ref().is_table()) => {
+                return all.iter().try_for_each(|one| self.inner(key, one)?.check(role));
+            }
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let default = key.default_value().map_or(String::new(), |default| format!("; the default is {default}"));
+        let remedy = match (&key.kind, value.get_ref()) {
+            (Kind::Word(words), DeValue::String(word)) => {
+                nearest(word, words).map(|near| format!("did you mean \"{near}\"?"))
+            }
+            _ => None,
+        };
+        Err(ConfigError::Value {
+            at: self.source.at(&value.span()),
+            what: format!("{} must be {} (got {})", key.name, key.kind.expected(), self.found(value.get_ref())),
+            remedy: remedy.unwrap_or_else(|| format!("write for example {}{default}", quoted_line(key))),
+        })
+    }
+
+    /// A value that is not accepted, as far as it may be quoted.
+    fn found(&self, value: &DeValue<'_>) -> String {
+        match value {
+            _ if self.source.secret => value.type_str().to_owned(),
+            DeValue::String(text) if text.len() <= 80 => format!("{:?}", text.as_ref()),
+            DeValue::Integer(number) => number.to_string(),
+            DeValue::Float(number) => number.as_str().to_owned(),
+            DeValue::Boolean(switch) => switch.to_string(),
+            other => other.type_str().to_owned(),
+        }
+    }
+
+    fn inner(&self, key: &Key, value: &Spanned<DeValue<'s>>) -> Result<Table<'s>, ConfigError> {
+        let (Kind::Table(keys) | Kind::Tables(keys)) = key.kind else { unreachable!("{} is not a table", key.name) };
+        let values = value.get_ref().as_table().cloned().unwrap_or_default();
+        let table = Table { source: self.source, keys, values, at: Some(value.span()) };
+        table.check_names()?;
+        Ok(table)
+    }
+
+    fn get(&self, name: &str) -> Option<&Spanned<DeValue<'s>>> {
+        debug_assert!(table::find(self.keys, name).is_some(), "{name} is in the table of keys");
+        self.values.get(name)
+    }
+
+    /// Whether the file sets a key.
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// A whole number: the file's or the default. None if there is neither.
+    pub(super) fn maybe_integer(&self, name: &str) -> Option<i64> {
+        let default = || table::find(self.keys, name)?.default_value()?.parse().ok();
+        self.get(name).and_then(|value| integer(value.get_ref())).or_else(default)
+    }
+
+    /// A whole number that is required or has a default.
+    pub(super) fn integer(&self, name: &str) -> i64 {
+        self.maybe_integer(name).expect("a number is required or has a default")
+    }
+
+    /// A switch, which has a default.
+    pub(super) fn switch(&self, name: &str) -> bool {
+        let default = || table::find(self.keys, name).and_then(Key::default_value).is_some_and(|value| value == "true");
+        self.get(name).and_then(|value| value.get_ref().as_bool()).unwrap_or_else(default)
+    }
+
+    /// A text that is set.
+    pub(super) fn maybe_text(&self, name: &str) -> Option<Text<'_>> {
+        let value = self.get(name)?;
+        Some(self.text_of(value))
+    }
+
+    /// A required text.
+    pub(super) fn text(&self, name: &str) -> Text<'_> {
+        self.maybe_text(name).expect("required")
+    }
+
+    fn text_of<'t>(&'t self, value: &'t Spanned<DeValue<'s>>) -> Text<'t> {
+        Text { source: self.source, value: value.get_ref().as_str().unwrap_or_default(), span: value.span() }
+    }
+
+    /// A text as what it says: the file's or the default.
+    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ConfigError> {
+        if let Some(text) = self.maybe_text(name) {
+            return text.value.parse().map_err(|why: T::Err| text.invalid(format!("invalid {name}: {why}")));
+        }
+        let default = table::find(self.keys, name).and_then(Key::default_value).unwrap_or_default();
+        default
+            .trim_matches('"')
+            .parse()
+            .map_err(|why| ConfigError::Arguments(format!("the default of {name} is wrong: {why}: report this bug")))
+    }
+
+    /// A list of texts, each read by `read`.
+    pub(super) fn texts<T>(
+        &self,
+        name: &str,
+        read: impl Fn(&Text<'_>) -> Result<T, ConfigError>,
+    ) -> Result<Vec<T>, ConfigError> {
+        self.elements(name).map(|value| read(&self.text_of(value))).collect()
+    }
+
+    /// A list of whole numbers.
+    pub(super) fn integers(&self, name: &str) -> Vec<i64> {
+        self.elements(name).filter_map(|value| integer(value.get_ref())).collect()
+    }
+
+    fn elements(&self, name: &str) -> impl Iterator<Item = &Spanned<DeValue<'s>>> {
+        self.get(name).and_then(|value| value.get_ref().as_array()).into_iter().flatten()
+    }
+
+    /// The table of a `Kind::Table`, empty if it is not set.
+    pub(super) fn sub(&self, name: &str) -> Result<Table<'s>, ConfigError> {
+        let key = table::find(self.keys, name).expect("a table of keys");
+        match self.get(name) {
+            Some(value) => self.inner(key, value),
+            None => self.inner(key, &Spanned::new(0..0, DeValue::Table(DeTable::new()))),
+        }
+    }
+
+    /// The tables of a `Kind::Tables`.
+    pub(super) fn subs(&self, name: &str) -> Result<Vec<Table<'s>>, ConfigError> {
+        let key = table::find(self.keys, name).expect("a table of keys");
+        self.elements(name).map(|value| self.inner(key, value)).collect()
+    }
+
+    /// The texts of a `Kind::Names`.
+    pub(super) fn names(&self, name: &str) -> Vec<(String, Zeroizing<String>)> {
+        let table = self.get(name).and_then(|value| value.get_ref().as_table());
+        let all = table.into_iter().flatten();
+        let pair = |(name, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>)| {
+            (name.get_ref().to_string(), Zeroizing::new(value.get_ref().as_str().unwrap_or_default().to_owned()))
+        };
+        all.map(pair).collect()
+    }
+
+    /// An error at a key's value.
+    pub(super) fn wrong(&self, name: &str, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+        let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
+        ConfigError::Value { at, what: what.into(), remedy: remedy.into() }
+    }
+
+    /// The same in one text.
+    pub(super) fn invalid(&self, name: &str, what: impl Into<String>) -> ConfigError {
+        let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
+        ConfigError::Invalid { at, what: what.into() }
+    }
+
+    /// The lines of all keys that are set; of lists one per element, of tables that of their first key.
+    pub(super) fn lines(&self) -> Vec<(&'static str, usize)> {
+        let mut lines = Vec::new();
+        for (name, value) in self.in_order() {
+            let Some(key) = table::find(self.keys, name.get_ref()) else { continue };
+            let spans: Vec<Range<usize>> = match value.get_ref() {
+                DeValue::Array(all) if matches!(key.kind, Kind::Tables(_)) => {
+                    let firsts = all.iter().filter_map(|one| one.get_ref().as_table());
+                    firsts.filter_map(|one| one.values().map(Spanned::span).min_by_key(|span| span.start)).collect()
+                }
+                DeValue::Array(all) if !all.is_empty() => all.iter().map(Spanned::span).collect(),
+                _ => vec![value.span()],
+            };
+            lines.extend(spans.iter().filter_map(|span| Some((key.name, self.source.at(span).line?))));
+        }
+        lines
+    }
+
+    /// A value as JSON, if it is set. Strings, numbers, switches and lists of them are TOML at the same time.
+    pub(super) fn json(&self, name: &str) -> Option<serde_json::Value> {
+        self.get(name).map(|value| json(value.get_ref()))
+    }
+}
+
+fn json(value: &DeValue<'_>) -> serde_json::Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(_) => integer(value).into(),
+        DeValue::Boolean(switch) => (*switch).into(),
+        DeValue::Array(all) => all.iter().map(|one| json(one.get_ref())).collect(),
+        DeValue::Table(table) => {
+            let pairs = table.iter().map(|(name, value)| (name.get_ref().to_string(), json(value.get_ref())));
+            serde_json::Value::Object(pairs.collect())
+        }
+        DeValue::Float(_) | DeValue::Datetime(_) => serde_json::Value::Null,
+    }
+}
+
+fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let number = value.as_integer()?;
+    i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// A line that sets `key`, in backticks.
+fn quoted_line(key: &Key) -> String {
+    format!("`{}`", key.line())
+}
+
 /// The known name that `name` is probably meant to be.
-pub(super) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let scored = known.iter().map(|one| (strsim::jaro_winkler(name, one), *one));
     scored.filter(|(score, _)| *score > 0.7).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, one)| one)
 }

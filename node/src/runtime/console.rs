@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use std::sync::{Arc, mpsc};
 
-    use crate::config::Place;
+    use crate::config::Location;
     use dataplane::sys::Waker;
     use wire::cell::{Class, Shape};
 
@@ -138,7 +138,7 @@ mod tests {
         let (orders, taken) = mpsc::channel();
         let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
         let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker).unwrap();
-        let bound = Bound::new(&path, "commands", &Place::file(Path::new("entry.toml"))).unwrap();
+        let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let _server = serve(bound, listeners).unwrap();
 
         let told = |listen: &str, to: &str, idle_s| Told { listen: listen.parse().unwrap(), to: to.into(), idle_s };

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 
-use crate::config::{ConfigError, Place, in_words};
+use crate::config::{ConfigError, Location, in_words};
 
 /// Longest path of a Unix socket: sun_path without its final zero.
 const PATH_MAX: usize = 107;
@@ -49,8 +49,9 @@ impl Bound {
     /// set.
     ///
     /// # Errors
-    /// A node answers there already, the path is not a socket, or the system refuses.
-    pub fn new(path: &Path, key: &str, place: &Place) -> Result<Bound, ConfigError> {
+    /// A node answers there already, something else than a socket is in the way, or the system
+    /// refuses.
+    pub fn new(path: &Path, key: &str, place: &Location) -> Result<Bound, ConfigError> {
         let name = path.display();
         let another = format!("let `{key}` name another path");
         let wrong = |what: String, remedy: &str| ConfigError::Value {
@@ -63,22 +64,13 @@ impl Bound {
             _ => ".".to_owned(),
         };
         let refused = |why: io::Error| match why.kind() {
-            ErrorKind::NotFound => {
-                wrong(format!("there is no folder {}", folder()), &format!("run `mkdir -p {}`, or {another}", folder()))
-            }
             ErrorKind::PermissionDenied => wrong(
                 format!("this user may not write to the folder {}", folder()),
                 &format!("change the folder's owner, or {another}"),
             ),
             _ => wrong(in_words(&why), &another),
         };
-        let length = path.as_os_str().len();
-        if length > PATH_MAX {
-            return Err(wrong(
-                format!("its path has {length} bytes, the system takes {PATH_MAX}"),
-                &format!("let `{key}` name a shorter path, or start eddy in the folder of its configuration"),
-            ));
-        }
+        check_path(path, key, place)?;
         if let Ok(there) = path.symlink_metadata() {
             if !there.file_type().is_socket() {
                 return Err(wrong(
@@ -142,6 +134,29 @@ impl Bound {
         let thread = std::thread::Builder::new().name(thread.into()).spawn(answer_all)?;
         Ok(Server { stop: Some(stop), thread: Some(thread), _path: path })
     }
+}
+
+/// Checks what is known of a socket's path without binding it: its length, and its folder.
+///
+/// # Errors
+/// It cannot be bound, with the remedy.
+pub fn check_path(path: &Path, key: &str, place: &Location) -> Result<(), ConfigError> {
+    let wrong = |what: String, remedy: String| {
+        let what = format!("the {key} socket {}: {what}", path.display());
+        Err(ConfigError::Value { at: place.clone(), what, remedy })
+    };
+    let length = path.as_os_str().len();
+    if length > PATH_MAX {
+        let remedy = format!("use a shorter path for `{key}`, or start eddy in the folder of its configuration");
+        return wrong(format!("its path has {length} bytes, but the system allows {PATH_MAX}"), remedy);
+    }
+    let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        let folder = folder.display();
+        let remedy = format!("run `mkdir -p {folder}`, or use another path for `{key}`");
+        return wrong(format!("the folder {folder} does not exist"), remedy);
+    }
+    Ok(())
 }
 
 fn patient(client: &UnixStream) -> io::Result<()> {

@@ -11,14 +11,14 @@ use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 
-use crate::config::{ConfigError, Loaded, Part, Place, node_name};
+use crate::config::{ConfigError, Loaded, Location, Part, node_name};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
-use crate::runtime::local::{Bound, Server};
-use crate::runtime::node::{Node, NodeSpec, Sockets};
+use crate::runtime::local::{self, Bound, Server};
+use crate::runtime::node::{self, Node, NodeSpec, Sockets};
 use crate::runtime::readiness::Readiness;
-use crate::runtime::{console, sockets, status};
+use crate::runtime::{console, sockets, status, workers};
 
 /// A running node.
 pub struct Running {
@@ -37,7 +37,7 @@ impl Running {
     pub fn start(loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
         engine()?;
         names_fit(&loaded)?;
-        let file = Place::file(&loaded.config.path);
+        let file = Location::file(&loaded.config.path);
         let place = |key| loaded.config.place(key, 0).unwrap_or_else(|| file.clone());
         let status =
             loaded.config.status.as_ref().map(|path| Bound::new(path, "status", &place("status"))).transpose()?;
@@ -98,6 +98,31 @@ impl Running {
         drop((status, console));
         node.stop()
     }
+}
+
+/// Checks all that a start checks, without opening sockets: addresses, names, cores, paths of Unix sockets, and that the
+/// three files belong together. A next hop with a host name is not resolved.
+///
+/// # Errors
+/// The first mistake, with its remedy.
+pub fn check(loaded: &Loaded) -> Result<(), StartError> {
+    engine()?;
+    names_fit(loaded)?;
+    sockets::check(loaded)?;
+    workers::check_cores(&loaded.config)?;
+    let config = &loaded.config;
+    let commands = match &config.part {
+        Part::Entry(part) => part.commands.as_ref(),
+        Part::Mix { .. } | Part::Exit(_) => None,
+    };
+    for (key, path) in [("status", config.status.as_ref()), ("commands", commands)] {
+        let place = config.place(key, 0).unwrap_or_else(|| Location::file(&config.path));
+        path.map_or(Ok(()), |path| local::check_path(path, key, &place))?;
+    }
+    let next = loaded.chain.node(config.position + 1).map(|hop| hop.address);
+    node::control_config(&loaded.chain, config.position, config, &loaded.keys, next)
+        .check()
+        .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")).into())
 }
 
 /// The engine that all keys will be prepared for.

@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use wire::cell::{Class, Direction, Shape};
 use wire::handshake::HANDSHAKE_LEN_MAX;
 
-use crate::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part, Place, in_words, node_name};
+use crate::config::{ConfigError, Forward, Loaded, Location, NodeConfig, NodeRole, Part, in_words, node_name};
 use crate::runtime::node::Sockets;
 
 /// IP and UDP headers, over IPv4 and over IPv6.
@@ -89,7 +89,22 @@ pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<So
     Ok((Sockets { up, down, listeners: bound.zip(listeners).collect(), socks }, next))
 }
 
-/// Requires users for SOCKS ports that other hosts can reach.
+/// Checks a node's addresses as [`open`] does, without opening sockets. A next hop with a host name is not resolved.
+///
+/// # Errors
+/// Addresses that contradict each other, or a SOCKS port that is open to everybody.
+pub fn check(loaded: &Loaded) -> Result<(), ConfigError> {
+    let next = match &loaded.config.next {
+        None => loaded.next_address()?,
+        Some(next) => next.parse().ok(),
+    };
+    let (wanted, _) = wanted(&loaded.config, next, loaded.lanes())?;
+    open_to_all(loaded)?;
+    apart(&wanted)?;
+    next.map_or(Ok(()), |next| not_itself(loaded, &wanted, next))
+}
+
+/// A SOCKS port that other hosts reach needs users, or it would serve everybody.
 fn open_to_all(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
     let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
@@ -176,8 +191,8 @@ pub fn device(local: IpAddr) -> Option<String> {
     interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
 }
 
-fn place(config: &NodeConfig, key: &str) -> Place {
-    config.place(key, 0).unwrap_or_else(|| Place::file(&config.path))
+fn place(config: &NodeConfig, key: &str) -> Location {
+    config.place(key, 0).unwrap_or_else(|| Location::file(&config.path))
 }
 
 /// The sockets of a node, in the order in which they are passed.

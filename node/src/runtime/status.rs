@@ -42,7 +42,7 @@ pub fn ask(path: &Path) -> io::Result<NodeReport> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConfigError, NodeRole, Place};
+    use crate::config::{ConfigError, Location, NodeRole};
     use dataplane::latency::Profile;
     use dataplane::ledger::Ledger;
     use std::fs;
@@ -50,7 +50,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     fn bind(path: &Path) -> Result<Bound, ConfigError> {
-        Bound::new(path, "status", &Place::file(Path::new("mix1.toml")))
+        Bound::new(path, "status", &Location::file(Path::new("mix1.toml")))
     }
 
     fn report() -> NodeReport {

@@ -33,7 +33,7 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::ids::Side;
 
-use crate::config::{Chain, ConfigError, ExitPart, NodeConfig, Part, Place};
+use crate::config::{Chain, ConfigError, ExitPart, Location, NodeConfig, Part};
 use crate::error::StartError;
 use crate::runtime::node::{Sockets, rng};
 
@@ -276,14 +276,22 @@ fn whole(socket: &UdpSocket) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The cores to which the workers are pinned, if this process may use them.
+/// Checks that this process may use the configured cores.
+///
+/// # Errors
+/// It may not use one of them.
+pub fn check_cores(config: &NodeConfig) -> Result<(), StartError> {
+    cores(config).map(drop)
+}
+
+/// The cores that the workers are to stay on, if this process may use them.
 fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
     let ours = sched_getaffinity(None).map_err(|why| StartError::system("read the CPU affinity")(why.into()))?;
     let set = |core: &usize| {
         if *core >= CpuSet::MAX_CPU || !ours.is_set(*core) {
             let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
             return Err(ConfigError::Value {
-                at: config.place("cores", 0).unwrap_or_else(|| Place::file(&config.path)),
+                at: config.place("cores", 0).unwrap_or_else(|| Location::file(&config.path)),
                 what: format!("cores names {core}, but this process may use {} only", ours.join(", ")),
                 remedy: "take some of those, or remove the line to let the system choose".to_owned(),
             }

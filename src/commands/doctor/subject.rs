@@ -12,7 +12,7 @@ use dataplane::socket::offload::Offload;
 use wire::cell::{Class, Shape};
 
 use eddy_node::config::{
-    Chain, ConfigError, MAX_SOCKETS, NodeConfig, NodeRole, Part, Place, RECEIVE_BUFFER, node_name,
+    Chain, ConfigError, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, node_name,
 };
 
 /// A node and what it requires.
@@ -33,7 +33,7 @@ pub struct Subject {
     /// Bytes requested for link sockets, and for the listening sockets of an entry.
     pub receive_buffer: usize,
     /// Where the file sets it: then it is mandatory.
-    pub receive_buffer_at: Option<Place>,
+    pub receive_buffer_at: Option<Location>,
     pub offload: Offload,
     pub io: Io,
     /// The cores that its workers are pinned to.

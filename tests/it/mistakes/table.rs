@@ -48,15 +48,15 @@ table! { FILES:
         &["demo: Is a directory", "name a file in it"];
     "a configuration that is not UTF-8",
         Do(|s| fs::write(s.path("mix1.toml"), b"role = \"mix\"\n# gr\xfc\xdfe\n").unwrap()), MIX,
-        &["mix1.toml:2: this is no UTF-8", "save it as UTF-8"];
+        &["mix1.toml:2: the text is not UTF-8", "save it as UTF-8"];
     "an empty configuration", Do(|s| fs::write(s.path("mix1.toml"), "").unwrap()), MIX,
         &["mix1.toml: the file is empty", "`eddy init`"];
     "an empty chain file", Do(|s| fs::write(s.path("chain.toml"), "\n").unwrap()), MIX,
         &["chain.toml: the file is empty", "`eddy init`"];
     "the chain file for a configuration", Nothing, "mix --config chain.toml",
-        &["chain.toml:3: unknown key `class`", "another kind of file", "which file was named"];
+        &["chain.toml:2: unknown key `id`", "it belongs in chain.toml", "which file was named"];
     "the key file for a configuration", Nothing, "mix --config mix1.key",
-        &["mix1.key:3: unknown key `identity`", "another kind of file"];
+        &["mix1.key:3: unknown key `identity`", "it belongs in ", "which file was named"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -69,19 +69,19 @@ table! { NODE:
     "a missing key", Line("mix1.toml", "position", ""), MIX,
         &["mix1.toml: the key `position` is missing", "add `position = 1`"];
     "a value of the wrong type", Line("mix1.toml", "position", "position = \"1\""), MIX,
-        &["mix1.toml:4: ", "expected a whole number", "write it like `position = 1`"];
+        &["mix1.toml:4: position must be a whole number from 0 to 8 (got \"1\")", "write for example `position = 1`"];
     "a position that the chain does not have", Line("mix1.toml", "position", "position = 4"), MIX,
-        &["mix1.toml:4: position = 4 is not the place of a mix", "1 to 3"];
+        &["mix1.toml:4: position must be 1 to 3 for a mix in this chain (got 4)", "or `role`"];
     "a position that no chain has", Line("mix1.toml", "position", "position = 9"), MIX,
-        &["position = 9 is out of range", "take 0 to 8"];
+        &["position must be a whole number from 0 to 8 (got 9)"];
     "a role that is none", Line("mix1.toml", "role", "role = \"mux\""), MIX,
-        &["role = \"mux\"", "did you mean \"mix\"?"];
+        &["role must be ", "(got \"mux\")", "did you mean \"mix\"?"];
     "no value", Line("mix1.toml", "role", "role = "), MIX,
-        &["mix1.toml:3: `role` has no value", "write it like `role = \"mix\"`"];
+        &["mix1.toml:3: role has no value", "write `role = \"mix\"`"];
     "a mix without `up`", Line("mix1.toml", "up", ""), MIX,
         &["`up` is missing", "up = \"127.0.0.1:4701\""];
     "a name where an address belongs", Line("mix1.toml", "up", "up = \"localhost\""), MIX,
-        &["mix1.toml:9: up = \"localhost\" is no address", "write IP:PORT"];
+        &["mix1.toml:9: up must be IP:PORT or [IPv6]:PORT (got \"localhost\")", "write for example `up = "];
     "`next` without a port", Line("mix1.toml", "# next", "next = \"nowhere\""), MIX,
         &["\"nowhere\" has no port", "write IP:PORT"];
     "a mixing that there is not", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
@@ -89,45 +89,45 @@ table! { NODE:
     "a mixing slower than the descriptor promises", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
         &["mix1.toml:13: ", "longer than the 5 ms that the descriptor promises", "--mixing timed:t=9ms"];
     "a window that is no power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
-        &["window = 1000 is no power of two", "take 1024"];
+        &["window must be a power of two (got 1000)", "`window = 1024`"];
     "a window too small", Line("mix1.toml", "# window", "window = 32"), MIX,
-        &["take 64 to 65536; the default is 4096"];
+        &["window must be a whole number from 64 to 65536 (got 32)", "the default is 4096"];
     "a receive buffer too small", Line("mix1.toml", "# receive_buffer", "receive_buffer = 1"), MIX,
-        &["receive_buffer = 1 is out of range"];
+        &["receive_buffer must be a whole number from 4096 to 1073741823 (got 1)"];
     "offload neither on nor off", Line("mix1.toml", "# offload", "offload = \"yes\""), MIX,
-        &["offload \"yes\"", "write auto, on or off"];
+        &["offload must be \"auto\", \"on\" or \"off\" (got \"yes\")"];
     "system calls that there are not", Line("mix1.toml", "# io", "io = \"epoll\""), MIX,
-        &["mix1.toml:", "io \"epoll\"", "write auto, mmsg or uring"];
+        &["mix1.toml:", "io must be \"auto\", \"mmsg\" or \"uring\" (got \"epoll\")"];
     "a worker that never sleeps", Line("mix1.toml", "# spin_us", "spin_us = 1000000"), MIX,
-        &["spin_us = 1000000 is out of range", "0 to 100000"];
+        &["spin_us must be a whole number from 0 to 100000 (got 1000000)"];
     "a word for a switch", Line("mix1.toml", "# hugepages", "hugepages = \"yes\""), MIX,
-        &["expected a boolean"];
+        &["hugepages must be true or false (got \"yes\")"];
     "a cap that there is not", Line("mix1.toml", "", "[caps]\nchanels = 5"), MIX,
         &["unknown key `chanels`", "did you mean `channels`?"];
     "more links than a node can number", Line("mix1.toml", "", "[caps]\nlinks = 4096"), MIX,
-        &["links = 4096 is out of range", "take 1 to 4095; the default is 1024"];
+        &["links must be a whole number from 1 to 4095 (got 4096)", "the default is 1024"];
     "a cap of nothing", Line("exit.toml", "", "[caps]\nsetups_per_s = 0"), EXIT,
-        &["setups_per_s = 0 is out of range", "the default is 1000"];
+        &["setups_per_s must be a whole number from 1 to 1000000 (got 0)", "the default is 1000"];
     "caps at the entry", Line("entry.toml", "", "[caps]\nchannels = 5"), ENTRY,
-        &["`caps` has no meaning for role = \"entry\"", "mixN.toml or exit.toml"];
+        &["`caps` does not apply to role = \"entry\"", "mixN.toml or exit.toml"];
     "links renewed without a pause", Line("mix1.toml", "# renew_after_s", "renew_after_s = 0"), MIX,
-        &["renew_after_s = 0 is out of range", "120"];
+        &["renew_after_s must be a whole number from 1 to 3600 (got 0)", "120"];
     "a fraction of a second", Line("mix1.toml", "# renew_after_s", "renew_after_s = 2.5"), MIX,
-        &["expected", "write it like `renew_after_s = 120`"];
+        &["renew_after_s must be a whole number from 1 to 3600 (got 2.5)", "`renew_after_s = 120`"];
     "the exit's `allow` at a mix", Line("mix1.toml", "# window", "allow = []"), MIX,
-        &["`allow` has no meaning for role = \"mix\"", "move it to exit.toml"];
+        &["`allow` does not apply to role = \"mix\"", "move it to exit.toml"];
     "the exit's limit at a mix", Line("mix1.toml", "# window", "max_flows_per_channel = 1"), MIX,
-        &["`max_flows_per_channel` has no meaning", "exit.toml"];
+        &["`max_flows_per_channel` does not apply", "exit.toml"];
     "a mix's `mixing` at the exit", Line("exit.toml", "up", "mixing = \"timed:t=1ms\""), EXIT,
-        &["`mixing` has no meaning for role = \"exit\""];
+        &["`mixing` does not apply to role = \"exit\""];
     "`up` at the entry", Line("entry.toml", "channels", "up = \"127.0.0.1:1\""), ENTRY,
-        &["`up` has no meaning for role = \"entry\"", "mixN.toml or exit.toml"];
+        &["`up` does not apply to role = \"entry\"", "mixN.toml or exit.toml"];
     "an entry at the place of a mix", Line("entry.toml", "position", "position = 1"), ENTRY,
-        &["position = 1 is not the place of an entry", "the position is 0"];
+        &["position must be 0 for an entry in this chain (got 1)"];
     "an entry without channels", Line("entry.toml", "channels", "channels = 0"), ENTRY,
-        &["channels = 0 is out of range", "the default is 4"];
+        &["channels must be a whole number from 1 to 256 (got 0)", "the default is 4"];
     "a pymix port that is none", Line("entry.toml", "channels", "pymix = [\"here\"]"), ENTRY,
-        &["\"here\" is no address to listen on", "write IP:PORT"];
+        &["invalid listen address \"here\": expected IP:PORT"];
     "a forward to no port", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"example.org\""), ENTRY,
         &["\"example.org\" has no port", "NAME:PORT"];
     "a forward to nowhere", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\""), ENTRY,
@@ -135,46 +135,46 @@ table! { NODE:
     "a key that no forward has",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
-    "an `allow` that is no network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
-        &["exit.toml:13: \"10.0.0.0/33\" is no network", "IP/BITS"];
+    "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
+        &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "a resolver that is no address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
-        &["resolver = \"dns\" is no address", "write IP or IP:PORT"];
+        &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
-        &["max_sockets = 0 is out of range"];
+        &["max_sockets must be a whole number from 1 to 1000000 (got 0)"];
     "filtering of a kind that there is not", Line("exit.toml", "# filtering", "filtering = \"address\""), EXIT,
-        &["filtering is \"endpoint\" or \"none\""];
+        &["filtering must be \"endpoint\" or \"none\" (got \"address\")"];
     "trust in no network", Line("exit.toml", "trust", "trust = [\"example.org\"]"), EXIT,
-        &["\"example.org\" is no network"];
+        &["\"example.org\" is not a network"];
     "a negative budget", Line("exit.toml", "# max_unanswered", "max_unanswered = -1"), EXIT,
-        &["max_unanswered = -1 is out of range", "the default is 1000"];
+        &["max_unanswered must be a whole number from 0 to 10000000 (got -1)", "the default is 1000"];
 }
 
 table! { CHAIN:
     "a chain id cut short", Line("chain.toml", "id", "id = \"00\""), MIX,
-        &["chain.toml:2: id is not 32 bytes in base64 or hex"];
+        &["chain.toml:2: id must be 32 bytes in base64 or hex"];
     "descriptors of another chain",
         Line("chain.toml", "id", "id = \"0000000000000000000000000000000000000000000000000000000000000000\""), MIX,
         &["node 1: the descriptor belongs to another chain", "compare the chain id"];
     "a class that there is not", Line("chain.toml", "class", "class = \"XL\""), MIX,
-        &["chain.toml:3: ", "the classes are S"];
+        &["chain.toml:3: class must be \"S\", \"M\" or \"L\" (got \"XL\")"];
     "a class unlike the descriptors'", Line("chain.toml", "class", "class = \"M\""), MIX,
-        &["the descriptor is of place 1 of 4 in class L, not of place 1 of 4 in class M"];
+        &["the descriptor is for position 1 of 4 in class L, expected position 1 of 4 in class M"];
     "more hops than nodes", Line("chain.toml", "hops", "hops = 5"), MIX,
-        &["hops = 5, but 4 [[node]] entries follow", "every mix and the exit"];
-    "one hop", Line("chain.toml", "hops", "hops = 1"), MIX, &["hops = 1 is out of range"];
+        &["hops = 5, but the file has 4 [[node]] tables", "every mix and the exit"];
+    "one hop", Line("chain.toml", "hops", "hops = 1"), MIX, &["hops must be a whole number from 2 to 8 (got 1)"];
     "a chain without mixing", Line("chain.toml", "mixing", "mixing = \"none\""), MIX, &["unknown strategy"];
     "a lifetime unlike the descriptors'", Line("chain.toml", "lifetime_s", "lifetime_s = 600"), MIX,
-        &["lifetime 3600 s, the chain 600 s"];
-    "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index = 2 stands in place 1"];
+        &["a lifetime of 3600 s, the chain 600 s"];
+    "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index must be 1 ", "(got 2)"];
     "an exit among the mixes", Line("chain.toml", "role", "role = \"exit\""), MIX,
-        &["role = \"exit\" where the chain has its mix"];
+        &["role must be \"mix\" for node 1 (got \"exit\")"];
     "an identity cut short", Line("chain.toml", "identity", "identity = \"AAAA\""), MIX,
-        &["identity is not 32 bytes"];
+        &["identity must be 32 bytes"];
     "the identity of somebody else",
         Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
         &["node 1: the signature does not match"];
     "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
-        &["is not in the signed descriptor, which says 127.0.0.1:4701", "`next`"];
+        &["is not in the signed descriptor, which has 127.0.0.1:4701", "`next`"];
     "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
         &["unknown key `adress`", "did you mean `address`?"];
     "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
@@ -197,7 +197,7 @@ table! { CHAIN:
 
 table! { KEYS:
     "the keys of another node", Line("mix1.toml", "keys", "keys = \"mix2.key\""), MIX,
-        &["mix2.key: its noise key is not that of node 1"];
+        &["mix2.key: the noise key is not that of node 1"];
     "the position of another node", Line("mix1.toml", "position", "position = 2"), MIX,
         &["mix1.key", "noise key is not that of node 2", "`keys` in mix1.toml:6 must name"];
     "keys that others may read", Do(|s| mode(s, "mix1.key", 0o644)), MIX,
@@ -205,7 +205,7 @@ table! { KEYS:
     "keys that this user may not read", Do(|s| { s.unprivileged = true; mode(s, "mix1.key", 0o200); }), MIX,
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
     "a key that is none", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
-        &["mix1.key:4: ", "expected 32 bytes in base64"];
+        &["mix1.key:4: noise must be 32 bytes in base64"];
 }
 
 table! { SOCKETS:
@@ -301,7 +301,7 @@ table! { HOST:
 
 table! { STATUS:
     "no folder for the status socket", Line("mix1.toml", "status", "status = \"run/mix1.sock\""), MIX,
-        &["mix1.toml:7: the status socket run/mix1.sock", "there is no folder run", "`mkdir -p run`"];
+        &["mix1.toml:7: the status socket run/mix1.sock", "the folder run does not exist", "`mkdir -p run`"];
     "a folder that this user may not write to",
         Do(|s| {
             s.unprivileged = true;
@@ -315,7 +315,7 @@ table! { STATUS:
             s.edit("mix1.toml", "status", &format!("status = \"{}.sock\"", "a".repeat(103)));
             s.names.push(("a".repeat(103), "aaa...aaa"));
         }), MIX,
-        &["mix1.toml:7: ", "its path has 108 bytes, the system takes 107", "a shorter path"];
+        &["mix1.toml:7: ", "its path has 108 bytes, but the system allows 107", "a shorter path"];
     "a file in the way", Do(|s| fs::write(s.path("mix1.sock"), "").unwrap()), MIX,
         &["mix1.toml:7: ", "is no socket", "move it away"];
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
@@ -340,7 +340,7 @@ table! { COMMAND_LINE:
     "`--forward` without a destination", Nothing, "entry --config entry.toml --forward 5000", &["LISTEN=DEST"];
     "`--forward` to port 0", Nothing, "entry --config entry.toml --forward 5000=192.0.2.1:0", &["port 0"];
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
-        &["no address to listen on", "write IP:PORT"];
+        &["invalid listen address \"here\": expected IP:PORT"];
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
@@ -354,7 +354,7 @@ table! { COMMAND_LINE:
     "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
         &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
-        &["class L with 6 mixes", "1456 bytes, over IPv6 1452 fit", "--mixes 5 or --class M"];
+        &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"];
     "a chain made over another", Nothing, "init .", &["chain.toml exists", "--force"];
 }
 

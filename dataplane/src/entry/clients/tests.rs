@@ -178,7 +178,7 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
 }
 
 #[test]
-fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_begins_anew() {
+fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_starts_over() {
     let (mut clients, mut rng) = clients(&[1]);
     let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();

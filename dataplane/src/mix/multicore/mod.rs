@@ -11,7 +11,7 @@
 //! back what it has more of than at the start, so no edge runs dry because another one sends what it receives.
 //!
 //! An edge publishes its ledger before it hands cells on, so that of several ledgers, read at once, the sum never
-//! tells of a cell that was sent and not received.
+//! shows a cell that was sent and not received.
 
 mod shared;
 
@@ -143,7 +143,7 @@ fn pair(capacity: usize) -> (PerDirection<Producer<Pooled>>, PerDirection<Consum
 
 /// Opened cells on their way to the mixer.
 struct ToMixer {
-    /// Those of this turn: they go when the ledger that tells of them is published.
+    /// Those of this turn: they go when the ledger that counts them is published.
     staged: PerDirection<Vec<Pooled>>,
     rings: PerDirection<Producer<Pooled>>,
     /// Cells taken in so far.
@@ -197,7 +197,7 @@ impl<U: Port, D: Port> Shard<U, D> {
                 self.release.extend(drain(&mut self.released[direction], POOL_MAX));
                 self.taken[direction] += self.release.len();
                 self.edge.buffers().adopt(self.release.len());
-                // Cells of several releases, and of each a part: they are grouped anew.
+                // Cells of several releases, and of each a part: they are grouped again.
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
                     let released = ticket.arrived + u64::from(ticket.times) * MICRO;
@@ -233,7 +233,7 @@ impl<U: Port, D: Port> Shard<U, D> {
         // What lies in the rings is counted where it came from.
         ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
         match &self.shared {
-            Some(shared) => shared.tell(&mut ledger),
+            Some(shared) => shared.add_to(&mut ledger),
             // Every edge has the same.
             None => ledger.gauges.links = 0,
         }
@@ -326,7 +326,7 @@ impl End {
         End { shards, arrived: Mutex::default(), all: Condvar::new() }
     }
 
-    /// Waits until everybody has come so far; not for ever, for one may have died.
+    /// Waits until all shards have reached this stage, with a limit, because one may have died.
     fn wait(&self, stage: usize) {
         let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         arrived[stage] += 1;

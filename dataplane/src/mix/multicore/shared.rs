@@ -159,7 +159,7 @@ impl SharedMixer {
     }
 
     /// Adds what it counts to the ledger of its edge.
-    pub fn tell(&self, ledger: &mut Ledger) {
+    pub fn add_to(&self, ledger: &mut Ledger) {
         ledger.batches = self.mixer.batches();
         ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
         ledger.buffers.1 += STOCK as u64;

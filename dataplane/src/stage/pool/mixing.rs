@@ -56,7 +56,7 @@ impl Mixing {
         std::time::Duration::from_nanos(self.period().unwrap_or(0))
     }
 
-    /// Whether so many cells of so many channels flush the pool.
+    /// Whether `cells` cells of `channels` channels flush the pool.
     pub fn reached(&self, cells: usize, channels: usize) -> bool {
         match *self {
             Mixing::Threshold { n, n_min } | Mixing::ThresholdOrTimed { n, n_min, .. } => {
@@ -110,21 +110,21 @@ impl FromStr for Mixing {
         let (name, rest) = spec.split_once(':').unwrap_or((spec, ""));
         let (mut n, mut n_min, mut t) = (None, None, None);
         for pair in rest.split(',').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| fault(format!("{pair:?} is no key=value")))?;
+            let (key, value) = pair.split_once('=').ok_or_else(|| fault(format!("{pair:?} is not KEY=VALUE")))?;
             let count = || {
                 let count = value.parse::<usize>().ok().filter(|n| (1..=THRESHOLD_MAX).contains(n));
-                count.ok_or_else(|| fault(format!("{pair:?} wants 1 to {THRESHOLD_MAX}")))
+                count.ok_or_else(|| fault(format!("{pair:?}: expected 1 to {THRESHOLD_MAX}")))
             };
             let slot_taken = match key {
                 "n" => n.replace(count()?).is_some(),
                 "n_min" => n_min.replace(count()?).is_some(),
-                "t" => {
-                    t.replace(duration(value).ok_or_else(|| fault(format!("{pair:?} wants 100us to 60s")))?).is_some()
-                }
+                "t" => t
+                    .replace(duration(value).ok_or_else(|| fault(format!("{pair:?}: expected 100us to 60s")))?)
+                    .is_some(),
                 _ => return Err(fault(format!("unknown key {key:?}"))),
             };
             if slot_taken {
-                return Err(fault(format!("{key} stands twice")));
+                return Err(fault(format!("duplicate key {key}")));
             }
         }
         let floor = |n: usize| n_min.unwrap_or(n.div_ceil(8));
@@ -135,10 +135,10 @@ impl FromStr for Mixing {
                 let n = n.unwrap_or(64);
                 Mixing::ThresholdOrTimed { n, n_min: floor(n), t: t.unwrap_or(5 * MILLI) }
             }
-            ("threshold", None, _) => return Err(fault("threshold wants n".into())),
-            ("threshold", _, Some(_)) => return Err(fault("threshold has no t".into())),
-            ("timed", _, None) => return Err(fault("timed wants t".into())),
-            ("timed", ..) => return Err(fault("timed has t alone".into())),
+            ("threshold", None, _) => return Err(fault("threshold needs n".into())),
+            ("threshold", _, Some(_)) => return Err(fault("threshold takes no t".into())),
+            ("timed", _, None) => return Err(fault("timed needs t".into())),
+            ("timed", ..) => return Err(fault("timed takes only t".into())),
             _ => return Err(fault(format!("unknown strategy {name:?}"))),
         };
         match mixing {

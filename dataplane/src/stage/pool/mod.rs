@@ -20,7 +20,7 @@ use crate::{Nanos, SECOND};
 use grid::Grid;
 use shuffle::Shuffle;
 
-/// Cells that a pool can be told to wait for.
+/// Cells that a pool can be configured to wait for.
 pub const THRESHOLD_MAX: usize = 4096;
 /// Cells that a pool holds at most. It is flushed early when it has no room for a receive batch, so that
 /// receiving never waits for the grid.
@@ -100,7 +100,7 @@ impl Pool {
         Some(self.grid.as_ref().map_or(self.oldest, |grid| grid.after(self.oldest)))
     }
 
-    /// Whether it must be released now: by count, by time, or for want of room.
+    /// Whether it must be released now: by count, by time, or because it has no more room.
     pub fn due(&self, now: Nanos) -> bool {
         !self.held.is_empty()
             && (self.mixing.reached(self.held.len(), self.distinct_channels())

@@ -73,7 +73,7 @@ mod tests {
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::*;
-    use eddy_node::config::{NodeRole, Place};
+    use eddy_node::config::{Location, NodeRole};
 
     #[test]
     fn small_receive_limit_has_its_command_and_undo() {
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(found.severity, Severity::Warning);
         assert!(found.found.contains("212992 of 8388608"), "{}", found.found);
         assert_eq!(found.fix, Some(Fix::sysctl("net.core.rmem_max", 8_388_608, 212_992)));
-        subject.receive_buffer_at = Some(Place { path: "mix1.toml".into(), line: Some(16) });
+        subject.receive_buffer_at = Some(Location { path: "mix1.toml".into(), line: Some(16) });
         let found = receive(&subject, &facts);
         assert_eq!(found.severity, Severity::Error);
         assert!(found.effect.unwrap().starts_with("mix1.toml:16"));
@@ -109,7 +109,7 @@ mod tests {
     fn buffer_granted_to_root_only_is_a_warning() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         facts.buffers.rmem_max = Some(212_992);
-        for at in [None, Some(Place { path: "mix1.toml".into(), line: Some(16) })] {
+        for at in [None, Some(Location { path: "mix1.toml".into(), line: Some(16) })] {
             subject.receive_buffer_at = at;
             let found = receive(&subject, &facts);
             assert_eq!(found.severity, Severity::Warning);

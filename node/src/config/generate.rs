@@ -1,0 +1,76 @@
+//! Generated configuration files: every key of the role, with its summary. Defaults and examples are commented out.
+
+use super::table::{self, CAPS, DefaultValue, FORWARD, Key, Kind, NODE};
+use super::{Forward, NodeRole, caps_values, node_name};
+use control::Caps;
+
+/// A value of a generated file, as TOML.
+pub enum Value {
+    /// Set.
+    Set(String),
+    /// Commented out: a better example than the table's.
+    Hint(String),
+}
+
+/// The keys before which a blank line is left, in the order of the table.
+const GROUPS: [&str; 4] = ["up", "mixing", "allow", "window"];
+
+/// The text of a node's configuration. Keys without a value are commented out.
+///
+/// `forwards` are an entry's, `caps` a mix's or an exit's.
+pub fn generate(role: NodeRole, index: usize, values: &[(&str, Value)], forwards: &[Forward], caps: &Caps) -> String {
+    let name = node_name(role, index);
+    let mut text = format!(
+        "# Run with: eddy {role} --config {name}.toml\n\
+         # A line that begins with # shows a default or an example. More: eddy config explain KEY\n"
+    );
+    let mut group = 0;
+    for (at, key) in NODE.iter().enumerate().filter(|(_, key)| key.roles.contains(&role)) {
+        let starts = |name: &&str| NODE[..=at].iter().any(|key| key.name == *name);
+        let now = GROUPS.iter().filter(|name| starts(name)).count();
+        if std::mem::replace(&mut group, now) != now {
+            text += "\n";
+        }
+        match &key.kind {
+            Kind::Tables(_) => text += &forwards_text(key, forwards),
+            Kind::Table(_) => text += &caps_text(key, caps),
+            _ => text += &line(key, values.iter().find(|(name, _)| *name == key.name).map(|(_, value)| value)),
+        }
+    }
+    text
+}
+
+fn line(key: &Key, value: Option<&Value>) -> String {
+    let default = key.default_value().filter(|value| value != "[]");
+    let (off, value) = match value {
+        Some(Value::Set(value)) => ("", value.clone()),
+        Some(Value::Hint(value)) => ("# ", value.clone()),
+        None => ("# ", default.unwrap_or_else(|| key.example.to_owned())),
+    };
+    format!("{off}{} = {value}   # {}\n", key.name, key.summary())
+}
+
+fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
+    let mut text = format!("\n# {}\n", key.doc);
+    if forwards.is_empty() {
+        let required = FORWARD.iter().filter(|key| matches!(key.default, DefaultValue::Required));
+        text += "# [[forward]]\n";
+        text.extend(required.map(|key| format!("# {}\n", key.line())));
+    }
+    for Forward { listen, to, idle } in forwards {
+        text += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        text.extend(idle.map(|idle| format!("idle_s = {}\n", idle.as_secs())));
+    }
+    text
+}
+
+/// All of them if one differs from its default.
+fn caps_text(key: &Key, caps: &Caps) -> String {
+    let off = if *caps == Caps::default() { "# " } else { "" };
+    let mut text = format!("\n# {}\n{off}[caps]\n", key.doc);
+    for (name, value) in caps_values(caps) {
+        let summary = table::find(CAPS, name).map_or("", Key::summary);
+        text += &format!("{off}{name} = {value}   # {summary}\n");
+    }
+    text
+}

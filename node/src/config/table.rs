@@ -1,0 +1,552 @@
+//! The table of configuration keys: name, roles, type, default, doc and example of each, in one place.
+//!
+//! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow from
+//! it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
+
+use super::NodeRole::{self, Entry, Exit, Mix};
+use super::{
+    CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED,
+    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
+};
+
+/// One key.
+pub struct Key {
+    /// As written in the file.
+    pub name: &'static str,
+    /// The roles whose configuration has it.
+    pub roles: &'static [NodeRole],
+    /// The values it takes.
+    pub kind: Kind,
+    /// What holds when it is not set.
+    pub default: DefaultValue,
+    /// One sentence that fits behind a line of a generated file, then more.
+    pub doc: &'static str,
+    /// A value, as TOML.
+    pub example: &'static str,
+}
+
+/// The values a key takes.
+pub enum Kind {
+    /// A whole number from a range, both ends included.
+    Integer(i64, i64),
+    /// A list of such numbers.
+    Integers(i64, i64),
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Text in this form.
+    Text(&'static str),
+    /// A list of texts in this form.
+    Texts(&'static str),
+    /// A table of its own, `[name]`.
+    Table(&'static [Key]),
+    /// Any number of such tables, `[[name]]`.
+    Tables(&'static [Key]),
+    /// A table of texts whose names are the operator's, in this form.
+    Names(&'static str),
+}
+
+/// What holds when a key is not set.
+pub enum DefaultValue {
+    /// The key must be set.
+    Required,
+    /// There is no value, which means this.
+    Unset(&'static str),
+    /// This number.
+    Integer(i64),
+    /// This value, as TOML.
+    Value(&'static str),
+}
+
+const ALL: &[NodeRole] = &[Entry, Mix, Exit];
+
+/// Keys of `entry.toml`, `mixN.toml` and `exit.toml`, in the order in which generated files have them.
+pub static NODE: &[Key] = &[
+    Key {
+        name: "role",
+        roles: ALL,
+        kind: Kind::Word(&["entry", "mix", "exit"]),
+        default: DefaultValue::Required,
+        doc: "Role of the node.",
+        example: "\"mix\"",
+    },
+    Key {
+        name: "position",
+        roles: ALL,
+        kind: Kind::Integer(0, 8),
+        default: DefaultValue::Required,
+        doc: "Position in the chain: the entry is 0, mixes count from 1, the exit is last.",
+        example: "1",
+    },
+    Key {
+        name: "chain",
+        roles: ALL,
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Required,
+        doc: "The chain's public file. Paths are relative to the folder of the configuration.",
+        example: "\"chain.toml\"",
+    },
+    Key {
+        name: "keys",
+        roles: ALL,
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Required,
+        doc: "The node's private keys, mode 0600. `--keys` names another file.",
+        example: "\"mix1.key\"",
+    },
+    Key {
+        name: "status",
+        roles: ALL,
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Required,
+        doc: "Unix socket that `eddy status` reads. Mode 0600; it takes no commands.",
+        example: "\"mix1.sock\"",
+    },
+    Key {
+        name: "up",
+        roles: &[Mix, Exit],
+        kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
+        default: DefaultValue::Required,
+        doc: "Local address of the link to the previous hop.",
+        example: "\"127.0.0.1:4701\"",
+    },
+    Key {
+        name: "down",
+        roles: &[Entry, Mix],
+        kind: Kind::Text("IP:PORT or [IPv6]:PORT"),
+        default: DefaultValue::Unset("any port of any address"),
+        doc: "Local address of the link to the next hop.",
+        example: "\"0.0.0.0:0\"",
+    },
+    Key {
+        name: "next",
+        roles: &[Entry, Mix],
+        kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
+        default: DefaultValue::Unset("the address in the chain file"),
+        doc: "Address of the next hop, if it is not reached at its published one (NAT, a proxy).",
+        example: "\"192.0.2.7:4702\"",
+    },
+    Key {
+        name: "mixing",
+        roles: &[Mix],
+        kind: Kind::Text("NAME:KEY=VALUE,..."),
+        default: DefaultValue::Value("\"threshold-or-timed:n=64,n_min=8,t=5ms\""),
+        doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
+              It may not hold cells longer than the node's descriptor promises.",
+        example: "\"threshold-or-timed:n=64,t=5ms\"",
+    },
+    Key {
+        name: "channels",
+        roles: &[Entry],
+        kind: Kind::Integer(1, 256),
+        default: DefaultValue::Integer(CHANNELS as i64),
+        doc: "Channels to keep open; clients are spread over them.",
+        example: "4",
+    },
+    Key {
+        name: "flow_idle_s",
+        roles: &[Entry, Exit],
+        kind: Kind::Integer(1, 86_400),
+        default: DefaultValue::Integer(FLOW_IDLE_S as i64),
+        doc: "Seconds after which a flow that sends nothing is closed. Answers do not count.",
+        example: "300",
+    },
+    Key {
+        name: "socks",
+        roles: &[Entry],
+        kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
+        default: DefaultValue::Value("[]"),
+        doc: "SOCKS5 servers for UDP. Other hosts than this one need [socks_users] in the key file.",
+        example: "[\"127.0.0.1:1080\"]",
+    },
+    Key {
+        name: "pymix",
+        roles: &[Entry],
+        kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
+        default: DefaultValue::Value("[]"),
+        doc: "UDP ports for PyMix clients. Each of their datagrams begins with its destination: IPv4 address and port.",
+        example: "[\"127.0.0.1:5001\"]",
+    },
+    Key {
+        name: "commands",
+        roles: &[Entry],
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Unset("no command socket"),
+        doc: "Unix socket that `eddy forward` commands the entry through. Mode 0600.",
+        example: "\"entry.cmd\"",
+    },
+    Key {
+        name: "allow",
+        roles: &[Exit],
+        kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
+        default: DefaultValue::Value("[]"),
+        doc: "Destinations to open: private, loopback, link-local, multicast, reserved and this host's own are closed. \
+              Of all matching entries in `allow` and `deny` the narrowest decides. A name is judged by the address it \
+              resolves to. Ports may follow: \"192.0.2.7:53\", \"10.0.0.0/8:5000-5999\", \"[2001:db8::/32]:53\".",
+        example: "[\"10.0.0.0/8\"]",
+    },
+    Key {
+        name: "deny",
+        roles: &[Exit],
+        kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
+        default: DefaultValue::Value("[]"),
+        doc: "Destinations to close: the public internet is open. Same form as `allow`.",
+        example: "[\"192.0.2.0/24\"]",
+    },
+    Key {
+        name: "trust",
+        roles: &[Exit],
+        kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
+        default: DefaultValue::Value("[]"),
+        doc: "Destinations without the three limits below. For receivers that never answer (RTP without RTCP) and \
+              services of your own. It opens nothing: `allow` must still list a closed destination.",
+        example: "[\"192.0.2.7:5004\"]",
+    },
+    Key {
+        name: "max_unanswered",
+        roles: &[Exit],
+        kind: Kind::Integer(0, 10_000_000),
+        default: DefaultValue::Integer(MAX_UNANSWERED as i64),
+        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Nobody can flood a host \
+              that did not ask for it. Forgotten after ten minutes.",
+        example: "1000",
+    },
+    Key {
+        name: "max_flow_rate",
+        roles: &[Exit],
+        kind: Kind::Integer(0, 10_000_000),
+        default: DefaultValue::Integer(MAX_FLOW_RATE as i64),
+        doc: "Datagrams per second of one flow, each way; 0 is no limit. A quarter of it may come at once.",
+        example: "100000",
+    },
+    Key {
+        name: "max_destination_rate",
+        roles: &[Exit],
+        kind: Kind::Integer(0, 10_000_000),
+        default: DefaultValue::Integer(MAX_DESTINATION_RATE as i64),
+        doc: "Datagrams per second of all flows with one address, each way; 0 is no limit. IPv6 counts by /64.",
+        example: "200000",
+    },
+    Key {
+        name: "filtering",
+        roles: &[Exit],
+        kind: Kind::Word(&["endpoint", "none"]),
+        default: DefaultValue::Value("\"endpoint\""),
+        doc: "Who may send to a client: addresses it has sent to (endpoint), or anyone who finds its port (none). \
+              `none` is for games and calls between peers (RFC 4787). Only SOCKS clients and tunnels hear such \
+              datagrams, one cell's worth each, and only from where the policy lets them answer.",
+        example: "\"endpoint\"",
+    },
+    Key {
+        name: "resolver",
+        roles: &[Exit],
+        kind: Kind::Text("IP or IP:PORT"),
+        default: DefaultValue::Unset("the name servers of /etc/resolv.conf"),
+        doc: "Name server for the names that clients send to.",
+        example: "\"9.9.9.9:53\"",
+    },
+    Key {
+        name: "max_flows_per_channel",
+        roles: &[Exit],
+        kind: Kind::Integer(1, 65_536),
+        default: DefaultValue::Integer(MAX_FLOWS_PER_CHANNEL as i64),
+        doc: "Flows of one channel.",
+        example: "1024",
+    },
+    Key {
+        name: "max_sockets",
+        roles: &[Exit],
+        kind: Kind::Integer(1, 1_000_000),
+        default: DefaultValue::Integer(MAX_SOCKETS as i64),
+        doc: "Sockets of all clients. Needs as many open files, and 64 more.",
+        example: "4096",
+    },
+    Key {
+        name: "window",
+        roles: ALL,
+        kind: Kind::Integer(64, 65_536),
+        default: DefaultValue::Integer(WINDOW as i64),
+        doc: "Replay window of a channel in cells, a power of two.",
+        example: "4096",
+    },
+    Key {
+        name: "receive_buffer",
+        roles: ALL,
+        kind: Kind::Integer(4096, (1 << 30) - 1),
+        default: DefaultValue::Integer(RECEIVE_BUFFER as i64),
+        doc: "Receive buffer of each link socket in bytes. If set, the node does not start with less; the default is \
+              best effort.",
+        example: "8388608",
+    },
+    Key {
+        name: "cores",
+        roles: ALL,
+        kind: Kind::Integers(0, 1023),
+        default: DefaultValue::Value("[]"),
+        doc: "Cores for the workers, one each, from the first again if there are more workers. Without any the system \
+              chooses.",
+        example: "[0]",
+    },
+    Key {
+        name: "spin_us",
+        roles: ALL,
+        kind: Kind::Integer(0, 100_000),
+        default: DefaultValue::Integer(0),
+        doc: "Microseconds that a worker keeps polling after it received something, before it sleeps.",
+        example: "50",
+    },
+    Key {
+        name: "hugepages",
+        roles: ALL,
+        kind: Kind::Switch,
+        default: DefaultValue::Value("true"),
+        doc: "Cell buffers and channels on pages of 2 MB (madvise), where the system has them.",
+        example: "true",
+    },
+    Key {
+        name: "offload",
+        roles: ALL,
+        kind: Kind::Word(&["auto", "on", "off"]),
+        default: DefaultValue::Value("\"auto\""),
+        doc: "GSO and GRO on link sockets (UDP_SEGMENT, UDP_GRO).",
+        example: "\"auto\"",
+    },
+    Key {
+        name: "io",
+        roles: ALL,
+        kind: Kind::Word(&["auto", "mmsg", "uring"]),
+        default: DefaultValue::Value("\"auto\""),
+        doc: "System calls of link sockets.",
+        example: "\"auto\"",
+    },
+    Key {
+        name: "renew_after_s",
+        roles: ALL,
+        kind: Kind::Integer(1, 3600),
+        default: DefaultValue::Integer(RENEW_AFTER_S as i64),
+        doc: "Seconds after which a link gets new keys. Old ones are dropped after half as long again, at least 10 s \
+              later.",
+        example: "120",
+    },
+    Key {
+        name: "forward",
+        roles: &[Entry],
+        kind: Kind::Tables(FORWARD),
+        default: DefaultValue::Unset("no forwards"),
+        doc: "Datagrams sent to `listen` leave the exit towards `to`. Like `ssh -L`, for UDP.",
+        example: "",
+    },
+    Key {
+        name: "caps",
+        roles: &[Mix, Exit],
+        kind: Kind::Table(CAPS),
+        default: DefaultValue::Unset("the defaults below"),
+        doc: "Bounds of admission. Setups and handshakes beyond them are refused and counted; open channels stay.",
+        example: "",
+    },
+];
+
+/// Keys of a `[[forward]]`.
+pub static FORWARD: &[Key] = &[
+    Key {
+        name: "listen",
+        roles: &[Entry],
+        kind: Kind::Text("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
+        default: DefaultValue::Required,
+        doc: "Address of the entry that clients send to.",
+        example: "\"127.0.0.1:5000\"",
+    },
+    Key {
+        name: "to",
+        roles: &[Entry],
+        kind: Kind::Text("IP:PORT, [IPv6]:PORT or NAME:PORT"),
+        default: DefaultValue::Required,
+        doc: "Destination of the exit. A name is resolved there.",
+        example: "\"192.0.2.7:5000\"",
+    },
+    Key {
+        name: "idle_s",
+        roles: &[Entry],
+        kind: Kind::Integer(1, 86_400),
+        default: DefaultValue::Unset("flow_idle_s"),
+        doc: "Seconds after which its idle flows are closed.",
+        example: "300",
+    },
+];
+
+/// A bound of admission, with the default of `control::Caps`.
+const fn cap(name: &'static str, max: i64, default: i64, doc: &'static str, example: &'static str) -> Key {
+    Key {
+        name,
+        roles: &[Mix, Exit],
+        kind: Kind::Integer(1, max),
+        default: DefaultValue::Integer(default),
+        doc,
+        example,
+    }
+}
+
+/// Most channels of a node; each costs it a few kB.
+const CHANNELS_MAX: i64 = 1 << 20;
+/// Most channels that wait for their acks.
+const HALF_OPEN_MAX: i64 = 1 << 16;
+/// Most setups or handshakes a second: more than public-key work allows.
+const RATE_MAX: i64 = 1_000_000;
+/// Most links: less than the numbers that a link's id has room for.
+const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
+
+/// Keys of `[caps]`.
+pub static CAPS: &[Key] = &[
+    cap("links", LINKS_MAX, 1024, "Links with entries, at Mix 1.", "1024"),
+    cap("links_per_address", LINKS_MAX, 4, "Links with one address and port.", "4"),
+    cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second.", "1000"),
+    cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once.", "2000"),
+    cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB.", "65536"),
+    cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at Mix 1.", "4096"),
+    cap("half_open", HALF_OPEN_MAX, 1024, "Channels that wait for their acks.", "1024"),
+    cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at Mix 1.", "64"),
+    cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second.", "1000"),
+    cap("setups_burst", RATE_MAX, 2000, "Channel setups at once.", "2000"),
+    cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at Mix 1.", "5"),
+    cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at Mix 1.", "20"),
+];
+
+/// A key of another kind of file.
+const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
+    Key { name, roles: ALL, kind, default: DefaultValue::Required, doc, example }
+}
+
+const COPY: &str = "\"...\" as the chain's operator gives it";
+
+/// Keys of `chain.toml`.
+pub static CHAIN: &[Key] = &[
+    plain("id", Kind::Text("32 bytes in base64 or hex"), "Id of the chain.", COPY),
+    plain("class", Kind::Word(&["S", "M", "L"]), "Size class of its cells.", "\"L\""),
+    plain("hops", Kind::Integer(2, 8), "Key hops: the mixes and the exit.", "4"),
+    plain(
+        "mixing",
+        Kind::Text("NAME:KEY=VALUE,..."),
+        "What its mixes were set up to do.",
+        "\"threshold-or-timed:n=64,t=5ms\"",
+    ),
+    plain("lifetime_s", Kind::Integer(60, 3600), "Lifetime of a channel in seconds.", "3600"),
+    plain("node", Kind::Tables(CHAIN_NODE), "A mix or the exit, Mix 1 first.", ""),
+];
+
+/// Keys of a `[[node]]` of `chain.toml`.
+pub static CHAIN_NODE: &[Key] = &[
+    plain("role", Kind::Word(&["mix", "exit"]), "Role of the node.", "\"mix\""),
+    plain("index", Kind::Integer(1, 8), "Position of the node.", "1"),
+    plain("identity", Kind::Text("32 bytes in base64 or hex"), "Public key that signs its descriptors.", COPY),
+    plain("address", Kind::Text("IP:PORT or [IPv6]:PORT"), "Where it is reached.", "\"192.0.2.7:4701\""),
+    plain("descriptor", Kind::Text("base64"), "Its signed descriptor.", COPY),
+];
+
+const SECRET: Kind = Kind::Text("32 bytes in base64");
+
+/// An optional key of a key file.
+const fn optional(
+    name: &'static str,
+    kind: Kind,
+    unset: &'static str,
+    doc: &'static str,
+    example: &'static str,
+) -> Key {
+    Key { name, roles: ALL, kind, default: DefaultValue::Unset(unset), doc, example }
+}
+
+/// Keys of a key file.
+pub static KEY_FILE: &[Key] = &[
+    plain(
+        "identity",
+        SECRET,
+        "Seed of the Ed25519 key that signs the node's descriptor.",
+        "\"...\" as `eddy init` wrote it",
+    ),
+    plain("noise", SECRET, "Private key of its links.", "\"...\" as `eddy init` wrote it"),
+    plain("setup", SECRET, "Private key of channel setups.", "\"...\" as `eddy init` wrote it"),
+    optional("psk_up", SECRET, "none", "Pre-shared key with the previous hop.", "\"...\" as agreed with its operator"),
+    optional("psk_down", SECRET, "none", "Pre-shared key with the next hop.", "\"...\" as agreed with its operator"),
+    optional(
+        "socks_users",
+        Kind::Names("name = \"password\""),
+        "none",
+        "Who may use an entry's SOCKS ports from other hosts (RFC 1929).",
+        "",
+    ),
+];
+
+/// All tables, with what messages call their files.
+pub static ALL_FILES: &[(&str, &[Key])] = &[
+    ("a node's configuration", NODE),
+    ("a [[forward]] of entry.toml", FORWARD),
+    ("[caps] of mixN.toml or exit.toml", CAPS),
+    ("chain.toml", CHAIN),
+    ("a [[node]] of chain.toml", CHAIN_NODE),
+    ("a key file", KEY_FILE),
+];
+
+impl Key {
+    /// The first sentence of its doc.
+    pub fn summary(&self) -> &'static str {
+        self.doc.split_once(". ").map_or(self.doc, |(first, _)| first).trim_end_matches('.')
+    }
+
+    /// Its default as TOML, if it is a value.
+    pub fn default_value(&self) -> Option<String> {
+        match self.default {
+            DefaultValue::Integer(number) => Some(number.to_string()),
+            DefaultValue::Value(text) => Some(text.to_owned()),
+            DefaultValue::Required | DefaultValue::Unset(_) => None,
+        }
+    }
+
+    /// A line that sets it, or how its table is written.
+    pub fn line(&self) -> String {
+        match &self.kind {
+            Kind::Table(keys) => format!("[{}] with lines such as {}", self.name, keys[0].line()),
+            Kind::Tables(keys) => {
+                let required = keys.iter().filter(|key| matches!(key.default, DefaultValue::Required));
+                let names: Vec<&str> = required.map(|key| key.name).collect();
+                format!("[[{}]] with {} below it", self.name, names.join(", "))
+            }
+            Kind::Names(form) => format!("[{}] with lines such as {form}", self.name),
+            _ => format!("{} = {}", self.name, self.example),
+        }
+    }
+}
+
+impl Kind {
+    /// The values, for messages and tables: "a whole number from 1 to 8".
+    pub fn expected(&self) -> String {
+        match self {
+            Kind::Integer(min, max) => format!("a whole number from {min} to {max}"),
+            Kind::Integers(min, max) => format!("a list of whole numbers from {min} to {max}"),
+            Kind::Switch => "true or false".to_owned(),
+            Kind::Word(words) => {
+                let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                match quoted.split_last() {
+                    Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+                    _ => quoted.concat(),
+                }
+            }
+            Kind::Text(form) => format!("text: {form}"),
+            Kind::Texts(form) => format!("a list of texts: {form}"),
+            Kind::Table(_) => "a table".to_owned(),
+            Kind::Tables(_) => "tables".to_owned(),
+            Kind::Names(form) => format!("lines of the form {form}"),
+        }
+    }
+}
+
+/// The files that have a key: `entry.toml`, `mixN.toml or exit.toml`.
+pub fn files(roles: &[NodeRole]) -> String {
+    let names = roles.iter().map(|role| if *role == Mix { "mixN.toml".to_owned() } else { format!("{role}.toml") });
+    names.collect::<Vec<_>>().join(" or ")
+}
+
+/// The key of this name among `keys`.
+pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
+    keys.iter().find(|key| key.name == name)
+}
