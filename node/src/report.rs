@@ -1,7 +1,7 @@
-//! What a node says of itself: its ledger, its batches, its tables. One type for the status socket,
-//! for `--json`, and for people.
+//! The report of a node: its ledger, its batches, its tables. One type for the status socket, for `--json`, and for
+//! the tables of the command.
 //!
-//! Owns names and form of that JSON; whoever reads it may rely on them. Counts nothing itself.
+//! Owns the names and the shape of that JSON, which scripts may rely on. Counts nothing itself.
 //!
 //! Neighbours: [`crate::runtime::node`] fills it, [`crate::runtime::status`] and the command pass it on.
 
@@ -16,65 +16,58 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{NodeRole, node_name};
 
-/// All that a node says of itself.
+/// The report of one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// What it is.
     pub role: NodeRole,
-    /// Entry 0, then the mixes, then the exit.
+    /// Position in the chain: 0 for the entry, then the mixes, then the exit.
     pub index: usize,
-    /// Where every packet went.
     pub ledger: LedgerReport,
-    /// Releases of its pools; turns with cells on entry and exit.
+    /// Batches of cells: releases of a mix's pools; turns with cells at entry and exit.
     pub batches: u64,
-    /// Cells in one of them, on average.
+    /// Mean number of cells in a batch.
     pub mean_batch: f64,
-    /// Distinct channels in one of them, on average.
+    /// Mean number of distinct channels in a batch.
     pub distinct_channels_mean: f64,
-    /// The largest of them, in cells.
+    /// Cells in the largest batch.
     pub largest_batch: u64,
-    /// How many of them had so many cells: the most that counts here, and how many; only what happened.
+    /// Histogram of batch sizes: the largest size of a bucket, and the batches in it. Empty buckets are left out.
     pub batch_sizes: Vec<(u64, u64)>,
-    /// How long cells stay.
     pub latency_us: LatencyReport,
-    /// Messages of the kernel's that brought cells, and that took them away: a burst of cells counts once.
+    /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
-    /// Datagrams that the kernel dropped before the node saw them; in no ledger.
+    /// Datagrams that the kernel dropped before the node read them. They are not in the ledger.
     pub kernel_drops: u64,
-    /// Links now.
+    /// Links that exist now, up or not.
     pub links: u64,
-    /// Open channels now.
+    /// Channels that are open now.
     pub channels: u64,
-    /// Flows now.
+    /// Flows that are open now.
     pub flows: u64,
-    /// Client sockets (entry) or application sockets (exit) now.
+    /// Clients (entry) or application sockets (exit) that exist now.
     pub sockets: u64,
-    /// Buffers that nobody holds, of how many.
     pub buffers: Buffers,
-    /// Handshakes and setups.
     pub handshakes: Handshakes,
-    /// What control refused, by reason; only what happened.
+    /// Refusals of control by reason; reasons that did not occur are left out.
     pub refused: BTreeMap<String, u64>,
-    /// Turns of the worker.
+    /// Turns of all workers.
     pub turns: u64,
-    /// Those after which it had nothing to do and slept.
+    /// Turns after which a worker had nothing to do and slept.
     pub sleeps: u64,
-    /// Since the start.
     pub uptime_s: f64,
-    /// Processor time of the node's process since then.
+    /// CPU time of the process.
     pub cpu_s: f64,
-    /// The AEAD engine in use.
+    /// Name of the AEAD engine in use.
     pub engine: String,
-    /// How cells get into the kernel: `mmsg` or `uring`.
+    /// I/O of link sockets: `mmsg` or `uring`.
     pub io: String,
 }
 
-/// Where every packet went.
+/// The ledger: where every packet went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerReport {
-    /// Cells.
     pub cells: PairReport,
-    /// Datagrams, on entry and exit.
+    /// Datagrams of applications, at entry and exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datagrams: Option<PairReport>,
 }
@@ -92,26 +85,25 @@ pub struct PairReport {
 /// received + injected = sent + send_errors + sum(dropped) + consumed + held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TallyReport {
-    /// Came in.
     pub received: u64,
-    /// Made here.
+    /// Made by this node: built, unwrapped, or a copy that is sent again.
     pub injected: u64,
-    /// The kernel took it.
+    /// Accepted by the kernel.
     pub sent: u64,
-    /// The kernel refused it.
+    /// Refused by the kernel.
     pub send_errors: u64,
-    /// Dropped, by reason; only what happened.
+    /// Drops by reason; reasons that did not occur are left out.
     pub dropped: BTreeMap<String, u64>,
     /// Handed over: to control, or to the other unit.
     pub consumed: u64,
-    /// Inside the node.
+    /// Now in the node.
     pub held: u64,
-    /// Whether the sum is right.
+    /// Whether the sum holds.
     pub closed: bool,
 }
 
 /// How long cells stay in the node, from the turn that received them to the end of the one that sent them, in
-/// microseconds. Where datagrams leave, on entry and exit, it is those.
+/// microseconds. In the direction in which a node sends datagrams to applications, the time of those.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyReport {
     /// Towards the exit.
@@ -123,38 +115,31 @@ pub struct LatencyReport {
 /// How long the cells of one direction stay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StayReport {
-    /// In the pool, until it was due: what mixing costs. On mixes.
+    /// Time in the pool until the release was due, which is the cost of mixing. At mixes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Distribution>,
-    /// All the rest: what eddy costs.
+    /// The rest, which is the cost of eddy.
     pub node: Distribution,
-    /// Both.
+    /// The sum of both.
     pub total: Distribution,
 }
 
-/// How numbers are distributed. Quantiles are at most an eighth too high.
+/// Summary of a histogram. Quantiles are at most an eighth too high.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// How many.
     pub count: u64,
-    /// Half are not larger.
     pub p50: f64,
-    /// Nine in ten are not larger.
     pub p90: f64,
-    /// 99 in a hundred are not larger.
     pub p99: f64,
-    /// 999 in a thousand are not larger.
     pub p999: f64,
-    /// The largest.
     pub max: f64,
-    /// The mean.
     pub mean: f64,
-    /// The largest number that a bucket takes, and how many are in it: all buckets that are not empty.
+    /// The largest number of a bucket, and the count in it. Empty buckets are left out.
     pub buckets: Vec<(f64, u64)>,
 }
 
 impl From<&Histogram> for Distribution {
-    /// Of nanoseconds, in microseconds.
+    /// From nanoseconds to microseconds.
     fn from(nanos: &Histogram) -> Distribution {
         let us = |nanos: u64| nanos as f64 / 1e3;
         Distribution {
@@ -183,20 +168,17 @@ impl StayReport {
 /// Messages on link sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Messages {
-    /// Came in.
     pub received: u64,
-    /// The kernel took it.
     pub sent: u64,
     /// Whether cells leave in GSO bursts.
     pub gso: bool,
 }
 
-/// A node's buffers.
+/// Buffers of cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buffers {
-    /// Nobody holds them.
+    /// Not in use.
     pub free: u64,
-    /// All.
     pub total: u64,
 }
 

@@ -1,7 +1,7 @@
-//! The command socket of a running entry: forwards are added, removed and listed there (`eddy forward`).
+//! The command socket of a running entry, which adds, removes and lists forwards (`eddy forward`).
 //!
-//! A line of JSON in, a line of JSON out, then the end. Whoever may write to it commands the entry: it has mode 0600,
-//! and is apart from the status socket, which commands nothing.
+//! One line of JSON in, one line of JSON out, then the connection ends. Everybody who may write to it controls the
+//! entry, so it has mode 0600 and is not the status socket, which accepts no commands.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -19,22 +19,22 @@ use crate::runtime::local::{Bound, Server};
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;
 
-/// What an entry is asked for.
+/// A request to an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// One more forward.
+    /// Add a forward.
     Add(Told),
-    /// One less.
+    /// Remove a forward.
     Remove {
         /// Where it listens.
         listen: SocketAddr,
     },
-    /// All of them.
+    /// List all forwards.
     List,
 }
 
-/// A forward, as it is told.
+/// A forward in requests and answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Told {
@@ -42,18 +42,18 @@ pub struct Told {
     pub listen: SocketAddr,
     /// Where the exit sends to, `HOST:PORT`.
     pub to: String,
-    /// Flows are closed when they have sent nothing for so long; the entry's own time unless set.
+    /// Flows are closed after this time without a datagram from the client; default: the entry's `flow_idle_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<u64>,
 }
 
-/// What it answers.
+/// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Done: what was added or removed, or all there are.
+    /// Success: the forwards that were added or removed, or all of them.
     Forwards(Vec<Told>),
-    /// Not done, and why.
+    /// Failure, with the reason.
     Refused(String),
 }
 
@@ -63,7 +63,7 @@ impl From<&Forward> for Told {
     }
 }
 
-/// Answers at the socket.
+/// Serves requests at the socket.
 ///
 /// # Errors
 /// No thread or no descriptors left.
@@ -107,10 +107,10 @@ fn obey(request: Request, listeners: &Listeners) -> Answer {
     }
 }
 
-/// Asks a running entry.
+/// Sends a request to a running entry.
 ///
 /// # Errors
-/// Nobody answers, or not as an entry does.
+/// No entry answers, or the answer cannot be parsed.
 pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let mut socket = UnixStream::connect(path)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;

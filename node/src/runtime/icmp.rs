@@ -1,9 +1,9 @@
-//! ICMP errors to the entry's clients: what the network would have said, had it not carried their datagrams.
+//! ICMP errors for the entry's clients, as a network sends them for datagrams that it does not carry.
 //!
-//! A program with a connected socket then gets an error instead of silence: `EMSGSIZE`, `ECONNREFUSED`, `EHOSTUNREACH`
-//! (RFC 792, RFC 4443; RFC 1122, 4.1.3.3). Needs CAP_NET_RAW; without it the log is all there is.
+//! A program with a connected socket so gets an error instead of silence: `EMSGSIZE`, `ECONNREFUSED`, `EHOSTUNREACH`
+//! (RFC 792, RFC 4443; RFC 1122, 4.1.3.3). Needs CAP_NET_RAW; without it there is only the log.
 //!
-//! Neighbour: [`crate::runtime::node`] calls it on the control thread; the worker has said what happened, and how often at most
+//! Neighbour: [`crate::runtime::node`] calls it on the control thread for notices of the worker, which limits their rate
 //! ([`dataplane::punt::Notice`]).
 
 use std::io;
@@ -16,39 +16,39 @@ use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, PacketBuild
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use wire::frames::Status;
 
-/// The MTU of which an error speaks: the largest there is, so that what the system knows of the path stays as it was
-/// for all others. What fits is in the log; the program learns that this did not.
+/// The MTU in an error: the largest possible, so that the system's path MTU for all other programs does not change. The
+/// log has the length that fits.
 const MTU: u16 = u16::MAX;
 
-/// What became of a client's datagram.
+/// Why a client's datagram was not carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is longer than what travels.
+    /// It is longer than the longest datagram.
     TooLong,
-    /// The exit's word.
+    /// The exit refused it with this status.
     Refused(Status),
 }
 
-/// Raw sockets, where the process may have them.
+/// Raw sockets, if the process may open them.
 pub struct Icmp {
     v4: Option<Socket>,
     v6: Option<Socket>,
 }
 
 impl Icmp {
-    /// Opens them if that is allowed.
+    /// Opens the sockets that the process may open.
     pub fn open() -> Icmp {
         let raw = |domain, protocol| -> io::Result<Socket> {
             let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
             socket.set_nonblocking(true)?;
-            // Nothing is read here, so nothing is to pile up: BPF_RET | BPF_K, of no byte.
+            // Nothing is read from this socket, so nothing may queue up: BPF_RET | BPF_K with 0 bytes.
             socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)])?;
             Ok(socket)
         };
         Icmp { v4: raw(Domain::IPV4, Protocol::ICMPV4).ok(), v6: raw(Domain::IPV6, Protocol::ICMPV6).ok() }
     }
 
-    /// Tells `client` of a datagram to `listener`, an address of this host's. Lost errors are nobody's loss.
+    /// Sends an error to `client` about its datagram to `listener`, an address of this host. A lost error is not repeated.
     pub fn tell(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
         let (client, listener) = (canonical(client), canonical(listener));
         let socket = if client.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -62,7 +62,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The error, from its ICMP header on: nothing if there is none for this, or the listener's address is any.
+/// The error from its ICMP header on. None if ICMP has no such error, or if the listener's address is unspecified.
 fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>> {
     use Fate::{Refused, TooLong};
     if listener.ip().is_unspecified() {
@@ -89,7 +89,7 @@ fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>
                 Refused(Status::Refused | Status::TooManyFlows) => {
                     Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Prohibited)
                 }
-                // An address that cannot be reached is no error to an application here, though it is one over IPv4.
+                // Linux does not pass this error on to IPv6 applications as it does for IPv4.
                 Refused(Status::Unresolvable | Status::Unreachable) => {
                     Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port)
                 }
@@ -97,7 +97,7 @@ fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>
             };
             let about = PacketBuilder::ipv6(client.ip().octets(), listener.ip().octets(), 64);
             let about = about_udp(|out| about.udp(client.port(), listener.port()).write(out, &[]))?;
-            // The system fills in the checksum, for it knows the address that this leaves from (RFC 3542, 3.1).
+            // The system fills in the checksum, because it selects the source address (RFC 3542, 3.1).
             Icmpv6Header::new(kind).write(&mut error).ok()?;
             error.extend(about);
         }
@@ -106,7 +106,7 @@ fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>
     Some(error)
 }
 
-/// The head of a datagram that was not carried.
+/// The header of the datagram that was not carried.
 fn about_udp(write: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildWriteError>) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(48);
     write(&mut out).ok().map(|()| out)

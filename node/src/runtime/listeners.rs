@@ -1,7 +1,7 @@
-//! The listening sockets of a running entry: those it started with, and those that came and went since.
+//! The listening sockets of a running entry, which change while it runs.
 //!
-//! Owns the list, and what the kernel dropped at each of them. The worker has the sockets themselves and is told by way
-//! of control; here are duplicates, so that a closed one has to go here, too.
+//! Owns the list and the kernel's drops at each of them. The worker has the sockets themselves and receives changes
+//! through control; this list has duplicates, so a socket is closed only when both are.
 //!
 //! Neighbours: [`crate::runtime::console`] adds and removes forwards, [`crate::runtime::socks`] and [`crate::client`] the relays of associations.
 
@@ -20,14 +20,14 @@ use crate::config::{ConfigError, Forward, in_words};
 use crate::runtime::refusals::{Refusal, Refusals, WAKE};
 use crate::runtime::sockets::cannot_bind;
 
-/// Listening sockets at most: each is a descriptor, and looked at by the worker.
+/// Most listening sockets. Each is a descriptor that the worker polls.
 const LISTENERS_MAX: usize = 8192;
 
 /// A handle on an entry's listening sockets.
 #[derive(Clone)]
 pub struct Listeners {
     shape: Shape,
-    /// Of forwards that do not say otherwise, and of associations.
+    /// For forwards without a time of their own, and for associations.
     idle: Duration,
     state: Arc<Mutex<State>>,
     orders: Sender<Command>,
@@ -38,19 +38,18 @@ pub struct Listeners {
 struct State {
     next: u32,
     open: Vec<Open>,
-    /// What the kernel dropped at sockets that are closed.
+    /// The kernel's drops at sockets that are closed now.
     gone: u64,
 }
 
 impl State {
-    /// What the kernel dropped at sockets that are open.
+    /// The kernel's drops at open sockets.
     fn drops(&self) -> u64 {
         self.open.iter().filter_map(|open| sys::kernel_drops(&open.socket).ok()).sum()
     }
 }
 
-/// An association's socket, open for as long as this is held: what its client sends there names its destination (RFC
-/// 1928, 7).
+/// The socket of an association, closed when this is dropped. Datagrams to it contain their destination (RFC 1928, 7).
 pub struct Relay {
     id: u32,
     at: SocketAddr,
@@ -80,7 +79,7 @@ struct Open {
 }
 
 impl Listeners {
-    /// Of the sockets that an entry starts with. Orders for its worker go to `orders`; `control` is woken for each.
+    /// The sockets with which an entry starts. Commands for its worker go to `orders`; `control` is woken for each.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -109,7 +108,7 @@ impl Listeners {
         self.shape
     }
 
-    /// Adds a forward; returns it with the port that it got.
+    /// Adds a forward. Returns it with its port if that was 0.
     ///
     /// # Errors
     /// A name that is too long, or a socket that cannot be bound.
@@ -125,7 +124,7 @@ impl Listeners {
         Ok(Forward { listen, to, idle: Some(idle.unwrap_or(self.idle)) })
     }
 
-    /// Removes the forward that listens there; its flows are closed. None if there is none.
+    /// Removes the forward at this address and closes its flows. None if there is no such forward.
     pub fn remove(&self, listen: SocketAddr) -> Option<Forward> {
         let found = self.forwards().into_iter().find(|(_, forward)| forward.listen == listen);
         let (id, forward) = found?;
@@ -133,7 +132,7 @@ impl Listeners {
         Some(forward)
     }
 
-    /// All forwards, oldest first, by the worker's name for them.
+    /// All forwards, oldest first, by the worker's id for them.
     pub fn forwards(&self) -> Vec<(u32, Forward)> {
         let of = |open: &Open| match &open.kind {
             ListenerKind::Forward(to) => {
@@ -145,7 +144,7 @@ impl Listeners {
         self.state().open.iter().filter_map(of).collect()
     }
 
-    /// Has the worker listen at a socket.
+    /// Makes the worker listen at a socket.
     ///
     /// # Errors
     /// No descriptor is left, or there are too many listeners.
@@ -167,14 +166,14 @@ impl Listeners {
         Ok(id)
     }
 
-    /// Where the socket of this name listens, if it is open, and whether it is a forward.
+    /// The address of an open socket, and whether it is a forward.
     pub fn find(&self, id: u32) -> Option<(SocketAddr, bool)> {
         let state = self.state();
         let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
         Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
-    /// Has the worker close a socket.
+    /// Makes the worker close a socket.
     pub fn close(&self, id: u32) {
         let mut state = self.state();
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
@@ -184,14 +183,14 @@ impl Listeners {
         }
     }
 
-    /// Lets go of all sockets, so that whoever still sends there is told; for a node that ends.
+    /// Closes all sockets when the node ends, so that the system reports an error to those who still send there.
     pub fn close_all(&self) {
         let mut state = self.state();
         state.gone += state.drops();
         state.open.clear();
     }
 
-    /// Opens a socket of an association's own, at this address of the host's.
+    /// Opens a socket for an association at this address of the host.
     ///
     /// # Errors
     /// No port or descriptor is left, or there are too many listeners.
@@ -226,22 +225,22 @@ impl Listeners {
     }
 
     fn order(&self, op: Command) {
-        // A node that ends takes no more orders, and closes all its sockets.
+        // A node that ends accepts no more commands and closes all its sockets.
         let _ = self.orders.send(op);
         self.control.wake();
     }
 
-    /// What the kernel dropped at all of them.
+    /// The kernel's drops at all of them.
     pub fn kernel_drops(&self) -> u64 {
         let state = self.state();
         state.gone + state.drops()
     }
 }
 
-/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
+/// Checks that a name fits in one cell of the chain's class, without which its flow could not be opened (SPEC 3.12).
 ///
 /// # Errors
-/// It does not.
+/// It does not fit.
 pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
     let (Destination::Name(name, _), over) = (to, to.open_len().saturating_sub(shape.payload())) else {
         return Ok(());
@@ -287,7 +286,7 @@ mod tests {
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
         assert!(matches!(taken.try_recv(), Ok(Command::Unlisten { id: 1 })));
         assert_eq!(listeners.remove(added.listen), None);
-        // The worker, too, lets go of it.
+        // The worker closes its socket, too.
         drop(socket);
         assert_eq!(listeners.add(added.clone()).unwrap(), added);
     }

@@ -1,7 +1,7 @@
-//! Unix sockets of a running node that its user alone may talk to.
+//! Unix sockets of a running node, for its own user only.
 //!
-//! Owns the file (mode 0600, gone with the node) and the thread that answers. What is said there is the business of
-//! [`crate::runtime::status`] and [`crate::runtime::console`].
+//! Owns the file (mode 0600, removed when the node ends) and the thread that answers.
+//! [`crate::runtime::status`] and [`crate::runtime::console`] define the protocols.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -16,28 +16,28 @@ use rustix::fs::Mode;
 
 use crate::config::{ConfigError, Location, in_words};
 
-/// Longest path of a Unix socket: sun_path less its final zero.
+/// Longest path of a Unix socket: sun_path without its final zero.
 const PATH_MAX: usize = 107;
-/// A client that neither reads nor writes for so long is left alone.
+/// The connection ends after this time in which the client neither reads nor writes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A bound socket that nobody answers yet. Removes its file when dropped.
+/// A bound socket that is not served yet. Removes its file when dropped.
 pub struct Bound {
     listener: UnixListener,
     path: Removed,
 }
 
-/// A file that goes when this is dropped.
+/// A file that is removed when this is dropped.
 struct Removed(PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may be gone already.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// A socket that is answered. Ends, and removes its file, when dropped.
+/// A socket that is served. Ends, and removes its file, when dropped.
 pub struct Server {
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -45,8 +45,8 @@ pub struct Server {
 }
 
 impl Bound {
-    /// Binds the socket. A file left behind by a node that died is replaced. `key` is the configuration's word for it,
-    /// `place` where that stands.
+    /// Binds the socket and replaces the file of a node that died. `key` is its configuration key, `place` where that is
+    /// set.
     ///
     /// # Errors
     /// A node answers there already, something else than a socket is in the way, or the system
@@ -95,14 +95,14 @@ impl Bound {
                 }
             }
         }
-        // Nobody else may connect, from the first moment on; no other thread makes files yet.
+        // No other user may connect at any time. No other thread creates files yet.
         let before = rustix::process::umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         rustix::process::umask(before);
         Ok(Bound { listener: bound.map_err(refused)?, path: Removed(path.to_owned()) })
     }
 
-    /// Has every connection answered, one after the other, on a thread of its own.
+    /// Answers all connections, one after the other, on a thread of its own.
     ///
     /// # Errors
     /// No thread or no descriptors left.
@@ -124,9 +124,9 @@ impl Bound {
                     Err(_) => return,
                 }
                 match listener.accept() {
-                    // A client that went away or does not read is its own trouble.
+                    // A client that went away or does not read gets no answer.
                     Ok((client, _)) => drop(patient(&client).and_then(|()| answer(client))),
-                    // No descriptor is left: the client waits, and so does this thread.
+                    // No descriptor is left; the client and this thread wait.
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }

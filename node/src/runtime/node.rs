@@ -1,8 +1,8 @@
 //! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
 //! ([`crate::runtime::bridge`]).
 //!
-//! Owns the control thread, and what a node's readings are made from. Control sends handshake datagrams itself, on duplicates of
-//! the link sockets; everything else leaves through the workers.
+//! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates of
+//! the link sockets; everything else is sent by the workers.
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsFd;
@@ -40,27 +40,23 @@ use crate::runtime::resolver::Resolver;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
 
-/// All a node needs to run.
+/// What a node is started with.
 pub struct NodeSpec {
-    /// What it is.
     pub role: NodeRole,
-    /// Its chain, verified.
+    /// Verified.
     pub chain: config::Chain,
-    /// Entry 0, mixes from 1, then the exit.
+    /// 0 for the entry, then the mixes, then the exit.
     pub position: usize,
-    /// Where its next hop is reached; none at the exit.
+    /// Address of the next hop; none at the exit.
     pub next: Option<std::net::SocketAddr>,
-    /// Over how many ports its links are spread.
+    /// Number of ports of each of its links.
     pub lanes: Lanes,
-    /// Its configuration.
     pub config: NodeConfig,
-    /// Its keys.
     pub keys: config::Keys,
-    /// Its sockets, bound.
     pub sockets: Sockets,
 }
 
-/// A node's sockets.
+/// A node's sockets, bound.
 pub struct Sockets {
     /// Towards the previous hop, one for each lane; none at the entry.
     pub up: Vec<UdpSocket>,
@@ -72,14 +68,14 @@ pub struct Sockets {
     pub socks: Vec<TcpListener>,
 }
 
-/// What control last said of itself.
+/// Control's part of the report, updated at each of its turns.
 #[derive(Clone, Default)]
 struct ControlState {
     counters: Counters,
     half_open: usize,
 }
 
-/// What a node's readings are made from.
+/// The sources of a node's report.
 #[derive(Clone)]
 struct Reporter {
     role: NodeRole,
@@ -88,9 +84,9 @@ struct Reporter {
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<latency::Shared>,
     control: Arc<Mutex<ControlState>>,
-    /// The link sockets, to ask the kernel what it dropped there.
+    /// Duplicates of the link sockets, for the kernel's drop counters.
     sockets: Arc<Vec<UdpSocket>>,
-    /// An entry's other ones.
+    /// Of an entry.
     listeners: Option<Listeners>,
     readiness: Arc<Readiness>,
     turns: Vec<Arc<Turns>>,
@@ -117,13 +113,13 @@ impl Reporter {
 }
 
 impl Reporter {
-    /// The sum of all workers' ledgers, read at once: what one has sent another may have received.
+    /// The sum of all workers' ledgers, all locked at once because one may have received what another has sent.
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
         readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading)).unwrap_or_default()
     }
 
-    /// The sum of what all workers count by size.
+    /// The sum of all workers' profiles.
     fn profile(&self) -> Profile {
         self.profiles.iter().map(latency::Shared::read).reduce(|sum, more| sum.and(&more)).unwrap_or_default()
     }
@@ -152,11 +148,11 @@ pub fn rng() -> Result<ChaCha20Rng, StartError> {
     Ok(ChaCha20Rng::from_seed(*seed))
 }
 
-/// Descriptors that flows leave to the rest of an exit: status clients, the resolver, the node's own sockets.
+/// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it: without
-/// a descriptor left nobody could ask for its status.
+/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it, so that a
+/// descriptor is left for status clients.
 fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -261,7 +257,7 @@ impl Node {
         self.reporter.readiness.clone()
     }
 
-    /// A reading of all counters.
+    /// A report of all counters.
     pub fn report(&self) -> NodeReport {
         self.reporter.report()
     }
@@ -277,7 +273,7 @@ impl Node {
         !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
-    /// Stops the threads: what is held is sent if it can be, and counted if not. The last reading.
+    /// Stops the threads. What the node holds is sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
     /// A thread had died.
@@ -299,7 +295,7 @@ fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
     socket.map(UdpSocket::try_clone).transpose()
 }
 
-/// What control is told, of a node's files.
+/// The configuration of control from a node's files.
 pub fn control_config(
     chain: &config::Chain,
     position: usize,
@@ -339,7 +335,7 @@ impl Drop for ControlThread {
 
 struct ControlThread {
     bridge: Bridge,
-    /// What the worker is to do beside what control wants.
+    /// Commands for the worker that do not come from control.
     orders: Receiver<Command>,
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
@@ -380,7 +376,7 @@ impl ControlThread {
                 Side::Up => &sockets.0,
                 Side::Down => &sockets.1,
             };
-            // Lost or not, control tries again in its own time.
+            // If it is lost, control sends it again.
             if let Some(socket) = socket {
                 let _ = socket.send_to(datagram, to);
             }
@@ -416,7 +412,7 @@ impl ControlThread {
     }
 }
 
-/// Sends the ICMP error that a network would have sent for a datagram of a client's that did not travel.
+/// Sends the ICMP error that a network sends for a datagram that it does not carry.
 fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
     let (client, fate) = match notice {
         Notice::Deaf { .. } => return,
@@ -424,7 +420,7 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
         Notice::Refused { client, status, .. } => (client, Fate::Refused(*status)),
     };
     let Some((at, is_forward)) = listeners.find(client.listener) else { return };
-    // Where a client has many destinations, its socket's errors are not those of one of them.
+    // An error about one destination would affect a client's others on the same socket.
     if is_forward || fate == Fate::TooLong {
         icmp.tell(client.address, at, fate);
     }

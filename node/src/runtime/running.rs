@@ -1,7 +1,7 @@
-//! A node as its files say: its sockets, its threads, the sockets where it is asked and told.
+//! A node made from its files: its sockets, its threads, its status and command sockets.
 //!
-//! Neighbours: `eddy run` keeps one until it is told to end, [`crate::client`] in the process of whoever
-//! uses the library.
+//! Neighbours: `eddy run` runs one until a signal arrives, [`crate::client`] runs one in the process of a program that uses
+//! the library.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Running {
         Ok(Running { node, shape, ready, _status: status, _console: console })
     }
 
-    /// A line that says what it is and where it listens.
+    /// A line with the node's name and addresses.
     pub fn ready(&self) -> &str {
         &self.ready
     }
@@ -89,7 +89,7 @@ impl Running {
         self.node.is_alive()
     }
 
-    /// Ends it: what is held is sent if it can be, and counted if not. The last reading.
+    /// Stops the node. What it holds is sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
     /// A thread had died.
@@ -128,12 +128,12 @@ pub fn check(loaded: &Loaded) -> Result<(), StartError> {
 /// The engine that all keys will be prepared for.
 ///
 /// # Errors
-/// `EDDY_AEAD` names one that this CPU does not run, or none at all.
+/// `EDDY_AEAD` names an engine that does not exist or that this CPU cannot run.
 pub fn engine() -> Result<Engine, ConfigError> {
     wire::gcm::select().map_err(|why| ConfigError::Arguments(why.to_string()))
 }
 
-/// A name must fit in one cell of the chain's class, or its flow could never be opened (SPEC 3.12).
+/// Checks that names fit in one cell of the chain's class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
     entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))

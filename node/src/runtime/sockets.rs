@@ -1,7 +1,7 @@
-//! A node's sockets: bound, or taken over from whoever started it.
+//! A node's sockets: bound, or passed by the process that started it.
 //!
-//! Owns the order in which they are passed, and every reason why they cannot be had or cannot reach the
-//! next hop, in an operator's words. Their options are [`crate::runtime::node`]'s.
+//! Owns the order in which they are passed, and the messages for sockets that cannot be bound or cannot reach the next
+//! hop. [`crate::runtime::workers`] sets their options.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -22,22 +22,21 @@ use crate::runtime::node::Sockets;
 /// IP and UDP headers, over IPv4 and over IPv6.
 const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
 
-/// A socket that the node wants.
+/// A socket that the node needs.
 struct Wanted {
     /// What it is for: `up`, `down`, `a forward`, `pymix`, `socks`.
     name: &'static str,
-    /// Where the operator said so, and what.
+    /// The setting and where it is.
     said: String,
-    /// Where it is, or shall be, bound.
+    /// The address to bind, or the bound one.
     address: SocketAddr,
-    /// TCP and not UDP.
+    /// TCP instead of UDP.
     stream: bool,
-    /// Passed by whoever started the node.
+    /// Passed by the process that started the node.
     passed: Option<OwnedFd>,
 }
 
-/// Binds a node's sockets, or takes those that were passed. Tells the next hop's address, too; none at
-/// the exit.
+/// Binds a node's sockets, or takes those that were passed. Also returns the address of the next hop; none at the exit.
 ///
 /// # Errors
 /// A mistake: sockets that contradict each other or cannot be bound, or a next hop out of reach.
@@ -53,7 +52,7 @@ pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<So
     if let Some(next) = next {
         not_itself(loaded, &wanted, next)?;
     }
-    // Towards the next hop several sockets share a port, each for one of its lanes.
+    // Several sockets towards the next hop share a port, one for each of its lanes.
     let (downs, mut shared) = (lanes.downs(), None);
     let mut bound = Vec::with_capacity(wanted.len());
     for Wanted { name, said, address, stream, passed } in wanted {
@@ -129,7 +128,7 @@ fn open_to_all(loaded: &Loaded) -> Result<(), ConfigError> {
     }
 }
 
-/// A socket whose port others of ours may share.
+/// A socket whose port this node's other sockets may share.
 pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     socket.set_reuse_port(true)?;
@@ -137,8 +136,8 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Beside the one socket binds as many as the next hop has lanes, and connects each to one of them: the kernel then
-/// gives it what comes from there.
+/// Binds as many sockets as the next hop has lanes and connects each to one lane, so that the kernel delivers to it what
+/// comes from there.
 fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
     let at = down[0].local_addr()?;
     for lane in 0..lanes {
@@ -154,15 +153,15 @@ fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: i
     ConfigError::Arguments(format!("{said}: {what}: {remedy}"))
 }
 
-/// What the system knows of a path.
+/// The system's view of a path.
 pub struct KnownPath {
-    /// The longest packet that it carries whole.
+    /// The longest packet that it carries unfragmented, in bytes.
     pub mtu: usize,
-    /// The address that packets leave from.
+    /// Source address of the packets.
     pub local: IpAddr,
 }
 
-/// Asks the system for the path from an address to another. Sends nothing.
+/// Reads the system's view of the path between two addresses. Sends nothing.
 pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
     let probe = UdpSocket::bind((from, 0))?;
     probe.connect(to)?;
@@ -170,14 +169,14 @@ pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
     Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
 }
 
-/// The longest packet of a link: its cells both ways, and its handshakes.
+/// The longest packet of a link, cells of both directions and handshakes included, in bytes.
 pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
     let both = [Direction::Forward, Direction::Backward];
     let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
     HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
 }
 
-/// The largest class with shorter cells, all of which such a path carries.
+/// The largest class with shorter cells that fits the MTU.
 pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
     let fits = |class: &Class| {
         let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
@@ -186,7 +185,7 @@ pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
     [Class::M, Class::S].into_iter().find(fits)
 }
 
-/// The name of the device with an address of this host's.
+/// The name of the device with this address.
 pub fn device(local: IpAddr) -> Option<String> {
     let interfaces = if_addrs::get_if_addrs().ok()?;
     interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
@@ -256,7 +255,7 @@ fn wanted(
     Ok((wanted, listeners))
 }
 
-/// Takes the sockets that were passed: all or none.
+/// Takes the sockets that were passed, which must be all or none.
 fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<(), ConfigError> {
     if passed.len() == 0 {
         return Ok(());
@@ -291,7 +290,7 @@ fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<
     Ok(())
 }
 
-/// No two sockets may want one port.
+/// Refuses two sockets with the same port.
 fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
     for (i, one) in wanted.iter().enumerate() {
         let (ip, port) = (one.address.ip(), one.address.port());
@@ -309,7 +308,7 @@ fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The next hop must be another node.
+/// Refuses a next hop that is this node.
 fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
     let config = &loaded.config;
     let position = config.position + 1;
@@ -339,19 +338,19 @@ fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<()
     Err(mistake(said, format!("that is this node's own socket, {} on {}", own.name, own.address), remedy))
 }
 
-/// Whether an address is this host's. Where the system does not tell, only loopback is known to be.
+/// Whether an address belongs to this host. If the system does not list its addresses, only loopback does.
 fn is_own(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     ip.is_loopback()
         || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|interface| interface.ip().to_canonical() == ip))
 }
 
-/// Why a socket cannot be bound, in an operator's words. `said` is where the operator said so, and what.
+/// The message for a socket that cannot be bound. `said` is the setting and where it is.
 pub fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
     unbindable(said, address, "ss -ulpn", why)
 }
 
-/// The same of a TCP socket.
+/// The same for a TCP socket.
 pub fn cannot_listen(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
     unbindable(said, address, "ss -tlpn", why)
 }
@@ -386,12 +385,12 @@ fn unbindable(said: &str, address: SocketAddr, list: &str, why: &io::Error) -> C
     }
 }
 
-/// Cells and handshakes travel unfragmented, so what the system knows of the path to the next hop must
-/// carry the longest of them. A path that does not exist yet may come; the node keeps trying.
+/// Checks that the path to the next hop carries the longest cell and handshake, which are sent unfragmented. A path that
+/// does not exist yet is not an error, because the node keeps trying.
 fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<(), ConfigError> {
     let KnownPath { mtu, local } = match known_path(from, next) {
         Ok(path) => path,
-        // What Linux says of a loopback address towards any other.
+        // Linux returns this for a loopback address towards any other.
         Err(why) if why.kind() == ErrorKind::InvalidInput => {
             let any = if next.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             return Err(mistake(

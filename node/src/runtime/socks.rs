@@ -1,12 +1,12 @@
 //! SOCKS5 for UDP (RFC 1928, RFC 1929): the TCP side of associations.
 //!
-//! A client connects, says who it is, asks for UDP ASSOCIATE and is told of a relay: a socket of its own at the entry,
-//! which exists exactly as long as that connection. What travels over the relay is the entry's business
-//! ([`dataplane::entry::Listener`]). Names are not looked up here; the exit does that. CONNECT and BIND are refused with
-//! 0x07: eddy carries no TCP.
+//! A client connects, authenticates and requests UDP ASSOCIATE. The answer is the address of a relay: a UDP socket of its
+//! own at the entry, which exists as long as that connection. The entry handles the datagrams of the relay
+//! ([`dataplane::entry::Listener`]), and the exit resolves names. CONNECT and BIND are refused with 0x07, because eddy
+//! does not carry TCP.
 //!
-//! Without a name and password only loopback is served. fast-socks5 speaks the protocol, on a tokio runtime of one
-//! thread.
+//! Clients without a name and password are served on loopback only. fast-socks5 implements the protocol, on a tokio
+//! runtime of one thread.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,17 +32,17 @@ use zeroize::Zeroizing;
 
 use crate::runtime::listeners::Listeners;
 
-/// Names and passwords of those who may use a port that is not on loopback.
+/// Names and passwords for ports that are not on loopback.
 pub type Users = BTreeMap<String, Zeroizing<String>>;
 
-/// Connections at most; more wait to be accepted.
+/// Most connections; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
-/// A client has so long to say what it wants.
+/// Longest time that a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A client that has gone without a word is noticed after this and a few probes.
+/// Silence before TCP keepalive probes, which find clients that vanished.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// The thread that serves. Ends, with all associations, when dropped.
+/// The SOCKS thread. It ends, with all associations, when this is dropped.
 pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -54,7 +54,7 @@ struct Shared {
     room: Semaphore,
 }
 
-/// Serves at these sockets.
+/// Serves SOCKS clients at these sockets.
 ///
 /// # Errors
 /// No thread or no descriptors left.
@@ -77,7 +77,7 @@ pub fn serve(sockets: Vec<TcpListener>, users: Users, listeners: Listeners) -> i
             }
             let _ = stopped.await;
         });
-        // The runtime goes, and with it every connection and its relay.
+        // Dropping the runtime ends every connection and its relay.
     })?;
     Ok(Server { stop: Some(stop), thread: Some(thread) })
 }
@@ -105,13 +105,13 @@ async fn accept(socket: tokio::net::TcpListener, shared: Arc<Shared>) {
                     shared.room.add_permits(1);
                 });
             }
-            // No descriptor is left: the client waits.
+            // No descriptor is left; the client waits.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-/// Why a connection ended before its time.
+/// Why a connection ended early.
 #[derive(Debug, thiserror::Error)]
 enum ConversationError {
     #[error(transparent)]
@@ -120,7 +120,7 @@ enum ConversationError {
     Protocol(#[from] SocksServerError),
 }
 
-/// One connection, from its first byte to its last.
+/// Serves one connection to its end.
 async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), ConversationError> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
@@ -147,14 +147,14 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     };
     let at = relay.address();
     let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
-    // Nothing more is to be said; the relay lives until the client hangs up.
+    // The relay lives until the client closes the connection.
     let mut ignored = [0; 256];
     while stream.read(&mut ignored).await.is_ok_and(|len| len > 0) {}
     Ok(())
 }
 
-/// Who may come in: anybody at a loopback port, elsewhere who knows a name and its password. None for all others, who
-/// have been told.
+/// Authenticates a client: everybody at a loopback port, elsewhere those with a name and its password. None for all
+/// others, who have been refused.
 async fn authenticate(
     stream: TcpStream,
     local: IpAddr,
@@ -169,7 +169,7 @@ async fn authenticate(
         StandardAuthenticationStarted::NoAuthentication(opened) => Ok(Some(Socks5ServerProtocol::finish_auth(opened))),
         StandardAuthenticationStarted::PasswordAuthentication(asked) => {
             let (name, password, asked) = asked.read_username_password().await?;
-            // Some programs say a name wherever they come.
+            // Some programs send a name to every server.
             if loopback || knows(users, &name, &Zeroizing::new(password)) {
                 Ok(Some(Socks5ServerProtocol::finish_auth(asked.accept().await?)))
             } else {
@@ -180,14 +180,14 @@ async fn authenticate(
     }
 }
 
-/// Whether this is one of the users and their password. A name that is none takes as long.
+/// Whether the name and password are those of a user. An unknown name takes as long as a known one.
 fn knows(users: &Users, name: &str, password: &str) -> bool {
     let (known, expected) = users.get(name).map_or((false, ""), |password| (true, password.as_str()));
     bool::from(password.as_bytes().ct_eq(expected.as_bytes())) && known
 }
 
-/// The port that a client says it will send from, if that is what it says (RFC 1928, 4: DST.ADDR and DST.PORT of UDP
-/// ASSOCIATE). Many write zeros, and some the destination that they have in mind.
+/// The port from which a client announces to send (RFC 1928, 4: DST.ADDR and DST.PORT of UDP ASSOCIATE). Many clients
+/// write zeros, and some write their destination.
 fn source_port(target: &TargetAddr, client: IpAddr) -> Option<u16> {
     match target {
         TargetAddr::Ip(address) => {
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(source_port(&TargetAddr::Domain("a.example".into(), 7), client), None);
     }
 
-    /// What somebody hears who says this to a server that believes to be reached at `local`.
+    /// The answer to these bytes from a server whose address is `local`.
     fn heard(local: &str, users: &Users, said: &'static [u8]) -> (Vec<u8>, bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -1,9 +1,9 @@
-//! The status socket: one JSON line per connection, then the end.
+//! The status socket: one line of JSON for each connection.
 //!
-//! It takes no commands: whoever connects learns the counters and can do nothing else.
+//! It accepts no commands: a client can read the counters and do nothing else.
 //!
-//! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] says what is in the line; `eddy status` and `eddy
-//! chain` ask.
+//! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] defines the line; `eddy status` and `eddy chain`
+//! read it.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,10 +27,10 @@ fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
     client.write_all(&line)
 }
 
-/// Asks a running node.
+/// Reads the report of a running node.
 ///
 /// # Errors
-/// Nobody answers, or not with a report.
+/// No node answers, or the answer is not a report.
 pub fn ask(path: &Path) -> io::Result<NodeReport> {
     let mut socket = UnixStream::connect(path)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -98,7 +98,7 @@ mod tests {
     fn a_client_that_leaves_a_long_report_unread_holds_the_next_up_for_a_second_and_no_client_commands() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
-        // Longer than any socket buffer: who does not read it blocks its writer.
+        // Longer than any socket buffer, so a client that does not read it blocks the writer.
         let long = || NodeReport { engine: "x".repeat(4 << 20), ..report() };
         let server = serve(bind(&path).unwrap(), long).unwrap();
         let mut silent = UnixStream::connect(&path).unwrap();

@@ -67,11 +67,10 @@ struct WorkerEnds {
 }
 
 impl Workers {
-    /// Starts the workers of a node. They end when `stop` is set and they are woken; `control` is woken when they have
-    /// something to say.
+    /// Starts the workers of a node. They end when `stop` is set and they are woken. `control` is woken when there are punts.
     ///
     /// # Errors
-    /// A socket option or a thread is refused by the system.
+    /// The system refuses a socket option or a thread.
     pub fn start(
         chain: &Chain,
         position: usize,
@@ -305,13 +304,13 @@ fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
     config.cores.iter().map(set).collect()
 }
 
-/// Whether this node's cells travel in GSO bursts; a line for the operator if they should and cannot.
+/// Whether this node sends and receives bursts of cells. Logs the reason if they are wanted and not possible.
 fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
     let (mut lens, mut ipv6) = (Vec::new(), false);
     for (side, socket) in sockets {
-        // What arrives on one side has the length that leaves on the other, give or take a layer: both are tried.
+        // Cells of the two sides differ by a layer; both lengths are tested.
         lens.push(lengths(shape, position, side).cell);
         ipv6 |= socket.local_addr()?.is_ipv6();
     }
@@ -326,8 +325,7 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
     Ok(offloads)
 }
 
-/// The system calls of a link socket; a line for the operator, the first time, if they are not those that were asked
-/// for.
+/// The system calls of a link socket. Logs the reason once if they are not the configured ones.
 fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
     let (calls, why) = Calls::new(io, socket);
     if let Some(why) = why
@@ -338,8 +336,8 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
     calls
 }
 
-/// Options of a link socket: cells whole, a receive buffer for bursts. A buffer that somebody asked for must
-/// be had; the default need not.
+/// Sets the options of a link socket: no fragmentation, and a receive buffer for bursts. A configured size is mandatory;
+/// the default is best effort.
 fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> Result<(), StartError> {
     let receive_buffer = config.receive_buffer;
     let granted =
