@@ -173,13 +173,15 @@ impl<'s> Table<'s> {
 
     fn unknown(&self, name: &str, span: &Range<usize>) -> ConfigError {
         let names: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
-        let elsewhere = table::ALL_FILES.iter().find(|(_, keys)| table::find(keys, name).is_some());
-        let hint = match (elsewhere, nearest(name, &names)) {
-            (Some((file, _)), _) => {
-                format!("it belongs in {file}: check which file was named, and in which table it is")
-            }
-            (None, Some(name)) => format!("did you mean `{name}`?"),
-            (None, None) => format!("the keys here are {}", names.join(", ")),
+        let elsewhere = table::ALL_FILES.iter().filter(|(_, keys)| table::find(keys, name).is_some());
+        let elsewhere: Vec<&str> = elsewhere.map(|(file, _)| *file).collect();
+        let hint = if !elsewhere.is_empty() {
+            let files = elsewhere.join(" or ");
+            format!("it belongs in {files}: check which file was named, and in which table it is")
+        } else if let Some(near) = nearest(name, &names) {
+            format!("did you mean `{near}`?")
+        } else {
+            format!("the keys here are {}", names.join(", "))
         };
         ConfigError::UnknownKey { at: self.source.at(span), key: name.to_owned(), hint }
     }
@@ -317,7 +319,7 @@ impl<'s> Table<'s> {
     /// A text as what it says: the file's or the default.
     pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ConfigError> {
         if let Some(text) = self.maybe_text(name) {
-            return text.value.parse().map_err(|why: T::Err| text.invalid(format!("invalid {name}: {why}")));
+            return text.value.parse().map_err(|why: T::Err| text.invalid(why.to_string()));
         }
         let default = table::find(self.keys, name).and_then(Key::default_value).unwrap_or_default();
         default

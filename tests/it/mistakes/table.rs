@@ -340,7 +340,7 @@ table! { COMMAND_LINE:
     "`--forward` without a destination", Nothing, "entry --config entry.toml --forward 5000", &["LISTEN=DEST"];
     "`--forward` to port 0", Nothing, "entry --config entry.toml --forward 5000=192.0.2.1:0", &["port 0"];
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
-        &["invalid listen address \"here\": expected IP:PORT"];
+        &["invalid --pymix \"here\": expected IP:PORT"];
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
