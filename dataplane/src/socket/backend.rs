@@ -1,6 +1,6 @@
 //! The system calls that link sockets make: recvmmsg and sendmmsg, or io_uring.
 //!
-//! Both move the same messages between the same buffers (docs/ARCHITECTURE.md has what each costs); a kernel, its
+//! Both move the same messages between the same buffers (docs/BENCHMARKS.md has what each costs); a kernel, its
 //! administrator or a sandbox may refuse io_uring, and then it is recvmmsg and sendmmsg with a word why.
 
 use std::fmt;
