@@ -25,7 +25,6 @@ const KEPT: usize = 100_000;
 const BUFFER: usize = 32 << 20;
 /// Forward and backward.
 pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
-/// No cell has one of these lengths (SPEC 2.3).
 
 /// A datagram that came to the tap, before anything was done to it.
 #[derive(Clone, Debug)]

@@ -69,7 +69,7 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
     let names = NameServer::start();
     let resolver = format!("resolver = \"{}\"", names.address);
     let mut nodes = Nodes::start(Plan { extra: vec![(3, resolver)], ..Plan::default() });
-    let entry = Entry::start(&nodes.another_entry()).unwrap();
+    let entry = Entry::start(nodes.another_entry()).unwrap();
     let (one, other) = (tunnel(&entry), tunnel(&entry));
     let (first, second) = (server(), server());
     // Sent before any channel is up: it waits for one.
@@ -146,7 +146,7 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
 #[test]
 fn tunnel_hears_strangers_only_where_the_exit_lets_them() {
     let mut nodes = Nodes::start(Plan { extra: vec![(3, "filtering = \"none\"".to_owned())], ..Plan::default() });
-    let entry = Entry::start(&nodes.another_entry()).unwrap();
+    let entry = Entry::start(nodes.another_entry()).unwrap();
     let (tunnel, asked, stranger) = (tunnel(&entry), server(), server());
     let exit = talk(&tunnel, &at(&asked), &asked, b"hello");
     stranger.send_to(b"psst", exit).unwrap();

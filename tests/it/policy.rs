@@ -54,7 +54,7 @@ fn denied_ranges_are_unreachable_by_address_and_name() {
         extra: vec![(3, format!("resolver = \"{}\"", names.address))],
         ..Plan::default()
     });
-    let entry = Entry::start(&nodes.another_entry()).unwrap();
+    let entry = Entry::start(nodes.another_entry()).unwrap();
     let tunnel = UdpTunnel::open(&entry).unwrap();
     let port = nodes.sink.local_addr().unwrap().port();
     let named = |ip: IpAddr| Destination::Name(name_of(ip).as_str().into(), port);
