@@ -161,7 +161,7 @@ fn mistakes_in_files_are_reported_as_by_the_node() {
     edit(&dir.path().join("mix1.toml"), "position", "position = 4");
     assert_mistake("place", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:4", "1 to 3"]);
     fs::copy(dir.path().join("mix3.key"), dir.path().join("mix2.key")).unwrap();
-    assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: its noise key is not that"]);
+    assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: the noise key is not that"]);
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
     let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
     assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "expected wide512"]);

@@ -10,7 +10,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
     let mistakes: &[(&str, &[&str])] = &[
         ("init new --ipv6 --mixes 6",
             &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"]),
-        ("init new --host ::1 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
+        ("init new --host ::1 --mixes 7", &["1472 bytes, but over IPv6 only 1452 fit"]),
         ("init new --ipv6 --host 127.0.0.1", &["--host 127.0.0.1 is IPv4"]),
         ("init new --mixes 2 --node 192.0.2.1", &["1 --node for 2 mixes and an exit", "give --node 3 times"]),
         (
@@ -22,7 +22,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node 192.0.2.1:5 (again for node 2)"]),
         ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["node 1 at 192.0.2.1:0", "port"]),
         ("init new --base-port 65534", &["--base-port 65534 is too high", "needs 4 ports"]),
-        ("chain --ipv6 --mixes 7", &["1472 bytes, over IPv6 1452 fit"]),
+        ("chain --ipv6 --mixes 7", &["1472 bytes, but over IPv6 only 1452 fit"]),
         ("chain --rate 1000000 --seconds 86400", &["too many for one run"]),
     ];
     for (line, wanted) in mistakes {
@@ -39,7 +39,7 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("init", "<DIR>"),
         ("init x --mixes 0", "invalid --mixes \"0\": expected 1 to 7"),
         ("init x --mixes 8", "expected 1 to 7"),
-        ("init x --class XL", "the classes are S"),
+        ("init x --class XL", "expected S (208 bytes)"),
         ("init x --mixing pool:t=1ms", "write one of"),
         ("init x --mixing threshold:n=5,n=6", "duplicate key n"),
         ("init x --lifetime 10", "60..=3600"),
@@ -49,8 +49,8 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("entry --config x --forward 5000", "LISTEN=DEST"),
         ("entry --config x --forward here=192.0.2.1:5", "invalid listen address"),
         ("entry --config x --forward 5000=192.0.2.1:0", "port 0"),
-        ("entry --config x --pymix here", "invalid listen address"),
-        ("exit --config x --allow everyone", "write IP/BITS"),
+        ("entry --config x --pymix here", "invalid --pymix \"here\""),
+        ("exit --config x --allow everyone", "expected IP/BITS"),
         ("chain --payload-len 70000", "0..=65507"),
         ("chain --receivers 0", "expected 1 to 256"),
         ("chain --rate 0", "messages per second"),

@@ -336,7 +336,7 @@ table! { COMMAND_LINE:
     "a misspelt command", Nothing, "mixx --config mix1.toml", &["mixx", "'mix'"];
     "a misspelt option", Nothing, "init x --mxies 3", &["--mxies", "--mixes"];
     "`--allow` with nonsense", Nothing, "exit --config exit.toml --allow everyone",
-        &["everyone", "--allow", "write IP/BITS"];
+        &["everyone", "--allow", "expected IP/BITS"];
     "`--forward` without a destination", Nothing, "entry --config entry.toml --forward 5000", &["LISTEN=DEST"];
     "`--forward` to port 0", Nothing, "entry --config entry.toml --forward 5000=192.0.2.1:0", &["port 0"];
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
