@@ -31,7 +31,7 @@ pub enum Punt {
         header: Header,
         body: Bytes,
     },
-    /// A data cell authenticated under the link's next slot: [`crate::table::Command::Promote`] is the answer.
+    /// A data cell authenticated under the link's next slot: [`crate::command::Command::Promote`] is the answer.
     Promoted {
         link: LinkId,
         slot: SlotId,
@@ -48,7 +48,7 @@ pub enum Punt {
     },
     /// A channel is gone.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
-    /// Exit: a name to resolve; answered by [`crate::table::Command::Resolved`].
+    /// Exit: a name to resolve; answered by [`crate::command::Command::Resolved`].
     Resolve {
         /// Names the question in the answer.
         query: u32,

@@ -43,7 +43,7 @@ pub fn extract(salt: &[u8], ikm: &[&[u8]]) -> Secret {
 pub struct TooLong;
 
 /// HKDF-Expand (RFC 5869 2.3) with any info; fills `out`. For the labels of the protocol use
-/// [`expand`].
+/// `expand`.
 ///
 /// # Errors
 /// `out` is longer than 255 hash lengths.

@@ -1,7 +1,7 @@
 //! The worker of an exit: Mix m on one side, the internet on the other.
 //!
 //! Forward: cells are opened, parsed whole, and their datagrams sent from the flow's socket, all that
-//! one turn has opened in random flow order ([`crate::socket::app_batch::SendBatch::shuffle_flows`]). Backward:
+//! one turn has opened in random flow order (`SendBatch::shuffle_flows`). Backward:
 //! datagrams are matched to their flow, packed into its channel's cells, sealed and sent. The exit does
 //! not pool.
 

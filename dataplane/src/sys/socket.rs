@@ -29,7 +29,7 @@ fn enable(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Resu
 }
 
 /// Turns on IP_RECVERR (or its IPv6 twin): ICMP errors queue up with the address they are about, and
-/// [`super::read_error`] reads them.
+/// `read_error` reads them.
 ///
 /// # Errors
 /// Not a UDP socket.

@@ -2,7 +2,7 @@
 //!
 //! One thread with a small tokio runtime. The data plane has at most [`QUESTIONS_MAX`] questions under way, and
 //! each is answered once; without the thread "nothing" is the answer. Addresses come in the order in which they are to be
-//! tried ([`crate::runtime::address_order`]). Whether an address may be used is the data plane's to judge.
+//! tried (`address_order`). Whether an address may be used is the data plane's to judge.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
