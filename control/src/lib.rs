@@ -33,6 +33,7 @@ mod noise;
 mod slot;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};

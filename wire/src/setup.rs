@@ -15,6 +15,13 @@ use crate::kdf::{LowOrder, Secret, expand, expand_secret, extract, x25519, x2551
 pub const VERSION: u8 = 1;
 /// X25519 only.
 pub const SUITE_X25519: u8 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Suite {
+    X25519 = 1,
+    Hybrid = 2,
+}
 /// Bytes of one hop in the onion: E (32), info (16), tag (16).
 pub const HOP_LEN: usize = 64;
 const INFO_LEN: usize = 16;

@@ -1,0 +1,225 @@
+//! A hop's setup keys of one epoch, signed (SPEC 7.5).
+//!
+//! ```text
+//! off  len   field
+//! 0    32    identity
+//! 32   32    SHA-256 of the descriptor whose signing key signs this record, without its signature
+//! 64   8     revision of that descriptor
+//! 72   8     epoch
+//! 80   8     draw
+//! 88   32    X25519 setup key
+//! 120  1184  ML-KEM-768 encapsulation key; absent in suite 1
+//! ..   64    signature by the signing key, over the chain id and everything before
+//! ```
+//!
+//! It travels without its first 64 bytes, which the receiver knows from the hop and the revision.
+
+use wire::setup::Suite;
+
+use super::descriptor::{NUMBER_END, SignedDescriptor};
+use super::encoding::{Label, Malformed, Reader, SIGNATURE_LEN, Signer, sha256};
+
+/// Bytes of an ML-KEM-768 encapsulation key (FIPS 203).
+pub const MLKEM_PUBLIC_LEN: usize = 1184;
+/// Bytes that do not travel: identity and descriptor hash.
+const KNOWN_LEN: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochRecord {
+    pub identity: [u8; 32],
+    /// Hash of the descriptor whose signing key signs this record.
+    pub descriptor: [u8; 32],
+    /// Its revision.
+    pub revision: u64,
+    /// Seconds since 1970, divided by E.
+    pub epoch: u64,
+    /// Grows with every record of a node.
+    pub draw: u64,
+    pub x25519: [u8; 32],
+    /// Suite 2.
+    pub mlkem: Option<Box<[u8; MLKEM_PUBLIC_LEN]>>,
+}
+
+impl EpochRecord {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(120 + MLKEM_PUBLIC_LEN + SIGNATURE_LEN);
+        out.extend_from_slice(&self.identity);
+        out.extend_from_slice(&self.descriptor);
+        out.extend_from_slice(&self.revision.to_be_bytes());
+        out.extend_from_slice(&self.epoch.to_be_bytes());
+        out.extend_from_slice(&self.draw.to_be_bytes());
+        out.extend_from_slice(&self.x25519);
+        if let Some(mlkem) = &self.mlkem {
+            out.extend_from_slice(&mlkem[..]);
+        }
+        out
+    }
+
+    /// Signs it for a chain, with the node's signing key.
+    pub fn sign(self, chain: &[u8; 32], signer: &Signer) -> SignedRecord {
+        let mut bytes = self.to_bytes();
+        let hash = sha256(&[&bytes]);
+        let signature = signer.sign(Label::Record, &[chain, &bytes[..]].concat());
+        bytes.extend_from_slice(&signature);
+        SignedRecord { content: self, bytes, hash }
+    }
+}
+
+/// A record whose signature was checked, with the bytes that were signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedRecord {
+    content: EpochRecord,
+    bytes: Vec<u8>,
+    hash: [u8; 32],
+}
+
+/// Which of two records of one hop and epoch counts: the greater one. The hash decides between two of one draw, which only a
+/// faulty node makes, so that everyone makes the same choice.
+pub type Rank = (u64, u64, [u8; 32]);
+
+impl SignedRecord {
+    /// Reads a record as it travels, and checks that the node of `descriptor` signed it for this chain.
+    ///
+    /// # Errors
+    /// Another length, another revision, a key that is not one, or a signature that does not verify.
+    pub fn read(
+        travelled: &[u8],
+        suite: Suite,
+        chain: &[u8; 32],
+        descriptor: &SignedDescriptor,
+    ) -> Result<SignedRecord, Malformed> {
+        let bytes = [&descriptor.identity[..], descriptor.hash(), travelled].concat();
+        let mut reader = Reader::new(&bytes);
+        let content = EpochRecord {
+            identity: reader.array()?,
+            descriptor: reader.array()?,
+            revision: reader.u64()?,
+            epoch: reader.u64()?,
+            draw: reader.u64()?,
+            x25519: reader.array()?,
+            mlkem: match suite {
+                Suite::X25519 => None,
+                Suite::Hybrid => Some(Box::new(reader.array()?)),
+            },
+        };
+        let signed = reader.position();
+        let signature = reader.bytes(SIGNATURE_LEN)?;
+        reader.end()?;
+        if content.revision != descriptor.revision {
+            return Err(Malformed::Field("the record is of another revision of the descriptor"));
+        }
+        if content.draw >= NUMBER_END {
+            return Err(Malformed::Field("its draw is out of range"));
+        }
+        if !Label::Record.verifies(&descriptor.signing, &[chain, &bytes[..signed]].concat(), signature) {
+            return Err(Malformed::Signature);
+        }
+        let hash = sha256(&[&bytes[..signed]]);
+        Ok(SignedRecord { content, bytes, hash })
+    }
+
+    /// The revision that a travelling record claims, before anything in it is trusted.
+    pub fn claimed_revision(travelled: &[u8]) -> Option<u64> {
+        Reader::new(travelled).u64().ok()
+    }
+
+    pub fn content(&self) -> &EpochRecord {
+        &self.content
+    }
+
+    /// As it travels: without what the receiver knows, with the signature.
+    pub fn travelling(&self) -> &[u8] {
+        &self.bytes[KNOWN_LEN..]
+    }
+
+    pub fn rank(&self) -> Rank {
+        (self.content.revision, self.content.draw, self.hash)
+    }
+
+    /// SHA-256 of the bytes without the signature.
+    pub fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// D of the hop at a position, from 1, of a chain with `hops` hops (SPEC 5.1).
+    pub fn setup_hash(&self, chain: &[u8; 32], position: usize, hops: usize) -> [u8; 32] {
+        let signed = &self.bytes[..self.bytes.len() - SIGNATURE_LEN];
+        sha256(&[signed, chain, &[position as u8, hops as u8]])
+    }
+}
+
+impl std::ops::Deref for SignedRecord {
+    type Target = EpochRecord;
+
+    fn deref(&self) -> &EpochRecord {
+        &self.content
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::descriptor::HopRole;
+    use super::super::descriptor::tests::{descriptor, identity};
+    use super::*;
+
+    pub(crate) fn signed_descriptor(seed: u8) -> SignedDescriptor {
+        descriptor(seed, HopRole::Mix).sign(&identity(seed)).unwrap()
+    }
+
+    pub(crate) const CHAIN: [u8; 32] = [0xcc; 32];
+
+    pub(crate) fn record(seed: u8, epoch: u64, draw: u64) -> SignedRecord {
+        let descriptor = signed_descriptor(seed);
+        let record = EpochRecord {
+            identity: descriptor.identity,
+            descriptor: *descriptor.hash(),
+            revision: descriptor.revision,
+            epoch,
+            draw,
+            x25519: [seed; 32],
+            mlkem: Some(Box::new([seed; MLKEM_PUBLIC_LEN])),
+        };
+        record.sign(&CHAIN, &identity(seed + 100))
+    }
+
+    #[test]
+    fn record_is_read_under_its_own_descriptor_and_chain_only() {
+        let signed = record(1, 5, 6);
+        let bytes = signed.travelling();
+        // One cell of class L with the nine bytes of a part.
+        assert_eq!(bytes.len(), 1304);
+        let own = signed_descriptor(1);
+        assert_eq!(SignedRecord::read(bytes, Suite::Hybrid, &CHAIN, &own), Ok(signed.clone()));
+        assert_eq!(SignedRecord::claimed_revision(bytes), Some(own.revision));
+        assert!(SignedRecord::read(bytes, Suite::Hybrid, &CHAIN, &signed_descriptor(2)).is_err());
+        assert!(SignedRecord::read(bytes, Suite::Hybrid, &[0; 32], &own).is_err());
+        assert!(SignedRecord::read(bytes, Suite::X25519, &CHAIN, &own).is_err());
+    }
+
+    #[test]
+    fn every_changed_byte_is_refused() {
+        let signed = record(1, 5, 6);
+        let descriptor = signed_descriptor(1);
+        for at in 0..signed.travelling().len() {
+            let mut bytes = signed.travelling().to_vec();
+            bytes[at] ^= 1;
+            assert!(SignedRecord::read(&bytes, Suite::Hybrid, &CHAIN, &descriptor).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn later_revision_outranks_a_later_draw() {
+        assert!(record(1, 5, 7).rank() > record(1, 5, 6).rank());
+        let (_, draw, hash) = record(1, 5, 7).rank();
+        assert!((2, draw - 1, hash) > record(1, 5, 7).rank());
+    }
+
+    #[test]
+    fn place_and_chain_change_the_setup_hash() {
+        let record = record(1, 5, 6);
+        let hash = record.setup_hash(&[1; 32], 1, 4);
+        let others = [([2; 32], 1, 4), ([1; 32], 2, 4), ([1; 32], 1, 5)];
+        assert!(others.iter().all(|(chain, i, h)| record.setup_hash(chain, *i, *h) != hash));
+        assert_ne!(*record.hash(), hash);
+    }
+}

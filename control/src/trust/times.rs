@@ -1,0 +1,131 @@
+//! The arithmetic of intervals and epochs (SPEC 7.6, 7.7, 7.9). All times are milliseconds since
+//! 1970; divisions round down.
+
+use super::chain::ChainTerms;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// I.
+    interval_ms: u64,
+    /// E.
+    epoch_ms: u64,
+}
+
+impl Times {
+    pub fn new(terms: &ChainTerms) -> Times {
+        Times { interval_ms: u64::from(terms.interval_s) * 1000, epoch_ms: u64::from(terms.epoch_s) * 1000 }
+    }
+
+    /// The interval that runs at a time.
+    pub fn interval_at(&self, ms: u64) -> u64 {
+        ms / self.interval_ms
+    }
+
+    pub fn interval_start(&self, interval: u64) -> u64 {
+        interval * self.interval_ms
+    }
+
+    /// When hops begin to sign for an interval.
+    pub fn signing_start(&self, interval: u64) -> u64 {
+        self.interval_start(interval).saturating_sub(self.interval_ms / 5)
+    }
+
+    /// The latest interval for which hops sign at a time: the running one, or the next shortly before it begins.
+    pub fn signable_at(&self, ms: u64) -> u64 {
+        self.interval_at(ms + self.interval_ms / 5)
+    }
+
+    /// The epoch whose records the bundle of an interval has.
+    pub fn epoch_of(&self, interval: u64) -> u64 {
+        (60 * self.interval_start(interval)).saturating_sub(self.epoch_ms) / (60 * self.epoch_ms)
+    }
+
+    /// The first interval of an epoch's records.
+    pub fn switch(&self, epoch: u64) -> u64 {
+        (60 * epoch * self.epoch_ms + self.epoch_ms).div_ceil(60 * self.interval_ms)
+    }
+
+    /// When an epoch's records are published: E/6 before it, rounded up.
+    pub fn publish_at(&self, epoch: u64) -> u64 {
+        (epoch * self.epoch_ms).saturating_sub(self.epoch_ms / 6)
+    }
+
+    /// From when setups to an epoch's keys are accepted: an interval before their first bundle, for clocks that are ahead.
+    /// Not from their publication, for their replay cache has no room for that.
+    pub fn accept_at(&self, epoch: u64) -> u64 {
+        self.interval_start(self.switch(epoch).saturating_sub(1))
+    }
+
+    /// When setups to an epoch's keys are refused, and the keys wiped.
+    pub fn wipe_at(&self, epoch: u64) -> u64 {
+        self.interval_start(self.switch(epoch + 1)) + self.epoch_ms / 6
+    }
+
+    /// Setups that one pair of keys may accept, at `rate` per second: in 7E/6 + 2I (SPEC 7.9.4).
+    pub fn setups_per_key(&self, rate: u32) -> u64 {
+        (u64::from(rate) * (self.epoch_ms * 7 + 12 * self.interval_ms)).div_ceil(6 * 1000)
+    }
+
+    /// True if a switch of epochs is less than an interval away, before or after.
+    pub fn is_near_switch(&self, ms: u64) -> bool {
+        let epoch = ms / self.epoch_ms;
+        let near = |epoch| self.interval_start(self.switch(epoch)).abs_diff(ms) < self.interval_ms;
+        near(epoch) || near(epoch + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chain::tests::terms;
+    use super::*;
+
+    fn times(interval_s: u32, epoch_s: u32) -> Times {
+        Times::new(&ChainTerms { interval_s, epoch_s, ..terms() })
+    }
+
+    #[test]
+    fn switch_is_the_first_interval_of_its_epoch() {
+        for (interval_s, epoch_s) in [(1, 10), (10, 3600), (7, 100), (600, 6000), (1, 86_400), (600, 86_400)] {
+            let times = times(interval_s, epoch_s);
+            for epoch in [1, 2, 489_000] {
+                let switch = times.switch(epoch);
+                assert_eq!((times.epoch_of(switch), times.epoch_of(switch - 1)), (epoch, epoch - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn records_are_out_before_anyone_signs_them_and_keys_outlive_their_use() {
+        for (interval_s, epoch_s) in [(1, 10), (10, 3600), (7, 100), (600, 6000), (600, 86_400)] {
+            let times = times(interval_s, epoch_s);
+            let epoch = 1000;
+            assert!(times.publish_at(epoch) < times.signing_start(times.switch(epoch)));
+            let last = times.switch(epoch + 1) - 1;
+            assert!(times.wipe_at(epoch) > times.interval_start(last + 1) + times.interval_ms);
+            // Two pairs of keys at most: an epoch's are wiped before those after the next are published.
+            assert!(times.wipe_at(epoch) < times.publish_at(epoch + 2));
+            assert!(times.publish_at(epoch) <= times.accept_at(epoch));
+            let accepted_s = (times.wipe_at(epoch) - times.accept_at(epoch)).div_ceil(1000);
+            assert!(times.setups_per_key(1000) >= 1000 * accepted_s - 1000, "{times:?}");
+        }
+    }
+
+    #[test]
+    fn hops_sign_from_a_fifth_of_an_interval_before_it() {
+        let times = times(10, 3600);
+        assert_eq!(times.signing_start(7), 68_000);
+        assert_eq!([67_999, 68_000, 77_999].map(|ms| times.signable_at(ms)), [6, 7, 7]);
+    }
+
+    #[test]
+    fn times_of_the_default_terms() {
+        let times = times(10, 3600);
+        // E/60 is 60 s: the seventh interval after the hour is the first with new keys.
+        assert_eq!(times.switch(1), 366);
+        assert_eq!(times.publish_at(1), 3_000_000);
+        assert_eq!(times.wipe_at(1), 7_260_000 + 600_000);
+        assert_eq!(times.setups_per_key(1000), 4_220_000);
+        assert!(times.is_near_switch(3_660_000 + 9_999) && !times.is_near_switch(3_660_000 + 10_000));
+        assert!(times.is_near_switch(3_660_000 - 9_999) && !times.is_near_switch(3_660_000 - 10_000));
+    }
+}
