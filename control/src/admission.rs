@@ -23,12 +23,17 @@ impl Bucket {
 
     /// Takes one token. False if there is none.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
+        self.take_many(now, 1, 0)
+    }
+
+    /// Takes `count` tokens if that leaves at least `reserve`. Takes none otherwise.
+    pub(crate) fn take_many(&mut self, now: Duration, count: u32, reserve: u32) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
         self.tokens = (self.tokens + passed * f64::from(self.rate.per_second)).min(f64::from(self.rate.burst));
-        let has = self.tokens >= 1.0;
+        let has = self.tokens >= f64::from(count) + f64::from(reserve);
         if has {
-            self.tokens -= 1.0;
+            self.tokens -= f64::from(count);
         }
         has
     }

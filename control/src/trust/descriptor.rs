@@ -110,12 +110,6 @@ impl NodeDescriptor {
         }
     }
 
-    /// Which of two descriptors of one identity counts: the greater one. For equal revisions, which two signatures on one
-    /// occasion must not have, everyone makes the same choice.
-    pub(super) fn rank(&self, hash: &[u8; 32]) -> (u64, [u8; 32]) {
-        (self.revision, *hash)
-    }
-
     fn check(&self) -> Result<(), Malformed> {
         if self.revision >= NUMBER_END || self.floor > self.revision {
             return Err(Malformed::Field("its revision is out of range"));
@@ -339,6 +333,12 @@ impl SignedDescriptor {
     /// SHA-256 of the bytes without the signature.
     pub fn hash(&self) -> &[u8; 32] {
         &self.hash
+    }
+
+    /// Which of two descriptors of one identity counts: the greater one. The hash decides between two of one revision, so
+    /// that everyone makes the same choice.
+    pub fn rank(&self) -> (u64, [u8; 32]) {
+        (self.content.revision, self.hash)
     }
 }
 

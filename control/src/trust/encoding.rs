@@ -6,7 +6,7 @@ use thiserror::Error;
 use wire::kdf::Secret;
 
 /// Bytes of an Ed25519 signature.
-pub const SIGNATURE_LEN: usize = 64;
+pub(super) const SIGNATURE_LEN: usize = 64;
 
 /// The signatures of this protocol. Each is over its label followed by the signed bytes, so that no
 /// signature is valid for something of another kind (SPEC 7.2).

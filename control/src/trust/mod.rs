@@ -12,7 +12,9 @@ mod encoding;
 pub mod message;
 pub mod record;
 pub mod signed;
+pub mod sync;
 pub mod times;
+pub mod view;
 
 pub use chain::{ChainTerms, ClassTerms};
 pub use descriptor::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Validity};

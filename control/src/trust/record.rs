@@ -123,6 +123,12 @@ impl SignedRecord {
         Reader::new(travelled).u64().ok()
     }
 
+    /// The epoch that it claims.
+    pub fn claimed_epoch(travelled: &[u8]) -> Option<u64> {
+        let mut reader = Reader::new(travelled);
+        reader.u64().and_then(|_| reader.u64()).ok()
+    }
+
     pub fn content(&self) -> &EpochRecord {
         &self.content
     }

@@ -1,0 +1,533 @@
+//! How descriptors, records and signatures reach everyone: neighbours tell each other what they hold,
+//! and send what the other lacks until it is there (SPEC 7.8).
+//!
+//! Between hops both ends send and ask. An entry only asks, and Mix 1 answers within a budget, for
+//! entries are strangers. Cells may be lost: whatever is sent is sent again until the other side's ask
+//! shows it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wire::ids::LinkId;
+
+use super::bundle::{self, Signatures};
+use super::encoding::sha256;
+use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cut};
+use super::view::{BadSignatures, Bundle, Taken, View};
+use super::{Malformed, SignedDescriptor};
+use crate::admission::Bucket;
+use crate::config::Rate;
+
+/// What is unanswered is sent again after this.
+const AGAIN: Duration = Duration::from_millis(250);
+/// After so many times it is sent once in a fifth of an interval only.
+const QUICK_TRIES: u32 = 8;
+/// Changes within this time leave together.
+const GATHER: Duration = Duration::from_millis(20);
+/// Between two asks that only say what has arrived.
+const ACKNOWLEDGE: Duration = Duration::from_millis(50);
+/// Signature checks per link.
+const VERIFICATIONS: Rate = Rate { per_second: 50, burst: 50 };
+/// Cells with which Mix 1 answers all its entries.
+const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
+/// Answers of up to so many cells may use up the whole budget, longer ones three quarters of it.
+const SMALL_ANSWER_CELLS: usize = 10;
+
+/// The other end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A neighbouring hop, of a hop.
+    Hop,
+    /// An entry, of Mix 1.
+    Entry,
+    /// Mix 1, of an entry.
+    FirstHop,
+}
+
+/// Something of interest that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A hop, by position, has another newest descriptor.
+    Descriptor(usize),
+    /// A record of a hop has arrived.
+    Record(usize),
+    /// Signatures for this interval have arrived.
+    Signatures(u64),
+    /// A hop has signed two bundles of one interval.
+    SignedTwice(usize, u64),
+}
+
+/// Why the content of a cell was refused. Counted, never answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Malformed(Malformed),
+    /// An entry sent something other than an ask, or asked for no answer.
+    NotForEntries,
+    /// More than the link or the node may cause.
+    RateLimited,
+    /// An item was refused. Its sender may be honest: what it needs may not be here yet.
+    Item,
+}
+
+impl From<Malformed> for Refused {
+    fn from(why: Malformed) -> Refused {
+        Refused::Malformed(why)
+    }
+}
+
+/// An item that this node can send.
+struct Item {
+    kind: ItemKind,
+    bytes: Vec<u8>,
+}
+
+/// An item that was sent and is not known to have arrived.
+struct Sent {
+    kind: ItemKind,
+    id: [u8; 32],
+    tries: u32,
+    again_at: Duration,
+}
+
+struct Link {
+    peer: Peer,
+    /// Bytes of content of the cells that this node sends on the link.
+    content_len: usize,
+    reassembly: Reassembly,
+    verifications: Bucket,
+    /// The latest ask per interval.
+    theirs: BTreeMap<u64, Ask>,
+    sent: Vec<Sent>,
+    /// When this node looks again at what the other side lacks.
+    look_at: Duration,
+    /// When an ask is due, and how many were sent since the last cause.
+    ask_at: Duration,
+    asks: u32,
+    /// When an ask is due that only says what has arrived.
+    acknowledge_at: Option<Duration>,
+    /// The other side's clock minus this node's, in ms.
+    offset_ms: Option<i64>,
+    /// Entry: the ask that waits for its bundle.
+    waiting: Option<Ask>,
+    /// Entry: the interval for which an older bundle was sent.
+    answered_old: Option<u64>,
+}
+
+/// The links over which this node's trust is carried.
+pub struct Sync {
+    hops: usize,
+    links: BTreeMap<LinkId, Link>,
+    answers: Bucket,
+    /// A fifth of an interval, at least a second.
+    slow: Duration,
+    /// The interval that an entry wants.
+    wanted: Option<u64>,
+}
+
+/// A cell's content to send on a link at once, past the pool.
+pub type Outgoing = (LinkId, Vec<u8>);
+
+impl Sync {
+    pub fn new(view: &View, now: Duration) -> Sync {
+        let slow = Duration::from_millis(u64::from(view.terms().interval_s) * 200).max(Duration::from_secs(1));
+        Sync { hops: view.hops(), links: BTreeMap::new(), answers: Bucket::new(ANSWER_CELLS, now), slow, wanted: None }
+    }
+
+    /// A link is up.
+    pub fn link_up(&mut self, id: LinkId, peer: Peer, content_len: usize, now: Duration) {
+        let link = Link {
+            peer,
+            content_len,
+            reassembly: Reassembly::new(self.hops),
+            verifications: Bucket::new(VERIFICATIONS, now),
+            theirs: BTreeMap::new(),
+            sent: Vec::new(),
+            look_at: Duration::MAX,
+            ask_at: if peer == Peer::Hop { now } else { Duration::MAX },
+            asks: 0,
+            acknowledge_at: None,
+            offset_ms: None,
+            waiting: None,
+            answered_old: None,
+        };
+        self.links.insert(id, link);
+        if peer == Peer::FirstHop && self.wanted.is_some() {
+            self.ask_soon(now);
+        }
+    }
+
+    pub fn link_down(&mut self, id: LinkId) {
+        self.links.remove(&id);
+    }
+
+    /// Something has changed that neighbours may lack.
+    pub fn changed(&mut self, now: Duration) {
+        for link in self.links.values_mut() {
+            link.look_at = link.look_at.min(now + GATHER);
+        }
+    }
+
+    /// Something is missing: hops ask now, and again until it is there.
+    pub fn ask_soon(&mut self, now: Duration) {
+        for link in self.links.values_mut().filter(|link| link.peer != Peer::Entry) {
+            (link.ask_at, link.asks) = (now, 0);
+        }
+    }
+
+    /// Entry: asks Mix 1 until the bundle of this interval is complete.
+    pub fn want(&mut self, interval: Option<u64>, now: Duration) {
+        if self.wanted != interval {
+            self.wanted = interval;
+            if interval.is_some() {
+                self.ask_soon(now);
+            }
+        }
+    }
+
+    /// Offsets of the neighbours' clocks from this node's, in ms, as far as they are known.
+    pub fn offsets_ms(&self) -> impl Iterator<Item = i64> {
+        self.links.values().filter(|link| link.peer != Peer::Entry).filter_map(|link| link.offset_ms)
+    }
+
+    /// True if all neighbouring hops, and at least one, have this or a higher revision of a hop's descriptor.
+    pub fn neighbours_have(&self, hop: usize, revision: u64) -> bool {
+        let mut neighbours = self.links.values().filter(|link| link.peer == Peer::Hop).peekable();
+        let has = |link: &Link| link.theirs.values().any(|ask| ask.held[hop - 1].revision >= revision);
+        neighbours.peek().is_some() && neighbours.all(has)
+    }
+
+    /// Takes in the content of an ask or part cell.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn take(
+        &mut self,
+        view: &mut View,
+        now: Duration,
+        wall_ms: u64,
+        id: LinkId,
+        content: &[u8],
+        out: &mut Vec<Outgoing>,
+    ) -> Result<Option<News>, Refused> {
+        let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
+        match (content[0], link.peer) {
+            (ASK, Peer::FirstHop) | (PART, Peer::Entry) => Err(Refused::NotForEntries),
+            (ASK, Peer::Hop) => {
+                let ask = Ask::read(content, self.hops)?;
+                link.offset_ms = Some(offset(ask.clock_ms, wall_ms));
+                if ask.answer {
+                    link.acknowledge_at = Some(link.acknowledge_at.unwrap_or(now).min(now));
+                }
+                link.theirs.insert(ask.interval, ask);
+                while link.theirs.len() > 4 {
+                    link.theirs.pop_first();
+                }
+                link.look_at = now;
+                Ok(None)
+            }
+            (ASK, Peer::Entry) => {
+                let ask = Ask::read(content, self.hops)?;
+                if !ask.answer {
+                    return Err(Refused::NotForEntries);
+                }
+                self.answer(view, now, wall_ms, id, ask, out).map(|()| None)
+            }
+            (_, Peer::Hop | Peer::FirstHop) => match link.reassembly.take(now, content, self.hops)? {
+                Piece::Incomplete => Ok(None),
+                Piece::Complete(kind, bytes) => {
+                    if link.peer == Peer::Hop {
+                        let due = now + ACKNOWLEDGE;
+                        link.acknowledge_at = Some(link.acknowledge_at.map_or(due, |at| at.min(due)));
+                    }
+                    if let ItemKind::Clock = kind {
+                        let clock: [u8; 8] = bytes.try_into().map_err(|_| Malformed::Field("a clock has 8 bytes"))?;
+                        link.offset_ms = Some(offset(u64::from_be_bytes(clock), wall_ms));
+                        return Ok(None);
+                    }
+                    if !link.verifications.take(now) {
+                        return Err(Refused::RateLimited);
+                    }
+                    let news = take_item(view, wall_ms, kind, &bytes, self.hops)?;
+                    if news.is_some() {
+                        self.changed(now);
+                    }
+                    Ok(news)
+                }
+            },
+            _ => Err(Refused::Item),
+        }
+    }
+
+    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete.
+    fn answer(
+        &mut self,
+        view: &View,
+        now: Duration,
+        wall_ms: u64,
+        id: LinkId,
+        ask: Ask,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Refused> {
+        let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
+        let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
+        match view.complete(ask.interval) {
+            Some(bundle) => {
+                items.extend(missing_of(view, bundle, &ask));
+                link.waiting = None;
+            }
+            None => {
+                let old = view.newest_complete().filter(|_| link.answered_old != Some(ask.interval));
+                if let Some(old) = old {
+                    items.extend(missing_of(view, old, &ask));
+                    link.answered_old = Some(ask.interval);
+                }
+                link.waiting = Some(ask);
+            }
+        }
+        let cells: Vec<Vec<u8>> =
+            items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len)).collect();
+        let reserve = if cells.len() <= SMALL_ANSWER_CELLS { 0 } else { ANSWER_CELLS.burst / 4 };
+        if !link.verifications.take(now) || !self.answers.take_many(now, cells.len() as u32, reserve) {
+            link.waiting = None;
+            return Err(Refused::RateLimited);
+        }
+        out.extend(cells.into_iter().map(|content| (id, content)));
+        Ok(())
+    }
+
+    /// Sends what is due.
+    pub fn run(&mut self, view: &View, now: Duration, wall_ms: u64, out: &mut Vec<Outgoing>) {
+        let waiting: Vec<(LinkId, Ask)> = self
+            .links
+            .iter_mut()
+            .filter(|(_, link)| link.peer == Peer::Entry && link.look_at <= now)
+            .filter_map(|(id, link)| {
+                link.look_at = Duration::MAX;
+                let ready = link.waiting.as_ref().is_some_and(|ask| view.complete(ask.interval).is_some());
+                ready.then(|| (*id, link.waiting.take().expect("it is ready")))
+            })
+            .collect();
+        for (id, ask) in waiting {
+            let _ = self.answer(view, now, wall_ms, id, ask, out);
+        }
+
+        let times = view.times();
+        let interval = times.signable_at(wall_ms);
+        let intervals = intervals(view, wall_ms);
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::Hop) {
+            if link.look_at <= now {
+                let lacking = intervals.iter().flat_map(|n| {
+                    // Before the other side has said what it holds, this node asks and sends nothing.
+                    theirs(view, link, *n).map_or(Vec::new(), |theirs| lacking(view, *n, &theirs))
+                });
+                let items: Vec<Item> = lacking.collect();
+                link.look_at = Duration::MAX;
+                send(link, *id, items, now, self.slow, out);
+            }
+            let asks = link.ask_at <= now;
+            let acknowledges = link.acknowledge_at.is_some_and(|at| at <= now);
+            if asks || acknowledges {
+                for (i, interval) in intervals.iter().enumerate() {
+                    let ask = own_ask(view, *interval, asks && i == 0, wall_ms);
+                    out.push((*id, ask.to_bytes()));
+                }
+                link.acknowledge_at = None;
+            }
+            if asks {
+                let missing = view.complete(interval).is_none() || link.theirs.is_empty();
+                link.ask_at = if missing { now + pace(link.asks, self.slow) } else { Duration::MAX };
+                link.asks += 1;
+            }
+        }
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::FirstHop) {
+            let wanted = self.wanted.filter(|interval| view.complete(*interval).is_none());
+            let Some(wanted) = wanted else {
+                link.ask_at = Duration::MAX;
+                continue;
+            };
+            if link.ask_at <= now {
+                out.push((*id, own_ask(view, wanted, true, wall_ms).to_bytes()));
+                link.ask_at = now + pace(link.asks, self.slow);
+                link.asks += 1;
+            }
+        }
+    }
+
+    /// When [`Sync::run`] has something to do next.
+    pub fn next_wake(&self) -> Duration {
+        let of = |link: &Link| link.look_at.min(link.ask_at).min(link.acknowledge_at.unwrap_or(Duration::MAX));
+        self.links.values().map(of).min().unwrap_or(Duration::MAX)
+    }
+}
+
+fn pace(tries: u32, slow: Duration) -> Duration {
+    if tries < QUICK_TRIES { AGAIN } else { slow }
+}
+
+fn offset(theirs_ms: u64, wall_ms: u64) -> i64 {
+    theirs_ms as i64 - wall_ms as i64
+}
+
+/// The intervals whose records and signatures are carried now: that which hops sign for, and the first one of an epoch
+/// whose records are published and not signed yet.
+fn intervals(view: &View, wall_ms: u64) -> Vec<u64> {
+    let times = view.times();
+    let interval = times.signable_at(wall_ms);
+    let next = times.switch(times.epoch_of(interval) + 1);
+    let published = times.publish_at(times.epoch_of(next)) <= wall_ms && next > interval;
+    [Some(interval), published.then_some(next)].into_iter().flatten().collect()
+}
+
+fn own_ask(view: &View, interval: u64, answer: bool, wall_ms: u64) -> Ask {
+    let bundle = best(view, interval);
+    Ask {
+        answer,
+        clock_ms: wall_ms,
+        interval,
+        hash: bundle.map_or([0; 8], |bundle| hash_tag(&bundle.hash())),
+        signatures: bundle.map_or(0, |bundle| bundle.signatures.present()),
+        held: view.held(interval),
+    }
+}
+
+fn hash_tag(hash: &[u8; 32]) -> [u8; 8] {
+    *hash.first_chunk().expect("a hash has 32 bytes")
+}
+
+/// Of the sets of records that somebody has signed, that with the most signatures.
+fn best(view: &View, interval: u64) -> Option<&Bundle> {
+    view.bundles(interval).iter().max_by_key(|bundle| (bundle.signatures.present().count_ones(), bundle.hash()))
+}
+
+/// What the other side holds for an interval: what its ask said, or what an ask for another interval lets conclude.
+fn theirs(view: &View, link: &Link, interval: u64) -> Option<Ask> {
+    if let Some(ask) = link.theirs.get(&interval) {
+        return Some(ask.clone());
+    }
+    let epoch = view.times().epoch_of(interval);
+    let same_epoch = |ask: &&Ask| view.times().epoch_of(ask.interval) == epoch;
+    let known = link.theirs.values().rev().find(same_epoch).or_else(|| link.theirs.values().next_back())?;
+    let held = if same_epoch(&known) {
+        known.held.clone()
+    } else {
+        known.held.iter().map(|held| Held { revision: held.revision, ..Held::default() }).collect()
+    };
+    Some(Ask { interval, hash: [0; 8], signatures: 0, held, ..known.clone() })
+}
+
+fn descriptor_item(hop: usize, descriptor: &SignedDescriptor) -> Item {
+    Item { kind: ItemKind::Descriptor(hop as u8), bytes: descriptor.bytes().to_vec() }
+}
+
+/// What a neighbouring hop lacks for an interval: descriptors, then records, then signatures, each of which needs those
+/// before it.
+fn lacking(view: &View, interval: u64, theirs: &Ask) -> Vec<Item> {
+    let epoch = view.times().epoch_of(interval);
+    let mut descriptors = Vec::new();
+    let mut records = Vec::new();
+    for hop in 1..=view.hops() {
+        let held = theirs.held[hop - 1];
+        let newest = view.descriptor(hop);
+        if let Some(newest) = newest.filter(|newest| newest.revision > held.revision) {
+            descriptors.push(descriptor_item(hop, newest));
+        }
+        let Some(record) = view.record(hop, epoch) else { continue };
+        let differs = record.hash()[..4] != held.record;
+        if differs && record.draw >= held.draw {
+            let certificate = view.descriptors(hop).iter().find(|held| *held.hash() == record.descriptor);
+            let is_newest = newest.is_some_and(|newest| *newest.hash() == record.descriptor);
+            descriptors.extend(certificate.filter(|_| !is_newest).map(|held| descriptor_item(hop, held)));
+            records.push(Item { kind: ItemKind::Record(hop as u8), bytes: record.travelling().to_vec() });
+        }
+    }
+    let signatures = best(view, interval).filter(|bundle| lacks_signatures(&bundle.signatures, theirs));
+    let signatures = signatures.map(|bundle| signatures_item(&bundle.signatures));
+    descriptors.into_iter().chain(records).chain(signatures).collect()
+}
+
+fn lacks_signatures(mine: &Signatures, theirs: &Ask) -> bool {
+    theirs.hash != hash_tag(&mine.hash) || mine.present() & !theirs.signatures != 0
+}
+
+fn signatures_item(signatures: &Signatures) -> Item {
+    Item { kind: ItemKind::Signatures, bytes: signatures.to_bytes() }
+}
+
+/// What an entry lacks of a bundle, and descriptors that are newer than its own.
+fn missing_of(view: &View, bundle: &Bundle, ask: &Ask) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut records = Vec::new();
+    for (i, (record, certificate)) in bundle.records.iter().zip(&bundle.descriptors).enumerate() {
+        let held = ask.held[i];
+        let has_record = bundle::tag(record)[..4] == held.record;
+        let newest = view.descriptor(i + 1).filter(|newest| newest.revision > held.revision);
+        if let Some(newest) = newest {
+            items.push(descriptor_item(i + 1, newest));
+        }
+        let is_sent = newest.is_some_and(|newest| Arc::ptr_eq(newest, certificate));
+        if !has_record {
+            if certificate.revision != held.revision && !is_sent {
+                items.push(descriptor_item(i + 1, certificate));
+            }
+            records.push(Item { kind: ItemKind::Record(i as u8 + 1), bytes: record.travelling().to_vec() });
+        }
+    }
+    items.append(&mut records);
+    if lacks_signatures(&bundle.signatures, ask) {
+        items.push(signatures_item(&bundle.signatures));
+    }
+    items
+}
+
+/// Sends new items at once, and others again when their time has come.
+fn send(link: &mut Link, id: LinkId, items: Vec<Item>, now: Duration, slow: Duration, out: &mut Vec<Outgoing>) {
+    let mut before = std::mem::take(&mut link.sent);
+    for item in items {
+        let hash = sha256(&[&item.bytes]);
+        let known = before.iter().position(|sent| sent.kind == item.kind && sent.id == hash);
+        let mut sent = match known {
+            Some(at) => before.swap_remove(at),
+            None => Sent { kind: item.kind, id: hash, tries: 0, again_at: now },
+        };
+        if sent.again_at <= now {
+            out.extend(cut(item.kind, &item.bytes, link.content_len).into_iter().map(|content| (id, content)));
+            sent.again_at = now + pace(sent.tries, slow);
+            sent.tries += 1;
+        }
+        link.look_at = link.look_at.min(sent.again_at);
+        link.sent.push(sent);
+    }
+}
+
+fn take_item(
+    view: &mut View,
+    wall_ms: u64,
+    kind: ItemKind,
+    bytes: &[u8],
+    hops: usize,
+) -> Result<Option<News>, Refused> {
+    match kind {
+        ItemKind::Descriptor(hop) => {
+            let descriptor = SignedDescriptor::read(bytes)?;
+            let hop = usize::from(hop);
+            let taken = view.take_descriptor(hop, descriptor, wall_ms / 1000).map_err(|_| Refused::Item)?;
+            Ok((taken != Taken::Known).then_some(News::Descriptor(hop)))
+        }
+        ItemKind::Record(hop) => {
+            let hop = usize::from(hop);
+            let taken = view.take_record(hop, bytes, wall_ms).map_err(|_| Refused::Item)?;
+            Ok((taken != Taken::Known).then_some(News::Record(hop)))
+        }
+        ItemKind::Signatures => {
+            let signatures = Signatures::read(bytes, hops)?;
+            match view.take_signatures(&signatures, wall_ms) {
+                Ok(Taken::Known) => Ok(None),
+                Ok(_) => Ok(Some(News::Signatures(signatures.interval))),
+                Err(BadSignatures::Twice(hop)) => Ok(Some(News::SignedTwice(hop, signatures.interval))),
+                Err(_) => Err(Refused::Item),
+            }
+        }
+        ItemKind::Clock => Ok(None),
+    }
+}
