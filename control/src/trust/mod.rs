@@ -9,12 +9,17 @@ pub mod bundle;
 pub mod chain;
 pub mod descriptor;
 mod encoding;
+pub mod hop;
+pub mod keyring;
 pub mod message;
 pub mod record;
 pub mod signed;
 pub mod sync;
 pub mod times;
+pub mod user;
 pub mod view;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{ChainTerms, ClassTerms};
 pub use descriptor::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Validity};

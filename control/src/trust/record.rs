@@ -14,13 +14,12 @@
 //!
 //! It travels without its first 64 bytes, which the receiver knows from the hop and the revision.
 
-use wire::setup::Suite;
+use wire::kdf::{Secret, x25519};
+use wire::setup::{MLKEM_PUBLIC_LEN, SetupPublic, Suite};
 
 use super::descriptor::{NUMBER_END, SignedDescriptor};
 use super::encoding::{Label, Malformed, Reader, SIGNATURE_LEN, Signer, sha256};
 
-/// Bytes of an ML-KEM-768 encapsulation key (FIPS 203).
-pub const MLKEM_PUBLIC_LEN: usize = 1184;
 /// Bytes that do not travel: identity and descriptor hash.
 const KNOWN_LEN: usize = 64;
 
@@ -35,9 +34,7 @@ pub struct EpochRecord {
     pub epoch: u64,
     /// Grows with every record of a node.
     pub draw: u64,
-    pub x25519: [u8; 32],
-    /// Suite 2.
-    pub mlkem: Option<Box<[u8; MLKEM_PUBLIC_LEN]>>,
+    pub setup: SetupPublic,
 }
 
 impl EpochRecord {
@@ -48,10 +45,8 @@ impl EpochRecord {
         out.extend_from_slice(&self.revision.to_be_bytes());
         out.extend_from_slice(&self.epoch.to_be_bytes());
         out.extend_from_slice(&self.draw.to_be_bytes());
-        out.extend_from_slice(&self.x25519);
-        if let Some(mlkem) = &self.mlkem {
-            out.extend_from_slice(&mlkem[..]);
-        }
+        out.extend_from_slice(self.setup.x25519());
+        out.extend_from_slice(self.setup.mlkem().map_or(&[][..], |key| key));
         out
     }
 
@@ -96,11 +91,7 @@ impl SignedRecord {
             revision: reader.u64()?,
             epoch: reader.u64()?,
             draw: reader.u64()?,
-            x25519: reader.array()?,
-            mlkem: match suite {
-                Suite::X25519 => None,
-                Suite::Hybrid => Some(Box::new(reader.array()?)),
-            },
+            setup: read_keys(&mut reader, suite)?,
         };
         let signed = reader.position();
         let signature = reader.bytes(SIGNATURE_LEN)?;
@@ -154,6 +145,17 @@ impl SignedRecord {
     }
 }
 
+fn read_keys(reader: &mut Reader<'_>, suite: Suite) -> Result<SetupPublic, Malformed> {
+    let x25519_key: [u8; 32] = reader.array()?;
+    // Any scalar finds out a point of low order.
+    x25519(&Secret::new([1; 32]), &x25519_key).map_err(|_| Malformed::Field("its X25519 key has a low order"))?;
+    let mlkem = match suite {
+        Suite::X25519 => None,
+        Suite::Hybrid => Some(reader.bytes(MLKEM_PUBLIC_LEN)?),
+    };
+    SetupPublic::new(x25519_key, mlkem).map_err(|_| Malformed::Field("its ML-KEM key is not one"))
+}
+
 impl std::ops::Deref for SignedRecord {
     type Target = EpochRecord;
 
@@ -164,6 +166,8 @@ impl std::ops::Deref for SignedRecord {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use wire::setup::SetupKey;
+
     use super::super::descriptor::HopRole;
     use super::super::descriptor::tests::{descriptor, identity};
     use super::*;
@@ -174,6 +178,11 @@ pub(super) mod tests {
 
     pub(crate) const CHAIN: [u8; 32] = [0xcc; 32];
 
+    /// ML-KEM keys are drawn by aws-lc alone, so each seed draws one once.
+    fn setup_key(seed: u8) -> SetupKey {
+        SetupKey::generate(Suite::Hybrid, Secret::new([seed; 32]))
+    }
+
     pub(crate) fn record(seed: u8, epoch: u64, draw: u64) -> SignedRecord {
         let descriptor = signed_descriptor(seed);
         let record = EpochRecord {
@@ -182,8 +191,7 @@ pub(super) mod tests {
             revision: descriptor.revision,
             epoch,
             draw,
-            x25519: [seed; 32],
-            mlkem: Some(Box::new([seed; MLKEM_PUBLIC_LEN])),
+            setup: setup_key(seed).public(),
         };
         record.sign(&CHAIN, &identity(seed + 100))
     }
@@ -211,6 +219,20 @@ pub(super) mod tests {
             bytes[at] ^= 1;
             assert!(SignedRecord::read(&bytes, Suite::Hybrid, &CHAIN, &descriptor).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn keys_that_are_none_are_refused() {
+        let descriptor = signed_descriptor(1);
+        let refused = |at: usize, with: &[u8]| {
+            let mut bytes = record(1, 5, 6).travelling().to_vec();
+            bytes[at..at + with.len()].copy_from_slice(with);
+            SignedRecord::read(&bytes, Suite::Hybrid, &CHAIN, &descriptor).unwrap_err()
+        };
+        let x25519_at = 24;
+        assert_eq!(refused(x25519_at, &[0; 32]), Malformed::Field("its X25519 key has a low order"));
+        // Coefficients beyond q.
+        assert_eq!(refused(x25519_at + 32, &[0xff; 384]), Malformed::Field("its ML-KEM key is not one"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The arithmetic of intervals and epochs (SPEC 7.6, 7.7, 7.9). All times are milliseconds since
 //! 1970; divisions round down.
 
+use std::time::Duration;
+
 use super::chain::ChainTerms;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,21 @@ pub struct Times {
 impl Times {
     pub fn new(terms: &ChainTerms) -> Times {
         Times { interval_ms: u64::from(terms.interval_s) * 1000, epoch_ms: u64::from(terms.epoch_s) * 1000 }
+    }
+
+    /// I.
+    pub fn interval_ms(&self) -> u64 {
+        self.interval_ms
+    }
+
+    /// How long a hop waits for records and signatures that are under way before it signs.
+    pub fn settle_ms(&self) -> u64 {
+        self.interval_ms / 20
+    }
+
+    /// A pair of keys is wiped after this, whatever the host's clock does: 7E/5 + 2I.
+    pub fn key_life_max(&self) -> Duration {
+        Duration::from_millis(self.epoch_ms * 7 / 5 + 2 * self.interval_ms)
     }
 
     /// The interval that runs at a time.

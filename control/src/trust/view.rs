@@ -426,7 +426,8 @@ impl Bundle {
 #[cfg(test)]
 pub(super) mod tests {
     use wire::cell::Class;
-    use wire::setup::Suite;
+    use wire::kdf::Secret;
+    use wire::setup::{SetupKey, Suite};
 
     use super::super::chain::ClassTerms;
     use super::super::descriptor::NodeDescriptor;
@@ -484,8 +485,7 @@ pub(super) mod tests {
             revision: descriptor.revision,
             epoch,
             draw,
-            x25519: [draw as u8; 32],
-            mlkem: None,
+            setup: SetupKey::generate(Suite::X25519, Secret::new([draw as u8; 32])).public(),
         };
         record.sign(view.chain(), &signer(hop))
     }

@@ -1,0 +1,358 @@
+//! A hop's part: it draws keys for every epoch, publishes them, and signs one bundle in every interval
+//! (SPEC 7.5, 7.7, 7.9).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use wire::ids::LinkId;
+
+use super::bundle::{self, Signatures};
+use super::descriptor::{SignedDescriptor, Validity};
+use super::encoding::Signer;
+use super::keyring::Keyring;
+use super::record::SignedRecord;
+use super::signed::{SignedIntervals, SignedRanks};
+use super::sync::{News, Outgoing, Peer, Refused, Sync};
+use super::view::{BadDescriptor, Taken, View};
+
+/// A record that has just arrived may be one of several: a hop waits so long for the others before it signs.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// What a hop writes to disk: what it must never forget.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HopState {
+    /// No keys were ever drawn: whatever was signed, this node has not signed it.
+    pub fresh: bool,
+    pub last_draw: u64,
+    pub intervals: SignedIntervals,
+    pub ranks: SignedRanks,
+}
+
+/// What the runner does next; the order is binding.
+#[derive(Debug)]
+pub enum Step {
+    /// The state must be on disk before anything that follows.
+    Save,
+    /// Send the content in a cell of type 3, at once and past the pool.
+    Send(LinkId, Vec<u8>),
+    Event(TrustEvent),
+}
+
+/// Something for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustEvent {
+    /// A hop, by position, has a newer descriptor.
+    Descriptor { hop: usize, revision: u64 },
+    /// A hop has signed two bundles of one interval: it is corrupt, or its state was lost.
+    SignedTwice { hop: usize, interval: u64 },
+    /// This node's clock differs by more than an interval from those of all neighbours; it signs nothing.
+    ClockDiffers { offset_ms: i64 },
+    /// A newer descriptor of this node exists, whose keys are not here.
+    OwnKeysMissing { revision: u64 },
+    /// This node's descriptor has expired: it signs nothing.
+    OwnExpired,
+    /// Someone else published keys in this node's name, or its state was lost.
+    OwnRecordElsewhere { draw: u64 },
+}
+
+pub struct HopTrust {
+    position: usize,
+    view: View,
+    sync: Sync,
+    keyring: Keyring,
+    signer: Signer,
+    /// Public key of the Noise static that this node has.
+    noise: [u8; 32],
+    state: HopState,
+    /// The first interval that may be signed: earlier ones may have been signed before the start.
+    first: u64,
+    /// When a record arrived last.
+    record_at: Duration,
+    /// The interval for which missing records were asked.
+    asked_for: u64,
+    /// Events that were reported and hold on.
+    reported: Vec<TrustEvent>,
+    steps: Vec<Step>,
+}
+
+/// What a hop starts with.
+pub struct HopSetup {
+    pub position: usize,
+    pub view: View,
+    pub signer: Signer,
+    /// Public key of its Noise static.
+    pub noise: [u8; 32],
+    pub state: HopState,
+    /// Most setups that one pair of keys opens.
+    pub replay_capacity: usize,
+}
+
+impl HopTrust {
+    pub fn new(setup: HopSetup, now: Duration, wall_ms: u64) -> HopTrust {
+        let HopSetup { position, view, signer, noise, state, replay_capacity } = setup;
+        let times = view.times();
+        let keyring =
+            Keyring::new((*view.chain(), view.terms().suite, times), (position, view.hops()), replay_capacity);
+        // Whatever could be signed at the start, this node may have signed before it stopped.
+        let first = if state.fresh { 0 } else { times.signable_at(wall_ms) + 1 };
+        let sync = Sync::new(&view, now);
+        let (reported, steps) = (Vec::new(), Vec::new());
+        HopTrust {
+            position,
+            view,
+            sync,
+            keyring,
+            signer,
+            noise,
+            state,
+            first,
+            record_at: Duration::ZERO,
+            asked_for: 0,
+            reported,
+            steps,
+        }
+    }
+
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub fn sync(&self) -> &Sync {
+        &self.sync
+    }
+
+    pub fn keyring(&mut self) -> &mut Keyring {
+        &mut self.keyring
+    }
+
+    pub fn state(&self) -> &HopState {
+        &self.state
+    }
+
+    pub fn link_up(&mut self, link: LinkId, peer: Peer, content_len: usize, now: Duration) {
+        self.sync.link_up(link, peer, content_len, now);
+    }
+
+    pub fn link_down(&mut self, link: LinkId) {
+        self.sync.link_down(link);
+    }
+
+    /// Takes in a descriptor from a file.
+    ///
+    /// # Errors
+    /// See [`BadDescriptor`].
+    pub fn take_descriptor(
+        &mut self,
+        hop: usize,
+        descriptor: SignedDescriptor,
+        now: Duration,
+        wall_ms: u64,
+    ) -> Result<Taken, BadDescriptor> {
+        let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
+        if taken != Taken::Known {
+            self.sync.changed(now);
+        }
+        Ok(taken)
+    }
+
+    /// The keys in the newest descriptor of this node, after they were loaded.
+    pub fn set_keys(&mut self, signer: Signer, noise: [u8; 32]) {
+        (self.signer, self.noise) = (signer, noise);
+    }
+
+    /// Takes in the content of an ask or part cell.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn take(&mut self, now: Duration, wall_ms: u64, link: LinkId, content: &[u8]) -> Result<(), Refused> {
+        let mut out = Vec::new();
+        let news = self.sync.take(&mut self.view, now, wall_ms, link, content, &mut out);
+        self.send(out);
+        match news? {
+            Some(News::Descriptor(hop)) => {
+                let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
+                self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+                self.steps.push(Step::Save);
+            }
+            Some(News::Record(_)) => self.record_at = now,
+            Some(News::SignedTwice(hop, interval)) => self.report(TrustEvent::SignedTwice { hop, interval }),
+            Some(News::Signatures(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, out: Vec<Outgoing>) {
+        self.steps.extend(out.into_iter().map(|(link, content)| Step::Send(link, content)));
+    }
+
+    /// Reports an event once, until [`HopTrust::withdraw`].
+    fn report(&mut self, event: TrustEvent) {
+        let same = |other: &TrustEvent| std::mem::discriminant(other) == std::mem::discriminant(&event);
+        if !self.reported.iter().any(same) {
+            self.reported.push(event.clone());
+            self.steps.push(Step::Event(event));
+        }
+    }
+
+    fn withdraw(&mut self, gone: fn(&TrustEvent) -> bool) {
+        self.reported.retain(|event| !gone(event));
+    }
+
+    /// Does everything that is due.
+    pub fn tick(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64) {
+        self.view.forget(wall_ms);
+        self.keyring.wipe(now, wall_ms);
+        if let Some(own) = self.own_certificate(wall_ms) {
+            self.keep_keys(rng, now, wall_ms, &own);
+            self.sign(now, wall_ms);
+        }
+        let mut out = Vec::new();
+        self.sync.run(&self.view, now, wall_ms, &mut out);
+        self.send(out);
+    }
+
+    /// What to do, in this order.
+    pub fn steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// When the next tick is due.
+    pub fn next_wake(&self, now: Duration, wall_ms: u64) -> Duration {
+        let times = self.view.times();
+        let interval = times.signable_at(wall_ms);
+        let epoch = times.epoch_of(interval);
+        let soon = [times.signing_start(interval + 1), times.publish_at(epoch + 1), times.wipe_at(epoch.saturating_sub(1))];
+        let next = soon.into_iter().filter(|at| *at > wall_ms).min().unwrap_or(u64::MAX);
+        let clock = now + Duration::from_millis(next.saturating_sub(wall_ms));
+        let quiet = if self.record_at + QUIET > now { self.record_at + QUIET } else { Duration::MAX };
+        self.sync.next_wake().min(clock).min(quiet)
+    }
+
+    /// This node's newest descriptor, if it is valid and its keys are here.
+    fn own_certificate(&mut self, wall_ms: u64) -> Option<Arc<SignedDescriptor>> {
+        let mine = |descriptor: &&Arc<SignedDescriptor>| {
+            descriptor.signing == self.signer.public() && descriptor.noise == self.noise
+        };
+        let all = self.view.descriptors(self.position);
+        let own = all.iter().find(mine).cloned();
+        let newest = all.first().map(|descriptor| descriptor.revision);
+        match (&own, newest) {
+            (Some(own), Some(revision)) if own.revision == revision => {
+                self.withdraw(|event| matches!(event, TrustEvent::OwnKeysMissing { .. }));
+            }
+            (_, Some(revision)) => self.report(TrustEvent::OwnKeysMissing { revision }),
+            (_, None) => {}
+        }
+        let own = own?;
+        if let Validity::Valid(_) = own.validity(wall_ms / 1000) {
+            self.withdraw(|event| matches!(event, TrustEvent::OwnExpired));
+            return Some(own);
+        }
+        self.report(TrustEvent::OwnExpired);
+        None
+    }
+
+    /// Draws and publishes keys where they are missing, and publishes them again where the record is not that of the
+    /// newest descriptor, or where others hold a higher one.
+    fn keep_keys(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64, own: &SignedDescriptor) {
+        let times = self.view.times();
+        let running = times.epoch_of(times.interval_at(wall_ms));
+        let published = |epoch: &u64| *epoch == running || times.publish_at(*epoch) <= wall_ms;
+        for epoch in [running, running + 1].into_iter().filter(published) {
+            let foreign = self.view.record(self.position, epoch).filter(|held| {
+                !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank())
+            });
+            let foreign = foreign.map(|held| held.draw);
+            let is_current = self.keyring.record(epoch).is_some_and(|mine| mine.descriptor == *own.hash());
+            if is_current && foreign.is_none() {
+                continue;
+            }
+            if let Some(draw) = foreign {
+                self.state.last_draw = self.state.last_draw.max(draw);
+                if self.keyring.has(epoch) {
+                    self.report(TrustEvent::OwnRecordElsewhere { draw });
+                }
+            }
+            self.state.last_draw = (self.state.last_draw + 1).max(wall_ms / 1000);
+            self.state.fresh = false;
+            let draw = self.state.last_draw;
+            self.steps.push(Step::Save);
+            let record = if self.keyring.has(epoch) {
+                self.keyring.publish(epoch, draw, own, &self.signer).expect("it has the keys")
+            } else {
+                self.keyring.draw(rng, now, epoch, draw, own, &self.signer)
+            };
+            self.view.put_own(self.position, record);
+            self.sync.changed(now);
+        }
+    }
+
+    /// Signs for the interval whose time has come, once.
+    fn sign(&mut self, now: Duration, wall_ms: u64) {
+        let times = self.view.times();
+        let interval = times.signable_at(wall_ms);
+        if interval < self.first || self.state.intervals.contains(interval) || self.clock_differs() {
+            return;
+        }
+        // What arrives together is signed together.
+        let waited = wall_ms - times.signing_start(interval);
+        let unsettled = now < self.record_at + QUIET
+            || self.view.bundles(interval).iter().any(|bundle| !self.would_sign(interval, &bundle.hash()));
+        if unsettled && waited < times.settle_ms() {
+            return;
+        }
+        let Some(records) = self.view.records(interval) else {
+            self.ask_once(now, interval);
+            return;
+        };
+        let epoch = times.epoch_of(interval);
+        let lower = |(i, record): (usize, &Arc<SignedRecord>)| {
+            self.state.ranks.highest(i as u8 + 1, epoch).is_some_and(|signed| record.rank() < signed)
+        };
+        let own = self.keyring.record(epoch).map(|record| record.rank());
+        if records.iter().enumerate().any(lower) || own != Some(records[self.position - 1].rank()) {
+            return;
+        }
+        let held: Vec<&SignedRecord> = records.iter().map(|record| &**record).collect();
+        let mut signatures = Signatures::new(self.view.chain(), interval, &held);
+        if !self.state.intervals.insert(interval, signatures.hash) {
+            return;
+        }
+        for (i, record) in records.iter().enumerate() {
+            self.state.ranks.insert(i as u8 + 1, epoch, record.rank());
+        }
+        self.steps.push(Step::Save);
+        signatures.signatures[self.position - 1] = Some(bundle::sign(&self.signer, &signatures.hash));
+        // Another signature of this node for this interval can only come from someone else with its key.
+        let _ = self.view.take_signatures(&signatures, wall_ms);
+        self.sync.changed(now);
+        self.sync.ask_soon(now + Duration::from_millis(250));
+    }
+
+    fn would_sign(&self, interval: u64, hash: &[u8; 32]) -> bool {
+        let Some(records) = self.view.records(interval) else { return true };
+        let held: Vec<&SignedRecord> = records.iter().map(|record| &**record).collect();
+        bundle::hash(self.view.chain(), interval, &held) == *hash
+    }
+
+    fn ask_once(&mut self, now: Duration, interval: u64) {
+        if self.asked_for != interval {
+            self.asked_for = interval;
+            self.sync.ask_soon(now);
+        }
+    }
+
+    /// True if all neighbours' clocks are more than an interval away, all in one direction.
+    fn clock_differs(&mut self) -> bool {
+        let limit = self.view.times().interval_ms() as i64;
+        let offsets: Vec<i64> = self.sync.offsets_ms().collect();
+        let far = !offsets.is_empty() && offsets.iter().all(|offset| offset.abs() > limit);
+        if far {
+            self.report(TrustEvent::ClockDiffers { offset_ms: offsets[0] });
+        } else {
+            self.withdraw(|event| matches!(event, TrustEvent::ClockDiffers { .. }));
+        }
+        far
+    }
+}

@@ -1,0 +1,201 @@
+//! A hop's own setup keys: one pair per epoch, in memory only, each with its replay cache
+//! (SPEC 7.5, 7.9).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blake2::Blake2sMac;
+use blake2::digest::consts::U8;
+use blake2::digest::{FixedOutput, Update};
+use rand::Rng;
+use wire::cell::Shape;
+use wire::kdf::Secret;
+use wire::setup::{self, BadSetup, Info, Opened, SetupKey, Suite};
+use zeroize::Zeroizing;
+
+use super::descriptor::SignedDescriptor;
+use super::encoding::Signer;
+use super::record::{EpochRecord, SignedRecord};
+use super::times::Times;
+use crate::descriptor::draw_secret;
+
+/// Records of one pair under which setups are opened: the newest, and the one before it.
+const RECORDS_MAX: usize = 2;
+
+/// A pair of setup keys.
+struct Pair {
+    epoch: u64,
+    key: SetupKey,
+    /// Newest first.
+    records: Vec<Arc<SignedRecord>>,
+    /// D of each.
+    setup_hashes: Vec<[u8; 32]>,
+    seen: Seen,
+    /// When it is wiped at the latest, whatever the clock of the host does.
+    wipe_by: Duration,
+}
+
+/// Tags of the setups that a pair has opened.
+struct Seen {
+    key: Zeroizing<[u8; 32]>,
+    tags: HashSet<u64>,
+}
+
+impl Seen {
+    /// A keyed hash of 8 bytes: strangers cannot choose tags that meet.
+    fn tag(&self, replay_tag: &[u8; 16]) -> u64 {
+        let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(&self.key[..]), &[], &[])
+            .expect("a key of 32 bytes, no salt, no personalisation");
+        mac.update(replay_tag);
+        u64::from_be_bytes(mac.finalize_fixed().into())
+    }
+}
+
+/// The keys of a hop.
+pub struct Keyring {
+    chain: [u8; 32],
+    suite: Suite,
+    times: Times,
+    position: usize,
+    hops: usize,
+    /// Most setups that one pair opens.
+    capacity: usize,
+    /// Highest epoch first.
+    pairs: Vec<Pair>,
+}
+
+/// Why a setup was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOpened {
+    Replayed,
+    /// The replay cache of its pair is full.
+    Full,
+    /// It was made for none of the keys.
+    Invalid(BadSetup),
+}
+
+impl Keyring {
+    /// Without keys.
+    pub fn new(
+        (chain, suite, times): ([u8; 32], Suite, Times),
+        (position, hops): (usize, usize),
+        capacity: usize,
+    ) -> Keyring {
+        Keyring { chain, suite, times, position, hops, capacity, pairs: Vec::new() }
+    }
+
+    pub fn has(&self, epoch: u64) -> bool {
+        self.pairs.iter().any(|pair| pair.epoch == epoch)
+    }
+
+    /// The epochs that it has keys for.
+    pub fn epochs(&self) -> Vec<u64> {
+        self.pairs.iter().map(|pair| pair.epoch).collect()
+    }
+
+    /// The newest record of an epoch.
+    pub fn record(&self, epoch: u64) -> Option<&Arc<SignedRecord>> {
+        self.pairs.iter().find(|pair| pair.epoch == epoch)?.records.first()
+    }
+
+    /// Draws the keys of an epoch and signs their record.
+    pub fn draw(
+        &mut self,
+        rng: &mut impl Rng,
+        now: Duration,
+        epoch: u64,
+        draw: u64,
+        certificate: &SignedDescriptor,
+        signer: &Signer,
+    ) -> Arc<SignedRecord> {
+        let key = SetupKey::generate(self.suite, draw_secret(rng));
+        let mut seen_key = Zeroizing::new([0; 32]);
+        rng.fill_bytes(&mut seen_key[..]);
+        let pair = Pair {
+            epoch,
+            key,
+            records: Vec::new(),
+            setup_hashes: Vec::new(),
+            seen: Seen { key: seen_key, tags: HashSet::new() },
+            wipe_by: now + self.times.key_life_max(),
+        };
+        self.pairs.retain(|pair| pair.epoch != epoch);
+        self.pairs.push(pair);
+        self.pairs.sort_by_key(|pair| std::cmp::Reverse(pair.epoch));
+        self.publish(epoch, draw, certificate, signer).expect("its keys were drawn above")
+    }
+
+    /// Signs the keys of an epoch, under another descriptor or with a higher draw.
+    pub fn publish(
+        &mut self,
+        epoch: u64,
+        draw: u64,
+        certificate: &SignedDescriptor,
+        signer: &Signer,
+    ) -> Option<Arc<SignedRecord>> {
+        let pair = self.pairs.iter_mut().find(|pair| pair.epoch == epoch)?;
+        let record = EpochRecord {
+            identity: certificate.identity,
+            descriptor: *certificate.hash(),
+            revision: certificate.revision,
+            epoch,
+            draw,
+            setup: pair.key.public(),
+        };
+        let record = Arc::new(record.sign(&self.chain, signer));
+        pair.setup_hashes.insert(0, record.setup_hash(&self.chain, self.position, self.hops));
+        pair.records.insert(0, record.clone());
+        pair.records.truncate(RECORDS_MAX);
+        pair.setup_hashes.truncate(RECORDS_MAX);
+        Some(record)
+    }
+
+    /// Wipes the keys whose time is over.
+    pub fn wipe(&mut self, now: Duration, wall_ms: u64) {
+        let times = self.times;
+        self.pairs.retain(|pair| now < pair.wipe_by && wall_ms < times.wipe_at(pair.epoch));
+    }
+
+    /// Opens a setup with the keys of the running epoch, else with those of the next one, else with the previous ones.
+    ///
+    /// # Errors
+    /// See [`NotOpened`].
+    pub fn open(&mut self, shape: Shape, info: Info, onion: &[u8], wall_ms: u64) -> Result<Opened, NotOpened> {
+        let times = self.times;
+        let tag = setup::replay_tag(self.suite, onion).ok_or(NotOpened::Invalid(BadSetup::Length))?;
+        let running = times.epoch_of(times.interval_at(wall_ms));
+        let accepted = |pair: &&mut Pair| times.accept_at(pair.epoch) <= wall_ms && wall_ms < times.wipe_at(pair.epoch);
+        let mut pairs: Vec<&mut Pair> = self.pairs.iter_mut().filter(accepted).collect();
+        pairs.sort_by_key(|pair| pair.epoch != running);
+
+        let mut why = NotOpened::Invalid(BadSetup::Forged);
+        for pair in pairs {
+            let tag = pair.seen.tag(&tag);
+            if pair.seen.tags.contains(&tag) {
+                return Err(NotOpened::Replayed);
+            }
+            if pair.seen.tags.len() >= self.capacity {
+                why = NotOpened::Full;
+                continue;
+            }
+            for hash in &pair.setup_hashes {
+                match setup::open(shape, self.position, hash, &pair.key, info, onion) {
+                    Ok(opened) => {
+                        pair.seen.tags.insert(tag);
+                        return Ok(opened);
+                    }
+                    Err(BadSetup::Forged) => {}
+                    Err(bad) => return Err(NotOpened::Invalid(bad)),
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// The private keys, to look for copies of them.
+    #[cfg(test)]
+    pub(super) fn x25519(&self, epoch: u64) -> Option<&Secret> {
+        self.pairs.iter().find(|pair| pair.epoch == epoch).map(|pair| pair.key.x25519())
+    }
+}

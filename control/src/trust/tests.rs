@@ -1,0 +1,437 @@
+//! Whole chains of hops and entries in memory: time passes in steps, links delay and lose.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use wire::cell::{Class, Direction, Shape};
+use wire::ids::LinkId;
+use wire::setup::Suite;
+
+use super::chain::{ChainTerms, ClassTerms};
+use super::descriptor::tests::{descriptor, identity};
+use super::descriptor::{HopRole, NodeDescriptor, SignedDescriptor};
+use super::hop::{HopSetup, HopState, HopTrust, Step, TrustEvent};
+use super::sync::Peer;
+use super::user::UserTrust;
+use super::view::View;
+
+const STEP_MS: u64 = 5;
+/// In the middle of an epoch of either length.
+const START_MS: u64 = 1_800_005_000;
+const UP: LinkId = LinkId(1);
+const DOWN: LinkId = LinkId(2);
+
+fn role(hop: usize, hops: usize) -> HopRole {
+    if hop == hops { HopRole::Exit } else { HopRole::Mix }
+}
+
+fn node(hop: usize, hops: usize) -> NodeDescriptor {
+    NodeDescriptor { not_before: 0, not_after: START_MS, ..descriptor(hop as u8, role(hop, hops)) }
+}
+
+fn signed(descriptor: NodeDescriptor, hop: usize) -> SignedDescriptor {
+    descriptor.sign(&identity(hop as u8)).unwrap()
+}
+
+struct Hop {
+    trust: HopTrust,
+    /// What is on its disk.
+    disk: HopState,
+    /// Its clock minus true time.
+    offset_ms: i64,
+}
+
+/// An entry, on Mix 1's link `LinkId(10 + number)`.
+struct User {
+    trust: UserTrust,
+    offset_ms: i64,
+    /// Intervals for which it had a bundle.
+    had: BTreeSet<u64>,
+}
+
+struct Cell {
+    at_ms: u64,
+    to: Node,
+    link: LinkId,
+    content: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Hop(usize),
+    User(usize),
+}
+
+struct World {
+    rng: ChaCha20Rng,
+    terms: ChainTerms,
+    shape: Shape,
+    /// Since the start.
+    now_ms: u64,
+    hops: Vec<Hop>,
+    users: Vec<User>,
+    cells: Vec<Cell>,
+    loss: f64,
+    /// Every hash that each hop has signed, per interval.
+    signed: BTreeMap<(usize, u64), BTreeSet<[u8; 32]>>,
+    events: Vec<(usize, TrustEvent)>,
+    sent: usize,
+}
+
+impl World {
+    fn new(hops: usize, class: Class, (interval_s, epoch_s): (u32, u32), loss: f64) -> World {
+        let terms = ChainTerms {
+            suite: Suite::X25519,
+            interval_s,
+            epoch_s,
+            classes: vec![ClassTerms { class, mixing_delay_ms: 5, lifetime_s: 60 }],
+            identities: (1..=hops as u8).map(|seed| identity(seed).public()).collect(),
+        };
+        let mut world = World {
+            rng: ChaCha20Rng::seed_from_u64(7),
+            shape: Shape::new(class, hops).unwrap(),
+            terms,
+            now_ms: 0,
+            hops: Vec::new(),
+            users: Vec::new(),
+            cells: Vec::new(),
+            loss,
+            signed: BTreeMap::new(),
+            events: Vec::new(),
+            sent: 0,
+        };
+        for hop in 1..=hops {
+            let disk = HopState { fresh: true, ..HopState::default() };
+            let trust = world.start(hop, disk.clone(), 0);
+            world.hops.push(Hop { trust, disk, offset_ms: 0 });
+        }
+        (1..hops).for_each(|hop| world.connect(hop));
+        world
+    }
+
+    fn view(&self) -> View {
+        let mut view = View::new(self.terms.clone());
+        let hops = self.terms.identities.len();
+        for hop in 1..=hops {
+            let mut descriptor = node(hop, hops);
+            descriptor.contacts[0].class = self.shape.class();
+            view.take_descriptor(hop, signed(descriptor, hop), START_MS / 1000).unwrap();
+        }
+        view
+    }
+
+    fn wall(&self, offset_ms: i64) -> u64 {
+        (START_MS + self.now_ms).strict_add_signed(offset_ms)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.now_ms)
+    }
+
+    fn start(&self, position: usize, state: HopState, offset_ms: i64) -> HopTrust {
+        let setup = HopSetup {
+            position,
+            view: self.view(),
+            signer: identity(position as u8 + 100),
+            noise: node(position, self.terms.identities.len()).noise,
+            state,
+            replay_capacity: 1000,
+        };
+        HopTrust::new(setup, self.now(), self.wall(offset_ms))
+    }
+
+    /// The link between a hop and the next one comes up.
+    fn connect(&mut self, hop: usize) {
+        let now = self.now();
+        let forward = self.shape.control_content(Direction::Forward, hop + 1);
+        let backward = self.shape.control_content(Direction::Backward, hop + 1);
+        self.hops[hop - 1].trust.link_up(DOWN, Peer::Hop, forward, now);
+        self.hops[hop].trust.link_up(UP, Peer::Hop, backward, now);
+    }
+
+    fn add_user(&mut self, offset_ms: i64) {
+        let now = self.now();
+        let link = LinkId(10 + self.users.len() as u32);
+        let mut trust = UserTrust::new(self.view(), now);
+        trust.link_up(DOWN, self.shape.control_content(Direction::Forward, 1), now);
+        self.hops[0].trust.link_up(link, Peer::Entry, self.shape.control_content(Direction::Backward, 1), now);
+        self.users.push(User { trust, offset_ms, had: BTreeSet::new() });
+    }
+
+    /// A hop is killed and starts again with what is on its disk; its links are up `after_ms` later.
+    fn restart(&mut self, hop: usize, disk: HopState, after_ms: u64) {
+        let hops = self.hops.len();
+        self.cells.retain(|cell| cell.to != Node::Hop(hop));
+        if hop > 1 {
+            self.hops[hop - 2].trust.link_down(DOWN);
+        }
+        if hop < hops {
+            self.hops[hop].trust.link_down(UP);
+        }
+        let offset_ms = self.hops[hop - 1].offset_ms;
+        let trust = self.start(hop, disk.clone(), offset_ms);
+        self.hops[hop - 1] = Hop { trust, disk, offset_ms };
+        self.run(after_ms);
+        if hop > 1 {
+            self.connect(hop - 1);
+        }
+        if hop < hops {
+            self.connect(hop);
+        }
+    }
+
+    fn send(&mut self, from: Node, link: LinkId, content: Vec<u8>) {
+        self.sent += 1;
+        if self.rng.random_bool(self.loss) {
+            return;
+        }
+        let (to, over) = match (from, link) {
+            (Node::Hop(hop), UP) => (Node::Hop(hop - 1), DOWN),
+            (Node::Hop(hop), DOWN) => (Node::Hop(hop + 1), UP),
+            (Node::Hop(_), link) => (Node::User(link.0 as usize - 10), DOWN),
+            (Node::User(user), _) => (Node::Hop(1), LinkId(10 + user as u32)),
+        };
+        let len = match (from, link) {
+            (Node::Hop(_), DOWN) => self.shape.control_content(Direction::Forward, 2),
+            (Node::User(_), _) => self.shape.control_content(Direction::Forward, 1),
+            _ => self.shape.payload(),
+        };
+        assert!(content.len() <= self.shape.control_content(Direction::Forward, 1));
+        let mut content = content;
+        if !matches!((from, link), (Node::Hop(_), DOWN)) {
+            content.resize(len, 0);
+        } else if let Node::Hop(hop) = from {
+            content.resize(self.shape.control_content(Direction::Forward, hop + 1), 0);
+        }
+        let at_ms = self.now_ms + self.rng.random_range(1..=10);
+        self.cells.push(Cell { at_ms, to, link: over, content });
+    }
+
+    fn run(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.now_ms += STEP_MS;
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let (now_ms, now) = (self.now_ms, self.now());
+        let (due, later) = std::mem::take(&mut self.cells).into_iter().partition(|cell| cell.at_ms <= now_ms);
+        self.cells = later;
+        let due: Vec<Cell> = due;
+        for cell in due {
+            // A refusal is not a fault: what an item needs may be lost or under way.
+            match cell.to {
+                Node::Hop(hop) => {
+                    let wall = self.wall(self.hops[hop - 1].offset_ms);
+                    let _ = self.hops[hop - 1].trust.take(now, wall, cell.link, &cell.content);
+                }
+                Node::User(user) => {
+                    let wall = self.wall(self.users[user].offset_ms);
+                    let _ = self.users[user].trust.take(now, wall, cell.link, &cell.content);
+                }
+            }
+        }
+        for hop in 1..=self.hops.len() {
+            let wall = self.wall(self.hops[hop - 1].offset_ms);
+            let one = &mut self.hops[hop - 1];
+            one.trust.tick(&mut self.rng, now, wall);
+            for step in one.trust.steps() {
+                match step {
+                    Step::Save => {
+                        let state = self.hops[hop - 1].trust.state().clone();
+                        for (interval, hash) in state.intervals.recent() {
+                            self.signed.entry((hop, *interval)).or_default().insert(*hash);
+                        }
+                        self.hops[hop - 1].disk = state;
+                    }
+                    Step::Send(link, content) => self.send(Node::Hop(hop), link, content),
+                    Step::Event(event) => self.events.push((hop, event)),
+                }
+            }
+        }
+        for user in 0..self.users.len() {
+            let wall = self.wall(self.users[user].offset_ms);
+            let one = &mut self.users[user];
+            let interval = one.trust.view().times().interval_at(wall);
+            if one.trust.bundle(now, wall).is_some() {
+                one.had.insert(interval);
+            }
+            for (link, content) in one.trust.run(now, wall) {
+                self.send(Node::User(user), link, content);
+            }
+        }
+    }
+
+    /// How long until a user has a bundle of its running interval.
+    fn time_to_bundle(&mut self, user: usize, limit_ms: u64) -> u64 {
+        let start = self.now_ms;
+        while self.now_ms < start + limit_ms {
+            self.run(STEP_MS);
+            let wall = self.wall(self.users[user].offset_ms);
+            let now = self.now();
+            if self.users[user].trust.bundle(now, wall).is_some() {
+                return self.now_ms - start;
+            }
+        }
+        panic!("no bundle within {limit_ms} ms");
+    }
+
+    fn assert_nobody_signed_twice(&self) {
+        for ((hop, interval), hashes) in &self.signed {
+            assert_eq!(hashes.len(), 1, "hop {hop} signed {} bundles of interval {interval}", hashes.len());
+        }
+    }
+}
+
+#[test]
+fn chain_that_starts_for_the_first_time_has_a_bundle_at_once() {
+    for (hops, class) in [(2, Class::S), (4, Class::L), (8, Class::S)] {
+        let mut world = World::new(hops, class, (10, 3600), 0.0);
+        world.add_user(0);
+        let took = world.time_to_bundle(0, 10_000);
+        assert!(took <= 700, "{hops} hops of class {class}: {took} ms");
+        world.assert_nobody_signed_twice();
+    }
+}
+
+#[test]
+fn every_interval_has_a_bundle_over_three_epochs() {
+    for loss in [0.0, 0.05] {
+        let mut world = World::new(4, Class::S, (1, 10), loss);
+        world.add_user(0);
+        world.run(35_000);
+        let first = *world.users[0].had.first().unwrap();
+        let missed: Vec<u64> = (first..first + 34).filter(|n| !world.users[0].had.contains(n)).collect();
+        let allowed = if loss == 0.0 { 0 } else { 2 };
+        assert!(missed.len() <= allowed, "loss {loss}: without a bundle in {missed:?} from {first}");
+        world.assert_nobody_signed_twice();
+    }
+}
+
+#[test]
+fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
+    let mut worst = 0;
+    for hop in 1..=4 {
+        for phase_ms in (0..10_000).step_by(1900) {
+            let mut world = World::new(4, Class::L, (10, 3600), 0.0);
+            if hop > 1 {
+                world.add_user(0);
+            }
+            world.run(20_000 + phase_ms);
+            let disk = world.hops[hop - 1].disk.clone();
+            world.restart(hop, disk, 1000);
+            if hop == 1 {
+                world.add_user(0);
+            }
+            // The bundles that the user still has name keys that are gone.
+            let interval = world.users[0].trust.view().times().interval_at(world.wall(0));
+            let old = world.hops[hop - 1].trust.view().records(interval).map(|records| records[hop - 1].draw);
+            let start = world.now_ms;
+            let new_draw = |world: &mut World| {
+                let (now, wall) = (world.now(), world.wall(0));
+                let drawn = world.users[0].trust.bundle(now, wall).map(|bundle| bundle.records[hop - 1].draw);
+                drawn == old
+            };
+            while !new_draw(&mut world) {
+                assert!(world.now_ms - start < 20_000, "hop {hop} at {phase_ms} ms");
+                world.run(50);
+            }
+            worst = worst.max(world.now_ms - start + 1000);
+            world.assert_nobody_signed_twice();
+        }
+    }
+    assert!(worst <= 14_000, "{worst} ms");
+}
+
+#[test]
+fn chain_recovers_when_all_hops_restart_and_their_disks_are_lost() {
+    let mut world = World::new(4, Class::L, (10, 3600), 0.0);
+    world.run(23_000);
+    for hop in 1..=4 {
+        // No state next to a key is a restart, not a first start.
+        world.restart(hop, HopState::default(), 5);
+    }
+    world.add_user(0);
+    let took = world.time_to_bundle(0, 20_000);
+    assert!(took <= 13_000, "{took} ms");
+    world.assert_nobody_signed_twice();
+}
+
+#[test]
+fn clock_that_steps_signs_no_interval_twice() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    for step_ms in [60_000, -60_000, 7000, -7000, 1500, -1500] {
+        world.run(3000);
+        world.hops[1].offset_ms += step_ms;
+        world.run(3000);
+    }
+    world.run(3000);
+    let wall = world.wall(0);
+    let now = world.now();
+    assert!(world.users[0].trust.bundle(now, wall).is_some(), "the chain recovers");
+    world.assert_nobody_signed_twice();
+    assert!(world.events.iter().any(|(hop, event)| *hop == 2 && matches!(event, TrustEvent::ClockDiffers { .. })));
+}
+
+#[test]
+fn hop_that_draws_keys_all_the_time_cannot_give_users_different_ones() {
+    let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    world.add_user(0);
+    world.add_user(0);
+    for _ in 0..40 {
+        let disk = world.hops[1].disk.clone();
+        world.restart(2, disk, 50);
+        world.run(2000);
+        let (now, wall) = (world.now(), world.wall(0));
+        let hashes: Vec<_> = (0..2).map(|user| world.users[user].trust.bundle(now, wall).map(|b| b.hash())).collect();
+        if let [Some(a), Some(b)] = hashes[..] {
+            assert_eq!(a, b);
+        }
+    }
+    world.assert_nobody_signed_twice();
+}
+
+#[test]
+fn renewed_descriptor_reaches_everyone_in_band() {
+    let mut world = World::new(4, Class::L, (1, 10), 0.05);
+    world.add_user(0);
+    world.run(3000);
+    let renewed = NodeDescriptor { revision: 9, ..node(3, 4) };
+    let (now, wall) = (world.now(), world.wall(0));
+    world.hops[2].trust.take_descriptor(3, signed(renewed, 3), now, wall).unwrap();
+    world.run(4000);
+    for hop in 1..=4 {
+        assert_eq!(world.hops[hop - 1].trust.view().descriptor(3).unwrap().revision, 9, "at hop {hop}");
+    }
+    assert_eq!(world.users[0].trust.view().descriptor(3).unwrap().revision, 9);
+    let (now, wall) = (world.now(), world.wall(0));
+    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    world.assert_nobody_signed_twice();
+}
+
+#[test]
+fn descriptor_that_spreads_before_its_node_loads_it_is_adopted() {
+    let mut world = World::new(4, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    let renewed = NodeDescriptor { revision: 9, ..node(3, 4) };
+    let (now, wall) = (world.now(), world.wall(0));
+    world.hops[0].trust.take_descriptor(3, signed(renewed, 3), now, wall).unwrap();
+    world.run(3000);
+    let (now, wall) = (world.now(), world.wall(0));
+    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+}
+
+#[test]
+fn idle_neighbours_fall_silent() {
+    let mut world = World::new(4, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let before = world.sent;
+    world.run(60_000);
+    assert!(world.sent - before <= 10, "{} cells in a minute", world.sent - before);
+}
