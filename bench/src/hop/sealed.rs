@@ -1,7 +1,7 @@
 //! Cells sealed ahead into memory, and checked at the far end with its keys.
 //!
-//! Cells can be sent only once, since the mix's replay windows refuse copies. Their channels follow in shuffled rounds of
-//! all channels, so a mix rarely finds a channel twice in a row.
+//! Cells can be sent only once, since the mix's replay windows refuse copies. Their channels follow in shuffled
+//! rounds of all channels, so a mix rarely finds a channel twice in a row.
 
 use std::collections::HashMap;
 
@@ -141,8 +141,8 @@ impl SealedCells {
         self.entries.resize(cells, 0);
     }
 
-    /// Seals `cells` forward cells of the first `channels` channels of the first `entries` entries, each with the header
-    /// key of its own link.
+    /// Seals `cells` forward cells of the first `channels` channels of the first `entries` entries, each with the
+    /// header key of its own link.
     pub(crate) fn seal_forward(
         &mut self,
         shape: Shape,
