@@ -1,4 +1,4 @@
-//! Whatever leads from a forward to a sink: a chain that is started, or one that is running.
+//! The capacity of a route from a forward to a sink, through a chain that is started or was running before.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

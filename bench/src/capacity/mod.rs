@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! search      from one rate to the next     single_mix     one mix, between neighbours that this program plays
-//! limit       why a rate failed             forward_path   whatever leads from a forward to a sink
+//! limit       why a rate failed             forward_path   a chain between a forward and a sink
 //! ```
 
 mod forward_path;

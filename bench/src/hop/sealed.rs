@@ -66,7 +66,7 @@ impl Channels {
         }
     }
 
-    /// Whether a cell that reached the exit is an authentic forward cell.
+    /// True if a cell that reached the exit is an authentic forward cell.
     pub(crate) fn is_forward(&mut self, header: &Header, bytes: &mut [u8]) -> bool {
         let Some(channel) = self.at_exit.get(&header.channel).map(|at| &mut self.exit[*at]) else { return false };
         if channel.forward.of(header.seq).is_none() {
@@ -78,7 +78,7 @@ impl Channels {
         jobs[0].ok
     }
 
-    /// Whether a cell that reached an entry is an authentic backward cell.
+    /// True if a cell that reached an entry is an authentic backward cell.
     pub(crate) fn is_backward(&mut self, shape: Shape, entry: usize, header: &Header, bytes: &mut [u8]) -> bool {
         let Some(at) = self.at_entry.get(&(entry, header.channel)) else { return false };
         let keys = &mut self.entry[*at].keys;

@@ -79,7 +79,7 @@ trait Stage {
     /// Runs the stage once. Returns the number of cells.
     fn run(&mut self) -> usize;
 
-    /// Whether the output of the last run is right.
+    /// True if the output of the last run is right.
     fn is_correct(&mut self) -> bool;
 }
 
