@@ -149,25 +149,25 @@ pub struct Files {
     pub hops: Vec<PathBuf>,
 }
 
-/// A name of a node with its configuration and its keys, before they are written.
+/// The files of one node before they are written.
 struct Written {
     name: String,
     config: String,
     keys: Zeroizing<String>,
 }
 
-/// Makes the keys and writes all files of a chain into `dir`, which is made if need be.
+/// Makes the keys and writes all files of a chain into `dir`, which is created if it does not exist.
 ///
 /// # Errors
-/// The cells do not fit, a file exists and may not be overwritten, or cannot be written. Nothing is
-/// written unless everything is in order.
+/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Nothing is written before
+/// everything else is checked.
 pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let h = plan.hops.len();
     let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, plan.hops.iter().any(|hop| hop.address.is_ipv6()))?;
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut seed[..])
-        .map_err(|why| ConfigError::Arguments(format!("the system gives no random: {why}")))?;
+        .map_err(|why| ConfigError::Arguments(format!("cannot read random bytes from the system: {why}")))?;
     let mut rng = ChaCha20Rng::from_seed(*seed);
     let chain_id = *draw_secret(&mut rng).expose();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -240,10 +240,21 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
 /// The addresses of `count` lanes, from the first one on.
 ///
 /// # Errors
-/// Their ports would go beyond 65535.
+/// Nothing can be sent to the address, or the ports of its lanes would go beyond 65535.
 pub fn lanes(address: SocketAddr, count: usize) -> Result<Vec<SocketAddr>, ConfigError> {
+    let wrong = |expected: &str| ConfigError::Arguments(format!("invalid node address {address}: expected {expected}"));
+    if address.port() == 0 {
+        return Err(wrong("a port from 1 to 65535"));
+    }
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(wrong("an address that the previous hop can send to"));
+    }
+
     let all: Option<Vec<_>> = (0..count).map(|lane| dataplane::lanes::address(address, lane)).collect();
-    all.ok_or_else(|| ConfigError::Arguments(format!("{address}: {count} lanes need as many ports from there on")))
+    all.ok_or_else(|| {
+        let last = 65_536 - count;
+        wrong(&format!("a port of at most {last}, because {count} lanes need consecutive ports"))
+    })
 }
 
 /// Writes a new file with these permissions; one that was there is removed, not reused, for its
@@ -440,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_mixed_families_sends_from_the_family_of_the_next_hop() {
+    fn plan_sends_from_the_address_family_of_the_next_hop() {
         let plan = Plan::new(&["192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:2".parse().unwrap()]);
         assert!(plan.entry.down.is_ipv4());
         assert!(plan.hops[0].down.is_ipv6());

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_the_promised_names_and_only_drops_that_happened() {
+    fn json_has_stable_names_and_only_nonzero_drops() {
         let json = serde_json::to_value(sample()).unwrap();
         assert_eq!(json["role"], "mix");
         assert_eq!(json["index"], 2);

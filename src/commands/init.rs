@@ -56,6 +56,7 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
         }),
     };
     let all = args.nodes.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+    all.iter().try_for_each(|address| lanes(*address, 1).map(drop))?;
 
     if let Some(odd) = all.iter().find(|address| address.is_ipv4() && args.ipv6) {
         return Err(ConfigError::Arguments(format!(

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::Entry;
 use crate::config::{Chain, ConfigError, Keys, Loaded, Location, NodeConfig, Part};
 use crate::error::StartError;
-use crate::runtime::node::rng;
+use crate::runtime::random::rng;
 
 /// Where the chain comes from.
 enum Source {

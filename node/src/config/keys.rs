@@ -78,7 +78,7 @@ impl Keys {
             what: format!("the {kind} key is not that of node {} in {}", config.position, config.chain.display()),
             remedy: format!(
                 "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
-                config.place("keys", 0).unwrap_or_else(|| Location::file(&config.path))
+                config.place_of("keys")
             ),
         };
         if x25519_public(&self.noise) != own.descriptor.noise {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_in_the_folder_of_credentials_are_the_groups_bits_a_mask() {
+    fn group_bits_are_allowed_for_systemd_credentials_only() {
         let folder = Some(Path::new("/run/credentials/eddy@mix1.service"));
         assert_eq!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o440, 0);
         assert_ne!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o004, 0);

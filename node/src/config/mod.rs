@@ -164,10 +164,6 @@ impl Loaded {
 
 /// A configuration and the files that it names.
 impl NodeConfig {
-    fn place_of(&self, key: &str) -> Location {
-        self.place(key, 0).unwrap_or_else(|| Location::file(&self.path))
-    }
-
     /// `error` of reading a file that `key` names, which must be `must`.
     fn named(&self, key: &str, must: &str, error: ConfigError) -> ConfigError {
         match error {

@@ -58,8 +58,8 @@ pub struct NodeConfig {
     pub caps: Caps,
     /// What only this role has.
     pub part: Part,
-    /// The lines of keys; lists have one per element.
-    lines: Vec<(&'static str, usize)>,
+    /// The keys that are set, with their lines; lists have one per element. A program's options have no lines.
+    lines: Vec<(&'static str, Option<usize>)>,
 }
 
 /// What only one role has.
@@ -243,10 +243,20 @@ impl NodeConfig {
         })
     }
 
-    /// The location of a key, or of the `nth` element of a list. None if the file does not set it.
+    /// The location of a key, or of the `nth` element of a list. None if it is not set there.
     pub fn place(&self, key: &str, nth: usize) -> Option<Location> {
         let (_, line) = self.lines.iter().filter(|(name, _)| *name == key).nth(nth)?;
-        Some(Location { path: self.path.clone(), line: Some(*line) })
+        Some(Location { path: self.path.clone(), line: *line })
+    }
+
+    /// The location of a key, or the file if it does not set the key.
+    pub fn place_of(&self, key: &str) -> Location {
+        self.place(key, 0).unwrap_or_else(|| Location::file(&self.path))
+    }
+
+    /// Whether it was read from a file, not made from a program's options.
+    pub fn is_file(&self) -> bool {
+        self.lines.iter().any(|(_, line)| line.is_some())
     }
 
     /// What the node is.
@@ -272,7 +282,7 @@ fn window(table: &Table<'_>) -> Result<usize, ConfigError> {
         return Ok(window);
     }
     let what = format!("window must be a power of two (got {window})");
-    Err(table.wrong("window", what, format!("write for example `window = {}`", window.next_power_of_two())))
+    Err(table.wrong("window", what, format!("try `window = {}`", window.next_power_of_two())))
 }
 
 /// An exit's limits; 0 is none.
@@ -287,7 +297,7 @@ fn limits(table: &Table<'_>) -> Limits {
 
 fn address(key: &str, text: Text<'_>) -> Result<SocketAddr, ConfigError> {
     let what = || format!("{key} must be IP:PORT or [IPv6]:PORT (got {:?})", text.value);
-    text.value.parse().map_err(|_| text.wrong(what(), format!("write for example `{key} = \"192.0.2.7:4701\"`")))
+    text.value.parse().map_err(|_| text.wrong(what(), format!("for example `{key} = \"192.0.2.7:4701\"`")))
 }
 
 fn next(text: Text<'_>) -> Result<String, ConfigError> {
@@ -299,7 +309,7 @@ fn resolver(text: Text<'_>) -> Result<SocketAddr, ConfigError> {
     let ip = text.value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
     ip.or_else(|_| text.value.parse()).map_err(|_| {
         let what = format!("resolver must be IP or IP:PORT of a name server (got {:?})", text.value);
-        text.wrong(what, "write for example `resolver = \"9.9.9.9:53\"`")
+        text.wrong(what, "for example `resolver = \"9.9.9.9:53\"`")
     })
 }
 

@@ -250,7 +250,7 @@ impl<'s> Table<'s> {
         Err(ConfigError::Value {
             at: self.source.at(&value.span()),
             what: format!("{} must be {} (got {})", key.name, key.kind.expected(), self.found(value.get_ref())),
-            remedy: remedy.unwrap_or_else(|| format!("write for example {}{default}", quoted_line(key))),
+            remedy: remedy.unwrap_or_else(|| format!("for example {}{default}", quoted_line(key))),
         })
     }
 
@@ -383,8 +383,8 @@ impl<'s> Table<'s> {
         ConfigError::Invalid { at, what: what.into() }
     }
 
-    /// The lines of all keys that are set; of lists one per element, of tables that of their first key.
-    pub(super) fn lines(&self) -> Vec<(&'static str, usize)> {
+    /// The keys that are set and their lines; of lists one per element, of tables that of their first key.
+    pub(super) fn lines(&self) -> Vec<(&'static str, Option<usize>)> {
         let mut lines = Vec::new();
         for (name, value) in self.in_order() {
             let Some(key) = table::find(self.keys, name.get_ref()) else { continue };
@@ -396,7 +396,7 @@ impl<'s> Table<'s> {
                 DeValue::Array(all) if !all.is_empty() => all.iter().map(Spanned::span).collect(),
                 _ => vec![value.span()],
             };
-            lines.extend(spans.iter().filter_map(|span| Some((key.name, self.source.at(span).line?))));
+            lines.extend(spans.iter().map(|span| (key.name, self.source.at(span).line)));
         }
         lines
     }

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_that_wait_for_the_worker_are_bounded_and_counted() {
+    fn waiting_handshakes_are_bounded_and_counted() {
         let (mut bridge, mut worker, _punts) = bridge();
         bridge.resolved(0, Vec::new());
         let mut second = 0;

@@ -1,10 +1,11 @@
-//! What a node writes to its log about its neighbours, its channels and its clients.
+//! The log of a node: lines about its neighbours, its channels and its clients.
 //!
-//! Decides which events become a line, and how often. Trouble that lasts is reported soon, again at growing intervals,
-//! and when it is over. No packet causes a line of its own, and strangers cannot choose how often one is written.
+//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals, and
+//! when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
 //!
 //! Neighbours: [`crate::runtime::node`] feeds it on the control thread; the command decides where lines go.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const REPEAT_FIRST: Duration = Duration::from_secs(10);
 /// Longest time between two reports of the same trouble.
 const REPEAT_MAX: Duration = Duration::from_secs(600);
-/// Time between two lines on what clients do.
+/// Time between two lines about clients, whatever they do.
 const CLIENTS_EVERY: Duration = Duration::from_secs(1);
+/// Destinations and clients whose trouble is remembered; then the one that is due first is forgotten.
+const CLIENT_TROUBLES_MAX: usize = 64;
 
 /// The log of one node.
 pub struct Log {
@@ -38,8 +41,7 @@ pub struct Log {
     setups: Trouble,
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
-    /// When the last line on clients was written.
-    clients: Option<Duration>,
+    clients: ClientTroubles,
 }
 
 /// A neighbour, as log lines name it.
@@ -80,6 +82,37 @@ impl Trouble {
     }
 }
 
+/// Trouble that clients cause, by its subject: a refused destination, or a client with too long datagrams.
+///
+/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`].
+#[derive(Default)]
+struct ClientTroubles {
+    by_subject: BTreeMap<String, Trouble>,
+    last_line: Option<Duration>,
+}
+
+impl ClientTroubles {
+    /// Whether a report about this subject is due.
+    fn is_due(&mut self, now: Duration, subject: String) -> bool {
+        if self.last_line.is_some_and(|last| now < last + CLIENTS_EVERY) {
+            return false;
+        }
+        // What was not seen for as long as the longest interval is over.
+        self.by_subject.retain(|_, trouble| trouble.repeat.is_some_and(|(at, _)| now < at + REPEAT_MAX));
+        if self.by_subject.len() == CLIENT_TROUBLES_MAX && !self.by_subject.contains_key(&subject) {
+            let first_due = self.by_subject.iter().min_by_key(|(_, trouble)| trouble.repeat);
+            let first_due = first_due.map(|(subject, _)| subject.clone()).unwrap_or_default();
+            self.by_subject.remove(&first_due);
+        }
+
+        let is_due = self.by_subject.entry(subject).or_default().is_due(now, PATIENCE);
+        if is_due {
+            self.last_line = Some(now);
+        }
+        is_due
+    }
+}
+
 impl Log {
     /// The log of the node at this position, whose next hop is reached at `next`.
     pub fn new(chain: &Chain, position: usize, next: Option<SocketAddr>) -> Log {
@@ -98,7 +131,7 @@ impl Log {
             setups: Trouble::default(),
             setups_fail_since: None,
             refused_acks: Trouble::default(),
-            clients: None,
+            clients: ClientTroubles::default(),
         }
     }
 
@@ -195,19 +228,19 @@ impl Log {
             warn!("cannot listen on a new forward: {why}");
             return;
         }
-        if self.clients.is_some_and(|last| now < last + CLIENTS_EVERY) {
-            return;
-        }
-        self.clients = Some(now);
         match notice {
             Notice::Deaf { .. } => {}
             Notice::TooLarge { client, len, max } => {
                 let address = client.address;
-                warn!(%address, len, max, "dropped a datagram of {len} bytes from {address}: the limit is {max} (8 fragments)");
+                if self.clients.is_due(now, format!("client {address}")) {
+                    warn!(%address, len, max, "dropped a datagram of {len} bytes from {address}: the limit is {max} (8 fragments)");
+                }
             }
             Notice::Refused { destination, status, .. } => {
                 let reason = status_text(*status);
-                warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                if self.clients.is_due(now, format!("{destination}: {reason}")) {
+                    warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                }
             }
         }
     }
@@ -219,8 +252,8 @@ fn status_text(status: Status) -> &'static str {
         Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
         Status::Unresolvable => "the name does not resolve there",
         Status::Unreachable => "the destination is unreachable",
-        Status::TooManyFlows => "it has too many flows or sockets",
-        Status::UnknownFlow => "it does not know the flow",
+        Status::TooManyFlows => "the exit has too many flows or sockets",
+        Status::UnknownFlow => "the flow is unknown there",
         Status::TooLarge => "the datagram is too large",
     }
 }
@@ -240,6 +273,24 @@ mod tests {
         assert_eq!(reports, [2, 12, 32, 72, 152, 312, 632, 1232, 1832, 2432, 3032]);
         assert!(trouble.end() && !trouble.end());
         assert!(trouble.is_due(secs(3600), secs(2)), "new trouble does not wait for the old interval");
+    }
+
+    #[test]
+    fn refused_destinations_are_reported_at_growing_intervals() {
+        let mut troubles = ClientTroubles::default();
+        let reports: Vec<u64> = (0..100).filter(|s| troubles.is_due(secs(*s), "a.example:53".to_owned())).collect();
+        assert_eq!(reports, [0, 10, 30, 70]);
+        assert!(troubles.is_due(secs(100), "b.example:53".to_owned()), "another subject does not wait");
+        assert!(!troubles.is_due(secs(100), "c.example:53".to_owned()), "at most one line a second");
+        assert!(troubles.is_due(secs(5000), "a.example:53".to_owned()));
+        assert!(troubles.is_due(secs(5010), "a.example:53".to_owned()), "what ended is new trouble");
+    }
+
+    #[test]
+    fn remembered_client_troubles_are_bounded() {
+        let mut troubles = ClientTroubles::default();
+        assert!((0..200).all(|s| troubles.is_due(secs(s), format!("192.0.2.1:{s}"))));
+        assert_eq!(troubles.by_subject.len(), CLIENT_TROUBLES_MAX);
     }
 
     #[test]

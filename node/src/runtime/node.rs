@@ -4,7 +4,7 @@
 //! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else is sent by the workers.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -14,15 +14,12 @@ use std::time::{Duration, SystemTime};
 
 use control::{Config, Control, Counters, NextHop, Role, Timing};
 use dataplane::command::Command;
-use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
-use rand::SeedableRng;
-use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
@@ -35,8 +32,10 @@ use crate::runtime::bridge::{Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
+use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
+use crate::runtime::sockets::Sockets;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
 
@@ -48,24 +47,12 @@ pub struct NodeSpec {
     /// 0 for the entry, then the mixes, then the exit.
     pub position: usize,
     /// Address of the next hop; none at the exit.
-    pub next: Option<std::net::SocketAddr>,
+    pub next: Option<SocketAddr>,
     /// Number of ports of each of its links.
     pub lanes: Lanes,
     pub config: NodeConfig,
     pub keys: config::Keys,
     pub sockets: Sockets,
-}
-
-/// A node's sockets, bound.
-pub struct Sockets {
-    /// Towards the previous hop, one for each lane; none at the entry.
-    pub up: Vec<UdpSocket>,
-    /// Towards the next hop ([`Lanes::downs`]); none at the exit.
-    pub down: Vec<UdpSocket>,
-    /// The entry's listeners.
-    pub listeners: Vec<(UdpSocket, Listener)>,
-    /// The entry's SOCKS ports.
-    pub socks: Vec<TcpListener>,
 }
 
 /// Control's part of the report, updated at each of its turns.
@@ -138,14 +125,6 @@ pub struct Node {
     workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
     socks: Option<socks::Server>,
-}
-
-/// A fresh generator seeded by the operating system.
-pub fn rng() -> Result<ChaCha20Rng, StartError> {
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
-    let action = "read random bytes from the system";
-    getrandom::fill(&mut seed[..]).map_err(|why| StartError::system(action)(why.into()))?;
-    Ok(ChaCha20Rng::from_seed(*seed))
 }
 
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
@@ -301,7 +280,7 @@ pub fn control_config(
     position: usize,
     config: &NodeConfig,
     keys: &config::Keys,
-    next: Option<std::net::SocketAddr>,
+    next: Option<SocketAddr>,
 ) -> Config {
     let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
     let role = match &config.part {

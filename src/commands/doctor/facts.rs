@@ -18,7 +18,7 @@ use wire::ids::Side;
 use super::host::Host;
 use super::subject::Subject;
 use eddy_node::config::in_words;
-use eddy_node::runtime::sockets;
+use eddy_node::runtime::path as link_path;
 
 #[derive(Debug)]
 pub struct Facts {
@@ -210,17 +210,17 @@ fn cores(host: &Host) -> Cores {
 fn path(host: &Host, subject: &Subject) -> Path {
     let Ok(next) = &subject.next else { return Path::default() };
     let (local, mtu) = match next {
-        Some(next) => match sockets::known_path(subject.from, *next) {
+        Some(next) => match link_path::known_path(subject.from, *next) {
             Ok(path) => (Some(path.local), Some(Ok(path.mtu))),
             Err(why) => (None, Some(Err(in_words(&why)))),
         },
         // An exit: the device of `up`, or of the default route.
         None => match subject.up.map(|up| up.ip()).filter(|ip| !ip.is_unspecified()) {
             Some(ip) => (Some(ip), None),
-            None => (sockets::known_path(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE).ok().map(|path| path.local), None),
+            None => (link_path::known_path(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE).ok().map(|path| path.local), None),
         },
     };
-    let name = local.and_then(sockets::device);
+    let name = local.and_then(link_path::device);
     let name = name.or_else(|| local.filter(IpAddr::is_loopback).map(|_| "lo".to_owned()));
     Path { mtu, device: name.map(|name| device(host, name)) }
 }
