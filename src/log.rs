@@ -1,9 +1,8 @@
-//! The log of a node: how much of it, in which form, and where it goes.
+//! The log of a node: its level, form and destination.
 //!
-//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as
-//! fields, too. Where standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`,
-//! sd-daemon(3)): that needs no second channel to the journal, keeps the order of log lines and of everything else that
-//! the process writes there, and works in any sandbox.
+//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as fields,
+//! too. If standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`, sd-daemon(3)).
+//! This needs no second channel to the journal, keeps the order of all lines of the process, and works in any sandbox.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -132,7 +131,7 @@ impl LogArgs {
         }
     }
 
-    /// Whether the command line asks for certain log lines.
+    /// True if the command line selects log lines.
     pub fn is_set(&self) -> bool {
         self.verbose > 0 || self.log.is_some()
     }
@@ -156,7 +155,7 @@ impl LogArgs {
     /// `EDDY_LOG` is not a filter.
     pub fn start(&self) -> Result<(), ConfigError> {
         let Filter(targets) = self.filter(LevelFilter::INFO)?;
-        // Modules are of interest only to those who ask for more than the usual.
+        // Modules are shown only if the filter names modules or more than the usual level.
         let with_target = targets.iter().next().is_some() || targets.default_level() > Some(LevelFilter::INFO);
         let layer = layer::layer().with_writer(std::io::stderr);
         let sentence = format::debug_fn(|writer, field, value| match field.name() {
@@ -174,13 +173,13 @@ impl LogArgs {
     }
 }
 
-/// Whether log lines are coloured: on a terminal, unless NO_COLOR asks for none (no-color.org).
+/// True if log lines are coloured: on a terminal, unless NO_COLOR is set (no-color.org).
 fn with_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Whether standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose
-/// standard error was redirected inherits the variable, but not the file.
+/// True if standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose standard
+/// error was redirected inherits the variable, but not the file.
 fn is_journal() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     let Some((device, inode)) = stream.split_once(':') else { return false };

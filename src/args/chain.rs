@@ -106,14 +106,16 @@ Exit codes:
 #[command(
     after_long_help = CHAIN_HELP,
     mut_arg("verbose", |arg| arg
-        .help("Print every counter of every node and log more: -v info, -vv debug")
-        .long_help("Print every counter of every node and log more: -v info, -vv debug, -vvv trace\n\nOverrides --log.")),
+        .help("Print every counter of every node, and log more")
+        .long_help("Print every counter of every node, and log more: -v info, -vv debug\n\nOverrides --log.")),
     mut_arg("quiet", |arg| arg
         .help("Log less: -q error, -qq off")
         .long_help("Log less: -q error, -qq off\n\nOverrides --log.")),
     mut_arg("log", |arg| arg
+        .hide_short_help(true)
         .long_help("Log filter of the nodes, e.g. info or info,eddy_node=debug\n\nA level (off, error, warn, info, \
                     debug, trace), or MODULE=LEVEL, comma-separated [env: EDDY_LOG] [default: warn]")),
+    mut_arg("log_format", |arg| arg.hide_short_help(true)),
 )]
 pub struct ChainArgs {
     #[command(flatten)]

@@ -41,9 +41,9 @@ pub struct NodeArgs {
 const NODE_HELP: &str = "\
 The node runs until SIGTERM or Ctrl-C and then prints its counters.
 
-It takes over bound sockets that systemd passes (LISTEN_FDS), in this order:
+systemd can pass all of its sockets, already bound (LISTEN_FDS), in this order:
   entry  down, forwards, pymix, socks
-  mix    up (one per lane), down
+  mix    up, down; with --lanes N first N sockets for up
   exit   up";
 
 const ENTRY_HELP: &str = "\

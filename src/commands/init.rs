@@ -96,7 +96,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     std::io::stdout().write_all(next_commands(args, &addresses, &files).as_bytes()).context("standard output")
 }
 
-/// What was written, and what to run next.
+/// The files that were written, and the next commands.
 fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> String {
     let mut text = format!(
         "Created a chain of class {} with {} mix{} in {}:\n\n  \

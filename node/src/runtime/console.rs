@@ -27,7 +27,7 @@ pub enum Request {
     Add(ForwardInfo),
     /// Remove a forward.
     Remove {
-        /// Where it listens.
+        /// Address at which the entry listens.
         listen: SocketAddr,
     },
     /// List all forwards.
@@ -38,7 +38,7 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForwardInfo {
-    /// Where the entry listens.
+    /// Address at which the entry listens.
     pub listen: SocketAddr,
     /// Destination of the exit, `HOST:PORT`.
     pub to: String,

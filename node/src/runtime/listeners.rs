@@ -1,9 +1,10 @@
 //! The listening sockets of a running entry, which change while it runs.
 //!
-//! Owns the list and the kernel's drops at each of them. The worker has the sockets themselves and receives changes
-//! through control; this list has duplicates, so a socket is closed only when both are.
+//! Owns the list of sockets and their kernel drop counts. The worker owns the sockets themselves and receives changes
+//! through control. This list has duplicates, so a socket is closed when both are.
 //!
-//! Neighbours: [`crate::runtime::console`] adds and removes forwards, [`crate::runtime::socks`] and [`crate::client`] the relays of associations.
+//! Neighbours: [`crate::runtime::console`] adds and removes forwards; [`crate::runtime::socks`] and [`crate::client`] add and
+//! remove the relays of associations.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::Sender;
@@ -57,7 +58,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.at
     }
@@ -173,7 +174,7 @@ impl Listeners {
         Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
-    /// Makes the worker close a socket.
+    /// Orders the worker to close a socket.
     pub fn close(&self, id: u32) {
         let mut state = self.state();
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
@@ -219,7 +220,7 @@ impl Listeners {
         let Some(open) = state.open.iter().find(|open| open.id == id) else { return };
         if let (Some(refusals), Ok(destination)) = (&open.refusals, destination.parse()) {
             refusals.push(Refusal { destination, status });
-            // The tunnel looks before every call; one that waits already is woken.
+            // Every call of the tunnel checks for refusals first. A call that already waits is woken.
             let _ = open.socket.send_to(WAKE, client);
         }
     }

@@ -17,9 +17,9 @@ use wire::ids::Side;
 
 use crate::config::{Chain, NodeRole, node_name};
 
-/// How long trouble may last before it is reported.
+/// Trouble is reported after it has lasted this long.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// From the first report of trouble to the second; then it doubles.
+/// Time from the first report of trouble to the second; then it doubles.
 const REPEAT_FIRST: Duration = Duration::from_secs(10);
 /// Longest time between two reports of the same trouble.
 const REPEAT_MAX: Duration = Duration::from_secs(600);
@@ -31,11 +31,11 @@ const CLIENT_TROUBLES_MAX: usize = 64;
 /// The log of one node.
 pub struct Log {
     next: Option<Peer>,
-    /// Name of the previous hop; none where strangers connect.
+    /// Name of the previous hop; `None` at Mix 1, where strangers connect.
     previous: Option<String>,
     /// Name of the hop after the next one.
     beyond: Option<String>,
-    /// Whether there ever was a link to the next hop.
+    /// There was a link to the next hop at some time.
     was_connected: bool,
     silence: Trouble,
     setups: Trouble,
@@ -59,7 +59,7 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Whether a report is due of trouble that has lasted for this long.
+    /// True if a report is due for trouble that has lasted this long.
     fn is_due(&mut self, now: Duration, lasted: Duration) -> bool {
         let interval = match self.repeat {
             None if lasted < PATIENCE => return false,
@@ -71,12 +71,12 @@ impl Trouble {
         true
     }
 
-    /// Whether it has been reported and not ended since.
+    /// True if the trouble was reported and has not ended since.
     fn is_reported(&self) -> bool {
         self.repeat.is_some()
     }
 
-    /// Ends it. Whether it had been reported.
+    /// Ends the trouble. True if it had been reported.
     fn end(&mut self) -> bool {
         self.repeat.take().is_some()
     }
@@ -92,12 +92,12 @@ struct ClientTroubles {
 }
 
 impl ClientTroubles {
-    /// Whether a report about this subject is due.
+    /// True if a report about this subject is due.
     fn is_due(&mut self, now: Duration, subject: String) -> bool {
         if self.last_line.is_some_and(|last| now < last + CLIENTS_EVERY) {
             return false;
         }
-        // What was not seen for as long as the longest interval is over.
+        // Trouble that was not seen for the longest interval has ended.
         self.by_subject.retain(|_, trouble| trouble.repeat.is_some_and(|(at, _)| now < at + REPEAT_MAX));
         if self.by_subject.len() == CLIENT_TROUBLES_MAX && !self.by_subject.contains_key(&subject) {
             let first_due = self.by_subject.iter().min_by_key(|(_, trouble)| trouble.repeat);
@@ -135,7 +135,7 @@ impl Log {
         }
     }
 
-    /// Takes in for how long the next hop has been silent; at least once a second while it is.
+    /// Takes the time for which the next hop has been silent. Called at least once a second meanwhile.
     pub fn next_hop(&mut self, now: Duration, silence: Option<Duration>) {
         let Some(Peer { name, role, address }) = &self.next else { return };
         let Some(lasted) = silence else {
@@ -155,7 +155,7 @@ impl Log {
         }
     }
 
-    /// Takes in an event of control's.
+    /// Takes an event of control.
     pub fn event(&mut self, now: Duration, event: &Event) {
         match event {
             Event::LinkUp { side: Side::Down, .. } => self.connected(),
@@ -222,7 +222,7 @@ impl Log {
         }
     }
 
-    /// Takes in what the worker noticed about a client or a listener.
+    /// Takes a notice of the worker about a client or a listener.
     pub fn notice(&mut self, now: Duration, notice: &Notice) {
         if let Notice::Deaf { why } = notice {
             warn!("cannot listen on a new forward: {why}");

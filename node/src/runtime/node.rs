@@ -39,7 +39,7 @@ use crate::runtime::sockets::Sockets;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
 
-/// What a node is started with.
+/// Everything that a node is started with.
 pub struct NodeSpec {
     pub role: NodeRole,
     /// Verified.
@@ -130,8 +130,8 @@ pub struct Node {
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it, so that a
-/// descriptor is left for status clients.
+/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status clients
+/// still get a descriptor.
 fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -143,8 +143,8 @@ fn raise_descriptors(part: &mut Part) {
         let wanted = part.max_sockets;
         part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
         warn!(
-            "max_sockets is {} instead of {wanted}, because only {now} descriptors may be open: run `ulimit -Hn {}` as \
-             root before you start the exit, or lower max_sockets",
+            "max_sockets is {} instead of {wanted}, because the limit of open files is {now}: run `ulimit -Hn {}` as root \
+             before you start the exit, or lower max_sockets",
             part.max_sockets,
             wanted + DESCRIPTORS_KEPT
         );
@@ -226,12 +226,12 @@ impl Node {
         Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control, socks })
     }
 
-    /// The listening sockets, of an entry.
+    /// The listening sockets of an entry; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
         self.reporter.listeners.clone()
     }
 
-    /// Its link and channels, to wait for.
+    /// The progress of its link and channels, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
         self.reporter.readiness.clone()
     }
@@ -247,15 +247,15 @@ impl Node {
         move || reporter.report()
     }
 
-    /// Whether all threads run.
+    /// True while all threads run.
     pub fn is_alive(&self) -> bool {
         !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
-    /// Stops the threads. What the node holds is sent if possible and counted otherwise. Returns the last report.
+    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
-    /// A thread had died.
+    /// A thread has died.
     pub fn stop(self) -> Result<NodeReport, NodeDied> {
         drop(self.socks);
         self.stop.store(true, Ordering::Release);
@@ -355,7 +355,7 @@ impl ControlThread {
                 Side::Up => &sockets.0,
                 Side::Down => &sockets.1,
             };
-            // If it is lost, control sends it again.
+            // A lost datagram is sent again by control.
             if let Some(socket) = socket {
                 let _ = socket.send_to(datagram, to);
             }
@@ -410,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_tells_what_the_kernel_dropped() {
+    fn report_counts_kernel_drops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         sys::size_receive_buffer(&socket, 4096).unwrap();
         let reporter = Reporter {

@@ -21,10 +21,10 @@ use crate::runtime::address_order;
 /// Addresses of a name that are considered.
 const ADDRESSES_MAX: usize = 64;
 
-/// An answer: the question's number and what was found.
+/// An answer: the number of the question and the addresses found.
 pub type Answer = (u32, Vec<IpAddr>);
 
-/// The resolver thread. It ends some time after this is dropped: nobody waits for a slow name server.
+/// The resolver thread. It ends some time after this is dropped: dropping does not wait for a slow name server.
 pub struct Resolver {
     questions: mpsc::Sender<(u32, Box<str>)>,
     answers: Receiver<Answer>,

@@ -64,37 +64,37 @@ impl Running {
         Ok(Running { node, shape, ready, _status: status, _console: console })
     }
 
-    /// A line with the node's name and addresses.
+    /// A log line with the node's name and addresses.
     pub fn ready(&self) -> &str {
         &self.ready
     }
 
-    /// Lengths of its chain.
+    /// Class and length of its chain.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The listening sockets, of an entry.
+    /// The listening sockets of an entry; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
         self.node.listeners()
     }
 
-    /// Its link and channels, to wait for.
+    /// The progress of its link and channels, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
         self.node.readiness()
     }
 
-    /// A reading of all counters.
+    /// A report of all counters.
     pub fn report(&self) -> NodeReport {
         self.node.report()
     }
 
-    /// Whether all threads run.
+    /// True while all threads run.
     pub fn is_alive(&self) -> bool {
         self.node.is_alive()
     }
 
-    /// Stops the node. What it holds is sent if possible and counted otherwise. Returns the last report.
+    /// Stops the node. Cells that it holds are sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
     /// A thread had died.

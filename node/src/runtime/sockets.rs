@@ -38,7 +38,7 @@ impl Sockets {
 
 /// A socket that the node needs.
 struct Wanted {
-    /// What it is for: `up`, `down`, `forward`, `pymix`, `socks`.
+    /// `up`, `down`, `forward`, `pymix` or `socks`.
     name: &'static str,
     /// The setting and its location, for messages.
     said: String,
@@ -168,8 +168,8 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds as many sockets as the next hop has lanes and connects each to one lane, so that the kernel delivers to it what
-/// comes from there.
+/// Binds one socket for each lane of the next hop and connects it to that lane. The kernel then delivers datagrams from a
+/// lane to its socket.
 fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
     let at = down[0].local_addr()?;
     for lane in 0..lanes {
@@ -325,7 +325,7 @@ fn refuse_self(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(
     Err(mistake(said, format!("this is the node's own socket, {} on {}", own.name, own.address), remedy))
 }
 
-/// Whether an address belongs to this host. If the system does not list its addresses, only loopback does.
+/// True if an address belongs to this host. If the system does not list its addresses, only loopback does.
 fn is_own(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     ip.is_loopback()

@@ -59,7 +59,7 @@ pub struct Workers {
     pub wakers: Vec<Arc<Waker>>,
 }
 
-/// A worker's ends of its rings, and what its thread waits on.
+/// A worker's ends of its rings, and the poller and waker of its thread.
 struct WorkerEnds {
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
@@ -129,7 +129,7 @@ struct Builder<'a> {
     config: &'a NodeConfig,
     offloads: Offloads,
     spawn: Spawn,
-    /// Whether the log has the reason why io_uring is not in use.
+    /// The log already has the reason why io_uring is not in use.
     io_reported: bool,
     workers: Workers,
 }
@@ -214,7 +214,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The link ports of one side: as many as `wanted`.
+    /// The `wanted` link ports of one side.
     fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
         if sockets.len() != wanted {
             let (role, side) = (self.config.role().name(), side.name());
@@ -244,7 +244,7 @@ impl Builder<'_> {
         self.workers.turns.push(turns.clone());
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            // Checked before, so this fails only if the process lost a core since.
+            // The cores were checked before; this fails only if the process has lost one since.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
             {
@@ -262,7 +262,7 @@ fn system() -> impl FnOnce(std::io::Error) -> StartError {
     StartError::system("set up the sockets")
 }
 
-/// What all workers' threads need.
+/// Settings that all worker threads share.
 struct Spawn {
     cores: Vec<CpuSet>,
     spin: Duration,
@@ -308,7 +308,7 @@ fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
     config.cores.iter().map(set).collect()
 }
 
-/// Whether this node sends and receives bursts of cells. Logs the reason if they are wanted and not possible.
+/// The offloads that this node uses. Logs the reason if one is configured and not possible.
 fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));

@@ -25,7 +25,7 @@ use eddy_node::runtime::status;
 
 /// Lines of standard error kept per node.
 const TAIL: usize = 8;
-/// How long a node may take to end.
+/// Longest time that a node may take to end.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// A node to start.

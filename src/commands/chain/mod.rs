@@ -43,9 +43,9 @@ const MESSAGES_MAX: u64 = 20_000_000;
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// Time for an answer, in addition to the mixing delays.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What the exit may reach in addition to public networks.
+/// Networks that the exit opens in addition to public ones.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
-/// What its nodes log by default.
+/// Log level of its nodes by default.
 const NODE_LEVEL: LevelFilter = LevelFilter::WARN;
 /// Time between checks of a running chain.
 const LOOK: Duration = Duration::from_millis(100);
@@ -77,7 +77,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
     let bound = bind(args)?;
-    // The warnings of nodes are passed on by a chain that stays; otherwise nobody sees them.
+    // A chain that stays passes on the warnings of its nodes; otherwise this line is the only one.
     if let (_, Some(why)) = Calls::new(args.io, &bound.exit)
         && !args.stay
     {
@@ -121,7 +121,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
 struct Traffic<'a> {
     load: &'a Load,
     receivers: Vec<UdpSocket>,
-    /// Where the entry listens for each receiver.
+    /// The forward of each receiver at the entry.
     clients: Vec<SocketAddr>,
     patience: Duration,
     /// Bytes of the longest datagram that the chain carries.
@@ -150,7 +150,7 @@ impl Traffic<'_> {
     }
 }
 
-/// What to send, from the command line.
+/// The messages to send, from the command line.
 fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
     let rate = args.rate.unwrap_or(RATE);
     let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
@@ -332,7 +332,7 @@ fn ready_json(plan: &Plan, files: &Files, setup: Duration) -> String {
     format!("{ready}\n")
 }
 
-/// For people: the listeners that were asked for, and the next commands.
+/// For people: the requested listeners, and the next commands.
 fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> anyhow::Result<String> {
     let plural = if args.shape.mixes == 1 { "" } else { "es" };
     let mut text = format!(

@@ -1,7 +1,7 @@
 //! The state of this host: gathered once, so that checks are functions of it.
 //!
-//! Probes sockets of its own over loopback where settings are not enough (receive buffers, GSO, io_uring). Changes
-//! nothing and needs no privilege; facts that it cannot learn are unknown.
+//! Probes sockets over loopback if settings are not enough (receive buffers, GSO, io_uring). Changes nothing and needs no
+//! privilege; facts that it cannot read are unknown.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -54,7 +54,7 @@ pub struct Facts {
 pub struct Buffers {
     /// net.core.rmem_max.
     pub rmem_max: Option<usize>,
-    /// Granted to a socket that requested what the node does; or why there is no socket.
+    /// Granted to a socket with the same request as the node; or why there is no socket.
     pub granted: Result<usize, String>,
     /// net.core.rmem_default.
     pub rmem_default: Option<usize>,
@@ -81,7 +81,7 @@ pub struct Cores {
     pub allowed: Vec<usize>,
     /// Cores with their frequency governors.
     pub governors: Vec<(usize, String)>,
-    /// How long an idle core polls before it halts, in ns; `None` unless the cpuidle governor is haltpoll.
+    /// Time that an idle core polls before it halts, in ns; `None` unless the cpuidle governor is haltpoll.
     pub halt_poll_ns: Option<u64>,
     /// Hardware threads of the same core.
     pub siblings: Vec<Vec<usize>>,
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_proc_and_sys_is_looked_at_all_the_same() {
+    fn host_without_proc_and_sys_has_unknown_facts() {
         let root = tempfile::tempdir().unwrap();
         let engine = Engine::best();
         let facts = Facts::gather(&Host::under(root.path()), &Subject::of_a_chain(), engine);
