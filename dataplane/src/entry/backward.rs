@@ -38,7 +38,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     Ok(frames) => {
                         self.end.cells.backward.consumed += 1;
                         for frame in frames {
-                            self.backward_frame(cell.channel, &frame, now);
+                            self.backward_frame(cell.channel, cell.header.seq, &frame, now);
                         }
                     }
                     Err(_) => self.end.cells.backward.drop(DropReason::Frames),
@@ -80,8 +80,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         table.verdicts = verdicts;
     }
 
-    /// One frame from the exit.
-    fn backward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+    /// One frame of cell `seq` from the exit.
+    fn backward_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
         let tally = &mut self.end.datagrams.backward;
         let (flow, from, data) = match *frame {
             Frame::Dgram { flow, data } => {
@@ -100,13 +100,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 tally.injected += 1;
                 (flow, Some(from), data)
             }
-            _ => return self.report_frame(channel, frame, now),
+            _ => return self.report_frame(channel, seq, frame, now),
         };
         answer(&mut self.clients, &self.listening, &mut self.end.send_batch, tally, (channel, flow), from, data);
     }
 
     /// A frame that reports on a flow.
-    fn report_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+    fn report_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Status { flow, code } => {
                 if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
@@ -117,7 +117,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.notice(Notice::Refused { client, destination, status: code }, now);
                 }
             }
-            Frame::Peer { flow, from } => self.clients.resolved(channel, flow, from),
+            Frame::Peer { flow, from } => self.clients.resolved((channel, flow), seq, from),
             Frame::Close { flow } => self.clients.closed(channel, flow),
             // `heard` has noted a PONG already, as any other cell. The others are for paced classes.
             _ => {}

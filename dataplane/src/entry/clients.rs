@@ -64,8 +64,10 @@ pub(super) struct Flow {
     places: Vec<(ChannelIndex, u16)>,
     next_id: u16,
     seen: Nanos,
-    /// What its destination's name has resolved to.
+    /// The address of its destination's name that the exit sends to.
     peer: Option<SocketAddr>,
+    /// The cell that carried this address, if it came to the flow's present place.
+    peer_seq: Option<u64>,
 }
 
 /// Where an answer goes, and whose it is.
@@ -191,6 +193,7 @@ impl Clients {
             };
             flow.channel = channel;
             flow.number = number;
+            flow.peer_seq = None;
             flow.places.retain(|(of, _)| *of != channel);
             flow.places.push((channel, number));
             if !matches!(flow.state, FlowState::Refused { .. }) {
@@ -316,6 +319,7 @@ impl Clients {
                     next_id: 0,
                     seen: now,
                     peer: None,
+                    peer_seq: None,
                 });
                 self.by_destination.insert(key, id);
                 self.wheel.arm(id, ends / SECOND + 1);
@@ -349,12 +353,18 @@ impl Clients {
         Some(Reply { socket: client.socket, to: client.address, flow: id, peer })
     }
 
-    /// The exit has resolved the name of a flow's destination (SPEC 3.10).
-    pub(super) fn resolved(&mut self, channel: ChannelIndex, number: u16, peer: SocketAddr) {
-        if let Some((_, flow)) = self.at(channel, number)
-            && matches!(flow.destination, Destination::Name(..))
-        {
-            flow.peer = Some(peer);
+    /// A PEER in cell `seq`: the address to which the exit sends a flow to a name (SPEC 3.10.8).
+    pub(super) fn resolved(&mut self, place: (ChannelIndex, u16), seq: u64, peer: SocketAddr) {
+        let Some((_, flow)) = self.at(place.0, place.1) else { return };
+        if matches!(flow.destination, Destination::Ip(_)) {
+            return;
+        }
+
+        if (flow.channel, flow.number) != place {
+            // Numbers of two channels have no order: what a place says that the flow has left is better than nothing.
+            flow.peer.get_or_insert(peer);
+        } else if flow.peer_seq.is_none_or(|last| seq >= last) {
+            (flow.peer, flow.peer_seq) = (Some(peer), Some(seq));
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) struct Flow {
     was: Option<(ChannelIndex, u16)>,
     /// When its peer was last reported unreachable.
     reported: Nanos,
+    /// When its next answer is preceded by PEER again: never for a flow that has not moved on.
+    pub(super) peer_due: Nanos,
 }
 
 impl Flow {
@@ -221,6 +223,8 @@ impl Flows {
         let flow = self.flows[id as usize].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
+        // The entry may lose the PEER that announces this, and no longer asks.
+        flow.peer_due = now;
         Some((to, again))
     }
 
@@ -337,6 +341,7 @@ impl Flows {
             next_id: 0,
             was: None,
             reported: 0,
+            peer_due: Nanos::MAX,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
