@@ -134,7 +134,7 @@ fn destination_port_0_is_refused_and_counted() {
     let output = run(dir.path(), "chain --forward 127.0.0.1:0=127.0.0.1:0");
     let (code, said) = complaint(&output);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("\"127.0.0.1:0\" has port 0: name the port"), "{said}");
+    assert!(said.contains("\"127.0.0.1:0\" has port 0: expected the port"), "{said}");
 }
 
 /// Everything that came of datagrams towards a destination and did not leave, at both ends.

@@ -26,7 +26,7 @@ const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_M
 /// Orders of the operator and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
-/// What the bridge hands to the node that runs it.
+/// A message of the bridge to the node that runs it.
 pub enum Note {
     /// Control has something for the log.
     Event(Event),
@@ -110,7 +110,7 @@ impl Bridge {
             match output {
                 Output::Send { side, to, datagram } => {
                     let after = self.ops.pushed() + self.backlog.len() as u64;
-                    // One too many is lost like any datagram; its handshake is tried again.
+                    // A datagram too many is lost like any other; control tries its handshake again.
                     if self.outgoing.len() < OUTGOING_MAX {
                         self.outgoing.push_back(Outgoing { after, side, to, datagram });
                     } else {
@@ -123,7 +123,7 @@ impl Bridge {
         }
     }
 
-    /// Moves what waits into the ring, as far as it goes.
+    /// Moves waiting commands into the ring until it is full.
     fn hand_over(&mut self) {
         if self.backlog.is_empty() {
             return;
@@ -135,13 +135,13 @@ impl Bridge {
             }
         }
         if self.backlog.is_empty() {
-            // What a link with thousands of channels left behind goes back.
+            // Memory that a link with thousands of channels needed is returned.
             self.backlog.shrink_to(PUNTS_MAX);
         }
         self.ops.signal();
     }
 
-    /// Takes some of what the worker is ordered beside what control wants, unless it is behind with that.
+    /// Takes some orders for the worker that do not come from control, unless commands of control wait.
     pub fn take_orders(&mut self, orders: &Receiver<Command>) {
         if self.backlog.is_empty() {
             self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_that_wait_for_the_worker_are_bounded_and_counted() {
+    fn waiting_handshakes_are_bounded_and_counted() {
         let (mut bridge, mut worker, _punts) = bridge();
         bridge.resolved(0, Vec::new());
         let mut second = 0;

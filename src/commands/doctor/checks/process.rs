@@ -30,7 +30,7 @@ pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     }
 }
 
-/// Quoted for a shell, if need be.
+/// Quoted for a shell if necessary.
 fn quoted(path: &impl std::fmt::Display) -> String {
     let path = path.to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '=' | '@' | '%');
