@@ -35,10 +35,11 @@ fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
         config.keys = keys.to_owned();
     }
     let loaded = Loaded::read_files(config)?;
-    running::check(&loaded)?;
+    let warnings = running::check(&loaded)?;
     let (config, chain) = (&loaded.config, &loaded.chain);
-    let name = node_name(config.role(), config.position);
-    Ok(format!("{}: ok, {name} of chain {}\n", file.display(), chain.short_id()))
+    let (file, name) = (file.display(), node_name(config.role(), config.position));
+    let warnings: String = warnings.iter().map(|warning| format!("{file}: warning: {warning}\n")).collect();
+    Ok(format!("{warnings}{file}: ok, {name} of chain {}\n", chain.short_id()))
 }
 
 fn show(file: &Path, json: bool) -> anyhow::Result<String> {

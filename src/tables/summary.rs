@@ -35,7 +35,7 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
     )
 }
 
-/// What came and went, how fast and how long it took, by direction.
+/// Counts, rates and latency by direction.
 fn traffic(node: &NodeReport) -> String {
     let mut rows = table(&["", "forward", "backward"]);
     let units = [("cells", Some(&node.ledger.cells)), ("datagrams", node.ledger.datagrams.as_ref())];

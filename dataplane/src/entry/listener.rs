@@ -199,21 +199,21 @@ impl std::str::FromStr for Destination {
 
     /// Reads `IP:PORT`, `[IPv6]:PORT`, or `NAME:PORT`, which the exit resolves.
     fn from_str(text: &str) -> Result<Destination, NotADestination> {
-        const WRITE: &str = "write IP:PORT, [IPv6]:PORT or NAME:PORT";
+        const EXPECTED: &str = "expected IP:PORT, [IPv6]:PORT or NAME:PORT";
         let wrong = |what: &str, remedy: &str| NotADestination(format!("{text:?} {what}: {remedy}"));
         if let Ok(address) = text.parse::<SocketAddr>() {
             if address.port() == 0 {
-                return Err(wrong("has port 0", "name the port that the service listens on"));
+                return Err(wrong("has port 0", "expected the port that the service listens on"));
             }
             return Ok(Destination::Ip(address));
         }
-        let (name, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port", WRITE))?;
+        let (name, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port", EXPECTED))?;
         // A sign, which `parse` would take, makes a name of what is an address without it.
         let digits = Some(port).filter(|port| !port.starts_with('+'));
         let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
-        let port = port.ok_or_else(|| wrong("ends in no port from 1 to 65535", WRITE))?;
+        let port = port.ok_or_else(|| wrong("does not end in a port from 1 to 65535", EXPECTED))?;
         if !is_host_name(name.as_bytes()) {
-            return Err(wrong("is neither an address nor a host name with a port", WRITE));
+            return Err(wrong("is not an address or host name with a port", EXPECTED));
         }
         Ok(Destination::Name(name.into(), port))
     }

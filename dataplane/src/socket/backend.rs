@@ -47,7 +47,7 @@ impl fmt::Display for Io {
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("io {0:?}: write auto, mmsg or uring")]
+#[error("invalid io {0:?}: expected auto, mmsg or uring")]
 pub struct BadIo(String);
 
 /// Why there is no io_uring, and what helps.

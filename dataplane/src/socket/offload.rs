@@ -54,7 +54,7 @@ impl fmt::Display for Offload {
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("offload {0:?}: write auto, on or off")]
+#[error("invalid offload {0:?}: expected auto, on or off")]
 pub struct BadOffload(String);
 
 /// What link sockets may do.

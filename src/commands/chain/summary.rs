@@ -113,7 +113,7 @@ impl Summary<'_> {
         nodes
     }
 
-    /// What was dropped since the chain was up, where and why.
+    /// Drops since the chain was up, by node and reason.
     fn drops(&self) -> String {
         let mut all = Vec::new();
         for (node, early) in self.nodes.iter().zip(self.at_start) {
@@ -170,7 +170,7 @@ impl Summary<'_> {
         lines(&rows)
     }
 
-    /// Checks that nothing is missing.
+    /// Checks that no message is missing.
     ///
     /// # Errors
     /// Messages were lost or damaged, or a ledger does not close.

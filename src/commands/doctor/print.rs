@@ -69,7 +69,7 @@ fn one(finding: &Finding, verbose: bool, width: usize) -> String {
 fn wrapped(head: &str, text: &str, width: usize) -> String {
     let (head, rest) = (format!("{head:<INDENT$}"), " ".repeat(INDENT));
     let options = Options::new(width).initial_indent(&head).subsequent_indent(&rest);
-    // Names of options and programs stay whole, or nobody can copy them.
+    // Names of options and programs stay whole, so that they can be copied.
     textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation).break_words(false)) + "\n"
 }
 

@@ -32,7 +32,7 @@ pub struct Subject {
     pub workers: usize,
     /// Bytes requested for link sockets, and for the listening sockets of an entry.
     pub receive_buffer: usize,
-    /// Where the file sets it: then it is mandatory.
+    /// The line that sets it, which makes it mandatory.
     pub receive_buffer_at: Option<Location>,
     pub offload: Offload,
     pub io: Io,

@@ -76,7 +76,7 @@ impl fmt::Display for Mixing {
 /// A mixing specification that does not parse.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "mixing {spec:?}: {fault}; write one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)"
+    "mixing {spec:?}: {fault}: expected one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)"
 )]
 pub struct BadMixing {
     spec: String,
@@ -193,7 +193,7 @@ mod tests {
             "threshold:n",
         ] {
             let error = bad.parse::<Mixing>().unwrap_err();
-            assert!(error.to_string().contains("write one of"), "{error}");
+            assert!(error.to_string().contains("expected one of"), "{error}");
         }
     }
 }

@@ -105,7 +105,7 @@ pub fn governor(_: &Subject, facts: &Facts) -> Finding {
     }
 }
 
-/// How long an idle core of a guest polls before it halts.
+/// The polling time of idle cores of a guest.
 pub fn idle(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "idle-polling";
     const POLL_NS: u64 = 200_000;

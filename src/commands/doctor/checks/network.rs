@@ -7,7 +7,7 @@ use super::super::finding::{Finding, Fix};
 use super::super::host::in_short;
 use super::super::subject::Subject;
 use super::UNMEASURED;
-use eddy_node::runtime::sockets::{longest_packet, smaller_class};
+use eddy_node::runtime::path::{longest_packet, smaller_class};
 
 /// The MTU of the path, against the longest packet of the chain.
 pub fn path(subject: &Subject, facts: &Facts) -> Finding {
