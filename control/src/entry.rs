@@ -55,7 +55,7 @@ struct Search {
 struct Attempt {
     id: LinkChannel,
     pending: Pending,
-    /// Contents of the ack cells that arrived.
+    /// The ack contents that arrived.
     acks: Vec<Option<Vec<u8>>>,
     sent_at: Duration,
 }
@@ -141,7 +141,7 @@ impl Entry {
         }
     }
 
-    /// Takes in an ack cell from Mix 1. The last one opens the channel.
+    /// Takes in an ack cell from Mix 1. The last content opens the channel.
     pub(crate) fn ack(
         &mut self,
         cx: &mut Context,
@@ -152,14 +152,25 @@ impl Entry {
         content: &[u8],
     ) -> Result<(), Refusal> {
         let id = (link, header.channel);
-        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::UnexpectedAck) };
+        if usize::from(header.sub) >= setup::ack_cells(cx.config.shape) {
+            return Err(Refusal::UnexpectedAck);
+        }
+        let number = match channels.used_by(id) {
+            Some(Use::Setup(number)) => number,
+            Some(Use::Open(_)) => {
+                cx.counters.surplus_cells += 1;
+                return Ok(());
+            }
+            _ => return Err(Refusal::UnexpectedAck),
+        };
         let wanted = self.wanted.get_mut(number).ok_or(Refusal::UnexpectedAck)?;
         let search = wanted.search.as_mut().ok_or(Refusal::UnexpectedAck)?;
         let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::UnexpectedAck)?;
         let attempt = &mut search.attempts[at];
-        let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::UnexpectedAck)?;
+        let part = &mut attempt.acks[usize::from(header.sub)];
         if part.is_some() {
-            return Err(Refusal::UnexpectedAck);
+            cx.counters.surplus_cells += 1;
+            return Ok(());
         }
         *part = Some(content.to_vec());
         if attempt.acks.iter().any(Option::is_none) {
@@ -267,8 +278,8 @@ impl Search {
     ) {
         self.drop_attempts(channels, now, ATTEMPTS_MAX - 1);
         let shape = cx.config.shape;
-        let ephemerals = hops.iter().map(|_| draw_secret(&mut cx.rng)).collect();
-        let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&cx.config)) else {
+        let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut cx.rng))).collect();
+        let Ok((onion, pending)) = setup::build(shape, hops, shares, info(&cx.config)) else {
             // A descriptor has a low-order setup key. Its operator must publish another.
             cx.refuse(Refusal::SetupInvalid);
             return;

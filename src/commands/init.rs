@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Context;
 use eddy_node::config::{ConfigError, NodeRole};
 use eddy_node::init::{Files, Plan, lanes, write};
+use wire::setup::Suite;
 
 use crate::args::InitArgs;
 
@@ -85,6 +86,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     let addresses = addresses(args)?;
     let plan = Plan {
         class: args.class,
+        suite: Suite::from_wire(args.suite).unwrap_or_default(),
         mixing: args.mixing,
         lifetime_s: args.lifetime,
         lanes: usize::from(args.lanes),

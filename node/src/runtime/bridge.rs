@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{Control, DataOp, Event, Input, Output};
+use control::{ACK_COPIES_MAX, Control, DataOp, Event, Input, Output, SETUP_CELLS_MAX};
 use dataplane::command::{Command, CommandSender};
 use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
@@ -20,9 +20,15 @@ const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
 const PUNTS_MAX: usize = 1024;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link: three slots, a
-/// keepalive and the end of every link; three setup cells for each wanted channel of an entry; eight for each punt;
-/// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog, too.
-const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
+/// keepalive and the end of every link; a setup for each wanted channel of an entry; a setup and a channel for each
+/// punt; ack cells that were due; answers of the resolver; orders. Nothing is taken in while some of them wait, so this
+/// bounds the backlog, too.
+const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS)
+    + SETUP_CELLS_MAX * 256
+    + (SETUP_CELLS_MAX + 8) * PUNTS_MAX
+    + ACK_COPIES_MAX
+    + 256
+    + ORDERS_MAX;
 /// Orders of the operator and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
@@ -205,7 +211,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::draw_x25519;
+    use control::descriptor::{draw_setup, draw_x25519};
     use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
@@ -218,7 +224,9 @@ mod tests {
     /// A mix whose worker has a ring for four operations, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
+        let (noise, public) = draw_x25519(&mut rng);
+        let setup = draw_setup(&mut rng, wire::setup::Suite::default());
+        let setup_public = setup.public();
         let hop = |position| Descriptor {
             chain: [7; 32],
             position,
@@ -228,7 +236,7 @@ mod tests {
             not_before: 0,
             not_after: u64::MAX,
             noise: public,
-            setup: setup_public,
+            setup: setup_public.clone(),
             mixing_delay_ms: 0,
             lifetime_s: 3600,
             lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],
