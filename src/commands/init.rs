@@ -118,7 +118,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
     let _ = write!(
         text,
         "  {:<width$}  # your host\n\n\
-         Check a host before that:\n\n  \
+         Check a host first:\n\n  \
          eddy doctor --config {first}\n\n\
          Send UDP through the chain: start the entry with a forward, and send to it:\n\n  \
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",
