@@ -109,6 +109,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
         if args.shape.mixes == 1 { "" } else { "es" },
         args.dir.display()
     );
+
     let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
     for (i, (config, address)) in files.hops.iter().zip(addresses).enumerate() {
         let role = if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix };
