@@ -224,7 +224,7 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
         // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the tag of the body fails.
         let of_body = if direction == Backward && position != 0 { replay_at } else { forged_at };
         // If there was a keepalive after all, control refuses it.
-        let of_body = [&of_body, "/refused/cell_replayed", "/refused/cell_forged"];
+        let of_body = [&of_body, "/refused/cell-replayed", "/refused/cell-forged"];
         let bodies = || of_body.iter().map(|pointer| nodes.count(position, pointer)).sum::<u64>();
         let before = (nodes.count(position, &stranger_at), nodes.count(position, &header_at), bodies());
         for cell in &data {

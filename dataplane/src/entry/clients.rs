@@ -24,7 +24,7 @@ use crate::{Nanos, SECOND};
 
 /// Most clients: one map number each.
 pub(crate) const CLIENTS_MAX: usize = 1 << 16;
-pub const FLOWS_MAX: usize = 1 << 17;
+pub(super) const FLOWS_MAX: usize = 1 << 17;
 /// A refused flow is retried after this long.
 const RETRY: Nanos = 5 * SECOND;
 
@@ -32,7 +32,7 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// How far the exit is with a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowState {
+pub(super) enum FlowState {
     /// OPEN goes in front of every datagram.
     Opening,
     /// MOVE goes in front of every datagram.
@@ -48,7 +48,7 @@ pub enum FlowState {
 }
 
 /// One flow of a client.
-pub struct Flow {
+pub(super) struct Flow {
     client: u32,
     destination: Destination,
     /// Names it for the exit, whatever channel it is on.
@@ -64,12 +64,14 @@ pub struct Flow {
     places: Vec<(ChannelIndex, u16)>,
     next_id: u16,
     seen: Nanos,
-    /// What its destination's name has resolved to.
+    /// The address of its destination's name that the exit sends to.
     peer: Option<SocketAddr>,
+    /// The cell that carried this address, if it came to the flow's present place.
+    peer_seq: Option<u64>,
 }
 
 /// Where an answer goes, and whose it is.
-pub struct Reply<'a> {
+pub(super) struct Reply<'a> {
     pub socket: SocketId,
     pub to: SocketAddr,
     pub flow: u32,
@@ -78,7 +80,7 @@ pub struct Reply<'a> {
 }
 
 /// Whom a refusal concerns.
-pub struct Refusal<'a> {
+pub(super) struct Refusal<'a> {
     pub socket: SocketId,
     pub address: SocketAddr,
     pub destination: &'a Destination,
@@ -109,7 +111,7 @@ struct Channel {
 }
 
 /// All clients and flows of an entry.
-pub struct Clients {
+pub(super) struct Clients {
     clients: Vec<Option<Client>>,
     vacant_clients: VecDeque<u32>,
     by_address: Map<(SocketId, SocketAddr), u32>,
@@ -122,7 +124,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(now: Nanos) -> Clients {
+    pub(super) fn new(now: Nanos) -> Clients {
         Clients {
             clients: Vec::new(),
             vacant_clients: VecDeque::new(),
@@ -136,11 +138,11 @@ impl Clients {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_address.len()
     }
 
-    pub fn flows(&self) -> usize {
+    pub(super) fn flows(&self) -> usize {
         self.by_destination.len()
     }
 
@@ -191,6 +193,7 @@ impl Clients {
             };
             flow.channel = channel;
             flow.number = number;
+            flow.peer_seq = None;
             flow.places.retain(|(of, _)| *of != channel);
             flow.places.push((channel, number));
             if !matches!(flow.state, FlowState::Refused { .. }) {
@@ -235,7 +238,12 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full.
-    pub fn client(&mut self, socket: SocketId, address: SocketAddr, idle: Duration) -> Result<Option<u32>, DropReason> {
+    pub(super) fn client(
+        &mut self,
+        socket: SocketId,
+        address: SocketAddr,
+        idle: Duration,
+    ) -> Result<Option<u32>, DropReason> {
         let client = match self.by_address.get(&(socket, address)) {
             Some(client) => *client,
             None if self.channels.is_empty() => return Ok(None),
@@ -267,7 +275,7 @@ impl Clients {
     ///
     /// # Errors
     /// There is no room; a client that so remains without a flow is forgotten.
-    pub fn flow(
+    pub(super) fn flow(
         &mut self,
         client: u32,
         destination: &Destination,
@@ -311,6 +319,7 @@ impl Clients {
                     next_id: 0,
                     seen: now,
                     peer: None,
+                    peer_seq: None,
                 });
                 self.by_destination.insert(key, id);
                 self.wheel.arm(id, ends / SECOND + 1);
@@ -344,17 +353,29 @@ impl Clients {
         Some(Reply { socket: client.socket, to: client.address, flow: id, peer })
     }
 
-    /// The exit has resolved the name of a flow's destination (SPEC 3.10).
-    pub fn resolved(&mut self, channel: ChannelIndex, number: u16, peer: SocketAddr) {
-        if let Some((_, flow)) = self.at(channel, number)
-            && matches!(flow.destination, Destination::Name(..))
-        {
-            flow.peer = Some(peer);
+    /// A PEER in cell `seq`: the address to which the exit sends a flow to a name (SPEC 3.10.8).
+    pub(super) fn resolved(&mut self, place: (ChannelIndex, u16), seq: u64, peer: SocketAddr) {
+        let Some((_, flow)) = self.at(place.0, place.1) else { return };
+        if matches!(flow.destination, Destination::Ip(_)) {
+            return;
+        }
+
+        if (flow.channel, flow.number) != place {
+            // Numbers of two channels have no order: what a place says that the flow has left is better than nothing.
+            flow.peer.get_or_insert(peer);
+        } else if flow.peer_seq.is_none_or(|last| seq >= last) {
+            (flow.peer, flow.peer_seq) = (Some(peer), Some(seq));
         }
     }
 
     /// The exit's word on a flow; whom it concerns if that is a refusal.
-    pub fn status(&mut self, channel: ChannelIndex, number: u16, code: Status, now: Nanos) -> Option<Refusal<'_>> {
+    pub(super) fn status(
+        &mut self,
+        channel: ChannelIndex,
+        number: u16,
+        code: Status,
+        now: Nanos,
+    ) -> Option<Refusal<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_mut()?;
         if (flow.channel, flow.number) != (channel, number) {
@@ -392,7 +413,7 @@ impl Clients {
     }
 
     /// The exit has closed a flow.
-    pub fn closed(&mut self, channel: ChannelIndex, number: u16) {
+    pub(super) fn closed(&mut self, channel: ChannelIndex, number: u16) {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
@@ -411,7 +432,7 @@ impl Clients {
     }
 
     /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
-    pub fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(super) fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
         let of_socket = |client: &Client| client.socket == socket;
         let ids = (0..self.clients.len() as u32)
             .filter(|id| self.clients[*id as usize].as_ref().is_some_and(of_socket))
@@ -425,7 +446,7 @@ impl Clients {
     }
 
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
-    pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(super) fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due) {

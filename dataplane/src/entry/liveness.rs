@@ -11,10 +11,10 @@ use rand_chacha::ChaCha20Rng;
 use crate::{Nanos, SECOND};
 
 /// How often the entry looks at channels that wait for an answer.
-pub const LOOK: Nanos = SECOND / 8;
+pub(super) const LOOK: Nanos = SECOND / 8;
 
 /// What the entry knows of a channel's life.
-pub struct Liveness {
+pub(super) struct Liveness {
     /// When the first cell was sent since something came back.
     asked: Option<Nanos>,
     speak_at: Nanos,
@@ -22,23 +22,23 @@ pub struct Liveness {
 
 impl Liveness {
     /// Of a channel that has just opened.
-    pub fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
+    pub(super) fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
         Liveness { asked: None, speak_at: now + silence(rng) }
     }
 
     /// A cell was sent.
-    pub fn sent(&mut self, now: Nanos, rng: &mut ChaCha20Rng) {
+    pub(super) fn sent(&mut self, now: Nanos, rng: &mut ChaCha20Rng) {
         self.asked.get_or_insert(now);
         self.speak_at = now + silence(rng);
     }
 
     /// A cell came back.
-    pub fn heard(&mut self) {
+    pub(super) fn heard(&mut self) {
         self.asked = None;
     }
 
     /// Whether it waits for an answer.
-    pub fn waits(&self) -> bool {
+    pub(super) fn waits(&self) -> bool {
         self.asked.is_some()
     }
 

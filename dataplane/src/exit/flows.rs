@@ -28,12 +28,12 @@ use crate::wheel::Wheel;
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Flows of an exit, unless it may have more sockets than that.
-pub const FLOWS_MAX: usize = 1 << 16;
+pub(super) const FLOWS_MAX: usize = 1 << 16;
 /// How long datagrams under way still find a flow that has moved.
 const MOVED: Nanos = 5 * SECOND;
 
 /// Where a flow sends.
-pub enum Target {
+pub(super) enum Target {
     /// From this socket to this peer.
     Peer { socket: SocketId, to: SocketAddr },
     /// Its name is being resolved.
@@ -45,7 +45,7 @@ pub enum Target {
     },
 }
 
-pub struct Flow {
+pub(super) struct Flow {
     pub channel: ChannelIndex,
     pub number: u16,
     pub target: Target,
@@ -61,6 +61,8 @@ pub struct Flow {
     was: Option<(ChannelIndex, u16)>,
     /// When its peer was last reported unreachable.
     reported: Nanos,
+    /// When its next answer is preceded by PEER again: never for a flow that has not moved on.
+    pub(super) peer_due: Nanos,
 }
 
 impl Flow {
@@ -87,7 +89,7 @@ struct Alias {
 }
 
 /// All flows of an exit.
-pub struct Flows {
+pub(super) struct Flows {
     caps: Caps,
     idle: Nanos,
     flows: Vec<Option<Flow>>,
@@ -107,7 +109,7 @@ pub struct Flows {
 }
 
 impl Flows {
-    pub fn new(caps: Caps, idle: std::time::Duration, now: Nanos) -> Flows {
+    pub(super) fn new(caps: Caps, idle: std::time::Duration, now: Nanos) -> Flows {
         Flows {
             caps,
             idle: idle.as_nanos() as Nanos,
@@ -126,16 +128,16 @@ impl Flows {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    pub fn sockets(&self) -> usize {
+    pub(super) fn sockets(&self) -> usize {
         self.mappings.sockets()
     }
 
     /// Datagrams that wait for names.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.names.waiting()
     }
 
@@ -143,7 +145,7 @@ impl Flows {
     ///
     /// # Errors
     /// There is no room.
-    pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
         match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
             Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data),
             _ => Err(DropReason::FlowQueueFull),
@@ -151,7 +153,7 @@ impl Flows {
     }
 
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
-    pub fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
+    pub(super) fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
         let question = self.names.answer(query)?;
         if let Some(channel) = question.channel {
             self.quota.give_back(channel, Share::QUESTION);
@@ -165,12 +167,12 @@ impl Flows {
     }
 
     /// The channel and number of a flow.
-    pub fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
+    pub(super) fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
         self.flows[id as usize].as_ref().map(|flow| (flow.channel, flow.number))
     }
 
     /// The flow with this number on a channel.
-    pub fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    pub(super) fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = *self.by_number.get(&(channel, number))?;
         Some((id, self.flows[id as usize].as_mut()?))
     }
@@ -196,7 +198,7 @@ impl Flows {
     }
 
     /// The flow whose peer this is and has sent something: a flow to a name keeps that address.
-    pub fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
+    pub(super) fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
         self.fallbacks.forget(id);
         self.flows[id as usize].as_mut()
@@ -221,6 +223,8 @@ impl Flows {
         let flow = self.flows[id as usize].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
+        // The entry may lose the PEER that announces this, and no longer asks.
+        flow.peer_due = now;
         Some((to, again))
     }
 
@@ -239,14 +243,14 @@ impl Flows {
     }
 
     /// A datagram went out on it.
-    pub fn touch(&mut self, id: u32, now: Nanos) {
+    pub(super) fn touch(&mut self, id: u32, now: Nanos) {
         if let Some(flow) = self.flows[id as usize].as_mut() {
             flow.seen = now;
         }
     }
 
     /// Whether the flow with this number has this token: OPEN is idempotent.
-    pub fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
+    pub(super) fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
@@ -337,6 +341,7 @@ impl Flows {
             next_id: 0,
             was: None,
             reported: 0,
+            peer_due: Nanos::MAX,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -348,7 +353,7 @@ impl Flows {
     ///
     /// # Errors
     /// Flows or sockets are short.
-    pub fn open(
+    pub(super) fn open(
         &mut self,
         apps: &mut impl Apps,
         (channel, number): (ChannelIndex, u16),
@@ -392,7 +397,7 @@ impl Flows {
     ///
     /// # Errors
     /// Sockets are short.
-    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
+    pub(super) fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
             Some(socket) => socket,
@@ -413,7 +418,7 @@ impl Flows {
     }
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
-    pub fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
+    pub(super) fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
         self.fallbacks.forget(id);
@@ -472,7 +477,12 @@ impl Flows {
     }
 
     /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
-    pub fn expire(&mut self, apps: &mut impl Apps, now: Nanos, mut closed: impl FnMut(ChannelIndex, u16)) -> usize {
+    pub(super) fn expire(
+        &mut self,
+        apps: &mut impl Apps,
+        now: Nanos,
+        mut closed: impl FnMut(ChannelIndex, u16),
+    ) -> usize {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut waited = 0;
         for id in std::mem::take(&mut self.due) {

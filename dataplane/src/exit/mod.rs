@@ -312,6 +312,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             limiter.backward(usage, from.ip(), true, now)?;
         }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
+        if now >= flow.peer_due {
+            flow.peer_due = now + SECOND;
+            packer.put(channel, &Frame::Peer { flow: number, from }, free)?;
+        }
         for frame in frames::split(payload, number, id, data) {
             packer.put(channel, &frame, free)?;
         }

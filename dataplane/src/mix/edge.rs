@@ -73,7 +73,7 @@ pub(super) struct Edge<U, D> {
 
 impl<U: Port, D: Port> Edge<U, D> {
     /// An edge with empty tables and `buffers` buffers. The generator is for the order of groups.
-    pub fn new(
+    pub(super) fn new(
         settings: Settings,
         index: usize,
         buffers: usize,
@@ -113,7 +113,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Applies what control has written, and lets old channels go.
-    pub fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
+    pub(super) fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now, pools);
         }
@@ -121,7 +121,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
-    pub fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
+    pub(super) fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
         let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         let pipe = &mut pipes[direction];
@@ -266,7 +266,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
-    pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
+    pub(super) fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { pipes, table, free, sealer, .. } = self;
         let pipe = &mut pipes[direction];
         pipe.out.begin_release(times);
@@ -274,14 +274,14 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Sends as much as the sockets take.
-    pub fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         let PerDirection { forward, backward } = &mut self.pipes;
         self.down.send(&mut forward.out, &mut self.free, &mut forward.tally);
         self.up.send(&mut backward.out, &mut self.free, &mut backward.tally);
     }
 
     /// Drops cells and counts them.
-    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
+    pub(super) fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
             self.pipes[direction].tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
@@ -301,20 +301,20 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Counts what was sent: now it has left.
-    pub fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
+    pub(super) fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
         for direction in DIRECTIONS {
             self.pipes[direction].out.record_latency(now, &mut profile.latency[direction]);
         }
     }
 
     /// Reports to control what the links did.
-    pub fn report(&mut self, now: Nanos) {
+    pub(super) fn report(&mut self, now: Nanos) {
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
     }
 
     /// All it counts. What it holds is what waits to be sent.
-    pub fn ledger(&self) -> Ledger {
+    pub(super) fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for direction in DIRECTIONS {
             let pipe = &self.pipes[direction];
@@ -336,7 +336,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Its buffers, to be exchanged for full ones.
-    pub fn buffers(&mut self) -> &mut FreeList {
+    pub(super) fn buffers(&mut self) -> &mut FreeList {
         &mut self.free
     }
 
@@ -349,7 +349,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// The poller saw the socket with this token readable.
-    pub fn ready(&mut self, token: u64) {
+    pub(super) fn ready(&mut self, token: u64) {
         match token {
             UP => self.up.set_ready(),
             DOWN => self.down.set_ready(),

@@ -36,7 +36,7 @@ pub(super) const RELEASES_MAX: usize = 2 * RELEASES;
 
 impl Mixer {
     /// One generator for each pool.
-    pub fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
+    pub(super) fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
         Mixer {
             pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
             batches: Batches::default(),
@@ -47,7 +47,7 @@ impl Mixer {
     }
 
     /// The contents of a pool that is due; of any that is not empty, if forced.
-    pub fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
+    pub(super) fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
         let pool = &mut self.pools[direction];
         if !(pool.due(now) || force && !pool.is_empty()) {
             return None;
@@ -78,12 +78,12 @@ impl Mixer {
     }
 
     /// Cells in one of the pools.
-    pub fn held(&self, direction: Direction) -> usize {
+    pub(super) fn held(&self, direction: Direction) -> usize {
         self.pools[direction].len()
     }
 
     /// What was released so far.
-    pub fn batches(&self) -> Batches {
+    pub(super) fn batches(&self) -> Batches {
         self.batches
     }
 }

@@ -88,7 +88,7 @@ impl Bridge {
             for worker in 0..self.punts.len() {
                 for _ in 0..share {
                     let Ok(punt) = self.punts[worker].pop() else { break };
-                    self.take(worker, punt, now, wall, note);
+                    self.take(worker, punt, now, note);
                 }
             }
             self.control.tick(now, wall);
@@ -154,19 +154,19 @@ impl Bridge {
         self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
-    fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
+    fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
-                self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
+                self.control.handle(now, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {
-                self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
+                self.control.handle(now, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
-                self.control.handle(now, wall, Input::Promoted { link, slot, from });
+                self.control.handle(now, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
-                self.control.handle(now, wall, Input::Activity { link, received, sent });
+                self.control.handle(now, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
                 let (ended, other) = self.ops.ended(worker, channel);
@@ -174,7 +174,7 @@ impl Bridge {
                 if !ended {
                     return;
                 }
-                self.control.handle(now, wall, Input::ChannelEnded { channel, reason });
+                self.control.handle(now, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
             Punt::Notice(notice) => note(Note::Notice(notice)),

@@ -289,11 +289,40 @@ fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
     clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Opening);
     let peer = SocketAddr::from(([192, 0, 2, 9], 53));
-    clients.resolved(ChannelIndex(1), number, peer);
+    clients.resolved((ChannelIndex(1), number), 1, peer);
     clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Open);
     assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, Destination::Ip(peer));
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.resolved(ChannelIndex(1), number, peer);
+    clients.resolved((ChannelIndex(1), number), 2, peer);
     assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, destination(1), "an address is its own");
+}
+
+#[test]
+fn later_peer_wins_in_whatever_order_cells_arrive() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    let name = Destination::Name("a.example".into(), 53);
+    let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
+    let place = (ChannelIndex(1), number);
+    let host = |last| SocketAddr::from(([192, 0, 2, last], 53));
+    let peer = |clients: &mut Clients| clients.reply_to(place.0, place.1).unwrap().peer.into_owned();
+
+    // Both in one cell: the second counts.
+    clients.resolved(place, 5, host(1));
+    clients.resolved(place, 5, host(2));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(2)));
+    clients.resolved(place, 9, host(4));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)));
+    clients.resolved(place, 8, host(3));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)), "an earlier cell that arrives late undoes nothing");
+
+    // The numbers of another channel start anywhere; the place that the flow has left no longer counts.
+    clients.channel_up(ChannelIndex(2));
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
+    let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
+    clients.resolved(place, 10, host(5));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)));
+    clients.resolved((ChannelIndex(2), number), 1, host(6));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(6)));
 }

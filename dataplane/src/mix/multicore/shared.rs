@@ -50,7 +50,7 @@ pub(super) struct SharedMixer {
 
 impl ShardRings {
     /// The mixer's ends of the rings of one edge.
-    pub fn new(
+    pub(super) fn new(
         from: PerDirection<Consumer<Pooled>>,
         to: PerDirection<Producer<Pooled>>,
         empties: Producer<&'static mut Buffer>,
@@ -64,14 +64,14 @@ impl ShardRings {
 
 impl SharedMixer {
     /// With a stock of buffers, on huge pages if wanted.
-    pub fn new(mixer: Mixer, shards: Vec<ShardRings>, lanes: Lanes, hugepages: bool) -> SharedMixer {
+    pub(super) fn new(mixer: Mixer, shards: Vec<ShardRings>, lanes: Lanes, hugepages: bool) -> SharedMixer {
         let mut store = FreeList::on(STOCK, hugepages);
         let stock = std::iter::from_fn(|| store.take()).collect();
         SharedMixer { mixer, shards, stock, exchanged: 0, lanes, turn: 0, stuck: false }
     }
 
     /// Takes opened cells in, and releases what is due.
-    pub fn turn(&mut self, now: Nanos, force: bool) {
+    pub(super) fn turn(&mut self, now: Nanos, force: bool) {
         self.turn = (self.turn + 1) % self.shards.len();
         self.stuck = false;
         for shard in &mut self.shards {

@@ -82,7 +82,7 @@ pub fn clock(_: &Subject, facts: &Facts) -> Finding {
             NAME,
             "not synchronised (a guest's may be correct anyway: compare `date -u`)",
             "a node does not start if its clock is over an hour slow when the chain is new; neighbours refuse a node whose \
-             clock was set back (`stale_timestamp`)",
+             clock was set back (`stale-timestamp`)",
         )
         .fix(Fix::Do {
             what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
