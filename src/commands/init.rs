@@ -109,6 +109,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
         if args.shape.mixes == 1 { "" } else { "es" },
         args.dir.display()
     );
+
     let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
     for (i, (config, address)) in files.hops.iter().zip(addresses).enumerate() {
         let role = if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix };
@@ -118,7 +119,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
     let _ = write!(
         text,
         "  {:<width$}  # your host\n\n\
-         Check a host before that:\n\n  \
+         Check a host first:\n\n  \
          eddy doctor --config {first}\n\n\
          Send UDP through the chain: start the entry with a forward, and send to it:\n\n  \
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",

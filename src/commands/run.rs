@@ -50,11 +50,13 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     let passed = ListenFd::from_env();
     args.log.start()?;
     running::engine()?;
+
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
         config.keys = keys.clone();
     }
     let mut loaded = Loaded::read_files(config)?;
+
     let role = loaded.config.role();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != role) {
         let (file, verb) = (args.config.display(), role.name());
@@ -65,9 +67,11 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         ))
         .into());
     }
+
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     loaded.config.io = args.io.unwrap_or(loaded.config.io);
+
     let stop = stop_on_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
@@ -75,6 +79,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         tracing::info!("{}", lengths_line(node.shape()));
     }
     notify(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
+
     let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
@@ -92,6 +97,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
             Err(RecvTimeoutError::Disconnected) => break "no signal handler is left",
         }
     };
+
     tracing::info!(reason = why, "stopping: {why}");
     notify(&[NotifyState::Stopping]);
     print(&node.stop()?, args.report_json);

@@ -32,6 +32,7 @@ fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
         "held",
         "closed",
     ]);
+
     for node in nodes {
         for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
             let mut row = vec![node.name(), direction.to_owned()];

@@ -158,6 +158,7 @@ impl EntryBuilder {
                 return Err(ConfigError::Arguments(what).into());
             }
         };
+
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
             "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
@@ -170,6 +171,7 @@ impl EntryBuilder {
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
+
         let mut keys = Keys::draw(&mut rng()?);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {

@@ -72,6 +72,7 @@ impl Chain {
         let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
         let mixing = table.parsed("mixing")?;
         let lifetime_s = table.integer("lifetime_s") as u16;
+
         let tables = table.subs("node")?;
         if tables.len() != hops {
             let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
@@ -79,6 +80,7 @@ impl Chain {
         }
         let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+
         for (node, table) in nodes.iter().zip(&tables) {
             if node.descriptor.lifetime_s != lifetime_s {
                 let said = node.descriptor.lifetime_s;
@@ -127,16 +129,21 @@ fn read_node(
     if said.value != role.name() {
         return Err(said.wrong(format!("role must be \"{role}\" for node {index} (got {:?})", said.value), ORDER));
     }
+
     let identity = table.text("identity").bytes("identity")?;
     let said = table.text("address");
     let address: SocketAddr = said.value.parse().map_err(|_| {
         let what = format!("address must be IP:PORT or [IPv6]:PORT (got {:?})", said.value);
         said.wrong(what, FETCH)
     })?;
+
+    // The signature covers the keys and the addresses of the node.
     let text = table.text("descriptor");
     let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
     let verified = Descriptor::verify(&signed, &identity, chain, wall);
     let descriptor = verified.map_err(|why| ConfigError::Descriptor { at: text.at(), index, why })?;
+
+    // A valid descriptor may be one of another place in the chain.
     let same = usize::from(descriptor.position) == index
         && usize::from(descriptor.hops) == shape.hops()
         && descriptor.class == shape.class();
@@ -151,12 +158,14 @@ fn read_node(
         );
         return Err(text.wrong(what, FETCH));
     }
+
     if !descriptor.lanes.contains(&address) {
         let what =
             format!("address = \"{address}\" is not in the signed descriptor, which has {}", descriptor.lanes[0]);
         let remedy = "restore it; for a node behind NAT set `next` in the previous node's configuration";
         return Err(said.wrong(what, remedy));
     }
+
     let new = "ask its operator for a descriptor made by `eddy init`";
     let lanes = lanes(&descriptor, address).map_err(|what| text.wrong(what, new))?;
     if lanes > 1 && role == NodeRole::Exit {

@@ -217,6 +217,8 @@ impl NodeConfig {
                 "correct the position, or `role`".to_owned(),
             ));
         }
+
+        // The entry computes its timeouts from the promised delays.
         if let Some(own) = chain.node(config.position) {
             let promised = u128::from(own.descriptor.mixing_delay_ms);
             if let Part::Mix { mixing } = &config.part

@@ -46,6 +46,7 @@ impl Source {
             let remedy = "save it as UTF-8, or copy it again";
             ConfigError::Value { at, what: "the text is not UTF-8".into(), remedy: remedy.into() }
         })?;
+
         let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true, secret: false };
         if source.text.trim().is_empty() {
             let remedy = "copy it again from where `eddy init` wrote it";
@@ -240,6 +241,7 @@ impl<'s> Table<'s> {
         if fits {
             return Ok(());
         }
+
         let default = key.default_value().map_or(String::new(), |default| format!("; the default is {default}"));
         let remedy = match (&key.kind, value.get_ref()) {
             (Kind::Word(words), DeValue::String(word)) => {

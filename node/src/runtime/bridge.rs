@@ -97,6 +97,7 @@ impl Bridge {
             debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
         }
+
         let taken = self.ops.taken();
         while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
             send(side, to, &datagram);

@@ -68,6 +68,7 @@ fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>
     if listener.ip().is_unspecified() {
         return None;
     }
+
     let mut error = Vec::with_capacity(64);
     match (client, listener) {
         (SocketAddr::V4(client), SocketAddr::V4(listener)) => {

@@ -89,6 +89,7 @@ impl Bound {
         let Bound { listener, path } = self;
         listener.set_nonblocking(true)?;
         let (stop, stopped) = UnixStream::pair()?;
+
         let answer_all = move || {
             loop {
                 let mut fds = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
@@ -106,6 +107,7 @@ impl Bound {
                 }
             }
         };
+
         let thread = std::thread::Builder::new().name(thread.into()).spawn(answer_all)?;
         Ok(Server { stop: Some(stop), thread: Some(thread), _path: path })
     }

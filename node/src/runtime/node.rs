@@ -163,11 +163,13 @@ impl Node {
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(system())?);
         let stop = Arc::new(AtomicBool::new(false));
+
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
             watched.push(socket.try_clone().map_err(system())?);
         }
+
         let socks = std::mem::take(&mut sockets.socks);
         let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
@@ -177,13 +179,16 @@ impl Node {
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
+
         let log = Log::new(&chain, position, next);
         let handshake_sockets =
             (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
+
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
         let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
+
         let bridge = Bridge::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
@@ -199,10 +204,12 @@ impl Node {
             turns,
             clock,
         };
+
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
         };
+
         let thread = ControlThread {
             bridge,
             orders,
@@ -216,6 +223,8 @@ impl Node {
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run());
         let control = control.map_err(StartError::system("start the control thread"))?;
+
+        // Last, because clients may connect at once.
         let socks = match listeners {
             Some(listeners) if !socks.is_empty() => {
                 let served = socks::serve(socks, keys.socks_users, listeners);
@@ -360,6 +369,7 @@ impl ControlThread {
                 let _ = socket.send_to(datagram, to);
             }
         };
+
         let mut note = |note| match note {
             Note::Event(event) => {
                 reporter.readiness.note(&event);
@@ -382,6 +392,7 @@ impl ControlThread {
                 }
             }
         };
+
         let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));

@@ -126,6 +126,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_nodelay(true)?;
+
     let asked = timeout(PATIENCE, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
@@ -137,6 +138,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     if !matches!(command, Socks5Command::UDPAssociate) {
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
+
     let association = Association { client, port: source_port(&target, client) };
     let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
@@ -145,6 +147,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
         }
     };
+
     let at = relay.address();
     let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
     // The relay lives until the client closes the connection.

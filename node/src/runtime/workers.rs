@@ -242,6 +242,7 @@ impl Builder<'_> {
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());
+
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             // The cores were checked before; this fails only if the process has lost one since.
