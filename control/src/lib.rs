@@ -50,8 +50,8 @@ pub const SETUP_CELLS_MAX: usize = 37;
 
 /// The control plane of one node.
 ///
-/// `now` is any monotonic clock, the same at every call; `wall` is the host's clock. After each call of
-/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
+/// `now` is any monotonic clock, the same at every call. After each call of [`Control::handle`] or
+/// [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
 /// [`Control::next_wake`].
 pub struct Control {
     cx: Context,
@@ -76,7 +76,7 @@ impl Control {
     }
 
     /// Takes in a datagram, a cell, or a report from the data plane.
-    pub fn handle(&mut self, now: Duration, _wall: SystemTime, input: Input<'_>) {
+    pub fn handle(&mut self, now: Duration, input: Input<'_>) {
         let Control { cx, links, channels, entry } = self;
         match input {
             Input::Handshake { side, from, datagram } => {
@@ -128,7 +128,7 @@ impl Control {
         }
     }
 
-    /// Does everything that is due at `now`.
+    /// Does everything that is due at `now`; `wall` is the host's clock, for the timestamps of handshakes.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let Control { cx, links, channels, entry } = self;
         for link in links.expire(cx, now) {

@@ -37,7 +37,7 @@ pub enum Command {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// Where the link's cells go from now on.
+        /// The address of the link from now on.
         peer: SocketAddr,
     },
     /// A slot has expired.
@@ -65,7 +65,7 @@ pub enum Command {
         /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
         id: u32,
         socket: UdpSocket,
-        /// What to do with its datagrams.
+        /// The rules for its datagrams.
         listener: Listener,
     },
     /// Entry: close a listening socket, and forget its clients.

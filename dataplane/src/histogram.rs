@@ -1,4 +1,4 @@
-//! How often which size: a log-linear histogram of fixed size.
+//! A log-linear histogram of fixed size.
 //!
 //! Eight buckets for each power of two: a bucket is at most an eighth as wide as what lies in it, so a quantile is at
 //! most an eighth too high. Numbers below 16 have a bucket each. Knows no unit: nanoseconds up to 137 seconds and cells
@@ -48,7 +48,7 @@ impl Histogram {
         self.buckets[place(value)] += times;
     }
 
-    /// How many were counted.
+    /// Number of values counted.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -69,7 +69,7 @@ impl Histogram {
         let mut below = 0;
         for (place, count) in self.buckets.iter().enumerate() {
             below += count;
-            // In the last bucket lies whatever is too large for any.
+            // The last bucket also holds all larger values.
             if below >= rank && place < BUCKETS - 1 {
                 return upper(place).min(self.max);
             }
@@ -119,7 +119,7 @@ mod tests {
             let rank = ((q * list.len() as f64).ceil() as usize).clamp(1, list.len());
             let (exact, told) = (list[rank - 1], histogram.quantile(q));
             prop_assert!(told >= exact, "{told} for {exact}");
-            // What is too large for any bucket is told as the largest.
+            // Values beyond the last bucket are reported as the largest one.
             prop_assert!(told <= exact + exact / 8 || exact >= 1 << LENGTH_MAX && told == list[list.len() - 1]
                 || exact >= upper(BUCKETS - 2), "{told} for {exact}");
             prop_assert_eq!(histogram.max(), list[list.len() - 1]);

@@ -1,4 +1,4 @@
-//! How long cells stay, and how much of that is the pool's.
+//! The time that cells stay, and the pool's part of it.
 //!
 //! A cell comes with the turn that receives it, leaves its pool when that is due, and is gone at the end of the turn in
 //! which the kernel took it, which the runner tells ([`crate::runner::Worker::record_latency`]):
@@ -20,7 +20,7 @@ use crate::Nanos;
 use crate::histogram::Histogram;
 use crate::per_direction::PerDirection;
 
-/// When a cell came and when its pool let it go.
+/// The times of a cell's arrival and of its release from the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     /// Start of the turn that received it.
@@ -133,7 +133,7 @@ impl Profile {
 pub struct Shared(Arc<Mutex<Profile>>);
 
 impl Shared {
-    /// What was counted so far.
+    /// The counts so far.
     pub fn read(&self) -> Profile {
         self.lock().clone()
     }

@@ -1,4 +1,4 @@
-//! Where every packet went.
+//! Counters that account for every packet.
 //!
 //! One [`Tally`] per direction and unit: plain counters that the worker owns. The identity
 //!
@@ -75,13 +75,13 @@ drops! {
     TooLarge => "too-large",
     /// Entry: waited for a channel, and the queue of those was full.
     ChannelQueueFull => "channel-queue-full",
-    /// Exit: for a name that is being resolved, and the exit has as many waiting datagrams as it may.
+    /// Exit: the datagrams that wait for names have reached their maximum.
     NameQueueFull => "name-queue-full",
-    /// Exit: the same, and the flow has as many waiting datagrams as it may.
+    /// Exit: the datagrams of the flow that wait for its name have reached their maximum.
     FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// The first fragment of a datagram, and the exit has as many incomplete datagrams as it may.
+    /// Exit: the first fragment of a datagram while the maximum of incomplete datagrams is reached.
     ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
@@ -105,7 +105,7 @@ drops! {
     NumbersFull => "numbers-full",
     /// Entry: the exit has too many flows, sockets, questions, or the channel opened too many at once.
     ExitFull => "exit-full",
-    /// Exit: the channel has as many flows as it may.
+    /// Exit: the channel has its maximum of flows.
     ChannelFlowsFull => "channel-flows-full",
     /// Exit: the number that a flow was to move to is in use.
     NumberTaken => "number-taken",
@@ -237,7 +237,7 @@ impl Tally {
 }
 
 impl PerDirection<Tally> {
-    /// Whether both identities hold.
+    /// True if both identities hold.
     pub fn closed(&self) -> bool {
         self.forward.closed() && self.backward.closed()
     }
@@ -248,7 +248,7 @@ impl PerDirection<Tally> {
     }
 }
 
-/// What pools (or, on entry and exit, turns) released.
+/// Releases of pools or, at entry and exit, of turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Batches {
     /// Releases.
@@ -295,9 +295,9 @@ pub struct Traffic {
     pub received: u64,
     /// Sent.
     pub sent: u64,
-    /// Whether cells may leave in GSO bursts, on every socket.
+    /// True if every socket may send cells in GSO bursts.
     pub gso: bool,
-    /// Whether they go through io_uring, on every socket.
+    /// True if every socket uses io_uring.
     pub uring: bool,
 }
 
@@ -327,7 +327,7 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    /// Whether every identity holds.
+    /// True if every identity holds.
     pub fn closed(&self) -> bool {
         self.cells.closed() && self.datagrams.closed()
     }

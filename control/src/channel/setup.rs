@@ -1,4 +1,4 @@
-//! How a hop passes on setups and acks (SPEC 5.3-5.5, 5.9).
+//! Setups and acks at a hop (SPEC 5.3-5.5, 5.9).
 //!
 //! A hop joins the shards of a setup, opens it, records the channel as half-open, and only then sends
 //! the rest on. The ack contents come back, each passes once, and the channel is installed before the

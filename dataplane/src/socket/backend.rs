@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::sys::{self, Message, Received, Ring};
 
-/// What an operator wants.
+/// The operator's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Io {
     /// Whatever measures better: recvmmsg and sendmmsg.
@@ -47,10 +47,10 @@ impl fmt::Display for Io {
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("io {0:?}: write auto, mmsg or uring")]
+#[error("invalid io {0:?}: expected auto, mmsg or uring")]
 pub struct BadIo(String);
 
-/// Why there is no io_uring, and what helps.
+/// The reason why io_uring is not available, with a remedy.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NoUring {
     /// The kernel has none at all, or a sandbox says so.

@@ -101,7 +101,7 @@ impl MemNet {
         MemPort { net: self.clone(), at, lengths }
     }
 
-    /// Datagrams that nobody has taken.
+    /// Datagrams that have not been received.
     pub fn waiting(&self) -> usize {
         self.0.borrow().queues.values().map(VecDeque::len).sum()
     }

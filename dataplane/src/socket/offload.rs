@@ -19,7 +19,7 @@ use thiserror::Error;
 use super::rx_buffers::burst_cells_max;
 use crate::sys::{self, Message};
 
-/// What an operator wants.
+/// The operator's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
     /// Bursts, if the probe finds them whole and the kernel is not known to break them.
@@ -54,10 +54,10 @@ impl fmt::Display for Offload {
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("offload {0:?}: write auto, on or off")]
+#[error("invalid offload {0:?}: expected auto, on or off")]
 pub struct BadOffload(String);
 
-/// What link sockets may do.
+/// The offloads that link sockets use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
     pub gro: bool,
@@ -102,7 +102,7 @@ impl Offload {
     }
 }
 
-/// Whether this release is known to break GSO bursts behind some devices: Linux 7.0-rc1 to 7.1.4.
+/// True if this kernel release breaks GSO bursts behind some devices: Linux 7.0-rc1 to 7.1.4.
 pub fn breaks_gso(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernel_carries_bursts_of_every_length_of_cell_or_says_why_not() {
+    fn kernel_carries_bursts_of_every_cell_length_or_says_why() {
         for len in [240, 352, 1184, 1360, 1472] {
             if let Err(why) = probe(len, false) {
                 assert!(!matches!(why, NoOffload::Broken { .. }), "{why}");

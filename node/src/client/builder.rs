@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 use super::Entry;
 use crate::config::{Chain, ConfigError, Keys, Loaded, Location, NodeConfig, Part};
 use crate::error::StartError;
-use crate::runtime::node::rng;
+use crate::runtime::random::rng;
 
-/// Where the chain comes from.
+/// The source of the chain.
 enum Source {
     File(PathBuf),
     Text(String),
@@ -20,8 +20,8 @@ enum Source {
 
 /// Builds an [`Entry`] from a chain's public file and options. Made by [`Entry::builder`].
 ///
-/// The options are those of an entry's configuration file, with the same defaults. An entry needs no keys of its own:
-/// it proves nothing to anyone, and makes new ones for every start.
+/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does not
+/// prove an identity, and makes new keys at every start.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -42,7 +42,7 @@ enum Source {
 #[must_use = "`start` starts the entry"]
 pub struct EntryBuilder {
     chain: Option<Source>,
-    /// Lines of a configuration, but for forwards.
+    /// Lines of a configuration, without forwards.
     lines: String,
     forwards: String,
     socks: Vec<String>,
@@ -51,7 +51,7 @@ pub struct EntryBuilder {
     commands: Option<PathBuf>,
 }
 
-/// What messages call the options.
+/// The name of the options in messages.
 const NAME: &str = "entry options";
 
 impl EntryBuilder {
@@ -144,7 +144,7 @@ impl EntryBuilder {
         self
     }
 
-    /// Starts the entry. Its channels open meanwhile: [`Entry::wait_ready`].
+    /// Starts the entry and returns before its channels are open. [`Entry::wait_ready`] waits for them.
     ///
     /// # Errors
     /// A mistake in the chain file or the options, or a refusal of the operating system.
@@ -158,6 +158,7 @@ impl EntryBuilder {
                 return Err(ConfigError::Arguments(what).into());
             }
         };
+
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
             "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
@@ -173,7 +174,7 @@ impl EntryBuilder {
         let mut keys = Keys::draw(&mut rng()?, wire::setup::Suite::X25519);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {
-                let what = "a name and a password of `socks_user` have 1 to 255 bytes each".to_owned();
+                let what = "name and password of `socks_user` must have 1 to 255 bytes each (RFC 1929)".to_owned();
                 return Err(ConfigError::Invalid { at: Location::file(Path::new(NAME)), what }.into());
             }
             keys.socks_users.insert(name, password);
