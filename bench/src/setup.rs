@@ -81,43 +81,38 @@ pub fn run(args: &SetupArgs) -> anyhow::Result<()> {
         }
     }
     let result = SetupResult { class: args.class.name().to_owned(), rows, machine: Machine::read() };
-    let text = if args.output.json { serde_json::to_string(&result)? } else { result.text() };
+    let text = if args.output.json { serde_json::to_string(&result)? } else { result.text(args.output.verbose) };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
 }
 
 impl SetupResult {
-    fn text(&self) -> String {
-        let mut all = table(&[
-            "mixes",
-            "suite",
-            "cells",
-            "bytes",
-            "build us",
-            "open and answer us",
-            "per s and core",
-            "with shards us",
-            "latency us",
-            "greatest",
-        ]);
+    fn text(&self, verbose: bool) -> String {
+        let mut header = vec!["mixes", "suite", "build us", "hop us", "hop/s", "latency us"];
+        if verbose {
+            header.extend(["greatest", "with shards us", "cells", "bytes"]);
+        }
+        let mut all = table(&header);
         for row in &self.rows {
-            let [middle, most] =
-                row.latency_us.map_or(["-".to_owned(), "-".to_owned()], |both| both.map(|us| format!("{us:.0}")));
-            all.add_row([
+            let of_latency = |which: usize| row.latency_us.map_or("-".to_owned(), |both| format!("{:.0}", both[which]));
+            let mut cells = vec![
                 row.mixes.to_string(),
                 row.suite.to_string(),
-                row.cells.to_string(),
-                row.bytes.to_string(),
                 format!("{:.1}", row.build_us),
                 format!("{:.1}", row.hop_us),
                 format!("{:.0}", row.hop_per_s),
-                format!("{:.1}", row.hop_with_shards_us),
-                middle,
-                most,
-            ]);
+                of_latency(0),
+            ];
+            if verbose {
+                let shards = format!("{:.1}", row.hop_with_shards_us);
+                cells.extend([of_latency(1), shards, row.cells.to_string(), row.bytes.to_string()]);
+            }
+            all.add_row(cells);
         }
-        align_right(&mut all, 0..10);
-        format!("{}\n{all}\nclass {}", self.machine, self.class)
+        align_right(&mut all, 0..header.len());
+        let meaning = "build: processor time of the entry for a setup\nhop: of a hop that opens and answers it\n\
+                       latency: from setup to ack, three mixes that do not wait, on loopback";
+        format!("{all}\n{meaning}\nclass {}; {}", self.class, self.machine)
     }
 }
 
