@@ -85,7 +85,7 @@ impl<K: Prepared> Half<K> {
 
 /// The state that a role keeps of a channel.
 pub trait ChannelState {
-    /// Where in the state lies what the check of a cell in `direction` reads, in bytes.
+    /// Offset in bytes of the part of the state that the check of a cell in `direction` reads.
     fn offset(_direction: Direction) -> usize {
         0
     }
