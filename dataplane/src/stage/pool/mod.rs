@@ -195,7 +195,7 @@ mod tests {
         let last_resort = pool.due_at().unwrap();
         assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
-        assert!(!pool.due(SECOND), "a cell of the node's own is no channel");
+        assert!(!pool.due(SECOND), "the node's own cell does not count as a channel");
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND));
         assert!(pool.due(SECOND));
     }
