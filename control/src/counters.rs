@@ -128,7 +128,7 @@ impl Counters {
         self.refused[why as usize] += 1;
     }
 
-    /// How often this reason was counted.
+    /// The count of this reason.
     pub fn refused(&self, why: Refusal) -> u64 {
         self.refused[why as usize]
     }

@@ -83,9 +83,9 @@ impl<K: Prepared> Half<K> {
     }
 }
 
-/// What a role keeps of a channel.
+/// The state that a role keeps of a channel.
 pub trait ChannelState {
-    /// Where in the state lies what the check of a cell in `direction` reads, in bytes.
+    /// Offset in bytes of the part of the state that the check of a cell in `direction` reads.
     fn offset(_direction: Direction) -> usize {
         0
     }
@@ -238,12 +238,10 @@ impl<C> Table<C> {
         self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }
 
-    /// How many channels are open.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether no channel is open.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }

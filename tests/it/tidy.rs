@@ -43,6 +43,8 @@ const RETIRED_NAMES: &[(&str, &str, &[&str])] = &[
 const GONE: &[&str] = &["docs/SOAK.md"];
 /// The longest that a document may be, in lines.
 const LONGEST: &[(&str, usize)] = &[("README.md", 150), ("docs/ARCHITECTURE.md", 300)];
+/// The longest that the name of a test may be, in characters.
+const TEST_NAME_MAX: usize = 59;
 /// Documents that name the Rust version.
 const VERSIONED: &[&str] = &["README.md", "CONTRIBUTING.md", "RELEASING.md", "docs/OPERATE.md"];
 /// Folders of what tools make.
@@ -141,6 +143,28 @@ fn retired_names_do_not_return() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn test_names_keep_their_length() {
+    let mut wrong = Vec::new();
+    let mut tests = 0;
+    for (file, text) in texts(&["rs"]) {
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            is_test |= line == "#[test]";
+            // There may be other attributes between the two lines.
+            let Some(rest) = line.strip_prefix("fn ").filter(|_| is_test) else { continue };
+            is_test = false;
+            tests += 1;
+            let name = rest.split('(').next().unwrap();
+            if name.len() > TEST_NAME_MAX {
+                wrong.push(format!("{file}: {name} has {} characters", name.len()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "names of tests have at most {TEST_NAME_MAX} characters: {wrong:#?}");
+    assert!(tests > 300, "{tests} tests");
 }
 
 #[test]

@@ -17,10 +17,10 @@ pub(crate) const CANDIDATES_MAX: usize = 4;
 const KEPT_PER_FLOW: usize = 4;
 /// Datagrams that are kept, over all flows: of class L 10.8 MB.
 const KEPT_MAX: usize = 1024;
-/// How long a datagram is sent again after it was sent first.
+/// A datagram is sent again at most this long after it was first sent.
 const KEEP: Nanos = SECOND;
 
-/// What flows fall back on.
+/// Further addresses and latest datagrams of flows.
 #[derive(Default)]
 pub(super) struct Fallbacks {
     flows: HashMap<u32, Fallback, foldhash::fast::RandomState>,
@@ -29,7 +29,7 @@ pub(super) struct Fallbacks {
 }
 
 struct Fallback {
-    /// The next one is the last.
+    /// In reverse: the next address is the last element.
     addresses: ArrayVec<IpAddr, CANDIDATES_MAX>,
     datagrams: ArrayVec<(Nanos, Vec<u8>), KEPT_PER_FLOW>,
 }
@@ -43,12 +43,12 @@ impl Fallbacks {
         }
     }
 
-    /// Whether a flow has a further address.
+    /// True if the flow has a further address.
     pub(super) fn has(&self, flow: u32) -> bool {
         self.flows.contains_key(&flow)
     }
 
-    /// Keeps a copy of what a listed flow sends, if there is room.
+    /// Keeps a copy of a datagram of a listed flow, if there is room.
     pub(super) fn keep(&mut self, flow: u32, data: &[u8], now: Nanos) {
         if self.flows.is_empty() {
             return;
@@ -78,7 +78,7 @@ impl Fallbacks {
         Some((address, recent.map(|(_, data)| data).collect()))
     }
 
-    /// The flow's peer has answered, or the flow has ended.
+    /// Removes a flow whose peer has answered, or that has ended.
     pub(super) fn forget(&mut self, flow: u32) {
         if !self.flows.is_empty()
             && let Some(fallback) = self.flows.remove(&flow)

@@ -29,10 +29,10 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Flows of an exit, unless it may have more sockets than that.
 pub(super) const FLOWS_MAX: usize = 1 << 16;
-/// How long datagrams under way still find a flow that has moved.
+/// Datagrams in flight find a flow under its old number for this long after it has moved.
 const MOVED: Nanos = 5 * SECOND;
 
-/// Where a flow sends.
+/// The destination of a flow.
 pub(super) enum Target {
     /// From this socket to this peer.
     Peer { socket: SocketId, to: SocketAddr },
@@ -51,7 +51,7 @@ pub(super) struct Flow {
     pub target: Target,
     /// Its destination was a name, so the entry needs to learn the address.
     pub named: bool,
-    /// What it has used of its limits; nothing if it has none.
+    /// Its use of its limits. None if it has no limits.
     pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
@@ -59,9 +59,9 @@ pub(super) struct Flow {
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
     was: Option<(ChannelIndex, u16)>,
-    /// When its peer was last reported unreachable.
+    /// The time of the last report that its peer is unreachable.
     reported: Nanos,
-    /// When its next answer is preceded by PEER again: never for a flow that has not moved on.
+    /// From this time on PEER precedes its next answer. `Nanos::MAX` until the flow moves on (SPEC 3.12.8).
     pub(super) peer_due: Nanos,
 }
 
@@ -72,7 +72,7 @@ impl Flow {
         self.next_id
     }
 
-    /// Whether an unreachable peer may be reported now: once a second.
+    /// True once a second: an unreachable peer may be reported now.
     pub(crate) fn may_report(&mut self, now: Nanos) -> bool {
         let may = now >= self.reported + SECOND;
         if may {
@@ -82,7 +82,7 @@ impl Flow {
     }
 }
 
-/// Which flow was at a place, until when that is remembered.
+/// The flow that had a place until it moved, remembered until a time.
 struct Alias {
     flow: u32,
     until: Nanos,
@@ -186,7 +186,7 @@ impl Flows {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Forgets places that flows have left long ago.
+    /// Forgets places that flows left more than [`MOVED`] ago.
     pub(crate) fn forget_aliases(&mut self, now: Nanos) {
         self.aliases.retain(|_, alias| alias.until > now);
     }
@@ -234,7 +234,7 @@ impl Flows {
         self.flows[id as usize].as_mut()
     }
 
-    /// What flows with limits have used, and to which address.
+    /// The usage of all flows with limits, with their peers' addresses.
     pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
             (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
@@ -242,22 +242,22 @@ impl Flows {
         })
     }
 
-    /// A datagram went out on it.
+    /// Notes that the flow has sent a datagram.
     pub(super) fn touch(&mut self, id: u32, now: Nanos) {
         if let Some(flow) = self.flows[id as usize].as_mut() {
             flow.seen = now;
         }
     }
 
-    /// Whether the flow with this number has this token: OPEN is idempotent.
+    /// True if the flow with this number has this token. A repeated OPEN changes nothing then.
     pub(super) fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
-    /// Brings a flow here.
+    /// Moves the flow with this token to this channel and number.
     ///
     /// # Errors
-    /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
+    /// The token is unknown ([`DropReason::Flow`]), or this channel has no room.
     pub(crate) fn relocate(
         &mut self,
         channel: ChannelIndex,
@@ -271,7 +271,7 @@ impl Flows {
             return Ok(());
         }
         if self.by_number.contains_key(&(channel, number)) {
-            // An entry does not reuse a number that is in use; whoever does keeps what it has.
+            // An entry never reuses a number in use. If one does, the flow that has the number keeps it.
             return Err(DropReason::NumberTaken);
         }
         if old.0 != channel && self.quota.of(channel).flows >= self.caps.flows_per_channel {
@@ -293,7 +293,7 @@ impl Flows {
         Ok(())
     }
 
-    /// A flow is at a place now; whoever was there before is no longer found there.
+    /// Registers a flow at a place. A flow that had the place before is no longer found there.
     fn take_place(&mut self, place: (ChannelIndex, u16), id: u32) {
         self.by_number.insert(place, id);
         if let Some(alias) = self.aliases.remove(&place)
@@ -306,7 +306,7 @@ impl Flows {
     /// Adds a flow without a target. Its number must be free.
     ///
     /// # Errors
-    /// The channel or the exit has as many flows as it may.
+    /// The channel or the exit has its maximum of flows.
     fn add(
         &mut self,
         channel: ChannelIndex,
@@ -352,7 +352,7 @@ impl Flows {
     /// Opens a flow to an address that the policy admits.
     ///
     /// # Errors
-    /// Flows or sockets are short.
+    /// No flow or no socket is available.
     pub(super) fn open(
         &mut self,
         apps: &mut impl Apps,
@@ -373,7 +373,7 @@ impl Flows {
     /// Opens a flow whose name must be resolved; returns the question's number.
     ///
     /// # Errors
-    /// Flows or questions are short.
+    /// No flow or no question is available.
     pub(crate) fn open_name(
         &mut self,
         (channel, number): (ChannelIndex, u16),
@@ -396,7 +396,7 @@ impl Flows {
     /// Gives a flow its peer, over its client's socket.
     ///
     /// # Errors
-    /// Sockets are short.
+    /// No socket is available.
     pub(super) fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {

@@ -1,4 +1,4 @@
-//! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
+//! The sockets of a mix: receives and opens arriving cells, seals and sends departing ones.
 //!
 //! An edge owns a socket towards each neighbour, the channels that come in there, and buffers. It knows no pool: opened
 //! cells go to [`Pools`], released ones come back through [`Edge::leave`].
@@ -30,11 +30,11 @@ use crate::{Nanos, SECOND};
 /// other.
 const RECEIVES: usize = 4;
 
-/// Where opened cells go.
+/// The destination of opened cells: a mixer, or the ring to one.
 pub(super) trait Pools {
     /// Cells that it can still take.
     fn room(&self, direction: Direction) -> usize;
-    /// Whether it has enough for now: what comes later may wait.
+    /// True if it takes no more for now. Later cells wait in the socket.
     fn sated(&self, direction: Direction, now: Nanos) -> bool;
     /// Takes one. The caller asks for room first.
     fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket);
@@ -52,7 +52,7 @@ struct Pipe {
 /// The work of a mix between two sockets: receive, open, seal, send.
 pub(super) struct Edge<U, D> {
     settings: Settings,
-    /// Which of the mix's.
+    /// Index of this edge in its mix.
     index: usize,
     up: U,
     down: D,
@@ -248,19 +248,19 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether there was such a channel.
+    /// Returns true if the channel existed.
     fn forget(&mut self, channel: ChannelIndex) -> bool {
         let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
         self.copies -= usize::from(self.is_copy(up));
         true
     }
 
-    /// Whether the forward cells of a channel with this link and number come to another edge.
+    /// True if the forward cells of a channel with this link and number arrive at another edge.
     fn is_copy(&self, up: Option<(LinkId, u32)>) -> bool {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    /// Whether nothing of the last release is left, so that the next one may leave.
+    /// True if the last release has been sent, so that the next one may leave.
     pub(crate) fn may_leave(&self, direction: Direction) -> bool {
         self.pipes[direction].out.is_empty()
     }
@@ -295,7 +295,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
-    /// Whether something was sent that is not counted by its time.
+    /// True if something was sent whose time is not counted yet.
     pub(crate) fn has_unrecorded(&self) -> bool {
         self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
@@ -340,7 +340,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         &mut self.free
     }
 
-    /// When the next turn must come, if nothing arrives.
+    /// The latest time of the next turn if nothing arrives.
     pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
         let report = self.table.links.has_activity().then_some(self.report_due);
@@ -357,7 +357,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether something could not be sent.
+    /// True if a send queue is not empty.
     pub(crate) fn is_blocked(&self) -> bool {
         !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }

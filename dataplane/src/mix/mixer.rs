@@ -22,10 +22,10 @@ pub(super) struct Mixer {
     times: Vec<Times>,
 }
 
-/// What was in a pool. Whoever gets it empties it.
+/// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// What their marks number.
+    /// The times to which the marks of the cells are indices.
     pub times: &'a [Times],
 }
 
@@ -62,7 +62,7 @@ impl Mixer {
         Some(Release { cells: &mut self.cells, times: &self.times })
     }
 
-    /// Whether it released something that is not counted by size.
+    /// True if a release is not counted by size yet.
     pub(crate) fn has_released(&self) -> bool {
         !self.sizes.is_empty()
     }
@@ -72,7 +72,7 @@ impl Mixer {
         self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 
-    /// When the next pool is due by time.
+    /// The time at which the next pool is due.
     pub(crate) fn due_at(&self) -> Option<Nanos> {
         self.pools.iter().filter_map(Pool::due_at).min()
     }
@@ -82,7 +82,7 @@ impl Mixer {
         self.pools[direction].len()
     }
 
-    /// What was released so far.
+    /// Counters of all releases.
     pub(super) fn batches(&self) -> Batches {
         self.batches
     }
