@@ -310,7 +310,7 @@ impl Search {
     }
 }
 
-/// How long after its setup a channel is replaced: 60-300 s before its end, or in the second half of
+/// The time from its setup to the replacement of a channel: 60-300 s before its end, or in the second half of
 /// a lifetime below ten minutes.
 fn replace_after(cx: &mut Context) -> Duration {
     let lifetime = f64::from(cx.config.lifetime_s());

@@ -162,7 +162,7 @@ impl Control {
         self.cx.out.pop_front()
     }
 
-    /// When the next tick is due; in the past if it is due already.
+    /// The time at which the next tick is due. In the past if it is due already.
     pub fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
         self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
@@ -191,7 +191,7 @@ impl Control {
         self.channels.open_count()
     }
 
-    /// How long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
+    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or handshakes
     /// since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
         self.links.next_hop_silence(&self.cx, now)

@@ -109,7 +109,7 @@ impl Arrivals {
     }
 }
 
-/// What a pooled cell must carry, so that its channel's record may go at any time.
+/// The data that a pooled cell carries, so that its channel's record may be removed at any time.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     /// The link it leaves on.
@@ -120,10 +120,10 @@ pub struct Ticket {
     pub header: Header,
     /// Cells with one label keep their order (SPEC 6.3).
     pub label: Label,
-    /// When it was received.
+    /// The time of its arrival.
     pub arrived: Nanos,
-    /// Which of the times of its release are its own ([`Departures::begin_release`]). Between cores: for how many microseconds
-    /// its pool held it.
+    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds that
+    /// it spent in the pool.
     pub times: u32,
 }
 

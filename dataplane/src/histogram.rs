@@ -6,7 +6,7 @@
 
 /// Buckets for each power of two, as a power of two.
 const BITS: u32 = 3;
-/// What is longer than this many bits goes into the last bucket; of nanoseconds, 137 seconds.
+/// Values of more than this many bits go into the last bucket: in nanoseconds, above 137 seconds.
 const LENGTH_MAX: u32 = 37;
 const BUCKETS: usize = (((LENGTH_MAX - BITS) << BITS) + (1 << BITS)) as usize;
 
@@ -63,7 +63,7 @@ impl Histogram {
         if self.count == 0 { 0.0 } else { self.sum as f64 / self.count as f64 }
     }
 
-    /// What the fraction `q` of all does not exceed: never less than that, and at most an eighth more. 0 of none.
+    /// An upper bound of the `q` quantile, at most an eighth too large. 0 if nothing was counted.
     pub fn quantile(&self, q: f64) -> u64 {
         let rank = ((q * self.count as f64).ceil() as u64).clamp(1, self.count.max(1));
         let mut below = 0;

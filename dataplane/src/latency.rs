@@ -25,7 +25,7 @@ use crate::per_direction::PerDirection;
 pub struct Times {
     /// Start of the turn that received it.
     pub arrived: Nanos,
-    /// When its time in the pool was up or that was released, whichever was first; not before it arrived.
+    /// The time at which it was due or its pool was released, whichever was first. Never before its arrival.
     pub released: Nanos,
 }
 
@@ -73,7 +73,7 @@ impl Groups {
     }
 }
 
-/// How long the cells of one direction stayed, in nanoseconds. Of datagrams, where a node hands out those.
+/// The time that the cells of one direction stayed, in nanoseconds, or datagrams where a node sends those.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     /// In the pool, until it was due.

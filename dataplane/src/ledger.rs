@@ -140,7 +140,7 @@ drops! {
 }
 
 impl DropReason {
-    /// What a datagram of a flow is dropped for that the exit refused so.
+    /// The reason for which datagrams of a flow are dropped that the exit refused with this status.
     pub(crate) fn of_status(status: Status) -> DropReason {
         match status {
             Status::Refused => DropReason::Policy,
@@ -217,7 +217,7 @@ impl Tally {
         self.held = self.held.wrapping_add(cells as u64);
     }
 
-    /// Whether the identity holds. One core of several may hold less than nothing: what others brought and it sent.
+    /// True if the identity holds. `held` of one core may be negative: it sends cells that other cores have received.
     pub fn closed(&self) -> bool {
         let accounted = self.sent + self.send_errors + self.dropped_total() + self.consumed;
         self.received + self.injected == accounted.wrapping_add(self.held)
@@ -288,7 +288,7 @@ pub struct Ledger {
     pub gauges: Gauges,
 }
 
-/// What passed through link sockets, in messages of the kernel's: a burst counts once.
+/// Traffic of link sockets, in messages of system calls: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Received.

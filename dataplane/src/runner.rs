@@ -31,18 +31,18 @@ pub trait Worker {
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
-    /// Whether a send queue is not empty, so that some readable socket is not read. The runner then waits without
-    /// looking at sockets: level-triggered, that one would end every wait at once.
+    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without polling
+    /// sockets: with level triggering, the unread one would end every wait at once.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);
 }
 
-/// How long a worker waits that could not send all it had, in which time a send buffer of 200 kB lets go of about
-/// a hundred cells at 500,000 a second.
+/// The wait of a worker that could not send everything. In this time a send buffer drains about a hundred cells at
+/// 500,000 a second.
 pub(crate) const BLOCKED_WAIT: Nanos = crate::MILLI / 5;
 
-/// What the clock shows at the start, so that "just before" is a time too.
+/// The reading of the clock at the start, so that a time shortly before it is positive.
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// The monotonic clock of a node.

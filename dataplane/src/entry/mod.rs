@@ -151,7 +151,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.end.published.clone()
     }
 
-    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
         self.end.profile.clone()

@@ -1,11 +1,11 @@
 //! Flows at the exit and the sockets they share (SPEC 3.10, RFC 4787).
 //!
 //! Flows of one channel with one `map` share one unconnected socket per address family, so that a
-//! client keeps one port towards all its peers. What comes back is matched by socket and source; what
-//! no flow talks to is filtered. A flow is known by its token, whatever channel it is on.
+//! client keeps one port towards all its peers. Answers are matched by socket and source; datagrams
+//! from an address that is not the peer of a flow are filtered. A token identifies a flow on any channel.
 //!
-//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides what channels share, and
-//! [`super::names`] keeps the questions to the resolver.
+//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides the shared resources among
+//! channels, and [`super::names`] keeps the questions to the resolver.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,7 +1,7 @@
-//! How much an exit lets through to and from a destination, so that nobody can use it to flood one: datagrams to an
+//! Limits of the traffic between an exit and a destination, so that users cannot flood one: datagrams to an
 //! address that has not answered, and datagrams a second of a flow and of an address, each way (SPEC 3.13).
 //!
-//! What addresses have used is kept in two tables of fixed size, each address at one row of each, chosen by a hash
+//! The usage of addresses is kept in two tables of fixed size, each address at one row of each, chosen by a hash
 //! that only this process knows. Addresses may share rows, and the fuller of both may be another's: what counts is
 //! the emptier one. It shows at least what the address has used, so no address gets more than its limit, however many
 //! there are, and none has to be turned away because a table is full (a count-min sketch; Cormode and Muthukrishnan,

@@ -269,7 +269,7 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_freed() {
     }
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (REASSEMBLING_MAX, 16));
-    // Within a channel the oldest gives way as ever, and what is under way completes.
+    // Within a channel the oldest is evicted as before, and incomplete datagrams complete.
     bench.frame(0, &first(16));
     bench.frame(0, &Frame::Frag { flow: 1, id: 16, index: 1, last: true, data: b"x" });
     let ledger = bench.turn().datagrams.forward;

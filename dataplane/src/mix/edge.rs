@@ -112,7 +112,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Applies what control has written, and lets old channels go.
+    /// Applies the commands of control, and removes expired channels.
     pub(super) fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now, pools);

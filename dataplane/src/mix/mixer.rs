@@ -25,7 +25,7 @@ pub(super) struct Mixer {
 /// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// What their marks number.
+    /// The times to which the marks of the cells are indices.
     pub times: &'a [Times],
 }
 

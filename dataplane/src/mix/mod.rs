@@ -62,7 +62,7 @@ pub struct MixChannel {
     backward: Half<StreamKey>,
 }
 
-// Whether there is a channel is told by a value that no half has, in its first line, and takes no room of its own.
+// `None` is a value that no half has, in the first cache line, so the option takes no room of its own.
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<Option<Record<MixChannel>>>() == 21 * 64);
 

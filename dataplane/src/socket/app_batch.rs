@@ -160,8 +160,8 @@ impl SendBatch {
         self.items.sort_by_key(|item| order[ranks[&item.flow] as usize]);
     }
 
-    /// How many datagrams, from the `at`th on, can leave as one burst: from one socket to one address, all as long as
-    /// the first but for a shorter last one. And that length.
+    /// The number of datagrams from the `at`th on that can leave as one burst, and the length of each. They have one
+    /// socket, one address and one length; the last may be shorter.
     fn burst(&self, at: usize) -> (usize, usize) {
         let first = &self.items[at];
         let len = first.range.len();

@@ -1,7 +1,7 @@
 //! The system calls that link sockets make: recvmmsg and sendmmsg, or io_uring.
 //!
 //! Both move the same messages between the same buffers (docs/BENCHMARKS.md has what each costs); a kernel, its
-//! administrator or a sandbox may refuse io_uring, and then it is recvmmsg and sendmmsg with a word why.
+//! administrator or a sandbox may refuse io_uring. Then recvmmsg and sendmmsg are used, and the reason is logged.
 
 use std::fmt;
 use std::io;

@@ -1,8 +1,7 @@
 //! Decides at the start whether cells may travel in GSO and GRO bursts (UDP_SEGMENT, UDP_GRO).
 //!
-//! A burst is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
-//! trust: a burst of real length is sent over loopback, to a socket that joins and to one that does not, and every
-//! byte is compared. Linux 7.0 to 7.1.4 break GSO bursts whose last datagram is as long as the others, as ours always is,
+//! A burst that the kernel splits wrongly loses cells without an error. So offload is probed: a burst of real length is
+//! sent over loopback, to a socket with GRO and to one without, and every byte is compared. Linux 7.0 to 7.1.4 break GSO bursts whose last datagram is as long as the others, as ours always is,
 //! behind some network devices, which loopback cannot show: there bursts leave only if asked for.
 //!
 //! Later, a burst that the kernel refuses while its cells go one by one ends GSO on that socket
@@ -85,7 +84,7 @@ pub enum NoOffload {
 }
 
 impl Offload {
-    /// What to do for cells of these lengths; and the reason if offload is wanted and not available.
+    /// The offloads for cells of these lengths, and the reason if one is wanted and not available.
     pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Offloads, Option<NoOffload>) {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match self {

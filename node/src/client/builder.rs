@@ -182,3 +182,25 @@ impl EntryBuilder {
         Entry::run(Loaded { config, chain, keys })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{self, Plan};
+
+    #[test]
+    fn errors_of_options_name_no_command_line_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = ["127.0.0.1:4701", "127.0.0.1:4702"].map(|address| address.parse().unwrap());
+        let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        let builder = || Entry::builder().chain_file(&files.chain);
+        let refused = |builder: EntryBuilder| builder.start().err().expect("a mistake").to_string();
+
+        let forward = |builder: EntryBuilder| builder.forward(addresses[0], addresses[1].into());
+        let clash = refused(forward(forward(builder())));
+        assert!(clash.starts_with("entry options: forward on 127.0.0.1:4701: forward already uses port"), "{clash}");
+        let open = refused(builder().socks("0.0.0.0:1080".parse().unwrap()));
+        assert!(open.contains("add a user with `socks_user`"), "{open}");
+        assert!(!clash.contains("--") && !open.contains("--"), "{clash}; {open}");
+    }
+}

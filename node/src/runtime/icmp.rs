@@ -49,7 +49,7 @@ impl Icmp {
     }
 
     /// Sends an error to `client` about its datagram to `listener`, an address of this host. A lost error is not repeated.
-    pub fn tell(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
+    pub fn send(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
         let (client, listener) = (canonical(client), canonical(listener));
         let socket = if client.is_ipv4() { &self.v4 } else { &self.v6 };
         let (Some(socket), Some(error)) = (socket, error(client, listener, fate)) else { return };

@@ -412,7 +412,7 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
     let Some((at, is_forward)) = listeners.find(client.listener) else { return };
     // An error about one destination would affect a client's others on the same socket.
     if is_forward || fate == Fate::TooLong {
-        icmp.tell(client.address, at, fate);
+        icmp.send(client.address, at, fate);
     }
 }
 

@@ -18,10 +18,10 @@ use crate::runtime::local::{Bound, Server};
 /// # Errors
 /// No thread or no descriptors left.
 pub fn serve(bound: Bound, report: impl Fn() -> NodeReport + Send + 'static) -> io::Result<Server> {
-    bound.serve("status", move |client| tell(client, &report()))
+    bound.serve("status", move |client| write(client, &report()))
 }
 
-fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
+fn write(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
     let mut line = serde_json::to_vec(report).map_err(io::Error::other)?;
     line.push(b'\n');
     client.write_all(&line)

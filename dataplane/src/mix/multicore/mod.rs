@@ -227,7 +227,7 @@ impl<U: Port, D: Port> Shard<U, D> {
             let held = self.to_mixer.admitted[direction].wrapping_sub(self.taken[direction]);
             ledger.cells[direction].hold(held);
         }
-        // What lies in the rings is counted where it came from.
+        // Cells in the rings are counted by the edge that they came from.
         ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
         match &self.shared {
             Some(shared) => shared.add_to(&mut ledger),

@@ -11,7 +11,7 @@ use crate::{MILLI, Nanos};
 /// The rule that releases a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mixing {
-    /// When `n` cells of at least `n_min` channels are held; all, on a 1 s grid, as a last resort.
+    /// Released when it holds `n` cells of at least `n_min` channels, and on a 1 s grid as a last resort.
     Threshold {
         n: usize,
         n_min: usize,

@@ -38,7 +38,7 @@ pub struct Pool {
     mixing: Mixing,
     grid: Option<Grid>,
     held: Vec<Pooled>,
-    /// When they arrived, once for cells in a row that did so together.
+    /// Their arrival times, once for consecutive cells that arrived together.
     arrivals: Vec<Nanos>,
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
@@ -105,9 +105,9 @@ impl Pool {
                 || self.room() < RECEIVE_MAX)
     }
 
-    /// What the marks of the cells that it holds number: when each came, and that it leaves now, or when its time was
-    /// up if that is past. Cells of other cores may have come before the oldest one that this knows, so each has a time
-    /// of its own.
+    /// The times to which the marks of the held cells are indices: each arrival, and its release, which is now or the time
+    /// at which it was due if that has passed. Cells of other cores may be older than the oldest one known here, so each
+    /// has a time of its own.
     pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
         let due = |arrived: Nanos| self.grid.as_ref().map_or(arrived, |grid| grid.after(arrived));
         self.arrivals.iter().map(move |arrived| Times::new(*arrived, due(*arrived).min(now)))
@@ -195,7 +195,7 @@ mod tests {
         let last_resort = pool.due_at().unwrap();
         assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
-        assert!(!pool.due(SECOND), "a cell of the node's own is no channel");
+        assert!(!pool.due(SECOND), "the node's own cell does not count as a channel");
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND));
         assert!(pool.due(SECOND));
     }
