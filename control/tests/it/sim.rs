@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::{draw_setup, draw_x25519};
@@ -221,6 +222,8 @@ pub struct World {
     /// All datagrams sent, unless a test turns it off.
     pub record: Vec<Packet>,
     pub recording: bool,
+    /// How long a datagram takes, in microseconds: drawn for each, so they overtake each other.
+    pub delay_us: Range<u64>,
 }
 
 impl World {
@@ -236,6 +239,7 @@ impl World {
             tap: Box::new(|_, _| Fate::Pass),
             record: Vec::new(),
             recording: true,
+            delay_us: 2_000..6_000,
             wall_base: secs(1_800_000_000),
         }
     }
@@ -297,7 +301,7 @@ impl World {
 
     /// Puts a datagram on the network.
     pub fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let delay = Duration::from_micros(self.rng.random_range(2_000..6_000));
+        let delay = Duration::from_micros(self.rng.random_range(self.delay_us.clone()));
         self.number += 1;
         let packet = Packet { at: self.now + delay, number: self.number, from, to, bytes };
         let fate = (self.tap)(self.now, &packet);
@@ -386,7 +390,7 @@ impl World {
 
     /// The data plane of a node ends a channel.
     pub fn end(&mut self, position: usize, channel: ChannelIndex, reason: EndReason) {
-        self.nodes.get_mut(&position).expect("it runs").channels.remove(&channel).expect("it is open");
+        self.nodes.get_mut(&position).expect("it runs").remove(channel);
         self.input(position, Input::ChannelEnded { channel, reason });
     }
 
@@ -429,7 +433,7 @@ impl World {
                     }
                 }
                 Output::Data(DataOp::RetireChannel { channel }) => {
-                    node.channels.remove(&channel).expect("it was installed");
+                    node.remove(channel);
                     ended.push(channel);
                 }
                 Output::Data(op) => node.apply(op),
@@ -475,6 +479,14 @@ impl World {
 }
 
 impl Node {
+    /// Forgets an open channel, and its acks: ids recur.
+    fn remove(&mut self, channel: ChannelIndex) {
+        let gone = self.channels.remove(&channel).expect("it is open");
+        if let Some(up) = gone.up {
+            self.acks.remove(&up);
+        }
+    }
+
     pub fn address(&self, side: Side) -> SocketAddr {
         match side {
             Side::Up => self.up_address,
