@@ -388,9 +388,14 @@ impl World {
         self.drain(position);
     }
 
+    /// Forgets the acks that have passed. Ids recur after three minutes, so long runs call this at rest.
+    pub fn forget_acks(&mut self) {
+        self.nodes.values_mut().for_each(|node| node.acks.clear());
+    }
+
     /// The data plane of a node ends a channel.
     pub fn end(&mut self, position: usize, channel: ChannelIndex, reason: EndReason) {
-        self.nodes.get_mut(&position).expect("it runs").remove(channel);
+        self.nodes.get_mut(&position).expect("it runs").channels.remove(&channel).expect("it is open");
         self.input(position, Input::ChannelEnded { channel, reason });
     }
 
@@ -433,7 +438,7 @@ impl World {
                     }
                 }
                 Output::Data(DataOp::RetireChannel { channel }) => {
-                    node.remove(channel);
+                    node.channels.remove(&channel).expect("it was installed");
                     ended.push(channel);
                 }
                 Output::Data(op) => node.apply(op),
@@ -479,14 +484,6 @@ impl World {
 }
 
 impl Node {
-    /// Forgets an open channel, and its acks: ids recur.
-    fn remove(&mut self, channel: ChannelIndex) {
-        let gone = self.channels.remove(&channel).expect("it is open");
-        if let Some(up) = gone.up {
-            self.acks.remove(&up);
-        }
-    }
-
     pub fn address(&self, side: Side) -> SocketAddr {
         match side {
             Side::Up => self.up_address,
