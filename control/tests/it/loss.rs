@@ -54,10 +54,10 @@ fn end_all(world: &mut World) {
     }
 }
 
-/// Runs `setups` of each chain, and checks that of these shares at least 99.9 % and 97 % succeed.
-fn succeed(setups: usize) {
+/// Runs so many setups of each chain at 1 % and 5 % loss. At least 99.9 % and 97 % must succeed.
+fn succeed(setups: [usize; 2]) {
     for (class, mixes) in [(Class::S, 7), (Class::L, 7), (Class::S, 3), (Class::L, 3)] {
-        for (share, wanted) in [(0.01, 0.999), (0.05, 0.97)] {
+        for (setups, share, wanted) in [(setups[0], 0.01, 0.999), (setups[1], 0.05, 0.97)] {
             let needed = attempts(class, mixes, share, setups, 7);
             let succeeded = setups as f64 / needed as f64;
             println!("class {class}, {mixes} mixes, {share}: {setups} of {needed}, {:.2} %", 100.0 * succeeded);
@@ -68,13 +68,14 @@ fn succeed(setups: usize) {
 
 #[test]
 fn setups_succeed_with_random_loss() {
-    succeed(300);
+    // One failure in a thousand is within the first share.
+    succeed([1000, 300]);
 }
 
 #[test]
 #[ignore = "takes minutes"]
 fn thousands_of_setups_succeed_with_random_loss() {
-    succeed(10_000);
+    succeed([10_000; 2]);
 }
 
 #[test]
