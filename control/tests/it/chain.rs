@@ -38,7 +38,11 @@ fn idle_chain_keeps_its_links_with_one_handshake_each() {
 #[test]
 fn loss_of_any_single_datagram_is_recovered() {
     // The shortest chain whose acks have two contents.
-    let plan = || Plan { channels: 1, ..Plan::new(Class::S, 4) };
+    let plan = || {
+        let mut plan = Plan::new(Class::S, 4);
+        plan.channels = 1;
+        plan
+    };
     let mut world = World::new(plan());
     let end = world.now + secs(3);
     assert!(world.run_until(end, |w| w.has_channels(0, 1)));
