@@ -1,0 +1,34 @@
+"""Named checks, each a line of output."""
+
+import contextlib
+import traceback
+
+
+class Failed(Exception):
+    """A check of this group failed. The rest of the group does not run."""
+
+
+class Report:
+    def __init__(self, as_json):
+        self.as_json, self.rows = as_json, []
+
+    @contextlib.contextmanager
+    def check(self, name):
+        """Yields a row, whose `note` may say what was covered."""
+        row = {"check": name, "ok": False, "note": ""}
+        self.rows.append(row)
+        try:
+            yield row
+            row["ok"] = True
+        except Exception as error:
+            row["note"] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+            raise Failed from None
+        finally:
+            if not self.as_json:
+                note = f" ({row['note']})" if row["note"] else ""
+                print("ok  " if row["ok"] else "FAIL", name + note, flush=True)
+
+
+def same(what, got, expected):
+    assert got == expected, f"{what}: expected {expected!r}, got {got!r}"
