@@ -6,7 +6,6 @@ exits against real eddy nodes, which it starts on loopback addresses. tests/spec
 a companion to SPEC: the protocol in the order of its clauses."""
 
 import argparse
-import contextlib
 import json
 import signal
 import sys
@@ -58,29 +57,33 @@ def arguments():
     if unknown:
         parser.error(f"unknown group {unknown[0]!r}: expected {', '.join(names)}")
     options.groups = options.groups or names
+    return parser, options
+
+
+def binary(parser, options):
     built = [ROOT / f"target/{profile}/eddy" for profile in ("release", "debug")]
-    options.eddy = options.eddy or next((path for path in built if path.exists()), built[0])
-    if tuple(options.groups) != ("vectors",) and not options.eddy.exists():
-        parser.error(f"{options.eddy} does not exist: run `cargo build --release`, or name a binary with --eddy")
-    return options
+    path = options.eddy or next((path for path in built if path.exists()), built[0])
+    if tuple(options.groups) != ("vectors",) and not path.exists():
+        parser.error(f"{path} does not exist: run `cargo build --release`, or name a binary with --eddy")
+    return path.resolve()
 
 
 def main():
-    options = arguments()
+    parser, options = arguments()
     sys.dont_write_bytecode = True
     try:
         groups = checks()
-        from speclib.report import Failed, Report
+        from speclib.report import Report
     except ModuleNotFoundError as error:
         missing = "Python 3.11" if error.name == "tomllib" else f"Python package {error.name.split('.')[0]}"
         print(f"skipped: {missing} is missing: pip install cryptography kyber-py")
         return 0 if options.skip_if_missing else 1
+    eddy = binary(parser, options)
     # Ends the nodes, too, which a Chain stops on its way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     report, began = Report(options.json), time.monotonic()
     for name in options.groups:
-        with contextlib.suppress(Failed):
-            groups[name](report, options.eddy.resolve())
+        report.group(name, lambda: groups[name](report, eddy))  # noqa: B023
     failed = sum(not row["ok"] for row in report.rows)
     seconds = round(time.monotonic() - began, 1)
     if options.json:

@@ -36,7 +36,7 @@ class Loop:
             for _ in range(64):
                 try:
                     datagram, source = key.fileobj.recvfrom(65536)
-                except (BlockingIOError, ConnectionRefusedError):
+                except OSError:  # nothing left, or an ICMP error of an earlier datagram
                     break
                 key.data(datagram, source)
         for tick in self.ticks:

@@ -12,6 +12,17 @@ class Report:
     def __init__(self, as_json):
         self.as_json, self.rows = as_json, []
 
+    def group(self, name, function):
+        """Runs checks up to the first that fails."""
+        with contextlib.suppress(Failed):
+            try:
+                function()
+            except Failed:
+                raise
+            except Exception as error:  # between checks: nodes that do not start, or do not end well
+                with self.check(f"{name}: nodes start and end"):
+                    raise error
+
     @contextlib.contextmanager
     def check(self, name):
         """Yields a row, whose `note` may say what was covered."""
