@@ -16,6 +16,7 @@ from .protocol import (
 )  # fmt: skip
 
 PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
+REPEAT = 0.5  # Seconds after which a datagram is sent again.
 TICK = 0.05
 
 
@@ -49,6 +50,16 @@ class Loop:
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {limit} s for {what}")
             self.turn()
+
+    def repeat(self, action, condition, what):
+        """Repeats `action` until `condition()` holds. UDP may lose datagrams, most of all fragmented ones."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            action()
+            with contextlib.suppress(TimeoutError):
+                return self.until(condition, what, limit=REPEAT)
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {PATIENCE} s for {what}")
 
 
 def bound(host, port=0):

@@ -1,5 +1,6 @@
 """Real entries, with Python mixes and exits among real nodes."""
 
+import contextlib
 import os
 
 from .chain import Chain
@@ -17,12 +18,15 @@ class Client:
         self.sock.connect((chain.host, 5000))
         loop.add(self.sock, lambda datagram, _: self.received.append(datagram))
 
-    def echo(self, data):
-        self.sock.send(data)
-        self.wait(data)
+    def echo(self, *texts):
+        """Sends datagrams until each has an answer."""
 
-    def wait(self, data):
-        self.loop.until(lambda: data in self.received, f"the answer to {len(data)} bytes")
+        def send():
+            for text in set(texts) - set(self.received):
+                with contextlib.suppress(OSError):  # an ICMP error of an earlier datagram
+                    self.sock.send(text)
+
+        self.loop.repeat(send, lambda: set(texts) <= set(self.received), f"answers to {len(texts)} datagrams")
 
 
 def check_hops(report, eddy):
@@ -68,10 +72,7 @@ def check_traffic(report, name, client, nodes):
         row["note"] = "lengths " + ", ".join(map(str, lengths(size)))
 
     with report.check(f"{name}: many datagrams at once"):
-        burst = [os.urandom(60) for _ in range(200)]
-        for data in burst:
-            client.sock.send(data)
-        loop.until(lambda: set(burst) <= set(client.received), "200 answers")
+        client.echo(*(os.urandom(60) for _ in range(200)))
 
 
 def check_exit(report, name, chain, client, node):
@@ -88,7 +89,7 @@ def check_exit(report, name, chain, client, node):
         (flow,), data = channel.flows, os.urandom(30)
         odd = frame(REPORT, bytes(10)) + frame(PING, bytes(8)) + frame(PONG, bytes(8))
         node.answer(channel, odd + frame(DGRAM, flow, len(data), data))
-        client.wait(data)
+        loop.until(lambda: data in client.received, "the DGRAM behind them")
         client.echo(os.urandom(30))
         assert not any(one[0] == PONG for one in node.frames), "a PONG"
 
@@ -96,12 +97,13 @@ def check_exit(report, name, chain, client, node):
         fresh = Client(loop, chain)
         node.frames.clear()
         node.silent = True
-        for _ in range(3):
-            fresh.echo(os.urandom(30))
-        opens = [one for one in node.frames if one[0] == OPEN]
-        assert len(opens) == 3 and len({one[3] for one in opens}) == 1, f"OPEN frames {opens}"
-        fresh.echo(os.urandom(node.size.longest))
-        same("frames", [one[0] for one in node.frames if one[0] in (OPEN, FRAG)], [OPEN] * 4 + [FRAG] * 8)
+        for length in (30, 30, node.size.one_cell, node.size.longest):
+            fresh.echo(os.urandom(length))
+        frames = [one for one in node.frames if one[0] in (OPEN, DGRAM, FRAG)]
+        for before, one in zip([None, *frames], frames, strict=False):
+            if one[0] == DGRAM or one[0] == FRAG and one[3] & 7 == 0:
+                assert before and before[0] == OPEN, f"no OPEN in front of {one[:3]}"
+        same("tokens", len({one[3] for one in frames if one[0] == OPEN}), 1)
         node.silent = False
         fresh.echo(os.urandom(30))
         node.frames.clear()
@@ -116,7 +118,7 @@ def check_exit(report, name, chain, client, node):
         loop.until(lambda: any(one[-1] == b"lost" for one in node.frames), "DGRAM")
         # A datagram that leaves before the STATUS has arrived is lost, too.
         for one in (fresh, client):
-            loop.until(lambda: one.sock.send(b"found") and b"found" in one.received, "an answer")  # noqa: B023
+            one.echo(os.urandom(30))
         assert any(one[0] == OPEN for one in node.frames), "no OPEN after STATUS 5"
 
 

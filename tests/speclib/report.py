@@ -1,6 +1,7 @@
 """Named checks, each a line of output."""
 
 import contextlib
+import time
 import traceback
 
 
@@ -28,6 +29,7 @@ class Report:
         """Yields a row, whose `note` may say what was covered."""
         row = {"check": name, "ok": False, "note": ""}
         self.rows.append(row)
+        began = time.monotonic()
         try:
             yield row
             row["ok"] = True
@@ -36,6 +38,7 @@ class Report:
             traceback.print_exc()
             raise Failed from None
         finally:
+            row["seconds"] = round(time.monotonic() - began, 3)
             if not self.as_json:
                 note = f" ({row['note']})" if row["note"] else ""
                 print("ok  " if row["ok"] else "FAIL", name + note, flush=True)
