@@ -14,154 +14,179 @@ from .report import same
 
 
 def check_attacks(report, chain, echo):
-    loop, last = chain.loop, chain.names[-1]
-    entry = Entry(loop, chain)
-    entry.connect()
-    channel = entry.channel()
+    for topic in (attack_handshakes, attack_setups, attack_with_old_setups, attack_with_cells, attack_with_frames):
+        topic(Attacker(report, chain))
+
+    with report.check("attack: afterwards the chain carries datagrams and every ledger closes"):
+        entry = Entry(chain.loop, chain)
+        entry.connect()
+        flow = entry.flow(entry.channel(), echo.address)
+        for length in lengths(entry.size):
+            entry.echo(flow, os.urandom(length))
+        for node in chain.names[1:]:
+            for unit in chain.status(node)["ledger"].values():
+                assert all(way["closed"] for way in unit.values()), node
+
+
+class Attacker:
+    """An entry with a link and a channel of its own, so with full buckets (5.9)."""
+
+    def __init__(self, report, chain):
+        self.report, self.chain = report, chain
+        self.entry = Entry(chain.loop, chain)
+        self.entry.connect()
+        self.channel = self.entry.channel()
 
     @contextlib.contextmanager
-    def attack(name, *counts):
-        """A check after which only the PONG of a later PING has come back."""
-        with report.check(f"attack: {name}") as row, contextlib.ExitStack() as stack:
-            for node, reason, more in counts:
-                stack.enter_context(chain.counts(node, reason, more))
+    def attack(self, name, node, reason, times=1):
+        """A check that `node` counts this reason, and that only answers to sound exchanges come back.
+
+        A mix releases everything that it holds (6.1), so an answer to the attack cannot come later
+        than the PONG of a PING that is sent when a sound exchange after it is complete."""
+        entry = self.entry
+        with self.report.check(f"attack: {name}") as row, self.chain.counts(node, reason, times):
             entry.events.clear()
-            row["allowed"] = []
-            yield row["allowed"]
-            pong = entry.ping(channel)
-            entry.wait(pong)
-            allowed = row.pop("allowed")
-            same("what came back", [one for one in entry.events if one not in allowed], [pong])
-            row["note"] = ", ".join(f"{node} counts {reason}" for node, reason, _ in counts)
+            answers = entry.down.drops["unexpected_response"]
+            yield
+            for _ in range(2):
+                entry.alive(self.channel)
+            same("what came back", [one for one in entry.events if one not in entry.sound], [])
+            same("second answers", entry.down.drops["unexpected_response"], answers)
+            row["note"] = f"{node} counts {reason}"
 
-    # Handshakes. Every one that is wrong comes from a port of its own, and a sound one follows it.
+    def send(self, *cells):
+        for cell in cells:
+            self.entry.down.sock.sendto(cell, self.entry.link.address)
 
-    def handshake(change, resend=None):
-        stranger = Entry(loop, chain, passive=True)
+
+def attack_handshakes(by):
+    entry, chain = by.entry, by.chain
+
+    def handshake(change):
+        """A wrong handshake and a sound one, from a port without a link."""
+        stranger = Entry(entry.loop, chain, passive=True)
         index, halves = stranger.down.message_1()
-        for half in map(change, halves):
-            stranger.down.sock.sendto(half, stranger.down.peer.lanes[0])
+        stranger.down.send_halves(map(change, halves))
         stranger.renew()
-        for half in halves if resend else ():
-            stranger.down.sock.sendto(half, stranger.down.peer.lanes[0])
-        if resend:
-            stranger.renew()
         assert ("message 2", index) not in stranger.events
         same("drops", dict(stranger.down.drops), {})
 
-    with attack("a wrong mac1", ("mix1", "bad_mac1", 2)):
+    def forge(half):
+        noise = flip_bit(half[8:-32], 100)
+        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.hops[0].noise)
+
+    def reserve(half):
+        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.hops[0].noise)
+
+    with by.attack("a wrong mac1", "mix1", "bad_mac1", 2):
         handshake(lambda half: flip_bit(half, -32))
-    with attack("a forged message 1 with a sound mac1", ("mix1", "handshake_forged", 1)):
 
-        def forge(half):
-            noise = flip_bit(half[8:-32], 100)
-            return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.hops[0].noise)
-
+    with by.attack("a forged message 1 with a sound mac1", "mix1", "handshake_forged"):
         handshake(forge)
-    with attack("a message 1 twice", ("mix1", "handshake_replayed", 1)):
+
+    with by.attack("parts 2 and 3 of a message 1", "mix1", "handshake_malformed", 2):
+        handshake(reserve)
+
+    with by.attack("a message 1 twice", "mix1", "handshake_replayed"):
         index, halves = entry.down.message_1()
-        for half in halves:
-            entry.down.sock.sendto(half, entry.link.address)
+        entry.sound.append(("message 2", index))
+        entry.down.send_halves(halves)
         entry.wait(("message 2", index))
-        entry.alive(channel)
-        for half in halves:
-            entry.down.sock.sendto(half, entry.link.address)
+        entry.alive(by.channel)
+        entry.down.send_halves(halves)
         entry.renew()
-        same("message 2 of one index", entry.events.count(("message 2", index)), 1)
-        entry.events.clear()
-    with attack("a token that is spent", ("mix1", "token_spent", 1)):
-        spent = entry.link.previous.resume
-        index = entry.down.shake(spent)
-        del entry.down.pending[index]
-        unexpected = entry.down.drops["unexpected_response"]
+
+    with by.attack("a token that is spent", "mix1", "token_spent"):
+        entry.down.shake(entry.link.previous.resume)
         entry.renew()
-        same("answers", entry.down.drops["unexpected_response"], unexpected)
-        entry.events.clear()
 
-    # Setups
 
-    def sound_setup(allowed):
-        """Of what entered before it, nothing is on its way any more when the ack arrives and a PING follows."""
-        sound = entry.send_setup(entry.attempt())
-        loop.until(lambda: sound.open, "ack")
-        allowed += [("ack", sound.id)]
-        return sound
+def attack_setups(by):
+    entry, size = by.entry, by.entry.size
+    lifetime = entry.hops[0].lifetime
+    sound = setup_info(size, lifetime)
 
-    for i, node in enumerate(chain.names[1:], 1):
-        with attack(f"a flipped bit in S_{i}", (node, "setup_invalid", 1)) as allowed:
+    for i, node in enumerate(by.chain.names[1:], 1):
+        with by.attack(f"a flipped bit in S_{i}", node, "setup_invalid"):
             entry.send_setup(entry.attempt(flip=i))
-            sound_setup(allowed)
-    lifetime = chain.hops[0].lifetime
-    for what, info in (
-        ("lifetime", setup_info(entry.size, lifetime - 1)),
-        ("flags", setup_info(entry.size, lifetime)[:3] + b"\1" + setup_info(entry.size, lifetime)[4:]),
-        ("last byte", flip_bit(setup_info(entry.size, lifetime), 15)),
-    ):
-        with attack(f"another {what} in info", ("mix2", "setup_invalid", 1)) as allowed:
+            entry.channel()
+
+    infos = {"lifetime": setup_info(size, lifetime - 1), "flags": flip_bit(sound, 3), "last byte": flip_bit(sound, 15)}
+    for what, info in infos.items():
+        with by.attack(f"another {what} in info", "mix2", "setup_invalid"):
             entry.send_setup(entry.attempt(info=info, at=2))
-            sound_setup(allowed)
-    with attack("a setup twice", ("mix1", "setup_replayed", 1)) as allowed:
-        entry.send_setup(sound_setup(allowed))
-        sound_setup(allowed)
-    with attack("the S_3 of another setup inside fresh layers", ("mix3", "setup_replayed", 1)) as allowed:
-        old, fresh = sound_setup(allowed), entry.attempt()
-        onion = old.onions[2]
+            entry.channel()
+
+
+def attack_with_old_setups(by):
+    entry = by.entry
+
+    with by.attack("a setup twice", "mix1", "setup_replayed"):
+        entry.send_setup(entry.channel())
+        entry.channel()
+
+    with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup_replayed"):
+        onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
-            info = setup_info(entry.size, lifetime)
-            layer = fresh.layers[i - 1]
-            onion = fresh.onions[i - 1][: SUITE.head] + seal(layer.key, layer.nonce, info + onion)
+            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: SUITE.head]
+            info = setup_info(entry.size, entry.hops[i - 1].lifetime)
+            onion = head + seal(layer.key, layer.nonce, info + onion)
         entry.send_setup(fresh, onion)
-        sound_setup(allowed)
+        entry.channel()
 
-    # Cells
 
-    def pong_of(cells):
-        for cell in cells:
-            entry.down.sock.sendto(cell, entry.link.address)
+def attack_with_cells(by):
+    entry, channel = by.entry, by.channel
 
-    with attack("a data cell twice", ("mix1", "replay", 2)) as allowed:
+    def ping():
+        """A cell that may be answered."""
         token = os.urandom(8)
-        cell = entry.cell(channel, frame(PING, token))
-        pong_of([cell, cell, cell])
-        entry.wait((PONG, channel.id, token))
+        entry.sound.append((PONG, channel.id, token))
+        return entry.cell(channel, frame(PING, token)), entry.sound[-1]
+
+    with by.attack("a data cell three times", "mix1", "replay", 2):
+        cell, pong = ping()
+        by.send(cell, cell, cell)
+        entry.wait(pong)
         entry.alive(channel)
-        same("PONGs", entry.events.count((PONG, channel.id, token)), 1)
-        entry.events.clear()
-    with attack("a flipped bit in a body, then the genuine cell", ("mix1", "forged", 1)) as allowed:
-        token = os.urandom(8)
-        cell = entry.cell(channel, frame(PING, token))
-        pong_of([flip_bit(cell, 500), cell])
-        entry.wait((PONG, channel.id, token))
-        allowed.append((PONG, channel.id, token))
-    with attack("a flipped bit in a header, then the genuine cell", ("mix1", "header", 1)) as allowed:
-        token = os.urandom(8)
-        cell = entry.cell(channel, frame(PING, token))
-        pong_of([flip_bit(cell, 3), cell])
-        entry.wait((PONG, channel.id, token))
-        allowed.append((PONG, channel.id, token))
-    for i, node in enumerate(chain.names[1:], 1):
-        with attack(f"a flipped bit in BODY_{i}", (node, "forged", 1)):
-            entry.ping(channel, flip=i)
-    with attack("a cell of an unknown channel", ("mix1", "no-channel", 1)):
+        same("PONGs", entry.events.count(pong), 1)
+
+    for what, at, reason in (("body", 500, "forged"), ("header", 3, "header")):
+        with by.attack(f"a flipped bit in a {what}, then the genuine cell", "mix1", reason):
+            cell, pong = ping()
+            by.send(flip_bit(cell, at), cell)
+            entry.wait(pong)
+
+    for i, node in enumerate(by.chain.names[1:], 1):
+        with by.attack(f"a flipped bit in BODY_{i}", node, "forged"):
+            entry.send(channel, frame(PING, bytes(8)), flip=i)
+
+    with by.attack("a cell of an unknown channel", "mix1", "no-channel"):
         unknown = copy.copy(channel)
         unknown.id = new_channel_id(entry.link)
-        entry.ping(unknown)
-    with attack("a data cell with a sub", ("mix1", "sub", 1)):
-        entry.ping(channel, sub=1)
-    with attack("a sound cell from another address", ("mix1", "stranger", 1)):
-        with bound(entry.host) as stranger:
-            stranger.sendto(entry.cell(channel, frame(PING, bytes(8))), entry.link.address)
-    with attack("a cell one byte short", ("mix1", "length", 1)):
-        pong_of([entry.cell(channel, frame(PING, bytes(8)))[:-1]])
-    with attack("an ack cell forward", ("mix1", "kind", 1)):
-        pong_of([entry.link.control_cell(ACK, channel.id, 0, b"")])
-    with attack("a link cell of an unknown kind", ("mix1", "unknown_link_content", 1)):
-        pong_of([entry.link.control_cell(LINK, 0, 0, b"\x63")])
-    with attack("a keepalive twice", ("mix1", "cell_replayed", 1)):
-        pong_of(2 * [entry.link.control_cell(LINK, 0, 0, bytes([KEEPALIVE]))])
+        entry.send(unknown, frame(PING, bytes(8)))
 
-    # Frames. A PING in front of them is not answered either (3.10.1).
+    with by.attack("a data cell with a sub", "mix1", "sub"):
+        entry.send(channel, frame(PING, bytes(8)), sub=1)
 
+    with by.attack("a sound cell from another address", "mix1", "stranger"), bound(entry.host) as stranger:
+        stranger.sendto(entry.cell(channel, frame(PING, bytes(8))), entry.link.address)
+
+    with by.attack("a cell one byte short", "mix1", "length"):
+        by.send(entry.cell(channel, frame(PING, bytes(8)))[:-1])
+
+    with by.attack("an ack cell forward", "mix1", "kind"):
+        by.send(entry.link.control_cell(ACK, channel.id, 0, b""))
+
+    with by.attack("a link cell of an unknown kind", "mix1", "unknown_link_content"):
+        by.send(entry.link.control_cell(LINK, 0, 0, b"\x63"))
+
+    with by.attack("a keepalive twice", "mix1", "cell_replayed"):
+        by.send(*2 * [entry.link.control_cell(LINK, 0, 0, bytes([KEEPALIVE]))])
+
+
+def attack_with_frames(by):
+    """A PING in front of a bad frame is not answered either (3.10.1)."""
     bad = {
         "an unknown frame": b"\x0c",
         "a truncated frame": frame(DGRAM, 1, 0xFFFF),
@@ -172,13 +197,5 @@ def check_attacks(report, chain, echo):
         "a fragment byte with bit 3": frame(FRAG, 1, 1, b"\x88", 1, b"x"),
     }
     for what, text in bad.items():
-        with attack(f"{what} behind a PING", (last, "bad-frames", 1)):
-            entry.send(channel, frame(PING, bytes(8)) + text)
-
-    with report.check("attack: afterwards the chain carries datagrams and every ledger closes"):
-        flow = entry.flow(entry.channel(), echo.address)
-        for length in lengths(entry.size):
-            entry.echo(flow, os.urandom(length))
-        for node in chain.names[1:]:
-            for unit in chain.status(node)["ledger"].values():
-                assert all(way["closed"] for way in unit.values()), node
+        with by.attack(f"{what} behind a PING", by.chain.names[-1], "bad-frames"):
+            by.entry.send(by.channel, frame(PING, bytes(8)) + text)

@@ -16,7 +16,7 @@ from .protocol import (
 )  # fmt: skip
 
 PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
-REPEAT = 0.5  # Seconds after which a datagram is sent again.
+FIRST_WAIT = 0.5  # Seconds after which a datagram is sent again. Then they double.
 TICK = 0.05
 
 
@@ -53,13 +53,14 @@ class Loop:
 
     def repeat(self, action, condition, what):
         """Repeats `action` until `condition()` holds. UDP may lose datagrams, most of all fragmented ones."""
-        end = time.monotonic() + PATIENCE
+        end, wait = time.monotonic() + PATIENCE, FIRST_WAIT
         while True:
             action()
             with contextlib.suppress(TimeoutError):
-                return self.until(condition, what, limit=REPEAT)
+                return self.until(condition, what, limit=wait)
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {PATIENCE} s for {what}")
+            wait *= 2
 
 
 def bound(host, port=0):

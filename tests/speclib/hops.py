@@ -72,7 +72,7 @@ def check_traffic(report, name, client, nodes):
         row["note"] = "lengths " + ", ".join(map(str, lengths(size)))
 
     with report.check(f"{name}: many datagrams at once"):
-        client.echo(*(os.urandom(60) for _ in range(200)))
+        client.echo(*(os.urandom(60) for _ in range(100)))
 
 
 def check_exit(report, name, chain, client, node):
@@ -133,9 +133,11 @@ def check_ik_attacks(report, name, chain, client, node):
 
     def attack(what, reason, count, index, halves):
         with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count):
+            answers = end.drops["unexpected_response"]
             end.send_halves(halves)
             sound()
             assert index not in node.answered, "it was answered"
+            same("second answers", end.drops["unexpected_response"], answers)
             row["note"] = f"mix2 counts {reason}"
 
     index, halves = end.message_1()

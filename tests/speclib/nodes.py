@@ -198,6 +198,7 @@ class Entry:
         self.loop, self.hops, self.passive = loop, chain.hops, passive
         self.size, self.host, self.events = self.hops[0].size, chain.host, []
         self.used = []  # slots of the data cells received
+        self.sound = []  # events that sound exchanges have caused or may cause yet
         self.down = Initiator(loop, bound(self.host), self, self.hops[0], "NK")
 
     @property
@@ -214,8 +215,10 @@ class Entry:
         self.down.sock = bound(self.host)
         self.loop.add(self.down.sock, self.down.receive)
 
-    def renew(self, token=None):
-        self.wait(("message 2", self.down.shake(token)))
+    def renew(self):
+        index = self.down.shake()
+        self.sound.append(("message 2", index))
+        self.wait(self.sound[-1])
 
     def wait(self, event):
         self.loop.until(lambda: event in self.events, event)
@@ -288,11 +291,12 @@ class Entry:
     def channel(self):
         """5.6: attempts until one succeeds. Later hops may have no link yet."""
         attempts = []
-        self.loop.repeat(
-            lambda: attempts.append(self.send_setup(self.attempt())),
-            lambda: any(one.open for one in attempts),
-            "ack",
-        )
+
+        def send():
+            attempts.append(self.send_setup(self.attempt()))
+            self.sound.append(("ack", attempts[-1].id))
+
+        self.loop.repeat(send, lambda: any(one.open for one in attempts), "ack")
         return next(one for one in attempts if one.open)
 
     # Data
@@ -323,9 +327,11 @@ class Entry:
 
     def alive(self, channel):
         """PINGs until there is a PONG."""
-        pings = []
+        first = len(self.sound)
         self.loop.repeat(
-            lambda: pings.append(self.ping(channel)), lambda: any(one in self.events for one in pings), "PONG"
+            lambda: self.sound.append(self.ping(channel)),
+            lambda: any(one in self.events for one in self.sound[first:]),
+            "PONG",
         )
 
     def flow(self, channel, to, map_=None):
