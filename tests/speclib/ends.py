@@ -114,8 +114,8 @@ class End:
                 self.control(link, header, content)
 
         link.promote(slot, source)
-        if link.heard <= link.spoke_at:
-            link.heard = time.monotonic()
+        if link.heard_at <= link.sent_at:
+            link.heard_at = time.monotonic()
         effect()
 
     def control(self, link, header, content):
@@ -147,7 +147,7 @@ class End:
     def tick(self, now):
         """4.6.1"""
         for link in self.links:
-            if link.current and link.heard > link.spoke_at and now - link.heard >= 0.5:
+            if link.current and link.heard_at > link.sent_at and now - link.heard_at >= 0.5:
                 self.keepalive(link)
 
     def keepalive(self, link):

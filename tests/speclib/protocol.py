@@ -343,20 +343,21 @@ class Noise:
         self.mix_hash(out[32:64])
         self.chaining, self.key, self.count = out[:32], out[64:], 0
 
-    def crypt(self, function, text):
-        """EncryptAndHash and DecryptAndHash but for the hash. Every text here has a key before it."""
-        nonce = bytes(4) + self.count.to_bytes(8)
+    def nonce(self):
+        """Noise, 12.4: 32 zero bits and a counter. Every text of these patterns has a key before it."""
         self.count += 1
-        return function(AESGCM(self.key))(nonce, text, self.hash)
+        return bytes(4) + (self.count - 1).to_bytes(8)
 
     def encrypt(self, text):
-        out = self.crypt(lambda aead: aead.encrypt, text)
+        """EncryptAndHash"""
+        out = AESGCM(self.key).encrypt(self.nonce(), text, self.hash)
         self.mix_hash(out)
         return out
 
     def decrypt(self, text):
+        """DecryptAndHash"""
         try:
-            out = self.crypt(lambda aead: aead.decrypt, text)
+            out = AESGCM(self.key).decrypt(self.nonce(), text, self.hash)
         except InvalidTag:
             raise Refused("handshake_forged") from None
         self.mix_hash(text)
@@ -466,7 +467,7 @@ class Link:
         self.sends, self.receives = (FORWARD, BACKWARD) if initiator else (BACKWARD, FORWARD)
         self.current = self.next = self.previous = None
         self.address = None
-        self.heard = self.spoke_at = 0.0
+        self.heard_at = self.sent_at = 0.0
         self.channels, self.setups = {}, {}
 
     def slots(self):
@@ -477,12 +478,12 @@ class Link:
         return {self.address, *(slot.source for slot in self.slots())}
 
     def data_cell(self, header, body, slot=None):
-        self.spoke_at = time.monotonic()
+        self.sent_at = time.monotonic()
         return (slot or self.current).cell(self.sends, header, body)
 
     def control_cell(self, kind, channel, sub, content):
         """3.6, content filled up with zeros."""
-        self.spoke_at = time.monotonic()
+        self.sent_at = time.monotonic()
         header = Header(channel, self.current.number, sub, kind, self.size.number)
         self.current.number += 1
         content = content.ljust(self.size.content(self.sends, self.number), b"\0")
