@@ -21,7 +21,7 @@ from .report import same
 class Chain:
     """Real nodes on a loopback address of their own, but for the positions that Python plays."""
 
-    def __init__(self, eddy, loop, klass, mixes, python=()):
+    def __init__(self, eddy, loop, klass, mixes, python=(), renew_s=None):
         self.eddy, self.loop, self.python = eddy, loop, python
         self.host = "127." + ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.names = ["entry", *(f"mix{i}" for i in range(1, mixes + 1)), "exit"]
@@ -29,6 +29,9 @@ class Chain:
         self.processes = {}
         command = ["init", "chain", "--class", klass, "--mixes", str(mixes), "--host", self.host]
         self.run(*command, "--mixing", "threshold-or-timed:n=8,n_min=1,t=2ms")
+        for name in self.names if renew_s else ():
+            file = self.folder / f"chain/{name}.toml"
+            file.write_text(f"renew_after_s = {renew_s}\n{file.read_text()}")
         self.file = tomllib.loads((self.folder / "chain/chain.toml").read_text())
         decoded = [[base64.b64decode(node[key]) for key in ("descriptor", "identity")] for node in self.file["node"]]
         self.hops = [parse_descriptor(*pair) for pair in decoded]

@@ -30,14 +30,15 @@ class Client:
 
 
 def check_hops(report, eddy):
-    for klass, mixes, python in (("S", 5, (1, 6)), ("M", 3, (2,)), ("L", 1, (1, 2))):
+    for klass, mixes, python, renew_s in (("S", 5, (1, 6), None), ("M", 3, (2,), 3), ("L", 1, (1, 2), 3)):
         loop = Loop()
         echo = Echo(loop)
         who = " and ".join("exit" if i > mixes else f"mix {i}" for i in python)
         name = f"hops, class {klass}, {mixes} mixes, Python {who}"
-        with Chain(eddy, loop, klass, mixes, python) as chain:
+        with Chain(eddy, loop, klass, mixes, python, renew_s) as chain:
             chain.start("--allow", f"127.0.0.1:{echo.address[1]}")
             nodes = [(Exit if i > mixes else Mix)(loop, chain, i) for i in python]
+            nodes[-1].wrong_acks = 1
             chain.start("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", entry=True)
             client = Client(loop, chain)
             check_traffic(report, name, client, nodes)
@@ -45,6 +46,8 @@ def check_hops(report, eddy):
                 check_exit(report, name, chain, client, nodes[-1])
             if klass == "S":
                 check_ik_attacks(report, name, chain, client, nodes[0])
+            else:
+                check_renewals(report, name, client, nodes[0])
             for node in nodes:
                 with report.check(f"{name}: hop {node.me.position} has refused nothing"):
                     same("drops", node.drops(), {})
@@ -79,6 +82,10 @@ def check_exit(report, name, chain, client, node):
     """A real entry before an exit that does unusual things."""
     channel = max(node.channels, key=lambda one: one.sent)
     loop = client.loop
+
+    with report.check(f"{name}: a real entry refuses a wrong confirmation and sets up another channel") as row:
+        same("ack_invalid", chain.count("entry", "ack_invalid"), 1)
+        row["note"] = "entry counts ack_invalid"
 
     with report.check(f"{name}: generations 0 to 2 of the backward keys"):
         for seq in (REACH - 1, (1 << 20) - 2, 1 << 20, (1 << 20) + REACH, (1 << 21) - 1, 1 << 21):
@@ -120,6 +127,21 @@ def check_exit(report, name, chain, client, node):
         for one in (fresh, client):
             one.echo(os.urandom(30))
         assert any(one[0] == OPEN for one in node.frames), "no OPEN after STATUS 5"
+
+
+def check_renewals(report, name, client, node):
+    pattern = node.up.pattern
+    with report.check(f"{name}: renewals by {pattern} keep the channels"):
+        link = next(link for link in node.up.links if any(one.open for one in link.channels.values()))
+        channels, before = set(link.channels), link.promotions
+        for renewals in (1, 2):
+            client.loop.until(lambda: link.promotions >= before + renewals, "a promotion")  # noqa: B023
+            client.echo(os.urandom(30))
+        assert channels <= set(link.channels), "channels of another link"
+        used = max(link.channels.values(), key=lambda one: len(one.windows[FORWARD].marked))
+        marked = len(used.windows[FORWARD].marked)
+        client.echo(os.urandom(30))
+        assert len(used.windows[FORWARD].marked) > marked, "the datagram took another channel"
 
 
 def check_ik_attacks(report, name, chain, client, node):

@@ -130,6 +130,7 @@ class Exit(Hop):
     def __init__(self, *args):
         super().__init__(*args)
         self.channels, self.frames, self.silent, self.fragmented = [], [], False, 0
+        self.wrong_acks = 0  # setups to answer with a wrong confirmation
 
     def on_setup(self, link, channel, onion):
         """5.4.2"""
@@ -139,6 +140,9 @@ class Exit(Hop):
         record.open = True
         link.channels[channel] = record
         self.channels.append(record)
+        if self.wrong_acks:
+            self.wrong_acks -= 1
+            public = x25519_public(os.urandom(32))
         for sub in range(ack_cells(self.size)):
             content = os.urandom(self.size.payload)
             content = write_ack_slot(self.size, self.size.hops, public, secrets, sub, content)

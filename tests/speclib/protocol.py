@@ -466,7 +466,7 @@ class Link:
         self.size, self.number = size, number
         self.sends, self.receives = (FORWARD, BACKWARD) if initiator else (BACKWARD, FORWARD)
         self.current = self.next = self.previous = None
-        self.address = None
+        self.address, self.promotions = None, 0
         self.heard_at = self.sent_at = 0.0
         self.channels, self.setups = {}, {}
 
@@ -507,6 +507,7 @@ class Link:
         """4.4.3"""
         if slot is self.next:
             self.previous, self.current, self.next = self.current, slot, None
+            self.promotions += 1
             self.address = source
 
 
