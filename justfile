@@ -5,7 +5,7 @@ _default:
 
 # All tests; `just test -p wire` for one crate
 test *ARGS='--workspace':
-    cargo test {{ARGS}}
+    cargo test {{ ARGS }}
 
 # Format and lints, without tests
 check:
@@ -14,11 +14,11 @@ check:
 
 # What a cell costs a mix; `just bench path`, `just bench capacity`, ...
 bench *ARGS='hop --rows quick':
-    cargo run --release -p eddy-bench -- {{ARGS}}
+    cargo run --release -p eddy-bench -- {{ ARGS }}
 
 # A whole chain on this machine, with an account of every packet
 chain *ARGS:
-    cargo run --release -- chain {{ARGS}}
+    cargo run --release -- chain {{ ARGS }}
 
 # Everything that must hold before a change lands
 ci:

@@ -1,9 +1,8 @@
-//! The log of a node: how much of it, in which form, and where it goes.
+//! The log of a node: its level, form and destination.
 //!
-//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as
-//! fields, too. Where standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`,
-//! sd-daemon(3)): that needs no second channel to the journal, keeps the order of log lines and of everything else that
-//! the process writes there, and works in any sandbox.
+//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as fields,
+//! too. If standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`, sd-daemon(3)).
+//! This needs no second channel to the journal, keeps the order of all lines of the process, and works in any sandbox.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -24,7 +23,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// The variable that may hold a [`Filter`].
 const VARIABLE: &str = "EDDY_LOG";
 
-/// What a node takes for its log.
+/// Levels from the least to the most, for `-v` and `-q`.
+const LEVELS: [LevelFilter; 6] = [
+    LevelFilter::OFF,
+    LevelFilter::ERROR,
+    LevelFilter::WARN,
+    LevelFilter::INFO,
+    LevelFilter::DEBUG,
+    LevelFilter::TRACE,
+];
+
+/// Options of a node's log.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
@@ -62,8 +71,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct Filter(Targets);
 
-impl From<Level> for Filter {
-    fn from(level: Level) -> Filter {
+impl From<LevelFilter> for Filter {
+    fn from(level: LevelFilter) -> Filter {
         Filter(Targets::new().with_default(level))
     }
 }
@@ -101,29 +110,43 @@ fn is_module(text: &str) -> bool {
 }
 
 impl LogArgs {
-    /// What these arguments and the environment ask for.
+    /// The filter that these arguments and the environment select; `usual` without either.
     ///
     /// # Errors
     /// `EDDY_LOG` is not a filter.
-    fn filter(&self) -> Result<Filter, ConfigError> {
-        let count = i16::from(self.verbose) - i16::from(self.quiet);
-        let level = match count {
-            ..=-3 => return Ok(Filter(Targets::new().with_default(LevelFilter::OFF))),
-            -2 => Level::ERROR,
-            -1 => Level::WARN,
-            0 => match (&self.log, std::env::var_os(VARIABLE)) {
-                (Some(filter), _) => return Ok(filter.clone()),
-                (None, Some(text)) if !text.is_empty() => {
-                    let text = text.to_string_lossy();
-                    let invalid = |why| ConfigError::Arguments(format!("invalid {VARIABLE} {text:?}: {why}"));
-                    return text.parse().map_err(invalid);
-                }
-                _ => Level::INFO,
-            },
-            1 => Level::DEBUG,
-            2.. => Level::TRACE,
+    fn filter(&self, usual: LevelFilter) -> Result<Filter, ConfigError> {
+        let change = isize::from(self.verbose) - isize::from(self.quiet);
+        if change != 0 {
+            let usual = LEVELS.iter().position(|level| *level == usual).unwrap_or_default();
+            let level = usual.saturating_add_signed(change).min(LEVELS.len() - 1);
+            return Ok(LEVELS[level].into());
+        }
+        match (&self.log, std::env::var_os(VARIABLE)) {
+            (Some(filter), _) => Ok(filter.clone()),
+            (None, Some(text)) if !text.is_empty() => {
+                let text = text.to_string_lossy();
+                text.parse().map_err(|why| ConfigError::Arguments(format!("invalid {VARIABLE} {text:?}: {why}")))
+            }
+            _ => Ok(usual.into()),
+        }
+    }
+
+    /// True if the command line selects log lines.
+    pub fn is_set(&self) -> bool {
+        self.verbose > 0 || self.log.is_some()
+    }
+
+    /// The options with which a child process has the same log; at level `usual` without any.
+    ///
+    /// # Errors
+    /// `EDDY_LOG` is not a filter.
+    pub fn for_children(&self, usual: LevelFilter) -> Result<Vec<String>, ConfigError> {
+        let Filter(targets) = self.filter(usual)?;
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
         };
-        Ok(level.into())
+        Ok(vec!["--log".to_owned(), targets.to_string(), "--log-format".to_owned(), format.to_owned()])
     }
 
     /// Starts the log of this process.
@@ -131,8 +154,8 @@ impl LogArgs {
     /// # Errors
     /// `EDDY_LOG` is not a filter.
     pub fn start(&self) -> Result<(), ConfigError> {
-        let Filter(targets) = self.filter()?;
-        // Modules are of interest only to those who ask for more than the usual.
+        let Filter(targets) = self.filter(LevelFilter::INFO)?;
+        // Modules are shown only if the filter names modules or more than the usual level.
         let with_target = targets.iter().next().is_some() || targets.default_level() > Some(LevelFilter::INFO);
         let layer = layer::layer().with_writer(std::io::stderr);
         let sentence = format::debug_fn(|writer, field, value| match field.name() {
@@ -150,13 +173,13 @@ impl LogArgs {
     }
 }
 
-/// Whether log lines are coloured: on a terminal, unless NO_COLOR asks for none (no-color.org).
+/// True if log lines are coloured: on a terminal, unless NO_COLOR is set (no-color.org).
 fn with_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Whether standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose
-/// standard error was redirected inherits the variable, but not the file.
+/// True if standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose standard
+/// error was redirected inherits the variable, but not the file.
 fn is_journal() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     let Some((device, inode)) = stream.split_once(':') else { return false };
@@ -205,6 +228,16 @@ mod tests {
         for text in ["", "dbug", "3", "info,", "=debug", "eddy_node=", "eddy_node=loud", "a b=debug", "[span]=info"] {
             assert!(text.parse::<Filter>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn options_for_children_are_accepted_as_a_filter() {
+        let options = |args: LogArgs| args.for_children(LevelFilter::WARN).unwrap();
+        let level = |verbose, quiet| options(LogArgs { verbose, quiet, ..LogArgs::default() })[1].clone();
+        assert_eq!([level(1, 0), level(9, 0), level(0, 1), level(0, 9)], ["info", "trace", "error", "off"]);
+        let log = Some("error,eddy_node=debug".parse().unwrap());
+        let Filter(targets) = options(LogArgs { log, ..LogArgs::default() })[1].parse().unwrap();
+        assert!(targets.would_enable("eddy_node", &Level::DEBUG) && !targets.would_enable("control", &Level::WARN));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
@@ -16,6 +16,7 @@ use eddy_node::runtime::status;
 use serde_json::Value;
 use wire::cell::Class;
 
+use crate::args::TargetArgs;
 use crate::nodes;
 use crate::results::ChainFacts;
 
@@ -175,6 +176,55 @@ impl Drop for Chain {
         self.lifeline = None;
         // Nodes that the chain started have lifelines of their own.
         end_process(&mut self.process, PATIENCE);
+    }
+}
+
+/// A forward and the sink behind it.
+pub(crate) struct Route {
+    pub(crate) forward: SocketAddr,
+    pub(crate) sink: UdpSocket,
+    /// What is between them; `None` if it was running before.
+    chain: Option<Chain>,
+}
+
+impl Route {
+    /// Starts a chain, unless `target` names a running one.
+    ///
+    /// # Errors
+    /// The chain does not start, or the sink cannot be bound.
+    pub(crate) fn start(target: &TargetArgs, args: &ChainArgs) -> anyhow::Result<Route> {
+        if let Some((forward, sink)) = target.running() {
+            let sink = UdpSocket::bind(sink).with_context(|| format!("cannot listen at the sink {sink}"))?;
+            return Ok(Route { forward, sink, chain: None });
+        }
+        let sink = UdpSocket::bind("127.0.0.1:0")?;
+        let chain = Chain::start(args, sink.local_addr()?)?;
+        Ok(Route { forward: chain.forward, sink, chain: Some(chain) })
+    }
+
+    /// Status sockets of the chain's nodes; none if it was running before.
+    pub(crate) fn status(&self) -> &[PathBuf] {
+        self.chain.as_ref().map_or(&[], |chain| &chain.status)
+    }
+
+    /// The chain, as its first mix reports it; `None` if it was running before.
+    ///
+    /// # Errors
+    /// A node does not answer.
+    pub(crate) fn facts(&self, args: &ChainArgs) -> anyhow::Result<Option<ChainFacts>> {
+        let Some(chain) = &self.chain else { return Ok(None) };
+        Ok(Some(args.facts(chain.reports()?.get(1))))
+    }
+
+    /// Ends the chain. Returns the last reports of its nodes.
+    ///
+    /// # Errors
+    /// The chain ended without a report, or a ledger is open.
+    pub(crate) fn end(self) -> anyhow::Result<Vec<Value>> {
+        let Some(mut chain) = self.chain else { return Ok(Vec::new()) };
+        let (nodes, closed) = chain.end()?;
+        ensure!(closed, "a ledger of the chain does not close: {}", serde_json::json!(nodes));
+        Ok(nodes)
     }
 }
 

@@ -1,4 +1,7 @@
-//! Numbers and times as text, for terminals, Markdown and the report page.
+//! Numbers, times and directions as text, for terminals, Markdown and the report page.
+
+use textwrap::{Options, WordSplitter};
+use wire::cell::Direction;
 
 /// `1,234,567`
 pub(crate) fn count(number: u64) -> String {
@@ -18,6 +21,19 @@ pub(crate) fn duration(us: f64) -> String {
         us if us < 1000.0 => format!("{us:.0} us"),
         us if us < 1e6 => format!("{:.2} ms", us / 1e3),
         us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+/// In lines of at most 80 columns, all but the first indented.
+pub(crate) fn wrapped(text: &str) -> String {
+    let options = Options::new(80).subsequent_indent("  ").word_splitter(WordSplitter::NoHyphenation);
+    textwrap::fill(text, options)
+}
+
+pub(crate) const fn direction_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "forward",
+        Direction::Backward => "backward",
     }
 }
 

@@ -1,6 +1,6 @@
 //! Load generators and measurements.
 //!
-//! `main.rs` is the command `eddy-bench`. The integration tests use [`load`] and [`results`].
+//! `main.rs` is the command `eddy-bench`. Its tests read files with [`results`].
 
 #![warn(unreachable_pub)]
 

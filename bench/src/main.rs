@@ -15,7 +15,7 @@ use eddy_bench::stages::{self, StageArgs};
 
 /// Measures mixes and chains.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -1,7 +1,7 @@
 //! Facts from a node's report (`eddy status --json`).
 //!
-//! Only this module knows the keys of such a report. A key that is missing counts as zero or is not shown, so reports of
-//! other versions can be read.
+//! Only this module knows the keys of such a report. A key that is missing counts as zero or is not shown, so reports
+//! of other versions can be read.
 
 use serde_json::Value;
 

@@ -51,7 +51,7 @@ pub enum Role {
 pub struct NextHop {
     /// Already verified.
     pub descriptor: Descriptor,
-    /// Where it is reached. May differ from the lanes in its descriptor (NAT, proxies, tests).
+    /// The address to send to. May differ from the lanes in its descriptor (NAT, proxies, tests).
     pub address: SocketAddr,
 }
 
@@ -309,12 +309,12 @@ impl Config {
         self.timing.setup_allowance + Duration::from_millis(2 * sum)
     }
 
-    /// How long a half-open record lasts.
+    /// The life of a half-open record.
     pub(crate) fn half_open_for(&self) -> Duration {
         self.timing.half_open_min.max(2 * self.setup_timeout())
     }
 
-    /// How long an initiator waits for an answer before it starts a new handshake.
+    /// An initiator waits this long for an answer before it starts a new handshake.
     pub(crate) fn silent_after(&self) -> Duration {
         self.timing.silent_after + Duration::from_millis(self.mixing_delays().into_iter().sum())
     }

@@ -18,79 +18,79 @@ macro_rules! refusals {
 
 refusals! {
     /// A handshake datagram of unknown length, kind or part.
-    HandshakeMalformed = "handshake_malformed",
+    HandshakeMalformed = "handshake-malformed",
     /// The sender does not know this node's public key.
-    BadMac1 = "bad_mac1",
+    BadMac1 = "bad-mac1",
     /// A half of message 1 that is waiting already.
-    HalfDuplicate = "half_duplicate",
+    HalfDuplicate = "half-duplicate",
     /// A half of message 1 whose other half did not arrive in time, or that made room for another.
-    HalfIncomplete = "half_incomplete",
+    HalfIncomplete = "half-incomplete",
     /// A cookie; not used yet.
     Cookie = "cookie",
     /// A handshake message on the side that does not take it.
-    WrongSide = "wrong_side",
+    WrongSide = "wrong-side",
     /// More messages 1 per second than [`crate::Caps::handshakes`] allows.
-    HandshakeRateLimited = "handshake_rate_limited",
+    HandshakeRateLimited = "handshake-rate-limited",
     /// A message that Noise or ML-KEM does not accept.
-    HandshakeForged = "handshake_forged",
+    HandshakeForged = "handshake-forged",
     /// The initiator's static key is not the previous hop's.
-    UnknownInitiator = "unknown_initiator",
+    UnknownInitiator = "unknown-initiator",
     /// A timestamp that is not newer than the last accepted one.
-    StaleTimestamp = "stale_timestamp",
+    StaleTimestamp = "stale-timestamp",
     /// A message 1 that was answered before.
-    HandshakeReplayed = "handshake_replayed",
+    HandshakeReplayed = "handshake-replayed",
     /// A message 1 with a resumption token that a newer message 1 has used.
-    TokenSpent = "token_spent",
+    TokenSpent = "token-spent",
     /// A message 2 without a message 1 that waits for it.
-    UnexpectedResponse = "unexpected_response",
+    UnexpectedResponse = "unexpected-response",
     /// No room for another link from this address.
-    AddressLinksFull = "address_links_full",
+    AddressLinksFull = "address-links-full",
     /// No room for another link on this node.
-    LinksFull = "links_full",
+    LinksFull = "links-full",
     /// A cell on a link or slot that is gone.
-    UnknownSlot = "unknown_slot",
+    UnknownSlot = "unknown-slot",
     /// A control cell of the wrong length, direction or kind.
-    CellMalformed = "cell_malformed",
+    CellMalformed = "cell-malformed",
     /// A control cell that does not authenticate.
-    CellForged = "cell_forged",
+    CellForged = "cell-forged",
     /// A control cell outside the replay window, or seen before.
-    CellReplayed = "cell_replayed",
+    CellReplayed = "cell-replayed",
     /// A link cell with unknown content.
-    UnknownLinkContent = "unknown_link_content",
+    UnknownLinkContent = "unknown-link-content",
     /// A setup for a channel number that is in use.
-    ChannelInUse = "channel_in_use",
+    ChannelInUse = "channel-in-use",
     /// A setup fragment with an index beyond the last, or one that is there already.
-    FragmentMalformed = "fragment_malformed",
+    FragmentMalformed = "fragment-malformed",
     /// A setup whose fragments did not all arrive in time, or that made room for another.
-    SetupIncomplete = "setup_incomplete",
+    SetupIncomplete = "setup-incomplete",
     /// More setups per second than one entry link may begin.
-    LinkSetupsRateLimited = "link_setups_rate_limited",
+    LinkSetupsRateLimited = "link-setups-rate-limited",
     /// More setups per second than this node accepts.
-    SetupsRateLimited = "setups_rate_limited",
+    SetupsRateLimited = "setups-rate-limited",
     /// Too many half-open channels on this entry link.
-    LinkHalfOpenFull = "link_half_open_full",
+    LinkHalfOpenFull = "link-half-open-full",
     /// Too many half-open channels on this node.
-    HalfOpenFull = "half_open_full",
+    HalfOpenFull = "half-open-full",
     /// Too many channels on this entry link.
-    LinkChannelsFull = "link_channels_full",
+    LinkChannelsFull = "link-channels-full",
     /// Too many channels on this node.
-    ChannelsFull = "channels_full",
+    ChannelsFull = "channels-full",
     /// The next hop is not connected.
-    NextHopDown = "next_hop_down",
+    NextHopDown = "next-hop-down",
     /// A setup that this node has opened before.
-    SetupReplayed = "setup_replayed",
+    SetupReplayed = "setup-replayed",
     /// The replay cache is full.
-    ReplayCacheFull = "replay_cache_full",
+    ReplayCacheFull = "replay-cache-full",
     /// A setup that does not open, or that has a field unlike the descriptor's.
-    SetupInvalid = "setup_invalid",
+    SetupInvalid = "setup-invalid",
     /// An ack that no half-open channel waits for, or a part of one that has passed.
-    UnexpectedAck = "unexpected_ack",
+    UnexpectedAck = "unexpected-ack",
     /// An ack with a wrong confirmation.
-    AckInvalid = "ack_invalid",
+    AckInvalid = "ack-invalid",
     /// A half-open channel whose ack did not arrive in time.
-    HalfOpenExpired = "half_open_expired",
+    HalfOpenExpired = "half-open-expired",
     /// A handshake datagram of this node that found the queue towards the sockets full.
-    OutgoingFull = "outgoing_full",
+    OutgoingFull = "outgoing-full",
 }
 
 /// Counters of one node. They only grow.
@@ -128,7 +128,7 @@ impl Counters {
         self.refused[why as usize] += 1;
     }
 
-    /// How often this reason was counted.
+    /// The count of this reason.
     pub fn refused(&self, why: Refusal) -> u64 {
         self.refused[why as usize]
     }

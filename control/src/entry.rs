@@ -24,7 +24,7 @@ use crate::link::Links;
 
 /// Attempts of one search whose ack is still accepted.
 const ATTEMPTS_MAX: usize = 8;
-/// How long an ack is accepted.
+/// An ack is accepted for this long.
 const ACK_WAIT: Duration = Duration::from_secs(60);
 
 /// One wanted channel.
@@ -47,7 +47,7 @@ struct Search {
     count: u32,
     /// The timeout of the next attempt.
     timeout: Duration,
-    /// When the next attempt is due.
+    /// The time of the next attempt.
     due: Duration,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Entry {
     searching: BTreeSet<usize>,
     /// All others, by the time at which their search starts.
     scheduled: BTreeSet<(Duration, usize)>,
-    /// How many are open.
+    /// Number of open channels.
     open_count: usize,
 }
 
@@ -227,7 +227,7 @@ impl Entry {
         self.scheduled = (0..self.wanted.len()).map(|number| (Duration::ZERO, number)).collect();
     }
 
-    /// When [`Entry::tick`] has something to do next.
+    /// The time of the next work for [`Entry::tick`].
     pub(crate) fn next_wake(&self, links: &Links) -> Duration {
         let scheduled = self.scheduled.first().map_or(Duration::MAX, |(at, _)| *at);
         if links.down_ready().is_none() {
@@ -299,7 +299,7 @@ impl Search {
     }
 }
 
-/// How long after its setup a channel is replaced: 60-300 s before its end, or in the second half of
+/// The time from its setup to the replacement of a channel: 60-300 s before its end, or in the second half of
 /// a lifetime below ten minutes.
 fn replace_after(cx: &mut Context) -> Duration {
     let lifetime = f64::from(cx.config.lifetime_s());

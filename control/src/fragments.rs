@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(crate) struct Joiner<K> {
     /// Most messages that may wait at once.
     capacity: usize,
-    /// How long a message waits after its first part.
+    /// The longest wait of a message after its first part.
     wait: Duration,
     /// Oldest first.
     waiting: Vec<Partial<K>>,

@@ -71,7 +71,7 @@ pub enum DataOp {
     InstallLink {
         link: LinkId,
         side: Side,
-        /// Where its cells go.
+        /// The destination of its cells.
         peer: SocketAddr,
     },
     /// Header keys of a completed handshake. On side `Up` this node receives with `header_i2r` and
@@ -95,10 +95,10 @@ pub enum DataOp {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// Where the link's cells go from now on: the source of the promoting cell.
+        /// The link's address from now on: the source of the promoting cell.
         peer: SocketAddr,
     },
-    /// A slot has expired: drop it, whatever its rank.
+    /// A slot of any rank has expired: drop it.
     RetireSlot { link: LinkId, slot: SlotId },
     /// Drop the link and its remaining slots. Its channels were retired before.
     RetireLink { link: LinkId },

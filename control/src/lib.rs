@@ -46,8 +46,8 @@ use crate::link::Links;
 
 /// The control plane of one node.
 ///
-/// `now` is any monotonic clock, the same at every call; `wall` is the host's clock. After each call of
-/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
+/// `now` is any monotonic clock, the same at every call. After each call of [`Control::handle`] or
+/// [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
 /// [`Control::next_wake`].
 pub struct Control {
     cx: Context,
@@ -72,7 +72,7 @@ impl Control {
     }
 
     /// Takes in a datagram, a cell, or a report from the data plane.
-    pub fn handle(&mut self, now: Duration, _wall: SystemTime, input: Input<'_>) {
+    pub fn handle(&mut self, now: Duration, input: Input<'_>) {
         let Control { cx, links, channels, entry } = self;
         match input {
             Input::Handshake { side, from, datagram } => {
@@ -124,7 +124,7 @@ impl Control {
         }
     }
 
-    /// Does everything that is due at `now`.
+    /// Does everything that is due at `now`; `wall` is the host's clock, for the timestamps of handshakes.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let Control { cx, links, channels, entry } = self;
         for link in links.expire(cx, now) {
@@ -158,7 +158,7 @@ impl Control {
         self.cx.out.pop_front()
     }
 
-    /// When the next tick is due; in the past if it is due already.
+    /// The time at which the next tick is due. In the past if it is due already.
     pub fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
         self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
@@ -187,7 +187,7 @@ impl Control {
         self.channels.open_count()
     }
 
-    /// How long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
+    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or handshakes
     /// since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
         self.links.next_hop_silence(&self.cx, now)

@@ -24,8 +24,8 @@ pub enum Command {
     InstallSlot {
         link: LinkId,
         slot: SlotId,
-        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
-        /// current at once.
+        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current at
+        /// once.
         peer: SocketAddr,
         /// Header key of forward cells.
         header_i2r: Zeroizing<[u8; 16]>,
@@ -37,7 +37,7 @@ pub enum Command {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// Where the link's cells go from now on.
+        /// The address of the link from now on.
         peer: SocketAddr,
     },
     /// A slot has expired.
@@ -51,7 +51,7 @@ pub enum Command {
         up: Option<(LinkId, u32)>,
         /// Link and number towards the exit.
         down: Option<(LinkId, u32)>,
-        /// What the setup left.
+        /// The keys that the setup has agreed.
         keys: ChannelKeys,
         lifetime_s: u16,
         first: u64,
@@ -62,10 +62,10 @@ pub enum Command {
     Supersede { old: ChannelIndex, new: ChannelIndex },
     /// Entry: listen at one more socket.
     Listen {
-        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
+        /// Its id. Differs from all indices of [`crate::entry::Settings::listeners`].
         id: u32,
         socket: UdpSocket,
-        /// What to do with its datagrams.
+        /// The rules for its datagrams.
         listener: Listener,
     },
     /// Entry: close a listening socket, and forget its clients.
@@ -186,8 +186,8 @@ impl CommandSender {
         self.known.get(channel.index()).copied().unwrap_or_default()
     }
 
-    /// A worker says that a channel has ended there. Whether the channel has ended with that, and control is to be
-    /// told; if so, and another worker knows it too, that one is to be sent the operation returned beside.
+    /// A worker reports the end of a channel. Returns true if the channel has ended with this report, so that control
+    /// must be notified, and the command to send to another worker that still knows the channel.
     pub fn ended(&mut self, worker: usize, channel: ChannelIndex) -> (bool, Option<Command>) {
         if self.rings.len() == 1 {
             return (true, None);

@@ -1,4 +1,4 @@
-//! Where every packet went.
+//! Counters that account for every packet.
 //!
 //! One [`Tally`] per direction and unit: plain counters that the worker owns. The identity
 //!
@@ -75,13 +75,13 @@ drops! {
     TooLarge => "too-large",
     /// Entry: waited for a channel, and the queue of those was full.
     ChannelQueueFull => "channel-queue-full",
-    /// Exit: for a name that is being resolved, and the exit has as many waiting datagrams as it may.
+    /// Exit: the datagrams that wait for names have reached their maximum.
     NameQueueFull => "name-queue-full",
-    /// Exit: the same, and the flow has as many waiting datagrams as it may.
+    /// Exit: the datagrams of the flow that wait for its name have reached their maximum.
     FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// The first fragment of a datagram, and the exit has as many incomplete datagrams as it may.
+    /// Exit: the first fragment of a datagram while the maximum of incomplete datagrams is reached.
     ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
@@ -105,7 +105,7 @@ drops! {
     NumbersFull => "numbers-full",
     /// Entry: the exit has too many flows, sockets, questions, or the channel opened too many at once.
     ExitFull => "exit-full",
-    /// Exit: the channel has as many flows as it may.
+    /// Exit: the channel has its maximum of flows.
     ChannelFlowsFull => "channel-flows-full",
     /// Exit: the number that a flow was to move to is in use.
     NumberTaken => "number-taken",
@@ -140,7 +140,7 @@ drops! {
 }
 
 impl DropReason {
-    /// What a datagram of a flow is dropped for that the exit refused so.
+    /// The reason for which datagrams of a flow are dropped that the exit refused with this status.
     pub(crate) fn of_status(status: Status) -> DropReason {
         match status {
             Status::Refused => DropReason::Policy,
@@ -217,7 +217,7 @@ impl Tally {
         self.held = self.held.wrapping_add(cells as u64);
     }
 
-    /// Whether the identity holds. One core of several may hold less than nothing: what others brought and it sent.
+    /// True if the identity holds. `held` of one core may be negative: it sends cells that other cores have received.
     pub fn closed(&self) -> bool {
         let accounted = self.sent + self.send_errors + self.dropped_total() + self.consumed;
         self.received + self.injected == accounted.wrapping_add(self.held)
@@ -237,7 +237,7 @@ impl Tally {
 }
 
 impl PerDirection<Tally> {
-    /// Whether both identities hold.
+    /// True if both identities hold.
     pub fn closed(&self) -> bool {
         self.forward.closed() && self.backward.closed()
     }
@@ -248,7 +248,7 @@ impl PerDirection<Tally> {
     }
 }
 
-/// What pools (or, on entry and exit, turns) released.
+/// Releases of pools or, at entry and exit, of turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Batches {
     /// Releases.
@@ -288,16 +288,16 @@ pub struct Ledger {
     pub gauges: Gauges,
 }
 
-/// What passed through link sockets, in messages of the kernel's: a burst counts once.
+/// Traffic of link sockets, in messages of system calls: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Received.
     pub received: u64,
     /// Sent.
     pub sent: u64,
-    /// Whether cells may leave in GSO bursts, on every socket.
+    /// True if every socket may send cells in GSO bursts.
     pub gso: bool,
-    /// Whether they go through io_uring, on every socket.
+    /// True if every socket uses io_uring.
     pub uring: bool,
 }
 
@@ -327,7 +327,7 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    /// Whether every identity holds.
+    /// True if every identity holds.
     pub fn closed(&self) -> bool {
         self.cells.closed() && self.datagrams.closed()
     }

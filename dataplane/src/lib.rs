@@ -8,6 +8,7 @@
 //!
 //! Neighbours: `wire` for everything cryptographic. `control` and this crate do not know each other.
 
+#![warn(unreachable_pub)]
 #![deny(unsafe_code)]
 
 pub mod batch;
@@ -32,7 +33,7 @@ pub mod stage;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod table;
-pub mod wheel;
+mod wheel;
 
 /// Monotonic time in nanoseconds since some start, as the runner reads it once per turn.
 pub type Nanos = u64;

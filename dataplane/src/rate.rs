@@ -1,8 +1,8 @@
-//! How often something may happen.
+//! A rate limit.
 
 use crate::{Nanos, SECOND};
 
-/// How often something may happen.
+/// A rate limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     /// Once in this time.
@@ -18,7 +18,7 @@ impl Rate {
         Rate { each, depth: burst * each }
     }
 
-    /// So often a second, a quarter of it at once.
+    /// This many per second, a quarter of them at once.
     pub const fn per_second(count: u32) -> Rate {
         Rate::new(count as u64, (count as u64).div_ceil(4))
     }
@@ -38,7 +38,7 @@ impl Bucket {
         may
     }
 
-    /// Whether there is one.
+    /// True if a token was available.
     pub fn has(self, rate: Rate, now: Nanos) -> bool {
         self.0.max(now) + rate.each <= now + rate.depth
     }

@@ -8,7 +8,7 @@ use crate::sys;
 const BLOCK_BYTES: usize = 16 << 20;
 
 /// Items by index; some are not there.
-pub struct Slab<T> {
+pub(crate) struct Slab<T> {
     blocks: Vec<Vec<Option<T>>>,
     huge: bool,
 }
@@ -18,7 +18,7 @@ impl<T> Slab<T> {
     const BLOCK: usize = 1 << (BLOCK_BYTES / size_of::<Option<T>>()).ilog2();
 
     /// An empty slab; on huge pages if `huge` is set and the system has them.
-    pub const fn new(huge: bool) -> Slab<T> {
+    pub(crate) const fn new(huge: bool) -> Slab<T> {
         Slab { blocks: Vec::new(), huge }
     }
 
@@ -27,22 +27,22 @@ impl<T> Slab<T> {
     }
 
     /// The item at an index.
-    pub fn get(&self, index: usize) -> Option<&T> {
+    pub(crate) fn get(&self, index: usize) -> Option<&T> {
         self.place(index)?.as_ref()
     }
 
     /// The item at an index.
-    pub fn get_mut(&mut self, index: usize) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut T> {
         self.blocks.get_mut(index / Self::BLOCK)?.get_mut(index % Self::BLOCK)?.as_mut()
     }
 
     /// The address of an item or of its vacant entry. Does not read it, because that would wait for memory.
-    pub fn address(&self, index: usize) -> Option<*const u8> {
+    pub(crate) fn address(&self, index: usize) -> Option<*const u8> {
         self.place(index).map(|place| (&raw const *place).cast())
     }
 
     /// Puts an item in place of what is there.
-    pub fn insert(&mut self, index: usize, item: T) {
+    pub(crate) fn insert(&mut self, index: usize, item: T) {
         let (block, at) = (index / Self::BLOCK, index % Self::BLOCK);
         while self.blocks.len() <= block {
             let mut fresh = Vec::with_capacity(Self::BLOCK);
@@ -59,12 +59,12 @@ impl<T> Slab<T> {
     }
 
     /// Takes an item out.
-    pub fn take(&mut self, index: usize) -> Option<T> {
+    pub(crate) fn take(&mut self, index: usize) -> Option<T> {
         self.blocks.get_mut(index / Self::BLOCK)?.get_mut(index % Self::BLOCK)?.take()
     }
 
     /// All items with their indices.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
         let blocks = self.blocks.iter().enumerate();
         blocks.flat_map(|(block, items)| {
             let items = items.iter().enumerate();

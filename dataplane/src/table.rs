@@ -21,7 +21,7 @@ use crate::sys;
 /// A hop's channel ends this many seconds after its last authentic forward cell (SPEC 5.8).
 pub(crate) const IDLE_S: u64 = 30;
 
-/// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
+/// One direction of a channel at a hop. The first cache line holds all that a cell needs except the key.
 #[repr(C, align(64))]
 pub struct Half<K> {
     window: Window,
@@ -83,9 +83,9 @@ impl<K: Prepared> Half<K> {
     }
 }
 
-/// What a role keeps of a channel.
+/// The state that a role keeps of a channel.
 pub trait ChannelState {
-    /// Where in the state lies what the check of a cell in `direction` reads, in bytes.
+    /// Offset in bytes of the part of the state that the check of a cell in `direction` reads.
     fn offset(_direction: Direction) -> usize {
         0
     }
@@ -238,17 +238,15 @@ impl<C> Table<C> {
         self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }
 
-    /// How many channels are open.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether no channel is open.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }
 
-    /// Applies the operations that all roles share; gives the others back.
+    /// Applies the commands that all roles share, and returns the others.
     pub fn apply(&mut self, command: Command) -> Option<Command> {
         match command {
             Command::InstallLink { link, side, peer } => self.links.install(link, side, peer),

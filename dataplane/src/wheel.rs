@@ -7,8 +7,8 @@
 /// Slots; the longest delay in seconds is one less.
 const SLOTS: usize = 4096;
 
-/// Which keys are due in which second.
-pub struct Wheel {
+/// The keys that are due, by second.
+pub(crate) struct Wheel {
     slots: Vec<Vec<u32>>,
     /// Per key, whether it has a timer.
     armed: Vec<bool>,
@@ -17,7 +17,7 @@ pub struct Wheel {
 
 impl Wheel {
     /// An empty wheel at second `now_s`.
-    pub fn new(now_s: u64) -> Wheel {
+    pub(crate) fn new(now_s: u64) -> Wheel {
         Wheel { slots: vec![Vec::new(); SLOTS], armed: Vec::new(), now_s }
     }
 
@@ -35,7 +35,7 @@ impl Wheel {
     }
 
     /// Moves to second `now_s` and appends every key that became due to `due`.
-    pub fn advance(&mut self, now_s: u64, due: &mut Vec<u32>) {
+    pub(crate) fn advance(&mut self, now_s: u64, due: &mut Vec<u32>) {
         let before = due.len();
         if now_s.saturating_sub(self.now_s) >= SLOTS as u64 {
             self.now_s = now_s;

@@ -27,7 +27,7 @@ fn outputs(node: &mut Control) -> Vec<Output> {
 }
 
 fn handle(node: &mut Control, now: Duration, side: Side, from: SocketAddr, bytes: &[u8]) -> Vec<Output> {
-    node.handle(now, wall(), Input::Handshake { side, from, datagram: &mut bytes.to_vec() });
+    node.handle(now, Input::Handshake { side, from, datagram: &mut bytes.to_vec() });
     outputs(node)
 }
 

@@ -16,7 +16,7 @@ fuzz_target!(|spec: &str| {
         Ok(mixing) => mixing,
         Err(why) => {
             let text = why.to_string();
-            assert!(text.contains("write one of") && text.lines().count() == 1, "{text:?}");
+            assert!(text.contains("expected one of") && text.lines().count() == 1, "{text:?}");
             return;
         }
     };

@@ -1,4 +1,4 @@
-//! Why a node does not start, and why its last report is not complete.
+//! The errors of a node: it does not start, or a thread of it panicked.
 //!
 //! Every message is one line that includes its cause and names a remedy, so `source()` is not set: printing an error
 //! with its chain repeats nothing.
@@ -9,21 +9,21 @@ use thiserror::Error;
 
 use crate::config::{ConfigError, in_words};
 
-/// Why a node does not start.
+/// A node does not start.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// A mistake in a file, an option or a setting of this host. Starting again does not help before it is fixed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The operating system refuses something that every node needs. Starting again later may help.
+    /// The operating system refuses a resource that every node needs. Starting again later may help.
     #[error("cannot {action}: {}: {remedy}", in_words(why))]
     System {
-        /// What was tried, as a verb phrase.
+        /// The attempted action, as a verb phrase.
         action: &'static str,
-        /// What the system answered.
+        /// The answer of the system.
         why: io::Error,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
     /// The exit has no name server.
@@ -34,7 +34,7 @@ pub enum StartError {
 impl StartError {
     /// For `map_err`: the system refused to do `action`.
     pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
-        let remedy = "check the limits on threads and open files (`ulimit -u -n`), and what a sandbox forbids";
+        let remedy = "check the limits of threads and open files (`ulimit -u -n`), and the rules of a sandbox";
         move |why| StartError::System { action, why, remedy }
     }
 }

@@ -1,7 +1,7 @@
 //! Makes a chain: one public file, and per node a configuration and a key file.
 //!
-//! Owns the layout of a chain's folder and the text of its files. All keys are made in one place, which suits one
-//! operator; with several, each gives the others a signed descriptor and keeps the keys.
+//! Owns the layout of a chain's folder and the text of its files. All keys are made in one place, which suits one operator.
+//! With several operators, each gives the others a signed descriptor and keeps the keys.
 //!
 //! Neighbours: `eddy init` and `eddy chain` write chains with it, and so do tests and benchmarks; [`crate::config`] reads
 //! what it writes.
@@ -34,61 +34,61 @@ use crate::config::{
 
 /// Descriptors are valid for a year.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
-/// And from an hour before they are made, for clocks that run behind.
+/// They are valid from an hour before they are made, for clocks that run behind.
 const BACKDATED: Duration = Duration::from_secs(3600);
 
-/// A chain to be made.
+/// A planned chain.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Size class.
     pub class: Class,
-    /// What all its mixes do.
+    /// Mixing strategy of all mixes.
     pub mixing: Mixing,
     /// Lifetime of its channels in seconds, 60 to 3600.
     pub lifetime_s: u16,
-    /// Links are renewed after so many seconds.
+    /// Seconds after which links are renewed.
     pub renew_after_s: u64,
-    /// Whether cells travel in GSO bursts.
+    /// GSO and GRO on link sockets.
     pub offload: Offload,
     /// Receive buffer of link sockets, in bytes.
     pub receive_buffer: usize,
     /// Bounds of admission at mixes and exit.
     pub caps: Caps,
-    /// How cells get into the kernel.
+    /// System calls of link sockets.
     pub io: Io,
-    /// Lanes of each mix, 1 to 64: as many ports from its address on.
+    /// Lanes of each mix, 1 to 64: consecutive ports from its address on.
     pub lanes: usize,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
     pub entry: PlannedEntry,
-    /// What the exit may reach beyond the public network.
+    /// Closed destinations that the exit opens.
     pub allow: Vec<Rule>,
-    /// What it may not, although it is public.
+    /// Public destinations that the exit closes.
     pub deny: Vec<Rule>,
-    /// Destinations that need not answer and get as much as is sent.
+    /// Destinations without limits.
     pub trust: Vec<Rule>,
-    /// Where the exit resolves names; the system's name server unless set.
+    /// Name server of the exit; the system's if not set.
     pub resolver: Option<SocketAddr>,
-    /// Whether files may be overwritten.
+    /// Overwrite existing files.
     pub force: bool,
 }
 
-/// A mix or an exit to be made.
+/// A planned mix or exit.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedHop {
-    /// Where the previous hop reaches it.
+    /// The address that the previous hop sends to.
     pub address: SocketAddr,
-    /// Where it sends to the next hop from; unused at the exit.
+    /// Local address of the link to the next hop; unused at the exit.
     pub down: SocketAddr,
 }
 
-/// An entry to be made.
+/// A planned entry.
 #[derive(Clone, Debug)]
 pub struct PlannedEntry {
-    /// Where it sends to Mix 1 from.
+    /// Local address of the link to Mix 1.
     pub down: SocketAddr,
-    /// Channels to keep up.
+    /// Channels to keep open.
     pub channels: usize,
     /// Its forwards.
     pub forwards: Vec<Forward>,
@@ -149,25 +149,25 @@ pub struct Files {
     pub hops: Vec<PathBuf>,
 }
 
-/// A name of a node with its configuration and its keys, before they are written.
+/// The files of one node before they are written.
 struct Written {
     name: String,
     config: String,
     keys: Zeroizing<String>,
 }
 
-/// Makes the keys and writes all files of a chain into `dir`, which is made if need be.
+/// Makes the keys and writes all files of a chain into `dir`, which is created if it does not exist.
 ///
 /// # Errors
-/// The cells do not fit, a file exists and may not be overwritten, or cannot be written. Nothing is
-/// written unless everything is in order.
+/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Nothing is written before
+/// everything else is checked.
 pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let h = plan.hops.len();
     let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, plan.hops.iter().any(|hop| hop.address.is_ipv6()))?;
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut seed[..])
-        .map_err(|why| ConfigError::Arguments(format!("the system gives no random: {why}")))?;
+        .map_err(|why| ConfigError::Arguments(format!("cannot read random bytes from the system: {why}")))?;
     let mut rng = ChaCha20Rng::from_seed(*seed);
     let chain_id = *draw_secret(&mut rng).expose();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -240,14 +240,25 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
 /// The addresses of `count` lanes, from the first one on.
 ///
 /// # Errors
-/// Their ports would go beyond 65535.
+/// Nothing can be sent to the address, or the ports of its lanes would go beyond 65535.
 pub fn lanes(address: SocketAddr, count: usize) -> Result<Vec<SocketAddr>, ConfigError> {
+    let wrong = |expected: &str| ConfigError::Arguments(format!("invalid node address {address}: expected {expected}"));
+    if address.port() == 0 {
+        return Err(wrong("a port from 1 to 65535"));
+    }
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Err(wrong("an address that the previous hop can send to"));
+    }
+
     let all: Option<Vec<_>> = (0..count).map(|lane| dataplane::lanes::address(address, lane)).collect();
-    all.ok_or_else(|| ConfigError::Arguments(format!("{address}: {count} lanes need as many ports from there on")))
+    all.ok_or_else(|| {
+        let last = 65_536 - count;
+        wrong(&format!("a port of at most {last}, because {count} lanes need consecutive ports"))
+    })
 }
 
-/// Writes a new file with these permissions; one that was there is removed, not reused, for its
-/// permissions may be wider.
+/// Writes a new file with these permissions. An existing file is removed and not reused, because its permissions may be
+/// wider.
 fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
     let done = match fs::remove_file(path) {
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
@@ -346,8 +357,8 @@ fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
     let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
     let (why, more) = match role {
         NodeRole::Entry => (
-            "# An entry proves nothing with these to anyone.\n",
-            "\n# Who may use its SOCKS ports from other hosts.\n# [socks_users]\n# alice = \"password\"\n",
+            "# An entry does not prove its identity with these keys.\n",
+            "\n# Users of its SOCKS ports from other hosts.\n# [socks_users]\n# alice = \"password\"\n",
         ),
         NodeRole::Mix | NodeRole::Exit => ("# Whoever has these can act as this node.\n", ""),
     };
@@ -373,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_init_writes_every_node_reads() {
+    fn every_node_reads_the_files_of_init() {
         for (class, mixes) in [(Class::S, 1), (Class::L, 3), (Class::M, 7)] {
             let dir = tempfile::tempdir().unwrap();
             let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
@@ -440,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_mixed_families_sends_from_the_family_of_the_next_hop() {
+    fn plan_sends_from_the_address_family_of_the_next_hop() {
         let plan = Plan::new(&["192.0.2.1:1".parse().unwrap(), "[2001:db8::1]:2".parse().unwrap()]);
         assert!(plan.entry.down.is_ipv4());
         assert!(plan.hops[0].down.is_ipv6());

@@ -34,8 +34,8 @@
 //! # }
 //! ```
 //!
-//! `eddy chain --stay` runs a chain on this host to try it with. The examples `echo` (blocking) and `dns` (async) are
-//! complete programs.
+//! To try it, run `eddy chain --stay`: it starts a chain on this host and prints the path of its `chain.toml`. The examples
+//! `echo` (blocking) and `dns` (async) are complete programs.
 //!
 //! # Errors
 //!

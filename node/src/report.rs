@@ -94,16 +94,16 @@ pub struct TallyReport {
     pub send_errors: u64,
     /// Drops by reason; reasons that did not occur are left out.
     pub dropped: BTreeMap<String, u64>,
-    /// Handed over: to control, or to the other unit.
+    /// Handed to control, or to the other unit.
     pub consumed: u64,
-    /// Now in the node.
+    /// In the node now.
     pub held: u64,
-    /// Whether the sum holds.
+    /// True if the sum holds.
     pub closed: bool,
 }
 
-/// How long cells stay in the node, from the turn that received them to the end of the one that sent them, in
-/// microseconds. In the direction in which a node sends datagrams to applications, the time of those.
+/// Time that cells stay in the node, from the turn that received them to the end of the turn that sent them, in
+/// microseconds. In the direction in which a node sends datagrams to applications, the time of these datagrams.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyReport {
     /// Towards the exit.
@@ -112,7 +112,7 @@ pub struct LatencyReport {
     pub backward: StayReport,
 }
 
-/// How long the cells of one direction stay.
+/// Time that the cells of one direction stay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StayReport {
     /// Time in the pool until the release was due, which is the cost of mixing. At mixes.
@@ -170,7 +170,7 @@ impl StayReport {
 pub struct Messages {
     pub received: u64,
     pub sent: u64,
-    /// Whether cells leave in GSO bursts.
+    /// Cells leave in GSO bursts.
     pub gso: bool,
 }
 
@@ -182,7 +182,7 @@ pub struct Buffers {
     pub total: u64,
 }
 
-/// What control has done.
+/// Counters of control.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handshakes {
     /// First messages sent.
@@ -240,7 +240,7 @@ impl LedgerReport {
         cells.into_iter().chain(datagrams)
     }
 
-    /// Whether every sum is right.
+    /// True if all sums hold.
     pub fn closed(&self) -> bool {
         self.tallies().all(|(_, _, tally)| tally.closed)
     }
@@ -254,8 +254,7 @@ impl From<(NodeRole, &Ledger)> for LedgerReport {
 }
 
 impl NodeReport {
-    /// What the data plane counted; control's part, kernel drops, times and engine are the node's to
-    /// fill in.
+    /// The counters of the data plane. The node fills in those of control, kernel drops, times and engine.
     pub fn new(role: NodeRole, index: usize, ledger: &Ledger, profile: &Profile) -> NodeReport {
         let batches = ledger.batches;
         let mean = |sum: u64| if batches.count == 0 { 0.0 } else { sum as f64 / batches.count as f64 };
@@ -311,7 +310,7 @@ impl NodeReport {
         self
     }
 
-    /// How the node is called.
+    /// The node's name: `entry`, `mix1`, `exit`.
     pub fn name(&self) -> String {
         node_name(self.role, self.index)
     }
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_the_promised_names_and_only_drops_that_happened() {
+    fn json_has_stable_names_and_only_nonzero_drops() {
         let json = serde_json::to_value(sample()).unwrap();
         assert_eq!(json["role"], "mix");
         assert_eq!(json["index"], 2);

@@ -8,7 +8,7 @@ use anyhow::Context;
 use crate::args::{ForwardAction, ForwardArgs};
 use crate::tables::{lines, table};
 use eddy_node::config::{ConfigError, NodeConfig, Part};
-use eddy_node::runtime::console::{self, Answer, Request, Told};
+use eddy_node::runtime::console::{self, Answer, ForwardInfo, Request};
 
 /// Runs the subcommand.
 ///
@@ -40,7 +40,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
                 say("no forwards")?;
             } else {
                 let mut rows = table(&["listen", "to", "idle timeout"]);
-                for Told { listen, to, idle_s } in forwards {
+                for ForwardInfo { listen, to, idle_s } in forwards {
                     let idle = idle_s.map_or_else(String::new, |seconds| format!("{seconds} s"));
                     rows.add_row([listen.to_string(), to, idle]);
                 }
@@ -72,7 +72,7 @@ fn socket(config: &Path) -> Result<std::path::PathBuf, ConfigError> {
     }
 }
 
-fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<Told>> {
+fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<ForwardInfo>> {
     let answer = console::ask(path, request).with_context(|| {
         let (path, config) = (path.display(), config.display());
         format!("no entry answers at {path}: start it with `eddy entry --config {config}`")

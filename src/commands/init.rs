@@ -17,7 +17,7 @@ fn addresses(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
 
 /// The port of a node, `offset` after the base port.
 fn port(args: &InitArgs, offset: usize) -> Result<u16, ConfigError> {
-    let (base, needed) = (args.base_port, args.mixes * usize::from(args.lanes) + 1);
+    let (base, needed) = (args.base_port, args.shape.mixes * usize::from(args.shape.lanes) + 1);
     u16::try_from(usize::from(base) + offset).map_err(|_| {
         ConfigError::Arguments(format!("--base-port {base} is too high: this chain needs {needed} ports after it"))
     })
@@ -35,18 +35,18 @@ fn on_one_host(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
         (None, true) => Ipv6Addr::LOCALHOST.into(),
         (None, false) => Ipv4Addr::LOCALHOST.into(),
     };
-    let stride = usize::from(args.lanes);
-    (0..=args.mixes).map(|i| Ok(SocketAddr::new(host, port(args, i * stride + 1)?))).collect()
+    let stride = usize::from(args.shape.lanes);
+    (0..=args.shape.mixes).map(|i| Ok(SocketAddr::new(host, port(args, i * stride + 1)?))).collect()
 }
 
 /// The addresses of --node.
 fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
-    let hops = args.mixes + 1;
+    let hops = args.shape.mixes + 1;
     if args.nodes.len() != hops {
         return Err(ConfigError::Arguments(format!(
             "{} --node for {} mixes and an exit: give --node {hops} times, mix 1 first and the exit last",
             args.nodes.len(),
-            args.mixes
+            args.shape.mixes
         )));
     }
     let parse = |(i, text): (usize, &String)| match text.parse::<IpAddr>() {
@@ -56,6 +56,7 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
         }),
     };
     let all = args.nodes.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+    all.iter().try_for_each(|address| lanes(*address, 1).map(drop))?;
 
     if let Some(odd) = all.iter().find(|address| address.is_ipv4() && args.ipv6) {
         return Err(ConfigError::Arguments(format!(
@@ -65,8 +66,8 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
     if let Some((i, twice)) = all.iter().enumerate().find(|(i, address)| all[..*i].contains(address)) {
         return Err(ConfigError::Arguments(format!("duplicate --node {twice} (again for node {})", i + 1)));
     }
-    let count = usize::from(args.lanes);
-    for (i, mix) in all[..args.mixes].iter().enumerate() {
+    let count = usize::from(args.shape.lanes);
+    for (i, mix) in all[..args.shape.mixes].iter().enumerate() {
         let taken = lanes(*mix, count)?;
         if let Some(other) = all.iter().enumerate().find_map(|(j, at)| (j != i && taken.contains(at)).then_some(at)) {
             return Err(ConfigError::Arguments(format!(
@@ -84,10 +85,10 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
 pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     let addresses = addresses(args)?;
     let plan = Plan {
-        class: args.class,
-        mixing: args.mixing,
+        class: args.shape.class,
+        mixing: args.shape.mixing,
         lifetime_s: args.lifetime,
-        lanes: usize::from(args.lanes),
+        lanes: usize::from(args.shape.lanes),
         force: args.force,
         ..Plan::new(&addresses)
     };
@@ -95,7 +96,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     std::io::stdout().write_all(next_commands(args, &addresses, &files).as_bytes()).context("standard output")
 }
 
-/// What was written, and what to run next.
+/// The files that were written, and the next commands.
 fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> String {
     let mut text = format!(
         "Created a chain of class {} with {} mix{} in {}:\n\n  \
@@ -103,21 +104,22 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
          NAME.toml   configuration of a node\n  \
          NAME.key    private keys of a node: for its own host only\n\n\
          Start each node on its host, in any order:\n\n",
-        args.class,
-        args.mixes,
-        if args.mixes == 1 { "" } else { "es" },
+        args.shape.class,
+        args.shape.mixes,
+        if args.shape.mixes == 1 { "" } else { "es" },
         args.dir.display()
     );
+
     let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
     for (i, (config, address)) in files.hops.iter().zip(addresses).enumerate() {
-        let role = if i == args.mixes { NodeRole::Exit } else { NodeRole::Mix };
+        let role = if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix };
         let _ = writeln!(text, "  {:<width$}  # {address}", format!("eddy {role} --config {}", config.display()));
     }
     let (entry, first) = (files.entry.display(), files.hops[0].display());
     let _ = write!(
         text,
         "  {:<width$}  # your host\n\n\
-         Check a host before that:\n\n  \
+         Check a host first:\n\n  \
          eddy doctor --config {first}\n\n\
          Send UDP through the chain: start the entry with a forward, and send to it:\n\n  \
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",

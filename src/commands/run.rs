@@ -1,7 +1,6 @@
-//! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: one node, until it is told to end.
+//! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: run one node until a signal.
 //!
-//! Owns the life of the process: files in, signals, the last report. What the node does meanwhile is
-//! [`eddy_node::runtime::running`]'s.
+//! Owns the life of the process: reading files, signals, the last report. [`eddy_node::runtime::running`] runs the node.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -23,38 +22,41 @@ use eddy_node::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::running::{self, Running};
 
-/// How often a running node is looked at.
+/// Time between checks of a running node.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What the command line adds to the configuration.
+/// Settings that the command line adds to the configuration.
 #[derive(Debug, Default)]
 pub struct Extras {
-    /// More forwards, at the entry.
+    /// Forwards of the entry.
     pub forwards: Vec<Forward>,
-    /// More pymix ports, at the entry.
+    /// Pymix ports of the entry.
     pub pymix: Vec<SocketAddr>,
-    /// More SOCKS ports, at the entry.
+    /// SOCKS ports of the entry.
     pub socks: Vec<SocketAddr>,
-    /// More networks, at the exit.
+    /// Networks that the exit opens.
     pub allow: Vec<Rule>,
-    /// Networks to keep from, at the exit.
+    /// Networks that the exit closes.
     pub deny: Vec<Rule>,
 }
 
-/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input; one of any role, unless it is said.
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that is
+/// given.
 ///
 /// # Errors
-/// A mistake in its files, a socket that cannot be had, or what the node itself refuses.
+/// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
 pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     args.log.start()?;
     running::engine()?;
+
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
         config.keys = keys.clone();
     }
     let mut loaded = Loaded::read_files(config)?;
+
     let role = loaded.config.role();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != role) {
         let (file, verb) = (args.config.display(), role.name());
@@ -65,16 +67,19 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         ))
         .into());
     }
+
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     loaded.config.io = args.io.unwrap_or(loaded.config.io);
+
     let stop = stop_on_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
     if role == NodeRole::Entry {
         tracing::info!("{}", lengths_line(node.shape()));
     }
-    tell(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
+    notify(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
+
     let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
@@ -92,14 +97,15 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
             Err(RecvTimeoutError::Disconnected) => break "no signal handler is left",
         }
     };
+
     tracing::info!(reason = why, "stopping: {why}");
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
     print(&node.stop()?, args.report_json);
     Ok(())
 }
 
-/// Tells a supervisor that asked by NOTIFY_SOCKET, as sd_notify(3) does; nobody else.
-fn tell(state: &[NotifyState]) {
+/// Notifies the supervisor that NOTIFY_SOCKET names, as sd_notify(3) does.
+fn notify(state: &[NotifyState]) {
     if let Err(why) = sd_notify::notify(state) {
         tracing::warn!("cannot notify the supervisor at NOTIFY_SOCKET: {why}");
     }
@@ -137,12 +143,12 @@ pub(super) fn wireguard_mtu(shape: Shape) -> usize {
     frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD)
 }
 
-/// Says why to end. Signals after the first are ignored: `timeout` and supervisors send two at once,
-/// and the ledger must still come out.
+/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the last
+/// report must still be printed.
 fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
-    let (tell, told) = mpsc::channel();
+    let (reasons, reason) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let by_signal: Sender<&'static str> = tell.clone();
+    let by_signal: Sender<&'static str> = reasons.clone();
     let wait = move || {
         for signal in signals.forever() {
             let _ = by_signal.send(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" });
@@ -153,14 +159,14 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
         let wait = move || {
             let mut ignored = [0; 64];
             while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
-            let _ = tell.send("standard input closed");
+            let _ = reasons.send("standard input closed");
         };
         std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
     }
-    Ok(told)
+    Ok(reason)
 }
 
-/// The last report. Whoever read it may be gone, which is no reason to fail.
+/// Prints the last report. Its reader may have gone away, which is not an error.
 fn print(node: &NodeReport, json: bool) {
     let text =
         if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node, None) };

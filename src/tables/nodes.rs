@@ -32,6 +32,7 @@ fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
         "held",
         "closed",
     ]);
+
     for node in nodes {
         for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
             let mut row = vec![node.name(), direction.to_owned()];
@@ -196,7 +197,7 @@ pub(super) mod tests {
         let mut node = NodeReport::new(NodeRole::Mix, 2, &ledger, &profile);
         (node.uptime_s, node.cpu_s, node.engine) = (7_980.0, 812.5, "wide512".to_owned());
         (node.links, node.channels, node.kernel_drops) = (2, 64, 7);
-        node.refused = [("stale_timestamp".to_owned(), 3)].into();
+        node.refused = [("stale-timestamp".to_owned(), 3)].into();
         node
     }
 
@@ -205,7 +206,7 @@ pub(super) mod tests {
         let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
         let text = render(&[entry, busy()]);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        for part in ["Cells", "Datagrams", "mix2  cells forward: replay 10000", "stale_timestamp 3", "kernel: 7"] {
+        for part in ["Cells", "Datagrams", "mix2  cells forward: replay 10000", "stale-timestamp 3", "kernel: 7"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -35,7 +35,7 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
     )
 }
 
-/// What came and went, how fast and how long it took, by direction.
+/// Counts, rates and latency by direction.
 fn traffic(node: &NodeReport) -> String {
     let mut rows = table(&["", "forward", "backward"]);
     let units = [("cells", Some(&node.ledger.cells)), ("datagrams", node.ledger.datagrams.as_ref())];
@@ -89,6 +89,7 @@ fn drops(node: &NodeReport) -> String {
     if all.is_empty() {
         return String::new();
     }
+
     let options = textwrap::Options::new(WIDTH - 1).subsequent_indent("  ");
     let mut shown: Vec<String> =
         all.iter().flat_map(|line| textwrap::wrap(line, &options)).map(|line| line.into_owned()).collect();

@@ -117,6 +117,9 @@ pub struct Seen {
     pub bytes: Vec<u8>,
 }
 
+/// A node's secret and public keys, for links and for setups.
+type NodeKeys = ((wire::kdf::Secret, [u8; 32]), (wire::kdf::Secret, [u8; 32]));
+
 /// A chain of nodes: entry, mixes, exit.
 pub struct Chain {
     _permit: Permit,
@@ -230,24 +233,17 @@ impl Chain {
         });
     }
 
-    #[allow(clippy::type_complexity)]
-    fn node(
-        &self,
-        position: usize,
-        keys: &[((wire::kdf::Secret, [u8; 32]), (wire::kdf::Secret, [u8; 32]))],
-        descriptors: &[Descriptor],
-        rng: &mut ChaCha20Rng,
-    ) -> Node {
-        let (plan, shape, now) = (&self.plan, self.shape, self.now);
-        let exit = position == shape.hops();
+    /// The configuration of control at `position`.
+    fn config(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor]) -> Config {
+        let exit = position == self.shape.hops();
         let role = match position {
-            0 => Role::Entry { hops: descriptors.to_vec(), channels: plan.channels },
+            0 => Role::Entry { hops: descriptors.to_vec(), channels: self.plan.channels },
             _ if exit => Role::Exit,
             _ => Role::Mix,
         };
-        let config = Config {
+        Config {
             role,
-            shape,
+            shape: self.shape,
             position,
             noise: keys[position].0.0.clone(),
             setup: keys[position].1.0.clone(),
@@ -259,9 +255,15 @@ impl Chain {
             }),
             psk_up: None,
             psk_down: None,
-            timing: plan.timing,
+            timing: self.plan.timing,
             caps: Caps::default(),
-        };
+        }
+    }
+
+    fn node(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor], rng: &mut ChaCha20Rng) -> Node {
+        let (plan, shape, now) = (&self.plan, self.shape, self.now);
+        let exit = position == shape.hops();
+        let config = self.config(position, keys, descriptors);
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };

@@ -34,7 +34,7 @@ fn thousand_copies_of_a_cell_pass_once_on_every_link() {
             let report = nodes.status(position);
             let count = |pointer: &str| report.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
             let of_data = count(&format!("{dropped}/replay")) + count("/kernel_drops");
-            let of_control = ["/refused/cell_replayed", "/refused/unknown_slot"].map(count);
+            let of_control = ["/refused/cell-replayed", "/refused/unknown-slot"].map(count);
             let unread = count(&format!("{dropped}/control-queue-full"));
             (of_data, of_data + of_control.iter().sum::<u64>() + unread)
         };

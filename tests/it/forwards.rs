@@ -80,7 +80,7 @@ fn bad_forward_commands_name_their_fix() {
     refused(
         "a port in use",
         &["add", "--config", entry, &format!("{taken}=127.0.0.1:9")],
-        &["has this port", "ss -ulpn"],
+        &["uses this port", "ss -ulpn"],
     );
     refused("a foreign address", &["add", "--config", entry, "192.0.2.1:9=127.0.0.1:9"], &["ip address"]);
     refused("no idle time", &["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9,idle_s=0"], &["1 to 86400"]);

@@ -342,7 +342,7 @@ fn only_an_intact_message_1_is_answered() {
             std::iter::from_fn(|| stranger.recv(&mut buffer).ok()).collect::<Vec<usize>>()
         };
         // Cut, alone, and with any one byte altered: no answer.
-        let forms = refused("bad_mac1") + refused("handshake_malformed") + refused("handshake_forged");
+        let forms = refused("bad-mac1") + refused("handshake-malformed") + refused("handshake-forged");
         let mut tried = 0;
         for (which, half) in halves.iter().enumerate() {
             // The last sixteen bytes are mac2, for cookies, which are not used yet.
@@ -364,7 +364,7 @@ fn only_an_intact_message_1_is_answered() {
             assert_eq!(answers(stranger), Vec::<usize>::new(), "link {link}: nothing altered is answered");
         }
         until("most are refused by control", || {
-            refused("bad_mac1") + refused("handshake_malformed") + refused("handshake_forged") > forms + 500
+            refused("bad-mac1") + refused("handshake-malformed") + refused("handshake-forged") > forms + 500
         });
         // The true one is answered, once.
         let mut got = Vec::new();

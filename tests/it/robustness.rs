@@ -134,7 +134,7 @@ fn destination_port_0_is_refused_and_counted() {
     let output = run(dir.path(), "chain --forward 127.0.0.1:0=127.0.0.1:0");
     let (code, said) = complaint(&output);
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("\"127.0.0.1:0\" has port 0: name the port"), "{said}");
+    assert!(said.contains("\"127.0.0.1:0\" has port 0: expected the port"), "{said}");
 }
 
 /// Everything that came of datagrams towards a destination and did not leave, at both ends.
@@ -224,7 +224,7 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
         // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the tag of the body fails.
         let of_body = if direction == Backward && position != 0 { replay_at } else { forged_at };
         // If there was a keepalive after all, control refuses it.
-        let of_body = [&of_body, "/refused/cell_replayed", "/refused/cell_forged"];
+        let of_body = [&of_body, "/refused/cell-replayed", "/refused/cell-forged"];
         let bodies = || of_body.iter().map(|pointer| nodes.count(position, pointer)).sum::<u64>();
         let before = (nodes.count(position, &stranger_at), nodes.count(position, &header_at), bodies());
         for cell in &data {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// Retired words of the glossary (CONTRIBUTING.md), what to write instead, and where they may stay. They are
 /// compared with the parts of identifiers, too: `CalleeState` holds `callee`.
 const RETIRED: &[(&str, &str, &[&str])] = &[
+    ("anew", "again", &[]),
     // SIP says callee.
     ("callee", "responder", &["tests/apps/sip.py"]),
     ("crew", "multicore", &[]),
@@ -14,6 +15,8 @@ const RETIRED: &[(&str, &str, &[&str])] = &[
     ("inbox", "receive batch", &[]),
     ("inwards", "backward or forward", &[]),
     ("joint", "bridge", &[]),
+    ("mend", "fix", &[]),
+    ("mends", "fixes", &[]),
     ("onward", "forward", &[]),
     ("outbox", "send batch", &[]),
     ("outwards", "forward or backward", &[]),
@@ -24,10 +27,24 @@ const RETIRED: &[(&str, &str, &[&str])] = &[
     ("trains", "bursts", &["CHANGELOG.md"]),
 ];
 
+/// Words that are retired as names in Rust code, and where they may stay. Comments and messages may have them: a function
+/// has a caller.
+const RETIRED_NAMES: &[(&str, &str, &[&str])] = &[
+    ("caller", "initiator", &[]),
+    ("callers", "initiators", &[]),
+    // A frame is what a cell carries (SPEC 3.10); the storage of a cell is a buffer.
+    ("struct Frame", "Buffer", &["wire/src/frames/"]),
+    ("enum Frame", "Buffer", &["wire/src/frames/"]),
+    ("type Frame", "Buffer", &["wire/src/frames/"]),
+    ("FRAMES", "BUFFERS", &["wire/src/frames/"]),
+];
+
 /// Files that must not return.
 const GONE: &[&str] = &["docs/SOAK.md"];
 /// The longest that a document may be, in lines.
 const LONGEST: &[(&str, usize)] = &[("README.md", 150), ("docs/ARCHITECTURE.md", 300)];
+/// The longest that the name of a test may be, in characters.
+const TEST_NAME_MAX: usize = 59;
 /// Documents that name the Rust version.
 const VERSIONED: &[&str] = &["README.md", "CONTRIBUTING.md", "RELEASING.md", "docs/OPERATE.md"];
 /// Folders of what tools make.
@@ -92,6 +109,62 @@ fn retired_words_do_not_return() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A line of Rust without its comment and its strings.
+fn code(line: &str) -> String {
+    let line = line.split("//").next().unwrap();
+    line.split('"').step_by(2).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the words of `name` are in a line of code, each as a whole identifier or part of one.
+fn has_name(code: &str, name: &str) -> bool {
+    if name.chars().all(char::is_lowercase) {
+        return words(&code.replace("track_caller", "")).iter().any(|word| word == name);
+    }
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(name).any(|(at, _)| {
+        let (before, after) = (code[..at].chars().next_back(), code[at + name.len()..].chars().next());
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
+#[test]
+fn retired_names_do_not_return() {
+    let mut wrong = Vec::new();
+    for (file, text) in texts(&["rs"]).iter().filter(|(file, _)| file != "tests/it/tidy.rs") {
+        for (number, line) in text.lines().enumerate() {
+            let code = code(line);
+            for (name, instead, allowed) in RETIRED_NAMES {
+                if has_name(&code, name) && !allowed.iter().any(|allowed| file.starts_with(allowed)) {
+                    wrong.push(format!("{file}:{}: \"{name}\" is retired, write \"{instead}\"", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn test_names_keep_their_length() {
+    let mut wrong = Vec::new();
+    let mut tests = 0;
+    for (file, text) in texts(&["rs"]) {
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            is_test |= line == "#[test]";
+            // There may be other attributes between the two lines.
+            let Some(rest) = line.strip_prefix("fn ").filter(|_| is_test) else { continue };
+            is_test = false;
+            tests += 1;
+            let name = rest.split('(').next().unwrap();
+            if name.len() > TEST_NAME_MAX {
+                wrong.push(format!("{file}: {name} has {} characters", name.len()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "names of tests have at most {TEST_NAME_MAX} characters: {wrong:#?}");
+    assert!(tests > 300, "{tests} tests");
 }
 
 #[test]
@@ -181,6 +254,38 @@ fn paths_in_documents_exist() {
         }
     }
     assert!(wrong.is_empty(), "these files do not exist: {wrong:#?}");
+}
+
+/// Names of types, functions and files in the documents that explain the code.
+#[test]
+fn names_in_documents_exist() {
+    let code = texts(&["rs", "sh", "toml", "py"]);
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let known: HashSet<&str> = code.iter().flat_map(|(_, text)| text.split(|c| !is_part(c))).collect();
+    let (mut names, mut wrong) = (0, Vec::new());
+    for (file, text) in texts(&["md"]) {
+        if file != "CONTRIBUTING.md" && file != "docs/ARCHITECTURE.md" && !file.starts_with("docs/adr/") {
+            continue;
+        }
+        for name in prose(&text).join("\n").split('`').skip(1).step_by(2) {
+            // `Type`, `Type::function`, `file.rs`
+            let is_type = name.starts_with(|c: char| c.is_uppercase()) && name.contains(|c: char| c.is_lowercase());
+            let is_file = name.ends_with(".rs") && !name.contains(' ');
+            if is_type && name.split("::").all(|part| !part.is_empty() && part.chars().all(is_part)) {
+                names += 1;
+                if !name.split("::").all(|part| known.contains(part)) {
+                    wrong.push(format!("{file}: {name}"));
+                }
+            } else if is_file {
+                names += 1;
+                if !code.iter().any(|(path, _)| path == name || path.ends_with(&format!("/{name}"))) {
+                    wrong.push(format!("{file}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these names are not in the code: {wrong:#?}");
+    assert!(names > 30, "{names} names");
 }
 
 /// Names in the map of folders in docs/ARCHITECTURE.md: a folder at the margin, its files below it, each followed by

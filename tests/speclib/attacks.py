@@ -46,12 +46,12 @@ class Attacker:
         entry = self.entry
         with self.report.check(f"attack: {name}") as row, self.chain.counts(node, reason, times):
             entry.events.clear()
-            answers = entry.down.drops["unexpected_response"]
+            answers = entry.down.drops["unexpected-response"]
             yield
             for _ in range(2):
                 entry.alive(self.channel)
             same("what came back", [one for one in entry.events if one not in entry.sound], [])
-            same("second answers", entry.down.drops["unexpected_response"], answers)
+            same("second answers", entry.down.drops["unexpected-response"], answers)
             row["note"] = f"{node} counts {reason}"
 
     def send(self, *cells):
@@ -78,16 +78,16 @@ def attack_handshakes(by):
     def reserve(half):
         return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.hops[0].noise)
 
-    with by.attack("a wrong mac1", "mix1", "bad_mac1", 2):
+    with by.attack("a wrong mac1", "mix1", "bad-mac1", 2):
         handshake(lambda half: flip_bit(half, -32))
 
-    with by.attack("a forged message 1 with a sound mac1", "mix1", "handshake_forged"):
+    with by.attack("a forged message 1 with a sound mac1", "mix1", "handshake-forged"):
         handshake(forge)
 
-    with by.attack("parts 2 and 3 of a message 1", "mix1", "handshake_malformed", 2):
+    with by.attack("parts 2 and 3 of a message 1", "mix1", "handshake-malformed", 2):
         handshake(reserve)
 
-    with by.attack("a message 1 twice", "mix1", "handshake_replayed"):
+    with by.attack("a message 1 twice", "mix1", "handshake-replayed"):
         index, halves = entry.down.message_1()
         entry.sound.append(("message 2", index))
         entry.down.send_halves(halves)
@@ -96,7 +96,7 @@ def attack_handshakes(by):
         entry.down.send_halves(halves)
         entry.renew()
 
-    with by.attack("a token that is spent", "mix1", "token_spent"):
+    with by.attack("a token that is spent", "mix1", "token-spent"):
         entry.down.shake(entry.link.previous.resume)
         entry.renew()
 
@@ -107,13 +107,13 @@ def attack_setups(by):
     sound = setup_info(size, lifetime)
 
     for i, node in enumerate(by.chain.names[1:], 1):
-        with by.attack(f"a flipped bit in S_{i}", node, "setup_invalid"):
+        with by.attack(f"a flipped bit in S_{i}", node, "setup-invalid"):
             entry.send_setup(entry.attempt(flip=i))
             entry.channel()
 
     infos = {"lifetime": setup_info(size, lifetime - 1), "flags": flip_bit(sound, 3), "last byte": flip_bit(sound, 15)}
     for what, info in infos.items():
-        with by.attack(f"another {what} in info", "mix2", "setup_invalid"):
+        with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
             entry.send_setup(entry.attempt(info=info, at=2))
             entry.channel()
 
@@ -121,11 +121,11 @@ def attack_setups(by):
 def attack_with_old_setups(by):
     entry = by.entry
 
-    with by.attack("a setup twice", "mix1", "setup_replayed"):
+    with by.attack("a setup twice", "mix1", "setup-replayed"):
         entry.send_setup(entry.channel())
         entry.channel()
 
-    with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup_replayed"):
+    with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup-replayed"):
         onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
             layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: SUITE.head]
@@ -178,10 +178,10 @@ def attack_with_cells(by):
     with by.attack("an ack cell forward", "mix1", "kind"):
         by.send(entry.link.control_cell(ACK, channel.id, 0, b""))
 
-    with by.attack("a link cell of an unknown kind", "mix1", "unknown_link_content"):
+    with by.attack("a link cell of an unknown kind", "mix1", "unknown-link-content"):
         by.send(entry.link.control_cell(LINK, 0, 0, b"\x63"))
 
-    with by.attack("a keepalive twice", "mix1", "cell_replayed"):
+    with by.attack("a keepalive twice", "mix1", "cell-replayed"):
         by.send(*2 * [entry.link.control_cell(LINK, 0, 0, bytes([KEEPALIVE]))])
 
 

@@ -70,8 +70,9 @@ class Chain:
     def count(self, name, reason):
         """How often a node has dropped or refused something for this reason."""
         status = self.status(name)
-        cells = status["ledger"]["cells"].values()
-        return status["refused"].get(reason, 0) + sum(way["dropped"].get(reason, 0) for way in cells)
+        tables = [status["refused"], *(way["dropped"] for way in status["ledger"]["cells"].values())]
+        # Earlier versions wrote refusals with underscores.
+        return sum(n for table in tables for name, n in table.items() if name.replace("_", "-") == reason)
 
     @contextlib.contextmanager
     def counts(self, name, reason, more=1):

@@ -121,7 +121,7 @@ class End:
     def control(self, link, header, content):
         if header.type == LINK:
             if header.channel or content[0] > CLOCK:
-                raise Refused("unknown_link_content")
+                raise Refused("unknown-link-content")
         elif header.type == SETUP:
             self.setup_part(link, header, content)
         else:
@@ -130,12 +130,12 @@ class End:
     def setup_part(self, link, header, content):
         """5.3.1, 5.3.2 without its bounds"""
         if not header.channel or header.channel in link.channels:
-            raise Refused("channel_in_use")
+            raise Refused("channel-in-use")
         length = setup_length(link.size, link.number)
         count = -(-length // len(content))
         parts = link.setups.setdefault(header.channel, {})
         if header.sub >= count or header.sub in parts:
-            raise Refused("fragment_malformed")
+            raise Refused("fragment-malformed")
         parts[header.sub] = content
         if len(parts) == count:
             del link.setups[header.channel]
@@ -210,11 +210,11 @@ class Initiator(End):
     def handshake(self, datagram, _source):
         index = int.from_bytes(datagram[4:8])
         if index not in self.pending:
-            raise Refused("unexpected_response")
+            raise Refused("unexpected-response")
         noise, private = self.pending[index]
         kind, part, _, text = parse_handshake(datagram, x25519_public(noise.ephemeral))
         if (kind, part) != (MESSAGE_2, 0):
-            raise Refused("handshake_malformed")
+            raise Refused("handshake-malformed")
         noise = copy.deepcopy(noise)  # 4.4.5: a forgery changes nothing
         ciphertext = noise.read(text)
         slot = Slot(noise.hash, *noise.split(), MlKem.decapsulate(private, ciphertext))
@@ -242,11 +242,11 @@ class Responder(End):
     def handshake(self, datagram, source):
         kind, part, index, text = parse_handshake(datagram, self.me.noise)
         if kind != HALF or part > 1:
-            raise Refused("handshake_malformed")
+            raise Refused("handshake-malformed")
         # 4.2.4
         halves = self.halves.setdefault((source, index), {})
         if part in halves:
-            raise Refused("half_duplicate")
+            raise Refused("half-duplicate")
         halves[part] = text
         if len(halves) == 2:
             del self.halves[source, index]
@@ -259,14 +259,14 @@ class Responder(End):
         front, key = payload[:-1184], payload[-1184:]
         if self.pattern == "NK":
             if text[:32] in self.ephemerals:  # 4.5.4
-                raise Refused("handshake_replayed")
+                raise Refused("handshake-replayed")
             self.ephemerals.add(text[:32])
             link = self.named_link(front)
         else:
             if noise.their_public != self.previous_public:
-                raise Refused("unknown_initiator")
+                raise Refused("unknown-initiator")
             if front <= self.stamp:  # 4.1.5
-                raise Refused("stale_timestamp")
+                raise Refused("stale-timestamp")
             self.stamp = front
             link = self.links[0] if self.links else None
         if not link:
@@ -287,5 +287,5 @@ class Responder(End):
             if link.current and link.current.resume == token:
                 return link
             if link.previous and link.previous.resume == token:
-                raise Refused("token_spent")
+                raise Refused("token-spent")
         return None

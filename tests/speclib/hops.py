@@ -84,8 +84,8 @@ def check_exit(report, name, chain, client, node):
     loop = client.loop
 
     with report.check(f"{name}: a real entry refuses a wrong confirmation and sets up another channel") as row:
-        same("ack_invalid", chain.count("entry", "ack_invalid"), 1)
-        row["note"] = "entry counts ack_invalid"
+        same("ack-invalid", chain.count("entry", "ack-invalid"), 1)
+        row["note"] = "entry counts ack-invalid"
 
     with report.check(f"{name}: generations 0 to 2 of the backward keys"):
         for seq in (REACH - 1, (1 << 20) - 2, 1 << 20, (1 << 20) + REACH, (1 << 21) - 1, 1 << 21):
@@ -155,36 +155,36 @@ def check_ik_attacks(report, name, chain, client, node):
 
     def attack(what, reason, count, index, halves):
         with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count):
-            answers = end.drops["unexpected_response"]
+            answers = end.drops["unexpected-response"]
             end.send_halves(halves)
             sound()
             assert index not in node.answered, "it was answered"
-            same("second answers", end.drops["unexpected_response"], answers)
+            same("second answers", end.drops["unexpected-response"], answers)
             row["note"] = f"mix2 counts {reason}"
 
     index, halves = end.message_1()
-    attack("a wrong mac1", "bad_mac1", 2, index, [flip_bit(half, -32) for half in halves])
+    attack("a wrong mac1", "bad-mac1", 2, index, [flip_bit(half, -32) for half in halves])
     older, stamp = end.timestamp(), end.timestamp()
     index, halves = end.message_1(stamp)
     end.send_halves(halves)
     loop.until(lambda: index in node.answered, "message 2")
-    attack("the timestamp of the last handshake", "stale_timestamp", 1, *end.message_1(stamp))
-    attack("an older timestamp", "stale_timestamp", 1, *end.message_1(older))
+    attack("the timestamp of the last handshake", "stale-timestamp", 1, *end.message_1(stamp))
+    attack("an older timestamp", "stale-timestamp", 1, *end.message_1(older))
     index, halves = end.message_1()
     end.send_halves(halves)
     loop.until(lambda: index in node.answered, "message 2")
     node.answered.clear()
-    attack("a message 1 twice", "handshake_replayed", 1, index, halves)
+    attack("a message 1 twice", "handshake-replayed", 1, index, halves)
     honest, end.private = end.private, os.urandom(32)
     index, halves = end.message_1()
     end.private = honest
-    attack("a static key that is not the previous hop's", "unknown_initiator", 1, index, halves)
+    attack("a static key that is not the previous hop's", "unknown-initiator", 1, index, halves)
     honest, end.psk = end.psk, os.urandom(32)
     index, halves = end.message_1()
     end.psk = honest
     with report.check("attack on IK: a psk that is not the responder's") as row:
         end.send_halves(halves)
-        loop.until(lambda: end.drops["handshake_forged"], "a message 2 that does not open")
-        del end.drops["handshake_forged"]
+        loop.until(lambda: end.drops["handshake-forged"], "a message 2 that does not open")
+        del end.drops["handshake-forged"]
         sound()
         row["note"] = "message 2 does not open, and the next handshake succeeds"

@@ -24,7 +24,7 @@ def parse_sound_frames(inner, direction):
 
 
 # Normal while nodes start in any order, and answers to two messages 1 cross (4.6.4).
-COMMON = ("header", "stranger", "unexpected_response", "next_hop_down")
+COMMON = ("header", "stranger", "unexpected-response", "next-hop-down")
 
 
 def serious(*ends):
@@ -67,12 +67,12 @@ class Hop:
     def open_setup(self, onion):
         tag = replay_tag(onion)
         if tag in self.tags:
-            raise Refused("setup_replayed")
+            raise Refused("setup-replayed")
         i, h = self.me.position, self.size.hops
         d = descriptor_hash(self.me)
         layer, info, rest = open_setup(i, h, self.setup_private, d, onion)
         if info != setup_info(self.size, self.me.lifetime):
-            raise Refused("setup_invalid")
+            raise Refused("setup-invalid")
         self.tags.add(tag)
         ephemeral = os.urandom(32)
         public = x25519_public(ephemeral)
@@ -91,7 +91,7 @@ class Mix(Hop):
 
     def on_setup(self, link, channel, onion):
         if not self.down.link.current:
-            raise Refused("next_hop_down")
+            raise Refused("next-hop-down")
         public, secrets, rest = self.open_setup(onion)
         down = self.down.link
         record = Channel(up=link, up_id=channel, down_id=new_channel_id(down), public=public, secrets=secrets)
@@ -103,7 +103,7 @@ class Mix(Hop):
         """5.4.3, 5.4.4"""
         channel = link.channels.get(header.channel)
         if not channel or channel.open or header.sub in channel.acks or header.sub >= ack_cells(self.size):
-            raise Refused("unexpected_ack")
+            raise Refused("unexpected-ack")
         channel.acks.add(header.sub)
         channel.open = len(channel.acks) == ack_cells(self.size)
         content = channel.secrets.ack_layer(header.sub, content)
@@ -241,7 +241,7 @@ class Entry:
     def on_ack(self, link, header, content):
         attempt = link.channels.get(header.channel)
         if not attempt or attempt.open or header.sub in attempt.contents:
-            raise Refused("unexpected_ack")
+            raise Refused("unexpected-ack")
         attempt.contents[header.sub] = content
         self.events.append(("ack", header.channel))
         if len(attempt.contents) == ack_cells(self.size):

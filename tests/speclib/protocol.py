@@ -359,7 +359,7 @@ class Noise:
         try:
             out = AESGCM(self.key).decrypt(self.nonce(), text, self.hash)
         except InvalidTag:
-            raise Refused("handshake_forged") from None
+            raise Refused("handshake-forged") from None
         self.mix_hash(text)
         return out
 
@@ -425,9 +425,9 @@ def parse_handshake(datagram, receiver_public):
     """Kind, part, index and noise bytes."""
     kind, part, zero, index = struct.unpack_from(">BBHI", datagram)
     if not hmac.compare_digest(datagram[-32:-16], mac1(receiver_public, datagram[:-32])):
-        raise Refused("bad_mac1")
+        raise Refused("bad-mac1")
     if zero:
-        raise Refused("handshake_malformed")
+        raise Refused("handshake-malformed")
     return kind, part, index, datagram[8:-32]
 
 
@@ -588,7 +588,7 @@ def open_setup(i, hops, private, d, onion):
     try:
         text = unseal(layer.key, layer.nonce, onion[SUITE.head :])
     except Refused:
-        raise Refused("setup_invalid") from None
+        raise Refused("setup-invalid") from None
     return layer, text[:16], text[16:]
 
 
@@ -620,7 +620,7 @@ def read_ack(size, layers, ephemerals, contents):
         public, confirm = contents[cell][at : at + 32], contents[cell][at + 32 : at + 48]
         hop = HopSecrets(layers[i - 1].prk, x25519(ephemerals[i - 1], public), public)
         if not hmac.compare_digest(hop.confirm, confirm):
-            raise Refused("ack_invalid")
+            raise Refused("ack-invalid")
         contents = [hop.ack_layer(sub, content) for sub, content in enumerate(contents)]
         secrets.append(hop)
     return secrets

@@ -155,7 +155,7 @@ impl Header {
     /// Reads a deciphered block, in the order of SPEC 3.7: zero, class, type.
     ///
     /// # Errors
-    /// Which of the three was wrong.
+    /// The one of the three that is wrong.
     pub fn from_block(block: &Block, class: Class) -> Result<Header, BadHeader> {
         if block[12..16] != [0; 4] {
             return Err(BadHeader::Zero);

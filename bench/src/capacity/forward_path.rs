@@ -1,18 +1,15 @@
-//! Whatever leads from a forward to a sink: a chain that is started, or one that is running.
+//! The capacity of a route from a forward to a sink, through a chain that is started or was running before.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::Context;
 use eddy_node::report::NodeReport;
 
 use super::limit::{Usage, limited_by};
 use super::search::Trial;
 use super::{CapacityArgs, LatencyPoint, SystemUnderTest};
-use crate::chain::{self, Chain};
+use crate::chain::{self, Route};
 use crate::load::even::{Arrivals, Even};
 use crate::load::generator::{self, Outcome, Target};
 use crate::load::plan::Plan;
@@ -21,11 +18,7 @@ use crate::results::ChainFacts;
 
 pub(super) struct ForwardPath {
     args: CapacityArgs,
-    /// `None` if it was running before.
-    chain: Option<Chain>,
-    to: SocketAddr,
-    sink: UdpSocket,
-    status: Vec<PathBuf>,
+    route: Route,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -35,15 +28,8 @@ impl ForwardPath {
     /// # Errors
     /// The chain does not start, or the sink cannot be bound.
     pub(super) fn start(args: &CapacityArgs, interrupted: Arc<AtomicBool>) -> anyhow::Result<ForwardPath> {
-        if let Some((to, sink)) = args.target.running() {
-            let sink = UdpSocket::bind(sink).with_context(|| format!("cannot listen at the sink {sink}"))?;
-            let status = args.status.clone();
-            return Ok(ForwardPath { args: args.clone(), chain: None, to, sink, status, interrupted });
-        }
-        let sink = UdpSocket::bind("127.0.0.1:0")?;
-        let chain = Chain::start(&args.chain, sink.local_addr()?)?;
-        let (to, status) = (chain.forward, chain.status.clone());
-        Ok(ForwardPath { args: args.clone(), chain: Some(chain), to, sink, status, interrupted })
+        let route = Route::start(&args.target, &args.chain)?;
+        Ok(ForwardPath { args: args.clone(), route, interrupted })
     }
 
     fn drive(&self, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
@@ -53,12 +39,13 @@ impl ForwardPath {
             arrivals: Arrivals::for_rate(rate),
             lengths: self.args.payload_len.clone(),
         };
-        let target = Target { to: self.to, sink: &self.sink, delay: self.args.chain.delay() };
+        let target = Target { to: self.route.forward, sink: &self.route.sink, delay: self.args.chain.delay() };
         generator::run(Plan::even(&even, time, false, 1), &target, &self.interrupted, |_| {})
     }
 
     fn reports(&self) -> anyhow::Result<Vec<NodeReport>> {
-        chain::reports(&self.status)
+        let own = self.route.status();
+        chain::reports(if own.is_empty() { &self.args.status } else { own })
     }
 }
 
@@ -99,19 +86,14 @@ impl SystemUnderTest for ForwardPath {
     }
 
     fn facts(&self) -> anyhow::Result<Option<ChainFacts>> {
-        let Some(chain) = &self.chain else { return Ok(None) };
-        Ok(Some(self.args.chain.facts(chain.reports()?.get(1))))
+        self.route.facts(&self.args.chain)
     }
 
     fn packets(&self) -> String {
         self.args.payload_len.to_string()
     }
 
-    fn end(mut self: Box<Self>) -> anyhow::Result<()> {
-        if let Some(chain) = &mut self.chain {
-            let (nodes, closed) = chain.end()?;
-            anyhow::ensure!(closed, "a ledger of the chain does not close: {}", serde_json::json!(nodes));
-        }
-        Ok(())
+    fn end(self: Box<Self>) -> anyhow::Result<()> {
+        self.route.end().map(drop)
     }
 }

@@ -148,7 +148,7 @@ mod tests {
         let names = [StreamName { profile: "even".into(), direction: "forward", is_call: false }];
         let (streams, series) =
             recorder.finish(&Sent { numbers: vec![sent], seconds: vec![], refused: vec![0] }, &names);
-        Outcome { streams, series, took: Duration::from_secs(1), kernel_drops: 0, interrupted: false, hellos: 0 }
+        Outcome { streams, series, took: Duration::from_secs(1), kernel_drops: 0, interrupted: false }
     }
 
     fn usage(at: Instant, kernel_drops: u64, cpu_s: f64) -> Usage {

@@ -1,13 +1,13 @@
 //! `eddy-bench capacity`: how many datagrams per second pass without loss.
 //!
-//! The search of RFC 2544, 26.1: a rate is tried for a while. If nothing was lost the next rate is higher, otherwise lower,
-//! until the highest that passed and the lowest that failed are close. Then the highest has to pass again. Nothing is lost
-//! if every datagram arrived, no ledger of a node has more drops than before, and the kernel dropped nothing at the nodes'
-//! sockets.
+//! The search of RFC 2544, 26.1: a rate is tried for a while. If nothing was lost the next rate is higher, otherwise
+//! lower, until the highest that passed and the lowest that failed are close. Then the highest has to pass again.
+//! Nothing is lost if every datagram arrived, no ledger of a node has more drops than before, and the kernel dropped
+//! nothing at the nodes' sockets.
 //!
 //! ```text
 //! search      from one rate to the next     single_mix     one mix, between neighbours that this program plays
-//! limit       why a rate failed             forward_path   whatever leads from a forward to a sink
+//! limit       why a rate failed             forward_path   a chain between a forward and a sink
 //! ```
 
 mod forward_path;
@@ -31,7 +31,7 @@ use self::search::{Highest, RATE_FIRST, Search};
 use self::single_mix::SingleMix;
 use crate::args::{OutputArgs, TargetArgs, in_range, seconds};
 use crate::chain::ChainArgs;
-use crate::format::{count, duration, rounded};
+use crate::format::{count, duration, rounded, wrapped};
 use crate::load::even::Lengths;
 use crate::machine::Machine;
 use crate::results::ChainFacts;
@@ -227,14 +227,14 @@ impl CapacityArgs {
     fn text(&self, result: &CapacityResult) -> String {
         let CapacityResult { lossless_per_s, interval, p99_us, limited_by, budget_us, payload_len, .. } = result;
         let unit = if self.single_mix { "cells" } else { "datagrams" };
-        let mut text = format!(
-            "Capacity: {} {unit}/s of {payload_len} bytes without loss ({}/s failed)\n\
-             Limited by {limited_by}\nLatency there: p99 {} (allowed: {})",
-            rounded(*lossless_per_s),
-            rounded(interval[1]),
-            duration(*p99_us),
-            duration(*budget_us),
-        );
+        let (passed, failed) = (rounded(*lossless_per_s), rounded(interval[1]));
+        let mut text = [
+            format!("Capacity: {passed} {unit}/s of {payload_len} bytes without loss ({failed}/s failed)"),
+            format!("Limited by {limited_by}"),
+            format!("Latency there: p99 {} (allowed: {})", duration(*p99_us), duration(*budget_us)),
+        ]
+        .map(|line| wrapped(&line))
+        .join("\n");
         for point in &result.at {
             text += &format!(
                 "\nAt {:.0} %: p50 {}, p99 {}, p99.9 {}, max {}; {} lost",

@@ -1,8 +1,8 @@
-//! One mix alone, between neighbours that this program plays ([`crate::hop`]). The mix has a core of its own, as on a host
-//! that does nothing else. Rates are in cells.
+//! One mix alone, between neighbours that this program plays ([`crate::hop`]). The mix has a core of its own, as on a
+//! host that does nothing else. Rates are in cells.
 //!
-//! Nobody but the mix knows which cell that arrived is which that left, so latency is what the mix itself measures, from
-//! receipt to departure.
+//! Nobody but the mix knows which cell that arrived is which that left, so latency is what the mix itself measures,
+//! from receipt to departure.
 
 use std::time::Duration;
 

@@ -5,6 +5,8 @@ use std::fmt;
 use clap::ValueEnum;
 use wire::cell::Direction::{self, Backward, Forward};
 
+use crate::format::direction_name;
+
 /// The rows of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RowSet {
@@ -38,13 +40,6 @@ impl fmt::Display for Case {
         let Case { direction, entries, channels, pool } = *self;
         write!(f, "{}, {channels} channels, pool {pool}", direction_name(direction))?;
         if entries > 0 { write!(f, ", from {entries} entries") } else { Ok(()) }
-    }
-}
-
-pub(crate) const fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Forward => "forward",
-        Backward => "backward",
     }
 }
 

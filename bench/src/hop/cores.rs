@@ -71,8 +71,8 @@ impl Thread {
         found.map(|task| Thread(task.path())).with_context(|| format!("process {process} has no thread `{name}`"))
     }
 
-    /// Waits until the thread sleeps, and returns its processor time. The kernel updates this time when the thread goes to
-    /// sleep; for a running thread it would be up to 10 ms old.
+    /// Waits until the thread sleeps, and returns its processor time. The kernel updates this time when the thread
+    /// goes to sleep; for a running thread it would be up to 10 ms old.
     ///
     /// # Errors
     /// The thread does not go to sleep, or the kernel has no such statistics.

@@ -1,8 +1,8 @@
 //! Generator and sink, in one thread: sends sealed cells and counts those that arrive.
 //!
-//! The sink uses GRO (unless `--no-sink-gro`) and copies only the first cell of each message, to take little time. One cell
-//! of each receive call is checked. There are never more cells in flight than fit the relay's receive buffer; cells that
-//! are lost nevertheless are counted.
+//! The sink uses GRO (unless `--no-sink-gro`) and copies only the first cell of each message, to take little time.
+//! One cell of each receive call is checked. There are never more cells in flight than fit the relay's receive
+//! buffer; cells that are lost nevertheless are counted.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};

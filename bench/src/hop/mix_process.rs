@@ -1,7 +1,7 @@
 //! The mix: this program as `eddy mix`, in a process of its own on a core of its own.
 //!
-//! Its files are those of `eddy init`, with wider admission limits. It ends when this program ends: its standard input is a
-//! pipe, which closes then.
+//! Its files are those of `eddy init`, with wider admission limits. It ends when this program ends: its standard
+//! input is a pipe, which closes then.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;

@@ -1,8 +1,8 @@
 //! `eddy-bench hop`: what a cell costs a mix, compared with relays that only move the bytes.
 //!
-//! One mix runs as a process of its own, on a core of its own. This program is the chain on both sides of it, on another
-//! core. Each round sends sealed cells through the mix, and then the same bytes through each of the relays on the same
-//! core, so that other load of the machine affects all of them alike.
+//! One mix runs as a process of its own, on a core of its own. This program is the chain on both sides of it, on
+//! another core. Each round sends sealed cells through the mix, and then the same bytes through each of the relays on
+//! the same core, so that other load of the machine affects all of them alike.
 //!
 //! ```text
 //! cases         what is measured                  mix_process   the mix
@@ -146,8 +146,8 @@ pub(crate) struct OneRow {
     pub(crate) machine: Machine,
 }
 
-/// Measures the row `one`. Before each round it calls `between` with the round's number and the core of the mix; round 0
-/// is a warm-up.
+/// Measures the row `one`. Before each round it calls `between` with the round's number and the core of the mix;
+/// round 0 is a warm-up.
 ///
 /// # Errors
 /// As [`run`], or what `between` returns.
@@ -212,8 +212,8 @@ impl<'a> Bench<'a> {
         Ok(Bench { args, cores, machine_cores, buffer, interrupted, bar, engine, io, gso: false })
     }
 
-    /// Measures rows that share one mix, all rounds of each. Before each round it calls `between` with the round's number;
-    /// round 0 is a warm-up.
+    /// Measures rows that share one mix, all rounds of each. Before each round it calls `between` with the round's
+    /// number; round 0 is a warm-up.
     fn run(
         &mut self,
         group: &Group,

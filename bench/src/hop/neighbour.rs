@@ -145,11 +145,11 @@ impl Neighbour {
 
     /// Handles one datagram. Returns the header if it is a data cell, which the caller handles.
     pub(crate) fn take(&mut self, bytes: &mut [u8]) -> Option<Header> {
-        let (now, wall) = (self.clock.elapsed(), SystemTime::now());
+        let now = self.clock.elapsed();
         if bytes.len() != self.incoming_len {
             if is_handshake_len(bytes.len()) {
                 let input = Input::Handshake { side: self.side, from: self.mix, datagram: bytes };
-                self.control.handle(now, wall, input);
+                self.control.handle(now, input);
                 self.collect();
             }
             return None;
@@ -164,12 +164,12 @@ impl Neighbour {
         if header.kind == CellKind::Data {
             // Not authenticated yet: the caller opens some of the cells.
             if next && self.side == Side::Up {
-                self.control.handle(now, wall, Input::Promoted { link, slot, from: self.mix });
+                self.control.handle(now, Input::Promoted { link, slot, from: self.mix });
                 self.collect();
             }
             return Some(header);
         }
-        self.control.handle(now, wall, Input::Cell { link, slot, from: self.mix, header, body });
+        self.control.handle(now, Input::Cell { link, slot, from: self.mix, header, body });
         self.collect();
         None
     }
@@ -178,7 +178,7 @@ impl Neighbour {
     pub(crate) fn note_activity(&mut self, received: bool, sent: bool) {
         let now = self.clock.elapsed();
         if let Some(link) = self.slots.iter().find(|slot| slot.current).map(|slot| slot.link) {
-            self.control.handle(now, SystemTime::now(), Input::Activity { link, received, sent });
+            self.control.handle(now, Input::Activity { link, received, sent });
             self.collect();
         }
     }

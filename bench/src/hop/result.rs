@@ -7,10 +7,11 @@ use eddy::tables::{align_right, table};
 use serde::{Deserialize, Deserializer, Serialize};
 use wire::cell::{Class, Direction, Shape};
 
-use super::cases::{Case, direction_name};
+use super::cases::Case;
 use super::relay::RelayCost;
 use super::testbed::Measurement;
 use crate::args::OutputArgs;
+use crate::format::direction_name;
 use crate::machine::Machine;
 use crate::results::ChainFacts;
 use crate::stats::{median, range, round};
@@ -214,8 +215,9 @@ impl HopResult {
         }
         text + &format!(
             "\nProcessor time of a mix for a cell; x: relative to relays without cryptography.\n\
-             Mix: class {class}, engine {engine}, {io}, offload {offload}; core {mix_core}, load on core {load_core}.\n\
-             Machine: {machine}."
+             Mix: class {class}, engine {engine}, {io}, offload {offload}\n  \
+             core {mix_core}, load on core {load_core}\n\
+             Machine: {machine}"
         )
     }
 

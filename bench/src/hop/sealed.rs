@@ -1,7 +1,7 @@
 //! Cells sealed ahead into memory, and checked at the far end with its keys.
 //!
-//! Cells can be sent only once, since the mix's replay windows refuse copies. Their channels follow in shuffled rounds of
-//! all channels, so a mix rarely finds a channel twice in a row.
+//! Cells can be sent only once, since the mix's replay windows refuse copies. Their channels follow in shuffled
+//! rounds of all channels, so a mix rarely finds a channel twice in a row.
 
 use std::collections::HashMap;
 
@@ -66,7 +66,7 @@ impl Channels {
         }
     }
 
-    /// Whether a cell that reached the exit is an authentic forward cell.
+    /// True if a cell that reached the exit is an authentic forward cell.
     pub(crate) fn is_forward(&mut self, header: &Header, bytes: &mut [u8]) -> bool {
         let Some(channel) = self.at_exit.get(&header.channel).map(|at| &mut self.exit[*at]) else { return false };
         if channel.forward.of(header.seq).is_none() {
@@ -78,7 +78,7 @@ impl Channels {
         jobs[0].ok
     }
 
-    /// Whether a cell that reached an entry is an authentic backward cell.
+    /// True if a cell that reached an entry is an authentic backward cell.
     pub(crate) fn is_backward(&mut self, shape: Shape, entry: usize, header: &Header, bytes: &mut [u8]) -> bool {
         let Some(at) = self.at_entry.get(&(entry, header.channel)) else { return false };
         let keys = &mut self.entry[*at].keys;
@@ -141,8 +141,8 @@ impl SealedCells {
         self.entries.resize(cells, 0);
     }
 
-    /// Seals `cells` forward cells of the first `channels` channels of the first `entries` entries, each with the header
-    /// key of its own link.
+    /// Seals `cells` forward cells of the first `channels` channels of the first `entries` entries, each with the
+    /// header key of its own link.
     pub(crate) fn seal_forward(
         &mut self,
         shape: Shape,

@@ -1,7 +1,7 @@
 //! A chain of one mix, with this program as its entries and its exit.
 //!
-//! Channels, keys and links are real: `control` sets them up through the mix. A round seals cells, sends them through the
-//! mix, and reads the mix's report and the processor time of its worker.
+//! Channels, keys and links are real: `control` sets them up through the mix. A round seals cells, sends them through
+//! the mix, and reads the mix's report and the processor time of its worker.
 
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -210,7 +210,8 @@ impl Testbed {
         Ok(())
     }
 
-    /// Seals cells and sends them through the mix. Also returns how many were checked, and how many of these were forged.
+    /// Seals cells and sends them through the mix. Also returns how many were checked, and how many of these were
+    /// forged.
     fn play(&mut self, round: Round) -> anyhow::Result<(Delivery, (u64, u64))> {
         let Round { direction, entries: senders, channels, cells, window, pace } = round;
         let Testbed { shape, entries, exit, channels: all, sealed, mix, refreshed, .. } = self;

@@ -1,11 +1,11 @@
-//! Call quality: the E-model of ITU-T G.107 with its defaults, for G.711 with packet loss concealment (G.113, Appendix I:
-//! Ie = 0, Bpl = 25.1).
+//! Call quality: the E-model of ITU-T G.107 with its defaults, for G.711 with packet loss concealment (G.113,
+//! Appendix I: Ie = 0, Bpl = 25.1).
 
 /// A frame is recorded in full before it is sent.
 const FRAME_MS: f64 = 20.0;
 
-/// The mean opinion score of a call. Its playout buffer waits for the slowest datagram, which arrives `slowest_ms` after
-/// it was due; `lost` is the share of datagrams that never arrive.
+/// The mean opinion score of a call. Its playout buffer waits for the slowest datagram, which arrives `slowest_ms`
+/// after it was due; `lost` is the share of datagrams that never arrive.
 pub(crate) fn of_call(slowest_ms: f64, lost: f64) -> f64 {
     let delay = slowest_ms + FRAME_MS;
     let impaired = 0.024 * delay + if delay > 177.3 { 0.11 * (delay - 177.3) } else { 0.0 };

@@ -4,21 +4,26 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use dataplane::per_direction::PerDirection;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use wire::cell::Direction;
 
 use super::even::{Even, EvenSource};
 use super::header;
 use super::profile::{Application, Profile};
 use super::record::StreamName;
 use super::source::{Source, seeded};
+use crate::format::direction_name;
+
+/// What a flow sends in each direction.
+pub(crate) type Sources = PerDirection<Option<Box<dyn Source>>>;
 
 /// A flow: a socket, and what it sends and receives.
 pub(crate) struct Flow {
     /// Index into [`Plan::groups`].
     pub(crate) group: usize,
-    /// To the destination, and back from it.
-    pub(crate) sources: [Option<Box<dyn Source>>; 2],
+    pub(crate) sources: Sources,
 }
 
 /// Flows that are reported together: a profile, an even load, or a trace.
@@ -43,7 +48,7 @@ impl Plan {
         let mut rng = seeded(seed);
         let flow = |flow| {
             let source = EvenSource::new(ChaCha20Rng::from_rng(&mut rng), even, flow);
-            Flow { group: 0, sources: [Some(Box::new(source)), None] }
+            Flow { group: 0, sources: Sources { forward: Some(Box::new(source)), backward: None } }
         };
         let flows = (0..even.flows).map(flow).collect();
         Plan { groups: vec![FlowGroup { name: "even".into(), is_call: false }], flows, time, answers }
@@ -65,13 +70,14 @@ impl Plan {
     }
 
     /// The names of one direction's streams, one for each group.
-    pub(crate) fn names(&self, direction: &'static str) -> Vec<StreamName> {
+    pub(crate) fn names(&self, direction: Direction) -> Vec<StreamName> {
+        let direction = direction_name(direction);
         let name = |group: &FlowGroup| StreamName { profile: group.name.clone(), direction, is_call: group.is_call };
         self.groups.iter().map(name).collect()
     }
 
-    /// Takes out the sources of one direction: 0 is to the destination, 1 back from it.
-    pub(crate) fn queue(&mut self, direction: usize) -> Queue {
+    /// Takes out the sources of one direction.
+    pub(crate) fn queue(&mut self, direction: Direction) -> Queue {
         let limit_ns = self.time.as_nanos() as u64;
         let sources = self.flows.iter_mut().map(|flow| flow.sources[direction].take()).collect();
         Queue::new(sources, limit_ns)
@@ -130,18 +136,18 @@ mod tests {
     fn queue_is_in_order_of_time_and_ends_in_time() {
         let even = Even { flows: 7, rate: 700.0, arrivals: Arrivals::Poisson, lengths: Lengths::fixed(100) };
         let mut plan = Plan::even(&even, Duration::from_secs(2), false, 1);
-        let mut queue = plan.queue(0);
+        let mut queue = plan.queue(Direction::Forward);
         let all: Vec<Due> = std::iter::from_fn(|| queue.pop()).collect();
         assert!((1200..1600).contains(&all.len()), "{}", all.len());
         assert!(all.is_sorted_by_key(|due| due.at_ns) && all.iter().all(|due| due.at_ns < 2_000_000_000));
-        assert!(plan.queue(1).pop().is_none());
+        assert!(plan.queue(Direction::Backward).pop().is_none());
     }
 
     #[test]
     fn same_seed_gives_the_same_plan() {
         let draw = |seed| {
             let profiles = ["voip:3".parse().unwrap(), "game:2".parse().unwrap()];
-            let mut queue = Plan::profiles(&profiles, Duration::from_secs(1), false, seed).queue(1);
+            let mut queue = Plan::profiles(&profiles, Duration::from_secs(1), false, seed).queue(Direction::Backward);
             std::iter::from_fn(move || queue.pop()).collect::<Vec<Due>>()
         };
         assert_eq!(draw(4), draw(4));

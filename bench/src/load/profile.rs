@@ -17,6 +17,7 @@ use std::str::FromStr;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
+use super::plan::Sources;
 use super::source::{MILLI, Nanos, SECOND, Source, exponential};
 
 /// An application whose traffic is generated.
@@ -41,15 +42,16 @@ impl Application {
         }
     }
 
-    /// The sources of a flow: to the destination, and back from it.
-    pub(crate) fn sources(self, rng: &mut ChaCha20Rng) -> [Option<Box<dyn Source>>; 2] {
+    /// The sources of a flow.
+    pub(crate) fn sources(self, rng: &mut ChaCha20Rng) -> Sources {
         let mut fresh = || ChaCha20Rng::from_rng(rng);
-        match self {
-            Application::Voip => [Some(Box::new(Voip::new(fresh()))), Some(Box::new(Voip::new(fresh())))],
-            Application::Game => [Some(Box::new(Steps::player(fresh()))), Some(Box::new(Bursts::game(fresh())))],
-            Application::Video => [Some(Box::new(Bursts::video(fresh()))), None],
-            Application::Bulk => [Some(Box::new(Bursts::bulk(fresh()))), None],
-        }
+        let (forward, backward): (Box<dyn Source>, Option<Box<dyn Source>>) = match self {
+            Application::Voip => (Box::new(Voip::new(fresh())), Some(Box::new(Voip::new(fresh())))),
+            Application::Game => (Box::new(Steps::player(fresh())), Some(Box::new(Bursts::game(fresh())))),
+            Application::Video => (Box::new(Bursts::video(fresh())), None),
+            Application::Bulk => (Box::new(Bursts::bulk(fresh())), None),
+        };
+        Sources { forward: Some(forward), backward }
     }
 }
 
@@ -223,7 +225,7 @@ mod tests {
         let mut rng = seeded(9);
         let mut speaking = 0.0;
         for _ in 0..50 {
-            let [forward, backward] = Application::Voip.sources(&mut rng);
+            let Sources { forward, backward } = Application::Voip.sources(&mut rng);
             for side in [forward.unwrap(), backward.unwrap()] {
                 let frames = collect(side, 60);
                 speaking += frames.len() as f64 / 3000.0 / 100.0;
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn game_sends_small_packets_and_receives_large_ones() {
-        let [forward, backward] = Application::Game.sources(&mut seeded(9));
+        let Sources { forward, backward } = Application::Game.sources(&mut seeded(9));
         let (forward, backward) = (collect(forward.unwrap(), 10), collect(backward.unwrap(), 10));
         assert!((300..=1280).contains(&forward.len()), "{}", forward.len());
         assert!((300..=1200).contains(&backward.len()) && backward.iter().any(|(_, len)| *len > 1000));
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn video_is_one_way_and_has_key_frames() {
-        let [video, none] = Application::Video.sources(&mut seeded(9));
+        let Sources { forward: video, backward: none } = Application::Video.sources(&mut seeded(9));
         let video = collect(video.unwrap(), 10);
         assert!(none.is_none() && (1700..2200).contains(&video.len()), "{}", video.len());
         let largest = video.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len).max();

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -14,7 +13,7 @@ use super::generator::{self, Outcome, Progress, Target};
 use super::plan::Plan;
 use super::{calibration, header, summary};
 use crate::args::{OutputArgs, TargetArgs};
-use crate::chain::{Chain, ChainArgs};
+use crate::chain::{ChainArgs, Route};
 use crate::machine::Machine;
 use crate::results::{ChainFacts, FORMAT, Results};
 
@@ -99,22 +98,11 @@ impl RunArgs {
 
     /// Through the running chain, or through one that is started for the run.
     fn through_chain(&self, interrupted: &AtomicBool, command: &str, plan: Plan) -> anyhow::Result<Results> {
-        let (name, delay) = (&self.name, self.chain.delay());
-        if let Some((to, sink)) = self.target.running() {
-            let sink = UdpSocket::bind(sink).with_context(|| format!("cannot listen at the sink {sink}"))?;
-            let target = Target { to, sink: &sink, delay };
-            let outcome = run_with_progress(plan, &target, interrupted, name)?;
-            return Ok(results(name, command, &outcome, None, Vec::new()));
-        }
-
-        let sink = UdpSocket::bind("127.0.0.1:0")?;
-        let mut chain = Chain::start(&self.chain, sink.local_addr()?)?;
-        let target = Target { to: chain.forward, sink: &sink, delay };
-        let outcome = run_with_progress(plan, &target, interrupted, name)?;
-        let facts = self.chain.facts(chain.reports()?.get(1));
-        let (nodes, closed) = chain.end()?;
-        ensure!(closed, "a ledger of the chain does not close: {}", serde_json::json!(nodes));
-        Ok(results(name, command, &outcome, Some(facts), nodes))
+        let route = Route::start(&self.target, &self.chain)?;
+        let target = Target { to: route.forward, sink: &route.sink, delay: self.chain.delay() };
+        let outcome = run_with_progress(plan, &target, interrupted, &self.name)?;
+        let (facts, nodes) = (route.facts(&self.chain)?, route.end()?);
+        Ok(results(&self.name, command, &outcome, facts, nodes))
     }
 
     /// Writes files and prints the results.

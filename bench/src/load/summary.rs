@@ -2,7 +2,7 @@
 
 use eddy::tables::{align_right, table};
 
-use crate::format::{count, duration, rounded};
+use crate::format::{count, duration, rounded, wrapped};
 use crate::results::{Results, Stream};
 
 /// Which columns the streams fill.
@@ -40,9 +40,9 @@ pub(crate) fn text(runs: &[Results], verbose: bool) -> String {
         );
     }
     if let Some(chain) = &run.chain {
-        text += &format!("\nChain: {chain}.");
+        text += &format!("\nChain: {chain}");
     }
-    text + &format!("\nMachine: {}.", run.machine)
+    text + &format!("\nMachine: {}", run.machine)
 }
 
 /// A table whose rows are streams. `row` gives the cells after the run and the stream.
@@ -122,7 +122,7 @@ fn losses(runs: &[Results]) -> String {
         let bursts = run.streams.iter().flat_map(|stream| &stream.loss_bursts);
         let bursts: Vec<String> = bursts.map(|(len, times)| format!("{times} of {len}")).collect();
         let bursts = if bursts.is_empty() { "none".to_owned() } else { bursts.join(", ") };
-        format!("Lost in a row ({}): {bursts}.", run.name)
+        wrapped(&format!("Lost in a row ({}): {bursts}", run.name))
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -1,8 +1,8 @@
 //! `eddy-bench path`: what a whole chain carries on this machine.
 //!
-//! Entry, mixes and exit run as processes (`eddy chain --stay`), loaded through one forward from many sockets. The command
-//! searches for the highest rate at which at most one datagram in ten thousand is lost. Nodes, generator and sink share
-//! the cores of the machine.
+//! Entry, mixes and exit run as processes (`eddy chain --stay`), loaded through one forward from many sockets. The
+//! command searches for the highest rate at which at most one datagram in ten thousand is lost. Nodes, generator and
+//! sink share the cores of the machine.
 //!
 //! `generator` sends and counts.
 
@@ -23,7 +23,7 @@ use serde_json::Value;
 use self::generator::{Counted, Generator};
 use crate::args::OutputArgs;
 use crate::chain::{Chain, ChainArgs};
-use crate::format::rounded;
+use crate::format::{rounded, wrapped};
 use crate::machine::Machine;
 use crate::results::ChainFacts;
 use crate::{nodes, signals};
@@ -243,11 +243,11 @@ impl PathResult {
             text += &format!("\n\n{costs}\n");
         } else {
             let costs: Vec<String> = self.nodes.iter().map(|cost| format!("{} {}", cost.node, cost.cell_ns)).collect();
-            text += &format!("\nProcessor time, ns/cell: {}.", costs.join(", "));
+            text += &format!("\n{}", wrapped(&format!("Processor time, ns/cell: {}", costs.join(", "))));
         }
         if !self.closed {
             text += "\nA ledger of the chain did not close.";
         }
-        text + &format!("\nChain: {}, {} flows.\nMachine: {}.", self.chain, self.flows, self.machine)
+        text + &format!("\nChain: {}, {} flows\nMachine: {}", self.chain, self.flows, self.machine)
     }
 }

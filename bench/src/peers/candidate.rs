@@ -27,7 +27,7 @@ pub(super) trait Hop: Send {
     /// A packet is refused.
     fn run(&mut self) -> anyhow::Result<()>;
 
-    /// Whether the next hop, or the last one, can read what was sent. Called once, after a run.
+    /// True if the next hop, or the last one, can read what was sent. Called once, after a run.
     ///
     /// # Errors
     /// A packet cannot be opened.

@@ -121,7 +121,7 @@ impl PeersResult {
         let PeersResult { rounds, payload, machine, .. } = self;
         let mut text = format!(
             "{all}\nProcessor time on one core, medians of {rounds} rounds. Payload: {payload} bytes.\n\
-             Ratio: to the first row of the same scope.\nMachine: {machine}."
+             Ratio: to the first row of the same scope.\nMachine: {machine}"
         );
         if verbose {
             for row in &self.rows {

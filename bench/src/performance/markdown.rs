@@ -34,7 +34,8 @@ fn ratio(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// The rows of a table, by the first round: each with a function that finds the row with the same `keys` in a round's list.
+/// The rows of a table, by the first round: each with a function that finds the row with the same `keys` in a round's
+/// list.
 fn rows<'a>(
     rounds: &'a [Value],
     list: &'a str,

@@ -1,7 +1,7 @@
 //! `eddy-bench performance`: the figures of a machine, as Markdown for a document.
 //!
-//! Runs the other commands of this program one after the other, each as a process of its own, for several rounds. `markdown` prints the
-//! medians with the least and greatest values.
+//! Runs the other commands of this program one after the other, each as a process of its own, for several rounds.
+//! `markdown` prints the medians with the least and greatest values.
 
 mod markdown;
 

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use dataplane::per_direction::PerDirection;
+use wire::cell::Direction::{Backward, Forward};
 
 use self::trace::{Packet, Trace};
 use crate::args::{in_range, seconds};
-use crate::format::duration;
-use crate::load::plan::{Flow, FlowGroup, Plan};
+use crate::format::{duration, wrapped};
+use crate::load::plan::{Flow, FlowGroup, Plan, Sources};
 use crate::load::runs::RunArgs;
 use crate::load::source::Source;
 use crate::results::{Results, Stream};
@@ -60,7 +62,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let read = |files: &[PathBuf]| -> anyhow::Result<Vec<(String, Trace)>> {
         files.iter().map(|file| Ok((stem(file), Trace::read(file)?))).collect()
     };
-    let traces = [read(&args.files)?, read(&args.back)?];
+    let traces = PerDirection { forward: read(&args.files)?, backward: read(&args.back)? };
     let interrupted = signals::interrupted()?;
     let runs = args.run.run(&interrupted, &args.command(), || plan(&traces, args.speed, args.seconds))?;
     args.run.report(&runs)?;
@@ -77,8 +79,8 @@ fn print_added_latency(runs: &[Results]) {
         let same = |other: &&Stream| other.profile == stream.profile && other.direction == stream.direction;
         let Some(before) = direct.streams.iter().find(same) else { continue };
         let more = |of: fn(&Stream) -> f64| duration((of(stream) - of(before)).max(0.0));
-        println!(
-            "{} {}: the chain adds {} to p50, {} to p99 and {} to the maximum; jitter p50 {} (direct: {}).",
+        let line = format!(
+            "{} {}: the chain adds {} to p50, {} to p99 and {} to the maximum; jitter p50 {} (direct: {})",
             stream.profile,
             stream.direction,
             more(|s| s.latency.p50),
@@ -87,6 +89,7 @@ fn print_added_latency(runs: &[Results]) {
             duration(stream.jitter.p50),
             duration(before.jitter.p50),
         );
+        println!("{}", wrapped(&line));
     }
 }
 
@@ -96,11 +99,11 @@ fn stem(file: &Path) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
 }
 
-fn plan([there, back]: &[Vec<(String, Trace)>; 2], speed: f64, limit_s: Option<f64>) -> Plan {
+fn plan(traces: &PerDirection<Vec<(String, Trace)>>, speed: f64, limit_s: Option<f64>) -> Plan {
     let (mut groups, mut flows) = (Vec::<FlowGroup>::new(), Vec::new());
     let mut last_ns = 0;
-    for (direction, traces) in [there, back].into_iter().enumerate() {
-        for (name, trace) in traces {
+    for direction in [Forward, Backward] {
+        for (name, trace) in &traces[direction] {
             let group = groups.iter().position(|group| group.name == *name).unwrap_or(groups.len());
             if group == groups.len() {
                 groups.push(FlowGroup { name: name.clone(), is_call: false });
@@ -111,7 +114,7 @@ fn plan([there, back]: &[Vec<(String, Trace)>; 2], speed: f64, limit_s: Option<f
                 last_ns = last_ns.max(packet.at_ns);
             }
             for packets in packets {
-                let mut sources: [Option<Box<dyn Source>>; 2] = [None, None];
+                let mut sources = Sources::default();
                 sources[direction] = Some(Box::new(Packets { packets: packets.into_iter(), speed }));
                 flows.push(Flow { group, sources });
             }
@@ -146,10 +149,10 @@ mod tests {
     fn trace_is_replayed_at_its_times_scaled_by_speed() {
         let packet = |at_ms: u64, flow, len| Packet { at_ns: at_ms * 1_000_000, flow, len };
         let trace = Trace { packets: vec![packet(0, 0, 20), packet(10, 1, 30), packet(30, 0, 40)], flows: 2 };
-        let traces = [vec![("a".to_owned(), trace.clone())], vec![("a".to_owned(), trace)]];
+        let traces = PerDirection::from_fn(|_| vec![("a".to_owned(), trace.clone())]);
         let mut plan = plan(&traces, 2.0, None);
         assert_eq!((plan.groups.len(), plan.flows.len(), plan.time), (1, 4, Duration::from_millis(16)));
-        for (direction, first) in [(0, 0), (1, 2)] {
+        for (direction, first) in [(Forward, 0), (Backward, 2)] {
             let mut queue = plan.queue(direction);
             let all: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|due| (due.at_ns, due.flow, due.len)).collect();
             assert_eq!(all, [(0, first, 20), (5_000_000, first + 1, 30), (15_000_000, first, 40)]);

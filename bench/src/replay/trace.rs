@@ -1,8 +1,8 @@
 //! Traces of UDP packets: time, flow and length of each.
 //!
-//! A trace is a CSV with the columns `t_s,src,dst,payload_len` (seconds, two names or numbers, bytes), or a capture (pcap
-//! or pcapng) of Ethernet, Linux cooked, loopback or raw IP. Other packets in a capture are skipped; an invalid line of a
-//! CSV is an error.
+//! A trace is a CSV with the columns `t_s,src,dst,payload_len` (seconds, two names or numbers, bytes), or a capture
+//! (pcap or pcapng) of Ethernet, Linux cooked, loopback or raw IP. Other packets in a capture are skipped; an invalid
+//! line of a CSV is an error.
 
 use std::collections::HashMap;
 use std::fs::File;

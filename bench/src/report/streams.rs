@@ -20,8 +20,8 @@ pub(crate) struct RunStream<'a> {
 
 /// All streams, run by run.
 ///
-/// If the palette allows it, streams of one name share a colour and runs differ in their dashes. Otherwise each line has
-/// a look of its own.
+/// If the palette allows it, streams of one name share a colour and runs differ in their dashes. Otherwise each line
+/// has a look of its own.
 pub(crate) fn all(runs: &[Run]) -> impl Iterator<Item = RunStream<'_>> {
     let mut names: Vec<String> = Vec::new();
     for name in runs.iter().flat_map(|run| &run.results.streams).map(name) {

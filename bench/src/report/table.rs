@@ -103,7 +103,7 @@ pub(crate) fn figure(svg: String, legend: &[(Paint, String)]) -> Markup {
     }
 }
 
-/// `sample` draws the mark beside each name.
+/// `sample` draws the mark next to each name.
 pub(crate) fn legend(entries: &[(Paint, String)], sample: fn(Paint) -> String) -> Markup {
     html! {
         figcaption { ul.legend {

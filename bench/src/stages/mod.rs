@@ -1,5 +1,5 @@
-//! The stages of a cell's path, each alone and in memory. `bench/check` counts their instructions, and `--time` measures
-//! their processor time.
+//! The stages of a cell's path, each alone and in memory. `bench/check` counts their instructions, and `--time`
+//! measures their processor time.
 //!
 //! A stage is prepared and then run, repeatedly. Only the run is measured: it is one function per stage that is never
 //! inlined, so that a profiler finds it by its name. Seeds and keys are fixed. No stage calls the kernel.
@@ -79,7 +79,7 @@ trait Stage {
     /// Runs the stage once. Returns the number of cells.
     fn run(&mut self) -> usize;
 
-    /// Whether the output of the last run is right.
+    /// True if the output of the last run is right.
     fn is_correct(&mut self) -> bool;
 }
 

@@ -130,7 +130,10 @@ fn profiles_and_traces_lose_nothing_in_a_chain() {
 
 #[test]
 fn capacity_is_found_with_its_limit() {
-    let report = measure(&["capacity", "--json", "--try-seconds", "0.1", "--within", "50", "--flows", "8"]);
+    // A busy machine may delay every datagram: only losses limit the rate.
+    let arguments =
+        ["capacity", "--json", "--try-seconds", "0.1", "--within", "50", "--flows", "8", "--p99-ms", "60000"];
+    let report = measure(&arguments);
     let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
     assert!(number("lossless_per_s") > 0.0 && number("p99_us") <= number("budget_us"), "{report}");
     assert!(report["limited_by"].as_str().is_some_and(|why| !why.is_empty()));

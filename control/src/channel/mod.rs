@@ -20,7 +20,7 @@ use crate::counters::Refusal;
 use crate::io::{DataOp, Event};
 use crate::link::Links;
 
-/// How long an id is not drawn again on its link after its use.
+/// An id is not drawn again on its link for this long after its use.
 const ID_COOLDOWN: Duration = Duration::from_secs(180);
 
 /// A channel's id on a link.
@@ -261,7 +261,7 @@ impl Channels {
         }
     }
 
-    /// When [`Channels::tick`] has something to do next.
+    /// The time of the next work for [`Channels::tick`].
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let expires = self.half_open.first_key_value().map(|(_, half)| half.created_at + cx.config.half_open_for());
         let cooled_down = self.cooling_down.front().map(|(until, _)| *until);

@@ -1,4 +1,4 @@
-//! How a hop passes on setups and acks (SPEC 5.3-5.5, 5.9).
+//! Setups and acks at a hop (SPEC 5.3-5.5, 5.9).
 //!
 //! A hop opens a setup, records the channel as half-open, and only then sends the rest on. The ack
 //! cells come back, each passes once, and the channel is installed before the last one leaves. Checks
@@ -222,7 +222,7 @@ pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, dow
     }
 }
 
-// Every onion fits 255 fragments and every ack 8 cells, whatever the chain.
+// Every onion fits 255 fragments and every ack 8 cells, for any chain.
 const _: () = {
     let mut hops = 2;
     while hops <= wire::cell::MAX_HOPS {

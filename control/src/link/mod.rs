@@ -31,7 +31,7 @@ use responder::Responder;
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
 /// Incomplete setups of one link.
 const INCOMPLETE_SETUPS_MAX: usize = 8;
-/// How long the fragments of a setup wait for each other.
+/// The fragments of a setup wait for each other for this long.
 const SETUP_FRAGMENTS_WAIT: Duration = Duration::from_secs(2);
 
 /// A link with its slots.
@@ -78,7 +78,7 @@ impl Link {
         self.current.is_none() && self.next.is_none() && self.previous.is_none()
     }
 
-    /// How long its slots live after their handshake.
+    /// The life of a slot after its handshake.
     fn slot_lifetime(&self, timing: &Timing) -> Duration {
         let unpromoted = self.current.is_none() && self.previous.is_none();
         if unpromoted { timing.expire_after.min(UNPROMOTED_WAIT) } else { timing.expire_after }
@@ -358,7 +358,7 @@ impl Links {
         dead
     }
 
-    /// When [`Links::expire`] or `initiate` has something to do next.
+    /// The time of the next work for [`Links::expire`] or `initiate`.
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let timing = &cx.config.timing;
         let mut wake = Duration::MAX;
@@ -392,7 +392,7 @@ fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
     };
     let mut content = vec![0; len];
     content[0] = LinkContent::Keepalive as u8;
-    // Also if there is no slot to send under: otherwise the next wake would be in the past.
+    // Noted also without a slot to send under: otherwise the next wake would be in the past.
     link.owed_since = None;
     if link.inject(cx, now, &Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content }) {
         cx.counters.keepalives += 1;

@@ -351,17 +351,14 @@ impl World {
         }) else {
             return;
         };
-        let (now, wall, class) = (self.now, self.wall(), self.plan.shape.class());
+        let (now, class) = (self.now, self.plan.shape.class());
         let node = self.nodes.get_mut(&at).expect("it was found");
         let mut bytes = packet.bytes.clone();
         if is_handshake_len(bytes.len()) {
-            node.control.handle(now, wall, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
+            node.control.handle(now, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
-            node.control.handle(
-                now,
-                wall,
-                Input::Cell { link, slot, from: packet.from, header, body: &mut bytes[16..] },
-            );
+            let body = &mut bytes[16..];
+            node.control.handle(now, Input::Cell { link, slot, from: packet.from, header, body });
         }
         self.drain(at);
     }
@@ -373,8 +370,7 @@ impl World {
 
     /// Hands an input to a node and processes its outputs.
     pub fn input(&mut self, position: usize, input: Input<'_>) {
-        let (now, wall) = (self.now, self.wall());
-        self.nodes.get_mut(&position).expect("it runs").control.handle(now, wall, input);
+        self.nodes.get_mut(&position).expect("it runs").control.handle(self.now, input);
         self.drain(position);
     }
 

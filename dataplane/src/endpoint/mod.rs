@@ -1,4 +1,4 @@
-//! What an entry and an exit have in common: one link socket, application sockets, and a way to build cells.
+//! The common part of entry and exit: one link socket, application sockets, and a way to build cells.
 //!
 //! An endpoint does not pool. In each turn it receives on the link, hands datagrams to applications, packs what
 //! applications sent into cells, seals these and sends them. Layers and flows are the business of its owner, `entry`
@@ -202,7 +202,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
     }
 
-    /// Whether the cells of one more batch of application datagrams can be built now.
+    /// True if there are buffers for the cells of one more batch of application datagrams.
     pub(crate) fn has_room_for_a_batch(&self) -> bool {
         self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVE_MAX
     }
@@ -281,7 +281,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
     }
 
-    /// When the next turn must come if nothing arrives and the owner's next work is due at `tick`.
+    /// The latest time of the next turn if nothing arrives and the owner's next work is due at `tick`.
     pub(crate) fn wake_at(&self, now: Nanos, tick: Nanos) -> Nanos {
         let wake = if self.out.is_empty() { tick } else { now + BLOCKED_WAIT };
         if self.table.links.has_activity() { wake.min(self.report_due) } else { wake }
@@ -315,7 +315,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         }
     }
 
-    /// Whether cells wait that the link socket did not take.
+    /// True if cells wait that the link socket did not accept.
     pub(crate) fn is_blocked(&self) -> bool {
         !self.out.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Cells from Mix 1: all layers off, then their frames to the clients.
+//! Cells from Mix 1: removes all layers and passes their frames to the clients.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     Ok(frames) => {
                         self.end.cells.backward.consumed += 1;
                         for frame in frames {
-                            self.backward_frame(cell.channel, &frame, now);
+                            self.backward_frame(cell.channel, cell.header.seq, &frame, now);
                         }
                     }
                     Err(_) => self.end.cells.backward.drop(DropReason::Frames),
@@ -49,7 +49,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Takes all layers off; drops what is not the exit's or was seen before.
+    /// Removes all layers. Drops cells that are forged or were seen before.
     pub(super) fn strip(&mut self) {
         let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.end;
         let len = shape.cell_len(Direction::Backward, 1);
@@ -80,51 +80,34 @@ impl<D: Port, A: Apps> Entry<D, A> {
         table.verdicts = verdicts;
     }
 
-    /// One frame from the exit.
-    fn backward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
+    /// One frame of cell `seq` from the exit.
+    fn backward_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
         let tally = &mut self.end.datagrams.backward;
-        match *frame {
+        let (flow, from, data) = match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
-                answer(
-                    &mut self.clients,
-                    &self.listening,
-                    &mut self.end.send_batch,
-                    tally,
-                    (channel, flow),
-                    None,
-                    data,
-                );
+                (flow, None, data)
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.end.table.record_mut(channel) else { return };
                 let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
-                if let Outcome::Complete(data) = pushed.outcome {
-                    answer(
-                        &mut self.clients,
-                        &self.listening,
-                        &mut self.end.send_batch,
-                        tally,
-                        (channel, flow),
-                        None,
-                        data,
-                    );
-                }
+                let Outcome::Complete(data) = pushed.outcome else { return };
+                (flow, None, data)
             }
             Frame::From { flow, from, data } => {
                 tally.injected += 1;
-                answer(
-                    &mut self.clients,
-                    &self.listening,
-                    &mut self.end.send_batch,
-                    tally,
-                    (channel, flow),
-                    Some(from),
-                    data,
-                );
+                (flow, Some(from), data)
             }
+            _ => return self.report_frame(channel, seq, frame, now),
+        };
+        answer(&mut self.clients, &self.listening, &mut self.end.send_batch, tally, (channel, flow), from, data);
+    }
+
+    /// A frame that reports on a flow.
+    fn report_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
+        match *frame {
             Frame::Status { flow, code } => {
                 if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
                     && let Some(Listening { id, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref)
@@ -134,15 +117,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.notice(Notice::Refused { client, destination, status: code }, now);
                 }
             }
-            Frame::Peer { flow, from } => self.clients.resolved(channel, flow, from),
+            Frame::Peer { flow, from } => self.clients.resolved((channel, flow), seq, from),
             Frame::Close { flow } => self.clients.closed(channel, flow),
-            // An answer is an answer: `heard` has noted it. The others are for paced classes.
+            // `heard` has noted a PONG already, as any other cell. The others are for paced classes.
             _ => {}
         }
     }
 }
 
-/// A datagram for a flow's client: of the flow's peer, unless it is `from` somebody else.
+/// Passes a datagram to a flow's client. Its sender is the flow's peer, or `from`.
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],

@@ -24,61 +24,62 @@ use crate::{Nanos, SECOND};
 
 /// Most clients: one map number each.
 pub(crate) const CLIENTS_MAX: usize = 1 << 16;
-pub const FLOWS_MAX: usize = 1 << 17;
+pub(super) const FLOWS_MAX: usize = 1 << 17;
 /// A refused flow is retried after this long.
 const RETRY: Nanos = 5 * SECOND;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// How far the exit is with a flow.
+/// The state of a flow at the exit, as far as the entry knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlowState {
+pub(super) enum FlowState {
     /// OPEN goes in front of every datagram.
     Opening,
     /// MOVE goes in front of every datagram.
     Moving,
-    /// STATUS 0 has come.
+    /// STATUS 0 has arrived.
     Open,
-    /// The exit said no.
+    /// The exit has refused the flow.
     Refused {
         reason: DropReason,
-        /// Then it is asked again.
+        /// The next datagram after this time sends OPEN again.
         until: Nanos,
     },
 }
 
 /// One flow of a client.
-pub struct Flow {
+pub(super) struct Flow {
     client: u32,
     destination: Destination,
-    /// Names it for the exit, whatever channel it is on.
+    /// Identifies the flow at the exit, on any channel.
     pub token: Token,
     pub channel: ChannelIndex,
     pub number: u16,
     pub map: u16,
-    /// How far the exit is.
     pub state: FlowState,
-    /// Its OPEN was confirmed once, so the exit knows its token.
+    /// The exit has confirmed its OPEN, so it knows the token.
     known: bool,
     /// All its places: answers may still come to those it has left.
     places: Vec<(ChannelIndex, u16)>,
     next_id: u16,
     seen: Nanos,
-    /// What its destination's name has resolved to.
+    /// The address of its destination's name that the exit sends to.
     peer: Option<SocketAddr>,
+    /// The cell that carried this address, if it came to the flow's present place.
+    peer_seq: Option<u64>,
 }
 
-/// Where an answer goes, and whose it is.
-pub struct Reply<'a> {
+/// The destination of an answer, and its sender.
+pub(super) struct Reply<'a> {
     pub socket: SocketId,
     pub to: SocketAddr,
     pub flow: u32,
-    /// Who sent it: the flow's destination, or what that has resolved to.
+    /// The sender: the flow's destination, or the address of its name.
     pub peer: Cow<'a, Destination>,
 }
 
-/// Whom a refusal concerns.
-pub struct Refusal<'a> {
+/// The client and destination of a refused flow.
+pub(super) struct Refusal<'a> {
     pub socket: SocketId,
     pub address: SocketAddr,
     pub destination: &'a Destination,
@@ -109,7 +110,7 @@ struct Channel {
 }
 
 /// All clients and flows of an entry.
-pub struct Clients {
+pub(super) struct Clients {
     clients: Vec<Option<Client>>,
     vacant_clients: VecDeque<u32>,
     by_address: Map<(SocketId, SocketAddr), u32>,
@@ -122,7 +123,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(now: Nanos) -> Clients {
+    pub(super) fn new(now: Nanos) -> Clients {
         Clients {
             clients: Vec::new(),
             vacant_clients: VecDeque::new(),
@@ -136,11 +137,11 @@ impl Clients {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_address.len()
     }
 
-    pub fn flows(&self) -> usize {
+    pub(super) fn flows(&self) -> usize {
         self.by_destination.len()
     }
 
@@ -191,6 +192,7 @@ impl Clients {
             };
             flow.channel = channel;
             flow.number = number;
+            flow.peer_seq = None;
             flow.places.retain(|(of, _)| *of != channel);
             flow.places.push((channel, number));
             if !matches!(flow.state, FlowState::Refused { .. }) {
@@ -205,7 +207,7 @@ impl Clients {
         }
     }
 
-    /// Takes a flow off all lists but its client's.
+    /// Removes a flow from all lists but its client's.
     fn remove(&mut self, id: u32) -> Flow {
         let flow = self.flows[id as usize].take().expect("a live flow");
         self.vacant_flows.push(id);
@@ -235,7 +237,12 @@ impl Clients {
     ///
     /// # Errors
     /// The table is full.
-    pub fn client(&mut self, socket: SocketId, address: SocketAddr, idle: Duration) -> Result<Option<u32>, DropReason> {
+    pub(super) fn client(
+        &mut self,
+        socket: SocketId,
+        address: SocketAddr,
+        idle: Duration,
+    ) -> Result<Option<u32>, DropReason> {
         let client = match self.by_address.get(&(socket, address)) {
             Some(client) => *client,
             None if self.channels.is_empty() => return Ok(None),
@@ -266,8 +273,8 @@ impl Clients {
     /// The flow of a client to a destination, new or known.
     ///
     /// # Errors
-    /// There is no room; a client that so remains without a flow is forgotten.
-    pub fn flow(
+    /// The table is full. A client that is left without a flow is forgotten.
+    pub(super) fn flow(
         &mut self,
         client: u32,
         destination: &Destination,
@@ -311,6 +318,7 @@ impl Clients {
                     next_id: 0,
                     seen: now,
                     peer: None,
+                    peer_seq: None,
                 });
                 self.by_destination.insert(key, id);
                 self.wheel.arm(id, ends / SECOND + 1);
@@ -332,7 +340,7 @@ impl Clients {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Where an answer on a flow goes.
+    /// The destination of an answer on a flow.
     pub(crate) fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_ref()?;
@@ -344,17 +352,29 @@ impl Clients {
         Some(Reply { socket: client.socket, to: client.address, flow: id, peer })
     }
 
-    /// The exit has resolved the name of a flow's destination (SPEC 3.10).
-    pub fn resolved(&mut self, channel: ChannelIndex, number: u16, peer: SocketAddr) {
-        if let Some((_, flow)) = self.at(channel, number)
-            && matches!(flow.destination, Destination::Name(..))
-        {
-            flow.peer = Some(peer);
+    /// A PEER in cell `seq`: the address to which the exit sends a flow to a name (SPEC 3.10.8).
+    pub(super) fn resolved(&mut self, place: (ChannelIndex, u16), seq: u64, peer: SocketAddr) {
+        let Some((_, flow)) = self.at(place.0, place.1) else { return };
+        if matches!(flow.destination, Destination::Ip(_)) {
+            return;
+        }
+
+        if (flow.channel, flow.number) != place {
+            // Numbers of two channels have no order: what a place says that the flow has left is better than nothing.
+            flow.peer.get_or_insert(peer);
+        } else if flow.peer_seq.is_none_or(|last| seq >= last) {
+            (flow.peer, flow.peer_seq) = (Some(peer), Some(seq));
         }
     }
 
-    /// The exit's word on a flow; whom it concerns if that is a refusal.
-    pub fn status(&mut self, channel: ChannelIndex, number: u16, code: Status, now: Nanos) -> Option<Refusal<'_>> {
+    /// Applies a STATUS of the exit to its flow. Returns the client and destination if it is a refusal.
+    pub(super) fn status(
+        &mut self,
+        channel: ChannelIndex,
+        number: u16,
+        code: Status,
+        now: Nanos,
+    ) -> Option<Refusal<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_mut()?;
         if (flow.channel, flow.number) != (channel, number) {
@@ -392,7 +412,7 @@ impl Clients {
     }
 
     /// The exit has closed a flow.
-    pub fn closed(&mut self, channel: ChannelIndex, number: u16) {
+    pub(super) fn closed(&mut self, channel: ChannelIndex, number: u16) {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
@@ -401,7 +421,7 @@ impl Clients {
         }
     }
 
-    /// Takes a flow off all lists but its client's, which it returns, and has the exit told.
+    /// Removes a flow from all lists but its client's, and calls `close` for it. Returns the client.
     fn end(&mut self, id: u32, close: &mut impl FnMut(ChannelIndex, u16)) -> u32 {
         let flow = self.remove(id);
         if self.channels.contains_key(&flow.channel) {
@@ -411,7 +431,7 @@ impl Clients {
     }
 
     /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
-    pub fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(super) fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
         let of_socket = |client: &Client| client.socket == socket;
         let ids = (0..self.clients.len() as u32)
             .filter(|id| self.clients[*id as usize].as_ref().is_some_and(of_socket))
@@ -425,7 +445,7 @@ impl Clients {
     }
 
     /// Forgets flows that have been idle, and clients without flows; calls `close` for each flow.
-    pub fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
+    pub(super) fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
         for id in std::mem::take(&mut self.due) {

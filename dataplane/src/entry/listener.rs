@@ -11,13 +11,12 @@ use crate::ledger::DropReason;
 
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// What it does with its datagrams.
     pub kind: ListenerKind,
     /// Flows of its clients that have sent nothing for this long are closed.
     pub idle: Duration,
 }
 
-/// What a listening socket does with its datagrams.
+/// The kinds of listening sockets.
 #[derive(Clone, Debug)]
 pub enum ListenerKind {
     /// All go to one destination.
@@ -28,7 +27,7 @@ pub enum ListenerKind {
     Socks(Association),
 }
 
-/// Who may use a SOCKS association.
+/// The client that may use a SOCKS association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Association {
     /// The address that asked for it.
@@ -37,7 +36,7 @@ pub struct Association {
     pub port: Option<u16>,
 }
 
-/// Where a flow goes, as the exit will see it.
+/// The destination of a flow, as the exit sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
     Ip(SocketAddr),
@@ -68,7 +67,7 @@ impl Listener {
         }
     }
 
-    /// Whether its clients see where an answer comes from.
+    /// True if its clients learn the sender of an answer.
     pub(crate) fn tells_peers(&self) -> bool {
         matches!(self.kind, ListenerKind::Socks(_))
     }
@@ -168,7 +167,7 @@ impl Destination {
         }
     }
 
-    /// Whether an exit would take it for one: a port that is not 0, and a name that is no longer than names are.
+    /// True if an exit would accept it: the port is not 0, and the name is not too long.
     pub fn is_valid(&self) -> bool {
         match self {
             Destination::Ip(address) => address.port() != 0,
@@ -199,21 +198,21 @@ impl std::str::FromStr for Destination {
 
     /// Reads `IP:PORT`, `[IPv6]:PORT`, or `NAME:PORT`, which the exit resolves.
     fn from_str(text: &str) -> Result<Destination, NotADestination> {
-        const WRITE: &str = "write IP:PORT, [IPv6]:PORT or NAME:PORT";
+        const EXPECTED: &str = "expected IP:PORT, [IPv6]:PORT or NAME:PORT";
         let wrong = |what: &str, remedy: &str| NotADestination(format!("{text:?} {what}: {remedy}"));
         if let Ok(address) = text.parse::<SocketAddr>() {
             if address.port() == 0 {
-                return Err(wrong("has port 0", "name the port that the service listens on"));
+                return Err(wrong("has port 0", "expected the port that the service listens on"));
             }
             return Ok(Destination::Ip(address));
         }
-        let (name, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port", WRITE))?;
+        let (name, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port", EXPECTED))?;
         // A sign, which `parse` would take, makes a name of what is an address without it.
         let digits = Some(port).filter(|port| !port.starts_with('+'));
         let port = digits.and_then(|port| port.parse().ok()).filter(|port| *port > 0);
-        let port = port.ok_or_else(|| wrong("ends in no port from 1 to 65535", WRITE))?;
+        let port = port.ok_or_else(|| wrong("does not end in a port from 1 to 65535", EXPECTED))?;
         if !is_host_name(name.as_bytes()) {
-            return Err(wrong("is neither an address nor a host name with a port", WRITE));
+            return Err(wrong("is not an address or host name with a port", EXPECTED));
         }
         Ok(Destination::Name(name.into(), port))
     }

@@ -1,4 +1,4 @@
-//! Whether a channel still leads to the exit (SPEC 5.8).
+//! Detects channels that no longer lead to the exit (SPEC 5.8).
 //!
 //! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a
 //! second it pings, at every look until something comes, for PINGs get lost too; if nothing comes for the
@@ -10,44 +10,44 @@ use rand_chacha::ChaCha20Rng;
 
 use crate::{Nanos, SECOND};
 
-/// How often the entry looks at channels that wait for an answer.
-pub const LOOK: Nanos = SECOND / 8;
+/// The interval at which the entry checks channels that wait for an answer.
+pub(super) const LOOK: Nanos = SECOND / 8;
 
-/// What the entry knows of a channel's life.
-pub struct Liveness {
-    /// When the first cell was sent since something came back.
+/// The liveness of one channel, as seen by the entry.
+pub(super) struct Liveness {
+    /// The time of the first cell sent since the last one was received.
     asked: Option<Nanos>,
     speak_at: Nanos,
 }
 
 impl Liveness {
     /// Of a channel that has just opened.
-    pub fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
+    pub(super) fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
         Liveness { asked: None, speak_at: now + silence(rng) }
     }
 
     /// A cell was sent.
-    pub fn sent(&mut self, now: Nanos, rng: &mut ChaCha20Rng) {
+    pub(super) fn sent(&mut self, now: Nanos, rng: &mut ChaCha20Rng) {
         self.asked.get_or_insert(now);
         self.speak_at = now + silence(rng);
     }
 
     /// A cell came back.
-    pub fn heard(&mut self) {
+    pub(super) fn heard(&mut self) {
         self.asked = None;
     }
 
-    /// Whether it waits for an answer.
-    pub fn waits(&self) -> bool {
+    /// True if it waits for an answer.
+    pub(super) fn waits(&self) -> bool {
         self.asked.is_some()
     }
 
-    /// Whether to ping now; asked at every look.
+    /// True if a PING is due. Called at every check.
     pub(crate) fn wants_ping(&self, now: Nanos) -> bool {
         now >= self.speak_at || self.asked.is_some_and(|at| now >= at + SECOND)
     }
 
-    /// Whether the exit must be given up.
+    /// True if the channel must be given up.
     pub(crate) fn is_lost(&self, now: Nanos, after: Nanos) -> bool {
         self.asked.is_some_and(|at| now >= at + after)
     }
@@ -63,7 +63,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn silence_is_broken_after_five_to_ten_seconds_and_no_answer_means_lost() {
+    fn silent_channel_is_pinged_and_lost_without_an_answer() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut life = Liveness::new(0, &mut rng);
         assert!(!life.wants_ping(5 * SECOND - 1) && life.wants_ping(10 * SECOND));

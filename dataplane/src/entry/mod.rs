@@ -54,7 +54,7 @@ pub use listener::{
     socks_header,
 };
 
-/// What an entry worker is made with.
+/// The configuration of an entry worker.
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
@@ -73,7 +73,7 @@ pub struct Settings {
 
 /// A listening socket in use.
 struct Listening {
-    /// What control calls it.
+    /// Its id at control.
     id: u32,
     listener: Listener,
 }
@@ -146,12 +146,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.end.published.clone()
     }
 
-    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
         self.end.profile.clone()
@@ -250,7 +250,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn try_forward(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
-        // Whatever a socket had received before it was closed has been counted, and goes nowhere.
+        // Datagrams that a socket received before it was closed are counted and dropped.
         let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
             return Err(DropReason::Ended);
         };

@@ -17,39 +17,39 @@ pub(crate) const CANDIDATES_MAX: usize = 4;
 const KEPT_PER_FLOW: usize = 4;
 /// Datagrams that are kept, over all flows: of class L 10.8 MB.
 const KEPT_MAX: usize = 1024;
-/// How long a datagram is sent again after it was sent first.
+/// A datagram is sent again at most this long after it was first sent.
 const KEEP: Nanos = SECOND;
 
-/// What flows fall back on.
+/// Further addresses and latest datagrams of flows.
 #[derive(Default)]
-pub struct Fallbacks {
+pub(super) struct Fallbacks {
     flows: HashMap<u32, Fallback, foldhash::fast::RandomState>,
     /// Datagrams that are kept.
     kept: usize,
 }
 
 struct Fallback {
-    /// The next one is the last.
+    /// In reverse: the next address is the last element.
     addresses: ArrayVec<IpAddr, CANDIDATES_MAX>,
     datagrams: ArrayVec<(Nanos, Vec<u8>), KEPT_PER_FLOW>,
 }
 
 impl Fallbacks {
     /// Lists a flow with the addresses that follow its first one.
-    pub fn add(&mut self, flow: u32, addresses: &[IpAddr]) {
+    pub(super) fn add(&mut self, flow: u32, addresses: &[IpAddr]) {
         let addresses: ArrayVec<IpAddr, CANDIDATES_MAX> = addresses.iter().rev().copied().collect();
         if !addresses.is_empty() {
             self.flows.insert(flow, Fallback { addresses, datagrams: ArrayVec::new() });
         }
     }
 
-    /// Whether a flow has a further address.
-    pub fn has(&self, flow: u32) -> bool {
+    /// True if the flow has a further address.
+    pub(super) fn has(&self, flow: u32) -> bool {
         self.flows.contains_key(&flow)
     }
 
-    /// Keeps a copy of what a listed flow sends, if there is room.
-    pub fn keep(&mut self, flow: u32, data: &[u8], now: Nanos) {
+    /// Keeps a copy of a datagram of a listed flow, if there is room.
+    pub(super) fn keep(&mut self, flow: u32, data: &[u8], now: Nanos) {
         if self.flows.is_empty() {
             return;
         }
@@ -66,7 +66,7 @@ impl Fallbacks {
 
     /// The next address of a flow, and the datagrams to send there again. With its last address a flow is no longer
     /// listed.
-    pub fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Vec<u8>>)> {
+    pub(super) fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Vec<u8>>)> {
         let fallback = self.flows.get_mut(&flow)?;
         let address = fallback.addresses.pop()?;
         let datagrams = std::mem::take(&mut fallback.datagrams);
@@ -78,8 +78,8 @@ impl Fallbacks {
         Some((address, recent.map(|(_, data)| data).collect()))
     }
 
-    /// The flow's peer has answered, or the flow has ended.
-    pub fn forget(&mut self, flow: u32) {
+    /// Removes a flow whose peer has answered, or that has ended.
+    pub(super) fn forget(&mut self, flow: u32) {
         if !self.flows.is_empty()
             && let Some(fallback) = self.flows.remove(&flow)
         {
@@ -88,7 +88,7 @@ impl Fallbacks {
     }
 
     /// Frees datagrams that are too old to be sent again.
-    pub fn sweep(&mut self, now: Nanos) {
+    pub(super) fn sweep(&mut self, now: Nanos) {
         for fallback in self.flows.values_mut() {
             let before = fallback.datagrams.len();
             fallback.datagrams.retain(|(sent, _)| now <= *sent + KEEP);
@@ -97,7 +97,7 @@ impl Fallbacks {
     }
 
     #[cfg(test)]
-    pub fn kept(&self) -> usize {
+    pub(super) fn kept(&self) -> usize {
         assert_eq!(self.kept, self.flows.values().map(|fallback| fallback.datagrams.len()).sum::<usize>());
         self.kept
     }

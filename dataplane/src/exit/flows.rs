@@ -1,11 +1,11 @@
 //! Flows at the exit and the sockets they share (SPEC 3.10, RFC 4787).
 //!
 //! Flows of one channel with one `map` share one unconnected socket per address family, so that a
-//! client keeps one port towards all its peers. What comes back is matched by socket and source; what
-//! no flow talks to is filtered. A flow is known by its token, whatever channel it is on.
+//! client keeps one port towards all its peers. Answers are matched by socket and source; datagrams
+//! from an address that is not the peer of a flow are filtered. A token identifies a flow on any channel.
 //!
-//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides what channels share, and
-//! [`super::names`] keeps the questions to the resolver.
+//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides the shared resources among
+//! channels, and [`super::names`] keeps the questions to the resolver.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -28,12 +28,12 @@ use crate::wheel::Wheel;
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Flows of an exit, unless it may have more sockets than that.
-pub const FLOWS_MAX: usize = 1 << 16;
-/// How long datagrams under way still find a flow that has moved.
+pub(super) const FLOWS_MAX: usize = 1 << 16;
+/// Datagrams in flight find a flow under its old number for this long after it has moved.
 const MOVED: Nanos = 5 * SECOND;
 
-/// Where a flow sends.
-pub enum Target {
+/// The destination of a flow.
+pub(super) enum Target {
     /// From this socket to this peer.
     Peer { socket: SocketId, to: SocketAddr },
     /// Its name is being resolved.
@@ -45,13 +45,13 @@ pub enum Target {
     },
 }
 
-pub struct Flow {
+pub(super) struct Flow {
     pub channel: ChannelIndex,
     pub number: u16,
     pub target: Target,
     /// Its destination was a name, so the entry needs to learn the address.
     pub named: bool,
-    /// What it has used of its limits; nothing if it has none.
+    /// Its use of its limits. None if it has no limits.
     pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
@@ -59,8 +59,10 @@ pub struct Flow {
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
     was: Option<(ChannelIndex, u16)>,
-    /// When its peer was last reported unreachable.
+    /// The time of the last report that its peer is unreachable.
     reported: Nanos,
+    /// From this time on PEER precedes its next answer. `Nanos::MAX` until the flow moves on (SPEC 3.12.8).
+    pub(super) peer_due: Nanos,
 }
 
 impl Flow {
@@ -70,7 +72,7 @@ impl Flow {
         self.next_id
     }
 
-    /// Whether an unreachable peer may be reported now: once a second.
+    /// True once a second: an unreachable peer may be reported now.
     pub(crate) fn may_report(&mut self, now: Nanos) -> bool {
         let may = now >= self.reported + SECOND;
         if may {
@@ -80,14 +82,14 @@ impl Flow {
     }
 }
 
-/// Which flow was at a place, until when that is remembered.
+/// The flow that had a place until it moved, remembered until a time.
 struct Alias {
     flow: u32,
     until: Nanos,
 }
 
 /// All flows of an exit.
-pub struct Flows {
+pub(super) struct Flows {
     caps: Caps,
     idle: Nanos,
     flows: Vec<Option<Flow>>,
@@ -107,7 +109,7 @@ pub struct Flows {
 }
 
 impl Flows {
-    pub fn new(caps: Caps, idle: std::time::Duration, now: Nanos) -> Flows {
+    pub(super) fn new(caps: Caps, idle: std::time::Duration, now: Nanos) -> Flows {
         Flows {
             caps,
             idle: idle.as_nanos() as Nanos,
@@ -126,16 +128,16 @@ impl Flows {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_number.len()
     }
 
-    pub fn sockets(&self) -> usize {
+    pub(super) fn sockets(&self) -> usize {
         self.mappings.sockets()
     }
 
     /// Datagrams that wait for names.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.names.waiting()
     }
 
@@ -143,7 +145,7 @@ impl Flows {
     ///
     /// # Errors
     /// There is no room.
-    pub fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
         match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
             Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data),
             _ => Err(DropReason::FlowQueueFull),
@@ -151,7 +153,7 @@ impl Flows {
     }
 
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
-    pub fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
+    pub(super) fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
         let question = self.names.answer(query)?;
         if let Some(channel) = question.channel {
             self.quota.give_back(channel, Share::QUESTION);
@@ -165,12 +167,12 @@ impl Flows {
     }
 
     /// The channel and number of a flow.
-    pub fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
+    pub(super) fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
         self.flows[id as usize].as_ref().map(|flow| (flow.channel, flow.number))
     }
 
     /// The flow with this number on a channel.
-    pub fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    pub(super) fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
         let id = *self.by_number.get(&(channel, number))?;
         Some((id, self.flows[id as usize].as_mut()?))
     }
@@ -184,7 +186,7 @@ impl Flows {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Forgets places that flows have left long ago.
+    /// Forgets places that flows left more than [`MOVED`] ago.
     pub(crate) fn forget_aliases(&mut self, now: Nanos) {
         self.aliases.retain(|_, alias| alias.until > now);
     }
@@ -196,7 +198,7 @@ impl Flows {
     }
 
     /// The flow whose peer this is and has sent something: a flow to a name keeps that address.
-    pub fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
+    pub(super) fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
         self.fallbacks.forget(id);
         self.flows[id as usize].as_mut()
@@ -221,6 +223,8 @@ impl Flows {
         let flow = self.flows[id as usize].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
+        // The entry may lose the PEER that announces this, and no longer asks.
+        flow.peer_due = now;
         Some((to, again))
     }
 
@@ -230,7 +234,7 @@ impl Flows {
         self.flows[id as usize].as_mut()
     }
 
-    /// What flows with limits have used, and to which address.
+    /// The usage of all flows with limits, with their peers' addresses.
     pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
             (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
@@ -238,22 +242,22 @@ impl Flows {
         })
     }
 
-    /// A datagram went out on it.
-    pub fn touch(&mut self, id: u32, now: Nanos) {
+    /// Notes that the flow has sent a datagram.
+    pub(super) fn touch(&mut self, id: u32, now: Nanos) {
         if let Some(flow) = self.flows[id as usize].as_mut() {
             flow.seen = now;
         }
     }
 
-    /// Whether the flow with this number has this token: OPEN is idempotent.
-    pub fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
+    /// True if the flow with this number has this token. A repeated OPEN changes nothing then.
+    pub(super) fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
-    /// Brings a flow here.
+    /// Moves the flow with this token to this channel and number.
     ///
     /// # Errors
-    /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
+    /// The token is unknown ([`DropReason::Flow`]), or this channel has no room.
     pub(crate) fn relocate(
         &mut self,
         channel: ChannelIndex,
@@ -267,7 +271,7 @@ impl Flows {
             return Ok(());
         }
         if self.by_number.contains_key(&(channel, number)) {
-            // An entry does not reuse a number that is in use; whoever does keeps what it has.
+            // An entry never reuses a number in use. If one does, the flow that has the number keeps it.
             return Err(DropReason::NumberTaken);
         }
         if old.0 != channel && self.quota.of(channel).flows >= self.caps.flows_per_channel {
@@ -289,7 +293,7 @@ impl Flows {
         Ok(())
     }
 
-    /// A flow is at a place now; whoever was there before is no longer found there.
+    /// Registers a flow at a place. A flow that had the place before is no longer found there.
     fn take_place(&mut self, place: (ChannelIndex, u16), id: u32) {
         self.by_number.insert(place, id);
         if let Some(alias) = self.aliases.remove(&place)
@@ -302,7 +306,7 @@ impl Flows {
     /// Adds a flow without a target. Its number must be free.
     ///
     /// # Errors
-    /// The channel or the exit has as many flows as it may.
+    /// The channel or the exit has its maximum of flows.
     fn add(
         &mut self,
         channel: ChannelIndex,
@@ -337,6 +341,7 @@ impl Flows {
             next_id: 0,
             was: None,
             reported: 0,
+            peer_due: Nanos::MAX,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -347,8 +352,8 @@ impl Flows {
     /// Opens a flow to an address that the policy admits.
     ///
     /// # Errors
-    /// Flows or sockets are short.
-    pub fn open(
+    /// No flow or no socket is available.
+    pub(super) fn open(
         &mut self,
         apps: &mut impl Apps,
         (channel, number): (ChannelIndex, u16),
@@ -368,7 +373,7 @@ impl Flows {
     /// Opens a flow whose name must be resolved; returns the question's number.
     ///
     /// # Errors
-    /// Flows or questions are short.
+    /// No flow or no question is available.
     pub(crate) fn open_name(
         &mut self,
         (channel, number): (ChannelIndex, u16),
@@ -391,8 +396,8 @@ impl Flows {
     /// Gives a flow its peer, over its client's socket.
     ///
     /// # Errors
-    /// Sockets are short.
-    pub fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
+    /// No socket is available.
+    pub(super) fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
             Some(socket) => socket,
@@ -413,7 +418,7 @@ impl Flows {
     }
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
-    pub fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
+    pub(super) fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
         self.fallbacks.forget(id);
@@ -472,7 +477,12 @@ impl Flows {
     }
 
     /// Ends idle flows, calling `closed` for each; returns datagrams that waited.
-    pub fn expire(&mut self, apps: &mut impl Apps, now: Nanos, mut closed: impl FnMut(ChannelIndex, u16)) -> usize {
+    pub(super) fn expire(
+        &mut self,
+        apps: &mut impl Apps,
+        now: Nanos,
+        mut closed: impl FnMut(ChannelIndex, u16),
+    ) -> usize {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut waited = 0;
         for id in std::mem::take(&mut self.due) {

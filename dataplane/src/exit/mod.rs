@@ -63,13 +63,13 @@ const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
 const REASSEMBLING_MAX: u64 = 4096;
 
-/// Whom a client's socket hears (RFC 4787, 5).
+/// The senders whose datagrams a client's socket accepts (RFC 4787, 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filtering {
     /// The peers of its flows: address- and port-dependent filtering.
     #[default]
     Endpoint,
-    /// Everybody whom the policy would let it answer: endpoint-independent filtering.
+    /// All senders that the policy would let it answer: endpoint-independent filtering.
     None,
 }
 
@@ -85,7 +85,7 @@ impl std::str::FromStr for Filtering {
     }
 }
 
-/// What an exit worker is made with.
+/// The configuration of an exit worker.
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
@@ -93,11 +93,11 @@ pub struct Settings {
     pub window: usize,
     /// Buffers on huge pages.
     pub hugepages: bool,
-    /// Where it may send.
+    /// The destinations that it may send to.
     pub policy: Policy,
-    /// Whom its sockets hear.
+    /// The senders that its sockets accept.
     pub filtering: Filtering,
-    /// How much goes to and comes from destinations that the policy does not trust.
+    /// Limits for destinations that the policy does not trust.
     pub limits: Limits,
     /// Bounds of its tables.
     pub caps: Caps,
@@ -186,12 +186,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.end.published.clone()
     }
 
-    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
         self.end.profile.clone()
@@ -312,6 +312,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
             limiter.backward(usage, from.ip(), true, now)?;
         }
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
+        if now >= flow.peer_due {
+            flow.peer_due = now + SECOND;
+            packer.put(channel, &Frame::Peer { flow: number, from }, free)?;
+        }
         for frame in frames::split(payload, number, id, data) {
             packer.put(channel, &frame, free)?;
         }

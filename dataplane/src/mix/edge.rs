@@ -1,4 +1,4 @@
-//! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
+//! The sockets of a mix: receives and opens arriving cells, seals and sends departing ones.
 //!
 //! An edge owns a socket towards each neighbour, the channels that come in there, and buffers. It knows no pool: opened
 //! cells go to [`Pools`], released ones come back through [`Edge::leave`].
@@ -30,11 +30,11 @@ use crate::{Nanos, SECOND};
 /// other.
 const RECEIVES: usize = 4;
 
-/// Where opened cells go.
+/// The destination of opened cells: a mixer, or the ring to one.
 pub(super) trait Pools {
     /// Cells that it can still take.
     fn room(&self, direction: Direction) -> usize;
-    /// Whether it has enough for now: what comes later may wait.
+    /// True if it takes no more for now. Later cells wait in the socket.
     fn sated(&self, direction: Direction, now: Nanos) -> bool;
     /// Takes one. The caller asks for room first.
     fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket);
@@ -52,7 +52,7 @@ struct Pipe {
 /// The work of a mix between two sockets: receive, open, seal, send.
 pub(super) struct Edge<U, D> {
     settings: Settings,
-    /// Which of the mix's.
+    /// Index of this edge in its mix.
     index: usize,
     up: U,
     down: D,
@@ -73,7 +73,7 @@ pub(super) struct Edge<U, D> {
 
 impl<U: Port, D: Port> Edge<U, D> {
     /// An edge with empty tables and `buffers` buffers. The generator is for the order of groups.
-    pub fn new(
+    pub(super) fn new(
         settings: Settings,
         index: usize,
         buffers: usize,
@@ -112,8 +112,8 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Applies what control has written, and lets old channels go.
-    pub fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
+    /// Applies the commands of control, and removes expired channels.
+    pub(super) fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now, pools);
         }
@@ -121,7 +121,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
-    pub fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
+    pub(super) fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
         let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         let pipe = &mut pipes[direction];
@@ -248,25 +248,25 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether there was such a channel.
+    /// Returns true if the channel existed.
     fn forget(&mut self, channel: ChannelIndex) -> bool {
         let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
         self.copies -= usize::from(self.is_copy(up));
         true
     }
 
-    /// Whether the forward cells of a channel with this link and number come to another edge.
+    /// True if the forward cells of a channel with this link and number arrive at another edge.
     fn is_copy(&self, up: Option<(LinkId, u32)>) -> bool {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    /// Whether nothing of the last release is left, so that the next one may leave.
+    /// True if the last release has been sent, so that the next one may leave.
     pub(crate) fn may_leave(&self, direction: Direction) -> bool {
         self.pipes[direction].out.is_empty()
     }
 
     /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
-    pub fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
+    pub(super) fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { pipes, table, free, sealer, .. } = self;
         let pipe = &mut pipes[direction];
         pipe.out.begin_release(times);
@@ -274,14 +274,14 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Sends as much as the sockets take.
-    pub fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         let PerDirection { forward, backward } = &mut self.pipes;
         self.down.send(&mut forward.out, &mut self.free, &mut forward.tally);
         self.up.send(&mut backward.out, &mut self.free, &mut backward.tally);
     }
 
     /// Drops cells and counts them.
-    pub fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
+    pub(super) fn give_up(&mut self, direction: Direction, cells: impl Iterator<Item = Pooled>, reason: DropReason) {
         for pooled in cells {
             self.pipes[direction].tally.drop(reason);
             self.free.give(pooled.cell.into_buffer());
@@ -295,26 +295,26 @@ impl<U: Port, D: Port> Edge<U, D> {
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
-    /// Whether something was sent that is not counted by its time.
+    /// True if something was sent whose time is not counted yet.
     pub(crate) fn has_unrecorded(&self) -> bool {
         self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
 
     /// Counts what was sent: now it has left.
-    pub fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
+    pub(super) fn record_latency(&mut self, now: Nanos, profile: &mut Profile) {
         for direction in DIRECTIONS {
             self.pipes[direction].out.record_latency(now, &mut profile.latency[direction]);
         }
     }
 
     /// Reports to control what the links did.
-    pub fn report(&mut self, now: Nanos) {
+    pub(super) fn report(&mut self, now: Nanos) {
         report_activity(&mut self.table.links, &mut self.punts, &mut self.report_due, now);
         self.punts.signal();
     }
 
     /// All it counts. What it holds is what waits to be sent.
-    pub fn ledger(&self) -> Ledger {
+    pub(super) fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for direction in DIRECTIONS {
             let pipe = &self.pipes[direction];
@@ -336,11 +336,11 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// Its buffers, to be exchanged for full ones.
-    pub fn buffers(&mut self) -> &mut FreeList {
+    pub(super) fn buffers(&mut self) -> &mut FreeList {
         &mut self.free
     }
 
-    /// When the next turn must come, if nothing arrives.
+    /// The latest time of the next turn if nothing arrives.
     pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
         let report = self.table.links.has_activity().then_some(self.report_due);
@@ -349,7 +349,7 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// The poller saw the socket with this token readable.
-    pub fn ready(&mut self, token: u64) {
+    pub(super) fn ready(&mut self, token: u64) {
         match token {
             UP => self.up.set_ready(),
             DOWN => self.down.set_ready(),
@@ -357,7 +357,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether something could not be sent.
+    /// True if a send queue is not empty.
     pub(crate) fn is_blocked(&self) -> bool {
         !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }

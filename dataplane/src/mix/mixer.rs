@@ -22,10 +22,10 @@ pub(super) struct Mixer {
     times: Vec<Times>,
 }
 
-/// What was in a pool. Whoever gets it empties it.
+/// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// What their marks number.
+    /// The times to which the marks of the cells are indices.
     pub times: &'a [Times],
 }
 
@@ -36,7 +36,7 @@ pub(super) const RELEASES_MAX: usize = 2 * RELEASES;
 
 impl Mixer {
     /// One generator for each pool.
-    pub fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
+    pub(super) fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
         Mixer {
             pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
             batches: Batches::default(),
@@ -47,7 +47,7 @@ impl Mixer {
     }
 
     /// The contents of a pool that is due; of any that is not empty, if forced.
-    pub fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
+    pub(super) fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> Option<Release<'_>> {
         let pool = &mut self.pools[direction];
         if !(pool.due(now) || force && !pool.is_empty()) {
             return None;
@@ -62,7 +62,7 @@ impl Mixer {
         Some(Release { cells: &mut self.cells, times: &self.times })
     }
 
-    /// Whether it released something that is not counted by size.
+    /// True if a release is not counted by size yet.
     pub(crate) fn has_released(&self) -> bool {
         !self.sizes.is_empty()
     }
@@ -72,18 +72,18 @@ impl Mixer {
         self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
     }
 
-    /// When the next pool is due by time.
+    /// The time at which the next pool is due.
     pub(crate) fn due_at(&self) -> Option<Nanos> {
         self.pools.iter().filter_map(Pool::due_at).min()
     }
 
     /// Cells in one of the pools.
-    pub fn held(&self, direction: Direction) -> usize {
+    pub(super) fn held(&self, direction: Direction) -> usize {
         self.pools[direction].len()
     }
 
-    /// What was released so far.
-    pub fn batches(&self) -> Batches {
+    /// Counters of all releases.
+    pub(super) fn batches(&self) -> Batches {
         self.batches
     }
 }

@@ -38,14 +38,14 @@ use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 /// offer for what comes, and the batch being received.
 pub(crate) const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
-/// What a mix worker is made with.
+/// The configuration of a mix worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
-    /// Which hop: 1 for Mix 1.
+    /// The position of this hop: 1 for Mix 1.
     pub position: usize,
-    /// When pools are released.
+    /// The rule that releases pools.
     pub mixing: Mixing,
     /// Over how many ports its links are spread.
     pub lanes: Lanes,
@@ -62,7 +62,7 @@ pub struct MixChannel {
     backward: Half<StreamKey>,
 }
 
-// Whether there is a channel is told by a value that no half has, in its first line, and takes no room of its own.
+// `None` is a value that no half has, in the first cache line, so the option takes no room of its own.
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<Option<Record<MixChannel>>>() == 21 * 64);
 
@@ -128,12 +128,12 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
     }
 
-    /// Where it counts how long cells stay, and releases by size.
+    /// Histograms of how long cells stay, and of releases by size.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
     }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
+    fn pool_behind_a_blocked_socket_loses_nothing_it_took() {
         let net = MemNet::default();
         let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();

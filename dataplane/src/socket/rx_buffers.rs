@@ -121,7 +121,7 @@ impl RxBuffers {
         self.buffers.len()
     }
 
-    /// What the last call brought decides how many messages the next one asks for.
+    /// Adapts the number of messages that the next call asks for to what the last one received.
     pub(super) fn learn(&mut self, messages: usize, datagrams: usize) {
         if let Some(lately) = (16 * datagrams).checked_div(messages) {
             self.recent = (7 * self.recent + lately) / 8;

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_authentic_cell_marks_keeps_a_channel_alive_or_promotes_a_slot() {
+    fn only_authentic_cells_mark_refresh_or_promote() {
         let shape = Shape::new(Class::S, 2).unwrap();
         let secret = Secret::new([5; 32]);
         let peer = "192.0.2.1:1".parse().unwrap();

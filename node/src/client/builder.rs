@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 use super::Entry;
 use crate::config::{Chain, ConfigError, Keys, Loaded, Location, NodeConfig, Part};
 use crate::error::StartError;
-use crate::runtime::node::rng;
+use crate::runtime::random::rng;
 
-/// Where the chain comes from.
+/// The source of the chain.
 enum Source {
     File(PathBuf),
     Text(String),
@@ -20,8 +20,8 @@ enum Source {
 
 /// Builds an [`Entry`] from a chain's public file and options. Made by [`Entry::builder`].
 ///
-/// The options are those of an entry's configuration file, with the same defaults. An entry needs no keys of its own:
-/// it proves nothing to anyone, and makes new ones for every start.
+/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does not
+/// prove an identity, and makes new keys at every start.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -42,7 +42,7 @@ enum Source {
 #[must_use = "`start` starts the entry"]
 pub struct EntryBuilder {
     chain: Option<Source>,
-    /// Lines of a configuration, but for forwards.
+    /// Lines of a configuration, without forwards.
     lines: String,
     forwards: String,
     socks: Vec<String>,
@@ -51,7 +51,7 @@ pub struct EntryBuilder {
     commands: Option<PathBuf>,
 }
 
-/// What messages call the options.
+/// The name of the options in messages.
 const NAME: &str = "entry options";
 
 impl EntryBuilder {
@@ -144,7 +144,7 @@ impl EntryBuilder {
         self
     }
 
-    /// Starts the entry. Its channels open meanwhile: [`Entry::wait_ready`].
+    /// Starts the entry and returns before its channels are open. [`Entry::wait_ready`] waits for them.
     ///
     /// # Errors
     /// A mistake in the chain file or the options, or a refusal of the operating system.
@@ -158,6 +158,7 @@ impl EntryBuilder {
                 return Err(ConfigError::Arguments(what).into());
             }
         };
+
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
             "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
@@ -170,14 +171,37 @@ impl EntryBuilder {
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
+
         let mut keys = Keys::draw(&mut rng()?);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {
-                let what = "a name and a password of `socks_user` have 1 to 255 bytes each".to_owned();
+                let what = "name and password of `socks_user` must have 1 to 255 bytes each (RFC 1929)".to_owned();
                 return Err(ConfigError::Invalid { at: Location::file(Path::new(NAME)), what }.into());
             }
             keys.socks_users.insert(name, password);
         }
         Entry::run(Loaded { config, chain, keys })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{self, Plan};
+
+    #[test]
+    fn errors_of_options_name_no_command_line_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = ["127.0.0.1:4701", "127.0.0.1:4702"].map(|address| address.parse().unwrap());
+        let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        let builder = || Entry::builder().chain_file(&files.chain);
+        let refused = |builder: EntryBuilder| builder.start().err().expect("a mistake").to_string();
+
+        let forward = |builder: EntryBuilder| builder.forward(addresses[0], addresses[1].into());
+        let clash = refused(forward(forward(builder())));
+        assert!(clash.starts_with("entry options: forward on 127.0.0.1:4701: forward already uses port"), "{clash}");
+        let open = refused(builder().socks("0.0.0.0:1080".parse().unwrap()));
+        assert!(open.contains("add a user with `socks_user`"), "{open}");
+        assert!(!clash.contains("--") && !open.contains("--"), "{clash}; {open}");
     }
 }

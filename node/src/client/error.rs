@@ -9,7 +9,7 @@ use wire::frames::Status;
 
 use crate::runtime::refusals::Refusal;
 
-/// Why a call on a [`UdpTunnel`](super::UdpTunnel) failed.
+/// Error of a call on a [`UdpTunnel`](super::UdpTunnel).
 ///
 /// The first four are the exit's answers to an earlier datagram. They come as the result of the next call, as
 /// `ECONNREFUSED` does on a UDP socket, and name the destination; the call itself did nothing and may be repeated.
@@ -19,31 +19,31 @@ pub enum TunnelError {
     /// The exit's policy closes this destination. Later datagrams there are dropped; the exit is asked again after 5 s.
     #[error("the exit's policy refuses {destination}: choose another destination, or list it in `allow` at the exit")]
     PolicyRefused {
-        /// Where an earlier datagram was sent.
+        /// The destination of the earlier datagram.
         destination: Destination,
     },
     /// No route, or a closed port. Later datagrams there are sent all the same.
     #[error("the exit cannot reach {destination}: check that the service is running there, and the exit's routes")]
     Unreachable {
-        /// Where an earlier datagram was sent.
+        /// The destination of the earlier datagram.
         destination: Destination,
     },
     /// The name does not resolve at the exit. The exit is asked again after 5 s.
     #[error("the exit cannot resolve {destination}: check the name, and `resolver` at the exit")]
     Unresolvable {
-        /// Where an earlier datagram was sent.
+        /// The destination of the earlier datagram.
         destination: Destination,
     },
     /// The exit has no room for another flow. It is asked again after 5 s.
     #[error("the exit has no room for a flow to {destination}: use fewer destinations, or try again later")]
     ExitFull {
-        /// Where an earlier datagram was sent.
+        /// The destination of the earlier datagram.
         destination: Destination,
     },
     /// The datagram is longer than [`Entry::max_datagram_len`](super::Entry::max_datagram_len). Nothing was sent.
     #[error("the datagram of {len} bytes for {destination} is too long: at most {max} bytes fit in eight cells")]
     TooLong {
-        /// Where it was to be sent.
+        /// The destination.
         destination: Destination,
         /// Its length in bytes.
         len: usize,
@@ -53,9 +53,9 @@ pub enum TunnelError {
     /// Port 0, text that is not a host name, or a name too long for a cell of this chain. Nothing was sent.
     #[error("invalid destination {destination}: {why}")]
     InvalidDestination {
-        /// Where it was to be sent.
+        /// The destination.
         destination: Destination,
-        /// What is wrong with it and what to do.
+        /// The mistake and its remedy.
         why: String,
     },
     /// The entry has been shut down or dropped.
@@ -91,14 +91,14 @@ impl From<TunnelError> for io::Error {
 }
 
 impl From<io::Error> for TunnelError {
-    /// The relay of an entry that has ended refuses.
+    /// A refused connection means that the entry has ended: its relay no longer exists.
     fn from(why: io::Error) -> TunnelError {
         if why.kind() == ErrorKind::ConnectionRefused { TunnelError::Closed } else { TunnelError::Io(why) }
     }
 }
 
 impl TunnelError {
-    /// None for an answer that is not a refusal.
+    /// `None` for an answer that is not a refusal.
     pub(super) fn refused(Refusal { destination, status }: Refusal, max: usize) -> Option<TunnelError> {
         Some(match status {
             Status::Refused => TunnelError::PolicyRefused { destination },
@@ -112,16 +112,16 @@ impl TunnelError {
     }
 }
 
-/// Why [`Entry::wait_ready`](super::Entry::wait_ready) gave up. The entry keeps trying.
+/// [`Entry::wait_ready`](super::Entry::wait_ready) timed out. The entry keeps trying.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NotReady {
     /// Mix 1 did not answer.
     #[error("no link to Mix 1 at {address} after {}: check that it is running, and that UDP reaches it", seconds(*waited))]
     NoLink {
-        /// Where it is expected.
+        /// The address of Mix 1.
         address: String,
-        /// How long the entry was waited for.
+        /// The time since the call.
         waited: Duration,
     },
     /// Mix 1 answers, and fewer channels are open than configured.
@@ -131,7 +131,7 @@ pub enum NotReady {
         open: usize,
         /// Channels that the entry is to keep open.
         wanted: usize,
-        /// How long the entry was waited for.
+        /// The time since the call.
         waited: Duration,
     },
     /// The entry has been shut down, or a thread of it panicked.

@@ -39,7 +39,7 @@ pub struct Entry {
     shape: Shape,
     /// Channels to keep open.
     channels: usize,
-    /// Where Mix 1 is expected.
+    /// The address of Mix 1.
     next: String,
 }
 

@@ -71,8 +71,8 @@ impl UdpTunnel {
         Ok(sent.saturating_sub(header.len()))
     }
 
-    /// Receives a datagram. Returns its length and its sender. What does not fit in `buffer` is cut off, as with a
-    /// [`UdpSocket`]; [`Entry::max_datagram_len`] bytes always suffice.
+    /// Receives a datagram. Returns its length and its sender. Bytes that do not fit in `buffer` are cut off, as with a
+    /// [`UdpSocket`]; [`Entry::max_datagram_len`] bytes are always enough.
     ///
     /// The sender is an address, even if the datagram answers one to a name. If the exit's message with that address was
     /// lost or overtaken, it is the name.
@@ -85,7 +85,7 @@ impl UdpTunnel {
         loop {
             self.check_refusals()?;
             let len = self.socket.recv(&mut received)?;
-            // Only the relay can send here. What is not a header wakes this call for a refusal.
+            // Only the relay can send here. A datagram without a header wakes this call for a refusal.
             let Ok((from, data)) = read_socks(&received[..len]) else { continue };
             let len = data.len().min(buffer.len());
             buffer[..len].copy_from_slice(&data[..len]);
@@ -121,7 +121,7 @@ impl UdpTunnel {
 }
 
 impl AsFd for UdpTunnel {
-    /// To wait on. Reading from it or writing to it takes what belongs to the tunnel.
+    /// A descriptor to poll. Do not read from it or write to it: that takes datagrams of the tunnel.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,5 +1,5 @@
-//! `chain.toml`: what everyone may know of a chain. Identities are pinned here; descriptors are
-//! verified against them and against the clock.
+//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them and
+//! against the clock.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct Chain {
     pub id: [u8; 32],
     /// Class and key hops.
     pub shape: Shape,
-    /// What its mixes were set up to do.
+    /// The mixing strategy that its mixes were created with.
     pub mixing: Mixing,
     /// Lifetime of its channels in seconds.
     pub lifetime_s: u16,
@@ -38,7 +38,7 @@ pub struct ChainNode {
     pub index: usize,
     /// The Ed25519 public key that signs its descriptors.
     pub identity: [u8; 32],
-    /// Where the previous hop reaches it: its first lane.
+    /// Its first lane, to which the previous hop sends.
     pub address: SocketAddr,
     /// Number of its lanes: consecutive ports from that of `address` on.
     pub lanes: usize,
@@ -50,15 +50,15 @@ impl Chain {
     /// Reads and verifies a chain.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read(path: &Path, wall: SystemTime) -> Result<Chain, ConfigError> {
         Chain::check(&Source::read(path)?, wall)
     }
 
-    /// The same from a text; `path` is named in complaints.
+    /// The same from a text; messages name `path`.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn parse(path: &Path, text: &str, wall: SystemTime) -> Result<Chain, ConfigError> {
         Chain::check(&Source::new(path, text), wall)
     }
@@ -72,6 +72,7 @@ impl Chain {
         let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
         let mixing = table.parsed("mixing")?;
         let lifetime_s = table.integer("lifetime_s") as u16;
+
         let tables = table.subs("node")?;
         if tables.len() != hops {
             let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
@@ -79,6 +80,7 @@ impl Chain {
         }
         let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+
         for (node, table) in nodes.iter().zip(&tables) {
             if node.descriptor.lifetime_s != lifetime_s {
                 let said = node.descriptor.lifetime_s;
@@ -94,19 +96,19 @@ impl Chain {
         self.nodes.get(position.checked_sub(1)?)
     }
 
-    /// Over how many ports the links of the node at a position are spread.
+    /// The lanes of the node at a position and of its next hop.
     pub fn lanes_at(&self, position: usize) -> Lanes {
         let of = |position| self.node(position).map_or(1, |node| node.lanes);
         Lanes { own: of(position), next: of(position + 1) }
     }
 
-    /// The first eight digits of its id, for people.
+    /// The first eight digits of its id.
     pub fn short_id(&self) -> String {
         self.id[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// What to do about a chain file that contradicts itself.
+/// The remedy for a chain file that contradicts itself.
 const FETCH: &str = "get the chain file again from the chain's operator";
 /// The order of a chain file.
 const ORDER: &str = "list Mix 1 with index 1 first and the exit last";
@@ -127,16 +129,21 @@ fn read_node(
     if said.value != role.name() {
         return Err(said.wrong(format!("role must be \"{role}\" for node {index} (got {:?})", said.value), ORDER));
     }
+
     let identity = table.text("identity").bytes("identity")?;
     let said = table.text("address");
     let address: SocketAddr = said.value.parse().map_err(|_| {
         let what = format!("address must be IP:PORT or [IPv6]:PORT (got {:?})", said.value);
         said.wrong(what, FETCH)
     })?;
+
+    // The signature covers the keys and the addresses of the node.
     let text = table.text("descriptor");
     let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
     let verified = Descriptor::verify(&signed, &identity, chain, wall);
     let descriptor = verified.map_err(|why| ConfigError::Descriptor { at: text.at(), index, why })?;
+
+    // A valid descriptor may be one of another place in the chain.
     let same = usize::from(descriptor.position) == index
         && usize::from(descriptor.hops) == shape.hops()
         && descriptor.class == shape.class();
@@ -151,12 +158,14 @@ fn read_node(
         );
         return Err(text.wrong(what, FETCH));
     }
+
     if !descriptor.lanes.contains(&address) {
         let what =
             format!("address = \"{address}\" is not in the signed descriptor, which has {}", descriptor.lanes[0]);
         let remedy = "restore it; for a node behind NAT set `next` in the previous node's configuration";
         return Err(said.wrong(what, remedy));
     }
+
     let new = "ask its operator for a descriptor made by `eddy init`";
     let lanes = lanes(&descriptor, address).map_err(|what| text.wrong(what, new))?;
     if lanes > 1 && role == NodeRole::Exit {
@@ -165,7 +174,7 @@ fn read_node(
     Ok(ChainNode { role, index, identity, address, lanes, descriptor })
 }
 
-/// How many lanes begin at `address`: the descriptor's addresses of that host, which must be as many ports in a row
+/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive ports
 /// (SPEC 4.7).
 fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> {
     let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();

@@ -1,4 +1,4 @@
-//! Mistakes in files and on the command line: what, where and what to do, on one line each.
+//! Mistakes in files and on the command line: location, mistake and remedy, on one line each.
 
 use std::fmt;
 use std::io;
@@ -39,7 +39,7 @@ pub fn in_words(why: &io::Error) -> String {
 
 /// A mistake in a file, an option or a setting of this host: the command ends with exit code 2.
 ///
-/// The message is one line: where, what was expected and found, and what to do.
+/// The message is one line: the location, the expected and the found value, and the remedy.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// A file that cannot be read.
@@ -47,9 +47,9 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The answer of the system.
         why: io::Error,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// A file or folder that cannot be written.
@@ -57,21 +57,21 @@ pub enum ConfigError {
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The answer of the system.
         why: io::Error,
     },
     /// The text is not TOML.
     #[error("{at}: {what}: write it as TOML, one `key = value` per line")]
     Syntax {
-        /// Where.
+        /// The location.
         at: Location,
-        /// What the parser says.
+        /// The message of the parser.
         what: String,
     },
     /// The file has no such key.
     #[error("{at}: unknown key `{key}`: {hint}")]
     UnknownKey {
-        /// Where.
+        /// The location.
         at: Location,
         /// As written.
         key: String,
@@ -81,39 +81,39 @@ pub enum ConfigError {
     /// A required key is not set.
     #[error("{at}: the key `{key}` is missing: add {example}")]
     MissingKey {
-        /// Where.
+        /// The location.
         at: Location,
-        /// Which.
+        /// Its name.
         key: String,
-        /// A line that would do.
+        /// A line that sets it.
         example: String,
     },
     /// A value that is not accepted.
     #[error("{at}: {what}: {remedy}")]
     Value {
-        /// Where.
+        /// The location.
         at: Location,
-        /// What is wrong.
+        /// The mistake.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
     /// The same, with a text that includes the remedy.
     #[error("{at}: {what}")]
     Invalid {
-        /// Where.
+        /// The location.
         at: Location,
-        /// What is wrong and what to do.
+        /// The mistake and its remedy.
         what: String,
     },
     /// A descriptor that is not accepted.
     #[error("{at}: node {index}: {why}")]
     Descriptor {
-        /// Where.
+        /// The location.
         at: Location,
         /// The node's position in the chain.
         index: usize,
-        /// Why not; names the remedy.
+        /// The reason, with the remedy.
         why: DescriptorError,
     },
     /// A key file that others may read.

@@ -27,7 +27,7 @@ pub struct Keys {
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if the operators agreed on one.
     pub psk_down: Option<Secret>,
-    /// At an entry: who may use its SOCKS ports from other hosts, and their passwords.
+    /// At an entry: users of its SOCKS ports from other hosts, with their passwords.
     pub socks_users: BTreeMap<String, Zeroizing<String>>,
 }
 
@@ -50,7 +50,7 @@ impl Keys {
         Keys::check(&Source::read(path)?.secret())
     }
 
-    /// Draws new ones.
+    /// Draws new keys.
     pub fn draw(rng: &mut ChaCha20Rng) -> Keys {
         Keys {
             identity: draw_secret(rng),
@@ -62,12 +62,12 @@ impl Keys {
         }
     }
 
-    /// Whether SOCKS clients can give this name and password (RFC 1929).
+    /// True if SOCKS clients can send this name and password (RFC 1929).
     pub fn is_user(name: &str, password: &str) -> bool {
         [name, password].iter().all(|text| (1..=255).contains(&text.len()))
     }
 
-    /// Checks that they belong to this node of this chain. An entry's keys are in no descriptor, so any will do.
+    /// Checks that they belong to this node of this chain. An entry has no descriptor, so any keys are valid.
     ///
     /// # Errors
     /// They belong to another node or chain.
@@ -78,7 +78,7 @@ impl Keys {
             what: format!("the {kind} key is not that of node {} in {}", config.position, config.chain.display()),
             remedy: format!(
                 "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
-                config.place("keys", 0).unwrap_or_else(|| Location::file(&config.path))
+                config.place_of("keys")
             ),
         };
         if x25519_public(&self.noise) != own.descriptor.noise {
@@ -90,7 +90,7 @@ impl Keys {
         Ok(())
     }
 
-    /// The same from a text; `path` is named in complaints.
+    /// The same from a text; messages name `path`.
     ///
     /// # Errors
     /// The first mistake, with its remedy.
@@ -120,7 +120,7 @@ impl Keys {
 }
 
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access
-/// list, and the group's bits are the mask of that list; nobody else gets into the folder.
+/// list, and the bits of the group are the mask of that list. Other users cannot enter the folder.
 fn others(path: &Path, credentials: Option<&Path>) -> u32 {
     let passed = credentials.is_some_and(|folder| path.is_absolute() && path.parent() == Some(folder));
     if passed { 0o037 } else { 0o077 }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_in_the_folder_of_credentials_are_the_groups_bits_a_mask() {
+    fn group_bits_are_allowed_for_systemd_credentials_only() {
         let folder = Some(Path::new("/run/credentials/eddy@mix1.service"));
         assert_eq!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o440, 0);
         assert_ne!(others(Path::new("/run/credentials/eddy@mix1.service/keys"), folder) & 0o004, 0);

@@ -1,8 +1,7 @@
 //! The configuration: the chain's public file, and per node a configuration and a key file.
 //!
-//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them ([`ConfigError`]:
-//! what, where, remedy, on one line). Refuses unknown keys, and files that do not fit together, before a socket is opened.
-//! Opens none itself.
+//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them ([`ConfigError`]).
+//! Refuses unknown keys, and files that do not fit together. Opens no sockets.
 //!
 //! Neighbours: [`crate::init`] writes the files, the command loads them, [`crate::runtime::node`] runs a node from them.
 
@@ -61,15 +60,15 @@ pub const LIFETIME_S: u16 = 3600;
 /// Longest UDP payload that a 1500-byte path carries over IPv4, and over IPv6.
 pub const PAYLOAD_MAX: [usize; 2] = [1472, 1452];
 
-/// What a node is.
+/// The role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
-    /// The user's end.
+    /// The first node: applications send to it.
     Entry,
-    /// A hop with a next hop.
+    /// A node between entry and exit.
     Mix,
-    /// The last hop.
+    /// The last node: it sends to destinations.
     Exit,
 }
 
@@ -92,7 +91,7 @@ impl NodeRole {
         }
     }
 
-    /// The role at a position of a chain with so many key hops.
+    /// The role at a position of a chain with this number of key hops.
     pub fn at(position: usize, hops: usize) -> Option<NodeRole> {
         match position {
             0 => Some(NodeRole::Entry),
@@ -136,7 +135,7 @@ impl Loaded {
     /// Reads `path` and the files it names.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
         Loaded::read_files(NodeConfig::read(path)?)
     }
@@ -144,7 +143,7 @@ impl Loaded {
     /// Reads the files that a configuration names.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read_files(config: NodeConfig) -> Result<Loaded, ConfigError> {
         let chain = config.read_chain(SystemTime::now())?;
         let keys = config.read_keys()?;
@@ -153,7 +152,7 @@ impl Loaded {
         Ok(Loaded { config, chain, keys })
     }
 
-    /// Where the next hop is reached: `next` of the configuration, or its first lane. None at the exit.
+    /// The address of the next hop: `next` of the configuration, or its first lane. `None` at the exit.
     ///
     /// # Errors
     /// A name that does not resolve.
@@ -164,10 +163,6 @@ impl Loaded {
 
 /// A configuration and the files that it names.
 impl NodeConfig {
-    fn place_of(&self, key: &str) -> Location {
-        self.place(key, 0).unwrap_or_else(|| Location::file(&self.path))
-    }
-
     /// `error` of reading a file that `key` names, which must be `must`.
     fn named(&self, key: &str, must: &str, error: ConfigError) -> ConfigError {
         match error {
@@ -179,10 +174,10 @@ impl NodeConfig {
         }
     }
 
-    /// Reads its chain; `wall` is the time that descriptors are held against.
+    /// Reads its chain; descriptors must be valid at the time `wall`.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read_chain(&self, wall: SystemTime) -> Result<Chain, ConfigError> {
         Chain::read(&self.chain, wall)
             .map_err(|why| self.named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))
@@ -191,7 +186,7 @@ impl NodeConfig {
     /// Reads its keys.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read_keys(&self) -> Result<Keys, ConfigError> {
         Keys::read(&self.keys)
             .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
@@ -219,9 +214,11 @@ impl NodeConfig {
                     config.role().with_article(),
                     config.position
                 ),
-                "correct it, or `role`".to_owned(),
+                "correct the position, or `role`".to_owned(),
             ));
         }
+
+        // The entry computes its timeouts from the promised delays.
         if let Some(own) = chain.node(config.position) {
             let promised = u128::from(own.descriptor.mixing_delay_ms);
             if let Part::Mix { mixing } = &config.part
@@ -232,7 +229,7 @@ impl NodeConfig {
                     format!(
                         "mixing = \"{mixing}\" may hold cells longer than the {promised} ms that the descriptor promises"
                     ),
-                    format!("use a shorter one, or make the chain again with `eddy init --mixing {mixing}`"),
+                    format!("use a shorter delay, or make the chain again with `eddy init --mixing {mixing}`"),
                 ));
             }
         }
@@ -264,7 +261,7 @@ impl NodeConfig {
 /// Refuses a chain whose longest cell does not fit a path of 1500 bytes.
 ///
 /// # Errors
-/// It does not fit; the message names what would.
+/// It does not fit; the message names a chain that does.
 pub fn check_fits(shape: Shape, ipv6: bool) -> Result<(), ConfigError> {
     let limit = PAYLOAD_MAX[usize::from(ipv6)];
     if shape.longest_cell() <= limit {
@@ -308,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_a_path_is_refused_with_what_would() {
+    fn too_long_cells_are_refused_with_a_chain_that_fits() {
         let shape = |class, mixes: usize| Shape::new(class, mixes + 1).unwrap();
         assert!(check_fits(shape(Class::L, 7), false).is_ok());
         assert!(check_fits(shape(Class::L, 5), true).is_ok());

@@ -29,11 +29,11 @@ pub struct NodeConfig {
     pub chain: PathBuf,
     /// The key file.
     pub keys: PathBuf,
-    /// The Unix socket that `eddy status` reads; every file names one.
+    /// The Unix socket that `eddy status` reads. Every file names one.
     pub status: Option<PathBuf>,
     /// Local address of the link to the previous hop; none at the entry.
     pub up: Option<SocketAddr>,
-    /// Local address of the link to the next hop; without one any port of any address.
+    /// Local address of the link to the next hop. `None`: any port of any address.
     pub down: Option<SocketAddr>,
     /// Address of the next hop, `HOST:PORT`, if it is not reached at its descriptor's; further lanes are on the ports
     /// after it.
@@ -42,27 +42,27 @@ pub struct NodeConfig {
     pub window: usize,
     /// Receive buffer of each link socket, in bytes.
     pub receive_buffer: usize,
-    /// Whether cells travel in GSO bursts.
+    /// GSO and GRO on link sockets.
     pub offload: Offload,
     /// System calls of link sockets.
     pub io: Io,
-    /// Cores of the workers, from the first again if there are more workers. Without any the system chooses.
+    /// Cores of the workers, in turn if there are more workers. Empty: the system chooses.
     pub cores: Vec<usize>,
-    /// How long a worker keeps polling after it received something.
+    /// Time for which a worker keeps polling after it received something.
     pub spin: Duration,
-    /// Buffers and channels on huge pages, where the system gives them.
+    /// Buffers and channels on huge pages, if the system has them.
     pub hugepages: bool,
     /// Links are renewed after this.
     pub renew_after: Duration,
     /// Bounds of admission, at mixes and exits.
     pub caps: Caps,
-    /// What only this role has.
+    /// Settings of this role only.
     pub part: Part,
-    /// The lines of keys; lists have one per element.
-    lines: Vec<(&'static str, usize)>,
+    /// The keys that are set, with their lines; lists have one per element. A program's options have no lines.
+    lines: Vec<(&'static str, Option<usize>)>,
 }
 
-/// What only one role has.
+/// Settings of one role.
 #[derive(Clone, Debug)]
 pub enum Part {
     /// The entry's.
@@ -76,7 +76,7 @@ pub enum Part {
     Exit(ExitPart),
 }
 
-/// What only an entry has.
+/// Settings of an entry.
 #[derive(Clone, Debug)]
 pub struct EntryPart {
     /// Channels to keep open.
@@ -89,16 +89,16 @@ pub struct EntryPart {
     pub pymix: Vec<SocketAddr>,
     /// TCP ports for SOCKS5 clients.
     pub socks: Vec<SocketAddr>,
-    /// The Unix socket that `eddy forward` talks to.
+    /// The Unix socket for `eddy forward`.
     pub commands: Option<PathBuf>,
 }
 
 /// A port of the entry and the destination of what is sent there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// Where the entry listens.
+    /// Address at which the entry listens.
     pub listen: SocketAddr,
-    /// Where the exit sends to.
+    /// Destination of the exit.
     pub to: Destination,
     /// Idle flows are closed after this instead of [`EntryPart::flow_idle`].
     pub idle: Option<Duration>,
@@ -132,7 +132,7 @@ impl std::str::FromStr for Forward {
 /// Reads the seconds after which an idle flow is closed.
 ///
 /// # Errors
-/// None, or more than a day.
+/// Zero, or more than a day.
 pub fn parse_idle(seconds: u64) -> Result<Duration, String> {
     if IDLE_RANGE.contains(&(seconds as i64)) {
         return Ok(Duration::from_secs(seconds));
@@ -143,7 +143,7 @@ pub fn parse_idle(seconds: u64) -> Result<Duration, String> {
 /// Seconds after which an idle flow may be closed.
 const IDLE_RANGE: std::ops::Range<i64> = 1..86_401;
 
-/// What only an exit has.
+/// Settings of an exit.
 #[derive(Clone, Debug)]
 pub struct ExitPart {
     /// Destinations to open although they are private, loopback, link-local, multicast or the exit's own.
@@ -152,9 +152,9 @@ pub struct ExitPart {
     pub deny: Vec<Rule>,
     /// Destinations without limits.
     pub trust: Vec<Rule>,
-    /// Limits of all others.
+    /// Limits of all other destinations.
     pub limits: Limits,
-    /// Who may send to a client.
+    /// The senders whose datagrams reach a client.
     pub filtering: Filtering,
     /// Name server; the system's unless set.
     pub resolver: Option<SocketAddr>,
@@ -167,26 +167,26 @@ pub struct ExitPart {
 }
 
 impl NodeConfig {
-    /// Reads one node's configuration; of the files it names, none.
+    /// Reads one node's configuration, but not the files it names.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn read(path: &Path) -> Result<NodeConfig, ConfigError> {
         NodeConfig::check(path, &Source::read(path)?)
     }
 
-    /// The same from a text; `path` is named in complaints, and what the text names lies beside it.
+    /// The same from a text. Messages name `path`; paths in the text are relative to its folder.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub fn parse(path: &Path, text: &str) -> Result<NodeConfig, ConfigError> {
         NodeConfig::check(path, &Source::new(path, text))
     }
 
-    /// Options of a program instead of a file: `name` in complaints, without lines.
+    /// The same from the options of a program, which messages call `name`.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its remedy.
+    /// The first mistake, with its remedy.
     pub(crate) fn parse_options(name: &str, text: &str) -> Result<NodeConfig, ConfigError> {
         NodeConfig::check(Path::new(name), &Source::without_lines(name, text))
     }
@@ -243,13 +243,23 @@ impl NodeConfig {
         })
     }
 
-    /// The location of a key, or of the `nth` element of a list. None if the file does not set it.
+    /// The location of a key, or of the `nth` element of a list. None if it is not set there.
     pub fn place(&self, key: &str, nth: usize) -> Option<Location> {
         let (_, line) = self.lines.iter().filter(|(name, _)| *name == key).nth(nth)?;
-        Some(Location { path: self.path.clone(), line: Some(*line) })
+        Some(Location { path: self.path.clone(), line: *line })
     }
 
-    /// What the node is.
+    /// The location of a key, or the file if it does not set the key.
+    pub fn place_of(&self, key: &str) -> Location {
+        self.place(key, 0).unwrap_or_else(|| Location::file(&self.path))
+    }
+
+    /// True if it was read from a file, false if it was made from a program's options.
+    pub fn is_file(&self) -> bool {
+        self.lines.iter().any(|(_, line)| line.is_some())
+    }
+
+    /// The node's role.
     pub fn role(&self) -> NodeRole {
         match self.part {
             Part::Entry(_) => NodeRole::Entry,
@@ -258,8 +268,8 @@ impl NodeConfig {
         }
     }
 
-    /// Keys of a link are dropped after this: half as long again as renewal takes, and at least ten
-    /// seconds later, which is ten handshakes that may be lost.
+    /// Keys of a link are dropped after this time: one and a half times `renew_after`, and at least 10 s after it, so that
+    /// ten handshakes may be lost.
     pub fn expire_after(&self) -> Duration {
         self.renew_after + (self.renew_after / 2).max(Duration::from_secs(10))
     }
@@ -272,10 +282,10 @@ fn window(table: &Table<'_>) -> Result<usize, ConfigError> {
         return Ok(window);
     }
     let what = format!("window must be a power of two (got {window})");
-    Err(table.wrong("window", what, format!("write for example `window = {}`", window.next_power_of_two())))
+    Err(table.wrong("window", what, format!("try `window = {}`", window.next_power_of_two())))
 }
 
-/// An exit's limits; 0 is none.
+/// The limits of an exit; 0 means no limit.
 fn limits(table: &Table<'_>) -> Limits {
     let limit = |name| Some(table.integer(name) as u32).filter(|limit| *limit > 0);
     Limits {
@@ -287,7 +297,7 @@ fn limits(table: &Table<'_>) -> Limits {
 
 fn address(key: &str, text: Text<'_>) -> Result<SocketAddr, ConfigError> {
     let what = || format!("{key} must be IP:PORT or [IPv6]:PORT (got {:?})", text.value);
-    text.value.parse().map_err(|_| text.wrong(what(), format!("write for example `{key} = \"192.0.2.7:4701\"`")))
+    text.value.parse().map_err(|_| text.wrong(what(), format!("for example `{key} = \"192.0.2.7:4701\"`")))
 }
 
 fn next(text: Text<'_>) -> Result<String, ConfigError> {
@@ -299,7 +309,7 @@ fn resolver(text: Text<'_>) -> Result<SocketAddr, ConfigError> {
     let ip = text.value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
     ip.or_else(|_| text.value.parse()).map_err(|_| {
         let what = format!("resolver must be IP or IP:PORT of a name server (got {:?})", text.value);
-        text.wrong(what, "write for example `resolver = \"9.9.9.9:53\"`")
+        text.wrong(what, "for example `resolver = \"9.9.9.9:53\"`")
     })
 }
 

@@ -16,7 +16,7 @@ pub struct Setting {
     pub key: &'static str,
     /// Its value; null if it is not set and has no default.
     pub value: Value,
-    /// Whether the file sets it.
+    /// True if the file sets it.
     pub set: bool,
 }
 

@@ -20,9 +20,9 @@ use super::{ConfigError, Location, NodeRole};
 pub(super) struct Source {
     path: PathBuf,
     text: Zeroizing<String>,
-    /// Whether it has lines that its reader could look at.
+    /// It is a file with lines, not the options of a program.
     lined: bool,
-    /// Whether its values are secrets.
+    /// Its values are secrets, which messages must not quote.
     secret: bool,
 }
 
@@ -46,6 +46,7 @@ impl Source {
             let remedy = "save it as UTF-8, or copy it again";
             ConfigError::Value { at, what: "the text is not UTF-8".into(), remedy: remedy.into() }
         })?;
+
         let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true, secret: false };
         if source.text.trim().is_empty() {
             let remedy = "copy it again from where `eddy init` wrote it";
@@ -60,7 +61,7 @@ impl Source {
         Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()), lined: true, secret: false }
     }
 
-    /// A text that a program has made.
+    /// Options of a program, as TOML.
     pub(super) fn without_lines(name: &str, text: &str) -> Source {
         Source { lined: false, ..Source::new(Path::new(name), text) }
     }
@@ -118,7 +119,7 @@ pub(super) struct Table<'s> {
     source: &'s Source,
     keys: &'static [Key],
     values: DeTable<'s>,
-    /// Where it is, if it is not the whole file.
+    /// Its location, if it is not the whole file.
     at: Option<Range<usize>>,
 }
 
@@ -144,7 +145,7 @@ impl Text<'_> {
         self.source.at(&self.span)
     }
 
-    /// Bytes in base64 or, where so many bytes are known, in hex.
+    /// Bytes in base64 or hex.
     pub(super) fn bytes<const N: usize>(&self, key: &str) -> Result<[u8; N], ConfigError> {
         let decoded = if self.value.len() == 2 * N { decode_hex(self.value) } else { STANDARD.decode(self.value).ok() };
         decoded.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
@@ -240,6 +241,7 @@ impl<'s> Table<'s> {
         if fits {
             return Ok(());
         }
+
         let default = key.default_value().map_or(String::new(), |default| format!("; the default is {default}"));
         let remedy = match (&key.kind, value.get_ref()) {
             (Kind::Word(words), DeValue::String(word)) => {
@@ -250,11 +252,11 @@ impl<'s> Table<'s> {
         Err(ConfigError::Value {
             at: self.source.at(&value.span()),
             what: format!("{} must be {} (got {})", key.name, key.kind.expected(), self.found(value.get_ref())),
-            remedy: remedy.unwrap_or_else(|| format!("write for example {}{default}", quoted_line(key))),
+            remedy: remedy.unwrap_or_else(|| format!("for example {}{default}", quoted_line(key))),
         })
     }
 
-    /// A value that is not accepted, as far as it may be quoted.
+    /// A value that is not accepted, in the form in which it may be quoted.
     fn found(&self, value: &DeValue<'_>) -> String {
         match value {
             _ if self.source.secret => value.type_str().to_owned(),
@@ -279,7 +281,7 @@ impl<'s> Table<'s> {
         self.values.get(name)
     }
 
-    /// Whether the file sets a key.
+    /// True if the file sets a key.
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
@@ -316,7 +318,7 @@ impl<'s> Table<'s> {
         Text { source: self.source, value: value.get_ref().as_str().unwrap_or_default(), span: value.span() }
     }
 
-    /// A text as what it says: the file's or the default.
+    /// A text in its parsed form: the file's or the default.
     pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ConfigError> {
         if let Some(text) = self.maybe_text(name) {
             return text.value.parse().map_err(|why: T::Err| text.invalid(why.to_string()));
@@ -383,8 +385,8 @@ impl<'s> Table<'s> {
         ConfigError::Invalid { at, what: what.into() }
     }
 
-    /// The lines of all keys that are set; of lists one per element, of tables that of their first key.
-    pub(super) fn lines(&self) -> Vec<(&'static str, usize)> {
+    /// The keys that are set and their lines; of lists one per element, of tables that of their first key.
+    pub(super) fn lines(&self) -> Vec<(&'static str, Option<usize>)> {
         let mut lines = Vec::new();
         for (name, value) in self.in_order() {
             let Some(key) = table::find(self.keys, name.get_ref()) else { continue };
@@ -396,7 +398,7 @@ impl<'s> Table<'s> {
                 DeValue::Array(all) if !all.is_empty() => all.iter().map(Spanned::span).collect(),
                 _ => vec![value.span()],
             };
-            lines.extend(spans.iter().filter_map(|span| Some((key.name, self.source.at(span).line?))));
+            lines.extend(spans.iter().map(|span| (key.name, self.source.at(span).line)));
         }
         lines
     }
@@ -431,13 +433,13 @@ fn quoted_line(key: &Key) -> String {
     format!("`{}`", key.line())
 }
 
-/// The known name that `name` is probably meant to be.
+/// The known name that is most similar to `name`.
 pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let scored = known.iter().map(|one| (strsim::jaro_winkler(name, one), *one));
     scored.filter(|(score, _)| *score > 0.7).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, one)| one)
 }
 
-/// Base64 with padding, as all files have it.
+/// Base64 with padding, the form of all files.
 pub fn encode_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }

@@ -15,17 +15,17 @@ pub struct Key {
     pub name: &'static str,
     /// The roles whose configuration has it.
     pub roles: &'static [NodeRole],
-    /// The values it takes.
+    /// The accepted values.
     pub kind: Kind,
-    /// What holds when it is not set.
+    /// Its meaning when it is not set.
     pub default: DefaultValue,
-    /// One sentence that fits behind a line of a generated file, then more.
+    /// The first sentence also follows the line in a generated file.
     pub doc: &'static str,
-    /// A value, as TOML.
+    /// A value, as TOML. Empty: the default is the example.
     pub example: &'static str,
 }
 
-/// The values a key takes.
+/// The accepted values of a key.
 pub enum Kind {
     /// A whole number from a range, both ends included.
     Integer(i64, i64),
@@ -47,11 +47,11 @@ pub enum Kind {
     Names(&'static str),
 }
 
-/// What holds when a key is not set.
+/// The meaning of a key that is not set.
 pub enum DefaultValue {
     /// The key must be set.
     Required,
-    /// There is no value, which means this.
+    /// No value, with its meaning.
     Unset(&'static str),
     /// This number.
     Integer(i64),
@@ -157,7 +157,7 @@ pub static NODE: &[Key] = &[
         roles: &[Entry],
         kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
         default: DefaultValue::Value("[]"),
-        doc: "SOCKS5 servers for UDP. Other hosts than this one need [socks_users] in the key file.",
+        doc: "SOCKS5 servers for UDP. Clients of other hosts need [socks_users] in the key file.",
         example: "[\"127.0.0.1:1080\"]",
     },
     Key {
@@ -199,8 +199,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
         default: DefaultValue::Value("[]"),
-        doc: "Destinations without the three limits below. For receivers that never answer (RTP without RTCP) and \
-              services of your own. It opens nothing: `allow` must still list a closed destination.",
+        doc: "Destinations without the three limits below. For receivers that never answer (RTP without RTCP) and your own \
+              services. It opens nothing: `allow` must still list a closed destination.",
         example: "[\"192.0.2.7:5004\"]",
     },
     Key {
@@ -217,7 +217,7 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_FLOW_RATE as i64),
-        doc: "Datagrams per second of one flow, each way; 0 is no limit. A quarter of it may come at once.",
+        doc: "Datagrams per second of one flow, each way; 0 is no limit. A quarter of it may arrive at once.",
         example: "100000",
     },
     Key {
@@ -284,8 +284,7 @@ pub static NODE: &[Key] = &[
         roles: ALL,
         kind: Kind::Integers(0, 1023),
         default: DefaultValue::Value("[]"),
-        doc: "Cores for the workers, one each, from the first again if there are more workers. Without any the system \
-              chooses.",
+        doc: "Cores for the workers, one each, in turn if there are more workers. An empty list lets the system choose.",
         example: "[0]",
     },
     Key {
@@ -325,8 +324,8 @@ pub static NODE: &[Key] = &[
         roles: ALL,
         kind: Kind::Integer(1, 3600),
         default: DefaultValue::Integer(RENEW_AFTER_S as i64),
-        doc: "Seconds after which a link gets new keys. Old ones are dropped after half as long again, at least 10 s \
-              later.",
+        doc: "Seconds after which a link gets new keys. Old keys are dropped after one and a half times that time, at \
+              least 10 s later.",
         example: "120",
     },
     Key {
@@ -376,14 +375,14 @@ pub static FORWARD: &[Key] = &[
 ];
 
 /// A bound of admission, with the default of `control::Caps`.
-const fn cap(name: &'static str, max: i64, default: i64, doc: &'static str, example: &'static str) -> Key {
+const fn cap(name: &'static str, max: i64, default: i64, doc: &'static str) -> Key {
     Key {
         name,
         roles: &[Mix, Exit],
         kind: Kind::Integer(1, max),
         default: DefaultValue::Integer(default),
         doc,
-        example,
+        example: "",
     }
 }
 
@@ -398,18 +397,18 @@ const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
 
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
-    cap("links", LINKS_MAX, 1024, "Links with entries, at Mix 1.", "1024"),
-    cap("links_per_address", LINKS_MAX, 4, "Links with one address and port.", "4"),
-    cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second.", "1000"),
-    cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once.", "2000"),
-    cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB.", "65536"),
-    cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at Mix 1.", "4096"),
-    cap("half_open", HALF_OPEN_MAX, 1024, "Channels that wait for their acks.", "1024"),
-    cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at Mix 1.", "64"),
-    cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second.", "1000"),
-    cap("setups_burst", RATE_MAX, 2000, "Channel setups at once.", "2000"),
-    cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at Mix 1.", "5"),
-    cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at Mix 1.", "20"),
+    cap("links", LINKS_MAX, 1024, "Links with entries, at Mix 1."),
+    cap("links_per_address", LINKS_MAX, 4, "Links with one address and port."),
+    cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second."),
+    cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once."),
+    cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB."),
+    cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at Mix 1."),
+    cap("half_open", HALF_OPEN_MAX, 1024, "Channels that wait for their acks."),
+    cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at Mix 1."),
+    cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second."),
+    cap("setups_burst", RATE_MAX, 2000, "Channel setups at once."),
+    cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at Mix 1."),
+    cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at Mix 1."),
 ];
 
 /// A key of another kind of file.
@@ -427,7 +426,7 @@ pub static CHAIN: &[Key] = &[
     plain(
         "mixing",
         Kind::Text("NAME:KEY=VALUE,..."),
-        "What its mixes were set up to do.",
+        "Mixing strategy of its mixes.",
         "\"threshold-or-timed:n=64,t=5ms\"",
     ),
     plain("lifetime_s", Kind::Integer(60, 3600), "Lifetime of a channel in seconds.", "3600"),
@@ -439,7 +438,12 @@ pub static CHAIN_NODE: &[Key] = &[
     plain("role", Kind::Word(&["mix", "exit"]), "Role of the node.", "\"mix\""),
     plain("index", Kind::Integer(1, 8), "Position of the node.", "1"),
     plain("identity", Kind::Text("32 bytes in base64 or hex"), "Public key that signs its descriptors.", COPY),
-    plain("address", Kind::Text("IP:PORT or [IPv6]:PORT"), "Where it is reached.", "\"192.0.2.7:4701\""),
+    plain(
+        "address",
+        Kind::Text("IP:PORT or [IPv6]:PORT"),
+        "Address that the previous hop sends to.",
+        "\"192.0.2.7:4701\"",
+    ),
     plain("descriptor", Kind::Text("base64"), "Its signed descriptor.", COPY),
 ];
 
@@ -472,7 +476,7 @@ pub static KEY_FILE: &[Key] = &[
         "socks_users",
         Kind::Names("name = \"password\""),
         "none",
-        "Who may use an entry's SOCKS ports from other hosts (RFC 1929).",
+        "Users of an entry's SOCKS ports from other hosts (RFC 1929).",
         "",
     ),
 ];
@@ -512,6 +516,7 @@ impl Key {
                 format!("[[{}]] with {} below it", self.name, names.join(", "))
             }
             Kind::Names(form) => format!("[{}] with lines such as {form}", self.name),
+            _ if self.example.is_empty() => format!("{} = {}", self.name, self.default_value().unwrap_or_default()),
             _ => format!("{} = {}", self.name, self.example),
         }
     }

@@ -1,7 +1,7 @@
 //! The order in which the addresses of a name are tried: destination address selection of RFC 6724, 6.
 //!
-//! The system is asked for the source address of each, which sends nothing. Rules 3, 4 and 7 need what a program does not
-//! know of its source addresses (deprecated, home, native) and are left out.
+//! Asks the system for the source address of each, which sends nothing. Rules 3, 4 and 7 need properties of source addresses
+//! that a program does not know (deprecated, home, native), so they are left out.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -37,7 +37,7 @@ fn source(to: IpAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// IPv4 addresses are judged as mapped ones.
+/// IPv4 addresses are compared as mapped ones.
 fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -73,8 +73,8 @@ fn scope(ip: IpAddr) -> u8 {
     }
 }
 
-/// Leading bits that two IPv6 addresses have in common, of a subnet's 64. Nothing for IPv4, where a prefix says little of
-/// nearness and would undo what a name server balances.
+/// Leading bits that two IPv6 addresses have in common, at most the 64 of a subnet. Zero for IPv4: there, a common prefix
+/// says little about distance, and sorting by it would undo the load balancing of name servers.
 fn common_prefix(from: IpAddr, to: IpAddr) -> u32 {
     match (from, to) {
         (IpAddr::V6(from), IpAddr::V6(to)) => (from.to_bits() ^ to.to_bits()).leading_zeros().min(64),

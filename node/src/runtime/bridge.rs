@@ -26,7 +26,7 @@ const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_M
 /// Orders of the operator and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
-/// What the bridge hands to the node that runs it.
+/// A message of the bridge to the node that runs it.
 pub enum Note {
     /// Control has something for the log.
     Event(Event),
@@ -88,7 +88,7 @@ impl Bridge {
             for worker in 0..self.punts.len() {
                 for _ in 0..share {
                     let Ok(punt) = self.punts[worker].pop() else { break };
-                    self.take(worker, punt, now, wall, note);
+                    self.take(worker, punt, now, note);
                 }
             }
             self.control.tick(now, wall);
@@ -97,6 +97,7 @@ impl Bridge {
             debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
         }
+
         let taken = self.ops.taken();
         while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
             send(side, to, &datagram);
@@ -110,7 +111,7 @@ impl Bridge {
             match output {
                 Output::Send { side, to, datagram } => {
                     let after = self.ops.pushed() + self.backlog.len() as u64;
-                    // One too many is lost like any datagram; its handshake is tried again.
+                    // A datagram too many is lost like any other; control tries its handshake again.
                     if self.outgoing.len() < OUTGOING_MAX {
                         self.outgoing.push_back(Outgoing { after, side, to, datagram });
                     } else {
@@ -123,7 +124,7 @@ impl Bridge {
         }
     }
 
-    /// Moves what waits into the ring, as far as it goes.
+    /// Moves waiting commands into the ring until it is full.
     fn hand_over(&mut self) {
         if self.backlog.is_empty() {
             return;
@@ -135,13 +136,13 @@ impl Bridge {
             }
         }
         if self.backlog.is_empty() {
-            // What a link with thousands of channels left behind goes back.
+            // Memory that a link with thousands of channels needed is returned.
             self.backlog.shrink_to(PUNTS_MAX);
         }
         self.ops.signal();
     }
 
-    /// Takes some of what the worker is ordered beside what control wants, unless it is behind with that.
+    /// Takes some orders for the worker that do not come from control, unless commands of control wait.
     pub fn take_orders(&mut self, orders: &Receiver<Command>) {
         if self.backlog.is_empty() {
             self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
@@ -153,19 +154,19 @@ impl Bridge {
         self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
-    fn take(&mut self, worker: usize, punt: Punt, now: Duration, wall: SystemTime, note: &mut dyn FnMut(Note)) {
+    fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {
-                self.control.handle(now, wall, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
+                self.control.handle(now, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {
-                self.control.handle(now, wall, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
+                self.control.handle(now, Input::Cell { link, slot, from, header, body: body.bytes_mut() });
             }
             Punt::Promoted { link, slot, from } => {
-                self.control.handle(now, wall, Input::Promoted { link, slot, from });
+                self.control.handle(now, Input::Promoted { link, slot, from });
             }
             Punt::Activity { link, received, sent } => {
-                self.control.handle(now, wall, Input::Activity { link, received, sent });
+                self.control.handle(now, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
                 let (ended, other) = self.ops.ended(worker, channel);
@@ -173,7 +174,7 @@ impl Bridge {
                 if !ended {
                     return;
                 }
-                self.control.handle(now, wall, Input::ChannelEnded { channel, reason });
+                self.control.handle(now, Input::ChannelEnded { channel, reason });
             }
             Punt::Resolve { query, name } => note(Note::Resolve { query, name }),
             Punt::Notice(notice) => note(Note::Notice(notice)),
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_that_wait_for_the_worker_are_bounded_and_counted() {
+    fn waiting_handshakes_are_bounded_and_counted() {
         let (mut bridge, mut worker, _punts) = bridge();
         bridge.resolved(0, Vec::new());
         let mut second = 0;

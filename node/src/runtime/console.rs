@@ -1,7 +1,7 @@
-//! The command socket of a running entry, which adds, removes and lists forwards (`eddy forward`).
+//! The command socket of a running entry: `eddy forward` adds, removes and lists forwards through it.
 //!
-//! One line of JSON in, one line of JSON out, then the connection ends. Everybody who may write to it controls the
-//! entry, so it has mode 0600 and is not the status socket, which accepts no commands.
+//! A client sends one line of JSON and gets one line of JSON; then the connection ends. Whoever may write to this socket
+//! controls the entry. It therefore has mode 0600 and is not the status socket, which accepts no commands.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -24,10 +24,10 @@ const REQUEST_MAX: u64 = 4096;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Add a forward.
-    Add(Told),
+    Add(ForwardInfo),
     /// Remove a forward.
     Remove {
-        /// Where it listens.
+        /// Address at which the entry listens.
         listen: SocketAddr,
     },
     /// List all forwards.
@@ -37,10 +37,10 @@ pub enum Request {
 /// A forward in requests and answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Told {
-    /// Where the entry listens.
+pub struct ForwardInfo {
+    /// Address at which the entry listens.
     pub listen: SocketAddr,
-    /// Where the exit sends to, `HOST:PORT`.
+    /// Destination of the exit, `HOST:PORT`.
     pub to: String,
     /// Flows are closed after this time without a datagram from the client; default: the entry's `flow_idle_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,14 +52,14 @@ pub struct Told {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// Success: the forwards that were added or removed, or all of them.
-    Forwards(Vec<Told>),
+    Forwards(Vec<ForwardInfo>),
     /// Failure, with the reason.
     Refused(String),
 }
 
-impl From<&Forward> for Told {
-    fn from(Forward { listen, to, idle }: &Forward) -> Told {
-        Told { listen: *listen, to: to.to_string(), idle_s: idle.map(|idle| idle.as_secs()) }
+impl From<&Forward> for ForwardInfo {
+    fn from(Forward { listen, to, idle }: &Forward) -> ForwardInfo {
+        ForwardInfo { listen: *listen, to: to.to_string(), idle_s: idle.map(|idle| idle.as_secs()) }
     }
 }
 
@@ -71,19 +71,19 @@ pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
     bound.serve("console", move |mut client| {
         let mut line = String::new();
         BufReader::new(client.try_clone()?.take(REQUEST_MAX)).read_line(&mut line)?;
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => obey(request, &listeners),
-            Err(why) => Answer::Refused(format!("this is no request: {why}")),
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => answer(request, &listeners),
+            Err(why) => Answer::Refused(format!("invalid request: {why}")),
         };
-        let mut line = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+        let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
         line.push(b'\n');
         client.write_all(&line)
     })
 }
 
-fn obey(request: Request, listeners: &Listeners) -> Answer {
+fn answer(request: Request, listeners: &Listeners) -> Answer {
     match request {
-        Request::Add(Told { listen, to, idle_s }) => {
+        Request::Add(ForwardInfo { listen, to, idle_s }) => {
             let added = to.parse().map_err(|why: NotADestination| why.to_string()).and_then(|to| {
                 let forward = Forward { listen, to, idle: idle_s.map(parse_idle).transpose()? };
                 listeners.add(forward).map_err(|why| why.to_string())
@@ -101,7 +101,7 @@ fn obey(request: Request, listeners: &Listeners) -> Answer {
                 tracing::info!("forward {}={} removed", forward.listen, forward.to);
                 Answer::Forwards(vec![(&forward).into()])
             }
-            None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` tells which do")),
+            None => Answer::Refused(format!("no forward listens at {listen}: `eddy forward list` prints all forwards")),
         },
         Request::List => Answer::Forwards(listeners.forwards().iter().map(|(_, forward)| forward.into()).collect()),
     }
@@ -132,7 +132,7 @@ mod tests {
     use wire::cell::{Class, Shape};
 
     #[test]
-    fn a_console_adds_lists_and_removes_and_refuses_what_it_cannot_read() {
+    fn console_adds_lists_removes_and_refuses_junk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("entry.cmd");
         let (orders, taken) = mpsc::channel();
@@ -141,7 +141,8 @@ mod tests {
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let _server = serve(bound, listeners).unwrap();
 
-        let told = |listen: &str, to: &str, idle_s| Told { listen: listen.parse().unwrap(), to: to.into(), idle_s };
+        let told =
+            |listen: &str, to: &str, idle_s| ForwardInfo { listen: listen.parse().unwrap(), to: to.into(), idle_s };
         let Answer::Forwards(added) = ask(&path, &Request::Add(told("127.0.0.1:0", "a.example:53", None))).unwrap()
         else {
             panic!("refused");

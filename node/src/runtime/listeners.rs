@@ -1,9 +1,10 @@
 //! The listening sockets of a running entry, which change while it runs.
 //!
-//! Owns the list and the kernel's drops at each of them. The worker has the sockets themselves and receives changes
-//! through control; this list has duplicates, so a socket is closed only when both are.
+//! Owns the list of sockets and their kernel drop counts. The worker owns the sockets themselves and receives changes
+//! through control. This list has duplicates, so a socket is closed when both are.
 //!
-//! Neighbours: [`crate::runtime::console`] adds and removes forwards, [`crate::runtime::socks`] and [`crate::client`] the relays of associations.
+//! Neighbours: [`crate::runtime::console`] adds and removes forwards; [`crate::runtime::socks`] and [`crate::client`] add and
+//! remove the relays of associations.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::Sender;
@@ -57,7 +58,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.at
     }
@@ -115,7 +116,7 @@ impl Listeners {
     pub fn add(&self, forward: Forward) -> Result<Forward, ConfigError> {
         fits(self.shape, &forward.to)?;
         let Forward { listen, to, idle } = forward;
-        let said = format!("the forward on {listen}");
+        let said = format!("forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| cannot_bind(&said, listen, &why))?;
         let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
@@ -173,7 +174,7 @@ impl Listeners {
         Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
-    /// Makes the worker close a socket.
+    /// Orders the worker to close a socket.
     pub fn close(&self, id: u32) {
         let mut state = self.state();
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
@@ -219,7 +220,7 @@ impl Listeners {
         let Some(open) = state.open.iter().find(|open| open.id == id) else { return };
         if let (Some(refusals), Ok(destination)) = (&open.refusals, destination.parse()) {
             refusals.push(Refusal { destination, status });
-            // The tunnel looks before every call; one that waits already is woken.
+            // Every call of the tunnel checks for refusals first. A call that already waits is woken.
             let _ = open.socket.send_to(WAKE, client);
         }
     }
@@ -249,8 +250,8 @@ pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError::Arguments(format!(
-        "the name {name} is too long for a cell of class {}: at most {} bytes travel; forward to its address instead, \
-         or use a larger class",
+        "the name {name} is too long for a cell of class {}: at most {} bytes fit; use the address instead, or a chain of \
+         a larger class",
         shape.class(),
         name.len() - over
     )))
@@ -272,9 +273,9 @@ mod tests {
     }
 
     #[test]
-    fn forwards_come_and_go_and_the_worker_hears_of_it() {
+    fn added_and_removed_forwards_are_sent_to_the_worker() {
         let (listeners, taken) = listeners();
-        assert!(listeners.forwards().is_empty(), "a pymix port is no forward");
+        assert!(listeners.forwards().is_empty(), "a pymix port is not a forward");
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
         assert_eq!(added.idle, Some(Duration::from_secs(30)));
         let Ok(Command::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
@@ -282,7 +283,7 @@ mod tests {
         assert_eq!(listeners.forwards(), [(1, added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
-        assert!(refused.contains("has this port"), "{refused}");
+        assert!(refused.contains("uses this port"), "{refused}");
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
         assert!(matches!(taken.try_recv(), Ok(Command::Unlisten { id: 1 })));
         assert_eq!(listeners.remove(added.listen), None);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_dropped_stays_counted_when_a_socket_goes() {
+    fn kernel_drops_of_closed_sockets_stay_counted() {
         let (listeners, taken) = listeners();
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000".parse().unwrap()).unwrap();
         let Ok(Command::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_no_cell_holds_is_refused_with_the_longest_that_fits() {
+    fn name_too_long_for_a_cell_is_refused_with_the_limit() {
         let (listeners, _) = listeners();
         let long = ["a23456789."; 20].concat();
         let said = listeners.add(format!("127.0.0.1:0={long}org:9").parse().unwrap()).unwrap_err().to_string();

@@ -12,11 +12,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::Mode;
+use rustix::fs::{Access, Mode, access};
 
 use crate::config::{ConfigError, Location, in_words};
 
-/// Longest path of a Unix socket: sun_path without its final zero.
+/// Longest path of a Unix socket in bytes: `sun_path` without its final zero.
 const PATH_MAX: usize = 107;
 /// The connection ends after this time in which the client neither reads nor writes.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -49,52 +49,27 @@ impl Bound {
     /// set.
     ///
     /// # Errors
-    /// A node answers there already, something else than a socket is in the way, or the system
-    /// refuses.
+    /// See [`check_path`]; or a program answers there already, or the system refuses.
     pub fn new(path: &Path, key: &str, place: &Location) -> Result<Bound, ConfigError> {
-        let name = path.display();
-        let another = format!("let `{key}` name another path");
-        let wrong = |what: String, remedy: &str| ConfigError::Value {
-            at: place.clone(),
-            what: format!("the {key} socket {name}: {what}"),
-            remedy: remedy.into(),
-        };
-        let folder = || match path.parent() {
-            Some(parent) if parent != Path::new("") => parent.display().to_string(),
-            _ => ".".to_owned(),
-        };
-        let refused = |why: io::Error| match why.kind() {
-            ErrorKind::PermissionDenied => wrong(
-                format!("this user may not write to the folder {}", folder()),
-                &format!("change the folder's owner, or {another}"),
-            ),
-            _ => wrong(in_words(&why), &another),
-        };
         check_path(path, key, place)?;
-        if let Ok(there) = path.symlink_metadata() {
-            if !there.file_type().is_socket() {
-                return Err(wrong(
-                    "something that is no socket is in the way".into(),
-                    &format!("move it away, or {another}"),
-                ));
-            }
+        let another = format!("set `{key}` to another path");
+        let refused = |why: io::Error| wrong(path, key, place, in_words(&why), &another);
+
+        if path.symlink_metadata().is_ok() {
             match UnixStream::connect(path) {
                 Err(why) if why.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(refused)?,
                 Err(why) if why.kind() == ErrorKind::NotFound => {}
                 Err(why) if why.kind() == ErrorKind::PermissionDenied => {
-                    return Err(wrong(
-                        "it belongs to another user".into(),
-                        &format!("end that user's node, remove the socket, or {another}"),
-                    ));
+                    let remedy = format!("stop that user's node, remove the socket, or {another}");
+                    return Err(wrong(path, key, place, "it belongs to another user".into(), &remedy));
                 }
                 _ => {
-                    return Err(wrong(
-                        "a running program answers there already".into(),
-                        &format!("end that node, or give each node a `{key}` of its own"),
-                    ));
+                    let remedy = format!("stop it, or {another}");
+                    return Err(wrong(path, key, place, "a running program already answers there".into(), &remedy));
                 }
             }
         }
+
         // No other user may connect at any time. No other thread creates files yet.
         let before = rustix::process::umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
@@ -114,6 +89,7 @@ impl Bound {
         let Bound { listener, path } = self;
         listener.set_nonblocking(true)?;
         let (stop, stopped) = UnixStream::pair()?;
+
         let answer_all = move || {
             loop {
                 let mut fds = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
@@ -126,37 +102,54 @@ impl Bound {
                 match listener.accept() {
                     // A client that went away or does not read gets no answer.
                     Ok((client, _)) => drop(patient(&client).and_then(|()| answer(client))),
-                    // No descriptor is left; the client and this thread wait.
+                    // No descriptor is left. The client waits, and this thread tries again.
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }
         };
+
         let thread = std::thread::Builder::new().name(thread.into()).spawn(answer_all)?;
         Ok(Server { stop: Some(stop), thread: Some(thread), _path: path })
     }
 }
 
-/// Checks what is known of a socket's path without binding it: its length, and its folder.
+/// Checks a socket's path without binding it: its length, its folder, and that no other file is there.
 ///
 /// # Errors
 /// It cannot be bound, with the remedy.
 pub fn check_path(path: &Path, key: &str, place: &Location) -> Result<(), ConfigError> {
-    let wrong = |what: String, remedy: String| {
-        let what = format!("the {key} socket {}: {what}", path.display());
-        Err(ConfigError::Value { at: place.clone(), what, remedy })
-    };
+    let another = format!("set `{key}` to another path");
     let length = path.as_os_str().len();
     if length > PATH_MAX {
-        let remedy = format!("use a shorter path for `{key}`, or start eddy in the folder of its configuration");
-        return wrong(format!("its path has {length} bytes, but the system allows {PATH_MAX}"), remedy);
+        let what = format!("the path has {length} bytes (limit {PATH_MAX})");
+        let remedy = format!("set `{key}` to a shorter path, or start eddy in the folder of its configuration");
+        return Err(wrong(path, key, place, what, &remedy));
     }
+
     let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        let folder = folder.display();
-        let remedy = format!("run `mkdir -p {folder}`, or use another path for `{key}`");
-        return wrong(format!("the folder {folder} does not exist"), remedy);
+        let what = format!("the folder {} does not exist", folder.display());
+        let remedy = format!("run `mkdir -p {}`, or {another}", folder.display());
+        return Err(wrong(path, key, place, what, &remedy));
     }
-    Ok(())
+    if access(folder, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        let what = format!("this user may not write to the folder {}", folder.display());
+        return Err(wrong(path, key, place, what, &format!("change the owner of the folder, or {another}")));
+    }
+
+    match path.symlink_metadata() {
+        Ok(there) if !there.file_type().is_socket() => {
+            let what = "another file, which is not a socket, has this path".to_owned();
+            Err(wrong(path, key, place, what, &format!("move that file, or {another}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The message for a socket that cannot be bound.
+fn wrong(path: &Path, key: &str, place: &Location, what: String, remedy: &str) -> ConfigError {
+    let what = format!("the {key} socket {}: {what}", path.display());
+    ConfigError::Value { at: place.clone(), what, remedy: remedy.to_owned() }
 }
 
 fn patient(client: &UnixStream) -> io::Result<()> {

@@ -1,10 +1,11 @@
-//! What a node writes to its log about its neighbours, its channels and its clients.
+//! The log of a node: lines about its neighbours, its channels and its clients.
 //!
-//! Decides which events become a line, and how often. Trouble that lasts is reported soon, again at growing intervals,
-//! and when it is over. No packet causes a line of its own, and strangers cannot choose how often one is written.
+//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals, and
+//! when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
 //!
 //! Neighbours: [`crate::runtime::node`] feeds it on the control thread; the command decides where lines go.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,30 +17,31 @@ use wire::ids::Side;
 
 use crate::config::{Chain, NodeRole, node_name};
 
-/// How long trouble may last before it is reported.
+/// Trouble is reported after it has lasted this long.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// From the first report of trouble to the second; then it doubles.
+/// Time from the first report of trouble to the second; then it doubles.
 const REPEAT_FIRST: Duration = Duration::from_secs(10);
 /// Longest time between two reports of the same trouble.
 const REPEAT_MAX: Duration = Duration::from_secs(600);
-/// Time between two lines on what clients do.
+/// Time between two lines about clients, whatever they do.
 const CLIENTS_EVERY: Duration = Duration::from_secs(1);
+/// Destinations and clients whose trouble is remembered; then the one that is due first is forgotten.
+const CLIENT_TROUBLES_MAX: usize = 64;
 
 /// The log of one node.
 pub struct Log {
     next: Option<Peer>,
-    /// Name of the previous hop; none where strangers connect.
+    /// Name of the previous hop; `None` at Mix 1, where strangers connect.
     previous: Option<String>,
     /// Name of the hop after the next one.
     beyond: Option<String>,
-    /// Whether there ever was a link to the next hop.
+    /// There was a link to the next hop at some time.
     was_connected: bool,
     silence: Trouble,
     setups: Trouble,
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
-    /// When the last line on clients was written.
-    clients: Option<Duration>,
+    clients: ClientTroubles,
 }
 
 /// A neighbour, as log lines name it.
@@ -57,7 +59,7 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Whether a report is due of trouble that has lasted for this long.
+    /// True if a report is due for trouble that has lasted this long.
     fn is_due(&mut self, now: Duration, lasted: Duration) -> bool {
         let interval = match self.repeat {
             None if lasted < PATIENCE => return false,
@@ -69,14 +71,45 @@ impl Trouble {
         true
     }
 
-    /// Whether it has been reported and not ended since.
+    /// True if the trouble was reported and has not ended since.
     fn is_reported(&self) -> bool {
         self.repeat.is_some()
     }
 
-    /// Ends it. Whether it had been reported.
+    /// Ends the trouble. True if it had been reported.
     fn end(&mut self) -> bool {
         self.repeat.take().is_some()
+    }
+}
+
+/// Trouble that clients cause, by its subject: a refused destination, or a client with too long datagrams.
+///
+/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`].
+#[derive(Default)]
+struct ClientTroubles {
+    by_subject: BTreeMap<String, Trouble>,
+    last_line: Option<Duration>,
+}
+
+impl ClientTroubles {
+    /// True if a report about this subject is due.
+    fn is_due(&mut self, now: Duration, subject: String) -> bool {
+        if self.last_line.is_some_and(|last| now < last + CLIENTS_EVERY) {
+            return false;
+        }
+        // Trouble that was not seen for the longest interval has ended.
+        self.by_subject.retain(|_, trouble| trouble.repeat.is_some_and(|(at, _)| now < at + REPEAT_MAX));
+        if self.by_subject.len() == CLIENT_TROUBLES_MAX && !self.by_subject.contains_key(&subject) {
+            let first_due = self.by_subject.iter().min_by_key(|(_, trouble)| trouble.repeat);
+            let first_due = first_due.map(|(subject, _)| subject.clone()).unwrap_or_default();
+            self.by_subject.remove(&first_due);
+        }
+
+        let is_due = self.by_subject.entry(subject).or_default().is_due(now, PATIENCE);
+        if is_due {
+            self.last_line = Some(now);
+        }
+        is_due
     }
 }
 
@@ -98,11 +131,11 @@ impl Log {
             setups: Trouble::default(),
             setups_fail_since: None,
             refused_acks: Trouble::default(),
-            clients: None,
+            clients: ClientTroubles::default(),
         }
     }
 
-    /// Takes in for how long the next hop has been silent; at least once a second while it is.
+    /// Takes the time for which the next hop has been silent. Called at least once a second meanwhile.
     pub fn next_hop(&mut self, now: Duration, silence: Option<Duration>) {
         let Some(Peer { name, role, address }) = &self.next else { return };
         let Some(lasted) = silence else {
@@ -122,7 +155,7 @@ impl Log {
         }
     }
 
-    /// Takes in an event of control's.
+    /// Takes an event of control.
     pub fn event(&mut self, now: Duration, event: &Event) {
         match event {
             Event::LinkUp { side: Side::Down, .. } => self.connected(),
@@ -189,25 +222,25 @@ impl Log {
         }
     }
 
-    /// Takes in what the worker noticed about a client or a listener.
+    /// Takes a notice of the worker about a client or a listener.
     pub fn notice(&mut self, now: Duration, notice: &Notice) {
         if let Notice::Deaf { why } = notice {
             warn!("cannot listen on a new forward: {why}");
             return;
         }
-        if self.clients.is_some_and(|last| now < last + CLIENTS_EVERY) {
-            return;
-        }
-        self.clients = Some(now);
         match notice {
             Notice::Deaf { .. } => {}
             Notice::TooLarge { client, len, max } => {
                 let address = client.address;
-                warn!(%address, len, max, "dropped a datagram of {len} bytes from {address}: the limit is {max} (8 fragments)");
+                if self.clients.is_due(now, format!("client {address}")) {
+                    warn!(%address, len, max, "dropped a datagram of {len} bytes from {address}: the limit is {max} (8 fragments)");
+                }
             }
             Notice::Refused { destination, status, .. } => {
                 let reason = status_text(*status);
-                warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                if self.clients.is_due(now, format!("{destination}: {reason}")) {
+                    warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                }
             }
         }
     }
@@ -219,8 +252,8 @@ fn status_text(status: Status) -> &'static str {
         Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
         Status::Unresolvable => "the name does not resolve there",
         Status::Unreachable => "the destination is unreachable",
-        Status::TooManyFlows => "it has too many flows or sockets",
-        Status::UnknownFlow => "it does not know the flow",
+        Status::TooManyFlows => "the exit has too many flows or sockets",
+        Status::UnknownFlow => "the flow is unknown there",
         Status::TooLarge => "the datagram is too large",
     }
 }
@@ -240,6 +273,24 @@ mod tests {
         assert_eq!(reports, [2, 12, 32, 72, 152, 312, 632, 1232, 1832, 2432, 3032]);
         assert!(trouble.end() && !trouble.end());
         assert!(trouble.is_due(secs(3600), secs(2)), "new trouble does not wait for the old interval");
+    }
+
+    #[test]
+    fn refused_destinations_are_reported_at_growing_intervals() {
+        let mut troubles = ClientTroubles::default();
+        let reports: Vec<u64> = (0..100).filter(|s| troubles.is_due(secs(*s), "a.example:53".to_owned())).collect();
+        assert_eq!(reports, [0, 10, 30, 70]);
+        assert!(troubles.is_due(secs(100), "b.example:53".to_owned()), "another subject does not wait");
+        assert!(!troubles.is_due(secs(100), "c.example:53".to_owned()), "at most one line a second");
+        assert!(troubles.is_due(secs(5000), "a.example:53".to_owned()));
+        assert!(troubles.is_due(secs(5010), "a.example:53".to_owned()), "what ended is new trouble");
+    }
+
+    #[test]
+    fn remembered_client_troubles_are_bounded() {
+        let mut troubles = ClientTroubles::default();
+        assert!((0..200).all(|s| troubles.is_due(secs(s), format!("192.0.2.1:{s}"))));
+        assert_eq!(troubles.by_subject.len(), CLIENT_TROUBLES_MAX);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates of
 //! the link sockets; everything else is sent by the workers.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -14,15 +14,12 @@ use std::time::{Duration, SystemTime};
 
 use control::{Config, Control, Counters, NextHop, Role, Timing};
 use dataplane::command::Command;
-use dataplane::entry::Listener;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
 use dataplane::runner::{Clock, Poller, Turns};
 use dataplane::sys::{self, Waker};
-use rand::SeedableRng;
-use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
@@ -35,12 +32,14 @@ use crate::runtime::bridge::{Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
+use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
+use crate::runtime::sockets::Sockets;
 use crate::runtime::socks;
 use crate::runtime::workers::Workers;
 
-/// What a node is started with.
+/// Everything that a node is started with.
 pub struct NodeSpec {
     pub role: NodeRole,
     /// Verified.
@@ -48,24 +47,12 @@ pub struct NodeSpec {
     /// 0 for the entry, then the mixes, then the exit.
     pub position: usize,
     /// Address of the next hop; none at the exit.
-    pub next: Option<std::net::SocketAddr>,
+    pub next: Option<SocketAddr>,
     /// Number of ports of each of its links.
     pub lanes: Lanes,
     pub config: NodeConfig,
     pub keys: config::Keys,
     pub sockets: Sockets,
-}
-
-/// A node's sockets, bound.
-pub struct Sockets {
-    /// Towards the previous hop, one for each lane; none at the entry.
-    pub up: Vec<UdpSocket>,
-    /// Towards the next hop ([`Lanes::downs`]); none at the exit.
-    pub down: Vec<UdpSocket>,
-    /// The entry's listeners.
-    pub listeners: Vec<(UdpSocket, Listener)>,
-    /// The entry's SOCKS ports.
-    pub socks: Vec<TcpListener>,
 }
 
 /// Control's part of the report, updated at each of its turns.
@@ -140,19 +127,11 @@ pub struct Node {
     socks: Option<socks::Server>,
 }
 
-/// A fresh generator seeded by the operating system.
-pub fn rng() -> Result<ChaCha20Rng, StartError> {
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
-    let action = "read random bytes from the system";
-    getrandom::fill(&mut seed[..]).map_err(|why| StartError::system(action)(why.into()))?;
-    Ok(ChaCha20Rng::from_seed(*seed))
-}
-
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open descriptors as far as the process may, and lowers an exit's `max_sockets` to it, so that a
-/// descriptor is left for status clients.
+/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status clients
+/// still get a descriptor.
 fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -164,8 +143,8 @@ fn raise_descriptors(part: &mut Part) {
         let wanted = part.max_sockets;
         part.max_sockets = (now as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
         warn!(
-            "max_sockets is {} instead of {wanted}, because only {now} descriptors may be open: run `ulimit -Hn {}` as \
-             root before you start the exit, or lower max_sockets",
+            "max_sockets is {} instead of {wanted}, because the limit of open files is {now}: run `ulimit -Hn {}` as root \
+             before you start the exit, or lower max_sockets",
             part.max_sockets,
             wanted + DESCRIPTORS_KEPT
         );
@@ -184,11 +163,13 @@ impl Node {
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(system())?);
         let stop = Arc::new(AtomicBool::new(false));
+
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
             watched.push(socket.try_clone().map_err(system())?);
         }
+
         let socks = std::mem::take(&mut sockets.socks);
         let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
@@ -198,13 +179,16 @@ impl Node {
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
+
         let log = Log::new(&chain, position, next);
         let handshake_sockets =
             (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
+
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
         let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
+
         let bridge = Bridge::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
@@ -220,10 +204,12 @@ impl Node {
             turns,
             clock,
         };
+
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
         };
+
         let thread = ControlThread {
             bridge,
             orders,
@@ -237,6 +223,8 @@ impl Node {
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run());
         let control = control.map_err(StartError::system("start the control thread"))?;
+
+        // Last, because clients may connect at once.
         let socks = match listeners {
             Some(listeners) if !socks.is_empty() => {
                 let served = socks::serve(socks, keys.socks_users, listeners);
@@ -247,12 +235,12 @@ impl Node {
         Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control, socks })
     }
 
-    /// The listening sockets, of an entry.
+    /// The listening sockets of an entry; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
         self.reporter.listeners.clone()
     }
 
-    /// Its link and channels, to wait for.
+    /// The progress of its link and channels, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
         self.reporter.readiness.clone()
     }
@@ -268,15 +256,15 @@ impl Node {
         move || reporter.report()
     }
 
-    /// Whether all threads run.
+    /// True while all threads run.
     pub fn is_alive(&self) -> bool {
         !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
-    /// Stops the threads. What the node holds is sent if possible and counted otherwise. Returns the last report.
+    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
-    /// A thread had died.
+    /// A thread has died.
     pub fn stop(self) -> Result<NodeReport, NodeDied> {
         drop(self.socks);
         self.stop.store(true, Ordering::Release);
@@ -301,7 +289,7 @@ pub fn control_config(
     position: usize,
     config: &NodeConfig,
     keys: &config::Keys,
-    next: Option<std::net::SocketAddr>,
+    next: Option<SocketAddr>,
 ) -> Config {
     let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
     let role = match &config.part {
@@ -376,11 +364,12 @@ impl ControlThread {
                 Side::Up => &sockets.0,
                 Side::Down => &sockets.1,
             };
-            // If it is lost, control sends it again.
+            // A lost datagram is sent again by control.
             if let Some(socket) = socket {
                 let _ = socket.send_to(datagram, to);
             }
         };
+
         let mut note = |note| match note {
             Note::Event(event) => {
                 reporter.readiness.note(&event);
@@ -403,6 +392,7 @@ impl ControlThread {
                 }
             }
         };
+
         let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
@@ -422,7 +412,7 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
     let Some((at, is_forward)) = listeners.find(client.listener) else { return };
     // An error about one destination would affect a client's others on the same socket.
     if is_forward || fate == Fate::TooLong {
-        icmp.tell(client.address, at, fate);
+        icmp.send(client.address, at, fate);
     }
 }
 
@@ -431,7 +421,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_tells_what_the_kernel_dropped() {
+    fn report_counts_kernel_drops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         sys::size_receive_buffer(&socket, 4096).unwrap();
         let reporter = Reporter {

@@ -1,6 +1,6 @@
-//! How far an entry is: its link to Mix 1 and its open channels, for whoever waits for them.
+//! The progress of an entry: its link to Mix 1 and its open channels.
 //!
-//! The control thread reports every event; [`crate::client`] waits, blocking or async.
+//! The control thread reports every event; [`crate::client`] waits for progress, blocking or async.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use control::Event;
 use tokio::sync::Notify;
 
-/// How far a node is.
+/// The progress of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The link to the next hop is up.
@@ -51,12 +51,12 @@ impl Readiness {
         }
     }
 
-    /// Nothing more will come.
+    /// The control thread ends.
     pub fn end(&self) {
         self.update(|progress| progress.ended = true);
     }
 
-    /// Waits until `channels` are open, or the node has ended. Progress is as of then or of the timeout.
+    /// Waits until `channels` are open, the node has ended, or the timeout. Returns the progress at that time.
     pub fn wait(&self, channels: usize, timeout: Duration) -> Progress {
         let deadline = Instant::now().checked_add(timeout);
         let mut progress = self.lock();
@@ -72,10 +72,10 @@ impl Readiness {
         *progress
     }
 
-    /// The same, async and without a limit.
+    /// The same, async and without a timeout.
     pub async fn reached(&self, channels: usize) -> Progress {
         loop {
-            // Made before the look, so that no change in between is missed.
+            // Created before progress is read, so that no change in between is missed.
             let notified = self.notify.notified();
             let progress = *self.lock();
             if progress.channels >= channels || progress.ended {

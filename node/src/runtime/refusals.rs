@@ -1,7 +1,7 @@
-//! What the exit refused, on its way to the tunnel that sent it.
+//! Refusals by the exit, on their way to the tunnel that sent the datagram.
 //!
-//! The data plane notices a refusal, control takes it here, and the tunnel's next call returns it as an error. A wake
-//! datagram on the tunnel's relay ends a call that waits, whatever it waits with; the cell path does not change.
+//! The data plane notices a refusal, control stores it here, and the tunnel's next call returns it as an error. A wake
+//! datagram on the tunnel's relay ends a call that waits. The cell path does not change.
 //!
 //! Neighbours: [`crate::runtime::node`] fills it by way of [`crate::runtime::listeners`], [`crate::client`] empties it.
 
@@ -12,15 +12,15 @@ use std::sync::{Mutex, PoisonError};
 use dataplane::entry::Destination;
 use wire::frames::Status;
 
-/// Refusals that wait for one tunnel; the oldest make room.
+/// Most refusals that wait for one tunnel; the oldest are removed first.
 const PENDING_MAX: usize = 64;
 /// Wakes a tunnel. Shorter than any header that a relay sends.
 pub const WAKE: &[u8] = &[1];
 
-/// A datagram's destination, and why the exit does not send there.
+/// The destination of a datagram, and the reason why the exit does not send there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// As the tunnel asked for it.
+    /// As the tunnel wrote it.
     pub destination: Destination,
     /// The exit's answer.
     pub status: Status,
@@ -30,7 +30,7 @@ pub struct Refusal {
 #[derive(Default)]
 pub struct Refusals {
     pending: Mutex<VecDeque<Refusal>>,
-    /// So that a call without any refusal takes no lock.
+    /// True if `pending` is not empty, so that a call without refusals takes no lock.
     any: AtomicBool,
 }
 

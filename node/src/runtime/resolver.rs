@@ -1,8 +1,8 @@
-//! Names for the exit, resolved off its data thread by hickory-resolver.
+//! Resolves names for the exit, with hickory-resolver on a thread of its own.
 //!
-//! One thread with a small tokio runtime. The data plane has at most [`QUESTIONS_MAX`] questions under way, and
-//! each is answered once; without the thread "nothing" is the answer. Addresses come in the order in which they are to be
-//! tried (`address_order`). Whether an address may be used is the data plane's to judge.
+//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread it is empty.
+//! Addresses come in the order in which they are to be tried (`address_order`). The data plane decides which of them may be
+//! used.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::runtime::address_order;
 /// Addresses of a name that are considered.
 const ADDRESSES_MAX: usize = 64;
 
-/// An answer: the question's number and what was found.
+/// An answer: the number of the question and the addresses found.
 pub type Answer = (u32, Vec<IpAddr>);
 
-/// The resolver thread. It ends some time after this is dropped: nobody waits for a slow name server.
+/// The resolver thread. It ends some time after this is dropped: dropping does not wait for a slow name server.
 pub struct Resolver {
     questions: mpsc::Sender<(u32, Box<str>)>,
     answers: Receiver<Answer>,
@@ -32,28 +32,19 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts it; `server` or, without one, what the system's resolv.conf names. Each answer wakes
-    /// `waker`.
+    /// Starts the thread. It asks `server` or, without one, the name servers of /etc/resolv.conf. Each answer wakes `waker`.
     ///
     /// # Errors
-    /// resolv.conf cannot be read, or a thread cannot be made.
+    /// /etc/resolv.conf cannot be read, or the system refuses a thread.
     pub fn start(server: Option<SocketAddr>, waker: Arc<Waker>) -> Result<Resolver, StartError> {
         let system = || StartError::system("start the resolver");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system())?;
-        let builder = match server {
-            Some(server) => {
-                let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
-                connections.iter_mut().for_each(|connection| connection.port = server.port());
-                let server = NameServerConfig::new(server.ip(), true, connections.into());
-                let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
-                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            }
-            None => TokioResolver::builder_tokio().map_err(|why| StartError::Resolver(why.to_string()))?,
-        };
-        let resolver = builder.build().map_err(|why| StartError::Resolver(why.to_string()))?;
+        let resolver = configured(server)?;
+
         let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
         let (answer, answers) = channel();
         let refuse = answer.clone();
+
         let serve = move || {
             runtime.block_on(async {
                 while let Some((query, name)) = asked.recv().await {
@@ -89,6 +80,28 @@ impl Resolver {
     pub fn answer(&self) -> Option<Answer> {
         self.answers.try_recv().ok()
     }
+}
+
+/// Checks that an exit has a name server. Does not contact it.
+///
+/// # Errors
+/// /etc/resolv.conf is needed and cannot be read.
+pub fn check(server: Option<SocketAddr>) -> Result<(), StartError> {
+    configured(server).map(drop)
+}
+
+fn configured(server: Option<SocketAddr>) -> Result<TokioResolver, StartError> {
+    let builder = match server {
+        Some(server) => {
+            let mut connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+            connections.iter_mut().for_each(|connection| connection.port = server.port());
+            let server = NameServerConfig::new(server.ip(), true, connections.into());
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+        None => TokioResolver::builder_tokio().map_err(|why| StartError::Resolver(why.to_string()))?,
+    };
+    builder.build().map_err(|why| StartError::Resolver(why.to_string()))
 }
 
 /// The first of these addresses, in the order in which they are to be tried.

@@ -1,9 +1,12 @@
 //! A node made from its files: its sockets, its threads, its status and command sockets.
 //!
-//! Neighbours: `eddy run` runs one until a signal arrives, [`crate::client`] runs one in the process of a program that uses
-//! the library.
+//! [`Running::start`] and [`check`] (`eddy config check`) share all checks that need no open socket.
+//!
+//! Neighbours: `eddy run` runs a node until a signal arrives; [`crate::client`] runs one in the process of a program that
+//! uses the library.
 
 use std::net::UdpSocket;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use dataplane::entry::ListenerKind;
@@ -11,14 +14,15 @@ use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 
-use crate::config::{ConfigError, Loaded, Location, Part, node_name};
+use crate::config::{ConfigError, Loaded, NodeConfig, Part, node_name};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
 use crate::runtime::local::{self, Bound, Server};
-use crate::runtime::node::{self, Node, NodeSpec, Sockets};
+use crate::runtime::node::{self, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
-use crate::runtime::{console, sockets, status, workers};
+use crate::runtime::sockets::{Plan, Sockets};
+use crate::runtime::{console, path, resolver, status, workers};
 
 /// A running node.
 pub struct Running {
@@ -35,61 +39,62 @@ impl Running {
     /// # Errors
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
     pub fn start(loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
-        engine()?;
-        names_fit(&loaded)?;
-        let file = Location::file(&loaded.config.path);
-        let place = |key| loaded.config.place(key, 0).unwrap_or_else(|| file.clone());
-        let status =
-            loaded.config.status.as_ref().map(|path| Bound::new(path, "status", &place("status"))).transpose()?;
-        let commands = match &loaded.config.part {
-            Part::Entry(part) => part.commands.as_ref(),
-            Part::Mix { .. } | Part::Exit(_) => None,
-        };
-        let console = commands.map(|path| Bound::new(path, "commands", &place("commands"))).transpose()?;
-        let (sockets, next) = sockets::open(&loaded, passed)?;
+        let Checked { plan, warnings } = prepare(&loaded, passed)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+
+        // First the Unix sockets: a node that runs already is found before its ports are.
+        let bind = |(key, path): (&'static str, &PathBuf)| Bound::new(path, key, &loaded.config.place_of(key));
+        let [status, commands] = local_sockets(&loaded.config);
+        let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
+        let next = plan.next();
+        let sockets = plan.open()?;
+
         let (shape, ready) = (loaded.chain.shape, ready_line(&loaded, &sockets));
         let (lanes, role) = (loaded.lanes(), loaded.config.role());
         let Loaded { config, chain, keys } = loaded;
         let node =
             Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
+
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
-        let console = console.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
+        let console = commands.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
         Ok(Running { node, shape, ready, _status: status, _console: console })
     }
 
-    /// A line with the node's name and addresses.
+    /// A log line with the node's name and addresses.
     pub fn ready(&self) -> &str {
         &self.ready
     }
 
-    /// Lengths of its chain.
+    /// Class and length of its chain.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The listening sockets, of an entry.
+    /// The listening sockets of an entry; `None` for other roles.
     pub fn listeners(&self) -> Option<Listeners> {
         self.node.listeners()
     }
 
-    /// Its link and channels, to wait for.
+    /// The progress of its link and channels, to wait for.
     pub fn readiness(&self) -> Arc<Readiness> {
         self.node.readiness()
     }
 
-    /// A reading of all counters.
+    /// A report of all counters.
     pub fn report(&self) -> NodeReport {
         self.node.report()
     }
 
-    /// Whether all threads run.
+    /// True while all threads run.
     pub fn is_alive(&self) -> bool {
         self.node.is_alive()
     }
 
-    /// Stops the node. What it holds is sent if possible and counted otherwise. Returns the last report.
+    /// Stops the node. Cells that it holds are sent if possible and counted otherwise. Returns the last report.
     ///
     /// # Errors
     /// A thread had died.
@@ -100,29 +105,52 @@ impl Running {
     }
 }
 
-/// Checks all that a start checks, without opening sockets: addresses, names, cores, paths of Unix sockets, and that the
-/// three files belong together. A next hop with a host name is not resolved.
+/// A node that may be started.
+struct Checked {
+    plan: Plan,
+    warnings: Vec<String>,
+}
+
+/// Checks everything that can be wrong before a socket is opened.
+fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
+    let config = &loaded.config;
+    engine()?;
+    names_fit(loaded)?;
+    for (key, path) in local_sockets(config).into_iter().flatten() {
+        local::check_path(path, key, &config.place_of(key))?;
+    }
+    let plan = Plan::new(loaded, passed)?;
+    let link = plan.link_to_next();
+    let warning = link.map(|(from, next)| path::check(config, loaded.chain.shape, from, next)).transpose()?;
+    workers::check_cores(config)?;
+    if let Part::Exit(part) = &config.part {
+        resolver::check(part.resolver)?;
+    }
+    node::control_config(&loaded.chain, config.position, config, &loaded.keys, plan.next())
+        .check()
+        .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
+    Ok(Checked { plan, warnings: warning.flatten().into_iter().collect() })
+}
+
+/// Checks everything that a start checks, for a node that may be running: its ports stay free. Resolves the name of the next
+/// hop, and sends nothing else. Returns the warnings that a start would log.
 ///
 /// # Errors
 /// The first mistake, with its remedy.
-pub fn check(loaded: &Loaded) -> Result<(), StartError> {
-    engine()?;
-    names_fit(loaded)?;
-    sockets::check(loaded)?;
-    workers::check_cores(&loaded.config)?;
-    let config = &loaded.config;
+pub fn check(loaded: &Loaded) -> Result<Vec<String>, StartError> {
+    let Checked { plan, mut warnings } = prepare(loaded, ListenFd::empty())?;
+    plan.check_addresses()?;
+    warnings.extend(workers::check_receive_buffer(&loaded.config)?);
+    Ok(warnings)
+}
+
+/// The status socket and the command socket with their keys, where the node has them.
+fn local_sockets(config: &NodeConfig) -> [Option<(&'static str, &PathBuf)>; 2] {
     let commands = match &config.part {
         Part::Entry(part) => part.commands.as_ref(),
         Part::Mix { .. } | Part::Exit(_) => None,
     };
-    for (key, path) in [("status", config.status.as_ref()), ("commands", commands)] {
-        let place = config.place(key, 0).unwrap_or_else(|| Location::file(&config.path));
-        path.map_or(Ok(()), |path| local::check_path(path, key, &place))?;
-    }
-    let next = loaded.chain.node(config.position + 1).map(|hop| hop.address);
-    node::control_config(&loaded.chain, config.position, config, &loaded.keys, next)
-        .check()
-        .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")).into())
+    [config.status.as_ref().map(|path| ("status", path)), commands.map(|path| ("commands", path))]
 }
 
 /// The engine that all keys will be prepared for.

@@ -1,8 +1,10 @@
 //! A node's sockets: bound, or passed by the process that started it.
 //!
-//! Owns the order in which they are passed, and the messages for sockets that cannot be bound or cannot reach the next
-//! hop. [`crate::runtime::workers`] sets their options.
+//! [`Plan`] has the addresses, checked against each other, the chain and this host; [`Plan::open`] binds them. Owns the
+//! order in which sockets are passed, and the messages for addresses that contradict each other or cannot be bound.
+//! [`crate::runtime::workers`] sets the options of the sockets.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -11,22 +13,34 @@ use dataplane::entry::{Listener, ListenerKind};
 use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
-use rustix::net::sockopt;
 use socket2::{Domain, Socket, Type};
-use wire::cell::{Class, Direction, Shape};
-use wire::handshake::HANDSHAKE_LEN_MAX;
 
-use crate::config::{ConfigError, Forward, Loaded, Location, NodeConfig, NodeRole, Part, in_words, node_name};
-use crate::runtime::node::Sockets;
+use crate::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name};
 
-/// IP and UDP headers, over IPv4 and over IPv6.
-const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
+/// A node's sockets, bound.
+pub struct Sockets {
+    /// Towards the previous hop, one for each lane; none at the entry.
+    pub up: Vec<UdpSocket>,
+    /// Towards the next hop ([`Lanes::downs`]); none at the exit.
+    pub down: Vec<UdpSocket>,
+    /// The entry's listeners.
+    pub listeners: Vec<(UdpSocket, Listener)>,
+    /// The entry's SOCKS ports.
+    pub socks: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// All link sockets.
+    pub fn links(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.up.iter().chain(&self.down)
+    }
+}
 
 /// A socket that the node needs.
 struct Wanted {
-    /// What it is for: `up`, `down`, `a forward`, `pymix`, `socks`.
+    /// `up`, `down`, `forward`, `pymix` or `socks`.
     name: &'static str,
-    /// The setting and where it is.
+    /// The setting and its location, for messages.
     said: String,
     /// The address to bind, or the bound one.
     address: SocketAddr,
@@ -36,96 +50,114 @@ struct Wanted {
     passed: Option<OwnedFd>,
 }
 
-/// Binds a node's sockets, or takes those that were passed. Also returns the address of the next hop; none at the exit.
-///
-/// # Errors
-/// A mistake: sockets that contradict each other or cannot be bound, or a next hop out of reach.
-pub fn open(loaded: &Loaded, mut passed: ListenFd) -> Result<(Sockets, Option<SocketAddr>), ConfigError> {
-    let config = &loaded.config;
-    let next = loaded.next_address()?;
-    let lanes = loaded.lanes();
-    let (mut wanted, listeners) = wanted(config, next, lanes)?;
-    let socks = wanted.iter().filter(|one| one.stream).count();
-    open_to_all(loaded)?;
-    take(&mut wanted, &mut passed, config.role())?;
-    apart(&wanted)?;
-    if let Some(next) = next {
-        not_itself(loaded, &wanted, next)?;
-    }
-    // Several sockets towards the next hop share a port, one for each of its lanes.
-    let (downs, mut shared) = (lanes.downs(), None);
-    let mut bound = Vec::with_capacity(wanted.len());
-    for Wanted { name, said, address, stream, passed } in wanted {
-        let share = name == "down" && downs > 1;
-        let new = || -> io::Result<OwnedFd> {
-            Ok(match (stream, share) {
-                (true, _) => TcpListener::bind(address)?.into(),
-                (false, true) => bind_shared(address)?.into(),
-                (false, false) => UdpSocket::bind(address)?.into(),
-            })
-        };
-        bound.push(match passed {
-            Some(socket) => socket,
-            None => new().map_err(|why| if stream { cannot_listen } else { cannot_bind }(&said, address, &why))?,
-        });
-        if share {
-            shared = Some(said);
+/// The sockets of a node before they are opened, in the order in which they are passed: `up` (one per lane), `down`,
+/// listeners, SOCKS ports.
+pub struct Plan {
+    wanted: Vec<Wanted>,
+    listeners: Vec<Listener>,
+    lanes: Lanes,
+    /// Address of the next hop; none at the exit.
+    next: Option<SocketAddr>,
+}
+
+impl Plan {
+    /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
+    ///
+    /// # Errors
+    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next hop
+    /// that does not resolve or is this node.
+    pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
+        let config = &loaded.config;
+        let next = loaded.next_address()?;
+        let lanes = loaded.lanes();
+        let (mut wanted, listeners) = wanted(config, next, lanes)?;
+        require_users(loaded)?;
+        take(&mut wanted, &mut passed, config.role())?;
+        require_distinct_ports(&wanted)?;
+        if let Some(next) = next {
+            refuse_self(loaded, &wanted, next)?;
         }
+        Ok(Plan { wanted, listeners, lanes, next })
     }
-    let socks = bound.split_off(bound.len() - socks).into_iter().map(TcpListener::from).collect();
-    let mut bound = bound.into_iter().map(UdpSocket::from);
-    let up = bound.by_ref().take(config.up.map_or(0, |_| lanes.own)).collect();
-    let mut down: Vec<UdpSocket> = bound.by_ref().take(usize::from(next.is_some())).collect();
-    if let (Some(down), Some(next)) = (down.first(), next) {
-        let local = down.local_addr().map_err(|why| mistake(place(config, "down"), in_words(&why), "pass another"))?;
-        path_carries(config, loaded.chain.shape, local.ip(), next)?;
-    }
-    if let (Some(said), Some(next)) = (shared, next) {
-        spread(&mut down, next, downs).map_err(|why| {
-            let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
-            mistake(said, what, "if it was passed, let whoever binds it set SO_REUSEPORT (systemd: ReusePort=yes)")
-        })?;
-    }
-    Ok((Sockets { up, down, listeners: bound.zip(listeners).collect(), socks }, next))
-}
 
-/// Checks a node's addresses as [`open`] does, without opening sockets. A next hop with a host name is not resolved.
-///
-/// # Errors
-/// Addresses that contradict each other, or a SOCKS port that is open to everybody.
-pub fn check(loaded: &Loaded) -> Result<(), ConfigError> {
-    let next = match &loaded.config.next {
-        None => loaded.next_address()?,
-        Some(next) => next.parse().ok(),
-    };
-    let (wanted, _) = wanted(&loaded.config, next, loaded.lanes())?;
-    open_to_all(loaded)?;
-    apart(&wanted)?;
-    next.map_or(Ok(()), |next| not_itself(loaded, &wanted, next))
-}
+    /// Address of the next hop; none at the exit.
+    pub fn next(&self) -> Option<SocketAddr> {
+        self.next
+    }
 
-/// A SOCKS port that other hosts reach needs users, or it would serve everybody.
-fn open_to_all(loaded: &Loaded) -> Result<(), ConfigError> {
-    let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
-    match open {
-        Some(nth) if loaded.keys.socks_users.is_empty() => {
-            let listen = entry.socks[nth];
-            let said = match loaded.config.place("socks", nth) {
-                Some(place) => format!("{place}: socks on {listen}"),
-                None => format!("--socks {listen}"),
+    /// Source address and address of the link to the next hop; none at the exit.
+    pub fn link_to_next(&self) -> Option<(IpAddr, SocketAddr)> {
+        let down = self.wanted.iter().find(|one| one.name == "down")?;
+        Some((down.address.ip(), self.next?))
+    }
+
+    /// Checks that this host has all the addresses. Ports stay free: the node may be running.
+    ///
+    /// # Errors
+    /// An address of another host, or of a family that this host does not have.
+    pub fn check_addresses(&self) -> Result<(), ConfigError> {
+        for Wanted { said, address, .. } in &self.wanted {
+            let any_port = SocketAddr::new(address.ip(), 0);
+            UdpSocket::bind(any_port).map_err(|why| cannot_bind(said, any_port, &why))?;
+        }
+        Ok(())
+    }
+
+    /// Binds the sockets that were not passed.
+    ///
+    /// # Errors
+    /// A socket cannot be bound.
+    pub fn open(self) -> Result<Sockets, ConfigError> {
+        let Plan { wanted, listeners, lanes, next } = self;
+        // Several sockets towards the next hop share a port, one for each of its lanes.
+        let downs = lanes.downs();
+        let (mut up, mut down, mut apps, mut socks, mut shared) = (vec![], vec![], vec![], vec![], None);
+        for Wanted { name, said, address, stream, passed } in wanted {
+            let shares = name == "down" && downs > 1;
+            let socket = match passed {
+                Some(socket) => socket,
+                None if stream => TcpListener::bind(address).map_err(|why| cannot_listen(&said, address, &why))?.into(),
+                None => {
+                    let bound = if shares { bind_shared(address) } else { UdpSocket::bind(address) };
+                    bound.map_err(|why| cannot_bind(&said, address, &why))?.into()
+                }
             };
-            let keys = loaded.config.keys.display();
-            Err(mistake(
-                said,
-                "other hosts reach this address, and nobody is asked who they are",
-                format!(
-                    "add `[socks_users]` and lines such as `alice = \"password\"` to {keys}, or listen at 127.0.0.1"
-                ),
-            ))
+            match name {
+                "up" => up.push(UdpSocket::from(socket)),
+                "down" => down.push(UdpSocket::from(socket)),
+                "socks" => socks.push(TcpListener::from(socket)),
+                _ => apps.push(UdpSocket::from(socket)),
+            }
+            if shares {
+                shared = Some(said);
+            }
         }
-        _ => Ok(()),
+
+        if let (Some(said), Some(next)) = (shared, next) {
+            spread(&mut down, next, downs).map_err(|why| {
+                let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
+                mistake(said, what, "if the socket was passed, bind it with SO_REUSEPORT (systemd: ReusePort=yes)")
+            })?;
+        }
+        Ok(Sockets { up, down, listeners: apps.into_iter().zip(listeners).collect(), socks })
     }
+}
+
+/// Refuses a SOCKS port that other hosts reach if no users are configured: it would serve everybody.
+fn require_users(loaded: &Loaded) -> Result<(), ConfigError> {
+    let (Part::Entry(entry), config) = (&loaded.config.part, &loaded.config) else { return Ok(()) };
+    let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
+    let Some(nth) = open.filter(|_| loaded.keys.socks_users.is_empty()) else { return Ok(()) };
+    let users = if config.is_file() {
+        format!("add `[socks_users]` and lines such as `alice = \"password\"` to {}", config.keys.display())
+    } else {
+        "add a user with `socks_user`".to_owned()
+    };
+    Err(mistake(
+        setting(config, "socks", nth, &entry.socks[nth].to_string()),
+        "other hosts can reach this address, but no users are configured",
+        format!("{users}, or listen on 127.0.0.1"),
+    ))
 }
 
 /// A socket whose port this node's other sockets may share.
@@ -136,8 +168,8 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds as many sockets as the next hop has lanes and connects each to one lane, so that the kernel delivers to it what
-/// comes from there.
+/// Binds one socket for each lane of the next hop and connects it to that lane. The kernel then delivers datagrams from a
+/// lane to its socket.
 fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
     let at = down[0].local_addr()?;
     for lane in 0..lanes {
@@ -149,50 +181,16 @@ fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Resu
     Ok(())
 }
 
-fn mistake(said: impl std::fmt::Display, what: impl std::fmt::Display, remedy: impl std::fmt::Display) -> ConfigError {
+fn mistake(said: impl Display, what: impl Display, remedy: impl Display) -> ConfigError {
     ConfigError::Arguments(format!("{said}: {what}: {remedy}"))
 }
 
-/// The system's view of a path.
-pub struct KnownPath {
-    /// The longest packet that it carries unfragmented, in bytes.
-    pub mtu: usize,
-    /// Source address of the packets.
-    pub local: IpAddr,
-}
-
-/// Reads the system's view of the path between two addresses. Sends nothing.
-pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
-    let probe = UdpSocket::bind((from, 0))?;
-    probe.connect(to)?;
-    let mtu = if to.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
-    Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
-}
-
-/// The longest packet of a link, cells of both directions and handshakes included, in bytes.
-pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
-    let both = [Direction::Forward, Direction::Backward];
-    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
-    HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
-}
-
-/// The largest class with shorter cells that fits the MTU.
-pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
-    let fits = |class: &Class| {
-        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
-        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(HANDSHAKE_LEN_MAX) <= mtu
-    };
-    [Class::M, Class::S].into_iter().find(fits)
-}
-
-/// The name of the device with this address.
-pub fn device(local: IpAddr) -> Option<String> {
-    let interfaces = if_addrs::get_if_addrs().ok()?;
-    interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
-}
-
-fn place(config: &NodeConfig, key: &str) -> Location {
-    config.place(key, 0).unwrap_or_else(|| Location::file(&config.path))
+/// The `nth` value of a list, for messages: with its location, or as the option that added it on the command line.
+fn setting(config: &NodeConfig, key: &str, nth: usize, value: &str) -> String {
+    match config.place(key, nth) {
+        Some(place) => format!("{place}: {key} on {value}"),
+        None => format!("--{key} {value}"),
+    }
 }
 
 /// The sockets of a node, in the order in which they are passed.
@@ -202,55 +200,45 @@ fn wanted(
     lanes: Lanes,
 ) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
     let mut wanted = Vec::new();
-    let mut want =
-        |name, said, address| wanted.push(Wanted { name, said, address, stream: name == "socks", passed: None });
+    let want = |name, said, address| Wanted { name, said, address, stream: name == "socks", passed: None };
+
     if let Some(up) = config.up {
-        let said = format!("{}: up = \"{up}\"", place(config, "up"));
+        let said = format!("{}: up = \"{up}\"", config.place_of("up"));
         for lane in 0..lanes.own {
             let address = lanes::address(up, lane).filter(|_| lane == 0 || up.port() != 0).ok_or_else(|| {
-                mistake(&said, format!("{} lanes need as many ports from there on", lanes.own), "take another port")
+                let what = format!("{} lanes need {0} consecutive ports from {} on", lanes.own, up.port());
+                mistake(&said, what, "use a port from 1 on, low enough for all of them")
             })?;
-            want("up", if lane == 0 { said.clone() } else { format!("{said}, lane {lane}") }, address);
+            wanted.push(want("up", if lane == 0 { said.clone() } else { format!("{said}, lane {lane}") }, address));
         }
     }
+
     if let Some(next) = next {
         let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };
         let down = config.down.unwrap_or(any);
-        let said = format!("{}: down = \"{down}\"", place(config, "down"));
+        let said = format!("{}: down = \"{down}\"", config.place_of("down"));
         if down.is_ipv4() != next.is_ipv4() {
-            return Err(mistake(
-                said,
-                format!("{} cannot reach the next hop at {next}", if down.is_ipv6() { "IPv6" } else { "IPv4" }),
-                format!("write down = \"{any}\""),
-            ));
+            let family = if down.is_ipv6() { "IPv6" } else { "IPv4" };
+            let what = format!("an {family} socket cannot reach the next hop at {next}");
+            return Err(mistake(said, what, format!("set down = \"{any}\"")));
         }
-        want("down", said, down);
+        wanted.push(want("down", said, down));
     }
+
     let mut listeners = Vec::new();
-    if let Part::Entry(entry) = &config.part {
-        for (i, Forward { listen, to, idle }) in entry.forwards.iter().enumerate() {
-            let said = match config.place("forward", i) {
-                Some(place) => format!("{place}: the forward on {listen}"),
-                None => format!("--forward {listen}={to}"),
-            };
-            want("a forward", said, *listen);
-            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(entry.flow_idle) });
+    if let Part::Entry(EntryPart { forwards, pymix, socks, flow_idle, .. }) = &config.part {
+        for (i, Forward { listen, to, idle }) in forwards.iter().enumerate() {
+            let value =
+                if config.place("forward", i).is_some() { listen.to_string() } else { format!("{listen}={to}") };
+            wanted.push(want("forward", setting(config, "forward", i, &value), *listen));
+            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(*flow_idle) });
         }
-        for (i, listen) in entry.pymix.iter().enumerate() {
-            let said = match config.place("pymix", i) {
-                Some(place) => format!("{place}: pymix on {listen}"),
-                None => format!("--pymix {listen}"),
-            };
-            want("pymix", said, *listen);
-            listeners.push(Listener { kind: ListenerKind::Pymix, idle: entry.flow_idle });
+        for (i, listen) in pymix.iter().enumerate() {
+            wanted.push(want("pymix", setting(config, "pymix", i, &listen.to_string()), *listen));
+            listeners.push(Listener { kind: ListenerKind::Pymix, idle: *flow_idle });
         }
-        for (i, listen) in entry.socks.iter().enumerate() {
-            let said = match config.place("socks", i) {
-                Some(place) => format!("{place}: socks on {listen}"),
-                None => format!("--socks {listen}"),
-            };
-            want("socks", said, *listen);
-        }
+        let socks = socks.iter().enumerate();
+        wanted.extend(socks.map(|(i, at)| want("socks", setting(config, "socks", i, &at.to_string()), *at)));
     }
     Ok((wanted, listeners))
 }
@@ -260,19 +248,19 @@ fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<
     if passed.len() == 0 {
         return Ok(());
     }
-    let names: Vec<&str> = wanted.iter().map(|one| one.name).collect();
-    let names = names.join(", ");
+    let names = wanted.iter().map(|one| one.name).collect::<Vec<_>>().join(", ");
     if passed.len() != wanted.len() {
-        let (n, sockets) = (wanted.len(), if wanted.len() == 1 { "socket" } else { "sockets" });
+        let (n, plural) = (wanted.len(), if wanted.len() == 1 { "" } else { "s" });
         return Err(mistake(
             format!("LISTEN_FDS = {}", passed.len()),
-            format!("this {role} takes {n} {sockets}"),
-            format!("pass {names} in this order, or none"),
+            format!("expected {n} socket{plural} for this {role}"),
+            format!("pass {names} in this order, or no sockets"),
         ));
     }
-    let and_tcp = if wanted.iter().any(|one| one.stream) { ", and for socks listening TCP ones" } else { "" };
+
+    let and_tcp = if wanted.iter().any(|one| one.stream) { ", and for socks listening TCP sockets" } else { "" };
     for (i, one) in wanted.iter_mut().enumerate() {
-        let again = || io::Error::other("it was taken already");
+        let again = || io::Error::other("the socket was already taken");
         let taken: io::Result<(OwnedFd, SocketAddr)> = if one.stream {
             let socket = passed.take_tcp_listener(i).and_then(|socket| socket.ok_or_else(again));
             socket.and_then(|socket| socket.local_addr().map(|address| (socket.into(), address)))
@@ -291,7 +279,7 @@ fn take(wanted: &mut [Wanted], passed: &mut ListenFd, role: NodeRole) -> Result<
 }
 
 /// Refuses two sockets with the same port.
-fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
+fn require_distinct_ports(wanted: &[Wanted]) -> Result<(), ConfigError> {
     for (i, one) in wanted.iter().enumerate() {
         let (ip, port) = (one.address.ip(), one.address.port());
         let clash = |other: &&Wanted| {
@@ -301,29 +289,28 @@ fn apart(wanted: &[Wanted]) -> Result<(), ConfigError> {
             port != 0 && same && (there == ip || any && there.is_ipv4() == ip.is_ipv4())
         };
         if let Some(other) = wanted[..i].iter().find(clash) {
-            let what = format!("{} has port {port} already, on {}", other.name, other.address);
-            return Err(mistake(&one.said, what, "give each a port of its own"));
+            let what = format!("{} already uses port {port}, on {}", other.name, other.address);
+            return Err(mistake(&one.said, what, "use a different port for each"));
         }
     }
     Ok(())
 }
 
 /// Refuses a next hop that is this node.
-fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
+fn refuse_self(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
     let config = &loaded.config;
     let position = config.position + 1;
-    let (name, published) = match loaded.chain.node(position) {
-        Some(hop) => (node_name(hop.role, position), hop.address),
-        None => return Ok(()),
-    };
+    let Some(hop) = loaded.chain.node(position) else { return Ok(()) };
+    let (name, published) = (node_name(hop.role, position), hop.address);
     let said = match &config.next {
-        Some(text) => format!("{}: next = {text:?}", place(config, "next")),
+        Some(text) => format!("{}: next = {text:?}", config.place_of("next")),
         None => format!("{}: the next hop {name} is published at {next}", config.chain.display()),
     };
+    let set_next = format!("set `next` to the address of {name}, which published {published}");
     if next.ip().is_unspecified() {
-        let remedy = format!("write where {name} is reached; it published {published}");
-        return Err(mistake(said, "this is the address of no host", remedy));
+        return Err(mistake(said, format!("nothing can be sent to {}", next.ip()), set_next));
     }
+
     let reaches = |bound: IpAddr| match bound {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => next.is_ipv4() && is_own(next.ip()),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => is_own(next.ip()),
@@ -332,20 +319,20 @@ fn not_itself(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<()
     let own = wanted.iter().find(|one| !one.stream && one.address.port() == next.port() && reaches(one.address.ip()));
     let Some(own) = own else { return Ok(()) };
     let remedy = match &config.next {
-        Some(_) => format!("write where {name} is reached; it published {published}"),
-        None => format!("give `{}` another port, or say with `next` where {name} is reached", own.name),
+        Some(_) => set_next,
+        None => format!("set `{}` to another port, or `next` to the address of {name}", own.name),
     };
-    Err(mistake(said, format!("that is this node's own socket, {} on {}", own.name, own.address), remedy))
+    Err(mistake(said, format!("this is the node's own socket, {} on {}", own.name, own.address), remedy))
 }
 
-/// Whether an address belongs to this host. If the system does not list its addresses, only loopback does.
+/// True if an address belongs to this host. If the system does not list its addresses, only loopback does.
 fn is_own(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     ip.is_loopback()
         || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|interface| interface.ip().to_canonical() == ip))
 }
 
-/// The message for a socket that cannot be bound. `said` is the setting and where it is.
+/// The message for a socket that cannot be bound. `said` is the setting and its location.
 pub fn cannot_bind(said: &str, address: SocketAddr, why: &io::Error) -> ConfigError {
     unbindable(said, address, "ss -ulpn", why)
 }
@@ -360,64 +347,27 @@ fn unbindable(said: &str, address: SocketAddr, list: &str, why: &io::Error) -> C
     match why.kind() {
         ErrorKind::AddrInUse if port > 0 => mistake(
             said,
-            "another process has this port",
-            format!("find it with `{list} 'sport = :{port}'` and end it, or take another port"),
+            "another process uses this port",
+            format!("find it with `{list} 'sport = :{port}'` and stop it, or use another port"),
         ),
         ErrorKind::AddrNotAvailable => mistake(
             said,
             format!("this host does not have the address {}", address.ip()),
-            "take one that `ip address` lists",
+            "use an address that `ip address` lists",
         ),
         ErrorKind::PermissionDenied if port > 0 => mistake(
             said,
-            format!("port {port} needs a privilege"),
+            format!("port {port} requires a privilege"),
             format!(
-                "take a port from 1024 on, or run `sudo setcap cap_net_bind_service=+ep $(command -v eddy)` or `sudo \
+                "use a port from 1024 on, or run `sudo setcap cap_net_bind_service=+ep $(command -v eddy)` or `sudo \
                  sysctl -w net.ipv4.ip_unprivileged_port_start={port}`"
             ),
         ),
         _ if why.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => mistake(
             said,
             format!("this host has no {}", if address.is_ipv6() { "IPv6" } else { "IPv4" }),
-            "turn it on, or take an address of the other family",
+            "enable it, or use an address of the other family",
         ),
-        _ => mistake(said, in_words(why), "take another address or port"),
+        _ => mistake(said, in_words(why), "use another address or port"),
     }
-}
-
-/// Checks that the path to the next hop carries the longest cell and handshake, which are sent unfragmented. A path that
-/// does not exist yet is not an error, because the node keeps trying.
-fn path_carries(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<(), ConfigError> {
-    let KnownPath { mtu, local } = match known_path(from, next) {
-        Ok(path) => path,
-        // Linux returns this for a loopback address towards any other.
-        Err(why) if why.kind() == ErrorKind::InvalidInput => {
-            let any = if next.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            return Err(mistake(
-                format!("{}: down is bound to {from}", place(config, "down")),
-                format!("from there nothing reaches the next hop at {next}"),
-                format!("write down = \"{any}\""),
-            ));
-        }
-        Err(why) => {
-            tracing::warn!(address = %next, "no route to the next hop at {next} yet: {}", in_words(&why));
-            return Ok(());
-        }
-    };
-    let needed = longest_packet(shape, config.position + 1, next.is_ipv6());
-    if needed <= mtu {
-        return Ok(());
-    }
-    let device = device(local).unwrap_or_else(|| "DEVICE".to_owned());
-    let raise = format!("raise the MTU all along the path, here `sudo ip link set dev {device} mtu {needed}`");
-    let remedy = match smaller_class(shape, mtu, next.is_ipv6()) {
-        Some(smaller) => format!("make the chain with `eddy init --class {smaller}`, or {raise}"),
-        None => raise,
-    };
-    let what = format!(
-        "the path to the next hop at {next} carries packets of {mtu} bytes, this chain of class {} makes some of \
-         {needed}",
-        shape.class()
-    );
-    Err(mistake(place(config, "next"), what, remedy))
 }

@@ -120,12 +120,13 @@ enum ConversationError {
     Protocol(#[from] SocksServerError),
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), ConversationError> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_nodelay(true)?;
+
     let asked = timeout(PATIENCE, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
@@ -137,14 +138,16 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     if !matches!(command, Socks5Command::UDPAssociate) {
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
+
     let association = Association { client, port: source_port(&target, client) };
     let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
         Err(why) => {
-            tracing::warn!("no relay for a SOCKS client: {why}");
+            tracing::warn!("cannot open a relay for a SOCKS client: {why}");
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
         }
     };
+
     let at = relay.address();
     let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
     // The relay lives until the client closes the connection.
@@ -153,8 +156,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     Ok(())
 }
 
-/// Authenticates a client: everybody at a loopback port, elsewhere those with a name and its password. None for all
-/// others, who have been refused.
+/// Authenticates a client. On loopback every client is accepted, elsewhere a name and its password are required. `None`: the
+/// client was refused.
 async fn authenticate(
     stream: TcpStream,
     local: IpAddr,
@@ -180,7 +183,7 @@ async fn authenticate(
     }
 }
 
-/// Whether the name and password are those of a user. An unknown name takes as long as a known one.
+/// True if the name and password are those of a user. An unknown name takes as long as a known one.
 fn knows(users: &Users, name: &str, password: &str) -> bool {
     let (known, expected) = users.get(name).map_or((false, ""), |password| (true, password.as_str()));
     bool::from(password.as_bytes().ct_eq(expected.as_bytes())) && known

@@ -18,10 +18,10 @@ use crate::runtime::local::{Bound, Server};
 /// # Errors
 /// No thread or no descriptors left.
 pub fn serve(bound: Bound, report: impl Fn() -> NodeReport + Send + 'static) -> io::Result<Server> {
-    bound.serve("status", move |client| tell(client, &report()))
+    bound.serve("status", move |client| write(client, &report()))
 }
 
-fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
+fn write(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
     let mut line = serde_json::to_vec(report).map_err(io::Error::other)?;
     line.push(b'\n');
     client.write_all(&line)
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_gets_a_report_and_the_file_goes_with_the_server() {
+    fn clients_get_reports_until_the_server_removes_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         let server = serve(bind(&path).unwrap(), report).unwrap();
@@ -70,22 +70,22 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_nodes_socket_is_replaced_and_a_living_ones_is_not() {
+    fn socket_of_a_dead_node_is_replaced_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let living = bind(&path).unwrap();
         let refused = bind(&path).err().unwrap().to_string();
-        assert!(refused.contains("answers there already"), "{refused}");
+        assert!(refused.contains("already answers there"), "{refused}");
         drop(living);
         assert!(!path.exists());
         fs::write(&path, "a file").unwrap();
-        assert!(bind(&path).err().unwrap().to_string().contains("no socket"));
+        assert!(bind(&path).err().unwrap().to_string().contains("not a socket"));
     }
 
     #[test]
-    fn a_client_that_never_reads_holds_nobody_up() {
+    fn silent_client_delays_no_other_client() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         let server = serve(bind(&path).unwrap(), report).unwrap();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_a_long_report_unread_holds_the_next_up_for_a_second_and_no_client_commands() {
+    fn unread_report_delays_the_next_client_a_second() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         // Longer than any socket buffer, so a client that does not read it blocks the writer.

@@ -33,9 +33,10 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::ids::Side;
 
-use crate::config::{Chain, ConfigError, ExitPart, Location, NodeConfig, Part};
+use crate::config::{Chain, ConfigError, ExitPart, NodeConfig, Part};
 use crate::error::StartError;
-use crate::runtime::node::{Sockets, rng};
+use crate::runtime::random::rng;
+use crate::runtime::sockets::Sockets;
 
 /// Commands from control that can wait for a worker.
 const OPS_MAX: usize = 4096;
@@ -58,7 +59,7 @@ pub struct Workers {
     pub wakers: Vec<Arc<Waker>>,
 }
 
-/// A worker's ends of its rings, and what its thread waits on.
+/// A worker's ends of its rings, and the poller and waker of its thread.
 struct WorkerEnds {
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
@@ -81,8 +82,11 @@ impl Workers {
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
         let offloads = offloads(chain.shape, position, &sockets, config.offload).map_err(system())?;
-        for socket in sockets.up.iter().chain(&sockets.down) {
-            prepare(socket, config, offloads)?;
+        let granted = sockets.links().map(|socket| set_options(socket, config.receive_buffer, offloads));
+        let granted = granted.collect::<std::io::Result<Vec<usize>>>();
+        let granted = granted.map_err(StartError::system("set options of a link socket"))?;
+        if let Some(warning) = granted.iter().min().and_then(|least| judge_receive_buffer(config, *least).transpose()) {
+            warn!("{}", warning?);
         }
 
         let (mut rings, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
@@ -125,7 +129,7 @@ struct Builder<'a> {
     config: &'a NodeConfig,
     offloads: Offloads,
     spawn: Spawn,
-    /// Whether the log has the reason why io_uring is not in use.
+    /// The log already has the reason why io_uring is not in use.
     io_reported: bool,
     workers: Workers,
 }
@@ -210,11 +214,11 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The link ports of one side: as many as `wanted`.
+    /// The `wanted` link ports of one side.
     fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
         if sockets.len() != wanted {
             let (role, side) = (self.config.role().name(), side.name());
-            let what = format!("the {role} needs its {side} socket: set `{side}`");
+            let what = format!("this {role} has no {side} socket: set `{side}` in its configuration");
             return Err(StartError::Config(ConfigError::Arguments(what)));
         }
         let lengths = lengths(self.chain.shape, self.position, side);
@@ -238,9 +242,10 @@ impl Builder<'_> {
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());
+
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            // Checked before, so this fails only if the process lost a core since.
+            // The cores were checked before; this fails only if the process has lost one since.
             if let Some(core) = &core
                 && let Err(why) = sched_setaffinity(None, core)
             {
@@ -258,7 +263,7 @@ fn system() -> impl FnOnce(std::io::Error) -> StartError {
     StartError::system("set up the sockets")
 }
 
-/// What all workers' threads need.
+/// Settings that all worker threads share.
 struct Spawn {
     cores: Vec<CpuSet>,
     spin: Duration,
@@ -284,16 +289,16 @@ pub fn check_cores(config: &NodeConfig) -> Result<(), StartError> {
     cores(config).map(drop)
 }
 
-/// The cores that the workers are to stay on, if this process may use them.
+/// The cores that the workers are pinned to, if this process may use them.
 fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
     let ours = sched_getaffinity(None).map_err(|why| StartError::system("read the CPU affinity")(why.into()))?;
     let set = |core: &usize| {
         if *core >= CpuSet::MAX_CPU || !ours.is_set(*core) {
             let ours: Vec<String> = (0..CpuSet::MAX_CPU).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
             return Err(ConfigError::Value {
-                at: config.place("cores", 0).unwrap_or_else(|| Location::file(&config.path)),
-                what: format!("cores names {core}, but this process may use {} only", ours.join(", ")),
-                remedy: "take some of those, or remove the line to let the system choose".to_owned(),
+                at: config.place_of("cores"),
+                what: format!("cores lists {core}, but this process may use {} only", ours.join(", ")),
+                remedy: "list some of these, or remove the line to let the system choose".to_owned(),
             }
             .into());
         }
@@ -304,7 +309,7 @@ fn cores(config: &NodeConfig) -> Result<Vec<CpuSet>, StartError> {
     config.cores.iter().map(set).collect()
 }
 
-/// Whether this node sends and receives bursts of cells. Logs the reason if they are wanted and not possible.
+/// The offloads that this node uses. Logs the reason if one is configured and not possible.
 fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) -> std::io::Result<Offloads> {
     let sides = [(Side::Up, sockets.up.first()), (Side::Down, sockets.down.first())];
     let sockets = sides.into_iter().filter_map(|(side, socket)| Some((side, socket?)));
@@ -336,29 +341,35 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
     calls
 }
 
-/// Sets the options of a link socket: no fragmentation, and a receive buffer for bursts. A configured size is mandatory;
-/// the default is best effort.
-fn prepare(socket: &UdpSocket, config: &NodeConfig, offloads: Offloads) -> Result<(), StartError> {
-    let receive_buffer = config.receive_buffer;
-    let granted =
-        set_options(socket, receive_buffer, offloads).map_err(StartError::system("set options of a link socket"))?;
-    if granted < receive_buffer {
-        if let Some(at) = config.place("receive_buffer", 0) {
-            return Err(ConfigError::Value {
-                at,
-                what: format!("receive_buffer = {receive_buffer}, but the system grants {granted}"),
-                remedy: format!(
-                    "run `sudo sysctl -w net.core.rmem_max={receive_buffer}`, or remove the line to take what there is"
-                ),
-            }
-            .into());
-        }
-        warn!(
-            "the receive buffer is {granted} bytes, wanted {receive_buffer}: run `sudo sysctl -w \
-             net.core.rmem_max={receive_buffer}`, or the kernel drops bursts"
-        );
+/// Checks the receive buffer that the system grants to a new socket, as a start does for the link sockets. Returns a
+/// warning if it is smaller than the default.
+///
+/// # Errors
+/// It is smaller than configured.
+pub fn check_receive_buffer(config: &NodeConfig) -> Result<Option<String>, StartError> {
+    let any = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+    let socket = any.or_else(|_| UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0))).map_err(system())?;
+    let granted = receive_buffer(&socket, config.receive_buffer).map_err(system())?;
+    Ok(judge_receive_buffer(config, granted)?)
+}
+
+/// A configured receive buffer is mandatory; the default is best effort, so less of it is a warning.
+fn judge_receive_buffer(config: &NodeConfig, granted: usize) -> Result<Option<String>, ConfigError> {
+    let wanted = config.receive_buffer;
+    if granted >= wanted {
+        return Ok(None);
     }
-    Ok(())
+    let raise = format!("run `sudo sysctl -w net.core.rmem_max={wanted}`");
+    match config.place("receive_buffer", 0) {
+        Some(at) => Err(ConfigError::Value {
+            at,
+            what: format!("receive_buffer = {wanted}, but the system grants {granted}"),
+            remedy: format!("{raise}, or remove the line to accept less"),
+        }),
+        None => Ok(Some(format!(
+            "the receive buffer is {granted} bytes instead of {wanted}, so the kernel may drop bursts: {raise}"
+        ))),
+    }
 }
 
 /// Sets the options of a link socket. Returns the granted receive buffer in bytes.
@@ -368,8 +379,12 @@ fn set_options(socket: &UdpSocket, receive_buffer: usize, offloads: Offloads) ->
     if offloads.gro {
         sys::enable_gro(socket)?;
     }
-    // The kernel grants twice what is asked and counts its own overhead against it.
-    Ok(sys::size_receive_buffer(socket, receive_buffer)? / 2)
+    self::receive_buffer(socket, receive_buffer)
+}
+
+/// Requests a receive buffer. Returns the granted bytes: the kernel doubles them for its own overhead.
+fn receive_buffer(socket: &UdpSocket, bytes: usize) -> std::io::Result<usize> {
+    Ok(sys::size_receive_buffer(socket, bytes)? / 2)
 }
 
 #[cfg(test)]

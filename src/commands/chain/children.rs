@@ -25,7 +25,7 @@ use eddy_node::runtime::status;
 
 /// Lines of standard error kept per node.
 const TAIL: usize = 8;
-/// How long a node may take to end.
+/// Longest time that a node may take to end.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// A node to start.
@@ -54,11 +54,11 @@ struct Node {
 }
 
 impl Children {
-    /// Starts all nodes. Their warnings go to this process's standard error if `pass_on`.
+    /// Starts all nodes with these options of their logs. Log lines go to this process's standard error if `pass_on`.
     ///
     /// # Errors
     /// The system refuses a process.
-    pub fn spawn(starts: Vec<Start>, pass_on: bool) -> anyhow::Result<Children> {
+    pub fn spawn(starts: Vec<Start>, log: &[String], pass_on: bool) -> anyhow::Result<Children> {
         let program = std::env::current_exe().context("the path of this program")?;
         let mut children = Children(Vec::with_capacity(starts.len()));
         // Kept until the end: while the inherited sockets stay open here, no pipe of a later child can
@@ -68,9 +68,10 @@ impl Children {
         for start in starts.into_iter().rev() {
             let name = node_name(start.role, start.index);
             let status = start.status.clone();
-            let mut command = command(&program, start)?;
+            let mut command = command(&program, start, log)?;
             let mut process = command.spawn().with_context(|| format!("cannot start {name}"))?;
             commands.push(command);
+
             let lifeline = process.stdin.take();
             let stdout = process.stdout.take().map(|mut pipe| {
                 std::thread::spawn(move || {
@@ -208,17 +209,14 @@ impl Node {
 }
 
 /// The command line and the surroundings of a node.
-fn command(program: &Path, start: Start) -> anyhow::Result<Command> {
+fn command(program: &Path, start: Start, log: &[String]) -> anyhow::Result<Command> {
     let Start { role, config, sockets, .. } = start;
     let mut command = Command::new(program);
-    command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]);
+    command.arg(role.name()).arg("--config").arg(config).args(["--lifeline", "--report-json"]).args(log);
     command.env("LISTEN_FDS", sockets.len().to_string());
     command.env_remove("LISTEN_PID").env_remove("LISTEN_FDS_FIRST_FD").env_remove("LISTEN_FDNAMES");
     // A supervisor waits for the chain, not for one of its nodes.
     command.env_remove("NOTIFY_SOCKET");
-    if std::env::var_os("EDDY_LOG").is_none() {
-        command.env("EDDY_LOG", "warn");
-    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, or Ctrl-C would end the nodes before their ledgers are read.
     command.process_group(0);
@@ -232,12 +230,20 @@ fn read_log(pipe: impl BufRead, tail: &Mutex<VecDeque<String>>, name: Option<&st
     for line in pipe.lines().map_while(Result::ok) {
         if let Some(name) = name {
             // Standard error may be closed; the node runs on.
-            let _ = writeln!(std::io::stderr(), "{name}: {line}");
+            let _ = writeln!(std::io::stderr(), "{}", with_name(name, &line));
         }
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         if tail.len() == TAIL {
             tail.pop_front();
         }
         tail.push_back(line);
+    }
+}
+
+/// A log line with the name of its node: as a field of JSON, or in front of text.
+fn with_name(name: &str, line: &str) -> String {
+    match line.strip_prefix('{') {
+        Some(fields) => format!("{{\"node\":\"{name}\",{fields}"),
+        None => format!("{name}: {line}"),
     }
 }

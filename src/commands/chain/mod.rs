@@ -22,6 +22,7 @@ use anyhow::{Context, bail};
 use dataplane::lanes;
 use dataplane::socket::backend::Calls;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::filter::LevelFilter;
 use wire::cell::Shape;
 use wire::frames;
 
@@ -42,8 +43,10 @@ const MESSAGES_MAX: u64 = 20_000_000;
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// Time for an answer, in addition to the mixing delays.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What the exit may reach in addition to public networks.
+/// Networks that the exit opens in addition to public ones.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+/// Log level of its nodes by default.
+const NODE_LEVEL: LevelFilter = LevelFilter::WARN;
 /// Time between checks of a running chain.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -64,15 +67,17 @@ struct Bound {
 /// A mistake on the command line, a node that dies or does not come up, anything lost, or a ledger
 /// that does not close.
 pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
-    let shape = Shape::new(args.class, args.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    let shape =
+        Shape::new(args.shape.class, args.shape.mixes + 1).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, args.ipv6)?;
     let load = plan_load(args)?;
     eddy_node::runtime::running::engine()?;
+    let log = args.log.for_children(NODE_LEVEL)?;
     let interrupted = interruptible(args.lifeline)?;
 
     let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
     let bound = bind(args)?;
-    // The warnings of nodes are passed on by a chain that stays; otherwise nobody sees them.
+    // A chain that stays passes on the warnings of its nodes; otherwise this line is the only one.
     if let (_, Some(why)) = Calls::new(args.io, &bound.exit)
         && !args.stay
     {
@@ -82,8 +87,8 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let files = init::write(dir.path(), &plan)?;
     let started = Instant::now();
     let receivers = bound.receivers.iter().map(UdpSocket::try_clone).collect::<Result<Vec<_>, _>>()?;
-    let mut children = Children::spawn(starts(&files, bound), args.stay)?;
-    let all_delays = plan.mixing.largest_delay() * args.mixes as u32;
+    let mut children = Children::spawn(starts(&files, bound), &log, args.stay || args.log.is_set())?;
+    let all_delays = plan.mixing.largest_delay() * args.shape.mixes as u32;
     children.wait_for_channels(args.channels, SETUP_MAX + 4 * all_delays, &interrupted)?;
     let setup = started.elapsed();
     let at_start = children.reports();
@@ -104,7 +109,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let nodes = children.finish()?;
 
     let summary = Summary { setup, outcome: &outcome, at_start: &at_start, nodes: &nodes };
-    print(&if args.json { summary.json()? } else { summary.people(args.verbose) })?;
+    print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     if too_large > 0 {
         let (len, limit) = (load.payload.len(), frames::max_datagram_len(shape.payload()));
         bail!("the entry refused {too_large} datagrams of {len} bytes (limit {limit})");
@@ -116,7 +121,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
 struct Traffic<'a> {
     load: &'a Load,
     receivers: Vec<UdpSocket>,
-    /// Where the entry listens for each receiver.
+    /// The forward of each receiver at the entry.
     clients: Vec<SocketAddr>,
     patience: Duration,
     /// Bytes of the longest datagram that the chain carries.
@@ -145,7 +150,7 @@ impl Traffic<'_> {
     }
 }
 
-/// What to send, from the command line.
+/// The messages to send, from the command line.
 fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
     let rate = args.rate.unwrap_or(RATE);
     let messages = args.seconds.map_or(args.messages, |seconds| (seconds * rate).round() as u64);
@@ -187,6 +192,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     let given = |address: SocketAddr, option: &str| {
         UdpSocket::bind(address).map_err(|why| sockets::cannot_bind(&format!("{option} {address}"), address, &why))
     };
+
     let mut entry = vec![any()?];
     for _ in 0..args.receivers {
         entry.push(any()?);
@@ -197,6 +203,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     for &listen in &args.pymix {
         entry.push(given(listen, "--pymix")?);
     }
+
     let listen = |&at: &SocketAddr| {
         if !at.ip().to_canonical().is_loopback() {
             let said = format!("--socks {at} is not on loopback: use 127.0.0.1:{}", at.port());
@@ -205,14 +212,15 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
         Ok(TcpListener::bind(at).map_err(|why| sockets::cannot_listen(&format!("--socks {at}"), at, &why))?)
     };
     let socks = args.socks.iter().map(listen).collect::<anyhow::Result<_>>()?;
-    let lanes = usize::from(args.lanes);
+
+    let lanes = usize::from(args.shape.lanes);
     let mix = |_| {
         if lanes == 1 {
             return Ok((vec![any()?], any()?));
         }
         anyhow::Ok((row(&any, lanes)?, sockets::bind_shared((loopback, 0).into())?))
     };
-    let mixes = (0..args.mixes).map(mix).collect::<anyhow::Result<_>>()?;
+    let mixes = (0..args.shape.mixes).map(mix).collect::<anyhow::Result<_>>()?;
     let receivers = (0..args.receivers).map(|_| any()).collect::<anyhow::Result<_>>()?;
     Ok(Bound { entry, mixes, exit: any()?, receivers, socks })
 }
@@ -244,22 +252,25 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
     let ups = bound.mixes.iter().map(|(ups, _)| &ups[0]).chain([&bound.exit]);
     let ups = ups.map(UdpSocket::local_addr).collect::<Result<Vec<_>, _>>()?;
     let mut plan = Plan {
-        class: args.class,
-        mixing: args.mixing,
+        class: args.shape.class,
+        mixing: args.shape.mixing,
         renew_after_s: args.renew_after_s,
         offload: args.offload,
         io: args.io,
-        lanes: usize::from(args.lanes),
+        lanes: usize::from(args.shape.lanes),
         resolver: args.resolver,
         allow: LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
         ..Plan::new(&ups)
     };
+
+    // The receivers of the demonstration are on loopback and get as much as is sent.
     plan.trust.clone_from(&plan.allow);
     plan.allow.extend(args.allow.iter().cloned());
     plan.deny.extend(args.deny.iter().cloned());
     for (hop, (_, down)) in plan.hops.iter_mut().zip(&bound.mixes) {
         hop.down = down.local_addr()?;
     }
+
     let mut entry = bound.entry.iter().map(UdpSocket::local_addr);
     let mut next = || entry.next().context("a socket per forward and pymix port").and_then(|a| Ok(a?));
     plan.entry.channels = args.channels;
@@ -321,20 +332,22 @@ fn ready_json(plan: &Plan, files: &Files, setup: Duration) -> String {
         "forwards": forwards,
         "pymix": plan.entry.pymix,
         "socks": plan.entry.socks,
+        "chain": files.chain,
         "configs": configs().collect::<Vec<_>>(),
         "status": status,
     });
     format!("{ready}\n")
 }
 
-/// For people: the listeners that were asked for, and the next commands.
+/// For people: the requested listeners, and the next commands.
 fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> anyhow::Result<String> {
-    let plural = if args.mixes == 1 { "" } else { "es" };
+    let plural = if args.shape.mixes == 1 { "" } else { "es" };
     let mut text = format!(
         "The chain is up after {} ms: entry, {} mix{plural}, exit. Press Ctrl-C to stop it.\n\n",
         setup.as_millis(),
-        args.mixes
+        args.shape.mixes
     );
+
     let asked = &plan.entry.forwards[args.receivers..];
     for forward in asked {
         text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
@@ -348,6 +361,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
     if asked.is_empty() && plan.entry.pymix.is_empty() && plan.entry.socks.is_empty() {
         text += "  no listeners: --forward and --socks add them\n";
     }
+
     let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
     let entry = files.entry.display();
     text += &format!(
@@ -358,6 +372,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         wireguard_mtu(shape)
     );
     text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");
+    text += &format!("\nPublic file of the chain, for entries of other programs:\n  {}\n", files.chain.display());
     text += "\nInspect a node:\n";
     for config in std::iter::once(&files.entry).chain(&files.hops) {
         text += &format!("  eddy status --config {}\n", config.display());

@@ -84,6 +84,7 @@ impl Summary<'_> {
             sending.as_secs_f64(),
             if mixes == 1 { "" } else { "es" }
         );
+
         let Rtt { p50, p99, max } = self.rtt();
         let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
         let times = format!(
@@ -93,6 +94,7 @@ impl Summary<'_> {
             ms(max),
             self.setup.as_millis()
         );
+
         let open = self.open();
         let ledgers = match open.as_slice() {
             [] => format!("Ledgers of all {} nodes close", self.nodes.len()),
@@ -113,7 +115,7 @@ impl Summary<'_> {
         nodes
     }
 
-    /// What was dropped since the chain was up, where and why.
+    /// Drops since the chain was up, by node and reason.
     fn drops(&self) -> String {
         let mut all = Vec::new();
         for (node, early) in self.nodes.iter().zip(self.at_start) {
@@ -170,7 +172,7 @@ impl Summary<'_> {
         lines(&rows)
     }
 
-    /// Checks that nothing is missing.
+    /// Checks that no message is missing.
     ///
     /// # Errors
     /// Messages were lost or damaged, or a ledger does not close.

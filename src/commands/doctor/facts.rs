@@ -1,7 +1,7 @@
 //! The state of this host: gathered once, so that checks are functions of it.
 //!
-//! Probes sockets of its own over loopback where settings are not enough (receive buffers, GSO, io_uring). Changes
-//! nothing and needs no privilege; facts that it cannot learn are unknown.
+//! Probes sockets over loopback if settings are not enough (receive buffers, GSO, io_uring). Changes nothing and needs no
+//! privilege; facts that it cannot read are unknown.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use wire::ids::Side;
 use super::host::Host;
 use super::subject::Subject;
 use eddy_node::config::in_words;
-use eddy_node::runtime::sockets;
+use eddy_node::runtime::path as link_path;
 
 #[derive(Debug)]
 pub struct Facts {
@@ -54,7 +54,7 @@ pub struct Facts {
 pub struct Buffers {
     /// net.core.rmem_max.
     pub rmem_max: Option<usize>,
-    /// Granted to a socket that requested what the node does; or why there is no socket.
+    /// Granted to a socket with the same request as the node; or why there is no socket.
     pub granted: Result<usize, String>,
     /// net.core.rmem_default.
     pub rmem_default: Option<usize>,
@@ -81,7 +81,7 @@ pub struct Cores {
     pub allowed: Vec<usize>,
     /// Cores with their frequency governors.
     pub governors: Vec<(usize, String)>,
-    /// How long an idle core polls before it halts, in ns; `None` unless the cpuidle governor is haltpoll.
+    /// Time that an idle core polls before it halts, in ns; `None` unless the cpuidle governor is haltpoll.
     pub halt_poll_ns: Option<u64>,
     /// Hardware threads of the same core.
     pub siblings: Vec<Vec<usize>>,
@@ -210,17 +210,17 @@ fn cores(host: &Host) -> Cores {
 fn path(host: &Host, subject: &Subject) -> Path {
     let Ok(next) = &subject.next else { return Path::default() };
     let (local, mtu) = match next {
-        Some(next) => match sockets::known_path(subject.from, *next) {
+        Some(next) => match link_path::known_path(subject.from, *next) {
             Ok(path) => (Some(path.local), Some(Ok(path.mtu))),
             Err(why) => (None, Some(Err(in_words(&why)))),
         },
         // An exit: the device of `up`, or of the default route.
         None => match subject.up.map(|up| up.ip()).filter(|ip| !ip.is_unspecified()) {
             Some(ip) => (Some(ip), None),
-            None => (sockets::known_path(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE).ok().map(|path| path.local), None),
+            None => (link_path::known_path(Ipv4Addr::UNSPECIFIED.into(), ANYWHERE).ok().map(|path| path.local), None),
         },
     };
-    let name = local.and_then(sockets::device);
+    let name = local.and_then(link_path::device);
     let name = name.or_else(|| local.filter(IpAddr::is_loopback).map(|_| "lo".to_owned()));
     Path { mtu, device: name.map(|name| device(host, name)) }
 }
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_proc_and_sys_is_looked_at_all_the_same() {
+    fn host_without_proc_and_sys_has_unknown_facts() {
         let root = tempfile::tempdir().unwrap();
         let engine = Engine::best();
         let facts = Facts::gather(&Host::under(root.path()), &Subject::of_a_chain(), engine);

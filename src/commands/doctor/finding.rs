@@ -1,8 +1,8 @@
-//! What a check reports: the state of one thing, its effect on a node, and the fix.
+//! The result of a check: the state of one thing, its effect on a node, and the fix.
 
 use serde::Serialize;
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -46,7 +46,7 @@ impl Severity {
     }
 }
 
-/// What repairs it.
+/// The fix of a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fix {
     /// A command that a shell can run unchanged.
@@ -91,7 +91,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The state of the host.
     pub found: String,
-    /// What that means for a node.
+    /// The effect on a node.
     pub effect: Option<String>,
     pub fix: Option<Fix>,
 }

@@ -69,7 +69,7 @@ table! { NODE:
     "a missing key", Line("mix1.toml", "position", ""), MIX,
         &["mix1.toml: the key `position` is missing", "add `position = 1`"];
     "a value of the wrong type", Line("mix1.toml", "position", "position = \"1\""), MIX,
-        &["mix1.toml:4: position must be a whole number from 0 to 8 (got \"1\")", "write for example `position = 1`"];
+        &["mix1.toml:4: position must be a whole number from 0 to 8 (got \"1\")", "for example `position = 1`"];
     "a position that the chain does not have", Line("mix1.toml", "position", "position = 4"), MIX,
         &["mix1.toml:4: position must be 1 to 3 for a mix in this chain (got 4)", "or `role`"];
     "a position that no chain has", Line("mix1.toml", "position", "position = 9"), MIX,
@@ -81,11 +81,11 @@ table! { NODE:
     "a mix without `up`", Line("mix1.toml", "up", ""), MIX,
         &["`up` is missing", "up = \"127.0.0.1:4701\""];
     "a name where an address belongs", Line("mix1.toml", "up", "up = \"localhost\""), MIX,
-        &["mix1.toml:9: up must be IP:PORT or [IPv6]:PORT (got \"localhost\")", "write for example `up = "];
+        &["mix1.toml:9: up must be IP:PORT or [IPv6]:PORT (got \"localhost\")", "for example `up = "];
     "`next` without a port", Line("mix1.toml", "# next", "next = \"nowhere\""), MIX,
-        &["\"nowhere\" has no port", "write IP:PORT"];
+        &["\"nowhere\" has no port", "expected IP:PORT"];
     "a mixing that there is not", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
-        &["unknown strategy", "write one of threshold"];
+        &["unknown strategy", "expected one of threshold"];
     "a mixing slower than the descriptor promises", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
         &["mix1.toml:13: ", "longer than the 5 ms that the descriptor promises", "--mixing timed:t=9ms"];
     "a window that is no power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
@@ -211,33 +211,33 @@ table! { KEYS:
 table! { SOCKETS:
     "a port in use",
         Do(|s| { let held = hold(s, "4701"); s.edit("mix1.toml", "up", &format!("up = \"{held}\"")); }), MIX,
-        &["mix1.toml:9: up = ", "another process has this port", "`ss -ulpn 'sport = :"];
+        &["mix1.toml:9: up = ", "another process uses this port", "`ss -ulpn 'sport = :"];
     "a forward's port in use",
         Do(|s| {
             let held = hold(s, "5000");
             s.edit("entry.toml", "", &format!("[[forward]]\nlisten = \"{held}\"\nto = \"192.0.2.7:53\""));
         }), ENTRY,
-        &["entry.toml:", ": the forward on ", "another process has this port", "`ss -ulpn 'sport = :"];
+        &["entry.toml:", ": forward on ", "another process uses this port", "`ss -ulpn 'sport = :"];
     "an address that this host does not have", Line("mix1.toml", "up", "up = \"192.0.2.1:4701\""), MIX,
         &["mix1.toml:9: up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1", "`ip address`"];
     "a port below 1024 without privilege",
         Do(|s| { privileged_ports(s); s.edit("mix1.toml", "up", "up = \"127.0.0.1:47\""); }), MIX,
-        &["port 47 needs a privilege", "setcap cap_net_bind_service=+ep", "net.ipv4.ip_unprivileged_port_start=47"];
+        &["port 47 requires a privilege", "setcap cap_net_bind_service=+ep", "net.ipv4.ip_unprivileged_port_start=47"];
     "`up` equal to `down`", Line("mix1.toml", "down", "down = \"127.0.0.1:4701\""), MIX,
-        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "up has port 4701 already", "a port of its own"];
+        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "up already uses port 4701", "a different port"];
     "`up` on every address, `down` on one of them, on one port",
         Do(|s| {
             s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:4701\"");
         }), MIX,
-        &["mix1.toml:10: down", "up has port 4701 already, on 0.0.0.0:4701"];
+        &["mix1.toml:10: down", "up already uses port 4701, on 0.0.0.0:4701"];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:", ": the forward on 127.0.0.1:5000", "a forward has port 5000 already", "a port of its own"];
+        &["entry.toml:", ": forward on 127.0.0.1:5000", "forward already uses port 5000", "a different port"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "a forward has port 5000 already"];
+        &["--forward 127.0.0.1:5000=b:1", "forward already uses port 5000"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,
         &["mix1.toml:10: down", "cannot reach the next hop at 127.0.0.1:4702", "0.0.0.0:0"];
     "`down` on loopback, the next hop elsewhere",
@@ -246,35 +246,35 @@ table! { SOCKETS:
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:0\"");
             s.edit("mix1.toml", "# next", "next = \"192.0.2.7:4702\"");
         }), MIX,
-        &["mix1.toml:10: down", "nothing reaches the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
+        &["mix1.toml:10: down", "cannot reach the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
     "a next hop whose name does not resolve", Line("mix1.toml", "# next", "next = \"mix2..example.org:4702\""), MIX,
         &["mix1.toml:11: next = \"mix2..example.org:4702\" does not resolve", "IP:PORT"];
     "`next` names the node itself", Line("mix1.toml", "# next", "next = \"127.0.0.1:4701\""), MIX,
-        &["mix1.toml:11: next = \"127.0.0.1:4701\"", "this node's own socket, up", "mix2 is reached", "127.0.0.1:4702"];
+        &["mix1.toml:11: next = \"127.0.0.1:4701\"", "the node's own socket, up", "the address of mix2", "127.0.0.1:4702"];
     "`next` names the node itself, which is bound to every address",
         Do(|s| {
             s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
             s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\"");
         }), MIX,
-        &["this node's own socket, up on 0.0.0.0:4701"];
+        &["the node's own socket, up on 0.0.0.0:4701"];
     "`next` names the node itself, which is bound to every address of both families",
         Do(|s| {
             s.edit("mix1.toml", "up", "up = \"[::]:4701\"");
             s.edit("mix1.toml", "# next", "next = \"127.0.0.1:4701\"");
         }), MIX,
-        &["this node's own socket, up on [::]:4701"];
+        &["the node's own socket, up on [::]:4701"];
     "`next` names the port that the entry sends from",
         Do(|s| {
             s.edit("entry.toml", "down", "down = \"127.0.0.1:4700\"");
             s.edit("entry.toml", "# next", "next = \"127.0.0.1:4700\"");
         }), ENTRY,
-        &["this node's own socket, down on 127.0.0.1:4700", "mix1 is reached"];
+        &["the node's own socket, down on 127.0.0.1:4700", "the address of mix1"];
     "the next hop's published address is bound here", Line("mix1.toml", "up", "up = \"0.0.0.0:4702\""), MIX,
-        &["chain.toml: the next hop mix2 is published at 127.0.0.1:4702", "give `up` another port"];
+        &["chain.toml: the next hop mix2 is published at 127.0.0.1:4702", "set `up` to another port"];
     "`next` names every address", Line("mix1.toml", "# next", "next = \"0.0.0.0:4702\""), MIX,
-        &["mix1.toml:11: next", "the address of no host", "127.0.0.1:4702"];
+        &["mix1.toml:11: next", "nothing can be sent to 0.0.0.0", "127.0.0.1:4702"];
     "fewer sockets passed than the node takes", Do(|s| s.environment.push(("LISTEN_FDS", "1"))), MIX,
-        &["LISTEN_FDS = 1: this mix takes 2 sockets", "pass up, down"];
+        &["LISTEN_FDS = 1: expected 2 sockets for this mix", "pass up, down"];
     "something else passed than a UDP socket",
         Do(|s| { s.environment.push(("LISTEN_FDS", "2")); s.prelude = "exec 3</dev/null 4</dev/null"; }), MIX,
         &["LISTEN_FDS: descriptor 3 for up", "pass bound UDP sockets: up, down"];
@@ -283,7 +283,7 @@ table! { SOCKETS:
 table! { HOST:
     "cells larger than the path carries",
         Do(|s| net(s, "ip link set lo mtu 1280 up")), MIX,
-        &["carries packets of 1280 bytes", "of class L", "`eddy init --class M`", "`sudo ip link set dev lo mtu 1"];
+        &["carries packets of 1280 bytes", "class L needs", "`eddy init --class M`", "`sudo ip link set dev lo mtu 1"];
     "a path that carries not even a handshake",
         Do(|s| net(s, "ip link set lo mtu 1000 up")), MIX,
         &["carries packets of 1000 bytes", "`sudo ip link set dev lo mtu 1"];
@@ -294,7 +294,7 @@ table! { HOST:
             let ours: Vec<String> = (0..1000).filter(|i| ours.is_set(*i)).map(|i| i.to_string()).collect();
             s.names.push((format!("may use {} only", ours.join(", ")), "may use 0, 1 only"));
         }), MIX,
-        &["cores names 1000, but this process may use", "take some of those"];
+        &["cores lists 1000, but this process may use", "list some of these"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
         &["mix1.toml:16: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
@@ -315,20 +315,20 @@ table! { STATUS:
             s.edit("mix1.toml", "status", &format!("status = \"{}.sock\"", "a".repeat(103)));
             s.names.push(("a".repeat(103), "aaa...aaa"));
         }), MIX,
-        &["mix1.toml:7: ", "its path has 108 bytes, but the system allows 107", "a shorter path"];
+        &["mix1.toml:7: ", "the path has 108 bytes (limit 107)", "a shorter path"];
     "a file in the way", Do(|s| fs::write(s.path("mix1.sock"), "").unwrap()), MIX,
-        &["mix1.toml:7: ", "is no socket", "move it away"];
+        &["mix1.toml:7: ", "is not a socket", "move that file"];
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
-        &["mix1.toml:7: ", "a running program answers there already", "end that node"];
+        &["mix1.toml:7: ", "a running program already answers there", "stop it"];
     "two nodes with one status socket",
         Do(|s| {
             start(s, "mix1");
             s.edit("mix2.toml", "status", "status = \"mix1.sock\"");
         }), "mix --config mix2.toml",
-        &["mix2.toml:7: the status socket mix1.sock", "a `status` of its own"];
+        &["mix2.toml:7: the status socket mix1.sock", "set `status` to another path"];
     "another program answers at the status socket",
         Do(|s| { let held = UnixListener::bind(s.path("mix1.sock")).unwrap(); s.kept.push(Box::new(held)); }), MIX,
-        &["mix1.toml:7: ", "a running program answers there already"];
+        &["mix1.toml:7: ", "a running program already answers there"];
 }
 
 table! { COMMAND_LINE:
@@ -341,7 +341,7 @@ table! { COMMAND_LINE:
     "`--forward` to port 0", Nothing, "entry --config entry.toml --forward 5000=192.0.2.1:0", &["port 0"];
     "`--pymix` without an address", Nothing, "entry --config entry.toml --pymix here",
         &["invalid --pymix \"here\": expected IP:PORT"];
-    "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "write auto, mmsg or uring"];
+    "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "expected auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
     "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
         &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];

@@ -1,8 +1,8 @@
 //! A run: one thread sends what is due, one is the destination, one receives at the clients.
 //!
-//! Open loop: a datagram is sent when it is due, whatever happened to those before it, and its latency counts from the
-//! time at which it was due. So a sender that falls behind, or a path that stalls it, shows as latency and not as a lower
-//! rate (no coordinated omission).
+//! Open loop: a datagram is sent when it is due, whatever happened to those before it, and its latency counts from
+//! the time at which it was due. So a sender that falls behind, or a path that stalls it, shows as latency and not as
+//! a lower rate (no coordinated omission).
 //!
 //! ```text
 //! open       opens the flows     sender     sends one direction     receiver     destination and clients
@@ -21,8 +21,10 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use dataplane::per_direction::PerDirection;
 use dataplane::sys;
 use hdrhistogram::Histogram;
+use wire::cell::Direction::{self, Backward, Forward};
 
 use self::receiver::Destination;
 use self::sender::Sender;
@@ -77,8 +79,6 @@ pub(crate) struct Outcome {
     pub(crate) kernel_drops: u64,
     /// A user or a signal ended the run early.
     pub(crate) interrupted: bool,
-    /// Datagrams that opened the flows; not in any stream.
-    pub(crate) hellos: u64,
 }
 
 impl Outcome {
@@ -88,12 +88,12 @@ impl Outcome {
     }
 }
 
-/// State that the threads share. Pairs are forward and backward.
+/// State that the threads share.
 struct Shared {
     headers: Headers,
     began: Instant,
-    sent: [AtomicU64; 2],
-    arrived: [AtomicU64; 2],
+    sent: PerDirection<AtomicU64>,
+    arrived: PerDirection<AtomicU64>,
     answers: AtomicU64,
     second: Mutex<Option<Second>>,
     /// Ends sending.
@@ -162,26 +162,26 @@ pub(crate) fn run(
     let clients = clients(plan.flows.len(), target.to)?;
     udp::prepare(target.sink, SINK_BUFFER)?;
     let mut shared = Shared::new();
-    let opened = open::all(&clients, target, &shared.headers, interrupted)?;
+    let peers = open::all(&clients, target, &shared.headers, interrupted)?;
 
     let kernel_drops =
         || -> u64 { clients.iter().chain([target.sink]).filter_map(|socket| sys::kernel_drops(socket).ok()).sum() };
     let dropped_before = kernel_drops();
     let flows = Flows { groups: plan.flows.iter().map(|flow| flow.group).collect(), streams: plan.groups.len() };
-    let names = ["forward", "backward"].map(|direction| plan.names(direction));
-    let [forward, backward] = [0, 1].map(|direction| plan.queue(direction));
+    let names = PerDirection::from_fn(|direction| plan.names(direction));
+    let PerDirection { forward, backward } = PerDirection::from_fn(|direction| plan.queue(direction));
 
     shared.began = Instant::now();
     let (shared, flows, clients) = (&shared, &flows, &clients[..]);
     let (ending, records) = thread::scope(|scope| -> anyhow::Result<(Ending, Records)> {
         let sender = spawn(scope, "sender", move || {
             sleep_precisely();
-            Sender::new(shared, forward, 0, flows).run(clients, target.to)
+            Sender::new(shared, forward, Forward, flows).run(clients, target.to)
         })?;
         let destination = spawn(scope, "destination", move || {
             sleep_precisely();
-            let sender = Sender::new(shared, backward, 1, flows);
-            let (recorder, peers, answers) = (flows.recorder(), opened.peers, plan.answers);
+            let sender = Sender::new(shared, backward, Backward, flows);
+            let (recorder, answers) = (flows.recorder(), plan.answers);
             Destination { shared, sink: target.sink, recorder, sender, peers, answers }.run()
         })?;
         let receiver = spawn(scope, "clients", move || receiver::clients(shared, clients, flows))?;
@@ -202,7 +202,6 @@ pub(crate) fn run(
         took: ending.took,
         kernel_drops: kernel_drops().saturating_sub(dropped_before),
         interrupted: ending.interrupted,
-        hellos: opened.hellos,
     })
 }
 
@@ -268,7 +267,9 @@ impl Watch<'_> {
         mut look: impl FnMut(Progress),
     ) -> Option<Ending> {
         let shared = self.shared;
-        let load = |pair: &[AtomicU64; 2]| pair.each_ref().map(|count| count.load(Ordering::Acquire));
+        let load = |counts: &PerDirection<AtomicU64>| {
+            PerDirection::from_fn(|direction: Direction| counts[direction].load(Ordering::Acquire))
+        };
         let mut ending = Ending { took: self.time, interrupted: false };
         let (mut last_seen, mut quiet_since) = (0, Instant::now());
         loop {
@@ -278,7 +279,8 @@ impl Watch<'_> {
             let (sent, arrived) = (load(&shared.sent), load(&shared.arrived));
             let answers = shared.answers.load(Ordering::Acquire);
             let second = *shared.second();
-            look(Progress { elapsed, sent: sent[0] + sent[1], arrived: arrived[0] + arrived[1], second });
+            let all_arrived = arrived.forward + arrived.backward;
+            look(Progress { elapsed, sent: sent.forward + sent.backward, arrived: all_arrived, second });
 
             if self.interrupted.load(Ordering::Relaxed) && !ending.interrupted {
                 ending = Ending { took: elapsed.min(self.time), interrupted: true };
@@ -287,11 +289,11 @@ impl Watch<'_> {
             if has_died() {
                 return None;
             }
-            let seen = arrived[0] + arrived[1] + answers;
+            let seen = all_arrived + answers;
             if seen != last_seen || !sending_done {
                 (last_seen, quiet_since) = (seen, Instant::now());
             }
-            let everything = arrived == sent && (!self.answers || answers >= arrived[0]);
+            let everything = arrived == sent && (!self.answers || answers >= arrived.forward);
             if sending_done && (everything || quiet_since.elapsed() > PATIENCE + self.delay) {
                 return Some(ending);
             }
@@ -300,15 +302,15 @@ impl Watch<'_> {
 }
 
 /// The streams of both directions, and their seconds together.
-fn combine(records: Records, names: &[Vec<StreamName>; 2], answers: bool) -> (Vec<Stream>, Vec<Second>) {
+fn combine(records: Records, names: &PerDirection<Vec<StreamName>>, answers: bool) -> (Vec<Stream>, Vec<Second>) {
     let Records { sent, destination: (at_destination, sent_back), clients: (at_clients, trips) } = records;
-    let (mut forward, mut series) = at_destination.finish(&sent, &names[0]);
+    let (mut forward, mut series) = at_destination.finish(&sent, &names.forward);
     if answers {
         for (stream, trips) in forward.iter_mut().zip(&trips) {
             stream.round_trip = Some(Spread::of_times(trips));
         }
     }
-    let (backward, seconds_back) = at_clients.finish(&sent_back, &names[1]);
+    let (backward, seconds_back) = at_clients.finish(&sent_back, &names.backward);
     let streams = forward.into_iter().chain(backward).filter(|stream| stream.sent + stream.refused > 0).collect();
     add(&mut series, &seconds_back);
     (streams, series)

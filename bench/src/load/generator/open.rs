@@ -21,21 +21,13 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Flows that are opened at once: an exit accepts 64 of a channel.
 const AT_ONCE: usize = 32;
 
-pub(super) struct Opened {
-    /// Source address of each flow at the sink.
-    pub(super) peers: Vec<SocketAddr>,
-    /// Datagrams sent to open the flows.
-    pub(super) hellos: u64,
-}
-
-/// Opens every flow, a few at a time.
+/// Opens every flow, a few at a time. Returns the source address of each at the sink.
 pub(super) fn all(
     clients: &[UdpSocket],
     target: &Target<'_>,
     headers: &Headers,
     interrupted: &AtomicBool,
-) -> anyhow::Result<Opened> {
-    let mut hellos = 0;
+) -> anyhow::Result<Vec<SocketAddr>> {
     let mut peers: Vec<Option<SocketAddr>> = vec![None; clients.len()];
     let mut buffers = udp::receive_buffers();
     let poller = Poller::new()?;
@@ -51,7 +43,6 @@ pub(super) fn all(
             let mut bytes = [0; header::LEN];
             headers.write(Header { purpose: Purpose::Hello, flow: flow as u32, number: 0, intended_ns: 0 }, &mut bytes);
             clients[flow].send_to(&bytes, target.to).with_context(|| format!("cannot send to {}", target.to))?;
-            hellos += 1;
         }
 
         let retry = Instant::now() + RETRY + target.delay;
@@ -85,5 +76,5 @@ pub(super) fn all(
             );
         }
     }
-    Ok(Opened { peers: peers.into_iter().flatten().collect(), hellos })
+    Ok(peers.into_iter().flatten().collect())
 }

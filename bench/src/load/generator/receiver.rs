@@ -86,7 +86,7 @@ impl Destination<'_> {
                 self.answer(bytes, message);
             }
         }
-        self.shared.arrived[0].fetch_add(arrived, Ordering::Release);
+        self.shared.arrived.forward.fetch_add(arrived, Ordering::Release);
         received.is_full()
     }
 
@@ -160,7 +160,7 @@ pub(super) fn clients(
                 }
             };
             while each_datagram(&clients[client], &mut buffers, &mut take) {}
-            shared.arrived[1].fetch_add(arrived, Ordering::Release);
+            shared.arrived.backward.fetch_add(arrived, Ordering::Release);
             shared.answers.fetch_add(answers, Ordering::Release);
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use dataplane::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Message};
+use wire::cell::Direction;
 
 use super::{Flows, LOOK, SLEEP_MIN, Shared};
 use crate::load::header::{Header, Purpose};
@@ -20,15 +21,14 @@ const CALLS_PER_TURN: usize = 64;
 pub(super) struct Sender<'a> {
     shared: &'a Shared,
     queue: Queue,
-    /// 0 to the destination, 1 back from it.
-    direction: usize,
+    direction: Direction,
     flows: &'a Flows,
     bytes: Vec<u8>,
     pub(super) sent: Sent,
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(shared: &'a Shared, queue: Queue, direction: usize, flows: &'a Flows) -> Self {
+    pub(super) fn new(shared: &'a Shared, queue: Queue, direction: Direction, flows: &'a Flows) -> Self {
         let sent = Sent::new(flows.groups.len(), flows.streams);
         Sender { shared, queue, direction, flows, bytes: vec![0x5a; udp::MESSAGE_MAX], sent }
     }
@@ -66,7 +66,10 @@ impl<'a> Sender<'a> {
     /// Sends a datagram that is due, in one GSO burst with those of the same flow and length that are due next.
     fn send(&mut self, now: u64, first: Due, socket: &UdpSocket, to: SocketAddr) {
         let Due { flow, len, .. } = first;
-        let purpose = if self.direction == 0 { Purpose::Forward } else { Purpose::Backward };
+        let purpose = match self.direction {
+            Direction::Forward => Purpose::Forward,
+            Direction::Backward => Purpose::Backward,
+        };
         let most = GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / len).max(1);
         let mut times = ArrayVec::<u64, GSO_SEGMENTS_MAX>::new();
         while times.len() < most

@@ -93,7 +93,7 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
 }
 
 #[test]
-fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
+fn answers_find_their_client_on_old_and_new_channel() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(3, address(1), IDLE).unwrap().unwrap();
     let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
@@ -178,7 +178,7 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
 }
 
 #[test]
-fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_starts_over() {
+fn flow_numbers_are_bounded_and_a_flow_without_one_reopens() {
     let (mut clients, mut rng) = clients(&[1]);
     let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
@@ -279,7 +279,7 @@ fn each_listener_has_its_own_patience() {
 }
 
 #[test]
-fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
+fn name_is_open_once_its_peer_is_known() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let name = Destination::Name("a.example".into(), 53);
@@ -289,11 +289,40 @@ fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
     clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Opening);
     let peer = SocketAddr::from(([192, 0, 2, 9], 53));
-    clients.resolved(ChannelIndex(1), number, peer);
+    clients.resolved((ChannelIndex(1), number), 1, peer);
     clients.status(ChannelIndex(1), number, Status::Open, 0);
     assert_eq!(clients.flow(client, &name, 0, &mut rng).unwrap().state, FlowState::Open);
     assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, Destination::Ip(peer));
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    clients.resolved(ChannelIndex(1), number, peer);
+    clients.resolved((ChannelIndex(1), number), 2, peer);
     assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, destination(1), "an address is its own");
+}
+
+#[test]
+fn later_peer_wins_in_whatever_order_cells_arrive() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    let name = Destination::Name("a.example".into(), 53);
+    let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
+    let place = (ChannelIndex(1), number);
+    let host = |last| SocketAddr::from(([192, 0, 2, last], 53));
+    let peer = |clients: &mut Clients| clients.reply_to(place.0, place.1).unwrap().peer.into_owned();
+
+    // Both in one cell: the second counts.
+    clients.resolved(place, 5, host(1));
+    clients.resolved(place, 5, host(2));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(2)));
+    clients.resolved(place, 9, host(4));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)));
+    clients.resolved(place, 8, host(3));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)), "an earlier cell that arrives late undoes nothing");
+
+    // The numbers of another channel start anywhere; the place that the flow has left no longer counts.
+    clients.channel_up(ChannelIndex(2));
+    clients.supersede(ChannelIndex(1), ChannelIndex(2));
+    let number = clients.flow(client, &name, 0, &mut rng).unwrap().number;
+    clients.resolved(place, 10, host(5));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(4)));
+    clients.resolved((ChannelIndex(2), number), 1, host(6));
+    assert_eq!(peer(&mut clients), Destination::Ip(host(6)));
 }

@@ -75,6 +75,30 @@ fn flow_moves_on_from_an_unreachable_address() {
 }
 
 #[test]
+fn moved_flow_repeats_its_peer_before_answers() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.refuses(1, true);
+    bench.open_name(7);
+    bench.datagram(7, b"x");
+    bench.resolved(0, vec![host(1), host(2)]);
+    bench.hear();
+    // The datagram that was sent again leaves.
+    bench.turn();
+    let question: Datagram = bench.net.receive(at(2)).unwrap();
+
+    let answer = |bench: &Bench| bench.net.send(Datagram { from: at(2), to: question.from, bytes: b"y".to_vec() });
+    let repeated = ["peer 198.51.100.2:53"];
+    answer(&bench);
+    assert_eq!(bench.hear(), repeated);
+    answer(&bench);
+    assert_eq!(bench.hear(), [""; 0], "once a second");
+    bench.now += SECOND;
+    assert_eq!(bench.hear(), [""; 0], "only with an answer");
+    answer(&bench);
+    assert_eq!(bench.hear(), repeated);
+}
+
+#[test]
 fn address_that_has_answered_is_kept() {
     let mut bench = Bench::new(Class::S, 1);
     bench.open_name(7);

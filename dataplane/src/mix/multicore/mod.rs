@@ -46,10 +46,10 @@ const RELEASED_MAX: usize = 2 * POOL_MAX;
 /// Buffers of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
 /// much as a pool in two send queues.
 const SHARD_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
-/// How long an edge that stops waits for the others.
+/// The longest time that a stopping edge waits for the others.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What one edge is made with.
+/// The configuration of one edge.
 pub struct ShardParts<U, D> {
     /// Its socket towards the previous hop.
     pub up: U,
@@ -148,7 +148,7 @@ struct ToMixer {
 }
 
 impl ToMixer {
-    /// Whether a receive call could bring more than there is room for.
+    /// True if one receive call could bring more cells than there is room for.
     fn is_full(&self) -> bool {
         DIRECTIONS.into_iter().any(|direction| self.room(direction) < RECEIVE_MAX)
     }
@@ -177,12 +177,12 @@ impl Pools for ToMixer {
 }
 
 impl<U: Port, D: Port> Shard<U, D> {
-    /// Where the ledger of this edge appears at every turn boundary. The mix's is the sum of all, read at once.
+    /// The ledger of this edge, published at every turn boundary. The mix's ledger is the sum of all, read at once.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
     }
 
-    /// Where this edge counts how long cells stay; edge 0 also counts releases by size. The mix's is the sum of all.
+    /// Histograms of how long cells stay at this edge; edge 0 also counts releases by size. The mix's profile is the sum.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
     }
@@ -227,7 +227,7 @@ impl<U: Port, D: Port> Shard<U, D> {
             let held = self.to_mixer.admitted[direction].wrapping_sub(self.taken[direction]);
             ledger.cells[direction].hold(held);
         }
-        // What lies in the rings is counted where it came from.
+        // Cells in the rings are counted by the edge that they came from.
         ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
         match &self.shared {
             Some(shared) => shared.add_to(&mut ledger),
@@ -311,7 +311,7 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
     }
 }
 
-/// Where the threads of a mix meet when they stop.
+/// A barrier for the threads of a mix that stop.
 struct End {
     shards: usize,
     arrived: Mutex<[usize; 2]>,

@@ -42,7 +42,7 @@ pub(super) struct SharedMixer {
     /// Buffers given from the stock less those that came back.
     exchanged: usize,
     lanes: Lanes,
-    /// Which edge is looked at first changes from turn to turn.
+    /// Rotates the edge that is served first from turn to turn.
     turn: usize,
     /// A pool is due and an edge has no room for what it would get, or cells wait and no empty buffer is left.
     stuck: bool,
@@ -50,7 +50,7 @@ pub(super) struct SharedMixer {
 
 impl ShardRings {
     /// The mixer's ends of the rings of one edge.
-    pub fn new(
+    pub(super) fn new(
         from: PerDirection<Consumer<Pooled>>,
         to: PerDirection<Producer<Pooled>>,
         empties: Producer<&'static mut Buffer>,
@@ -64,14 +64,14 @@ impl ShardRings {
 
 impl SharedMixer {
     /// With a stock of buffers, on huge pages if wanted.
-    pub fn new(mixer: Mixer, shards: Vec<ShardRings>, lanes: Lanes, hugepages: bool) -> SharedMixer {
+    pub(super) fn new(mixer: Mixer, shards: Vec<ShardRings>, lanes: Lanes, hugepages: bool) -> SharedMixer {
         let mut store = FreeList::on(STOCK, hugepages);
         let stock = std::iter::from_fn(|| store.take()).collect();
         SharedMixer { mixer, shards, stock, exchanged: 0, lanes, turn: 0, stuck: false }
     }
 
     /// Takes opened cells in, and releases what is due.
-    pub fn turn(&mut self, now: Nanos, force: bool) {
+    pub(super) fn turn(&mut self, now: Nanos, force: bool) {
         self.turn = (self.turn + 1) % self.shards.len();
         self.stuck = false;
         for shard in &mut self.shards {
@@ -144,7 +144,7 @@ impl SharedMixer {
         true
     }
 
-    /// When the next turn must come, if nothing arrives.
+    /// The latest time of the next turn if nothing arrives.
     pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         if self.stuck {
             return Some(now + BLOCKED_WAIT);
@@ -153,7 +153,7 @@ impl SharedMixer {
         if waits { Some(now) } else { self.mixer.due_at() }
     }
 
-    /// Whether it waits for an edge.
+    /// True if it waits for an edge.
     pub(crate) fn is_stuck(&self) -> bool {
         self.stuck
     }
@@ -165,7 +165,7 @@ impl SharedMixer {
         ledger.buffers.1 += STOCK as u64;
     }
 
-    /// Whether it released something that is not counted by size.
+    /// True if a release is not counted by size yet.
     pub(crate) fn has_released(&self) -> bool {
         self.mixer.has_released()
     }

@@ -8,10 +8,10 @@ use thiserror::Error;
 use super::{LAST_RESORT, THRESHOLD_MAX};
 use crate::{MILLI, Nanos};
 
-/// When a pool is released.
+/// The rule that releases a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mixing {
-    /// When `n` cells of at least `n_min` channels are held; all, on a 1 s grid, as a last resort.
+    /// Released when it holds `n` cells of at least `n_min` channels, and on a 1 s grid as a last resort.
     Threshold {
         n: usize,
         n_min: usize,
@@ -49,7 +49,7 @@ impl Mixing {
         std::time::Duration::from_nanos(self.period().unwrap_or(0))
     }
 
-    /// Whether `cells` cells of `channels` channels flush the pool.
+    /// True if `cells` cells of `channels` channels release the pool.
     pub fn reached(&self, cells: usize, channels: usize) -> bool {
         match *self {
             Mixing::Threshold { n, n_min } | Mixing::ThresholdOrTimed { n, n_min, .. } => {
@@ -76,7 +76,7 @@ impl fmt::Display for Mixing {
 /// A mixing specification that does not parse.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "mixing {spec:?}: {fault}; write one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)"
+    "mixing {spec:?}: {fault}: expected one of threshold:n=64, timed:t=5ms, threshold-or-timed:n=64,t=5ms (n_min=8 may follow)"
 )]
 pub struct BadMixing {
     spec: String,
@@ -193,7 +193,7 @@ mod tests {
             "threshold:n",
         ] {
             let error = bad.parse::<Mixing>().unwrap_err();
-            assert!(error.to_string().contains("write one of"), "{error}");
+            assert!(error.to_string().contains("expected one of"), "{error}");
         }
     }
 }

@@ -30,7 +30,7 @@ pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     }
 }
 
-/// Quoted for a shell, if need be.
+/// Quoted for a shell if necessary.
 fn quoted(path: &impl std::fmt::Display) -> String {
     let path = path.to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '=' | '@' | '%');
@@ -82,7 +82,7 @@ pub fn clock(_: &Subject, facts: &Facts) -> Finding {
             NAME,
             "not synchronised (a guest's may be correct anyway: compare `date -u`)",
             "a node does not start if its clock is over an hour slow when the chain is new; neighbours refuse a node whose \
-             clock was set back (`stale_timestamp`)",
+             clock was set back (`stale-timestamp`)",
         )
         .fix(Fix::Do {
             what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
@@ -99,6 +99,7 @@ pub fn open_files(subject: &Subject, facts: &Facts) -> Finding {
         let limit = facts.descriptors.map_or("unlimited".to_owned(), |limit| limit.to_string());
         return Finding::ok(NAME, format!("limit {limit}, the node needs up to {needed}"));
     };
+
     let found = format!("limit {limit} (ulimit -Hn), the node needs up to {needed}");
     let fix = Fix::Do {
         what: format!(

@@ -1,0 +1,97 @@
+//! The path to the next hop as this host knows it: source address, device, MTU.
+//!
+//! Cells and handshakes are never fragmented, so the longest packet of a link must fit the MTU of its path.
+//! [`check`] compares the two before a node starts; `eddy doctor` reads the same facts.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use rustix::net::sockopt;
+use wire::cell::{Class, Direction, Shape};
+use wire::handshake::HANDSHAKE_LEN_MAX;
+
+use crate::config::{ConfigError, NodeConfig, in_words};
+
+/// Bytes of the IP and UDP headers, over IPv4 and over IPv6.
+const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
+
+/// The system's view of a path.
+pub struct KnownPath {
+    /// The longest packet that it carries unfragmented, in bytes.
+    pub mtu: usize,
+    /// Source address of the packets.
+    pub local: IpAddr,
+}
+
+/// Reads the system's view of the path between two addresses. Sends nothing.
+pub fn known_path(from: IpAddr, to: SocketAddr) -> io::Result<KnownPath> {
+    let probe = UdpSocket::bind((from, 0))?;
+    probe.connect(to)?;
+    let mtu = if to.is_ipv4() { sockopt::ip_mtu(&probe) } else { sockopt::ipv6_mtu(&probe) };
+    Ok(KnownPath { mtu: mtu? as usize, local: probe.local_addr()?.ip() })
+}
+
+/// The longest packet of a link, cells of both directions and handshakes included, in bytes.
+pub fn longest_packet(shape: Shape, link: usize, ipv6: bool) -> usize {
+    let both = [Direction::Forward, Direction::Backward];
+    let cell = both.iter().map(|direction| shape.cell_len(*direction, link)).max().unwrap_or_default();
+    HEADERS[usize::from(ipv6)] + cell.max(HANDSHAKE_LEN_MAX)
+}
+
+/// The largest class with shorter cells that fits the MTU.
+pub fn smaller_class(shape: Shape, mtu: usize, ipv6: bool) -> Option<Class> {
+    let fits = |class: &Class| {
+        let longest = Shape::new(*class, shape.hops()).map_or(usize::MAX, Shape::longest_cell);
+        longest < shape.longest_cell() && HEADERS[usize::from(ipv6)] + longest.max(HANDSHAKE_LEN_MAX) <= mtu
+    };
+    [Class::M, Class::S].into_iter().find(fits)
+}
+
+/// The name of the device with this address.
+pub fn device(local: IpAddr) -> Option<String> {
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    interfaces.into_iter().find(|interface| interface.ip() == local).map(|found| found.name)
+}
+
+/// Checks that the path from `from` to the next hop carries the longest packet of the link.
+///
+/// A missing route is not an error, because the node keeps trying: it is returned as a warning.
+///
+/// # Errors
+/// The MTU is too small, or `from` cannot reach the next hop.
+pub fn check(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<Option<String>, ConfigError> {
+    let KnownPath { mtu, local } = match known_path(from, next) {
+        Ok(path) => path,
+        // Linux returns this for a loopback address towards any other.
+        Err(why) if why.kind() == ErrorKind::InvalidInput => {
+            let any = if next.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            return Err(ConfigError::Value {
+                at: config.place_of("down"),
+                what: format!("`down` is bound to {from}, which cannot reach the next hop at {next}"),
+                remedy: format!("set down = \"{any}\""),
+            });
+        }
+        // Binding the socket itself reports this, with its remedy.
+        Err(why) if why.kind() == ErrorKind::AddrNotAvailable => return Ok(None),
+        Err(why) => return Ok(Some(format!("no route to the next hop at {next} yet: {}", in_words(&why)))),
+    };
+
+    let needed = longest_packet(shape, config.position + 1, next.is_ipv6());
+    if needed <= mtu {
+        return Ok(None);
+    }
+    let device = device(local).unwrap_or_else(|| "DEVICE".to_owned());
+    let raise =
+        format!("raise the MTU of the whole path, on this host with `sudo ip link set dev {device} mtu {needed}`");
+    let class = shape.class();
+    Err(ConfigError::Value {
+        at: config.place_of("next"),
+        what: format!(
+            "the path to the next hop at {next} carries packets of {mtu} bytes, but class {class} needs {needed}"
+        ),
+        remedy: match smaller_class(shape, mtu, next.is_ipv6()) {
+            Some(smaller) => format!("make the chain with `eddy init --class {smaller}`, or {raise}"),
+            None => raise,
+        },
+    })
+}

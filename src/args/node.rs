@@ -1,0 +1,114 @@
+//! Arguments of the commands that run one node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use dataplane::exit::policy::Rule;
+use dataplane::socket::backend::Io;
+use dataplane::socket::offload::Offload;
+use eddy_node::config::{Forward, parse_listen};
+
+use crate::log::LogArgs;
+
+/// Arguments of every node.
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Segmentation offload (GSO, GRO): auto, on or off [default: from the configuration]
+    #[arg(long, value_name = "WHEN", hide_short_help = true)]
+    pub offload: Option<Offload>,
+    /// System calls of link sockets: auto, mmsg or uring [default: from the configuration]
+    #[arg(long, value_name = "HOW", hide_short_help = true)]
+    pub io: Option<Io>,
+    /// Key file, if not the configured one
+    ///
+    /// For example a credential that systemd passes: --keys %d/eddy.key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// End when standard input closes, too
+    #[arg(long, hide = true)]
+    pub lifeline: bool,
+    /// Print the final report as a line of JSON
+    #[arg(long, hide = true)]
+    pub report_json: bool,
+}
+
+const NODE_HELP: &str = "\
+The node runs until SIGTERM or Ctrl-C and then prints its counters.
+
+systemd can pass all of its sockets, already bound (LISTEN_FDS), in this order:
+  entry  down, forwards, pymix, socks
+  mix    up, down; with --lanes N first N sockets for up
+  exit   up";
+
+const ENTRY_HELP: &str = "\
+Examples:
+  Carry a game that runs on 192.0.2.7:
+    eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=192.0.2.7:5000
+
+  Serve SOCKS5 clients of this host:
+    eddy entry --config demo/entry.toml --socks 127.0.0.1:1080
+
+";
+
+/// `eddy entry`.
+#[derive(Args, Debug)]
+#[command(after_long_help = format!("{ENTRY_HELP}{NODE_HELP}"))]
+pub struct EntryArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Forward LISTEN to DEST (repeatable)
+    ///
+    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With `,idle_s=SECONDS` at the end,
+    /// a flow without traffic from the client is closed after that time.
+    #[arg(long = "forward", value_name = "LISTEN=DEST", help_heading = "Listeners")]
+    pub forwards: Vec<Forward>,
+    /// Serve SOCKS5 clients at LISTEN (repeatable)
+    ///
+    /// Clients of other hosts need a name and password from `socks_users` in the key file.
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, help_heading = "Listeners")]
+    pub socks: Vec<SocketAddr>,
+    /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)
+    #[arg(long, value_name = "LISTEN", value_parser = parse_listen, hide_short_help = true, help_heading = "Listeners")]
+    pub pymix: Vec<SocketAddr>,
+}
+
+/// `eddy mix`.
+#[derive(Args, Debug)]
+#[command(after_long_help = NODE_HELP)]
+pub struct MixArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `eddy exit`.
+#[derive(Args, Debug)]
+#[command(after_long_help = NODE_HELP)]
+pub struct ExitArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Allow a private network (repeatable)
+    ///
+    /// The exit refuses private, loopback and link-local destinations unless they are listed here or in the
+    /// configuration. CIDR is IP or IP/BITS, and :PORT or :PORT-PORT limits it to these ports, e.g. 10.0.0.0/8:5000-5999.
+    #[arg(long = "allow", value_name = "CIDR", help_heading = "Policy")]
+    pub allow: Vec<Rule>,
+    /// Deny a network (repeatable)
+    ///
+    /// The narrowest --allow or --deny that contains a destination decides.
+    #[arg(long = "deny", value_name = "CIDR", help_heading = "Policy")]
+    pub deny: Vec<Rule>,
+}
+
+/// `eddy run`.
+#[derive(Args, Debug)]
+#[command(after_long_help = NODE_HELP)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
