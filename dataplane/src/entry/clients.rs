@@ -69,6 +69,14 @@ pub(super) struct Flow {
     peer_seq: Option<u64>,
 }
 
+impl Flow {
+    /// The exit does not have the flow: what it resolved the name to, it will say again.
+    fn forget_answer(&mut self) {
+        self.known = false;
+        (self.peer, self.peer_seq) = (None, None);
+    }
+}
+
 /// The destination of an answer, and its sender.
 pub(super) struct Reply<'a> {
     pub socket: SocketId,
@@ -391,7 +399,7 @@ impl Clients {
                 false
             }
             Status::UnknownFlow => {
-                flow.known = false;
+                flow.forget_answer();
                 // It follows a refused OPEN too, for the datagram behind it, and does not lift it.
                 if !matches!(flow.state, FlowState::Refused { .. }) {
                     flow.state = FlowState::Opening;
@@ -401,7 +409,7 @@ impl Clients {
             // A port that is closed now may open: say so, and go on sending.
             Status::Unreachable => true,
             _ => {
-                flow.known = false;
+                flow.forget_answer();
                 flow.state = FlowState::Refused { reason: DropReason::of_status(code), until: now + RETRY };
                 true
             }
@@ -416,7 +424,7 @@ impl Clients {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
-            flow.known = false;
+            flow.forget_answer();
             flow.state = FlowState::Opening;
         }
     }

@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use wire::frames::Token;
 use wire::ids::ChannelIndex;
 
-use super::fallback::Fallbacks;
+use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, Mappings};
 use super::names::{NO_QUERY, Names, QUESTIONS_MAX};
@@ -63,6 +63,8 @@ pub(super) struct Flow {
     reported: Nanos,
     /// From this time on PEER precedes its next answer. `Nanos::MAX` until the flow moves on (SPEC 3.12.8).
     pub(super) peer_due: Nanos,
+    /// An older flow of the client had its peer when it came.
+    shadows: bool,
 }
 
 impl Flow {
@@ -206,7 +208,7 @@ impl Flows {
 
     /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
     /// to send there again.
-    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
+    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Kept>)> {
         let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
         let mut again = Vec::new();
         let to = loop {
@@ -217,9 +219,7 @@ impl Flows {
                 break to;
             }
         };
-        if self.by_peer.get(&(socket, left)) == Some(&id) {
-            self.by_peer.remove(&(socket, left));
-        }
+        self.release_peer(id, (socket, left));
         let flow = self.flows[id as usize].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
@@ -342,6 +342,7 @@ impl Flows {
             was: None,
             reported: 0,
             peer_due: Nanos::MAX,
+            shadows: false,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -413,12 +414,33 @@ impl Flows {
         };
         // Two flows of a client to one peer (an address and its name): answers go to the newer.
         flow.target = Target::Peer { socket, to };
-        self.by_peer.insert((socket, to), id);
+        if self.by_peer.insert((socket, to), id).is_some_and(|older| older != id) {
+            flow.shadows = true;
+        }
         Ok(())
+    }
+
+    /// A flow has left its peer: answers from there go to another flow of the client with that peer, if there is one.
+    fn release_peer(&mut self, id: u32, peer: (SocketId, SocketAddr)) {
+        if self.by_peer.get(&peer) != Some(&id) {
+            return;
+        }
+        self.by_peer.remove(&peer);
+        let Some(flow) = self.flows[id as usize].as_ref().filter(|flow| flow.shadows) else { return };
+        let has_peer = |other: &&u32| {
+            let target = self.flows[**other as usize].as_ref().map(|flow| &flow.target);
+            **other != id && matches!(target, Some(Target::Peer { socket, to }) if (*socket, *to) == peer)
+        };
+        if let Some(other) = self.mappings.flows(flow.mapping).iter().rev().find(has_peer) {
+            self.by_peer.insert(peer, *other);
+        }
     }
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
     pub(super) fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
+        if let Some(Flow { target: Target::Peer { socket, to }, .. }) = self.flows[id as usize] {
+            self.release_peer(id, (socket, to));
+        }
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
         self.fallbacks.forget(id);
@@ -429,12 +451,7 @@ impl Flows {
         }
         self.quota.give_back(flow.channel, Share::FLOW);
         let waited = match flow.target {
-            Target::Peer { socket, to } => {
-                if self.by_peer.get(&(socket, to)) == Some(&id) {
-                    self.by_peer.remove(&(socket, to));
-                }
-                0
-            }
+            Target::Peer { .. } => 0,
             Target::Resolving { query, waiting, .. } => {
                 self.names.forget_flow(query);
                 self.names.waited(waiting.len());

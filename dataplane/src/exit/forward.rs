@@ -10,7 +10,7 @@ use wire::frames::{Address, Frame, Status, Token};
 use wire::ids::ChannelIndex;
 use wire::reassembly::{Outcome, Reassembler};
 
-use super::fallback::CANDIDATES_MAX;
+use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
@@ -70,6 +70,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// A whole datagram for a flow.
     fn datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
+        self.send_datagram((channel, number), data, now, now);
+    }
+
+    /// The same, for one that was sent first at `first_sent`.
+    fn send_datagram(
+        &mut self,
+        (channel, number): (ChannelIndex, u16),
+        data: &[u8],
+        now: Nanos,
+        first_sent: Nanos,
+    ) {
         let tally = &mut self.end.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
@@ -92,7 +103,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Ok(()) => {
                         self.end.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
-                        self.flows.fallbacks.keep(id, data, now);
+                        self.flows.fallbacks.keep(id, data, first_sent);
                     }
                     Err(why) => {
                         tally.drop(why);
@@ -255,14 +266,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn unreachable(&mut self, socket: SocketId, to: SocketAddr, now: Nanos) {
         let Some((id, flow)) = self.flows.talking_to(socket, to) else { return };
         let (channel, number) = (flow.channel, flow.number);
-        if self.flows.fallbacks.has(id)
+        // An error that is true follows a datagram closely. A stranger who forges one must guess its time as well as
+        // its port.
+        let is_recent = now <= flow.seen + KEEP;
+        if is_recent
+            && self.flows.fallbacks.has(id)
             && self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
             && let Some((to, again)) = self.flows.move_on(&mut self.end.apps, id, now)
         {
             self.judge(channel, number, to);
-            for data in again {
+            for (first_sent, data) in again {
                 self.end.datagrams.forward.injected += 1;
-                self.datagram(channel, number, &data, now);
+                self.send_datagram((channel, number), &data, now, first_sent);
             }
             self.answer(channel, number, Ok(()));
         } else if let Some((_, flow)) = self.flows.talking_to(socket, to)

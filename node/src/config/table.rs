@@ -208,8 +208,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_UNANSWERED as i64),
-        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Nobody can flood a host \
-              that did not ask for it. Forgotten after ten minutes.",
+        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Keeps users from \
+              flooding a host that does not answer. Hosts of an IPv6 /64 count as one. Forgotten after ten minutes.",
         example: "1000",
     },
     Key {

@@ -31,7 +31,8 @@
 //! * `backward_cells[]` (3.5, 5.7): likewise; the exit has sent the one on link 4.
 //!
 //! A cell is `header_clear` (the block), `header` (enciphered), `body`; those of types 1 to 3 also
-//! have `content`, the body in the clear. Header and body together are the UDP payload.
+//! have `content`, the body in the clear, and their numbers (3.8) are in `header_clear` only. Header
+//! and body together are the UDP payload.
 
 use std::path::PathBuf;
 

@@ -299,6 +299,32 @@ fn name_is_open_once_its_peer_is_known() {
 }
 
 #[test]
+fn flow_that_the_exit_has_lost_asks_for_its_peer_again() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    let name = Destination::Name("a.example".into(), 53);
+    let place = (ChannelIndex(1), clients.flow(client, &name, 0, &mut rng).unwrap().number);
+    let host = |last| SocketAddr::from(([192, 0, 2, last], 53));
+    let state = |clients: &mut Clients, rng: &mut _| clients.flow(client, &name, 0, rng).unwrap().state.clone();
+    clients.resolved(place, 1, host(1));
+    clients.status(place.0, place.1, Status::Open, 0);
+    for lose in [0, 1] {
+        match lose {
+            0 => clients.closed(place.0, place.1),
+            _ => drop(clients.status(place.0, place.1, Status::UnknownFlow, 0)),
+        }
+        assert_eq!(*clients.reply_to(place.0, place.1).unwrap().peer, name);
+        // The PEER in front of this STATUS was lost, and the name may have another address now.
+        clients.status(place.0, place.1, Status::Open, 0);
+        assert_eq!(state(&mut clients, &mut rng), FlowState::Opening);
+        clients.resolved(place, 2, host(2));
+        clients.status(place.0, place.1, Status::Open, 0);
+        assert_eq!(state(&mut clients, &mut rng), FlowState::Open);
+        assert_eq!(*clients.reply_to(place.0, place.1).unwrap().peer, Destination::Ip(host(2)));
+    }
+}
+
+#[test]
 fn later_peer_wins_in_whatever_order_cells_arrive() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();

@@ -348,3 +348,36 @@ fn full_channel_takes_no_flow_by_open_or_move() {
     assert_eq!(flows.relocate(ChannelIndex(1), 3, &[9; 16], 0), Err(DropReason::ChannelFlowsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 2));
 }
+
+#[test]
+fn answers_go_to_an_older_flow_when_the_newer_ends() {
+    let (mut flows, mut apps) = exit();
+    for number in 0..3 {
+        flows.open(&mut apps, (ChannelIndex(1), number), 7, [number as u8; 16], peer(1), 0).unwrap();
+    }
+    let socket = socket(&mut flows, 1, 0);
+    let heard = |flows: &mut Flows| flows.talking_to(socket, peer(1)).map(|(_, flow)| flow.number);
+    assert_eq!(heard(&mut flows), Some(2));
+    flows.close_number(&mut apps, ChannelIndex(1), 1);
+    assert_eq!(heard(&mut flows), Some(2));
+    flows.close_number(&mut apps, ChannelIndex(1), 2);
+    assert_eq!(heard(&mut flows), Some(0));
+    flows.close_number(&mut apps, ChannelIndex(1), 0);
+    assert_eq!(heard(&mut flows), None);
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn reused_channel_index_keeps_its_own_clients() {
+    let (mut flows, mut apps) = exit();
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(2), 0), 7, [2; 16], peer(2), 0).unwrap();
+    // Map 7 of channel 2 has a client, so this one stays listed under channel 1, which ends.
+    flows.relocate(ChannelIndex(2), 1, &[1; 16], 0).unwrap();
+    flows.close_channel(&mut apps, ChannelIndex(1));
+    // Its index is given out again.
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [3; 16], peer(3), 0).unwrap();
+    flows.relocate(ChannelIndex(3), 0, &[1; 16], 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 1), 7, [4; 16], peer(4), 0).unwrap();
+    assert_eq!(socket(&mut flows, 1, 0), socket(&mut flows, 1, 1), "the client keeps one port");
+}
