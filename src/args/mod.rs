@@ -135,6 +135,6 @@ mod tests {
 
     #[test]
     fn long_help_fits_80_columns() {
-        check(Cli::command().term_width(80), true, 150);
+        check(Cli::command().term_width(80), true, 160);
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct Flow {
     pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
-    seen: Nanos,
+    pub(super) seen: Nanos,
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
     was: Option<(ChannelIndex, u16)>,

@@ -74,13 +74,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// The same, for one that was sent first at `first_sent`.
-    fn send_datagram(
-        &mut self,
-        (channel, number): (ChannelIndex, u16),
-        data: &[u8],
-        now: Nanos,
-        first_sent: Nanos,
-    ) {
+    fn send_datagram(&mut self, (channel, number): (ChannelIndex, u16), data: &[u8], now: Nanos, first_sent: Nanos) {
         let tally = &mut self.end.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {

@@ -246,7 +246,7 @@ table! { SOCKETS:
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:0\"");
             s.edit("mix1.toml", "# next", "next = \"192.0.2.7:4702\"");
         }), MIX,
-        &["mix1.toml:10: down", "cannot reach the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
+        &["mix1.toml:10: `down`", "cannot reach the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
     "a next hop whose name does not resolve", Line("mix1.toml", "# next", "next = \"mix2..example.org:4702\""), MIX,
         &["mix1.toml:11: next = \"mix2..example.org:4702\" does not resolve", "IP:PORT"];
     "`next` names the node itself", Line("mix1.toml", "# next", "next = \"127.0.0.1:4701\""), MIX,
