@@ -37,7 +37,7 @@ mod tests;
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
-pub use io::{DataOp, Event, Input, Output};
+pub use io::{Change, Event, Input, Output};
 
 use crate::channel::Channels;
 use crate::context::Context;
@@ -199,6 +199,7 @@ impl Control {
     }
 }
 
+// Unit tests need private fields and the simulator of the integration tests, which names this crate `control`.
 #[cfg(test)]
 extern crate self as control;
 #[cfg(test)]
