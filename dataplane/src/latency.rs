@@ -67,7 +67,7 @@ impl Groups {
         *recent
     }
 
-    /// Those of each group.
+    /// The times of each group, by its number.
     pub fn times(&self) -> &[Times] {
         &self.times
     }
@@ -78,7 +78,9 @@ impl Groups {
 pub struct Latency {
     /// In the pool, until it was due.
     pub pool: Histogram,
+    /// From its release until it left.
     pub node: Histogram,
+    /// From its arrival until it left.
     pub total: Histogram,
 }
 

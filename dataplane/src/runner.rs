@@ -236,7 +236,7 @@ mod tests {
             &mut Stuck { turns: 0, stop: stop.clone() },
             Run { poller, waker, clock, spin, stop: &stop, turns: &turns },
         );
-        // What a turn takes is not slept again.
+        // The time of a turn is not slept a second time.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;
         assert!(waits >= 90, "a hundred turns in {waits} waits");
         assert_eq!(turns.read(), (101, 101));

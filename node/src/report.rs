@@ -281,7 +281,7 @@ impl NodeReport {
             channels: ledger.gauges.channels,
             flows: ledger.gauges.flows,
             sockets: ledger.gauges.sockets,
-            buffers: Buffers { free: ledger.buffers.0, total: ledger.buffers.1 },
+            buffers: Buffers { free: ledger.buffers.free, total: ledger.buffers.total },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
             turns: 0,

@@ -17,7 +17,7 @@ use wire::layer::{BATCH_MAX, data_header};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Batches, Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
@@ -100,10 +100,16 @@ pub(crate) struct Endpoint<L, A, C> {
     packed: usize,
 }
 
-/// Buffers of an endpoint: what one turn builds or receives, as much again that waits to be sent, and what the socket
-/// keeps for what is to come.
+/// Buffers of the link batch that is being received.
+const RECEIVING: usize = RECEIVE_MAX;
+/// Rx buffers of the link socket.
+const RX_BUFFERS: usize = RECEIVE_MAX;
+/// Buffers of cells that were built earlier and wait to be sent.
+const WAITING: usize = 2 * RECEIVE_MAX;
+
+/// Buffers of an endpoint whose batches of application datagrams need up to `batch_buffers`.
 pub(crate) const fn buffers(batch_buffers: usize) -> usize {
-    batch_buffers + 4 * RECEIVE_MAX
+    batch_buffers + RECEIVING + RX_BUFFERS + WAITING
 }
 
 impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
@@ -204,7 +210,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
 
     /// True if there are buffers for the cells of one more batch of application datagrams.
     pub(crate) fn has_room_for_a_batch(&self) -> bool {
-        self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVE_MAX
+        self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVING
     }
 
     /// Seals what the packer holds, after control's cells, and sends. Calls `each` for every channel with a cell.
@@ -269,7 +275,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         ledger.cells[self.outgoing()].held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = held.forward;
         ledger.datagrams.backward.held = held.backward;
-        ledger.buffers = ((self.free.free() + self.link.rx_buffers()) as u64, self.free.total() as u64);
+        ledger.buffers =
+            Buffers { free: (self.free.free() + self.link.rx_buffers()) as u64, total: self.free.total() as u64 };
         ledger.traffic = self.link.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,

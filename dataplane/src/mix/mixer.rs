@@ -25,7 +25,7 @@ pub(super) struct Mixer {
 /// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// The times to which the marks of the cells are indices.
+    /// The table of times into which the `times` of each ticket points.
     pub times: &'a [Times],
 }
 
