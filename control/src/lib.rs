@@ -187,8 +187,8 @@ impl Control {
         self.channels.open_count()
     }
 
-    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or handshakes
-    /// since the start or since the link was lost. None while it replies, and at the exit.
+    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or
+    /// handshakes since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
         self.links.next_hop_silence(&self.cx, now)
     }

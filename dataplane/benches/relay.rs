@@ -1,5 +1,5 @@
-//! Measures the cost of moving a cell through two link sockets, without cryptography, by recvmmsg and sendmmsg and by io_uring:
-//! `cargo bench -p dataplane --bench relay`.
+//! Measures the cost of moving a cell through two link sockets, without cryptography, by recvmmsg and sendmmsg and by
+//! io_uring: `cargo bench -p dataplane --bench relay`.
 //!
 //! One thread in three steps: it fills a link socket over loopback, relays what waits there to another link socket's
 //! peer, and empties that one. Only the second step is on the clock, its own thread's CPU time. Both backends take

@@ -122,8 +122,8 @@ pub struct Ticket {
     pub label: Label,
     /// The time of its arrival.
     pub arrived: Nanos,
-    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds that
-    /// it spent in the pool.
+    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds
+    /// that it spent in the pool.
     pub times: u32,
 }
 

@@ -1,7 +1,7 @@
 //! Control's end of the rings to the workers.
 //!
-//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel goes
-//! to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
+//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel
+//! goes to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,8 +24,8 @@ pub enum Command {
     InstallSlot {
         link: LinkId,
         slot: SlotId,
-        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current at
-        /// once.
+        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current
+        /// at once.
         peer: SocketAddr,
         /// Header key of forward cells.
         header_i2r: Zeroizing<[u8; 16]>,

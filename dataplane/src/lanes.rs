@@ -5,8 +5,8 @@
 //! lane, and one core owns its keys and windows. All lanes of a link are one link: they share its keys, its counters
 //! and the initiator's address.
 //!
-//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a socket of
-//! its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
+//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a
+//! socket of its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
 
 use std::net::SocketAddr;
 

@@ -286,8 +286,8 @@ pub struct Ledger {
 /// Buffers of a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
-    /// Buffers without a cell: in the free list, or at a socket as rx buffers. On one core of several it may wrap, because
-    /// buffers move between cores; the sum over all cores does not.
+    /// Buffers without a cell: in the free list, or at a socket as rx buffers. On one core of several it may wrap,
+    /// because buffers move between cores; the sum over all cores does not.
     pub free: u64,
     pub total: u64,
 }

@@ -31,8 +31,8 @@ pub trait Worker {
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
-    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without polling
-    /// sockets: with level triggering, the unread one would end every wait at once.
+    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without
+    /// polling sockets: with level triggering, the unread one would end every wait at once.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);

@@ -27,8 +27,8 @@ const RETIRED: &[(&str, &str, &[&str])] = &[
     ("trains", "bursts", &["CHANGELOG.md"]),
 ];
 
-/// Words that are retired as names in Rust code, and where they may stay. Comments and messages may have them: a function
-/// has a caller.
+/// Words that are retired as names in Rust code, and where they may stay. Comments and messages may have them: a
+/// function has a caller.
 const RETIRED_NAMES: &[(&str, &str, &[&str])] = &[
     ("caller", "initiator", &[]),
     ("callers", "initiators", &[]),

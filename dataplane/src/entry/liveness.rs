@@ -1,9 +1,9 @@
 //! Detects channels that no longer lead to the exit (SPEC 5.8).
 //!
 //! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a second, it pings
-//! at every look until something comes, because PINGs get lost, too. If nothing comes for [`LOST_AFTER`] and the longest
-//! round trip of mixing, the channel is lost and its clients move. After a random 5-10 s of silence it pings, too, which
-//! keeps the hops from forgetting the channel and finds out early that one has.
+//! at every look until something comes, because PINGs get lost, too. If nothing comes for [`LOST_AFTER`] and the
+//! longest round trip of mixing, the channel is lost and its clients move. After a random 5-10 s of silence it pings,
+//! too, which keeps the hops from forgetting the channel and finds out early that one has.
 
 use rand::RngExt;
 use rand_chacha::ChaCha20Rng;

@@ -27,8 +27,8 @@ pub(super) struct RxBuffers {
     buffers: Vec<&'static mut Buffer>,
     /// Buffers of each message.
     pub(super) per_message: usize,
-    /// Bytes of each buffer that a message may fill: a cell's where bursts come, so that each fills its own buffer; all of
-    /// them otherwise.
+    /// Bytes of each buffer that a message may fill: a cell's where bursts come, so that each fills its own buffer; all
+    /// of them otherwise.
     room: usize,
     /// Datagrams of a message lately, times 16.
     recent: usize,

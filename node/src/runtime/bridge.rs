@@ -28,9 +28,9 @@ const WANTED_CHANNELS_MAX: usize = 256;
 const PER_WANTED_CHANNEL: usize = 3;
 /// Most commands that follow from a punt.
 const PER_PUNT: usize = 8;
-/// Most commands of one turn, in addition to one for every channel that is retired with its link. While some of them wait,
-/// neither punts nor orders are taken in. Answers of the resolver are always queued, one for each open question. So this
-/// bounds the backlog, too.
+/// Most commands of one turn, in addition to one for every channel that is retired with its link. While some of them
+/// wait, neither punts nor orders are taken in. Answers of the resolver are always queued, one for each open question.
+/// So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + PER_WANTED_CHANNEL * WANTED_CHANNELS_MAX
     + PER_PUNT * PUNTS_PER_TURN
@@ -68,11 +68,11 @@ pub struct Bridge {
     commands: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
-    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While there
-    /// are any, control takes in nothing.
+    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While
+    /// there are any, control takes in nothing.
     backlog: VecDeque<Command>,
-    /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a cell
-    /// before this node's worker has woken up.
+    /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a
+    /// cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
 }
 

@@ -43,8 +43,8 @@ use crate::{MICRO, Nanos};
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
 /// Released cells of one direction that wait for an edge: those of a pool, while those of the last one are sealed.
 const RELEASED_MAX: usize = 2 * POOL_MAX;
-/// Buffers of an edge: the rx buffers of its two sockets, the batch being received, the two rings of opened cells, and as
-/// much as a pool in two send queues.
+/// Buffers of an edge: the rx buffers of its two sockets, the batch being received, the two rings of opened cells, and
+/// as much as a pool in two send queues.
 const SHARD_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
 /// The longest time that a stopping edge waits for the others.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -87,7 +87,8 @@ pub struct Shard<U, D> {
 /// The workers of a mix with one edge per lane, edge 0 first. Two generators: one per pool.
 ///
 /// # Panics
-/// Unless there are as many parts as own lanes, and sockets towards the next hop at the first [`crate::lanes::Lanes::downs`].
+/// Unless there are as many parts as own lanes, and sockets towards the next hop at the first
+/// [`crate::lanes::Lanes::downs`].
 pub fn shards<U: Port, D: Port>(
     settings: Settings,
     parts: Vec<ShardParts<U, D>>,
@@ -182,7 +183,8 @@ impl<U: Port, D: Port> Shard<U, D> {
         self.published.clone()
     }
 
-    /// Histograms of how long cells stay at this edge; edge 0 also counts releases by size. The mix's profile is the sum.
+    /// Histograms of how long cells stay at this edge; edge 0 also counts releases by size. The mix's profile is the
+    /// sum.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
     }
