@@ -112,7 +112,7 @@ impl Latency {
 pub struct Profile {
     pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
-    pub batches: Histogram,
+    pub releases: Histogram,
 }
 
 impl Profile {
@@ -124,7 +124,7 @@ impl Profile {
                 forward: self.latency.forward.and(&other.latency.forward),
                 backward: self.latency.backward.and(&other.latency.backward),
             },
-            batches: self.batches.and(&other.batches),
+            releases: self.releases.and(&other.releases),
         }
     }
 }

@@ -250,7 +250,7 @@ impl PerDirection<Tally> {
 
 /// Releases of pools or, at entry and exit, of turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batches {
+pub struct Releases {
     pub count: u64,
     /// Cells, summed over releases.
     pub cells: u64,
@@ -260,7 +260,7 @@ pub struct Batches {
     pub largest: u64,
 }
 
-impl Batches {
+impl Releases {
     /// Counts a release.
     pub fn add(&mut self, cells: usize, channels: usize) {
         self.count += 1;
@@ -277,7 +277,7 @@ pub struct Ledger {
     pub cells: PerDirection<Tally>,
     /// Datagrams of applications; zeros on a mix.
     pub datagrams: PerDirection<Tally>,
-    pub batches: Batches,
+    pub releases: Releases,
     pub buffers: Buffers,
     pub traffic: Traffic,
     pub gauges: Gauges,
@@ -342,12 +342,12 @@ impl Ledger {
 
     /// The sum of two cores of one node. Gauges and releases add up, too: one core alone reports what both share.
     pub fn and(self, other: &Ledger) -> Ledger {
-        let (mine, theirs) = (self.batches, other.batches);
+        let (mine, theirs) = (self.releases, other.releases);
         let (here, there) = (self.gauges, other.gauges);
         Ledger {
             cells: self.cells.and(&other.cells),
             datagrams: self.datagrams.and(&other.datagrams),
-            batches: Batches {
+            releases: Releases {
                 count: mine.count + theirs.count,
                 cells: mine.cells + theirs.cells,
                 channels: mine.channels + theirs.channels,

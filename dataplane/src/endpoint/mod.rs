@@ -17,7 +17,7 @@ use wire::layer::{BATCH_MAX, data_header};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, Buffers, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Releases, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
@@ -87,7 +87,7 @@ pub(crate) struct Endpoint<L, A, C> {
     pub(crate) punts: PuntSender,
     pub(crate) cells: PerDirection<Tally>,
     pub(crate) datagrams: PerDirection<Tally>,
-    batches: Batches,
+    releases: Releases,
     report_due: Nanos,
     arrivals: Arrivals,
     pub(crate) admitted: Vec<Admitted>,
@@ -145,7 +145,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             punts,
             cells: PerDirection::default(),
             datagrams: PerDirection::default(),
-            batches: Batches::default(),
+            releases: Releases::default(),
             report_due: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
@@ -250,7 +250,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         drop(finished);
 
         if count > 0 {
-            self.batches.add(count, channels);
+            self.releases.add(count, channels);
             self.packed = count;
         }
         if !self.release.is_empty() {
@@ -271,7 +271,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     /// Publishes the ledger: its own part, and what the owner holds and counts.
     pub(crate) fn publish(&self, held: PerDirection<u64>, flows: usize, sockets: usize) {
         let mut ledger =
-            Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+            Ledger { cells: self.cells, datagrams: self.datagrams, releases: self.releases, ..Ledger::default() };
         ledger.cells[self.outgoing()].held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = held.forward;
         ledger.datagrams.backward.held = held.backward;
@@ -307,7 +307,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
                 profile.latency[incoming].count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
-                profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
+                profile.releases.add(std::mem::take(&mut self.packed) as u64, 1);
             }
         }
         self.began.1 = self.datagrams[incoming].sent;

@@ -143,7 +143,7 @@ impl<U: Port, D: Port> Mix<U, D> {
         for direction in DIRECTIONS {
             ledger.cells[direction].hold(self.mixer.held(direction));
         }
-        ledger.batches = self.mixer.batches();
+        ledger.releases = self.mixer.releases();
         publish(&self.published, ledger);
     }
 
@@ -298,6 +298,6 @@ mod tests {
         assert_eq!([pool.count(), node.count(), total.count()], [2 * POOL_MAX as u64; 3]);
         assert!(pool.max() <= 60 * SECOND && pool.quantile(0.5) == 0, "the first were flushed at once");
         assert_eq!((node.max(), total.max()), (198 * SECOND + 100, 198 * SECOND + 100));
-        assert_eq!(profile.batches.buckets().map(|(_, count)| count).collect::<Vec<_>>(), [2]);
+        assert_eq!(profile.releases.buckets().map(|(_, count)| count).collect::<Vec<_>>(), [2]);
     }
 }

@@ -389,9 +389,9 @@ impl World {
             let parts = latency.pool.mean() + latency.node.mean();
             assert!((parts - latency.total.mean()).abs() <= 1e-9 * parts);
         }
-        let batches = (profile.batches.count(), profile.batches.mean());
-        let mean = ledger.batches.cells as f64 / ledger.batches.count.max(1) as f64;
-        assert_eq!(batches, (ledger.batches.count, mean));
+        let releases = (profile.releases.count(), profile.releases.mean());
+        let mean = ledger.releases.cells as f64 / ledger.releases.count.max(1) as f64;
+        assert_eq!(releases, (ledger.releases.count, mean));
     }
 
     fn case(&mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {

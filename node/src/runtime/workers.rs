@@ -53,7 +53,7 @@ pub struct Workers {
     /// One ring for each worker.
     pub punts: Vec<rtrb::Consumer<Punt>>,
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
-    /// Latencies and sizes of batches.
+    /// Latencies and releases by size.
     pub profiles: Vec<latency::Shared>,
     pub turns: Vec<Arc<Turns>>,
     pub wakers: Vec<Arc<Waker>>,

@@ -160,7 +160,7 @@ impl SharedMixer {
 
     /// Adds what it counts to the ledger of its edge.
     pub(crate) fn add_to(&self, ledger: &mut Ledger) {
-        ledger.batches = self.mixer.batches();
+        ledger.releases = self.mixer.releases();
         let free = self.stock.len().wrapping_add(self.exchanged) as u64;
         ledger.buffers = ledger.buffers.and(Buffers { free, total: STOCK as u64 });
     }
