@@ -115,8 +115,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no answer
-    /// while the name is being resolved. A refusal is remembered for the datagram behind it.
+    /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no
+    /// answer while the name is being resolved. A refusal is remembered for the datagram behind it.
     fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
         match done {
             Ok(()) => {
