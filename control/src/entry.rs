@@ -19,7 +19,7 @@ use crate::config::{Config, Role};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
-use crate::io::{DataOp, Event};
+use crate::io::{Change, Event};
 use crate::link::Links;
 
 /// Attempts of one search whose ack is still accepted.
@@ -194,7 +194,7 @@ impl Entry {
         let new = channels.install(cx, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
         let replace_at = now + replace_after(cx);
         match wanted.open.replace(OpenChannel { channel: new, replace_at }) {
-            Some(old) => cx.data(DataOp::Supersede { old: old.channel, new }),
+            Some(old) => cx.change(Change::Supersede { old: old.channel, new }),
             None => self.open_count += 1,
         }
         self.searching.remove(&number);

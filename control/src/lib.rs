@@ -38,7 +38,7 @@ pub use channel::ACK_COPIES_MAX;
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
-pub use io::{DataOp, Event, Input, Output};
+pub use io::{Change, Event, Input, Output};
 
 use crate::channel::Channels;
 use crate::context::Context;
@@ -191,8 +191,8 @@ impl Control {
         self.channels.open_count()
     }
 
-    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or handshakes
-    /// since the start or since the link was lost. None while it replies, and at the exit.
+    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or
+    /// handshakes since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
         self.links.next_hop_silence(&self.cx, now)
     }
@@ -203,6 +203,7 @@ impl Control {
     }
 }
 
+// Unit tests need private fields and the simulator of the integration tests, which names this crate `control`.
 #[cfg(test)]
 extern crate self as control;
 #[cfg(test)]

@@ -122,8 +122,8 @@ pub struct Ticket {
     pub label: Label,
     /// The time of its arrival.
     pub arrived: Nanos,
-    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds that
-    /// it spent in the pool.
+    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds
+    /// that it spent in the pool.
     pub times: u32,
 }
 
@@ -173,7 +173,7 @@ impl Departures {
         }
     }
 
-    /// A release follows: these are the times that the marks of its tickets number.
+    /// A release follows. The `times` of its tickets are indices into this table.
     pub fn begin_release(&mut self, times: &[Times]) {
         if self.groups.is_empty() {
             self.times.clear();
@@ -185,7 +185,7 @@ impl Departures {
         self.times.extend_from_slice(times);
     }
 
-    /// The marks of the tickets of the run that is added next. A run without them does not count.
+    /// The `times` of the tickets of the run that is added next. A run without them is not counted.
     pub(crate) fn push_times(&mut self, times: impl Iterator<Item = u32>) {
         let base = self.base;
         self.groups.extend(times.map(|times| base + times));

@@ -1,7 +1,7 @@
 //! Control's end of the rings to the workers.
 //!
-//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel goes
-//! to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
+//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel
+//! goes to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,8 +24,8 @@ pub enum Command {
     InstallSlot {
         link: LinkId,
         slot: SlotId,
-        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current at
-        /// once.
+        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current
+        /// at once.
         peer: SocketAddr,
         /// Header key of forward cells.
         header_i2r: Zeroizing<[u8; 16]>,
@@ -83,7 +83,7 @@ pub enum Command {
     Resolved { query: u32, addresses: Vec<IpAddr> },
 }
 
-/// Sends operations to a node's workers, in order.
+/// Sends commands to a node's workers, in order.
 pub struct CommandSender {
     rings: Vec<Ring>,
     lanes: Lanes,
@@ -96,7 +96,7 @@ pub struct CommandSender {
 struct Ring {
     ring: Producer<Command>,
     waker: Arc<Waker>,
-    /// Numbers of the operations that went this way and may not have been taken.
+    /// Numbers of the commands that went this way and may not have been taken.
     sent: VecDeque<u64>,
 }
 
@@ -130,10 +130,10 @@ impl CommandSender {
         CommandSender { rings, lanes, pushed: 0, known: Vec::new() }
     }
 
-    /// Queues an operation; gives it back if a ring is full.
+    /// Queues a command.
     ///
     /// # Errors
-    /// The operation.
+    /// A ring is full: the command comes back, and nothing was queued.
     pub fn send(&mut self, command: Command) -> Result<(), Command> {
         if self.rings.iter().any(|ring| ring.ring.slots() == 0) {
             return Err(command);
@@ -200,12 +200,12 @@ impl CommandSender {
         (true, backward.map(|_| Command::RetireChannel { channel }))
     }
 
-    /// Operations queued so far.
+    /// Commands queued so far.
     pub fn pushed(&self) -> u64 {
         self.pushed
     }
 
-    /// Operations that the workers have taken so far. Each applies all it takes before it receives again.
+    /// Commands that the workers have taken so far. Each applies all it takes before it receives again.
     pub fn taken(&self) -> u64 {
         let oldest = |ring: &Ring| ring.sent.get(ring.sent.len() - ring.waiting()).map_or(self.pushed, |next| next - 1);
         self.rings.iter().map(oldest).min().unwrap_or(self.pushed)
@@ -216,7 +216,7 @@ impl CommandSender {
     }
 }
 
-/// As many copies of an operation that every worker must know of; none of any other.
+/// `count` copies of a command that every worker needs; `None` for a command that goes to some of them.
 fn copies(command: &Command, count: usize) -> Option<Vec<Command>> {
     let copy = || match command {
         Command::InstallLink { link, side, peer } => {

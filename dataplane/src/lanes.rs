@@ -5,8 +5,8 @@
 //! lane, and one core owns its keys and windows. All lanes of a link are one link: they share its keys, its counters
 //! and the initiator's address.
 //!
-//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a socket of
-//! its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
+//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a
+//! socket of its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
 
 use std::net::SocketAddr;
 
@@ -20,6 +20,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    /// One lane here and at the next hop.
     pub const ONE: Lanes = Lanes { own: 1, next: 1 };
 
     /// Sockets towards the next hop.
@@ -27,12 +28,12 @@ impl Lanes {
         if self.next == self.own { self.own } else { 1 }
     }
 
-    /// The edge that cells of this channel number come to and leave from, towards the previous hop.
+    /// The edge whose socket towards the previous hop receives and sends the cells of this channel number.
     pub(crate) fn up_edge(self, number: u32) -> usize {
         number as usize % self.own
     }
 
-    /// The same towards the next hop.
+    /// The edge whose socket towards the next hop receives and sends the cells of this channel number.
     pub(crate) fn down_edge(self, number: u32) -> usize {
         number as usize % self.downs()
     }

@@ -67,7 +67,7 @@ impl Groups {
         *recent
     }
 
-    /// Those of each group.
+    /// The times of each group, by its number.
     pub fn times(&self) -> &[Times] {
         &self.times
     }
@@ -78,7 +78,9 @@ impl Groups {
 pub struct Latency {
     /// In the pool, until it was due.
     pub pool: Histogram,
+    /// From its release until it left.
     pub node: Histogram,
+    /// From its arrival until it left.
     pub total: Histogram,
 }
 
@@ -110,7 +112,7 @@ impl Latency {
 pub struct Profile {
     pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
-    pub batches: Histogram,
+    pub releases: Histogram,
 }
 
 impl Profile {
@@ -122,7 +124,7 @@ impl Profile {
                 forward: self.latency.forward.and(&other.latency.forward),
                 backward: self.latency.backward.and(&other.latency.backward),
             },
-            batches: self.batches.and(&other.batches),
+            releases: self.releases.and(&other.releases),
         }
     }
 }

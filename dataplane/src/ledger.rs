@@ -127,7 +127,7 @@ drops! {
     FlowRate => "flow-rate",
     /// Exit: to or from an address faster than all flows with it may be.
     DestinationRate => "destination-rate",
-    /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is none or too long.
+    /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is malformed or too long.
     BadAddress => "bad-address",
     /// Entry: part of a datagram that a SOCKS client has cut up (RFC 1928 lets a relay refuse that).
     SocksFragment => "socks-fragment",
@@ -223,7 +223,7 @@ impl Tally {
         self.received + self.injected == accounted.wrapping_add(self.held)
     }
 
-    /// Of both.
+    /// The sum of two tallies.
     pub fn and(mut self, other: &Tally) -> Tally {
         self.received += other.received;
         self.injected += other.injected;
@@ -242,7 +242,7 @@ impl PerDirection<Tally> {
         self.forward.closed() && self.backward.closed()
     }
 
-    /// Of both.
+    /// The sums of each direction.
     pub fn and(self, other: &PerDirection<Tally>) -> PerDirection<Tally> {
         PerDirection { forward: self.forward.and(&other.forward), backward: self.backward.and(&other.backward) }
     }
@@ -250,10 +250,9 @@ impl PerDirection<Tally> {
 
 /// Releases of pools or, at entry and exit, of turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batches {
-    /// Releases.
+pub struct Releases {
     pub count: u64,
-    /// Cells in them.
+    /// Cells, summed over releases.
     pub cells: u64,
     /// Distinct channels, summed over releases.
     pub channels: u64,
@@ -261,7 +260,7 @@ pub struct Batches {
     pub largest: u64,
 }
 
-impl Batches {
+impl Releases {
     /// Counts a release.
     pub fn add(&mut self, cells: usize, channels: usize) {
         self.count += 1;
@@ -274,26 +273,36 @@ impl Batches {
 /// All that a worker counts, as published at a turn boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Cells.
+    /// Cells on links.
     pub cells: PerDirection<Tally>,
-    /// Datagrams; nothing but zeros on a mix.
+    /// Datagrams of applications; zeros on a mix.
     pub datagrams: PerDirection<Tally>,
-    /// Releases.
-    pub batches: Batches,
-    /// Buffers that nobody holds or that wait at a socket for what comes, and all frames.
-    pub buffers: (u64, u64),
-    /// Messages of the kernel's that carried cells.
+    pub releases: Releases,
+    pub buffers: Buffers,
     pub traffic: Traffic,
-    /// Links and open channels now; client sockets and flows on entry and exit.
     pub gauges: Gauges,
+}
+
+/// Buffers of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    /// Buffers without a cell: in the free list, or at a socket as rx buffers. On one core of several it may wrap,
+    /// because buffers move between cores; the sum over all cores does not.
+    pub free: u64,
+    pub total: u64,
+}
+
+impl Buffers {
+    /// The sums of two cores.
+    pub fn and(self, other: Buffers) -> Buffers {
+        Buffers { free: self.free.wrapping_add(other.free), total: self.total + other.total }
+    }
 }
 
 /// Traffic of link sockets, in messages of system calls: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Received.
     pub received: u64,
-    /// Sent.
     pub sent: u64,
     /// True if every socket may send cells in GSO bursts.
     pub gso: bool,
@@ -302,7 +311,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Of both sockets of a node.
+    /// The sum over the sockets of a node. GSO and io_uring count only if both use them.
     pub fn and(self, other: Traffic) -> Traffic {
         Traffic {
             received: self.received + other.received,
@@ -316,7 +325,6 @@ impl Traffic {
 /// Sizes of the tables now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
-    /// Links.
     pub links: u64,
     /// Open channels.
     pub channels: u64,
@@ -332,20 +340,20 @@ impl Ledger {
         self.cells.closed() && self.datagrams.closed()
     }
 
-    /// Of two cores of one node. Gauges and releases add up too: what both share is reported by one of them.
+    /// The sum of two cores of one node. Gauges and releases add up, too: one core alone reports what both share.
     pub fn and(self, other: &Ledger) -> Ledger {
-        let (mine, theirs) = (self.batches, other.batches);
+        let (mine, theirs) = (self.releases, other.releases);
         let (here, there) = (self.gauges, other.gauges);
         Ledger {
             cells: self.cells.and(&other.cells),
             datagrams: self.datagrams.and(&other.datagrams),
-            batches: Batches {
+            releases: Releases {
                 count: mine.count + theirs.count,
                 cells: mine.cells + theirs.cells,
                 channels: mine.channels + theirs.channels,
                 largest: mine.largest.max(theirs.largest),
             },
-            buffers: (self.buffers.0.wrapping_add(other.buffers.0), self.buffers.1 + other.buffers.1),
+            buffers: self.buffers.and(other.buffers),
             traffic: self.traffic.and(other.traffic),
             gauges: Gauges {
                 links: here.links + there.links,

@@ -273,7 +273,7 @@ pub(crate) fn report_activity(links: &mut Links, punts: &mut PuntSender, due: &m
         return;
     }
     *due = now + REPORT;
-    // What finds no room stays for the next time.
+    // Reports that find no room wait for the next call.
     while punts.room() > 0
         && let Some((link, received, sent)) = links.take_activity()
     {

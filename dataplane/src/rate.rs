@@ -5,16 +5,16 @@ use crate::{Nanos, SECOND};
 /// A rate limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Once in this time.
+    /// The interval between tokens.
     each: Nanos,
-    /// Time's worth that may come at once.
+    /// The interval times the burst.
     depth: Nanos,
 }
 
 impl Rate {
     /// `per_second` tokens a second, at most `burst` at once.
-    pub const fn new(per_s: u64, burst: u64) -> Rate {
-        let each = SECOND / per_s;
+    pub const fn new(per_second: u64, burst: u64) -> Rate {
+        let each = SECOND / per_second;
         Rate { each, depth: burst * each }
     }
 
@@ -24,7 +24,7 @@ impl Rate {
     }
 }
 
-/// A token bucket: full at first; says when it is full again.
+/// A token bucket, full at first: the time at which it is full again.
 #[derive(Clone, Copy, Default)]
 pub struct Bucket(Nanos);
 

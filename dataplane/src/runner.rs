@@ -31,8 +31,8 @@ pub trait Worker {
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
-    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without polling
-    /// sockets: with level triggering, the unread one would end every wait at once.
+    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without
+    /// polling sockets: with level triggering, the unread one would end every wait at once.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);
@@ -236,7 +236,7 @@ mod tests {
             &mut Stuck { turns: 0, stop: stop.clone() },
             Run { poller, waker, clock, spin, stop: &stop, turns: &turns },
         );
-        // What a turn takes is not slept again.
+        // The time of a turn is not slept a second time.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;
         assert!(waits >= 90, "a hundred turns in {waits} waits");
         assert_eq!(turns.read(), (101, 101));

@@ -1,4 +1,4 @@
-//! Channels, as control installs them, and the operations it does that with ([`crate::command`] carries them).
+//! Channels, as control installs them with its commands ([`crate::command`]).
 //!
 //! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
@@ -56,7 +56,7 @@ impl<K: Prepared> Half<K> {
         self.seen_s.into()
     }
 
-    /// Has what opening and marking a number touch on its way from memory.
+    /// Prefetches the window word and the key that `seq` will use.
     pub fn prefetch(&self, seq: u64) {
         if let Some(word) = self.window.word(seq) {
             sys::prefetch(word);
@@ -142,7 +142,7 @@ impl<C> Default for Table<C> {
 }
 
 impl<C: ChannelState> Table<C> {
-    /// Has what the check of a cell reads of its channel's record on its way from memory.
+    /// Prefetches the part of a channel's record that the check of a cell in `direction` reads.
     pub fn prefetch(&self, channel: ChannelIndex, direction: Direction) {
         if let Some(at) = self.records.address(channel.index()) {
             // The state comes first in a record; the first cache line also shows whether there is one.

@@ -1,7 +1,8 @@
 //! Asks a server through a chain and prints its answer. Blocking.
 //!
-//! Its arguments are the chain's public file, IP:PORT or NAME:PORT of a server that answers datagrams, and the question.
-//! To try it with an echo server on port 7 of this host, start a chain, which prints the path of its `chain.toml`:
+//! Its arguments are the chain's public file, IP:PORT or NAME:PORT of a server that answers datagrams, and the
+//! question. To try it with an echo server on port 7 of this host, start a chain, which prints the path of its
+//! `chain.toml`:
 //!
 //! ```sh
 //! eddy chain --stay

@@ -1,10 +1,10 @@
 //! Makes a chain: one public file, and per node a configuration and a key file.
 //!
-//! Owns the layout of a chain's folder and the text of its files. All keys are made in one place, which suits one operator.
-//! With several operators, each gives the others a signed descriptor and keeps the keys.
+//! Owns the layout of a chain's folder and the text of its files. All keys are made in one place, which suits one
+//! operator. With several operators, each gives the others a signed descriptor and keeps the keys.
 //!
-//! Neighbours: `eddy init` and `eddy chain` write chains with it, and so do tests and benchmarks; [`crate::config`] reads
-//! what it writes.
+//! Neighbours: `eddy init` and `eddy chain` write chains with it, and so do tests and benchmarks; [`crate::config`]
+//! reads what it writes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -163,8 +163,8 @@ struct Written {
 /// Makes the keys and writes all files of a chain into `dir`, which is created if it does not exist.
 ///
 /// # Errors
-/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Nothing is written before
-/// everything else is checked.
+/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Nothing is written
+/// before everything else is checked.
 pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let h = plan.hops.len();
     let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;

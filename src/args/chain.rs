@@ -95,11 +95,11 @@ Examples:
     eddy chain
 
   Other chains, other traffic:
-    eddy chain --mixes 7 --class S --mixing threshold:n=5
+    eddy chain --mixes 7 --class S --mixing timed:t=2ms
     eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
 
   Keep the chain running, with a forward or for SOCKS5 clients:
-    eddy chain --stay --forward 5000=127.0.0.1:9
+    eddy chain --stay --forward 5000=127.0.0.1:6000
     eddy chain --stay --socks 1080
 
 Exit codes:

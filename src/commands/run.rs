@@ -1,6 +1,7 @@
 //! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: run one node until a signal.
 //!
-//! Owns the life of the process: reading files, signals, the last report. [`eddy_node::runtime::running`] runs the node.
+//! Owns the life of the process: reading files, signals, the last report. [`eddy_node::runtime::running`] runs the
+//! node.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -40,8 +41,8 @@ pub struct Extras {
     pub deny: Vec<Rule>,
 }
 
-/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that is
-/// given.
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that
+/// is given.
 ///
 /// # Errors
 /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
@@ -143,8 +144,8 @@ pub(super) fn wireguard_mtu(shape: Shape) -> usize {
     frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD)
 }
 
-/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the last
-/// report must still be printed.
+/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the
+/// last report must still be printed.
 fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
     let (reasons, reason) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;

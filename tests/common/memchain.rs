@@ -1,6 +1,6 @@
 //! A whole chain in one thread: real control, real workers, sockets in memory, a virtual clock.
 //!
-//! Every datagram that crosses a link is recorded, and every operation that control hands to a data plane
+//! Every datagram that crosses a link is recorded, and every command that control hands to a data plane
 //! passes through here on its way, so that a test knows all keys and can hold a model against all bytes.
 
 use std::cell::RefCell;
@@ -102,7 +102,7 @@ pub struct Keys {
 struct Node {
     bridge: Bridge,
     /// For each worker, the end that control writes to and the end that the worker reads.
-    ops: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
+    commands: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<Shared>,
@@ -270,23 +270,23 @@ impl Chain {
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
-        let (mut rings, mut ops, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
+        let (mut rings, mut commands, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
         for _ in 0..lanes.own {
             let (to_test, from_control) = rtrb::RingBuffer::new(4096);
-            let (to_worker, worker_ops) = rtrb::RingBuffer::new(4096);
+            let (to_worker, worker_commands) = rtrb::RingBuffer::new(4096);
             let (to_control, from_worker) = rtrb::RingBuffer::new(2048);
             let waker = Arc::new(Waker::new().unwrap());
             rings.push((to_test, waker.clone()));
-            ops.push((from_control, to_worker));
+            commands.push((from_control, to_worker));
             punts.push(from_worker);
-            ears.push_back((worker_ops, PuntSender::new(to_control, waker.clone()), waker));
+            ears.push_back((worker_commands, PuntSender::new(to_control, waker.clone()), waker));
         }
         let bridge = Bridge::new(control, CommandSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
             0 => {
-                let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                let (worker_commands, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
                     listeners: [ListenerKind::Forward(Destination::Ip(plan.destination)), ListenerKind::Pymix]
@@ -299,12 +299,13 @@ impl Chain {
                 };
                 let apps =
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
-                let entry = Entry::new(settings, port(Side::Down), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let entry =
+                    Entry::new(settings, port(Side::Down), apps, worker_commands, punts, [seeds(), seeds()], now);
                 let (ledger, profile) = (entry.published(), entry.profile());
                 (vec![Box::new(entry)], vec![ledger], vec![profile])
             }
             _ if exit => {
-                let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                let (worker_commands, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
@@ -316,7 +317,7 @@ impl Chain {
                     flow_idle: Duration::from_secs(300),
                 };
                 let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
-                let exit = Exit::new(settings, port(Side::Up), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let exit = Exit::new(settings, port(Side::Up), apps, worker_commands, punts, [seeds(), seeds()], now);
                 let (ledger, profile) = (exit.published(), exit.profile());
                 (vec![Box::new(exit)], vec![ledger], vec![profile])
             }
@@ -324,13 +325,13 @@ impl Chain {
                 let settings =
                     dataplane::mix::Settings { shape, position, mixing: plan.mixing, lanes, window, hugepages: false };
                 if lanes.own == 1 {
-                    let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                    let (worker_commands, punts, _) = ears.pop_front().unwrap();
                     let ports = (port(Side::Up), port(Side::Down));
-                    let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
+                    let mix = Mix::new(settings, ports, worker_commands, punts, [seeds(), seeds(), seeds()], now);
                     let (ledger, profile) = (mix.published(), mix.profile());
                     (vec![Box::new(mix)], vec![ledger], vec![profile])
                 } else {
-                    let parts = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
+                    let parts = ears.into_iter().enumerate().map(|(edge, (commands, punts, waker))| {
                         let (up, down) = (lane_address(position, edge), link_address(position, Side::Down));
                         let up = self.links.port(up, lengths(shape, position, Side::Up));
                         let next = lane_address(position + 1, edge);
@@ -338,7 +339,7 @@ impl Chain {
                             1 => (edge == 0).then(|| port(Side::Down)),
                             _ => Some(self.links.connected(down, next, lengths(shape, position, Side::Down))),
                         };
-                        ShardParts { up, down, commands: ops, punts, waker, rng: seeds() }
+                        ShardParts { up, down, commands, punts, waker, rng: seeds() }
                     });
                     let workers = shards(settings, parts.collect(), [seeds(), seeds()], now);
                     let ledgers = workers.iter().map(|worker| worker.published()).collect();
@@ -348,7 +349,7 @@ impl Chain {
                 }
             }
         };
-        Node { bridge, ops, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
+        Node { bridge, commands, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -380,16 +381,16 @@ impl Chain {
                     Note::Resolve { .. } => {}
                 };
                 node.control_wake = node.bridge.turn(now, wall, &mut send, &mut note);
-                for (from_control, to_worker) in &mut node.ops {
+                for (from_control, to_worker) in &mut node.commands {
                     while !self.held_up.contains(&position)
-                        && let Ok(mut op) = from_control.pop()
+                        && let Ok(mut command) = from_control.pop()
                     {
                         moved = true;
-                        if let Command::InstallChannel { first, .. } = &mut op {
+                        if let Command::InstallChannel { first, .. } = &mut command {
                             *first = self.plan.first;
                         }
-                        self.keys.learn(position, &op);
-                        to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
+                        self.keys.learn(position, &command);
+                        to_worker.push(command).unwrap_or_else(|_| panic!("as large as the ring before"));
                     }
                 }
                 let wakes = node.workers.iter_mut().map(|worker| {
@@ -476,7 +477,7 @@ impl Chain {
             let ledger = self.ledger(position);
             assert!(ledger.closed(), "node {position}: {ledger:#?}");
             let held = ledger.cells.forward.held + ledger.cells.backward.held;
-            assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "buffers of node {position}");
+            assert_eq!(ledger.buffers.free + held, ledger.buffers.total, "buffers of node {position}");
         }
     }
 
@@ -496,8 +497,8 @@ impl Chain {
 }
 
 impl Keys {
-    fn learn(&mut self, position: usize, op: &Command) {
-        match op {
+    fn learn(&mut self, position: usize, command: &Command) {
+        match command {
             Command::InstallChannel { down: Some((_, number)), keys: ChannelKeys::Entry(hops), .. } => {
                 self.channels.push((*number, hops.clone()));
             }

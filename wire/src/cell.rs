@@ -124,7 +124,7 @@ pub struct Header {
     pub channel: u32,
     /// Sequence number of 40 bits, per channel and direction, or per link key.
     pub seq: u64,
-    /// Cell within a round, or fragment index; 0 in data cells of free classes.
+    /// Cell within a round (paced classes, reserved), or fragment index; 0 in data cells of free classes.
     pub sub: u8,
     pub kind: CellKind,
     pub class: Class,

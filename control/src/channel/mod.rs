@@ -20,7 +20,7 @@ use crate::admission::{Bucket, ReplayCache};
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::io::{DataOp, Event};
+use crate::io::{Change, Event};
 use crate::link::Links;
 
 /// An id is not drawn again on its link for this long after its use.
@@ -178,7 +178,7 @@ impl Channels {
             }
         }
         let lifetime_s = cx.config.lifetime_s();
-        cx.data(DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
+        cx.change(Change::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
         cx.event(Event::ChannelOpen { channel, setup });
         cx.counters.channels_opened += 1;
         channel
@@ -241,7 +241,7 @@ impl Channels {
             let open = self.open[channel.index()].as_ref();
             let gone = open.is_some_and(|open| !open.retired && (over(open.up) || over(open.down)));
             if gone && self.release(links, now, channel) {
-                cx.data(DataOp::RetireChannel { channel });
+                cx.change(Change::RetireChannel { channel });
             }
         }
     }

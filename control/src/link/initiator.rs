@@ -202,7 +202,8 @@ impl Links {
         Ok(())
     }
 
-    /// The time for which the next hop has not replied although this node sends to it. None while it replies, and at the exit.
+    /// The time for which the next hop has not replied although this node sends to it. None while it replies, and at
+    /// the exit.
     pub(crate) fn next_hop_silence(&self, cx: &Context, now: Duration) -> Option<Duration> {
         let initiator = self.initiator.as_ref()?;
         let link = self.down.and_then(|id| self.link(id)).filter(|link| link.current.is_some());

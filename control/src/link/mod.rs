@@ -18,7 +18,7 @@ use crate::config::{Config, Timing};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::fragments::{Decided, Joiner};
-use crate::io::{DataOp, Event};
+use crate::io::{Change, Event};
 use crate::slot::Slot;
 
 mod initiator;
@@ -113,7 +113,7 @@ impl Link {
         if let Some(peer) = from.or((!was_up).then_some(slot.peer)) {
             self.peer = peer;
         }
-        cx.data(DataOp::Promote { link: self.id, slot: slot.id, peer: self.peer });
+        cx.change(Change::Promote { link: self.id, slot: slot.id, peer: self.peer });
         self.was_up = true;
         self.previous = self.current.replace(slot);
         let (side, link, peer) = (self.side, self.id, self.peer);
@@ -127,7 +127,7 @@ impl Link {
         let Some((header, body)) = slot.seal(cell.kind, cell.channel, cell.sub, class, cell.content) else {
             return false;
         };
-        cx.data(DataOp::Inject { link: self.id, slot: slot.id, header, body });
+        cx.change(Change::Inject { link: self.id, slot: slot.id, header, body });
         self.record_sent(now);
         true
     }
@@ -261,7 +261,7 @@ impl Links {
             Side::Up => Rank::Next,
             Side::Down => Rank::Current,
         };
-        cx.data(DataOp::InstallSlot {
+        cx.change(Change::InstallSlot {
             link: link.id,
             slot: id,
             peer,
@@ -312,7 +312,7 @@ impl Links {
             decided_setups: Decided::new(decided, DECIDED_SETUPS_KEEP),
         };
         self.all[index] = Some(link);
-        cx.data(DataOp::InstallLink { link: id, side, peer });
+        cx.change(Change::InstallLink { link: id, side, peer });
         id
     }
 
@@ -324,7 +324,7 @@ impl Links {
         if self.down == Some(id) {
             self.down = None;
         }
-        cx.data(DataOp::RetireLink { link: id });
+        cx.change(Change::RetireLink { link: id });
         if link.was_up {
             cx.event(Event::LinkDown { side: link.side, link: id });
         }
@@ -357,7 +357,7 @@ impl Links {
             let lifetime = link.slot_lifetime(&cx.config.timing);
             for of_rank in link.slots() {
                 if let Some(slot) = of_rank.take_if(|slot| now.saturating_sub(slot.created_at) >= lifetime) {
-                    cx.data(DataOp::RetireSlot { link: id, slot: slot.id });
+                    cx.change(Change::RetireSlot { link: id, slot: slot.id });
                 }
             }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::{draw_setup, draw_x25519};
-use control::{Caps, Config, Control, DataOp, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
+use control::{Caps, Change, Config, Control, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{BadHeader, CellKind, Class, Header, Shape};
@@ -419,7 +419,7 @@ impl World {
                     self.send(from, to, datagram);
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
-                Output::Data(DataOp::Inject { link, slot, header, body }) => {
+                Output::Change(Change::Inject { link, slot, header, body }) => {
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let contents = node.acks.entry(id).or_default();
@@ -437,11 +437,11 @@ impl World {
                         None => node.late += 1,
                     }
                 }
-                Output::Data(DataOp::RetireChannel { channel }) => {
+                Output::Change(Change::RetireChannel { channel }) => {
                     node.channels.remove(&channel).expect("it was installed");
                     ended.push(channel);
                 }
-                Output::Data(op) => node.apply(op),
+                Output::Change(change) => node.apply(change),
             }
         }
     }
@@ -528,14 +528,14 @@ impl Node {
         None
     }
 
-    fn apply(&mut self, op: DataOp) {
-        match op {
-            DataOp::InstallLink { link, side, peer } => {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::InstallLink { link, side, peer } => {
                 let fresh = PlaneLink { side, peer, current: None, next: None, previous: None };
                 assert!(self.links.insert(link, fresh).is_none(), "a live link is not installed again");
                 assert!(self.used.insert(link), "a number names one link only");
             }
-            DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+            Change::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 let link = self.links.get_mut(&link).expect("the link comes before the slot");
                 let slot = Some(PlaneSlot { slot, peer, i2r: header_i2r, r2i: header_r2i });
                 match rank {
@@ -547,33 +547,33 @@ impl Node {
                     }
                 }
             }
-            DataOp::Promote { link, slot, peer } => {
+            Change::Promote { link, slot, peer } => {
                 let link = self.links.get_mut(&link).expect("a live link is promoted");
                 assert_eq!(link.next(), Some(slot), "only next is promoted");
                 let next = link.next.take();
                 link.peer = peer;
                 link.previous = std::mem::replace(&mut link.current, next);
             }
-            DataOp::RetireSlot { link, slot } => {
+            Change::RetireSlot { link, slot } => {
                 let link = self.links.get_mut(&link).expect("the slot's link lives");
                 assert!(link.slots().any(|s| s.slot == slot), "an unknown slot is retired");
                 for place in [&mut link.current, &mut link.next, &mut link.previous] {
                     place.take_if(|s| s.slot == slot);
                 }
             }
-            DataOp::RetireLink { link } => {
+            Change::RetireLink { link } => {
                 self.links.remove(&link).expect("a live link is retired");
                 let over = |id: Option<(LinkId, u32)>| id.is_some_and(|id| id.0 == link);
                 assert!(!self.channels.values().any(|c| over(c.up) || over(c.down)), "its channels went first");
             }
-            DataOp::InstallChannel { channel, up, down, keys, .. } => {
+            Change::InstallChannel { channel, up, down, keys, .. } => {
                 assert!(self.channels.insert(channel, Installed { up, down, keys }).is_none(), "the index was free");
             }
-            DataOp::Supersede { old, new } => {
+            Change::Supersede { old, new } => {
                 assert!(self.channels.contains_key(&old) && self.channels.contains_key(&new));
                 self.superseded.push((old, new));
             }
-            DataOp::RetireChannel { .. } | DataOp::Inject { .. } => unreachable!("handled by the world"),
+            Change::RetireChannel { .. } | Change::Inject { .. } => unreachable!("handled by the world"),
         }
     }
 

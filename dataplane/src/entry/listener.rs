@@ -57,8 +57,8 @@ impl Listener {
     /// The destination and the data of a datagram.
     ///
     /// # Errors
-    /// Its header is not valid ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]), or not the
-    /// client's ([`DropReason::Foreign`]).
+    /// Its header is not valid ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]),
+    /// or not the client's ([`DropReason::Foreign`]).
     pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         match &self.kind {
             ListenerKind::Forward(destination) => Ok((destination.clone(), bytes)),
@@ -112,7 +112,8 @@ pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
 /// Reads what [`socks_header`] writes; what follows it is the data.
 ///
 /// # Errors
-/// The header is not valid ([`DropReason::BadAddress`]), or the datagram is part of one ([`DropReason::SocksFragment`]).
+/// The header is not valid ([`DropReason::BadAddress`]), or the datagram is part of one
+/// ([`DropReason::SocksFragment`]).
 pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), DropReason> {
     match *bytes {
         [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(DropReason::BadAddress),

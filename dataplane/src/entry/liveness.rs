@@ -1,8 +1,8 @@
 //! Detects channels that no longer lead to the exit (SPEC 5.8).
 //!
-//! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a
-//! second it pings, at every look until something comes, for PINGs get lost too; if nothing comes for the
-//! mixing's longest round trip and three seconds more, the channel is lost and its clients move. After a random 5-10 s of silence it pings
+//! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a second, it pings
+//! at every look until something comes, because PINGs get lost, too. If nothing comes for [`LOST_AFTER`] and the
+//! longest round trip of mixing, the channel is lost and its clients move. After a random 5-10 s of silence it pings,
 //! too, which keeps the hops from forgetting the channel and finds out early that one has.
 
 use rand::RngExt;
@@ -12,6 +12,9 @@ use crate::{Nanos, SECOND};
 
 /// The interval at which the entry checks channels that wait for an answer.
 pub(super) const LOOK: Nanos = SECOND / 8;
+
+/// A channel is lost after this time without an answer, beyond the longest round trip of mixing (SPEC 5.8).
+pub(super) const LOST_AFTER: Nanos = 3 * SECOND;
 
 /// The liveness of one channel, as seen by the entry.
 pub(super) struct Liveness {
@@ -71,9 +74,9 @@ mod tests {
         assert!(!life.wants_ping(21 * SECOND - 1) && life.wants_ping(21 * SECOND));
         life.sent(21 * SECOND, &mut rng);
         assert!(life.wants_ping(21 * SECOND + LOOK) && life.wants_ping(23 * SECOND), "a PING that is lost is repeated");
-        assert!(!life.is_lost(23 * SECOND - 1, 3 * SECOND) && life.is_lost(23 * SECOND, 3 * SECOND));
+        assert!(!life.is_lost(23 * SECOND - 1, LOST_AFTER) && life.is_lost(23 * SECOND, LOST_AFTER));
         assert!(life.waits());
         life.heard();
-        assert!(!life.waits() && !life.is_lost(60 * SECOND, 3 * SECOND));
+        assert!(!life.waits() && !life.is_lost(60 * SECOND, LOST_AFTER));
     }
 }

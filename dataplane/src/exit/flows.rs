@@ -55,7 +55,7 @@ pub(super) struct Flow {
     pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
-    seen: Nanos,
+    pub(super) seen: Nanos,
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
     was: Option<(ChannelIndex, u16)>,
@@ -206,8 +206,8 @@ impl Flows {
         self.flows[id as usize].as_mut()
     }
 
-    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
-    /// to send there again.
+    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the
+    /// datagrams to send there again.
     pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Kept>)> {
         let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
         let mut again = Vec::new();

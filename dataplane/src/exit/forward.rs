@@ -74,13 +74,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// The same, for one that was sent first at `first_sent`.
-    fn send_datagram(
-        &mut self,
-        (channel, number): (ChannelIndex, u16),
-        data: &[u8],
-        now: Nanos,
-        first_sent: Nanos,
-    ) {
+    fn send_datagram(&mut self, (channel, number): (ChannelIndex, u16), data: &[u8], now: Nanos, first_sent: Nanos) {
         let tally = &mut self.end.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
@@ -121,8 +115,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no answer
-    /// while the name is being resolved. A refusal is remembered for the datagram behind it.
+    /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no
+    /// answer while the name is being resolved. A refusal is remembered for the datagram behind it.
     fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
         match done {
             Ok(()) => {

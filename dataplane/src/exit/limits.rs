@@ -86,8 +86,8 @@ impl Limiter {
     /// A datagram that a flow would send to an address.
     ///
     /// # Errors
-    /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
-    /// answered what it has got ([`DropReason::Unanswered`]).
+    /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the
+    /// address has not answered what it has got ([`DropReason::Unanswered`]).
     pub fn forward(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
         let Limits { unanswered, flow, destination } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);

@@ -14,8 +14,8 @@ pub(super) type Key = (ChannelIndex, u16);
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// A socket, and the channel that opened it, as long as that channel lives. The socket counts for that channel even after
-/// its flows have moved.
+/// A socket, and the channel that opened it, as long as that channel lives. The socket counts for that channel even
+/// after its flows have moved.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
     pub(super) socket: SocketId,

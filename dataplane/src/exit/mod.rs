@@ -220,7 +220,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.end.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
-            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
             // Not for an exit; control never sends them here.
@@ -229,7 +229,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Removes a channel with its flows and reports it to control.
-    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
+    fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
         let Some(record) = self.end.table.remove(channel) else { return };
         self.end.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.end.apps, channel);
@@ -334,7 +334,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for channel in due.drain(..).map(ChannelIndex) {
             match self.end.table.lifespan(channel, now_s) {
                 Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
-                Some(Err(reason)) => self.end(channel, reason),
+                Some(Err(reason)) => self.end_channel(channel, reason),
                 None => {}
             }
         }
@@ -428,7 +428,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.end.leave(now, |_| {});
-        self.end.channels().into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
+        self.end.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
         self.end.abandon();
         self.publish();
     }

@@ -12,7 +12,7 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
 use crate::latency::{Profile, Times};
-use crate::ledger::{DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
@@ -265,7 +265,8 @@ impl<U: Port, D: Port> Edge<U, D> {
         self.pipes[direction].out.is_empty()
     }
 
-    /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
+    /// Seals a release, which then waits for [`Edge::send`]. `times` is the table into which the `times` of each ticket
+    /// points.
     pub(super) fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { pipes, table, free, sealer, .. } = self;
         let pipe = &mut pipes[direction];
@@ -313,14 +314,14 @@ impl<U: Port, D: Port> Edge<U, D> {
         self.punts.signal();
     }
 
-    /// All it counts. What it holds is what waits to be sent.
+    /// All its counters. It holds the cells that wait to be sent.
     pub(super) fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for direction in DIRECTIONS {
             let pipe = &self.pipes[direction];
             ledger.cells[direction] = Tally { held: pipe.out.len() as u64, ..pipe.tally };
         }
-        ledger.buffers = (self.bare() as u64, self.free.total() as u64);
+        ledger.buffers = Buffers { free: self.bare() as u64, total: self.free.total() as u64 };
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -330,7 +331,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         ledger
     }
 
-    /// Buffers that hold nothing.
+    /// Buffers without a cell.
     pub(crate) fn bare(&self) -> usize {
         self.free.free() + self.up.rx_buffers() + self.down.rx_buffers()
     }

@@ -9,13 +9,13 @@ use crate::Nanos;
 use crate::batch::Ticket;
 use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
-use crate::ledger::Batches;
+use crate::ledger::Releases;
 use crate::per_direction::PerDirection;
 use crate::stage::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
 pub(super) struct Mixer {
     pools: PerDirection<Pool>,
-    batches: Batches,
+    releases: Releases,
     /// Cells of each release since the last [`Mixer::record_sizes`].
     sizes: Vec<usize>,
     cells: Vec<Pooled>,
@@ -25,7 +25,7 @@ pub(super) struct Mixer {
 /// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// The times to which the marks of the cells are indices.
+    /// The table of times into which the `times` of each ticket points.
     pub times: &'a [Times],
 }
 
@@ -39,7 +39,7 @@ impl Mixer {
     pub(super) fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
         Mixer {
             pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
-            batches: Batches::default(),
+            releases: Releases::default(),
             sizes: Vec::with_capacity(2 * RELEASES_MAX),
             cells: Vec::with_capacity(POOL_MAX),
             times: Vec::with_capacity(POOL_MAX),
@@ -54,7 +54,7 @@ impl Mixer {
         }
         debug_assert!(self.cells.is_empty());
         let (cells, channels) = (pool.len(), pool.distinct_channels());
-        self.batches.add(cells, channels);
+        self.releases.add(cells, channels);
         self.sizes.push(cells);
         self.times.clear();
         self.times.extend(pool.times(now));
@@ -69,7 +69,7 @@ impl Mixer {
 
     /// Counts what was released by size.
     pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
-        self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
+        self.sizes.drain(..).for_each(|cells| profile.releases.add(cells as u64, 1));
     }
 
     /// The time at which the next pool is due.
@@ -83,8 +83,8 @@ impl Mixer {
     }
 
     /// Counters of all releases.
-    pub(super) fn batches(&self) -> Batches {
-        self.batches
+    pub(super) fn releases(&self) -> Releases {
+        self.releases
     }
 }
 

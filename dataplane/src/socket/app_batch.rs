@@ -14,7 +14,7 @@ pub type SocketId = u32;
 
 /// Messages of one receive call.
 const MESSAGES: usize = 8;
-/// Bytes offered for a message: the longest datagram, and the longest burst.
+/// Bytes of the space for one message: the longest datagram, and the longest burst.
 const MESSAGE_LEN: usize = 65_536;
 /// Messages lie this far apart so that their first lines do not share the same few places of the cache.
 const STRIDE: usize = MESSAGE_LEN + 1536;

@@ -1,8 +1,9 @@
 //! Decides at the start whether cells may travel in GSO and GRO bursts (UDP_SEGMENT, UDP_GRO).
 //!
 //! A burst that the kernel splits wrongly loses cells without an error. So offload is probed: a burst of real length is
-//! sent over loopback, to a socket with GRO and to one without, and every byte is compared. Linux 7.0 to 7.1.4 break GSO bursts whose last datagram is as long as the others, as ours always is,
-//! behind some network devices, which loopback cannot show: there bursts leave only if asked for.
+//! sent over loopback, to a socket with GRO and to one without, and every byte is compared. Linux 7.0 to 7.1.4 break
+//! GSO bursts whose last datagram is as long as the others, as ours always is, behind some network devices, which
+//! loopback cannot show: there bursts leave only if asked for.
 //!
 //! Later, a burst that the kernel refuses while its cells go one by one ends GSO on that socket
 //! ([`super::link`]).
@@ -157,7 +158,7 @@ mod tests {
         for len in [240, 352, 1184, 1360, 1472] {
             if let Err(why) = probe(len, false) {
                 assert!(!matches!(why, NoOffload::Broken { .. }), "{why}");
-                eprintln!("skipped: {why}");
+                crate::skipped(why);
                 return;
             }
         }

@@ -35,7 +35,7 @@ impl PortKind {
         let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
         for io in [Io::Mmsg, Io::Uring] {
             match Calls::new(io, &probe).1 {
-                Some(why) => eprintln!("skipped for {io}: {why}"),
+                Some(why) => crate::skipped(format_args!("{io}: {why}")),
                 None => all.extend([Offloads::NONE, Offloads::BOTH].map(|offloads| PortKind::Socket(io, offloads))),
             }
         }
@@ -301,7 +301,7 @@ fn overlong_burst_brings_64_cells_and_its_rest_is_counted() {
     for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         if !bed.arrive(0, &cells(0..100), CELL) {
-            eprintln!("skipped: this kernel cuts no burst into more than 64");
+            crate::skipped("this kernel cuts no burst into more than 64");
             return;
         }
         assert!(bed.arrive(1, &cells(100..102), CELL));
@@ -473,7 +473,7 @@ fn apart(test: &str) -> bool {
         unshare.env("EDDY_TEST_APART", "1").output().ok()
     };
     if run("true").is_none_or(|output| !output.status.success()) {
-        eprintln!("skipped: needs network namespaces, `unshare` and `ip`");
+        crate::skipped("needs network namespaces, `unshare` and `ip`");
         return false;
     }
     let this = std::env::current_exe().unwrap();

@@ -178,7 +178,7 @@ enum Verdict {
     Dropped(DropReason),
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
 fn judge<C: ChannelState>(
     side: Side,
     direction: Direction,

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn batches_arrive_over_ipv6() {
         if UdpSocket::bind("[::1]:0").is_err() {
-            eprintln!("skipped: no IPv6 loopback here (sysctl net.ipv6.conf.lo.disable_ipv6=0 enables it)");
+            crate::skipped("no IPv6 loopback here (sysctl net.ipv6.conf.lo.disable_ipv6=0 enables it)");
             return;
         }
         round_trip("::1");

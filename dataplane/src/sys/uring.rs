@@ -91,8 +91,8 @@ impl Ring {
         }
     }
 
-    /// The number of messages to ask for: as many as arrived last time, and one more to see the end. It doubles each time
-    /// that there are more. A request that finds nothing costs 500 ns.
+    /// The number of messages to ask for: as many as arrived last time, and one more to see the end. It doubles each
+    /// time that there are more. A request that finds nothing costs 500 ns.
     fn likely(&self) -> usize {
         match (self.burst + 1).saturating_sub(self.since) {
             0 => self.since,

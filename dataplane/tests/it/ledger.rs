@@ -389,9 +389,9 @@ impl World {
             let parts = latency.pool.mean() + latency.node.mean();
             assert!((parts - latency.total.mean()).abs() <= 1e-9 * parts);
         }
-        let batches = (profile.batches.count(), profile.batches.mean());
-        let mean = ledger.batches.cells as f64 / ledger.batches.count.max(1) as f64;
-        assert_eq!(batches, (ledger.batches.count, mean));
+        let releases = (profile.releases.count(), profile.releases.mean());
+        let mean = ledger.releases.cells as f64 / ledger.releases.count.max(1) as f64;
+        assert_eq!(releases, (ledger.releases.count, mean));
     }
 
     fn case(&mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -468,7 +468,7 @@ impl World {
                     prop_assert_eq!(&Count::since(&ledger.cells.forward, &before.cells.forward), &books[0].count);
                     prop_assert_eq!(&Count::since(&ledger.cells.backward, &before.cells.backward), &books[1].count);
                     let held = books[0].count.held + books[1].count.held;
-                    prop_assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "every buffer is somewhere");
+                    prop_assert_eq!(ledger.buffers.free + held, ledger.buffers.total, "every buffer is somewhere");
                     prop_assert_eq!(ledger.datagrams, before.datagrams, "a mix has no datagrams");
                 }
             }
@@ -490,7 +490,7 @@ fn hold_against_the_books(modest: bool) {
     world.mix.record_latency(world.now + TURN);
     let ledger = *world.ledger.lock().unwrap();
     assert!(ledger.closed());
-    assert_eq!(ledger.buffers.0, ledger.buffers.1);
+    assert_eq!(ledger.buffers.free, ledger.buffers.total);
     assert_eq!(ledger.cells.forward.held + ledger.cells.backward.held, 0);
     world.assert_profile(&ledger);
 }

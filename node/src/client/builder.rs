@@ -42,8 +42,10 @@ enum Source {
 #[must_use = "`start` starts the entry"]
 pub struct EntryBuilder {
     chain: Option<Source>,
-    /// Lines of a configuration, without forwards.
+    /// Lines of a configuration, one for each option.
     lines: String,
+    /// Further lines as given. They may begin tables, so they come after all keys.
+    options: String,
     forwards: String,
     socks: Vec<String>,
     users: Vec<(String, Zeroizing<String>)>,
@@ -59,6 +61,7 @@ impl EntryBuilder {
         EntryBuilder {
             chain: None,
             lines: String::new(),
+            options: String::new(),
             forwards: String::new(),
             socks: Vec::new(),
             users: Vec::new(),
@@ -96,7 +99,9 @@ impl EntryBuilder {
 
     /// Listens on `listen` and sends what arrives there to `to`. May be repeated.
     pub fn forward(mut self, listen: SocketAddr, to: Destination) -> EntryBuilder {
-        self.forwards += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        let text = |text: String| toml::Value::from(text);
+        let (listen, to) = (text(listen.to_string()), text(to.to_string()));
+        self.forwards += &format!("[[forward]]\nlisten = {listen}\nto = {to}\n");
         self
     }
 
@@ -139,8 +144,8 @@ impl EntryBuilder {
     /// Further lines of an entry's configuration, as TOML: `receive_buffer = 4194304`. `eddy config explain` lists the
     /// keys.
     pub fn options(mut self, lines: &str) -> EntryBuilder {
-        self.lines += lines;
-        self.lines += "\n";
+        self.options += lines;
+        self.options += "\n";
         self
     }
 
@@ -161,8 +166,8 @@ impl EntryBuilder {
 
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
-            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
-            self.lines, self.forwards
+            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}{}",
+            self.lines, self.options, self.forwards
         );
         let mut config = NodeConfig::parse_options(NAME, &text)?;
         if let Some(Source::File(path)) = self.chain {
@@ -202,5 +207,14 @@ mod tests {
         let open = refused(builder().socks("0.0.0.0:1080".parse().unwrap()));
         assert!(open.contains("add a user with `socks_user`"), "{open}");
         assert!(!clash.contains("--") && !open.contains("--"), "{clash}; {open}");
+
+        // A destination is a value, whatever it contains.
+        let name = "a\"\nidle_s = 7\n#".into();
+        let injected = refused(builder().forward(addresses[0], Destination::Name(name, 53)));
+        assert!(injected.contains("is not an address or host name"), "{injected}");
+        // `channels` is not read as a key of the table before it.
+        let table = "[[forward]]\nlisten = \"127.0.0.1:4701\"\nto = \"127.0.0.1:4702\"";
+        let clash = refused(forward(builder().options(table)).channels(2));
+        assert!(clash.contains("forward already uses port"), "{clash}");
     }
 }

@@ -1,5 +1,5 @@
-//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them and
-//! against the clock.
+//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them
+//! and against the clock.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -184,8 +184,8 @@ fn read_node(
     Ok(ChainNode { role, index, identity, address, lanes, descriptor })
 }
 
-/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive ports
-/// (SPEC 4.7).
+/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive
+/// ports (SPEC 4.7).
 fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> {
     let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();
     for (i, lane) in here.iter().enumerate() {

@@ -183,6 +183,9 @@ mod tests {
             format!(",{secret}\""),
             format!("identity =\n\"{secret}\""),
             format!("\"{secret}\""),
+            format!("\"{secret}\" = \"identity\""),
+            format!("{} = \"identity\"", secret.trim_end_matches('=')),
+            format!("socks_users.{} = 1", secret.trim_end_matches('=')),
         ] {
             let Err(why) = Keys::parse(Path::new("mix1.key"), &line) else { panic!("{line} was read") };
             assert!(!why.to_string().contains(&secret[8..20]), "{why}");

@@ -184,7 +184,16 @@ impl<'s> Table<'s> {
         } else {
             format!("the keys here are {}", names.join(", "))
         };
-        ConfigError::UnknownKey { at: self.source.at(span), key: name.to_owned(), hint }
+        let at = self.source.at(span);
+        // Name and value may be swapped.
+        if self.source.secret && elsewhere.is_empty() {
+            return ConfigError::Value {
+                at,
+                what: "unknown key (it may be a secret, so it is not shown)".into(),
+                remedy: hint,
+            };
+        }
+        ConfigError::UnknownKey { at, key: name.to_owned(), hint }
     }
 
     /// Checks roles, types, ranges, and that nothing is missing; inner tables as well.

@@ -1,7 +1,7 @@
 //! The table of configuration keys: name, roles, type, default, doc and example of each, in one place.
 //!
-//! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow from
-//! it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
+//! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow
+//! from it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};
 use super::{

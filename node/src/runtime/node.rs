@@ -270,11 +270,14 @@ impl Node {
         self.stop.store(true, Ordering::Release);
         self.wakers.iter().for_each(|waker| waker.wake());
         self.control_waker.wake();
-        self.control.join().map_err(|_| NodeDied { thread: "control" })?;
-        for worker in self.workers {
-            worker.join().map_err(|_| NodeDied { thread: "worker" })?;
-        }
+        // A thread that died does not keep the others running, or the sockets open.
+        let control = self.control.join().map_err(|_| NodeDied { thread: "control" });
+        let workers: Vec<_> = self.workers.into_iter().map(JoinHandle::join).collect();
         self.reporter.listeners.iter().for_each(Listeners::close_all);
+        control?;
+        if workers.iter().any(Result::is_err) {
+            return Err(NodeDied { thread: "worker" });
+        }
         Ok(self.reporter.report())
     }
 }
@@ -420,22 +423,66 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn report_counts_kernel_drops() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        sys::size_receive_buffer(&socket, 4096).unwrap();
-        let reporter = Reporter {
+    use dataplane::entry::Association;
+    use wire::cell::{Class, Shape};
+
+    use crate::runtime::refusals::Refusals;
+
+    /// A reporter of a node without threads.
+    fn idle_reporter() -> Reporter {
+        Reporter {
             role: NodeRole::Mix,
             position: 1,
             ledgers: Vec::new(),
             profiles: Vec::new(),
             control: Arc::default(),
-            sockets: Arc::new(vec![socket.try_clone().unwrap()]),
+            sockets: Arc::default(),
             listeners: None,
             readiness: Arc::default(),
             turns: Vec::new(),
             clock: Clock::start(),
+        }
+    }
+
+    #[test]
+    fn tunnels_end_even_if_the_control_thread_panicked() {
+        let (orders, _taken) = mpsc::channel();
+        let waker = Arc::new(Waker::new().unwrap());
+        let shape = Shape::new(Class::S, 4).unwrap();
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker.clone()).unwrap();
+        let refusals = Arc::<Refusals>::default();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let association = Association { client: client.ip(), port: Some(client.port()) };
+        let _relay = listeners.tunnel(client.ip(), association, refusals.clone()).unwrap();
+
+        // The worker ends only after it was asked to.
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asked, worker_ended) = (stop.clone(), Arc::new(AtomicBool::new(false)));
+        let ended = worker_ended.clone();
+        let worker = std::thread::spawn(move || {
+            while !asked.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            ended.store(true, Ordering::Release);
+        });
+        let node = Node {
+            reporter: Reporter { listeners: Some(listeners), ..idle_reporter() },
+            stop,
+            wakers: Vec::new(),
+            control_waker: waker,
+            workers: vec![worker],
+            control: std::thread::spawn(|| panic!("part of the test")),
+            socks: None,
         };
+        assert_eq!(node.stop().unwrap_err().thread, "control");
+        assert!(worker_ended.load(Ordering::Acquire) && refusals.has_ended());
+    }
+
+    #[test]
+    fn report_counts_kernel_drops() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sys::size_receive_buffer(&socket, 4096).unwrap();
+        let reporter = Reporter { sockets: Arc::new(vec![socket.try_clone().unwrap()]), ..idle_reporter() };
         assert_eq!(reporter.report().kernel_drops, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..100 {

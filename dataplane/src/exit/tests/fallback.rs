@@ -6,6 +6,8 @@ use super::*;
 use proptest::prelude::*;
 use std::net::IpAddr;
 
+use crate::exit::flows::Target;
+
 /// The channel of all flows.
 const CHANNEL: u32 = 0;
 

@@ -8,7 +8,7 @@ use wire::cell::Direction;
 use crate::buffer::{Buffer, FreeList};
 use crate::lanes::Lanes;
 use crate::latency::Profile;
-use crate::ledger::Ledger;
+use crate::ledger::{Buffers, Ledger};
 use crate::mix::edge::Pools;
 use crate::mix::mixer::{Mixer, RELEASES, Release};
 use crate::per_direction::{DIRECTIONS, PerDirection};
@@ -160,9 +160,9 @@ impl SharedMixer {
 
     /// Adds what it counts to the ledger of its edge.
     pub(crate) fn add_to(&self, ledger: &mut Ledger) {
-        ledger.batches = self.mixer.batches();
-        ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
-        ledger.buffers.1 += STOCK as u64;
+        ledger.releases = self.mixer.releases();
+        let free = self.stock.len().wrapping_add(self.exchanged) as u64;
+        ledger.buffers = ledger.buffers.and(Buffers { free, total: STOCK as u64 });
     }
 
     /// True if a release is not counted by size yet.

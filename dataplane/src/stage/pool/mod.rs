@@ -105,9 +105,9 @@ impl Pool {
                 || self.room() < RECEIVE_MAX)
     }
 
-    /// The times to which the marks of the held cells are indices: each arrival, and its release, which is now or the time
-    /// at which it was due if that has passed. Cells of other cores may be older than the oldest one known here, so each
-    /// has a time of its own.
+    /// The table of times into which the `times` of each ticket points: each arrival, and its release, which is now or
+    /// the time at which it was due if that has passed. Cells of other cores may be older than the oldest one known
+    /// here, so each has a time of its own.
     pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
         let due = |arrived: Nanos| self.grid.as_ref().map_or(arrived, |grid| grid.after(arrived));
         self.arrivals.iter().map(move |arrived| Times::new(*arrived, due(*arrived).min(now)))
