@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// What a git command prints; `None` without git or a repository.
+/// The output of a git command; `None` without git or a repository.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -1,8 +1,9 @@
 //! The log of a node: its level, form and destination.
 //!
-//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as fields,
-//! too. If standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`, sd-daemon(3)).
-//! This needs no second channel to the journal, keeps the order of all lines of the process, and works in any sandbox.
+//! Lines go to standard error. A text line is a sentence that contains its values; `--log-format json` has them as
+//! fields, too. If standard error is the journal of systemd, each line begins with its priority (`<3>` to `<7>`,
+//! sd-daemon(3)). This needs no second channel to the journal, keeps the order of all lines of the process, and works
+//! in any sandbox.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -178,8 +179,8 @@ fn with_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// True if standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose standard
-/// error was redirected inherits the variable, but not the file.
+/// True if standard error is the journal: JOURNAL_STREAM has its device and inode (systemd.exec(5)). A child whose
+/// standard error was redirected inherits the variable, but not the file.
 fn is_journal() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     let Some((device, inode)) = stream.split_once(':') else { return false };

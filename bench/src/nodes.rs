@@ -14,9 +14,9 @@ pub(crate) fn name(node: &Value) -> String {
     }
 }
 
-/// Batches by size, as `(largest size of the bucket, batches)`, smallest first.
-pub(crate) fn batch_sizes(node: &Value) -> Vec<(u64, u64)> {
-    let buckets = node["batch_sizes"].as_array().map_or(&[][..], Vec::as_slice);
+/// Releases by size, as `(largest size of the bucket, releases)`, smallest first.
+pub(crate) fn release_sizes(node: &Value) -> Vec<(u64, u64)> {
+    let buckets = node["release_sizes"].as_array().map_or(&[][..], Vec::as_slice);
     let mut sizes: Vec<(u64, u64)> =
         buckets.iter().filter_map(|bucket| Some((bucket[0].as_u64()?, bucket[1].as_u64()?))).collect();
     sizes.retain(|(_, count)| *count > 0);
@@ -67,10 +67,10 @@ pub(crate) struct Facts {
     /// Datagrams that the kernel dropped before the node saw them.
     pub(crate) kernel_drops: u64,
     /// Releases of pools; turns on entry and exit.
-    pub(crate) batches: u64,
-    pub(crate) mean_batch: f64,
-    pub(crate) largest_batch: u64,
-    pub(crate) channels_per_batch: f64,
+    pub(crate) releases: u64,
+    pub(crate) mean_release: f64,
+    pub(crate) largest_release: u64,
+    pub(crate) channels_per_release: f64,
     /// Processor time of the process for each cell, ns.
     pub(crate) cell_ns: f64,
     /// Every sum of its ledger adds up.
@@ -84,10 +84,10 @@ pub(crate) fn facts(node: &Value) -> Facts {
         cells: 0,
         dropped: Vec::new(),
         kernel_drops: count(&node["kernel_drops"]),
-        batches: count(&node["batches"]),
-        mean_batch: number(&node["mean_batch"]),
-        largest_batch: count(&node["largest_batch"]),
-        channels_per_batch: number(&node["distinct_channels_mean"]),
+        releases: count(&node["releases"]),
+        mean_release: number(&node["mean_release"]),
+        largest_release: count(&node["largest_release"]),
+        channels_per_release: number(&node["distinct_channels_mean"]),
         cell_ns: 0.0,
         closed: true,
     };

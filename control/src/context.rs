@@ -7,7 +7,7 @@ use rand_chacha::ChaCha20Rng;
 
 use crate::config::Config;
 use crate::counters::{Counters, Refusal};
-use crate::io::{DataOp, Event, Output};
+use crate::io::{Change, Event, Output};
 
 pub(crate) struct Context {
     pub(crate) config: Config,
@@ -17,8 +17,8 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn data(&mut self, op: DataOp) {
-        self.out.push_back(Output::Data(op));
+    pub(crate) fn change(&mut self, change: Change) {
+        self.out.push_back(Output::Change(change));
     }
 
     pub(crate) fn event(&mut self, event: Event) {

@@ -19,12 +19,12 @@ use crate::config::{Config, Role};
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
-use crate::io::{DataOp, Event};
+use crate::io::{Change, Event};
 use crate::link::Links;
 
 /// Attempts of one search whose ack is still accepted.
 const ATTEMPTS_MAX: usize = 8;
-/// How long an ack is accepted.
+/// An ack is accepted for this long.
 const ACK_WAIT: Duration = Duration::from_secs(60);
 
 /// One wanted channel.
@@ -47,7 +47,7 @@ struct Search {
     count: u32,
     /// The timeout of the next attempt.
     timeout: Duration,
-    /// When the next attempt is due.
+    /// The time of the next attempt.
     due: Duration,
 }
 
@@ -55,7 +55,7 @@ struct Search {
 struct Attempt {
     id: LinkChannel,
     pending: Pending,
-    /// Contents of the ack cells that arrived.
+    /// The ack contents that arrived.
     acks: Vec<Option<Vec<u8>>>,
     sent_at: Duration,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Entry {
     searching: BTreeSet<usize>,
     /// All others, by the time at which their search starts.
     scheduled: BTreeSet<(Duration, usize)>,
-    /// How many are open.
+    /// Number of open channels.
     open_count: usize,
 }
 
@@ -141,7 +141,7 @@ impl Entry {
         }
     }
 
-    /// Takes in an ack cell from Mix 1. The last one opens the channel.
+    /// Takes in an ack cell from Mix 1. The last content opens the channel.
     pub(crate) fn ack(
         &mut self,
         cx: &mut Context,
@@ -152,14 +152,25 @@ impl Entry {
         content: &[u8],
     ) -> Result<(), Refusal> {
         let id = (link, header.channel);
-        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::UnexpectedAck) };
+        if usize::from(header.sub) >= setup::ack_cells(cx.config.shape) {
+            return Err(Refusal::UnexpectedAck);
+        }
+        let number = match channels.used_by(id) {
+            Some(Use::Setup(number)) => number,
+            Some(Use::Open(_)) => {
+                cx.counters.surplus_cells += 1;
+                return Ok(());
+            }
+            _ => return Err(Refusal::UnexpectedAck),
+        };
         let wanted = self.wanted.get_mut(number).ok_or(Refusal::UnexpectedAck)?;
         let search = wanted.search.as_mut().ok_or(Refusal::UnexpectedAck)?;
         let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::UnexpectedAck)?;
         let attempt = &mut search.attempts[at];
-        let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::UnexpectedAck)?;
+        let part = &mut attempt.acks[usize::from(header.sub)];
         if part.is_some() {
-            return Err(Refusal::UnexpectedAck);
+            cx.counters.surplus_cells += 1;
+            return Ok(());
         }
         *part = Some(content.to_vec());
         if attempt.acks.iter().any(Option::is_none) {
@@ -183,7 +194,7 @@ impl Entry {
         let new = channels.install(cx, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
         let replace_at = now + replace_after(cx);
         match wanted.open.replace(OpenChannel { channel: new, replace_at }) {
-            Some(old) => cx.data(DataOp::Supersede { old: old.channel, new }),
+            Some(old) => cx.change(Change::Supersede { old: old.channel, new }),
             None => self.open_count += 1,
         }
         self.searching.remove(&number);
@@ -227,7 +238,7 @@ impl Entry {
         self.scheduled = (0..self.wanted.len()).map(|number| (Duration::ZERO, number)).collect();
     }
 
-    /// When [`Entry::tick`] has something to do next.
+    /// The time of the next work for [`Entry::tick`].
     pub(crate) fn next_wake(&self, links: &Links) -> Duration {
         let scheduled = self.scheduled.first().map_or(Duration::MAX, |(at, _)| *at);
         if links.down_ready().is_none() {
@@ -267,8 +278,8 @@ impl Search {
     ) {
         self.drop_attempts(channels, now, ATTEMPTS_MAX - 1);
         let shape = cx.config.shape;
-        let ephemerals = hops.iter().map(|_| draw_secret(&mut cx.rng)).collect();
-        let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&cx.config)) else {
+        let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut cx.rng))).collect();
+        let Ok((onion, pending)) = setup::build(shape, hops, shares, info(&cx.config)) else {
             // A descriptor has a low-order setup key. Its operator must publish another.
             cx.refuse(Refusal::SetupInvalid);
             return;
@@ -299,7 +310,7 @@ impl Search {
     }
 }
 
-/// How long after its setup a channel is replaced: 60-300 s before its end, or in the second half of
+/// The time from its setup to the replacement of a channel: 60-300 s before its end, or in the second half of
 /// a lifetime below ten minutes.
 fn replace_after(cx: &mut Context) -> Duration {
     let lifetime = f64::from(cx.config.lifetime_s());

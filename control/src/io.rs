@@ -29,7 +29,7 @@ pub enum Input<'a> {
         body: &'a mut [u8],
     },
     /// A forward data cell authenticated under the `next` slot. The data plane does not promote on its
-    /// own: [`DataOp::Promote`] is the reply. Repeats are harmless.
+    /// own: [`Change::Promote`] is the reply. Repeats are harmless.
     Promoted {
         link: LinkId,
         slot: SlotId,
@@ -44,8 +44,8 @@ pub enum Input<'a> {
         /// At least one cell was sent.
         sent: bool,
     },
-    /// A channel is gone from the table. Exactly one for each [`DataOp::InstallChannel`], also if
-    /// [`DataOp::RetireChannel`] ended it. The index may be reused afterwards.
+    /// A channel is gone from the table. Exactly one for each [`Change::InstallChannel`], also if
+    /// [`Change::RetireChannel`] ended it. The index may be reused afterwards.
     ChannelEnded { channel: ChannelIndex, reason: EndReason },
 }
 
@@ -59,19 +59,19 @@ pub enum Output {
         to: SocketAddr,
         datagram: Vec<u8>,
     },
-    /// A change for the data plane.
-    Data(DataOp),
+    /// A change for the data plane; the bridge makes a command of it.
+    Change(Change),
     /// Something an operator may want to read.
     Event(Event),
 }
 
-/// A change for the data plane.
-pub enum DataOp {
+/// A change for the data plane. The bridge makes a `dataplane::command::Command` of it.
+pub enum Change {
     /// A link without slots; it carries nothing yet.
     InstallLink {
         link: LinkId,
         side: Side,
-        /// Where its cells go.
+        /// The destination of its cells.
         peer: SocketAddr,
     },
     /// Header keys of a completed handshake. On side `Up` this node receives with `header_i2r` and
@@ -95,14 +95,14 @@ pub enum DataOp {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// Where the link's cells go from now on: the source of the promoting cell.
+        /// The link's address from now on: the source of the promoting cell.
         peer: SocketAddr,
     },
-    /// A slot has expired: drop it, whatever its rank.
+    /// A slot of any rank has expired: drop it.
     RetireSlot { link: LinkId, slot: SlotId },
     /// Drop the link and its remaining slots. Its channels were retired before.
     RetireLink { link: LinkId },
-    /// A channel is open. Always before the [`DataOp::Inject`] of the ack that announces it.
+    /// A channel is open. Always before the [`Change::Inject`] of the ack that announces it.
     InstallChannel {
         channel: ChannelIndex,
         /// Link and id towards the entry; none at the entry.
@@ -111,7 +111,7 @@ pub enum DataOp {
         down: Option<(LinkId, u32)>,
         keys: ChannelKeys,
         lifetime_s: u16,
-        /// Its first sequence number.
+        /// The first sequence number of each direction.
         first: u64,
     },
     /// End a channel now. [`Input::ChannelEnded`] is the reply.
@@ -131,22 +131,22 @@ pub enum DataOp {
     },
 }
 
-impl fmt::Debug for DataOp {
+impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DataOp::InstallLink { link, side, peer } => write!(f, "InstallLink {link} {side:?} {peer}"),
-            DataOp::InstallSlot { link, slot, peer, rank, .. } => {
+            Change::InstallLink { link, side, peer } => write!(f, "InstallLink {link} {side:?} {peer}"),
+            Change::InstallSlot { link, slot, peer, rank, .. } => {
                 write!(f, "InstallSlot {link}/{slot} {rank:?} {peer}")
             }
-            DataOp::Promote { link, slot, peer } => write!(f, "Promote {link}/{slot} {peer}"),
-            DataOp::RetireSlot { link, slot } => write!(f, "RetireSlot {link}/{slot}"),
-            DataOp::RetireLink { link } => write!(f, "RetireLink {link}"),
-            DataOp::InstallChannel { channel, up, down, lifetime_s, .. } => {
+            Change::Promote { link, slot, peer } => write!(f, "Promote {link}/{slot} {peer}"),
+            Change::RetireSlot { link, slot } => write!(f, "RetireSlot {link}/{slot}"),
+            Change::RetireLink { link } => write!(f, "RetireLink {link}"),
+            Change::InstallChannel { channel, up, down, lifetime_s, .. } => {
                 write!(f, "InstallChannel {channel} {up:?} {down:?} {lifetime_s} s")
             }
-            DataOp::RetireChannel { channel } => write!(f, "RetireChannel {channel}"),
-            DataOp::Supersede { old, new } => write!(f, "Supersede {old} by {new}"),
-            DataOp::Inject { link, slot, header, body } => {
+            Change::RetireChannel { channel } => write!(f, "RetireChannel {channel}"),
+            Change::Supersede { old, new } => write!(f, "Supersede {old} by {new}"),
+            Change::Inject { link, slot, header, body } => {
                 write!(f, "Inject {link}/{slot} {header:?} {} bytes", body.len())
             }
         }

@@ -35,15 +35,19 @@ mod slot;
 mod tests;
 pub mod trust;
 
+pub use channel::ACK_COPIES_MAX;
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
-pub use io::{DataOp, Event, Input, Output};
+pub use io::{Change, Event, Input, Output};
 
 use crate::channel::Channels;
 use crate::context::Context;
 use crate::entry::Entry;
 use crate::link::Links;
+
+/// Most cells of a setup on one link: class S, seven mixes, suite 2, link 1.
+pub const SETUP_CELLS_MAX: usize = 37;
 
 /// The control plane of one node.
 ///
@@ -113,7 +117,7 @@ impl Control {
         let Control { cx, links, channels, entry } = self;
         let content = links.open(cx, now, (link, slot), from, header, body)?;
         match (header.kind, entry) {
-            (CellKind::Setup, None) => channels.fragment(cx, links, now, (link, header), content),
+            (CellKind::Setup, None) => channels.shard(cx, links, now, (link, header), content),
             (CellKind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
             (CellKind::Ack, Some(entry)) => {
                 let done = entry.ack(cx, channels, links, now, (link, header), content);
@@ -159,7 +163,7 @@ impl Control {
         self.cx.out.pop_front()
     }
 
-    /// When the next tick is due; in the past if it is due already.
+    /// The time at which the next tick is due. In the past if it is due already.
     pub fn next_wake(&self) -> Duration {
         let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
         self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
@@ -188,8 +192,8 @@ impl Control {
         self.channels.open_count()
     }
 
-    /// How long the next hop has not replied although this node sends to it: cells without an answer, or handshakes
-    /// since the start or since the link was lost. None while it replies, and at the exit.
+    /// The time for which the next hop has not replied although this node sends to it: cells without an answer, or
+    /// handshakes since the start or since the link was lost. None while it replies, and at the exit.
     pub fn next_hop_silence(&self, now: Duration) -> Option<Duration> {
         self.links.next_hop_silence(&self.cx, now)
     }
@@ -200,6 +204,7 @@ impl Control {
     }
 }
 
+// Unit tests need private fields and the simulator of the integration tests, which names this crate `control`.
 #[cfg(test)]
 extern crate self as control;
 #[cfg(test)]

@@ -31,7 +31,7 @@ fn parse(name: &str) -> NoiseParams {
     name.parse().expect("the name is one that snow knows")
 }
 
-/// Which of the two handshakes a link uses.
+/// The two handshakes of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
     /// Entry to Mix 1: the initiator is anonymous.

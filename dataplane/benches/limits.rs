@@ -1,7 +1,7 @@
 //! What an exit's limits cost per datagram: `cargo bench -p dataplane --bench limits`.
 //!
-//! Prints nanoseconds of thread CPU time for a datagram out and one back, medians of nine rounds, by number of addresses,
-//! each with a flow, in turn.
+//! Prints nanoseconds of thread CPU time for a datagram out and one back, medians of nine rounds, by number of
+//! addresses, each with a flow, in turn.
 
 use std::hint::black_box;
 use std::net::IpAddr;

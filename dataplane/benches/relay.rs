@@ -1,5 +1,5 @@
-//! What moving a cell through two link sockets costs, without cryptography, by recvmmsg and sendmmsg and by io_uring:
-//! `cargo bench -p dataplane --bench relay`.
+//! Measures the cost of moving a cell through two link sockets, without cryptography, by recvmmsg and sendmmsg and by
+//! io_uring: `cargo bench -p dataplane --bench relay`.
 //!
 //! One thread in three steps: it fills a link socket over loopback, relays what waits there to another link socket's
 //! peer, and empties that one. Only the second step is on the clock, its own thread's CPU time. Both backends take
@@ -70,7 +70,7 @@ impl Relay {
         }
     }
 
-    /// Relays so many cells: the turns of a worker that does nothing else.
+    /// Relays `cells` cells: the turns of a worker that does nothing else.
     fn relay(&mut self, cells: usize) {
         let to = self.sink.local_addr().unwrap();
         while self.sent < cells as u64 {
@@ -87,7 +87,7 @@ impl Relay {
         }
     }
 
-    /// CPU time of relaying so many cells that came in bursts of `segments`.
+    /// CPU time of relaying `cells` cells that came in bursts of `segments`.
     fn round(&mut self, sender: &UdpSocket, cells: usize, segments: usize, buffer: &mut [u8]) -> u64 {
         let payload = [7; CELL];
         let mut left = cells;
@@ -134,7 +134,7 @@ fn main() {
         for round in 0..ROUNDS {
             for (relay, spent) in relays.iter_mut().zip(&mut spent) {
                 let ns = (0..4).map(|_| relay.round(&sender, cells, segments, &mut buffer)).sum::<u64>() / 4;
-                // The first rounds find nothing where it will be.
+                // The first rounds find cold caches.
                 if round > 10 {
                     spent.push(ns as f64 / cells as f64);
                 }

@@ -27,7 +27,7 @@ pub struct Lengths {
 /// Consecutive cells from one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Where they come from.
+    /// The source address of the cells.
     pub peer: SocketAddr,
     pub count: usize,
 }
@@ -98,7 +98,7 @@ impl Arrivals {
         }
     }
 
-    /// How many datagrams came.
+    /// Number of datagrams received.
     pub fn len(&self) -> usize {
         self.cells.len() + self.handshakes.len() + (self.handshakes_over + self.odd + self.cut) as usize
     }
@@ -109,7 +109,7 @@ impl Arrivals {
     }
 }
 
-/// What a pooled cell must carry, so that its channel's record may go at any time.
+/// The data that a pooled cell carries, so that its channel's record may be removed at any time.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     /// The link it leaves on.
@@ -120,10 +120,10 @@ pub struct Ticket {
     pub header: Header,
     /// Cells with one label keep their order (SPEC 6.3).
     pub label: Label,
-    /// When it was received.
+    /// The time of its arrival.
     pub arrived: Nanos,
-    /// Which of the times of its release are its own ([`Departures::begin_release`]). Between cores: for how many microseconds
-    /// its pool held it.
+    /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds
+    /// that it spent in the pool.
     pub times: u32,
 }
 
@@ -143,13 +143,13 @@ pub struct Departures {
     cell_len: usize,
     /// Per cell, which of `times` are its own: first of those that were sent in this turn, then of those that wait.
     groups: std::collections::VecDeque<u32>,
-    /// How many were sent in this turn.
+    /// Cells sent in this turn.
     gone: usize,
-    /// The first is of nobody.
+    /// Index 0 is not used.
     times: Vec<Times>,
     /// Scratch space: cells by group.
     counts: Vec<u32>,
-    /// Where the times of the last release begin.
+    /// Index of the first time of the last release.
     base: u32,
 }
 
@@ -173,7 +173,7 @@ impl Departures {
         }
     }
 
-    /// A release follows: these are the times that the marks of its tickets number.
+    /// A release follows. The `times` of its tickets are indices into this table.
     pub fn begin_release(&mut self, times: &[Times]) {
         if self.groups.is_empty() {
             self.times.clear();
@@ -185,7 +185,7 @@ impl Departures {
         self.times.extend_from_slice(times);
     }
 
-    /// The marks of the tickets of the run that is added next. A run without them does not count.
+    /// The `times` of the tickets of the run that is added next. A run without them is not counted.
     pub(crate) fn push_times(&mut self, times: impl Iterator<Item = u32>) {
         let base = self.base;
         self.groups.extend(times.map(|times| base + times));
@@ -248,7 +248,7 @@ impl Departures {
         self.done(count, free);
     }
 
-    /// Whether something was sent since the last [`Departures::record_latency`].
+    /// True if something was sent since the last [`Departures::record_latency`].
     pub(crate) fn has_unrecorded(&self) -> bool {
         self.gone > 0
     }
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_counts_when_it_is_sent_with_the_times_of_its_own_release() {
+    fn cell_counts_when_sent_under_the_times_of_its_release() {
         let mut free = FreeList::new(200);
         let peer: SocketAddr = "1.2.3.4:5".parse().unwrap();
         let mut departures = Departures::new(4, 200);

@@ -11,7 +11,7 @@ use wire::cell::{Block, HEADER_LEN};
 use crate::sys;
 pub use crate::sys::Buffer;
 
-/// The buffers that nobody holds.
+/// The free buffers of a node.
 ///
 /// At rest, free + pooled + queued = total, which is part of the ledger's test.
 pub struct FreeList {
@@ -50,7 +50,7 @@ impl FreeList {
         self.total += buffers;
     }
 
-    /// Buffers that nobody holds.
+    /// Number of free buffers.
     pub fn free(&self) -> usize {
         self.buffers.len()
     }

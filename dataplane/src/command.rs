@@ -1,7 +1,7 @@
 //! Control's end of the rings to the workers.
 //!
-//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel goes
-//! to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
+//! A node has one worker, or one for each of its lanes ([`crate::mix::multicore`]). Links go to all of them; a channel
+//! goes to the one that its forward cells come to and, if that is another, to the one that its backward cells come to.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,8 +24,8 @@ pub enum Command {
     InstallSlot {
         link: LinkId,
         slot: SlotId,
-        /// Where the handshake came from: cells are accepted from there. The link's address, if the slot is
-        /// current at once.
+        /// The source of the handshake. Cells are accepted from there. It is the link's address if the slot is current
+        /// at once.
         peer: SocketAddr,
         /// Header key of forward cells.
         header_i2r: Zeroizing<[u8; 16]>,
@@ -37,7 +37,7 @@ pub enum Command {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// Where the link's cells go from now on.
+        /// The address of the link from now on.
         peer: SocketAddr,
     },
     /// A slot has expired.
@@ -51,7 +51,7 @@ pub enum Command {
         up: Option<(LinkId, u32)>,
         /// Link and number towards the exit.
         down: Option<(LinkId, u32)>,
-        /// What the setup left.
+        /// The keys that the setup has agreed.
         keys: ChannelKeys,
         lifetime_s: u16,
         first: u64,
@@ -62,10 +62,10 @@ pub enum Command {
     Supersede { old: ChannelIndex, new: ChannelIndex },
     /// Entry: listen at one more socket.
     Listen {
-        /// What it is called from now on; not the place of one in [`crate::entry::Settings::listeners`].
+        /// Its id. Differs from all indices of [`crate::entry::Settings::listeners`].
         id: u32,
         socket: UdpSocket,
-        /// What to do with its datagrams.
+        /// The rules for its datagrams.
         listener: Listener,
     },
     /// Entry: close a listening socket, and forget its clients.
@@ -83,7 +83,7 @@ pub enum Command {
     Resolved { query: u32, addresses: Vec<IpAddr> },
 }
 
-/// Sends operations to a node's workers, in order.
+/// Sends commands to a node's workers, in order.
 pub struct CommandSender {
     rings: Vec<Ring>,
     lanes: Lanes,
@@ -96,7 +96,7 @@ pub struct CommandSender {
 struct Ring {
     ring: Producer<Command>,
     waker: Arc<Waker>,
-    /// Numbers of the operations that went this way and may not have been taken.
+    /// Numbers of the commands that went this way and may not have been taken.
     sent: VecDeque<u64>,
 }
 
@@ -130,10 +130,10 @@ impl CommandSender {
         CommandSender { rings, lanes, pushed: 0, known: Vec::new() }
     }
 
-    /// Queues an operation; gives it back if a ring is full.
+    /// Queues a command.
     ///
     /// # Errors
-    /// The operation.
+    /// A ring is full: the command comes back, and nothing was queued.
     pub fn send(&mut self, command: Command) -> Result<(), Command> {
         if self.rings.iter().any(|ring| ring.ring.slots() == 0) {
             return Err(command);
@@ -186,8 +186,8 @@ impl CommandSender {
         self.known.get(channel.index()).copied().unwrap_or_default()
     }
 
-    /// A worker says that a channel has ended there. Whether the channel has ended with that, and control is to be
-    /// told; if so, and another worker knows it too, that one is to be sent the operation returned beside.
+    /// A worker reports the end of a channel. Returns true if the channel has ended with this report, so that control
+    /// must be notified, and the command to send to another worker that still knows the channel.
     pub fn ended(&mut self, worker: usize, channel: ChannelIndex) -> (bool, Option<Command>) {
         if self.rings.len() == 1 {
             return (true, None);
@@ -200,12 +200,12 @@ impl CommandSender {
         (true, backward.map(|_| Command::RetireChannel { channel }))
     }
 
-    /// Operations queued so far.
+    /// Commands queued so far.
     pub fn pushed(&self) -> u64 {
         self.pushed
     }
 
-    /// Operations that the workers have taken so far. Each applies all it takes before it receives again.
+    /// Commands that the workers have taken so far. Each applies all it takes before it receives again.
     pub fn taken(&self) -> u64 {
         let oldest = |ring: &Ring| ring.sent.get(ring.sent.len() - ring.waiting()).map_or(self.pushed, |next| next - 1);
         self.rings.iter().map(oldest).min().unwrap_or(self.pushed)
@@ -216,7 +216,7 @@ impl CommandSender {
     }
 }
 
-/// As many copies of an operation that every worker must know of; none of any other.
+/// `count` copies of a command that every worker needs; `None` for a command that goes to some of them.
 fn copies(command: &Command, count: usize) -> Option<Vec<Command>> {
     let copy = || match command {
         Command::InstallLink { link, side, peer } => {

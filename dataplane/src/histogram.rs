@@ -1,4 +1,4 @@
-//! How often which size: a log-linear histogram of fixed size.
+//! A log-linear histogram of fixed size.
 //!
 //! Eight buckets for each power of two: a bucket is at most an eighth as wide as what lies in it, so a quantile is at
 //! most an eighth too high. Numbers below 16 have a bucket each. Knows no unit: nanoseconds up to 137 seconds and cells
@@ -6,7 +6,7 @@
 
 /// Buckets for each power of two, as a power of two.
 const BITS: u32 = 3;
-/// What is longer than this many bits goes into the last bucket; of nanoseconds, 137 seconds.
+/// Values of more than this many bits go into the last bucket: in nanoseconds, above 137 seconds.
 const LENGTH_MAX: u32 = 37;
 const BUCKETS: usize = (((LENGTH_MAX - BITS) << BITS) + (1 << BITS)) as usize;
 
@@ -48,7 +48,7 @@ impl Histogram {
         self.buckets[place(value)] += times;
     }
 
-    /// How many were counted.
+    /// Number of values counted.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -63,13 +63,13 @@ impl Histogram {
         if self.count == 0 { 0.0 } else { self.sum as f64 / self.count as f64 }
     }
 
-    /// What the fraction `q` of all does not exceed: never less than that, and at most an eighth more. 0 of none.
+    /// An upper bound of the `q` quantile, at most an eighth too large. 0 if nothing was counted.
     pub fn quantile(&self, q: f64) -> u64 {
         let rank = ((q * self.count as f64).ceil() as u64).clamp(1, self.count.max(1));
         let mut below = 0;
         for (place, count) in self.buckets.iter().enumerate() {
             below += count;
-            // In the last bucket lies whatever is too large for any.
+            // The last bucket also holds all larger values.
             if below >= rank && place < BUCKETS - 1 {
                 return upper(place).min(self.max);
             }
@@ -119,7 +119,7 @@ mod tests {
             let rank = ((q * list.len() as f64).ceil() as usize).clamp(1, list.len());
             let (exact, told) = (list[rank - 1], histogram.quantile(q));
             prop_assert!(told >= exact, "{told} for {exact}");
-            // What is too large for any bucket is told as the largest.
+            // Values beyond the last bucket are reported as the largest one.
             prop_assert!(told <= exact + exact / 8 || exact >= 1 << LENGTH_MAX && told == list[list.len() - 1]
                 || exact >= upper(BUCKETS - 2), "{told} for {exact}");
             prop_assert_eq!(histogram.max(), list[list.len() - 1]);

@@ -5,12 +5,12 @@
 //! lane, and one core owns its keys and windows. All lanes of a link are one link: they share its keys, its counters
 //! and the initiator's address.
 //!
-//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a socket of
-//! its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
+//! A mix with L lanes has L edges, one per core ([`crate::mix::multicore`]). Towards the next hop each edge has a
+//! socket of its own where that hop has as many lanes; otherwise edge 0 sends and receives for all.
 
 use std::net::SocketAddr;
 
-/// How the cells of a node are spread.
+/// The numbers of lanes of a node and of its next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lanes {
     /// Lanes of the node itself, towards the previous hop; from 1.
@@ -20,6 +20,7 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    /// One lane here and at the next hop.
     pub const ONE: Lanes = Lanes { own: 1, next: 1 };
 
     /// Sockets towards the next hop.
@@ -27,24 +28,24 @@ impl Lanes {
         if self.next == self.own { self.own } else { 1 }
     }
 
-    /// The edge that cells of this channel number come to and leave from, towards the previous hop.
+    /// The edge whose socket towards the previous hop receives and sends the cells of this channel number.
     pub(crate) fn up_edge(self, number: u32) -> usize {
         number as usize % self.own
     }
 
-    /// The same towards the next hop.
+    /// The edge whose socket towards the next hop receives and sends the cells of this channel number.
     pub(crate) fn down_edge(self, number: u32) -> usize {
         number as usize % self.downs()
     }
 }
 
-/// Where lane `lane` of a node is whose first lane is at `first`. None beyond the last port.
+/// The address of lane `lane` of a node whose first lane is at `first`. None beyond the last port.
 pub fn address(first: SocketAddr, lane: usize) -> Option<SocketAddr> {
     let port = u16::try_from(lane).ok().and_then(|lane| first.port().checked_add(lane))?;
     Some(SocketAddr::new(first.ip(), port))
 }
 
-/// Where the first lane is of a node whose lane `lane` is at `address`.
+/// The address of the first lane of a node whose lane `lane` is at `address`.
 pub(crate) fn first(address: SocketAddr, lane: usize) -> Option<SocketAddr> {
     let port = u16::try_from(lane).ok().and_then(|lane| address.port().checked_sub(lane))?;
     Some(SocketAddr::new(address.ip(), port))
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_towards_the_next_hop_are_shared_only_where_every_lane_has_its_own() {
+    fn next_hop_port_is_shared_only_with_one_socket_per_lane() {
         let edges = |own, next| (0..6).map(|n| Lanes { own, next }.down_edge(n)).collect::<Vec<_>>();
         assert_eq!(edges(2, 2), [0, 1, 0, 1, 0, 1]);
         assert_eq!(edges(2, 3), [0; 6]);

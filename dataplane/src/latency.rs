@@ -1,4 +1,4 @@
-//! How long cells stay, and how much of that is the pool's.
+//! The time that cells stay, and the pool's part of it.
 //!
 //! A cell comes with the turn that receives it, leaves its pool when that is due, and is gone at the end of the turn in
 //! which the kernel took it, which the runner tells ([`crate::runner::Worker::record_latency`]):
@@ -20,12 +20,12 @@ use crate::Nanos;
 use crate::histogram::Histogram;
 use crate::per_direction::PerDirection;
 
-/// When a cell came and when its pool let it go.
+/// The times of a cell's arrival and of its release from the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     /// Start of the turn that received it.
     pub arrived: Nanos,
-    /// When its time in the pool was up or that was released, whichever was first; not before it arrived.
+    /// The time at which it was due or its pool was released, whichever was first. Never before its arrival.
     pub released: Nanos,
 }
 
@@ -67,18 +67,20 @@ impl Groups {
         *recent
     }
 
-    /// Those of each group.
+    /// The times of each group, by its number.
     pub fn times(&self) -> &[Times] {
         &self.times
     }
 }
 
-/// How long the cells of one direction stayed, in nanoseconds. Of datagrams, where a node hands out those.
+/// The time that the cells of one direction stayed, in nanoseconds, or datagrams where a node sends those.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     /// In the pool, until it was due.
     pub pool: Histogram,
+    /// From its release until it left.
     pub node: Histogram,
+    /// From its arrival until it left.
     pub total: Histogram,
 }
 
@@ -110,7 +112,7 @@ impl Latency {
 pub struct Profile {
     pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
-    pub batches: Histogram,
+    pub releases: Histogram,
 }
 
 impl Profile {
@@ -122,7 +124,7 @@ impl Profile {
                 forward: self.latency.forward.and(&other.latency.forward),
                 backward: self.latency.backward.and(&other.latency.backward),
             },
-            batches: self.batches.and(&other.batches),
+            releases: self.releases.and(&other.releases),
         }
     }
 }
@@ -133,7 +135,7 @@ impl Profile {
 pub struct Shared(Arc<Mutex<Profile>>);
 
 impl Shared {
-    /// What was counted so far.
+    /// The counts so far.
     pub fn read(&self) -> Profile {
         self.lock().clone()
     }

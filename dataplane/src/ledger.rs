@@ -1,4 +1,4 @@
-//! Where every packet went.
+//! Counters that account for every packet.
 //!
 //! One [`Tally`] per direction and unit: plain counters that the worker owns. The identity
 //!
@@ -75,13 +75,13 @@ drops! {
     TooLarge => "too-large",
     /// Entry: waited for a channel, and the queue of those was full.
     ChannelQueueFull => "channel-queue-full",
-    /// Exit: for a name that is being resolved, and the exit has as many waiting datagrams as it may.
+    /// Exit: the datagrams that wait for names have reached their maximum.
     NameQueueFull => "name-queue-full",
-    /// Exit: the same, and the flow has as many waiting datagrams as it may.
+    /// Exit: the datagrams of the flow that wait for its name have reached their maximum.
     FlowQueueFull => "flow-queue-full",
     /// A fragment never came.
     Incomplete => "incomplete",
-    /// The first fragment of a datagram, and the exit has as many incomplete datagrams as it may.
+    /// Exit: the first fragment of a datagram while the maximum of incomplete datagrams is reached.
     ReassemblyFull => "reassembly-full",
     /// For a flow that does not exist.
     Flow => "unknown-flow",
@@ -105,7 +105,7 @@ drops! {
     NumbersFull => "numbers-full",
     /// Entry: the exit has too many flows, sockets, questions, or the channel opened too many at once.
     ExitFull => "exit-full",
-    /// Exit: the channel has as many flows as it may.
+    /// Exit: the channel has its maximum of flows.
     ChannelFlowsFull => "channel-flows-full",
     /// Exit: the number that a flow was to move to is in use.
     NumberTaken => "number-taken",
@@ -127,7 +127,7 @@ drops! {
     FlowRate => "flow-rate",
     /// Exit: to or from an address faster than all flows with it may be.
     DestinationRate => "destination-rate",
-    /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is none or too long.
+    /// Entry: a pymix or SOCKS datagram without a whole header, to port 0, or to a name that is malformed or too long.
     BadAddress => "bad-address",
     /// Entry: part of a datagram that a SOCKS client has cut up (RFC 1928 lets a relay refuse that).
     SocksFragment => "socks-fragment",
@@ -140,7 +140,7 @@ drops! {
 }
 
 impl DropReason {
-    /// What a datagram of a flow is dropped for that the exit refused so.
+    /// The reason for which datagrams of a flow are dropped that the exit refused with this status.
     pub(crate) fn of_status(status: Status) -> DropReason {
         match status {
             Status::Refused => DropReason::Policy,
@@ -217,13 +217,13 @@ impl Tally {
         self.held = self.held.wrapping_add(cells as u64);
     }
 
-    /// Whether the identity holds. One core of several may hold less than nothing: what others brought and it sent.
+    /// True if the identity holds. `held` of one core may be negative: it sends cells that other cores have received.
     pub fn closed(&self) -> bool {
         let accounted = self.sent + self.send_errors + self.dropped_total() + self.consumed;
         self.received + self.injected == accounted.wrapping_add(self.held)
     }
 
-    /// Of both.
+    /// The sum of two tallies.
     pub fn and(mut self, other: &Tally) -> Tally {
         self.received += other.received;
         self.injected += other.injected;
@@ -237,23 +237,22 @@ impl Tally {
 }
 
 impl PerDirection<Tally> {
-    /// Whether both identities hold.
+    /// True if both identities hold.
     pub fn closed(&self) -> bool {
         self.forward.closed() && self.backward.closed()
     }
 
-    /// Of both.
+    /// The sums of each direction.
     pub fn and(self, other: &PerDirection<Tally>) -> PerDirection<Tally> {
         PerDirection { forward: self.forward.and(&other.forward), backward: self.backward.and(&other.backward) }
     }
 }
 
-/// What pools (or, on entry and exit, turns) released.
+/// Releases of pools or, at entry and exit, of turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batches {
-    /// Releases.
+pub struct Releases {
     pub count: u64,
-    /// Cells in them.
+    /// Cells, summed over releases.
     pub cells: u64,
     /// Distinct channels, summed over releases.
     pub channels: u64,
@@ -261,7 +260,7 @@ pub struct Batches {
     pub largest: u64,
 }
 
-impl Batches {
+impl Releases {
     /// Counts a release.
     pub fn add(&mut self, cells: usize, channels: usize) {
         self.count += 1;
@@ -274,35 +273,45 @@ impl Batches {
 /// All that a worker counts, as published at a turn boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Cells.
+    /// Cells on links.
     pub cells: PerDirection<Tally>,
-    /// Datagrams; nothing but zeros on a mix.
+    /// Datagrams of applications; zeros on a mix.
     pub datagrams: PerDirection<Tally>,
-    /// Releases.
-    pub batches: Batches,
-    /// Buffers that nobody holds or that wait at a socket for what comes, and all frames.
-    pub buffers: (u64, u64),
-    /// Messages of the kernel's that carried cells.
+    pub releases: Releases,
+    pub buffers: Buffers,
     pub traffic: Traffic,
-    /// Links and open channels now; client sockets and flows on entry and exit.
     pub gauges: Gauges,
 }
 
-/// What passed through link sockets, in messages of the kernel's: a burst counts once.
+/// Buffers of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    /// Buffers without a cell: in the free list, or at a socket as rx buffers. On one core of several it may wrap,
+    /// because buffers move between cores; the sum over all cores does not.
+    pub free: u64,
+    pub total: u64,
+}
+
+impl Buffers {
+    /// The sums of two cores.
+    pub fn and(self, other: Buffers) -> Buffers {
+        Buffers { free: self.free.wrapping_add(other.free), total: self.total + other.total }
+    }
+}
+
+/// Traffic of link sockets, in messages of system calls: a burst counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Received.
     pub received: u64,
-    /// Sent.
     pub sent: u64,
-    /// Whether cells may leave in GSO bursts, on every socket.
+    /// True if every socket may send cells in GSO bursts.
     pub gso: bool,
-    /// Whether they go through io_uring, on every socket.
+    /// True if every socket uses io_uring.
     pub uring: bool,
 }
 
 impl Traffic {
-    /// Of both sockets of a node.
+    /// The sum over the sockets of a node. GSO and io_uring count only if both use them.
     pub fn and(self, other: Traffic) -> Traffic {
         Traffic {
             received: self.received + other.received,
@@ -316,7 +325,6 @@ impl Traffic {
 /// Sizes of the tables now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
-    /// Links.
     pub links: u64,
     /// Open channels.
     pub channels: u64,
@@ -327,25 +335,25 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    /// Whether every identity holds.
+    /// True if every identity holds.
     pub fn closed(&self) -> bool {
         self.cells.closed() && self.datagrams.closed()
     }
 
-    /// Of two cores of one node. Gauges and releases add up too: what both share is reported by one of them.
+    /// The sum of two cores of one node. Gauges and releases add up, too: one core alone reports what both share.
     pub fn and(self, other: &Ledger) -> Ledger {
-        let (mine, theirs) = (self.batches, other.batches);
+        let (mine, theirs) = (self.releases, other.releases);
         let (here, there) = (self.gauges, other.gauges);
         Ledger {
             cells: self.cells.and(&other.cells),
             datagrams: self.datagrams.and(&other.datagrams),
-            batches: Batches {
+            releases: Releases {
                 count: mine.count + theirs.count,
                 cells: mine.cells + theirs.cells,
                 channels: mine.channels + theirs.channels,
                 largest: mine.largest.max(theirs.largest),
             },
-            buffers: (self.buffers.0.wrapping_add(other.buffers.0), self.buffers.1 + other.buffers.1),
+            buffers: self.buffers.and(other.buffers),
             traffic: self.traffic.and(other.traffic),
             gauges: Gauges {
                 links: here.links + there.links,

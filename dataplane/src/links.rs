@@ -21,7 +21,7 @@ const REPORT: Nanos = 100 * MILLI;
 pub struct Slot {
     /// Control's number for it.
     pub id: SlotId,
-    /// Where its handshake came from.
+    /// The source of its handshake.
     peer: SocketAddr,
     incoming: HeaderKey,
     outgoing: HeaderKey,
@@ -40,12 +40,12 @@ impl Slot {
 pub struct Link {
     id: LinkId,
     side: Side,
-    /// Where its cells go: the source of the cell that promoted its current slot.
+    /// The destination of its cells: the source of the cell that promoted its current slot.
     peer: SocketAddr,
     current: Option<Slot>,
     next: Option<Slot>,
     previous: Option<Slot>,
-    /// Where cells are accepted from: its own address and those of its slots' handshakes.
+    /// The sources from which cells are accepted: its own address and those of its slots' handshakes.
     addresses: Vec<SocketAddr>,
     /// A data cell passed header and window since the last report.
     received: bool,
@@ -63,7 +63,7 @@ impl Link {
             .filter_map(|(rank, slot)| Some((rank, slot.as_ref()?)))
     }
 
-    /// Where its cells go.
+    /// The destination of its cells.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
@@ -181,7 +181,6 @@ impl Links {
         self.list.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
-    /// Which side it is on.
     pub fn side(&self, id: LinkId) -> Option<Side> {
         self.link(id).map(|link| link.side)
     }
@@ -191,12 +190,10 @@ impl Links {
         self.by_address.get(&(side, peer)).map_or(&[], Vec::as_slice)
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -220,7 +217,7 @@ impl Links {
         }
     }
 
-    /// Whether a link did something that was not reported.
+    /// True if a link has activity that is not reported yet.
     pub(crate) fn has_activity(&self) -> bool {
         !self.active.is_empty()
     }
@@ -276,7 +273,7 @@ pub(crate) fn report_activity(links: &mut Links, punts: &mut PuntSender, due: &m
         return;
     }
     *due = now + REPORT;
-    // What finds no room stays for the next time.
+    // Reports that find no room wait for the next call.
     while punts.room() > 0
         && let Some((link, received, sent)) = links.take_activity()
     {
@@ -334,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_goes_where_the_promoting_cell_came_from_and_not_where_the_handshake_did() {
+    fn link_address_follows_promoting_cell_not_handshake() {
         let mut links = Links::default();
         let (home, thief) = ("1.1.1.1:1".parse().unwrap(), "6.6.6.6:6".parse().unwrap());
         links.install(LinkId(0), Side::Up, home);

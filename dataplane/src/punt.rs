@@ -1,4 +1,4 @@
-//! What a worker hands to control: copies in a bounded ring, one wake-up per turn.
+//! Messages from a worker to control: copies in a bounded ring, one wake-up per turn.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -35,10 +35,10 @@ pub enum Punt {
     Promoted {
         link: LinkId,
         slot: SlotId,
-        /// Where that cell came from: the link's address from now on.
+        /// The source of that cell: the link's address from now on.
         from: SocketAddr,
     },
-    /// What a link did since the last report, at most every 100 ms.
+    /// Activity of a link since the last report, at most every 100 ms.
     Activity {
         link: LinkId,
         /// A data cell passed header and window.
@@ -63,11 +63,11 @@ pub enum Punt {
 pub struct ClientAt {
     /// Control's name for the listening socket.
     pub listener: u32,
-    /// Where it sends from.
+    /// The client's own address.
     pub address: SocketAddr,
 }
 
-/// Worth a line in the log, and a word to a client.
+/// Events that are logged and, where one is concerned, reported to a client.
 #[derive(Clone, Debug)]
 pub enum Notice {
     /// Entry: a local datagram is longer than eight fragments.
@@ -82,7 +82,7 @@ pub enum Notice {
     /// Entry: the exit refused a flow.
     Refused {
         client: ClientAt,
-        /// What the flow is for.
+        /// The flow's destination.
         destination: String,
         status: wire::frames::Status,
     },
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strangers_leave_room_in_the_ring_and_no_end_of_a_channel_is_lost() {
+    fn full_punt_ring_never_loses_the_end_of_a_channel() {
         let (ring, mut control) = rtrb::RingBuffer::new(256);
         let mut punts = PuntSender::new(ring, Arc::new(Waker::new().unwrap()));
         let handshake = || Punt::Handshake {

@@ -1,30 +1,30 @@
-//! How often something may happen.
+//! A rate limit.
 
 use crate::{Nanos, SECOND};
 
-/// How often something may happen.
+/// A rate limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Once in this time.
+    /// The interval between tokens.
     each: Nanos,
-    /// Time's worth that may come at once.
+    /// The interval times the burst.
     depth: Nanos,
 }
 
 impl Rate {
     /// `per_second` tokens a second, at most `burst` at once.
-    pub const fn new(per_s: u64, burst: u64) -> Rate {
-        let each = SECOND / per_s;
+    pub const fn new(per_second: u64, burst: u64) -> Rate {
+        let each = SECOND / per_second;
         Rate { each, depth: burst * each }
     }
 
-    /// So often a second, a quarter of it at once.
+    /// This many per second, a quarter of them at once.
     pub const fn per_second(count: u32) -> Rate {
         Rate::new(count as u64, (count as u64).div_ceil(4))
     }
 }
 
-/// A token bucket: full at first; says when it is full again.
+/// A token bucket, full at first: the time at which it is full again.
 #[derive(Clone, Copy, Default)]
 pub struct Bucket(Nanos);
 
@@ -38,7 +38,7 @@ impl Bucket {
         may
     }
 
-    /// Whether there is one.
+    /// True if a token was available.
     pub fn has(self, rate: Rate, now: Nanos) -> bool {
         self.0.max(now) + rate.each <= now + rate.depth
     }

@@ -31,18 +31,18 @@ pub trait Worker {
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
     fn ready(&mut self, token: u64);
-    /// Whether a send queue is not empty, so that some readable socket is not read. The runner then waits without
-    /// looking at sockets: level-triggered, that one would end every wait at once.
+    /// True if a send queue is not empty, so that some readable socket is not read. The runner then waits without
+    /// polling sockets: with level triggering, the unread one would end every wait at once.
     fn is_blocked(&self) -> bool;
     /// The node stops: sends what it can, counts the rest.
     fn finish(&mut self, now: Nanos);
 }
 
-/// How long a worker waits that could not send all it had, in which time a send buffer of 200 kB lets go of about
-/// a hundred cells at 500,000 a second.
+/// The wait of a worker that could not send everything. In this time a send buffer drains about a hundred cells at
+/// 500,000 a second.
 pub(crate) const BLOCKED_WAIT: Nanos = crate::MILLI / 5;
 
-/// What the clock shows at the start, so that "just before" is a time too.
+/// The reading of the clock at the start, so that a time shortly before it is positive.
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// The monotonic clock of a node.
@@ -107,7 +107,7 @@ impl Poller {
     }
 }
 
-/// How often a worker was called, and how often it had nothing to do and slept. Read by other threads at any time.
+/// Counts of a worker's turns and sleeps. Other threads read them at any time.
 #[derive(Debug, Default)]
 pub struct Turns {
     turns: AtomicU64,
@@ -126,17 +126,17 @@ impl Turns {
     }
 }
 
-/// What [`run`] needs in addition to the worker.
+/// The arguments of [`run`] in addition to the worker.
 pub struct Run<'a> {
     /// Its sockets, and `waker`.
     pub poller: &'a Poller,
     /// Woken by control, and when `stop` is set.
     pub waker: &'a Waker,
     pub clock: Clock,
-    /// How long the loop keeps polling after the last arrival before it sleeps.
+    /// The loop keeps polling for this long after the last arrival before it sleeps.
     pub spin: Duration,
     pub stop: &'a AtomicBool,
-    /// Where its turns are counted.
+    /// The counters of its turns.
     pub turns: &'a Turns,
 }
 
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_cannot_send_does_not_spin_on_what_it_does_not_read() {
+    fn blocked_worker_does_not_spin_on_unread_sockets() {
         let (poller, waker, stop) = (Poller::new().unwrap(), Waker::new().unwrap(), Arc::new(AtomicBool::new(false)));
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(b"unread", socket.local_addr().unwrap()).unwrap();
@@ -236,7 +236,7 @@ mod tests {
             &mut Stuck { turns: 0, stop: stop.clone() },
             Run { poller, waker, clock, spin, stop: &stop, turns: &turns },
         );
-        // What a turn takes is not slept again.
+        // The time of a turn is not slept a second time.
         let waits = start.elapsed().as_nanos() as Nanos / BLOCKED_WAIT;
         assert!(waits >= 90, "a hundred turns in {waits} waits");
         assert_eq!(turns.read(), (101, 101));

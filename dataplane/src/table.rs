@@ -1,4 +1,4 @@
-//! Channels, as control installs them, and the operations it does that with ([`crate::command`] carries them).
+//! Channels, as control installs them with its commands ([`crate::command`]).
 //!
 //! The worker owns the table: plain records in a slab, indices, no pointers. It is changed at the
 //! start of a turn only, in the order control wrote, so a channel is there before the cell that
@@ -21,7 +21,7 @@ use crate::sys;
 /// A hop's channel ends this many seconds after its last authentic forward cell (SPEC 5.8).
 pub(crate) const IDLE_S: u64 = 30;
 
-/// One direction of a channel at a hop. All that a cell needs of it but its key lies in the first line.
+/// One direction of a channel at a hop. The first cache line holds all that a cell needs except the key.
 #[repr(C, align(64))]
 pub struct Half<K> {
     window: Window,
@@ -56,7 +56,7 @@ impl<K: Prepared> Half<K> {
         self.seen_s.into()
     }
 
-    /// Has what opening and marking a number touch on its way from memory.
+    /// Prefetches the window word and the key that `seq` will use.
     pub fn prefetch(&self, seq: u64) {
         if let Some(word) = self.window.word(seq) {
             sys::prefetch(word);
@@ -83,9 +83,9 @@ impl<K: Prepared> Half<K> {
     }
 }
 
-/// What a role keeps of a channel.
+/// The state that a role keeps of a channel.
 pub trait ChannelState {
-    /// Where in the state lies what the check of a cell in `direction` reads, in bytes.
+    /// Offset in bytes of the part of the state that the check of a cell in `direction` reads.
     fn offset(_direction: Direction) -> usize {
         0
     }
@@ -142,7 +142,7 @@ impl<C> Default for Table<C> {
 }
 
 impl<C: ChannelState> Table<C> {
-    /// Has what the check of a cell reads of its channel's record on its way from memory.
+    /// Prefetches the part of a channel's record that the check of a cell in `direction` reads.
     pub fn prefetch(&self, channel: ChannelIndex, direction: Direction) {
         if let Some(at) = self.records.address(channel.index()) {
             // The state comes first in a record; the first cache line also shows whether there is one.
@@ -238,17 +238,15 @@ impl<C> Table<C> {
         self.records.iter().map(|(channel, record)| (ChannelIndex(channel as u32), record))
     }
 
-    /// How many channels are open.
     pub fn len(&self) -> usize {
         self.open
     }
 
-    /// Whether no channel is open.
     pub fn is_empty(&self) -> bool {
         self.open == 0
     }
 
-    /// Applies the operations that all roles share; gives the others back.
+    /// Applies the commands that all roles share, and returns the others.
     pub fn apply(&mut self, command: Command) -> Option<Command> {
         match command {
             Command::InstallLink { link, side, peer } => self.links.install(link, side, peer),

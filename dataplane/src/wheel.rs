@@ -7,7 +7,7 @@
 /// Slots; the longest delay in seconds is one less.
 const SLOTS: usize = 4096;
 
-/// Which keys are due in which second.
+/// The keys that are due, by second.
 pub(crate) struct Wheel {
     slots: Vec<Vec<u32>>,
     /// Per key, whether it has a timer.

@@ -34,7 +34,7 @@ fn handle(node: &mut Control, now: Duration, side: Side, from: SocketAddr, bytes
 fn sends(outputs: &[Output]) -> Vec<(Side, SocketAddr, Vec<u8>)> {
     let send = |output: &Output| match output {
         Output::Send { side, to, datagram } => Some((*side, *to, datagram.clone())),
-        Output::Data(_) | Output::Event(_) => None,
+        Output::Change(_) | Output::Event(_) => None,
     };
     outputs.iter().filter_map(send).collect()
 }

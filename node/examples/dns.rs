@@ -1,4 +1,6 @@
-//! Looks a name up at a DNS server through a chain, so that neither sees the other. Async.
+//! Resolves a name at a DNS server through a chain, so that neither sees the other. Async.
+//!
+//! `eddy chain --stay` starts a chain on this host and prints the path of its `chain.toml`.
 //!
 //! ```sh
 //! cargo run --release -p eddy-node --features tokio --example dns -- chain.toml 9.9.9.9:53 example.org

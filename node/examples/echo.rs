@@ -1,13 +1,17 @@
 //! Asks a server through a chain and prints its answer. Blocking.
 //!
-//! It takes an entry's configuration as `eddy init` writes it, IP:PORT or NAME:PORT of a server that answers datagrams,
-//! and the question. To try it with an echo server on port 7 of this host:
+//! Its arguments are the chain's public file, IP:PORT or NAME:PORT of a server that answers datagrams, and the
+//! question. To try it with an echo server on port 7 of this host, start a chain, which prints the path of its
+//! `chain.toml`:
 //!
 //! ```sh
-//! eddy init demo
-//! for mix in 1 2 3; do eddy mix --config demo/mix$mix.toml & done
-//! eddy exit --config demo/exit.toml --allow 127.0.0.0/8 &
-//! cargo run --release -p eddy-node --example echo -- demo/entry.toml 127.0.0.1:7 'anybody there?'
+//! eddy chain --stay
+//! ```
+//!
+//! Then, in another terminal:
+//!
+//! ```sh
+//! cargo run --release -p eddy-node --example echo -- /tmp/eddy-chain-XXXXXX/chain.toml 127.0.0.1:7 'anybody there?'
 //! ```
 
 use std::io::ErrorKind;
@@ -44,10 +48,10 @@ pub fn ask(entry: &Entry, server: &Destination, question: &[u8]) -> anyhow::Resu
 #[allow(dead_code, reason = "a test includes this file")]
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [config, server, question] = &arguments[..] else {
-        bail!("usage: echo ENTRY.toml HOST:PORT QUESTION, e.g. echo entry.toml 192.0.2.7:7 'anybody there?'")
+    let [chain, server, question] = &arguments[..] else {
+        bail!("usage: echo CHAIN.toml HOST:PORT QUESTION, e.g. echo chain.toml 192.0.2.7:7 'anybody there?'")
     };
-    let entry = Entry::start(config)?;
+    let entry = Entry::builder().chain_file(chain).start()?;
     entry.wait_ready(Duration::from_secs(10))?;
 
     let (from, answer) = ask(&entry, &server.parse()?, question.as_bytes())?;

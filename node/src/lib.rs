@@ -1,15 +1,15 @@
 //! eddy as a library: an entry in your own process, and UDP through its chain.
 //!
 //! eddy is a mix chain for UDP. Datagrams enter it at an *entry*, cross one to seven *mixes* as cells of equal length,
-//! and leave at an *exit*. Answers come back the same way. The command `eddy` runs the nodes; this crate is for programs
-//! that send through them without a separate entry process.
+//! and leave at an *exit*. Answers come back the same way. The command `eddy` runs the nodes; this crate is for
+//! programs that send through them without a separate entry process.
 //!
 //! # Overview
 //!
 //! * [`Entry`] is the user's end of a chain: threads that keep channels to the exit open. A process has one for each
 //!   chain. [`Entry::start`] takes a configuration file, [`Entry::builder`] the chain's public file or its text.
-//! * [`UdpTunnel`] is a UDP socket at the exit: `send_to`, `recv_from`. Open as many as you need; each has a port of its
-//!   own there. Names are resolved at the exit, never here.
+//! * [`UdpTunnel`] is a UDP socket at the exit: `send_to`, `recv_from`. Open as many as you need; each has a port of
+//!   its own there. Names are resolved at the exit, never here.
 //! * `AsyncUdpTunnel` is the same for tokio (feature `tokio`), with `Entry::wait_ready_async`.
 //!
 //! # Quick start
@@ -34,19 +34,19 @@
 //! # }
 //! ```
 //!
-//! `eddy chain --stay` runs a chain on this host to try it with. The examples `echo` (blocking) and `dns` (async) are
-//! complete programs.
+//! To try it, run `eddy chain --stay`: it starts a chain on this host and prints the path of its `chain.toml`. The
+//! examples `echo` (blocking) and `dns` (async) are complete programs.
 //!
 //! # Errors
 //!
 //! Each message is one line with its cause and a remedy; `source()` is not set.
 //!
-//! * [`StartError`]: the entry does not start. [`StartError::Config`] is a mistake to fix first; the rest is the operating
-//!   system's.
+//! * [`StartError`]: the entry does not start. [`StartError::Config`] is a mistake to fix first; the rest is the
+//!   operating system's.
 //! * [`NotReady`]: the chain is not up yet. It says whether Mix 1 answers. The entry keeps trying.
-//! * [`TunnelError`]: a call on a tunnel. What the exit refuses (its policy, a closed port, an unknown name, no room) is
-//!   the error of the next call on that tunnel, with the destination, as `ECONNREFUSED` is on a UDP socket. It converts
-//!   to [`std::io::Error`] with a fitting kind.
+//! * [`TunnelError`]: a call on a tunnel. What the exit refuses (its policy, a closed port, an unknown name, no room)
+//!   is the error of the next call on that tunnel, with the destination, as `ECONNREFUSED` is on a UDP socket. It
+//!   converts to [`std::io::Error`] with a fitting kind.
 //! * [`NodeDied`]: a thread panicked, which is a bug.
 //!
 //! Datagrams are lost without an error like anywhere on a network. [`Entry::report`] counts where each one went.

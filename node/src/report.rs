@@ -1,4 +1,4 @@
-//! The report of a node: its ledger, its batches, its tables. One type for the status socket, for `--json`, and for
+//! The report of a node: its ledger, its releases, its tables. One type for the status socket, for `--json`, and for
 //! the tables of the command.
 //!
 //! Owns the names and the shape of that JSON, which scripts may rely on. Counts nothing itself.
@@ -23,16 +23,16 @@ pub struct NodeReport {
     /// Position in the chain: 0 for the entry, then the mixes, then the exit.
     pub index: usize,
     pub ledger: LedgerReport,
-    /// Batches of cells: releases of a mix's pools; turns with cells at entry and exit.
-    pub batches: u64,
-    /// Mean number of cells in a batch.
-    pub mean_batch: f64,
-    /// Mean number of distinct channels in a batch.
+    /// Releases of a mix's pools; turns with cells at entry and exit.
+    pub releases: u64,
+    /// Mean number of cells in a release.
+    pub mean_release: f64,
+    /// Mean number of distinct channels in a release.
     pub distinct_channels_mean: f64,
-    /// Cells in the largest batch.
-    pub largest_batch: u64,
-    /// Histogram of batch sizes: the largest size of a bucket, and the batches in it. Empty buckets are left out.
-    pub batch_sizes: Vec<(u64, u64)>,
+    /// Cells in the largest release.
+    pub largest_release: u64,
+    /// Histogram of releases by size: the largest size of a bucket, and the releases in it. Empty buckets are left out.
+    pub release_sizes: Vec<(u64, u64)>,
     pub latency_us: LatencyReport,
     /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
@@ -197,6 +197,8 @@ pub struct Handshakes {
     pub keepalives: u64,
     /// Control cells accepted.
     pub cells: u64,
+    /// Of these, setup and ack cells that were not needed.
+    pub surplus_cells: u64,
     /// Channels set up and not yet acknowledged.
     pub half_open: u64,
 }
@@ -256,17 +258,17 @@ impl From<(NodeRole, &Ledger)> for LedgerReport {
 impl NodeReport {
     /// The counters of the data plane. The node fills in those of control, kernel drops, times and engine.
     pub fn new(role: NodeRole, index: usize, ledger: &Ledger, profile: &Profile) -> NodeReport {
-        let batches = ledger.batches;
-        let mean = |sum: u64| if batches.count == 0 { 0.0 } else { sum as f64 / batches.count as f64 };
+        let releases = ledger.releases;
+        let mean = |sum: u64| if releases.count == 0 { 0.0 } else { sum as f64 / releases.count as f64 };
         NodeReport {
             role,
             index,
             ledger: (role, ledger).into(),
-            batches: batches.count,
-            mean_batch: mean(batches.cells),
-            distinct_channels_mean: mean(batches.channels),
-            largest_batch: batches.largest,
-            batch_sizes: profile.batches.buckets().collect(),
+            releases: releases.count,
+            mean_release: mean(releases.cells),
+            distinct_channels_mean: mean(releases.channels),
+            largest_release: releases.largest,
+            release_sizes: profile.releases.buckets().collect(),
             latency_us: LatencyReport {
                 forward: StayReport::new(role, &profile.latency.forward),
                 backward: StayReport::new(role, &profile.latency.backward),
@@ -281,7 +283,7 @@ impl NodeReport {
             channels: ledger.gauges.channels,
             flows: ledger.gauges.flows,
             sockets: ledger.gauges.sockets,
-            buffers: Buffers { free: ledger.buffers.0, total: ledger.buffers.1 },
+            buffers: Buffers { free: ledger.buffers.free, total: ledger.buffers.total },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
             turns: 0,
@@ -303,6 +305,7 @@ impl NodeReport {
             channels_opened: counters.channels_opened,
             keepalives: counters.keepalives,
             cells: counters.cells,
+            surplus_cells: counters.surplus_cells,
             half_open: half_open as u64,
         };
         let refusals = counters.refusals().filter(|(_, count)| *count > 0);
@@ -325,9 +328,9 @@ mod tests {
         ledger.cells.forward.received = 5;
         ledger.cells.forward.sent = 3;
         ledger.cells.forward.drop_many(DropReason::Replay, 2);
-        ledger.batches.add(3, 2);
+        ledger.releases.add(3, 2);
         let mut profile = Profile::default();
-        profile.batches.add(3, 1);
+        profile.releases.add(3, 1);
         profile.latency.forward.add(4_200_000, 35_000, 2);
         profile.latency.forward.add(100_000, 1_234_567, 1);
         NodeReport::new(NodeRole::Mix, 2, &ledger, &profile)
@@ -345,9 +348,9 @@ mod tests {
         assert_eq!(tally["closed"], true);
         assert_eq!(tally["dropped"], serde_json::json!({"replay": 2}));
         assert!(json["ledger"].get("datagrams").is_none());
-        assert_eq!(json["mean_batch"], 3.0);
+        assert_eq!(json["mean_release"], 3.0);
         assert_eq!(json["distinct_channels_mean"], 2.0);
-        assert_eq!(json["batch_sizes"], serde_json::json!([[3, 1]]));
+        assert_eq!(json["release_sizes"], serde_json::json!([[3, 1]]));
         let forward = &json["latency_us"]["forward"];
         assert_eq!(forward["pool"]["count"], 3);
         assert_eq!((&forward["pool"]["max"], &forward["node"]["mean"]), (&4200.0.into(), &434.856.into()));

@@ -78,6 +78,12 @@ pub struct InitArgs {
     #[arg(long, default_value_t = LIFETIME_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u16).range(60..=3600), hide_short_help = true)]
     pub lifetime: u16,
+    /// Algorithms of channel setups, 1 or 2
+    ///
+    /// 2 is X25519 with ML-KEM-768, 1 is X25519 alone. The same for the whole chain.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2),
+          hide_short_help = true)]
+    pub suite: u8,
     /// Overwrite an existing chain, including its keys
     #[arg(long)]
     pub force: bool,
@@ -89,11 +95,11 @@ Examples:
     eddy chain
 
   Other chains, other traffic:
-    eddy chain --mixes 7 --class S --mixing threshold:n=5
+    eddy chain --mixes 7 --class S --mixing timed:t=2ms
     eddy chain --receivers 100 --rate 2000 --seconds 10 --payload-len 1000
 
   Keep the chain running, with a forward or for SOCKS5 clients:
-    eddy chain --stay --forward 5000=127.0.0.1:9
+    eddy chain --stay --forward 5000=127.0.0.1:6000
     eddy chain --stay --socks 1080
 
 Exit codes:

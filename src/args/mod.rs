@@ -40,7 +40,7 @@ Examples:
     eddy doctor --config demo/mix1.toml
     eddy mix --config demo/mix1.toml
     eddy exit --config demo/exit.toml --allow 127.0.0.0/8
-    eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:9
+    eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=127.0.0.1:6000
     eddy status --config demo/entry.toml
   (mix2 and mix3 like mix1; nodes start in any order)
 
@@ -135,6 +135,6 @@ mod tests {
 
     #[test]
     fn long_help_fits_80_columns() {
-        check(Cli::command().term_width(80), true, 150);
+        check(Cli::command().term_width(80), true, 160);
     }
 }

@@ -64,8 +64,8 @@ pub struct EntryArgs {
     pub node: NodeArgs,
     /// Forward LISTEN to DEST (repeatable)
     ///
-    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With `,idle_s=SECONDS` at the end,
-    /// a flow without traffic from the client is closed after that time.
+    /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With
+    /// `,idle_s=SECONDS` at the end, a flow without traffic from the client is closed after that time.
     #[arg(long = "forward", value_name = "LISTEN=DEST", help_heading = "Listeners")]
     pub forwards: Vec<Forward>,
     /// Serve SOCKS5 clients at LISTEN (repeatable)
@@ -95,7 +95,8 @@ pub struct ExitArgs {
     /// Allow a private network (repeatable)
     ///
     /// The exit refuses private, loopback and link-local destinations unless they are listed here or in the
-    /// configuration. CIDR is IP or IP/BITS, and :PORT or :PORT-PORT limits it to these ports, e.g. 10.0.0.0/8:5000-5999.
+    /// configuration. CIDR is IP or IP/BITS, and :PORT or :PORT-PORT limits it to these ports, e.g.
+    /// 10.0.0.0/8:5000-5999.
     #[arg(long = "allow", value_name = "CIDR", help_heading = "Policy")]
     pub allow: Vec<Rule>,
     /// Deny a network (repeatable)

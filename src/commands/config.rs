@@ -8,7 +8,7 @@ use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
 use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest, node_name};
 use eddy_node::runtime::running;
 use serde_json::json;
-use textwrap::{Options, fill};
+use textwrap::{Options, WordSplitter, fill};
 
 use crate::args::{ConfigAction, ConfigArgs};
 
@@ -80,10 +80,10 @@ fn explain(name: &str) -> Result<String, ConfigError> {
 }
 
 fn entry(file: &str, key: &Key) -> String {
-    let paragraph = Options::new(WIDTH).initial_indent("    ").subsequent_indent("    ");
+    let paragraph = options().initial_indent("    ").subsequent_indent("    ");
     let row = |head: &str, text: &str| {
         let head = format!("    {head:<9}");
-        fill(text, Options::new(WIDTH).initial_indent(&head).subsequent_indent("             ")) + "\n"
+        fill(text, options().initial_indent(&head).subsequent_indent("             ")) + "\n"
     };
     let mut text = format!("{} in {}\n\n{}\n\n", key.name, place(file, key), fill(key.doc, paragraph));
     text += &row("value", &key.kind.expected());
@@ -91,7 +91,12 @@ fn entry(file: &str, key: &Key) -> String {
     text + &row("example", &key.line())
 }
 
-/// All keys, one line each where it fits.
+/// Lines of a terminal. Words with hyphens stay whole, so that values can be copied.
+fn options<'a>() -> Options<'a> {
+    Options::new(WIDTH).word_splitter(WordSplitter::NoHyphenation)
+}
+
+/// All keys, one line each if it fits.
 fn list() -> String {
     let mut text = String::new();
     for (file, keys) in ALL_FILES {
@@ -100,7 +105,7 @@ fn list() -> String {
             let head = format!("    {:<21} ", key.name);
             let head = if key.name.len() > 21 { format!("    {}\n{:26}", key.name, "") } else { head };
             let indent = " ".repeat(26);
-            let body = fill(key.summary(), Options::new(WIDTH).initial_indent(&indent).subsequent_indent(&indent));
+            let body = fill(key.summary(), options().initial_indent(&indent).subsequent_indent(&indent));
             text += &format!("{head}{}\n", body.trim_start());
         }
         text += "\n";

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Context;
 use eddy_node::config::{ConfigError, NodeRole};
 use eddy_node::init::{Files, Plan, lanes, write};
+use wire::setup::Suite;
 
 use crate::args::InitArgs;
 
@@ -86,6 +87,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     let addresses = addresses(args)?;
     let plan = Plan {
         class: args.shape.class,
+        suite: Suite::from_wire(args.suite).unwrap_or_default(),
         mixing: args.shape.mixing,
         lifetime_s: args.lifetime,
         lanes: usize::from(args.shape.lanes),
@@ -109,6 +111,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
         if args.shape.mixes == 1 { "" } else { "es" },
         args.dir.display()
     );
+
     let width = files.entry.as_os_str().len() + "eddy entry --config ".len();
     for (i, (config, address)) in files.hops.iter().zip(addresses).enumerate() {
         let role = if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix };
@@ -118,7 +121,7 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
     let _ = write!(
         text,
         "  {:<width$}  # your host\n\n\
-         Check a host before that:\n\n  \
+         Check a host first:\n\n  \
          eddy doctor --config {first}\n\n\
          Send UDP through the chain: start the entry with a forward, and send to it:\n\n  \
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",

@@ -104,6 +104,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::manual(&dir),
     };
+
     let Err(error) = done else { return ExitCode::SUCCESS };
     log::complain(format_args!("{error:#}"));
     if error

@@ -1,6 +1,7 @@
 //! `eddy entry`, `eddy mix`, `eddy exit`, `eddy run`: run one node until a signal.
 //!
-//! Owns the life of the process: reading files, signals, the last report. [`eddy_node::runtime::running`] runs the node.
+//! Owns the life of the process: reading files, signals, the last report. [`eddy_node::runtime::running`] runs the
+//! node.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -40,8 +41,8 @@ pub struct Extras {
     pub deny: Vec<Rule>,
 }
 
-/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that is
-/// given.
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that
+/// is given.
 ///
 /// # Errors
 /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
@@ -50,11 +51,13 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     let passed = ListenFd::from_env();
     args.log.start()?;
     running::engine()?;
+
     let mut config = NodeConfig::read(&args.config)?;
     if let Some(keys) = &args.keys {
         config.keys = keys.clone();
     }
     let mut loaded = Loaded::read_files(config)?;
+
     let role = loaded.config.role();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != role) {
         let (file, verb) = (args.config.display(), role.name());
@@ -65,9 +68,11 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         ))
         .into());
     }
+
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     loaded.config.io = args.io.unwrap_or(loaded.config.io);
+
     let stop = stop_on_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
@@ -75,6 +80,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         tracing::info!("{}", lengths_line(node.shape()));
     }
     notify(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
+
     let mut gso = node.report().messages.gso;
     let why = loop {
         match stop.recv_timeout(LOOK) {
@@ -92,6 +98,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
             Err(RecvTimeoutError::Disconnected) => break "no signal handler is left",
         }
     };
+
     tracing::info!(reason = why, "stopping: {why}");
     notify(&[NotifyState::Stopping]);
     print(&node.stop()?, args.report_json);
@@ -137,8 +144,8 @@ pub(super) fn wireguard_mtu(shape: Shape) -> usize {
     frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD)
 }
 
-/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the last
-/// report must still be printed.
+/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the
+/// last report must still be printed.
 fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
     let (reasons, reason) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;

@@ -11,7 +11,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         ("Drops and refusals", drops(nodes)),
         ("Mixing: time in the pool", mixing(nodes)),
         ("Latency: node without mixing, and total", latency(nodes)),
-        ("Batches", batches(nodes)),
+        ("Releases", releases(nodes)),
         ("State", state(nodes)),
     ];
     let shown = parts.into_iter().filter(|(_, text)| !text.is_empty());
@@ -32,6 +32,7 @@ fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
         "held",
         "closed",
     ]);
+
     for node in nodes {
         for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
             let mut row = vec![node.name(), direction.to_owned()];
@@ -125,9 +126,9 @@ fn latency(nodes: &[NodeReport]) -> String {
     lines(&rows)
 }
 
-fn batches(nodes: &[NodeReport]) -> String {
+fn releases(nodes: &[NodeReport]) -> String {
     let mut rows =
-        table(&["node", "batches", "mean", "largest", "channels/batch", "cells/datagram in", "out", "kernel drops"]);
+        table(&["node", "releases", "mean", "largest", "channels/release", "cells/datagram in", "out", "kernel drops"]);
     for node in nodes {
         let cells = |count: fn(&TallyReport) -> u64| {
             let PairReport { forward, backward } = &node.ledger.cells;
@@ -135,9 +136,9 @@ fn batches(nodes: &[NodeReport]) -> String {
         };
         rows.add_row([
             node.name(),
-            node.batches.to_string(),
-            format!("{:.1}", node.mean_batch),
-            node.largest_batch.to_string(),
+            node.releases.to_string(),
+            format!("{:.1}", node.mean_release),
+            node.largest_release.to_string(),
             format!("{:.1}", node.distinct_channels_mean),
             ratio(cells(|tally| tally.received), node.messages.received),
             ratio(cells(|tally| tally.sent), node.messages.sent),
@@ -190,7 +191,7 @@ pub(super) mod tests {
             tally.drop_many(DropReason::Replay, 10_000);
         }
         let mut profile = Profile::default();
-        profile.batches.add(3, 1);
+        profile.releases.add(3, 1);
         profile.latency.forward.add(4_200_000, 35_000, 2);
         profile.latency.forward.add(100_000, 1_234_567, 1);
         let mut node = NodeReport::new(NodeRole::Mix, 2, &ledger, &profile);

@@ -195,8 +195,8 @@ impl Flows {
         assert_eq!((there, (self.back.twice(), self.back.broken)), ((0, 0), (0, 0)), "delivered twice, altered");
     }
 
-    /// Sends on every flow of `flows` repeatedly until each has an answer to a datagram sent from now on. Returns how long
-    /// that took, and how many datagrams.
+    /// Sends on every flow of `flows` repeatedly until each has an answer to a datagram sent from now on. Returns how
+    /// long that took, and how many datagrams.
     pub fn until_answered(&mut self, flows: std::ops::Range<u16>, len: usize) -> (Duration, u64) {
         const AGAIN: Duration = Duration::from_millis(200);
         let began = Instant::now();

@@ -1,6 +1,6 @@
 //! A whole chain in one thread: real control, real workers, sockets in memory, a virtual clock.
 //!
-//! Every datagram that crosses a link is recorded, and every operation that control hands to a data plane
+//! Every datagram that crosses a link is recorded, and every command that control hands to a data plane
 //! passes through here on its way, so that a test knows all keys and can hold a model against all bytes.
 
 use std::cell::RefCell;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::draw_x25519;
+use control::descriptor::{draw_setup, draw_x25519};
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
 use dataplane::command::{Command, CommandSender};
 use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
@@ -34,7 +34,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::{ChannelKeys, Side};
-use wire::setup::HopSecrets;
+use wire::setup::{HopSecrets, SetupKey, Suite};
 
 use super::limit::Permit;
 
@@ -46,6 +46,7 @@ pub const EPOCH_S: u64 = 1_800_000_000;
 pub struct Plan {
     pub class: Class,
     pub mixes: usize,
+    pub suite: Suite,
     /// Lanes of each mix; the exit has one.
     pub lanes: Vec<usize>,
     pub mixing: Mixing,
@@ -63,6 +64,7 @@ impl Default for Plan {
         Plan {
             class: Class::S,
             mixes: 3,
+            suite: Suite::default(),
             lanes: vec![1; 3],
             mixing: Mixing::default(),
             channels: 4,
@@ -100,7 +102,7 @@ pub struct Keys {
 struct Node {
     bridge: Bridge,
     /// For each worker, the end that control writes to and the end that the worker reads.
-    ops: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
+    commands: Vec<(rtrb::Consumer<Command>, rtrb::Producer<Command>)>,
     workers: Vec<Box<dyn Worker>>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<Shared>,
@@ -116,6 +118,9 @@ pub struct Seen {
     pub at: Nanos,
     pub bytes: Vec<u8>,
 }
+
+/// A node's secret and public keys, for links and for setups.
+type NodeKeys = ((wire::kdf::Secret, [u8; 32]), SetupKey);
 
 /// A chain of nodes: entry, mixes, exit.
 pub struct Chain {
@@ -172,7 +177,8 @@ impl Chain {
     pub fn new(plan: Plan) -> Chain {
         let shape = Shape::new(plan.class, plan.mixes + 1).unwrap();
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
-        let keys: Vec<_> = (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_x25519(&mut rng))).collect();
+        let keys: Vec<_> =
+            (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_setup(&mut rng, plan.suite))).collect();
         let descriptors: Vec<Descriptor> = (1..=shape.hops())
             .map(|i| Descriptor {
                 chain: [7; 32],
@@ -183,7 +189,7 @@ impl Chain {
                 not_before: EPOCH_S - 10,
                 not_after: EPOCH_S + 1_000_000,
                 noise: keys[i].0.1,
-                setup: keys[i].1.1,
+                setup: keys[i].1.public(),
                 mixing_delay_ms: if i == shape.hops() { 0 } else { plan.mixing.largest_delay().as_millis() as u32 },
                 lifetime_s: plan.lifetime_s,
                 lanes: (0..plan.lanes(i)).map(|lane| lane_address(i, lane)).collect(),
@@ -230,27 +236,20 @@ impl Chain {
         });
     }
 
-    #[allow(clippy::type_complexity)]
-    fn node(
-        &self,
-        position: usize,
-        keys: &[((wire::kdf::Secret, [u8; 32]), (wire::kdf::Secret, [u8; 32]))],
-        descriptors: &[Descriptor],
-        rng: &mut ChaCha20Rng,
-    ) -> Node {
-        let (plan, shape, now) = (&self.plan, self.shape, self.now);
-        let exit = position == shape.hops();
+    /// The configuration of control at `position`.
+    fn config(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor]) -> Config {
+        let exit = position == self.shape.hops();
         let role = match position {
-            0 => Role::Entry { hops: descriptors.to_vec(), channels: plan.channels },
+            0 => Role::Entry { hops: descriptors.to_vec(), channels: self.plan.channels },
             _ if exit => Role::Exit,
             _ => Role::Mix,
         };
-        let config = Config {
+        Config {
             role,
-            shape,
+            shape: self.shape,
             position,
             noise: keys[position].0.0.clone(),
-            setup: keys[position].1.0.clone(),
+            setup: keys[position].1.clone(),
             descriptor: (position > 0).then(|| descriptors[position - 1].clone()),
             previous: (position > 1).then(|| keys[position - 1].0.1),
             next: (!exit).then(|| NextHop {
@@ -259,29 +258,35 @@ impl Chain {
             }),
             psk_up: None,
             psk_down: None,
-            timing: plan.timing,
+            timing: self.plan.timing,
             caps: Caps::default(),
-        };
+        }
+    }
+
+    fn node(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor], rng: &mut ChaCha20Rng) -> Node {
+        let (plan, shape, now) = (&self.plan, self.shape, self.now);
+        let exit = position == shape.hops();
+        let config = self.config(position, keys, descriptors);
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
         let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
-        let (mut rings, mut ops, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
+        let (mut rings, mut commands, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
         for _ in 0..lanes.own {
             let (to_test, from_control) = rtrb::RingBuffer::new(4096);
-            let (to_worker, worker_ops) = rtrb::RingBuffer::new(4096);
-            let (to_control, from_worker) = rtrb::RingBuffer::new(256);
+            let (to_worker, worker_commands) = rtrb::RingBuffer::new(4096);
+            let (to_control, from_worker) = rtrb::RingBuffer::new(2048);
             let waker = Arc::new(Waker::new().unwrap());
             rings.push((to_test, waker.clone()));
-            ops.push((from_control, to_worker));
+            commands.push((from_control, to_worker));
             punts.push(from_worker);
-            ears.push_back((worker_ops, PuntSender::new(to_control, waker.clone()), waker));
+            ears.push_back((worker_commands, PuntSender::new(to_control, waker.clone()), waker));
         }
         let bridge = Bridge::new(control, CommandSender::to_all(rings, lanes), punts);
         let port = |side| self.links.port(link_address(position, side), lengths(shape, position, side));
         let window = wire::replay::WIDTH_DEFAULT;
         let (workers, ledgers, profiles): (Vec<Box<dyn Worker>>, Vec<_>, Vec<_>) = match position {
             0 => {
-                let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                let (worker_commands, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::entry::Settings {
                     shape,
                     listeners: [ListenerKind::Forward(Destination::Ip(plan.destination)), ListenerKind::Pymix]
@@ -294,12 +299,13 @@ impl Chain {
                 };
                 let apps =
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
-                let entry = Entry::new(settings, port(Side::Down), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let entry =
+                    Entry::new(settings, port(Side::Down), apps, worker_commands, punts, [seeds(), seeds()], now);
                 let (ledger, profile) = (entry.published(), entry.profile());
                 (vec![Box::new(entry)], vec![ledger], vec![profile])
             }
             _ if exit => {
-                let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                let (worker_commands, punts, _) = ears.pop_front().unwrap();
                 let settings = dataplane::exit::Settings {
                     shape,
                     window,
@@ -311,7 +317,7 @@ impl Chain {
                     flow_idle: Duration::from_secs(300),
                 };
                 let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
-                let exit = Exit::new(settings, port(Side::Up), apps, worker_ops, punts, [seeds(), seeds()], now);
+                let exit = Exit::new(settings, port(Side::Up), apps, worker_commands, punts, [seeds(), seeds()], now);
                 let (ledger, profile) = (exit.published(), exit.profile());
                 (vec![Box::new(exit)], vec![ledger], vec![profile])
             }
@@ -319,13 +325,13 @@ impl Chain {
                 let settings =
                     dataplane::mix::Settings { shape, position, mixing: plan.mixing, lanes, window, hugepages: false };
                 if lanes.own == 1 {
-                    let (worker_ops, punts, _) = ears.pop_front().unwrap();
+                    let (worker_commands, punts, _) = ears.pop_front().unwrap();
                     let ports = (port(Side::Up), port(Side::Down));
-                    let mix = Mix::new(settings, ports, worker_ops, punts, [seeds(), seeds(), seeds()], now);
+                    let mix = Mix::new(settings, ports, worker_commands, punts, [seeds(), seeds(), seeds()], now);
                     let (ledger, profile) = (mix.published(), mix.profile());
                     (vec![Box::new(mix)], vec![ledger], vec![profile])
                 } else {
-                    let parts = ears.into_iter().enumerate().map(|(edge, (ops, punts, waker))| {
+                    let parts = ears.into_iter().enumerate().map(|(edge, (commands, punts, waker))| {
                         let (up, down) = (lane_address(position, edge), link_address(position, Side::Down));
                         let up = self.links.port(up, lengths(shape, position, Side::Up));
                         let next = lane_address(position + 1, edge);
@@ -333,7 +339,7 @@ impl Chain {
                             1 => (edge == 0).then(|| port(Side::Down)),
                             _ => Some(self.links.connected(down, next, lengths(shape, position, Side::Down))),
                         };
-                        ShardParts { up, down, commands: ops, punts, waker, rng: seeds() }
+                        ShardParts { up, down, commands, punts, waker, rng: seeds() }
                     });
                     let workers = shards(settings, parts.collect(), [seeds(), seeds()], now);
                     let ledgers = workers.iter().map(|worker| worker.published()).collect();
@@ -343,7 +349,7 @@ impl Chain {
                 }
             }
         };
-        Node { bridge, ops, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
+        Node { bridge, commands, workers, ledgers, profiles, control_wake: Duration::ZERO, worker_wake: 0 }
     }
 
     /// Runs every node until nothing moves at this instant.
@@ -375,16 +381,16 @@ impl Chain {
                     Note::Resolve { .. } => {}
                 };
                 node.control_wake = node.bridge.turn(now, wall, &mut send, &mut note);
-                for (from_control, to_worker) in &mut node.ops {
+                for (from_control, to_worker) in &mut node.commands {
                     while !self.held_up.contains(&position)
-                        && let Ok(mut op) = from_control.pop()
+                        && let Ok(mut command) = from_control.pop()
                     {
                         moved = true;
-                        if let Command::InstallChannel { first, .. } = &mut op {
+                        if let Command::InstallChannel { first, .. } = &mut command {
                             *first = self.plan.first;
                         }
-                        self.keys.learn(position, &op);
-                        to_worker.push(op).unwrap_or_else(|_| panic!("as large as the ring before"));
+                        self.keys.learn(position, &command);
+                        to_worker.push(command).unwrap_or_else(|_| panic!("as large as the ring before"));
                     }
                 }
                 let wakes = node.workers.iter_mut().map(|worker| {
@@ -471,7 +477,7 @@ impl Chain {
             let ledger = self.ledger(position);
             assert!(ledger.closed(), "node {position}: {ledger:#?}");
             let held = ledger.cells.forward.held + ledger.cells.backward.held;
-            assert_eq!(ledger.buffers.0 + held, ledger.buffers.1, "buffers of node {position}");
+            assert_eq!(ledger.buffers.free + held, ledger.buffers.total, "buffers of node {position}");
         }
     }
 
@@ -491,8 +497,8 @@ impl Chain {
 }
 
 impl Keys {
-    fn learn(&mut self, position: usize, op: &Command) {
-        match op {
+    fn learn(&mut self, position: usize, command: &Command) {
+        match command {
             Command::InstallChannel { down: Some((_, number)), keys: ChannelKeys::Entry(hops), .. } => {
                 self.channels.push((*number, hops.clone()));
             }

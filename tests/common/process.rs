@@ -148,8 +148,8 @@ pub fn counted_by_time(node: &Value, period_us: f64) {
             assert!((parts - number(&stay["total"]["mean"])).abs() < 0.002, "{stay:#}");
         }
     }
-    let sizes = node["batch_sizes"].as_array().expect("sizes").iter();
-    assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["batches"], "{node:#}");
+    let sizes = node["release_sizes"].as_array().expect("sizes").iter();
+    assert_eq!(sizes.map(|size| size[1].as_u64().expect("a count")).sum::<u64>(), node["releases"], "{node:#}");
 }
 
 /// Raises this process's limit of open descriptors as far as permitted. True if it suffices; prints a line if not.

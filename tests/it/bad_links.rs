@@ -160,8 +160,7 @@ fn traffic_resumes_after_heavy_loss_on_all_links() {
     let mut flows = flows_of(&nodes, 4);
     flows.until_answered(0..4, SMALL);
     nodes.set_links(Faults { drop: 0.3, ..Faults::default() });
-    let answered = talk(&mut flows, Duration::from_secs(10));
-    println!("{answered} of {} answered under 30 % loss per link", flows.sent.len());
+    talk(&mut flows, Duration::from_secs(10));
     nodes.set_links(Faults::default());
     let (took, _) = flows.until_answered(0..4, SMALL);
     println!("all flows answered {took:?} after the loss had ended");

@@ -50,7 +50,7 @@ fn assert_ledgers(json: &Value, mixes: usize) {
             }
         }
         counted_by_time(node, f64::INFINITY);
-        assert!(node["mean_batch"].is_f64() && node["distinct_channels_mean"].is_f64());
+        assert!(node["mean_release"].is_f64() && node["distinct_channels_mean"].is_f64());
     }
 }
 
@@ -89,7 +89,7 @@ fn chain_verbose_prints_the_tables_of_every_node() {
     let output = run(Path::new("."), &format!("chain --verbose --io {} --mixes 1 --messages 3", io()));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-    for part in ["mixing p50", "node p50", "Datagrams", "Batches", "State"] {
+    for part in ["mixing p50", "node p50", "Datagrams", "Releases", "State"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains("refused by control"), "a node that is still starting is not a refusal: {text}");

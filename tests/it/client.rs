@@ -144,6 +144,29 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
 }
 
 #[test]
+fn waiting_receive_ends_with_its_entry() {
+    let mut nodes = Nodes::start(Plan::default());
+    let entry = Entry::start(nodes.another_entry()).unwrap();
+    let (waits, asks_later) = (tunnel(&entry), tunnel(&entry));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asynchronous = runtime.block_on(async { AsyncUdpTunnel::open(&entry).unwrap() });
+
+    let waiting = std::thread::spawn(move || waits.recv_from(&mut [0; 100]));
+    let task = std::thread::spawn(move || {
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, asynchronous.recv_from(&mut [0; 100])).await })
+    });
+    entry.shutdown().unwrap();
+    // None of them sends, so no ICMP error reports the closed port.
+    let errors = [
+        waiting.join().unwrap().unwrap_err(),
+        task.join().unwrap().expect("it returns in time").unwrap_err(),
+        asks_later.recv_from(&mut [0; 100]).unwrap_err(),
+    ];
+    assert!(errors.iter().all(|error| matches!(error, TunnelError::Closed)), "{errors:?}");
+    nodes.end();
+}
+
+#[test]
 fn tunnel_hears_strangers_only_where_the_exit_lets_them() {
     let mut nodes = Nodes::start(Plan { extra: vec![(3, "filtering = \"none\"".to_owned())], ..Plan::default() });
     let entry = Entry::start(nodes.another_entry()).unwrap();

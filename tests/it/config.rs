@@ -105,6 +105,8 @@ fn config_check_refuses_what_a_start_would_refuse() {
         ("status", "status = \"none/mix1.sock\"", "mkdir -p none"),
         ("keys", "keys = \"mix2.key\"", "noise key is not that of node 1"),
         ("# cores", "cores = [1000]", "this process may use"),
+        ("# next", "next = \"mix2..example.org:4702\"", "does not resolve"),
+        ("up", "up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1"),
     ] {
         edit(&config, line, with);
         assert_mistake(line, &run(dir.path(), "config check mix1.toml"), &["mix1", wanted]);

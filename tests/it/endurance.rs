@@ -284,7 +284,7 @@ fn exit_at_its_descriptor_limit_keeps_flows_and_recovers() {
     println!("{flows} flows, {open} of {LIMIT} descriptors at the exit");
     assert!(open as u64 > LIMIT - 128 && open as u64 <= LIMIT, "{open}");
     assert_eq!(nodes.descriptors(0), open_before[0], "an entry has no descriptor per client");
-    for (position, words) in [(exit, "descriptors"), (0, "the exit refused")] {
+    for (position, words) in [(exit, "open files"), (0, "the exit refused")] {
         assert!(nodes.said(position).iter().any(|line| line.contains(words)), "{:#?}", nodes.said(position));
     }
     // Those that have one keep it.

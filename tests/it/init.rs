@@ -20,7 +20,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ("init new --mixes 1 --lanes 2 --node 192.0.2.1:65535 --node 192.0.2.2:1", &["at most 65534", "2 lanes need consecutive ports"]),
         ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["invalid --node \"192.0.2.1:x\"", "expected IP, IP:PORT"]),
         ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node 192.0.2.1:5 (again for node 2)"]),
-        ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["node 1 at 192.0.2.1:0", "port"]),
+        ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["192.0.2.1:0: expected a port from 1 to 65535", "port"]),
         ("init new --base-port 65534", &["--base-port 65534 is too high", "needs 4 ports"]),
         ("chain --ipv6 --mixes 7", &["1472 bytes, but over IPv6 only 1452 fit"]),
         ("chain --rate 1000000 --seconds 86400", &["too many for one run"]),

@@ -86,9 +86,9 @@ fn assert_profile(chain: &Chain, position: usize, period: Nanos) {
         let parts = latency.pool.mean() + latency.node.mean();
         assert!((parts - latency.total.mean()).abs() < 1e-6 * parts, "mix {position}");
     }
-    let mean = ledger.batches.cells as f64 / ledger.batches.count as f64;
-    assert_eq!((profile.batches.count(), profile.batches.mean()), (ledger.batches.count, mean));
-    assert_eq!(profile.batches.max(), ledger.batches.largest);
+    let mean = ledger.releases.cells as f64 / ledger.releases.count as f64;
+    assert_eq!((profile.releases.count(), profile.releases.mean()), (ledger.releases.count, mean));
+    assert_eq!(profile.releases.max(), ledger.releases.largest);
 }
 
 #[test]
@@ -143,8 +143,8 @@ fn multicore_mixes_keep_order_and_share_one_pool() {
             assert!(edges.iter().all(|edge| edge.cells.forward.received > 0), "forward cells spread at mix {position}");
             let ledger = chain.ledger(position);
             assert_eq!((ledger.gauges.channels, ledger.gauges.links), (16, 2));
-            let batches = ledger.batches;
-            assert!(batches.channels > 5 * batches.count, "a release mixes channels of all lanes: {batches:?}");
+            let releases = ledger.releases;
+            assert!(releases.channels > 5 * releases.count, "a release mixes channels of all lanes: {releases:?}");
             assert_profile(&chain, position, 2 * MILLI);
         }
     }

@@ -1,5 +1,6 @@
 //! Input that a careless node would not survive: empty and cut datagrams, forged cells, unreachable destinations, ends
-//! that come and go. Each is sent, each is counted where it is refused, and the same processes carry traffic afterwards.
+//! that come and go. Each is sent, each is counted where it is refused, and the same processes carry traffic
+//! afterwards.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -221,7 +222,8 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
         assert_eq!(data.len() as u64, COUNT);
         let [stranger_at, header_at, forged_at, replay_at] =
             ["stranger", "header", "forged", "replay"].map(|reason| format!("{}/{reason}", dropped_at(&port)));
-        // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the tag of the body fails.
+        // A mix cannot check a backward body: it finds the number used. Forward, and at the entry, the tag of the body
+        // fails.
         let of_body = if direction == Backward && position != 0 { replay_at } else { forged_at };
         // If there was a keepalive after all, control refuses it.
         let of_body = [&of_body, "/refused/cell-replayed", "/refused/cell-forged"];

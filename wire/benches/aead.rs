@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p wire --bench aead [-- WORD...]`; every word must occur in a row's name. Jobs come in batches of 64,
 //! as in a mix. Sealed cells are copied into place before each measurement, so they are in the cache as after a receive
-//! call; with many keys, the keys are as cold as their number makes them. All candidates take turns in several rounds. A
-//! figure is the median of the rounds, each of which is the median of its batches.
+//! call; with many keys, the keys are as cold as their number makes them. All candidates take turns in several rounds.
+//! A figure is the median of the rounds, each of which is the median of its batches.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -124,7 +124,7 @@ pub struct Header {
     pub channel: u32,
     /// Sequence number of 40 bits, per channel and direction, or per link key.
     pub seq: u64,
-    /// Cell within a round, or fragment index; 0 in data cells of free classes.
+    /// Cell within a round (paced classes, reserved), or fragment index; 0 in data cells of free classes.
     pub sub: u8,
     pub kind: CellKind,
     pub class: Class,
@@ -155,7 +155,7 @@ impl Header {
     /// Reads a deciphered block, in the order of SPEC 3.7: zero, class, type.
     ///
     /// # Errors
-    /// Which of the three was wrong.
+    /// The one of the three that is wrong.
     pub fn from_block(block: &Block, class: Class) -> Result<Header, BadHeader> {
         if block[12..16] != [0; 4] {
             return Err(BadHeader::Zero);

@@ -7,7 +7,7 @@
 pub const NK_HALF_LEN: usize = 672;
 /// Half of message 1 between hops (Noise IK).
 pub const IK_HALF_LEN: usize = 686;
-/// Message 2, whatever the pattern.
+/// Message 2, of either pattern.
 pub const RESPONSE_LEN: usize = 1176;
 /// A cookie; reserved.
 pub const COOKIE_LEN: usize = 64;

@@ -63,7 +63,7 @@ pub struct LinkSecrets {
     pub control_i2r: Zeroizing<[u8; 28]>,
     /// Key and iv of control cells.
     pub control_r2i: Zeroizing<[u8; 28]>,
-    /// The resumption token that names this handshake in the next one.
+    /// The resumption token by which the next handshake refers to this one.
     pub resume: Zeroizing<[u8; 32]>,
 }
 

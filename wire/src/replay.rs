@@ -6,7 +6,7 @@
 //! pass. The word of the highest number is stored beside the numbers, so cells that arrive in order
 //! touch the ring only once in 64 cells.
 
-/// How far a cell may be ahead of the highest number seen.
+/// The furthest that a cell may be ahead of the highest number seen.
 pub const AHEAD_MAX: u64 = 1 << 19;
 pub const WIDTH_DEFAULT: usize = 4096;
 pub const WIDTH_MAX: usize = 65536;

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use control::{Config, Control, DataOp, Input, Output};
+use control::{Change, Config, Control, Input, Output};
 use dataplane::sys;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -188,15 +188,15 @@ impl Neighbour {
         while let Some(output) = self.control.poll_output() {
             match output {
                 Output::Send { datagram, .. } => self.send(&datagram),
-                Output::Data(op) => self.apply(op),
+                Output::Change(change) => self.apply(change),
                 Output::Event(_) => {}
             }
         }
     }
 
-    fn apply(&mut self, op: DataOp) {
-        match op {
-            DataOp::InstallSlot { link, slot, header_i2r, header_r2i, rank, .. } => {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::InstallSlot { link, slot, header_i2r, header_r2i, rank, .. } => {
                 let (i2r, r2i) = (HeaderKey::new(&header_i2r), HeaderKey::new(&header_r2i));
                 let (incoming, outgoing) = if self.side == Side::Up { (i2r, r2i) } else { (r2i, i2r) };
                 let current = rank == Rank::Current;
@@ -205,22 +205,22 @@ impl Neighbour {
                 }
                 self.slots.push(Slot { link, id: slot, incoming, outgoing, current });
             }
-            DataOp::Promote { slot, .. } => self.slots.iter_mut().for_each(|one| one.current = one.id == slot),
-            DataOp::RetireSlot { slot, .. } => self.slots.retain(|one| one.id != slot),
-            DataOp::RetireLink { link } => self.slots.retain(|one| one.link != link),
-            DataOp::InstallChannel { up, down, keys, .. } => {
+            Change::Promote { slot, .. } => self.slots.iter_mut().for_each(|one| one.current = one.id == slot),
+            Change::RetireSlot { slot, .. } => self.slots.retain(|one| one.id != slot),
+            Change::RetireLink { link } => self.slots.retain(|one| one.link != link),
+            Change::InstallChannel { up, down, keys, .. } => {
                 if let Some((_, number)) = up.or(down) {
                     self.opened.push(OpenedChannel { number, keys });
                 }
             }
-            DataOp::Inject { slot, header, body, .. } => {
+            Change::Inject { slot, header, body, .. } => {
                 let mut block = [header.to_block()];
                 if let Some(slot) = self.slots.iter().find(|one| one.id == slot) {
                     slot.outgoing.encipher(&mut block);
                     self.send(&[&block[0][..], &body].concat());
                 }
             }
-            DataOp::InstallLink { .. } | DataOp::RetireChannel { .. } | DataOp::Supersede { .. } => {}
+            Change::InstallLink { .. } | Change::RetireChannel { .. } | Change::Supersede { .. } => {}
         }
     }
 

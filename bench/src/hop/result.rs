@@ -143,7 +143,7 @@ impl HopRow {
             generator_bound: sleeps as f64 >= IDLE_MAX * turns as f64,
             cell_ns_range: range(&cells).map(|ns| round(ns, 1)),
             wall_cells_per_s: round(wall, 0),
-            batch: round(sum(|mix| mix.sent) as f64 / sum(|mix| mix.batches).max(1) as f64, 1),
+            batch: round(sum(|mix| mix.sent) as f64 / sum(|mix| mix.releases).max(1) as f64, 1),
             turns,
             sleeps,
             relay_gso_sleeps: round(median(samples.iter().map(|sample| sample.gso.sleeps())), 3),

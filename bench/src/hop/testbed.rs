@@ -77,7 +77,7 @@ pub(crate) struct Measurement {
     /// Turns of the worker, and sleeps among them.
     pub(crate) turns: (u64, u64),
     /// Releases of pools.
-    pub(crate) batches: u64,
+    pub(crate) releases: u64,
     /// Cells that were opened at the far end, and those of them that were forged.
     pub(crate) checked: (u64, u64),
     /// The mix's ledger closed, and every cell of the round is in one of these counts.
@@ -316,7 +316,7 @@ impl Testbed {
             lost: (lost_before, sent.saturating_sub(delivery.arrived as u64)),
             dropped,
             turns: (after.turns - before.turns, after.sleeps - before.sleeps),
-            batches: after.batches - before.batches,
+            releases: after.releases - before.releases,
             checked,
             closed: after.ledger.closed() && delivery.sent as u64 == forwarded + lost_before + lost_inside,
         })

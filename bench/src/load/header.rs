@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 16 bytes and more   kind u4 | run u4 | flow u24, number u32, intended time u64 (ns since the run began)
-//! 4 to 15 bytes       answer u1 | backward u1 | index u30 into the list of short datagrams, which holds the same fields
+//! 4 to 15 bytes       answer u1 | backward u1 | index u30 into the list of short datagrams, which holds the same
+//!                     fields
 //! ```
 
 use std::sync::Mutex;

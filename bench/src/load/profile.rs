@@ -1,10 +1,10 @@
 //! Profiles: traffic like that of applications.
 //!
 //! ```text
-//! voip    both ways 50/s of 172 bytes (G.711, 20 ms frames, RTP) in talk spurts of 1.0 s and pauses of 1.6 s on average,
-//!         both exponential (ITU-T P.59: 1.004 s and 1.587 s)
-//! game    forward 30 to 128/s, drawn for each player, of 40 to 120 bytes; backward 30/s, each time 1 to 4 of 120 to 1200
-//!         bytes at once
+//! voip    both ways 50/s of 172 bytes (G.711, 20 ms frames, RTP) in talk spurts of 1.0 s and pauses of 1.6 s on
+//!         average, both exponential (ITU-T P.59: 1.004 s and 1.587 s)
+//! game    forward 30 to 128/s, drawn for each player, of 40 to 120 bytes; backward 30/s, each time 1 to 4 of 120 to
+//!         1200 bytes at once
 //! video   forward 30 frames/s of 1200-byte packets: 2 to 10 a frame, and a key frame of 30 every two seconds
 //! bulk    forward 1000/s of 1200 bytes, in bursts of 16
 //! ```

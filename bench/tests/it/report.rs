@@ -57,9 +57,9 @@ fn node(role: &str, index: u64) -> Value {
     }
     let tally = |dropped: Value| json!({ "received": 20_000, "injected": 0, "dropped": dropped, "closed": true });
     json!({
-        "role": role, "index": index, "batches": 700, "mean_batch": 57.1, "largest_batch": 64, "kernel_drops": 0,
+        "role": role, "index": index, "releases": 700, "mean_release": 57.1, "largest_release": 64, "kernel_drops": 0,
         "distinct_channels_mean": 12.5, "cpu_s": 0.04, "latency_us": { "forward": way },
-        "batch_sizes": [[1, 20], [2, 9], [15, 31], [47, 40], [63, 100], [71, 500]],
+        "release_sizes": [[1, 20], [2, 9], [15, 31], [47, 40], [63, 100], [71, 500]],
         "ledger": { "cells": { "forward": tally(json!({ "replay": 7 })), "backward": tally(json!({})) } },
     })
 }
@@ -205,7 +205,7 @@ fn page_shows_all_results_and_fetches_nothing() {
     assert_eq!(lines_of(&document, "latency"), [4]);
     assert_eq!(lines_of(&document, "round-trip"), [2]);
     assert_eq!(lines_of(&document, "time"), [3, 2, 2]);
-    assert_eq!(lines_of(&document, "batches").len(), 3);
+    assert_eq!(lines_of(&document, "releases").len(), 3);
     assert_eq!(lines_of(&document, "hop").len(), 1);
     // p50, p99 and the budget.
     assert_eq!(lines_of(&document, "capacity"), [3]);
@@ -276,10 +276,10 @@ fn run_without_arrivals_is_shown() {
     dead.calibration = None;
     dead.series = vec![Second { sent: 20_000, ..Second::default() }];
     dead.seconds = 0.0;
-    dead.nodes = vec![json!({}), json!({ "role": "mix", "batch_sizes": "many", "latency_us": 7, "ledger": [] })];
+    dead.nodes = vec![json!({}), json!({ "role": "mix", "release_sizes": "many", "latency_us": 7, "ledger": [] })];
     let page = page(folder.path(), &[dead.write(folder.path()).unwrap()]);
     let document = Document::parse(body(&page)).unwrap_or_else(|error| panic!("{error}"));
-    assert!(page.contains("do not report batch sizes"));
+    assert!(page.contains("do not report releases by size"));
     assert!(!page.contains("NaN") && !page.contains("inf"));
     assert_eq!(lines_of(&document, "time"), [2, 1]);
 }

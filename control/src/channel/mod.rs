@@ -1,9 +1,11 @@
 //! The table of channels of a node (SPEC 5): ids on links, half-open and open channels.
 //!
-//! [`setup`] is how a hop passes on setups and acks; the entry's own setups are in [`crate::entry`].
+//! [`setup`] is how a hop passes on setups and acks, [`copies`] the second and third cell of an ack; the entry's own setups are in [`crate::entry`].
 
+mod copies;
 mod setup;
 
+pub use copies::ACK_COPIES_MAX;
 pub(crate) use setup::{info, send_setup};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,14 +15,15 @@ use rand::Rng;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::HopSecrets;
 
+use self::copies::AckCopies;
 use crate::admission::{Bucket, ReplayCache};
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::io::{DataOp, Event};
+use crate::io::{Change, Event};
 use crate::link::Links;
 
-/// How long an id is not drawn again on its link after its use.
+/// An id is not drawn again on its link for this long after its use.
 const ID_COOLDOWN: Duration = Duration::from_secs(180);
 
 /// A channel's id on a link.
@@ -69,6 +72,7 @@ pub(crate) struct Channels {
     open: Vec<Option<Open>>,
     free: Vec<ChannelIndex>,
     open_count: usize,
+    ack_copies: AckCopies,
     bucket: Bucket,
     seen: ReplayCache,
     /// Hash of this hop's descriptor (D in SPEC 5.1); none at the entry.
@@ -85,6 +89,7 @@ impl Channels {
             open: Vec::new(),
             free: Vec::new(),
             open_count: 0,
+            ack_copies: AckCopies::default(),
             bucket: Bucket::new(config.caps.setups, now),
             seen: ReplayCache::new(config.caps.replay_cache),
             descriptor_hash: config.descriptor.as_ref().map(|own| own.hash()),
@@ -173,7 +178,7 @@ impl Channels {
             }
         }
         let lifetime_s = cx.config.lifetime_s();
-        cx.data(DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
+        cx.change(Change::InstallChannel { channel, up, down, keys, lifetime_s, first: 0 });
         cx.event(Event::ChannelOpen { channel, setup });
         cx.counters.channels_opened += 1;
         channel
@@ -236,13 +241,14 @@ impl Channels {
             let open = self.open[channel.index()].as_ref();
             let gone = open.is_some_and(|open| !open.retired && (over(open.up) || over(open.down)));
             if gone && self.release(links, now, channel) {
-                cx.data(DataOp::RetireChannel { channel });
+                cx.change(Change::RetireChannel { channel });
             }
         }
     }
 
-    /// Drops half-open channels whose ack is overdue and ends cooldowns.
+    /// Sends the ack cells that are due, drops half-open channels whose ack is overdue and ends cooldowns.
     pub(crate) fn tick(&mut self, cx: &mut Context, links: &mut Links, now: Duration) {
+        self.ack_copies.tick(cx, links, now);
         let limit = cx.config.half_open_for();
         while let Some((serial, half)) = self.half_open.first_key_value()
             && now.saturating_sub(half.created_at) >= limit
@@ -261,10 +267,11 @@ impl Channels {
         }
     }
 
-    /// When [`Channels::tick`] has something to do next.
+    /// The time of the next work for [`Channels::tick`].
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let expires = self.half_open.first_key_value().map(|(_, half)| half.created_at + cx.config.half_open_for());
         let cooled_down = self.cooling_down.front().map(|(until, _)| *until);
-        expires.unwrap_or(Duration::MAX).min(cooled_down.unwrap_or(Duration::MAX))
+        let wakes = [expires, cooled_down, self.ack_copies.due()];
+        wakes.into_iter().flatten().min().unwrap_or(Duration::MAX)
     }
 }

@@ -1,5 +1,4 @@
-//! How this node initiates handshakes with the next hop: when, how often, and which response counts
-//! (SPEC 4.4, 4.6).
+//! Initiates handshakes with the next hop, repeats them, and accepts responses (SPEC 4.4, 4.6).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -20,9 +19,9 @@ use crate::noise::{InitiatorState, Pattern, Terms};
 
 /// Messages 1 that may wait for a response at once.
 const PENDING_MAX: usize = 4;
-/// How long each waits.
+/// A message 1 waits this long for its response.
 const RESPONSE_WAIT: Duration = Duration::from_secs(5);
-/// How long after its start a node does not count a missing next hop as a fault: the nodes of a chain start in any order.
+/// For this long after its start a node does not report a missing next hop: the nodes of a chain start in any order.
 const STARTING: Duration = Duration::from_secs(1);
 
 /// A message 1 that waits for its response.
@@ -46,7 +45,7 @@ enum Cause {
 }
 
 impl Cause {
-    /// How long to wait for the response; `retry` is the wait that grows from attempt to attempt.
+    /// The wait for the response. `retry` grows from attempt to attempt.
     fn wait(self, timing: &Timing, retry: Duration) -> Duration {
         match self {
             Cause::NoLink => retry,
@@ -71,7 +70,7 @@ pub(super) struct Initiator {
     pending: VecDeque<Pending>,
     /// Wait for the next response while there is no link; grows with every attempt.
     retry: Duration,
-    /// When the link was lost, or the node started; meaningless while there is a link.
+    /// The time at which the link was lost or the node started. Not used while there is a link.
     pub(super) unlinked_since: Duration,
     /// No new message 1 before this time.
     pub(super) due: Duration,
@@ -203,7 +202,8 @@ impl Links {
         Ok(())
     }
 
-    /// How long the next hop has not replied although this node sends to it. None while it replies, and at the exit.
+    /// The time for which the next hop has not replied although this node sends to it. None while it replies, and at
+    /// the exit.
     pub(crate) fn next_hop_silence(&self, cx: &Context, now: Duration) -> Option<Duration> {
         let initiator = self.initiator.as_ref()?;
         let link = self.down.and_then(|id| self.link(id)).filter(|link| link.current.is_some());

@@ -17,8 +17,8 @@ use crate::admission::Bucket;
 use crate::config::{Config, Timing};
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::fragments::Joiner;
-use crate::io::{DataOp, Event};
+use crate::fragments::{Decided, Joiner};
+use crate::io::{Change, Event};
 use crate::slot::Slot;
 
 mod initiator;
@@ -29,10 +29,18 @@ use responder::Responder;
 
 /// Lifetime of a link that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
-/// Incomplete setups of one link.
-const INCOMPLETE_SETUPS_MAX: usize = 8;
-/// How long the fragments of a setup wait for each other.
-const SETUP_FRAGMENTS_WAIT: Duration = Duration::from_secs(2);
+/// Incomplete setups of an entry's link.
+const INCOMPLETE_SETUPS_PER_ENTRY_LINK: usize = 8;
+/// Incomplete setups of a link between hops, which carries those of all entries.
+const INCOMPLETE_SETUPS_MAX: usize = 256;
+/// How long the shards of a setup wait for each other.
+const SETUP_SHARDS_WAIT: Duration = Duration::from_secs(2);
+/// Decided setups that an entry's link remembers: more than its default rate allows in their time.
+const DECIDED_SETUPS_PER_ENTRY_LINK: usize = 64;
+/// Decided setups that a link between hops remembers.
+const DECIDED_SETUPS_MAX: usize = 4096;
+/// How long the remaining shards of a decided setup are expected.
+const DECIDED_SETUPS_KEEP: Duration = Duration::from_secs(2);
 
 /// A link with its slots.
 pub(crate) struct Link {
@@ -59,6 +67,8 @@ pub(crate) struct Link {
     pub(crate) setups: Bucket,
     /// Incomplete setups, by channel number.
     pub(crate) incomplete_setups: Joiner<u32>,
+    /// Setups that were accepted or refused lately, by channel number.
+    pub(crate) decided_setups: Decided<u32>,
 }
 
 impl Link {
@@ -78,7 +88,7 @@ impl Link {
         self.current.is_none() && self.next.is_none() && self.previous.is_none()
     }
 
-    /// How long its slots live after their handshake.
+    /// The life of a slot after its handshake.
     fn slot_lifetime(&self, timing: &Timing) -> Duration {
         let unpromoted = self.current.is_none() && self.previous.is_none();
         if unpromoted { timing.expire_after.min(UNPROMOTED_WAIT) } else { timing.expire_after }
@@ -103,7 +113,7 @@ impl Link {
         if let Some(peer) = from.or((!was_up).then_some(slot.peer)) {
             self.peer = peer;
         }
-        cx.data(DataOp::Promote { link: self.id, slot: slot.id, peer: self.peer });
+        cx.change(Change::Promote { link: self.id, slot: slot.id, peer: self.peer });
         self.was_up = true;
         self.previous = self.current.replace(slot);
         let (side, link, peer) = (self.side, self.id, self.peer);
@@ -117,7 +127,7 @@ impl Link {
         let Some((header, body)) = slot.seal(cell.kind, cell.channel, cell.sub, class, cell.content) else {
             return false;
         };
-        cx.data(DataOp::Inject { link: self.id, slot: slot.id, header, body });
+        cx.change(Change::Inject { link: self.id, slot: slot.id, header, body });
         self.record_sent(now);
         true
     }
@@ -251,7 +261,7 @@ impl Links {
             Side::Up => Rank::Next,
             Side::Down => Rank::Current,
         };
-        cx.data(DataOp::InstallSlot {
+        cx.change(Change::InstallSlot {
             link: link.id,
             slot: id,
             peer,
@@ -277,6 +287,11 @@ impl Links {
             self.versions.push(0);
         }
         let id = LinkId::new(index, self.versions[index]);
+        let (incomplete, decided) = if cx.config.faces_entries() {
+            (INCOMPLETE_SETUPS_PER_ENTRY_LINK, DECIDED_SETUPS_PER_ENTRY_LINK)
+        } else {
+            (INCOMPLETE_SETUPS_MAX, DECIDED_SETUPS_MAX)
+        };
         let link = Link {
             id,
             side,
@@ -293,10 +308,11 @@ impl Links {
             channels: 0,
             half_open: 0,
             setups: Bucket::new(cx.config.caps.setups_per_entry_link, now),
-            incomplete_setups: Joiner::new(INCOMPLETE_SETUPS_MAX, SETUP_FRAGMENTS_WAIT),
+            incomplete_setups: Joiner::new(incomplete, SETUP_SHARDS_WAIT),
+            decided_setups: Decided::new(decided, DECIDED_SETUPS_KEEP),
         };
         self.all[index] = Some(link);
-        cx.data(DataOp::InstallLink { link: id, side, peer });
+        cx.change(Change::InstallLink { link: id, side, peer });
         id
     }
 
@@ -308,7 +324,7 @@ impl Links {
         if self.down == Some(id) {
             self.down = None;
         }
-        cx.data(DataOp::RetireLink { link: id });
+        cx.change(Change::RetireLink { link: id });
         if link.was_up {
             cx.event(Event::LinkDown { side: link.side, link: id });
         }
@@ -341,7 +357,7 @@ impl Links {
             let lifetime = link.slot_lifetime(&cx.config.timing);
             for of_rank in link.slots() {
                 if let Some(slot) = of_rank.take_if(|slot| now.saturating_sub(slot.created_at) >= lifetime) {
-                    cx.data(DataOp::RetireSlot { link: id, slot: slot.id });
+                    cx.change(Change::RetireSlot { link: id, slot: slot.id });
                 }
             }
 
@@ -358,7 +374,7 @@ impl Links {
         dead
     }
 
-    /// When [`Links::expire`] or `initiate` has something to do next.
+    /// The time of the next work for [`Links::expire`] or `initiate`.
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let timing = &cx.config.timing;
         let mut wake = Duration::MAX;
@@ -392,7 +408,7 @@ fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
     };
     let mut content = vec![0; len];
     content[0] = LinkContent::Keepalive as u8;
-    // Also if there is no slot to send under: otherwise the next wake would be in the past.
+    // Noted also without a slot to send under: otherwise the next wake would be in the past.
     link.owed_since = None;
     if link.inject(cx, now, &Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content }) {
         cx.counters.keepalives += 1;

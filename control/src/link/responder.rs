@@ -1,4 +1,4 @@
-//! How this node answers handshakes: whom, how many, and for which link (SPEC 4.2, 4.4, 4.5).
+//! Answers handshakes: checks the initiator, limits the rate, finds the link (SPEC 4.2, 4.4, 4.5).
 
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ const EPHEMERALS_PER_LINK: usize = 16;
 const EPHEMERALS_MAX: usize = 4096;
 /// Halves of message 1 that wait for their other half.
 const HALVES_MAX: usize = 256;
-/// How long each waits.
+/// The longest wait of each half.
 const HALVES_WAIT: Duration = Duration::from_secs(1);
 
 /// The responder's side of the links to previous hops or entries.
@@ -81,12 +81,12 @@ impl Responder {
         if !self.key.accepts(parsed) {
             return Err(Refusal::BadMac1);
         }
-        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part.into(), 2, parsed.noise);
+        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part, 2, parsed.noise);
         (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
             Joined::Duplicate => Err(Refusal::HalfDuplicate),
-            Joined::Complete(message) => Ok(Some(message)),
+            Joined::Complete(halves) => Ok(Some(halves.concat())),
         }
     }
 

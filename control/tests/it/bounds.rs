@@ -67,6 +67,8 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     plan.caps.setups_per_entry_link = MANY;
     plan.caps.half_open = 6;
     let mut world = World::new(plan);
+    // In order: more than eight setups at once whose shards overtake each other displace each other.
+    world.delay_us = 4_000..4_001;
     world.tap = Box::new(|_, packet| {
         if packet.from == up_address(3) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });

@@ -1,4 +1,4 @@
-//! What an entry and an exit have in common: one link socket, application sockets, and a way to build cells.
+//! The common part of entry and exit: one link socket, application sockets, and a way to build cells.
 //!
 //! An endpoint does not pool. In each turn it receives on the link, hands datagrams to applications, packs what
 //! applications sent into cells, seals these and sends them. Layers and flows are the business of its owner, `entry`
@@ -17,7 +17,7 @@ use wire::layer::{BATCH_MAX, data_header};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::latency::{self, Times};
-use crate::ledger::{Batches, DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Releases, Tally};
 use crate::links::report_activity;
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
@@ -87,7 +87,7 @@ pub(crate) struct Endpoint<L, A, C> {
     pub(crate) punts: PuntSender,
     pub(crate) cells: PerDirection<Tally>,
     pub(crate) datagrams: PerDirection<Tally>,
-    batches: Batches,
+    releases: Releases,
     report_due: Nanos,
     arrivals: Arrivals,
     pub(crate) admitted: Vec<Admitted>,
@@ -100,10 +100,16 @@ pub(crate) struct Endpoint<L, A, C> {
     packed: usize,
 }
 
-/// Buffers of an endpoint: what one turn builds or receives, as much again that waits to be sent, and what the socket
-/// keeps for what is to come.
+/// Buffers of the link batch that is being received.
+const RECEIVING: usize = RECEIVE_MAX;
+/// Rx buffers of the link socket.
+const RX_BUFFERS: usize = RECEIVE_MAX;
+/// Buffers of cells that were built earlier and wait to be sent.
+const WAITING: usize = 2 * RECEIVE_MAX;
+
+/// Buffers of an endpoint whose batches of application datagrams need up to `batch_buffers`.
 pub(crate) const fn buffers(batch_buffers: usize) -> usize {
-    batch_buffers + 4 * RECEIVE_MAX
+    batch_buffers + RECEIVING + RX_BUFFERS + WAITING
 }
 
 impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
@@ -139,7 +145,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             punts,
             cells: PerDirection::default(),
             datagrams: PerDirection::default(),
-            batches: Batches::default(),
+            releases: Releases::default(),
             report_due: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
@@ -202,9 +208,9 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
     }
 
-    /// Whether the cells of one more batch of application datagrams can be built now.
+    /// True if there are buffers for the cells of one more batch of application datagrams.
     pub(crate) fn has_room_for_a_batch(&self) -> bool {
-        self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVE_MAX
+        self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVING
     }
 
     /// Seals what the packer holds, after control's cells, and sends. Calls `each` for every channel with a cell.
@@ -244,7 +250,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         drop(finished);
 
         if count > 0 {
-            self.batches.add(count, channels);
+            self.releases.add(count, channels);
             self.packed = count;
         }
         if !self.release.is_empty() {
@@ -265,11 +271,12 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     /// Publishes the ledger: its own part, and what the owner holds and counts.
     pub(crate) fn publish(&self, held: PerDirection<u64>, flows: usize, sockets: usize) {
         let mut ledger =
-            Ledger { cells: self.cells, datagrams: self.datagrams, batches: self.batches, ..Ledger::default() };
+            Ledger { cells: self.cells, datagrams: self.datagrams, releases: self.releases, ..Ledger::default() };
         ledger.cells[self.outgoing()].held = (self.out.len() + self.release.len()) as u64;
         ledger.datagrams.forward.held = held.forward;
         ledger.datagrams.backward.held = held.backward;
-        ledger.buffers = ((self.free.free() + self.link.rx_buffers()) as u64, self.free.total() as u64);
+        ledger.buffers =
+            Buffers { free: (self.free.free() + self.link.rx_buffers()) as u64, total: self.free.total() as u64 };
         ledger.traffic = self.link.traffic();
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -281,7 +288,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = ledger;
     }
 
-    /// When the next turn must come if nothing arrives and the owner's next work is due at `tick`.
+    /// The latest time of the next turn if nothing arrives and the owner's next work is due at `tick`.
     pub(crate) fn wake_at(&self, now: Nanos, tick: Nanos) -> Nanos {
         let wake = if self.out.is_empty() { tick } else { now + BLOCKED_WAIT };
         if self.table.links.has_activity() { wake.min(self.report_due) } else { wake }
@@ -300,7 +307,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
                 profile.latency[incoming].count(Times::new(began, began), now, handed_out);
             }
             if self.packed > 0 {
-                profile.batches.add(std::mem::take(&mut self.packed) as u64, 1);
+                profile.releases.add(std::mem::take(&mut self.packed) as u64, 1);
             }
         }
         self.began.1 = self.datagrams[incoming].sent;
@@ -315,7 +322,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         }
     }
 
-    /// Whether cells wait that the link socket did not take.
+    /// True if cells wait that the link socket did not accept.
     pub(crate) fn is_blocked(&self) -> bool {
         !self.out.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Cells from Mix 1: all layers off, then their frames to the clients.
+//! Cells from Mix 1: removes all layers and passes their frames to the clients.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -49,7 +49,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Takes all layers off; drops what is not the exit's or was seen before.
+    /// Removes all layers. Drops cells that are forged or were seen before.
     pub(super) fn strip(&mut self) {
         let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.end;
         let len = shape.cell_len(Direction::Backward, 1);
@@ -125,7 +125,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 }
 
-/// A datagram for a flow's client: of the flow's peer, unless it is `from` somebody else.
+/// Passes a datagram to a flow's client. Its sender is the flow's peer, or `from`.
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],

@@ -30,19 +30,19 @@ const RETRY: Nanos = 5 * SECOND;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// How far the exit is with a flow.
+/// The state of a flow at the exit, as far as the entry knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowState {
     /// OPEN goes in front of every datagram.
     Opening,
     /// MOVE goes in front of every datagram.
     Moving,
-    /// STATUS 0 has come.
+    /// STATUS 0 has arrived.
     Open,
-    /// The exit said no.
+    /// The exit has refused the flow.
     Refused {
         reason: DropReason,
-        /// Then it is asked again.
+        /// The next datagram after this time sends OPEN again.
         until: Nanos,
     },
 }
@@ -51,14 +51,13 @@ pub(super) enum FlowState {
 pub(super) struct Flow {
     client: u32,
     destination: Destination,
-    /// Names it for the exit, whatever channel it is on.
+    /// Identifies the flow at the exit, on any channel.
     pub token: Token,
     pub channel: ChannelIndex,
     pub number: u16,
     pub map: u16,
-    /// How far the exit is.
     pub state: FlowState,
-    /// Its OPEN was confirmed once, so the exit knows its token.
+    /// The exit has confirmed its OPEN, so it knows the token.
     known: bool,
     /// All its places: answers may still come to those it has left.
     places: Vec<(ChannelIndex, u16)>,
@@ -70,16 +69,24 @@ pub(super) struct Flow {
     peer_seq: Option<u64>,
 }
 
-/// Where an answer goes, and whose it is.
+impl Flow {
+    /// The exit does not have the flow: what it resolved the name to, it will say again.
+    fn forget_answer(&mut self) {
+        self.known = false;
+        (self.peer, self.peer_seq) = (None, None);
+    }
+}
+
+/// The destination of an answer, and its sender.
 pub(super) struct Reply<'a> {
     pub socket: SocketId,
     pub to: SocketAddr,
     pub flow: u32,
-    /// Who sent it: the flow's destination, or what that has resolved to.
+    /// The sender: the flow's destination, or the address of its name.
     pub peer: Cow<'a, Destination>,
 }
 
-/// Whom a refusal concerns.
+/// The client and destination of a refused flow.
 pub(super) struct Refusal<'a> {
     pub socket: SocketId,
     pub address: SocketAddr,
@@ -208,7 +215,7 @@ impl Clients {
         }
     }
 
-    /// Takes a flow off all lists but its client's.
+    /// Removes a flow from all lists but its client's.
     fn remove(&mut self, id: u32) -> Flow {
         let flow = self.flows[id as usize].take().expect("a live flow");
         self.vacant_flows.push(id);
@@ -274,7 +281,7 @@ impl Clients {
     /// The flow of a client to a destination, new or known.
     ///
     /// # Errors
-    /// There is no room; a client that so remains without a flow is forgotten.
+    /// The table is full. A client that is left without a flow is forgotten.
     pub(super) fn flow(
         &mut self,
         client: u32,
@@ -341,7 +348,7 @@ impl Clients {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Where an answer on a flow goes.
+    /// The destination of an answer on a flow.
     pub(crate) fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
         let flow = self.flows[id as usize].as_ref()?;
@@ -368,7 +375,7 @@ impl Clients {
         }
     }
 
-    /// The exit's word on a flow; whom it concerns if that is a refusal.
+    /// Applies a STATUS of the exit to its flow. Returns the client and destination if it is a refusal.
     pub(super) fn status(
         &mut self,
         channel: ChannelIndex,
@@ -392,7 +399,7 @@ impl Clients {
                 false
             }
             Status::UnknownFlow => {
-                flow.known = false;
+                flow.forget_answer();
                 // It follows a refused OPEN too, for the datagram behind it, and does not lift it.
                 if !matches!(flow.state, FlowState::Refused { .. }) {
                     flow.state = FlowState::Opening;
@@ -402,7 +409,7 @@ impl Clients {
             // A port that is closed now may open: say so, and go on sending.
             Status::Unreachable => true,
             _ => {
-                flow.known = false;
+                flow.forget_answer();
                 flow.state = FlowState::Refused { reason: DropReason::of_status(code), until: now + RETRY };
                 true
             }
@@ -417,12 +424,12 @@ impl Clients {
         if let Some((_, flow)) = self.at(channel, number)
             && (flow.channel, flow.number) == (channel, number)
         {
-            flow.known = false;
+            flow.forget_answer();
             flow.state = FlowState::Opening;
         }
     }
 
-    /// Takes a flow off all lists but its client's, which it returns, and has the exit told.
+    /// Removes a flow from all lists but its client's, and calls `close` for it. Returns the client.
     fn end(&mut self, id: u32, close: &mut impl FnMut(ChannelIndex, u16)) -> u32 {
         let flow = self.remove(id);
         if self.channels.contains_key(&flow.channel) {

@@ -11,13 +11,12 @@ use crate::ledger::DropReason;
 
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// What it does with its datagrams.
     pub kind: ListenerKind,
     /// Flows of its clients that have sent nothing for this long are closed.
     pub idle: Duration,
 }
 
-/// What a listening socket does with its datagrams.
+/// The kinds of listening sockets.
 #[derive(Clone, Debug)]
 pub enum ListenerKind {
     /// All go to one destination.
@@ -28,7 +27,7 @@ pub enum ListenerKind {
     Socks(Association),
 }
 
-/// Who may use a SOCKS association.
+/// The client that may use a SOCKS association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Association {
     /// The address that asked for it.
@@ -37,7 +36,7 @@ pub struct Association {
     pub port: Option<u16>,
 }
 
-/// Where a flow goes, as the exit will see it.
+/// The destination of a flow, as the exit sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
     Ip(SocketAddr),
@@ -58,8 +57,8 @@ impl Listener {
     /// The destination and the data of a datagram.
     ///
     /// # Errors
-    /// Its header is not valid ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]), or not the
-    /// client's ([`DropReason::Foreign`]).
+    /// Its header is not valid ([`DropReason::BadAddress`]), it is part of a datagram ([`DropReason::SocksFragment`]),
+    /// or not the client's ([`DropReason::Foreign`]).
     pub fn read<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Result<(Destination, &'a [u8]), DropReason> {
         match &self.kind {
             ListenerKind::Forward(destination) => Ok((destination.clone(), bytes)),
@@ -68,7 +67,7 @@ impl Listener {
         }
     }
 
-    /// Whether its clients see where an answer comes from.
+    /// True if its clients learn the sender of an answer.
     pub(crate) fn tells_peers(&self) -> bool {
         matches!(self.kind, ListenerKind::Socks(_))
     }
@@ -113,7 +112,8 @@ pub fn socks_header(peer: &Destination) -> ArrayVec<u8, HEADER_MAX> {
 /// Reads what [`socks_header`] writes; what follows it is the data.
 ///
 /// # Errors
-/// The header is not valid ([`DropReason::BadAddress`]), or the datagram is part of one ([`DropReason::SocksFragment`]).
+/// The header is not valid ([`DropReason::BadAddress`]), or the datagram is part of one
+/// ([`DropReason::SocksFragment`]).
 pub fn read_socks(bytes: &[u8]) -> Result<(Destination, &[u8]), DropReason> {
     match *bytes {
         [0, 0, 0, ..] => socks_destination(&bytes[3..]).ok_or(DropReason::BadAddress),
@@ -168,7 +168,7 @@ impl Destination {
         }
     }
 
-    /// Whether an exit would take it for one: a port that is not 0, and a name that is no longer than names are.
+    /// True if an exit would accept it: the port is not 0, and the name is not too long.
     pub fn is_valid(&self) -> bool {
         match self {
             Destination::Ip(address) => address.port() != 0,

@@ -1,8 +1,8 @@
-//! Whether a channel still leads to the exit (SPEC 5.8).
+//! Detects channels that no longer lead to the exit (SPEC 5.8).
 //!
-//! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a
-//! second it pings, at every look until something comes, for PINGs get lost too; if nothing comes for the
-//! mixing's longest round trip and three seconds more, the channel is lost and its clients move. After a random 5-10 s of silence it pings
+//! The entry hears from the exit whenever anything comes back. If it has sent and heard nothing for a second, it pings
+//! at every look until something comes, because PINGs get lost, too. If nothing comes for [`LOST_AFTER`] and the
+//! longest round trip of mixing, the channel is lost and its clients move. After a random 5-10 s of silence it pings,
 //! too, which keeps the hops from forgetting the channel and finds out early that one has.
 
 use rand::RngExt;
@@ -10,12 +10,15 @@ use rand_chacha::ChaCha20Rng;
 
 use crate::{Nanos, SECOND};
 
-/// How often the entry looks at channels that wait for an answer.
+/// The interval at which the entry checks channels that wait for an answer.
 pub(super) const LOOK: Nanos = SECOND / 8;
 
-/// What the entry knows of a channel's life.
+/// A channel is lost after this time without an answer, beyond the longest round trip of mixing (SPEC 5.8).
+pub(super) const LOST_AFTER: Nanos = 3 * SECOND;
+
+/// The liveness of one channel, as seen by the entry.
 pub(super) struct Liveness {
-    /// When the first cell was sent since something came back.
+    /// The time of the first cell sent since the last one was received.
     asked: Option<Nanos>,
     speak_at: Nanos,
 }
@@ -37,17 +40,17 @@ impl Liveness {
         self.asked = None;
     }
 
-    /// Whether it waits for an answer.
+    /// True if it waits for an answer.
     pub(super) fn waits(&self) -> bool {
         self.asked.is_some()
     }
 
-    /// Whether to ping now; asked at every look.
+    /// True if a PING is due. Called at every check.
     pub(crate) fn wants_ping(&self, now: Nanos) -> bool {
         now >= self.speak_at || self.asked.is_some_and(|at| now >= at + SECOND)
     }
 
-    /// Whether the exit must be given up.
+    /// True if the channel must be given up.
     pub(crate) fn is_lost(&self, now: Nanos, after: Nanos) -> bool {
         self.asked.is_some_and(|at| now >= at + after)
     }
@@ -63,7 +66,7 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn silence_is_broken_after_five_to_ten_seconds_and_no_answer_means_lost() {
+    fn silent_channel_is_pinged_and_lost_without_an_answer() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let mut life = Liveness::new(0, &mut rng);
         assert!(!life.wants_ping(5 * SECOND - 1) && life.wants_ping(10 * SECOND));
@@ -71,9 +74,9 @@ mod tests {
         assert!(!life.wants_ping(21 * SECOND - 1) && life.wants_ping(21 * SECOND));
         life.sent(21 * SECOND, &mut rng);
         assert!(life.wants_ping(21 * SECOND + LOOK) && life.wants_ping(23 * SECOND), "a PING that is lost is repeated");
-        assert!(!life.is_lost(23 * SECOND - 1, 3 * SECOND) && life.is_lost(23 * SECOND, 3 * SECOND));
+        assert!(!life.is_lost(23 * SECOND - 1, LOST_AFTER) && life.is_lost(23 * SECOND, LOST_AFTER));
         assert!(life.waits());
         life.heard();
-        assert!(!life.waits() && !life.is_lost(60 * SECOND, 3 * SECOND));
+        assert!(!life.waits() && !life.is_lost(60 * SECOND, LOST_AFTER));
     }
 }

@@ -40,6 +40,11 @@ use crate::{Nanos, SECOND};
 use clients::{Clients, FlowState};
 use liveness::Liveness;
 
+pub use listener::{
+    Association, Destination, HEADER_MAX, Listener, ListenerKind, NotADestination, pymix_destination, read_socks,
+    socks_header,
+};
+
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 const NOTICES: Rate = Rate::per_second(100);
@@ -49,12 +54,7 @@ const APP_BATCHES: usize = 64;
 /// a cell of class S, with an unfilled one for each.
 const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
 
-pub use listener::{
-    Association, Destination, HEADER_MAX, Listener, ListenerKind, NotADestination, pymix_destination, read_socks,
-    socks_header,
-};
-
-/// What an entry worker is made with.
+/// The configuration of an entry worker.
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
@@ -66,14 +66,14 @@ pub struct Settings {
     pub next_lanes: usize,
     /// Buffers on huge pages.
     pub hugepages: bool,
-    /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered
-    /// for this and three seconds more.
+    /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered for this and
+    /// `LOST_AFTER` more.
     pub mixing_round_trip: Duration,
 }
 
 /// A listening socket in use.
 struct Listening {
-    /// What control calls it.
+    /// Its id at control.
     id: u32,
     listener: Listener,
 }
@@ -146,12 +146,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.end.published.clone()
     }
 
-    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
         self.end.profile.clone()
@@ -175,7 +175,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.forward_datagram(socket, from, &bytes, now);
                 }
             }
-            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Supersede { old, new } => self.clients.supersede(old, new),
             Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
             Command::Listen { id, socket, listener } => match self.end.apps.adopt(socket) {
@@ -197,7 +197,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 
     /// Removes a channel and reports it to control; what it was reassembling is lost.
-    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
+    fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
         if let Some(record) = self.end.table.remove(channel) {
             self.end.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
@@ -250,7 +250,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     fn try_forward(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) -> Result<(), DropReason> {
         let payload = self.settings.shape.payload();
-        // Whatever a socket had received before it was closed has been counted, and goes nowhere.
+        // Datagrams that a socket received before it was closed are counted and dropped.
         let Some(Listening { id, listener }) = self.listening.get(socket as usize).and_then(Option::as_ref) else {
             return Err(DropReason::Ended);
         };
@@ -266,12 +266,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         let Some(client) = self.clients.client(socket, from, idle)? else {
             // No channel is up.
-            let oldest = (self.waiting.len() == WAITING_MAX).then(|| self.waiting.pop_front()).flatten();
-            self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
-            return oldest.map_or(Ok(()), |_| {
+            if self.waiting.len() == WAITING_MAX {
+                self.waiting.pop_front();
                 self.end.datagrams.forward.drop(DropReason::ChannelQueueFull);
-                Ok(())
-            });
+            }
+            self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
+            return Ok(());
         };
         let flow = self.clients.flow(client, &destination, now, &mut self.rng)?;
         let (channel, number, id) = (flow.channel, flow.number, flow.next_id());
@@ -309,7 +309,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         }
         self.next_tick = endpoint::next_second(now);
         let now_s = now / SECOND;
-        let lost_after = 3 * SECOND + self.settings.mixing_round_trip.as_nanos() as Nanos;
+        let lost_after = liveness::LOST_AFTER + self.settings.mixing_round_trip.as_nanos() as Nanos;
         for channel in self.end.channels() {
             let record = self.end.table.record_mut(channel).expect("just listed");
             if record.state.liveness.waits() {
@@ -325,7 +325,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 None
             };
             if let Some(reason) = ended {
-                self.end(channel, reason);
+                self.end_channel(channel, reason);
             } else if record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
                 let _ = self.end.packer.put(channel, &ping, &mut self.end.free);
@@ -405,7 +405,7 @@ impl<D: Port, A: Apps> Worker for Entry<D, A> {
         self.leave(now);
         self.end.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
-        self.end.channels().into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
+        self.end.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
         self.end.abandon();
         self.publish();
     }

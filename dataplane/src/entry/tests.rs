@@ -83,7 +83,7 @@ fn backward(shape: Shape, seq: u64) -> Vec<u8> {
 }
 
 #[test]
-fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
+fn entry_forgets_backward_generations_behind_its_window() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let opens = |entry: &Entry<MemPort, MemApps>, seq| {
@@ -107,7 +107,7 @@ fn an_entry_forgets_backward_generations_once_its_window_has_passed_them() {
 }
 
 #[test]
-fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
+fn entry_forgets_forward_generations_it_has_sent_past() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
@@ -125,7 +125,7 @@ fn an_entry_forgets_forward_generations_once_it_has_sent_past_them() {
 }
 
 #[test]
-fn a_flood_that_costs_no_frames_does_not_keep_an_entry_from_its_other_work() {
+fn flood_without_frames_does_not_monopolize_an_entry() {
     const FLOOD: u64 = 10_000;
     let net = MemNet::default();
     let mut entry = entry_on(net.clone());

@@ -17,10 +17,10 @@ pub(crate) const CANDIDATES_MAX: usize = 4;
 const KEPT_PER_FLOW: usize = 4;
 /// Datagrams that are kept, over all flows: of class L 10.8 MB.
 const KEPT_MAX: usize = 1024;
-/// How long a datagram is sent again after it was sent first.
-const KEEP: Nanos = SECOND;
+/// A datagram is sent again at most this long after it was first sent.
+pub(super) const KEEP: Nanos = SECOND;
 
-/// What flows fall back on.
+/// Further addresses and latest datagrams of flows.
 #[derive(Default)]
 pub(super) struct Fallbacks {
     flows: HashMap<u32, Fallback, foldhash::fast::RandomState>,
@@ -29,10 +29,13 @@ pub(super) struct Fallbacks {
 }
 
 struct Fallback {
-    /// The next one is the last.
+    /// In reverse: the next address is the last element.
     addresses: ArrayVec<IpAddr, CANDIDATES_MAX>,
-    datagrams: ArrayVec<(Nanos, Vec<u8>), KEPT_PER_FLOW>,
+    datagrams: ArrayVec<Kept, KEPT_PER_FLOW>,
 }
+
+/// A datagram, and when it was sent first.
+pub(super) type Kept = (Nanos, Vec<u8>);
 
 impl Fallbacks {
     /// Lists a flow with the addresses that follow its first one.
@@ -43,13 +46,13 @@ impl Fallbacks {
         }
     }
 
-    /// Whether a flow has a further address.
+    /// True if the flow has a further address.
     pub(super) fn has(&self, flow: u32) -> bool {
         self.flows.contains_key(&flow)
     }
 
-    /// Keeps a copy of what a listed flow sends, if there is room.
-    pub(super) fn keep(&mut self, flow: u32, data: &[u8], now: Nanos) {
+    /// Keeps a copy of a datagram of a listed flow, if there is room.
+    pub(super) fn keep(&mut self, flow: u32, data: &[u8], sent: Nanos) {
         if self.flows.is_empty() {
             return;
         }
@@ -61,12 +64,12 @@ impl Fallbacks {
         } else {
             return;
         }
-        datagrams.push((now, data.to_vec()));
+        datagrams.push((sent, data.to_vec()));
     }
 
     /// The next address of a flow, and the datagrams to send there again. With its last address a flow is no longer
     /// listed.
-    pub(super) fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Vec<u8>>)> {
+    pub(super) fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Kept>)> {
         let fallback = self.flows.get_mut(&flow)?;
         let address = fallback.addresses.pop()?;
         let datagrams = std::mem::take(&mut fallback.datagrams);
@@ -74,11 +77,10 @@ impl Fallbacks {
         if fallback.addresses.is_empty() {
             self.flows.remove(&flow);
         }
-        let recent = datagrams.into_iter().filter(|(sent, _)| now <= sent + KEEP);
-        Some((address, recent.map(|(_, data)| data).collect()))
+        Some((address, datagrams.into_iter().filter(|(sent, _)| now <= sent + KEEP).collect()))
     }
 
-    /// The flow's peer has answered, or the flow has ended.
+    /// Removes a flow whose peer has answered, or that has ended.
     pub(super) fn forget(&mut self, flow: u32) {
         if !self.flows.is_empty()
             && let Some(fallback) = self.flows.remove(&flow)
@@ -119,10 +121,10 @@ mod tests {
             (0..6).for_each(|n| fallbacks.keep(flow, &[n], Nanos::from(n)));
         }
         assert_eq!(fallbacks.kept(), KEPT_MAX);
-        let latest = [2, 3, 4, 5].map(|n| vec![n]).to_vec();
+        let latest = [2, 3, 4, 5].map(|n| (Nanos::from(n), vec![n])).to_vec();
         assert_eq!(fallbacks.next(0, KEEP), Some((ip(2), latest)));
         assert_eq!(fallbacks.kept(), KEPT_MAX - KEPT_PER_FLOW);
-        assert_eq!(fallbacks.next(1, KEEP + 4), Some((ip(2), [4, 5].map(|n| vec![n]).to_vec())));
+        assert_eq!(fallbacks.next(1, KEEP + 4), Some((ip(2), [4, 5].map(|n| (Nanos::from(n), vec![n])).to_vec())));
         fallbacks.sweep(KEEP + 4);
         assert_eq!(fallbacks.kept(), KEPT_MAX / 2 - KEPT_PER_FLOW);
         fallbacks.sweep(KEEP + 6);

@@ -1,11 +1,11 @@
 //! Flows at the exit and the sockets they share (SPEC 3.10, RFC 4787).
 //!
 //! Flows of one channel with one `map` share one unconnected socket per address family, so that a
-//! client keeps one port towards all its peers. What comes back is matched by socket and source; what
-//! no flow talks to is filtered. A flow is known by its token, whatever channel it is on.
+//! client keeps one port towards all its peers. Answers are matched by socket and source; datagrams
+//! from an address that is not the peer of a flow are filtered. A token identifies a flow on any channel.
 //!
-//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides what channels share, and
-//! [`super::names`] keeps the questions to the resolver.
+//! Neighbours: [`super::mappings`] keeps the sockets of clients, [`super::quota`] divides the shared resources among
+//! channels, and [`super::names`] keeps the questions to the resolver.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +13,7 @@ use hashbrown::HashMap;
 use wire::frames::Token;
 use wire::ids::ChannelIndex;
 
-use super::fallback::Fallbacks;
+use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, Mappings};
 use super::names::{NO_QUERY, Names, QUESTIONS_MAX};
@@ -29,10 +29,10 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Flows of an exit, unless it may have more sockets than that.
 pub(super) const FLOWS_MAX: usize = 1 << 16;
-/// How long datagrams under way still find a flow that has moved.
+/// Datagrams in flight find a flow under its old number for this long after it has moved.
 const MOVED: Nanos = 5 * SECOND;
 
-/// Where a flow sends.
+/// The destination of a flow.
 pub(super) enum Target {
     /// From this socket to this peer.
     Peer { socket: SocketId, to: SocketAddr },
@@ -51,18 +51,20 @@ pub(super) struct Flow {
     pub target: Target,
     /// Its destination was a name, so the entry needs to learn the address.
     pub named: bool,
-    /// What it has used of its limits; nothing if it has none.
+    /// Its use of its limits. None if it has no limits.
     pub usage: Option<Usage>,
     token: Token,
     mapping: u32,
-    seen: Nanos,
+    pub(super) seen: Nanos,
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
     was: Option<(ChannelIndex, u16)>,
-    /// When its peer was last reported unreachable.
+    /// The time of the last report that its peer is unreachable.
     reported: Nanos,
-    /// When its next answer is preceded by PEER again: never for a flow that has not moved on.
+    /// From this time on PEER precedes its next answer. `Nanos::MAX` until the flow moves on (SPEC 3.12.8).
     pub(super) peer_due: Nanos,
+    /// An older flow of the client had its peer when it came.
+    shadows: bool,
 }
 
 impl Flow {
@@ -72,7 +74,7 @@ impl Flow {
         self.next_id
     }
 
-    /// Whether an unreachable peer may be reported now: once a second.
+    /// True once a second: an unreachable peer may be reported now.
     pub(crate) fn may_report(&mut self, now: Nanos) -> bool {
         let may = now >= self.reported + SECOND;
         if may {
@@ -82,7 +84,7 @@ impl Flow {
     }
 }
 
-/// Which flow was at a place, until when that is remembered.
+/// The flow that had a place until it moved, remembered until a time.
 struct Alias {
     flow: u32,
     until: Nanos,
@@ -186,7 +188,7 @@ impl Flows {
         Some((id, self.flows[id as usize].as_mut()?))
     }
 
-    /// Forgets places that flows have left long ago.
+    /// Forgets places that flows left more than [`MOVED`] ago.
     pub(crate) fn forget_aliases(&mut self, now: Nanos) {
         self.aliases.retain(|_, alias| alias.until > now);
     }
@@ -204,9 +206,9 @@ impl Flows {
         self.flows[id as usize].as_mut()
     }
 
-    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the datagrams
-    /// to send there again.
-    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Vec<u8>>)> {
+    /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the
+    /// datagrams to send there again.
+    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Kept>)> {
         let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
         let mut again = Vec::new();
         let to = loop {
@@ -217,9 +219,7 @@ impl Flows {
                 break to;
             }
         };
-        if self.by_peer.get(&(socket, left)) == Some(&id) {
-            self.by_peer.remove(&(socket, left));
-        }
+        self.release_peer(id, (socket, left));
         let flow = self.flows[id as usize].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
@@ -234,7 +234,7 @@ impl Flows {
         self.flows[id as usize].as_mut()
     }
 
-    /// What flows with limits have used, and to which address.
+    /// The usage of all flows with limits, with their peers' addresses.
     pub(crate) fn usages(&self) -> impl Iterator<Item = (&Usage, IpAddr)> {
         self.flows.iter().flatten().filter_map(|flow| match (&flow.usage, &flow.target) {
             (Some(usage), Target::Peer { to, .. }) => Some((usage, to.ip())),
@@ -242,22 +242,22 @@ impl Flows {
         })
     }
 
-    /// A datagram went out on it.
+    /// Notes that the flow has sent a datagram.
     pub(super) fn touch(&mut self, id: u32, now: Nanos) {
         if let Some(flow) = self.flows[id as usize].as_mut() {
             flow.seen = now;
         }
     }
 
-    /// Whether the flow with this number has this token: OPEN is idempotent.
+    /// True if the flow with this number has this token. A repeated OPEN changes nothing then.
     pub(super) fn is_same(&mut self, channel: ChannelIndex, number: u16, token: &Token) -> bool {
         self.at(channel, number).is_some_and(|(_, flow)| flow.token == *token)
     }
 
-    /// Brings a flow here.
+    /// Moves the flow with this token to this channel and number.
     ///
     /// # Errors
-    /// Nothing is known of the token ([`DropReason::Flow`]), or there is no room here.
+    /// The token is unknown ([`DropReason::Flow`]), or this channel has no room.
     pub(crate) fn relocate(
         &mut self,
         channel: ChannelIndex,
@@ -271,7 +271,7 @@ impl Flows {
             return Ok(());
         }
         if self.by_number.contains_key(&(channel, number)) {
-            // An entry does not reuse a number that is in use; whoever does keeps what it has.
+            // An entry never reuses a number in use. If one does, the flow that has the number keeps it.
             return Err(DropReason::NumberTaken);
         }
         if old.0 != channel && self.quota.of(channel).flows >= self.caps.flows_per_channel {
@@ -293,7 +293,7 @@ impl Flows {
         Ok(())
     }
 
-    /// A flow is at a place now; whoever was there before is no longer found there.
+    /// Registers a flow at a place. A flow that had the place before is no longer found there.
     fn take_place(&mut self, place: (ChannelIndex, u16), id: u32) {
         self.by_number.insert(place, id);
         if let Some(alias) = self.aliases.remove(&place)
@@ -306,7 +306,7 @@ impl Flows {
     /// Adds a flow without a target. Its number must be free.
     ///
     /// # Errors
-    /// The channel or the exit has as many flows as it may.
+    /// The channel or the exit has its maximum of flows.
     fn add(
         &mut self,
         channel: ChannelIndex,
@@ -342,6 +342,7 @@ impl Flows {
             was: None,
             reported: 0,
             peer_due: Nanos::MAX,
+            shadows: false,
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
@@ -352,7 +353,7 @@ impl Flows {
     /// Opens a flow to an address that the policy admits.
     ///
     /// # Errors
-    /// Flows or sockets are short.
+    /// No flow or no socket is available.
     pub(super) fn open(
         &mut self,
         apps: &mut impl Apps,
@@ -373,7 +374,7 @@ impl Flows {
     /// Opens a flow whose name must be resolved; returns the question's number.
     ///
     /// # Errors
-    /// Flows or questions are short.
+    /// No flow or no question is available.
     pub(crate) fn open_name(
         &mut self,
         (channel, number): (ChannelIndex, u16),
@@ -396,7 +397,7 @@ impl Flows {
     /// Gives a flow its peer, over its client's socket.
     ///
     /// # Errors
-    /// Sockets are short.
+    /// No socket is available.
     pub(super) fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
         let flow = self.flows[id as usize].as_mut().expect("a live flow");
         let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
@@ -413,12 +414,33 @@ impl Flows {
         };
         // Two flows of a client to one peer (an address and its name): answers go to the newer.
         flow.target = Target::Peer { socket, to };
-        self.by_peer.insert((socket, to), id);
+        if self.by_peer.insert((socket, to), id).is_some_and(|older| older != id) {
+            flow.shadows = true;
+        }
         Ok(())
+    }
+
+    /// A flow has left its peer: answers from there go to another flow of the client with that peer, if there is one.
+    fn release_peer(&mut self, id: u32, peer: (SocketId, SocketAddr)) {
+        if self.by_peer.get(&peer) != Some(&id) {
+            return;
+        }
+        self.by_peer.remove(&peer);
+        let Some(flow) = self.flows[id as usize].as_ref().filter(|flow| flow.shadows) else { return };
+        let has_peer = |other: &&u32| {
+            let target = self.flows[**other as usize].as_ref().map(|flow| &flow.target);
+            **other != id && matches!(target, Some(Target::Peer { socket, to }) if (*socket, *to) == peer)
+        };
+        if let Some(other) = self.mappings.flows(flow.mapping).iter().rev().find(has_peer) {
+            self.by_peer.insert(peer, *other);
+        }
     }
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
     pub(super) fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
+        if let Some(Flow { target: Target::Peer { socket, to }, .. }) = self.flows[id as usize] {
+            self.release_peer(id, (socket, to));
+        }
         let Some(flow) = self.flows[id as usize].take() else { return 0 };
         self.vacant.push(id);
         self.fallbacks.forget(id);
@@ -429,12 +451,7 @@ impl Flows {
         }
         self.quota.give_back(flow.channel, Share::FLOW);
         let waited = match flow.target {
-            Target::Peer { socket, to } => {
-                if self.by_peer.get(&(socket, to)) == Some(&id) {
-                    self.by_peer.remove(&(socket, to));
-                }
-                0
-            }
+            Target::Peer { .. } => 0,
             Target::Resolving { query, waiting, .. } => {
                 self.names.forget_flow(query);
                 self.names.waited(waiting.len());

@@ -1,7 +1,6 @@
-//! Frames from the entry, and what they do: datagrams to their flows, flows opened, moved and closed, names
-//! asked for and answered.
+//! Handles frames from the entry: datagrams go to their flows; flows are opened, moved and closed; names are resolved.
 //!
-//! Nothing here sends: datagrams go to the send batch, answers to the packer.
+//! Nothing is sent here: datagrams go to the send batch, answers to the packer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use wire::frames::{Address, Frame, Status, Token};
 use wire::ids::ChannelIndex;
 use wire::reassembly::{Outcome, Reassembler};
 
-use super::fallback::CANDIDATES_MAX;
+use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
 use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
@@ -64,13 +63,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Frame::Ping(bytes) => {
                 let _ = self.end.packer.put(channel, &Frame::Pong(bytes), &mut self.end.free);
             }
-            // PONG answers nothing that an exit asks; the others do not travel forward.
+            // An exit sends no PING, so a PONG means nothing to it. The others do not travel forward.
             _ => {}
         }
     }
 
     /// A whole datagram for a flow.
     fn datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
+        self.send_datagram((channel, number), data, now, now);
+    }
+
+    /// The same, for one that was sent first at `first_sent`.
+    fn send_datagram(&mut self, (channel, number): (ChannelIndex, u16), data: &[u8], now: Nanos, first_sent: Nanos) {
         let tally = &mut self.end.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
@@ -93,7 +97,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     Ok(()) => {
                         self.end.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
-                        self.flows.fallbacks.keep(id, data, now);
+                        self.flows.fallbacks.keep(id, data, first_sent);
                     }
                     Err(why) => {
                         tally.drop(why);
@@ -111,8 +115,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Answers an OPEN or MOVE, and tells the address if there was a name to resolve; nothing yet to a flow whose name is
-    /// being resolved. What was refused is remembered for the datagram behind it.
+    /// Answers an OPEN or MOVE with STATUS, and with PEER in front of it if the destination is a name. There is no
+    /// answer while the name is being resolved. A refusal is remembered for the datagram behind it.
     fn answer(&mut self, channel: ChannelIndex, number: u16, done: Result<(), DropReason>) {
         match done {
             Ok(()) => {
@@ -147,7 +151,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if self.flows.is_same(channel, number, &token) {
             return Ok(());
         }
-        // The entry has given the number to another flow, so it has closed the one before.
+        // The entry uses the number for another flow, so it has closed the one before.
         self.close_number(channel, number);
         match self.flows.relocate(channel, number, &token, now) {
             Err(DropReason::Flow) => {}
@@ -235,14 +239,14 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.answer(channel, number, done.map(|_| ()));
     }
 
-    /// Handles what the system has reported unreachable, and sends what that moves on to another address.
+    /// Handles errors that the system has reported for peers, and sends the datagrams of flows that move on.
     pub(super) fn move_on(&mut self, now: Nanos) {
         loop {
             let mut unreachable = std::mem::take(&mut self.unreachable);
             self.end.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
             unreachable.drain(..).for_each(|(socket, to)| self.unreachable(socket, to, now));
             self.unreachable = unreachable;
-            // Each flow has a few addresses, so this ends.
+            // This ends, because each flow has few addresses.
             if self.end.send_batch.is_empty() {
                 return;
             }
@@ -251,19 +255,23 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// The system reports that nothing arrives at a flow's peer: the flow moves on to the next address of its name, or the
-    /// entry hears of it.
+    /// The system reports a flow's peer as unreachable: the flow moves on to the next address of its name, or STATUS 3
+    /// reports it to the entry.
     fn unreachable(&mut self, socket: SocketId, to: SocketAddr, now: Nanos) {
         let Some((id, flow)) = self.flows.talking_to(socket, to) else { return };
         let (channel, number) = (flow.channel, flow.number);
-        if self.flows.fallbacks.has(id)
+        // An error that is true follows a datagram closely. A stranger who forges one must guess its time as well as
+        // its port.
+        let is_recent = now <= flow.seen + KEEP;
+        if is_recent
+            && self.flows.fallbacks.has(id)
             && self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
             && let Some((to, again)) = self.flows.move_on(&mut self.end.apps, id, now)
         {
             self.judge(channel, number, to);
-            for data in again {
+            for (first_sent, data) in again {
                 self.end.datagrams.forward.injected += 1;
-                self.datagram(channel, number, &data, now);
+                self.send_datagram((channel, number), &data, now, first_sent);
             }
             self.answer(channel, number, Ok(()));
         } else if let Some((_, flow)) = self.flows.talking_to(socket, to)

@@ -1,7 +1,7 @@
-//! How much an exit lets through to and from a destination, so that nobody can use it to flood one: datagrams to an
+//! Limits of the traffic between an exit and a destination, so that users cannot flood one: datagrams to an
 //! address that has not answered, and datagrams a second of a flow and of an address, each way (SPEC 3.13).
 //!
-//! What addresses have used is kept in two tables of fixed size, each address at one row of each, chosen by a hash
+//! The usage of addresses is kept in two tables of fixed size, each address at one row of each, chosen by a hash
 //! that only this process knows. Addresses may share rows, and the fuller of both may be another's: what counts is
 //! the emptier one. It shows at least what the address has used, so no address gets more than its limit, however many
 //! there are, and none has to be turned away because a table is full (a count-min sketch; Cormode and Muthukrishnan,
@@ -16,7 +16,7 @@ use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
 use crate::{Nanos, SECOND};
 
-/// What destinations get that the policy does not trust. Nothing: no limit.
+/// Limits for destinations that the policy does not trust. None means no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Datagrams to an address that has not answered.
@@ -27,14 +27,14 @@ pub struct Limits {
     pub destination: Option<Rate>,
 }
 
-/// What a flow has used.
+/// A flow's use of its limits.
 #[derive(Clone, Copy, Default)]
 pub struct Usage {
     forward: Bucket,
     backward: Bucket,
     /// Its peer has answered.
     answered: bool,
-    /// What it has sent to a peer that has not.
+    /// Datagrams sent to a peer that has not answered.
     charged: u32,
 }
 
@@ -45,7 +45,7 @@ impl Usage {
     }
 }
 
-/// What all flows to an address, and to those that share its row, have used.
+/// The use by all flows to an address and to those that share its row.
 #[derive(Clone, Copy, Default)]
 struct Row {
     forward: Bucket,
@@ -55,7 +55,7 @@ struct Row {
 
 /// Places of a table. Two have a chance of one in 2^28 to fall together in both tables.
 const ROWS: usize = 1 << 14;
-/// What closed flows have sent without an answer is forgotten after this.
+/// Unanswered datagrams of closed flows are forgotten after this time.
 const FORGET: Nanos = 600 * SECOND;
 
 /// Holds destinations to their limits.
@@ -86,8 +86,8 @@ impl Limiter {
     /// A datagram that a flow would send to an address.
     ///
     /// # Errors
-    /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the address has not
-    /// answered what it has got ([`DropReason::Unanswered`]).
+    /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the
+    /// address has not answered what it has got ([`DropReason::Unanswered`]).
     pub fn forward(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
         let Limits { unanswered, flow, destination } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
@@ -199,13 +199,13 @@ mod tests {
         limiter.backward(&mut heard, ip(1), true, 0).unwrap();
         (0..100).for_each(|_| limiter.forward(&mut heard, ip(1), 0).unwrap());
         assert_eq!((0..100).filter(|_| limiter.forward(&mut third, ip(1), 0).is_ok()).count(), 4);
-        // A stranger's datagram is no answer.
+        // A datagram from another sender is not an answer.
         limiter.backward(&mut silent, ip(9), false, 0).unwrap();
         assert_eq!(limiter.forward(&mut silent, ip(1), 0), Err(DropReason::Unanswered));
     }
 
     #[test]
-    fn what_closed_flows_sent_is_forgotten_and_what_live_ones_did_is_not() {
+    fn usage_of_closed_flows_is_forgotten_and_of_live_ones_kept() {
         let mut limiter = limiter(10, 0, 0);
         let [mut closed, mut live] = [Usage::default(); 2];
         (0..4).for_each(|_| limiter.forward(&mut closed, ip(1), 0).unwrap());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_gets_more_than_its_limit_however_many_there_are_and_few_get_less() {
+    fn address_limit_is_never_exceeded_and_rarely_undercut() {
         let mut limiter = limiter(3, 0, 0);
         let mut short = 0;
         for n in 0..10_000u32 {

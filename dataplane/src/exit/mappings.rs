@@ -14,7 +14,8 @@ pub(super) type Key = (ChannelIndex, u16);
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// A socket, and the channel that opened it while that lives. A flow that moves gives nobody room for another socket.
+/// A socket, and the channel that opened it, as long as that channel lives. The socket counts for that channel even
+/// after its flows have moved.
 #[derive(Clone, Copy)]
 pub(super) struct Held {
     pub(super) socket: SocketId,
@@ -103,12 +104,20 @@ impl Mappings {
         self.list[mapping as usize].as_ref()?.flows.last().copied()
     }
 
+    /// All flows of a mapping, the newest last.
+    pub(super) fn flows(&self, id: u32) -> &[u32] {
+        self.list[id as usize].as_ref().map_or(&[], |mapping| &mapping.flows)
+    }
+
     /// A flow of the client has moved to `channel`: flows that it opens there share its sockets, unless others do.
     pub(super) fn move_to(&mut self, id: u32, channel: ChannelIndex) {
         let old = self.at(id).key;
         let key = (channel, old.1);
         if old != key && !self.by_key.contains_key(&key) {
-            self.by_key.remove(&old);
+            // A channel that was given this index since may have a mapping under the old key.
+            if self.by_key.get(&old) == Some(&id) {
+                self.by_key.remove(&old);
+            }
             self.at(id).key = key;
             self.by_key.insert(key, id);
         }

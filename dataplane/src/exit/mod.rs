@@ -63,13 +63,13 @@ const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
 const REASSEMBLING_MAX: u64 = 4096;
 
-/// Whom a client's socket hears (RFC 4787, 5).
+/// The senders whose datagrams a client's socket accepts (RFC 4787, 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filtering {
     /// The peers of its flows: address- and port-dependent filtering.
     #[default]
     Endpoint,
-    /// Everybody whom the policy would let it answer: endpoint-independent filtering.
+    /// All senders that the policy would let it answer: endpoint-independent filtering.
     None,
 }
 
@@ -85,7 +85,7 @@ impl std::str::FromStr for Filtering {
     }
 }
 
-/// What an exit worker is made with.
+/// The configuration of an exit worker.
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
@@ -93,11 +93,11 @@ pub struct Settings {
     pub window: usize,
     /// Buffers on huge pages.
     pub hugepages: bool,
-    /// Where it may send.
+    /// The destinations that it may send to.
     pub policy: Policy,
-    /// Whom its sockets hear.
+    /// The senders that its sockets accept.
     pub filtering: Filtering,
-    /// How much goes to and comes from destinations that the policy does not trust.
+    /// Limits for destinations that the policy does not trust.
     pub limits: Limits,
     /// Bounds of its tables.
     pub caps: Caps,
@@ -186,12 +186,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.end.published.clone()
     }
 
-    /// Where it counts how long cells stay that leave on the link, and datagrams that leave for applications; and cells
+    /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
         self.end.profile.clone()
@@ -220,7 +220,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.end.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
-            Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
+            Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
             // Not for an exit; control never sends them here.
@@ -229,7 +229,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     /// Removes a channel with its flows and reports it to control.
-    fn end(&mut self, channel: ChannelIndex, reason: EndReason) {
+    fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
         let Some(record) = self.end.table.remove(channel) else { return };
         self.end.punts.ended(channel, reason);
         let waited = self.flows.close_channel(&mut self.end.apps, channel);
@@ -334,7 +334,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         for channel in due.drain(..).map(ChannelIndex) {
             match self.end.table.lifespan(channel, now_s) {
                 Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
-                Some(Err(reason)) => self.end(channel, reason),
+                Some(Err(reason)) => self.end_channel(channel, reason),
                 None => {}
             }
         }
@@ -428,7 +428,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
 
     fn finish(&mut self, now: Nanos) {
         self.end.leave(now, |_| {});
-        self.end.channels().into_iter().for_each(|channel| self.end(channel, EndReason::Retired));
+        self.end.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
         self.end.abandon();
         self.publish();
     }

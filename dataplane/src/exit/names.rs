@@ -5,14 +5,14 @@ use wire::ids::ChannelIndex;
 
 use crate::ledger::DropReason;
 
-/// Names that are being resolved at most.
+/// The maximum of names that are being resolved.
 pub const QUESTIONS_MAX: usize = 256;
 /// Datagrams that wait for the name of one flow.
 pub(super) const WAITING_PER_FLOW: usize = 16;
 /// Datagrams that wait for names, over all flows.
 pub(super) const WAITING_MAX: usize = 1024;
 
-/// The number of no question.
+/// A number that no question has.
 pub(super) const NO_QUERY: u32 = u32::MAX;
 
 /// A question to the resolver. Its flow and its channel may end before the answer comes.

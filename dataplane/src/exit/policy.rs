@@ -1,4 +1,4 @@
-//! Where an exit may send: the internet, and nothing behind its own walls.
+//! The destinations an exit may send to: the internet, but not its own network.
 //!
 //! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
 //! an `allow` entry lists them; everything else is open unless a `deny` entry lists it. Of the entries that
@@ -43,7 +43,7 @@ const DENIED_V4: [Ipv4Net; 15] = [
 /// multicast, IPv4-compatible or discard-only addresses.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
-/// What of it is special-purpose after all.
+/// Parts of it that are special-purpose nevertheless.
 const DENIED_V6: [Ipv6Net; 3] = [v6(0x2001, 0, 0, 23), v6(0x2001, 0xdb8, 0, 32), v6(0x3fff, 0, 0, 20)];
 
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
@@ -134,12 +134,12 @@ impl Policy {
         Policy { trust, ..self }
     }
 
-    /// Whether a destination has no limits.
+    /// True if a destination has no limits.
     pub fn trusts(&self, to: SocketAddr) -> bool {
         self.trust.iter().any(|rule| rule.holds(to.ip().to_canonical(), to.port()))
     }
 
-    /// Whether a datagram may go there.
+    /// True if datagrams may be sent to this destination.
     pub fn admits(&self, to: IpAddr, port: u16) -> bool {
         let to = to.to_canonical();
         if port == 0 {
@@ -148,7 +148,7 @@ impl Policy {
         self.listed(to, port).unwrap_or_else(|| !(self.own.contains(&to) || self.denied(to, port)))
     }
 
-    /// What the operator's own entries say.
+    /// The verdict of the operator's own entries.
     fn listed(&self, to: IpAddr, port: u16) -> Option<bool> {
         let narrowest = |rules: &[Rule]| rules.iter().filter(|rule| rule.holds(to, port)).map(Rule::narrowness).max();
         if let IpAddr::V6(v6) = to

@@ -1,4 +1,4 @@
-//! How an exit divides what all channels share: flows, sockets and names being resolved.
+//! Divides what all channels of an exit share: flows, sockets and names being resolved.
 //!
 //! A channel gets one more only while more of them are free than it has. So k greedy channels leave a part in k + 1 to
 //! the others.
@@ -21,7 +21,7 @@ pub struct Caps {
     pub sockets: usize,
 }
 
-/// What one channel holds of the shared resources.
+/// One channel's part of the shared resources.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) flows: usize,

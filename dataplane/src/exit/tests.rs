@@ -84,7 +84,7 @@ impl Bench {
         self.frame(channel, &Frame::Dgram { flow, data: b"x" });
     }
 
-    /// What the exit has to say to the entry now.
+    /// The STATUS frames that are ready for the entry.
     fn statuses(&mut self) -> Vec<(u16, Status)> {
         self.said(|frame| match *frame {
             Frame::Status { flow, code } => Some((flow, code)),
@@ -190,7 +190,7 @@ fn a_failed_send_has_its_reason_and_blocks_nobody() {
 }
 
 #[test]
-fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
+fn unreachable_peer_is_reported_at_most_once_a_second() {
     let mut bench = Bench::new(Class::S, 1);
     bench.net.fail_send(address(2), Some(libc::ENETUNREACH));
     // The middle of a turn: what it reports stays where `statuses` finds it.
@@ -215,7 +215,7 @@ fn an_unreachable_peer_is_reported_on_its_flow_at_most_once_a_second() {
 }
 
 #[test]
-fn a_flood_that_costs_no_frames_does_not_keep_an_exit_from_its_other_work() {
+fn flood_without_frames_does_not_monopolize_an_exit() {
     const FLOOD: u64 = 10_000;
     let mut bench = Bench::new(Class::S, 1);
     bench.send(0, 1, address(9));
@@ -259,7 +259,7 @@ fn refusals_are_remembered_within_bounds_and_for_a_second() {
 }
 
 #[test]
-fn incomplete_datagrams_of_an_exit_are_bounded_and_their_buffers_go() {
+fn incomplete_datagrams_of_an_exit_are_bounded_and_freed() {
     let channels = REASSEMBLING_MAX as u32 / 16 + 1;
     let mut bench = Bench::new(Class::S, channels);
     let data = [7; 200];
@@ -269,7 +269,7 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_their_buffers_go() {
     }
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (REASSEMBLING_MAX, 16));
-    // Within a channel the oldest gives way as ever, and what is under way completes.
+    // Within a channel the oldest is evicted as before, and incomplete datagrams complete.
     bench.frame(0, &first(16));
     bench.frame(0, &Frame::Frag { flow: 1, id: 16, index: 1, last: true, data: b"x" });
     let ledger = bench.turn().datagrams.forward;
@@ -308,7 +308,7 @@ fn names_beyond_controls_queue_are_refused() {
 }
 
 #[test]
-fn the_order_of_a_turns_flows_cannot_be_drawn_again_from_what_is_left() {
+fn flow_order_of_a_turn_cannot_be_drawn_again() {
     let mut bench = Bench::new(Class::S, 1);
     for _ in 0..2 {
         let before = bench.exit.rng.get_seed();

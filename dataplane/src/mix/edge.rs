@@ -1,4 +1,4 @@
-//! What a mix does at its sockets: receive and open on the way in, seal and send on the way out.
+//! The sockets of a mix: receives and opens arriving cells, seals and sends departing ones.
 //!
 //! An edge owns a socket towards each neighbour, the channels that come in there, and buffers. It knows no pool: opened
 //! cells go to [`Pools`], released ones come back through [`Edge::leave`].
@@ -12,7 +12,7 @@ use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
 use crate::latency::{Profile, Times};
-use crate::ledger::{DropReason, Gauges, Ledger, Tally};
+use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
@@ -30,11 +30,11 @@ use crate::{Nanos, SECOND};
 /// other.
 const RECEIVES: usize = 4;
 
-/// Where opened cells go.
+/// The destination of opened cells: a mixer, or the ring to one.
 pub(super) trait Pools {
     /// Cells that it can still take.
     fn room(&self, direction: Direction) -> usize;
-    /// Whether it has enough for now: what comes later may wait.
+    /// True if it takes no more for now. Later cells wait in the socket.
     fn sated(&self, direction: Direction, now: Nanos) -> bool;
     /// Takes one. The caller asks for room first.
     fn admit(&mut self, direction: Direction, cell: Cell<Opened>, ticket: Ticket);
@@ -52,7 +52,7 @@ struct Pipe {
 /// The work of a mix between two sockets: receive, open, seal, send.
 pub(super) struct Edge<U, D> {
     settings: Settings,
-    /// Which of the mix's.
+    /// Index of this edge in its mix.
     index: usize,
     up: U,
     down: D,
@@ -112,7 +112,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Applies what control has written, and lets old channels go.
+    /// Applies the commands of control, and removes expired channels.
     pub(super) fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now, pools);
@@ -248,24 +248,25 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether there was such a channel.
+    /// Returns true if the channel existed.
     fn forget(&mut self, channel: ChannelIndex) -> bool {
         let Some(Record { up, .. }) = self.table.remove(channel) else { return false };
         self.copies -= usize::from(self.is_copy(up));
         true
     }
 
-    /// Whether the forward cells of a channel with this link and number come to another edge.
+    /// True if the forward cells of a channel with this link and number arrive at another edge.
     fn is_copy(&self, up: Option<(LinkId, u32)>) -> bool {
         up.is_some_and(|(_, number)| self.settings.lanes.up_edge(number) != self.index)
     }
 
-    /// Whether nothing of the last release is left, so that the next one may leave.
+    /// True if the last release has been sent, so that the next one may leave.
     pub(crate) fn may_leave(&self, direction: Direction) -> bool {
         self.pipes[direction].out.is_empty()
     }
 
-    /// Seals a release and has it wait for [`Edge::send`]. `times` are what the marks of its tickets number.
+    /// Seals a release, which then waits for [`Edge::send`]. `times` is the table into which the `times` of each ticket
+    /// points.
     pub(super) fn leave(&mut self, direction: Direction, release: &mut Vec<Pooled>, times: &[Times]) {
         let Self { pipes, table, free, sealer, .. } = self;
         let pipe = &mut pipes[direction];
@@ -295,7 +296,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         pipe.out.lose(pipe.out.len(), &mut self.free);
     }
 
-    /// Whether something was sent that is not counted by its time.
+    /// True if something was sent whose time is not counted yet.
     pub(crate) fn has_unrecorded(&self) -> bool {
         self.pipes.iter().any(|pipe| pipe.out.has_unrecorded())
     }
@@ -313,14 +314,14 @@ impl<U: Port, D: Port> Edge<U, D> {
         self.punts.signal();
     }
 
-    /// All it counts. What it holds is what waits to be sent.
+    /// All its counters. It holds the cells that wait to be sent.
     pub(super) fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for direction in DIRECTIONS {
             let pipe = &self.pipes[direction];
             ledger.cells[direction] = Tally { held: pipe.out.len() as u64, ..pipe.tally };
         }
-        ledger.buffers = (self.bare() as u64, self.free.total() as u64);
+        ledger.buffers = Buffers { free: self.bare() as u64, total: self.free.total() as u64 };
         ledger.traffic = self.up.traffic().and(self.down.traffic());
         ledger.gauges = Gauges {
             links: self.table.links.len() as u64,
@@ -330,7 +331,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         ledger
     }
 
-    /// Buffers that hold nothing.
+    /// Buffers without a cell.
     pub(crate) fn bare(&self) -> usize {
         self.free.free() + self.up.rx_buffers() + self.down.rx_buffers()
     }
@@ -340,7 +341,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         &mut self.free
     }
 
-    /// When the next turn must come, if nothing arrives.
+    /// The latest time of the next turn if nothing arrives.
     pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
         let report = self.table.links.has_activity().then_some(self.report_due);
@@ -357,7 +358,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
     }
 
-    /// Whether something could not be sent.
+    /// True if a send queue is not empty.
     pub(crate) fn is_blocked(&self) -> bool {
         !DIRECTIONS.into_iter().all(|direction| self.may_leave(direction))
     }

@@ -9,23 +9,23 @@ use crate::Nanos;
 use crate::batch::Ticket;
 use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
-use crate::ledger::Batches;
+use crate::ledger::Releases;
 use crate::per_direction::PerDirection;
 use crate::stage::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
 pub(super) struct Mixer {
     pools: PerDirection<Pool>,
-    batches: Batches,
+    releases: Releases,
     /// Cells of each release since the last [`Mixer::record_sizes`].
     sizes: Vec<usize>,
     cells: Vec<Pooled>,
     times: Vec<Times>,
 }
 
-/// What was in a pool. Whoever gets it empties it.
+/// The cells of a released pool. The receiver must empty it.
 pub(super) struct Release<'a> {
     pub cells: &'a mut Vec<Pooled>,
-    /// What their marks number.
+    /// The table of times into which the `times` of each ticket points.
     pub times: &'a [Times],
 }
 
@@ -39,7 +39,7 @@ impl Mixer {
     pub(super) fn new(mixing: Mixing, [forward, backward]: [ChaCha20Rng; 2]) -> Mixer {
         Mixer {
             pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
-            batches: Batches::default(),
+            releases: Releases::default(),
             sizes: Vec::with_capacity(2 * RELEASES_MAX),
             cells: Vec::with_capacity(POOL_MAX),
             times: Vec::with_capacity(POOL_MAX),
@@ -54,7 +54,7 @@ impl Mixer {
         }
         debug_assert!(self.cells.is_empty());
         let (cells, channels) = (pool.len(), pool.distinct_channels());
-        self.batches.add(cells, channels);
+        self.releases.add(cells, channels);
         self.sizes.push(cells);
         self.times.clear();
         self.times.extend(pool.times(now));
@@ -62,17 +62,17 @@ impl Mixer {
         Some(Release { cells: &mut self.cells, times: &self.times })
     }
 
-    /// Whether it released something that is not counted by size.
+    /// True if a release is not counted by size yet.
     pub(crate) fn has_released(&self) -> bool {
         !self.sizes.is_empty()
     }
 
     /// Counts what was released by size.
     pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
-        self.sizes.drain(..).for_each(|cells| profile.batches.add(cells as u64, 1));
+        self.sizes.drain(..).for_each(|cells| profile.releases.add(cells as u64, 1));
     }
 
-    /// When the next pool is due by time.
+    /// The time at which the next pool is due.
     pub(crate) fn due_at(&self) -> Option<Nanos> {
         self.pools.iter().filter_map(Pool::due_at).min()
     }
@@ -82,9 +82,9 @@ impl Mixer {
         self.pools[direction].len()
     }
 
-    /// What was released so far.
-    pub(super) fn batches(&self) -> Batches {
-        self.batches
+    /// Counters of all releases.
+    pub(super) fn releases(&self) -> Releases {
+        self.releases
     }
 }
 

@@ -34,18 +34,18 @@ use crate::socket::Port;
 use crate::stage::pool::{Mixing, POOL_MAX};
 use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
 
-/// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, what the two sockets
-/// offer for what comes, and the batch being received.
+/// Buffers of a mix: two pools, as many waiting in the two send queues as a pool can release, the rx buffers of the
+/// two sockets, and the batch being received.
 pub(crate) const BUFFERS: usize = 2 * POOL_MAX + 2 * POOL_MAX + 2 * RECEIVE_MAX + RECEIVE_MAX;
 
-/// What a mix worker is made with.
+/// The configuration of a mix worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Lengths of the chain.
     pub shape: Shape,
-    /// Which hop: 1 for Mix 1.
+    /// The position of this hop: 1 for Mix 1.
     pub position: usize,
-    /// When pools are released.
+    /// The rule that releases pools.
     pub mixing: Mixing,
     /// Over how many ports its links are spread.
     pub lanes: Lanes,
@@ -62,7 +62,7 @@ pub struct MixChannel {
     backward: Half<StreamKey>,
 }
 
-// Whether there is a channel is told by a value that no half has, in its first line, and takes no room of its own.
+// `None` is a value that no half has, in the first cache line, so the option takes no room of its own.
 #[cfg(target_arch = "x86_64")]
 const _: () = assert!(size_of::<Option<Record<MixChannel>>>() == 21 * 64);
 
@@ -128,12 +128,12 @@ impl<U: Port, D: Port> Mix<U, D> {
         }
     }
 
-    /// Where the ledger appears at every turn boundary.
+    /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
     }
 
-    /// Where it counts how long cells stay, and releases by size.
+    /// Histograms of how long cells stay, and of releases by size.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
     }
@@ -143,13 +143,13 @@ impl<U: Port, D: Port> Mix<U, D> {
         for direction in DIRECTIONS {
             ledger.cells[direction].hold(self.mixer.held(direction));
         }
-        ledger.batches = self.mixer.batches();
+        ledger.releases = self.mixer.releases();
         publish(&self.published, ledger);
     }
 
     fn release(&mut self, now: Nanos, force: bool) {
         for direction in DIRECTIONS {
-            // What is left from the last turn goes first.
+            // The rest of the last turn goes first.
             if self.edge.may_leave(direction)
                 && let Some(Release { cells, times }) = self.mixer.release(direction, now, force)
             {
@@ -174,7 +174,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         self.edge.send();
         self.edge.report(now);
         self.publish();
-        // What is due cannot leave before what is left of the last release.
+        // A pool that is due cannot leave before the rest of the last release.
         let due = if self.edge.is_blocked() { None } else { self.mixer.due_at() };
         self.edge.wake_at(now).into_iter().chain(due).min()
     }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_behind_a_blocked_socket_takes_what_it_has_room_for_and_loses_nothing_of_it() {
+    fn pool_behind_a_blocked_socket_loses_nothing_it_took() {
         let net = MemNet::default();
         let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();
@@ -273,7 +273,7 @@ mod tests {
             mix.record_latency(now + 100);
             let ledger = *mix.published.lock().unwrap();
             let tally = ledger.cells.forward;
-            (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.0 as usize)
+            (tally.drops(DropReason::PoolFull), tally.held as usize, ledger.buffers.free as usize)
         };
         assert_eq!(inject(&mut mix, POOL_MAX, 2 * SECOND), (0, POOL_MAX, BUFFERS - POOL_MAX), "a full pool is sealed");
         assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);
@@ -298,6 +298,6 @@ mod tests {
         assert_eq!([pool.count(), node.count(), total.count()], [2 * POOL_MAX as u64; 3]);
         assert!(pool.max() <= 60 * SECOND && pool.quantile(0.5) == 0, "the first were flushed at once");
         assert_eq!((node.max(), total.max()), (198 * SECOND + 100, 198 * SECOND + 100));
-        assert_eq!(profile.batches.buckets().map(|(_, count)| count).collect::<Vec<_>>(), [2]);
+        assert_eq!(profile.releases.buckets().map(|(_, count)| count).collect::<Vec<_>>(), [2]);
     }
 }

@@ -14,7 +14,7 @@ pub type SocketId = u32;
 
 /// Messages of one receive call.
 const MESSAGES: usize = 8;
-/// Bytes offered for a message: the longest datagram, and the longest burst.
+/// Bytes of the space for one message: the longest datagram, and the longest burst.
 const MESSAGE_LEN: usize = 65_536;
 /// Messages lie this far apart so that their first lines do not share the same few places of the cache.
 const STRIDE: usize = MESSAGE_LEN + 1536;
@@ -55,7 +55,7 @@ impl ReceiveBatch {
         ReceiveBatch { socket: 0, bytes: Box::default(), items: Vec::new() }
     }
 
-    /// Where they came in.
+    /// The socket that received them.
     pub fn socket(&self) -> SocketId {
         self.socket
     }
@@ -78,7 +78,7 @@ impl ReceiveBatch {
         self.items.push(Item { from, len: bytes.len(), at });
     }
 
-    /// Whether [`Self::push`] takes no more.
+    /// True if [`Self::push`] takes no more.
     pub(crate) fn is_full(&self) -> bool {
         self.items.len() == MESSAGES
     }
@@ -160,8 +160,8 @@ impl SendBatch {
         self.items.sort_by_key(|item| order[ranks[&item.flow] as usize]);
     }
 
-    /// How many datagrams, from the `at`th on, can leave as one burst: from one socket to one address, all as long as
-    /// the first but for a shorter last one. And that length.
+    /// The number of datagrams from the `at`th on that can leave as one burst, and the length of each. They have one
+    /// socket, one address and one length; the last may be shorter.
     fn burst(&self, at: usize) -> (usize, usize) {
         let first = &self.items[at];
         let len = first.range.len();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_leave_as_one_burst_ends_at_another_length_address_or_socket() {
+    fn burst_ends_at_another_length_address_or_socket() {
         let [a, b] = ["1.2.3.4:5", "1.2.3.4:6"].map(|to| to.parse().unwrap());
         let mut send_batch = SendBatch::default();
         for (socket, to, len) in

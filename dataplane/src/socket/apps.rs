@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unreachable_destination_is_reported_and_does_not_cost_another_its_datagram() {
+    fn unreachable_destination_costs_no_other_its_datagram() {
         let poller = Poller::new().unwrap();
         let mut apps = UdpApps::new(poller, Vec::new(), 65536, Offloads::BOTH).unwrap();
         let id = apps.open(false).unwrap();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_of_a_flow_closed_in_its_turn_leaves_from_its_own_socket() {
+    fn datagram_of_a_flow_closed_in_its_turn_keeps_its_socket() {
         let mut apps = UdpApps::new(Poller::new().unwrap(), Vec::new(), 65536, Offloads::BOTH).unwrap();
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let first = apps.open(false).unwrap();

@@ -1,7 +1,7 @@
 //! The system calls that link sockets make: recvmmsg and sendmmsg, or io_uring.
 //!
 //! Both move the same messages between the same buffers (docs/BENCHMARKS.md has what each costs); a kernel, its
-//! administrator or a sandbox may refuse io_uring, and then it is recvmmsg and sendmmsg with a word why.
+//! administrator or a sandbox may refuse io_uring. Then recvmmsg and sendmmsg are used, and the reason is logged.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::sys::{self, Message, Received, Ring};
 
-/// What an operator wants.
+/// The operator's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Io {
     /// Whatever measures better: recvmmsg and sendmmsg.
@@ -50,7 +50,7 @@ impl fmt::Display for Io {
 #[error("invalid io {0:?}: expected auto, mmsg or uring")]
 pub struct BadIo(String);
 
-/// Why there is no io_uring, and what helps.
+/// The reason why io_uring is not available, with a remedy.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NoUring {
     /// The kernel has none at all, or a sandbox says so.

@@ -28,7 +28,7 @@ pub struct LinkPort {
     lengths: Lengths,
     ready: bool,
     rx_buffers: RxBuffers,
-    /// Whether what leaves may leave in GSO bursts.
+    /// True if cells may be sent in GSO bursts.
     gso: bool,
     traffic: Traffic,
 }
@@ -48,7 +48,7 @@ impl LinkPort {
         }
     }
 
-    /// Where the buffers are that the next call fills, in order.
+    /// The buffers that the next call fills, in order.
     #[cfg(test)]
     pub(super) fn rx_buffers_at(&self) -> Vec<*const u8> {
         self.rx_buffers.at()
@@ -135,7 +135,7 @@ impl LinkPort {
     }
 }
 
-/// Whether an error may be a burst's own.
+/// True if an error may be due to sending a burst.
 fn is_about_gso(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -143,7 +143,7 @@ fn is_about_gso(error: &io::Error) -> bool {
     )
 }
 
-/// Whether the socket will take it later.
+/// True if the socket will accept the cells later.
 pub(crate) fn waits(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
 }

@@ -71,7 +71,7 @@ impl MemNet {
         self.0.borrow_mut().open_error = errno;
     }
 
-    /// What an application socket sends to an address fails with this errno from now on, or works again.
+    /// From now on sends of application sockets to this address fail with this errno, or succeed again.
     pub fn fail_send(&self, to: SocketAddr, errno: Option<i32>) {
         let errors = &mut self.0.borrow_mut().send_errors;
         match errno {
@@ -101,7 +101,7 @@ impl MemNet {
         MemPort { net: self.clone(), at, lengths }
     }
 
-    /// Datagrams that nobody has taken.
+    /// Datagrams that have not been received.
     pub fn waiting(&self) -> usize {
         self.0.borrow().queues.values().map(VecDeque::len).sum()
     }

@@ -18,8 +18,8 @@ use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
 
 pub trait Port {
-    /// Takes what waits, at most one batch and at most as many cells as there are free buffers. Returns how many
-    /// datagrams came.
+    /// Receives at most one batch, and at most as many cells as there are free buffers. Returns the number of
+    /// datagrams.
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize;
 
     /// Sends until everything has left (true) or the socket takes no more (false: try again in the next turn). Counts

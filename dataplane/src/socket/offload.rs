@@ -1,9 +1,9 @@
 //! Decides at the start whether cells may travel in GSO and GRO bursts (UDP_SEGMENT, UDP_GRO).
 //!
-//! A burst is right or wrong as a whole, and a wrong one is lost cells that nobody refused. So nothing is taken on
-//! trust: a burst of real length is sent over loopback, to a socket that joins and to one that does not, and every
-//! byte is compared. Linux 7.0 to 7.1.4 break GSO bursts whose last datagram is as long as the others, as ours always is,
-//! behind some network devices, which loopback cannot show: there bursts leave only if asked for.
+//! A burst that the kernel splits wrongly loses cells without an error. So offload is probed: a burst of real length is
+//! sent over loopback, to a socket with GRO and to one without, and every byte is compared. Linux 7.0 to 7.1.4 break
+//! GSO bursts whose last datagram is as long as the others, as ours always is, behind some network devices, which
+//! loopback cannot show: there bursts leave only if asked for.
 //!
 //! Later, a burst that the kernel refuses while its cells go one by one ends GSO on that socket
 //! ([`super::link`]).
@@ -19,7 +19,7 @@ use thiserror::Error;
 use super::rx_buffers::burst_cells_max;
 use crate::sys::{self, Message};
 
-/// What an operator wants.
+/// The operator's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offload {
     /// Bursts, if the probe finds them whole and the kernel is not known to break them.
@@ -57,7 +57,7 @@ impl fmt::Display for Offload {
 #[error("invalid offload {0:?}: expected auto, on or off")]
 pub struct BadOffload(String);
 
-/// What link sockets may do.
+/// The offloads that link sockets use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
     pub gro: bool,
@@ -85,7 +85,7 @@ pub enum NoOffload {
 }
 
 impl Offload {
-    /// What to do for cells of these lengths; and the reason if offload is wanted and not available.
+    /// The offloads for cells of these lengths, and the reason if one is wanted and not available.
     pub fn decide(self, cell_lens: &[usize], ipv6: bool) -> (Offloads, Option<NoOffload>) {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         match self {
@@ -102,7 +102,7 @@ impl Offload {
     }
 }
 
-/// Whether this release is known to break GSO bursts behind some devices: Linux 7.0-rc1 to 7.1.4.
+/// True if this kernel release breaks GSO bursts behind some devices: Linux 7.0-rc1 to 7.1.4.
 pub fn breaks_gso(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -154,11 +154,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernel_carries_bursts_of_every_length_of_cell_or_says_why_not() {
+    fn kernel_carries_bursts_of_every_cell_length_or_says_why() {
         for len in [240, 352, 1184, 1360, 1472] {
             if let Err(why) = probe(len, false) {
                 assert!(!matches!(why, NoOffload::Broken { .. }), "{why}");
-                eprintln!("skipped: {why}");
+                crate::skipped(why);
                 return;
             }
         }

@@ -5,7 +5,7 @@
 //!                                                 judged by its own length, like a lone datagram
 //!                                                 s other: every datagram is judged by its own length
 //!           one message without steps             n = cell: one cell; else no cell, however many buffers it fills
-//!           longer than the buffers offered        cells beyond them are counted as cut
+//!           longer than the buffers of a message   cells beyond them are counted as cut
 //! ```
 //!
 //! Neighbour: [`super::link`], whose receive calls fill the buffers.
@@ -27,8 +27,8 @@ pub(super) struct RxBuffers {
     buffers: Vec<&'static mut Buffer>,
     /// Buffers of each message.
     pub(super) per_message: usize,
-    /// Bytes of each buffer that are offered: a cell's where bursts come, so that each fills its own buffer; all of
-    /// them otherwise.
+    /// Bytes of each buffer that a message may fill: a cell's where bursts come, so that each fills its own buffer; all
+    /// of them otherwise.
     room: usize,
     /// Datagrams of a message lately, times 16.
     recent: usize,
@@ -121,7 +121,7 @@ impl RxBuffers {
         self.buffers.len()
     }
 
-    /// What the last call brought decides how many messages the next one asks for.
+    /// Adapts the number of messages that the next call asks for to what the last one received.
     pub(super) fn learn(&mut self, messages: usize, datagrams: usize) {
         if let Some(lately) = (16 * datagrams).checked_div(messages) {
             self.recent = (7 * self.recent + lately) / 8;

@@ -35,7 +35,7 @@ impl PortKind {
         let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
         for io in [Io::Mmsg, Io::Uring] {
             match Calls::new(io, &probe).1 {
-                Some(why) => eprintln!("skipped for {io}: {why}"),
+                Some(why) => crate::skipped(format_args!("{io}: {why}")),
                 None => all.extend([Offloads::NONE, Offloads::BOTH].map(|offloads| PortKind::Socket(io, offloads))),
             }
         }
@@ -48,7 +48,7 @@ impl PortKind {
         PortKind::all().into_iter().filter_map(socket).collect()
     }
 
-    /// Whether bursts arrive as bursts.
+    /// True if bursts arrive as bursts.
     fn joins(self) -> bool {
         matches!(self, PortKind::Socket(_, Offloads { gro: true, .. }))
     }
@@ -71,7 +71,7 @@ enum Peer {
 /// Datagrams with their senders.
 type Parcels = Vec<(SocketAddr, Vec<u8>)>;
 
-/// What a port brought.
+/// The datagrams that a port received.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     cells: Parcels,
@@ -221,7 +221,7 @@ fn cells(range: std::ops::Range<u32>) -> Vec<u8> {
 }
 
 #[test]
-fn lone_cells_and_bursts_of_several_peers_come_whole_and_in_order() {
+fn cells_and_bursts_of_several_peers_arrive_in_order() {
     for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         assert_eq!(bed.take(), Seen::default(), "{kind:?}: nothing waits");
@@ -297,11 +297,11 @@ fn what_is_no_cell_is_judged_by_its_own_length() {
 }
 
 #[test]
-fn a_burst_longer_than_any_of_ours_brings_64_cells_and_the_rest_is_counted() {
+fn overlong_burst_brings_64_cells_and_its_rest_is_counted() {
     for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         if !bed.arrive(0, &cells(0..100), CELL) {
-            eprintln!("skipped: this kernel cuts no burst into more than 64");
+            crate::skipped("this kernel cuts no burst into more than 64");
             return;
         }
         assert!(bed.arrive(1, &cells(100..102), CELL));
@@ -335,7 +335,7 @@ fn without_buffers_nothing_is_taken_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_leaves_reaches_each_peer_whole_and_in_order_and_buffers_come_back() {
+fn sent_cells_reach_peers_in_order_and_buffers_return() {
     for kind in PortKind::all() {
         let mut bed = Bed::new(kind);
         let runs = [(0, 1), (1, 200), (2, 2), (0, 64), (1, 65), (0, 1), (2, 1), (0, 1), (1, 900)];
@@ -377,7 +377,7 @@ fn cells_for_a_peer_that_is_gone_are_sent_and_hold_nobody_up() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
+fn cells_refused_by_the_kernel_are_counted_and_others_leave() {
     for (io, offloads) in PortKind::sockets() {
         let mut bed = Bed::new(PortKind::Socket(io, offloads));
         // This socket may not broadcast.
@@ -395,7 +395,7 @@ fn what_the_kernel_refuses_is_counted_cell_by_cell_and_the_rest_leaves() {
 }
 
 #[test]
-fn a_burst_that_is_refused_leaves_as_cells_and_gso_is_not_tried_again() {
+fn refused_burst_leaves_as_cells_and_disables_gso() {
     for (io, offloads) in PortKind::sockets() {
         let mut bed = Bed::new(PortKind::Mem);
         let (own, there) = (socket(), socket());
@@ -473,7 +473,7 @@ fn apart(test: &str) -> bool {
         unshare.env("EDDY_TEST_APART", "1").output().ok()
     };
     if run("true").is_none_or(|output| !output.status.success()) {
-        eprintln!("skipped: needs network namespaces, `unshare` and `ip`");
+        crate::skipped("needs network namespaces, `unshare` and `ip`");
         return false;
     }
     let this = std::env::current_exe().unwrap();
@@ -484,7 +484,7 @@ fn apart(test: &str) -> bool {
 }
 
 #[test]
-fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
+fn full_socket_leaves_the_rest_for_the_next_turn() {
     // In memory the network is told to.
     let mut bed = Bed::new(PortKind::Mem);
     let Peer::Mem(net, to) = &bed.peers[0] else { unreachable!() };
@@ -498,7 +498,7 @@ fn a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn() {
     assert_eq!((tally.sent, bed.taken_by(0).len()), (100, 100));
     // Sockets need a next hop that does not answer, so that what was sent waits for its address.
     if std::env::var_os("EDDY_TEST_APART").is_none() {
-        apart("socket::suite::a_socket_that_takes_no_more_keeps_what_is_left_for_the_next_turn");
+        apart("socket::suite::full_socket_leaves_the_rest_for_the_next_turn");
         return;
     }
     for (i, (io, offloads)) in PortKind::sockets().into_iter().enumerate() {

@@ -57,7 +57,7 @@ pub struct Gate {
     tried: Vec<usize>,
 }
 
-/// What may arrive at the socket towards `side` of hop `position` (0 is the entry).
+/// The lengths that may arrive at the socket towards `side` of hop `position` (0 is the entry).
 pub fn lengths(shape: Shape, position: usize, side: Side) -> Lengths {
     let (direction, link, handshakes): (_, _, &[usize]) = match (side, position) {
         (Side::Up, 1) => (Direction::Forward, 1, &[NK_HALF_LEN]),
@@ -178,7 +178,7 @@ enum Verdict {
     Dropped(DropReason),
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
 fn judge<C: ChannelState>(
     side: Side,
     direction: Direction,

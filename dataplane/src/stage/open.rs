@@ -33,7 +33,7 @@ fn next_chunk(cells: &mut [Admitted]) -> Option<(&mut [Admitted], &mut [Admitted
 /// Opens forward cells at hop `hop` in place. What is authentic and new stays in `cells`.
 ///
 /// Control gets a punt for a cell that authenticates under a link's next slot, and promotes the slot.
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of a worker that a stage borrows one by one")]
 pub fn forward<C: ForwardHalf>(
     cells: &mut Vec<Admitted>,
     shape: Shape,
@@ -81,7 +81,7 @@ pub fn forward<C: ForwardHalf>(
                 continue;
             }
             table.links.received(cell.link);
-            // Control promotes, in the order of its operations; it may have overwritten the slot meanwhile.
+            // Control promotes, in the order of its commands; it may have overwritten the slot meanwhile.
             if let Some((slot, from)) = cell.next_slot.as_deref().copied()
                 && punts.room() > 0
                 && table.links.proposes(cell.link, slot)
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_authentic_cell_marks_keeps_a_channel_alive_or_promotes_a_slot() {
+    fn only_authentic_cells_mark_refresh_or_promote() {
         let shape = Shape::new(Class::S, 2).unwrap();
         let secret = Secret::new([5; 32]);
         let peer = "192.0.2.1:1".parse().unwrap();

@@ -117,7 +117,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     #[test]
-    fn a_cell_pooled_for_a_link_that_is_gone_does_not_leave_on_the_one_in_its_place() {
+    fn pooled_cell_never_leaves_on_the_successor_of_its_link() {
         let (mut links, mut free) = (Links::default(), FreeList::new(4));
         let mut out = Departures::new(240, 4);
         let mut tally = Tally::default();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_links_leave_in_random_order_each_in_its_own_and_the_draw_is_not_repeated() {
+    fn link_groups_leave_in_random_order_that_is_not_redrawn() {
         let mut free = FreeList::new(6);
         let mut sealer = Sealer::new(ChaCha20Rng::seed_from_u64(7));
         let mut orders = std::collections::HashMap::<Vec<u32>, u32>::new();

@@ -1,5 +1,5 @@
-//! Memory for buffers: one mapping for the life of the process, all of it there from the start, so that no cell waits
-//! for a page and a process that grows is seen to. And pages of 2 MB, for them and for whoever asks.
+//! Memory for buffers: one mapping for the life of the process, populated at the start, so that no cell waits for a
+//! page fault. Also pages of 2 MB, for buffers and other memory.
 //!
 //! ```text
 //! mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)   zeros

@@ -8,7 +8,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 
-/// Whether the kernel says that the clock is kept by somebody (NTP, PTP, a hypervisor's agent).
+/// True if the kernel reports the clock as synchronized (NTP, PTP, a hypervisor's agent).
 ///
 /// # Errors
 /// A sandbox forbids to ask.

@@ -15,7 +15,7 @@ use super::message::{NAME_LEN, zeroed_name};
 /// A destination that an ICMP message, or the local stack, says cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreachable {
-    /// Where the datagram was going.
+    /// The destination of the datagram.
     pub to: SocketAddr,
     /// The error as errno.
     pub errno: i32,

@@ -247,7 +247,7 @@ impl Messages {
         &mut self.headers
     }
 
-    /// What came as the `i`th message, `len` bytes by the kernel's word.
+    /// The `i`th message received; the kernel reports a length of `len` bytes.
     pub(super) fn received(&self, i: usize, len: usize) -> Received {
         let from = self.names[i].address().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         Received { len, segment: segment_of(&self.headers[i].msg_hdr), from }

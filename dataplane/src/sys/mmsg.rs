@@ -114,14 +114,14 @@ mod tests {
     #[test]
     fn batches_arrive_over_ipv6() {
         if UdpSocket::bind("[::1]:0").is_err() {
-            eprintln!("skipped: no IPv6 loopback here (sysctl net.ipv6.conf.lo.disable_ipv6=0 enables it)");
+            crate::skipped("no IPv6 loopback here (sysctl net.ipv6.conf.lo.disable_ipv6=0 enables it)");
             return;
         }
         round_trip("::1");
     }
 
     #[test]
-    fn bursts_are_gathered_in_any_order_and_land_one_datagram_per_buffer() {
+    fn bursts_are_gathered_and_land_one_datagram_per_buffer() {
         let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         crate::sys::enable_gro(&b).unwrap();
         let to = b.local_addr().unwrap();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_buffers_of_a_burst_cannot_hold_is_known_by_its_length() {
+    fn burst_longer_than_its_buffers_is_known_by_its_length() {
         let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         crate::sys::enable_gro(&b).unwrap();
         let message = Message { to: b.local_addr().unwrap(), pieces: 20, segment: Some(100) };

@@ -1,4 +1,4 @@
-//! Memory that will be read soon: a hint to the processor, which may ignore it.
+//! Hints to the processor that memory is read soon. It may ignore them.
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

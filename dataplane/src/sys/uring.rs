@@ -91,8 +91,8 @@ impl Ring {
         }
     }
 
-    /// How many messages are worth asking for: as many as came last time and the one that shows that there are no
-    /// more; if there are, twice as many each time. A request that finds nothing costs 500 ns.
+    /// The number of messages to ask for: as many as arrived last time, and one more to see the end. It doubles each
+    /// time that there are more. A request that finds nothing costs 500 ns.
     fn likely(&self) -> usize {
         match (self.burst + 1).saturating_sub(self.since) {
             0 => self.since,
@@ -145,7 +145,7 @@ impl Ring {
             if let Err(error) = self.ring.submit_and_wait(remaining)
                 && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
             {
-                // Without this call nobody knows what the kernel still does with memory that we would give up.
+                // Without this call it is unknown whether the kernel still uses memory that would be freed here.
                 eprintln!("io_uring_enter failed, which it cannot on a ring's own thread: {error}");
                 std::process::abort();
             }

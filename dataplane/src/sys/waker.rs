@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-/// Wakes whoever waits for it to become readable.
+/// Wakes a thread that polls it for readability.
 pub struct Waker(OwnedFd);
 
 impl Waker {

@@ -6,7 +6,7 @@ use wire::cell::Class;
 use crate::stand::{Stand, Traces};
 
 #[test]
-fn in_steady_state_no_cell_is_copied_and_none_costs_an_allocation() {
+fn steady_state_copies_no_cell_and_allocates_nothing() {
     let mut stand = Stand::new(Class::L, 64, "threshold-or-timed:n=256,n_min=8,t=5ms");
     let mut backward = 0;
     for round in 0..6 {

@@ -42,8 +42,10 @@ enum Source {
 #[must_use = "`start` starts the entry"]
 pub struct EntryBuilder {
     chain: Option<Source>,
-    /// Lines of a configuration, without forwards.
+    /// Lines of a configuration, one for each option.
     lines: String,
+    /// Further lines as given. They may begin tables, so they come after all keys.
+    options: String,
     forwards: String,
     socks: Vec<String>,
     users: Vec<(String, Zeroizing<String>)>,
@@ -59,6 +61,7 @@ impl EntryBuilder {
         EntryBuilder {
             chain: None,
             lines: String::new(),
+            options: String::new(),
             forwards: String::new(),
             socks: Vec::new(),
             users: Vec::new(),
@@ -96,7 +99,9 @@ impl EntryBuilder {
 
     /// Listens on `listen` and sends what arrives there to `to`. May be repeated.
     pub fn forward(mut self, listen: SocketAddr, to: Destination) -> EntryBuilder {
-        self.forwards += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+        let text = |text: String| toml::Value::from(text);
+        let (listen, to) = (text(listen.to_string()), text(to.to_string()));
+        self.forwards += &format!("[[forward]]\nlisten = {listen}\nto = {to}\n");
         self
     }
 
@@ -139,8 +144,8 @@ impl EntryBuilder {
     /// Further lines of an entry's configuration, as TOML: `receive_buffer = 4194304`. `eddy config explain` lists the
     /// keys.
     pub fn options(mut self, lines: &str) -> EntryBuilder {
-        self.lines += lines;
-        self.lines += "\n";
+        self.options += lines;
+        self.options += "\n";
         self
     }
 
@@ -158,10 +163,11 @@ impl EntryBuilder {
                 return Err(ConfigError::Arguments(what).into());
             }
         };
+
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
-            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}",
-            self.lines, self.forwards
+            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}{}",
+            self.lines, self.options, self.forwards
         );
         let mut config = NodeConfig::parse_options(NAME, &text)?;
         if let Some(Source::File(path)) = self.chain {
@@ -170,7 +176,7 @@ impl EntryBuilder {
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
-        let mut keys = Keys::draw(&mut rng()?);
+        let mut keys = Keys::draw(&mut rng()?, wire::setup::Suite::X25519);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {
                 let what = "name and password of `socks_user` must have 1 to 255 bytes each (RFC 1929)".to_owned();
@@ -179,5 +185,36 @@ impl EntryBuilder {
             keys.socks_users.insert(name, password);
         }
         Entry::run(Loaded { config, chain, keys })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{self, Plan};
+
+    #[test]
+    fn errors_of_options_name_no_command_line_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = ["127.0.0.1:4701", "127.0.0.1:4702"].map(|address| address.parse().unwrap());
+        let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        let builder = || Entry::builder().chain_file(&files.chain);
+        let refused = |builder: EntryBuilder| builder.start().err().expect("a mistake").to_string();
+
+        let forward = |builder: EntryBuilder| builder.forward(addresses[0], addresses[1].into());
+        let clash = refused(forward(forward(builder())));
+        assert!(clash.starts_with("entry options: forward on 127.0.0.1:4701: forward already uses port"), "{clash}");
+        let open = refused(builder().socks("0.0.0.0:1080".parse().unwrap()));
+        assert!(open.contains("add a user with `socks_user`"), "{open}");
+        assert!(!clash.contains("--") && !open.contains("--"), "{clash}; {open}");
+
+        // A destination is a value, whatever it contains.
+        let name = "a\"\nidle_s = 7\n#".into();
+        let injected = refused(builder().forward(addresses[0], Destination::Name(name, 53)));
+        assert!(injected.contains("is not an address or host name"), "{injected}");
+        // `channels` is not read as a key of the table before it.
+        let table = "[[forward]]\nlisten = \"127.0.0.1:4701\"\nto = \"127.0.0.1:4702\"";
+        let clash = refused(forward(builder().options(table)).channels(2));
+        assert!(clash.contains("forward already uses port"), "{clash}");
     }
 }

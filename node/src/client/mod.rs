@@ -51,8 +51,6 @@ impl Entry {
 
     /// Starts the entry of a configuration file as `eddy init` writes it, with the key file that it names.
     ///
-    /// While the configuration's Unix sockets are made, new files of the process are readable by their owner only.
-    ///
     /// # Errors
     /// A mistake in a file, or a refusal of the operating system.
     pub fn start(config: impl AsRef<Path>) -> Result<Entry, StartError> {

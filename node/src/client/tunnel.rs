@@ -1,7 +1,7 @@
 //! A datagram socket at the exit.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl UdpTunnel {
         let port = Some(socket.local_addr()?.port());
         let refusals = Arc::<Refusals>::default();
         let relay = entry.listeners.tunnel(client, Association { client, port }, refusals.clone())?;
-        socket.connect(relay.address())?;
+        connect_only(&socket, relay.address())?;
         let shape = entry.shape;
         let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
         Ok(UdpTunnel { socket, shape, received, refusals, _relay: relay })
@@ -56,7 +56,7 @@ impl UdpTunnel {
     /// See [`TunnelError`]. After [`TunnelError::TooLong`] and [`TunnelError::InvalidDestination`] of this destination,
     /// and after a refusal of an earlier datagram, nothing was sent.
     pub fn send_to(&self, data: &[u8], destination: &Destination) -> Result<usize, TunnelError> {
-        self.check_refusals()?;
+        self.check()?;
         let max = frames::max_datagram_len(self.shape.payload());
         if data.len() > max {
             return Err(TunnelError::TooLong { destination: destination.clone(), len: data.len(), max });
@@ -83,9 +83,9 @@ impl UdpTunnel {
     pub fn recv_from(&self, buffer: &mut [u8]) -> Result<(usize, Destination), TunnelError> {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            self.check_refusals()?;
+            self.check()?;
             let len = self.socket.recv(&mut received)?;
-            // Only the relay can send here. A datagram without a header wakes this call for a refusal.
+            // Only the relay can send here. A datagram without a header wakes this call for a refusal or the entry's end.
             let Ok((from, data)) = read_socks(&received[..len]) else { continue };
             let len = data.len().min(buffer.len());
             buffer[..len].copy_from_slice(&data[..len]);
@@ -93,7 +93,12 @@ impl UdpTunnel {
         }
     }
 
-    fn check_refusals(&self) -> Result<(), TunnelError> {
+    /// Returns the oldest refusal, or the end of the entry.
+    fn check(&self) -> Result<(), TunnelError> {
+        // The relay's port may belong to another program by now.
+        if self.refusals.has_ended() {
+            return Err(TunnelError::Closed);
+        }
         while let Some(refusal) = self.refusals.take() {
             if let Some(error) = TunnelError::refused(refusal, frames::max_datagram_len(self.shape.payload())) {
                 return Err(error);
@@ -120,6 +125,14 @@ impl UdpTunnel {
     }
 }
 
+/// Connects a socket, so that it receives from `relay` only, and removes what others sent to it before.
+fn connect_only(socket: &UdpSocket, relay: SocketAddr) -> io::Result<()> {
+    socket.connect(relay)?;
+    socket.set_nonblocking(true)?;
+    while socket.recv(&mut [0]).is_ok() {}
+    socket.set_nonblocking(false)
+}
+
 impl AsFd for UdpTunnel {
     /// A descriptor to poll. Do not read from it or write to it: that takes datagrams of the tunnel.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -131,5 +144,29 @@ impl AsRawFd for UdpTunnel {
     /// See [`UdpTunnel::as_fd`].
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn datagrams_sent_before_the_relay_is_known_are_removed() {
+        let bind = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (socket, relay, stranger) = (bind(), bind(), bind());
+        let address = socket.local_addr().unwrap();
+        let header = socks_header(&Destination::from(SocketAddr::from(([192, 0, 2, 1], 53))));
+        (0..3).for_each(|_| _ = stranger.send_to(&header, address).unwrap());
+        connect_only(&socket, relay.local_addr().unwrap()).unwrap();
+        relay.send_to(b"from the relay", address).unwrap();
+
+        let mut buffer = [0; 100];
+        let len = socket.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"from the relay");
+        let _ = stranger.send_to(&header, address);
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(socket.recv(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }

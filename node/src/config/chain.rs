@@ -1,5 +1,5 @@
-//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them and
-//! against the clock.
+//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them
+//! and against the clock.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,6 +9,7 @@ use control::Descriptor;
 use dataplane::lanes::Lanes;
 use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
+use wire::setup::Suite;
 
 use super::source::{Source, Table, decode_base64};
 use super::table::CHAIN;
@@ -21,6 +22,8 @@ pub struct Chain {
     pub id: [u8; 32],
     /// Class and key hops.
     pub shape: Shape,
+    /// Algorithms of its channel setups.
+    pub suite: Suite,
     /// The mixing strategy that its mixes were created with.
     pub mixing: Mixing,
     /// Lifetime of its channels in seconds.
@@ -70,8 +73,11 @@ impl Chain {
         let class: Class = table.parsed("class")?;
         let hops = table.integer("hops") as usize;
         let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
+        let suite = table.integer("suite");
+        let suite = u8::try_from(suite).ok().and_then(Suite::from_wire).expect("in the range of the table");
         let mixing = table.parsed("mixing")?;
         let lifetime_s = table.integer("lifetime_s") as u16;
+
         let tables = table.subs("node")?;
         if tables.len() != hops {
             let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
@@ -79,14 +85,20 @@ impl Chain {
         }
         let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+
         for (node, table) in nodes.iter().zip(&tables) {
             if node.descriptor.lifetime_s != lifetime_s {
                 let said = node.descriptor.lifetime_s;
                 let what = format!("the descriptor has a lifetime of {said} s, the chain {lifetime_s} s");
                 return Err(table.wrong("descriptor", what, FETCH));
             }
+            let said = node.descriptor.setup.suite();
+            if said != suite {
+                let what = format!("the descriptor has setup keys of suite {said}, the chain names suite {suite}");
+                return Err(table.wrong("descriptor", what, FETCH));
+            }
         }
-        Ok(Chain { id, shape, mixing, lifetime_s, nodes })
+        Ok(Chain { id, shape, suite, mixing, lifetime_s, nodes })
     }
 
     /// The key hop at a position, from 1.
@@ -127,16 +139,21 @@ fn read_node(
     if said.value != role.name() {
         return Err(said.wrong(format!("role must be \"{role}\" for node {index} (got {:?})", said.value), ORDER));
     }
+
     let identity = table.text("identity").bytes("identity")?;
     let said = table.text("address");
     let address: SocketAddr = said.value.parse().map_err(|_| {
         let what = format!("address must be IP:PORT or [IPv6]:PORT (got {:?})", said.value);
         said.wrong(what, FETCH)
     })?;
+
+    // The signature covers the keys and the addresses of the node.
     let text = table.text("descriptor");
     let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
     let verified = Descriptor::verify(&signed, &identity, chain, wall);
     let descriptor = verified.map_err(|why| ConfigError::Descriptor { at: text.at(), index, why })?;
+
+    // A valid descriptor may be one of another place in the chain.
     let same = usize::from(descriptor.position) == index
         && usize::from(descriptor.hops) == shape.hops()
         && descriptor.class == shape.class();
@@ -151,12 +168,14 @@ fn read_node(
         );
         return Err(text.wrong(what, FETCH));
     }
+
     if !descriptor.lanes.contains(&address) {
         let what =
             format!("address = \"{address}\" is not in the signed descriptor, which has {}", descriptor.lanes[0]);
         let remedy = "restore it; for a node behind NAT set `next` in the previous node's configuration";
         return Err(said.wrong(what, remedy));
     }
+
     let new = "ask its operator for a descriptor made by `eddy init`";
     let lanes = lanes(&descriptor, address).map_err(|what| text.wrong(what, new))?;
     if lanes > 1 && role == NodeRole::Exit {
@@ -165,8 +184,8 @@ fn read_node(
     Ok(ChainNode { role, index, identity, address, lanes, descriptor })
 }
 
-/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive ports
-/// (SPEC 4.7).
+/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive
+/// ports (SPEC 4.7).
 fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> {
     let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();
     for (i, lane) in here.iter().enumerate() {

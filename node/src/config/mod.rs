@@ -1,9 +1,10 @@
 //! The configuration: the chain's public file, and per node a configuration and a key file.
 //!
-//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them ([`ConfigError`]).
-//! Refuses unknown keys, and files that do not fit together. Opens no sockets.
+//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them
+//! ([`ConfigError`]). Refuses unknown keys, and files that do not fit together. Opens no sockets.
 //!
-//! Neighbours: [`crate::init`] writes the files, the command loads them, [`crate::runtime::node`] runs a node from them.
+//! Neighbours: [`crate::init`] writes the files, the command loads them, [`crate::runtime::node`] runs a node from
+//! them.
 
 mod caps;
 mod chain;
@@ -217,6 +218,8 @@ impl NodeConfig {
                 "correct the position, or `role`".to_owned(),
             ));
         }
+
+        // The entry computes its timeouts from the promised delays.
         if let Some(own) = chain.node(config.position) {
             let promised = u128::from(own.descriptor.mixing_delay_ms);
             if let Part::Mix { mixing } = &config.part

@@ -268,8 +268,8 @@ impl NodeConfig {
         }
     }
 
-    /// Keys of a link are dropped after this time: one and a half times `renew_after`, and at least 10 s after it, so that
-    /// ten handshakes may be lost.
+    /// Keys of a link are dropped after this time: one and a half times `renew_after`, and at least 10 s after it, so
+    /// that ten handshakes may be lost.
     pub fn expire_after(&self) -> Duration {
         self.renew_after + (self.renew_after / 2).max(Duration::from_secs(10))
     }

@@ -46,6 +46,7 @@ impl Source {
             let remedy = "save it as UTF-8, or copy it again";
             ConfigError::Value { at, what: "the text is not UTF-8".into(), remedy: remedy.into() }
         })?;
+
         let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true, secret: false };
         if source.text.trim().is_empty() {
             let remedy = "copy it again from where `eddy init` wrote it";
@@ -183,7 +184,16 @@ impl<'s> Table<'s> {
         } else {
             format!("the keys here are {}", names.join(", "))
         };
-        ConfigError::UnknownKey { at: self.source.at(span), key: name.to_owned(), hint }
+        let at = self.source.at(span);
+        // Name and value may be swapped.
+        if self.source.secret && elsewhere.is_empty() {
+            return ConfigError::Value {
+                at,
+                what: "unknown key (it may be a secret, so it is not shown)".into(),
+                remedy: hint,
+            };
+        }
+        ConfigError::UnknownKey { at, key: name.to_owned(), hint }
     }
 
     /// Checks roles, types, ranges, and that nothing is missing; inner tables as well.
@@ -240,6 +250,7 @@ impl<'s> Table<'s> {
         if fits {
             return Ok(());
         }
+
         let default = key.default_value().map_or(String::new(), |default| format!("; the default is {default}"));
         let remedy = match (&key.kind, value.get_ref()) {
             (Kind::Word(words), DeValue::String(word)) => {

@@ -1,7 +1,7 @@
 //! The table of configuration keys: name, roles, type, default, doc and example of each, in one place.
 //!
-//! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow from
-//! it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
+//! Parser, role check, suggestions for misspelt keys, generated files, the handbook's table and `eddy config` follow
+//! from it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};
 use super::{
@@ -208,8 +208,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_UNANSWERED as i64),
-        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Nobody can flood a host \
-              that did not ask for it. Forgotten after ten minutes.",
+        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Keeps users from \
+              flooding a host that does not answer. Hosts of an IPv6 /64 count as one. Forgotten after ten minutes.",
         example: "1000",
     },
     Key {
@@ -423,6 +423,14 @@ pub static CHAIN: &[Key] = &[
     plain("id", Kind::Text("32 bytes in base64 or hex"), "Id of the chain.", COPY),
     plain("class", Kind::Word(&["S", "M", "L"]), "Size class of its cells.", "\"L\""),
     plain("hops", Kind::Integer(2, 8), "Key hops: the mixes and the exit.", "4"),
+    Key {
+        name: "suite",
+        roles: ALL,
+        kind: Kind::Integer(1, 2),
+        default: DefaultValue::Integer(2),
+        doc: "Algorithms of channel setups: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.",
+        example: "2",
+    },
     plain(
         "mixing",
         Kind::Text("NAME:KEY=VALUE,..."),
@@ -469,7 +477,14 @@ pub static KEY_FILE: &[Key] = &[
         "\"...\" as `eddy init` wrote it",
     ),
     plain("noise", SECRET, "Private key of its links.", "\"...\" as `eddy init` wrote it"),
-    plain("setup", SECRET, "Private key of channel setups.", "\"...\" as `eddy init` wrote it"),
+    plain("setup", SECRET, "Private X25519 key of channel setups.", "\"...\" as `eddy init` wrote it"),
+    optional(
+        "setup_mlkem",
+        Kind::Text("2400 bytes in base64"),
+        "none",
+        "Private ML-KEM-768 key of channel setups, in suite 2.",
+        "\"...\" as `eddy init` wrote it",
+    ),
     optional("psk_up", SECRET, "none", "Pre-shared key with the previous hop.", "\"...\" as agreed with its operator"),
     optional("psk_down", SECRET, "none", "Pre-shared key with the next hop.", "\"...\" as agreed with its operator"),
     optional(

@@ -8,8 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{Control, DataOp, Event, Input, Output};
+use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX};
 use dataplane::command::{Command, CommandSender};
+use dataplane::exit::QUESTIONS_MAX;
 use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
 
@@ -18,11 +19,23 @@ const OUTGOING_MAX: usize = 1024;
 /// Time until the next look at a ring that was not drained.
 const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
-const PUNTS_MAX: usize = 1024;
-/// Most commands of one turn, in addition to one for every channel that is retired with its link: three slots, a
-/// keepalive and the end of every link; three setup cells for each wanted channel of an entry; eight for each punt;
-/// answers of the resolver; orders. Nothing is taken in while some of them wait, so this bounds the backlog, too.
-const BACKLOG_MAX: usize = 5 * (1 << LinkId::INDEX_BITS) + 3 * 256 + 8 * PUNTS_MAX + 256 + ORDERS_MAX;
+const PUNTS_PER_TURN: usize = 1024;
+/// Commands for each link in a turn: three slots, a keepalive and the end of the link.
+const PER_LINK: usize = 5;
+/// Most channels that an entry wants at once.
+const WANTED_CHANNELS_MAX: usize = 256;
+/// Most commands that follow from a punt: a setup is sent on, and a channel changes.
+const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
+/// Most commands of one turn, in addition to one for every channel that is retired with its link; ack cells that were
+/// due are among them. While some of them
+/// wait, neither punts nor orders are taken in. Answers of the resolver are always queued, one for each open question.
+/// So this bounds the backlog, too.
+const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
+    + SETUP_CELLS_MAX * WANTED_CHANNELS_MAX
+    + PER_PUNT * PUNTS_PER_TURN
+    + ACK_COPIES_MAX
+    + QUESTIONS_MAX
+    + ORDERS_MAX;
 /// Orders of the operator and of SOCKS clients taken in one turn.
 const ORDERS_MAX: usize = 64;
 
@@ -52,21 +65,21 @@ struct Outgoing {
 /// The control plane with its ends of the rings to and from the workers.
 pub struct Bridge {
     control: Control,
-    ops: CommandSender,
+    commands: CommandSender,
     /// One ring for each worker.
     punts: Vec<rtrb::Consumer<Punt>>,
-    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While there
-    /// are any, control takes in nothing.
+    /// Commands that found the ring full, in binding order: at most [`BACKLOG_MAX`] and one for each channel. While
+    /// there are any, control takes in nothing.
     backlog: VecDeque<Command>,
-    /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a cell
-    /// before this node's worker has woken up.
+    /// Handshake datagrams that wait until the worker has their keys: the receiver of a message 2 may answer with a
+    /// cell before this node's worker has woken up.
     outgoing: VecDeque<Outgoing>,
 }
 
 impl Bridge {
     /// Connects a control plane to its workers' rings.
-    pub fn new(control: Control, ops: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Bridge {
-        Bridge { control, ops, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
+    pub fn new(control: Control, commands: CommandSender, punts: Vec<rtrb::Consumer<Punt>>) -> Bridge {
+        Bridge { control, commands, punts, backlog: VecDeque::new(), outgoing: VecDeque::new() }
     }
 
     /// The control plane, for its counters.
@@ -84,7 +97,7 @@ impl Bridge {
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
-            let share = PUNTS_MAX / self.punts.len();
+            let share = PUNTS_PER_TURN / self.punts.len();
             for worker in 0..self.punts.len() {
                 for _ in 0..share {
                     let Ok(punt) = self.punts[worker].pop() else { break };
@@ -97,7 +110,8 @@ impl Bridge {
             debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
         }
-        let taken = self.ops.taken();
+
+        let taken = self.commands.taken();
         while let Some(Outgoing { side, to, datagram, .. }) = self.outgoing.pop_front_if(|next| next.after <= taken) {
             send(side, to, &datagram);
         }
@@ -109,7 +123,7 @@ impl Bridge {
         while let Some(output) = self.control.poll_output() {
             match output {
                 Output::Send { side, to, datagram } => {
-                    let after = self.ops.pushed() + self.backlog.len() as u64;
+                    let after = self.commands.pushed() + self.backlog.len() as u64;
                     // A datagram too many is lost like any other; control tries its handshake again.
                     if self.outgoing.len() < OUTGOING_MAX {
                         self.outgoing.push_back(Outgoing { after, side, to, datagram });
@@ -117,7 +131,7 @@ impl Bridge {
                         self.control.lost_outgoing();
                     }
                 }
-                Output::Data(op) => self.backlog.push_back(command(op)),
+                Output::Change(change) => self.backlog.push_back(command(change)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
@@ -128,17 +142,17 @@ impl Bridge {
         if self.backlog.is_empty() {
             return;
         }
-        while let Some(op) = self.backlog.pop_front() {
-            if let Err(op) = self.ops.send(op) {
-                self.backlog.push_front(op);
+        while let Some(command) = self.backlog.pop_front() {
+            if let Err(command) = self.commands.send(command) {
+                self.backlog.push_front(command);
                 break;
             }
         }
         if self.backlog.is_empty() {
             // Memory that a link with thousands of channels needed is returned.
-            self.backlog.shrink_to(PUNTS_MAX);
+            self.backlog.shrink_to(PUNTS_PER_TURN);
         }
-        self.ops.signal();
+        self.commands.signal();
     }
 
     /// Takes some orders for the worker that do not come from control, unless commands of control wait.
@@ -148,7 +162,7 @@ impl Bridge {
         }
     }
 
-    /// Answers a [`Note::Resolve`].
+    /// Answers a [`Note::Resolve`]. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in the backlog.
     pub fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
         self.backlog.push_back(Command::Resolved { query, addresses });
     }
@@ -168,7 +182,7 @@ impl Bridge {
                 self.control.handle(now, Input::Activity { link, received, sent });
             }
             Punt::ChannelEnded { channel, reason } => {
-                let (ended, other) = self.ops.ended(worker, channel);
+                let (ended, other) = self.commands.ended(worker, channel);
                 self.backlog.extend(other);
                 if !ended {
                     return;
@@ -181,22 +195,22 @@ impl Bridge {
     }
 }
 
-/// Control's operations are a subset of a worker's commands.
-fn command(op: DataOp) -> Command {
-    match op {
-        DataOp::InstallLink { link, side, peer } => Command::InstallLink { link, side, peer },
-        DataOp::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+/// Control's changes are a subset of a worker's commands.
+fn command(change: Change) -> Command {
+    match change {
+        Change::InstallLink { link, side, peer } => Command::InstallLink { link, side, peer },
+        Change::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
             Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
         }
-        DataOp::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
-        DataOp::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
-        DataOp::RetireLink { link } => Command::RetireLink { link },
-        DataOp::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
+        Change::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
+        Change::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
+        Change::RetireLink { link } => Command::RetireLink { link },
+        Change::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
             Command::InstallChannel { channel, up, down, keys, lifetime_s, first }
         }
-        DataOp::RetireChannel { channel } => Command::RetireChannel { channel },
-        DataOp::Supersede { old, new } => Command::Supersede { old, new },
-        DataOp::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
+        Change::RetireChannel { channel } => Command::RetireChannel { channel },
+        Change::Supersede { old, new } => Command::Supersede { old, new },
+        Change::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
     }
 }
 
@@ -205,7 +219,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::draw_x25519;
+    use control::descriptor::{draw_setup, draw_x25519};
     use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
@@ -215,10 +229,12 @@ mod tests {
 
     const RING: usize = 4;
 
-    /// A mix whose worker has a ring for four operations, and the ring's other ends.
+    /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
+        let (noise, public) = draw_x25519(&mut rng);
+        let setup = draw_setup(&mut rng, wire::setup::Suite::default());
+        let setup_public = setup.public();
         let hop = |position| Descriptor {
             chain: [7; 32],
             position,
@@ -228,7 +244,7 @@ mod tests {
             not_before: 0,
             not_after: u64::MAX,
             noise: public,
-            setup: setup_public,
+            setup: setup_public.clone(),
             mixing_delay_ms: 0,
             lifetime_s: 3600,
             lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],
@@ -248,10 +264,10 @@ mod tests {
             caps: Caps::default(),
         };
         let control = Control::new(config, rng, Duration::ZERO).unwrap();
-        let (ops, worker_ops) = rtrb::RingBuffer::new(RING);
+        let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
-        let bridge = Bridge::new(control, CommandSender::new(ops, Arc::new(Waker::new().unwrap())), vec![punts]);
-        (bridge, worker_ops, worker_punts)
+        let bridge = Bridge::new(control, CommandSender::new(commands, Arc::new(Waker::new().unwrap())), vec![punts]);
+        (bridge, worker_commands, worker_punts)
     }
 
     /// One turn; how many datagrams left.
@@ -262,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn while_operations_wait_nothing_more_is_taken_in() {
+    fn while_commands_wait_nothing_more_is_taken_in() {
         let (mut bridge, mut worker, mut punts) = bridge();
         (0..10).for_each(|query| bridge.resolved(query, Vec::new()));
         for _ in 0..3 {
@@ -274,14 +290,14 @@ mod tests {
             let waiting = punts.slots();
             turn(&mut bridge, Duration::ZERO);
             assert_eq!(bridge.backlog.len(), left);
-            assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as operations do");
+            assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as commands do");
             while let Ok(Command::Resolved { query, .. }) = worker.pop() {
                 taken.push(query);
             }
         }
         assert!(taken.into_iter().eq(0..10), "in order");
         assert_eq!(punts.slots(), 256);
-        assert!(bridge.backlog.capacity() <= PUNTS_MAX);
+        assert!(bridge.backlog.capacity() <= PUNTS_PER_TURN);
     }
 
     #[test]
@@ -292,7 +308,7 @@ mod tests {
         while bridge.control().counters().refused(Refusal::OutgoingFull) < 10 {
             second += 1;
             assert!(second < 10_000);
-            assert_eq!(turn(&mut bridge, Duration::from_secs(second)), 0, "the worker has not taken the operation");
+            assert_eq!(turn(&mut bridge, Duration::from_secs(second)), 0, "the worker has not taken the command");
         }
         assert_eq!(bridge.outgoing.len(), OUTGOING_MAX);
         let made = 2 * bridge.control().counters().handshakes_started as usize;

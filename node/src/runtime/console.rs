@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Forward, parse_idle};
 use crate::runtime::listeners::Listeners;
-use crate::runtime::local::{Bound, Server};
+use crate::runtime::local::{Bound, Server, read_answer};
 
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;
+/// Longest time that a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A request to an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,13 +115,11 @@ fn answer(request: Request, listeners: &Listeners) -> Answer {
 /// No entry answers, or the answer cannot be parsed.
 pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let mut socket = UnixStream::connect(path)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
     let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
     line.push(b'\n');
     socket.write_all(&line)?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer)?;
-    serde_json::from_str(&answer).map_err(io::Error::other)
+    read_answer(&mut socket, PATIENCE)
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl Icmp {
     }
 
     /// Sends an error to `client` about its datagram to `listener`, an address of this host. A lost error is not repeated.
-    pub fn tell(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
+    pub fn send(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
         let (client, listener) = (canonical(client), canonical(listener));
         let socket = if client.is_ipv4() { &self.v4 } else { &self.v6 };
         let (Some(socket), Some(error)) = (socket, error(client, listener, fate)) else { return };
@@ -68,6 +68,7 @@ fn error(client: SocketAddr, listener: SocketAddr, fate: Fate) -> Option<Vec<u8>
     if listener.ip().is_unspecified() {
         return None;
     }
+
     let mut error = Vec::with_capacity(64);
     match (client, listener) {
         (SocketAddr::V4(client), SocketAddr::V4(listener)) => {

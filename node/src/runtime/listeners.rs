@@ -184,9 +184,17 @@ impl Listeners {
         }
     }
 
-    /// Closes all sockets when the node ends, so that the system reports an error to those who still send there.
+    /// Closes all sockets when the node ends, so that the system reports an error to those who still send there. Tunnels
+    /// learn it first, because another program may take the ports as soon as they are closed.
     pub fn close_all(&self) {
         let mut state = self.state();
+        for Open { socket, kind, refusals, .. } in &state.open {
+            let (Some(refusals), ListenerKind::Socks(association)) = (refusals, kind) else { continue };
+            refusals.end();
+            if let Association { client, port: Some(port) } = association {
+                let _ = socket.send_to(WAKE, (*client, *port));
+            }
+        }
         state.gone += state.drops();
         state.open.clear();
     }
@@ -270,6 +278,22 @@ mod tests {
         let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: ListenerKind::Pymix, idle: IDLE })];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
         (Listeners::new(shape, IDLE, &first, orders, waker).unwrap(), taken)
+    }
+
+    #[test]
+    fn closing_all_ends_and_wakes_tunnels() {
+        let (listeners, _taken) = listeners();
+        let tunnel = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = tunnel.local_addr().unwrap();
+        let refusals = Arc::<Refusals>::default();
+        let association = Association { client: at.ip(), port: Some(at.port()) };
+        let relay = listeners.tunnel(at.ip(), association, refusals.clone()).unwrap();
+        assert!(!refusals.has_ended());
+        listeners.close_all();
+        assert!(refusals.has_ended());
+        let mut buffer = [0; 100];
+        let (len, from) = tunnel.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (WAKE, relay.address()));
     }
 
     #[test]

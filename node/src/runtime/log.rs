@@ -25,8 +25,12 @@ const REPEAT_FIRST: Duration = Duration::from_secs(10);
 const REPEAT_MAX: Duration = Duration::from_secs(600);
 /// Time between two lines about clients, whatever they do.
 const CLIENTS_EVERY: Duration = Duration::from_secs(1);
-/// Destinations and clients whose trouble is remembered; then the one that is due first is forgotten.
+/// Destinations and clients that get lines of their own.
 const CLIENT_TROUBLES_MAX: usize = 64;
+/// New ones of these that get a line at once.
+const SUBJECTS_AT_ONCE: u32 = 8;
+/// Time after which one more does.
+const SUBJECTS_EVERY: Duration = Duration::from_secs(60);
 
 /// The log of one node.
 pub struct Log {
@@ -41,6 +45,7 @@ pub struct Log {
     setups: Trouble,
     setups_fail_since: Option<Duration>,
     refused_acks: Trouble,
+    deaf: Trouble,
     clients: ClientTroubles,
 }
 
@@ -51,65 +56,125 @@ struct Peer {
     address: SocketAddr,
 }
 
-/// Trouble that may last.
+/// Trouble that may last, or come back.
 #[derive(Default)]
-struct Trouble {
+pub(super) struct Trouble {
     /// Once it has been reported: when to report it again, and the interval before that.
     repeat: Option<(Duration, Duration)>,
+    /// It has lasted for [`PATIENCE`] and has not ended.
+    lasts: bool,
+    /// It was reported and has not ended since.
+    reported: bool,
+    ended: Option<Duration>,
 }
 
 impl Trouble {
     /// True if a report is due for trouble that has lasted this long.
+    ///
+    /// Trouble that comes back continues at the interval it had reached, unless it was absent for that long.
     fn is_due(&mut self, now: Duration, lasted: Duration) -> bool {
+        if !self.lasts {
+            if lasted < PATIENCE {
+                return false;
+            }
+            self.lasts = true;
+            let began = now.saturating_sub(lasted);
+            if let (Some(ended), Some((_, interval))) = (self.ended, self.repeat)
+                && began >= ended + interval
+            {
+                self.repeat = None;
+            }
+        }
         let interval = match self.repeat {
-            None if lasted < PATIENCE => return false,
             None => REPEAT_FIRST,
             Some((at, _)) if now < at => return false,
             Some((_, interval)) => (interval * 2).min(REPEAT_MAX),
         };
         self.repeat = Some((now + interval, interval));
+        self.reported = true;
         true
     }
 
-    /// True if the trouble was reported and has not ended since.
-    fn is_reported(&self) -> bool {
-        self.repeat.is_some()
+    /// True if a report is due for a single event. What was not seen for the longest interval is new again.
+    pub(super) fn occurs(&mut self, now: Duration) -> bool {
+        if self.is_over(now) {
+            *self = Trouble::default();
+        }
+        self.is_due(now, PATIENCE)
+    }
+
+    /// True if it was not seen for the longest interval.
+    fn is_over(&self, now: Duration) -> bool {
+        self.repeat.is_some_and(|(at, _)| now >= at + REPEAT_MAX)
     }
 
     /// Ends the trouble. True if it had been reported.
-    fn end(&mut self) -> bool {
-        self.repeat.take().is_some()
+    fn end(&mut self, now: Duration) -> bool {
+        if std::mem::take(&mut self.lasts) {
+            self.ended = Some(now);
+        }
+        std::mem::take(&mut self.reported)
     }
 }
 
 /// Trouble that clients cause, by its subject: a refused destination, or a client with too long datagrams.
 ///
-/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`].
+/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`]. A client can make
+/// up any number of subjects, so only [`SUBJECTS_AT_ONCE`] and one more per [`SUBJECTS_EVERY`] get lines of their own.
+/// The others are counted in one line, at growing intervals as well.
 #[derive(Default)]
 struct ClientTroubles {
     by_subject: BTreeMap<String, Trouble>,
     last_line: Option<Duration>,
+    /// When all of [`SUBJECTS_AT_ONCE`] are available again.
+    subjects_refilled: Duration,
+    /// Notices about other subjects since the last line about them.
+    unlisted: u64,
+    more: Trouble,
 }
 
 impl ClientTroubles {
     /// True if a report about this subject is due.
     fn is_due(&mut self, now: Duration, subject: String) -> bool {
-        if self.last_line.is_some_and(|last| now < last + CLIENTS_EVERY) {
-            return false;
+        let may_log = self.may_log(now);
+        if may_log {
+            self.by_subject.retain(|_, trouble| !trouble.is_over(now));
         }
-        // Trouble that was not seen for the longest interval has ended.
-        self.by_subject.retain(|_, trouble| trouble.repeat.is_some_and(|(at, _)| now < at + REPEAT_MAX));
-        if self.by_subject.len() == CLIENT_TROUBLES_MAX && !self.by_subject.contains_key(&subject) {
-            let first_due = self.by_subject.iter().min_by_key(|(_, trouble)| trouble.repeat);
-            let first_due = first_due.map(|(subject, _)| subject.clone()).unwrap_or_default();
-            self.by_subject.remove(&first_due);
-        }
-
-        let is_due = self.by_subject.entry(subject).or_default().is_due(now, PATIENCE);
+        let has_room = self.has_room(now);
+        let is_due = match self.by_subject.get_mut(&subject) {
+            Some(trouble) => may_log && trouble.occurs(now),
+            None if may_log && has_room => {
+                self.subjects_refilled = self.subjects_refilled.max(now) + SUBJECTS_EVERY;
+                self.by_subject.entry(subject).or_default().occurs(now)
+            }
+            None => {
+                self.unlisted += 1;
+                false
+            }
+        };
         if is_due {
             self.last_line = Some(now);
         }
         is_due
+    }
+
+    /// The number of notices that got no line, if a line about them is due.
+    fn more(&mut self, now: Duration) -> Option<u64> {
+        if self.unlisted == 0 || !self.may_log(now) || !self.more.occurs(now) {
+            return None;
+        }
+        self.last_line = Some(now);
+        Some(std::mem::take(&mut self.unlisted))
+    }
+
+    fn may_log(&self, now: Duration) -> bool {
+        self.last_line.is_none_or(|last| now >= last + CLIENTS_EVERY)
+    }
+
+    /// True if a new subject may have lines of its own.
+    fn has_room(&self, now: Duration) -> bool {
+        let available = self.subjects_refilled <= now + SUBJECTS_EVERY * (SUBJECTS_AT_ONCE - 1);
+        available && self.by_subject.len() < CLIENT_TROUBLES_MAX
     }
 }
 
@@ -131,6 +196,7 @@ impl Log {
             setups: Trouble::default(),
             setups_fail_since: None,
             refused_acks: Trouble::default(),
+            deaf: Trouble::default(),
             clients: ClientTroubles::default(),
         }
     }
@@ -139,7 +205,7 @@ impl Log {
     pub fn next_hop(&mut self, now: Duration, silence: Option<Duration>) {
         let Some(Peer { name, role, address }) = &self.next else { return };
         let Some(lasted) = silence else {
-            if self.silence.end() {
+            if self.silence.end(now) {
                 info!(peer = name, %role, %address, "next hop {name} ({address}) replies again");
             }
             return;
@@ -158,7 +224,7 @@ impl Log {
     /// Takes an event of control.
     pub fn event(&mut self, now: Duration, event: &Event) {
         match event {
-            Event::LinkUp { side: Side::Down, .. } => self.connected(),
+            Event::LinkUp { side: Side::Down, .. } => self.connected(now),
             Event::LinkUp { side: Side::Up, peer, .. } => match &self.previous {
                 Some(name) => info!(peer = name, address = %peer, "previous hop {name} ({peer}) connected"),
                 // Users connect here, and who they are does not belong in a log.
@@ -175,11 +241,11 @@ impl Log {
             },
             Event::LinkSilent { .. } => debug!("no reply from the next hop; started a new handshake"),
             Event::ChannelOpen { channel, setup } => {
-                let setup_ms = setup.as_millis();
-                debug!(channel = channel.0, setup_ms, "opened channel {channel} in {setup_ms} ms");
+                let (setup_us, setup_ms) = (setup.as_micros() as u64, setup.as_millis());
+                debug!(channel = channel.0, setup_us, "opened channel {channel} in {setup_ms} ms");
                 self.setups_fail_since = None;
-                self.refused_acks.end();
-                if self.setups.end() {
+                self.refused_acks.end(now);
+                if self.setups.end(now) {
                     info!("channel setup succeeded");
                 }
             }
@@ -197,9 +263,9 @@ impl Log {
         }
     }
 
-    fn connected(&mut self) {
+    fn connected(&mut self, now: Duration) {
         self.was_connected = true;
-        self.silence.end();
+        self.silence.end(now);
         if let Some(Peer { name, role, address }) = &self.next {
             info!(peer = name, %role, %address, "connected to next hop {name} ({address})");
         }
@@ -207,8 +273,8 @@ impl Log {
 
     fn setup_timed_out(&mut self, now: Duration, attempt: u32, next_timeout: Duration) {
         let since = *self.setups_fail_since.get_or_insert(now);
-        // If the next hop is silent, that was reported and is the reason.
-        if self.silence.is_reported() || !self.setups.is_due(now, now.saturating_sub(since)) {
+        // If the next hop is silent, that is the reason, and is reported by itself.
+        if self.silence.lasts || !self.setups.is_due(now, now.saturating_sub(since)) {
             return;
         }
         let timeout_s = next_timeout.as_secs_f64();
@@ -224,12 +290,12 @@ impl Log {
 
     /// Takes a notice of the worker about a client or a listener.
     pub fn notice(&mut self, now: Duration, notice: &Notice) {
-        if let Notice::Deaf { why } = notice {
-            warn!("cannot listen on a new forward: {why}");
-            return;
-        }
         match notice {
-            Notice::Deaf { .. } => {}
+            Notice::Deaf { why } => {
+                if self.deaf.occurs(now) {
+                    warn!("cannot listen on a new forward: {why}");
+                }
+            }
             Notice::TooLarge { client, len, max } => {
                 let address = client.address;
                 if self.clients.is_due(now, format!("client {address}")) {
@@ -242,6 +308,13 @@ impl Log {
                     warn!(%destination, ?status, "the exit refused {destination}: {reason}");
                 }
             }
+        }
+        if let Some(more) = self.clients.more(now) {
+            warn!(
+                more,
+                "the exit refused or this entry dropped datagrams {more} more times, for destinations or clients that are not \
+                 listed"
+            );
         }
     }
 }
@@ -271,8 +344,27 @@ mod tests {
         let mut trouble = Trouble::default();
         let reports: Vec<u64> = (0..3600).filter(|s| trouble.is_due(secs(*s), secs(*s))).collect();
         assert_eq!(reports, [2, 12, 32, 72, 152, 312, 632, 1232, 1832, 2432, 3032]);
-        assert!(trouble.end() && !trouble.end());
-        assert!(trouble.is_due(secs(3600), secs(2)), "new trouble does not wait for the old interval");
+        assert!(trouble.end(secs(3600)) && !trouble.end(secs(3600)));
+        assert!(!trouble.is_due(secs(3602), secs(2)), "it is back too soon");
+        assert!(!trouble.end(secs(3603)), "its end is not reported either");
+        // It was absent for the last interval of 600 s, so it is new.
+        let reports: Vec<u64> = (4300..4400).filter(|s| trouble.is_due(secs(*s), secs(*s - 4300))).collect();
+        assert_eq!(reports, [4302, 4312, 4332, 4372]);
+    }
+
+    #[test]
+    fn flapping_trouble_is_reported_at_growing_intervals() {
+        let mut trouble = Trouble::default();
+        let mut reports = Vec::new();
+        for s in 0..200 {
+            let phase = s % 5;
+            if phase == 3 {
+                trouble.end(secs(s));
+            } else if phase < 3 && trouble.is_due(secs(s), secs(phase)) {
+                reports.push(s);
+            }
+        }
+        assert_eq!(reports, [2, 12, 32, 72, 152]);
     }
 
     #[test]
@@ -287,9 +379,35 @@ mod tests {
     }
 
     #[test]
+    fn flood_of_subjects_is_counted_and_hides_no_known_one() {
+        let mut troubles = ClientTroubles::default();
+        let (mut known, mut listed, mut counts, mut total) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for s in 0..400 {
+            if troubles.is_due(secs(s), "a.example:53".to_owned()) {
+                known.push(s);
+            }
+            for port in 0..100 {
+                total += 1;
+                if troubles.is_due(secs(s), format!("192.0.2.1:{s}.{port}")) {
+                    listed.push(s);
+                }
+                counts.extend(troubles.more(secs(s)).map(|more| (s, more)));
+            }
+        }
+        assert_eq!(known, [0, 10, 30, 70, 150, 310]);
+        assert_eq!(listed, [1, 2, 3, 4, 5, 6, 7, 60, 120, 180, 240, 300, 360]);
+        let times: Vec<u64> = counts.iter().map(|(s, _)| *s).collect();
+        assert_eq!(times, [8, 18, 38, 78, 158, 318]);
+        assert_eq!(counts.iter().map(|(_, more)| more).sum::<u64>() + troubles.unlisted + listed.len() as u64, total);
+    }
+
+    #[test]
     fn remembered_client_troubles_are_bounded() {
         let mut troubles = ClientTroubles::default();
-        assert!((0..200).all(|s| troubles.is_due(secs(s), format!("192.0.2.1:{s}"))));
+        // One more every ten minutes, and all others again.
+        for round in 0..100 {
+            (0..=round).for_each(|port| _ = troubles.is_due(secs(round * 600 + port), format!("192.0.2.1:{port}")));
+        }
         assert_eq!(troubles.by_subject.len(), CLIENT_TROUBLES_MAX);
     }
 
@@ -297,6 +415,6 @@ mod tests {
     fn short_trouble_is_not_reported() {
         let mut trouble = Trouble::default();
         assert!(!trouble.is_due(secs(1), secs(1)));
-        assert!(!trouble.end());
+        assert!(!trouble.end(secs(1)));
     }
 }

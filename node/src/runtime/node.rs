@@ -163,11 +163,13 @@ impl Node {
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(system())?);
         let stop = Arc::new(AtomicBool::new(false));
+
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
             watched.push(socket.try_clone().map_err(system())?);
         }
+
         let socks = std::mem::take(&mut sockets.socks);
         let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
@@ -177,13 +179,16 @@ impl Node {
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
+
         let log = Log::new(&chain, position, next);
         let handshake_sockets =
             (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
+
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
         let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
+
         let bridge = Bridge::new(control, ops, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
@@ -199,10 +204,12 @@ impl Node {
             turns,
             clock,
         };
+
         let resolver = match &config.part {
             Part::Exit(part) => Some(Resolver::start(part.resolver, control_waker.clone())?),
             Part::Entry(_) | Part::Mix { .. } => None,
         };
+
         let thread = ControlThread {
             bridge,
             orders,
@@ -216,6 +223,8 @@ impl Node {
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || thread.run());
         let control = control.map_err(StartError::system("start the control thread"))?;
+
+        // Last, because clients may connect at once.
         let socks = match listeners {
             Some(listeners) if !socks.is_empty() => {
                 let served = socks::serve(socks, keys.socks_users, listeners);
@@ -261,11 +270,14 @@ impl Node {
         self.stop.store(true, Ordering::Release);
         self.wakers.iter().for_each(|waker| waker.wake());
         self.control_waker.wake();
-        self.control.join().map_err(|_| NodeDied { thread: "control" })?;
-        for worker in self.workers {
-            worker.join().map_err(|_| NodeDied { thread: "worker" })?;
-        }
+        // A thread that died does not keep the others running, or the sockets open.
+        let control = self.control.join().map_err(|_| NodeDied { thread: "control" });
+        let workers: Vec<_> = self.workers.into_iter().map(JoinHandle::join).collect();
         self.reporter.listeners.iter().for_each(Listeners::close_all);
+        control?;
+        if workers.iter().any(Result::is_err) {
+            return Err(NodeDied { thread: "worker" });
+        }
         Ok(self.reporter.report())
     }
 }
@@ -360,6 +372,7 @@ impl ControlThread {
                 let _ = socket.send_to(datagram, to);
             }
         };
+
         let mut note = |note| match note {
             Note::Event(event) => {
                 reporter.readiness.note(&event);
@@ -382,6 +395,7 @@ impl ControlThread {
                 }
             }
         };
+
         let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note);
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
@@ -401,7 +415,7 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
     let Some((at, is_forward)) = listeners.find(client.listener) else { return };
     // An error about one destination would affect a client's others on the same socket.
     if is_forward || fate == Fate::TooLong {
-        icmp.tell(client.address, at, fate);
+        icmp.send(client.address, at, fate);
     }
 }
 
@@ -409,22 +423,66 @@ fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn report_counts_kernel_drops() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        sys::size_receive_buffer(&socket, 4096).unwrap();
-        let reporter = Reporter {
+    use dataplane::entry::Association;
+    use wire::cell::{Class, Shape};
+
+    use crate::runtime::refusals::Refusals;
+
+    /// A reporter of a node without threads.
+    fn idle_reporter() -> Reporter {
+        Reporter {
             role: NodeRole::Mix,
             position: 1,
             ledgers: Vec::new(),
             profiles: Vec::new(),
             control: Arc::default(),
-            sockets: Arc::new(vec![socket.try_clone().unwrap()]),
+            sockets: Arc::default(),
             listeners: None,
             readiness: Arc::default(),
             turns: Vec::new(),
             clock: Clock::start(),
+        }
+    }
+
+    #[test]
+    fn tunnels_end_even_if_the_control_thread_panicked() {
+        let (orders, _taken) = mpsc::channel();
+        let waker = Arc::new(Waker::new().unwrap());
+        let shape = Shape::new(Class::S, 4).unwrap();
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker.clone()).unwrap();
+        let refusals = Arc::<Refusals>::default();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let association = Association { client: client.ip(), port: Some(client.port()) };
+        let _relay = listeners.tunnel(client.ip(), association, refusals.clone()).unwrap();
+
+        // The worker ends only after it was asked to.
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asked, worker_ended) = (stop.clone(), Arc::new(AtomicBool::new(false)));
+        let ended = worker_ended.clone();
+        let worker = std::thread::spawn(move || {
+            while !asked.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            ended.store(true, Ordering::Release);
+        });
+        let node = Node {
+            reporter: Reporter { listeners: Some(listeners), ..idle_reporter() },
+            stop,
+            wakers: Vec::new(),
+            control_waker: waker,
+            workers: vec![worker],
+            control: std::thread::spawn(|| panic!("part of the test")),
+            socks: None,
         };
+        assert_eq!(node.stop().unwrap_err().thread, "control");
+        assert!(worker_ended.load(Ordering::Acquire) && refusals.has_ended());
+    }
+
+    #[test]
+    fn report_counts_kernel_drops() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sys::size_receive_buffer(&socket, 4096).unwrap();
+        let reporter = Reporter { sockets: Arc::new(vec![socket.try_clone().unwrap()]), ..idle_reporter() };
         assert_eq!(reporter.report().kernel_drops, 0);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..100 {

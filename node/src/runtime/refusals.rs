@@ -1,7 +1,8 @@
 //! Refusals by the exit, on their way to the tunnel that sent the datagram.
 //!
 //! The data plane notices a refusal, control stores it here, and the tunnel's next call returns it as an error. A wake
-//! datagram on the tunnel's relay ends a call that waits. The cell path does not change.
+//! datagram on the tunnel's relay ends a call that waits. The end of the entry arrives the same way. The cell path does
+//! not change.
 //!
 //! Neighbours: [`crate::runtime::node`] fills it by way of [`crate::runtime::listeners`], [`crate::client`] empties it.
 
@@ -32,6 +33,7 @@ pub struct Refusals {
     pending: Mutex<VecDeque<Refusal>>,
     /// True if `pending` is not empty, so that a call without refusals takes no lock.
     any: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl Refusals {
@@ -43,6 +45,16 @@ impl Refusals {
         }
         pending.push_back(refusal);
         self.any.store(true, Ordering::Release);
+    }
+
+    /// Records that the entry has ended: nothing that reaches the tunnel's port later comes from it.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// True after [`Refusals::end`].
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Takes the oldest.

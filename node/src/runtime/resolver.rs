@@ -40,9 +40,11 @@ impl Resolver {
         let system = || StartError::system("start the resolver");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system())?;
         let resolver = configured(server)?;
+
         let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
         let (answer, answers) = channel();
         let refuse = answer.clone();
+
         let serve = move || {
             runtime.block_on(async {
                 while let Some((query, name)) = asked.recv().await {

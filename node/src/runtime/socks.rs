@@ -11,9 +11,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane::entry::Association;
 use fast_socks5::server::{
@@ -31,6 +31,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::runtime::listeners::Listeners;
+use crate::runtime::log::Trouble;
 
 /// Names and passwords for ports that are not on loopback.
 pub type Users = BTreeMap<String, Zeroizing<String>>;
@@ -52,6 +53,9 @@ struct Shared {
     users: Users,
     listeners: Listeners,
     room: Semaphore,
+    started: Instant,
+    /// Relays that could not be opened. Any client can cause that.
+    failures: Mutex<Trouble>,
 }
 
 /// Serves SOCKS clients at these sockets.
@@ -69,7 +73,13 @@ pub fn serve(sockets: Vec<TcpListener>, users: Users, listeners: Listeners) -> i
         sockets.into_iter().map(adopt).collect::<io::Result<Vec<_>>>()?
     };
     let (stop, stopped) = oneshot::channel();
-    let shared = Arc::new(Shared { users, listeners, room: Semaphore::new(CONNECTIONS_MAX) });
+    let shared = Arc::new(Shared {
+        users,
+        listeners,
+        room: Semaphore::new(CONNECTIONS_MAX),
+        started: Instant::now(),
+        failures: Mutex::default(),
+    });
     let thread = std::thread::Builder::new().name("socks".into()).spawn(move || {
         runtime.block_on(async {
             for socket in sockets {
@@ -126,6 +136,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_nodelay(true)?;
+
     let asked = timeout(PATIENCE, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
@@ -137,14 +148,18 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     if !matches!(command, Socks5Command::UDPAssociate) {
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
+
     let association = Association { client, port: source_port(&target, client) };
     let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
         Err(why) => {
-            tracing::warn!("cannot open a relay for a SOCKS client: {why}");
+            if shared.failures.lock().unwrap_or_else(PoisonError::into_inner).occurs(shared.started.elapsed()) {
+                tracing::warn!("cannot open a relay for a SOCKS client: {why}");
+            }
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
         }
     };
+
     let at = relay.address();
     let mut stream = asked.reply_success(SocketAddr::new(at.ip().to_canonical(), at.port())).await?;
     // The relay lives until the client closes the connection.

@@ -5,23 +5,23 @@
 //! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] defines the line; `eddy status` and `eddy chain`
 //! read it.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::report::NodeReport;
-use crate::runtime::local::{Bound, Server};
+use crate::runtime::local::{Bound, Server, read_answer};
 
 /// Answers every connection with a fresh report.
 ///
 /// # Errors
 /// No thread or no descriptors left.
 pub fn serve(bound: Bound, report: impl Fn() -> NodeReport + Send + 'static) -> io::Result<Server> {
-    bound.serve("status", move |client| tell(client, &report()))
+    bound.serve("status", move |client| write(client, &report()))
 }
 
-fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
+fn write(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
     let mut line = serde_json::to_vec(report).map_err(io::Error::other)?;
     line.push(b'\n');
     client.write_all(&line)
@@ -33,10 +33,7 @@ fn tell(mut client: UnixStream, report: &NodeReport) -> io::Result<()> {
 /// No node answers, or the answer is not a report.
 pub fn ask(path: &Path) -> io::Result<NodeReport> {
     let mut socket = UnixStream::connect(path)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut line = String::new();
-    socket.read_to_string(&mut line)?;
-    serde_json::from_str(&line).map_err(io::Error::other)
+    read_answer(&mut socket, Duration::from_secs(5))
 }
 
 #[cfg(test)]
@@ -99,7 +96,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mix1.sock");
         // Longer than any socket buffer, so a client that does not read it blocks the writer.
-        let long = || NodeReport { engine: "x".repeat(4 << 20), ..report() };
+        let long = || NodeReport { engine: "x".repeat(2 << 20), ..report() };
         let server = serve(bind(&path).unwrap(), long).unwrap();
         let mut silent = UnixStream::connect(&path).unwrap();
         silent.write_all(b"stop\n").unwrap();

@@ -39,9 +39,10 @@ use crate::runtime::random::rng;
 use crate::runtime::sockets::Sockets;
 
 /// Commands from control that can wait for a worker.
-const OPS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
-const PUNTS_MAX: usize = 256;
+const COMMANDS_MAX: usize = 4096;
+/// Punts of a worker that can wait for control: copies of at most a buffer, 3 MB. A setup has up to
+/// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups.
+const PUNTS_MAX: usize = 2048;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
 
@@ -53,7 +54,7 @@ pub struct Workers {
     /// One ring for each worker.
     pub punts: Vec<rtrb::Consumer<Punt>>,
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
-    /// Latencies and sizes of batches.
+    /// Latencies and releases by size.
     pub profiles: Vec<latency::Shared>,
     pub turns: Vec<Arc<Turns>>,
     pub wakers: Vec<Arc<Waker>>,
@@ -91,7 +92,7 @@ impl Workers {
 
         let (mut rings, mut punts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         for worker in 0..lanes.own {
-            let (to_worker, commands) = rtrb::RingBuffer::new(OPS_MAX);
+            let (to_worker, commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
             let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
             let (waker, poller) = (Arc::new(Waker::new().map_err(system())?), Poller::new().map_err(system())?);
             let (up, down) = (sockets.up.get(worker).map(AsFd::as_fd), sockets.down.get(worker).map(AsFd::as_fd));
@@ -242,6 +243,7 @@ impl Builder<'_> {
         let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
         let turns = Arc::new(Turns::default());
         self.workers.turns.push(turns.clone());
+
         let name = if index == 0 { "worker".to_owned() } else { format!("worker{index}") };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             // The cores were checked before; this fails only if the process has lost one since.
@@ -271,7 +273,7 @@ struct Spawn {
 }
 
 /// Sets DF and ignores ICMP path-MTU updates: anybody can forge those, and all cells have one length.
-fn whole(socket: &UdpSocket) -> std::io::Result<()> {
+fn never_fragment(socket: &UdpSocket) -> std::io::Result<()> {
     if socket.local_addr()?.is_ipv6() {
         sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?;
     } else {
@@ -374,7 +376,7 @@ fn judge_receive_buffer(config: &NodeConfig, granted: usize) -> Result<Option<St
 /// Sets the options of a link socket. Returns the granted receive buffer in bytes.
 fn set_options(socket: &UdpSocket, receive_buffer: usize, offloads: Offloads) -> std::io::Result<usize> {
     socket.set_nonblocking(true)?;
-    whole(socket)?;
+    never_fragment(socket)?;
     if offloads.gro {
         sys::enable_gro(socket)?;
     }
@@ -389,17 +391,19 @@ fn receive_buffer(socket: &UdpSocket, bytes: usize) -> std::io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn link_sockets_take_nobodys_word_for_the_mtu() {
         let v4 = UdpSocket::bind("127.0.0.1:0").unwrap();
-        whole(&v4).unwrap();
+        never_fragment(&v4).unwrap();
         assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::PROBE);
         let Ok(v6) = UdpSocket::bind("[::1]:0") else {
-            eprintln!("skipped for IPv6: this host has no ::1");
+            // Not `eprintln`, which the test harness captures.
+            let _ = writeln!(std::io::stderr(), "skipped for IPv6: this host has no ::1");
             return;
         };
-        whole(&v6).unwrap();
+        never_fragment(&v6).unwrap();
         assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::PROBE);
     }
 }

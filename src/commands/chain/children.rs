@@ -71,6 +71,7 @@ impl Children {
             let mut command = command(&program, start, log)?;
             let mut process = command.spawn().with_context(|| format!("cannot start {name}"))?;
             commands.push(command);
+
             let lifeline = process.stdin.take();
             let stdout = process.stdout.take().map(|mut pipe| {
                 std::thread::spawn(move || {

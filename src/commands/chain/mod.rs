@@ -192,6 +192,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     let given = |address: SocketAddr, option: &str| {
         UdpSocket::bind(address).map_err(|why| sockets::cannot_bind(&format!("{option} {address}"), address, &why))
     };
+
     let mut entry = vec![any()?];
     for _ in 0..args.receivers {
         entry.push(any()?);
@@ -202,6 +203,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     for &listen in &args.pymix {
         entry.push(given(listen, "--pymix")?);
     }
+
     let listen = |&at: &SocketAddr| {
         if !at.ip().to_canonical().is_loopback() {
             let said = format!("--socks {at} is not on loopback: use 127.0.0.1:{}", at.port());
@@ -210,6 +212,7 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
         Ok(TcpListener::bind(at).map_err(|why| sockets::cannot_listen(&format!("--socks {at}"), at, &why))?)
     };
     let socks = args.socks.iter().map(listen).collect::<anyhow::Result<_>>()?;
+
     let lanes = usize::from(args.shape.lanes);
     let mix = |_| {
         if lanes == 1 {
@@ -259,12 +262,15 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         allow: LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
         ..Plan::new(&ups)
     };
+
+    // The receivers of the demonstration are on loopback and get as much as is sent.
     plan.trust.clone_from(&plan.allow);
     plan.allow.extend(args.allow.iter().cloned());
     plan.deny.extend(args.deny.iter().cloned());
     for (hop, (_, down)) in plan.hops.iter_mut().zip(&bound.mixes) {
         hop.down = down.local_addr()?;
     }
+
     let mut entry = bound.entry.iter().map(UdpSocket::local_addr);
     let mut next = || entry.next().context("a socket per forward and pymix port").and_then(|a| Ok(a?));
     plan.entry.channels = args.channels;
@@ -326,6 +332,7 @@ fn ready_json(plan: &Plan, files: &Files, setup: Duration) -> String {
         "forwards": forwards,
         "pymix": plan.entry.pymix,
         "socks": plan.entry.socks,
+        "chain": files.chain,
         "configs": configs().collect::<Vec<_>>(),
         "status": status,
     });
@@ -340,6 +347,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         setup.as_millis(),
         args.shape.mixes
     );
+
     let asked = &plan.entry.forwards[args.receivers..];
     for forward in asked {
         text += &format!("  forward {:<22} -> {}\n", forward.listen.to_string(), forward.to);
@@ -353,6 +361,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
     if asked.is_empty() && plan.entry.pymix.is_empty() && plan.entry.socks.is_empty() {
         text += "  no listeners: --forward and --socks add them\n";
     }
+
     let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
     let entry = files.entry.display();
     text += &format!(
@@ -363,6 +372,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         wireguard_mtu(shape)
     );
     text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");
+    text += &format!("\nPublic file of the chain, for entries of other programs:\n  {}\n", files.chain.display());
     text += "\nInspect a node:\n";
     for config in std::iter::once(&files.entry).chain(&files.hops) {
         text += &format!("  eddy status --config {}\n", config.display());

@@ -84,6 +84,7 @@ impl Summary<'_> {
             sending.as_secs_f64(),
             if mixes == 1 { "" } else { "es" }
         );
+
         let Rtt { p50, p99, max } = self.rtt();
         let ms = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
         let times = format!(
@@ -93,6 +94,7 @@ impl Summary<'_> {
             ms(max),
             self.setup.as_millis()
         );
+
         let open = self.open();
         let ledgers = match open.as_slice() {
             [] => format!("Ledgers of all {} nodes close", self.nodes.len()),

@@ -212,6 +212,7 @@ pub fn run(
         socket.set_read_timeout(Some(LOOK))?;
         dataplane::sys::size_receive_buffer(socket, RECEIVE_BUFFER)?;
     }
+
     let book = Book::new(load, receivers.len());
     let sending = std::thread::scope(|scope| {
         for (i, socket) in receivers.iter().enumerate() {
@@ -243,6 +244,7 @@ fn send(
     // Without colour, and only on a terminal.
     let bar = ProgressBar::new(load.messages)
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} sent, {per_sec}, {eta} to go")?);
+
     let start = Instant::now();
     let mut watched = start;
     let mut message = Vec::new();
@@ -260,6 +262,7 @@ fn send(
             }
             std::thread::sleep((due - now).min(LOOK));
         }
+
         let i = rng.random_range(0..clients.len());
         load.payload.write(number, &mut message);
         book.receiver[number as usize].store(i as u64, Ordering::Relaxed);

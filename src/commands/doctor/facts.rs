@@ -1,7 +1,7 @@
 //! The state of this host: gathered once, so that checks are functions of it.
 //!
-//! Probes sockets over loopback if settings are not enough (receive buffers, GSO, io_uring). Changes nothing and needs no
-//! privilege; facts that it cannot read are unknown.
+//! Probes sockets over loopback if settings are not enough (receive buffers, GSO, io_uring). Changes nothing and needs
+//! no privilege; facts that it cannot read are unknown.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};

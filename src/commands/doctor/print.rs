@@ -15,7 +15,7 @@ pub const WIDTH: usize = 80;
 const INDENT: usize = 18;
 
 /// The problems with their fixes, the worst first; with `verbose` every finding, with effects and undos.
-/// Commands stay on one line, however long.
+/// Commands stay on one line, so that they can be copied.
 pub fn people(subject: &Subject, facts: &Facts, findings: &[Finding], verbose: bool, width: usize) -> String {
     let mut text = format!("{} on Linux {}", subject.what, facts.kernel);
     if !facts.cores.allowed.is_empty() {
@@ -52,7 +52,7 @@ fn one(finding: &Finding, verbose: bool, width: usize) -> String {
     let undo = match &finding.fix {
         None => None,
         Some(Fix::Run { command, undo, .. }) => {
-            text += &format!("{:INDENT$}fix: {command}\n", "");
+            text += &command_line("fix", command, width);
             Some(undo)
         }
         Some(Fix::Do { what, undo }) => {
@@ -61,9 +61,15 @@ fn one(finding: &Finding, verbose: bool, width: usize) -> String {
         }
     };
     if let Some(undo) = undo.filter(|_| verbose) {
-        text += &format!("{:INDENT$}undo: {undo}\n", "");
+        text += &command_line("undo", undo, width);
     }
     text
+}
+
+/// A command on one line. A command that is too long for its column has a line of its own.
+fn command_line(label: &str, command: &str, width: usize) -> String {
+    let line = format!("{:INDENT$}{label}: {command}\n", "");
+    if line.chars().count() <= width + 1 { line } else { format!("{:INDENT$}{label}:\n    {command}\n", "") }
 }
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
@@ -145,6 +151,15 @@ mod tests {
         assert!(text.contains("\n1 error, 1 warning, 0 notes, 1 ok\n"), "{text}");
         let sound_host = people(&Subject::of_a_chain(), &sound(), &some()[..1], false, 80);
         assert!(sound_host.contains("No problems found."), "{sound_host}");
+    }
+
+    #[test]
+    fn long_commands_have_a_line_of_their_own() {
+        let command = "echo 200000 | sudo tee /sys/module/haltpoll/parameters/guest_halt_poll_ns";
+        let finding = Finding::warning("idle", "halts", "waits").fix(Fix::run(command, "undo"));
+        let text = people(&Subject::of_a_chain(), &sound(), &[finding], true, 80);
+        assert!(text.contains(&format!("fix:\n    {command}\n")), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
         one_line(&again),
         one_line(&again)
     );
+
     let mut kept = Vec::new();
     for finding in findings {
         let Some(fix) = &finding.fix else { continue };
@@ -52,6 +53,7 @@ pub fn write(subject: &Subject, findings: &[Finding]) -> String {
             }
         }
     }
+
     if !kept.is_empty() {
         script += "\n# These settings are lost at a reboot. To keep them (tuning/99-eddy.conf is such a file):\n";
         for line in kept {

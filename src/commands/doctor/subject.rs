@@ -106,6 +106,7 @@ impl Subject {
         config.is_in(&chain)?;
         let keys = keys(&config, &chain)?;
         let (role, lanes) = (config.role(), chain.lanes_at(config.position));
+
         let next = config.next_address(&chain).map_err(|why| why.to_string());
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
@@ -114,9 +115,11 @@ impl Subject {
             Part::Mix { .. } => (0, None, false),
             Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
+
         let descriptors = chain.nodes.iter().map(|node| &node.descriptor);
         let from = descriptors.clone().map(|descriptor| descriptor.not_before).max();
         let until = descriptors.map(|descriptor| descriptor.not_after).min();
+
         Ok(Subject {
             what: format!("{} of chain {}", node_name(role, config.position), chain.short_id()),
             config: Some(path.to_owned()),

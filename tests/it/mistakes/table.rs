@@ -74,7 +74,7 @@ table! { NODE:
         &["mix1.toml:4: position must be 1 to 3 for a mix in this chain (got 4)", "or `role`"];
     "a position that no chain has", Line("mix1.toml", "position", "position = 9"), MIX,
         &["position must be a whole number from 0 to 8 (got 9)"];
-    "a role that is none", Line("mix1.toml", "role", "role = \"mux\""), MIX,
+    "an unknown role", Line("mix1.toml", "role", "role = \"mux\""), MIX,
         &["role must be ", "(got \"mux\")", "did you mean \"mix\"?"];
     "no value", Line("mix1.toml", "role", "role = "), MIX,
         &["mix1.toml:3: role has no value", "write `role = \"mix\"`"];
@@ -84,11 +84,11 @@ table! { NODE:
         &["mix1.toml:9: up must be IP:PORT or [IPv6]:PORT (got \"localhost\")", "for example `up = "];
     "`next` without a port", Line("mix1.toml", "# next", "next = \"nowhere\""), MIX,
         &["\"nowhere\" has no port", "expected IP:PORT"];
-    "a mixing that there is not", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
+    "an unknown mixing", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
         &["unknown strategy", "expected one of threshold"];
     "a mixing slower than the descriptor promises", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
         &["mix1.toml:13: ", "longer than the 5 ms that the descriptor promises", "--mixing timed:t=9ms"];
-    "a window that is no power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
+    "a window that is not a power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
         &["window must be a power of two (got 1000)", "`window = 1024`"];
     "a window too small", Line("mix1.toml", "# window", "window = 32"), MIX,
         &["window must be a whole number from 64 to 65536 (got 32)", "the default is 4096"];
@@ -126,7 +126,7 @@ table! { NODE:
         &["position must be 0 for an entry in this chain (got 1)"];
     "an entry without channels", Line("entry.toml", "channels", "channels = 0"), ENTRY,
         &["channels must be a whole number from 1 to 256 (got 0)", "the default is 4"];
-    "a pymix port that is none", Line("entry.toml", "channels", "pymix = [\"here\"]"), ENTRY,
+    "an invalid pymix address", Line("entry.toml", "channels", "pymix = [\"here\"]"), ENTRY,
         &["invalid listen address \"here\": expected IP:PORT"];
     "a forward to no port", Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"example.org\""), ENTRY,
         &["\"example.org\" has no port", "NAME:PORT"];
@@ -137,7 +137,7 @@ table! { NODE:
         &["unknown key `from`", "keys here are listen, to"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
         &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
-    "a resolver that is no address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
+    "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
         &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
         &["max_sockets must be a whole number from 1 to 1000000 (got 0)"];
@@ -165,6 +165,10 @@ table! { CHAIN:
     "a chain without mixing", Line("chain.toml", "mixing", "mixing = \"none\""), MIX, &["unknown strategy"];
     "a lifetime unlike the descriptors'", Line("chain.toml", "lifetime_s", "lifetime_s = 600"), MIX,
         &["a lifetime of 3600 s, the chain 600 s"];
+    "a suite that there is not", Line("chain.toml", "suite", "suite = 3"), MIX,
+        &["suite must be a whole number from 1 to 2 (got 3)"];
+    "a suite unlike the descriptors'", Line("chain.toml", "suite", "suite = 1"), MIX,
+        &["the descriptor has setup keys of suite 2, the chain names suite 1"];
     "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index must be 1 ", "(got 2)"];
     "an exit among the mixes", Line("chain.toml", "role", "role = \"exit\""), MIX,
         &["role must be \"mix\" for node 1 (got \"exit\")"];
@@ -204,8 +208,12 @@ table! { KEYS:
         &["mode 0644", "run `chmod 600 mix1.key`"];
     "keys that this user may not read", Do(|s| { s.unprivileged = true; mode(s, "mix1.key", 0o200); }), MIX,
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
-    "a key that is none", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
+    "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
         &["mix1.key:4: noise must be 32 bytes in base64"];
+    "an ML-KEM key that is none", Line("mix1.key", "setup_mlkem", "setup_mlkem = \"c2hvcnQ=\""), MIX,
+        &["mix1.key:6: setup_mlkem must be 2400 bytes in base64"];
+    "no ML-KEM key in a chain of suite 2", Line("mix1.key", "setup_mlkem", ""), MIX,
+        &["mix1.key: the setup key is not that of node 1"];
 }
 
 table! { SOCKETS:
@@ -246,7 +254,7 @@ table! { SOCKETS:
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:0\"");
             s.edit("mix1.toml", "# next", "next = \"192.0.2.7:4702\"");
         }), MIX,
-        &["mix1.toml:10: down", "cannot reach the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
+        &["mix1.toml:10: `down`", "cannot reach the next hop at 192.0.2.7:4702", "down = \"0.0.0.0:0\""];
     "a next hop whose name does not resolve", Line("mix1.toml", "# next", "next = \"mix2..example.org:4702\""), MIX,
         &["mix1.toml:11: next = \"mix2..example.org:4702\" does not resolve", "IP:PORT"];
     "`next` names the node itself", Line("mix1.toml", "# next", "next = \"127.0.0.1:4701\""), MIX,
@@ -343,7 +351,7 @@ table! { COMMAND_LINE:
         &["invalid --pymix \"here\": expected IP:PORT"];
     "`--io` with nonsense", Nothing, "mix --config mix1.toml --io uing", &["uing", "--io", "expected auto, mmsg or uring"];
     "too many mixes", Nothing, "init x --mixes 8", &["invalid --mixes", "expected 1 to 7"];
-    "an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
+    "an unknown engine", Do(|s| s.environment.push(("EDDY_AEAD", "wide128"))), MIX,
         &["EDDY_AEAD=wide128", "expected wide512", "portable or rustcrypto"];
     "an `EDDY_LOG` that is not a filter", Do(|s| s.environment.push(("EDDY_LOG", "dbug"))), MIX,
         &["invalid EDDY_LOG \"dbug\"", "expected a level", "info,eddy_node=debug"];
@@ -351,7 +359,7 @@ table! { COMMAND_LINE:
         &["eddy_node=loud", "--log", "expected a level", "info,eddy_node=debug"];
     "a `--log-format` that does not exist", Nothing, "mix --config mix1.toml --log-format yaml",
         &["yaml", "--log-format", "text, json"];
-    "a chain with an engine that is none", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
+    "a chain with an unknown engine", Do(|s| s.environment.push(("EDDY_AEAD", ""))), "chain",
         &["EDDY_AEAD=:", "expected wide512", "or unset it"];
     "cells too long for IPv6", Nothing, "init x --ipv6 --mixes 6",
         &["class L with 6 mixes", "1456 bytes, but over IPv6 only 1452 fit", "--mixes 5 or --class M"];

@@ -1,6 +1,5 @@
 //! The sections of the page, one module each: its text, tables and plots.
 
-mod batches;
 mod capacity;
 mod delivery;
 mod hop;
@@ -10,6 +9,7 @@ mod nodes;
 mod over_time;
 mod path;
 mod percentiles;
+mod releases;
 mod setup;
 
 use maud::{Markup, html};
@@ -32,7 +32,7 @@ pub(crate) fn all(sources: &Sources) -> anyhow::Result<Vec<Section>> {
         percentiles::round_trip(runs)?,
         over_time::section(runs)?,
         losses::section(runs),
-        batches::section(runs)?,
+        releases::section(runs)?,
         node_latency::section(runs),
         nodes::section(runs),
         capacity::section(&sources.capacities)?,

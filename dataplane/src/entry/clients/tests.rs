@@ -93,7 +93,7 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
 }
 
 #[test]
-fn answers_find_their_client_on_the_old_channel_and_on_the_new_one() {
+fn answers_find_their_client_on_old_and_new_channel() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(3, address(1), IDLE).unwrap().unwrap();
     let old = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
@@ -178,7 +178,7 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
 }
 
 #[test]
-fn flow_numbers_of_a_channel_are_bounded_and_a_flow_without_one_starts_over() {
+fn flow_numbers_are_bounded_and_a_flow_without_one_reopens() {
     let (mut clients, mut rng) = clients(&[1]);
     let to = |n: usize| Destination::Ip(SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1)));
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
@@ -279,7 +279,7 @@ fn each_listener_has_its_own_patience() {
 }
 
 #[test]
-fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
+fn name_is_open_once_its_peer_is_known() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let name = Destination::Name("a.example".into(), 53);
@@ -296,6 +296,32 @@ fn a_name_is_open_once_its_address_is_known_and_answers_bear_that() {
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
     clients.resolved((ChannelIndex(1), number), 2, peer);
     assert_eq!(*clients.reply_to(ChannelIndex(1), number).unwrap().peer, destination(1), "an address is its own");
+}
+
+#[test]
+fn flow_that_the_exit_has_lost_asks_for_its_peer_again() {
+    let (mut clients, mut rng) = clients(&[1]);
+    let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
+    let name = Destination::Name("a.example".into(), 53);
+    let place = (ChannelIndex(1), clients.flow(client, &name, 0, &mut rng).unwrap().number);
+    let host = |last| SocketAddr::from(([192, 0, 2, last], 53));
+    let state = |clients: &mut Clients, rng: &mut _| clients.flow(client, &name, 0, rng).unwrap().state.clone();
+    clients.resolved(place, 1, host(1));
+    clients.status(place.0, place.1, Status::Open, 0);
+    for lose in [0, 1] {
+        match lose {
+            0 => clients.closed(place.0, place.1),
+            _ => drop(clients.status(place.0, place.1, Status::UnknownFlow, 0)),
+        }
+        assert_eq!(*clients.reply_to(place.0, place.1).unwrap().peer, name);
+        // The PEER in front of this STATUS was lost, and the name may have another address now.
+        clients.status(place.0, place.1, Status::Open, 0);
+        assert_eq!(state(&mut clients, &mut rng), FlowState::Opening);
+        clients.resolved(place, 2, host(2));
+        clients.status(place.0, place.1, Status::Open, 0);
+        assert_eq!(state(&mut clients, &mut rng), FlowState::Open);
+        assert_eq!(*clients.reply_to(place.0, place.1).unwrap().peer, Destination::Ip(host(2)));
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn a_client_keeps_one_port_towards_all_its_peers() {
 }
 
 #[test]
-fn a_moved_flow_keeps_its_socket_and_a_new_flow_of_the_client_joins_it() {
+fn moved_flow_keeps_its_socket_and_shares_it_with_new_flows() {
     let (mut flows, mut apps) = exit();
     flows.open(&mut apps, (ChannelIndex(1), 0), 7, [1; 16], peer(1), 0).unwrap();
     flows.open(&mut apps, (ChannelIndex(1), 1), 7, [2; 16], peer(2), 0).unwrap();
@@ -74,7 +74,7 @@ fn idle_flows_end_and_the_last_one_takes_the_socket_along() {
 }
 
 #[test]
-fn sockets_are_bounded_and_a_refused_flow_leaves_nothing_behind() {
+fn sockets_are_bounded_and_a_refused_flow_leaves_nothing() {
     let (mut flows, mut apps) = exit();
     for channel in 0..4 {
         assert_eq!(flows.open(&mut apps, (ChannelIndex(channel), 0), 1, [channel as u8; 16], peer(1), 0), Ok(()));
@@ -237,7 +237,7 @@ fn flows_of_an_exit_are_bounded() {
 }
 
 #[test]
-fn without_descriptors_what_is_open_lives_on_and_more_can_be_opened_later() {
+fn flows_survive_a_shortage_of_descriptors() {
     let (mut flows, mut apps, net) = exit_with(1024, 4096);
     assert_eq!(flows.open(&mut apps, (ChannelIndex(1), 0), 0, token(1, 0), peer(1), 0), Ok(()));
     for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS] {
@@ -311,7 +311,7 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
 }
 
 #[test]
-fn a_channel_opens_sixty_four_flows_at_once_and_as_many_a_second() {
+fn flow_opens_of_a_channel_are_rate_limited() {
     let mut opens = Opens::default();
     let mut taken = |now: Nanos| (0..1000).filter(|_| opens.take(now)).count();
     assert_eq!([SECOND, SECOND, 3 * SECOND / 2, 2 * SECOND, 9 * SECOND].map(&mut taken), [64, 0, 32, 32, 64]);
@@ -337,7 +337,7 @@ fn a_token_that_differs_in_a_bit_reaches_no_flow() {
 }
 
 #[test]
-fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
+fn full_channel_takes_no_flow_by_open_or_move() {
     let (mut flows, mut apps) = exit();
     for number in 0..3 {
         flows.open(&mut apps, (ChannelIndex(1), number), 0, [number as u8; 16], peer(1), 0).unwrap();
@@ -347,4 +347,37 @@ fn a_channel_with_its_fill_of_flows_takes_no_more_however_they_come() {
     flows.open(&mut apps, (ChannelIndex(2), 0), 1, [9; 16], peer(1), 0).unwrap();
     assert_eq!(flows.relocate(ChannelIndex(1), 3, &[9; 16], 0), Err(DropReason::ChannelFlowsFull));
     assert_eq!((flows.len(), flows.sockets()), (4, 2));
+}
+
+#[test]
+fn answers_go_to_an_older_flow_when_the_newer_ends() {
+    let (mut flows, mut apps) = exit();
+    for number in 0..3 {
+        flows.open(&mut apps, (ChannelIndex(1), number), 7, [number as u8; 16], peer(1), 0).unwrap();
+    }
+    let socket = socket(&mut flows, 1, 0);
+    let heard = |flows: &mut Flows| flows.talking_to(socket, peer(1)).map(|(_, flow)| flow.number);
+    assert_eq!(heard(&mut flows), Some(2));
+    flows.close_number(&mut apps, ChannelIndex(1), 1);
+    assert_eq!(heard(&mut flows), Some(2));
+    flows.close_number(&mut apps, ChannelIndex(1), 2);
+    assert_eq!(heard(&mut flows), Some(0));
+    flows.close_number(&mut apps, ChannelIndex(1), 0);
+    assert_eq!(heard(&mut flows), None);
+    assert_empty(&mut flows, &mut apps);
+}
+
+#[test]
+fn reused_channel_index_keeps_its_own_clients() {
+    let (mut flows, mut apps) = exit();
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [1; 16], peer(1), 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(2), 0), 7, [2; 16], peer(2), 0).unwrap();
+    // Map 7 of channel 2 has a client, so this one stays listed under channel 1, which ends.
+    flows.relocate(ChannelIndex(2), 1, &[1; 16], 0).unwrap();
+    flows.close_channel(&mut apps, ChannelIndex(1));
+    // Its index is given out again.
+    flows.open(&mut apps, (ChannelIndex(1), 0), 7, [3; 16], peer(3), 0).unwrap();
+    flows.relocate(ChannelIndex(3), 0, &[1; 16], 0).unwrap();
+    flows.open(&mut apps, (ChannelIndex(1), 1), 7, [4; 16], peer(4), 0).unwrap();
+    assert_eq!(socket(&mut flows, 1, 0), socket(&mut flows, 1, 1), "the client keeps one port");
 }

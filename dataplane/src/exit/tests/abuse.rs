@@ -21,7 +21,7 @@ impl Bench {
 }
 
 #[test]
-fn a_destination_that_never_answers_gets_its_budget_over_all_flows_and_channels() {
+fn silent_destination_gets_one_budget_over_all_channels() {
     let limits = Limits { unanswered: Some(100), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 2, |settings| settings.limits = limits);
     for channel in 0..2 {
@@ -44,7 +44,7 @@ fn a_destination_that_never_answers_gets_its_budget_over_all_flows_and_channels(
 }
 
 #[test]
-fn who_has_answered_gets_what_is_sent_and_who_is_trusted_need_not_answer() {
+fn answering_and_trusted_destinations_have_no_budget() {
     let limits = Limits { unanswered: Some(100), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 1, |settings| {
         settings.limits = limits;

@@ -6,6 +6,8 @@ use super::*;
 use proptest::prelude::*;
 use std::net::IpAddr;
 
+use crate::exit::flows::Target;
+
 /// The channel of all flows.
 const CHANNEL: u32 = 0;
 
@@ -129,6 +131,42 @@ fn datagrams_older_than_a_second_are_not_sent_again() {
     bench.hear();
     bench.turn();
     assert_eq!(bench.arrived(2), [b"new"]);
+}
+
+#[test]
+fn datagram_is_as_old_after_a_move_as_before() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.open_name(7);
+    bench.resolved(0, vec![host(1), host(2), host(3)]);
+    bench.datagram(7, b"first");
+    bench.turn();
+    for (last, data) in [(1, b"second"), (2, b"third!")] {
+        bench.now += SECOND / 10 * 9;
+        bench.refuses(last, true);
+        bench.datagram(7, data);
+        bench.hear();
+        bench.turn();
+    }
+    assert_eq!(bench.arrived(2), [&b"first"[..], b"second"]);
+    assert_eq!(bench.arrived(3), [b"second", b"third!"]);
+}
+
+#[test]
+fn error_long_after_a_datagram_moves_no_flow() {
+    let mut bench = Bench::new(Class::S, 1);
+    bench.open_name(7);
+    bench.resolved(0, vec![host(1), host(2)]);
+    bench.datagram(7, b"x");
+    bench.turn();
+    let (_, flow) = bench.exit.flows.at(ChannelIndex(CHANNEL), 7).unwrap();
+    let Target::Peer { socket, to } = flow.target else { panic!("it has a peer") };
+    bench.now += SECOND + 1;
+    bench.exit.unreachable.push((socket, to));
+    assert_eq!(bench.hear(), ["Unreachable"]);
+    bench.datagram(7, b"y");
+    bench.turn();
+    bench.exit.unreachable.push((socket, to));
+    assert_eq!(bench.hear(), ["peer 198.51.100.2:53", "Open"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A mix on several cores: as many edges around one mixer.
+//! A mix on several cores: each core runs a shard, whose edge exchanges cells with one shared mixer.
 //!
 //! ```text
 //!          edge 0 ==opened==>          ==released==> edge 0
@@ -30,7 +30,7 @@ use crate::batch::{RECEIVE_MAX, Ticket};
 use crate::buffer::{Buffer, Cell, Opened};
 use crate::command::Command;
 use crate::latency::{self, Groups, Times};
-use crate::ledger::{DropReason, Ledger};
+use crate::ledger::{Buffers, DropReason, Ledger};
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
 use crate::runner::{BLOCKED_WAIT, Worker};
@@ -43,13 +43,13 @@ use crate::{MICRO, Nanos};
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
 /// Released cells of one direction that wait for an edge: those of a pool, while those of the last one are sealed.
 const RELEASED_MAX: usize = 2 * POOL_MAX;
-/// Buffers of an edge: what its two sockets offer, the batch being received, the two rings of opened cells, and as
-/// much as a pool in two send queues.
+/// Buffers of an edge: the rx buffers of its two sockets, the batch being received, the two rings of opened cells, and
+/// as much as a pool in two send queues.
 const SHARD_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
-/// How long an edge that stops waits for the others.
+/// The longest time that a stopping edge waits for the others.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What one edge is made with.
+/// The parts of one shard: its sockets, its ends of the rings to control, its waker and its generator.
 pub struct ShardParts<U, D> {
     /// Its socket towards the previous hop.
     pub up: U,
@@ -76,7 +76,7 @@ pub struct Shard<U, D> {
     /// Buffers given away less those that came.
     exchanged: usize,
     /// Wakes the mixer's thread, if that is another.
-    mixer: Option<Arc<Waker>>,
+    mixer_waker: Option<Arc<Waker>>,
     /// At edge 0.
     shared: Option<SharedMixer>,
     end: Arc<End>,
@@ -87,7 +87,8 @@ pub struct Shard<U, D> {
 /// The workers of a mix with one edge per lane, edge 0 first. Two generators: one per pool.
 ///
 /// # Panics
-/// Unless there are as many parts as own lanes, and sockets towards the next hop at the first [`crate::lanes::Lanes::downs`].
+/// Unless there are as many parts as own lanes, and sockets towards the next hop at the first
+/// [`crate::lanes::Lanes::downs`].
 pub fn shards<U: Port, D: Port>(
     settings: Settings,
     parts: Vec<ShardParts<U, D>>,
@@ -122,7 +123,7 @@ pub fn shards<U: Port, D: Port>(
             empties: empties_here,
             surplus: surplus_here,
             exchanged: 0,
-            mixer: other.then(|| first.clone()),
+            mixer_waker: other.then(|| first.clone()),
             shared: None,
             end: end.clone(),
             published: Arc::default(),
@@ -148,12 +149,12 @@ struct ToMixer {
 }
 
 impl ToMixer {
-    /// Whether a receive call could bring more than there is room for.
+    /// True if one receive call could bring more cells than there is room for.
     fn is_full(&self) -> bool {
         DIRECTIONS.into_iter().any(|direction| self.room(direction) < RECEIVE_MAX)
     }
 
-    /// Hands everything on; how many cells.
+    /// Hands everything on. Returns the number of cells.
     fn flush(&mut self) -> usize {
         let cells = self.staged.iter().map(Vec::len).sum();
         self.rings.iter_mut().zip(self.staged.iter_mut()).for_each(|(ring, staged)| fill(ring, staged.drain(..)));
@@ -177,12 +178,13 @@ impl Pools for ToMixer {
 }
 
 impl<U: Port, D: Port> Shard<U, D> {
-    /// Where the ledger of this edge appears at every turn boundary. The mix's is the sum of all, read at once.
+    /// The ledger of this edge, published at every turn boundary. The mix's ledger is the sum of all, read at once.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
     }
 
-    /// Where this edge counts how long cells stay; edge 0 also counts releases by size. The mix's is the sum of all.
+    /// Histograms of how long cells stay at this edge; edge 0 also counts releases by size. The mix's profile is the
+    /// sum.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
     }
@@ -227,8 +229,9 @@ impl<U: Port, D: Port> Shard<U, D> {
             let held = self.to_mixer.admitted[direction].wrapping_sub(self.taken[direction]);
             ledger.cells[direction].hold(held);
         }
-        // What lies in the rings is counted where it came from.
-        ledger.buffers = (self.edge.bare().wrapping_add(self.exchanged) as u64, SHARD_BUFFERS as u64);
+        // The edge from which cells came counts them while they are in the rings.
+        ledger.buffers =
+            Buffers { free: self.edge.bare().wrapping_add(self.exchanged) as u64, total: SHARD_BUFFERS as u64 };
         match &self.shared {
             Some(shared) => shared.add_to(&mut ledger),
             // Every edge has the same.
@@ -242,9 +245,9 @@ impl<U: Port, D: Port> Shard<U, D> {
         let cells = self.to_mixer.flush();
         self.edge.buffers().part_with(cells);
         if cells > 0
-            && let Some(mixer) = &self.mixer
+            && let Some(waker) = &self.mixer_waker
         {
-            mixer.wake();
+            waker.wake();
         }
     }
 }
@@ -311,7 +314,7 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
     }
 }
 
-/// Where the threads of a mix meet when they stop.
+/// A barrier for the threads of a mix that stop.
 struct End {
     shards: usize,
     arrived: Mutex<[usize; 2]>,

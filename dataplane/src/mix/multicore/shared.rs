@@ -8,7 +8,7 @@ use wire::cell::Direction;
 use crate::buffer::{Buffer, FreeList};
 use crate::lanes::Lanes;
 use crate::latency::Profile;
-use crate::ledger::Ledger;
+use crate::ledger::{Buffers, Ledger};
 use crate::mix::edge::Pools;
 use crate::mix::mixer::{Mixer, RELEASES, Release};
 use crate::per_direction::{DIRECTIONS, PerDirection};
@@ -42,7 +42,7 @@ pub(super) struct SharedMixer {
     /// Buffers given from the stock less those that came back.
     exchanged: usize,
     lanes: Lanes,
-    /// Which edge is looked at first changes from turn to turn.
+    /// Rotates the edge that is served first from turn to turn.
     turn: usize,
     /// A pool is due and an edge has no room for what it would get, or cells wait and no empty buffer is left.
     stuck: bool,
@@ -144,7 +144,7 @@ impl SharedMixer {
         true
     }
 
-    /// When the next turn must come, if nothing arrives.
+    /// The latest time of the next turn if nothing arrives.
     pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         if self.stuck {
             return Some(now + BLOCKED_WAIT);
@@ -153,19 +153,19 @@ impl SharedMixer {
         if waits { Some(now) } else { self.mixer.due_at() }
     }
 
-    /// Whether it waits for an edge.
+    /// True if it waits for an edge.
     pub(crate) fn is_stuck(&self) -> bool {
         self.stuck
     }
 
     /// Adds what it counts to the ledger of its edge.
     pub(crate) fn add_to(&self, ledger: &mut Ledger) {
-        ledger.batches = self.mixer.batches();
-        ledger.buffers.0 = ledger.buffers.0.wrapping_add(self.stock.len().wrapping_add(self.exchanged) as u64);
-        ledger.buffers.1 += STOCK as u64;
+        ledger.releases = self.mixer.releases();
+        let free = self.stock.len().wrapping_add(self.exchanged) as u64;
+        ledger.buffers = ledger.buffers.and(Buffers { free, total: STOCK as u64 });
     }
 
-    /// Whether it released something that is not counted by size.
+    /// True if a release is not counted by size yet.
     pub(crate) fn has_released(&self) -> bool {
         self.mixer.has_released()
     }

@@ -8,10 +8,10 @@ use thiserror::Error;
 use super::{LAST_RESORT, THRESHOLD_MAX};
 use crate::{MILLI, Nanos};
 
-/// When a pool is released.
+/// The rule that releases a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mixing {
-    /// When `n` cells of at least `n_min` channels are held; all, on a 1 s grid, as a last resort.
+    /// Released when it holds `n` cells of at least `n_min` channels, and on a 1 s grid as a last resort.
     Threshold {
         n: usize,
         n_min: usize,
@@ -49,7 +49,7 @@ impl Mixing {
         std::time::Duration::from_nanos(self.period().unwrap_or(0))
     }
 
-    /// Whether `cells` cells of `channels` channels flush the pool.
+    /// True if `cells` cells of `channels` channels release the pool.
     pub fn reached(&self, cells: usize, channels: usize) -> bool {
         match *self {
             Mixing::Threshold { n, n_min } | Mixing::ThresholdOrTimed { n, n_min, .. } => {

@@ -1,4 +1,4 @@
-//! Where cells wait for company (SPEC 6).
+//! The pool: cells wait here for others, to be shuffled and released together (SPEC 6).
 //!
 //! A pool holds the cells of one direction. [`grid`] says when a timed release is due, [`shuffle`]
 //! puts a release into an order that depends on labels only, and [`Mixing`] says which rule holds.
@@ -29,7 +29,7 @@ pub const POOL_MAX: usize = THRESHOLD_MAX + RECEIVE_MAX;
 /// A cell in a pool, with all it needs to leave.
 pub struct Pooled {
     pub cell: Cell<Opened>,
-    /// Where to, and under which label.
+    /// The next link, and the label that decides the order.
     pub ticket: Ticket,
 }
 
@@ -38,7 +38,7 @@ pub struct Pool {
     mixing: Mixing,
     grid: Option<Grid>,
     held: Vec<Pooled>,
-    /// When they arrived, once for cells in a row that did so together.
+    /// Their arrival times, once for consecutive cells that arrived together.
     arrivals: Vec<Nanos>,
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
@@ -80,7 +80,6 @@ impl Pool {
         self.held.len()
     }
 
-    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -90,7 +89,7 @@ impl Pool {
         self.shuffle.distinct_channels()
     }
 
-    /// When the oldest cell must leave, if there is one.
+    /// The time at which the oldest cell must leave, if there is one.
     pub(crate) fn due_at(&self) -> Option<Nanos> {
         if self.held.is_empty() {
             return None;
@@ -98,7 +97,7 @@ impl Pool {
         Some(self.grid.as_ref().map_or(self.oldest, |grid| grid.after(self.oldest)))
     }
 
-    /// Whether it must be released now: by count, by time, or because it has no more room.
+    /// True if it must be released now: by count, by time, or because it has no more room.
     pub fn due(&self, now: Nanos) -> bool {
         !self.held.is_empty()
             && (self.mixing.reached(self.held.len(), self.distinct_channels())
@@ -106,9 +105,9 @@ impl Pool {
                 || self.room() < RECEIVE_MAX)
     }
 
-    /// What the marks of the cells that it holds number: when each came, and that it leaves now, or when its time was
-    /// up if that is past. Cells of other cores may have come before the oldest one that this knows, so each has a time
-    /// of its own.
+    /// The table of times into which the `times` of each ticket points: each arrival, and its release, which is now or
+    /// the time at which it was due if that has passed. Cells of other cores may be older than the oldest one known
+    /// here, so each has a time of its own.
     pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
         let due = |arrived: Nanos| self.grid.as_ref().map_or(arrived, |grid| grid.after(arrived));
         self.arrivals.iter().map(move |arrived| Times::new(*arrived, due(*arrived).min(now)))
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_threshold_needs_its_distinct_channels_or_waits_for_the_last_resort() {
+    fn threshold_needs_distinct_channels_or_the_last_resort() {
         let mut free = FreeList::new(64);
         let mut pool = pool("threshold:n=16", 3);
         for seq in 0..20 {
@@ -196,7 +195,7 @@ mod tests {
         let last_resort = pool.due_at().unwrap();
         assert!(last_resort > SECOND && last_resort <= 2 * SECOND && pool.due(last_resort));
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, SECOND));
-        assert!(!pool.due(SECOND), "a cell of the node's own is no channel");
+        assert!(!pool.due(SECOND), "the node's own cell does not count as a channel");
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND));
         assert!(pool.due(SECOND));
     }
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_keeps_its_time_through_the_shuffle_and_does_not_wait_in_the_pool_beyond_what_is_due() {
+    fn pooled_cell_keeps_its_time_and_leaves_when_due() {
         let mut free = FreeList::new(64);
         let mut pool = pool("threshold-or-timed:n=60,n_min=1,t=10ms", 9);
         let mut out = Vec::new();
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_of_another_core_that_came_before_the_oldest_does_not_wait_longer_than_a_period() {
+    fn older_cell_of_another_core_waits_one_period_at_most() {
         let mut free = FreeList::new(2);
         let period = 10 * MILLI;
         let mut pool = pool("timed:t=10ms", 9);
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_a_release_cannot_be_drawn_again_from_what_is_left() {
+    fn release_order_cannot_be_drawn_again() {
         let mut free = FreeList::new(64);
         let labels = (0..64).map(|channel| Label::Channel(ChannelIndex(channel)));
         let mut pool = pool("threshold:n=64", 3);

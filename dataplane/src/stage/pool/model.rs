@@ -17,7 +17,7 @@ use crate::{MILLI, Nanos, SECOND};
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many cells of one channel, or of the node's own, arrive.
+    /// A number of cells of one channel, or of the node's own, arrive.
     Admit {
         channel: Option<ChannelIndex>,
         count: usize,
@@ -66,7 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// What is in the pool, in order of arrival: number, channel, when.
 type Model = Vec<(u64, Option<ChannelIndex>, Nanos)>;
 
-/// Whether so many cells of so many channels leave at once, whatever the time.
+/// True if this number of cells and channels releases the pool at once, by count.
 fn by_count(mixing: Mixing, model: &Model) -> bool {
     let channels: HashSet<ChannelIndex> = model.iter().filter_map(|(_, channel, _)| *channel).collect();
     match mixing {

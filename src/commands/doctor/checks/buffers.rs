@@ -20,6 +20,7 @@ pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
         let flows = if subject.has_exit() { format!("; flows of an exit: {FLOW_BUFFER}") } else { String::new() };
         return Finding::ok(NAME, format!("the kernel grants {wanted} bytes{flows}"));
     }
+
     let found = if forced {
         format!(
             "net.core.rmem_max is {}, the node requests {wanted} bytes: only a process with CAP_NET_ADMIN gets them",

@@ -45,10 +45,12 @@ pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
         return Finding::note(NAME, "unknown: the system does not report which cores this process may use");
     }
     let has = format!("this process may use {} ({})", plural(allowed.len(), "core"), in_short(allowed));
+
     if let Some(core) = subject.cores.iter().find(|core| !allowed.contains(core)) {
         return Finding::error(NAME, format!("`cores` lists {core}, but {has}"), "the node does not start")
             .fix(Fix::words("list some of those in `cores`, or remove the line"));
     }
+
     let mut distinct = subject.cores.clone();
     distinct.sort_unstable();
     distinct.dedup();
@@ -57,6 +59,7 @@ pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
         return Finding::warning(NAME, format!("{found}; {has}"), SHARED)
             .fix(Fix::words(format!("list {workers} in `cores`, or make the chain with fewer --lanes")));
     }
+
     if allowed.len() < workers {
         let found = format!("{} on too few cores: {has}", plural(workers, "worker"));
         return match subject.role {
@@ -65,12 +68,14 @@ pub fn cores(subject: &Subject, facts: &Facts) -> Finding {
             None => Finding::note(NAME, found),
         };
     }
+
     let twins =
         facts.cores.siblings.iter().find(|threads| threads.iter().filter(|it| distinct.contains(it)).count() > 1);
     if let Some(twins) = twins {
         let found = format!("cores {} are two threads of one core, and workers run on both", in_short(twins));
         return Finding::note(NAME, found).effect(UNMEASURED);
     }
+
     let pinned =
         if distinct.is_empty() { "not pinned".to_owned() } else { format!("pinned to {}", in_short(&distinct)) };
     Finding::ok(NAME, format!("{}, {pinned}; {has}", plural(workers, "worker")))

@@ -21,6 +21,7 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
         }
         Ok(next) => *next,
     };
+
     let Some(next) = next else {
         // An exit: the path back is unknown, but the device must carry its cells.
         let ipv6 = subject.up.is_some_and(|up| up.is_ipv6());
@@ -42,6 +43,7 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
             ),
         };
     };
+
     let (ipv6, link) = (next.is_ipv6(), subject.position + 1);
     let needed = longest_packet(shape, link, ipv6);
     if subject.from.is_loopback() && !next.ip().is_loopback() {
@@ -49,6 +51,7 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
         let found = format!("`down` is bound to {}, which cannot reach the next hop at {next}", subject.from);
         return Finding::error(NAME, found, "the node does not start").fix(Fix::words(format!("set down = \"{any}\"")));
     }
+
     let mtu = match &facts.path.mtu {
         Some(Ok(mtu)) => *mtu,
         Some(Err(why)) => {
@@ -61,6 +64,7 @@ pub fn path(subject: &Subject, facts: &Facts) -> Finding {
         }
         None => return Finding::note(NAME, format!("the path to {next} is unknown")),
     };
+
     let device = facts.path.device.as_ref().map_or("DEVICE", |device| &device.name);
     if needed > mtu {
         let found = format!("the MTU to the next hop at {next} is {mtu}, class {} needs {needed}", shape.class());
@@ -121,6 +125,7 @@ pub fn queues(subject: &Subject, facts: &Facts) -> Finding {
     if !device.interrupts.is_empty() {
         found += &format!(", interrupts on cores {}", in_short(&device.interrupts));
     }
+
     if queues > 0 && queues < workers && workers > 1 {
         return Finding::note(NAME, format!("{found}, for {workers} workers")).effect(UNMEASURED).fix(Fix::Do {
             what: format!("`sudo ethtool -L {name} combined {workers}`, if `ethtool -l {name}` reports that many"),
@@ -170,6 +175,7 @@ pub fn conntrack(subject: &Subject, facts: &Facts) -> Finding {
     let more = subject.max_sockets.map_or(0, |sockets| sockets as u64);
     let found = format!("{count} of {max} entries in use");
     let effect = "the kernel drops datagrams when the table is full";
+
     if count.saturating_mul(10) >= max.saturating_mul(8) {
         return Finding::warning(NAME, format!("{found}: nearly full"), effect).fix(Fix::sysctl(
             KEY,

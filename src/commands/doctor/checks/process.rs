@@ -99,6 +99,7 @@ pub fn open_files(subject: &Subject, facts: &Facts) -> Finding {
         let limit = facts.descriptors.map_or("unlimited".to_owned(), |limit| limit.to_string());
         return Finding::ok(NAME, format!("limit {limit}, the node needs up to {needed}"));
     };
+
     let found = format!("limit {limit} (ulimit -Hn), the node needs up to {needed}");
     let fix = Fix::Do {
         what: format!(

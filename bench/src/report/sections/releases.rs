@@ -1,4 +1,4 @@
-//! Batch sizes of every node, as bar charts.
+//! Releases of every node, as bar charts.
 
 use maud::{PreEscaped, html};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use crate::report::format::axis_number;
 use crate::report::plot::{self, Axis, Bar};
 use crate::report::sources::Run;
 
-/// Bars over a logarithmic axis: from, to, and per cent of the batches.
+/// Bars over a logarithmic axis: from, to, and per cent of the releases.
 fn size_bars(sizes: &[(u64, u64)]) -> Vec<Bar> {
     let all = sizes.iter().map(|(_, count)| *count as f64).sum::<f64>();
     let mut below = 0;
@@ -29,28 +29,28 @@ fn size_bars(sizes: &[(u64, u64)]) -> Vec<Bar> {
     bars
 }
 
-/// A node's caption and plot; `None` if it does not report its batch sizes.
+/// A node's caption and plot; `None` if it does not report them by size.
 fn node_plot(run: &Run, node: &Value) -> anyhow::Result<Option<(String, String)>> {
-    let sizes = nodes::batch_sizes(node);
+    let sizes = nodes::release_sizes(node);
     if sizes.is_empty() {
         return Ok(None);
     }
     let bars = size_bars(&sizes);
     let last = bars.iter().map(|bar| bar.to).fold(1.0, f64::max);
     let most = bars.iter().map(|bar| bar.height).fold(0.0, f64::max);
-    let x = Axis::powers_of_two("cells in a batch", last);
-    let y = Axis::linear("batches, %", most, axis_number);
+    let x = Axis::powers_of_two("cells in a release", last);
+    let y = Axis::linear("releases, %", most, axis_number);
 
     let name = nodes::name(node);
     let all = rounded(sizes.iter().map(|(_, count)| *count as f64).sum::<f64>());
-    let largest = nodes::facts(node).largest_batch;
+    let largest = nodes::facts(node).largest_release;
     let mode = sizes.iter().max_by_key(|(_, count)| *count).map_or(0, |(upper, _)| *upper);
     let mode = if largest > 0 { mode.min(largest) } else { mode };
     let label = format!(
-        "Batch sizes of {name} in {}: {all} batches, most often of up to {mode} cells, at most {largest}.",
+        "Releases of {name} by size in {}: {all} releases, most often of up to {mode} cells, at most {largest}.",
         run.label
     );
-    Ok(Some((format!("{name}: {all} batches"), plot::bars(&label, &x, &y, &bars)?)))
+    Ok(Some((format!("{name}: {all} releases"), plot::bars(&label, &x, &y, &bars)?)))
 }
 
 pub(super) fn section(runs: &[Run]) -> anyhow::Result<Option<Section>> {
@@ -69,11 +69,11 @@ pub(super) fn section(runs: &[Run]) -> anyhow::Result<Option<Section>> {
 
     let body = html! {
         @if plots.is_empty() {
-            p { "The nodes of these runs do not report batch sizes, only their mean (see Nodes)." }
+            p { "The nodes of these runs do not report releases by size, only their mean (see Nodes)." }
         } @else {
             p.quiet {
-                "Share of a node's batches by size. A batch of a mix is one release of its pool: the cells among which a "
-                "cell is hidden. A batch of an entry or exit is what one turn of its worker carried."
+                "Share of a node's releases by size. A mix releases its pool: the cells among which a cell is hidden. "
+                "A release of an entry or exit is what one turn of its worker carried."
             }
             @for (run, plots) in &plots {
                 h3 { (run) }
@@ -83,7 +83,7 @@ pub(super) fn section(runs: &[Run]) -> anyhow::Result<Option<Section>> {
             }
         }
     };
-    Ok(Some(Section { id: "batches", title: "Batch sizes", body }))
+    Ok(Some(Section { id: "releases", title: "Sizes of releases", body }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,201 @@
+"""Attacks on real nodes: what must not be answered is not, and the chain goes on working."""
+
+import contextlib
+import copy
+import os
+
+from .ends import bound
+from .nodes import Entry, lengths, new_channel_id
+from .protocol import (
+    ACK, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, STATUS, SUITE,
+    flip_bit, frame, handshake_datagram, seal, setup_info,
+)  # fmt: skip
+from .report import same
+
+
+def check_attacks(report, chain, echo):
+    for topic in (attack_handshakes, attack_setups, attack_with_old_setups, attack_with_cells, attack_with_frames):
+        topic(Attacker(report, chain))
+
+    with report.check("attack: afterwards the chain carries datagrams and every ledger closes"):
+        entry = Entry(chain.loop, chain)
+        entry.connect()
+        flow = entry.flow(entry.channel(), echo.address)
+        for length in lengths(entry.size):
+            entry.echo(flow, os.urandom(length))
+        for node in chain.names[1:]:
+            for unit in chain.status(node)["ledger"].values():
+                assert all(way["closed"] for way in unit.values()), node
+
+
+class Attacker:
+    """An entry with a link and a channel of its own, so with full buckets (5.9)."""
+
+    def __init__(self, report, chain):
+        self.report, self.chain = report, chain
+        self.entry = Entry(chain.loop, chain)
+        self.entry.connect()
+        self.channel = self.entry.channel()
+
+    @contextlib.contextmanager
+    def attack(self, name, node, reason, times=1):
+        """A check that `node` counts this reason, and that only answers to sound exchanges come back.
+
+        A mix releases everything that it holds (6.1), so an answer to the attack cannot come later
+        than the PONG of a PING that is sent when a sound exchange after it is complete."""
+        entry = self.entry
+        with self.report.check(f"attack: {name}") as row, self.chain.counts(node, reason, times):
+            entry.events.clear()
+            answers = entry.down.drops["unexpected-response"]
+            yield
+            for _ in range(2):
+                entry.alive(self.channel)
+            same("what came back", [one for one in entry.events if one not in entry.sound], [])
+            same("second answers", entry.down.drops["unexpected-response"], answers)
+            row["note"] = f"{node} counts {reason}"
+
+    def send(self, *cells):
+        for cell in cells:
+            self.entry.down.sock.sendto(cell, self.entry.link.address)
+
+
+def attack_handshakes(by):
+    entry, chain = by.entry, by.chain
+
+    def handshake(change):
+        """A wrong handshake and a sound one, from a port without a link."""
+        stranger = Entry(entry.loop, chain, passive=True)
+        index, halves = stranger.down.message_1()
+        stranger.down.send_halves(map(change, halves))
+        stranger.renew()
+        assert ("message 2", index) not in stranger.events
+        same("drops", dict(stranger.down.drops), {})
+
+    def forge(half):
+        noise = flip_bit(half[8:-32], 100)
+        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.hops[0].noise)
+
+    def reserve(half):
+        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.hops[0].noise)
+
+    with by.attack("a wrong mac1", "mix1", "bad-mac1", 2):
+        handshake(lambda half: flip_bit(half, -32))
+
+    with by.attack("a forged message 1 with a sound mac1", "mix1", "handshake-forged"):
+        handshake(forge)
+
+    with by.attack("parts 2 and 3 of a message 1", "mix1", "handshake-malformed", 2):
+        handshake(reserve)
+
+    with by.attack("a message 1 twice", "mix1", "handshake-replayed"):
+        index, halves = entry.down.message_1()
+        entry.sound.append(("message 2", index))
+        entry.down.send_halves(halves)
+        entry.wait(("message 2", index))
+        entry.alive(by.channel)
+        entry.down.send_halves(halves)
+        entry.renew()
+
+    with by.attack("a token that is spent", "mix1", "token-spent"):
+        entry.down.shake(entry.link.previous.resume)
+        entry.renew()
+
+
+def attack_setups(by):
+    entry, size = by.entry, by.entry.size
+    lifetime = entry.hops[0].lifetime
+    sound = setup_info(size, lifetime)
+
+    for i, node in enumerate(by.chain.names[1:], 1):
+        with by.attack(f"a flipped bit in S_{i}", node, "setup-invalid"):
+            entry.send_setup(entry.attempt(flip=i))
+            entry.channel()
+
+    infos = {"lifetime": setup_info(size, lifetime - 1), "flags": flip_bit(sound, 3), "last byte": flip_bit(sound, 15)}
+    for what, info in infos.items():
+        with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
+            entry.send_setup(entry.attempt(info=info, at=2))
+            entry.channel()
+
+
+def attack_with_old_setups(by):
+    entry = by.entry
+
+    with by.attack("a setup twice", "mix1", "setup-replayed"):
+        entry.send_setup(entry.channel())
+        entry.channel()
+
+    with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup-replayed"):
+        onion, fresh = entry.channel().onions[2], entry.attempt()
+        for i in (2, 1):
+            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: SUITE.head]
+            info = setup_info(entry.size, entry.hops[i - 1].lifetime)
+            onion = head + seal(layer.key, layer.nonce, info + onion)
+        entry.send_setup(fresh, onion)
+        entry.channel()
+
+
+def attack_with_cells(by):
+    entry, channel = by.entry, by.channel
+
+    def ping():
+        """A cell that may be answered."""
+        token = os.urandom(8)
+        entry.sound.append((PONG, channel.id, token))
+        return entry.cell(channel, frame(PING, token)), entry.sound[-1]
+
+    with by.attack("a data cell three times", "mix1", "replay", 2):
+        cell, pong = ping()
+        by.send(cell, cell, cell)
+        entry.wait(pong)
+        entry.alive(channel)
+        same("PONGs", entry.events.count(pong), 1)
+
+    for what, at, reason in (("body", 500, "forged"), ("header", 3, "header")):
+        with by.attack(f"a flipped bit in a {what}, then the genuine cell", "mix1", reason):
+            cell, pong = ping()
+            by.send(flip_bit(cell, at), cell)
+            entry.wait(pong)
+
+    for i, node in enumerate(by.chain.names[1:], 1):
+        with by.attack(f"a flipped bit in BODY_{i}", node, "forged"):
+            entry.send(channel, frame(PING, bytes(8)), flip=i)
+
+    with by.attack("a cell of an unknown channel", "mix1", "no-channel"):
+        unknown = copy.copy(channel)
+        unknown.id = new_channel_id(entry.link)
+        entry.send(unknown, frame(PING, bytes(8)))
+
+    with by.attack("a data cell with a sub", "mix1", "sub"):
+        entry.send(channel, frame(PING, bytes(8)), sub=1)
+
+    with by.attack("a sound cell from another address", "mix1", "stranger"), bound(entry.host) as stranger:
+        stranger.sendto(entry.cell(channel, frame(PING, bytes(8))), entry.link.address)
+
+    with by.attack("a cell one byte short", "mix1", "length"):
+        by.send(entry.cell(channel, frame(PING, bytes(8)))[:-1])
+
+    with by.attack("an ack cell forward", "mix1", "kind"):
+        by.send(entry.link.control_cell(ACK, channel.id, 0, b""))
+
+    with by.attack("a link cell of an unknown kind", "mix1", "unknown-link-content"):
+        by.send(entry.link.control_cell(LINK, 0, 0, b"\x63"))
+
+    with by.attack("a keepalive twice", "mix1", "cell-replayed"):
+        by.send(*2 * [entry.link.control_cell(LINK, 0, 0, bytes([KEEPALIVE]))])
+
+
+def attack_with_frames(by):
+    """A PING in front of a bad frame is not answered either (3.10.1)."""
+    bad = {
+        "an unknown frame": b"\x0c",
+        "a truncated frame": frame(DGRAM, 1, 0xFFFF),
+        "a frame against its direction": frame(STATUS, 1, b"\0"),
+        "an IPv4 address inside IPv6": frame(OPEN, 1, 1, bytes(16), b"\6" + bytes(10) + b"\xff\xff" + bytes(6)),
+        "a name with a space": frame(OPEN, 1, 1, bytes(16), b"\3\3a b\0\1"),
+        "an empty name": frame(OPEN, 1, 1, bytes(16), b"\3\0\0\1"),
+        "a fragment byte with bit 3": frame(FRAG, 1, 1, b"\x88", 1, b"x"),
+    }
+    for what, text in bad.items():
+        with by.attack(f"{what} behind a PING", by.chain.names[-1], "bad-frames"):
+            by.entry.send(by.channel, frame(PING, bytes(8)) + text)

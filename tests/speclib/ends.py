@@ -1,0 +1,291 @@
+"""Ends of links over sockets: the event loop, handshakes, slots, and the checks of a cell up to its effect."""
+
+import collections
+import contextlib
+import copy
+import random
+import selectors
+import socket
+import struct
+import time
+
+from .protocol import (
+    CLOCK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, SETUP,
+    Link, MlKem, Noise, Refused, Slot,
+    handshake_datagram, parse_handshake, setup_length, x25519_public,
+)  # fmt: skip
+
+PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
+FIRST_WAIT = 0.5  # Seconds after which a datagram is sent again. Then they double.
+TICK = 0.05
+
+
+class Loop:
+    """Delivers datagrams to Python nodes and calls their clocks, until an event or a limit."""
+
+    def __init__(self):
+        self.selector, self.ticks = selectors.DefaultSelector(), []
+
+    def add(self, sock, callback):
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self.selector.register(sock, selectors.EVENT_READ, callback)
+
+    def turn(self):
+        for key, _ in self.selector.select(TICK):
+            for _ in range(64):
+                try:
+                    datagram, source = key.fileobj.recvfrom(65536)
+                except OSError:  # nothing left, or an ICMP error of an earlier datagram
+                    break
+                key.data(datagram, source)
+        for tick in self.ticks:
+            tick(time.monotonic())
+
+    def until(self, condition, what, limit=PATIENCE):
+        """Runs until `condition()` holds."""
+        end = time.monotonic() + limit
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {limit} s for {what}")
+            self.turn()
+
+    def repeat(self, action, condition, what):
+        """Repeats `action` until `condition()` holds. UDP may lose datagrams, most of all fragmented ones."""
+        end, wait = time.monotonic() + PATIENCE, FIRST_WAIT
+        while True:
+            action()
+            with contextlib.suppress(TimeoutError):
+                return self.until(condition, what, limit=wait)
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {PATIENCE} s for {what}")
+            wait *= 2
+
+
+def bound(host, port=0):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, port))
+    return sock
+
+
+class End:
+    """A socket with one or more ends of links. `owner` is the node, which accepts what they carry."""
+
+    def __init__(self, loop, sock, owner):
+        self.loop, self.sock, self.owner = loop, sock, owner
+        self.links, self.drops = [], collections.Counter()
+        loop.add(sock, self.receive)
+        loop.ticks.append(self.tick)
+
+    def receive(self, datagram, source):
+        try:
+            if len(datagram) == self.handshake_length:
+                self.handshake(datagram, source)
+            else:
+                self.cell(datagram, source)
+        except Refused as reason:
+            self.drops[str(reason)] += 1
+
+    def cell(self, cell, source):
+        """3.7"""
+        links = [link for link in self.links if source in link.sources()]
+        if not links:
+            raise Refused("stranger")
+        for link in links:
+            with contextlib.suppress(Refused):
+                slot, header = link.open(cell)
+                break
+        else:
+            link.open(cell)  # raises the reason
+        if header.type == DATA:
+            channel = link.channels.get(header.channel)
+            if not channel or not channel.open:
+                raise Refused("no-channel")
+            if header.sub:
+                raise Refused("sub")
+            effect = self.owner.accept(link, slot, channel, header, cell[16:])
+        else:
+            slot.window.check(header.seq)
+            content = slot.open_control(link.receives, header, cell[16:])
+            slot.window.mark(header.seq)
+
+            def effect():
+                self.control(link, header, content)
+
+        link.promote(slot, source)
+        if link.heard_at <= link.sent_at:
+            link.heard_at = time.monotonic()
+        effect()
+
+    def control(self, link, header, content):
+        if header.type == LINK:
+            if header.channel or content[0] > CLOCK:
+                raise Refused("unknown-link-content")
+        elif header.type == SETUP:
+            self.setup_part(link, header, content)
+        else:
+            self.owner.on_ack(link, header, content)
+
+    def setup_part(self, link, header, content):
+        """5.3.1, 5.3.2 without its bounds"""
+        if not header.channel or header.channel in link.channels:
+            raise Refused("channel-in-use")
+        length = setup_length(link.size, link.number)
+        count = -(-length // len(content))
+        parts = link.setups.setdefault(header.channel, {})
+        if header.sub >= count or header.sub in parts:
+            raise Refused("fragment-malformed")
+        parts[header.sub] = content
+        if len(parts) == count:
+            del link.setups[header.channel]
+            self.owner.on_setup(link, header.channel, b"".join(parts[i] for i in range(count))[:length])
+
+    def send(self, link, cell):
+        self.sock.sendto(cell, link.address)
+
+    def tick(self, now):
+        """4.6.1"""
+        for link in self.links:
+            if link.current and link.heard_at > link.sent_at and now - link.heard_at >= 0.5:
+                self.keepalive(link)
+
+    def keepalive(self, link):
+        self.send(link, link.control_cell(LINK, 0, 0, bytes([KEEPALIVE])))
+
+
+class Initiator(End):
+    """4, on the side nearer to the entry. `silent` leaves out the keepalive of 4.4.4."""
+
+    handshake_length = MESSAGE_2_LENGTH
+
+    def __init__(self, loop, sock, owner, peer, pattern, private=None):
+        super().__init__(loop, sock, owner)
+        self.peer, self.pattern, self.private = peer, pattern, private
+        self.link = Link(peer.size, peer.position, initiator=True)
+        self.link.address = peer.lanes[0]
+        self.links, self.pending, self.due, self.tries = [self.link], {}, 0.0, 0
+        self.clock, self.silent, self.psk = 0, False, bytes(32)
+
+    def token(self):
+        """4.5.2"""
+        return self.link.current.resume if self.link.current else bytes(32)
+
+    def timestamp(self):
+        """4.1.5, TAI64N: seconds since 1970 plus 2^62 + 10, and nanoseconds."""
+        self.clock = max(time.time_ns(), self.clock + 1)
+        return struct.pack(">QI", (1 << 62) + 10 + self.clock // 10**9, self.clock % 10**9)
+
+    def message_1(self, front=None):
+        """4.1.4, 4.2: index and halves. `front` is a token or timestamp other than the right one."""
+        key, private = MlKem.generate()
+        front = front or (self.token() if self.pattern == "NK" else self.timestamp())
+        prologue = b"eddy/1" + bytes([self.peer.size.number]) + self.peer.hash
+        noise = Noise(self.pattern, True, prologue, self.peer.noise, self.private, self.psk)
+        text, index = noise.write(front + key), random.getrandbits(32)
+        cut = len(text) // 2
+        self.pending[index] = noise, private
+        halves = text[:cut], text[cut:]
+        return index, [handshake_datagram(HALF, i, index, half, self.peer.noise) for i, half in enumerate(halves)]
+
+    def shake(self, front=None):
+        index, halves = self.message_1(front)
+        self.send_halves(halves)
+        return index
+
+    def send_halves(self, halves):
+        for half in halves:
+            self.sock.sendto(half, self.peer.lanes[0])
+
+    def tick(self, now):
+        super().tick(now)
+        if self.link.current and now - self.link.current.made > 120 and now >= self.due:  # 4.6.3
+            self.due = now + 5
+            self.shake()
+        elif not self.link.current and now >= self.due and not self.owner.passive:  # 4.6.4
+            self.due = now + (0.5, 0.75, 1)[min(self.tries, 2)]
+            self.tries += 1
+            self.shake()
+
+    def handshake(self, datagram, _source):
+        index = int.from_bytes(datagram[4:8])
+        if index not in self.pending:
+            raise Refused("unexpected-response")
+        noise, private = self.pending[index]
+        kind, part, _, text = parse_handshake(datagram, x25519_public(noise.ephemeral))
+        if (kind, part) != (MESSAGE_2, 0):
+            raise Refused("handshake-malformed")
+        noise = copy.deepcopy(noise)  # 4.4.5: a forgery changes nothing
+        ciphertext = noise.read(text)
+        slot = Slot(noise.hash, *noise.split(), MlKem.decapsulate(private, ciphertext))
+        # 4.4.4, 4.4.5: answers to older messages are of no use any more.
+        for old in list(self.pending):
+            del self.pending[old]
+            if old == index:
+                break
+        self.link.previous, self.link.current = self.link.current, slot
+        self.owner.on_link(index)
+        if not self.silent:
+            self.keepalive(self.link)
+
+
+class Responder(End):
+    """4, on the side nearer to the exit: NK at Mix 1, with a link for each entry; IKpsk2 at other hops."""
+
+    def __init__(self, loop, sock, owner, me, private, previous_public):
+        super().__init__(loop, sock, owner)
+        self.me, self.private, self.previous_public = me, private, previous_public
+        self.pattern = "IKpsk2" if previous_public else "NK"
+        self.handshake_length = 686 if previous_public else 672
+        self.halves, self.stamp, self.ephemerals = {}, b"", set()
+
+    def handshake(self, datagram, source):
+        kind, part, index, text = parse_handshake(datagram, self.me.noise)
+        if kind != HALF or part > 1:
+            raise Refused("handshake-malformed")
+        # 4.2.4
+        halves = self.halves.setdefault((source, index), {})
+        if part in halves:
+            raise Refused("half-duplicate")
+        halves[part] = text
+        if len(halves) == 2:
+            del self.halves[source, index]
+            self.message_1(halves[0] + halves[1], index, source)
+
+    def message_1(self, text, index, source):
+        prologue = b"eddy/1" + bytes([self.me.size.number]) + self.me.hash
+        noise = Noise(self.pattern, False, prologue, self.me.noise, self.private)
+        payload = noise.read(text)
+        front, key = payload[:-1184], payload[-1184:]
+        if self.pattern == "NK":
+            if text[:32] in self.ephemerals:  # 4.5.4
+                raise Refused("handshake-replayed")
+            self.ephemerals.add(text[:32])
+            link = self.named_link(front)
+        else:
+            if noise.their_public != self.previous_public:
+                raise Refused("unknown-initiator")
+            if front <= self.stamp:  # 4.1.5
+                raise Refused("stale-timestamp")
+            self.stamp = front
+            link = self.links[0] if self.links else None
+        if not link:
+            link = Link(self.me.size, self.me.position, initiator=False)
+            self.links.append(link)
+        shared, ciphertext = MlKem.encapsulate(key)
+        answer = noise.write(ciphertext)
+        # 4.4.2: cells under `next` may follow at once.
+        link.next = Slot(noise.hash, *noise.split(), shared)
+        link.next.source = source
+        self.sock.sendto(handshake_datagram(MESSAGE_2, 0, index, answer, text[:32]), source)
+
+    def named_link(self, token):
+        """4.5.2"""
+        for link in self.links:
+            if link.next and link.next.resume == token:
+                link.promote(link.next, link.address or link.next.source)
+            if link.current and link.current.resume == token:
+                return link
+            if link.previous and link.previous.resume == token:
+                raise Refused("token-spent")
+        return None

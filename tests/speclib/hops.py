@@ -1,0 +1,190 @@
+"""Real entries, with Python mixes and exits among real nodes."""
+
+import contextlib
+import os
+
+from .chain import Chain
+from .ends import Loop, bound
+from .nodes import Echo, Exit, Mix, lengths
+from .protocol import DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, ack_cells, flip_bit, frame, setup_length
+from .report import same
+
+
+class Client:
+    """An application of a real entry."""
+
+    def __init__(self, loop, chain):
+        self.sock, self.received, self.loop = bound(chain.host), [], loop
+        self.sock.connect((chain.host, 5000))
+        loop.add(self.sock, lambda datagram, _: self.received.append(datagram))
+
+    def echo(self, *texts):
+        """Sends datagrams until each has an answer."""
+
+        def send():
+            for text in set(texts) - set(self.received):
+                with contextlib.suppress(OSError):  # an ICMP error of an earlier datagram
+                    self.sock.send(text)
+
+        self.loop.repeat(send, lambda: set(texts) <= set(self.received), f"answers to {len(texts)} datagrams")
+
+
+def check_hops(report, eddy):
+    for klass, mixes, python, renew_s in (("S", 5, (1, 6), None), ("M", 3, (2,), 3), ("L", 1, (1, 2), 3)):
+        loop = Loop()
+        echo = Echo(loop)
+        who = " and ".join("exit" if i > mixes else f"mix {i}" for i in python)
+        name = f"hops, class {klass}, {mixes} mixes, Python {who}"
+        with Chain(eddy, loop, klass, mixes, python, renew_s) as chain:
+            chain.start("--allow", f"127.0.0.1:{echo.address[1]}")
+            nodes = [(Exit if i > mixes else Mix)(loop, chain, i) for i in python]
+            nodes[-1].wrong_acks = 1
+            chain.start("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", entry=True)
+            client = Client(loop, chain)
+            check_traffic(report, name, client, nodes)
+            if isinstance(nodes[-1], Exit):
+                check_exit(report, name, chain, client, nodes[-1])
+            if klass == "S":
+                check_ik_attacks(report, name, chain, client, nodes[0])
+            else:
+                check_renewals(report, name, client, nodes[0])
+            for node in nodes:
+                with report.check(f"{name}: hop {node.me.position} has refused nothing"):
+                    same("drops", node.drops(), {})
+
+
+def check_traffic(report, name, client, nodes):
+    loop, size = client.loop, nodes[0].size
+
+    with report.check(f"{name}: handshakes"):
+        for node in nodes:
+            if node.down:
+                loop.until(lambda: node.down.link.current, "message 2")  # noqa: B023
+            loop.until(lambda: any(link.current for link in node.up.links), "a promoted slot")  # noqa: B023
+
+    with report.check(f"{name}: four channels of a real entry") as row:
+        for node in nodes:
+            loop.until(lambda: node.open_channels() >= 4, "four channels")  # noqa: B023
+        parts = -(-setup_length(size, 1) // size.content(FORWARD, 1))
+        row["note"] = f"setup cells on link 1: {parts}, ack cells: {ack_cells(size)}"
+
+    with report.check(f"{name}: datagrams of a real entry and their answers") as row:
+        for _ in range(2):
+            for length in lengths(size):
+                client.echo(os.urandom(length))
+        row["note"] = "lengths " + ", ".join(map(str, lengths(size)))
+
+    with report.check(f"{name}: many datagrams at once"):
+        client.echo(*(os.urandom(60) for _ in range(100)))
+
+
+def check_exit(report, name, chain, client, node):
+    """A real entry before an exit that does unusual things."""
+    channel = max(node.channels, key=lambda one: one.sent)
+    loop = client.loop
+
+    with report.check(f"{name}: a real entry refuses a wrong confirmation and sets up another channel") as row:
+        same("ack-invalid", chain.count("entry", "ack-invalid"), 1)
+        row["note"] = "entry counts ack-invalid"
+
+    with report.check(f"{name}: generations 0 to 2 of the backward keys"):
+        for seq in (REACH - 1, (1 << 20) - 2, 1 << 20, (1 << 20) + REACH, (1 << 21) - 1, 1 << 21):
+            channel.sent = seq
+            client.echo(os.urandom(20))
+
+    with report.check(f"{name}: a real entry ignores REPORT and PING, but not what follows them in the cell"):
+        (flow,), data = channel.flows, os.urandom(30)
+        odd = frame(REPORT, bytes(10)) + frame(PING, bytes(8)) + frame(PONG, bytes(8))
+        node.answer(channel, odd + frame(DGRAM, flow, len(data), data))
+        loop.until(lambda: data in client.received, "the DGRAM behind them")
+        client.echo(os.urandom(30))
+        assert not any(one[0] == PONG for one in node.frames), "a PONG"
+
+    with report.check(f"{name}: OPEN in front of each datagram until its STATUS arrives"):
+        fresh = Client(loop, chain)
+        node.frames.clear()
+        node.silent = True
+        for length in (30, 30, node.size.one_cell, node.size.longest):
+            fresh.echo(os.urandom(length))
+        frames = [one for one in node.frames if one[0] in (OPEN, DGRAM, FRAG)]
+        for before, one in zip([None, *frames], frames, strict=False):
+            if one[0] == DGRAM or one[0] == FRAG and one[3] & 7 == 0:
+                assert before and before[0] == OPEN, f"no OPEN in front of {one[:3]}"
+        same("tokens", len({one[3] for one in frames if one[0] == OPEN}), 1)
+        node.silent = False
+        fresh.echo(os.urandom(30))
+        node.frames.clear()
+        fresh.echo(os.urandom(30))
+        assert not any(one[0] == OPEN for one in node.frames), "OPEN after STATUS"
+
+    with report.check(f"{name}: STATUS 5 makes a real entry open the flow again"):
+        for one in node.channels:
+            one.flows.clear()
+        node.frames.clear()
+        fresh.sock.send(b"lost")
+        loop.until(lambda: any(one[-1] == b"lost" for one in node.frames), "DGRAM")
+        # A datagram that leaves before the STATUS has arrived is lost, too.
+        for one in (fresh, client):
+            one.echo(os.urandom(30))
+        assert any(one[0] == OPEN for one in node.frames), "no OPEN after STATUS 5"
+
+
+def check_renewals(report, name, client, node):
+    pattern = node.up.pattern
+    with report.check(f"{name}: renewals by {pattern} keep the channels"):
+        link = next(link for link in node.up.links if any(one.open for one in link.channels.values()))
+        channels, before = set(link.channels), link.promotions
+        for renewals in (1, 2):
+            client.loop.until(lambda: link.promotions >= before + renewals, "a promotion")  # noqa: B023
+            client.echo(os.urandom(30))
+        assert channels <= set(link.channels), "channels of another link"
+        used = max(link.channels.values(), key=lambda one: len(one.windows[FORWARD].marked))
+        marked = len(used.windows[FORWARD].marked)
+        client.echo(os.urandom(30))
+        assert len(used.windows[FORWARD].marked) > marked, "the datagram took another channel"
+
+
+def check_ik_attacks(report, name, chain, client, node):
+    """Wrong handshakes of the previous hop, each followed by a sound one."""
+    loop, end = client.loop, node.down
+
+    def sound():
+        index = end.shake()
+        loop.until(lambda: index in node.answered, "message 2")
+        client.echo(os.urandom(30))
+
+    def attack(what, reason, count, index, halves):
+        with report.check(f"attack on IK: {what}") as row, chain.counts("mix2", reason, count):
+            answers = end.drops["unexpected-response"]
+            end.send_halves(halves)
+            sound()
+            assert index not in node.answered, "it was answered"
+            same("second answers", end.drops["unexpected-response"], answers)
+            row["note"] = f"mix2 counts {reason}"
+
+    index, halves = end.message_1()
+    attack("a wrong mac1", "bad-mac1", 2, index, [flip_bit(half, -32) for half in halves])
+    older, stamp = end.timestamp(), end.timestamp()
+    index, halves = end.message_1(stamp)
+    end.send_halves(halves)
+    loop.until(lambda: index in node.answered, "message 2")
+    attack("the timestamp of the last handshake", "stale-timestamp", 1, *end.message_1(stamp))
+    attack("an older timestamp", "stale-timestamp", 1, *end.message_1(older))
+    index, halves = end.message_1()
+    end.send_halves(halves)
+    loop.until(lambda: index in node.answered, "message 2")
+    node.answered.clear()
+    attack("a message 1 twice", "handshake-replayed", 1, index, halves)
+    honest, end.private = end.private, os.urandom(32)
+    index, halves = end.message_1()
+    end.private = honest
+    attack("a static key that is not the previous hop's", "unknown-initiator", 1, index, halves)
+    honest, end.psk = end.psk, os.urandom(32)
+    index, halves = end.message_1()
+    end.psk = honest
+    with report.check("attack on IK: a psk that is not the responder's") as row:
+        end.send_halves(halves)
+        loop.until(lambda: end.drops["handshake-forged"], "a message 2 that does not open")
+        del end.drops["handshake-forged"]
+        sound()
+        row["note"] = "message 2 does not open, and the next handshake succeeds"

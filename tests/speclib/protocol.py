@@ -1,0 +1,673 @@
+"""The eddy protocol of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses.
+
+This is a companion to the text. It prefers reading over speed, wipes no keys, compares little in
+constant time and has none of the bounds of 5.9, so it is for checks only."""
+
+import collections
+import hashlib
+import hmac
+import os
+import socket
+import struct
+import time
+from types import SimpleNamespace
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+try:
+    from cryptography.hazmat.primitives.asymmetric import mlkem
+except ImportError:  # older than version 47
+    mlkem = None
+    from kyber_py.ml_kem import ML_KEM_768
+
+# ---- 1.3 Primitives ----
+
+FORWARD, BACKWARD = "i2r", "r2i"
+
+
+class Refused(Exception):
+    """A receiver's reason to drop something."""
+
+
+def aes_ecb(key, block, decrypt=False):
+    cipher = Cipher(algorithms.AES(key), modes.ECB())
+    return (cipher.decryptor() if decrypt else cipher.encryptor()).update(block)
+
+
+def seal(key, nonce, text):
+    return AESGCM(key).encrypt(nonce, text, None)
+
+
+def unseal(key, nonce, text):
+    try:
+        return AESGCM(key).decrypt(nonce, text, None)
+    except InvalidTag:
+        raise Refused("forged") from None
+
+
+def ctr_xor(key, nonce, text):
+    return Cipher(algorithms.AES(key), modes.CTR(nonce + bytes([0, 0, 0, 1]))).encryptor().update(text)
+
+
+def xor(a, b):
+    return bytes(x ^ y for x, y in zip(a, b, strict=True))
+
+
+def extract(salt, ikm):
+    return hmac.digest(salt, ikm, "sha256")
+
+
+def expand(prk, label, length):
+    out, block = b"", b""
+    for n in range(1, -(-length // 32) + 1):
+        block = hmac.digest(prk, block + label + bytes([n]), "sha256")
+        out += block
+    return out[:length]
+
+
+def x25519(private, public):
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise Refused("all-zero X25519") from None
+
+
+def x25519_public(private):
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def blake2s_mac(key, text):
+    return hashlib.blake2s(text, digest_size=16, key=key).digest()
+
+
+class MlKem:
+    """ML-KEM-768, from `cryptography` if its version has it, otherwise from `kyber-py`."""
+
+    @staticmethod
+    def generate():
+        """An encapsulation key and its secret half."""
+        if not mlkem:
+            return ML_KEM_768.keygen()
+        private = mlkem.MLKEM768PrivateKey.generate()
+        return private.public_key().public_bytes_raw(), private
+
+    @staticmethod
+    def encapsulate(public):
+        """A shared secret and its ciphertext."""
+        if not mlkem:
+            return ML_KEM_768.encaps(public)
+        return mlkem.MLKEM768PublicKey.from_public_bytes(public).encapsulate()
+
+    @staticmethod
+    def decapsulate(private, ciphertext):
+        return private.decapsulate(ciphertext) if mlkem else ML_KEM_768.decaps(private, ciphertext)
+
+
+# ---- 2 Sizes ----
+
+
+class Class:
+    """2.2: a class, and the lengths of 2.3 in a chain of `hops` key hops."""
+
+    def __init__(self, name, hops):
+        self.name, self.hops = name, hops
+        self.number, self.payload = {"S": (1, 208), "M": (2, 1152), "L": (3, 1328)}[name]
+        self.one_cell, self.longest = self.payload - 5, 8 * (self.payload - 8)
+
+    def body(self, direction, link):
+        return self.payload + 16 * (self.hops - link + 1 if direction == FORWARD else 1)
+
+    def content(self, direction, link):
+        """3.6.2: the content of a control cell."""
+        return self.body(direction, link) - 16
+
+    def cell(self, direction, link):
+        return 16 + self.body(direction, link)
+
+
+# ---- 3 Cell ----
+
+DATA, SETUP, ACK, LINK = range(4)
+DUMMY, KEEPALIVE, CLOCK = range(3)
+REACH, WINDOW = 1 << 19, 4096
+
+
+class Header(collections.namedtuple("Header", "channel seq sub type klass")):
+    """3.2"""
+
+    def block(self):
+        return struct.pack(">I5sBBB4x", self.channel, self.seq.to_bytes(5), self.sub, self.type, self.klass)
+
+    @classmethod
+    def parse(cls, block):
+        channel, seq, sub, kind, klass, zero = struct.unpack(">I5sBBB4s", block)
+        return cls(channel, int.from_bytes(seq), sub, kind, klass) if not any(zero) else None
+
+
+class Window:
+    """3.9. It remembers every number, which costs nothing in a check."""
+
+    def __init__(self):
+        self.highest, self.marked = -1, set()
+
+    def check(self, seq):
+        if not self.highest - WINDOW < seq <= self.highest + REACH:
+            raise Refused("old" if seq <= self.highest else "ahead")
+
+    def mark(self, seq):
+        if seq in self.marked:
+            raise Refused("replay")
+        self.marked.add(seq)
+        self.highest = max(self.highest, seq)
+
+
+class Generations:
+    """5.7: key and iv of every generation of one hop and direction."""
+
+    def __init__(self, secret):
+        self.secret, self.keys = secret, []
+
+    def key(self, header):
+        """The key for a data cell, and its nonce (3.3)."""
+        while len(self.keys) <= header.seq >> 20:
+            self.keys.append((expand(self.secret, b"eddy1 key", 16), expand(self.secret, b"eddy1 iv", 12)))
+            self.secret = expand(self.secret, b"eddy1 next", 32)
+        key, iv = self.keys[header.seq >> 20]
+        return key, xor(iv, bytes([header.type, header.sub]) + bytes(5) + header.seq.to_bytes(5))
+
+
+def wrap_forward(hops, header, inner):
+    """3.4: BODY_1 .. BODY_h of the secrets of hops 1..h."""
+    bodies = [inner]
+    for hop in reversed(hops):
+        bodies.insert(0, seal(*hop.forward.key(header), bodies[0]))
+    return bodies[:-1]
+
+
+def unwrap_backward(hops, header, body):
+    """3.5 at the entry."""
+    for hop in hops[:-1]:
+        body = ctr_xor(*hop.backward.key(header), body)
+    return unseal(*hops[-1].backward.key(header), body)
+
+
+# 3.10 Inner frames
+
+PAD, DGRAM, FRAG, OPEN, CLOSE, STATUS, MOVE, REPORT, PING, PONG, PEER, FROM = range(12)
+ONLY_FORWARD, ONLY_BACKWARD = {OPEN, MOVE}, {STATUS, REPORT, PEER, FROM}
+OPENED, REFUSED_BY_POLICY, UNREACHABLE, UNKNOWN_FLOW = 0, 1, 3, 5
+
+
+def address(host, port):
+    return b"\x04" + socket.inet_aton(host) + port.to_bytes(2)
+
+
+def frame(kind, *fields):
+    """A frame of numbers of 16 bits and byte strings."""
+    return bytes([kind]) + b"".join(x if isinstance(x, bytes) else x.to_bytes(2) for x in fields)
+
+
+def datagram_frames(size, flow, number, data):
+    """3.11.1: a DGRAM, or FRAGs that need a cell each."""
+    if len(data) <= size.one_cell:
+        return [frame(DGRAM, flow, len(data), data)]
+    part = size.payload - 8
+    parts = [data[at : at + part] for at in range(0, len(data), part)]
+    assert len(parts) <= 8
+    last = [0] * (len(parts) - 1) + [0x80]
+    return [frame(FRAG, flow, number, bytes([last[i] | i]), len(parts[i]), parts[i]) for i in range(len(parts))]
+
+
+class Reader:
+    def __init__(self, text):
+        self.text, self.at = text, 0
+
+    def take(self, length):
+        self.at += length
+        if self.at > len(self.text):
+            raise Refused("bad-frames")
+        return self.text[self.at - length : self.at]
+
+    def number(self, length=2):
+        return int.from_bytes(self.take(length))
+
+    def address(self, name):
+        """3.10.3: the bytes of one address."""
+        began, family = self.at, self.number(1)
+        if family == 4:
+            self.take(4)
+        elif family == 6:
+            if self.take(16)[:12] == bytes(10) + b"\xff\xff":
+                raise Refused("bad-frames")
+        elif family == 3 and name:
+            text = self.take(self.number(1))
+            if not text or not all(chr(c).isascii() and (chr(c).isalnum() or c in b"-_.") for c in text):
+                raise Refused("bad-frames")
+        else:
+            raise Refused("bad-frames")
+        self.take(2)
+        return self.text[began : self.at]
+
+
+def parse_frames(inner, direction):
+    """3.10.1: all frames of a cell as tuples, and what follows them; or a refusal of the cell."""
+    out, r = [], Reader(inner)
+    while r.at < len(inner) and inner[r.at] != PAD:
+        kind = r.number(1)
+        if kind in (ONLY_BACKWARD if direction == FORWARD else ONLY_FORWARD) or kind > FROM:
+            raise Refused("bad-frames")
+        if kind in (PING, PONG):
+            out.append((kind, r.take(8)))
+            continue
+        if kind == REPORT:
+            out.append((kind, r.number(5), r.number(5)))
+            continue
+        fields = [kind, r.number()]
+        if kind == FRAG:
+            fields += [r.number(), r.number(1)]
+            if fields[3] & 0x78:
+                raise Refused("bad-frames")
+        if kind in (DGRAM, FRAG):
+            fields.append(r.take(r.number()))
+        elif kind == OPEN:
+            fields += [r.number(), r.take(16), r.address(name=True)]
+        elif kind == STATUS:
+            fields.append(r.number(1))
+            if fields[2] > 6:
+                raise Refused("bad-frames")
+        elif kind == MOVE:
+            fields.append(r.take(16))
+        elif kind in (PEER, FROM):
+            fields.append(r.address(name=False))
+            if kind == FROM:
+                fields.append(r.take(r.number()))
+        out.append(tuple(fields))
+    return out, inner[r.at :]
+
+
+class Reassembly:
+    """3.11.3, without its bounds: datagrams of a channel and direction from FRAGs."""
+
+    def __init__(self, size):
+        self.size, self.open = size, {}
+
+    def add(self, flow, number, byte, data):
+        """The datagram, if this fragment completes it."""
+        index, last = byte & 7, byte >> 7
+        if not data or len(data) > self.size.payload - 8 or not last and len(data) < self.size.payload - 8:
+            raise Refused("bad fragment")
+        parts = self.open.setdefault((flow, number), {})
+        parts[index] = (data, last)
+        end = [i for i in parts if parts[i][1]]
+        if not end or len(parts) <= end[0]:
+            return None
+        del self.open[flow, number]
+        return b"".join(parts[i][0] for i in range(end[0] + 1))
+
+
+# ---- 4 Link handshake ----
+
+
+class Noise:
+    """4.1: one handshake of two messages, as in sections 5, 7 and 9 of the Noise specification."""
+
+    PATTERNS = {
+        "NK": (("e", "es"), ("e", "ee")),
+        "IKpsk2": (("e", "es", "s", "ss"), ("e", "ee", "se", "psk")),
+    }
+
+    def __init__(self, pattern, initiator, prologue, responder_public, private=None, psk=bytes(32)):
+        self.messages, self.initiator, self.psk = list(self.PATTERNS[pattern]), initiator, psk
+        self.ephemeral, self.private = os.urandom(32), private
+        self.their_ephemeral, self.their_public = None, responder_public if initiator else None
+        self.mix_psk = "psk" in pattern
+        name = f"Noise_{pattern}_25519_AESGCM_SHA256".encode()
+        self.hash = self.chaining = name.ljust(32, b"\0")  # no name here is longer than 32
+        self.key, self.count = None, 0
+        self.mix_hash(prologue)
+        self.mix_hash(responder_public)  # the pre-message `<- s`
+
+    def mix_hash(self, data):
+        self.hash = hashlib.sha256(self.hash + data).digest()
+
+    def mix_key(self, data):
+        out = expand(extract(self.chaining, data), b"", 64)
+        self.chaining, self.key, self.count = out[:32], out[32:], 0
+
+    def mix_key_and_hash(self, data):
+        out = expand(extract(self.chaining, data), b"", 96)
+        self.mix_hash(out[32:64])
+        self.chaining, self.key, self.count = out[:32], out[64:], 0
+
+    def nonce(self):
+        """Noise, 12.4: 32 zero bits and a counter. Every text of these patterns has a key before it."""
+        self.count += 1
+        return bytes(4) + (self.count - 1).to_bytes(8)
+
+    def encrypt(self, text):
+        """EncryptAndHash"""
+        out = AESGCM(self.key).encrypt(self.nonce(), text, self.hash)
+        self.mix_hash(out)
+        return out
+
+    def decrypt(self, text):
+        """DecryptAndHash"""
+        try:
+            out = AESGCM(self.key).decrypt(self.nonce(), text, self.hash)
+        except InvalidTag:
+            raise Refused("handshake-forged") from None
+        self.mix_hash(text)
+        return out
+
+    def mix_dh(self, token):
+        """`es` is the initiator's ephemeral with the responder's static, and so on."""
+        mine, theirs = token if self.initiator else token[::-1]
+        private = self.ephemeral if mine == "e" else self.private
+        self.mix_key(x25519(private, self.their_ephemeral if theirs == "e" else self.their_public))
+
+    def take_ephemeral(self, public):
+        self.mix_hash(public)
+        if self.mix_psk:
+            self.mix_key(public)
+
+    def write(self, payload):
+        out = b""
+        for token in self.messages.pop(0):
+            if token == "e":
+                out += x25519_public(self.ephemeral)
+                self.take_ephemeral(out)
+            elif token == "s":
+                out += self.encrypt(x25519_public(self.private))
+            elif token == "psk":
+                self.mix_key_and_hash(self.psk)
+            else:
+                self.mix_dh(token)
+        return out + self.encrypt(payload)
+
+    def read(self, message):
+        for token in self.messages.pop(0):
+            if token == "e":
+                self.their_ephemeral, message = message[:32], message[32:]
+                self.take_ephemeral(self.their_ephemeral)
+            elif token == "s":
+                self.their_public, message = self.decrypt(message[:48]), message[48:]
+            elif token == "psk":
+                self.mix_key_and_hash(self.psk)
+            else:
+                self.mix_dh(token)
+        return self.decrypt(message)
+
+    def split(self):
+        out = expand(extract(self.chaining, b""), b"", 64)
+        return out[:32], out[32:]
+
+
+# 4.2 Datagrams
+
+HALF, MESSAGE_2 = 1, 2
+MESSAGE_2_LENGTH = 1176
+
+
+def handshake_datagram(kind, part, index, noise, receiver_public):
+    out = struct.pack(">BBHI", kind, part, 0, index) + noise
+    return out + mac1(receiver_public, out) + bytes(16)
+
+
+def mac1(receiver_public, text):
+    return blake2s_mac(hashlib.blake2s(b"mac1----" + receiver_public).digest(), text)
+
+
+def parse_handshake(datagram, receiver_public):
+    """Kind, part, index and noise bytes."""
+    kind, part, zero, index = struct.unpack_from(">BBHI", datagram)
+    if not hmac.compare_digest(datagram[-32:-16], mac1(receiver_public, datagram[:-32])):
+        raise Refused("bad-mac1")
+    if zero:
+        raise Refused("handshake-malformed")
+    return kind, part, index, datagram[8:-32]
+
+
+class Slot:
+    """4.3: the keys of one handshake, with the control numbers sent (3.8.4) and received."""
+
+    def __init__(self, handshake_hash, k1, k2, shared):
+        prk = extract(handshake_hash, k1 + k2 + shared)
+        self.header = {way: expand(prk, b"eddy1 hdr " + way.encode(), 16) for way in (FORWARD, BACKWARD)}
+        self.control = {way: expand(prk, b"eddy1 ctl " + way.encode(), 28) for way in (FORWARD, BACKWARD)}
+        self.resume = expand(prk, b"eddy1 resume", 32)
+        self.number, self.window, self.made = 0, Window(), time.monotonic()
+        self.source = None  # where the handshake came from
+
+    def cell(self, way, header, body):
+        return aes_ecb(self.header[way], header.block()) + body
+
+    def open_header(self, way, cell):
+        return Header.parse(aes_ecb(self.header[way], cell[:16], decrypt=True))
+
+    def control_nonce(self, way, header):
+        """3.6: key and nonce."""
+        return self.control[way][:16], xor(self.control[way][16:], header.block()[:12])
+
+    def control_cell(self, way, header, content):
+        return self.cell(way, header, seal(*self.control_nonce(way, header), content))
+
+    def open_control(self, way, header, body):
+        return unseal(*self.control_nonce(way, header), body)
+
+
+class Link:
+    """One end of a link: slots (4.4) and the cells under them."""
+
+    def __init__(self, size, number, initiator):
+        self.size, self.number = size, number
+        self.sends, self.receives = (FORWARD, BACKWARD) if initiator else (BACKWARD, FORWARD)
+        self.current = self.next = self.previous = None
+        self.address, self.promotions = None, 0
+        self.heard_at = self.sent_at = 0.0
+        self.channels, self.setups = {}, {}
+
+    def slots(self):
+        return [slot for slot in (self.current, self.next, self.previous) if slot]
+
+    def sources(self):
+        """4.4.6: where cells may come from."""
+        return {self.address, *(slot.source for slot in self.slots())}
+
+    def data_cell(self, header, body, slot=None):
+        self.sent_at = time.monotonic()
+        return (slot or self.current).cell(self.sends, header, body)
+
+    def control_cell(self, kind, channel, sub, content):
+        """3.6, content filled up with zeros."""
+        self.sent_at = time.monotonic()
+        header = Header(channel, self.current.number, sub, kind, self.size.number)
+        self.current.number += 1
+        content = content.ljust(self.size.content(self.sends, self.number), b"\0")
+        return self.current.control_cell(self.sends, header, content)
+
+    def open(self, cell):
+        """3.7, steps 1 to 4: slot and header."""
+        if len(cell) != self.size.cell(self.receives, self.number):
+            raise Refused("length")
+        for slot in self.slots():
+            header = slot.open_header(self.receives, cell)
+            if header and header.klass == self.size.number and header.type <= LINK:
+                break
+        else:
+            raise Refused("header")
+        if header.type == (ACK if self.receives == FORWARD else SETUP):
+            raise Refused("kind")
+        return slot, header
+
+    def promote(self, slot, source):
+        """4.4.3"""
+        if slot is self.next:
+            self.previous, self.current, self.next = self.current, slot, None
+            self.promotions += 1
+            self.address = source
+
+
+# ---- 5 Channel setup ----
+
+
+class Suite1:
+    """5.1, 5.2: what a suite puts in front of the sealed part of S_i. Suite 2 belongs next to this."""
+
+    number, head = 1, 32
+
+    @staticmethod
+    def encapsulate(ephemeral, public):
+        """At the entry: the head, and the ikm of PRK0_i."""
+        head = x25519_public(ephemeral)
+        return head, x25519(ephemeral, public) + head
+
+    @staticmethod
+    def decapsulate(private, head):
+        """At the hop: the ikm of PRK0_i."""
+        return x25519(private, head) + head
+
+    @classmethod
+    def layer(cls):
+        """The bytes that one hop adds to a setup: head, info, tag."""
+        return cls.head + 16 + 16
+
+
+SUITE = Suite1
+
+
+def descriptor_hash(descriptor):
+    """5.1: D_i in the key of a setup. Epoch records (7.3) belong here."""
+    return descriptor.hash
+
+
+class Layer:
+    """PRK0_i: the AEAD of S_i (5.1)."""
+
+    def __init__(self, i, hops, d, ikm):
+        self.prk = extract(b"eddy/1" + bytes([SUITE.number, i, hops]) + d, ikm)
+        out = expand(self.prk, b"eddy1 setup", 28)
+        self.key, self.nonce = out[:16], out[16:]
+
+
+class HopSecrets:
+    """PRK1_i and what follows from it (5.1)."""
+
+    def __init__(self, prk0, shared, hop_public):
+        prk = extract(prk0, shared + hop_public)
+        self.confirm, self.ack = expand(prk, b"eddy1 confirm", 16), expand(prk, b"eddy1 ack", 28)
+        self.sec = expand(prk, b"eddy1 fwd", 32), expand(prk, b"eddy1 bwd", 32)
+        self.forward, self.backward = map(Generations, self.sec)
+
+    def ack_layer(self, sub, content):
+        """5.4.3"""
+        return ctr_xor(self.ack[:16], xor(self.ack[16:], bytes(11) + bytes([sub])), content)
+
+
+def setup_info(size, lifetime):
+    return bytes([1, SUITE.number, size.number, 0]) + lifetime.to_bytes(2) + bytes(10)
+
+
+def make_setup(hops, ephemerals, infos, flip=None):
+    """5.2: S_1 .. S_h and the layers, for `hops` of (PK, D). `flip` damages one S_i inside sound layers."""
+    onions, layers = [b""], []
+    for i in range(len(hops), 0, -1):
+        head, ikm = SUITE.encapsulate(ephemerals[i - 1], hops[i - 1][0])
+        layers.insert(0, Layer(i, len(hops), hops[i - 1][1], ikm))
+        onion = head + seal(layers[0].key, layers[0].nonce, infos[i - 1] + onions[0])
+        onions.insert(0, flip_bit(onion, len(onion) - 1) if flip == i else onion)
+    return onions[:-1], layers
+
+
+def open_setup(i, hops, private, d, onion):
+    """5.3.3 at hop i: the layer, info and S_{i+1}."""
+    layer = Layer(i, hops, d, SUITE.decapsulate(private, onion[: SUITE.head]))
+    try:
+        text = unseal(layer.key, layer.nonce, onion[SUITE.head :])
+    except Refused:
+        raise Refused("setup-invalid") from None
+    return layer, text[:16], text[16:]
+
+
+def replay_tag(onion):
+    return hashlib.sha256(onion[: SUITE.head]).digest()[:16]
+
+
+def ack_cells(size):
+    """5.4: K."""
+    return -(-size.hops // (size.payload // 48))
+
+
+def ack_place(size, i):
+    """5.4: cell and offset of slot i."""
+    cell, slot = divmod(size.hops - i, size.payload // 48)
+    return cell, 48 * slot
+
+
+def write_ack_slot(size, i, hop_public, secrets, sub, content):
+    cell, at = ack_place(size, i)
+    return content[:at] + hop_public + secrets.confirm + content[at + 48 :] if cell == sub else content
+
+
+def read_ack(size, layers, ephemerals, contents):
+    """5.4.5: the secrets of every hop."""
+    secrets, contents = [], list(contents)
+    for i in range(1, size.hops + 1):
+        cell, at = ack_place(size, i)
+        public, confirm = contents[cell][at : at + 32], contents[cell][at + 32 : at + 48]
+        hop = HopSecrets(layers[i - 1].prk, x25519(ephemerals[i - 1], public), public)
+        if not hmac.compare_digest(hop.confirm, confirm):
+            raise Refused("ack-invalid")
+        contents = [hop.ack_layer(sub, content) for sub, content in enumerate(contents)]
+        secrets.append(hop)
+    return secrets
+
+
+def setup_contents(size, link, onion, filling=None):
+    """5.3.1: the contents of the type 1 cells on a link."""
+    length = size.content(FORWARD, link)
+    filling = os.urandom(length) if filling is None else filling
+    parts = [onion[at : at + length] for at in range(0, len(onion), length)]
+    parts[-1] += filling[: length - len(parts[-1])]
+    return parts
+
+
+def setup_length(size, link):
+    return SUITE.layer() * (size.hops - link + 1)
+
+
+# ---- 7 Descriptors ----
+
+
+def parse_descriptor(text, identity):
+    """7.1, and the signature of 7.2."""
+    out = SimpleNamespace(hash=hashlib.sha256(text[:-64]).digest())
+    magic, version, out.suite, klass, out.position, hops, lanes = struct.unpack_from(">4sBBBBBB", text)
+    forward, backward, zero, out.epoch, out.not_before, out.not_after = struct.unpack_from(">HHHQQQ", text, 10)
+    out.chain, out.noise, out.setup = text[40:72], text[72:104], text[104:136]
+    out.delay_ms, out.lifetime = struct.unpack_from(">IH", text, 136)
+    assert magic == b"eddy" and version == 1 and out.suite == SUITE.number and zero == 0, "head"
+    assert len(text) == 142 + 19 * lanes + 64, "length"
+    out.size = Class({1: "S", 2: "M", 3: "L"}[klass], hops)
+    expected = out.size.cell(FORWARD, out.position), out.size.cell(BACKWARD, out.position)
+    assert (forward, backward) == expected, "cell lengths"
+    assert out.not_before <= time.time() < out.not_after and out.delay_ms <= 60000, "range"
+    out.lanes = []
+    for at in range(142, 142 + 19 * lanes, 19):
+        family, port = text[at], int.from_bytes(text[at + 17 : at + 19])
+        if family == 4:
+            assert text[at + 5 : at + 17] == bytes(12), "lane"
+        host = text[at + 1 : at + (5 if family == 4 else 17)]
+        out.lanes.append((socket.inet_ntop(socket.AF_INET if family == 4 else socket.AF_INET6, host), port))
+    try:
+        Ed25519PublicKey.from_public_bytes(identity).verify(text[-64:], text[:-64])
+    except InvalidSignature:
+        raise AssertionError("signature") from None
+    return out
+
+
+def flip_bit(text, at):
+    return text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]
