@@ -222,7 +222,8 @@ impl HopTrust {
         let times = self.view.times();
         let interval = times.signable_at(wall_ms);
         let epoch = times.epoch_of(interval);
-        let soon = [times.signing_start(interval + 1), times.publish_at(epoch + 1), times.wipe_at(epoch.saturating_sub(1))];
+        let soon =
+            [times.signing_start(interval + 1), times.publish_at(epoch + 1), times.wipe_at(epoch.saturating_sub(1))];
         let next = soon.into_iter().filter(|at| *at > wall_ms).min().unwrap_or(u64::MAX);
         let clock = now + Duration::from_millis(next.saturating_sub(wall_ms));
         let quiet = if self.record_at + QUIET > now { self.record_at + QUIET } else { Duration::MAX };
@@ -260,9 +261,10 @@ impl HopTrust {
         let running = times.epoch_of(times.interval_at(wall_ms));
         let published = |epoch: &u64| *epoch == running || times.publish_at(*epoch) <= wall_ms;
         for epoch in [running, running + 1].into_iter().filter(published) {
-            let foreign = self.view.record(self.position, epoch).filter(|held| {
-                !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank())
-            });
+            let foreign = self
+                .view
+                .record(self.position, epoch)
+                .filter(|held| !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank()));
             let foreign = foreign.map(|held| held.draw);
             let is_current = self.keyring.record(epoch).is_some_and(|mine| mine.descriptor == *own.hash());
             if is_current && foreign.is_none() {

@@ -10,7 +10,6 @@ use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, Update};
 use rand::Rng;
 use wire::cell::Shape;
-use wire::kdf::Secret;
 use wire::setup::{self, BadSetup, Info, Opened, SetupKey, Suite};
 use zeroize::Zeroizing;
 
@@ -191,11 +190,5 @@ impl Keyring {
             }
         }
         Err(why)
-    }
-
-    /// The private keys, to look for copies of them.
-    #[cfg(test)]
-    pub(super) fn x25519(&self, epoch: u64) -> Option<&Secret> {
-        self.pairs.iter().find(|pair| pair.epoch == epoch).map(|pair| pair.key.x25519())
     }
 }

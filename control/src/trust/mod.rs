@@ -15,11 +15,11 @@ pub mod message;
 pub mod record;
 pub mod signed;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 pub mod times;
 pub mod user;
 pub mod view;
-#[cfg(test)]
-mod tests;
 
 pub use chain::{ChainTerms, ClassTerms};
 pub use descriptor::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Validity};

@@ -285,8 +285,7 @@ impl Sync {
                 link.waiting = Some(ask);
             }
         }
-        let cells: Vec<Vec<u8>> =
-            items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len)).collect();
+        let cells: Vec<Vec<u8>> = items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len)).collect();
         let reserve = if cells.len() <= SMALL_ANSWER_CELLS { 0 } else { ANSWER_CELLS.burst / 4 };
         if !link.verifications.take(now) || !self.answers.take_many(now, cells.len() as u32, reserve) {
             link.waiting = None;
