@@ -4,20 +4,32 @@ import contextlib
 import copy
 import os
 
+from kyber_py.ml_kem import ML_KEM_768
+
 from .ends import bound
 from .nodes import Entry, lengths, new_channel_id
 from .protocol import (
-    ACK, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, STATUS, SUITE,
-    flip_bit, frame, handshake_datagram, seal, setup_info,
+    ACK, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
+    Class, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal, setup_info, setup_length,
+    setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
 
 
 def check_attacks(report, chain, echo):
-    for topic in (attack_handshakes, attack_setups, attack_with_old_setups, attack_with_cells, attack_with_frames):
+    for topic in (attack_handshakes, attack_with_cells, attack_with_frames):
         topic(Attacker(report, chain))
+    check_survival(report, "attacks", chain, echo)
 
-    with report.check("attack: afterwards the chain carries datagrams and every ledger closes"):
+
+def check_setup_attacks(report, name, chain, echo):
+    for topic in (attack_setups, attack_with_old_setups, attack_with_shards):
+        topic(Attacker(report, chain))
+    check_survival(report, f"{name}: attacks on setups", chain, echo)
+
+
+def check_survival(report, name, chain, echo):
+    with report.check(f"{name}: afterwards the chain carries datagrams and every ledger closes"):
         entry = Entry(chain.loop, chain)
         entry.connect()
         flow = entry.flow(entry.channel(), echo.address)
@@ -44,7 +56,8 @@ class Attacker:
         A mix releases everything that it holds (6.1), so an answer to the attack cannot come later
         than the PONG of a PING that is sent when a sound exchange after it is complete."""
         entry = self.entry
-        with self.report.check(f"attack: {name}") as row, self.chain.counts(node, reason, times):
+        suite = entry.size.suite.number
+        with self.report.check(f"attack, suite {suite}: {name}") as row, self.chain.counts(node, reason, times):
             entry.events.clear()
             answers = entry.down.drops["unexpected-response"]
             yield
@@ -54,9 +67,15 @@ class Attacker:
             same("second answers", entry.down.drops["unexpected-response"], answers)
             row["note"] = f"{node} counts {reason}"
 
+    def outlast_incomplete_setup(self):
+        """Mix 1 drops and counts it when a shard comes after the 2 s of 5.3.4."""
+        before = self.chain.count("mix1", "setup-incomplete")
+        self.entry.loop.repeat(
+            self.entry.channel, lambda: self.chain.count("mix1", "setup-incomplete") > before, "the end of a setup"
+        )
+
     def send(self, *cells):
-        for cell in cells:
-            self.entry.down.sock.sendto(cell, self.entry.link.address)
+        self.entry.send_cells(cells)
 
 
 def attack_handshakes(by):
@@ -105,13 +124,20 @@ def attack_setups(by):
     entry, size = by.entry, by.entry.size
     lifetime = entry.hops[0].lifetime
     sound = setup_info(size, lifetime)
+    places = {"the tag": -1} if size.suite.number == 1 else {"ct": 32, "the tag": -1}
 
     for i, node in enumerate(by.chain.names[1:], 1):
-        with by.attack(f"a flipped bit in S_{i}", node, "setup-invalid"):
-            entry.send_setup(entry.attempt(flip=i))
-            entry.channel()
+        for what, at in places.items():
+            with by.attack(f"a flipped bit in {what} of S_{i}", node, "setup-invalid"):
+                entry.send_setup(entry.attempt(flip=(i, at)))
+                entry.channel()
 
-    infos = {"lifetime": setup_info(size, lifetime - 1), "flags": flip_bit(sound, 3), "last byte": flip_bit(sound, 15)}
+    infos = {
+        "suite": setup_info(other_suite(size), lifetime),
+        "lifetime": setup_info(size, lifetime - 1),
+        "flags": flip_bit(sound, 3),
+        "last byte": flip_bit(sound, 15),
+    }
     for what, info in infos.items():
         with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
             entry.send_setup(entry.attempt(info=info, at=2))
@@ -125,14 +151,95 @@ def attack_with_old_setups(by):
         entry.send_setup(entry.channel())
         entry.channel()
 
+    with by.attack("the head of an old setup before other bytes", "mix1", "setup-replayed"):
+        old = entry.channel()
+        entry.send_setup(old, flip_bit(old.onions[0], -1))
+        entry.channel()
+
     with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup-replayed"):
         onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
-            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: SUITE.head]
+            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: entry.size.suite.head]
             info = setup_info(entry.size, entry.hops[i - 1].lifetime)
             onion = head + seal(layer.key, layer.nonce, info + onion)
         entry.send_setup(fresh, onion)
         entry.channel()
+
+
+def attack_with_shards(by):
+    entry, size = by.entry, by.entry.size
+    k, r = shard_counts(size, 1)
+
+    def new_setup():
+        """A sound setup, whose ack may come, and its shards."""
+        attempt = entry.register(entry.attempt())
+        entry.sound.append(("ack", attempt.id))
+        return attempt, setup_shards(size, 1, attempt.onions[0])
+
+    def send(attempt, contents, first=0):
+        entry.send_cells(entry.setup_cell(attempt, sub, content) for sub, content in enumerate(contents, first))
+
+    if k > 1:
+        with by.attack(f"a setup that lost {r + 1} of {k + r} shards", "mix1", "setup-incomplete"):
+            entry.send_cells(list(entry.shards(entry.attempt()).values())[r + 1 :])
+            by.outlast_incomplete_setup()
+
+        # The attack before took the 2 s of 5.3.5, so this is not surplus.
+        with by.attack("a shard for a live channel", "mix1", "channel-in-use"):
+            send(by.channel, [b""])
+
+    with by.attack("a shard for channel 0", "mix1", "cell-malformed"):
+        by.send(entry.link.control_cell(SETUP, 0, 0, b""))
+
+    with by.attack("shards twice, and one beyond the last, in front of the k-th", "mix1", "fragment-malformed", k):
+        attempt, contents = new_setup()
+        send(attempt, [contents[0]], k + r)
+        for _ in range(2):
+            send(attempt, contents[: k - 1])
+        send(attempt, [contents[k - 1]], k - 1)
+        entry.wait(entry.sound[-1])
+
+    with by.attack("shards behind the k-th, some twice", "mix1", "surplus", k + 2 * r):
+        attempt, contents = new_setup()
+        send(attempt, contents)
+        send(attempt, contents)
+        entry.wait(entry.sound[-1])
+
+    with by.attack(f"a wrong shard among {k}", "mix1", "setup-invalid"):
+        attempt, contents = entry.register(entry.attempt()), setup_shards(size, 1, entry.attempt().onions[0])
+        send(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
+        entry.channel()
+
+    with by.attack("the cells of a setup twice", "mix1", "cell-replayed", k + r):
+        attempt = entry.attempt()
+        cells = entry.shards(attempt).values()
+        entry.sound.append(("ack", attempt.id))
+        by.send(*cells, *cells)
+        entry.wait(entry.sound[-1])
+
+    other = other_suite(size)
+    onion, title = onion_of(other, entry.hops), f"a setup of suite {other.suite.number}"
+    few = shard_counts(other, 1)[0] < k  # in suite 2
+    with by.attack(title, "mix1", "setup-incomplete" if few else "setup-invalid"):
+        by.send(*entry.shards(entry.attempt(), onion, other).values())
+        by.outlast_incomplete_setup() if few else entry.channel()
+
+    with by.attack(f"{title} in {k} + {r} shards", "mix1", "setup-invalid"):
+        entry.send_setup(entry.attempt(), onion[: setup_length(size, 1)])
+        entry.channel()
+
+
+def other_suite(size):
+    return Class(size.name, size.hops, SUITES[3 - size.suite.number])
+
+
+def onion_of(size, hops):
+    """S_1 of another suite than that of the hops, which may have no key for ML-KEM."""
+    hops = list(map(copy.copy, hops))
+    for hop in hops:
+        hop.setup_mlkem = hop.setup_mlkem or ML_KEM_768.keygen()[0]
+    infos = [setup_info(size, hop.lifetime) for hop in hops]
+    return make_setup(size, hops, [new_ephemeral() for _ in hops], infos)[0][0]
 
 
 def attack_with_cells(by):

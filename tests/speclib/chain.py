@@ -14,20 +14,21 @@ from types import SimpleNamespace
 
 from .ends import PATIENCE
 from .nodes import COMMON
-from .protocol import parse_descriptor
+from .protocol import DEFAULT_SUITE, parse_descriptor
 from .report import same
 
 
 class Chain:
     """Real nodes on a loopback address of their own, but for the positions that Python plays."""
 
-    def __init__(self, eddy, loop, klass, mixes, python=(), renew_s=None):
+    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None):
         self.eddy, self.loop, self.python = eddy, loop, python
         self.host = "127." + ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.names = ["entry", *(f"mix{i}" for i in range(1, mixes + 1)), "exit"]
         self.folder = Path(tempfile.mkdtemp(prefix="eddy-spec-"))
         self.processes = {}
         command = ["init", "chain", "--class", klass, "--mixes", str(mixes), "--host", self.host]
+        command += ["--suite", str(suite)] if suite != DEFAULT_SUITE else []
         self.run(*command, "--mixing", "threshold-or-timed:n=8,n_min=1,t=2ms")
         for name in self.names if renew_s else ():
             file = self.folder / f"chain/{name}.toml"
@@ -42,7 +43,7 @@ class Chain:
 
     def keys(self, position):
         file = tomllib.loads((self.folder / f"chain/{self.names[position]}.key").read_text())
-        return SimpleNamespace(**{name: base64.b64decode(file[name]) for name in ("noise", "setup")})
+        return SimpleNamespace(**{name: base64.b64decode(key) for name, key in file.items()})
 
     def start(self, *arguments, entry=False):
         """Starts the real nodes and waits until they listen. `arguments` are for the exit, or the entry."""
@@ -55,6 +56,9 @@ class Chain:
             with open(self.folder / f"{name}.log", "wb") as log:
                 self.processes[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         self.loop.until(self.ready, "`ready:` in the logs of the nodes")
+
+    def is_real(self, position):
+        return position not in self.python
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -70,9 +74,10 @@ class Chain:
     def count(self, name, reason):
         """How often a node has dropped or refused something for this reason."""
         status = self.status(name)
+        if reason == "surplus":
+            return status["handshakes"]["surplus_cells"]
         tables = [status["refused"], *(way["dropped"] for way in status["ledger"]["cells"].values())]
-        # Earlier versions wrote refusals with underscores.
-        return sum(n for table in tables for name, n in table.items() if name.replace("_", "-") == reason)
+        return sum(table.get(reason, 0) for table in tables)
 
     @contextlib.contextmanager
     def counts(self, name, reason, more=1):

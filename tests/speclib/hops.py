@@ -6,7 +6,10 @@ import os
 from .chain import Chain
 from .ends import Loop, bound
 from .nodes import Echo, Exit, Mix, lengths
-from .protocol import DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, ack_cells, flip_bit, frame, setup_length
+from .protocol import (
+    ACK_CELLS, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT,
+    ack_contents, flip_bit, frame, shard, shard_counts,
+)  # fmt: skip
 from .report import same
 
 
@@ -30,18 +33,19 @@ class Client:
 
 
 def check_hops(report, eddy):
-    for klass, mixes, python, renew_s in (("S", 5, (1, 6), None), ("M", 3, (2,), 3), ("L", 1, (1, 2), 3)):
+    chains = ("S", 5, 2, (1, 6), None), ("M", 3, 1, (2,), 3), ("L", 1, 2, (1, 2), 3)
+    for klass, mixes, suite, python, renew_s in chains:
         loop = Loop()
         echo = Echo(loop)
         who = " and ".join("exit" if i > mixes else f"mix {i}" for i in python)
-        name = f"hops, class {klass}, {mixes} mixes, Python {who}"
-        with Chain(eddy, loop, klass, mixes, python, renew_s) as chain:
+        name = f"hops, class {klass}, {mixes} mixes, suite {suite}, Python {who}"
+        with Chain(eddy, loop, klass, mixes, suite, python, renew_s) as chain:
             chain.start("--allow", f"127.0.0.1:{echo.address[1]}")
             nodes = [(Exit if i > mixes else Mix)(loop, chain, i) for i in python]
-            nodes[-1].wrong_acks = 1
+            lose_on_purpose(chain, nodes)
             chain.start("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", entry=True)
             client = Client(loop, chain)
-            check_traffic(report, name, client, nodes)
+            check_traffic(report, name, chain, client, nodes)
             if isinstance(nodes[-1], Exit):
                 check_exit(report, name, chain, client, nodes[-1])
             if klass == "S":
@@ -53,7 +57,20 @@ def check_hops(report, eddy):
                     same("drops", node.drops(), {})
 
 
-def check_traffic(report, name, client, nodes):
+def lose_on_purpose(chain, nodes):
+    """Shards and acks of the first setups."""
+    mix = nodes[0]
+    k, r = shard_counts(mix.size, mix.me.position + 1)
+    mix.unsent = [range(r + 1), range(r), range(k, k + r)]
+    if len(nodes) > 1:
+        _, r = shard_counts(mix.size, mix.me.position)
+        mix.up.unheard = set(range(r))
+        nodes[-1].ack_faults = ["first wrong", "first lost", "two lost"]
+        if chain.is_real(nodes[-1].me.position - 1):
+            nodes[-1].ack_faults.append("first altered")
+
+
+def check_traffic(report, name, chain, client, nodes):
     loop, size = client.loop, nodes[0].size
 
     with report.check(f"{name}: handshakes"):
@@ -62,11 +79,20 @@ def check_traffic(report, name, client, nodes):
                 loop.until(lambda: node.down.link.current, "message 2")  # noqa: B023
             loop.until(lambda: any(link.current for link in node.up.links), "a promoted slot")  # noqa: B023
 
-    with report.check(f"{name}: four channels of a real entry") as row:
+    with report.check(f"{name}: four channels of a real entry, after shards and acks were lost") as row:
         for node in nodes:
             loop.until(lambda: node.open_channels() >= 4, "four channels")  # noqa: B023
-        parts = -(-setup_length(size, 1) // size.content(FORWARD, 1))
-        row["note"] = f"setup cells on link 1: {parts}, ack cells: {ack_cells(size)}"
+        loop.until(lambda: chain.status("entry")["channels"] == 4, "four channels at the entry")
+        same("losses still to come", [nodes[0].unsent, getattr(nodes[-1], "ack_faults", [])], [[], []])
+        k, r = shard_counts(size, 1)
+        row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(size)}"
+
+    for node in nodes:
+        i = node.me.position
+        if chain.is_real(i - 1):
+            check_shards_from(report, name, node)
+        if i < size.hops and chain.is_real(i + 1):
+            check_acks_to(report, name, node)
 
     with report.check(f"{name}: datagrams of a real entry and their answers") as row:
         for _ in range(2):
@@ -76,6 +102,27 @@ def check_traffic(report, name, client, nodes):
 
     with report.check(f"{name}: many datagrams at once"):
         client.echo(*(os.urandom(60) for _ in range(100)))
+
+
+def check_shards_from(report, name, node):
+    """5.3.1, 5.3.2: of the real node before this one."""
+    k, r = shard_counts(node.size, node.me.position)
+    with report.check(f"{name}: hop {node.me.position} gets {k} + {r} shards, points of one polynomial") as row:
+        setups = [shards for link in node.up.links for shards in link.setups.values()]
+        heard = set(range(k + r)) - node.up.unheard
+        node.up.loop.until(lambda: all(set(shards) == heard for shards in setups), f"shards {heard}")
+        for shards in setups:
+            known = dict(list(shards.items())[:k])
+            same("shards", {j: shard(known, j) for j in shards}, shards)
+        row["note"] = f"{len(setups)} setups, {len(node.up.unheard)} shards of each lost"
+
+
+def check_acks_to(report, name, node):
+    """5.4.5: of the real node behind this one."""
+    with report.check(f"{name}: hop {node.me.position} gets every ack content in three cells"):
+        three = dict.fromkeys(range(ack_contents(node.size)), ACK_CELLS)
+        channels = [channel for channel in node.down.link.channels.values() if channel.open]
+        node.up.loop.until(lambda: all(channel.acks == three for channel in channels), f"ack cells {three}")
 
 
 def check_exit(report, name, chain, client, node):

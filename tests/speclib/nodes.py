@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 from .ends import Initiator, Responder, bound
 from .protocol import (
-    ACK, BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, MOVE, OPEN, OPENED, PING, PONG, SETUP, STATUS, UNKNOWN_FLOW,
+    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, MOVE, OPEN, OPENED, PING, PONG, SETUP, STATUS, UNKNOWN_FLOW,
     Header, HopSecrets, Reassembly, Refused, Window,
-    ack_cells, address, ctr_xor, datagram_frames, descriptor_hash, flip_bit, frame, make_setup, open_setup,
-    parse_frames, read_ack, replay_tag, seal, setup_contents, setup_info, unseal, unwrap_backward, wrap_forward,
-    write_ack_slot, x25519, x25519_public,
+    ack_contents, address, ctr_xor, datagram_frames, descriptor_hash, flip_bit, frame, make_setup, new_ephemeral,
+    open_setup, parse_frames, read_ack, replay_tag, seal, setup_info, setup_shards, unseal, unwrap_backward,
+    wrap_forward, write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
 
 
@@ -23,8 +23,8 @@ def parse_sound_frames(inner, direction):
     return frames
 
 
-# Normal while nodes start in any order, and answers to two messages 1 cross (4.6.4).
-COMMON = ("header", "stranger", "unexpected-response", "next-hop-down")
+# Normal while nodes start in any order, and answers to two messages 1 cross (4.6.4). Every setup has surplus cells.
+COMMON = ("header", "stranger", "unexpected-response", "next-hop-down", "surplus")
 
 
 def serious(*ends):
@@ -37,17 +37,18 @@ class Channel(SimpleNamespace):
     """Of a hop: ids on its links, secrets, windows. `open` follows 5.4.4."""
 
     def __init__(self, **fields):
-        super().__init__(open=False, windows={FORWARD: Window(), BACKWARD: Window()}, acks=set(), sent=0, **fields)
+        windows, acks = {FORWARD: Window(), BACKWARD: Window()}, collections.Counter()  # cells by content
+        super().__init__(open=False, windows=windows, acks=acks, sent=0, **fields)
 
 
 class Hop:
-    """What mixes and exits do with a setup (5.3.3)."""
+    """What mixes and exits do with a setup (5.3.6)."""
 
     passive = False
 
     def __init__(self, loop, chain, position):
         self.me, keys = chain.hops[position - 1], chain.keys(position)
-        self.size, self.setup_private, self.tags = self.me.size, keys.setup, set()
+        self.size, self.keys, self.tags = self.me.size, keys, set()
         previous = chain.hops[position - 2].noise if position > 1 else None
         self.up = Responder(loop, bound(*self.me.lanes[0]), self, self.me, keys.noise, previous)
         self.down, self.answered = None, []
@@ -65,12 +66,10 @@ class Hop:
         self.answered.append(index)
 
     def open_setup(self, onion):
-        tag = replay_tag(onion)
+        tag = replay_tag(self.size, onion)
         if tag in self.tags:
             raise Refused("setup-replayed")
-        i, h = self.me.position, self.size.hops
-        d = descriptor_hash(self.me)
-        layer, info, rest = open_setup(i, h, self.setup_private, d, onion)
+        layer, info, rest = open_setup(self.size, self.me.position, self.keys, descriptor_hash(self.me), onion)
         if info != setup_info(self.size, self.me.lifetime):
             raise Refused("setup-invalid")
         self.tags.add(tag)
@@ -89,6 +88,10 @@ def new_channel_id(link):
 class Mix(Hop):
     """A mix with the strategy `threshold:n=1` (6.2.4): every cell leaves at once."""
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.unsent = []  # of the next setups: the indexes of shards to lose
+
     def on_setup(self, link, channel, onion):
         if not self.down.link.current:
             raise Refused("next-hop-down")
@@ -96,19 +99,23 @@ class Mix(Hop):
         down = self.down.link
         record = Channel(up=link, up_id=channel, down_id=new_channel_id(down), public=public, secrets=secrets)
         link.channels[channel] = down.channels[record.down_id] = record
-        for sub, content in enumerate(setup_contents(self.size, down.number, rest)):
-            self.down.send(down, down.control_cell(SETUP, record.down_id, sub, content))
+        unsent = self.unsent.pop(0) if self.unsent else ()
+        for sub, content in enumerate(setup_shards(self.size, down.number, rest)):
+            if sub not in unsent:
+                self.down.send(down, down.control_cell(SETUP, record.down_id, sub, content))
 
     def on_ack(self, link, header, content):
-        """5.4.3, 5.4.4"""
+        """5.4.3 to 5.4.6"""
         channel = link.channels.get(header.channel)
-        if not channel or channel.open or header.sub in channel.acks or header.sub >= ack_cells(self.size):
+        if not channel or header.sub >= ack_contents(self.size):
             raise Refused("unexpected-ack")
-        channel.acks.add(header.sub)
-        channel.open = len(channel.acks) == ack_cells(self.size)
+        channel.acks[header.sub] += 1
+        if channel.acks[header.sub] > 1:
+            raise Refused("surplus")
+        channel.open = len(channel.acks) == ack_contents(self.size)
         content = channel.secrets.ack_layer(header.sub, content)
         content = write_ack_slot(self.size, self.me.position, channel.public, channel.secrets, header.sub, content)
-        self.up.send(channel.up, channel.up.control_cell(ACK, channel.up_id, header.sub, content))
+        self.up.send_ack(channel.up, channel.up_id, header.sub, content)
 
     def accept(self, link, _slot, channel, header, body):
         """3.4 forward, 3.5 backward: the cell goes on with its number under a new header."""
@@ -124,13 +131,23 @@ class Mix(Hop):
         return lambda: end.send(to, to.data_cell(header._replace(channel=id_), body))
 
 
+# What becomes of the n-th cell of an ack content on its way.
+FAULTS = {
+    None: lambda n, cell: cell,
+    "first wrong": lambda n, cell: cell if n else None,
+    "first altered": lambda n, cell: cell if n else flip_bit(cell, 100),
+    "first lost": lambda n, cell: cell if n else None,
+    "two lost": lambda n, cell: cell if n > 1 else None,
+}
+
+
 class Exit(Hop):
     """An exit without sockets: every flow opens, and every datagram comes back. `silent` sends no STATUS."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.channels, self.frames, self.silent, self.fragmented = [], [], False, 0
-        self.wrong_acks = 0  # setups to answer with a wrong confirmation
+        self.ack_faults = []  # of the answers to the next setups
 
     def on_setup(self, link, channel, onion):
         """5.4.2"""
@@ -140,13 +157,13 @@ class Exit(Hop):
         record.open = True
         link.channels[channel] = record
         self.channels.append(record)
-        if self.wrong_acks:
-            self.wrong_acks -= 1
-            public = x25519_public(os.urandom(32))
-        for sub in range(ack_cells(self.size)):
+        fault = self.ack_faults.pop(0) if self.ack_faults else None
+        for sub in range(ack_contents(self.size)):
             content = os.urandom(self.size.payload)
+            if fault == "first wrong":
+                self.up.send_ack(link, channel, sub, content, lambda n, cell: None if n else cell)
             content = write_ack_slot(self.size, self.size.hops, public, secrets, sub, content)
-            self.up.send(link, link.control_cell(ACK, channel, sub, content))
+            self.up.send_ack(link, channel, sub, content, FAULTS[fault])
 
     def accept(self, _link, slot, channel, header, body):
         channel.windows[FORWARD].check(header.seq)
@@ -240,11 +257,14 @@ class Entry:
 
     def on_ack(self, link, header, content):
         attempt = link.channels.get(header.channel)
-        if not attempt or attempt.open or header.sub in attempt.contents:
+        if not attempt or header.sub >= ack_contents(self.size):
             raise Refused("unexpected-ack")
+        attempt.acks[header.sub] += 1
+        if attempt.acks[header.sub] > 1:
+            raise Refused("surplus")
         attempt.contents[header.sub] = content
         self.events.append(("ack", header.channel))
-        if len(attempt.contents) == ack_cells(self.size):
+        if len(attempt.contents) == ack_contents(self.size):
             contents = [attempt.contents[sub] for sub in range(len(attempt.contents))]
             attempt.secrets = read_ack(self.size, attempt.layers, attempt.ephemerals, contents)
             attempt.open = True
@@ -267,29 +287,39 @@ class Entry:
 
     # Setups
 
-    def attempt(self, flip=None, info=None, at=None, ephemerals=None):
-        """A setup; `info` replaces that of hop `at`, `flip` is a hop whose S_i is damaged."""
+    def attempt(self, flip=None, info=None, at=None):
+        """A setup; `info` replaces that of hop `at`, `flip` is (i, at): damages S_i."""
         infos = [setup_info(self.size, hop.lifetime) for hop in self.hops]
         if info:
             infos[at - 1] = info
-        x = ephemerals or [os.urandom(32) for _ in self.hops]
-        hops = [(hop.setup, descriptor_hash(hop)) for hop in self.hops]
-        onions, layers = make_setup(hops, x, infos, flip)
-        return Attempt(ephemerals=x, onions=onions, layers=layers)
+        ephemerals = [new_ephemeral() for _ in self.hops]
+        onions, layers = make_setup(self.size, self.hops, ephemerals, infos, flip)
+        return Attempt(ephemerals=ephemerals, onions=onions, layers=layers)
 
     def register(self, attempt):
         """Gives an attempt a new channel id."""
         attempt.id = new_channel_id(self.link)
-        attempt.open, attempt.contents, attempt.sent, attempt.flows = False, {}, 0, 0
+        attempt.open, attempt.contents, attempt.acks = False, {}, collections.Counter()
+        attempt.sent, attempt.flows = 0, 0
         attempt.window, attempt.reassembly = Window(), Reassembly(self.size)
         self.link.channels[attempt.id] = attempt
         return attempt
 
-    def send_setup(self, attempt, onion=None):
-        """Sends S_1, or what it is replaced with, in a new channel."""
+    def shards(self, attempt, onion=None, size=None):
+        """Gives an attempt a new channel. Returns the cells of S_1 by index, or of `onion` in the suite of `size`."""
         self.register(attempt)
-        for sub, content in enumerate(setup_contents(self.size, 1, onion or attempt.onions[0])):
-            self.down.send(self.link, self.link.control_cell(SETUP, attempt.id, sub, content))
+        contents = setup_shards(size or self.size, 1, onion or attempt.onions[0])
+        return {sub: self.setup_cell(attempt, sub, content) for sub, content in enumerate(contents)}
+
+    def setup_cell(self, attempt, sub, content):
+        return self.link.control_cell(SETUP, attempt.id, sub, content)
+
+    def send_cells(self, cells):
+        for cell in cells:
+            self.down.send(self.link, cell)
+
+    def send_setup(self, attempt, onion=None):
+        self.send_cells(self.shards(attempt, onion).values())
         return attempt
 
     def channel(self):
