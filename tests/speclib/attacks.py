@@ -205,7 +205,7 @@ def attack_with_shards(by):
         send(attempt, contents)
         entry.wait(entry.sound[-1])
 
-    with by.attack(f"a wrong shard among {k}", "mix1", "setup-invalid"):
+    with by.attack("a wrong shard among the k", "mix1", "setup-invalid"):
         attempt, contents = entry.register(entry.attempt()), setup_shards(size, 1, entry.attempt().onions[0])
         send(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
         entry.channel()

@@ -57,8 +57,8 @@ def check_basics(report, name, entry, echo):
         k, r = shard_counts(entry.size, 1)
         row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(entry.size)}"
 
+    three = dict.fromkeys(range(ack_contents(entry.size)), ACK_CELLS)
     with report.check(f"{name}: every ack content comes in three cells"):
-        three = dict.fromkeys(range(ack_contents(entry.size)), ACK_CELLS)
         entry.loop.until(lambda: channel.acks == three, f"ack cells {three}")
 
     with report.check(f"{name}: PING and PONG"):
@@ -79,6 +79,7 @@ def check_basics(report, name, entry, echo):
         entry.loop.until(lambda: window.highest >= before + 2, "two keepalives of Mix 1")
         entry.alive(channel)
         same("drops at the entry", entry.drops(), {})
+        same("ack cells", channel.acks, three)
     return channel
 
 

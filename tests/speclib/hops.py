@@ -5,10 +5,10 @@ import os
 
 from .chain import Chain
 from .ends import Loop, bound
-from .nodes import Echo, Exit, Mix, lengths
+from .nodes import Echo, Exit, Mix, lengths, new_channel_id
 from .protocol import (
-    ACK_CELLS, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT,
-    ack_contents, flip_bit, frame, shard, shard_counts,
+    ACK, ACK_CELLS, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, SETUP,
+    ack_contents, flip_bit, frame, setup_length, shard, shard_counts,
 )  # fmt: skip
 from .report import same
 
@@ -52,6 +52,9 @@ def check_hops(report, eddy):
                 check_ik_attacks(report, name, chain, client, nodes[0])
             else:
                 check_renewals(report, name, client, nodes[0])
+            for node in nodes:
+                if chain.is_real(node.me.position - 1):
+                    check_ack_attacks(report, chain, client, node)
             for node in nodes:
                 with report.check(f"{name}: hop {node.me.position} has refused nothing"):
                     same("drops", node.drops(), {})
@@ -111,9 +114,14 @@ def check_shards_from(report, name, node):
         setups = [shards for link in node.up.links for shards in link.setups.values()]
         heard = set(range(k + r)) - node.up.unheard
         node.up.loop.until(lambda: all(set(shards) == heard for shards in setups), f"shards {heard}")
+        fillings = set()
         for shards in setups:
             known = dict(list(shards.items())[:k])
             same("shards", {j: shard(known, j) for j in shards}, shards)
+            last = shard(known, k - 1)
+            fillings.add(last[setup_length(node.size, node.me.position) - (k - 1) * len(last) :])
+        if fillings != {b""}:
+            same("different fillings", len(fillings), len(setups))
         row["note"] = f"{len(setups)} setups, {len(node.up.unheard)} shards of each lost"
 
 
@@ -189,6 +197,32 @@ def check_renewals(report, name, client, node):
         marked = len(used.windows[FORWARD].marked)
         client.echo(os.urandom(30))
         assert len(used.windows[FORWARD].marked) > marked, "the datagram took another channel"
+
+
+def check_ack_attacks(report, chain, client, node):
+    """Cells for the real node before this one, in the channel of the client."""
+    to, size = chain.names[node.me.position - 1], node.size
+    channels = [(one, link, id_) for link in node.up.links for id_, one in link.channels.items()]
+    _, link, channel = max(channels, key=lambda entry: len(entry[0].windows[FORWARD].marked))
+    contents = ack_contents(size)
+
+    def ack(id_, sub):
+        return link.control_cell(ACK, id_, sub, os.urandom(size.payload))
+
+    def attack(what, reason, count, *cells):
+        with report.check(f"attack on {to}: {what}") as row, chain.counts(to, reason, count):
+            for cell in cells:
+                node.up.send(link, cell)
+            client.echo(os.urandom(30))
+            row["note"] = f"{to} counts {reason}"
+
+    attack("another ack of an open channel", "surplus", contents, *(ack(channel, sub) for sub in range(contents)))
+    attack("an ack of an unknown channel", "unexpected-ack", 1, ack(new_channel_id(link), 0))
+    attack("an ack content that does not exist", "unexpected-ack", 1, ack(channel, contents))
+    attack("an ack of channel 0", "cell-malformed", 1, ack(0, 0))
+    attack("an altered ack cell", "cell-forged", 1, flip_bit(ack(channel, 0), 100))
+    attack("an ack cell twice", "cell-replayed", 1, *2 * [ack(channel, 0)])
+    attack("a setup cell backward", "kind", 1, link.control_cell(SETUP, channel, 0, b""))
 
 
 def check_ik_attacks(report, name, chain, client, node):
