@@ -1,5 +1,6 @@
 """A Python entry before real mixes and a real exit."""
 
+import base64
 import os
 import random
 
@@ -16,12 +17,14 @@ from .report import same
 
 
 def check_entry(report, eddy):
-    for klass, mixes, suite in (("S", 5, 2), ("L", 3, 1)):
+    for klass, mixes, suite in (("S", 7, 2), ("L", 3, 1)):
         loop = Loop()
         echo = Echo(loop)
         name = f"entry, class {klass}, {mixes} mixes, suite {suite}"
         with Chain(eddy, loop, klass, mixes, suite) as chain:
             check_descriptors(report, name, chain)
+            if suite == 2:
+                check_bad_descriptors(report, name, chain)
             chain.start("--allow", "127.0.0.1/32")
             entry = Entry(loop, chain)
             channel = check_basics(report, name, entry, echo)
@@ -45,6 +48,23 @@ def check_descriptors(report, name, chain):
             same("keys", (x25519_public(keys.noise), x25519_public(keys.setup)), (hop.noise, hop.setup))
             if hop.setup_mlkem:
                 same("ML-KEM key in the decapsulation key", keys.setup_mlkem[1152:-64], hop.setup_mlkem)
+
+
+def check_bad_descriptors(report, name, chain):
+    """7.1.1"""
+    body = base64.b64decode(chain.file["node"][0]["descriptor"])[:-64]
+    end = len(body) - 1184
+    bad = {
+        "a coefficient beyond q": body[:end] + b"\xff\xff" + body[end + 2 :],
+        "no encapsulation key": body[:end],
+        "a byte more": body + b"\0",
+        "suite 1 with an encapsulation key": body[:5] + b"\1" + body[6:],
+        "suite 1 in a chain of suite 2": body[:5] + b"\1" + body[6:end],
+        "suite 3": body[:5] + b"\3" + body[6:],
+    }
+    for what, text in bad.items():
+        with report.check(f"{name}: a node refuses a signed descriptor with {what}"):
+            same("exit code of mix1", chain.start_with(1, text), 2)
 
 
 def check_basics(report, name, entry, echo):

@@ -1,13 +1,14 @@
 """Reproduces wire/tests/known_answer.json, as sender and as receiver."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 from kyber_py.ml_kem import ML_KEM_768
 
 from .protocol import (
-    ACK, BACKWARD, DATA, FORWARD, KEEPALIVE, LINK, SETUP,
+    ACK, BACKWARD, DATA, FORWARD, KEEPALIVE, LINK, SETUP, SUITES,
     Class, Ephemeral, Header, HopSecrets, Slot, Suite1, Suite2,
     ack_contents, ctr_xor, join_shards, make_setup, mlkem_public_is_sound, open_setup, parse_frames, read_ack,
     replay_tag, seal, setup_info, setup_length, setup_shards, shard_counts, unseal, unwrap_backward, wrap_forward,
@@ -15,7 +16,8 @@ from .protocol import (
 )  # fmt: skip
 from .report import same
 
-FILE = Path(__file__).resolve().parents[2] / "wire/tests/known_answer.json"
+ROOT = Path(__file__).resolve().parents[2]
+FILE, SPEC = ROOT / "wire/tests/known_answer.json", ROOT / "docs/SPEC.md"
 
 
 def unhex(value):
@@ -42,7 +44,22 @@ def setup_of(suite, part, lifetime):
     return out
 
 
+def check_table(report):
+    """The table of 5.3: k + r on every link."""
+    with report.check("vectors: cells of a setup in the table of SPEC 5.3") as row:
+        rows = re.findall(r"^\| ([SML, ]+) \| ([12]) \| (\d[\d+ ]*) \| (\d[\d+ ]*) \|$", SPEC.read_text(), re.MULTILINE)
+        same("rows", len(rows), 5)
+        for klasses, suite, *columns in rows:
+            for klass in klasses.split(", "):
+                for hops, cells in zip((4, 8), columns, strict=True):
+                    size = Class(klass, hops, SUITES[int(suite)])
+                    counts = [shard_counts(size, link) for link in range(1, hops + 1)]
+                    same(f"class {klass}, suite {suite}", " ".join(f"{k}+{r}" for k, r in counts), cells)
+        row["note"] = f"{len(rows)} rows"
+
+
 def check_vectors(report, _eddy):
+    check_table(report)
     file = unhex(json.loads(FILE.read_text()))
     klass = getattr(file.chain, "class")
     size = Class(klass, file.chain.hops, Suite1)
