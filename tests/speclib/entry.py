@@ -28,7 +28,7 @@ def check_entry(report, eddy):
             chain.start("--allow", "127.0.0.1/32")
             entry = Entry(loop, chain)
             channel = check_basics(report, name, entry, echo)
-            check_shards(report, name, entry)
+            check_losses(report, name, entry)
             check_setup_attacks(report, name, chain, echo)
             if klass == "S":
                 continue
@@ -77,9 +77,12 @@ def check_basics(report, name, entry, echo):
         k, r = shard_counts(entry.size, 1)
         row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(entry.size)}"
 
-    three = dict.fromkeys(range(ack_contents(entry.size)), ACK_CELLS)
+    def ack_cells():
+        return [len(channel.acks[sub]) for sub in range(ack_contents(entry.size))]
+
+    three = [ACK_CELLS] * ack_contents(entry.size)
     with report.check(f"{name}: every ack content comes in three cells"):
-        entry.loop.until(lambda: channel.acks == three, f"ack cells {three}")
+        entry.loop.until(lambda: ack_cells() == three, f"ack cells {three}")
 
     with report.check(f"{name}: PING and PONG"):
         entry.alive(channel)
@@ -99,12 +102,12 @@ def check_basics(report, name, entry, echo):
         entry.loop.until(lambda: window.highest >= before + 2, "two keepalives of Mix 1")
         entry.alive(channel)
         same("drops at the entry", entry.drops(), {})
-        same("ack cells", channel.acks, three)
+        same("ack cells", ack_cells(), three)
     return channel
 
 
-def check_shards(report, name, entry):
-    """5.3.2, 5.3.4: any k of k + r shards, in any order."""
+def check_losses(report, name, entry):
+    """5.3.2, 5.3.4, 5.4.5: any k of k + r shards, in any order, and one of three ack cells."""
     k, r = shard_counts(entry.size, 1)
     everything = range(k + r)
     kept = {
@@ -119,6 +122,11 @@ def check_shards(report, name, entry):
             entry.send_cells(cells[sub] for sub in indexes)
             entry.loop.until(lambda: attempt.open, "ack")  # noqa: B023
             entry.alive(attempt)
+
+    for entry.takes, which in ((2, "second"), (3, "third")):
+        with report.check(f"{name}: the {which} cells of an ack make a channel"):
+            entry.alive(entry.channel())
+    entry.takes = 1
 
 
 def check_flows(report, name, entry, channel, echo):

@@ -219,6 +219,7 @@ class Entry:
         self.loop, self.hops, self.passive = loop, chain.hops, passive
         self.size, self.host, self.events = self.hops[0].size, chain.host, []
         self.used = []  # slots of the data cells received
+        self.takes = 1  # which cell of an ack content
         self.sound = []  # events that sound exchanges have caused or may cause yet
         self.down = Initiator(loop, bound(self.host), self, self.hops[0], "NK")
 
@@ -259,8 +260,11 @@ class Entry:
         attempt = link.channels.get(header.channel)
         if not attempt or header.sub >= ack_contents(self.size):
             raise Refused("unexpected-ack")
-        attempt.acks[header.sub] += 1
-        if attempt.acks[header.sub] > 1:
+        cells = attempt.acks.setdefault(header.sub, [])
+        cells.append(content)
+        if content != cells[0]:
+            raise Refused("another content")
+        if len(cells) != self.takes:
             raise Refused("surplus")
         attempt.contents[header.sub] = content
         self.events.append(("ack", header.channel))
@@ -299,8 +303,7 @@ class Entry:
     def register(self, attempt):
         """Gives an attempt a new channel id."""
         attempt.id = new_channel_id(self.link)
-        attempt.open, attempt.contents, attempt.acks = False, {}, collections.Counter()
-        attempt.sent, attempt.flows = 0, 0
+        attempt.open, attempt.acks, attempt.contents, attempt.sent, attempt.flows = False, {}, {}, 0, 0
         attempt.window, attempt.reassembly = Window(), Reassembly(self.size)
         self.link.channels[attempt.id] = attempt
         return attempt
