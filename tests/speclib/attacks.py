@@ -9,9 +9,9 @@ from kyber_py.ml_kem import ML_KEM_768
 from .ends import bound
 from .nodes import Entry, lengths, new_channel_id
 from .protocol import (
-    ACK, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
-    Class, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal, setup_info, setup_length,
-    setup_shards, shard_counts,
+    ACK, ACK_CELLS, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
+    Class, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal, setup_info,
+    setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
 
@@ -41,13 +41,18 @@ def check_survival(report, name, chain, echo):
 
 
 class Attacker:
-    """An entry with a link and a channel of its own, so with full buckets (5.9)."""
+    """An entry with a channel."""
 
     def __init__(self, report, chain):
         self.report, self.chain = report, chain
-        self.entry = Entry(chain.loop, chain)
+        self.connect()
+
+    def connect(self):
+        """Another link, so full buckets (5.9)."""
+        self.entry = Entry(self.chain.loop, self.chain)
         self.entry.connect()
         self.channel = self.entry.channel()
+        return self.entry
 
     @contextlib.contextmanager
     def attack(self, name, node, reason, times=1):
@@ -121,16 +126,23 @@ def attack_handshakes(by):
 
 
 def attack_setups(by):
-    entry, size = by.entry, by.entry.size
-    lifetime = entry.hops[0].lifetime
+    size, lifetime = by.entry.size, by.entry.hops[0].lifetime
     sound = setup_info(size, lifetime)
-    places = {"the tag": -1} if size.suite.number == 1 else {"ct": 32, "the tag": -1}
+    places = {"E": 0, "ct": 32, "the tag": -1}
+    if size.suite is Suite1:
+        del places["ct"]
 
     for i, node in enumerate(by.chain.names[1:], 1):
+        entry = by.connect()
         for what, at in places.items():
             with by.attack(f"a flipped bit in {what} of S_{i}", node, "setup-invalid"):
                 entry.send_setup(entry.attempt(flip=(i, at)))
                 entry.channel()
+
+    with by.attack("E of zeros", "mix1", "setup-invalid"):
+        attempt = entry.attempt()
+        entry.send_setup(attempt, bytes(32) + attempt.onions[0][32:])
+        entry.channel()
 
     infos = {
         "suite": setup_info(other_suite(size), lifetime),
@@ -138,6 +150,7 @@ def attack_setups(by):
         "flags": flip_bit(sound, 3),
         "last byte": flip_bit(sound, 15),
     }
+    entry = by.connect()
     for what, info in infos.items():
         with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
             entry.send_setup(entry.attempt(info=info, at=2))
@@ -148,12 +161,12 @@ def attack_with_old_setups(by):
     entry = by.entry
 
     with by.attack("a setup twice", "mix1", "setup-replayed"):
-        entry.send_setup(entry.channel())
+        entry.send_setup(copy.copy(entry.channel()))
         entry.channel()
 
     with by.attack("the head of an old setup before other bytes", "mix1", "setup-replayed"):
         old = entry.channel()
-        entry.send_setup(old, flip_bit(old.onions[0], -1))
+        entry.send_setup(copy.copy(old), flip_bit(old.onions[0], -1))
         entry.channel()
 
     with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup-replayed"):
@@ -199,14 +212,16 @@ def attack_with_shards(by):
         send(attempt, [contents[k - 1]], k - 1)
         entry.wait(entry.sound[-1])
 
-    with by.attack("shards behind the k-th, some twice", "mix1", "surplus", k + 2 * r):
+    surplus = k + 2 * r + (ACK_CELLS - 1) * ack_contents(size)
+    with by.attack("shards behind the k-th, some twice", "mix1", "surplus", surplus):
         attempt, contents = new_setup()
         send(attempt, contents)
         send(attempt, contents)
         entry.wait(entry.sound[-1])
 
     with by.attack("a wrong shard among the k", "mix1", "setup-invalid"):
-        attempt, contents = entry.register(entry.attempt()), setup_shards(size, 1, entry.attempt().onions[0])
+        attempt = entry.register(entry.attempt())
+        contents = setup_shards(size, 1, attempt.onions[0])
         send(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
         entry.channel()
 
@@ -219,10 +234,13 @@ def attack_with_shards(by):
 
     other = other_suite(size)
     onion, title = onion_of(other, entry.hops), f"a setup of suite {other.suite.number}"
-    few = shard_counts(other, 1)[0] < k  # in suite 2
-    with by.attack(title, "mix1", "setup-incomplete" if few else "setup-invalid"):
-        by.send(*entry.shards(entry.attempt(), onion, other).values())
-        by.outlast_incomplete_setup() if few else entry.channel()
+    if size.suite is Suite1:
+        reason, afterwards = "setup-invalid", entry.channel
+    else:  # it has too few shards
+        reason, afterwards = "setup-incomplete", by.outlast_incomplete_setup
+    with by.attack(title, "mix1", reason):
+        by.send(*list(entry.shards(entry.attempt(), onion, other).values())[: k + r])
+        afterwards()
 
     with by.attack(f"{title} in {k} + {r} shards", "mix1", "setup-invalid"):
         entry.send_setup(entry.attempt(), onion[: setup_length(size, 1)])

@@ -1,6 +1,7 @@
 """Chains of real nodes on loopback, with places for Python ones."""
 
 import base64
+import collections
 import contextlib
 import json
 import random
@@ -18,6 +19,8 @@ from .ends import PATIENCE
 from .nodes import COMMON
 from .protocol import DEFAULT_SUITE, parse_descriptor
 from .report import same
+
+LATE = ("half-open-expired", "setup-incomplete")  # counted seconds after their causes
 
 
 class Chain:
@@ -85,22 +88,27 @@ class Chain:
     def status(self, name):
         return json.loads(self.run("status", "--json", "--config", f"chain/{name}.toml"))
 
-    def count(self, name, reason):
-        """How often a node has dropped or refused something for this reason."""
+    def counted(self, name):
+        """What a node has dropped or refused, by reason."""
         status = self.status(name)
-        if reason == "surplus":
-            return status["handshakes"]["surplus_cells"]
         tables = [status["refused"], *(way["dropped"] for way in status["ledger"]["cells"].values())]
-        return sum(table.get(reason, 0) for table in tables)
+        total = sum(map(collections.Counter, tables), collections.Counter())
+        total["surplus"] = status["handshakes"]["surplus_cells"]
+        return total
+
+    def count(self, name, reason):
+        return self.counted(name)[reason]
 
     @contextlib.contextmanager
     def counts(self, name, reason, more=1):
-        """The node counts this reason `more` times meanwhile."""
-        before = self.count(name, reason)
+        """The node counts this reason `more` times meanwhile, and no other."""
+        before = self.counted(name)
         yield
-        self.loop.until(lambda: self.count(name, reason) >= before + more, f"{reason} counted by {name}")
-        if reason not in COMMON:
-            same(f"{reason} at {name}", self.count(name, reason) - before, more)
+        self.loop.until(lambda: self.count(name, reason) >= before[reason] + more, f"{reason} counted by {name}")
+        found = self.counted(name) - before
+        for background in (*COMMON, *LATE):
+            del found[background]
+        same(f"counted by {name}", found, {} if reason in (*COMMON, *LATE) else {reason: more})
 
     def __enter__(self):
         return self

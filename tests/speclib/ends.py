@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import copy
+import os
 import random
 import selectors
 import socket
@@ -14,7 +15,7 @@ from kyber_py.ml_kem import ML_KEM_768
 from .protocol import (
     ACK, ACK_CELLS, ACK_PERIOD, CLOCK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, SETUP,
     Link, Noise, Refused, Slot,
-    handshake_datagram, join_shards, parse_handshake, shard_counts, x25519_public,
+    flip_bit, handshake_datagram, join_shards, parse_handshake, shard_counts, x25519_public,
 )  # fmt: skip
 
 PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
@@ -77,7 +78,8 @@ class End:
     def __init__(self, loop, sock, owner):
         self.loop, self.sock, self.owner = loop, sock, owner
         self.links, self.drops = [], collections.Counter()
-        self.later, self.unheard = [], set()  # cells with their times; shards to lose on purpose
+        self.later = []  # times and cells to send then
+        self.unheard = set()  # indexes of shards to lose on purpose
         loop.add(sock, self.receive)
         loop.ticks.append(self.tick)
 
@@ -149,23 +151,23 @@ class End:
     def send(self, link, cell):
         self.sock.sendto(cell, link.address)
 
-    def send_ack(self, link, channel, sub, content, fault=lambda n, cell: cell):
-        """5.4.5: cells of their own numbers, a period apart. `fault` changes the n-th cell, or loses it."""
+    def send_ack(self, link, channel, sub, content, fates=("sound",) * ACK_CELLS):
+        """5.4.5: cells under their own numbers, a period apart. A check may want them lost, wrong or altered."""
 
-        def send(n):
-            cell = fault(n, link.control_cell(ACK, channel, sub, content))
-            if cell:
-                self.send(link, cell)
+        def send(fate):
+            cell = link.control_cell(ACK, channel, sub, os.urandom(len(content)) if fate == "wrong" else content)
+            if fate != "lost":
+                self.send(link, flip_bit(cell, 100) if fate == "altered" else cell)
 
-        send(0)
+        send(fates[0])
         now = time.monotonic()
-        self.later += [(now + n * ACK_PERIOD, send, n) for n in range(1, ACK_CELLS)]
+        self.later += [(now + n * ACK_PERIOD, send, fate) for n, fate in enumerate(fates[1:], 1)]
 
     def tick(self, now):
         due = [one for one in self.later if one[0] <= now]
         self.later = [one for one in self.later if one[0] > now]
-        for _, send, n in due:
-            send(n)
+        for _, send, fate in due:
+            send(fate)
         # 4.6.1
         for link in self.links:
             if link.current and link.heard_at > link.sent_at and now - link.heard_at >= 0.5:

@@ -123,7 +123,8 @@ def check_losses(report, name, entry):
             entry.loop.until(lambda: attempt.open, "ack")  # noqa: B023
             entry.alive(attempt)
 
-    for entry.takes, which in ((2, "second"), (3, "third")):
+    for number, which in ((2, "second"), (3, "third")):
+        entry.takes = number
         with report.check(f"{name}: the {which} cells of an ack make a channel"):
             entry.alive(entry.channel())
     entry.takes = 1

@@ -70,9 +70,9 @@ def lose_on_purpose(chain, nodes):
     if len(nodes) > 1:
         _, r = shard_counts(mix.size, mix.me.position)
         mix.up.unheard = set(range(r))
-        nodes[-1].ack_faults = ["first wrong", "first lost", "two lost"]
+        nodes[-1].fates = [("wrong", "sound", "sound"), ("lost", "sound", "sound"), ("lost", "lost", "sound")]
         if chain.is_real(nodes[-1].me.position - 1):
-            nodes[-1].ack_faults.append("first altered")
+            nodes[-1].fates.append(("altered", "sound", "sound"))
 
 
 def check_traffic(report, name, chain, client, nodes):
@@ -88,16 +88,15 @@ def check_traffic(report, name, chain, client, nodes):
         for node in nodes:
             loop.until(lambda: node.open_channels() >= 4, "four channels")  # noqa: B023
         loop.until(lambda: chain.status("entry")["channels"] >= 4, "four channels at the entry")
-        same("losses still to come", [nodes[0].unsent, getattr(nodes[-1], "ack_faults", [])], [[], []])
+        same("losses still to come", [nodes[0].unsent, getattr(nodes[-1], "fates", [])], [[], []])
         k, r = shard_counts(size, 1)
         row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(size)}"
-        last = chain.names[nodes[-1].me.position - 1]
-        if chain.is_real(len(chain.names) - 2) and isinstance(nodes[-1], Exit):
-            same(f"altered ack cells at {last}", chain.count(last, "cell-forged"), ack_contents(size))
+        before = nodes[-1].me.position - 1
+        if isinstance(nodes[-1], Exit) and chain.is_real(before):
+            same("altered ack cells", chain.count(chain.names[before], "cell-forged"), ack_contents(size))
 
     for node in nodes:
-        i = node.me.position
-        if chain.is_real(i - 1):
+        if chain.is_real(node.me.position - 1):
             check_shards_from(report, name, node)
 
     with report.check(f"{name}: datagrams of a real entry and their answers") as row:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 from .ends import Initiator, Responder, bound
 from .protocol import (
-    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, MOVE, OPEN, OPENED, PING, PONG, SETUP, STATUS, UNKNOWN_FLOW,
+    ACK_CELLS, BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, MOVE, OPEN, OPENED, PING, PONG, SETUP, STATUS,
+    UNKNOWN_FLOW,
     Header, HopSecrets, Reassembly, Refused, Window,
     ack_contents, address, ctr_xor, datagram_frames, descriptor_hash, flip_bit, frame, make_setup, new_ephemeral,
     open_setup, parse_frames, read_ack, replay_tag, seal, setup_info, setup_shards, unseal, unwrap_backward,
@@ -47,14 +48,14 @@ class Hop:
     passive = False
 
     def __init__(self, loop, chain, position):
-        self.me, keys = chain.hops[position - 1], chain.keys(position)
-        self.size, self.keys, self.tags = self.me.size, keys, set()
+        self.me, self.keys = chain.hops[position - 1], chain.keys(position)
+        self.size, self.tags = self.me.size, set()
         previous = chain.hops[position - 2].noise if position > 1 else None
-        self.up = Responder(loop, bound(*self.me.lanes[0]), self, self.me, keys.noise, previous)
+        self.up = Responder(loop, bound(*self.me.lanes[0]), self, self.me, self.keys.noise, previous)
         self.down, self.answered = None, []
         if position < self.size.hops:
             peer, host = chain.hops[position], self.me.lanes[0][0]
-            self.down = Initiator(loop, bound(host), self, peer, "IKpsk2", keys.noise)
+            self.down = Initiator(loop, bound(host), self, peer, "IKpsk2", self.keys.noise)
 
     def drops(self):
         return serious(self.up, self.down)
@@ -131,23 +132,13 @@ class Mix(Hop):
         return lambda: end.send(to, to.data_cell(header._replace(channel=id_), body))
 
 
-# What becomes of the n-th cell of an ack content on its way.
-FAULTS = {
-    None: lambda n, cell: cell,
-    "first wrong": lambda n, cell: cell if n else None,
-    "first altered": lambda n, cell: cell if n else flip_bit(cell, 100),
-    "first lost": lambda n, cell: cell if n else None,
-    "two lost": lambda n, cell: cell if n > 1 else None,
-}
-
-
 class Exit(Hop):
     """An exit without sockets: every flow opens, and every datagram comes back. `silent` sends no STATUS."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.channels, self.frames, self.silent, self.fragmented = [], [], False, 0
-        self.ack_faults = []  # of the answers to the next setups
+        self.fates = []  # of the three ack cells of the next setups
 
     def on_setup(self, link, channel, onion):
         """5.4.2"""
@@ -157,13 +148,11 @@ class Exit(Hop):
         record.open = True
         link.channels[channel] = record
         self.channels.append(record)
-        fault = self.ack_faults.pop(0) if self.ack_faults else None
+        fates = self.fates.pop(0) if self.fates else ("sound",) * ACK_CELLS
         for sub in range(ack_contents(self.size)):
             content = os.urandom(self.size.payload)
-            if fault == "first wrong":
-                self.up.send_ack(link, channel, sub, content, lambda n, cell: None if n else cell)
             content = write_ack_slot(self.size, self.size.hops, public, secrets, sub, content)
-            self.up.send_ack(link, channel, sub, content, FAULTS[fault])
+            self.up.send_ack(link, channel, sub, content, fates)
 
     def accept(self, _link, slot, channel, header, body):
         channel.windows[FORWARD].check(header.seq)
