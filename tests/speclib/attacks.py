@@ -9,9 +9,9 @@ from kyber_py.ml_kem import ML_KEM_768
 from .ends import bound
 from .nodes import Entry, lengths, new_channel_id
 from .protocol import (
-    ACK, ACK_CELLS, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
-    Class, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal, setup_info,
-    setup_length, setup_shards, shard_counts,
+    ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
+    Class, Header, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal,
+    setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
 
@@ -23,7 +23,7 @@ def check_attacks(report, chain, echo):
 
 
 def check_setup_attacks(report, name, chain, echo):
-    for topic in (attack_setups, attack_with_old_setups, attack_with_shards):
+    for topic in (attack_setups, attack_with_old_setups, attack_with_few_shards, attack_with_shards):
         topic(Attacker(report, chain))
     check_survival(report, f"{name}: attacks on setups", chain, echo)
 
@@ -71,6 +71,16 @@ class Attacker:
             same("what came back", [one for one in entry.events if one not in entry.sound], [])
             same("second answers", entry.down.drops["unexpected-response"], answers)
             row["note"] = f"{node} counts {reason}"
+
+    def new_setup(self, sound=True):
+        """A setup and its shards. If it is sound, its ack may come."""
+        attempt = self.entry.register(self.entry.attempt())
+        if sound:
+            self.entry.sound.append(("ack", attempt.id))
+        return attempt, setup_shards(self.entry.size, 1, attempt.onions[0])
+
+    def send_shards(self, attempt, contents, first=0):
+        self.send(*(self.entry.setup_cell(attempt, sub, content) for sub, content in enumerate(contents, first)))
 
     def outlast_incomplete_setup(self):
         """Mix 1 drops and counts it when a shard comes after the 2 s of 5.3.4."""
@@ -179,50 +189,65 @@ def attack_with_old_setups(by):
         entry.channel()
 
 
+def attack_with_few_shards(by):
+    """5.3.4, 5.3.5"""
+    entry, size = by.entry, by.entry.size
+    k, r = shard_counts(size, 1)
+    if k == 1:
+        return  # no setup is ever incomplete
+
+    with by.attack(f"a setup that lost {r + 1} of {k + r} shards", "mix1", "setup-incomplete"):
+        attempt, contents = by.new_setup(sound=False)
+        by.send_shards(attempt, contents[: k - 1])
+        by.outlast_incomplete_setup()
+
+    # The attack before took the 2 s of 5.3.5, so this is not surplus.
+    with by.attack("a shard for a live channel", "mix1", "channel-in-use"):
+        by.send_shards(by.channel, [b""])
+
+    firsts, ninths = [], []
+
+    def nine():
+        """The first makes room for the ninth, so its k-th shard comes too late."""
+        setups = [by.new_setup() for _ in range(9)]
+        for attempt, contents in setups:
+            by.send_shards(attempt, contents[: k - 1])
+        for attempt, contents in setups[8], setups[0]:
+            by.send_shards(attempt, contents[k - 1 : k], k - 1)
+        firsts.append(setups[0][0])
+        ninths.append(setups[8][0])
+
+    with by.attack("nine incomplete setups", "mix1", "setup-incomplete"):
+        entry.loop.repeat(nine, lambda: any(one.open for one in ninths), "ack of the ninth setup")
+        entry.channel()
+        assert not any(one.open for one in firsts), "the first of nine setups"
+
+
 def attack_with_shards(by):
     entry, size = by.entry, by.entry.size
     k, r = shard_counts(size, 1)
-
-    def new_setup():
-        """A sound setup, whose ack may come, and its shards."""
-        attempt = entry.register(entry.attempt())
-        entry.sound.append(("ack", attempt.id))
-        return attempt, setup_shards(size, 1, attempt.onions[0])
-
-    def send(attempt, contents, first=0):
-        entry.send_cells(entry.setup_cell(attempt, sub, content) for sub, content in enumerate(contents, first))
-
-    if k > 1:
-        with by.attack(f"a setup that lost {r + 1} of {k + r} shards", "mix1", "setup-incomplete"):
-            entry.send_cells(list(entry.shards(entry.attempt()).values())[r + 1 :])
-            by.outlast_incomplete_setup()
-
-        # The attack before took the 2 s of 5.3.5, so this is not surplus.
-        with by.attack("a shard for a live channel", "mix1", "channel-in-use"):
-            send(by.channel, [b""])
 
     with by.attack("a shard for channel 0", "mix1", "cell-malformed"):
         by.send(entry.link.control_cell(SETUP, 0, 0, b""))
 
     with by.attack("shards twice, and one beyond the last, in front of the k-th", "mix1", "fragment-malformed", k):
-        attempt, contents = new_setup()
-        send(attempt, [contents[0]], k + r)
+        attempt, contents = by.new_setup()
+        by.send_shards(attempt, [contents[0]], k + r)
         for _ in range(2):
-            send(attempt, contents[: k - 1])
-        send(attempt, [contents[k - 1]], k - 1)
+            by.send_shards(attempt, contents[: k - 1])
+        by.send_shards(attempt, [contents[k - 1]], k - 1)
         entry.wait(entry.sound[-1])
 
     surplus = k + 2 * r + (ACK_CELLS - 1) * ack_contents(size)
     with by.attack("shards behind the k-th, some twice", "mix1", "surplus", surplus):
-        attempt, contents = new_setup()
-        send(attempt, contents)
-        send(attempt, contents)
+        attempt, contents = by.new_setup()
+        by.send_shards(attempt, contents)
+        by.send_shards(attempt, contents)
         entry.wait(entry.sound[-1])
 
     with by.attack("a wrong shard among the k", "mix1", "setup-invalid"):
-        attempt = entry.register(entry.attempt())
-        contents = setup_shards(size, 1, attempt.onions[0])
-        send(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
+        attempt, contents = by.new_setup(sound=False)
+        by.send_shards(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
         entry.channel()
 
     with by.attack("the cells of a setup twice", "mix1", "cell-replayed", k + r):
@@ -290,6 +315,12 @@ def attack_with_cells(by):
         unknown = copy.copy(channel)
         unknown.id = new_channel_id(entry.link)
         entry.send(unknown, frame(PING, bytes(8)))
+
+    with by.attack("a cell of a half-open channel", "mix1", "no-channel"):
+        half_open = entry.send_setup(entry.attempt(flip=(2, -1)))
+        entry.channel()
+        header = Header(half_open.id, 0, 0, DATA, entry.size.number)
+        by.send(entry.link.data_cell(header, os.urandom(entry.size.body(FORWARD, 1))))
 
     with by.attack("a data cell with a sub", "mix1", "sub"):
         entry.send(channel, frame(PING, bytes(8)), sub=1)
