@@ -7,13 +7,14 @@ import os
 from kyber_py.ml_kem import ML_KEM_768
 
 from .ends import bound
-from .nodes import Entry, lengths, new_channel_id
+from .nodes import new_channel_id
 from .protocol import (
     ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
     Class, Header, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal,
     setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
+from .user import Entry, lengths
 
 
 def check_attacks(report, chain, echo):

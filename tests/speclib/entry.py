@@ -7,13 +7,13 @@ import random
 from .attacks import check_attacks, check_setup_attacks
 from .chain import Chain
 from .ends import Loop, bound
-from .nodes import Echo, Entry, lengths
 from .protocol import (
     ACK_CELLS, CLOSE, DGRAM, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH, REFUSED_BY_POLICY, STATUS, UNKNOWN_FLOW,
     UNREACHABLE, WINDOW,
     ack_contents, address, frame, shard_counts, x25519_public,
 )  # fmt: skip
 from .report import same
+from .user import Echo, Entry, lengths
 
 
 def check_entry(report, eddy):
