@@ -506,7 +506,7 @@ def new_ephemeral():
 
 
 class Suite1:
-    """5.1: what H_i and ss_i are. `hop` is a descriptor, `keys` are the hop's."""
+    """5.1: H_i and ss_i by X25519. `hop` is a descriptor, `keys` are the hop's."""
 
     number, head = 1, 32
 
@@ -522,6 +522,8 @@ class Suite1:
 
 
 class Suite2:
+    """5.1: H_i and ss_i by X25519 and ML-KEM-768."""
+
     number, head = 2, 32 + 1088
 
     @staticmethod
