@@ -8,4 +8,4 @@ if [[ $(id -u) -ne 0 && $(cat /proc/sys/net/core/rmem_max) -lt $wanted ]]; then
     echo "receive buffers are too small for this load: run as root, or run sysctl -w net.core.rmem_max=$wanted" >&2
     exit 2
 fi
-EDDY_LOAD_SECONDS=${1:-60} cargo test --test it -- --ignored --nocapture load::load_floor
+EDDY_LOAD_SECONDS=${1:-60} cargo test --workspace --locked --test it -- --ignored --nocapture load::load_floor

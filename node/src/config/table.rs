@@ -208,8 +208,9 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_UNANSWERED as i64),
-        doc: "Datagrams that one address gets until it answers, over all users; 0 is no limit. Keeps users from \
-              flooding a host that does not answer. Hosts of an IPv6 /64 count as one. Forgotten after ten minutes.",
+        doc: "Most datagrams that all users together may send to one address before it answers; 0 disables the limit. \
+              Keeps users from flooding a host that does not answer. Hosts of an IPv6 /64 count as one. Forgotten \
+              after ten minutes.",
         example: "1000",
     },
     Key {
@@ -217,7 +218,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_FLOW_RATE as i64),
-        doc: "Datagrams per second of one flow, each way; 0 is no limit. A quarter of it may arrive at once.",
+        doc: "Most datagrams per second of one flow, each way; 0 disables the limit. Up to a quarter of them may arrive \
+              in one burst.",
         example: "100000",
     },
     Key {
@@ -225,7 +227,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 10_000_000),
         default: DefaultValue::Integer(MAX_DESTINATION_RATE as i64),
-        doc: "Datagrams per second of all flows with one address, each way; 0 is no limit. IPv6 counts by /64.",
+        doc: "Most datagrams per second of all flows with one address, each way; 0 disables the limit. IPv6 counts by \
+              /64.",
         example: "200000",
     },
     Key {

@@ -186,10 +186,10 @@ impl Node {
 
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
-        let Workers { threads, ops, punts, ledgers, profiles, turns, wakers } =
+        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
 
-        let bridge = Bridge::new(control, ops, punts);
+        let bridge = Bridge::new(control, commands, punts);
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
         let reporter = Reporter {

@@ -50,7 +50,7 @@ pub const FLOW_BUFFER: usize = 1 << 20;
 pub struct Workers {
     pub threads: Vec<JoinHandle<()>>,
     /// Sends commands to all of them.
-    pub ops: CommandSender,
+    pub commands: CommandSender,
     /// One ring for each worker.
     pub punts: Vec<rtrb::Consumer<Punt>>,
     pub ledgers: Vec<Arc<Mutex<Ledger>>>,
@@ -104,7 +104,7 @@ impl Workers {
 
         let workers = Workers {
             threads: Vec::new(),
-            ops: CommandSender::to_all(rings, lanes),
+            commands: CommandSender::to_all(rings, lanes),
             punts,
             ledgers: Vec::new(),
             profiles: Vec::new(),

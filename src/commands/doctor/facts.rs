@@ -54,7 +54,7 @@ pub struct Facts {
 pub struct Buffers {
     /// net.core.rmem_max.
     pub rmem_max: Option<usize>,
-    /// Granted to a socket with the same request as the node; or why there is no socket.
+    /// Receive buffer that a socket gets when it asks for as much as the node does, or why it could not be opened.
     pub granted: Result<usize, String>,
     /// net.core.rmem_default.
     pub rmem_default: Option<usize>,

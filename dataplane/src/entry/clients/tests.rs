@@ -305,7 +305,7 @@ fn flow_that_the_exit_has_lost_asks_for_its_peer_again() {
     let name = Destination::Name("a.example".into(), 53);
     let place = (ChannelIndex(1), clients.flow(client, &name, 0, &mut rng).unwrap().number);
     let host = |last| SocketAddr::from(([192, 0, 2, last], 53));
-    let state = |clients: &mut Clients, rng: &mut _| clients.flow(client, &name, 0, rng).unwrap().state.clone();
+    let state = |clients: &mut Clients, rng: &mut _| clients.flow(client, &name, 0, rng).unwrap().state;
     clients.resolved(place, 1, host(1));
     clients.status(place.0, place.1, Status::Open, 0);
     for lose in [0, 1] {
