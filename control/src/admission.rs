@@ -1,9 +1,8 @@
-//! Limits on the work that peers can cause: token buckets and the replay cache (SPEC 5.9, 5.3).
+//! Limits on the work that peers can cause: token buckets (SPEC 5.9).
 //!
-//! Both have a bound from the configuration and refuse when it is reached. The caps on links and
-//! channels are checked where those tables are.
+//! They have a bound from the configuration and refuse when it is reached. The caps on links and channels are checked
+//! where those tables are, the replay cache is in [`crate::trust::keyring`].
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::config::Rate;
@@ -36,30 +35,6 @@ impl Bucket {
             self.tokens -= f64::from(count);
         }
         has
-    }
-}
-
-/// Tags of the setups that this setup key has opened, for as long as the key is in use.
-pub(crate) struct ReplayCache {
-    seen: HashSet<[u8; 16]>,
-    cap: usize,
-}
-
-impl ReplayCache {
-    pub(crate) fn new(cap: usize) -> ReplayCache {
-        ReplayCache { seen: HashSet::new(), cap }
-    }
-
-    pub(crate) fn contains(&self, tag: &[u8; 16]) -> bool {
-        self.seen.contains(tag)
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.seen.len() >= self.cap
-    }
-
-    pub(crate) fn insert(&mut self, tag: [u8; 16]) {
-        self.seen.insert(tag);
     }
 }
 

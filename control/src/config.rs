@@ -1,33 +1,30 @@
-//! The configuration of a node's control plane: position, keys, neighbours, times and caps.
+//! The configuration of a node's control plane: position, neighbours, times and caps, and what it starts with of keys and
+//! descriptors.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use wire::cell::{Class, Shape};
 use wire::kdf::{Secret, x25519_public};
-use wire::setup::{SetupKey, Suite};
+use wire::setup::Suite;
 
-use crate::descriptor::Descriptor;
+use crate::trust::hop::{CertifiedKeys, HopState};
+use crate::trust::view::View;
+use crate::trust::{ChainTerms, ClassTerms, Signer, Times, Validity};
+use crate::unix_ms;
 
 /// Neither `Clone` nor printed in full, because it holds the private keys.
 pub struct Config {
     pub role: Role,
-    /// The chain's class and number of key hops.
+    /// The class that the node serves, and the chain's number of key hops.
     pub shape: Shape,
     /// Entry 0, mixes 1..=m, exit m + 1.
     pub position: usize,
-    /// Noise static private key. The entry does not use its own, so any value works there.
-    pub noise: Secret,
-    /// Setup private keys; unused at the entry.
-    pub setup: SetupKey,
-    /// The node's own descriptor; none at the entry.
-    pub descriptor: Option<Descriptor>,
-    /// The previous hop's Noise static public key; none at the entry and Mix 1.
-    pub previous: Option<[u8; 32]>,
-    /// The next hop; none at the exit.
-    pub next: Option<NextHop>,
+    /// The terms of the chain.
+    pub terms: ChainTerms,
+    /// The address of the next hop, if it differs from those in its descriptor (NAT, proxies, tests).
+    pub next: Option<SocketAddr>,
     /// Pre-shared key with the previous hop, if agreed (IK links only).
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if agreed (IK links only).
@@ -40,8 +37,6 @@ pub struct Config {
 pub enum Role {
     /// The user's end of the chain; it sets up the channels.
     Entry {
-        /// The descriptors of all hops, Mix 1 first.
-        hops: Vec<Descriptor>,
         /// Channels to keep up; 4 by default.
         channels: usize,
     },
@@ -49,11 +44,30 @@ pub enum Role {
     Exit,
 }
 
-pub struct NextHop {
-    /// Already verified.
-    pub descriptor: Descriptor,
-    /// The address to send to. May differ from the lanes in its descriptor (NAT, proxies, tests).
-    pub address: SocketAddr,
+/// The keys, descriptors and state that a node starts with.
+pub struct TrustSetup {
+    /// The chain's terms, and the descriptors that the node has.
+    pub view: View,
+    /// Private keys; several while they are replaced, none at an entry.
+    pub keys: Vec<NodeKeys>,
+    /// From the state file; the default at an entry.
+    pub state: HopState,
+}
+
+/// The private keys that one descriptor of a node names.
+pub struct NodeKeys {
+    /// Noise static.
+    pub noise: Secret,
+    /// Signs epoch records and bundles.
+    pub signer: Signer,
+}
+
+impl NodeKeys {
+    /// Noise static with its public key, and what signs.
+    pub(crate) fn split(self) -> (Secret, CertifiedKeys) {
+        let noise = x25519_public(&self.noise);
+        (self.noise, CertifiedKeys { signer: self.signer, noise })
+    }
 }
 
 /// Least time between the cells of one ack content.
@@ -123,9 +137,6 @@ pub struct Caps {
     pub setups: Rate,
     /// Complete messages 1 per second, each of which costs public-key work: 1000, burst 2000.
     pub handshakes: Rate,
-    /// Setups that are remembered against replay, as long as the setup key is in use: 2^20. A full
-    /// cache refuses setups.
-    pub replay_cache: usize,
 }
 
 impl Default for Caps {
@@ -140,7 +151,6 @@ impl Default for Caps {
             setups_per_entry_link: Rate { per_second: 5, burst: 20 },
             setups: Rate { per_second: 1000, burst: 2000 },
             handshakes: Rate { per_second: 1000, burst: 2000 },
-            replay_cache: 1 << 20,
         }
     }
 }
@@ -153,45 +163,45 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// Most setups that one pair of keys can remember: 2^26.
+const REPLAY_CACHE_MAX: u64 = 1 << 26;
+
 /// A configuration that contradicts itself.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadConfig {
     /// The position does not fit the role.
     #[error("position {position} in a chain of {hops} key hops does not belong to this role: the entry is 0, mixes are 1 to {}, the exit is {hops}", hops - 1)]
     Position { position: usize, hops: usize },
-    #[error("a mix or exit needs its own descriptor: run `eddy init` on this node")]
-    NoDescriptor,
-    #[error(
-        "descriptor {expected} is for position {position} of {hops} key hops in class {class}: fetch the chain's descriptors again"
-    )]
-    Descriptor {
-        /// The position that it was used for.
-        expected: usize,
-        position: u8,
-        hops: u8,
-        class: Class,
-    },
-    #[error(
-        "the descriptors have different channel lifetimes ({0} s and {1} s): run `eddy init` for the whole chain again"
-    )]
-    Lifetime(u16, u16),
-    #[error(
-        "the descriptors have different suites ({0} and {1}): a chain has one; run `eddy init` for the whole chain again"
-    )]
-    Suite(Suite, Suite),
-    #[error("the {0} key does not match this node's descriptor: publish a new descriptor after a key change")]
-    Key(&'static str),
-    #[error(
-        "previous hop: expected its Noise key at the exit and at every mix after Mix 1, and none at the entry and Mix 1"
-    )]
-    Previous,
-    #[error("next hop: expected one at the entry and at every mix, and none at the exit")]
-    Next,
-    #[error("{0} descriptors for {1} key hops: fetch the chain's descriptors again")]
+    #[error("{0} key hops, but the chain has {1}: get the chain file again")]
     Hops(usize, usize),
+    #[error("the chain does not carry class {0} as its first class, and a node serves the first one only")]
+    Class(Class),
+    #[error("the chain file has no descriptor of this node (hop {0}): copy its node.desc next to the chain file")]
+    NoDescriptor(usize),
+    #[error("the chain file has no descriptor of the next hop (hop {0}): get the chain file again")]
+    NoNextDescriptor(usize),
+    /// How many seconds ago.
+    #[error(
+        "this node's descriptor expired {} ago: check this host's clock with `date -u`; if it is right, run `eddy renew`", span(*.0)
+    )]
+    Expired(u64),
+    #[error("no descriptor of this node (hop {0}) has the keys in its key file: `eddy renew` signs new ones")]
+    Keys(usize),
+    #[error(
+        "setups of {rate}/s need a replay cache of {places} places for one epoch, at most {REPLAY_CACHE_MAX}: \
+         lower setups to {rate_max}/s"
+    )]
+    ReplayCache { rate: u32, places: u64, rate_max: u32 },
     /// A time or a cap that cannot work.
     #[error("{0}")]
     Value(&'static str),
+}
+
+/// A time in the largest unit of which it has at least two.
+fn span(seconds: u64) -> String {
+    let units = [(86_400, "days"), (3600, "hours"), (60, "minutes")];
+    let unit = units.iter().find(|(length, _)| seconds >= 2 * length);
+    unit.map_or_else(|| format!("{seconds} s"), |(length, name)| format!("{} {name}", seconds / length))
 }
 
 impl Config {
@@ -204,11 +214,11 @@ impl Config {
         self.position == 1
     }
 
-    /// Checks that all parts fit together.
+    /// Checks that all parts fit together, at the time `wall`.
     ///
     /// # Errors
     /// The first contradiction.
-    pub fn check(&self) -> Result<(), BadConfig> {
+    pub fn check(&self, trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
         let hops = self.shape.hops();
         let fits = match self.role {
             Role::Entry { .. } => self.position == 0,
@@ -218,70 +228,36 @@ impl Config {
         if !fits {
             return Err(BadConfig::Position { position: self.position, hops });
         }
-
-        self.check_own_keys()?;
-        if self.previous.is_some() != (self.position > 1) {
-            return Err(BadConfig::Previous);
+        if self.terms.identities.len() != hops {
+            return Err(BadConfig::Hops(hops, self.terms.identities.len()));
         }
-        if self.next.is_some() != (self.position < hops) {
-            return Err(BadConfig::Next);
+        // Records and signatures travel on the links of the first class.
+        if self.terms.classes.first().is_none_or(|first| first.class != self.shape.class()) {
+            return Err(BadConfig::Class(self.shape.class()));
         }
-        self.check_descriptors()?;
+        self.check_own_keys(trust, wall)?;
+        if self.position < hops && trust.view.descriptor(self.position + 1).is_none() {
+            return Err(BadConfig::NoNextDescriptor(self.position + 1));
+        }
         self.check_values()
     }
 
-    fn check_own_keys(&self) -> Result<(), BadConfig> {
-        if self.position == 0 {
+    fn check_own_keys(&self, trust: &TrustSetup, wall: SystemTime) -> Result<(), BadConfig> {
+        if self.is_entry() {
             return Ok(());
         }
-        let own = self.descriptor.as_ref().ok_or(BadConfig::NoDescriptor)?;
-        self.check_descriptor(own, self.position)?;
-        if x25519_public(&self.noise) != own.noise {
-            return Err(BadConfig::Key("Noise"));
+        let all = trust.view.descriptors(self.position);
+        if all.is_empty() {
+            return Err(BadConfig::NoDescriptor(self.position));
         }
-        if self.setup.public() != own.setup {
-            return Err(BadConfig::Key("setup"));
+        let has_keys =
+            |keys: &NodeKeys, noise, signing| keys.signer.public() == signing && x25519_public(&keys.noise) == noise;
+        let own = all.iter().find(|own| trust.keys.iter().any(|keys| has_keys(keys, own.noise, own.signing)));
+        let own = own.ok_or(BadConfig::Keys(self.position))?;
+        match own.validity(unix_ms(wall) / 1000) {
+            Validity::Expired(ago) => Err(BadConfig::Expired(ago)),
+            Validity::Valid(_) | Validity::NotYet(_) => Ok(()),
         }
-        Ok(())
-    }
-
-    fn check_descriptor(&self, descriptor: &Descriptor, expected: usize) -> Result<(), BadConfig> {
-        let same = usize::from(descriptor.position) == expected
-            && usize::from(descriptor.hops) == self.shape.hops()
-            && descriptor.class == self.shape.class();
-        same.then_some(()).ok_or(BadConfig::Descriptor {
-            expected,
-            position: descriptor.position,
-            hops: descriptor.hops,
-            class: descriptor.class,
-        })
-    }
-
-    fn check_descriptors(&self) -> Result<(), BadConfig> {
-        let mut all: Vec<&Descriptor> = self.descriptor.iter().collect();
-        if let Some(next) = &self.next {
-            self.check_descriptor(&next.descriptor, self.position + 1)?;
-            all.push(&next.descriptor);
-        }
-        if let Role::Entry { hops, .. } = &self.role {
-            if hops.len() != self.shape.hops() {
-                return Err(BadConfig::Hops(hops.len(), self.shape.hops()));
-            }
-            for (i, descriptor) in hops.iter().enumerate() {
-                self.check_descriptor(descriptor, i + 1)?;
-                all.push(descriptor);
-            }
-        }
-        for pair in all.windows(2) {
-            let (one, other) = (pair[0], pair[1]);
-            if one.lifetime_s != other.lifetime_s {
-                return Err(BadConfig::Lifetime(one.lifetime_s, other.lifetime_s));
-            }
-            if one.setup.suite() != other.setup.suite() {
-                return Err(BadConfig::Suite(one.setup.suite(), other.setup.suite()));
-            }
-        }
-        Ok(())
     }
 
     fn check_values(&self) -> Result<(), BadConfig> {
@@ -301,42 +277,52 @@ impl Config {
             (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
             (caps.links > 0 && caps.links_per_address > 0, "caps.links and caps.links_per_address must be at least 1"),
         ];
-        match checks.into_iter().find(|(holds, _)| !holds) {
-            Some((_, why)) => Err(BadConfig::Value(why)),
-            None => Ok(()),
+        if let Some((_, why)) = checks.into_iter().find(|(holds, _)| !holds) {
+            return Err(BadConfig::Value(why));
         }
+        let (rate, places) = (caps.setups.per_second, self.replay_places());
+        if places > REPLAY_CACHE_MAX {
+            let for_rate = u64::from(rate).max(1);
+            let rate_max = REPLAY_CACHE_MAX.saturating_sub(u64::from(caps.setups.burst)) * for_rate / places;
+            return Err(BadConfig::ReplayCache { rate, places, rate_max: rate_max as u32 });
+        }
+        Ok(())
     }
 
-    /// A descriptor of this chain, for what all of them have in common.
-    fn any_descriptor(&self) -> Option<&Descriptor> {
-        self.descriptor.as_ref().or(self.next.as_ref().map(|next| &next.descriptor))
+    /// Places in the replay cache of a pair of setup keys (SPEC 7.9.4).
+    pub(crate) fn replay_places(&self) -> u64 {
+        Times::new(&self.terms).setups_per_key(self.caps.setups.per_second) + u64::from(self.caps.setups.burst)
+    }
+
+    /// The terms of the class that the node serves.
+    fn class_terms(&self) -> &ClassTerms {
+        let class = self.shape.class();
+        self.terms.classes.iter().find(|terms| terms.class == class).expect("the configuration was checked")
     }
 
     /// The lifetime of every channel, and the one in the `info` of every setup.
     pub(crate) fn lifetime_s(&self) -> u16 {
-        self.any_descriptor().map_or(0, |d| d.lifetime_s)
+        self.class_terms().lifetime_s
     }
 
     /// The suite of every setup.
     pub(crate) fn suite(&self) -> Suite {
-        self.any_descriptor().map_or(Suite::default(), |d| d.setup.suite())
+        self.terms.suite
     }
 
-    /// How long apart the three cells of an ack content leave (SPEC 5.4.5): after this node's pool has
-    /// released the one before.
+    /// The longest that the mixing of a hop may hold a cell.
+    fn mixing_delay(&self) -> Duration {
+        Duration::from_millis(u64::from(self.class_terms().mixing_delay_ms))
+    }
+
+    /// How long apart the three cells of an ack content leave (SPEC 5.4.5): after the pool has released the one before.
     pub(crate) fn ack_period(&self) -> Duration {
-        let delay = self.descriptor.as_ref().map_or(0, |own| u64::from(own.mixing_delay_ms));
-        ACK_PERIOD_MIN.max(Duration::from_millis(delay))
+        ACK_PERIOD_MIN.max(self.mixing_delay())
     }
 
-    /// First timeout of a setup: the allowance and twice the hops' mixing delays. A hop knows only its
-    /// own delay and that of the next hop, and assumes the larger one for every hop.
+    /// First timeout of a setup: the allowance and twice the hops' mixing delays.
     pub(crate) fn setup_timeout(&self) -> Duration {
-        let sum: u64 = match &self.role {
-            Role::Entry { hops, .. } => hops.iter().map(|d| u64::from(d.mixing_delay_ms)).sum(),
-            Role::Mix | Role::Exit => self.mixing_delays().into_iter().max().unwrap_or(0) * self.shape.hops() as u64,
-        };
-        self.timing.setup_allowance + Duration::from_millis(2 * sum)
+        self.timing.setup_allowance + 2 * self.shape.hops() as u32 * self.mixing_delay()
     }
 
     /// The life of a half-open record.
@@ -346,18 +332,12 @@ impl Config {
 
     /// An initiator waits this long for an answer before it starts a new handshake.
     pub(crate) fn silent_after(&self) -> Duration {
-        self.timing.silent_after + Duration::from_millis(self.mixing_delays().into_iter().sum())
-    }
-
-    /// Largest mixing delays of this node and of the next hop, in ms.
-    fn mixing_delays(&self) -> [u64; 2] {
-        let of = |d: Option<&Descriptor>| d.map_or(0, |d| u64::from(d.mixing_delay_ms));
-        [of(self.descriptor.as_ref()), of(self.next.as_ref().map(|n| &n.descriptor))]
+        self.timing.silent_after + 2 * self.mixing_delay()
     }
 }
 
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
             .field("position", &self.position)
             .field("shape", &self.shape)

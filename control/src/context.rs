@@ -5,12 +5,20 @@ use std::collections::VecDeque;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
+use wire::ids::LinkId;
+
 use crate::config::Config;
+use crate::contacts::{Contacts, Static};
 use crate::counters::{Counters, Refusal};
 use crate::io::{Change, Event, Output};
 
 pub(crate) struct Context {
     pub(crate) config: Config,
+    /// Noise statics of this node.
+    pub(crate) statics: Vec<Static>,
+    pub(crate) contacts: Contacts,
+    /// Links that have come up (true) or gone down, in order, until trust has heard of it.
+    pub(crate) linked: Vec<(LinkId, bool)>,
     pub(crate) rng: ChaCha20Rng,
     pub(crate) out: VecDeque<Output>,
     pub(crate) counters: Counters,
@@ -22,6 +30,11 @@ impl Context {
     }
 
     pub(crate) fn event(&mut self, event: Event) {
+        match event {
+            Event::LinkUp { link, .. } => self.linked.push((link, true)),
+            Event::LinkDown { link, .. } => self.linked.push((link, false)),
+            _ => {}
+        }
         self.out.push_back(Output::Event(event));
     }
 

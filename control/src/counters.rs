@@ -57,6 +57,14 @@ refusals! {
     CellReplayed = "cell-replayed",
     /// A link cell with unknown content.
     UnknownLinkContent = "unknown-link-content",
+    /// An ask or a part of a form that does not exist.
+    TrustMalformed = "trust-malformed",
+    /// An entry sent something other than an ask.
+    TrustFromEntry = "trust-from-entry",
+    /// More asks or items than a link or the node may cause work for.
+    TrustRateLimited = "trust-rate-limited",
+    /// A descriptor, a record or signatures that do not verify, or that need something which has not arrived yet.
+    TrustItem = "trust-item",
     /// A setup for a channel number that is in use.
     ChannelInUse = "channel-in-use",
     /// A setup shard with an index beyond the last, or one that is there already.

@@ -5,6 +5,9 @@
 //! Nothing is sent while the link to Mix 1 is down. While no channel is open at all, only the first
 //! search goes on, so that the setups of all wanted channels do not load a broken chain; that search
 //! retries often, so that a repaired chain is found soon.
+//!
+//! A setup is built from the bundle of the running interval, which all hops have signed (SPEC 7.6, 7.9). Without it a
+//! search waits.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,6 +24,8 @@ use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
 use crate::io::{Change, Event};
 use crate::link::Links;
+use crate::trust::bundle::Tag;
+use crate::trust::user::UserTrust;
 
 /// Attempts of one search whose ack is still accepted.
 const ATTEMPTS_MAX: usize = 8;
@@ -32,11 +37,14 @@ const ACK_WAIT: Duration = Duration::from_secs(60);
 struct Wanted {
     open: Option<OpenChannel>,
     search: Option<Search>,
+    /// Its channel has ended before another was open.
+    has_lost: bool,
 }
 
 struct OpenChannel {
     channel: ChannelIndex,
     replace_at: Duration,
+    ends_at: Duration,
 }
 
 /// The attempts to set up one channel.
@@ -62,7 +70,7 @@ struct Attempt {
 
 /// All wanted channels, by number.
 pub(crate) struct Entry {
-    hops: Vec<HopPublic>,
+    keys: BundleKeys,
     wanted: Vec<Wanted>,
     /// Those with a search.
     searching: BTreeSet<usize>,
@@ -72,11 +80,65 @@ pub(crate) struct Entry {
     open_count: usize,
 }
 
+/// The setup keys of all hops, from the bundle of the running interval.
+struct BundleKeys {
+    /// The bundle of the running interval is here.
+    are_usable: bool,
+    /// The records that they are from.
+    records: Vec<Tag>,
+    hops: Vec<HopPublic>,
+    /// When the next interval begins. Not used while no channel is searched for.
+    next_interval: Duration,
+    /// A switch of epochs is near until then: who has a channel starts no setup, so that clocks do not label it.
+    near_switch_until: Option<Duration>,
+}
+
+impl BundleKeys {
+    /// Looks at the clock and for the bundle, or asks for it. True if the keys are others than before.
+    fn look(&mut self, user: &mut UserTrust, now: Duration, wall_ms: u64) -> bool {
+        let times = user.view().times();
+        let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(wall_ms));
+        self.next_interval = at(times.interval_start(times.interval_at(wall_ms) + 1));
+        self.near_switch_until = times.near_switch_until(wall_ms).map(at);
+        let chain = *user.view().chain();
+        let bundle = user.bundle(now, wall_ms);
+        self.are_usable = bundle.is_some();
+        let Some(bundle) = bundle.filter(|bundle| bundle.signatures.records != self.records) else { return false };
+        self.hops = bundle.setup_keys(&chain);
+        let before = std::mem::replace(&mut self.records, bundle.signatures.records.clone());
+        !before.is_empty()
+    }
+
+    /// No channel is searched for.
+    fn rest(&mut self, user: &mut UserTrust, now: Duration) {
+        user.rest(now);
+        self.are_usable = false;
+    }
+}
+
+impl Wanted {
+    /// The search must not begin a setup before this.
+    fn not_before(&self, keys: &BundleKeys, open_count: usize) -> Option<Duration> {
+        let until = keys.near_switch_until?;
+        let waits = match &self.open {
+            Some(open) => open.ends_at > until,
+            None => open_count > 0 && !self.has_lost,
+        };
+        waits.then_some(until)
+    }
+}
+
 impl Entry {
     pub(crate) fn new(config: &Config) -> Option<Entry> {
-        let Role::Entry { hops, channels } = &config.role else { return None };
+        let Role::Entry { channels } = &config.role else { return None };
         let mut entry = Entry {
-            hops: hops.iter().map(|descriptor| descriptor.hop()).collect(),
+            keys: BundleKeys {
+                are_usable: false,
+                records: Vec::new(),
+                hops: Vec::new(),
+                next_interval: Duration::MAX,
+                near_switch_until: None,
+            },
             wanted: Vec::new(),
             searching: BTreeSet::new(),
             scheduled: BTreeSet::new(),
@@ -84,6 +146,12 @@ impl Entry {
         };
         entry.grow(*channels);
         Some(entry)
+    }
+
+    /// The setup keys of the bundle that it uses.
+    #[cfg(test)]
+    pub(crate) fn setup_keys(&self) -> &[HopPublic] {
+        &self.keys.hops
     }
 
     /// Wants at least this many channels from now on.
@@ -111,11 +179,24 @@ impl Entry {
     }
 
     /// Starts searches and sends the setups that are due.
-    pub(crate) fn tick(&mut self, cx: &mut Context, channels: &mut Channels, links: &mut Links, now: Duration) {
+    pub(crate) fn tick(
+        &mut self,
+        cx: &mut Context,
+        channels: &mut Channels,
+        links: &mut Links,
+        user: &mut UserTrust,
+        (now, wall_ms): (Duration, u64),
+    ) {
         while let Some(number) = self.pop_scheduled(now) {
             let timeout = cx.config.setup_timeout();
             self.wanted[number].search = Some(Search { attempts: VecDeque::new(), count: 0, timeout, due: now });
             self.searching.insert(number);
+        }
+
+        if self.searching.is_empty() || links.down_ready().is_none() {
+            self.keys.rest(user, now);
+        } else if self.keys.look(user, now, wall_ms) {
+            self.discard_attempts(cx, channels, now);
         }
 
         let prober = self.prober();
@@ -123,6 +204,7 @@ impl Entry {
         let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
         let longest = longest.max(cx.config.setup_timeout());
         for number in &self.searching {
+            let not_before = self.wanted[*number].not_before(&self.keys, self.open_count);
             let Some(search) = &mut self.wanted[*number].search else { continue };
             search.drop_attempts(channels, now, ATTEMPTS_MAX);
             let Some(link) = links.down_ready() else { continue };
@@ -134,10 +216,22 @@ impl Entry {
                 search.timeout = longest;
                 search.due = search.due.min(now + longest);
             }
-            if now >= search.due {
+            if now >= search.due && self.keys.are_usable && not_before.is_none_or(|at| now >= at) {
                 search.schedule(cx, now, longest);
-                search.attempt(cx, channels, links, now, (*number, link), &self.hops);
+                search.attempt(cx, channels, links, now, (*number, link), &self.keys.hops);
             }
+        }
+    }
+
+    /// Hops have other keys: setups to the old ones are given up, and others are sent at once.
+    fn discard_attempts(&mut self, cx: &Context, channels: &mut Channels, now: Duration) {
+        for number in &self.searching {
+            let Some(search) = &mut self.wanted[*number].search else { continue };
+            if search.attempts.is_empty() {
+                continue;
+            }
+            search.attempts.drain(..).for_each(|attempt| channels.release_drawn(now, attempt.id));
+            (search.timeout, search.due) = (cx.config.setup_timeout(), now);
         }
     }
 
@@ -193,7 +287,9 @@ impl Entry {
         let setup = now.saturating_sub(attempt.sent_at);
         let new = channels.install(cx, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
         let replace_at = now + replace_after(cx);
-        match wanted.open.replace(OpenChannel { channel: new, replace_at }) {
+        let ends_at = now + Duration::from_secs(u64::from(cx.config.lifetime_s()));
+        wanted.has_lost = false;
+        match wanted.open.replace(OpenChannel { channel: new, replace_at, ends_at }) {
             Some(old) => cx.change(Change::Supersede { old: old.channel, new }),
             None => self.open_count += 1,
         }
@@ -219,6 +315,7 @@ impl Entry {
         let has = |wanted: &Wanted| wanted.open.as_ref().is_some_and(|open| open.channel == channel);
         let Some(number) = self.wanted.iter().position(has) else { return };
         let Some(open) = self.wanted[number].open.take() else { return };
+        self.wanted[number].has_lost = true;
         self.open_count -= 1;
         if self.scheduled.remove(&(open.replace_at, number)) {
             self.scheduled.insert((Duration::ZERO, number));
@@ -244,13 +341,22 @@ impl Entry {
         if links.down_ready().is_none() {
             return scheduled;
         }
+        if self.searching.is_empty() {
+            return scheduled;
+        }
+        let wake = scheduled.min(self.keys.next_interval);
+        if !self.keys.are_usable {
+            return wake;
+        }
         let prober = self.prober();
         let searches =
             self.searching.iter().filter_map(|number| Some((*number, self.wanted[*number].search.as_ref()?)));
-        let due = searches
-            .filter(|(number, search)| !Self::is_held_back(prober, *number, search))
-            .map(|(_, search)| search.due);
-        due.min().map_or(scheduled, |due| due.min(scheduled))
+        let due =
+            searches.filter(|(number, search)| !Self::is_held_back(prober, *number, search)).map(|(number, search)| {
+                let not_before = self.wanted[number].not_before(&self.keys, self.open_count);
+                search.due.max(not_before.unwrap_or(Duration::ZERO))
+            });
+        due.min().map_or(wake, |due| due.min(wake))
     }
 }
 
@@ -280,7 +386,7 @@ impl Search {
         let shape = cx.config.shape;
         let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut cx.rng))).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, shares, info(&cx.config)) else {
-            // A descriptor has a low-order setup key. Its operator must publish another.
+            // Records with a low-order key are refused.
             cx.refuse(Refusal::SetupInvalid);
             return;
         };

@@ -10,6 +10,8 @@ use wire::cell::Header;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
+use crate::trust::hop::TrustEvent;
+
 /// An input from the runner.
 pub enum Input<'a> {
     /// A datagram of one of the handshake lengths ([`wire::handshake`]).
@@ -61,6 +63,12 @@ pub enum Output {
     },
     /// A change for the data plane; the bridge makes a command of it.
     Change(Change),
+    /// Write [`Control::state`](crate::Control::state) to disk, then call [`Control::saved`](crate::Control::saved) with
+    /// this number. Until then a hop sends no record and no signature; after a second it asks again.
+    Save(u64),
+    /// Resolve these names of the next hop, with their ports, and call
+    /// [`Control::resolved`](crate::Control::resolved).
+    Resolve(Vec<(String, u16)>),
     /// Something an operator may want to read.
     Event(Event),
 }
@@ -128,6 +136,8 @@ pub enum Change {
         header: Header,
         /// Sealed, of the link's length.
         body: Vec<u8>,
+        /// It does not wait in the pool (SPEC 7.8.8).
+        at_once: bool,
     },
 }
 
@@ -146,8 +156,9 @@ impl fmt::Debug for Change {
             }
             Change::RetireChannel { channel } => write!(f, "RetireChannel {channel}"),
             Change::Supersede { old, new } => write!(f, "Supersede {old} by {new}"),
-            Change::Inject { link, slot, header, body } => {
-                write!(f, "Inject {link}/{slot} {header:?} {} bytes", body.len())
+            Change::Inject { link, slot, header, body, at_once } => {
+                let place = if *at_once { "at once" } else { "pooled" };
+                write!(f, "Inject {link}/{slot} {header:?} {} bytes {place}", body.len())
             }
         }
     }
@@ -180,4 +191,6 @@ pub enum Event {
     },
     /// Entry: an ack was refused. A hop or a link tampers, or a descriptor is out of date.
     SetupRefused(wire::setup::BadAck),
+    /// Descriptors, clocks, and what prevents a bundle.
+    Trust(TrustEvent),
 }

@@ -11,7 +11,7 @@
 #![warn(unreachable_pub)]
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Header};
@@ -21,6 +21,7 @@ use wire::link::LinkContent;
 mod admission;
 mod channel;
 mod config;
+mod contacts;
 mod context;
 mod counters;
 mod datagram;
@@ -36,29 +37,47 @@ mod tests;
 pub mod trust;
 
 pub use channel::ACK_COPIES_MAX;
-pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
+pub use config::{BadConfig, Caps, Config, NodeKeys, Rate, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
 pub use io::{Change, Event, Input, Output};
 
-use crate::channel::Channels;
+use crate::channel::{Channels, Keys};
+use crate::contacts::{Contacts, Static};
 use crate::context::Context;
 use crate::entry::Entry;
-use crate::link::Links;
+use crate::link::{Links, content_len};
+use crate::trust::SignedDescriptor;
+use crate::trust::hop::{HopSetup, HopState, HopTrust, Step};
+use crate::trust::state::State;
+use crate::trust::status::TrustStatus;
+use crate::trust::sync::{Peer, Refused};
+use crate::trust::user::UserTrust;
+use crate::trust::view::{BadDescriptor, Taken};
 
 /// Most cells of a setup on one link: class S, seven mixes, suite 2, link 1.
 pub const SETUP_CELLS_MAX: usize = 37;
 
 /// The control plane of one node.
 ///
-/// `now` is any monotonic clock, the same at every call. After each call of [`Control::handle`] or
-/// [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
+/// `now` is any monotonic clock, the same at every call; the host's clock is read at each tick. After each call of
+/// [`Control::handle`] or [`Control::tick`] the runner takes all outputs. It calls `tick` no later than
 /// [`Control::next_wake`].
 pub struct Control {
     cx: Context,
     links: Links,
     channels: Channels,
-    entry: Option<Entry>,
+    part: Part,
+    /// The host's clock at time zero of `now`, in ns since 1970.
+    wall_at_zero: i128,
+    /// When trust has something to do.
+    trust_due: Duration,
+}
+
+/// What only an entry, or only a hop does.
+enum Part {
+    Entry(Entry, UserTrust),
+    Hop(HopTrust),
 }
 
 impl Control {
@@ -66,25 +85,47 @@ impl Control {
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: Config, rng: ChaCha20Rng, now: Duration) -> Result<Control, BadConfig> {
-        config.check()?;
-        Ok(Control {
-            links: Links::new(&config, now),
-            channels: Channels::new(&config, now),
-            entry: Entry::new(&config),
-            cx: Context { config, rng, out: Default::default(), counters: Counters::default() },
-        })
+    pub fn new(
+        config: Config,
+        trust: TrustSetup,
+        rng: ChaCha20Rng,
+        now: Duration,
+        wall: SystemTime,
+    ) -> Result<Control, BadConfig> {
+        config.check(&trust, wall)?;
+        let TrustSetup { view, keys, state } = trust;
+        let chain = *view.chain();
+        let (links, channels) = (Links::new(&config, &chain, now), Channels::new(&config, now));
+        let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
+        let mut contacts = Contacts::default();
+        contacts.update(&config, &view);
+        let part = match Entry::new(&config) {
+            Some(entry) => Part::Entry(entry, UserTrust::new(view, now)),
+            None => {
+                let replay_capacity = config.replay_places() as usize;
+                let setup = HopSetup { position: config.position, view, keys, state, replay_capacity };
+                Part::Hop(HopTrust::new(setup, now, unix_ms(wall)))
+            }
+        };
+        let statics = secrets.into_iter().map(Static::new).collect();
+        let counters = Counters::default();
+        let cx = Context { config, statics, contacts, linked: Vec::new(), rng, out: Default::default(), counters };
+        let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        Ok(Control { cx, links, channels, part, wall_at_zero, trust_due: now })
+    }
+
+    /// The host's clock in ms since 1970, as far as the last tick has set it.
+    fn wall_ms(&self, now: Duration) -> u64 {
+        u64::try_from((self.wall_at_zero + now.as_nanos() as i128) / 1_000_000).unwrap_or(0)
     }
 
     /// Takes in a datagram, a cell, or a report from the data plane.
     pub fn handle(&mut self, now: Duration, input: Input<'_>) {
-        let Control { cx, links, channels, entry } = self;
+        let Control { cx, links, channels, part, .. } = self;
         match input {
             Input::Handshake { side, from, datagram } => {
-                if links.handshake(cx, now, side, from, datagram)
-                    && let Some(entry) = entry
-                {
-                    entry.tick(cx, channels, links, now);
+                if links.handshake(cx, now, side, from, datagram) {
+                    self.tick_entry(now);
                 }
             }
             Input::Cell { link, slot, from, header, body } => {
@@ -95,14 +136,15 @@ impl Control {
             Input::Promoted { link, slot, from } => links.promoted(cx, now, (link, slot), from),
             Input::Activity { link, received, sent } => links.activity(now, link, received, sent),
             Input::ChannelEnded { channel, reason } => {
-                if channels.ended(cx, links, now, channel, reason)
-                    && let Some(entry) = entry
-                {
-                    entry.ended(channel);
-                    entry.tick(cx, channels, links, now);
+                if channels.ended(cx, links, now, channel, reason) {
+                    if let Part::Entry(entry, _) = part {
+                        entry.ended(channel);
+                    }
+                    self.tick_entry(now);
                 }
             }
         }
+        self.follow_trust(now);
         self.cx.rekey();
     }
 
@@ -114,48 +156,195 @@ impl Control {
         header: &Header,
         body: &mut [u8],
     ) -> Result<(), Refusal> {
-        let Control { cx, links, channels, entry } = self;
+        let wall_ms = self.wall_ms(now);
+        let Control { cx, links, channels, part, .. } = self;
         let content = links.open(cx, now, (link, slot), from, header, body)?;
-        match (header.kind, entry) {
-            (CellKind::Setup, None) => channels.shard(cx, links, now, (link, header), content),
-            (CellKind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
-            (CellKind::Ack, Some(entry)) => {
+        match (header.kind, part) {
+            (CellKind::Setup, Part::Hop(trust)) => {
+                let mut keys = Keys { keyring: trust.keyring_mut(), wall_ms };
+                channels.shard(cx, links, &mut keys, now, (link, header), content)
+            }
+            (CellKind::Ack, Part::Hop(_)) => channels.ack(cx, links, now, (link, header), content),
+            (CellKind::Ack, Part::Entry(entry, _)) => {
                 let done = entry.ack(cx, channels, links, now, (link, header), content);
-                entry.tick(cx, channels, links, now);
+                self.tick_entry(now);
                 done
             }
-            (CellKind::Link, _) => LinkContent::from_wire(content[0]).map(drop).ok_or(Refusal::UnknownLinkContent),
-            (CellKind::Data, _) | (CellKind::Setup, Some(_)) => Err(Refusal::CellMalformed),
+            (CellKind::Link, _) => match LinkContent::from_wire(content[0]) {
+                Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
+                Some(LinkContent::Dummy | LinkContent::Keepalive | LinkContent::Clock) => Ok(()),
+                None => Err(Refusal::UnknownLinkContent),
+            },
+            (CellKind::Data, _) | (CellKind::Setup, Part::Entry(..)) => Err(Refusal::CellMalformed),
         }
     }
 
-    /// Does everything that is due at `now`; `wall` is the host's clock, for the timestamps of handshakes.
+    /// Takes in an ask or a part.
+    fn take_trust(&mut self, now: Duration, link: LinkId, content: &[u8]) -> Result<(), Refusal> {
+        // The cell may be the first of its link.
+        self.follow_links(now);
+        let wall_ms = self.wall_ms(now);
+        let taken = match &mut self.part {
+            Part::Hop(trust) => trust.take(now, wall_ms, link, content),
+            Part::Entry(_, trust) => trust.take(now, wall_ms, link, content),
+        };
+        self.tick_entry(now);
+        taken.map_err(|why| match why {
+            Refused::Malformed(_) => Refusal::TrustMalformed,
+            Refused::NotForEntries => Refusal::TrustFromEntry,
+            Refused::RateLimited => Refusal::TrustRateLimited,
+            Refused::Item => Refusal::TrustItem,
+        })
+    }
+
+    fn tick_entry(&mut self, now: Duration) {
+        let wall_ms = self.wall_ms(now);
+        let Control { cx, links, channels, part, .. } = self;
+        if let Part::Entry(entry, trust) = part {
+            entry.tick(cx, channels, links, trust, (now, wall_ms));
+        }
+    }
+
+    /// When trust has something to do.
+    fn trust_wake(&self, now: Duration) -> Duration {
+        match &self.part {
+            Part::Hop(trust) => trust.next_wake(now, self.wall_ms(now)),
+            Part::Entry(_, trust) => trust.next_wake(),
+        }
+    }
+
+    /// Reports links that came up or went down to trust.
+    fn follow_links(&mut self, now: Duration) {
+        let Control { cx, links, part, .. } = self;
+        for (id, is_up) in std::mem::take(&mut cx.linked) {
+            let side = links.link_mut(id).filter(|_| is_up).map(|link| link.side());
+            match (&mut *part, side) {
+                (Part::Hop(trust), Some(side)) => {
+                    let is_entry = side == Side::Up && cx.config.faces_entries();
+                    let peer = if is_entry { Peer::Entry } else { Peer::Hop };
+                    trust.link_up(id, peer, content_len(&cx.config, side), now);
+                }
+                (Part::Hop(trust), None) => trust.link_down(id),
+                (Part::Entry(_, trust), Some(side)) => trust.link_up(id, content_len(&cx.config, side), now),
+                (Part::Entry(_, trust), None) => trust.link_down(id),
+            }
+        }
+    }
+
+    /// Hands on what trust wants to be sent, saved and reported, and notes what has changed of the neighbours' keys and
+    /// addresses.
+    fn follow_trust(&mut self, now: Duration) {
+        self.follow_links(now);
+        self.trust_due = self.trust_wake(now);
+        let Control { cx, links, part, .. } = self;
+        let (steps, view) = match part {
+            Part::Hop(trust) => (trust.steps(), trust.view()),
+            Part::Entry(_, trust) => (trust.steps(), trust.view()),
+        };
+        cx.contacts.update(&cx.config, view);
+        for step in steps {
+            match step {
+                Step::Save(number) => cx.out.push_back(Output::Save(number)),
+                Step::Send(link, content) => links.inject_trust(cx, now, link, content),
+                Step::Event(event) => cx.event(Event::Trust(event)),
+            }
+        }
+    }
+
+    /// Does everything that is due at `now`, when the host's clock says `wall`.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
-        let Control { cx, links, channels, entry } = self;
+        self.wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        let Control { cx, links, channels, part, .. } = self;
         for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
             channels.drop_link(cx, links, now, link);
-            if is_down && let Some(entry) = entry {
+            if is_down && let Part::Entry(entry, _) = part {
                 entry.drop_link(channels, now);
             }
             links.retire(cx, link);
         }
         links.initiate(cx, now, wall);
         channels.tick(cx, links, now);
-        if let Some(entry) = entry {
-            entry.tick(cx, channels, links, now);
+        self.follow_links(now);
+        self.tick_entry(now);
+        if self.trust_wake(now) <= now {
+            let wall_ms = self.wall_ms(now);
+            match &mut self.part {
+                Part::Hop(trust) => trust.tick(&mut self.cx.rng, now, wall_ms),
+                Part::Entry(_, trust) => trust.tick(now, wall_ms),
+            }
         }
-        cx.rekey();
+        self.follow_trust(now);
+        self.cx.rekey();
     }
 
     /// Entry: keeps at least this many channels up from now on. The cost of keeping one up does not grow with their
     /// number.
     pub fn want_channels(&mut self, now: Duration, channels: usize) {
-        let Control { cx, links, channels: table, entry } = self;
-        if let Some(entry) = entry {
+        if let Part::Entry(entry, _) = &mut self.part {
             entry.grow(channels);
-            entry.tick(cx, table, links, now);
         }
+        self.tick_entry(now);
+        self.follow_trust(now);
+    }
+
+    /// What belongs on disk: see [`Output::Save`].
+    pub fn state(&self) -> State {
+        match &self.part {
+            Part::Hop(trust) => State::of(trust.view(), trust.state().clone()),
+            Part::Entry(_, trust) => State::of(trust.view(), HopState::default()),
+        }
+    }
+
+    /// The state is on disk as it was at the [`Output::Save`] with this number.
+    pub fn saved(&mut self, now: Duration, number: u64) {
+        if let Part::Hop(trust) = &mut self.part {
+            trust.saved(number);
+        }
+        self.follow_trust(now);
+    }
+
+    /// The names of an [`Output::Resolve`] have these addresses.
+    pub fn resolved(&mut self, now: Duration, addresses: Vec<SocketAddr>) {
+        self.links.resolved(&mut self.cx, now, addresses);
+    }
+
+    /// Takes in a descriptor of any hop of the chain, from a file.
+    ///
+    /// # Errors
+    /// It is not of this chain, not valid yet, or revoked.
+    pub fn load_descriptor(&mut self, now: Duration, descriptor: SignedDescriptor) -> Result<Taken, BadDescriptor> {
+        let wall_ms = self.wall_ms(now);
+        let taken = match &mut self.part {
+            Part::Hop(trust) => {
+                let hop = trust.view().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
+                trust.take_descriptor(hop, descriptor, now, wall_ms)
+            }
+            Part::Entry(_, trust) => {
+                let hop = trust.view().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
+                trust.take_descriptor(hop, descriptor, wall_ms)
+            }
+        };
+        self.follow_trust(now);
+        taken
+    }
+
+    /// Replaces the private keys of a hop, after its key files were read again.
+    pub fn load_keys(&mut self, now: Duration, keys: Vec<NodeKeys>) {
+        let Part::Hop(trust) = &mut self.part else { return };
+        let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
+        self.cx.statics = secrets.into_iter().map(Static::new).collect();
+        trust.set_keys(keys);
+        self.follow_trust(now);
+    }
+
+    /// What this node holds of the chain's descriptors and bundles.
+    pub fn trust_status(&self, now: Duration) -> TrustStatus {
+        let (view, sync, can_sign) = match &self.part {
+            Part::Hop(trust) => (trust.view(), trust.sync(), trust.can_sign()),
+            Part::Entry(_, trust) => (trust.view(), trust.sync(), false),
+        };
+        TrustStatus::of(view, sync, self.wall_ms(now), can_sign)
     }
 
     /// The next output, in binding order.
@@ -165,8 +354,11 @@ impl Control {
 
     /// The time at which the next tick is due. In the past if it is due already.
     pub fn next_wake(&self) -> Duration {
-        let entry = self.entry.as_ref().map_or(Duration::MAX, |entry| entry.next_wake(&self.links));
-        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry)
+        let entry = match &self.part {
+            Part::Entry(entry, _) => entry.next_wake(&self.links),
+            Part::Hop(_) => Duration::MAX,
+        };
+        self.links.next_wake(&self.cx).min(self.channels.next_wake(&self.cx)).min(entry).min(self.trust_due)
     }
 
     /// Counts a datagram from [`Control::poll_output`] that found the send queue full.
@@ -202,6 +394,16 @@ impl Control {
     pub fn half_open(&self) -> usize {
         self.channels.half_open_count()
     }
+}
+
+/// Nanoseconds since 1970.
+fn unix_ns(wall: SystemTime) -> i128 {
+    wall.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128)
+}
+
+/// Milliseconds since 1970.
+fn unix_ms(wall: SystemTime) -> u64 {
+    wall.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 // Unit tests need private fields and the simulator of the integration tests, which names this crate `control`.

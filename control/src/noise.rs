@@ -66,11 +66,16 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// The prologue binds protocol version, class and the responder's descriptor.
-    pub(crate) fn new(pattern: Pattern, class: Class, descriptor_hash: &[u8; 32], psk: Option<&Secret>) -> Terms {
+    /// The prologue binds protocol version, chain, link and class. `link` leads into the hop of that position.
+    pub(crate) fn new(
+        pattern: Pattern,
+        chain: &[u8; 32],
+        (link, class): (usize, Class),
+        psk: Option<&Secret>,
+    ) -> Terms {
         let mut prologue = b"eddy/1".to_vec();
-        prologue.push(class as u8);
-        prologue.extend_from_slice(descriptor_hash);
+        prologue.extend_from_slice(chain);
+        prologue.extend_from_slice(&[link as u8, class as u8]);
         Terms { pattern, prologue, psk: Zeroizing::new(psk.map_or([0; 32], |psk| *psk.expose())) }
     }
 
@@ -130,12 +135,12 @@ impl InitiatorState {
     pub(crate) fn start(
         rng: &mut ChaCha20Rng,
         terms: &Terms,
-        own: &Secret,
+        own: Option<&Secret>,
         theirs: &[u8; 32],
         head: &[u8],
     ) -> Result<(InitiatorState, Vec<u8>), Forged> {
         debug_assert_eq!(head.len(), terms.pattern.head_len());
-        let own = (terms.pattern == Pattern::Ik).then_some(own);
+        debug_assert_eq!(own.is_some(), terms.pattern == Pattern::Ik);
         let mut state = terms.build(rng, own, Some(theirs), true)?;
         let decapsulation = DecapsulationKey::generate(&ML_KEM_768)?;
         let mut payload = Zeroizing::new(head.to_vec());
@@ -306,13 +311,14 @@ mod tests {
     fn pair(pattern: Pattern) -> Pair {
         let mut rng = ChaCha20Rng::seed_from_u64(7);
         let (initiator, responder) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
-        Pair { rng, terms: Terms::new(pattern, Class::L, &[5; 32], None), initiator, responder }
+        Pair { rng, terms: new_terms(pattern), initiator, responder }
     }
 
     impl Pair {
         fn start(&mut self) -> (InitiatorState, Vec<u8>) {
             let head = vec![9; self.terms.pattern.head_len()];
-            InitiatorState::start(&mut self.rng, &self.terms, &self.initiator.0, &self.responder.1, &head).unwrap()
+            let own = (self.terms.pattern == Pattern::Ik).then_some(&self.initiator.0);
+            InitiatorState::start(&mut self.rng, &self.terms, own, &self.responder.1, &head).unwrap()
         }
 
         fn read(&mut self, terms: &Terms, message: &[u8]) -> Result<ResponderState, Forged> {
@@ -320,8 +326,12 @@ mod tests {
         }
     }
 
+    fn new_terms(pattern: Pattern) -> Terms {
+        Terms::new(pattern, &[5; 32], (2, Class::L), None)
+    }
+
     fn terms(pair: &Pair) -> Terms {
-        Terms::new(pair.terms.pattern, Class::L, &[5; 32], None)
+        new_terms(pair.terms.pattern)
     }
 
     #[test]
@@ -343,17 +353,16 @@ mod tests {
     }
 
     #[test]
-    fn other_class_descriptor_or_psk_does_not_open() {
+    fn other_class_link_chain_or_psk_does_not_open() {
         let psk = Secret::new([1; 32]);
         let mut pair = pair(Pattern::Ik);
         let (mut initiator, one) = pair.start();
-        for other in
-            [Terms::new(Pattern::Ik, Class::M, &[5; 32], None), Terms::new(Pattern::Ik, Class::L, &[6; 32], None)]
-        {
+        for (chain, link, class) in [([5; 32], 2, Class::M), ([5; 32], 3, Class::L), ([6; 32], 2, Class::L)] {
+            let other = Terms::new(Pattern::Ik, &chain, (link, class), None);
             assert!(pair.read(&other, &one).is_err());
         }
         // psk2 is mixed into message 2.
-        let other = Terms::new(Pattern::Ik, Class::L, &[5; 32], Some(&psk));
+        let other = Terms::new(Pattern::Ik, &[5; 32], (2, Class::L), Some(&psk));
         let (two, _) = pair.read(&other, &one).unwrap().answer().unwrap();
         assert!(initiator.finish(&two).is_err());
     }

@@ -15,7 +15,8 @@ use crate::datagram::{self, Mac1Key};
 use crate::descriptor::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
-use crate::{BadConfig, Control, Event, Input, Refusal, Role};
+use crate::trust::View;
+use crate::{BadConfig, Config, Control, Event, Input, Part, Refusal, TrustSetup};
 
 fn up(class: Class, mixes: usize) -> World {
     let mut world = World::new(Plan::new(class, mixes));
@@ -30,16 +31,22 @@ fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u
     let link = world.node(from).link(side).0;
     world.nodes.get_mut(&from).unwrap().honest = false;
     let Control { cx, links, .. } = &mut world.nodes.get_mut(&from).unwrap().control;
-    assert!(links.inject(cx, now, link, &Outgoing { kind, channel, sub, content }));
+    assert!(links.inject(cx, now, link, &Outgoing { kind, channel, sub, content, at_once: false }));
     // Any input lets the world take the outputs.
     world.input(from, Input::Activity { link, received: false, sent: true });
 }
 
-fn onion(plan: &Plan, info: Info, seed: u64) -> Vec<u8> {
+/// The setup keys that the entry uses.
+fn setup_keys(world: &World) -> &[HopPublic] {
+    let Part::Entry(entry, _) = &world.node(0).control.part else { panic!("node 0 is an entry") };
+    entry.setup_keys()
+}
+
+fn onion(world: &World, info: Info, seed: u64) -> Vec<u8> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
-    let hops: Vec<HopPublic> = plan.descriptors.iter().map(|d| d.hop()).collect();
+    let (plan, hops) = (&world.plan, setup_keys(world));
     let shares: Vec<EntryShare> = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut rng))).collect();
-    setup::build(plan.shape, &hops, shares, info).unwrap().0
+    setup::build(plan.shape, hops, shares, info).unwrap().0
 }
 
 /// Lets the entry send this onion in the cells of this channel, but for the last `less` of them.
@@ -59,7 +66,7 @@ const INFO: Info = Info { suite: Suite::Hybrid, class: Class::L, lifetime_s: 360
 #[test]
 fn setup_opens_once_on_any_channel() {
     let mut world = up(Class::L, 2);
-    let onion = onion(&world.plan, INFO, 5);
+    let onion = onion(&world, INFO, 5);
     misuse_setup(&mut world, 1, &onion, 0);
     world.run_for(secs(3));
     assert_eq!(world.node(3).control.open_channels(), 5);
@@ -80,25 +87,12 @@ fn setup_with_an_unusual_field_is_dropped() {
     for (channel, info) in
         [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
     {
-        let bad = onion(&world.plan, info, 7);
+        let bad = onion(&world, info, 7);
         misuse_setup(&mut world, channel, &bad, 0);
         world.run_for(secs(1));
     }
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
     assert_eq!(world.node(1).control.open_channels(), 4);
-}
-
-#[test]
-fn full_replay_cache_refuses_setups() {
-    let mut plan = Plan::new(Class::L, 1);
-    plan.caps.replay_cache = 4;
-    let mut world = World::new(plan);
-    world.run_for(secs(2));
-    assert!(world.has_channels(0, 4));
-    let onion = onion(&world.plan, INFO, 8);
-    misuse_setup(&mut world, 1, &onion, 0);
-    world.run_for(secs(1));
-    assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
 }
 
 #[test]
@@ -139,7 +133,7 @@ fn shards_after_the_decision_are_surplus() {
     let surplus = |w: &World| w.node(1).control.counters().surplus_cells;
     let before = surplus(&world);
     // Accepted, refused, and refused again: each is decided by three shards, and three are too many.
-    let good = onion(&world.plan, INFO, 5);
+    let good = onion(&world, INFO, 5);
     let mut forged = good.clone();
     forged[40] ^= 1;
     for (number, (channel, onion)) in (1..).zip([(1, &good), (2, &forged), (3, &good)]) {
@@ -272,7 +266,7 @@ fn channel_that_ends_twice_frees_its_index_once() {
 fn setup_for_a_half_open_channel_is_dropped() {
     let mut world = without_acks(Class::L, 2);
     for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
-        let onion = onion(&world.plan, INFO, seed);
+        let onion = onion(&world, INFO, seed);
         misuse_setup(&mut world, channel, &onion, 3);
         world.run_for(ms(2100));
     }
@@ -334,36 +328,45 @@ fn id_cools_down_for_180_s_and_live_id_is_never_drawn() {
 #[test]
 fn contradictory_configuration_names_the_contradiction() {
     let plan = Plan::new(Class::L, 2);
-    let check = |position: usize, change: &dyn Fn(&mut crate::Config)| {
-        let mut config = plan.config(position);
-        change(&mut config);
-        config.check().unwrap_err()
+    let check = |position: usize, change: &dyn Fn(&mut Config, &mut TrustSetup)| {
+        let (mut config, mut trust) = plan.first(position);
+        change(&mut config, &mut trust);
+        config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)).unwrap_err()
     };
-    assert_eq!(check(1, &|c| c.position = 3), BadConfig::Position { position: 3, hops: 3 });
-    assert_eq!(check(1, &|c| c.descriptor = None), BadConfig::NoDescriptor);
-    assert_eq!(check(2, &|c| c.previous = None), BadConfig::Previous);
-    assert_eq!(check(1, &|c| c.previous = Some([1; 32])), BadConfig::Previous);
-    assert_eq!(check(1, &|c| c.next = None), BadConfig::Next);
-    assert_eq!(check(1, &|c| c.noise = Secret::new([1; 32])), BadConfig::Key("Noise"));
-    assert_eq!(check(3, &|c| c.setup = plan.setup_key(1).clone()), BadConfig::Key("setup"));
-    let other = Plan::with_suite(Class::L, 2, Suite::X25519);
-    let mixed = BadConfig::Suite(Suite::Hybrid, Suite::X25519);
-    assert_eq!(check(1, &|c| c.next = other.config(1).next), mixed);
-    assert_eq!(check(0, &|c| c.role = Role::Entry { hops: vec![], channels: 4 }), BadConfig::Hops(0, 3));
-    assert_eq!(check(1, &|c| c.next.as_mut().unwrap().descriptor.lifetime_s = 9), BadConfig::Lifetime(3600, 9));
-    assert!(matches!(check(1, &|c| c.timing.expire_after = c.timing.renew_after), BadConfig::Value(_)));
+    assert_eq!(check(1, &|c, _| c.position = 3), BadConfig::Position { position: 3, hops: 3 });
+    assert_eq!(check(1, &|c, _| c.terms.identities.truncate(2)), BadConfig::Hops(3, 2));
+    assert_eq!(check(1, &|c, _| c.terms.classes[0].class = Class::M), BadConfig::Class(Class::L));
+    let nothing = |_: &mut Config, t: &mut TrustSetup| t.view = View::new(t.view.terms().clone());
+    assert_eq!(check(1, &nothing), BadConfig::NoDescriptor(1));
+    assert_eq!(check(0, &nothing), BadConfig::NoNextDescriptor(1));
+    assert_eq!(check(1, &|_, t| t.keys.clear()), BadConfig::Keys(1));
+    assert_eq!(check(1, &|_, t| t.keys[0].noise = Secret::new([1; 32])), BadConfig::Keys(1));
+    let most = (1 << 26) - 2000;
+    let bad = check(1, &|c, _| c.caps.setups.per_second = 20_000);
+    let BadConfig::ReplayCache { rate: 20_000, places: 84_402_000, rate_max } = bad else { panic!("{bad}") };
+    assert!(check_rate(&plan, rate_max) && most / u64::from(rate_max) < 4221, "{rate_max}");
+    assert!(matches!(check(1, &|c, _| c.timing.expire_after = c.timing.renew_after), BadConfig::Value(_)));
+
+    let mut expired = Plan::new(Class::L, 2);
+    expired.descriptors[0].not_after = 1_800_000_000 - 7200;
+    let (config, trust) = expired.first(1);
+    assert_eq!(config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)), Err(BadConfig::Expired(7200)));
+}
+
+fn check_rate(plan: &Plan, rate: u32) -> bool {
+    let (mut config, trust) = plan.first(1);
+    config.caps.setups.per_second = rate;
+    config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)).is_ok()
 }
 
 #[test]
 fn secrets_do_not_print() {
     let plan = Plan::new(Class::L, 1);
-    let config = plan.config(1);
+    let (config, trust) = plan.first(1);
     let text = format!("{config:?}");
     assert!(!text.contains("psk") && !text.contains("Secret"), "{text}");
-    for secret in [&config.noise.expose()[..], config.setup.x25519().expose(), config.setup.mlkem().unwrap()] {
-        let bytes = format!("{secret:?}");
-        assert!(!text.contains(bytes.trim_matches(['[', ']'])), "{text}");
-    }
+    let bytes = format!("{:?}", trust.keys[0].noise.expose());
+    assert!(!text.contains(bytes.trim_matches(['[', ']'])), "{text}");
     let mut world = World::new(Plan::new(Class::L, 1));
     world.run_for(secs(2));
     let installed = world.node(1).channels.values().next().unwrap();
@@ -434,7 +437,7 @@ fn generator_cannot_be_run_back_to_past_ephemerals() {
     for _ in 0..3 {
         world.input(1, Input::Activity { link, received: true, sent: false });
         assert!(seen.insert(seed(&world)), "after an input");
-        let (now, wall) = (world.now, world.wall());
+        let (now, wall) = (world.now, world.wall(1));
         world.nodes.get_mut(&1).unwrap().control.tick(now, wall);
         assert!(seen.insert(seed(&world)), "after a tick");
     }

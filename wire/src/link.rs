@@ -81,7 +81,7 @@ impl LinkSecrets {
     }
 }
 
-/// The first byte of a link cell's content; zeros follow (SPEC 3.6).
+/// The first byte of a link cell's content (SPEC 3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LinkContent {
@@ -89,6 +89,10 @@ pub enum LinkContent {
     Keepalive = 1,
     /// A clock reading, for paced classes.
     Clock = 2,
+    /// What a node holds of descriptors, records and signatures (SPEC 7.8).
+    Ask = 3,
+    /// A piece of a descriptor, a record or signatures.
+    Part = 4,
 }
 
 impl LinkContent {
@@ -97,6 +101,8 @@ impl LinkContent {
             0 => Some(LinkContent::Dummy),
             1 => Some(LinkContent::Keepalive),
             2 => Some(LinkContent::Clock),
+            3 => Some(LinkContent::Ask),
+            4 => Some(LinkContent::Part),
             _ => None,
         }
     }

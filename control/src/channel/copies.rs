@@ -70,7 +70,7 @@ impl AckCopies {
 
 /// A link that is gone or cannot send gets nothing.
 fn inject(cx: &mut Context, links: &mut Links, now: Duration, to: LinkChannel, sub: u8, content: &[u8]) {
-    links.inject(cx, now, to.0, &Outgoing { kind: CellKind::Ack, channel: to.1, sub, content });
+    links.inject(cx, now, to.0, &Outgoing { kind: CellKind::Ack, channel: to.1, sub, content, at_once: false });
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod copies;
 mod setup;
 
 pub use copies::ACK_COPIES_MAX;
-pub(crate) use setup::{info, send_setup};
+pub(crate) use setup::{Keys, info, send_setup};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::HopSecrets;
 
 use self::copies::AckCopies;
-use crate::admission::{Bucket, ReplayCache};
+use crate::admission::Bucket;
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
@@ -74,9 +74,6 @@ pub(crate) struct Channels {
     open_count: usize,
     ack_copies: AckCopies,
     bucket: Bucket,
-    seen: ReplayCache,
-    /// Hash of this hop's descriptor (D in SPEC 5.1); none at the entry.
-    descriptor_hash: Option<[u8; 32]>,
 }
 
 impl Channels {
@@ -91,8 +88,6 @@ impl Channels {
             open_count: 0,
             ack_copies: AckCopies::default(),
             bucket: Bucket::new(config.caps.setups, now),
-            seen: ReplayCache::new(config.caps.replay_cache),
-            descriptor_hash: config.descriptor.as_ref().map(|own| own.hash()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! A hop joins the shards of a setup, opens it, records the channel as half-open, and only then sends
 //! the rest on. The ack contents come back, each passes once, and the channel is installed before the
 //! last one leaves. Checks of a setup run from cheap to expensive: form, buckets, caps, replay, and
-//! public-key work last.
+//! public-key work last. The keys of the epochs are [`crate::trust::keyring`]'s.
 
 use std::time::Duration;
 
@@ -20,6 +20,14 @@ use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
 use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
+use crate::trust::keyring::{Keyring, NotOpened};
+
+/// What opens setups.
+pub(crate) struct Keys<'a> {
+    pub(crate) keyring: &'a mut Keyring,
+    /// This node's clock.
+    pub(crate) wall_ms: u64,
+}
 
 /// The info that every setup of this chain carries.
 pub(crate) fn info(config: &Config) -> Info {
@@ -32,6 +40,7 @@ impl Channels {
         &mut self,
         cx: &mut Context,
         links: &mut Links,
+        keys: &mut Keys<'_>,
         now: Duration,
         (link, header): (LinkId, &Header),
         content: &[u8],
@@ -58,16 +67,18 @@ impl Channels {
             Joined::Duplicate => Err(Refusal::FragmentMalformed),
             Joined::Complete(parts) => {
                 state.decided_setups.insert(now, header.channel);
-                self.setup(cx, links, now, up, shards, &parts)
+                self.setup(cx, links, keys, now, up, shards, &parts)
             }
         }
     }
 
     /// Hop: opens a setup and passes it on, or acknowledges it at the exit.
+    #[allow(clippy::too_many_arguments)]
     fn setup(
         &mut self,
         cx: &mut Context,
         links: &mut Links,
+        keys: &mut Keys<'_>,
         now: Duration,
         up: LinkChannel,
         shards: Shards,
@@ -86,14 +97,11 @@ impl Channels {
 
         let mut onion = shards.decode(&parts.indexes, &parts.bytes);
         onion.truncate(setup::onion_len(shape, cx.config.suite(), position));
-        let tag = setup::replay_tag(cx.config.suite(), &onion).ok_or(Refusal::SetupInvalid)?;
-        if self.seen.contains(&tag) {
-            return Err(Refusal::SetupReplayed);
-        }
-        let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupInvalid)?;
-        let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), &onion)
-            .map_err(|_| Refusal::SetupInvalid)?;
-        self.seen.insert(opened.tag);
+        let opened = keys.keyring.open(shape, info(&cx.config), &onion, keys.wall_ms).map_err(|why| match why {
+            NotOpened::Replayed => Refusal::SetupReplayed,
+            NotOpened::Full => Refusal::ReplayCacheFull,
+            NotOpened::Invalid(_) => Refusal::SetupInvalid,
+        })?;
         let rest = opened.rest.clone();
         let y = draw_secret(&mut cx.rng);
         let (ephemeral, secrets) = opened.answer(y).map_err(|_| Refusal::SetupInvalid)?;
@@ -117,7 +125,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Checks buckets, caps and room in the replay cache.
+    /// Checks buckets and caps.
     fn admit(
         &mut self,
         cx: &Context,
@@ -149,9 +157,6 @@ impl Channels {
         // Retired channels count until the data plane has reported their end.
         if self.open.len() - self.free.len() + self.half_open.len() >= caps.channels {
             return Err(Refusal::ChannelsFull);
-        }
-        if self.seen.is_full() {
-            return Err(Refusal::ReplayCacheFull);
         }
         Ok(())
     }
@@ -234,7 +239,7 @@ pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, dow
     }
     setup::shards(shape, cx.config.suite(), link).encode(&mut shards);
     for (sub, content) in shards.iter().enumerate() {
-        let cell = Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content };
+        let cell = Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content, at_once: false };
         links.inject(cx, now, down.0, &cell);
     }
 }

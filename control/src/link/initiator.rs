@@ -1,4 +1,7 @@
-//! Initiates handshakes with the next hop, repeats them, and accepts responses (SPEC 4.4, 4.6).
+//! Initiates handshakes with the next hop, repeats them, and accepts responses (SPEC 4.4, 4.6, 7.3.7).
+//!
+//! The next hop may have several addresses and, while keys are replaced, both ends several statics. The way that worked
+//! last is tried first, then all others, one message 1 each.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,6 +27,9 @@ const RESPONSE_WAIT: Duration = Duration::from_secs(5);
 /// For this long after its start a node does not report a missing next hop: the nodes of a chain start in any order.
 const STARTING: Duration = Duration::from_secs(1);
 
+/// The names of a next hop that does not respond are resolved again after this.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(10);
+
 /// A message 1 that waits for its response.
 struct Pending {
     index: u32,
@@ -34,6 +40,17 @@ struct Pending {
     sent_at: Duration,
     state: InitiatorState,
     key: Mac1Key,
+    way: Way,
+}
+
+/// One way to reach the next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    address: SocketAddr,
+    /// The next hop's Noise static.
+    theirs: [u8; 32],
+    /// This node's; none at an entry.
+    own: Option<[u8; 32]>,
 }
 
 /// Why a new handshake is due.
@@ -62,10 +79,12 @@ impl Cause {
 /// The initiator's side of the link to the next hop.
 pub(super) struct Initiator {
     terms: Terms,
-    /// The next hop's Noise static key.
-    peer_static: [u8; 32],
-    key: Mac1Key,
-    address: SocketAddr,
+    /// The way of the last response.
+    worked: Option<Way>,
+    /// Messages 1 since the last response.
+    tries: usize,
+    /// The names of the next hop are not resolved before this.
+    resolve_at: Duration,
     /// Oldest first.
     pending: VecDeque<Pending>,
     /// Wait for the next response while there is no link; grows with every attempt.
@@ -80,15 +99,15 @@ pub(super) struct Initiator {
 
 impl Initiator {
     /// None at the exit.
-    pub(super) fn new(config: &Config, now: Duration) -> Option<Initiator> {
-        let class = config.shape.class();
-        config.next.as_ref().map(|next| {
+    pub(super) fn new(config: &Config, chain: &[u8; 32], now: Duration) -> Option<Initiator> {
+        (config.position < config.shape.hops()).then(|| {
             let pattern = if config.is_entry() { Pattern::Nk } else { Pattern::Ik };
+            let link = (config.position + 1, config.shape.class());
             Initiator {
-                terms: Terms::new(pattern, class, &next.descriptor.hash(), config.psk_down.as_ref()),
-                peer_static: next.descriptor.noise,
-                key: Mac1Key::of(&next.descriptor.noise),
-                address: next.address,
+                terms: Terms::new(pattern, chain, link, config.psk_down.as_ref()),
+                worked: None,
+                tries: 0,
+                resolve_at: now,
                 pending: VecDeque::new(),
                 retry: config.timing.handshake_retry,
                 unlinked_since: now,
@@ -110,9 +129,42 @@ impl Initiator {
         out
     }
 
+    /// All ways, in the order in which they are tried.
+    fn ways(&self, cx: &Context) -> Vec<Way> {
+        let has = |own: &&[u8; 32]| cx.statics.iter().any(|one| one.public == **own);
+        let own: Vec<Option<[u8; 32]>> = match self.terms.pattern {
+            Pattern::Nk => vec![None],
+            Pattern::Ik => cx.contacts.own.iter().filter(has).copied().map(Some).collect(),
+        };
+        let mut ways = Vec::new();
+        for theirs in &cx.contacts.next {
+            for own in &own {
+                let at = |address| Way { address, theirs: *theirs, own: *own };
+                ways.extend(cx.contacts.all_addresses().map(at));
+            }
+        }
+        if let Some(worked) = self.worked.and_then(|worked| ways.iter().position(|way| *way == worked)) {
+            ways[..=worked].rotate_right(1);
+        }
+        ways
+    }
+
+    /// Asks for the addresses of the next hop's names, if that is due.
+    fn resolve(&mut self, cx: &mut Context, now: Duration) {
+        if self.resolve_at <= now && !cx.contacts.names.is_empty() {
+            self.resolve_at = now + RESOLVE_AGAIN;
+            let names = cx.contacts.names.clone();
+            cx.out.push_back(Output::Resolve(names));
+        }
+    }
+
     /// Sets the time of the next attempt.
-    fn schedule(&mut self, cx: &mut Context, now: Duration, cause: Cause) {
+    fn schedule(&mut self, cx: &mut Context, now: Duration, cause: Cause, ways: usize) {
         let timing = &cx.config.timing;
+        if ways > 1 && cause != Cause::Age && self.tries < ways {
+            self.due = now + timing.handshake_retry;
+            return;
+        }
         let wait = cause.wait(timing, self.retry);
         // Up to a fifth less, so that the neighbours of one node do not all retry at the same time.
         let spread = cx.rng.random_range(0.8..=1.0);
@@ -121,13 +173,15 @@ impl Initiator {
     }
 
     /// Sends message 1 with `head` in front of its encapsulation key.
-    fn send(&mut self, cx: &mut Context, now: Duration, head: &[u8]) {
+    fn send(&mut self, cx: &mut Context, now: Duration, head: &[u8], way: Way) {
+        self.tries += 1;
         self.pending.retain(|pending| now.saturating_sub(pending.sent_at) < RESPONSE_WAIT);
         if self.pending.len() >= PENDING_MAX {
             self.pending.pop_front();
         }
 
-        let started = InitiatorState::start(&mut cx.rng, &self.terms, &cx.config.noise, &self.peer_static, head);
+        let own = cx.statics.iter().find(|one| way.own == Some(one.public)).map(|one| &one.secret);
+        let started = InitiatorState::start(&mut cx.rng, &self.terms, own, &way.theirs, head);
         let Ok((state, message)) = started else {
             cx.refuse(Refusal::HandshakeForged);
             return;
@@ -136,13 +190,13 @@ impl Initiator {
         while self.pending.iter().any(|pending| pending.index == index) {
             index = cx.rng.next_u32();
         }
-        for datagram in datagram::frame_halves(index, &message, &self.key) {
-            cx.out.push_back(Output::Send { side: Side::Down, to: self.address, datagram });
+        for datagram in datagram::frame_halves(index, &message, &Mac1Key::of(&way.theirs)) {
+            cx.out.push_back(Output::Send { side: Side::Down, to: way.address, datagram });
         }
 
         let key = Mac1Key::of(&state.ephemeral);
         let is_fresh = self.terms.pattern == Pattern::Nk && head == [0; 32];
-        self.pending.push_back(Pending { index, is_fresh, is_overtaken: false, sent_at: now, state, key });
+        self.pending.push_back(Pending { index, is_fresh, is_overtaken: false, sent_at: now, state, key, way });
         cx.counters.handshakes_started += 1;
     }
 }
@@ -173,14 +227,15 @@ impl Links {
         // The response to an older message 1 must not take over from this one. The response to a newer
         // one does, because the responder has overwritten this handshake with it. Without a token,
         // however, each message 1 made a link of its own, and the first response is as good as any.
-        let is_fresh = pending.is_fresh;
+        let (is_fresh, way) = (pending.is_fresh, pending.way);
         initiator.pending.drain(..=at);
+        (initiator.worked, initiator.tries, initiator.resolve_at) = (Some(way), 0, now);
         if is_fresh {
             initiator.pending.iter_mut().for_each(|pending| pending.is_overtaken = true);
         }
         initiator.retry = cx.config.timing.handshake_retry;
 
-        let peer = initiator.address;
+        let peer = way.address;
         let id = match self.down {
             Some(id) => id,
             None => self.install_link(cx, now, Side::Down, peer),
@@ -252,7 +307,25 @@ impl Links {
             cx.event(Event::LinkSilent { link: link.id });
         }
 
-        initiator.schedule(cx, now, cause);
-        initiator.send(cx, now, &head);
+        if cause != Cause::Age {
+            initiator.resolve(cx, now);
+        }
+        let ways = initiator.ways(cx);
+        initiator.schedule(cx, now, cause, ways.len());
+        // A renewal that finds no answer becomes a silence.
+        let next = if cause == Cause::Age { 0 } else { initiator.tries % ways.len().max(1) };
+        if let Some(way) = ways.get(next) {
+            initiator.send(cx, now, &head, *way);
+        }
+    }
+
+    /// The names of the next hop were resolved: its addresses are tried from the first on.
+    pub(crate) fn resolved(&mut self, cx: &mut Context, now: Duration, addresses: Vec<SocketAddr>) {
+        let before = cx.contacts.all_addresses().count();
+        cx.contacts.resolved(addresses);
+        if let Some(initiator) = self.initiator.as_mut().filter(|_| before == 0) {
+            // There was nowhere to send to.
+            (initiator.due, initiator.retry) = (now, cx.config.timing.handshake_retry);
+        }
     }
 }

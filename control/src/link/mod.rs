@@ -127,7 +127,7 @@ impl Link {
         let Some((header, body)) = slot.seal(cell.kind, cell.channel, cell.sub, class, cell.content) else {
             return false;
         };
-        cx.change(Change::Inject { link: self.id, slot: slot.id, header, body });
+        cx.change(Change::Inject { link: self.id, slot: slot.id, header, body, at_once: cell.at_once });
         self.record_sent(now);
         true
     }
@@ -139,6 +139,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) channel: u32,
     pub(crate) sub: u8,
     pub(crate) content: &'a [u8],
+    /// Past the pool.
+    pub(crate) at_once: bool,
 }
 
 /// All links of a node.
@@ -155,8 +157,8 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(config: &Config, now: Duration) -> Links {
-        let (initiator, responder) = (Initiator::new(config, now), Responder::new(config, now));
+    pub(crate) fn new(config: &Config, chain: &[u8; 32], now: Duration) -> Links {
+        let (initiator, responder) = (Initiator::new(config, chain, now), Responder::new(config, chain, now));
         Links { all: Vec::new(), versions: Vec::new(), next_slot: 0, down: None, initiator, responder }
     }
 
@@ -185,6 +187,14 @@ impl Links {
     /// Seals and injects a control cell; false if the link is gone or cannot send.
     pub(crate) fn inject(&mut self, cx: &mut Context, now: Duration, link: LinkId, cell: &Outgoing<'_>) -> bool {
         self.link_mut(link).is_some_and(|link| link.inject(cx, now, cell))
+    }
+
+    /// Seals and injects the content of an ask or a part, which does not wait in the pool (SPEC 7.8.8).
+    pub(crate) fn inject_trust(&mut self, cx: &mut Context, now: Duration, link: LinkId, mut content: Vec<u8>) {
+        let Some(link) = self.link_mut(link) else { return };
+        content.resize(content_len(&cx.config, link.side), 0);
+        let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: true };
+        link.inject(cx, now, &cell);
     }
 
     /// Opens a control cell. The first authentic one under `next` promotes that slot.
@@ -400,17 +410,21 @@ impl Links {
     }
 }
 
+/// Bytes of content in the control cells that this node sends on this side.
+pub(crate) fn content_len(config: &Config, side: Side) -> usize {
+    match side {
+        Side::Up => config.shape.control_content(Direction::Backward, config.position),
+        Side::Down => config.shape.control_content(Direction::Forward, config.position + 1),
+    }
+}
+
 fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {
-    let shape = cx.config.shape;
-    let len = match link.side {
-        Side::Up => shape.control_content(Direction::Backward, cx.config.position),
-        Side::Down => shape.control_content(Direction::Forward, cx.config.position + 1),
-    };
-    let mut content = vec![0; len];
+    let mut content = vec![0; content_len(&cx.config, link.side)];
     content[0] = LinkContent::Keepalive as u8;
     // Noted also without a slot to send under: otherwise the next wake would be in the past.
     link.owed_since = None;
-    if link.inject(cx, now, &Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content }) {
+    let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: false };
+    if link.inject(cx, now, &cell) {
         cx.counters.keepalives += 1;
     }
 }

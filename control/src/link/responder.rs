@@ -7,11 +7,11 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
 use wire::ids::{LinkId, Side};
-use wire::kdf::x25519_public;
 
 use super::{Link, Links};
 use crate::admission::Bucket;
 use crate::config::Config;
+use crate::contacts::Static;
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::datagram::{self, Mac1Key, MessageKind, Parsed};
@@ -33,7 +33,6 @@ const HALVES_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Responder {
     terms: Terms,
     half_len: usize,
-    key: Mac1Key,
     /// By source and initiator's index.
     halves: Joiner<(SocketAddr, u32)>,
     /// Limits public-key work.
@@ -47,15 +46,14 @@ pub(super) struct Responder {
 
 impl Responder {
     /// None at the entry.
-    pub(super) fn new(config: &Config, now: Duration) -> Option<Responder> {
-        let class = config.shape.class();
-        config.descriptor.as_ref().filter(|_| !config.is_entry()).map(|own| {
+    pub(super) fn new(config: &Config, chain: &[u8; 32], now: Duration) -> Option<Responder> {
+        (!config.is_entry()).then(|| {
             let (pattern, half_len) =
                 if config.faces_entries() { (Pattern::Nk, NK_HALF_LEN) } else { (Pattern::Ik, IK_HALF_LEN) };
+            let link = (config.position, config.shape.class());
             Responder {
-                terms: Terms::new(pattern, class, &own.hash(), config.psk_up.as_ref()),
+                terms: Terms::new(pattern, chain, link, config.psk_up.as_ref()),
                 half_len,
-                key: Mac1Key::of(&x25519_public(&config.noise)),
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 bucket: Bucket::new(config.caps.handshakes, now),
                 last_timestamp: [0; 12],
@@ -65,34 +63,35 @@ impl Responder {
         })
     }
 
-    /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it.
+    /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it, and which of
+    /// this node's statics it was made for.
     fn receive_half(
         &mut self,
         cx: &mut Context,
         now: Duration,
         from: SocketAddr,
         parsed: &Parsed<'_>,
-    ) -> Result<Option<Vec<u8>>, Refusal> {
+    ) -> Result<Option<(Vec<u8>, usize)>, Refusal> {
         match parsed.kind {
             MessageKind::Initiation => {}
             MessageKind::Response => return Err(Refusal::WrongSide),
             MessageKind::Cookie => return Err(Refusal::Cookie),
         }
-        if !self.key.accepts(parsed) {
-            return Err(Refusal::BadMac1);
-        }
+        // Descriptors name the statics that are answered under, several while keys are replaced.
+        let accepts = |own: &Static| cx.contacts.own.contains(&own.public) && own.mac1.accepts(parsed);
+        let own = cx.statics.iter().position(accepts).ok_or(Refusal::BadMac1)?;
         let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part, 2, parsed.noise);
         (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
             Joined::Duplicate => Err(Refusal::HalfDuplicate),
-            Joined::Complete(halves) => Ok(Some(halves.concat())),
+            Joined::Complete(halves) => Ok(Some((halves.concat(), own))),
         }
     }
 
     /// IK: the timestamp in `head`, if it is newer than the last accepted one and from the previous hop.
     fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<[u8; 12], Refusal> {
-        if state.initiator != cx.config.previous || state.initiator.is_none() {
+        if !state.initiator.is_some_and(|initiator| cx.contacts.previous.contains(&initiator)) {
             return Err(Refusal::UnknownInitiator);
         }
         let timestamp: [u8; 12] = *state.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
@@ -125,7 +124,7 @@ impl Links {
     ) -> Result<(), Refusal> {
         let responder = self.responder.as_mut().ok_or(Refusal::WrongSide)?;
         let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeMalformed)?;
-        let Some(message) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
+        let Some((message, own)) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
 
         // Replays and floods are refused before any public-key work.
         let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeMalformed)?;
@@ -135,8 +134,9 @@ impl Links {
         if !responder.bucket.take(now) {
             return Err(Refusal::HandshakeRateLimited);
         }
-        let state = ResponderState::read(&mut cx.rng, &responder.terms, &cx.config.noise, &message)
-            .map_err(|_| Refusal::HandshakeForged)?;
+        let own = &cx.statics[own].secret;
+        let state =
+            ResponderState::read(&mut cx.rng, &responder.terms, own, &message).map_err(|_| Refusal::HandshakeForged)?;
         let timestamp = match responder.terms.pattern {
             Pattern::Nk => None,
             Pattern::Ik => Some(responder.check_initiator(cx, &state)?),
@@ -265,8 +265,8 @@ mod tests {
 
     #[test]
     fn latest_4096_ephemerals_are_remembered() {
-        let config = Plan::new(Class::L, 1).config(1);
-        let mut responder = Responder::new(&config, Duration::ZERO).unwrap();
+        let config = Plan::new(Class::L, 1).first(1).0;
+        let mut responder = Responder::new(&config, &[7; 32], Duration::ZERO).unwrap();
         let ephemeral = |n: usize| std::array::from_fn(|i| (n >> (8 * (i % 8))) as u8);
         for n in 0..EPHEMERALS_MAX + 1000 {
             responder.remember(ephemeral(n));

@@ -13,11 +13,13 @@ use super::encoding::Signer;
 use super::keyring::Keyring;
 use super::record::SignedRecord;
 use super::signed::{SignedIntervals, SignedRanks};
-use super::sync::{News, Outgoing, Peer, Refused, Sync};
+use super::sync::{News, OFFSET_MAX_MS, Outgoing, Peer, Refused, Sync};
 use super::view::{BadDescriptor, Taken, View};
 
 /// A record that has just arrived may be one of several: a hop waits so long for the others before it signs.
 const QUIET: Duration = Duration::from_millis(50);
+/// A state that was not saved is to be saved again after this.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a hop writes to disk: what it must never forget.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,22 +34,24 @@ pub struct HopState {
 /// What the runner does next; the order is binding.
 #[derive(Debug)]
 pub enum Step {
-    /// The state must be on disk before anything that follows.
-    Save,
+    /// Write the state to disk. Until [`HopTrust::saved`] has this number, nothing is sent.
+    Save(u64),
     /// Send the content in a cell of type 3, at once and past the pool.
     Send(LinkId, Vec<u8>),
     Event(TrustEvent),
 }
 
 /// Something for the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrustEvent {
     /// A hop, by position, has a newer descriptor.
     Descriptor { hop: usize, revision: u64 },
     /// A hop has signed two bundles of one interval: it is corrupt, or its state was lost.
     SignedTwice { hop: usize, interval: u64 },
-    /// This node's clock differs by more than an interval from those of all neighbours; it signs nothing.
-    ClockDiffers { offset_ms: i64 },
+    /// This node's clock differs by more than two seconds from a neighbour's. Positive: the neighbour's is ahead.
+    ClockOff { offset_ms: i64 },
+    /// This node's clock differs by more than an interval from those of all neighbouring hops. It signs nothing.
+    ClockStops { offset_ms: i64 },
     /// A newer descriptor of this node exists, whose keys are not here.
     OwnKeysMissing { revision: u64 },
     /// This node's descriptor has expired: it signs nothing.
@@ -61,10 +65,14 @@ pub struct HopTrust {
     view: View,
     sync: Sync,
     keyring: Keyring,
-    signer: Signer,
-    /// Public key of the Noise static that this node has.
-    noise: [u8; 32],
+    keys: Vec<CertifiedKeys>,
     state: HopState,
+    /// Number of the last [`Step::Save`].
+    saves: u64,
+    /// The state is not on disk yet; when it is to be saved again.
+    unsaved: Option<Duration>,
+    /// Something has arrived that the next tick acts on.
+    has_news: bool,
     /// The first interval that may be signed: earlier ones may have been signed before the start.
     first: u64,
     /// When a record arrived last.
@@ -76,13 +84,25 @@ pub struct HopTrust {
     steps: Vec<Step>,
 }
 
+/// Keys of a node that one descriptor names together.
+pub struct CertifiedKeys {
+    pub signer: Signer,
+    /// Public key of the Noise static.
+    pub noise: [u8; 32],
+}
+
+impl CertifiedKeys {
+    /// True if this descriptor names them.
+    pub fn are_of(&self, descriptor: &SignedDescriptor) -> bool {
+        descriptor.signing == self.signer.public() && descriptor.noise == self.noise
+    }
+}
+
 /// What a hop starts with.
 pub struct HopSetup {
     pub position: usize,
     pub view: View,
-    pub signer: Signer,
-    /// Public key of its Noise static.
-    pub noise: [u8; 32],
+    pub keys: Vec<CertifiedKeys>,
     pub state: HopState,
     /// Most setups that one pair of keys opens.
     pub replay_capacity: usize,
@@ -90,7 +110,7 @@ pub struct HopSetup {
 
 impl HopTrust {
     pub fn new(setup: HopSetup, now: Duration, wall_ms: u64) -> HopTrust {
-        let HopSetup { position, view, signer, noise, state, replay_capacity } = setup;
+        let HopSetup { position, view, keys, state, replay_capacity } = setup;
         let times = view.times();
         let keyring =
             Keyring::new((*view.chain(), view.terms().suite, times), (position, view.hops()), replay_capacity);
@@ -103,9 +123,11 @@ impl HopTrust {
             view,
             sync,
             keyring,
-            signer,
-            noise,
+            keys,
             state,
+            saves: 0,
+            unsaved: None,
+            has_news: true,
             first,
             record_at: Duration::ZERO,
             asked_for: 0,
@@ -122,7 +144,11 @@ impl HopTrust {
         &self.sync
     }
 
-    pub fn keyring(&mut self) -> &mut Keyring {
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    pub fn keyring_mut(&mut self) -> &mut Keyring {
         &mut self.keyring
     }
 
@@ -152,13 +178,30 @@ impl HopTrust {
         let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
         if taken != Taken::Known {
             self.sync.changed(now);
+            self.save(now);
+            self.has_news = true;
         }
         Ok(taken)
     }
 
-    /// The keys in the newest descriptor of this node, after they were loaded.
-    pub fn set_keys(&mut self, signer: Signer, noise: [u8; 32]) {
-        (self.signer, self.noise) = (signer, noise);
+    /// The keys of this node, after they were loaded.
+    pub fn set_keys(&mut self, keys: Vec<CertifiedKeys>) {
+        self.keys = keys;
+        self.has_news = true;
+    }
+
+    /// The state is on disk as it was at the [`Step::Save`] with this number.
+    pub fn saved(&mut self, number: u64) {
+        if number == self.saves {
+            self.unsaved = None;
+            self.has_news = true;
+        }
+    }
+
+    fn save(&mut self, now: Duration) {
+        self.saves += 1;
+        self.unsaved = Some(now + SAVE_AGAIN);
+        self.steps.push(Step::Save(self.saves));
     }
 
     /// Takes in the content of an ask or part cell.
@@ -168,12 +211,17 @@ impl HopTrust {
     pub fn take(&mut self, now: Duration, wall_ms: u64, link: LinkId, content: &[u8]) -> Result<(), Refused> {
         let mut out = Vec::new();
         let news = self.sync.take(&mut self.view, now, wall_ms, link, content, &mut out);
-        self.send(out);
-        match news? {
+        // An answer may name what is not on disk yet. Whoever asked asks again.
+        if self.unsaved.is_none() {
+            self.send(out);
+        }
+        let news = news?;
+        self.has_news |= news.is_some();
+        match news {
             Some(News::Descriptor(hop)) => {
                 let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
                 self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
-                self.steps.push(Step::Save);
+                self.save(now);
             }
             Some(News::Record(_)) => self.record_at = now,
             Some(News::SignedTwice(hop, interval)) => self.report(TrustEvent::SignedTwice { hop, interval }),
@@ -190,7 +238,7 @@ impl HopTrust {
     fn report(&mut self, event: TrustEvent) {
         let same = |other: &TrustEvent| std::mem::discriminant(other) == std::mem::discriminant(&event);
         if !self.reported.iter().any(same) {
-            self.reported.push(event.clone());
+            self.reported.push(event);
             self.steps.push(Step::Event(event));
         }
     }
@@ -201,15 +249,23 @@ impl HopTrust {
 
     /// Does everything that is due.
     pub fn tick(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64) {
+        self.has_news = false;
         self.view.forget(wall_ms);
         self.keyring.wipe(now, wall_ms);
-        if let Some(own) = self.own_certificate(wall_ms) {
-            self.keep_keys(rng, now, wall_ms, &own);
-            self.sign(now, wall_ms);
+        self.check_clock();
+        if let Some((own, keys)) = self.own_certificate(wall_ms) {
+            self.keep_keys(rng, now, wall_ms, &own, keys);
+            self.sign(now, wall_ms, keys);
         }
-        let mut out = Vec::new();
-        self.sync.run(&self.view, now, wall_ms, &mut out);
-        self.send(out);
+        match self.unsaved {
+            Some(again) if again <= now => self.save(now),
+            Some(_) => {}
+            None => {
+                let mut out = Vec::new();
+                self.sync.run(&self.view, now, wall_ms, &mut out);
+                self.send(out);
+            }
+        }
     }
 
     /// What to do, in this order.
@@ -224,29 +280,39 @@ impl HopTrust {
         let epoch = times.epoch_of(interval);
         let soon =
             [times.signing_start(interval + 1), times.publish_at(epoch + 1), times.wipe_at(epoch.saturating_sub(1))];
-        let next = soon.into_iter().filter(|at| *at > wall_ms).min().unwrap_or(u64::MAX);
+        let settled = times.signing_start(interval) + times.settle_ms();
+        let next = soon.into_iter().chain([settled]).filter(|at| *at > wall_ms).min().unwrap_or(u64::MAX);
         let clock = now + Duration::from_millis(next.saturating_sub(wall_ms));
         let quiet = if self.record_at + QUIET > now { self.record_at + QUIET } else { Duration::MAX };
-        self.sync.next_wake().min(clock).min(quiet)
+        let news = if self.has_news { now } else { Duration::MAX };
+        let sync = self.unsaved.unwrap_or(self.sync.next_wake());
+        sync.min(clock).min(quiet).min(news)
     }
 
-    /// This node's newest descriptor, if it is valid and its keys are here.
-    fn own_certificate(&mut self, wall_ms: u64) -> Option<Arc<SignedDescriptor>> {
-        let mine = |descriptor: &&Arc<SignedDescriptor>| {
-            descriptor.signing == self.signer.public() && descriptor.noise == self.noise
-        };
+    /// True if it has all that it needs to sign: keys that a valid descriptor names, and a clock that neighbours share.
+    pub fn can_sign(&self) -> bool {
+        let prevents = |event: &TrustEvent| matches!(event, TrustEvent::OwnExpired | TrustEvent::ClockStops { .. });
+        !self.reported.iter().any(prevents) && self.unsaved.is_none()
+    }
+
+    /// This node's newest descriptor whose keys are here, if it is valid, and which of the keys it names.
+    fn own_certificate(&mut self, wall_ms: u64) -> Option<(Arc<SignedDescriptor>, usize)> {
         let all = self.view.descriptors(self.position);
-        let own = all.iter().find(mine).cloned();
+        let with_keys = |descriptor: &Arc<SignedDescriptor>| {
+            let at = self.keys.iter().position(|keys| keys.are_of(descriptor))?;
+            Some((descriptor.clone(), at))
+        };
+        let own = all.iter().find_map(with_keys);
         let newest = all.first().map(|descriptor| descriptor.revision);
         match (&own, newest) {
-            (Some(own), Some(revision)) if own.revision == revision => {
+            (Some((own, _)), Some(revision)) if own.revision == revision => {
                 self.withdraw(|event| matches!(event, TrustEvent::OwnKeysMissing { .. }));
             }
             (_, Some(revision)) => self.report(TrustEvent::OwnKeysMissing { revision }),
             (_, None) => {}
         }
         let own = own?;
-        if let Validity::Valid(_) = own.validity(wall_ms / 1000) {
+        if let Validity::Valid(_) = own.0.validity(wall_ms / 1000) {
             self.withdraw(|event| matches!(event, TrustEvent::OwnExpired));
             return Some(own);
         }
@@ -256,7 +322,7 @@ impl HopTrust {
 
     /// Draws and publishes keys where they are missing, and publishes them again where the record is not that of the
     /// newest descriptor, or where others hold a higher one.
-    fn keep_keys(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64, own: &SignedDescriptor) {
+    fn keep_keys(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64, own: &SignedDescriptor, keys: usize) {
         let times = self.view.times();
         let running = times.epoch_of(times.interval_at(wall_ms));
         let published = |epoch: &u64| *epoch == running || times.publish_at(*epoch) <= wall_ms;
@@ -279,11 +345,12 @@ impl HopTrust {
             self.state.last_draw = (self.state.last_draw + 1).max(wall_ms / 1000);
             self.state.fresh = false;
             let draw = self.state.last_draw;
-            self.steps.push(Step::Save);
+            self.save(now);
+            let signer = &self.keys[keys].signer;
             let record = if self.keyring.has(epoch) {
-                self.keyring.publish(epoch, draw, own, &self.signer).expect("it has the keys")
+                self.keyring.publish(epoch, draw, own, signer).expect("it has the keys")
             } else {
-                self.keyring.draw(rng, now, epoch, draw, own, &self.signer)
+                self.keyring.draw(rng, now, epoch, draw, own, signer)
             };
             self.view.put_own(self.position, record);
             self.sync.changed(now);
@@ -291,10 +358,11 @@ impl HopTrust {
     }
 
     /// Signs for the interval whose time has come, once.
-    fn sign(&mut self, now: Duration, wall_ms: u64) {
+    fn sign(&mut self, now: Duration, wall_ms: u64, keys: usize) {
         let times = self.view.times();
         let interval = times.signable_at(wall_ms);
-        if interval < self.first || self.state.intervals.contains(interval) || self.clock_differs() {
+        let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
+        if interval < self.first || self.state.intervals.contains(interval) || stops {
             return;
         }
         // What arrives together is signed together.
@@ -324,8 +392,8 @@ impl HopTrust {
         for (i, record) in records.iter().enumerate() {
             self.state.ranks.insert(i as u8 + 1, epoch, record.rank());
         }
-        self.steps.push(Step::Save);
-        signatures.signatures[self.position - 1] = Some(bundle::sign(&self.signer, &signatures.hash));
+        self.save(now);
+        signatures.signatures[self.position - 1] = Some(bundle::sign(&self.keys[keys].signer, &signatures.hash));
         // Another signature of this node for this interval can only come from someone else with its key.
         let _ = self.view.take_signatures(&signatures, wall_ms);
         self.sync.changed(now);
@@ -345,16 +413,20 @@ impl HopTrust {
         }
     }
 
-    /// True if all neighbours' clocks are more than an interval away, all in one direction.
-    fn clock_differs(&mut self) -> bool {
+    /// Compares this node's clock with those of its neighbouring hops.
+    fn check_clock(&mut self) {
         let limit = self.view.times().interval_ms() as i64;
         let offsets: Vec<i64> = self.sync.offsets_ms().collect();
-        let far = !offsets.is_empty() && offsets.iter().all(|offset| offset.abs() > limit);
-        if far {
-            self.report(TrustEvent::ClockDiffers { offset_ms: offsets[0] });
+        let stops = !offsets.is_empty() && offsets.iter().all(|offset| offset.abs() > limit);
+        if stops {
+            self.report(TrustEvent::ClockStops { offset_ms: offsets[0] });
         } else {
-            self.withdraw(|event| matches!(event, TrustEvent::ClockDiffers { .. }));
+            self.withdraw(|event| matches!(event, TrustEvent::ClockStops { .. }));
         }
-        far
+        match offsets.iter().find(|offset| offset.abs() > OFFSET_MAX_MS) {
+            Some(offset_ms) if !stops => self.report(TrustEvent::ClockOff { offset_ms: *offset_ms }),
+            Some(_) => {}
+            None => self.withdraw(|event| matches!(event, TrustEvent::ClockOff { .. })),
+        }
     }
 }

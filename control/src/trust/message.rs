@@ -4,13 +4,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use wire::link::LinkContent;
+
 use super::descriptor;
 use super::encoding::{Malformed, Reader, sha256};
 
 /// Kind of an ask (SPEC 3.6).
-pub const ASK: u8 = 3;
+pub const ASK: u8 = LinkContent::Ask as u8;
 /// Kind of a part.
-pub const PART: u8 = 4;
+pub const PART: u8 = LinkContent::Part as u8;
 /// Bytes in front of a part's piece: kind, item, id 4, index, total 2.
 pub const PART_HEAD_LEN: usize = 9;
 /// Longest item.

@@ -14,6 +14,8 @@ pub mod keyring;
 pub mod message;
 pub mod record;
 pub mod signed;
+pub mod state;
+pub mod status;
 pub mod sync;
 #[cfg(test)]
 mod tests;
@@ -25,4 +27,7 @@ pub use chain::{ChainTerms, ClassTerms};
 pub use descriptor::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Validity};
 pub use encoding::{Malformed, Signer};
 pub use record::{EpochRecord, SignedRecord};
+pub use state::State;
+pub use status::{HopStatus, TrustStatus};
 pub use times::Times;
+pub use view::View;

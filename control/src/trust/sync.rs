@@ -31,6 +31,8 @@ const ACKNOWLEDGE: Duration = Duration::from_millis(50);
 const VERIFICATIONS: Rate = Rate { per_second: 50, burst: 50 };
 /// Cells with which Mix 1 answers all its entries.
 const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
+/// A clock that differs by more from a neighbour's is reported.
+pub(super) const OFFSET_MAX_MS: i64 = 2000;
 /// Answers of up to so many cells may use up the whole budget, longer ones three quarters of it.
 const SMALL_ANSWER_CELLS: usize = 10;
 
@@ -163,7 +165,7 @@ impl Sync {
 
     /// Something has changed that neighbours may lack.
     pub fn changed(&mut self, now: Duration) {
-        for link in self.links.values_mut() {
+        for link in self.links.values_mut().filter(|link| link.peer != Peer::FirstHop) {
             link.look_at = link.look_at.min(now + GATHER);
         }
     }

@@ -83,11 +83,12 @@ impl Times {
         (u64::from(rate) * (self.epoch_ms * 7 + 12 * self.interval_ms)).div_ceil(6 * 1000)
     }
 
-    /// True if a switch of epochs is less than an interval away, before or after.
-    pub fn is_near_switch(&self, ms: u64) -> bool {
+    /// If a switch of epochs is less than an interval away, before or after: when it no longer is.
+    pub fn near_switch_until(&self, ms: u64) -> Option<u64> {
         let epoch = ms / self.epoch_ms;
-        let near = |epoch| self.interval_start(self.switch(epoch)).abs_diff(ms) < self.interval_ms;
-        near(epoch) || near(epoch + 1)
+        let switches = [epoch, epoch + 1].map(|epoch| self.interval_start(self.switch(epoch)));
+        let near = switches.into_iter().find(|switch| switch.abs_diff(ms) < self.interval_ms);
+        near.map(|switch| switch + self.interval_ms)
     }
 }
 
@@ -142,7 +143,9 @@ mod tests {
         assert_eq!(times.publish_at(1), 3_000_000);
         assert_eq!(times.wipe_at(1), 7_260_000 + 600_000);
         assert_eq!(times.setups_per_key(1000), 4_220_000);
-        assert!(times.is_near_switch(3_660_000 + 9_999) && !times.is_near_switch(3_660_000 + 10_000));
-        assert!(times.is_near_switch(3_660_000 - 9_999) && !times.is_near_switch(3_660_000 - 10_000));
+        for (offset_ms, near) in [(-10_000, false), (-9_999, true), (0, true), (9_999, true), (10_000, false)] {
+            let until = times.near_switch_until(3_660_000u64.strict_add_signed(offset_ms));
+            assert_eq!(until, near.then_some(3_670_000), "{offset_ms}");
+        }
     }
 }

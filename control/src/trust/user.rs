@@ -4,36 +4,56 @@
 use std::time::Duration;
 
 use wire::ids::LinkId;
-use wire::setup::HopPublic;
 
-use super::hop::TrustEvent;
-use super::sync::{News, Outgoing, Peer, Refused, Sync};
-use super::view::{Bundle, View};
-
-/// A clock that differs by more is reported.
-const OFFSET_MAX_MS: i64 = 2000;
+use super::descriptor::SignedDescriptor;
+use super::hop::{Step, TrustEvent};
+use super::sync::{News, OFFSET_MAX_MS, Peer, Refused, Sync};
+use super::view::{BadDescriptor, Bundle, Taken, View};
 
 pub struct UserTrust {
     view: View,
     sync: Sync,
-    /// The hash of the bundle that was used last.
-    used: Option<Vec<[u8; 32]>>,
-    events: Vec<TrustEvent>,
+    steps: Vec<Step>,
+    /// Number of the last [`Step::Save`].
+    saves: u64,
     reported_offset: bool,
 }
 
 impl UserTrust {
     pub fn new(view: View, now: Duration) -> UserTrust {
         let sync = Sync::new(&view, now);
-        UserTrust { view, sync, used: None, events: Vec::new(), reported_offset: false }
+        UserTrust { view, sync, steps: Vec::new(), saves: 0, reported_offset: false }
     }
 
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    pub fn view_mut(&mut self) -> &mut View {
-        &mut self.view
+    pub fn sync(&self) -> &Sync {
+        &self.sync
+    }
+
+    /// Takes in a descriptor from a file.
+    ///
+    /// # Errors
+    /// See [`BadDescriptor`].
+    pub fn take_descriptor(
+        &mut self,
+        hop: usize,
+        descriptor: SignedDescriptor,
+        wall_ms: u64,
+    ) -> Result<Taken, BadDescriptor> {
+        let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
+        if taken != Taken::Known {
+            self.save();
+        }
+        Ok(taken)
+    }
+
+    /// What it holds is worth writing to disk. Nothing waits for that.
+    fn save(&mut self) {
+        self.saves += 1;
+        self.steps.push(Step::Save(self.saves));
     }
 
     pub fn link_up(&mut self, link: LinkId, content_len: usize, now: Duration) {
@@ -54,14 +74,19 @@ impl UserTrust {
         match news {
             Some(News::Descriptor(hop)) => {
                 let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
-                self.events.push(TrustEvent::Descriptor { hop, revision });
+                self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+                self.save();
             }
-            Some(News::SignedTwice(hop, interval)) => self.events.push(TrustEvent::SignedTwice { hop, interval }),
+            Some(News::SignedTwice(hop, interval)) => {
+                self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
+            }
             _ => {}
         }
         let offset = self.sync.offsets_ms().next().filter(|offset| offset.abs() > OFFSET_MAX_MS);
         match offset {
-            Some(offset_ms) if !self.reported_offset => self.events.push(TrustEvent::ClockDiffers { offset_ms }),
+            Some(offset_ms) if !self.reported_offset => {
+                self.steps.push(Step::Event(TrustEvent::ClockOff { offset_ms }));
+            }
             _ => {}
         }
         self.reported_offset = offset.is_some();
@@ -75,38 +100,22 @@ impl UserTrust {
         self.view.complete(interval)
     }
 
-    /// The setup keys of all hops in a bundle, Mix 1 first.
-    pub fn hops(&self, bundle: &Bundle) -> Vec<HopPublic> {
-        let hops = bundle.records.len();
-        let public = |(i, record): (usize, &std::sync::Arc<super::SignedRecord>)| HopPublic {
-            setup: record.setup.clone(),
-            descriptor_hash: record.setup_hash(self.view.chain(), i + 1, hops),
-        };
-        bundle.records.iter().enumerate().map(public).collect()
-    }
-
-    /// True if the records of this bundle differ from those used last; they are those used last from now on.
-    pub fn records_changed(&mut self, bundle_records: Vec<[u8; 32]>) -> bool {
-        let changed = self.used.as_ref().is_some_and(|used| *used != bundle_records);
-        self.used = Some(bundle_records);
-        changed
-    }
-
     /// No bundle is wanted any more.
     pub fn rest(&mut self, now: Duration) {
         self.sync.want(None, now);
     }
 
     /// Sends what is due.
-    pub fn run(&mut self, now: Duration, wall_ms: u64) -> Vec<Outgoing> {
+    pub fn tick(&mut self, now: Duration, wall_ms: u64) {
         self.view.forget(wall_ms);
         let mut out = Vec::new();
         self.sync.run(&self.view, now, wall_ms, &mut out);
-        out
+        self.steps.extend(out.into_iter().map(|(link, content)| Step::Send(link, content)));
     }
 
-    pub fn events(&mut self) -> Vec<TrustEvent> {
-        std::mem::take(&mut self.events)
+    /// What to do, in this order.
+    pub fn steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
     }
 
     pub fn next_wake(&self) -> Duration {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use thiserror::Error;
+use wire::setup::HopPublic;
 
 use super::bundle::{self, Signatures, Tag};
 use super::chain::ChainTerms;
@@ -57,6 +58,8 @@ pub struct View {
     hops: Vec<Hop>,
     /// By interval; several sets of records only if hops do not agree.
     bundles: BTreeMap<u64, Vec<Bundle>>,
+    /// Counts the changes of descriptors.
+    version: u64,
 }
 
 /// What taking something in has changed.
@@ -73,6 +76,8 @@ pub enum Taken {
 /// Why a descriptor is not taken in.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum BadDescriptor {
+    #[error("its identity is not that of a hop of this chain")]
+    Unknown,
     #[error("its identity is not that of hop {0} in this chain")]
     Foreign(usize),
     #[error("its identity is that of hop {found}, not of hop {expected}")]
@@ -126,7 +131,7 @@ impl View {
     /// Nothing is held yet.
     pub fn new(terms: ChainTerms) -> View {
         let hops = terms.identities.iter().map(|_| Hop::default()).collect();
-        View { chain: terms.id(), times: Times::new(&terms), terms, hops, bundles: BTreeMap::new() }
+        View { chain: terms.id(), times: Times::new(&terms), terms, hops, bundles: BTreeMap::new(), version: 0 }
     }
 
     pub fn terms(&self) -> &ChainTerms {
@@ -157,6 +162,16 @@ impl View {
         &self.hops[hop - 1].descriptors
     }
 
+    /// Differs from its last value if a descriptor was taken in, revoked or forgotten since.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The position of the hop with an identity.
+    pub fn position(&self, identity: &[u8; 32]) -> Option<usize> {
+        self.terms.identities.iter().position(|other| other == identity).map(|at| at + 1)
+    }
+
     /// The lowest revision of a hop that is not revoked.
     pub fn floor(&self, hop: usize) -> u64 {
         self.hops[hop - 1].floor
@@ -171,6 +186,7 @@ impl View {
         let held = &mut self.hops[hop - 1];
         held.floor = held.floor.max(floor);
         let floor = held.floor;
+        self.version += 1;
         held.descriptors.retain(|descriptor| descriptor.revision >= floor);
         for records in held.records.values_mut() {
             records.retain(|record| record.revision >= floor);
@@ -213,11 +229,10 @@ impl View {
 
     fn check_place(&self, hop: usize, descriptor: &SignedDescriptor) -> Result<(), BadDescriptor> {
         if descriptor.identity != self.terms.identities[hop - 1] {
-            let found = self.terms.identities.iter().position(|identity| *identity == descriptor.identity);
-            return Err(found.map_or(BadDescriptor::Foreign(hop), |found| BadDescriptor::Misplaced {
-                found: found + 1,
-                expected: hop,
-            }));
+            let found = self.position(&descriptor.identity);
+            return Err(
+                found.map_or(BadDescriptor::Foreign(hop), |found| BadDescriptor::Misplaced { found, expected: hop })
+            );
         }
         match (descriptor.role, hop == self.hops()) {
             (HopRole::Exit, false) => return Err(BadDescriptor::NotAMix(hop)),
@@ -409,10 +424,11 @@ impl View {
             hop.records.retain(|of, _| of.abs_diff(epoch) <= 1);
             hop.verified.retain(|_, (at, _)| *at == interval);
             // The newest stays whatever its validity, for contact.
-            let mut newest = true;
+            let (mut newest, before) = (true, hop.descriptors.len());
             hop.descriptors.retain(|descriptor| {
                 std::mem::take(&mut newest) || matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_))
             });
+            self.version += u64::from(hop.descriptors.len() < before);
         }
     }
 }
@@ -420,6 +436,21 @@ impl View {
 impl Bundle {
     pub fn hash(&self) -> [u8; 32] {
         self.signatures.hash
+    }
+
+    /// The setup keys of all hops of this chain, Mix 1 first.
+    pub fn setup_keys(&self, chain: &[u8; 32]) -> Vec<HopPublic> {
+        let hops = self.records.len();
+        let public = |(i, record): (usize, &Arc<SignedRecord>)| HopPublic {
+            setup: record.setup.clone(),
+            descriptor_hash: record.setup_hash(chain, i + 1, hops),
+        };
+        self.records.iter().enumerate().map(public).collect()
+    }
+
+    /// True if both have the same records.
+    pub fn has_records_of(&self, other: &Bundle) -> bool {
+        self.signatures.records == other.signatures.records
     }
 }
 

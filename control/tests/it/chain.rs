@@ -269,7 +269,7 @@ fn search_retries_faster_once_no_channel_is_open() {
 #[test]
 fn channel_near_its_end_is_superseded() {
     let mut plan = Plan::new(Class::M, 2);
-    plan.descriptors.iter_mut().for_each(|d| d.lifetime_s = 100);
+    plan.terms.classes[0].lifetime_s = 100;
     let mut world = World::new(plan);
     world.run_for(secs(3));
     assert!(world.has_channels(0, 4));

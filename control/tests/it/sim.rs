@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{draw_setup, draw_x25519};
-use control::{Caps, Change, Config, Control, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
+use control::descriptor::{draw_secret, draw_x25519};
+use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
+use control::{Caps, Change, Config, Control, Event, Input, NodeKeys, Output, Refusal, Role, Timing, TrustSetup};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{BadHeader, CellKind, Class, Header, Shape};
@@ -16,7 +17,7 @@ use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::link::HeaderKey;
-use wire::setup::{SetupKey, Suite};
+use wire::setup::Suite;
 use zeroize::Zeroizing;
 
 pub const fn ms(n: u64) -> Duration {
@@ -27,12 +28,23 @@ pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
+/// The private keys of a node.
+#[derive(Clone)]
+pub struct Keys {
+    pub noise: Secret,
+    pub signing: Secret,
+}
+
 /// The configuration of a chain, from which its nodes are made.
 pub struct Plan {
     pub shape: Shape,
-    pub descriptors: Vec<Descriptor>,
-    noise: Vec<(Secret, [u8; 32])>,
-    setup: Vec<SetupKey>,
+    pub terms: ChainTerms,
+    /// Of the hops, Mix 1 first; signed when a node starts.
+    pub descriptors: Vec<NodeDescriptor>,
+    /// Seeds of the hops' identities, by position.
+    identities: Vec<Secret>,
+    /// By position; those of the entry are not used.
+    pub keys: Vec<Vec<Keys>>,
     pub timing: Timing,
     pub caps: Caps,
     pub channels: usize,
@@ -58,29 +70,34 @@ impl Plan {
     pub fn with_suite(class: Class, mixes: usize, suite: Suite) -> Plan {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let shape = Shape::new(class, mixes + 1).unwrap();
-        let noise: Vec<_> = (0..=shape.hops()).map(|_| draw_x25519(&mut rng)).collect();
-        let setup: Vec<_> = (0..=shape.hops()).map(|_| draw_setup(&mut rng, suite)).collect();
-        let descriptors = (1..=shape.hops())
-            .map(|i| Descriptor {
-                chain: [7; 32],
-                position: i as u8,
-                hops: shape.hops() as u8,
-                class,
-                epoch: 1,
-                not_before: 0,
-                not_after: u64::MAX,
-                noise: noise[i].1,
-                setup: setup[i].public(),
-                mixing_delay_ms: 20,
-                lifetime_s: 3600,
-                lanes: vec![up_address(i)],
-            })
-            .collect();
+        let draw = |rng: &mut ChaCha20Rng| Keys { noise: draw_x25519(rng).0, signing: draw_secret(rng) };
+        let keys: Vec<Vec<Keys>> = (0..=shape.hops()).map(|_| vec![draw(&mut rng)]).collect();
+        let identities: Vec<Secret> = (0..=shape.hops()).map(|_| draw_secret(&mut rng)).collect();
+        let descriptors = (1..=shape.hops()).map(|i| NodeDescriptor {
+            role: if i == shape.hops() { HopRole::Exit } else { HopRole::Mix },
+            revision: 1,
+            floor: 0,
+            not_before: 0,
+            not_after: 1 << 40,
+            identity: Signer::from_seed(&identities[i]).public(),
+            noise: wire::kdf::x25519_public(&keys[i][0].noise),
+            signing: Signer::from_seed(&keys[i][0].signing).public(),
+            contacts: vec![Contact { class, lanes: 1, addresses: vec![up_address(i)], names: Vec::new() }],
+        });
+        let descriptors: Vec<NodeDescriptor> = descriptors.collect();
+        let terms = ChainTerms {
+            suite,
+            interval_s: 10,
+            epoch_s: 3600,
+            classes: vec![ClassTerms { class, mixing_delay_ms: 20, lifetime_s: 3600 }],
+            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
+        };
         Plan {
             shape,
+            terms,
             descriptors,
-            noise,
-            setup,
+            identities,
+            keys,
             timing: Timing::default(),
             caps: Caps::default(),
             channels: 4,
@@ -91,36 +108,63 @@ impl Plan {
     /// Gives this position keys that the chain does not know, from now on.
     pub fn forge_keys(&mut self, position: usize) {
         let mut rng = ChaCha20Rng::seed_from_u64(99);
-        self.noise[position] = draw_x25519(&mut rng);
-        self.descriptors[position - 1].noise = self.noise[position].1;
+        let keys = Keys { noise: draw_x25519(&mut rng).0, signing: draw_secret(&mut rng) };
+        self.name_keys(position, &keys);
+        self.keys[position] = vec![keys];
     }
 
-    pub fn setup_key(&self, position: usize) -> &SetupKey {
-        &self.setup[position]
+    /// Another revision of a descriptor, with other keys.
+    pub fn name_keys(&mut self, position: usize, keys: &Keys) {
+        let descriptor = &mut self.descriptors[position - 1];
+        descriptor.revision += 1;
+        descriptor.noise = wire::kdf::x25519_public(&keys.noise);
+        descriptor.signing = Signer::from_seed(&keys.signing).public();
     }
 
-    pub fn config(&self, position: usize) -> Config {
+    /// A hop's descriptor, signed by its identity.
+    pub fn signed(&self, position: usize) -> SignedDescriptor {
+        let identity = Signer::from_seed(&self.identities[position]);
+        self.descriptors[position - 1].clone().sign(&identity).unwrap()
+    }
+
+    /// The configuration of a node that starts for the first time.
+    pub fn first(&self, position: usize) -> (Config, TrustSetup) {
+        self.config(position, State::fresh(), UNIX_EPOCH + secs(1_800_000_000))
+    }
+
+    /// The configuration of a node, and what it starts with if this is on its disk.
+    pub fn config(&self, position: usize, state: State, wall: SystemTime) -> (Config, TrustSetup) {
         let hops = self.shape.hops();
         let role = match position {
-            0 => Role::Entry { hops: self.descriptors.clone(), channels: self.channels },
+            0 => Role::Entry { channels: self.channels },
             p if p == hops => Role::Exit,
             _ => Role::Mix,
         };
-        Config {
+        let now_s = wall.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let mut view = View::new(self.terms.clone());
+        let state = state.restore(&mut view, now_s);
+        for hop in 1..=hops {
+            // One that is not valid yet, or revoked, is left out.
+            let _ = view.take_descriptor(hop, self.signed(hop), now_s);
+        }
+        let config = Config {
             role,
             shape: self.shape,
             position,
-            noise: self.noise[position].0.clone(),
-            setup: self.setup[position].clone(),
-            descriptor: (position > 0).then(|| self.descriptors[position - 1].clone()),
-            previous: (position > 1).then(|| self.noise[position - 1].1),
-            next: (position < hops)
-                .then(|| NextHop { descriptor: self.descriptors[position].clone(), address: up_address(position + 1) }),
+            terms: self.terms.clone(),
+            next: None,
             psk_up: self.psk.1.clone().filter(|_| position == 2),
             psk_down: self.psk.0.clone().filter(|_| position == 1),
             timing: self.timing,
             caps: self.caps,
-        }
+        };
+        let keys = if position == 0 { Vec::new() } else { self.node_keys(position) };
+        (config, TrustSetup { view, keys, state })
+    }
+
+    pub fn node_keys(&self, position: usize) -> Vec<NodeKeys> {
+        let read = |keys: &Keys| NodeKeys { noise: keys.noise.clone(), signer: Signer::from_seed(&keys.signing) };
+        self.keys[position].iter().map(read).collect()
     }
 }
 
@@ -219,6 +263,10 @@ pub struct World {
     pub tap: Tap,
     /// Added to the virtual time, this is the wall clock of all hosts.
     pub wall_base: Duration,
+    /// How far clocks are ahead of it, in ms, by node.
+    pub clock_ms: BTreeMap<usize, i64>,
+    /// What is on the disk of each node.
+    pub disks: BTreeMap<usize, Vec<u8>>,
     /// All datagrams sent, unless a test turns it off.
     pub record: Vec<Packet>,
     pub recording: bool,
@@ -241,6 +289,8 @@ impl World {
             recording: true,
             delay_us: 2_000..6_000,
             wall_base: secs(1_800_000_000),
+            clock_ms: BTreeMap::new(),
+            disks: BTreeMap::new(),
         }
     }
 
@@ -253,11 +303,14 @@ impl World {
         world
     }
 
-    pub fn wall(&self) -> SystemTime {
-        UNIX_EPOCH + self.wall_base + self.now
+    /// The clock of a node's host.
+    pub fn wall(&self, node: usize) -> SystemTime {
+        let ahead = self.clock_ms.get(&node).copied().unwrap_or(0);
+        let wall = UNIX_EPOCH + self.wall_base + self.now;
+        if ahead < 0 { wall - ms(ahead.unsigned_abs()) } else { wall + ms(ahead.unsigned_abs()) }
     }
 
-    /// Starts a node, or restarts it without any state.
+    /// Starts a node, or restarts it with what is on its disk.
     pub fn start(&mut self, position: usize) {
         self.start_as(position, position, up_address(position), down_address(position));
     }
@@ -266,8 +319,12 @@ impl World {
     pub fn start_as(&mut self, number: usize, position: usize, up_address: SocketAddr, down_address: SocketAddr) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.rng.random::<u64>().to_be_bytes());
-        let control = Control::new(self.plan.config(position), ChaCha20Rng::from_seed(seed), self.now)
-            .expect("the plan is sound");
+        let state =
+            self.disks.get(&number).map_or_else(State::fresh, |bytes| State::read(bytes).expect("it was written"));
+        let wall = self.wall(number);
+        let (config, trust) = self.plan.config(position, state, wall);
+        let control = Control::new(config, trust, ChaCha20Rng::from_seed(seed), self.now, wall);
+        let control = control.expect("the plan is sound");
         self.nodes.insert(
             number,
             Node {
@@ -339,10 +396,10 @@ impl World {
                 self.deliver(&packet);
                 continue;
             }
-            let wall = self.wall();
             let due: Vec<usize> =
                 self.nodes.iter().filter(|(_, n)| n.control.next_wake() <= next).map(|(at, _)| *at).collect();
             for at in due {
+                let wall = self.wall(at);
                 let node = self.nodes.get_mut(&at).expect("it is there");
                 node.control.tick(next, wall);
                 self.drain(at);
@@ -419,7 +476,12 @@ impl World {
                     self.send(from, to, datagram);
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
-                Output::Change(Change::Inject { link, slot, header, body }) => {
+                Output::Save(number) => {
+                    self.disks.insert(at, node.control.state().to_bytes());
+                    node.control.saved(self.now, number);
+                }
+                Output::Resolve(_) => panic!("no descriptor has a name"),
+                Output::Change(Change::Inject { link, slot, header, body, .. }) => {
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let contents = node.acks.entry(id).or_default();

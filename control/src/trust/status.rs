@@ -1,0 +1,58 @@
+//! What an operator or a user may want to know of descriptors, clocks and bundles.
+
+use super::sync::Sync;
+use super::view::View;
+
+/// The state of a node's trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustStatus {
+    /// The running interval, by this node's clock.
+    pub interval: u64,
+    /// The epoch of its records.
+    pub epoch: u64,
+    /// The newest interval whose bundle all hops have signed, as far as this node knows.
+    pub bundle: Option<u64>,
+    /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, and its clock is right.
+    pub can_sign: bool,
+    /// The neighbour's clock minus this node's that differs most, as far as they are known.
+    pub clock_offset_ms: Option<i64>,
+    /// Mix 1 first.
+    pub hops: Vec<HopStatus>,
+}
+
+/// What is held of a hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HopStatus {
+    /// Revision of its newest descriptor; 0 if there is none.
+    pub revision: u64,
+    /// End of the validity of that descriptor, in seconds since 1970.
+    pub not_after: u64,
+    /// Descriptors of a lower revision are revoked.
+    pub floor: u64,
+    /// All neighbouring hops have this revision.
+    pub neighbours_have: bool,
+}
+
+impl TrustStatus {
+    pub(crate) fn of(view: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
+        let interval = view.times().interval_at(wall_ms);
+        let hop = |hop| {
+            let (revision, not_after) =
+                view.descriptor(hop).map_or((0, 0), |newest| (newest.revision, newest.not_after));
+            HopStatus {
+                revision,
+                not_after,
+                floor: view.floor(hop),
+                neighbours_have: sync.neighbours_have(hop, revision),
+            }
+        };
+        TrustStatus {
+            interval,
+            epoch: view.times().epoch_of(interval),
+            bundle: view.newest_complete().map(|bundle| bundle.signatures.interval),
+            can_sign,
+            clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.abs()),
+            hops: (1..=view.hops()).map(hop).collect(),
+        }
+    }
+}
