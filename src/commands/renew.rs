@@ -32,7 +32,7 @@ pub fn run(args: &RenewArgs) -> anyhow::Result<()> {
 fn summary(args: &RenewArgs, renewed: &Renewed) -> String {
     let descriptor = &renewed.descriptor;
     let mut text = format!(
-        "Signed revision {} of {}, {}:\n\n  \
+        "Signed revision {} of {} in {}:\n\n  \
          identity     {}\n",
         descriptor.revision,
         node_role(descriptor.role).with_article(),

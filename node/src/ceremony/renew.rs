@@ -69,12 +69,16 @@ pub fn renew(plan: &Plan, now_s: u64) -> Result<Renewed, ConfigError> {
         Some(known) => known.noise != old.content.noise || known.signing != old.content.signing,
         None => old.is_request,
     };
+    // A request has the addresses that its node knew; a newer descriptor may have announced others.
+    let newest = replaced.as_ref().filter(|known| known.revision > old.content.revision);
+    let contacts = newest.map_or(&old.content.contacts, |known| &known.contacts);
+    let contacts = plan.places.moved(contacts, plan.drop_names)?;
     let content = NodeDescriptor {
         revision,
         floor: if plan.revoke { revision } else { floor },
         not_before,
         not_after,
-        contacts: plan.places.moved(&old.content.contacts, plan.drop_names)?,
+        contacts,
         ..old.content
     };
     let descriptor = content.sign(&identity).map_err(|why| ConfigError::Value {
