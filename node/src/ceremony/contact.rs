@@ -154,8 +154,8 @@ impl Places {
         })
     }
 
-    /// The contacts of a node that has moved. Addresses and names that are given replace all earlier ones; the classes and
-    /// the distances between their ports stay. Without a port, every class keeps its own.
+    /// The contacts of a node that has moved. Addresses and names that are given replace all earlier ones; the classes
+    /// and the distances between their ports stay. Without a port, every class keeps its own.
     ///
     /// # Errors
     /// As [`Places::contacts`], or a class that the node does not have.

@@ -301,7 +301,7 @@ fn revisions_grow_and_floors_stay() {
 }
 
 #[test]
-fn descriptors_of_other_identities_are_neither_signed_nor_replaced() {
+fn descriptors_of_other_identities_stay_as_they_are() {
     let (_dir, folders) = nodes(1);
     let before = fs::read(folders[0].join(DESCRIPTOR)).unwrap();
     let other = renew::Plan { identity: folders[1].join(IDENTITY_KEY), ..renew_plan(&folders[0], DESCRIPTOR) };
@@ -339,6 +339,13 @@ fn rotated_keys_are_certified_by_the_identity() {
     assert_eq!(renewed.descriptor.signing, Signer::from_seed(&next.signing).public());
     assert_eq!(renewed.descriptor.contacts, old.contacts);
     assert_ne!(renewed.descriptor.noise, old.noise);
+
+    // A move that was announced after the request was made stays.
+    let mut moved = renew_plan(&offline, DESCRIPTOR);
+    moved.places = places("192.0.2.88:4700");
+    let moved = renew(&moved, NOW + 6).unwrap().descriptor;
+    let again = renew(&renew_plan(&offline, "node.request"), NOW + 7).unwrap();
+    assert_eq!((&again.descriptor.contacts, again.new_keys), (&moved.contacts, false));
 
     fs::copy(folders[1].join(NODE_KEY), node.join(NODE_KEY)).unwrap();
     assert_says(&rotate(node, true).unwrap_err(), &["node.key: the keys are not those of", "node.desc"]);
