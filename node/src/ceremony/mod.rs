@@ -2,7 +2,8 @@
 //! (SPEC 7.1 to 7.4).
 //!
 //! [`keygen`] runs on a node's host and draws all of its keys. [`renew`] signs public data with the identity, which
-//! may be offline. [`assemble`] turns the descriptors of several operators into the public file of a chain ([`chain_file`]).
+//! may be offline. [`assemble`] turns the descriptors of several operators into the public file of a chain
+//! ([`chain_file`]).
 //! [`inspect`] says what a public file contains. Each step checks everything before it writes its first file.
 //!
 //! Owns the text of `identity.key`, `node.key`, `node.desc`, `node.request` and the assembled `chain.toml`. Decides
