@@ -169,10 +169,7 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let h = plan.hops.len();
     let shape = Shape::new(plan.class, h).map_err(|why| ConfigError::Arguments(why.to_string()))?;
     check_fits(shape, plan.hops.iter().any(|hop| hop.address.is_ipv6()))?;
-    let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut seed[..])
-        .map_err(|why| ConfigError::Arguments(format!("cannot read random bytes from the system: {why}")))?;
-    let mut rng = ChaCha20Rng::from_seed(*seed);
+    let mut rng = seeded_rng()?;
     let chain_id = *draw_secret(&mut rng).expose();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
 
@@ -243,6 +240,14 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     Ok(Files { chain, entry, hops: configs.collect() })
 }
 
+/// A generator seeded by the system.
+pub(crate) fn seeded_rng() -> Result<ChaCha20Rng, ConfigError> {
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut seed[..])
+        .map_err(|why| ConfigError::Arguments(format!("cannot read random bytes from the system: {why}")))?;
+    Ok(ChaCha20Rng::from_seed(*seed))
+}
+
 /// The addresses of `count` lanes, from the first one on.
 ///
 /// # Errors
@@ -265,7 +270,7 @@ pub fn lanes(address: SocketAddr, count: usize) -> Result<Vec<SocketAddr>, Confi
 
 /// Writes a new file with these permissions. An existing file is removed and not reused, because its permissions may be
 /// wider.
-fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
+pub(crate) fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), ConfigError> {
     let done = match fs::remove_file(path) {
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
         _ => {
@@ -333,7 +338,7 @@ fn entry_config(plan: &Plan) -> String {
             values.push((key, Value::Set(strings(addresses))));
         }
     }
-    generate(NodeRole::Entry, 0, &values, &entry.forwards, &plan.caps)
+    generate(NodeRole::Entry, &node_name(NodeRole::Entry, 0), &values, &entry.forwards, &plan.caps)
 }
 
 fn mix_config(plan: &Plan, index: usize) -> String {
@@ -342,7 +347,7 @@ fn mix_config(plan: &Plan, index: usize) -> String {
     values.push(("up", Value::Set(format!("\"{}\"", hop.address))));
     values.extend(to_next(hop.down, &plan.hops[index]));
     values.push(("mixing", Value::Set(format!("\"{}\"", plan.mixing))));
-    generate(NodeRole::Mix, index, &values, &[], &plan.caps)
+    generate(NodeRole::Mix, &node_name(NodeRole::Mix, index), &values, &[], &plan.caps)
 }
 
 fn exit_config(plan: &Plan) -> String {
@@ -353,7 +358,7 @@ fn exit_config(plan: &Plan) -> String {
         values.push((key, Value::Set(strings(rules))));
     }
     values.extend(plan.resolver.map(|resolver| ("resolver", Value::Set(format!("\"{resolver}\"")))));
-    generate(NodeRole::Exit, h, &values, &[], &plan.caps)
+    generate(NodeRole::Exit, &node_name(NodeRole::Exit, h), &values, &[], &plan.caps)
 }
 
 fn strings<T: std::fmt::Display>(all: &[T]) -> String {

@@ -38,17 +38,7 @@ impl Keys {
     /// # Errors
     /// Others may read it, or the first mistake in it.
     pub fn read(path: &Path) -> Result<Keys, ConfigError> {
-        let unreadable = |why| ConfigError::Unreadable {
-            path: path.to_owned(),
-            why,
-            remedy: "check the path, and that the user who runs eddy owns the file".into(),
-        };
-        let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-        if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
-            return Err(ConfigError::Exposed { path: path.to_owned(), mode });
-        }
-        Keys::check(&Source::read(path)?.secret())
+        Keys::check(&read_private(path)?)
     }
 
     /// Draws new keys, those of setups for this suite.
@@ -102,7 +92,7 @@ impl Keys {
     fn check(source: &Source) -> Result<Keys, ConfigError> {
         let table = source.table(KEY_FILE)?;
         table.check(NodeRole::Entry)?;
-        let secret = |name: &str| table.maybe_text(name).map(|text| secret(name, &text)).transpose();
+        let secret = |name: &str| table.maybe_text(name).map(|text| secret(name, &text, RESTORE)).transpose();
         let required = |name| secret(name).map(|secret| secret.expect("required"));
         let socks_users: BTreeMap<_, _> = table.names("socks_users").into_iter().collect();
         if !socks_users.iter().all(|(name, password)| Keys::is_user(name, password)) {
@@ -127,6 +117,24 @@ impl Keys {
     }
 }
 
+/// Reads a file of private keys.
+///
+/// # Errors
+/// Others may read it, or it cannot be read.
+pub(crate) fn read_private(path: &Path) -> Result<Source, ConfigError> {
+    let unreadable = |why| ConfigError::Unreadable {
+        path: path.to_owned(),
+        why,
+        remedy: "check the path, and that the user who runs eddy owns the file".into(),
+    };
+    let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
+        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
+    }
+    Ok(Source::read(path)?.secret())
+}
+
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access
 /// list, and the bits of the group are the mask of that list. Other users cannot enter the folder.
 fn others(path: &Path, credentials: Option<&Path>) -> u32 {
@@ -141,9 +149,9 @@ fn decode(text: &str) -> Option<Secret> {
 }
 
 /// No message quotes the text: it is a secret.
-fn secret(name: &str, text: &Text<'_>) -> Result<Secret, ConfigError> {
+pub(crate) fn secret(name: &str, text: &Text<'_>, remedy: &str) -> Result<Secret, ConfigError> {
     let what = || format!("{name} must be 32 bytes in base64");
-    decode(text.value).ok_or_else(|| text.wrong(what(), RESTORE))
+    decode(text.value).ok_or_else(|| text.wrong(what(), remedy))
 }
 
 const RESTORE: &str = "restore the key file that `eddy init` wrote";

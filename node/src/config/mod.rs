@@ -10,11 +10,12 @@ mod caps;
 mod chain;
 mod error;
 mod generate;
-mod keys;
+pub(crate) mod keys;
 mod node;
 mod show;
-mod source;
+pub(crate) mod source;
 pub mod table;
+pub(crate) mod table_trust;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};

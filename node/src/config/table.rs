@@ -4,6 +4,9 @@
 //! from it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};
+use super::table_trust::{
+    CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
+};
 use super::{
     CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED,
     RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
@@ -415,11 +418,11 @@ pub static CAPS: &[Key] = &[
 ];
 
 /// A key of another kind of file.
-const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
+pub(super) const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
     Key { name, roles: ALL, kind, default: DefaultValue::Required, doc, example }
 }
 
-const COPY: &str = "\"...\" as the chain's operator gives it";
+pub(super) const COPY: &str = "\"...\" as the chain's operator gives it";
 
 /// Keys of `chain.toml`.
 pub static CHAIN: &[Key] = &[
@@ -458,10 +461,10 @@ pub static CHAIN_NODE: &[Key] = &[
     plain("descriptor", Kind::Text("base64"), "Its signed descriptor.", COPY),
 ];
 
-const SECRET: Kind = Kind::Text("32 bytes in base64");
+pub(super) const SECRET: Kind = Kind::Text("32 bytes in base64");
 
 /// An optional key of a key file.
-const fn optional(
+pub(super) const fn optional(
     name: &'static str,
     kind: Kind,
     unset: &'static str,
@@ -507,6 +510,13 @@ pub static ALL_FILES: &[(&str, &[Key])] = &[
     ("chain.toml", CHAIN),
     ("a [[node]] of chain.toml", CHAIN_NODE),
     ("a key file", KEY_FILE),
+    ("chain.toml of eddy assemble", CHAIN_FILE),
+    ("a [[class]] of chain.toml", CHAIN_CLASS),
+    ("a [[hop]] of chain.toml", CHAIN_HOP),
+    ("node.desc", DESCRIPTOR_FILE),
+    ("node.request", REQUEST_FILE),
+    ("node.key", NODE_KEY_FILE),
+    ("identity.key", IDENTITY_FILE),
 ];
 
 impl Key {
