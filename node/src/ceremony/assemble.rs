@@ -8,10 +8,9 @@ use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
 use wire::setup::Suite;
 
-use super::chain_file::ChainFile;
 use super::files::{DescriptorFile, refuse_existing};
 use super::words::{fingerprint, span, utc};
-use crate::config::{ConfigError, LIFETIME_S, check_fits};
+use crate::config::{ChainFile, ConfigError, LIFETIME_S, check_fits};
 use crate::init::create;
 
 /// Seconds between two bundles unless chosen otherwise.

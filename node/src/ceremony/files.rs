@@ -23,6 +23,7 @@ pub const NEXT_NODE_KEY: &str = "node.key.next";
 pub const DESCRIPTOR: &str = "node.desc";
 pub const REQUEST: &str = "node.request";
 pub const CONFIG: &str = "node.toml";
+pub const STATE: &str = "node.state";
 
 /// The remedy for a public file that is not what its operator wrote.
 const AGAIN: &str = "get the file again from the node's operator";
@@ -37,7 +38,7 @@ pub fn node_role(role: HopRole) -> NodeRole {
 }
 
 /// Reads a public file; one that does not exist is explained by `missing`.
-pub(super) fn public(path: &Path, missing: &str) -> Result<Source, ConfigError> {
+pub(crate) fn public(path: &Path, missing: &str) -> Result<Source, ConfigError> {
     Source::read(path).map_err(|why| match why {
         ConfigError::Unreadable { path, why, .. } if why.kind() == std::io::ErrorKind::NotFound => {
             ConfigError::Unreadable { path, why, remedy: missing.to_owned() }
@@ -74,7 +75,7 @@ impl DescriptorFile {
 }
 
 /// The descriptor that a text is in base64.
-pub(super) fn signed(text: &Text<'_>, remedy: &str) -> Result<SignedDescriptor, ConfigError> {
+pub(crate) fn signed(text: &Text<'_>, remedy: &str) -> Result<SignedDescriptor, ConfigError> {
     let bytes = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", remedy))?;
     SignedDescriptor::read(&bytes).map_err(|why| text.wrong(format!("invalid descriptor: {why}"), remedy))
 }
@@ -176,7 +177,18 @@ impl NodeKeys {
     /// # Errors
     /// Others may read it, or the first mistake in it.
     pub fn read(path: &Path) -> Result<NodeKeys, ConfigError> {
-        let source = read_private(path)?;
+        NodeKeys::check(&read_private(path)?)
+    }
+
+    /// The same from a text; messages name `path`.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn parse(path: &Path, text: &str) -> Result<NodeKeys, ConfigError> {
+        NodeKeys::check(&Source::new(path, text).secret())
+    }
+
+    fn check(source: &Source) -> Result<NodeKeys, ConfigError> {
         let table = source.table(NODE_KEY_FILE)?;
         table.check(NodeRole::Mix)?;
         let read = |name: &str| table.maybe_text(name).map(|text| secret(name, &text, RESTORE)).transpose();

@@ -6,10 +6,9 @@ use control::trust::{NodeDescriptor, SignedDescriptor};
 use serde_json::{Value, json};
 use wire::setup::Suite;
 
-use super::chain_file::ChainFile;
 use super::files::{DescriptorFile, Renewable, node_role, public};
 use super::words::{fingerprint, hex, places_and_lanes, state, utc};
-use crate::config::{ConfigError, node_name};
+use crate::config::{ChainFile, ConfigError, node_name};
 
 /// A public file, verified as far as it is signed.
 #[derive(Clone, Debug)]
@@ -31,15 +30,13 @@ impl PublicFile {
         let other = |what: &str, remedy: &str| {
             Err(ConfigError::Value { at: source.file(), what: what.to_owned(), remedy: remedy.to_owned() })
         };
-        if has(&["node"]) {
-            other("this is a chain file of `eddy init`", "inspect reads chain files of `eddy assemble`")
-        } else if has(&["id", "hop", "interval_s", "epoch_s"]) {
+        if has(&["id", "hop", "interval_s", "epoch_s"]) {
             ChainFile::check(&source, path, now_s).map(PublicFile::Chain)
         } else if has(&["descriptor"]) {
             DescriptorFile::check(&source).map(|file| PublicFile::Descriptor(file.descriptor))
         } else if has(&["request"]) {
             Renewable::check_request(&source).map(|request| PublicFile::Request(request.content))
-        } else if has(&["identity", "noise", "signing", "setup"]) {
+        } else if has(&["identity", "noise", "signing"]) {
             other("this file holds private keys", "inspect node.desc instead, which is public")
         } else {
             other("this is not a public file of eddy", "name a node.desc, a node.request or a chain.toml")

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use control::Caps;
 use control::descriptor::{draw_secret, draw_x25519};
-use control::trust::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer};
+use control::trust::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
 use dataplane::stage::pool::Mixing;
-use wire::kdf::x25519_public;
+use wire::kdf::{Secret, x25519_public};
 
 use super::files::{
-    CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NEXT_NODE_KEY, NODE_KEY, NodeKeys, REQUEST, descriptor_text,
-    identity_text, node_role, refuse_existing, request_text,
+    CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NEXT_NODE_KEY, NODE_KEY, NodeKeys, REQUEST, STATE,
+    descriptor_text, identity_text, node_role, refuse_existing, request_text,
 };
 use super::validity;
 use crate::config::{ConfigError, Location, Value, generate};
@@ -29,12 +29,49 @@ pub struct Plan {
     pub force: bool,
 }
 
-/// Draws the keys of a new node and writes its four files into `dir`, which is created if it does not exist.
+/// A new node, before it is on disk.
+pub struct Drawn {
+    seed: Secret,
+    keys: NodeKeys,
+    pub descriptor: SignedDescriptor,
+}
+
+/// Names of the files of a node in its folder.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub identity: String,
+    pub keys: String,
+    pub descriptor: String,
+    pub config: String,
+    pub state: String,
+}
+
+impl Names {
+    /// Those of a node that has a folder of its own: `identity.key`, `node.key` and so on.
+    pub fn alone() -> Names {
+        let [identity, keys, descriptor, config, state] =
+            [IDENTITY_KEY, NODE_KEY, DESCRIPTOR, CONFIG, STATE].map(str::to_owned);
+        Names { identity, keys, descriptor, config, state }
+    }
+
+    /// Those of one node among others in a folder: `mix1.identity.key`, `mix1.key` and so on.
+    pub fn among_others(node: &str) -> Names {
+        let [identity, keys, descriptor, config, state] =
+            ["identity.key", "key", "desc", "toml", "state"].map(|ending| format!("{node}.{ending}"));
+        Names { identity, keys, descriptor, config, state }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&str; 5] {
+        [&self.identity, &self.keys, &self.descriptor, &self.config, &self.state]
+    }
+}
+
+/// Draws the keys of a new node and signs its first descriptor.
 ///
 /// # Errors
-/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Everything else is
-/// checked before the first file is written.
-pub fn keygen(dir: &Path, plan: &Plan, now_s: u64) -> Result<SignedDescriptor, ConfigError> {
+/// The plan is not valid, or the system has no random bytes.
+pub fn draw(plan: &Plan, now_s: u64) -> Result<Drawn, ConfigError> {
     let mut rng = seeded_rng()?;
     let seed = draw_secret(&mut rng);
     let identity = Signer::from_seed(&seed);
@@ -52,19 +89,41 @@ pub fn keygen(dir: &Path, plan: &Plan, now_s: u64) -> Result<SignedDescriptor, C
         signing: Signer::from_seed(&keys.signing).public(),
         contacts: plan.contacts.clone(),
     };
-    let signed = descriptor.sign(&identity).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    let descriptor = descriptor.sign(&identity).map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    Ok(Drawn { seed, keys, descriptor })
+}
 
-    let path = |name: &str| dir.join(name);
+impl Drawn {
+    /// Writes all files of the node.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, dir: &Path, names: &Names, config: &str) -> Result<(), ConfigError> {
+        let path = |name: &str| dir.join(name);
+        let identity = identity_text(&self.seed, &self.descriptor.identity);
+        create(&path(&names.identity), identity.as_bytes(), 0o600)?;
+        create(&path(&names.keys), self.keys.text().as_bytes(), 0o600)?;
+        create(&path(&names.descriptor), descriptor_text(&self.descriptor).as_bytes(), 0o644)?;
+        create(&path(&names.config), config.as_bytes(), 0o644)?;
+        create(&path(&names.state), &State::fresh().to_bytes(), 0o600)
+    }
+}
+
+/// Draws the keys of a new node and writes its files into `dir`, which is created if it does not exist.
+///
+/// # Errors
+/// The plan is not valid, a file exists and may not be overwritten, or a file cannot be written. Everything else is
+/// checked before the first file is written.
+pub fn keygen(dir: &Path, plan: &Plan, now_s: u64) -> Result<SignedDescriptor, ConfigError> {
+    let drawn = draw(plan, now_s)?;
+    let names = Names::alone();
     if !plan.force {
-        let all = [IDENTITY_KEY, NODE_KEY, DESCRIPTOR, CONFIG].map(path);
+        let all = names.all().map(|name| dir.join(name));
         refuse_existing(&all, "choose another folder with --out, or give up this node and its keys with --force")?;
     }
     fs::create_dir_all(dir).map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why })?;
-    create(&path(IDENTITY_KEY), identity_text(&seed, &identity.public()).as_bytes(), 0o600)?;
-    create(&path(NODE_KEY), keys.text().as_bytes(), 0o600)?;
-    create(&path(DESCRIPTOR), descriptor_text(&signed).as_bytes(), 0o644)?;
-    create(&path(CONFIG), config(plan).as_bytes(), 0o644)?;
-    Ok(signed)
+    drawn.write(dir, &names, &config(plan))?;
+    Ok(drawn.descriptor)
 }
 
 /// A configuration that needs a `chain.toml` beside it, and nothing else.
@@ -77,7 +136,6 @@ fn config(plan: &Plan) -> String {
     let role = node_role(plan.role);
     let mut values = vec![
         ("role", Value::Set(format!("\"{role}\""))),
-        ("position", Value::Hint("1".to_owned())),
         ("chain", set("\"chain.toml\"")),
         ("keys", Value::Set(format!("\"{NODE_KEY}\""))),
         ("status", set("\"node.sock\"")),

@@ -3,16 +3,16 @@
 //!
 //! [`keygen`] runs on a node's host and draws all of its keys. [`renew`] signs public data with the identity, which
 //! may be offline. [`assemble`] turns the descriptors of several operators into the public file of a chain
-//! ([`chain_file`]).
+//! ([`ChainFile`]).
 //! [`inspect`] says what a public file contains. Each step checks everything before it writes its first file.
 //!
-//! Owns the text of `identity.key`, `node.key`, `node.desc`, `node.request` and the assembled `chain.toml`. Decides
-//! nothing about encodings and signatures, which are those of [`control::trust`].
+//! Owns the text of `identity.key`, `node.key`, `node.desc` and `node.request`. Decides nothing about encodings and
+//! signatures, which are those of [`control::trust`].
 //!
-//! Neighbours: the commands of the same names; [`crate::config`] has the table of keys.
+//! Neighbours: the commands of the same names; [`crate::init`] does all of it for one host; [`crate::config`] has the
+//! table of keys and the chain file.
 
 pub mod assemble;
-pub mod chain_file;
 pub mod contact;
 pub mod files;
 pub mod inspect;
@@ -22,8 +22,8 @@ pub mod renew;
 mod tests;
 mod words;
 
-pub use chain_file::ChainFile;
-pub use words::{fingerprint, hex, places_and_lanes, utc};
+pub use crate::config::ChainFile;
+pub use words::{fingerprint, hex, places, places_and_lanes, span, utc};
 
 /// Days for which a descriptor is valid unless chosen otherwise.
 pub const VALID_DAYS: u32 = 90;

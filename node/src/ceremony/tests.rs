@@ -90,13 +90,10 @@ fn files_of_keygen_belong_together() {
         assert_eq!((descriptor.revision, descriptor.floor), (NOW, 0));
         assert_eq!((descriptor.not_before, descriptor.not_after), (NOW - 3600, NOW + 90 * DAY));
 
-        // Its position is known once there is a chain.
-        let text = fs::read_to_string(folder.join("node.toml")).unwrap() + "\nposition = 1\n";
-        let config = NodeConfig::parse(&folder.join("node.toml"), &text).unwrap();
-        assert_eq!(
-            (config.role(), config.chain, config.keys),
-            (role, folder.join("chain.toml"), folder.join(NODE_KEY))
-        );
+        let config = NodeConfig::read(&folder.join("node.toml")).unwrap();
+        assert_eq!((config.role(), &config.chain), (role, &folder.join("chain.toml")));
+        assert_eq!((config.keys, config.state), (Some(folder.join(NODE_KEY)), Some(folder.join("node.state"))));
+        assert_eq!(fs::read(folder.join("node.state")).unwrap(), control::trust::State::fresh().to_bytes());
         assert_eq!(config.up, Some(descriptor.contacts[0].addresses[0]));
     }
 }

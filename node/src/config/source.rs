@@ -183,9 +183,7 @@ impl<'s> Table<'s> {
     fn unknown(&self, name: &str, span: &Range<usize>) -> ConfigError {
         let names: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
         let elsewhere = table::ALL_FILES.iter().filter(|(_, keys)| table::find(keys, name).is_some());
-        let mut elsewhere: Vec<&str> = elsewhere.map(|(file, _)| *file).collect();
-        // "chain.toml" is enough for both kinds of it.
-        elsewhere.dedup_by(|later, earlier| later.starts_with(*earlier));
+        let elsewhere: Vec<&str> = elsewhere.map(|(file, _)| *file).collect();
         let hint = if !elsewhere.is_empty() {
             let files = elsewhere.join(" or ");
             format!("it belongs in {files}: check which file was named, and in which table it is")

@@ -45,6 +45,8 @@ pub enum Note {
     Event(Event),
     /// The data plane has something for the log.
     Notice(Notice),
+    /// Names of the next hop, with ports; answer with [`Bridge::resolved_next`].
+    ResolveNext(Vec<(String, u16)>),
     /// A name to resolve; answer with [`Bridge::resolved`].
     Resolve {
         /// The question's number.
@@ -87,13 +89,20 @@ impl Bridge {
         &self.control
     }
 
-    /// Hands everything over in both directions. Returns the latest time of the next call.
+    /// Takes in what did not come from the data plane: files, addresses. Its outputs follow in the next turn.
+    pub fn control_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    /// Hands everything over in both directions. `save` writes control's state to disk and returns true if it is there.
+    /// Returns the latest time of the next call.
     pub fn turn(
         &mut self,
         now: Duration,
         wall: SystemTime,
         send: &mut dyn FnMut(Side, SocketAddr, &[u8]),
         note: &mut dyn FnMut(Note),
+        save: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
@@ -105,7 +114,7 @@ impl Bridge {
                 }
             }
             self.control.tick(now, wall);
-            self.collect(note);
+            self.collect(now, note, save);
             let most = BACKLOG_MAX + self.control.caps().channels;
             debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
@@ -119,7 +128,7 @@ impl Bridge {
     }
 
     /// Takes all outputs of control.
-    fn collect(&mut self, note: &mut dyn FnMut(Note)) {
+    fn collect(&mut self, now: Duration, note: &mut dyn FnMut(Note), save: &mut dyn FnMut(&[u8]) -> bool) {
         while let Some(output) = self.control.poll_output() {
             match output {
                 Output::Send { side, to, datagram } => {
@@ -132,6 +141,12 @@ impl Bridge {
                     }
                 }
                 Output::Change(change) => self.backlog.push_back(command(change)),
+                Output::Save(number) => {
+                    if save(&self.control.state().to_bytes()) {
+                        self.control.saved(now, number);
+                    }
+                }
+                Output::Resolve(names) => note(Note::ResolveNext(names)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
@@ -210,7 +225,7 @@ fn command(change: Change) -> Command {
         }
         Change::RetireChannel { channel } => Command::RetireChannel { channel },
         Change::Supersede { old, new } => Command::Supersede { old, new },
-        Change::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
+        Change::Inject { link, slot, header, body, at_once } => Command::Inject { link, slot, header, body, at_once },
     }
 }
 
@@ -219,51 +234,29 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::{draw_setup, draw_x25519};
-    use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
+    use control::{Refusal, Timing};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
-    use wire::cell::{Class, Shape};
+    use wire::cell::Class;
     use wire::ids::SlotId;
+
+    use crate::config::{Loaded, wall_s};
+    use crate::init::{self, Plan};
+    use crate::runtime::node::control_config;
 
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
-        let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let (noise, public) = draw_x25519(&mut rng);
-        let setup = draw_setup(&mut rng, wire::setup::Suite::default());
-        let setup_public = setup.public();
-        let hop = |position| Descriptor {
-            chain: [7; 32],
-            position,
-            hops: 2,
-            class: Class::S,
-            epoch: 0,
-            not_before: 0,
-            not_after: u64::MAX,
-            noise: public,
-            setup: setup_public.clone(),
-            mixing_delay_ms: 0,
-            lifetime_s: 3600,
-            lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],
-        };
-        let config = Config {
-            role: Role::Mix,
-            shape: Shape::new(Class::S, 2).unwrap(),
-            position: 1,
-            noise,
-            setup,
-            descriptor: Some(hop(1)),
-            previous: None,
-            next: Some(NextHop { descriptor: hop(2), address: SocketAddr::from(([10, 0, 0, 2], 1)) }),
-            psk_up: None,
-            psk_down: None,
-            timing: Timing::default(),
-            caps: Caps::default(),
-        };
-        let control = Control::new(config, rng, Duration::ZERO).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = [1, 2].map(|host| SocketAddr::from(([10, 0, 0, host], 1)));
+        let files = init::write(dir.path(), &Plan { class: Class::S, ..Plan::new(&addresses) }).unwrap();
+        let loaded = Loaded::read(&files.hops[0]).unwrap();
+        let mut config = control_config(&loaded, Some(addresses[1]));
+        config.timing = Timing::default();
+        let (rng, wall) = (ChaCha20Rng::seed_from_u64(1), SystemTime::UNIX_EPOCH + Duration::from_secs(wall_s()));
+        let control = Control::new(config, loaded.trust, rng, Duration::ZERO, wall).unwrap();
         let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let bridge = Bridge::new(control, CommandSender::new(commands, Arc::new(Waker::new().unwrap())), vec![punts]);
@@ -273,7 +266,7 @@ mod tests {
     /// One turn; how many datagrams left.
     fn turn(bridge: &mut Bridge, now: Duration) -> usize {
         let mut sent = 0;
-        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| ());
+        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| (), &mut |_| true);
         sent
     }
 
