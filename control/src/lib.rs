@@ -253,7 +253,9 @@ impl Control {
 
     /// Does everything that is due at `now`, when the host's clock says `wall`.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
-        self.wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        let has_stepped = (wall_at_zero - self.wall_at_zero).abs() > CLOCK_STEP_NS;
+        self.wall_at_zero = wall_at_zero;
         let Control { cx, links, channels, part, .. } = self;
         for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
@@ -267,7 +269,7 @@ impl Control {
         channels.tick(cx, links, now);
         self.follow_links(now);
         self.tick_entry(now);
-        if self.trust_wake(now) <= now {
+        if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {
             let wall_ms = self.wall_ms(now);
             match &mut self.part {
                 Part::Hop(trust) => trust.tick(&mut self.cx.rng, now, wall_ms),
@@ -298,8 +300,9 @@ impl Control {
 
     /// The state is on disk as it was at the [`Output::Save`] with this number.
     pub fn saved(&mut self, now: Duration, number: u64) {
+        let wall_ms = self.wall_ms(now);
         if let Part::Hop(trust) = &mut self.part {
-            trust.saved(number);
+            trust.saved(number, now, wall_ms);
         }
         self.follow_trust(now);
     }
@@ -395,6 +398,9 @@ impl Control {
         self.channels.half_open_count()
     }
 }
+
+/// The host's clock was set if it has moved by so much more or less than the monotonic one.
+const CLOCK_STEP_NS: i128 = 100_000_000;
 
 /// Nanoseconds since 1970.
 fn unix_ns(wall: SystemTime) -> i128 {

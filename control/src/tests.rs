@@ -96,6 +96,22 @@ fn setup_with_an_unusual_field_is_dropped() {
 }
 
 #[test]
+fn setup_before_the_next_hop_is_up_is_refused_after_1_s() {
+    let mut world = World::empty(Plan::new(Class::S, 2));
+    world.start(1);
+    world.start(0);
+    world.run_for(ms(900));
+    let onion = vec![5; setup::onion_len(world.plan.shape, Suite::default(), 1)];
+    misuse_setup(&mut world, 1, &onion, 0);
+    world.run_for(ms(50));
+    assert_eq!(world.node(1).control.counters().refused_total(), 0, "the nodes of a chain start in any order");
+    world.run_for(secs(2));
+    misuse_setup(&mut world, 2, &onion, 0);
+    world.run_for(ms(50));
+    assert_eq!(world.refused(1, Refusal::NextHopDown), 1);
+}
+
+#[test]
 fn eight_incomplete_setups_wait_for_two_seconds() {
     let mut world = up(Class::S, 7);
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
@@ -196,15 +212,16 @@ fn ack_passes_a_mix_once_and_only_if_awaited() {
     assert_eq!(world.refused(1, Refusal::UnexpectedAck), 0, "nothing came through");
 }
 
-/// A chain whose exit's cells are lost, so that channels stay half-open.
+/// A chain whose exit's cells are lost from the first setup on, so that channels stay half-open.
 fn without_acks(class: Class, mixes: usize) -> World {
     let mut world = World::new(Plan::new(class, mixes));
+    let start = world.now;
+    assert!(world.run_until(start + secs(2), |w| !w.node(mixes + 1).channels.is_empty()));
+    world.lose_flight(up_address(mixes + 1));
     world.tap = Box::new(move |_, packet| {
         let lost = packet.from == up_address(mixes + 1) && !is_handshake_len(packet.bytes.len());
         if lost { Fate::Lose } else { Fate::Pass }
     });
-    let start = world.now;
-    assert!(world.run_until(start + secs(2), |w| !w.node(mixes + 1).channels.is_empty()));
     // The exit's other ack cells are lost, too.
     world.run_for(ms(100));
     world

@@ -191,11 +191,18 @@ impl HopTrust {
     }
 
     /// The state is on disk as it was at the [`Step::Save`] with this number.
-    pub fn saved(&mut self, number: u64) {
+    pub fn saved(&mut self, number: u64, now: Duration, wall_ms: u64) {
         if number == self.saves {
             self.unsaved = None;
-            self.has_news = true;
+            self.carry(now, wall_ms);
         }
+    }
+
+    /// Sends what is due.
+    fn carry(&mut self, now: Duration, wall_ms: u64) {
+        let mut out = Vec::new();
+        self.sync.run(&self.view, now, wall_ms, &mut out);
+        self.send(out);
     }
 
     fn save(&mut self, now: Duration) {
@@ -215,17 +222,18 @@ impl HopTrust {
         if self.unsaved.is_none() {
             self.send(out);
         }
-        let news = news?;
-        self.has_news |= news.is_some();
-        match news {
-            Some(News::Descriptor(hop)) => {
-                let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
-                self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
-                self.save(now);
+        for news in news? {
+            self.has_news = true;
+            match news {
+                News::Descriptor(hop) => {
+                    let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
+                    self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+                    self.save(now);
+                }
+                News::Record(_) => self.record_at = now,
+                News::SignedTwice(hop, interval) => self.report(TrustEvent::SignedTwice { hop, interval }),
+                News::Signatures(_) => {}
             }
-            Some(News::Record(_)) => self.record_at = now,
-            Some(News::SignedTwice(hop, interval)) => self.report(TrustEvent::SignedTwice { hop, interval }),
-            Some(News::Signatures(_)) | None => {}
         }
         Ok(())
     }
@@ -260,11 +268,7 @@ impl HopTrust {
         match self.unsaved {
             Some(again) if again <= now => self.save(now),
             Some(_) => {}
-            None => {
-                let mut out = Vec::new();
-                self.sync.run(&self.view, now, wall_ms, &mut out);
-                self.send(out);
-            }
+            None => self.carry(now, wall_ms),
         }
     }
 

@@ -5,7 +5,7 @@
 //! entries are strangers. Cells may be lost: whatever is sent is sent again until the other side's ask
 //! shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use wire::ids::LinkId;
 use super::bundle::{self, Signatures};
 use super::encoding::sha256;
 use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cut};
-use super::view::{BadSignatures, Bundle, Taken, View};
+use super::view::{BadRecord, BadSignatures, Bundle, Taken, View};
 use super::{Malformed, SignedDescriptor};
 use crate::admission::Bucket;
 use crate::config::Rate;
@@ -110,6 +110,8 @@ struct Link {
     acknowledge_at: Option<Duration>,
     /// The other side's clock minus this node's, in ms.
     offset_ms: Option<i64>,
+    /// Items that arrived before what they need. The oldest first.
+    early: VecDeque<(ItemKind, Vec<u8>)>,
     /// Entry: the ask that waits for its bundle.
     waiting: Option<Ask>,
     /// Entry: the interval for which an older bundle was sent.
@@ -150,6 +152,7 @@ impl Sync {
             asks: 0,
             acknowledge_at: None,
             offset_ms: None,
+            early: VecDeque::new(),
             waiting: None,
             answered_old: None,
         };
@@ -211,7 +214,7 @@ impl Sync {
         id: LinkId,
         content: &[u8],
         out: &mut Vec<Outgoing>,
-    ) -> Result<Option<News>, Refused> {
+    ) -> Result<Vec<News>, Refused> {
         let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
         match (content[0], link.peer) {
             (ASK, Peer::FirstHop) | (PART, Peer::Entry) => Err(Refused::NotForEntries),
@@ -226,17 +229,17 @@ impl Sync {
                     link.theirs.pop_first();
                 }
                 link.look_at = now;
-                Ok(None)
+                Ok(Vec::new())
             }
             (ASK, Peer::Entry) => {
                 let ask = Ask::read(content, self.hops)?;
                 if !ask.answer {
                     return Err(Refused::NotForEntries);
                 }
-                self.answer(view, now, wall_ms, id, ask, out).map(|()| None)
+                self.answer(view, now, wall_ms, id, ask, out).map(|()| Vec::new())
             }
             (_, Peer::Hop | Peer::FirstHop) => match link.reassembly.take(now, content, self.hops)? {
-                Piece::Incomplete => Ok(None),
+                Piece::Incomplete => Ok(Vec::new()),
                 Piece::Complete(kind, bytes) => {
                     if link.peer == Peer::Hop {
                         let due = now + ACKNOWLEDGE;
@@ -245,15 +248,28 @@ impl Sync {
                     if let ItemKind::Clock = kind {
                         let clock: [u8; 8] = bytes.try_into().map_err(|_| Malformed::Field("a clock has 8 bytes"))?;
                         link.offset_ms = Some(offset(u64::from_be_bytes(clock), wall_ms));
-                        return Ok(None);
+                        return Ok(Vec::new());
                     }
                     if !link.verifications.take(now) {
                         return Err(Refused::RateLimited);
                     }
-                    let news = take_item(view, wall_ms, kind, &bytes, self.hops)?;
-                    if news.is_some() {
-                        self.changed(now);
+                    let mut news = match take_item(view, wall_ms, kind, &bytes, self.hops)? {
+                        Outcome::Early => {
+                            link.keep_early(kind, bytes, self.hops + 1);
+                            return Ok(Vec::new());
+                        }
+                        Outcome::Known => return Ok(Vec::new()),
+                        Outcome::News(news) => vec![news],
+                    };
+                    // What it was needed for may have arrived before it.
+                    for (kind, bytes) in std::mem::take(&mut link.early) {
+                        match take_item(view, wall_ms, kind, &bytes, self.hops) {
+                            Ok(Outcome::Early) => link.early.push_back((kind, bytes)),
+                            Ok(Outcome::News(more)) => news.push(more),
+                            Ok(Outcome::Known) | Err(_) => {}
+                        }
                     }
+                    self.changed(now);
                     Ok(news)
                 }
             },
@@ -501,34 +517,57 @@ fn send(link: &mut Link, id: LinkId, items: Vec<Item>, now: Duration, slow: Dura
     }
 }
 
-fn take_item(
-    view: &mut View,
-    wall_ms: u64,
-    kind: ItemKind,
-    bytes: &[u8],
-    hops: usize,
-) -> Result<Option<News>, Refused> {
+fn take_item(view: &mut View, wall_ms: u64, kind: ItemKind, bytes: &[u8], hops: usize) -> Result<Outcome, Refused> {
     match kind {
         ItemKind::Descriptor(hop) => {
             let descriptor = SignedDescriptor::read(bytes)?;
             let hop = usize::from(hop);
             let taken = view.take_descriptor(hop, descriptor, wall_ms / 1000).map_err(|_| Refused::Item)?;
-            Ok((taken != Taken::Known).then_some(News::Descriptor(hop)))
+            Ok(Outcome::of(taken, News::Descriptor(hop)))
         }
         ItemKind::Record(hop) => {
             let hop = usize::from(hop);
-            let taken = view.take_record(hop, bytes, wall_ms).map_err(|_| Refused::Item)?;
-            Ok((taken != Taken::Known).then_some(News::Record(hop)))
+            match view.take_record(hop, bytes, wall_ms) {
+                Ok(taken) => Ok(Outcome::of(taken, News::Record(hop))),
+                Err(BadRecord::NoDescriptor) => Ok(Outcome::Early),
+                Err(_) => Err(Refused::Item),
+            }
         }
         ItemKind::Signatures => {
             let signatures = Signatures::read(bytes, hops)?;
             match view.take_signatures(&signatures, wall_ms) {
-                Ok(Taken::Known) => Ok(None),
-                Ok(_) => Ok(Some(News::Signatures(signatures.interval))),
-                Err(BadSignatures::Twice(hop)) => Ok(Some(News::SignedTwice(hop, signatures.interval))),
+                Ok(taken) => Ok(Outcome::of(taken, News::Signatures(signatures.interval))),
+                Err(BadSignatures::Twice(hop)) => Ok(Outcome::News(News::SignedTwice(hop, signatures.interval))),
+                Err(BadSignatures::NoRecord) => Ok(Outcome::Early),
                 Err(_) => Err(Refused::Item),
             }
         }
-        ItemKind::Clock => Ok(None),
+        ItemKind::Clock => Ok(Outcome::Known),
+    }
+}
+
+/// What became of an item.
+enum Outcome {
+    News(News),
+    /// It changes nothing.
+    Known,
+    /// What it needs is not here.
+    Early,
+}
+
+impl Outcome {
+    fn of(taken: Taken, news: News) -> Outcome {
+        if taken == Taken::Known { Outcome::Known } else { Outcome::News(news) }
+    }
+}
+
+impl Link {
+    /// Keeps an item until something else has arrived: at most `most` of them, of each kind the last one.
+    fn keep_early(&mut self, kind: ItemKind, bytes: Vec<u8>, most: usize) {
+        self.early.retain(|(other, _)| *other != kind);
+        if self.early.len() >= most {
+            self.early.pop_front();
+        }
+        self.early.push_back((kind, bytes));
     }
 }

@@ -249,7 +249,13 @@ impl World {
                             self.signed.entry((hop, *interval)).or_default().insert(*hash);
                         }
                         self.hops[hop - 1].disk = state;
-                        self.hops[hop - 1].trust.saved(number);
+                        let one = &mut self.hops[hop - 1];
+                        one.trust.saved(number, now, wall);
+                        for step in one.trust.steps() {
+                            if let Step::Send(link, content) = step {
+                                self.send(Node::Hop(hop), link, content);
+                            }
+                        }
                     }
                     Step::Send(link, content) => self.send(Node::Hop(hop), link, content),
                     Step::Event(event) => self.events.push((hop, event)),

@@ -71,16 +71,18 @@ impl UserTrust {
     pub fn take(&mut self, now: Duration, wall_ms: u64, link: LinkId, content: &[u8]) -> Result<(), Refused> {
         let mut out = Vec::new();
         let news = self.sync.take(&mut self.view, now, wall_ms, link, content, &mut out)?;
-        match news {
-            Some(News::Descriptor(hop)) => {
-                let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
-                self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
-                self.save();
+        for news in news {
+            match news {
+                News::Descriptor(hop) => {
+                    let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
+                    self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+                    self.save();
+                }
+                News::SignedTwice(hop, interval) => {
+                    self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
+                }
+                News::Record(_) | News::Signatures(_) => {}
             }
-            Some(News::SignedTwice(hop, interval)) => {
-                self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
-            }
-            _ => {}
         }
         let offset = self.sync.offsets_ms().next().filter(|offset| offset.abs() > OFFSET_MAX_MS);
         match offset {

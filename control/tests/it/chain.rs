@@ -115,7 +115,8 @@ fn restarted_node_reconnects_and_channels_are_replaced() {
         for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
             world.end(0, channel, EndReason::Lost);
         }
-        let end = world.now + secs(5);
+        // The keys of a restarted hop are in the next interval's bundle.
+        let end = world.now + secs(16);
         assert!(world.run_until(end, |w| w.has_channels(0, 4)), "node {restarted}");
     }
 }
@@ -159,18 +160,6 @@ fn silence_of_the_next_hop_is_measured() {
     assert_eq!(world.now - silence(&world).expect("silent"), since);
     world.start(2);
     assert!(world.run_until(world.now + secs(2), |w| silence(w).is_none()));
-}
-
-#[test]
-fn setup_before_the_next_hop_is_up_is_refused_after_1_s() {
-    let mut world = World::empty(Plan::new(Class::S, 2));
-    world.start(1);
-    world.start(0);
-    world.run_for(ms(900));
-    assert!(world.node(0).has_link(Side::Down) && world.node(0).control.counters().setups > 0);
-    assert_eq!(world.node(1).control.counters().refused_total(), 0);
-    world.run_for(secs(5));
-    assert!(world.refused(1, Refusal::NextHopDown) > 0);
 }
 
 #[test]

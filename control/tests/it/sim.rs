@@ -377,6 +377,11 @@ impl World {
         }
     }
 
+    /// Loses what is in flight from an address.
+    pub fn lose_flight(&mut self, from: SocketAddr) {
+        self.flight.retain(|Reverse(packet)| packet.from != from);
+    }
+
     /// Runs until `until`, or until `done` returns true; returns whether it did.
     pub fn run_until(&mut self, until: Duration, mut done: impl FnMut(&World) -> bool) -> bool {
         for _ in 0..2_000_000 {
@@ -443,6 +448,13 @@ impl World {
     pub fn input(&mut self, position: usize, input: Input<'_>) {
         self.nodes.get_mut(&position).expect("it runs").control.handle(self.now, input);
         self.drain(position);
+    }
+
+    /// An entry wants so many channels from now on.
+    pub fn want_channels(&mut self, entry: usize, channels: usize) {
+        let now = self.now;
+        self.nodes.get_mut(&entry).expect("it runs").control.want_channels(now, channels);
+        self.drain(entry);
     }
 
     /// Forgets the acks that have passed. Ids recur after three minutes, so long runs call this at rest.
