@@ -104,7 +104,10 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
         "Created a chain of class {} with {} mix{} in {}:\n\n  \
          chain.toml  public: every node and user needs it\n  \
          NAME.toml   configuration of a node\n  \
-         NAME.key    private keys of a node: for its own host only\n\n\
+         NAME.key    private keys of a node: for its own host only\n  \
+         NAME.identity.key  signs its descriptors: move it offline\n\n\
+         This host has drawn all private keys, so whoever has it can follow every user of\n\
+         the chain. For a chain of several operators each runs `eddy keygen`.\n\n\
          Start each node on its host, in any order:\n\n",
         args.shape.class,
         args.shape.mixes,

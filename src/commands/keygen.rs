@@ -45,7 +45,8 @@ fn created(dir: &Path, descriptor: &SignedDescriptor) -> String {
          identity.key  signs its descriptors: move it offline\n  \
          node.key      keys of the running node: they stay on this host\n  \
          node.desc     public: give it to whoever assembles the chain\n  \
-         node.toml     configuration; it expects chain.toml in the same folder\n\n\
+         node.toml     configuration; it expects chain.toml in the same folder\n  \
+         node.state    what the node must not forget; it stays with node.key\n\n\
          identity     {}\n\
          valid until  {}; `eddy renew` signs the next descriptor\n\n\
          Move the identity to an offline medium, and keep a copy of it:\n\n  \

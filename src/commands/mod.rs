@@ -98,11 +98,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Assemble(args) => assemble::run(&args),
         Command::Renew(args) => renew::run(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Entry(args) => run::run(
-            Some(NodeRole::Entry),
-            &args.node,
-            run::Extras { forwards: args.forwards, pymix: args.pymix, socks: args.socks, ..run::Extras::default() },
-        ),
+        Command::Entry(args) => run::entry(args),
         Command::Mix(args) => run::run(Some(NodeRole::Mix), &args.node, run::Extras::default()),
         Command::Exit(args) => run::run(
             Some(NodeRole::Exit),

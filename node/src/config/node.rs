@@ -18,6 +18,9 @@ use super::source::{Source, Table, Text};
 use super::table::NODE;
 use super::{ConfigError, Location, NodeRole, caps, parse_listen};
 
+/// The name of the options of a command line in messages.
+pub const COMMAND_LINE: &str = "the command line";
+
 /// One node's configuration.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -252,7 +255,7 @@ impl NodeConfig {
     /// Never: the text is accepted.
     pub fn of_entry(chain: &Path) -> NodeConfig {
         let text = "role = \"entry\"\nchain = \"\"\nstatus = \"\"\n";
-        let config = NodeConfig::parse_options("the command line", text).expect("all required keys are set");
+        let config = NodeConfig::parse_options(COMMAND_LINE, text).expect("all required keys are set");
         let state = Some(chain.with_extension("state"));
         NodeConfig { chain: chain.to_owned(), state, status: None, ..config }
     }

@@ -16,7 +16,9 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
 use crate::ceremony::places;
-use crate::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name};
+use crate::config::{
+    COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name,
+};
 
 /// A node's sockets, bound.
 pub struct Sockets {
@@ -155,8 +157,8 @@ fn require_users(loaded: &Loaded) -> Result<(), ConfigError> {
     let Some(nth) = open.filter(|_| loaded.socks_users.is_empty()) else { return Ok(()) };
     let users = if config.is_file() {
         "set `socks_users` to a file with `[socks_users]` and lines such as `alice = \"password\"`".to_owned()
-    } else if loaded.files.chain.is_some() && config.state.is_some() {
-        "configure users in an entry.toml".to_owned()
+    } else if config.path.as_os_str() == COMMAND_LINE {
+        "use a configuration file with `socks_users`".to_owned()
     } else {
         "add a user with `socks_user`".to_owned()
     };
