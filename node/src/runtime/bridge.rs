@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX};
+use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, TRUST_CELLS_MAX};
 use dataplane::command::{Command, CommandSender};
 use dataplane::exit::QUESTIONS_MAX;
 use dataplane::punt::{Notice, Punt};
@@ -34,6 +34,7 @@ const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * WANTED_CHANNELS_MAX
     + PER_PUNT * PUNTS_PER_TURN
     + ACK_COPIES_MAX
+    + TRUST_CELLS_MAX
     + QUESTIONS_MAX
     + ORDERS_MAX;
 /// Orders of the operator and of SOCKS clients taken in one turn.
@@ -52,6 +53,8 @@ pub enum Note {
         /// The name.
         name: Box<str>,
     },
+    /// Names of the next hop, with ports, to resolve; answer with [`Control::resolved`].
+    ResolveNext(Vec<(String, u16)>),
 }
 
 /// A handshake datagram. It leaves when the worker has taken `after` commands.
@@ -87,13 +90,20 @@ impl Bridge {
         &self.control
     }
 
-    /// Hands everything over in both directions. Returns the latest time of the next call.
+    /// The same, to load keys and descriptors. Its outputs are taken at the next turn.
+    pub fn control_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
+
+    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is there.
+    /// Returns the latest time of the next call.
     pub fn turn(
         &mut self,
         now: Duration,
         wall: SystemTime,
         send: &mut dyn FnMut(Side, SocketAddr, &[u8]),
         note: &mut dyn FnMut(Note),
+        save: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
@@ -105,7 +115,7 @@ impl Bridge {
                 }
             }
             self.control.tick(now, wall);
-            self.collect(note);
+            self.collect(now, note, save);
             let most = BACKLOG_MAX + self.control.caps().channels;
             debug_assert!(self.backlog.len() <= most, "{} commands in one turn", self.backlog.len());
             self.hand_over();
@@ -119,7 +129,7 @@ impl Bridge {
     }
 
     /// Takes all outputs of control.
-    fn collect(&mut self, note: &mut dyn FnMut(Note)) {
+    fn collect(&mut self, now: Duration, note: &mut dyn FnMut(Note), save: &mut dyn FnMut(&[u8]) -> bool) {
         while let Some(output) = self.control.poll_output() {
             match output {
                 Output::Send { side, to, datagram } => {
@@ -132,6 +142,12 @@ impl Bridge {
                     }
                 }
                 Output::Change(change) => self.backlog.push_back(command(change)),
+                Output::Save(number) => {
+                    if save(&self.control.state().to_bytes()) {
+                        self.control.saved(now, number);
+                    }
+                }
+                Output::Resolve(names) => note(Note::ResolveNext(names)),
                 Output::Event(event) => note(Note::Event(event)),
             }
         }
@@ -210,7 +226,7 @@ fn command(change: Change) -> Command {
         }
         Change::RetireChannel { channel } => Command::RetireChannel { channel },
         Change::Supersede { old, new } => Command::Supersede { old, new },
-        Change::Inject { link, slot, header, body } => Command::Inject { link, slot, header, body },
+        Change::Inject { link, slot, header, body, at_once } => Command::Inject { link, slot, header, body, at_once },
     }
 }
 
@@ -219,51 +235,67 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::{draw_setup, draw_x25519};
-    use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
+    use control::descriptor::{draw_secret, draw_x25519};
+    use control::trust::hop::HopState;
+    use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, Signer, View};
+    use control::{Caps, Config, NodeKeys, Refusal, Role, Timing, TrustSetup};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
     use wire::cell::{Class, Shape};
     use wire::ids::SlotId;
+    use wire::setup::Suite;
 
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let signers: Vec<Signer> = (0..3).map(|_| Signer::from_seed(&draw_secret(&mut rng))).collect();
+        let [mix, exit, signer] = &signers[..] else { unreachable!("three were drawn") };
         let (noise, public) = draw_x25519(&mut rng);
-        let setup = draw_setup(&mut rng, wire::setup::Suite::default());
-        let setup_public = setup.public();
-        let hop = |position| Descriptor {
-            chain: [7; 32],
-            position,
-            hops: 2,
-            class: Class::S,
-            epoch: 0,
-            not_before: 0,
-            not_after: u64::MAX,
-            noise: public,
-            setup: setup_public.clone(),
-            mixing_delay_ms: 0,
-            lifetime_s: 3600,
-            lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],
+        let terms = ChainTerms {
+            suite: Suite::default(),
+            interval_s: 10,
+            epoch_s: 3600,
+            classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 0, lifetime_s: 3600 }],
+            identities: vec![mix.public(), exit.public()],
         };
+        let mut view = View::new(terms.clone());
+        for (hop, role, identity) in [(1, HopRole::Mix, mix), (2, HopRole::Exit, exit)] {
+            let own = hop == 1;
+            let descriptor = NodeDescriptor {
+                role,
+                revision: 1,
+                floor: 0,
+                not_before: 0,
+                not_after: u64::MAX,
+                identity: identity.public(),
+                noise: if own { public } else { [9; 32] },
+                signing: if own { signer.public() } else { [9; 32] },
+                contacts: vec![Contact {
+                    class: Class::S,
+                    lanes: 1,
+                    addresses: vec![SocketAddr::from(([10, 0, 0, hop as u8], 1))],
+                    names: Vec::new(),
+                }],
+            };
+            view.take_descriptor(hop, descriptor.sign(identity).unwrap(), 0).unwrap();
+        }
         let config = Config {
             role: Role::Mix,
             shape: Shape::new(Class::S, 2).unwrap(),
             position: 1,
-            noise,
-            setup,
-            descriptor: Some(hop(1)),
-            previous: None,
-            next: Some(NextHop { descriptor: hop(2), address: SocketAddr::from(([10, 0, 0, 2], 1)) }),
+            terms,
+            next: None,
             psk_up: None,
             psk_down: None,
             timing: Timing::default(),
             caps: Caps::default(),
         };
-        let control = Control::new(config, rng, Duration::ZERO).unwrap();
+        let signer = signers.into_iter().nth(2).expect("three were drawn");
+        let trust = TrustSetup { view, keys: vec![NodeKeys { noise, signer }], state: HopState::default() };
+        let control = Control::new(config, trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
         let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let bridge = Bridge::new(control, CommandSender::new(commands, Arc::new(Waker::new().unwrap())), vec![punts]);
@@ -273,7 +305,7 @@ mod tests {
     /// One turn; how many datagrams left.
     fn turn(bridge: &mut Bridge, now: Duration) -> usize {
         let mut sent = 0;
-        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| ());
+        bridge.turn(now, SystemTime::UNIX_EPOCH + now, &mut |_, _, _| sent += 1, &mut |_| (), &mut |_| true);
         sent
     }
 
