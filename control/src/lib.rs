@@ -58,6 +58,9 @@ use crate::trust::{SignedDescriptor, View};
 /// Most cells of a setup on one link: class S, seven mixes, suite 2, link 1.
 pub const SETUP_CELLS_MAX: usize = 37;
 
+/// Most cells of asks and parts that follow from one tick: answers to entries, and what both neighbours lack.
+pub const TRUST_CELLS_MAX: usize = trust::sync::CELLS_MAX;
+
 /// The control plane of one node.
 ///
 /// `now` is any monotonic clock, the same at every call; the host's clock is read at each tick. After each call of
@@ -242,8 +245,11 @@ impl Control {
             Part::Entry(_, trust) => (trust.steps(), trust.view()),
         };
         cx.contacts.update(&cx.config, view);
+        // Of several changes of the state the last one is written.
+        let last_save = steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
         for step in steps {
             match step {
+                Step::Save(number) if Some(number) != last_save => {}
                 Step::Save(number) => cx.out.push_back(Output::Save(number)),
                 Step::Send(link, content) => links.inject_trust(cx, now, link, content),
                 Step::Event(event) => cx.event(Event::Trust(event)),

@@ -78,6 +78,8 @@ pub enum Command {
         slot: SlotId,
         header: Header,
         body: Vec<u8>,
+        /// It leaves past the pool.
+        at_once: bool,
     },
     /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
     Resolved { query: u32, addresses: Vec<IpAddr> },

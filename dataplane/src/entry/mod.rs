@@ -177,7 +177,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Supersede { old, new } => self.clients.supersede(old, new),
-            Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
+            Command::Inject { link, slot, header, body, .. } => self.end.inject(link, slot, header, &body, now),
             Command::Listen { id, socket, listener } => match self.end.apps.adopt(socket) {
                 Ok(socket) => {
                     let at = socket as usize;

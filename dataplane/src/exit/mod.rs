@@ -221,7 +221,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
-            Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
+            Command::Inject { link, slot, header, body, .. } => self.end.inject(link, slot, header, &body, now),
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
             // Not for an exit; control never sends them here.
             _ => {}

@@ -64,6 +64,10 @@ pub(super) struct Edge<U, D> {
     commands: rtrb::Consumer<Command>,
     punts: PuntSender,
     sealer: Sealer,
+    /// A cell that does not wait in a pool.
+    urgent: Vec<Pooled>,
+    /// One was sealed and not sent yet.
+    has_urgent: bool,
     wheel: Wheel,
     report_due: Nanos,
     arrivals: Arrivals,
@@ -104,6 +108,8 @@ impl<U: Port, D: Port> Edge<U, D> {
             commands,
             punts,
             sealer: Sealer::new(rng),
+            urgent: Vec::with_capacity(1),
+            has_urgent: false,
             wheel: Wheel::new(now / SECOND),
             report_due: now,
             arrivals: Arrivals::new(),
@@ -116,6 +122,10 @@ impl<U: Port, D: Port> Edge<U, D> {
     pub(super) fn begin(&mut self, now: Nanos, pools: &mut impl Pools) {
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now, pools);
+        }
+        // Urgent cells must not keep a release waiting.
+        if std::mem::take(&mut self.has_urgent) {
+            self.send();
         }
         self.tick(now);
     }
@@ -192,17 +202,17 @@ impl<U: Port, D: Port> Edge<U, D> {
                 self.wheel.arm(channel.0, look_s);
             }
             Command::RetireChannel { channel } => self.end(channel, EndReason::Retired),
-            Command::Inject { link, slot, header, body } => {
+            Command::Inject { link, slot, header, body, at_once } => {
                 let direction = match self.table.links.side(link) {
                     Some(Side::Up) => Direction::Backward,
                     Some(Side::Down) | None => Direction::Forward,
                 };
-                self.inject(
-                    direction,
-                    Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 },
-                    &body,
-                    pools,
-                );
+                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
+                if at_once {
+                    self.inject_at_once(direction, ticket, &body, now);
+                } else {
+                    self.inject(direction, ticket, &body, pools);
+                }
             }
             // Not for a mix; control never sends them here.
             _ => {}
@@ -217,13 +227,29 @@ impl<U: Port, D: Port> Edge<U, D> {
             tally.drop(DropReason::PoolFull);
             return;
         }
+        if let Some(cell) = self.own_cell(direction, body) {
+            pools.admit(direction, cell, ticket);
+        }
+    }
+
+    /// Copies a cell of control's into a buffer and seals it, past the pool.
+    fn inject_at_once(&mut self, direction: Direction, ticket: Ticket, body: &[u8], now: Nanos) {
+        self.pipes[direction].tally.injected += 1;
+        let Some(cell) = self.own_cell(direction, body) else { return };
+        let mut urgent = std::mem::take(&mut self.urgent);
+        urgent.push(Pooled { cell, ticket });
+        self.leave(direction, &mut urgent, &[Times::new(now, now)]);
+        (self.urgent, self.has_urgent) = (urgent, true);
+    }
+
+    fn own_cell(&mut self, direction: Direction, body: &[u8]) -> Option<Cell<Opened>> {
         let Some(buffer) = self.free.take() else {
-            tally.drop(DropReason::NoBuffer);
-            return;
+            self.pipes[direction].tally.drop(DropReason::NoBuffer);
+            return None;
         };
         let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
-        pools.admit(direction, cell, ticket);
+        Some(cell)
     }
 
     /// Ends channels that are idle or past their lifetime.

@@ -242,10 +242,8 @@ mod tests {
         (Mix::new(settings, (up, down), worker_commands, sender, rngs, SECOND), commands, punts)
     }
 
-    #[test]
-    fn pool_behind_a_blocked_socket_loses_nothing_it_took() {
-        let net = MemNet::default();
-        let (mut mix, mut commands, _punts) = mix(&net);
+    /// Installs a link towards the next hop, with one slot.
+    fn connect(commands: &mut rtrb::Producer<Command>) {
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
         let link = Command::InstallLink { link: LinkId(0), side: Side::Down, peer };
@@ -259,15 +257,43 @@ mod tests {
             rank: Rank::Current,
         };
         assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
+    }
+
+    fn own_cell(seq: u64, at_once: bool) -> Command {
+        let header = Header { channel: 0, seq, sub: 0, kind: CellKind::Link, class: Class::S };
+        Command::Inject { link: LinkId(0), slot: SlotId(1), header, body: vec![0; 240], at_once }
+    }
+
+    #[test]
+    fn urgent_cell_leaves_past_the_pool() {
+        let net = MemNet::default();
+        let (mut mix, mut commands, _punts) = mix(&net);
+        connect(&mut commands);
+        let mut turn = |cells: &[bool]| {
+            for (seq, at_once) in cells.iter().enumerate() {
+                assert!(commands.push(own_cell(seq as u64, *at_once)).is_ok());
+            }
+            mix.turn(2 * SECOND);
+            let tally = mix.published.lock().unwrap().cells.forward;
+            (tally.sent, tally.held)
+        };
+        assert_eq!(turn(&[true, false, true, false]), (2, 2));
+        net.block(true);
+        assert_eq!(turn(&[true, false]), (2, 4), "it waits in the socket's queue");
+        net.block(false);
+        assert_eq!(turn(&[]), (3, 3));
+        assert_eq!(mix.mixer.held(Direction::Forward), 3);
+    }
+
+    #[test]
+    fn pool_behind_a_blocked_socket_loses_nothing_it_took() {
+        let net = MemNet::default();
+        let (mut mix, mut commands, _punts) = mix(&net);
+        connect(&mut commands);
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {
-                let header = Header { channel: 0, seq, sub: 0, kind: CellKind::Link, class: Class::S };
-                assert!(
-                    commands
-                        .push(Command::Inject { link: LinkId(0), slot: SlotId(1), header, body: vec![0; 240] })
-                        .is_ok()
-                );
+                assert!(commands.push(own_cell(seq, false)).is_ok());
             }
             mix.turn(now);
             mix.record_latency(now + 100);

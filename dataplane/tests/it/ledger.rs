@@ -439,7 +439,8 @@ impl World {
                     let out = if side == Side::Up { POSITION } else { POSITION + 1 };
                     let direction = if side == Side::Up { Direction::Backward } else { Direction::Forward };
                     let body = vec![3; shape().cell_len(direction, out) - 16];
-                    self.command(Command::Inject { link: LinkId(link(side)), slot: SlotId(slot), header, body });
+                    let (link_id, slot_id) = (LinkId(link(side)), SlotId(slot));
+                    self.command(Command::Inject { link: link_id, slot: slot_id, header, body, at_once: false });
                     // It leaves on this side: it is in the books of the direction that comes from the other.
                     injected[1 - link(side) as usize].push(Some(slot));
                 }

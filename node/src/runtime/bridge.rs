@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX};
+use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, TRUST_CELLS_MAX};
 use dataplane::command::{Command, CommandSender};
 use dataplane::exit::QUESTIONS_MAX;
 use dataplane::punt::{Notice, Punt};
@@ -34,6 +34,7 @@ const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * WANTED_CHANNELS_MAX
     + PER_PUNT * PUNTS_PER_TURN
     + ACK_COPIES_MAX
+    + TRUST_CELLS_MAX
     + QUESTIONS_MAX
     + ORDERS_MAX;
 /// Orders of the operator and of SOCKS clients taken in one turn.
@@ -45,8 +46,6 @@ pub enum Note {
     Event(Event),
     /// The data plane has something for the log.
     Notice(Notice),
-    /// Names of the next hop, with ports; answer with [`Bridge::resolved_next`].
-    ResolveNext(Vec<(String, u16)>),
     /// A name to resolve; answer with [`Bridge::resolved`].
     Resolve {
         /// The question's number.
@@ -54,6 +53,8 @@ pub enum Note {
         /// The name.
         name: Box<str>,
     },
+    /// Names of the next hop, with ports, to resolve; answer with [`Control::resolved`].
+    ResolveNext(Vec<(String, u16)>),
 }
 
 /// A handshake datagram. It leaves when the worker has taken `after` commands.
@@ -89,12 +90,12 @@ impl Bridge {
         &self.control
     }
 
-    /// Takes in what did not come from the data plane: files, addresses. Its outputs follow in the next turn.
+    /// The same, to load keys and descriptors. Its outputs are taken at the next turn.
     pub fn control_mut(&mut self) -> &mut Control {
         &mut self.control
     }
 
-    /// Hands everything over in both directions. `save` writes control's state to disk and returns true if it is there.
+    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is there.
     /// Returns the latest time of the next call.
     pub fn turn(
         &mut self,
@@ -234,29 +235,67 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::{Refusal, Timing};
+    use control::descriptor::{draw_secret, draw_x25519};
+    use control::trust::hop::HopState;
+    use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, Signer, View};
+    use control::{Caps, Config, NodeKeys, Refusal, Role, Timing, TrustSetup};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
-    use wire::cell::Class;
+    use wire::cell::{Class, Shape};
     use wire::ids::SlotId;
-
-    use crate::config::{Loaded, wall_s};
-    use crate::init::{self, Plan};
-    use crate::runtime::node::control_config;
+    use wire::setup::Suite;
 
     const RING: usize = 4;
 
     /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
-        let dir = tempfile::tempdir().unwrap();
-        let addresses = [1, 2].map(|host| SocketAddr::from(([10, 0, 0, host], 1)));
-        let files = init::write(dir.path(), &Plan { class: Class::S, ..Plan::new(&addresses) }).unwrap();
-        let loaded = Loaded::read(&files.hops[0]).unwrap();
-        let mut config = control_config(&loaded, Some(addresses[1]));
-        config.timing = Timing::default();
-        let (rng, wall) = (ChaCha20Rng::seed_from_u64(1), SystemTime::UNIX_EPOCH + Duration::from_secs(wall_s()));
-        let control = Control::new(config, loaded.trust, rng, Duration::ZERO, wall).unwrap();
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let signers: Vec<Signer> = (0..3).map(|_| Signer::from_seed(&draw_secret(&mut rng))).collect();
+        let [mix, exit, signer] = &signers[..] else { unreachable!("three were drawn") };
+        let (noise, public) = draw_x25519(&mut rng);
+        let terms = ChainTerms {
+            suite: Suite::default(),
+            interval_s: 10,
+            epoch_s: 3600,
+            classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 0, lifetime_s: 3600 }],
+            identities: vec![mix.public(), exit.public()],
+        };
+        let mut view = View::new(terms.clone());
+        for (hop, role, identity) in [(1, HopRole::Mix, mix), (2, HopRole::Exit, exit)] {
+            let own = hop == 1;
+            let descriptor = NodeDescriptor {
+                role,
+                revision: 1,
+                floor: 0,
+                not_before: 0,
+                not_after: u64::MAX,
+                identity: identity.public(),
+                noise: if own { public } else { [9; 32] },
+                signing: if own { signer.public() } else { [9; 32] },
+                contacts: vec![Contact {
+                    class: Class::S,
+                    lanes: 1,
+                    addresses: vec![SocketAddr::from(([10, 0, 0, hop as u8], 1))],
+                    names: Vec::new(),
+                }],
+            };
+            view.take_descriptor(hop, descriptor.sign(identity).unwrap(), 0).unwrap();
+        }
+        let config = Config {
+            role: Role::Mix,
+            shape: Shape::new(Class::S, 2).unwrap(),
+            position: 1,
+            terms,
+            next: None,
+            psk_up: None,
+            psk_down: None,
+            timing: Timing::default(),
+            caps: Caps::default(),
+        };
+        let signer = signers.into_iter().nth(2).expect("three were drawn");
+        let trust = TrustSetup { view, keys: vec![NodeKeys { noise, signer }], state: HopState::default() };
+        let control = Control::new(config, trust, rng, Duration::ZERO, SystemTime::UNIX_EPOCH).unwrap();
         let (commands, worker_commands) = rtrb::RingBuffer::new(RING);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let bridge = Bridge::new(control, CommandSender::new(commands, Arc::new(Waker::new().unwrap())), vec![punts]);
