@@ -246,7 +246,8 @@ impl Control {
         };
         cx.contacts.update(&cx.config, view);
         // Of several changes of the state the last one is written.
-        let last_save = steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
+        let last_save =
+            steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
         for step in steps {
             match step {
                 Step::Save(number) if Some(number) != last_save => {}

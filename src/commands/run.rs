@@ -65,8 +65,9 @@ pub fn entry(args: EntryArgs) -> anyhow::Result<()> {
     let read = || match (config, chain) {
         (Some(config), _) => NodeConfig::read(&config),
         (None, chain) => {
-            let config = NodeConfig::of_entry(&chain.unwrap_or_default());
-            Ok(NodeConfig { status, ..config })
+            let mut config = NodeConfig::of_entry(&chain.unwrap_or_default());
+            config.status = status;
+            Ok(config)
         }
     };
     node(Some(NodeRole::Entry), read, &process, Extras { forwards, pymix, socks, ..Extras::default() })

@@ -396,12 +396,6 @@ impl<'s> Table<'s> {
         ConfigError::Value { at, what: what.into(), remedy: remedy.into() }
     }
 
-    /// The same in one text.
-    pub(crate) fn invalid(&self, name: &str, what: impl Into<String>) -> ConfigError {
-        let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
-        ConfigError::Invalid { at, what: what.into() }
-    }
-
     /// The keys that are set and their lines; of lists one per element, of tables that of their first key.
     pub(crate) fn lines(&self) -> Vec<(&'static str, Option<usize>)> {
         let mut lines = Vec::new();
