@@ -36,3 +36,4 @@ mod tampering;
 mod tap;
 mod tidy;
 mod traffic;
+mod trust;

@@ -183,3 +183,73 @@ fn paired(keys: &files::NodeKeys) -> NodeKeys {
 fn names(descriptor: &SignedDescriptor, keys: &files::NodeKeys) -> bool {
     descriptor.noise == x25519_public(&keys.noise) && descriptor.signing == Signer::from_seed(&keys.signing).public()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ceremony::keygen::{self, rotate};
+    use crate::ceremony::renew::{self, renew};
+    use crate::config::Loaded;
+    use crate::init::{self, Plan};
+
+    #[test]
+    fn state_is_replaced_as_a_whole_and_for_its_owner_only() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.state");
+        let files = TrustFiles { chain: None, keys: None, state: Some(path.clone()) };
+        assert!(files.state().unwrap().is_none());
+        for _ in 0..2 {
+            files.save(&State::fresh().to_bytes()).unwrap();
+            assert!(files.state().unwrap().is_some_and(|state| state.hop.fresh));
+        }
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::write(&path, "eddy state").unwrap();
+        let why = files.state().unwrap_err().to_string();
+        assert!(why.contains("node.state: ") && why.contains("restore a copy"), "{why}");
+        let nowhere = TrustFiles { state: Some(dir.path().join("none/node.state")), ..files };
+        assert!(nowhere.save(b"x").is_err());
+    }
+
+    #[test]
+    fn next_keys_replace_the_current_ones_once_a_descriptor_names_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = [1, 2].map(|host| std::net::SocketAddr::from(([192, 0, 2, host], 4700)));
+        init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        // Mix 1 as a node with a folder of its own.
+        let names = (keygen::Names::among_others("mix1"), keygen::Names::alone());
+        for (from, to) in names.0.all().into_iter().zip(names.1.all()) {
+            fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+        }
+        let config = dir.path().join("node.toml");
+        let text = fs::read_to_string(&config).unwrap().replace("mix1.key", "node.key");
+        fs::write(&config, text).unwrap();
+        let key = |ending: &str| dir.path().join(format!("node.key{ending}"));
+        let settle = || {
+            let Loaded { files, position, trust, .. } = Loaded::read(&config).unwrap();
+            assert_eq!(position, 1);
+            files.settle_keys(&trust.view, position).unwrap()
+        };
+
+        rotate(dir.path(), false).unwrap();
+        let (old, new) = (fs::read(key("")).unwrap(), fs::read(key(".next")).unwrap());
+        assert!(settle().is_empty(), "no descriptor names the next keys yet");
+        let plan = |revoke| renew::Plan {
+            identity: dir.path().join("identity.key"),
+            file: dir.path().join("node.request"),
+            out: None,
+            places: Default::default(),
+            drop_names: false,
+            days: 90,
+            revoke,
+        };
+        renew(&plan(false), wall_s()).unwrap();
+        assert_eq!(settle().len(), 1);
+        assert_eq!((fs::read(key("")).unwrap(), fs::read(key(".old")).unwrap()), (new, old));
+        assert!(!key(".next").exists() && settle().is_empty(), "old keys answer until their descriptor ends");
+        renew(&plan(true), wall_s()).unwrap();
+        assert_eq!(settle().len(), 1);
+        assert!(!key(".old").exists(), "revoked keys go");
+    }
+}
