@@ -47,13 +47,13 @@ use crate::contacts::{Contacts, Static};
 use crate::context::Context;
 use crate::entry::Entry;
 use crate::link::{Links, content_len};
-use crate::trust::SignedDescriptor;
 use crate::trust::hop::{HopSetup, HopState, HopTrust, Step};
 use crate::trust::state::State;
 use crate::trust::status::TrustStatus;
 use crate::trust::sync::{Peer, Refused};
 use crate::trust::user::UserTrust;
 use crate::trust::view::{BadDescriptor, Taken};
+use crate::trust::{SignedDescriptor, View};
 
 /// Most cells of a setup on one link: class S, seven mixes, suite 2, link 1.
 pub const SETUP_CELLS_MAX: usize = 37;
@@ -246,7 +246,8 @@ impl Control {
         };
         cx.contacts.update(&cx.config, view);
         // Of several changes of the state the last one is written.
-        let last_save = steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
+        let last_save =
+            steps.iter().rev().find_map(|step| if let Step::Save(number) = step { Some(*number) } else { None });
         for step in steps {
             match step {
                 Step::Save(number) if Some(number) != last_save => {}
@@ -345,6 +346,14 @@ impl Control {
         self.cx.statics = secrets.into_iter().map(Static::new).collect();
         trust.set_keys(keys);
         self.follow_trust(now);
+    }
+
+    /// The descriptors, records and bundles that this node holds.
+    pub fn view(&self) -> &View {
+        match &self.part {
+            Part::Hop(trust) => trust.view(),
+            Part::Entry(_, trust) => trust.view(),
+        }
     }
 
     /// What this node holds of the chain's descriptors and bundles.
