@@ -26,10 +26,9 @@ const PER_LINK: usize = 5;
 const WANTED_CHANNELS_MAX: usize = 256;
 /// Most commands that follow from a punt: a setup is sent on, and a channel changes.
 const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
-/// Most commands of one turn, in addition to one for every channel that is retired with its link; ack cells that were
-/// due are among them. While some of them
-/// wait, neither punts nor orders are taken in. Answers of the resolver are always queued, one for each open question.
-/// So this bounds the backlog, too.
+/// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
+/// due are among them. While some of them wait, neither punts nor orders are taken in. Answers of the resolver are
+/// always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * WANTED_CHANNELS_MAX
     + PER_PUNT * PUNTS_PER_TURN

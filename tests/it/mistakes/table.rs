@@ -210,7 +210,7 @@ table! { KEYS:
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
     "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
         &["mix1.key:4: noise must be 32 bytes in base64"];
-    "an ML-KEM key that is none", Line("mix1.key", "setup_mlkem", "setup_mlkem = \"c2hvcnQ=\""), MIX,
+    "a malformed ML-KEM key", Line("mix1.key", "setup_mlkem", "setup_mlkem = \"c2hvcnQ=\""), MIX,
         &["mix1.key:6: setup_mlkem must be 2400 bytes in base64"];
     "no ML-KEM key in a chain of suite 2", Line("mix1.key", "setup_mlkem", ""), MIX,
         &["mix1.key: the setup key is not that of node 1"];
