@@ -29,7 +29,7 @@ const ATTEMPTS_MAX: usize = 8;
 const ACK_WAIT: Duration = Duration::from_secs(60);
 /// Setups in flight: neither answered by an ack cell nor older than the wait of Mix 1 for their shards.
 /// Two fewer than Mix 1 joins at once, for shards that are late.
-const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
+pub const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
 
 /// One wanted channel.
 #[derive(Default)]
