@@ -22,8 +22,8 @@ pub struct ShapeArgs {
     pub mixes: usize,
     /// Cell size: S (voice), M (MTU 1280) or L
     ///
-    /// S suits voice and games (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video (1323
-    /// bytes). Longer datagrams take up to 8 cells.
+    /// S suits voice and games (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video
+    /// (1323 bytes). Longer datagrams take up to 8 cells.
     #[arg(long, default_value_t = Class::L, ignore_case = true)]
     pub class: Class,
     /// Mixing strategy, e.g. timed:t=5ms

@@ -46,7 +46,8 @@ fn pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
     std::fs::write(dir.join(format!("{name}.1")), page(command.clone())?)
 }
 
-/// The page of clap_mangen, except that examples and pictures keep their lines: clap_mangen would fill them like prose.
+/// The page of clap_mangen, except that examples and pictures keep their lines, which clap_mangen would fill like
+/// prose.
 fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
     let subcommands = command.has_subcommands();
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();

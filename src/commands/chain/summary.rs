@@ -68,8 +68,8 @@ impl Summary<'_> {
         Ok(serde_json::to_string(&json)? + "\n")
     }
 
-    /// The messages, or what programs sent through a chain that stayed, and the verdict; between them, if `verbose`, every
-    /// counter of every node.
+    /// The messages, or what programs sent through a chain that stayed, and the verdict; between them, if `verbose`,
+    /// every counter of every node.
     pub fn people(&self, verbose: bool) -> String {
         let messages = if let Some(tested) = self.tested {
             self.carried(tested)
