@@ -103,7 +103,6 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         limit: frames::max_datagram_len(shape.payload()),
     };
     let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;
-    let tested = args.stay.then(|| children.reports());
     while args.stay && !interrupted.load(Ordering::Relaxed) {
         children.check()?;
         std::thread::sleep(LOOK);
@@ -116,7 +115,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     };
     let nodes: Vec<_> = children.finish()?.into_iter().zip(before).map(with_gauges).collect();
 
-    let summary = Summary { setup, outcome: &outcome, at_start: &at_start, tested: tested.as_deref(), nodes: &nodes };
+    let summary = Summary { setup, outcome: &outcome, at_start: &at_start, stayed: args.stay, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     if too_large > 0 {
         let (len, limit) = (load.payload.len(), frames::max_datagram_len(shape.payload()));

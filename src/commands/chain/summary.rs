@@ -23,8 +23,8 @@ pub struct Summary<'a> {
     pub outcome: &'a Outcome,
     /// The nodes' reports when the chain was up.
     pub at_start: &'a [Option<NodeReport>],
-    /// Of a chain that stays: the nodes' reports when all messages had been sent.
-    pub tested: Option<&'a [Option<NodeReport>]>,
+    /// Programs could use it until it was interrupted.
+    pub stayed: bool,
     /// The nodes' last reports.
     pub nodes: &'a [NodeReport],
 }
@@ -71,8 +71,8 @@ impl Summary<'_> {
     /// The messages, or what programs sent through a chain that stayed, and the verdict; between them, if `verbose`,
     /// every counter of every node.
     pub fn people(&self, verbose: bool) -> String {
-        let messages = if let Some(tested) = self.tested {
-            self.carried(tested)
+        let messages = if self.stayed {
+            self.carried()
         } else if self.outcome.messages.len() > LISTED {
             self.receivers()
         } else {
@@ -88,7 +88,7 @@ impl Summary<'_> {
         let Outcome { sent, delivered, answered, damaged, sending, .. } = self.outcome;
         let mixes = self.nodes.len().saturating_sub(2);
         let damaged = if *damaged > 0 { format!(", {damaged} damaged or twice") } else { String::new() };
-        let what = if self.tested.is_some() { "Test at the start: " } else { "" };
+        let what = if self.stayed { "Test at the start: " } else { "" };
         let counts = format!(
             "{what}{sent} sent, {delivered} delivered, {answered} answered{damaged} in {:.1} s over {mixes} mix{}",
             sending.as_secs_f64(),
@@ -151,20 +151,21 @@ impl Summary<'_> {
         self.nodes.iter().filter(|node| !node.ledger.closed()).map(NodeReport::name).collect()
     }
 
-    /// Datagrams of programs since the test messages, at both ends of the chain.
-    fn carried(&self, tested: &[Option<NodeReport>]) -> String {
+    /// Datagrams of programs at both ends of the chain: all except the test messages.
+    fn carried(&self) -> String {
         let count = |node: Option<&NodeReport>, of: fn(&PairReport) -> u64| {
             node.and_then(|node| node.ledger.datagrams.as_ref()).map_or(0, of)
         };
-        let since = |node: usize, of| {
-            let early = tested.get(node).and_then(Option::as_ref);
-            count(self.nodes.get(node), of).saturating_sub(count(early, of))
+        let without = |test: u64, node: usize, of| {
+            let early = self.at_start.get(node).and_then(Option::as_ref);
+            count(self.nodes.get(node), of).saturating_sub(count(early, of) + test)
         };
+        let Outcome { sent, delivered, answered, .. } = *self.outcome;
         let exit = self.nodes.len().saturating_sub(1);
         let mut rows = table(&["datagrams of your programs", "entered the chain", "left it"]);
         let [there, back] = [
-            [since(0, |pair| pair.forward.received), since(exit, |pair| pair.forward.sent)],
-            [since(exit, |pair| pair.backward.received), since(0, |pair| pair.backward.sent)],
+            [without(sent, 0, |pair| pair.forward.received), without(delivered, exit, |pair| pair.forward.sent)],
+            [without(delivered, exit, |pair| pair.backward.received), without(answered, 0, |pair| pair.backward.sent)],
         ];
         for (direction, [entered, left]) in [("to destinations", there), ("answers", back)] {
             rows.add_row([direction.to_owned(), entered.to_string(), left.to_string()]);
