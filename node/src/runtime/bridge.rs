@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
-use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, TRUST_CELLS_MAX};
+use control::{
+    ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX, TRUST_CELLS_MAX,
+};
 use dataplane::command::{Command, CommandSender};
 use dataplane::exit::QUESTIONS_MAX;
 use dataplane::punt::{Notice, Punt};
@@ -22,16 +24,13 @@ const AGAIN: Duration = Duration::from_micros(100);
 const PUNTS_PER_TURN: usize = 1024;
 /// Commands for each link in a turn: three slots, a keepalive and the end of the link.
 const PER_LINK: usize = 5;
-/// Most channels that an entry wants at once.
-const WANTED_CHANNELS_MAX: usize = 256;
 /// Most commands that follow from a punt: a setup is sent on, and a channel changes.
 const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
-/// Most commands of one turn, in addition to one for every channel that is retired with its link; ack cells that were
-/// due are among them. While some of them
-/// wait, neither punts nor orders are taken in. Answers of the resolver are always queued, one for each open question.
-/// So this bounds the backlog, too.
+/// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
+/// due are among them. While some of them wait, neither punts nor orders are taken in. Answers of the resolver are
+/// always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
-    + SETUP_CELLS_MAX * WANTED_CHANNELS_MAX
+    + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * PUNTS_PER_TURN
     + ACK_COPIES_MAX
     + TRUST_CELLS_MAX
