@@ -1,12 +1,12 @@
 //! Findings for people and for programs.
 
 use serde::Serialize;
-use textwrap::{Options, WordSplitter};
 
 use super::facts::Facts;
 use super::finding::{Finding, Fix, Severity};
 use super::host::in_short;
 use super::subject::Subject;
+use crate::tables::wrapping;
 
 /// Columns where standard output is not a terminal.
 pub const WIDTH: usize = 80;
@@ -74,9 +74,7 @@ fn command_line(label: &str, command: &str, width: usize) -> String {
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
     let (head, rest) = (format!("{head:<INDENT$}"), " ".repeat(INDENT));
-    let options = Options::new(width).initial_indent(&head).subsequent_indent(&rest);
-    // Names of options and programs stay whole, so that they can be copied.
-    textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation).break_words(false)) + "\n"
+    textwrap::fill(text, wrapping(width).initial_indent(&head).subsequent_indent(&rest).break_words(false)) + "\n"
 }
 
 /// What `--json` prints. Programs may rely on the names.
