@@ -7,14 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::common::command::{eddy, run};
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::common::nodes::PATIENCE;
 
 /// A chain of one mix on a loopback address of its own.
 fn chain() -> (TempDir, Ipv4Addr) {
