@@ -20,8 +20,8 @@ enum Source {
 
 /// Builds an [`Entry`] from a chain's public file and options. Made by [`Entry::builder`].
 ///
-/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does not
-/// prove an identity, and makes new keys at every start.
+/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does
+/// not prove an identity, and makes new keys at every start.
 ///
 /// ```no_run
 /// use std::time::Duration;
