@@ -204,7 +204,7 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
         };
         let signed = descriptor
             .sign(&identity)
-            .map_err(|why| ConfigError::Arguments(format!("node {index} at {}: {why}", hop.address)))?;
+            .map_err(|why| ConfigError::Arguments(format!("{} at {}: {why}", node_name(role, index), hop.address)))?;
         let _ = write!(
             chain_text,
             "\n[[node]]\nrole = \"{role}\"\nindex = {index}\nidentity = \"{}\"\naddress = \"{}\"\n\

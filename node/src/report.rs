@@ -310,6 +310,14 @@ impl NodeReport {
         self
     }
 
+    /// With the gauges of an earlier report: links, channels, flows and sockets.
+    #[must_use]
+    pub fn with_gauges_of(mut self, earlier: &NodeReport) -> NodeReport {
+        (self.links, self.channels) = (earlier.links, earlier.channels);
+        (self.flows, self.sockets) = (earlier.flows, earlier.sockets);
+        self
+    }
+
     /// The node's name: `entry`, `mix1`, `exit`.
     pub fn name(&self) -> String {
         node_name(self.role, self.index)

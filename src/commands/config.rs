@@ -24,8 +24,8 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         ConfigAction::Explain { key: Some(key) } => explain(key)?,
         ConfigAction::Explain { key: None } => list(),
-        ConfigAction::Check { file, keys } => check(file, keys.as_deref())?,
-        ConfigAction::Show { file, json } => show(file, *json)?,
+        ConfigAction::Check { config, keys } => check(config.path(), keys.as_deref())?,
+        ConfigAction::Show { config, json } => show(config.path(), *json)?,
     };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }
@@ -37,6 +37,7 @@ fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
     }
     let loaded = Loaded::read_files(config)?;
     let warnings = running::check(&loaded)?;
+    super::run::require_listeners(&loaded)?;
     let (config, chain) = (&loaded.config, &loaded.chain);
     let (file, name) = (file.display(), node_name(config.role(), config.position));
     let warnings: String = warnings.iter().map(|warning| format!("{file}: warning: {warning}\n")).collect();

@@ -1,6 +1,6 @@
 //! Every counter of one or several nodes, in tables of at most 100 columns.
 
-use super::{align_right, lines, reasons, span, table, time};
+use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
 
 /// All tables, each under its title.
@@ -66,7 +66,7 @@ fn drops(nodes: &[NodeReport]) -> String {
             all.push(format!("{name}  {unit} {direction}: {}", reasons(&tally.dropped)));
         }
         if !node.refused.is_empty() {
-            all.push(format!("{name}  refused by control: {}", reasons(&node.refused)));
+            all.push(format!("{name}  {}", refusals(&node.refused)));
         }
         if node.kernel_drops > 0 {
             all.push(format!("{name}  dropped by the kernel: {}", node.kernel_drops));

@@ -1,6 +1,6 @@
 //! One node on one screen of 80 x 24: what `eddy status` prints, and a node when it ends.
 
-use super::{align_right, lines, reasons, span, table, time};
+use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::config::NodeRole;
 use eddy_node::report::{Distribution, NodeReport, StayReport, TallyReport};
 
@@ -84,7 +84,7 @@ fn drops(node: &NodeReport) -> String {
         all.push(format!("dropped by the kernel: {} (receive buffer full)", node.kernel_drops));
     }
     if !node.refused.is_empty() {
-        all.push(format!("refused by control: {}", reasons(&node.refused)));
+        all.push(refusals(&node.refused));
     }
     if all.is_empty() {
         return String::new();

@@ -92,6 +92,10 @@ fn config_check_accepts_all_files_of_init() {
         assert!(line.starts_with(&format!("{file}.toml: ok, {name} of chain ")), "{line}");
     }
     assert!(!dir.path().join("mix1.sock").exists(), "no socket is opened");
+    let line = said(dir.path(), "config check --config mix1.toml");
+    assert!(line.starts_with("mix1.toml: ok"), "as for other commands: {line}");
+    assert_eq!(said(dir.path(), "config show --config mix1.toml"), said(dir.path(), "config show mix1.toml"));
+    assert_mistake("no file", &run(dir.path(), "config check"), &["FILE", "usage: eddy config check"]);
 }
 
 #[test]
@@ -103,7 +107,7 @@ fn config_check_refuses_what_a_start_would_refuse() {
         ("mixing", "mixxing = \"timed:t=1ms\"", "did you mean `mixing`?"),
         ("down", "down = \"127.0.0.1:4701\"", "a different port"),
         ("status", "status = \"none/mix1.sock\"", "mkdir -p none"),
-        ("keys", "keys = \"mix2.key\"", "noise key is not that of node 1"),
+        ("keys", "keys = \"mix2.key\"", "noise key is not that of mix1"),
         ("# cores", "cores = [1000]", "this process may use"),
         ("# next", "next = \"mix2..example.org:4702\"", "does not resolve"),
         ("up", "up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1"),

@@ -131,8 +131,6 @@ fn destination_budget_and_answer_rate_are_enforced() {
         });
     }
     assert_eq!(arrived, BUDGET);
-    let said = nodes.said(0);
-    assert!(said.iter().any(|line| line.contains("the exit refused")), "{said:#?}");
 
     // It answers with more than was asked for.
     let from = from.unwrap();

@@ -58,7 +58,7 @@ fn pymix(to: SocketAddr, data: &[u8]) -> Vec<u8> {
 /// How many lines each node has said, but for those that a slow machine explains: strangers must not be able to make
 /// it say more.
 fn lines(nodes: &Nodes) -> Vec<usize> {
-    let own = ["the exit refused", "next hop", "previous hop", "channel setup"];
+    let own = ["the exit refused", "the exit cannot", "next hop", "previous hop", "channel setup"];
     let counts = |line: &&String| !own.iter().any(|own| line.contains(own));
     nodes.positions().map(|position| nodes.said(position).iter().filter(counts).count()).collect()
 }
@@ -315,7 +315,7 @@ fn vanishing_clients_and_servers_cost_others_nothing() {
     assert!(sent >= 100);
     until("the entry logs it, which it does at most once a second", || {
         send(address, b"not there");
-        nodes.said(0).iter().any(|line| line.contains(&address.to_string()) && line.contains("unreachable"))
+        nodes.said(0).iter().any(|line| line.contains(&address.to_string()) && line.contains("cannot reach"))
     });
 
     // It comes back.

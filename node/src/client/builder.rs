@@ -119,12 +119,12 @@ impl EntryBuilder {
         self
     }
 
-    /// The local address of the link to Mix 1; any port of any address by default.
+    /// The local address of the link to mix1; any port of any address by default.
     pub fn bind(self, down: SocketAddr) -> EntryBuilder {
         self.line("down", down.to_string())
     }
 
-    /// The address of Mix 1, `HOST:PORT`, if it is not reached at its published one.
+    /// The address of mix1, `HOST:PORT`, if it is not reached at its published one.
     pub fn next(self, address: impl Into<String>) -> EntryBuilder {
         self.line("next", address.into())
     }

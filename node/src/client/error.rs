@@ -116,15 +116,15 @@ impl TunnelError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NotReady {
-    /// Mix 1 did not answer.
-    #[error("no link to Mix 1 at {address} after {}: check that it is running, and that UDP reaches it", seconds(*waited))]
+    /// The first mix did not answer.
+    #[error("no link to mix1 at {address} after {}: check that it is running, and that UDP reaches it", seconds(*waited))]
     NoLink {
-        /// The address of Mix 1.
+        /// The address of mix1.
         address: String,
         /// The time since the call.
         waited: Duration,
     },
-    /// Mix 1 answers, and fewer channels are open than configured.
+    /// The first mix answers, and fewer channels are open than configured.
     #[error("{open} of {wanted} channels are open after {}: check that all mixes and the exit are running", seconds(*waited))]
     FewChannels {
         /// Channels that are open.

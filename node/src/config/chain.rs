@@ -12,7 +12,7 @@ use wire::cell::{Class, Shape};
 
 use super::source::{Source, Table, decode_base64};
 use super::table::CHAIN;
-use super::{ConfigError, NodeRole};
+use super::{ConfigError, NodeRole, node_name};
 
 /// A chain, verified.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ impl Chain {
         let tables = table.subs("node")?;
         if tables.len() != hops {
             let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
-            return Err(table.wrong("hops", what, "list every mix and the exit, Mix 1 first"));
+            return Err(table.wrong("hops", what, "list every mix and the exit, mix1 first"));
         }
         let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
@@ -111,7 +111,7 @@ impl Chain {
 /// The remedy for a chain file that contradicts itself.
 const FETCH: &str = "get the chain file again from the chain's operator";
 /// The order of a chain file.
-const ORDER: &str = "list Mix 1 with index 1 first and the exit last";
+const ORDER: &str = "list mix1 with index 1 first and the exit last";
 
 fn read_node(
     table: &Table<'_>,
@@ -127,7 +127,10 @@ fn read_node(
     let role = if index == shape.hops() { NodeRole::Exit } else { NodeRole::Mix };
     let said = table.text("role");
     if said.value != role.name() {
-        return Err(said.wrong(format!("role must be \"{role}\" for node {index} (got {:?})", said.value), ORDER));
+        return Err(said.wrong(
+            format!("role must be \"{role}\" in [[node]] {index} of {} (got {:?})", shape.hops(), said.value),
+            ORDER,
+        ));
     }
 
     let identity = table.text("identity").bytes("identity")?;
@@ -141,7 +144,8 @@ fn read_node(
     let text = table.text("descriptor");
     let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
     let verified = Descriptor::verify(&signed, &identity, chain, wall);
-    let descriptor = verified.map_err(|why| ConfigError::Descriptor { at: text.at(), index, why })?;
+    let descriptor =
+        verified.map_err(|why| ConfigError::Descriptor { at: text.at(), node: node_name(role, index), why })?;
 
     // A valid descriptor may be one of another place in the chain.
     let same = usize::from(descriptor.position) == index

@@ -107,12 +107,12 @@ pub enum ConfigError {
         what: String,
     },
     /// A descriptor that is not accepted.
-    #[error("{at}: node {index}: {why}")]
+    #[error("{at}: {node}: {why}")]
     Descriptor {
         /// The location.
         at: Location,
-        /// The node's position in the chain.
-        index: usize,
+        /// The node's name.
+        node: String,
         /// The reason, with the remedy.
         why: DescriptorError,
     },

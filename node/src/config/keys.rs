@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::source::{Source, Text};
 use super::table::KEY_FILE;
-use super::{Chain, ConfigError, Location, NodeConfig, NodeRole};
+use super::{Chain, ConfigError, Location, NodeConfig, NodeRole, node_name};
 
 /// A node's private keys. Wiped when dropped.
 pub struct Keys {
@@ -75,7 +75,11 @@ impl Keys {
         let Some(own) = chain.node(config.position) else { return Ok(()) };
         let differs = |kind| ConfigError::Value {
             at: Location::file(&config.keys),
-            what: format!("the {kind} key is not that of node {} in {}", config.position, config.chain.display()),
+            what: format!(
+                "the {kind} key is not that of {} in {}",
+                node_name(own.role, own.index),
+                config.chain.display()
+            ),
             remedy: format!(
                 "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
                 config.place_of("keys")

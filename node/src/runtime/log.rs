@@ -32,6 +32,10 @@ const SUBJECTS_AT_ONCE: u32 = 8;
 /// Time after which one more does.
 const SUBJECTS_EVERY: Duration = Duration::from_secs(60);
 
+/// The end of a line about a silent next hop. A node does not answer handshakes for other keys than its own.
+const CHECK_NEXT_HOP: &str =
+    "check that it runs, that UDP reaches it, and that it has the same chain.toml as this node";
+
 /// The log of one node.
 pub struct Log {
     next: Option<Peer>,
@@ -215,9 +219,15 @@ impl Log {
         }
         let silent_s = lasted.as_secs_f64().round();
         if self.was_connected {
-            warn!(peer = name, %role, %address, silent_s, "lost the next hop {name} ({address}): no reply for {silent_s} s");
+            warn!(
+                peer = name, %role, %address, silent_s,
+                "lost the next hop {name} ({address}): no reply for {silent_s} s; {CHECK_NEXT_HOP}"
+            );
         } else {
-            warn!(peer = name, %role, %address, silent_s, "no reply from next hop {name} ({address}) for {silent_s} s; retrying");
+            warn!(
+                peer = name, %role, %address, silent_s,
+                "no reply from next hop {name} ({address}) for {silent_s} s; retrying; {CHECK_NEXT_HOP}"
+            );
         }
     }
 
@@ -303,32 +313,39 @@ impl Log {
                 }
             }
             Notice::Refused { destination, status, .. } => {
-                let reason = status_text(*status);
-                if self.clients.is_due(now, format!("{destination}: {reason}")) {
-                    warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                let line = status_line(destination, *status);
+                if self.clients.is_due(now, line.clone()) {
+                    warn!(%destination, ?status, "{line}");
                 }
             }
         }
         if let Some(more) = self.clients.more(now) {
             warn!(
                 more,
-                "the exit refused or this entry dropped datagrams {more} more times, for destinations or clients that are not \
-                 listed"
+                "{more} more times the exit refused or could not reach a destination, or this entry dropped a datagram, for \
+                 destinations or clients that are not listed"
             );
         }
     }
 }
 
-fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Open => "open",
+fn status_line(destination: &str, status: Status) -> String {
+    let reason = match status {
+        Status::Unresolvable => return format!("the exit cannot resolve {destination}: check the name"),
+        // Not a refusal by the exit.
+        Status::Unreachable => {
+            return format!(
+                "the exit cannot reach {destination}: the port is closed, there is no route, or it never answers \
+                 (`max_unanswered`); check that the service is running there"
+            );
+        }
         Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
-        Status::Unresolvable => "the name does not resolve there",
-        Status::Unreachable => "the destination is unreachable",
         Status::TooManyFlows => "the exit has too many flows or sockets",
-        Status::UnknownFlow => "the flow is unknown there",
         Status::TooLarge => "the datagram is too large",
-    }
+        Status::UnknownFlow => "the flow is unknown there",
+        Status::Open => "open",
+    };
+    format!("the exit refused {destination}: {reason}")
 }
 
 #[cfg(test)]
@@ -409,6 +426,15 @@ mod tests {
             (0..=round).for_each(|port| _ = troubles.is_due(secs(round * 600 + port), format!("192.0.2.1:{port}")));
         }
         assert_eq!(troubles.by_subject.len(), CLIENT_TROUBLES_MAX);
+    }
+
+    #[test]
+    fn closed_port_does_not_read_like_a_refusal() {
+        let line = |status| status_line("192.0.2.7:9", status);
+        assert!(line(Status::Refused).starts_with("the exit refused 192.0.2.7:9: its policy"));
+        let closed = line(Status::Unreachable);
+        assert!(closed.starts_with("the exit cannot reach 192.0.2.7:9: the port is closed"), "{closed}");
+        assert!(!closed.contains("refused"), "{closed}");
     }
 
     #[test]

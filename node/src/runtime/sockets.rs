@@ -289,7 +289,7 @@ fn require_distinct_ports(wanted: &[Wanted]) -> Result<(), ConfigError> {
             port != 0 && same && (there == ip || any && there.is_ipv4() == ip.is_ipv4())
         };
         if let Some(other) = wanted[..i].iter().find(clash) {
-            let what = format!("{} already uses port {port}, on {}", other.name, other.address);
+            let what = format!("the port is also that of {}", other.said);
             return Err(mistake(&one.said, what, "use a different port for each"));
         }
     }

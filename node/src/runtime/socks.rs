@@ -54,8 +54,16 @@ struct Shared {
     listeners: Listeners,
     room: Semaphore,
     started: Instant,
-    /// Relays that could not be opened. Any client can cause that.
+    /// Relays that could not be opened, and requests for TCP. Any client can cause both.
     failures: Mutex<Trouble>,
+    tcp_requests: Mutex<Trouble>,
+}
+
+impl Shared {
+    /// True if a line about this trouble is due.
+    fn may_log(&self, trouble: &Mutex<Trouble>) -> bool {
+        trouble.lock().unwrap_or_else(PoisonError::into_inner).occurs(self.started.elapsed())
+    }
 }
 
 /// Serves SOCKS clients at these sockets.
@@ -79,6 +87,7 @@ pub fn serve(sockets: Vec<TcpListener>, users: Users, listeners: Listeners) -> i
         room: Semaphore::new(CONNECTIONS_MAX),
         started: Instant::now(),
         failures: Mutex::default(),
+        tcp_requests: Mutex::default(),
     });
     let thread = std::thread::Builder::new().name("socks".into()).spawn(move || {
         runtime.block_on(async {
@@ -146,6 +155,14 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let Ok(asked) = asked.await else { return Ok(()) };
     let Some((asked, command, target)) = asked? else { return Ok(()) };
     if !matches!(command, Socks5Command::UDPAssociate) {
+        if shared.may_log(&shared.tcp_requests) {
+            let command = if matches!(command, Socks5Command::TCPBind) { "BIND" } else { "CONNECT" };
+            tracing::warn!(
+                command,
+                "refused {command} of a SOCKS client: eddy carries UDP only (UDP ASSOCIATE); exclude TCP from this proxy \
+                 in the program, or send TCP through a WireGuard inside a forward"
+            );
+        }
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
 
@@ -153,7 +170,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
         Err(why) => {
-            if shared.failures.lock().unwrap_or_else(PoisonError::into_inner).occurs(shared.started.elapsed()) {
+            if shared.may_log(&shared.failures) {
                 tracing::warn!("cannot open a relay for a SOCKS client: {why}");
             }
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);

@@ -54,9 +54,11 @@ table! { FILES:
     "an empty chain file", Do(|s| fs::write(s.path("chain.toml"), "\n").unwrap()), MIX,
         &["chain.toml: the file is empty", "`eddy init`"];
     "the chain file for a configuration", Nothing, "mix --config chain.toml",
-        &["chain.toml:2: unknown key `id`", "it belongs in chain.toml", "which file was named"];
+        &["chain.toml: this is the chain's public file", "expected a node's configuration", "such as mix1.toml"];
     "the key file for a configuration", Nothing, "mix --config mix1.key",
-        &["mix1.key:3: unknown key `identity`", "it belongs in ", "which file was named"];
+        &["mix1.key: this is a key file, expected a node's configuration", "such as mix1.toml"];
+    "a node's configuration for the chain file", Line("mix1.toml", "chain", "chain = \"mix2.toml\""), MIX,
+        &["mix2.toml: this is a node's configuration, expected the chain's public file", "chain.toml"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -135,6 +137,13 @@ table! { NODE:
     "a key that no forward has",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
+    "a key of the whole file below a table",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nsocks = [\"1080\"]"), ENTRY,
+        &["entry.toml:", "unknown key `socks`", "below the line [[forward]]", "move `socks` above the first table"];
+    "a key that is set twice", Line("mix1.toml", "mixing", "mixing = \"timed:t=1ms\"\nmixing = \"timed:t=2ms\""), MIX,
+        &["mix1.toml:14: duplicate key mixing: line 13 sets it, too", "remove one of the two lines"];
+    "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
+        &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
         &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
@@ -154,7 +163,7 @@ table! { CHAIN:
         &["chain.toml:2: id must be 32 bytes in base64 or hex"];
     "descriptors of another chain",
         Line("chain.toml", "id", "id = \"0000000000000000000000000000000000000000000000000000000000000000\""), MIX,
-        &["node 1: the descriptor belongs to another chain", "compare the chain id"];
+        &["mix1: the descriptor belongs to another chain", "compare the chain id"];
     "a class that there is not", Line("chain.toml", "class", "class = \"XL\""), MIX,
         &["chain.toml:3: class must be \"S\", \"M\" or \"L\" (got \"XL\")"];
     "a class unlike the descriptors'", Line("chain.toml", "class", "class = \"M\""), MIX,
@@ -167,12 +176,12 @@ table! { CHAIN:
         &["a lifetime of 3600 s, the chain 600 s"];
     "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index must be 1 ", "(got 2)"];
     "an exit among the mixes", Line("chain.toml", "role", "role = \"exit\""), MIX,
-        &["role must be \"mix\" for node 1 (got \"exit\")"];
+        &["role must be \"mix\" in [[node]] 1 of 4 (got \"exit\")"];
     "an identity cut short", Line("chain.toml", "identity", "identity = \"AAAA\""), MIX,
         &["identity must be 32 bytes"];
     "the identity of somebody else",
         Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
-        &["node 1: the signature does not match"];
+        &["mix1: the signature does not match"];
     "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
         &["is not in the signed descriptor, which has 127.0.0.1:4701", "`next`"];
     "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
@@ -180,16 +189,16 @@ table! { CHAIN:
     "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
         &["the descriptor is not base64"];
     "a descriptor cut short", Line("chain.toml", "descriptor", "descriptor = \"ZWRkeQE=\""), MIX,
-        &["node 1: the descriptor is truncated"];
+        &["mix1: the descriptor is truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "a descriptor with a bad signature", Do(|s| sign(s, |_| {}, |signed| *signed.last_mut().unwrap() ^= 1)), MIX,
-        &["chain.toml:", "node 1: the signature does not match the identity", "the node's operator"];
+        &["chain.toml:", "mix1: the signature does not match the identity", "the node's operator"];
     "a descriptor that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
-        &["node 1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
+        &["mix1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
     "a descriptor not yet valid, or a clock far behind",
         Do(|s| sign(s, |d| d.not_before = now() + 3 * DAY + 3600, |_| {})), MIX,
-        &["node 1: the descriptor is not valid for another 3 days", "check this host's clock"];
+        &["mix1: the descriptor is not valid for another 3 days", "check this host's clock"];
     "lanes that are not ports in a row",
         Do(|s| sign(s, |d| d.lanes.push(SocketAddr::new(d.lanes[0].ip(), d.lanes[0].port() + 2)), |_| {})), MIX,
         &["lane 1 of 127.0.0.1:4701 is published at 127.0.0.1:4703", "`eddy init`"];
@@ -197,9 +206,9 @@ table! { CHAIN:
 
 table! { KEYS:
     "the keys of another node", Line("mix1.toml", "keys", "keys = \"mix2.key\""), MIX,
-        &["mix2.key: the noise key is not that of node 1"];
+        &["mix2.key: the noise key is not that of mix1"];
     "the position of another node", Line("mix1.toml", "position", "position = 2"), MIX,
-        &["mix1.key", "noise key is not that of node 2", "`keys` in mix1.toml:6 must name"];
+        &["mix1.key", "noise key is not that of mix2", "`keys` in mix1.toml:6 must name"];
     "keys that others may read", Do(|s| mode(s, "mix1.key", 0o644)), MIX,
         &["mode 0644", "run `chmod 600 mix1.key`"];
     "keys that this user may not read", Do(|s| { s.unprivileged = true; mode(s, "mix1.key", 0o200); }), MIX,
@@ -224,20 +233,22 @@ table! { SOCKETS:
         Do(|s| { privileged_ports(s); s.edit("mix1.toml", "up", "up = \"127.0.0.1:47\""); }), MIX,
         &["port 47 requires a privilege", "setcap cap_net_bind_service=+ep", "net.ipv4.ip_unprivileged_port_start=47"];
     "`up` equal to `down`", Line("mix1.toml", "down", "down = \"127.0.0.1:4701\""), MIX,
-        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "up already uses port 4701", "a different port"];
+        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "also that of mix1.toml:9: up = ", "a different port"];
     "`up` on every address, `down` on one of them, on one port",
         Do(|s| {
             s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:4701\"");
         }), MIX,
-        &["mix1.toml:10: down", "up already uses port 4701, on 0.0.0.0:4701"];
+        &["mix1.toml:10: down", "also that of mix1.toml:9: up = \"0.0.0.0:4701\""];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:", ": forward on 127.0.0.1:5000", "forward already uses port 5000", "a different port"];
+        &["entry.toml:35: forward on 127.0.0.1:5000", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "forward already uses port 5000"];
+        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
+    "two forwards of `eddy chain` on one port", Nothing, "chain --stay --forward 5000=a:1 --forward 5000=b:1",
+        &["--forward 127.0.0.1:5000=b:1", "also that of --forward 127.0.0.1:5000=a:1", "a different port"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,
         &["mix1.toml:10: down", "cannot reach the next hop at 127.0.0.1:4702", "0.0.0.0:0"];
     "`down` on loopback, the next hop elsewhere",
