@@ -28,8 +28,8 @@ const PER_WANTED_CHANNEL: usize = 3;
 /// Most commands that follow from a punt.
 const PER_PUNT: usize = 8;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link. While some of them
-/// wait, neither punts nor commands of listeners are taken in. Answers of the resolver are always queued, one for each open question.
-/// So this bounds the backlog, too.
+/// wait, neither punts nor commands of listeners are taken in. Answers of the resolver are always queued, one for each
+/// open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + PER_WANTED_CHANNEL * WANTED_CHANNELS_MAX
     + PER_PUNT * PUNTS_PER_TURN

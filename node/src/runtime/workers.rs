@@ -45,7 +45,8 @@ const PUNTS_MAX: usize = 256;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
 
-/// Receive buffer of a link socket with which a loaded chain lost nothing (tuning/README.md). A smaller one is reported.
+/// Receive buffer of a link socket with which a loaded chain lost nothing (tuning/README.md). A smaller one is
+/// reported.
 pub const RECEIVE_BUFFER_ENOUGH: usize = 1 << 20;
 
 /// Running workers, with control's ends of their rings.

@@ -78,8 +78,7 @@ fn command_line(label: &str, command: &str, width: usize) -> String {
     if command.contains(['\'', '"']) {
         return format!("{:INDENT$}{label}:\n    {command}\n", "");
     }
-    let options = Options::new(width - 2).initial_indent(&head).subsequent_indent("    ");
-    let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
+    let options = wrapping(width - 2).initial_indent(&head).subsequent_indent("    ").break_words(false);
     textwrap::wrap(command, options).join(" \\\n") + "\n"
 }
 
