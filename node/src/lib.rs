@@ -71,6 +71,9 @@
 #![warn(missing_docs)]
 
 #[doc(hidden)]
+#[allow(missing_docs)]
+pub mod ceremony;
+#[doc(hidden)]
 pub mod client;
 #[doc(hidden)]
 #[allow(missing_docs)]

@@ -50,6 +50,7 @@ pub struct NodeReport {
     pub handshakes: Handshakes,
     /// Refusals of control by reason; reasons that did not occur are left out.
     pub refused: BTreeMap<String, u64>,
+    pub trust: TrustReport,
     /// Turns of all workers.
     pub turns: u64,
     /// Turns after which a worker had nothing to do and slept.
@@ -203,6 +204,36 @@ pub struct Handshakes {
     pub half_open: u64,
 }
 
+/// Descriptors, epochs and bundles, as the node knows them (docs/SPEC.md 7).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustReport {
+    /// The running interval, by this node's clock.
+    pub interval: u64,
+    /// The epoch whose setup keys it uses.
+    pub epoch: u64,
+    /// The newest interval for which all hops have signed.
+    pub bundle: Option<u64>,
+    /// A hop: nothing prevents it from signing.
+    pub can_sign: bool,
+    /// The clock of the neighbour that differs most, minus this one, in milliseconds.
+    pub clock_offset_ms: Option<i64>,
+    /// Mix 1 first.
+    pub hops: Vec<HopReport>,
+}
+
+/// The newest descriptor of a hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopReport {
+    /// 0 if there is none.
+    pub revision: u64,
+    /// Its end, in seconds since 1970.
+    pub not_after: u64,
+    /// Lower revisions are revoked.
+    pub floor: u64,
+    /// All neighbouring hops have this revision.
+    pub neighbours_have: bool,
+}
+
 impl From<&Tally> for TallyReport {
     fn from(tally: &Tally) -> TallyReport {
         let dropped = DropReason::ALL.iter().map(|why| (why.name().to_owned(), tally.drops(*why)));
@@ -286,6 +317,7 @@ impl NodeReport {
             buffers: Buffers { free: ledger.buffers.free, total: ledger.buffers.total },
             handshakes: Handshakes::default(),
             refused: BTreeMap::new(),
+            trust: TrustReport::default(),
             turns: 0,
             sleeps: 0,
             uptime_s: 0.0,
@@ -318,6 +350,26 @@ impl NodeReport {
     pub fn with_gauges_of(mut self, earlier: &NodeReport) -> NodeReport {
         (self.links, self.channels) = (earlier.links, earlier.channels);
         (self.flows, self.sockets) = (earlier.flows, earlier.sockets);
+        self
+    }
+
+    /// Adds what the node holds of descriptors and bundles.
+    #[must_use]
+    pub fn with_trust(mut self, trust: &control::trust::TrustStatus) -> NodeReport {
+        let hop = |hop: &control::trust::HopStatus| HopReport {
+            revision: hop.revision,
+            not_after: hop.not_after,
+            floor: hop.floor,
+            neighbours_have: hop.neighbours_have,
+        };
+        self.trust = TrustReport {
+            interval: trust.interval,
+            epoch: trust.epoch,
+            bundle: trust.bundle,
+            can_sign: trust.can_sign,
+            clock_offset_ms: trust.clock_offset_ms,
+            hops: trust.hops.iter().map(hop).collect(),
+        };
         self
     }
 

@@ -10,8 +10,11 @@ use eddy_node::config::{Forward, parse_listen};
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// The configuration of the running node
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: PathBuf,
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "socket")]
+    pub config: Option<PathBuf>,
+    /// Its status socket, for an entry without a configuration
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    pub socket: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long, conflicts_with = "verbose")]
     pub json: bool,

@@ -4,6 +4,7 @@
 //! `--help` and the manual pages have all options, longer explanations and examples.
 //! [`crate::commands`] has one file per command with what the arguments do.
 
+mod ceremony;
 mod chain;
 mod inspect;
 mod node;
@@ -12,9 +13,10 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 
+pub use ceremony::{AssembleArgs, InspectArgs, KeygenArgs, RenewArgs};
 pub use chain::{ChainArgs, InitArgs, ShapeArgs};
 pub use inspect::{ConfigAction, ConfigArgs, DoctorArgs, ForwardAction, ForwardArgs, StatusArgs};
-pub use node::{EntryArgs, ExitArgs, MixArgs, NodeArgs, RunArgs};
+pub use node::{EntryArgs, ExitArgs, MixArgs, NodeArgs, ProcessArgs, RunArgs};
 
 use crate::version;
 
@@ -44,6 +46,15 @@ Examples:
     eddy status --config demo/entry.toml
   (mix2 and mix3 like mix1; nodes start in any order)
 
+  Make a chain of several operators, each with their own keys:
+    eddy keygen --role mix --address 192.0.2.1:4700 --out mymix
+    eddy assemble a.desc b.desc c.desc --exit exit.desc
+    eddy inspect chain.toml
+
+  Print a completion script for a shell, or write the manual pages:
+    eddy completions bash
+    eddy man pages
+
 Environment:
   EDDY_LOG   what nodes log, e.g. debug (see `eddy mix --help`, --log)
   EDDY_AEAD  AEAD engine: wide512, wide256, portable or rustcrypto
@@ -70,6 +81,14 @@ pub enum Command {
     Chain(ChainArgs),
     /// Create the files of a chain
     Init(InitArgs),
+    /// Draw the keys of one node, for a chain of several operators
+    Keygen(KeygenArgs),
+    /// Make a chain file from the descriptors of several operators
+    Assemble(AssembleArgs),
+    /// Sign the next descriptor of a node with its identity
+    Renew(RenewArgs),
+    /// Print what a descriptor or a chain file says
+    Inspect(InspectArgs),
     /// Run an entry: applications send their datagrams to it
     Entry(EntryArgs),
     /// Run a mix
@@ -87,11 +106,13 @@ pub enum Command {
     /// Explain, check or show a node's configuration
     Config(ConfigArgs),
     /// Print a completion script for a shell
+    #[command(hide = true)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Write the manual pages to a folder
+    #[command(hide = true)]
     Man {
         /// The folder; created if it does not exist
         #[arg(value_hint = ValueHint::DirPath)]
@@ -100,9 +121,11 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The command's own description, for completions and manual pages.
+    /// The command's own description, for completions and manual pages. They have the commands, too, for which a screen
+    /// of `-h` has no room.
     pub fn description() -> clap::Command {
-        Cli::command()
+        let shown = |command: clap::Command| command.hide(false);
+        Cli::command().mut_subcommand("completions", shown).mut_subcommand("man", shown)
     }
 }
 

@@ -11,23 +11,30 @@ use eddy_node::config::{Forward, parse_listen};
 
 use crate::log::LogArgs;
 
-/// Arguments of every node.
+/// Arguments of a mix, an exit, or a node of any role.
 #[derive(Args, Debug)]
 pub struct NodeArgs {
     /// The node's configuration file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: PathBuf,
+    /// Key file, if not the configured one
+    ///
+    /// For example a credential that systemd passes: --keys %d/eddy.key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// Arguments of every node.
+#[derive(Args, Debug)]
+pub struct ProcessArgs {
     /// Segmentation offload (GSO, GRO): auto, on or off [default: from the configuration]
     #[arg(long, value_name = "WHEN", hide_short_help = true)]
     pub offload: Option<Offload>,
     /// System calls of link sockets: auto, mmsg or uring [default: from the configuration]
     #[arg(long, value_name = "HOW", hide_short_help = true)]
     pub io: Option<Io>,
-    /// Key file, if not the configured one
-    ///
-    /// For example a credential that systemd passes: --keys %d/eddy.key
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub keys: Option<PathBuf>,
     #[command(flatten)]
     pub log: LogArgs,
     /// End when standard input closes, too
@@ -39,7 +46,8 @@ pub struct NodeArgs {
 }
 
 const NODE_HELP: &str = "\
-The node runs until SIGTERM or Ctrl-C and then prints its counters.
+The node runs until SIGTERM or Ctrl-C and then prints its counters. SIGHUP has
+it read chain.toml, the *.desc files next to it and its key files again.
 
 systemd can pass all of its sockets, already bound (LISTEN_FDS), in this order:
   entry  down, forwards, pymix, socks
@@ -48,6 +56,9 @@ systemd can pass all of its sockets, already bound (LISTEN_FDS), in this order:
 
 const ENTRY_HELP: &str = "\
 Examples:
+  Enter a chain with nothing but its public file, and carry a game:
+    eddy entry --chain chain.toml --forward 5000=192.0.2.7:5000
+
   Carry a game that runs on 192.0.2.7:
     eddy entry --config demo/entry.toml --forward 127.0.0.1:5000=192.0.2.7:5000
 
@@ -60,8 +71,19 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_long_help = format!("{ENTRY_HELP}{NODE_HELP}"))]
 pub struct EntryArgs {
+    /// The entry's configuration file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "chain")]
+    pub config: Option<PathBuf>,
+    /// The chain's public file: enough for an entry without a configuration
+    ///
+    /// The newest descriptors of the chain are kept in a file next to it, chain.state.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    pub chain: Option<PathBuf>,
+    /// With --chain: Unix socket for `eddy status --socket`
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "chain", hide_short_help = true)]
+    pub status: Option<PathBuf>,
     #[command(flatten)]
-    pub node: NodeArgs,
+    pub process: ProcessArgs,
     /// Forward LISTEN to DEST (repeatable)
     ///
     /// Like `ssh -L`, for UDP. LISTEN is IP:PORT or PORT, DEST is HOST:PORT; the exit resolves a name. With
@@ -70,7 +92,7 @@ pub struct EntryArgs {
     pub forwards: Vec<Forward>,
     /// Serve SOCKS5 clients at LISTEN (repeatable)
     ///
-    /// Clients of other hosts need a name and password from `socks_users` in the key file.
+    /// Clients of other hosts need a name and password from the file that `socks_users` names.
     #[arg(long, value_name = "LISTEN", value_parser = parse_listen, help_heading = "Listeners")]
     pub socks: Vec<SocketAddr>,
     /// Listen for PyMix clients, whose datagrams begin with their destination (repeatable)

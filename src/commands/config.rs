@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
-use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest, node_name};
+use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest};
 use eddy_node::runtime::running;
 use serde_json::json;
 use textwrap::fill;
@@ -33,15 +33,14 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
 fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
     let mut config = NodeConfig::read(file)?;
     if let Some(keys) = keys {
-        config.keys = keys.to_owned();
+        config.keys = Some(keys.to_owned());
     }
     let loaded = Loaded::read_files(config)?;
     let warnings = running::check(&loaded)?;
     super::run::require_listeners(&loaded)?;
-    let (config, chain) = (&loaded.config, &loaded.chain);
-    let (file, name) = (file.display(), node_name(config.role(), config.position));
+    let (file, name) = (file.display(), loaded.name());
     let warnings: String = warnings.iter().map(|warning| format!("{file}: warning: {warning}\n")).collect();
-    Ok(format!("{warnings}{file}: ok, {name} of chain {}\n", chain.short_id()))
+    Ok(format!("{warnings}{file}: ok, {name} of chain {}\n", loaded.chain.short_id()))
 }
 
 fn show(file: &Path, json: bool) -> anyhow::Result<String> {

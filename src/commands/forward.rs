@@ -73,7 +73,8 @@ fn socket(config: &Path) -> Result<std::path::PathBuf, ConfigError> {
 }
 
 fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<ForwardInfo>> {
-    let unanswered = |why| super::status::unanswered(path, NodeRole::Entry, config, why);
+    let start = format!("`eddy entry --config {}`", config.display());
+    let unanswered = |why| super::status::unanswered(path, NodeRole::Entry, &start, why);
     let answer = console::ask(path, request).map_err(unanswered)?;
     match answer {
         Answer::Forwards(forwards) => Ok(forwards),

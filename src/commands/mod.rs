@@ -1,11 +1,15 @@
 //! One file per command; and exit codes: 0 success, 1 failure, 2 a mistake in a configuration or on the command line.
 
+pub mod assemble;
 pub mod chain;
 pub mod config;
 pub mod docs;
 pub mod doctor;
 pub mod forward;
 pub mod init;
+pub mod inspect;
+pub mod keygen;
+pub mod renew;
 pub mod run;
 pub mod status;
 
@@ -93,15 +97,21 @@ fn joined(text: &str) -> String {
     line
 }
 
+/// The host's clock in seconds since 1970.
+fn now_s() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
 /// Runs a command line. An error is one line on standard error.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Init(args) => init::run(&args),
-        Command::Entry(args) => run::run(
-            Some(NodeRole::Entry),
-            &args.node,
-            run::Extras { forwards: args.forwards, pymix: args.pymix, socks: args.socks, ..run::Extras::default() },
-        ),
+        Command::Keygen(args) => keygen::run(&args),
+        Command::Assemble(args) => assemble::run(&args),
+        Command::Renew(args) => renew::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Entry(args) => run::entry(args),
         Command::Mix(args) => run::run(Some(NodeRole::Mix), &args.node, run::Extras::default()),
         Command::Exit(args) => run::run(
             Some(NodeRole::Exit),

@@ -12,12 +12,12 @@ use anyhow::Context;
 use dataplane::exit::policy::Rule;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use wire::cell::Shape;
 use wire::frames;
 
-use crate::args::NodeArgs;
+use crate::args::{EntryArgs, NodeArgs, ProcessArgs};
 use crate::tables;
 use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part};
 use eddy_node::report::NodeReport;
@@ -41,26 +41,57 @@ pub struct Extras {
     pub deny: Vec<Rule>,
 }
 
-/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input. Its role must be `wanted`, if that
-/// is given.
+/// Runs a node of a configuration file. Its role must be `wanted`, if that is given.
+///
+/// # Errors
+/// As [`node`].
+pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
+    let read = || {
+        let mut config = NodeConfig::read(&args.config)?;
+        if let Some(keys) = &args.keys {
+            config.keys = Some(keys.clone());
+        }
+        Ok(config)
+    };
+    node(wanted, read, &args.process, extras)
+}
+
+/// Runs an entry of a configuration file, or of a chain file alone.
+///
+/// # Errors
+/// As [`node`].
+pub fn entry(args: EntryArgs) -> anyhow::Result<()> {
+    let EntryArgs { config, chain, status, process, forwards, socks, pymix } = args;
+    let read = || match (config, chain) {
+        (Some(config), _) => NodeConfig::read(&config),
+        (None, chain) => {
+            let mut config = NodeConfig::of_entry(&chain.unwrap_or_default());
+            config.status = status;
+            Ok(config)
+        }
+    };
+    node(Some(NodeRole::Entry), read, &process, Extras { forwards, pymix, socks, ..Extras::default() })
+}
+
+/// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input.
 ///
 /// # Errors
 /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
-pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
+fn node(
+    wanted: Option<NodeRole>,
+    read: impl FnOnce() -> Result<NodeConfig, ConfigError>,
+    args: &ProcessArgs,
+    extras: Extras,
+) -> anyhow::Result<()> {
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     args.log.start()?;
     running::engine()?;
 
-    let mut config = NodeConfig::read(&args.config)?;
-    if let Some(keys) = &args.keys {
-        config.keys = keys.clone();
-    }
-    let mut loaded = Loaded::read_files(config)?;
-
-    let role = loaded.config.role();
+    let config = read()?;
+    let role = config.role();
     if let Some(wanted) = wanted.filter(|wanted| *wanted != role) {
-        let (file, verb) = (args.config.display(), role.name());
+        let (file, verb) = (config.path.display(), role.name());
         return Err(ConfigError::Arguments(format!(
             "{file} configures {}, not {}: run `eddy {verb} --config {file}`",
             role.with_article(),
@@ -68,6 +99,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
         ))
         .into());
     }
+    let mut loaded = Loaded::read_files(config)?;
 
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
@@ -75,14 +107,14 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 
     let has_listeners = require_listeners(&loaded)?;
 
-    let stop = stop_on_signals(args.lifeline)?;
+    let file = loaded.config.path.display().to_string();
+    let signals = watch_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
     if role == NodeRole::Entry {
         tracing::info!("{}", lengths_line(node.shape()));
     }
     if !has_listeners {
-        let file = args.config.display();
         tracing::warn!(
             "no program can use this entry yet, because it listens nowhere: run `eddy forward add --config {file} \
              LISTEN=DEST`, or start it with --forward or --socks"
@@ -92,8 +124,9 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 
     let mut gso = node.report().messages.gso;
     let why = loop {
-        match stop.recv_timeout(LOOK) {
-            Ok(why) => break why,
+        match signals.recv_timeout(LOOK) {
+            Ok(Received::Stop(why)) => break why,
+            Ok(Received::Reload) => node.reload(),
             Err(RecvTimeoutError::Timeout) if node.is_alive() => {
                 if gso && !node.report().messages.gso {
                     gso = false;
@@ -181,15 +214,26 @@ pub(super) fn wireguard_hint(shape: Shape) -> String {
     }
 }
 
-/// Sends the reason to end. Signals after the first are ignored: `timeout` and supervisors send two at once, and the
-/// last report must still be printed.
-fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
+/// What a signal asks for.
+enum Received {
+    /// The end, for this reason.
+    Stop(&'static str),
+    Reload,
+}
+
+/// Reports signals. Those to end after the first are ignored: `timeout` and supervisors send two at once, and the last
+/// report must still be printed.
+fn watch_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<Received>> {
     let (reasons, reason) = mpsc::channel();
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
-    let by_signal: Sender<&'static str> = reasons.clone();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals")?;
+    let by_signal: Sender<Received> = reasons.clone();
     let wait = move || {
         for signal in signals.forever() {
-            let _ = by_signal.send(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" });
+            let _ = by_signal.send(match signal {
+                SIGHUP => Received::Reload,
+                SIGTERM => Received::Stop("SIGTERM"),
+                _ => Received::Stop("SIGINT"),
+            });
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).context("signals")?;
@@ -197,7 +241,7 @@ fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str
         let wait = move || {
             let mut ignored = [0; 64];
             while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
-            let _ = reasons.send("standard input closed");
+            let _ = reasons.send(Received::Stop("standard input closed"));
         };
         std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
     }

@@ -3,7 +3,6 @@
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::SystemTime;
 
 use anyhow::Context;
 
@@ -12,12 +11,12 @@ use crate::tables;
 use eddy_node::config::{NodeConfig, NodeRole};
 use eddy_node::runtime::status;
 
-/// The error of a command that gets no answer at a node's Unix socket.
-pub(super) fn unanswered(socket: &Path, role: NodeRole, config: &Path, why: io::Error) -> anyhow::Error {
-    let (at, file) = (socket.display(), config.display());
+/// The error of a command that gets no answer at a node's Unix socket; `start` is the command that starts it.
+pub(super) fn unanswered(socket: &Path, role: NodeRole, start: &str, why: io::Error) -> anyhow::Error {
+    let at = socket.display();
     let what = match why.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            format!("no node answers at {at}: start it with `eddy {role} --config {file}`")
+            format!("no node answers at {at}: start it with {start}")
         }
         ErrorKind::PermissionDenied => {
             let owner = std::fs::symlink_metadata(socket).map(|socket| format!(" (user id {})", socket.uid()));
@@ -31,21 +30,28 @@ pub(super) fn unanswered(socket: &Path, role: NodeRole, config: &Path, why: io::
     anyhow::Error::new(why).context(what)
 }
 
-/// Asks the node that runs with this configuration.
+/// Asks the node that runs with this configuration, or at this socket.
 ///
 /// # Errors
 /// The configuration cannot be read, or no node answers.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let config = NodeConfig::read(&args.config)?;
-    let socket = config.status.clone().unwrap_or_default();
-    let node = status::ask(&socket).map_err(|why| unanswered(&socket, config.role(), &args.config, why))?;
+    let config = args.config.as_deref().map(NodeConfig::read).transpose()?;
+    let configured = config.as_ref().and_then(|config| config.status.clone());
+    let socket = args.socket.clone().or(configured).unwrap_or_default();
+    let node = status::ask(&socket).map_err(|why| {
+        let role = config.as_ref().map_or(NodeRole::Entry, NodeConfig::role);
+        let start = config.as_ref().map_or("`eddy entry --chain FILE --status PATH`".to_owned(), |config| {
+            format!("`eddy {role} --config {}`", config.path.display())
+        });
+        unanswered(&socket, role, &start, why)
+    })?;
     let text = if args.json {
         serde_json::to_string(&node)? + "\n"
     } else if args.verbose {
         tables::nodes::render(&[node])
     } else {
         // The node runs: a chain file that has changed since is not worth an error here.
-        let chain = config.read_chain(SystemTime::now()).ok().map(|chain| chain.short_id());
+        let chain = config.and_then(|config| config.read_chain().ok()).map(|chain| chain.short_id());
         tables::summary::render(&node, chain.as_deref())
     };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
@@ -60,8 +66,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("mix1.sock");
         std::fs::write(&socket, "").unwrap();
-        let said =
-            |kind: ErrorKind| format!("{:#}", unanswered(&socket, NodeRole::Mix, Path::new("mix1.toml"), kind.into()));
+        let said = |kind: ErrorKind| {
+            format!("{:#}", unanswered(&socket, NodeRole::Mix, "`eddy mix --config mix1.toml`", kind.into()))
+        };
         let denied = said(ErrorKind::PermissionDenied);
         assert!(denied.contains("this user may not use ") && denied.contains("with sudo"), "{denied}");
         assert!(denied.contains("who runs the mix (user id ") && !denied.contains("start it"), "{denied}");

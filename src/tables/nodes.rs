@@ -1,6 +1,8 @@
 //! Every counter of one or several nodes, in tables of at most 100 columns.
 
+use super::summary::node_name_at;
 use super::{align_right, lines, reasons, refusals, span, table, time};
+use eddy_node::ceremony::utc;
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
 
 /// All tables, each under its title.
@@ -13,6 +15,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         ("Latency: node without mixing, and total", latency(nodes)),
         ("Releases", releases(nodes)),
         ("State", state(nodes)),
+        ("Trust: newest descriptors", descriptors(nodes)),
     ];
     let shown = parts.into_iter().filter(|(_, text)| !text.is_empty());
     shown.map(|(title, text)| format!("{title}\n{text}\n")).collect()
@@ -124,6 +127,27 @@ fn latency(nodes: &[NodeReport]) -> String {
     }
     align_right(&mut rows, 2..9);
     lines(&rows)
+}
+
+/// Revision and end of the descriptors that each node has.
+fn descriptors(nodes: &[NodeReport]) -> String {
+    let mut rows =
+        table(&["node", "interval", "bundle", "descriptor of", "revision", "valid until", "neighbours have it"]);
+    for node in nodes {
+        let hops = &node.trust.hops;
+        for (position, hop) in (1..).zip(hops) {
+            rows.add_row([
+                node.name(),
+                node.trust.interval.to_string(),
+                node.trust.bundle.map_or("-".to_owned(), |bundle| bundle.to_string()),
+                node_name_at(position, hops.len()),
+                hop.revision.to_string(),
+                utc(hop.not_after),
+                if hop.neighbours_have { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+    }
+    if rows.is_empty() { String::new() } else { lines(&rows) }
 }
 
 fn releases(nodes: &[NodeReport]) -> String {

@@ -1,8 +1,9 @@
 //! One node on one screen of 80 x 24: what `eddy status` prints, and a node when it ends.
 
 use super::{align_right, lines, reasons, refusals, span, table, time};
-use eddy_node::config::NodeRole;
-use eddy_node::report::{Distribution, NodeReport, StayReport, TallyReport};
+use eddy_node::config::{NodeRole, node_name, wall_s};
+use eddy_node::report::{Distribution, NodeReport, StayReport, TallyReport, TrustReport};
+use eddy_node::runtime::expiry::stage;
 
 /// Columns of a terminal that everybody has.
 pub const WIDTH: usize = 80;
@@ -20,7 +21,8 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
     format!(
         "{}{of_chain}, up {}\n\
          links {}   channels {}   flows {}{role}\n\
-         engine {}   io {}   cpu {cpu:.1} %\n\n\
+         engine {}   io {}   cpu {cpu:.1} %\n\
+         {}\n\
          {}{}{}\n",
         node.name(),
         span(node.uptime_s),
@@ -29,10 +31,42 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
         node.flows,
         node.engine,
         node.io,
+        trust(node),
         traffic(node),
         drops(node),
         ledger(node),
     )
+}
+
+/// Epoch and newest bundle, and what is wrong with descriptors and clocks: at most two lines.
+fn trust(node: &NodeReport) -> String {
+    let TrustReport { interval, epoch, bundle, can_sign, clock_offset_ms, hops } = &node.trust;
+    if hops.is_empty() {
+        return String::new();
+    }
+    let bundle = match bundle {
+        Some(bundle) if bundle >= interval => "complete".to_owned(),
+        Some(bundle) => format!("{} intervals old", interval - bundle),
+        // An entry asks for one when it needs it.
+        None => "none yet".to_owned(),
+    };
+    let signs = if node.role == NodeRole::Entry || *can_sign { "" } else { " (this node cannot sign)" };
+    let clock = clock_offset_ms.map_or(String::new(), |ms| format!("   clock {:+.1} s", -(ms as f64) / 1000.0));
+    let now_s = wall_s();
+    let first = hops.iter().zip(1..).filter(|(hop, _)| hop.revision > 0).min_by_key(|(hop, _)| hop.not_after);
+    let ends = first.filter(|(hop, _)| stage(hop.not_after, now_s).is_some()).map(|(hop, position)| {
+        let (name, left) = (node_name_at(position, hops.len()), hop.not_after.saturating_sub(now_s));
+        match left {
+            0 => format!("descriptor of {name} has expired\n"),
+            left => format!("descriptor of {name} expires in {}\n", span(left as f64)),
+        }
+    });
+    format!("interval {interval}   epoch {epoch}   bundle {bundle}{signs}{clock}\n{}", ends.unwrap_or_default())
+}
+
+/// The name of a hop.
+pub(super) fn node_name_at(position: usize, hops: usize) -> String {
+    node_name(if position == hops { NodeRole::Exit } else { NodeRole::Mix }, position)
 }
 
 /// Counts, rates and latency by direction.

@@ -10,8 +10,9 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{draw_setup, draw_x25519};
-use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
+use control::descriptor::{draw_secret, draw_x25519};
+use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
+use control::{Caps, Config, Control, NodeKeys, Role, Timing, TrustSetup};
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
@@ -34,7 +35,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::{ChannelKeys, Side};
-use wire::setup::{HopSecrets, SetupKey, Suite};
+use wire::kdf::Secret;
+use wire::setup::{HopSecrets, Suite};
 
 use super::limit::Permit;
 
@@ -119,8 +121,67 @@ pub struct Seen {
     pub bytes: Vec<u8>,
 }
 
-/// A node's secret and public keys, for links and for setups.
-type NodeKeys = ((wire::kdf::Secret, [u8; 32]), SetupKey);
+/// What the hops of a chain are made of.
+struct Made {
+    terms: ChainTerms,
+    /// By position - 1.
+    descriptors: Vec<SignedDescriptor>,
+    /// Noise and signing keys, by position - 1.
+    keys: Vec<(Secret, Secret)>,
+}
+
+impl Made {
+    fn new(plan: &Plan, shape: Shape, rng: &mut ChaCha20Rng) -> Made {
+        let (mut descriptors, mut keys) = (Vec::new(), Vec::new());
+        for position in 1..=shape.hops() {
+            let identity = Signer::from_seed(&draw_secret(rng));
+            let ((noise, public), signing) = (draw_x25519(rng), draw_secret(rng));
+            let contact = Contact {
+                class: plan.class,
+                lanes: plan.lanes(position) as u8,
+                addresses: vec![link_address(position, Side::Up)],
+                names: Vec::new(),
+            };
+            let descriptor = NodeDescriptor {
+                role: if position == shape.hops() { HopRole::Exit } else { HopRole::Mix },
+                revision: 1,
+                floor: 0,
+                not_before: EPOCH_S - 10,
+                not_after: EPOCH_S + 1_000_000,
+                identity: identity.public(),
+                noise: public,
+                signing: Signer::from_seed(&signing).public(),
+                contacts: vec![contact],
+            };
+            descriptors.push(descriptor.sign(&identity).unwrap());
+            keys.push((noise, signing));
+        }
+        let class = ClassTerms {
+            class: plan.class,
+            mixing_delay_ms: plan.mixing.largest_delay().as_millis() as u32,
+            lifetime_s: plan.lifetime_s,
+        };
+        let terms = ChainTerms {
+            suite: plan.suite,
+            interval_s: 10,
+            epoch_s: 3600,
+            classes: vec![class],
+            identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
+        };
+        Made { terms, descriptors, keys }
+    }
+
+    /// What a node starts with, for the first time.
+    fn trust(&self, position: usize) -> TrustSetup {
+        let mut view = View::new(self.terms.clone());
+        for (at, descriptor) in self.descriptors.iter().enumerate() {
+            view.take_descriptor(at + 1, descriptor.clone(), EPOCH_S).unwrap();
+        }
+        let own = position.checked_sub(1).map(|at| &self.keys[at]);
+        let own = own.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
+        TrustSetup { view, keys: own.into_iter().collect(), state: State::fresh().hop }
+    }
+}
 
 /// A chain of nodes: entry, mixes, exit.
 pub struct Chain {
@@ -145,6 +206,11 @@ pub struct Chain {
 pub fn link_address(position: usize, side: Side) -> SocketAddr {
     let host = if side == Side::Up { 1 } else { 2 };
     SocketAddr::from(([10, 0, position as u8, host], 4000))
+}
+
+/// The hosts' clocks at an instant of virtual time.
+fn wall_at(now: Nanos) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(now)
 }
 
 /// Address of a lane of a node.
@@ -177,24 +243,7 @@ impl Chain {
     pub fn new(plan: Plan) -> Chain {
         let shape = Shape::new(plan.class, plan.mixes + 1).unwrap();
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
-        let keys: Vec<_> =
-            (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_setup(&mut rng, plan.suite))).collect();
-        let descriptors: Vec<Descriptor> = (1..=shape.hops())
-            .map(|i| Descriptor {
-                chain: [7; 32],
-                position: i as u8,
-                hops: shape.hops() as u8,
-                class: plan.class,
-                epoch: 0,
-                not_before: EPOCH_S - 10,
-                not_after: EPOCH_S + 1_000_000,
-                noise: keys[i].0.1,
-                setup: keys[i].1.public(),
-                mixing_delay_ms: if i == shape.hops() { 0 } else { plan.mixing.largest_delay().as_millis() as u32 },
-                lifetime_s: plan.lifetime_s,
-                lanes: (0..plan.lanes(i)).map(|lane| lane_address(i, lane)).collect(),
-            })
-            .collect();
+        let made = Made::new(&plan, shape, &mut rng);
         let (links, apps) = (MemNet::default(), MemNet::default());
         let seen: Rc<RefCell<Vec<Seen>>> = Rc::default();
         let now = 10 * SECOND;
@@ -216,7 +265,7 @@ impl Chain {
         };
         chain.tap(|datagram| vec![datagram]);
         for position in 0..=shape.hops() {
-            let node = chain.node(position, &keys, &descriptors, &mut rng);
+            let node = chain.node(position, &made, &mut rng);
             chain.nodes.push(node);
         }
         chain
@@ -237,25 +286,18 @@ impl Chain {
     }
 
     /// The configuration of control at `position`.
-    fn config(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor]) -> Config {
-        let exit = position == self.shape.hops();
+    fn config(&self, position: usize, terms: &ChainTerms) -> Config {
         let role = match position {
-            0 => Role::Entry { hops: descriptors.to_vec(), channels: self.plan.channels },
-            _ if exit => Role::Exit,
+            0 => Role::Entry { channels: self.plan.channels },
+            _ if position == self.shape.hops() => Role::Exit,
             _ => Role::Mix,
         };
         Config {
             role,
             shape: self.shape,
             position,
-            noise: keys[position].0.0.clone(),
-            setup: keys[position].1.clone(),
-            descriptor: (position > 0).then(|| descriptors[position - 1].clone()),
-            previous: (position > 1).then(|| keys[position - 1].0.1),
-            next: (!exit).then(|| NextHop {
-                descriptor: descriptors[position].clone(),
-                address: link_address(position + 1, Side::Up),
-            }),
+            terms: terms.clone(),
+            next: None,
             psk_up: None,
             psk_down: None,
             timing: self.plan.timing,
@@ -263,12 +305,13 @@ impl Chain {
         }
     }
 
-    fn node(&self, position: usize, keys: &[NodeKeys], descriptors: &[Descriptor], rng: &mut ChaCha20Rng) -> Node {
+    fn node(&self, position: usize, made: &Made, rng: &mut ChaCha20Rng) -> Node {
         let (plan, shape, now) = (&self.plan, self.shape, self.now);
         let exit = position == shape.hops();
-        let config = self.config(position, keys, descriptors);
+        let config = self.config(position, &made.terms);
         let mut seeds = || ChaCha20Rng::seed_from_u64(rng.next_u64());
-        let control = Control::new(config, seeds(), Duration::from_nanos(now)).unwrap();
+        let elapsed = Duration::from_nanos(now);
+        let control = Control::new(config, made.trust(position), seeds(), elapsed, wall_at(now)).unwrap();
         let lanes = Lanes { own: plan.lanes(position), next: plan.lanes(position + 1) };
         let (mut rings, mut commands, mut punts, mut ears) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
         for _ in 0..lanes.own {
@@ -355,7 +398,7 @@ impl Chain {
     /// Runs every node until nothing moves at this instant.
     pub fn settle(&mut self) {
         *self.clock.borrow_mut() = self.now;
-        let wall: SystemTime = UNIX_EPOCH + Duration::from_secs(EPOCH_S) + Duration::from_nanos(self.now);
+        let wall = wall_at(self.now);
         let now = Duration::from_nanos(self.now);
         for _ in 0..1000 {
             let before = (self.seen.borrow().len(), self.apps.waiting(), self.links.waiting());
@@ -378,9 +421,9 @@ impl Chain {
                 let mut note = |note| match note {
                     Note::Event(event) => notes.push(format!("{position}: {event:?}")),
                     Note::Notice(notice) => notes.push(format!("{position}: {notice:?}")),
-                    Note::Resolve { .. } => {}
+                    Note::Resolve { .. } | Note::ResolveNext(_) => {}
                 };
-                node.control_wake = node.bridge.turn(now, wall, &mut send, &mut note);
+                node.control_wake = node.bridge.turn(now, wall, &mut send, &mut note, &mut |_| true);
                 for (from_control, to_worker) in &mut node.commands {
                     while !self.held_up.contains(&position)
                         && let Ok(mut command) = from_control.pop()

@@ -43,6 +43,9 @@ pub struct Plan {
     pub mixing: Mixing,
     pub channels: usize,
     pub renew_after_s: u64,
+    /// Short ones, so that nodes that start again sign soon.
+    pub interval_s: u32,
+    pub epoch_s: u32,
     /// Puts a tap into every link.
     pub taps: bool,
     /// Faults of every link from the start, both ways; needs [`Plan::taps`].
@@ -71,6 +74,8 @@ impl Default for Plan {
             mixing: "timed:t=2ms".parse().expect("a mixing"),
             channels: 2,
             renew_after_s: eddy_node::config::RENEW_AFTER_S,
+            interval_s: 1,
+            epoch_s: 3600,
             taps: false,
             faults: Faults::default(),
             extra: Vec::new(),
@@ -145,6 +150,7 @@ impl Nodes {
         let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, 1 + (i - 1) * plan.lanes)).collect();
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
+        (made.interval_s, made.epoch_s) = (plan.interval_s, plan.epoch_s);
         made.io = super::command::io();
         made.lanes = plan.lanes;
         made.allow = plan.allow.clone();
@@ -217,7 +223,8 @@ impl Nodes {
     /// The configuration of another entry to the same chain, where nothing listens.
     pub fn another_entry(&self) -> PathBuf {
         let text = std::fs::read_to_string(&self.configs[0]).unwrap();
-        let own = |line: &&str| !["down", "pymix", "commands", "status"].iter().any(|key| line.starts_with(key));
+        let own =
+            |line: &&str| !["down", "pymix", "commands", "status", "state"].iter().any(|key| line.starts_with(key));
         let (kept, _) = text.split_once("[[forward]]").expect("a forward");
         let kept = kept.lines().filter(own).collect::<Vec<_>>().join("\n");
         let path = self.configs[0].with_file_name("another.toml");

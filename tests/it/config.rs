@@ -55,9 +55,9 @@ fn config_paths_are_relative_to_the_file() {
     let dir = chain();
     let elsewhere = tempfile::tempdir().unwrap();
     let config = dir.path().join("mix1.toml");
-    edit(&dir.path().join("chain.toml"), "hops", "hops = 1");
+    edit(&dir.path().join("chain.toml"), "suite", "suite = 3");
     let output = run(elsewhere.path(), &format!("mix --config {}", config.display()));
-    let place = format!("{}:4: ", dir.path().join("chain.toml").display());
+    let place = format!("{}:5: ", dir.path().join("chain.toml").display());
     assert_mistake("elsewhere", &output, &[&place]);
 }
 
@@ -107,7 +107,7 @@ fn config_check_refuses_what_a_start_would_refuse() {
         ("mixing", "mixxing = \"timed:t=1ms\"", "did you mean `mixing`?"),
         ("down", "down = \"127.0.0.1:4701\"", "a different port"),
         ("status", "status = \"none/mix1.sock\"", "mkdir -p none"),
-        ("keys", "keys = \"mix2.key\"", "noise key is not that of mix1"),
+        ("keys", "keys = \"exit.key\"", "this node is an exit in this chain, not a mix"),
         ("# cores", "cores = [1000]", "this process may use"),
         ("# next", "next = \"mix2..example.org:4702\"", "does not resolve"),
         ("up", "up = \"192.0.2.1:4701\"", "does not have the address 192.0.2.1"),

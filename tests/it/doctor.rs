@@ -158,10 +158,10 @@ fn missing_cores_are_an_error() {
 fn mistakes_in_files_are_reported_as_by_the_node() {
     let dir = chain();
     assert_mistake("none", &run(dir.path(), "doctor --config mix9.toml"), &["mix9.toml: No such file", "eddy init"]);
-    edit(&dir.path().join("mix1.toml"), "position", "position = 4");
-    assert_mistake("place", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:4", "1 to 3"]);
-    fs::copy(dir.path().join("mix3.key"), dir.path().join("mix2.key")).unwrap();
-    assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["mix2.key: the noise key is not that"]);
+    edit(&dir.path().join("mix1.toml"), "mixing", "mixing = \"timed:t=9ms\"");
+    assert_mistake("mixing", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:13", "5 ms"]);
+    fs::copy(dir.path().join("exit.key"), dir.path().join("mix2.key")).unwrap();
+    assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["this node is an exit in this chain"]);
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);
     let output = eddy().arg("doctor").env("EDDY_AEAD", "wide128").output().unwrap();
     assert_mistake("engine", &output, &["EDDY_AEAD=wide128", "expected wide512"]);

@@ -85,17 +85,11 @@ fn init_prints_next_commands_and_keeps_existing_keys() {
     let mut files: Vec<_> =
         fs::read_dir(dir.path().join("my")).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
-    let wanted = [
-        "chain.toml",
-        "entry.key",
-        "entry.toml",
-        "exit.key",
-        "exit.toml",
-        "mix1.key",
-        "mix1.toml",
-        "mix2.key",
-        "mix2.toml",
-    ];
+    let of_hops = ["exit", "mix1", "mix2"].into_iter();
+    let of_hops =
+        of_hops.flat_map(|hop| ["desc", "identity.key", "key", "state", "toml"].map(|end| format!("{hop}.{end}")));
+    let mut wanted: Vec<_> = ["chain.toml", "entry.toml"].map(str::to_owned).into_iter().chain(of_hops).collect();
+    wanted.sort();
     assert_eq!(files, wanted);
 
     let key = fs::read(dir.path().join("my/mix1.key")).unwrap();

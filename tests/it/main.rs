@@ -6,6 +6,7 @@ mod common;
 mod app_ports;
 mod bad_links;
 mod bounds;
+mod ceremony;
 mod chain;
 mod client;
 mod config;

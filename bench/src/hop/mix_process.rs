@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use command_fds::{CommandFdExt, FdMapping};
-use control::{Caps, Config, Rate, Timing};
+use control::{Caps, Config, Rate, Timing, TrustSetup};
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
 use eddy_node::config::Loaded;
@@ -130,21 +130,20 @@ impl MixProcess {
         Ok(MixProcess { process, lifeline, _dir: dir, files, worker, up, down })
     }
 
-    /// Configurations of `control` for the entry and the exit of this chain.
+    /// Configurations of `control` for the entry and the exit of this chain, and what they start with.
     ///
     /// # Errors
     /// The files cannot be read.
-    pub(crate) fn neighbours(&self) -> anyhow::Result<[Config; 2]> {
+    pub(crate) fn neighbours(&self) -> anyhow::Result<[(Config, TrustSetup); 2]> {
         let config = |path: &Path| {
             let loaded = Loaded::read(path)?;
             let next = loaded.next_address()?;
-            let Loaded { config, chain, keys } = loaded;
-            let mut config = node::control_config(&chain, config.position, &config, &keys, next);
+            let mut config = node::control_config(&loaded, next);
             config.caps = wide_caps();
             // A setup waits for those before it, and nothing is sent here while cells are sealed.
             let (setup_allowance, keepalive_after) = (Duration::from_secs(5), Duration::from_millis(1));
             config.timing = Timing { setup_allowance, keepalive_after, ..config.timing };
-            anyhow::Ok(config)
+            anyhow::Ok((config, loaded.trust))
         };
         Ok([config(&self.files.entry)?, config(&self.files.hops[1])?])
     }
@@ -221,7 +220,8 @@ fn wide_caps() -> Caps {
         channels: 1 << 18,
         channels_per_entry_link: 1 << 18,
         setups_per_entry_link: rate,
-        setups: rate,
+        // A node refuses a rate whose setups of an epoch it could not remember.
+        setups: Rate { per_second: 10_000, ..rate },
         handshakes: rate,
         ..Caps::default()
     }

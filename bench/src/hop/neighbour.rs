@@ -7,7 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use control::{Change, Config, Control, Input, Output};
+use control::{Change, Config, Control, Input, Output, TrustSetup};
 use dataplane::sys;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -78,7 +78,7 @@ impl Neighbour {
     /// # Errors
     /// The socket cannot be configured.
     pub(crate) fn new(
-        config: Config,
+        (config, trust): (Config, TrustSetup),
         side: Side,
         socket: UdpSocket,
         mix: SocketAddr,
@@ -88,7 +88,7 @@ impl Neighbour {
         let clock = Instant::now();
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|why| anyhow::anyhow!("the system has no randomness: {why}"))?;
-        let control = Control::new(config, ChaCha20Rng::from_seed(seed), Duration::ZERO)
+        let control = Control::new(config, trust, ChaCha20Rng::from_seed(seed), Duration::ZERO, SystemTime::now())
             .context("cannot start a neighbour of the mix")?;
         receive.apply(&socket)?;
         Ok(Neighbour {
@@ -189,7 +189,8 @@ impl Neighbour {
             match output {
                 Output::Send { datagram, .. } => self.send(&datagram),
                 Output::Change(change) => self.apply(change),
-                Output::Event(_) => {}
+                Output::Save(number) => self.control.saved(self.clock.elapsed(), number),
+                Output::Resolve(_) | Output::Event(_) => {}
             }
         }
     }

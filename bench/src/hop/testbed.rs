@@ -93,7 +93,7 @@ impl Testbed {
         let exit = UdpSocket::bind("127.0.0.1:0")?;
         let mix = MixProcess::start(options, exit.local_addr()?, cores)?;
         let [entry, at_exit] = mix.neighbours()?;
-        let shape = entry.shape;
+        let shape = entry.0.shape;
         let receive = Receive { buffer: options.receive_buffer, gro: options.sink_gro };
         let exit = Neighbour::new(at_exit, Side::Up, exit, mix.down, receive)?;
         let rng = ChaCha8Rng::seed_from_u64(7);

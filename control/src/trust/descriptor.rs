@@ -161,14 +161,37 @@ impl NodeDescriptor {
         Ok(SignedDescriptor { content: self, bytes, hash })
     }
 
-    fn parse(bytes: &[u8]) -> Result<(NodeDescriptor, usize), Malformed> {
+    /// The content without a signature, as a request to the owner of the identity.
+    ///
+    /// # Errors
+    /// A field is out of range.
+    pub fn unsigned(&self) -> Result<Vec<u8>, Malformed> {
+        self.to_bytes()
+    }
+
+    /// Reads such a request. Nobody vouches for it.
+    ///
+    /// # Errors
+    /// See [`Malformed`].
+    pub fn read_unsigned(bytes: &[u8]) -> Result<NodeDescriptor, Malformed> {
+        let mut reader = NodeDescriptor::start(bytes)?;
+        let descriptor = NodeDescriptor::read_content(&mut reader)?;
+        reader.end()?;
+        descriptor.check()?;
+        Ok(descriptor)
+    }
+
+    fn start(bytes: &[u8]) -> Result<Reader<'_>, Malformed> {
         if !bytes.starts_with(&MAGIC[..bytes.len().min(4)]) {
             return Err(Malformed::NotADescriptor);
         }
         if bytes.len() > LEN_MAX {
             return Err(Malformed::TooLong(bytes.len(), LEN_MAX));
         }
-        let mut reader = Reader::new(bytes);
+        Ok(Reader::new(bytes))
+    }
+
+    fn read_content(reader: &mut Reader<'_>) -> Result<NodeDescriptor, Malformed> {
         reader.bytes(MAGIC.len())?;
         let found = reader.u8()?;
         if found != VERSION {
@@ -195,8 +218,14 @@ impl NodeDescriptor {
             contacts: Vec::new(),
         };
         for _ in 0..classes {
-            descriptor.contacts.push(Contact::read(&mut reader)?);
+            descriptor.contacts.push(Contact::read(reader)?);
         }
+        Ok(descriptor)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<(NodeDescriptor, usize), Malformed> {
+        let mut reader = NodeDescriptor::start(bytes)?;
+        let descriptor = NodeDescriptor::read_content(&mut reader)?;
         let signed = reader.position();
         reader.bytes(SIGNATURE_LEN)?;
         reader.end()?;
@@ -407,6 +436,7 @@ pub(super) mod tests {
             let read = SignedDescriptor::read(signed.bytes()).unwrap();
             prop_assert_eq!(&read, &signed);
             prop_assert_eq!(read.content(), &descriptor);
+            prop_assert_eq!(NodeDescriptor::read_unsigned(&descriptor.unsigned().unwrap()), Ok(descriptor));
         }
 
         /// One content has one byte string, so whatever is read must be written as it was.

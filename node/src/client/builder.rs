@@ -2,15 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use dataplane::entry::Destination;
 use zeroize::Zeroizing;
 
 use super::Entry;
-use crate::config::{Chain, ConfigError, Keys, Loaded, Location, NodeConfig, Part};
+use crate::config::{ChainFile, ConfigError, Loaded, Location, NodeConfig, Part, TrustFiles, is_user, wall_s};
 use crate::error::StartError;
-use crate::runtime::random::rng;
 
 /// The source of the chain.
 enum Source {
@@ -49,6 +48,7 @@ pub struct EntryBuilder {
     forwards: String,
     socks: Vec<String>,
     users: Vec<(String, Zeroizing<String>)>,
+    state: Option<PathBuf>,
     status: Option<PathBuf>,
     commands: Option<PathBuf>,
 }
@@ -65,6 +65,7 @@ impl EntryBuilder {
             forwards: String::new(),
             socks: Vec::new(),
             users: Vec::new(),
+            state: None,
             status: None,
             commands: None,
         }
@@ -129,6 +130,13 @@ impl EntryBuilder {
         self.line("next", address.into())
     }
 
+    /// A file in which the entry keeps the newest descriptors of the chain, so that a later start does not go back to
+    /// older ones. Nothing in it is secret. None by default: what it learns ends with it.
+    pub fn state_file(mut self, path: impl Into<PathBuf>) -> EntryBuilder {
+        self.state = Some(path.into());
+        self
+    }
+
     /// A Unix socket for `eddy status`; none by default.
     pub fn status_socket(mut self, path: impl Into<PathBuf>) -> EntryBuilder {
         self.status = Some(path.into());
@@ -154,10 +162,9 @@ impl EntryBuilder {
     /// # Errors
     /// A mistake in the chain file or the options, or a refusal of the operating system.
     pub fn start(self) -> Result<Entry, StartError> {
-        let now = SystemTime::now();
         let chain = match &self.chain {
-            Some(Source::File(path)) => Chain::read(path, now)?,
-            Some(Source::Text(text)) => Chain::parse(Path::new("chain text"), text, now)?,
+            Some(Source::File(path)) => ChainFile::read(path, wall_s())?,
+            Some(Source::Text(text)) => ChainFile::parse(Path::new("chain text"), text, wall_s())?,
             None => {
                 let what = format!("{NAME}: no chain: call `chain_file` or `chain_text` before `start`");
                 return Err(ConfigError::Arguments(what).into());
@@ -166,25 +173,32 @@ impl EntryBuilder {
 
         let socks = if self.socks.is_empty() { String::new() } else { format!("socks = {:?}\n", self.socks) };
         let text = format!(
-            "role = \"entry\"\nposition = 0\nchain = \"chain\"\nkeys = \"keys\"\nstatus = \"status\"\n{}{socks}{}{}",
+            "role = \"entry\"\nchain = \"chain\"\nstatus = \"status\"\n{}{socks}{}{}",
             self.lines, self.options, self.forwards
         );
         let mut config = NodeConfig::parse_options(NAME, &text)?;
-        if let Some(Source::File(path)) = self.chain {
-            config.chain = path;
-        }
+        let files = TrustFiles {
+            chain: match &self.chain {
+                Some(Source::File(path)) => Some(path.clone()),
+                Some(Source::Text(_)) | None => None,
+            },
+            keys: None,
+            state: self.state,
+        };
+        config.chain = files.chain.clone().unwrap_or_default();
+        config.state = files.state.clone();
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
-        let mut keys = Keys::draw(&mut rng()?, wire::setup::Suite::X25519);
+        let mut loaded = Loaded::with_chain(files, config, chain)?;
         for (name, password) in self.users {
-            if !Keys::is_user(&name, &password) {
+            if !is_user(&name, &password) {
                 let what = "name and password of `socks_user` must have 1 to 255 bytes each (RFC 1929)".to_owned();
                 return Err(ConfigError::Invalid { at: Location::file(Path::new(NAME)), what }.into());
             }
-            keys.socks_users.insert(name, password);
+            loaded.socks_users.insert(name, password);
         }
-        Entry::run(Loaded { config, chain, keys })
+        Entry::run(loaded)
     }
 }
 

@@ -21,6 +21,7 @@ pub use dataplane::entry::Destination;
 pub use error::{NotReady, TunnelError};
 pub use tunnel::UdpTunnel;
 
+use crate::ceremony::places;
 use crate::config::{ConfigError, Loaded, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
@@ -49,7 +50,7 @@ impl Entry {
         EntryBuilder::new()
     }
 
-    /// Starts the entry of a configuration file as `eddy init` writes it, with the key file that it names.
+    /// Starts the entry of a configuration file as `eddy init` writes it, with the files that it names.
     ///
     /// # Errors
     /// A mistake in a file, or a refusal of the operating system.
@@ -68,7 +69,7 @@ impl Entry {
         let Part::Entry(part) = &loaded.config.part else { return Err(another().into()) };
         debug_assert_eq!(role, NodeRole::Entry);
         let channels = part.channels;
-        let published = loaded.chain.node(1).map(|mix| mix.address.to_string());
+        let published = loaded.contact(1).map(places);
         let next = loaded.config.next.clone().or(published).unwrap_or_default();
         let node = Running::start(loaded, ListenFd::empty())?;
         let listeners = node.listeners().expect("an entry has listeners");

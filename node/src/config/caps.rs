@@ -19,7 +19,6 @@ pub(super) fn read(table: &Table<'_>) -> Caps {
         half_open_per_entry_link: size("half_open_per_entry_link"),
         setups: rate("setups_per_s", "setups_burst"),
         setups_per_entry_link: rate("setups_per_entry_link_per_s", "setups_per_entry_link_burst"),
-        replay_cache: Caps::default().replay_cache,
     }
 }
 

@@ -1,201 +1,179 @@
-//! `chain.toml`: the public facts about a chain. It pins the identities of nodes; descriptors are verified against them
-//! and against the clock.
+//! The public file of an assembled chain: its terms under an id, and copies of descriptors.
+//!
+//! The id is a hash of the terms, so a file that was changed does not load. Descriptors are not in it: they are signed,
+//! and a higher revision replaces them. Expired ones load, because they still say where their nodes are.
 
-use std::net::SocketAddr;
 use std::path::Path;
-use std::time::SystemTime;
 
-use control::Descriptor;
-use dataplane::lanes::Lanes;
-use dataplane::stage::pool::Mixing;
-use wire::cell::{Class, Shape};
+use control::trust::chain::BadTerms;
+use control::trust::view::{BadDescriptor, View};
+use control::trust::{ChainTerms, ClassTerms, SignedDescriptor};
+use wire::cell::Shape;
 use wire::setup::Suite;
 
-use super::source::{Source, Table, decode_base64};
-use super::table::CHAIN;
+use super::source::{Source, Table, encode_base64};
+use super::table_trust::CHAIN_FILE;
 use super::{ConfigError, NodeRole, node_name};
+use crate::ceremony::files::{public, signed};
+use crate::ceremony::{fingerprint, hex, places};
 
-/// A chain, verified.
-#[derive(Clone, Debug)]
-pub struct Chain {
-    /// Its id.
+const AGAIN: &str = "get the file again from whoever assembled the chain";
+
+/// A chain file, verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainFile {
     pub id: [u8; 32],
-    /// Class and key hops.
-    pub shape: Shape,
-    /// Algorithms of its channel setups.
-    pub suite: Suite,
-    /// The mixing strategy that its mixes were created with.
-    pub mixing: Mixing,
-    /// Lifetime of its channels in seconds.
-    pub lifetime_s: u16,
-    /// Its key hops, Mix 1 first, the exit last.
-    pub nodes: Vec<ChainNode>,
+    pub terms: ChainTerms,
+    /// Of each hop, Mix 1 first, the exit last. Some may have expired.
+    pub descriptors: Vec<SignedDescriptor>,
 }
 
-/// A key hop.
-#[derive(Clone, Debug)]
-pub struct ChainNode {
-    /// Mix or exit.
-    pub role: NodeRole,
-    /// Its position, from 1.
-    pub index: usize,
-    /// The Ed25519 public key that signs its descriptors.
-    pub identity: [u8; 32],
-    /// Its first lane, to which the previous hop sends.
-    pub address: SocketAddr,
-    /// Number of its lanes: consecutive ports from that of `address` on.
-    pub lanes: usize,
-    /// Its descriptor, verified.
-    pub descriptor: Descriptor,
-}
-
-impl Chain {
-    /// Reads and verifies a chain.
+impl ChainFile {
+    /// Reads and verifies a chain file at the time `now_s`.
     ///
     /// # Errors
     /// The first mistake, with its remedy.
-    pub fn read(path: &Path, wall: SystemTime) -> Result<Chain, ConfigError> {
-        Chain::check(&Source::read(path)?, wall)
+    pub fn read(path: &Path, now_s: u64) -> Result<ChainFile, ConfigError> {
+        ChainFile::check(
+            &public(path, "check the path, or get the file from whoever assembled the chain")?,
+            path,
+            now_s,
+        )
     }
 
     /// The same from a text; messages name `path`.
     ///
     /// # Errors
     /// The first mistake, with its remedy.
-    pub fn parse(path: &Path, text: &str, wall: SystemTime) -> Result<Chain, ConfigError> {
-        Chain::check(&Source::new(path, text), wall)
+    pub fn parse(path: &Path, text: &str, now_s: u64) -> Result<ChainFile, ConfigError> {
+        ChainFile::check(&Source::new(path, text), path, now_s)
     }
 
-    fn check(source: &Source, wall: SystemTime) -> Result<Chain, ConfigError> {
-        let table = source.table(CHAIN)?;
+    pub(crate) fn check(source: &Source, path: &Path, now_s: u64) -> Result<ChainFile, ConfigError> {
+        let table = source.table(CHAIN_FILE)?;
         table.check(NodeRole::Mix)?;
-        let id = table.text("id").bytes("id")?;
-        let class: Class = table.parsed("class")?;
-        let hops = table.integer("hops") as usize;
-        let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
-        let suite = table.integer("suite");
-        let suite = u8::try_from(suite).ok().and_then(Suite::from_wire).expect("in the range of the table");
-        let mixing = table.parsed("mixing")?;
-        let lifetime_s = table.integer("lifetime_s") as u16;
+        let hops = table.subs("hop")?;
+        let terms = read_terms(&table, &hops)?;
 
-        let tables = table.subs("node")?;
-        if tables.len() != hops {
-            let what = format!("hops = {hops}, but the file has {} [[node]] tables", tables.len());
-            return Err(table.wrong("hops", what, "list every mix and the exit, mix1 first"));
+        let said = table.text("id");
+        let id: [u8; 32] = said.bytes("id")?;
+        if said.value != hex(&id) {
+            return Err(said.wrong("id must be 32 bytes in hex, in lower case", AGAIN));
         }
-        let nodes = tables.iter().enumerate().map(|(i, node)| read_node(node, i + 1, shape, &id, wall));
-        let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        if id != terms.id() {
+            let name = path.file_name().unwrap_or(path.as_os_str()).display();
+            let what = format!("{name} was changed: id says {}, content gives {}", hex(&id), hex(&terms.id()));
+            return Err(said.wrong(what, AGAIN));
+        }
 
-        for (node, table) in nodes.iter().zip(&tables) {
-            if node.descriptor.lifetime_s != lifetime_s {
-                let said = node.descriptor.lifetime_s;
-                let what = format!("the descriptor has a lifetime of {said} s, the chain {lifetime_s} s");
-                return Err(table.wrong("descriptor", what, FETCH));
-            }
-            let said = node.descriptor.setup.suite();
-            if said != suite {
-                let what = format!("the descriptor has setup keys of suite {said}, the chain names suite {suite}");
-                return Err(table.wrong("descriptor", what, FETCH));
-            }
+        let mut view = View::new(terms.clone());
+        let mut descriptors = Vec::with_capacity(hops.len());
+        for (i, hop) in hops.iter().enumerate() {
+            let text = hop.text("descriptor");
+            let descriptor = signed(&text, AGAIN)?;
+            view.take_descriptor(i + 1, descriptor.clone(), now_s).map_err(|why| {
+                let what = format!("the descriptor of hop {} is refused: {why}", i + 1);
+                match why {
+                    // Its text has a remedy.
+                    BadDescriptor::NotYet(_) => text.invalid(what),
+                    _ => text.wrong(what, AGAIN),
+                }
+            })?;
+            descriptors.push(descriptor);
         }
-        Ok(Chain { id, shape, suite, mixing, lifetime_s, nodes })
+        Ok(ChainFile { id, terms, descriptors })
     }
 
-    /// The key hop at a position, from 1.
-    pub fn node(&self, position: usize) -> Option<&ChainNode> {
-        self.nodes.get(position.checked_sub(1)?)
+    /// The role of a hop, from 1.
+    pub fn role(&self, hop: usize) -> NodeRole {
+        NodeRole::at(hop, self.descriptors.len()).unwrap_or(NodeRole::Exit)
     }
 
-    /// The lanes of the node at a position and of its next hop.
-    pub fn lanes_at(&self, position: usize) -> Lanes {
-        let of = |position| self.node(position).map_or(1, |node| node.lanes);
-        Lanes { own: of(position), next: of(position + 1) }
+    /// Class and length of the cells that its nodes exchange: those of its first class.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.first_class().class, self.descriptors.len()).expect("the number of hops was checked")
+    }
+
+    /// The terms of the class that its nodes serve.
+    pub fn first_class(&self) -> &ClassTerms {
+        self.terms.classes.first().expect("a chain has a class")
     }
 
     /// The first eight digits of its id.
     pub fn short_id(&self) -> String {
-        self.id[..4].iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-/// The remedy for a chain file that contradicts itself.
-const FETCH: &str = "get the chain file again from the chain's operator";
-/// The order of a chain file.
-const ORDER: &str = "list mix1 with index 1 first and the exit last";
-
-fn read_node(
-    table: &Table<'_>,
-    index: usize,
-    shape: Shape,
-    chain: &[u8; 32],
-    wall: SystemTime,
-) -> Result<ChainNode, ConfigError> {
-    if table.integer("index") != index as i64 {
-        let what = format!("index must be {index} for the [[node]] in this position (got {})", table.integer("index"));
-        return Err(table.wrong("index", what, ORDER));
-    }
-    let role = if index == shape.hops() { NodeRole::Exit } else { NodeRole::Mix };
-    let said = table.text("role");
-    if said.value != role.name() {
-        return Err(said.wrong(
-            format!("role must be \"{role}\" in [[node]] {index} of {} (got {:?})", shape.hops(), said.value),
-            ORDER,
-        ));
+        hex(&self.id[..4])
     }
 
-    let identity = table.text("identity").bytes("identity")?;
-    let said = table.text("address");
-    let address: SocketAddr = said.value.parse().map_err(|_| {
-        let what = format!("address must be IP:PORT or [IPv6]:PORT (got {:?})", said.value);
-        said.wrong(what, FETCH)
-    })?;
-
-    // The signature covers the keys and the addresses of the node.
-    let text = table.text("descriptor");
-    let signed = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", FETCH))?;
-    let verified = Descriptor::verify(&signed, &identity, chain, wall);
-    let descriptor =
-        verified.map_err(|why| ConfigError::Descriptor { at: text.at(), node: node_name(role, index), why })?;
-
-    // A valid descriptor may be one of another place in the chain.
-    let same = usize::from(descriptor.position) == index
-        && usize::from(descriptor.hops) == shape.hops()
-        && descriptor.class == shape.class();
-    if !same {
-        let what = format!(
-            "the descriptor is for position {} of {} in class {}, expected position {index} of {} in class {}",
-            descriptor.position,
-            descriptor.hops,
-            descriptor.class,
-            shape.hops(),
-            shape.class()
+    /// The text of the file.
+    pub fn text(&self) -> String {
+        let terms = &self.terms;
+        let mut text = format!(
+            "# The public file of a chain: every node and every user needs it.\n\
+             # Compare its fingerprint with the one that another operator or user has:\n\
+             #   {}\n\
+             id = \"{}\"\n\
+             suite = {}   # of channel setups: 2 is X25519 with ML-KEM-768, 1 X25519 alone\n\
+             interval_s = {}\n\
+             epoch_s = {}\n",
+            fingerprint(&self.id),
+            hex(&self.id),
+            terms.suite,
+            terms.interval_s,
+            terms.epoch_s,
         );
-        return Err(text.wrong(what, FETCH));
+        for class in &terms.classes {
+            text += &format!(
+                "\n[[class]]\nclass = \"{}\"\nmixing_delay_ms = {}\nlifetime_s = {}\n",
+                class.class, class.mixing_delay_ms, class.lifetime_s
+            );
+        }
+        for (i, descriptor) in self.descriptors.iter().enumerate() {
+            let name = node_name(self.role(i + 1), i + 1);
+            let all: Vec<String> = descriptor.contacts.iter().map(places).collect();
+            text += &format!(
+                "\n# {name}: {}\n[[hop]]\nidentity = \"{}\"\ndescriptor = \"{}\"\n",
+                all.join(", "),
+                encode_base64(&descriptor.identity),
+                encode_base64(descriptor.bytes()),
+            );
+        }
+        text
     }
-
-    if !descriptor.lanes.contains(&address) {
-        let what =
-            format!("address = \"{address}\" is not in the signed descriptor, which has {}", descriptor.lanes[0]);
-        let remedy = "restore it; for a node behind NAT set `next` in the previous node's configuration";
-        return Err(said.wrong(what, remedy));
-    }
-
-    let new = "ask its operator for a descriptor made by `eddy init`";
-    let lanes = lanes(&descriptor, address).map_err(|what| text.wrong(what, new))?;
-    if lanes > 1 && role == NodeRole::Exit {
-        return Err(text.wrong(format!("the descriptor has {lanes} lanes for the exit, expected one"), new));
-    }
-    Ok(ChainNode { role, index, identity, address, lanes, descriptor })
 }
 
-/// The number of lanes from `address` on: the addresses of that host in the descriptor, which must have consecutive
-/// ports (SPEC 4.7).
-fn lanes(descriptor: &Descriptor, address: SocketAddr) -> Result<usize, String> {
-    let here: Vec<SocketAddr> = descriptor.lanes.iter().copied().filter(|lane| lane.ip() == address.ip()).collect();
-    for (i, lane) in here.iter().enumerate() {
-        if dataplane::lanes::address(address, i) != Some(*lane) {
-            return Err(format!("lane {i} of {address} is published at {lane}, expected consecutive ports"));
+fn read_terms(table: &Table<'_>, hops: &[Table<'_>]) -> Result<ChainTerms, ConfigError> {
+    let classes = table.subs("class")?;
+    let read_class = |class: &Table<'_>| {
+        Ok(ClassTerms {
+            class: class.parsed("class")?,
+            mixing_delay_ms: class.integer("mixing_delay_ms") as u32,
+            lifetime_s: class.integer("lifetime_s") as u16,
+        })
+    };
+    let read_identity = |hop: &Table<'_>| {
+        let text = hop.text("identity");
+        let identity: [u8; 32] = text.bytes("identity")?;
+        // One content, one text.
+        let canonical = text.value == encode_base64(&identity);
+        if canonical { Ok(identity) } else { Err(text.wrong("identity must be 32 bytes in base64", AGAIN)) }
+    };
+    let suite = u8::try_from(table.integer("suite")).ok().and_then(Suite::from_wire);
+    let terms = ChainTerms {
+        suite: suite.expect("in the range of the table"),
+        interval_s: table.integer("interval_s") as u32,
+        epoch_s: table.integer("epoch_s") as u32,
+        classes: classes.iter().map(read_class).collect::<Result<_, ConfigError>>()?,
+        identities: hops.iter().map(read_identity).collect::<Result<_, _>>()?,
+    };
+    terms.check().map_err(|why| {
+        let what = why.to_string();
+        match why {
+            BadTerms::SameIdentity(_, later) => hops[later - 1].wrong("identity", what, AGAIN),
+            BadTerms::Hops(_) => table.wrong("hop", what, AGAIN),
+            BadTerms::Interval(_) => table.wrong("interval_s", what, AGAIN),
+            BadTerms::Epoch(_) => table.wrong("epoch_s", what, AGAIN),
+            BadTerms::Classes | BadTerms::MixingDelay(_) | BadTerms::Lifetime(_) => table.wrong("class", what, AGAIN),
         }
-    }
-    Ok(here.len())
+    })?;
+    Ok(terms)
 }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use control::descriptor::DescriptorError;
 use thiserror::Error;
 use wire::cell::Class;
 
@@ -105,16 +104,6 @@ pub enum ConfigError {
         at: Location,
         /// The mistake and its remedy.
         what: String,
-    },
-    /// A descriptor that is not accepted.
-    #[error("{at}: {node}: {why}")]
-    Descriptor {
-        /// The location.
-        at: Location,
-        /// The node's name.
-        node: String,
-        /// The reason, with the remedy.
-        why: DescriptorError,
     },
     /// A key file that others may read.
     #[error("{}: mode {mode:04o} lets other users read these keys: run `chmod 600 {}`", path.display(), path.display())]

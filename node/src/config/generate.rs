@@ -1,7 +1,7 @@
 //! Generated configuration files: every key of the role, with its summary. Defaults and examples are commented out.
 
 use super::table::{self, CAPS, DefaultValue, FORWARD, Key, Kind, NODE};
-use super::{Forward, NodeRole, caps_values, node_name};
+use super::{Forward, NodeRole, caps_values};
 use control::Caps;
 
 /// A value of a generated file, as TOML.
@@ -15,11 +15,10 @@ pub enum Value {
 /// The keys before which a blank line is left, in the order of the table.
 const GROUPS: [&str; 4] = ["up", "mixing", "allow", "window"];
 
-/// The text of a node's configuration. Keys without a value are commented out.
+/// The text of a node's configuration, `NAME.toml`. Keys without a value are commented out.
 ///
 /// `forwards` are an entry's, `caps` a mix's or an exit's.
-pub fn generate(role: NodeRole, index: usize, values: &[(&str, Value)], forwards: &[Forward], caps: &Caps) -> String {
-    let name = node_name(role, index);
+pub fn generate(role: NodeRole, name: &str, values: &[(&str, Value)], forwards: &[Forward], caps: &Caps) -> String {
     let mut text = format!(
         "# Run with: eddy {role} --config {name}.toml\n\
          # A line that begins with # shows a default or an example. More: eddy config explain KEY\n"

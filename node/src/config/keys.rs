@@ -1,4 +1,4 @@
-//! A node's private keys: a file of their own that only its user may read.
+//! Files that only their user may read: private keys, and the users of an entry's SOCKS ports.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -6,129 +6,64 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use control::descriptor::{draw_secret, draw_setup, draw_x25519};
-use rand_chacha::ChaCha20Rng;
-use wire::kdf::{Secret, x25519_public};
-use wire::setup::{MLKEM_PRIVATE_LEN, SetupKey, Suite};
+use wire::kdf::Secret;
 use zeroize::Zeroizing;
 
 use super::source::{Source, Text};
-use super::table::KEY_FILE;
-use super::{Chain, ConfigError, Location, NodeConfig, NodeRole, node_name};
+use super::table::USERS_FILE;
+use super::{ConfigError, NodeRole};
 
-/// A node's private keys. Wiped when dropped.
-pub struct Keys {
-    /// Seed of the Ed25519 identity that signs the node's descriptor.
-    pub identity: Secret,
-    /// Noise static private key.
-    pub noise: Secret,
-    /// Setup private keys: of X25519, and in suite 2 of ML-KEM-768.
-    pub setup: SetupKey,
-    /// Pre-shared key with the previous hop, if the operators agreed on one.
-    pub psk_up: Option<Secret>,
-    /// Pre-shared key with the next hop, if the operators agreed on one.
-    pub psk_down: Option<Secret>,
-    /// At an entry: users of its SOCKS ports from other hosts, with their passwords.
-    pub socks_users: BTreeMap<String, Zeroizing<String>>,
+/// Users of SOCKS ports with their passwords.
+pub type SocksUsers = BTreeMap<String, Zeroizing<String>>;
+
+/// Reads the users of an entry's SOCKS ports.
+///
+/// # Errors
+/// Others may read the file, or the first mistake in it.
+pub fn read_users(path: &Path) -> Result<SocksUsers, ConfigError> {
+    users(&read_private(path)?)
 }
 
-impl Keys {
-    /// Reads a key file.
-    ///
-    /// # Errors
-    /// Others may read it, or the first mistake in it.
-    pub fn read(path: &Path) -> Result<Keys, ConfigError> {
-        let unreadable = |why| ConfigError::Unreadable {
-            path: path.to_owned(),
-            why,
-            remedy: "check the path, and that the user who runs eddy owns the file".into(),
-        };
-        let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-        if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
-            return Err(ConfigError::Exposed { path: path.to_owned(), mode });
-        }
-        Keys::check(&Source::read(path)?.secret())
-    }
+/// The same from a text; messages name `path`.
+///
+/// # Errors
+/// The first mistake, with its remedy.
+pub fn parse_users(path: &Path, text: &str) -> Result<SocksUsers, ConfigError> {
+    users(&Source::new(path, text).secret())
+}
 
-    /// Draws new keys, those of setups for this suite.
-    pub fn draw(rng: &mut ChaCha20Rng, suite: Suite) -> Keys {
-        Keys {
-            identity: draw_secret(rng),
-            noise: draw_x25519(rng).0,
-            setup: draw_setup(rng, suite),
-            psk_up: None,
-            psk_down: None,
-            socks_users: BTreeMap::new(),
-        }
+fn users(source: &Source) -> Result<SocksUsers, ConfigError> {
+    let table = source.table(USERS_FILE)?;
+    table.check(NodeRole::Entry)?;
+    let users: SocksUsers = table.names("socks_users").into_iter().collect();
+    if !users.iter().all(|(name, password)| is_user(name, password)) {
+        let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
+        return Err(table.wrong("socks_users", what, "shorten them"));
     }
+    Ok(users)
+}
 
-    /// True if SOCKS clients can send this name and password (RFC 1929).
-    pub fn is_user(name: &str, password: &str) -> bool {
-        [name, password].iter().all(|text| (1..=255).contains(&text.len()))
-    }
+/// True if SOCKS clients can send this name and password (RFC 1929).
+pub fn is_user(name: &str, password: &str) -> bool {
+    [name, password].iter().all(|text| (1..=255).contains(&text.len()))
+}
 
-    /// Checks that they belong to this node of this chain. An entry has no descriptor, so any keys are valid.
-    ///
-    /// # Errors
-    /// They belong to another node or chain.
-    pub fn are_of(&self, config: &NodeConfig, chain: &Chain) -> Result<(), ConfigError> {
-        let Some(own) = chain.node(config.position) else { return Ok(()) };
-        let differs = |kind| ConfigError::Value {
-            at: Location::file(&config.keys),
-            what: format!(
-                "the {kind} key is not that of {} in {}",
-                node_name(own.role, own.index),
-                config.chain.display()
-            ),
-            remedy: format!(
-                "`keys` in {} must name the file that `eddy init` wrote for this node of this chain",
-                config.place_of("keys")
-            ),
-        };
-        if x25519_public(&self.noise) != own.descriptor.noise {
-            return Err(differs("noise"));
-        }
-        if self.setup.public() != own.descriptor.setup {
-            return Err(differs("setup"));
-        }
-        Ok(())
+/// Reads a file of private keys.
+///
+/// # Errors
+/// Others may read it, or it cannot be read.
+pub(crate) fn read_private(path: &Path) -> Result<Source, ConfigError> {
+    let unreadable = |why| ConfigError::Unreadable {
+        path: path.to_owned(),
+        why,
+        remedy: "check the path, and that the user who runs eddy owns the file".into(),
+    };
+    let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
+        return Err(ConfigError::Exposed { path: path.to_owned(), mode });
     }
-
-    /// The same from a text; messages name `path`.
-    ///
-    /// # Errors
-    /// The first mistake, with its remedy.
-    pub fn parse(path: &Path, text: &str) -> Result<Keys, ConfigError> {
-        Keys::check(&Source::new(path, text).secret())
-    }
-
-    fn check(source: &Source) -> Result<Keys, ConfigError> {
-        let table = source.table(KEY_FILE)?;
-        table.check(NodeRole::Entry)?;
-        let secret = |name: &str| table.maybe_text(name).map(|text| secret(name, &text)).transpose();
-        let required = |name| secret(name).map(|secret| secret.expect("required"));
-        let socks_users: BTreeMap<_, _> = table.names("socks_users").into_iter().collect();
-        if !socks_users.iter().all(|(name, password)| Keys::is_user(name, password)) {
-            let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
-            return Err(table.wrong("socks_users", what, "shorten them"));
-        }
-        let mlkem = table.maybe_text("setup_mlkem");
-        let bytes = mlkem.as_ref().map(mlkem_bytes).transpose()?;
-        let setup = SetupKey::new(required("setup")?, bytes.as_ref().map(|bytes| &bytes[..]));
-        let setup = setup.map_err(|_| {
-            let text = mlkem.as_ref().expect("only this part can be wrong");
-            text.wrong("setup_mlkem is not an ML-KEM-768 decapsulation key".to_owned(), RESTORE)
-        })?;
-        Ok(Keys {
-            identity: required("identity")?,
-            noise: required("noise")?,
-            setup,
-            psk_up: secret("psk_up")?,
-            psk_down: secret("psk_down")?,
-            socks_users,
-        })
-    }
+    Ok(Source::read(path)?.secret())
 }
 
 /// The permission bits that a key file must not have. A credential that systemd passes belongs to its user by an access
@@ -145,25 +80,15 @@ fn decode(text: &str) -> Option<Secret> {
 }
 
 /// No message quotes the text: it is a secret.
-fn secret(name: &str, text: &Text<'_>) -> Result<Secret, ConfigError> {
+pub(crate) fn secret(name: &str, text: &Text<'_>, remedy: &str) -> Result<Secret, ConfigError> {
     let what = || format!("{name} must be 32 bytes in base64");
-    decode(text.value).ok_or_else(|| text.wrong(what(), RESTORE))
-}
-
-const RESTORE: &str = "restore the key file that `eddy init` wrote";
-
-/// The decapsulation key. As long as it should be; [`SetupKey`] checks the rest.
-fn mlkem_bytes(text: &Text<'_>) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
-    let mut bytes = Zeroizing::new(vec![0; MLKEM_PRIVATE_LEN + 3]);
-    let len = STANDARD.decode_slice(text.value, &mut bytes).ok().filter(|len| *len == MLKEM_PRIVATE_LEN);
-    let what = || format!("setup_mlkem must be {MLKEM_PRIVATE_LEN} bytes in base64");
-    bytes.truncate(len.ok_or_else(|| text.wrong(what(), RESTORE))?);
-    Ok(bytes)
+    decode(text.value).ok_or_else(|| text.wrong(what(), remedy))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ceremony::files::NodeKeys;
 
     #[test]
     fn group_bits_are_allowed_for_systemd_credentials_only() {
@@ -181,18 +106,21 @@ mod tests {
     fn a_broken_line_of_a_key_file_is_not_quoted() {
         let secret = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
         for line in [
-            format!("identity \"{secret}\""),
-            format!("identity: \"{secret}\""),
+            format!("noise \"{secret}\""),
+            format!("noise: \"{secret}\""),
             format!("= \"{secret}\""),
             format!(",{secret}\""),
-            format!("identity =\n\"{secret}\""),
+            format!("noise =\n\"{secret}\""),
             format!("\"{secret}\""),
-            format!("\"{secret}\" = \"identity\""),
+            format!("\"{secret}\" = \"noise\""),
             format!("{} = \"identity\"", secret.trim_end_matches('=')),
             format!("socks_users.{} = 1", secret.trim_end_matches('=')),
         ] {
-            let Err(why) = Keys::parse(Path::new("mix1.key"), &line) else { panic!("{line} was read") };
-            assert!(!why.to_string().contains(&secret[8..20]), "{why}");
+            let keys = NodeKeys::parse(Path::new("mix1.key"), &line).err();
+            let users = parse_users(Path::new("entry.users"), &line).err();
+            for why in [keys, users].map(|why| why.expect("it is not read").to_string()) {
+                assert!(!why.contains(&secret[8..20]), "{why}");
+            }
         }
     }
 }

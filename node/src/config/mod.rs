@@ -1,7 +1,7 @@
-//! The configuration: the chain's public file, and per node a configuration and a key file.
+//! The configuration: the chain's public file, and per node a configuration, a key file and a state file.
 //!
-//! Owns the three kinds of TOML files, the table of their keys ([`table`]) and every message about them
-//! ([`ConfigError`]). Refuses unknown keys, and files that do not fit together. Opens no sockets.
+//! Owns the kinds of TOML files, the table of their keys ([`table`]) and every message about them ([`ConfigError`]).
+//! Refuses unknown keys, and files that do not fit together. Opens no sockets.
 //!
 //! Neighbours: [`crate::init`] writes the files, the command loads them, [`crate::runtime::node`] runs a node from
 //! them.
@@ -10,31 +10,34 @@ mod caps;
 mod chain;
 mod error;
 mod generate;
-mod keys;
+pub(crate) mod keys;
+mod loaded;
 mod node;
 mod show;
-mod source;
+pub(crate) mod source;
 pub mod table;
+pub(crate) mod table_trust;
+mod trust_files;
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
-use std::time::SystemTime;
+use std::net::SocketAddr;
 
-use dataplane::lanes::Lanes;
 use serde::{Deserialize, Serialize};
 use wire::cell::{Class, Shape};
 
 pub use caps::values as caps_values;
-pub use chain::{Chain, ChainNode};
+pub use chain::ChainFile;
 pub use error::in_words;
 pub use error::{ConfigError, Location};
 pub use generate::{Value, generate};
-pub use keys::Keys;
+pub use keys::{SocksUsers, is_user, parse_users};
+pub(crate) use loaded::refusal;
+pub use loaded::{Found, Loaded, Psks};
 pub use node::parse_idle;
-pub use node::{EntryPart, ExitPart, Forward, NodeConfig, Part};
+pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
+pub use trust_files::{TrustFiles, wall_s};
 
 /// Receive windows unless configured.
 pub const WINDOW: usize = 4096;
@@ -114,148 +117,6 @@ pub fn node_name(role: NodeRole, index: usize) -> String {
     match role {
         NodeRole::Mix => format!("mix{index}"),
         NodeRole::Entry | NodeRole::Exit => role.to_string(),
-    }
-}
-
-/// A node's three files, read and checked against each other.
-pub struct Loaded {
-    /// Its own configuration.
-    pub config: NodeConfig,
-    /// The chain, all descriptors verified.
-    pub chain: Chain,
-    /// Its keys.
-    pub keys: Keys,
-}
-
-impl Loaded {
-    /// The lanes of its links.
-    pub fn lanes(&self) -> Lanes {
-        self.chain.lanes_at(self.config.position)
-    }
-
-    /// Reads `path` and the files it names.
-    ///
-    /// # Errors
-    /// The first mistake, with its remedy.
-    pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
-        Loaded::read_files(NodeConfig::read(path)?)
-    }
-
-    /// Reads the files that a configuration names.
-    ///
-    /// # Errors
-    /// The first mistake, with its remedy.
-    pub fn read_files(config: NodeConfig) -> Result<Loaded, ConfigError> {
-        let chain = config.read_chain(SystemTime::now())?;
-        let keys = config.read_keys()?;
-        config.is_in(&chain)?;
-        keys.are_of(&config, &chain)?;
-        Ok(Loaded { config, chain, keys })
-    }
-
-    /// The address of the next hop: `next` of the configuration, or its first lane. `None` at the exit.
-    ///
-    /// # Errors
-    /// A name that does not resolve.
-    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        self.config.next_address(&self.chain)
-    }
-}
-
-/// A configuration and the files that it names.
-impl NodeConfig {
-    /// `error` of reading a file that `key` names, which must be `must`.
-    fn named(&self, key: &str, must: &str, error: ConfigError) -> ConfigError {
-        match error {
-            ConfigError::Unreadable { path, why, .. } => {
-                let remedy = format!("`{key}` in {} must name {must}", self.place_of(key));
-                ConfigError::Unreadable { path, why, remedy }
-            }
-            other => other,
-        }
-    }
-
-    /// Reads its chain; descriptors must be valid at the time `wall`.
-    ///
-    /// # Errors
-    /// The first mistake, with its remedy.
-    pub fn read_chain(&self, wall: SystemTime) -> Result<Chain, ConfigError> {
-        Chain::read(&self.chain, wall)
-            .map_err(|why| self.named("chain", "the chain's public file, chain.toml as `eddy init` writes it", why))
-    }
-
-    /// Reads its keys.
-    ///
-    /// # Errors
-    /// The first mistake, with its remedy.
-    pub fn read_keys(&self) -> Result<Keys, ConfigError> {
-        Keys::read(&self.keys)
-            .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
-    }
-
-    /// Checks that its position is in the chain, and that its mixing keeps the promise of its descriptor.
-    ///
-    /// # Errors
-    /// The first mismatch, with its remedy.
-    pub fn is_in(&self, chain: &Chain) -> Result<(), ConfigError> {
-        let config = self;
-        let hops = chain.shape.hops();
-        let wrong =
-            |key: &str, what: String, remedy: String| ConfigError::Value { at: self.place_of(key), what, remedy };
-        if NodeRole::at(config.position, hops) != Some(config.role()) {
-            let right = match config.role() {
-                NodeRole::Entry => "0".to_owned(),
-                NodeRole::Mix => format!("1 to {}", hops - 1),
-                NodeRole::Exit => hops.to_string(),
-            };
-            return Err(wrong(
-                "position",
-                format!(
-                    "position must be {right} for {} in this chain (got {})",
-                    config.role().with_article(),
-                    config.position
-                ),
-                "correct the position, or `role`".to_owned(),
-            ));
-        }
-
-        // The entry computes its timeouts from the promised delays.
-        if let Some(own) = chain.node(config.position) {
-            let promised = u128::from(own.descriptor.mixing_delay_ms);
-            if let Part::Mix { mixing } = &config.part
-                && mixing.largest_delay().as_nanos() > promised * 1_000_000
-            {
-                return Err(wrong(
-                    "mixing",
-                    format!(
-                        "mixing = \"{mixing}\" may hold cells longer than the {promised} ms that the descriptor promises"
-                    ),
-                    format!("use a shorter delay, or make the chain again with `eddy init --mixing {mixing}`"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// See [`Loaded::next_address`].
-    ///
-    /// # Errors
-    /// A name that does not resolve.
-    pub fn next_address(&self, chain: &Chain) -> Result<Option<SocketAddr>, ConfigError> {
-        let Some(hop) = chain.node(self.position + 1) else { return Ok(None) };
-        match &self.next {
-            None => Ok(Some(hop.address)),
-            Some(next) => {
-                let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
-                found.map(Some).ok_or_else(|| ConfigError::Value {
-                    at: self.place_of("next"),
-                    what: format!("next = \"{next}\" does not resolve"),
-                    remedy: "check the name, write the next hop's address as IP:PORT, or fix this host's name \
-                             resolution"
-                        .into(),
-                })
-            }
-        }
     }
 }
 

@@ -18,17 +18,20 @@ use super::source::{Source, Table, Text};
 use super::table::NODE;
 use super::{ConfigError, Location, NodeRole, caps, parse_listen};
 
+/// The name of the options of a command line in messages.
+pub const COMMAND_LINE: &str = "the command line";
+
 /// One node's configuration.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// The file it came from.
     pub path: PathBuf,
-    /// Entry 0, mixes from 1, then the exit.
-    pub position: usize,
     /// The chain's file.
     pub chain: PathBuf,
-    /// The key file.
-    pub keys: PathBuf,
+    /// The key file of a mix or an exit.
+    pub keys: Option<PathBuf>,
+    /// The state file. `None`: the node, an entry, keeps nothing on disk.
+    pub state: Option<PathBuf>,
     /// The Unix socket that `eddy status` reads. Every file names one.
     pub status: Option<PathBuf>,
     /// Local address of the link to the previous hop; none at the entry.
@@ -89,6 +92,8 @@ pub struct EntryPart {
     pub pymix: Vec<SocketAddr>,
     /// TCP ports for SOCKS5 clients.
     pub socks: Vec<SocketAddr>,
+    /// The file with the users of these ports from other hosts.
+    pub socks_users: Option<PathBuf>,
     /// The Unix socket for `eddy forward`.
     pub commands: Option<PathBuf>,
 }
@@ -205,6 +210,7 @@ impl NodeConfig {
                 forwards: forwards(&table)?,
                 pymix: table.texts("pymix", listen)?,
                 socks: table.texts("socks", listen)?,
+                socks_users: table.maybe_text("socks_users").map(beside),
                 commands: table.maybe_text("commands").map(beside),
             }),
             NodeRole::Mix => Part::Mix { mixing: table.parsed("mixing")? },
@@ -222,9 +228,9 @@ impl NodeConfig {
         };
         Ok(NodeConfig {
             path: path.to_owned(),
-            position: table.integer("position") as usize,
             chain: beside(table.text("chain")),
-            keys: beside(table.text("keys")),
+            keys: table.maybe_text("keys").map(beside),
+            state: Some(table.maybe_text("state").map_or_else(|| path.with_extension("state"), beside)),
             status: Some(beside(table.text("status"))),
             up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
             down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
@@ -241,6 +247,17 @@ impl NodeConfig {
             part,
             lines: table.lines(),
         })
+    }
+
+    /// The configuration of an entry that needs nothing but a chain file. Its state is kept beside that file.
+    ///
+    /// # Panics
+    /// Never: the text is accepted.
+    pub fn of_entry(chain: &Path) -> NodeConfig {
+        let text = "role = \"entry\"\nchain = \"\"\nstatus = \"\"\n";
+        let config = NodeConfig::parse_options(COMMAND_LINE, text).expect("all required keys are set");
+        let state = Some(chain.with_extension("state"));
+        NodeConfig { chain: chain.to_owned(), state, status: None, ..config }
     }
 
     /// The location of a key, or of the `nth` element of a list. None if it is not set there.

@@ -18,7 +18,7 @@ use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
 use super::{ConfigError, Location, NodeRole};
 
 /// A file's text. It may hold keys, so it is wiped.
-pub(super) struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     text: Zeroizing<String>,
     /// It is a file with lines, not the options of a program.
@@ -28,7 +28,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn read(path: &Path) -> Result<Source, ConfigError> {
+    pub(crate) fn read(path: &Path) -> Result<Source, ConfigError> {
         let bytes = std::fs::read(path).map_err(|why| ConfigError::Unreadable {
             path: path.to_owned(),
             remedy: match why.kind() {
@@ -58,24 +58,24 @@ impl Source {
     }
 
     /// A text that was, or might have been, read from `path`.
-    pub(super) fn new(path: &Path, text: &str) -> Source {
+    pub(crate) fn new(path: &Path, text: &str) -> Source {
         Source { path: path.to_owned(), text: Zeroizing::new(text.to_owned()), lined: true, secret: false }
     }
 
     /// Options of a program, as TOML.
-    pub(super) fn without_lines(name: &str, text: &str) -> Source {
+    pub(crate) fn without_lines(name: &str, text: &str) -> Source {
         Source { lined: false, ..Source::new(Path::new(name), text) }
     }
 
     /// The same, of private keys.
-    pub(super) fn secret(self) -> Source {
+    pub(crate) fn secret(self) -> Source {
         Source { secret: true, ..self }
     }
 
     /// Parses it, and checks names, roles, types and ranges against `keys`.
     ///
     /// `role` is that of a node's configuration, if it is one. Values that depend on others are the reader's to check.
-    pub(super) fn table(&self, keys: &'static [Key]) -> Result<Table<'_>, ConfigError> {
+    pub(crate) fn table(&self, keys: &'static [Key]) -> Result<Table<'_>, ConfigError> {
         let values = DeTable::parse(&self.text).map_err(|error| self.syntax(&error, keys))?;
         let table = Table { source: self, keys, values: values.into_inner(), inside: None };
         table.check_kind()?;
@@ -83,12 +83,20 @@ impl Source {
         Ok(table)
     }
 
-    pub(super) fn file(&self) -> Location {
+    /// The keys at its top, in the order of the file.
+    pub(crate) fn names(&self) -> Result<Vec<String>, ConfigError> {
+        let values = DeTable::parse(&self.text).map_err(|error| self.syntax(&error, &[]))?.into_inner();
+        let mut all: Vec<_> = values.keys().collect();
+        all.sort_by_key(|name| name.span().start);
+        Ok(all.into_iter().map(|name| name.get_ref().to_string()).collect())
+    }
+
+    pub(crate) fn file(&self) -> Location {
         Location::file(&self.path)
     }
 
     /// The location of a span.
-    pub(super) fn at(&self, span: &Range<usize>) -> Location {
+    pub(crate) fn at(&self, span: &Range<usize>) -> Location {
         if !self.lined {
             return Location::file(&self.path);
         }
@@ -132,7 +140,7 @@ impl Source {
 }
 
 /// A table of a file. Its names are known; its values are once [`Table::check`] has passed.
-pub(super) struct Table<'s> {
+pub(crate) struct Table<'s> {
     source: &'s Source,
     keys: &'static [Key],
     values: DeTable<'s>,
@@ -150,29 +158,29 @@ struct Inside {
 }
 
 /// A text of a file.
-pub(super) struct Text<'t> {
+pub(crate) struct Text<'t> {
     source: &'t Source,
-    pub(super) value: &'t str,
+    pub(crate) value: &'t str,
     span: Range<usize>,
 }
 
 impl Text<'_> {
     /// An error at this text: what is wrong with it, then what to do.
-    pub(super) fn wrong(&self, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+    pub(crate) fn wrong(&self, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
         ConfigError::Value { at: self.source.at(&self.span), what: what.into(), remedy: remedy.into() }
     }
 
     /// The same in one text.
-    pub(super) fn invalid(&self, what: impl Into<String>) -> ConfigError {
+    pub(crate) fn invalid(&self, what: impl Into<String>) -> ConfigError {
         ConfigError::Invalid { at: self.source.at(&self.span), what: what.into() }
     }
 
-    pub(super) fn at(&self) -> Location {
+    pub(crate) fn at(&self) -> Location {
         self.source.at(&self.span)
     }
 
     /// Bytes in base64 or hex.
-    pub(super) fn bytes<const N: usize>(&self, key: &str) -> Result<[u8; N], ConfigError> {
+    pub(crate) fn bytes<const N: usize>(&self, key: &str) -> Result<[u8; N], ConfigError> {
         let decoded = if self.value.len() == 2 * N { decode_hex(self.value) } else { STANDARD.decode(self.value).ok() };
         decoded.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
             self.wrong(format!("{key} must be {N} bytes in base64 or hex"), "copy it from where it was published")
@@ -242,7 +250,7 @@ impl<'s> Table<'s> {
     }
 
     /// Checks roles, types, ranges, and that nothing is missing; inner tables as well.
-    pub(super) fn check(&self, role: NodeRole) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self, role: NodeRole) -> Result<(), ConfigError> {
         for (name, value) in self.in_order() {
             let key = table::find(self.keys, name.get_ref()).expect("names were checked");
             if !key.roles.contains(&role) {
@@ -260,7 +268,7 @@ impl<'s> Table<'s> {
     }
 
     /// The role that a node's configuration names.
-    pub(super) fn role(&self) -> Result<NodeRole, ConfigError> {
+    pub(crate) fn role(&self) -> Result<NodeRole, ConfigError> {
         let key = table::find(self.keys, "role").expect("a node's keys");
         let Some(value) = self.get("role") else { return Err(self.missing(key)) };
         self.check_value(key, value, NodeRole::Mix)?;
@@ -339,35 +347,35 @@ impl<'s> Table<'s> {
     }
 
     /// True if the file sets a key.
-    pub(super) fn is_set(&self, name: &str) -> bool {
+    pub(crate) fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
     /// A whole number: the file's or the default. None if there is neither.
-    pub(super) fn maybe_integer(&self, name: &str) -> Option<i64> {
+    pub(crate) fn maybe_integer(&self, name: &str) -> Option<i64> {
         let default = || table::find(self.keys, name)?.default_value()?.parse().ok();
         self.get(name).and_then(|value| integer(value.get_ref())).or_else(default)
     }
 
     /// A whole number that is required or has a default.
-    pub(super) fn integer(&self, name: &str) -> i64 {
+    pub(crate) fn integer(&self, name: &str) -> i64 {
         self.maybe_integer(name).expect("a number is required or has a default")
     }
 
     /// A switch, which has a default.
-    pub(super) fn switch(&self, name: &str) -> bool {
+    pub(crate) fn switch(&self, name: &str) -> bool {
         let default = || table::find(self.keys, name).and_then(Key::default_value).is_some_and(|value| value == "true");
         self.get(name).and_then(|value| value.get_ref().as_bool()).unwrap_or_else(default)
     }
 
     /// A text that is set.
-    pub(super) fn maybe_text(&self, name: &str) -> Option<Text<'_>> {
+    pub(crate) fn maybe_text(&self, name: &str) -> Option<Text<'_>> {
         let value = self.get(name)?;
         Some(self.text_of(value))
     }
 
     /// A required text.
-    pub(super) fn text(&self, name: &str) -> Text<'_> {
+    pub(crate) fn text(&self, name: &str) -> Text<'_> {
         self.maybe_text(name).expect("required")
     }
 
@@ -376,7 +384,7 @@ impl<'s> Table<'s> {
     }
 
     /// A text in its parsed form: the file's or the default.
-    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ConfigError> {
+    pub(crate) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ConfigError> {
         if let Some(text) = self.maybe_text(name) {
             return text.value.parse().map_err(|why: T::Err| text.invalid(why.to_string()));
         }
@@ -388,7 +396,7 @@ impl<'s> Table<'s> {
     }
 
     /// A list of texts, each read by `read`.
-    pub(super) fn texts<T>(
+    pub(crate) fn texts<T>(
         &self,
         name: &str,
         read: impl Fn(&Text<'_>) -> Result<T, ConfigError>,
@@ -397,7 +405,7 @@ impl<'s> Table<'s> {
     }
 
     /// A list of whole numbers.
-    pub(super) fn integers(&self, name: &str) -> Vec<i64> {
+    pub(crate) fn integers(&self, name: &str) -> Vec<i64> {
         self.elements(name).filter_map(|value| integer(value.get_ref())).collect()
     }
 
@@ -406,7 +414,7 @@ impl<'s> Table<'s> {
     }
 
     /// The table of a `Kind::Table`, empty if it is not set.
-    pub(super) fn sub(&self, name: &str) -> Result<Table<'s>, ConfigError> {
+    pub(crate) fn sub(&self, name: &str) -> Result<Table<'s>, ConfigError> {
         let key = table::find(self.keys, name).expect("a table of keys");
         match self.get(name) {
             Some(value) => self.inner(key, value),
@@ -415,13 +423,13 @@ impl<'s> Table<'s> {
     }
 
     /// The tables of a `Kind::Tables`.
-    pub(super) fn subs(&self, name: &str) -> Result<Vec<Table<'s>>, ConfigError> {
+    pub(crate) fn subs(&self, name: &str) -> Result<Vec<Table<'s>>, ConfigError> {
         let key = table::find(self.keys, name).expect("a table of keys");
         self.elements(name).map(|value| self.inner(key, value)).collect()
     }
 
     /// The texts of a `Kind::Names`.
-    pub(super) fn names(&self, name: &str) -> Vec<(String, Zeroizing<String>)> {
+    pub(crate) fn names(&self, name: &str) -> Vec<(String, Zeroizing<String>)> {
         let table = self.get(name).and_then(|value| value.get_ref().as_table());
         let all = table.into_iter().flatten();
         let pair = |(name, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>)| {
@@ -431,19 +439,13 @@ impl<'s> Table<'s> {
     }
 
     /// An error at a key's value.
-    pub(super) fn wrong(&self, name: &str, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
+    pub(crate) fn wrong(&self, name: &str, what: impl Into<String>, remedy: impl Into<String>) -> ConfigError {
         let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
         ConfigError::Value { at, what: what.into(), remedy: remedy.into() }
     }
 
-    /// The same in one text.
-    pub(super) fn invalid(&self, name: &str, what: impl Into<String>) -> ConfigError {
-        let at = self.get(name).map_or_else(|| self.source.file(), |value| self.source.at(&value.span()));
-        ConfigError::Invalid { at, what: what.into() }
-    }
-
     /// The keys that are set and their lines; of lists one per element, of tables that of their first key.
-    pub(super) fn lines(&self) -> Vec<(&'static str, Option<usize>)> {
+    pub(crate) fn lines(&self) -> Vec<(&'static str, Option<usize>)> {
         let mut lines = Vec::new();
         for (name, value) in self.in_order() {
             let Some(key) = table::find(self.keys, name.get_ref()) else { continue };
@@ -461,7 +463,7 @@ impl<'s> Table<'s> {
     }
 
     /// A value as JSON, if it is set. Strings, numbers, switches and lists of them are TOML at the same time.
-    pub(super) fn json(&self, name: &str) -> Option<serde_json::Value> {
+    pub(crate) fn json(&self, name: &str) -> Option<serde_json::Value> {
         self.get(name).map(|value| json(value.get_ref()))
     }
 }
@@ -501,7 +503,7 @@ pub fn encode_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 

@@ -4,6 +4,9 @@
 //! from it. A new key is a row here, a field of [`super::NodeConfig`] and the line that reads it.
 
 use super::NodeRole::{self, Entry, Exit, Mix};
+use super::table_trust::{
+    CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
+};
 use super::{
     CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED,
     RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
@@ -72,14 +75,6 @@ pub static NODE: &[Key] = &[
         example: "\"mix\"",
     },
     Key {
-        name: "position",
-        roles: ALL,
-        kind: Kind::Integer(0, 8),
-        default: DefaultValue::Required,
-        doc: "Position in the chain: the entry is 0, mixes count from 1, the exit is last.",
-        example: "1",
-    },
-    Key {
         name: "chain",
         roles: ALL,
         kind: Kind::Text("a path"),
@@ -89,11 +84,20 @@ pub static NODE: &[Key] = &[
     },
     Key {
         name: "keys",
-        roles: ALL,
+        roles: &[Mix, Exit],
         kind: Kind::Text("a path"),
         default: DefaultValue::Required,
         doc: "The node's private keys, mode 0600. `--keys` names another file.",
-        example: "\"mix1.key\"",
+        example: "\"node.key\"",
+    },
+    Key {
+        name: "state",
+        roles: ALL,
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Unset("the path of the configuration, with the ending .state"),
+        doc: "File in which the node keeps the newest descriptors, and a hop what it has signed. Mode 0600. A hop needs \
+              it to be writable.",
+        example: "\"node.state\"",
     },
     Key {
         name: "status",
@@ -133,7 +137,7 @@ pub static NODE: &[Key] = &[
         kind: Kind::Text("NAME:KEY=VALUE,..."),
         default: DefaultValue::Value("\"threshold-or-timed:n=64,n_min=8,t=5ms\""),
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
-              It may not hold cells longer than the node's descriptor promises.",
+              It may not hold cells longer than the chain file allows.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
     },
     Key {
@@ -157,8 +161,16 @@ pub static NODE: &[Key] = &[
         roles: &[Entry],
         kind: Kind::Texts("IP:PORT, [IPv6]:PORT, or PORT on 127.0.0.1"),
         default: DefaultValue::Value("[]"),
-        doc: "SOCKS5 servers for UDP. Clients of other hosts need [socks_users] in the key file.",
+        doc: "SOCKS5 servers for UDP. Clients of other hosts need `socks_users`.",
         example: "[\"127.0.0.1:1080\"]",
+    },
+    Key {
+        name: "socks_users",
+        roles: &[Entry],
+        kind: Kind::Text("a path"),
+        default: DefaultValue::Unset("no users"),
+        doc: "File with the users of `socks` from other hosts, mode 0600: lines NAME = \"PASSWORD\" under [socks_users].",
+        example: "\"entry.users\"",
     },
     Key {
         name: "pymix",
@@ -415,53 +427,16 @@ pub static CAPS: &[Key] = &[
 ];
 
 /// A key of another kind of file.
-const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
+pub(super) const fn plain(name: &'static str, kind: Kind, doc: &'static str, example: &'static str) -> Key {
     Key { name, roles: ALL, kind, default: DefaultValue::Required, doc, example }
 }
 
-const COPY: &str = "\"...\" as the chain's operator gives it";
+pub(super) const COPY: &str = "\"...\" as the chain's operator gives it";
 
-/// Keys of `chain.toml`.
-pub static CHAIN: &[Key] = &[
-    plain("id", Kind::Text("32 bytes in base64 or hex"), "Id of the chain.", COPY),
-    plain("class", Kind::Word(&["S", "M", "L"]), "Size class of its cells.", "\"L\""),
-    plain("hops", Kind::Integer(2, 8), "Key hops: the mixes and the exit.", "4"),
-    Key {
-        name: "suite",
-        roles: ALL,
-        kind: Kind::Integer(1, 2),
-        default: DefaultValue::Integer(2),
-        doc: "Algorithms of channel setups: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.",
-        example: "2",
-    },
-    plain(
-        "mixing",
-        Kind::Text("NAME:KEY=VALUE,..."),
-        "Mixing strategy of its mixes.",
-        "\"threshold-or-timed:n=64,t=5ms\"",
-    ),
-    plain("lifetime_s", Kind::Integer(60, 3600), "Lifetime of a channel in seconds.", "3600"),
-    plain("node", Kind::Tables(CHAIN_NODE), "A mix or the exit, mix1 first.", ""),
-];
-
-/// Keys of a `[[node]]` of `chain.toml`.
-pub static CHAIN_NODE: &[Key] = &[
-    plain("role", Kind::Word(&["mix", "exit"]), "Role of the node.", "\"mix\""),
-    plain("index", Kind::Integer(1, 8), "Position of the node.", "1"),
-    plain("identity", Kind::Text("32 bytes in base64 or hex"), "Public key that signs its descriptors.", COPY),
-    plain(
-        "address",
-        Kind::Text("IP:PORT or [IPv6]:PORT"),
-        "Address that the previous hop sends to.",
-        "\"192.0.2.7:4701\"",
-    ),
-    plain("descriptor", Kind::Text("base64"), "Its signed descriptor.", COPY),
-];
-
-const SECRET: Kind = Kind::Text("32 bytes in base64");
+pub(super) const SECRET: Kind = Kind::Text("32 bytes in base64");
 
 /// An optional key of a key file.
-const fn optional(
+pub(super) const fn optional(
     name: &'static str,
     kind: Kind,
     unset: &'static str,
@@ -471,42 +446,27 @@ const fn optional(
     Key { name, roles: ALL, kind, default: DefaultValue::Unset(unset), doc, example }
 }
 
-/// Keys of a key file.
-pub static KEY_FILE: &[Key] = &[
-    plain(
-        "identity",
-        SECRET,
-        "Seed of the Ed25519 key that signs the node's descriptor.",
-        "\"...\" as `eddy init` wrote it",
-    ),
-    plain("noise", SECRET, "Private key of its links.", "\"...\" as `eddy init` wrote it"),
-    plain("setup", SECRET, "Private X25519 key of channel setups.", "\"...\" as `eddy init` wrote it"),
-    optional(
-        "setup_mlkem",
-        Kind::Text("2400 bytes in base64"),
-        "none",
-        "Private ML-KEM-768 key of channel setups, in suite 2.",
-        "\"...\" as `eddy init` wrote it",
-    ),
-    optional("psk_up", SECRET, "none", "Pre-shared key with the previous hop.", "\"...\" as agreed with its operator"),
-    optional("psk_down", SECRET, "none", "Pre-shared key with the next hop.", "\"...\" as agreed with its operator"),
-    optional(
-        "socks_users",
-        Kind::Names("name = \"password\""),
-        "none",
-        "Users of an entry's SOCKS ports from other hosts (RFC 1929).",
-        "",
-    ),
-];
+/// The key of an entry's file of SOCKS users.
+pub static USERS_FILE: &[Key] = &[plain(
+    "socks_users",
+    Kind::Names("name = \"password\""),
+    "Users of an entry's SOCKS ports from other hosts (RFC 1929).",
+    "",
+)];
 
 /// All tables, with what messages call their files.
 pub static ALL_FILES: &[(&str, &[Key])] = &[
     ("a node's configuration", NODE),
     ("a [[forward]] of entry.toml", FORWARD),
     ("[caps] of mixN.toml or exit.toml", CAPS),
-    ("chain.toml", CHAIN),
-    ("a [[node]] of chain.toml", CHAIN_NODE),
-    ("a key file", KEY_FILE),
+    ("a file of SOCKS users", USERS_FILE),
+    ("chain.toml", CHAIN_FILE),
+    ("a [[class]] of chain.toml", CHAIN_CLASS),
+    ("a [[hop]] of chain.toml", CHAIN_HOP),
+    ("node.desc", DESCRIPTOR_FILE),
+    ("node.request", REQUEST_FILE),
+    ("node.key", NODE_KEY_FILE),
+    ("identity.key", IDENTITY_FILE),
 ];
 
 /// A kind of file.
@@ -521,8 +481,15 @@ pub struct FileKind {
 /// All kinds of files.
 pub static WHOLE_FILES: &[FileKind] = &[
     FileKind { name: "a node's configuration", example: "the node's own file, such as mix1.toml", keys: NODE },
-    FileKind { name: "the chain's public file", example: "chain.toml as `eddy init` writes it", keys: CHAIN },
-    FileKind { name: "a key file", example: "the node's key file, such as mix1.key", keys: KEY_FILE },
+    FileKind { name: "the chain's public file", example: "chain.toml as `eddy assemble` writes it", keys: CHAIN_FILE },
+    FileKind { name: "a key file", example: "the node's key file, such as mix1.key", keys: NODE_KEY_FILE },
+    FileKind { name: "a node's identity", example: "identity.key as `eddy keygen` writes it", keys: IDENTITY_FILE },
+    FileKind { name: "a node's descriptor", example: "node.desc as `eddy keygen` writes it", keys: DESCRIPTOR_FILE },
+    FileKind {
+        name: "a request for new keys",
+        example: "node.request as `eddy keygen --rotate` writes it",
+        keys: REQUEST_FILE,
+    },
 ];
 
 impl Key {

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use control::Event;
+use control::trust::hop::TrustEvent;
 use dataplane::punt::Notice;
 use tracing::{debug, info, warn};
 use wire::frames::Status;
 use wire::ids::Side;
 
-use crate::config::{Chain, NodeRole, node_name};
+use crate::config::{ChainFile, NodeRole, node_name};
 
 /// Trouble is reported after it has lasted this long.
 const REPORT_AFTER: Duration = Duration::from_millis(1500);
@@ -51,12 +52,16 @@ pub struct Log {
     refused_acks: Trouble,
     deaf: Trouble,
     clients: ClientTroubles,
+    /// Names of the hops.
+    hops: Vec<String>,
+    signed_twice: Trouble,
 }
 
 /// A neighbour, as log lines name it.
 struct Peer {
     name: String,
     role: NodeRole,
+    /// The last one that answered, or the first to be tried.
     address: SocketAddr,
 }
 
@@ -113,7 +118,7 @@ impl Trouble {
     }
 
     /// Ends the trouble. True if it had been reported.
-    fn end(&mut self, now: Duration) -> bool {
+    pub(super) fn end(&mut self, now: Duration) -> bool {
         if std::mem::take(&mut self.lasts) {
             self.ended = Some(now);
         }
@@ -183,16 +188,18 @@ impl ClientTroubles {
 }
 
 impl Log {
-    /// The log of the node at this position, whose next hop is reached at `next`.
-    pub fn new(chain: &Chain, position: usize, next: Option<SocketAddr>) -> Log {
-        let role = |position: usize| chain.node(position).map(|node| node.role);
+    /// The log of the node at this position, whose next hop is reached at `next`, as far as that is known.
+    pub fn new(chain: &ChainFile, position: usize, next: Option<SocketAddr>) -> Log {
+        let hops = chain.descriptors.len();
+        let role = |position: usize| NodeRole::at(position, hops);
         let name = |position: usize| role(position).map(|role| node_name(role, position));
-        let peer = |address| {
-            let role = role(position + 1)?;
-            Some(Peer { name: node_name(role, position + 1), role, address })
+        let peer = |role| Peer {
+            name: node_name(role, position + 1),
+            role,
+            address: next.unwrap_or(SocketAddr::from(([0; 4], 0))),
         };
         Log {
-            next: next.and_then(peer),
+            next: role(position + 1).map(peer),
             previous: position.checked_sub(1).filter(|previous| *previous > 0).and_then(name),
             beyond: name(position + 2),
             was_connected: false,
@@ -202,6 +209,8 @@ impl Log {
             refused_acks: Trouble::default(),
             deaf: Trouble::default(),
             clients: ClientTroubles::default(),
+            hops: (1..=hops).filter_map(name).collect(),
+            signed_twice: Trouble::default(),
         }
     }
 
@@ -234,13 +243,16 @@ impl Log {
     /// Takes an event of control.
     pub fn event(&mut self, now: Duration, event: &Event) {
         match event {
-            Event::LinkUp { side: Side::Down, .. } => self.connected(now),
+            Event::LinkUp { side: Side::Down, peer, .. } => self.connected(now, *peer),
             Event::LinkUp { side: Side::Up, peer, .. } => match &self.previous {
                 Some(name) => info!(peer = name, address = %peer, "previous hop {name} ({peer}) connected"),
                 // Users connect here, and who they are does not belong in a log.
                 None => debug!(address = %peer, "an entry ({peer}) connected"),
             },
             Event::LinkRenewed { side, peer, .. } => {
+                if let (Side::Down, Some(next)) = (side, &mut self.next) {
+                    next.address = *peer;
+                }
                 debug!(side = side.name(), address = %peer, "renewed the keys of the {} link ({peer})", side.name());
             }
             // Reported when it fell silent.
@@ -263,6 +275,7 @@ impl Log {
                 debug!(channel = channel.0, ?reason, "closed channel {channel}: {reason:?}")
             }
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
+            Event::Trust(event) => self.trust(now, event),
             Event::SetupRefused(why) => {
                 if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
@@ -273,9 +286,55 @@ impl Log {
         }
     }
 
-    fn connected(&mut self, now: Duration) {
+    /// Takes an event of trust.
+    fn trust(&mut self, now: Duration, event: &TrustEvent) {
+        let name = |hop: &usize| self.hops.get(*hop - 1).cloned().unwrap_or_default();
+        match event {
+            TrustEvent::Descriptor { hop, revision } => {
+                let name = name(hop);
+                info!(peer = name, revision, "{name} has a newer descriptor, revision {revision}");
+            }
+            TrustEvent::SignedTwice { hop, interval } => {
+                let name = name(hop);
+                if self.signed_twice.occurs(now) {
+                    warn!(
+                        peer = name,
+                        interval, "{name} has signed two bundles of one interval: it is corrupt, or its state was lost"
+                    );
+                }
+            }
+            TrustEvent::ClockOff { offset_ms } => {
+                let off = clock_off(*offset_ms);
+                warn!(offset_ms, "this clock is {off} that of a neighbour: check `date -u` and time synchronisation");
+            }
+            TrustEvent::ClockStops { offset_ms } => {
+                let off = clock_off(*offset_ms);
+                warn!(
+                    offset_ms,
+                    "this clock is {off} those of all neighbours: this node signs nothing until it is right; check `date -u`"
+                );
+            }
+            TrustEvent::OwnKeysMissing { revision } => warn!(
+                revision,
+                "revision {revision} of this node's descriptor names keys that are not here: put them next to the key file \
+                 and reload with SIGHUP"
+            ),
+            // The warnings before it have the remedy.
+            TrustEvent::OwnExpired => warn!("this node's descriptor has expired: it signs nothing"),
+            TrustEvent::OwnRecordElsewhere { draw } => warn!(
+                draw,
+                "another node publishes setup keys in the name of this one, or the state file was lost: look for a copy of \
+                 the key file that runs elsewhere"
+            ),
+        }
+    }
+
+    fn connected(&mut self, now: Duration, peer: SocketAddr) {
         self.was_connected = true;
         self.silence.end(now);
+        if let Some(next) = &mut self.next {
+            next.address = peer;
+        }
         if let Some(Peer { name, role, address }) = &self.next {
             info!(peer = name, %role, %address, "connected to next hop {name} ({address})");
         }
@@ -327,6 +386,12 @@ impl Log {
             );
         }
     }
+}
+
+/// The difference to another clock in words, which go on with that clock.
+fn clock_off(offset_ms: i64) -> String {
+    let seconds = offset_ms.unsigned_abs() as f64 / 1000.0;
+    format!("{seconds:.1} s {}", if offset_ms > 0 { "behind" } else { "ahead of" })
 }
 
 fn status_line(destination: &str, status: Status) -> String {

@@ -4,15 +4,19 @@
 //! [`node`] runs `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the
 //! two; [`resolver`] resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`]
 //! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
-//! Unix socket ([`local`]).
+//! Unix socket ([`local`]). `trust_keeper` saves the state of
+//! trust and reads descriptors and keys again, [`expiry`] warns before they end, and `next_names` resolves the names of
+//! the next hop.
 
 mod address_order;
 pub mod bridge;
 pub mod console;
+pub mod expiry;
 pub mod icmp;
 pub mod listeners;
 pub mod local;
 pub mod log;
+mod next_names;
 pub mod node;
 pub mod path;
 pub mod random;
@@ -23,4 +27,5 @@ pub mod running;
 pub mod sockets;
 pub mod socks;
 pub mod status;
+mod trust_keeper;
 pub mod workers;

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use control::{Config, Control, Counters, NextHop, Role, Timing};
-use dataplane::lanes::Lanes;
+use control::trust::TrustStatus;
+use control::{BadConfig, Config, Control, Counters, Role, Timing};
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
@@ -23,33 +23,27 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 use wire::ids::Side;
 
-use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
+use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
+use crate::runtime::next_names::NextNames;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
 use crate::runtime::sockets::Sockets;
 use crate::runtime::socks;
+use crate::runtime::trust_keeper::TrustKeeper;
 use crate::runtime::workers::Workers;
 
 /// Everything that a node is started with.
 pub struct NodeSpec {
-    pub role: NodeRole,
-    /// Verified.
-    pub chain: config::Chain,
-    /// 0 for the entry, then the mixes, then the exit.
-    pub position: usize,
-    /// Address of the next hop; none at the exit.
+    pub loaded: Loaded,
+    /// Address of the next hop, as far as it is known; none at the exit.
     pub next: Option<SocketAddr>,
-    /// Number of ports of each of its links.
-    pub lanes: Lanes,
-    pub config: NodeConfig,
-    pub keys: config::Keys,
     pub sockets: Sockets,
 }
 
@@ -58,6 +52,7 @@ pub struct NodeSpec {
 struct ControlState {
     counters: Counters,
     half_open: usize,
+    trust: TrustStatus,
 }
 
 /// The sources of a node's report.
@@ -94,6 +89,7 @@ impl Reporter {
             ..NodeReport::new(self.role, self.position, &self.ledger(), &self.profile())
         }
         .with_control(&control.counters, control.half_open)
+        .with_trust(&control.trust)
     }
 }
 
@@ -120,6 +116,7 @@ pub struct Node {
     stop: Arc<AtomicBool>,
     wakers: Vec<Arc<Waker>>,
     control_waker: Arc<Waker>,
+    reload: Arc<AtomicBool>,
     workers: Vec<JoinHandle<()>>,
     control: JoinHandle<()>,
     socks: Option<socks::Server>,
@@ -156,8 +153,12 @@ impl Node {
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
-        raise_descriptors(&mut spec.config.part);
-        let NodeSpec { role, chain, position, next, lanes, config, keys, mut sockets } = spec;
+        raise_descriptors(&mut spec.loaded.config.part);
+        let NodeSpec { loaded, next, mut sockets } = spec;
+        let lanes = loaded.lanes();
+        let control_config = control_config(&loaded, next);
+        let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
+        let role = config.role();
         let clock = Clock::start();
         let control_waker = Arc::new(Waker::new().map_err(StartError::system("create an event descriptor"))?);
         let stop = Arc::new(AtomicBool::new(false));
@@ -172,7 +173,7 @@ impl Node {
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                let listeners = Listeners::new(chain.shape, part.flow_idle, first, waker);
+                let listeners = Listeners::new(chain.shape(), part.flow_idle, first, waker);
                 Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
@@ -182,8 +183,8 @@ impl Node {
         let handshake_sockets =
             (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
 
-        let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
-            .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
+        let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
+            .map_err(|why| bad_config(&config, &why))?;
         let Workers { threads, commands, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
 
@@ -208,9 +209,14 @@ impl Node {
             Part::Entry(_) | Part::Mix { .. } => None,
         };
 
+        let reload = Arc::new(AtomicBool::new(false));
+        let hop_names = (1..=chain.descriptors.len()).map(|hop| node_name(chain.role(hop), hop)).collect();
         let thread = ControlThread {
             bridge,
             resolver,
+            trust: TrustKeeper::new(files, &chain, position, hop_names),
+            next_names: NextNames::default(),
+            reload: reload.clone(),
             sockets: handshake_sockets,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
             log,
@@ -224,12 +230,12 @@ impl Node {
         // Last, because clients may connect at once.
         let socks = match listeners {
             Some(listeners) if !socks.is_empty() => {
-                let served = socks::serve(socks, keys.socks_users, listeners);
+                let served = socks::serve(socks, socks_users, listeners);
                 Some(served.map_err(StartError::system("serve the SOCKS ports"))?)
             }
             _ => None,
         };
-        Ok(Node { reporter, stop, wakers, control_waker, workers: threads, control, socks })
+        Ok(Node { reporter, stop, wakers, control_waker, reload, workers: threads, control, socks })
     }
 
     /// The listening sockets of an entry; `None` for other roles.
@@ -251,6 +257,12 @@ impl Node {
     pub fn reporter(&self) -> impl Fn() -> NodeReport + Send + 'static {
         let reporter = self.reporter.clone();
         move || reporter.report()
+    }
+
+    /// Has control read descriptors and keys again.
+    pub fn reload(&self) {
+        self.reload.store(true, Ordering::Release);
+        self.control_waker.wake();
     }
 
     /// True while all threads run.
@@ -284,36 +296,30 @@ fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
     socket.map(UdpSocket::try_clone).transpose()
 }
 
-/// The configuration of control from a node's files.
-pub fn control_config(
-    chain: &config::Chain,
-    position: usize,
-    config: &NodeConfig,
-    keys: &config::Keys,
-    next: Option<SocketAddr>,
-) -> Config {
-    let descriptor = |position: usize| chain.node(position).map(|node| node.descriptor.clone());
+/// The configuration of control from a node's files. `next` is the address of the next hop.
+pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
+    let Loaded { config, chain, position, psks, .. } = loaded;
     let role = match &config.part {
-        Part::Entry(part) => {
-            Role::Entry { hops: (1..=chain.shape.hops()).filter_map(descriptor).collect(), channels: part.channels }
-        }
+        Part::Entry(part) => Role::Entry { channels: part.channels },
         Part::Mix { .. } => Role::Mix,
         Part::Exit(_) => Role::Exit,
     };
     Config {
         role,
-        shape: chain.shape,
-        position,
-        noise: keys.noise.clone(),
-        setup: keys.setup.clone(),
-        descriptor: descriptor(position),
-        previous: position.checked_sub(1).filter(|i| *i > 0).and_then(descriptor).map(|d| d.noise),
-        next: descriptor(position + 1).zip(next).map(|(descriptor, address)| NextHop { descriptor, address }),
-        psk_up: keys.psk_up.clone(),
-        psk_down: keys.psk_down.clone(),
+        shape: chain.shape(),
+        position: *position,
+        terms: chain.terms.clone(),
+        next: next.filter(|_| config.next.is_some()),
+        psk_up: psks.up.clone(),
+        psk_down: psks.down.clone(),
         timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },
         caps: config.caps,
     }
+}
+
+/// Control's complaint about a configuration.
+pub fn bad_config(config: &NodeConfig, why: &BadConfig) -> ConfigError {
+    ConfigError::Invalid { at: Location::file(&config.path), what: why.to_string() }
 }
 
 impl Drop for ControlThread {
@@ -324,7 +330,12 @@ impl Drop for ControlThread {
 
 struct ControlThread {
     bridge: Bridge,
+    /// Of an exit.
     resolver: Option<Resolver>,
+    trust: TrustKeeper,
+    next_names: NextNames,
+    /// Descriptors and keys are to be read again.
+    reload: Arc<AtomicBool>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
     /// Of an entry.
@@ -350,6 +361,12 @@ impl ControlThread {
             while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
                 self.bridge.resolved(query, addresses);
             }
+            if let Some(addresses) = self.next_names.resolved() {
+                self.bridge.control_mut().resolved(clock.elapsed(), addresses);
+            }
+            if self.reload.swap(false, Ordering::AcqRel) {
+                self.trust.reload(self.bridge.control_mut(), clock.elapsed());
+            }
             if let Some(listeners) = &self.reporter.listeners {
                 self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
             }
@@ -362,7 +379,7 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { bridge, resolver, sockets, reporter, icmp, log, .. } = self;
+        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
         let mut send = |side, to, datagram: &[u8]| {
             let socket = match side {
                 Side::Up => &sockets.0,
@@ -374,11 +391,16 @@ impl ControlThread {
             }
         };
 
+        let mut own_descriptor = false;
+        // Apart, because `note` borrows the rest.
+        let mut saves = std::mem::take(&mut trust.saves);
         let mut note = |note| match note {
             Note::Event(event) => {
+                own_descriptor |= trust.concerns_own_descriptor(&event);
                 reporter.readiness.note(&event);
                 log.event(now, &event);
             }
+            Note::ResolveNext(names) => next_names.ask(names, waker),
             Note::Notice(notice) => {
                 log.notice(now, &notice);
                 if let (Notice::Refused { client, destination, status }, Some(listeners)) =
@@ -397,12 +419,21 @@ impl ControlThread {
             }
         };
 
-        let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note);
+        let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note, &mut |state| saves.save(now, state));
+        trust.saves = saves;
+        if own_descriptor {
+            trust.settle_keys(bridge.control_mut(), now);
+        }
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
-        *lock(&reporter.control) =
-            ControlState { counters: control.counters().clone(), half_open: control.half_open() };
-        wake
+        let look = trust.look(control, now);
+        let mut state = lock(&reporter.control);
+        state.counters = control.counters().clone();
+        state.half_open = control.half_open();
+        if let Some(status) = trust.status.take() {
+            state.trust = status;
+        }
+        wake.min(look)
     }
 }
 
@@ -470,6 +501,7 @@ mod tests {
             stop,
             wakers: Vec::new(),
             control_waker: waker,
+            reload: Arc::default(),
             workers: vec![worker],
             control: std::thread::spawn(|| panic!("part of the test")),
             socks: None,

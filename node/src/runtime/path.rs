@@ -59,7 +59,12 @@ pub fn device(local: IpAddr) -> Option<String> {
 ///
 /// # Errors
 /// The MTU is too small, or `from` cannot reach the next hop.
-pub fn check(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) -> Result<Option<String>, ConfigError> {
+pub fn check(
+    config: &NodeConfig,
+    (shape, position): (Shape, usize),
+    from: IpAddr,
+    next: SocketAddr,
+) -> Result<Option<String>, ConfigError> {
     let KnownPath { mtu, local } = match known_path(from, next) {
         Ok(path) => path,
         // Linux returns this for a loopback address towards any other.
@@ -76,7 +81,7 @@ pub fn check(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) 
         Err(why) => return Ok(Some(format!("no route to the next hop at {next} yet: {}", in_words(&why)))),
     };
 
-    let needed = longest_packet(shape, config.position + 1, next.is_ipv6());
+    let needed = longest_packet(shape, position + 1, next.is_ipv6());
     if needed <= mtu {
         return Ok(None);
     }
@@ -90,7 +95,7 @@ pub fn check(config: &NodeConfig, shape: Shape, from: IpAddr, next: SocketAddr) 
             "the path to the next hop at {next} carries packets of {mtu} bytes, but class {class} needs {needed}"
         ),
         remedy: match smaller_class(shape, mtu, next.is_ipv6()) {
-            Some(smaller) => format!("make the chain with `eddy init --class {smaller}`, or {raise}"),
+            Some(smaller) => format!("{raise}, or make a chain of class {smaller}"),
             None => raise,
         },
     })

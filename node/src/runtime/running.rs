@@ -8,13 +8,14 @@
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use dataplane::entry::ListenerKind;
 use listenfd::ListenFd;
 use wire::cell::Shape;
 use wire::gcm::Engine;
 
-use crate::config::{ConfigError, Loaded, NodeConfig, Part, node_name};
+use crate::config::{ConfigError, Loaded, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::listeners::{self, Listeners};
@@ -40,8 +41,12 @@ impl Running {
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
     pub fn start(loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
         let Checked { plan, warnings } = prepare(&loaded, passed)?;
-        for warning in warnings {
+        for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
+        }
+        match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
+            Ok(done) => done.iter().for_each(|line| tracing::info!("{line}")),
+            Err(why) => tracing::warn!("{why}"),
         }
 
         // First the Unix sockets: a node that runs already is found before its ports are.
@@ -51,11 +56,8 @@ impl Running {
         let next = plan.next();
         let sockets = plan.open()?;
 
-        let (shape, ready) = (loaded.chain.shape, ready_line(&loaded, &sockets));
-        let (lanes, role) = (loaded.lanes(), loaded.config.role());
-        let Loaded { config, chain, keys } = loaded;
-        let node =
-            Node::start(NodeSpec { role, position: config.position, next, lanes, chain, config, keys, sockets })?;
+        let (shape, ready) = (loaded.shape(), ready_line(&loaded, &sockets));
+        let node = Node::start(NodeSpec { loaded, next, sockets })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
@@ -87,6 +89,11 @@ impl Running {
     /// A report of all counters.
     pub fn report(&self) -> NodeReport {
         self.node.report()
+    }
+
+    /// Reads descriptors and keys again and takes what is new; the log says what. Never ends the node.
+    pub fn reload(&self) {
+        self.node.reload();
     }
 
     /// True while all threads run.
@@ -121,15 +128,19 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     }
     let plan = Plan::new(loaded, passed)?;
     let link = plan.link_to_next();
-    let warning = link.map(|(from, next)| path::check(config, loaded.chain.shape, from, next)).transpose()?;
+    let place = (loaded.shape(), loaded.position);
+    let warning = link.map(|(from, next)| path::check(config, place, from, next)).transpose()?;
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
-    node::control_config(&loaded.chain, config.position, config, &loaded.keys, plan.next())
-        .check()
-        .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
-    Ok(Checked { plan, warnings: warning.flatten().into_iter().collect() })
+    let control = node::control_config(loaded, plan.next());
+    control.check(&loaded.trust, SystemTime::now()).map_err(|why| node::bad_config(config, &why))?;
+    let mut warnings: Vec<String> = warning.flatten().into_iter().collect();
+    if config.role() != NodeRole::Exit && plan.next().is_none() {
+        warnings.push("no name of the next hop resolves now; trying again while the node runs".to_owned());
+    }
+    Ok(Checked { plan, warnings })
 }
 
 /// Checks everything that a start checks, for a node that may be running: its ports stay free. Resolves the name of the
@@ -141,7 +152,7 @@ pub fn check(loaded: &Loaded) -> Result<Vec<String>, StartError> {
     let Checked { plan, mut warnings } = prepare(loaded, ListenFd::empty())?;
     plan.check_addresses()?;
     warnings.extend(workers::check_receive_buffer(&loaded.config)?);
-    Ok(warnings)
+    Ok(loaded.warnings.iter().cloned().chain(warnings).collect())
 }
 
 /// The status socket and the command socket with their keys, where the node has them.
@@ -164,13 +175,13 @@ pub fn engine() -> Result<Engine, ConfigError> {
 /// Checks that names fit in one cell of the chain's class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))
+    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.shape(), &forward.to))
 }
 
 fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {
     let config = &loaded.config;
     let local = |socket: &UdpSocket| socket.local_addr().map_or_else(|why| why.to_string(), |a| a.to_string());
-    let mut line = format!("ready: {} of chain {}", node_name(config.role(), config.position), loaded.chain.short_id());
+    let mut line = format!("ready: {} of chain {}", loaded.name(), loaded.chain.short_id());
     for (name, sockets) in [("up", &sockets.up), ("down", &sockets.down)] {
         if let Some(socket) = sockets.first() {
             line += &format!(", {name} {}", local(socket));

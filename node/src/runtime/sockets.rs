@@ -15,7 +15,10 @@ use listenfd::ListenFd;
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name};
+use crate::ceremony::places;
+use crate::config::{
+    COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name,
+};
 
 /// A node's sockets, bound.
 pub struct Sockets {
@@ -56,7 +59,7 @@ pub struct Plan {
     wanted: Vec<Wanted>,
     listeners: Vec<Listener>,
     lanes: Lanes,
-    /// Address of the next hop; none at the exit.
+    /// Address of the next hop; none at the exit, and if its name does not resolve now.
     next: Option<SocketAddr>,
 }
 
@@ -71,6 +74,10 @@ impl Plan {
         let next = loaded.next_address()?;
         let lanes = loaded.lanes();
         let (mut wanted, listeners) = wanted(config, next, lanes)?;
+        if next.is_none() && lanes.next > 1 {
+            let what = "no name of the next hop resolves, and links with several lanes need its address";
+            return Err(mistake(config.path.display(), what, "fix this host's name resolution, or set `next`"));
+        }
         require_users(loaded)?;
         take(&mut wanted, &mut passed, config.role())?;
         require_distinct_ports(&wanted)?;
@@ -80,7 +87,7 @@ impl Plan {
         Ok(Plan { wanted, listeners, lanes, next })
     }
 
-    /// Address of the next hop; none at the exit.
+    /// Address of the next hop; none at the exit, and if its name does not resolve now.
     pub fn next(&self) -> Option<SocketAddr> {
         self.next
     }
@@ -147,9 +154,11 @@ impl Plan {
 fn require_users(loaded: &Loaded) -> Result<(), ConfigError> {
     let (Part::Entry(entry), config) = (&loaded.config.part, &loaded.config) else { return Ok(()) };
     let open = entry.socks.iter().position(|listen| !listen.ip().to_canonical().is_loopback());
-    let Some(nth) = open.filter(|_| loaded.keys.socks_users.is_empty()) else { return Ok(()) };
+    let Some(nth) = open.filter(|_| loaded.socks_users.is_empty()) else { return Ok(()) };
     let users = if config.is_file() {
-        format!("add `[socks_users]` and lines such as `alice = \"password\"` to {}", config.keys.display())
+        "set `socks_users` to a file with `[socks_users]` and lines such as `alice = \"password\"`".to_owned()
+    } else if config.path.as_os_str() == COMMAND_LINE {
+        "use a configuration file with `socks_users`".to_owned()
     } else {
         "add a user with `socks_user`".to_owned()
     };
@@ -213,11 +222,11 @@ fn wanted(
         }
     }
 
-    if let Some(next) = next {
-        let any = if next.is_ipv4() { ([0u8; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    if config.role() != NodeRole::Exit {
+        let any = if next.is_some_and(|next| next.is_ipv6()) { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
         let down = config.down.unwrap_or(any);
         let said = format!("{}: down = \"{down}\"", config.place_of("down"));
-        if down.is_ipv4() != next.is_ipv4() {
+        if let Some(next) = next.filter(|next| next.is_ipv4() != down.is_ipv4()) {
             let family = if down.is_ipv6() { "IPv6" } else { "IPv4" };
             let what = format!("an {family} socket cannot reach the next hop at {next}");
             return Err(mistake(said, what, format!("set down = \"{any}\"")));
@@ -299,9 +308,9 @@ fn require_distinct_ports(wanted: &[Wanted]) -> Result<(), ConfigError> {
 /// Refuses a next hop that is this node.
 fn refuse_self(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
     let config = &loaded.config;
-    let position = config.position + 1;
-    let Some(hop) = loaded.chain.node(position) else { return Ok(()) };
-    let (name, published) = (node_name(hop.role, position), hop.address);
+    let hop = loaded.position + 1;
+    let Some(contact) = loaded.contact(hop) else { return Ok(()) };
+    let (name, published) = (node_name(loaded.chain.role(hop), hop), places(contact));
     let said = match &config.next {
         Some(text) => format!("{}: next = {text:?}", config.place_of("next")),
         None => format!("{}: the next hop {name} is published at {next}", config.chain.display()),

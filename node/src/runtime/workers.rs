@@ -33,7 +33,7 @@ use tracing::warn;
 use wire::cell::Shape;
 use wire::ids::Side;
 
-use crate::config::{Chain, ConfigError, ExitPart, NodeConfig, Part};
+use crate::config::{ChainFile, ConfigError, ExitPart, NodeConfig, Part};
 use crate::error::StartError;
 use crate::runtime::random::rng;
 use crate::runtime::sockets::Sockets;
@@ -79,7 +79,7 @@ impl Workers {
     /// # Errors
     /// The system refuses a socket option or a thread.
     pub fn start(
-        chain: &Chain,
+        chain: &ChainFile,
         position: usize,
         lanes: Lanes,
         config: &NodeConfig,
@@ -87,7 +87,7 @@ impl Workers {
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
-        let offloads = offloads(chain.shape, position, &sockets, config.offload);
+        let offloads = offloads(chain.shape(), position, &sockets, config.offload);
         let offloads = offloads.map_err(StartError::system("read the addresses of the link sockets"))?;
         let granted = sockets.links().map(|socket| set_options(socket, config.receive_buffer, offloads));
         let granted = granted.collect::<std::io::Result<Vec<usize>>>();
@@ -131,7 +131,7 @@ impl Workers {
 
 /// Makes the workers of a node of any role.
 struct Builder<'a> {
-    chain: &'a Chain,
+    chain: &'a ChainFile,
     position: usize,
     lanes: Lanes,
     config: &'a NodeConfig,
@@ -145,14 +145,15 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn entry(&mut self, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
         let (listeners, kinds): (Vec<_>, Vec<_>) = sockets.listeners.into_iter().unzip();
-        let delays = self.chain.nodes.iter().map(|node| u64::from(node.descriptor.mixing_delay_ms));
+        let mixes = self.chain.descriptors.len() as u64 - 1;
+        let delay_ms = u64::from(self.chain.first_class().mixing_delay_ms);
         let settings = dataplane::entry::Settings {
-            shape: self.chain.shape,
+            shape: self.chain.shape(),
             listeners: kinds,
             window: self.config.window,
             hugepages: self.config.hugepages,
             next_lanes: self.lanes.next,
-            mixing_round_trip: Duration::from_millis(2 * delays.sum::<u64>()),
+            mixing_round_trip: Duration::from_millis(2 * mixes * delay_ms),
         };
         let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
         let apps = UdpApps::new(ends.poller.clone(), listeners, self.config.receive_buffer, self.offloads);
@@ -169,7 +170,7 @@ impl Builder<'_> {
         let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
         let own = own.into_iter().map(|interface| interface.ip()).collect();
         let settings = dataplane::exit::Settings {
-            shape: self.chain.shape,
+            shape: self.chain.shape(),
             window: self.config.window,
             hugepages: self.config.hugepages,
             policy: Policy::new(part.allow.clone(), part.deny.clone(), own).trusting(part.trust.clone()),
@@ -191,7 +192,7 @@ impl Builder<'_> {
 
     fn mix(&mut self, mixing: Mixing, sockets: Sockets, mut ends: Vec<WorkerEnds>) -> Result<(), StartError> {
         let settings = mix::Settings {
-            shape: self.chain.shape,
+            shape: self.chain.shape(),
             position: self.position,
             mixing,
             lanes: self.lanes,
@@ -234,7 +235,7 @@ impl Builder<'_> {
             );
             return Err(StartError::Config(ConfigError::Arguments(what)));
         }
-        let lengths = lengths(self.chain.shape, self.position, side);
+        let lengths = lengths(self.chain.shape(), self.position, side);
         let port = |socket: UdpSocket| {
             let calls = calls(&socket, self.config.io, &mut self.io_reported);
             LinkPort::new(socket, calls, lengths, self.offloads)

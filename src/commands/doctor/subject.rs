@@ -1,18 +1,17 @@
 //! The requirements of a node on its host: read from its files, or those of `eddy chain`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::DescriptorError;
+use control::trust::SignedDescriptor;
+use dataplane::lanes::Lanes;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use wire::cell::{Class, Shape};
 
 use eddy_node::config::{
-    Chain, ConfigError, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, node_name,
+    ChainFile, ConfigError, Loaded, Location, MAX_SOCKETS, NodeConfig, NodeRole, Part, RECEIVE_BUFFER, node_name,
 };
 
 /// A node and what it requires.
@@ -52,8 +51,9 @@ pub struct Subject {
     pub from: IpAddr,
     /// The address of the next hop, `None` at an exit; or why it is unknown.
     pub next: Result<Option<SocketAddr>, String>,
-    /// Unix times between which all descriptors of its chain are valid.
-    pub valid: Option<Range<u64>>,
+    /// The newest descriptors of its chain: name of the hop, whether that is this node, end in seconds since 1970.
+    /// Empty for `eddy chain`.
+    pub descriptors: Vec<(String, bool, u64)>,
     pub keys: Option<KeyFile>,
 }
 
@@ -91,23 +91,36 @@ impl Subject {
             up: None,
             from: Ipv4Addr::LOCALHOST.into(),
             next: Ok(Some((Ipv4Addr::LOCALHOST, 4701).into())),
-            valid: None,
+            descriptors: Vec::new(),
             keys: None,
         }
     }
 
-    /// Reads a node's files. Problems with the clock or the permissions of the key file are left to the checks.
+    /// Reads a node's files. Descriptors that expire and the permissions of the key file are left to the checks.
     ///
     /// # Errors
     /// A mistake in the files, reported as the node itself would.
     pub fn read(path: &Path) -> Result<Subject, ConfigError> {
         let config = NodeConfig::read(path)?;
-        let chain = chain(&config)?;
-        config.is_in(&chain)?;
-        let keys = keys(&config, &chain)?;
-        let (role, lanes) = (config.role(), chain.lanes_at(config.position));
+        let (loaded, keys) = load(&config)?;
+        let chain = config.read_chain()?;
+        let (role, shape) = (config.role(), chain.shape());
+        let position = loaded.as_ref().map_or_else(|| likely_position(&config, &chain), |loaded| loaded.position);
 
-        let next = config.next_address(&chain).map_err(|why| why.to_string());
+        let newest = |hop: usize| match &loaded {
+            Some(loaded) => loaded.trust.view.descriptor(hop).map(|newest| newest.content()),
+            None => chain.descriptors.get(hop - 1).map(|copy| copy.content()),
+        };
+        let hops = 1..=chain.descriptors.len();
+        let lanes_of = |hop: usize| {
+            let contact = hops.contains(&hop).then(|| newest(hop)).flatten().and_then(|one| one.contact(shape.class()));
+            contact.map_or(1, |contact| usize::from(contact.lanes))
+        };
+        let lanes = Lanes { own: lanes_of(position), next: lanes_of(position + 1) };
+        let next = match &loaded {
+            Some(loaded) => loaded.next_address().map_err(|why| why.to_string()),
+            None => Ok(None),
+        };
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         let (listeners, max_sockets, system_names) = match &config.part {
@@ -115,17 +128,14 @@ impl Subject {
             Part::Mix { .. } => (0, None, false),
             Part::Exit(exit) => (0, Some(exit.max_sockets), exit.resolver.is_none()),
         };
-
-        let descriptors = chain.nodes.iter().map(|node| &node.descriptor);
-        let from = descriptors.clone().map(|descriptor| descriptor.not_before).max();
-        let until = descriptors.map(|descriptor| descriptor.not_after).min();
+        let until = |hop| Some((node_name(chain.role(hop), hop), hop == position, newest(hop)?.not_after));
 
         Ok(Subject {
-            what: format!("{} of chain {}", node_name(role, config.position), chain.short_id()),
+            what: format!("{} of chain {}", node_name(role, position), chain.short_id()),
             config: Some(path.to_owned()),
             role: Some(role),
-            shape: chain.shape,
-            position: config.position,
+            shape,
+            position,
             workers: lanes.own,
             receive_buffer: config.receive_buffer,
             receive_buffer_at: config.place("receive_buffer", 0),
@@ -139,8 +149,8 @@ impl Subject {
             up: config.up,
             from: config.down.map_or(any, |down| down.ip()),
             next,
-            valid: from.zip(until).map(|(from, until)| from..until),
-            keys: Some(keys),
+            descriptors: hops.clone().filter_map(until).collect(),
+            keys,
         })
     }
 
@@ -155,37 +165,37 @@ impl Subject {
     }
 }
 
-/// Its chain, even if the descriptors are not valid now.
-fn chain(config: &NodeConfig) -> Result<Chain, ConfigError> {
-    let now = SystemTime::now();
-    let other = match config.read_chain(now) {
-        Err(ConfigError::Descriptor { why: DescriptorError::NotYet(seconds), .. }) => {
-            now.checked_add(Duration::from_secs(seconds.saturating_add(1)))
+/// All its files, and its key file. Wrong permissions of that are left to the check.
+fn load(config: &NodeConfig) -> Result<(Option<Loaded>, Option<KeyFile>), ConfigError> {
+    let loaded = Loaded::read_files(config.clone());
+    let Some(path) = config.keys.clone() else { return Ok((Some(loaded?), None)) };
+    let metadata = std::fs::metadata(&path).ok();
+    let mode_and_owner = metadata.map(|metadata| (metadata.mode() & 0o7777, metadata.uid()));
+    let mut file = KeyFile { path, mode_and_owner, unreadable: false, exposed: false };
+    match loaded {
+        Ok(loaded) => Ok((Some(loaded), Some(file))),
+        Err(ConfigError::Exposed { .. }) => {
+            file.exposed = true;
+            Ok((None, Some(file)))
         }
-        Err(ConfigError::Descriptor { why: DescriptorError::Expired(seconds), .. }) => {
-            now.checked_sub(Duration::from_secs(seconds.saturating_add(1)))
-        }
-        done => return done,
-    };
-    config.read_chain(other.unwrap_or(UNIX_EPOCH))
-}
-
-/// Its key file. Wrong permissions are left to the check.
-fn keys(config: &NodeConfig, chain: &Chain) -> Result<KeyFile, ConfigError> {
-    let metadata = std::fs::metadata(&config.keys).ok();
-    let mut file = KeyFile {
-        path: config.keys.clone(),
-        mode_and_owner: metadata.map(|metadata| (metadata.mode() & 0o7777, metadata.uid())),
-        unreadable: false,
-        exposed: false,
-    };
-    match config.read_keys() {
-        Ok(keys) => keys.are_of(config, chain)?,
-        Err(ConfigError::Exposed { .. }) => file.exposed = true,
         Err(ConfigError::Unreadable { why, .. }) if why.kind() == std::io::ErrorKind::PermissionDenied => {
             file.unreadable = true;
+            Ok((None, Some(file)))
         }
-        Err(why) => return Err(why),
+        Err(why) => Err(why),
     }
-    Ok(file)
+}
+
+/// The position of a hop whose keys cannot be read: where its address is published.
+fn likely_position(config: &NodeConfig, chain: &ChainFile) -> usize {
+    let class = chain.shape().class();
+    let is_own = |descriptor: &&SignedDescriptor| {
+        let contact = descriptor.contact(class);
+        contact.is_some_and(|contact| config.up.is_some_and(|up| contact.addresses.contains(&up)))
+    };
+    match config.role() {
+        NodeRole::Entry => 0,
+        NodeRole::Exit => chain.descriptors.len(),
+        NodeRole::Mix => chain.descriptors.iter().take_while(|one| !is_own(one)).count() % chain.descriptors.len() + 1,
+    }
 }

@@ -4,11 +4,12 @@ use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use control::{Descriptor, Identity};
+use control::trust::NodeDescriptor;
+use eddy_node::ceremony::files::read_identity;
+use eddy_node::config::{ChainFile, wall_s};
 use rustix::thread::sched_getaffinity;
 
 use super::Setup::{Do, Line, Nothing};
@@ -41,9 +42,9 @@ table! { FILES:
     "no such configuration", Nothing, "mix --config mix9.toml",
         &["mix9.toml: No such file", "check the path", "`eddy init DIR`"];
     "no such chain file", Line("mix1.toml", "chain", "chain = \"chian.toml\""), MIX,
-        &["chian.toml: No such file", "`chain` in mix1.toml:5", "eddy init"];
+        &["chian.toml: No such file", "`chain` in mix1.toml:4", "eddy assemble"];
     "no such key file", Line("mix1.toml", "keys", "keys = \"none.key\""), MIX,
-        &["none.key: No such file", "`keys` in mix1.toml:6 must name the key file"];
+        &["none.key: No such file", "`keys` in mix1.toml:5 must name the key file"];
     "a folder for a configuration", Do(|s| fs::create_dir(s.path("demo")).unwrap()), "mix --config demo",
         &["demo: Is a directory", "name a file in it"];
     "a configuration that is not UTF-8",
@@ -67,15 +68,17 @@ table! { NODE:
     "a misspelt key", Line("mix1.toml", "mixing", "mixxing = \"timed:t=1ms\""), MIX,
         &["mix1.toml:13: unknown key `mixxing`", "did you mean `mixing`?"];
     "a key that is nothing like any", Line("mix1.toml", "", "colour = \"red\""), MIX,
-        &["unknown key `colour`", "the keys here are role, position, chain"];
-    "a missing key", Line("mix1.toml", "position", ""), MIX,
-        &["mix1.toml: the key `position` is missing", "add `position = 1`"];
-    "a value of the wrong type", Line("mix1.toml", "position", "position = \"1\""), MIX,
-        &["mix1.toml:4: position must be a whole number from 0 to 8 (got \"1\")", "for example `position = 1`"];
-    "a position that the chain does not have", Line("mix1.toml", "position", "position = 4"), MIX,
-        &["mix1.toml:4: position must be 1 to 3 for a mix in this chain (got 4)", "or `role`"];
-    "a position that no chain has", Line("mix1.toml", "position", "position = 9"), MIX,
-        &["position must be a whole number from 0 to 8 (got 9)"];
+        &["unknown key `colour`", "the keys here are role, chain, keys, state"];
+    "a missing key", Line("mix1.toml", "chain", ""), MIX,
+        &["mix1.toml: the key `chain` is missing", "add `chain = \"chain.toml\"`"];
+    "a value of the wrong type", Line("mix1.toml", "# window", "window = \"1\""), MIX,
+        &["window must be a whole number from 64 to 65536 (got \"1\")", "for example `window = 4096`"];
+    "the role of another hop",
+        Do(|s| {
+            s.edit("mix1.toml", "role", "role = \"exit\"");
+            ["down", "mixing"].into_iter().for_each(|key| s.edit("mix1.toml", key, ""));
+        }), "exit --config mix1.toml",
+        &["mix1.toml:3: this node is a mix in this chain, not an exit", "correct `role`"];
     "an unknown role", Line("mix1.toml", "role", "role = \"mux\""), MIX,
         &["role must be ", "(got \"mux\")", "did you mean \"mix\"?"];
     "no value", Line("mix1.toml", "role", "role = "), MIX,
@@ -88,8 +91,8 @@ table! { NODE:
         &["\"nowhere\" has no port", "expected IP:PORT"];
     "an unknown mixing", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
         &["unknown strategy", "expected one of threshold"];
-    "a mixing slower than the descriptor promises", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
-        &["mix1.toml:13: ", "longer than the 5 ms that the descriptor promises", "--mixing timed:t=9ms"];
+    "a mixing slower than the chain allows", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
+        &["mix1.toml:13: ", "longer than the 5 ms that this chain allows", "use a shorter delay"];
     "a window that is not a power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
         &["window must be a power of two (got 1000)", "`window = 1024`"];
     "a window too small", Line("mix1.toml", "# window", "window = 32"), MIX,
@@ -124,8 +127,6 @@ table! { NODE:
         &["`mixing` does not apply to role = \"exit\""];
     "`up` at the entry", Line("entry.toml", "channels", "up = \"127.0.0.1:1\""), ENTRY,
         &["`up` does not apply to role = \"entry\"", "mixN.toml or exit.toml"];
-    "an entry at the place of a mix", Line("entry.toml", "position", "position = 1"), ENTRY,
-        &["position must be 0 for an entry in this chain (got 1)"];
     "an entry without channels", Line("entry.toml", "channels", "channels = 0"), ENTRY,
         &["channels must be a whole number from 1 to 256 (got 0)", "the default is 4"];
     "an invalid pymix address", Line("entry.toml", "channels", "pymix = [\"here\"]"), ENTRY,
@@ -160,69 +161,73 @@ table! { NODE:
 
 table! { CHAIN:
     "a chain id cut short", Line("chain.toml", "id", "id = \"00\""), MIX,
-        &["chain.toml:2: id must be 32 bytes in base64 or hex"];
-    "descriptors of another chain",
-        Line("chain.toml", "id", "id = \"0000000000000000000000000000000000000000000000000000000000000000\""), MIX,
-        &["mix1: the descriptor belongs to another chain", "compare the chain id"];
+        &["chain.toml:4: id must be 32 bytes in base64 or hex"];
+    "the id of another chain",
+        Line("chain.toml", "id", "id = \"0000000000000000000000000000000000000000000000000000000000000000\""),
+        "config check entry.toml", &["chain.toml:4: chain.toml was changed: id says 0000", "content gives"];
     "a class that there is not", Line("chain.toml", "class", "class = \"XL\""), MIX,
-        &["chain.toml:3: class must be \"S\", \"M\" or \"L\" (got \"XL\")"];
-    "a class unlike the descriptors'", Line("chain.toml", "class", "class = \"M\""), MIX,
-        &["the descriptor is for position 1 of 4 in class L, expected position 1 of 4 in class M"];
-    "more hops than nodes", Line("chain.toml", "hops", "hops = 5"), MIX,
-        &["hops = 5, but the file has 4 [[node]] tables", "every mix and the exit"];
-    "one hop", Line("chain.toml", "hops", "hops = 1"), MIX, &["hops must be a whole number from 2 to 8 (got 1)"];
-    "a chain without mixing", Line("chain.toml", "mixing", "mixing = \"none\""), MIX, &["unknown strategy"];
-    "a lifetime unlike the descriptors'", Line("chain.toml", "lifetime_s", "lifetime_s = 600"), MIX,
-        &["a lifetime of 3600 s, the chain 600 s"];
+        &["class must be \"S\", \"M\" or \"L\" (got \"XL\")"];
+    "another class", Line("chain.toml", "class", "class = \"M\""), MIX, &["chain.toml was changed"];
+    "another suite", Line("chain.toml", "suite", "suite = 1"), MIX, &["chain.toml was changed"];
     "a suite that there is not", Line("chain.toml", "suite", "suite = 3"), MIX,
         &["suite must be a whole number from 1 to 2 (got 3)"];
-    "a suite unlike the descriptors'", Line("chain.toml", "suite", "suite = 1"), MIX,
-        &["the descriptor has setup keys of suite 2, the chain names suite 1"];
-    "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index must be 1 ", "(got 2)"];
-    "an exit among the mixes", Line("chain.toml", "role", "role = \"exit\""), MIX,
-        &["role must be \"mix\" in [[node]] 1 of 4 (got \"exit\")"];
-    "an identity cut short", Line("chain.toml", "identity", "identity = \"AAAA\""), MIX,
-        &["identity must be 32 bytes"];
-    "the identity of somebody else",
-        Line("chain.toml", "identity", "identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), MIX,
-        &["mix1: the signature does not match"];
-    "an address that nobody signed", Line("chain.toml", "address", "address = \"127.0.0.1:9\""), MIX,
-        &["is not in the signed descriptor, which has 127.0.0.1:4701", "`next`"];
-    "a misspelt key of a node", Line("chain.toml", "address", "adress = \"127.0.0.1:4701\""), MIX,
-        &["unknown key `adress`", "did you mean `address`?"];
-    "a descriptor that is not base64", Line("chain.toml", "descriptor", "descriptor = \"%\""), MIX,
+    "another lifetime", Line("chain.toml", "lifetime_s", "lifetime_s = 600"), MIX, &["chain.toml was changed"];
+    "an interval of nothing", Line("chain.toml", "interval_s", "interval_s = 0"), MIX,
+        &["interval_s must be a whole number from 1 to 600 (got 0)"];
+    "a key that no chain has", Line("chain.toml", "suite", "hops = 4"), MIX, &["chain.toml:5: unknown key `hops`"];
+    "two hops of one identity", Do(|s| copy_line(s, "identity")), MIX,
+        &["chain.toml:", "hops 1 and 2 have one identity", "each hop of a chain needs its own"];
+    "one descriptor for two hops", Do(|s| copy_line(s, "descriptor")), MIX,
+        &["the descriptor of hop 2 is refused: its identity is that of hop 1, not of hop 2"];
+    "a descriptor from another identity", Do(foreign), MIX,
+        &["the descriptor of hop 1 is refused: its identity is not that of hop 1 in this chain"];
+    "a malformed descriptor", Line("chain.toml", "descriptor", "descriptor = \"?\""), MIX,
         &["the descriptor is not base64"];
-    "a descriptor cut short", Line("chain.toml", "descriptor", "descriptor = \"ZWRkeQE=\""), MIX,
-        &["mix1: the descriptor is truncated"];
+    "a descriptor cut short", Do(|s| sign(s, |_| {}, |signed| signed.truncate(100))), MIX,
+        &["invalid descriptor: truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
-    "a descriptor with a bad signature", Do(|s| sign(s, |_| {}, |signed| *signed.last_mut().unwrap() ^= 1)), MIX,
-        &["chain.toml:", "mix1: the signature does not match the identity", "the node's operator"];
-    "a descriptor that has expired, or a clock far ahead",
+    "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[140] ^= 1)), MIX,
+        &["chain.toml:", "the signature does not match", "from whoever assembled the chain"];
+    "a descriptor of this node that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
-        &["mix1: the descriptor expired 3 days ago", "check this host's clock", "a new one"];
+        &["mix1.toml: this node's descriptor expired 3 days ago", "check this host's clock", "eddy renew"];
     "a descriptor not yet valid, or a clock far behind",
         Do(|s| sign(s, |d| d.not_before = now() + 3 * DAY + 3600, |_| {})), MIX,
-        &["mix1: the descriptor is not valid for another 3 days", "check this host's clock"];
-    "lanes that are not ports in a row",
-        Do(|s| sign(s, |d| d.lanes.push(SocketAddr::new(d.lanes[0].ip(), d.lanes[0].port() + 2)), |_| {})), MIX,
-        &["lane 1 of 127.0.0.1:4701 is published at 127.0.0.1:4703", "`eddy init`"];
+        &["the descriptor of hop 1 is refused: it is not valid for another", "check this host's clock"];
 }
 
 table! { KEYS:
-    "the keys of another node", Line("mix1.toml", "keys", "keys = \"mix2.key\""), MIX,
-        &["mix2.key: the noise key is not that of mix1"];
-    "the position of another node", Line("mix1.toml", "position", "position = 2"), MIX,
-        &["mix1.key", "noise key is not that of mix2", "`keys` in mix1.toml:6 must name"];
+    "the keys of another hop", Line("mix1.toml", "keys", "keys = \"exit.key\""), MIX,
+        &["mix1.toml:3: this node is an exit in this chain, not a mix"];
+    "the keys of another chain",
+        Do(|s| {
+            let draw = eddy().args(["keygen", "--role", "mix", "--address", "192.0.2.1", "--out"]).arg(s.path("new")).status();
+            assert!(draw.unwrap().success());
+            s.edit("mix1.toml", "keys", "keys = \"new/node.key\"");
+        }), MIX,
+        &["new/node.key: no descriptor in chain.toml or beside it has these keys", "`keys` in mix1.toml:5 must name"];
+    "a node that is not in the chain",
+        Do(|s| {
+            let draw = eddy().args(["keygen", "--role", "mix", "--address", "192.0.2.1", "--out"]).arg(s.path("new")).status();
+            assert!(draw.unwrap().success());
+            fs::copy(s.path("chain.toml"), s.path("new/chain.toml")).unwrap();
+        }), "mix --config new/node.toml",
+        &["this node is not in new/chain.toml: the identity of new/node.desc is not among its hops"];
     "keys that others may read", Do(|s| mode(s, "mix1.key", 0o644)), MIX,
         &["mode 0644", "run `chmod 600 mix1.key`"];
     "keys that this user may not read", Do(|s| { s.unprivileged = true; mode(s, "mix1.key", 0o200); }), MIX,
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
     "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
-        &["mix1.key:4: noise must be 32 bytes in base64"];
-    "a malformed ML-KEM key", Line("mix1.key", "setup_mlkem", "setup_mlkem = \"c2hvcnQ=\""), MIX,
-        &["mix1.key:6: setup_mlkem must be 2400 bytes in base64"];
-    "no ML-KEM key in a chain of suite 2", Line("mix1.key", "setup_mlkem", ""), MIX,
-        &["mix1.key: the setup key is not that of mix1"];
+        &["mix1.key:3: noise must be 32 bytes in base64"];
+    "a state file that is none", Do(|s| fs::write(s.path("mix1.state"), "nothing").unwrap()), MIX,
+        &["mix1.state: not a state file of eddy", "restore a copy, or delete the file"];
+    "a damaged state file",
+        Do(|s| {
+            let mut state = fs::read(s.path("mix1.state")).unwrap();
+            *state.last_mut().unwrap() ^= 1;
+            fs::write(s.path("mix1.state"), state).unwrap();
+        }), MIX,
+        &["mix1.state: the state file is damaged", "restore a copy, or delete the file"];
 }
 
 table! { SOCKETS:
@@ -302,7 +307,7 @@ table! { SOCKETS:
 table! { HOST:
     "cells larger than the path carries",
         Do(|s| net(s, "ip link set lo mtu 1280 up")), MIX,
-        &["carries packets of 1280 bytes", "class L needs", "`eddy init --class M`", "`sudo ip link set dev lo mtu 1"];
+        &["carries packets of 1280 bytes", "class L needs", "a chain of class M", "`sudo ip link set dev lo mtu 1"];
     "a path that carries not even a handshake",
         Do(|s| net(s, "ip link set lo mtu 1000 up")), MIX,
         &["carries packets of 1000 bytes", "`sudo ip link set dev lo mtu 1"];
@@ -380,19 +385,37 @@ table! { COMMAND_LINE:
 const DAY: u64 = 86_400;
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    wall_s()
 }
 
 /// Changes Mix 1's descriptor and signs it again; then changes what was signed.
-fn sign(scene: &mut Scene, change: fn(&mut Descriptor), spoil: fn(&mut Vec<u8>)) {
-    let keys = eddy_node::config::Keys::read(&scene.path("mix1.key")).unwrap();
-    let identity = Identity::from_seed(&keys.identity);
-    let chain = eddy_node::config::Chain::read(&scene.path("chain.toml"), SystemTime::now()).unwrap();
-    let mut descriptor = chain.nodes[0].descriptor.clone();
+fn sign(scene: &mut Scene, change: fn(&mut NodeDescriptor), spoil: fn(&mut Vec<u8>)) {
+    let identity = read_identity(&scene.path("mix1.identity.key")).unwrap();
+    let chain = ChainFile::read(&scene.path("chain.toml"), now()).unwrap();
+    let mut descriptor = chain.descriptors[0].content().clone();
     change(&mut descriptor);
-    let mut signed = descriptor.sign(&identity).unwrap();
+    let mut signed = descriptor.sign(&identity).unwrap().bytes().to_vec();
     spoil(&mut signed);
     scene.edit("chain.toml", "descriptor", &format!("descriptor = \"{}\"", STANDARD.encode(signed)));
+    // Otherwise the good one would count.
+    fs::remove_file(scene.path("mix1.desc")).unwrap();
+}
+
+/// Gives hop 2 the line of hop 1.
+fn copy_line(scene: &mut Scene, key: &str) {
+    let text = fs::read_to_string(scene.path("chain.toml")).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(key)).collect();
+    fs::write(scene.path("chain.toml"), text.replacen(lines[1], lines[0], 1)).unwrap();
+}
+
+/// Gives hop 1 the descriptor of a node that is not in the chain.
+fn foreign(scene: &mut Scene) {
+    let draw =
+        eddy().args(["keygen", "--role", "mix", "--address", "192.0.2.1", "--out"]).arg(scene.path("new")).status();
+    assert!(draw.unwrap().success());
+    let text = fs::read_to_string(scene.path("new/node.desc")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("descriptor")).unwrap();
+    scene.edit("chain.toml", "descriptor", line);
 }
 
 fn mode(scene: &mut Scene, file: &str, mode: u32) {

@@ -3,6 +3,7 @@
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
+use eddy_node::runtime::expiry::stage;
 use eddy_node::runtime::node::DESCRIPTORS_KEPT;
 
 const DAY: u64 = 86_400;
@@ -11,14 +12,15 @@ const DAY: u64 = 86_400;
 pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "keys";
     let Some(file) = &subject.keys else {
-        return Finding::ok(NAME, "made by `eddy chain` for each run");
+        let found = if subject.config.is_some() { "an entry needs none" } else { "made by `eddy chain` for each run" };
+        return Finding::ok(NAME, found);
     };
     let path = file.path.display();
     match (file.exposed, file.mode_and_owner) {
         (true, Some((mode, _))) => Finding::error(
             NAME,
             format!("{path} has mode {mode:04o}: other users can read it"),
-            "the node does not start; if anybody has read the keys, make a new chain",
+            "the node does not start; if anybody has read the keys, draw new ones with `eddy keygen --rotate`",
         )
         .fix(Fix::run(format!("chmod 600 {}", quoted(&path)), format!("chmod {mode:o} {}", quoted(&path)))),
         (_, Some((mode, owner))) if file.unreadable => Finding::note(
@@ -41,28 +43,32 @@ fn quoted(path: &impl std::fmt::Display) -> String {
     format!("'{dash}{}'", path.replace('\'', r"'\''"))
 }
 
-/// The validity of the chain's descriptors by this host's clock.
+/// The ends of the chain's descriptors by this host's clock: a warning 30 days before the first of them.
 pub fn descriptors_valid(subject: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "descriptors";
-    let Some(valid) = &subject.valid else {
+    let Some((name, is_own, until)) = subject.descriptors.iter().min_by_key(|(_, _, until)| *until) else {
         return Finding::ok(NAME, "made by `eddy chain` for each run");
     };
-    let again = || Fix::words("make the chain again with `eddy init --force` and restart all nodes with the new files");
-    let starts = "no node of the chain starts then";
-    if facts.now < valid.start {
-        let found = format!("not valid for another {} by this host's clock", span(valid.start - facts.now));
-        return Finding::error(NAME, found, starts).fix(Fix::words("check `date -u` and set the clock"));
+    let whose = if *is_own { "that of this node".to_owned() } else { format!("that of {name}") };
+    let fix = || {
+        Fix::words(match is_own {
+            true => {
+                "sign the next one with `eddy renew`, copy it next to chain.toml and send the node SIGHUP".to_owned()
+            }
+            false => format!("ask the operator of {name} for the next one (`eddy renew`)"),
+        })
+    };
+    match stage(*until, facts.now) {
+        Some(0) => {
+            let found = format!("{whose} expired {} ago by this host's clock", span(facts.now - until));
+            Finding::error(NAME, found, "nobody can open channels through the chain").fix(fix())
+        }
+        Some(_) => {
+            let found = format!("{whose} expires in {}", span(until - facts.now));
+            Finding::warning(NAME, found, "then nobody can open channels through the chain").fix(fix())
+        }
+        None => Finding::ok(NAME, format!("all valid for another {}", span(until - facts.now))),
     }
-    if facts.now > valid.end {
-        let found = format!("expired {} ago by this host's clock", span(facts.now - valid.end));
-        return Finding::error(NAME, found, starts).fix(again());
-    }
-    let left = valid.end - facts.now;
-    let found = format!("valid for another {}", span(left));
-    if left < 30 * DAY {
-        return Finding::warning(NAME, found, starts).fix(again());
-    }
-    Finding::ok(NAME, found)
 }
 
 /// A time in its largest unit.
@@ -158,16 +164,20 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_outside_their_validity_are_found() {
+    fn first_descriptor_to_end_is_found() {
         let facts = sound();
-        let valid = |from: u64, until: u64| {
-            descriptors_valid(&Subject { valid: Some(from..until), ..Subject::of_a_chain() }, &facts)
+        let ends = |own: u64, other: u64| {
+            let descriptors = vec![("mix1".to_owned(), true, own), ("mix2".to_owned(), false, other)];
+            descriptors_valid(&Subject { descriptors, ..Subject::of_a_chain() }, &facts)
         };
         let now = facts.now;
-        assert_eq!(valid(now - DAY, now + 300 * DAY).severity, Severity::Ok);
-        assert_eq!(valid(now - DAY, now + 10 * DAY).severity, Severity::Warning);
-        assert!(valid(now - 10 * DAY, now - 3 * DAY).found.contains("expired 3 days ago"));
-        assert_eq!(valid(now + DAY, now + 2 * DAY).severity, Severity::Error);
+        assert_eq!(ends(now + 300 * DAY, now + 31 * DAY).severity, Severity::Ok);
+        let soon = ends(now + 300 * DAY, now + 10 * DAY);
+        assert_eq!(soon.severity, Severity::Warning);
+        assert!(soon.found.contains("that of mix2 expires in 10 days"), "{}", soon.found);
+        let over = ends(now - 3 * DAY, now + 10 * DAY);
+        assert_eq!(over.severity, Severity::Error);
+        assert!(over.found.contains("that of this node expired 3 days ago"), "{}", over.found);
     }
 
     #[test]

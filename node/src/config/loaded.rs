@@ -1,0 +1,305 @@
+//! The files of a node, read and checked against each other.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use control::TrustSetup;
+use control::trust::view::{BadDescriptor, Taken};
+use control::trust::{Contact, SignedDescriptor, State, View};
+use dataplane::lanes::Lanes;
+use wire::cell::Shape;
+use wire::kdf::{Secret, x25519_public};
+
+use super::keys::{SocksUsers, read_users};
+use super::trust_files::{TrustFiles, wall_s};
+use super::{ChainFile, ConfigError, Location, NodeConfig, NodeRole, Part, node_name};
+
+/// Keys that operators of neighbouring nodes have agreed on.
+#[derive(Default)]
+pub struct Psks {
+    pub up: Option<Secret>,
+    pub down: Option<Secret>,
+}
+
+/// A node's files.
+pub struct Loaded {
+    /// Its own configuration.
+    pub config: NodeConfig,
+    /// The chain, verified.
+    pub chain: ChainFile,
+    /// Where its trust comes from, to be read again.
+    pub files: TrustFiles,
+    /// Entry 0, mixes from 1, then the exit.
+    pub position: usize,
+    /// All descriptors that it has, its keys, and what it remembers.
+    pub trust: TrustSetup,
+    pub psks: Psks,
+    /// Users of its SOCKS ports from other hosts.
+    pub socks_users: SocksUsers,
+    /// What the operator should know, although the node starts.
+    pub warnings: Vec<String>,
+}
+
+/// What became of a descriptor from a file.
+#[derive(Debug)]
+pub enum Found {
+    /// Its hop has it from now on.
+    Taken { hop: usize, taken: Taken },
+    /// Why it does not count.
+    Refused(String),
+}
+
+impl Found {
+    /// Takes a descriptor with `take`, for the hop that has its identity.
+    pub fn take(
+        descriptor: Result<SignedDescriptor, ConfigError>,
+        position: impl Fn(&[u8; 32]) -> Option<usize>,
+        take: impl FnOnce(usize, SignedDescriptor) -> Result<Taken, BadDescriptor>,
+    ) -> Found {
+        let descriptor = match descriptor {
+            Ok(descriptor) => descriptor,
+            // The message names the file.
+            Err(why) => return Found::Refused(why.to_string()),
+        };
+        let Some(hop) = position(&descriptor.identity) else {
+            return Found::Refused("its identity is not that of a hop of this chain".to_owned());
+        };
+        match take(hop, descriptor) {
+            Ok(taken) => Found::Taken { hop, taken },
+            Err(why) => Found::Refused(why.to_string()),
+        }
+    }
+}
+
+impl Loaded {
+    /// Reads `path` and the files it names.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn read(path: &Path) -> Result<Loaded, ConfigError> {
+        Loaded::read_files(NodeConfig::read(path)?)
+    }
+
+    /// Reads the files that a configuration names.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn read_files(config: NodeConfig) -> Result<Loaded, ConfigError> {
+        let chain = config.read_chain()?;
+        Loaded::with_chain(TrustFiles::of(&config), config, chain)
+    }
+
+    /// The same for a chain file that was read already.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn with_chain(files: TrustFiles, config: NodeConfig, chain: ChainFile) -> Result<Loaded, ConfigError> {
+        let now_s = wall_s();
+        let is_entry = config.role() == NodeRole::Entry;
+        let (keys, psks) = config.read_keys(&files)?;
+        let mut warnings = Vec::new();
+        let mut view = View::new(chain.terms.clone());
+
+        let state = files.state()?;
+        if state.is_none() && !is_entry {
+            warnings.push(format!(
+                "there is no state file {}: this node waits for the next interval before it signs anything",
+                files.state.as_deref().unwrap_or(Path::new("")).display()
+            ));
+        }
+        let state = state.map(|state| State::restore(state, &mut view, now_s)).unwrap_or_default();
+        for (at, descriptor) in chain.descriptors.iter().enumerate() {
+            // Revoked, or older than what the state has. The chain file itself was checked.
+            let _ = view.take_descriptor(at + 1, descriptor.clone(), now_s);
+        }
+        let mut refused = None;
+        let mut foreign = None;
+        for (path, descriptor) in files.descriptors_beside() {
+            let own = descriptor.as_ref().is_ok_and(|descriptor| keys.iter().any(|keys| are_of(keys, descriptor)));
+            let position = view.position(&descriptor.as_ref().map_or([0; 32], |descriptor| descriptor.identity));
+            let found = Found::take(descriptor, |_| position, |hop, signed| view.take_descriptor(hop, signed, now_s));
+            if let Found::Refused(why) = found {
+                let warning = refusal(&path, &why);
+                if own && position.is_none() {
+                    foreign = Some(path);
+                }
+                refused.get_or_insert_with(|| warning.clone());
+                warnings.push(warning);
+            }
+        }
+
+        let position = match is_entry {
+            true => 0,
+            false => position(&view, &keys).ok_or_else(|| not_in_chain(&config, foreign, refused))?,
+        };
+        config.is_at(position, &chain)?;
+        let users = match &config.part {
+            Part::Entry(part) => part.socks_users.as_deref(),
+            Part::Mix { .. } | Part::Exit(_) => None,
+        };
+        let socks_users = users.map(read_users).transpose().map_err(|why| {
+            config.named("socks_users", "the file with the users, owned by the user who runs eddy", why)
+        })?;
+        Ok(Loaded {
+            trust: TrustSetup { view, keys, state },
+            socks_users: socks_users.unwrap_or_default(),
+            config,
+            chain,
+            files,
+            position,
+            psks,
+            warnings,
+        })
+    }
+
+    /// Class and length of the chain.
+    pub fn shape(&self) -> Shape {
+        self.chain.shape()
+    }
+
+    /// `entry`, `mix1`, `exit`.
+    pub fn name(&self) -> String {
+        node_name(self.config.role(), self.position)
+    }
+
+    /// Where a hop is reached, by its newest descriptor.
+    pub fn contact(&self, hop: usize) -> Option<&Contact> {
+        if !(1..=self.trust.view.hops()).contains(&hop) {
+            return None;
+        }
+        self.trust.view.descriptor(hop)?.contact(self.shape().class())
+    }
+
+    /// The lanes of its links.
+    pub fn lanes(&self) -> Lanes {
+        let of = |hop| self.contact(hop).map_or(1, |contact| usize::from(contact.lanes));
+        Lanes { own: of(self.position), next: of(self.position + 1) }
+    }
+
+    /// The address of the next hop: `next` of the configuration, or the best one of its descriptor, or what its name
+    /// resolves to. `None` at the exit, and if no name resolves now.
+    ///
+    /// # Errors
+    /// `next` is set and does not resolve.
+    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(contact) = self.contact(self.position + 1) else { return Ok(None) };
+        let Some(next) = &self.config.next else {
+            let resolved = || {
+                let named = |(name, port): &(String, u16)| (name.as_str(), *port).to_socket_addrs().ok()?.next();
+                contact.names.iter().find_map(named)
+            };
+            return Ok(contact.addresses.first().copied().or_else(resolved));
+        };
+        let found = next.to_socket_addrs().ok().and_then(|mut all| all.next());
+        found.map(Some).ok_or_else(|| ConfigError::Value {
+            at: self.config.place_of("next"),
+            what: format!("next = \"{next}\" does not resolve"),
+            remedy: "check the name, write the next hop's address as IP:PORT, or fix this host's name resolution"
+                .into(),
+        })
+    }
+}
+
+/// The line about a descriptor file that does not count.
+pub(crate) fn refusal(path: &Path, why: &str) -> String {
+    let path = path.display().to_string();
+    // Mistakes in a file name it themselves.
+    let why = why.strip_prefix(&format!("{path}: ")).unwrap_or(why);
+    format!("ignored the descriptor in {path}: {why}")
+}
+
+fn are_of(keys: &control::NodeKeys, descriptor: &SignedDescriptor) -> bool {
+    keys.signer.public() == descriptor.signing && x25519_public(&keys.noise) == descriptor.noise
+}
+
+/// The hop with a descriptor that names these keys.
+fn position(view: &View, keys: &[control::NodeKeys]) -> Option<usize> {
+    let is_own = |hop: &usize| {
+        let descriptors = view.descriptors(*hop);
+        descriptors.iter().any(|descriptor| keys.iter().any(|keys| are_of(keys, descriptor)))
+    };
+    (1..=view.hops()).find(is_own)
+}
+
+/// The keys are not those of a hop.
+fn not_in_chain(config: &NodeConfig, foreign: Option<PathBuf>, refused: Option<String>) -> ConfigError {
+    let chain = config.chain.display();
+    let keys = config.keys.as_deref().unwrap_or(Path::new(""));
+    let at = Location::file(keys);
+    if let Some(own) = foreign {
+        let what = format!("this node is not in {chain}: the identity of {} is not among its hops", own.display());
+        return ConfigError::Value {
+            at,
+            what,
+            remedy: "get the chain file that was assembled with this descriptor".into(),
+        };
+    }
+    let beside = refused.map_or(String::new(), |line| format!(" ({line})"));
+    ConfigError::Value {
+        at,
+        what: format!("no descriptor in {chain} or beside it has these keys{beside}"),
+        remedy: format!(
+            "`keys` in {} must name the key file of a hop of this chain, or its newest node.desc must be in the folder of \
+             the chain file",
+            config.place_of("keys")
+        ),
+    }
+}
+
+/// A configuration and the files that it names.
+impl NodeConfig {
+    /// `error` of reading a file that `key` names, which must be `must`.
+    fn named(&self, key: &str, must: &str, error: ConfigError) -> ConfigError {
+        match error {
+            ConfigError::Unreadable { path, why, .. } if self.is_file() => {
+                let remedy = format!("`{key}` in {} must name {must}", self.place_of(key));
+                ConfigError::Unreadable { path, why, remedy }
+            }
+            other => other,
+        }
+    }
+
+    /// Reads its chain.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn read_chain(&self) -> Result<ChainFile, ConfigError> {
+        let must = "the chain's public file, chain.toml as `eddy assemble` writes it";
+        ChainFile::read(&self.chain, wall_s()).map_err(|why| self.named("chain", must, why))
+    }
+
+    fn read_keys(&self, files: &TrustFiles) -> Result<(Vec<control::NodeKeys>, Psks), ConfigError> {
+        files
+            .keys()
+            .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
+    }
+
+    /// Checks that its role is that of a position of a chain, and that its mixing keeps within the chain's terms.
+    ///
+    /// # Errors
+    /// The first mismatch, with its remedy.
+    fn is_at(&self, position: usize, chain: &ChainFile) -> Result<(), ConfigError> {
+        let wrong =
+            |key: &str, what: String, remedy: String| ConfigError::Value { at: self.place_of(key), what, remedy };
+        let right = NodeRole::at(position, chain.descriptors.len()).unwrap_or(NodeRole::Exit);
+        if right != self.role() {
+            return Err(wrong(
+                "role",
+                format!("this node is {} in this chain, not {}", right.with_article(), self.role().with_article()),
+                "correct `role`, or `chain`".to_owned(),
+            ));
+        }
+        // Everyone computes timeouts from the chain's largest delay.
+        let largest_ms = chain.first_class().mixing_delay_ms;
+        if let Part::Mix { mixing } = &self.part
+            && mixing.largest_delay().as_nanos() > u128::from(largest_ms) * 1_000_000
+        {
+            return Err(wrong(
+                "mixing",
+                format!("mixing = \"{mixing}\" may hold cells longer than the {largest_ms} ms that this chain allows"),
+                "use a shorter delay".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}

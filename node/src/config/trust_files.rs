@@ -1,0 +1,185 @@
+//! The files that a node's trust rests on: descriptors, private keys, and what the node remembers.
+//!
+//! They are read at the start and again at each SIGHUP. Nothing here decides which descriptor counts: that is
+//! [`control::trust::View`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use control::NodeKeys;
+use control::trust::{SignedDescriptor, Signer, State, View};
+use wire::kdf::x25519_public;
+
+use super::loaded::Psks;
+use super::{ChainFile, ConfigError, Location, NodeConfig};
+use crate::ceremony::files::{self, DescriptorFile};
+
+/// Their paths.
+#[derive(Clone, Debug)]
+pub struct TrustFiles {
+    /// The chain file. `None`: its text was given.
+    pub chain: Option<PathBuf>,
+    /// The private keys of a hop.
+    pub keys: Option<PathBuf>,
+    /// `None`: nothing is kept.
+    pub state: Option<PathBuf>,
+}
+
+/// Seconds since 1970 by this host's clock.
+pub fn wall_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A path with a further ending: `node.key` and `next` make `node.key.next`.
+fn ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+impl TrustFiles {
+    pub fn of(config: &NodeConfig) -> TrustFiles {
+        TrustFiles { chain: Some(config.chain.clone()), keys: config.keys.clone(), state: config.state.clone() }
+    }
+
+    /// Reads the chain file.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy.
+    pub fn chain(&self) -> Result<Option<ChainFile>, ConfigError> {
+        self.chain.as_deref().map(|path| ChainFile::read(path, wall_s())).transpose()
+    }
+
+    /// Reads every `*.desc` in the folder of the chain file, in the order of their names.
+    pub fn descriptors_beside(&self) -> Vec<(PathBuf, Result<SignedDescriptor, ConfigError>)> {
+        let Some(chain) = &self.chain else { return Vec::new() };
+        let folder = chain.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        // Joined to the chain's own parent, so that messages name files as the configuration does.
+        let named = |name: std::ffi::OsString| chain.with_file_name(name);
+        let mut paths: Vec<PathBuf> = entries.map(|entry| named(entry.file_name())).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "desc"));
+        paths.sort();
+        let read = |path: PathBuf| {
+            let descriptor = DescriptorFile::read(&path).map(|file| file.descriptor);
+            (path, descriptor)
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    /// Reads the private keys: the current ones, those that will replace them, and those that they have replaced.
+    ///
+    /// # Errors
+    /// The current ones cannot be read, or another file of them has a mistake.
+    pub fn keys(&self) -> Result<(Vec<NodeKeys>, Psks), ConfigError> {
+        let Some(path) = &self.keys else { return Ok(Default::default()) };
+        let current = files::NodeKeys::read(path)?;
+        let psks = Psks { up: current.psk_up.clone(), down: current.psk_down.clone() };
+        let mut all = vec![paired(&current)];
+        for other in [ending(path, "next"), ending(path, "old")] {
+            if other.symlink_metadata().is_ok() {
+                all.push(paired(&files::NodeKeys::read(&other)?));
+            }
+        }
+        Ok((all, psks))
+    }
+
+    /// Moves keys to the place that their descriptors give them: `node.key.next` becomes `node.key` as soon as the newest
+    /// descriptor of the node names its keys, and the replaced keys, `node.key.old`, go when no descriptor that may still
+    /// be used names them. Returns what was done.
+    ///
+    /// # Errors
+    /// A file cannot be read or moved. All keys stay then.
+    pub fn settle_keys(&self, view: &View, position: usize) -> Result<Vec<String>, ConfigError> {
+        let Some(path) = &self.keys else { return Ok(Vec::new()) };
+        let (next, old) = (ending(path, "next"), ending(path, "old"));
+        let unwritable = |path: &Path| {
+            let path = path.to_owned();
+            move |why| ConfigError::Unwritable { path, why }
+        };
+        let mut done = Vec::new();
+        if next.symlink_metadata().is_ok() {
+            let keys = files::NodeKeys::read(&next)?;
+            if view.descriptor(position).is_some_and(|own| names(own, &keys)) {
+                fs::rename(path, &old).map_err(unwritable(&old))?;
+                fs::rename(&next, path).map_err(unwritable(path))?;
+                sync_folder(path).map_err(unwritable(path))?;
+                done.push(format!(
+                    "{} has become {}; the replaced keys are {}",
+                    next.display(),
+                    path.display(),
+                    old.display()
+                ));
+            }
+        }
+        if old.symlink_metadata().is_ok() {
+            let keys = files::NodeKeys::read(&old)?;
+            let now_s = wall_s();
+            let lives = |own: &SignedDescriptor| now_s < own.not_after && names(own, &keys);
+            if !view.descriptors(position).iter().any(|own| lives(own)) {
+                fs::remove_file(&old).map_err(unwritable(&old))?;
+                done.push(format!("deleted {}: no valid descriptor names these keys", old.display()));
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads the state file, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or it is damaged.
+    pub fn state(&self) -> Result<Option<State>, ConfigError> {
+        let Some(path) = &self.state else { return Ok(None) };
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(why) => {
+                let remedy = "the state file must be readable by the user who runs eddy".to_owned();
+                return Err(ConfigError::Unreadable { path: path.clone(), why, remedy });
+            }
+        };
+        State::read(&bytes).map(Some).map_err(|why| ConfigError::Value {
+            at: Location::file(path),
+            what: why.to_string(),
+            remedy: "restore a copy, or delete the file; a hop then waits for the next interval before it signs".into(),
+        })
+    }
+
+    /// Replaces the state file, so that after a power cut there is the old one or the new one.
+    ///
+    /// # Errors
+    /// It cannot be written. The old one stays.
+    pub fn save(&self, state: &[u8]) -> io::Result<()> {
+        let Some(path) = &self.state else { return Ok(()) };
+        let new = ending(path, &format!("{}.new", std::process::id()));
+        let _ = fs::remove_file(&new);
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).and_then(|mut file| {
+            file.write_all(state)?;
+            file.sync_all()
+        });
+        let done = written.and_then(|()| fs::rename(&new, path)).and_then(|()| sync_folder(path));
+        if done.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        done
+    }
+}
+
+/// Makes changes of names in the folder of a file durable.
+fn sync_folder(file: &Path) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+fn paired(keys: &files::NodeKeys) -> NodeKeys {
+    NodeKeys { noise: keys.noise.clone(), signer: Signer::from_seed(&keys.signing) }
+}
+
+/// True if a descriptor names these keys.
+fn names(descriptor: &SignedDescriptor, keys: &files::NodeKeys) -> bool {
+    descriptor.noise == x25519_public(&keys.noise) && descriptor.signing == Signer::from_seed(&keys.signing).public()
+}
