@@ -9,6 +9,6 @@ use eddy::commands;
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => commands::run(cli),
-        Err(error) => commands::usage_error(&error),
+        Err(error) => commands::usage_error(&commands::help_of_help(error)),
     }
 }

@@ -4,7 +4,8 @@
 //! setup, each with fresh ephemerals, until one is acknowledged. Whichever ack arrives first wins.
 //! Nothing is sent while the link to Mix 1 is down. While no channel is open at all, only the first
 //! search goes on, so that the setups of all wanted channels do not load a broken chain; that search
-//! retries often, so that a repaired chain is found soon.
+//! retries often, so that a repaired chain is found soon. Few setups are in flight at once, because Mix 1
+//! joins the shards of few at once; the searches that are due wait, in the order of their numbers.
 //!
 //! A setup is built from the bundle of the running interval, which all hops have signed (SPEC 7.6, 7.9). Without it a
 //! search waits.
@@ -23,7 +24,7 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
 use crate::io::{Change, Event};
-use crate::link::Links;
+use crate::link::{INCOMPLETE_SETUPS_PER_ENTRY_LINK, Links, SETUP_SHARDS_WAIT};
 use crate::trust::bundle::Tag;
 use crate::trust::user::UserTrust;
 
@@ -31,6 +32,9 @@ use crate::trust::user::UserTrust;
 const ATTEMPTS_MAX: usize = 8;
 /// An ack is accepted for this long.
 const ACK_WAIT: Duration = Duration::from_secs(60);
+/// Setups in flight: neither answered by an ack cell nor older than the wait of Mix 1 for their shards.
+/// Two fewer than Mix 1 joins at once, for shards that are late.
+pub const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
 
 /// One wanted channel.
 #[derive(Default)]
@@ -78,6 +82,28 @@ pub(crate) struct Entry {
     scheduled: BTreeSet<(Duration, usize)>,
     /// Number of open channels.
     open_count: usize,
+    in_flight: InFlight,
+}
+
+/// Setups that may wait at Mix 1 for some of their shards, and the time at which each left; oldest first.
+#[derive(Default)]
+struct InFlight(VecDeque<(Duration, LinkChannel)>);
+
+impl InFlight {
+    fn expire(&mut self, now: Duration) {
+        while self.0.pop_front_if(|(sent_at, _)| now.saturating_sub(*sent_at) >= SETUP_SHARDS_WAIT).is_some() {}
+    }
+
+    /// The time from which one more may leave.
+    fn room_at(&self) -> Duration {
+        let full = self.0.len() >= SETUPS_IN_FLIGHT_MAX;
+        self.0.front().filter(|_| full).map_or(Duration::ZERO, |(sent_at, _)| *sent_at + SETUP_SHARDS_WAIT)
+    }
+
+    /// An ack cell has arrived, so Mix 1 has joined the shards.
+    fn remove(&mut self, id: LinkChannel) {
+        self.0.retain(|(_, other)| *other != id);
+    }
 }
 
 /// The setup keys of all hops, from the bundle of the running interval.
@@ -143,6 +169,7 @@ impl Entry {
             searching: BTreeSet::new(),
             scheduled: BTreeSet::new(),
             open_count: 0,
+            in_flight: InFlight::default(),
         };
         entry.grow(*channels);
         Some(entry)
@@ -198,7 +225,7 @@ impl Entry {
         } else if self.keys.look(user, now, wall_ms) {
             self.discard_attempts(cx, channels, now);
         }
-
+        self.in_flight.expire(now);
         let prober = self.prober();
         let timing = &cx.config.timing;
         let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
@@ -216,9 +243,12 @@ impl Entry {
                 search.timeout = longest;
                 search.due = search.due.min(now + longest);
             }
-            if now >= search.due && self.keys.are_usable && not_before.is_none_or(|at| now >= at) {
+            let may_begin = not_before.is_none_or(|at| now >= at) && now >= self.in_flight.room_at();
+            if now >= search.due && self.keys.are_usable && may_begin {
                 search.schedule(cx, now, longest);
-                search.attempt(cx, channels, links, now, (*number, link), &self.keys.hops);
+                if let Some(id) = search.attempt(cx, channels, links, now, (*number, link), &self.keys.hops) {
+                    self.in_flight.0.push_back((now, id));
+                }
             }
         }
     }
@@ -260,6 +290,7 @@ impl Entry {
         let wanted = self.wanted.get_mut(number).ok_or(Refusal::UnexpectedAck)?;
         let search = wanted.search.as_mut().ok_or(Refusal::UnexpectedAck)?;
         let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::UnexpectedAck)?;
+        self.in_flight.remove(id);
         let attempt = &mut search.attempts[at];
         let part = &mut attempt.acks[usize::from(header.sub)];
         if part.is_some() {
@@ -331,6 +362,7 @@ impl Entry {
             }
         }
         self.open_count = 0;
+        self.in_flight = InFlight::default();
         self.searching.clear();
         self.scheduled = (0..self.wanted.len()).map(|number| (Duration::ZERO, number)).collect();
     }
@@ -354,7 +386,7 @@ impl Entry {
         let due =
             searches.filter(|(number, search)| !Self::is_held_back(prober, *number, search)).map(|(number, search)| {
                 let not_before = self.wanted[number].not_before(&self.keys, self.open_count);
-                search.due.max(not_before.unwrap_or(Duration::ZERO))
+                search.due.max(not_before.unwrap_or(Duration::ZERO)).max(self.in_flight.room_at())
             });
         due.min().map_or(wake, |due| due.min(wake))
     }
@@ -372,7 +404,7 @@ impl Search {
         self.count += 1;
     }
 
-    /// Sends one more setup.
+    /// Sends one more setup and returns its id.
     fn attempt(
         &mut self,
         cx: &mut Context,
@@ -381,14 +413,14 @@ impl Search {
         now: Duration,
         (number, link): (usize, LinkId),
         hops: &[HopPublic],
-    ) {
+    ) -> Option<LinkChannel> {
         self.drop_attempts(channels, now, ATTEMPTS_MAX - 1);
         let shape = cx.config.shape;
         let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut cx.rng))).collect();
         let Ok((onion, pending)) = setup::build(shape, hops, shares, info(&cx.config)) else {
             // Records with a low-order key are refused.
             cx.refuse(Refusal::SetupInvalid);
-            return;
+            return None;
         };
 
         let id = channels.draw_id(cx, link, Use::Setup(number));
@@ -396,6 +428,7 @@ impl Search {
         self.attempts.push_back(Attempt { id, pending, acks, sent_at: now });
         cx.counters.setups += 1;
         send_setup(cx, links, now, id, &onion);
+        Some(id)
     }
 
     /// Drops and wipes attempts that are over a minute old, and the oldest beyond `keep`.

@@ -40,6 +40,7 @@ pub use channel::ACK_COPIES_MAX;
 pub use config::{BadConfig, Caps, Config, NodeKeys, Rate, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
+pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output};
 
 use crate::channel::{Channels, Keys};

@@ -478,7 +478,7 @@ proptest! {
             1..60,
         ),
     ) {
-        // Eight hops of class S have setups in two fragments and acks in two cells.
+        // Eight hops of class S have setups in many shards and acks of two contents.
         let mut world = up(class, 7);
         for (from, forward, kind, channel, sub, fill, other_len) in cells {
             let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };

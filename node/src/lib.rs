@@ -43,7 +43,7 @@
 //!
 //! * [`StartError`]: the entry does not start. [`StartError::Config`] is a mistake to fix first; the rest is the
 //!   operating system's.
-//! * [`NotReady`]: the chain is not up yet. It says whether Mix 1 answers. The entry keeps trying.
+//! * [`NotReady`]: the chain is not up yet. It says whether mix1 answers. The entry keeps trying.
 //! * [`TunnelError`]: a call on a tunnel. What the exit refuses (its policy, a closed port, an unknown name, no room)
 //!   is the error of the next call on that tunnel, with the destination, as `ECONNREFUSED` is on a UDP socket. It
 //!   converts to [`std::io::Error`] with a fitting kind.

@@ -345,6 +345,14 @@ impl NodeReport {
         self
     }
 
+    /// With the gauges of an earlier report: links, channels, flows and sockets.
+    #[must_use]
+    pub fn with_gauges_of(mut self, earlier: &NodeReport) -> NodeReport {
+        (self.links, self.channels) = (earlier.links, earlier.channels);
+        (self.flows, self.sockets) = (earlier.flows, earlier.sockets);
+        self
+    }
+
     /// Adds what the node holds of descriptors and bundles.
     #[must_use]
     pub fn with_trust(mut self, trust: &control::trust::TrustStatus) -> NodeReport {

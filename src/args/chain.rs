@@ -20,9 +20,10 @@ pub struct ShapeArgs {
     /// Mixes between entry and exit, 1 to 7
     #[arg(long, default_value_t = 3, value_parser = mixes, value_name = "N")]
     pub mixes: usize,
-    /// Cell size: S, M or L
+    /// Cell size: S (voice), M (MTU 1280) or L
     ///
-    /// S (208 bytes) suits voice and games, M (1152 bytes) any IPv6 path, L (1328 bytes) QUIC, video and WireGuard.
+    /// S suits voice and games (203 bytes per cell), M links of MTU 1280 (1147 bytes), L WireGuard, QUIC and video
+    /// (1323 bytes). Longer datagrams take up to 8 cells.
     #[arg(long, default_value_t = Class::L, ignore_case = true)]
     pub class: Class,
     /// Mixing strategy, e.g. timed:t=5ms
@@ -64,12 +65,14 @@ pub struct InitArgs {
     #[arg(long, value_name = "IP")]
     pub host: Option<IpAddr>,
     /// Address of one node, IP or IP:PORT: once per mix, then for the exit
+    ///
+    /// Without a port, nodes get 4701, 4702 and so on in this order (--base-port), with --lanes N every Nth port.
     #[arg(long = "node", value_name = "ADDR", conflicts_with = "host")]
     pub nodes: Vec<String>,
     /// Nodes get ports from the one after this on
     #[arg(long, default_value_t = 4700, value_name = "PORT")]
     pub base_port: u16,
-    /// Use IPv6 for all links
+    /// Use IPv6 for all links (class L: at most 5 mixes)
     #[arg(long)]
     pub ipv6: bool,
     /// Lifetime of a channel in seconds, 60 to 3600
@@ -130,7 +133,7 @@ pub struct ChainArgs {
     #[arg(long, default_value_t = CHANNELS, value_parser = channels, value_name = "N",
           hide_short_help = true)]
     pub channels: usize,
-    /// Use IPv6 for links and applications
+    /// Use IPv6 for links and applications (class L: at most 5 mixes)
     #[arg(long, hide_short_help = true)]
     pub ipv6: bool,
     /// Number of receivers, 1 to 256

@@ -1,7 +1,7 @@
 //! Arguments of the commands that examine a host, a node or its files.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
 use eddy_node::config::{Forward, parse_listen};
@@ -106,22 +106,39 @@ pub enum ConfigAction {
     },
     /// Check a node's configuration, its chain file and its key file
     Check {
-        /// The node's configuration
-        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
         /// The key file, instead of the one in the configuration
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         keys: Option<PathBuf>,
     },
     /// Print a node's configuration with all defaults
     Show {
-        /// The node's configuration
-        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
-        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
         /// Print one line of JSON
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The file of a node, as an argument or as the option of the other commands.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct ConfigFile {
+    /// The node's configuration
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+    /// The same, as for other commands
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// The one that was given.
+    pub fn path(&self) -> &Path {
+        self.file.as_deref().or(self.config.as_deref()).unwrap_or(Path::new(""))
+    }
 }
 
 const DOCTOR_HELP: &str = "\

@@ -25,12 +25,12 @@ const ABOUT: &str = "A mix chain for streaming-grade UDP: voice, video, games, Q
 const LONG_ABOUT: &str = "\
 A mix chain for streaming-grade UDP: voice, video, games, QUIC, WireGuard.
 
-An application sends datagrams to the ENTRY. They cross one to seven MIXES and
+A program sends datagrams to the ENTRY. They cross one to seven MIXES and
 leave at the EXIT; answers return the same way. Mixes hold cells of equal length
 for a few milliseconds and release them shuffled, so that no single node sees
 both who sends and where to.
 
-    application <-> entry <-> mix 1 <-> ... <-> mix m <-> exit <-> destination";
+    program <-> entry <-> mix1 <-> ... <-> mixN <-> exit <-> destination";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -8,9 +8,10 @@ use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
 use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest};
 use eddy_node::runtime::running;
 use serde_json::json;
-use textwrap::{Options, WordSplitter, fill};
+use textwrap::fill;
 
 use crate::args::{ConfigAction, ConfigArgs};
+use crate::tables::wrapping;
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
@@ -23,8 +24,8 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         ConfigAction::Explain { key: Some(key) } => explain(key)?,
         ConfigAction::Explain { key: None } => list(),
-        ConfigAction::Check { file, keys } => check(file, keys.as_deref())?,
-        ConfigAction::Show { file, json } => show(file, *json)?,
+        ConfigAction::Check { config, keys } => check(config.path(), keys.as_deref())?,
+        ConfigAction::Show { config, json } => show(config.path(), *json)?,
     };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }
@@ -36,6 +37,7 @@ fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
     }
     let loaded = Loaded::read_files(config)?;
     let warnings = running::check(&loaded)?;
+    super::run::require_listeners(&loaded)?;
     let (file, name) = (file.display(), loaded.name());
     let warnings: String = warnings.iter().map(|warning| format!("{file}: warning: {warning}\n")).collect();
     Ok(format!("{warnings}{file}: ok, {name} of chain {}\n", loaded.chain.short_id()))
@@ -79,20 +81,15 @@ fn explain(name: &str) -> Result<String, ConfigError> {
 }
 
 fn entry(file: &str, key: &Key) -> String {
-    let paragraph = options().initial_indent("    ").subsequent_indent("    ");
+    let paragraph = wrapping(WIDTH).initial_indent("    ").subsequent_indent("    ");
     let row = |head: &str, text: &str| {
         let head = format!("    {head:<9}");
-        fill(text, options().initial_indent(&head).subsequent_indent("             ")) + "\n"
+        fill(text, wrapping(WIDTH).initial_indent(&head).subsequent_indent("             ")) + "\n"
     };
     let mut text = format!("{} in {}\n\n{}\n\n", key.name, place(file, key), fill(key.doc, paragraph));
     text += &row("value", &key.kind.expected());
     text += &row("default", &default(key));
     text + &row("example", &key.line())
-}
-
-/// Lines of a terminal. Words with hyphens stay whole, so that values can be copied.
-fn options<'a>() -> Options<'a> {
-    Options::new(WIDTH).word_splitter(WordSplitter::NoHyphenation)
 }
 
 /// All keys, one line each if it fits.
@@ -104,7 +101,7 @@ fn list() -> String {
             let head = format!("    {:<21} ", key.name);
             let head = if key.name.len() > 21 { format!("    {}\n{:26}", key.name, "") } else { head };
             let indent = " ".repeat(26);
-            let body = fill(key.summary(), options().initial_indent(&indent).subsequent_indent(&indent));
+            let body = fill(key.summary(), wrapping(WIDTH).initial_indent(&indent).subsequent_indent(&indent));
             text += &format!("{head}{}\n", body.trim_start());
         }
         text += "\n";

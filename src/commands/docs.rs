@@ -46,26 +46,29 @@ fn pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
     std::fs::write(dir.join(format!("{name}.1")), page(command.clone())?)
 }
 
-/// The page of clap_mangen, except that examples keep their lines: clap_mangen would fill them like prose.
+/// The page of clap_mangen, except that examples and pictures keep their lines, which clap_mangen would fill like
+/// prose.
 fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
     let subcommands = command.has_subcommands();
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
     let man = Man::new(command);
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
+    sections(&about, "DESCRIPTION").to_writer(&mut page)?;
     man.render_options_section(&mut page)?;
     if subcommands {
         man.render_subcommands_section(&mut page)?;
     }
-    sections(&help).to_writer(&mut page)?;
+    sections(&help, "NOTES").to_writer(&mut page)?;
     Ok(page)
 }
 
-/// A help text as sections: `Examples:` begins one, indented lines are blocks, the rest is prose.
-fn sections(help: &str) -> Roff {
+/// A help text as sections: `Examples:` begins one, indented lines are blocks, the rest is prose. Without a title in
+/// its first line it begins with the section `first`.
+fn sections(help: &str, first: &str) -> Roff {
     let mut roff = Roff::new();
     let mut block = false;
     for (i, line) in help.lines().enumerate() {
@@ -80,7 +83,7 @@ fn sections(help: &str) -> Roff {
             None if line.is_empty() => roff.control("PP", []),
             None => {
                 if i == 0 {
-                    roff.control("SH", ["NOTES"]);
+                    roff.control("SH", [first]);
                 }
                 roff.text([roman(line.strip_prefix("  ").unwrap_or(line))])
             }
@@ -132,6 +135,18 @@ mod tests {
         for page in ["eddy.1", "eddy-forward-add.1", "eddy-chain.1"] {
             assert!(dir.path().join(page).exists(), "{page}");
         }
+    }
+
+    #[test]
+    fn picture_of_a_chain_keeps_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        manual(dir.path()).unwrap();
+        let page = std::fs::read_to_string(dir.path().join("eddy.1")).unwrap();
+        let block = page.split(".nf\n").nth(1).and_then(|rest| rest.split(".fi\n").next()).unwrap();
+        let picture = block.lines().next().unwrap().replace('\\', "");
+        assert!(picture.contains("<-> mixN <-> exit <-> destination"), "{page}");
+        // man(1) indents by 7 columns and leaves 2 free.
+        assert!(picture.chars().count() <= 80 - 7 - 2, "{picture}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::args::{ForwardAction, ForwardArgs};
 use crate::tables::{lines, table};
-use eddy_node::config::{ConfigError, NodeConfig, Part};
+use eddy_node::config::{ConfigError, NodeConfig, NodeRole, Part};
 use eddy_node::runtime::console::{self, Answer, ForwardInfo, Request};
 
 /// Runs the subcommand.
@@ -73,10 +73,9 @@ fn socket(config: &Path) -> Result<std::path::PathBuf, ConfigError> {
 }
 
 fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<ForwardInfo>> {
-    let answer = console::ask(path, request).with_context(|| {
-        let (path, config) = (path.display(), config.display());
-        format!("no entry answers at {path}: start it with `eddy entry --config {config}`")
-    })?;
+    let start = format!("`eddy entry --config {}`", config.display());
+    let unanswered = |why| super::status::unanswered(path, NodeRole::Entry, &start, why);
+    let answer = console::ask(path, request).map_err(unanswered)?;
     match answer {
         Answer::Forwards(forwards) => Ok(forwards),
         Answer::Refused(why) => Err(ConfigError::Arguments(why).into()),

@@ -5,8 +5,11 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
-use eddy_node::config::{ConfigError, NodeRole};
+use eddy_node::config::{ConfigError, NodeRole, node_name};
 use eddy_node::init::{Files, Plan, lanes, write};
+use eddy_node::runtime::path;
+use wire::cell::{Class, Shape};
+use wire::frames;
 use wire::setup::Suite;
 
 use crate::args::InitArgs;
@@ -45,13 +48,14 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
     let hops = args.shape.mixes + 1;
     if args.nodes.len() != hops {
         return Err(ConfigError::Arguments(format!(
-            "{} --node for {} mixes and an exit: give --node {hops} times, mix 1 first and the exit last",
+            "{} --node for {} mixes and an exit: give --node {hops} times, mix1 first and the exit last",
             args.nodes.len(),
             args.shape.mixes
         )));
     }
+    let stride = usize::from(args.shape.lanes);
     let parse = |(i, text): (usize, &String)| match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(SocketAddr::new(ip, port(args, i + 1)?)),
+        Ok(ip) => Ok(SocketAddr::new(ip, port(args, i * stride + 1)?)),
         Err(_) => text.parse::<SocketAddr>().map_err(|_| {
             ConfigError::Arguments(format!("invalid --node {text:?}: expected IP, IP:PORT or [IPv6]:PORT"))
         }),
@@ -65,7 +69,13 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
         )));
     }
     if let Some((i, twice)) = all.iter().enumerate().find(|(i, address)| all[..*i].contains(address)) {
-        return Err(ConfigError::Arguments(format!("duplicate --node {twice} (again for node {})", i + 1)));
+        let name = |i| node_name(if i == args.shape.mixes { NodeRole::Exit } else { NodeRole::Mix }, i + 1);
+        let first = all.iter().position(|address| address == twice).unwrap_or_default();
+        return Err(ConfigError::Arguments(format!(
+            "duplicate --node: {} and {} both get {twice}: write --node IP:PORT with a different port for each node of a host",
+            name(first),
+            name(i)
+        )));
     }
     let count = usize::from(args.shape.lanes);
     for (i, mix) in all[..args.shape.mixes].iter().enumerate() {
@@ -95,13 +105,24 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         ..Plan::new(&addresses)
     };
     let files = write(&args.dir, &plan)?;
-    std::io::stdout().write_all(next_commands(args, &addresses, &files).as_bytes()).context("standard output")
+    let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
+    std::io::stdout().write_all(next_commands(args, shape, &addresses, &files).as_bytes()).context("standard output")
 }
 
 /// The files that were written, and the next commands.
-fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> String {
+fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files: &Files) -> String {
+    let class = shape.class();
+    let suits = match class {
+        Class::S => "suits voice and games",
+        Class::M => "suits links of MTU 1280",
+        Class::L => "suits WireGuard, QUIC and video",
+    };
+    let bytes = frames::max_single_cell_len(shape.payload());
+    let links = addresses.iter().zip(1..).map(|(to, link)| path::longest_packet(shape, link, to.is_ipv6()));
+    let mtu = links.max().unwrap_or_default();
     let mut text = format!(
-        "Created a chain of class {} with {} mix{} in {}:\n\n  \
+        "Created a chain of class {class} with {} mix{} in {}.\n\
+         Class {class} {suits}: {bytes} bytes per cell, link MTU {mtu}.\n\n  \
          chain.toml  public: every node and user needs it\n  \
          NAME.toml   configuration of a node\n  \
          NAME.key    private keys of a node: for its own host only\n  \
@@ -109,7 +130,6 @@ fn next_commands(args: &InitArgs, addresses: &[SocketAddr], files: &Files) -> St
          This host has drawn all private keys, so whoever has it can follow every user of\n\
          the chain. For a chain of several operators each runs `eddy keygen`.\n\n\
          Start each node on its host, in any order:\n\n",
-        args.shape.class,
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },
         args.dir.display()

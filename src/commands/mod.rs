@@ -16,6 +16,7 @@ pub mod status;
 use std::error::Error;
 use std::process::ExitCode;
 
+use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
 
 use crate::args::{Cli, Command};
@@ -25,6 +26,18 @@ use eddy_node::config::{ConfigError, NodeRole};
 
 /// The exit code of a mistake in a configuration or on the command line.
 pub const MISTAKE: u8 = 2;
+
+/// The parser knows no options of `help`, so `eddy help -h` fails. Returns the error of the same command line without
+/// them, which is the help that was requested; other errors as they are.
+pub fn help_of_help(error: clap::Error) -> clap::Error {
+    let is_help = |arg: &str| arg == "-h" || arg == "--help";
+    let wrong = error.get(ContextKind::InvalidSubcommand).map(ToString::to_string);
+    if error.kind() != ErrorKind::InvalidSubcommand || wrong.is_none_or(|wrong| !is_help(&wrong)) {
+        return error;
+    }
+    let others = std::env::args_os().filter(|arg| !arg.to_str().is_some_and(is_help));
+    Cli::try_parse_from(others).err().unwrap_or(error)
+}
 
 /// Answers a command line that cannot be parsed: with one line, or with the help that was requested.
 pub fn usage_error(error: &clap::Error) -> ExitCode {

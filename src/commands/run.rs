@@ -19,7 +19,7 @@ use wire::frames;
 
 use crate::args::{EntryArgs, NodeArgs, ProcessArgs};
 use crate::tables;
-use eddy_node::config::{ConfigError, Forward, Loaded, NodeConfig, NodeRole, Part};
+use eddy_node::config::{ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part};
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::running::{self, Running};
 
@@ -105,11 +105,20 @@ fn node(
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);
     loaded.config.io = args.io.unwrap_or(loaded.config.io);
 
+    let has_listeners = require_listeners(&loaded)?;
+
+    let file = loaded.config.path.display().to_string();
     let signals = watch_signals(args.lifeline)?;
     let node = Running::start(loaded, passed)?;
     tracing::info!("{}", node.ready());
     if role == NodeRole::Entry {
         tracing::info!("{}", lengths_line(node.shape()));
+    }
+    if !has_listeners {
+        tracing::warn!(
+            "no program can use this entry yet, because it listens nowhere: run `eddy forward add --config {file} \
+             LISTEN=DEST`, or start it with --forward or --socks"
+        );
     }
     notify(&[NotifyState::Ready, NotifyState::Status(node.ready())]);
 
@@ -134,8 +143,24 @@ fn node(
 
     tracing::info!(reason = why, "stopping: {why}");
     notify(&[NotifyState::Stopping]);
-    print(&node.stop()?, args.report_json);
+    // A node that has stopped has no links.
+    let before = node.report();
+    print(&node.stop()?.with_gauges_of(&before), args.report_json);
     Ok(())
+}
+
+/// False if programs cannot use this entry yet. It then needs a command socket, through which forwards are added.
+pub(super) fn require_listeners(loaded: &Loaded) -> Result<bool, ConfigError> {
+    let Part::Entry(EntryPart { forwards, pymix, socks, commands, .. }) = &loaded.config.part else { return Ok(true) };
+    if !(forwards.is_empty() && pymix.is_empty() && socks.is_empty()) {
+        return Ok(true);
+    }
+    if commands.is_some() {
+        return Ok(false);
+    }
+    let at = loaded.config.place_of("role");
+    let what = "this entry listens nowhere, and has no command socket to add a forward through".to_owned();
+    Err(ConfigError::Value { at, what, remedy: "add a [[forward]] or `socks`, or use --forward or --socks".to_owned() })
 }
 
 /// Notifies the supervisor that NOTIFY_SOCKET names, as sd_notify(3) does.
@@ -163,18 +188,30 @@ fn extend(loaded: &mut Loaded, extras: Extras) {
 /// Lengths of datagrams for applications: a datagram of several cells is lost with any of them.
 fn lengths_line(shape: Shape) -> String {
     format!(
-        "datagrams of up to {} bytes travel in one cell, of up to {} in eight; for WireGuard inside set `MTU = {}`",
+        "datagrams of up to {} bytes travel in one cell, of up to {} in eight; {}",
         frames::max_single_cell_len(shape.payload()),
         frames::max_datagram_len(shape.payload()),
-        wireguard_mtu(shape)
+        wireguard_hint(shape)
     )
 }
 
-/// The MTU of a WireGuard interface whose packets travel in one cell each.
-pub(super) fn wireguard_mtu(shape: Shape) -> usize {
+/// The MTU of a WireGuard interface: the largest whose packets travel in one cell each, but no less than IPv6 needs.
+pub(super) fn wireguard_hint(shape: Shape) -> String {
     /// Header and tag of a WireGuard packet (its whitepaper, 5.4.6).
     const WIREGUARD_OVERHEAD: usize = 16 + 16;
-    frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD)
+    /// RFC 8200, 5.
+    const IPV6_MTU_MIN: usize = 1280;
+    let mtu = frames::max_single_cell_len(shape.payload()).saturating_sub(WIREGUARD_OVERHEAD).max(IPV6_MTU_MIN);
+    match frames::fragment_count(shape.payload(), mtu + WIREGUARD_OVERHEAD) {
+        Some(1) => format!("for WireGuard inside set `MTU = {mtu}`"),
+        Some(cells) => {
+            format!(
+                "for WireGuard inside use a chain of class L; in class {} `MTU = {mtu}` works, with {cells} cells per full packet",
+                shape.class()
+            )
+        }
+        None => format!("cells of class {} are too small for WireGuard inside: use a chain of class L", shape.class()),
+    }
 }
 
 /// What a signal asks for.
@@ -216,4 +253,18 @@ fn print(node: &NodeReport, json: bool) {
     let text =
         if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node, None) };
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::cell::Class;
+
+    #[test]
+    fn wireguard_mtu_is_never_below_that_of_ipv6() {
+        let hint = |class| wireguard_hint(Shape::new(class, 4).unwrap());
+        assert_eq!(hint(Class::L), "for WireGuard inside set `MTU = 1291`");
+        assert!(hint(Class::M).contains("`MTU = 1280` works, with 2 cells per full packet"), "{}", hint(Class::M));
+        assert!(hint(Class::S).contains("`MTU = 1280` works, with 7 cells per full packet"), "{}", hint(Class::S));
+    }
 }

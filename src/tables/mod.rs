@@ -12,6 +12,11 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 /// A rule below the header, and nothing else: narrow, and easy to cut with other tools.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
+/// How text is wrapped. Words with hyphens stay whole, so that values and names of options can be copied.
+pub fn wrapping<'a>(columns: usize) -> textwrap::Options<'a> {
+    textwrap::Options::new(columns).word_splitter(textwrap::WordSplitter::NoHyphenation)
+}
+
 /// An empty table in the project's style.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -57,6 +62,16 @@ fn span(seconds: f64) -> String {
     }
 }
 
+/// What control refused, with the meaning of what a wrong file causes.
+fn refusals(counts: &BTreeMap<String, u64>) -> String {
+    let stale = if counts.contains_key("bad-mac1") {
+        " (bad-mac1: the sender's chain.toml has other keys than this node, or it is a scan)"
+    } else {
+        ""
+    };
+    format!("refused by control: {}{stale}", reasons(counts))
+}
+
 /// `replay 2, forged 1`: the reasons with their counts, the most frequent first.
 pub fn reasons(counts: &BTreeMap<String, u64>) -> String {
     let mut all: Vec<_> = counts.iter().collect();
@@ -74,6 +89,13 @@ mod tests {
         assert_eq!([0.4, 999.4, 999.6, 999_499.0, 5e6].map(time), ["0 us", "999 us", "1.0 ms", "999.5 ms", "5.0 s"]);
         let spans = [0.25, 61.0, 7980.0, 180_000.0].map(span);
         assert_eq!(spans, ["0.2 s", "1 min 1 s", "2 h 13 min", "2 d 2 h"]);
+    }
+
+    #[test]
+    fn handshakes_for_other_keys_are_explained() {
+        let line = |reason: &str| refusals(&BTreeMap::from([(reason.to_owned(), 3)]));
+        assert!(line("bad-mac1").contains("bad-mac1 3 (bad-mac1: the sender's chain.toml"));
+        assert_eq!(line("cookie"), "refused by control: cookie 3");
     }
 
     #[test]

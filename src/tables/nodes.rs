@@ -1,7 +1,7 @@
 //! Every counter of one or several nodes, in tables of at most 100 columns.
 
 use super::summary::node_name_at;
-use super::{align_right, lines, reasons, span, table, time};
+use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::ceremony::utc;
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
 
@@ -69,13 +69,13 @@ fn drops(nodes: &[NodeReport]) -> String {
             all.push(format!("{name}  {unit} {direction}: {}", reasons(&tally.dropped)));
         }
         if !node.refused.is_empty() {
-            all.push(format!("{name}  refused by control: {}", reasons(&node.refused)));
+            all.push(format!("{name}  {}", refusals(&node.refused)));
         }
         if node.kernel_drops > 0 {
             all.push(format!("{name}  dropped by the kernel: {}", node.kernel_drops));
         }
     }
-    let options = textwrap::Options::new(WIDTH).subsequent_indent("       ");
+    let options = super::wrapping(WIDTH).subsequent_indent("       ");
     all.iter().map(|line| textwrap::fill(line, &options) + "\n").collect()
 }
 

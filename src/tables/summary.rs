@@ -1,6 +1,6 @@
 //! One node on one screen of 80 x 24: what `eddy status` prints, and a node when it ends.
 
-use super::{align_right, lines, reasons, span, table, time};
+use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::config::{NodeRole, node_name, wall_s};
 use eddy_node::report::{Distribution, NodeReport, StayReport, TallyReport, TrustReport};
 use eddy_node::runtime::expiry::stage;
@@ -118,13 +118,13 @@ fn drops(node: &NodeReport) -> String {
         all.push(format!("dropped by the kernel: {} (receive buffer full)", node.kernel_drops));
     }
     if !node.refused.is_empty() {
-        all.push(format!("refused by control: {}", reasons(&node.refused)));
+        all.push(refusals(&node.refused));
     }
     if all.is_empty() {
         return String::new();
     }
 
-    let options = textwrap::Options::new(WIDTH - 1).subsequent_indent("  ");
+    let options = super::wrapping(WIDTH - 1).subsequent_indent("  ");
     let mut shown: Vec<String> =
         all.iter().flat_map(|line| textwrap::wrap(line, &options)).map(|line| line.into_owned()).collect();
     if shown.len() > DROPS_SHOWN {

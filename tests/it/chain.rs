@@ -1,6 +1,6 @@
 //! `eddy chain` as a user runs it: processes, sockets, exit codes.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -92,6 +92,9 @@ fn chain_verbose_prints_the_tables_of_every_node() {
     for part in ["mixing p50", "node p50", "Datagrams", "Releases", "State"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let entry = text.split("State\n").nth(1).and_then(|state| state.lines().find(|line| line.starts_with("entry")));
+    let entry: Vec<&str> = entry.unwrap().split_whitespace().collect();
+    assert_eq!(entry[1..3], ["1", "4"], "links and channels before the end: {text}");
     assert!(!text.contains("refused by control"), "a node that is still starting is not a refusal: {text}");
 }
 
@@ -106,9 +109,9 @@ fn chain_that_stays_prints_forwards_asked_for_and_warnings() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let until = |pipe: Box<dyn Read>, wanted: &str| {
+    let until = |pipe: &mut dyn BufRead, wanted: &str| {
         let mut text = String::new();
-        for line in BufReader::new(pipe).lines().map(Result::unwrap) {
+        for line in pipe.lines().map(Result::unwrap) {
             text += &(line + "\n");
             if text.contains(wanted) {
                 return text;
@@ -117,17 +120,22 @@ fn chain_that_stays_prints_forwards_asked_for_and_warnings() {
         panic!("no {wanted:?} in {text}");
     };
 
-    let text = until(Box::new(chain.stdout.take().unwrap()), "Inspect a node");
+    let mut stdout = BufReader::new(chain.stdout.take().unwrap());
+    let text = until(&mut stdout, "Inspect a node");
     let forwards: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("forward ")).collect();
     assert_eq!(forwards.len(), 1, "{text}");
     assert!(forwards[0].ends_with("-> 127.0.0.9:9") && text.contains("MTU = "), "{text}");
 
     let listen = forwards[0].split_whitespace().next().unwrap();
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"denied", listen).unwrap();
-    let warnings = until(Box::new(chain.stderr.take().unwrap()), "the exit refused 127.0.0.9:9");
+    let warnings = until(&mut BufReader::new(chain.stderr.take().unwrap()), "the exit refused 127.0.0.9:9");
     assert!(warnings.lines().any(|line| line.starts_with("entry: ")), "{warnings}");
     // Its lifeline closes, and with it the chain.
     drop(chain.stdin.take());
+    let text = until(&mut stdout, "Ledgers of all 3 nodes close");
+    let carried = text.lines().find(|line| line.starts_with("to destinations")).unwrap();
+    assert_eq!(carried.split_whitespace().skip(2).collect::<Vec<_>>(), ["1", "0"], "what the program sent: {text}");
+    assert!(text.contains("Test at the start: 1 sent, 1 delivered"), "{text}");
     chain.wait().unwrap();
 }
 
@@ -238,7 +246,7 @@ fn staying_chain_serves_until_a_signal() {
         assert_eq!(status["ledger"]["cells"]["forward"]["closed"], true);
         assert!(run(Path::new("."), &format!("status --config {}", config.display())).status.success());
     }
-    // As a supervisor does it: twice.
+    // Twice, as supervisors do.
     demo.signal(Signal::TERM);
     demo.signal(Signal::TERM);
     assert_ledgers(&demo.finish(), 1);

@@ -92,6 +92,10 @@ fn config_check_accepts_all_files_of_init() {
         assert!(line.starts_with(&format!("{file}.toml: ok, {name} of chain ")), "{line}");
     }
     assert!(!dir.path().join("mix1.sock").exists(), "no socket is opened");
+    let line = said(dir.path(), "config check --config mix1.toml");
+    assert!(line.starts_with("mix1.toml: ok"), "as for other commands: {line}");
+    assert_eq!(said(dir.path(), "config show --config mix1.toml"), said(dir.path(), "config show mix1.toml"));
+    assert_mistake("no file", &run(dir.path(), "config check"), &["FILE", "usage: eddy config check"]);
 }
 
 #[test]

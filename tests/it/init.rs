@@ -19,7 +19,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
         ),
         ("init new --mixes 1 --lanes 2 --node 192.0.2.1:65535 --node 192.0.2.2:1", &["at most 65534", "2 lanes need consecutive ports"]),
         ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["invalid --node \"192.0.2.1:x\"", "expected IP, IP:PORT"]),
-        ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node 192.0.2.1:5 (again for node 2)"]),
+        ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node: mix1 and exit both get 192.0.2.1:5", "write --node IP:PORT"]),
         ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["192.0.2.1:0: expected a port from 1 to 65535", "port"]),
         ("init new --base-port 65534", &["--base-port 65534 is too high", "needs 4 ports"]),
         ("chain --ipv6 --mixes 7", &["1472 bytes, but over IPv6 only 1452 fit"]),
@@ -72,6 +72,7 @@ fn init_prints_next_commands_and_keeps_existing_keys() {
     assert!(made.status.success(), "{made:?}");
     let said = String::from_utf8(made.stdout).unwrap();
     for wanted in [
+        "Class S suits voice and games: 203 bytes per cell, link MTU 12",
         "eddy mix --config my/mix1.toml     # 192.0.2.1:4701",
         "eddy mix --config my/mix2.toml     # 198.51.100.7:99",
         "eddy exit --config my/exit.toml    # 203.0.113.9:4703",
@@ -106,6 +107,33 @@ fn man_pages_and_completions_are_generated() {
     assert!(page.contains("payload") && page.contains(".nf"), "{page}");
     let script = run(dir.path(), "completions bash");
     assert!(String::from_utf8_lossy(&script.stdout).contains("_eddy()"));
+}
+
+#[test]
+fn help_of_help_is_help() {
+    let dir = tempfile::tempdir().unwrap();
+    for (line, usage) in [
+        ("help -h", "Usage: eddy <COMMAND>"),
+        ("help --help", "Usage: eddy <COMMAND>"),
+        ("help chain -h", "Usage: eddy chain"),
+        ("config help -h", "Usage: eddy config"),
+    ] {
+        let output = run(dir.path(), line);
+        assert!(
+            output.status.success() && String::from_utf8_lossy(&output.stdout).contains(usage),
+            "{line}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn nodes_without_ports_share_a_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = run(dir.path(), "init x --mixes 2 --lanes 2 --node 192.0.2.1 --node 192.0.2.1 --node 192.0.2.1");
+    let said = String::from_utf8(made.stdout).unwrap();
+    for address in ["192.0.2.1:4701", "192.0.2.1:4703", "192.0.2.1:4705"] {
+        assert!(said.contains(address), "{said}");
+    }
 }
 
 #[test]

@@ -1,20 +1,19 @@
 //! The log of a node: what it says about its next hop, in which form, and how much.
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::Ipv4Addr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::common::command::{eddy, run};
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::common::nodes::PATIENCE;
+use crate::mistakes::edit;
 
 /// A chain of one mix on a loopback address of its own.
 fn chain() -> (TempDir, Ipv4Addr) {
@@ -81,6 +80,7 @@ fn silent_next_hop_is_reported_once_and_so_is_recovery() {
     let mix = Node::start(&dir, "mix1", &[]);
     let exit = format!("exit ({host}:4702)");
     let lines = mix.wait_for(&format!("no reply from next hop {exit}"));
+    assert!(lines.last().is_some_and(|line| line.contains("the same chain.toml")), "{lines:#?}");
     assert!(lines.iter().any(|line| line.contains("ready: mix1")), "{lines:#?}");
 
     let node = Node::start(&dir, "exit", &[]);
@@ -106,6 +106,40 @@ fn entry_names_hops_to_check_when_setup_times_out() {
     assert!(lines.last().is_some_and(|line| line.contains("mix1 replies, so check exit")), "{lines:#?}");
     let _exit = Node::start(&dir, "exit", &[]);
     entry.wait_for("channel setup succeeded");
+}
+
+#[test]
+fn entry_without_listeners_says_how_to_add_one() {
+    let (dir, _) = chain();
+    let entry = Node::start(&dir, "entry", &[]);
+    let lines = entry.wait_for("no program can use this entry yet");
+    assert!(lines.last().is_some_and(|line| line.contains("eddy forward add --config entry.toml")), "{lines:#?}");
+}
+
+#[test]
+fn socks_client_that_asks_for_tcp_leaves_one_line() {
+    let (dir, _) = chain();
+    edit(&dir.path().join("entry.toml"), "# socks", "socks = [\"127.0.0.1:0\"]");
+    let mut entry = Node::start(&dir, "entry", &[]);
+    let ready = entry.wait_for("ready: entry").pop().unwrap();
+    let at = ready.split(", socks ").nth(1).and_then(|rest| rest.split(',').next()).unwrap().to_owned();
+    let ask = |command: u8| {
+        let mut stream = TcpStream::connect(&at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&[5, 1, 0, 5, command, 0, 1, 192, 0, 2, 7, 0, 80]).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[3], 7, "command not supported");
+    };
+    ask(1);
+    let lines = entry.wait_for("refused CONNECT of a SOCKS client: eddy carries UDP only");
+    assert!(!lines.concat().contains("192.0.2.7"), "{lines:#?}");
+    // The line is repeated after 10 s at the earliest.
+    let started = Instant::now();
+    (0..5).for_each(|_| ask(2));
+    entry.process.kill().unwrap();
+    let repeats = entry.lines.iter().filter(|line| line.contains("of a SOCKS client")).count() as u64;
+    assert!(repeats <= started.elapsed().as_secs() / 10, "{repeats} repeats");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The table of channels of a node (SPEC 5): ids on links, half-open and open channels.
 //!
-//! [`setup`] is how a hop passes on setups and acks, [`copies`] the second and third cell of an ack; the entry's own setups are in [`crate::entry`].
+//! [`setup`] is how a hop passes on setups and acks, [`copies`] the second and third cell of an ack; the
+//! entry's own setups are in [`crate::entry`].
 
 mod copies;
 mod setup;

@@ -29,12 +29,12 @@ use responder::Responder;
 
 /// Lifetime of a link that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
-/// Incomplete setups of an entry's link.
-const INCOMPLETE_SETUPS_PER_ENTRY_LINK: usize = 8;
+/// Incomplete setups of an entry's link. An entry has fewer setups in flight.
+pub(crate) const INCOMPLETE_SETUPS_PER_ENTRY_LINK: usize = 8;
 /// Incomplete setups of a link between hops, which carries those of all entries.
 const INCOMPLETE_SETUPS_MAX: usize = 256;
 /// How long the shards of a setup wait for each other.
-const SETUP_SHARDS_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const SETUP_SHARDS_WAIT: Duration = Duration::from_secs(2);
 /// Decided setups that an entry's link remembers: more than its default rate allows in their time.
 const DECIDED_SETUPS_PER_ENTRY_LINK: usize = 64;
 /// Decided setups that a link between hops remembers.

@@ -21,6 +21,9 @@ const QUIET: Duration = Duration::from_millis(50);
 /// A state that was not saved is to be saved again after this.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 
+/// A clock that differs is reported after this.
+const CLOCK_OFF_FOR: Duration = Duration::from_secs(1);
+
 /// What a hop writes to disk: what it must never forget.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HopState {
@@ -73,6 +76,8 @@ pub struct HopTrust {
     unsaved: Option<Duration>,
     /// Something has arrived that the next tick acts on.
     has_news: bool,
+    /// Since when a neighbour's clock differs.
+    clock_off_since: Option<Duration>,
     /// The first interval that may be signed: earlier ones may have been signed before the start.
     first: u64,
     /// When a record arrived last.
@@ -128,6 +133,7 @@ impl HopTrust {
             saves: 0,
             unsaved: None,
             has_news: true,
+            clock_off_since: None,
             first,
             record_at: Duration::ZERO,
             asked_for: 0,
@@ -260,7 +266,7 @@ impl HopTrust {
         self.has_news = false;
         self.view.forget(wall_ms);
         self.keyring.wipe(now, wall_ms);
-        self.check_clock();
+        self.check_clock(now);
         if let Some((own, keys)) = self.own_certificate(wall_ms) {
             self.keep_keys(rng, now, wall_ms, &own, keys);
             self.sign(now, wall_ms, keys);
@@ -418,7 +424,7 @@ impl HopTrust {
     }
 
     /// Compares this node's clock with those of its neighbouring hops.
-    fn check_clock(&mut self) {
+    fn check_clock(&mut self, now: Duration) {
         let limit = self.view.times().interval_ms() as i64;
         let offsets: Vec<i64> = self.sync.offsets_ms().collect();
         let stops = !offsets.is_empty() && offsets.iter().all(|offset| offset.abs() > limit);
@@ -427,10 +433,15 @@ impl HopTrust {
         } else {
             self.withdraw(|event| matches!(event, TrustEvent::ClockStops { .. }));
         }
-        match offsets.iter().find(|offset| offset.abs() > OFFSET_MAX_MS) {
-            Some(offset_ms) if !stops => self.report(TrustEvent::ClockOff { offset_ms: *offset_ms }),
-            Some(_) => {}
-            None => self.withdraw(|event| matches!(event, TrustEvent::ClockOff { .. })),
+        let Some(offset_ms) = offsets.iter().find(|offset| offset.abs() > OFFSET_MAX_MS) else {
+            self.clock_off_since = None;
+            self.withdraw(|event| matches!(event, TrustEvent::ClockOff { .. }));
+            return;
+        };
+        // Of a clock that was set, the neighbours hear one after the other.
+        let since = *self.clock_off_since.get_or_insert(now);
+        if !stops && now - since >= CLOCK_OFF_FOR {
+            self.report(TrustEvent::ClockOff { offset_ms: *offset_ms });
         }
     }
 }

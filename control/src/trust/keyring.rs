@@ -192,3 +192,115 @@ impl Keyring {
         Err(why)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+    use wire::cell::{Class, Shape};
+    use wire::setup::HopPublic;
+
+    use super::super::descriptor::HopRole;
+    use super::super::descriptor::tests::{descriptor, identity};
+    use super::super::view::tests::terms;
+    use super::*;
+
+    const CHAIN: [u8; 32] = [0xcc; 32];
+    const INFO: Info = Info { suite: Suite::X25519, class: Class::L, lifetime_s: 60, first: 0 };
+    /// E = 600 s, I = 10 s: epoch 1 is used from 610 s to 1210 s.
+    const RUNNING: u64 = 700_000;
+
+    struct Ring {
+        rng: ChaCha20Rng,
+        keyring: Keyring,
+        shape: Shape,
+        certificate: SignedDescriptor,
+        signer: Signer,
+    }
+
+    impl Ring {
+        fn new(capacity: usize) -> Ring {
+            let times = Times::new(&terms());
+            Ring {
+                rng: ChaCha20Rng::seed_from_u64(1),
+                keyring: Keyring::new((CHAIN, Suite::X25519, times), (1, 2), capacity),
+                shape: Shape::new(Class::L, 2).unwrap(),
+                certificate: descriptor(1, HopRole::Mix).sign(&identity(1)).unwrap(),
+                signer: identity(101),
+            }
+        }
+
+        fn draw(&mut self, epoch: u64, draw: u64) -> Arc<SignedRecord> {
+            self.keyring.draw(&mut self.rng, Duration::ZERO, epoch, draw, &self.certificate, &self.signer)
+        }
+
+        fn publish(&mut self, epoch: u64, draw: u64) -> Arc<SignedRecord> {
+            self.keyring.publish(epoch, draw, &self.certificate, &self.signer).unwrap()
+        }
+
+        /// A setup to the keys of this record.
+        fn setup(&mut self, record: &SignedRecord) -> Vec<u8> {
+            let hop = |i| HopPublic { setup: record.setup.clone(), descriptor_hash: record.setup_hash(&CHAIN, i, 2) };
+            let hops = [hop(1), hop(2)];
+            let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut self.rng))).collect();
+            setup::build(self.shape, &hops, shares, INFO).unwrap().0
+        }
+
+        fn open(&mut self, onion: &[u8], wall_ms: u64) -> Result<(), NotOpened> {
+            self.keyring.open(self.shape, INFO, onion, wall_ms).map(drop)
+        }
+    }
+
+    #[test]
+    fn setup_opens_once_under_its_record_and_the_one_before() {
+        let mut ring = Ring::new(100);
+        let first = ring.draw(1, 5);
+        let onions: Vec<Vec<u8>> = (0..3).map(|_| ring.setup(&first)).collect();
+        assert_eq!(ring.open(&onions[0], RUNNING), Ok(()));
+        assert_eq!(ring.open(&onions[0], RUNNING), Err(NotOpened::Replayed));
+        // The same keys again, in the next record: setups under way still open, and are still remembered.
+        let second = ring.publish(1, 6);
+        let newer = ring.setup(&second);
+        assert_eq!([ring.open(&onions[1], RUNNING), ring.open(&newer, RUNNING)], [Ok(()); 2]);
+        assert_eq!(ring.open(&onions[0], RUNNING), Err(NotOpened::Replayed));
+        ring.publish(1, 7);
+        assert_eq!(ring.open(&onions[2], RUNNING), Err(NotOpened::Invalid(BadSetup::Forged)));
+    }
+
+    #[test]
+    fn full_replay_cache_refuses_setups() {
+        let mut ring = Ring::new(2);
+        let record = ring.draw(1, 5);
+        for _ in 0..2 {
+            let onion = ring.setup(&record);
+            assert_eq!(ring.open(&onion, RUNNING), Ok(()));
+        }
+        let onion = ring.setup(&record);
+        assert_eq!(ring.open(&onion, RUNNING), Err(NotOpened::Full));
+        // The keys of the next epoch have a cache of their own.
+        let next = ring.draw(2, 6);
+        let onion = ring.setup(&next);
+        assert_eq!(ring.open(&onion, 1_210_000), Ok(()));
+    }
+
+    #[test]
+    fn keys_open_setups_around_their_epoch_and_are_then_wiped() {
+        let mut ring = Ring::new(100);
+        let record = ring.draw(1, 5);
+        let times = Times::new(&terms());
+        let (from, until) = (times.accept_at(1), times.wipe_at(1));
+        assert_eq!((from, until), (600_000, 1_310_000));
+        for (wall_ms, opens) in [(from - 1, false), (from, true), (until - 1, true), (until, false)] {
+            let onion = ring.setup(&record);
+            assert_eq!(ring.open(&onion, wall_ms).is_ok(), opens, "{wall_ms}");
+        }
+        ring.keyring.wipe(Duration::ZERO, until - 1);
+        assert!(ring.keyring.has(1));
+        ring.keyring.wipe(Duration::ZERO, until);
+        assert!(!ring.keyring.has(1));
+        // A clock that stands still does not keep them.
+        ring.draw(1, 6);
+        ring.keyring.wipe(times.key_life_max(), RUNNING);
+        assert!(!ring.keyring.has(1));
+    }
+}

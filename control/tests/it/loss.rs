@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use control::Rate;
+use control::{Rate, Refusal};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Class;
@@ -76,6 +76,21 @@ fn setups_succeed_with_random_loss() {
 #[ignore = "takes minutes"]
 fn thousands_of_setups_succeed_with_random_loss() {
     succeed([10_000; 2]);
+}
+
+#[test]
+fn many_setups_fit_a_link_that_reorders() {
+    // Shards overtake those of other setups, and Mix 1 joins eight setups of an entry at once.
+    let mut plan = Plan::with_suite(Class::S, 3, Suite::Hybrid);
+    plan.channels = 64;
+    plan.caps.setups_per_entry_link = Rate { per_second: 10_000, burst: 10_000 };
+    let mut world = World::new(plan);
+    world.recording = false;
+    world.delay_us = 2_000..40_000;
+    let end = world.now + secs(10);
+    assert!(world.run_until(end, |w| w.node(0).channels.len() == 64));
+    assert_eq!(world.node(0).control.counters().setups, 64, "each at its first attempt");
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 0);
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod hostile;
 mod loss;
 #[allow(dead_code)]
 mod sim;
+mod trust;

@@ -265,6 +265,8 @@ pub struct World {
     pub wall_base: Duration,
     /// How far clocks are ahead of it, in ms, by node.
     pub clock_ms: BTreeMap<usize, i64>,
+    /// Nodes that cannot write to their disk.
+    pub broken_disks: BTreeSet<usize>,
     /// What is on the disk of each node.
     pub disks: BTreeMap<usize, Vec<u8>>,
     /// All datagrams sent, unless a test turns it off.
@@ -290,6 +292,7 @@ impl World {
             delay_us: 2_000..6_000,
             wall_base: secs(1_800_000_000),
             clock_ms: BTreeMap::new(),
+            broken_disks: BTreeSet::new(),
             disks: BTreeMap::new(),
         }
     }
@@ -488,6 +491,7 @@ impl World {
                     self.send(from, to, datagram);
                 }
                 Output::Event(event) => node.events.push((self.now, event)),
+                Output::Save(_) if self.broken_disks.contains(&at) => {}
                 Output::Save(number) => {
                     self.disks.insert(at, node.control.state().to_bytes());
                     node.control.saved(self.now, number);

@@ -213,6 +213,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
 mod tests {
     use super::*;
     use crate::SECOND;
+    use crate::command::LinkCommand;
     use crate::latency::Latency;
     use crate::runner::BLOCKED_WAIT;
     use crate::socket::memory::{MemNet, MemPort};
@@ -246,9 +247,9 @@ mod tests {
     fn connect(commands: &mut rtrb::Producer<Command>) {
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
-        let link = Command::InstallLink { link: LinkId(0), side: Side::Down, peer };
+        let link = LinkCommand::Install { link: LinkId(0), side: Side::Down, peer };
         let (header_i2r, header_r2i) = (key(), key());
-        let slot = Command::InstallSlot {
+        let slot = LinkCommand::InstallSlot {
             link: LinkId(0),
             slot: SlotId(1),
             peer,
@@ -256,7 +257,7 @@ mod tests {
             header_r2i,
             rank: Rank::Current,
         };
-        assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
+        assert!([link, slot].into_iter().all(|command| commands.push(Command::Link(command)).is_ok()));
     }
 
     fn own_cell(seq: u64, at_once: bool) -> Command {

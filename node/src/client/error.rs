@@ -7,7 +7,7 @@ use dataplane::entry::Destination;
 use thiserror::Error;
 use wire::frames::Status;
 
-use crate::runtime::refusals::Refusal;
+use crate::runtime::refused_flows::RefusedFlow;
 
 /// Error of a call on a [`UdpTunnel`](super::UdpTunnel).
 ///
@@ -99,7 +99,7 @@ impl From<io::Error> for TunnelError {
 
 impl TunnelError {
     /// `None` for an answer that is not a refusal.
-    pub(super) fn refused(Refusal { destination, status }: Refusal, max: usize) -> Option<TunnelError> {
+    pub(super) fn refused(RefusedFlow { destination, status }: RefusedFlow, max: usize) -> Option<TunnelError> {
         Some(match status {
             Status::Refused => TunnelError::PolicyRefused { destination },
             Status::Unreachable => TunnelError::Unreachable { destination },
@@ -116,15 +116,15 @@ impl TunnelError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum NotReady {
-    /// Mix 1 did not answer.
-    #[error("no link to Mix 1 at {address} after {}: check that it is running, and that UDP reaches it", seconds(*waited))]
+    /// The first mix did not answer.
+    #[error("no link to mix1 at {address} after {}: check that it is running, and that UDP reaches it", seconds(*waited))]
     NoLink {
-        /// The address of Mix 1.
+        /// The address of mix1.
         address: String,
         /// The time since the call.
         waited: Duration,
     },
-    /// Mix 1 answers, and fewer channels are open than configured.
+    /// The first mix answers, and fewer channels are open than configured.
     #[error("{open} of {wanted} channels are open after {}: check that all mixes and the exit are running", seconds(*waited))]
     FewChannels {
         /// Channels that are open.

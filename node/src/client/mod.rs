@@ -40,7 +40,7 @@ pub struct Entry {
     shape: Shape,
     /// Channels to keep open.
     channels: usize,
-    /// The address of Mix 1.
+    /// The address of mix1.
     next: String,
 }
 

@@ -1,6 +1,7 @@
 //! A TOML file, checked against the table of keys, and its values with their lines.
 //!
-//! Every message says what was expected, what was found, where, and how to fix it. Values of key files are never quoted.
+//! Every message says what was expected, what was found, where, and how to fix it. Values of key files are never
+//! quoted.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -13,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::table::{self, DefaultValue, Key, Kind};
+use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
 use super::{ConfigError, Location, NodeRole};
 
 /// A file's text. It may hold keys, so it is wiped.
@@ -76,7 +77,8 @@ impl Source {
     /// `role` is that of a node's configuration, if it is one. Values that depend on others are the reader's to check.
     pub(crate) fn table(&self, keys: &'static [Key]) -> Result<Table<'_>, ConfigError> {
         let values = DeTable::parse(&self.text).map_err(|error| self.syntax(&error, keys))?;
-        let table = Table { source: self, keys, values: values.into_inner(), at: None };
+        let table = Table { source: self, keys, values: values.into_inner(), inside: None };
+        table.check_kind()?;
         table.check_names()?;
         Ok(table)
     }
@@ -110,6 +112,9 @@ impl Source {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
         let key = table::find(keys, name.trim());
         let mut what = error.message().lines().collect::<Vec<_>>().join(", ");
+        if what.starts_with("duplicate key") {
+            return self.duplicate(at, name.trim());
+        }
         if let Some(key) = key
             && value.trim().is_empty()
         {
@@ -120,6 +125,18 @@ impl Source {
             None => ConfigError::Syntax { at, what },
         }
     }
+
+    /// A key or table that the file sets twice, for the second time at `at`.
+    fn duplicate(&self, at: Location, name: &str) -> ConfigError {
+        let begins = |line: &str| line.split('=').next().unwrap_or_default().trim() == name;
+        let before = self.text.lines().take(at.line.map_or(0, |line| line - 1)).collect::<Vec<_>>();
+        let first = before.iter().rposition(|line| begins(line));
+        // In a key file anything may be a secret.
+        let named = if self.secret { String::new() } else { format!(" {name}") };
+        let first = first.map_or("an earlier line".to_owned(), |line| format!("line {}", line + 1));
+        let what = format!("duplicate key{named}: {first} sets it, too");
+        ConfigError::Value { at, what, remedy: "remove one of the two lines".into() }
+    }
 }
 
 /// A table of a file. Its names are known; its values are once [`Table::check`] has passed.
@@ -127,8 +144,17 @@ pub(crate) struct Table<'s> {
     source: &'s Source,
     keys: &'static [Key],
     values: DeTable<'s>,
-    /// Its location, if it is not the whole file.
-    at: Option<Range<usize>>,
+    /// The table's name and location, and the keys of the file, if it is not the whole file.
+    inside: Option<Inside>,
+}
+
+/// The place of an inner table.
+struct Inside {
+    /// `[caps]` or `[[forward]]`.
+    header: String,
+    at: Range<usize>,
+    /// The keys above the first table.
+    top: &'static [Key],
 }
 
 /// A text of a file.
@@ -170,6 +196,22 @@ impl<'s> Table<'s> {
         all
     }
 
+    /// Refuses a file of another kind, such as the chain file instead of a node's configuration.
+    fn check_kind(&self) -> Result<(), ConfigError> {
+        let of_kind = |keys: &'static [Key]| self.values.keys().all(|name| table::find(keys, name.get_ref()).is_some());
+        if of_kind(self.keys) {
+            return Ok(());
+        }
+        let kind = |is: &dyn Fn(&&FileKind) -> bool| WHOLE_FILES.iter().find(is);
+        let found = kind(&|kind| of_kind(kind.keys)).zip(kind(&|kind| std::ptr::eq(kind.keys, self.keys)));
+        let Some((found, expected)) = found else { return Ok(()) };
+        Err(ConfigError::Value {
+            at: self.source.file(),
+            what: format!("this is {}, expected {}", found.name, expected.name),
+            remedy: format!("name {}", expected.example),
+        })
+    }
+
     /// Refuses names that are not in the table of keys.
     fn check_names(&self) -> Result<(), ConfigError> {
         for (name, _) in self.in_order() {
@@ -184,7 +226,10 @@ impl<'s> Table<'s> {
         let names: Vec<&str> = self.keys.iter().map(|key| key.name).collect();
         let elsewhere = table::ALL_FILES.iter().filter(|(_, keys)| table::find(keys, name).is_some());
         let elsewhere: Vec<&str> = elsewhere.map(|(file, _)| *file).collect();
-        let hint = if !elsewhere.is_empty() {
+        let captured = self.inside.as_ref().filter(|inside| table::find(inside.top, name).is_some());
+        let hint = if let Some(Inside { header, .. }) = captured {
+            format!("every key below the line {header} belongs to that table: move `{name}` above the first table")
+        } else if !elsewhere.is_empty() {
             let files = elsewhere.join(" or ");
             format!("it belongs in {files}: check which file was named, and in which table it is")
         } else if let Some(near) = nearest(name, &names) {
@@ -235,7 +280,7 @@ impl<'s> Table<'s> {
     }
 
     fn missing(&self, key: &Key) -> ConfigError {
-        let at = self.at.as_ref().map_or_else(|| self.source.file(), |span| self.source.at(span));
+        let at = self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at));
         ConfigError::MissingKey { at, key: key.name.to_owned(), example: quoted_line(key) }
     }
 
@@ -288,7 +333,10 @@ impl<'s> Table<'s> {
     fn inner(&self, key: &Key, value: &Spanned<DeValue<'s>>) -> Result<Table<'s>, ConfigError> {
         let (Kind::Table(keys) | Kind::Tables(keys)) = key.kind else { unreachable!("{} is not a table", key.name) };
         let values = value.get_ref().as_table().cloned().unwrap_or_default();
-        let table = Table { source: self.source, keys, values, at: Some(value.span()) };
+        let header =
+            if matches!(key.kind, Kind::Tables(_)) { format!("[[{}]]", key.name) } else { format!("[{}]", key.name) };
+        let inside = Some(Inside { header, at: value.span(), top: self.keys });
+        let table = Table { source: self.source, keys, values, inside };
         table.check_names()?;
         Ok(table)
     }

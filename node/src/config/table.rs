@@ -412,18 +412,18 @@ const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
 
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
-    cap("links", LINKS_MAX, 1024, "Links with entries, at Mix 1."),
+    cap("links", LINKS_MAX, 1024, "Links with entries, at mix1."),
     cap("links_per_address", LINKS_MAX, 4, "Links with one address and port."),
     cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second."),
     cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once."),
     cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB."),
-    cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at Mix 1."),
+    cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at mix1."),
     cap("half_open", HALF_OPEN_MAX, 1024, "Channels that wait for their acks."),
-    cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at Mix 1."),
+    cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at mix1."),
     cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second."),
     cap("setups_burst", RATE_MAX, 2000, "Channel setups at once."),
-    cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at Mix 1."),
-    cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at Mix 1."),
+    cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at mix1."),
+    cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at mix1."),
 ];
 
 /// A key of another kind of file.
@@ -467,6 +467,29 @@ pub static ALL_FILES: &[(&str, &[Key])] = &[
     ("node.request", REQUEST_FILE),
     ("node.key", NODE_KEY_FILE),
     ("identity.key", IDENTITY_FILE),
+];
+
+/// A kind of file.
+pub struct FileKind {
+    /// As messages call it.
+    pub name: &'static str,
+    /// A file of this kind, for messages.
+    pub example: &'static str,
+    pub keys: &'static [Key],
+}
+
+/// All kinds of files.
+pub static WHOLE_FILES: &[FileKind] = &[
+    FileKind { name: "a node's configuration", example: "the node's own file, such as mix1.toml", keys: NODE },
+    FileKind { name: "the chain's public file", example: "chain.toml as `eddy assemble` writes it", keys: CHAIN_FILE },
+    FileKind { name: "a key file", example: "the node's key file, such as mix1.key", keys: NODE_KEY_FILE },
+    FileKind { name: "a node's identity", example: "identity.key as `eddy keygen` writes it", keys: IDENTITY_FILE },
+    FileKind { name: "a node's descriptor", example: "node.desc as `eddy keygen` writes it", keys: DESCRIPTOR_FILE },
+    FileKind {
+        name: "a request for new keys",
+        example: "node.request as `eddy keygen --rotate` writes it",
+        keys: REQUEST_FILE,
+    },
 ];
 
 impl Key {

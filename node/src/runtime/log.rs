@@ -1,7 +1,7 @@
 //! The log of a node: lines about its neighbours, its channels and its clients.
 //!
-//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals, and
-//! when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
+//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals,
+//! and when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
 //!
 //! Neighbours: [`crate::runtime::node`] feeds it on the control thread; the command decides where lines go.
 
@@ -19,7 +19,7 @@ use wire::ids::Side;
 use crate::config::{ChainFile, NodeRole, node_name};
 
 /// Trouble is reported after it has lasted this long.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const REPORT_AFTER: Duration = Duration::from_millis(1500);
 /// Time from the first report of trouble to the second; then it doubles.
 const REPEAT_FIRST: Duration = Duration::from_secs(10);
 /// Longest time between two reports of the same trouble.
@@ -32,6 +32,10 @@ const CLIENT_TROUBLES_MAX: usize = 64;
 const SUBJECTS_AT_ONCE: u32 = 8;
 /// Time after which one more does.
 const SUBJECTS_EVERY: Duration = Duration::from_secs(60);
+
+/// The end of a line about a silent next hop. A node does not answer handshakes for other keys than its own.
+const CHECK_NEXT_HOP: &str =
+    "check that it runs, that UDP reaches it, and that it has the same chain.toml as this node";
 
 /// The log of one node.
 pub struct Log {
@@ -66,7 +70,7 @@ struct Peer {
 pub(super) struct Trouble {
     /// Once it has been reported: when to report it again, and the interval before that.
     repeat: Option<(Duration, Duration)>,
-    /// It has lasted for [`PATIENCE`] and has not ended.
+    /// It has lasted for [`REPORT_AFTER`] and has not ended.
     lasts: bool,
     /// It was reported and has not ended since.
     reported: bool,
@@ -79,7 +83,7 @@ impl Trouble {
     /// Trouble that comes back continues at the interval it had reached, unless it was absent for that long.
     fn is_due(&mut self, now: Duration, lasted: Duration) -> bool {
         if !self.lasts {
-            if lasted < PATIENCE {
+            if lasted < REPORT_AFTER {
                 return false;
             }
             self.lasts = true;
@@ -105,7 +109,7 @@ impl Trouble {
         if self.is_over(now) {
             *self = Trouble::default();
         }
-        self.is_due(now, PATIENCE)
+        self.is_due(now, REPORT_AFTER)
     }
 
     /// True if it was not seen for the longest interval.
@@ -124,9 +128,9 @@ impl Trouble {
 
 /// Trouble that clients cause, by its subject: a refused destination, or a client with too long datagrams.
 ///
-/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`]. A client can make
-/// up any number of subjects, so only [`SUBJECTS_AT_ONCE`] and one more per [`SUBJECTS_EVERY`] get lines of their own.
-/// The others are counted in one line, at growing intervals as well.
+/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`]. A client can
+/// make up any number of subjects, so only [`SUBJECTS_AT_ONCE`] and one more per [`SUBJECTS_EVERY`] get lines of their
+/// own. The others are counted in one line, at growing intervals as well.
 #[derive(Default)]
 struct ClientTroubles {
     by_subject: BTreeMap<String, Trouble>,
@@ -224,9 +228,15 @@ impl Log {
         }
         let silent_s = lasted.as_secs_f64().round();
         if self.was_connected {
-            warn!(peer = name, %role, %address, silent_s, "lost the next hop {name} ({address}): no reply for {silent_s} s");
+            warn!(
+                peer = name, %role, %address, silent_s,
+                "lost the next hop {name} ({address}): no reply for {silent_s} s; {CHECK_NEXT_HOP}"
+            );
         } else {
-            warn!(peer = name, %role, %address, silent_s, "no reply from next hop {name} ({address}) for {silent_s} s; retrying");
+            warn!(
+                peer = name, %role, %address, silent_s,
+                "no reply from next hop {name} ({address}) for {silent_s} s; retrying; {CHECK_NEXT_HOP}"
+            );
         }
     }
 
@@ -267,7 +277,7 @@ impl Log {
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
             Event::Trust(event) => self.trust(now, event),
             Event::SetupRefused(why) => {
-                if self.refused_acks.is_due(now, PATIENCE) {
+                if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
                         "channel setup failed: the answer is not from the hops of this chain ({why}); compare chain.toml on all nodes"
                     );
@@ -362,17 +372,17 @@ impl Log {
                 }
             }
             Notice::Refused { destination, status, .. } => {
-                let reason = status_text(*status);
-                if self.clients.is_due(now, format!("{destination}: {reason}")) {
-                    warn!(%destination, ?status, "the exit refused {destination}: {reason}");
+                let line = status_line(destination, *status);
+                if self.clients.is_due(now, line.clone()) {
+                    warn!(%destination, ?status, "{line}");
                 }
             }
         }
         if let Some(more) = self.clients.more(now) {
             warn!(
                 more,
-                "the exit refused or this entry dropped datagrams {more} more times, for destinations or clients that are not \
-                 listed"
+                "{more} more times the exit refused or could not reach a destination, or this entry dropped a datagram, for \
+                 destinations or clients that are not listed"
             );
         }
     }
@@ -384,16 +394,23 @@ fn clock_off(offset_ms: i64) -> String {
     format!("{seconds:.1} s {}", if offset_ms > 0 { "behind" } else { "ahead of" })
 }
 
-fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Open => "open",
+fn status_line(destination: &str, status: Status) -> String {
+    let reason = match status {
+        Status::Unresolvable => return format!("the exit cannot resolve {destination}: check the name"),
+        // Not a refusal by the exit.
+        Status::Unreachable => {
+            return format!(
+                "the exit cannot reach {destination}: the port is closed, there is no route, or it never answers \
+                 (`max_unanswered`); check that the service is running there"
+            );
+        }
         Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
-        Status::Unresolvable => "the name does not resolve there",
-        Status::Unreachable => "the destination is unreachable",
         Status::TooManyFlows => "the exit has too many flows or sockets",
-        Status::UnknownFlow => "the flow is unknown there",
         Status::TooLarge => "the datagram is too large",
-    }
+        Status::UnknownFlow => "the flow is unknown there",
+        Status::Open => "open",
+    };
+    format!("the exit refused {destination}: {reason}")
 }
 
 #[cfg(test)]
@@ -474,6 +491,15 @@ mod tests {
             (0..=round).for_each(|port| _ = troubles.is_due(secs(round * 600 + port), format!("192.0.2.1:{port}")));
         }
         assert_eq!(troubles.by_subject.len(), CLIENT_TROUBLES_MAX);
+    }
+
+    #[test]
+    fn closed_port_does_not_read_like_a_refusal() {
+        let line = |status| status_line("192.0.2.7:9", status);
+        assert!(line(Status::Refused).starts_with("the exit refused 192.0.2.7:9: its policy"));
+        let closed = line(Status::Unreachable);
+        assert!(closed.starts_with("the exit cannot reach 192.0.2.7:9: the port is closed"), "{closed}");
+        assert!(!closed.contains("refused"), "{closed}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! A running node: control and data plane side by side, with their threads and sockets.
 //!
-//! [`running`] starts a node as its files say: it checks them, [`sockets`] binds or takes over the sockets, and [`node`] runs
-//! `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the two; [`resolver`]
-//! resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`] changes them while it runs,
-//! and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a Unix socket ([`local`]). `trust_keeper` saves the state of
-//! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the next hop's names.
+//! [`running`] starts a node as its files say: it checks them, [`sockets`] binds or takes over the sockets, and
+//! [`node`] runs `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the
+//! two; [`resolver`] resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`]
+//! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
+//! Unix socket ([`local`]). `trust_keeper` saves the state of
+//! trust and reads descriptors and keys again, [`expiry`] warns before they end, and `next_names` resolves the names of
+//! the next hop.
 
 mod address_order;
 pub mod bridge;
@@ -19,7 +21,7 @@ pub mod node;
 pub mod path;
 pub mod random;
 pub mod readiness;
-pub mod refusals;
+pub mod refused_flows;
 pub mod resolver;
 pub mod running;
 pub mod sockets;

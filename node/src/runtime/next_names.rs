@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use dataplane::exit::QueryId;
 use dataplane::sys::Waker;
 use tracing::warn;
 
@@ -15,9 +16,9 @@ use super::resolver::Resolver;
 pub(super) struct NextNames {
     resolver: Option<Resolver>,
     /// Number of the last question.
-    last: u32,
+    last: QueryId,
     /// Questions without an answer, with the port of each name.
-    open: Vec<(u32, u16)>,
+    open: Vec<(QueryId, u16)>,
     found: Vec<SocketAddr>,
 }
 
@@ -36,7 +37,7 @@ impl NextNames {
         self.open.clear();
         self.found.clear();
         for (name, port) in names {
-            self.last = self.last.wrapping_add(1);
+            self.last = QueryId(self.last.0.wrapping_add(1));
             self.open.push((self.last, port));
             if let Some(resolver) = &self.resolver {
                 resolver.ask(self.last, name.into());

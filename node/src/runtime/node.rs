@@ -1,20 +1,18 @@
 //! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
 //! ([`crate::runtime::bridge`]).
 //!
-//! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates of
-//! the link sockets; everything else is sent by the workers.
+//! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates
+//! of the link sockets; everything else is sent by the workers.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use control::trust::TrustStatus;
 use control::{BadConfig, Config, Control, Counters, Role, Timing};
-use dataplane::command::Command;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
@@ -28,7 +26,7 @@ use wire::ids::Side;
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
-use crate::runtime::bridge::{Bridge, Note};
+use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
@@ -127,8 +125,8 @@ pub struct Node {
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status clients
-/// still get a descriptor.
+/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status
+/// clients still get a descriptor.
 fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -154,7 +152,7 @@ impl Node {
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
-        let system = || StartError::system("duplicate the node's sockets");
+        let duplicate = || StartError::system("duplicate the link sockets");
         raise_descriptors(&mut spec.loaded.config.part);
         let NodeSpec { loaded, next, mut sockets } = spec;
         let lanes = loaded.lanes();
@@ -162,28 +160,28 @@ impl Node {
         let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
         let role = config.role();
         let clock = Clock::start();
-        let control_waker = Arc::new(Waker::new().map_err(system())?);
+        let control_waker = Arc::new(Waker::new().map_err(StartError::system("create an event descriptor"))?);
         let stop = Arc::new(AtomicBool::new(false));
 
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
-            watched.push(socket.try_clone().map_err(system())?);
+            watched.push(socket.try_clone().map_err(duplicate())?);
         }
 
         let socks = std::mem::take(&mut sockets.socks);
-        let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                Some(Listeners::new(chain.shape(), part.flow_idle, first, order, waker).map_err(system())?)
+                let listeners = Listeners::new(chain.shape(), part.flow_idle, first, waker);
+                Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
 
         let log = Log::new(&chain, position, next);
         let handshake_sockets =
-            (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
+            (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
 
         let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
@@ -215,7 +213,6 @@ impl Node {
         let hop_names = (1..=chain.descriptors.len()).map(|hop| node_name(chain.role(hop), hop)).collect();
         let thread = ControlThread {
             bridge,
-            orders,
             resolver,
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             next_names: NextNames::default(),
@@ -273,7 +270,8 @@ impl Node {
         !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
-    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last report.
+    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last
+    /// report.
     ///
     /// # Errors
     /// A thread has died.
@@ -332,8 +330,6 @@ impl Drop for ControlThread {
 
 struct ControlThread {
     bridge: Bridge,
-    /// Commands for the worker that do not come from control.
-    orders: Receiver<Command>,
     /// Of an exit.
     resolver: Option<Resolver>,
     trust: TrustKeeper,
@@ -371,8 +367,13 @@ impl ControlThread {
             if self.reload.swap(false, Ordering::AcqRel) {
                 self.trust.reload(self.bridge.control_mut(), clock.elapsed());
             }
-            self.bridge.take_orders(&self.orders);
-            let wake = self.turn(clock.elapsed());
+            if let Some(listeners) = &self.reporter.listeners {
+                self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
+            }
+            let mut wake = self.turn(clock.elapsed());
+            if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
+                wake = wake.min(clock.elapsed() + AGAIN);
+            }
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
         }
     }
@@ -457,7 +458,7 @@ mod tests {
     use dataplane::entry::Association;
     use wire::cell::{Class, Shape};
 
-    use crate::runtime::refusals::Refusals;
+    use crate::runtime::refused_flows::RefusedFlows;
 
     /// A reporter of a node without threads.
     fn idle_reporter() -> Reporter {
@@ -477,14 +478,13 @@ mod tests {
 
     #[test]
     fn tunnels_end_even_if_the_control_thread_panicked() {
-        let (orders, _taken) = mpsc::channel();
         let waker = Arc::new(Waker::new().unwrap());
         let shape = Shape::new(Class::S, 4).unwrap();
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker.clone()).unwrap();
-        let refusals = Arc::<Refusals>::default();
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker.clone()).unwrap();
+        let refused = Arc::<RefusedFlows>::default();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let association = Association { client: client.ip(), port: Some(client.port()) };
-        let _relay = listeners.tunnel(client.ip(), association, refusals.clone()).unwrap();
+        let _relay = listeners.tunnel(client.ip(), association, refused.clone()).unwrap();
 
         // The worker ends only after it was asked to.
         let stop = Arc::new(AtomicBool::new(false));
@@ -507,7 +507,7 @@ mod tests {
             socks: None,
         };
         assert_eq!(node.stop().unwrap_err().thread, "control");
-        assert!(worker_ended.load(Ordering::Acquire) && refusals.has_ended());
+        assert!(worker_ended.load(Ordering::Acquire) && refused.has_ended());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! SOCKS5 for UDP (RFC 1928, RFC 1929): the TCP side of associations.
 //!
-//! A client connects, authenticates and requests UDP ASSOCIATE. The answer is the address of a relay: a UDP socket of its
-//! own at the entry, which exists as long as that connection. The entry handles the datagrams of the relay
+//! A client connects, authenticates and requests UDP ASSOCIATE. The answer is the address of a relay: a UDP socket of
+//! its own at the entry, which exists as long as that connection. The entry handles the datagrams of the relay
 //! ([`dataplane::entry::Listener`]), and the exit resolves names. CONNECT and BIND are refused with 0x07, because eddy
 //! does not carry TCP.
 //!
@@ -39,9 +39,9 @@ pub type Users = BTreeMap<String, Zeroizing<String>>;
 /// Most connections; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 /// Longest time that a client may take for its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence before TCP keepalive probes, which find clients that vanished.
-const SILENCE: Duration = Duration::from_secs(60);
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// The SOCKS thread. It ends, with all associations, when this is dropped.
 pub struct Server {
@@ -54,8 +54,16 @@ struct Shared {
     listeners: Listeners,
     room: Semaphore,
     started: Instant,
-    /// Relays that could not be opened. Any client can cause that.
+    /// Relays that could not be opened, and requests for TCP. Any client can cause both.
     failures: Mutex<Trouble>,
+    tcp_requests: Mutex<Trouble>,
+}
+
+impl Shared {
+    /// True if a line about this trouble is due.
+    fn may_log(&self, trouble: &Mutex<Trouble>) -> bool {
+        trouble.lock().unwrap_or_else(PoisonError::into_inner).occurs(self.started.elapsed())
+    }
 }
 
 /// Serves SOCKS clients at these sockets.
@@ -79,6 +87,7 @@ pub fn serve(sockets: Vec<TcpListener>, users: Users, listeners: Listeners) -> i
         room: Semaphore::new(CONNECTIONS_MAX),
         started: Instant::now(),
         failures: Mutex::default(),
+        tcp_requests: Mutex::default(),
     });
     let thread = std::thread::Builder::new().name("socks".into()).spawn(move || {
         runtime.block_on(async {
@@ -133,11 +142,11 @@ enum ConversationError {
 /// Serves one connection until it ends.
 async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), ConversationError> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
-    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_AFTER / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_nodelay(true)?;
 
-    let asked = timeout(PATIENCE, async {
+    let asked = timeout(REQUEST_TIMEOUT, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
             None => Ok::<_, ConversationError>(None),
@@ -146,6 +155,14 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let Ok(asked) = asked.await else { return Ok(()) };
     let Some((asked, command, target)) = asked? else { return Ok(()) };
     if !matches!(command, Socks5Command::UDPAssociate) {
+        if shared.may_log(&shared.tcp_requests) {
+            let command = if matches!(command, Socks5Command::TCPBind) { "BIND" } else { "CONNECT" };
+            tracing::warn!(
+                command,
+                "refused {command} of a SOCKS client: eddy carries UDP only (UDP ASSOCIATE); exclude TCP from this proxy \
+                 in the program, or send TCP through a WireGuard inside a forward"
+            );
+        }
         return Ok(asked.reply_error(&ReplyError::CommandNotSupported).await?);
     }
 
@@ -153,7 +170,7 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     let relay = match shared.listeners.relay(local.ip(), association) {
         Ok(relay) => relay,
         Err(why) => {
-            if shared.failures.lock().unwrap_or_else(PoisonError::into_inner).occurs(shared.started.elapsed()) {
+            if shared.may_log(&shared.failures) {
                 tracing::warn!("cannot open a relay for a SOCKS client: {why}");
             }
             return Ok(asked.reply_error(&ReplyError::GeneralFailure).await?);
@@ -168,8 +185,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     Ok(())
 }
 
-/// Authenticates a client. On loopback every client is accepted, elsewhere a name and its password are required. `None`: the
-/// client was refused.
+/// Authenticates a client. On loopback every client is accepted, elsewhere a name and its password are required.
+/// `None`: the client was refused.
 async fn authenticate(
     stream: TcpStream,
     local: IpAddr,

@@ -25,6 +25,8 @@ use eddy_node::runtime::status;
 
 /// Lines of standard error kept per node.
 const TAIL: usize = 8;
+/// Time of waiting after which a line says so.
+pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Longest time that a node may take to end.
 const END_MAX: Duration = Duration::from_secs(10);
 
@@ -102,8 +104,9 @@ impl Children {
         patience: Duration,
         interrupted: &AtomicBool,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
-        let entry = self.status_of_entry();
+        let started = Instant::now();
+        let deadline = started + patience;
+        let (entry, mut said) = (self.status_of_entry(), false);
         loop {
             self.check()?;
             if interrupted.load(Ordering::Relaxed) {
@@ -112,6 +115,11 @@ impl Children {
             let open = status::ask(&entry).map_or(0, |report| report.channels);
             if open >= wanted as u64 {
                 return Ok(());
+            }
+            if !said && started.elapsed() > SILENCE_MAX {
+                said = true;
+                let patience = patience.as_secs();
+                eprintln!("waiting for the chain: {open} of {wanted} channels are open; it may take {patience} s");
             }
             if Instant::now() > deadline {
                 let said: Vec<String> = self.0.iter().map(Node::said).collect();

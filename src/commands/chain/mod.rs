@@ -29,10 +29,11 @@ use wire::frames;
 use self::children::{Children, Start};
 use self::summary::Summary;
 use self::traffic::{Load, Outcome, Payload};
-use super::run::wireguard_mtu;
+use super::run::wireguard_hint;
 use crate::args::ChainArgs;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
+use eddy_node::report::NodeReport;
 use eddy_node::runtime::{sockets, status};
 
 /// Messages per second by default.
@@ -42,7 +43,7 @@ const MESSAGES_MAX: u64 = 20_000_000;
 /// Time for a chain to come up, in addition to its mixing delays.
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// Time for an answer, in addition to the mixing delays.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Networks that the exit opens in addition to public ones.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// Log level of its nodes by default.
@@ -98,7 +99,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         load: &load,
         receivers,
         clients: plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect(),
-        patience: PATIENCE + 2 * all_delays,
+        patience: ANSWER_TIMEOUT + 2 * all_delays,
         limit: frames::max_datagram_len(shape.payload()),
     };
     let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;
@@ -106,9 +107,15 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         children.check()?;
         std::thread::sleep(LOOK);
     }
-    let nodes = children.finish()?;
+    // Nodes that have stopped have no links.
+    let before = children.reports();
+    let with_gauges = |(node, before): (NodeReport, Option<NodeReport>)| match before {
+        Some(before) => node.with_gauges_of(&before),
+        None => node,
+    };
+    let nodes: Vec<_> = children.finish()?.into_iter().zip(before).map(with_gauges).collect();
 
-    let summary = Summary { setup, outcome: &outcome, at_start: &at_start, nodes: &nodes };
+    let summary = Summary { setup, outcome: &outcome, at_start: &at_start, stayed: args.stay, nodes: &nodes };
     print(&if args.json { summary.json()? } else { summary.people(args.log.verbose > 0) })?;
     if too_large > 0 {
         let (len, limit) = (load.payload.len(), frames::max_datagram_len(shape.payload()));
@@ -192,6 +199,14 @@ fn bind(args: &ChainArgs) -> anyhow::Result<Bound> {
     let given = |address: SocketAddr, option: &str| {
         UdpSocket::bind(address).map_err(|why| sockets::cannot_bind(&format!("{option} {address}"), address, &why))
     };
+
+    for (i, forward) in args.forwards.iter().enumerate() {
+        let Forward { listen, to, .. } = forward;
+        if let Some(first) = args.forwards[..i].iter().find(|first| first.listen == *listen && listen.port() != 0) {
+            let what = format!("--forward {listen}={to}: the port is also that of --forward {listen}={}", first.to);
+            return Err(ConfigError::Arguments(format!("{what}: use a different port for each")).into());
+        }
+    }
 
     let mut entry = vec![any()?];
     for _ in 0..args.receivers {
@@ -366,10 +381,10 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
     let entry = files.entry.display();
     text += &format!(
         "\nDatagrams of up to {} bytes travel in one cell, of up to {} in several.\n\
-         For WireGuard through the chain, set MTU = {}.\n",
+         {}\n",
         frames::max_single_cell_len(shape.payload()),
         frames::max_datagram_len(shape.payload()),
-        wireguard_mtu(shape)
+        textwrap::fill(&capitalised(&wireguard_hint(shape)), 80)
     );
     text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");
     text += &format!("\nPublic file of the chain, for entries of other programs:\n  {}\n", files.chain.display());
@@ -378,6 +393,12 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         text += &format!("  eddy status --config {}\n", config.display());
     }
     Ok(text + "\n")
+}
+
+/// A text as a sentence.
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).chain(['.']).collect())
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::traffic::Outcome;
 use crate::tables::{self, align_right, lines, table};
-use eddy_node::report::NodeReport;
+use eddy_node::report::{NodeReport, PairReport};
 
 /// Runs of more messages list receivers instead.
 const LISTED: usize = 100;
@@ -23,6 +23,8 @@ pub struct Summary<'a> {
     pub outcome: &'a Outcome,
     /// The nodes' reports when the chain was up.
     pub at_start: &'a [Option<NodeReport>],
+    /// Programs could use it until it was interrupted.
+    pub stayed: bool,
     /// The nodes' last reports.
     pub nodes: &'a [NodeReport],
 }
@@ -66,9 +68,16 @@ impl Summary<'_> {
         Ok(serde_json::to_string(&json)? + "\n")
     }
 
-    /// The messages and the verdict; between them, if `verbose`, every counter of every node.
+    /// The messages, or what programs sent through a chain that stayed, and the verdict; between them, if `verbose`,
+    /// every counter of every node.
     pub fn people(&self, verbose: bool) -> String {
-        let messages = if self.outcome.messages.len() > LISTED { self.receivers() } else { self.messages() };
+        let messages = if self.stayed {
+            self.carried()
+        } else if self.outcome.messages.len() > LISTED {
+            self.receivers()
+        } else {
+            self.messages()
+        };
         let nodes = if verbose { tables::nodes::render(&self.without_setup()) } else { String::new() };
         let hint = if verbose { "" } else { "Per-node tables: --verbose\n" };
         format!("{messages}\n{nodes}{}{hint}", self.verdict_lines())
@@ -79,8 +88,9 @@ impl Summary<'_> {
         let Outcome { sent, delivered, answered, damaged, sending, .. } = self.outcome;
         let mixes = self.nodes.len().saturating_sub(2);
         let damaged = if *damaged > 0 { format!(", {damaged} damaged or twice") } else { String::new() };
+        let what = if self.stayed { "Test at the start: " } else { "" };
         let counts = format!(
-            "{sent} sent, {delivered} delivered, {answered} answered{damaged} in {:.1} s over {mixes} mix{}",
+            "{what}{sent} sent, {delivered} delivered, {answered} answered{damaged} in {:.1} s over {mixes} mix{}",
             sending.as_secs_f64(),
             if mixes == 1 { "" } else { "es" }
         );
@@ -139,6 +149,29 @@ impl Summary<'_> {
     /// Nodes whose ledger does not close.
     fn open(&self) -> Vec<String> {
         self.nodes.iter().filter(|node| !node.ledger.closed()).map(NodeReport::name).collect()
+    }
+
+    /// Datagrams of programs at both ends of the chain: all except the test messages.
+    fn carried(&self) -> String {
+        let count = |node: Option<&NodeReport>, of: fn(&PairReport) -> u64| {
+            node.and_then(|node| node.ledger.datagrams.as_ref()).map_or(0, of)
+        };
+        let without = |test: u64, node: usize, of| {
+            let early = self.at_start.get(node).and_then(Option::as_ref);
+            count(self.nodes.get(node), of).saturating_sub(count(early, of) + test)
+        };
+        let Outcome { sent, delivered, answered, .. } = *self.outcome;
+        let exit = self.nodes.len().saturating_sub(1);
+        let mut rows = table(&["datagrams of your programs", "entered the chain", "left it"]);
+        let [there, back] = [
+            [without(sent, 0, |pair| pair.forward.received), without(delivered, exit, |pair| pair.forward.sent)],
+            [without(delivered, exit, |pair| pair.backward.received), without(answered, 0, |pair| pair.backward.sent)],
+        ];
+        for (direction, [entered, left]) in [("to destinations", there), ("answers", back)] {
+            rows.add_row([direction.to_owned(), entered.to_string(), left.to_string()]);
+        }
+        align_right(&mut rows, 1..3);
+        lines(&rows)
     }
 
     fn messages(&self) -> String {

@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
+use super::children::SILENCE_MAX;
 use eddy_node::config::RECEIVE_BUFFER;
 
 const HELLO: &[u8] = b"Hello";
@@ -285,8 +286,14 @@ fn wait(
 ) -> anyhow::Result<()> {
     let progress = || (book.delivered.load(Ordering::Relaxed), book.answered.load(Ordering::Relaxed));
     let (mut last, mut since) = (progress(), Instant::now());
+    let (started, mut said) = (Instant::now(), false);
     while progress().1 < load.messages && since.elapsed() < patience && !watch(load.messages)? {
         std::thread::sleep(Duration::from_millis(10));
+        if !said && started.elapsed() > SILENCE_MAX {
+            said = true;
+            let (answered, patience) = (progress().1, patience.as_secs());
+            eprintln!("waiting for answers: {answered} of {}; at most {patience} s for the next one", load.messages);
+        }
         if progress() != last {
             (last, since) = (progress(), Instant::now());
         }

@@ -1,21 +1,23 @@
 //! Findings for people and for programs.
 
 use serde::Serialize;
-use textwrap::{Options, WordSplitter};
 
 use super::facts::Facts;
 use super::finding::{Finding, Fix, Severity};
 use super::host::in_short;
 use super::subject::Subject;
+use crate::tables::wrapping;
 
 /// Columns where standard output is not a terminal.
 pub const WIDTH: usize = 80;
 
 /// The column that texts begin in.
 const INDENT: usize = 18;
+/// A space at which no line ends.
+const NO_BREAK: char = '\u{a0}';
 
 /// The problems with their fixes, the worst first; with `verbose` every finding, with effects and undos.
-/// Commands stay on one line, so that they can be copied.
+/// Commands can be copied: they stay on one line, or continue as a shell reads it.
 pub fn people(subject: &Subject, facts: &Facts, findings: &[Finding], verbose: bool, width: usize) -> String {
     let mut text = format!("{} on Linux {}", subject.what, facts.kernel);
     if !facts.cores.allowed.is_empty() {
@@ -66,17 +68,33 @@ fn one(finding: &Finding, verbose: bool, width: usize) -> String {
     text
 }
 
-/// A command on one line. A command that is too long for its column has a line of its own.
+/// A command on one line. One that is too long continues on the next, as a shell reads it.
 fn command_line(label: &str, command: &str, width: usize) -> String {
-    let line = format!("{:INDENT$}{label}: {command}\n", "");
-    if line.chars().count() <= width + 1 { line } else { format!("{:INDENT$}{label}:\n    {command}\n", "") }
+    let head = format!("{:INDENT$}{label}: ", "");
+    if head.chars().count() + command.chars().count() <= width {
+        return format!("{head}{command}\n");
+    }
+    // A quoted text may not be broken.
+    if command.contains(['\'', '"']) {
+        return format!("{:INDENT$}{label}:\n    {command}\n", "");
+    }
+    let options = wrapping(width - 2).initial_indent(&head).subsequent_indent("    ").break_words(false);
+    textwrap::wrap(command, options).join(" \\\n") + "\n"
 }
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
     let (head, rest) = (format!("{head:<INDENT$}"), " ".repeat(INDENT));
-    let options = Options::new(width).initial_indent(&head).subsequent_indent(&rest);
-    // Names of options and programs stay whole, so that they can be copied.
-    textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation).break_words(false)) + "\n"
+    // Commands in backticks stay whole, so that they can be copied.
+    let mut in_command = false;
+    let fixed: String = text
+        .chars()
+        .map(|c| {
+            in_command ^= c == '`';
+            if in_command && c == ' ' { NO_BREAK } else { c }
+        })
+        .collect();
+    let options = wrapping(width).initial_indent(&head).subsequent_indent(&rest).break_words(false);
+    textwrap::fill(&fixed, options).replace(NO_BREAK, " ") + "\n"
 }
 
 /// What `--json` prints. Programs may rely on the names.
@@ -154,12 +172,21 @@ mod tests {
     }
 
     #[test]
-    fn long_commands_have_a_line_of_their_own() {
+    fn long_commands_continue_on_the_next_line() {
         let command = "echo 200000 | sudo tee /sys/module/haltpoll/parameters/guest_halt_poll_ns";
         let finding = Finding::warning("idle", "halts", "waits").fix(Fix::run(command, "undo"));
         let text = people(&Subject::of_a_chain(), &sound(), &[finding], true, 80);
-        assert!(text.contains(&format!("fix:\n    {command}\n")), "{text}");
+        let (first, second) = command.split_once(" /sys").unwrap();
+        assert!(text.contains(&format!("fix: {first} \\\n    /sys{second}\n")), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn commands_in_a_text_stay_on_one_line() {
+        let finding = Finding::warning("clock", "x", "y")
+            .fix(Fix::words("do something first that is long enough, then `sudo ip link set dev eth0 mtu 1420`"));
+        let text = people(&Subject::of_a_chain(), &sound(), &[finding], false, 80);
+        assert!(text.contains("\n                  `sudo ip link set dev eth0 mtu 1420`\n"), "{text}");
     }
 
     #[test]

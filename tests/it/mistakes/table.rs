@@ -55,9 +55,11 @@ table! { FILES:
     "an empty chain file", Do(|s| fs::write(s.path("chain.toml"), "\n").unwrap()), MIX,
         &["chain.toml: the file is empty", "`eddy init`"];
     "the chain file for a configuration", Nothing, "mix --config chain.toml",
-        &["chain.toml:4: unknown key `id`", "it belongs in chain.toml", "which file was named"];
+        &["chain.toml: this is the chain's public file", "expected a node's configuration", "such as mix1.toml"];
     "the key file for a configuration", Nothing, "mix --config mix1.key",
-        &["mix1.key:3: unknown key `noise`", "it belongs in ", "which file was named"];
+        &["mix1.key: this is a key file, expected a node's configuration", "such as mix1.toml"];
+    "a node's configuration for the chain file", Line("mix1.toml", "chain", "chain = \"mix2.toml\""), MIX,
+        &["mix2.toml: this is a node's configuration, expected the chain's public file", "chain.toml"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -136,6 +138,13 @@ table! { NODE:
     "a key that no forward has",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nfrom = 1"), ENTRY,
         &["unknown key `from`", "keys here are listen, to"];
+    "a key of the whole file below a table",
+        Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nsocks = [\"1080\"]"), ENTRY,
+        &["entry.toml:", "unknown key `socks`", "below the line [[forward]]", "move `socks` above the first table"];
+    "a key that is set twice", Line("mix1.toml", "mixing", "mixing = \"timed:t=1ms\"\nmixing = \"timed:t=2ms\""), MIX,
+        &["mix1.toml:14: duplicate key mixing: line 13 sets it, too", "remove one of the two lines"];
+    "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
+        &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
         &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
@@ -237,20 +246,22 @@ table! { SOCKETS:
         Do(|s| { privileged_ports(s); s.edit("mix1.toml", "up", "up = \"127.0.0.1:47\""); }), MIX,
         &["port 47 requires a privilege", "setcap cap_net_bind_service=+ep", "net.ipv4.ip_unprivileged_port_start=47"];
     "`up` equal to `down`", Line("mix1.toml", "down", "down = \"127.0.0.1:4701\""), MIX,
-        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "up already uses port 4701", "a different port"];
+        &["mix1.toml:10: down = \"127.0.0.1:4701\"", "also that of mix1.toml:9: up = ", "a different port"];
     "`up` on every address, `down` on one of them, on one port",
         Do(|s| {
             s.edit("mix1.toml", "up", "up = \"0.0.0.0:4701\"");
             s.edit("mix1.toml", "down", "down = \"127.0.0.1:4701\"");
         }), MIX,
-        &["mix1.toml:10: down", "up already uses port 4701, on 0.0.0.0:4701"];
+        &["mix1.toml:10: down", "also that of mix1.toml:9: up = \"0.0.0.0:4701\""];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:", ": forward on 127.0.0.1:5000", "forward already uses port 5000", "a different port"];
+        &["entry.toml:35: forward on 127.0.0.1:5000", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "forward already uses port 5000"];
+        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
+    "two forwards of `eddy chain` on one port", Nothing, "chain --stay --forward 5000=a:1 --forward 5000=b:1",
+        &["--forward 127.0.0.1:5000=b:1", "also that of --forward 127.0.0.1:5000=a:1", "a different port"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,
         &["mix1.toml:10: down", "cannot reach the next hop at 127.0.0.1:4702", "0.0.0.0:0"];
     "`down` on loopback, the next hop elsewhere",

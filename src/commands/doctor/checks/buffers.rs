@@ -3,7 +3,7 @@
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
-use eddy_node::runtime::workers::FLOW_BUFFER;
+use eddy_node::runtime::workers::{FLOW_BUFFER, RECEIVE_BUFFER_ENOUGH, short_receive_buffer};
 
 /// The receive buffers that the kernel grants, against what the node requests.
 pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
@@ -22,13 +22,14 @@ pub fn receive(subject: &Subject, facts: &Facts) -> Finding {
     }
 
     let found = if forced {
-        format!(
-            "net.core.rmem_max is {}, the node requests {wanted} bytes: only a process with CAP_NET_ADMIN gets them",
-            most.unwrap_or(0)
-        )
+        format!("{}; only a process with CAP_NET_ADMIN gets all", short_receive_buffer(most.unwrap_or(0), wanted))
     } else {
-        format!("the kernel grants {granted} of {wanted} bytes (net.core.rmem_max)")
+        short_receive_buffer(granted, wanted)
     };
+    let least = most.filter(|_| forced).unwrap_or(granted);
+    if subject.receive_buffer_at.is_none() && least >= RECEIVE_BUFFER_ENOUGH {
+        return Finding::note(NAME, format!("{found}; {RECEIVE_BUFFER_ENOUGH} suffice"));
+    }
     let effect = "bursts that do not fit are dropped by the kernel (`kernel_drops` in `eddy status`)";
     let fix = Fix::sysctl("net.core.rmem_max", wanted, most.unwrap_or(granted));
     match &subject.receive_buffer_at {
@@ -90,6 +91,11 @@ mod tests {
         let found = receive(&subject, &facts);
         assert_eq!(found.severity, Severity::Error);
         assert!(found.effect.unwrap().starts_with("mix1.toml:16"));
+        facts.buffers.rmem_max = Some(4 << 20);
+        facts.buffers.granted = Ok(4 << 20);
+        assert_eq!(receive(&subject, &facts).severity, Severity::Error, "the configured size is mandatory");
+        subject.receive_buffer_at = None;
+        assert_eq!(receive(&subject, &facts).severity, Severity::Note, "a start does not warn either");
     }
 
     #[test]
