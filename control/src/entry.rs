@@ -22,7 +22,7 @@ use crate::channel::{Channels, LinkChannel, Use, info, send_setup};
 use crate::config::{Config, Role};
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::descriptor::draw_secret;
+use crate::draw::draw_secret;
 use crate::io::{Change, Event};
 use crate::link::{INCOMPLETE_SETUPS_PER_ENTRY_LINK, Links, SETUP_SHARDS_WAIT};
 use crate::trust::bundle::Tag;

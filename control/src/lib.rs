@@ -25,7 +25,7 @@ mod contacts;
 mod context;
 mod counters;
 mod datagram;
-pub mod descriptor;
+pub mod draw;
 mod entry;
 mod fragments;
 mod io;
@@ -39,7 +39,6 @@ pub mod trust;
 pub use channel::ACK_COPIES_MAX;
 pub use config::{BadConfig, Caps, Config, NodeKeys, Rate, Role, Timing, TrustSetup};
 pub use counters::{Counters, Refusal};
-pub use descriptor::{Descriptor, DescriptorError, Identity};
 pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output};
 

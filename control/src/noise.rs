@@ -299,7 +299,7 @@ impl Dh for X25519 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::descriptor::draw_x25519;
+    use crate::draw::draw_x25519;
 
     struct Pair {
         rng: ChaCha20Rng,

@@ -12,7 +12,7 @@ use wire::setup::{self, EntryShare, HopPublic, Info, Suite};
 use crate::channel::Use;
 use crate::context::Context;
 use crate::datagram::{self, Mac1Key};
-use crate::descriptor::draw_secret;
+use crate::draw::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
 use crate::trust::View;

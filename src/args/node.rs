@@ -19,7 +19,7 @@ pub struct NodeArgs {
     pub config: PathBuf,
     /// Key file, if not the configured one
     ///
-    /// For example a credential that systemd passes: --keys %d/eddy.key
+    /// For example a credential that systemd passes: --keys %d/eddy.key. At an entry, the file of its SOCKS users.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub keys: Option<PathBuf>,
     #[command(flatten)]

@@ -33,7 +33,7 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
 fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {
     let mut config = NodeConfig::read(file)?;
     if let Some(keys) = keys {
-        config.keys = Some(keys.to_owned());
+        config.set_keys(keys.to_owned());
     }
     let loaded = Loaded::read_files(config)?;
     let warnings = running::check(&loaded)?;

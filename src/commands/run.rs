@@ -49,7 +49,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
     let read = || {
         let mut config = NodeConfig::read(&args.config)?;
         if let Some(keys) = &args.keys {
-            config.keys = Some(keys.clone());
+            config.set_keys(keys.clone());
         }
         Ok(config)
     };

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{draw_secret, draw_x25519};
+use control::draw::{draw_secret, draw_x25519};
 use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
 use control::{Caps, Config, Control, NodeKeys, Role, Timing, TrustSetup};
 use dataplane::command::{Command, CommandSender, LinkCommand};

@@ -17,7 +17,7 @@ use super::{Channels, HalfOpen, LinkChannel, Use};
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::descriptor::draw_secret;
+use crate::draw::draw_secret;
 use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
 use crate::trust::keyring::{Keyring, NotOpened};

@@ -17,7 +17,7 @@ use super::descriptor::SignedDescriptor;
 use super::encoding::Signer;
 use super::record::{EpochRecord, SignedRecord};
 use super::times::Times;
-use crate::descriptor::draw_secret;
+use crate::draw::draw_secret;
 
 /// Records of one pair under which setups are opened: the newest, and the one before it.
 const RECORDS_MAX: usize = 2;

@@ -3,7 +3,6 @@
 
 mod bounds;
 mod chain;
-mod descriptor;
 mod hostile;
 mod loss;
 #[allow(dead_code)]

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{draw_secret, draw_x25519};
+use control::draw::{draw_secret, draw_x25519};
 use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
 use control::{Caps, Change, Config, Control, Event, Input, NodeKeys, Output, Refusal, Role, Timing, TrustSetup};
 use rand::{RngExt, SeedableRng};

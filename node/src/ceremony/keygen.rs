@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use control::Caps;
-use control::descriptor::{draw_secret, draw_x25519};
+use control::draw::{draw_secret, draw_x25519};
 use control::trust::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
 use dataplane::stage::pool::Mixing;
 use wire::kdf::{Secret, x25519_public};

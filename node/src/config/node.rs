@@ -260,6 +260,14 @@ impl NodeConfig {
         NodeConfig { chain: chain.to_owned(), state, status: None, ..config }
     }
 
+    /// Names another file with its secrets: the key file, at an entry that of its SOCKS users.
+    pub fn set_keys(&mut self, path: PathBuf) {
+        match &mut self.part {
+            Part::Entry(part) => part.socks_users = Some(path),
+            Part::Mix { .. } | Part::Exit(_) => self.keys = Some(path),
+        }
+    }
+
     /// The location of a key, or of the `nth` element of a list. None if it is not set there.
     pub fn place(&self, key: &str, nth: usize) -> Option<Location> {
         let (_, line) = self.lines.iter().filter(|(name, _)| *name == key).nth(nth)?;

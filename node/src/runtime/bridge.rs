@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::{draw_secret, draw_x25519};
+    use control::draw::{draw_secret, draw_x25519};
     use control::trust::hop::HopState;
     use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, Signer, View};
     use control::{Caps, Config, NodeKeys, Refusal, Role, Timing, TrustSetup};
