@@ -17,7 +17,7 @@ fn three_epochs_under_traffic_lose_nothing() {
         lanes: vec![1; 2],
         interval_s: 1,
         epoch_s: 10,
-        lifetime_s: 9,
+        lifetime_s: 20,
         ..Plan::default()
     };
     let mut chain = Chain::new(plan);
@@ -25,7 +25,7 @@ fn three_epochs_under_traffic_lose_nothing() {
     let clients = [app(20, 1), app(21, 2), app(22, 3)];
     let (mut arrived, mut answered) = (BTreeSet::new(), BTreeSet::new());
     let mut sent = 0u64;
-    let end = chain.now + 35 * SECOND;
+    let end = chain.now + 45 * SECOND;
     while chain.now < end + SECOND {
         if chain.now < end {
             for client in clients {
@@ -45,7 +45,7 @@ fn three_epochs_under_traffic_lose_nothing() {
     assert_eq!((arrived.len() as u64, answered.len() as u64), (sent, sent), "{:#?}", chain.notes);
     chain.assert_lossless();
     let opened = chain.notes.iter().filter(|note| note.starts_with("0: ChannelOpen")).count();
-    assert!(opened >= 4 * 4, "{opened} channels: each was replaced in every epoch");
+    assert!(opened >= 3 * 4, "{opened} channels: each was replaced twice");
     let switched = chain.notes.iter().filter(|note| note.contains("Setup")).collect::<Vec<_>>();
     assert!(switched.is_empty(), "{switched:#?}");
 }
