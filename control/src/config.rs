@@ -1,5 +1,5 @@
-//! The configuration of a node's control plane: position, neighbours, times and caps, and what it starts with of keys and
-//! descriptors.
+//! The configuration of a node's control plane: position, neighbours, times and caps, and what it starts with of
+//! keys and descriptors.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};

@@ -63,8 +63,8 @@ pub enum Output {
     },
     /// A change for the data plane; the bridge makes a command of it.
     Change(Change),
-    /// Write [`Control::state`](crate::Control::state) to disk, then call [`Control::saved`](crate::Control::saved) with
-    /// this number. Until then a hop sends no record and no signature; after a second it asks again.
+    /// Write [`Control::state`](crate::Control::state) to disk, then call [`Control::saved`](crate::Control::saved)
+    /// with this number. Until then a hop sends no record and no signature; after a second it asks again.
     Save(u64),
     /// Resolve these names of the next hop, with their ports, and call
     /// [`Control::resolved`](crate::Control::resolved).

@@ -4,8 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use control::Identity;
-use eddy_fuzz::{Step, To, chain_toml, descriptor, identity_seed};
+use eddy_fuzz::{Step, To, chain_toml, signed};
 use wire::cell::{Class, Header, CellKind};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
@@ -126,15 +125,10 @@ fn handshakes() {
 }
 
 fn descriptors() {
-    let identity = Identity::from_seed(&identity_seed());
     for position in [1, 3] {
-        let mut hop = descriptor(position);
-        if position == 3 {
-            hop.lanes.push("[2001:db8::1]:4001".parse().expect("an address"));
-        }
-        let signed = hop.sign(&identity).expect("it is in order");
-        write("descriptor", &format!("signed-{position}"), &[&[0], &signed[..]].concat());
-        write("descriptor", &format!("to-sign-{position}"), &[&[1], &signed[..]].concat());
+        let signed = signed(position);
+        write("descriptor", &format!("signed-{position}"), &[&[0], signed.bytes()].concat());
+        write("descriptor", &format!("to-sign-{position}"), &[&[1], signed.bytes()].concat());
     }
 }
 
@@ -143,25 +137,26 @@ fn texts() {
     config("chain", &format!("c{}", chain_toml()));
     config(
         "mix",
-        "nrole = \"mix\"\nposition = 1\nchain = \"chain.toml\"\nkeys = \"mix1.key\"\nstatus = \"mix1.sock\"\n\
+        "nrole = \"mix\"\nchain = \"chain.toml\"\nkeys = \"mix1.key\"\nstatus = \"mix1.sock\"\n\
          up = \"127.0.0.1:4701\"\ndown = \"0.0.0.0:0\"\nnext = \"mix2.example:4702\"\n\
          mixing = \"threshold-or-timed:n=64,n_min=8,t=5ms\"\nwindow = 4096\nreceive_buffer = 8388608\nrenew_after_s = 120\n",
     );
     config(
         "entry",
-        "nrole = \"entry\"\nposition = 0\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\ndown = \"[::]:0\"\nchannels = 4\n\
+        "nrole = \"entry\"\nchain = \"c\"\nstate = \"e\"\nstatus = \"s\"\ndown = \"[::]:0\"\nchannels = 4\n\
          flow_idle_s = 300\npymix = [\"127.0.0.1:5001\"]\n[[forward]]\nlisten = \"5000\"\nto = \"example.org:443\"\n\
          [[forward]]\nlisten = \"[::1]:5002\"\nto = \"192.0.2.7:53\"\n",
     );
     config(
         "exit",
-        "nrole = \"exit\"\nposition = 3\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\nup = \"127.0.0.1:4704\"\n\
+        "nrole = \"exit\"\nchain = \"c\"\nkeys = \"k\"\nstatus = \"s\"\nup = \"127.0.0.1:4704\"\n\
          allow = [\"10.0.0.0/8\", \"::1\"]\nresolver = \"9.9.9.9:53\"\nmax_flows_per_channel = 1024\nmax_sockets = 4096\n",
     );
     // Not a real key: the letters of the alphabet.
     let key = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=";
-    config("keys", &format!("kidentity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\npsk_up = \"{key}\"\n"));
-    config("keys-short", &format!("kidentity = \"{}\"\nnoise = \"{key}\"\nsetup = 1\n", &key[..40]));
+    config("keys", &format!("knoise = \"{key}\"\nsigning = \"{key}\"\npsk_up = \"{key}\"\n"));
+    config("keys-short", &format!("knoise = \"{}\"\nsigning = 1\n", &key[..40]));
+    config("users", &format!("u[socks_users]\nalice = \"{key}\"\n"));
     for (name, text) in [("name", "dexample.org:443"), ("ipv6", "d[2001:db8::1]:443"), ("listen", "l5000")] {
         config(name, text);
     }

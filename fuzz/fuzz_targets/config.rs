@@ -1,14 +1,15 @@
 //! Configuration by operators. The first byte selects the kind of the rest: `n` node file, `c` chain file,
-//! `k` key file, `d` destination, `l` listen address, `f` forward. Every error is one line that starts with
-//! the file name, and no error about a key file shows a key.
+//! `k` key file, `u` file of SOCKS users, `d` destination, `l` listen address, `f` forward. Every error is one line
+//! that starts with the file name, and no error about a file of secrets shows one.
 
 #![no_main]
 
 use std::path::Path;
 
 use dataplane::entry::Destination;
-use eddy_fuzz::wall;
-use eddy_node::config::{Chain, ConfigError, Forward, Keys, NodeConfig, NodeRole, Part, parse_listen};
+use eddy_fuzz::WALL_S;
+use eddy_node::ceremony::files::NodeKeys;
+use eddy_node::config::{ChainFile, ConfigError, Forward, NodeConfig, NodeRole, Part, parse_listen, parse_users};
 use libfuzzer_sys::fuzz_target;
 
 /// A key in the seeds' key file. It must not appear in an error message.
@@ -25,7 +26,6 @@ fn node(path: &Path, text: &str) {
         Ok(config) => config,
         Err(why) => return complain(path, &why),
     };
-    assert!(config.position <= 8);
     assert!(config.window.is_power_of_two() && (64..=65536).contains(&config.window));
     assert!((4096..=1 << 30).contains(&config.receive_buffer));
     assert!((1..=3600).contains(&config.renew_after.as_secs()) && config.expire_after() > config.renew_after);
@@ -52,36 +52,29 @@ fn node(path: &Path, text: &str) {
 }
 
 fn chain(path: &Path, text: &str) {
-    let chain = match Chain::parse(path, text, wall()) {
+    let chain = match ChainFile::parse(path, text, WALL_S) {
         Ok(chain) => chain,
         Err(why) => return complain(path, &why),
     };
-    assert_eq!(chain.nodes.len(), chain.shape.hops());
-    assert!((60..=3600).contains(&chain.lifetime_s));
-    for (i, node) in chain.nodes.iter().enumerate() {
-        assert_eq!((node.index, Some(node.role)), (i + 1, NodeRole::at(i + 1, chain.shape.hops())));
-        assert_eq!(node.descriptor.chain, chain.id);
-        assert_eq!(usize::from(node.descriptor.position), i + 1);
-        assert_eq!(usize::from(node.descriptor.hops), chain.shape.hops());
-        assert_eq!(node.descriptor.class, chain.shape.class());
-        assert_eq!(node.descriptor.lifetime_s, chain.lifetime_s);
-        assert!(node.descriptor.lanes.contains(&node.address));
-        assert_eq!(chain.node(i + 1).map(|node| node.index), Some(i + 1));
+    assert_eq!((chain.terms.check(), chain.terms.id()), (Ok(()), chain.id));
+    assert_eq!(chain.descriptors.len(), chain.shape().hops());
+    for (i, (descriptor, identity)) in chain.descriptors.iter().zip(&chain.terms.identities).enumerate() {
+        assert_eq!((&descriptor.identity, Some(chain.role(i + 1))), (identity, NodeRole::at(i + 1, chain.shape().hops())));
+        assert!(descriptor.contact(chain.shape().class()).is_some());
     }
-    assert!(chain.node(0).is_none() && chain.node(chain.nodes.len() + 1).is_none());
+    assert_eq!(ChainFile::parse(path, &chain.text(), WALL_S).expect("it is written as it was read"), chain);
 }
 
-fn keys(path: &Path, text: &str) {
-    if let Err(why) = Keys::parse(path, text) {
-        complain(path, &why);
-        // Names of keys are not secret. A secret in the place of a name is published by its author.
-        let unknown = matches!(&why, ConfigError::UnknownKey { .. });
-        let shown = SECRET.as_bytes().windows(12).any(|part| {
-            let part = std::str::from_utf8(part).expect("it is ASCII");
-            why.to_string().contains(part)
-        });
-        assert!(unknown || !shown, "{why}");
-    }
+/// A file of secrets that is refused.
+fn secret(path: &Path, why: &ConfigError) {
+    complain(path, why);
+    // Names of keys are not secret. A secret in the place of a name is published by its author.
+    let unknown = matches!(why, ConfigError::UnknownKey { .. });
+    let shown = SECRET.as_bytes().windows(12).any(|part| {
+        let part = std::str::from_utf8(part).expect("it is ASCII");
+        why.to_string().contains(part)
+    });
+    assert!(unknown || !shown, "{why}");
 }
 
 fuzz_target!(|input: &str| {
@@ -93,7 +86,8 @@ fuzz_target!(|input: &str| {
     match kind {
         'n' => node(path, text),
         'c' => chain(path, text),
-        'k' => keys(path, text),
+        'k' => _ = NodeKeys::parse(path, text).map_err(|why| secret(path, &why)),
+        'u' => _ = parse_users(path, text).map_err(|why| secret(path, &why)),
         'd' => match text.parse::<Destination>() {
             Ok(to) => assert_eq!(to.to_string().parse(), Ok(to)),
             Err(why) => told(why.to_string()),

@@ -19,11 +19,13 @@ use wire::kdf::x25519_public;
 const START: Duration = Duration::from_secs(1000);
 
 fn node(position: usize, seed: u64) -> Control {
-    Control::new(config(position), ChaCha20Rng::seed_from_u64(seed), START).expect("the chain is in order")
+    let (config, trust) = config(position);
+    Control::new(config, trust, ChaCha20Rng::seed_from_u64(seed), START, wall()).expect("the chain is in order")
 }
 
 fn outputs(node: &mut Control) -> Vec<Output> {
-    std::iter::from_fn(|| node.poll_output()).collect()
+    // Nothing is saved here, so nothing of trust is sent.
+    std::iter::from_fn(|| node.poll_output()).filter(|output| !matches!(output, Output::Save(_))).collect()
 }
 
 fn handle(node: &mut Control, now: Duration, side: Side, from: SocketAddr, bytes: &[u8]) -> Vec<Output> {
@@ -34,7 +36,7 @@ fn handle(node: &mut Control, now: Duration, side: Side, from: SocketAddr, bytes
 fn sends(outputs: &[Output]) -> Vec<(Side, SocketAddr, Vec<u8>)> {
     let send = |output: &Output| match output {
         Output::Send { side, to, datagram } => Some((*side, *to, datagram.clone())),
-        Output::Change(_) | Output::Event(_) => None,
+        Output::Change(_) | Output::Save(_) | Output::Resolve(_) | Output::Event(_) => None,
     };
     outputs.iter().filter_map(send).collect()
 }

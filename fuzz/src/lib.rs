@@ -5,19 +5,18 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
-use control::{Caps, Config, Descriptor, Identity, NextHop, Role, Timing};
+use control::trust::{ChainTerms, ClassTerms, Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State, View};
+use control::{Caps, Config, NodeKeys, Role, Timing, TrustSetup};
+use eddy_node::config::ChainFile;
 use wire::cell::{Class, Shape};
 use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::{Secret, x25519_public};
-use wire::setup::SetupKey;
+use wire::setup::{SetupKey, Suite};
 
 pub const HOPS: usize = 3;
-pub const CHAIN: [u8; 32] = [7; 32];
 /// The wall clock, in seconds since 1970. The descriptors of the chain are valid around this time.
 pub const WALL_S: u64 = 1_800_000_000;
 
@@ -29,9 +28,14 @@ pub fn shape() -> Shape {
     Shape::new(Class::S, HOPS).expect("three hops are a chain")
 }
 
-/// Seed of the identity that all hops share.
-pub fn identity_seed() -> Secret {
-    Secret::new([1; 32])
+/// Seed of a hop's identity.
+pub fn identity_seed(position: usize) -> Secret {
+    Secret::new([position as u8; 32])
+}
+
+/// Seed of a hop's signing key.
+pub fn signing_seed(position: usize) -> Secret {
+    Secret::new([0x60 + position as u8; 32])
 }
 
 pub fn noise_key(position: usize) -> Secret {
@@ -51,73 +55,72 @@ pub fn address(position: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, position as u8], 1000))
 }
 
-pub fn descriptor(position: usize) -> Descriptor {
-    Descriptor {
-        chain: CHAIN,
-        position: position as u8,
-        hops: HOPS as u8,
-        class: Class::S,
-        epoch: 1,
+pub fn descriptor(position: usize) -> NodeDescriptor {
+    NodeDescriptor {
+        role: if position == HOPS { HopRole::Exit } else { HopRole::Mix },
+        revision: 1,
+        floor: 0,
         not_before: WALL_S - 1000,
         not_after: WALL_S + 1000,
+        identity: Signer::from_seed(&identity_seed(position)).public(),
         noise: x25519_public(&noise_key(position)),
-        setup: setup_key(position).public(),
-        mixing_delay_ms: 5,
-        lifetime_s: 3600,
-        lanes: vec![address(position)],
+        signing: Signer::from_seed(&signing_seed(position)).public(),
+        contacts: vec![Contact { class: Class::S, lanes: 1, addresses: vec![address(position)], names: Vec::new() }],
     }
 }
 
-/// Replaces the last 64 bytes by the identity's signature of the bytes before them.
-pub fn sign_again(bytes: &mut [u8]) {
-    let Some(at) = bytes.len().checked_sub(64) else { return };
-    let pair = Ed25519KeyPair::from_seed_unchecked(identity_seed().expose()).expect("every 32 bytes are a seed");
-    let (signed, signature) = bytes.split_at_mut(at);
-    signature.copy_from_slice(pair.sign(signed).as_ref());
+pub fn signed(position: usize) -> SignedDescriptor {
+    descriptor(position).sign(&Signer::from_seed(&identity_seed(position))).expect("it is in order")
 }
 
-/// The configuration of `control` at a node.
-pub fn config(position: usize) -> Config {
+/// Replaces the last 64 bytes by a signature of the bytes before them, by the identity of hop 1.
+pub fn sign_again(bytes: &mut [u8]) {
+    let Some(at) = bytes.len().checked_sub(64) else { return };
+    let pair = Ed25519KeyPair::from_seed_unchecked(identity_seed(1).expose()).expect("every 32 bytes are a seed");
+    let (signed, signature) = bytes.split_at_mut(at);
+    signature.copy_from_slice(pair.sign(&[b"eddy node", &*signed].concat()).as_ref());
+}
+
+pub fn terms() -> ChainTerms {
+    ChainTerms {
+        suite: Suite::Hybrid,
+        interval_s: 10,
+        epoch_s: 3600,
+        classes: vec![ClassTerms { class: Class::S, mixing_delay_ms: 5, lifetime_s: 3600 }],
+        identities: (1..=HOPS).map(|position| descriptor(position).identity).collect(),
+    }
+}
+
+/// The configuration of `control` at a node, and what it starts with.
+pub fn config(position: usize) -> (Config, TrustSetup) {
     let role = match position {
-        0 => Role::Entry { hops: (1..=HOPS).map(descriptor).collect(), channels: 4 },
+        0 => Role::Entry { channels: 4 },
         HOPS => Role::Exit,
         _ => Role::Mix,
     };
-    Config {
+    let config = Config {
         role,
         shape: shape(),
         position,
-        noise: noise_key(position),
-        setup: setup_key(position),
-        descriptor: (position > 0).then(|| descriptor(position)),
-        previous: (position > 1).then(|| x25519_public(&noise_key(position - 1))),
-        next: (position < HOPS)
-            .then(|| NextHop { descriptor: descriptor(position + 1), address: address(position + 1) }),
+        terms: terms(),
+        next: None,
         psk_up: None,
         psk_down: None,
         timing: Timing::default(),
-        caps: Caps { replay_cache: 1024, ..Caps::default() },
+        caps: Caps::default(),
+    };
+    let mut view = View::new(terms());
+    for hop in 1..=HOPS {
+        view.take_descriptor(hop, signed(hop), WALL_S).expect("it is in order");
     }
+    let own = NodeKeys { noise: noise_key(position), signer: Signer::from_seed(&signing_seed(position)) };
+    let keys = if position == 0 { Vec::new() } else { vec![own] };
+    (config, TrustSetup { view, keys, state: State::fresh().hop })
 }
 
 /// The chain's `chain.toml`.
 pub fn chain_toml() -> String {
-    let identity = Identity::from_seed(&identity_seed());
-    let mut text = format!(
-        "id = \"{}\"\nclass = \"S\"\nhops = {HOPS}\nmixing = \"threshold-or-timed:n=64,t=5ms\"\nlifetime_s = 3600\n",
-        STANDARD.encode(CHAIN)
-    );
-    for position in 1..=HOPS {
-        let signed = descriptor(position).sign(&identity).expect("it is in order");
-        text += &format!(
-            "\n[[node]]\nrole = \"{}\"\nindex = {position}\nidentity = \"{}\"\naddress = \"{}\"\ndescriptor = \"{}\"\n",
-            if position == HOPS { "exit" } else { "mix" },
-            STANDARD.encode(identity.public()),
-            address(position),
-            STANDARD.encode(&signed),
-        );
-    }
-    text
+    ChainFile { id: terms().id(), terms: terms(), descriptors: (1..=HOPS).map(signed).collect() }.text()
 }
 
 /// Sets mac1 of a handshake datagram. Anyone who knows the receiver's public key can do this (SPEC 4.2).

@@ -125,10 +125,9 @@ fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files:
          Class {class} {suits}: {bytes} bytes per cell, link MTU {mtu}.\n\n  \
          chain.toml  public: every node and user needs it\n  \
          NAME.toml   configuration of a node\n  \
-         NAME.key    private keys of a node: for its own host only\n  \
-         NAME.identity.key  signs its descriptors: move it offline\n\n\
-         This host has drawn all private keys, so whoever has it can follow every user of\n\
-         the chain. For a chain of several operators each runs `eddy keygen`.\n\n\
+         NAME.key    private keys of a node, with NAME.state: for its own host only\n  \
+         NAME.identity.key  signs the descriptors of a node: move it offline\n\n\
+         This host has had every private key; several operators use `eddy keygen`.\n\
          Start each node on its host, in any order:\n\n",
         args.shape.mixes,
         if args.shape.mixes == 1 { "" } else { "es" },

@@ -46,6 +46,7 @@ pub struct Plan {
     /// Short ones, so that nodes that start again sign soon.
     pub interval_s: u32,
     pub epoch_s: u32,
+    pub lifetime_s: u16,
     /// Puts a tap into every link.
     pub taps: bool,
     /// Faults of every link from the start, both ways; needs [`Plan::taps`].
@@ -76,6 +77,7 @@ impl Default for Plan {
             renew_after_s: eddy_node::config::RENEW_AFTER_S,
             interval_s: 1,
             epoch_s: 3600,
+            lifetime_s: eddy_node::config::LIFETIME_S,
             taps: false,
             faults: Faults::default(),
             extra: Vec::new(),
@@ -150,7 +152,7 @@ impl Nodes {
         let ups: Vec<SocketAddr> = (1..=h).map(|i| at(4700, 1 + (i - 1) * plan.lanes)).collect();
         let mut made = init::Plan::new(&ups);
         (made.class, made.mixing, made.renew_after_s) = (plan.class, plan.mixing, plan.renew_after_s);
-        (made.interval_s, made.epoch_s) = (plan.interval_s, plan.epoch_s);
+        (made.interval_s, made.epoch_s, made.lifetime_s) = (plan.interval_s, plan.epoch_s, plan.lifetime_s);
         made.io = super::command::io();
         made.lanes = plan.lanes;
         made.allow = plan.allow.clone();

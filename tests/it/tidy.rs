@@ -34,6 +34,9 @@ const FOREIGN_NAMES: &[&str] = &[
     "forged_header_is_dropped_without_reply",
     // Of the C library.
     "getaddrinfo",
+    // Crates that were not taken.
+    "lru",
+    "parking_lot",
 ];
 /// Folders of what tools make.
 const MADE: &[&str] = &[".git", "target", "corpus", "artifacts"];

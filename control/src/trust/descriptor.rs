@@ -364,8 +364,8 @@ impl SignedDescriptor {
         &self.hash
     }
 
-    /// Which of two descriptors of one identity counts: the greater one. The hash decides between two of one revision, so
-    /// that everyone makes the same choice.
+    /// Which of two descriptors of one identity counts: the greater one. The hash decides between two of one
+    /// revision, so that everyone makes the same choice.
     pub fn rank(&self) -> (u64, [u8; 32]) {
         (self.content.revision, self.hash)
     }

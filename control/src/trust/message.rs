@@ -48,7 +48,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// `kind 3 | flags u8 | clock u64 | n u64 | hash tag 8 | signatures u8 | h x (revision u64 | draw u64 | record tag 4)`.
+    /// `kind 3 | flags u8 | clock u64 | n u64 | hash tag 8 | signatures u8`, h times `revision u64 | draw u64 | tag 4`.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![ASK, u8::from(self.answer)];
         out.extend_from_slice(&self.clock_ms.to_be_bytes());

@@ -68,8 +68,8 @@ pub struct SignedRecord {
     hash: [u8; 32],
 }
 
-/// Which of two records of one hop and epoch counts: the greater one. The hash decides between two of one draw, which only a
-/// faulty node makes, so that everyone makes the same choice.
+/// Which of two records of one hop and epoch counts: the greater one. The hash decides between two of one draw,
+/// which only a faulty node makes, so that everyone makes the same choice.
 pub type Rank = (u64, u64, [u8; 32]);
 
 impl SignedRecord {

@@ -31,8 +31,8 @@ const ACKNOWLEDGE: Duration = Duration::from_millis(50);
 const VERIFICATIONS: Rate = Rate { per_second: 50, burst: 50 };
 /// Cells with which Mix 1 answers all its entries.
 const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
-/// Most cells that one call sends: the answers to entries, and twice descriptors and records of all hops, with signatures,
-/// for the two intervals that are carried to two neighbours.
+/// Most cells that one call sends: the answers to entries, and twice descriptors and records of all hops, with
+/// signatures, for the two intervals that are carried to two neighbours.
 pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 2 * 2 * 200;
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: i64 = 2000;

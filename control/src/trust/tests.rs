@@ -360,7 +360,7 @@ fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
 }
 
 #[test]
-fn chain_recovers_when_all_hops_restart_and_their_disks_are_lost() {
+fn chain_recovers_when_all_hops_restart_without_disks() {
     let mut world = World::new(4, Class::L, (10, 3600), 0.0);
     world.run(23_000);
     for hop in 1..=4 {
@@ -389,7 +389,7 @@ fn clock_that_steps_signs_no_interval_twice() {
 }
 
 #[test]
-fn hop_that_draws_keys_all_the_time_cannot_give_users_different_ones() {
+fn hop_that_always_draws_keys_gives_nobody_keys_of_his_own() {
     let mut world = World::new(3, Class::L, (10, 3600), 0.0);
     world.add_user(0);
     world.add_user(0);

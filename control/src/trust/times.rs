@@ -67,8 +67,8 @@ impl Times {
         (epoch * self.epoch_ms).saturating_sub(self.epoch_ms / 6)
     }
 
-    /// From when setups to an epoch's keys are accepted: an interval before their first bundle, for clocks that are ahead.
-    /// Not from their publication, for their replay cache has no room for that.
+    /// From when setups to an epoch's keys are accepted: an interval before their first bundle, for clocks that are
+    /// ahead. Not from their publication, for their replay cache has no room for that.
     pub fn accept_at(&self, epoch: u64) -> u64 {
         self.interval_start(self.switch(epoch).saturating_sub(1))
     }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_out_before_anyone_signs_them_and_keys_outlive_their_use() {
+    fn records_are_out_before_signing_and_keys_outlive_use() {
         for (interval_s, epoch_s) in [(1, 10), (10, 3600), (7, 100), (600, 6000), (600, 86_400)] {
             let times = times(interval_s, epoch_s);
             let epoch = 1000;

@@ -610,7 +610,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn highest_draw_counts_and_earlier_records_stay_for_bundles_under_way() {
+    fn highest_draw_counts_and_bundles_under_way_stay() {
         let mut view = full();
         let older = signatures(&view, 100, &[1, 2]);
         let newer = record(&view, 3, 1, 6);

@@ -1,5 +1,5 @@
-//! Epochs and bundles in whole chains: starts, restarts, switches, keys and addresses that change, clocks, and hops that
-//! cheat (SPEC 7).
+//! Epochs and bundles in whole chains: starts, restarts, switches, keys and addresses that change, clocks, and hops
+//! that cheat (SPEC 7).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -201,7 +201,7 @@ fn clock_of_an_entry_that_is_a_minute_off_is_named() {
 }
 
 #[test]
-fn clock_of_a_hop_that_is_a_minute_off_is_named_and_it_signs_nothing() {
+fn hop_with_a_clock_a_minute_off_signs_nothing() {
     for hop in 1..=3 {
         let mut world = World::new(Plan::new(Class::L, 2));
         world.run_for(secs(15));

@@ -137,7 +137,7 @@ pub static NODE: &[Key] = &[
         kind: Kind::Text("NAME:KEY=VALUE,..."),
         default: DefaultValue::Value("\"threshold-or-timed:n=64,n_min=8,t=5ms\""),
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
-              It may not hold cells longer than the chain file allows.",
+              It may not hold cells longer than chain.toml allows.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
     },
     Key {

@@ -88,9 +88,9 @@ impl TrustFiles {
         Ok((all, psks))
     }
 
-    /// Moves keys to the place that their descriptors give them: `node.key.next` becomes `node.key` as soon as the newest
-    /// descriptor of the node names its keys, and the replaced keys, `node.key.old`, go when no descriptor that may still
-    /// be used names them. Returns what was done.
+    /// Moves keys to the place that their descriptors give them: `node.key.next` becomes `node.key` as soon as the
+    /// newest descriptor of the node names its keys, and the replaced keys, `node.key.old`, go when no descriptor that
+    /// may still be used names them. Returns what was done.
     ///
     /// # Errors
     /// A file cannot be read or moved. All keys stay then.
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn next_keys_replace_the_current_ones_once_a_descriptor_names_them() {
+    fn next_keys_take_over_once_a_descriptor_names_them() {
         let dir = tempfile::tempdir().unwrap();
         let addresses = [1, 2].map(|host| std::net::SocketAddr::from(([192, 0, 2, host], 4700)));
         init::write(dir.path(), &Plan::new(&addresses)).unwrap();

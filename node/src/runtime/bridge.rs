@@ -26,8 +26,8 @@ const PER_LINK: usize = 5;
 /// Most commands that follow from a punt: a setup is sent on, and a channel changes.
 const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
-/// due are among them. While some of them wait, neither punts nor commands of listeners are taken in. Answers of the resolver are
-/// always queued, one for each open question. So this bounds the backlog, too.
+/// due are among them. While some of them wait, neither punts nor commands of listeners are taken in. Answers of the
+/// resolver are always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * PUNTS_PER_TURN
@@ -88,8 +88,8 @@ impl Bridge {
         &mut self.control
     }
 
-    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is there.
-    /// Returns the latest time of the next call.
+    /// Hands everything over in both directions. `save` writes the node's state to disk and returns whether it is
+    /// there. Returns the latest time of the next call.
     pub fn turn(
         &mut self,
         now: Duration,

@@ -186,7 +186,7 @@ table! { CHAIN:
     "a descriptor cut short", Do(|s| sign(s, |_| {}, |signed| signed.truncate(100))), MIX,
         &["invalid descriptor: truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
-    "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[140] ^= 1)), MIX,
+    "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[30] ^= 1)), MIX,
         &["chain.toml:", "the signature does not match", "from whoever assembled the chain"];
     "a descriptor of this node that has expired, or a clock far ahead",
         Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
