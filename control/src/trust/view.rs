@@ -222,6 +222,11 @@ impl View {
         descriptor: SignedDescriptor,
         now_s: u64,
     ) -> Result<Taken, BadDescriptor> {
+        let is_own = descriptor.identity == self.terms.identities[hop - 1];
+        if is_own && matches!(descriptor.validity(now_s), Validity::Valid(_) | Validity::Expired(_)) {
+            // Whatever else is wrong with it, it revokes what it says.
+            self.raise_floor(hop, descriptor.floor);
+        }
         self.check_place(hop, &descriptor)?;
         if let Validity::NotYet(seconds) = descriptor.validity(now_s) {
             return Err(BadDescriptor::NotYet(seconds));
@@ -314,16 +319,22 @@ impl View {
                 return Err(BadDescriptor::NoContact(terms.class));
             }
         }
-        // Whoever certified another hop's public key as its own could pass that hop's signatures for its own.
-        for other in (1..=self.hops()).filter(|other| *other != hop) {
-            let shares = |theirs: &Arc<SignedDescriptor>| {
-                theirs.noise == descriptor.noise || theirs.signing == descriptor.signing
-            };
-            if self.descriptors(other).iter().any(shares) {
-                return Err(BadDescriptor::SharedKey(hop, other));
-            }
-        }
         Ok(())
+    }
+
+    /// Checks that no other hop's newest descriptor has a key of this hop's. For a chain that is put together: later, a
+    /// hop that names another's keys as its own harms itself only, for it cannot sign records with them; if that were
+    /// refused, it could name keys that the other is about to use, and so keep them out.
+    ///
+    /// # Errors
+    /// See [`BadDescriptor::SharedKey`].
+    pub fn check_own_keys(&self, hop: usize) -> Result<(), BadDescriptor> {
+        let Some(own) = self.descriptor(hop) else { return Ok(()) };
+        let shares = |other: &usize| {
+            let theirs = self.descriptor(*other);
+            *other != hop && theirs.is_some_and(|theirs| theirs.noise == own.noise || theirs.signing == own.signing)
+        };
+        (1..=self.hops()).find(shares).map_or(Ok(()), |other| Err(BadDescriptor::SharedKey(hop, other)))
     }
 
     /// All descriptors of a hop that may certify its records.
@@ -647,11 +658,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn key_of_another_hop_is_refused() {
+    fn key_of_another_hop_is_no_key_for_a_new_chain() {
         let mut view = view();
+        assert_eq!(view.check_own_keys(1), Ok(()));
         let signing = node(2).signing;
         let thief = signed(1, |d| (d.revision, d.signing) = (2, signing));
-        assert_eq!(view.take_descriptor(1, thief, 1005), Err(BadDescriptor::SharedKey(1, 2)));
+        assert_eq!(view.take_descriptor(1, thief, 1005), Ok(Taken::New), "it keeps nobody out but itself");
+        assert_eq!(view.check_own_keys(1), Err(BadDescriptor::SharedKey(1, 2)));
+        let renewed = signed(2, |d| d.revision = 2);
+        assert_eq!(view.take_descriptor(2, renewed, 1005), Ok(Taken::New));
     }
 
     #[test]
