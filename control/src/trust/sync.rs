@@ -126,6 +126,9 @@ struct Link {
     offset_ms: Option<i64>,
     /// Items that arrived before what they need. The oldest first.
     early: VecDeque<(ItemKind, Vec<u8>)>,
+    /// Of an entry: no record has come on this link yet. What it holds from another link would tell Mix 1 that both are
+    /// its own.
+    is_blank: bool,
     /// Entry: the ask that waits for its bundle.
     waiting: Option<Ask>,
     /// Entry: the interval for which an older bundle was sent.
@@ -177,6 +180,7 @@ impl Sync {
             acknowledge_at: None,
             offset_ms: None,
             early: VecDeque::new(),
+            is_blank: true,
             waiting: None,
             answered_old: None,
         };
@@ -258,7 +262,7 @@ impl Sync {
             }
             (ASK, Peer::Entry) => {
                 let ask = Ask::read(content, self.hops)?;
-                if !ask.answer {
+                if !ask.answer || ask.clock_ms != 0 {
                     return Err(Refused::NotForEntries);
                 }
                 self.answer(view, now, wall_ms, id, ask, out).map(|()| Vec::new())
@@ -278,6 +282,7 @@ impl Sync {
                     if !link.verifications.take(now) {
                         return Err(Refused::RateLimited);
                     }
+                    link.is_blank &= !matches!(kind, ItemKind::Record(_));
                     let mut news = match take_item(view, wall_ms, kind, &bytes, self.hops)? {
                         Outcome::Early => {
                             link.keep_early(kind, bytes, self.hops + 1);
@@ -406,7 +411,13 @@ impl Sync {
                 continue;
             };
             if link.ask_at <= now {
-                out.push((*id, own_ask(view, wanted, true, wall_ms).to_bytes()));
+                // Its clock is nobody's business: it would be recognised by it.
+                let mut ask = own_ask(view, wanted, true, 0);
+                if link.is_blank {
+                    (ask.hash, ask.signatures) = ([0; 8], 0);
+                    ask.held.iter_mut().for_each(|held| (held.draw, held.record) = (0, [0; 4]));
+                }
+                out.push((*id, ask.to_bytes()));
                 link.ask_at = now + pace(link.asks, self.slow);
                 link.asks += 1;
             }
