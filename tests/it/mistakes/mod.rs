@@ -180,7 +180,12 @@ impl Scene {
     fn stable(&self, said: &str) -> String {
         let dir = self.dir.path().display().to_string();
         let names = self.names.iter().map(|(from, to)| (from.as_str(), *to)).chain([(dir.as_str(), "DIR")]);
-        names.fold(said.to_owned(), |text, (from, to)| text.replace(from, to))
+        let said = names.fold(said.to_owned(), |text, (from, to)| text.replace(from, to));
+        let is_id = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let ids = said.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| is_id(word));
+        // Each chain has another id; the one of zeros is a mistake's own.
+        let ids: Vec<String> = ids.filter(|id| id.bytes().any(|byte| byte != b'0')).map(str::to_owned).collect();
+        ids.iter().fold(said, |text, id| text.replace(id, "ID"))
     }
 }
 
