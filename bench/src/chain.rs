@@ -21,7 +21,7 @@ use crate::nodes;
 use crate::results::ChainFacts;
 
 /// Time limit for a process to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ChainArgs {
@@ -175,7 +175,7 @@ impl Drop for Chain {
     fn drop(&mut self) {
         self.lifeline = None;
         // Nodes that the chain started have lifelines of their own.
-        end_process(&mut self.process, PATIENCE);
+        end_process(&mut self.process, END_TIMEOUT);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Numbers, times and directions as text, for terminals, Markdown and the report page.
 
-use textwrap::{Options, WordSplitter};
+use eddy::tables::wrapping;
 use wire::cell::Direction;
 
 /// `1,234,567`
@@ -26,8 +26,7 @@ pub(crate) fn duration(us: f64) -> String {
 
 /// In lines of at most 80 columns, all but the first indented.
 pub(crate) fn wrapped(text: &str) -> String {
-    let options = Options::new(80).subsequent_indent("  ").word_splitter(WordSplitter::NoHyphenation);
-    textwrap::fill(text, options)
+    textwrap::fill(text, wrapping(80).subsequent_indent("  "))
 }
 
 pub(crate) const fn direction_name(direction: Direction) -> &'static str {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::Rate;
 
-/// A token bucket; starts full.
+/// A token bucket; starts full. The data plane has another (`dataplane/src/rate.rs`), which does not know this crate.
 pub(crate) struct Bucket {
     rate: Rate,
     /// Tokens at time `at`.

@@ -12,14 +12,16 @@ use wire::cell::Header;
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
-use crate::entry::listener::Listener;
+use crate::entry::listener::{Listener, ListenerId};
+use crate::exit::QueryId;
 use crate::lanes::Lanes;
 use crate::sys::Waker;
 
-/// One change that control makes.
-pub enum Command {
+/// A change of a link, for all workers of a node.
+#[derive(Clone)]
+pub enum LinkCommand {
     /// A new neighbour, without slots yet.
-    InstallLink { link: LinkId, side: Side, peer: SocketAddr },
+    Install { link: LinkId, side: Side, peer: SocketAddr },
     /// Header keys of a finished handshake.
     InstallSlot {
         link: LinkId,
@@ -43,7 +45,12 @@ pub enum Command {
     /// A slot has expired.
     RetireSlot { link: LinkId, slot: SlotId },
     /// A link is gone.
-    RetireLink { link: LinkId },
+    Retire { link: LinkId },
+}
+
+/// One change that control makes.
+pub enum Command {
+    Link(LinkCommand),
     /// A channel is open.
     InstallChannel {
         channel: ChannelIndex,
@@ -57,19 +64,26 @@ pub enum Command {
         first: u64,
     },
     /// A channel is to end.
-    RetireChannel { channel: ChannelIndex },
+    RetireChannel {
+        channel: ChannelIndex,
+    },
     /// Entry: clients of one channel move to another.
-    Supersede { old: ChannelIndex, new: ChannelIndex },
+    Supersede {
+        old: ChannelIndex,
+        new: ChannelIndex,
+    },
     /// Entry: listen at one more socket.
     Listen {
         /// Its id. Differs from all indices of [`crate::entry::Settings::listeners`].
-        id: u32,
+        id: ListenerId,
         socket: UdpSocket,
         /// The rules for its datagrams.
         listener: Listener,
     },
     /// Entry: close a listening socket, and forget its clients.
-    Unlisten { id: u32 },
+    Unlisten {
+        id: ListenerId,
+    },
     /// A cell of control's: sealed body, header in the clear.
     Inject {
         /// The link it leaves on.
@@ -80,7 +94,10 @@ pub enum Command {
         body: Vec<u8>,
     },
     /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
-    Resolved { query: u32, addresses: Vec<IpAddr> },
+    Resolved {
+        query: QueryId,
+        addresses: Vec<IpAddr>,
+    },
 }
 
 /// Sends commands to a node's workers, in order.
@@ -144,13 +161,10 @@ impl CommandSender {
             ring.push(number, command);
             return Ok(());
         }
-        if let Some(copies) = copies(&command, self.rings.len() - 1) {
-            for (ring, command) in self.rings.iter_mut().zip(std::iter::once(command).chain(copies)) {
-                ring.push(number, command);
-            }
-            return Ok(());
-        }
         match command {
+            Command::Link(command) => {
+                self.rings.iter_mut().for_each(|ring| ring.push(number, Command::Link(command.clone())));
+            }
             Command::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
                 let edge =
                     |at: Option<(LinkId, u32)>, edge: &dyn Fn(u32) -> usize| at.map_or(0, |(_, number)| edge(number));
@@ -177,7 +191,12 @@ impl CommandSender {
                     self.rings[usize::from(edge)].push(number, Command::RetireChannel { channel });
                 }
             }
-            command => self.rings[0].push(number, command),
+            // Only a mix has several workers. Its first one takes the cells of control.
+            Command::Supersede { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. }
+            | Command::Inject { .. }
+            | Command::Resolved { .. } => self.rings[0].push(number, command),
         }
         Ok(())
     }
@@ -214,26 +233,4 @@ impl CommandSender {
     pub fn signal(&self) {
         self.rings.iter().for_each(|ring| ring.waker.wake());
     }
-}
-
-/// `count` copies of a command that every worker needs; `None` for a command that goes to some of them.
-fn copies(command: &Command, count: usize) -> Option<Vec<Command>> {
-    let copy = || match command {
-        Command::InstallLink { link, side, peer } => {
-            Some(Command::InstallLink { link: *link, side: *side, peer: *peer })
-        }
-        Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => Some(Command::InstallSlot {
-            link: *link,
-            slot: *slot,
-            peer: *peer,
-            header_i2r: header_i2r.clone(),
-            header_r2i: header_r2i.clone(),
-            rank: *rank,
-        }),
-        Command::Promote { link, slot, peer } => Some(Command::Promote { link: *link, slot: *slot, peer: *peer }),
-        Command::RetireSlot { link, slot } => Some(Command::RetireSlot { link: *link, slot: *slot }),
-        Command::RetireLink { link } => Some(Command::RetireLink { link: *link }),
-        _ => None,
-    };
-    (0..count).map(|_| copy()).collect()
 }

@@ -36,7 +36,7 @@ impl Times {
     }
 }
 
-/// Slots of [`Groups`] for times seen lately, as a power of two.
+/// Places of [`Groups`] for times seen lately, as a power of two.
 const RECENT_BITS: u32 = 6;
 
 /// Cells by their times: few share a release and differ in those, so they are counted by group.

@@ -51,14 +51,13 @@ pub(crate) fn rekey(rng: &mut rand_chacha::ChaCha20Rng) {
     *rng = rand::SeedableRng::from_rng(rng);
 }
 
-/// Reports a test that cannot run on this host. The test harness captures `eprintln`, but not this.
 #[cfg(test)]
-pub(crate) fn skipped(why: impl std::fmt::Display) {
-    use std::io::Write;
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Nothing to do if standard error is closed.
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
-}
+pub(crate) use skipped::skipped;
+
+/// Shared with the integration tests of the workspace.
+#[cfg(test)]
+#[path = "../../tests/common/skipped.rs"]
+mod skipped;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use wire::cell::{Header, MAX_CELL_LEN};
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
 
+use crate::entry::ListenerId;
+use crate::exit::QueryId;
 use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
@@ -31,7 +33,7 @@ pub enum Punt {
         header: Header,
         body: Bytes,
     },
-    /// A data cell authenticated under the link's next slot: [`crate::command::Command::Promote`] is the answer.
+    /// A data cell authenticated under the link's next slot: [`crate::command::LinkCommand::Promote`] is the answer.
     Promoted {
         link: LinkId,
         slot: SlotId,
@@ -51,7 +53,7 @@ pub enum Punt {
     /// Exit: a name to resolve; answered by [`crate::command::Command::Resolved`].
     Resolve {
         /// Names the question in the answer.
-        query: u32,
+        query: QueryId,
         name: Box<str>,
     },
     /// Something that an operator or a client should know, at most a hundred times a second.
@@ -62,7 +64,7 @@ pub enum Punt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAt {
     /// Control's name for the listening socket.
-    pub listener: u32,
+    pub listener: ListenerId,
     /// The client's own address.
     pub address: SocketAddr,
 }

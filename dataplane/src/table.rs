@@ -12,7 +12,7 @@ use wire::kdf::Secret;
 use wire::key::{GENERATION_SHIFT, Generations};
 use wire::replay::{Refused, Window};
 
-use crate::command::Command;
+use crate::command::LinkCommand;
 use crate::ledger::DropReason;
 use crate::links::Links;
 use crate::slab::Slab;
@@ -246,21 +246,19 @@ impl<C> Table<C> {
         self.open == 0
     }
 
-    /// Applies the commands that all roles share, and returns the others.
-    pub fn apply(&mut self, command: Command) -> Option<Command> {
+    /// Applies a change of a link.
+    pub fn apply(&mut self, command: LinkCommand) {
         match command {
-            Command::InstallLink { link, side, peer } => self.links.install(link, side, peer),
-            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
+            LinkCommand::Install { link, side, peer } => self.links.install(link, side, peer),
+            LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
                 self.links.install_slot(link, slot, peer, rank, &header_i2r, &header_r2i);
             }
-            Command::Promote { link, slot, peer } => {
+            LinkCommand::Promote { link, slot, peer } => {
                 self.links.promote(link, slot, peer);
             }
-            Command::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
-            Command::RetireLink { link } => self.links.retire(link),
-            other => return Some(other),
+            LinkCommand::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
+            LinkCommand::Retire { link } => self.links.retire(link),
         }
-        None
     }
 }
 

@@ -1,15 +1,15 @@
-//! A timer wheel of one-second slots for tables whose entries expire.
+//! A timer wheel of one-second steps for tables whose entries expire.
 //!
 //! Entries are re-armed lazily: on expiry the owner looks at its own record and either ends it or
 //! arms it again. A key has one timer at most, so an entry that comes and goes leaves no more behind
 //! than that one, which its successor of the same key inherits.
 
-/// Slots; the longest delay in seconds is one less.
-const SLOTS: usize = 4096;
+/// Steps of the wheel. The longest delay in seconds is one less.
+const STEPS: usize = 4096;
 
 /// The keys that are due, by second.
 pub(crate) struct Wheel {
-    slots: Vec<Vec<u32>>,
+    steps: Vec<Vec<u32>>,
     /// Per key, whether it has a timer.
     armed: Vec<bool>,
     now_s: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Wheel {
 impl Wheel {
     /// An empty wheel at second `now_s`.
     pub(crate) fn new(now_s: u64) -> Wheel {
-        Wheel { slots: vec![Vec::new(); SLOTS], armed: Vec::new(), now_s }
+        Wheel { steps: vec![Vec::new(); STEPS], armed: Vec::new(), now_s }
     }
 
     /// Makes `key` due at second `at_s`, at the earliest in the next second and at the latest after
@@ -29,22 +29,22 @@ impl Wheel {
             self.armed.resize(at + 1, false);
         }
         if !std::mem::replace(&mut self.armed[at], true) {
-            let at_s = at_s.clamp(self.now_s + 1, self.now_s + SLOTS as u64 - 1);
-            self.slots[at_s as usize % SLOTS].push(key);
+            let at_s = at_s.clamp(self.now_s + 1, self.now_s + STEPS as u64 - 1);
+            self.steps[at_s as usize % STEPS].push(key);
         }
     }
 
     /// Moves to second `now_s` and appends every key that became due to `due`.
     pub(crate) fn advance(&mut self, now_s: u64, due: &mut Vec<u32>) {
         let before = due.len();
-        if now_s.saturating_sub(self.now_s) >= SLOTS as u64 {
+        if now_s.saturating_sub(self.now_s) >= STEPS as u64 {
             self.now_s = now_s;
-            due.extend(self.slots.iter_mut().flat_map(std::mem::take));
+            due.extend(self.steps.iter_mut().flat_map(std::mem::take));
         }
         while self.now_s < now_s {
             self.now_s += 1;
             // Its memory goes too: 4096 seconds, each as large as its busiest time, would be kept else.
-            due.extend(std::mem::take(&mut self.slots[self.now_s as usize % SLOTS]));
+            due.extend(std::mem::take(&mut self.steps[self.now_s as usize % STEPS]));
         }
         for key in &due[before..] {
             self.armed[*key as usize] = false;
@@ -53,7 +53,7 @@ impl Wheel {
 
     #[cfg(test)]
     pub(crate) fn timers(&self) -> usize {
-        self.slots.iter().map(Vec::len).sum()
+        self.steps.iter().map(Vec::len).sum()
     }
 }
 
@@ -66,16 +66,16 @@ mod tests {
     #[test]
     fn a_second_that_is_past_keeps_no_memory() {
         let mut wheel = Wheel::new(0);
-        let kept = |wheel: &Wheel| wheel.slots.iter().map(Vec::capacity).sum::<usize>();
+        let kept = |wheel: &Wheel| wheel.steps.iter().map(Vec::capacity).sum::<usize>();
         let mut due = Vec::new();
         // Flows that live for ten seconds, 300 new ones a second, and then a step over the whole wheel.
-        for now_s in 1..=SLOTS as u64 {
+        for now_s in 1..=STEPS as u64 {
             (0..300).for_each(|key| wheel.arm((now_s % 11) as u32 * 300 + key, now_s + 10));
             wheel.advance(now_s, &mut due);
             due.clear();
             assert!(kept(&wheel) <= 2 * wheel.timers(), "second {now_s}: {} for {}", kept(&wheel), wheel.timers());
         }
-        wheel.advance(3 * SLOTS as u64, &mut due);
+        wheel.advance(3 * STEPS as u64, &mut due);
         assert_eq!((due.len(), kept(&wheel)), (3000, 0));
     }
 

@@ -8,9 +8,10 @@ use eddy_node::config::table::{ALL_FILES, DefaultValue, Key, files};
 use eddy_node::config::{ConfigError, Loaded, NodeConfig, effective, effective_toml, nearest, node_name};
 use eddy_node::runtime::running;
 use serde_json::json;
-use textwrap::{Options, WordSplitter, fill};
+use textwrap::fill;
 
 use crate::args::{ConfigAction, ConfigArgs};
+use crate::tables::wrapping;
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
@@ -81,20 +82,15 @@ fn explain(name: &str) -> Result<String, ConfigError> {
 }
 
 fn entry(file: &str, key: &Key) -> String {
-    let paragraph = options().initial_indent("    ").subsequent_indent("    ");
+    let paragraph = wrapping(WIDTH).initial_indent("    ").subsequent_indent("    ");
     let row = |head: &str, text: &str| {
         let head = format!("    {head:<9}");
-        fill(text, options().initial_indent(&head).subsequent_indent("             ")) + "\n"
+        fill(text, wrapping(WIDTH).initial_indent(&head).subsequent_indent("             ")) + "\n"
     };
     let mut text = format!("{} in {}\n\n{}\n\n", key.name, place(file, key), fill(key.doc, paragraph));
     text += &row("value", &key.kind.expected());
     text += &row("default", &default(key));
     text + &row("example", &key.line())
-}
-
-/// Lines of a terminal. Words with hyphens stay whole, so that values can be copied.
-fn options<'a>() -> Options<'a> {
-    Options::new(WIDTH).word_splitter(WordSplitter::NoHyphenation)
 }
 
 /// All keys, one line each if it fits.
@@ -106,7 +102,7 @@ fn list() -> String {
             let head = format!("    {:<21} ", key.name);
             let head = if key.name.len() > 21 { format!("    {}\n{:26}", key.name, "") } else { head };
             let indent = " ".repeat(26);
-            let body = fill(key.summary(), options().initial_indent(&indent).subsequent_indent(&indent));
+            let body = fill(key.summary(), wrapping(WIDTH).initial_indent(&indent).subsequent_indent(&indent));
             text += &format!("{head}{}\n", body.trim_start());
         }
         text += "\n";

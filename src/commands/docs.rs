@@ -66,8 +66,8 @@ fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// A help text as sections: `Examples:` begins one, indented lines are blocks, the rest is prose. Without a title in its
-/// first line it begins with the section `first`.
+/// A help text as sections: `Examples:` begins one, indented lines are blocks, the rest is prose. Without a title in
+/// its first line it begins with the section `first`.
 fn sections(help: &str, first: &str) -> Roff {
     let mut roff = Roff::new();
     let mut block = false;

@@ -12,6 +12,11 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 /// A rule below the header, and nothing else: narrow, and easy to cut with other tools.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
+/// How text is wrapped. Words with hyphens stay whole, so that values and names of options can be copied.
+pub fn wrapping<'a>(columns: usize) -> textwrap::Options<'a> {
+    textwrap::Options::new(columns).word_splitter(textwrap::WordSplitter::NoHyphenation)
+}
+
 /// An empty table in the project's style.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();

@@ -72,7 +72,7 @@ fn drops(nodes: &[NodeReport]) -> String {
             all.push(format!("{name}  dropped by the kernel: {}", node.kernel_drops));
         }
     }
-    let options = textwrap::Options::new(WIDTH).subsequent_indent("       ");
+    let options = super::wrapping(WIDTH).subsequent_indent("       ");
     all.iter().map(|line| textwrap::fill(line, &options) + "\n").collect()
 }
 

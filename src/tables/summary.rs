@@ -90,7 +90,7 @@ fn drops(node: &NodeReport) -> String {
         return String::new();
     }
 
-    let options = textwrap::Options::new(WIDTH - 1).subsequent_indent("  ");
+    let options = super::wrapping(WIDTH - 1).subsequent_indent("  ");
     let mut shown: Vec<String> =
         all.iter().flat_map(|line| textwrap::wrap(line, &options)).map(|line| line.into_owned()).collect();
     if shown.len() > DROPS_SHOWN {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control::descriptor::{draw_setup, draw_x25519};
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
-use dataplane::command::{Command, CommandSender};
+use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
 use dataplane::exit::limits::Limits;
 use dataplane::exit::policy::Policy;
@@ -503,7 +503,9 @@ impl Keys {
                 self.channels.push((*number, hops.clone()));
             }
             // The initiator of link i is node i - 1.
-            Command::InstallSlot { header_i2r, header_r2i, rank: wire::ids::Rank::Current, .. } => {
+            Command::Link(LinkCommand::InstallSlot {
+                header_i2r, header_r2i, rank: wire::ids::Rank::Current, ..
+            }) => {
                 self.slots.entry(position + 1).or_default().push((**header_i2r, **header_r2i));
             }
             _ => {}

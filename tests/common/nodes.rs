@@ -28,7 +28,7 @@ use super::limit::Permit;
 use super::process::{counted_by_time, tallies};
 use super::tap::{BOTH, Faults, Tap};
 
-/// How long anything may take that is waited for. Generous: a machine may be busy with something else.
+/// The longest time that a test waits for an event before it fails. Long, because the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How the datagrams of [`Nodes::assert_carries`] begin; some may still be on their way when it returns.

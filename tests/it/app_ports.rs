@@ -62,7 +62,7 @@ fn kernel_queues(locals: &[SocketAddr]) -> (u64, u64) {
     (found.iter().map(|socket| socket.1).sum(), found.iter().map(|socket| socket.2).sum())
 }
 
-/// Where the exit's flow sockets are bound: to any address.
+/// The local address of the exit's flow sockets: any.
 fn any(port: u16) -> SocketAddr {
     ([0, 0, 0, 0], port).into()
 }
@@ -79,18 +79,18 @@ fn random(rng: &mut ChaCha20Rng) -> Vec<u8> {
     bytes
 }
 
-/// What the sink does with what is not of the good flows.
+/// The sink's answers to datagrams that are not of the well-behaved flows.
 #[derive(Default)]
 struct Sink {
-    /// How often each content has come.
+    /// Number of arrivals of each content.
     got: Mutex<HashMap<Vec<u8>, u64>>,
-    /// How it answers, see [`answers`].
+    /// The kind of its answers, see [`answers`].
     mode: AtomicU8,
     /// Answers sent.
     answered: AtomicU64,
 }
 
-/// How many datagrams answer one, and how long they are.
+/// Number and length of the datagrams that answer one.
 fn answers(mode: u8) -> (u64, usize) {
     [(0, 0), (100, 100), (10, UDP_MAX), (100, 0)][usize::from(mode)]
 }
@@ -157,7 +157,7 @@ impl Scene {
         self.nodes.count(position, &format!("/ledger/datagrams/{pointer}"))
     }
 
-    /// What the kernel has dropped at all of the nodes' sockets that they watch.
+    /// The kernel's drops at all sockets that the nodes watch.
     fn kernel_drops(&self) -> u64 {
         self.nodes.positions().map(|position| self.nodes.count(position, "/kernel_drops")).sum()
     }
@@ -405,13 +405,13 @@ fn receive(sockets: &[UdpSocket], len: usize) -> u64 {
     count
 }
 
-/// What the kernel has dropped at sockets that a process has bound to any address: an exit's flow sockets.
+/// The kernel's drops at sockets that a process has bound to any address: an exit's flow sockets.
 fn drops_of(pid: u32) -> u64 {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let names = links.filter_map(|link| std::fs::read_link(link.path()).ok());
     let inodes: Vec<String> =
         names.filter_map(|name| name.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(String::from)).collect();
-    // What one reading misses another has.
+    // One reading may miss a socket that another one has.
     let all: HashMap<_, _> = (0..3).flat_map(|_| sockets()).collect();
     let own = inodes.iter().filter_map(|inode| all.get(inode)).filter(|(local, ..)| local.starts_with("00000000:"));
     own.map(|socket| socket.2).sum()

@@ -8,7 +8,7 @@ use wire::cell::{Class, Direction};
 use wire::frames;
 
 use crate::common::flows::{Echo, Flows};
-use crate::common::nodes::{Nodes, Plan};
+use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
 use crate::common::tap::Faults;
 
@@ -37,19 +37,13 @@ fn flows_of(nodes: &Nodes, flows: usize) -> Flows {
     Flows::new(0, flows, nodes.forward(), &[], &echo)
 }
 
-/// Sends on 20 flows for a while: small datagrams all the time, and some of three and of five cells.
-fn measure(flows: &mut Flows, time: Duration) {
+/// Sends on 20 flows in turns: small datagrams all the time, and some of three and of five cells.
+fn measure(flows: &mut Flows, steps: u32) {
     flows.begin();
-    let began = Instant::now();
-    for step in 0u32.. {
-        let due = Duration::from_millis(5) * step;
-        if due >= time {
-            break;
-        }
-        while began.elapsed() < due {
-            flows.receive();
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    for step in 0..steps {
+        // The pace only. On a busy machine the steps take longer, and no burst makes up for it.
+        std::thread::sleep(Duration::from_millis(5));
+        flows.receive();
         let (flow, round) = ((step % 20) as u16, step / 20);
         flows.send(flow, SMALL);
         if round % 5 == 0 {
@@ -59,14 +53,19 @@ fn measure(flows: &mut Flows, time: Duration) {
     flows.settle();
 }
 
-/// Holds what was delivered against what a loss on every link leaves: four standard deviations are granted, and what
-/// was `late` there and back: datagrams of which not all cells came in time, as on a busy machine they may.
-fn assert_delivered(flows: &Flows, loss: f64, late: [u64; 2]) {
+/// Compares what was delivered with what a loss on every link leaves. It may be four standard deviations less. Without
+/// faults it may be less by what a busy machine loses: `kernel_drops`, and datagrams there and back of which some cells
+/// came too late.
+fn assert_delivered(flows: &Flows, loss: f64, late: [u64; 2], kernel_drops: u64) {
     for cells in [1, 3, 5] {
         let survives = (1.0 - loss).powi(LINKS * cells as i32);
         let [sent, there, back] = flows.delivered(of_cells(cells));
         for (way, of, got, late) in [("there", sent, there, late[0]), ("back", there, back, late[1])] {
-            let excused = if loss == 0.0 && cells > 1 { late } else { 0 };
+            let excused = match cells {
+                _ if loss > 0.0 => 0,
+                1 => kernel_drops,
+                _ => kernel_drops + late,
+            };
             let expected = (of - excused.min(of)) as f64 * survives;
             let sigma = (expected * (1.0 - survives)).sqrt();
             println!(
@@ -83,8 +82,8 @@ fn opened(nodes: &Nodes) -> u64 {
     nodes.count(0, "/handshakes/channels_opened")
 }
 
-/// What may be dropped inside on links that copy: copies. Two handshakes that cross, where an answer takes long,
-/// also cost a cell under the keys of the older one.
+/// Nodes may drop copies, because these links copy. Two handshakes that cross, where an answer takes long, also cost a
+/// cell under the keys of the older one.
 fn assert_dropped_copies_alone(nodes: &Nodes) {
     for (position, report) in &nodes.reports {
         for direction in ["forward", "backward"] {
@@ -100,8 +99,8 @@ fn assert_dropped_copies_alone(nodes: &Nodes) {
 #[test]
 fn bad_links_cost_their_own_loss_and_no_channel() {
     let _lock = exclusive();
-    // Without faults first: what is claimed of bad links is due to them.
-    for (faults, seconds) in [(Faults::default(), 3), (bad(), 30)] {
+    // Without faults first, to show that losses in the second run come from the links.
+    for (faults, steps, renewals) in [(Faults::default(), 600, 0), (bad(), 6000, 7)] {
         let began = Instant::now();
         let plan = Plan { taps: true, channels: 4, renew_after_s: 3, faults, seed: 7, ..Plan::default() };
         let mut nodes = Nodes::start(plan);
@@ -110,16 +109,18 @@ fn bad_links_cost_their_own_loss_and_no_channel() {
         let (took, datagrams) = flows.until_answered(0..50, SMALL);
         println!("50 flows were answered after {took:?} and {datagrams} datagrams");
         let before = opened(&nodes);
-        measure(&mut flows, Duration::from_secs(seconds));
+        measure(&mut flows, steps);
         let late = [(nodes.exit(), "forward"), (0, "backward")].map(|(position, direction)| {
             nodes.count(position, &format!("/ledger/datagrams/{direction}/dropped/incomplete"))
         });
-        assert_delivered(&flows, faults.drop, late);
+        let kernel_drops = nodes.positions().map(|position| nodes.count(position, "/kernel_drops")).sum();
+        assert_delivered(&flows, faults.drop, late, kernel_drops);
         flows.assert_once_and_whole();
         assert_eq!(opened(&nodes), before, "a channel was lost: {:?}", nodes.said(0));
         for position in nodes.positions().skip(1) {
-            let renewed = nodes.count(position, "/handshakes/done");
-            assert!(renewed > seconds / 4, "node {position}: {renewed} handshakes in {seconds} s");
+            until(&format!("node {position} has renewed its link"), || {
+                nodes.count(position, "/handshakes/done") > renewals
+            });
         }
         nodes.end_and_account();
         assert_dropped_copies_alone(&nodes);
@@ -132,8 +133,10 @@ fn channel_answered_by_pongs_only_survives_bad_links() {
     let mut nodes = Nodes::start(plan);
     let clients: Vec<UdpSocket> = (0..8).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let before = opened(&nodes);
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(30) {
+    // About one PONG per second for each of the four channels.
+    let pongs = || nodes.count(0, "/ledger/cells/backward/consumed");
+    let enough = pongs() + 100;
+    while pongs() < enough {
         clients.iter().for_each(|client| drop(client.send_to(b"to somebody who listens", nodes.forward())));
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -141,11 +144,10 @@ fn channel_answered_by_pongs_only_survives_bad_links() {
     nodes.end_and_account();
 }
 
-/// Sends on four flows for a while and returns how much of that was answered.
-fn talk(flows: &mut Flows, time: Duration) -> u64 {
+/// Sends on four flows, a datagram on each in every round. Returns how many were answered.
+fn talk(flows: &mut Flows, rounds: u32) -> u64 {
     flows.begin();
-    let began = Instant::now();
-    while began.elapsed() < time {
+    for _ in 0..rounds {
         (0..4).for_each(|flow| flows.send(flow, SMALL));
         std::thread::sleep(Duration::from_millis(50));
         flows.receive();
@@ -155,12 +157,12 @@ fn talk(flows: &mut Flows, time: Duration) -> u64 {
 
 #[test]
 fn traffic_resumes_after_heavy_loss_on_all_links() {
-    // Without renewal by age: traffic resumes by itself.
+    // Links are not renewed by age, so traffic must resume without it.
     let mut nodes = Nodes::start(Plan { taps: true, renew_after_s: 3600, seed: 9, ..Plan::default() });
     let mut flows = flows_of(&nodes, 4);
     flows.until_answered(0..4, SMALL);
     nodes.set_links(Faults { drop: 0.3, ..Faults::default() });
-    talk(&mut flows, Duration::from_secs(10));
+    talk(&mut flows, 200);
     nodes.set_links(Faults::default());
     let (took, _) = flows.until_answered(0..4, SMALL);
     println!("all flows answered {took:?} after the loss had ended");
@@ -177,13 +179,14 @@ fn a_dark_link(link: usize) {
     let dark = Faults { drop: 1.0, ..Faults::default() };
     for directions in [&[Direction::Forward, Direction::Backward][..], &[Direction::Forward], &[Direction::Backward]] {
         directions.iter().for_each(|direction| nodes.taps[link - 1].set(*direction, dark));
-        assert_eq!(talk(&mut flows, Duration::from_secs(5)), 0, "answers through the dark");
+        assert_eq!(talk(&mut flows, 100), 0, "answers through the dark");
+        // The first time. Loss that comes back soon is reported at growing intervals.
+        until(&format!("node {} reports the loss, link {link} dark {directions:?}", link - 1), || {
+            nodes.said(link - 1).iter().any(|line| line.contains("lost the next hop"))
+        });
         nodes.set_links(Faults::default());
         let (took, _) = flows.until_answered(0..4, SMALL);
         println!("link {link} dark {directions:?}: all flows answered {took:?} after the light came back");
-        // The first time; what comes back soon is reported at growing intervals.
-        let noticed = nodes.said(link - 1).iter().any(|line| line.contains("lost the next hop"));
-        assert!(noticed, "link {link} {directions:?}: {:?}", nodes.said(link - 1));
         for position in nodes.positions() {
             let said = nodes.said(position);
             assert!(!said.iter().any(|line| line.contains("disconnected")), "node {position}: {said:?}");

@@ -246,7 +246,7 @@ fn staying_chain_serves_until_a_signal() {
         assert_eq!(status["ledger"]["cells"]["forward"]["closed"], true);
         assert!(run(Path::new("."), &format!("status --config {}", config.display())).status.success());
     }
-    // As a supervisor does it: twice.
+    // Twice, as supervisors do.
     demo.signal(Signal::TERM);
     demo.signal(Signal::TERM);
     assert_ledgers(&demo.finish(), 1);

@@ -82,7 +82,7 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
         talk(&one, &at(&first), &first, &vec![7; len]);
     }
 
-    // What cannot be sent is said at once.
+    // A datagram that cannot be sent is an error at once.
     let said = |data: &[u8], to: &Destination| one.send_to(data, to).unwrap_err();
     let (max, long) = (entry.max_datagram_len(), said(&vec![0; entry.max_datagram_len() + 1], &at(&first)));
     assert!(matches!(long, TunnelError::TooLong { len, max: most, .. } if (len, most) == (max + 1, max)), "{long}");
@@ -97,7 +97,7 @@ fn tunnel_is_a_udp_socket_at_the_exit() {
         assert!(matches!(said(b"", &bad), TunnelError::InvalidDestination { .. }), "{bad}");
     }
 
-    // What has no room is cut, as with any datagram socket.
+    // Bytes beyond the buffer are cut off, as with any datagram socket.
     one.send_to(b"cut", &at(&second)).unwrap();
     let (_, exit) = second.recv_from(&mut [0; 9]).unwrap();
     second.send_to(b"to size", exit).unwrap();
@@ -245,7 +245,7 @@ fn entry_from_memory_reports_refusals_by_name() {
 #[test]
 fn wait_ready_reports_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
-    // A chain that nobody runs, at ports where nobody answers.
+    // A chain whose nodes do not run.
     assert!(crate::common::command::run(dir.path(), "init demo --mixes 1 --host 127.9.9.9").status.success());
     let entry = Entry::builder().chain_file(dir.path().join("demo/chain.toml")).start().unwrap();
     let error = entry.wait_ready(Duration::from_millis(50)).unwrap_err();

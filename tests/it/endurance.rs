@@ -165,7 +165,7 @@ fn twenty_thousand_messages_arrive_once_and_in_order() {
     nodes.assert_unharmed(&pids);
 }
 
-/// What the kernel dropped at a socket of this machine.
+/// The kernel's drops at a socket of this machine.
 fn kernel_drops_at(address: SocketAddr) -> u64 {
     queue(address).1
 }
@@ -179,7 +179,7 @@ fn malformed_flood_costs_another_forward_nothing() {
     let pids = nodes.pids();
     counted(&nodes, 0, SENT_BY_ENTRY, PROBES);
     let before = nodes.status(0);
-    // For pymix a whole address in front of what is too long.
+    // For pymix: a whole address in front of a payload that is too long.
     let mut oversized = vec![0; 65_507];
     oversized[..6].copy_from_slice(&[127, 0, 0, 1, 0, 9]);
     let ports = [nodes.forward(), nodes.pymix()];
@@ -326,7 +326,7 @@ fn resumes(nodes: &Nodes, client: &UdpSocket, since: Instant, what: &str) {
 
 /// Ends some nodes, starts them again, and waits for one and the same client's traffic to go both ways.
 fn restart(how: &str, which: &[&[usize]]) {
-    // Without renewal by age: links come back by themselves.
+    // Links are not renewed by age, so they must come back without it.
     let mut nodes = Nodes::start(Plan { renew_after_s: 3600, ..Plan::default() });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&client, &nodes.sink] {

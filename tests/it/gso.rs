@@ -59,7 +59,7 @@ fn foreign_gso_bursts_are_counted_per_datagram() {
             }
             want.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
-        // Of a handshake's length, in a burst and as the tail of one, and longer than everything.
+        // Datagrams of a handshake's length, in a burst and as its tail, and longer ones than any.
         send_burst(&stranger, port.address, &noise[..3 * handshake], handshake);
         stranger.send_to(&noise, port.address).unwrap();
         want[1] += 1;
@@ -79,7 +79,7 @@ fn foreign_gso_bursts_are_counted_per_datagram() {
     nodes.end();
 }
 
-/// How long more is sent than can be carried.
+/// Time in which more is sent than the chain can carry.
 const FLOOD: Duration = Duration::from_secs(2);
 
 #[test]

@@ -31,7 +31,7 @@ const IN_FLIGHT: [usize; 2] = [48 << 10, 2 << 20];
 
 const MIXES: usize = 2;
 
-/// What to send, and how it will be counted by its length alone.
+/// A datagram to send, and the counter that its length leads to.
 struct Attack {
     datagrams: Vec<Vec<u8>>,
     of_cell_len: u64,
@@ -82,7 +82,7 @@ impl Attack {
         let mut weight = 0;
         let lengths = (0..LENGTHS).map(|len| &noise[..len]);
         for bytes in lengths.chain(self.datagrams.iter().map(Vec::as_slice)) {
-            // What the kernel charges for a small one is some hundred bytes more.
+            // The kernel charges some hundred bytes more for a small one.
             weight += bytes.len() + 800;
             if weight > in_flight {
                 while queue(target).0 > 0 {
@@ -125,7 +125,7 @@ impl Reading {
 /// Attacks all link ports of one node, from a stranger's address and through the taps.
 fn attack(position: usize) {
     let _lock = exclusive();
-    // Without renewal by age, however long it takes.
+    // Links are not renewed by age, because a run may take long.
     let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, renew_after_s: 3600, ..Plan::default() });
     nodes.assert_carries();
     let pids = nodes.pids();

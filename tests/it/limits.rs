@@ -185,7 +185,7 @@ fn numbers(cell: &str) -> Vec<i128> {
     numbers
 }
 
-/// What stands in backticks.
+/// The parts of a cell in backticks.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }

@@ -7,15 +7,13 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::common::command::{eddy, run};
+use crate::common::nodes::PATIENCE;
 use crate::mistakes::edit;
-
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A chain of one mix on a loopback address of its own.
 fn chain() -> (TempDir, Ipv4Addr) {

@@ -32,7 +32,7 @@ fn pymix(to: SocketAddr) -> Vec<u8> {
 #[test]
 fn exit_hides_the_rank_of_a_cell_in_its_channel() {
     // Two channels of ten cells each, flushed together. An event is known to be A's first cell or B's
-    // last. Label-shuffled slots alone would betray it: seen in the first slot, it is A's for certain.
+    // last. Label-shuffled positions alone would betray it: seen in the first position, it is A's for certain.
     let mixing = "threshold-or-timed:n=20,n_min=2,t=1s".parse().unwrap();
     let mut chain = Chain::new(Plan { mixes: 1, channels: 2, mixing, ..Plan::default() });
     let order: Rc<RefCell<Vec<u16>>> = Rc::default();

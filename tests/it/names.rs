@@ -48,7 +48,7 @@ fn forwarded_name_is_resolved_at_the_exit_then_judged() {
     closed(&demo.end());
 }
 
-/// `localhost` is ::1 first, where nobody listens.
+/// `localhost` resolves to ::1 first, and no server listens there.
 #[test]
 fn localhost_reaches_a_server_that_listens_on_ipv4_only() {
     let names = NameServer::start();

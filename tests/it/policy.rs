@@ -58,7 +58,7 @@ fn denied_ranges_are_unreachable_by_address_and_name() {
     let tunnel = UdpTunnel::open(&entry).unwrap();
     let port = nodes.sink.local_addr().unwrap().port();
     let named = |ip: IpAddr| Destination::Name(name_of(ip).as_str().into(), port);
-    // What is allowed is reached in all these ways, so that a refusal means something.
+    // An allowed destination is reached in all these ways, so that a refusal means something.
     let mut buffer = [0; 100];
     let here = Ipv4Addr::LOCALHOST;
     let ways = |ip: IpAddr| {
@@ -142,7 +142,7 @@ fn destination_budget_and_answer_rate_are_enforced() {
     let began = Instant::now();
     let (mut answers, mut capped) = (0, 0);
     until("answers are capped", || {
-        // As many as any socket's buffer holds.
+        // As many as the buffer of any socket holds.
         (0..AT_ONCE).for_each(|_| _ = nodes.sink.send_to(b"!", from).unwrap());
         answers += AT_ONCE;
         until("all are read", || answered(&nodes).0 == before.0 + answers);

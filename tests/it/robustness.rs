@@ -15,7 +15,7 @@ use crate::common::network::in_a_network_without_routes;
 use crate::common::nodes::{Nodes, PATIENCE, Plan, until};
 
 pub const SENT_BY_ENTRY: &str = "/ledger/datagrams/forward/consumed";
-/// What every chain has sent when it begins: three datagrams that its exit must refuse.
+/// Every chain sends these at its start: three datagrams that its exit must refuse.
 pub const PROBES: u64 = 3;
 const SENT_BY_EXIT: &str = "/ledger/datagrams/forward/sent";
 const BAD_ADDRESS: &str = "/ledger/datagrams/forward/dropped/bad-address";
@@ -63,7 +63,7 @@ fn lines(nodes: &Nodes) -> Vec<usize> {
     nodes.positions().map(|position| nodes.said(position).iter().filter(counts).count()).collect()
 }
 
-/// Where a node counts what it drops at a link port.
+/// The counters of a node's drops at a link port.
 pub fn dropped_at(port: &Port) -> &'static str {
     match port.direction {
         Forward => "/ledger/cells/forward/dropped",
@@ -90,7 +90,7 @@ fn empty_datagram_is_harmless_at_any_port() {
     counted(&nodes, 0, SENT_BY_ENTRY, PROBES);
     let exit = there_and_back(&nodes, &client, b"");
     counted(&nodes, 0, SENT_BY_ENTRY, PROBES + 1);
-    // The exit's own socket, by somebody that no flow talks to.
+    // A datagram to the exit's own socket, from an address that no flow sends to.
     stranger.send_to(b"", exit).unwrap();
     counted(&nodes, nodes.exit(), "/ledger/datagrams/backward/dropped/filtered", 1);
     // A pymix port.
@@ -214,7 +214,7 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
     for port in Port::all(&nodes) {
         let Port { position, direction, address, cell_len: len } = port;
         let tap = &nodes.taps[port.link() - 1];
-        // One after the other, so that hardly anybody has a keepalive to send.
+        // One after the other, so that few nodes have a keepalive to send.
         (0..COUNT).for_each(|number| _ = there_and_back(&nodes, &client, &[number as u8]));
         let records = tap.records(direction);
         let data: Vec<Vec<u8>> =

@@ -108,7 +108,7 @@ fn ten_thousand_flows_lose_nothing_and_idle_ones_close() {
     nodes.end();
 }
 
-/// What a node's process has: kernel memory apart.
+/// Memory of a node's process, without kernel memory.
 fn cost(nodes: &Nodes, position: usize) -> (usize, u64) {
     (nodes.descriptors(position), nodes.resident(position))
 }

@@ -24,7 +24,7 @@ use crate::common::traffic::{Load, Traffic};
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// What every link does, both ways.
+/// The faults of every link, both ways.
 const LINKS: Faults = Faults {
     drop: 0.05,
     duplicate: 0.05,
@@ -51,7 +51,7 @@ struct Life {
 
 /// When a node's memory is first looked at: caches and tables are warm by then.
 const SETTLED: Duration = Duration::from_secs(20);
-/// What a settled node may still grow by: pages that an allocator keeps, tables that are fuller than before.
+/// A settled node may grow by this much: pages that an allocator keeps, tables that are fuller than before.
 const GROWTH_MAX: u64 = 4 << 20;
 
 /// A thread that sends until it is stopped, and counts what it sends.

@@ -177,7 +177,7 @@ fn socks_relay_drops_strangers_and_bad_datagrams() {
     assert_eq!(dropped["socks-fragment"], 3, "{dropped}");
     assert_eq!(dropped["bad-address"], bad.len(), "{dropped}");
 
-    // Of a client that names its source address only datagrams from there are taken.
+    // If a client names its source address, only datagrams from there are accepted.
     let mine = client.local_addr().unwrap();
     let strict = associate(demo.socks(), &[&[5, 3, 0, 1, 0, 0, 0, 0], &mine.port().to_be_bytes()[..]].concat());
     socket("127.0.0.1:0").send_to(&there, strict.relay).unwrap();

@@ -4,16 +4,13 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::mistakes::edit;
 use crate::common::command::{eddy, run};
-
-/// Limit for the start and the end of a node.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::common::nodes::PATIENCE;
 
 fn chain() -> TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -310,7 +310,7 @@ fn cell_replayed_at_another_port_is_unknown_there() {
     }
 }
 
-/// How long traffic may take to resume after a fault has ended.
+/// The longest time until traffic resumes after a fault has ended.
 const RESUMED_MAX: Duration = Duration::from_secs(5);
 
 /// Talks for a while; returns how many questions were answered.

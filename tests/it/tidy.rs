@@ -28,8 +28,6 @@ const TEST_NAME_MAX: usize = 59;
 const VERSIONED: &[&str] = &["README.md", "CONTRIBUTING.md", "RELEASING.md", "docs/OPERATE.md"];
 /// Most columns of a comment: `rustfmt` leaves comments alone.
 const COLUMNS_MAX: usize = 120;
-/// Sources whose comments are not wrapped to that width yet.
-const UNWRAPPED: &[&str] = &["node/src/client/", "node/src/runtime/", "node/src/config/source.rs"];
 /// Functions that a document names although no source defines them, and why.
 const FOREIGN_NAMES: &[&str] = &[
     // An example of a test's name.
@@ -126,7 +124,7 @@ fn code(line: &str) -> String {
     line.split('"').step_by(2).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the words of `name` are in a line of code, each as a whole identifier or part of one.
+/// True if the words of `name` are in a line of code, each as a whole identifier or part of one.
 fn has_name(code: &str, name: &str) -> bool {
     if name.chars().all(char::is_lowercase) {
         return words(&code.replace("track_caller", "")).iter().any(|word| word == name);
@@ -161,9 +159,6 @@ fn retired_names_do_not_return() {
 fn comments_keep_their_width() {
     let mut wrong = Vec::new();
     for (file, text) in texts(&["rs"]) {
-        if UNWRAPPED.iter().any(|unwrapped| file.starts_with(unwrapped)) {
-            continue;
-        }
         for (number, line) in text.lines().enumerate() {
             let columns = line.chars().count();
             if line.trim_start().starts_with("//") && columns > COLUMNS_MAX {

@@ -46,10 +46,10 @@ struct Done {
 /// The incomplete datagrams of one channel and direction.
 pub struct Reassembler {
     payload: usize,
-    /// Number of `slots` in use. Spare ones with idle buffers follow.
+    /// Number of `partials` in use. Spare ones with idle buffers follow.
     held: usize,
     /// Oldest first.
-    slots: Vec<Partial>,
+    partials: Vec<Partial>,
     /// Oldest first, at most [`PARTIAL_MAX`].
     done: Vec<Done>,
 }
@@ -78,7 +78,7 @@ pub struct Pushed<'a> {
 impl Reassembler {
     /// For cells with this payload; allocates nothing.
     pub const fn new(payload: usize) -> Reassembler {
-        Reassembler { payload, held: 0, slots: Vec::new(), done: Vec::new() }
+        Reassembler { payload, held: 0, partials: Vec::new(), done: Vec::new() }
     }
 
     /// Takes in one FRAG. Datagrams that have expired by `now` are dropped first, so a late fragment never
@@ -91,7 +91,7 @@ impl Reassembler {
         if self.done.iter().any(|done| (done.flow, done.id) == (flow, id)) {
             return Pushed { started: false, evicted, outcome: Outcome::Stored };
         }
-        let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
+        let found = self.partials[..self.held].iter().position(|partial| (partial.flow, partial.id) == (flow, id));
         let at = found.unwrap_or_else(|| {
             if self.held == PARTIAL_MAX {
                 self.remove(0);
@@ -101,19 +101,19 @@ impl Reassembler {
         });
         let started = found.is_none();
         let chunk = self.payload - FRAG_OVERHEAD;
-        let slot = &mut self.slots[at];
-        if !slot.agrees(chunk, index, last, data) {
+        let partial = &mut self.partials[at];
+        if !partial.agrees(chunk, index, last, data) {
             return Pushed { started, evicted, outcome: Outcome::Refused };
         }
-        slot.store(chunk, index, last, data);
-        if !slot.is_complete() {
+        partial.store(chunk, index, last, data);
+        if !partial.is_complete() {
             return Pushed { started, evicted, outcome: Outcome::Stored };
         }
         self.remember(now, flow, id);
         self.remove(at);
         // `remove` has made it the first spare.
-        let slot = &self.slots[self.held];
-        Pushed { started, evicted, outcome: Outcome::Complete(&slot.bytes[..slot.len]) }
+        let partial = &self.partials[self.held];
+        Pushed { started, evicted, outcome: Outcome::Complete(&partial.bytes[..partial.len]) }
     }
 
     /// Drops datagrams that started [`HOLD`] ago or earlier; returns their number.
@@ -138,12 +138,12 @@ impl Reassembler {
 
     /// True if it holds nothing, not even a buffer.
     pub fn is_bare(&self) -> bool {
-        self.slots.capacity() == 0 && self.done.capacity() == 0
+        self.partials.capacity() == 0 && self.done.capacity() == 0
     }
 
     /// Drops one incomplete datagram. False if there is no such datagram.
     pub fn give_up(&mut self, flow: u16, id: u16) -> bool {
-        let found = self.slots[..self.held].iter().position(|slot| (slot.flow, slot.id) == (flow, id));
+        let found = self.partials[..self.held].iter().position(|partial| (partial.flow, partial.id) == (flow, id));
         found.is_some_and(|at| {
             self.remove(at);
             true
@@ -154,7 +154,7 @@ impl Reassembler {
     pub fn drop_flow(&mut self, flow: u16) -> u32 {
         self.done.retain(|done| done.flow != flow);
         let mut dropped = 0;
-        while let Some(at) = self.slots[..self.held].iter().position(|slot| slot.flow == flow) {
+        while let Some(at) = self.partials[..self.held].iter().position(|partial| partial.flow == flow) {
             self.remove(at);
             dropped += 1;
         }
@@ -168,7 +168,7 @@ impl Reassembler {
 
     /// The time at which [`Reassembler::expire`] next drops something.
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.slots[..self.held].first().map(|slot| slot.since + HOLD)
+        self.partials[..self.held].first().map(|partial| partial.since + HOLD)
     }
 
     /// Checks the rules for a single fragment: all except the last are full, the last is not empty, and a
@@ -183,24 +183,24 @@ impl Reassembler {
         }
     }
 
-    /// Starts a datagram after the others, in a spare slot if there is one.
+    /// Starts a datagram after the others, in a spare place if there is one.
     fn start(&mut self, now: Duration, flow: u16, id: u16) -> usize {
         let at = self.held;
-        let bytes = self.slots.get_mut(at).map(|spare| std::mem::take(&mut spare.bytes)).unwrap_or_default();
+        let bytes = self.partials.get_mut(at).map(|spare| std::mem::take(&mut spare.bytes)).unwrap_or_default();
         let fresh = Partial { flow, id, since: now, present: 0, count: 0, len: 0, bytes };
-        match self.slots.get_mut(at) {
+        match self.partials.get_mut(at) {
             Some(spare) => *spare = fresh,
-            None => self.slots.push(fresh),
+            None => self.partials.push(fresh),
         }
         self.held += 1;
         at
     }
 
-    /// Makes a slot the first spare and keeps the order of the others.
+    /// Makes a datagram the first spare and keeps the order of the others.
     fn remove(&mut self, at: usize) {
-        self.slots[at..self.held].rotate_left(1);
+        self.partials[at..self.held].rotate_left(1);
         self.held -= 1;
-        self.slots.truncate(self.held + SPARES_MAX);
+        self.partials.truncate(self.held + SPARES_MAX);
     }
 
     fn remember(&mut self, now: Duration, flow: u16, id: u16) {

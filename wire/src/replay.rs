@@ -50,7 +50,7 @@ impl Window {
         self.next.saturating_sub(1).max(self.first) / 64
     }
 
-    fn slot(&self, word: u64) -> usize {
+    fn place(&self, word: u64) -> usize {
         // The length is a power of two.
         word as usize & (self.ring.len() - 1)
     }
@@ -58,7 +58,7 @@ impl Window {
     /// The word of the ring that [`Window::mark_seen`] touches for `seq`, if any, for a caller that prefetches it.
     pub fn word(&self, seq: u64) -> Option<&u64> {
         let (word, top) = (seq / 64, self.top());
-        (word != top).then(|| &self.ring[self.slot(word.min(top))])
+        (word != top).then(|| &self.ring[self.place(word.min(top))])
     }
 
     /// One more than the highest number seen.
@@ -95,8 +95,8 @@ impl Window {
         if word > top {
             self.move_top(top, word);
         }
-        let (bit, slot) = (1 << (seq % 64), self.slot(word));
-        let bits = if word < top { &mut self.ring[slot] } else { &mut self.hot };
+        let (bit, place) = (1 << (seq % 64), self.place(word));
+        let bits = if word < top { &mut self.ring[place] } else { &mut self.hot };
         if *bits & bit != 0 {
             return Err(Refused::Seen);
         }
@@ -110,11 +110,11 @@ impl Window {
         if word - top > self.ring.len() as u64 {
             self.ring.fill(0);
         } else {
-            let slot = self.slot(top);
-            self.ring[slot] = self.hot;
+            let place = self.place(top);
+            self.ring[place] = self.hot;
             for between in top + 1..word {
-                let slot = self.slot(between);
-                self.ring[slot] = 0;
+                let place = self.place(between);
+                self.ring[place] = 0;
             }
         }
         self.hot = 0;

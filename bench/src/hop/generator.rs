@@ -16,7 +16,7 @@ use super::sealed::{SealedCells, burst_max};
 /// After the last cell was sent, the end waits this long for the next one to arrive.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Before that, the relay may be delayed by the machine for this long.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// GSO bursts of one send call: between calls the sink receives.
 const BURSTS_PER_CALL: usize = 8;
 /// Most GSO bursts per second of a paced generator, as in `eddy-bench load`.
@@ -90,11 +90,12 @@ impl Generator<'_> {
                 last = Instant::now();
             } else if delivery.sent == self.cells && last.elapsed() > SILENCE {
                 break;
-            } else if last.elapsed() > PATIENCE {
+            } else if last.elapsed() > STALL_TIMEOUT {
                 bail!(
-                    "{} of {} cells are in flight, and none arrived for 15 s",
+                    "{} of {} cells are in flight, and none arrived for {} s",
                     delivery.sent - delivery.arrived,
-                    self.cells
+                    self.cells,
+                    STALL_TIMEOUT.as_secs()
                 );
             }
         }

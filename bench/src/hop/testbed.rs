@@ -29,7 +29,7 @@ const LINKS: usize = 32;
 /// Every channel gets a cell after this time: after 30 s without one the mix would close it.
 const REFRESH: Duration = Duration::from_secs(12);
 /// Time limit for links and channels to open, without progress.
-const PATIENCE: Duration = Duration::from_secs(20);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Testbed {
     pub(crate) mix: MixProcess,
@@ -151,7 +151,7 @@ impl Testbed {
             if done > at {
                 (last, at) = (Instant::now(), done);
                 progress(done);
-            } else if last.elapsed() > PATIENCE {
+            } else if last.elapsed() > OPEN_TIMEOUT {
                 let refused = self.mix.report()?.refused;
                 bail!("opened only {done} of {wanted} channels; the mix refused {refused:?}");
             }
@@ -179,7 +179,7 @@ impl Testbed {
     }
 
     fn await_all(&mut self, what: &str, count: impl Fn(&Testbed) -> (usize, usize)) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + OPEN_TIMEOUT;
         loop {
             self.serve();
             let (up, wanted) = count(self);
@@ -187,7 +187,7 @@ impl Testbed {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("only {up} of {wanted} {what} are up after {} s", PATIENCE.as_secs());
+                bail!("only {up} of {wanted} {what} are up after {} s", OPEN_TIMEOUT.as_secs());
             }
             std::thread::sleep(Duration::from_millis(1));
         }

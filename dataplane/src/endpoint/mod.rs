@@ -23,7 +23,7 @@ use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::{APPS, BLOCKED_WAIT, DOWN, UP};
 use crate::socket::Port;
-use crate::socket::app_batch::SendBatch;
+use crate::socket::app_batch::{ReceiveBatch, SendBatch};
 use crate::socket::apps::Apps;
 use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::pool::Pooled;
@@ -34,6 +34,8 @@ use packer::Packer;
 
 /// Receive calls on the link in one turn.
 pub(crate) const RECEIVES: usize = 4;
+/// Receive calls on application sockets in one turn.
+pub(crate) const APP_BATCHES: usize = 64;
 
 /// A cell that was packed, with its channel.
 pub(crate) struct Built {
@@ -91,6 +93,8 @@ pub(crate) struct Endpoint<L, A, C> {
     report_due: Nanos,
     arrivals: Arrivals,
     pub(crate) admitted: Vec<Admitted>,
+    /// What [`Endpoint::receive_apps`] fills; its owner puts it back.
+    pub(crate) receive_batch: ReceiveBatch,
     pub(crate) send_batch: SendBatch,
     pub(crate) published: Arc<Mutex<Ledger>>,
     pub(crate) profile: latency::Shared,
@@ -149,6 +153,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             report_due: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
+            receive_batch: ReceiveBatch::default(),
             send_batch: SendBatch::default(),
             published: Arc::default(),
             profile: latency::Shared::default(),
@@ -208,8 +213,22 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
     }
 
+    /// Receives a batch of datagrams from applications. `None` if nothing waits, or if there are not enough buffers for
+    /// its cells. The owner reads the batch and puts it back as `receive_batch`.
+    pub(crate) fn receive_apps(&mut self) -> Option<ReceiveBatch> {
+        if !self.has_room_for_a_batch() {
+            return None;
+        }
+        let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
+        if self.apps.recv(&mut batch) {
+            return Some(batch);
+        }
+        self.receive_batch = batch;
+        None
+    }
+
     /// True if there are buffers for the cells of one more batch of application datagrams.
-    pub(crate) fn has_room_for_a_batch(&self) -> bool {
+    fn has_room_for_a_batch(&self) -> bool {
         self.out.is_empty() && self.free.free() >= self.batch_buffers + RECEIVING
     }
 

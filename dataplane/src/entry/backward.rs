@@ -10,7 +10,7 @@ use wire::ids::ChannelIndex;
 use wire::layer::{BATCH_MAX, EntryJob, unwrap};
 use wire::reassembly::Outcome;
 
-use super::clients::{Clients, Refusal, Reply};
+use super::clients::{Clients, RefusedFlow, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
 use crate::endpoint::{Endpoint, RECEIVES};
@@ -24,34 +24,34 @@ use crate::stage::open::keep;
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
         for _ in 0..RECEIVES {
-            if !self.end.receive() {
+            if !self.endpoint.receive() {
                 return;
             }
             self.strip();
-            let mut admitted = std::mem::take(&mut self.end.admitted);
+            let mut admitted = std::mem::take(&mut self.endpoint.admitted);
             for mut cell in admitted.drain(..) {
-                if let Some(record) = self.end.table.record_mut(cell.channel) {
+                if let Some(record) = self.endpoint.table.record_mut(cell.channel) {
                     record.state.liveness.heard();
                 }
                 let inner = cell.cell.body_mut(self.settings.shape.payload());
                 match frames::parse(inner, Direction::Backward) {
                     Ok(frames) => {
-                        self.end.cells.backward.consumed += 1;
+                        self.endpoint.cells.backward.consumed += 1;
                         for frame in frames {
                             self.backward_frame(cell.channel, cell.header.seq, &frame, now);
                         }
                     }
-                    Err(_) => self.end.cells.backward.drop(DropReason::Frames),
+                    Err(_) => self.endpoint.cells.backward.drop(DropReason::Frames),
                 }
-                self.end.free.give(cell.cell.into_buffer());
+                self.endpoint.free.give(cell.cell.into_buffer());
             }
-            self.end.admitted = admitted;
+            self.endpoint.admitted = admitted;
         }
     }
 
     /// Removes all layers. Drops cells that are forged or were seen before.
     pub(super) fn strip(&mut self) {
-        let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.end;
+        let Endpoint { table, admitted, free, cells, shape, .. } = &mut self.endpoint;
         let len = shape.cell_len(Direction::Backward, 1);
         let mut verdicts: Vec<Option<DropReason>> = std::mem::take(&mut table.verdicts);
         for chunk in admitted.chunks_mut(BATCH_MAX) {
@@ -82,14 +82,14 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// One frame of cell `seq` from the exit.
     fn backward_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
-        let tally = &mut self.end.datagrams.backward;
+        let tally = &mut self.endpoint.datagrams.backward;
         let (flow, from, data) = match *frame {
             Frame::Dgram { flow, data } => {
                 tally.injected += 1;
                 (flow, None, data)
             }
             Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.end.table.record_mut(channel) else { return };
+                let Some(record) = self.endpoint.table.record_mut(channel) else { return };
                 let pushed = record.state.reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
                 tally.injected += u64::from(pushed.started);
                 tally.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
@@ -102,14 +102,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             _ => return self.report_frame(channel, seq, frame, now),
         };
-        answer(&mut self.clients, &self.listening, &mut self.end.send_batch, tally, (channel, flow), from, data);
+        answer(&mut self.clients, &self.listening, &mut self.endpoint.send_batch, tally, (channel, flow), from, data);
     }
 
     /// A frame that reports on a flow.
     fn report_frame(&mut self, channel: ChannelIndex, seq: u64, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Status { flow, code } => {
-                if let Some(Refusal { socket, address, destination }) = self.clients.status(channel, flow, code, now)
+                if let Some(RefusedFlow { socket, address, destination }) =
+                    self.clients.status(channel, flow, code, now)
                     && let Some(Listening { id, .. }) = self.listening.get(socket as usize).and_then(Option::as_ref)
                 {
                     let client = ClientAt { listener: *id, address };

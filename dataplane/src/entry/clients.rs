@@ -18,7 +18,7 @@ use wire::ids::ChannelIndex;
 
 use super::Destination;
 use crate::ledger::DropReason;
-use crate::socket::app_batch::SocketId;
+use crate::socket::app_batch::{FlowId, SocketId};
 use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 
@@ -29,6 +29,16 @@ pub(super) const FLOWS_MAX: usize = 1 << 17;
 const RETRY: Nanos = 5 * SECOND;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// Names a client: the place of its record, and its map number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ClientId(u32);
+
+impl ClientId {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// The state of a flow at the exit, as far as the entry knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +59,7 @@ pub(super) enum FlowState {
 
 /// One flow of a client.
 pub(super) struct Flow {
-    client: u32,
+    client: ClientId,
     destination: Destination,
     /// Identifies the flow at the exit, on any channel.
     pub token: Token,
@@ -81,13 +91,13 @@ impl Flow {
 pub(super) struct Reply<'a> {
     pub socket: SocketId,
     pub to: SocketAddr,
-    pub flow: u32,
+    pub flow: FlowId,
     /// The sender: the flow's destination, or the address of its name.
     pub peer: Cow<'a, Destination>,
 }
 
 /// The client and destination of a refused flow.
-pub(super) struct Refusal<'a> {
+pub(super) struct RefusedFlow<'a> {
     pub socket: SocketId,
     pub address: SocketAddr,
     pub destination: &'a Destination,
@@ -107,24 +117,24 @@ struct Client {
     /// Its flows are closed when they have sent nothing for this long.
     idle: Nanos,
     channel: Option<ChannelIndex>,
-    flows: Vec<u32>,
+    flows: Vec<FlowId>,
 }
 
 #[derive(Default)]
 struct Channel {
     clients: usize,
     next_number: u16,
-    flows: Map<u16, u32>,
+    flows: Map<u16, FlowId>,
 }
 
 /// All clients and flows of an entry.
 pub(super) struct Clients {
     clients: Vec<Option<Client>>,
-    vacant_clients: VecDeque<u32>,
-    by_address: Map<(SocketId, SocketAddr), u32>,
+    vacant_clients: VecDeque<ClientId>,
+    by_address: Map<(SocketId, SocketAddr), ClientId>,
     flows: Vec<Option<Flow>>,
-    vacant_flows: Vec<u32>,
-    by_destination: Map<(u32, Destination), u32>,
+    vacant_flows: Vec<FlowId>,
+    by_destination: Map<(ClientId, Destination), FlowId>,
     channels: Map<ChannelIndex, Channel>,
     wheel: Wheel,
     due: Vec<u32>,
@@ -153,6 +163,11 @@ impl Clients {
         self.by_destination.len()
     }
 
+    /// The ids of all places of clients.
+    fn ids(&self) -> impl Iterator<Item = ClientId> + use<> {
+        (0..self.clients.len() as u32).map(ClientId)
+    }
+
     /// A channel can be used.
     pub(crate) fn channel_up(&mut self, channel: ChannelIndex) {
         self.channels.insert(channel, Channel::default());
@@ -168,8 +183,9 @@ impl Clients {
 
     /// A channel's clients are to move to another. Answers still under way on the old one are delivered.
     pub(crate) fn supersede(&mut self, old: ChannelIndex, new: ChannelIndex) {
-        let movers: Vec<u32> = (0..self.clients.len() as u32)
-            .filter(|i| self.clients[*i as usize].as_ref().is_some_and(|client| client.channel == Some(old)))
+        let movers: Vec<ClientId> = self
+            .ids()
+            .filter(|id| self.clients[id.index()].as_ref().is_some_and(|client| client.channel == Some(old)))
             .collect();
         if !self.channels.contains_key(&new) {
             return;
@@ -184,8 +200,8 @@ impl Clients {
         }
     }
 
-    fn bind(&mut self, client: u32, channel: ChannelIndex) {
-        let Some(Some(record)) = self.clients.get_mut(client as usize) else { return };
+    fn bind(&mut self, client: ClientId, channel: ChannelIndex) {
+        let Some(Some(record)) = self.clients.get_mut(client.index()) else { return };
         if let Some(old) = record.channel.replace(channel).and_then(|old| self.channels.get_mut(&old)) {
             old.clients = old.clients.saturating_sub(1);
         }
@@ -193,7 +209,7 @@ impl Clients {
         target.clients += 1;
         let mut lost = Vec::new();
         for &id in &record.flows {
-            let flow = self.flows[id as usize].as_mut().expect("a client lists live flows");
+            let flow = self.flows[id.index()].as_mut().expect("a client lists live flows");
             let Some(number) = target.number(id) else {
                 lost.push(id);
                 continue;
@@ -211,13 +227,13 @@ impl Clients {
         if !lost.is_empty() {
             lost.into_iter().for_each(|id| drop(self.remove(id)));
             let flows = &self.flows;
-            flows_of(&mut self.clients, client).retain(|id| flows[*id as usize].is_some());
+            flows_of(&mut self.clients, client).retain(|id| flows[id.index()].is_some());
         }
     }
 
     /// Removes a flow from all lists but its client's.
-    fn remove(&mut self, id: u32) -> Flow {
-        let flow = self.flows[id as usize].take().expect("a live flow");
+    fn remove(&mut self, id: FlowId) -> Flow {
+        let flow = self.flows[id.index()].take().expect("a live flow");
         self.vacant_flows.push(id);
         self.by_destination.remove(&(flow.client, flow.destination.clone()));
         for (channel, number) in &flow.places {
@@ -231,8 +247,8 @@ impl Clients {
     }
 
     /// Forgets a client that has no flow.
-    fn forget_if_idle(&mut self, id: u32) {
-        if let Some(gone) = self.clients[id as usize].take_if(|client| client.flows.is_empty()) {
+    fn forget_if_idle(&mut self, id: ClientId) {
+        if let Some(gone) = self.clients[id.index()].take_if(|client| client.flows.is_empty()) {
             self.by_address.remove(&(gone.socket, gone.address));
             self.vacant_clients.push_back(id);
             if let Some(channel) = gone.channel.and_then(|channel| self.channels.get_mut(&channel)) {
@@ -250,7 +266,7 @@ impl Clients {
         socket: SocketId,
         address: SocketAddr,
         idle: Duration,
-    ) -> Result<Option<u32>, DropReason> {
+    ) -> Result<Option<ClientId>, DropReason> {
         let client = match self.by_address.get(&(socket, address)) {
             Some(client) => *client,
             None if self.channels.is_empty() => return Ok(None),
@@ -261,16 +277,16 @@ impl Clients {
                 // the socket of the one before.
                 let id = if self.clients.len() < CLIENTS_MAX && self.vacant_clients.len() < 1024 {
                     self.clients.push(None);
-                    self.clients.len() as u32 - 1
+                    ClientId(self.clients.len() as u32 - 1)
                 } else {
                     self.vacant_clients.pop_front().ok_or(DropReason::ClientsFull)?
                 };
-                self.clients[id as usize] = Some(fresh);
+                self.clients[id.index()] = Some(fresh);
                 self.by_address.insert((socket, address), id);
                 id
             }
         };
-        if self.clients[client as usize].as_ref().is_some_and(|c| c.channel.is_none()) {
+        if self.clients[client.index()].as_ref().is_some_and(|c| c.channel.is_none()) {
             let least = self.channels.iter().min_by_key(|(id, channel)| (channel.clients, **id));
             let Some((&channel, _)) = least else { return Ok(None) };
             self.bind(client, channel);
@@ -284,7 +300,7 @@ impl Clients {
     /// The table is full. A client that is left without a flow is forgotten.
     pub(super) fn flow(
         &mut self,
-        client: u32,
+        client: ClientId,
         destination: &Destination,
         now: Nanos,
         rng: &mut ChaCha20Rng,
@@ -299,9 +315,9 @@ impl Clients {
                 }
                 let id = self.vacant_flows.pop().unwrap_or_else(|| {
                     self.flows.push(None);
-                    self.flows.len() as u32 - 1
+                    FlowId(self.flows.len() as u32 - 1)
                 });
-                let record = self.clients[client as usize].as_mut().expect("a live client");
+                let record = self.clients[client.index()].as_mut().expect("a live client");
                 let channel = record.channel.expect("bound");
                 let number = self.channels.get_mut(&channel).expect("bound to a channel that is up").number(id);
                 let Some(number) = number else {
@@ -313,13 +329,13 @@ impl Clients {
                 rng.fill_bytes(&mut token);
                 let ends = now + record.idle;
                 record.flows.push(id);
-                self.flows[id as usize] = Some(Flow {
+                self.flows[id.index()] = Some(Flow {
                     client,
                     destination: destination.clone(),
                     token,
                     channel,
                     number,
-                    map: client as u16,
+                    map: client.0 as u16,
                     state: FlowState::Opening,
                     known: false,
                     places: vec![(channel, number)],
@@ -329,11 +345,11 @@ impl Clients {
                     peer_seq: None,
                 });
                 self.by_destination.insert(key, id);
-                self.wheel.arm(id, ends / SECOND + 1);
+                self.wheel.arm(id.0, ends / SECOND + 1);
                 id
             }
         };
-        let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
+        let flow = self.flows[id.index()].as_mut().expect("the index lists live flows");
         flow.seen = now;
         if let FlowState::Refused { until, .. } = flow.state
             && until <= now
@@ -343,16 +359,16 @@ impl Clients {
         Ok(flow)
     }
 
-    fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(FlowId, &mut Flow)> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
-        Some((id, self.flows[id as usize].as_mut()?))
+        Some((id, self.flows[id.index()].as_mut()?))
     }
 
     /// The destination of an answer on a flow.
     pub(crate) fn reply_to(&mut self, channel: ChannelIndex, number: u16) -> Option<Reply<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
-        let flow = self.flows[id as usize].as_ref()?;
-        let client = self.clients[flow.client as usize].as_ref()?;
+        let flow = self.flows[id.index()].as_ref()?;
+        let client = self.clients[flow.client.index()].as_ref()?;
         let peer = match flow.peer {
             Some(peer) => Cow::Owned(Destination::Ip(peer)),
             None => Cow::Borrowed(&flow.destination),
@@ -375,21 +391,21 @@ impl Clients {
         }
     }
 
-    /// Applies a STATUS of the exit to its flow. Returns the client and destination if it is a refusal.
+    /// Applies a STATUS of the exit to its flow. Returns the client and destination if the exit refused it.
     pub(super) fn status(
         &mut self,
         channel: ChannelIndex,
         number: u16,
         code: Status,
         now: Nanos,
-    ) -> Option<Refusal<'_>> {
+    ) -> Option<RefusedFlow<'_>> {
         let id = *self.channels.get(&channel)?.flows.get(&number)?;
-        let flow = self.flows[id as usize].as_mut()?;
+        let flow = self.flows[id.index()].as_mut()?;
         if (flow.channel, flow.number) != (channel, number) {
             // About a place that the flow has left.
             return None;
         }
-        let is_refusal = match code {
+        let is_refused = match code {
             Status::Open => {
                 flow.known = true;
                 // Without its PEER, which was lost, the next datagram asks for it again.
@@ -414,9 +430,9 @@ impl Clients {
                 true
             }
         };
-        let client = self.clients[flow.client as usize].as_ref()?;
-        let refusal = Refusal { socket: client.socket, address: client.address, destination: &flow.destination };
-        is_refusal.then_some(refusal)
+        let client = self.clients[flow.client.index()].as_ref()?;
+        let refused = RefusedFlow { socket: client.socket, address: client.address, destination: &flow.destination };
+        is_refused.then_some(refused)
     }
 
     /// The exit has closed a flow.
@@ -430,7 +446,7 @@ impl Clients {
     }
 
     /// Removes a flow from all lists but its client's, and calls `close` for it. Returns the client.
-    fn end(&mut self, id: u32, close: &mut impl FnMut(ChannelIndex, u16)) -> u32 {
+    fn end(&mut self, id: FlowId, close: &mut impl FnMut(ChannelIndex, u16)) -> ClientId {
         let flow = self.remove(id);
         if self.channels.contains_key(&flow.channel) {
             close(flow.channel, flow.number);
@@ -441,9 +457,7 @@ impl Clients {
     /// Forgets the clients of a listening socket and their flows; calls `close` for each flow.
     pub(super) fn forget(&mut self, socket: SocketId, mut close: impl FnMut(ChannelIndex, u16)) {
         let of_socket = |client: &Client| client.socket == socket;
-        let ids = (0..self.clients.len() as u32)
-            .filter(|id| self.clients[*id as usize].as_ref().is_some_and(of_socket))
-            .collect::<Vec<_>>();
+        let ids = self.ids().filter(|id| self.clients[id.index()].as_ref().is_some_and(of_socket)).collect::<Vec<_>>();
         for id in ids {
             for flow in std::mem::take(flows_of(&mut self.clients, id)) {
                 self.end(flow, &mut close);
@@ -456,12 +470,12 @@ impl Clients {
     pub(super) fn expire(&mut self, now: Nanos, mut close: impl FnMut(ChannelIndex, u16)) {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut clients = Vec::new();
-        for id in std::mem::take(&mut self.due) {
-            let Some(flow) = self.flows[id as usize].as_ref() else { continue };
-            let client = self.clients[flow.client as usize].as_ref().expect("a flow has a live client");
+        for id in std::mem::take(&mut self.due).into_iter().map(FlowId) {
+            let Some(flow) = self.flows[id.index()].as_ref() else { continue };
+            let client = self.clients[flow.client.index()].as_ref().expect("a flow has a live client");
             let ends = flow.seen + client.idle;
             if ends > now {
-                self.wheel.arm(id, ends / SECOND + 1);
+                self.wheel.arm(id.0, ends / SECOND + 1);
                 continue;
             }
             clients.push(self.end(id, &mut close));
@@ -471,20 +485,20 @@ impl Clients {
         clients.dedup();
         for id in clients {
             let flows = &self.flows;
-            flows_of(&mut self.clients, id).retain(|flow| flows[*flow as usize].is_some());
+            flows_of(&mut self.clients, id).retain(|flow| flows[flow.index()].is_some());
             self.forget_if_idle(id);
         }
     }
 }
 
 /// The list of a client's flows.
-fn flows_of(clients: &mut [Option<Client>], id: u32) -> &mut Vec<u32> {
-    &mut clients[id as usize].as_mut().expect("a flow has a live client").flows
+fn flows_of(clients: &mut [Option<Client>], id: ClientId) -> &mut Vec<FlowId> {
+    &mut clients[id.index()].as_mut().expect("a flow has a live client").flows
 }
 
 impl Channel {
     /// A free flow number for flow `id`.
-    fn number(&mut self, id: u32) -> Option<u16> {
+    fn number(&mut self, id: FlowId) -> Option<u16> {
         if self.flows.len() > usize::from(u16::MAX) {
             return None;
         }

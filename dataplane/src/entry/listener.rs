@@ -9,6 +9,10 @@ use wire::frames::{Address, Frame, is_host_name};
 
 use crate::ledger::DropReason;
 
+/// Control's name for a listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerId(pub u32);
+
 #[derive(Clone, Debug)]
 pub struct Listener {
     pub kind: ListenerKind,

@@ -25,7 +25,7 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::command::Command;
-use crate::endpoint::{self, Built, Endpoint, Sender};
+use crate::endpoint::{self, APP_BATCHES, Built, Endpoint, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
@@ -33,7 +33,7 @@ use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
 use crate::runner::Worker;
 use crate::socket::Port;
-use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SocketId};
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
 use crate::socket::apps::Apps;
 use crate::table::{ChannelState, Record, Table};
 use crate::{Nanos, SECOND};
@@ -41,15 +41,13 @@ use clients::{Clients, FlowState};
 use liveness::Liveness;
 
 pub use listener::{
-    Association, Destination, HEADER_MAX, Listener, ListenerKind, NotADestination, pymix_destination, read_socks,
-    socks_header,
+    Association, Destination, HEADER_MAX, Listener, ListenerId, ListenerKind, NotADestination, pymix_destination,
+    read_socks, socks_header,
 };
 
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 const NOTICES: Rate = Rate::per_second(100);
-/// Application sockets read in one turn.
-const APP_BATCHES: usize = 64;
 /// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
 /// a cell of class S, with an unfilled one for each.
 const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
@@ -74,7 +72,7 @@ pub struct Settings {
 /// A listening socket in use.
 struct Listening {
     /// Its id at control.
-    id: u32,
+    id: ListenerId,
     listener: Listener,
 }
 
@@ -102,14 +100,13 @@ struct Waiting {
 /// The worker of an entry.
 pub struct Entry<D, A> {
     settings: Settings,
-    end: Endpoint<D, A, EntryChannel>,
+    endpoint: Endpoint<D, A, EntryChannel>,
     listening: Vec<Option<Listening>>,
     clients: Clients,
     waiting: VecDeque<Waiting>,
     commands: rtrb::Consumer<Command>,
     rng: ChaCha20Rng,
     next_tick: Nanos,
-    receive_batch: ReceiveBatch,
     noticed: Bucket,
 }
 
@@ -124,8 +121,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
     ) -> Self {
-        let listening = |(listener, id)| Some(Listening { id, listener });
-        let end = endpoint::Settings {
+        let listening = |(listener, id)| Some(Listening { id: ListenerId(id), listener });
+        let of_endpoint = endpoint::Settings {
             shape: settings.shape,
             position: 0,
             lanes: settings.next_lanes,
@@ -133,14 +130,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
             hugepages: settings.hugepages,
         };
         Entry {
-            end: Endpoint::new(end, (down, apps), punts, rng_groups, now),
+            endpoint: Endpoint::new(of_endpoint, (down, apps), punts, rng_groups, now),
             listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
             clients: Clients::new(now),
             waiting: VecDeque::with_capacity(WAITING_MAX),
             commands,
             rng,
             next_tick: now,
-            receive_batch: ReceiveBatch::default(),
             noticed: Bucket::default(),
             settings,
         }
@@ -148,18 +144,18 @@ impl<D: Port, A: Apps> Entry<D, A> {
 
     /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
-        self.end.published.clone()
+        self.endpoint.published.clone()
     }
 
     /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
-        self.end.profile.clone()
+        self.endpoint.profile.clone()
     }
 
     fn apply(&mut self, command: Command, now: Nanos) {
-        let Some(command) = self.end.table.apply(command) else { return };
         match command {
+            Command::Link(command) => self.endpoint.table.apply(command),
             Command::InstallChannel { channel, down, keys: ChannelKeys::Entry(hops), lifetime_s, first, .. } => {
                 let state = EntryChannel {
                     keys: EntryKeys::new(&hops, first),
@@ -169,7 +165,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     liveness: Liveness::new(now, &mut self.rng),
                 };
                 let ends_s = now / SECOND + u64::from(lifetime_s);
-                self.end.table.install(channel, Record { up: None, down, ends_s, state });
+                self.endpoint.table.install(channel, Record { up: None, down, ends_s, state });
                 self.clients.channel_up(channel);
                 for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
                     self.forward_datagram(socket, from, &bytes, now);
@@ -177,8 +173,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Supersede { old, new } => self.clients.supersede(old, new),
-            Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
-            Command::Listen { id, socket, listener } => match self.end.apps.adopt(socket) {
+            Command::Inject { link, slot, header, body } => self.endpoint.inject(link, slot, header, &body, now),
+            Command::Listen { id, socket, listener } => match self.endpoint.apps.adopt(socket) {
                 Ok(socket) => {
                     let at = socket as usize;
                     if self.listening.len() <= at {
@@ -187,64 +183,55 @@ impl<D: Port, A: Apps> Entry<D, A> {
                     self.listening[at] = Some(Listening { id, listener });
                 }
                 Err(why) => {
-                    let _ = self.end.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
+                    let _ = self.endpoint.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
                 }
             },
             Command::Unlisten { id } => self.unlisten(id),
-            // Not for an entry; control never sends them here.
-            _ => {}
+            // Control sends an entry no keys of a hop, and no answers to questions.
+            Command::InstallChannel { .. } | Command::Resolved { .. } => {}
         }
     }
 
     /// Removes a channel and reports it to control; what it was reassembling is lost.
     fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
-        if let Some(record) = self.end.table.remove(channel) {
-            self.end.punts.ended(channel, reason);
+        if let Some(record) = self.endpoint.table.remove(channel) {
+            self.endpoint.punts.ended(channel, reason);
             let lost = record.state.reassembler.held() as u64;
-            self.end.datagrams.backward.drop_many(DropReason::Ended, lost);
+            self.endpoint.datagrams.backward.drop_many(DropReason::Ended, lost);
         }
         self.clients.channel_down(channel);
     }
 
     /// Closes a listening socket; its clients are forgotten, and their flows closed.
-    fn unlisten(&mut self, id: u32) {
+    fn unlisten(&mut self, id: ListenerId) {
         let known = |listening: &Option<Listening>| listening.as_ref().is_some_and(|listening| listening.id == id);
         let Some(at) = self.listening.iter().position(known) else { return };
         self.listening[at] = None;
         let socket = at as SocketId;
-        self.end.apps.close(socket);
+        self.endpoint.apps.close(socket);
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.socket != socket);
-        self.end.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, (before - self.waiting.len()) as u64);
         self.clients.forget(socket, |channel, flow| {
-            let _ = self.end.packer.put(channel, &Frame::Close { flow }, &mut self.end.free);
+            let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
         });
     }
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.end.has_room_for_a_batch() {
-                return;
+            let Some(batch) = self.endpoint.receive_apps() else { return };
+            for (from, bytes) in batch.iter() {
+                self.endpoint.datagrams.forward.received += 1;
+                self.forward_datagram(batch.socket(), from, bytes, now);
             }
-            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-            let some = self.end.apps.recv(&mut receive_batch);
-            if some {
-                for (from, bytes) in receive_batch.iter() {
-                    self.end.datagrams.forward.received += 1;
-                    self.forward_datagram(receive_batch.socket(), from, bytes, now);
-                }
-            }
-            self.receive_batch = receive_batch;
-            if !some {
-                return;
-            }
+            self.endpoint.receive_batch = batch;
         }
     }
 
     /// One application datagram: already counted as received.
     fn forward_datagram(&mut self, socket: SocketId, from: SocketAddr, bytes: &[u8], now: Nanos) {
         if let Err(reason) = self.try_forward(socket, from, bytes, now) {
-            self.end.datagrams.forward.drop(reason);
+            self.endpoint.datagrams.forward.drop(reason);
         }
     }
 
@@ -268,7 +255,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             // No channel is up.
             if self.waiting.len() == WAITING_MAX {
                 self.waiting.pop_front();
-                self.end.datagrams.forward.drop(DropReason::ChannelQueueFull);
+                self.endpoint.datagrams.forward.drop(DropReason::ChannelQueueFull);
             }
             self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
             return Ok(());
@@ -279,25 +266,25 @@ impl<D: Port, A: Apps> Entry<D, A> {
             FlowState::Open => {}
             FlowState::Opening => {
                 let open = Frame::Open { flow: number, map: flow.map, token: flow.token, to: destination.address() };
-                self.end.packer.put(channel, &open, &mut self.end.free)?;
+                self.endpoint.packer.put(channel, &open, &mut self.endpoint.free)?;
             }
             FlowState::Moving => {
                 let moved = Frame::Move { flow: number, token: flow.token };
-                self.end.packer.put(channel, &moved, &mut self.end.free)?;
+                self.endpoint.packer.put(channel, &moved, &mut self.endpoint.free)?;
             }
             FlowState::Refused { reason, .. } => return Err(reason),
         }
         for frame in frames::split(payload, number, id, data) {
-            self.end.packer.put(channel, &frame, &mut self.end.free)?;
+            self.endpoint.packer.put(channel, &frame, &mut self.endpoint.free)?;
         }
-        self.end.datagrams.forward.consumed += 1;
+        self.endpoint.datagrams.forward.consumed += 1;
         Ok(())
     }
 
     /// Notifies control of something that an operator or a client should know; rate-limited.
     fn notice(&mut self, notice: Notice, now: Nanos) {
         if self.noticed.take(NOTICES, now) {
-            let _ = self.end.punts.send(Punt::Notice(notice));
+            let _ = self.endpoint.punts.send(Punt::Notice(notice));
         }
     }
 
@@ -310,13 +297,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
         self.next_tick = endpoint::next_second(now);
         let now_s = now / SECOND;
         let lost_after = liveness::LOST_AFTER + self.settings.mixing_round_trip.as_nanos() as Nanos;
-        for channel in self.end.channels() {
-            let record = self.end.table.record_mut(channel).expect("just listed");
+        for channel in self.endpoint.channels() {
+            let record = self.endpoint.table.record_mut(channel).expect("just listed");
             if record.state.liveness.waits() {
                 self.next_tick = self.next_tick.min(now + liveness::LOOK);
             }
             let lost = record.state.reassembler.sweep(Duration::from_nanos(now));
-            self.end.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
+            self.endpoint.datagrams.backward.drop_many(DropReason::Incomplete, u64::from(lost));
             let ended = if record.ends_s <= now_s {
                 Some(EndReason::Lifetime)
             } else if record.state.liveness.is_lost(now, lost_after) {
@@ -328,23 +315,23 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.end_channel(channel, reason);
             } else if record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
-                let _ = self.end.packer.put(channel, &ping, &mut self.end.free);
+                let _ = self.endpoint.packer.put(channel, &ping, &mut self.endpoint.free);
             }
         }
         self.clients.expire(now, |channel, flow| {
-            let _ = self.end.packer.put(channel, &Frame::Close { flow }, &mut self.end.free);
+            let _ = self.endpoint.packer.put(channel, &Frame::Close { flow }, &mut self.endpoint.free);
         });
     }
 
     fn leave(&mut self, now: Nanos) {
         let rng = &mut self.rng;
-        self.end.leave(now, |state| state.liveness.sent(now, rng));
+        self.endpoint.leave(now, |state| state.liveness.sent(now, rng));
     }
 
     fn publish(&self) {
-        let reassembling = self.end.table.iter().map(|(_, record)| record.state.reassembler.held() as u64).sum();
+        let reassembling = self.endpoint.table.iter().map(|(_, record)| record.state.reassembler.held() as u64).sum();
         let held = PerDirection { forward: self.waiting.len() as u64, backward: reassembling };
-        self.end.publish(held, self.clients.flows(), self.clients.len());
+        self.endpoint.publish(held, self.clients.flows(), self.clients.len());
     }
 }
 
@@ -372,41 +359,41 @@ impl Sender for EntryChannel {
 
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
-        self.end.begin(now);
+        self.endpoint.begin(now);
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
         self.tick(now);
 
         self.receive_link(now);
-        self.end.send_datagrams();
+        self.endpoint.send_datagrams();
 
         self.receive_apps(now);
         self.leave(now);
 
-        self.end.report(now);
+        self.endpoint.report(now);
         self.publish();
-        Some(self.end.wake_at(now, self.next_tick))
+        Some(self.endpoint.wake_at(now, self.next_tick))
     }
 
     fn record_latency(&mut self, now: Nanos) {
-        self.end.record_latency(now);
+        self.endpoint.record_latency(now);
     }
 
     fn ready(&mut self, token: u64) {
-        self.end.ready(token);
+        self.endpoint.ready(token);
     }
 
     fn is_blocked(&self) -> bool {
-        self.end.is_blocked()
+        self.endpoint.is_blocked()
     }
 
     fn finish(&mut self, now: Nanos) {
         self.leave(now);
-        self.end.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Shutdown, self.waiting.len() as u64);
         self.waiting.clear();
-        self.end.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
-        self.end.abandon();
+        self.endpoint.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
+        self.endpoint.abandon();
         self.publish();
     }
 }

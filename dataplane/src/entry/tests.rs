@@ -64,7 +64,7 @@ fn entry_with_channel() -> Entry<MemPort, MemApps> {
         reassembler: Reassembler::new(entry.settings.shape.payload()),
         liveness: Liveness::new(0, &mut entry.rng),
     };
-    entry.end.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
+    entry.endpoint.table.install(ChannelIndex(0), Record { up: None, down: Some((LinkId(0), 5)), ends_s: 100, state });
     entry
 }
 
@@ -87,7 +87,8 @@ fn entry_forgets_backward_generations_behind_its_window() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let opens = |entry: &Entry<MemPort, MemApps>, seq| {
-        let (keys, mut cell) = (&entry.end.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
+        let (keys, mut cell) =
+            (&entry.endpoint.table.record(ChannelIndex(0)).unwrap().state.keys, backward(shape, seq));
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         unwrap(shape, &mut jobs);
         jobs[0].ok
@@ -95,13 +96,19 @@ fn entry_forgets_backward_generations_behind_its_window() {
     let last = (1 << 20) - 1;
     assert!(opens(&entry, last));
     for (seq, still) in [(1 << 20, true), ((1 << 20) + 64, false)] {
-        let mut cell = Cell::new(entry.end.free.take().unwrap());
+        let mut cell = Cell::new(entry.endpoint.free.take().unwrap());
         let bytes = backward(shape, seq);
         cell.bytes_mut(bytes.len()).copy_from_slice(&bytes);
         let header = data_header(shape, 5, seq);
-        entry.end.admitted.push(Admitted { cell, header, channel: ChannelIndex(0), link: LinkId(0), next_slot: None });
+        entry.endpoint.admitted.push(Admitted {
+            cell,
+            header,
+            channel: ChannelIndex(0),
+            link: LinkId(0),
+            next_slot: None,
+        });
         entry.strip();
-        assert_eq!(entry.end.admitted.drain(..).count(), 1);
+        assert_eq!(entry.endpoint.admitted.drain(..).count(), 1);
         assert_eq!(opens(&entry, last), still, "after {seq}");
     }
 }
@@ -111,7 +118,7 @@ fn entry_forgets_forward_generations_it_has_sent_past() {
     let mut entry = entry_with_channel();
     let shape = entry.settings.shape;
     let wraps = |entry: &Entry<MemPort, MemApps>, seq| {
-        let keys = &entry.end.table.record(ChannelIndex(0)).unwrap().state.keys;
+        let keys = &entry.endpoint.table.record(ChannelIndex(0)).unwrap().state.keys;
         let mut cell = vec![0; shape.longest_cell()];
         let mut jobs = [EntryJob { keys, header: data_header(shape, 5, seq), cell: &mut cell, ok: false }];
         // It panics because there is no key.
@@ -119,7 +126,7 @@ fn entry_forgets_forward_generations_it_has_sent_past() {
     };
     let last = (1 << 20) - 1;
     assert!(wraps(&entry, last));
-    entry.end.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.end.free).unwrap();
+    entry.endpoint.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.endpoint.free).unwrap();
     entry.leave(SECOND);
     assert!(!wraps(&entry, last) && wraps(&entry, 1 << 20));
 }
@@ -136,7 +143,7 @@ fn flood_without_frames_does_not_monopolize_an_entry() {
     let mut read = 0;
     while read < FLOOD {
         entry.turn(SECOND);
-        let ledger = *entry.end.published.lock().unwrap();
+        let ledger = *entry.endpoint.published.lock().unwrap();
         assert!(ledger.closed());
         let now = ledger.datagrams.forward;
         assert_eq!(now.drops(DropReason::BadAddress), now.received);

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
+use crate::socket::app_batch::FlowId;
 use crate::{Nanos, SECOND};
 
 /// Addresses of a name that a flow tries.
@@ -23,7 +24,7 @@ pub(super) const KEEP: Nanos = SECOND;
 /// Further addresses and latest datagrams of flows.
 #[derive(Default)]
 pub(super) struct Fallbacks {
-    flows: HashMap<u32, Fallback, foldhash::fast::RandomState>,
+    flows: HashMap<FlowId, Fallback, foldhash::fast::RandomState>,
     /// Datagrams that are kept.
     kept: usize,
 }
@@ -39,7 +40,7 @@ pub(super) type Kept = (Nanos, Vec<u8>);
 
 impl Fallbacks {
     /// Lists a flow with the addresses that follow its first one.
-    pub(super) fn add(&mut self, flow: u32, addresses: &[IpAddr]) {
+    pub(super) fn add(&mut self, flow: FlowId, addresses: &[IpAddr]) {
         let addresses: ArrayVec<IpAddr, CANDIDATES_MAX> = addresses.iter().rev().copied().collect();
         if !addresses.is_empty() {
             self.flows.insert(flow, Fallback { addresses, datagrams: ArrayVec::new() });
@@ -47,12 +48,12 @@ impl Fallbacks {
     }
 
     /// True if the flow has a further address.
-    pub(super) fn has(&self, flow: u32) -> bool {
+    pub(super) fn has(&self, flow: FlowId) -> bool {
         self.flows.contains_key(&flow)
     }
 
     /// Keeps a copy of a datagram of a listed flow, if there is room.
-    pub(super) fn keep(&mut self, flow: u32, data: &[u8], sent: Nanos) {
+    pub(super) fn keep(&mut self, flow: FlowId, data: &[u8], sent: Nanos) {
         if self.flows.is_empty() {
             return;
         }
@@ -69,7 +70,7 @@ impl Fallbacks {
 
     /// The next address of a flow, and the datagrams to send there again. With its last address a flow is no longer
     /// listed.
-    pub(super) fn next(&mut self, flow: u32, now: Nanos) -> Option<(IpAddr, Vec<Kept>)> {
+    pub(super) fn next(&mut self, flow: FlowId, now: Nanos) -> Option<(IpAddr, Vec<Kept>)> {
         let fallback = self.flows.get_mut(&flow)?;
         let address = fallback.addresses.pop()?;
         let datagrams = std::mem::take(&mut fallback.datagrams);
@@ -81,7 +82,7 @@ impl Fallbacks {
     }
 
     /// Removes a flow whose peer has answered, or that has ended.
-    pub(super) fn forget(&mut self, flow: u32) {
+    pub(super) fn forget(&mut self, flow: FlowId) {
         if !self.flows.is_empty()
             && let Some(fallback) = self.flows.remove(&flow)
         {
@@ -117,14 +118,17 @@ mod tests {
     fn kept_datagrams_are_bounded_by_flow_exit_and_time() {
         let mut fallbacks = Fallbacks::default();
         for flow in 0..1000 {
-            fallbacks.add(flow, &[ip(2), ip(3)]);
-            (0..6).for_each(|n| fallbacks.keep(flow, &[n], Nanos::from(n)));
+            fallbacks.add(FlowId(flow), &[ip(2), ip(3)]);
+            (0..6).for_each(|n| fallbacks.keep(FlowId(flow), &[n], Nanos::from(n)));
         }
         assert_eq!(fallbacks.kept(), KEPT_MAX);
         let latest = [2, 3, 4, 5].map(|n| (Nanos::from(n), vec![n])).to_vec();
-        assert_eq!(fallbacks.next(0, KEEP), Some((ip(2), latest)));
+        assert_eq!(fallbacks.next(FlowId(0), KEEP), Some((ip(2), latest)));
         assert_eq!(fallbacks.kept(), KEPT_MAX - KEPT_PER_FLOW);
-        assert_eq!(fallbacks.next(1, KEEP + 4), Some((ip(2), [4, 5].map(|n| (Nanos::from(n), vec![n])).to_vec())));
+        assert_eq!(
+            fallbacks.next(FlowId(1), KEEP + 4),
+            Some((ip(2), [4, 5].map(|n| (Nanos::from(n), vec![n])).to_vec()))
+        );
         fallbacks.sweep(KEEP + 4);
         assert_eq!(fallbacks.kept(), KEPT_MAX / 2 - KEPT_PER_FLOW);
         fallbacks.sweep(KEEP + 6);
@@ -134,19 +138,19 @@ mod tests {
     #[test]
     fn flow_is_listed_until_its_last_address_or_an_answer() {
         let mut fallbacks = Fallbacks::default();
-        fallbacks.add(1, &[]);
-        assert!(!fallbacks.has(1));
-        fallbacks.add(1, &[ip(2), ip(3)]);
-        fallbacks.keep(1, b"x", 0);
-        fallbacks.keep(2, b"not listed", 0);
+        fallbacks.add(FlowId(1), &[]);
+        assert!(!fallbacks.has(FlowId(1)));
+        fallbacks.add(FlowId(1), &[ip(2), ip(3)]);
+        fallbacks.keep(FlowId(1), b"x", 0);
+        fallbacks.keep(FlowId(2), b"not listed", 0);
         assert_eq!(fallbacks.kept(), 1);
-        assert_eq!(fallbacks.next(1, 0).map(|(address, _)| address), Some(ip(2)));
-        assert_eq!(fallbacks.next(1, 0).map(|(address, _)| address), Some(ip(3)));
-        assert_eq!(fallbacks.next(1, 0), None);
-        fallbacks.keep(1, b"x", 0);
-        fallbacks.add(1, &[ip(2)]);
-        fallbacks.keep(1, b"x", 0);
-        fallbacks.forget(1);
-        assert!(!fallbacks.has(1) && fallbacks.kept() == 0);
+        assert_eq!(fallbacks.next(FlowId(1), 0).map(|(address, _)| address), Some(ip(2)));
+        assert_eq!(fallbacks.next(FlowId(1), 0).map(|(address, _)| address), Some(ip(3)));
+        assert_eq!(fallbacks.next(FlowId(1), 0), None);
+        fallbacks.keep(FlowId(1), b"x", 0);
+        fallbacks.add(FlowId(1), &[ip(2)]);
+        fallbacks.keep(FlowId(1), b"x", 0);
+        fallbacks.forget(FlowId(1));
+        assert!(!fallbacks.has(FlowId(1)) && fallbacks.kept() == 0);
     }
 }

@@ -15,13 +15,13 @@ use wire::ids::ChannelIndex;
 
 use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
-use super::mappings::{Held, Mappings};
-use super::names::{NO_QUERY, Names, QUESTIONS_MAX};
+use super::mappings::{Held, MappingId, Mappings};
+use super::names::{Names, QUESTIONS_MAX, QueryId};
 use super::quota::{Caps, Quota, Share};
 use crate::Nanos;
 use crate::SECOND;
 use crate::ledger::DropReason;
-use crate::socket::app_batch::SocketId;
+use crate::socket::app_batch::{FlowId, SocketId};
 use crate::socket::apps::Apps;
 use crate::wheel::Wheel;
 
@@ -34,11 +34,13 @@ const MOVED: Nanos = 5 * SECOND;
 
 /// The destination of a flow.
 pub(super) enum Target {
+    /// Not known yet: the flow has no socket. Only while it is being opened.
+    Unconnected,
     /// From this socket to this peer.
     Peer { socket: SocketId, to: SocketAddr },
     /// Its name is being resolved.
     Resolving {
-        query: u32,
+        query: QueryId,
         port: u16,
         /// Datagrams that came meanwhile.
         waiting: Vec<Vec<u8>>,
@@ -54,7 +56,7 @@ pub(super) struct Flow {
     /// Its use of its limits. None if it has no limits.
     pub usage: Option<Usage>,
     token: Token,
-    mapping: u32,
+    mapping: MappingId,
     pub(super) seen: Nanos,
     next_id: u16,
     /// The place it has left last, for datagrams that were under way.
@@ -86,7 +88,7 @@ impl Flow {
 
 /// The flow that had a place until it moved, remembered until a time.
 struct Alias {
-    flow: u32,
+    flow: FlowId,
     until: Nanos,
 }
 
@@ -95,10 +97,10 @@ pub(super) struct Flows {
     caps: Caps,
     idle: Nanos,
     flows: Vec<Option<Flow>>,
-    vacant: Vec<u32>,
-    by_number: Map<(ChannelIndex, u16), u32>,
-    by_token: Map<Token, u32>,
-    by_peer: Map<(SocketId, SocketAddr), u32>,
+    vacant: Vec<FlowId>,
+    by_number: Map<(ChannelIndex, u16), FlowId>,
+    by_token: Map<Token, FlowId>,
+    by_peer: Map<(SocketId, SocketAddr), FlowId>,
     quota: Quota,
     mappings: Mappings,
     /// Places that flows have left: at most one a flow.
@@ -147,21 +149,21 @@ impl Flows {
     ///
     /// # Errors
     /// There is no room.
-    pub(super) fn wait(&mut self, id: u32, data: &[u8]) -> Result<(), DropReason> {
-        match self.flows[id as usize].as_mut().map(|flow| &mut flow.target) {
+    pub(super) fn wait(&mut self, id: FlowId, data: &[u8]) -> Result<(), DropReason> {
+        match self.flows[id.index()].as_mut().map(|flow| &mut flow.target) {
             Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data),
             _ => Err(DropReason::FlowQueueFull),
         }
     }
 
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
-    pub(super) fn answered(&mut self, query: u32) -> Option<(u32, u16, Vec<Vec<u8>>)> {
+    pub(super) fn answered(&mut self, query: QueryId) -> Option<(FlowId, u16, Vec<Vec<u8>>)> {
         let question = self.names.answer(query)?;
         if let Some(channel) = question.channel {
             self.quota.give_back(channel, Share::QUESTION);
         }
         let id = question.flow?;
-        let flow = self.flows[id as usize].as_mut()?;
+        let flow = self.flows[id.index()].as_mut()?;
         let Target::Resolving { port, waiting, .. } = &mut flow.target else { return None };
         let taken = std::mem::take(waiting);
         self.names.waited(taken.len());
@@ -169,23 +171,23 @@ impl Flows {
     }
 
     /// The channel and number of a flow.
-    pub(super) fn place(&self, id: u32) -> Option<(ChannelIndex, u16)> {
-        self.flows[id as usize].as_ref().map(|flow| (flow.channel, flow.number))
+    pub(super) fn place(&self, id: FlowId) -> Option<(ChannelIndex, u16)> {
+        self.flows[id.index()].as_ref().map(|flow| (flow.channel, flow.number))
     }
 
     /// The flow with this number on a channel.
-    pub(super) fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    pub(super) fn at(&mut self, channel: ChannelIndex, number: u16) -> Option<(FlowId, &mut Flow)> {
         let id = *self.by_number.get(&(channel, number))?;
-        Some((id, self.flows[id as usize].as_mut()?))
+        Some((id, self.flows[id.index()].as_mut()?))
     }
 
     /// The flow with this number on a channel, or that had it until a moment ago.
-    pub(crate) fn at_or_was(&mut self, channel: ChannelIndex, number: u16) -> Option<(u32, &mut Flow)> {
+    pub(crate) fn at_or_was(&mut self, channel: ChannelIndex, number: u16) -> Option<(FlowId, &mut Flow)> {
         let id = match self.by_number.get(&(channel, number)) {
             Some(id) => *id,
             None => self.aliases.get(&(channel, number))?.flow,
         };
-        Some((id, self.flows[id as usize].as_mut()?))
+        Some((id, self.flows[id.index()].as_mut()?))
     }
 
     /// Forgets places that flows left more than [`MOVED`] ago.
@@ -194,22 +196,22 @@ impl Flows {
     }
 
     /// The flow whose peer this is.
-    pub(crate) fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(u32, &mut Flow)> {
+    pub(crate) fn talking_to(&mut self, socket: SocketId, to: SocketAddr) -> Option<(FlowId, &mut Flow)> {
         let id = *self.by_peer.get(&(socket, to))?;
-        Some((id, self.flows[id as usize].as_mut()?))
+        Some((id, self.flows[id.index()].as_mut()?))
     }
 
     /// The flow whose peer this is and has sent something: a flow to a name keeps that address.
     pub(super) fn heard(&mut self, socket: SocketId, from: SocketAddr) -> Option<&mut Flow> {
         let id = *self.by_peer.get(&(socket, from))?;
         self.fallbacks.forget(id);
-        self.flows[id as usize].as_mut()
+        self.flows[id.index()].as_mut()
     }
 
     /// Moves a flow whose peer is unreachable on to the next address of its name. Returns its new peer, and the
     /// datagrams to send there again.
-    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: u32, now: Nanos) -> Option<(SocketAddr, Vec<Kept>)> {
-        let Target::Peer { socket, to: left } = self.flows[id as usize].as_ref()?.target else { return None };
+    pub(crate) fn move_on(&mut self, apps: &mut impl Apps, id: FlowId, now: Nanos) -> Option<(SocketAddr, Vec<Kept>)> {
+        let Target::Peer { socket, to: left } = self.flows[id.index()].as_ref()?.target else { return None };
         let mut again = Vec::new();
         let to = loop {
             let (ip, datagrams) = self.fallbacks.next(id, now)?;
@@ -220,7 +222,7 @@ impl Flows {
             }
         };
         self.release_peer(id, (socket, left));
-        let flow = self.flows[id as usize].as_mut()?;
+        let flow = self.flows[id.index()].as_mut()?;
         // What holds for the new peer is judged again.
         flow.usage = Some(flow.usage.unwrap_or_default().moved_on());
         // The entry may lose the PEER that announces this, and no longer asks.
@@ -231,7 +233,7 @@ impl Flows {
     /// A flow of the client that has this socket.
     pub(crate) fn of_client(&mut self, socket: SocketId) -> Option<&mut Flow> {
         let id = self.mappings.flow_of(socket)?;
-        self.flows[id as usize].as_mut()
+        self.flows[id.index()].as_mut()
     }
 
     /// The usage of all flows with limits, with their peers' addresses.
@@ -243,8 +245,8 @@ impl Flows {
     }
 
     /// Notes that the flow has sent a datagram.
-    pub(super) fn touch(&mut self, id: u32, now: Nanos) {
-        if let Some(flow) = self.flows[id as usize].as_mut() {
+    pub(super) fn touch(&mut self, id: FlowId, now: Nanos) {
+        if let Some(flow) = self.flows[id.index()].as_mut() {
             flow.seen = now;
         }
     }
@@ -278,7 +280,7 @@ impl Flows {
             return Err(DropReason::ChannelFlowsFull);
         }
         self.quota.take(channel, Share::FLOW);
-        let flow = self.flows[id as usize].as_mut().expect("the index lists live flows");
+        let flow = self.flows[id.index()].as_mut().expect("the index lists live flows");
         (flow.channel, flow.number) = (channel, number);
         let mapping = flow.mapping;
         let before = flow.was.replace(old);
@@ -294,16 +296,16 @@ impl Flows {
     }
 
     /// Registers a flow at a place. A flow that had the place before is no longer found there.
-    fn take_place(&mut self, place: (ChannelIndex, u16), id: u32) {
+    fn take_place(&mut self, place: (ChannelIndex, u16), id: FlowId) {
         self.by_number.insert(place, id);
         if let Some(alias) = self.aliases.remove(&place)
-            && let Some(flow) = self.flows[alias.flow as usize].as_mut()
+            && let Some(flow) = self.flows[alias.flow.index()].as_mut()
         {
             flow.was = None;
         }
     }
 
-    /// Adds a flow without a target. Its number must be free.
+    /// Adds a flow. Its number must be free.
     ///
     /// # Errors
     /// The channel or the exit has its maximum of flows.
@@ -315,7 +317,7 @@ impl Flows {
         token: Token,
         target: Target,
         now: Nanos,
-    ) -> Result<u32, DropReason> {
+    ) -> Result<FlowId, DropReason> {
         let mine = self.quota.of(channel).flows;
         if mine >= self.caps.flows_per_channel {
             return Err(DropReason::ChannelFlowsFull);
@@ -326,13 +328,13 @@ impl Flows {
         self.quota.take(channel, Share::FLOW);
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.flows.push(None);
-            self.flows.len() as u32 - 1
+            FlowId(self.flows.len() as u32 - 1)
         });
         let mapping = self.mappings.add_flow((channel, map), id);
-        self.flows[id as usize] = Some(Flow {
+        self.flows[id.index()] = Some(Flow {
             channel,
             number,
-            named: matches!(target, Target::Resolving { query, .. } if query != NO_QUERY),
+            named: matches!(target, Target::Resolving { .. }),
             usage: Some(Usage::default()),
             target,
             token,
@@ -346,7 +348,7 @@ impl Flows {
         });
         self.take_place((channel, number), id);
         self.by_token.insert(token, id);
-        self.wheel.arm(id, (now + self.idle) / SECOND + 1);
+        self.wheel.arm(id.0, (now + self.idle) / SECOND + 1);
         Ok(id)
     }
 
@@ -363,9 +365,7 @@ impl Flows {
         to: SocketAddr,
         now: Nanos,
     ) -> Result<(), DropReason> {
-        // Until it has a socket, the flow has no target worth sending to.
-        let placeholder = Target::Resolving { query: NO_QUERY, port: to.port(), waiting: Vec::new() };
-        let id = self.add(channel, number, map, token, placeholder, now)?;
+        let id = self.add(channel, number, map, token, Target::Unconnected, now)?;
         self.connect(apps, id, to).inspect_err(|_| {
             self.close(apps, id);
         })
@@ -382,7 +382,7 @@ impl Flows {
         token: Token,
         port: u16,
         now: Nanos,
-    ) -> Result<u32, DropReason> {
+    ) -> Result<QueryId, DropReason> {
         if self.quota.of(channel).questions >= QUESTIONS_MAX - self.names.len() {
             return Err(DropReason::NamesFull);
         }
@@ -398,8 +398,8 @@ impl Flows {
     ///
     /// # Errors
     /// No socket is available.
-    pub(super) fn connect(&mut self, apps: &mut impl Apps, id: u32, to: SocketAddr) -> Result<(), DropReason> {
-        let flow = self.flows[id as usize].as_mut().expect("a live flow");
+    pub(super) fn connect(&mut self, apps: &mut impl Apps, id: FlowId, to: SocketAddr) -> Result<(), DropReason> {
+        let flow = self.flows[id.index()].as_mut().expect("a live flow");
         let socket = match self.mappings.socket(flow.mapping, to.is_ipv6()) {
             Some(socket) => socket,
             None => {
@@ -421,14 +421,14 @@ impl Flows {
     }
 
     /// A flow has left its peer: answers from there go to another flow of the client with that peer, if there is one.
-    fn release_peer(&mut self, id: u32, peer: (SocketId, SocketAddr)) {
+    fn release_peer(&mut self, id: FlowId, peer: (SocketId, SocketAddr)) {
         if self.by_peer.get(&peer) != Some(&id) {
             return;
         }
         self.by_peer.remove(&peer);
-        let Some(flow) = self.flows[id as usize].as_ref().filter(|flow| flow.shadows) else { return };
-        let has_peer = |other: &&u32| {
-            let target = self.flows[**other as usize].as_ref().map(|flow| &flow.target);
+        let Some(flow) = self.flows[id.index()].as_ref().filter(|flow| flow.shadows) else { return };
+        let has_peer = |other: &&FlowId| {
+            let target = self.flows[other.index()].as_ref().map(|flow| &flow.target);
             **other != id && matches!(target, Some(Target::Peer { socket, to }) if (*socket, *to) == peer)
         };
         if let Some(other) = self.mappings.flows(flow.mapping).iter().rev().find(has_peer) {
@@ -437,11 +437,11 @@ impl Flows {
     }
 
     /// Ends a flow, and its socket with the last flow of its client. Returns datagrams that waited.
-    pub(super) fn close(&mut self, apps: &mut impl Apps, id: u32) -> usize {
-        if let Some(Flow { target: Target::Peer { socket, to }, .. }) = self.flows[id as usize] {
+    pub(super) fn close(&mut self, apps: &mut impl Apps, id: FlowId) -> usize {
+        if let Some(Flow { target: Target::Peer { socket, to }, .. }) = self.flows[id.index()] {
             self.release_peer(id, (socket, to));
         }
-        let Some(flow) = self.flows[id as usize].take() else { return 0 };
+        let Some(flow) = self.flows[id.index()].take() else { return 0 };
         self.vacant.push(id);
         self.fallbacks.forget(id);
         self.by_number.remove(&(flow.channel, flow.number));
@@ -451,7 +451,7 @@ impl Flows {
         }
         self.quota.give_back(flow.channel, Share::FLOW);
         let waited = match flow.target {
-            Target::Peer { .. } => 0,
+            Target::Peer { .. } | Target::Unconnected => 0,
             Target::Resolving { query, waiting, .. } => {
                 self.names.forget_flow(query);
                 self.names.waited(waiting.len());
@@ -484,7 +484,7 @@ impl Flows {
         if !self.quota.holds(channel) {
             return 0;
         }
-        let ids: Vec<u32> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
+        let ids: Vec<FlowId> = self.by_number.iter().filter(|((of, _), _)| *of == channel).map(|(_, id)| *id).collect();
         let waited = ids.into_iter().map(|id| self.close(apps, id)).sum();
         if self.quota.forget(channel) {
             self.mappings.forget_opener(channel);
@@ -502,10 +502,10 @@ impl Flows {
     ) -> usize {
         self.wheel.advance(now / SECOND, &mut self.due);
         let mut waited = 0;
-        for id in std::mem::take(&mut self.due) {
-            let Some(flow) = self.flows[id as usize].as_ref() else { continue };
+        for id in std::mem::take(&mut self.due).into_iter().map(FlowId) {
+            let Some(flow) = self.flows[id.index()].as_ref() else { continue };
             if flow.seen + self.idle > now {
-                self.wheel.arm(id, (flow.seen + self.idle) / SECOND + 1);
+                self.wheel.arm(id.0, (flow.seen + self.idle) / SECOND + 1);
             } else {
                 closed(flow.channel, flow.number);
                 waited += self.close(apps, id);

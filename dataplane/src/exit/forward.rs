@@ -12,7 +12,7 @@ use wire::reassembly::{Outcome, Reassembler};
 
 use super::fallback::{CANDIDATES_MAX, KEEP};
 use super::flows::Target;
-use super::{Exit, REASSEMBLING_MAX, REFUSED_MAX};
+use super::{Exit, QueryId, REASSEMBLING_MAX, REFUSED_MAX};
 use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::punt::Punt;
@@ -25,27 +25,27 @@ impl<U: Port, A: Apps> Exit<U, A> {
     pub(super) fn forward_frame(&mut self, channel: ChannelIndex, frame: &Frame<'_>, now: Nanos) {
         match *frame {
             Frame::Dgram { flow, data } => {
-                self.end.datagrams.forward.injected += 1;
+                self.endpoint.datagrams.forward.injected += 1;
                 self.datagram(channel, flow, data, now);
             }
             Frame::Frag { flow, id, index, last, data } => {
-                let Some(record) = self.end.table.record_mut(channel) else { return };
+                let Some(record) = self.endpoint.table.record_mut(channel) else { return };
                 let mut reassembler =
                     std::mem::replace(&mut record.state.reassembler, Reassembler::new(self.settings.shape.payload()));
                 let pushed = reassembler.push(Duration::from_nanos(now), flow, id, index, last, data);
-                self.end.datagrams.forward.injected += u64::from(pushed.started);
+                self.endpoint.datagrams.forward.injected += u64::from(pushed.started);
                 self.reassembling += u64::from(pushed.started);
-                self.end.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
+                self.endpoint.datagrams.forward.drop_many(DropReason::Incomplete, u64::from(pushed.evicted));
                 self.reassembling -= u64::from(pushed.evicted);
                 if pushed.started && self.reassembling > REASSEMBLING_MAX {
                     reassembler.give_up(flow, id);
                     self.reassembling -= 1;
-                    self.end.datagrams.forward.drop(DropReason::ReassemblyFull);
+                    self.endpoint.datagrams.forward.drop(DropReason::ReassemblyFull);
                 } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
                     self.datagram(channel, flow, data, now);
                 }
-                if let Some(record) = self.end.table.record_mut(channel) {
+                if let Some(record) = self.endpoint.table.record_mut(channel) {
                     record.state.reassembler = reassembler;
                 }
             }
@@ -61,7 +61,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 self.close_number(channel, flow);
             }
             Frame::Ping(bytes) => {
-                let _ = self.end.packer.put(channel, &Frame::Pong(bytes), &mut self.end.free);
+                let _ = self.endpoint.packer.put(channel, &Frame::Pong(bytes), &mut self.endpoint.free);
             }
             // An exit sends no PING, so a PONG means nothing to it. The others do not travel forward.
             _ => {}
@@ -75,7 +75,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// The same, for one that was sent first at `first_sent`.
     fn send_datagram(&mut self, (channel, number): (ChannelIndex, u16), data: &[u8], now: Nanos, first_sent: Nanos) {
-        let tally = &mut self.end.datagrams.forward;
+        let tally = &mut self.endpoint.datagrams.forward;
         let Some((id, flow)) = self.flows.at_or_was(channel, number) else {
             match self.refused.get(&(channel, number)) {
                 Some(why) => tally.drop(*why),
@@ -95,7 +95,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 };
                 match may {
                     Ok(()) => {
-                        self.end.send_batch.push(socket, to, id, data);
+                        self.endpoint.send_batch.push(socket, to, id, data);
                         self.flows.touch(id, now);
                         self.flows.fallbacks.keep(id, data, first_sent);
                     }
@@ -107,7 +107,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     }
                 }
             }
-            Target::Resolving { .. } => {
+            Target::Resolving { .. } | Target::Unconnected => {
                 if let Err(why) = self.flows.wait(id, data) {
                     tally.drop(why);
                 }
@@ -125,7 +125,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 if let Some((&Target::Peer { to, .. }, named)) = flow {
                     if named {
                         let peer = Frame::Peer { flow: number, from: to };
-                        let _ = self.end.packer.put(channel, &peer, &mut self.end.free);
+                        let _ = self.endpoint.packer.put(channel, &peer, &mut self.endpoint.free);
                     }
                     self.report_status(channel, number, Status::Open);
                 }
@@ -164,19 +164,19 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if !admitted {
             return Err(DropReason::Policy);
         }
-        if !self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
+        if !self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
             return Err(DropReason::OpenRate);
         }
         match to {
             Address::Ip(to) => {
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
-                self.flows.open(&mut self.end.apps, (channel, number), map, token, to, now)?;
+                self.flows.open(&mut self.endpoint.apps, (channel, number), map, token, to, now)?;
                 self.judge(channel, number, to);
                 Ok(())
             }
             Address::Name(name, port) => {
                 let query = self.flows.open_name((channel, number), map, token, port, now)?;
-                if !self.end.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
+                if !self.endpoint.punts.send_modestly(Punt::Resolve { query, name: name.into() }) {
                     self.flows.answered(query);
                     self.close_number(channel, number);
                     return Err(DropReason::PuntFull);
@@ -197,17 +197,17 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Ends a flow, with what waits for its name and the fragments that are here.
     fn close_number(&mut self, channel: ChannelIndex, number: u16) {
-        let mut lost = self.flows.close_number(&mut self.end.apps, channel, number) as u64;
-        if let Some(record) = self.end.table.record_mut(channel) {
+        let mut lost = self.flows.close_number(&mut self.endpoint.apps, channel, number) as u64;
+        if let Some(record) = self.endpoint.table.record_mut(channel) {
             let fragments = u64::from(record.state.reassembler.drop_flow(number));
             self.reassembling -= fragments;
             lost += fragments;
         }
-        self.end.datagrams.forward.drop_many(DropReason::Ended, lost);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, lost);
     }
 
     /// The resolver's answer: the flow sends to the first address that the policy admits, and may move on to some more.
-    pub(super) fn resolved(&mut self, query: u32, addresses: &[IpAddr], now: Nanos) {
+    pub(super) fn resolved(&mut self, query: QueryId, addresses: &[IpAddr], now: Nanos) {
         let Some((id, port, waiting)) = self.flows.answered(query) else { return };
         let Some((channel, number)) = self.flows.place(id) else { return };
         let mut candidates = ArrayVec::<IpAddr, CANDIDATES_MAX>::new();
@@ -220,7 +220,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut done = Err(nothing);
         for (i, ip) in candidates.iter().enumerate() {
             let to = SocketAddr::new(*ip, port);
-            done = self.flows.connect(&mut self.end.apps, id, to).map(|()| to);
+            done = self.flows.connect(&mut self.endpoint.apps, id, to).map(|()| to);
             if done.is_ok() {
                 self.flows.fallbacks.add(id, &candidates[i + 1..]);
                 break;
@@ -232,8 +232,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 waiting.iter().for_each(|data| self.datagram(channel, number, data, now));
             }
             Err(why) => {
-                self.flows.close(&mut self.end.apps, id);
-                self.end.datagrams.forward.drop_many(why, waiting.len() as u64);
+                self.flows.close(&mut self.endpoint.apps, id);
+                self.endpoint.datagrams.forward.drop_many(why, waiting.len() as u64);
             }
         }
         self.answer(channel, number, done.map(|_| ()));
@@ -243,15 +243,15 @@ impl<U: Port, A: Apps> Exit<U, A> {
     pub(super) fn move_on(&mut self, now: Nanos) {
         loop {
             let mut unreachable = std::mem::take(&mut self.unreachable);
-            self.end.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
+            self.endpoint.apps.unreachable(&mut |socket, to| unreachable.push((socket, to)));
             unreachable.drain(..).for_each(|(socket, to)| self.unreachable(socket, to, now));
             self.unreachable = unreachable;
             // This ends, because each flow has few addresses.
-            if self.end.send_batch.is_empty() {
+            if self.endpoint.send_batch.is_empty() {
                 return;
             }
-            self.end.send_batch.shuffle_flows(&mut self.rng);
-            self.end.send_datagrams();
+            self.endpoint.send_batch.shuffle_flows(&mut self.rng);
+            self.endpoint.send_datagrams();
         }
     }
 
@@ -265,12 +265,12 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let is_recent = now <= flow.seen + KEEP;
         if is_recent
             && self.flows.fallbacks.has(id)
-            && self.end.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
-            && let Some((to, again)) = self.flows.move_on(&mut self.end.apps, id, now)
+            && self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now))
+            && let Some((to, again)) = self.flows.move_on(&mut self.endpoint.apps, id, now)
         {
             self.judge(channel, number, to);
             for (first_sent, data) in again {
-                self.end.datagrams.forward.injected += 1;
+                self.endpoint.datagrams.forward.injected += 1;
                 self.send_datagram((channel, number), &data, now, first_sent);
             }
             self.answer(channel, number, Ok(()));
@@ -283,6 +283,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// Reports on a flow.
     pub(super) fn report_status(&mut self, channel: ChannelIndex, flow: u16, code: Status) {
-        let _ = self.end.packer.put(channel, &Frame::Status { flow, code }, &mut self.end.free);
+        let _ = self.endpoint.packer.put(channel, &Frame::Status { flow, code }, &mut self.endpoint.free);
     }
 }

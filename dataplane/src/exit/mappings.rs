@@ -7,12 +7,22 @@ use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
-use crate::socket::app_batch::SocketId;
+use crate::socket::app_batch::{FlowId, SocketId};
 
 /// A channel, and a client's number there.
 pub(super) type Key = (ChannelIndex, u16);
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// Names the sockets of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct MappingId(u32);
+
+impl MappingId {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// A socket, and the channel that opened it, as long as that channel lives. The socket counts for that channel even
 /// after its flows have moved.
@@ -27,7 +37,7 @@ struct Mapping {
     key: Key,
     v4: Option<Held>,
     v6: Option<Held>,
-    flows: Vec<u32>,
+    flows: Vec<FlowId>,
 }
 
 impl Mapping {
@@ -40,9 +50,9 @@ impl Mapping {
 #[derive(Default)]
 pub(super) struct Mappings {
     list: Vec<Option<Mapping>>,
-    vacant: Vec<u32>,
-    by_key: Map<Key, u32>,
-    by_socket: Map<SocketId, u32>,
+    vacant: Vec<MappingId>,
+    by_key: Map<Key, MappingId>,
+    by_socket: Map<SocketId, MappingId>,
 }
 
 impl Mappings {
@@ -50,18 +60,18 @@ impl Mappings {
         self.by_socket.len()
     }
 
-    fn at(&mut self, id: u32) -> &mut Mapping {
-        self.list[id as usize].as_mut().expect("a flow has a live mapping")
+    fn at(&mut self, id: MappingId) -> &mut Mapping {
+        self.list[id.index()].as_mut().expect("a flow has a live mapping")
     }
 
     /// Adds a flow to its client's mapping, which is made if there is none. Returns the mapping's id.
-    pub(super) fn add_flow(&mut self, key: Key, flow: u32) -> u32 {
+    pub(super) fn add_flow(&mut self, key: Key, flow: FlowId) -> MappingId {
         let id = *self.by_key.entry(key).or_insert_with(|| {
             let id = self.vacant.pop().unwrap_or_else(|| {
                 self.list.push(None);
-                self.list.len() as u32 - 1
+                MappingId(self.list.len() as u32 - 1)
             });
-            self.list[id as usize] = Some(Mapping { key, v4: None, v6: None, flows: Vec::new() });
+            self.list[id.index()] = Some(Mapping { key, v4: None, v6: None, flows: Vec::new() });
             id
         });
         self.at(id).flows.push(flow);
@@ -69,13 +79,13 @@ impl Mappings {
     }
 
     /// Removes a flow. With the last flow of a client its mapping goes: returns the sockets to close.
-    pub(super) fn remove_flow(&mut self, id: u32, flow: u32) -> ArrayVec<Held, 2> {
+    pub(super) fn remove_flow(&mut self, id: MappingId, flow: FlowId) -> ArrayVec<Held, 2> {
         let mapping = self.at(id);
         mapping.flows.retain(|of| *of != flow);
         if !mapping.flows.is_empty() {
             return ArrayVec::new();
         }
-        let mapping = self.list[id as usize].take().expect("just looked at");
+        let mapping = self.list[id.index()].take().expect("just looked at");
         self.vacant.push(id);
         if self.by_key.get(&mapping.key) == Some(&id) {
             self.by_key.remove(&mapping.key);
@@ -88,29 +98,29 @@ impl Mappings {
     }
 
     /// The client's socket of one address family.
-    pub(super) fn socket(&mut self, id: u32, ipv6: bool) -> Option<SocketId> {
+    pub(super) fn socket(&mut self, id: MappingId, ipv6: bool) -> Option<SocketId> {
         self.at(id).held(ipv6).map(|held| held.socket)
     }
 
     /// Gives a client a socket that `opener` has opened.
-    pub(super) fn hold(&mut self, id: u32, ipv6: bool, socket: SocketId, opener: ChannelIndex) {
+    pub(super) fn hold(&mut self, id: MappingId, ipv6: bool, socket: SocketId, opener: ChannelIndex) {
         *self.at(id).held(ipv6) = Some(Held { socket, opener: Some(opener) });
         self.by_socket.insert(socket, id);
     }
 
     /// The newest flow of the client that has this socket.
-    pub(super) fn flow_of(&self, socket: SocketId) -> Option<u32> {
+    pub(super) fn flow_of(&self, socket: SocketId) -> Option<FlowId> {
         let mapping = *self.by_socket.get(&socket)?;
-        self.list[mapping as usize].as_ref()?.flows.last().copied()
+        self.list[mapping.index()].as_ref()?.flows.last().copied()
     }
 
     /// All flows of a mapping, the newest last.
-    pub(super) fn flows(&self, id: u32) -> &[u32] {
-        self.list[id as usize].as_ref().map_or(&[], |mapping| &mapping.flows)
+    pub(super) fn flows(&self, id: MappingId) -> &[FlowId] {
+        self.list[id.index()].as_ref().map_or(&[], |mapping| &mapping.flows)
     }
 
     /// A flow of the client has moved to `channel`: flows that it opens there share its sockets, unless others do.
-    pub(super) fn move_to(&mut self, id: u32, channel: ChannelIndex) {
+    pub(super) fn move_to(&mut self, id: MappingId, channel: ChannelIndex) {
         let old = self.at(id).key;
         let key = (channel, old.1);
         if old != key && !self.by_key.contains_key(&key) {

@@ -33,14 +33,14 @@ use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
 use crate::command::Command;
-use crate::endpoint::{self, Built, Endpoint, RECEIVES, Sender};
+use crate::endpoint::{self, APP_BATCHES, Built, Endpoint, RECEIVES, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::Worker;
 use crate::socket::Port;
-use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, ReceiveBatch, SocketId};
+use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
 use crate::socket::apps::Apps;
 use crate::stage::open;
 use crate::table::{ChannelState, ForwardHalf, Half, IDLE_S, Record, Table};
@@ -48,13 +48,11 @@ use crate::wheel::Wheel;
 use crate::{Nanos, SECOND};
 use flows::Flows;
 use limits::{Limiter, Limits};
-pub use names::QUESTIONS_MAX;
+pub use names::{QUESTIONS_MAX, QueryId};
 use policy::Policy;
 pub use quota::Caps;
 use quota::Opens;
 
-/// Application sockets read in one turn.
-const APP_BATCHES: usize = 64;
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
 const BATCH_BUFFERS: usize = RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
@@ -134,7 +132,7 @@ impl ForwardHalf for ExitChannel {
 /// The worker of an exit.
 pub struct Exit<U, A> {
     settings: Settings,
-    end: Endpoint<U, A, ExitChannel>,
+    endpoint: Endpoint<U, A, ExitChannel>,
     flows: Flows,
     limiter: Limiter,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
@@ -145,7 +143,6 @@ pub struct Exit<U, A> {
     reassembling: u64,
     wheel: Wheel,
     next_tick: Nanos,
-    receive_batch: ReceiveBatch,
     /// Peers that the system has reported unreachable in this turn.
     unreachable: Vec<(SocketId, SocketAddr)>,
     due: Vec<u32>,
@@ -162,7 +159,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         [rng, rng_groups]: [ChaCha20Rng; 2],
         now: Nanos,
     ) -> Self {
-        let end = endpoint::Settings {
+        let of_endpoint = endpoint::Settings {
             shape: settings.shape,
             position: settings.shape.hops(),
             lanes: 1,
@@ -170,7 +167,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             hugepages: settings.hugepages,
         };
         Exit {
-            end: Endpoint::new(end, (up, apps), punts, rng_groups, now),
+            endpoint: Endpoint::new(of_endpoint, (up, apps), punts, rng_groups, now),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
             limiter: Limiter::new(settings.limits, now),
             refused: HashMap::default(),
@@ -179,7 +176,6 @@ impl<U: Port, A: Apps> Exit<U, A> {
             reassembling: 0,
             wheel: Wheel::new(now / SECOND),
             next_tick: now,
-            receive_batch: ReceiveBatch::default(),
             unreachable: Vec::new(),
             due: Vec::new(),
             settings,
@@ -188,18 +184,18 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// The ledger, published at every turn boundary.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
-        self.end.published.clone()
+        self.endpoint.published.clone()
     }
 
     /// Histograms of how long cells stay that leave on the link and datagrams that leave for applications, and of cells
     /// packed in a turn.
     pub fn profile(&self) -> latency::Shared {
-        self.end.profile.clone()
+        self.endpoint.profile.clone()
     }
 
     fn apply(&mut self, command: Command, now: Nanos) {
-        let Some(command) = self.end.table.apply(command) else { return };
         match command {
+            Command::Link(command) => self.endpoint.table.apply(command),
             Command::InstallChannel {
                 channel,
                 up,
@@ -217,79 +213,79 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     opens: Opens::default(),
                 };
                 let ends_s = now_s + u64::from(lifetime_s);
-                self.end.table.install(channel, Record { up, down: None, ends_s, state });
+                self.endpoint.table.install(channel, Record { up, down: None, ends_s, state });
                 self.wheel.arm(channel.0, now_s + IDLE_S.min(u64::from(lifetime_s)));
             }
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
-            Command::Inject { link, slot, header, body } => self.end.inject(link, slot, header, &body, now),
+            Command::Inject { link, slot, header, body } => self.endpoint.inject(link, slot, header, &body, now),
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
-            // Not for an exit; control never sends them here.
-            _ => {}
+            // Control sends an exit no keys of an entry, and nothing about clients.
+            Command::InstallChannel { .. }
+            | Command::Supersede { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. } => {}
         }
     }
 
     /// Removes a channel with its flows and reports it to control.
     fn end_channel(&mut self, channel: ChannelIndex, reason: EndReason) {
-        let Some(record) = self.end.table.remove(channel) else { return };
-        self.end.punts.ended(channel, reason);
-        let waited = self.flows.close_channel(&mut self.end.apps, channel);
+        let Some(record) = self.endpoint.table.remove(channel) else { return };
+        self.endpoint.punts.ended(channel, reason);
+        let waited = self.flows.close_channel(&mut self.endpoint.apps, channel);
         self.refused.retain(|(of, _), _| *of != channel);
         let fragments = record.state.reassembler.held();
         self.reassembling -= fragments as u64;
-        self.end.datagrams.forward.drop_many(DropReason::Ended, (waited + fragments) as u64);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, (waited + fragments) as u64);
     }
 
     fn receive_link(&mut self, now: Nanos) {
         for _ in 0..RECEIVES {
-            if !self.end.receive() {
+            if !self.endpoint.receive() {
                 return;
             }
-            let Endpoint { shape, table, punts, free, cells, admitted, .. } = &mut self.end;
+            let Endpoint { shape, table, punts, free, cells, admitted, .. } = &mut self.endpoint;
             open::forward(admitted, *shape, shape.hops(), table, punts, free, &mut cells.forward, now);
-            let mut admitted = std::mem::take(&mut self.end.admitted);
+            let mut admitted = std::mem::take(&mut self.endpoint.admitted);
             for mut cell in admitted.drain(..) {
                 let inner = cell.cell.body_mut(self.settings.shape.payload());
                 match frames::parse(inner, Direction::Forward) {
                     Ok(frames) => {
-                        self.end.cells.forward.consumed += 1;
+                        self.endpoint.cells.forward.consumed += 1;
                         for frame in frames {
                             self.forward_frame(cell.channel, &frame, now);
                         }
                     }
-                    Err(_) => self.end.cells.forward.drop(DropReason::Frames),
+                    Err(_) => self.endpoint.cells.forward.drop(DropReason::Frames),
                 }
-                self.end.free.give(cell.cell.into_buffer());
+                self.endpoint.free.give(cell.cell.into_buffer());
             }
-            self.end.admitted = admitted;
+            self.endpoint.admitted = admitted;
         }
     }
 
     fn receive_apps(&mut self, now: Nanos) {
         for _ in 0..APP_BATCHES {
-            if !self.end.has_room_for_a_batch() {
-                break;
-            }
-            let mut receive_batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-            let some = self.end.apps.recv(&mut receive_batch);
-            if some {
-                for (from, data) in receive_batch.iter() {
-                    self.end.datagrams.backward.received += 1;
-                    match self.backward_datagram(receive_batch.socket(), from, data, now) {
-                        Ok(()) => self.end.datagrams.backward.consumed += 1,
-                        Err(reason) => self.end.datagrams.backward.drop(reason),
-                    }
+            let Some(batch) = self.endpoint.receive_apps() else { return };
+            for (from, data) in batch.iter() {
+                self.endpoint.datagrams.backward.received += 1;
+                match self.backward_datagram(batch.socket(), from, data, now) {
+                    Ok(()) => self.endpoint.datagrams.backward.consumed += 1,
+                    Err(reason) => self.endpoint.datagrams.backward.drop(reason),
                 }
             }
-            self.receive_batch = receive_batch;
-            if !some {
-                break;
-            }
+            self.endpoint.receive_batch = batch;
         }
     }
 
     /// One datagram from the internet.
-    fn backward_datagram(&mut self, socket: u32, from: SocketAddr, data: &[u8], now: Nanos) -> Result<(), DropReason> {
-        let Self { end: Endpoint { packer, free, .. }, flows, limiter, settings, .. } = self;
+    fn backward_datagram(
+        &mut self,
+        socket: SocketId,
+        from: SocketAddr,
+        data: &[u8],
+        now: Nanos,
+    ) -> Result<(), DropReason> {
+        let Self { endpoint: Endpoint { packer, free, .. }, flows, limiter, settings, .. } = self;
         let payload = settings.shape.payload();
         let Some(flow) = flows.heard(socket, from) else {
             if settings.filtering == Filtering::Endpoint || !settings.policy.admits(from.ip(), from.port()) {
@@ -332,7 +328,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now_s, &mut due);
         for channel in due.drain(..).map(ChannelIndex) {
-            match self.end.table.lifespan(channel, now_s) {
+            match self.endpoint.table.lifespan(channel, now_s) {
                 Some(Ok(until_s)) => self.wheel.arm(channel.0, until_s),
                 Some(Err(reason)) => self.end_channel(channel, reason),
                 None => {}
@@ -343,29 +339,29 @@ impl<U: Port, A: Apps> Exit<U, A> {
         self.flows.fallbacks.sweep(now);
         self.limiter.tick(now, self.flows.usages());
         self.refused.clear();
-        let Self { end: Endpoint { apps, packer, free, .. }, flows, .. } = self;
+        let Self { endpoint: Endpoint { apps, packer, free, .. }, flows, .. } = self;
         let waited = flows.expire(apps, now, |channel, flow| {
             let _ = packer.put(channel, &Frame::Close { flow }, free);
         });
-        self.end.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Ended, waited as u64);
         let channels: Vec<ChannelIndex> = self
-            .end
+            .endpoint
             .table
             .iter()
             .filter(|(_, record)| !record.state.reassembler.is_bare())
             .map(|(channel, _)| channel)
             .collect();
         for channel in channels {
-            let record = self.end.table.record_mut(channel).expect("just listed");
+            let record = self.endpoint.table.record_mut(channel).expect("just listed");
             let lost = u64::from(record.state.reassembler.sweep(Duration::from_nanos(now)));
             self.reassembling -= lost;
-            self.end.datagrams.forward.drop_many(DropReason::Incomplete, lost);
+            self.endpoint.datagrams.forward.drop_many(DropReason::Incomplete, lost);
         }
     }
 
     fn publish(&self) {
         let held = PerDirection { forward: self.flows.waiting() as u64 + self.reassembling, backward: 0 };
-        self.end.publish(held, self.flows.len(), self.flows.sockets());
+        self.endpoint.publish(held, self.flows.len(), self.flows.sockets());
     }
 }
 
@@ -394,42 +390,42 @@ impl Sender for ExitChannel {
 
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
     fn turn(&mut self, now: Nanos) -> Option<Nanos> {
-        self.end.begin(now);
+        self.endpoint.begin(now);
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
         self.tick(now);
 
         self.receive_link(now);
-        self.end.send_batch.shuffle_flows(&mut self.rng);
+        self.endpoint.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        self.end.send_datagrams();
+        self.endpoint.send_datagrams();
 
         self.receive_apps(now);
         self.move_on(now);
-        self.end.leave(now, |_| {});
+        self.endpoint.leave(now, |_| {});
 
-        self.end.report(now);
+        self.endpoint.report(now);
         self.publish();
-        Some(self.end.wake_at(now, self.next_tick))
+        Some(self.endpoint.wake_at(now, self.next_tick))
     }
 
     fn record_latency(&mut self, now: Nanos) {
-        self.end.record_latency(now);
+        self.endpoint.record_latency(now);
     }
 
     fn ready(&mut self, token: u64) {
-        self.end.ready(token);
+        self.endpoint.ready(token);
     }
 
     fn is_blocked(&self) -> bool {
-        self.end.is_blocked()
+        self.endpoint.is_blocked()
     }
 
     fn finish(&mut self, now: Nanos) {
-        self.end.leave(now, |_| {});
-        self.end.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
-        self.end.abandon();
+        self.endpoint.leave(now, |_| {});
+        self.endpoint.channels().into_iter().for_each(|channel| self.end_channel(channel, EndReason::Retired));
+        self.endpoint.abandon();
         self.publish();
     }
 }

@@ -4,6 +4,7 @@ use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
 use crate::ledger::DropReason;
+use crate::socket::app_batch::FlowId;
 
 /// The maximum of names that are being resolved.
 pub const QUESTIONS_MAX: usize = 256;
@@ -12,19 +13,20 @@ pub(super) const WAITING_PER_FLOW: usize = 16;
 /// Datagrams that wait for names, over all flows.
 pub(super) const WAITING_MAX: usize = 1024;
 
-/// A number that no question has.
-pub(super) const NO_QUERY: u32 = u32::MAX;
+/// Names a question in its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct QueryId(pub u32);
 
 /// A question to the resolver. Its flow and its channel may end before the answer comes.
 pub(super) struct Question {
-    pub(super) flow: Option<u32>,
+    pub(super) flow: Option<FlowId>,
     pub(super) channel: Option<ChannelIndex>,
 }
 
 #[derive(Default)]
 pub(super) struct Names {
-    questions: HashMap<u32, Question, foldhash::fast::RandomState>,
-    next: u32,
+    questions: HashMap<QueryId, Question, foldhash::fast::RandomState>,
+    next: QueryId,
     waiting: usize,
 }
 
@@ -38,22 +40,22 @@ impl Names {
     }
 
     /// The number for the next question.
-    pub(super) fn draw(&mut self) -> u32 {
+    pub(super) fn draw(&mut self) -> QueryId {
         let query = self.next;
-        self.next = (query + 1) % NO_QUERY;
+        self.next = QueryId(query.0.wrapping_add(1));
         query
     }
 
-    pub(super) fn ask(&mut self, query: u32, flow: u32, channel: ChannelIndex) {
+    pub(super) fn ask(&mut self, query: QueryId, flow: FlowId, channel: ChannelIndex) {
         self.questions.insert(query, Question { flow: Some(flow), channel: Some(channel) });
     }
 
-    pub(super) fn answer(&mut self, query: u32) -> Option<Question> {
+    pub(super) fn answer(&mut self, query: QueryId) -> Option<Question> {
         self.questions.remove(&query)
     }
 
     /// The flow of a question has ended. The resolver still works on it, and its answer will come.
-    pub(super) fn forget_flow(&mut self, query: u32) {
+    pub(super) fn forget_flow(&mut self, query: QueryId) {
         if let Some(question) = self.questions.get_mut(&query) {
             question.flow = None;
         }

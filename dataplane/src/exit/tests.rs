@@ -95,7 +95,7 @@ impl Bench {
     /// Something of the frames that are ready for the entry.
     fn said<T>(&mut self, of: impl Fn(&Frame<'_>) -> Option<T>) -> Vec<T> {
         let payload = self.exit.settings.shape.payload();
-        let Endpoint { packer, free, .. } = &mut self.exit.end;
+        let Endpoint { packer, free, .. } = &mut self.exit.endpoint;
         let mut said = Vec::new();
         for (_, mut cell) in packer.finish() {
             said.extend(parse(cell.body_mut(payload), Direction::Backward).unwrap().filter_map(|frame| of(&frame)));
@@ -109,7 +109,7 @@ impl Bench {
         self.exit.turn(self.now);
         // The channels' cells would lead over link 9, and control hears of their ends.
         while self.punts.pop().is_ok() {}
-        let ledger = *self.exit.end.published.lock().unwrap();
+        let ledger = *self.exit.endpoint.published.lock().unwrap();
         assert!(ledger.closed(), "{ledger:?}");
         ledger
     }
@@ -197,7 +197,7 @@ fn unreachable_peer_is_reported_at_most_once_a_second() {
     let reported = |bench: &mut Bench| {
         bench.send(0, 2, address(2));
         bench.send(0, 3, address(3));
-        let Endpoint { apps, send_batch, datagrams, .. } = &mut bench.exit.end;
+        let Endpoint { apps, send_batch, datagrams, .. } = &mut bench.exit.endpoint;
         apps.send(send_batch, &mut datagrams.forward);
         bench.exit.receive_apps(bench.now);
         bench.exit.move_on(bench.now);
@@ -277,7 +277,10 @@ fn incomplete_datagrams_of_an_exit_are_bounded_and_freed() {
     bench.now += 2 * SECOND;
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::ReassemblyFull)), (0, 16));
-    assert!(bench.exit.end.table.iter().all(|(_, record)| record.state.reassembler.is_bare()), "no buffer is kept");
+    assert!(
+        bench.exit.endpoint.table.iter().all(|(_, record)| record.state.reassembler.is_bare()),
+        "no buffer is kept"
+    );
     bench.frame(channels - 1, &first(0));
     assert_eq!(bench.turn().datagrams.forward.held, 1);
 }
@@ -298,7 +301,7 @@ fn names_beyond_controls_queue_are_refused() {
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.held, ledger.drops(DropReason::PuntFull)), (room, refused));
     assert_eq!((room + refused, bench.exit.flows.len() as u64), (asked, room));
-    for query in 0..256 {
+    for query in (0..256).map(QueryId) {
         assert!(bench.commands.push(Command::Resolved { query, addresses: vec![address(1).ip()] }).is_ok());
     }
     let ledger = bench.turn().datagrams.forward;
@@ -320,10 +323,11 @@ fn flow_order_of_a_turn_cannot_be_drawn_again() {
 #[test]
 fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
     let mut bench = Bench::new(Class::S, 1);
-    let live =
-        |bench: &Bench, seq| bench.exit.end.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some();
+    let live = |bench: &Bench, seq| {
+        bench.exit.endpoint.table.record(ChannelIndex(0)).unwrap().state.backward.of(seq).is_some()
+    };
     assert!(live(&bench, 0));
-    bench.exit.end.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
+    bench.exit.endpoint.table.record_mut(ChannelIndex(0)).unwrap().state.next_seq = 1 << 20;
     bench.frame(0, &Frame::Ping([0; 8]));
     bench.turn();
     assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));

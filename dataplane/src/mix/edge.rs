@@ -165,8 +165,8 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     fn apply(&mut self, command: Command, now: Nanos, pools: &mut impl Pools) {
-        let Some(command) = self.table.apply(command) else { return };
         match command {
+            Command::Link(command) => self.table.apply(command),
             Command::InstallChannel {
                 channel,
                 up,
@@ -204,8 +204,12 @@ impl<U: Port, D: Port> Edge<U, D> {
                     pools,
                 );
             }
-            // Not for a mix; control never sends them here.
-            _ => {}
+            // Control sends a mix no keys of an entry, and nothing about clients and names.
+            Command::InstallChannel { .. }
+            | Command::Supersede { .. }
+            | Command::Listen { .. }
+            | Command::Unlisten { .. }
+            | Command::Resolved { .. } => {}
         }
     }
 

@@ -213,6 +213,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
 mod tests {
     use super::*;
     use crate::SECOND;
+    use crate::command::LinkCommand;
     use crate::latency::Latency;
     use crate::runner::BLOCKED_WAIT;
     use crate::socket::memory::{MemNet, MemPort};
@@ -248,9 +249,9 @@ mod tests {
         let (mut mix, mut commands, _punts) = mix(&net);
         let peer = ([192, 0, 2, 9], 9).into();
         let key = || Zeroizing::new([7; 16]);
-        let link = Command::InstallLink { link: LinkId(0), side: Side::Down, peer };
+        let link = LinkCommand::Install { link: LinkId(0), side: Side::Down, peer };
         let (header_i2r, header_r2i) = (key(), key());
-        let slot = Command::InstallSlot {
+        let slot = LinkCommand::InstallSlot {
             link: LinkId(0),
             slot: SlotId(1),
             peer,
@@ -258,7 +259,7 @@ mod tests {
             header_r2i,
             rank: Rank::Current,
         };
-        assert!(commands.push(link).is_ok() && commands.push(slot).is_ok());
+        assert!([link, slot].into_iter().all(|command| commands.push(Command::Link(command)).is_ok()));
         net.block(true);
         let mut inject = |mix: &mut Mix<MemPort, MemPort>, cells: usize, now: Nanos| {
             for seq in 0..cells as u64 {

@@ -12,6 +12,16 @@ use crate::sys;
 /// Names an application socket.
 pub type SocketId = u32;
 
+/// Names a flow of a worker: the place of its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub u32);
+
+impl FlowId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Messages of one receive call.
 const MESSAGES: usize = 8;
 /// Bytes of the space for one message: the longest datagram, and the longest burst.
@@ -112,7 +122,7 @@ pub struct Outgoing {
     pub socket: SocketId,
     pub to: SocketAddr,
     /// Its flow: the order within one is kept.
-    pub flow: u32,
+    pub flow: FlowId,
     range: Range<usize>,
 }
 
@@ -121,17 +131,17 @@ pub struct Outgoing {
 pub struct SendBatch {
     bytes: Vec<u8>,
     pub(crate) items: Vec<Outgoing>,
-    ranks: HashMap<u32, u32, foldhash::fast::RandomState>,
+    ranks: HashMap<FlowId, u32, foldhash::fast::RandomState>,
     order: Vec<u32>,
 }
 
 impl SendBatch {
-    pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: u32, data: &[u8]) {
+    pub fn push(&mut self, socket: SocketId, to: SocketAddr, flow: FlowId, data: &[u8]) {
         self.push_behind(socket, to, flow, &[], data);
     }
 
     /// Adds a datagram with a header in front.
-    pub(crate) fn push_behind(&mut self, socket: SocketId, to: SocketAddr, flow: u32, header: &[u8], data: &[u8]) {
+    pub(crate) fn push_behind(&mut self, socket: SocketId, to: SocketAddr, flow: FlowId, header: &[u8], data: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(header);
         self.bytes.extend_from_slice(data);
@@ -220,13 +230,13 @@ mod tests {
         for _ in 0..6000 {
             let mut send_batch = SendBatch::default();
             for (i, flow) in [7, 8, 7, 9, 9, 8, 7].into_iter().enumerate() {
-                send_batch.push(0, to, flow, &[i as u8]);
+                send_batch.push(0, to, FlowId(flow), &[i as u8]);
             }
             send_batch.shuffle_flows(&mut rng);
             for flow in [7, 8, 9] {
-                assert!(send_batch.iter().filter(|(item, _)| item.flow == flow).map(|(_, data)| data[0]).is_sorted());
+                assert!(send_batch.iter().filter(|(item, _)| item.flow.0 == flow).map(|(_, data)| data[0]).is_sorted());
             }
-            let mut flows: Vec<u32> = send_batch.iter().map(|(item, _)| item.flow).collect();
+            let mut flows: Vec<u32> = send_batch.iter().map(|(item, _)| item.flow.0).collect();
             flows.dedup();
             *orders.entry(flows).or_default() += 1;
         }
@@ -243,13 +253,13 @@ mod tests {
         for (socket, to, len) in
             [(0, a, 10), (0, a, 10), (0, a, 7), (0, a, 10), (0, b, 10), (1, b, 10), (1, b, 11), (1, b, 0), (1, b, 2000)]
         {
-            send_batch.push(socket, to, 1, &[1; 2000][..len]);
+            send_batch.push(socket, to, FlowId(1), &[1; 2000][..len]);
         }
         let bursts: Vec<_> = (0..9).map(|at| send_batch.burst(at)).collect();
         let want = [(3, 10), (2, 10), (1, 7), (1, 10), (1, 10), (1, 10), (1, 11), (1, 0), (1, 2000)];
         assert_eq!(bursts, want);
         let mut long = SendBatch::default();
-        (0..100).for_each(|_| long.push(0, a, 1, &[1; 1400]));
+        (0..100).for_each(|_| long.push(0, a, FlowId(1), &[1; 1400]));
         assert_eq!(long.burst(0), (46, 1400));
         assert_eq!(long.burst(60), (40, 1400));
     }

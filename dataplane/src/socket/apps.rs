@@ -248,6 +248,7 @@ impl Apps for UdpApps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::app_batch::FlowId;
 
     #[test]
     fn unreachable_destination_costs_no_other_its_datagram() {
@@ -260,8 +261,8 @@ mod tests {
         let mut send_batch = SendBatch::default();
         // The second send is the first to meet the error of the first.
         for _ in 0..2 {
-            send_batch.push(id, there.local_addr().unwrap(), 2, b"y");
-            send_batch.push(id, gone, 1, b"x");
+            send_batch.push(id, there.local_addr().unwrap(), FlowId(2), b"y");
+            send_batch.push(id, gone, FlowId(1), b"x");
             apps.send(&mut send_batch, &mut tally);
         }
         assert_eq!((tally.sent, tally.send_errors), (4, 0));
@@ -282,9 +283,9 @@ mod tests {
         let there = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (mut tally, mut send_batch) = (Tally::default(), SendBatch::default());
         // Longer than any datagram; a broadcast, which this socket may not send (EACCES).
-        send_batch.push(id, there.local_addr().unwrap(), 1, &vec![0; 65_536]);
-        send_batch.push(id, "255.255.255.255:9".parse().unwrap(), 2, b"x");
-        send_batch.push(id, there.local_addr().unwrap(), 3, b"y");
+        send_batch.push(id, there.local_addr().unwrap(), FlowId(1), &vec![0; 65_536]);
+        send_batch.push(id, "255.255.255.255:9".parse().unwrap(), FlowId(2), b"x");
+        send_batch.push(id, there.local_addr().unwrap(), FlowId(3), b"y");
         apps.send(&mut send_batch, &mut tally);
         assert_eq!((tally.drops(DropReason::PathMtu), tally.drops(DropReason::Unreachable), tally.sent), (1, 1, 1));
         let mut seen = Vec::new();
@@ -351,7 +352,7 @@ mod tests {
             apps.sockets[id as usize].as_ref().map(|app| app.socket.local_addr().unwrap().port())
         };
         let mut send_batch = SendBatch::default();
-        send_batch.push(first, there.local_addr().unwrap(), 1, b"last words");
+        send_batch.push(first, there.local_addr().unwrap(), FlowId(1), b"last words");
         let own = port(&apps, first);
         apps.close(first);
         let second = apps.open(false).unwrap();

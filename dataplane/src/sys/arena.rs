@@ -53,8 +53,10 @@ pub(crate) fn arena(count: usize, huge: bool) -> &'static mut [Buffer] {
     };
     let advices = [huge.then_some(Advice::LinuxHugepage), POPULATE.then_some(Advice::LinuxPopulateWrite)];
     for advice in advices.into_iter().flatten() {
-        // SAFETY: the range is the mapping just made; both change how it is backed, never what it holds. An error
-        // means ordinary pages, or pages later.
+        // SAFETY: the range is the mapping just made; both change how it is backed, never what it holds.
+        // An error is ignored: buffers then have ordinary pages, or get pages at their first use. Kernels before 5.14
+        // do not know the second advice, and an operator cannot do anything about that. Without memory, the node is
+        // ended by the kernel sooner or later, whether it was populated or not.
         let _ = unsafe { madvise(at, len, advice) };
     }
     // SAFETY: the mapping is page-aligned, which is more than a buffer wants, `len` bytes long, zeroed, owned by

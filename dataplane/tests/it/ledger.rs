@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::FreeList;
-use dataplane::command::Command;
+use dataplane::command::{Command, LinkCommand};
 use dataplane::histogram::Histogram;
 use dataplane::lanes::Lanes;
 use dataplane::ledger::{DropReason, Ledger, Tally};
@@ -264,7 +264,7 @@ impl World {
             next_secret: 0,
         };
         for side in [Side::Up, Side::Down] {
-            world.command(Command::InstallLink { link: LinkId(link(side)), side, peer: peer(side) });
+            world.command(Command::Link(LinkCommand::Install { link: LinkId(link(side)), side, peer: peer(side) }));
         }
         world
     }
@@ -284,18 +284,18 @@ impl World {
                 self.next_slot += 1;
                 self.slots.insert(slot, side);
                 let key = |side| Zeroizing::new(slot_key(slot, side));
-                self.command(Command::InstallSlot {
+                self.command(Command::Link(LinkCommand::InstallSlot {
                     link: LinkId(link(side)),
                     slot: SlotId(slot),
                     peer: peer(side),
                     header_i2r: key(Side::Up),
                     header_r2i: key(Side::Down),
                     rank: Rank::Current,
-                });
+                }));
             }
             (Some(slot), false) => {
                 self.slots.remove(&slot);
-                self.command(Command::RetireSlot { link: LinkId(link(side)), slot: SlotId(slot) });
+                self.command(Command::Link(LinkCommand::RetireSlot { link: LinkId(link(side)), slot: SlotId(slot) }));
             }
             _ => {}
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::{Cell, FreeList};
-use dataplane::command::Command;
+use dataplane::command::{Command, LinkCommand};
 use dataplane::lanes::Lanes;
 use dataplane::latency::Shared;
 use dataplane::ledger::{Ledger, Tally};
@@ -121,16 +121,16 @@ impl Stand {
         let mut stand = Stand { shape, mix, commands, punts, wires, ledger, profile, keys: Vec::new(), now: SECOND };
         for (link, side) in [(0, Side::Up), (1, Side::Down)] {
             let [i2r, r2i] = [0, 1].map(|way| Zeroizing::new(HEADER_KEYS[2 * link as usize + way]));
-            stand.command(Command::InstallLink { link: LinkId(link), side, peer: peer(link as usize) });
+            stand.command(Command::Link(LinkCommand::Install { link: LinkId(link), side, peer: peer(link as usize) }));
             let (header_i2r, header_r2i, rank) = (i2r, r2i, Rank::Current);
-            stand.command(Command::InstallSlot {
+            stand.command(Command::Link(LinkCommand::InstallSlot {
                 link: LinkId(link),
                 slot: SlotId(7),
                 peer: peer(link as usize),
                 header_i2r,
                 header_r2i,
                 rank,
-            });
+            }));
         }
         for channel in 0..channels {
             let secret = |way: u8| {

@@ -20,8 +20,8 @@ enum Source {
 
 /// Builds an [`Entry`] from a chain's public file and options. Made by [`Entry::builder`].
 ///
-/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does not
-/// prove an identity, and makes new keys at every start.
+/// The options are those of an entry's configuration file, with the same defaults. An entry needs no key file: it does
+/// not prove an identity, and makes new keys at every start.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -203,7 +203,7 @@ mod tests {
 
         let forward = |builder: EntryBuilder| builder.forward(addresses[0], addresses[1].into());
         let clash = refused(forward(forward(builder())));
-        assert!(clash.starts_with("entry options: forward on 127.0.0.1:4701: forward already uses port"), "{clash}");
+        assert!(clash.starts_with("entry options: forward on 127.0.0.1:4701: the port is also"), "{clash}");
         let open = refused(builder().socks("0.0.0.0:1080".parse().unwrap()));
         assert!(open.contains("add a user with `socks_user`"), "{open}");
         assert!(!clash.contains("--") && !open.contains("--"), "{clash}; {open}");
@@ -215,6 +215,6 @@ mod tests {
         // `channels` is not read as a key of the table before it.
         let table = "[[forward]]\nlisten = \"127.0.0.1:4701\"\nto = \"127.0.0.1:4702\"";
         let clash = refused(forward(builder().options(table)).channels(2));
-        assert!(clash.contains("forward already uses port"), "{clash}");
+        assert!(clash.contains("the port is also that of"), "{clash}");
     }
 }

@@ -7,7 +7,7 @@ use dataplane::entry::Destination;
 use thiserror::Error;
 use wire::frames::Status;
 
-use crate::runtime::refusals::Refusal;
+use crate::runtime::refused_flows::RefusedFlow;
 
 /// Error of a call on a [`UdpTunnel`](super::UdpTunnel).
 ///
@@ -99,7 +99,7 @@ impl From<io::Error> for TunnelError {
 
 impl TunnelError {
     /// `None` for an answer that is not a refusal.
-    pub(super) fn refused(Refusal { destination, status }: Refusal, max: usize) -> Option<TunnelError> {
+    pub(super) fn refused(RefusedFlow { destination, status }: RefusedFlow, max: usize) -> Option<TunnelError> {
         Some(match status {
             Status::Refused => TunnelError::PolicyRefused { destination },
             Status::Unreachable => TunnelError::Unreachable { destination },

@@ -13,7 +13,7 @@ use wire::frames;
 
 use super::{Entry, TunnelError};
 use crate::runtime::listeners::{Relay, fits};
-use crate::runtime::refusals::Refusals;
+use crate::runtime::refused_flows::RefusedFlows;
 
 /// A UDP socket at the exit.
 ///
@@ -27,7 +27,7 @@ pub struct UdpTunnel {
     shape: Shape,
     /// Header and data of what is received.
     received: Mutex<Box<[u8]>>,
-    refusals: Arc<Refusals>,
+    refused: Arc<RefusedFlows>,
     _relay: Relay,
 }
 
@@ -40,12 +40,12 @@ impl UdpTunnel {
         let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let socket = UdpSocket::bind((client, 0))?;
         let port = Some(socket.local_addr()?.port());
-        let refusals = Arc::<Refusals>::default();
-        let relay = entry.listeners.tunnel(client, Association { client, port }, refusals.clone())?;
+        let refused = Arc::<RefusedFlows>::default();
+        let relay = entry.listeners.tunnel(client, Association { client, port }, refused.clone())?;
         connect_only(&socket, relay.address())?;
         let shape = entry.shape;
         let received = Mutex::new(vec![0; HEADER_MAX + frames::max_datagram_len(shape.payload())].into_boxed_slice());
-        Ok(UdpTunnel { socket, shape, received, refusals, _relay: relay })
+        Ok(UdpTunnel { socket, shape, received, refused, _relay: relay })
     }
 
     /// Sends a datagram. Returns its length.
@@ -74,8 +74,8 @@ impl UdpTunnel {
     /// Receives a datagram. Returns its length and its sender. Bytes that do not fit in `buffer` are cut off, as with a
     /// [`UdpSocket`]; [`Entry::max_datagram_len`] bytes are always enough.
     ///
-    /// The sender is an address, even if the datagram answers one to a name. If the exit's message with that address was
-    /// lost or overtaken, it is the name.
+    /// The sender is an address, even if the datagram answers one to a name. If the exit's message with that address
+    /// was lost or overtaken, it is the name.
     ///
     /// # Errors
     /// See [`TunnelError`]: [`TunnelError::Io`] with [`WouldBlock`](io::ErrorKind::WouldBlock) after
@@ -85,7 +85,8 @@ impl UdpTunnel {
         loop {
             self.check()?;
             let len = self.socket.recv(&mut received)?;
-            // Only the relay can send here. A datagram without a header wakes this call for a refusal or the entry's end.
+            // Only the relay can send here. A datagram without a header wakes this call for a refusal or the entry's
+            // end.
             let Ok((from, data)) = read_socks(&received[..len]) else { continue };
             let len = data.len().min(buffer.len());
             buffer[..len].copy_from_slice(&data[..len]);
@@ -96,11 +97,11 @@ impl UdpTunnel {
     /// Returns the oldest refusal, or the end of the entry.
     fn check(&self) -> Result<(), TunnelError> {
         // The relay's port may belong to another program by now.
-        if self.refusals.has_ended() {
+        if self.refused.has_ended() {
             return Err(TunnelError::Closed);
         }
-        while let Some(refusal) = self.refusals.take() {
-            if let Some(error) = TunnelError::refused(refusal, frames::max_datagram_len(self.shape.payload())) {
+        while let Some(flow) = self.refused.take() {
+            if let Some(error) = TunnelError::refused(flow, frames::max_datagram_len(self.shape.payload())) {
                 return Err(error);
             }
         }

@@ -1,6 +1,7 @@
 //! A TOML file, checked against the table of keys, and its values with their lines.
 //!
-//! Every message says what was expected, what was found, where, and how to fix it. Values of key files are never quoted.
+//! Every message says what was expected, what was found, where, and how to fix it. Values of key files are never
+//! quoted.
 
 use std::io::ErrorKind;
 use std::ops::Range;

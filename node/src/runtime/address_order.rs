@@ -1,7 +1,7 @@
 //! The order in which the addresses of a name are tried: destination address selection of RFC 6724, 6.
 //!
-//! Asks the system for the source address of each, which sends nothing. Rules 3, 4 and 7 need properties of source addresses
-//! that a program does not know (deprecated, home, native), so they are left out.
+//! Asks the system for the source address of each, which sends nothing. Rules 3, 4 and 7 need properties of source
+//! addresses that a program does not know (deprecated, home, native), so they are left out.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -73,8 +73,8 @@ fn scope(ip: IpAddr) -> u8 {
     }
 }
 
-/// Leading bits that two IPv6 addresses have in common, at most the 64 of a subnet. Zero for IPv4: there, a common prefix
-/// says little about distance, and sorting by it would undo the load balancing of name servers.
+/// Leading bits that two IPv6 addresses have in common, at most the 64 of a subnet. Zero for IPv4: there, a common
+/// prefix says little about distance, and sorting by it would undo the load balancing of name servers.
 fn common_prefix(from: IpAddr, to: IpAddr) -> u32 {
     match (from, to) {
         (IpAddr::V6(from), IpAddr::V6(to)) => (from.to_bits() ^ to.to_bits()).leading_zeros().min(64),

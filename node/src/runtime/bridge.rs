@@ -5,19 +5,18 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
 use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX};
-use dataplane::command::{Command, CommandSender};
-use dataplane::exit::QUESTIONS_MAX;
+use dataplane::command::{Command, CommandSender, LinkCommand};
+use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
 
 /// Most handshake datagrams that wait.
 const OUTGOING_MAX: usize = 1024;
 /// Time until the next look at a ring that was not drained.
-const AGAIN: Duration = Duration::from_micros(100);
+pub const AGAIN: Duration = Duration::from_micros(100);
 /// Punts taken in one turn.
 const PUNTS_PER_TURN: usize = 1024;
 /// Commands for each link in a turn: three slots, a keepalive and the end of the link.
@@ -25,16 +24,16 @@ const PER_LINK: usize = 5;
 /// Most commands that follow from a punt: a setup is sent on, and a channel changes.
 const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
 /// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
-/// due are among them. While some of them wait, neither punts nor orders are taken in. Answers of the resolver are
-/// always queued, one for each open question. So this bounds the backlog, too.
+/// due are among them. While some of them wait, neither punts nor commands of listeners are taken in. Answers of the
+/// resolver are always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * PUNTS_PER_TURN
     + ACK_COPIES_MAX
     + QUESTIONS_MAX
-    + ORDERS_MAX;
-/// Orders of the operator and of SOCKS clients taken in one turn.
-const ORDERS_MAX: usize = 64;
+    + LISTENER_COMMANDS_PER_TURN;
+/// Commands about listening sockets taken in one turn.
+const LISTENER_COMMANDS_PER_TURN: usize = 64;
 
 /// A message of the bridge to the node that runs it.
 pub enum Note {
@@ -43,12 +42,7 @@ pub enum Note {
     /// The data plane has something for the log.
     Notice(Notice),
     /// A name to resolve; answer with [`Bridge::resolved`].
-    Resolve {
-        /// The question's number.
-        query: u32,
-        /// The name.
-        name: Box<str>,
-    },
+    Resolve { query: QueryId, name: Box<str> },
 }
 
 /// A handshake datagram. It leaves when the worker has taken `after` commands.
@@ -152,15 +146,15 @@ impl Bridge {
         self.commands.signal();
     }
 
-    /// Takes some orders for the worker that do not come from control, unless commands of control wait.
-    pub fn take_orders(&mut self, orders: &Receiver<Command>) {
+    /// Takes some commands for the worker that do not come from control, unless commands of control wait.
+    pub fn take_commands(&mut self, commands: impl Iterator<Item = Command>) {
         if self.backlog.is_empty() {
-            self.backlog.extend(orders.try_iter().take(ORDERS_MAX));
+            self.backlog.extend(commands.take(LISTENER_COMMANDS_PER_TURN));
         }
     }
 
     /// Answers a [`Note::Resolve`]. At most [`QUESTIONS_MAX`] wait for an answer, so this needs no room in the backlog.
-    pub fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
+    pub fn resolved(&mut self, query: QueryId, addresses: Vec<IpAddr>) {
         self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
@@ -195,13 +189,13 @@ impl Bridge {
 /// Control's changes are a subset of a worker's commands.
 fn command(change: Change) -> Command {
     match change {
-        Change::InstallLink { link, side, peer } => Command::InstallLink { link, side, peer },
+        Change::InstallLink { link, side, peer } => Command::Link(LinkCommand::Install { link, side, peer }),
         Change::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank } => {
-            Command::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank }
+            Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank })
         }
-        Change::Promote { link, slot, peer } => Command::Promote { link, slot, peer },
-        Change::RetireSlot { link, slot } => Command::RetireSlot { link, slot },
-        Change::RetireLink { link } => Command::RetireLink { link },
+        Change::Promote { link, slot, peer } => Command::Link(LinkCommand::Promote { link, slot, peer }),
+        Change::RetireSlot { link, slot } => Command::Link(LinkCommand::RetireSlot { link, slot }),
+        Change::RetireLink { link } => Command::Link(LinkCommand::Retire { link }),
         Change::InstallChannel { channel, up, down, keys, lifetime_s, first } => {
             Command::InstallChannel { channel, up, down, keys, lifetime_s, first }
         }
@@ -277,7 +271,7 @@ mod tests {
     #[test]
     fn while_commands_wait_nothing_more_is_taken_in() {
         let (mut bridge, mut worker, mut punts) = bridge();
-        (0..10).for_each(|query| bridge.resolved(query, Vec::new()));
+        (0..10).for_each(|query| bridge.resolved(QueryId(query), Vec::new()));
         for _ in 0..3 {
             let from = SocketAddr::from(([1, 1, 1, 1], 1));
             assert!(punts.push(Punt::Promoted { link: LinkId(9), slot: SlotId(9), from }).is_ok());
@@ -289,7 +283,7 @@ mod tests {
             assert_eq!(bridge.backlog.len(), left);
             assert_eq!(punts.slots() == waiting, left > 0, "punts wait as long as commands do");
             while let Ok(Command::Resolved { query, .. }) = worker.pop() {
-                taken.push(query);
+                taken.push(query.0);
             }
         }
         assert!(taken.into_iter().eq(0..10), "in order");
@@ -300,7 +294,7 @@ mod tests {
     #[test]
     fn waiting_handshakes_are_bounded_and_counted() {
         let (mut bridge, mut worker, _punts) = bridge();
-        bridge.resolved(0, Vec::new());
+        bridge.resolved(QueryId(0), Vec::new());
         let mut second = 0;
         while bridge.control().counters().refused(Refusal::OutgoingFull) < 10 {
             second += 1;

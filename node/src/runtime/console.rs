@@ -1,7 +1,7 @@
 //! The command socket of a running entry: `eddy forward` adds, removes and lists forwards through it.
 //!
-//! A client sends one line of JSON and gets one line of JSON; then the connection ends. Whoever may write to this socket
-//! controls the entry. It therefore has mode 0600 and is not the status socket, which accepts no commands.
+//! A client sends one line of JSON and gets one line of JSON; then the connection ends. Whoever may write to this
+//! socket controls the entry. It therefore has mode 0600 and is not the status socket, which accepts no commands.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::runtime::local::{Bound, Server, read_answer};
 /// Longest request.
 const REQUEST_MAX: u64 = 4096;
 /// Longest time that a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request to an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,17 +115,17 @@ fn answer(request: Request, listeners: &Listeners) -> Answer {
 /// No entry answers, or the answer cannot be parsed.
 pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let mut socket = UnixStream::connect(path)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
     line.push(b'\n');
     socket.write_all(&line)?;
-    read_answer(&mut socket, PATIENCE)
+    read_answer(&mut socket, ANSWER_TIMEOUT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, mpsc};
+    use std::sync::Arc;
 
     use crate::config::Location;
     use dataplane::sys::Waker;
@@ -135,11 +135,10 @@ mod tests {
     fn console_adds_lists_removes_and_refuses_junk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("entry.cmd");
-        let (orders, taken) = mpsc::channel();
         let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker).unwrap();
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
-        let _server = serve(bound, listeners).unwrap();
+        let _server = serve(bound, listeners.clone()).unwrap();
 
         let told =
             |listen: &str, to: &str, idle_s| ForwardInfo { listen: listen.parse().unwrap(), to: to.into(), idle_s };
@@ -148,7 +147,7 @@ mod tests {
             panic!("refused");
         };
         assert!(added[0].listen.port() != 0 && added[0].to == "a.example:53" && added[0].idle_s == Some(300));
-        assert!(taken.try_recv().is_ok());
+        assert!(listeners.next_command().is_some());
         assert_eq!(ask(&path, &Request::List).unwrap(), Answer::Forwards(added.clone()));
         let refused = |request: &Request| match ask(&path, request).unwrap() {
             Answer::Refused(why) => why,

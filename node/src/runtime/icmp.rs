@@ -3,8 +3,8 @@
 //! A program with a connected socket gets an error instead of silence: `EMSGSIZE`, `ECONNREFUSED`, `EHOSTUNREACH`
 //! (RFC 792, RFC 4443; RFC 1122, 4.1.3.3). Needs CAP_NET_RAW; without it there is only the log.
 //!
-//! Neighbour: [`crate::runtime::node`] calls it on the control thread for notices of the worker, which limits their rate
-//! ([`dataplane::punt::Notice`]).
+//! Neighbour: [`crate::runtime::node`] calls it on the control thread for notices of the worker, which limits their
+//! rate ([`dataplane::punt::Notice`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -48,7 +48,8 @@ impl Icmp {
         Icmp { v4: raw(Domain::IPV4, Protocol::ICMPV4).ok(), v6: raw(Domain::IPV6, Protocol::ICMPV6).ok() }
     }
 
-    /// Sends an error to `client` about its datagram to `listener`, an address of this host. A lost error is not repeated.
+    /// Sends an error to `client` about its datagram to `listener`, an address of this host. A lost error is not
+    /// repeated.
     pub fn send(&self, client: SocketAddr, listener: SocketAddr, fate: Fate) {
         let (client, listener) = (canonical(client), canonical(listener));
         let socket = if client.is_ipv4() { &self.v4 } else { &self.v6 };

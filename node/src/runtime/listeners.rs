@@ -3,26 +3,29 @@
 //! Owns the list of sockets and their kernel drop counts. The worker owns the sockets themselves and receives changes
 //! through control. This list has duplicates, so a socket is closed when both are.
 //!
-//! Neighbours: [`crate::runtime::console`] adds and removes forwards; [`crate::runtime::socks`] and [`crate::client`] add and
-//! remove the relays of associations.
+//! Neighbours: [`crate::runtime::console`] adds and removes forwards; [`crate::runtime::socks`] and [`crate::client`]
+//! add and remove the relays of associations.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dataplane::command::Command;
-use dataplane::entry::{Association, Destination, Listener, ListenerKind};
+use dataplane::entry::{Association, Destination, Listener, ListenerId, ListenerKind};
 use dataplane::sys::{self, Waker};
 use wire::cell::Shape;
 use wire::frames::Status;
 
 use crate::config::{ConfigError, Forward, in_words};
-use crate::runtime::refusals::{Refusal, Refusals, WAKE};
+use crate::runtime::refused_flows::{RefusedFlow, RefusedFlows, WAKE};
 use crate::runtime::sockets::cannot_bind;
 
 /// Most listening sockets. Each is a descriptor that the worker polls.
 const LISTENERS_MAX: usize = 8192;
+/// While this many commands wait for control, no more sockets are opened. A command that closes a socket always has
+/// room: there is at most one for each open socket.
+const WAITING_COMMANDS_MAX: usize = 1024;
 
 /// A handle on an entry's listening sockets.
 #[derive(Clone)]
@@ -31,7 +34,8 @@ pub struct Listeners {
     /// For forwards without a time of their own, and for associations.
     idle: Duration,
     state: Arc<Mutex<State>>,
-    orders: Sender<Command>,
+    /// Commands for the worker that control has not taken yet.
+    commands: Arc<Mutex<VecDeque<Command>>>,
     control: Arc<Waker>,
 }
 
@@ -52,7 +56,7 @@ impl State {
 
 /// The socket of an association, closed when this is dropped. Datagrams to it contain their destination (RFC 1928, 7).
 pub struct Relay {
-    id: u32,
+    id: ListenerId,
     at: SocketAddr,
     listeners: Listeners,
 }
@@ -71,16 +75,17 @@ impl Drop for Relay {
 }
 
 struct Open {
-    id: u32,
+    id: ListenerId,
     socket: UdpSocket,
     kind: ListenerKind,
     idle: Duration,
     /// A tunnel's.
-    refusals: Option<Arc<Refusals>>,
+    refused: Option<Arc<RefusedFlows>>,
 }
 
 impl Listeners {
-    /// The sockets with which an entry starts. Commands for its worker go to `orders`; `control` is woken for each.
+    /// The sockets with which an entry starts. `control` is woken for each command and calls
+    /// [`Listeners::next_command`].
     ///
     /// # Errors
     /// No descriptor is left.
@@ -88,20 +93,33 @@ impl Listeners {
         shape: Shape,
         idle: Duration,
         first: &[(UdpSocket, Listener)],
-        orders: Sender<Command>,
         control: Arc<Waker>,
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
             let Listener { kind, idle } = listener.clone();
-            Ok(Open { id, socket: socket.try_clone()?, kind, idle, refusals: None })
+            Ok(Open { id: ListenerId(id), socket: socket.try_clone()?, kind, idle, refused: None })
         });
         let open = open.collect::<std::io::Result<Vec<_>>>()?;
         let state = State { next: open.len() as u32, open, gone: 0 };
-        Ok(Listeners { shape, idle, state: Arc::new(Mutex::new(state)), orders, control })
+        Ok(Listeners { shape, idle, state: Arc::new(Mutex::new(state)), commands: Arc::default(), control })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commands(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the oldest command for the worker.
+    pub fn next_command(&self) -> Option<Command> {
+        self.commands().pop_front()
+    }
+
+    /// True if a command waits for control.
+    pub fn has_commands(&self) -> bool {
+        !self.commands().is_empty()
     }
 
     /// Lengths of the chain.
@@ -134,7 +152,7 @@ impl Listeners {
     }
 
     /// All forwards, oldest first, by the worker's id for them.
-    pub fn forwards(&self) -> Vec<(u32, Forward)> {
+    pub fn forwards(&self) -> Vec<(ListenerId, Forward)> {
         let of = |open: &Open| match &open.kind {
             ListenerKind::Forward(to) => {
                 let listen = open.socket.local_addr().ok()?;
@@ -148,55 +166,64 @@ impl Listeners {
     /// Makes the worker listen at a socket.
     ///
     /// # Errors
-    /// No descriptor is left, or there are too many listeners.
-    pub fn open(&self, socket: UdpSocket, listener: Listener) -> std::io::Result<u32> {
+    /// No descriptor is left, there are too many listeners, or too many commands wait for the worker.
+    pub fn open(&self, socket: UdpSocket, listener: Listener) -> std::io::Result<ListenerId> {
         self.open_for(socket, listener, None)
     }
 
-    fn open_for(&self, socket: UdpSocket, listener: Listener, refusals: Option<Arc<Refusals>>) -> std::io::Result<u32> {
+    fn open_for(
+        &self,
+        socket: UdpSocket,
+        listener: Listener,
+        refused: Option<Arc<RefusedFlows>>,
+    ) -> std::io::Result<ListenerId> {
         let mut state = self.state();
         if state.open.len() >= LISTENERS_MAX {
             return Err(std::io::Error::other(format!("this entry listens at {LISTENERS_MAX} sockets already")));
         }
+        if self.commands().len() >= WAITING_COMMANDS_MAX {
+            return Err(std::io::Error::other(format!("{WAITING_COMMANDS_MAX} commands wait for this entry already")));
+        }
         let Listener { kind, idle } = listener.clone();
         let duplicate = socket.try_clone()?;
-        let id = state.next;
+        let id = ListenerId(state.next);
         state.next += 1;
-        state.open.push(Open { id, socket: duplicate, kind, idle, refusals });
-        self.order(Command::Listen { id, socket, listener });
+        state.open.push(Open { id, socket: duplicate, kind, idle, refused });
+        self.send(Command::Listen { id, socket, listener });
         Ok(id)
     }
 
     /// The address of an open socket, and whether it is a forward.
-    pub fn find(&self, id: u32) -> Option<(SocketAddr, bool)> {
+    pub fn find(&self, id: ListenerId) -> Option<(SocketAddr, bool)> {
         let state = self.state();
         let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
         Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
     }
 
-    /// Orders the worker to close a socket.
-    pub fn close(&self, id: u32) {
+    /// Makes the worker close a socket.
+    pub fn close(&self, id: ListenerId) {
         let mut state = self.state();
         if let Some(at) = state.open.iter().position(|open| open.id == id) {
             let gone = state.open.remove(at);
             state.gone += sys::kernel_drops(&gone.socket).unwrap_or(0);
-            self.order(Command::Unlisten { id });
+            self.send(Command::Unlisten { id });
         }
     }
 
-    /// Closes all sockets when the node ends, so that the system reports an error to those who still send there. Tunnels
-    /// learn it first, because another program may take the ports as soon as they are closed.
+    /// Closes all sockets when the node ends, so that the system reports an error to those who still send there.
+    /// Tunnels learn it first, because another program may take the ports as soon as they are closed.
     pub fn close_all(&self) {
         let mut state = self.state();
-        for Open { socket, kind, refusals, .. } in &state.open {
-            let (Some(refusals), ListenerKind::Socks(association)) = (refusals, kind) else { continue };
-            refusals.end();
+        for Open { socket, kind, refused, .. } in &state.open {
+            let (Some(refused), ListenerKind::Socks(association)) = (refused, kind) else { continue };
+            refused.end();
             if let Association { client, port: Some(port) } = association {
                 let _ = socket.send_to(WAKE, (*client, *port));
             }
         }
         state.gone += state.drops();
         state.open.clear();
+        self.commands().clear();
     }
 
     /// Opens a socket for an association at this address of the host.
@@ -210,32 +237,31 @@ impl Listeners {
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
-    /// The same for a tunnel of this process, which learns through `refusals` what the exit refuses.
+    /// The same for a tunnel of this process, which learns through `refused` what the exit refuses.
     ///
     /// # Errors
     /// As for [`Listeners::relay`].
-    pub fn tunnel(&self, ip: IpAddr, association: Association, refusals: Arc<Refusals>) -> std::io::Result<Relay> {
+    pub fn tunnel(&self, ip: IpAddr, association: Association, refused: Arc<RefusedFlows>) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
         let listener = Listener { kind: ListenerKind::Socks(association), idle: self.idle };
-        let id = self.open_for(socket, listener, Some(refusals))?;
+        let id = self.open_for(socket, listener, Some(refused))?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
     /// Hands a refusal to the tunnel that listener `id` is the relay of, if it is one.
-    pub fn refuse(&self, id: u32, client: SocketAddr, destination: &str, status: Status) {
+    pub fn refuse(&self, id: ListenerId, client: SocketAddr, destination: &str, status: Status) {
         let state = self.state();
         let Some(open) = state.open.iter().find(|open| open.id == id) else { return };
-        if let (Some(refusals), Ok(destination)) = (&open.refusals, destination.parse()) {
-            refusals.push(Refusal { destination, status });
-            // Every call of the tunnel checks for refusals first. A call that already waits is woken.
+        if let (Some(refused), Ok(destination)) = (&open.refused, destination.parse()) {
+            refused.push(RefusedFlow { destination, status });
+            // Every call of the tunnel checks for refused flows first. A call that already waits is woken.
             let _ = open.socket.send_to(WAKE, client);
         }
     }
 
-    fn order(&self, op: Command) {
-        // A node that ends accepts no more commands and closes all its sockets.
-        let _ = self.orders.send(op);
+    fn send(&self, command: Command) {
+        self.commands().push_back(command);
         self.control.wake();
     }
 
@@ -268,29 +294,27 @@ pub fn fits(shape: Shape, to: &Destination) -> Result<(), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{self, Receiver};
     use wire::cell::Class;
 
     const IDLE: Duration = Duration::from_secs(300);
 
-    fn listeners() -> (Listeners, Receiver<Command>) {
-        let (orders, taken) = mpsc::channel();
+    fn listeners() -> Listeners {
         let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: ListenerKind::Pymix, idle: IDLE })];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
-        (Listeners::new(shape, IDLE, &first, orders, waker).unwrap(), taken)
+        Listeners::new(shape, IDLE, &first, waker).unwrap()
     }
 
     #[test]
     fn closing_all_ends_and_wakes_tunnels() {
-        let (listeners, _taken) = listeners();
+        let listeners = listeners();
         let tunnel = UdpSocket::bind("127.0.0.1:0").unwrap();
         let at = tunnel.local_addr().unwrap();
-        let refusals = Arc::<Refusals>::default();
+        let refused = Arc::<RefusedFlows>::default();
         let association = Association { client: at.ip(), port: Some(at.port()) };
-        let relay = listeners.tunnel(at.ip(), association, refusals.clone()).unwrap();
-        assert!(!refusals.has_ended());
+        let relay = listeners.tunnel(at.ip(), association, refused.clone()).unwrap();
+        assert!(!refused.has_ended());
         listeners.close_all();
-        assert!(refusals.has_ended());
+        assert!(refused.has_ended());
         let mut buffer = [0; 100];
         let (len, from) = tunnel.recv_from(&mut buffer).unwrap();
         assert_eq!((&buffer[..len], from), (WAKE, relay.address()));
@@ -298,18 +322,20 @@ mod tests {
 
     #[test]
     fn added_and_removed_forwards_are_sent_to_the_worker() {
-        let (listeners, taken) = listeners();
+        let listeners = listeners();
         assert!(listeners.forwards().is_empty(), "a pymix port is not a forward");
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
         assert_eq!(added.idle, Some(Duration::from_secs(30)));
-        let Ok(Command::Listen { id: 1, socket, listener }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Some(Command::Listen { id: ListenerId(1), socket, listener }) = listeners.next_command() else {
+            panic!("no command")
+        };
         assert_eq!((socket.local_addr().unwrap(), listener.idle), (added.listen, Duration::from_secs(30)));
-        assert_eq!(listeners.forwards(), [(1, added.clone())]);
+        assert_eq!(listeners.forwards(), [(ListenerId(1), added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
         assert!(refused.contains("uses this port"), "{refused}");
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
-        assert!(matches!(taken.try_recv(), Ok(Command::Unlisten { id: 1 })));
+        assert!(matches!(listeners.next_command(), Some(Command::Unlisten { id: ListenerId(1) })));
         assert_eq!(listeners.remove(added.listen), None);
         // The worker closes its socket, too.
         drop(socket);
@@ -317,10 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn commands_for_the_worker_are_bounded() {
+        let listeners = listeners();
+        let open = || {
+            let listener = Listener { kind: ListenerKind::Pymix, idle: IDLE };
+            listeners.open(UdpSocket::bind("127.0.0.1:0").unwrap(), listener)
+        };
+        // Each pair leaves two commands that control does not take.
+        while listeners.commands().len() < WAITING_COMMANDS_MAX - 2 {
+            listeners.close(open().unwrap());
+        }
+        let last = [open().unwrap(), open().unwrap()];
+        let refused = open().unwrap_err().to_string();
+        assert!(refused.contains("1024 commands wait"), "{refused}");
+        last.into_iter().for_each(|id| listeners.close(id));
+        assert_eq!(listeners.commands().len(), WAITING_COMMANDS_MAX + 2, "a socket can always be closed");
+        while listeners.next_command().is_some() {}
+        open().unwrap();
+    }
+
+    #[test]
     fn kernel_drops_of_closed_sockets_stay_counted() {
-        let (listeners, taken) = listeners();
+        let listeners = listeners();
         let added = listeners.add("127.0.0.1:0=192.0.2.7:5000".parse().unwrap()).unwrap();
-        let Ok(Command::Listen { socket, .. }) = taken.try_recv() else { panic!("nothing was ordered") };
+        let Some(Command::Listen { socket, .. }) = listeners.next_command() else { panic!("no command") };
         sys::size_receive_buffer(&socket, 4096).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         (0..100).for_each(|_| _ = sender.send_to(&[0; 1000], added.listen).unwrap());
@@ -332,7 +378,7 @@ mod tests {
 
     #[test]
     fn name_too_long_for_a_cell_is_refused_with_the_limit() {
-        let (listeners, _) = listeners();
+        let listeners = listeners();
         let long = ["a23456789."; 20].concat();
         let said = listeners.add(format!("127.0.0.1:0={long}org:9").parse().unwrap()).unwrap_err().to_string();
         let longest: usize = said.split(' ').find_map(|word| word.parse().ok()).unwrap();

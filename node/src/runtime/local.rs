@@ -23,7 +23,7 @@ use crate::config::{ConfigError, Location, in_words};
 /// Longest path of a Unix socket in bytes: `sun_path` without its final zero.
 const PATH_MAX: usize = 107;
 /// The connection ends after this time in which the client neither reads nor writes.
-const PATIENCE: Duration = Duration::from_secs(1);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest answer in bytes. Thousands of forwards fit.
 const ANSWER_MAX: usize = 4 << 20;
 /// Most connections that wait to be accepted.
@@ -53,8 +53,8 @@ pub struct Server {
 }
 
 impl Bound {
-    /// Binds the socket and replaces the file of a node that died. `key` is its configuration key, `place` where that is
-    /// set.
+    /// Binds the socket and replaces the file of a node that died. `key` is its configuration key, `place` where that
+    /// is set.
     ///
     /// # Errors
     /// See [`check_path`]; or a program answers there already, or the system refuses.
@@ -216,8 +216,8 @@ fn wrong(path: &Path, key: &str, place: &Location, what: String, remedy: &str) -
 
 fn patient(client: &UnixStream) -> io::Result<()> {
     client.set_nonblocking(false)?;
-    client.set_read_timeout(Some(PATIENCE))?;
-    client.set_write_timeout(Some(PATIENCE))
+    client.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    client.set_write_timeout(Some(CLIENT_TIMEOUT))
 }
 
 impl Drop for Server {

@@ -1,7 +1,7 @@
 //! The log of a node: lines about its neighbours, its channels and its clients.
 //!
-//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals, and
-//! when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
+//! Decides which events become a line, and how often. Trouble that lasts is reported soon, then at growing intervals,
+//! and when it ends. Not every packet causes a line, and strangers cannot choose how often a line is written.
 //!
 //! Neighbours: [`crate::runtime::node`] feeds it on the control thread; the command decides where lines go.
 
@@ -18,7 +18,7 @@ use wire::ids::Side;
 use crate::config::{Chain, NodeRole, node_name};
 
 /// Trouble is reported after it has lasted this long.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const REPORT_AFTER: Duration = Duration::from_millis(1500);
 /// Time from the first report of trouble to the second; then it doubles.
 const REPEAT_FIRST: Duration = Duration::from_secs(10);
 /// Longest time between two reports of the same trouble.
@@ -65,7 +65,7 @@ struct Peer {
 pub(super) struct Trouble {
     /// Once it has been reported: when to report it again, and the interval before that.
     repeat: Option<(Duration, Duration)>,
-    /// It has lasted for [`PATIENCE`] and has not ended.
+    /// It has lasted for [`REPORT_AFTER`] and has not ended.
     lasts: bool,
     /// It was reported and has not ended since.
     reported: bool,
@@ -78,7 +78,7 @@ impl Trouble {
     /// Trouble that comes back continues at the interval it had reached, unless it was absent for that long.
     fn is_due(&mut self, now: Duration, lasted: Duration) -> bool {
         if !self.lasts {
-            if lasted < PATIENCE {
+            if lasted < REPORT_AFTER {
                 return false;
             }
             self.lasts = true;
@@ -104,7 +104,7 @@ impl Trouble {
         if self.is_over(now) {
             *self = Trouble::default();
         }
-        self.is_due(now, PATIENCE)
+        self.is_due(now, REPORT_AFTER)
     }
 
     /// True if it was not seen for the longest interval.
@@ -123,9 +123,9 @@ impl Trouble {
 
 /// Trouble that clients cause, by its subject: a refused destination, or a client with too long datagrams.
 ///
-/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`]. A client can make
-/// up any number of subjects, so only [`SUBJECTS_AT_ONCE`] and one more per [`SUBJECTS_EVERY`] get lines of their own.
-/// The others are counted in one line, at growing intervals as well.
+/// Each subject is reported at growing intervals, and all together at most once per [`CLIENTS_EVERY`]. A client can
+/// make up any number of subjects, so only [`SUBJECTS_AT_ONCE`] and one more per [`SUBJECTS_EVERY`] get lines of their
+/// own. The others are counted in one line, at growing intervals as well.
 #[derive(Default)]
 struct ClientTroubles {
     by_subject: BTreeMap<String, Trouble>,
@@ -264,7 +264,7 @@ impl Log {
             }
             Event::SetupTimedOut { attempts, next_timeout } => self.setup_timed_out(now, *attempts, *next_timeout),
             Event::SetupRefused(why) => {
-                if self.refused_acks.is_due(now, PATIENCE) {
+                if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
                         "channel setup failed: the answer is not from the hops of this chain ({why}); compare chain.toml on all nodes"
                     );

@@ -1,9 +1,10 @@
 //! A running node: control and data plane side by side, with their threads and sockets.
 //!
-//! [`running`] starts a node as its files say: it checks them, [`sockets`] binds or takes over the sockets, and [`node`] runs
-//! `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the two; [`resolver`]
-//! resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`] changes them while it runs,
-//! and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a Unix socket ([`local`]).
+//! [`running`] starts a node as its files say: it checks them, [`sockets`] binds or takes over the sockets, and
+//! [`node`] runs `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the
+//! two; [`resolver`] resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`]
+//! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
+//! Unix socket ([`local`]).
 
 mod address_order;
 pub mod bridge;
@@ -16,7 +17,7 @@ pub mod node;
 pub mod path;
 pub mod random;
 pub mod readiness;
-pub mod refusals;
+pub mod refused_flows;
 pub mod resolver;
 pub mod running;
 pub mod sockets;

@@ -1,19 +1,17 @@
 //! A running node: control on one thread, workers on others ([`crate::runtime::workers`]), and the bridge between them
 //! ([`crate::runtime::bridge`]).
 //!
-//! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates of
-//! the link sockets; everything else is sent by the workers.
+//! Owns the control thread and the sources of a node's report. Control sends handshake datagrams itself, on duplicates
+//! of the link sockets; everything else is sent by the workers.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use control::{Config, Control, Counters, NextHop, Role, Timing};
-use dataplane::command::Command;
 use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
@@ -28,7 +26,7 @@ use wire::ids::Side;
 use crate::config::{self, ConfigError, NodeConfig, NodeRole, Part};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
-use crate::runtime::bridge::{Bridge, Note};
+use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
@@ -130,8 +128,8 @@ pub struct Node {
 /// Descriptors of an exit that flows may not use: for status clients, the resolver, the node's own sockets.
 pub const DESCRIPTORS_KEPT: usize = 64;
 
-/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status clients
-/// still get a descriptor.
+/// Raises the limit of open files as far as the process may. Lowers an exit's `max_sockets` to it, so that status
+/// clients still get a descriptor.
 fn raise_descriptors(part: &mut Part) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -157,32 +155,32 @@ impl Node {
     /// # Errors
     /// A socket option, a thread or the resolver is refused by the system.
     pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
-        let system = || StartError::system("duplicate the node's sockets");
+        let duplicate = || StartError::system("duplicate the link sockets");
         raise_descriptors(&mut spec.config.part);
         let NodeSpec { role, chain, position, next, lanes, config, keys, mut sockets } = spec;
         let clock = Clock::start();
-        let control_waker = Arc::new(Waker::new().map_err(system())?);
+        let control_waker = Arc::new(Waker::new().map_err(StartError::system("create an event descriptor"))?);
         let stop = Arc::new(AtomicBool::new(false));
 
         let mut watched = Vec::new();
         let links = sockets.up.iter().chain(&sockets.down);
         for socket in links {
-            watched.push(socket.try_clone().map_err(system())?);
+            watched.push(socket.try_clone().map_err(duplicate())?);
         }
 
         let socks = std::mem::take(&mut sockets.socks);
-        let (order, orders) = mpsc::channel();
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                Some(Listeners::new(chain.shape, part.flow_idle, first, order, waker).map_err(system())?)
+                let listeners = Listeners::new(chain.shape, part.flow_idle, first, waker);
+                Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
 
         let log = Log::new(&chain, position, next);
         let handshake_sockets =
-            (clone(sockets.up.first()).map_err(system())?, clone(sockets.down.first()).map_err(system())?);
+            (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
 
         let control = Control::new(control_config(&chain, position, &config, &keys, next), rng()?, clock.elapsed())
             .map_err(|why| ConfigError::Arguments(format!("the configuration contradicts itself: {why}")))?;
@@ -212,7 +210,6 @@ impl Node {
 
         let thread = ControlThread {
             bridge,
-            orders,
             resolver,
             sockets: handshake_sockets,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
@@ -261,7 +258,8 @@ impl Node {
         !self.workers.iter().chain([&self.control]).any(JoinHandle::is_finished)
     }
 
-    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last report.
+    /// Stops the threads. Cells that the node holds are sent if possible and counted otherwise. Returns the last
+    /// report.
     ///
     /// # Errors
     /// A thread has died.
@@ -326,8 +324,6 @@ impl Drop for ControlThread {
 
 struct ControlThread {
     bridge: Bridge,
-    /// Commands for the worker that do not come from control.
-    orders: Receiver<Command>,
     resolver: Option<Resolver>,
     /// Duplicates of the link sockets, up and down.
     sockets: (Option<UdpSocket>, Option<UdpSocket>),
@@ -354,8 +350,13 @@ impl ControlThread {
             while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
                 self.bridge.resolved(query, addresses);
             }
-            self.bridge.take_orders(&self.orders);
-            let wake = self.turn(clock.elapsed());
+            if let Some(listeners) = &self.reporter.listeners {
+                self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
+            }
+            let mut wake = self.turn(clock.elapsed());
+            if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
+                wake = wake.min(clock.elapsed() + AGAIN);
+            }
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
         }
     }
@@ -426,7 +427,7 @@ mod tests {
     use dataplane::entry::Association;
     use wire::cell::{Class, Shape};
 
-    use crate::runtime::refusals::Refusals;
+    use crate::runtime::refused_flows::RefusedFlows;
 
     /// A reporter of a node without threads.
     fn idle_reporter() -> Reporter {
@@ -446,14 +447,13 @@ mod tests {
 
     #[test]
     fn tunnels_end_even_if_the_control_thread_panicked() {
-        let (orders, _taken) = mpsc::channel();
         let waker = Arc::new(Waker::new().unwrap());
         let shape = Shape::new(Class::S, 4).unwrap();
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], orders, waker.clone()).unwrap();
-        let refusals = Arc::<Refusals>::default();
+        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker.clone()).unwrap();
+        let refused = Arc::<RefusedFlows>::default();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let association = Association { client: client.ip(), port: Some(client.port()) };
-        let _relay = listeners.tunnel(client.ip(), association, refusals.clone()).unwrap();
+        let _relay = listeners.tunnel(client.ip(), association, refused.clone()).unwrap();
 
         // The worker ends only after it was asked to.
         let stop = Arc::new(AtomicBool::new(false));
@@ -475,7 +475,7 @@ mod tests {
             socks: None,
         };
         assert_eq!(node.stop().unwrap_err().thread, "control");
-        assert!(worker_ended.load(Ordering::Acquire) && refusals.has_ended());
+        assert!(worker_ended.load(Ordering::Acquire) && refused.has_ended());
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Resolves names for the exit, with hickory-resolver on a thread of its own.
 //!
-//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread it is empty.
-//! Addresses come in the order in which they are to be tried (`address_order`). The data plane decides which of them may be
-//! used.
+//! The data plane has at most [`QUESTIONS_MAX`] open questions, and each gets one answer. Without the thread it is
+//! empty. Addresses come in the order in which they are to be tried (`address_order`). The data plane decides which of
+//! them may be used.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use dataplane::exit::QUESTIONS_MAX;
+use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::sys::Waker;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
@@ -21,18 +21,19 @@ use crate::runtime::address_order;
 /// Addresses of a name that are considered.
 const ADDRESSES_MAX: usize = 64;
 
-/// An answer: the number of the question and the addresses found.
-pub type Answer = (u32, Vec<IpAddr>);
+/// The addresses found for a question.
+pub type Answer = (QueryId, Vec<IpAddr>);
 
 /// The resolver thread. It ends some time after this is dropped: dropping does not wait for a slow name server.
 pub struct Resolver {
-    questions: mpsc::Sender<(u32, Box<str>)>,
+    questions: mpsc::Sender<(QueryId, Box<str>)>,
     answers: Receiver<Answer>,
-    refuse: Sender<Answer>,
+    refuse: SyncSender<Answer>,
 }
 
 impl Resolver {
-    /// Starts the thread. It asks `server` or, without one, the name servers of /etc/resolv.conf. Each answer wakes `waker`.
+    /// Starts the thread. It asks `server` or, without one, the name servers of /etc/resolv.conf. Each answer wakes
+    /// `waker`.
     ///
     /// # Errors
     /// /etc/resolv.conf cannot be read, or the system refuses a thread.
@@ -41,8 +42,8 @@ impl Resolver {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system())?;
         let resolver = configured(server)?;
 
-        let (questions, mut asked) = mpsc::channel::<(u32, Box<str>)>(QUESTIONS_MAX);
-        let (answer, answers) = channel();
+        let (questions, mut asked) = mpsc::channel::<(QueryId, Box<str>)>(QUESTIONS_MAX);
+        let (answer, answers) = sync_channel(QUESTIONS_MAX);
         let refuse = answer.clone();
 
         let serve = move || {
@@ -59,7 +60,8 @@ impl Resolver {
                                 Err(_) => Vec::new(),
                             },
                         };
-                        let _ = answer.send((query, found));
+                        // There is room: the data plane has one open question for each place.
+                        let _ = answer.try_send((query, found));
                         waker.wake();
                     });
                 }
@@ -70,9 +72,9 @@ impl Resolver {
     }
 
     /// Asks for a name; never waits.
-    pub fn ask(&self, query: u32, name: Box<str>) {
+    pub fn ask(&self, query: QueryId, name: Box<str>) {
         if self.questions.try_send((query, name)).is_err() {
-            let _ = self.refuse.send((query, Vec::new()));
+            let _ = self.refuse.try_send((query, Vec::new()));
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! [`Running::start`] and [`check`] (`eddy config check`) share all checks that need no open socket.
 //!
-//! Neighbours: `eddy run` runs a node until a signal arrives; [`crate::client`] runs one in the process of a program that
-//! uses the library.
+//! Neighbours: `eddy run` runs a node until a signal arrives; [`crate::client`] runs one in the process of a program
+//! that uses the library.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -132,8 +132,8 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
     Ok(Checked { plan, warnings: warning.flatten().into_iter().collect() })
 }
 
-/// Checks everything that a start checks, for a node that may be running: its ports stay free. Resolves the name of the next
-/// hop, and sends nothing else. Returns the warnings that a start would log.
+/// Checks everything that a start checks, for a node that may be running: its ports stay free. Resolves the name of the
+/// next hop, and sends nothing else. Returns the warnings that a start would log.
 ///
 /// # Errors
 /// The first mistake, with its remedy.

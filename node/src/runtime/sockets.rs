@@ -64,8 +64,8 @@ impl Plan {
     /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
     ///
     /// # Errors
-    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next hop
-    /// that does not resolve or is this node.
+    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
+    /// hop that does not resolve or is this node.
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
         let config = &loaded.config;
         let next = loaded.next_address()?;
@@ -168,8 +168,8 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds one socket for each lane of the next hop and connects it to that lane. The kernel then delivers datagrams from a
-/// lane to its socket.
+/// Binds one socket for each lane of the next hop and connects it to that lane. The kernel then delivers datagrams from
+/// a lane to its socket.
 fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
     let at = down[0].local_addr()?;
     for lane in 0..lanes {

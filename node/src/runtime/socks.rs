@@ -1,7 +1,7 @@
 //! SOCKS5 for UDP (RFC 1928, RFC 1929): the TCP side of associations.
 //!
-//! A client connects, authenticates and requests UDP ASSOCIATE. The answer is the address of a relay: a UDP socket of its
-//! own at the entry, which exists as long as that connection. The entry handles the datagrams of the relay
+//! A client connects, authenticates and requests UDP ASSOCIATE. The answer is the address of a relay: a UDP socket of
+//! its own at the entry, which exists as long as that connection. The entry handles the datagrams of the relay
 //! ([`dataplane::entry::Listener`]), and the exit resolves names. CONNECT and BIND are refused with 0x07, because eddy
 //! does not carry TCP.
 //!
@@ -39,9 +39,9 @@ pub type Users = BTreeMap<String, Zeroizing<String>>;
 /// Most connections; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 /// Longest time that a client may take for its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence before TCP keepalive probes, which find clients that vanished.
-const SILENCE: Duration = Duration::from_secs(60);
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// The SOCKS thread. It ends, with all associations, when this is dropped.
 pub struct Server {
@@ -142,11 +142,11 @@ enum ConversationError {
 /// Serves one connection until it ends.
 async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Result<(), ConversationError> {
     let (local, client) = (stream.local_addr()?, peer.ip().to_canonical());
-    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 4);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_AFTER / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_nodelay(true)?;
 
-    let asked = timeout(PATIENCE, async {
+    let asked = timeout(REQUEST_TIMEOUT, async {
         match authenticate(stream, local.ip(), &shared.users).await? {
             Some(opened) => Ok(Some(opened.read_command().await?)),
             None => Ok::<_, ConversationError>(None),
@@ -185,8 +185,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> Resul
     Ok(())
 }
 
-/// Authenticates a client. On loopback every client is accepted, elsewhere a name and its password are required. `None`: the
-/// client was refused.
+/// Authenticates a client. On loopback every client is accepted, elsewhere a name and its password are required.
+/// `None`: the client was refused.
 async fn authenticate(
     stream: TcpStream,
     local: IpAddr,

@@ -2,8 +2,8 @@
 //!
 //! It accepts no commands: a client can read the counters and do nothing else.
 //!
-//! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] defines the line; `eddy status` and `eddy chain`
-//! read it.
+//! Neighbours: [`crate::runtime::local`] has the socket; [`crate::report`] defines the line; `eddy status` and `eddy
+//! chain` read it.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;

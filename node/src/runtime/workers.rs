@@ -46,7 +46,8 @@ const PUNTS_MAX: usize = 2048;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
 
-/// Receive buffer of a link socket with which a loaded chain lost nothing (tuning/README.md). A smaller one is reported.
+/// Receive buffer of a link socket with which a loaded chain lost nothing (tuning/README.md). A smaller one is
+/// reported.
 pub const RECEIVE_BUFFER_ENOUGH: usize = 1 << 20;
 
 /// Running workers, with control's ends of their rings.
@@ -72,7 +73,8 @@ struct WorkerEnds {
 }
 
 impl Workers {
-    /// Starts the workers of a node. They end when `stop` is set and they are woken. `control` is woken when there are punts.
+    /// Starts the workers of a node. They end when `stop` is set and they are woken. `control` is woken when there are
+    /// punts.
     ///
     /// # Errors
     /// The system refuses a socket option or a thread.
@@ -85,7 +87,8 @@ impl Workers {
         clock: Clock,
         (stop, control): (&Arc<AtomicBool>, &Arc<Waker>),
     ) -> Result<Workers, StartError> {
-        let offloads = offloads(chain.shape, position, &sockets, config.offload).map_err(system())?;
+        let offloads = offloads(chain.shape, position, &sockets, config.offload);
+        let offloads = offloads.map_err(StartError::system("read the addresses of the link sockets"))?;
         let granted = sockets.links().map(|socket| set_options(socket, config.receive_buffer, offloads));
         let granted = granted.collect::<std::io::Result<Vec<usize>>>();
         let granted = granted.map_err(StartError::system("set options of a link socket"))?;
@@ -97,9 +100,10 @@ impl Workers {
         for worker in 0..lanes.own {
             let (to_worker, commands) = rtrb::RingBuffer::new(COMMANDS_MAX);
             let (to_control, from_worker) = rtrb::RingBuffer::new(PUNTS_MAX);
-            let (waker, poller) = (Arc::new(Waker::new().map_err(system())?), Poller::new().map_err(system())?);
+            let (waker, poller) = (Waker::new().map_err(events())?, Poller::new().map_err(events())?);
+            let waker = Arc::new(waker);
             let (up, down) = (sockets.up.get(worker).map(AsFd::as_fd), sockets.down.get(worker).map(AsFd::as_fd));
-            runner::watch(&poller, &waker, up, down).map_err(system())?;
+            runner::watch(&poller, &waker, up, down).map_err(events())?;
             rings.push((to_worker, waker.clone()));
             punts.push(from_worker);
             ends.push(WorkerEnds { commands, punts: PuntSender::new(to_control, control.clone()), waker, poller });
@@ -152,7 +156,7 @@ impl Builder<'_> {
         };
         let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
         let apps = UdpApps::new(ends.poller.clone(), listeners, self.config.receive_buffer, self.offloads);
-        let apps = apps.map_err(system())?;
+        let apps = apps.map_err(application_sockets())?;
         let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
 
         let entry = Entry::new(settings, down, apps, ends.commands, ends.punts, rngs, now);
@@ -175,7 +179,8 @@ impl Builder<'_> {
             flow_idle: part.flow_idle,
         };
         let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
-        let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads).map_err(system())?;
+        let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads);
+        let apps = apps.map_err(application_sockets())?;
         let (rngs, now) = ([rng()?, rng()?], self.spawn.clock.now());
 
         let exit = Exit::new(settings, up, apps, ends.commands, ends.punts, rngs, now);
@@ -209,11 +214,11 @@ impl Builder<'_> {
             pollers.push((poller, waker.clone()));
             parts.push(ShardParts { up, down: down.next(), commands, punts, waker, rng: rng()? });
         }
-        let edges = shards(settings, parts, [rng()?, rng()?], now);
-        for (edge, (poller, waker)) in edges.into_iter().zip(pollers) {
-            self.workers.ledgers.push(edge.published());
-            self.workers.profiles.push(edge.profile());
-            self.spawn(edge, poller, waker)?;
+        let shards = shards(settings, parts, [rng()?, rng()?], now);
+        for (shard, (poller, waker)) in shards.into_iter().zip(pollers) {
+            self.workers.ledgers.push(shard.published());
+            self.workers.profiles.push(shard.profile());
+            self.spawn(shard, poller, waker)?;
         }
         Ok(())
     }
@@ -222,7 +227,11 @@ impl Builder<'_> {
     fn ports(&mut self, sockets: Vec<UdpSocket>, side: Side, wanted: usize) -> Result<Vec<LinkPort>, StartError> {
         if sockets.len() != wanted {
             let (role, side) = (self.config.role().name(), side.name());
-            let what = format!("this {role} has no {side} socket: set `{side}` in its configuration");
+            let what = format!(
+                "this {role} needs {wanted} {side} sockets, one for each lane, and has {}: set `{side}` in its \
+                 configuration",
+                sockets.len()
+            );
             return Err(StartError::Config(ConfigError::Arguments(what)));
         }
         let lengths = lengths(self.chain.shape, self.position, side);
@@ -263,8 +272,12 @@ impl Builder<'_> {
     }
 }
 
-fn system() -> impl FnOnce(std::io::Error) -> StartError {
-    StartError::system("set up the sockets")
+fn events() -> impl FnOnce(std::io::Error) -> StartError {
+    StartError::system("set up the event loop of a worker")
+}
+
+fn application_sockets() -> impl FnOnce(std::io::Error) -> StartError {
+    StartError::system("set up the application sockets")
 }
 
 /// Settings that all worker threads share.
@@ -351,9 +364,10 @@ fn calls(socket: &UdpSocket, io: Io, said: &mut bool) -> Calls {
 /// # Errors
 /// It is smaller than configured.
 pub fn check_receive_buffer(config: &NodeConfig) -> Result<Option<String>, StartError> {
+    let check = || StartError::system("open a socket to check the receive buffer");
     let any = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
-    let socket = any.or_else(|_| UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0))).map_err(system())?;
-    let granted = receive_buffer(&socket, config.receive_buffer).map_err(system())?;
+    let socket = any.or_else(|_| UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0))).map_err(check())?;
+    let granted = receive_buffer(&socket, config.receive_buffer).map_err(check())?;
     Ok(judge_receive_buffer(config, granted)?)
 }
 

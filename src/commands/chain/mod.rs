@@ -43,7 +43,7 @@ const MESSAGES_MAX: u64 = 20_000_000;
 /// Time for a chain to come up, in addition to its mixing delays.
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// Time for an answer, in addition to the mixing delays.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Networks that the exit opens in addition to public ones.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// Log level of its nodes by default.
@@ -99,7 +99,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         load: &load,
         receivers,
         clients: plan.entry.forwards[..args.receivers].iter().map(|forward| forward.listen).collect(),
-        patience: PATIENCE + 2 * all_delays,
+        patience: ANSWER_TIMEOUT + 2 * all_delays,
         limit: frames::max_datagram_len(shape.payload()),
     };
     let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;

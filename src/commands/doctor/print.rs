@@ -1,12 +1,12 @@
 //! Findings for people and for programs.
 
 use serde::Serialize;
-use textwrap::{Options, WordSplitter};
 
 use super::facts::Facts;
 use super::finding::{Finding, Fix, Severity};
 use super::host::in_short;
 use super::subject::Subject;
+use crate::tables::wrapping;
 
 /// Columns where standard output is not a terminal.
 pub const WIDTH: usize = 80;
@@ -78,15 +78,13 @@ fn command_line(label: &str, command: &str, width: usize) -> String {
     if command.contains(['\'', '"']) {
         return format!("{:INDENT$}{label}:\n    {command}\n", "");
     }
-    let options = Options::new(width - 2).initial_indent(&head).subsequent_indent("    ");
-    let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
+    let options = wrapping(width - 2).initial_indent(&head).subsequent_indent("    ").break_words(false);
     textwrap::wrap(command, options).join(" \\\n") + "\n"
 }
 
 fn wrapped(head: &str, text: &str, width: usize) -> String {
     let (head, rest) = (format!("{head:<INDENT$}"), " ".repeat(INDENT));
-    let options = Options::new(width).initial_indent(&head).subsequent_indent(&rest);
-    // Names of options and programs stay whole, and so do commands in backticks, so that they can be copied.
+    // Commands in backticks stay whole, so that they can be copied.
     let mut in_command = false;
     let fixed: String = text
         .chars()
@@ -95,7 +93,7 @@ fn wrapped(head: &str, text: &str, width: usize) -> String {
             if in_command && c == ' ' { NO_BREAK } else { c }
         })
         .collect();
-    let options = options.word_splitter(WordSplitter::NoHyphenation).break_words(false);
+    let options = wrapping(width).initial_indent(&head).subsequent_indent(&rest).break_words(false);
     textwrap::fill(&fixed, options).replace(NO_BREAK, " ") + "\n"
 }
 

@@ -16,42 +16,43 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::common::command::{assert_mistake, eddy, run};
+use crate::common::nodes::PATIENCE;
 use crate::common::skipped;
 
 /// One mistake.
 struct Mistake {
-    /// What the operator did.
+    /// The operator's command.
     name: &'static str,
     setup: Setup,
     /// The command line that follows it.
     command: &'static str,
-    /// What the line must say.
+    /// The line that must be printed.
     wanted: &'static [&'static str],
 }
 
-/// How a fresh chain of three mixes becomes the operator's.
+/// Changes to a fresh chain of three mixes.
 enum Setup {
     /// Not at all.
     Nothing,
     /// In this file, the first line that starts so becomes this one; appended, where the start is empty.
     Line(&'static str, &'static str, &'static str),
-    /// In a way of its own.
+    /// By other means.
     Do(fn(&mut Scene)),
 }
 
-/// Where a mistake is made.
+/// The place of a mistake.
 struct Scene {
     dir: TempDir,
-    /// What differs from run to run, and what the handbook calls it.
+    /// Texts that differ from run to run, and their names in the handbook.
     names: Vec<(String, &'static str)>,
     environment: Vec<(&'static str, &'static str)>,
     /// Run by a shell before eddy takes its place.
     prelude: &'static str,
-    /// With network namespaces of their own.
+    /// Nodes have network namespaces of their own.
     apart: bool,
     /// By a user without privileges.
     unprivileged: bool,
-    /// Why it cannot be made here.
+    /// The reason why it cannot be made on this host.
     impossible: Option<String>,
     /// Sockets and processes that must live until the end.
     kept: Vec<Box<dyn std::any::Any>>,
@@ -59,10 +60,8 @@ struct Scene {
 
 /// User and group of nobody.
 const NOBODY: u32 = 65_534;
-/// Limit for one command.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether the handbook is to be written, not checked.
+/// True if the handbook is to be written instead of checked.
 fn is_blessed() -> bool {
     std::env::var_os("EDDY_BLESS").is_some_and(|value| value == "1")
 }
@@ -177,7 +176,7 @@ impl Scene {
         Some(process.wait_with_output().unwrap())
     }
 
-    /// What was said, as the handbook has it.
+    /// The output, with the handbook's names.
     fn stable(&self, said: &str) -> String {
         let dir = self.dir.path().display().to_string();
         let names = self.names.iter().map(|(from, to)| (from.as_str(), *to)).chain([(dir.as_str(), "DIR")]);
@@ -195,7 +194,7 @@ impl Running {
         Running(process, said)
     }
 
-    /// What it says until it is ready.
+    /// Its log until it is ready.
     fn until_ready(&mut self) -> String {
         let mut said = String::new();
         while !said.contains("ready: ") {

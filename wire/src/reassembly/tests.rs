@@ -17,7 +17,7 @@ fn datagram(len: usize, seed: u8) -> Vec<u8> {
 #[test]
 fn channel_without_fragments_allocates_nothing() {
     let reassembler = Reassembler::new(P);
-    assert_eq!((reassembler.slots.capacity(), reassembler.done.capacity()), (0, 0));
+    assert_eq!((reassembler.partials.capacity(), reassembler.done.capacity()), (0, 0));
     assert!(size_of::<Reassembler>() <= 64);
 }
 
@@ -28,10 +28,10 @@ fn few_idle_buffers_are_kept_and_reused() {
         let _ = reassembler.push(ms(0), 1, id, 0, false, &[1; CHUNK]);
     }
     assert_eq!(reassembler.expire(ms(250)), 16);
-    assert_eq!((reassembler.held(), reassembler.slots.len()), (0, SPARES_MAX));
-    let before = reassembler.slots[0].bytes.as_ptr();
+    assert_eq!((reassembler.held(), reassembler.partials.len()), (0, SPARES_MAX));
+    let before = reassembler.partials[0].bytes.as_ptr();
     let _ = reassembler.push(ms(300), 1, 99, 0, false, &[2; CHUNK]);
-    assert_eq!(reassembler.slots[0].bytes.as_ptr(), before);
+    assert_eq!(reassembler.partials[0].bytes.as_ptr(), before);
     let pushed = reassembler.push(ms(300), 1, 99, 1, true, &[3]);
     assert!(matches!(pushed.outcome, Outcome::Complete(data) if data[..CHUNK] == [2; CHUNK] && data[CHUNK..] == [3]));
 }
@@ -121,7 +121,7 @@ type Parts = BTreeMap<u8, (bool, Vec<u8>)>;
 /// The plain model: by flow and id, the order and time of the start, and the fragments.
 #[derive(Default)]
 struct Model {
-    slots: HashMap<(u16, u16), (u64, Duration, Parts)>,
+    partials: HashMap<(u16, u16), (u64, Duration, Parts)>,
     done: VecDeque<((u16, u16), Duration)>,
     starts: u64,
 }
@@ -136,9 +136,9 @@ enum Want {
 impl Model {
     fn expire(&mut self, now: Duration) -> u32 {
         self.done.retain(|(_, since)| *since + HOLD > now);
-        let before = self.slots.len();
-        self.slots.retain(|_, (_, since, _)| *since + HOLD > now);
-        (before - self.slots.len()) as u32
+        let before = self.partials.len();
+        self.partials.retain(|_, (_, since, _)| *since + HOLD > now);
+        (before - self.partials.len()) as u32
     }
 
     fn push(&mut self, now: Duration, key: (u16, u16), index: u8, last: bool, data: &[u8]) -> (bool, u32, Want) {
@@ -150,17 +150,17 @@ impl Model {
         if self.done.iter().any(|(done, _)| *done == key) {
             return (false, evicted, Want::Stored);
         }
-        let started = !self.slots.contains_key(&key);
+        let started = !self.partials.contains_key(&key);
         if started {
-            if self.slots.len() == PARTIAL_MAX {
-                let oldest = *self.slots.iter().min_by_key(|(_, slot)| slot.0).unwrap().0;
-                self.slots.remove(&oldest);
+            if self.partials.len() == PARTIAL_MAX {
+                let oldest = *self.partials.iter().min_by_key(|(_, partial)| partial.0).unwrap().0;
+                self.partials.remove(&oldest);
                 evicted += 1;
             }
             self.starts += 1;
-            self.slots.insert(key, (self.starts, now, BTreeMap::new()));
+            self.partials.insert(key, (self.starts, now, BTreeMap::new()));
         }
-        let parts = &mut self.slots.get_mut(&key).unwrap().2;
+        let parts = &mut self.partials.get_mut(&key).unwrap().2;
         let clash = parts.iter().any(|(&i, (l, d))| {
             (i == index && (*l != last || d.len() != data.len())) || (*l && index > i) || (last && i > index)
         });
@@ -173,7 +173,7 @@ impl Model {
             return (started, evicted, Want::Stored);
         }
         let whole = parts.values().flat_map(|(_, d)| d.clone()).collect();
-        self.slots.remove(&key);
+        self.partials.remove(&key);
         self.done.push_back((key, now));
         if self.done.len() > PARTIAL_MAX {
             self.done.pop_front();
@@ -278,18 +278,18 @@ proptest! {
                     dropped += expired;
                 }
                 Step::DropFlow(flow) => {
-                    let before = model.slots.len();
-                    model.slots.retain(|key, _| key.0 != flow);
+                    let before = model.partials.len();
+                    model.partials.retain(|key, _| key.0 != flow);
                     model.done.retain(|(key, _)| key.0 != flow);
                     let gone = reassembler.drop_flow(flow);
-                    prop_assert_eq!(gone as usize, before - model.slots.len());
+                    prop_assert_eq!(gone as usize, before - model.partials.len());
                     dropped += gone;
                 }
             }
-            prop_assert_eq!(reassembler.held(), model.slots.len());
-            prop_assert_eq!(reassembler.next_expiry(), model.slots.values().map(|slot| slot.1 + HOLD).min());
+            prop_assert_eq!(reassembler.held(), model.partials.len());
+            prop_assert_eq!(reassembler.next_expiry(), model.partials.values().map(|partial| partial.1 + HOLD).min());
             prop_assert_eq!(injected, delivered + dropped + reassembler.held() as u32);
-            prop_assert!(reassembler.slots.len() <= PARTIAL_MAX);
+            prop_assert!(reassembler.partials.len() <= PARTIAL_MAX);
         }
     }
 }

@@ -42,7 +42,7 @@ const SLEEP_MIN: Duration = Duration::from_micros(20);
 /// Longest wait for anything, so that the end of the run is noticed.
 const LOOK: Duration = Duration::from_millis(20);
 /// The end of a run waits this long for the next datagram.
-const PATIENCE: Duration = Duration::from_secs(2);
+const QUIET_AFTER: Duration = Duration::from_secs(2);
 
 /// Addresses of a run.
 pub(crate) struct Target<'a> {
@@ -50,7 +50,7 @@ pub(crate) struct Target<'a> {
     pub(crate) to: SocketAddr,
     /// Destination of the forward.
     pub(crate) sink: &'a UdpSocket,
-    /// Longest delay of a datagram by the mixes, on top of [`PATIENCE`].
+    /// Longest delay of a datagram by the mixes, on top of [`QUIET_AFTER`].
     pub(crate) delay: Duration,
 }
 
@@ -294,7 +294,7 @@ impl Watch<'_> {
                 (last_seen, quiet_since) = (seen, Instant::now());
             }
             let everything = arrived == sent && (!self.answers || answers >= arrived.forward);
-            if sending_done && (everything || quiet_since.elapsed() > PATIENCE + self.delay) {
+            if sending_done && (everything || quiet_since.elapsed() > QUIET_AFTER + self.delay) {
                 return Some(ending);
             }
         }

@@ -24,7 +24,7 @@ fn clients_are_spread_over_channels_and_stay() {
     for round in 0..2 {
         for port in 0..100 {
             let client = clients.client(0, address(port), IDLE).unwrap().unwrap();
-            assert_eq!(client, u32::from(port));
+            assert_eq!(client, ClientId(port.into()));
             let flow = clients.flow(client, &destination(1), 0, &mut rng).unwrap();
             if round == 0 {
                 *counts.entry(flow.channel.0).or_default() += 1;
@@ -81,9 +81,8 @@ fn a_refused_flow_drops_for_a_while_and_then_asks_again() {
     let (mut clients, mut rng) = clients(&[1]);
     let client = clients.client(0, address(1), IDLE).unwrap().unwrap();
     let number = clients.flow(client, &destination(1), 0, &mut rng).unwrap().number;
-    let refusal =
-        clients.status(ChannelIndex(1), number, Status::Refused, 10).map(|refusal| refusal.destination.clone());
-    assert_eq!(refusal, Some(destination(1)));
+    let refused = clients.status(ChannelIndex(1), number, Status::Refused, 10).map(|flow| flow.destination.clone());
+    assert_eq!(refused, Some(destination(1)));
     let state = clients.flow(client, &destination(1), 11, &mut rng).unwrap().state;
     assert!(matches!(state, FlowState::Refused { reason: DropReason::Policy, .. }));
     clients.status(ChannelIndex(1), number, Status::UnknownFlow, 12);
@@ -170,8 +169,9 @@ fn flows_are_bounded_and_a_client_that_gets_none_is_forgotten() {
     let late = clients.client(0, address(9), IDLE).unwrap().unwrap();
     assert_eq!(clients.flow(late, &destination(1), 0, &mut rng).err(), Some(DropReason::FlowsFull));
     assert_eq!(clients.len(), 3);
-    assert_eq!(clients.client(0, address(9), IDLE).unwrap(), Some(late + 1), "its number rests");
-    assert_eq!(clients.flow(late + 1, &destination(1), 0, &mut rng).err(), Some(DropReason::FlowsFull));
+    let next = ClientId(late.0 + 1);
+    assert_eq!(clients.client(0, address(9), IDLE).unwrap(), Some(next), "its number rests");
+    assert_eq!(clients.flow(next, &destination(1), 0, &mut rng).err(), Some(DropReason::FlowsFull));
     assert_empties(&mut clients, 0);
     let again = clients.client(0, address(9), IDLE).unwrap().unwrap();
     assert!(clients.flow(again, &destination(1), 0, &mut rng).is_ok());

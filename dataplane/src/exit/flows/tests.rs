@@ -17,7 +17,7 @@ fn peer(port: u16) -> SocketAddr {
 fn socket(flows: &mut Flows, channel: u32, number: u16) -> SocketId {
     match flows.at(ChannelIndex(channel), number).unwrap().1.target {
         Target::Peer { socket, .. } => socket,
-        Target::Resolving { .. } => panic!("no socket yet"),
+        Target::Resolving { .. } | Target::Unconnected => panic!("no socket yet"),
     }
 }
 
@@ -281,7 +281,7 @@ fn questions_are_shared_and_bounded_until_they_are_answered() {
     assert_eq!(ask(&mut flows, 3).0.len(), QUESTIONS_MAX * 3 / 8);
     flows.close_channel(&mut apps, ChannelIndex(2));
     flows.close_channel(&mut apps, ChannelIndex(3));
-    (0..1000).for_each(|query| assert!(flows.answered(query).is_none()));
+    (0..1000).for_each(|query| assert!(flows.answered(QueryId(query)).is_none()));
     assert_empty(&mut flows, &mut apps);
 }
 

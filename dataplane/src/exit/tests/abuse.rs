@@ -60,7 +60,7 @@ fn answering_and_trusted_destinations_have_no_budget() {
     bench.flood(0, 2, 5000);
     bench.open(0, 3, Address::Name("example.org", 7));
     bench.flood(0, 3, 10);
-    assert!(bench.commands.push(Command::Resolved { query: 0, addresses: vec![address(7).ip()] }).is_ok());
+    assert!(bench.commands.push(Command::Resolved { query: QueryId(0), addresses: vec![address(7).ip()] }).is_ok());
     bench.turn();
     bench.flood(0, 3, 4990);
     let ledger = bench.turn().datagrams.forward;

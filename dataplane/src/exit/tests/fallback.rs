@@ -30,7 +30,7 @@ impl Bench {
         self.open(CHANNEL, flow, Address::Name("several.test", 53));
     }
 
-    fn resolved(&mut self, query: u32, addresses: Vec<IpAddr>) {
+    fn resolved(&mut self, query: QueryId, addresses: Vec<IpAddr>) {
         self.exit.resolved(query, &addresses, self.now);
     }
 
@@ -40,7 +40,7 @@ impl Bench {
 
     /// The middle of a turn: what is due is sent, and errors are read. What the entry hears: peers and statuses.
     fn hear(&mut self) -> Vec<String> {
-        self.exit.end.send_datagrams();
+        self.exit.endpoint.send_datagrams();
         self.exit.receive_apps(self.now);
         self.exit.move_on(self.now);
         self.said(|frame| match *frame {
@@ -62,7 +62,7 @@ fn flow_moves_on_from_an_unreachable_address() {
     bench.refuses(1, true);
     bench.open_name(7);
     (0..6).for_each(|n| bench.datagram(7, &[n]));
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     assert_eq!(bench.hear(), ["peer 198.51.100.1:53", "Open", "peer 198.51.100.2:53", "Open"]);
     let ledger = bench.turn().datagrams.forward;
     assert_eq!(bench.arrived(2), [2, 3, 4, 5].map(|n| vec![n]), "the latest four again");
@@ -82,7 +82,7 @@ fn moved_flow_repeats_its_peer_before_answers() {
     bench.refuses(1, true);
     bench.open_name(7);
     bench.datagram(7, b"x");
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.hear();
     // The datagram that was sent again leaves.
     bench.turn();
@@ -104,7 +104,7 @@ fn moved_flow_repeats_its_peer_before_answers() {
 fn address_that_has_answered_is_kept() {
     let mut bench = Bench::new(Class::S, 1);
     bench.open_name(7);
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.datagram(7, b"x");
     bench.turn();
     let question: Datagram = bench.net.receive(at(1)).unwrap();
@@ -122,7 +122,7 @@ fn address_that_has_answered_is_kept() {
 fn datagrams_older_than_a_second_are_not_sent_again() {
     let mut bench = Bench::new(Class::S, 1);
     bench.open_name(7);
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.datagram(7, b"old");
     bench.turn();
     bench.now += SECOND + 1;
@@ -137,7 +137,7 @@ fn datagrams_older_than_a_second_are_not_sent_again() {
 fn datagram_is_as_old_after_a_move_as_before() {
     let mut bench = Bench::new(Class::S, 1);
     bench.open_name(7);
-    bench.resolved(0, vec![host(1), host(2), host(3)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2), host(3)]);
     bench.datagram(7, b"first");
     bench.turn();
     for (last, data) in [(1, b"second"), (2, b"third!")] {
@@ -155,7 +155,7 @@ fn datagram_is_as_old_after_a_move_as_before() {
 fn error_long_after_a_datagram_moves_no_flow() {
     let mut bench = Bench::new(Class::S, 1);
     bench.open_name(7);
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.datagram(7, b"x");
     bench.turn();
     let (_, flow) = bench.exit.flows.at(ChannelIndex(CHANNEL), 7).unwrap();
@@ -177,7 +177,7 @@ fn flow_tries_four_addresses_at_most() {
     // Repeated addresses and those that the policy refuses are not tried.
     let inside: IpAddr = [10, 0, 0, 1].into();
     let addresses = [inside, host(1), host(1), host(2), inside, host(3), host(4), host(5), host(6)];
-    bench.resolved(0, addresses.to_vec());
+    bench.resolved(QueryId(0), addresses.to_vec());
     let mut heard = Vec::new();
     for _ in 0..8 {
         bench.datagram(7, b"x");
@@ -195,7 +195,7 @@ fn name_with_private_addresses_sends_nothing() {
     bench.open_name(7);
     bench.datagram(7, b"x");
     let inside = [[10, 0, 0, 1], [127, 0, 0, 1], [192, 168, 0, 1], [169, 254, 0, 1]].map(IpAddr::from);
-    bench.resolved(0, inside.to_vec());
+    bench.resolved(QueryId(0), inside.to_vec());
     assert_eq!(bench.hear(), ["Refused"]);
     let ledger = bench.turn().datagrams.forward;
     assert_eq!((ledger.sent, ledger.drops(DropReason::Policy)), (0, 1));
@@ -215,7 +215,7 @@ fn name_is_not_a_scanner() {
         if bench.exit.flows.at(ChannelIndex(CHANNEL), flow).is_none() {
             break;
         }
-        bench.resolved(u32::from(flow), hosts.into_iter().map(host).collect());
+        bench.resolved(QueryId(flow.into()), hosts.into_iter().map(host).collect());
         for _ in 0..8 {
             bench.datagram(flow, b"x");
             let heard = bench.hear();
@@ -241,7 +241,7 @@ fn trust_is_judged_for_each_address() {
     });
     bench.refuses(1, true);
     bench.open_name(7);
-    bench.resolved(0, vec![host(1), host(2)]);
+    bench.resolved(QueryId(0), vec![host(1), host(2)]);
     bench.datagram(7, b"x");
     bench.hear();
     (0..10).for_each(|_| bench.datagram(7, b"x"));
@@ -283,7 +283,7 @@ proptest! {
     #[test]
     fn ledger_closes_whatever_addresses_do(steps in prop::collection::vec(step(), 1..80)) {
         let mut bench = Bench::new(Class::S, 1);
-        let mut queries: HashMap<u16, u32> = HashMap::new();
+        let mut queries: HashMap<u16, QueryId> = HashMap::new();
         let (mut asked, mut arrived) = (0, 0);
         for step in steps {
             match step {
@@ -291,7 +291,7 @@ proptest! {
                     let before = bench.exit.flows.len();
                     bench.open_name(flow);
                     if bench.exit.flows.len() > before {
-                        queries.insert(flow, asked);
+                        queries.insert(flow, QueryId(asked));
                         asked += 1;
                     }
                 }

@@ -43,11 +43,11 @@ use crate::{MICRO, Nanos};
 const OPENED_MAX: usize = 2 * RECEIVE_MAX;
 /// Released cells of one direction that wait for an edge: those of a pool, while those of the last one are sealed.
 const RELEASED_MAX: usize = 2 * POOL_MAX;
-/// Buffers of an edge: the rx buffers of its two sockets, the batch being received, the two rings of opened cells, and
+/// Buffers of a shard: the rx buffers of its two sockets, the batch being received, the two rings of opened cells, and
 /// as much as a pool in two send queues.
 const SHARD_BUFFERS: usize = 3 * RECEIVE_MAX + 2 * OPENED_MAX + 2 * POOL_MAX;
-/// The longest time that a stopping edge waits for the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest time that a stopping shard waits for the others.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The parts of one shard: its sockets, its ends of the rings to control, its waker and its generator.
 pub struct ShardParts<U, D> {
@@ -62,7 +62,7 @@ pub struct ShardParts<U, D> {
     pub rng: ChaCha20Rng,
 }
 
-/// One of a mix's workers.
+/// One core's share of a mix: an edge with its rings to the mixer. Runs as a worker.
 pub struct Shard<U, D> {
     edge: Edge<U, Option<D>>,
     to_mixer: ToMixer,
@@ -77,14 +77,14 @@ pub struct Shard<U, D> {
     exchanged: usize,
     /// Wakes the mixer's thread, if that is another.
     mixer_waker: Option<Arc<Waker>>,
-    /// At edge 0.
+    /// At shard 0.
     shared: Option<SharedMixer>,
-    end: Arc<End>,
+    barrier: Arc<StopBarrier>,
     published: Arc<Mutex<Ledger>>,
     profile: latency::Shared,
 }
 
-/// The workers of a mix with one edge per lane, edge 0 first. Two generators: one per pool.
+/// The shards of a mix, one for each lane, in the order of the lanes. Two generators: one per pool.
 ///
 /// # Panics
 /// Unless there are as many parts as own lanes, and sockets towards the next hop at the first
@@ -96,12 +96,12 @@ pub fn shards<U: Port, D: Port>(
     now: Nanos,
 ) -> Vec<Shard<U, D>> {
     let lanes = settings.lanes;
-    assert_eq!(parts.len(), lanes.own, "one edge for each lane");
+    assert_eq!(parts.len(), lanes.own, "one shard for each lane");
     let downs = parts.iter().map(|parts| parts.down.is_some());
     assert!(downs.eq((0..lanes.own).map(|edge| edge < lanes.downs())), "sockets towards the next hop");
-    let end = Arc::new(End::new(parts.len()));
+    let barrier = Arc::new(StopBarrier::new(parts.len()));
     let first = parts[0].waker.clone();
-    let (mut rings, mut workers) = (Vec::new(), Vec::new());
+    let (mut rings, mut shards) = (Vec::new(), Vec::new());
     for (index, ShardParts { up, down, commands, punts, waker, rng }) in parts.into_iter().enumerate() {
         let (opened, from) = pair(OPENED_MAX);
         let (to, released) = pair(RELEASED_MAX);
@@ -109,7 +109,7 @@ pub fn shards<U: Port, D: Port>(
         let (surplus_here, surplus) = RingBuffer::new(SHARD_BUFFERS + STOCK);
         let other = index > 0;
         rings.push(ShardRings::new(from, to, empties, surplus, other.then_some(waker)));
-        workers.push(Shard {
+        shards.push(Shard {
             edge: Edge::new(settings, index, SHARD_BUFFERS, (up, down), (commands, punts), rng, now),
             to_mixer: ToMixer {
                 staged: PerDirection::from_fn(|_| Vec::with_capacity(OPENED_MAX)),
@@ -125,13 +125,13 @@ pub fn shards<U: Port, D: Port>(
             exchanged: 0,
             mixer_waker: other.then(|| first.clone()),
             shared: None,
-            end: end.clone(),
+            barrier: barrier.clone(),
             published: Arc::default(),
             profile: latency::Shared::default(),
         });
     }
-    workers[0].shared = Some(SharedMixer::new(Mixer::new(settings.mixing, pools), rings, lanes, settings.hugepages));
-    workers
+    shards[0].shared = Some(SharedMixer::new(Mixer::new(settings.mixing, pools), rings, lanes, settings.hugepages));
+    shards
 }
 
 fn pair(capacity: usize) -> (PerDirection<Producer<Pooled>>, PerDirection<Consumer<Pooled>>) {
@@ -178,12 +178,12 @@ impl Pools for ToMixer {
 }
 
 impl<U: Port, D: Port> Shard<U, D> {
-    /// The ledger of this edge, published at every turn boundary. The mix's ledger is the sum of all, read at once.
+    /// The ledger of this shard, published at every turn boundary. The mix's ledger is the sum of all, read at once.
     pub fn published(&self) -> Arc<Mutex<Ledger>> {
         self.published.clone()
     }
 
-    /// Histograms of how long cells stay at this edge; edge 0 also counts releases by size. The mix's profile is the
+    /// Histograms of how long cells stay at this shard; shard 0 also counts releases by size. The mix's profile is the
     /// sum.
     pub fn profile(&self) -> latency::Shared {
         self.profile.clone()
@@ -292,11 +292,11 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
 
     fn finish(&mut self, now: Nanos) {
         // Everybody has handed over what came, then the mixer has released it all, then it leaves or is counted.
-        self.end.wait(0);
+        self.barrier.wait(0);
         if let Some(shared) = &mut self.shared {
             shared.turn(now, true);
         }
-        self.end.wait(1);
+        self.barrier.wait(1);
         self.edge.send();
         self.take_released();
         self.edge.send();
@@ -315,15 +315,15 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
 }
 
 /// A barrier for the threads of a mix that stop.
-struct End {
+struct StopBarrier {
     shards: usize,
     arrived: Mutex<[usize; 2]>,
     all: Condvar,
 }
 
-impl End {
-    fn new(shards: usize) -> End {
-        End { shards, arrived: Mutex::default(), all: Condvar::new() }
+impl StopBarrier {
+    fn new(shards: usize) -> StopBarrier {
+        StopBarrier { shards, arrived: Mutex::default(), all: Condvar::new() }
     }
 
     /// Waits until all shards have reached this stage, with a limit, because one may have died.
@@ -332,6 +332,6 @@ impl End {
         arrived[stage] += 1;
         self.all.notify_all();
         let missing = |arrived: &mut [usize; 2]| arrived[stage] < self.shards;
-        drop(self.all.wait_timeout_while(arrived, PATIENCE, missing));
+        drop(self.all.wait_timeout_while(arrived, STOP_TIMEOUT, missing));
     }
 }

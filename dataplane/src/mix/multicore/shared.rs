@@ -19,10 +19,10 @@ use crate::{MICRO, Nanos};
 
 /// Buffers of the mixer, for exchange: as much as two pools and what they released before.
 pub(super) const STOCK: usize = 4 * POOL_MAX;
-/// Cells taken from one edge before the next is looked at.
+/// Cells taken from one shard before the next is looked at.
 const SHARE: usize = 256;
 
-/// A shard as the mixer sees it.
+/// The mixer's ends of the rings of one shard.
 pub(super) struct ShardRings {
     from: PerDirection<Consumer<Pooled>>,
     to: PerDirection<Producer<Pooled>>,
@@ -42,14 +42,13 @@ pub(super) struct SharedMixer {
     /// Buffers given from the stock less those that came back.
     exchanged: usize,
     lanes: Lanes,
-    /// Rotates the edge that is served first from turn to turn.
+    /// Rotates the shard that is served first from turn to turn.
     turn: usize,
-    /// A pool is due and an edge has no room for what it would get, or cells wait and no empty buffer is left.
+    /// A pool is due and a shard has no room for what it would get, or cells wait and no empty buffer is left.
     stuck: bool,
 }
 
 impl ShardRings {
-    /// The mixer's ends of the rings of one edge.
     pub(super) fn new(
         from: PerDirection<Consumer<Pooled>>,
         to: PerDirection<Producer<Pooled>>,
@@ -90,10 +89,10 @@ impl SharedMixer {
     }
 
     fn gather(&mut self, direction: Direction, now: Nanos, force: bool) {
-        let edges = self.shards.len();
+        let shards = self.shards.len();
         let mut idle = 0;
-        for i in (0..edges).cycle().skip(self.turn) {
-            if self.mixer.sated(direction, now) || idle == edges {
+        for i in (0..shards).cycle().skip(self.turn) {
+            if self.mixer.sated(direction, now) || idle == shards {
                 return;
             }
             let shard = &mut self.shards[i];
@@ -117,7 +116,7 @@ impl SharedMixer {
         }
     }
 
-    /// Releases a pool that is due, each cell to the edge of its lane; whether it did.
+    /// Releases a pool that is due, each cell to the shard of its lane. True if it did.
     fn release(&mut self, direction: Direction, now: Nanos, force: bool) -> bool {
         let waiting = self.mixer.held(direction);
         if self.shards.iter().any(|shard| shard.to[direction].slots() < waiting) {
@@ -129,11 +128,11 @@ impl SharedMixer {
             let times = times[pooled.ticket.times as usize];
             pooled.ticket.times = u32::try_from((times.released - times.arrived) / MICRO).unwrap_or(u32::MAX);
             let number = pooled.ticket.header.channel;
-            let edge = match direction {
+            let shard = match direction {
                 Direction::Forward => self.lanes.down_edge(number),
                 Direction::Backward => self.lanes.up_edge(number),
             };
-            self.shards[edge].staged[direction].push(pooled);
+            self.shards[shard].staged[direction].push(pooled);
         }
         for shard in self.shards.iter_mut().filter(|shard| !shard.staged[direction].is_empty()) {
             fill(&mut shard.to[direction], shard.staged[direction].drain(..));
@@ -153,12 +152,12 @@ impl SharedMixer {
         if waits { Some(now) } else { self.mixer.due_at() }
     }
 
-    /// True if it waits for an edge.
+    /// True if it waits for a shard.
     pub(crate) fn is_stuck(&self) -> bool {
         self.stuck
     }
 
-    /// Adds what it counts to the ledger of its edge.
+    /// Adds what it counts to the ledger of its shard.
     pub(crate) fn add_to(&self, ledger: &mut Ledger) {
         ledger.releases = self.mixer.releases();
         let free = self.stock.len().wrapping_add(self.exchanged) as u64;

@@ -1,4 +1,4 @@
-//! The order of a release: labels are put into slots by a uniform shuffle, and each channel's slots
+//! The order of a release: labels are put into positions by a uniform shuffle, and each channel's positions
 //! are filled with its cells oldest first (SPEC 6.3).
 //!
 //! Every channel keeps its own order, so neither QUIC nor RTP sees reordering, and an observer to whom
@@ -24,7 +24,7 @@ pub struct Shuffle {
     channels: HashMap<ChannelIndex, u32, foldhash::fast::RandomState>,
     /// Small numbers given out.
     next_label: u32,
-    slots: Vec<u32>,
+    positions: Vec<u32>,
     head: Vec<u32>,
     next: Vec<u32>,
     place: Vec<u32>,
@@ -49,14 +49,14 @@ impl Shuffle {
         self.channels.len()
     }
 
-    /// Puts `items`, one per admitted label and in that order, into their slots, and starts over.
+    /// Puts `items`, one per admitted label and in that order, into their positions, and starts over.
     ///
     /// # Panics
     /// If items and labels are not equally many.
     pub fn run<T>(&mut self, items: &mut [T], rng: &mut impl Rng) {
         assert_eq!(items.len(), self.labels.len());
-        self.slots.clone_from(&self.labels);
-        self.slots.shuffle(rng);
+        self.positions.clone_from(&self.labels);
+        self.positions.shuffle(rng);
         // Per label, a list of its items, oldest first.
         self.head.clear();
         self.head.resize(self.next_label as usize, NONE);
@@ -67,11 +67,11 @@ impl Shuffle {
             *head = i as u32;
         }
         self.place.resize(items.len(), 0);
-        for (slot, label) in self.slots.iter().enumerate() {
+        for (position, label) in self.positions.iter().enumerate() {
             let head = &mut self.head[*label as usize];
             let item = *head as usize;
             *head = self.next[item];
-            self.place[item] = slot as u32;
+            self.place[item] = position as u32;
         }
         for i in 0..items.len() {
             while self.place[i] as usize != i {

@@ -1,6 +1,6 @@
-//! Refusals by the exit, on their way to the tunnel that sent the datagram.
+//! Flows that the exit refused, on their way to the tunnel that sent the datagram.
 //!
-//! The data plane notices a refusal, control stores it here, and the tunnel's next call returns it as an error. A wake
+//! The data plane notices one, control stores it here, and the tunnel's next call returns it as an error. A wake
 //! datagram on the tunnel's relay ends a call that waits. The end of the entry arrives the same way. The cell path does
 //! not change.
 //!
@@ -13,37 +13,37 @@ use std::sync::{Mutex, PoisonError};
 use dataplane::entry::Destination;
 use wire::frames::Status;
 
-/// Most refusals that wait for one tunnel; the oldest are removed first.
+/// Most refused flows that wait for one tunnel; the oldest are removed first.
 const PENDING_MAX: usize = 64;
 /// Wakes a tunnel. Shorter than any header that a relay sends.
 pub const WAKE: &[u8] = &[1];
 
 /// The destination of a datagram, and the reason why the exit does not send there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedFlow {
     /// As the tunnel wrote it.
     pub destination: Destination,
     /// The exit's answer.
     pub status: Status,
 }
 
-/// Refusals of one tunnel, oldest first.
+/// Refused flows of one tunnel, oldest first.
 #[derive(Default)]
-pub struct Refusals {
-    pending: Mutex<VecDeque<Refusal>>,
-    /// True if `pending` is not empty, so that a call without refusals takes no lock.
+pub struct RefusedFlows {
+    pending: Mutex<VecDeque<RefusedFlow>>,
+    /// True if `pending` is not empty, so that a call without them takes no lock.
     any: AtomicBool,
     ended: AtomicBool,
 }
 
-impl Refusals {
+impl RefusedFlows {
     /// Adds one.
-    pub fn push(&self, refusal: Refusal) {
+    pub fn push(&self, flow: RefusedFlow) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.len() == PENDING_MAX {
             pending.pop_front();
         }
-        pending.push_back(refusal);
+        pending.push_back(flow);
         self.any.store(true, Ordering::Release);
     }
 
@@ -52,13 +52,13 @@ impl Refusals {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// True after [`Refusals::end`].
+    /// True after [`RefusedFlows::end`].
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
     /// Takes the oldest.
-    pub fn take(&self) -> Option<Refusal> {
+    pub fn take(&self) -> Option<RefusedFlow> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
@@ -74,14 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_bounded_and_come_in_order() {
-        let refusals = Refusals::default();
-        assert_eq!(refusals.take(), None);
-        let refusal =
-            |port| Refusal { destination: Destination::Name("a.example".into(), port), status: Status::Refused };
-        (1..=PENDING_MAX as u16 + 3).for_each(|port| refusals.push(refusal(port)));
-        let taken: Vec<_> = std::iter::from_fn(|| refusals.take()).collect();
+    fn refused_flows_are_bounded_and_come_in_order() {
+        let refused = RefusedFlows::default();
+        assert_eq!(refused.take(), None);
+        let flow =
+            |port| RefusedFlow { destination: Destination::Name("a.example".into(), port), status: Status::Refused };
+        (1..=PENDING_MAX as u16 + 3).for_each(|port| refused.push(flow(port)));
+        let taken: Vec<_> = std::iter::from_fn(|| refused.take()).collect();
         assert_eq!(taken.len(), PENDING_MAX);
-        assert_eq!((&taken[0], refusals.take()), (&refusal(4), None));
+        assert_eq!((&taken[0], refused.take()), (&flow(4), None));
     }
 }
