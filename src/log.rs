@@ -6,7 +6,7 @@
 //! in any sandbox.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
@@ -189,10 +189,15 @@ fn is_journal() -> bool {
     device.parse() == Ok(ours.dev()) && inode.parse() == Ok(ours.ino())
 }
 
+/// Writes a line to standard error. If nobody reads it any more, the line is lost and nothing else.
+pub fn say(line: fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes the line with which a command ends that failed.
 pub fn complain(line: impl fmt::Display) {
     let priority = if is_journal() { "<3>" } else { "" };
-    eprintln!("{priority}eddy: {line}");
+    say(format_args!("{priority}eddy: {line}"));
 }
 
 /// Lines for the journal, which has times and the name of the process already.

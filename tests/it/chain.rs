@@ -1,6 +1,6 @@
 //! `eddy chain` as a user runs it: processes, sockets, exit codes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -126,13 +126,19 @@ fn chain_that_stays_prints_forwards_asked_for_and_warnings() {
     assert_eq!(forwards.len(), 1, "{text}");
     assert!(forwards[0].ends_with("-> 127.0.0.9:9") && text.contains("MTU = "), "{text}");
 
+    until(&mut stdout, "Test: 1 sent, 1 delivered");
+
     let listen = forwards[0].split_whitespace().next().unwrap();
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"denied", listen).unwrap();
-    let warnings = until(&mut BufReader::new(chain.stderr.take().unwrap()), "the exit refused 127.0.0.9:9");
+    let mut stderr = BufReader::new(chain.stderr.take().unwrap());
+    let warnings = until(&mut stderr, "the exit refused 127.0.0.9:9");
     assert!(warnings.lines().any(|line| line.starts_with("entry: ")), "{warnings}");
     // Its lifeline closes, and with it the chain.
     drop(chain.stdin.take());
-    let text = until(&mut stdout, "Ledgers of all 3 nodes close");
+    let (mut text, mut errors) = (String::new(), String::new());
+    stdout.read_to_string(&mut text).unwrap();
+    stderr.read_to_string(&mut errors).unwrap();
+    assert!(text.contains("Ledgers of all 3 nodes close"), "{text}{errors}");
     let carried = text.lines().find(|line| line.starts_with("to destinations")).unwrap();
     assert_eq!(carried.split_whitespace().skip(2).collect::<Vec<_>>(), ["1", "0"], "what the program sent: {text}");
     assert!(text.contains("Test at the start: 1 sent, 1 delivered"), "{text}");

@@ -19,6 +19,7 @@ use anyhow::{Context, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::log;
 use eddy_node::config::{NodeRole, node_name};
 use eddy_node::report::NodeReport;
 use eddy_node::runtime::status;
@@ -119,7 +120,9 @@ impl Children {
             if !said && started.elapsed() > SILENCE_MAX {
                 said = true;
                 let patience = patience.as_secs();
-                eprintln!("waiting for the chain: {open} of {wanted} channels are open; it may take {patience} s");
+                log::say(format_args!(
+                    "waiting for the chain: {open} of {wanted} channels are open; it may take {patience} s"
+                ));
             }
             if Instant::now() > deadline {
                 let said: Vec<String> = self.0.iter().map(Node::said).collect();

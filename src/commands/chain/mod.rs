@@ -31,6 +31,7 @@ use self::summary::Summary;
 use self::traffic::{Load, Outcome, Payload};
 use super::run::wireguard_hint;
 use crate::args::ChainArgs;
+use crate::log;
 use eddy_node::config::{ConfigError, Forward, NodeRole, check_fits, node_name};
 use eddy_node::init::{self, Files, Plan};
 use eddy_node::report::NodeReport;
@@ -82,7 +83,7 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     if let (_, Some(why)) = Calls::new(args.io, &bound.exit)
         && !args.stay
     {
-        eprintln!("io_uring is not available: {why}; using recvmmsg and sendmmsg");
+        log::say(format_args!("io_uring is not available: {why}; using recvmmsg and sendmmsg"));
     }
     let plan = plan(args, &bound)?;
     let files = init::write(dir.path(), &plan)?;
@@ -103,6 +104,12 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
         limit: frames::max_datagram_len(shape.payload()),
     };
     let (outcome, too_large) = traffic.run(&mut children, &interrupted)?;
+    if args.stay && !args.json {
+        print(&format!(
+            "Test: {} sent, {} delivered, {} answered.\n\n",
+            outcome.sent, outcome.delivered, outcome.answered
+        ))?;
+    }
     while args.stay && !interrupted.load(Ordering::Relaxed) {
         children.check()?;
         std::thread::sleep(LOOK);

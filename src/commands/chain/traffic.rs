@@ -17,6 +17,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
 use super::children::SILENCE_MAX;
+use crate::log;
 use eddy_node::config::RECEIVE_BUFFER;
 
 const HELLO: &[u8] = b"Hello";
@@ -292,7 +293,10 @@ fn wait(
         if !said && started.elapsed() > SILENCE_MAX {
             said = true;
             let (answered, patience) = (progress().1, patience.as_secs());
-            eprintln!("waiting for answers: {answered} of {}; at most {patience} s for the next one", load.messages);
+            log::say(format_args!(
+                "waiting for answers: {answered} of {}; at most {patience} s for the next one",
+                load.messages
+            ));
         }
         if progress() != last {
             (last, since) = (progress(), Instant::now());
