@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EPILOG = """\
 groups:
   vectors  the bytes of wire/tests/known_answer.json; needs no eddy
-  entry    a Python entry before real nodes: datagrams, numbers, renewal; then attacks
-  hops     real entries, with Python mixes and exits among real nodes
+  entry    a Python entry before real nodes, in both suites: setups, datagrams, numbers, renewal; attacks
+  hops     real entries, with Python mixes and exits among real nodes, in both suites
 
 examples:
   tests/spec.py                        everything, with target/release/eddy or target/debug/eddy
@@ -25,7 +25,7 @@ examples:
   tests/spec.py hops --eddy ./eddy     one group, with this binary
 
 packages (Python 3.11 or later):
-  pip install cryptography kyber-py    kyber-py only if cryptography has no ML-KEM-768
+  pip install cryptography kyber-py
 
 A failed check ends its group, and the logs of the group's nodes go to standard error.
 Exit codes: 0 all passed or skipped, 1 a check failed, 2 a mistake on the command line.

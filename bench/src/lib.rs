@@ -18,6 +18,7 @@ pub mod performance;
 pub mod replay;
 pub mod report;
 pub mod results;
+pub mod setup;
 mod signals;
 pub mod stages;
 mod stats;

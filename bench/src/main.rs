@@ -11,6 +11,7 @@ use eddy_bench::peers::{self, PeersArgs};
 use eddy_bench::performance::{self, PerformanceArgs};
 use eddy_bench::replay::{self, ReplayArgs};
 use eddy_bench::report::{self, ReportArgs};
+use eddy_bench::setup::{self, SetupArgs};
 use eddy_bench::stages::{self, StageArgs};
 
 /// Measures mixes and chains.
@@ -69,6 +70,12 @@ enum Command {
     Hop(HopArgs),
     /// Measure the load that a whole chain carries on this machine
     Path(PathArgs),
+    /// Measure channel setups in both suites
+    ///
+    /// Processor time of the entry and of a hop, and the time from setup to ack
+    /// through three mixes on loopback.
+    #[command(verbatim_doc_comment)]
+    Setup(SetupArgs),
     /// Run all measurements in rounds and print medians as Markdown
     Performance(PerformanceArgs),
     /// Make an HTML page from the results of the other commands
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Hop(args) => hop::run(&args),
         Command::Path(args) => path::run(&args),
+        Command::Setup(args) => setup::run(&args),
         Command::Performance(args) => performance::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Peers(args) => peers::run(&args),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use wire::cell::{Class, Shape};
 use wire::kdf::{Secret, x25519_public};
+use wire::setup::{SetupKey, Suite};
 
 use crate::descriptor::Descriptor;
 
@@ -19,8 +20,8 @@ pub struct Config {
     pub position: usize,
     /// Noise static private key. The entry does not use its own, so any value works there.
     pub noise: Secret,
-    /// Setup private key; unused at the entry.
-    pub setup: Secret,
+    /// Setup private keys; unused at the entry.
+    pub setup: SetupKey,
     /// The node's own descriptor; none at the entry.
     pub descriptor: Option<Descriptor>,
     /// The previous hop's Noise static public key; none at the entry and Mix 1.
@@ -54,6 +55,9 @@ pub struct NextHop {
     /// The address to send to. May differ from the lanes in its descriptor (NAT, proxies, tests).
     pub address: SocketAddr,
 }
+
+/// Least time between the cells of one ack content.
+const ACK_PERIOD_MIN: Duration = Duration::from_millis(5);
 
 /// Times of the state machines. The defaults are those of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +175,10 @@ pub enum BadConfig {
         "the descriptors have different channel lifetimes ({0} s and {1} s): run `eddy init` for the whole chain again"
     )]
     Lifetime(u16, u16),
+    #[error(
+        "the descriptors have different suites ({0} and {1}): a chain has one; run `eddy init` for the whole chain again"
+    )]
+    Suite(Suite, Suite),
     #[error("the {0} key does not match this node's descriptor: publish a new descriptor after a key change")]
     Key(&'static str),
     #[error(
@@ -231,7 +239,7 @@ impl Config {
         if x25519_public(&self.noise) != own.noise {
             return Err(BadConfig::Key("Noise"));
         }
-        if x25519_public(&self.setup) != own.setup {
+        if self.setup.public() != own.setup {
             return Err(BadConfig::Key("setup"));
         }
         Ok(())
@@ -250,10 +258,10 @@ impl Config {
     }
 
     fn check_descriptors(&self) -> Result<(), BadConfig> {
-        let mut lifetimes: Vec<u16> = self.descriptor.iter().map(|own| own.lifetime_s).collect();
+        let mut all: Vec<&Descriptor> = self.descriptor.iter().collect();
         if let Some(next) = &self.next {
             self.check_descriptor(&next.descriptor, self.position + 1)?;
-            lifetimes.push(next.descriptor.lifetime_s);
+            all.push(&next.descriptor);
         }
         if let Role::Entry { hops, .. } = &self.role {
             if hops.len() != self.shape.hops() {
@@ -261,13 +269,19 @@ impl Config {
             }
             for (i, descriptor) in hops.iter().enumerate() {
                 self.check_descriptor(descriptor, i + 1)?;
-                lifetimes.push(descriptor.lifetime_s);
+                all.push(descriptor);
             }
         }
-        match lifetimes.iter().find(|other| **other != lifetimes[0]) {
-            Some(other) => Err(BadConfig::Lifetime(lifetimes[0], *other)),
-            None => Ok(()),
+        for pair in all.windows(2) {
+            let (one, other) = (pair[0], pair[1]);
+            if one.lifetime_s != other.lifetime_s {
+                return Err(BadConfig::Lifetime(one.lifetime_s, other.lifetime_s));
+            }
+            if one.setup.suite() != other.setup.suite() {
+                return Err(BadConfig::Suite(one.setup.suite(), other.setup.suite()));
+            }
         }
+        Ok(())
     }
 
     fn check_values(&self) -> Result<(), BadConfig> {
@@ -293,10 +307,26 @@ impl Config {
         }
     }
 
+    /// A descriptor of this chain, for what all of them have in common.
+    fn any_descriptor(&self) -> Option<&Descriptor> {
+        self.descriptor.as_ref().or(self.next.as_ref().map(|next| &next.descriptor))
+    }
+
     /// The lifetime of every channel, and the one in the `info` of every setup.
     pub(crate) fn lifetime_s(&self) -> u16 {
-        let any = self.descriptor.as_ref().or(self.next.as_ref().map(|n| &n.descriptor));
-        any.map_or(0, |d| d.lifetime_s)
+        self.any_descriptor().map_or(0, |d| d.lifetime_s)
+    }
+
+    /// The suite of every setup.
+    pub(crate) fn suite(&self) -> Suite {
+        self.any_descriptor().map_or(Suite::default(), |d| d.setup.suite())
+    }
+
+    /// How long apart the three cells of an ack content leave (SPEC 5.4.5): after this node's pool has
+    /// released the one before.
+    pub(crate) fn ack_period(&self) -> Duration {
+        let delay = self.descriptor.as_ref().map_or(0, |own| u64::from(own.mixing_delay_ms));
+        ACK_PERIOD_MIN.max(Duration::from_millis(delay))
     }
 
     /// First timeout of a setup: the allowance and twice the hops' mixing delays. A hop knows only its

@@ -59,9 +59,9 @@ refusals! {
     UnknownLinkContent = "unknown-link-content",
     /// A setup for a channel number that is in use.
     ChannelInUse = "channel-in-use",
-    /// A setup fragment with an index beyond the last, or one that is there already.
+    /// A setup shard with an index beyond the last, or one that is there already.
     FragmentMalformed = "fragment-malformed",
-    /// A setup whose fragments did not all arrive in time, or that made room for another.
+    /// A setup of which too few shards arrived in time, or that made room for another.
     SetupIncomplete = "setup-incomplete",
     /// More setups per second than one entry link may begin.
     LinkSetupsRateLimited = "link-setups-rate-limited",
@@ -83,10 +83,12 @@ refusals! {
     ReplayCacheFull = "replay-cache-full",
     /// A setup that does not open, or that has a field unlike the descriptor's.
     SetupInvalid = "setup-invalid",
-    /// An ack that no half-open channel waits for, or a part of one that has passed.
+    /// An ack that no channel waits for or has received.
     UnexpectedAck = "unexpected-ack",
     /// An ack with a wrong confirmation.
     AckInvalid = "ack-invalid",
+    /// An ack content that is sent in one cell instead of three, because too many wait for their others.
+    AckCopiesFull = "ack-copies-full",
     /// A half-open channel whose ack did not arrive in time.
     HalfOpenExpired = "half-open-expired",
     /// A handshake datagram of this node that found the queue towards the sockets full.
@@ -107,6 +109,8 @@ pub struct Counters {
     pub keepalives: u64,
     /// Control cells accepted.
     pub cells: u64,
+    /// Of these, setup shards beyond those that were needed, and ack cells after the first of a content.
+    pub surplus_cells: u64,
 }
 
 impl Default for Counters {
@@ -119,6 +123,7 @@ impl Default for Counters {
             channels_opened: 0,
             keepalives: 0,
             cells: 0,
+            surplus_cells: 0,
         }
     }
 }

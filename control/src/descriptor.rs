@@ -1,5 +1,5 @@
 //! A node's descriptor: the facts about a hop that the entry and the neighbours need, signed by its
-//! identity (SPEC 8.1).
+//! identity (SPEC 7.1).
 //!
 //! The encoding is canonical: fixed fields in one order, big-endian, no optional parts. Equal
 //! contents therefore have equal hashes. D, the SHA-256 of the bytes without the signature, binds
@@ -9,14 +9,14 @@
 //! off  len  field
 //!  0     4  "eddy"                     24    8  not before, s since 1970
 //!  4     1  version (1)                32    8  not after, s since 1970
-//!  5     1  suite (1: X25519)          40   32  chain id
+//!  5     1  suite (1, 2: SPEC 5.1)     40   32  chain id
 //!  6     1  class                      72   32  Noise static key
-//!  7     1  position i                104   32  setup key
+//!  7     1  position i                104   32  X25519 setup key
 //!  8     1  key hops h                136    4  largest mixing delay, ms
 //!  9     1  lanes n                   140    2  lifetime, s
 //! 10     2  forward cell length       142   19  n lanes: family u8 (4, 6), address 16, port u16
-//! 12     2  backward cell length       ..   64  Ed25519 signature over everything before it
-//! 14     2  zero
+//! 12     2  backward cell length       .. 1184  ML-KEM-768 setup key, suite 2 only
+//! 14     2  zero                       ..   64  Ed25519 signature over everything before it
 //! 16     8  epoch
 //! ```
 
@@ -29,7 +29,7 @@ use rand::Rng;
 use thiserror::Error;
 use wire::cell::{Class, Direction, Shape};
 use wire::kdf::{Secret, x25519_public};
-use wire::setup::{HopPublic, SUITE_X25519};
+use wire::setup::{HopPublic, MLKEM_PUBLIC_LEN, SetupKey, SetupPublic, Suite};
 
 /// The descriptor version that this program reads and writes.
 pub const VERSION: u8 = 1;
@@ -59,8 +59,8 @@ pub struct Descriptor {
     pub not_after: u64,
     /// Noise static public key.
     pub noise: [u8; 32],
-    /// X25519 setup public key.
-    pub setup: [u8; 32],
+    /// Setup public keys. The suite follows from them.
+    pub setup: SetupPublic,
     /// Largest delay that its mixing adds.
     pub mixing_delay_ms: u32,
     /// Lifetime of every channel; the same on all hops of a chain.
@@ -79,7 +79,7 @@ pub enum DescriptorError {
     NotADescriptor,
     #[error("unsupported descriptor version {0} (expected {VERSION}): update eddy")]
     Version(u8),
-    #[error("unsupported cipher suite {0} (expected {SUITE_X25519}): update eddy")]
+    #[error("unsupported cipher suite {0} (expected 1 or 2): update eddy")]
     Suite(u8),
     #[error(
         "the signature does not match the identity pinned in chain.toml: fetch the file again, or compare the identity with \
@@ -152,9 +152,9 @@ impl Descriptor {
     pub fn to_bytes(&self) -> Result<Vec<u8>, DescriptorError> {
         let shape = self.check()?;
         let length = |direction| (shape.cell_len(direction, usize::from(self.position)) as u16).to_be_bytes();
-        let mut out = Vec::with_capacity(FIXED_LEN + LANE_LEN * self.lanes.len() + SIGNATURE_LEN);
+        let mut out = Vec::with_capacity(FIXED_LEN + LANE_LEN * self.lanes.len() + MLKEM_PUBLIC_LEN + SIGNATURE_LEN);
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[VERSION, SUITE_X25519, self.class as u8, self.position, self.hops]);
+        out.extend_from_slice(&[VERSION, self.setup.suite() as u8, self.class as u8, self.position, self.hops]);
         out.push(self.lanes.len() as u8);
         out.extend_from_slice(&length(Direction::Forward));
         out.extend_from_slice(&length(Direction::Backward));
@@ -162,7 +162,7 @@ impl Descriptor {
         for number in [self.epoch, self.not_before, self.not_after] {
             out.extend_from_slice(&number.to_be_bytes());
         }
-        for bytes in [&self.chain, &self.noise, &self.setup] {
+        for bytes in [&self.chain, &self.noise, self.setup.x25519()] {
             out.extend_from_slice(bytes);
         }
         out.extend_from_slice(&self.mixing_delay_ms.to_be_bytes());
@@ -180,6 +180,7 @@ impl Descriptor {
             out.extend_from_slice(&address);
             out.extend_from_slice(&lane.port().to_be_bytes());
         }
+        out.extend(self.setup.mlkem().into_iter().flatten());
         Ok(out)
     }
 
@@ -194,7 +195,7 @@ impl Descriptor {
 
     /// The parts that a setup needs.
     pub fn hop(&self) -> HopPublic {
-        HopPublic { setup: self.setup, descriptor_hash: self.hash() }
+        HopPublic { setup: self.setup.clone(), descriptor_hash: self.hash() }
     }
 
     /// The bytes followed by the identity's signature.
@@ -247,16 +248,15 @@ fn parse(bytes: &[u8]) -> Result<(Descriptor, usize), DescriptorError> {
         return Err(Version(version));
     }
     let fixed: &[u8; FIXED_LEN] = bytes.first_chunk().ok_or_else(truncated)?;
+    let suite = wire::setup::Suite::from_wire(fixed[5]).ok_or(Suite(fixed[5]))?;
     let lanes_n = usize::from(fixed[9]);
-    let signed = FIXED_LEN + LANE_LEN * lanes_n;
+    let lanes_end = FIXED_LEN + LANE_LEN * lanes_n;
+    let signed = lanes_end + mlkem_len(suite);
     if bytes.len() < signed + SIGNATURE_LEN {
         return Err(truncated());
     }
     if bytes.len() > signed + SIGNATURE_LEN {
         return Err(Trailing(bytes.len() - signed - SIGNATURE_LEN));
-    }
-    if fixed[5] != SUITE_X25519 {
-        return Err(Suite(fixed[5]));
     }
     if fixed[14..16] != [0; 2] {
         return Err(Field("a reserved field"));
@@ -264,7 +264,9 @@ fn parse(bytes: &[u8]) -> Result<(Descriptor, usize), DescriptorError> {
     let u16_at = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
     let u64_at = |at: usize| u64::from_be_bytes(fixed[at..at + 8].try_into().expect("8 bytes"));
     let key_at = |at: usize| -> [u8; 32] { fixed[at..at + 32].try_into().expect("32 bytes") };
-    let lanes = bytes[FIXED_LEN..signed].chunks_exact(LANE_LEN).map(lane).collect::<Option<Vec<_>>>();
+    let lanes = bytes[FIXED_LEN..lanes_end].chunks_exact(LANE_LEN).map(lane).collect::<Option<Vec<_>>>();
+    let mlkem = (signed > lanes_end).then_some(&bytes[lanes_end..signed]);
+    let setup = SetupPublic::new(key_at(104), mlkem).map_err(|_| Field("the ML-KEM setup key"))?;
     let descriptor = Descriptor {
         chain: key_at(40),
         position: fixed[7],
@@ -274,7 +276,7 @@ fn parse(bytes: &[u8]) -> Result<(Descriptor, usize), DescriptorError> {
         not_before: u64_at(24),
         not_after: u64_at(32),
         noise: key_at(72),
-        setup: key_at(104),
+        setup,
         mixing_delay_ms: u32::from_be_bytes(fixed[136..140].try_into().expect("4 bytes")),
         lifetime_s: u16_at(140),
         lanes: lanes.ok_or(Field("address of a lane"))?,
@@ -287,6 +289,14 @@ fn parse(bytes: &[u8]) -> Result<(Descriptor, usize), DescriptorError> {
         return Err(Lengths);
     }
     Ok((descriptor, signed))
+}
+
+/// Bytes of the ML-KEM setup key.
+const fn mlkem_len(suite: Suite) -> usize {
+    match suite {
+        Suite::X25519 => 0,
+        Suite::Hybrid => MLKEM_PUBLIC_LEN,
+    }
 }
 
 fn lane(bytes: &[u8]) -> Option<SocketAddr> {
@@ -315,16 +325,21 @@ impl Identity {
     }
 }
 
-/// Draws 32 bytes: an identity's seed, a Noise static, a setup key, a chain id.
+/// Draws 32 bytes: an identity's seed, a Noise static, an X25519 setup key, a chain id.
 pub fn draw_secret(rng: &mut impl Rng) -> Secret {
     let mut bytes = zeroize::Zeroizing::new([0; 32]);
     rng.fill_bytes(&mut bytes[..]);
     Secret::new(*bytes)
 }
 
-/// Draws a private key on Curve25519, and its public key, for Noise statics and setup keys.
+/// Draws a private key on Curve25519, and its public key, for Noise statics.
 pub fn draw_x25519(rng: &mut impl Rng) -> (Secret, [u8; 32]) {
     let secret = draw_secret(rng);
     let public = x25519_public(&secret);
     (secret, public)
+}
+
+/// Draws a hop's private setup keys. That of ML-KEM is drawn by aws-lc's generator.
+pub fn draw_setup(rng: &mut impl Rng, suite: Suite) -> SetupKey {
+    SetupKey::generate(suite, draw_secret(rng))
 }

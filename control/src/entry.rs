@@ -4,7 +4,8 @@
 //! setup, each with fresh ephemerals, until one is acknowledged. Whichever ack arrives first wins.
 //! Nothing is sent while the link to Mix 1 is down. While no channel is open at all, only the first
 //! search goes on, so that the setups of all wanted channels do not load a broken chain; that search
-//! retries often, so that a repaired chain is found soon.
+//! retries often, so that a repaired chain is found soon. Few setups are in flight at once, because Mix 1
+//! joins the shards of few at once; the searches that are due wait, in the order of their numbers.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -20,12 +21,15 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
 use crate::io::{Change, Event};
-use crate::link::Links;
+use crate::link::{INCOMPLETE_SETUPS_PER_ENTRY_LINK, Links, SETUP_SHARDS_WAIT};
 
 /// Attempts of one search whose ack is still accepted.
 const ATTEMPTS_MAX: usize = 8;
 /// An ack is accepted for this long.
 const ACK_WAIT: Duration = Duration::from_secs(60);
+/// Setups in flight: neither answered by an ack cell nor older than the wait of Mix 1 for their shards.
+/// Two fewer than Mix 1 joins at once, for shards that are late.
+pub const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
 
 /// One wanted channel.
 #[derive(Default)]
@@ -55,7 +59,7 @@ struct Search {
 struct Attempt {
     id: LinkChannel,
     pending: Pending,
-    /// Contents of the ack cells that arrived.
+    /// The ack contents that arrived.
     acks: Vec<Option<Vec<u8>>>,
     sent_at: Duration,
 }
@@ -70,6 +74,28 @@ pub(crate) struct Entry {
     scheduled: BTreeSet<(Duration, usize)>,
     /// Number of open channels.
     open_count: usize,
+    in_flight: InFlight,
+}
+
+/// Setups that may wait at Mix 1 for some of their shards, and the time at which each left; oldest first.
+#[derive(Default)]
+struct InFlight(VecDeque<(Duration, LinkChannel)>);
+
+impl InFlight {
+    fn expire(&mut self, now: Duration) {
+        while self.0.pop_front_if(|(sent_at, _)| now.saturating_sub(*sent_at) >= SETUP_SHARDS_WAIT).is_some() {}
+    }
+
+    /// The time from which one more may leave.
+    fn room_at(&self) -> Duration {
+        let full = self.0.len() >= SETUPS_IN_FLIGHT_MAX;
+        self.0.front().filter(|_| full).map_or(Duration::ZERO, |(sent_at, _)| *sent_at + SETUP_SHARDS_WAIT)
+    }
+
+    /// An ack cell has arrived, so Mix 1 has joined the shards.
+    fn remove(&mut self, id: LinkChannel) {
+        self.0.retain(|(_, other)| *other != id);
+    }
 }
 
 impl Entry {
@@ -81,6 +107,7 @@ impl Entry {
             searching: BTreeSet::new(),
             scheduled: BTreeSet::new(),
             open_count: 0,
+            in_flight: InFlight::default(),
         };
         entry.grow(*channels);
         Some(entry)
@@ -118,6 +145,7 @@ impl Entry {
             self.searching.insert(number);
         }
 
+        self.in_flight.expire(now);
         let prober = self.prober();
         let timing = &cx.config.timing;
         let longest = if prober.is_some() { timing.probe_retry_max } else { timing.setup_retry_max };
@@ -134,14 +162,16 @@ impl Entry {
                 search.timeout = longest;
                 search.due = search.due.min(now + longest);
             }
-            if now >= search.due {
+            if now >= search.due.max(self.in_flight.room_at()) {
                 search.schedule(cx, now, longest);
-                search.attempt(cx, channels, links, now, (*number, link), &self.hops);
+                if let Some(id) = search.attempt(cx, channels, links, now, (*number, link), &self.hops) {
+                    self.in_flight.0.push_back((now, id));
+                }
             }
         }
     }
 
-    /// Takes in an ack cell from Mix 1. The last one opens the channel.
+    /// Takes in an ack cell from Mix 1. The last content opens the channel.
     pub(crate) fn ack(
         &mut self,
         cx: &mut Context,
@@ -152,14 +182,26 @@ impl Entry {
         content: &[u8],
     ) -> Result<(), Refusal> {
         let id = (link, header.channel);
-        let Some(Use::Setup(number)) = channels.used_by(id) else { return Err(Refusal::UnexpectedAck) };
+        if usize::from(header.sub) >= setup::ack_cells(cx.config.shape) {
+            return Err(Refusal::UnexpectedAck);
+        }
+        let number = match channels.used_by(id) {
+            Some(Use::Setup(number)) => number,
+            Some(Use::Open(_)) => {
+                cx.counters.surplus_cells += 1;
+                return Ok(());
+            }
+            _ => return Err(Refusal::UnexpectedAck),
+        };
         let wanted = self.wanted.get_mut(number).ok_or(Refusal::UnexpectedAck)?;
         let search = wanted.search.as_mut().ok_or(Refusal::UnexpectedAck)?;
         let at = search.attempts.iter().position(|attempt| attempt.id == id).ok_or(Refusal::UnexpectedAck)?;
+        self.in_flight.remove(id);
         let attempt = &mut search.attempts[at];
-        let part = attempt.acks.get_mut(usize::from(header.sub)).ok_or(Refusal::UnexpectedAck)?;
+        let part = &mut attempt.acks[usize::from(header.sub)];
         if part.is_some() {
-            return Err(Refusal::UnexpectedAck);
+            cx.counters.surplus_cells += 1;
+            return Ok(());
         }
         *part = Some(content.to_vec());
         if attempt.acks.iter().any(Option::is_none) {
@@ -223,6 +265,7 @@ impl Entry {
             }
         }
         self.open_count = 0;
+        self.in_flight = InFlight::default();
         self.searching.clear();
         self.scheduled = (0..self.wanted.len()).map(|number| (Duration::ZERO, number)).collect();
     }
@@ -238,7 +281,7 @@ impl Entry {
             self.searching.iter().filter_map(|number| Some((*number, self.wanted[*number].search.as_ref()?)));
         let due = searches
             .filter(|(number, search)| !Self::is_held_back(prober, *number, search))
-            .map(|(_, search)| search.due);
+            .map(|(_, search)| search.due.max(self.in_flight.room_at()));
         due.min().map_or(scheduled, |due| due.min(scheduled))
     }
 }
@@ -255,7 +298,7 @@ impl Search {
         self.count += 1;
     }
 
-    /// Sends one more setup.
+    /// Sends one more setup and returns its id.
     fn attempt(
         &mut self,
         cx: &mut Context,
@@ -264,14 +307,14 @@ impl Search {
         now: Duration,
         (number, link): (usize, LinkId),
         hops: &[HopPublic],
-    ) {
+    ) -> Option<LinkChannel> {
         self.drop_attempts(channels, now, ATTEMPTS_MAX - 1);
         let shape = cx.config.shape;
-        let ephemerals = hops.iter().map(|_| draw_secret(&mut cx.rng)).collect();
-        let Ok((onion, pending)) = setup::build(shape, hops, ephemerals, info(&cx.config)) else {
+        let shares = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut cx.rng))).collect();
+        let Ok((onion, pending)) = setup::build(shape, hops, shares, info(&cx.config)) else {
             // A descriptor has a low-order setup key. Its operator must publish another.
             cx.refuse(Refusal::SetupInvalid);
-            return;
+            return None;
         };
 
         let id = channels.draw_id(cx, link, Use::Setup(number));
@@ -279,6 +322,7 @@ impl Search {
         self.attempts.push_back(Attempt { id, pending, acks, sent_at: now });
         cx.counters.setups += 1;
         send_setup(cx, links, now, id, &onion);
+        Some(id)
     }
 
     /// Drops and wipes attempts that are over a minute old, and the oldest beyond `keep`.

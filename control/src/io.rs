@@ -167,7 +167,7 @@ pub enum Event {
     /// A channel is open on this node.
     ChannelOpen {
         channel: ChannelIndex,
-        /// From the first fragment of the setup to the last ack cell.
+        /// From the first shard of the setup to the last ack cell.
         setup: Duration,
     },
     /// A channel is gone.

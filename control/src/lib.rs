@@ -34,15 +34,20 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+pub use channel::ACK_COPIES_MAX;
 pub use config::{BadConfig, Caps, Config, NextHop, Rate, Role, Timing};
 pub use counters::{Counters, Refusal};
 pub use descriptor::{Descriptor, DescriptorError, Identity};
+pub use entry::SETUPS_IN_FLIGHT_MAX;
 pub use io::{Change, Event, Input, Output};
 
 use crate::channel::Channels;
 use crate::context::Context;
 use crate::entry::Entry;
 use crate::link::Links;
+
+/// Most cells of a setup on one link: class S, seven mixes, suite 2, link 1.
+pub const SETUP_CELLS_MAX: usize = 37;
 
 /// The control plane of one node.
 ///
@@ -112,7 +117,7 @@ impl Control {
         let Control { cx, links, channels, entry } = self;
         let content = links.open(cx, now, (link, slot), from, header, body)?;
         match (header.kind, entry) {
-            (CellKind::Setup, None) => channels.fragment(cx, links, now, (link, header), content),
+            (CellKind::Setup, None) => channels.shard(cx, links, now, (link, header), content),
             (CellKind::Ack, None) => channels.ack(cx, links, now, (link, header), content),
             (CellKind::Ack, Some(entry)) => {
                 let done = entry.ack(cx, channels, links, now, (link, header), content);

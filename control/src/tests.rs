@@ -7,7 +7,7 @@ use wire::cell::{CellKind, Class, Direction};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 use wire::kdf::Secret;
-use wire::setup::{self, HopPublic, Info};
+use wire::setup::{self, EntryShare, HopPublic, Info, Suite};
 
 use crate::channel::Use;
 use crate::context::Context;
@@ -38,26 +38,38 @@ fn misuse(world: &mut World, from: usize, side: Side, kind: CellKind, channel: u
 fn onion(plan: &Plan, info: Info, seed: u64) -> Vec<u8> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let hops: Vec<HopPublic> = plan.descriptors.iter().map(|d| d.hop()).collect();
-    let xs: Vec<Secret> = hops.iter().map(|_| draw_secret(&mut rng)).collect();
-    let (mut onion, _) = setup::build(plan.shape, &hops, xs, info).unwrap();
-    onion.resize(plan.shape.control_content(Direction::Forward, 1), 9);
-    onion
+    let shares: Vec<EntryShare> = hops.iter().map(|hop| hop.setup.share(draw_secret(&mut rng))).collect();
+    setup::build(plan.shape, &hops, shares, info).unwrap().0
 }
 
-const INFO: Info = Info { class: Class::L, lifetime_s: 3600, first: 0 };
+/// Lets the entry send this onion in the cells of this channel, but for the last `less` of them.
+fn misuse_setup(world: &mut World, channel: u32, onion: &[u8], less: usize) {
+    let shape = world.plan.shape;
+    let mut shards: Vec<Vec<u8>> =
+        onion.chunks(shape.control_content(Direction::Forward, 1)).map(<[u8]>::to_vec).collect();
+    shards.last_mut().unwrap().resize(shape.control_content(Direction::Forward, 1), 9);
+    setup::shards(shape, Suite::default(), 1).encode(&mut shards);
+    for (sub, content) in shards.iter().enumerate().take(shards.len() - less) {
+        misuse(world, 0, Side::Down, CellKind::Setup, channel, sub as u8, content);
+    }
+}
+
+const INFO: Info = Info { suite: Suite::Hybrid, class: Class::L, lifetime_s: 3600, first: 0 };
 
 #[test]
 fn setup_opens_once_on_any_channel() {
     let mut world = up(Class::L, 2);
     let onion = onion(&world.plan, INFO, 5);
-    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
-    world.run_for(secs(1));
+    misuse_setup(&mut world, 1, &onion, 0);
+    world.run_for(secs(3));
     assert_eq!(world.node(3).control.open_channels(), 5);
     for (channel, why) in [(1, Refusal::ChannelInUse), (2, Refusal::SetupReplayed), (3, Refusal::SetupReplayed)] {
         let before = world.refused(1, why);
-        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
+        // No parity: a channel in use refuses each shard, a replay the last one that it needs.
+        misuse_setup(&mut world, channel, &onion, 3);
         world.run_for(secs(1));
-        assert_eq!(world.refused(1, why), before + 1);
+        let shards = if channel == 1 { 3 } else { 1 };
+        assert_eq!(world.refused(1, why), before + shards);
     }
     assert_eq!(world.node(3).control.open_channels(), 5);
 }
@@ -69,7 +81,7 @@ fn setup_with_an_unusual_field_is_dropped() {
         [(1, Info { lifetime_s: 3599, ..INFO }), (2, Info { first: 1, ..INFO }), (3, Info { class: Class::S, ..INFO })]
     {
         let bad = onion(&world.plan, info, 7);
-        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &bad);
+        misuse_setup(&mut world, channel, &bad, 0);
         world.run_for(secs(1));
     }
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 3);
@@ -84,7 +96,7 @@ fn full_replay_cache_refuses_setups() {
     world.run_for(secs(2));
     assert!(world.has_channels(0, 4));
     let onion = onion(&world.plan, INFO, 8);
-    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 0, &onion);
+    misuse_setup(&mut world, 1, &onion, 0);
     world.run_for(secs(1));
     assert_eq!(world.refused(1, Refusal::ReplayCacheFull), 1);
 }
@@ -97,7 +109,7 @@ fn eight_incomplete_setups_wait_for_two_seconds() {
         misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &content);
     }
     misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 0, &content);
-    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 2, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 9, 37, &content);
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 1, "the ninth takes the oldest one's place");
     assert_eq!(world.refused(1, Refusal::FragmentMalformed), 2, "a piece twice, a piece that none has");
@@ -106,6 +118,46 @@ fn eight_incomplete_setups_wait_for_two_seconds() {
     world.run_for(ms(100));
     assert_eq!(world.refused(1, Refusal::SetupIncomplete), 9);
     assert_eq!(world.refused(1, Refusal::SetupInvalid), 0);
+}
+
+#[test]
+fn link_between_hops_holds_256_incomplete_setups() {
+    let mut world = up(Class::S, 2);
+    let content = vec![3; world.plan.shape.control_content(Direction::Forward, 2)];
+    for channel in 1..=257 {
+        misuse(&mut world, 1, Side::Down, CellKind::Setup, channel, 0, &content);
+    }
+    world.run_for(ms(100));
+    assert_eq!(world.refused(2, Refusal::SetupIncomplete), 1, "the last takes the oldest one's place");
+}
+
+#[test]
+fn shards_after_the_decision_are_surplus() {
+    let mut world = up(Class::L, 2);
+    let shards = setup::shards(world.plan.shape, Suite::default(), 1);
+    assert_eq!((shards.data, shards.parity), (3, 3));
+    let surplus = |w: &World| w.node(1).control.counters().surplus_cells;
+    let before = surplus(&world);
+    // Accepted, refused, and refused again: each is decided by three shards, and three are too many.
+    let good = onion(&world.plan, INFO, 5);
+    let mut forged = good.clone();
+    forged[40] ^= 1;
+    for (number, (channel, onion)) in (1..).zip([(1, &good), (2, &forged), (3, &good)]) {
+        misuse_setup(&mut world, channel, onion, 0);
+        world.run_for(ms(200));
+        // Two of the three ack cells of the accepted one are surplus, too.
+        assert_eq!(surplus(&world), before + 2 + 3 * number);
+    }
+    let refused = [Refusal::SetupInvalid, Refusal::SetupReplayed].map(|why| world.refused(1, why));
+    assert_eq!((refused, world.node(1).control.counters().refused_total()), ([1, 1], 2));
+    assert_eq!(world.refused(1, Refusal::SetupIncomplete), 0);
+    // After two seconds nothing remembers them: a shard starts another setup, or names a live channel.
+    world.run_for(secs(2));
+    let content = vec![3; world.plan.shape.control_content(Direction::Forward, 1)];
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 1, 5, &content);
+    misuse(&mut world, 0, Side::Down, CellKind::Setup, 2, 5, &content);
+    world.run_for(ms(100));
+    assert_eq!((surplus(&world), world.refused(1, Refusal::ChannelInUse)), (before + 11, 1));
 }
 
 #[test]
@@ -140,11 +192,13 @@ fn ack_passes_a_mix_once_and_only_if_awaited() {
     let content = vec![3; world.plan.shape.payload()];
     // The exit acknowledges an open channel again, then an unknown one, then sends part 1 of an ack with one part.
     let open = world.node(3).channels.values().next().unwrap().up.unwrap().1;
+    let before = world.node(2).control.counters().surplus_cells;
     for (channel, sub) in [(open, 0), (12345, 0), (open, 1)] {
         misuse(&mut world, 3, Side::Up, CellKind::Ack, channel, sub, &content);
     }
     world.run_for(secs(1));
-    assert_eq!(world.refused(2, Refusal::UnexpectedAck), 3);
+    assert_eq!(world.refused(2, Refusal::UnexpectedAck), 2);
+    assert_eq!(world.node(2).control.counters().surplus_cells, before + 1, "a copy for an open channel");
     assert_eq!(world.refused(1, Refusal::UnexpectedAck), 0, "nothing came through");
 }
 
@@ -157,6 +211,8 @@ fn without_acks(class: Class, mixes: usize) -> World {
     });
     let start = world.now;
     assert!(world.run_until(start + secs(2), |w| !w.node(mixes + 1).channels.is_empty()));
+    // The exit's other ack cells are lost, too.
+    world.run_for(ms(100));
     world
 }
 
@@ -167,21 +223,22 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     let half_open = *world.nodes[&8].channels.values().next().map(|c| c.up.as_ref().unwrap()).unwrap();
     world.tap = Box::new(|_, _| Fate::Pass);
     let content = vec![3; world.plan.shape.payload()];
-    let at_mix = |w: &World| w.node(6).control.counters().refused_total();
-    let before = at_mix(&world);
+    let surplus = |w: &World| w.node(7).control.counters().surplus_cells;
+    let sent = |w: &World| w.record.iter().filter(|p| p.from == up_address(7)).count();
+    let (before, sent_before) = (surplus(&world), sent(&world));
     for _ in 0..3 {
         misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 0, &content);
     }
-    world.run_for(ms(40));
-    assert_eq!(world.refused(7, Refusal::UnexpectedAck), 2);
-    assert_eq!(at_mix(&world), before);
+    world.run_for(ms(100));
+    assert_eq!(surplus(&world), before + 2);
+    assert_eq!(sent(&world), sent_before + 3, "one content, in three cells");
     // There is no part 2, and acks do not come from the entry's side.
     misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 2, &content);
     let up = world.node(7).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];
     misuse(&mut world, 6, Side::Down, CellKind::Ack, up, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(7, Refusal::UnexpectedAck), world.refused(7, Refusal::CellMalformed)), (3, 1));
+    assert_eq!((world.refused(7, Refusal::UnexpectedAck), world.refused(7, Refusal::CellMalformed)), (1, 1));
 }
 
 #[test]
@@ -189,14 +246,15 @@ fn entry_takes_the_first_copy_of_an_ack_part() {
     let mut world = without_acks(Class::S, 7);
     let waits = world.node(1).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Backward, 1)];
-    for (sub, refused) in [(0, 0), (0, 1), (2, 2)] {
+    for (sub, surplus, refused) in [(0, 0, 0), (0, 1, 0), (2, 1, 1)] {
         misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, sub, &content);
         world.run_for(ms(40));
-        assert_eq!(world.refused(0, Refusal::UnexpectedAck), refused, "part {sub} of 0 and 1");
+        assert_eq!(world.refused(0, Refusal::UnexpectedAck), refused, "content {sub} of 0 and 1");
+        assert_eq!(world.node(0).control.counters().surplus_cells, surplus, "content {sub} of 0 and 1");
     }
     misuse(&mut world, 1, Side::Up, CellKind::Ack, waits, 1, &content);
     world.run_for(ms(40));
-    assert_eq!((world.refused(0, Refusal::UnexpectedAck), world.refused(0, Refusal::AckInvalid)), (2, 1));
+    assert_eq!((world.refused(0, Refusal::UnexpectedAck), world.refused(0, Refusal::AckInvalid)), (1, 1));
 }
 
 #[test]
@@ -215,10 +273,10 @@ fn setup_for_a_half_open_channel_is_dropped() {
     let mut world = without_acks(Class::L, 2);
     for (seed, channel) in [(1, 7), (2, 7), (3, 8)] {
         let onion = onion(&world.plan, INFO, seed);
-        misuse(&mut world, 0, Side::Down, CellKind::Setup, channel, 0, &onion);
-        world.run_for(ms(50));
+        misuse_setup(&mut world, channel, &onion, 3);
+        world.run_for(ms(2100));
     }
-    assert_eq!(world.refused(1, Refusal::ChannelInUse), 1);
+    assert_eq!(world.refused(1, Refusal::ChannelInUse), 3, "each of its shards");
 }
 
 #[test]
@@ -287,7 +345,10 @@ fn contradictory_configuration_names_the_contradiction() {
     assert_eq!(check(1, &|c| c.previous = Some([1; 32])), BadConfig::Previous);
     assert_eq!(check(1, &|c| c.next = None), BadConfig::Next);
     assert_eq!(check(1, &|c| c.noise = Secret::new([1; 32])), BadConfig::Key("Noise"));
-    assert_eq!(check(3, &|c| c.setup = Secret::new([1; 32])), BadConfig::Key("setup"));
+    assert_eq!(check(3, &|c| c.setup = plan.setup_key(1).clone()), BadConfig::Key("setup"));
+    let other = Plan::with_suite(Class::L, 2, Suite::X25519);
+    let mixed = BadConfig::Suite(Suite::Hybrid, Suite::X25519);
+    assert_eq!(check(1, &|c| c.next = other.config(1).next), mixed);
     assert_eq!(check(0, &|c| c.role = Role::Entry { hops: vec![], channels: 4 }), BadConfig::Hops(0, 3));
     assert_eq!(check(1, &|c| c.next.as_mut().unwrap().descriptor.lifetime_s = 9), BadConfig::Lifetime(3600, 9));
     assert!(matches!(check(1, &|c| c.timing.expire_after = c.timing.renew_after), BadConfig::Value(_)));
@@ -299,8 +360,8 @@ fn secrets_do_not_print() {
     let config = plan.config(1);
     let text = format!("{config:?}");
     assert!(!text.contains("psk") && !text.contains("Secret"), "{text}");
-    for secret in [&config.noise, &config.setup] {
-        let bytes = format!("{:?}", secret.expose());
+    for secret in [&config.noise.expose()[..], config.setup.x25519().expose(), config.setup.mlkem().unwrap()] {
+        let bytes = format!("{secret:?}");
         assert!(!text.contains(bytes.trim_matches(['[', ']'])), "{text}");
     }
     let mut world = World::new(Plan::new(Class::L, 1));
@@ -397,7 +458,7 @@ proptest! {
             1..60,
         ),
     ) {
-        // Eight hops of class S have setups in two fragments and acks in two cells.
+        // Eight hops of class S have setups in many shards and acks of two contents.
         let mut world = up(class, 7);
         for (from, forward, kind, channel, sub, fill, other_len) in cells {
             let (from, side) = if forward { (from * 2, Side::Down) } else { (from * 2 + 1, Side::Up) };

@@ -83,8 +83,15 @@ fn setups_and_acks() {
     // Bits to flip: none, one at the start, one at the end.
     let mut last = vec![0; 319];
     last.push(1);
-    for (name, hop, flips) in [("whole", 0, &[0; 40][..]), ("front", 1, &[1]), ("end", 0, &last)] {
-        write("setup", name, &[&[hop], flips].concat());
+    let ciphertext = [&[0; 40][..], &[1]].concat();
+    for (name, choice, flips) in [
+        ("whole", 0, &[0; 40][..]),
+        ("front", 2, &[1]),
+        ("end", 0, &last),
+        ("whole-2", 1, &[0; 40]),
+        ("ciphertext-2", 3, &ciphertext),
+    ] {
+        write("setup", name, &[&[choice], flips].concat());
     }
     for (name, chain, hop, flips) in
         [("whole", 0, 4, &[0; 4][..]), ("slot", 1, 1, &[1]), ("filling", 1, 0, &[&[0; 200][..], &[1]].concat())]

@@ -7,8 +7,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use wire::cell::{Class, Shape};
-use wire::kdf::{Secret, x25519_public};
-use wire::setup::{HopPublic, HopSecrets, Info, Pending, ack_cells, begin_ack, build, cover_ack, open, slot};
+use wire::kdf::Secret;
+use wire::setup::{
+    HopPublic, HopSecrets, Info, Pending, SetupKey, Suite, ack_cells, begin_ack, build, cover_ack, open, slot,
+};
 
 struct Chain {
     shape: Shape,
@@ -19,16 +21,19 @@ struct Chain {
     sent: Vec<Vec<Vec<u8>>>,
 }
 
-static CHAINS: LazyLock<[Chain; 4]> =
-    LazyLock::new(|| [(Class::S, 5), (Class::L, 3), (Class::S, 8), (Class::M, 2)].map(|(class, n)| chain(class, n)));
+static CHAINS: LazyLock<[Chain; 4]> = LazyLock::new(|| {
+    let [one, two] = Suite::ALL;
+    [(one, Class::S, 5), (two, Class::L, 3), (two, Class::S, 8), (one, Class::M, 2)]
+        .map(|(suite, class, n)| chain(suite, class, n))
+});
 
-fn chain(class: Class, n: usize) -> Chain {
+fn chain(suite: Suite, class: Class, n: usize) -> Chain {
     let shape = Shape::new(class, n).expect("it is a chain");
-    let info = Info { class, lifetime_s: 3600, first: 0 };
-    let key = Secret::new([9; 32]);
-    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: [1; 32] };
-    let xs = (0..n as u8).map(|i| Secret::new([0x40 + i; 32])).collect();
-    let (mut onion, pending) = build(shape, &vec![hop; n], xs, info).expect("a good key");
+    let info = Info { suite, class, lifetime_s: 3600, first: 0 };
+    let key = SetupKey::generate(suite, Secret::new([9; 32]));
+    let hop = HopPublic { setup: key.public(), descriptor_hash: [1; 32] };
+    let shares = (0..n as u8).map(|i| hop.setup.share(Secret::new([0x40 + i; 32]))).collect();
+    let (mut onion, pending) = build(shape, &vec![hop; n], shares, info).expect("a good key");
     let mut hops = Vec::new();
     for i in 1..=n {
         let opened = open(shape, i, &[1; 32], &key, info, &onion).expect("it is for this hop");

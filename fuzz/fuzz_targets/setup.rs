@@ -1,5 +1,5 @@
 //! Attack: a stranger sends setups to a hop, made up, or genuine with any bit flipped. All are refused, without
-//! a panic.
+//! a panic. The setup arrives in shards: any of them, as many as are needed, give it back.
 
 #![no_main]
 
@@ -7,56 +7,61 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use wire::cell::{Class, Shape};
-use wire::kdf::{Secret, x25519_public};
-use wire::setup::{BadSetup, HopPublic, Info, build, onion_len, open, replay_tag};
+use wire::kdf::Secret;
+use wire::setup::{BadSetup, HopPublic, Info, SetupKey, Suite, build, onion_len, open, replay_tag, shards};
 
 const HOPS: usize = 5;
-const INFO: Info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
 
 struct Chain {
     shape: Shape,
-    key: Secret,
+    info: Info,
+    key: SetupKey,
     /// The onions that arrive at hop 1, 2, ...
     onions: Vec<Vec<u8>>,
 }
 
-static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
+static CHAINS: LazyLock<[Chain; 2]> = LazyLock::new(|| Suite::ALL.map(chain));
+
+fn chain(suite: Suite) -> Chain {
     let shape = Shape::new(Class::S, HOPS).expect("five hops are a chain");
-    let key = Secret::new([9; 32]);
-    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: [1; 32] };
-    let xs = (0..HOPS as u8).map(|i| Secret::new([0x40 + i; 32])).collect();
-    let (onion, _) = build(shape, &[hop; HOPS], xs, INFO).expect("a good key");
+    let info = Info { suite, class: Class::S, lifetime_s: 3600, first: 0 };
+    let key = SetupKey::generate(suite, Secret::new([9; 32]));
+    let hop = HopPublic { setup: key.public(), descriptor_hash: [1; 32] };
+    let shares = (0..HOPS as u8).map(|i| hop.setup.share(Secret::new([0x40 + i; 32]))).collect();
+    let (onion, _) = build(shape, &vec![hop; HOPS], shares, info).expect("a good key");
     let mut onions = vec![onion];
     for i in 1..=HOPS {
-        let opened = open(shape, i, &[1; 32], &key, INFO, &onions[i - 1]).expect("it is for this hop");
-        assert_eq!(opened.rest.len(), if i == HOPS { 0 } else { onion_len(shape, i + 1) });
+        let opened = open(shape, i, &[1; 32], &key, info, &onions[i - 1]).expect("it is for this hop");
+        assert_eq!(opened.rest.len(), if i == HOPS { 0 } else { onion_len(shape, suite, i + 1) });
         onions.push(opened.rest);
     }
-    Chain { shape, key, onions }
-});
+    Chain { shape, info, key, onions }
+}
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (choice, bytes) = input;
-    let Chain { shape, key, onions } = &*CHAIN;
-    let i = 1 + usize::from(choice) % HOPS;
+    let Chain { shape, info, key, onions } = &CHAINS[usize::from(choice) % 2];
+    let (info, suite) = (*info, info.suite);
+    let i = 1 + usize::from(choice) / 2 % HOPS;
     let onion = &onions[i - 1];
     let try_open = |i, hash, info, onion: &[u8]| open(*shape, i, hash, key, info, onion);
 
-    assert_eq!(replay_tag(bytes).is_some(), bytes.len() >= 32);
-    match try_open(i, &[1; 32], INFO, bytes) {
+    let head = [32, 32 + 1088][suite as usize - 1];
+    assert_eq!(replay_tag(suite, bytes).is_some(), bytes.len() >= head);
+    match try_open(i, &[1; 32], info, bytes) {
         Ok(_) => assert_eq!(bytes, onion),
-        Err(BadSetup::Length) => assert_ne!(bytes.len(), onion_len(*shape, i)),
-        Err(_) => assert_eq!(bytes.len(), onion_len(*shape, i)),
+        Err(BadSetup::Length) => assert_ne!(bytes.len(), onion_len(*shape, suite, i)),
+        Err(_) => assert_eq!(bytes.len(), onion_len(*shape, suite, i)),
     }
 
     // The genuine onion with flipped bits.
     let mut flipped = onion.clone();
     flipped.iter_mut().zip(bytes).for_each(|(byte, flip)| *byte ^= flip);
-    match try_open(i, &[1; 32], INFO, &flipped) {
+    match try_open(i, &[1; 32], info, &flipped) {
         Ok(opened) => {
             assert_eq!(&flipped, onion);
             assert_eq!(opened.rest, onions[i]);
-            assert_eq!(Some(opened.tag), replay_tag(onion));
+            assert_eq!(Some(opened.tag), replay_tag(suite, onion));
         }
         Err(why) => {
             assert_ne!(&flipped, onion);
@@ -64,13 +69,27 @@ fuzz_target!(|input: (u8, &[u8])| {
         }
     }
 
+    // Its shards, kept or lost as the input says, as long as there are enough.
+    let code = shards(*shape, suite, i);
+    let content = onion.len().div_ceil(code.data);
+    let mut parts: Vec<Vec<u8>> = onion.chunks(content).map(<[u8]>::to_vec).collect();
+    if parts.len() == code.data {
+        parts.last_mut().expect("there is one").resize(content, 7);
+        code.encode(&mut parts);
+        let mut kept: Vec<u8> = (0..code.total() as u8).collect();
+        kept.sort_by_key(|at| bytes.get(usize::from(*at)).copied().unwrap_or(*at));
+        kept.truncate(code.data);
+        let of_kept: Vec<Vec<u8>> = kept.iter().map(|at| parts[usize::from(*at)].clone()).collect();
+        assert!(code.decode(&kept, &of_kept).starts_with(onion), "shards {kept:?} give another setup");
+    }
+
     // The genuine onion with another descriptor or other constants.
     let Some((&[flip, at], _)) = bytes.split_first_chunk::<2>() else { return };
     if flip != 0 {
         let mut hash = [1; 32];
         hash[usize::from(at) % 32] ^= flip;
-        assert!(try_open(i, &hash, INFO, onion).is_err_and(|why| why == BadSetup::Forged));
-        let info = Info { lifetime_s: 3600 ^ u16::from(flip), ..INFO };
+        assert!(try_open(i, &hash, info, onion).is_err_and(|why| why == BadSetup::Forged));
+        let info = Info { lifetime_s: 3600 ^ u16::from(flip), ..info };
         assert!(try_open(i, &[1; 32], info, onion).is_err_and(|why| why == BadSetup::Info));
     }
 });

@@ -14,6 +14,7 @@ use control::{Caps, Config, Descriptor, Identity, NextHop, Role, Timing};
 use wire::cell::{Class, Shape};
 use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::kdf::{Secret, x25519_public};
+use wire::setup::SetupKey;
 
 pub const HOPS: usize = 3;
 pub const CHAIN: [u8; 32] = [7; 32];
@@ -37,8 +38,12 @@ pub fn noise_key(position: usize) -> Secret {
     Secret::new([0x20 + position as u8; 32])
 }
 
-pub fn setup_key(position: usize) -> Secret {
-    Secret::new([0x40 + position as u8; 32])
+pub fn setup_key(position: usize) -> SetupKey {
+    let byte = 0x40 + position as u8;
+    let mlkem = ml_kem::ml_kem_768::DecapsulationKey::from_seed([byte; 64].into());
+    #[allow(deprecated)]
+    let expanded = ml_kem::ExpandedKeyEncoding::to_expanded_bytes(&mlkem);
+    SetupKey::new(Secret::new([byte; 32]), Some(&expanded)).expect("a good key")
 }
 
 /// Where a node receives from the previous hop.
@@ -56,7 +61,7 @@ pub fn descriptor(position: usize) -> Descriptor {
         not_before: WALL_S - 1000,
         not_after: WALL_S + 1000,
         noise: x25519_public(&noise_key(position)),
-        setup: x25519_public(&setup_key(position)),
+        setup: setup_key(position).public(),
         mixing_delay_ms: 5,
         lifetime_s: 3600,
         lanes: vec![address(position)],

@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{draw_secret, draw_x25519};
+use control::descriptor::{draw_secret, draw_setup, draw_x25519};
 use control::{Caps, Descriptor};
 use dataplane::exit::policy::Rule;
 use dataplane::socket::backend::Io;
@@ -25,6 +25,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Shape};
 use wire::kdf::Secret;
+use wire::setup::Suite;
 use zeroize::Zeroizing;
 
 use crate::config::{
@@ -42,6 +43,8 @@ const BACKDATED: Duration = Duration::from_secs(3600);
 pub struct Plan {
     /// Size class.
     pub class: Class,
+    /// Algorithms of its channel setups.
+    pub suite: Suite,
     /// Mixing strategy of all mixes.
     pub mixing: Mixing,
     /// Lifetime of its channels in seconds, 60 to 3600.
@@ -105,6 +108,7 @@ impl Plan {
         let hops = addresses.iter().zip(downs).map(|(&address, down)| PlannedHop { address, down }).collect();
         Plan {
             class: Class::L,
+            suite: Suite::default(),
             mixing: Mixing::default(),
             lifetime_s: LIFETIME_S,
             renew_after_s: RENEW_AFTER_S,
@@ -173,7 +177,8 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
 
     let mut chain_text = chain_head(&chain_id, shape, plan);
-    let entry_keys = Keys::draw(&mut rng);
+    // An entry has no setup keys that anyone uses.
+    let entry_keys = Keys::draw(&mut rng, Suite::X25519);
     let mut nodes = vec![Written {
         name: node_name(NodeRole::Entry, 0),
         config: entry_config(plan),
@@ -183,7 +188,8 @@ pub fn write(dir: &Path, plan: &Plan) -> Result<Files, ConfigError> {
         let index = i + 1;
         let role = if index == h { NodeRole::Exit } else { NodeRole::Mix };
         let (noise, noise_public) = draw_x25519(&mut rng);
-        let (setup, setup_public) = draw_x25519(&mut rng);
+        let setup = draw_setup(&mut rng, plan.suite);
+        let setup_public = setup.public();
         let (identity, socks_users) = (draw_secret(&mut rng), BTreeMap::new());
         let keys = Keys { identity, noise, setup, psk_up: None, psk_down: None, socks_users };
         let identity = control::Identity::from_seed(&keys.identity);
@@ -276,10 +282,12 @@ fn chain_head(id: &[u8; 32], shape: Shape, plan: &Plan) -> String {
          id = \"{id}\"\n\
          class = \"{}\"\n\
          hops = {}   # key hops: the mixes and the exit\n\
+         suite = {}   # of channel setups: 2 is X25519 with ML-KEM-768, 1 X25519 alone\n\
          mixing = \"{}\"\n\
          lifetime_s = {}   # of a channel\n",
         shape.class(),
         shape.hops(),
+        plan.suite,
         plan.mixing,
         plan.lifetime_s,
     )
@@ -355,6 +363,8 @@ fn strings<T: std::fmt::Display>(all: &[T]) -> String {
 
 fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
     let line = |secret: &Secret| Zeroizing::new(encode_base64(secret.expose()));
+    let mlkem = |key: &[u8]| Zeroizing::new(format!("setup_mlkem = \"{}\"\n", *Zeroizing::new(encode_base64(key))));
+    let mlkem = keys.setup.mlkem().map(mlkem).unwrap_or_default();
     let (why, more) = match role {
         NodeRole::Entry => (
             "# An entry does not prove its identity with these keys.\n",
@@ -364,10 +374,11 @@ fn key_text(role: NodeRole, keys: &Keys) -> Zeroizing<String> {
     };
     Zeroizing::new(format!(
         "# Private keys. Only the user who runs the node may read them (mode 0600).\n{why}\
-         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n{more}",
+         identity = \"{}\"\nnoise = \"{}\"\nsetup = \"{}\"\n{}{more}",
         *line(&keys.identity),
         *line(&keys.noise),
-        *line(&keys.setup),
+        *line(keys.setup.x25519()),
+        *mlkem,
     ))
 }
 
@@ -385,10 +396,11 @@ mod tests {
 
     #[test]
     fn every_node_reads_the_files_of_init() {
-        for (class, mixes) in [(Class::S, 1), (Class::L, 3), (Class::M, 7)] {
+        let chains = [(Class::S, 1, Suite::X25519), (Class::L, 3, Suite::Hybrid), (Class::M, 7, Suite::Hybrid)];
+        for (class, mixes, suite) in chains {
             let dir = tempfile::tempdir().unwrap();
             let forward: Forward = "127.0.0.1:5000=example.org:53".parse().unwrap();
-            let mut plan = Plan { class, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
+            let mut plan = Plan { class, suite, allow: vec!["127.0.0.0/8".parse().unwrap()], ..plan(mixes) };
             plan.deny.push("::/0".parse().unwrap());
             plan.trust.push("127.0.0.1:9".parse().unwrap());
             plan.mixing = "threshold:n=5".parse().unwrap();
@@ -399,7 +411,7 @@ mod tests {
             plan.caps = Caps { channels: 100_000, links: 7, ..Caps::default() };
             let files = write(dir.path(), &plan).unwrap();
             let entry = Loaded::read(&files.entry).unwrap();
-            assert_eq!(entry.chain.shape, Shape::new(class, mixes + 1).unwrap());
+            assert_eq!((entry.chain.shape, entry.chain.suite), (Shape::new(class, mixes + 1).unwrap(), suite));
             assert_eq!(entry.next_address().unwrap(), Some(plan.hops[0].address));
             let Part::Entry(part) = &entry.config.part else { panic!("an entry's file") };
             assert_eq!((&part.forwards, part.pymix.len()), (&vec![forward], 1));

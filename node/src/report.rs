@@ -197,6 +197,8 @@ pub struct Handshakes {
     pub keepalives: u64,
     /// Control cells accepted.
     pub cells: u64,
+    /// Of these, setup and ack cells that were not needed.
+    pub surplus_cells: u64,
     /// Channels set up and not yet acknowledged.
     pub half_open: u64,
 }
@@ -303,6 +305,7 @@ impl NodeReport {
             channels_opened: counters.channels_opened,
             keepalives: counters.keepalives,
             cells: counters.cells,
+            surplus_cells: counters.surplus_cells,
             half_open: half_open as u64,
         };
         let refusals = counters.refusals().filter(|(_, count)| *count > 0);

@@ -81,6 +81,12 @@ pub struct InitArgs {
     #[arg(long, default_value_t = LIFETIME_S, value_name = "SECONDS",
           value_parser = clap::value_parser!(u16).range(60..=3600), hide_short_help = true)]
     pub lifetime: u16,
+    /// Algorithms of channel setups, 1 or 2
+    ///
+    /// 2 is X25519 with ML-KEM-768, 1 is X25519 alone. The same for the whole chain.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2),
+          hide_short_help = true)]
+    pub suite: u8,
     /// Overwrite an existing chain, including its keys
     #[arg(long)]
     pub force: bool,

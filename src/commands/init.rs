@@ -10,6 +10,7 @@ use eddy_node::init::{Files, Plan, lanes, write};
 use eddy_node::runtime::path;
 use wire::cell::{Class, Shape};
 use wire::frames;
+use wire::setup::Suite;
 
 use crate::args::InitArgs;
 
@@ -96,6 +97,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
     let addresses = addresses(args)?;
     let plan = Plan {
         class: args.shape.class,
+        suite: Suite::from_wire(args.suite).unwrap_or_default(),
         mixing: args.shape.mixing,
         lifetime_s: args.lifetime,
         lanes: usize::from(args.shape.lanes),

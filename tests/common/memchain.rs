@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::draw_x25519;
+use control::descriptor::{draw_setup, draw_x25519};
 use control::{Caps, Config, Control, Descriptor, NextHop, Role, Timing};
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::entry::{Destination, Entry, Listener, ListenerKind};
@@ -34,7 +34,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::{ChannelKeys, Side};
-use wire::setup::HopSecrets;
+use wire::setup::{HopSecrets, SetupKey, Suite};
 
 use super::limit::Permit;
 
@@ -46,6 +46,7 @@ pub const EPOCH_S: u64 = 1_800_000_000;
 pub struct Plan {
     pub class: Class,
     pub mixes: usize,
+    pub suite: Suite,
     /// Lanes of each mix; the exit has one.
     pub lanes: Vec<usize>,
     pub mixing: Mixing,
@@ -63,6 +64,7 @@ impl Default for Plan {
         Plan {
             class: Class::S,
             mixes: 3,
+            suite: Suite::default(),
             lanes: vec![1; 3],
             mixing: Mixing::default(),
             channels: 4,
@@ -118,7 +120,7 @@ pub struct Seen {
 }
 
 /// A node's secret and public keys, for links and for setups.
-type NodeKeys = ((wire::kdf::Secret, [u8; 32]), (wire::kdf::Secret, [u8; 32]));
+type NodeKeys = ((wire::kdf::Secret, [u8; 32]), SetupKey);
 
 /// A chain of nodes: entry, mixes, exit.
 pub struct Chain {
@@ -175,7 +177,8 @@ impl Chain {
     pub fn new(plan: Plan) -> Chain {
         let shape = Shape::new(plan.class, plan.mixes + 1).unwrap();
         let mut rng = ChaCha20Rng::seed_from_u64(plan.seed);
-        let keys: Vec<_> = (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_x25519(&mut rng))).collect();
+        let keys: Vec<_> =
+            (0..=shape.hops()).map(|_| (draw_x25519(&mut rng), draw_setup(&mut rng, plan.suite))).collect();
         let descriptors: Vec<Descriptor> = (1..=shape.hops())
             .map(|i| Descriptor {
                 chain: [7; 32],
@@ -186,7 +189,7 @@ impl Chain {
                 not_before: EPOCH_S - 10,
                 not_after: EPOCH_S + 1_000_000,
                 noise: keys[i].0.1,
-                setup: keys[i].1.1,
+                setup: keys[i].1.public(),
                 mixing_delay_ms: if i == shape.hops() { 0 } else { plan.mixing.largest_delay().as_millis() as u32 },
                 lifetime_s: plan.lifetime_s,
                 lanes: (0..plan.lanes(i)).map(|lane| lane_address(i, lane)).collect(),
@@ -246,7 +249,7 @@ impl Chain {
             shape: self.shape,
             position,
             noise: keys[position].0.0.clone(),
-            setup: keys[position].1.0.clone(),
+            setup: keys[position].1.clone(),
             descriptor: (position > 0).then(|| descriptors[position - 1].clone()),
             previous: (position > 1).then(|| keys[position - 1].0.1),
             next: (!exit).then(|| NextHop {
@@ -271,7 +274,7 @@ impl Chain {
         for _ in 0..lanes.own {
             let (to_test, from_control) = rtrb::RingBuffer::new(4096);
             let (to_worker, worker_commands) = rtrb::RingBuffer::new(4096);
-            let (to_control, from_worker) = rtrb::RingBuffer::new(256);
+            let (to_control, from_worker) = rtrb::RingBuffer::new(2048);
             let waker = Arc::new(Waker::new().unwrap());
             rings.push((to_test, waker.clone()));
             commands.push((from_control, to_worker));

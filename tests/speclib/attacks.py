@@ -4,20 +4,33 @@ import contextlib
 import copy
 import os
 
+from kyber_py.ml_kem import ML_KEM_768
+
 from .ends import bound
-from .nodes import Entry, lengths, new_channel_id
+from .nodes import new_channel_id
 from .protocol import (
-    ACK, DGRAM, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, STATUS, SUITE,
-    flip_bit, frame, handshake_datagram, seal, setup_info,
+    ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
+    Class, Header, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal,
+    setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
+from .user import Entry, lengths
 
 
 def check_attacks(report, chain, echo):
-    for topic in (attack_handshakes, attack_setups, attack_with_old_setups, attack_with_cells, attack_with_frames):
+    for topic in (attack_handshakes, attack_with_cells, attack_with_frames):
         topic(Attacker(report, chain))
+    check_survival(report, "attacks", chain, echo)
 
-    with report.check("attack: afterwards the chain carries datagrams and every ledger closes"):
+
+def check_setup_attacks(report, name, chain, echo):
+    for topic in (attack_setups, attack_with_old_setups, attack_with_few_shards, attack_with_shards):
+        topic(Attacker(report, chain))
+    check_survival(report, f"{name}: attacks on setups", chain, echo)
+
+
+def check_survival(report, name, chain, echo):
+    with report.check(f"{name}: afterwards the chain carries datagrams and every ledger closes"):
         entry = Entry(chain.loop, chain)
         entry.connect()
         flow = entry.flow(entry.channel(), echo.address)
@@ -29,13 +42,18 @@ def check_attacks(report, chain, echo):
 
 
 class Attacker:
-    """An entry with a link and a channel of its own, so with full buckets (5.9)."""
+    """An entry with a channel."""
 
     def __init__(self, report, chain):
         self.report, self.chain = report, chain
-        self.entry = Entry(chain.loop, chain)
+        self.connect()
+
+    def connect(self):
+        """Another link, so full buckets (5.9)."""
+        self.entry = Entry(self.chain.loop, self.chain)
         self.entry.connect()
         self.channel = self.entry.channel()
+        return self.entry
 
     @contextlib.contextmanager
     def attack(self, name, node, reason, times=1):
@@ -44,7 +62,8 @@ class Attacker:
         A mix releases everything that it holds (6.1), so an answer to the attack cannot come later
         than the PONG of a PING that is sent when a sound exchange after it is complete."""
         entry = self.entry
-        with self.report.check(f"attack: {name}") as row, self.chain.counts(node, reason, times):
+        suite = entry.size.suite.number
+        with self.report.check(f"attack, suite {suite}: {name}") as row, self.chain.counts(node, reason, times):
             entry.events.clear()
             answers = entry.down.drops["unexpected-response"]
             yield
@@ -54,9 +73,25 @@ class Attacker:
             same("second answers", entry.down.drops["unexpected-response"], answers)
             row["note"] = f"{node} counts {reason}"
 
+    def new_setup(self, sound=True):
+        """A setup and its shards. If it is sound, its ack may come."""
+        attempt = self.entry.register(self.entry.attempt())
+        if sound:
+            self.entry.sound.append(("ack", attempt.id))
+        return attempt, setup_shards(self.entry.size, 1, attempt.onions[0])
+
+    def send_shards(self, attempt, contents, first=0):
+        self.send(*(self.entry.setup_cell(attempt, sub, content) for sub, content in enumerate(contents, first)))
+
+    def outlast_incomplete_setup(self):
+        """Mix 1 drops and counts it when a shard comes after the 2 s of 5.3.4."""
+        before = self.chain.count("mix1", "setup-incomplete")
+        self.entry.loop.repeat(
+            self.entry.channel, lambda: self.chain.count("mix1", "setup-incomplete") > before, "the end of a setup"
+        )
+
     def send(self, *cells):
-        for cell in cells:
-            self.entry.down.sock.sendto(cell, self.entry.link.address)
+        self.entry.send_cells(cells)
 
 
 def attack_handshakes(by):
@@ -102,16 +137,31 @@ def attack_handshakes(by):
 
 
 def attack_setups(by):
-    entry, size = by.entry, by.entry.size
-    lifetime = entry.hops[0].lifetime
+    size, lifetime = by.entry.size, by.entry.hops[0].lifetime
     sound = setup_info(size, lifetime)
+    places = {"E": 0, "ct": 32, "the tag": -1}
+    if size.suite is Suite1:
+        del places["ct"]
 
     for i, node in enumerate(by.chain.names[1:], 1):
-        with by.attack(f"a flipped bit in S_{i}", node, "setup-invalid"):
-            entry.send_setup(entry.attempt(flip=i))
-            entry.channel()
+        entry = by.connect()
+        for what, at in places.items():
+            with by.attack(f"a flipped bit in {what} of S_{i}", node, "setup-invalid"):
+                entry.send_setup(entry.attempt(flip=(i, at)))
+                entry.channel()
 
-    infos = {"lifetime": setup_info(size, lifetime - 1), "flags": flip_bit(sound, 3), "last byte": flip_bit(sound, 15)}
+    with by.attack("E of zeros", "mix1", "setup-invalid"):
+        attempt = entry.attempt()
+        entry.send_setup(attempt, bytes(32) + attempt.onions[0][32:])
+        entry.channel()
+
+    infos = {
+        "suite": setup_info(other_suite(size), lifetime),
+        "lifetime": setup_info(size, lifetime - 1),
+        "flags": flip_bit(sound, 3),
+        "last byte": flip_bit(sound, 15),
+    }
+    entry = by.connect()
     for what, info in infos.items():
         with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
             entry.send_setup(entry.attempt(info=info, at=2))
@@ -122,17 +172,118 @@ def attack_with_old_setups(by):
     entry = by.entry
 
     with by.attack("a setup twice", "mix1", "setup-replayed"):
-        entry.send_setup(entry.channel())
+        entry.send_setup(copy.copy(entry.channel()))
+        entry.channel()
+
+    with by.attack("the head of an old setup before other bytes", "mix1", "setup-replayed"):
+        old = entry.channel()
+        entry.send_setup(copy.copy(old), flip_bit(old.onions[0], -1))
         entry.channel()
 
     with by.attack("the S_3 of another setup inside fresh layers", "mix3", "setup-replayed"):
         onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
-            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: SUITE.head]
+            layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: entry.size.suite.head]
             info = setup_info(entry.size, entry.hops[i - 1].lifetime)
             onion = head + seal(layer.key, layer.nonce, info + onion)
         entry.send_setup(fresh, onion)
         entry.channel()
+
+
+def attack_with_few_shards(by):
+    """5.3.4, 5.3.5"""
+    entry, size = by.entry, by.entry.size
+    k, r = shard_counts(size, 1)
+    if k == 1:
+        return  # no setup is ever incomplete
+
+    with by.attack(f"a setup that lost {r + 1} of {k + r} shards", "mix1", "setup-incomplete"):
+        attempt, contents = by.new_setup(sound=False)
+        by.send_shards(attempt, contents[: k - 1])
+        by.outlast_incomplete_setup()
+
+    # The attack before took the 2 s of 5.3.5, so this is not surplus.
+    with by.attack("a shard for a live channel", "mix1", "channel-in-use"):
+        by.send_shards(by.channel, [b""])
+
+    firsts, ninths = [], []
+
+    def nine():
+        """The first makes room for the ninth, so its k-th shard comes too late."""
+        setups = [by.new_setup() for _ in range(9)]
+        for attempt, contents in setups:
+            by.send_shards(attempt, contents[: k - 1])
+        for attempt, contents in setups[8], setups[0]:
+            by.send_shards(attempt, contents[k - 1 : k], k - 1)
+        firsts.append(setups[0][0])
+        ninths.append(setups[8][0])
+
+    with by.attack("nine incomplete setups", "mix1", "setup-incomplete"):
+        entry.loop.repeat(nine, lambda: any(one.open for one in ninths), "ack of the ninth setup")
+        entry.channel()
+        assert not any(one.open for one in firsts), "the first of nine setups"
+
+
+def attack_with_shards(by):
+    entry, size = by.entry, by.entry.size
+    k, r = shard_counts(size, 1)
+
+    with by.attack("a shard for channel 0", "mix1", "cell-malformed"):
+        by.send(entry.link.control_cell(SETUP, 0, 0, b""))
+
+    with by.attack("shards twice, and one beyond the last, in front of the k-th", "mix1", "fragment-malformed", k):
+        attempt, contents = by.new_setup()
+        by.send_shards(attempt, [contents[0]], k + r)
+        for _ in range(2):
+            by.send_shards(attempt, contents[: k - 1])
+        by.send_shards(attempt, [contents[k - 1]], k - 1)
+        entry.wait(entry.sound[-1])
+
+    surplus = k + 2 * r + (ACK_CELLS - 1) * ack_contents(size)
+    with by.attack("shards behind the k-th, some twice", "mix1", "surplus", surplus):
+        attempt, contents = by.new_setup()
+        by.send_shards(attempt, contents)
+        by.send_shards(attempt, contents)
+        entry.wait(entry.sound[-1])
+
+    with by.attack("a wrong shard among the k", "mix1", "setup-invalid"):
+        attempt, contents = by.new_setup(sound=False)
+        by.send_shards(attempt, [*contents[: k - 1], flip_bit(contents[k - 1], 0)])
+        entry.channel()
+
+    with by.attack("the cells of a setup twice", "mix1", "cell-replayed", k + r):
+        attempt = entry.attempt()
+        cells = entry.shards(attempt).values()
+        entry.sound.append(("ack", attempt.id))
+        by.send(*cells, *cells)
+        entry.wait(entry.sound[-1])
+
+    other = other_suite(size)
+    onion, title = onion_of(other, entry.hops), f"a setup of suite {other.suite.number}"
+    if size.suite is Suite1:
+        reason, afterwards = "setup-invalid", entry.channel
+    else:  # it has too few shards
+        reason, afterwards = "setup-incomplete", by.outlast_incomplete_setup
+    with by.attack(title, "mix1", reason):
+        by.send(*list(entry.shards(entry.attempt(), onion, other).values())[: k + r])
+        afterwards()
+
+    with by.attack(f"{title} in {k} + {r} shards", "mix1", "setup-invalid"):
+        entry.send_setup(entry.attempt(), onion[: setup_length(size, 1)])
+        entry.channel()
+
+
+def other_suite(size):
+    return Class(size.name, size.hops, SUITES[3 - size.suite.number])
+
+
+def onion_of(size, hops):
+    """S_1 of another suite than that of the hops, which may have no key for ML-KEM."""
+    hops = list(map(copy.copy, hops))
+    for hop in hops:
+        hop.setup_mlkem = hop.setup_mlkem or ML_KEM_768.keygen()[0]
+    infos = [setup_info(size, hop.lifetime) for hop in hops]
+    return make_setup(size, hops, [new_ephemeral() for _ in hops], infos)[0][0]
 
 
 def attack_with_cells(by):
@@ -165,6 +316,12 @@ def attack_with_cells(by):
         unknown = copy.copy(channel)
         unknown.id = new_channel_id(entry.link)
         entry.send(unknown, frame(PING, bytes(8)))
+
+    with by.attack("a cell of a half-open channel", "mix1", "no-channel"):
+        half_open = entry.send_setup(entry.attempt(flip=(2, -1)))
+        entry.channel()
+        header = Header(half_open.id, 0, 0, DATA, entry.size.number)
+        by.send(entry.link.data_cell(header, os.urandom(entry.size.body(FORWARD, 1))))
 
     with by.attack("a data cell with a sub", "mix1", "sub"):
         entry.send(channel, frame(PING, bytes(8)), sub=1)

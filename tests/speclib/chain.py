@@ -1,6 +1,7 @@
 """Chains of real nodes on loopback, with places for Python ones."""
 
 import base64
+import collections
 import contextlib
 import json
 import random
@@ -12,22 +13,27 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from .ends import PATIENCE
 from .nodes import COMMON
-from .protocol import parse_descriptor
+from .protocol import DEFAULT_SUITE, parse_descriptor
 from .report import same
+
+LATE = ("half-open-expired", "setup-incomplete")  # counted seconds after their causes
 
 
 class Chain:
     """Real nodes on a loopback address of their own, but for the positions that Python plays."""
 
-    def __init__(self, eddy, loop, klass, mixes, python=(), renew_s=None):
+    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None):
         self.eddy, self.loop, self.python = eddy, loop, python
         self.host = "127." + ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.names = ["entry", *(f"mix{i}" for i in range(1, mixes + 1)), "exit"]
         self.folder = Path(tempfile.mkdtemp(prefix="eddy-spec-"))
         self.processes = {}
         command = ["init", "chain", "--class", klass, "--mixes", str(mixes), "--host", self.host]
+        command += ["--suite", str(suite)] if suite != DEFAULT_SUITE else []
         self.run(*command, "--mixing", "threshold-or-timed:n=8,n_min=1,t=2ms")
         for name in self.names if renew_s else ():
             file = self.folder / f"chain/{name}.toml"
@@ -42,7 +48,7 @@ class Chain:
 
     def keys(self, position):
         file = tomllib.loads((self.folder / f"chain/{self.names[position]}.key").read_text())
-        return SimpleNamespace(**{name: base64.b64decode(file[name]) for name in ("noise", "setup")})
+        return SimpleNamespace(**{name: base64.b64decode(key) for name, key in file.items()})
 
     def start(self, *arguments, entry=False):
         """Starts the real nodes and waits until they listen. `arguments` are for the exit, or the entry."""
@@ -56,6 +62,21 @@ class Chain:
                 self.processes[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         self.loop.until(self.ready, "`ready:` in the logs of the nodes")
 
+    def start_with(self, position, body):
+        """The exit code of a mix that finds this descriptor of its own, signed, in chain.toml."""
+        file, name = self.folder / "chain/chain.toml", self.names[position]
+        sound, old = file.read_text(), self.file["node"][position - 1]["descriptor"]
+        signature = Ed25519PrivateKey.from_private_bytes(self.keys(position).identity).sign(body)
+        file.write_text(sound.replace(old, base64.b64encode(body + signature).decode()))
+        command = [self.eddy, "mix", "--config", f"chain/{name}.toml"]
+        try:
+            return subprocess.run(command, cwd=self.folder, capture_output=True, timeout=PATIENCE).returncode
+        finally:
+            file.write_text(sound)
+
+    def is_real(self, position):
+        return position not in self.python
+
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -67,21 +88,27 @@ class Chain:
     def status(self, name):
         return json.loads(self.run("status", "--json", "--config", f"chain/{name}.toml"))
 
-    def count(self, name, reason):
-        """How often a node has dropped or refused something for this reason."""
+    def counted(self, name):
+        """What a node has dropped or refused, by reason."""
         status = self.status(name)
         tables = [status["refused"], *(way["dropped"] for way in status["ledger"]["cells"].values())]
-        # Earlier versions wrote refusals with underscores.
-        return sum(n for table in tables for name, n in table.items() if name.replace("_", "-") == reason)
+        total = sum(map(collections.Counter, tables), collections.Counter())
+        total["surplus"] = status["handshakes"]["surplus_cells"]
+        return total
+
+    def count(self, name, reason):
+        return self.counted(name)[reason]
 
     @contextlib.contextmanager
     def counts(self, name, reason, more=1):
-        """The node counts this reason `more` times meanwhile."""
-        before = self.count(name, reason)
+        """The node counts this reason `more` times meanwhile, and no other."""
+        before = self.counted(name)
         yield
-        self.loop.until(lambda: self.count(name, reason) >= before + more, f"{reason} counted by {name}")
-        if reason not in COMMON:
-            same(f"{reason} at {name}", self.count(name, reason) - before, more)
+        self.loop.until(lambda: self.count(name, reason) >= before[reason] + more, f"{reason} counted by {name}")
+        found = self.counted(name) - before
+        for background in (*COMMON, *LATE):
+            del found[background]
+        same(f"counted by {name}", found, {} if reason in (*COMMON, *LATE) else {reason: more})
 
     def __enter__(self):
         return self

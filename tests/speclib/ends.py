@@ -3,16 +3,19 @@
 import collections
 import contextlib
 import copy
+import os
 import random
 import selectors
 import socket
 import struct
 import time
 
+from kyber_py.ml_kem import ML_KEM_768
+
 from .protocol import (
-    CLOCK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, SETUP,
-    Link, MlKem, Noise, Refused, Slot,
-    handshake_datagram, parse_handshake, setup_length, x25519_public,
+    ACK, ACK_CELLS, ACK_PERIOD, CLOCK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, SETUP,
+    Link, Noise, Refused, Slot,
+    flip_bit, handshake_datagram, join_shards, parse_handshake, shard_counts, x25519_public,
 )  # fmt: skip
 
 PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
@@ -75,6 +78,8 @@ class End:
     def __init__(self, loop, sock, owner):
         self.loop, self.sock, self.owner = loop, sock, owner
         self.links, self.drops = [], collections.Counter()
+        self.later = []  # times and cells to send then
+        self.unheard = set()  # indexes of shards to lose on purpose
         loop.add(sock, self.receive)
         loop.ticks.append(self.tick)
 
@@ -123,29 +128,47 @@ class End:
             if header.channel or content[0] > CLOCK:
                 raise Refused("unknown-link-content")
         elif header.type == SETUP:
-            self.setup_part(link, header, content)
+            self.setup_shard(link, header.channel, header.sub, content)
         else:
             self.owner.on_ack(link, header, content)
 
-    def setup_part(self, link, header, content):
-        """5.3.1, 5.3.2 without its bounds"""
-        if not header.channel or header.channel in link.channels:
+    def setup_shard(self, link, channel, sub, content):
+        """5.3.4, 5.3.5 without their bounds. All shards stay in `setups`, for checks."""
+        if sub in self.unheard:
+            return
+        k, r = shard_counts(link.size, link.number)
+        shards = link.setups.setdefault(channel, {})
+        if not channel or (channel in link.channels and not shards):
             raise Refused("channel-in-use")
-        length = setup_length(link.size, link.number)
-        count = -(-length // len(content))
-        parts = link.setups.setdefault(header.channel, {})
-        if header.sub >= count or header.sub in parts:
+        if sub >= k + r or sub in shards:
             raise Refused("fragment-malformed")
-        parts[header.sub] = content
-        if len(parts) == count:
-            del link.setups[header.channel]
-            self.owner.on_setup(link, header.channel, b"".join(parts[i] for i in range(count))[:length])
+        shards[sub] = content
+        if len(shards) > k:
+            raise Refused("surplus")
+        if len(shards) == k:
+            self.owner.on_setup(link, channel, join_shards(link.size, link.number, shards))
 
     def send(self, link, cell):
         self.sock.sendto(cell, link.address)
 
+    def send_ack(self, link, channel, sub, content, fates=("sound",) * ACK_CELLS):
+        """5.4.5: cells under their own numbers, a period apart. A check may want them lost, wrong or altered."""
+
+        def send(fate):
+            cell = link.control_cell(ACK, channel, sub, os.urandom(len(content)) if fate == "wrong" else content)
+            if fate != "lost":
+                self.send(link, flip_bit(cell, 100) if fate == "altered" else cell)
+
+        send(fates[0])
+        now = time.monotonic()
+        self.later += [(now + n * ACK_PERIOD, send, fate) for n, fate in enumerate(fates[1:], 1)]
+
     def tick(self, now):
-        """4.6.1"""
+        due = [one for one in self.later if one[0] <= now]
+        self.later = [one for one in self.later if one[0] > now]
+        for _, send, fate in due:
+            send(fate)
+        # 4.6.1
         for link in self.links:
             if link.current and link.heard_at > link.sent_at and now - link.heard_at >= 0.5:
                 self.keepalive(link)
@@ -178,7 +201,7 @@ class Initiator(End):
 
     def message_1(self, front=None):
         """4.1.4, 4.2: index and halves. `front` is a token or timestamp other than the right one."""
-        key, private = MlKem.generate()
+        key, private = ML_KEM_768.keygen()
         front = front or (self.token() if self.pattern == "NK" else self.timestamp())
         prologue = b"eddy/1" + bytes([self.peer.size.number]) + self.peer.hash
         noise = Noise(self.pattern, True, prologue, self.peer.noise, self.private, self.psk)
@@ -217,7 +240,7 @@ class Initiator(End):
             raise Refused("handshake-malformed")
         noise = copy.deepcopy(noise)  # 4.4.5: a forgery changes nothing
         ciphertext = noise.read(text)
-        slot = Slot(noise.hash, *noise.split(), MlKem.decapsulate(private, ciphertext))
+        slot = Slot(noise.hash, *noise.split(), ML_KEM_768.decaps(private, ciphertext))
         # 4.4.4, 4.4.5: answers to older messages are of no use any more.
         for old in list(self.pending):
             del self.pending[old]
@@ -272,7 +295,7 @@ class Responder(End):
         if not link:
             link = Link(self.me.size, self.me.position, initiator=False)
             self.links.append(link)
-        shared, ciphertext = MlKem.encapsulate(key)
+        shared, ciphertext = ML_KEM_768.encaps(key)
         answer = noise.write(ciphertext)
         # 4.4.2: cells under `next` may follow at once.
         link.next = Slot(noise.hash, *noise.split(), shared)

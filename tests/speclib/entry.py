@@ -1,31 +1,36 @@
 """A Python entry before real mixes and a real exit."""
 
+import base64
 import os
+import random
 
-from .attacks import check_attacks
+from .attacks import check_attacks, check_setup_attacks
 from .chain import Chain
 from .ends import Loop, bound
-from .nodes import Echo, Entry, lengths
 from .protocol import (
-    CLOSE, DGRAM, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH, REFUSED_BY_POLICY, SETUP, STATUS, UNKNOWN_FLOW,
+    ACK_CELLS, CLOSE, DGRAM, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH, REFUSED_BY_POLICY, STATUS, UNKNOWN_FLOW,
     UNREACHABLE, WINDOW,
-    ack_cells, address, frame, setup_contents, x25519_public,
+    ack_contents, address, frame, shard_counts, x25519_public,
 )  # fmt: skip
 from .report import same
+from .user import Echo, Entry, lengths
 
 
 def check_entry(report, eddy):
-    for klass, mixes in (("S", 5), ("L", 3)):
+    for klass, mixes, suite in (("S", 7, 2), ("L", 3, 1)):
         loop = Loop()
         echo = Echo(loop)
-        name = f"entry, class {klass}, {mixes} mixes"
-        with Chain(eddy, loop, klass, mixes) as chain:
+        name = f"entry, class {klass}, {mixes} mixes, suite {suite}"
+        with Chain(eddy, loop, klass, mixes, suite) as chain:
             check_descriptors(report, name, chain)
+            if suite == 2:
+                check_bad_descriptors(report, name, chain)
             chain.start("--allow", "127.0.0.1/32")
             entry = Entry(loop, chain)
             channel = check_basics(report, name, entry, echo)
+            check_losses(report, name, entry)
+            check_setup_attacks(report, name, chain, echo)
             if klass == "S":
-                check_parts(report, name, entry)
                 continue
             check_flows(report, name, entry, channel, echo)
             check_numbers(report, name, entry, channel)
@@ -37,10 +42,29 @@ def check_descriptors(report, name, chain):
     with report.check(f"{name}: descriptors of `eddy init`") as row:
         row["note"] = f"{len(chain.hops)} with sound signatures"
         for position, hop in enumerate(chain.hops, 1):
-            same("position", hop.position, position)
+            same("position and suite", (hop.position, hop.size.suite.number), (position, chain.file["suite"]))
             same("chain id", hop.chain.hex(), chain.file["id"])
             keys = chain.keys(position)
             same("keys", (x25519_public(keys.noise), x25519_public(keys.setup)), (hop.noise, hop.setup))
+            if hop.setup_mlkem:
+                same("ML-KEM key in the decapsulation key", keys.setup_mlkem[1152:-64], hop.setup_mlkem)
+
+
+def check_bad_descriptors(report, name, chain):
+    """7.1.1"""
+    body = base64.b64decode(chain.file["node"][0]["descriptor"])[:-64]
+    end = len(body) - 1184
+    bad = {
+        "a coefficient beyond q": body[:end] + b"\xff\xff" + body[end + 2 :],
+        "no encapsulation key": body[:end],
+        "a byte more": body + b"\0",
+        "suite 1 with an encapsulation key": body[:5] + b"\1" + body[6:],
+        "suite 1 in a chain of suite 2": body[:5] + b"\1" + body[6:end],
+        "suite 3": body[:5] + b"\3" + body[6:],
+    }
+    for what, text in bad.items():
+        with report.check(f"{name}: a node refuses a signed descriptor with {what}"):
+            same("exit code of mix1", chain.start_with(1, text), 2)
 
 
 def check_basics(report, name, entry, echo):
@@ -50,8 +74,15 @@ def check_basics(report, name, entry, echo):
 
     with report.check(f"{name}: channel setup") as row:
         channel = entry.channel()
-        parts = len(setup_contents(entry.size, 1, channel.onions[0]))
-        row["note"] = f"setup cells on link 1: {parts}, ack cells: {ack_cells(entry.size)}"
+        k, r = shard_counts(entry.size, 1)
+        row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(entry.size)}"
+
+    def ack_cells():
+        return [len(channel.acks[sub]) for sub in range(ack_contents(entry.size))]
+
+    three = [ACK_CELLS] * ack_contents(entry.size)
+    with report.check(f"{name}: every ack content comes in three cells"):
+        entry.loop.until(lambda: ack_cells() == three, f"ack cells {three}")
 
     with report.check(f"{name}: PING and PONG"):
         entry.alive(channel)
@@ -71,18 +102,32 @@ def check_basics(report, name, entry, echo):
         entry.loop.until(lambda: window.highest >= before + 2, "two keepalives of Mix 1")
         entry.alive(channel)
         same("drops at the entry", entry.drops(), {})
+        same("ack cells", ack_cells(), three)
     return channel
 
 
-def check_parts(report, name, entry):
-    """A setup of several cells (5.3)."""
-    with report.check(f"{name}: parts of a setup in any order, with duplicates and one too many"):
-        attempt = entry.register(entry.attempt())
-        first, second = setup_contents(entry.size, 1, attempt.onions[0])
-        for sub, content in ((1, second), (1, second), (2, first), (0, first)):
-            entry.down.send(entry.link, entry.link.control_cell(SETUP, attempt.id, sub, content))
-        entry.loop.until(lambda: attempt.open, "ack")
-        entry.alive(attempt)
+def check_losses(report, name, entry):
+    """5.3.2, 5.3.4, 5.4.5: any k of k + r shards, in any order, and one of three ack cells."""
+    k, r = shard_counts(entry.size, 1)
+    everything = range(k + r)
+    kept = {
+        "the first": everything[:k],
+        "the last": everything[r:],
+        "random": random.sample(everything, k),
+    }
+    for which, indexes in kept.items():
+        with report.check(f"{name}: {which} {k} of {k + r} shards make a channel"):
+            attempt = entry.attempt()
+            cells = entry.shards(attempt)
+            entry.send_cells(cells[sub] for sub in indexes)
+            entry.loop.until(lambda: attempt.open, "ack")  # noqa: B023
+            entry.alive(attempt)
+
+    for number, which in ((2, "second"), (3, "third")):
+        entry.takes = number
+        with report.check(f"{name}: the {which} cells of an ack make a channel"):
+            entry.alive(entry.channel())
+    entry.takes = 1
 
 
 def check_flows(report, name, entry, channel, echo):

@@ -5,9 +5,13 @@ import os
 
 from .chain import Chain
 from .ends import Loop, bound
-from .nodes import Echo, Exit, Mix, lengths
-from .protocol import DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, ack_cells, flip_bit, frame, setup_length
+from .nodes import Exit, Mix, new_channel_id
+from .protocol import (
+    ACK, ACK_CELLS, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, SETUP,
+    ack_contents, flip_bit, frame, setup_length, shard, shard_counts,
+)  # fmt: skip
 from .report import same
+from .user import Echo, lengths
 
 
 class Client:
@@ -30,18 +34,19 @@ class Client:
 
 
 def check_hops(report, eddy):
-    for klass, mixes, python, renew_s in (("S", 5, (1, 6), None), ("M", 3, (2,), 3), ("L", 1, (1, 2), 3)):
+    chains = ("S", 5, 2, (1, 6), None), ("M", 3, 1, (2,), 3), ("L", 1, 2, (1, 2), 3)
+    for klass, mixes, suite, python, renew_s in chains:
         loop = Loop()
         echo = Echo(loop)
         who = " and ".join("exit" if i > mixes else f"mix {i}" for i in python)
-        name = f"hops, class {klass}, {mixes} mixes, Python {who}"
-        with Chain(eddy, loop, klass, mixes, python, renew_s) as chain:
+        name = f"hops, class {klass}, {mixes} mixes, suite {suite}, Python {who}"
+        with Chain(eddy, loop, klass, mixes, suite, python, renew_s) as chain:
             chain.start("--allow", f"127.0.0.1:{echo.address[1]}")
             nodes = [(Exit if i > mixes else Mix)(loop, chain, i) for i in python]
-            nodes[-1].wrong_acks = 1
+            lose_on_purpose(chain, nodes)
             chain.start("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", entry=True)
             client = Client(loop, chain)
-            check_traffic(report, name, client, nodes)
+            check_traffic(report, name, chain, client, nodes)
             if isinstance(nodes[-1], Exit):
                 check_exit(report, name, chain, client, nodes[-1])
             if klass == "S":
@@ -49,11 +54,29 @@ def check_hops(report, eddy):
             else:
                 check_renewals(report, name, client, nodes[0])
             for node in nodes:
+                if chain.is_real(node.me.position - 1):
+                    check_ack_attacks(report, chain, client, node)
+            for node in nodes:
+                if node.down and chain.is_real(node.me.position + 1):
+                    check_acks_to(report, name, node)
                 with report.check(f"{name}: hop {node.me.position} has refused nothing"):
                     same("drops", node.drops(), {})
 
 
-def check_traffic(report, name, client, nodes):
+def lose_on_purpose(chain, nodes):
+    """Shards and acks of the first setups."""
+    mix = nodes[0]
+    k, r = shard_counts(mix.size, mix.me.position + 1)
+    mix.unsent = [range(r + 1), range(r), range(k, k + r)]
+    if len(nodes) > 1:
+        _, r = shard_counts(mix.size, mix.me.position)
+        mix.up.unheard = set(range(r))
+        nodes[-1].fates = [("wrong", "sound", "sound"), ("lost", "sound", "sound"), ("lost", "lost", "sound")]
+        if chain.is_real(nodes[-1].me.position - 1):
+            nodes[-1].fates.append(("altered", "sound", "sound"))
+
+
+def check_traffic(report, name, chain, client, nodes):
     loop, size = client.loop, nodes[0].size
 
     with report.check(f"{name}: handshakes"):
@@ -62,11 +85,20 @@ def check_traffic(report, name, client, nodes):
                 loop.until(lambda: node.down.link.current, "message 2")  # noqa: B023
             loop.until(lambda: any(link.current for link in node.up.links), "a promoted slot")  # noqa: B023
 
-    with report.check(f"{name}: four channels of a real entry") as row:
+    with report.check(f"{name}: four channels of a real entry, after shards and acks were lost") as row:
         for node in nodes:
             loop.until(lambda: node.open_channels() >= 4, "four channels")  # noqa: B023
-        parts = -(-setup_length(size, 1) // size.content(FORWARD, 1))
-        row["note"] = f"setup cells on link 1: {parts}, ack cells: {ack_cells(size)}"
+        loop.until(lambda: chain.status("entry")["channels"] >= 4, "four channels at the entry")
+        same("losses still to come", [nodes[0].unsent, getattr(nodes[-1], "fates", [])], [[], []])
+        k, r = shard_counts(size, 1)
+        row["note"] = f"setup cells on link 1: {k} + {r}, ack contents: {ack_contents(size)}"
+        before = nodes[-1].me.position - 1
+        if isinstance(nodes[-1], Exit) and chain.is_real(before):
+            same("altered ack cells", chain.count(chain.names[before], "cell-forged"), ack_contents(size))
+
+    for node in nodes:
+        if chain.is_real(node.me.position - 1):
+            check_shards_from(report, name, node)
 
     with report.check(f"{name}: datagrams of a real entry and their answers") as row:
         for _ in range(2):
@@ -76,6 +108,32 @@ def check_traffic(report, name, client, nodes):
 
     with report.check(f"{name}: many datagrams at once"):
         client.echo(*(os.urandom(60) for _ in range(100)))
+
+
+def check_shards_from(report, name, node):
+    """5.3.1, 5.3.2: of the real node before this one."""
+    k, r = shard_counts(node.size, node.me.position)
+    with report.check(f"{name}: hop {node.me.position} gets {k} + {r} shards, points of one polynomial") as row:
+        setups = [shards for link in node.up.links for shards in link.setups.values()]
+        heard = set(range(k + r)) - node.up.unheard
+        node.up.loop.until(lambda: all(set(shards) == heard for shards in setups), f"shards {heard}")
+        fillings = set()
+        for shards in setups:
+            known = dict(list(shards.items())[:k])
+            same("shards", {j: shard(known, j) for j in shards}, shards)
+            last = shard(known, k - 1)
+            fillings.add(last[setup_length(node.size, node.me.position) - (k - 1) * len(last) :])
+        if fillings != {b""}:
+            same("different fillings", len(fillings), len(setups))
+        row["note"] = f"{len(setups)} setups, {len(node.up.unheard)} shards of each lost"
+
+
+def check_acks_to(report, name, node):
+    """5.4.5: of the real node behind this one."""
+    with report.check(f"{name}: hop {node.me.position} gets every ack content in three cells"):
+        three = dict.fromkeys(range(ack_contents(node.size)), ACK_CELLS)
+        opened = [channel for channel in node.down.link.channels.values() if channel.open]
+        node.up.loop.until(lambda: all(channel.acks == three for channel in opened), f"ack cells {three}")
 
 
 def check_exit(report, name, chain, client, node):
@@ -142,6 +200,32 @@ def check_renewals(report, name, client, node):
         marked = len(used.windows[FORWARD].marked)
         client.echo(os.urandom(30))
         assert len(used.windows[FORWARD].marked) > marked, "the datagram took another channel"
+
+
+def check_ack_attacks(report, chain, client, node):
+    """Cells for the real node before this one, in the channel of the client."""
+    to, size = chain.names[node.me.position - 1], node.size
+    channels = [(one, link, id_) for link in node.up.links for id_, one in link.channels.items()]
+    _, link, channel = max(channels, key=lambda entry: len(entry[0].windows[FORWARD].marked))
+    contents = ack_contents(size)
+
+    def ack(id_, sub):
+        return link.control_cell(ACK, id_, sub, os.urandom(size.payload))
+
+    def attack(what, reason, count, *cells):
+        with report.check(f"attack on {to}: {what}") as row, chain.counts(to, reason, count):
+            for cell in cells:
+                node.up.send(link, cell)
+            client.echo(os.urandom(30))
+            row["note"] = f"{to} counts {reason}"
+
+    attack("another ack of an open channel", "surplus", contents, *(ack(channel, sub) for sub in range(contents)))
+    attack("an ack of an unknown channel", "unexpected-ack", 1, ack(new_channel_id(link), 0))
+    attack("an ack content that does not exist", "unexpected-ack", 1, ack(channel, contents))
+    attack("an ack of channel 0", "cell-malformed", 1, ack(0, 0))
+    attack("an altered ack cell", "cell-forged", 1, flip_bit(ack(channel, 0), 100))
+    attack("an ack cell twice", "cell-replayed", 1, *2 * [ack(channel, 0)])
+    attack("a setup cell backward", "kind", 1, link.control_cell(SETUP, channel, 0, b""))
 
 
 def check_ik_attacks(report, name, chain, client, node):

@@ -4,6 +4,7 @@ This is a companion to the text. It prefers reading over speed, wipes no keys, c
 constant time and has none of the bounds of 5.9, so it is for checks only."""
 
 import collections
+import functools
 import hashlib
 import hmac
 import os
@@ -17,12 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-try:
-    from cryptography.hazmat.primitives.asymmetric import mlkem
-except ImportError:  # older than version 47
-    mlkem = None
-    from kyber_py.ml_kem import ML_KEM_768
+from kyber_py.ml_kem import ML_KEM_768
 
 # ---- 1.3 Primitives ----
 
@@ -84,37 +80,25 @@ def blake2s_mac(key, text):
     return hashlib.blake2s(text, digest_size=16, key=key).digest()
 
 
-class MlKem:
-    """ML-KEM-768, from `cryptography` if its version has it, otherwise from `kyber-py`."""
+def mlkem_encapsulate(public, m):
+    """A shared secret and its ciphertext. `m` is the random input of FIPS 203, algorithm 17."""
+    return ML_KEM_768._encaps_internal(public, m)
 
-    @staticmethod
-    def generate():
-        """An encapsulation key and its secret half."""
-        if not mlkem:
-            return ML_KEM_768.keygen()
-        private = mlkem.MLKEM768PrivateKey.generate()
-        return private.public_key().public_bytes_raw(), private
 
-    @staticmethod
-    def encapsulate(public):
-        """A shared secret and its ciphertext."""
-        if not mlkem:
-            return ML_KEM_768.encaps(public)
-        return mlkem.MLKEM768PublicKey.from_public_bytes(public).encapsulate()
-
-    @staticmethod
-    def decapsulate(private, ciphertext):
-        return private.decapsulate(ciphertext) if mlkem else ML_KEM_768.decaps(private, ciphertext)
+def mlkem_public_is_sound(public):
+    """The input check of FIPS 203, 7.2: 768 numbers of 12 bits, each below q."""
+    numbers = int.from_bytes(public[:1152], "little")
+    return len(public) == 1184 and all(numbers >> 12 * i & 0xFFF < 3329 for i in range(768))
 
 
 # ---- 2 Sizes ----
 
 
 class Class:
-    """2.2: a class, and the lengths of 2.3 in a chain of `hops` key hops."""
+    """2.2: a class, and the lengths of 2.3 in a chain of `hops` key hops and this suite (5.1)."""
 
-    def __init__(self, name, hops):
-        self.name, self.hops = name, hops
+    def __init__(self, name, hops, suite):
+        self.name, self.hops, self.suite = name, hops, suite
         self.number, self.payload = {"S": (1, 208), "M": (2, 1152), "L": (3, 1328)}[name]
         self.one_cell, self.longest = self.payload - 5, 8 * (self.payload - 8)
 
@@ -514,29 +498,46 @@ class Link:
 # ---- 5 Channel setup ----
 
 
+Ephemeral = collections.namedtuple("Ephemeral", "x m")  # what an entry draws for a hop; m is for ML-KEM
+
+
+def new_ephemeral():
+    return Ephemeral(os.urandom(32), os.urandom(32))
+
+
 class Suite1:
-    """5.1, 5.2: what a suite puts in front of the sealed part of S_i. Suite 2 belongs next to this."""
+    """5.1: H_i and ss_i by X25519. `hop` is a descriptor, `keys` are the hop's."""
 
     number, head = 1, 32
 
     @staticmethod
-    def encapsulate(ephemeral, public):
-        """At the entry: the head, and the ikm of PRK0_i."""
-        head = x25519_public(ephemeral)
-        return head, x25519(ephemeral, public) + head
+    def encapsulate(hop, ephemeral):
+        """At the entry: H_i and ss_i."""
+        return x25519_public(ephemeral.x), x25519(ephemeral.x, hop.setup)
 
     @staticmethod
-    def decapsulate(private, head):
-        """At the hop: the ikm of PRK0_i."""
-        return x25519(private, head) + head
-
-    @classmethod
-    def layer(cls):
-        """The bytes that one hop adds to a setup: head, info, tag."""
-        return cls.head + 16 + 16
+    def decapsulate(keys, head):
+        """At the hop: ss_i."""
+        return x25519(keys.setup, head[:32])
 
 
-SUITE = Suite1
+class Suite2:
+    """5.1: H_i and ss_i by X25519 and ML-KEM-768."""
+
+    number, head = 2, 32 + 1088
+
+    @staticmethod
+    def encapsulate(hop, ephemeral):
+        public, shared = Suite1.encapsulate(hop, ephemeral)
+        post_quantum, ciphertext = mlkem_encapsulate(hop.setup_mlkem, ephemeral.m)
+        return public + ciphertext, shared + post_quantum
+
+    @staticmethod
+    def decapsulate(keys, head):
+        return Suite1.decapsulate(keys, head) + ML_KEM_768.decaps(keys.setup_mlkem, head[32:])
+
+
+SUITES, DEFAULT_SUITE = {1: Suite1, 2: Suite2}, 2
 
 
 def descriptor_hash(descriptor):
@@ -547,8 +548,8 @@ def descriptor_hash(descriptor):
 class Layer:
     """PRK0_i: the AEAD of S_i (5.1)."""
 
-    def __init__(self, i, hops, d, ikm):
-        self.prk = extract(b"eddy/1" + bytes([SUITE.number, i, hops]) + d, ikm)
+    def __init__(self, size, i, d, shared, head):
+        self.prk = extract(b"eddy/1" + bytes([size.suite.number, i, size.hops]) + d, shared + head)
         out = expand(self.prk, b"eddy1 setup", 28)
         self.key, self.nonce = out[:16], out[16:]
 
@@ -567,76 +568,128 @@ class HopSecrets:
         return ctr_xor(self.ack[:16], xor(self.ack[16:], bytes(11) + bytes([sub])), content)
 
 
+# 5.2 Onion and info
+
+
 def setup_info(size, lifetime):
-    return bytes([1, SUITE.number, size.number, 0]) + lifetime.to_bytes(2) + bytes(10)
+    return bytes([1, size.suite.number, size.number, 0]) + lifetime.to_bytes(2) + bytes(10)
 
 
-def make_setup(hops, ephemerals, infos, flip=None):
-    """5.2: S_1 .. S_h and the layers, for `hops` of (PK, D). `flip` damages one S_i inside sound layers."""
+def make_setup(size, hops, ephemerals, infos, flip=None):
+    """S_1 .. S_h and the layers, for the descriptors `hops`. `flip` is (i, at): damages S_i inside sound layers."""
     onions, layers = [b""], []
-    for i in range(len(hops), 0, -1):
-        head, ikm = SUITE.encapsulate(ephemerals[i - 1], hops[i - 1][0])
-        layers.insert(0, Layer(i, len(hops), hops[i - 1][1], ikm))
+    for i in range(size.hops, 0, -1):
+        hop = hops[i - 1]
+        head, shared = size.suite.encapsulate(hop, ephemerals[i - 1])
+        layers.insert(0, Layer(size, i, descriptor_hash(hop), shared, head))
         onion = head + seal(layers[0].key, layers[0].nonce, infos[i - 1] + onions[0])
-        onions.insert(0, flip_bit(onion, len(onion) - 1) if flip == i else onion)
+        onions.insert(0, flip_bit(onion, flip[1]) if flip and flip[0] == i else onion)
     return onions[:-1], layers
 
 
-def open_setup(i, hops, private, d, onion):
-    """5.3.3 at hop i: the layer, info and S_{i+1}."""
-    layer = Layer(i, hops, d, SUITE.decapsulate(private, onion[: SUITE.head]))
+def open_setup(size, i, keys, d, onion):
+    """5.3.6 at hop i: the layer, info and S_{i+1}."""
+    head, sealed = onion[: size.suite.head], onion[size.suite.head :]
+    layer = Layer(size, i, d, size.suite.decapsulate(keys, head), head)
     try:
-        text = unseal(layer.key, layer.nonce, onion[SUITE.head :])
+        text = unseal(layer.key, layer.nonce, sealed)
     except Refused:
         raise Refused("setup-invalid") from None
     return layer, text[:16], text[16:]
 
 
-def replay_tag(onion):
-    return hashlib.sha256(onion[: SUITE.head]).digest()[:16]
+def replay_tag(size, onion):
+    return hashlib.sha256(onion[: size.suite.head]).digest()[:16]
 
 
-def ack_cells(size):
+def setup_length(size, link):
+    return (size.suite.head + 16 + 16) * (size.hops - link + 1)
+
+
+# 5.3 Carriage
+
+
+def shard_counts(size, link):
+    """5.3.1: k and r."""
+    k = -(-setup_length(size, link) // size.content(FORWARD, link))
+    return k, max(3, -(-k // 4))
+
+
+@functools.cache
+def times(a):
+    """5.3.2: the products of a with every byte in GF(2^8)."""
+
+    def product(b):
+        out, power = 0, a  # a times x^bit
+        for bit in range(8):
+            out ^= power * (b >> bit & 1)
+            power = power << 1 ^ (0x11D if power & 0x80 else 0)
+        return out
+
+    return bytes(map(product, range(256)))
+
+
+def shard(known, j):
+    """5.3.2: p(j) from k shards by index, with Lagrange's formula. In GF(2^8), + and - are XOR."""
+    out = bytes(len(next(iter(known.values()))))
+    for i, content in known.items():
+        above = below = 1
+        for other in known.keys() - {i}:
+            above, below = times(above)[j ^ other], times(below)[i ^ other]
+        factor = times(below).index(above)
+        out = xor(out, content.translate(times(factor)))
+    return out
+
+
+def setup_shards(size, link, onion, filling=None):
+    """5.3.1: the contents of the k + r type 1 cells on a link."""
+    k, r = shard_counts(size, link)
+    length = size.content(FORWARD, link)
+    text = onion + (filling or os.urandom(k * length - len(onion)))
+    known = {i: text[i * length : (i + 1) * length] for i in range(k)}
+    return [*known.values(), *(shard(known, j) for j in range(k, k + r))]
+
+
+def join_shards(size, link, known):
+    """5.3.2: S_i from any k shards by index."""
+    k, _ = shard_counts(size, link)
+    return b"".join(shard(known, j) for j in range(k))[: setup_length(size, link)]
+
+
+# 5.4 Ack
+
+ACK_CELLS = 3  # of a content
+ACK_PERIOD = 0.005  # 5.4.5, for a node that mixes for at most 5 ms
+
+
+def ack_contents(size):
     """5.4: K."""
     return -(-size.hops // (size.payload // 48))
 
 
 def ack_place(size, i):
-    """5.4: cell and offset of slot i."""
-    cell, slot = divmod(size.hops - i, size.payload // 48)
-    return cell, 48 * slot
+    """5.4: content and offset of slot i."""
+    sub, slot = divmod(size.hops - i, size.payload // 48)
+    return sub, 48 * slot
 
 
 def write_ack_slot(size, i, hop_public, secrets, sub, content):
-    cell, at = ack_place(size, i)
-    return content[:at] + hop_public + secrets.confirm + content[at + 48 :] if cell == sub else content
+    place, at = ack_place(size, i)
+    return content[:at] + hop_public + secrets.confirm + content[at + 48 :] if place == sub else content
 
 
 def read_ack(size, layers, ephemerals, contents):
-    """5.4.5: the secrets of every hop."""
+    """5.4.7: the secrets of every hop."""
     secrets, contents = [], list(contents)
     for i in range(1, size.hops + 1):
-        cell, at = ack_place(size, i)
-        public, confirm = contents[cell][at : at + 32], contents[cell][at + 32 : at + 48]
-        hop = HopSecrets(layers[i - 1].prk, x25519(ephemerals[i - 1], public), public)
+        sub, at = ack_place(size, i)
+        public, confirm = contents[sub][at : at + 32], contents[sub][at + 32 : at + 48]
+        hop = HopSecrets(layers[i - 1].prk, x25519(ephemerals[i - 1].x, public), public)
         if not hmac.compare_digest(hop.confirm, confirm):
             raise Refused("ack-invalid")
         contents = [hop.ack_layer(sub, content) for sub, content in enumerate(contents)]
         secrets.append(hop)
     return secrets
-
-
-def setup_contents(size, link, onion, filling=None):
-    """5.3.1: the contents of the type 1 cells on a link."""
-    length = size.content(FORWARD, link)
-    filling = os.urandom(length) if filling is None else filling
-    parts = [onion[at : at + length] for at in range(0, len(onion), length)]
-    parts[-1] += filling[: length - len(parts[-1])]
-    return parts
-
-
-def setup_length(size, link):
-    return SUITE.layer() * (size.hops - link + 1)
 
 
 # ---- 7 Descriptors ----
@@ -645,18 +698,21 @@ def setup_length(size, link):
 def parse_descriptor(text, identity):
     """7.1, and the signature of 7.2."""
     out = SimpleNamespace(hash=hashlib.sha256(text[:-64]).digest())
-    magic, version, out.suite, klass, out.position, hops, lanes = struct.unpack_from(">4sBBBBBB", text)
+    magic, version, suite, klass, out.position, hops, lanes = struct.unpack_from(">4sBBBBBB", text)
     forward, backward, zero, out.epoch, out.not_before, out.not_after = struct.unpack_from(">HHHQQQ", text, 10)
     out.chain, out.noise, out.setup = text[40:72], text[72:104], text[104:136]
     out.delay_ms, out.lifetime = struct.unpack_from(">IH", text, 136)
-    assert magic == b"eddy" and version == 1 and out.suite == SUITE.number and zero == 0, "head"
-    assert len(text) == 142 + 19 * lanes + 64, "length"
-    out.size = Class({1: "S", 2: "M", 3: "L"}[klass], hops)
+    assert magic == b"eddy" and version == 1 and suite in SUITES and zero == 0, "head"
+    end = 142 + 19 * lanes
+    out.setup_mlkem = text[end:-64]
+    assert len(out.setup_mlkem) == (1184 if suite == 2 else 0), "length"
+    assert suite == 1 or mlkem_public_is_sound(out.setup_mlkem), "encapsulation key"
+    out.size = Class({1: "S", 2: "M", 3: "L"}[klass], hops, SUITES[suite])
     expected = out.size.cell(FORWARD, out.position), out.size.cell(BACKWARD, out.position)
     assert (forward, backward) == expected, "cell lengths"
     assert out.not_before <= time.time() < out.not_after and out.delay_ms <= 60000, "range"
     out.lanes = []
-    for at in range(142, 142 + 19 * lanes, 19):
+    for at in range(142, end, 19):
         family, port = text[at], int.from_bytes(text[at + 17 : at + 19])
         if family == 4:
             assert text[at + 5 : at + 17] == bytes(12), "lane"
@@ -670,4 +726,5 @@ def parse_descriptor(text, identity):
 
 
 def flip_bit(text, at):
+    at %= len(text)
     return text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]

@@ -1,18 +1,23 @@
 """Reproduces wire/tests/known_answer.json, as sender and as receiver."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+from kyber_py.ml_kem import ML_KEM_768
+
 from .protocol import (
-    ACK, BACKWARD, DATA, FORWARD, KEEPALIVE, LINK, SETUP,
-    Class, Header, HopSecrets, Slot,
-    ack_cells, ctr_xor, make_setup, open_setup, parse_frames, read_ack, replay_tag, seal, setup_contents, setup_info,
-    setup_length, unseal, unwrap_backward, wrap_forward, write_ack_slot, x25519, x25519_public,
+    ACK, BACKWARD, DATA, FORWARD, KEEPALIVE, LINK, SETUP, SUITES,
+    Class, Ephemeral, Header, HopSecrets, Slot, Suite1, Suite2,
+    ack_contents, ctr_xor, join_shards, make_setup, mlkem_public_is_sound, open_setup, parse_frames, read_ack,
+    replay_tag, seal, setup_info, setup_length, setup_shards, shard_counts, unseal, unwrap_backward, wrap_forward,
+    write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
 from .report import same
 
-FILE = Path(__file__).resolve().parents[2] / "wire/tests/known_answer.json"
+ROOT = Path(__file__).resolve().parents[2]
+FILE, SPEC = ROOT / "wire/tests/known_answer.json", ROOT / "docs/SPEC.md"
 
 
 def unhex(value):
@@ -23,9 +28,41 @@ def unhex(value):
     return [unhex(inner) for inner in value] if isinstance(value, list) else value
 
 
+def setup_of(suite, part, lifetime):
+    """The part of the file for a suite, with the names of protocol.py."""
+    out = SimpleNamespace(**vars(part), lifetime=lifetime)
+    if suite is Suite1:
+        out.setup_cells = [[first] for first in part.setup_cells]
+    out.hops = []
+    for hop in part.hops:
+        public, private = getattr(hop, "mlkem_public", b""), getattr(hop, "mlkem_private", b"")
+        descriptor = SimpleNamespace(setup=hop.setup_public, setup_mlkem=public, hash=hop.descriptor_hash)
+        keys = SimpleNamespace(setup=hop.setup_private, setup_mlkem=private)
+        x, y, m = hop.entry_ephemeral_private, hop.hop_ephemeral_private, getattr(hop, "mlkem_m", b"")
+        seed = getattr(hop, "mlkem_seed", b"")
+        out.hops.append(SimpleNamespace(descriptor=descriptor, keys=keys, x=x, y=y, m=m, seed=seed))
+    return out
+
+
+def check_table(report):
+    """The table of 5.3: k + r on every link."""
+    with report.check("vectors: cells of a setup in the table of SPEC 5.3") as row:
+        rows = re.findall(r"^\| ([SML, ]+) \| ([12]) \| (\d[\d+ ]*) \| (\d[\d+ ]*) \|$", SPEC.read_text(), re.MULTILINE)
+        same("rows", len(rows), 5)
+        for klasses, suite, *columns in rows:
+            for klass in klasses.split(", "):
+                for hops, cells in zip((4, 8), columns, strict=True):
+                    size = Class(klass, hops, SUITES[int(suite)])
+                    counts = [shard_counts(size, link) for link in range(1, hops + 1)]
+                    same(f"class {klass}, suite {suite}", " ".join(f"{k}+{r}" for k, r in counts), cells)
+        row["note"] = f"{len(rows)} rows"
+
+
 def check_vectors(report, _eddy):
+    check_table(report)
     file = unhex(json.loads(FILE.read_text()))
-    size = Class(getattr(file.chain, "class"), file.chain.hops)
+    klass = getattr(file.chain, "class")
+    size = Class(klass, file.chain.hops, Suite1)
     h = size.hops
     same("P", size.payload, file.chain.payload)
     slots = []
@@ -38,6 +75,8 @@ def check_vectors(report, _eddy):
             same("control keys", slot.control, {FORWARD: link.control_forward, BACKWARD: link.control_backward})
             same("resume", slot.resume, link.resume)
 
+    channels = [int.from_bytes(link.channel) for link in file.links]
+
     def compare(way, link, cell, header, content=None, body=None):
         slot = slots[link - 1]
         whole = slot.cell(way, header, body) if content is None else slot.control_cell(way, header, content)
@@ -48,50 +87,21 @@ def check_vectors(report, _eddy):
         if content is not None:
             same("content", slot.open_control(way, header, whole[16:]), content)
 
-    with report.check("vectors: setup keys and onion at every hop"):
-        ephemerals = [hop.entry_ephemeral_private for hop in file.hops]
-        public = [(x25519_public(hop.setup_private), hop.descriptor_hash) for hop in file.hops]
-        same("setup keys", [key for key, _ in public], [hop.setup_public for hop in file.hops])
-        info = setup_info(size, file.chain.lifetime_s)
-        onions, layers = make_setup(public, ephemerals, [info] * h)
-        same("onion", onions, [one.onion for one in file.setup])
-        hops = []
-        for i, (hop, one) in enumerate(zip(file.hops, file.setup, strict=True), 1):
-            same("length", len(one.onion), setup_length(size, i))
-            layer, found, rest = open_setup(i, h, hop.setup_private, hop.descriptor_hash, one.onion)
-            same("info and S_{i+1}", (found, rest), (info, onions[i] if i < h else b""))
-            e = x25519_public(hop.hop_ephemeral_private)
-            hops.append(HopSecrets(layer.prk, x25519(hop.hop_ephemeral_private, one.onion[:32]), e))
-            same("e", e, one.hop_ephemeral)
-            same("replay tag", replay_tag(one.onion), one.replay_tag)
-            same("secrets", (hops[-1].confirm, hops[-1].ack), (one.confirm, one.ack))
-            same("sec[0]", hops[-1].sec, (one.forward, one.backward))
+    def compare_control(way, link, cell, kind, sub, content):
+        seq = Header.parse(cell.header_clear).seq  # of the sender's choice (3.8.4)
+        channel = 0 if kind == LINK else channels[link - 1]
+        compare(way, link, cell, Header(channel, seq, sub, kind, size.number), content)
 
-    channels = [int.from_bytes(link.channel) for link in file.links]
-    with report.check("vectors: setup cells on every link"):
-        for link, cell in enumerate(file.setup_cells, 1):
-            (content,) = setup_contents(size, link, onions[link - 1], cell.filling)
-            number = slots[link - 1].open_header(FORWARD, cell.header).seq
-            compare(FORWARD, link, cell, Header(channels[link - 1], number, 0, SETUP, size.number), content)
-
-    with report.check("vectors: ack cells on every link, and the entry's reading"):
-        same("K", ack_cells(size), 1)
-        content = file.ack_filling
-        for link in range(h, 0, -1):
-            hop, cell = hops[link - 1], file.ack_cells[link - 1]
-            if link < h:
-                content = hop.ack_layer(0, content)
-            content = write_ack_slot(size, link, file.setup[link - 1].hop_ephemeral, hop, 0, content)
-            number = slots[link - 1].open_header(BACKWARD, cell.header).seq
-            compare(BACKWARD, link, cell, Header(channels[link - 1], number, 0, ACK, size.number), content)
-        read = read_ack(size, layers, ephemerals, [content])
-        same("sec[0] at the entry", [hop.sec for hop in read], [hop.sec for hop in hops])
+    # The data cells of the file belong to the setup of suite 1.
+    for suite, part in ((Suite2, file.suite2), (Suite1, file)):
+        size = Class(klass, file.chain.hops, suite)
+        setup = setup_of(suite, part, file.chain.lifetime_s)
+        hops, read = check_setup(report, f"vectors: suite {suite.number}", size, setup, compare_control)
 
     with report.check("vectors: keepalive cells"):
         for link, cell in enumerate(file.keepalive_cells, 1):
             content = bytes([KEEPALIVE]).ljust(size.content(FORWARD, link), b"\0")
-            number = slots[link - 1].open_header(FORWARD, cell.header).seq
-            compare(FORWARD, link, cell, Header(0, number, 0, LINK, size.number), content)
+            compare_control(FORWARD, link, cell, LINK, 0, content)
 
     with report.check("vectors: forward cells at every hop"):
         for one in file.forward_cells:
@@ -113,3 +123,51 @@ def check_vectors(report, _eddy):
                 body = seal(*key, one.inner) if link == h else ctr_xor(*key, body)
                 compare(BACKWARD, link, one.links[link - 1], header, body=body)
             same("at the entry", unwrap_backward(read, header, body), one.inner)
+
+
+def check_setup(report, name, size, file, compare):
+    """A setup and its ack. Returns the secrets of the hops, and the entry's."""
+    h, ephemerals = size.hops, [Ephemeral(hop.x, hop.m) for hop in file.hops]
+
+    with report.check(f"{name}: setup keys and onion at every hop"):
+        for hop in file.hops:
+            same("X25519 key", x25519_public(hop.keys.setup), hop.descriptor.setup)
+            if size.suite is Suite2:
+                pair = hop.descriptor.setup_mlkem, hop.keys.setup_mlkem
+                same("ML-KEM key", ML_KEM_768.key_derive(hop.seed), pair)
+                assert mlkem_public_is_sound(pair[0])
+        info = setup_info(size, file.lifetime)
+        onions, layers = make_setup(size, [hop.descriptor for hop in file.hops], ephemerals, [info] * h)
+        same("onion", onions, [one.onion for one in file.setup])
+        hops = []
+        for i, (hop, one) in enumerate(zip(file.hops, file.setup, strict=True), 1):
+            same("length", len(one.onion), setup_length(size, i))
+            layer, found, rest = open_setup(size, i, hop.keys, hop.descriptor.hash, one.onion)
+            same("info and S_{i+1}", (found, rest), (info, onions[i] if i < h else b""))
+            hops.append(HopSecrets(layer.prk, x25519(hop.y, one.onion[:32]), one.hop_ephemeral))
+            same("e", x25519_public(hop.y), one.hop_ephemeral)
+            same("replay tag", replay_tag(size, one.onion), one.replay_tag)
+            same("secrets", (hops[-1].confirm, hops[-1].ack), (one.confirm, one.ack))
+            same("sec[0]", hops[-1].sec, (one.forward, one.backward))
+
+    with report.check(f"{name}: setup cells on every link, and S_i from the last k of them"):
+        for link, (onion, cells) in enumerate(zip(onions, file.setup_cells, strict=True), 1):
+            k, r = shard_counts(size, link)
+            contents = setup_shards(size, link, onion, cells[k - 1].filling)
+            same("k + r", len(contents), k + r)
+            for sub, cell in enumerate(cells):
+                compare(FORWARD, link, cell, SETUP, sub, contents[sub])
+            same("S_i", join_shards(size, link, dict(list(enumerate(contents))[r:])), onion)
+
+    with report.check(f"{name}: ack cells on every link, and the entry's reading"):
+        same("K", ack_contents(size), 1)
+        content = file.ack_filling
+        for link in range(h, 0, -1):
+            hop = hops[link - 1]
+            if link < h:
+                content = hop.ack_layer(0, content)
+            content = write_ack_slot(size, link, file.setup[link - 1].hop_ephemeral, hop, 0, content)
+            compare(BACKWARD, link, file.ack_cells[link - 1], ACK, 0, content)
+        read = read_ack(size, layers, ephemerals, [content])
+        same("sec[0] at the entry", [hop.sec for hop in read], [hop.sec for hop in hops])
+    return hops, read

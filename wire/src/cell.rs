@@ -98,7 +98,7 @@ pub enum Direction {
 pub enum CellKind {
     /// Application data under the layers of a channel.
     Data = 0,
-    /// A fragment of a setup onion; forward only.
+    /// A shard of a setup; forward only.
     Setup = 1,
     /// An ack of a setup; backward only.
     Ack = 2,

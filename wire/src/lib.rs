@@ -19,3 +19,4 @@ pub mod link;
 pub mod reassembly;
 pub mod replay;
 pub mod setup;
+pub mod shards;

@@ -1,9 +1,12 @@
 //! The table of channels of a node (SPEC 5): ids on links, half-open and open channels.
 //!
-//! [`setup`] is how a hop passes on setups and acks; the entry's own setups are in [`crate::entry`].
+//! [`setup`] is how a hop passes on setups and acks, [`copies`] the second and third cell of an ack; the
+//! entry's own setups are in [`crate::entry`].
 
+mod copies;
 mod setup;
 
+pub use copies::ACK_COPIES_MAX;
 pub(crate) use setup::{info, send_setup};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,6 +16,7 @@ use rand::Rng;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId};
 use wire::setup::HopSecrets;
 
+use self::copies::AckCopies;
 use crate::admission::{Bucket, ReplayCache};
 use crate::config::Config;
 use crate::context::Context;
@@ -69,6 +73,7 @@ pub(crate) struct Channels {
     open: Vec<Option<Open>>,
     free: Vec<ChannelIndex>,
     open_count: usize,
+    ack_copies: AckCopies,
     bucket: Bucket,
     seen: ReplayCache,
     /// Hash of this hop's descriptor (D in SPEC 5.1); none at the entry.
@@ -85,6 +90,7 @@ impl Channels {
             open: Vec::new(),
             free: Vec::new(),
             open_count: 0,
+            ack_copies: AckCopies::default(),
             bucket: Bucket::new(config.caps.setups, now),
             seen: ReplayCache::new(config.caps.replay_cache),
             descriptor_hash: config.descriptor.as_ref().map(|own| own.hash()),
@@ -241,8 +247,9 @@ impl Channels {
         }
     }
 
-    /// Drops half-open channels whose ack is overdue and ends cooldowns.
+    /// Sends the ack cells that are due, drops half-open channels whose ack is overdue and ends cooldowns.
     pub(crate) fn tick(&mut self, cx: &mut Context, links: &mut Links, now: Duration) {
+        self.ack_copies.tick(cx, links, now);
         let limit = cx.config.half_open_for();
         while let Some((serial, half)) = self.half_open.first_key_value()
             && now.saturating_sub(half.created_at) >= limit
@@ -265,6 +272,7 @@ impl Channels {
     pub(crate) fn next_wake(&self, cx: &Context) -> Duration {
         let expires = self.half_open.first_key_value().map(|(_, half)| half.created_at + cx.config.half_open_for());
         let cooled_down = self.cooling_down.front().map(|(until, _)| *until);
-        expires.unwrap_or(Duration::MAX).min(cooled_down.unwrap_or(Duration::MAX))
+        let wakes = [expires, cooled_down, self.ack_copies.due()];
+        wakes.into_iter().flatten().min().unwrap_or(Duration::MAX)
     }
 }

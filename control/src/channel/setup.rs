@@ -1,8 +1,9 @@
 //! Setups and acks at a hop (SPEC 5.3-5.5, 5.9).
 //!
-//! A hop opens a setup, records the channel as half-open, and only then sends the rest on. The ack
-//! cells come back, each passes once, and the channel is installed before the last one leaves. Checks
-//! of a setup run from cheap to expensive: form, buckets, caps, replay, and public-key work last.
+//! A hop joins the shards of a setup, opens it, records the channel as half-open, and only then sends
+//! the rest on. The ack contents come back, each passes once, and the channel is installed before the
+//! last one leaves. Checks of a setup run from cheap to expensive: form, buckets, caps, replay, and
+//! public-key work last.
 
 use std::time::Duration;
 
@@ -10,23 +11,24 @@ use rand::Rng;
 use wire::cell::{CellKind, Direction, Header};
 use wire::ids::{ChannelKeys, LinkId};
 use wire::setup::{self, HopSecrets, Info};
+use wire::shards::Shards;
 
 use super::{Channels, HalfOpen, LinkChannel, Use};
 use crate::config::Config;
 use crate::context::Context;
 use crate::counters::Refusal;
 use crate::descriptor::draw_secret;
-use crate::fragments::Joined;
+use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
 
 /// The info that every setup of this chain carries.
 pub(crate) fn info(config: &Config) -> Info {
-    Info { class: config.shape.class(), lifetime_s: config.lifetime_s(), first: 0 }
+    Info { suite: config.suite(), class: config.shape.class(), lifetime_s: config.lifetime_s(), first: 0 }
 }
 
 impl Channels {
-    /// Hop: takes in a setup fragment from the previous one.
-    pub(crate) fn fragment(
+    /// Hop: takes in a setup shard from the previous one.
+    pub(crate) fn shard(
         &mut self,
         cx: &mut Context,
         links: &mut Links,
@@ -36,24 +38,28 @@ impl Channels {
     ) -> Result<(), Refusal> {
         let (shape, position) = (cx.config.shape, cx.config.position);
         let up = (link, header.channel);
+        let shards = setup::shards(shape, cx.config.suite(), position);
+        if usize::from(header.sub) >= shards.total() {
+            return Err(Refusal::FragmentMalformed);
+        }
+        let state = links.link_mut(link).ok_or(Refusal::UnknownSlot)?;
+        if state.decided_setups.contains(now, header.channel) {
+            cx.counters.surplus_cells += 1;
+            return Ok(());
+        }
         if self.ids.contains_key(&up) {
             return Err(Refusal::ChannelInUse);
         }
-        let len = setup::onion_len(shape, position);
-        let count = len.div_ceil(content.len());
-        if usize::from(header.sub) >= count {
-            return Err(Refusal::FragmentMalformed);
-        }
-        if count == 1 {
-            return self.setup(cx, links, now, up, &content[..len]);
-        }
-        let state = links.link_mut(link).ok_or(Refusal::UnknownSlot)?;
-        let (joined, given_up) = state.incomplete_setups.join(now, header.channel, header.sub.into(), count, content);
+
+        let (joined, given_up) = state.incomplete_setups.join(now, header.channel, header.sub, shards.data, content);
         (0..given_up).for_each(|_| cx.refuse(Refusal::SetupIncomplete));
         match joined {
             Joined::Incomplete => Ok(()),
             Joined::Duplicate => Err(Refusal::FragmentMalformed),
-            Joined::Complete(onion) => self.setup(cx, links, now, up, &onion[..len]),
+            Joined::Complete(parts) => {
+                state.decided_setups.insert(now, header.channel);
+                self.setup(cx, links, now, up, shards, &parts)
+            }
         }
     }
 
@@ -64,7 +70,8 @@ impl Channels {
         links: &mut Links,
         now: Duration,
         up: LinkChannel,
-        onion: &[u8],
+        shards: Shards,
+        parts: &Parts,
     ) -> Result<(), Refusal> {
         let (shape, position) = (cx.config.shape, cx.config.position);
         let is_exit = position == shape.hops();
@@ -77,12 +84,14 @@ impl Channels {
         };
         self.admit(cx, links, now, up.0, is_exit)?;
 
-        let tag = setup::replay_tag(onion).ok_or(Refusal::SetupInvalid)?;
+        let mut onion = shards.decode(&parts.indexes, &parts.bytes);
+        onion.truncate(setup::onion_len(shape, cx.config.suite(), position));
+        let tag = setup::replay_tag(cx.config.suite(), &onion).ok_or(Refusal::SetupInvalid)?;
         if self.seen.contains(&tag) {
             return Err(Refusal::SetupReplayed);
         }
         let descriptor_hash = self.descriptor_hash.ok_or(Refusal::SetupInvalid)?;
-        let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), onion)
+        let opened = setup::open(shape, position, &descriptor_hash, &cx.config.setup, info(&cx.config), &onion)
             .map_err(|_| Refusal::SetupInvalid)?;
         self.seen.insert(opened.tag);
         let rest = opened.rest.clone();
@@ -147,7 +156,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Exit: opens the channel and sends the ack cells.
+    /// Exit: opens the channel and sends the ack.
     fn acknowledge(
         &mut self,
         cx: &mut Context,
@@ -164,11 +173,11 @@ impl Channels {
             let mut content = vec![0; shape.payload()];
             cx.rng.fill_bytes(&mut content);
             setup::begin_ack(shape, sub, ephemeral, &secrets, &mut content);
-            links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content: &content });
+            self.ack_copies.send(cx, links, now, up, sub, content);
         }
     }
 
-    /// Mix: covers an ack cell from the next hop and passes it on.
+    /// Mix: covers the first cell of an ack content from the next hop and passes the content on.
     pub(crate) fn ack(
         &mut self,
         cx: &mut Context,
@@ -178,18 +187,25 @@ impl Channels {
         content: &mut [u8],
     ) -> Result<(), Refusal> {
         let shape = cx.config.shape;
-        let Some(Use::HalfOpen(serial)) = self.used_by((link, header.channel)) else {
-            return Err(Refusal::UnexpectedAck);
-        };
-        let half = self.half_open.get_mut(&serial).ok_or(Refusal::UnexpectedAck)?;
+        let down = (link, header.channel);
         let cells = setup::ack_cells(shape);
-        if half.down != (link, header.channel) || usize::from(header.sub) >= cells {
+        if usize::from(header.sub) >= cells {
             return Err(Refusal::UnexpectedAck);
         }
+        let serial = match self.used_by(down) {
+            Some(Use::HalfOpen(serial)) => serial,
+            Some(Use::Open(_)) => {
+                cx.counters.surplus_cells += 1;
+                return Ok(());
+            }
+            _ => return Err(Refusal::UnexpectedAck),
+        };
+        let half = self.half_open.get_mut(&serial).ok_or(Refusal::UnexpectedAck)?;
         // A second pass would use the same keystream twice.
         let bit = 1 << header.sub;
         if half.passed & bit != 0 {
-            return Err(Refusal::UnexpectedAck);
+            cx.counters.surplus_cells += 1;
+            return Ok(());
         }
         half.passed |= bit;
         let sub = header.sub;
@@ -201,33 +217,35 @@ impl Channels {
                 ChannelKeys::Hop { forward: half.secrets.forward.clone(), backward: half.secrets.backward.clone() };
             self.install(cx, links, Some(half.up), Some(half.down), keys, now.saturating_sub(half.created_at));
         }
-        links.inject(cx, now, up.0, &Outgoing { kind: CellKind::Ack, channel: up.1, sub, content });
+        self.ack_copies.send(cx, links, now, up, sub, content.to_vec());
         Ok(())
     }
 }
 
-/// Sends an onion to the next hop in cells of equal length; random bytes fill up the last.
+/// Sends an onion to the next hop in shards, one in each cell; random bytes fill up the last data shard.
 pub(crate) fn send_setup(cx: &mut Context, links: &mut Links, now: Duration, down: LinkChannel, onion: &[u8]) {
-    let content_len = cx.config.shape.control_content(Direction::Forward, cx.config.position + 1);
-    for (sub, part) in onion.chunks(content_len).enumerate() {
-        let mut content = vec![0; content_len];
-        content[..part.len()].copy_from_slice(part);
-        cx.rng.fill_bytes(&mut content[part.len()..]);
-        links.inject(
-            cx,
-            now,
-            down.0,
-            &Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content: &content },
-        );
+    let (shape, link) = (cx.config.shape, cx.config.position + 1);
+    let content_len = shape.control_content(Direction::Forward, link);
+    let mut shards: Vec<Vec<u8>> = onion.chunks(content_len).map(<[u8]>::to_vec).collect();
+    if let Some(last) = shards.last_mut() {
+        let filled = last.len();
+        last.resize(content_len, 0);
+        cx.rng.fill_bytes(&mut last[filled..]);
+    }
+    setup::shards(shape, cx.config.suite(), link).encode(&mut shards);
+    for (sub, content) in shards.iter().enumerate() {
+        let cell = Outgoing { kind: CellKind::Setup, channel: down.1, sub: sub as u8, content };
+        links.inject(cx, now, down.0, &cell);
     }
 }
 
-// Every onion fits 255 fragments and every ack 8 cells, for any chain.
-const _: () = {
-    let mut hops = 2;
-    while hops <= wire::cell::MAX_HOPS {
-        // Class S has the shortest cells.
-        assert!(setup::HOP_LEN * hops <= 255 * 208 && hops.div_ceil(208 / setup::SLOT_LEN) <= 8);
-        hops += 1;
-    }
-};
+// Every setup fits the indexes of its cells, and every ack the bits of `passed`. Class S has the
+// shortest cells, and link 1 of the longest chain the longest setup.
+#[cfg(test)]
+#[test]
+fn longest_setup_and_ack_fit_their_indexes() {
+    let shape = wire::cell::Shape::new(wire::cell::Class::S, wire::cell::MAX_HOPS).unwrap();
+    let most = (1..=8).map(|link| setup::shards(shape, setup::Suite::Hybrid, link).total()).max();
+    assert_eq!(most, Some(crate::SETUP_CELLS_MAX));
+    assert!(setup::ack_cells(shape) <= 8);
+}

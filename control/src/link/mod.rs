@@ -17,7 +17,7 @@ use crate::admission::Bucket;
 use crate::config::{Config, Timing};
 use crate::context::Context;
 use crate::counters::Refusal;
-use crate::fragments::Joiner;
+use crate::fragments::{Decided, Joiner};
 use crate::io::{Change, Event};
 use crate::slot::Slot;
 
@@ -29,10 +29,18 @@ use responder::Responder;
 
 /// Lifetime of a link that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
-/// Incomplete setups of one link.
-const INCOMPLETE_SETUPS_MAX: usize = 8;
-/// The fragments of a setup wait for each other for this long.
-const SETUP_FRAGMENTS_WAIT: Duration = Duration::from_secs(2);
+/// Incomplete setups of an entry's link. An entry has fewer setups in flight.
+pub(crate) const INCOMPLETE_SETUPS_PER_ENTRY_LINK: usize = 8;
+/// Incomplete setups of a link between hops, which carries those of all entries.
+const INCOMPLETE_SETUPS_MAX: usize = 256;
+/// How long the shards of a setup wait for each other.
+pub(crate) const SETUP_SHARDS_WAIT: Duration = Duration::from_secs(2);
+/// Decided setups that an entry's link remembers: more than its default rate allows in their time.
+const DECIDED_SETUPS_PER_ENTRY_LINK: usize = 64;
+/// Decided setups that a link between hops remembers.
+const DECIDED_SETUPS_MAX: usize = 4096;
+/// How long the remaining shards of a decided setup are expected.
+const DECIDED_SETUPS_KEEP: Duration = Duration::from_secs(2);
 
 /// A link with its slots.
 pub(crate) struct Link {
@@ -59,6 +67,8 @@ pub(crate) struct Link {
     pub(crate) setups: Bucket,
     /// Incomplete setups, by channel number.
     pub(crate) incomplete_setups: Joiner<u32>,
+    /// Setups that were accepted or refused lately, by channel number.
+    pub(crate) decided_setups: Decided<u32>,
 }
 
 impl Link {
@@ -277,6 +287,11 @@ impl Links {
             self.versions.push(0);
         }
         let id = LinkId::new(index, self.versions[index]);
+        let (incomplete, decided) = if cx.config.faces_entries() {
+            (INCOMPLETE_SETUPS_PER_ENTRY_LINK, DECIDED_SETUPS_PER_ENTRY_LINK)
+        } else {
+            (INCOMPLETE_SETUPS_MAX, DECIDED_SETUPS_MAX)
+        };
         let link = Link {
             id,
             side,
@@ -293,7 +308,8 @@ impl Links {
             channels: 0,
             half_open: 0,
             setups: Bucket::new(cx.config.caps.setups_per_entry_link, now),
-            incomplete_setups: Joiner::new(INCOMPLETE_SETUPS_MAX, SETUP_FRAGMENTS_WAIT),
+            incomplete_setups: Joiner::new(incomplete, SETUP_SHARDS_WAIT),
+            decided_setups: Decided::new(decided, DECIDED_SETUPS_KEEP),
         };
         self.all[index] = Some(link);
         cx.change(Change::InstallLink { link: id, side, peer });

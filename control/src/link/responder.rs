@@ -81,12 +81,12 @@ impl Responder {
         if !self.key.accepts(parsed) {
             return Err(Refusal::BadMac1);
         }
-        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part.into(), 2, parsed.noise);
+        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part, 2, parsed.noise);
         (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
             Joined::Duplicate => Err(Refusal::HalfDuplicate),
-            Joined::Complete(message) => Ok(Some(message)),
+            Joined::Complete(halves) => Ok(Some(halves.concat())),
         }
     }
 

@@ -65,13 +65,13 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     let mut plan = Plan::new(Class::L, 2);
     plan.channels = 50;
     plan.caps.setups_per_entry_link = MANY;
-    plan.caps.half_open = 6;
+    plan.caps.half_open = 4;
     let mut world = World::new(plan);
     world.tap = Box::new(|_, packet| {
         if packet.from == up_address(3) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
     });
     world.run_for(secs(2));
-    assert_eq!(world.node(1).control.half_open(), 6);
+    assert_eq!(world.node(1).control.half_open(), 4);
     assert!(world.refused(1, Refusal::HalfOpenFull) > 0);
     assert_eq!(world.refused(1, Refusal::LinkHalfOpenFull), 0);
     world.tap = Box::new(|_, _| Fate::Pass);

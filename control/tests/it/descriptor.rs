@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::{Descriptor, DescriptorError, Identity, draw_secret};
+use control::descriptor::{Descriptor, DescriptorError, Identity, draw_secret, draw_setup};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Class;
+use wire::setup::{SetupPublic, Suite};
 
 fn identity(seed: u64) -> Identity {
     Identity::from_seed(&draw_secret(&mut ChaCha20Rng::seed_from_u64(seed)))
@@ -22,11 +23,17 @@ fn descriptor() -> Descriptor {
         not_before: 1000,
         not_after: 2000,
         noise: [1; 32],
-        setup: [2; 32],
+        setup: SetupPublic::new([2; 32], None).unwrap(),
         mixing_delay_ms: 20,
         lifetime_s: 3600,
         lanes: vec!["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:4001".parse().unwrap()],
     }
+}
+
+/// The same in suite 2.
+fn hybrid() -> Descriptor {
+    let setup = draw_setup(&mut ChaCha20Rng::seed_from_u64(3), Suite::Hybrid).public();
+    Descriptor { setup, ..descriptor() }
 }
 
 fn at(seconds: u64) -> SystemTime {
@@ -50,11 +57,28 @@ fn resign(mut bytes: Vec<u8>, change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn signed_descriptor_reads_back_unchanged() {
-    let signed = descriptor().sign(&identity(1)).unwrap();
-    let read = verify(&signed).unwrap();
-    assert_eq!(read, descriptor());
-    assert_eq!(read.hash(), descriptor().hash());
-    assert_eq!(read.sign(&identity(1)).unwrap(), signed);
+    for (descriptor, len) in [(descriptor(), 142 + 2 * 19 + 64), (hybrid(), 142 + 2 * 19 + 1184 + 64)] {
+        let signed = descriptor.sign(&identity(1)).unwrap();
+        assert_eq!(signed.len(), len);
+        let read = verify(&signed).unwrap();
+        assert_eq!(read, descriptor);
+        assert_eq!(read.hash(), descriptor.hash());
+        assert_eq!(read.sign(&identity(1)).unwrap(), signed);
+    }
+}
+
+#[test]
+fn malformed_encapsulation_key_is_refused() {
+    let signed = hybrid().sign(&identity(1)).unwrap();
+    let at = signed.len() - 64 - 1184;
+    let bad = DescriptorError::Field("the ML-KEM setup key");
+    // The first coefficient becomes 0xfff, which is not below 3329.
+    let wrong = resign(signed.clone(), |b| (b[at], b[at + 1]) = (0xff, b[at + 1] | 0x0f));
+    assert_eq!(verify(&wrong), Err(bad.clone()));
+    assert!(bad.to_string().contains("the ML-KEM setup key is out of range: ask"), "{bad}");
+    // A suite without its key, and a key without its suite.
+    assert!(matches!(verify(&resign(signed.clone(), |b| b.truncate(at))), Err(DescriptorError::Truncated(_))));
+    assert_eq!(verify(&resign(signed, |b| b[5] = 1)), Err(DescriptorError::Trailing(1184)));
 }
 
 #[test]
@@ -69,7 +93,7 @@ fn every_descriptor_error_is_distinct() {
     let other = identity(2).public();
     assert_eq!(Descriptor::verify(&signed, &other, &[7; 32], at(1500)), Err(DescriptorError::Signature));
     assert_eq!(check(&|b| b[4] = 2), DescriptorError::Version(2));
-    assert_eq!(check(&|b| b[5] = 2), DescriptorError::Suite(2));
+    assert_eq!(check(&|b| b[5] = 3), DescriptorError::Suite(3));
     assert_eq!(check(&|b| b[6] = 4), DescriptorError::Field("class"));
     assert_eq!(check(&|b| b[7] = 5), DescriptorError::Field("position"));
     assert_eq!(check(&|b| b[8] = 9), DescriptorError::Field("number of hops"));
@@ -121,7 +145,7 @@ fn every_descriptor_error_names_a_remedy() {
 proptest! {
     #[test]
     fn descriptor_with_a_flipped_bit_is_refused(byte in any::<prop::sample::Index>(), bit in 0..8) {
-        let mut signed = descriptor().sign(&identity(1)).unwrap();
+        let mut signed = hybrid().sign(&identity(1)).unwrap();
         let at = byte.index(signed.len());
         signed[at] ^= 1u8 << bit;
         prop_assert!(verify(&signed).is_err());

@@ -5,5 +5,6 @@ mod bounds;
 mod chain;
 mod descriptor;
 mod hostile;
+mod loss;
 #[allow(dead_code)]
 mod sim;

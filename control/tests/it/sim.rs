@@ -4,9 +4,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control::descriptor::draw_x25519;
+use control::descriptor::{draw_setup, draw_x25519};
 use control::{Caps, Change, Config, Control, Descriptor, Event, Input, NextHop, Output, Refusal, Role, Timing};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -15,6 +16,7 @@ use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Rank, Side, SlotId};
 use wire::kdf::Secret;
 use wire::link::HeaderKey;
+use wire::setup::{SetupKey, Suite};
 use zeroize::Zeroizing;
 
 pub const fn ms(n: u64) -> Duration {
@@ -30,7 +32,7 @@ pub struct Plan {
     pub shape: Shape,
     pub descriptors: Vec<Descriptor>,
     noise: Vec<(Secret, [u8; 32])>,
-    setup: Vec<(Secret, [u8; 32])>,
+    setup: Vec<SetupKey>,
     pub timing: Timing,
     pub caps: Caps,
     pub channels: usize,
@@ -50,10 +52,14 @@ pub fn down_address(position: usize) -> SocketAddr {
 
 impl Plan {
     pub fn new(class: Class, mixes: usize) -> Plan {
+        Plan::with_suite(class, mixes, Suite::default())
+    }
+
+    pub fn with_suite(class: Class, mixes: usize, suite: Suite) -> Plan {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let shape = Shape::new(class, mixes + 1).unwrap();
         let noise: Vec<_> = (0..=shape.hops()).map(|_| draw_x25519(&mut rng)).collect();
-        let setup: Vec<_> = (0..=shape.hops()).map(|_| draw_x25519(&mut rng)).collect();
+        let setup: Vec<_> = (0..=shape.hops()).map(|_| draw_setup(&mut rng, suite)).collect();
         let descriptors = (1..=shape.hops())
             .map(|i| Descriptor {
                 chain: [7; 32],
@@ -64,7 +70,7 @@ impl Plan {
                 not_before: 0,
                 not_after: u64::MAX,
                 noise: noise[i].1,
-                setup: setup[i].1,
+                setup: setup[i].public(),
                 mixing_delay_ms: 20,
                 lifetime_s: 3600,
                 lanes: vec![up_address(i)],
@@ -89,8 +95,8 @@ impl Plan {
         self.descriptors[position - 1].noise = self.noise[position].1;
     }
 
-    pub fn setup_key(&self, position: usize) -> &Secret {
-        &self.setup[position].0
+    pub fn setup_key(&self, position: usize) -> &SetupKey {
+        &self.setup[position]
     }
 
     pub fn config(&self, position: usize) -> Config {
@@ -105,7 +111,7 @@ impl Plan {
             shape: self.shape,
             position,
             noise: self.noise[position].0.clone(),
-            setup: self.setup[position].0.clone(),
+            setup: self.setup[position].clone(),
             descriptor: (position > 0).then(|| self.descriptors[position - 1].clone()),
             previous: (position > 1).then(|| self.noise[position - 1].1),
             next: (position < hops)
@@ -169,8 +175,8 @@ pub struct Node {
     pub down_address: SocketAddr,
     /// False if a test makes it break the protocol.
     pub honest: bool,
-    /// Ack cells passed on, by link and channel.
-    acks: BTreeMap<(LinkId, u32), usize>,
+    /// Cells sent for each ack content, by link and channel.
+    acks: BTreeMap<(LinkId, u32), BTreeMap<u8, usize>>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
@@ -213,7 +219,11 @@ pub struct World {
     pub tap: Tap,
     /// Added to the virtual time, this is the wall clock of all hosts.
     pub wall_base: Duration,
+    /// All datagrams sent, unless a test turns it off.
     pub record: Vec<Packet>,
+    pub recording: bool,
+    /// How long a datagram takes, in microseconds: drawn for each, so they overtake each other.
+    pub delay_us: Range<u64>,
 }
 
 impl World {
@@ -228,6 +238,8 @@ impl World {
             rng: ChaCha20Rng::seed_from_u64(2),
             tap: Box::new(|_, _| Fate::Pass),
             record: Vec::new(),
+            recording: true,
+            delay_us: 2_000..6_000,
             wall_base: secs(1_800_000_000),
         }
     }
@@ -289,11 +301,13 @@ impl World {
 
     /// Puts a datagram on the network.
     pub fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let delay = Duration::from_micros(self.rng.random_range(2_000..6_000));
+        let delay = Duration::from_micros(self.rng.random_range(self.delay_us.clone()));
         self.number += 1;
         let packet = Packet { at: self.now + delay, number: self.number, from, to, bytes };
         let fate = (self.tap)(self.now, &packet);
-        self.record.push(packet.clone());
+        if self.recording {
+            self.record.push(packet.clone());
+        }
         match fate {
             Fate::Pass => self.flight.push(Reverse(packet)),
             Fate::Lose => {}
@@ -374,6 +388,11 @@ impl World {
         self.drain(position);
     }
 
+    /// Forgets the acks that have passed. Ids recur after three minutes, so long runs call this at rest.
+    pub fn forget_acks(&mut self) {
+        self.nodes.values_mut().for_each(|node| node.acks.clear());
+    }
+
     /// The data plane of a node ends a channel.
     pub fn end(&mut self, position: usize, channel: ChannelIndex, reason: EndReason) {
         self.nodes.get_mut(&position).expect("it runs").channels.remove(&channel).expect("it is open");
@@ -403,12 +422,15 @@ impl World {
                 Output::Change(Change::Inject { link, slot, header, body }) => {
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
-                        let passed = node.acks.entry(id).or_default();
-                        *passed += 1;
-                        let open = node.channels.values().any(|channel| channel.up == Some(id));
-                        let last = *passed == wire::setup::ack_cells(self.plan.shape);
-                        assert!(open || !last, "the channel is installed before its last ack leaves");
-                        assert!(*passed <= wire::setup::ack_cells(self.plan.shape), "each part passes once");
+                        let contents = node.acks.entry(id).or_default();
+                        let cells = contents.entry(header.sub).or_insert(0);
+                        *cells += 1;
+                        let cells = *cells;
+                        assert!(cells <= 3, "each content has three cells");
+                        if contents.len() == wire::setup::ack_cells(self.plan.shape) && cells == 1 {
+                            let open = node.channels.values().any(|channel| channel.up == Some(id));
+                            assert!(open, "the channel is installed before its last ack leaves");
+                        }
                     }
                     match node.encipher(link, slot, header, &body) {
                         Some((from, to, bytes)) => self.send(from, to, bytes),

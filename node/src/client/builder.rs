@@ -176,8 +176,7 @@ impl EntryBuilder {
         config.status = self.status;
         let Part::Entry(part) = &mut config.part else { unreachable!("the text says so") };
         part.commands = self.commands;
-
-        let mut keys = Keys::draw(&mut rng()?);
+        let mut keys = Keys::draw(&mut rng()?, wire::setup::Suite::X25519);
         for (name, password) in self.users {
             if !Keys::is_user(&name, &password) {
                 let what = "name and password of `socks_user` must have 1 to 255 bytes each (RFC 1929)".to_owned();

@@ -9,6 +9,7 @@ use control::Descriptor;
 use dataplane::lanes::Lanes;
 use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
+use wire::setup::Suite;
 
 use super::source::{Source, Table, decode_base64};
 use super::table::CHAIN;
@@ -21,6 +22,8 @@ pub struct Chain {
     pub id: [u8; 32],
     /// Class and key hops.
     pub shape: Shape,
+    /// Algorithms of its channel setups.
+    pub suite: Suite,
     /// The mixing strategy that its mixes were created with.
     pub mixing: Mixing,
     /// Lifetime of its channels in seconds.
@@ -70,6 +73,8 @@ impl Chain {
         let class: Class = table.parsed("class")?;
         let hops = table.integer("hops") as usize;
         let shape = Shape::new(class, hops).map_err(|why| table.invalid("hops", why.to_string()))?;
+        let suite = table.integer("suite");
+        let suite = u8::try_from(suite).ok().and_then(Suite::from_wire).expect("in the range of the table");
         let mixing = table.parsed("mixing")?;
         let lifetime_s = table.integer("lifetime_s") as u16;
 
@@ -87,8 +92,13 @@ impl Chain {
                 let what = format!("the descriptor has a lifetime of {said} s, the chain {lifetime_s} s");
                 return Err(table.wrong("descriptor", what, FETCH));
             }
+            let said = node.descriptor.setup.suite();
+            if said != suite {
+                let what = format!("the descriptor has setup keys of suite {said}, the chain names suite {suite}");
+                return Err(table.wrong("descriptor", what, FETCH));
+            }
         }
-        Ok(Chain { id, shape, mixing, lifetime_s, nodes })
+        Ok(Chain { id, shape, suite, mixing, lifetime_s, nodes })
     }
 
     /// The key hop at a position, from 1.

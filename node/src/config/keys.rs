@@ -6,9 +6,10 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use control::descriptor::{draw_secret, draw_x25519};
+use control::descriptor::{draw_secret, draw_setup, draw_x25519};
 use rand_chacha::ChaCha20Rng;
 use wire::kdf::{Secret, x25519_public};
+use wire::setup::{MLKEM_PRIVATE_LEN, SetupKey, Suite};
 use zeroize::Zeroizing;
 
 use super::source::{Source, Text};
@@ -21,8 +22,8 @@ pub struct Keys {
     pub identity: Secret,
     /// Noise static private key.
     pub noise: Secret,
-    /// Setup private key.
-    pub setup: Secret,
+    /// Setup private keys: of X25519, and in suite 2 of ML-KEM-768.
+    pub setup: SetupKey,
     /// Pre-shared key with the previous hop, if the operators agreed on one.
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if the operators agreed on one.
@@ -50,12 +51,12 @@ impl Keys {
         Keys::check(&Source::read(path)?.secret())
     }
 
-    /// Draws new keys.
-    pub fn draw(rng: &mut ChaCha20Rng) -> Keys {
+    /// Draws new keys, those of setups for this suite.
+    pub fn draw(rng: &mut ChaCha20Rng, suite: Suite) -> Keys {
         Keys {
             identity: draw_secret(rng),
             noise: draw_x25519(rng).0,
-            setup: draw_x25519(rng).0,
+            setup: draw_setup(rng, suite),
             psk_up: None,
             psk_down: None,
             socks_users: BTreeMap::new(),
@@ -88,7 +89,7 @@ impl Keys {
         if x25519_public(&self.noise) != own.descriptor.noise {
             return Err(differs("noise"));
         }
-        if x25519_public(&self.setup) != own.descriptor.setup {
+        if self.setup.public() != own.descriptor.setup {
             return Err(differs("setup"));
         }
         Ok(())
@@ -112,10 +113,17 @@ impl Keys {
             let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
             return Err(table.wrong("socks_users", what, "shorten them"));
         }
+        let mlkem = table.maybe_text("setup_mlkem");
+        let bytes = mlkem.as_ref().map(mlkem_bytes).transpose()?;
+        let setup = SetupKey::new(required("setup")?, bytes.as_ref().map(|bytes| &bytes[..]));
+        let setup = setup.map_err(|_| {
+            let text = mlkem.as_ref().expect("only this part can be wrong");
+            text.wrong("setup_mlkem is not an ML-KEM-768 decapsulation key".to_owned(), RESTORE)
+        })?;
         Ok(Keys {
             identity: required("identity")?,
             noise: required("noise")?,
-            setup: required("setup")?,
+            setup,
             psk_up: secret("psk_up")?,
             psk_down: secret("psk_down")?,
             socks_users,
@@ -139,7 +147,18 @@ fn decode(text: &str) -> Option<Secret> {
 /// No message quotes the text: it is a secret.
 fn secret(name: &str, text: &Text<'_>) -> Result<Secret, ConfigError> {
     let what = || format!("{name} must be 32 bytes in base64");
-    decode(text.value).ok_or_else(|| text.wrong(what(), "restore the key file that `eddy init` wrote"))
+    decode(text.value).ok_or_else(|| text.wrong(what(), RESTORE))
+}
+
+const RESTORE: &str = "restore the key file that `eddy init` wrote";
+
+/// The decapsulation key. As long as it should be; [`SetupKey`] checks the rest.
+fn mlkem_bytes(text: &Text<'_>) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
+    let mut bytes = Zeroizing::new(vec![0; MLKEM_PRIVATE_LEN + 3]);
+    let len = STANDARD.decode_slice(text.value, &mut bytes).ok().filter(|len| *len == MLKEM_PRIVATE_LEN);
+    let what = || format!("setup_mlkem must be {MLKEM_PRIVATE_LEN} bytes in base64");
+    bytes.truncate(len.ok_or_else(|| text.wrong(what(), RESTORE))?);
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -426,6 +426,14 @@ pub static CHAIN: &[Key] = &[
     plain("id", Kind::Text("32 bytes in base64 or hex"), "Id of the chain.", COPY),
     plain("class", Kind::Word(&["S", "M", "L"]), "Size class of its cells.", "\"L\""),
     plain("hops", Kind::Integer(2, 8), "Key hops: the mixes and the exit.", "4"),
+    Key {
+        name: "suite",
+        roles: ALL,
+        kind: Kind::Integer(1, 2),
+        default: DefaultValue::Integer(2),
+        doc: "Algorithms of channel setups: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.",
+        example: "2",
+    },
     plain(
         "mixing",
         Kind::Text("NAME:KEY=VALUE,..."),
@@ -472,7 +480,14 @@ pub static KEY_FILE: &[Key] = &[
         "\"...\" as `eddy init` wrote it",
     ),
     plain("noise", SECRET, "Private key of its links.", "\"...\" as `eddy init` wrote it"),
-    plain("setup", SECRET, "Private key of channel setups.", "\"...\" as `eddy init` wrote it"),
+    plain("setup", SECRET, "Private X25519 key of channel setups.", "\"...\" as `eddy init` wrote it"),
+    optional(
+        "setup_mlkem",
+        Kind::Text("2400 bytes in base64"),
+        "none",
+        "Private ML-KEM-768 key of channel setups, in suite 2.",
+        "\"...\" as `eddy init` wrote it",
+    ),
     optional("psk_up", SECRET, "none", "Pre-shared key with the previous hop.", "\"...\" as agreed with its operator"),
     optional("psk_down", SECRET, "none", "Pre-shared key with the next hop.", "\"...\" as agreed with its operator"),
     optional(

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use control::{Change, Control, Event, Input, Output};
+use control::{ACK_COPIES_MAX, Change, Control, Event, Input, Output, SETUP_CELLS_MAX, SETUPS_IN_FLIGHT_MAX};
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::punt::{Notice, Punt};
@@ -21,18 +21,15 @@ pub const AGAIN: Duration = Duration::from_micros(100);
 const PUNTS_PER_TURN: usize = 1024;
 /// Commands for each link in a turn: three slots, a keepalive and the end of the link.
 const PER_LINK: usize = 5;
-/// Most channels that an entry wants at once.
-const WANTED_CHANNELS_MAX: usize = 256;
-/// Setup cells of a channel.
-const PER_WANTED_CHANNEL: usize = 3;
-/// Most commands that follow from a punt.
-const PER_PUNT: usize = 8;
-/// Most commands of one turn, in addition to one for every channel that is retired with its link. While some of them
-/// wait, neither punts nor commands of listeners are taken in. Answers of the resolver are always queued, one for each
-/// open question. So this bounds the backlog, too.
+/// Most commands that follow from a punt: a setup is sent on, and a channel changes.
+const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
+/// Most commands of one turn, in addition to one for every channel that is retired with its link. Ack cells that were
+/// due are among them. While some of them wait, neither punts nor commands of listeners are taken in. Answers of the
+/// resolver are always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
-    + PER_WANTED_CHANNEL * WANTED_CHANNELS_MAX
+    + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
     + PER_PUNT * PUNTS_PER_TURN
+    + ACK_COPIES_MAX
     + QUESTIONS_MAX
     + LISTENER_COMMANDS_PER_TURN;
 /// Commands about listening sockets taken in one turn.
@@ -213,7 +210,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use control::descriptor::draw_x25519;
+    use control::descriptor::{draw_setup, draw_x25519};
     use control::{Caps, Config, Descriptor, NextHop, Refusal, Role, Timing};
     use dataplane::sys::Waker;
     use rand::SeedableRng;
@@ -226,7 +223,9 @@ mod tests {
     /// A mix whose worker has a ring for four commands, and the ring's other ends.
     fn bridge() -> (Bridge, rtrb::Consumer<Command>, rtrb::Producer<Punt>) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let ((noise, public), (setup, setup_public)) = (draw_x25519(&mut rng), draw_x25519(&mut rng));
+        let (noise, public) = draw_x25519(&mut rng);
+        let setup = draw_setup(&mut rng, wire::setup::Suite::default());
+        let setup_public = setup.public();
         let hop = |position| Descriptor {
             chain: [7; 32],
             position,
@@ -236,7 +235,7 @@ mod tests {
             not_before: 0,
             not_after: u64::MAX,
             noise: public,
-            setup: setup_public,
+            setup: setup_public.clone(),
             mixing_delay_ms: 0,
             lifetime_s: 3600,
             lanes: vec![SocketAddr::from(([10, 0, 0, position], 1))],

@@ -251,8 +251,8 @@ impl Log {
             },
             Event::LinkSilent { .. } => debug!("no reply from the next hop; started a new handshake"),
             Event::ChannelOpen { channel, setup } => {
-                let setup_ms = setup.as_millis();
-                debug!(channel = channel.0, setup_ms, "opened channel {channel} in {setup_ms} ms");
+                let (setup_us, setup_ms) = (setup.as_micros() as u64, setup.as_millis());
+                debug!(channel = channel.0, setup_us, "opened channel {channel} in {setup_ms} ms");
                 self.setups_fail_since = None;
                 self.refused_acks.end(now);
                 if self.setups.end(now) {

@@ -40,8 +40,9 @@ use crate::runtime::sockets::Sockets;
 
 /// Commands from control that can wait for a worker.
 const COMMANDS_MAX: usize = 4096;
-/// Punts of a worker that can wait for control: 256 copies of at most a buffer, 400 kB.
-const PUNTS_MAX: usize = 256;
+/// Punts of a worker that can wait for control: copies of at most a buffer, 3 MB. A setup has up to
+/// [`control::SETUP_CELLS_MAX`] cells, so these hold a burst of 55 setups.
+const PUNTS_MAX: usize = 2048;
 /// Receive buffer of an exit's flow socket: a burst of video to one client.
 pub const FLOW_BUFFER: usize = 1 << 20;
 

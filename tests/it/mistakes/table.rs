@@ -174,6 +174,10 @@ table! { CHAIN:
     "a chain without mixing", Line("chain.toml", "mixing", "mixing = \"none\""), MIX, &["unknown strategy"];
     "a lifetime unlike the descriptors'", Line("chain.toml", "lifetime_s", "lifetime_s = 600"), MIX,
         &["a lifetime of 3600 s, the chain 600 s"];
+    "a suite that there is not", Line("chain.toml", "suite", "suite = 3"), MIX,
+        &["suite must be a whole number from 1 to 2 (got 3)"];
+    "a suite unlike the descriptors'", Line("chain.toml", "suite", "suite = 1"), MIX,
+        &["the descriptor has setup keys of suite 2, the chain names suite 1"];
     "nodes out of order", Line("chain.toml", "index", "index = 2"), MIX, &["index must be 1 ", "(got 2)"];
     "an exit among the mixes", Line("chain.toml", "role", "role = \"exit\""), MIX,
         &["role must be \"mix\" in [[node]] 1 of 4 (got \"exit\")"];
@@ -215,6 +219,10 @@ table! { KEYS:
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
     "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
         &["mix1.key:4: noise must be 32 bytes in base64"];
+    "a malformed ML-KEM key", Line("mix1.key", "setup_mlkem", "setup_mlkem = \"c2hvcnQ=\""), MIX,
+        &["mix1.key:6: setup_mlkem must be 2400 bytes in base64"];
+    "no ML-KEM key in a chain of suite 2", Line("mix1.key", "setup_mlkem", ""), MIX,
+        &["mix1.key: the setup key is not that of mix1"];
 }
 
 table! { SOCKETS:

@@ -9,14 +9,20 @@
 //! hop 1 or link 1; link i leads into hop i, and hop 4 is the exit. "Forward" is from the entry to
 //! the exit and under the keys "i2r" of a link, "backward" the other way and under "r2i".
 //!
+//! The names below are those of suite 1. `suite2` holds what differs in suite 2, under the same names:
+//! `hops`, `setup`, `setup_cells`, `ack_filling`, `ack_cells`.
+//!
 //! * `chain` (SPEC 2.2, 5.2): class, P, key hops, lifetime in seconds, first number.
 //! * `hops[]` (5.1): the hop's `setup_private` and `setup_public` key, its `descriptor_hash` D, and the
-//!   ephemerals x as `entry_ephemeral_private` and y as `hop_ephemeral_private`.
+//!   ephemerals x as `entry_ephemeral_private` and y as `hop_ephemeral_private`. In suite 2 also the
+//!   seed d | z of its ML-KEM-768 key, the keys made from it, and the random m of the encapsulation
+//!   (FIPS 203, algorithms 16 and 17).
 //! * `links[]` (4.3): results of the handshake (`handshake_hash`, `k1`, `k2`, `ss_mlkem`), the keys
 //!   expanded from it, and the `channel` that the nearer hop drew.
 //! * `setup[]` (5.1, 5.2), per hop: `onion`, S as it arrives; `replay_tag`; e as `hop_ephemeral`;
 //!   `confirm`; `ack` (key, iv); sec\[0\] as `forward` and `backward`.
-//! * `setup_cells[]` (3.6, 5.3), per link: the cell that carries S, filled up with `filling`.
+//! * `setup_cells[]` (3.6, 5.3), per link: the first cell that carries S, filled up with `filling`. In
+//!   suite 2 all of them, `filling` in the last data shard.
 //! * `ack_filling` (5.4): the random bytes that the exit begins the ack with.
 //! * `ack_cells[]` (5.4), per link: the ack on its way back; hop i has sent the one on link i.
 //! * `keepalive_cells[]` (3.6), per link: type 3, forward.
@@ -30,6 +36,8 @@
 
 use std::path::PathBuf;
 
+use ml_kem::kem::KeyExport;
+use ml_kem::ml_kem_768::DecapsulationKey;
 use serde_json::{Value, json};
 use wire::cell::{CellKind, Class, Direction, Header, Shape};
 use wire::frames::{Address, Frame, Status, Writer, parse};
@@ -38,7 +46,7 @@ use wire::kdf::{Secret, expand_info, x25519_public};
 use wire::key::Generations;
 use wire::layer::{EntryJob, EntryKeys, data_header, unwrap, wrap};
 use wire::link::{ControlKey, HeaderKey, LinkContent, LinkSecrets};
-use wire::setup::{self, HopPublic, HopSecrets, Info};
+use wire::setup::{self, Encapsulation, EntryShare, HopPublic, HopSecrets, Info, SetupKey, Suite};
 
 const HOPS: usize = 4;
 
@@ -180,49 +188,89 @@ fn secret(name: &str, i: usize) -> Secret {
     Secret::new(fixed(&format!("{name} {}", i + 1)))
 }
 
-/// Public keys of the hop with index `i`, and its values.
-fn hop(i: usize) -> (HopPublic, Value) {
-    let key = secret("setup", i);
-    let hop = HopPublic { setup: x25519_public(&key), descriptor_hash: fixed(&format!("D {}", i + 1)) };
-    let values = json!({
-        "setup_private": hex(key.expose()),
-        "setup_public": hex(&hop.setup),
-        "descriptor_hash": hex(&hop.descriptor_hash),
-        "entry_ephemeral_private": hex(secret("x", i).expose()),
-        "hop_ephemeral_private": hex(secret("y", i).expose()),
-    });
-    (hop, values)
+/// The hop with index `i`: its setup keys, and the entry's share for it.
+struct Hop {
+    key: SetupKey,
+    public: HopPublic,
+    share: EntryShare,
+}
+
+impl Hop {
+    fn new(suite: Suite, i: usize) -> (Hop, Value) {
+        let (x25519, x) = (secret("setup", i), secret("x", i));
+        let descriptor_hash = fixed(&format!("D {}", i + 1));
+        let mut values = json!({
+            "setup_private": hex(x25519.expose()),
+            "setup_public": hex(&x25519_public(&x25519)),
+            "descriptor_hash": hex(&descriptor_hash),
+            "entry_ephemeral_private": hex(x.expose()),
+            "hop_ephemeral_private": hex(secret("y", i).expose()),
+        });
+        let (mut decapsulation, mut kem) = (None, None);
+        if suite == Suite::Hybrid {
+            let (seed, m): ([u8; 64], [u8; 32]) =
+                (fixed(&format!("mlkem seed {}", i + 1)), fixed(&format!("mlkem m {}", i + 1)));
+            let oracle = DecapsulationKey::from_seed(seed.into());
+            #[allow(deprecated)]
+            let private = ml_kem::ExpandedKeyEncoding::to_expanded_bytes(&oracle);
+            let (ct, ss) = oracle.encapsulation_key().encapsulate_deterministic(&m.into());
+            values["mlkem_seed"] = hex(&seed);
+            values["mlkem_private"] = hex(&private);
+            values["mlkem_public"] = hex(&oracle.encapsulation_key().to_bytes());
+            values["mlkem_m"] = hex(&m);
+            decapsulation = Some(private);
+            kem = Some(Encapsulation { ciphertext: Box::new(ct.into()), secret: Secret::new(ss.into()) });
+        }
+        let key = SetupKey::new(x25519, decapsulation.as_ref().map(|key| &key[..])).unwrap();
+        let public = HopPublic { setup: key.public(), descriptor_hash };
+        (Hop { key, public, share: EntryShare { ephemeral: x, kem } }, values)
+    }
 }
 
 /// A hop's ephemeral and secrets after a setup.
 type Answer = ([u8; 32], HopSecrets);
 
-/// Passes an onion through all hops: their answers, the values of each hop, and the cells.
-fn pass_setup(
-    shape: Shape,
-    info: Info,
-    publics: &[HopPublic],
-    links: &[Link],
-    mut onion: Vec<u8>,
-) -> (Vec<Answer>, Vec<Value>, Vec<Value>) {
-    let mut hops = Vec::new();
-    let (mut setups, mut setup_cells) = (Vec::new(), Vec::new());
-    for (i, (hop, link)) in publics.iter().zip(links).enumerate() {
-        let room = shape.control_content(Direction::Forward, i + 1);
-        assert!(onion.len() <= room, "one fragment on every link");
-        let filling = &fixed::<208>(&format!("setup filling {}", i + 1))[..room - onion.len()];
+/// The cells that carry an onion on the link into the hop with index `i`.
+fn setup_cells(shape: Shape, suite: Suite, link: &Link, i: usize, onion: &[u8]) -> Vec<Value> {
+    let room = shape.control_content(Direction::Forward, i + 1);
+    let code = setup::shards(shape, suite, i + 1);
+    let (name, first) = match suite {
+        Suite::X25519 => (format!("setup filling {}", i + 1), 0x01_0203_0400 + i as u64),
+        Suite::Hybrid => (format!("setup filling of suite 2, {}", i + 1), 0x01_0203_1000 + 0x100 * i as u64),
+    };
+    let filling = &fixed::<256>(&name)[..code.data * room - onion.len()];
+    let mut shards: Vec<Vec<u8>> = [onion, filling].concat().chunks(room).map(<[u8]>::to_vec).collect();
+    code.encode(&mut shards);
+    let cells = shards.iter().enumerate().map(|(sub, shard)| {
         let header = Header {
             channel: link.channel,
-            seq: 0x01_0203_0400 + i as u64,
-            sub: 0,
+            seq: first + sub as u64,
+            sub: sub as u8,
             kind: CellKind::Setup,
             class: Class::S,
         };
-        let mut cell = link.control_cell(Direction::Forward, &header, &[&onion, filling].concat());
-        cell["filling"] = hex(filling);
-        setup_cells.push(cell);
+        let mut cell = link.control_cell(Direction::Forward, &header, shard);
+        if sub + 1 == code.data {
+            cell["filling"] = hex(filling);
+        }
+        cell
+    });
+    cells.collect()
+}
 
-        let opened = setup::open(shape, i + 1, &hop.descriptor_hash, &secret("setup", i), info, &onion).unwrap();
+/// Passes an onion through all hops: their answers, the values of each hop, and the cells of each link.
+fn pass_setup(
+    shape: Shape,
+    info: Info,
+    chain: &[Hop],
+    links: &[Link],
+    mut onion: Vec<u8>,
+) -> (Vec<Answer>, Vec<Value>, Vec<Vec<Value>>) {
+    let mut hops = Vec::new();
+    let (mut setups, mut cells) = (Vec::new(), Vec::new());
+    for (i, (hop, link)) in chain.iter().zip(links).enumerate() {
+        cells.push(setup_cells(shape, info.suite, link, i, &onion));
+        let opened = setup::open(shape, i + 1, &hop.public.descriptor_hash, &hop.key, info, &onion).unwrap();
         let (tag, rest) = (opened.tag, opened.rest.clone());
         let (ephemeral, secrets) = opened.answer(secret("y", i)).unwrap();
         setups.push(json!({
@@ -238,11 +286,11 @@ fn pass_setup(
         onion = rest;
     }
     assert!(onion.is_empty(), "the exit is the last hop");
-    (hops, setups, setup_cells)
+    (hops, setups, cells)
 }
 
 /// Passes an ack back from the exit: its content on link 1, and the cells.
-fn pass_ack(shape: Shape, links: &[Link], hops: &[Answer], filling: &[u8]) -> (Vec<u8>, Vec<Value>) {
+fn pass_ack(shape: Shape, links: &[Link], hops: &[Answer], filling: &[u8], first: u64) -> (Vec<u8>, Vec<Value>) {
     assert_eq!(setup::ack_cells(shape), 1);
     let mut content = filling.to_vec();
     let mut ack_cells = Vec::new();
@@ -252,35 +300,49 @@ fn pass_ack(shape: Shape, links: &[Link], hops: &[Answer], filling: &[u8]) -> (V
         } else {
             setup::cover_ack(shape, i + 1, 0, ephemeral, secrets, &mut content);
         }
-        let header = Header {
-            channel: link.channel,
-            seq: 0x05_0607_0800 + i as u64,
-            sub: 0,
-            kind: CellKind::Ack,
-            class: Class::S,
-        };
+        let header =
+            Header { channel: link.channel, seq: first + i as u64, sub: 0, kind: CellKind::Ack, class: Class::S };
         ack_cells.push(link.control_cell(Direction::Backward, &header, &content));
     }
     ack_cells.reverse();
     (content, ack_cells)
 }
 
-fn compute() -> Value {
-    let shape = Shape::new(Class::S, HOPS).unwrap();
-    let info = Info { class: Class::S, lifetime_s: 3600, first: 0 };
-    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
-    let (publics, hop_values): (Vec<HopPublic>, Vec<Value>) = (0..HOPS).map(hop).unzip();
-
-    let xs = (0..HOPS).map(|i| secret("x", i)).collect();
-    let (onion, pending) = setup::build(shape, &publics, xs, info).unwrap();
-    let (hops, setups, setup_cells) = pass_setup(shape, info, &publics, &links, onion);
-    let ack_filling: [u8; 208] = fixed("ack filling");
-    let (content, ack_cells) = pass_ack(shape, &links, &hops, &ack_filling);
+/// A setup and its ack through the whole chain: what the entry ends up with, and all values.
+fn run_setup(shape: Shape, info: Info, links: &[Link]) -> (Vec<HopSecrets>, Value, Vec<Vec<Value>>) {
+    let (chain, hop_values): (Vec<Hop>, Vec<Value>) = (0..HOPS).map(|i| Hop::new(info.suite, i)).unzip();
+    let publics: Vec<HopPublic> = chain.iter().map(|hop| hop.public.clone()).collect();
+    let shares = (0..HOPS).map(|i| Hop::new(info.suite, i).0.share).collect();
+    let (onion, pending) = setup::build(shape, &publics, shares, info).unwrap();
+    let (hops, setups, cells) = pass_setup(shape, info, &chain, links, onion);
+    let (filling, first) = match info.suite {
+        Suite::X25519 => ("ack filling", 0x05_0607_0800),
+        Suite::Hybrid => ("ack filling of suite 2", 0x05_0607_1000),
+    };
+    let ack_filling: [u8; 208] = fixed(filling);
+    let (content, ack_cells) = pass_ack(shape, links, &hops, &ack_filling, first);
     let entry = pending.finish(shape, &mut [content]).expect("the entry accepts the ack");
     for (mine, (_, theirs)) in entry.iter().zip(&hops) {
         assert_eq!(mine.forward.expose(), theirs.forward.expose());
         assert_eq!(mine.backward.expose(), theirs.backward.expose());
     }
+    let values = json!({
+        "hops": hop_values,
+        "setup": setups,
+        "ack_filling": hex(&ack_filling),
+        "ack_cells": ack_cells,
+    });
+    (entry, values, cells)
+}
+
+fn compute() -> Value {
+    let shape = Shape::new(Class::S, HOPS).unwrap();
+    let info = Info { suite: Suite::X25519, class: Class::S, lifetime_s: 3600, first: 0 };
+    let (links, link_values): (Vec<Link>, Vec<Value>) = (1..=HOPS).map(Link::new).unzip();
+    let (entry, one, cells) = run_setup(shape, info, &links);
+    let first_cells: Vec<Value> = cells.into_iter().map(|of_link| of_link[0].clone()).collect();
+    let (_, mut two, cells) = run_setup(shape, Info { suite: Suite::Hybrid, ..info }, &links);
+    two["setup_cells"] = cells.into();
 
     let keepalive_cells: Vec<_> = links
         .iter()
@@ -302,12 +364,13 @@ fn compute() -> Value {
             "lifetime_s": info.lifetime_s,
             "first": info.first,
         },
-        "hops": hop_values,
+        "hops": one["hops"],
         "links": link_values,
-        "setup": setups,
-        "setup_cells": setup_cells,
-        "ack_filling": hex(&ack_filling),
-        "ack_cells": ack_cells,
+        "setup": one["setup"],
+        "setup_cells": first_cells,
+        "ack_filling": one["ack_filling"],
+        "ack_cells": one["ack_cells"],
+        "suite2": two,
         "keepalive_cells": keepalive_cells,
         "forward_cells": numbers.map(|seq| {
             forward_cell(shape, &links, &entry, seq, &forward_inner(shape, &format!("forward {seq}")))
