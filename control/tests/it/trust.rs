@@ -321,3 +321,13 @@ fn entry_of_another_chain_gets_no_answer() {
     let answers = world.record.iter().filter(|p| p.from == up_address(1) && is_handshake_len(p.bytes.len())).count();
     assert_eq!(answers, 0);
 }
+
+#[test]
+fn entry_without_a_bundle_says_so_once() {
+    let mut world = World::empty(Plan::new(Class::L, 2));
+    (0..=2).for_each(|at| world.start(at));
+    world.run_for(secs(40));
+    assert_eq!(trust_events(&world, 0), [TrustEvent::NoBundle { newest: None }]);
+    world.start(3);
+    time_to_channels(&mut world, secs(3));
+}
