@@ -216,7 +216,9 @@ const CAUGHT: usize = 300;
 #[test]
 fn original_of_a_mutated_forward_cell_is_accepted() {
     let _lock = exclusive();
-    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
+    // Long intervals: no control cells, whose mutants control counts.
+    let long = Plan { interval_s: 600, epoch_s: 6000, ..Plan::default() };
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..long });
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     for link in 1..=MIXES + 1 {
         let port = Port::up(&nodes, link);
