@@ -20,6 +20,12 @@ impl Bucket {
         Bucket { rate, tokens: f64::from(rate.burst), at: now }
     }
 
+    /// Whole tokens that it has.
+    pub(crate) fn tokens(&mut self, now: Duration) -> u32 {
+        self.take_many(now, 0, 0);
+        self.tokens as u32
+    }
+
     /// Takes one token. False if there is none.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         self.take_many(now, 1, 0)

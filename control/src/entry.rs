@@ -36,6 +36,9 @@ const ACK_WAIT: Duration = Duration::from_secs(60);
 /// Two fewer than Mix 1 joins at once, for shards that are late.
 pub const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
 
+/// A replacement begins so long before the end of its channel, and a first timeout, although a switch of epochs is near.
+const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
+
 /// One wanted channel.
 #[derive(Default)]
 struct Wanted {
@@ -48,7 +51,8 @@ struct Wanted {
 struct OpenChannel {
     channel: ChannelIndex,
     replace_at: Duration,
-    ends_at: Duration,
+    /// Its replacement must begin by then: hops end channels at full seconds, and a setup takes time.
+    replace_by: Duration,
 }
 
 /// The attempts to set up one channel.
@@ -147,7 +151,7 @@ impl Wanted {
     fn not_before(&self, keys: &BundleKeys, open_count: usize) -> Option<Duration> {
         let until = keys.near_switch_until?;
         let waits = match &self.open {
-            Some(open) => open.ends_at > until,
+            Some(open) => open.replace_by > until,
             None => open_count > 0 && !self.has_lost,
         };
         waits.then_some(until)
@@ -318,9 +322,10 @@ impl Entry {
         let setup = now.saturating_sub(attempt.sent_at);
         let new = channels.install(cx, links, None, Some(id), ChannelKeys::Entry(secrets), setup);
         let replace_at = now + replace_after(cx);
-        let ends_at = now + Duration::from_secs(u64::from(cx.config.lifetime_s()));
+        let lifetime = Duration::from_secs(u64::from(cx.config.lifetime_s()));
+        let replace_by = now + lifetime.saturating_sub(REPLACEMENT_WAIT + cx.config.setup_timeout());
         wanted.has_lost = false;
-        match wanted.open.replace(OpenChannel { channel: new, replace_at, ends_at }) {
+        match wanted.open.replace(OpenChannel { channel: new, replace_at, replace_by }) {
             Some(old) => cx.change(Change::Supersede { old: old.channel, new }),
             None => self.open_count += 1,
         }

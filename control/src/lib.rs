@@ -75,6 +75,8 @@ pub struct Control {
     wall_at_zero: i128,
     /// When trust has something to do.
     trust_due: Duration,
+    /// Something may have changed that since.
+    trust_touched: bool,
 }
 
 /// What only an entry, or only a hop does.
@@ -114,7 +116,7 @@ impl Control {
         let counters = Counters::default();
         let cx = Context { config, statics, contacts, linked: Vec::new(), rng, out: Default::default(), counters };
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
-        Ok(Control { cx, links, channels, part, wall_at_zero, trust_due: now })
+        Ok(Control { cx, links, channels, part, wall_at_zero, trust_due: now, trust_touched: true })
     }
 
     /// The host's clock in ms since 1970, as far as the last tick has set it.
@@ -186,6 +188,7 @@ impl Control {
     fn take_trust(&mut self, now: Duration, link: LinkId, content: &[u8]) -> Result<(), Refusal> {
         // The cell may be the first of its link.
         self.follow_links(now);
+        self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
         let taken = match &mut self.part {
             Part::Hop(trust) => trust.take(now, wall_ms, link, content),
@@ -205,6 +208,7 @@ impl Control {
         let Control { cx, links, channels, part, .. } = self;
         if let Part::Entry(entry, trust) = part {
             entry.tick(cx, channels, links, trust, (now, wall_ms));
+            self.trust_touched = true;
         }
     }
 
@@ -218,8 +222,9 @@ impl Control {
 
     /// Reports links that came up or went down to trust.
     fn follow_links(&mut self, now: Duration) {
-        let Control { cx, links, part, .. } = self;
+        let Control { cx, links, part, trust_touched, .. } = self;
         for (id, is_up) in std::mem::take(&mut cx.linked) {
+            *trust_touched = true;
             let side = links.link_mut(id).filter(|_| is_up).map(|link| link.side());
             match (&mut *part, side) {
                 (Part::Hop(trust), Some(side)) => {
@@ -238,6 +243,10 @@ impl Control {
     /// addresses.
     fn follow_trust(&mut self, now: Duration) {
         self.follow_links(now);
+        // Looking takes as long as there are links, so no datagram of a stranger causes it.
+        if !std::mem::take(&mut self.trust_touched) {
+            return;
+        }
         self.trust_due = self.trust_wake(now);
         let Control { cx, links, part, .. } = self;
         let (steps, view) = match part {
@@ -261,6 +270,7 @@ impl Control {
     /// Does everything that is due at `now`, when the host's clock says `wall`.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
+        self.trust_touched = true;
         let has_stepped = (wall_at_zero - self.wall_at_zero).abs() > CLOCK_STEP_NS;
         self.wall_at_zero = wall_at_zero;
         let Control { cx, links, channels, part, .. } = self;
@@ -307,6 +317,7 @@ impl Control {
 
     /// The state is on disk as it was at the [`Output::Save`] with this number.
     pub fn saved(&mut self, now: Duration, number: u64) {
+        self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
         if let Part::Hop(trust) = &mut self.part {
             trust.saved(number, now, wall_ms);
@@ -324,6 +335,7 @@ impl Control {
     /// # Errors
     /// It is not of this chain, not valid yet, or revoked.
     pub fn load_descriptor(&mut self, now: Duration, descriptor: SignedDescriptor) -> Result<Taken, BadDescriptor> {
+        self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
         let taken = match &mut self.part {
             Part::Hop(trust) => {
@@ -341,6 +353,7 @@ impl Control {
 
     /// Replaces the private keys of a hop, after its key files were read again.
     pub fn load_keys(&mut self, now: Duration, keys: Vec<NodeKeys>) {
+        self.trust_touched = true;
         let Part::Hop(trust) = &mut self.part else { return };
         let (secrets, keys): (Vec<_>, Vec<_>) = keys.into_iter().map(NodeKeys::split).unzip();
         self.cx.statics = secrets.into_iter().map(Static::new).collect();

@@ -54,6 +54,8 @@ pub struct Plan {
     pub mixing: Mixing,
     pub channels: usize,
     pub lifetime_s: u16,
+    pub interval_s: u32,
+    pub epoch_s: u32,
     /// First number of every channel, slipped in on the way from control to the data planes.
     pub first: u64,
     pub seed: u64,
@@ -71,6 +73,8 @@ impl Default for Plan {
             mixing: Mixing::default(),
             channels: 4,
             lifetime_s: 3600,
+            interval_s: 10,
+            epoch_s: 3600,
             first: 0,
             seed: 1,
             timing: Timing::default(),
@@ -163,8 +167,8 @@ impl Made {
         };
         let terms = ChainTerms {
             suite: plan.suite,
-            interval_s: 10,
-            epoch_s: 3600,
+            interval_s: plan.interval_s,
+            epoch_s: plan.epoch_s,
             classes: vec![class],
             identities: descriptors.iter().map(|descriptor| descriptor.identity).collect(),
         };

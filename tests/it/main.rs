@@ -13,6 +13,7 @@ mod config;
 mod docs;
 mod doctor;
 mod endurance;
+mod epochs;
 mod forwards;
 mod gso;
 mod hostile_input;

@@ -1,6 +1,6 @@
 //! Answers handshakes: checks the initiator, limits the rate, finds the link (SPEC 4.2, 4.4, 4.5).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ pub(super) struct Responder {
     halves: Joiner<(SocketAddr, u32)>,
     /// Limits public-key work.
     bucket: Bucket,
-    /// IK: last accepted timestamp.
-    last_timestamp: [u8; 12],
+    /// IK: last accepted timestamp of each static of the previous hop. Whoever stole one cannot lock out another.
+    last_timestamps: HashMap<[u8; 32], [u8; 12]>,
     seen: HashSet<[u8; 32]>,
     /// The same, oldest first.
     seen_order: VecDeque<[u8; 32]>,
@@ -56,7 +56,7 @@ impl Responder {
                 half_len,
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 bucket: Bucket::new(config.caps.handshakes, now),
-                last_timestamp: [0; 12],
+                last_timestamps: HashMap::new(),
                 seen: HashSet::new(),
                 seen_order: VecDeque::new(),
             }
@@ -90,15 +90,14 @@ impl Responder {
     }
 
     /// IK: the timestamp in `head`, if it is newer than the last accepted one and from the previous hop.
-    fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<[u8; 12], Refusal> {
-        if !state.initiator.is_some_and(|initiator| cx.contacts.previous.contains(&initiator)) {
-            return Err(Refusal::UnknownInitiator);
-        }
+    fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<([u8; 32], [u8; 12]), Refusal> {
+        let known = |initiator: &[u8; 32]| cx.contacts.previous.contains(initiator);
+        let initiator = state.initiator.filter(known).ok_or(Refusal::UnknownInitiator)?;
         let timestamp: [u8; 12] = *state.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
-        if timestamp <= self.last_timestamp {
+        if self.last_timestamps.get(&initiator).is_some_and(|last| timestamp <= *last) {
             return Err(Refusal::StaleTimestamp);
         }
-        Ok(timestamp)
+        Ok((initiator, timestamp))
     }
 
     fn remember(&mut self, ephemeral: [u8; 32]) {
@@ -165,8 +164,9 @@ impl Links {
             }
         }
         let responder = self.responder.as_mut().expect("it was there above");
-        if let Some(timestamp) = timestamp {
-            responder.last_timestamp = timestamp;
+        if let Some((initiator, timestamp)) = timestamp {
+            responder.last_timestamps.insert(initiator, timestamp);
+            responder.last_timestamps.retain(|initiator, _| cx.contacts.previous.contains(initiator));
         }
         responder.remember(ephemeral);
 

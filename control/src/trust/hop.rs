@@ -8,7 +8,7 @@ use rand::Rng;
 use wire::ids::LinkId;
 
 use super::bundle::{self, Signatures};
-use super::descriptor::{SignedDescriptor, Validity};
+use super::descriptor::{NUMBER_END, SignedDescriptor, Validity};
 use super::encoding::Signer;
 use super::keyring::Keyring;
 use super::record::SignedRecord;
@@ -236,6 +236,7 @@ impl HopTrust {
                     self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
                     self.save(now);
                 }
+                News::Certificate(_) => self.save(now),
                 News::Record(_) => self.record_at = now,
                 News::SignedTwice(hop, interval) => self.report(TrustEvent::SignedTwice { hop, interval }),
                 News::Signatures(_) => {}
@@ -250,7 +251,10 @@ impl HopTrust {
 
     /// Reports an event once, until [`HopTrust::withdraw`].
     fn report(&mut self, event: TrustEvent) {
-        let same = |other: &TrustEvent| std::mem::discriminant(other) == std::mem::discriminant(&event);
+        let same = |other: &TrustEvent| match (other, &event) {
+            (TrustEvent::SignedTwice { hop, .. }, TrustEvent::SignedTwice { hop: also, .. }) => hop == also,
+            _ => std::mem::discriminant(other) == std::mem::discriminant(&event),
+        };
         if !self.reported.iter().any(same) {
             self.reported.push(event);
             self.steps.push(Step::Event(event));
@@ -337,24 +341,29 @@ impl HopTrust {
         let running = times.epoch_of(times.interval_at(wall_ms));
         let published = |epoch: &u64| *epoch == running || times.publish_at(*epoch) <= wall_ms;
         for epoch in [running, running + 1].into_iter().filter(published) {
-            let foreign = self
-                .view
-                .record(self.position, epoch)
-                .filter(|held| !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank()));
-            let foreign = foreign.map(|held| held.draw);
+            let higher =
+                |held: &&Arc<SignedRecord>| !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank());
+            // One of a higher revision cannot be outdone: the keys of that descriptor are elsewhere.
+            let foreign = self.view.record(self.position, epoch).filter(higher).map(|held| (held.revision, held.draw));
+            let foreign = foreign.filter(|(revision, _)| *revision == own.revision).map(|(_, draw)| draw);
             let is_current = self.keyring.record(epoch).is_some_and(|mine| mine.descriptor == *own.hash());
             if is_current && foreign.is_none() {
                 continue;
             }
-            if let Some(draw) = foreign {
-                self.state.last_draw = self.state.last_draw.max(draw);
-                if self.keyring.has(epoch) {
-                    self.report(TrustEvent::OwnRecordElsewhere { draw });
-                }
+            if let Some(draw) = foreign
+                && self.keyring.has(epoch)
+            {
+                self.report(TrustEvent::OwnRecordElsewhere { draw });
+            }
+            // Nothing is higher than this one. Only another descriptor helps.
+            if is_current && foreign.is_some_and(|draw| draw >= NUMBER_END - 1) {
+                continue;
             }
             self.state.last_draw = (self.state.last_draw + 1).max(wall_ms / 1000);
             self.state.fresh = false;
-            let draw = self.state.last_draw;
+            // A draw of someone else counts for this record only, so that no thief can use up the draws.
+            let outdone = foreign.map_or(0, |draw| (draw + 1).min(NUMBER_END - 1));
+            let draw = self.state.last_draw.max(outdone);
             self.save(now);
             let signer = &self.keys[keys].signer;
             let record = if self.keyring.has(epoch) {
@@ -425,15 +434,15 @@ impl HopTrust {
 
     /// Compares this node's clock with those of its neighbouring hops.
     fn check_clock(&mut self, now: Duration) {
-        let limit = self.view.times().interval_ms() as i64;
+        let limit = self.view.times().interval_ms();
         let offsets: Vec<i64> = self.sync.offsets_ms().collect();
-        let stops = !offsets.is_empty() && offsets.iter().all(|offset| offset.abs() > limit);
+        let stops = !offsets.is_empty() && offsets.iter().all(|offset| offset.unsigned_abs() > limit);
         if stops {
             self.report(TrustEvent::ClockStops { offset_ms: offsets[0] });
         } else {
             self.withdraw(|event| matches!(event, TrustEvent::ClockStops { .. }));
         }
-        let Some(offset_ms) = offsets.iter().find(|offset| offset.abs() > OFFSET_MAX_MS) else {
+        let Some(offset_ms) = offsets.iter().find(|offset| offset.unsigned_abs() > OFFSET_MAX_MS) else {
             self.clock_off_since = None;
             self.withdraw(|event| matches!(event, TrustEvent::ClockOff { .. }));
             return;

@@ -51,7 +51,7 @@ impl TrustStatus {
             epoch: view.times().epoch_of(interval),
             bundle: view.newest_complete().map(|bundle| bundle.signatures.interval),
             can_sign,
-            clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.abs()),
+            clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),
         }
     }

@@ -35,7 +35,14 @@ const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 /// signatures, for the two intervals that are carried to two neighbours.
 pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 2 * 2 * 200;
 /// A clock that differs by more from a neighbour's is reported.
-pub(super) const OFFSET_MAX_MS: i64 = 2000;
+pub(super) const OFFSET_MAX_MS: u64 = 2000;
+/// Of these, those for one entry: a whole bundle with its descriptors, in the shortest cells and of the longest chain, and
+/// some more.
+const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
+/// Answers that found the budget of all entries used up are tried again after this.
+const ANSWER_AGAIN: Duration = Duration::from_millis(50);
+/// Asks of a neighbouring hop that are remembered, each for another interval.
+const ASKS_MAX: usize = 4;
 /// Answers of up to so many cells may use up the whole budget, longer ones three quarters of it.
 const SMALL_ANSWER_CELLS: usize = 10;
 
@@ -55,6 +62,8 @@ pub enum Peer {
 pub enum News {
     /// A hop, by position, has another newest descriptor.
     Descriptor(usize),
+    /// A descriptor of a hop has arrived that is not its newest, or does not count yet.
+    Certificate(usize),
     /// A record of a hop has arrived.
     Record(usize),
     /// Signatures for this interval have arrived.
@@ -101,8 +110,10 @@ struct Link {
     content_len: usize,
     reassembly: Reassembly,
     verifications: Bucket,
-    /// The latest ask per interval.
-    theirs: BTreeMap<u64, Ask>,
+    /// Cells that answer this entry.
+    cells: Bucket,
+    /// The latest asks, one for each interval, the newest last.
+    theirs: VecDeque<Ask>,
     sent: Vec<Sent>,
     /// When this node looks again at what the other side lacks.
     look_at: Duration,
@@ -115,6 +126,9 @@ struct Link {
     offset_ms: Option<i64>,
     /// Items that arrived before what they need. The oldest first.
     early: VecDeque<(ItemKind, Vec<u8>)>,
+    /// Of an entry: no record has come on this link yet. What it holds from another link would tell Mix 1 that both are
+    /// its own.
+    is_blank: bool,
     /// Entry: the ask that waits for its bundle.
     waiting: Option<Ask>,
     /// Entry: the interval for which an older bundle was sent.
@@ -130,6 +144,8 @@ pub struct Sync {
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
+    /// Chooses the waiting entry that is answered first.
+    turn: usize,
 }
 
 /// A cell's content to send on a link at once, past the pool.
@@ -138,7 +154,14 @@ pub type Outgoing = (LinkId, Vec<u8>);
 impl Sync {
     pub fn new(view: &View, now: Duration) -> Sync {
         let slow = Duration::from_millis(u64::from(view.terms().interval_s) * 200).max(Duration::from_secs(1));
-        Sync { hops: view.hops(), links: BTreeMap::new(), answers: Bucket::new(ANSWER_CELLS, now), slow, wanted: None }
+        Sync {
+            hops: view.hops(),
+            links: BTreeMap::new(),
+            answers: Bucket::new(ANSWER_CELLS, now),
+            slow,
+            wanted: None,
+            turn: 0,
+        }
     }
 
     /// A link is up.
@@ -148,7 +171,8 @@ impl Sync {
             content_len,
             reassembly: Reassembly::new(self.hops),
             verifications: Bucket::new(VERIFICATIONS, now),
-            theirs: BTreeMap::new(),
+            cells: Bucket::new(LINK_CELLS, now),
+            theirs: VecDeque::new(),
             sent: Vec::new(),
             look_at: Duration::MAX,
             ask_at: if peer == Peer::Hop { now } else { Duration::MAX },
@@ -156,6 +180,7 @@ impl Sync {
             acknowledge_at: None,
             offset_ms: None,
             early: VecDeque::new(),
+            is_blank: true,
             waiting: None,
             answered_old: None,
         };
@@ -201,7 +226,7 @@ impl Sync {
     /// True if all neighbouring hops, and at least one, have this or a higher revision of a hop's descriptor.
     pub fn neighbours_have(&self, hop: usize, revision: u64) -> bool {
         let mut neighbours = self.links.values().filter(|link| link.peer == Peer::Hop).peekable();
-        let has = |link: &Link| link.theirs.values().any(|ask| ask.held[hop - 1].revision >= revision);
+        let has = |link: &Link| link.theirs.iter().any(|ask| ask.held[hop - 1].revision >= revision);
         neighbours.peek().is_some() && neighbours.all(has)
     }
 
@@ -227,16 +252,17 @@ impl Sync {
                 if ask.answer {
                     link.acknowledge_at = Some(link.acknowledge_at.unwrap_or(now).min(now));
                 }
-                link.theirs.insert(ask.interval, ask);
-                while link.theirs.len() > 4 {
-                    link.theirs.pop_first();
+                link.theirs.retain(|other| other.interval != ask.interval);
+                if link.theirs.len() >= ASKS_MAX {
+                    link.theirs.pop_front();
                 }
+                link.theirs.push_back(ask);
                 link.look_at = now;
                 Ok(Vec::new())
             }
             (ASK, Peer::Entry) => {
                 let ask = Ask::read(content, self.hops)?;
-                if !ask.answer {
+                if !ask.answer || ask.clock_ms != 0 {
                     return Err(Refused::NotForEntries);
                 }
                 self.answer(view, now, wall_ms, id, ask, out).map(|()| Vec::new())
@@ -256,6 +282,7 @@ impl Sync {
                     if !link.verifications.take(now) {
                         return Err(Refused::RateLimited);
                     }
+                    link.is_blank &= !matches!(kind, ItemKind::Record(_));
                     let mut news = match take_item(view, wall_ms, kind, &bytes, self.hops)? {
                         Outcome::Early => {
                             link.keep_early(kind, bytes, self.hops + 1);
@@ -291,6 +318,10 @@ impl Sync {
         out: &mut Vec<Outgoing>,
     ) -> Result<(), Refused> {
         let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
+        if !link.verifications.take(now) {
+            link.waiting = None;
+            return Err(Refused::RateLimited);
+        }
         let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
         match view.complete(ask.interval) {
             Some(bundle) => {
@@ -303,15 +334,24 @@ impl Sync {
                     items.extend(missing_of(view, old, &ask));
                     link.answered_old = Some(ask.interval);
                 }
-                link.waiting = Some(ask);
+                link.waiting = Some(ask.clone());
             }
         }
+        let asked = ask;
         let cells: Vec<Vec<u8>> = items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len)).collect();
-        let reserve = if cells.len() <= SMALL_ANSWER_CELLS { 0 } else { ANSWER_CELLS.burst / 4 };
-        if !link.verifications.take(now) || !self.answers.take_many(now, cells.len() as u32, reserve) {
+        let count = cells.len() as u32;
+        // A link gets more only while more is free than it has had lately, so none starves the others.
+        let had = LINK_CELLS.burst - link.cells.tokens(now).min(LINK_CELLS.burst);
+        let reserve = if cells.len() <= SMALL_ANSWER_CELLS { had } else { had + ANSWER_CELLS.burst / 4 };
+        if link.cells.tokens(now) < count {
             link.waiting = None;
             return Err(Refused::RateLimited);
         }
+        if !self.answers.take_many(now, count, reserve) {
+            (link.waiting, link.look_at) = (Some(asked), now + ANSWER_AGAIN);
+            return Err(Refused::RateLimited);
+        }
+        link.cells.take_many(now, count, 0);
         out.extend(cells.into_iter().map(|content| (id, content)));
         Ok(())
     }
@@ -328,8 +368,12 @@ impl Sync {
                 ready.then(|| (*id, link.waiting.take().expect("it is ready")))
             })
             .collect();
-        for (id, ask) in waiting {
-            let _ = self.answer(view, now, wall_ms, id, ask, out);
+        // Another link first at each time.
+        self.turn = self.turn.wrapping_add(1);
+        let first = self.turn % waiting.len().max(1);
+        let (before, after) = waiting.split_at(first);
+        for (id, ask) in after.iter().chain(before) {
+            let _ = self.answer(view, now, wall_ms, *id, ask.clone(), out);
         }
 
         let times = view.times();
@@ -367,7 +411,13 @@ impl Sync {
                 continue;
             };
             if link.ask_at <= now {
-                out.push((*id, own_ask(view, wanted, true, wall_ms).to_bytes()));
+                // Its clock is nobody's business: it would be recognised by it.
+                let mut ask = own_ask(view, wanted, true, 0);
+                if link.is_blank {
+                    (ask.hash, ask.signatures) = ([0; 8], 0);
+                    ask.held.iter_mut().for_each(|held| (held.draw, held.record) = (0, [0; 4]));
+                }
+                out.push((*id, ask.to_bytes()));
                 link.ask_at = now + pace(link.asks, self.slow);
                 link.asks += 1;
             }
@@ -386,7 +436,8 @@ fn pace(tries: u32, slow: Duration) -> Duration {
 }
 
 fn offset(theirs_ms: u64, wall_ms: u64) -> i64 {
-    theirs_ms as i64 - wall_ms as i64
+    let ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    ms(theirs_ms).saturating_sub(ms(wall_ms))
 }
 
 /// The intervals whose records and signatures are carried now: that which hops sign for, and the first one of an epoch
@@ -422,12 +473,12 @@ fn best(view: &View, interval: u64) -> Option<&Bundle> {
 
 /// What the other side holds for an interval: what its ask said, or what an ask for another interval lets conclude.
 fn theirs(view: &View, link: &Link, interval: u64) -> Option<Ask> {
-    if let Some(ask) = link.theirs.get(&interval) {
+    if let Some(ask) = link.theirs.iter().find(|ask| ask.interval == interval) {
         return Some(ask.clone());
     }
     let epoch = view.times().epoch_of(interval);
     let same_epoch = |ask: &&Ask| view.times().epoch_of(ask.interval) == epoch;
-    let known = link.theirs.values().rev().find(same_epoch).or_else(|| link.theirs.values().next_back())?;
+    let known = link.theirs.iter().rev().find(same_epoch).or_else(|| link.theirs.back())?;
     let held = if same_epoch(&known) {
         known.held.clone()
     } else {
@@ -523,10 +574,10 @@ fn send(link: &mut Link, id: LinkId, items: Vec<Item>, now: Duration, slow: Dura
 fn take_item(view: &mut View, wall_ms: u64, kind: ItemKind, bytes: &[u8], hops: usize) -> Result<Outcome, Refused> {
     match kind {
         ItemKind::Descriptor(hop) => {
-            let descriptor = SignedDescriptor::read(bytes)?;
             let hop = usize::from(hop);
-            let taken = view.take_descriptor(hop, descriptor, wall_ms / 1000).map_err(|_| Refused::Item)?;
-            Ok(Outcome::of(taken, News::Descriptor(hop)))
+            let taken = view.take_carried_descriptor(hop, bytes, wall_ms).ok_or(Refused::Item)?;
+            let news = if taken == Taken::New { News::Descriptor(hop) } else { News::Certificate(hop) };
+            Ok(Outcome::of(taken, news))
         }
         ItemKind::Record(hop) => {
             let hop = usize::from(hop);

@@ -7,12 +7,15 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::LinkId;
-use wire::setup::Suite;
+use wire::kdf::Secret;
+use wire::setup::{SetupKey, Suite};
 
 use super::chain::{ChainTerms, ClassTerms};
 use super::descriptor::tests::{descriptor, identity};
-use super::descriptor::{HopRole, NodeDescriptor, SignedDescriptor};
+use super::descriptor::{HopRole, NUMBER_END, NodeDescriptor, SignedDescriptor};
 use super::hop::{CertifiedKeys, HopSetup, HopState, HopTrust, Step, TrustEvent};
+use super::message::{ItemKind, cut};
+use super::record::EpochRecord;
 use super::sync::Peer;
 use super::user::UserTrust;
 use super::view::View;
@@ -78,6 +81,8 @@ struct World {
     signed: BTreeMap<(usize, u64), BTreeSet<[u8; 32]>>,
     events: Vec<(usize, TrustEvent)>,
     sent: usize,
+    /// States written, of all hops.
+    saves: usize,
 }
 
 impl World {
@@ -101,6 +106,7 @@ impl World {
             signed: BTreeMap::new(),
             events: Vec::new(),
             sent: 0,
+            saves: 0,
         };
         for hop in 1..=hops {
             let disk = HopState { fresh: true, ..HopState::default() };
@@ -244,6 +250,7 @@ impl World {
             for step in one.trust.steps() {
                 match step {
                     Step::Save(number) => {
+                        self.saves += 1;
                         let state = self.hops[hop - 1].trust.state().clone();
                         for (interval, hash) in state.intervals.recent() {
                             self.signed.entry((hop, *interval)).or_default().insert(*hash);
@@ -446,4 +453,59 @@ fn idle_neighbours_fall_silent() {
     let before = world.sent;
     world.run(60_000);
     assert!(world.sent - before <= 10, "{} cells in a minute", world.sent - before);
+}
+
+#[test]
+fn descriptor_that_no_bundle_names_is_no_contact() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    // Mix 1 gives this user a descriptor of its own that nobody else has, to recognise him by it later.
+    let only_his = signed(NodeDescriptor { revision: 99, ..node(1, 3) }, 1);
+    let (now, wall) = (world.now(), world.wall(0));
+    for mut part in cut(ItemKind::Descriptor(1), only_his.bytes(), world.shape.payload()) {
+        part.resize(world.shape.payload(), 0);
+        world.users[0].trust.take(now, wall, DOWN, &part).unwrap();
+    }
+    world.run(5000);
+    assert!(world.users[0].had.len() > 5, "bundles come on");
+    let view = world.users[0].trust.view();
+    assert_eq!(view.descriptor(1).unwrap().revision, 1);
+    let state = super::state::State::of(view, HopState::default());
+    assert!(state.descriptors.iter().all(|descriptor| descriptor.revision == 1), "nor is it on disk");
+}
+
+#[test]
+fn records_of_a_thief_do_not_make_a_hop_publish_without_end() {
+    for (revision, draw) in [(1, NUMBER_END - 1), (9, 5)] {
+        let mut world = World::new(3, Class::L, (1, 10), 0.0);
+        world.add_user(0);
+        world.run(3000);
+        let stolen = signed(NodeDescriptor { revision, ..node(2, 3) }, 2);
+        let (now, wall) = (world.now(), world.wall(0));
+        let epoch = world.users[0].trust.view().times().epoch_of(world.users[0].trust.view().times().interval_at(wall));
+        let record = EpochRecord {
+            identity: stolen.identity,
+            descriptor: *stolen.hash(),
+            revision,
+            epoch,
+            draw,
+            setup: SetupKey::generate(Suite::X25519, Secret::new([9; 32])).public(),
+        };
+        let record = record.sign(world.users[0].trust.view().chain(), &identity(102));
+        let _ = world.hops[0].trust.take_descriptor(2, stolen, now, wall);
+        let len = world.shape.control_content(Direction::Backward, 2);
+        for mut part in cut(ItemKind::Record(2), record.travelling(), len) {
+            part.resize(len, 0);
+            world.hops[0].trust.take(now, wall, DOWN, &part).unwrap();
+        }
+        let before = world.saves;
+        world.run(2000);
+        assert!(world.saves - before < 30, "{} states written in 2 s", world.saves - before);
+        // In the next epoch but one the hop's own records are the only ones again.
+        world.run(20_000);
+        world.time_to_bundle(0, 5000);
+        world.assert_nobody_signed_twice();
+        assert!(world.hops[1].disk.last_draw < NUMBER_END / 2);
+    }
 }

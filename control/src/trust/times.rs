@@ -39,7 +39,7 @@ impl Times {
     }
 
     pub fn interval_start(&self, interval: u64) -> u64 {
-        interval * self.interval_ms
+        interval.saturating_mul(self.interval_ms)
     }
 
     /// When hops begin to sign for an interval.
@@ -54,7 +54,7 @@ impl Times {
 
     /// The epoch whose records the bundle of an interval has.
     pub fn epoch_of(&self, interval: u64) -> u64 {
-        (60 * self.interval_start(interval)).saturating_sub(self.epoch_ms) / (60 * self.epoch_ms)
+        self.interval_start(interval).saturating_mul(60).saturating_sub(self.epoch_ms) / (60 * self.epoch_ms)
     }
 
     /// The first interval of an epoch's records.

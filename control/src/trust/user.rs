@@ -1,6 +1,7 @@
 //! An entry's part: it asks Mix 1 for the bundle of the running interval when it wants to set up a
 //! channel, and uses no other (SPEC 7.6, 7.9).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use wire::ids::LinkId;
@@ -17,12 +18,15 @@ pub struct UserTrust {
     /// Number of the last [`Step::Save`].
     saves: u64,
     reported_offset: bool,
+    /// Hops whose second bundle of an interval was reported.
+    signed_twice: BTreeSet<usize>,
 }
 
 impl UserTrust {
-    pub fn new(view: View, now: Duration) -> UserTrust {
+    pub fn new(mut view: View, now: Duration) -> UserTrust {
+        view.confirms_descriptors();
         let sync = Sync::new(&view, now);
-        UserTrust { view, sync, steps: Vec::new(), saves: 0, reported_offset: false }
+        UserTrust { view, sync, steps: Vec::new(), saves: 0, reported_offset: false, signed_twice: BTreeSet::new() }
     }
 
     pub fn view(&self) -> &View {
@@ -73,18 +77,17 @@ impl UserTrust {
         let news = self.sync.take(&mut self.view, now, wall_ms, link, content, &mut out)?;
         for news in news {
             match news {
-                News::Descriptor(hop) => {
-                    let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
-                    self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
-                    self.save();
-                }
                 News::SignedTwice(hop, interval) => {
-                    self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
+                    if self.signed_twice.insert(hop) {
+                        self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
+                    }
                 }
+                // They count when a bundle names them.
+                News::Descriptor(_) | News::Certificate(_) => {}
                 News::Record(_) | News::Signatures(_) => {}
             }
         }
-        let offset = self.sync.offsets_ms().next().filter(|offset| offset.abs() > OFFSET_MAX_MS);
+        let offset = self.sync.offsets_ms().next().filter(|offset| offset.unsigned_abs() > OFFSET_MAX_MS);
         match offset {
             Some(offset_ms) if !self.reported_offset => {
                 self.steps.push(Step::Event(TrustEvent::ClockOff { offset_ms }));
@@ -99,6 +102,11 @@ impl UserTrust {
     pub fn bundle(&mut self, now: Duration, wall_ms: u64) -> Option<&Bundle> {
         let interval = self.view.times().interval_at(wall_ms);
         self.sync.want(Some(interval), now);
+        for hop in self.view.confirm_descriptors(interval, wall_ms / 1000) {
+            let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
+            self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+            self.save();
+        }
         self.view.complete(interval)
     }
 

@@ -24,6 +24,8 @@ const DESCRIPTORS_MAX: usize = 4;
 const RECORDS_MAX: usize = 3;
 /// Records of one hop and epoch that are verified in an interval.
 const NEW_RECORDS_MAX: u8 = 2;
+/// Descriptors of one hop that neighbours may bring in an interval.
+const NEW_DESCRIPTORS_MAX: u8 = 2;
 /// Bundles are kept for so many intervals before and after the running one.
 const INTERVALS_AROUND: u64 = 2;
 
@@ -38,6 +40,10 @@ struct Hop {
     records: BTreeMap<u64, Vec<Arc<SignedRecord>>>,
     /// Records that were verified for an epoch in the running interval.
     verified: BTreeMap<u64, (u64, u8)>,
+    /// An interval, and the descriptors that neighbours sent in it.
+    carried: (u64, u8),
+    /// Of an entry: descriptors that Mix 1 sent and no bundle has named yet. They certify records and nothing else.
+    unconfirmed: Vec<Arc<SignedDescriptor>>,
 }
 
 /// The signatures over one set of records, and what they were verified with.
@@ -60,6 +66,8 @@ pub struct View {
     bundles: BTreeMap<u64, Vec<Bundle>>,
     /// Counts the changes of descriptors.
     version: u64,
+    /// A descriptor from a neighbour counts when a bundle names it.
+    confirms: bool,
 }
 
 /// What taking something in has changed.
@@ -131,7 +139,15 @@ impl View {
     /// Nothing is held yet.
     pub fn new(terms: ChainTerms) -> View {
         let hops = terms.identities.iter().map(|_| Hop::default()).collect();
-        View { chain: terms.id(), times: Times::new(&terms), terms, hops, bundles: BTreeMap::new(), version: 0 }
+        View {
+            chain: terms.id(),
+            times: Times::new(&terms),
+            terms,
+            hops,
+            bundles: BTreeMap::new(),
+            version: 0,
+            confirms: false,
+        }
     }
 
     pub fn terms(&self) -> &ChainTerms {
@@ -191,6 +207,9 @@ impl View {
         for records in held.records.values_mut() {
             records.retain(|record| record.revision >= floor);
         }
+        for bundles in self.bundles.values_mut() {
+            bundles.retain(|bundle| bundle.descriptors[hop - 1].revision >= floor);
+        }
     }
 
     /// Takes in a descriptor for a hop.
@@ -203,6 +222,11 @@ impl View {
         descriptor: SignedDescriptor,
         now_s: u64,
     ) -> Result<Taken, BadDescriptor> {
+        let is_own = descriptor.identity == self.terms.identities[hop - 1];
+        if is_own && matches!(descriptor.validity(now_s), Validity::Valid(_) | Validity::Expired(_)) {
+            // Whatever else is wrong with it, it revokes what it says.
+            self.raise_floor(hop, descriptor.floor);
+        }
         self.check_place(hop, &descriptor)?;
         if let Validity::NotYet(seconds) = descriptor.validity(now_s) {
             return Err(BadDescriptor::NotYet(seconds));
@@ -227,6 +251,57 @@ impl View {
         Ok(if at == 0 { Taken::New } else { Taken::Earlier })
     }
 
+    /// For an entry: a descriptor that Mix 1 sends counts for contact only when all hops have signed a record under it.
+    /// Otherwise Mix 1 could give each user one of his own and recognise him by it.
+    pub(super) fn confirms_descriptors(&mut self) {
+        self.confirms = true;
+    }
+
+    /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this interval.
+    pub fn take_carried_descriptor(&mut self, hop: usize, bytes: &[u8], now_ms: u64) -> Option<Taken> {
+        let interval = self.times.interval_at(now_ms);
+        let held = &mut self.hops[hop - 1];
+        if held.descriptors.iter().chain(&held.unconfirmed).any(|other| other.bytes() == bytes) {
+            return Some(Taken::Known);
+        }
+        if held.carried.0 != interval {
+            held.carried = (interval, 0);
+        }
+        if held.carried.1 >= NEW_DESCRIPTORS_MAX {
+            return None;
+        }
+        held.carried.1 += 1;
+        let descriptor = SignedDescriptor::read(bytes).ok()?;
+        if !self.confirms {
+            return self.take_descriptor(hop, descriptor, now_ms / 1000).ok();
+        }
+        self.check_place(hop, &descriptor).ok()?;
+        let is_valid = matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_));
+        if !is_valid || descriptor.revision < self.floor(hop) {
+            return None;
+        }
+        let unconfirmed = &mut self.hops[hop - 1].unconfirmed;
+        unconfirmed.insert(0, Arc::new(descriptor));
+        unconfirmed.truncate(DESCRIPTORS_MAX);
+        Some(Taken::Earlier)
+    }
+
+    /// Descriptors that the bundle of this interval names count from now on. Returns the hops that have a newer one.
+    pub(super) fn confirm_descriptors(&mut self, interval: u64, now_s: u64) -> Vec<usize> {
+        let Some(bundle) = self.complete(interval) else { return Vec::new() };
+        let named = bundle.descriptors.clone();
+        let mut renewed = Vec::new();
+        for (i, descriptor) in named.into_iter().enumerate() {
+            let unconfirmed = &mut self.hops[i].unconfirmed;
+            let Some(at) = unconfirmed.iter().position(|other| Arc::ptr_eq(other, &descriptor)) else { continue };
+            unconfirmed.remove(at);
+            if self.take_descriptor(i + 1, SignedDescriptor::clone(&descriptor), now_s) == Ok(Taken::New) {
+                renewed.push(i + 1);
+            }
+        }
+        renewed
+    }
+
     fn check_place(&self, hop: usize, descriptor: &SignedDescriptor) -> Result<(), BadDescriptor> {
         if descriptor.identity != self.terms.identities[hop - 1] {
             let found = self.position(&descriptor.identity);
@@ -244,21 +319,33 @@ impl View {
                 return Err(BadDescriptor::NoContact(terms.class));
             }
         }
-        // Whoever certified another hop's public key as its own could pass that hop's signatures for its own.
-        for other in (1..=self.hops()).filter(|other| *other != hop) {
-            let shares = |theirs: &Arc<SignedDescriptor>| {
-                theirs.noise == descriptor.noise || theirs.signing == descriptor.signing
-            };
-            if self.descriptors(other).iter().any(shares) {
-                return Err(BadDescriptor::SharedKey(hop, other));
-            }
-        }
         Ok(())
+    }
+
+    /// Checks that no other hop's newest descriptor has a key of this hop's. For a chain that is put together: later, a
+    /// hop that names another's keys as its own harms itself only, for it cannot sign records with them; if that were
+    /// refused, it could name keys that the other is about to use, and so keep them out.
+    ///
+    /// # Errors
+    /// See [`BadDescriptor::SharedKey`].
+    pub fn check_own_keys(&self, hop: usize) -> Result<(), BadDescriptor> {
+        let Some(own) = self.descriptor(hop) else { return Ok(()) };
+        let shares = |other: &usize| {
+            let theirs = self.descriptor(*other);
+            *other != hop && theirs.is_some_and(|theirs| theirs.noise == own.noise || theirs.signing == own.signing)
+        };
+        (1..=self.hops()).find(shares).map_or(Ok(()), |other| Err(BadDescriptor::SharedKey(hop, other)))
+    }
+
+    /// All descriptors of a hop that may certify its records.
+    fn certificates(&self, hop: usize) -> impl Iterator<Item = &Arc<SignedDescriptor>> {
+        let hop = &self.hops[hop - 1];
+        hop.descriptors.iter().chain(&hop.unconfirmed)
     }
 
     /// The descriptor of this hop and hash, if it is held, not revoked, and valid at a time.
     fn certificate(&self, hop: usize, hash: &[u8; 32], at_s: u64) -> Option<&Arc<SignedDescriptor>> {
-        let descriptor = self.descriptors(hop).iter().find(|descriptor| descriptor.hash() == hash)?;
+        let descriptor = self.certificates(hop).find(|descriptor| descriptor.hash() == hash)?;
         matches!(descriptor.validity(at_s), Validity::Valid(_)).then_some(descriptor)
     }
 
@@ -272,9 +359,13 @@ impl View {
             return Ok(Taken::Known);
         }
         let revision = SignedRecord::claimed_revision(travelling).ok_or(Malformed::Truncated(travelling.len()))?;
-        let named = self.descriptors(hop).iter().find(|descriptor| descriptor.revision == revision);
-        let named = named.ok_or(BadRecord::NoDescriptor)?;
-        if !matches!(named.validity(now_ms / 1000), Validity::Valid(_)) {
+        let named: Vec<_> =
+            self.certificates(hop).filter(|descriptor| descriptor.revision == revision).cloned().collect();
+        if named.is_empty() {
+            return Err(BadRecord::NoDescriptor);
+        }
+        let is_valid = |named: &&Arc<SignedDescriptor>| matches!(named.validity(now_ms / 1000), Validity::Valid(_));
+        if !named.iter().any(|named| is_valid(&named)) {
             return Err(BadRecord::Invalid);
         }
         let epoch = SignedRecord::claimed_epoch(travelling).ok_or(Malformed::Truncated(travelling.len()))?;
@@ -287,7 +378,15 @@ impl View {
         if verified >= NEW_RECORDS_MAX {
             return Err(BadRecord::TooMany);
         }
-        let record = SignedRecord::read(travelling, self.terms.suite, &self.chain, named)?;
+        // Two descriptors may have one revision, until everyone has both.
+        let mut read = Err(Malformed::Signature);
+        for named in named.iter().filter(is_valid) {
+            read = SignedRecord::read(travelling, self.terms.suite, &self.chain, named);
+            if read.is_ok() {
+                break;
+            }
+        }
+        let record = read?;
 
         let held = &mut self.hops[hop - 1];
         held.verified.insert(epoch, (interval, verified + 1));
@@ -368,13 +467,13 @@ impl View {
         let mut outcome = Ok(());
         for (i, signature) in signatures.signatures.iter().enumerate() {
             let (Some(signature), None) = (signature, &bundle.signatures.signatures[i]) else { continue };
-            if all.iter().any(|other| other.signatures.signatures[i].is_some()) {
+            if !bundle::verifies(&bundle.descriptors[i].signing, &signatures.hash, signature) {
+                outcome = Err(BadSignatures::Forged);
+            } else if all.iter().any(|other| other.signatures.signatures[i].is_some()) {
                 outcome = Err(BadSignatures::Twice(i + 1));
-            } else if bundle::verifies(&bundle.descriptors[i].signing, &signatures.hash, signature) {
+            } else {
                 bundle.signatures.signatures[i] = Some(*signature);
                 taken = Taken::New;
-            } else {
-                outcome = Err(BadSignatures::Forged);
             }
             if outcome.is_err() {
                 break;
@@ -429,6 +528,9 @@ impl View {
                 std::mem::take(&mut newest) || matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_))
             });
             self.version += u64::from(hop.descriptors.len() < before);
+            hop.unconfirmed.retain(|descriptor| {
+                descriptor.revision >= hop.floor && matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_))
+            });
         }
     }
 }
@@ -556,11 +658,15 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn key_of_another_hop_is_refused() {
+    fn key_of_another_hop_is_no_key_for_a_new_chain() {
         let mut view = view();
+        assert_eq!(view.check_own_keys(1), Ok(()));
         let signing = node(2).signing;
         let thief = signed(1, |d| (d.revision, d.signing) = (2, signing));
-        assert_eq!(view.take_descriptor(1, thief, 1005), Err(BadDescriptor::SharedKey(1, 2)));
+        assert_eq!(view.take_descriptor(1, thief, 1005), Ok(Taken::New), "it keeps nobody out but itself");
+        assert_eq!(view.check_own_keys(1), Err(BadDescriptor::SharedKey(1, 2)));
+        let renewed = signed(2, |d| d.revision = 2);
+        assert_eq!(view.take_descriptor(2, renewed, 1005), Ok(Taken::New));
     }
 
     #[test]
@@ -666,6 +772,9 @@ pub(super) mod tests {
         let newer = record(&view, 3, 1, 6);
         assert_eq!(view.take_record(3, newer.travelling(), NOW_MS), Ok(Taken::New));
         let second = signatures(&view, 100, &[2, 3]);
+        let mut slander = second.clone();
+        slander.signatures[1] = Some([7; 64]);
+        assert_eq!(view.take_signatures(&slander, NOW_MS), Err(BadSignatures::Forged));
         assert_eq!(view.take_signatures(&second, NOW_MS), Err(BadSignatures::Twice(2)));
         assert!(view.complete(100).is_none());
     }

@@ -71,7 +71,8 @@ impl ChainFile {
         for (i, hop) in hops.iter().enumerate() {
             let text = hop.text("descriptor");
             let descriptor = signed(&text, AGAIN)?;
-            view.take_descriptor(i + 1, descriptor.clone(), now_s).map_err(|why| {
+            let taken = view.take_descriptor(i + 1, descriptor.clone(), now_s);
+            taken.and_then(|_| view.check_own_keys(i + 1)).map_err(|why| {
                 let what = format!("the descriptor of hop {} is refused: {why}", i + 1);
                 match why {
                     // Its text has a remedy.

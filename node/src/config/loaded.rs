@@ -107,17 +107,27 @@ impl Loaded {
                 files.state.as_deref().unwrap_or(Path::new("")).display()
             ));
         }
+        // Neighbours may have sent what the state has, so the operator's own files say first who this node is.
+        let mut of_files = View::new(chain.terms.clone());
         let state = state.map(|state| State::restore(state, &mut view, now_s)).unwrap_or_default();
         for (at, descriptor) in chain.descriptors.iter().enumerate() {
             // Revoked, or older than what the state has. The chain file itself was checked.
             let _ = view.take_descriptor(at + 1, descriptor.clone(), now_s);
+            let _ = of_files.take_descriptor(at + 1, descriptor.clone(), now_s);
         }
         let mut refused = None;
         let mut foreign = None;
         for (path, descriptor) in files.descriptors_beside() {
             let own = descriptor.as_ref().is_ok_and(|descriptor| keys.iter().any(|keys| are_of(keys, descriptor)));
             let position = view.position(&descriptor.as_ref().map_or([0; 32], |descriptor| descriptor.identity));
-            let found = Found::take(descriptor, |_| position, |hop, signed| view.take_descriptor(hop, signed, now_s));
+            let found = Found::take(
+                descriptor,
+                |_| position,
+                |hop, signed| {
+                    let _ = of_files.take_descriptor(hop, signed.clone(), now_s);
+                    view.take_descriptor(hop, signed, now_s)
+                },
+            );
             if let Found::Refused(why) = found {
                 let warning = refusal(&path, &why);
                 if own && position.is_none() {
@@ -130,7 +140,9 @@ impl Loaded {
 
         let position = match is_entry {
             true => 0,
-            false => position(&view, &keys).ok_or_else(|| not_in_chain(&config, foreign, refused))?,
+            false => position(&of_files, &keys)
+                .or_else(|| position(&view, &keys))
+                .ok_or_else(|| not_in_chain(&config, foreign, refused))?,
         };
         config.is_at(position, &chain)?;
         let users = match &config.part {
