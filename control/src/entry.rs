@@ -36,7 +36,7 @@ const ACK_WAIT: Duration = Duration::from_secs(60);
 /// Two fewer than Mix 1 joins at once, for shards that are late.
 pub const SETUPS_IN_FLIGHT_MAX: usize = INCOMPLETE_SETUPS_PER_ENTRY_LINK - 2;
 
-/// A replacement begins so long before the end of its channel, and a first timeout, although a switch of epochs is near.
+/// Although a switch of epochs is near, a replacement begins this and a first timeout before its channel ends.
 const REPLACEMENT_WAIT: Duration = Duration::from_secs(2);
 
 /// One wanted channel.

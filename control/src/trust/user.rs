@@ -11,6 +11,9 @@ use super::hop::{Step, TrustEvent};
 use super::sync::{News, OFFSET_MAX_MS, Peer, Refused, Sync};
 use super::view::{BadDescriptor, Bundle, Taken, View};
 
+/// A bundle that is missing so long is reported.
+const MISSING_FOR: Duration = Duration::from_secs(3);
+
 pub struct UserTrust {
     view: View,
     sync: Sync,
@@ -18,6 +21,9 @@ pub struct UserTrust {
     /// Number of the last [`Step::Save`].
     saves: u64,
     reported_offset: bool,
+    /// Since when a wanted bundle is missing.
+    missing_since: Option<Duration>,
+    reported_missing: bool,
     /// Hops whose second bundle of an interval was reported.
     signed_twice: BTreeSet<usize>,
 }
@@ -26,7 +32,16 @@ impl UserTrust {
     pub fn new(mut view: View, now: Duration) -> UserTrust {
         view.confirms_descriptors();
         let sync = Sync::new(&view, now);
-        UserTrust { view, sync, steps: Vec::new(), saves: 0, reported_offset: false, signed_twice: BTreeSet::new() }
+        UserTrust {
+            view,
+            sync,
+            steps: Vec::new(),
+            saves: 0,
+            reported_offset: false,
+            missing_since: None,
+            reported_missing: false,
+            signed_twice: BTreeSet::new(),
+        }
     }
 
     pub fn view(&self) -> &View {
@@ -107,11 +122,22 @@ impl UserTrust {
             self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
             self.save();
         }
+        if self.view.complete(interval).is_some() {
+            (self.missing_since, self.reported_missing) = (None, false);
+        } else if now - *self.missing_since.get_or_insert(now) >= MISSING_FOR && !self.reported_missing {
+            self.reported_missing = true;
+            // A clock that is off is the reason, and was reported.
+            if !self.reported_offset {
+                let newest = self.view.newest_complete().map(|bundle| bundle.signatures.interval);
+                self.steps.push(Step::Event(TrustEvent::NoBundle { newest }));
+            }
+        }
         self.view.complete(interval)
     }
 
     /// No bundle is wanted any more.
     pub fn rest(&mut self, now: Duration) {
+        self.missing_since = None;
         self.sync.want(None, now);
     }
 

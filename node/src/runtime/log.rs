@@ -303,6 +303,18 @@ impl Log {
                     );
                 }
             }
+            TrustEvent::NoBundle { .. } => {
+                self.setups_fail_since.get_or_insert(now);
+                if !self.silence.lasts && self.setups.occurs(now) {
+                    let reason = match (&self.next, &self.beyond) {
+                        (Some(next), Some(beyond)) => {
+                            format!(": {} replies, so check {beyond} and the hops after it", next.name)
+                        }
+                        _ => String::new(),
+                    };
+                    warn!("no channel can be set up, because not all hops have signed this interval's keys{reason}");
+                }
+            }
             TrustEvent::ClockOff { offset_ms } => {
                 let off = clock_off(*offset_ms);
                 warn!(offset_ms, "this clock is {off} that of a neighbour: check `date -u` and time synchronisation");
