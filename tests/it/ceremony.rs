@@ -196,7 +196,7 @@ fn assemble_refuses_descriptors_that_do_not_fit() {
         ("a.desc noise.desc --exit x.desc", &["noise.desc:1: the text is not UTF-8"]),
         ("a.desc empty.desc --exit x.desc", &["empty.desc: the file is empty"]),
         ("a.desc text.desc --exit x.desc", &["text.desc:1: invalid descriptor: not an eddy descriptor"]),
-        ("a.desc a/node.toml --exit x.desc", &["a/node.toml:", "unknown key `role`"]),
+        ("a.desc a/node.toml --exit x.desc", &["a/node.toml: this is a node's configuration, expected a node's descriptor"]),
         ("a.desc a/identity.key --exit x.desc", &["a/identity.key:", "unknown key `identity`"]),
         ("a.desc b.desc --exit x.desc --class S", &["a.desc:", "no address for class S, only for L"]),
         ("a.desc b.desc --exit x.desc --epoch 50", &["the epoch must be ten intervals"]),
@@ -291,7 +291,7 @@ fn renew_needs_the_identity_and_no_other_key() {
     let output = meeting.run("renew --identity a/identity.key b/node.desc");
     assert_mistake("another identity", &output, &["a/identity.key: the identity is ", "but b/node.desc is of "]);
     let output = meeting.run("renew --identity b/node.key b/node.desc");
-    assert_mistake("not an identity", &output, &["b/node.key:", "unknown key `noise`"]);
+    assert_mistake("not an identity", &output, &["b/node.key: this is a key file, expected a node's identity"]);
     let output = meeting.run("renew --identity none.key b/node.desc");
     assert_mistake("no identity", &output, &["none.key: No such file", "check the path"]);
     fs::set_permissions(meeting.file("b/identity.key"), fs::Permissions::from_mode(0o640)).unwrap();

@@ -126,7 +126,7 @@ impl Reading {
 fn attack(position: usize) {
     let _lock = exclusive();
     // Links are not renewed by age, because a run may take long.
-    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, renew_after_s: 3600, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, renew_after_s: 3600, ..Plan::quiet() });
     nodes.assert_carries();
     let pids = nodes.pids();
     let opened = nodes.count(0, "/handshakes/channels_opened");
@@ -216,7 +216,7 @@ const CAUGHT: usize = 300;
 #[test]
 fn original_of_a_mutated_forward_cell_is_accepted() {
     let _lock = exclusive();
-    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::quiet() });
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     for link in 1..=MIXES + 1 {
         let port = Port::up(&nodes, link);
@@ -266,7 +266,7 @@ fn original_of_a_mutated_forward_cell_is_accepted() {
 #[test]
 fn mutated_backward_cell_is_never_delivered() {
     let _lock = exclusive();
-    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, mixes: MIXES, ..Plan::quiet() });
     let entry = Port::down(&nodes, 0);
     for link in 1..=MIXES + 1 {
         let port = Port::down(&nodes, link - 1);

@@ -73,7 +73,7 @@ pub fn dropped_at(port: &Port) -> &'static str {
 
 #[test]
 fn empty_datagram_is_harmless_at_any_port() {
-    let mut nodes = Nodes::start(Plan { taps: true, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, ..Plan::quiet() });
     let (pids, said) = (nodes.pids(), lines(&nodes));
     let (client, stranger) = (socket(), socket());
     // Link ports, by a stranger and by the neighbour.
@@ -200,7 +200,7 @@ fn unroutable_destination_costs_others_nothing() {
 #[test]
 fn forged_headers_and_bodies_are_counted_and_dropped() {
     const COUNT: u64 = 20;
-    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::quiet() });
     let (pids, said) = (nodes.pids(), lines(&nodes));
     let (client, stranger) = (socket(), socket());
     let mut rng = ChaCha20Rng::seed_from_u64(6);
@@ -250,7 +250,7 @@ fn forged_headers_and_bodies_are_counted_and_dropped() {
 
 #[test]
 fn forged_copy_ahead_of_its_cell_costs_it_only_backward() {
-    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::default() });
+    let mut nodes = Nodes::start(Plan { taps: true, channels: 1, ..Plan::quiet() });
     let pids = nodes.pids();
     let client = socket();
     there_and_back(&nodes, &client, b"the flow is open");
