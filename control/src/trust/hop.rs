@@ -51,8 +51,8 @@ pub enum TrustEvent {
     Descriptor { hop: usize, revision: u64 },
     /// A hop has signed two bundles of one interval: it is corrupt, or its state was lost.
     SignedTwice { hop: usize, interval: u64 },
-    /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is down,
-    /// or cannot sign. The newest bundle that it has seen, if any.
+    /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
+    /// down, or cannot sign. The newest bundle that it has seen, if any.
     NoBundle { newest: Option<u64> },
     /// This node's clock differs by more than two seconds from a neighbour's. Positive: the neighbour's is ahead.
     ClockOff { offset_ms: i64 },

@@ -36,7 +36,8 @@ const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 2 * 2 * 200;
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
-/// Of these, those for one entry: a whole bundle with its descriptors fits, in the shortest cells and the longest chain.
+/// Of these, those for one entry: a whole bundle with its descriptors fits, in the shortest cells and the longest
+/// chain.
 const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
