@@ -197,7 +197,7 @@ fn assemble_refuses_descriptors_that_do_not_fit() {
         ("a.desc empty.desc --exit x.desc", &["empty.desc: the file is empty"]),
         ("a.desc text.desc --exit x.desc", &["text.desc:1: invalid descriptor: not an eddy descriptor"]),
         ("a.desc a/node.toml --exit x.desc", &["a/node.toml: this is a node's configuration, expected a node's descriptor"]),
-        ("a.desc a/identity.key --exit x.desc", &["a/identity.key:", "unknown key `identity`"]),
+        ("a.desc a/identity.key --exit x.desc", &["a/identity.key:", "this is a node's identity, expected a node's descriptor"]),
         ("a.desc b.desc --exit x.desc --class S", &["a.desc:", "no address for class S, only for L"]),
         ("a.desc b.desc --exit x.desc --epoch 50", &["the epoch must be ten intervals"]),
     ];
