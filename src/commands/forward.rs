@@ -52,7 +52,7 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
 }
 
 fn say(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("standard output")
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
 
 /// The command socket of the entry with this configuration.

@@ -225,7 +225,7 @@ enum Received {
 /// report must still be printed.
 fn watch_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<Received>> {
     let (reasons, reason) = mpsc::channel();
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot handle SIGTERM, SIGINT and SIGHUP")?;
     let by_signal: Sender<Received> = reasons.clone();
     let wait = move || {
         for signal in signals.forever() {
@@ -236,14 +236,20 @@ fn watch_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<Received>> {
             });
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).context("signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start the thread that waits for signals")?;
     if lifeline {
         let wait = move || {
             let mut ignored = [0; 64];
             while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
             let _ = reasons.send(Received::Stop("standard input closed"));
         };
-        std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
+        std::thread::Builder::new()
+            .name("lifeline".into())
+            .spawn(wait)
+            .context("cannot start the thread that reads standard input")?;
     }
     Ok(reason)
 }

@@ -79,10 +79,10 @@ fn name_too_long_for_a_cell_is_refused_at_start() {
 
     let file = dir.path().join("entry.toml");
     let mut text = std::fs::read_to_string(&file).unwrap();
-    let line = text.lines().count() + 2;
+    let line = text.lines().count() + 3; // of `listen`
     text += &format!("\n[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{name}:1\"\n");
     std::fs::write(&file, text).unwrap();
-    let place = format!("entry.toml:{}: the name", line);
+    let place = format!("entry.toml:{line}: the name");
     assert_mistake("a long name in a file", &run(dir.path(), "config check entry.toml"), &[&place]);
 }
 

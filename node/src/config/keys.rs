@@ -38,7 +38,7 @@ fn users(source: &Source) -> Result<SocksUsers, ConfigError> {
     let users: SocksUsers = table.names("socks_users").into_iter().collect();
     if !users.iter().all(|(name, password)| is_user(name, password)) {
         let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
-        return Err(table.wrong("socks_users", what, "shorten them"));
+        return Err(table.wrong("socks_users", what, "use 1 to 255 bytes for each"));
     }
     Ok(users)
 }
@@ -121,6 +121,23 @@ mod tests {
             for why in [keys, users].map(|why| why.expect("it is not read").to_string()) {
                 assert!(!why.contains(&secret[8..20]), "{why}");
             }
+        }
+    }
+
+    #[test]
+    fn remedy_of_a_malformed_secret_says_where_to_get_it() {
+        let key = format!("{}=", "A".repeat(43));
+        let file = format!("identity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\n");
+        let said = |line: &str| {
+            let parsed = Keys::parse(Path::new("mix1.key"), &format!("{file}{line}\n"));
+            parsed.err().unwrap().to_string()
+        };
+        for (line, remedy) in [
+            ("psk_up = \"short\"", "copy it as agreed with the previous hop's operator"),
+            ("psk_down = \"short\"", "copy it as agreed with the next hop's operator"),
+            ("[socks_users]\nalice = \"\"", "use 1 to 255 bytes for each"),
+        ] {
+            assert!(said(line).ends_with(remedy), "{}", said(line));
         }
     }
 }
