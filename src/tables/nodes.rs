@@ -1,4 +1,4 @@
-//! Every counter of one or several nodes, in tables of at most 100 columns.
+//! Every counter of one or several nodes, in tables of at most 80 columns.
 
 use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
@@ -20,22 +20,12 @@ pub fn render(nodes: &[NodeReport]) -> String {
 
 /// The ledger of one unit: `cells` or `datagrams`.
 fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
-    let mut rows = table(&[
-        "node",
-        "direction",
-        "received",
-        "injected",
-        "sent",
-        "errors",
-        "dropped",
-        "consumed",
-        "held",
-        "closed",
-    ]);
+    let mut rows =
+        table(&["node", "dir", "received", "injected", "sent", "err", "dropped", "consumed", "held", "closed"]);
 
     for node in nodes {
         for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
-            let mut row = vec![node.name(), direction.to_owned()];
+            let mut row = vec![node.name(), short(direction)];
             let counts = [
                 tally.received,
                 tally.injected,
@@ -54,8 +44,13 @@ fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
     if rows.is_empty() { String::new() } else { lines(&rows) }
 }
 
+/// A direction in a column.
+fn short(direction: &str) -> String {
+    if direction == "forward" { "fwd" } else { "back" }.to_owned()
+}
+
 /// Columns that all tables fit.
-const WIDTH: usize = 100;
+const WIDTH: usize = 80;
 
 /// A line per reason list: what the data plane dropped, what control refused, what the kernel lost.
 fn drops(nodes: &[NodeReport]) -> String {
@@ -82,11 +77,11 @@ fn quantile(of: &Distribution, quantile: fn(&Distribution) -> f64) -> String {
 
 /// Latency of both directions with their names.
 fn directions(node: &NodeReport) -> [(&'static str, &eddy_node::report::StayReport); 2] {
-    [("forward", &node.latency_us.forward), ("backward", &node.latency_us.backward)]
+    [("fwd", &node.latency_us.forward), ("back", &node.latency_us.backward)]
 }
 
 fn mixing(nodes: &[NodeReport]) -> String {
-    let mut rows = table(&["node", "direction", "count", "mixing p50", "p90", "p99", "max"]);
+    let mut rows = table(&["node", "dir", "count", "mixing p50", "p90", "p99", "max"]);
     for node in nodes {
         for (direction, stay) in directions(node) {
             let Some(pool) = &stay.pool else { continue };
@@ -106,7 +101,7 @@ fn mixing(nodes: &[NodeReport]) -> String {
 }
 
 fn latency(nodes: &[NodeReport]) -> String {
-    let mut rows = table(&["node", "direction", "count", "node p50", "p99", "max", "total p50", "p99", "max"]);
+    let mut rows = table(&["node", "dir", "count", "node p50", "p99", "max", "total p50", "p99", "max"]);
     for node in nodes {
         for (direction, stay) in directions(node) {
             rows.add_row([
@@ -128,7 +123,7 @@ fn latency(nodes: &[NodeReport]) -> String {
 
 fn releases(nodes: &[NodeReport]) -> String {
     let mut rows =
-        table(&["node", "releases", "mean", "largest", "channels/release", "cells/datagram in", "out", "kernel drops"]);
+        table(&["node", "releases", "mean", "max", "channels/release", "cells/dgram in", "out", "kernel drops"]);
     for node in nodes {
         let cells = |count: fn(&TallyReport) -> u64| {
             let PairReport { forward, backward } = &node.ledger.cells;
@@ -150,8 +145,7 @@ fn releases(nodes: &[NodeReport]) -> String {
 }
 
 fn state(nodes: &[NodeReport]) -> String {
-    let mut rows =
-        table(&["node", "links", "channels", "flows", "handshakes", "setups", "uptime", "cpu", "io", "engine"]);
+    let mut rows = table(&["node", "links", "channels", "flows", "handsh.", "setups", "uptime", "cpu", "io", "engine"]);
     for node in nodes {
         rows.add_row([
             node.name(),
@@ -161,7 +155,7 @@ fn state(nodes: &[NodeReport]) -> String {
             node.handshakes.done.to_string(),
             node.handshakes.setups.to_string(),
             span(node.uptime_s),
-            format!("{:.2} s", node.cpu_s),
+            format!("{:.1} s", node.cpu_s),
             node.io.clone(),
             node.engine.clone(),
         ]);
@@ -202,7 +196,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tables_fit_100_columns() {
+    fn tables_fit_80_columns() {
         let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
         let text = render(&[entry, busy()]);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");

@@ -205,6 +205,7 @@ impl NodeConfig {
         if NodeRole::at(config.position, hops) != Some(config.role()) {
             let right = match config.role() {
                 NodeRole::Entry => "0".to_owned(),
+                NodeRole::Mix if hops == 2 => "1".to_owned(),
                 NodeRole::Mix => format!("1 to {}", hops - 1),
                 NodeRole::Exit => hops.to_string(),
             };
