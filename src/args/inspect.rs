@@ -18,7 +18,7 @@ pub struct StatusArgs {
     /// Print one line of JSON
     #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
-    /// Print every counter, in tables of up to 100 columns
+    /// Print every counter, in tables of up to 80 columns
     #[arg(long, short)]
     pub verbose: bool,
 }

@@ -69,7 +69,7 @@ Exit codes:
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "eddy", version = version::SHORT, long_version = version::long(), about = ABOUT,
-          long_about = LONG_ABOUT, after_long_help = EXAMPLES, max_term_width = 90)]
+          long_about = LONG_ABOUT, after_long_help = EXAMPLES, max_term_width = 80)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -18,8 +18,9 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     match &args.action {
         ForwardAction::Add { config, forwards } => {
             let path = socket(config)?;
-            for forward in forwards {
-                for told in ask(&path, config, &Request::Add(forward.into()))? {
+            for (added, forward) in forwards.iter().enumerate() {
+                let answer = ask(&path, config, &Request::Add(forward.into()));
+                for told in answer.map_err(|error| after_others(error, added))? {
                     say(&format!("{} -> {}", told.listen, told.to))?;
                 }
             }
@@ -51,6 +52,17 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The error of a forward after others that were added.
+fn after_others(error: anyhow::Error, added: usize) -> anyhow::Error {
+    let before = match added {
+        0 => return error,
+        1 => "the forward before it was added".to_owned(),
+        more => format!("the {more} forwards before it were added"),
+    };
+    let said = format!("{error:#} ({before})");
+    if error.is::<ConfigError>() { ConfigError::Arguments(said).into() } else { anyhow::Error::msg(said) }
+}
+
 fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
@@ -79,5 +91,20 @@ fn ask(path: &Path, config: &Path, request: &Request) -> anyhow::Result<Vec<Forw
     match answer {
         Answer::Forwards(forwards) => Ok(forwards),
         Answer::Refused(why) => Err(ConfigError::Arguments(why).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_after_added_forwards_counts_them() {
+        let error = || ConfigError::Arguments("no port is left".to_owned()).into();
+        assert_eq!(after_others(error(), 0).to_string(), "no port is left");
+        assert_eq!(after_others(error(), 1).to_string(), "no port is left (the forward before it was added)");
+        let third = after_others(error(), 2);
+        assert!(third.is::<ConfigError>(), "exit code 2");
+        assert_eq!(third.to_string(), "no port is left (the 2 forwards before it were added)");
     }
 }

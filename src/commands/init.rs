@@ -151,5 +151,15 @@ fn next_commands(args: &InitArgs, shape: Shape, addresses: &[SocketAddr], files:
          eddy entry --config {entry} --forward 5000=HOST:PORT\n",
         format!("eddy entry --config {entry}")
     );
+
+    if addresses.iter().all(|address| address.ip().is_loopback()) {
+        let network = if addresses[0].is_ipv6() { "::1/128" } else { "127.0.0.0/8" };
+        let exit = files.hops[args.shape.mixes].display();
+        let _ = write!(
+            text,
+            "\nTo try it with a server on this host, open loopback at the exit:\n\n  \
+             eddy exit --config {exit} --allow {network}\n"
+        );
+    }
     text
 }

@@ -70,8 +70,21 @@ fn one_line(error: &clap::Error) -> String {
             let usage = context(ContextKind::Usage).unwrap_or_default();
             format!("missing {argument}; {}", usage.trim().replace("Usage:", "usage:"))
         }
+        (ErrorKind::UnknownArgument, Some(argument), ..)
+            if !argument.starts_with('-')
+                && takes_config_as_option(&context(ContextKind::Usage).unwrap_or_default()) =>
+        {
+            format!("unexpected argument {argument:?}: did you mean --config {argument}?")
+        }
         _ => joined(&error.render().to_string()),
     }
+}
+
+/// True if the usage is of a command whose only file is that of `--config`.
+fn takes_config_as_option(usage: &str) -> bool {
+    const COMMANDS: [&str; 6] = ["status", "doctor", "entry", "mix", "exit", "run"];
+    let mut words = usage.split_whitespace().skip_while(|word| *word != "eddy");
+    words.nth(1).is_some_and(|command| COMMANDS.contains(&command))
 }
 
 /// `--mixes` of `--mixes <N>`.
@@ -137,5 +150,20 @@ pub fn run(cli: Cli) -> ExitCode {
         ExitCode::from(MISTAKE)
     } else {
         ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configuration_without_its_option_is_recognised() {
+        for command in ["status", "doctor", "mix"] {
+            let error = Cli::try_parse_from(["eddy", command, "mix1.toml"]).unwrap_err();
+            assert_eq!(one_line(&error), "unexpected argument \"mix1.toml\": did you mean --config mix1.toml?");
+        }
+        let error = one_line(&Cli::try_parse_from(["eddy", "chain", "mix1.toml"]).unwrap_err());
+        assert!(!error.contains("did you mean"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
-//! Every counter of one or several nodes, in tables of at most 100 columns.
+//! Every counter of one or several nodes, in tables of at most 80 columns.
 
 use super::summary::node_name_at;
 use super::{align_right, lines, reasons, refusals, span, table, time};
+use comfy_table::Table;
 use eddy_node::ceremony::utc;
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
 
@@ -23,22 +24,12 @@ pub fn render(nodes: &[NodeReport]) -> String {
 
 /// The ledger of one unit: `cells` or `datagrams`.
 fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
-    let mut rows = table(&[
-        "node",
-        "direction",
-        "received",
-        "injected",
-        "sent",
-        "errors",
-        "dropped",
-        "consumed",
-        "held",
-        "closed",
-    ]);
+    let mut rows =
+        compact(&["node", "dir", "received", "injected", "sent", "err", "dropped", "consumed", "held", "closed"]);
 
     for node in nodes {
         for (_, direction, tally) in node.ledger.tallies().filter(|(unit, ..)| *unit == wanted) {
-            let mut row = vec![node.name(), direction.to_owned()];
+            let mut row = vec![node.name(), short(direction)];
             let counts = [
                 tally.received,
                 tally.injected,
@@ -57,8 +48,20 @@ fn tallies(nodes: &[NodeReport], wanted: &str) -> String {
     if rows.is_empty() { String::new() } else { lines(&rows) }
 }
 
+/// An empty table with one space between columns: ten counters fit a line.
+fn compact(header: &[&str]) -> Table {
+    let mut rows = table(header);
+    rows.column_iter_mut().for_each(|column| _ = column.set_padding((0, 0)));
+    rows
+}
+
+/// A direction in a column.
+fn short(direction: &str) -> String {
+    if direction == "forward" { "fwd" } else { "back" }.to_owned()
+}
+
 /// Columns that all tables fit.
-const WIDTH: usize = 100;
+const WIDTH: usize = 80;
 
 /// A line per reason list: what the data plane dropped, what control refused, what the kernel lost.
 fn drops(nodes: &[NodeReport]) -> String {
@@ -85,11 +88,11 @@ fn quantile(of: &Distribution, quantile: fn(&Distribution) -> f64) -> String {
 
 /// Latency of both directions with their names.
 fn directions(node: &NodeReport) -> [(&'static str, &eddy_node::report::StayReport); 2] {
-    [("forward", &node.latency_us.forward), ("backward", &node.latency_us.backward)]
+    [("fwd", &node.latency_us.forward), ("back", &node.latency_us.backward)]
 }
 
 fn mixing(nodes: &[NodeReport]) -> String {
-    let mut rows = table(&["node", "direction", "count", "mixing p50", "p90", "p99", "max"]);
+    let mut rows = compact(&["node", "dir", "count", "mixing p50", "p90", "p99", "max"]);
     for node in nodes {
         for (direction, stay) in directions(node) {
             let Some(pool) = &stay.pool else { continue };
@@ -109,7 +112,7 @@ fn mixing(nodes: &[NodeReport]) -> String {
 }
 
 fn latency(nodes: &[NodeReport]) -> String {
-    let mut rows = table(&["node", "direction", "count", "node p50", "p99", "max", "total p50", "p99", "max"]);
+    let mut rows = compact(&["node", "dir", "count", "node p50", "p99", "max", "total p50", "p99", "max"]);
     for node in nodes {
         for (direction, stay) in directions(node) {
             rows.add_row([
@@ -152,7 +155,7 @@ fn descriptors(nodes: &[NodeReport]) -> String {
 
 fn releases(nodes: &[NodeReport]) -> String {
     let mut rows =
-        table(&["node", "releases", "mean", "largest", "channels/release", "cells/datagram in", "out", "kernel drops"]);
+        compact(&["node", "releases", "mean", "max", "channels/release", "cells/dgram in", "out", "kernel drops"]);
     for node in nodes {
         let cells = |count: fn(&TallyReport) -> u64| {
             let PairReport { forward, backward } = &node.ledger.cells;
@@ -175,7 +178,7 @@ fn releases(nodes: &[NodeReport]) -> String {
 
 fn state(nodes: &[NodeReport]) -> String {
     let mut rows =
-        table(&["node", "links", "channels", "flows", "handshakes", "setups", "uptime", "cpu", "io", "engine"]);
+        compact(&["node", "links", "channels", "flows", "handsh.", "setups", "uptime", "cpu", "io", "engine"]);
     for node in nodes {
         rows.add_row([
             node.name(),
@@ -185,7 +188,7 @@ fn state(nodes: &[NodeReport]) -> String {
             node.handshakes.done.to_string(),
             node.handshakes.setups.to_string(),
             span(node.uptime_s),
-            format!("{:.2} s", node.cpu_s),
+            format!("{:.1} s", node.cpu_s),
             node.io.clone(),
             node.engine.clone(),
         ]);
@@ -226,7 +229,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tables_fit_100_columns() {
+    fn tables_fit_80_columns() {
         let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
         let text = render(&[entry, busy()]);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");

@@ -7,8 +7,12 @@ use eddy_node::runtime::expiry::stage;
 
 /// Columns of a terminal that everybody has.
 pub const WIDTH: usize = 80;
-/// Lines of drop reasons shown; the rest is in the tables of `--verbose`.
-const DROPS_SHOWN: usize = 5;
+/// Lines of such a terminal, without the prompt's.
+const HEIGHT: usize = 23;
+/// Most lines of drop reasons shown; the rest is in the tables of `--verbose`.
+const DROPS_SHOWN_MAX: usize = 5;
+/// Lines of the parts that every node has: four at the top, the ledger, and an empty line before it and before the drops.
+const OTHER_LINES: usize = 7;
 
 /// The summary. `chain` names the node's chain, where it is known.
 pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
@@ -18,12 +22,15 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
         NodeRole::Mix => String::new(),
         NodeRole::Entry | NodeRole::Exit => format!("   client sockets {}", node.sockets),
     };
+    let (trust, no_channel, traffic) = (trust(node), no_channel(node), traffic(node));
+    let some_lines: usize = [trust.as_str(), no_channel, &traffic].iter().map(|text| text.lines().count()).sum();
+    let room = HEIGHT.saturating_sub(OTHER_LINES + some_lines);
     format!(
         "{}{of_chain}, up {}\n\
          links {}   channels {}   flows {}{role}\n\
-         engine {}   io {}   cpu {cpu:.1} %\n\
-         {}\n\
-         {}{}{}\n",
+         engine {}   io {}   cpu {cpu:.1} % (mean)\n\
+         {trust}{no_channel}\n\
+         {traffic}{}{}\n",
         node.name(),
         span(node.uptime_s),
         node.links,
@@ -31,9 +38,7 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
         node.flows,
         node.engine,
         node.io,
-        trust(node),
-        traffic(node),
-        drops(node),
+        drops(node, room.min(DROPS_SHOWN_MAX)),
         ledger(node),
     )
 }
@@ -69,18 +74,41 @@ pub(super) fn node_name_at(position: usize, hops: usize) -> String {
     node_name(if position == hops { NodeRole::Exit } else { NodeRole::Mix }, position)
 }
 
-/// Counts, rates and latency by direction.
+/// A line for an entry that cannot carry anything yet.
+fn no_channel(node: &NodeReport) -> &'static str {
+    if node.role == NodeRole::Entry && node.channels == 0 {
+        "no channel: datagrams wait; the log names the hop that does not answer\n"
+    } else {
+        ""
+    }
+}
+
+/// Counts, rates and latency by direction. A dash where a role has no such direction: an entry makes the cells of the
+/// forward direction from datagrams, an exit those of the backward direction.
 fn traffic(node: &NodeReport) -> String {
     let mut rows = table(&["", "forward", "backward"]);
     let units = [("cells", Some(&node.ledger.cells)), ("datagrams", node.ledger.datagrams.as_ref())];
     let units = units.into_iter().filter_map(|(unit, pair)| Some((unit, pair?)));
     for (unit, pair) in units {
-        let mut row = |what: &str, of: &dyn Fn(&TallyReport) -> String| {
-            rows.add_row([format!("{unit} {what}"), of(&pair.forward), of(&pair.backward)]);
+        let (receives, sends) = (is_received(node.role, unit), is_sent(node.role, unit));
+        let mut row = |what: &str, occurs: [bool; 2], of: &dyn Fn(&TallyReport) -> (u64, String)| {
+            let cells = [(&pair.forward, occurs[0]), (&pair.backward, occurs[1])].map(|(tally, occurs)| {
+                let (count, text) = of(tally);
+                if occurs || count > 0 { text } else { "-".to_owned() }
+            });
+            let [forward, backward] = cells;
+            rows.add_row([format!("{unit} {what}"), forward, backward]);
         };
-        row("received", &|tally| tally.received.to_string());
-        row("sent", &|tally| tally.sent.to_string());
-        row("sent per second", &|tally| rate(tally.sent, node.uptime_s));
+        let plain = |count: u64| (count, count.to_string());
+        row("received", receives, &|tally| plain(tally.received));
+        if unit == "datagrams" {
+            row("into the chain", receives, &|tally| plain(tally.consumed));
+        }
+        row("sent", sends, &|tally| plain(tally.sent));
+        row("sent per second, mean", sends, &|tally| (tally.sent, rate(tally.sent, node.uptime_s)));
+        if pair.forward.held + pair.backward.held > 0 {
+            row("held", [true; 2], &|tally| plain(tally.held));
+        }
     }
     let mut row = |what: &str, of: &dyn Fn(&StayReport) -> Option<String>| {
         let values = [of(&node.latency_us.forward), of(&node.latency_us.backward)];
@@ -94,6 +122,23 @@ fn traffic(node: &NodeReport) -> String {
     lines(&rows)
 }
 
+/// The directions, forward first, in which a role receives a unit from others.
+fn is_received(role: NodeRole, unit: &str) -> [bool; 2] {
+    match (role, unit) {
+        (NodeRole::Mix, _) => [true; 2],
+        (NodeRole::Entry, "cells") | (NodeRole::Exit, "datagrams") => [false, true],
+        (NodeRole::Entry | NodeRole::Exit, _) => [true, false],
+    }
+}
+
+/// The directions in which it sends a unit: at the ends of a chain those in which it does not receive it.
+fn is_sent(role: NodeRole, unit: &str) -> [bool; 2] {
+    match role {
+        NodeRole::Mix => [true; 2],
+        NodeRole::Entry | NodeRole::Exit => is_received(role, unit).map(|receives| !receives),
+    }
+}
+
 /// A mean since the start.
 fn rate(count: u64, seconds: f64) -> String {
     if seconds > 0.0 { format!("{:.1}", count as f64 / seconds) } else { "-".to_owned() }
@@ -103,8 +148,8 @@ fn p50_p99(of: &Distribution) -> String {
     if of.count > 0 { format!("{} / {}", time(of.p50), time(of.p99)) } else { "-".to_owned() }
 }
 
-/// Drops by reason, only if there are any.
-fn drops(node: &NodeReport) -> String {
+/// Drops by reason in at most `room` lines, only if there are any.
+fn drops(node: &NodeReport, room: usize) -> String {
     let mut all: Vec<String> = Vec::new();
     for (unit, direction, tally) in node.ledger.tallies() {
         if !tally.dropped.is_empty() {
@@ -127,8 +172,8 @@ fn drops(node: &NodeReport) -> String {
     let options = super::wrapping(WIDTH - 1).subsequent_indent("  ");
     let mut shown: Vec<String> =
         all.iter().flat_map(|line| textwrap::wrap(line, &options)).map(|line| line.into_owned()).collect();
-    if shown.len() > DROPS_SHOWN {
-        shown.truncate(DROPS_SHOWN - 1);
+    if shown.len() > room {
+        shown.truncate(room.saturating_sub(1));
         shown.push("  more with --verbose".to_owned());
     }
     format!("\n{}\n", shown.join("\n"))
@@ -147,7 +192,7 @@ mod tests {
     use super::*;
 
     fn fits(text: &str) {
-        assert!(text.lines().count() <= 23, "one line is the prompt's: {text}");
+        assert!(text.lines().count() <= HEIGHT, "one line is the prompt's: {text}");
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
     }
 
@@ -166,6 +211,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for pair in [&mut ledger.cells, &mut ledger.datagrams] {
             for tally in [&mut pair.forward, &mut pair.backward] {
+                tally.held = 1;
                 for reason in DropReason::ALL {
                     tally.drop_many(*reason, 9_999_999);
                 }
@@ -181,5 +227,28 @@ mod tests {
         let text = render(&NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default()), None);
         fits(&text);
         assert!(text.contains("entry, up 0.0 s") && !text.contains("drop"), "{text}");
+        assert!(text.contains("\nno channel: datagrams wait; the log names"), "{text}");
+    }
+
+    #[test]
+    fn directions_of_an_entry_that_do_not_occur_are_dashes() {
+        let mut ledger = Ledger::default();
+        let datagrams = &mut ledger.datagrams.forward;
+        (datagrams.received, datagrams.consumed, datagrams.held) = (208, 207, 1);
+        let mut node = NodeReport::new(NodeRole::Entry, 0, &ledger, &Profile::default());
+        node.channels = 4;
+        let text = render(&node, None);
+        fits(&text);
+        let row = |name: &str| {
+            let line =
+                text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(row("cells received "), ["-", "0"]);
+        assert_eq!(row("cells sent "), ["0", "-"]);
+        assert_eq!(row("datagrams received "), ["208", "-"]);
+        assert_eq!(row("datagrams into the chain "), ["207", "-"]);
+        assert_eq!(row("datagrams held "), ["1", "0"]);
+        assert!(!text.contains("cells held") && !text.contains("no channel"), "{text}");
     }
 }

@@ -78,10 +78,18 @@ fn bad_forward_commands_name_their_fix() {
     let taken = demo.ready["forwards"][0]["listen"].as_str().unwrap();
     let refused = |what: &str, arguments: &[&str], wanted: &[&str]| assert_mistake(what, &forward(arguments), wanted);
     refused(
-        "a port in use",
-        &["add", "--config", entry, &format!("{taken}=127.0.0.1:9")],
-        &["uses this port", "ss -ulpn"],
+        "a port that is forwarded, after another",
+        &["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9", &format!("{taken}=127.0.0.1:9")],
+        &[
+            taken,
+            "is already forwarded to 127.0.0.1:",
+            "remove that forward first",
+            "(the forward before it was added)",
+        ],
     );
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let in_use = format!("{}=127.0.0.1:9", other.local_addr().unwrap());
+    refused("a port in use", &["add", "--config", entry, &in_use], &["uses this port", "ss -ulpn"]);
     refused("a foreign address", &["add", "--config", entry, "192.0.2.1:9=127.0.0.1:9"], &["ip address"]);
     refused("no idle time", &["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9,idle_s=0"], &["1 to 86400"]);
     refused("no option", &["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9,fast"], &["idle_s=SECONDS"]);

@@ -81,7 +81,7 @@ impl std::fmt::Display for Class {
 }
 
 #[derive(Debug, Error)]
-#[error("unknown class {0:?}: expected S (208 bytes), M (1152) or L (1328)")]
+#[error("unknown class {0:?}: expected S (203 bytes in a cell), M (1147) or L (1323)")]
 pub struct UnknownClass(String);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

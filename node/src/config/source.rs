@@ -119,6 +119,11 @@ impl Source {
             && value.trim().is_empty()
         {
             what = format!("{} has no value", key.name);
+        } else if let Some(key) = key
+            && matches!(key.kind, Kind::Text(_) | Kind::Word(_))
+            && !value.trim_start().starts_with(['"', '\''])
+        {
+            what = format!("the value of {} needs quotes", key.name);
         }
         match key {
             Some(key) => ConfigError::Value { at, what, remedy: format!("write {}", quoted_line(key)) },

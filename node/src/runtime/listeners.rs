@@ -7,6 +7,7 @@
 //! add and remove the relays of associations.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -135,12 +136,24 @@ impl Listeners {
         fits(self.shape, &forward.to)?;
         let Forward { listen, to, idle } = forward;
         let said = format!("forward on {listen}");
-        let socket = UdpSocket::bind(listen).map_err(|why| cannot_bind(&said, listen, &why))?;
+        let socket = UdpSocket::bind(listen).map_err(|why| match self.forward_in_the_way(listen) {
+            Some(other) if why.kind() == ErrorKind::AddrInUse => already_forwarded(&other),
+            _ => cannot_bind(&said, listen, &why),
+        })?;
         let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
         Ok(Forward { listen, to, idle: Some(idle.unwrap_or(self.idle)) })
+    }
+
+    /// The forward that has the port of this address already.
+    fn forward_in_the_way(&self, listen: SocketAddr) -> Option<Forward> {
+        let clashes = |own: SocketAddr| {
+            let any = own.ip().is_unspecified() || listen.ip().is_unspecified();
+            own.port() == listen.port() && (own.ip() == listen.ip() || any)
+        };
+        self.forwards().into_iter().map(|(_, forward)| forward).find(|forward| clashes(forward.listen))
     }
 
     /// Removes the forward at this address and closes its flows. None if there is no such forward.
@@ -272,6 +285,15 @@ impl Listeners {
     }
 }
 
+/// The message for a forward at the port of another one of this entry.
+fn already_forwarded(other: &Forward) -> ConfigError {
+    let Forward { listen, to, .. } = other;
+    ConfigError::Arguments(format!(
+        "{listen} is already forwarded to {to}: remove that forward first (`eddy forward remove --config FILE {listen}`), \
+         or use another port"
+    ))
+}
+
 /// Checks that a name fits in one cell of the chain's class, without which its flow could not be opened (SPEC 3.12).
 ///
 /// # Errors
@@ -333,7 +355,12 @@ mod tests {
         assert_eq!(listeners.forwards(), [(ListenerId(1), added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
-        assert!(refused.contains("uses this port"), "{refused}");
+        let wanted = format!("{} is already forwarded to 192.0.2.7:5000: remove that forward first", added.listen);
+        assert!(refused.starts_with(&wanted), "{refused}");
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let taken = Forward { listen: other.local_addr().unwrap(), ..added.clone() };
+        let refused = listeners.add(taken).unwrap_err().to_string();
+        assert!(refused.contains("another process uses this port"), "{refused}");
         assert_eq!(listeners.remove(added.listen), Some(added.clone()));
         assert!(matches!(listeners.next_command(), Some(Command::Unlisten { id: ListenerId(1) })));
         assert_eq!(listeners.remove(added.listen), None);

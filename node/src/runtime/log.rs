@@ -416,7 +416,10 @@ fn status_line(destination: &str, status: Status) -> String {
                  (`max_unanswered`); check that the service is running there"
             );
         }
-        Status::Refused => "its policy does not allow it (see `allow` and `deny` in the exit's configuration)",
+        Status::Refused => {
+            "its policy does not allow it (private and loopback addresses are closed unless the exit's operator adds them \
+             with `allow`)"
+        }
         Status::TooManyFlows => "the exit has too many flows or sockets",
         Status::TooLarge => "the datagram is too large",
         Status::UnknownFlow => "the flow is unknown there",

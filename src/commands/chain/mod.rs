@@ -399,8 +399,8 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         frames::max_datagram_len(shape.payload()),
         textwrap::fill(&capitalised(&wireguard_hint(shape)), 80)
     );
-    text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} 0=HOST:PORT\n");
-    text += &format!("\nPublic file of the chain, for entries of other programs:\n  {}\n", files.chain.display());
+    text += &format!("\nAdd a forward:\n  eddy forward add --config {entry} PORT=HOST:PORT\n");
+    text += &format!("\nchain.toml, for a program with its own entry:\n  {}\n", files.chain.display());
     text += "\nInspect a node:\n";
     for config in std::iter::once(&files.entry).chain(&files.hops) {
         text += &format!("  eddy status --config {}\n", config.display());

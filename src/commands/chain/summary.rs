@@ -80,11 +80,15 @@ impl Summary<'_> {
         };
         let nodes = if verbose { tables::nodes::render(&self.without_setup()) } else { String::new() };
         let hint = if verbose { "" } else { "Per-node tables: --verbose\n" };
-        format!("{messages}\n{nodes}{}{hint}", self.verdict_lines())
+        let (test, drops, ledgers) = (self.test_lines(), self.drops(), self.ledgers());
+        // What was dropped belongs to the programs' table, not to the test.
+        let verdict = if self.stayed { format!("{test}{ledgers}") } else { format!("{test}{drops}{ledgers}") };
+        let below = if self.stayed { drops } else { String::new() };
+        format!("{messages}{below}\n{nodes}{verdict}{hint}")
     }
 
-    /// At most four lines of at most 80 columns.
-    fn verdict_lines(&self) -> String {
+    /// Counts and times of the test messages.
+    fn test_lines(&self) -> String {
         let Outcome { sent, delivered, answered, damaged, sending, .. } = self.outcome;
         let mixes = self.nodes.len().saturating_sub(2);
         let damaged = if *damaged > 0 { format!(", {damaged} damaged or twice") } else { String::new() };
@@ -105,12 +109,16 @@ impl Summary<'_> {
             self.setup.as_millis()
         );
 
+        [counts, times].map(|line| wrapped(&line)).concat()
+    }
+
+    fn ledgers(&self) -> String {
         let open = self.open();
-        let ledgers = match open.as_slice() {
-            [] => format!("Ledgers of all {} nodes close", self.nodes.len()),
+        let line = match open.as_slice() {
+            [] => format!("Ledgers of all {} nodes close: every packet is accounted for", self.nodes.len()),
             open => format!("Ledgers NOT closed: {}", open.join(", ")),
         };
-        [counts, times, self.drops(), ledgers].map(|line| short(&line) + "\n").concat()
+        wrapped(&line)
     }
 
     /// The last reports without refusals that came before the chain was up: a node that starts later than
@@ -125,10 +133,11 @@ impl Summary<'_> {
         nodes
     }
 
-    /// Drops since the chain was up, by node and reason.
+    /// Drops since the chain was up, by node and reason: a line for each node, wrapped if it is long.
     fn drops(&self) -> String {
-        let mut all = Vec::new();
+        let mut all = String::new();
         for (node, early) in self.nodes.iter().zip(self.at_start) {
+            let mut parts = Vec::new();
             let mut early = early.iter().flat_map(|early| early.ledger.tallies());
             for (unit, _, tally) in node.ledger.tallies() {
                 let mut dropped = tally.dropped.clone();
@@ -136,14 +145,19 @@ impl Summary<'_> {
                     subtract(&mut dropped, &early.dropped);
                 }
                 if !dropped.is_empty() {
-                    all.push(format!("{} {unit}: {}", node.name(), tables::reasons(&dropped)));
+                    parts.push(format!("{unit}: {}", tables::reasons(&dropped)));
                 }
             }
             if node.kernel_drops > 0 {
-                all.push(format!("{} kernel: {}", node.name(), node.kernel_drops));
+                parts.push(format!("kernel: {}", node.kernel_drops));
+            }
+            if !parts.is_empty() {
+                let title = if all.is_empty() { "Dropped: " } else { "         " };
+                let options = tables::wrapping(WIDTH).initial_indent(title).subsequent_indent("           ");
+                all += &(textwrap::fill(&format!("{} {}", node.name(), parts.join("; ")), options) + "\n");
             }
         }
-        if all.is_empty() { "Dropped: nothing".to_owned() } else { format!("Dropped: {}", all.join("; ")) }
+        if all.is_empty() { "Dropped: nothing\n".to_owned() } else { all }
     }
 
     /// Nodes whose ledger does not close.
@@ -255,14 +269,70 @@ fn subtract(counts: &mut BTreeMap<String, u64>, early: &BTreeMap<String, u64>) {
     counts.retain(|_, count| *count > 0);
 }
 
-/// Cuts what does not fit a line.
-fn short(line: &str) -> String {
-    match line.char_indices().nth(WIDTH) {
-        None => line.to_owned(),
-        Some(_) => line.chars().take(WIDTH - 3).chain("...".chars()).collect(),
-    }
+/// A line, continued in indented ones if it is long.
+fn wrapped(line: &str) -> String {
+    textwrap::fill(line, tables::wrapping(WIDTH).subsequent_indent("  ")) + "\n"
 }
 
 fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::latency::Profile;
+    use dataplane::ledger::{DropReason, Ledger};
+    use eddy_node::config::NodeRole;
+
+    use super::*;
+
+    fn nodes() -> Vec<NodeReport> {
+        let node = |(index, role): (usize, NodeRole)| {
+            let mut ledger = Ledger::default();
+            if role != NodeRole::Mix {
+                for reason in DropReason::ALL {
+                    ledger.datagrams.forward.drop_many(*reason, 1_000);
+                }
+            }
+            NodeReport::new(role, index, &ledger, &Profile::default())
+        };
+        [NodeRole::Entry, NodeRole::Mix, NodeRole::Exit].into_iter().enumerate().map(node).collect()
+    }
+
+    fn nothing() -> Outcome {
+        let rtt_us = hdrhistogram::Histogram::new(3).unwrap();
+        Outcome {
+            sent: 0,
+            delivered: 0,
+            answered: 0,
+            damaged: 0,
+            sending: Duration::ZERO,
+            messages: Vec::new(),
+            rtt_us,
+        }
+    }
+
+    #[test]
+    fn drops_have_a_line_per_node_and_are_not_cut() {
+        let (nodes, at_start, outcome) = (nodes(), vec![None, None, None], nothing());
+        let setup = Duration::from_millis(5);
+        let summary =
+            |stayed| Summary { setup, outcome: &outcome, at_start: &at_start, stayed, nodes: &nodes }.people(false);
+        let text = summary(false);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert!(
+            text.contains("\nDropped: entry datagrams: ") && text.contains("\n         exit datagrams: "),
+            "{text}"
+        );
+        for reason in DropReason::ALL {
+            assert!(text.contains(reason.name()), "{text}");
+        }
+
+        let text = summary(true);
+        let lines: Vec<&str> = text.lines().collect();
+        let at = |start: &str| lines.iter().position(|line| line.starts_with(start)).unwrap();
+        assert_eq!(at("Dropped: "), at("answers") + 1, "under the table: {text}");
+        assert!(at("Test at the start: ") > at("Dropped: "), "{text}");
+        assert_eq!(lines[at("Test at the start: ") - 1], "", "{text}");
+    }
 }

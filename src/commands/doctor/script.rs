@@ -8,8 +8,9 @@ const HEAD: &str = "\
 if [ \"$(id -u)\" -eq 0 ]; then sudo() { \"$@\"; }; fi
 ";
 
-/// The file that keeps sysctl settings across reboots.
-const KEPT: &str = "/etc/sysctl.d/99-eddy.conf";
+/// The file that keeps sysctl settings across reboots. It is not that of tuning/, so that its undo removes only what
+/// this script wrote.
+const KEPT: &str = "/etc/sysctl.d/99-eddy-doctor.conf";
 
 /// The script.
 pub fn write(subject: &Subject, findings: &[Finding]) -> String {
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(code[0], "set -eu");
         assert_eq!(code[2..], ["sudo sysctl -w a.b=8"], "{script}");
         assert!(script.contains("\nsudo sysctl -w a.b=8\n# undo: sudo sysctl -w a.b=4\n"), "{script}");
-        assert!(script.contains("# echo 'a.b = 8' | sudo tee -a /etc/sysctl.d/99-eddy.conf\n"), "{script}");
+        assert!(script.contains("# echo 'a.b = 8' | sudo tee -a /etc/sysctl.d/99-eddy-doctor.conf\n"), "{script}");
         assert!(!script.contains("send-buffers"), "{script}");
     }
 

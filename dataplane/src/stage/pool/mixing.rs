@@ -83,6 +83,15 @@ pub struct BadMixing {
     fault: String,
 }
 
+/// The message for a period that is not accepted.
+fn bad_duration(pair: &str, value: &str) -> String {
+    let in_ms = format!("{value}ms");
+    match duration(&in_ms) {
+        Some(_) => format!("{pair:?} has no unit: write t={in_ms} (100us to 60s)"),
+        None => format!("{pair:?}: expected 100us to 60s"),
+    }
+}
+
 fn duration(text: &str) -> Option<Nanos> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
     let scale = match unit {
@@ -111,9 +120,7 @@ impl FromStr for Mixing {
             let slot_taken = match key {
                 "n" => n.replace(count()?).is_some(),
                 "n_min" => n_min.replace(count()?).is_some(),
-                "t" => t
-                    .replace(duration(value).ok_or_else(|| fault(format!("{pair:?}: expected 100us to 60s")))?)
-                    .is_some(),
+                "t" => t.replace(duration(value).ok_or_else(|| fault(bad_duration(pair, value)))?).is_some(),
                 _ => return Err(fault(format!("unknown key {key:?}"))),
             };
             if slot_taken {
@@ -195,5 +202,7 @@ mod tests {
             let error = bad.parse::<Mixing>().unwrap_err();
             assert!(error.to_string().contains("expected one of"), "{error}");
         }
+        let error = "timed:t=5".parse::<Mixing>().unwrap_err().to_string();
+        assert!(error.contains(r#""t=5" has no unit: write t=5ms (100us to 60s)"#), "{error}");
     }
 }
