@@ -159,7 +159,7 @@ pub enum BadConfig {
     /// The position does not fit the role.
     #[error("position {position} in a chain of {hops} key hops does not belong to this role: the entry is 0, mixes are 1 to {}, the exit is {hops}", hops - 1)]
     Position { position: usize, hops: usize },
-    #[error("a mix or exit needs its own descriptor: run `eddy init` on this node")]
+    #[error("a mix or exit needs its own descriptor: get the chain file again from its operator")]
     NoDescriptor,
     #[error(
         "descriptor {expected} is for position {position} of {hops} key hops in class {class}: fetch the chain's descriptors again"
@@ -179,7 +179,7 @@ pub enum BadConfig {
         "the descriptors have different suites ({0} and {1}): a chain has one; run `eddy init` for the whole chain again"
     )]
     Suite(Suite, Suite),
-    #[error("the {0} key does not match this node's descriptor: publish a new descriptor after a key change")]
+    #[error("the {0} key does not match this node's descriptor: get the chain file again from its operator")]
     Key(&'static str),
     #[error(
         "previous hop: expected its Noise key at the exit and at every mix after Mix 1, and none at the entry and Mix 1"

@@ -13,7 +13,7 @@ use wire::ids::{ChannelIndex, ChannelKeys, LinkId, Rank, Side, SlotId};
 use zeroize::Zeroizing;
 
 use crate::entry::listener::{Listener, ListenerId};
-use crate::exit::QueryId;
+use crate::exit::names::QueryId;
 use crate::lanes::Lanes;
 use crate::sys::Waker;
 

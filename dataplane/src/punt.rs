@@ -7,8 +7,8 @@ use std::sync::Arc;
 use wire::cell::{Header, MAX_CELL_LEN};
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
 
-use crate::entry::ListenerId;
-use crate::exit::QueryId;
+use crate::entry::listener::ListenerId;
+use crate::exit::names::QueryId;
 use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.

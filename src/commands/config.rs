@@ -27,7 +27,7 @@ pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
         ConfigAction::Check { config, keys } => check(config.path(), keys.as_deref())?,
         ConfigAction::Show { config, json } => show(config.path(), *json)?,
     };
-    std::io::stdout().write_all(text.as_bytes()).context("standard output")
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 
 fn check(file: &Path, keys: Option<&Path>) -> anyhow::Result<String> {

@@ -20,7 +20,7 @@ use eddy_node::config::table::{ALL_FILES, files};
 pub fn completions(shell: Shell) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::description(), "eddy", &mut script);
-    std::io::stdout().write_all(&script).context("standard output")
+    std::io::stdout().write_all(&script).context("cannot write to standard output")
 }
 
 /// Writes the manual pages into a folder: one per command, and eddy.toml(5).

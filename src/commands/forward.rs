@@ -64,7 +64,7 @@ fn after_others(error: anyhow::Error, added: usize) -> anyhow::Error {
 }
 
 fn say(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("standard output")
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
 
 /// The command socket of the entry with this configuration.

@@ -105,8 +105,10 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         ..Plan::new(&addresses)
     };
     let files = write(&args.dir, &plan)?;
-    let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
-    std::io::stdout().write_all(next_commands(args, shape, &addresses, &files).as_bytes()).context("standard output")
+    let shape = Shape::new(plan.class, plan.hops.len()).context("cannot compute the lengths of the chain")?;
+    std::io::stdout()
+        .write_all(next_commands(args, shape, &addresses, &files).as_bytes())
+        .context("cannot write to standard output")
 }
 
 /// The files that were written, and the next commands.

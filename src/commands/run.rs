@@ -185,21 +185,27 @@ pub(super) fn wireguard_hint(shape: Shape) -> String {
 /// last report must still be printed.
 fn stop_on_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<&'static str>> {
     let (reasons, reason) = mpsc::channel();
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot handle SIGTERM and SIGINT")?;
     let by_signal: Sender<&'static str> = reasons.clone();
     let wait = move || {
         for signal in signals.forever() {
             let _ = by_signal.send(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" });
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).context("signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start the thread that waits for signals")?;
     if lifeline {
         let wait = move || {
             let mut ignored = [0; 64];
             while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
             let _ = reasons.send("standard input closed");
         };
-        std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
+        std::thread::Builder::new()
+            .name("lifeline".into())
+            .spawn(wait)
+            .context("cannot start the thread that reads standard input")?;
     }
     Ok(reason)
 }

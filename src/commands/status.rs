@@ -48,7 +48,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
         let chain = config.read_chain(SystemTime::now()).ok().map(|chain| chain.short_id());
         tables::summary::render(&node, chain.as_deref())
     };
-    std::io::stdout().write_all(text.as_bytes()).context("standard output")
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 
 #[cfg(test)]

@@ -76,6 +76,14 @@ fn name_too_long_for_a_cell_is_refused_at_start() {
     let name = ["a".repeat(60), "b".repeat(60), "c".repeat(60), "d".repeat(10)].join(".");
     let output = run(dir.path(), &format!("entry --config entry.toml --forward 127.0.0.1:0={name}:1"));
     assert_mistake("a long name", &output, &["too long for a cell of class S", "at most 183 bytes"]);
+
+    let file = dir.path().join("entry.toml");
+    let mut text = std::fs::read_to_string(&file).unwrap();
+    let line = text.lines().count() + 3; // of `listen`
+    text += &format!("\n[[forward]]\nlisten = \"127.0.0.1:0\"\nto = \"{name}:1\"\n");
+    std::fs::write(&file, text).unwrap();
+    let place = format!("entry.toml:{line}: the name");
+    assert_mistake("a long name in a file", &run(dir.path(), "config check entry.toml"), &[&place]);
 }
 
 fn said(dir: &Path, line: &str) -> String {

@@ -142,7 +142,7 @@ impl Parser<'_> {
                 "from_secs" => 1_000_000_000,
                 "from_millis" => 1_000_000,
                 "from_micros" => 1_000,
-                "new" => 1,
+                "new" | "per_second" => 1,
                 _ => return Err(format!("cannot evaluate {name}()")),
             };
             return Ok(arguments.into_iter().map(|number| number * unit).collect());

@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use dataplane::per_direction::PerDirection;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction;
@@ -13,11 +12,8 @@ use super::even::{Even, EvenSource};
 use super::header;
 use super::profile::{Application, Profile};
 use super::record::StreamName;
-use super::source::{Source, seeded};
+use super::source::{Source, Sources, seeded};
 use crate::format::direction_name;
-
-/// What a flow sends in each direction.
-pub(crate) type Sources = PerDirection<Option<Box<dyn Source>>>;
 
 /// A flow: a socket, and what it sends and receives.
 pub(crate) struct Flow {

@@ -17,8 +17,7 @@ use std::str::FromStr;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
-use super::plan::Sources;
-use super::source::{MILLI, Nanos, SECOND, Source, exponential};
+use super::source::{MILLI, Nanos, SECOND, Source, Sources, exponential};
 
 /// An application whose traffic is generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

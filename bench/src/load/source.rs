@@ -1,5 +1,6 @@
 //! What a flow sends in one direction, and the random numbers that it is drawn from.
 
+use dataplane::per_direction::PerDirection;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
@@ -13,6 +14,9 @@ pub(crate) trait Source: Send {
     /// When the next datagram is due, and its length in bytes.
     fn next(&mut self) -> Option<(Nanos, usize)>;
 }
+
+/// What a flow sends in each direction.
+pub(crate) type Sources = PerDirection<Option<Box<dyn Source>>>;
 
 /// A generator that draws the same for the same seed.
 pub(crate) fn seeded(seed: u64) -> ChaCha20Rng {

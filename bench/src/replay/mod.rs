@@ -14,9 +14,9 @@ use wire::cell::Direction::{Backward, Forward};
 use self::trace::{Packet, Trace};
 use crate::args::{in_range, seconds};
 use crate::format::{duration, wrapped};
-use crate::load::plan::{Flow, FlowGroup, Plan, Sources};
+use crate::load::plan::{Flow, FlowGroup, Plan};
 use crate::load::runs::RunArgs;
-use crate::load::source::Source;
+use crate::load::source::{Source, Sources};
 use crate::results::{Results, Stream};
 use crate::signals;
 

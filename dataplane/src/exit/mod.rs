@@ -10,7 +10,7 @@ mod flows;
 mod forward;
 pub mod limits;
 mod mappings;
-mod names;
+pub(crate) mod names;
 pub mod policy;
 mod quota;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::runtime::refused_flows::RefusedFlow;
 
 /// Error of a call on a [`UdpTunnel`](super::UdpTunnel).
 ///
-/// The first four are the exit's answers to an earlier datagram. They come as the result of the next call, as
+/// The first five are the exit's answers to an earlier datagram. They come as the result of the next call, as
 /// `ECONNREFUSED` does on a UDP socket, and name the destination; the call itself did nothing and may be repeated.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -37,6 +37,12 @@ pub enum TunnelError {
     /// The exit has no room for another flow. It is asked again after 5 s.
     #[error("the exit has no room for a flow to {destination}: use fewer destinations, or try again later")]
     ExitFull {
+        /// The destination of the earlier datagram.
+        destination: Destination,
+    },
+    /// The exit refused a datagram as too large. It is asked again after 5 s.
+    #[error("the exit refused a datagram to {destination} as too large: send shorter datagrams")]
+    TooLargeForExit {
         /// The destination of the earlier datagram.
         destination: Destination,
     },
@@ -74,7 +80,9 @@ impl TunnelError {
             TunnelError::Unreachable { .. } => ErrorKind::HostUnreachable,
             TunnelError::Unresolvable { .. } => ErrorKind::NotFound,
             TunnelError::ExitFull { .. } => ErrorKind::QuotaExceeded,
-            TunnelError::TooLong { .. } | TunnelError::InvalidDestination { .. } => ErrorKind::InvalidInput,
+            TunnelError::TooLargeForExit { .. }
+            | TunnelError::TooLong { .. }
+            | TunnelError::InvalidDestination { .. } => ErrorKind::InvalidInput,
             TunnelError::Closed => ErrorKind::ConnectionAborted,
             TunnelError::Io(why) => why.kind(),
         }
@@ -99,14 +107,14 @@ impl From<io::Error> for TunnelError {
 
 impl TunnelError {
     /// `None` for an answer that is not a refusal.
-    pub(super) fn refused(RefusedFlow { destination, status }: RefusedFlow, max: usize) -> Option<TunnelError> {
+    pub(super) fn refused(RefusedFlow { destination, status }: RefusedFlow) -> Option<TunnelError> {
         Some(match status {
             Status::Refused => TunnelError::PolicyRefused { destination },
             Status::Unreachable => TunnelError::Unreachable { destination },
             Status::Unresolvable => TunnelError::Unresolvable { destination },
             Status::TooManyFlows => TunnelError::ExitFull { destination },
-            // The exit does not say which datagram it was.
-            Status::TooLarge => TunnelError::TooLong { destination, len: max, max },
+            // The exit does not say which datagram it was, or how long one may be.
+            Status::TooLarge => TunnelError::TooLargeForExit { destination },
             Status::Open | Status::UnknownFlow => return None,
         })
     }
@@ -141,4 +149,17 @@ pub enum NotReady {
 
 fn seconds(time: Duration) -> String {
     format!("{} s", (time.as_secs_f64() * 10.0).round() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_large_at_the_exit_names_no_length() {
+        let destination = Destination::Name("example.org".into(), 53);
+        let error = TunnelError::refused(RefusedFlow { destination, status: Status::TooLarge }).unwrap();
+        assert!(matches!(error, TunnelError::TooLargeForExit { .. }), "{error}");
+        assert!(!error.to_string().contains("bytes"), "{error}");
+    }
 }

@@ -101,7 +101,7 @@ impl UdpTunnel {
             return Err(TunnelError::Closed);
         }
         while let Some(flow) = self.refused.take() {
-            if let Some(error) = TunnelError::refused(flow, frames::max_datagram_len(self.shape.payload())) {
+            if let Some(error) = TunnelError::refused(flow) {
                 return Err(error);
             }
         }

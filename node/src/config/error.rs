@@ -1,7 +1,7 @@
 //! Mistakes in files and on the command line: location, mistake and remedy, on one line each.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use control::descriptor::DescriptorError;
@@ -37,6 +37,19 @@ pub fn in_words(why: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
+/// What to do when the system refuses to write a file or folder.
+fn write_remedy(why: &io::Error) -> &'static str {
+    match why.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose a folder that this user may write to",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or choose a folder on another disk",
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+            "a file is in the way: remove it, or choose another folder"
+        }
+        ErrorKind::IsADirectory => "a folder is in the way: remove it, or choose another folder",
+        _ => "choose another folder",
+    }
+}
+
 /// A mistake in a file, an option or a setting of this host: the command ends with exit code 2.
 ///
 /// The message is one line: the location, the expected and the found value, and the remedy.
@@ -53,7 +66,7 @@ pub enum ConfigError {
         remedy: String,
     },
     /// A file or folder that cannot be written.
-    #[error("{}: {}: choose a folder that this user may write to", path.display(), in_words(why))]
+    #[error("{}: {}: {}", path.display(), in_words(why), write_remedy(why))]
     Unwritable {
         /// The file.
         path: PathBuf,
@@ -151,4 +164,21 @@ pub enum ConfigError {
     /// Any other mistake; the text is complete.
     #[error("{0}")]
     Arguments(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedy_of_a_failed_write_fits_its_cause() {
+        for (kind, remedy) in [
+            (ErrorKind::PermissionDenied, "choose a folder that this user may write to"),
+            (ErrorKind::StorageFull, "free some space, or choose a folder on another disk"),
+            (ErrorKind::AlreadyExists, "a file is in the way: remove it, or choose another folder"),
+        ] {
+            let said = ConfigError::Unwritable { path: "demo".into(), why: kind.into() }.to_string();
+            assert!(said.ends_with(remedy), "{said}");
+        }
+    }
 }

@@ -111,7 +111,7 @@ impl Keys {
         let socks_users: BTreeMap<_, _> = table.names("socks_users").into_iter().collect();
         if !socks_users.iter().all(|(name, password)| Keys::is_user(name, password)) {
             let what = "names and passwords in socks_users must have 1 to 255 bytes (RFC 1929)";
-            return Err(table.wrong("socks_users", what, "shorten them"));
+            return Err(table.wrong("socks_users", what, "use 1 to 255 bytes for each"));
         }
         let mlkem = table.maybe_text("setup_mlkem");
         let bytes = mlkem.as_ref().map(mlkem_bytes).transpose()?;
@@ -147,7 +147,13 @@ fn decode(text: &str) -> Option<Secret> {
 /// No message quotes the text: it is a secret.
 fn secret(name: &str, text: &Text<'_>) -> Result<Secret, ConfigError> {
     let what = || format!("{name} must be 32 bytes in base64");
-    decode(text.value).ok_or_else(|| text.wrong(what(), RESTORE))
+    // `eddy init` writes no pre-shared keys.
+    let remedy = match name {
+        "psk_up" => "copy it as agreed with the previous hop's operator",
+        "psk_down" => "copy it as agreed with the next hop's operator",
+        _ => RESTORE,
+    };
+    decode(text.value).ok_or_else(|| text.wrong(what(), remedy))
 }
 
 const RESTORE: &str = "restore the key file that `eddy init` wrote";
@@ -193,6 +199,23 @@ mod tests {
         ] {
             let Err(why) = Keys::parse(Path::new("mix1.key"), &line) else { panic!("{line} was read") };
             assert!(!why.to_string().contains(&secret[8..20]), "{why}");
+        }
+    }
+
+    #[test]
+    fn remedy_of_a_malformed_secret_says_where_to_get_it() {
+        let key = format!("{}=", "A".repeat(43));
+        let file = format!("identity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\n");
+        let said = |line: &str| {
+            let parsed = Keys::parse(Path::new("mix1.key"), &format!("{file}{line}\n"));
+            parsed.err().unwrap().to_string()
+        };
+        for (line, remedy) in [
+            ("psk_up = \"short\"", "copy it as agreed with the previous hop's operator"),
+            ("psk_down = \"short\"", "copy it as agreed with the next hop's operator"),
+            ("[socks_users]\nalice = \"\"", "use 1 to 255 bytes for each"),
+        ] {
+            assert!(said(line).ends_with(remedy), "{}", said(line));
         }
     }
 }

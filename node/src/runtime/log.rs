@@ -335,8 +335,8 @@ fn status_line(destination: &str, status: Status) -> String {
         // Not a refusal by the exit.
         Status::Unreachable => {
             return format!(
-                "the exit cannot reach {destination}: the port is closed, there is no route, or it never answers \
-                 (`max_unanswered`); check that the service is running there"
+                "the exit cannot reach {destination}: the port is closed, no route leads there, or the host left \
+                 `max_unanswered` datagrams unanswered; check that the service is running"
             );
         }
         Status::Refused => {

@@ -164,7 +164,12 @@ pub fn engine() -> Result<Engine, ConfigError> {
 /// Checks that names fit in one cell of the chain's class, without which their flows could not be opened (SPEC 3.12).
 fn names_fit(loaded: &Loaded) -> Result<(), ConfigError> {
     let Part::Entry(entry) = &loaded.config.part else { return Ok(()) };
-    entry.forwards.iter().try_for_each(|forward| listeners::fits(loaded.chain.shape, &forward.to))
+    entry.forwards.iter().enumerate().try_for_each(|(i, forward)| {
+        listeners::fits(loaded.chain.shape, &forward.to).map_err(|why| match loaded.config.place("forward", i) {
+            Some(place) => ConfigError::Arguments(format!("{place}: {why}")),
+            None => why,
+        })
+    })
 }
 
 fn ready_line(loaded: &Loaded, sockets: &Sockets) -> String {

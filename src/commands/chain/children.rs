@@ -62,7 +62,7 @@ impl Children {
     /// # Errors
     /// The system refuses a process.
     pub fn spawn(starts: Vec<Start>, log: &[String], pass_on: bool) -> anyhow::Result<Children> {
-        let program = std::env::current_exe().context("the path of this program")?;
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
         let mut children = Children(Vec::with_capacity(starts.len()));
         // Kept until the end: while the inherited sockets stay open here, no pipe of a later child can
         // have a descriptor that is about to be replaced in it.
@@ -232,7 +232,7 @@ fn command(program: &Path, start: Start, log: &[String]) -> anyhow::Result<Comma
     // A group of its own, or Ctrl-C would end the nodes before their ledgers are read.
     command.process_group(0);
     let mapped = sockets.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mapped.collect()).context("descriptors of a node")?;
+    command.fd_mappings(mapped.collect()).context("cannot pass sockets to a node")?;
     Ok(command)
 }
 

@@ -77,7 +77,10 @@ pub fn run(args: &ChainArgs) -> anyhow::Result<()> {
     let log = args.log.for_children(NODE_LEVEL)?;
     let interrupted = interruptible(args.lifeline)?;
 
-    let dir = tempfile::Builder::new().prefix("eddy-chain-").tempdir().context("temporary folder")?;
+    let dir = tempfile::Builder::new()
+        .prefix("eddy-chain-")
+        .tempdir()
+        .context("cannot create a temporary folder; set TMPDIR to a writable one")?;
     let bound = bind(args)?;
     // A chain that stays passes on the warnings of its nodes; otherwise this line is the only one.
     if let (_, Some(why)) = Calls::new(args.io, &bound.exit)
@@ -181,7 +184,7 @@ fn plan_load(args: &ChainArgs) -> Result<Load, ConfigError> {
 fn interruptible(lifeline: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let raised = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, raised.clone()).context("signals")?;
+        signal_hook::flag::register(signal, raised.clone()).context("cannot handle SIGINT and SIGTERM")?;
     }
     if lifeline {
         let raised = raised.clone();
@@ -190,7 +193,10 @@ fn interruptible(lifeline: bool) -> anyhow::Result<Arc<AtomicBool>> {
             while std::io::stdin().read(&mut ignored).is_ok_and(|n| n > 0) {}
             raised.store(true, Ordering::Relaxed);
         };
-        std::thread::Builder::new().name("lifeline".into()).spawn(wait).context("lifeline")?;
+        std::thread::Builder::new()
+            .name("lifeline".into())
+            .spawn(wait)
+            .context("cannot start the thread that reads standard input")?;
     }
     Ok(raised)
 }
@@ -384,7 +390,7 @@ fn ready_text(args: &ChainArgs, plan: &Plan, files: &Files, setup: Duration) -> 
         text += "  no listeners: --forward and --socks add them\n";
     }
 
-    let shape = Shape::new(plan.class, plan.hops.len()).context("lengths of the chain")?;
+    let shape = Shape::new(plan.class, plan.hops.len()).context("cannot compute the lengths of the chain")?;
     let entry = files.entry.display();
     text += &format!(
         "\nDatagrams of up to {} bytes travel in one cell, of up to {} in several.\n\
@@ -410,5 +416,5 @@ fn capitalised(text: &str) -> String {
 
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }

@@ -241,7 +241,7 @@ fn send(
     watch: &mut impl FnMut(u64) -> anyhow::Result<bool>,
 ) -> anyhow::Result<Duration> {
     let mut seed = [0; 32];
-    getrandom::fill(&mut seed).context("randomness")?;
+    getrandom::fill(&mut seed).context("cannot get random bytes from the system")?;
     let mut rng = ChaCha20Rng::from_seed(seed);
     // Without colour, and only on a terminal.
     let bar = ProgressBar::new(load.messages)
@@ -326,12 +326,12 @@ fn listen(socket: &UdpSocket, i: usize, book: &Book) {
 }
 
 fn outcome(load: &Load, book: &Book, sending: Duration) -> anyhow::Result<Outcome> {
-    let mut rtt_us = Histogram::new(3).context("histogram")?;
+    let mut rtt_us = Histogram::new(3).context("cannot create a histogram")?;
     let mut messages = Vec::with_capacity(load.messages as usize);
     for (receiver, round_trip) in book.receiver.iter().zip(&book.round_trip) {
         let took = Some(round_trip.load(Ordering::Relaxed)).filter(|ns| *ns > 0).map(Duration::from_nanos);
         if let Some(took) = took {
-            rtt_us.record(took.as_micros() as u64).context("histogram")?;
+            rtt_us.record(took.as_micros() as u64).context("cannot count a round trip")?;
         }
         messages.push(Message { receiver: receiver.load(Ordering::Relaxed) as usize, round_trip: took });
     }

@@ -38,7 +38,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         let width = std::io::stdout().is_terminal().then(terminal_width).flatten();
         print::people(&subject, &facts, &findings, args.verbose, width.unwrap_or(print::WIDTH))
     };
-    std::io::stdout().write_all(text.as_bytes()).context("standard output")?;
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     let errors: Vec<_> =
         findings.iter().filter(|finding| finding.severity == Severity::Error).map(|finding| finding.name).collect();
     if !errors.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! Pure functions: keys and randomness go in, bytes and secrets come out. The state machines that
 //! call them are in `control`. This is a slow path, so it may allocate. The suites differ in
-//! [`suite`] alone; [`ack`] is the way back.
+//! `suite` alone; `ack` is the way back.
 
 mod ack;
 mod suite;
