@@ -11,7 +11,8 @@ pub const WIDTH: usize = 80;
 const HEIGHT: usize = 23;
 /// Most lines of drop reasons shown; the rest is in the tables of `--verbose`.
 const DROPS_SHOWN_MAX: usize = 5;
-/// Lines of the parts that every node has: four at the top, the ledger, and an empty line before it and before the drops.
+/// Lines of the parts that every node has: four at the top, the ledger, and an empty line before it and before the
+/// drops.
 const OTHER_LINES: usize = 7;
 
 /// The summary. `chain` names the node's chain, where it is known.

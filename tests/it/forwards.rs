@@ -5,7 +5,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::common::command::{assert_mistake, eddy};
+use crate::common::command::{assert_mistake, complaint, eddy};
 use crate::common::nodes::{PATIENCE, until};
 use crate::common::process::{Demo, closed};
 
@@ -77,16 +77,15 @@ fn bad_forward_commands_name_their_fix() {
     let entry = demo.config(0);
     let taken = demo.ready["forwards"][0]["listen"].as_str().unwrap();
     let refused = |what: &str, arguments: &[&str], wanted: &[&str]| assert_mistake(what, &forward(arguments), wanted);
-    refused(
-        "a port that is forwarded, after another",
-        &["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9", &format!("{taken}=127.0.0.1:9")],
-        &[
-            taken,
-            "is already forwarded to 127.0.0.1:",
-            "remove that forward first",
-            "(the forward before it was added)",
-        ],
-    );
+    let both = forward(&["add", "--config", entry, "127.0.0.1:0=127.0.0.1:9", &format!("{taken}=127.0.0.1:9")]);
+    let (code, said) = complaint(&both);
+    assert_eq!(code, Some(2), "{said}");
+    for part in
+        [taken, "is already forwarded to 127.0.0.1:", "remove that forward first", "(the forward before it was added)"]
+    {
+        assert!(said.contains(part), "wanted {part:?} in {said}");
+    }
+    assert_eq!(String::from_utf8_lossy(&both.stdout).lines().count(), 1, "the forward that was added is printed");
     let other = UdpSocket::bind("127.0.0.1:0").unwrap();
     let in_use = format!("{}=127.0.0.1:9", other.local_addr().unwrap());
     refused("a port in use", &["add", "--config", entry, &in_use], &["uses this port", "ss -ulpn"]);

@@ -41,7 +41,7 @@ fn wrong_argument_exits_2_and_names_the_fix() {
         ("init x --mixes 8", "expected 1 to 7"),
         ("init x --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2:1", "192.0.2.1:0: expected a port from 1 to 65535"),
         ("init x --host 0.0.0.0", "expected an address that the previous hop can send to"),
-        ("init x --class XL", "expected S (208 bytes)"),
+        ("init x --class XL", "expected S (203 bytes in a cell)"),
         ("init x --mixing pool:t=1ms", "expected one of"),
         ("init x --mixing threshold:n=5,n=6", "duplicate key n"),
         ("init x --lifetime 10", "60..=3600"),
