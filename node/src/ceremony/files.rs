@@ -191,13 +191,14 @@ impl NodeKeys {
     fn check(source: &Source) -> Result<NodeKeys, ConfigError> {
         let table = source.table(NODE_KEY_FILE)?;
         table.check(NodeRole::Mix)?;
-        let read = |name: &str| table.maybe_text(name).map(|text| secret(name, &text, RESTORE)).transpose();
-        let required = |name| read(name).map(|secret| secret.expect("required"));
+        let read =
+            |name: &str, remedy: &str| table.maybe_text(name).map(|text| secret(name, &text, remedy)).transpose();
+        let required = |name| read(name, RESTORE).map(|secret| secret.expect("required"));
         Ok(NodeKeys {
             noise: required("noise")?,
             signing: required("signing")?,
-            psk_up: read("psk_up")?,
-            psk_down: read("psk_down")?,
+            psk_up: read("psk_up", "copy it as agreed with the previous hop's operator")?,
+            psk_down: read("psk_down", "copy it as agreed with the next hop's operator")?,
         })
     }
 

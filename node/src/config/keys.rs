@@ -127,17 +127,17 @@ mod tests {
     #[test]
     fn remedy_of_a_malformed_secret_says_where_to_get_it() {
         let key = format!("{}=", "A".repeat(43));
-        let file = format!("identity = \"{key}\"\nnoise = \"{key}\"\nsetup = \"{key}\"\n");
         let said = |line: &str| {
-            let parsed = Keys::parse(Path::new("mix1.key"), &format!("{file}{line}\n"));
-            parsed.err().unwrap().to_string()
+            let file = format!("noise = \"{key}\"\nsigning = \"{key}\"\n{line}\n");
+            NodeKeys::parse(Path::new("node.key"), &file).err().unwrap().to_string()
         };
         for (line, remedy) in [
             ("psk_up = \"short\"", "copy it as agreed with the previous hop's operator"),
             ("psk_down = \"short\"", "copy it as agreed with the next hop's operator"),
-            ("[socks_users]\nalice = \"\"", "use 1 to 255 bytes for each"),
         ] {
             assert!(said(line).ends_with(remedy), "{}", said(line));
         }
+        let users = parse_users(Path::new("entry.users"), "[socks_users]\nalice = \"\"\n").err().unwrap().to_string();
+        assert!(users.ends_with("use 1 to 255 bytes for each"), "{users}");
     }
 }
