@@ -33,6 +33,8 @@ pub struct Plan {
 pub struct Drawn {
     seed: Secret,
     keys: NodeKeys,
+    /// When, in seconds since 1970.
+    made: u64,
     pub descriptor: SignedDescriptor,
 }
 
@@ -90,7 +92,7 @@ pub fn draw(plan: &Plan, now_s: u64) -> Result<Drawn, ConfigError> {
         contacts: plan.contacts.clone(),
     };
     let descriptor = descriptor.sign(&identity).map_err(|why| ConfigError::Arguments(why.to_string()))?;
-    Ok(Drawn { seed, keys, descriptor })
+    Ok(Drawn { seed, keys, made: now_s, descriptor })
 }
 
 impl Drawn {
@@ -105,7 +107,7 @@ impl Drawn {
         create(&path(&names.keys), self.keys.text().as_bytes(), 0o600)?;
         create(&path(&names.descriptor), descriptor_text(&self.descriptor).as_bytes(), 0o644)?;
         create(&path(&names.config), config.as_bytes(), 0o644)?;
-        create(&path(&names.state), &State::fresh().to_bytes(), 0o600)
+        create(&path(&names.state), &State::fresh(self.made).to_bytes(), 0o600)
     }
 }
 

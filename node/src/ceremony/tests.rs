@@ -93,7 +93,7 @@ fn files_of_keygen_belong_together() {
         let config = NodeConfig::read(&folder.join("node.toml")).unwrap();
         assert_eq!((config.role(), &config.chain), (role, &folder.join("chain.toml")));
         assert_eq!((config.keys, config.state), (Some(folder.join(NODE_KEY)), Some(folder.join("node.state"))));
-        assert_eq!(fs::read(folder.join("node.state")).unwrap(), control::trust::State::fresh().to_bytes());
+        assert_eq!(fs::read(folder.join("node.state")).unwrap(), control::trust::State::fresh(NOW).to_bytes());
         assert_eq!(config.up, Some(descriptor.contacts[0].addresses[0]));
     }
 }

@@ -200,8 +200,8 @@ mod tests {
         let files = TrustFiles { chain: None, keys: None, state: Some(path.clone()) };
         assert!(files.state().unwrap().is_none());
         for _ in 0..2 {
-            files.save(&State::fresh().to_bytes()).unwrap();
-            assert!(files.state().unwrap().is_some_and(|state| state.hop.fresh));
+            files.save(&State::fresh(7).to_bytes()).unwrap();
+            assert!(files.state().unwrap().is_some_and(|state| state.hop.made == 7));
         }
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
