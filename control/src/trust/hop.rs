@@ -265,7 +265,9 @@ impl HopTrust {
     fn report(&mut self, event: TrustEvent) {
         let same = |other: &TrustEvent| match (other, &event) {
             (TrustEvent::SignedTwice { hop, .. }, TrustEvent::SignedTwice { hop: also, .. })
-            | (TrustEvent::AmbiguousRevision { hop, .. }, TrustEvent::AmbiguousRevision { hop: also, .. }) => hop == also,
+            | (TrustEvent::AmbiguousRevision { hop, .. }, TrustEvent::AmbiguousRevision { hop: also, .. }) => {
+                hop == also
+            }
             _ => std::mem::discriminant(other) == std::mem::discriminant(&event),
         };
         if !self.reported.iter().any(same) {

@@ -135,8 +135,9 @@ struct Link {
     /// it holds from another link would tell Mix 1 that both are its own.
     came: VecDeque<[u8; 32]>,
     signatures_came: Option<([u8; 32], u8)>,
-    /// Entry: the ask that waits for its bundle.
+    /// Entry: the ask that waits for its bundle, or in the queue.
     waiting: Option<Ask>,
+    is_queued: bool,
     /// Entry: the interval for which an older bundle was sent.
     answered_old: Option<u64>,
 }
@@ -150,8 +151,12 @@ pub struct Sync {
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
-    /// Chooses the waiting entry that is answered first.
+    /// Chooses the entry that is answered first when a bundle that several wait for is complete.
     turn: usize,
+    /// Entries whose answers the budget of all had no room for, in the order in which they are served.
+    queue: VecDeque<LinkId>,
+    /// When the queue is looked at again.
+    queue_at: Duration,
 }
 
 /// A cell's content to send on a link at once, past the pool.
@@ -167,6 +172,8 @@ impl Sync {
             slow,
             wanted: None,
             turn: 0,
+            queue: VecDeque::new(),
+            queue_at: Duration::MAX,
         }
     }
 
@@ -190,6 +197,7 @@ impl Sync {
             came: VecDeque::new(),
             signatures_came: None,
             waiting: None,
+            is_queued: false,
             answered_old: None,
         };
         self.links.insert(id, link);
@@ -273,7 +281,11 @@ impl Sync {
                 if !ask.answer || ask.clock_ms != 0 {
                     return Err(Refused::NotForEntries);
                 }
-                self.answer(view, now, wall_ms, id, ask, out).map(|()| Vec::new())
+                if !link.verifications.take(now) {
+                    link.waiting = None;
+                    return Err(Refused::RateLimited);
+                }
+                self.answer(view, (now, wall_ms), id, ask, false, out).map(|()| Vec::new())
             }
             (_, Peer::Hop | Peer::FirstHop) => match link.reassembly.take(now, content, self.hops)? {
                 Piece::Incomplete => Ok(Vec::new()),
@@ -321,21 +333,18 @@ impl Sync {
         }
     }
 
-    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete.
+    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
+    /// until it is its turn. Longer answers have one queue, so that who asks more often is not served before others.
     fn answer(
         &mut self,
         view: &View,
-        now: Duration,
-        wall_ms: u64,
+        (now, wall_ms): (Duration, u64),
         id: LinkId,
         ask: Ask,
+        is_its_turn: bool,
         out: &mut Vec<Outgoing>,
     ) -> Result<(), Refused> {
         let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
-        if !link.verifications.take(now) {
-            link.waiting = None;
-            return Err(Refused::RateLimited);
-        }
         let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
         let mut is_old = false;
         match view.complete(ask.interval) {
@@ -353,15 +362,19 @@ impl Sync {
             }
         }
         let count: u32 = items.iter().map(|item| cells(&item.bytes, link.content_len) as u32).sum();
-        // A link gets more only while more is free than it has had lately, so none starves the others.
-        let had = LINK_CELLS.burst - link.cells.tokens(now).min(LINK_CELLS.burst);
-        let reserve = if count <= SMALL_ANSWER_CELLS { had } else { had + ANSWER_CELLS.burst / 4 };
+        let is_small = count <= SMALL_ANSWER_CELLS;
+        let waits = !is_small && !is_its_turn && !self.queue.is_empty();
+        let reserve = if is_small { 0 } else { ANSWER_CELLS.burst / 4 };
         if link.cells.tokens(now) < count {
             link.waiting = None;
             return Err(Refused::RateLimited);
         }
-        if !self.answers.take_many(now, count, reserve) {
-            (link.waiting, link.look_at) = (Some(ask), now + ANSWER_AGAIN);
+        if waits || !self.answers.take_many(now, count, reserve) {
+            link.waiting = Some(ask);
+            if !std::mem::replace(&mut link.is_queued, true) {
+                self.queue.push_back(id);
+            }
+            self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
             return Err(Refused::RateLimited);
         }
         link.cells.take_many(now, count, 0);
@@ -390,8 +403,9 @@ impl Sync {
         let first = self.turn % waiting.len().max(1);
         let (before, after) = waiting.split_at(first);
         for (id, ask) in after.iter().chain(before) {
-            let _ = self.answer(view, now, wall_ms, *id, ask.clone(), out);
+            let _ = self.answer(view, (now, wall_ms), *id, ask.clone(), false, out);
         }
+        self.serve_queue(view, (now, wall_ms), out);
 
         let times = view.times();
         let interval = times.signable_at(wall_ms);
@@ -442,10 +456,32 @@ impl Sync {
         }
     }
 
+    /// Mix 1: answers those who wait for the budget, the first ones first.
+    fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
+        if self.queue_at > clocks.0 {
+            return;
+        }
+        self.queue_at = Duration::MAX;
+        while let Some(id) = self.queue.front().copied() {
+            // Its link may be gone, or its ask answered, given up, or for another bundle that is not complete.
+            let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
+            if let Some(ask) = self.links.get_mut(&id).and_then(|link| link.waiting.take_if(is_ready)) {
+                let _ = self.answer(view, clocks, id, ask, true, out);
+                if self.queue_at != Duration::MAX {
+                    return;
+                }
+            }
+            self.queue.pop_front();
+            if let Some(link) = self.links.get_mut(&id) {
+                link.is_queued = false;
+            }
+        }
+    }
+
     /// When [`Sync::run`] has something to do next.
     pub fn next_wake(&self) -> Duration {
         let of = |link: &Link| link.look_at.min(link.ask_at).min(link.acknowledge_at.unwrap_or(Duration::MAX));
-        self.links.values().map(of).min().unwrap_or(Duration::MAX)
+        self.links.values().map(of).min().unwrap_or(Duration::MAX).min(self.queue_at)
     }
 }
 

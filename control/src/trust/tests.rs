@@ -1,6 +1,6 @@
 //! Whole chains of hops and entries in memory: time passes in steps, links delay and lose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -14,7 +14,7 @@ use super::chain::{ChainTerms, ClassTerms};
 use super::descriptor::tests::{descriptor, identity};
 use super::descriptor::{HopRole, NUMBER_END, NodeDescriptor, SignedDescriptor};
 use super::hop::{CertifiedKeys, HopSetup, HopState, HopTrust, Step, TrustEvent};
-use super::message::{ASK, Ask, ItemKind, cut};
+use super::message::{ASK, Ask, Held, ItemKind, cut};
 use super::record::{EpochRecord, SignedRecord};
 use super::sync::Peer;
 use super::user::UserTrust;
@@ -555,7 +555,7 @@ fn hops_agree_on_records_that_asks_do_not_tell_apart() {
 }
 
 #[test]
-fn node_whose_keys_were_made_long_ago_waits_for_the_next_interval() {
+fn node_with_old_keys_waits_for_the_next_interval() {
     for (ago_s, waits) in [(3600, true), (3599, false)] {
         let mut world = World::new(3, Class::L, (10, 3600), 0.0);
         let made = START_MS / 1000 - ago_s;
@@ -592,6 +592,50 @@ fn entry_shows_on_a_link_only_what_came_on_it() {
     assert!(asks[&DOWN].held.iter().all(|held| held.draw > 0 && held.record != [0; 4]));
     assert!(asks[&other].held.iter().all(|held| held.draw == 0 && held.record == [0; 4]));
     assert!(asks.values().all(|ask| ask.clock_ms == 0 && ask.signatures == 0));
+}
+
+#[test]
+fn entries_that_always_ask_leave_answers_to_others() {
+    const GREEDY: usize = 200;
+    let mut world = World::new(4, Class::S, (10, 3600), 0.0);
+    world.run(2000);
+    let (start, wall) = (world.now(), world.wall(0));
+    let content = world.shape.control_content(Direction::Backward, 1);
+    let trust = &mut world.hops[0].trust;
+    let interval = trust.view().times().interval_at(wall);
+    assert!(trust.view().complete(interval).is_some());
+    let held = vec![Held::default(); 4];
+    let ask = Ask { answer: true, clock_ms: 0, interval, hash: [0; 8], signatures: 0, held }.to_bytes();
+    (0..=GREEDY).for_each(|number| trust.link_up(LinkId(100 + number as u32), Peer::Entry, content, start));
+    let honest = LinkId(100 + GREEDY as u32);
+    let mut sent: BTreeMap<LinkId, usize> = BTreeMap::new();
+    for ms in (0..3000).step_by(20) {
+        let now = start + Duration::from_millis(ms);
+        let mut links: Vec<LinkId> = (0..GREEDY).map(|number| LinkId(100 + number as u32)).collect();
+        // It comes when the others have used up what there is.
+        if ms >= 2000 && ms % 250 == 0 {
+            links.push(honest);
+        }
+        for link in links {
+            let _ = trust.take(now, wall + ms, link, &ask);
+        }
+        trust.tick(&mut world.rng, now, wall + ms);
+        let mut steps = VecDeque::from(trust.steps());
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Send(link, _) => *sent.entry(link).or_default() += 1,
+                Step::Save(number) => {
+                    trust.saved(number, now, wall + ms);
+                    steps.extend(trust.steps());
+                }
+                Step::Event(_) => {}
+            }
+        }
+    }
+    let whole = sent[&honest];
+    assert!(whole > 12, "all of a bundle at once, not {whole} cells");
+    assert!(sent.values().all(|cells| *cells <= 100 + 3 * 100));
+    assert!(sent.values().sum::<usize>() <= 5000 + 3 * 5000);
 }
 
 #[test]

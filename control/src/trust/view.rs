@@ -783,7 +783,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn neighbours_bring_two_new_descriptors_of_a_hop_in_an_interval() {
+    fn neighbours_bring_two_descriptors_an_interval() {
         for is_entry in [false, true] {
             let mut view = view();
             if is_entry {
@@ -828,6 +828,16 @@ pub(super) mod tests {
         assert!(view.newest_complete().is_some());
         view.forget(NOW_MS + 40_000);
         assert!(view.newest_complete().is_none());
+    }
+
+    #[test]
+    fn revocation_takes_back_records_and_bundles() {
+        let mut view = full();
+        assert_eq!(view.take_signatures(&signatures(&view, 100, &[1, 2, 3]), NOW_MS), Ok(Taken::New));
+        assert!(view.complete(100).is_some());
+        let revoking = signed(2, |d| (d.revision, d.floor) = (7, 7));
+        assert_eq!(view.take_descriptor(2, revoking, NOW_MS / 1000), Ok(Taken::New));
+        assert!(view.complete(100).is_none() && view.record(2, 1).is_none());
     }
 
     #[test]

@@ -302,7 +302,8 @@ mod tests {
             let key = SetupKey::generate(suite, Secret::new([9; 32]));
             let hops = vec![HopPublic { setup: key.public(), descriptor_hash: [1; 32] }; 3];
             let (onion, _) = build(shape, &hops, shares(&hops), info).unwrap();
-            let try_open = |i, hash: &[u8; 32], info, onion: &[u8]| open(shape, i, &[*hash], &key, info, onion).map(drop);
+            let try_open =
+                |i, hash: &[u8; 32], info, onion: &[u8]| open(shape, i, &[*hash], &key, info, onion).map(drop);
             assert_eq!(try_open(1, &[1; 32], info, &onion), Ok(()));
             assert_eq!(try_open(1, &[2; 32], info, &onion), Err(BadSetup::Forged));
             assert_eq!(try_open(2, &[1; 32], info, &onion), Err(BadSetup::Length));
