@@ -108,10 +108,10 @@ def attack_handshakes(by):
 
     def forge(half):
         noise = flip_bit(half[8:-32], 100)
-        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.hops[0].noise)
+        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.places[0].noise)
 
     def reserve(half):
-        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.hops[0].noise)
+        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.places[0].noise)
 
     with by.attack("a wrong mac1", "mix1", "bad-mac1", 2):
         handshake(lambda half: flip_bit(half, -32))
@@ -137,7 +137,7 @@ def attack_handshakes(by):
 
 
 def attack_setups(by):
-    size, lifetime = by.entry.size, by.entry.hops[0].lifetime
+    size, lifetime = by.entry.size, by.entry.terms.lifetime
     sound = setup_info(size, lifetime)
     places = {"E": 0, "ct": 32, "the tag": -1}
     if size.suite is Suite1:
@@ -184,7 +184,7 @@ def attack_with_old_setups(by):
         onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
             layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: entry.size.suite.head]
-            info = setup_info(entry.size, entry.hops[i - 1].lifetime)
+            info = setup_info(entry.size, entry.terms.lifetime)
             onion = head + seal(layer.key, layer.nonce, info + onion)
         entry.send_setup(fresh, onion)
         entry.channel()
@@ -259,7 +259,7 @@ def attack_with_shards(by):
         entry.wait(entry.sound[-1])
 
     other = other_suite(size)
-    onion, title = onion_of(other, entry.hops), f"a setup of suite {other.suite.number}"
+    onion, title = onion_of(other, entry), f"a setup of suite {other.suite.number}"
     if size.suite is Suite1:
         reason, afterwards = "setup-invalid", entry.channel
     else:  # it has too few shards
@@ -277,13 +277,12 @@ def other_suite(size):
     return Class(size.name, size.hops, SUITES[3 - size.suite.number])
 
 
-def onion_of(size, hops):
-    """S_1 of another suite than that of the hops, which may have no key for ML-KEM."""
-    hops = list(map(copy.copy, hops))
-    for hop in hops:
-        hop.setup_mlkem = hop.setup_mlkem or ML_KEM_768.keygen()[0]
-    infos = [setup_info(size, hop.lifetime) for hop in hops]
-    return make_setup(size, hops, [new_ephemeral() for _ in hops], infos)[0][0]
+def onion_of(size, entry):
+    """S_1 of another suite than that of the chain, whose hops may have no key for ML-KEM."""
+    keys = entry.bundle().setup_keys(entry.terms)
+    keys = [one._replace(mlkem=one.mlkem or ML_KEM_768.keygen()[0]) for one in keys]
+    infos = [setup_info(size, entry.terms.lifetime) for _ in keys]
+    return make_setup(size, keys, [new_ephemeral() for _ in keys], infos)[0][0]
 
 
 def attack_with_cells(by):
