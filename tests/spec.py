@@ -2,8 +2,8 @@
 """Second implementation of the eddy protocol, written from docs/SPEC.md alone, and its checks.
 
 It reproduces the frozen bytes of wire/tests/known_answer.json. Then it plays entries, mixes and
-exits against real eddy nodes, which it starts on loopback addresses. tests/speclib/protocol.py is
-a companion to SPEC: the protocol in the order of its clauses."""
+exits against real eddy nodes, which it starts on loopback addresses. tests/speclib/protocol.py and
+trust.py are a companion to SPEC: the protocol in the order of its clauses."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ groups:
   vectors  the bytes of wire/tests/known_answer.json; needs no eddy
   entry    a Python entry before real nodes, in both suites: setups, datagrams, numbers, renewal; attacks
   hops     real entries, with Python mixes and exits among real nodes, in both suites
+  trust    descriptors and chain files; a Python Mix 1 that cheats about keys; an epoch change
 
 examples:
   tests/spec.py                        everything, with target/release/eddy or target/debug/eddy
@@ -34,15 +35,22 @@ Exit codes: 0 all passed or skipped, 1 a check failed, 2 a mistake on the comman
 
 def checks():
     """The groups by name. The import fails where a package is missing."""
+    from speclib.bundles import check_bundles
     from speclib.entry import check_entry
+    from speclib.epochs import check_epochs
+    from speclib.files import check_files
     from speclib.hops import check_hops
     from speclib.vectors import check_vectors
 
-    return {"vectors": check_vectors, "entry": check_entry, "hops": check_hops}
+    def check_trust(report, eddy):
+        for check in (check_files, check_bundles, check_epochs):
+            check(report, eddy)
+
+    return {"vectors": check_vectors, "entry": check_entry, "hops": check_hops, "trust": check_trust}
 
 
 def arguments():
-    names = ("vectors", "entry", "hops")
+    names = ("vectors", "entry", "hops", "trust")
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -6,6 +6,7 @@ import os
 
 from kyber_py.ml_kem import ML_KEM_768
 
+from .carriage import wall_ms
 from .ends import bound
 from .nodes import new_channel_id
 from .protocol import (
@@ -14,11 +15,12 @@ from .protocol import (
     setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
+from .trust import RECORD_OF, WANTS_ANSWER, part_contents
 from .user import Entry, lengths
 
 
 def check_attacks(report, chain, echo):
-    for topic in (attack_handshakes, attack_with_cells, attack_with_frames):
+    for topic in (attack_handshakes, attack_with_asks, attack_with_cells, attack_with_frames):
         topic(Attacker(report, chain))
     check_survival(report, "attacks", chain, echo)
 
@@ -87,7 +89,10 @@ class Attacker:
         """Mix 1 drops and counts it when a shard comes after the 2 s of 5.3.4."""
         before = self.chain.count("mix1", "setup-incomplete")
         self.entry.loop.repeat(
-            self.entry.channel, lambda: self.chain.count("mix1", "setup-incomplete") > before, "the end of a setup"
+            self.entry.channel,
+            lambda: self.chain.count("mix1", "setup-incomplete") > before,
+            "the end of a setup",
+            growth=1,
         )
 
     def send(self, *cells):
@@ -145,10 +150,11 @@ def attack_setups(by):
 
     for i, node in enumerate(by.chain.names[1:], 1):
         entry = by.connect()
-        for what, at in places.items():
-            with by.attack(f"a flipped bit in {what} of S_{i}", node, "setup-invalid"):
+        what = ", ".join(places)
+        with by.attack(f"flipped bits in S_{i}: {what}", node, "setup-invalid", len(places)):
+            for at in places.values():
                 entry.send_setup(entry.attempt(flip=(i, at)))
-                entry.channel()
+            entry.channel()
 
     with by.attack("E of zeros", "mix1", "setup-invalid"):
         attempt = entry.attempt()
@@ -162,10 +168,10 @@ def attack_setups(by):
         "last byte": flip_bit(sound, 15),
     }
     entry = by.connect()
-    for what, info in infos.items():
-        with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
+    with by.attack(f"another value in info: {', '.join(infos)}", "mix2", "setup-invalid", len(infos)):
+        for info in infos.values():
             entry.send_setup(entry.attempt(info=info, at=2))
-            entry.channel()
+        entry.channel()
 
 
 def attack_with_old_setups(by):
@@ -283,6 +289,35 @@ def onion_of(size, entry):
     keys = [one._replace(mlkem=one.mlkem or ML_KEM_768.keygen()[0]) for one in keys]
     infos = [setup_info(size, entry.terms.lifetime) for _ in keys]
     return make_setup(size, keys, [new_ephemeral() for _ in keys], infos)[0][0]
+
+
+def attack_with_asks(by):
+    """7.8: of an entry"""
+    entry, carriage = by.entry, by.entry.carriage
+    ask = carriage.holdings.ask(carriage.interval(), WANTS_ANSWER, 0)
+    record = carriage.holdings.newest_bundle().records[0]
+    room = entry.size.content(FORWARD, 1)
+
+    def send(*contents):
+        for content in contents:
+            carriage.send(entry.down, entry.link, content)
+
+    wrong = {
+        "an ask with a clock": (ask._replace(clock=wall_ms()).content(), "trust-from-entry"),
+        "a record of an entry": (part_contents(RECORD_OF + 1, record.travel(), room)[0], "trust-from-entry"),
+        "an ask with an unknown flag": (ask._replace(flags=3).content(), "trust-malformed"),
+    }
+    for what, (content, reason) in wrong.items():
+        with by.attack(what, "mix1", reason):
+            send(content)
+
+    with by.report.check("attack: hundreds of asks at once, of which Mix 1 answers some") as row:
+        answers, before = carriage.answers, by.chain.count("mix1", "trust-rate-limited")
+        send(*400 * [ask.content()])
+        limited = before + 100
+        by.entry.loop.until(lambda: by.chain.count("mix1", "trust-rate-limited") >= limited, "trust-rate-limited counted")
+        entry.alive(by.channel)
+        row["note"] = f"{carriage.answers - answers} of 400 are answered"
 
 
 def attack_with_cells(by):

@@ -121,10 +121,8 @@ class Holdings:
 
     def lacking(self, ask, records, signed):
         """7.8.4: of newest descriptors, these records and these signatures, the items that an ask does not show."""
-        def is_missing(record, draw, tag):
-            return record and record.draw >= draw and record.hash()[:4] != tag
-
-        missing = [hop for hop in self.hops if is_missing(records[hop - 1], *ask.records[hop - 1])]
+        missing = [hop for hop in self.hops
+                   if records[hop - 1] and records[hop - 1].hash()[:4] != ask.records[hop - 1][1]]  # fmt: skip
         out = []
         for hop in self.hops:
             first, newest = self.descriptors[hop - 1][0], self.newest(hop)
@@ -162,7 +160,7 @@ class Carriage:
     def __init__(self, terms, descriptors):
         self.terms, self.holdings = terms, Holdings(terms, descriptors)
         self.states = {}  # by link
-        self.slow_s = max(terms.interval / 5, 1)
+        self.slow_s, self.answers = max(terms.interval / 5, 1), 0
 
     def state(self, link):
         return self.states.setdefault(link, LinkState())
@@ -190,7 +188,7 @@ class Carriage:
         kind, hop = item & 0xF0, item & 0x0F
         if item == CLOCK_ITEM:
             require(len(text) == 8, "form of a clock")
-            self.clock_ms = int.from_bytes(text)
+            self.answers += 1
         elif item == SIGNATURES:
             self.on_new(item, self.holdings.add_signatures(text))
         else:
@@ -233,6 +231,7 @@ class HopCarriage(Carriage):
         super().__init__(terms, descriptors)
         self.position, self.keys = position, keys
         self.own = {}  # Keys by epoch
+        self.earlier = []  # Keys whose records other hops may have signed
         self.last_draw = 0
         self.signed = {}  # n: (hash, when)
         self.highest = {}  # (hop, epoch): the order of the highest record signed
@@ -259,8 +258,11 @@ class HopCarriage(Carriage):
                 self.publish(e, self.last_draw)
         for e in [e for e in self.own if ms >= self.terms.takes_setups(e)[1]]:
             del self.own[e]
+        self.earlier = [one for one in self.earlier if one.record.epoch in self.own]
 
     def publish(self, e, draw):
+        if e in self.own:
+            self.earlier.append(self.own[e])
         record, private = draw_keys(self.terms, self.me(), self.keys.signing, e, draw)
         self.own[e] = Keys(self.terms, self.position, record, private)
         self.holdings.add_record(self.position, record.travel())
@@ -272,8 +274,8 @@ class HopCarriage(Carriage):
         """7.9.2: of the running epoch first."""
         ms = wall_ms()
         running = self.terms.epoch_of(self.terms.interval_at(ms))
-        open_ = [e for e in self.own if self.terms.takes_setups(e)[0] <= ms]
-        return [self.own[e] for e in sorted(open_, key=lambda e: e != running)]
+        keys = [one for one in (*self.own.values(), *self.earlier) if self.terms.takes_setups(one.record.epoch)[0] <= ms]
+        return sorted(keys, key=lambda one: one.record.epoch != running)
 
     def renew(self, descriptor):
         """7.5.4: the same keys under a newer descriptor of this node, with the next draw."""

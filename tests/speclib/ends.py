@@ -46,15 +46,16 @@ class Loop:
         for tick in self.ticks:
             tick(time.monotonic())
 
-    def until(self, condition, what, limit=PATIENCE):
+    def until(self, condition, what, limit=None):
         """Runs until `condition()` holds."""
+        limit = limit or PATIENCE
         end = time.monotonic() + limit
         while not condition():
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {limit} s for {what}")
             self.turn()
 
-    def repeat(self, action, condition, what):
+    def repeat(self, action, condition, what, growth=2):
         """Repeats `action` until `condition()` holds. UDP may lose datagrams, most of all fragmented ones."""
         end, wait = time.monotonic() + PATIENCE, FIRST_WAIT
         while True:
@@ -63,7 +64,7 @@ class Loop:
                 return self.until(condition, what, limit=wait)
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {PATIENCE} s for {what}")
-            wait *= 2
+            wait *= growth
 
 
 def bound(host, port=0):

@@ -48,7 +48,8 @@ def ctr_xor(key, nonce, text):
 
 
 def xor(a, b):
-    return bytes(x ^ y for x, y in zip(a, b, strict=True))
+    assert len(a) == len(b)
+    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(len(a))
 
 
 def extract(salt, ikm):
