@@ -503,8 +503,8 @@ fn lacking(view: &View, interval: u64, theirs: &Ask) -> Vec<Item> {
             descriptors.push(descriptor_item(hop, newest));
         }
         let Some(record) = view.record(hop, epoch) else { continue };
-        let differs = record.hash()[..4] != held.record;
-        if differs && record.draw >= held.draw {
+        // Not by the draw: of two records the one with the higher revision may have the lower draw (SPEC 7.8.4).
+        if record.hash()[..4] != held.record {
             let certificate = view.descriptors(hop).iter().find(|held| *held.hash() == record.descriptor);
             let is_newest = newest.is_some_and(|newest| *newest.hash() == record.descriptor);
             descriptors.extend(certificate.filter(|_| !is_newest).map(|held| descriptor_item(hop, held)));
