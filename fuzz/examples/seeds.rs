@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::Path;
 
+use control::trust::State;
 use eddy_fuzz::{Step, To, chain_toml, signed};
-use wire::cell::{Class, Header, CellKind};
+use wire::cell::{CellKind, Class, Header};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
@@ -39,9 +40,11 @@ fn aead() {
 }
 
 fn cells() {
-    for (name, class, hops, kind) in
-        [("data", Class::S, 4, CellKind::Data), ("setup", Class::M, 8, CellKind::Setup), ("link", Class::L, 2, CellKind::Link)]
-    {
+    for (name, class, hops, kind) in [
+        ("data", Class::S, 4, CellKind::Data),
+        ("setup", Class::M, 8, CellKind::Setup),
+        ("link", Class::L, 2, CellKind::Link),
+    ] {
         let channel = if kind == CellKind::Link { 0 } else { 0x0102_0304 };
         let header = Header { channel, seq: 77, sub: u8::from(kind == CellKind::Setup), kind, class };
         let input = [&[class as u8, hops, 0, 1][..], &header.to_block(), b"\x01content"].concat();
@@ -132,6 +135,17 @@ fn descriptors() {
     }
 }
 
+fn trust() {
+    // Step, link, choice: records of hops 2 and 3, their signatures, an ask of an entry, time.
+    let records: &[u8] = &[2, 0, 0, 2, 0, 1, 3, 0, 0, 5, 1, 0];
+    write("trust", "bundle", records);
+    let ask = [&[0, 1, 190, 1][..], &[0; 94]].concat();
+    write("trust", "ask", &[records, &ask].concat());
+    write("trust", "next-epoch", &[&[5, 255, 255].repeat(46)[..], &[2, 0, 2, 2, 0, 3, 3, 0, 1]].concat());
+    write("trust", "descriptors", &[1, 0, 0, 1, 0, 1, 1, 1, 0, 1, 0, 2, 0, 9, 1]);
+    write("trust", "state", &[&[4, 0, 255][..], &State::fresh().to_bytes()].concat());
+}
+
 fn texts() {
     let config = |name, text: &str| write("config", name, text.as_bytes());
     config("chain", &format!("c{}", chain_toml()));
@@ -187,5 +201,6 @@ fn main() {
     setups_and_acks();
     handshakes();
     descriptors();
+    trust();
     texts();
 }

@@ -134,8 +134,7 @@ fn latency(nodes: &[NodeReport]) -> String {
 
 /// Revision and end of the descriptors that each node has.
 fn descriptors(nodes: &[NodeReport]) -> String {
-    let mut rows =
-        table(&["node", "interval", "bundle", "descriptor of", "revision", "valid until", "neighbours have it"]);
+    let mut rows = compact(&["node", "interval", "bundle", "hop", "revision", "valid until", "at neighbours"]);
     for node in nodes {
         let hops = &node.trust.hops;
         for (position, hop) in (1..).zip(hops) {

@@ -67,7 +67,7 @@ fn tap_applies_its_faults_and_repeats_them_for_a_seed() {
 
 #[test]
 fn tapped_chain_carries_traffic_and_survives_restarts() {
-    let mut nodes = Nodes::start(Plan { taps: true, ..Plan::quiet() });
+    let mut nodes = Nodes::start(Plan { taps: true, ..Plan::default() });
     nodes.assert_carries();
     for tap in &nodes.taps {
         assert!(tap.passed(Forward) > 3 && tap.passed(Backward) > 2);

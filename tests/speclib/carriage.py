@@ -245,11 +245,11 @@ class HopCarriage(Carriage):
         return [e, e + 1] if ms >= self.terms.published(e + 1) else [e]
 
     def intervals(self, ms):
-        """The interval that hops sign, and the first one of a published epoch."""
+        """Those that hops sign (7.7.1), and the first one of a published epoch."""
         n = self.terms.interval_at(ms)
-        n += ms >= self.terms.signed_from(n + 1)
+        signed = [n, n + 1] if ms >= self.terms.signed_from(n + 1) else [n]
         first = self.terms.switch(self.epochs(ms)[-1])
-        return [n, first] if first > n else [n]
+        return [*signed, first] if first > signed[-1] else signed
 
     def draw(self, ms):
         for e in self.epochs(ms):
@@ -291,13 +291,12 @@ class HopCarriage(Carriage):
 
     # 7.7 What a hop signs
 
-    def sign(self, ms, now):
-        n = self.intervals(ms)[0]
-        if n in self.signed or now - self.new_record_at < 0.05:
+    def sign(self, n, ms, now):
+        if n in self.signed or ms < self.terms.signed_from(n) or now - self.new_record_at < 0.05:
             return
         e = self.terms.epoch_of(n)
         records = [self.holdings.counting(hop, e) for hop in self.holdings.hops]
-        records[self.position - 1] = self.own[e].record
+        records[self.position - 1] = self.own[e].record if e in self.own else None
         if None in records or any(
             record.order() < self.highest.get((hop, e), record.order()) for hop, record in enumerate(records, 1)
         ):
@@ -377,7 +376,8 @@ class HopCarriage(Carriage):
     def tick(self, ends, now):
         ms = wall_ms()
         self.draw(ms)
-        self.sign(ms, now)
+        for n in self.intervals(ms):
+            self.sign(n, ms, now)
         for end in ends:
             for link in end.links:
                 if not link.current:

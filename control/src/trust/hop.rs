@@ -276,7 +276,9 @@ impl HopTrust {
         self.check_clock(now);
         if let Some((own, keys)) = self.own_certificate(wall_ms) {
             self.keep_keys(rng, now, wall_ms, &own, keys);
-            self.sign(now, wall_ms, keys);
+            for interval in self.view.times().signable(wall_ms) {
+                self.sign(now, wall_ms, interval, keys);
+            }
         }
         match self.unsaved {
             Some(again) if again <= now => self.save(now),
@@ -379,10 +381,9 @@ impl HopTrust {
         }
     }
 
-    /// Signs for the interval whose time has come, once.
-    fn sign(&mut self, now: Duration, wall_ms: u64, keys: usize) {
+    /// Signs for an interval whose time has come, once.
+    fn sign(&mut self, now: Duration, wall_ms: u64, interval: u64, keys: usize) {
         let times = self.view.times();
-        let interval = times.signable_at(wall_ms);
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
         if interval < self.first || self.state.intervals.contains(interval) || stops {
             return;

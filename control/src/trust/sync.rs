@@ -439,14 +439,14 @@ fn offset(theirs_ms: u64, wall_ms: u64) -> i64 {
     ms(theirs_ms).saturating_sub(ms(wall_ms))
 }
 
-/// The intervals whose records and signatures are carried now: that which hops sign for, and the first one of an epoch
+/// The intervals whose records and signatures are carried now: those which hops sign for, and the first one of an epoch
 /// whose records are published and not signed yet.
 fn intervals(view: &View, wall_ms: u64) -> Vec<u64> {
     let times = view.times();
     let interval = times.signable_at(wall_ms);
     let next = times.switch(times.epoch_of(interval) + 1);
     let published = times.publish_at(times.epoch_of(next)) <= wall_ms && next > interval;
-    [Some(interval), published.then_some(next)].into_iter().flatten().collect()
+    times.signable(wall_ms).chain(published.then_some(next)).collect()
 }
 
 fn own_ask(view: &View, interval: u64, answer: bool, wall_ms: u64) -> Ask {

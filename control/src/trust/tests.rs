@@ -86,7 +86,11 @@ struct World {
 }
 
 impl World {
-    fn new(hops: usize, class: Class, (interval_s, epoch_s): (u32, u32), loss: f64) -> World {
+    fn new(hops: usize, class: Class, times: (u32, u32), loss: f64) -> World {
+        World::starting_at(0, hops, class, times, loss)
+    }
+
+    fn starting_at(now_ms: u64, hops: usize, class: Class, (interval_s, epoch_s): (u32, u32), loss: f64) -> World {
         let terms = ChainTerms {
             suite: Suite::X25519,
             interval_s,
@@ -98,7 +102,7 @@ impl World {
             rng: ChaCha20Rng::seed_from_u64(7),
             shape: Shape::new(class, hops).unwrap(),
             terms,
-            now_ms: 0,
+            now_ms,
             hops: Vec::new(),
             users: Vec::new(),
             cells: Vec::new(),
@@ -315,6 +319,16 @@ fn chain_that_starts_for_the_first_time_has_a_bundle_at_once() {
         assert!(took <= 700, "{hops} hops of class {class}: {took} ms");
         world.assert_nobody_signed_twice();
     }
+}
+
+#[test]
+fn first_start_late_in_an_interval_does_not_wait_for_the_next() {
+    let mut world = World::starting_at(10_000 - START_MS % 10_000 - 1500, 4, Class::L, (10, 3600), 0.0);
+    world.add_user(0);
+    let took = world.time_to_bundle(0, 10_000);
+    assert!(took <= 700, "{took} ms");
+    world.run(10_000);
+    world.assert_nobody_signed_twice();
 }
 
 #[test]

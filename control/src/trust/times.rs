@@ -52,6 +52,11 @@ impl Times {
         self.interval_at(ms + self.interval_ms / 5)
     }
 
+    /// All intervals for which hops sign at a time: the running one, and the next shortly before it begins.
+    pub fn signable(&self, ms: u64) -> std::ops::RangeInclusive<u64> {
+        self.interval_at(ms)..=self.signable_at(ms)
+    }
+
     /// The epoch whose records the bundle of an interval has.
     pub fn epoch_of(&self, interval: u64) -> u64 {
         self.interval_start(interval).saturating_mul(60).saturating_sub(self.epoch_ms) / (60 * self.epoch_ms)
@@ -133,6 +138,7 @@ mod tests {
         let times = times(10, 3600);
         assert_eq!(times.signing_start(7), 68_000);
         assert_eq!([67_999, 68_000, 77_999].map(|ms| times.signable_at(ms)), [6, 7, 7]);
+        assert_eq!([67_999, 68_000, 70_000].map(|ms| times.signable(ms)), [6..=6, 6..=7, 7..=7]);
     }
 
     #[test]
