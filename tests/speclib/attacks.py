@@ -314,8 +314,7 @@ def attack_with_asks(by):
     with by.report.check("attack: hundreds of asks at once, of which Mix 1 answers some") as row:
         answers, before = carriage.answers, by.chain.count("mix1", "trust-rate-limited")
         send(*400 * [ask.content()])
-        limited = before + 100
-        by.entry.loop.until(lambda: by.chain.count("mix1", "trust-rate-limited") >= limited, "trust-rate-limited counted")
+        entry.loop.until(lambda: by.chain.count("mix1", "trust-rate-limited") >= before + 100, "100 of them refused")
         entry.alive(by.channel)
         row["note"] = f"{carriage.answers - answers} of 400 are answered"
 

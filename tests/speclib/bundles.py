@@ -8,7 +8,7 @@ from .chain import Chain
 from .ends import Loop
 from .hops import Client
 from .nodes import Mix
-from .protocol import ASK, PART, flip_bit
+from .protocol import PART, flip_bit
 from .report import same
 from .trust import (
     BUNDLE, DESCRIPTOR_OF, EPOCH, RECORD_OF, SIGNATURES,
@@ -76,7 +76,7 @@ def check_bundles(report, eddy):
 def lies(liar):
     """What an entry may be sent instead of the truth, and whether it then refuses an item."""
     carriage, keys, terms = liar.carriage, liar.carriage.keys, liar.me.terms
-    e = terms.epoch_of(carriage.interval())
+    e = carriage.epoch()
     # Records of Mix 1 that no other hop has seen; the second claims to be Mix 2's.
     other, _ = draw_keys(terms, liar.me.descriptor, keys.signing, e, carriage.last_draw + 100)
     newer = carriage.me()._replace(revision=carriage.me().revision + 1).signed(keys.identity)
@@ -133,7 +133,7 @@ def lies(liar):
         "with a signature by the identity": (True, signatures(lambda b: {1: sign(keys.identity, BUNDLE, b.hash)})),
         "with a signature under another label": (True, signatures(lambda b: {1: sign(keys.signing, EPOCH, b.hash)})),
         "of the interval before": (False, earlier),
-        "with another record of Mix 1, which no other hop has seen": (True, record(1, other)),
+        "with a record of Mix 1 that this user alone gets": (True, record(1, other)),
         "with an altered record": (True, lambda i, _, b: [(RECORD_OF + 1, forged), *item(b)]),
         "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2)),
         "with a newer descriptor of Mix 1, and without its signature": (False, descriptor),
@@ -186,7 +186,7 @@ def check_bad_items(report, chain, liar):
     """7.5.2, 7.8: a Python hop before a real one."""
     carriage, link, hops = liar.carriage, liar.down.link, liar.size.hops
     terms, keys, me = liar.me.terms, liar.carriage.keys, liar.me.descriptor
-    e = terms.epoch_of(carriage.interval())
+    e = carriage.epoch()
     sound, _ = draw_keys(terms, me, keys.signing, e, carriage.last_draw + 50)
 
     def record(**changes):
@@ -211,6 +211,7 @@ def check_bad_items(report, chain, liar):
         "a descriptor as that of another hop": (DESCRIPTOR_OF + 2, descriptor()[1]),
     }
     room = liar.size.content(link.sends, link.number)
+    ask = carriage.holdings.ask(carriage.interval(), 0, wall_ms())
     part = part_contents(SIGNATURES, bytes(100), room)[0]
     contents = {
         "an unknown item": part_contents(0x50, b"x", room)[0],
@@ -220,7 +221,7 @@ def check_bad_items(report, chain, liar):
         "an item of no bytes": part[:7] + bytes(2) + part[9:],
         "an item of 2049 bytes": bytes([PART, SIGNATURES, *bytes(5)]) + (2049).to_bytes(2),
         "an item whose id is wrong": flip_bit(part, 2),
-        "an ask with an unknown flag": bytes([ASK, 2]) + carriage.holdings.ask(carriage.interval(), 0, wall_ms()).content()[2:],
+        "an ask with an unknown flag": ask._replace(flags=2).content(),
     }
 
     def attack(what, reason, send):
@@ -243,7 +244,7 @@ def check_draws(report, chain, liar):
     with report.check("bundles: other hops sign one hash for an interval, whatever Mix 1 draws") as row:
         start = carriage.interval() + 1
         for draws in itertools.count(1):
-            carriage.publish(carriage.terms.epoch_of(carriage.interval()), carriage.last_draw + draws)
+            carriage.publish(carriage.epoch(), carriage.last_draw + draws)
             until = wall_ms() + 300
             loop.until(lambda: wall_ms() >= until, "the next draw")  # noqa: B023
             if carriage.interval() >= start + 3:
@@ -255,15 +256,15 @@ def check_draws(report, chain, liar):
         row["note"] = f"{draws} draws in three intervals"
 
     with report.check("bundles: when it stops, bundles are complete again, with its last record"):
-        newest = carriage.own[carriage.terms.epoch_of(carriage.interval())].record
-        loop.until(lambda: (one := carriage.holdings.bundle(carriage.interval())) and one.records[0] == newest, "a bundle")
+        newest = carriage.own[carriage.epoch()].record
+        loop.until(lambda: (bundle := carriage.bundle()) and bundle.records[0] == newest, "a bundle")
 
 
 def check_own_record(report, chain, liar):
     """7.5.5: somebody has the signing key of Mix 2."""
     carriage, loop = liar.carriage, liar.up.loop
     with report.check("bundles: a real hop publishes its keys again over a record of a thief"):
-        e = carriage.terms.epoch_of(carriage.interval())
+        e = carriage.epoch()
         genuine = carriage.holdings.counting(2, e)
         signing, descriptor = chain.keys(2).signing, carriage.holdings.newest(2)
         stolen, _ = draw_keys(carriage.terms, descriptor, signing, e, genuine.draw + 1000)
@@ -278,14 +279,17 @@ def check_renewed_descriptors(report, chain, liar, client):
     def adopted(name, hop, revision):
         return chain.status(name)["trust"]["hops"][hop - 1]["revision"] == revision
 
+    def names(hop, revision):
+        bundle = carriage.bundle()
+        return bundle and bundle.records[hop - 1].revision == revision
+
     with report.check("bundles: a Python hop renews its descriptor, and real nodes adopt it"):
         now = wall_ms() // 1000
         newer = carriage.me()._replace(revision=max(carriage.me().revision + 1, now), not_after=now + 99 * 86400)
         carriage.renew(newer.signed(carriage.keys.identity))
         for name in ("mix2", "exit"):
             loop.until(lambda: adopted(name, 1, newer.revision), f"the descriptor at {name}")  # noqa: B023
-        loop.until(lambda: (one := carriage.holdings.bundle(carriage.interval()))
-                   and one.records[0].revision == newer.revision, "a bundle that names it")  # fmt: skip
+        loop.until(lambda: names(1, newer.revision), "a bundle that names it")
         client.echo(bytes(41))
 
     with report.check("bundles: a real hop renews its descriptor, and a Python hop adopts it"):
@@ -293,8 +297,7 @@ def check_renewed_descriptors(report, chain, liar, client):
         chain.run("renew", "--identity", "mix2/identity.key", "mix2/node.desc")
         chain.processes["mix2"].send_signal(signal.SIGHUP)
         loop.until(lambda: carriage.holdings.newest(2).revision > before, "the descriptor")
-        loop.until(lambda: (one := carriage.holdings.bundle(carriage.interval()))
-                   and one.records[1].revision > before, "a bundle that names it")  # fmt: skip
+        loop.until(lambda: names(2, carriage.holdings.newest(2).revision), "a bundle that names it")
         client.echo(bytes(42))
 
     with report.check("bundles: another entry gets both descriptors with its bundle, and a channel"):

@@ -57,7 +57,7 @@ class Holdings:
         """7.3.4: true if it is new."""
         one = Descriptor.parse(text)
         held = self.descriptors[hop - 1]
-        require(one.identity == self.terms.identities[hop - 1] and one.role == held[0].role, "another node's descriptor")
+        require((one.identity, one.role) == (held[0].identity, held[0].role), "another node's descriptor")
         require(one.not_before <= wall_ms() // 1000, "a descriptor of the future")
         new = one not in held
         if new:
@@ -166,7 +166,15 @@ class Carriage:
         return self.states.setdefault(link, LinkState())
 
     def interval(self):
+        """The running one."""
         return self.terms.interval_at(wall_ms())
+
+    def epoch(self):
+        return self.terms.epoch_of(self.interval())
+
+    def bundle(self):
+        """The complete bundle of the running interval."""
+        return self.holdings.bundle(self.interval())
 
     def send(self, end, link, content):
         end.send(link, link.control_cell(LINK, 0, 0, content))
@@ -272,9 +280,9 @@ class HopCarriage(Carriage):
 
     def setup_keys(self):
         """7.9.2: of the running epoch first."""
-        ms = wall_ms()
-        running = self.terms.epoch_of(self.terms.interval_at(ms))
-        keys = [one for one in (*self.own.values(), *self.earlier) if self.terms.takes_setups(one.record.epoch)[0] <= ms]
+        ms, running = wall_ms(), self.epoch()
+        keys = [*self.own.values(), *self.earlier]
+        keys = [one for one in keys if self.terms.takes_setups(one.record.epoch)[0] <= ms]
         return sorted(keys, key=lambda one: one.record.epoch != running)
 
     def renew(self, descriptor):

@@ -9,7 +9,7 @@ from .ends import Loop
 from .protocol import Refused, flip_bit, x25519_public
 from .report import same
 from .trust import (
-    EPOCH, EXIT, MIX, NODE,
+    CLASSES, EPOCH, EXIT, MIX, NODE,
     ClassEntry, Descriptor, NodeKeys, Terms, ed25519_public, new_node_keys, read_chain, sign,
 )  # fmt: skip
 
@@ -171,7 +171,8 @@ def check_chain_ids(report, chain):
             chain.run(*command, "--mixing-delay-ms", str(delay), "--lifetime-s", str(lifetime))
             terms, _ = read_chain((chain.folder / file).read_text())
             same("hops", terms.hops, len(mixes) + 1)
-            own = Terms(suite, interval, epoch, [("?SML".index(one), delay, lifetime) for one in classes], terms.identities)
+            rows = [(CLASSES[one], delay, lifetime) for one in classes]
+            own = Terms(suite, interval, epoch, rows, terms.identities)
             same("id", json.loads(chain.run("inspect", "--json", file))["id"], own.id.hex())
             ids.add(own.id)
         same("different ids", len(ids), len(TERMS))

@@ -1,7 +1,7 @@
-"""Sections 1 to 5 of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses. Section 7 is in trust.py.
+"""Sections 1 to 5 of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses.
 
-This is a companion to the text. It prefers reading over speed, wipes no keys, compares little in
-constant time and has none of the bounds of 5.9, so it is for checks only."""
+Section 7 is in trust.py. Both are companions to the text. They prefer reading over speed, wipe no keys,
+compare little in constant time and have none of the bounds of 5.9, so they are for checks only."""
 
 import collections
 import functools

@@ -160,9 +160,7 @@ class Terms(collections.namedtuple("Terms", "suite interval epoch classes identi
     def id(self):
         """The chain id."""
         hops, classes = len(self.identities), sorted(self.classes)
-        out = b"eddy chain" + struct.pack(
-            ">BBIIBB", 1, self.suite, self.interval, self.epoch, hops, len(classes)
-        )
+        out = b"eddy chain" + struct.pack(">BBIIBB", 1, self.suite, self.interval, self.epoch, hops, len(classes))
         out += b"".join(struct.pack(">BIH", *one) for one in classes)
         return sha256(out + b"".join(self.identities))
 
@@ -233,9 +231,7 @@ def read_chain(text):
 # ---- 7.5 Epoch record ----
 
 
-class Record(
-    collections.namedtuple("Record", "identity certificate revision epoch draw x25519 mlkem signature")
-):
+class Record(collections.namedtuple("Record", "identity certificate revision epoch draw x25519 mlkem signature")):
     """`certificate` is the hash of the descriptor whose signing key signs the record."""
 
     def body(self):
@@ -315,7 +311,7 @@ class Bundle(collections.namedtuple("Bundle", "n records hash signatures")):
 
     @classmethod
     def parse(cls, terms, records, certificate_of, text):
-        """`records(hop, epoch)` are those that may be named; `certificate_of(record, seconds)` is a valid descriptor."""
+        """`records(hop, epoch)` may be named; `certificate_of(record, seconds)` is a descriptor valid then."""
         r = Reader(text)
         n, hash_, tags = r.number(8), r.take(32), [r.take(8) for _ in range(terms.hops)]
         present = r.number(1)

@@ -106,7 +106,7 @@ class Entry:
         """7.6.2: of the running interval."""
         carriage = self.carriage
         carriage.wants = True
-        self.loop.until(lambda: carriage.holdings.bundle(carriage.interval()), "the bundle of the running interval")
+        self.loop.until(carriage.bundle, "the bundle of the running interval")
         carriage.wants = False
         return carriage.holdings.newest_bundle()
 
