@@ -6,8 +6,8 @@ import os
 
 from kyber_py.ml_kem import ML_KEM_768
 
-from .carriage import wall_ms
 from .ends import bound
+from .holdings import wall_ms
 from .nodes import new_channel_id
 from .protocol import (
     ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,

@@ -3,9 +3,9 @@
 import itertools
 import signal
 
-from .carriage import wall_ms
 from .chain import Chain
 from .ends import Loop
+from .holdings import wall_ms
 from .hops import Client
 from .nodes import Mix
 from .protocol import PART, flip_bit

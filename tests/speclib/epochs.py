@@ -3,9 +3,9 @@
 import os
 import time
 
-from .carriage import wall_ms
 from .chain import Chain
 from .ends import Loop
+from .holdings import wall_ms
 from .hops import Client
 from .nodes import Mix
 from .report import same
