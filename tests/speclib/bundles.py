@@ -1,6 +1,7 @@
 """A Python Mix 1 that cheats real entries and hops about keys: 7.5 to 7.8."""
 
 import itertools
+import os
 import signal
 
 from .chain import Chain
@@ -12,7 +13,7 @@ from .protocol import PART, flip_bit
 from .report import same
 from .trust import (
     BUNDLE, DESCRIPTOR_OF, EPOCH, RECORD_OF, SIGNATURES,
-    bundle_hash, draw_keys, part_contents, sign,
+    bundle_hash, draw_keys, ed25519_public, part_contents, sign,
 )  # fmt: skip
 from .user import Echo
 
@@ -275,35 +276,51 @@ def check_own_record(report, chain, liar):
 
 def check_renewed_descriptors(report, chain, liar, client):
     carriage, loop = liar.carriage, liar.up.loop
-
-    def adopted(name, hop, revision):
-        return chain.status(name)["trust"]["hops"][hop - 1]["revision"] == revision
-
-    def names(hop, revision):
-        bundle = carriage.bundle()
-        return bundle and bundle.records[hop - 1].revision == revision
-
-    with report.check("bundles: a Python hop renews its descriptor, and real nodes adopt it"):
-        now = wall_ms() // 1000
-        newer = carriage.me()._replace(revision=max(carriage.me().revision + 1, now), not_after=now + 99 * 86400)
-        carriage.renew(newer.signed(carriage.keys.identity))
-        for name in ("mix2", "exit"):
-            loop.until(lambda: adopted(name, 1, newer.revision), f"the descriptor at {name}")  # noqa: B023
-        loop.until(lambda: names(1, newer.revision), "a bundle that names it")
-        client.echo(bytes(41))
+    adopts(report, "bundles: a Python hop renews its descriptor, and real nodes adopt it", chain, liar)
+    client.echo(bytes(41))
 
     with report.check("bundles: a real hop renews its descriptor, and a Python hop adopts it"):
         before = carriage.holdings.newest(2).revision
         chain.run("renew", "--identity", "mix2/identity.key", "mix2/node.desc")
         chain.processes["mix2"].send_signal(signal.SIGHUP)
         loop.until(lambda: carriage.holdings.newest(2).revision > before, "the descriptor")
-        loop.until(lambda: names(2, carriage.holdings.newest(2).revision), "a bundle that names it")
+        loop.until(lambda: is_named(carriage, 2), "a bundle that names it")
         client.echo(bytes(42))
 
-    with report.check("bundles: another entry gets both descriptors with its bundle, and a channel"):
-        port = PORT - 2
-        chain.enter(name="late", channels=1, down=f"{chain.host}:{port}")
+    signing = os.urandom(32)
+    carriage.keys = carriage.keys._replace(signing=signing)
+    changes = {"floor": carriage.me().revision + 1, "signing": ed25519_public(signing)}
+    adopts(
+        report, "bundles: a Python hop revokes its signing key, and real nodes adopt another", chain, liar, **changes
+    )
+
+    with report.check("bundles: another entry gets all these descriptors with its bundle, and a channel"):
+        chain.enter(name="late", channels=1)
         loop.until(lambda: chain.status("late")["channels"] == 1, "a channel")
         revisions = [carriage.holdings.newest(hop).revision for hop in carriage.holdings.hops]
-        found = [hop["revision"] for hop in chain.status("late")["trust"]["hops"]]
-        same("revisions", found, revisions)
+        loop.until(
+            lambda: [hop["revision"] for hop in chain.status("late")["trust"]["hops"]] == revisions,
+            f"revisions {revisions}",
+        )
+
+
+def is_named(carriage, hop):
+    """By the bundle of the running interval: the newest descriptor of a hop."""
+    bundle = carriage.bundle()
+    return bundle and bundle.records[hop - 1].revision == carriage.holdings.newest(hop).revision
+
+
+def adopts(report, what, chain, liar, **changes):
+    """Mix 1 signs a descriptor with these changes."""
+    carriage, loop = liar.carriage, liar.up.loop
+    with report.check(what):
+        newer = carriage.me()._replace(revision=carriage.me().revision + 1, **changes)
+        carriage.renew(newer.signed(carriage.keys.identity))
+        for name in ("mix2", "exit"):
+
+            def adopted():
+                hop = chain.status(name)["trust"]["hops"][0]  # noqa: B023
+                return (hop["revision"], hop["floor"]) == (newer.revision, newer.floor)
+
+            loop.until(adopted, f"the descriptor at {name}")
+        loop.until(lambda: is_named(carriage, 1), "a bundle that names it")
