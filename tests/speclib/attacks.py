@@ -7,6 +7,7 @@ import os
 from kyber_py.ml_kem import ML_KEM_768
 
 from .ends import bound
+from .holdings import wall_ms
 from .nodes import new_channel_id
 from .protocol import (
     ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
@@ -14,11 +15,12 @@ from .protocol import (
     setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
+from .trust import RECORD_OF, WANTS_ANSWER, part_contents
 from .user import Entry, lengths
 
 
 def check_attacks(report, chain, echo):
-    for topic in (attack_handshakes, attack_with_cells, attack_with_frames):
+    for topic in (attack_handshakes, attack_with_asks, attack_with_cells, attack_with_frames):
         topic(Attacker(report, chain))
     check_survival(report, "attacks", chain, echo)
 
@@ -87,7 +89,10 @@ class Attacker:
         """Mix 1 drops and counts it when a shard comes after the 2 s of 5.3.4."""
         before = self.chain.count("mix1", "setup-incomplete")
         self.entry.loop.repeat(
-            self.entry.channel, lambda: self.chain.count("mix1", "setup-incomplete") > before, "the end of a setup"
+            self.entry.channel,
+            lambda: self.chain.count("mix1", "setup-incomplete") > before,
+            "the end of a setup",
+            growth=1,
         )
 
     def send(self, *cells):
@@ -108,10 +113,10 @@ def attack_handshakes(by):
 
     def forge(half):
         noise = flip_bit(half[8:-32], 100)
-        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.hops[0].noise)
+        return handshake_datagram(HALF, half[1], int.from_bytes(half[4:8]), noise, chain.places[0].noise)
 
     def reserve(half):
-        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.hops[0].noise)
+        return handshake_datagram(HALF, half[1] + 2, int.from_bytes(half[4:8]), half[8:-32], chain.places[0].noise)
 
     with by.attack("a wrong mac1", "mix1", "bad-mac1", 2):
         handshake(lambda half: flip_bit(half, -32))
@@ -137,7 +142,7 @@ def attack_handshakes(by):
 
 
 def attack_setups(by):
-    size, lifetime = by.entry.size, by.entry.hops[0].lifetime
+    size, lifetime = by.entry.size, by.entry.terms.lifetime
     sound = setup_info(size, lifetime)
     places = {"E": 0, "ct": 32, "the tag": -1}
     if size.suite is Suite1:
@@ -145,10 +150,11 @@ def attack_setups(by):
 
     for i, node in enumerate(by.chain.names[1:], 1):
         entry = by.connect()
-        for what, at in places.items():
-            with by.attack(f"a flipped bit in {what} of S_{i}", node, "setup-invalid"):
+        what = ", ".join(places)
+        with by.attack(f"flipped bits in S_{i}: {what}", node, "setup-invalid", len(places)):
+            for at in places.values():
                 entry.send_setup(entry.attempt(flip=(i, at)))
-                entry.channel()
+            entry.channel()
 
     with by.attack("E of zeros", "mix1", "setup-invalid"):
         attempt = entry.attempt()
@@ -162,10 +168,10 @@ def attack_setups(by):
         "last byte": flip_bit(sound, 15),
     }
     entry = by.connect()
-    for what, info in infos.items():
-        with by.attack(f"another {what} in info", "mix2", "setup-invalid"):
+    with by.attack(f"another value in info: {', '.join(infos)}", "mix2", "setup-invalid", len(infos)):
+        for info in infos.values():
             entry.send_setup(entry.attempt(info=info, at=2))
-            entry.channel()
+        entry.channel()
 
 
 def attack_with_old_setups(by):
@@ -184,7 +190,7 @@ def attack_with_old_setups(by):
         onion, fresh = entry.channel().onions[2], entry.attempt()
         for i in (2, 1):
             layer, head = fresh.layers[i - 1], fresh.onions[i - 1][: entry.size.suite.head]
-            info = setup_info(entry.size, entry.hops[i - 1].lifetime)
+            info = setup_info(entry.size, entry.terms.lifetime)
             onion = head + seal(layer.key, layer.nonce, info + onion)
         entry.send_setup(fresh, onion)
         entry.channel()
@@ -259,7 +265,7 @@ def attack_with_shards(by):
         entry.wait(entry.sound[-1])
 
     other = other_suite(size)
-    onion, title = onion_of(other, entry.hops), f"a setup of suite {other.suite.number}"
+    onion, title = onion_of(other, entry), f"a setup of suite {other.suite.number}"
     if size.suite is Suite1:
         reason, afterwards = "setup-invalid", entry.channel
     else:  # it has too few shards
@@ -277,13 +283,40 @@ def other_suite(size):
     return Class(size.name, size.hops, SUITES[3 - size.suite.number])
 
 
-def onion_of(size, hops):
-    """S_1 of another suite than that of the hops, which may have no key for ML-KEM."""
-    hops = list(map(copy.copy, hops))
-    for hop in hops:
-        hop.setup_mlkem = hop.setup_mlkem or ML_KEM_768.keygen()[0]
-    infos = [setup_info(size, hop.lifetime) for hop in hops]
-    return make_setup(size, hops, [new_ephemeral() for _ in hops], infos)[0][0]
+def onion_of(size, entry):
+    """S_1 of another suite than that of the chain, whose hops may have no key for ML-KEM."""
+    keys = entry.bundle().setup_keys(entry.terms)
+    keys = [one._replace(mlkem=one.mlkem or ML_KEM_768.keygen()[0]) for one in keys]
+    infos = [setup_info(size, entry.terms.lifetime) for _ in keys]
+    return make_setup(size, keys, [new_ephemeral() for _ in keys], infos)[0][0]
+
+
+def attack_with_asks(by):
+    """7.8: of an entry"""
+    entry, carriage = by.entry, by.entry.carriage
+    ask = carriage.holdings.ask(carriage.interval(), WANTS_ANSWER, 0)
+    record = carriage.holdings.newest_bundle().records[0]
+    room = entry.size.content(FORWARD, 1)
+
+    def send(*contents):
+        for content in contents:
+            carriage.send(entry.down, entry.link, content)
+
+    wrong = {
+        "an ask with a clock": (ask._replace(clock=wall_ms()).content(), "trust-from-entry"),
+        "a record of an entry": (part_contents(RECORD_OF + 1, record.travel(), room)[0], "trust-from-entry"),
+        "an ask with an unknown flag": (ask._replace(flags=3).content(), "trust-malformed"),
+    }
+    for what, (content, reason) in wrong.items():
+        with by.attack(what, "mix1", reason):
+            send(content)
+
+    with by.report.check("attack: hundreds of asks at once, of which Mix 1 answers some") as row:
+        answers, before = carriage.answers, by.chain.count("mix1", "trust-rate-limited")
+        send(*400 * [ask.content()])
+        entry.loop.until(lambda: by.chain.count("mix1", "trust-rate-limited") >= before + 100, "100 of them refused")
+        entry.alive(by.channel)
+        row["note"] = f"{carriage.answers - answers} of 400 are answered"
 
 
 def attack_with_cells(by):

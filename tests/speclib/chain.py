@@ -1,4 +1,4 @@
-"""Chains of real nodes on loopback, with places for Python ones."""
+"""Chains of real nodes on loopback, with places for Python ones. Each node has a folder of its own."""
 
 import base64
 import collections
@@ -9,70 +9,127 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from .ends import PATIENCE
 from .nodes import COMMON
-from .protocol import DEFAULT_SUITE, parse_descriptor
+from .protocol import x25519_public
 from .report import same
+from .trust import (
+    CLASSES, EXIT, MIX,
+    ClassEntry, Descriptor, NodeKeys, Place, ed25519_public, new_node_keys, read_chain,
+)  # fmt: skip
 
+MIXING = "threshold-or-timed:n=8,n_min=1,t=2ms"
 LATE = ("half-open-expired", "setup-incomplete")  # counted seconds after their causes
 
 
 class Chain:
     """Real nodes on a loopback address of their own, but for the positions that Python plays."""
 
-    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None):
-        self.eddy, self.loop, self.python = eddy, loop, python
+    def __init__(self, eddy, loop, klass, mixes, suite, python=(), renew_s=None, interval=10, epoch=3600):
+        self.eddy, self.loop, self.python, self.renew_s = eddy, loop, python, renew_s
         self.host = "127." + ".".join(str(random.randint(1, 254)) for _ in range(3))
         self.names = ["entry", *(f"mix{i}" for i in range(1, mixes + 1)), "exit"]
         self.folder = Path(tempfile.mkdtemp(prefix="eddy-spec-"))
-        self.processes = {}
-        command = ["init", "chain", "--class", klass, "--mixes", str(mixes), "--host", self.host]
-        command += ["--suite", str(suite)] if suite != DEFAULT_SUITE else []
-        self.run(*command, "--mixing", "threshold-or-timed:n=8,n_min=1,t=2ms")
-        for name in self.names if renew_s else ():
-            file = self.folder / f"chain/{name}.toml"
-            file.write_text(f"renew_after_s = {renew_s}\n{file.read_text()}")
-        self.file = tomllib.loads((self.folder / "chain/chain.toml").read_text())
-        decoded = [[base64.b64decode(node[key]) for key in ("descriptor", "identity")] for node in self.file["node"]]
-        self.hops = [parse_descriptor(*pair) for pair in decoded]
+        self.processes, self.python_keys = {}, {}
+        for position in range(1, mixes + 2):
+            (self.make_real if self.is_real(position) else self.make_python)(position, klass)
+        *descriptors, last = [f"{name}/node.desc" for name in self.names[1:]]
+        command = ["assemble", *descriptors, "--exit", last, "--class", klass, "--suite", str(suite)]
+        self.run(*command, "--interval", str(interval), "--epoch", str(epoch))
+        self.file = (self.folder / "chain.toml").read_text()
+        self.terms, self.descriptors = read_chain(self.file)
+        self.places = [Place(self.terms, i, one) for i, one in enumerate(self.descriptors, 1)]
+        for name in self.names[1:]:
+            shutil.copy(self.folder / "chain.toml", self.folder / name)
+
+    def make_real(self, position, klass):
+        name, role = self.names[position], self.role(position)
+        self.run("keygen", "--role", role, "--address", self.address(position), "--class", klass, "--out", name)
+        file = self.folder / name / "node.toml"
+        text = f"renew_after_s = {self.renew_s}\n" if self.renew_s else ""
+        if role == "mix":
+            text += f'mixing = "{MIXING}"\n'
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("mixing =")]
+        file.write_text(text + "\n".join(lines))
+
+    def make_python(self, position, klass):
+        """The descriptor of a Python hop, and a file that `eddy assemble` reads."""
+        keys, (host, port), now = new_node_keys(), self.address(position).split(":"), int(time.time())
+        self.python_keys[position] = keys
+        descriptor = Descriptor(
+            role=EXIT if self.role(position) == "exit" else MIX,
+            revision=now,
+            not_before=now - 3600,
+            not_after=now + 90 * 86400,
+            identity=ed25519_public(keys.identity),
+            noise=x25519_public(keys.noise),
+            signing=ed25519_public(keys.signing),
+            floor=0,
+            entries=(ClassEntry(CLASSES[klass], 1, ((host, int(port)),), ()),),
+            signature=b"",
+        )
+        self.write_descriptor(f"{self.names[position]}/node.desc", descriptor.signed(keys.identity).text())
+
+    def write_descriptor(self, name, text):
+        file = self.folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'descriptor = "{base64.b64encode(text).decode()}"\n')
+        return file
+
+    def role(self, position):
+        return self.names[position].rstrip("0123456789")
+
+    def address(self, position):
+        return f"{self.host}:{4700 + position}"
 
     def run(self, *arguments):
         command = [self.eddy, *arguments]
         return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=PATIENCE).stdout
 
-    def keys(self, position):
-        file = tomllib.loads((self.folder / f"chain/{self.names[position]}.key").read_text())
-        return SimpleNamespace(**{name: base64.b64decode(key) for name, key in file.items()})
+    def fails(self, *arguments):
+        """The exit code and the message of a command that refuses something."""
+        command = [self.eddy, *arguments]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, timeout=PATIENCE)
+        return done.returncode, done.stderr.decode()
 
-    def start(self, *arguments, entry=False):
-        """Starts the real nodes and waits until they listen. `arguments` are for the exit, or the entry."""
+    def keys(self, position):
+        if position in self.python_keys:
+            return self.python_keys[position]
+        files = [tomllib.loads((self.folder / self.names[position] / f"{name}.key").read_text())
+                 for name in ("identity", "node")]  # fmt: skip
+        return NodeKeys(*(base64.b64decode((files[0] | files[1])[name]) for name in NodeKeys._fields))
+
+    def start(self, *arguments):
+        """Starts the real hops and waits until they listen. `arguments` are for the exit."""
         for position, name in enumerate(self.names):
-            if position in self.python or (position == 0) != entry:
-                continue
-            role = name.rstrip("0123456789")
-            command = [self.eddy, role, "--config", f"chain/{name}.toml", "--log-format", "text"]
-            command += arguments if role in ("entry", "exit") else ()
-            with open(self.folder / f"{name}.log", "wb") as log:
-                self.processes[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+            if position and self.is_real(position):
+                last = arguments if name == "exit" else ()
+                self.spawn(name, self.role(position), "--config", f"{name}/node.toml", *last)
         self.loop.until(self.ready, "`ready:` in the logs of the nodes")
 
-    def start_with(self, position, body):
-        """The exit code of a mix that finds this descriptor of its own, signed, in chain.toml."""
-        file, name = self.folder / "chain/chain.toml", self.names[position]
-        sound, old = file.read_text(), self.file["node"][position - 1]["descriptor"]
-        signature = Ed25519PrivateKey.from_private_bytes(self.keys(position).identity).sign(body)
-        file.write_text(sound.replace(old, base64.b64encode(body + signature).decode()))
-        command = [self.eddy, "mix", "--config", f"chain/{name}.toml"]
-        try:
-            return subprocess.run(command, cwd=self.folder, capture_output=True, timeout=PATIENCE).returncode
-        finally:
-            file.write_text(sound)
+    def enter(self, *arguments, name="entry", **settings):
+        """Starts a real entry. Without settings it has nothing but chain.toml."""
+        folder = self.folder / name
+        folder.mkdir()
+        shutil.copy(self.folder / "chain.toml", folder)
+        how = ["--chain", f"{name}/chain.toml", "--status", f"{name}/node.sock"]
+        if self.renew_s:
+            settings["renew_after_s"] = self.renew_s
+        if settings:
+            settings |= {"role": "entry", "chain": "chain.toml", "status": "node.sock", "commands": "node.cmd"}
+            (folder / "node.toml").write_text("".join(f"{key} = {json.dumps(x)}\n" for key, x in settings.items()))
+            how = ["--config", f"{name}/node.toml"]
+        self.spawn(name, "entry", *how, *arguments)
+        self.loop.until(self.ready, "`ready:` in the log of the entry")
+
+    def spawn(self, name, *arguments):
+        with open(self.folder / f"{name}.log", "wb") as log:
+            command = [self.eddy, *arguments, "--log-format", "text"]
+            self.processes[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
 
     def is_real(self, position):
         return position not in self.python
@@ -86,7 +143,7 @@ class Chain:
         return all("ready:" in self.log(name) for name in self.processes)
 
     def status(self, name):
-        return json.loads(self.run("status", "--json", "--config", f"chain/{name}.toml"))
+        return json.loads(self.run("status", "--json", "--socket", f"{name}/node.sock"))
 
     def counted(self, name):
         """What a node has dropped or refused, by reason."""
@@ -110,6 +167,11 @@ class Chain:
             del found[background]
         same(f"counted by {name}", found, {} if reason in (*COMMON, *LATE) else {reason: more})
 
+    def stop(self, name):
+        process = self.processes.pop(name)
+        process.terminate()
+        same(f"exit code of {name}", process.wait(PATIENCE), 0)
+
     def __enter__(self):
         return self
 
@@ -128,4 +190,4 @@ class Chain:
                 print(f"---- end of the log of {name}", *self.log(name).splitlines()[-12:], sep="\n", file=sys.stderr)
         shutil.rmtree(self.folder)
         if not kind:
-            same("exit codes of the nodes", set(codes.values()), {0})
+            same("exit codes of the nodes", set(codes.values()) - {0}, set())

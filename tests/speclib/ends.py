@@ -13,7 +13,7 @@ import time
 from kyber_py.ml_kem import ML_KEM_768
 
 from .protocol import (
-    ACK, ACK_CELLS, ACK_PERIOD, CLOCK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, SETUP,
+    ACK, ACK_CELLS, ACK_PERIOD, ASK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, PART, SETUP,
     Link, Noise, Refused, Slot,
     flip_bit, handshake_datagram, join_shards, parse_handshake, shard_counts, x25519_public,
 )  # fmt: skip
@@ -46,15 +46,16 @@ class Loop:
         for tick in self.ticks:
             tick(time.monotonic())
 
-    def until(self, condition, what, limit=PATIENCE):
+    def until(self, condition, what, limit=None):
         """Runs until `condition()` holds."""
+        limit = limit or PATIENCE
         end = time.monotonic() + limit
         while not condition():
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {limit} s for {what}")
             self.turn()
 
-    def repeat(self, action, condition, what):
+    def repeat(self, action, condition, what, growth=2):
         """Repeats `action` until `condition()` holds. UDP may lose datagrams, most of all fragmented ones."""
         end, wait = time.monotonic() + PATIENCE, FIRST_WAIT
         while True:
@@ -63,7 +64,7 @@ class Loop:
                 return self.until(condition, what, limit=wait)
             if time.monotonic() > end:
                 raise TimeoutError(f"waited {PATIENCE} s for {what}")
-            wait *= 2
+            wait *= growth
 
 
 def bound(host, port=0):
@@ -125,8 +126,10 @@ class End:
 
     def control(self, link, header, content):
         if header.type == LINK:
-            if header.channel or content[0] > CLOCK:
+            if header.channel or content[0] > PART:
                 raise Refused("unknown-link-content")
+            if content[0] >= ASK:
+                self.owner.carriage.on_content(self, link, content)
         elif header.type == SETUP:
             self.setup_shard(link, header.channel, header.sub, content)
         else:
@@ -186,7 +189,7 @@ class Initiator(End):
         super().__init__(loop, sock, owner)
         self.peer, self.pattern, self.private = peer, pattern, private
         self.link = Link(peer.size, peer.position, initiator=True)
-        self.link.address = peer.lanes[0]
+        self.link.address = peer.address
         self.links, self.pending, self.due, self.tries = [self.link], {}, 0.0, 0
         self.clock, self.silent, self.psk = 0, False, bytes(32)
 
@@ -203,8 +206,7 @@ class Initiator(End):
         """4.1.4, 4.2: index and halves. `front` is a token or timestamp other than the right one."""
         key, private = ML_KEM_768.keygen()
         front = front or (self.token() if self.pattern == "NK" else self.timestamp())
-        prologue = b"eddy/1" + bytes([self.peer.size.number]) + self.peer.hash
-        noise = Noise(self.pattern, True, prologue, self.peer.noise, self.private, self.psk)
+        noise = Noise(self.pattern, True, self.peer.prologue, self.peer.noise, self.private, self.psk)
         text, index = noise.write(front + key), random.getrandbits(32)
         cut = len(text) // 2
         self.pending[index] = noise, private
@@ -218,7 +220,7 @@ class Initiator(End):
 
     def send_halves(self, halves):
         for half in halves:
-            self.sock.sendto(half, self.peer.lanes[0])
+            self.sock.sendto(half, self.peer.address)
 
     def tick(self, now):
         super().tick(now)
@@ -276,8 +278,7 @@ class Responder(End):
             self.message_1(halves[0] + halves[1], index, source)
 
     def message_1(self, text, index, source):
-        prologue = b"eddy/1" + bytes([self.me.size.number]) + self.me.hash
-        noise = Noise(self.pattern, False, prologue, self.me.noise, self.private)
+        noise = Noise(self.pattern, False, self.me.prologue, self.me.noise, self.private)
         payload = noise.read(text)
         front, key = payload[:-1184], payload[-1184:]
         if self.pattern == "NK":

@@ -1,6 +1,5 @@
 """A Python entry before real mixes and a real exit."""
 
-import base64
 import os
 import random
 
@@ -10,7 +9,7 @@ from .ends import Loop, bound
 from .protocol import (
     ACK_CELLS, CLOSE, DGRAM, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH, REFUSED_BY_POLICY, STATUS, UNKNOWN_FLOW,
     UNREACHABLE, WINDOW,
-    ack_contents, address, frame, shard_counts, x25519_public,
+    ack_contents, address, frame, shard_counts,
 )  # fmt: skip
 from .report import same
 from .user import Echo, Entry, lengths
@@ -22,9 +21,6 @@ def check_entry(report, eddy):
         echo = Echo(loop)
         name = f"entry, class {klass}, {mixes} mixes, suite {suite}"
         with Chain(eddy, loop, klass, mixes, suite) as chain:
-            check_descriptors(report, name, chain)
-            if suite == 2:
-                check_bad_descriptors(report, name, chain)
             chain.start("--allow", "127.0.0.1/32")
             entry = Entry(loop, chain)
             channel = check_basics(report, name, entry, echo)
@@ -36,35 +32,6 @@ def check_entry(report, eddy):
             check_numbers(report, name, entry, channel)
             check_renewal(report, name, entry)
             check_attacks(report, chain, echo)
-
-
-def check_descriptors(report, name, chain):
-    with report.check(f"{name}: descriptors of `eddy init`") as row:
-        row["note"] = f"{len(chain.hops)} with sound signatures"
-        for position, hop in enumerate(chain.hops, 1):
-            same("position and suite", (hop.position, hop.size.suite.number), (position, chain.file["suite"]))
-            same("chain id", hop.chain.hex(), chain.file["id"])
-            keys = chain.keys(position)
-            same("keys", (x25519_public(keys.noise), x25519_public(keys.setup)), (hop.noise, hop.setup))
-            if hop.setup_mlkem:
-                same("ML-KEM key in the decapsulation key", keys.setup_mlkem[1152:-64], hop.setup_mlkem)
-
-
-def check_bad_descriptors(report, name, chain):
-    """7.1.1"""
-    body = base64.b64decode(chain.file["node"][0]["descriptor"])[:-64]
-    end = len(body) - 1184
-    bad = {
-        "a coefficient beyond q": body[:end] + b"\xff\xff" + body[end + 2 :],
-        "no encapsulation key": body[:end],
-        "a byte more": body + b"\0",
-        "suite 1 with an encapsulation key": body[:5] + b"\1" + body[6:],
-        "suite 1 in a chain of suite 2": body[:5] + b"\1" + body[6:end],
-        "suite 3": body[:5] + b"\3" + body[6:],
-    }
-    for what, text in bad.items():
-        with report.check(f"{name}: a node refuses a signed descriptor with {what}"):
-            same("exit code of mix1", chain.start_with(1, text), 2)
 
 
 def check_basics(report, name, entry, echo):

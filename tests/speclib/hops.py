@@ -44,7 +44,7 @@ def check_hops(report, eddy):
             chain.start("--allow", f"127.0.0.1:{echo.address[1]}")
             nodes = [(Exit if i > mixes else Mix)(loop, chain, i) for i in python]
             lose_on_purpose(chain, nodes)
-            chain.start("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", entry=True)
+            chain.enter("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}")
             client = Client(loop, chain)
             check_traffic(report, name, chain, client, nodes)
             if isinstance(nodes[-1], Exit):

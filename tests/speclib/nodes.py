@@ -1,16 +1,18 @@
 """Hops in Python: a mix, and an exit that is an echo."""
 
 import collections
+import contextlib
 import os
 import random
 from types import SimpleNamespace
 
+from .carriage import HopCarriage
 from .ends import Initiator, Responder, bound
 from .protocol import (
     ACK_CELLS, BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, MOVE, OPEN, OPENED, PING, PONG, SETUP, STATUS,
     UNKNOWN_FLOW,
     Header, HopSecrets, Reassembly, Refused, Window,
-    ack_contents, ctr_xor, datagram_frames, descriptor_hash, frame, open_setup, parse_frames, replay_tag, seal,
+    ack_contents, ctr_xor, datagram_frames, frame, open_setup, parse_frames, replay_tag, seal,
     setup_info, setup_shards, unseal, write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
 
@@ -47,14 +49,18 @@ class Hop:
     passive = False
 
     def __init__(self, loop, chain, position):
-        self.me, self.keys = chain.hops[position - 1], chain.keys(position)
-        self.size, self.tags = self.me.size, set()
-        previous = chain.hops[position - 2].noise if position > 1 else None
-        self.up = Responder(loop, bound(*self.me.lanes[0]), self, self.me, self.keys.noise, previous)
-        self.down, self.answered = None, []
+        self.me, keys = chain.places[position - 1], chain.keys(position)
+        self.size, self.lifetime = self.me.size, self.me.terms.lifetime
+        self.carriage = HopCarriage(self.me.terms, chain.descriptors, position, keys)
+        previous = chain.places[position - 2].noise if position > 1 else None
+        self.up = Responder(loop, bound(*self.me.address), self, self.me, keys.noise, previous)
+        self.down, self.answered, self.ends = None, [], [self.up]
+        self.opened = collections.Counter()  # setups by epoch
         if position < self.size.hops:
-            peer, host = chain.hops[position], self.me.lanes[0][0]
-            self.down = Initiator(loop, bound(host), self, peer, "IKpsk2", self.keys.noise)
+            peer, host = chain.places[position], self.me.address[0]
+            self.down = Initiator(loop, bound(host), self, peer, "IKpsk2", keys.noise)
+            self.ends.append(self.down)
+        loop.ticks.append(lambda now: self.carriage.tick(self.ends, now))
 
     def drops(self):
         return serious(self.up, self.down)
@@ -66,16 +72,24 @@ class Hop:
         self.answered.append(index)
 
     def open_setup(self, onion):
-        tag = replay_tag(self.size, onion)
-        if tag in self.tags:
-            raise Refused("setup-replayed")
-        layer, info, rest = open_setup(self.size, self.me.position, self.keys, descriptor_hash(self.me), onion)
-        if info != setup_info(self.size, self.me.lifetime):
-            raise Refused("setup-invalid")
-        self.tags.add(tag)
-        ephemeral = os.urandom(32)
-        public = x25519_public(ephemeral)
-        return public, HopSecrets(layer.prk, x25519(ephemeral, onion[:32]), public), rest
+        for keys in self.carriage.setup_keys():
+            tag = replay_tag(self.size, onion)
+            if tag in keys.tags:
+                raise Refused("setup-replayed")
+            for public in keys.publics:
+                with contextlib.suppress(Refused):
+                    layer, info, rest = open_setup(self.size, self.me.position, keys.private, public.d, onion)
+                    break
+            else:
+                continue
+            if info != setup_info(self.size, self.lifetime):
+                raise Refused("setup-invalid")
+            keys.tags.add(tag)
+            self.opened[keys.record.epoch] += 1
+            ephemeral = os.urandom(32)
+            public = x25519_public(ephemeral)
+            return public, HopSecrets(layer.prk, x25519(ephemeral, onion[:32]), public), rest
+        raise Refused("setup-invalid")
 
 
 def new_channel_id(link):

@@ -1,7 +1,7 @@
-"""The eddy protocol of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses.
+"""Sections 1 to 5 of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses.
 
-This is a companion to the text. It prefers reading over speed, wipes no keys, compares little in
-constant time and has none of the bounds of 5.9, so it is for checks only."""
+Section 7 is in trust.py. Both are companions to the text. They prefer reading over speed, wipe no keys,
+compare little in constant time and have none of the bounds of 5.9, so they are for checks only."""
 
 import collections
 import functools
@@ -11,10 +11,8 @@ import os
 import socket
 import struct
 import time
-from types import SimpleNamespace
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -50,7 +48,8 @@ def ctr_xor(key, nonce, text):
 
 
 def xor(a, b):
-    return bytes(x ^ y for x, y in zip(a, b, strict=True))
+    assert len(a) == len(b)
+    return (int.from_bytes(a) ^ int.from_bytes(b)).to_bytes(len(a))
 
 
 def extract(salt, ikm):
@@ -116,7 +115,7 @@ class Class:
 # ---- 3 Cell ----
 
 DATA, SETUP, ACK, LINK = range(4)
-DUMMY, KEEPALIVE, CLOCK = range(3)
+DUMMY, KEEPALIVE, CLOCK, ASK, PART = range(5)
 REACH, WINDOW = 1 << 19, 4096
 
 
@@ -498,6 +497,7 @@ class Link:
 # ---- 5 Channel setup ----
 
 
+SetupKeys = collections.namedtuple("SetupKeys", "x25519 mlkem d")  # public, with D_i
 Ephemeral = collections.namedtuple("Ephemeral", "x m")  # what an entry draws for a hop; m is for ML-KEM
 
 
@@ -506,19 +506,19 @@ def new_ephemeral():
 
 
 class Suite1:
-    """5.1: H_i and ss_i by X25519. `hop` is a descriptor, `keys` are the hop's."""
+    """5.1: H_i and ss_i by X25519. `public` are the hop's SetupKeys, `private` its private ones."""
 
     number, head = 1, 32
 
     @staticmethod
-    def encapsulate(hop, ephemeral):
+    def encapsulate(public, ephemeral):
         """At the entry: H_i and ss_i."""
-        return x25519_public(ephemeral.x), x25519(ephemeral.x, hop.setup)
+        return x25519_public(ephemeral.x), x25519(ephemeral.x, public.x25519)
 
     @staticmethod
-    def decapsulate(keys, head):
+    def decapsulate(private, head):
         """At the hop: ss_i."""
-        return x25519(keys.setup, head[:32])
+        return x25519(private.x25519, head[:32])
 
 
 class Suite2:
@@ -527,22 +527,17 @@ class Suite2:
     number, head = 2, 32 + 1088
 
     @staticmethod
-    def encapsulate(hop, ephemeral):
-        public, shared = Suite1.encapsulate(hop, ephemeral)
-        post_quantum, ciphertext = mlkem_encapsulate(hop.setup_mlkem, ephemeral.m)
-        return public + ciphertext, shared + post_quantum
+    def encapsulate(public, ephemeral):
+        head, shared = Suite1.encapsulate(public, ephemeral)
+        post_quantum, ciphertext = mlkem_encapsulate(public.mlkem, ephemeral.m)
+        return head + ciphertext, shared + post_quantum
 
     @staticmethod
-    def decapsulate(keys, head):
-        return Suite1.decapsulate(keys, head) + ML_KEM_768.decaps(keys.setup_mlkem, head[32:])
+    def decapsulate(private, head):
+        return Suite1.decapsulate(private, head) + ML_KEM_768.decaps(private.mlkem, head[32:])
 
 
-SUITES, DEFAULT_SUITE = {1: Suite1, 2: Suite2}, 2
-
-
-def descriptor_hash(descriptor):
-    """5.1: D_i in the key of a setup. Epoch records (7.3) belong here."""
-    return descriptor.hash
+SUITES = {1: Suite1, 2: Suite2}
 
 
 class Layer:
@@ -575,22 +570,21 @@ def setup_info(size, lifetime):
     return bytes([1, size.suite.number, size.number, 0]) + lifetime.to_bytes(2) + bytes(10)
 
 
-def make_setup(size, hops, ephemerals, infos, flip=None):
-    """S_1 .. S_h and the layers, for the descriptors `hops`. `flip` is (i, at): damages S_i inside sound layers."""
+def make_setup(size, keys, ephemerals, infos, flip=None):
+    """S_1 .. S_h and the layers, for the SetupKeys of the hops. `flip` is (i, at): damages S_i inside sound layers."""
     onions, layers = [b""], []
     for i in range(size.hops, 0, -1):
-        hop = hops[i - 1]
-        head, shared = size.suite.encapsulate(hop, ephemerals[i - 1])
-        layers.insert(0, Layer(size, i, descriptor_hash(hop), shared, head))
+        head, shared = size.suite.encapsulate(keys[i - 1], ephemerals[i - 1])
+        layers.insert(0, Layer(size, i, keys[i - 1].d, shared, head))
         onion = head + seal(layers[0].key, layers[0].nonce, infos[i - 1] + onions[0])
         onions.insert(0, flip_bit(onion, flip[1]) if flip and flip[0] == i else onion)
     return onions[:-1], layers
 
 
-def open_setup(size, i, keys, d, onion):
+def open_setup(size, i, private, d, onion):
     """5.3.6 at hop i: the layer, info and S_{i+1}."""
     head, sealed = onion[: size.suite.head], onion[size.suite.head :]
-    layer = Layer(size, i, d, size.suite.decapsulate(keys, head), head)
+    layer = Layer(size, i, d, size.suite.decapsulate(private, head), head)
     try:
         text = unseal(layer.key, layer.nonce, sealed)
     except Refused:
@@ -690,39 +684,6 @@ def read_ack(size, layers, ephemerals, contents):
         contents = [hop.ack_layer(sub, content) for sub, content in enumerate(contents)]
         secrets.append(hop)
     return secrets
-
-
-# ---- 7 Descriptors ----
-
-
-def parse_descriptor(text, identity):
-    """7.1, and the signature of 7.2."""
-    out = SimpleNamespace(hash=hashlib.sha256(text[:-64]).digest())
-    magic, version, suite, klass, out.position, hops, lanes = struct.unpack_from(">4sBBBBBB", text)
-    forward, backward, zero, out.epoch, out.not_before, out.not_after = struct.unpack_from(">HHHQQQ", text, 10)
-    out.chain, out.noise, out.setup = text[40:72], text[72:104], text[104:136]
-    out.delay_ms, out.lifetime = struct.unpack_from(">IH", text, 136)
-    assert magic == b"eddy" and version == 1 and suite in SUITES and zero == 0, "head"
-    end = 142 + 19 * lanes
-    out.setup_mlkem = text[end:-64]
-    assert len(out.setup_mlkem) == (1184 if suite == 2 else 0), "length"
-    assert suite == 1 or mlkem_public_is_sound(out.setup_mlkem), "encapsulation key"
-    out.size = Class({1: "S", 2: "M", 3: "L"}[klass], hops, SUITES[suite])
-    expected = out.size.cell(FORWARD, out.position), out.size.cell(BACKWARD, out.position)
-    assert (forward, backward) == expected, "cell lengths"
-    assert out.not_before <= time.time() < out.not_after and out.delay_ms <= 60000, "range"
-    out.lanes = []
-    for at in range(142, end, 19):
-        family, port = text[at], int.from_bytes(text[at + 17 : at + 19])
-        if family == 4:
-            assert text[at + 5 : at + 17] == bytes(12), "lane"
-        host = text[at + 1 : at + (5 if family == 4 else 17)]
-        out.lanes.append((socket.inet_ntop(socket.AF_INET if family == 4 else socket.AF_INET6, host), port))
-    try:
-        Ed25519PublicKey.from_public_bytes(identity).verify(text[-64:], text[:-64])
-    except InvalidSignature:
-        raise AssertionError("signature") from None
-    return out
 
 
 def flip_bit(text, at):

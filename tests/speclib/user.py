@@ -4,6 +4,7 @@ import os
 import random
 from types import SimpleNamespace
 
+from .carriage import UserCarriage
 from .ends import Initiator, bound
 from .nodes import new_channel_id, parse_sound_frames, serious
 from .protocol import (
@@ -24,12 +25,14 @@ class Entry:
     passive = False
 
     def __init__(self, loop, chain, passive=False):
-        self.loop, self.hops, self.passive = loop, chain.hops, passive
-        self.size, self.host, self.events = self.hops[0].size, chain.host, []
+        self.loop, self.passive, self.terms = loop, passive, chain.terms
+        self.size, self.host, self.events = self.terms.size, chain.host, []
         self.used = []  # slots of the data cells received
         self.takes = 1  # which cell of an ack content
         self.sound = []  # events that sound exchanges have caused or may cause yet
-        self.down = Initiator(loop, bound(self.host), self, self.hops[0], "NK")
+        self.carriage = UserCarriage(self.terms, chain.descriptors)
+        self.down = Initiator(loop, bound(self.host), self, chain.places[0], "NK")
+        loop.ticks.append(lambda now: self.carriage.tick(self.down, now))
 
     @property
     def link(self):
@@ -99,13 +102,22 @@ class Entry:
 
     # Setups
 
-    def attempt(self, flip=None, info=None, at=None):
+    def bundle(self):
+        """7.6.2: of the running interval."""
+        carriage = self.carriage
+        carriage.wants = True
+        self.loop.until(carriage.bundle, "the bundle of the running interval")
+        carriage.wants = False
+        return carriage.holdings.newest_bundle()
+
+    def attempt(self, flip=None, info=None, at=None, bundle=None):
         """A setup; `info` replaces that of hop `at`, `flip` is (i, at): damages S_i."""
-        infos = [setup_info(self.size, hop.lifetime) for hop in self.hops]
+        keys = (bundle or self.bundle()).setup_keys(self.terms)
+        infos = [setup_info(self.size, self.terms.lifetime) for _ in keys]
         if info:
             infos[at - 1] = info
-        ephemerals = [new_ephemeral() for _ in self.hops]
-        onions, layers = make_setup(self.size, self.hops, ephemerals, infos, flip)
+        ephemerals = [new_ephemeral() for _ in keys]
+        onions, layers = make_setup(self.size, keys, ephemerals, infos, flip)
         return Attempt(ephemerals=ephemerals, onions=onions, layers=layers)
 
     def register(self, attempt):

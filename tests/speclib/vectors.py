@@ -9,12 +9,13 @@ from kyber_py.ml_kem import ML_KEM_768
 
 from .protocol import (
     ACK, BACKWARD, DATA, FORWARD, KEEPALIVE, LINK, SETUP, SUITES,
-    Class, Ephemeral, Header, HopSecrets, Slot, Suite1, Suite2,
+    Class, Ephemeral, Header, HopSecrets, SetupKeys, Slot, Suite1, Suite2,
     ack_contents, ctr_xor, join_shards, make_setup, mlkem_public_is_sound, open_setup, parse_frames, read_ack,
     replay_tag, seal, setup_info, setup_length, setup_shards, shard_counts, unseal, unwrap_backward, wrap_forward,
     write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
 from .report import same
+from .trust import SetupPrivate
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE, SPEC = ROOT / "wire/tests/known_answer.json", ROOT / "docs/SPEC.md"
@@ -36,11 +37,11 @@ def setup_of(suite, part, lifetime):
     out.hops = []
     for hop in part.hops:
         public, private = getattr(hop, "mlkem_public", b""), getattr(hop, "mlkem_private", b"")
-        descriptor = SimpleNamespace(setup=hop.setup_public, setup_mlkem=public, hash=hop.descriptor_hash)
-        keys = SimpleNamespace(setup=hop.setup_private, setup_mlkem=private)
+        keys = SetupKeys(hop.setup_public, public, hop.descriptor_hash)
+        own = SetupPrivate(hop.setup_private, private)
         x, y, m = hop.entry_ephemeral_private, hop.hop_ephemeral_private, getattr(hop, "mlkem_m", b"")
         seed = getattr(hop, "mlkem_seed", b"")
-        out.hops.append(SimpleNamespace(descriptor=descriptor, keys=keys, x=x, y=y, m=m, seed=seed))
+        out.hops.append(SimpleNamespace(keys=keys, own=own, x=x, y=y, m=m, seed=seed))
     return out
 
 
@@ -131,18 +132,18 @@ def check_setup(report, name, size, file, compare):
 
     with report.check(f"{name}: setup keys and onion at every hop"):
         for hop in file.hops:
-            same("X25519 key", x25519_public(hop.keys.setup), hop.descriptor.setup)
+            same("X25519 key", x25519_public(hop.own.x25519), hop.keys.x25519)
             if size.suite is Suite2:
-                pair = hop.descriptor.setup_mlkem, hop.keys.setup_mlkem
+                pair = hop.keys.mlkem, hop.own.mlkem
                 same("ML-KEM key", ML_KEM_768.key_derive(hop.seed), pair)
                 assert mlkem_public_is_sound(pair[0])
         info = setup_info(size, file.lifetime)
-        onions, layers = make_setup(size, [hop.descriptor for hop in file.hops], ephemerals, [info] * h)
+        onions, layers = make_setup(size, [hop.keys for hop in file.hops], ephemerals, [info] * h)
         same("onion", onions, [one.onion for one in file.setup])
         hops = []
         for i, (hop, one) in enumerate(zip(file.hops, file.setup, strict=True), 1):
             same("length", len(one.onion), setup_length(size, i))
-            layer, found, rest = open_setup(size, i, hop.keys, hop.descriptor.hash, one.onion)
+            layer, found, rest = open_setup(size, i, hop.own, hop.keys.d, one.onion)
             same("info and S_{i+1}", (found, rest), (info, onions[i] if i < h else b""))
             hops.append(HopSecrets(layer.prk, x25519(hop.y, one.onion[:32]), one.hop_ephemeral))
             same("e", x25519_public(hop.y), one.hop_ephemeral)

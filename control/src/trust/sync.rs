@@ -556,8 +556,8 @@ fn lacking(view: &View, interval: u64, theirs: &Ask) -> Vec<Item> {
         let newest = view.descriptor(hop).filter(|newest| newest.short_rank() > held.rank());
         descriptors.extend(newest.map(|newest| descriptor_item(hop, newest)));
         let Some(record) = view.record(hop, epoch) else { continue };
-        let differs = record.hash()[..4] != held.record;
-        if differs && record.draw >= held.draw {
+        // Not by the draw: of two records the one with the higher revision may have the lower draw (SPEC 7.8.4).
+        if record.hash()[..4] != held.record {
             let certificate = view.descriptors(hop).iter().find(|other| *other.hash() == record.descriptor);
             let is_sent = newest.is_some_and(|newest| *newest.hash() == record.descriptor);
             let certificate = certificate.filter(|other| !is_sent && other.short_rank() != held.rank());

@@ -652,30 +652,36 @@ fn entries_that_always_ask_leave_answers_to_others() {
     assert!(sent.values().sum::<usize>() <= 5000 + 3 * 5000);
 }
 
+
+/// Somebody with the keys of hop 2 of three publishes other setup keys in its name.
+fn publish_for_hop_2(world: &mut World, revision: u64, draw: u64) {
+    let stolen = signed(NodeDescriptor { revision, ..node(2, 3) }, 2);
+    let (now, wall) = (world.now(), world.wall(0));
+    let epoch = world.users[0].trust.view().times().epoch_of(world.users[0].trust.view().times().interval_at(wall));
+    let record = EpochRecord {
+        identity: stolen.identity,
+        descriptor: *stolen.hash(),
+        revision,
+        epoch,
+        draw,
+        setup: SetupKey::generate(Suite::X25519, Secret::new([9; 32])).public(),
+    };
+    let record = record.sign(world.users[0].trust.view().chain(), &identity(102));
+    let _ = world.hops[0].trust.take_descriptor(2, stolen, now, wall);
+    let len = world.shape.control_content(Direction::Backward, 2);
+    for mut part in cut(ItemKind::Record(2), record.travelling(), len) {
+        part.resize(len, 0);
+        world.hops[0].trust.take(now, wall, DOWN, &part).unwrap();
+    }
+}
+
 #[test]
 fn records_of_a_thief_do_not_make_a_hop_publish_without_end() {
     for (revision, draw) in [(1, NUMBER_END - 1), (9, 5)] {
         let mut world = World::new(3, Class::L, (1, 10), 0.0);
         world.add_user(0);
         world.run(3000);
-        let stolen = signed(NodeDescriptor { revision, ..node(2, 3) }, 2);
-        let (now, wall) = (world.now(), world.wall(0));
-        let epoch = world.users[0].trust.view().times().epoch_of(world.users[0].trust.view().times().interval_at(wall));
-        let record = EpochRecord {
-            identity: stolen.identity,
-            descriptor: *stolen.hash(),
-            revision,
-            epoch,
-            draw,
-            setup: SetupKey::generate(Suite::X25519, Secret::new([9; 32])).public(),
-        };
-        let record = record.sign(world.users[0].trust.view().chain(), &identity(102));
-        let _ = world.hops[0].trust.take_descriptor(2, stolen, now, wall);
-        let len = world.shape.control_content(Direction::Backward, 2);
-        for mut part in cut(ItemKind::Record(2), record.travelling(), len) {
-            part.resize(len, 0);
-            world.hops[0].trust.take(now, wall, DOWN, &part).unwrap();
-        }
+        publish_for_hop_2(&mut world, revision, draw);
         let before = world.saves;
         world.run(2000);
         assert!(world.saves - before < 30, "{} states written in 2 s", world.saves - before);
@@ -685,4 +691,22 @@ fn records_of_a_thief_do_not_make_a_hop_publish_without_end() {
         world.assert_nobody_signed_twice();
         assert!(world.hops[1].disk.last_draw < NUMBER_END / 2);
     }
+}
+
+#[test]
+fn renewed_descriptor_ends_the_draws_of_a_thief() {
+    let mut world = World::new(3, Class::L, (1, 3600), 0.0);
+    world.add_user(0);
+    world.run(3000);
+    publish_for_hop_2(&mut world, 1, NUMBER_END / 2);
+    world.run(2000);
+    // Its own record has a draw by its clock again, far below, and counts by its revision.
+    let renewed = signed(NodeDescriptor { revision: 9, ..node(2, 3) }, 2);
+    let (now, wall) = (world.now(), world.wall(0));
+    world.hops[1].trust.take_descriptor(2, renewed, now, wall).unwrap();
+    world.run(3000);
+    world.time_to_bundle(0, 1000);
+    let (now, wall) = (world.now(), world.wall(0));
+    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[1].revision, 9);
+    world.assert_nobody_signed_twice();
 }
