@@ -46,6 +46,9 @@ struct Hop {
     unconfirmed: Vec<Arc<SignedDescriptor>>,
 }
 
+/// Records with their descriptors, by position - 1.
+type Named = (Vec<Arc<SignedRecord>>, Vec<Arc<SignedDescriptor>>);
+
 /// The signatures over one set of records, and what they were verified with.
 #[derive(Clone)]
 pub struct Bundle {
@@ -441,7 +444,7 @@ impl View {
     }
 
     /// The records that these tags name, with their descriptors.
-    fn named(&self, interval: u64, tags: &[Tag]) -> Option<(Vec<Arc<SignedRecord>>, Vec<Arc<SignedDescriptor>>)> {
+    fn named(&self, interval: u64, tags: &[Tag]) -> Option<Named> {
         let at_s = self.times.interval_start(interval) / 1000;
         let epoch = self.times.epoch_of(interval);
         let one = |(i, wanted): (usize, &Tag)| {
