@@ -65,13 +65,14 @@ def check_bundles(report, eddy):
         check_lies(report, chain, liar)
         check_bad_items(report, chain, liar)
         check_draws(report, chain, liar)
-        chain.enter("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", channels=1)
+        chain.enter("--forward", forward(chain, echo, 5000), channels=1)
         client = Client(loop, chain)
         check_own_record(report, chain, liar)
         check_renewed_descriptors(report, chain, liar, client)
         with report.check("bundles: afterwards a real entry's datagrams pass, and Mix 1 has refused nothing"):
             client.echo(bytes(40))
             same("drops", liar.drops(), {})
+        check_move(report, chain, liar, echo)
 
 
 def lies(liar):
@@ -302,6 +303,27 @@ def check_renewed_descriptors(report, chain, liar, client):
             lambda: [hop["revision"] for hop in chain.status("late")["trust"]["hops"]] == revisions,
             f"revisions {revisions}",
         )
+
+
+def check_move(report, chain, liar, echo):
+    """7.3.7"""
+    (host, port), loop = liar.me.address, liar.up.loop
+    entry = liar.carriage.me().entries[0]._replace(addresses=((host, port), (host, port + 50)))
+    adopts(report, "bundles: Python Mix 1 announces another address", chain, liar, entries=(entry,))
+    with report.check("bundles: it moves there, and a real entry follows and keeps its channel"):
+        chain.enter("--forward", forward(chain, echo, 5001), name="follows", channels=1, down=f"{host}:{PORT - 2}")
+        client = Client(loop, chain, 5001)
+        client.echo(bytes(43))
+        link = next(link for link in liar.up.links if link.address == (host, PORT - 2))
+        channels, promotions = set(link.channels), link.promotions
+        liar.up.rebind(host, port + 50)
+        client.echo(bytes(44))
+        assert link.promotions > promotions, "no handshake"
+        same("channels", set(link.channels), channels)
+
+
+def forward(chain, echo, port):
+    return f"{chain.host}:{port}={':'.join(map(str, echo.address))}"
 
 
 def is_named(carriage, hop):
