@@ -79,7 +79,7 @@ def lies(liar):
     """What an entry may be sent instead of the truth, and whether it then refuses an item."""
     carriage, keys, terms = liar.carriage, liar.carriage.keys, liar.me.terms
     e = carriage.epoch()
-    # Records of Mix 1 that no other hop has seen; the second claims to be Mix 2's.
+    # Keys and a descriptor of Mix 1 that no other hop has seen.
     other, _ = draw_keys(terms, liar.me.descriptor, keys.signing, e, carriage.last_draw + 100)
     newer = carriage.me()._replace(revision=carriage.me().revision + 1).signed(keys.identity)
 
@@ -113,16 +113,17 @@ def lies(liar):
         return lie
 
     def descriptor(items, _ask, bundle):
-        _, *theirs = signatures(lambda _: {1: None})(items, _ask, bundle)
-        return [(DESCRIPTOR_OF + 1, newer.text()), *theirs]
+        return [(DESCRIPTOR_OF + 1, newer.text()), *signatures(lambda _: {1: None})(items, _ask, bundle)]
+
+    def altered_record(items, _ask, _bundle):
+        return [(kind, flip_bit(text, 40) if kind == RECORD_OF + 1 else text) for kind, text in items]
 
     def earlier(items, ask, bundle):
         before = carriage.holdings.bundle(ask.n - 1)
         return carriage.holdings.lacking(ask, before.records, before) if before else []
 
-    forged = flip_bit(other.travel(), 40)
-    as_mix2 = other._replace(identity=terms.identities[1], certificate=liar.carriage.holdings.newest(2).hash())
-    as_mix2 = as_mix2._replace(revision=liar.carriage.holdings.newest(2).revision).signed(terms, keys.signing)
+    mix2 = carriage.holdings.newest(2)
+    as_mix2 = other._replace(identity=mix2.identity, certificate=mix2.hash(), revision=mix2.revision)
     return {
         "without the signature of Mix 1": (False, signatures(lambda _: {1: None})),
         "without the signature of the exit": (False, signatures(lambda _: {3: None})),
@@ -136,8 +137,8 @@ def lies(liar):
         "with a signature under another label": (True, signatures(lambda b: {1: sign(keys.signing, EPOCH, b.hash)})),
         "of the interval before": (False, earlier),
         "with a record of Mix 1 that this user alone gets": (True, record(1, other)),
-        "with an altered record": (True, lambda i, _, b: [(RECORD_OF + 1, forged), *item(b)]),
-        "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2)),
+        "with an altered record": (True, altered_record),
+        "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2.signed(terms, keys.signing))),
         "with a newer descriptor of Mix 1, and without its signature": (False, descriptor),
     }
 
@@ -158,6 +159,7 @@ def check_lies(report, chain, liar):
 
     with report.check("bundles: an entry that is told the truth gets a channel meanwhile"):
         loop.until(lambda: chain.status("honest")["channels"] == 1, "a channel")
+        assert liar.setups_from(PORT - 1), "no setup"
 
     def asks_after(what):
         first = liar.told.get(ports[what])
