@@ -153,7 +153,7 @@ fn costs(suite: Suite, class: Class, mixes: usize, rounds: u32) -> anyhow::Resul
         let mut joined = code.decode(&kept, &shards[first..last]);
         joined.truncate(len);
         let before = own_time();
-        let opened = setup::open(shape, 1, &[1; 32], &key, info, &joined)?;
+        let opened = setup::open(shape, 1, &[[1; 32]], &key, info, &joined)?;
         let rest = opened.rest.clone();
         opened.answer(secret(round, 99))?;
         let after = own_time();

@@ -25,7 +25,6 @@ use crate::counters::Refusal;
 use crate::draw::draw_secret;
 use crate::io::{Change, Event};
 use crate::link::{INCOMPLETE_SETUPS_PER_ENTRY_LINK, Links, SETUP_SHARDS_WAIT};
-use crate::trust::bundle::Tag;
 use crate::trust::user::UserTrust;
 
 /// Attempts of one search whose ack is still accepted.
@@ -114,8 +113,8 @@ impl InFlight {
 struct BundleKeys {
     /// The bundle of the running interval is here.
     are_usable: bool,
-    /// The records that they are from.
-    records: Vec<Tag>,
+    /// Hashes of the records that they are from.
+    records: Vec<[u8; 32]>,
     hops: Vec<HopPublic>,
     /// When the next interval begins. Not used while no channel is searched for.
     next_interval: Duration,
@@ -133,9 +132,13 @@ impl BundleKeys {
         let chain = *user.view().chain();
         let bundle = user.bundle(now, wall_ms);
         self.are_usable = bundle.is_some();
-        let Some(bundle) = bundle.filter(|bundle| bundle.signatures.records != self.records) else { return false };
+        let Some(bundle) = bundle else { return false };
+        let records = bundle.record_hashes();
+        if records == self.records {
+            return false;
+        }
         self.hops = bundle.setup_keys(&chain);
-        let before = std::mem::replace(&mut self.records, bundle.signatures.records.clone());
+        let before = std::mem::replace(&mut self.records, records);
         !before.is_empty()
     }
 

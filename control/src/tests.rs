@@ -5,9 +5,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Class, Direction};
 use wire::handshake::is_handshake_len;
-use wire::ids::{ChannelIndex, EndReason, Side};
+use wire::ids::{ChannelIndex, EndReason, LinkId, Side};
 use wire::kdf::Secret;
-use wire::setup::{self, EntryShare, HopPublic, Info, Suite};
+use wire::setup::{self, EntryShare, HopPublic, Info, SetupKey, SetupPublic, Suite};
 
 use crate::channel::Use;
 use crate::context::Context;
@@ -15,7 +15,9 @@ use crate::datagram::{self, Mac1Key};
 use crate::draw::draw_secret;
 use crate::link::Outgoing;
 use crate::sim::{Fate, Plan, World, losing, ms, secs, up_address};
-use crate::trust::View;
+use crate::trust::bundle::{self, Signatures};
+use crate::trust::message::{self, ItemKind};
+use crate::trust::{EpochRecord, SignedRecord, Signer, State, View};
 use crate::{BadConfig, Config, Control, Event, Input, Part, Refusal, TrustSetup};
 
 fn up(class: Class, mixes: usize) -> World {
@@ -194,6 +196,85 @@ fn replayed_cell_is_refused_and_forged_cell_not_marked_seen() {
 fn control_can_move_to_another_thread() {
     fn is_send<T: Send>() {}
     is_send::<Control>();
+}
+
+/// Mix 1 sends an item to an entry as its own control never would. It arrives whatever the tap does.
+fn misuse_trust(world: &mut World, link: LinkId, kind: ItemKind, item: &[u8]) {
+    let (now, shape) = (world.now, world.plan.shape);
+    let tap = std::mem::replace(&mut world.tap, Box::new(|_, _| Fate::Pass));
+    let Control { cx, links, .. } = &mut world.nodes.get_mut(&1).unwrap().control;
+    for part in message::cut(kind, item, shape.payload()) {
+        links.inject_trust(cx, now, link, part);
+    }
+    world.input(1, Input::Activity { link, received: false, sent: true });
+    world.tap = tap;
+}
+
+/// What a corrupt Mix 1 makes of a bundle for one entry: records with setup keys of its own, and the signatures that it
+/// can have. All but those of others are valid.
+fn own_bundles(world: &World, interval: u64, setup: &SetupPublic) -> (Vec<SignedRecord>, Vec<Signatures>) {
+    let view = world.node(1).control.view();
+    let signer = Signer::from_seed(&world.plan.keys[1][0].signing);
+    let genuine = view.complete(interval).expect("it is up").clone();
+    let honest = genuine.records[0].content().clone();
+    let mut records: Vec<SignedRecord> = genuine.records.iter().map(|record| SignedRecord::clone(record)).collect();
+    records[0] = EpochRecord { draw: honest.draw + 1, setup: setup.clone(), ..honest }.sign(view.chain(), &signer);
+    let held: Vec<&SignedRecord> = records.iter().collect();
+    let mut own = Signatures::new(view.chain(), interval, &held);
+    own.signatures[0] = Some(bundle::sign(&signer, &own.hash));
+    let mut borrowed = own.clone();
+    borrowed.signatures[1..].clone_from_slice(&genuine.signatures.signatures[1..]);
+    // The hash that everyone signed, over other records.
+    let mut renamed = genuine.signatures.clone();
+    renamed.records.clone_from(&own.records);
+    let mut everyone = own.clone();
+    everyone.signatures.fill(own.signatures[0]);
+    (records, vec![borrowed, renamed, everyone, own])
+}
+
+#[test]
+fn mix_1_that_shows_entries_different_keys_gives_them_none() {
+    for answers in [true, false] {
+        let mut world = up(Class::L, 2);
+        // Another entry comes, and Mix 1 shows it keys that nobody else has.
+        let before: Vec<LinkId> = world.node(1).links.keys().copied().collect();
+        let (up_at, down_at) = (([6, 6, 6, 6], 1).into(), ([6, 6, 6, 7], 1).into());
+        if !answers {
+            // What its honest control would send is lost.
+            let cell_to_victim = move |p: &crate::sim::Packet| p.to == down_at && !is_handshake_len(p.bytes.len());
+            world.tap = Box::new(move |_, p| if cell_to_victim(p) { Fate::Lose } else { Fate::Pass });
+        }
+        world.start_as(100, 0, up_at, down_at);
+        let link = |w: &World| w.node(1).links.keys().copied().find(|link| !before.contains(link));
+        let limit = world.now + secs(5);
+        assert!(world.run_until(limit, |w| link(w).is_some() && w.node(100).has_link(Side::Down)));
+        let victim = link(&world).expect("it is there");
+        let setup = SetupKey::generate(world.plan.terms.suite, Secret::new([0x66; 32])).public();
+        let (start, mut has_seen) = (world.now, false);
+        while world.now < start + secs(8) {
+            let interval = world.node(1).control.trust_status(world.now).interval;
+            if world.node(1).control.view().complete(interval).is_some() {
+                let (records, all) = own_bundles(&world, interval, &setup);
+                for (hop, record) in (1..).zip(&records) {
+                    misuse_trust(&mut world, victim, ItemKind::Record(hop), record.travelling());
+                }
+                for signatures in all {
+                    misuse_trust(&mut world, victim, ItemKind::Signatures, &signatures.to_bytes());
+                }
+            }
+            world.run_for(ms(200));
+            let view = world.node(100).control.view();
+            has_seen |= view.bundles(interval).iter().any(|bundle| bundle.records[0].setup == setup);
+            let bundles = view.bundles(interval).iter().filter(|bundle| bundle.signatures.is_complete());
+            let signed = |hop: usize| State::read(&world.disks[&hop]).unwrap().hop.intervals.hash(interval);
+            bundles.for_each(|bundle| assert!((2..=3).all(|honest| signed(honest) == Some(bundle.hash()))));
+        }
+        assert!(has_seen, "Mix 1 has signed them, and the entry has taken its signature");
+        assert_eq!(!world.node(100).channels.is_empty(), answers, "channels come with everyone's keys only");
+        for channel in world.node(100).channels.keys() {
+            assert!(world.agrees(100, *channel));
+        }
+    }
 }
 
 #[test]

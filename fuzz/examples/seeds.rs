@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use control::trust::State;
-use eddy_fuzz::{Step, To, chain_toml, signed};
+use eddy_fuzz::{Step, To, WALL_S, chain_toml, signed};
 use wire::cell::{CellKind, Class, Header};
 use wire::frames::{Address, Frame, Status, Writer, split};
 
@@ -143,7 +143,7 @@ fn trust() {
     write("trust", "ask", &[records, &ask].concat());
     write("trust", "next-epoch", &[&[5, 255, 255].repeat(46)[..], &[2, 0, 2, 2, 0, 3, 3, 0, 1]].concat());
     write("trust", "descriptors", &[1, 0, 0, 1, 0, 1, 1, 1, 0, 1, 0, 2, 0, 9, 1]);
-    write("trust", "state", &[&[4, 0, 255][..], &State::fresh().to_bytes()].concat());
+    write("trust", "state", &[&[4, 0, 255][..], &State::fresh(WALL_S).to_bytes()].concat());
 }
 
 fn texts() {

@@ -36,7 +36,7 @@ fn chain(suite: Suite, class: Class, n: usize) -> Chain {
     let (mut onion, pending) = build(shape, &vec![hop; n], shares, info).expect("a good key");
     let mut hops = Vec::new();
     for i in 1..=n {
-        let opened = open(shape, i, &[1; 32], &key, info, &onion).expect("it is for this hop");
+        let opened = open(shape, i, &[[1; 32]], &key, info, &onion).expect("it is for this hop");
         onion.clone_from(&opened.rest);
         hops.push(opened.answer(Secret::new([0x80 + i as u8; 32])).expect("a good ephemeral"));
     }

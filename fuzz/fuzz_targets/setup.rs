@@ -31,7 +31,7 @@ fn chain(suite: Suite) -> Chain {
     let (onion, _) = build(shape, &vec![hop; HOPS], shares, info).expect("a good key");
     let mut onions = vec![onion];
     for i in 1..=HOPS {
-        let opened = open(shape, i, &[1; 32], &key, info, &onions[i - 1]).expect("it is for this hop");
+        let opened = open(shape, i, &[[1; 32]], &key, info, &onions[i - 1]).expect("it is for this hop");
         assert_eq!(opened.rest.len(), if i == HOPS { 0 } else { onion_len(shape, suite, i + 1) });
         onions.push(opened.rest);
     }
@@ -44,7 +44,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     let (info, suite) = (*info, info.suite);
     let i = 1 + usize::from(choice) / 2 % HOPS;
     let onion = &onions[i - 1];
-    let try_open = |i, hash, info, onion: &[u8]| open(*shape, i, hash, key, info, onion);
+    let try_open = |i, hash: &[u8; 32], info, onion: &[u8]| open(*shape, i, &[*hash], key, info, onion);
 
     let head = [32, 32 + 1088][suite as usize - 1];
     assert_eq!(replay_tag(suite, bytes).is_some(), bytes.len() >= head);

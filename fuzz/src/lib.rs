@@ -115,7 +115,7 @@ pub fn config(position: usize) -> (Config, TrustSetup) {
     }
     let own = NodeKeys { noise: noise_key(position), signer: Signer::from_seed(&signing_seed(position)) };
     let keys = if position == 0 { Vec::new() } else { vec![own] };
-    (config, TrustSetup { view, keys, state: State::fresh().hop })
+    (config, TrustSetup { view, keys, state: State::fresh(WALL_S).hop })
 }
 
 /// The chain's `chain.toml`.

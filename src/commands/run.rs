@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dataplane::exit::policy::Rule;
 use listenfd::ListenFd;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -73,6 +74,13 @@ pub fn entry(args: EntryArgs) -> anyhow::Result<()> {
     node(Some(NodeRole::Entry), read, &process, Extras { forwards, pymix, socks, ..Extras::default() })
 }
 
+/// A core file would have the keys that are in no other file.
+fn forbid_core_files() {
+    let limit = getrlimit(Resource::Core);
+    // A sandbox may refuse it; the systemd unit sets the limit itself.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
+}
+
 /// Runs a node until SIGTERM, SIGINT or, with a lifeline, the end of standard input.
 ///
 /// # Errors
@@ -86,6 +94,7 @@ fn node(
     // Before anything else: this reads and clears the environment.
     let passed = ListenFd::from_env();
     args.log.start()?;
+    forbid_core_files();
     running::engine()?;
 
     let config = read()?;

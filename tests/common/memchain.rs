@@ -183,7 +183,7 @@ impl Made {
         }
         let own = position.checked_sub(1).map(|at| &self.keys[at]);
         let own = own.map(|(noise, signing)| NodeKeys { noise: noise.clone(), signer: Signer::from_seed(signing) });
-        TrustSetup { view, keys: own.into_iter().collect(), state: State::fresh().hop }
+        TrustSetup { view, keys: own.into_iter().collect(), state: State::fresh(EPOCH_S).hop }
     }
 }
 

@@ -312,6 +312,9 @@ fn rotated_keys_take_a_public_request_to_the_identity() {
     assert!(secrets(&node.join("node.key.next")).iter().all(|key| !request.contains(key)));
 
     fs::copy(node.join("node.request"), offline.join("node.request")).unwrap();
+    let alone = run(&offline, "renew --identity identity.key node.request");
+    assert_mistake("alone", &alone, &["node.desc: the last descriptor of the node is not here", "copy the node's"]);
+    fs::copy(node.join("node.desc"), offline.join("node.desc")).unwrap();
     assert!(said(&offline, "inspect node.request").contains(noise));
     let signed = said(&offline, "renew --identity identity.key node.request --revoke");
     assert!(signed.contains(noise) && signed.contains("revoked"), "{signed}");

@@ -90,7 +90,7 @@ fn state_of_a_killed_hop_is_whole_and_its_flows_resume() {
     for position in 1..=nodes.exit() {
         nodes.kill(position);
         let state = fs::read(beside(&nodes, position, "state")).unwrap();
-        assert!(!control::trust::State::read(&state).unwrap().hop.fresh, "node {position} has drawn keys");
+        assert_eq!(control::trust::State::read(&state).unwrap().hop.made, 0, "node {position} has drawn keys");
         nodes.run(position);
         until("it signs again", || nodes.status(position)["trust"]["can_sign"] == true);
         nodes.assert_carries();

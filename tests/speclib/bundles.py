@@ -175,7 +175,7 @@ def check_lies(report, chain, liar):
             same("setups", liar.setups_from(ports[what]), [])
 
     with report.check("bundles: a descriptor that no bundle names is in no ask"):
-        shown = {ask.revisions[0] for asks in liar.asks.values() for ask in asks}
+        shown = {ask.descriptors[0][0] for asks in liar.asks.values() for ask in asks}
         same("revisions", shown, {liar.me.descriptor.revision})
 
     with report.check("bundles: told the truth, all of them get channels"):

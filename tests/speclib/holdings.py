@@ -112,7 +112,7 @@ class Holdings:
             n,
             signed.hash[:8] if signed else bytes(8),
             sum(1 << hop - 1 for hop in signed.signatures) if signed else 0,
-            [self.newest(hop).revision for hop in self.hops],
+            [(self.newest(hop).revision, self.newest(hop).hash()[:2]) for hop in self.hops],
             [(one.draw, one.hash()[:4]) if one else ABSENT for one in records],
         )
 
@@ -125,7 +125,7 @@ class Holdings:
             first, newest = self.descriptors[hop - 1][0], self.newest(hop)
             named = [one for one in self.descriptors[hop - 1][1:] if hop in missing
                      and one.hash() == records[hop - 1].certificate]  # fmt: skip
-            if newest is not first and newest.revision > ask.revisions[hop - 1]:
+            if newest is not first and (newest.revision, newest.hash()[:2]) > ask.descriptors[hop - 1]:
                 named.append(newest)
             out += [(DESCRIPTOR_OF + hop, one.text()) for one in dict.fromkeys(named)]
         out += [(RECORD_OF + hop, records[hop - 1].travel()) for hop in missing]

@@ -304,7 +304,7 @@ class Bundle(collections.namedtuple("Bundle", "n records hash signatures")):
 
     def item(self):
         """7.8, item 0x30"""
-        tags = b"".join(record.hash()[:8] for record in self.records)
+        tags = b"".join(record.hash()[:16] for record in self.records)
         present = sum(1 << hop - 1 for hop in self.signatures)
         signatures = b"".join(self.signatures[hop] for hop in sorted(self.signatures))
         return self.n.to_bytes(8) + self.hash + tags + bytes([present]) + signatures
@@ -313,13 +313,13 @@ class Bundle(collections.namedtuple("Bundle", "n records hash signatures")):
     def parse(cls, terms, records, certificate_of, text):
         """`records(hop, epoch)` may be named; `certificate_of(record, seconds)` is a descriptor valid then."""
         r = Reader(text)
-        n, hash_, tags = r.number(8), r.take(32), [r.take(8) for _ in range(terms.hops)]
+        n, hash_, tags = r.number(8), r.take(32), [r.take(16) for _ in range(terms.hops)]
         present = r.number(1)
         signatures = {hop: r.take(64) for hop in range(1, terms.hops + 1) if present >> hop - 1 & 1}
         require(r.at == len(text) and present and not present >> terms.hops, "form of signatures")
         found = []
         for hop, tag in enumerate(tags, 1):
-            named = [one for one in records(hop, terms.epoch_of(n)) if one.hash()[:8] == tag]
+            named = [one for one in records(hop, terms.epoch_of(n)) if one.hash()[:16] == tag]
             require(named, "a record that is not here")
             found.append(named[0])
         require(bundle_hash(terms, n, found) == hash_, "hash of a bundle")
@@ -336,20 +336,20 @@ DESCRIPTOR_OF, RECORD_OF, SIGNATURES, CLOCK_ITEM = 0x10, 0x20, 0x30, 0x40
 WANTS_ANSWER = 1
 
 
-class Ask(collections.namedtuple("Ask", "flags clock n tag signatures revisions records")):
-    """`records` are (draw, tag) by hop; `signatures` is one bit for each hop."""
+class Ask(collections.namedtuple("Ask", "flags clock n tag signatures descriptors records")):
+    """By hop: `descriptors` are (revision, tag), `records` (draw, tag); `signatures` is one bit for each hop."""
 
     def content(self):
         out = struct.pack(">BBQQ8sB", ASK, self.flags, self.clock, self.n, self.tag, self.signatures)
-        for revision, (draw, tag) in zip(self.revisions, self.records, strict=True):
-            out += struct.pack(">QQ4s", revision, draw, tag)
+        for descriptor, record in zip(self.descriptors, self.records, strict=True):
+            out += struct.pack(">Q2sQ4s", *descriptor, *record)
         return out
 
     @classmethod
     def parse(cls, content, hops):
         fields = struct.unpack_from(">BQQ8sB", content, 1)
-        rows = [struct.unpack_from(">QQ4s", content, 27 + 20 * i) for i in range(hops)]
-        return cls(*fields, [row[0] for row in rows], [row[1:] for row in rows])
+        rows = [struct.unpack_from(">Q2sQ4s", content, 27 + 22 * i) for i in range(hops)]
+        return cls(*fields, [row[:2] for row in rows], [row[2:] for row in rows])
 
 
 def part_contents(item, text, room):

@@ -369,6 +369,11 @@ impl SignedDescriptor {
     pub fn rank(&self) -> (u64, [u8; 32]) {
         (self.content.revision, self.hash)
     }
+
+    /// The same as asks show it: with the first bytes of the hash.
+    pub(super) fn short_rank(&self) -> (u64, [u8; 2]) {
+        (self.content.revision, *self.hash.first_chunk().expect("a hash has 32 bytes"))
+    }
 }
 
 impl std::ops::Deref for SignedDescriptor {

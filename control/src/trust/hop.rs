@@ -27,8 +27,9 @@ const CLOCK_OFF_FOR: Duration = Duration::from_secs(1);
 /// What a hop writes to disk: what it must never forget.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HopState {
-    /// No keys were ever drawn: whatever was signed, this node has not signed it.
-    pub fresh: bool,
+    /// When the node's keys were made, in seconds since 1970, as long as no setup keys were drawn: whatever was signed,
+    /// this node has not signed it. Otherwise 0.
+    pub made: u64,
     pub last_draw: u64,
     pub intervals: SignedIntervals,
     pub ranks: SignedRanks,
@@ -49,6 +50,8 @@ pub enum Step {
 pub enum TrustEvent {
     /// A hop, by position, has a newer descriptor.
     Descriptor { hop: usize, revision: u64 },
+    /// A hop's identity has signed two descriptors of one revision. That with the higher hash counts, everywhere.
+    AmbiguousRevision { hop: usize, revision: u64 },
     /// A hop has signed two bundles of one interval: it is corrupt, or its state was lost.
     SignedTwice { hop: usize, interval: u64 },
     /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
@@ -123,7 +126,8 @@ impl HopTrust {
         let keyring =
             Keyring::new((*view.chain(), view.terms().suite, times), (position, view.hops()), replay_capacity);
         // Whatever could be signed at the start, this node may have signed before it stopped.
-        let first = if state.fresh { 0 } else { times.signable_at(wall_ms) + 1 };
+        let is_new = times.counts_as_new(state.made, wall_ms);
+        let first = if is_new { 0 } else { times.signable_at(wall_ms) + 1 };
         let sync = Sync::new(&view, now);
         let (reported, steps) = (Vec::new(), Vec::new());
         HopTrust {
@@ -186,6 +190,7 @@ impl HopTrust {
     ) -> Result<Taken, BadDescriptor> {
         let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
         if taken != Taken::Known {
+            self.report_ambiguous(hop);
             self.sync.changed(now);
             self.save(now);
             self.has_news = true;
@@ -237,9 +242,13 @@ impl HopTrust {
                 News::Descriptor(hop) => {
                     let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
                     self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+                    self.report_ambiguous(hop);
                     self.save(now);
                 }
-                News::Certificate(_) => self.save(now),
+                News::Certificate(hop) => {
+                    self.report_ambiguous(hop);
+                    self.save(now);
+                }
                 News::Record(_) => self.record_at = now,
                 News::SignedTwice(hop, interval) => self.report(TrustEvent::SignedTwice { hop, interval }),
                 News::Signatures(_) => {}
@@ -255,12 +264,21 @@ impl HopTrust {
     /// Reports an event once, until [`HopTrust::withdraw`].
     fn report(&mut self, event: TrustEvent) {
         let same = |other: &TrustEvent| match (other, &event) {
-            (TrustEvent::SignedTwice { hop, .. }, TrustEvent::SignedTwice { hop: also, .. }) => hop == also,
+            (TrustEvent::SignedTwice { hop, .. }, TrustEvent::SignedTwice { hop: also, .. })
+            | (TrustEvent::AmbiguousRevision { hop, .. }, TrustEvent::AmbiguousRevision { hop: also, .. }) => {
+                hop == also
+            }
             _ => std::mem::discriminant(other) == std::mem::discriminant(&event),
         };
         if !self.reported.iter().any(same) {
             self.reported.push(event);
             self.steps.push(Step::Event(event));
+        }
+    }
+
+    fn report_ambiguous(&mut self, hop: usize) {
+        if let Some(revision) = self.view.ambiguous_revision(hop) {
+            self.report(TrustEvent::AmbiguousRevision { hop, revision });
         }
     }
 
@@ -365,7 +383,7 @@ impl HopTrust {
                 continue;
             }
             self.state.last_draw = (self.state.last_draw + 1).max(wall_ms / 1000);
-            self.state.fresh = false;
+            self.state.made = 0;
             // A draw of someone else counts for this record only, so that no thief can use up the draws.
             let outdone = foreign.map_or(0, |draw| (draw + 1).min(NUMBER_END - 1));
             let draw = self.state.last_draw.max(outdone);

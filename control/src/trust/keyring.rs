@@ -38,10 +38,24 @@ struct Pair {
 /// Tags of the setups that a pair has opened.
 struct Seen {
     key: Zeroizing<[u8; 32]>,
-    tags: HashSet<u64>,
+    /// By the first byte of the tag. One large table would stop the node for a moment whenever it grows.
+    tags: Vec<HashSet<u64>>,
+    len: usize,
 }
 
 impl Seen {
+    fn new(key: Zeroizing<[u8; 32]>) -> Seen {
+        Seen { key, tags: vec![HashSet::new(); 256], len: 0 }
+    }
+
+    fn contains(&self, tag: u64) -> bool {
+        self.tags[(tag >> 56) as usize].contains(&tag)
+    }
+
+    fn insert(&mut self, tag: u64) {
+        self.len += usize::from(self.tags[(tag >> 56) as usize].insert(tag));
+    }
+
     /// A keyed hash of 8 bytes: strangers cannot choose tags that meet.
     fn tag(&self, replay_tag: &[u8; 16]) -> u64 {
         let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(&self.key[..]), &[], &[])
@@ -116,7 +130,7 @@ impl Keyring {
             key,
             records: Vec::new(),
             setup_hashes: Vec::new(),
-            seen: Seen { key: seen_key, tags: HashSet::new() },
+            seen: Seen::new(seen_key),
             wipe_by: now + self.times.key_life_max(),
         };
         self.pairs.retain(|pair| pair.epoch != epoch);
@@ -171,22 +185,20 @@ impl Keyring {
         let mut why = NotOpened::Invalid(BadSetup::Forged);
         for pair in pairs {
             let tag = pair.seen.tag(&tag);
-            if pair.seen.tags.contains(&tag) {
+            if pair.seen.contains(tag) {
                 return Err(NotOpened::Replayed);
             }
-            if pair.seen.tags.len() >= self.capacity {
+            if pair.seen.len >= self.capacity {
                 why = NotOpened::Full;
                 continue;
             }
-            for hash in &pair.setup_hashes {
-                match setup::open(shape, self.position, hash, &pair.key, info, onion) {
-                    Ok(opened) => {
-                        pair.seen.tags.insert(tag);
-                        return Ok(opened);
-                    }
-                    Err(BadSetup::Forged) => {}
-                    Err(bad) => return Err(NotOpened::Invalid(bad)),
+            match setup::open(shape, self.position, &pair.setup_hashes, &pair.key, info, onion) {
+                Ok(opened) => {
+                    pair.seen.insert(tag);
+                    return Ok(opened);
                 }
+                Err(BadSetup::Forged) => {}
+                Err(bad) => return Err(NotOpened::Invalid(bad)),
             }
         }
         Err(why)

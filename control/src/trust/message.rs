@@ -25,6 +25,8 @@ const WAIT: Duration = Duration::from_secs(5);
 pub struct Held {
     /// Revision of the newest descriptor.
     pub revision: u64,
+    /// First bytes of its hash.
+    pub descriptor: [u8; 2],
     /// Draw of the record of the interval's epoch that counts.
     pub draw: u64,
     /// First bytes of its hash.
@@ -47,8 +49,16 @@ pub struct Ask {
     pub held: Vec<Held>,
 }
 
+impl Held {
+    /// Which of two newest descriptors counts, as far as asks show: the greater one.
+    pub fn rank(&self) -> (u64, [u8; 2]) {
+        (self.revision, self.descriptor)
+    }
+}
+
 impl Ask {
-    /// `kind 3 | flags u8 | clock u64 | n u64 | hash tag 8 | signatures u8`, h times `revision u64 | draw u64 | tag 4`.
+    /// `kind 3 | flags u8 | clock u64 | n u64 | hash tag 8 | signatures u8`, h times `revision u64 | tag 2 | draw u64 |
+    /// tag 4`.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![ASK, u8::from(self.answer)];
         out.extend_from_slice(&self.clock_ms.to_be_bytes());
@@ -57,6 +67,7 @@ impl Ask {
         out.push(self.signatures);
         for held in &self.held {
             out.extend_from_slice(&held.revision.to_be_bytes());
+            out.extend_from_slice(&held.descriptor);
             out.extend_from_slice(&held.draw.to_be_bytes());
             out.extend_from_slice(&held.record);
         }
@@ -83,7 +94,12 @@ impl Ask {
             held: Vec::with_capacity(hops),
         };
         for _ in 0..hops {
-            ask.held.push(Held { revision: reader.u64()?, draw: reader.u64()?, record: reader.array()? });
+            ask.held.push(Held {
+                revision: reader.u64()?,
+                descriptor: reader.array()?,
+                draw: reader.u64()?,
+                record: reader.array()?,
+            });
         }
         Ok(ask)
     }
@@ -142,6 +158,11 @@ pub fn cut(kind: ItemKind, item: &[u8], content_len: usize) -> Vec<Vec<u8>> {
         out
     };
     pieces.map(part).collect()
+}
+
+/// How many cells [`cut`] makes of an item.
+pub fn cells(item: &[u8], content_len: usize) -> usize {
+    item.len().div_ceil(content_len - PART_HEAD_LEN)
 }
 
 /// The first bytes of the item's hash.
@@ -230,17 +251,17 @@ mod tests {
     use super::*;
 
     fn ask(hops: usize) -> Ask {
-        let held = |i: usize| Held { revision: i as u64, draw: 7, record: [i as u8; 4] };
+        let held = |i: usize| Held { revision: i as u64, descriptor: [i as u8; 2], draw: 7, record: [i as u8; 4] };
         Ask { answer: true, clock_ms: 5, interval: 6, hash: [1; 8], signatures: 3, held: (0..hops).map(held).collect() }
     }
 
     #[test]
     fn ask_of_eight_hops_fits_a_cell_of_class_s() {
         let bytes = ask(8).to_bytes();
-        assert_eq!(bytes.len(), 187);
-        let padded = [&bytes[..], &[0; 21]].concat();
+        assert_eq!(bytes.len(), 203);
+        let padded = [&bytes[..], &[0; 5]].concat();
         assert_eq!(Ask::read(&padded, 8), Ok(ask(8)));
-        assert!(Ask::read(&bytes[..186], 8).is_err());
+        assert!(Ask::read(&bytes[..202], 8).is_err());
     }
 
     proptest! {

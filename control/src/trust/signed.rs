@@ -10,6 +10,9 @@ const RANGES_MAX: usize = 64;
 /// Signed hashes that are kept, so that the same signature can be made again.
 const RECENT_MAX: usize = 4;
 
+/// Highest records that are kept: those of eight epochs. More than two needs a clock that jumps ahead.
+const RANKS_MAX: usize = 64;
+
 /// The intervals that a hop has signed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SignedIntervals {
@@ -91,10 +94,15 @@ impl SignedRanks {
         self.0.iter().find(|(of, at, _)| (*of, *at) == (hop, epoch)).map(|(_, _, rank)| *rank)
     }
 
-    /// Notes that a record was signed. Epochs before the last one are forgotten.
+    /// Notes that a record was signed. Epochs before the last one are forgotten, and of too many later ones, which a
+    /// clock that was ahead has left, the farthest.
     pub fn insert(&mut self, hop: u8, epoch: u64, rank: Rank) {
-        self.0.retain(|(of, at, _)| *at + 1 >= epoch && (*of, *at) != (hop, epoch));
+        self.0.retain(|(of, at, _)| at.saturating_add(1) >= epoch && (*of, *at) != (hop, epoch));
         self.0.push((hop, epoch, rank));
+        while self.0.len() > RANKS_MAX {
+            let farthest = self.0.iter().map(|(_, at, _)| *at).max().expect("there are some");
+            self.0.retain(|(_, at, _)| *at != farthest);
+        }
     }
 }
 
@@ -143,6 +151,20 @@ mod tests {
         }
         assert!([10, 11, 12, 13, 500, 501, 502].iter().all(|interval| !signed.insert(*interval, [0; 32])));
         assert_eq!(signed.ranges(), [(10, 13), (500, 502)]);
+    }
+
+    #[test]
+    fn clock_that_jumps_ahead_leaves_few_ranks() {
+        let mut ranks = SignedRanks::default();
+        for ahead in (0..100).rev() {
+            for hop in 1..=8 {
+                ranks.insert(hop, 5 + 10 * ahead, (1, 7, [0; 32]));
+                ranks.insert(hop, 5, (1, 7, [0; 32]));
+            }
+            assert!(ranks.all().len() <= RANKS_MAX);
+        }
+        assert_eq!(ranks.highest(8, 5), Some((1, 7, [0; 32])));
+        assert_eq!(ranks.highest(1, 15), Some((1, 7, [0; 32])), "the nearest later ones stay");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a node keeps on disk (SPEC 7.10): descriptors and floors, and at a hop what it has drawn and signed.
 //!
 //! ```text
-//! "eddy state" | version u8 (1) | fresh u8 | chain id 32 | last draw u64
+//! "eddy state" | version u8 (2) | made u64 | chain id 32 | last draw u64
 //! | n u8, n times (first u64 | last u64)                                           signed intervals
 //! | n u8, n times (interval u64 | hash 32)                                         the latest of them
 //! | n u8, n times (hop u8 | epoch u64 | revision u64 | draw u64 | hash 32)         highest records signed
@@ -9,6 +9,8 @@
 //! | n u8, n times (length u16 | descriptor)
 //! | SHA-256 of all this
 //! ```
+//!
+//! `made` is the time of `eddy keygen`, in seconds since 1970, until the node draws its first setup keys; then 0.
 
 use super::descriptor::SignedDescriptor;
 use super::encoding::{Malformed, Reader, sha256};
@@ -17,7 +19,7 @@ use super::signed::{SignedIntervals, SignedRanks};
 use super::view::View;
 
 const MAGIC: &[u8; 10] = b"eddy state";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HASH_LEN: usize = 32;
 
 /// The content of a state file.
@@ -33,9 +35,9 @@ pub struct State {
 }
 
 impl State {
-    /// That of a node whose keys were made just now.
-    pub fn fresh() -> State {
-        let hop = HopState { fresh: true, ..HopState::default() };
+    /// That of a node whose keys were made at this time, in seconds since 1970.
+    pub fn fresh(made: u64) -> State {
+        let hop = HopState { made, ..HopState::default() };
         State { chain: [0; 32], hop, floors: Vec::new(), descriptors: Vec::new() }
     }
 
@@ -63,7 +65,7 @@ impl State {
                 let _ = view.take_descriptor(hop, descriptor, now_s);
             }
         }
-        if self.hop.fresh || self.chain == *view.chain() {
+        if self.hop.made > 0 || self.chain == *view.chain() {
             self.hop
         } else {
             HopState { last_draw: self.hop.last_draw, ..HopState::default() }
@@ -71,7 +73,7 @@ impl State {
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = [&MAGIC[..], &[VERSION, u8::from(self.hop.fresh)], &self.chain].concat();
+        let mut out = [&MAGIC[..], &[VERSION], &self.hop.made.to_be_bytes(), &self.chain].concat();
         out.extend_from_slice(&self.hop.last_draw.to_be_bytes());
         out.push(self.hop.intervals.ranges().len() as u8);
         for (first, last) in self.hop.intervals.ranges() {
@@ -122,7 +124,7 @@ impl State {
         if sha256(&[content]) != hash {
             return Err(Malformed::Field("the state file is damaged"));
         }
-        let fresh = reader.u8()? == 1;
+        let made = reader.u64()?;
         let (chain, last_draw) = (reader.array()?, reader.u64()?);
         let ranges = many(&mut reader, |reader| Ok((reader.u64()?, reader.u64()?)))?;
         let recent = many(&mut reader, |reader| Ok((reader.u64()?, reader.array()?)))?;
@@ -134,16 +136,17 @@ impl State {
         let floors = many(&mut reader, |reader| Ok((reader.array()?, reader.u64()?)))?;
         let descriptors = many(&mut reader, |reader| {
             let len = usize::from(reader.u16()?);
-            SignedDescriptor::read(reader.bytes(len)?)
+            // One of another version of eddy is left out: its node sends the next one.
+            reader.bytes(len).map(|bytes| SignedDescriptor::read(bytes).ok())
         })?;
         reader.end()?;
         let hop = HopState {
-            fresh,
+            made,
             last_draw,
             intervals: intervals.ok_or(Malformed::Field("the signed intervals are out of order"))?,
             ranks: SignedRanks::restore(ranks),
         };
-        Ok(State { chain, hop, floors, descriptors })
+        Ok(State { chain, hop, floors, descriptors: descriptors.into_iter().flatten().collect() })
     }
 }
 
@@ -162,7 +165,7 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        let mut hop = HopState { fresh: false, last_draw: 77, ..HopState::default() };
+        let mut hop = HopState { made: 0, last_draw: 77, ..HopState::default() };
         for interval in [5, 6, 9] {
             assert!(hop.intervals.insert(interval, [interval as u8; 32]));
         }
@@ -178,10 +181,22 @@ mod tests {
 
     #[test]
     fn state_is_read_as_it_was_written() {
-        for state in [state(), State::fresh()] {
+        for state in [state(), State::fresh(1_800_000_000)] {
             assert_eq!(State::read(&state.to_bytes()), Ok(state));
         }
         assert_eq!((state().floors.len(), state().descriptors.len()), (1, 2));
+    }
+
+    #[test]
+    fn descriptor_of_another_version_costs_only_itself() {
+        let mut bytes = state().to_bytes();
+        let at = bytes.windows(5).position(|window| window == b"eddy\x02").unwrap();
+        bytes[at + 4] = 3;
+        let content = bytes.len() - HASH_LEN;
+        let hash = sha256(&[&bytes[..content]]);
+        bytes[content..].copy_from_slice(&hash);
+        let read = State::read(&bytes).unwrap();
+        assert_eq!((read.descriptors.len(), &read.hop, &read.floors), (1, &state().hop, &state().floors));
     }
 
     #[test]

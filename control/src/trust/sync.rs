@@ -13,7 +13,7 @@ use wire::ids::LinkId;
 
 use super::bundle::{self, Signatures};
 use super::encoding::sha256;
-use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cut};
+use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cells, cut};
 use super::view::{BadRecord, BadSignatures, Bundle, Taken, View};
 use super::{Malformed, SignedDescriptor};
 use crate::admission::Bucket;
@@ -42,8 +42,11 @@ const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
 /// Asks of a neighbouring hop that are remembered, each for another interval.
 const ASKS_MAX: usize = 4;
+/// Records of each hop that an entry remembers to have come on a link: two epochs of them, and one more for a hop that
+/// has started again.
+const RECORDS_CAME_PER_HOP: usize = 3;
 /// Answers of up to so many cells may use up the whole budget, longer ones three quarters of it.
-const SMALL_ANSWER_CELLS: usize = 10;
+const SMALL_ANSWER_CELLS: u32 = 10;
 
 /// The other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,11 +128,16 @@ struct Link {
     offset_ms: Option<i64>,
     /// Items that arrived before what they need. The oldest first.
     early: VecDeque<(ItemKind, Vec<u8>)>,
-    /// Of an entry: no record has come on this link yet. What it holds from another link would tell Mix 1 that both are
-    /// its own.
-    is_blank: bool,
-    /// Entry: the ask that waits for its bundle.
+    /// The latest signatures name records of these hops that are not held; one bit for each. The other side may believe
+    /// that they are, because an ask shows four bytes of a record.
+    unknown: u8,
+    /// Of an entry: hashes of the records that have come on this link, the newest last, and the latest signatures. What
+    /// it holds from another link would tell Mix 1 that both are its own.
+    came: VecDeque<[u8; 32]>,
+    signatures_came: Option<([u8; 32], u8)>,
+    /// Entry: the ask that waits for its bundle, or in the queue.
     waiting: Option<Ask>,
+    is_queued: bool,
     /// Entry: the interval for which an older bundle was sent.
     answered_old: Option<u64>,
 }
@@ -143,8 +151,12 @@ pub struct Sync {
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
-    /// Chooses the waiting entry that is answered first.
+    /// Chooses the entry that is answered first when a bundle that several wait for is complete.
     turn: usize,
+    /// Entries whose answers the budget of all had no room for, in the order in which they are served.
+    queue: VecDeque<LinkId>,
+    /// When the queue is looked at again.
+    queue_at: Duration,
 }
 
 /// A cell's content to send on a link at once, past the pool.
@@ -160,6 +172,8 @@ impl Sync {
             slow,
             wanted: None,
             turn: 0,
+            queue: VecDeque::new(),
+            queue_at: Duration::MAX,
         }
     }
 
@@ -179,8 +193,11 @@ impl Sync {
             acknowledge_at: None,
             offset_ms: None,
             early: VecDeque::new(),
-            is_blank: true,
+            unknown: 0,
+            came: VecDeque::new(),
+            signatures_came: None,
             waiting: None,
+            is_queued: false,
             answered_old: None,
         };
         self.links.insert(id, link);
@@ -264,7 +281,11 @@ impl Sync {
                 if !ask.answer || ask.clock_ms != 0 {
                     return Err(Refused::NotForEntries);
                 }
-                self.answer(view, now, wall_ms, id, ask, out).map(|()| Vec::new())
+                if !link.verifications.take(now) {
+                    link.waiting = None;
+                    return Err(Refused::RateLimited);
+                }
+                self.answer(view, (now, wall_ms), id, ask, false, out).map(|()| Vec::new())
             }
             (_, Peer::Hop | Peer::FirstHop) => match link.reassembly.take(now, content, self.hops)? {
                 Piece::Incomplete => Ok(Vec::new()),
@@ -281,9 +302,15 @@ impl Sync {
                     if !link.verifications.take(now) {
                         return Err(Refused::RateLimited);
                     }
-                    link.is_blank &= !matches!(kind, ItemKind::Record(_));
+                    if let ItemKind::Record(hop) = kind {
+                        link.unknown &= !(1 << (hop - 1));
+                    }
+                    if link.peer == Peer::FirstHop {
+                        link.note_came(kind, &bytes, self.hops);
+                    }
                     let mut news = match take_item(view, wall_ms, kind, &bytes, self.hops)? {
                         Outcome::Early => {
+                            link.unknown |= unknown_records(view, kind, &bytes, self.hops);
                             link.keep_early(kind, bytes, self.hops + 1);
                             return Ok(Vec::new());
                         }
@@ -306,22 +333,20 @@ impl Sync {
         }
     }
 
-    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete.
+    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
+    /// until it is its turn. Longer answers have one queue, so that who asks more often is not served before others.
     fn answer(
         &mut self,
         view: &View,
-        now: Duration,
-        wall_ms: u64,
+        (now, wall_ms): (Duration, u64),
         id: LinkId,
         ask: Ask,
+        is_its_turn: bool,
         out: &mut Vec<Outgoing>,
     ) -> Result<(), Refused> {
         let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
-        if !link.verifications.take(now) {
-            link.waiting = None;
-            return Err(Refused::RateLimited);
-        }
         let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
+        let mut is_old = false;
         match view.complete(ask.interval) {
             Some(bundle) => {
                 items.extend(missing_of(view, bundle, &ask));
@@ -331,27 +356,33 @@ impl Sync {
                 let old = view.newest_complete().filter(|_| link.answered_old != Some(ask.interval));
                 if let Some(old) = old {
                     items.extend(missing_of(view, old, &ask));
-                    link.answered_old = Some(ask.interval);
+                    is_old = true;
                 }
                 link.waiting = Some(ask.clone());
             }
         }
-        let asked = ask;
-        let cells: Vec<Vec<u8>> = items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len)).collect();
-        let count = cells.len() as u32;
-        // A link gets more only while more is free than it has had lately, so none starves the others.
-        let had = LINK_CELLS.burst - link.cells.tokens(now).min(LINK_CELLS.burst);
-        let reserve = if cells.len() <= SMALL_ANSWER_CELLS { had } else { had + ANSWER_CELLS.burst / 4 };
+        let count: u32 = items.iter().map(|item| cells(&item.bytes, link.content_len) as u32).sum();
+        let is_small = count <= SMALL_ANSWER_CELLS;
+        let waits = !is_small && !is_its_turn && !self.queue.is_empty();
+        let reserve = if is_small { 0 } else { ANSWER_CELLS.burst / 4 };
         if link.cells.tokens(now) < count {
             link.waiting = None;
             return Err(Refused::RateLimited);
         }
-        if !self.answers.take_many(now, count, reserve) {
-            (link.waiting, link.look_at) = (Some(asked), now + ANSWER_AGAIN);
+        if waits || !self.answers.take_many(now, count, reserve) {
+            link.waiting = Some(ask);
+            if !std::mem::replace(&mut link.is_queued, true) {
+                self.queue.push_back(id);
+            }
+            self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
             return Err(Refused::RateLimited);
         }
         link.cells.take_many(now, count, 0);
-        out.extend(cells.into_iter().map(|content| (id, content)));
+        if is_old {
+            link.answered_old = Some(ask.interval);
+        }
+        let cells = items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len));
+        out.extend(cells.map(|content| (id, content)));
         Ok(())
     }
 
@@ -372,8 +403,9 @@ impl Sync {
         let first = self.turn % waiting.len().max(1);
         let (before, after) = waiting.split_at(first);
         for (id, ask) in after.iter().chain(before) {
-            let _ = self.answer(view, now, wall_ms, *id, ask.clone(), out);
+            let _ = self.answer(view, (now, wall_ms), *id, ask.clone(), false, out);
         }
+        self.serve_queue(view, (now, wall_ms), out);
 
         let times = view.times();
         let interval = times.signable_at(wall_ms);
@@ -392,10 +424,12 @@ impl Sync {
             let acknowledges = link.acknowledge_at.is_some_and(|at| at <= now);
             if asks || acknowledges {
                 for (i, interval) in intervals.iter().enumerate() {
-                    let ask = own_ask(view, *interval, asks && i == 0, wall_ms);
+                    let mut ask = own_ask(view, *interval, asks && i == 0, wall_ms);
+                    link.show_unknown(&mut ask);
                     out.push((*id, ask.to_bytes()));
                 }
                 link.acknowledge_at = None;
+                link.unknown = 0;
             }
             if asks {
                 let missing = view.complete(interval).is_none() || link.theirs.is_empty();
@@ -412,10 +446,9 @@ impl Sync {
             if link.ask_at <= now {
                 // Its clock is nobody's business: it would be recognised by it.
                 let mut ask = own_ask(view, wanted, true, 0);
-                if link.is_blank {
-                    (ask.hash, ask.signatures) = ([0; 8], 0);
-                    ask.held.iter_mut().for_each(|held| (held.draw, held.record) = (0, [0; 4]));
-                }
+                link.show_what_came(view, &mut ask);
+                link.show_unknown(&mut ask);
+                link.unknown = 0;
                 out.push((*id, ask.to_bytes()));
                 link.ask_at = now + pace(link.asks, self.slow);
                 link.asks += 1;
@@ -423,10 +456,32 @@ impl Sync {
         }
     }
 
+    /// Mix 1: answers those who wait for the budget, the first ones first.
+    fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
+        if self.queue_at > clocks.0 {
+            return;
+        }
+        self.queue_at = Duration::MAX;
+        while let Some(id) = self.queue.front().copied() {
+            // Its link may be gone, or its ask answered, given up, or for another bundle that is not complete.
+            let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
+            if let Some(ask) = self.links.get_mut(&id).and_then(|link| link.waiting.take_if(is_ready)) {
+                let _ = self.answer(view, clocks, id, ask, true, out);
+                if self.queue_at != Duration::MAX {
+                    return;
+                }
+            }
+            self.queue.pop_front();
+            if let Some(link) = self.links.get_mut(&id) {
+                link.is_queued = false;
+            }
+        }
+    }
+
     /// When [`Sync::run`] has something to do next.
     pub fn next_wake(&self) -> Duration {
         let of = |link: &Link| link.look_at.min(link.ask_at).min(link.acknowledge_at.unwrap_or(Duration::MAX));
-        self.links.values().map(of).min().unwrap_or(Duration::MAX)
+        self.links.values().map(of).min().unwrap_or(Duration::MAX).min(self.queue_at)
     }
 }
 
@@ -481,7 +536,7 @@ fn theirs(view: &View, link: &Link, interval: u64) -> Option<Ask> {
     let held = if same_epoch(&known) {
         known.held.clone()
     } else {
-        known.held.iter().map(|held| Held { revision: held.revision, ..Held::default() }).collect()
+        known.held.iter().map(|held| Held { draw: 0, record: [0; 4], ..*held }).collect()
     };
     Some(Ask { interval, hash: [0; 8], signatures: 0, held, ..known.clone() })
 }
@@ -498,16 +553,15 @@ fn lacking(view: &View, interval: u64, theirs: &Ask) -> Vec<Item> {
     let mut records = Vec::new();
     for hop in 1..=view.hops() {
         let held = theirs.held[hop - 1];
-        let newest = view.descriptor(hop);
-        if let Some(newest) = newest.filter(|newest| newest.revision > held.revision) {
-            descriptors.push(descriptor_item(hop, newest));
-        }
+        let newest = view.descriptor(hop).filter(|newest| newest.short_rank() > held.rank());
+        descriptors.extend(newest.map(|newest| descriptor_item(hop, newest)));
         let Some(record) = view.record(hop, epoch) else { continue };
         // Not by the draw: of two records the one with the higher revision may have the lower draw (SPEC 7.8.4).
         if record.hash()[..4] != held.record {
-            let certificate = view.descriptors(hop).iter().find(|held| *held.hash() == record.descriptor);
-            let is_newest = newest.is_some_and(|newest| *newest.hash() == record.descriptor);
-            descriptors.extend(certificate.filter(|_| !is_newest).map(|held| descriptor_item(hop, held)));
+            let certificate = view.descriptors(hop).iter().find(|other| *other.hash() == record.descriptor);
+            let is_sent = newest.is_some_and(|newest| *newest.hash() == record.descriptor);
+            let certificate = certificate.filter(|other| !is_sent && other.short_rank() != held.rank());
+            descriptors.extend(certificate.map(|other| descriptor_item(hop, other)));
             records.push(Item { kind: ItemKind::Record(hop as u8), bytes: record.travelling().to_vec() });
         }
     }
@@ -531,13 +585,13 @@ fn missing_of(view: &View, bundle: &Bundle, ask: &Ask) -> Vec<Item> {
     for (i, (record, certificate)) in bundle.records.iter().zip(&bundle.descriptors).enumerate() {
         let held = ask.held[i];
         let has_record = bundle::tag(record)[..4] == held.record;
-        let newest = view.descriptor(i + 1).filter(|newest| newest.revision > held.revision);
+        let newest = view.descriptor(i + 1).filter(|newest| newest.short_rank() > held.rank());
         if let Some(newest) = newest {
             items.push(descriptor_item(i + 1, newest));
         }
         let is_sent = newest.is_some_and(|newest| Arc::ptr_eq(newest, certificate));
         if !has_record {
-            if certificate.revision != held.revision && !is_sent {
+            if certificate.short_rank() != held.rank() && !is_sent {
                 items.push(descriptor_item(i + 1, certificate));
             }
             records.push(Item { kind: ItemKind::Record(i as u8 + 1), bytes: record.travelling().to_vec() });
@@ -614,7 +668,55 @@ impl Outcome {
     }
 }
 
+/// The hops whose records signatures name and this node does not hold.
+fn unknown_records(view: &View, kind: ItemKind, bytes: &[u8], hops: usize) -> u8 {
+    let signatures = (kind == ItemKind::Signatures).then(|| Signatures::read(bytes, hops).ok()).flatten();
+    signatures.map_or(0, |signatures| view.lacks_records(signatures.interval, &signatures.records))
+}
+
 impl Link {
+    /// Notes, at an entry, which records and signatures Mix 1 knows this link to have.
+    fn note_came(&mut self, kind: ItemKind, bytes: &[u8], hops: usize) {
+        match kind {
+            ItemKind::Record(_) => {
+                let hash = sha256(&[bytes]);
+                self.came.retain(|other| *other != hash);
+                self.came.push_back(hash);
+                if self.came.len() > RECORDS_CAME_PER_HOP * hops {
+                    self.came.pop_front();
+                }
+            }
+            ItemKind::Signatures => {
+                let signatures = Signatures::read(bytes, hops).ok();
+                let signatures = signatures.map(|signatures| (signatures.hash, signatures.present()));
+                self.signatures_came = signatures.or(self.signatures_came);
+            }
+            ItemKind::Descriptor(_) | ItemKind::Clock => {}
+        }
+    }
+
+    /// Takes out of an entry's ask what did not come on this link.
+    fn show_what_came(&self, view: &View, ask: &mut Ask) {
+        let epoch = view.times().epoch_of(ask.interval);
+        for (i, held) in ask.held.iter_mut().enumerate() {
+            let record = view.record(i + 1, epoch).map(|record| sha256(&[record.travelling()]));
+            if !record.is_some_and(|record| self.came.contains(&record)) {
+                (held.draw, held.record) = (0, [0; 4]);
+            }
+        }
+        let came = self.signatures_came.filter(|(hash, _)| hash_tag(hash) == ask.hash);
+        (ask.hash, ask.signatures) = came.map_or(([0; 8], 0), |(_, present)| (ask.hash, ask.signatures & present));
+    }
+
+    /// Says of the hops whose records are unknown that this node holds none.
+    fn show_unknown(&self, ask: &mut Ask) {
+        for (i, held) in ask.held.iter_mut().enumerate() {
+            if self.unknown >> i & 1 == 1 {
+                (held.draw, held.record) = (0, [0; 4]);
+            }
+        }
+    }
+
     /// Keeps an item until something else has arrived: at most `most` of them, of each kind the last one.
     fn keep_early(&mut self, kind: ItemKind, bytes: Vec<u8>, most: usize) {
         self.early.retain(|(other, _)| *other != kind);

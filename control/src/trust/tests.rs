@@ -1,6 +1,6 @@
 //! Whole chains of hops and entries in memory: time passes in steps, links delay and lose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -8,14 +8,14 @@ use rand_chacha::ChaCha20Rng;
 use wire::cell::{Class, Direction, Shape};
 use wire::ids::LinkId;
 use wire::kdf::Secret;
-use wire::setup::{SetupKey, Suite};
+use wire::setup::{SetupKey, SetupPublic, Suite};
 
 use super::chain::{ChainTerms, ClassTerms};
 use super::descriptor::tests::{descriptor, identity};
 use super::descriptor::{HopRole, NUMBER_END, NodeDescriptor, SignedDescriptor};
 use super::hop::{CertifiedKeys, HopSetup, HopState, HopTrust, Step, TrustEvent};
-use super::message::{ItemKind, cut};
-use super::record::EpochRecord;
+use super::message::{ASK, Ask, Held, ItemKind, cut};
+use super::record::{EpochRecord, SignedRecord};
 use super::sync::Peer;
 use super::user::UserTrust;
 use super::view::View;
@@ -113,7 +113,7 @@ impl World {
             saves: 0,
         };
         for hop in 1..=hops {
-            let disk = HopState { fresh: true, ..HopState::default() };
+            let disk = HopState { made: START_MS / 1000, ..HopState::default() };
             let trust = world.start(hop, disk.clone(), 0);
             world.hops.push(Hop { trust, disk, offset_ms: 0 });
         }
@@ -488,6 +488,170 @@ fn descriptor_that_no_bundle_names_is_no_contact() {
     let state = super::state::State::of(view, HopState::default());
     assert!(state.descriptors.iter().all(|descriptor| descriptor.revision == 1), "nor is it on disk");
 }
+
+/// The newest descriptor of a hop as each hop has it.
+fn newest(world: &World, of: usize) -> Vec<[u8; 32]> {
+    world.hops.iter().map(|hop| *hop.trust.view().descriptor(of).unwrap().hash()).collect()
+}
+
+#[test]
+fn of_two_descriptors_with_one_revision_one_spreads() {
+    for not_after in [START_MS - 1, START_MS - 2, START_MS - 3, START_MS - 4] {
+        let mut world = World::new(4, Class::L, (1, 10), 0.05);
+        world.add_user(0);
+        world.run(2000);
+        let first = newest(&world, 3)[0];
+        let second = signed(NodeDescriptor { not_after, ..node(3, 4) }, 3);
+        let counts = first.max(*second.hash());
+        let (now, wall) = (world.now(), world.wall(0));
+        world.hops[0].trust.take_descriptor(3, second, now, wall).unwrap();
+        world.run(5000);
+        assert_eq!(newest(&world, 3), [counts; 4]);
+        world.time_to_bundle(0, 1000);
+        let reported = |hop: usize| {
+            let twice = |event: &&(usize, TrustEvent)| matches!(event, (at, TrustEvent::AmbiguousRevision { hop: 3, revision: 1 }) if *at == hop);
+            world.events.iter().filter(twice).count()
+        };
+        assert_eq!(reported(1), 1);
+        assert!((2..=4).all(|hop| reported(hop) == usize::from(counts != first)));
+    }
+}
+
+/// Two records of one hop, epoch and draw that an ask does not tell apart.
+fn records_alike(view: &View, hop: usize, epoch: u64, draw: u64) -> [SignedRecord; 2] {
+    let certificate = view.descriptor(hop).unwrap();
+    let mut seen = BTreeMap::new();
+    for number in 1u64.. {
+        let mut key = [9; 32];
+        key[..8].copy_from_slice(&number.to_le_bytes());
+        let record = EpochRecord {
+            identity: certificate.identity,
+            descriptor: *certificate.hash(),
+            revision: certificate.revision,
+            epoch,
+            draw,
+            setup: SetupPublic::new(key, None).unwrap(),
+        };
+        let record = record.sign(view.chain(), &identity(hop as u8 + 100));
+        let tag: [u8; 4] = *record.hash().first_chunk().unwrap();
+        if let Some(other) = seen.insert(tag, record.clone()) {
+            return [other, record];
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn hops_agree_on_records_that_asks_do_not_tell_apart() {
+    let mut world = World::new(3, Class::L, (1, 60), 0.0);
+    // Hop 3 is corrupt: it tells hop 1 something other than hop 2, and signs nothing.
+    world.hops[1].trust.link_down(DOWN);
+    world.hops[2].trust.link_down(UP);
+    world.run(50);
+    let view = world.hops[0].trust.view();
+    let epoch = view.times().epoch_of(view.times().interval_at(world.wall(0)));
+    let alike = records_alike(view, 3, epoch, START_MS / 1000 + 9);
+    let (now, wall) = (world.now(), world.wall(0));
+    for (hop, record) in [1, 2].into_iter().zip(&alike) {
+        let len = world.shape.control_content(Direction::Forward, 2);
+        let trust = &mut world.hops[hop - 1].trust;
+        for mut part in cut(ItemKind::Record(3), record.travelling(), len) {
+            part.resize(len, 0);
+            // At hop 2 as if it came from hop 1: its link to hop 3 is down.
+            trust.take(now, wall, if hop == 1 { DOWN } else { UP }, &part).unwrap();
+        }
+        assert_eq!(trust.view().record(3, epoch).unwrap().hash(), record.hash());
+    }
+    world.run(3000);
+    let held = [0, 1].map(|at| *world.hops[at].trust.view().record(3, epoch).unwrap().hash());
+    assert_eq!(held, [*alike[0].hash().max(alike[1].hash()); 2]);
+    world.assert_nobody_signed_twice();
+}
+
+#[test]
+fn node_with_old_keys_waits_for_the_next_interval() {
+    for (ago_s, waits) in [(3600, true), (3599, false)] {
+        let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+        let made = START_MS / 1000 - ago_s;
+        (1..=3).for_each(|hop| world.restart(hop, HopState { made, ..HopState::default() }, 0));
+        world.add_user(0);
+        let running = world.wall(0) / 10_000;
+        world.run(2000);
+        assert_eq!(world.signed.keys().all(|(_, interval)| *interval > running), waits, "{ago_s} s");
+        world.run(10_000);
+        assert!(world.users[0].had.contains(&(running + 1)));
+    }
+}
+
+#[test]
+fn entry_shows_on_a_link_only_what_came_on_it() {
+    let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    world.add_user(0);
+    world.time_to_bundle(0, 1000);
+    let other = LinkId(77);
+    let (now, next) = (world.now(), world.wall(0) + 10_000);
+    let (hops, content) = (world.hops.len(), world.shape.control_content(Direction::Forward, 1));
+    let user = &mut world.users[0].trust;
+    user.link_up(other, content, now);
+    assert!(user.bundle(now, next).is_none());
+    user.tick(now, next);
+    let asks: BTreeMap<LinkId, Ask> = user
+        .steps()
+        .into_iter()
+        .filter_map(|step| match step {
+            Step::Send(link, content) if content[0] == ASK => Some((link, Ask::read(&content, hops).unwrap())),
+            _ => None,
+        })
+        .collect();
+    assert!(asks[&DOWN].held.iter().all(|held| held.draw > 0 && held.record != [0; 4]));
+    assert!(asks[&other].held.iter().all(|held| held.draw == 0 && held.record == [0; 4]));
+    assert!(asks.values().all(|ask| ask.clock_ms == 0 && ask.signatures == 0));
+}
+
+#[test]
+fn entries_that_always_ask_leave_answers_to_others() {
+    const GREEDY: usize = 200;
+    let mut world = World::new(4, Class::S, (10, 3600), 0.0);
+    world.run(2000);
+    let (start, wall) = (world.now(), world.wall(0));
+    let content = world.shape.control_content(Direction::Backward, 1);
+    let trust = &mut world.hops[0].trust;
+    let interval = trust.view().times().interval_at(wall);
+    assert!(trust.view().complete(interval).is_some());
+    let held = vec![Held::default(); 4];
+    let ask = Ask { answer: true, clock_ms: 0, interval, hash: [0; 8], signatures: 0, held }.to_bytes();
+    (0..=GREEDY).for_each(|number| trust.link_up(LinkId(100 + number as u32), Peer::Entry, content, start));
+    let honest = LinkId(100 + GREEDY as u32);
+    let mut sent: BTreeMap<LinkId, usize> = BTreeMap::new();
+    for ms in (0..3000).step_by(20) {
+        let now = start + Duration::from_millis(ms);
+        let mut links: Vec<LinkId> = (0..GREEDY).map(|number| LinkId(100 + number as u32)).collect();
+        // It comes when the others have used up what there is.
+        if ms >= 2000 && ms % 250 == 0 {
+            links.push(honest);
+        }
+        for link in links {
+            let _ = trust.take(now, wall + ms, link, &ask);
+        }
+        trust.tick(&mut world.rng, now, wall + ms);
+        let mut steps = VecDeque::from(trust.steps());
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Send(link, _) => *sent.entry(link).or_default() += 1,
+                Step::Save(number) => {
+                    trust.saved(number, now, wall + ms);
+                    steps.extend(trust.steps());
+                }
+                Step::Event(_) => {}
+            }
+        }
+    }
+    let whole = sent[&honest];
+    assert!(whole > 12, "all of a bundle at once, not {whole} cells");
+    assert!(sent.values().all(|cells| *cells <= 100 + 3 * 100));
+    assert!(sent.values().sum::<usize>() <= 5000 + 3 * 5000);
+}
+
 
 /// Somebody with the keys of hop 2 of three publishes other setup keys in its name.
 fn publish_for_hop_2(world: &mut World, revision: u64, draw: u64) {

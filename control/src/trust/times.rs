@@ -33,6 +33,13 @@ impl Times {
         Duration::from_millis(self.epoch_ms * 7 / 5 + 2 * self.interval_ms)
     }
 
+    /// True if a node that has not drawn keys since they were made, at `made` seconds since 1970, may start as one that
+    /// has never signed: for an epoch. Later its files may come from a backup or from the image of a container.
+    pub fn counts_as_new(&self, made: u64, ms: u64) -> bool {
+        let since_ms = (ms / 1000).checked_sub(made).map(|since| since.saturating_mul(1000));
+        made > 0 && since_ms.is_some_and(|since| since < self.epoch_ms)
+    }
+
     /// The interval that runs at a time.
     pub fn interval_at(&self, ms: u64) -> u64 {
         ms / self.interval_ms

@@ -24,8 +24,9 @@ pub struct UserTrust {
     /// Since when a wanted bundle is missing.
     missing_since: Option<Duration>,
     reported_missing: bool,
-    /// Hops whose second bundle of an interval was reported.
+    /// Hops whose second bundle of an interval, or second descriptor of a revision, was reported.
     signed_twice: BTreeSet<usize>,
+    ambiguous: BTreeSet<usize>,
 }
 
 impl UserTrust {
@@ -41,6 +42,7 @@ impl UserTrust {
             missing_since: None,
             reported_missing: false,
             signed_twice: BTreeSet::new(),
+            ambiguous: BTreeSet::new(),
         }
     }
 
@@ -64,9 +66,16 @@ impl UserTrust {
     ) -> Result<Taken, BadDescriptor> {
         let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
         if taken != Taken::Known {
+            self.report_ambiguous(hop);
             self.save();
         }
         Ok(taken)
+    }
+
+    fn report_ambiguous(&mut self, hop: usize) {
+        if let Some(revision) = self.view.ambiguous_revision(hop).filter(|_| self.ambiguous.insert(hop)) {
+            self.steps.push(Step::Event(TrustEvent::AmbiguousRevision { hop, revision }));
+        }
     }
 
     /// What it holds is worth writing to disk. Nothing waits for that.
@@ -120,6 +129,7 @@ impl UserTrust {
         for hop in self.view.confirm_descriptors(interval, wall_ms / 1000) {
             let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
             self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
+            self.report_ambiguous(hop);
             self.save();
         }
         if self.view.complete(interval).is_some() {

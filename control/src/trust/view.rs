@@ -22,7 +22,7 @@ use super::times::Times;
 const DESCRIPTORS_MAX: usize = 4;
 /// Records of one hop and epoch: that which counts, and earlier ones that bundles under way still name.
 const RECORDS_MAX: usize = 3;
-/// Records of one hop and epoch that are verified in an interval.
+/// New records of one hop and epoch that are taken in an interval.
 const NEW_RECORDS_MAX: u8 = 2;
 /// Descriptors of one hop that neighbours may bring in an interval.
 const NEW_DESCRIPTORS_MAX: u8 = 2;
@@ -38,9 +38,9 @@ struct Hop {
     descriptors: Vec<Arc<SignedDescriptor>>,
     /// By epoch; of each highest rank first.
     records: BTreeMap<u64, Vec<Arc<SignedRecord>>>,
-    /// Records that were verified for an epoch in the running interval.
+    /// New records that were taken for an epoch in the running interval.
     verified: BTreeMap<u64, (u64, u8)>,
-    /// An interval, and the descriptors that neighbours sent in it.
+    /// An interval, and the new descriptors that neighbours sent in it.
     carried: (u64, u8),
     /// Of an entry: descriptors that Mix 1 sent and no bundle has named yet. They certify records and nothing else.
     unconfirmed: Vec<Arc<SignedDescriptor>>,
@@ -178,6 +178,12 @@ impl View {
         &self.hops[hop - 1].descriptors
     }
 
+    /// A revision of which two different descriptors of a hop are held. Its identity has signed both.
+    pub fn ambiguous_revision(&self, hop: usize) -> Option<u64> {
+        let same = |two: &&[Arc<SignedDescriptor>]| two[0].revision == two[1].revision;
+        self.descriptors(hop).windows(2).find(same).map(|two| two[0].revision)
+    }
+
     /// Differs from its last value if a descriptor was taken in, revoked or forgotten since.
     pub fn version(&self) -> u64 {
         self.version
@@ -257,7 +263,8 @@ impl View {
         self.confirms = true;
     }
 
-    /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this interval.
+    /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this interval:
+    /// each one is written to disk.
     pub fn take_carried_descriptor(&mut self, hop: usize, bytes: &[u8], now_ms: u64) -> Option<Taken> {
         let interval = self.times.interval_at(now_ms);
         let held = &mut self.hops[hop - 1];
@@ -270,13 +277,22 @@ impl View {
         if held.carried.1 >= NEW_DESCRIPTORS_MAX {
             return None;
         }
-        held.carried.1 += 1;
         let descriptor = SignedDescriptor::read(bytes).ok()?;
+        let taken = self.take_carried(hop, descriptor, now_ms / 1000)?;
+        // Only what the hop's identity has signed and what changes something counts, so that no neighbour can use up
+        // the share of another hop.
+        if taken != Taken::Known {
+            self.hops[hop - 1].carried.1 += 1;
+        }
+        Some(taken)
+    }
+
+    fn take_carried(&mut self, hop: usize, descriptor: SignedDescriptor, now_s: u64) -> Option<Taken> {
         if !self.confirms {
-            return self.take_descriptor(hop, descriptor, now_ms / 1000).ok();
+            return self.take_descriptor(hop, descriptor, now_s).ok();
         }
         self.check_place(hop, &descriptor).ok()?;
-        let is_valid = matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_));
+        let is_valid = matches!(descriptor.validity(now_s), Validity::Valid(_));
         if !is_valid || descriptor.revision < self.floor(hop) {
             return None;
         }
@@ -389,16 +405,15 @@ impl View {
         let record = read?;
 
         let held = &mut self.hops[hop - 1];
-        held.verified.insert(epoch, (interval, verified + 1));
         let records = held.records.entry(epoch).or_default();
         let at = records.partition_point(|other| other.rank() > record.rank());
+        if at >= RECORDS_MAX {
+            return Ok(Taken::Known);
+        }
+        held.verified.insert(epoch, (interval, verified + 1));
         records.insert(at, Arc::new(record));
         records.truncate(RECORDS_MAX);
-        Ok(match at {
-            0 => Taken::New,
-            _ if at < RECORDS_MAX => Taken::Earlier,
-            _ => Taken::Known,
-        })
+        Ok(if at == 0 { Taken::New } else { Taken::Earlier })
     }
 
     /// Puts in a record that this node has made itself.
@@ -436,6 +451,16 @@ impl View {
             Some((record.clone(), descriptor.clone()))
         };
         tags.iter().enumerate().map(one).collect::<Option<Vec<_>>>().map(|all| all.into_iter().unzip())
+    }
+
+    /// One bit for each hop whose record with this tag is not held.
+    pub fn lacks_records(&self, interval: u64, tags: &[Tag]) -> u8 {
+        let epoch = self.times.epoch_of(interval);
+        let lacks = |(i, tag): (usize, &Tag)| {
+            let held = self.hops[i].records.get(&epoch);
+            !held.is_some_and(|held| held.iter().any(|record| bundle::tag(record) == *tag))
+        };
+        tags.iter().enumerate().map(|one| u8::from(lacks(one)) << one.0).sum()
     }
 
     /// Takes in signatures. Each is judged alone; of a hop the first one of an interval counts.
@@ -505,8 +530,10 @@ impl View {
         let epoch = self.times.epoch_of(interval);
         let held = |hop| {
             let record = self.record(hop, epoch);
+            let (revision, descriptor) = self.descriptor(hop).map_or((0, [0; 2]), |held| held.short_rank());
             Held {
-                revision: self.descriptor(hop).map_or(0, |descriptor| descriptor.revision),
+                revision,
+                descriptor,
                 draw: record.map_or(0, |record| record.draw),
                 record: record.map_or([0; 4], |record| *record.hash().first_chunk().expect("a hash has 32 bytes")),
             }
@@ -550,9 +577,9 @@ impl Bundle {
         self.records.iter().enumerate().map(public).collect()
     }
 
-    /// True if both have the same records.
-    pub fn has_records_of(&self, other: &Bundle) -> bool {
-        self.signatures.records == other.signatures.records
+    /// Hashes of the records, by position - 1.
+    pub fn record_hashes(&self) -> Vec<[u8; 32]> {
+        self.records.iter().map(|record| *record.hash()).collect()
     }
 }
 
@@ -740,6 +767,44 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn replayed_records_use_up_no_share_of_new_ones() {
+        let mut view = full();
+        let mut draw = |draw, now_ms| {
+            let record = record(&view, 1, 1, draw);
+            view.take_record(1, record.travelling(), now_ms)
+        };
+        for (at, new) in [(0, 16), (1, 17), (2, 18)] {
+            assert_eq!(draw(new, NOW_MS + 10_000 * at), Ok(Taken::New));
+        }
+        // A neighbour plays old ones back.
+        let now_ms = NOW_MS + 30_000;
+        (6..12).for_each(|old| assert_eq!(draw(old, now_ms), Ok(Taken::Known)));
+        assert_eq!(draw(19, now_ms), Ok(Taken::New));
+    }
+
+    #[test]
+    fn neighbours_bring_two_descriptors_an_interval() {
+        for is_entry in [false, true] {
+            let mut view = view();
+            if is_entry {
+                view.confirms_descriptors();
+            }
+            let at = |revision| signed(1, move |d| d.revision = revision).bytes().to_vec();
+            // What its identity has not signed uses nothing up, nor what is there already.
+            for revision in 20..30 {
+                let mut forged = at(revision);
+                forged[200] ^= 1;
+                assert_eq!(view.take_carried_descriptor(1, &forged, NOW_MS), None);
+                assert_eq!(view.take_carried_descriptor(1, &at(1), NOW_MS), Some(Taken::Known));
+            }
+            let taken = [5, 6, 7].map(|revision| view.take_carried_descriptor(1, &at(revision), NOW_MS).is_some());
+            assert_eq!(taken, [true, true, false], "entry: {is_entry}");
+            assert!(view.take_carried_descriptor(2, signed(2, |d| d.revision = 5).bytes(), NOW_MS).is_some());
+            assert!(view.take_carried_descriptor(1, &at(7), NOW_MS + 10_000).is_some());
+        }
+    }
+
+    #[test]
     fn record_of_another_time_is_refused() {
         let mut view = view();
         let mut of = |epoch| {
@@ -763,6 +828,16 @@ pub(super) mod tests {
         assert!(view.newest_complete().is_some());
         view.forget(NOW_MS + 40_000);
         assert!(view.newest_complete().is_none());
+    }
+
+    #[test]
+    fn revocation_takes_back_records_and_bundles() {
+        let mut view = full();
+        assert_eq!(view.take_signatures(&signatures(&view, 100, &[1, 2, 3]), NOW_MS), Ok(Taken::New));
+        assert!(view.complete(100).is_some());
+        let revoking = signed(2, |d| (d.revision, d.floor) = (7, 7));
+        assert_eq!(view.take_descriptor(2, revoking, NOW_MS / 1000), Ok(Taken::New));
+        assert!(view.complete(100).is_none() && view.record(2, 1).is_none());
     }
 
     #[test]
@@ -792,7 +867,7 @@ pub(super) mod tests {
         renamed.interval = 103;
         assert_eq!(view.take_signatures(&renamed, NOW_MS), Err(BadSignatures::Interval));
         let mut unknown = signatures(&view, 100, &[1]);
-        unknown.records[2] = [0; 8];
+        unknown.records[2] = [0; 16];
         assert_eq!(view.take_signatures(&unknown, NOW_MS), Err(BadSignatures::NoRecord));
         assert!(view.bundles(100).is_empty() && view.bundles(101).is_empty());
     }

@@ -129,7 +129,7 @@ impl Plan {
 
     /// The configuration of a node that starts for the first time.
     pub fn first(&self, position: usize) -> (Config, TrustSetup) {
-        self.config(position, State::fresh(), UNIX_EPOCH + secs(1_800_000_000))
+        self.config(position, State::fresh(1_800_000_000), UNIX_EPOCH + secs(1_800_000_000))
     }
 
     /// The configuration of a node, and what it starts with if this is on its disk.
@@ -322,9 +322,12 @@ impl World {
     pub fn start_as(&mut self, number: usize, position: usize, up_address: SocketAddr, down_address: SocketAddr) {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.rng.random::<u64>().to_be_bytes());
-        let state =
-            self.disks.get(&number).map_or_else(State::fresh, |bytes| State::read(bytes).expect("it was written"));
         let wall = self.wall(number);
+        let now_s = wall.duration_since(UNIX_EPOCH).expect("it is later").as_secs();
+        let state = match self.disks.get(&number) {
+            Some(bytes) => State::read(bytes).expect("it was written"),
+            None => State::fresh(now_s),
+        };
         let (config, trust) = self.plan.config(position, state, wall);
         let control = Control::new(config, trust, ChaCha20Rng::from_seed(seed), self.now, wall);
         let control = control.expect("the plan is sound");

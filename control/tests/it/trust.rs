@@ -83,7 +83,7 @@ fn chain_recovers_when_all_its_disks_are_lost() {
     for hop in 1..=4 {
         world.stop(hop);
         // No state beside a key is a restart.
-        let lost = State { hop: Default::default(), ..State::fresh() };
+        let lost = State { hop: Default::default(), ..State::fresh(0) };
         world.disks.insert(hop, lost.to_bytes());
         world.start(hop);
     }

@@ -14,7 +14,7 @@ use super::words::{fingerprint, hex, places_and_lanes, utc};
 use crate::config::keys::{read_private, secret};
 use crate::config::source::{Source, Text, decode_base64};
 use crate::config::table_trust::{DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE};
-use crate::config::{ConfigError, Location, NodeRole, encode_base64};
+use crate::config::{ConfigError, Location, NodeRole, encode_base64, sync_folder};
 use crate::init::create;
 
 pub const IDENTITY_KEY: &str = "identity.key";
@@ -257,11 +257,23 @@ pub(super) fn refuse_existing(paths: &[PathBuf], remedy: &str) -> Result<(), Con
     Err(ConfigError::Value { at, what, remedy: remedy.to_owned() })
 }
 
-/// Puts a file in the place of another one, or of none, so that readers see the old one or the new one.
+/// Makes files and their names durable: keys that a power cut takes away cannot be drawn again.
+pub(super) fn sync(paths: &[PathBuf]) -> Result<(), ConfigError> {
+    paths.iter().try_for_each(|path| {
+        let synced = fs::File::open(path).and_then(|file| file.sync_all()).and_then(|()| sync_folder(path));
+        synced.map_err(|why| ConfigError::Unwritable { path: path.clone(), why })
+    })
+}
+
+/// Puts a file in the place of another one, or of none, so that readers see the old one or the new one, also after a
+/// power cut.
 pub(super) fn replace(path: &Path, content: &str) -> Result<(), ConfigError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
     create(&new, content.as_bytes(), 0o644)?;
-    fs::rename(&new, path).map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
+    sync(std::slice::from_ref(&new))?;
+    fs::rename(&new, path)
+        .and_then(|()| sync_folder(path))
+        .map_err(|why| ConfigError::Unwritable { path: path.to_owned(), why })
 }

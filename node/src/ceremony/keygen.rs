@@ -11,7 +11,7 @@ use wire::kdf::{Secret, x25519_public};
 
 use super::files::{
     CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NEXT_NODE_KEY, NODE_KEY, NodeKeys, REQUEST, STATE,
-    descriptor_text, identity_text, node_role, refuse_existing, request_text,
+    descriptor_text, identity_text, node_role, refuse_existing, request_text, sync,
 };
 use super::validity;
 use crate::config::{ConfigError, Location, Value, generate};
@@ -33,6 +33,8 @@ pub struct Plan {
 pub struct Drawn {
     seed: Secret,
     keys: NodeKeys,
+    /// When, in seconds since 1970.
+    made: u64,
     pub descriptor: SignedDescriptor,
 }
 
@@ -90,7 +92,7 @@ pub fn draw(plan: &Plan, now_s: u64) -> Result<Drawn, ConfigError> {
         contacts: plan.contacts.clone(),
     };
     let descriptor = descriptor.sign(&identity).map_err(|why| ConfigError::Arguments(why.to_string()))?;
-    Ok(Drawn { seed, keys, descriptor })
+    Ok(Drawn { seed, keys, made: now_s, descriptor })
 }
 
 impl Drawn {
@@ -105,7 +107,7 @@ impl Drawn {
         create(&path(&names.keys), self.keys.text().as_bytes(), 0o600)?;
         create(&path(&names.descriptor), descriptor_text(&self.descriptor).as_bytes(), 0o644)?;
         create(&path(&names.config), config.as_bytes(), 0o644)?;
-        create(&path(&names.state), &State::fresh().to_bytes(), 0o600)
+        create(&path(&names.state), &State::fresh(self.made).to_bytes(), 0o600)
     }
 }
 
@@ -123,6 +125,7 @@ pub fn keygen(dir: &Path, plan: &Plan, now_s: u64) -> Result<SignedDescriptor, C
     }
     fs::create_dir_all(dir).map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why })?;
     drawn.write(dir, &names, &config(plan))?;
+    sync(&names.all().map(|name| dir.join(name)))?;
     Ok(drawn.descriptor)
 }
 
@@ -188,5 +191,6 @@ pub fn rotate(dir: &Path, force: bool) -> Result<Rotation, ConfigError> {
     let text = request_text(&content)?;
     create(&next, keys.text().as_bytes(), 0o600)?;
     create(&request, text.as_bytes(), 0o644)?;
+    sync(&[next.clone(), request.clone()])?;
     Ok(Rotation { content, keys: next, request })
 }

@@ -60,26 +60,25 @@ pub fn renew(plan: &Plan, now_s: u64) -> Result<Renewed, ConfigError> {
     let beside = || if old.is_request { plan.file.with_file_name(DESCRIPTOR) } else { plan.file.clone() };
     let path = plan.out.clone().unwrap_or_else(beside);
     let replaced = replaced(&path, &old.content)?;
+    let base = base(&old, replaced.as_ref(), &path)?;
 
-    let highest = replaced.as_ref().map_or(0, |known| known.revision).max(old.content.revision);
-    let floor = replaced.as_ref().map_or(0, |known| known.floor).max(old.content.floor);
+    let highest = replaced.as_ref().map_or(0, |known| known.revision).max(base.revision);
+    let floor = replaced.as_ref().map_or(0, |known| known.floor).max(base.floor);
     let revision = now_s.max(highest.saturating_add(1));
     let (not_before, not_after) = validity(now_s, plan.days);
-    let new_keys = match &replaced {
-        Some(known) => known.noise != old.content.noise || known.signing != old.content.signing,
-        None => old.is_request,
-    };
-    // A request has the addresses that its node knew; a newer descriptor may have announced others.
-    let newest = replaced.as_ref().filter(|known| known.revision > old.content.revision);
-    let contacts = newest.map_or(&old.content.contacts, |known| &known.contacts);
-    let contacts = plan.places.moved(contacts, plan.drop_names)?;
+    let (noise, signing) = (old.content.noise, old.content.signing);
+    let new_keys = replaced.as_ref().is_some_and(|known| known.noise != noise || known.signing != signing);
+    let contacts = plan.places.moved(&base.contacts, plan.drop_names)?;
     let content = NodeDescriptor {
+        role: base.role,
         revision,
         floor: if plan.revoke { revision } else { floor },
         not_before,
         not_after,
+        identity: base.identity,
+        noise,
+        signing,
         contacts,
-        ..old.content
     };
     let descriptor = content.sign(&identity).map_err(|why| ConfigError::Value {
         at: old.at,
@@ -88,6 +87,41 @@ pub fn renew(plan: &Plan, now_s: u64) -> Result<Renewed, ConfigError> {
     })?;
     replace(&path, &descriptor_text(&descriptor))?;
     Ok(Renewed { descriptor, path, new_keys })
+}
+
+/// What the new descriptor repeats. Nobody has signed a request, so only its two keys count, which the operator
+/// compares; the rest is that of the last descriptor.
+fn base<'a>(
+    old: &'a Renewable,
+    replaced: Option<&'a SignedDescriptor>,
+    path: &Path,
+) -> Result<&'a NodeDescriptor, ConfigError> {
+    let Some(known) = replaced.map(SignedDescriptor::content).filter(|_| old.is_request) else {
+        if !old.is_request {
+            // A newer one may have announced other addresses.
+            let newer = replaced.filter(|known| known.revision > old.content.revision);
+            return Ok(newer.map_or(&old.content, SignedDescriptor::content));
+        }
+        return Err(ConfigError::Value {
+            at: Location::file(path),
+            what: "the last descriptor of the node is not here, and nobody has signed what else is in the request"
+                .into(),
+            remedy: format!("copy the node's {DESCRIPTOR} there"),
+        });
+    };
+    if old.content.revision > known.revision {
+        return Err(ConfigError::Value {
+            at: old.at.clone(),
+            what: format!(
+                "the request follows revision {}, but {} has revision {}",
+                old.content.revision,
+                path.display(),
+                known.revision
+            ),
+            remedy: format!("copy the node's newest {DESCRIPTOR} there; if it is this one, the request was changed"),
+        });
+    }
+    Ok(known)
 }
 
 /// The descriptor that will be replaced. Another node's is not.

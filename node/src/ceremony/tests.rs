@@ -4,14 +4,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use control::trust::{HopRole, Signer};
+use control::trust::{HopRole, NodeDescriptor, Signer};
 use tempfile::TempDir;
 use wire::cell::Class;
 use wire::kdf::x25519_public;
 
 use super::assemble::{self, assemble};
 use super::contact::Places;
-use super::files::{DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NODE_KEY, NodeKeys, Renewable, read_identity};
+use super::files::{
+    DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NODE_KEY, NodeKeys, Renewable, read_identity, request_text,
+};
 use super::inspect::PublicFile;
 use super::keygen::{self, keygen, rotate};
 use super::renew::{self, renew};
@@ -93,7 +95,7 @@ fn files_of_keygen_belong_together() {
         let config = NodeConfig::read(&folder.join("node.toml")).unwrap();
         assert_eq!((config.role(), &config.chain), (role, &folder.join("chain.toml")));
         assert_eq!((config.keys, config.state), (Some(folder.join(NODE_KEY)), Some(folder.join("node.state"))));
-        assert_eq!(fs::read(folder.join("node.state")).unwrap(), control::trust::State::fresh().to_bytes());
+        assert_eq!(fs::read(folder.join("node.state")).unwrap(), control::trust::State::fresh(NOW).to_bytes());
         assert_eq!(config.up, Some(descriptor.contacts[0].addresses[0]));
     }
 }
@@ -323,11 +325,14 @@ fn rotated_keys_are_certified_by_the_identity() {
     assert_eq!(next.psk_up.as_ref().unwrap().expose(), &[7; 32]);
     assert_eq!(x25519_public(&next.noise), rotation.content.noise);
 
-    // The identity is elsewhere, and only the request gets there.
+    // The identity is elsewhere, and only public files get there.
     let offline = dir.path().join("offline");
     fs::create_dir(&offline).unwrap();
     fs::rename(node.join(IDENTITY_KEY), offline.join(IDENTITY_KEY)).unwrap();
     fs::copy(&rotation.request, offline.join("node.request")).unwrap();
+    let missing = renew(&renew_plan(&offline, "node.request"), NOW + 5).unwrap_err();
+    assert_says(&missing, &["offline/node.desc:", "is not here", "copy the node's node.desc"]);
+    fs::copy(node.join(DESCRIPTOR), offline.join(DESCRIPTOR)).unwrap();
     assert!(Renewable::read(&offline.join("node.request")).unwrap().is_request);
     let renewed = renew(&renew_plan(&offline, "node.request"), NOW + 5).unwrap();
     assert!(renewed.new_keys);
@@ -346,6 +351,30 @@ fn rotated_keys_are_certified_by_the_identity() {
 
     fs::copy(folders[1].join(NODE_KEY), node.join(NODE_KEY)).unwrap();
     assert_says(&rotate(node, true).unwrap_err(), &["node.key: the keys are not those of", "node.desc"]);
+}
+
+#[test]
+fn only_two_keys_of_a_request_are_signed() {
+    let (_dir, folders) = nodes(1);
+    let node = &folders[0];
+    let honest = rotate(node, false).unwrap().content;
+    let before = DescriptorFile::read(&node.join(DESCRIPTOR)).unwrap().descriptor;
+    // Someone changes it on its way: other addresses, another role, and a last revision.
+    let mut changed =
+        NodeDescriptor { role: HopRole::Exit, floor: before.revision, not_after: NOW + 9, ..honest.clone() };
+    changed.contacts = places("203.0.113.66:4700").contacts(1).unwrap();
+    let write =
+        |content: &NodeDescriptor| fs::write(node.join("node.request"), request_text(content).unwrap()).unwrap();
+    write(&changed);
+    let signed = renew(&renew_plan(node, "node.request"), NOW + 5).unwrap().descriptor;
+    assert_eq!((signed.noise, signed.signing), (honest.noise, honest.signing));
+    let rest = |descriptor: &NodeDescriptor| (descriptor.role, descriptor.floor, descriptor.contacts.clone());
+    assert_eq!(rest(&signed), rest(&before));
+    assert!(signed.not_after > NOW + 86_400);
+    changed.revision = (1 << 63) - 2;
+    write(&changed);
+    let why = renew(&renew_plan(node, "node.request"), NOW + 6).unwrap_err();
+    assert_says(&why, &["node.request:", "the request follows revision 9223372036854775806", "copy the node's newest"]);
 }
 
 #[test]

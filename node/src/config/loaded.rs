@@ -107,12 +107,15 @@ impl Loaded {
                 files.state.as_deref().unwrap_or(Path::new("")).display()
             ));
         }
-        // Neighbours may have sent what the state has, so the operator's own files say first who this node is.
+        // Who this node is, says first the chain file, in which no two hops share a key; then the operator's other files;
+        // then what neighbours have sent. A hop may sign a descriptor of its own with the keys of this node.
+        let mut of_chain = View::new(chain.terms.clone());
         let mut of_files = View::new(chain.terms.clone());
         let state = state.map(|state| State::restore(state, &mut view, now_s)).unwrap_or_default();
         for (at, descriptor) in chain.descriptors.iter().enumerate() {
             // Revoked, or older than what the state has. The chain file itself was checked.
             let _ = view.take_descriptor(at + 1, descriptor.clone(), now_s);
+            let _ = of_chain.take_descriptor(at + 1, descriptor.clone(), now_s);
             let _ = of_files.take_descriptor(at + 1, descriptor.clone(), now_s);
         }
         let mut refused = None;
@@ -140,7 +143,8 @@ impl Loaded {
 
         let position = match is_entry {
             true => 0,
-            false => position(&of_files, &keys)
+            false => position(&of_chain, &keys)
+                .or_else(|| position(&of_files, &keys))
                 .or_else(|| position(&view, &keys))
                 .ok_or_else(|| not_in_chain(&config, foreign, refused))?,
         };

@@ -37,6 +37,7 @@ pub use node::parse_idle;
 pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
+pub(crate) use trust_files::sync_folder;
 pub use trust_files::{TrustFiles, wall_s};
 
 /// Receive windows unless configured.

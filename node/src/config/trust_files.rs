@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,9 @@ use wire::kdf::x25519_public;
 use super::loaded::Psks;
 use super::{ChainFile, ConfigError, Location, NodeConfig};
 use crate::ceremony::files::{self, DescriptorFile};
+
+/// Endings of files with replaced keys. A node keeps four descriptors, and the newest and one more may name the others.
+const OLD: [&str; 3] = ["old", "old2", "old3"];
 
 /// Their paths.
 #[derive(Clone, Debug)]
@@ -80,7 +83,7 @@ impl TrustFiles {
         let current = files::NodeKeys::read(path)?;
         let psks = Psks { up: current.psk_up.clone(), down: current.psk_down.clone() };
         let mut all = vec![paired(&current)];
-        for other in [ending(path, "next"), ending(path, "old")] {
+        for other in ["next"].into_iter().chain(OLD).map(|name| ending(path, name)) {
             if other.symlink_metadata().is_ok() {
                 all.push(paired(&files::NodeKeys::read(&other)?));
             }
@@ -92,20 +95,23 @@ impl TrustFiles {
     /// newest descriptor of the node names its keys, and the replaced keys, `node.key.old`, go when no descriptor that
     /// may still be used names them. Returns what was done.
     ///
+    /// There is a `node.key` at any time, also after a crash or a power cut in between.
+    ///
     /// # Errors
     /// A file cannot be read or moved. All keys stay then.
     pub fn settle_keys(&self, view: &View, position: usize) -> Result<Vec<String>, ConfigError> {
         let Some(path) = &self.keys else { return Ok(Vec::new()) };
-        let (next, old) = (ending(path, "next"), ending(path, "old"));
+        let next = ending(path, "next");
         let unwritable = |path: &Path| {
             let path = path.to_owned();
             move |why| ConfigError::Unwritable { path, why }
         };
-        let mut done = Vec::new();
+        let mut done = self.delete_replaced(view, position)?;
         if next.symlink_metadata().is_ok() {
             let keys = files::NodeKeys::read(&next)?;
             if view.descriptor(position).is_some_and(|own| names(own, &keys)) {
-                fs::rename(path, &old).map_err(unwritable(&old))?;
+                let old = self.keep_replaced(path)?;
+                sync_folder(path).map_err(unwritable(path))?;
                 fs::rename(&next, path).map_err(unwritable(path))?;
                 sync_folder(path).map_err(unwritable(path))?;
                 done.push(format!(
@@ -114,14 +120,39 @@ impl TrustFiles {
                     path.display(),
                     old.display()
                 ));
+                done.extend(self.delete_replaced(view, position)?);
             }
         }
-        if old.symlink_metadata().is_ok() {
+        Ok(done)
+    }
+
+    /// Gives the current keys a second name, under which they are found when others are in their place.
+    fn keep_replaced(&self, path: &Path) -> Result<PathBuf, ConfigError> {
+        let all = OLD.map(|name| ending(path, name));
+        // A crash may have left them there.
+        let same = |old: &&PathBuf| {
+            fs::metadata(old).is_ok_and(|old| fs::metadata(path).is_ok_and(|current| is_same(&old, &current)))
+        };
+        if let Some(old) = all.iter().find(same) {
+            return Ok(old.clone());
+        }
+        let free = |old: &&PathBuf| old.symlink_metadata().is_err();
+        let old = all.iter().find(free).unwrap_or(&all[0]);
+        let _ = fs::remove_file(old);
+        fs::hard_link(path, old).map_err(|why| ConfigError::Unwritable { path: old.clone(), why })?;
+        Ok(old.clone())
+    }
+
+    /// Deletes replaced keys that no valid descriptor names.
+    fn delete_replaced(&self, view: &View, position: usize) -> Result<Vec<String>, ConfigError> {
+        let Some(path) = &self.keys else { return Ok(Vec::new()) };
+        let mut done = Vec::new();
+        for old in OLD.map(|name| ending(path, name)).into_iter().filter(|old| old.symlink_metadata().is_ok()) {
             let keys = files::NodeKeys::read(&old)?;
             let now_s = wall_s();
             let lives = |own: &SignedDescriptor| now_s < own.not_after && names(own, &keys);
             if !view.descriptors(position).iter().any(|own| lives(own)) {
-                fs::remove_file(&old).map_err(unwritable(&old))?;
+                fs::remove_file(&old).map_err(|why| ConfigError::Unwritable { path: old.clone(), why })?;
                 done.push(format!("deleted {}: no valid descriptor names these keys", old.display()));
             }
         }
@@ -169,8 +200,13 @@ impl TrustFiles {
     }
 }
 
+/// True if both are one file.
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
 /// Makes changes of names in the folder of a file durable.
-fn sync_folder(file: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(file: &Path) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
@@ -194,14 +230,13 @@ mod tests {
 
     #[test]
     fn state_is_replaced_as_a_whole_and_for_its_owner_only() {
-        use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.state");
         let files = TrustFiles { chain: None, keys: None, state: Some(path.clone()) };
         assert!(files.state().unwrap().is_none());
         for _ in 0..2 {
-            files.save(&State::fresh().to_bytes()).unwrap();
-            assert!(files.state().unwrap().is_some_and(|state| state.hop.fresh));
+            files.save(&State::fresh(7).to_bytes()).unwrap();
+            assert!(files.state().unwrap().is_some_and(|state| state.hop.made == 7));
         }
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -245,11 +280,24 @@ mod tests {
             revoke,
         };
         renew(&plan(false), wall_s()).unwrap();
+        // A crash after the first half of the change.
+        fs::hard_link(key(""), key(".old")).unwrap();
         assert_eq!(settle().len(), 1);
-        assert_eq!((fs::read(key("")).unwrap(), fs::read(key(".old")).unwrap()), (new, old));
-        assert!(!key(".next").exists() && settle().is_empty(), "old keys answer until their descriptor ends");
+        let content = |ending: &str| fs::read(key(ending)).unwrap();
+        assert_eq!((content(""), content(".old")), (new.clone(), old.clone()));
+        assert!(!key(".next").exists() && !key(".old2").exists());
+        assert!(settle().is_empty(), "old keys answer until their descriptor ends");
+
+        // Further ones, before the first two descriptors have ended.
+        fs::copy(dir.path().join("node.desc"), dir.path().join("second.desc")).unwrap();
+        rotate(dir.path(), true).unwrap();
+        renew(&plan(false), wall_s()).unwrap();
+        assert_eq!(settle().len(), 1);
+        assert_eq!((content(".old"), content(".old2")), (old, new));
+        assert_eq!(Loaded::read(&config).unwrap().trust.keys.len(), 3);
+
         renew(&plan(true), wall_s()).unwrap();
-        assert_eq!(settle().len(), 1);
-        assert!(!key(".old").exists(), "revoked keys go");
+        assert_eq!(settle().len(), 2);
+        assert!(!key(".old").exists() && !key(".old2").exists(), "revoked keys go");
     }
 }

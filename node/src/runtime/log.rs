@@ -55,6 +55,8 @@ pub struct Log {
     /// Names of the hops.
     hops: Vec<String>,
     signed_twice: Trouble,
+    /// News of descriptors, by position - 1: a hop may sign one every few seconds.
+    descriptors: Vec<Trouble>,
 }
 
 /// A neighbour, as log lines name it.
@@ -211,6 +213,7 @@ impl Log {
             clients: ClientTroubles::default(),
             hops: (1..=hops).filter_map(name).collect(),
             signed_twice: Trouble::default(),
+            descriptors: (1..=hops).map(|_| Trouble::default()).collect(),
         }
     }
 
@@ -291,8 +294,19 @@ impl Log {
         let name = |hop: &usize| self.hops.get(*hop - 1).cloned().unwrap_or_default();
         match event {
             TrustEvent::Descriptor { hop, revision } => {
+                if self.descriptors.get_mut(*hop - 1).is_some_and(|news| news.occurs(now)) {
+                    let name = name(hop);
+                    info!(peer = name, revision, "{name} has a newer descriptor, revision {revision}");
+                }
+            }
+            TrustEvent::AmbiguousRevision { hop, revision } => {
                 let name = name(hop);
-                info!(peer = name, revision, "{name} has a newer descriptor, revision {revision}");
+                warn!(
+                    peer = name,
+                    revision,
+                    "{name} has signed two descriptors of revision {revision}: one counts, the same at all nodes; sign another \
+                     one with `eddy renew`"
+                );
             }
             TrustEvent::SignedTwice { hop, interval } => {
                 let name = name(hop);

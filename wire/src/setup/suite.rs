@@ -7,7 +7,6 @@ use std::fmt;
 
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use super::BadSetup;
 use crate::kdf::{LowOrder, Secret, extract, x25519, x25519_public};
@@ -126,18 +125,21 @@ pub struct SetupKey {
 }
 
 struct MlKemKey {
-    bytes: Zeroizing<Vec<u8>>,
+    public: Box<[u8; MLKEM_PUBLIC_LEN]>,
     key: DecapsulationKey,
 }
 
 impl MlKemKey {
     fn new(bytes: &[u8]) -> Result<MlKemKey, BadMlKem> {
         let key = DecapsulationKey::new(&ML_KEM_768, bytes).map_err(|_| BadMlKem)?;
-        Ok(MlKemKey { bytes: Zeroizing::new(bytes.to_vec()), key })
+        Ok(MlKemKey::with_public_part(key, bytes))
     }
 
-    fn public(&self) -> &[u8] {
-        &self.bytes[MLKEM_PUBLIC_AT..MLKEM_PUBLIC_AT + MLKEM_PUBLIC_LEN]
+    /// `bytes` are those of the key, which includes its public part. They are not kept: the private part is in memory
+    /// once.
+    fn with_public_part(key: DecapsulationKey, bytes: &[u8]) -> MlKemKey {
+        let public = bytes[MLKEM_PUBLIC_AT..MLKEM_PUBLIC_AT + MLKEM_PUBLIC_LEN].try_into().expect("of this length");
+        MlKemKey { public: Box::new(public), key }
     }
 
     fn decapsulate(&self, ciphertext: &[u8]) -> Option<Secret> {
@@ -154,7 +156,7 @@ impl SetupKey {
     pub fn new(x25519: Secret, mlkem: Option<&[u8]>) -> Result<SetupKey, BadMlKem> {
         let Some(bytes) = mlkem else { return Ok(SetupKey { x25519, mlkem: None }) };
         let key = MlKemKey::new(bytes)?;
-        let trial = encapsulate(key.public())?;
+        let trial = encapsulate(&key.public[..])?;
         let opened = key.decapsulate(&trial.ciphertext[..]).ok_or(BadMlKem)?;
         // A key that does not fit its own public part would refuse every setup without an error.
         (opened.expose() == trial.secret.expose()).then_some(SetupKey { x25519, mlkem: Some(key) }).ok_or(BadMlKem)
@@ -164,8 +166,8 @@ impl SetupKey {
     pub fn generate(suite: Suite, x25519: Secret) -> SetupKey {
         let mlkem = (suite == Suite::Hybrid).then(|| {
             let key = DecapsulationKey::generate(&ML_KEM_768).expect("aws-lc has random bytes");
-            let bytes = Zeroizing::new(key.key_bytes().expect("a new key has bytes").as_ref().to_vec());
-            MlKemKey { bytes, key }
+            let bytes = key.key_bytes().expect("a new key has bytes");
+            MlKemKey::with_public_part(key, bytes.as_ref())
         });
         SetupKey { x25519, mlkem }
     }
@@ -175,17 +177,12 @@ impl SetupKey {
     }
 
     pub fn public(&self) -> SetupPublic {
-        let mlkem = self.mlkem.as_ref().map(|key| Box::new(key.public().try_into().expect("of this length")));
+        let mlkem = self.mlkem.as_ref().map(|key| key.public.clone());
         SetupPublic { x25519: x25519_public(&self.x25519), mlkem }
     }
 
     pub const fn x25519(&self) -> &Secret {
         &self.x25519
-    }
-
-    /// The decapsulation key, in suite 2.
-    pub fn mlkem(&self) -> Option<&[u8]> {
-        self.mlkem.as_ref().map(|key| &key.bytes[..])
     }
 
     /// What the hop agrees on with the sender of this head.
@@ -196,13 +193,6 @@ impl SetupKey {
         // Decapsulation fails only with a broken key, never because of the ciphertext.
         let kem = self.mlkem.as_ref().map(|key| key.decapsulate(ciphertext).ok_or(BadSetup::Forged)).transpose()?;
         Ok(Agreed { dh, kem })
-    }
-}
-
-impl Clone for SetupKey {
-    fn clone(&self) -> SetupKey {
-        let mlkem = self.mlkem.as_ref().map(|key| MlKemKey::new(&key.bytes).expect("it was loaded before"));
-        SetupKey { x25519: self.x25519.clone(), mlkem }
     }
 }
 
@@ -302,7 +292,7 @@ mod tests {
             ct[usize::from(seed)] ^= 1;
             assert_eq!(mlkem.decapsulate(&ct).unwrap().expose()[..], oracle.decapsulate(&ct)[..]);
             // And what we encapsulate, they open.
-            let made = encapsulate(mlkem.public()).unwrap();
+            let made = encapsulate(&mlkem.public[..]).unwrap();
             assert_eq!(oracle.decapsulate(&(*made.ciphertext).into())[..], made.secret.expose()[..]);
         }
     }
@@ -310,7 +300,8 @@ mod tests {
     #[test]
     fn malformed_keys_are_refused() {
         let key = key();
-        let (public, private) = (*key.public().mlkem().unwrap(), key.mlkem().unwrap().to_vec());
+        let public = *key.public().mlkem().unwrap();
+        let private = key.mlkem.as_ref().unwrap().key.key_bytes().unwrap().as_ref().to_vec();
         assert!(SetupPublic::new([1; 32], Some(&public)).is_ok());
         // A coefficient of 0xfff is not below 3329.
         let mut wrong = public;

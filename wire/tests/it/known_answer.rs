@@ -270,7 +270,7 @@ fn pass_setup(
     let (mut setups, mut cells) = (Vec::new(), Vec::new());
     for (i, (hop, link)) in chain.iter().zip(links).enumerate() {
         cells.push(setup_cells(shape, info.suite, link, i, &onion));
-        let opened = setup::open(shape, i + 1, &hop.public.descriptor_hash, &hop.key, info, &onion).unwrap();
+        let opened = setup::open(shape, i + 1, &[hop.public.descriptor_hash], &hop.key, info, &onion).unwrap();
         let (tag, rest) = (opened.tag, opened.rest.clone());
         let (ephemeral, secrets) = opened.answer(secret("y", i)).unwrap();
         setups.push(json!({
