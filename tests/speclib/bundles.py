@@ -65,20 +65,21 @@ def check_bundles(report, eddy):
         check_lies(report, chain, liar)
         check_bad_items(report, chain, liar)
         check_draws(report, chain, liar)
-        chain.enter("--forward", f"{chain.host}:5000={':'.join(map(str, echo.address))}", channels=1)
+        chain.enter("--forward", forward(chain, echo, 5000), channels=1)
         client = Client(loop, chain)
         check_own_record(report, chain, liar)
         check_renewed_descriptors(report, chain, liar, client)
         with report.check("bundles: afterwards a real entry's datagrams pass, and Mix 1 has refused nothing"):
             client.echo(bytes(40))
             same("drops", liar.drops(), {})
+        check_move(report, chain, liar, echo)
 
 
 def lies(liar):
     """What an entry may be sent instead of the truth, and whether it then refuses an item."""
     carriage, keys, terms = liar.carriage, liar.carriage.keys, liar.me.terms
     e = carriage.epoch()
-    # Records of Mix 1 that no other hop has seen; the second claims to be Mix 2's.
+    # Keys and a descriptor of Mix 1 that no other hop has seen.
     other, _ = draw_keys(terms, liar.me.descriptor, keys.signing, e, carriage.last_draw + 100)
     newer = carriage.me()._replace(revision=carriage.me().revision + 1).signed(keys.identity)
 
@@ -112,16 +113,17 @@ def lies(liar):
         return lie
 
     def descriptor(items, _ask, bundle):
-        _, *theirs = signatures(lambda _: {1: None})(items, _ask, bundle)
-        return [(DESCRIPTOR_OF + 1, newer.text()), *theirs]
+        return [(DESCRIPTOR_OF + 1, newer.text()), *signatures(lambda _: {1: None})(items, _ask, bundle)]
+
+    def altered_record(items, _ask, _bundle):
+        return [(kind, flip_bit(text, 40) if kind == RECORD_OF + 1 else text) for kind, text in items]
 
     def earlier(items, ask, bundle):
         before = carriage.holdings.bundle(ask.n - 1)
         return carriage.holdings.lacking(ask, before.records, before) if before else []
 
-    forged = flip_bit(other.travel(), 40)
-    as_mix2 = other._replace(identity=terms.identities[1], certificate=liar.carriage.holdings.newest(2).hash())
-    as_mix2 = as_mix2._replace(revision=liar.carriage.holdings.newest(2).revision).signed(terms, keys.signing)
+    mix2 = carriage.holdings.newest(2)
+    as_mix2 = other._replace(identity=mix2.identity, certificate=mix2.hash(), revision=mix2.revision)
     return {
         "without the signature of Mix 1": (False, signatures(lambda _: {1: None})),
         "without the signature of the exit": (False, signatures(lambda _: {3: None})),
@@ -135,8 +137,8 @@ def lies(liar):
         "with a signature under another label": (True, signatures(lambda b: {1: sign(keys.signing, EPOCH, b.hash)})),
         "of the interval before": (False, earlier),
         "with a record of Mix 1 that this user alone gets": (True, record(1, other)),
-        "with an altered record": (True, lambda i, _, b: [(RECORD_OF + 1, forged), *item(b)]),
-        "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2)),
+        "with an altered record": (True, altered_record),
+        "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2.signed(terms, keys.signing))),
         "with a newer descriptor of Mix 1, and without its signature": (False, descriptor),
     }
 
@@ -157,6 +159,7 @@ def check_lies(report, chain, liar):
 
     with report.check("bundles: an entry that is told the truth gets a channel meanwhile"):
         loop.until(lambda: chain.status("honest")["channels"] == 1, "a channel")
+        assert liar.setups_from(PORT - 1), "no setup"
 
     def asks_after(what):
         first = liar.told.get(ports[what])
@@ -302,6 +305,27 @@ def check_renewed_descriptors(report, chain, liar, client):
             lambda: [hop["revision"] for hop in chain.status("late")["trust"]["hops"]] == revisions,
             f"revisions {revisions}",
         )
+
+
+def check_move(report, chain, liar, echo):
+    """7.3.7"""
+    (host, port), loop = liar.me.address, liar.up.loop
+    entry = liar.carriage.me().entries[0]._replace(addresses=((host, port), (host, port + 50)))
+    adopts(report, "bundles: Python Mix 1 announces another address", chain, liar, entries=(entry,))
+    with report.check("bundles: it moves there, and a real entry follows and keeps its channel"):
+        chain.enter("--forward", forward(chain, echo, 5001), name="follows", channels=1, down=f"{host}:{PORT - 2}")
+        client = Client(loop, chain, 5001)
+        client.echo(bytes(43))
+        link = next(link for link in liar.up.links if link.address == (host, PORT - 2))
+        channels, promotions = set(link.channels), link.promotions
+        liar.up.rebind(host, port + 50)
+        client.echo(bytes(44))
+        assert link.promotions > promotions, "no handshake"
+        same("channels", set(link.channels), channels)
+
+
+def forward(chain, echo, port):
+    return f"{chain.host}:{port}={':'.join(map(str, echo.address))}"
 
 
 def is_named(carriage, hop):

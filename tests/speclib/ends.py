@@ -84,6 +84,13 @@ class End:
         loop.add(sock, self.receive)
         loop.ticks.append(self.tick)
 
+    def rebind(self, host, port=0):
+        """Moves to another port."""
+        self.loop.selector.unregister(self.sock)
+        self.sock.close()
+        self.sock = bound(host, port)
+        self.loop.add(self.sock, self.receive)
+
     def receive(self, datagram, source):
         try:
             if len(datagram) == self.handshake_length:

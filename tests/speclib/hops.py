@@ -17,9 +17,9 @@ from .user import Echo, lengths
 class Client:
     """An application of a real entry."""
 
-    def __init__(self, loop, chain):
+    def __init__(self, loop, chain, port=5000):
         self.sock, self.received, self.loop = bound(chain.host), [], loop
-        self.sock.connect((chain.host, 5000))
+        self.sock.connect((chain.host, port))
         loop.add(self.sock, lambda datagram, _: self.received.append(datagram))
 
     def echo(self, *texts):

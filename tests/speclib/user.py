@@ -43,10 +43,7 @@ class Entry:
 
     def rebind(self):
         """Moves to another port."""
-        self.loop.selector.unregister(self.down.sock)
-        self.down.sock.close()
-        self.down.sock = bound(self.host)
-        self.loop.add(self.down.sock, self.down.receive)
+        self.down.rebind(self.host)
 
     def renew(self):
         index = self.down.shake()

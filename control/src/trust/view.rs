@@ -99,7 +99,7 @@ pub enum BadDescriptor {
     NotAnExit(usize),
     #[error("it has no address for class {0}, which the chain carries")]
     NoContact(wire::cell::Class),
-    #[error("it is not valid for another {0} s: check this host's clock with `date -u`")]
+    #[error("it is not valid for another {}: check this host's clock with `date -u`", crate::config::span(*.0))]
     NotYet(u64),
     #[error("its revision {revision} is revoked: {floor} is the lowest that counts")]
     Revoked { revision: u64, floor: u64 },
