@@ -6,18 +6,19 @@ import signal
 
 from .chain import Chain
 from .ends import Loop
-from .holdings import wall_ms
+from .holdings import ABSENT, wall_ms
 from .hops import Client
 from .nodes import Mix
 from .protocol import PART, flip_bit
 from .report import same
 from .trust import (
     BUNDLE, DESCRIPTOR_OF, EPOCH, RECORD_OF, SIGNATURES,
-    bundle_hash, draw_keys, ed25519_public, part_contents, sign,
+    Bundle, bundle_hash, draw_keys, ed25519_public, part_contents, sign,
 )  # fmt: skip
 from .user import Echo
 
 PORT = 6000  # of the entry that gets the first lie
+NAMED = "that names a record of Mix 1 which does not come"
 
 
 class Liar(Mix):
@@ -47,9 +48,8 @@ class Liar(Mix):
         """Remembers who signed what."""
         type(self.carriage).on_item(self.carriage, link, item, text)
         if item == SIGNATURES:
-            present = text[40 + 8 * self.size.hops]
-            self.signed |= {(int.from_bytes(text[:8]), hop, text[8:40])
-                            for hop in self.carriage.holdings.hops if present >> hop - 1 & 1}  # fmt: skip
+            n, hash_, _, signatures = Bundle.split(self.size.hops, text)
+            self.signed |= {(n, hop, hash_) for hop in signatures}
 
     def setups_from(self, port):
         return [shards for link in self.up.links if link.address == (self.me.address[0], port)
@@ -95,7 +95,7 @@ def lies(liar):
 
         return lie
 
-    def record(hop, one):
+    def record(hop, one, is_sent=True):
         """Puts a record into the place of a hop's, with Mix 1's signature over what follows from it."""
 
         def lie(items, _ask, bundle):
@@ -103,8 +103,10 @@ def lies(liar):
             hash_ = bundle_hash(terms, bundle.n, records)
             theirs = {i: held for i, held in bundle.signatures.items() if i > 1}
             mine = {1: sign(keys.signing, BUNDLE, hash_)}
-            kept = [held for held in items if held[0] not in (SIGNATURES, RECORD_OF + hop)]
             changed = bundle._replace(records=records, hash=hash_)
+            if not is_sent:
+                return [held for held in items if held[0] != SIGNATURES] + item(changed, signatures=mine)
+            kept = [held for held in items if held[0] not in (SIGNATURES, RECORD_OF + hop)]
             return [
                 *kept, (RECORD_OF + hop, one.travel()), *item(changed, signatures=mine),
                 *item(changed, signatures=theirs),
@@ -137,6 +139,7 @@ def lies(liar):
         "with a signature under another label": (True, signatures(lambda b: {1: sign(keys.signing, EPOCH, b.hash)})),
         "of the interval before": (False, earlier),
         "with a record of Mix 1 that this user alone gets": (True, record(1, other)),
+        NAMED: (False, record(1, other, is_sent=False)),
         "with an altered record": (True, altered_record),
         "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2.signed(terms, keys.signing))),
         "with a newer descriptor of Mix 1, and without its signature": (False, descriptor),
@@ -177,6 +180,10 @@ def check_lies(report, chain, liar):
     with report.check("bundles: a descriptor that no bundle names is in no ask"):
         shown = {ask.descriptors[0][0] for asks in liar.asks.values() for ask in asks}
         same("revisions", shown, {liar.me.descriptor.revision})
+
+    with report.check("bundles: a real entry reports no record of a hop while it lacks one that signatures name"):
+        asks = liar.asks[ports[NAMED]]
+        loop.until(lambda: any(ask.records[0] == ABSENT != ask.records[1] for ask in asks), "such an ask")
 
     with report.check("bundles: told the truth, all of them get channels"):
         liar.lies.clear()
