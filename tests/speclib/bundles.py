@@ -13,7 +13,7 @@ from .protocol import PART, flip_bit
 from .report import same
 from .trust import (
     BUNDLE, DESCRIPTOR_OF, EPOCH, RECORD_OF, SIGNATURES,
-    Bundle, bundle_hash, draw_keys, ed25519_public, part_contents, sign,
+    Bundle, Descriptor, bundle_hash, draw_keys, ed25519_public, part_contents, sign,
 )  # fmt: skip
 from .user import Echo
 
@@ -304,6 +304,14 @@ def check_renewed_descriptors(report, chain, liar, client):
         report, "bundles: a Python hop revokes its signing key, and real nodes adopt another", chain, liar, **changes
     )
 
+    with report.check("bundles: of two descriptors of one revision, real hops take the one with the higher hash"):
+        me = carriage.me()
+        both = [me._replace(revision=me.revision + 1, not_after=me.not_after + i) for i in range(2)]
+        for one in sorted((one.signed(carriage.keys.identity) for one in both), key=Descriptor.order):
+            carriage.renew(one)
+            loop.until(lambda: is_named(carriage, 1), "a bundle that names it")
+        assert "two descriptors of revision" in chain.log("mix2"), "no report of mix2"
+
     with report.check("bundles: another entry gets all these descriptors with its bundle, and a channel"):
         chain.enter(name="late", channels=1)
         loop.until(lambda: chain.status("late")["channels"] == 1, "a channel")
@@ -338,7 +346,7 @@ def forward(chain, echo, port):
 def is_named(carriage, hop):
     """By the bundle of the running interval: the newest descriptor of a hop."""
     bundle = carriage.bundle()
-    return bundle and bundle.records[hop - 1].revision == carriage.holdings.newest(hop).revision
+    return bundle and bundle.records[hop - 1].certificate == carriage.holdings.newest(hop).hash()
 
 
 def adopts(report, what, chain, liar, **changes):
