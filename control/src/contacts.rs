@@ -53,7 +53,7 @@ impl Contacts {
         self.version = Some(view.version());
         let (position, hops) = (config.position, config.shape.hops());
         let statics = |hop: usize| {
-            let all = (1..=hops).contains(&hop).then(|| view.descriptors(hop)).unwrap_or_default();
+            let all = if (1..=hops).contains(&hop) { view.descriptors(hop) } else { &[] };
             let mut statics: Vec<[u8; 32]> = Vec::with_capacity(all.len());
             for descriptor in all {
                 if !statics.contains(&descriptor.noise) {

@@ -126,9 +126,9 @@ impl BundleKeys {
     /// Looks at the clock and for the bundle, or asks for it. True if the keys are others than before.
     fn look(&mut self, user: &mut UserTrust, now: Duration, wall_ms: u64) -> bool {
         let times = user.view().times();
-        let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(wall_ms));
-        self.next_interval = at(times.interval_start(times.interval_at(wall_ms) + 1));
-        self.near_switch_until = times.near_switch_until(wall_ms).map(at);
+        let wait = |until_ms: u64| Duration::from_millis(until_ms.saturating_sub(wall_ms));
+        self.next_interval = now + wait(times.interval_start(times.interval_at(wall_ms) + 1));
+        self.near_switch_until = times.near_switch_until(wall_ms).map(|until_ms| now + wait(until_ms));
         let chain = *user.view().chain();
         let bundle = user.bundle(now, wall_ms);
         self.are_usable = bundle.is_some();

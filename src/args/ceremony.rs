@@ -86,6 +86,9 @@ pub struct KeygenArgs {
     /// Writes node.key.next, and node.request, which `eddy renew` signs.
     #[arg(long, conflicts_with_all = ["role", "addresses", "names", "classes", "lanes", "days"])]
     pub rotate: bool,
+    /// Which node of a folder of `eddy init` to rotate: mix1 for mix1.key
+    #[arg(long, default_value = "node", value_name = "NODE", requires = "rotate", hide_short_help = true)]
+    pub node: String,
     /// Overwrite existing files, including keys
     #[arg(long)]
     pub force: bool,

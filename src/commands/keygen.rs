@@ -7,7 +7,7 @@ use anyhow::Context;
 use control::trust::{HopRole, SignedDescriptor};
 use eddy_node::ceremony::contact::Places;
 use eddy_node::ceremony::files::{IDENTITY_KEY, node_role};
-use eddy_node::ceremony::keygen::{Plan, Rotation, keygen, rotate};
+use eddy_node::ceremony::keygen::{Names, Plan, Rotation, keygen, rotate};
 use eddy_node::ceremony::{fingerprint, utc};
 use eddy_node::config::ConfigError;
 
@@ -21,7 +21,7 @@ use crate::args::KeygenArgs;
 pub fn run(args: &KeygenArgs) -> anyhow::Result<()> {
     let text = match args.role {
         Some(role) => new_node(args, role.into())?,
-        None => rotated(&args.out, &rotate(&args.out, args.force)?),
+        None => rotated(args, &rotate(&args.out, &args.node, args.force)?),
     };
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }
@@ -60,18 +60,20 @@ fn created(dir: &Path, descriptor: &SignedDescriptor) -> String {
     )
 }
 
-fn rotated(dir: &Path, rotation: &Rotation) -> String {
+fn rotated(args: &KeygenArgs, rotation: &Rotation) -> String {
+    let node = &args.node;
+    let identity = if node == "node" { IDENTITY_KEY.to_owned() } else { Names::among_others(node).identity };
     format!(
         "Drew new keys for {} in {}:\n\n  \
-         node.key.next  the new keys; they stay on this host, beside node.key\n  \
-         node.request   public: sign it where identity.key is\n\n\
+         {node}.key.next  the new keys; they stay on this host, beside {node}.key\n  \
+         {node}.request   public: sign it where {identity} is\n\n\
          noise    {}\n\
          signing  {}\n\n\
-         Compare these fingerprints there, and bring back the node.desc that this writes:\n\n  \
-         eddy inspect node.request\n  \
-         eddy renew --identity identity.key node.request\n",
+         Compare these fingerprints there, and bring back the {node}.desc that this writes:\n\n  \
+         eddy inspect {node}.request\n  \
+         eddy renew --identity {identity} {node}.request\n",
         node_role(rotation.content.role).with_article(),
-        dir.display(),
+        args.out.display(),
         fingerprint(&rotation.content.noise),
         fingerprint(&rotation.content.signing),
     )

@@ -65,13 +65,13 @@ pub(super) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
 /// Why bytes are not what they should be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    #[error("truncated ({0} bytes): fetch it again")]
+    #[error("truncated ({0} bytes)")]
     Truncated(usize),
-    #[error("{0} bytes follow the end: fetch it again; a file holds one of them only")]
+    #[error("{0} bytes follow the end")]
     Trailing(usize),
     #[error("too long ({0} bytes, at most {1})")]
     TooLong(usize, usize),
-    #[error("not an eddy descriptor: check the file or URL")]
+    #[error("not an eddy descriptor")]
     NotADescriptor,
     #[error(
         "unsupported descriptor version {found} (expected {expected}): both sides must run matching versions of eddy"

@@ -365,7 +365,7 @@ impl HopTrust {
         let published = |epoch: &u64| *epoch == running || times.publish_at(*epoch) <= wall_ms;
         for epoch in [running, running + 1].into_iter().filter(published) {
             let higher =
-                |held: &&Arc<SignedRecord>| !self.keyring.record(epoch).is_some_and(|mine| mine.rank() >= held.rank());
+                |held: &&Arc<SignedRecord>| self.keyring.record(epoch).is_none_or(|mine| mine.rank() < held.rank());
             // One of a higher revision cannot be outdone: the keys of that descriptor are elsewhere.
             let foreign = self.view.record(self.position, epoch).filter(higher).map(|held| (held.revision, held.draw));
             let foreign = foreign.filter(|(revision, _)| *revision == own.revision).map(|(_, draw)| draw);
@@ -414,7 +414,8 @@ impl HopTrust {
             return;
         }
         let Some(records) = self.view.records(interval) else {
-            self.ask_once(now, interval);
+            // Once for all intervals that can be signed now, or every arrival would cause another ask.
+            self.ask_once(now, times.signable_at(wall_ms));
             return;
         };
         let epoch = times.epoch_of(interval);

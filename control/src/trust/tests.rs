@@ -652,7 +652,6 @@ fn entries_that_always_ask_leave_answers_to_others() {
     assert!(sent.values().sum::<usize>() <= 5000 + 3 * 5000);
 }
 
-
 /// Somebody with the keys of hop 2 of three publishes other setup keys in its name.
 fn publish_for_hop_2(world: &mut World, revision: u64, draw: u64) {
     let stolen = signed(NodeDescriptor { revision, ..node(2, 3) }, 2);

@@ -46,6 +46,9 @@ struct Hop {
     unconfirmed: Vec<Arc<SignedDescriptor>>,
 }
 
+/// Records with their descriptors, by position - 1.
+type Named = (Vec<Arc<SignedRecord>>, Vec<Arc<SignedDescriptor>>);
+
 /// The signatures over one set of records, and what they were verified with.
 #[derive(Clone)]
 pub struct Bundle {
@@ -96,7 +99,7 @@ pub enum BadDescriptor {
     NotAnExit(usize),
     #[error("it has no address for class {0}, which the chain carries")]
     NoContact(wire::cell::Class),
-    #[error("it is not valid for another {0} s: check this host's clock with `date -u`")]
+    #[error("it is not valid for another {}: check this host's clock with `date -u`", crate::config::span(*.0))]
     NotYet(u64),
     #[error("its revision {revision} is revoked: {floor} is the lowest that counts")]
     Revoked { revision: u64, floor: u64 },
@@ -441,7 +444,7 @@ impl View {
     }
 
     /// The records that these tags name, with their descriptors.
-    fn named(&self, interval: u64, tags: &[Tag]) -> Option<(Vec<Arc<SignedRecord>>, Vec<Arc<SignedDescriptor>>)> {
+    fn named(&self, interval: u64, tags: &[Tag]) -> Option<Named> {
         let at_s = self.times.interval_start(interval) / 1000;
         let epoch = self.times.epoch_of(interval);
         let one = |(i, wanted): (usize, &Tag)| {

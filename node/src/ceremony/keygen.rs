@@ -10,8 +10,8 @@ use dataplane::stage::pool::Mixing;
 use wire::kdf::{Secret, x25519_public};
 
 use super::files::{
-    CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NEXT_NODE_KEY, NODE_KEY, NodeKeys, REQUEST, STATE,
-    descriptor_text, identity_text, node_role, refuse_existing, request_text, sync,
+    CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NODE_KEY, NodeKeys, STATE, descriptor_text, identity_text,
+    node_role, refuse_existing, request_text, sync,
 };
 use super::validity;
 use crate::config::{ConfigError, Location, Value, generate};
@@ -160,21 +160,22 @@ pub struct Rotation {
     pub request: PathBuf,
 }
 
-/// Draws the next keys of the node in `dir`: `node.key.next`, and `node.request` for the owner of its identity. Its
-/// pre-shared keys stay.
+/// Draws the next keys of a node in `dir`: `NAME.key.next`, and `NAME.request` for the owner of its identity. Its
+/// pre-shared keys stay. NAME is `node` in a folder of `eddy keygen`, and for example `mix1` in one of `eddy init`.
 ///
 /// # Errors
-/// `node.key` or `node.desc` cannot be read, they do not belong together, or a file exists and may not be overwritten.
-pub fn rotate(dir: &Path, force: bool) -> Result<Rotation, ConfigError> {
-    let (key_path, next, request) = (dir.join(NODE_KEY), dir.join(NEXT_NODE_KEY), dir.join(REQUEST));
+/// `NAME.key` or `NAME.desc` cannot be read, they do not belong together, or a file exists and may not be overwritten.
+pub fn rotate(dir: &Path, name: &str, force: bool) -> Result<Rotation, ConfigError> {
+    let file = |ending: &str| dir.join(format!("{name}.{ending}"));
+    let (key_path, next, request, descriptor_path) = (file("key"), file("key.next"), file("request"), file("desc"));
     let old_keys = NodeKeys::read(&key_path)?;
-    let DescriptorFile { descriptor, .. } = DescriptorFile::read(&dir.join(DESCRIPTOR))?;
+    let DescriptorFile { descriptor, .. } = DescriptorFile::read(&descriptor_path)?;
     let own = x25519_public(&old_keys.noise) == descriptor.noise
         && Signer::from_seed(&old_keys.signing).public() == descriptor.signing;
     if !own {
         return Err(ConfigError::Value {
             at: Location::file(&key_path),
-            what: format!("the keys are not those of {}", dir.join(DESCRIPTOR).display()),
+            what: format!("the keys are not those of {}", descriptor_path.display()),
             remedy: "run this in the folder of the node, with its own two files".to_owned(),
         });
     }

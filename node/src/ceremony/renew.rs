@@ -17,7 +17,7 @@ pub struct Plan {
     pub identity: PathBuf,
     /// A descriptor, or a request of the node.
     pub file: PathBuf,
-    /// Where the new descriptor is written. None: `node.desc` beside a request, else in place of the descriptor.
+    /// Where the new descriptor is written. None: beside a request with the ending .desc, else in place of the descriptor.
     pub out: Option<PathBuf>,
     /// Addresses and names that replace all earlier ones; its classes are not used.
     pub places: Places,
@@ -57,7 +57,7 @@ pub fn renew(plan: &Plan, now_s: u64) -> Result<Renewed, ConfigError> {
             remedy: "name the identity.key that was made with this node".to_owned(),
         });
     }
-    let beside = || if old.is_request { plan.file.with_file_name(DESCRIPTOR) } else { plan.file.clone() };
+    let beside = || if old.is_request { plan.file.with_extension("desc") } else { plan.file.clone() };
     let path = plan.out.clone().unwrap_or_else(beside);
     let replaced = replaced(&path, &old.content)?;
     let base = base(&old, replaced.as_ref(), &path)?;

@@ -318,8 +318,8 @@ fn rotated_keys_are_certified_by_the_identity() {
     let text = fs::read_to_string(node.join(NODE_KEY)).unwrap() + &format!("psk_up = \"{psk}\"\n");
     fs::write(node.join(NODE_KEY), text).unwrap();
     let old = DescriptorFile::read(&node.join(DESCRIPTOR)).unwrap().descriptor;
-    let rotation = rotate(node, false).unwrap();
-    assert_says(&rotate(node, false).unwrap_err(), &["node.key.next", "exists", "--force"]);
+    let rotation = rotate(node, "node", false).unwrap();
+    assert_says(&rotate(node, "node", false).unwrap_err(), &["node.key.next", "exists", "--force"]);
     assert_eq!(fs::metadata(&rotation.keys).unwrap().mode() & 0o777, 0o600);
     let next = NodeKeys::read(&rotation.keys).unwrap();
     assert_eq!(next.psk_up.as_ref().unwrap().expose(), &[7; 32]);
@@ -350,14 +350,14 @@ fn rotated_keys_are_certified_by_the_identity() {
     assert_eq!((&again.descriptor.contacts, again.new_keys), (&moved.contacts, false));
 
     fs::copy(folders[1].join(NODE_KEY), node.join(NODE_KEY)).unwrap();
-    assert_says(&rotate(node, true).unwrap_err(), &["node.key: the keys are not those of", "node.desc"]);
+    assert_says(&rotate(node, "node", true).unwrap_err(), &["node.key: the keys are not those of", "node.desc"]);
 }
 
 #[test]
 fn only_two_keys_of_a_request_are_signed() {
     let (_dir, folders) = nodes(1);
     let node = &folders[0];
-    let honest = rotate(node, false).unwrap().content;
+    let honest = rotate(node, "node", false).unwrap().content;
     let before = DescriptorFile::read(&node.join(DESCRIPTOR)).unwrap().descriptor;
     // Someone changes it on its way: other addresses, another role, and a last revision.
     let mut changed =
@@ -402,7 +402,7 @@ fn inspect_says_who_where_and_until_when() {
     assert_eq!(file.json(NOW)["hops"].as_array().unwrap().len(), 3);
     assert_eq!(file.json(NOW)["id"], super::hex(&made.id));
 
-    rotate(&folders[0], false).unwrap();
+    rotate(&folders[0], "node", false).unwrap();
     let text = PublicFile::read(&folders[0].join("node.request"), NOW).unwrap().text(Path::new("r"), NOW);
     assert!(text.starts_with("r: request of a mix for new keys, not signed"), "{text}");
     let why = PublicFile::read(&folders[0].join(IDENTITY_KEY), NOW).unwrap_err();

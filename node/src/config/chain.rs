@@ -56,13 +56,13 @@ impl ChainFile {
         let terms = read_terms(&table, &hops)?;
 
         let said = table.text("id");
-        let id: [u8; 32] = said.bytes("id")?;
-        if said.value != hex(&id) {
-            return Err(said.wrong("id must be 32 bytes in hex, in lower case", AGAIN));
+        if said.value.len() != 64 || !said.value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(said.wrong("id must be 64 hexadecimal digits, in lower case", AGAIN));
         }
-        if id != terms.id() {
+        let id = terms.id();
+        if said.value != hex(&id) {
             let name = path.file_name().unwrap_or(path.as_os_str()).display();
-            let what = format!("{name} was changed: id says {}, content gives {}", hex(&id), hex(&terms.id()));
+            let what = format!("{name} was changed: id says {}, content gives {}", said.value, hex(&id));
             return Err(said.wrong(what, AGAIN));
         }
 

@@ -302,7 +302,7 @@ impl NodeConfig {
             return Err(wrong(
                 "role",
                 format!("this node is {} in this chain, not {}", right.with_article(), self.role().with_article()),
-                "correct `role`, or `chain`".to_owned(),
+                "correct `role`, `chain` or `keys`".to_owned(),
             ));
         }
         // Everyone computes timeouts from the chain's largest delay.

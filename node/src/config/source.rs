@@ -184,11 +184,10 @@ impl Text<'_> {
         self.source.at(&self.span)
     }
 
-    /// Bytes in base64 or hex.
+    /// Bytes in base64.
     pub(crate) fn bytes<const N: usize>(&self, key: &str) -> Result<[u8; N], ConfigError> {
-        let decoded = if self.value.len() == 2 * N { decode_hex(self.value) } else { STANDARD.decode(self.value).ok() };
-        decoded.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
-            self.wrong(format!("{key} must be {N} bytes in base64 or hex"), "copy it from where it was published")
+        decode_base64(self.value).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+            self.wrong(format!("{key} must be {N} bytes in base64"), "copy it from where it was published")
         })
     }
 }
@@ -512,9 +511,4 @@ pub fn encode_base64(bytes: &[u8]) -> String {
 
 pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
-}
-
-fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
-    pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect()
 }

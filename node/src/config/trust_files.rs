@@ -176,7 +176,7 @@ impl TrustFiles {
         State::read(&bytes).map(Some).map_err(|why| ConfigError::Value {
             at: Location::file(path),
             what: why.to_string(),
-            remedy: "restore a copy, or delete the file; a hop then waits for the next interval before it signs".into(),
+            remedy: "delete the file; a hop then waits for the next interval before it signs".into(),
         })
     }
 
@@ -223,7 +223,7 @@ fn names(descriptor: &SignedDescriptor, keys: &files::NodeKeys) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ceremony::keygen::{self, rotate};
+    use crate::ceremony::keygen::rotate;
     use crate::ceremony::renew::{self, renew};
     use crate::config::Loaded;
     use crate::init::{self, Plan};
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(&path, "eddy state").unwrap();
         let why = files.state().unwrap_err().to_string();
-        assert!(why.contains("node.state: ") && why.contains("restore a copy"), "{why}");
+        assert!(why.contains("node.state: ") && why.contains("delete the file"), "{why}");
         let nowhere = TrustFiles { state: Some(dir.path().join("none/node.state")), ..files };
         assert!(nowhere.save(b"x").is_err());
     }
@@ -252,27 +252,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let addresses = [1, 2].map(|host| std::net::SocketAddr::from(([192, 0, 2, host], 4700)));
         init::write(dir.path(), &Plan::new(&addresses)).unwrap();
-        // Mix 1 as a node with a folder of its own.
-        let names = (keygen::Names::among_others("mix1"), keygen::Names::alone());
-        for (from, to) in names.0.all().into_iter().zip(names.1.all()) {
-            fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
-        }
-        let config = dir.path().join("node.toml");
-        let text = fs::read_to_string(&config).unwrap().replace("mix1.key", "node.key");
-        fs::write(&config, text).unwrap();
-        let key = |ending: &str| dir.path().join(format!("node.key{ending}"));
+        let config = dir.path().join("mix1.toml");
+        let key = |ending: &str| dir.path().join(format!("mix1.key{ending}"));
         let settle = || {
             let Loaded { files, position, trust, .. } = Loaded::read(&config).unwrap();
             assert_eq!(position, 1);
             files.settle_keys(&trust.view, position).unwrap()
         };
 
-        rotate(dir.path(), false).unwrap();
+        rotate(dir.path(), "mix1", false).unwrap();
         let (old, new) = (fs::read(key("")).unwrap(), fs::read(key(".next")).unwrap());
         assert!(settle().is_empty(), "no descriptor names the next keys yet");
         let plan = |revoke| renew::Plan {
-            identity: dir.path().join("identity.key"),
-            file: dir.path().join("node.request"),
+            identity: dir.path().join("mix1.identity.key"),
+            file: dir.path().join("mix1.request"),
             out: None,
             places: Default::default(),
             drop_names: false,
@@ -289,8 +282,8 @@ mod tests {
         assert!(settle().is_empty(), "old keys answer until their descriptor ends");
 
         // Further ones, before the first two descriptors have ended.
-        fs::copy(dir.path().join("node.desc"), dir.path().join("second.desc")).unwrap();
-        rotate(dir.path(), true).unwrap();
+        fs::copy(dir.path().join("mix1.desc"), dir.path().join("second.desc")).unwrap();
+        rotate(dir.path(), "mix1", true).unwrap();
         renew(&plan(false), wall_s()).unwrap();
         assert_eq!(settle().len(), 1);
         assert_eq!((content(".old"), content(".old2")), (old, new));

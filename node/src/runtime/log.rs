@@ -54,8 +54,9 @@ pub struct Log {
     clients: ClientTroubles,
     /// Names of the hops.
     hops: Vec<String>,
-    signed_twice: Trouble,
-    /// News of descriptors, by position - 1: a hop may sign one every few seconds.
+    /// By position - 1, like the next one.
+    signed_twice: Vec<Trouble>,
+    /// News of descriptors: a hop may sign one every few seconds.
     descriptors: Vec<Trouble>,
 }
 
@@ -212,7 +213,7 @@ impl Log {
             deaf: Trouble::default(),
             clients: ClientTroubles::default(),
             hops: (1..=hops).filter_map(name).collect(),
-            signed_twice: Trouble::default(),
+            signed_twice: (1..=hops).map(|_| Trouble::default()).collect(),
             descriptors: (1..=hops).map(|_| Trouble::default()).collect(),
         }
     }
@@ -310,10 +311,12 @@ impl Log {
             }
             TrustEvent::SignedTwice { hop, interval } => {
                 let name = name(hop);
-                if self.signed_twice.occurs(now) {
+                if self.signed_twice.get_mut(*hop - 1).is_some_and(|trouble| trouble.occurs(now)) {
                     warn!(
                         peer = name,
-                        interval, "{name} has signed two bundles of one interval: it is corrupt, or its state was lost"
+                        interval,
+                        "{name} has signed two bundles of one interval: ask its operator whether a second node runs with its \
+                         files; if not, somebody has its keys, and new ones must be drawn"
                     );
                 }
             }
@@ -345,8 +348,8 @@ impl Log {
                 "revision {revision} of this node's descriptor names keys that are not here: put them next to the key file \
                  and reload with SIGHUP"
             ),
-            // The warnings before it have the remedy.
-            TrustEvent::OwnExpired => warn!("this node's descriptor has expired: it signs nothing"),
+            // `Expiry` reports it.
+            TrustEvent::OwnExpired => {}
             TrustEvent::OwnRecordElsewhere { draw } => warn!(
                 draw,
                 "another node publishes setup keys in the name of this one, or the state file was lost: look for a copy of \

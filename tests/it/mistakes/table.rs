@@ -161,7 +161,7 @@ table! { NODE:
 
 table! { CHAIN:
     "a chain id cut short", Line("chain.toml", "id", "id = \"00\""), MIX,
-        &["chain.toml:4: id must be 32 bytes in base64 or hex"];
+        &["chain.toml:4: id must be 64 hexadecimal digits, in lower case"];
     "the id of another chain",
         Line("chain.toml", "id", "id = \"0000000000000000000000000000000000000000000000000000000000000000\""),
         "config check entry.toml", &["chain.toml:4: chain.toml was changed: id says 0000", "content gives"];
@@ -220,14 +220,14 @@ table! { KEYS:
     "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
         &["mix1.key:3: noise must be 32 bytes in base64"];
     "a state file that is none", Do(|s| fs::write(s.path("mix1.state"), "nothing").unwrap()), MIX,
-        &["mix1.state: not a state file of eddy", "restore a copy, or delete the file"];
+        &["mix1.state: not a state file of eddy", ": delete the file"];
     "a damaged state file",
         Do(|s| {
             let mut state = fs::read(s.path("mix1.state")).unwrap();
             *state.last_mut().unwrap() ^= 1;
             fs::write(s.path("mix1.state"), state).unwrap();
         }), MIX,
-        &["mix1.state: the state file is damaged", "restore a copy, or delete the file"];
+        &["mix1.state: the state file is damaged", ": delete the file"];
 }
 
 table! { SOCKETS:

@@ -3,10 +3,9 @@
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
 use super::super::subject::Subject;
+use eddy_node::ceremony::span;
 use eddy_node::runtime::expiry::stage;
 use eddy_node::runtime::node::DESCRIPTORS_KEPT;
-
-const DAY: u64 = 86_400;
 
 /// The permissions of the key file.
 pub fn keys(subject: &Subject, facts: &Facts) -> Finding {
@@ -71,13 +70,6 @@ pub fn descriptors_valid(subject: &Subject, facts: &Facts) -> Finding {
     }
 }
 
-/// A time in its largest unit.
-fn span(seconds: u64) -> String {
-    let units = [(DAY, "days"), (3600, "hours"), (60, "minutes")];
-    let unit = units.iter().find(|(length, _)| seconds >= 2 * length);
-    unit.map_or_else(|| format!("{seconds} s"), |(length, name)| format!("{} {name}", seconds / length))
-}
-
 /// The synchronisation of the clock.
 pub fn clock(_: &Subject, facts: &Facts) -> Finding {
     const NAME: &str = "clock";
@@ -87,8 +79,8 @@ pub fn clock(_: &Subject, facts: &Facts) -> Finding {
         Some(false) => Finding::warning(
             NAME,
             "not synchronised (a guest's may be correct anyway: compare `date -u`)",
-            "a node does not start if its clock is over an hour slow when the chain is new; neighbours refuse a node whose \
-             clock was set back (`stale-timestamp`)",
+            "a hop whose clock differs by 2 s signs too late, and then nobody can open channels through the chain; neighbours \
+             refuse a node whose clock was set back (`stale-timestamp`)",
         )
         .fix(Fix::Do {
             what: "`sudo timedatectl set-ntp true`, or install chrony".to_owned(),
@@ -135,6 +127,8 @@ pub fn locked_memory(_: &Subject, _: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    const DAY: u64 = 86_400;
+
     use super::super::super::facts::sound;
     use super::super::super::finding::Severity;
     use super::super::super::subject::KeyFile;
