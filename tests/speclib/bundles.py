@@ -206,6 +206,8 @@ def check_bad_items(report, chain, liar):
     def descriptor(**changes):
         return DESCRIPTOR_OF + 1, me._replace(revision=me.revision + 1, **changes).signed(keys.identity).text()
 
+    last = carriage.holdings.newest(3)
+    as_exit = sound._replace(identity=last.identity, certificate=last.hash(), revision=last.revision)
     foreign = sound._replace(signature=sign(keys.signing, EPOCH, bytes(32) + sound.body()))
     items = {
         "a record with a wrong signature": (RECORD_OF + 1, flip_bit(sound.travel(), -1)),
@@ -215,7 +217,7 @@ def check_bad_items(report, chain, liar):
         "a record with an X25519 key of low order": record(x25519=bytes(32)),
         "a record with a coefficient beyond q": record(mlkem=b"\xff\xff" + sound.mlkem[2:]),
         "a record that is a byte longer": (RECORD_OF + 1, sound.travel() + b"\0"),
-        "a record as that of another hop": (RECORD_OF + 3, sound.travel()),
+        "a record of Mix 1 as that of the exit": (RECORD_OF + 3, as_exit.signed(terms, keys.signing).travel()),
         "a descriptor with a wrong signature": (DESCRIPTOR_OF + 1, flip_bit(descriptor()[1], -1)),
         "a descriptor of the future": descriptor(not_before=wall_ms() // 1000 + 600),
         "a descriptor of an exit": descriptor(role=2),
