@@ -6,18 +6,19 @@ import signal
 
 from .chain import Chain
 from .ends import Loop
-from .holdings import wall_ms
+from .holdings import ABSENT, wall_ms
 from .hops import Client
 from .nodes import Mix
 from .protocol import PART, flip_bit
 from .report import same
 from .trust import (
     BUNDLE, DESCRIPTOR_OF, EPOCH, RECORD_OF, SIGNATURES,
-    bundle_hash, draw_keys, ed25519_public, part_contents, sign,
+    Bundle, Descriptor, bundle_hash, draw_keys, ed25519_public, part_contents, sign,
 )  # fmt: skip
 from .user import Echo
 
 PORT = 6000  # of the entry that gets the first lie
+NAMED = "that names a record of Mix 1 which does not come"
 
 
 class Liar(Mix):
@@ -47,9 +48,8 @@ class Liar(Mix):
         """Remembers who signed what."""
         type(self.carriage).on_item(self.carriage, link, item, text)
         if item == SIGNATURES:
-            present = text[40 + 8 * self.size.hops]
-            self.signed |= {(int.from_bytes(text[:8]), hop, text[8:40])
-                            for hop in self.carriage.holdings.hops if present >> hop - 1 & 1}  # fmt: skip
+            n, hash_, _, signatures = Bundle.split(self.size.hops, text)
+            self.signed |= {(n, hop, hash_) for hop in signatures}
 
     def setups_from(self, port):
         return [shards for link in self.up.links if link.address == (self.me.address[0], port)
@@ -95,7 +95,7 @@ def lies(liar):
 
         return lie
 
-    def record(hop, one):
+    def record(hop, one, is_sent=True):
         """Puts a record into the place of a hop's, with Mix 1's signature over what follows from it."""
 
         def lie(items, _ask, bundle):
@@ -103,8 +103,10 @@ def lies(liar):
             hash_ = bundle_hash(terms, bundle.n, records)
             theirs = {i: held for i, held in bundle.signatures.items() if i > 1}
             mine = {1: sign(keys.signing, BUNDLE, hash_)}
-            kept = [held for held in items if held[0] not in (SIGNATURES, RECORD_OF + hop)]
             changed = bundle._replace(records=records, hash=hash_)
+            if not is_sent:
+                return [held for held in items if held[0] != SIGNATURES] + item(changed, signatures=mine)
+            kept = [held for held in items if held[0] not in (SIGNATURES, RECORD_OF + hop)]
             return [
                 *kept, (RECORD_OF + hop, one.travel()), *item(changed, signatures=mine),
                 *item(changed, signatures=theirs),
@@ -137,6 +139,7 @@ def lies(liar):
         "with a signature under another label": (True, signatures(lambda b: {1: sign(keys.signing, EPOCH, b.hash)})),
         "of the interval before": (False, earlier),
         "with a record of Mix 1 that this user alone gets": (True, record(1, other)),
+        NAMED: (False, record(1, other, is_sent=False)),
         "with an altered record": (True, altered_record),
         "with a record of Mix 2 that Mix 1 signed": (True, record(2, as_mix2.signed(terms, keys.signing))),
         "with a newer descriptor of Mix 1, and without its signature": (False, descriptor),
@@ -178,6 +181,10 @@ def check_lies(report, chain, liar):
         shown = {ask.descriptors[0][0] for asks in liar.asks.values() for ask in asks}
         same("revisions", shown, {liar.me.descriptor.revision})
 
+    with report.check("bundles: a real entry reports no record of a hop while it lacks one that signatures name"):
+        asks = liar.asks[ports[NAMED]]
+        loop.until(lambda: any(ask.records[0] == ABSENT != ask.records[1] for ask in asks), "such an ask")
+
     with report.check("bundles: told the truth, all of them get channels"):
         liar.lies.clear()
         for name in names.values():
@@ -199,6 +206,8 @@ def check_bad_items(report, chain, liar):
     def descriptor(**changes):
         return DESCRIPTOR_OF + 1, me._replace(revision=me.revision + 1, **changes).signed(keys.identity).text()
 
+    last = carriage.holdings.newest(3)
+    as_exit = sound._replace(identity=last.identity, certificate=last.hash(), revision=last.revision)
     foreign = sound._replace(signature=sign(keys.signing, EPOCH, bytes(32) + sound.body()))
     items = {
         "a record with a wrong signature": (RECORD_OF + 1, flip_bit(sound.travel(), -1)),
@@ -208,7 +217,7 @@ def check_bad_items(report, chain, liar):
         "a record with an X25519 key of low order": record(x25519=bytes(32)),
         "a record with a coefficient beyond q": record(mlkem=b"\xff\xff" + sound.mlkem[2:]),
         "a record that is a byte longer": (RECORD_OF + 1, sound.travel() + b"\0"),
-        "a record as that of another hop": (RECORD_OF + 3, sound.travel()),
+        "a record of Mix 1 as that of the exit": (RECORD_OF + 3, as_exit.signed(terms, keys.signing).travel()),
         "a descriptor with a wrong signature": (DESCRIPTOR_OF + 1, flip_bit(descriptor()[1], -1)),
         "a descriptor of the future": descriptor(not_before=wall_ms() // 1000 + 600),
         "a descriptor of an exit": descriptor(role=2),
@@ -297,6 +306,14 @@ def check_renewed_descriptors(report, chain, liar, client):
         report, "bundles: a Python hop revokes its signing key, and real nodes adopt another", chain, liar, **changes
     )
 
+    with report.check("bundles: of two descriptors of one revision, real hops take the one with the higher hash"):
+        me = carriage.me()
+        both = [me._replace(revision=me.revision + 1, not_after=me.not_after + i) for i in range(2)]
+        for one in sorted((one.signed(carriage.keys.identity) for one in both), key=Descriptor.order):
+            carriage.renew(one)
+            loop.until(lambda: is_named(carriage, 1), "a bundle that names it")
+        assert "two descriptors of revision" in chain.log("mix2"), "no report of mix2"
+
     with report.check("bundles: another entry gets all these descriptors with its bundle, and a channel"):
         chain.enter(name="late", channels=1)
         loop.until(lambda: chain.status("late")["channels"] == 1, "a channel")
@@ -331,7 +348,7 @@ def forward(chain, echo, port):
 def is_named(carriage, hop):
     """By the bundle of the running interval: the newest descriptor of a hop."""
     bundle = carriage.bundle()
-    return bundle and bundle.records[hop - 1].revision == carriage.holdings.newest(hop).revision
+    return bundle and bundle.records[hop - 1].certificate == carriage.holdings.newest(hop).hash()
 
 
 def adopts(report, what, chain, liar, **changes):

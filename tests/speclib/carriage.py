@@ -19,7 +19,7 @@ class LinkState(SimpleNamespace):
     """Of one link."""
 
     def __init__(self):
-        super().__init__(asks={}, parts=Parts(), paces={}, report=False, wanted=None, told=None)
+        super().__init__(asks={}, parts=Parts(), paces={}, lacks=set(), report=False, wanted=None, told=None)
 
     def is_due(self, key, now, slow_s):
         """7.8.4: every 250 ms, after eight times slowly."""
@@ -74,11 +74,13 @@ class Carriage:
             require(len(text) == 8, "form of a clock")
             self.answers += 1
         elif item == SIGNATURES:
+            self.state(link).lacks = self.holdings.lacks(text)
             self.on_new(item, self.holdings.add_signatures(text))
         else:
             require(kind in (DESCRIPTOR_OF, RECORD_OF) and hop in self.holdings.hops, "item")
             add = self.holdings.add_descriptor if kind == DESCRIPTOR_OF else self.holdings.add_record
             self.on_new(item, add(hop, text))
+            self.state(link).lacks -= {hop} if kind == RECORD_OF else set()
 
     def on_new(self, item, is_new):
         pass
@@ -95,7 +97,7 @@ class UserCarriage(Carriage):
         link, n = end.link, self.interval()
         if self.wants and link.current and not self.holdings.bundle(n) and self.state(link).is_due(n, now, self.slow_s):
             bare = not self.holdings.records
-            self.send(end, link, self.holdings.ask(n, WANTS_ANSWER, 0, bare).content())
+            self.send(end, link, self.holdings.ask(n, WANTS_ANSWER, 0, bare, self.state(link).lacks).content())
 
     def on_ask(self, _end, _link, _ask):
         raise Refused("an ask of Mix 1")
@@ -290,5 +292,5 @@ class HopCarriage(Carriage):
                     self.send_item(end, link, item, text)
             if state.is_due(n, now, self.slow_s) if self.is_wanting(state, n, now) else state.report:
                 flags = WANTS_ANSWER if self.is_wanting(state, n, now) else 0
-                self.send(end, link, self.holdings.ask(n, flags, ms).content())
+                self.send(end, link, self.holdings.ask(n, flags, ms, named=state.lacks).content())
         state.report = False

@@ -102,10 +102,16 @@ class Holdings:
     def newest_bundle(self):
         return next(filter(None, map(self.bundle, sorted(self.signatures, reverse=True))), None)
 
-    def ask(self, n, flags, clock, bare=False):
-        """7.8.1; `bare` reports neither records nor signatures (7.8.6)."""
-        signed = None if bare else self.signed(n)
-        records = [None if bare else self.counting(hop, self.terms.epoch_of(n)) for hop in self.hops]
+    def lacks(self, text):
+        """7.8.1: the hops of which these signatures name a record that is not here."""
+        n, _, tags, _ = Bundle.split(self.terms.hops, text)
+        e = self.terms.epoch_of(n)
+        return {hop for hop in self.hops if all(one.hash()[:16] != tags[hop - 1] for one in self.named(hop, e))}
+
+    def ask(self, n, flags, clock, bare=False, named=()):
+        """7.8.1; `bare` reports neither records nor signatures (7.8.6), and `named` are hops without a record."""
+        signed, e = None if bare else self.signed(n), self.terms.epoch_of(n)
+        records = [None if bare or hop in named else self.counting(hop, e) for hop in self.hops]
         return Ask(
             flags,
             clock,

@@ -309,14 +309,20 @@ class Bundle(collections.namedtuple("Bundle", "n records hash signatures")):
         signatures = b"".join(self.signatures[hop] for hop in sorted(self.signatures))
         return self.n.to_bytes(8) + self.hash + tags + bytes([present]) + signatures
 
+    @staticmethod
+    def split(hops, text):
+        """Interval, hash, tags of records, and signatures by hop."""
+        r = Reader(text)
+        n, hash_, tags = r.number(8), r.take(32), [r.take(16) for _ in range(hops)]
+        present = r.number(1)
+        signatures = {hop: r.take(64) for hop in range(1, hops + 1) if present >> hop - 1 & 1}
+        require(r.at == len(text) and present and not present >> hops, "form of signatures")
+        return n, hash_, tags, signatures
+
     @classmethod
     def parse(cls, terms, records, certificate_of, text):
         """`records(hop, epoch)` may be named; `certificate_of(record, seconds)` is a descriptor valid then."""
-        r = Reader(text)
-        n, hash_, tags = r.number(8), r.take(32), [r.take(16) for _ in range(terms.hops)]
-        present = r.number(1)
-        signatures = {hop: r.take(64) for hop in range(1, terms.hops + 1) if present >> hop - 1 & 1}
-        require(r.at == len(text) and present and not present >> terms.hops, "form of signatures")
+        n, hash_, tags, signatures = cls.split(terms.hops, text)
         found = []
         for hop, tag in enumerate(tags, 1):
             named = [one for one in records(hop, terms.epoch_of(n)) if one.hash()[:16] == tag]
