@@ -67,11 +67,15 @@ impl Contacts {
         self.next = statics(position + 1);
         let next = (position < hops).then(|| view.descriptor(position + 1)).flatten();
         let contact = next.and_then(|next| next.contact(config.shape.class()));
-        (self.addresses, self.names) = match (config.next, contact) {
+        let (addresses, names) = match (config.next, contact) {
             (Some(address), _) => (vec![address], Vec::new()),
             (None, Some(contact)) => (contact.addresses.clone(), contact.names.clone()),
             (None, None) => Default::default(),
         };
+        if names != self.names {
+            self.resolved.clear();
+        }
+        (self.addresses, self.names) = (addresses, names);
     }
 
     /// The names of the next hop resolve to these addresses.

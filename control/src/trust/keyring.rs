@@ -102,11 +102,6 @@ impl Keyring {
         self.pairs.iter().any(|pair| pair.epoch == epoch)
     }
 
-    /// The epochs that it has keys for.
-    pub fn epochs(&self) -> Vec<u64> {
-        self.pairs.iter().map(|pair| pair.epoch).collect()
-    }
-
     /// The newest record of an epoch.
     pub fn record(&self, epoch: u64) -> Option<&Arc<SignedRecord>> {
         self.pairs.iter().find(|pair| pair.epoch == epoch)?.records.first()

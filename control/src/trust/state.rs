@@ -57,7 +57,7 @@ impl State {
     pub fn restore(self, view: &mut View, now_s: u64) -> HopState {
         for (identity, floor) in self.floors {
             if let Some(hop) = view.position(&identity) {
-                view.restore_floor(hop, floor);
+                view.raise_floor(hop, floor);
             }
         }
         for descriptor in self.descriptors {
@@ -175,7 +175,7 @@ mod tests {
             let descriptor = node(hop).sign(&identity(hop as u8)).unwrap();
             view.take_descriptor(hop, descriptor, NOW_MS / 1000).unwrap();
         }
-        view.restore_floor(2, 1);
+        view.raise_floor(2, 1);
         State::of(&view, hop)
     }
 

@@ -133,7 +133,7 @@ pub enum BadSignatures {
     Hash,
     #[error("a signature does not verify")]
     Forged,
-    /// A hop, by position, has signed two sets of records for one interval. It is corrupt, or its state was lost.
+    /// A hop, by position, has signed two sets of records for one interval. It is corrupt, or it runs twice from a copy of its state. 
     #[error("hop {0} signed two bundles of one interval")]
     Twice(usize),
 }
@@ -202,12 +202,8 @@ impl View {
         self.hops[hop - 1].floor
     }
 
-    /// Raises the lowest revision that counts, as written to disk earlier.
-    pub fn restore_floor(&mut self, hop: usize, floor: u64) {
-        self.raise_floor(hop, floor);
-    }
-
-    fn raise_floor(&mut self, hop: usize, floor: u64) {
+    /// Raises the lowest revision that counts.
+    pub(super) fn raise_floor(&mut self, hop: usize, floor: u64) {
         let held = &mut self.hops[hop - 1];
         held.floor = held.floor.max(floor);
         let floor = held.floor;

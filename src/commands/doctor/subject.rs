@@ -196,6 +196,6 @@ fn likely_position(config: &NodeConfig, chain: &ChainFile) -> usize {
     match config.role() {
         NodeRole::Entry => 0,
         NodeRole::Exit => chain.descriptors.len(),
-        NodeRole::Mix => chain.descriptors.iter().take_while(|one| !is_own(one)).count() % chain.descriptors.len() + 1,
+        NodeRole::Mix => chain.descriptors.iter().position(|one| is_own(&one)).map_or(1, |at| at + 1),
     }
 }
