@@ -52,7 +52,7 @@ pub enum TrustEvent {
     Descriptor { hop: usize, revision: u64 },
     /// A hop's identity has signed two descriptors of one revision. That with the higher hash counts, everywhere.
     AmbiguousRevision { hop: usize, revision: u64 },
-    /// A hop has signed two bundles of one interval: it is corrupt, or it runs twice from a copy of its state. 
+    /// A hop has signed two bundles of one interval: it is corrupt, or it runs twice from a copy of its state.
     SignedTwice { hop: usize, interval: u64 },
     /// An entry wants a channel, and has been without a bundle of the running interval for three seconds: a hop is
     /// down, or cannot sign. The newest bundle that it has seen, if any.
@@ -65,7 +65,7 @@ pub enum TrustEvent {
     OwnKeysMissing { revision: u64 },
     /// This node's descriptor has expired: it signs nothing.
     OwnExpired,
-    /// Someone else published keys in this node's name, or it runs twice from a copy of its state. 
+    /// Someone else publishes keys in the name of this node, or it runs twice.
     OwnRecordElsewhere { draw: u64 },
 }
 
