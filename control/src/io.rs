@@ -189,7 +189,7 @@ pub enum Event {
         attempts: u32,
         next_timeout: Duration,
     },
-    /// Entry: an ack was refused. A hop or a link tampers, or a descriptor is out of date.
+    /// Entry: an ack was refused. A hop or a link tampers.
     SetupRefused(wire::setup::BadAck),
     /// Descriptors, clocks, and what prevents a bundle.
     Trust(TrustEvent),

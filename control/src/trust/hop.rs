@@ -82,6 +82,8 @@ pub struct HopTrust {
     unsaved: Option<Duration>,
     /// Something has arrived that the next tick acts on.
     has_news: bool,
+    /// At the last tick a valid descriptor named keys that are here.
+    has_certificate: bool,
     /// Since when a neighbour's clock differs.
     clock_off_since: Option<Duration>,
     /// The first interval that may be signed: earlier ones may have been signed before the start.
@@ -140,6 +142,7 @@ impl HopTrust {
             saves: 0,
             unsaved: None,
             has_news: true,
+            has_certificate: false,
             clock_off_since: None,
             first,
             record_at: Duration::ZERO,
@@ -292,7 +295,9 @@ impl HopTrust {
         self.view.forget(wall_ms);
         self.keyring.wipe(now, wall_ms);
         self.check_clock(now);
-        if let Some((own, keys)) = self.own_certificate(wall_ms) {
+        let own = self.own_certificate(wall_ms);
+        self.has_certificate = own.is_some();
+        if let Some((own, keys)) = own {
             self.keep_keys(rng, now, wall_ms, &own, keys);
             for interval in self.view.times().signable(wall_ms) {
                 self.sign(now, wall_ms, interval, keys);
@@ -328,8 +333,8 @@ impl HopTrust {
 
     /// True if it has all that it needs to sign: keys that a valid descriptor names, and a clock that neighbours share.
     pub fn can_sign(&self) -> bool {
-        let prevents = |event: &TrustEvent| matches!(event, TrustEvent::OwnExpired | TrustEvent::ClockStops { .. });
-        !self.reported.iter().any(prevents) && self.unsaved.is_none()
+        let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
+        self.has_certificate && !stops && self.unsaved.is_none()
     }
 
     /// This node's newest descriptor whose keys are here, if it is valid, and which of the keys it names.

@@ -360,16 +360,15 @@ fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
             if hop == 1 {
                 world.add_user(0);
             }
-            // The bundles that the user still has name keys that are gone.
-            let interval = world.users[0].trust.view().times().interval_at(world.wall(0));
-            let old = world.hops[hop - 1].trust.view().records(interval).map(|records| records[hop - 1].draw);
             let start = world.now_ms;
-            let new_draw = |world: &mut World| {
+            // The bundles that the user still has name keys that are gone.
+            let has_new_keys = |world: &mut World| {
                 let (now, wall) = (world.now(), world.wall(0));
-                let drawn = world.users[0].trust.bundle(now, wall).map(|bundle| bundle.records[hop - 1].draw);
-                drawn == old
+                let Some(bundle) = world.users[0].trust.bundle(now, wall) else { return false };
+                let named = bundle.records[hop - 1].clone();
+                world.hops[hop - 1].trust.keyring().record(named.epoch).is_some_and(|own| own.hash() == named.hash())
             };
-            while !new_draw(&mut world) {
+            while !has_new_keys(&mut world) {
                 assert!(world.now_ms - start < 20_000, "hop {hop} at {phase_ms} ms");
                 world.run(50);
             }
@@ -458,6 +457,21 @@ fn descriptor_that_spreads_before_its_node_loads_it_is_adopted() {
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
     assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+}
+
+#[test]
+fn node_whose_keys_are_revoked_says_that_it_cannot_sign() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.run(2000);
+    assert!(world.hops[1].trust.can_sign());
+    // Its operator has revoked the keys, and the new ones are not here yet.
+    let revoking = NodeDescriptor { revision: 9, floor: 9, signing: identity(77).public(), ..node(2, 3) };
+    let (now, wall) = (world.now(), world.wall(0));
+    world.hops[0].trust.take_descriptor(2, signed(revoking, 2), now, wall).unwrap();
+    world.run(2000);
+    assert!(!world.hops[1].trust.can_sign() && world.hops[0].trust.can_sign());
+    let missing = (2, TrustEvent::OwnKeysMissing { revision: 9 });
+    assert_eq!(world.events.iter().filter(|event| **event == missing).count(), 1);
 }
 
 #[test]

@@ -19,9 +19,7 @@ use crate::init::create;
 
 pub const IDENTITY_KEY: &str = "identity.key";
 pub const NODE_KEY: &str = "node.key";
-pub const NEXT_NODE_KEY: &str = "node.key.next";
 pub const DESCRIPTOR: &str = "node.desc";
-pub const REQUEST: &str = "node.request";
 pub const CONFIG: &str = "node.toml";
 pub const STATE: &str = "node.state";
 

@@ -107,8 +107,8 @@ impl Loaded {
                 files.state.as_deref().unwrap_or(Path::new("")).display()
             ));
         }
-        // Who this node is, says first the chain file, in which no two hops share a key; then the operator's other files;
-        // then what neighbours have sent. A hop may sign a descriptor of its own with the keys of this node.
+        // The chain file says first who this node is, for in it no two hops share a key; then the operator's other
+        // files; then what neighbours have sent. A hop may sign a descriptor of its own with the keys of this node.
         let mut of_chain = View::new(chain.terms.clone());
         let mut of_files = View::new(chain.terms.clone());
         let state = state.map(|state| State::restore(state, &mut view, now_s)).unwrap_or_default();
