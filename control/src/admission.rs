@@ -22,21 +22,21 @@ impl Bucket {
 
     /// Whole tokens that it has.
     pub(crate) fn tokens(&mut self, now: Duration) -> u32 {
-        self.take_many(now, 0, 0);
+        self.take_many(now, 0);
         self.tokens as u32
     }
 
     /// Takes one token. False if there is none.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
-        self.take_many(now, 1, 0)
+        self.take_many(now, 1)
     }
 
-    /// Takes `count` tokens if that leaves at least `reserve`. Takes none otherwise.
-    pub(crate) fn take_many(&mut self, now: Duration, count: u32, reserve: u32) -> bool {
+    /// Takes so many tokens, or none if there are fewer.
+    pub(crate) fn take_many(&mut self, now: Duration, count: u32) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
         self.tokens = (self.tokens + passed * f64::from(self.rate.per_second)).min(f64::from(self.rate.burst));
-        let has = self.tokens >= f64::from(count) + f64::from(reserve);
+        let has = self.tokens >= f64::from(count);
         if has {
             self.tokens -= f64::from(count);
         }

@@ -8,6 +8,7 @@ use wire::kdf::{Secret, x25519_public};
 
 use crate::config::Config;
 use crate::datagram::Mac1Key;
+use crate::trust::Contact;
 use crate::trust::view::View;
 
 /// A Noise static of this node.
@@ -65,13 +66,25 @@ impl Contacts {
         self.own = statics(position);
         self.previous = statics(position.wrapping_sub(1));
         self.next = statics(position + 1);
-        let next = (position < hops).then(|| view.descriptor(position + 1)).flatten();
-        let contact = next.and_then(|next| next.contact(config.shape.class()));
-        let (addresses, names) = match (config.next, contact) {
-            (Some(address), _) => (vec![address], Vec::new()),
-            (None, Some(contact)) => (contact.addresses.clone(), contact.names.clone()),
-            (None, None) => Default::default(),
-        };
+        let all = if position < hops { view.descriptors(position + 1) } else { &[] };
+        let mut contacts: Vec<&Contact> = all.iter().filter_map(|next| next.contact(config.shape.class())).collect();
+        if config.is_entry() {
+            // The oldest first: by a new one, of which Mix 1 may sign many, it would recognise this entry later.
+            self.next.reverse();
+            contacts.reverse();
+        } else {
+            contacts.truncate(1);
+        }
+        let mut addresses: Vec<SocketAddr> = config.next.into_iter().collect();
+        let mut names = Vec::new();
+        if config.next.is_none() {
+            names = contacts.first().map_or_else(Vec::new, |contact| contact.names.clone());
+            for address in contacts.iter().flat_map(|contact| &contact.addresses) {
+                if !addresses.contains(address) {
+                    addresses.push(*address);
+                }
+            }
+        }
         if names != self.names {
             self.resolved.clear();
         }

@@ -372,7 +372,7 @@ impl Control {
     /// What this node holds of the chain's descriptors and bundles.
     pub fn trust_status(&self, now: Duration) -> TrustStatus {
         let (view, sync, can_sign) = match &self.part {
-            Part::Hop(trust) => (trust.view(), trust.sync(), trust.can_sign()),
+            Part::Hop(trust) => (trust.view(), trust.sync(), trust.can_sign(self.wall_ms(now))),
             Part::Entry(_, trust) => (trust.view(), trust.sync(), false),
         };
         TrustStatus::of(view, sync, self.wall_ms(now), can_sign)

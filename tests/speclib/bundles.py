@@ -183,7 +183,7 @@ def check_lies(report, chain, liar):
 
     with report.check("bundles: a descriptor that no bundle names is in no ask"):
         shown = {ask.descriptors[0][0] for asks in liar.asks.values() for ask in asks}
-        same("revisions", shown, {liar.me.descriptor.revision})
+        assert shown <= {0, liar.me.descriptor.revision}, shown
 
     with report.check("bundles: a real entry reports no record of a hop while it lacks one that signatures name"):
         asks = liar.asks[ports[NAMED]]

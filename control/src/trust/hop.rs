@@ -294,6 +294,8 @@ impl HopTrust {
         self.has_news = false;
         self.view.forget(wall_ms);
         self.keyring.wipe(now, wall_ms);
+        // A clock that was ahead at the start and is right now: what the process before it could sign is over.
+        self.first = self.first.min(self.view.times().signable_at(wall_ms) + 1);
         self.check_clock(now);
         let own = self.own_certificate(wall_ms);
         self.has_certificate = own.is_some();
@@ -332,9 +334,10 @@ impl HopTrust {
     }
 
     /// True if it has all that it needs to sign: keys that a valid descriptor names, and a clock that neighbours share.
-    pub fn can_sign(&self) -> bool {
+    pub fn can_sign(&self, wall_ms: u64) -> bool {
+        let is_time = self.first <= self.view.times().signable_at(wall_ms);
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        self.has_certificate && !stops && self.unsaved.is_none()
+        is_time && self.has_certificate && !stops && self.unsaved.is_none()
     }
 
     /// This node's newest descriptor whose keys are here, if it is valid, and which of the keys it names.

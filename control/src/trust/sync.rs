@@ -36,17 +36,15 @@ const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 2 * 2 * 200;
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
-/// Of these, those for one entry: a whole bundle with its descriptors fits, in any class and chain.
+/// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
 const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
 /// Asks of a neighbouring hop that are remembered, each for another interval.
 const ASKS_MAX: usize = 4;
-/// Records of each hop that an entry remembers to have come on a link: two epochs of them, and one more for a hop that
-/// has started again.
-const RECORDS_CAME_PER_HOP: usize = 3;
-/// Answers of up to so many cells may use up the whole budget, longer ones three quarters of it.
-const SMALL_ANSWER_CELLS: u32 = 10;
+/// Items of each hop that an entry remembers to have come on a link: records of two epochs, one more for a hop that has
+/// started again, and two descriptors.
+const CAME_PER_HOP: usize = 5;
 
 /// The other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +126,11 @@ struct Link {
     offset_ms: Option<i64>,
     /// Items that arrived before what they need. The oldest first.
     early: VecDeque<(ItemKind, Vec<u8>)>,
-    /// The latest signatures name records of these hops that are not held; one bit for each. The other side may believe
-    /// that they are, because an ask shows four bytes of a record.
+    /// The latest signatures name records of these hops that are not held, or their latest records were refused; one bit
+    /// for each. The other side may believe that they are held, or their descriptors: an ask shows a few bytes of each.
     unknown: u8,
-    /// Of an entry: hashes of the records that have come on this link, the newest last, and the latest signatures. What
-    /// it holds from another link would tell Mix 1 that both are its own.
+    /// Of an entry: hashes of the descriptors and records that have come on this link, the newest last, and the latest
+    /// signatures. What it holds from elsewhere would tell Mix 1 which other links are its own.
     came: VecDeque<[u8; 32]>,
     signatures_came: Option<([u8; 32], u8)>,
     /// Entry: the ask that waits for its bundle, or in the queue.
@@ -308,7 +306,11 @@ impl Sync {
                     if link.peer == Peer::FirstHop {
                         link.note_came(kind, &bytes, self.hops);
                     }
-                    let mut news = match take_item(view, wall_ms, kind, &bytes, self.hops)? {
+                    let outcome = take_item(view, wall_ms, kind, &bytes, self.hops);
+                    if let (ItemKind::Record(hop), Err(_) | Ok(Outcome::Early)) = (kind, &outcome) {
+                        link.unknown |= 1 << (hop - 1);
+                    }
+                    let mut news = match outcome? {
                         Outcome::Early => {
                             link.unknown |= unknown_records(view, kind, &bytes, self.hops);
                             link.keep_early(kind, bytes, self.hops + 1);
@@ -334,7 +336,7 @@ impl Sync {
     }
 
     /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
-    /// until it is its turn. Longer answers have one queue, so that who asks more often is not served before others.
+    /// until it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
     fn answer(
         &mut self,
         view: &View,
@@ -361,15 +363,21 @@ impl Sync {
                 link.waiting = Some(ask.clone());
             }
         }
-        let count: u32 = items.iter().map(|item| cells(&item.bytes, link.content_len) as u32).sum();
-        let is_small = count <= SMALL_ANSWER_CELLS;
-        let waits = !is_small && !is_its_turn && !self.queue.is_empty();
-        let reserve = if is_small { 0 } else { ANSWER_CELLS.burst / 4 };
+        let mut count = 0;
+        let fitting = items.iter().take_while(|item| {
+            let more = cells(&item.bytes, link.content_len) as u32;
+            let fits = count + more <= LINK_CELLS.burst;
+            count += if fits { more } else { 0 };
+            fits
+        });
+        let fitting = fitting.count();
+        items.truncate(fitting);
+        let waits = !is_its_turn && !self.queue.is_empty();
         if link.cells.tokens(now) < count {
             link.waiting = None;
             return Err(Refused::RateLimited);
         }
-        if waits || !self.answers.take_many(now, count, reserve) {
+        if waits || !self.answers.take_many(now, count) {
             link.waiting = Some(ask);
             if !std::mem::replace(&mut link.is_queued, true) {
                 self.queue.push_back(id);
@@ -377,7 +385,7 @@ impl Sync {
             self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
             return Err(Refused::RateLimited);
         }
-        link.cells.take_many(now, count, 0);
+        link.cells.take_many(now, count);
         if is_old {
             link.answered_old = Some(ask.interval);
         }
@@ -675,14 +683,14 @@ fn unknown_records(view: &View, kind: ItemKind, bytes: &[u8], hops: usize) -> u8
 }
 
 impl Link {
-    /// Notes, at an entry, which records and signatures Mix 1 knows this link to have.
+    /// Notes, at an entry, what Mix 1 knows this link to have.
     fn note_came(&mut self, kind: ItemKind, bytes: &[u8], hops: usize) {
         match kind {
-            ItemKind::Record(_) => {
+            ItemKind::Record(_) | ItemKind::Descriptor(_) => {
                 let hash = sha256(&[bytes]);
                 self.came.retain(|other| *other != hash);
                 self.came.push_back(hash);
-                if self.came.len() > RECORDS_CAME_PER_HOP * hops {
+                if self.came.len() > CAME_PER_HOP * hops {
                     self.came.pop_front();
                 }
             }
@@ -691,7 +699,7 @@ impl Link {
                 let signatures = signatures.map(|signatures| (signatures.hash, signatures.present()));
                 self.signatures_came = signatures.or(self.signatures_came);
             }
-            ItemKind::Descriptor(_) | ItemKind::Clock => {}
+            ItemKind::Clock => {}
         }
     }
 
@@ -703,16 +711,20 @@ impl Link {
             if !record.is_some_and(|record| self.came.contains(&record)) {
                 (held.draw, held.record) = (0, [0; 4]);
             }
+            let descriptor = view.descriptor(i + 1).map(|descriptor| sha256(&[descriptor.bytes()]));
+            if !descriptor.is_some_and(|descriptor| self.came.contains(&descriptor)) {
+                (held.revision, held.descriptor) = (0, [0; 2]);
+            }
         }
         let came = self.signatures_came.filter(|(hash, _)| hash_tag(hash) == ask.hash);
         (ask.hash, ask.signatures) = came.map_or(([0; 8], 0), |(_, present)| (ask.hash, ask.signatures & present));
     }
 
-    /// Says of the hops whose records are unknown that this node holds none.
+    /// Says of the hops whose records are unknown that this node holds nothing of them.
     fn show_unknown(&self, ask: &mut Ask) {
         for (i, held) in ask.held.iter_mut().enumerate() {
             if self.unknown >> i & 1 == 1 {
-                (held.draw, held.record) = (0, [0; 4]);
+                *held = Held::default();
             }
         }
     }

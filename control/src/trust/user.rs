@@ -84,7 +84,9 @@ impl UserTrust {
         self.steps.push(Step::Save(self.saves));
     }
 
+    /// A new link is up. What came on earlier ones is forgotten: Mix 1 could find out by it whose they were.
     pub fn link_up(&mut self, link: LinkId, content_len: usize, now: Duration) {
+        self.view.forget_bundles();
         self.sync.link_up(link, Peer::FirstHop, content_len, now);
     }
 

@@ -24,8 +24,9 @@ const DESCRIPTORS_MAX: usize = 4;
 const RECORDS_MAX: usize = 3;
 /// New records of one hop and epoch that are taken in an interval.
 const NEW_RECORDS_MAX: u8 = 2;
-/// Descriptors of one hop that neighbours may bring in an interval.
-const NEW_DESCRIPTORS_MAX: u8 = 2;
+/// New descriptors of one hop that neighbours may bring in an epoch, and one more that revokes others. A hop that signs
+/// many gives those who get a bundle at different times different ones.
+const NEW_DESCRIPTORS_MAX: u8 = 8;
 /// Bundles are kept for so many intervals before and after the running one.
 const INTERVALS_AROUND: u64 = 2;
 
@@ -40,7 +41,7 @@ struct Hop {
     records: BTreeMap<u64, Vec<Arc<SignedRecord>>>,
     /// New records that were taken for an epoch in the running interval.
     verified: BTreeMap<u64, (u64, u8)>,
-    /// An interval, and the new descriptors that neighbours sent in it.
+    /// An epoch, and the new descriptors that neighbours sent in it.
     carried: (u64, u8),
     /// Of an entry: descriptors that Mix 1 sent and no bundle has named yet. They certify records and nothing else.
     unconfirmed: Vec<Arc<SignedDescriptor>>,
@@ -263,21 +264,25 @@ impl View {
         self.confirms = true;
     }
 
-    /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this interval:
+    /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this epoch:
     /// each one is written to disk.
     pub fn take_carried_descriptor(&mut self, hop: usize, bytes: &[u8], now_ms: u64) -> Option<Taken> {
-        let interval = self.times.interval_at(now_ms);
+        let epoch = self.times.epoch_of(self.times.interval_at(now_ms));
         let held = &mut self.hops[hop - 1];
         if held.descriptors.iter().chain(&held.unconfirmed).any(|other| other.bytes() == bytes) {
             return Some(Taken::Known);
         }
-        if held.carried.0 != interval {
-            held.carried = (interval, 0);
+        if held.carried.0 != epoch {
+            held.carried = (epoch, 0);
         }
-        if held.carried.1 >= NEW_DESCRIPTORS_MAX {
+        let (count, floor) = (held.carried.1, held.floor);
+        if count > NEW_DESCRIPTORS_MAX {
             return None;
         }
         let descriptor = SignedDescriptor::read(bytes).ok()?;
+        if count == NEW_DESCRIPTORS_MAX && descriptor.floor <= floor {
+            return None;
+        }
         let taken = self.take_carried(hop, descriptor, now_ms / 1000)?;
         // Only what the hop's identity has signed and what changes something counts, so that no neighbour can use up
         // the share of another hop.
@@ -466,7 +471,7 @@ impl View {
     /// Takes in signatures. Each is judged alone; of a hop the first one of an interval counts.
     ///
     /// # Errors
-    /// See [`BadSignatures`]; those in front of a bad one are taken.
+    /// See [`BadSignatures`]; the good ones beside a bad one are taken.
     pub fn take_signatures(&mut self, signatures: &Signatures, now_ms: u64) -> Result<Taken, BadSignatures> {
         let interval = signatures.interval;
         if interval.abs_diff(self.times.interval_at(now_ms)) > INTERVALS_AROUND {
@@ -499,9 +504,6 @@ impl View {
             } else {
                 bundle.signatures.signatures[i] = Some(*signature);
                 taken = Taken::New;
-            }
-            if outcome.is_err() {
-                break;
             }
         }
         if bundle.signatures.present() != 0 {
@@ -539,6 +541,15 @@ impl View {
             }
         };
         (1..=self.hops()).map(held).collect()
+    }
+
+    /// Forgets all that is not a descriptor that counts.
+    pub(super) fn forget_bundles(&mut self) {
+        self.bundles.clear();
+        for hop in &mut self.hops {
+            hop.records.clear();
+            hop.unconfirmed.clear();
+        }
     }
 
     /// Forgets what the time has passed over.
@@ -783,7 +794,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn neighbours_bring_two_descriptors_an_interval() {
+    fn neighbours_bring_few_descriptors_an_epoch() {
         for is_entry in [false, true] {
             let mut view = view();
             if is_entry {
@@ -797,10 +808,18 @@ pub(super) mod tests {
                 assert_eq!(view.take_carried_descriptor(1, &forged, NOW_MS), None);
                 assert_eq!(view.take_carried_descriptor(1, &at(1), NOW_MS), Some(Taken::Known));
             }
-            let taken = [5, 6, 7].map(|revision| view.take_carried_descriptor(1, &at(revision), NOW_MS).is_some());
-            assert_eq!(taken, [true, true, false], "entry: {is_entry}");
+            for revision in 1..=u64::from(NEW_DESCRIPTORS_MAX) {
+                assert!(view.take_carried_descriptor(1, &at(30 + revision), NOW_MS).is_some(), "entry: {is_entry}");
+            }
+            assert_eq!(view.take_carried_descriptor(1, &at(50), NOW_MS), None, "entry: {is_entry}");
             assert!(view.take_carried_descriptor(2, signed(2, |d| d.revision = 5).bytes(), NOW_MS).is_some());
-            assert!(view.take_carried_descriptor(1, &at(7), NOW_MS + 10_000).is_some());
+            let revoking = |revision| signed(1, move |d| (d.revision, d.floor) = (revision, revision)).bytes().to_vec();
+            assert!(
+                view.take_carried_descriptor(1, &revoking(60), NOW_MS).is_some(),
+                "a revocation always comes through"
+            );
+            assert_eq!(view.take_carried_descriptor(1, &revoking(70), NOW_MS), None);
+            assert!(view.take_carried_descriptor(1, &at(80), NOW_MS + 3_600_000).is_some());
         }
     }
 

@@ -98,9 +98,20 @@ fn base<'a>(
 ) -> Result<&'a NodeDescriptor, ConfigError> {
     let Some(known) = replaced.map(SignedDescriptor::content).filter(|_| old.is_request) else {
         if !old.is_request {
-            // A newer one may have announced other addresses.
-            let newer = replaced.filter(|known| known.revision > old.content.revision);
-            return Ok(newer.map_or(&old.content, SignedDescriptor::content));
+            // The newer one may have other keys, because these were stolen.
+            if let Some(newer) = replaced.filter(|known| known.revision > old.content.revision) {
+                return Err(ConfigError::Value {
+                    at: old.at.clone(),
+                    what: format!(
+                        "it has revision {}, but {} has revision {}",
+                        old.content.revision,
+                        path.display(),
+                        newer.revision
+                    ),
+                    remedy: "renew the newer one".into(),
+                });
+            }
+            return Ok(&old.content);
         }
         return Err(ConfigError::Value {
             at: Location::file(path),
