@@ -160,7 +160,7 @@ fn files_that_sighup_refuses_get_a_line_each_and_end_nothing() {
         "foreign.desc: its identity is not that of a hop of this chain",
         "garbage.desc:1: invalid descriptor",
         "the signature does not match",
-        "read the chain file, descriptors and keys again: 0 new",
+        "reloaded: 0 new, 3 refused",
     ] {
         wait_for_line(&nodes, 1, wanted);
     }
