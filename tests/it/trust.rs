@@ -165,6 +165,12 @@ fn files_that_sighup_refuses_get_a_line_each_and_end_nothing() {
         wait_for_line(&nodes, 1, wanted);
     }
 
+    assert!(run(&dir, "renew --identity mix2.identity.key mix2.desc --revoke").status.success());
+    hang_up(&nodes, 1);
+    wait_for_line(&nodes, 1, "reloaded: 1 new, 3 refused");
+    hang_up(&nodes, 1);
+    wait_for_line(&nodes, 1, "chain.toml has an old descriptor of mix2; revision ");
+
     let chain = dir.join("chain.toml");
     let text = fs::read_to_string(&chain).unwrap();
     fs::write(&chain, text.replace("interval_s = 1", "interval_s = 2")).unwrap();
