@@ -63,7 +63,7 @@ refusals! {
     TrustFromEntry = "trust-from-entry",
     /// More asks or items than a link or the node may cause work for.
     TrustRateLimited = "trust-rate-limited",
-    /// A descriptor, a record or signatures that do not verify, or that need something which has not arrived yet.
+    /// A descriptor, a record or signatures that do not verify, are of another time, or are too many in an interval.
     TrustItem = "trust-item",
     /// A setup for a channel number that is in use.
     ChannelInUse = "channel-in-use",
@@ -89,7 +89,7 @@ refusals! {
     SetupReplayed = "setup-replayed",
     /// The replay cache is full.
     ReplayCacheFull = "replay-cache-full",
-    /// A setup that does not open, or that has a field unlike the descriptor's.
+    /// A setup that does not open, or whose fields are not those of the chain.
     SetupInvalid = "setup-invalid",
     /// An ack that no channel waits for or has received.
     UnexpectedAck = "unexpected-ack",

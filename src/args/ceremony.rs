@@ -133,7 +133,7 @@ pub struct AssembleArgs {
     ///
     /// A node whose own mixing may hold cells longer does not start.
     #[arg(long, default_value_t = default_mixing_delay_ms(), value_name = "N",
-          value_parser = clap::value_parser!(u32).range(0..=60_000))]
+          value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub mixing_delay_ms: u32,
     /// Lifetime of channels in seconds, 1 to 3600
     #[arg(long, default_value_t = LIFETIME_S, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
@@ -205,7 +205,7 @@ pub struct RenewArgs {
     /// Days for which the descriptor is valid
     #[arg(long, default_value_t = VALID_DAYS, value_name = "N", value_parser = days())]
     pub days: u32,
-    /// Revoke all earlier descriptors and their keys, which were stolen
+    /// Revoke all earlier descriptors, and those of their keys that FILE does not name
     #[arg(long)]
     pub revoke: bool,
     /// The descriptor to write [default: in place of FILE]

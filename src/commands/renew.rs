@@ -51,8 +51,11 @@ fn summary(args: &RenewArgs, renewed: &Renewed) -> String {
             fingerprint(&descriptor.signing)
         );
     }
-    if args.revoke {
+    if args.revoke && renewed.new_keys {
         text += "\nAll earlier descriptors of this node are revoked, with their keys.\n";
+    } else if args.revoke {
+        text += "\nAll earlier descriptors of this node are revoked, but the keys are the same: whoever has\n\
+                 them can still act as this node. For new ones run `eddy keygen --rotate` on the node.\n";
     }
     text + "\nCopy it to the node, in place of its node.desc.\n"
 }

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 
 from .chain import Chain
@@ -71,7 +72,10 @@ def check_bundles(report, eddy):
         check_renewed_descriptors(report, chain, liar, client)
         with report.check("bundles: afterwards a real entry's datagrams pass, and Mix 1 has refused nothing"):
             client.echo(bytes(40))
-            same("drops", liar.drops(), {})
+            drops = liar.drops()
+            drops.pop("no-channel", 0)  # of an entry on a busy machine: a message 1 that comes late makes another link
+            same("drops", drops, {})
+        check_clock(report, chain, liar)
         check_move(report, chain, liar, echo)
 
 
@@ -149,8 +153,8 @@ def lies(liar):
 def check_lies(report, chain, liar):
     loop, holdings = liar.up.loop, liar.carriage.holdings
     with report.check("bundles: Python Mix 1 and real hops complete bundles"):
-        first = liar.carriage.interval()
-        loop.until(lambda: holdings.bundle(first + 1) and holdings.bundle(first + 2), "bundles of two intervals")
+        interval = liar.carriage.interval
+        loop.until(lambda: holdings.bundle(interval() - 1) and holdings.bundle(interval()), "bundles of two intervals")
 
     told = lies(liar)
     names = {what: f"user{i}" for i, what in enumerate(told)}
@@ -322,6 +326,17 @@ def check_renewed_descriptors(report, chain, liar, client):
             lambda: [hop["revision"] for hop in chain.status("late")["trust"]["hops"]] == revisions,
             f"revisions {revisions}",
         )
+
+
+def check_clock(report, chain, liar):
+    """7.9.5, 7.7.4"""
+    with report.check("bundles: Python Mix 1's clock is a minute ahead: its neighbour says so, and bundles go on"):
+        loop, carriage = liar.up.loop, liar.carriage
+        carriage.ahead_ms = 60_000
+        loop.until(lambda: re.search(r"this clock is (60\.\d|59\.9) s behind that of a neighbour", chain.log("mix2")), "a line")
+        interval = carriage.interval()
+        loop.until(lambda: carriage.holdings.bundle(interval + 1), "another bundle")
+        carriage.ahead_ms = 0
 
 
 def check_move(report, chain, liar, echo):

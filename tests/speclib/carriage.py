@@ -119,6 +119,7 @@ class HopCarriage(Carriage):
         self.own = {}  # Keys by epoch
         self.earlier = []  # Keys whose records other hops may have signed
         self.last_draw = 0
+        self.ahead_ms = 0  # Of the clock that its asks tell
         self.signed = {}  # n: (hash, when)
         self.highest = {}  # (hop, epoch): the order of the highest record signed
         self.new_record_at = 0.0
@@ -292,5 +293,5 @@ class HopCarriage(Carriage):
                     self.send_item(end, link, item, text)
             if state.is_due(n, now, self.slow_s) if self.is_wanting(state, n, now) else state.report:
                 flags = WANTS_ANSWER if self.is_wanting(state, n, now) else 0
-                self.send(end, link, self.holdings.ask(n, flags, ms, named=state.lacks).content())
+                self.send(end, link, self.holdings.ask(n, flags, ms + self.ahead_ms, named=state.lacks).content())
         state.report = False

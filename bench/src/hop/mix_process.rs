@@ -223,7 +223,6 @@ fn wide_caps() -> Caps {
         // A node refuses a rate whose setups of an epoch it could not remember.
         setups: Rate { per_second: 10_000, ..rate },
         handshakes: rate,
-        ..Caps::default()
     }
 }
 

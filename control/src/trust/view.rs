@@ -133,7 +133,8 @@ pub enum BadSignatures {
     Hash,
     #[error("a signature does not verify")]
     Forged,
-    /// A hop, by position, has signed two sets of records for one interval. It is corrupt, or it runs twice from a copy of its state.
+    /// A hop, by position, has signed two sets of records for one interval. It is corrupt, or runs twice from a copy of
+    /// its state.
     #[error("hop {0} signed two bundles of one interval")]
     Twice(usize),
 }

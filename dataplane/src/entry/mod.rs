@@ -48,6 +48,8 @@ pub use listener::{
 /// Datagrams that wait for the first channel (SPEC 5.5).
 pub const WAITING_MAX: usize = 1024;
 const NOTICES: Rate = Rate::per_second(100);
+/// In its last seconds a channel is not pinged: hops, where it opened earlier, may have ended it.
+const LAST_S: u64 = 2;
 /// Buffers that one batch of application datagrams can need: an OPEN for each, and as many as hold their bytes, 200 in
 /// a cell of class S, with an unfilled one for each.
 const BATCH_BUFFERS: usize = 2 * RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
@@ -313,7 +315,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             };
             if let Some(reason) = ended {
                 self.end_channel(channel, reason);
-            } else if record.state.liveness.wants_ping(now) {
+            } else if record.ends_s > now_s + LAST_S && record.state.liveness.wants_ping(now) {
                 let ping = Frame::Ping(self.rng.next_u64().to_be_bytes());
                 let _ = self.endpoint.packer.put(channel, &ping, &mut self.endpoint.free);
             }

@@ -160,6 +160,24 @@ fn check_unlike(hop: &DescriptorFile, earlier: &[DescriptorFile], classes: &[Cla
             }
         }
         for class in classes {
+            let is_local = |file: &DescriptorFile| {
+                let contact = file.descriptor.contact(*class)?;
+                let is_loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+                (contact.names.is_empty()).then(|| contact.addresses.iter().all(is_loopback))
+            };
+            let (local, there) = match (is_local(hop), is_local(other)) {
+                (Some(true), Some(false)) => (Some(hop), file.to_string()),
+                (Some(false), Some(true)) => (Some(other), hop.at.path.display().to_string()),
+                _ => (None, String::new()),
+            };
+            if let Some(local) = local {
+                let what = format!("it has loopback addresses alone, which the host of {there} does not reach");
+                return Err(wrong(
+                    local,
+                    what,
+                    "ask its operator for one with its public address, made with `eddy renew`",
+                ));
+            }
             let addresses = |file: &DescriptorFile| -> Vec<SocketAddr> {
                 file.descriptor.contact(*class).map(|contact| contact.addresses.clone()).unwrap_or_default()
             };

@@ -17,7 +17,7 @@ pub struct Plan {
     pub identity: PathBuf,
     /// A descriptor, or a request of the node.
     pub file: PathBuf,
-    /// Where the new descriptor is written. None: beside a request with the ending .desc, else in place of the descriptor.
+    /// Where the new descriptor is written. None: beside a request, or in place of the descriptor.
     pub out: Option<PathBuf>,
     /// Addresses and names that replace all earlier ones; its classes are not used.
     pub places: Places,

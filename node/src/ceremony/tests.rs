@@ -162,6 +162,12 @@ fn assembling_refuses_nodes_that_do_not_fit() {
         fs::write(twin.join(DESCRIPTOR), stolen).unwrap();
         refused(&|plan| plan.mixes[1] = twin.join(DESCRIPTOR), NOW, &[&format!("the {kind} key"), "is also that of"]);
     }
+
+    let local = dir.path().join("local");
+    keygen(&local, &plan(HopRole::Mix, &places("127.0.0.1:4700")), NOW).unwrap();
+    let wanted = ["local/node.desc:", "loopback addresses alone", "does not reach", "eddy renew"];
+    refused(&|plan| plan.mixes[1] = local.join(DESCRIPTOR), NOW, &wanted);
+    refused(&|plan| plan.mixes[0] = local.join(DESCRIPTOR), NOW, &wanted);
 }
 
 #[test]

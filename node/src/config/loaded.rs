@@ -159,6 +159,9 @@ impl Loaded {
                 .ok_or_else(|| not_in_chain(&config, foreign, refused))?,
         };
         config.is_at(position, &chain)?;
+        if let Some(own) = (position > 0).then(|| view.descriptor(position)).flatten() {
+            config.is_reachable(own.contact(chain.shape().class()))?;
+        }
         let users = match &config.part {
             Part::Entry(part) => part.socks_users.as_deref(),
             Part::Mix { .. } | Part::Exit(_) => None,
@@ -306,6 +309,21 @@ impl NodeConfig {
             .map_err(|why| self.named("keys", "the key file of this node, owned by the user who runs eddy", why))
     }
 
+    /// Checks that it does not listen on loopback alone while its descriptor has other addresses.
+    fn is_reachable(&self, own: Option<&Contact>) -> Result<(), ConfigError> {
+        let (Some(up), Some(own)) = (self.up, own) else { return Ok(()) };
+        let is_loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+        let Some(published) = own.addresses.first().filter(|_| is_loopback(&up)) else { return Ok(()) };
+        if own.addresses.iter().any(is_loopback) {
+            return Ok(());
+        }
+        Err(ConfigError::Value {
+            at: self.place_of("up"),
+            what: format!("up = \"{up}\" is on loopback, but the previous hop sends to {published}"),
+            remedy: format!("set `up` to an address of this host that is reached from there, or 0.0.0.0:{}", up.port()),
+        })
+    }
+
     /// Checks that its role is that of a position of a chain, and that its mixing keeps within the chain's terms.
     ///
     /// # Errors
@@ -329,9 +347,36 @@ impl NodeConfig {
             return Err(wrong(
                 "mixing",
                 format!("mixing = \"{mixing}\" may hold cells longer than the {largest_ms} ms that this chain allows"),
-                "use a shorter delay".to_owned(),
+                format!(
+                    "use a shorter delay, for example mixing = \"threshold-or-timed:n=64,n_min=8,t={largest_ms}ms\""
+                ),
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{self, Plan};
+
+    #[test]
+    fn up_on_loopback_is_refused_if_another_address_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 4700)));
+        init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        let config = dir.path().join("mix1.toml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let with = |up: &str| {
+            std::fs::write(&config, text.replace("up = \"192.0.2.1:4700\"", &format!("up = \"{up}\""))).unwrap();
+            Loaded::read(&config)
+        };
+        assert!(with("192.0.2.1:4700").is_ok() && with("0.0.0.0:4700").is_ok() && with("10.0.0.1:4700").is_ok());
+        let why = with("127.0.0.1:4700").err().unwrap().to_string();
+        for part in ["mix1.toml:", "up = \"127.0.0.1:4700\" is on loopback", "sends to 192.0.2.1:4700", "0.0.0.0:4700"]
+        {
+            assert!(why.contains(part), "{part}: {why}");
+        }
     }
 }

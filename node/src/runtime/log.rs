@@ -283,7 +283,7 @@ impl Log {
             Event::SetupRefused(why) => {
                 if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
-                        "channel setup failed: the answer is not from the hops of this chain ({why}); compare chain.toml on all nodes"
+                        "channel setup failed: the answer is not from the hops whose keys it was made for ({why}); if it lasts, a hop is corrupt"
                     );
                 }
             }
@@ -329,18 +329,25 @@ impl Log {
                         }
                         _ => String::new(),
                     };
-                    warn!("no channel can be set up, because not all hops have signed this interval's keys{reason}");
+                    warn!(
+                        "no channel can be set up, because not all hops have signed this interval's keys{reason}; a hop that was \
+                         restarted signs in the next one"
+                    );
                 }
             }
             TrustEvent::ClockOff { offset_ms } => {
                 let off = clock_off(*offset_ms);
-                warn!(offset_ms, "this clock is {off} that of a neighbour: check `date -u` and time synchronisation");
+                warn!(
+                    offset_ms,
+                    "this clock is {off} that of a neighbour: check `date -u` and time synchronisation on both hosts"
+                );
             }
             TrustEvent::ClockStops { offset_ms } => {
                 let off = clock_off(*offset_ms);
                 warn!(
                     offset_ms,
-                    "this clock is {off} those of all neighbours: this node signs nothing until it is right; check `date -u`"
+                    "this clock is {off} those of all neighbouring hops: this node signs nothing until they agree; check `date -u` \
+                     here and there"
                 );
             }
             TrustEvent::OwnKeysMissing { revision } => warn!(

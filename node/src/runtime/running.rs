@@ -47,7 +47,7 @@ impl Running {
         loaded.notes.iter().for_each(|line| tracing::info!("{line}"));
         match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
             Ok(done) => done.iter().for_each(|line| tracing::info!("{line}")),
-            Err(why) => tracing::warn!("{why}"),
+            Err(why) => tracing::warn!("cannot put the new keys in place: {why}"),
         }
 
         // First the Unix sockets: a node that runs already is found before its ports are.
