@@ -182,7 +182,8 @@ pub enum BadConfig {
     NoNextDescriptor(usize),
     /// How many seconds ago.
     #[error(
-        "this node's descriptor expired {} ago: check this host's clock with `date -u`; if it is right, run `eddy renew`", span(*.0)
+        "this node's descriptor expired {} ago: check this host's clock with `date -u`; if it is right, run `eddy renew`, \
+         then copy node.desc next to chain.toml", span(*.0)
     )]
     Expired(u64),
     #[error("no descriptor of this node (hop {0}) has the keys in its key file: `eddy renew` signs new ones")]

@@ -14,6 +14,7 @@ use dataplane::per_direction::PerDirection;
 use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
 
+use crate::ceremony::hex;
 use crate::config::{NodeRole, node_name};
 
 /// The report of one node.
@@ -207,6 +208,8 @@ pub struct Handshakes {
 /// Descriptors, epochs and bundles, as the node knows them (docs/SPEC.md 7).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustReport {
+    /// Id of the chain, in hex.
+    pub chain: String,
     /// The running interval, by this node's clock.
     pub interval: u64,
     /// The epoch whose setup keys it uses.
@@ -355,7 +358,7 @@ impl NodeReport {
 
     /// Adds what the node holds of descriptors and bundles.
     #[must_use]
-    pub fn with_trust(mut self, trust: &control::trust::TrustStatus) -> NodeReport {
+    pub fn with_trust(mut self, chain: &[u8; 32], trust: &control::trust::TrustStatus) -> NodeReport {
         let hop = |hop: &control::trust::HopStatus| HopReport {
             revision: hop.revision,
             not_after: hop.not_after,
@@ -363,6 +366,7 @@ impl NodeReport {
             neighbours_have: hop.neighbours_have,
         };
         self.trust = TrustReport {
+            chain: hex(chain),
             interval: trust.interval,
             epoch: trust.epoch,
             bundle: trust.bundle,

@@ -54,7 +54,7 @@ Exit codes:
 #[command(after_long_help = KEYGEN_HELP)]
 pub struct KeygenArgs {
     /// Role of the node
-    #[arg(long, value_enum, required_unless_present = "rotate", value_name = "ROLE")]
+    #[arg(long, value_enum, required_unless_present = "rotate", value_name = "mix|exit")]
     pub role: Option<RoleArg>,
     /// Address that the previous hop sends to, IP or IP:PORT (repeatable)
     ///

@@ -3,17 +3,18 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{ArgGroup, Args, Subcommand, ValueHint};
 use eddy_node::config::{Forward, parse_listen};
 
 /// `eddy status`.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("node").required(true).args(["config", "socket"]))]
 pub struct StatusArgs {
     /// The configuration of the running node
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "socket")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Its status socket, for an entry without a configuration
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
     /// Print one line of JSON
     #[arg(long, conflicts_with = "verbose")]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
+use clap::{ArgGroup, Args, ValueHint};
 use dataplane::exit::policy::Rule;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
@@ -69,15 +69,16 @@ Examples:
 
 /// `eddy entry`.
 #[derive(Args, Debug)]
-#[command(after_long_help = format!("{ENTRY_HELP}{NODE_HELP}"))]
+#[command(after_long_help = format!("{ENTRY_HELP}{NODE_HELP}"),
+          group = ArgGroup::new("file").required(true).args(["chain", "config"]))]
 pub struct EntryArgs {
     /// The entry's configuration file
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "chain")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// The chain's public file: enough for an entry without a configuration
     ///
     /// The newest descriptors of the chain are kept in a file next to it, chain.state.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "config")]
+    #[arg(long, value_name = "chain.toml", value_hint = ValueHint::FilePath)]
     pub chain: Option<PathBuf>,
     /// With --chain: Unix socket for `eddy status --socket`
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "chain", hide_short_help = true)]

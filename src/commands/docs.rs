@@ -23,7 +23,7 @@ pub fn completions(shell: Shell) -> anyhow::Result<()> {
     std::io::stdout().write_all(&script).context("cannot write to standard output")
 }
 
-/// Writes the manual pages into a folder: one per command, and eddy.toml(5).
+/// Writes the manual pages into a folder: one per command, and eddy.toml(5). Prints how to read them.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -31,19 +31,24 @@ pub fn manual(dir: &Path) -> anyhow::Result<()> {
     let done = std::fs::create_dir_all(dir).and_then(|()| {
         let mut command = Cli::description().disable_help_subcommand(true);
         command.build();
-        pages(&command, dir)?;
-        std::fs::write(dir.join("eddy.toml.5"), configuration().render())
+        let count = pages(&command, dir)?;
+        std::fs::write(dir.join("eddy.toml.5"), configuration().render())?;
+        Ok(count + 1)
     });
-    done.map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why }.into())
+    let count = done.map_err(|why| ConfigError::Unwritable { path: dir.to_owned(), why })?;
+    let said = format!("Wrote {count} pages; read the first one with `man -l {}`\n", dir.join("eddy.1").display());
+    std::io::stdout().write_all(said.as_bytes()).context("cannot write to standard output")
 }
 
-/// The page of a command, and those of its subcommands.
-fn pages(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
+/// The page of a command, and those of its subcommands. Returns their number.
+fn pages(command: &clap::Command, dir: &Path) -> std::io::Result<usize> {
+    let mut count = 1;
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
-        pages(subcommand, dir)?;
+        count += pages(subcommand, dir)?;
     }
     let name = command.get_display_name().unwrap_or(command.get_name());
-    std::fs::write(dir.join(format!("{name}.1")), page(command.clone())?)
+    std::fs::write(dir.join(format!("{name}.1")), page(command.clone())?)?;
+    Ok(count)
 }
 
 /// The page of clap_mangen, except that examples and pictures keep their lines, which clap_mangen would fill like

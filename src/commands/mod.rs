@@ -60,31 +60,59 @@ fn one_line(error: &clap::Error) -> String {
             let why = why.to_string();
             // Some parsers repeat the value, as they do for files.
             let why = why.split_once(&format!("{value:?}: ")).map_or(why.as_str(), |(_, why)| why);
-            format!("invalid {} {value:?}: {why}", option(&argument))
+            format!("invalid {} {value:?}: {}", option(&argument), expected_range(why))
         }
         (ErrorKind::InvalidValue, Some(argument), Some(value), _) if !value.is_empty() => {
             let possible = context(ContextKind::ValidValue).unwrap_or_default();
             format!("invalid {} {value:?}: expected one of {possible}", option(&argument))
         }
         (ErrorKind::MissingRequiredArgument, Some(argument), ..) => {
+            if argument.starts_with("--role") {
+                return format!("missing {argument}: e.g. `eddy keygen --role mix --address 192.0.2.1:4700`");
+            }
             let usage = context(ContextKind::Usage).unwrap_or_default();
-            format!("missing {argument}; {}", usage.trim().replace("Usage:", "usage:"))
+            format!("missing {}; {}", alternatives(&argument), usage.trim().replace("Usage:", "usage:"))
         }
         (ErrorKind::UnknownArgument, Some(argument), ..)
             if !argument.starts_with('-')
-                && takes_config_as_option(&context(ContextKind::Usage).unwrap_or_default()) =>
+                && let Some(command) = command_of(&context(ContextKind::Usage).unwrap_or_default())
+                && TAKES_CONFIG.contains(&command.as_str()) =>
         {
-            format!("unexpected argument {argument:?}: did you mean --config {argument}?")
+            let option = if command == "entry" && is_chain_file(&argument) { "--chain" } else { "--config" };
+            format!("unexpected argument {argument:?}: did you mean {option} {argument}?")
         }
         _ => joined(&error.render().to_string()),
     }
 }
 
-/// True if the usage is of a command whose only file is that of `--config`.
-fn takes_config_as_option(usage: &str) -> bool {
-    const COMMANDS: [&str; 6] = ["status", "doctor", "entry", "mix", "exit", "run"];
-    let mut words = usage.split_whitespace().skip_while(|word| *word != "eddy");
-    words.nth(1).is_some_and(|command| COMMANDS.contains(&command))
+/// Commands whose file is that of an option.
+const TAKES_CONFIG: [&str; 6] = ["status", "doctor", "entry", "mix", "exit", "run"];
+
+/// The command of a usage: `mix` of `Usage: eddy mix --config <FILE>`.
+fn command_of(usage: &str) -> Option<String> {
+    usage.split_whitespace().skip_while(|word| *word != "eddy").nth(1).map(str::to_owned)
+}
+
+/// True for a chain's public file, by its name or its content.
+fn is_chain_file(path: &str) -> bool {
+    let has_hops = |text: String| text.lines().any(|line| line.trim() == "[[hop]]");
+    path.ends_with("chain.toml") || std::fs::read_to_string(path).is_ok_and(has_hops)
+}
+
+/// `--chain <FILE> or --config <FILE>` of `<--chain <FILE>|--config <FILE>>`; other arguments as they are.
+fn alternatives(argument: &str) -> String {
+    let inner = argument.strip_prefix("<--").and_then(|rest| rest.strip_suffix('>'));
+    inner.map_or_else(|| argument.to_owned(), |inner| format!("--{}", inner.replace("|--", " or --")))
+}
+
+/// `expected 1 to 3650` of the parser's `0 is not in 1..=3650`; other reasons as they are.
+fn expected_range(why: &str) -> String {
+    let range = why.split_once(" is not in ").and_then(|(_, range)| range.split_once("..="));
+    match range {
+        Some((first, last)) => format!("expected {first} to {last}"),
+        None if why == "invalid digit found in string" => "expected a whole number".to_owned(),
+        None => why.to_owned(),
+    }
 }
 
 /// `--mixes` of `--mixes <N>`.
@@ -163,7 +191,24 @@ mod tests {
             let error = Cli::try_parse_from(["eddy", command, "mix1.toml"]).unwrap_err();
             assert_eq!(one_line(&error), "unexpected argument \"mix1.toml\": did you mean --config mix1.toml?");
         }
+        let error = one_line(&Cli::try_parse_from(["eddy", "entry", "my-chain.toml"]).unwrap_err());
+        assert!(error.ends_with(": did you mean --chain my-chain.toml?"), "{error}");
         let error = one_line(&Cli::try_parse_from(["eddy", "chain", "mix1.toml"]).unwrap_err());
         assert!(!error.contains("did you mean"), "{error}");
+    }
+
+    #[test]
+    fn missing_and_wrong_options_name_what_is_expected() {
+        for (line, wanted) in [
+            ("eddy entry", "missing --chain <chain.toml> or --config <FILE>; usage: eddy entry"),
+            ("eddy status", "missing --config <FILE> or --socket <PATH>; usage: eddy status"),
+            ("eddy keygen", "missing --role <mix|exit>: e.g. `eddy keygen --role mix --address"),
+            ("eddy keygen --role mix --days 0", "invalid --days \"0\": expected 1 to 3650"),
+            ("eddy keygen --role mix --days=-3", "invalid --days \"-3\": expected 1 to 3650"),
+            ("eddy keygen --role mix --days x", "invalid --days \"x\": expected a whole number"),
+        ] {
+            let error = one_line(&Cli::try_parse_from(line.split(' ')).unwrap_err());
+            assert!(error.starts_with(wanted), "{line}: {error}");
+        }
     }
 }

@@ -266,7 +266,7 @@ fn watch_signals(lifeline: bool) -> anyhow::Result<mpsc::Receiver<Received>> {
 /// Prints the last report. Its reader may have gone away, which is not an error.
 fn print(node: &NodeReport, json: bool) {
     let text =
-        if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node, None) };
+        if json { serde_json::to_string(node).unwrap_or_default() + "\n" } else { tables::summary::render(node) };
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 

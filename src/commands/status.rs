@@ -50,9 +50,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     } else if args.verbose {
         tables::nodes::render(&[node])
     } else {
-        // The node runs: a chain file that has changed since is not worth an error here.
-        let chain = config.and_then(|config| config.read_chain().ok()).map(|chain| chain.short_id());
-        tables::summary::render(&node, chain.as_deref())
+        tables::summary::render(&node)
     };
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }

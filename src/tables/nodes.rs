@@ -4,6 +4,7 @@ use super::summary::node_name_at;
 use super::{align_right, lines, reasons, refusals, span, table, time};
 use comfy_table::Table;
 use eddy_node::ceremony::utc;
+use eddy_node::config::NodeRole;
 use eddy_node::report::{Distribution, NodeReport, PairReport, TallyReport};
 
 /// All tables, each under its title.
@@ -145,7 +146,13 @@ fn descriptors(nodes: &[NodeReport]) -> String {
                 node_name_at(position, hops.len()),
                 hop.revision.to_string(),
                 utc(hop.not_after),
-                if hop.neighbours_have { "yes" } else { "no" }.to_owned(),
+                // Neighbours do not report to an entry.
+                match (node.role, hop.neighbours_have) {
+                    (NodeRole::Entry, _) => "-",
+                    (_, true) => "yes",
+                    (_, false) => "no",
+                }
+                .to_owned(),
             ]);
         }
     }
@@ -204,7 +211,7 @@ fn ratio(cells: u64, datagrams: u64) -> String {
 pub(super) mod tests {
     use dataplane::latency::Profile;
     use dataplane::ledger::{DropReason, Ledger};
-    use eddy_node::config::NodeRole;
+    use eddy_node::report::HopReport;
 
     use super::*;
 
@@ -235,6 +242,14 @@ pub(super) mod tests {
         for part in ["Cells", "Datagrams", "mix2  cells forward: replay 10000", "stale-timestamp 3", "kernel: 7"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn entry_does_not_know_what_neighbours_have() {
+        let mut entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
+        entry.trust.hops = vec![HopReport { revision: 7, not_after: 1_800_000_000, ..HopReport::default() }; 2];
+        let text = descriptors(&[entry]);
+        assert!(text.lines().skip(2).all(|line| line.trim_end().ends_with('-')), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::config::{NodeRole, node_name, wall_s};
-use eddy_node::report::{Distribution, NodeReport, StayReport, TallyReport, TrustReport};
+use eddy_node::report::{Distribution, HopReport, NodeReport, StayReport, TallyReport, TrustReport};
 use eddy_node::runtime::expiry::stage;
 
 /// Columns of a terminal that everybody has.
@@ -11,13 +11,13 @@ pub const WIDTH: usize = 80;
 const HEIGHT: usize = 23;
 /// Most lines of drop reasons shown; the rest is in the tables of `--verbose`.
 const DROPS_SHOWN_MAX: usize = 5;
-/// Lines of the parts that every node has: four at the top, the ledger, and an empty line before it and before the
+/// Lines of the parts that every node has: three at the top, the ledger, and an empty line before it and before the
 /// drops.
 const OTHER_LINES: usize = 7;
 
-/// The summary. `chain` names the node's chain, where it is known.
-pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
-    let of_chain = chain.map_or_else(String::new, |id| format!(" of chain {id}"));
+/// The summary.
+pub fn render(node: &NodeReport) -> String {
+    let of_chain = node.trust.chain.get(..8).map_or_else(String::new, |id| format!(" of chain {id}"));
     let cpu = if node.uptime_s > 0.0 { 100.0 * node.cpu_s / node.uptime_s } else { 0.0 };
     let role = match node.role {
         NodeRole::Mix => String::new(),
@@ -44,30 +44,62 @@ pub fn render(node: &NodeReport, chain: Option<&str>) -> String {
     )
 }
 
-/// Epoch and newest bundle, and what is wrong with descriptors and clocks: at most two lines.
+/// Epoch and newest bundle, and what is wrong with descriptors and clocks: at most three lines.
 fn trust(node: &NodeReport) -> String {
-    let TrustReport { interval, epoch, bundle, can_sign, clock_offset_ms, hops } = &node.trust;
+    let TrustReport { interval, epoch, bundle, can_sign, clock_offset_ms, hops, .. } = &node.trust;
     if hops.is_empty() {
         return String::new();
     }
+    let is_entry = node.role == NodeRole::Entry;
     let bundle = match bundle {
-        Some(bundle) if bundle >= interval => "complete".to_owned(),
-        Some(bundle) => format!("{} intervals old", interval - bundle),
-        // An entry asks for one when it needs it.
-        None => "none yet".to_owned(),
+        // An entry asks for one when it needs it, so the age matters only until it has channels.
+        _ if is_entry && node.channels > 0 => String::new(),
+        Some(bundle) if bundle >= interval => "   bundle complete".to_owned(),
+        Some(bundle) => match interval - bundle {
+            1 => "   bundle 1 interval old".to_owned(),
+            age => format!("   bundle {age} intervals old"),
+        },
+        None => "   bundle none yet".to_owned(),
     };
-    let signs = if node.role == NodeRole::Entry || *can_sign { "" } else { " (this node cannot sign)" };
-    let clock = clock_offset_ms.map_or(String::new(), |ms| format!("   clock {:+.1} s", -(ms as f64) / 1000.0));
+    let clock = clock_offset_ms.map_or(String::new(), |ms| format!("   clock {}", offset(ms)));
     let now_s = wall_s();
-    let first = hops.iter().zip(1..).filter(|(hop, _)| hop.revision > 0).min_by_key(|(hop, _)| hop.not_after);
-    let ends = first.filter(|(hop, _)| stage(hop.not_after, now_s).is_some()).map(|(hop, position)| {
-        let (name, left) = (node_name_at(position, hops.len()), hop.not_after.saturating_sub(now_s));
-        match left {
-            0 => format!("descriptor of {name} has expired\n"),
-            left => format!("descriptor of {name} expires in {}\n", span(left as f64)),
+    let signs = if is_entry || *can_sign { String::new() } else { cannot_sign(node, now_s) };
+    format!("interval {interval}   epoch {epoch}{bundle}{clock}\n{signs}{}", ends(hops, now_s))
+}
+
+/// This clock minus that of a neighbour, from the difference the other way round.
+fn offset(neighbour_ms: i64) -> String {
+    match format!("{:+.1} s", -(neighbour_ms as f64) / 1000.0).as_str() {
+        "-0.0 s" | "+0.0 s" => "0.0 s".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// A line about a hop that does not sign, with the reason if the report has it.
+fn cannot_sign(node: &NodeReport, now_s: u64) -> String {
+    let own = node.index.checked_sub(1).and_then(|at| node.trust.hops.get(at));
+    let why = match own {
+        Some(own) if own.revision == 0 => "it has no descriptor",
+        Some(own) if own.not_after <= now_s => "its descriptor has expired",
+        _ => "its log says why",
+    };
+    format!("this node cannot sign: {why}\n")
+}
+
+/// A line with all hops whose descriptors have expired, or else one about the first to expire if that is soon.
+fn ends(hops: &[HopReport], now_s: u64) -> String {
+    let named = hops.iter().zip(1..).filter(|(hop, _)| hop.revision > 0);
+    let named = named.map(|(hop, position)| (hop.not_after, node_name_at(position, hops.len())));
+    let (expired, valid): (Vec<_>, Vec<_>) = named.partition(|(until, _)| *until <= now_s);
+    let expired: Vec<&str> = expired.iter().map(|(_, name)| name.as_str()).collect();
+    match (&expired[..], valid.iter().min()) {
+        ([], Some((until, name))) if stage(*until, now_s).is_some() => {
+            format!("descriptor of {name} expires in {}\n", span((until - now_s) as f64))
         }
-    });
-    format!("interval {interval}   epoch {epoch}   bundle {bundle}{signs}{clock}\n{}", ends.unwrap_or_default())
+        ([], _) => String::new(),
+        ([name], _) => format!("descriptor of {name} has expired\n"),
+        (names, _) => format!("descriptors of {} have expired\n", names.join(", ")),
+    }
 }
 
 /// The name of a hop.
@@ -199,7 +231,9 @@ mod tests {
 
     #[test]
     fn summary_of_a_busy_mix_fits_80x24() {
-        let text = render(&busy(), Some("3fa2b1c4"));
+        let mut node = busy();
+        node.trust.chain = "3fa2b1c4".repeat(8);
+        let text = render(&node);
         fits(&text);
         for part in ["mix2 of chain 3fa2b1c4, up 2 h 13 min", "mixing p50 / p99", "replay 10000", "ledger closed: yes"]
         {
@@ -218,17 +252,51 @@ mod tests {
                 }
             }
         }
-        let text = render(&NodeReport::new(NodeRole::Exit, 4, &ledger, &Profile::default()), Some("3fa2b1c4"));
+        let mut node = NodeReport::new(NodeRole::Exit, 4, &ledger, &Profile::default());
+        // And with all that can be said of descriptors.
+        let hops = vec![HopReport { revision: 1, ..HopReport::default() }; 8];
+        node.trust = TrustReport { chain: "3fa2b1c4".repeat(8), hops, interval: 179_283_746, ..TrustReport::default() };
+        let text = render(&node);
         fits(&text);
         assert!(text.contains("more with --verbose") && text.contains("ledger closed: NO"), "{text}");
     }
 
     #[test]
     fn summary_without_drops_has_no_line_about_them() {
-        let text = render(&NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default()), None);
+        let text = render(&NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default()));
         fits(&text);
         assert!(text.contains("entry, up 0.0 s") && !text.contains("drop"), "{text}");
         assert!(text.contains("\nno channel: datagrams wait; the log names"), "{text}");
+    }
+
+    #[test]
+    fn trust_is_in_lines_of_their_own() {
+        let mut node = NodeReport::new(NodeRole::Exit, 4, &Ledger::default(), &Profile::default());
+        let hop = |not_after| HopReport { revision: 1, not_after, ..HopReport::default() };
+        let later = wall_s() + 90 * 86_400;
+        node.trust = TrustReport {
+            interval: 179_283_746,
+            epoch: 4_980_104,
+            bundle: Some(179_283_745),
+            clock_offset_ms: Some(20),
+            hops: vec![hop(5), hop(later), hop(5), hop(later)],
+            ..TrustReport::default()
+        };
+        assert_eq!(
+            trust(&node),
+            "interval 179283746   epoch 4980104   bundle 1 interval old   clock 0.0 s\n\
+             this node cannot sign: its log says why\n\
+             descriptors of mix1, mix3 have expired\n"
+        );
+        node.trust.hops[3] = hop(5);
+        assert!(trust(&node).contains("\nthis node cannot sign: its descriptor has expired\n"), "{}", trust(&node));
+        (node.role, node.index, node.channels) = (NodeRole::Entry, 0, 4);
+        node.trust.clock_offset_ms = Some(1_500);
+        assert!(
+            trust(&node).starts_with("interval 179283746   epoch 4980104   clock -1.5 s\ndesc"),
+            "{}",
+            trust(&node)
+        );
     }
 
     #[test]
@@ -238,7 +306,7 @@ mod tests {
         (datagrams.received, datagrams.consumed, datagrams.held) = (208, 207, 1);
         let mut node = NodeReport::new(NodeRole::Entry, 0, &ledger, &Profile::default());
         node.channels = 4;
-        let text = render(&node, None);
+        let text = render(&node);
         fits(&text);
         let row = |name: &str| {
             let line =

@@ -160,10 +160,16 @@ fn files_that_sighup_refuses_get_a_line_each_and_end_nothing() {
         "foreign.desc: its identity is not that of a hop of this chain",
         "garbage.desc:1: invalid descriptor",
         "the signature does not match",
-        "read the chain file, descriptors and keys again: 0 new",
+        "reloaded: 0 new, 3 refused",
     ] {
         wait_for_line(&nodes, 1, wanted);
     }
+
+    assert!(run(&dir, "renew --identity mix2.identity.key mix2.desc --revoke").status.success());
+    hang_up(&nodes, 1);
+    wait_for_line(&nodes, 1, "reloaded: 1 new, 3 refused");
+    hang_up(&nodes, 1);
+    wait_for_line(&nodes, 1, "chain.toml has an old descriptor of mix2; revision ");
 
     let chain = dir.join("chain.toml");
     let text = fs::read_to_string(&chain).unwrap();

@@ -30,7 +30,9 @@ impl FromStr for Endpoint {
         let bare = text.parse::<IpAddr>().map(|ip| (ip, None));
         let found = bare.or_else(|_| text.parse::<SocketAddr>().map(|address| (address.ip(), Some(address.port()))));
         let (ip, port) = found.map_err(|_| {
-            format!("invalid address {text:?}: expected IP, IP:PORT or [IPv6]:PORT, e.g. 192.0.2.1:4700")
+            let is_name = text.contains(|c: char| c.is_ascii_alphabetic()) && text.parse::<Name>().is_ok();
+            let remedy = if is_name { "; give a DNS name with --name" } else { "" };
+            format!("invalid address {text:?}: expected IP, IP:PORT or [IPv6]:PORT, e.g. 192.0.2.1:4700{remedy}")
         })?;
         Ok(Endpoint { ip: ip.to_canonical(), port })
     }
@@ -116,7 +118,12 @@ impl Places {
             match (place.address, known) {
                 // Several addresses of one class.
                 (Some(own), Some(at)) => contacts[at].addresses.push(own.at(own.port.unwrap_or(PORT))),
-                (_, Some(_)) => return Err(wrong(format!("duplicate --class {}", place.class))),
+                (_, Some(_)) => {
+                    let class = place.class;
+                    return Err(wrong(format!(
+                        "duplicate --class {class}: name it once, or with each of its addresses as --class {class}=ADDR"
+                    )));
+                }
                 (Some(own), None) => {
                     let port = own.port.unwrap_or(PORT);
                     let names = self.names.iter().map(|name| (name.name.clone(), port)).collect();
@@ -320,7 +327,9 @@ mod tests {
     #[test]
     fn texts_that_are_not_addresses_or_names_are_refused() {
         assert!("192.0.2.1:x".parse::<Endpoint>().is_err());
-        assert!("mix.example.org".parse::<Endpoint>().is_err());
+        let why = "mix.example.org".parse::<Endpoint>().unwrap_err();
+        assert!(why.ends_with("; give a DNS name with --name"), "{why}");
+        assert!(!"192.0.2.300".parse::<Endpoint>().unwrap_err().contains("--name"));
         assert!("192.0.2.1".parse::<Name>().unwrap_err().contains("--address"));
         for bad in ["", "m:0", "m:x", "a b", "\u{e9}", ":5"] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?}");

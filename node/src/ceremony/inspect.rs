@@ -38,6 +38,9 @@ impl PublicFile {
             Renewable::check_request(&source).map(|request| PublicFile::Request(request.content))
         } else if has(&["identity", "noise", "signing"]) {
             other("this file holds private keys", "inspect node.desc instead, which is public")
+        } else if has(&["role", "status"]) {
+            let remedy = format!("check it with `eddy config check {}`", path.display());
+            other("this is a node's configuration, which is not signed", &remedy)
         } else {
             other("this is not a public file of eddy", "name a node.desc, a node.request or a chain.toml")
         }

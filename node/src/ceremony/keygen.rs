@@ -168,7 +168,13 @@ pub struct Rotation {
 pub fn rotate(dir: &Path, name: &str, force: bool) -> Result<Rotation, ConfigError> {
     let file = |ending: &str| dir.join(format!("{name}.{ending}"));
     let (key_path, next, request, descriptor_path) = (file("key"), file("key.next"), file("request"), file("desc"));
-    let old_keys = NodeKeys::read(&key_path)?;
+    let old_keys = NodeKeys::read(&key_path).map_err(|why| match why {
+        ConfigError::Unreadable { path, why, .. } if why.kind() == std::io::ErrorKind::NotFound => {
+            let remedy = "give the node's folder with --out, and for a folder of `eddy init` the node with --node";
+            ConfigError::Unreadable { path, why, remedy: remedy.to_owned() }
+        }
+        other => other,
+    })?;
     let DescriptorFile { descriptor, .. } = DescriptorFile::read(&descriptor_path)?;
     let own = x25519_public(&old_keys.noise) == descriptor.noise
         && Signer::from_seed(&old_keys.signing).public() == descriptor.signing;

@@ -34,11 +34,11 @@ fn date(days: u64) -> Option<(u64, u64, u64)> {
     Some((400 * era + year_of_era + u64::from(month <= 2), month, day))
 }
 
-/// A length of time in its largest unit: `90 days`, `3 h`, `20 min`, `5 s`.
+/// A length of time in its largest unit: `90 days` (the nearest number of them), `3 h`, `20 min`, `5 s`.
 pub fn span(seconds: u64) -> String {
     let plural = |n: u64, unit: &str| format!("{n} {unit}{}", if n == 1 { "" } else { "s" });
     match seconds {
-        172_800.. => plural(seconds / 86_400, "day"),
+        172_800.. => plural(seconds.saturating_add(43_200) / 86_400, "day"),
         7200.. => format!("{} h", seconds / 3600),
         120.. => format!("{} min", seconds / 60),
         _ => format!("{seconds} s"),
@@ -83,6 +83,13 @@ mod tests {
             assert_eq!(utc(seconds), text);
         }
         assert_eq!(utc(u64::MAX), format!("{} s after 1970", u64::MAX));
+    }
+
+    #[test]
+    fn days_are_rounded_to_the_nearest() {
+        let of = |days: u64| days * 86_400;
+        let spans = [of(90) - 60, of(90), of(2), of(2) - 1, 7_200, 119].map(span);
+        assert_eq!(spans, ["90 days", "90 days", "2 days", "47 h", "2 h", "119 s"]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Loaded {
     pub socks_users: SocksUsers,
     /// What the operator should know, although the node starts.
     pub warnings: Vec<String>,
+    /// What is not as new as it could be, and does not matter.
+    pub notes: Vec<String>,
 }
 
 /// What became of a descriptor from a file.
@@ -45,6 +47,8 @@ pub struct Loaded {
 pub enum Found {
     /// Its hop has it from now on.
     Taken { hop: usize, taken: Taken },
+    /// It is revoked, for this reason.
+    Revoked { hop: usize, why: String },
     /// Why it does not count.
     Refused(String),
 }
@@ -66,6 +70,7 @@ impl Found {
         };
         match take(hop, descriptor) {
             Ok(taken) => Found::Taken { hop, taken },
+            Err(why @ BadDescriptor::Revoked { .. }) => Found::Revoked { hop, why: why.to_string() },
             Err(why) => Found::Refused(why.to_string()),
         }
     }
@@ -97,7 +102,7 @@ impl Loaded {
         let now_s = wall_s();
         let is_entry = config.role() == NodeRole::Entry;
         let (keys, psks) = config.read_keys(&files)?;
-        let mut warnings = Vec::new();
+        let (mut warnings, mut notes) = (Vec::new(), Vec::new());
         let mut view = View::new(chain.terms.clone());
 
         let state = files.state()?;
@@ -131,14 +136,19 @@ impl Loaded {
                     view.take_descriptor(hop, signed, now_s)
                 },
             );
-            if let Found::Refused(why) = found {
-                let warning = refusal(&path, &why);
-                if own && position.is_none() {
-                    foreign = Some(path);
-                }
-                refused.get_or_insert_with(|| warning.clone());
-                warnings.push(warning);
+            let (Found::Refused(why) | Found::Revoked { why, .. }) = &found else { continue };
+            let warning = refusal(&path, why);
+            refused.get_or_insert_with(|| warning.clone());
+            if let Found::Revoked { hop, .. } = found
+                && let Some(newest) = view.descriptor(hop)
+            {
+                notes.push(replaced(&path, &node_name(chain.role(hop), hop), newest.revision));
+                continue;
             }
+            if own && position.is_none() {
+                foreign = Some(path);
+            }
+            warnings.push(warning);
         }
 
         let position = match is_entry {
@@ -168,6 +178,7 @@ impl Loaded {
             position,
             psks,
             warnings,
+            notes,
         })
     }
 
@@ -225,6 +236,11 @@ pub(crate) fn refusal(path: &Path, why: &str) -> String {
     // Mistakes in a file name it themselves.
     let why = why.strip_prefix(&format!("{path}: ")).unwrap_or(why);
     format!("ignored the descriptor in {path}: {why}")
+}
+
+/// The line about a revoked descriptor, of which a newer one is held.
+pub(crate) fn replaced(path: &Path, name: &str, newest: u64) -> String {
+    format!("{} has an old descriptor of {name}; revision {newest} replaces it", path.display())
 }
 
 fn are_of(keys: &control::NodeKeys, descriptor: &SignedDescriptor) -> bool {

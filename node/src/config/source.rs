@@ -17,6 +17,9 @@ use zeroize::Zeroizing;
 use super::table::{self, DefaultValue, FileKind, Key, Kind, WHOLE_FILES};
 use super::{ConfigError, Location, NodeRole};
 
+/// How a state file begins; it is not text.
+const STATE_MAGIC: &[u8] = b"eddy state";
+
 /// A file's text. It may hold keys, so it is wiped.
 pub(crate) struct Source {
     path: PathBuf,
@@ -32,13 +35,21 @@ impl Source {
         let bytes = std::fs::read(path).map_err(|why| ConfigError::Unreadable {
             path: path.to_owned(),
             remedy: match why.kind() {
-                ErrorKind::IsADirectory => "name a file in it, such as mix1.toml",
+                ErrorKind::IsADirectory => "name a file in it, such as node.toml or mix1.toml",
                 ErrorKind::PermissionDenied => "run eddy as a user who may read it, or change its owner or mode",
                 _ => "check the path, or make a chain with `eddy init DIR`",
             }
             .into(),
             why,
         })?;
+        if bytes.starts_with(STATE_MAGIC) {
+            let remedy = "name a TOML file, such as node.toml, node.desc or chain.toml".to_owned();
+            return Err(ConfigError::Value {
+                at: Location::file(path),
+                what: "this is a state file of eddy".into(),
+                remedy,
+            });
+        }
         let text = String::from_utf8(bytes).map_err(|why| {
             let valid = why.utf8_error().valid_up_to();
             let bytes = Zeroizing::new(why.into_bytes());
@@ -50,7 +61,7 @@ impl Source {
 
         let source = Source { path: path.to_owned(), text: Zeroizing::new(text), lined: true, secret: false };
         if source.text.trim().is_empty() {
-            let remedy = "copy it again from where `eddy init` wrote it";
+            let remedy = "copy it again from where `eddy init` or `eddy keygen` wrote it";
             let at = Location::file(path);
             return Err(ConfigError::Value { at, what: "the file is empty".into(), remedy: remedy.into() });
         }
@@ -211,10 +222,16 @@ impl<'s> Table<'s> {
         let is_own = |kind: &&FileKind| kind.keys.iter().map(|key| key.name).eq(self.keys.iter().map(|key| key.name));
         let found = kind(&|kind| of_kind(kind.keys)).zip(kind(&is_own));
         let Some((found, expected)) = found else { return Ok(()) };
+        let entry = match (found.name, expected.name) {
+            (table::CHAIN, table::CONFIGURATION) => {
+                format!("; an entry needs no file of its own: `eddy entry --chain {}`", self.source.path.display())
+            }
+            _ => String::new(),
+        };
         Err(ConfigError::Value {
             at: self.source.file(),
             what: format!("this is {}, expected {}", found.name, expected.name),
-            remedy: format!("name {}", expected.example),
+            remedy: format!("name {}{entry}", expected.example),
         })
     }
 

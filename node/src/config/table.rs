@@ -456,7 +456,7 @@ pub static USERS_FILE: &[Key] = &[plain(
 
 /// All tables, with what messages call their files.
 pub static ALL_FILES: &[(&str, &[Key])] = &[
-    ("a node's configuration", NODE),
+    (CONFIGURATION, NODE),
     ("a [[forward]] of entry.toml", FORWARD),
     ("[caps] of mixN.toml or exit.toml", CAPS),
     ("a file of SOCKS users", USERS_FILE),
@@ -478,10 +478,13 @@ pub struct FileKind {
     pub keys: &'static [Key],
 }
 
+pub(super) const CONFIGURATION: &str = "a node's configuration";
+pub(super) const CHAIN: &str = "the chain's public file";
+
 /// All kinds of files.
 pub static WHOLE_FILES: &[FileKind] = &[
-    FileKind { name: "a node's configuration", example: "the node's own file, such as mix1.toml", keys: NODE },
-    FileKind { name: "the chain's public file", example: "chain.toml as `eddy assemble` writes it", keys: CHAIN_FILE },
+    FileKind { name: CONFIGURATION, example: "the node's own file, such as node.toml or mix1.toml", keys: NODE },
+    FileKind { name: CHAIN, example: "chain.toml as `eddy assemble` writes it", keys: CHAIN_FILE },
     FileKind { name: "a key file", example: "the node's key file, such as mix1.key", keys: NODE_KEY_FILE },
     FileKind { name: "a node's identity", example: "identity.key as `eddy keygen` writes it", keys: IDENTITY_FILE },
     FileKind { name: "a node's descriptor", example: "node.desc as `eddy keygen` writes it", keys: DESCRIPTOR_FILE },

@@ -441,8 +441,8 @@ fn status_line(destination: &str, status: Status) -> String {
             );
         }
         Status::Refused => {
-            "its policy does not allow it (private and loopback addresses are closed unless the exit's operator adds them \
-             with `allow`)"
+            "its policy does not allow it (private, loopback, link-local, multicast and reserved addresses are closed: the \
+             exit's `allow` opens them)"
         }
         Status::TooManyFlows => "the exit has too many flows or sockets",
         Status::TooLarge => "the datagram is too large",

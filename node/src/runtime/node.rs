@@ -23,7 +23,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 use wire::ids::Side;
 
-use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name};
+use crate::ceremony::{span, utc};
+use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
@@ -60,6 +61,8 @@ struct ControlState {
 struct Reporter {
     role: NodeRole,
     position: usize,
+    /// Id of the chain.
+    chain: [u8; 32],
     /// One for each worker.
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     profiles: Vec<latency::Shared>,
@@ -89,7 +92,7 @@ impl Reporter {
             ..NodeReport::new(self.role, self.position, &self.ledger(), &self.profile())
         }
         .with_control(&control.counters, control.half_open)
-        .with_trust(&control.trust)
+        .with_trust(&self.chain, &control.trust)
     }
 }
 
@@ -194,6 +197,7 @@ impl Node {
         let reporter = Reporter {
             role,
             position,
+            chain: chain.id,
             ledgers,
             profiles,
             control,
@@ -319,7 +323,20 @@ pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
 
 /// Control's complaint about a configuration.
 pub fn bad_config(config: &NodeConfig, why: &BadConfig) -> ConfigError {
-    ConfigError::Invalid { at: Location::file(&config.path), what: why.to_string() }
+    let at = Location::file(&config.path);
+    let BadConfig::Expired(ago_s) = why else { return ConfigError::Invalid { at, what: why.to_string() } };
+    ConfigError::Value {
+        at,
+        what: format!(
+            "this node's descriptor expired on {}, {} ago",
+            utc(wall_s().saturating_sub(*ago_s)),
+            span(*ago_s)
+        ),
+        remedy:
+            "check this host's clock with `date -u`; if it is right, run `eddy renew`, then copy node.desc next to \
+                 chain.toml"
+                .to_owned(),
+    }
 }
 
 impl Drop for ControlThread {
@@ -465,6 +482,7 @@ mod tests {
         Reporter {
             role: NodeRole::Mix,
             position: 1,
+            chain: [0; 32],
             ledgers: Vec::new(),
             profiles: Vec::new(),
             control: Arc::default(),

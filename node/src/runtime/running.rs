@@ -44,6 +44,7 @@ impl Running {
         for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
         }
+        loaded.notes.iter().for_each(|line| tracing::info!("{line}"));
         match loaded.files.settle_keys(&loaded.trust.view, loaded.position) {
             Ok(done) => done.iter().for_each(|line| tracing::info!("{line}")),
             Err(why) => tracing::warn!("cannot put the new keys in place: {why}"),

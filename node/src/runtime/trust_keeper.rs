@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::expiry::Expiry;
 use super::log::Trouble;
 use crate::ceremony::{hex, utc};
-use crate::config::{ChainFile, ConfigError, Found, TrustFiles, in_words, refusal, wall_s};
+use crate::config::{ChainFile, ConfigError, Found, TrustFiles, in_words, refusal, replaced, wall_s};
 
 /// Time between two looks at the status of trust.
 const LOOK: Duration = Duration::from_millis(250);
@@ -79,10 +79,14 @@ impl TrustKeeper {
 
     /// Reads the chain file, the descriptors beside it and the key files again.
     pub(super) fn reload(&mut self, control: &mut Control, now: Duration) {
+        let (mut news, mut refused) = (0, 0);
         // Keys first: a descriptor that names them then finds them.
         match self.files.keys() {
             Ok((keys, _)) => control.load_keys(now, keys),
-            Err(why) => warn!("kept the old keys: {why}"),
+            Err(why) => {
+                refused += 1;
+                warn!("kept the old keys: {why}");
+            }
         }
         let mut all: Vec<(PathBuf, Result<_, ConfigError>)> = Vec::new();
         let path = self.files.chain.clone().unwrap_or_default();
@@ -90,16 +94,21 @@ impl TrustKeeper {
             Ok(Some(chain)) if chain.id == self.terms.id() => {
                 all.extend(chain.descriptors.into_iter().map(|descriptor| (path.clone(), Ok(descriptor))));
             }
-            Ok(Some(chain)) => warn!(
-                "{} has become another chain, {}: this node stays in its chain until it is started again",
-                path.display(),
-                hex(&chain.id)
-            ),
+            Ok(Some(chain)) => {
+                refused += 1;
+                warn!(
+                    "{} has become another chain, {}: this node stays in its chain until it is started again",
+                    path.display(),
+                    hex(&chain.id)
+                );
+            }
             Ok(None) => {}
-            Err(why) => warn!("kept the old chain file: {why}"),
+            Err(why) => {
+                refused += 1;
+                warn!("kept the old chain file: {why}");
+            }
         }
         all.extend(self.files.descriptors_beside());
-        let mut news = 0;
         for (path, descriptor) in all {
             let content = descriptor.as_ref().ok().map(|descriptor| (descriptor.revision, descriptor.not_after));
             let identities = &self.terms.identities;
@@ -123,10 +132,22 @@ impl TrustKeeper {
                         Taken::Known => {}
                     }
                 }
-                Found::Refused(why) => warn!("{}", refusal(&path, &why)),
+                Found::Revoked { hop, why } => match control.view().descriptor(hop) {
+                    Some(newest) => {
+                        info!(peer = self.names[hop - 1], "{}", replaced(&path, &self.names[hop - 1], newest.revision))
+                    }
+                    None => {
+                        refused += 1;
+                        warn!("{}", refusal(&path, &why));
+                    }
+                },
+                Found::Refused(why) => {
+                    refused += 1;
+                    warn!("{}", refusal(&path, &why));
+                }
             }
         }
-        info!(news, "read the chain file, descriptors and keys again: {news} new");
+        info!(news, refused, "reloaded: {news} new, {refused} refused");
         self.settle_keys(control, now);
     }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane::socket::backend::{Calls, Io, NoUring};
-use dataplane::socket::offload::{Offload, Offloads};
+use dataplane::socket::offload::{NoOffload, Offloads};
 use dataplane::stage::ingress::lengths;
 use dataplane::sys;
 use rustix::process::{Resource, geteuid, getrlimit};
@@ -28,7 +28,7 @@ pub struct Facts {
     pub user: u32,
     pub buffers: Buffers,
     /// The result of `offload`: what works, and why not all of it.
-    pub offloads: (Offloads, Option<String>),
+    pub offloads: (Offloads, Option<NoOffload>),
     /// Why io_uring is not available.
     pub no_uring: Option<NoUring>,
     pub engines: Engines,
@@ -159,7 +159,7 @@ fn granted(wanted: usize) -> std::io::Result<usize> {
     Ok(sys::size_receive_buffer(loopback()?, wanted)? / 2)
 }
 
-fn offloads(subject: &Subject) -> (Offloads, Option<String>) {
+fn offloads(subject: &Subject) -> (Offloads, Option<NoOffload>) {
     let exit = subject.shape.hops();
     let positions = if subject.role.is_some() { subject.position..=subject.position } else { 0..=exit };
     let up = positions.clone().filter(|position| *position > 0).map(|position| (position, Side::Up));
@@ -169,11 +169,7 @@ fn offloads(subject: &Subject) -> (Offloads, Option<String>) {
     lens.dedup();
     let ipv6 = subject.from.is_ipv6() || subject.up.is_some_and(|up| up.is_ipv6());
     // The same call as at the start of the node.
-    let (offloads, why) = subject.offload.decide(&lens, ipv6);
-    if subject.offload == Offload::Off {
-        return (offloads, Some("the configuration says offload = \"off\"".to_owned()));
-    }
-    (offloads, why.map(|why| why.to_string()))
+    subject.offload.decide(&lens, ipv6)
 }
 
 fn engines(host: &Host, used: Engine) -> Engines {

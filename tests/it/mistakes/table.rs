@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use control::trust::NodeDescriptor;
 use eddy_node::ceremony::files::read_identity;
+use eddy_node::ceremony::utc;
 use eddy_node::config::{ChainFile, wall_s};
 use rustix::thread::sched_getaffinity;
 
@@ -46,18 +47,21 @@ table! { FILES:
     "no such key file", Line("mix1.toml", "keys", "keys = \"none.key\""), MIX,
         &["none.key: No such file", "`keys` in mix1.toml:5 must name the key file"];
     "a folder for a configuration", Do(|s| fs::create_dir(s.path("demo")).unwrap()), "mix --config demo",
-        &["demo: Is a directory", "name a file in it"];
+        &["demo: Is a directory", "name a file in it, such as node.toml or mix1.toml"];
     "a configuration that is not UTF-8",
         Do(|s| fs::write(s.path("mix1.toml"), b"role = \"mix\"\n# gr\xfc\xdfe\n").unwrap()), MIX,
         &["mix1.toml:2: the text is not UTF-8", "save it as UTF-8"];
     "an empty configuration", Do(|s| fs::write(s.path("mix1.toml"), "").unwrap()), MIX,
-        &["mix1.toml: the file is empty", "`eddy init`"];
+        &["mix1.toml: the file is empty", "`eddy init` or `eddy keygen`"];
     "an empty chain file", Do(|s| fs::write(s.path("chain.toml"), "\n").unwrap()), MIX,
         &["chain.toml: the file is empty", "`eddy init`"];
     "the chain file for a configuration", Nothing, "mix --config chain.toml",
-        &["chain.toml: this is the chain's public file", "expected a node's configuration", "such as mix1.toml"];
+        &["chain.toml: this is the chain's public file", "expected a node's configuration", "such as node.toml or mix1.toml",
+          "`eddy entry --chain chain.toml`"];
     "the key file for a configuration", Nothing, "mix --config mix1.key",
-        &["mix1.key: this is a key file, expected a node's configuration", "such as mix1.toml"];
+        &["mix1.key: this is a key file, expected a node's configuration", "such as node.toml or mix1.toml"];
+    "a state file for a configuration", Nothing, "mix --config mix1.state",
+        &["mix1.state: this is a state file of eddy", "name a TOML file"];
     "a node's configuration for the chain file", Line("mix1.toml", "chain", "chain = \"mix2.toml\""), MIX,
         &["mix2.toml: this is a node's configuration, expected the chain's public file", "chain.toml"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
@@ -189,8 +193,14 @@ table! { CHAIN:
     "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[30] ^= 1)), MIX,
         &["chain.toml:", "the signature does not match", "from whoever assembled the chain"];
     "a descriptor of this node that has expired, or a clock far ahead",
-        Do(|s| sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {})), MIX,
-        &["mix1.toml: this node's descriptor expired 3 days ago", "check this host's clock", "eddy renew"];
+        Do(|s| {
+            sign(s, |d| (d.not_before, d.not_after) = (0, now() - 3 * DAY - 3600), |_| {});
+            let ended = now() - 3 * DAY - 3600;
+            // The minute may end meanwhile.
+            s.names.extend([ended - 60, ended, ended + 60].map(|at| (utc(at), "2026-11-28 22:59 UTC")));
+        }), MIX,
+        &["mix1.toml: this node's descriptor expired on ", " UTC, 3 days ago", "check this host's clock",
+          "`eddy renew`, then copy node.desc next to chain.toml"];
     "a descriptor not yet valid, or a clock far behind",
         Do(|s| sign(s, |d| d.not_before = now() + 3 * DAY + 3600, |_| {})), MIX,
         &["the descriptor of hop 1 is refused: it is not valid for another", "check this host's clock"];
@@ -357,6 +367,8 @@ table! { STATUS:
 
 table! { COMMAND_LINE:
     "no configuration", Nothing, "mix", &["missing --config <FILE>", "usage: eddy mix"];
+    "an entry without a chain", Nothing, "entry", &["missing --chain <chain.toml> or --config <FILE>", "usage: eddy entry"];
+    "a chain file without `--chain`", Nothing, "entry chain.toml", &["did you mean --chain chain.toml?"];
     "a misspelt command", Nothing, "mixx --config mix1.toml", &["mixx", "'mix'"];
     "a misspelt option", Nothing, "init x --mxies 3", &["--mxies", "--mixes"];
     "`--allow` with nonsense", Nothing, "exit --config exit.toml --allow everyone",

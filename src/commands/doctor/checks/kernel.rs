@@ -1,7 +1,7 @@
 //! Kernel features that a node uses: GSO and GRO, io_uring, huge pages.
 
 use dataplane::socket::backend::{Io, NoUring};
-use dataplane::socket::offload::{Offload, breaks_gso};
+use dataplane::socket::offload::{NoOffload, Offload, breaks_gso};
 
 use super::super::facts::Facts;
 use super::super::finding::{Finding, Fix};
@@ -15,7 +15,11 @@ pub fn gso(subject: &Subject, facts: &Facts) -> Finding {
     let (offloads, why) = &facts.offloads;
     let kernel = &facts.kernel;
     let (true, true, None) = (offloads.gro, offloads.gso, why) else {
-        let why = why.as_deref().unwrap_or("not available");
+        if let Some(NoOffload::Untested) = why {
+            return Finding::warning(NAME, "GSO not tested: nothing can be sent over loopback", SLOW)
+                .fix(Fix::run("sudo ip link set lo up", "sudo ip link set lo down"));
+        }
+        let why = why.as_ref().map_or("the configuration says offload = \"off\"".to_owned(), ToString::to_string);
         return match subject.offload {
             Offload::Off => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW).fix(Fix::Do {
                 what: "remove `offload` from the configuration, unless a network device corrupts bursts".to_owned(),
@@ -86,10 +90,13 @@ mod tests {
     fn missing_gso_is_a_warning_and_forced_gso_an_error() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         assert_eq!(gso(&subject, &facts).severity, Severity::Ok);
-        facts.offloads = (Offloads::NONE, Some("the kernel refuses them: Protocol not available".to_owned()));
+        facts.offloads = (Offloads::NONE, Some(NoOffload::Refused(std::io::Error::other("Protocol not available"))));
         let found = gso(&subject, &facts);
         assert_eq!(found.severity, Severity::Warning);
-        facts.offloads = (Offloads::BOTH, Some("a GSO burst of 46 cells did not come through".to_owned()));
+        facts.offloads = (Offloads::NONE, Some(NoOffload::Untested));
+        let found = gso(&subject, &facts);
+        assert!(matches!(found.fix, Some(Fix::Run { .. })) && !found.found.contains("kernel"), "{found:?}");
+        facts.offloads = (Offloads::BOTH, Some(NoOffload::Broken { cells: 46, len: 1360 }));
         subject.offload = Offload::On;
         assert_eq!(gso(&subject, &facts).severity, Severity::Error);
     }
@@ -98,7 +105,7 @@ mod tests {
     fn kernels_that_corrupt_bursts_are_a_warning() {
         let (mut subject, mut facts) = (Subject::of_a_chain(), sound());
         facts.kernel = "7.1.2-generic".to_owned();
-        facts.offloads = (Offloads { gro: true, gso: false }, Some("Linux 7.1.2-generic is known to".to_owned()));
+        facts.offloads = (Offloads { gro: true, gso: false }, Some(NoOffload::Known("7.1.2-generic".to_owned())));
         let found = gso(&subject, &facts);
         assert!(matches!(found.fix, Some(Fix::Do { what, .. }) if what.contains("7.1.5")));
         subject.offload = Offload::On;

@@ -50,6 +50,7 @@ mod tests {
     use super::*;
     use crate::commands::doctor::facts::sound;
     use crate::commands::doctor::finding::{Fix, Severity};
+    use dataplane::socket::offload::{NoOffload, Offloads};
 
     #[test]
     fn sound_host_has_no_problems() {
@@ -64,7 +65,8 @@ mod tests {
         let mut facts = sound();
         facts.buffers.granted = Ok(212_992);
         facts.buffers.rmem_max = Some(212_992);
-        facts.offloads = (dataplane::socket::offload::Offloads::NONE, Some("the kernel refuses them".to_owned()));
+        let refused = NoOffload::Refused(std::io::Error::other("not supported"));
+        facts.offloads = (Offloads::NONE, Some(refused));
         facts.clock_kept = Some(false);
         facts.conntrack = Some((900, 1000));
         facts.cores.governors = vec![(0, "powersave".to_owned())];

@@ -51,6 +51,12 @@ pub fn descriptors_valid(subject: &Subject, facts: &Facts) -> Finding {
     let whose = if *is_own { "that of this node".to_owned() } else { format!("that of {name}") };
     let fix = || {
         Fix::words(match is_own {
+            // A node with an expired descriptor does not start, and one that runs takes the next one.
+            true if *until <= facts.now => {
+                "sign the next one with `eddy renew`, copy it next to chain.toml and start the node, or send SIGHUP to one \
+                 that runs"
+                    .to_owned()
+            }
             true => {
                 "sign the next one with `eddy renew`, copy it next to chain.toml and send the node SIGHUP".to_owned()
             }
