@@ -15,7 +15,7 @@ from .trust import (
 
 TERMS = (  # of `eddy assemble`: class, suite, I, E, delay, lifetime
     (("L",), 2, 10, 3600, 5, 3600),
-    (("S",), 1, 1, 10, 0, 1),
+    (("S",), 1, 1, 10, 1, 1),
     (("L", "S", "M"), 2, 600, 86400, 60000, 600),
 )
 
