@@ -188,17 +188,18 @@ impl Control {
     fn take_trust(&mut self, now: Duration, link: LinkId, content: &[u8]) -> Result<(), Refusal> {
         // The cell may be the first of its link.
         self.follow_links(now);
-        self.trust_touched = true;
         let wall_ms = self.wall_ms(now);
         let taken = match &mut self.part {
             Part::Hop(trust) => trust.take(now, wall_ms, link, content),
             Part::Entry(_, trust) => trust.take(now, wall_ms, link, content),
         };
+        // What a stranger may send without end costs nothing more.
+        self.trust_touched |= !matches!(taken, Err(Refused::RateLimited | Refused::NotForEntries));
         self.tick_entry(now);
         taken.map_err(|why| match why {
             Refused::Malformed(_) => Refusal::TrustMalformed,
             Refused::NotForEntries => Refusal::TrustFromEntry,
-            Refused::RateLimited => Refusal::TrustRateLimited,
+            Refused::RateLimited | Refused::Queued => Refusal::TrustRateLimited,
             Refused::Item => Refusal::TrustItem,
         })
     }
@@ -289,7 +290,12 @@ impl Control {
         if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {
             let wall_ms = self.wall_ms(now);
             match &mut self.part {
-                Part::Hop(trust) => trust.tick(&mut self.cx.rng, now, wall_ms),
+                Part::Hop(trust) => {
+                    if has_stepped {
+                        trust.clock_stepped(now);
+                    }
+                    trust.tick(&mut self.cx.rng, now, wall_ms);
+                }
                 Part::Entry(_, trust) => trust.tick(now, wall_ms),
             }
         }

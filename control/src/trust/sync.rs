@@ -78,8 +78,10 @@ pub enum Refused {
     Malformed(Malformed),
     /// An entry sent something other than an ask, or asked for no answer.
     NotForEntries,
-    /// More than the link or the node may cause.
+    /// More than the link may cause.
     RateLimited,
+    /// More than the node may send now. It is answered later.
+    Queued,
     /// An item was refused. Its sender may be honest: what it needs may not be here yet.
     Item,
 }
@@ -126,8 +128,8 @@ struct Link {
     offset_ms: Option<i64>,
     /// Items that arrived before what they need. The oldest first.
     early: VecDeque<(ItemKind, Vec<u8>)>,
-    /// The latest signatures name records of these hops that are not held, or their latest records were refused; one bit
-    /// for each. The other side may believe that they are held, or their descriptors: an ask shows a few bytes of each.
+    /// The latest signatures name records of these hops that are not held, or their latest records were refused: a bit
+    /// for each. The other side may believe that they are held, or their descriptors: an ask shows few bytes of each.
     unknown: u8,
     /// Of an entry: hashes of the descriptors and records that have come on this link, the newest last, and the latest
     /// signatures. What it holds from elsewhere would tell Mix 1 which other links are its own.
@@ -213,6 +215,11 @@ impl Sync {
         for link in self.links.values_mut().filter(|link| link.peer != Peer::FirstHop) {
             link.look_at = link.look_at.min(now + GATHER);
         }
+    }
+
+    /// This node's clock was set: what is known of the neighbours' clocks is out of date.
+    pub fn forget_offsets(&mut self) {
+        self.links.values_mut().for_each(|link| link.offset_ms = None);
     }
 
     /// Something is missing: hops ask now, and again until it is there.
@@ -383,7 +390,7 @@ impl Sync {
                 self.queue.push_back(id);
             }
             self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
-            return Err(Refused::RateLimited);
+            return Err(Refused::Queued);
         }
         link.cells.take_many(now, count);
         if is_old {

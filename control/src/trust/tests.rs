@@ -626,8 +626,8 @@ fn entry_shows_on_a_link_only_what_came_on_it() {
     assert!([came, shown].iter().all(|ask| ask.clock_ms == 0 && ask.signatures == 0));
 }
 
-/// Cells that each link gets in three seconds from Mix 1, of which `GREEDY` entries always ask for what their ask lacks.
-/// The last link, an honest one, comes when the others have used up what there is, and asks four times a second.
+/// Cells that each link gets in three seconds from Mix 1, whom `GREEDY` entries ask all the time. The last link, an
+/// honest one, comes when the others have used up what there is, and asks four times a second.
 fn served(class: Class, greedy: impl Fn(&View, u64) -> Ask) -> (BTreeMap<LinkId, usize>, LinkId) {
     const GREEDY: u32 = 200;
     let mut world = World::new(4, class, (10, 3600), 0.0);

@@ -3,7 +3,7 @@
 //! They are read at the start and again at each SIGHUP. Nothing here decides which descriptor counts: that is
 //! [`control::trust::View`].
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -157,6 +157,28 @@ impl TrustFiles {
             }
         }
         Ok(done)
+    }
+
+    /// Locks the key file for as long as the returned file is open. `None` at an entry.
+    ///
+    /// # Errors
+    /// Another node runs with it.
+    pub fn lock(&self) -> Result<Option<File>, ConfigError> {
+        let Some(path) = &self.keys else { return Ok(None) };
+        let unreadable = |why| {
+            let remedy = "the key file must be readable by the user who runs eddy".to_owned();
+            ConfigError::Unreadable { path: path.clone(), why, remedy }
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::Error(why)) => Err(unreadable(why)),
+            Err(TryLockError::WouldBlock) => Err(ConfigError::Value {
+                at: Location::file(path),
+                what: "another node runs with these keys".into(),
+                remedy: "stop it first: two of them would sign different things in one name".into(),
+            }),
+        }
     }
 
     /// Reads the state file, if there is one.

@@ -5,6 +5,7 @@
 //! Neighbours: `eddy run` runs a node until a signal arrives; [`crate::client`] runs one in the process of a program
 //! that uses the library.
 
+use std::fs::File;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Running {
     ready: String,
     _status: Option<Server>,
     _console: Option<Server>,
+    /// The locked key file.
+    _lock: Option<File>,
 }
 
 impl Running {
@@ -56,6 +59,7 @@ impl Running {
         let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
         let next = plan.next();
         let sockets = plan.open()?;
+        let lock = loaded.files.lock()?;
 
         let (shape, ready) = (loaded.shape(), ready_line(&loaded, &sockets));
         let node = Node::start(NodeSpec { loaded, next, sockets })?;
@@ -64,7 +68,7 @@ impl Running {
         let status = status.map_err(StartError::system("serve the status socket"))?;
         let console = commands.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
-        Ok(Running { node, shape, ready, _status: status, _console: console })
+        Ok(Running { node, shape, ready, _status: status, _console: console, _lock: lock })
     }
 
     /// A log line with the node's name and addresses.
