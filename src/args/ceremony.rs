@@ -205,7 +205,7 @@ pub struct RenewArgs {
     /// Days for which the descriptor is valid
     #[arg(long, default_value_t = VALID_DAYS, value_name = "N", value_parser = days())]
     pub days: u32,
-    /// Revoke all earlier descriptors, and those of their keys that FILE does not name
+    /// Revoke all earlier descriptors, and their keys except those of FILE
     #[arg(long)]
     pub revoke: bool,
     /// The descriptor to write [default: in place of FILE]
