@@ -134,7 +134,7 @@ for node in "a mix" "b mix" "c mix" "x exit"; do
 done
 
 echo "anyone assembles the chain; everyone gets chain.toml"
-(cd "$dir" && "$eddy" assemble a.desc b.desc c.desc --exit x.desc --interval 1 --epoch 10 --lifetime-s 8 >assemble.out)
+(cd "$dir" && "$eddy" assemble a.desc b.desc c.desc --exit x.desc --interval 1 --epoch 10 --lifetime-s 20 >assemble.out)
 for host in a b c x user1 user2; do cp "$dir/chain.toml" "$dir/$host/"; done
 
 declare -A pid
