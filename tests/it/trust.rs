@@ -100,8 +100,8 @@ fn state_of_a_killed_hop_is_whole_and_its_flows_resume() {
 
 #[test]
 fn descriptor_renewed_by_sighup_loses_no_datagram() {
-    // Channels are replaced every other epoch: new ones need its keys, and an entry asks for news when it makes one. They
-    // are replaced at least 2 s before they end, and a busy machine may need that.
+    // Channels are replaced every other epoch: new ones need its keys, and an entry asks for news when it makes one.
+    // That happens at least 2 s before they end, and a busy machine may need as long.
     let mut nodes = Nodes::start(Plan { epoch_s: 10, lifetime_s: 20, ..Plan::default() });
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&client, &nodes.sink] {
