@@ -9,7 +9,7 @@ use crate::ceremony::{span, utc};
 const DAYS: [u64; 3] = [1, 7, 30];
 const DAY_S: u64 = 86_400;
 
-/// How near the end of a descriptor is: the smallest of [`DAYS`] that covers the rest, 0 once it has expired. `None`:
+/// How near the end of a descriptor is: the smallest of `DAYS` that covers the rest, 0 once it has expired. `None`:
 /// there is time.
 pub fn stage(not_after_s: u64, now_s: u64) -> Option<u64> {
     let left = not_after_s.saturating_sub(now_s);
