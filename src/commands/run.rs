@@ -45,7 +45,7 @@ pub struct Extras {
 /// Runs a node of a configuration file. Its role must be `wanted`, if that is given.
 ///
 /// # Errors
-/// As [`node`].
+/// As `node`.
 pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow::Result<()> {
     let read = || {
         let mut config = NodeConfig::read(&args.config)?;
@@ -60,7 +60,7 @@ pub fn run(wanted: Option<NodeRole>, args: &NodeArgs, extras: Extras) -> anyhow:
 /// Runs an entry of a configuration file, or of a chain file alone.
 ///
 /// # Errors
-/// As [`node`].
+/// As `node`.
 pub fn entry(args: EntryArgs) -> anyhow::Result<()> {
     let EntryArgs { config, chain, status, process, forwards, socks, pymix } = args;
     let read = || match (config, chain) {

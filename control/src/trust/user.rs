@@ -124,7 +124,7 @@ impl UserTrust {
         Ok(())
     }
 
-    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::run`] asks for it.
+    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it.
     pub fn bundle(&mut self, now: Duration, wall_ms: u64) -> Option<&Bundle> {
         let interval = self.view.times().interval_at(wall_ms);
         self.sync.want(Some(interval), now);
