@@ -5,15 +5,17 @@
 //! entries are strangers. Cells may be lost: whatever is sent is sent again until the other side's ask
 //! shows it.
 
+mod answers;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use wire::ids::LinkId;
 
-use super::bundle::{self, Signatures};
+use self::answers::{ANSWER_CELLS, LINK_CELLS};
+use super::bundle::Signatures;
 use super::encoding::sha256;
-use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cells, cut};
+use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cut};
 use super::view::{BadRecord, BadSignatures, Bundle, Taken, View};
 use super::{Malformed, SignedDescriptor};
 use crate::admission::Bucket;
@@ -29,17 +31,11 @@ const GATHER: Duration = Duration::from_millis(20);
 const ACKNOWLEDGE: Duration = Duration::from_millis(50);
 /// Signature checks per link.
 const VERIFICATIONS: Rate = Rate { per_second: 50, burst: 50 };
-/// Cells with which Mix 1 answers all its entries.
-const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
-/// Most cells that one call sends: the answers to entries, and twice descriptors and records of all hops, with
-/// signatures, for the two intervals that are carried to two neighbours.
-pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 2 * 2 * 200;
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
-/// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
-const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
-/// Answers that found the budget of all entries used up are tried again after this.
-const ANSWER_AGAIN: Duration = Duration::from_millis(50);
+/// Most cells that one call sends: the answers to entries, and what two neighbours lack. Of the longest chain that is
+/// two descriptors of each hop, its records of two epochs, the signatures of three intervals, and asks.
+pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 800;
 /// Asks of a neighbouring hop that are remembered, each for another interval.
 const ASKS_MAX: usize = 4;
 /// Items of each hop that an entry remembers to have come on a link: records of two epochs, one more for a hop that has
@@ -151,8 +147,6 @@ pub struct Sync {
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
-    /// Chooses the entry that is answered first when a bundle that several wait for is complete.
-    turn: usize,
     /// Entries whose answers the budget of all had no room for, in the order in which they are served.
     queue: VecDeque<LinkId>,
     /// When the queue is looked at again.
@@ -171,7 +165,6 @@ impl Sync {
             answers: Bucket::new(ANSWER_CELLS, now),
             slow,
             wanted: None,
-            turn: 0,
             queue: VecDeque::new(),
             queue_at: Duration::MAX,
         }
@@ -342,85 +335,9 @@ impl Sync {
         }
     }
 
-    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
-    /// until it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
-    fn answer(
-        &mut self,
-        view: &View,
-        (now, wall_ms): (Duration, u64),
-        id: LinkId,
-        ask: Ask,
-        is_its_turn: bool,
-        out: &mut Vec<Outgoing>,
-    ) -> Result<(), Refused> {
-        let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
-        let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
-        let mut is_old = false;
-        match view.complete(ask.interval) {
-            Some(bundle) => {
-                items.extend(missing_of(view, bundle, &ask));
-                link.waiting = None;
-            }
-            None => {
-                let old = view.newest_complete().filter(|_| link.answered_old != Some(ask.interval));
-                if let Some(old) = old {
-                    items.extend(missing_of(view, old, &ask));
-                    is_old = true;
-                }
-                link.waiting = Some(ask.clone());
-            }
-        }
-        let mut count = 0;
-        let fitting = items.iter().take_while(|item| {
-            let more = cells(&item.bytes, link.content_len) as u32;
-            let fits = count + more <= LINK_CELLS.burst;
-            count += if fits { more } else { 0 };
-            fits
-        });
-        let fitting = fitting.count();
-        items.truncate(fitting);
-        let waits = !is_its_turn && !self.queue.is_empty();
-        if link.cells.tokens(now) < count {
-            link.waiting = None;
-            return Err(Refused::RateLimited);
-        }
-        if waits || !self.answers.take_many(now, count) {
-            link.waiting = Some(ask);
-            if !std::mem::replace(&mut link.is_queued, true) {
-                self.queue.push_back(id);
-            }
-            self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
-            return Err(Refused::Queued);
-        }
-        link.cells.take_many(now, count);
-        if is_old {
-            link.answered_old = Some(ask.interval);
-        }
-        let cells = items.iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len));
-        out.extend(cells.map(|content| (id, content)));
-        Ok(())
-    }
-
     /// Sends what is due.
     pub fn run(&mut self, view: &View, now: Duration, wall_ms: u64, out: &mut Vec<Outgoing>) {
-        let waiting: Vec<(LinkId, Ask)> = self
-            .links
-            .iter_mut()
-            .filter(|(_, link)| link.peer == Peer::Entry && link.look_at <= now)
-            .filter_map(|(id, link)| {
-                link.look_at = Duration::MAX;
-                let ready = link.waiting.as_ref().is_some_and(|ask| view.complete(ask.interval).is_some());
-                ready.then(|| (*id, link.waiting.take().expect("it is ready")))
-            })
-            .collect();
-        // Another link first at each time.
-        self.turn = self.turn.wrapping_add(1);
-        let first = self.turn % waiting.len().max(1);
-        let (before, after) = waiting.split_at(first);
-        for (id, ask) in after.iter().chain(before) {
-            let _ = self.answer(view, (now, wall_ms), *id, ask.clone(), false, out);
-        }
-        self.serve_queue(view, (now, wall_ms), out);
+        self.answer_waiting(view, (now, wall_ms), out);
 
         let times = view.times();
         let interval = times.signable_at(wall_ms);
@@ -467,28 +384,6 @@ impl Sync {
                 out.push((*id, ask.to_bytes()));
                 link.ask_at = now + pace(link.asks, self.slow);
                 link.asks += 1;
-            }
-        }
-    }
-
-    /// Mix 1: answers those who wait for the budget, the first ones first.
-    fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
-        if self.queue_at > clocks.0 {
-            return;
-        }
-        self.queue_at = Duration::MAX;
-        while let Some(id) = self.queue.front().copied() {
-            // Its link may be gone, or its ask answered, given up, or for another bundle that is not complete.
-            let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
-            if let Some(ask) = self.links.get_mut(&id).and_then(|link| link.waiting.take_if(is_ready)) {
-                let _ = self.answer(view, clocks, id, ask, true, out);
-                if self.queue_at != Duration::MAX {
-                    return;
-                }
-            }
-            self.queue.pop_front();
-            if let Some(link) = self.links.get_mut(&id) {
-                link.is_queued = false;
             }
         }
     }
@@ -591,32 +486,6 @@ fn lacks_signatures(mine: &Signatures, theirs: &Ask) -> bool {
 
 fn signatures_item(signatures: &Signatures) -> Item {
     Item { kind: ItemKind::Signatures, bytes: signatures.to_bytes() }
-}
-
-/// What an entry lacks of a bundle, and descriptors that are newer than its own.
-fn missing_of(view: &View, bundle: &Bundle, ask: &Ask) -> Vec<Item> {
-    let mut items = Vec::new();
-    let mut records = Vec::new();
-    for (i, (record, certificate)) in bundle.records.iter().zip(&bundle.descriptors).enumerate() {
-        let held = ask.held[i];
-        let has_record = bundle::tag(record)[..4] == held.record;
-        let newest = view.descriptor(i + 1).filter(|newest| newest.short_rank() > held.rank());
-        if let Some(newest) = newest {
-            items.push(descriptor_item(i + 1, newest));
-        }
-        let is_sent = newest.is_some_and(|newest| Arc::ptr_eq(newest, certificate));
-        if !has_record {
-            if certificate.short_rank() != held.rank() && !is_sent {
-                items.push(descriptor_item(i + 1, certificate));
-            }
-            records.push(Item { kind: ItemKind::Record(i as u8 + 1), bytes: record.travelling().to_vec() });
-        }
-    }
-    items.append(&mut records);
-    if lacks_signatures(&bundle.signatures, ask) {
-        items.push(signatures_item(&bundle.signatures));
-    }
-    items
 }
 
 /// Sends new items at once, and others again when their time has come.

@@ -1,0 +1,142 @@
+//! Mix 1's answers to its entries: what they lack of a bundle, within a budget, for entries are strangers (SPEC 7.8.6,
+//! 7.8.7).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wire::ids::LinkId;
+
+use super::super::bundle;
+use super::super::message::{Ask, ItemKind, cells, cut};
+use super::super::view::{Bundle, View};
+use super::{Item, Outgoing, Peer, Refused, Sync, descriptor_item, lacks_signatures, signatures_item};
+use crate::config::Rate;
+
+/// Cells with which Mix 1 answers all its entries.
+pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
+/// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
+pub(super) const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
+/// Answers that found the budget of all entries used up are tried again after this.
+const ANSWER_AGAIN: Duration = Duration::from_millis(50);
+
+impl Sync {
+    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
+    /// until it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
+    pub(super) fn answer(
+        &mut self,
+        view: &View,
+        (now, wall_ms): (Duration, u64),
+        id: LinkId,
+        ask: Ask,
+        is_its_turn: bool,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Refused> {
+        let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
+        let mut items = vec![Item { kind: ItemKind::Clock, bytes: wall_ms.to_be_bytes().to_vec() }];
+        let mut is_old = false;
+        match view.complete(ask.interval) {
+            Some(bundle) => {
+                items.extend(missing_of(view, bundle, &ask));
+                link.waiting = None;
+            }
+            None => {
+                let old = view.newest_complete().filter(|_| link.answered_old != Some(ask.interval));
+                if let Some(old) = old {
+                    items.extend(missing_of(view, old, &ask));
+                    is_old = true;
+                }
+                link.waiting = Some(ask.clone());
+            }
+        }
+        let (mut count, mut fitting) = (0, 0);
+        for item in &items {
+            let more = cells(&item.bytes, link.content_len) as u32;
+            if count + more > LINK_CELLS.burst {
+                break;
+            }
+            (count, fitting) = (count + more, fitting + 1);
+        }
+        let waits = !is_its_turn && !self.queue.is_empty();
+        if link.cells.tokens(now) < count {
+            link.waiting = None;
+            return Err(Refused::RateLimited);
+        }
+        if waits || !self.answers.take_many(now, count) {
+            link.waiting = Some(ask);
+            if !std::mem::replace(&mut link.is_queued, true) {
+                self.queue.push_back(id);
+            }
+            self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
+            return Err(Refused::Queued);
+        }
+        link.cells.take_many(now, count);
+        if is_old {
+            link.answered_old = Some(ask.interval);
+        }
+        let contents = items[..fitting].iter().flat_map(|item| cut(item.kind, &item.bytes, link.content_len));
+        out.extend(contents.map(|content| (id, content)));
+        Ok(())
+    }
+
+    /// Answers those whose bundle is complete now, and those whose turn it is.
+    pub(super) fn answer_waiting(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
+        let mut ready = Vec::new();
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::Entry && link.look_at <= clocks.0)
+        {
+            link.look_at = Duration::MAX;
+            ready.extend(link.waiting.take_if(|ask| view.complete(ask.interval).is_some()).map(|ask| (*id, ask)));
+        }
+        for (id, ask) in ready {
+            let _ = self.answer(view, clocks, id, ask, false, out);
+        }
+        self.serve_queue(view, clocks, out);
+    }
+
+    /// Mix 1: answers those who wait for the budget, the first ones first.
+    fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
+        if self.queue_at > clocks.0 {
+            return;
+        }
+        self.queue_at = Duration::MAX;
+        while let Some(id) = self.queue.front().copied() {
+            // Its link may be gone, or its ask answered, given up, or for another bundle that is not complete.
+            let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
+            if let Some(ask) = self.links.get_mut(&id).and_then(|link| link.waiting.take_if(is_ready)) {
+                let _ = self.answer(view, clocks, id, ask, true, out);
+                if self.queue_at != Duration::MAX {
+                    return;
+                }
+            }
+            self.queue.pop_front();
+            if let Some(link) = self.links.get_mut(&id) {
+                link.is_queued = false;
+            }
+        }
+    }
+}
+
+/// What an entry lacks of a bundle, and descriptors that are newer than its own.
+fn missing_of(view: &View, bundle: &Bundle, ask: &Ask) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut records = Vec::new();
+    for (i, (record, certificate)) in bundle.records.iter().zip(&bundle.descriptors).enumerate() {
+        let held = ask.held[i];
+        let has_record = bundle::tag(record)[..4] == held.record;
+        let newest = view.descriptor(i + 1).filter(|newest| newest.short_rank() > held.rank());
+        if let Some(newest) = newest {
+            items.push(descriptor_item(i + 1, newest));
+        }
+        let is_sent = newest.is_some_and(|newest| Arc::ptr_eq(newest, certificate));
+        if !has_record {
+            if certificate.short_rank() != held.rank() && !is_sent {
+                items.push(descriptor_item(i + 1, certificate));
+            }
+            records.push(Item { kind: ItemKind::Record(i as u8 + 1), bytes: record.travelling().to_vec() });
+        }
+    }
+    items.append(&mut records);
+    if lacks_signatures(&bundle.signatures, ask) {
+        items.push(signatures_item(&bundle.signatures));
+    }
+    items
+}
