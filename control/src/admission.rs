@@ -31,7 +31,7 @@ impl Bucket {
         self.take_many(now, 1)
     }
 
-    /// Takes so many tokens, or none if there are fewer.
+    /// Takes `count` tokens. False, and none are taken, if there are fewer.
     pub(crate) fn take_many(&mut self, now: Duration, count: u32) -> bool {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);

@@ -11,7 +11,7 @@ use wire::setup::Suite;
 
 use crate::trust::hop::{CertifiedKeys, HopState};
 use crate::trust::view::View;
-use crate::trust::{ChainTerms, ClassTerms, Signer, Times, Validity};
+use crate::trust::{ChainTerms, ClassTerms, SignedDescriptor, Signer, Times, Validity};
 use crate::unix_ms;
 
 /// Neither `Clone` nor printed in full, because it holds the private keys.
@@ -63,6 +63,11 @@ pub struct NodeKeys {
 }
 
 impl NodeKeys {
+    /// True if this descriptor names them.
+    pub fn are_of(&self, descriptor: &SignedDescriptor) -> bool {
+        self.signer.public() == descriptor.signing && x25519_public(&self.noise) == descriptor.noise
+    }
+
     /// Noise static with its public key, and what signs.
     pub(crate) fn split(self) -> (Secret, CertifiedKeys) {
         let noise = x25519_public(&self.noise);
@@ -251,9 +256,7 @@ impl Config {
         if all.is_empty() {
             return Err(BadConfig::NoDescriptor(self.position));
         }
-        let has_keys =
-            |keys: &NodeKeys, noise, signing| keys.signer.public() == signing && x25519_public(&keys.noise) == noise;
-        let own = all.iter().find(|own| trust.keys.iter().any(|keys| has_keys(keys, own.noise, own.signing)));
+        let own = all.iter().find(|own| trust.keys.iter().any(|keys| keys.are_of(own)));
         let own = own.ok_or(BadConfig::Keys(self.position))?;
         match own.validity(unix_ms(wall) / 1000) {
             Validity::Expired(ago) => Err(BadConfig::Expired(ago)),

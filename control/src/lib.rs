@@ -3,8 +3,8 @@
 //! [`Control`] is the control plane of one node: the link handshakes with the previous hop (as
 //! responder) and the next hop (as initiator), channel setup and ack, admission. It owns no socket,
 //! no thread and no clock. The runner hands in datagrams, control cells and the time; it takes out
-//! datagrams, changes for the data plane, and events. Nothing that a peer sends makes it panic or
-//! answer with more bytes than it received. Everything refused is counted by [`Refusal`].
+//! datagrams, changes for the data plane, and events. Nothing that a peer sends makes it panic, and
+//! an answer to a handshake is not longer than the message. Everything refused is counted by [`Refusal`].
 //!
 //! Neighbours: `wire` below (bytes and keys), and the node above, which bridges it to the data plane.
 

@@ -5,10 +5,9 @@ use std::io::Write as _;
 use anyhow::Context;
 use eddy_node::ceremony::assemble::{Plan, assemble};
 use eddy_node::ceremony::{ChainFile, fingerprint, utc};
-use eddy_node::config::node_name;
+use eddy_node::config::{node_name, wall_s};
 use wire::setup::Suite;
 
-use super::now_s;
 use crate::args::AssembleArgs;
 
 /// Runs the command.
@@ -26,7 +25,7 @@ pub fn run(args: &AssembleArgs) -> anyhow::Result<()> {
         force: args.force,
         ..Plan::new(args.mixes.clone(), args.exit.clone(), args.out.clone())
     };
-    let chain = assemble(&plan, now_s())?;
+    let chain = assemble(&plan, wall_s())?;
     std::io::stdout().write_all(summary(args, &chain).as_bytes()).context("standard output")
 }
 

@@ -9,9 +9,8 @@ use eddy_node::ceremony::contact::Places;
 use eddy_node::ceremony::files::{IDENTITY_KEY, node_role};
 use eddy_node::ceremony::keygen::{Names, Plan, Rotation, keygen, rotate};
 use eddy_node::ceremony::{fingerprint, utc};
-use eddy_node::config::ConfigError;
+use eddy_node::config::{ConfigError, wall_s};
 
-use super::now_s;
 use crate::args::KeygenArgs;
 
 /// Runs the command.
@@ -32,7 +31,7 @@ fn new_node(args: &KeygenArgs, role: HopRole) -> Result<String, ConfigError> {
     }
     let places = Places { classes: args.classes.clone(), addresses: args.addresses.clone(), names: args.names.clone() };
     let plan = Plan { role, contacts: places.contacts(args.lanes)?, days: args.days, force: args.force };
-    let descriptor = keygen(&args.out, &plan, now_s())?;
+    let descriptor = keygen(&args.out, &plan, wall_s())?;
     Ok(created(&args.out, &descriptor))
 }
 

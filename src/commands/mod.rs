@@ -138,12 +138,6 @@ fn joined(text: &str) -> String {
     line
 }
 
-/// The host's clock in seconds since 1970.
-fn now_s() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
 /// Runs a command line. An error is one line on standard error.
 pub fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {

@@ -7,8 +7,8 @@ use eddy_node::ceremony::contact::Places;
 use eddy_node::ceremony::files::node_role;
 use eddy_node::ceremony::renew::{Plan, Renewed, renew};
 use eddy_node::ceremony::{fingerprint, places_and_lanes, utc};
+use eddy_node::config::wall_s;
 
-use super::now_s;
 use crate::args::RenewArgs;
 
 /// Runs the command.
@@ -25,7 +25,7 @@ pub fn run(args: &RenewArgs) -> anyhow::Result<()> {
         days: args.days,
         revoke: args.revoke,
     };
-    let renewed = renew(&plan, now_s())?;
+    let renewed = renew(&plan, wall_s())?;
     std::io::stdout().write_all(summary(args, &renewed).as_bytes()).context("standard output")
 }
 

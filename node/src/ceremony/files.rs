@@ -200,6 +200,11 @@ impl NodeKeys {
         })
     }
 
+    /// The two keys that a descriptor names.
+    pub fn pair(&self) -> control::NodeKeys {
+        control::NodeKeys { noise: self.noise.clone(), signer: Signer::from_seed(&self.signing) }
+    }
+
     /// The text of the file.
     pub fn text(&self) -> Zeroizing<String> {
         let line = |name: &str, secret: &Secret| {

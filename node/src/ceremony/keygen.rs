@@ -7,7 +7,7 @@ use control::Caps;
 use control::draw::{draw_secret, draw_x25519};
 use control::trust::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Signer, State};
 use dataplane::stage::pool::Mixing;
-use wire::kdf::{Secret, x25519_public};
+use wire::kdf::Secret;
 
 use super::files::{
     CONFIG, DESCRIPTOR, DescriptorFile, IDENTITY_KEY, NODE_KEY, NodeKeys, STATE, descriptor_text, identity_text,
@@ -176,9 +176,7 @@ pub fn rotate(dir: &Path, name: &str, force: bool) -> Result<Rotation, ConfigErr
         other => other,
     })?;
     let DescriptorFile { descriptor, .. } = DescriptorFile::read(&descriptor_path)?;
-    let own = x25519_public(&old_keys.noise) == descriptor.noise
-        && Signer::from_seed(&old_keys.signing).public() == descriptor.signing;
-    if !own {
+    if !old_keys.pair().are_of(&descriptor) {
         return Err(ConfigError::Value {
             at: Location::file(&key_path),
             what: format!("the keys are not those of {}", descriptor_path.display()),

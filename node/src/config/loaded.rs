@@ -8,7 +8,7 @@ use control::trust::view::{BadDescriptor, Taken};
 use control::trust::{Contact, SignedDescriptor, State, View};
 use dataplane::lanes::Lanes;
 use wire::cell::Shape;
-use wire::kdf::{Secret, x25519_public};
+use wire::kdf::Secret;
 
 use super::keys::{SocksUsers, read_users};
 use super::trust_files::{TrustFiles, wall_s};
@@ -126,7 +126,7 @@ impl Loaded {
         let mut refused = None;
         let mut foreign = None;
         for (path, descriptor) in files.descriptors_beside() {
-            let own = descriptor.as_ref().is_ok_and(|descriptor| keys.iter().any(|keys| are_of(keys, descriptor)));
+            let own = descriptor.as_ref().is_ok_and(|descriptor| keys.iter().any(|keys| keys.are_of(descriptor)));
             let position = view.position(&descriptor.as_ref().map_or([0; 32], |descriptor| descriptor.identity));
             let found = Found::take(
                 descriptor,
@@ -243,15 +243,11 @@ pub(crate) fn replaced(path: &Path, name: &str, newest: u64) -> String {
     format!("{} has an old descriptor of {name}; revision {newest} replaces it", path.display())
 }
 
-fn are_of(keys: &control::NodeKeys, descriptor: &SignedDescriptor) -> bool {
-    keys.signer.public() == descriptor.signing && x25519_public(&keys.noise) == descriptor.noise
-}
-
 /// The hop with a descriptor that names these keys.
 fn position(view: &View, keys: &[control::NodeKeys]) -> Option<usize> {
     let is_own = |hop: &usize| {
         let descriptors = view.descriptors(*hop);
-        descriptors.iter().any(|descriptor| keys.iter().any(|keys| are_of(keys, descriptor)))
+        descriptors.iter().any(|descriptor| keys.iter().any(|keys| keys.are_of(descriptor)))
     };
     (1..=view.hops()).find(is_own)
 }

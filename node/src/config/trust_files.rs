@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use control::NodeKeys;
-use control::trust::{SignedDescriptor, Signer, State, View};
-use wire::kdf::x25519_public;
+use control::trust::{SignedDescriptor, State, View};
 
 use super::loaded::Psks;
 use super::{ChainFile, ConfigError, Location, NodeConfig};
@@ -82,10 +81,10 @@ impl TrustFiles {
         let Some(path) = &self.keys else { return Ok(Default::default()) };
         let current = files::NodeKeys::read(path)?;
         let psks = Psks { up: current.psk_up.clone(), down: current.psk_down.clone() };
-        let mut all = vec![paired(&current)];
+        let mut all = vec![current.pair()];
         for other in ["next"].into_iter().chain(OLD).map(|name| ending(path, name)) {
             if other.symlink_metadata().is_ok() {
-                all.push(paired(&files::NodeKeys::read(&other)?));
+                all.push(files::NodeKeys::read(&other)?.pair());
             }
         }
         Ok((all, psks))
@@ -108,8 +107,8 @@ impl TrustFiles {
         };
         let mut done = self.delete_replaced(view, position)?;
         if next.symlink_metadata().is_ok() {
-            let keys = files::NodeKeys::read(&next)?;
-            if view.descriptor(position).is_some_and(|own| names(own, &keys)) {
+            let keys = files::NodeKeys::read(&next)?.pair();
+            if view.descriptor(position).is_some_and(|own| keys.are_of(own)) {
                 let old = self.keep_replaced(path)?;
                 sync_folder(path).map_err(unwritable(path))?;
                 fs::rename(&next, path).map_err(unwritable(path))?;
@@ -148,9 +147,9 @@ impl TrustFiles {
         let Some(path) = &self.keys else { return Ok(Vec::new()) };
         let mut done = Vec::new();
         for old in OLD.map(|name| ending(path, name)).into_iter().filter(|old| old.symlink_metadata().is_ok()) {
-            let keys = files::NodeKeys::read(&old)?;
+            let keys = files::NodeKeys::read(&old)?.pair();
             let now_s = wall_s();
-            let lives = |own: &SignedDescriptor| now_s < own.not_after && names(own, &keys);
+            let lives = |own: &SignedDescriptor| now_s < own.not_after && keys.are_of(own);
             if !view.descriptors(position).iter().any(|own| lives(own)) {
                 fs::remove_file(&old).map_err(|why| ConfigError::Unwritable { path: old.clone(), why })?;
                 done.push(format!("deleted {}: no valid descriptor names these keys", old.display()));
@@ -231,15 +230,6 @@ fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
 pub(crate) fn sync_folder(file: &Path) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
-}
-
-fn paired(keys: &files::NodeKeys) -> NodeKeys {
-    NodeKeys { noise: keys.noise.clone(), signer: Signer::from_seed(&keys.signing) }
-}
-
-/// True if a descriptor names these keys.
-fn names(descriptor: &SignedDescriptor, keys: &files::NodeKeys) -> bool {
-    descriptor.noise == x25519_public(&keys.noise) && descriptor.signing == Signer::from_seed(&keys.signing).public()
 }
 
 #[cfg(test)]
