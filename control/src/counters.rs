@@ -115,6 +115,8 @@ pub struct Counters {
     pub setups: u64,
     pub channels_opened: u64,
     pub keepalives: u64,
+    /// Moves of a link that did not happen, because its initiator still received at the old address.
+    pub moves_refused: u64,
     /// Control cells accepted.
     pub cells: u64,
     /// Of these, setup shards beyond those that were needed, and ack cells after the first of a content.
@@ -130,6 +132,7 @@ impl Default for Counters {
             setups: 0,
             channels_opened: 0,
             keepalives: 0,
+            moves_refused: 0,
             cells: 0,
             surplus_cells: 0,
         }

@@ -103,9 +103,11 @@ pub enum Change {
     Promote {
         link: LinkId,
         slot: SlotId,
-        /// The link's address from now on: the source of the promoting cell.
+        /// The link's address from now on.
         peer: SocketAddr,
     },
+    /// The link has another address from now on.
+    MoveLink { link: LinkId, peer: SocketAddr },
     /// A slot of any rank has expired: drop it.
     RetireSlot { link: LinkId, slot: SlotId },
     /// Drop the link and its remaining slots. Its channels were retired before.
@@ -149,6 +151,7 @@ impl fmt::Debug for Change {
                 write!(f, "InstallSlot {link}/{slot} {rank:?} {peer}")
             }
             Change::Promote { link, slot, peer } => write!(f, "Promote {link}/{slot} {peer}"),
+            Change::MoveLink { link, peer } => write!(f, "MoveLink {link} {peer}"),
             Change::RetireSlot { link, slot } => write!(f, "RetireSlot {link}/{slot}"),
             Change::RetireLink { link } => write!(f, "RetireLink {link}"),
             Change::InstallChannel { channel, up, down, lifetime_s, .. } => {
@@ -169,8 +172,10 @@ impl fmt::Debug for Change {
 pub enum Event {
     /// A link is up: the next hop responded (down), or the initiator proved that it holds the keys (up).
     LinkUp { side: Side, link: LinkId, peer: SocketAddr },
-    /// A link has new keys, and perhaps another peer address.
+    /// A link has new keys.
     LinkRenewed { side: Side, link: LinkId, peer: SocketAddr },
+    /// A link that is up has another address: its initiator no longer receives at the old one.
+    LinkMoved { side: Side, link: LinkId, peer: SocketAddr },
     /// A link is down: its last slot expired, or it made room for another link.
     LinkDown { side: Side, link: LinkId },
     /// The next hop does not answer. A new handshake is under way.

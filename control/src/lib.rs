@@ -177,6 +177,7 @@ impl Control {
             }
             (CellKind::Link, _) => match LinkContent::from_wire(content[0]) {
                 Some(LinkContent::Ask | LinkContent::Part) => self.take_trust(now, link, content),
+                Some(kind @ (LinkContent::Path | LinkContent::Echo)) => links.take_path(cx, now, link, kind, content),
                 Some(LinkContent::Dummy | LinkContent::Keepalive | LinkContent::Clock) => Ok(()),
                 None => Err(Refusal::UnknownLinkContent),
             },

@@ -42,6 +42,8 @@ pub enum LinkCommand {
         /// The address of the link from now on.
         peer: SocketAddr,
     },
+    /// Cells of the link go to another address from now on.
+    Move { link: LinkId, peer: SocketAddr },
     /// A slot has expired.
     RetireSlot { link: LinkId, slot: SlotId },
     /// A link is gone.

@@ -40,7 +40,7 @@ impl Slot {
 pub struct Link {
     id: LinkId,
     side: Side,
-    /// The destination of its cells: the source of the cell that promoted its current slot.
+    /// The destination of its cells.
     peer: SocketAddr,
     current: Option<Slot>,
     next: Option<Slot>,
@@ -151,6 +151,14 @@ impl Links {
         link.previous = link.current.replace(next).or(link.previous.take());
         self.remap(id);
         true
+    }
+
+    /// Sends the link's cells to another address from now on.
+    pub fn move_to(&mut self, id: LinkId, peer: SocketAddr) {
+        if let Some(link) = self.link_mut(id) {
+            link.peer = peer;
+            self.remap(id);
+        }
     }
 
     pub(crate) fn retire_slot(&mut self, id: LinkId, slot: SlotId) {
@@ -343,6 +351,9 @@ mod tests {
         links.retire_slot(LinkId(0), SlotId(1));
         assert_eq!(links.link(LinkId(0)).unwrap().peer(), home);
         assert_eq!((links.at(Side::Up, home), links.at(Side::Up, thief)), (&[LinkId(0)][..], &[LinkId(0)][..]));
+        links.move_to(LinkId(0), thief);
+        assert_eq!(links.link(LinkId(0)).unwrap().peer(), thief);
+        assert!(links.at(Side::Up, home).is_empty(), "no slot has a handshake from there");
         links.retire(LinkId(0));
         assert!(links.by_address.is_empty());
     }

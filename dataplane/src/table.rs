@@ -256,6 +256,7 @@ impl<C> Table<C> {
             LinkCommand::Promote { link, slot, peer } => {
                 self.links.promote(link, slot, peer);
             }
+            LinkCommand::Move { link, peer } => self.links.move_to(link, peer),
             LinkCommand::RetireSlot { link, slot } => self.links.retire_slot(link, slot),
             LinkCommand::Retire { link } => self.links.retire(link),
         }

@@ -93,6 +93,10 @@ pub enum LinkContent {
     Ask = 3,
     /// A piece of a descriptor, a record or signatures.
     Part = 4,
+    /// Asks the initiator whether it still receives at its old address (SPEC 4.8).
+    Path = 7,
+    /// The answer.
+    Echo = 8,
 }
 
 impl LinkContent {
@@ -103,6 +107,8 @@ impl LinkContent {
             2 => Some(LinkContent::Clock),
             3 => Some(LinkContent::Ask),
             4 => Some(LinkContent::Part),
+            7 => Some(LinkContent::Path),
+            8 => Some(LinkContent::Echo),
             _ => None,
         }
     }

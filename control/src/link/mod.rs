@@ -22,9 +22,11 @@ use crate::io::{Change, Event};
 use crate::slot::Slot;
 
 mod initiator;
+mod path;
 mod responder;
 
 use initiator::Initiator;
+use path::Moving;
 use responder::Responder;
 
 /// Lifetime of a link that its initiator has never used.
@@ -46,7 +48,10 @@ const DECIDED_SETUPS_KEEP: Duration = Duration::from_secs(2);
 pub(crate) struct Link {
     id: LinkId,
     side: Side,
+    /// Where its cells go.
     peer: SocketAddr,
+    /// Another address that takes its place unless the initiator still receives there.
+    moving: Option<Moving>,
     created_at: Duration,
     current: Option<Slot>,
     next: Option<Slot>,
@@ -105,19 +110,25 @@ impl Link {
         self.unanswered_since.get_or_insert(now);
     }
 
-    /// `next` becomes current, because its initiator proved that it holds the keys. The link's address becomes `from`,
-    /// the source of the cell that proved it: the handshake itself may have come from anywhere (SPEC 4.4.6).
-    fn promote(&mut self, cx: &mut Context, from: Option<SocketAddr>) {
+    /// `next` becomes current, because its initiator proved that it holds the keys. A link that was not up has its
+    /// address from `from`, the source of the cell that proved it: the handshake itself may have come from anywhere. One
+    /// that was up keeps its own as long as its initiator receives there (SPEC 4.4.6, 4.8).
+    fn promote(&mut self, cx: &mut Context, now: Duration, from: Option<SocketAddr>) {
         let Some(slot) = self.next.take() else { return };
         let was_up = self.current.is_some();
-        if let Some(peer) = from.or((!was_up).then_some(slot.peer)) {
-            self.peer = peer;
+        if !was_up {
+            self.peer = from.unwrap_or(slot.peer);
+        } else if let Some(from) = from
+            && self.moving.as_ref().is_none_or(|moving| moving.to != from)
+        {
+            self.moving = (from != self.peer).then(|| Moving::new(cx, now, from));
         }
         cx.change(Change::Promote { link: self.id, slot: slot.id, peer: self.peer });
         self.was_up = true;
         self.previous = self.current.replace(slot);
         let (side, link, peer) = (self.side, self.id, self.peer);
         cx.event(if was_up { Event::LinkRenewed { side, link, peer } } else { Event::LinkUp { side, link, peer } });
+        self.follow_move(cx, now);
     }
 
     /// Seals and injects a cell under the current slot.
@@ -224,7 +235,7 @@ impl Links {
         let found = link.slots().into_iter().flatten().find(|s| s.id == slot).ok_or(Refusal::UnknownSlot)?;
         let content = found.open(header, body)?;
         if link.next.as_ref().is_some_and(|next| next.id == slot) {
-            link.promote(cx, Some(from));
+            link.promote(cx, now, Some(from));
         }
         link.record_received(now);
         cx.counters.cells += 1;
@@ -242,7 +253,7 @@ impl Links {
         if let Some(link) = self.link_mut(link)
             && link.next.as_ref().is_some_and(|next| next.id == slot)
         {
-            link.promote(cx, Some(from));
+            link.promote(cx, now, Some(from));
             link.record_received(now);
         }
     }
@@ -306,6 +317,7 @@ impl Links {
             id,
             side,
             peer,
+            moving: None,
             created_at: now,
             current: None,
             next: None,
@@ -371,6 +383,7 @@ impl Links {
                 }
             }
 
+            link.follow_move(cx, now);
             if link.has_no_slots() {
                 dead.push(id);
                 if let Some(initiator) = self.initiator.as_mut().filter(|_| self.down == Some(id)) {
@@ -395,6 +408,9 @@ impl Links {
             }
             if let Some(since) = link.owed_since {
                 wake = wake.min(since + timing.keepalive_after);
+            }
+            if let Some(moving) = &link.moving {
+                wake = wake.min(moving.due());
             }
         }
 

@@ -143,7 +143,7 @@ impl Links {
 
         let known = match timestamp {
             Some(_) => self.iter().find(|link| link.side == Side::Up).map(|link| link.id),
-            None => self.resumed(cx, &state.head)?,
+            None => self.resumed(cx, now, &state.head)?,
         };
         if let Some(id) = known
             && self.link_mut(id).is_some_and(|link| link.ephemerals.contains(&ephemeral))
@@ -182,11 +182,11 @@ impl Links {
     /// as by a cell. It says nothing about the initiator's address, so a link that is up keeps its
     /// own. A token that names `previous` is spent: a newer message 1 overtook this one, and a link
     /// of its own would draw the initiator away from its channels.
-    fn resumed(&mut self, cx: &mut Context, token: &[u8]) -> Result<Option<LinkId>, Refusal> {
+    fn resumed(&mut self, cx: &mut Context, now: Duration, token: &[u8]) -> Result<Option<LinkId>, Refusal> {
         let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
         for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
             if names(&link.next) {
-                link.promote(cx, None);
+                link.promote(cx, now, None);
                 return Ok(Some(link.id));
             }
             if names(&link.current) {

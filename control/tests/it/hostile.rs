@@ -320,7 +320,7 @@ fn roaming_entry_keeps_link_and_channels() {
     world.run_for(secs(6));
     let (now, state) = world.node(1).link(Side::Up);
     assert_eq!((now, state.peer), (link, moved));
-    let told = Event::LinkRenewed { side: Side::Up, link, peer: moved };
+    let told = Event::LinkMoved { side: Side::Up, link, peer: moved };
     assert_eq!(world.node(1).saw(|e| *e == told), 1);
     assert_eq!(world.node(0).channels.values().map(|c| c.down).collect::<Vec<_>>(), before);
     assert!(world.has_channels(0, 4));
@@ -373,6 +373,38 @@ fn copied_message_1_does_not_redirect_the_links_cells() {
         world.record.clear();
         world.run_for(secs(10));
         assert_eq!(world.record.iter().filter(|packet| packet.to == thief).count(), 0);
+        assert!(world.has_channels(0, 4));
+    }
+}
+
+#[test]
+fn relayed_first_cell_does_not_redirect_a_link() {
+    let thief = SocketAddr::from(([6, 6, 6, 6], 6));
+    for position in 1..=3 {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.timing.renew_after = secs(2);
+        plan.timing.expire_after = secs(4);
+        let mut world = up(plan);
+        let (home, here) = (down_address(position - 1), up_address(position));
+        world.record.clear();
+        let end = world.now + secs(3);
+        assert!(world.run_until(end, |w| halves(w, here).len() == 2));
+        for packet in halves(&world, here) {
+            world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
+        }
+        let answer = halves(&world, thief).pop().expect("an answer goes where message 1 came from");
+        let sent = world.record.len();
+        world.deliver_now(&Packet { from: thief, to: home, ..answer.clone() }, answer.bytes);
+        // The first cell under the new keys comes from the attacker, too, before the genuine one.
+        let first = world.record[sent..].iter().find(|p| p.to == here && !is_handshake_len(p.bytes.len())).cloned();
+        let first = first.expect("the initiator sends a keepalive at once");
+        world.deliver_now(&Packet { from: thief, ..first.clone() }, first.bytes);
+        world.record.clear();
+        world.run_for(secs(10));
+        let (link, _) = world.node(position).link(Side::Up);
+        assert_eq!(world.node(position).links[&link].peer, home, "position {position}");
+        assert_eq!(world.record.iter().filter(|packet| packet.to == thief).count(), 0, "position {position}");
+        assert_eq!(world.node(position).control.counters().moves_refused, 1, "position {position}");
         assert!(world.has_channels(0, 4));
     }
 }

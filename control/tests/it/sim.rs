@@ -635,6 +635,7 @@ impl Node {
                 link.peer = peer;
                 link.previous = std::mem::replace(&mut link.current, next);
             }
+            Change::MoveLink { link, peer } => self.links.get_mut(&link).expect("a live link moves").peer = peer,
             Change::RetireSlot { link, slot } => {
                 let link = self.links.get_mut(&link).expect("the slot's link lives");
                 assert!(link.slots().any(|s| s.slot == slot), "an unknown slot is retired");

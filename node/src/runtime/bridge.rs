@@ -212,6 +212,7 @@ fn command(change: Change) -> Command {
             Command::Link(LinkCommand::InstallSlot { link, slot, peer, header_i2r, header_r2i, rank })
         }
         Change::Promote { link, slot, peer } => Command::Link(LinkCommand::Promote { link, slot, peer }),
+        Change::MoveLink { link, peer } => Command::Link(LinkCommand::Move { link, peer }),
         Change::RetireSlot { link, slot } => Command::Link(LinkCommand::RetireSlot { link, slot }),
         Change::RetireLink { link } => Command::Link(LinkCommand::Retire { link }),
         Change::InstallChannel { channel, up, down, keys, lifetime_s, first } => {

@@ -259,6 +259,10 @@ impl Log {
                 }
                 debug!(side = side.name(), address = %peer, "renewed the keys of the {} link ({peer})", side.name());
             }
+            Event::LinkMoved { peer, .. } => match &self.previous {
+                Some(name) => info!(peer = name, address = %peer, "previous hop {name} now sends from {peer}"),
+                None => debug!(address = %peer, "an entry now sends from {peer}"),
+            },
             // Reported when it fell silent.
             Event::LinkDown { side: Side::Down, .. } => debug!("the keys of the link to the next hop expired"),
             Event::LinkDown { side: Side::Up, .. } => match &self.previous {

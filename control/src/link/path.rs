@@ -1,0 +1,99 @@
+//! A link keeps its address while its initiator still receives there (SPEC 4.8).
+//!
+//! Whoever copies a handshake and the first cell under its keys, and overtakes both, would otherwise redirect the cells
+//! of a link that is up to itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::Rng;
+use subtle::ConstantTimeEq;
+use wire::cell::CellKind;
+use wire::ids::{LinkId, Side};
+use wire::link::LinkContent;
+
+use super::{Link, Links, Outgoing, content_len, keepalive};
+use crate::context::Context;
+use crate::counters::Refusal;
+use crate::io::{Change, Event};
+
+/// The initiator is asked at the old address at these times after the promotion.
+const PROBES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(600)];
+/// Without an echo by then, the link moves.
+const ECHO_WAIT: Duration = Duration::from_secs(1);
+/// Random bytes of a probe.
+const TOKEN_LEN: usize = 8;
+
+/// A link that will have another address unless its initiator answers at the old one.
+pub(super) struct Moving {
+    pub(super) to: SocketAddr,
+    token: [u8; TOKEN_LEN],
+    since: Duration,
+    probes: usize,
+}
+
+impl Moving {
+    pub(super) fn new(cx: &mut Context, now: Duration, to: SocketAddr) -> Moving {
+        let mut token = [0; TOKEN_LEN];
+        cx.rng.fill_bytes(&mut token);
+        Moving { to, token, since: now, probes: 0 }
+    }
+
+    /// The time of the next probe, or of the end.
+    pub(super) fn due(&self) -> Duration {
+        self.since + PROBES.get(self.probes).copied().unwrap_or(ECHO_WAIT)
+    }
+}
+
+impl Link {
+    /// Sends the probe that is due, or moves the link.
+    pub(super) fn follow_move(&mut self, cx: &mut Context, now: Duration) {
+        let Some(moving) = self.moving.as_mut().filter(|moving| moving.due() <= now) else { return };
+        if moving.probes == PROBES.len() {
+            self.peer = moving.to;
+            self.moving = None;
+            let (side, link, peer) = (self.side, self.id, self.peer);
+            cx.change(Change::MoveLink { link, peer });
+            cx.event(Event::LinkMoved { side, link, peer });
+            // The initiator has heard nothing for as long.
+            keepalive(cx, now, self);
+            return;
+        }
+        moving.probes += 1;
+        let token = moving.token;
+        self.send_at_once(cx, now, LinkContent::Path, &token);
+    }
+
+    fn send_at_once(&mut self, cx: &mut Context, now: Duration, kind: LinkContent, bytes: &[u8]) {
+        let mut content = vec![0; content_len(&cx.config, self.side)];
+        content[0] = kind as u8;
+        content[1..=bytes.len()].copy_from_slice(bytes);
+        let cell = Outgoing { kind: CellKind::Link, channel: 0, sub: 0, content: &content, at_once: true };
+        self.inject(cx, now, &cell);
+    }
+}
+
+impl Links {
+    /// Initiator: answers a probe. Responder: an echo keeps the link where it is.
+    pub(crate) fn take_path(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        link: LinkId,
+        kind: LinkContent,
+        content: &[u8],
+    ) -> Result<(), Refusal> {
+        let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
+        let token = content.get(1..=TOKEN_LEN).ok_or(Refusal::CellMalformed)?;
+        match (kind, link.side) {
+            (LinkContent::Path, Side::Down) => link.send_at_once(cx, now, LinkContent::Echo, token),
+            (LinkContent::Echo, Side::Up) => {
+                if link.moving.take_if(|moving| moving.token[..].ct_eq(token).into()).is_some() {
+                    cx.counters.moves_refused += 1;
+                }
+            }
+            _ => return Err(Refusal::CellMalformed),
+        }
+        Ok(())
+    }
+}
