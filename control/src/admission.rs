@@ -26,6 +26,11 @@ impl Bucket {
         self.tokens as u32
     }
 
+    /// True if there are fewer than half of the most that it holds.
+    pub(crate) fn is_low(&mut self, now: Duration) -> bool {
+        2 * u64::from(self.tokens(now)) < u64::from(self.rate.burst)
+    }
+
     /// Takes one token. False if there is none.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
         self.take_many(now, 1)

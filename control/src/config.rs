@@ -1,14 +1,16 @@
 //! The configuration of a node's control plane: position, neighbours, times and caps, and what it starts with of
 //! keys and descriptors.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use thiserror::Error;
 use wire::cell::{Class, Shape};
 use wire::kdf::{Secret, x25519_public};
 use wire::setup::Suite;
 
+use crate::prefix::Prefix;
 use crate::trust::hop::{CertifiedKeys, HopState};
 use crate::trust::view::View;
 use crate::trust::{ChainTerms, ClassTerms, SignedDescriptor, Signer, Times, Validity};
@@ -25,6 +27,10 @@ pub struct Config {
     pub terms: ChainTerms,
     /// The address of the next hop, if it differs from those in its descriptor (NAT, proxies, tests).
     pub next: Option<SocketAddr>,
+    /// Addresses of the previous hop in addition to those in its descriptors (NAT, names).
+    pub previous: Vec<IpAddr>,
+    /// Prefixes whose users share few addresses: their links, handshakes and setups are not counted together.
+    pub shared_prefixes: Vec<IpNet>,
     /// Pre-shared key with the previous hop, if agreed (IK links only).
     pub psk_up: Option<Secret>,
     /// Pre-shared key with the next hop, if agreed (IK links only).
@@ -126,9 +132,7 @@ impl Default for Timing {
 pub struct Caps {
     /// Links of the node towards entries: 1024. Must be below 4096.
     pub links: usize,
-    /// Entry links from one address and port: 4.
-    pub links_per_address: usize,
-    /// Half-open records of the node: 1024.
+    /// Half-open records of the node: 4096.
     pub half_open: usize,
     /// Half-open records of one entry link: 64.
     pub half_open_per_entry_link: usize,
@@ -138,7 +142,8 @@ pub struct Caps {
     pub channels_per_entry_link: usize,
     /// Setups per second on one entry link: 5, burst 20.
     pub setups_per_entry_link: Rate,
-    /// Setups per second of the node: 1000, burst 2000.
+    /// Setups per second of the node: 1000, burst 512. At a mix they are no more than leave every half-open channel the
+    /// time that an ack may take.
     pub setups: Rate,
     /// Complete messages 1 per second, each of which costs public-key work: 1000, burst 2000.
     pub handshakes: Rate,
@@ -148,13 +153,12 @@ impl Default for Caps {
     fn default() -> Caps {
         Caps {
             links: 1024,
-            links_per_address: 4,
-            half_open: 1024,
+            half_open: 4096,
             half_open_per_entry_link: 64,
             channels: 1 << 16,
             channels_per_entry_link: 4096,
             setups_per_entry_link: Rate { per_second: 5, burst: 20 },
-            setups: Rate { per_second: 1000, burst: 2000 },
+            setups: Rate { per_second: 1000, burst: 512 },
             handshakes: Rate { per_second: 1000, burst: 2000 },
         }
     }
@@ -211,6 +215,23 @@ pub(crate) fn span(seconds: u64) -> String {
 }
 
 impl Config {
+    /// The prefix of an address; none if it is exempt (SPEC 4.11).
+    pub(crate) fn prefix(&self, address: IpAddr) -> Option<Prefix> {
+        let address = address.to_canonical();
+        let is_exempt = address.is_loopback() || self.shared_prefixes.iter().any(|shared| shared.contains(&address));
+        (self.faces_entries() && !is_exempt).then(|| Prefix::of(address))
+    }
+
+    /// Setups per second of the node.
+    pub(crate) fn setups(&self) -> Rate {
+        let mut rate = self.caps.setups;
+        if matches!(self.role, Role::Mix) {
+            let for_acks = self.caps.half_open as f64 / self.setup_timeout().as_secs_f64();
+            rate.per_second = rate.per_second.min(for_acks as u32).max(1);
+        }
+        rate
+    }
+
     pub(crate) fn is_entry(&self) -> bool {
         self.position == 0
     }
@@ -279,12 +300,17 @@ impl Config {
             ),
             (!timing.setup_allowance.is_zero(), "setup_allowance must not be zero"),
             (caps.links < 1 << wire::ids::LinkId::INDEX_BITS, "caps.links must be below 4096"),
-            (caps.links > 0 && caps.links_per_address > 0, "caps.links and caps.links_per_address must be at least 1"),
+            (caps.links > 0, "caps.links must be at least 1"),
+            (
+                !matches!(self.role, Role::Mix) || 2 * caps.setups.burst as usize <= caps.half_open,
+                "setups_burst must be at most half of half_open: otherwise one burst of setups replaces channels whose \
+                 acks are under way",
+            ),
         ];
         if let Some((_, why)) = checks.into_iter().find(|(holds, _)| !holds) {
             return Err(BadConfig::Value(why));
         }
-        let (rate, places) = (caps.setups.per_second, self.replay_places());
+        let (rate, places) = (self.setups().per_second, self.replay_places());
         if places > REPLAY_CACHE_MAX {
             let for_rate = u64::from(rate).max(1);
             let rate_max = REPLAY_CACHE_MAX.saturating_sub(u64::from(caps.setups.burst)) * for_rate / places;
@@ -295,7 +321,7 @@ impl Config {
 
     /// Places in the replay cache of a pair of setup keys (SPEC 7.9.4).
     pub(crate) fn replay_places(&self) -> u64 {
-        Times::new(&self.terms).setups_per_key(self.caps.setups.per_second) + u64::from(self.caps.setups.burst)
+        Times::new(&self.terms).setups_per_key(self.setups().per_second) + u64::from(self.caps.setups.burst)
     }
 
     /// The terms of the class that the node serves.

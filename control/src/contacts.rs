@@ -2,7 +2,7 @@
 //!
 //! It is made again whenever the descriptors that the node holds have changed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use wire::kdf::{Secret, x25519_public};
 
@@ -35,6 +35,8 @@ pub(crate) struct Contacts {
     pub(crate) own: Vec<[u8; 32]>,
     /// Public statics of the previous hop.
     pub(crate) previous: Vec<[u8; 32]>,
+    /// Addresses that its descriptors name.
+    pub(crate) previous_addresses: Vec<IpAddr>,
     /// Public statics of the next hop.
     pub(crate) next: Vec<[u8; 32]>,
     /// Addresses of the next hop.
@@ -66,6 +68,9 @@ impl Contacts {
         self.own = statics(position);
         self.previous = statics(position.wrapping_sub(1));
         self.next = statics(position + 1);
+        let previous = if position > 1 { view.descriptors(position - 1) } else { &[] };
+        let named = previous.iter().filter_map(|one| one.contact(config.shape.class()));
+        self.previous_addresses = named.flat_map(|contact| &contact.addresses).map(SocketAddr::ip).collect();
         let all = if position < hops { view.descriptors(position + 1) } else { &[] };
         let mut contacts: Vec<&Contact> = all.iter().filter_map(|next| next.contact(config.shape.class())).collect();
         if config.is_entry() {

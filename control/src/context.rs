@@ -1,6 +1,8 @@
 //! The state that all state machines of a node share: configuration, generator, outputs, counters.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -21,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) linked: Vec<(LinkId, bool)>,
     pub(crate) rng: ChaCha20Rng,
     pub(crate) out: VecDeque<Output>,
+    /// The host's clock at time zero of `now`, in ns since 1970, as the last tick has set it.
+    pub(crate) wall_at_zero: i128,
     pub(crate) counters: Counters,
 }
 
@@ -36,6 +40,18 @@ impl Context {
             _ => {}
         }
         self.out.push_back(Output::Event(event));
+    }
+
+    /// The host's clock in ns since 1970.
+    pub(crate) fn unix_ns(&self, now: Duration) -> u128 {
+        u128::try_from(self.wall_at_zero + now.as_nanos() as i128).unwrap_or(0)
+    }
+
+    /// True if the previous hop may send from this address, as far as its descriptors and the operator name any.
+    pub(crate) fn is_previous(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let mut known = self.contacts.previous_addresses.iter().chain(&self.config.previous).peekable();
+        known.peek().is_none() || known.any(|one| one.to_canonical() == address)
     }
 
     pub(crate) fn refuse(&mut self, why: Refusal) {

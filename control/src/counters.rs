@@ -25,17 +25,23 @@ refusals! {
     HalfDuplicate = "half-duplicate",
     /// A half of message 1 whose other half did not arrive in time, or that made room for another.
     HalfIncomplete = "half-incomplete",
-    /// A cookie; not used yet.
-    Cookie = "cookie",
+    /// A half of message 1 without a valid cookie while one is required.
+    CookieRequired = "cookie-required",
+    /// A cookie or a challenge that does not authenticate.
+    AnswerForged = "answer-forged",
     /// A handshake message on the side that does not take it.
     WrongSide = "wrong-side",
     /// More messages 1 per second than [`crate::Caps::handshakes`] allows.
     HandshakeRateLimited = "handshake-rate-limited",
+    /// More messages 1 per second than one prefix may send.
+    PrefixRateLimited = "prefix-rate-limited",
+    /// More messages 1 per second from addresses that are not the previous hop's than one hop answers.
+    ElsewhereRateLimited = "elsewhere-rate-limited",
     /// A message that Noise or ML-KEM does not accept.
     HandshakeForged = "handshake-forged",
     /// The initiator's static key is not the previous hop's.
     UnknownInitiator = "unknown-initiator",
-    /// A timestamp that is not newer than the last accepted one.
+    /// A timestamp that is not newer than the last accepted one, or answers another challenge.
     StaleTimestamp = "stale-timestamp",
     /// A message 1 that was answered before.
     HandshakeReplayed = "handshake-replayed",
@@ -43,8 +49,8 @@ refusals! {
     TokenSpent = "token-spent",
     /// A message 2 without a message 1 that waits for it.
     UnexpectedResponse = "unexpected-response",
-    /// No room for another link from this address.
-    AddressLinksFull = "address-links-full",
+    /// No room for another link of this prefix.
+    PrefixLinksFull = "prefix-links-full",
     /// No room for another link on this node.
     LinksFull = "links-full",
     /// A cell on a link or slot that is gone.
@@ -73,12 +79,16 @@ refusals! {
     SetupIncomplete = "setup-incomplete",
     /// More setups per second than one entry link may begin.
     LinkSetupsRateLimited = "link-setups-rate-limited",
+    /// More setups per second than one prefix may begin.
+    PrefixSetupsRateLimited = "prefix-setups-rate-limited",
     /// More setups per second than this node accepts.
     SetupsRateLimited = "setups-rate-limited",
     /// Too many half-open channels on this entry link.
     LinkHalfOpenFull = "link-half-open-full",
-    /// Too many half-open channels on this node.
-    HalfOpenFull = "half-open-full",
+    /// Too many half-open channels of this prefix.
+    PrefixHalfOpenFull = "prefix-half-open-full",
+    /// A half-open channel that made room for another.
+    HalfOpenReplaced = "half-open-replaced",
     /// Too many channels on this entry link.
     LinkChannelsFull = "link-channels-full",
     /// Too many channels on this node.
@@ -115,6 +125,10 @@ pub struct Counters {
     pub setups: u64,
     pub channels_opened: u64,
     pub keepalives: u64,
+    /// Cookies given.
+    pub cookies: u64,
+    /// Challenges given.
+    pub challenges: u64,
     /// Moves of a link that did not happen, because its initiator still received at the old address.
     pub moves_refused: u64,
     /// Control cells accepted.
@@ -132,6 +146,8 @@ impl Default for Counters {
             setups: 0,
             channels_opened: 0,
             keepalives: 0,
+            cookies: 0,
+            challenges: 0,
             moves_refused: 0,
             cells: 0,
             surplus_cells: 0,

@@ -4,9 +4,8 @@
 //! kind u8 | part u8 | 0 u16 | initiator's index u32 | noise bytes | mac1 16 | mac2 16
 //! ```
 //!
-//! The length is checked first, then mac1 in constant time, then anything else. Cookies are not used
-//! yet: mac2 is sixteen zeros and ignored. The two halves of message 1 are joined by
-//! [`crate::fragments`].
+//! The length is checked first, then mac1 in constant time, then anything else. mac2 and kind 3, which has no macs, are
+//! [`crate::cookie`]'s. The two halves of message 1 are joined by [`crate::fragments`].
 
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, Update};
@@ -22,7 +21,7 @@ pub(crate) const IK_MESSAGE_LEN: usize = 32 + 48 + 12 + 1184 + 16;
 pub(crate) const RESPONSE_MESSAGE_LEN: usize = 32 + 1088 + 16;
 
 const HEAD_LEN: usize = 8;
-const MAC_LEN: usize = 16;
+pub(crate) const MAC_LEN: usize = 16;
 const MACS_LEN: usize = 2 * MAC_LEN;
 
 // The framing adds up to the lengths by which datagrams are sorted.
@@ -39,8 +38,8 @@ pub(crate) enum MessageKind {
     Initiation = 1,
     /// Message 2.
     Response = 2,
-    /// Reserved.
-    Cookie = 3,
+    /// The answer to a half that is not accepted.
+    Answer = 3,
 }
 
 /// A handshake datagram taken apart. Nothing in it is trusted before mac1 is checked.
@@ -48,9 +47,13 @@ pub(crate) struct Parsed<'a> {
     pub(crate) kind: MessageKind,
     pub(crate) part: u8,
     pub(crate) index: u32,
+    /// Behind the head, up to mac1.
     pub(crate) noise: &'a [u8],
     covered: &'a [u8],
-    mac1: &'a [u8],
+    /// Empty in an answer, like the other two.
+    pub(crate) mac1: &'a [u8],
+    pub(crate) before_mac2: &'a [u8],
+    pub(crate) mac2: &'a [u8],
 }
 
 /// Checks form and length; `half_len` is that of this link's halves of message 1.
@@ -59,33 +62,48 @@ pub(crate) fn parse(datagram: &[u8], half_len: usize) -> Option<Parsed<'_>> {
     let (kind, len, parts) = match head[0] {
         1 => (MessageKind::Initiation, half_len, 2),
         2 => (MessageKind::Response, RESPONSE_LEN, 1),
-        3 => (MessageKind::Cookie, COOKIE_LEN, 1),
+        3 => (MessageKind::Answer, COOKIE_LEN, 2),
         _ => return None,
     };
     if datagram.len() != len || head[1] >= parts || head[2..4] != [0; 2] {
         return None;
     }
-    let covered = &datagram[..len - MACS_LEN];
+    let macs_len = if kind == MessageKind::Answer { 0 } else { MACS_LEN };
+    let (covered, macs) = datagram.split_at(len - macs_len);
+    let (mac1, mac2) = macs.split_at(macs_len / 2);
     Some(Parsed {
         kind,
         part: head[1],
         index: u32::from_be_bytes([head[4], head[5], head[6], head[7]]),
         noise: &covered[HEAD_LEN..],
         covered,
-        mac1: &datagram[len - MACS_LEN..len - MAC_LEN],
+        mac1,
+        before_mac2: &datagram[..len - mac2.len()],
+        mac2,
     })
 }
 
-/// Frames Noise bytes.
+/// The first bytes of every handshake datagram.
+pub(crate) fn head(kind: MessageKind, part: u8, index: u32) -> [u8; HEAD_LEN] {
+    let [a, b, c, d] = index.to_be_bytes();
+    [kind as u8, part, 0, 0, a, b, c, d]
+}
+
+/// Frames Noise bytes, without mac2.
 pub(crate) fn frame(kind: MessageKind, part: u8, index: u32, noise: &[u8], key: &Mac1Key) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEAD_LEN + noise.len() + MACS_LEN);
-    out.extend_from_slice(&[kind as u8, part, 0, 0]);
-    out.extend_from_slice(&index.to_be_bytes());
+    out.extend_from_slice(&head(kind, part, index));
     out.extend_from_slice(noise);
     let mac1 = key.mac(&out);
     out.extend_from_slice(&mac1);
     out.extend_from_slice(&[0; MAC_LEN]);
     out
+}
+
+/// mac1 of a half.
+pub(crate) fn mac1(half: &[u8]) -> [u8; MAC_LEN] {
+    let macs = &half[half.len() - MACS_LEN..];
+    *macs.first_chunk().expect("two macs are longer than one")
 }
 
 /// Frames message 1 in two halves.

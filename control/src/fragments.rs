@@ -54,6 +54,11 @@ impl<K: PartialEq> Joiner<K> {
         Joiner { capacity, wait, waiting: VecDeque::new() }
     }
 
+    /// True if more than a quarter of the places is taken.
+    pub(crate) fn is_filling(&self) -> bool {
+        4 * self.waiting.len() > self.capacity
+    }
+
     /// Takes in part `index` of a message that needs any `needed` of its parts. Also returns how many
     /// messages were given up, for age or for room.
     pub(crate) fn join(&mut self, now: Duration, key: K, index: u8, needed: usize, bytes: &[u8]) -> (Joined, usize) {

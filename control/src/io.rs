@@ -176,6 +176,9 @@ pub enum Event {
     LinkRenewed { side: Side, link: LinkId, peer: SocketAddr },
     /// A link that is up has another address: its initiator no longer receives at the old one.
     LinkMoved { side: Side, link: LinkId, peer: SocketAddr },
+    /// A message 1 between hops, with a cookie, came from an address that is not the previous hop's. At most one a
+    /// minute.
+    HandshakeFromElsewhere { from: SocketAddr },
     /// A link is down: its last slot expired, or it made room for another link.
     LinkDown { side: Side, link: LinkId },
     /// The next hop does not answer. A new handshake is under way.

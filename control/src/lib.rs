@@ -23,6 +23,7 @@ mod channel;
 mod config;
 mod contacts;
 mod context;
+mod cookie;
 mod counters;
 mod datagram;
 pub mod draw;
@@ -31,6 +32,7 @@ mod fragments;
 mod io;
 mod link;
 mod noise;
+mod prefix;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -71,8 +73,6 @@ pub struct Control {
     links: Links,
     channels: Channels,
     part: Part,
-    /// The host's clock at time zero of `now`, in ns since 1970.
-    wall_at_zero: i128,
     /// When trust has something to do.
     trust_due: Duration,
     /// Something may have changed that since.
@@ -114,14 +114,15 @@ impl Control {
         };
         let statics = secrets.into_iter().map(Static::new).collect();
         let counters = Counters::default();
-        let cx = Context { config, statics, contacts, linked: Vec::new(), rng, out: Default::default(), counters };
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
-        Ok(Control { cx, links, channels, part, wall_at_zero, trust_due: now, trust_touched: true })
+        let (linked, out) = (Vec::new(), Default::default());
+        let cx = Context { config, statics, contacts, linked, rng, out, wall_at_zero, counters };
+        Ok(Control { cx, links, channels, part, trust_due: now, trust_touched: true })
     }
 
     /// The host's clock in ms since 1970, as far as the last tick has set it.
     fn wall_ms(&self, now: Duration) -> u64 {
-        u64::try_from((self.wall_at_zero + now.as_nanos() as i128) / 1_000_000).unwrap_or(0)
+        (self.cx.unix_ns(now) / 1_000_000) as u64
     }
 
     /// Takes in a datagram, a cell, or a report from the data plane.
@@ -273,8 +274,8 @@ impl Control {
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
         self.trust_touched = true;
-        let has_stepped = (wall_at_zero - self.wall_at_zero).abs() > CLOCK_STEP_NS;
-        self.wall_at_zero = wall_at_zero;
+        let has_stepped = (wall_at_zero - self.cx.wall_at_zero).abs() > CLOCK_STEP_NS;
+        self.cx.wall_at_zero = wall_at_zero;
         let Control { cx, links, channels, part, .. } = self;
         for link in links.expire(cx, now) {
             let is_down = links.link_mut(link).is_some_and(|link| link.side() == Side::Down);
@@ -312,6 +313,11 @@ impl Control {
         }
         self.tick_entry(now);
         self.follow_trust(now);
+    }
+
+    /// A quarter of a queue of datagrams to [`Control::handle`] is taken: handshakes need cookies for a second.
+    pub fn queue_fills(&mut self, now: Duration) {
+        self.links.require_cookies(now);
     }
 
     /// What belongs on disk: see [`Output::Save`].

@@ -439,11 +439,12 @@ fn contradictory_configuration_names_the_contradiction() {
     assert_eq!(check(0, &nothing), BadConfig::NoNextDescriptor(1));
     assert_eq!(check(1, &|_, t| t.keys.clear()), BadConfig::Keys(1));
     assert_eq!(check(1, &|_, t| t.keys[0].noise = Secret::new([1; 32])), BadConfig::Keys(1));
-    let most = (1 << 26) - 2000;
-    let bad = check(1, &|c, _| c.caps.setups.per_second = 20_000);
-    let BadConfig::ReplayCache { rate: 20_000, places: 84_402_000, rate_max } = bad else { panic!("{bad}") };
+    let most = (1 << 26) - 512;
+    let bad = check(3, &|c, _| c.caps.setups.per_second = 20_000);
+    let BadConfig::ReplayCache { rate: 20_000, places: 84_400_512, rate_max } = bad else { panic!("{bad}") };
     assert!(check_rate(&plan, rate_max) && most / u64::from(rate_max) < 4221, "{rate_max}");
     assert!(matches!(check(1, &|c, _| c.timing.expire_after = c.timing.renew_after), BadConfig::Value(_)));
+    assert!(matches!(check(2, &|c, _| c.caps.setups.burst = 2049), BadConfig::Value(_)));
 
     let mut expired = Plan::new(Class::L, 2);
     expired.descriptors[0].not_after = 1_800_000_000 - 7200;
@@ -452,9 +453,18 @@ fn contradictory_configuration_names_the_contradiction() {
 }
 
 fn check_rate(plan: &Plan, rate: u32) -> bool {
-    let (mut config, trust) = plan.first(1);
+    let (mut config, trust) = plan.first(3);
     config.caps.setups.per_second = rate;
     config.check(&trust, crate::UNIX_EPOCH + secs(1_800_000_000)).is_ok()
+}
+
+#[test]
+fn mix_admits_setups_no_faster_than_acks_may_take() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.terms.classes[0].mixing_delay_ms = 1000;
+    let rate = |position: usize| plan.first(position).0.setups().per_second;
+    // An ack takes up to 500 ms and six times a second.
+    assert_eq!((rate(1), rate(3)), (4096 * 2 / 13, 1000));
 }
 
 #[test]

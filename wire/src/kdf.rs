@@ -61,7 +61,7 @@ pub fn expand_info(prk: &Secret, info: &[u8], out: &mut [u8]) -> Result<(), TooL
 }
 
 /// HKDF-Expand with an ASCII label.
-pub(crate) fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
+pub fn expand<const N: usize>(prk: &Secret, label: &str) -> Zeroizing<[u8; N]> {
     let mut out = Zeroizing::new([0; N]);
     expand_info(prk, label.as_bytes(), &mut out[..]).expect("N is far below 255 hash lengths");
     out

@@ -23,6 +23,7 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::io::{Change, Event};
 use crate::link::Links;
+use crate::prefix::Buckets;
 
 /// An id is not drawn again on its link for this long after its use.
 const ID_COOLDOWN: Duration = Duration::from_secs(180);
@@ -75,6 +76,8 @@ pub(crate) struct Channels {
     open_count: usize,
     ack_copies: AckCopies,
     bucket: Bucket,
+    /// The same for each prefix, at Mix 1.
+    prefixes: Option<Buckets>,
 }
 
 impl Channels {
@@ -88,7 +91,8 @@ impl Channels {
             free: Vec::new(),
             open_count: 0,
             ack_copies: AckCopies::default(),
-            bucket: Bucket::new(config.caps.setups, now),
+            bucket: Bucket::new(config.setups(), now),
+            prefixes: config.faces_entries().then(|| Buckets::new(now)),
         }
     }
 

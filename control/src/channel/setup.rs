@@ -20,6 +20,7 @@ use crate::counters::Refusal;
 use crate::draw::draw_secret;
 use crate::fragments::{Joined, Parts};
 use crate::link::{Links, Outgoing};
+use crate::prefix::Prefix;
 use crate::trust::keyring::{Keyring, NotOpened};
 
 /// What opens setups.
@@ -93,7 +94,13 @@ impl Channels {
             None if links.is_starting(now) => return Ok(()),
             None => return Err(Refusal::NextHopDown),
         };
-        self.admit(cx, links, now, up.0, is_exit)?;
+        self.admit(cx, links, now, up.0)?;
+        if !is_exit && self.half_open.len() >= cx.config.caps.half_open {
+            // The oldest has had the time that an ack may take (SPEC 5.9).
+            let oldest = self.half_open.first_key_value().map(|(serial, _)| *serial);
+            oldest.into_iter().for_each(|serial| self.drop_half_open(links, now, serial));
+            cx.refuse(Refusal::HalfOpenReplaced);
+        }
 
         let mut onion = shards.decode(&parts.indexes, &parts.bytes);
         onion.truncate(setup::onion_len(shape, cx.config.suite(), position));
@@ -126,15 +133,8 @@ impl Channels {
     }
 
     /// Checks buckets and caps.
-    fn admit(
-        &mut self,
-        cx: &Context,
-        links: &mut Links,
-        now: Duration,
-        up: LinkId,
-        is_exit: bool,
-    ) -> Result<(), Refusal> {
-        let caps = &cx.config.caps;
+    fn admit(&mut self, cx: &mut Context, links: &mut Links, now: Duration, up: LinkId) -> Result<(), Refusal> {
+        let caps = cx.config.caps;
         if cx.config.faces_entries() {
             // Between hops one link carries the setups of every entry, so only the node's bounds apply there.
             let link = links.link_mut(up).ok_or(Refusal::UnknownSlot)?;
@@ -147,18 +147,35 @@ impl Channels {
             if link.channels + link.half_open >= caps.channels_per_entry_link {
                 return Err(Refusal::LinkChannelsFull);
             }
+            let peer = link.peer();
+            if let Some(prefix) = cx.config.prefix(peer.ip()) {
+                self.admit_of_prefix(cx, links, now, prefix)?;
+            }
         }
         if !self.bucket.take(now) {
             return Err(Refusal::SetupsRateLimited);
-        }
-        if !is_exit && self.half_open.len() >= caps.half_open {
-            return Err(Refusal::HalfOpenFull);
         }
         // Retired channels count until the data plane has reported their end.
         if self.open.len() - self.free.len() + self.half_open.len() >= caps.channels {
             return Err(Refusal::ChannelsFull);
         }
         Ok(())
+    }
+
+    /// Mix 1: checks the share and the bucket of a prefix.
+    fn admit_of_prefix(
+        &mut self,
+        cx: &mut Context,
+        links: &Links,
+        now: Duration,
+        prefix: Prefix,
+    ) -> Result<(), Refusal> {
+        let own = links.half_open_of_prefix(&cx.config, prefix);
+        if own > 0 && cx.config.caps.half_open.saturating_sub(self.half_open.len()) <= own {
+            return Err(Refusal::PrefixHalfOpenFull);
+        }
+        let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, prefix));
+        passes.then_some(()).ok_or(Refusal::PrefixSetupsRateLimited)
     }
 
     /// Exit: opens the channel and sends the ack.

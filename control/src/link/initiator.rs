@@ -12,11 +12,13 @@ use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
 use wire::ids::Side;
 use zeroize::Zeroizing;
 
-use super::{Links, keepalive};
+use super::responder::{CHALLENGE_HEAD, CHALLENGE_LEN};
+use super::{Links, keepalive, tai64n};
 use crate::config::{Config, Timing};
 use crate::context::Context;
+use crate::cookie::{self, Answer};
 use crate::counters::Refusal;
-use crate::datagram::{self, Mac1Key, MessageKind};
+use crate::datagram::{self, Mac1Key, MessageKind, Parsed};
 use crate::io::{Event, Output};
 use crate::noise::{InitiatorState, Pattern, Terms};
 
@@ -24,6 +26,8 @@ use crate::noise::{InitiatorState, Pattern, Terms};
 const PENDING_MAX: usize = 4;
 /// A message 1 waits this long for its response.
 const RESPONSE_WAIT: Duration = Duration::from_secs(5);
+/// Forged messages 2 that cost work, for each message 1.
+const FORGED_MAX: usize = 16;
 /// For this long after its start a node does not report a missing next hop: the nodes of a chain start in any order.
 const STARTING: Duration = Duration::from_secs(1);
 
@@ -41,6 +45,14 @@ struct Pending {
     state: InitiatorState,
     key: Mac1Key,
     way: Way,
+    /// As they were sent.
+    halves: [Vec<u8>; 2],
+    /// The halves were sent again with a cookie.
+    has_cookie: bool,
+    /// It answers a challenge, or has brought one.
+    is_challenged: bool,
+    /// Messages 2 that did not authenticate.
+    forged: usize,
 }
 
 /// One way to reach the next hop.
@@ -121,12 +133,7 @@ impl Initiator {
     fn next_timestamp(&mut self, wall: SystemTime) -> [u8; 12] {
         let unix = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         self.last_timestamp = unix.as_nanos().max(self.last_timestamp + 1);
-        let seconds = (1 << 62) + 10 + (self.last_timestamp / 1_000_000_000) as u64;
-
-        let mut out = [0; 12];
-        out[..8].copy_from_slice(&seconds.to_be_bytes());
-        out[8..].copy_from_slice(&((self.last_timestamp % 1_000_000_000) as u32).to_be_bytes());
-        out
+        tai64n(self.last_timestamp)
     }
 
     /// All ways, in the order in which they are tried.
@@ -174,7 +181,6 @@ impl Initiator {
 
     /// Sends message 1 with `head` in front of its encapsulation key.
     fn send(&mut self, cx: &mut Context, now: Duration, head: &[u8], way: Way) {
-        self.tries += 1;
         self.pending.retain(|pending| now.saturating_sub(pending.sent_at) < RESPONSE_WAIT);
         if self.pending.len() >= PENDING_MAX {
             self.pending.pop_front();
@@ -190,20 +196,60 @@ impl Initiator {
         while self.pending.iter().any(|pending| pending.index == index) {
             index = cx.rng.next_u32();
         }
-        for datagram in datagram::frame_halves(index, &message, &Mac1Key::of(&way.theirs)) {
+        let halves = datagram::frame_halves(index, &message, &Mac1Key::of(&way.theirs));
+        for datagram in halves.clone() {
             cx.out.push_back(Output::Send { side: Side::Down, to: way.address, datagram });
         }
 
         let key = Mac1Key::of(&state.ephemeral);
         let is_fresh = self.terms.pattern == Pattern::Nk && head == [0; 32];
-        self.pending.push_back(Pending { index, is_fresh, is_overtaken: false, sent_at: now, state, key, way });
+        self.pending.push_back(Pending {
+            index,
+            is_fresh,
+            is_overtaken: false,
+            sent_at: now,
+            state,
+            key,
+            way,
+            halves,
+            has_cookie: false,
+            is_challenged: head.starts_with(&CHALLENGE_HEAD),
+            forged: 0,
+        });
         cx.counters.handshakes_started += 1;
+    }
+
+    /// Takes in kind 3: sends the halves again with a cookie, or message 1 anew with a challenge (SPEC 4.9, 4.10).
+    fn take_answer(&mut self, cx: &mut Context, now: Duration, parsed: &Parsed<'_>) -> Result<(), Refusal> {
+        let waits = |pending: &&mut Pending| pending.index == parsed.index && !pending.is_overtaken;
+        let pending = self.pending.iter_mut().find(waits).ok_or(Refusal::UnexpectedResponse)?;
+        let answer = Answer::from_wire(parsed.part);
+        let mac1 = datagram::mac1(&pending.halves[0]);
+        let text = answer.open(parsed, &pending.way.theirs, &mac1).ok_or(Refusal::AnswerForged)?;
+        match answer {
+            Answer::Cookie if !pending.has_cookie => {
+                pending.has_cookie = true;
+                for half in &mut pending.halves {
+                    cookie::set_mac2(half, &text);
+                    let datagram = half.clone();
+                    cx.out.push_back(Output::Send { side: Side::Down, to: pending.way.address, datagram });
+                }
+            }
+            Answer::Challenge if self.terms.pattern == Pattern::Ik && !pending.is_challenged => {
+                pending.is_challenged = true;
+                let way = pending.way;
+                let timestamp = [&CHALLENGE_HEAD[..], &text[..CHALLENGE_LEN]].concat();
+                self.send(cx, now, &timestamp, way);
+            }
+            _ => return Err(Refusal::UnexpectedResponse),
+        }
+        Ok(())
     }
 }
 
 impl Links {
-    /// Takes in message 2.
-    pub(super) fn handle_response(&mut self, cx: &mut Context, now: Duration, bytes: &[u8]) -> Result<(), Refusal> {
+    /// Takes in message 2, or an answer in its place. True if the link has new keys.
+    pub(super) fn handle_answer(&mut self, cx: &mut Context, now: Duration, bytes: &[u8]) -> Result<bool, Refusal> {
         let initiator = self.initiator.as_mut().ok_or(Refusal::WrongSide)?;
         let parsed = datagram::parse(bytes, NK_HALF_LEN)
             .or_else(|| datagram::parse(bytes, IK_HALF_LEN))
@@ -211,7 +257,7 @@ impl Links {
         match parsed.kind {
             MessageKind::Response => {}
             MessageKind::Initiation => return Err(Refusal::WrongSide),
-            MessageKind::Cookie => return Err(Refusal::Cookie),
+            MessageKind::Answer => return initiator.take_answer(cx, now, &parsed).map(|()| false),
         }
         let at = initiator.pending.iter().position(|pending| pending.index == parsed.index);
         let at = at.ok_or(Refusal::UnexpectedResponse)?;
@@ -220,9 +266,15 @@ impl Links {
             return Err(Refusal::BadMac1);
         }
         if pending.is_overtaken {
-            return Ok(());
+            return Ok(false);
         }
-        let secrets = pending.state.finish(parsed.noise).map_err(|_| Refusal::HandshakeForged)?;
+        if pending.forged >= FORGED_MAX {
+            return Err(Refusal::HandshakeForged);
+        }
+        let Ok(secrets) = pending.state.finish(parsed.noise) else {
+            pending.forged += 1;
+            return Err(Refusal::HandshakeForged);
+        };
 
         // The response to an older message 1 must not take over from this one. The response to a newer
         // one does, because the responder has overwritten this handshake with it. Without a token,
@@ -254,7 +306,7 @@ impl Links {
         link.unanswered_since = None;
         // The responder sends nothing under the new keys before it has seen a cell under them.
         keepalive(cx, now, link);
-        Ok(())
+        Ok(true)
     }
 
     /// The time for which the next hop has not replied although this node sends to it. None while it replies, and at
@@ -315,6 +367,7 @@ impl Links {
         // A renewal that finds no answer becomes a silence.
         let next = if cause == Cause::Age { 0 } else { initiator.tries % ways.len().max(1) };
         if let Some(way) = ways.get(next) {
+            initiator.tries += 1;
             initiator.send(cx, now, &head, *way);
         }
     }

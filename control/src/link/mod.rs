@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::fragments::{Decided, Joiner};
 use crate::io::{Change, Event};
+use crate::prefix::Prefix;
 use crate::slot::Slot;
 
 mod initiator;
@@ -83,6 +84,11 @@ impl Link {
 
     pub(crate) fn side(&self) -> Side {
         self.side
+    }
+
+    /// Where its cells go.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
     }
 
     fn carries_no_channels(&self) -> bool {
@@ -187,6 +193,12 @@ impl Links {
 
     pub(crate) fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
         self.all.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
+    }
+
+    /// Half-open channels that entries of this prefix have begun.
+    pub(crate) fn half_open_of_prefix(&self, config: &Config, prefix: Prefix) -> usize {
+        let of_prefix = |link: &&Link| link.side == Side::Up && config.prefix(link.peer.ip()) == Some(prefix);
+        self.iter().filter(of_prefix).map(|link| link.half_open).sum()
     }
 
     /// The link to the next hop, if it can send.
@@ -352,6 +364,13 @@ impl Links {
         }
     }
 
+    /// Handshakes need cookies for a time (SPEC 4.9.3).
+    pub(crate) fn require_cookies(&mut self, now: Duration) {
+        if let Some(responder) = &mut self.responder {
+            responder.require_cookies(now);
+        }
+    }
+
     /// Takes in a datagram of one of the handshake lengths. True if the down link has new keys.
     pub(crate) fn handshake(
         &mut self,
@@ -363,7 +382,7 @@ impl Links {
     ) -> bool {
         let done = match side {
             Side::Up => self.handle_initiation(cx, now, from, bytes).map(|()| false),
-            Side::Down => self.handle_response(cx, now, bytes).map(|()| true),
+            Side::Down => self.handle_answer(cx, now, bytes),
         };
         done.unwrap_or_else(|why| {
             cx.refuse(why);
@@ -432,6 +451,15 @@ pub(crate) fn content_len(config: &Config, side: Side) -> usize {
         Side::Up => config.shape.control_content(Direction::Backward, config.position),
         Side::Down => config.shape.control_content(Direction::Forward, config.position + 1),
     }
+}
+
+/// TAI64N of a time in ns since 1970 (SPEC 4.1.5).
+fn tai64n(unix_ns: u128) -> [u8; 12] {
+    let seconds = (1 << 62) + 10 + (unix_ns / 1_000_000_000) as u64;
+    let mut out = [0; 12];
+    out[..8].copy_from_slice(&seconds.to_be_bytes());
+    out[8..].copy_from_slice(&((unix_ns % 1_000_000_000) as u32).to_be_bytes());
+    out
 }
 
 fn keepalive(cx: &mut Context, now: Duration, link: &mut Link) {

@@ -1,33 +1,53 @@
-//! Answers handshakes: checks the initiator, limits the rate, finds the link (SPEC 4.2, 4.4, 4.5).
+//! Answers handshakes: checks the initiator, limits the rate, finds the link (SPEC 4.2, 4.4, 4.5, 4.9 to 4.11).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rand::Rng;
 use subtle::ConstantTimeEq;
 use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
 use wire::ids::{LinkId, Side};
 
-use super::{Link, Links};
+use super::{Link, Links, tai64n};
 use crate::admission::Bucket;
-use crate::config::Config;
+use crate::config::{Config, Rate};
 use crate::contacts::Static;
 use crate::context::Context;
+use crate::cookie::{Answer, Cookies, TEXT_LEN};
 use crate::counters::Refusal;
-use crate::datagram::{self, Mac1Key, MessageKind, Parsed};
+use crate::datagram::{self, MAC_LEN, Mac1Key, MessageKind, Parsed};
 use crate::fragments::{Joined, Joiner};
-use crate::io::Output;
+use crate::io::{Event, Output};
 use crate::noise::{Pattern, ResponderState, Terms};
+use crate::prefix::{Buckets, Prefix};
 use crate::slot::Slot;
 
 /// Ephemerals of accepted messages 1 that a link remembers.
 const EPHEMERALS_PER_LINK: usize = 16;
 /// Ephemerals of accepted messages 1 that a node remembers, over all links.
 const EPHEMERALS_MAX: usize = 4096;
+/// Links with one address and port. A data thread tries the keys of each on every cell from there.
+const LINKS_PER_ADDRESS: usize = 4;
 /// Halves of message 1 that wait for their other half.
 const HALVES_MAX: usize = 256;
 /// The longest wait of each half.
 const HALVES_WAIT: Duration = Duration::from_secs(1);
+/// Cookies are required for this long after there was reason to.
+const LOAD_LASTS: Duration = Duration::from_secs(1);
+/// Cookies that are given. One takes control some microseconds.
+const COOKIES: Rate = Rate { per_second: 20_000, burst: 2_000 };
+/// Messages 1 between hops from addresses that are not the previous hop's.
+const ELSEWHERE: Rate = Rate { per_second: 2, burst: 2 };
+/// Such an address is reported this often.
+const ELSEWHERE_REPORT: Duration = Duration::from_secs(60);
+/// Challenges that are given.
+const CHALLENGES: Rate = Rate { per_second: 5, burst: 5 };
+/// A challenge waits this long for its message 1.
+const CHALLENGE_WAIT: Duration = Duration::from_secs(10);
+/// A timestamp that begins so answers a challenge.
+pub(super) const CHALLENGE_HEAD: [u8; 4] = [0xff; 4];
+pub(super) const CHALLENGE_LEN: usize = 8;
 
 /// The responder's side of the links to previous hops or entries.
 pub(super) struct Responder {
@@ -35,13 +55,38 @@ pub(super) struct Responder {
     half_len: usize,
     /// By source and initiator's index.
     halves: Joiner<(SocketAddr, u32)>,
+    /// The same, of those with a cookie.
+    proven_halves: Joiner<(SocketAddr, u32)>,
     /// Limits public-key work.
     bucket: Bucket,
+    /// The same for each prefix, at Mix 1: without and with a cookie.
+    prefixes: Option<[Buckets; 2]>,
+    /// IK: limits messages 1 that do not come from an address of the previous hop.
+    elsewhere: Bucket,
+    elsewhere_reported: Option<Duration>,
+    cookies: Cookies,
+    cookie_bucket: Bucket,
+    /// Cookies are required until then.
+    loaded_until: Duration,
+    /// IK: challenges that wait, by static of the previous hop, and the time they were drawn.
+    challenges: HashMap<[u8; 32], (Duration, [u8; CHALLENGE_LEN])>,
+    challenge_bucket: Bucket,
     /// IK: last accepted timestamp of each static of the previous hop. Whoever stole one cannot lock out another.
     last_timestamps: HashMap<[u8; 32], [u8; 12]>,
     seen: HashSet<[u8; 32]>,
     /// The same, oldest first.
     seen_order: VecDeque<[u8; 32]>,
+}
+
+/// A whole message 1.
+struct Whole {
+    noise: Vec<u8>,
+    /// Of part 0.
+    mac1: [u8; MAC_LEN],
+    /// The place of this node's static that it was made for.
+    own: usize,
+    /// Its source has a cookie.
+    is_proven: bool,
 }
 
 impl Responder {
@@ -55,7 +100,16 @@ impl Responder {
                 terms: Terms::new(pattern, chain, link, config.psk_up.as_ref()),
                 half_len,
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
+                proven_halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 bucket: Bucket::new(config.caps.handshakes, now),
+                prefixes: config.faces_entries().then(|| [Buckets::new(now), Buckets::new(now)]),
+                elsewhere: Bucket::new(ELSEWHERE, now),
+                elsewhere_reported: None,
+                cookies: Cookies::default(),
+                cookie_bucket: Bucket::new(COOKIES, now),
+                loaded_until: Duration::ZERO,
+                challenges: HashMap::new(),
+                challenge_bucket: Bucket::new(CHALLENGES, now),
                 last_timestamps: HashMap::new(),
                 seen: HashSet::new(),
                 seen_order: VecDeque::new(),
@@ -63,41 +117,137 @@ impl Responder {
         })
     }
 
-    /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it, and which of
-    /// this node's statics it was made for.
+    /// True if a half from this address costs nothing without a cookie (SPEC 4.9.3).
+    fn requires_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> bool {
+        if self.bucket.is_low(now) || self.halves.is_filling() {
+            self.require_cookies(now);
+        }
+        now < self.loaded_until
+            || self.is_elsewhere(cx, from)
+            || self.prefix(cx, from).is_some_and(|(prefix, [without, _])| without.is_low(&mut cx.rng, now, prefix))
+    }
+
+    pub(super) fn require_cookies(&mut self, now: Duration) {
+        self.loaded_until = now + LOAD_LASTS;
+    }
+
+    /// IK: true if this is not an address of the previous hop.
+    fn is_elsewhere(&self, cx: &Context, from: SocketAddr) -> bool {
+        self.terms.pattern == Pattern::Ik && !cx.is_previous(from.ip())
+    }
+
+    /// The prefix of an address with the buckets of all prefixes, unless it is exempt.
+    fn prefix(&mut self, cx: &Context, from: SocketAddr) -> Option<(Prefix, &mut [Buckets; 2])> {
+        Some((cx.config.prefix(from.ip())?, self.prefixes.as_mut()?))
+    }
+
+    /// Answers part 0 of a half that needs a cookie by one.
+    fn give_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr, half: &Parsed<'_>, own: usize) {
+        if half.part == 0 && self.cookie_bucket.take(now) {
+            let cookie = self.cookies.of(&mut cx.rng, now, from);
+            let mac1 = half.mac1.first_chunk().expect("a half has one");
+            let datagram = Answer::Cookie.seal(&mut cx.rng, half.index, &cx.statics[own].public, mac1, &cookie);
+            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+            cx.counters.cookies += 1;
+        }
+    }
+
+    /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it.
     fn receive_half(
         &mut self,
         cx: &mut Context,
         now: Duration,
         from: SocketAddr,
         parsed: &Parsed<'_>,
-    ) -> Result<Option<(Vec<u8>, usize)>, Refusal> {
-        match parsed.kind {
-            MessageKind::Initiation => {}
-            MessageKind::Response => return Err(Refusal::WrongSide),
-            MessageKind::Cookie => return Err(Refusal::Cookie),
+    ) -> Result<Option<Whole>, Refusal> {
+        if parsed.kind != MessageKind::Initiation {
+            return Err(Refusal::WrongSide);
         }
         // Descriptors name the statics that are answered under, several while keys are replaced.
         let accepts = |own: &Static| cx.contacts.own.contains(&own.public) && own.mac1.accepts(parsed);
         let own = cx.statics.iter().position(accepts).ok_or(Refusal::BadMac1)?;
-        let (joined, given_up) = self.halves.join(now, (from, parsed.index), parsed.part, 2, parsed.noise);
+        let is_proven = self.cookies.accept(&mut cx.rng, now, from, parsed);
+        if !is_proven && self.requires_cookie(cx, now, from) {
+            self.give_cookie(cx, now, from, parsed, own);
+            return Err(Refusal::CookieRequired);
+        }
+        let halves = if is_proven { &mut self.proven_halves } else { &mut self.halves };
+        let kept = [parsed.noise, parsed.mac1].concat();
+        let (joined, given_up) = halves.join(now, (from, parsed.index), parsed.part, 2, &kept);
         (0..given_up).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         match joined {
             Joined::Incomplete => Ok(None),
             Joined::Duplicate => Err(Refusal::HalfDuplicate),
-            Joined::Complete(halves) => Ok(Some((halves.concat(), own))),
+            Joined::Complete(halves) => {
+                let mut noise = halves.concat();
+                noise.truncate(noise.len() - MAC_LEN);
+                let half = noise.len() - MAC_LEN;
+                let mac1 = noise.drain(half / 2..half / 2 + MAC_LEN).collect::<Vec<u8>>();
+                let mac1 = mac1.try_into().expect("as many as were taken");
+                Ok(Some(Whole { noise, mac1, own, is_proven }))
+            }
         }
     }
 
-    /// IK: the timestamp in `head`, if it is newer than the last accepted one and from the previous hop.
-    fn check_initiator(&self, cx: &Context, state: &ResponderState) -> Result<([u8; 32], [u8; 12]), Refusal> {
+    /// Limits the public-key work that messages 1 from this address cause.
+    fn admit(&mut self, cx: &mut Context, now: Duration, from: SocketAddr, is_proven: bool) -> Result<(), Refusal> {
+        if self.is_elsewhere(cx, from) {
+            if self.elsewhere_reported.is_none_or(|last| now.saturating_sub(last) >= ELSEWHERE_REPORT) {
+                self.elsewhere_reported = Some(now);
+                cx.event(Event::HandshakeFromElsewhere { from });
+            }
+            if !self.elsewhere.take(now) {
+                return Err(Refusal::ElsewhereRateLimited);
+            }
+        }
+        if let Some((prefix, buckets)) = self.prefix(cx, from)
+            && !buckets[usize::from(is_proven)].take(&mut cx.rng, now, prefix)
+        {
+            return Err(Refusal::PrefixRateLimited);
+        }
+        if !self.bucket.take(now) {
+            return Err(Refusal::HandshakeRateLimited);
+        }
+        Ok(())
+    }
+
+    /// IK: the static and the timestamp of message 1, if it is from the previous hop and the timestamp is newer than
+    /// the last accepted one or answers a challenge. The responder's own time takes the place of a challenge.
+    fn check_initiator(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        (from, index, mac1, own): (SocketAddr, u32, &[u8; MAC_LEN], usize),
+        state: &ResponderState,
+    ) -> Result<([u8; 32], [u8; 12]), Refusal> {
         let known = |initiator: &[u8; 32]| cx.contacts.previous.contains(initiator);
         let initiator = state.initiator.filter(known).ok_or(Refusal::UnknownInitiator)?;
         let timestamp: [u8; 12] = *state.head.first_chunk().ok_or(Refusal::HandshakeForged)?;
-        if self.last_timestamps.get(&initiator).is_some_and(|last| timestamp <= *last) {
-            return Err(Refusal::StaleTimestamp);
+        self.challenges.retain(|_, (drawn, _)| now.saturating_sub(*drawn) < CHALLENGE_WAIT);
+        if let Some(bytes) = timestamp.strip_prefix(&CHALLENGE_HEAD) {
+            let answers = |(_, challenge): &(Duration, [u8; CHALLENGE_LEN])| challenge.ct_eq(bytes).into();
+            if !self.challenges.get(&initiator).is_some_and(answers) {
+                return Err(Refusal::StaleTimestamp);
+            }
+            self.challenges.remove(&initiator);
+            return Ok((initiator, tai64n(cx.unix_ns(now))));
         }
-        Ok((initiator, timestamp))
+        if self.last_timestamps.get(&initiator).is_none_or(|last| timestamp > *last) {
+            return Ok((initiator, timestamp));
+        }
+        if self.challenge_bucket.take(now) {
+            let (_, challenge) = self.challenges.entry(initiator).or_insert_with(|| {
+                let mut bytes = [0; CHALLENGE_LEN];
+                cx.rng.fill_bytes(&mut bytes);
+                (now, bytes)
+            });
+            let mut text = [0; TEXT_LEN];
+            text[..CHALLENGE_LEN].copy_from_slice(challenge);
+            let datagram = Answer::Challenge.seal(&mut cx.rng, index, &cx.statics[own].public, mac1, &text);
+            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+            cx.counters.challenges += 1;
+        }
+        Err(Refusal::StaleTimestamp)
     }
 
     fn remember(&mut self, ephemeral: [u8; 32]) {
@@ -123,22 +273,23 @@ impl Links {
     ) -> Result<(), Refusal> {
         let responder = self.responder.as_mut().ok_or(Refusal::WrongSide)?;
         let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeMalformed)?;
-        let Some((message, own)) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
+        let Some(whole) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
 
         // Replays and floods are refused before any public-key work.
-        let ephemeral: [u8; 32] = *message.first_chunk().ok_or(Refusal::HandshakeMalformed)?;
+        let ephemeral: [u8; 32] = *whole.noise.first_chunk().ok_or(Refusal::HandshakeMalformed)?;
         if responder.seen.contains(&ephemeral) {
             return Err(Refusal::HandshakeReplayed);
         }
-        if !responder.bucket.take(now) {
-            return Err(Refusal::HandshakeRateLimited);
-        }
-        let own = &cx.statics[own].secret;
-        let state =
-            ResponderState::read(&mut cx.rng, &responder.terms, own, &message).map_err(|_| Refusal::HandshakeForged)?;
+        responder.admit(cx, now, from, whole.is_proven)?;
+        let own = &cx.statics[whole.own].secret;
+        let state = ResponderState::read(&mut cx.rng, &responder.terms, own, &whole.noise)
+            .map_err(|_| Refusal::HandshakeForged)?;
         let timestamp = match responder.terms.pattern {
             Pattern::Nk => None,
-            Pattern::Ik => Some(responder.check_initiator(cx, &state)?),
+            Pattern::Ik => {
+                let asked = (from, parsed.index, &whole.mac1, whole.own);
+                Some(responder.check_initiator(cx, now, asked, &state)?)
+            }
         };
 
         let known = match timestamp {
@@ -199,26 +350,43 @@ impl Links {
         Ok(None)
     }
 
-    /// Makes room for one more link under the caps per address and per node. Links that were never
-    /// used go first, then those without channels, oldest first. Links with channels never go.
+    /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node (SPEC 4.5.5, 4.11). Links that
+    /// were never used go first, then those without channels, oldest first. Links with channels never go.
     fn make_room(&mut self, cx: &mut Context, from: SocketAddr) -> Result<(), Refusal> {
-        let up = |link: &&Link| link.side == Side::Up;
-        let at_address =
-            |link: &&Link| up(link) && (link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from));
-        let victim = |among: &mut dyn Iterator<Item = &Link>| {
-            among
-                .filter(|link| link.carries_no_channels())
-                .min_by_key(|link| (link.current.is_some(), link.created_at))
-                .map(|link| link.id)
-        };
-
-        if self.iter().filter(at_address).count() >= cx.config.caps.links_per_address {
-            let id = victim(&mut self.iter().filter(at_address)).ok_or(Refusal::AddressLinksFull)?;
-            self.retire(cx, id);
+        let at_address = |link: &&Link| link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from);
+        let links = || self.iter().filter(|link| link.side == Side::Up);
+        if links().filter(at_address).count() >= LINKS_PER_ADDRESS {
+            let empty = links().filter(at_address).filter(|link| link.carries_no_channels());
+            let victim = empty.min_by_key(|link| (link.current.is_some(), link.created_at)).map(|link| link.id);
+            self.retire(cx, victim.ok_or(Refusal::PrefixLinksFull)?);
         }
-        if self.iter().filter(up).count() >= cx.config.caps.links {
-            let id = victim(&mut self.iter().filter(up)).ok_or(Refusal::LinksFull)?;
-            self.retire(cx, id);
+        let prefix_of = |link: &Link| cx.config.prefix(link.peer.ip());
+        let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
+        self.iter()
+            .filter(|link| link.side == Side::Up)
+            .for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
+        let free = cx.config.caps.links.saturating_sub(of_prefix.values().sum());
+        let prefix = cx.config.prefix(from.ip());
+        let own = of_prefix.get(&prefix).copied().unwrap_or(0);
+        let has_share = prefix.is_some() && own >= free;
+        if free > 0 && !has_share {
+            return Ok(());
+        }
+        // A prefix with links replaces one of its own; another one, one of the prefix that has most.
+        let may_go = |link: &&Link| {
+            link.side == Side::Up
+                && link.carries_no_channels()
+                && (own == 0 || prefix.is_none() || prefix_of(link) == prefix)
+        };
+        let order = |link: &&Link| {
+            let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
+            (std::cmp::Reverse(rivals), link.current.is_some(), link.created_at)
+        };
+        let victim = self.iter().filter(may_go).min_by_key(order).map(|link| link.id);
+        match victim {
+            Some(id) => self.retire(cx, id),
+            None if free == 0 => return Err(Refusal::LinksFull),
+            None => return Err(Refusal::PrefixLinksFull),
         }
         Ok(())
     }

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use control::{Rate, Refusal};
 use wire::cell::Class;
 use wire::handshake::is_handshake_len;
-use wire::ids::{ChannelIndex, EndReason};
+use wire::ids::{ChannelIndex, EndReason, Side};
 
-use crate::sim::{Fate, Plan, World, down_address, ms, secs, up_address};
+use crate::sim::{Fate, Plan, World, ms, secs, up_address};
 
 /// Another entry with addresses of its own.
 fn start_entry(world: &mut World, number: u8) {
@@ -65,7 +65,8 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     let mut plan = Plan::new(Class::L, 2);
     plan.channels = 0;
     plan.caps.setups_per_entry_link = MANY;
-    plan.caps.half_open = 4;
+    plan.caps.half_open = 8;
+    plan.caps.setups = Rate { per_second: 1000, burst: 4 };
     let mut world = World::new(plan);
     world.run_for(secs(2));
     world.tap = Box::new(|_, packet| {
@@ -73,8 +74,8 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
     });
     world.want_channels(0, 50);
     world.run_for(secs(2));
-    assert_eq!(world.node(1).control.half_open(), 4);
-    assert!(world.refused(1, Refusal::HalfOpenFull) > 0);
+    assert_eq!(world.node(1).control.half_open(), 4, "one prefix leaves as many to others");
+    assert!(world.refused(1, Refusal::PrefixHalfOpenFull) > 0);
     assert_eq!(world.refused(1, Refusal::LinkHalfOpenFull), 0);
     world.tap = Box::new(|_, _| Fate::Pass);
     world.run_for(secs(120));
@@ -83,20 +84,61 @@ fn half_open_channels_of_a_node_are_bounded_and_expire() {
 }
 
 #[test]
-fn links_of_an_address_are_bounded() {
+fn links_of_a_prefix_leave_as_many_to_others() {
     let mut plan = Plan::new(Class::L, 1);
-    plan.caps.links_per_address = 1;
+    plan.caps.links = 8;
     let mut world = World::new(plan);
     world.run_for(secs(3));
-    assert!(world.has_channels(0, 4));
-    world.start_as(100, 0, SocketAddr::from(([6, 6, 6, 6], 6)), down_address(0));
-    world.run_for(secs(2));
-    assert!(world.refused(1, Refusal::AddressLinksFull) > 0);
+    for port in 0..10u16 {
+        let address = |side| SocketAddr::from(([6, 6, 6, 6], 10 * port + side));
+        world.start_as(100 + usize::from(port), 0, address(1), address(2));
+        world.run_for(secs(2));
+    }
+    assert!(world.refused(1, Refusal::PrefixLinksFull) > 0);
     assert_eq!(world.refused(1, Refusal::LinksFull), 0);
-    world.stop(100);
-    world.run_for(secs(5));
-    assert!(world.has_channels(0, 4));
-    assert_eq!(world.node(1).control.links(), 2);
+    // The first entry has one of eight; of the other seven the prefix gets one more while more are free than it has.
+    assert_eq!(world.node(1).links.values().filter(|link| link.side == Side::Up).count(), 5);
+    start_entry(&mut world, 99);
+    world.run_for(secs(4));
+    assert!(world.has_channels(99, 4) && world.has_channels(0, 4));
+}
+
+#[test]
+fn shared_prefix_may_take_all_links() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.links = 8;
+    plan.shared_prefixes = vec!["6.6.0.0/16".parse().unwrap()];
+    let mut world = World::new(plan);
+    for port in 0..7u16 {
+        let address = |side| SocketAddr::from(([6, 6, 6, 6], 10 * port + side));
+        world.start_as(100 + usize::from(port), 0, address(1), address(2));
+    }
+    world.run_for(secs(6));
+    assert!((100..107).all(|entry| world.has_channels(entry, 4)));
+    assert_eq!(world.refused(1, Refusal::PrefixLinksFull), 0);
+}
+
+#[test]
+fn oldest_half_open_channel_gives_way() {
+    let mut plan = Plan::new(Class::L, 3);
+    plan.channels = 0;
+    plan.caps.half_open = 8;
+    plan.caps.setups = Rate { per_second: 1000, burst: 4 };
+    let mut world = World::new(plan);
+    world.run_for(secs(2));
+    world.tap = Box::new(|_, packet| {
+        if packet.from == up_address(4) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    for entry in 100..106 {
+        start_entry(&mut world, entry);
+        world.want_channels(entry.into(), 4);
+    }
+    world.run_for(secs(4));
+    assert!(world.refused(2, Refusal::HalfOpenReplaced) > 0, "Mix 2 has one link and no prefixes");
+    assert!(world.node(2).control.half_open() <= 8);
+    world.tap = Box::new(|_, _| Fate::Pass);
+    world.run_for(secs(60));
+    assert!((100..106).all(|entry| world.has_channels(entry, 4)), "there is room again");
 }
 
 #[test]
@@ -127,6 +169,7 @@ fn handshakes_of_a_node_are_rate_limited() {
         start_entry(&mut world, number);
     }
     world.run_for(ms(900));
+    assert!(world.refused(1, Refusal::CookieRequired) > 0, "before the bucket is empty, those without cookie wait");
     assert!(world.refused(1, Refusal::HandshakeRateLimited) > 0);
     assert!(world.has_channels(0, 4), "a link that is up lives on");
     for number in 101..110 {

@@ -21,6 +21,8 @@ fn attempts(class: Class, mixes: usize, share: f64, setups: usize, seed: u64) ->
     plan.channels = CHANNELS;
     plan.caps.setups_per_entry_link = Rate { per_second: 10_000, burst: 10_000 };
     plan.caps.setups = Rate { per_second: 10_000, burst: 10_000 };
+    plan.caps.half_open = 20_000;
+    plan.shared_prefixes = vec!["10.0.0.0/8".parse().unwrap()];
     let mut world = World::new(plan);
     world.recording = false;
     let end = world.now + secs(5);
@@ -84,6 +86,7 @@ fn many_setups_fit_a_link_that_reorders() {
     let mut plan = Plan::with_suite(Class::S, 3, Suite::Hybrid);
     plan.channels = 64;
     plan.caps.setups_per_entry_link = Rate { per_second: 10_000, burst: 10_000 };
+    plan.shared_prefixes = vec!["10.0.0.0/8".parse().unwrap()];
     let mut world = World::new(plan);
     world.recording = false;
     world.delay_us = 2_000..40_000;

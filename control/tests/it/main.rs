@@ -3,6 +3,7 @@
 
 mod bounds;
 mod chain;
+mod door;
 mod hostile;
 mod loss;
 #[allow(dead_code)]

@@ -48,6 +48,7 @@ pub struct Plan {
     pub timing: Timing,
     pub caps: Caps,
     pub channels: usize,
+    pub shared_prefixes: Vec<ipnet::IpNet>,
     /// Shared by positions 1 and 2, or not: (of 1, of 2).
     pub psk: (Option<Secret>, Option<Secret>),
 }
@@ -101,6 +102,7 @@ impl Plan {
             timing: Timing::default(),
             caps: Caps::default(),
             channels: 4,
+            shared_prefixes: Vec::new(),
             psk: (None, None),
         }
     }
@@ -153,6 +155,8 @@ impl Plan {
             position,
             terms: self.terms.clone(),
             next: None,
+            previous: Vec::new(),
+            shared_prefixes: self.shared_prefixes.clone(),
             psk_up: self.psk.1.clone().filter(|_| position == 2),
             psk_down: self.psk.0.clone().filter(|_| position == 1),
             timing: self.timing,

@@ -1,0 +1,100 @@
+//! Networks that count as one source of links, handshakes and setups (SPEC 4.11).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use blake2::Blake2sMac;
+use blake2::digest::consts::U8;
+use blake2::digest::{FixedOutput, Update};
+use rand::Rng;
+
+use crate::admission::Bucket;
+use crate::config::Rate;
+
+/// Tokens of a prefix.
+const RATE: Rate = Rate { per_second: 10, burst: 40 };
+/// Buckets of a table. A prefix shares its own with others by chance.
+const PLACES: usize = 4096;
+
+/// A /32 of IPv4 or a /48 of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Prefix([u8; 7]);
+
+impl Prefix {
+    pub(crate) fn of(address: IpAddr) -> Prefix {
+        let mut bytes = [0; 7];
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                bytes[0] = 4;
+                bytes[1..5].copy_from_slice(&v4.octets());
+            }
+            IpAddr::V6(v6) => {
+                bytes[0] = 6;
+                bytes[1..].copy_from_slice(&v6.octets()[..6]);
+            }
+        }
+        Prefix(bytes)
+    }
+}
+
+/// A token bucket for each prefix, in memory of a fixed size.
+pub(crate) struct Buckets {
+    /// Drawn at the first use, so that nobody can choose prefixes that share a bucket.
+    key: Option<[u8; 32]>,
+    buckets: Vec<Bucket>,
+}
+
+impl Buckets {
+    pub(crate) fn new(now: Duration) -> Buckets {
+        Buckets { key: None, buckets: (0..PLACES).map(|_| Bucket::new(RATE, now)).collect() }
+    }
+
+    fn bucket(&mut self, rng: &mut impl Rng, prefix: Prefix) -> &mut Bucket {
+        let key = self.key.get_or_insert_with(|| {
+            let mut key = [0; 32];
+            rng.fill_bytes(&mut key);
+            key
+        });
+        let mut mac = Blake2sMac::<U8>::new_with_salt_and_personal(Some(key), &[], &[]).expect("a key of 32 bytes");
+        mac.update(&prefix.0);
+        let place = u64::from_be_bytes(mac.finalize_fixed().into()) as usize % PLACES;
+        &mut self.buckets[place]
+    }
+
+    /// Takes a token of this prefix. False if there is none.
+    pub(crate) fn take(&mut self, rng: &mut impl Rng, now: Duration, prefix: Prefix) -> bool {
+        self.bucket(rng, prefix).take(now)
+    }
+
+    /// True if the prefix has fewer than half of its tokens.
+    pub(crate) fn is_low(&mut self, rng: &mut impl Rng, now: Duration, prefix: Prefix) -> bool {
+        self.bucket(rng, prefix).is_low(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    #[test]
+    fn prefixes_are_32_and_48_bits() {
+        let of = |text: &str| Prefix::of(text.parse().unwrap());
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        assert_eq!(of("2001:db8:1:ffff::1"), of("2001:db8:1::2"));
+        assert_ne!(of("2001:db8:1::1"), of("2001:db8:2::1"));
+    }
+
+    #[test]
+    fn prefix_has_its_burst_and_leaves_others_theirs() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut buckets = Buckets::new(Duration::ZERO);
+        let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|text| Prefix::of(text.parse().unwrap()));
+        let taken = (0..100).filter(|_| buckets.take(&mut rng, Duration::ZERO, one)).count();
+        assert_eq!(taken, 40);
+        assert!(buckets.is_low(&mut rng, Duration::ZERO, one) && !buckets.is_low(&mut rng, Duration::ZERO, other));
+        assert!(buckets.take(&mut rng, Duration::from_millis(100), one));
+    }
+}
