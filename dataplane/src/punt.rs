@@ -13,6 +13,8 @@ use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
 pub const RESERVED: usize = 64;
+/// Handshakes without a cookie take one of so many parts of the ring; from then on control requires cookies (SPEC 4.9).
+pub const FILLS: usize = 4;
 
 /// One message to control.
 pub enum Punt {
@@ -115,6 +117,10 @@ impl Bytes {
         Bytes { len, bytes }
     }
 
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
@@ -144,6 +150,13 @@ impl PuntSender {
     #[must_use]
     pub(crate) fn send_modestly(&mut self, punt: Punt) -> bool {
         self.room() > RESERVED && self.send(punt)
+    }
+
+    /// Queues a handshake datagram whose sender has not proved its address.
+    #[must_use]
+    pub(crate) fn send_unproven(&mut self, punt: Punt) -> bool {
+        let capacity = self.ring.buffer().capacity();
+        FILLS * (capacity - self.room()) < capacity && self.send(punt)
     }
 
     /// Queues a message; gives it up and says false if the ring is full.
@@ -191,7 +204,8 @@ mod tests {
             from: SocketAddr::from(([192, 0, 2, 1], 1)),
             datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
         };
-        assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - RESERVED);
+        assert_eq!((0..300).filter(|_| punts.send_unproven(handshake())).count(), 256 / FILLS);
+        assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - 256 / FILLS - RESERVED);
         let activity = || Punt::Activity { link: LinkId(1), received: true, sent: false };
         assert_eq!((0..300).filter(|_| punts.send(activity())).count(), RESERVED);
         (0..1000).for_each(|channel| punts.ended(ChannelIndex(channel), EndReason::Idle));

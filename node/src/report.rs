@@ -197,6 +197,12 @@ pub struct Handshakes {
     pub channels_opened: u64,
     /// Keepalives sent.
     pub keepalives: u64,
+    /// Cookies given, while handshakes need them.
+    pub cookies: u64,
+    /// Challenges given to the previous hop, whose clock was ahead.
+    pub challenges: u64,
+    /// Links that kept their address, because their initiator still received there.
+    pub moves_refused: u64,
     /// Control cells accepted.
     pub cells: u64,
     /// Of these, setup and ack cells that were not needed.
@@ -339,6 +345,9 @@ impl NodeReport {
             setups: counters.setups,
             channels_opened: counters.channels_opened,
             keepalives: counters.keepalives,
+            cookies: counters.cookies,
+            challenges: counters.challenges,
+            moves_refused: counters.moves_refused,
             cells: counters.cells,
             surplus_cells: counters.surplus_cells,
             half_open: half_open as u64,

@@ -302,6 +302,8 @@ impl Chain {
             position,
             terms: terms.clone(),
             next: None,
+            previous: Vec::new(),
+            shared_prefixes: Vec::new(),
             psk_up: None,
             psk_down: None,
             timing: self.plan.timing,

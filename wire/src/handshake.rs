@@ -9,8 +9,10 @@ pub const NK_HALF_LEN: usize = 672;
 pub const IK_HALF_LEN: usize = 686;
 /// Message 2, of either pattern.
 pub const RESPONSE_LEN: usize = 1176;
-/// A cookie; reserved.
+/// A cookie or a challenge.
 pub const COOKIE_LEN: usize = 64;
+/// The end of each half: zeros if its sender has no cookie.
+pub const MAC2_LEN: usize = 16;
 
 /// All four.
 pub const HANDSHAKE_LENS: [usize; 4] = [COOKIE_LEN, NK_HALF_LEN, IK_HALF_LEN, RESPONSE_LEN];

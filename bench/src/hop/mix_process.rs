@@ -214,14 +214,13 @@ fn wide_caps() -> Caps {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
     Caps {
         links: 2048,
-        links_per_address: 16,
         half_open: 1 << 14,
         half_open_per_entry_link: 1 << 14,
         channels: 1 << 18,
         channels_per_entry_link: 1 << 18,
         setups_per_entry_link: rate,
         // A node refuses a rate whose setups of an epoch it could not remember.
-        setups: Rate { per_second: 10_000, ..rate },
+        setups: Rate { per_second: 10_000, burst: 1 << 13 },
         handshakes: rate,
     }
 }

@@ -221,7 +221,10 @@ impl Neighbour {
                     self.send(&[&block[0][..], &body].concat());
                 }
             }
-            Change::InstallLink { .. } | Change::RetireChannel { .. } | Change::Supersede { .. } => {}
+            Change::InstallLink { .. }
+            | Change::MoveLink { .. }
+            | Change::RetireChannel { .. }
+            | Change::Supersede { .. } => {}
         }
     }
 

@@ -11,7 +11,6 @@ pub(super) fn read(table: &Table<'_>) -> Caps {
         |per_second, burst| Rate { per_second: table.integer(per_second) as u32, burst: table.integer(burst) as u32 };
     Caps {
         links: size("links"),
-        links_per_address: size("links_per_address"),
         handshakes: rate("handshakes_per_s", "handshakes_burst"),
         channels: size("channels"),
         channels_per_entry_link: size("channels_per_entry_link"),
@@ -23,10 +22,9 @@ pub(super) fn read(table: &Table<'_>) -> Caps {
 }
 
 /// The values of all keys, as a generated file has them.
-pub fn values(caps: &Caps) -> [(&'static str, usize); 12] {
+pub fn values(caps: &Caps) -> [(&'static str, usize); 11] {
     [
         ("links", caps.links),
-        ("links_per_address", caps.links_per_address),
         ("handshakes_per_s", caps.handshakes.per_second as usize),
         ("handshakes_burst", caps.handshakes.burst as usize),
         ("channels", caps.channels),

@@ -13,6 +13,7 @@ use dataplane::rate::Rate;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
 use dataplane::stage::pool::Mixing;
+use ipnet::IpNet;
 
 use super::source::{Source, Table, Text};
 use super::table::NODE;
@@ -41,6 +42,10 @@ pub struct NodeConfig {
     /// Address of the next hop, `HOST:PORT`, if it is not reached at its descriptor's; further lanes are on the ports
     /// after it.
     pub next: Option<String>,
+    /// Addresses of the previous hop in addition to those in its descriptor.
+    pub previous: Vec<IpAddr>,
+    /// Networks that are exempt from counts by prefix.
+    pub shared_prefixes: Vec<IpNet>,
     /// Width of replay windows, in cells.
     pub window: usize,
     /// Receive buffer of each link socket, in bytes.
@@ -235,6 +240,8 @@ impl NodeConfig {
             up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
             down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
             next: table.maybe_text("next").map(next).transpose()?,
+            previous: table.texts("previous", ip)?,
+            shared_prefixes: table.texts("shared_prefixes", network)?,
             window: window(&table)?,
             receive_buffer: table.integer("receive_buffer") as usize,
             offload: table.parsed("offload")?,
@@ -340,6 +347,17 @@ fn resolver(text: Text<'_>) -> Result<SocketAddr, ConfigError> {
 
 fn rule(text: &Text<'_>) -> Result<Rule, ConfigError> {
     text.value.parse().map_err(|why: String| text.invalid(why))
+}
+
+fn ip(text: &Text<'_>) -> Result<IpAddr, ConfigError> {
+    let what = format!("`{}` is not an IP address, such as 192.0.2.9", text.value);
+    text.value.parse().map_err(|_| text.invalid(what))
+}
+
+fn network(text: &Text<'_>) -> Result<IpNet, ConfigError> {
+    let one = text.value.parse().map(|address: IpAddr| IpNet::from(address));
+    let what = format!("`{}` is not a network, such as 198.51.100.0/24", text.value);
+    one.or_else(|_| text.value.parse()).map_err(|_| text.invalid(what))
 }
 
 fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {

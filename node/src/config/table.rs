@@ -132,6 +132,24 @@ pub static NODE: &[Key] = &[
         example: "\"192.0.2.7:4702\"",
     },
     Key {
+        name: "previous",
+        roles: &[Mix, Exit],
+        kind: Kind::Texts("IP addresses"),
+        default: DefaultValue::Value("[]"),
+        doc: "Addresses that the previous hop sends from, if its descriptor does not name them (NAT, a DNS name). \
+              Handshakes from elsewhere take longer, and there are two of them a second.",
+        example: "[\"192.0.2.9\"]",
+    },
+    Key {
+        name: "shared_prefixes",
+        roles: &[Mix],
+        kind: Kind::Texts("IP or IP/BITS"),
+        default: DefaultValue::Value("[]"),
+        doc: "mix1: networks whose many users share few addresses, such as a carrier's NAT. Their links, handshakes and \
+              setups are not counted by address.",
+        example: "[\"198.51.100.0/24\"]",
+    },
+    Key {
         name: "mixing",
         roles: &[Mix],
         kind: Kind::Text("NAME:KEY=VALUE,..."),
@@ -413,15 +431,14 @@ const LINKS_MAX: i64 = (1 << wire::ids::LinkId::INDEX_BITS) - 1;
 /// Keys of `[caps]`.
 pub static CAPS: &[Key] = &[
     cap("links", LINKS_MAX, 1024, "Links with entries, at mix1."),
-    cap("links_per_address", LINKS_MAX, 4, "Links with one address and port."),
     cap("handshakes_per_s", RATE_MAX, 1000, "Handshakes per second."),
     cap("handshakes_burst", RATE_MAX, 2000, "Handshakes at once."),
     cap("channels", CHANNELS_MAX, 65_536, "Open channels; each takes a few kB."),
     cap("channels_per_entry_link", CHANNELS_MAX, 4096, "Open channels of one entry, at mix1."),
-    cap("half_open", HALF_OPEN_MAX, 1024, "Channels that wait for their acks."),
+    cap("half_open", HALF_OPEN_MAX, 4096, "Channels that wait for their acks; beyond it the oldest goes."),
     cap("half_open_per_entry_link", HALF_OPEN_MAX, 64, "The same of one entry, at mix1."),
     cap("setups_per_s", RATE_MAX, 1000, "Channel setups per second."),
-    cap("setups_burst", RATE_MAX, 2000, "Channel setups at once."),
+    cap("setups_burst", RATE_MAX, 512, "Channel setups at once; at a mix at most half of `half_open`."),
     cap("setups_per_entry_link_per_s", RATE_MAX, 5, "Channel setups per second of one entry, at mix1."),
     cap("setups_per_entry_link_burst", RATE_MAX, 20, "Channel setups at once of one entry, at mix1."),
 ];

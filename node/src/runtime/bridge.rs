@@ -12,7 +12,7 @@ use control::{
 };
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
-use dataplane::punt::{Notice, Punt};
+use dataplane::punt::{FILLS, Notice, Punt};
 use wire::ids::{LinkId, Side};
 
 /// Most handshake datagrams that wait.
@@ -100,6 +100,9 @@ impl Bridge {
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
+            if self.punts.iter().any(|punts| FILLS * punts.slots() >= punts.buffer().capacity()) {
+                self.control.queue_fills(now);
+            }
             let share = PUNTS_PER_TURN / self.punts.len();
             for worker in 0..self.punts.len() {
                 for _ in 0..share {
@@ -282,6 +285,8 @@ mod tests {
             position: 1,
             terms,
             next: None,
+            previous: Vec::new(),
+            shared_prefixes: Vec::new(),
             psk_up: None,
             psk_down: None,
             timing: Timing::default(),

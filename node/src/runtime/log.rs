@@ -263,6 +263,14 @@ impl Log {
                 Some(name) => info!(peer = name, address = %peer, "previous hop {name} now sends from {peer}"),
                 None => debug!(address = %peer, "an entry now sends from {peer}"),
             },
+            Event::HandshakeFromElsewhere { from } => {
+                let previous = self.previous.as_deref().unwrap_or("entry");
+                warn!(
+                    address = %from.ip(),
+                    "a handshake came from {from}, which is not an address of the previous hop, {previous}: if it is there, \
+                     add `previous = [\"{}\"]` to the configuration", from.ip()
+                );
+            }
             // Reported when it fell silent.
             Event::LinkDown { side: Side::Down, .. } => debug!("the keys of the link to the next hop expired"),
             Event::LinkDown { side: Side::Up, .. } => match &self.previous {

@@ -314,6 +314,8 @@ pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
         position: *position,
         terms: chain.terms.clone(),
         next: next.filter(|_| config.next.is_some()),
+        previous: config.previous.clone(),
+        shared_prefixes: config.shared_prefixes.clone(),
         psk_up: psks.up.clone(),
         psk_down: psks.down.clone(),
         timing: Timing { renew_after: config.renew_after, expire_after: config.expire_after(), ..Timing::default() },
