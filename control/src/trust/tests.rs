@@ -81,6 +81,8 @@ struct World {
     signed: BTreeMap<(usize, u64), BTreeSet<[u8; 32]>>,
     events: Vec<(usize, TrustEvent)>,
     sent: usize,
+    /// Cells that each hop has sent on each of its links.
+    sent_on: BTreeMap<(usize, LinkId), usize>,
     /// States written, of all hops.
     saves: usize,
 }
@@ -110,6 +112,7 @@ impl World {
             signed: BTreeMap::new(),
             events: Vec::new(),
             sent: 0,
+            sent_on: BTreeMap::new(),
             saves: 0,
         };
         for hop in 1..=hops {
@@ -196,6 +199,9 @@ impl World {
 
     fn send(&mut self, from: Node, link: LinkId, content: Vec<u8>) {
         self.sent += 1;
+        if let Node::Hop(hop) = from {
+            *self.sent_on.entry((hop, link)).or_default() += 1;
+        }
         if self.rng.random_bool(self.loss) {
             return;
         }
@@ -689,6 +695,66 @@ fn entries_that_always_ask_leave_answers_to_others() {
             assert!(sent.values().sum::<usize>() <= 5000 + 3 * 5000);
         }
     }
+}
+
+/// Hop 1 sends hop 2 twenty asks every 5 ms in addition to its own, for ten seconds.
+fn asked_by_a_greedy_hop(class: Class, asks: impl Fn(&View, u64, usize) -> Ask) {
+    let mut world = World::new(4, class, (1, 10), 0.0);
+    world.run(3000);
+    world.sent_on.clear();
+    let (start_ms, mut late) = (world.now_ms, Vec::new());
+    while world.now_ms < start_ms + 10_000 {
+        let (now, wall) = (world.now(), world.wall(0));
+        let interval = wall / 1000;
+        for number in 0..20 {
+            let ask = asks(world.hops[1].trust.view(), interval, number).to_bytes();
+            let _ = world.hops[1].trust.take(now, wall, UP, &ask);
+        }
+        if wall % 1000 == 0 && world.hops[2].trust.view().complete(interval).is_none() {
+            late.push(interval);
+        }
+        world.run(STEP_MS);
+    }
+    let sent = world.sent_on[&(2, UP)];
+    assert!(sent <= 400 + 10 * 400, "class {class}: {sent} cells to the greedy hop");
+    assert!(late.is_empty(), "class {class}: hop 3 had no bundle when {late:?} began");
+    let neighbours = [(2, DOWN), (3, UP)].map(|link| world.sent_on[&link]);
+    assert!(neighbours.iter().all(|sent| *sent < 1000), "class {class}: {neighbours:?} cells between hops 2 and 3");
+}
+
+#[test]
+fn greedy_hop_gets_its_share_and_others_their_bundles() {
+    for class in [Class::S, Class::L] {
+        asked_by_a_greedy_hop(class, |_, interval, _| blank_ask(interval));
+        asked_by_a_greedy_hop(class, |view, interval, number| {
+            let held = if number % 2 == 0 { vec![Held::default(); 4] } else { view.held(interval) };
+            Ask { held, ..blank_ask(interval + number as u64 % 3) }
+        });
+    }
+}
+
+#[test]
+fn item_is_not_sent_again_because_an_ask_does_not_show_it() {
+    let mut world = World::new(3, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let before = world.sent_on[&(2, UP)];
+    let (view, wall) = (world.hops[1].trust.view(), world.wall(0));
+    let interval = view.times().interval_at(wall);
+    let nothing = Ask { answer: false, held: vec![Held::default(); 3], ..blank_ask(interval) };
+    let all = Ask { held: view.held(interval), ..nothing.clone() };
+    let mut sent_in_100_ms = || {
+        for _ in 0..10 {
+            for ask in [&nothing, &all] {
+                let (now, wall) = (world.now(), world.wall(0));
+                world.hops[1].trust.take(now, wall, UP, &ask.to_bytes()).unwrap();
+                world.run(STEP_MS);
+            }
+        }
+        world.sent_on[&(2, UP)] - before
+    };
+    let once = sent_in_100_ms();
+    assert!((1..=10).contains(&once), "descriptors, records and signatures, once: {once} cells");
+    assert_eq!(sent_in_100_ms(), once);
 }
 
 #[test]
