@@ -229,12 +229,18 @@ impl Sync {
         }
     }
 
-    /// Entry: asks Mix 1 until the bundle of this interval is complete.
-    pub fn want(&mut self, interval: Option<u64>, now: Duration) {
-        if self.wanted != interval {
-            self.wanted = interval;
-            if interval.is_some() {
-                self.ask_soon(now);
+    /// Entry: asks Mix 1, from this time on, until the bundle of this interval is complete.
+    pub fn want(&mut self, interval: Option<u64>, from: Duration) {
+        let is_new = self.wanted != interval;
+        self.wanted = interval;
+        if interval.is_none() {
+            return;
+        }
+        for link in self.links.values_mut().filter(|link| link.peer == Peer::FirstHop) {
+            if is_new {
+                (link.ask_at, link.asks) = (from, 0);
+            } else if link.asks == 0 && link.ask_at != Duration::MAX {
+                link.ask_at = link.ask_at.min(from);
             }
         }
     }

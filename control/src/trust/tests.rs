@@ -283,7 +283,7 @@ impl World {
             let wall = self.wall(self.users[user].offset_ms);
             let one = &mut self.users[user];
             let interval = one.trust.view().times().interval_at(wall);
-            if one.trust.bundle(now, wall).is_some() {
+            if one.trust.bundle(now, wall, now).is_some() {
                 one.had.insert(interval);
             }
             one.trust.tick(now, wall);
@@ -302,7 +302,7 @@ impl World {
             self.run(STEP_MS);
             let wall = self.wall(self.users[user].offset_ms);
             let now = self.now();
-            if self.users[user].trust.bundle(now, wall).is_some() {
+            if self.users[user].trust.bundle(now, wall, now).is_some() {
                 return self.now_ms - start;
             }
         }
@@ -370,7 +370,7 @@ fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
             // The bundles that the user still has name keys that are gone.
             let has_new_keys = |world: &mut World| {
                 let (now, wall) = (world.now(), world.wall(0));
-                let Some(bundle) = world.users[0].trust.bundle(now, wall) else { return false };
+                let Some(bundle) = world.users[0].trust.bundle(now, wall, now) else { return false };
                 let named = bundle.records[hop - 1].clone();
                 world.hops[hop - 1].trust.keyring().record(named.epoch).is_some_and(|own| own.hash() == named.hash())
             };
@@ -424,7 +424,8 @@ fn hop_that_always_draws_keys_gives_nobody_keys_of_his_own() {
         world.restart(2, disk, 50);
         world.run(2000);
         let (now, wall) = (world.now(), world.wall(0));
-        let hashes: Vec<_> = (0..2).map(|user| world.users[user].trust.bundle(now, wall).map(|b| b.hash())).collect();
+        let hashes: Vec<_> =
+            (0..2).map(|user| world.users[user].trust.bundle(now, wall, now).map(|b| b.hash())).collect();
         if let [Some(a), Some(b)] = hashes[..] {
             assert_eq!(a, b);
         }
@@ -447,7 +448,7 @@ fn renewed_descriptor_reaches_everyone_in_band() {
     world.time_to_bundle(0, 1000);
     assert_eq!(world.users[0].trust.view().descriptor(3).unwrap().revision, 9);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
     world.assert_nobody_signed_twice();
 }
 
@@ -462,7 +463,7 @@ fn descriptor_that_spreads_before_its_node_loads_it_is_adopted() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
 }
 
 #[test]
@@ -613,7 +614,7 @@ fn entry_shows_on_a_link_only_what_came_on_it() {
     let (hops, content) = (world.hops.len(), world.shape.control_content(Direction::Forward, 1));
     let user = &mut world.users[0].trust;
     let mut ask_on = |wanted: LinkId, wall: u64| {
-        assert!(user.bundle(now, wall).is_none());
+        assert!(user.bundle(now, wall, now).is_none());
         user.tick(now, wall);
         let asks = user.steps().into_iter().filter_map(|step| match step {
             Step::Send(link, content) if link == wanted && content[0] == ASK => Ask::read(&content, hops).ok(),
@@ -828,6 +829,6 @@ fn renewed_descriptor_ends_the_draws_of_a_thief() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[1].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[1].revision, 9);
     world.assert_nobody_signed_twice();
 }
