@@ -226,6 +226,8 @@ pub struct Node {
     pub honest: bool,
     /// Cells sent for each ack content, by link and channel.
     acks: BTreeMap<(LinkId, u32), BTreeMap<u8, usize>>,
+    /// Cells sent: when, of which type, and past the pool or not.
+    pub sent: Vec<(Duration, CellKind, bool)>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
@@ -367,6 +369,7 @@ impl World {
                 down_address,
                 honest: true,
                 acks: BTreeMap::new(),
+                sent: Vec::new(),
                 late: 0,
             },
         );
@@ -534,7 +537,10 @@ impl World {
                     node.control.saved(self.now, number);
                 }
                 Output::Resolve(_) => panic!("no descriptor has a name"),
-                Output::Change(Change::Inject { link, slot, header, body, .. }) => {
+                Output::Change(Change::Inject { link, slot, header, body, at_once }) => {
+                    if self.recording {
+                        node.sent.push((self.now, header.kind, at_once));
+                    }
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let contents = node.acks.entry(id).or_default();
