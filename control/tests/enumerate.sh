@@ -5,7 +5,7 @@
 # Scenarios and letters of sequences: control/tests/it/enumerate/scenario.rs and step.rs. Minutes to hours.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-run=(cargo test --release --locked -p control --test it -- --ignored --exact --nocapture)
+run=(cargo test --locked -p control --test it -- --ignored --exact --nocapture)
 export RUST_BACKTRACE=0
 if [[ ${1:-} == replay ]]; then
     EDDY_ENUMERATE_SCENARIO=$2 EDDY_ENUMERATE_SEQUENCE=$3 exec "${run[@]}" enumerate::one_given_sequence

@@ -281,6 +281,8 @@ pub struct World {
     pub recording: bool,
     /// How long a datagram takes, in microseconds: drawn for each, so they overtake each other.
     pub delay_us: Range<u64>,
+    /// Forward control cells arrive behind a data cell of the same slot and source.
+    pub data_cells: bool,
     /// The latest number that was sealed under each control key, which is known by its header key.
     numbers: BTreeMap<[u8; 16], u64>,
     /// The forward secrets of all channels that a node has had: each one's numbers begin at 0 once.
@@ -316,6 +318,7 @@ impl World {
             clock_ms: BTreeMap::new(),
             broken_disks: BTreeSet::new(),
             disks: BTreeMap::new(),
+            data_cells: false,
             numbers: BTreeMap::new(),
             secrets: BTreeSet::new(),
         }
@@ -470,6 +473,9 @@ impl World {
         if is_handshake_len(bytes.len()) {
             node.control.handle(now, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
+            if self.data_cells && side == Side::Up && node.links[&link].next() == Some(slot) {
+                node.control.handle(now, Input::Promoted { link, slot, from: packet.from });
+            }
             let body = &mut bytes[16..];
             node.control.handle(now, Input::Cell { link, slot, from: packet.from, header, body });
         }

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use control::Event;
 use control::trust::hop::TrustEvent;
-use wire::handshake::COOKIE_LEN;
+use wire::handshake::{COOKIE_LEN, is_handshake_len};
 use wire::ids::{LinkId, Side};
 
-use crate::sim::{Moment, Node, Packet, PlaneLink, World, secs};
+use super::step::attacker;
+use crate::sim::{Moment, Node, Packet, PlaneLink, World, secs, up_address};
 
 /// A link may move if a datagram between its ends was lost or late so recently: a check of its old address may have
 /// failed for that.
@@ -26,6 +27,8 @@ pub enum Invariant {
     Path,
     /// A refused datagram changes nothing.
     Refusal,
+    /// Strangers get no handshake datagrams that are longer in sum than their own.
+    Answer,
     /// A hop signs one bundle for an interval.
     Bundle,
     /// On an honest network hops soon hold a bundle of the running interval.
@@ -75,6 +78,8 @@ pub struct Monitor {
     /// Addresses of the responder's links that are up.
     peers: BTreeMap<LinkId, SocketAddr>,
     disturbed_at: Option<Duration>,
+    /// Bytes of handshake datagrams that the attacker has sent and not received.
+    stolen: usize,
     /// By hop and interval.
     signed: BTreeMap<(usize, u64), [u8; 32]>,
 }
@@ -82,12 +87,16 @@ pub struct Monitor {
 impl Monitor {
     pub fn new((initiator, responder): (usize, usize)) -> Monitor {
         let (before, peers, signed) = Default::default();
-        Monitor { initiator, responder, before, peers, disturbed_at: None, signed }
+        Monitor { initiator, responder, before, peers, disturbed_at: None, stolen: 0, signed }
     }
 
     /// A datagram between the ends was lost or held back, or one of them restarted.
     pub fn disturb(&mut self, now: Duration) {
         self.disturbed_at = Some(now);
+    }
+
+    pub fn attacker_sends(&mut self, packet: &Packet) {
+        self.stolen += handshake_len(packet);
     }
 
     /// Before an event.
@@ -99,6 +108,10 @@ impl Monitor {
     /// After an event, which has sent these datagrams.
     pub fn after(&mut self, world: &World, moment: Moment, sent: &[Packet]) -> Result<(), Broken> {
         self.check_path(world)?;
+        for packet in sent.iter().filter(|packet| packet.to == attacker()) {
+            let rest = self.stolen.checked_sub(handshake_len(packet));
+            self.stolen = rest.ok_or((Invariant::Answer, "the attacker gets more than it has sent".to_owned()))?;
+        }
         if let Moment::Arrived(at) = moment {
             self.check_refusal(world, at, sent)?;
         }
@@ -114,7 +127,10 @@ impl Monitor {
                 return Err((Invariant::Path, format!("link {id} moved from {home} to {}", link.peer)));
             }
         }
-        Ok(())
+        let next = up_address(self.responder);
+        let strange = |link: &&PlaneLink| link.side == Side::Down && link.peer != next;
+        let strange = world.node(self.initiator).links.values().find(strange);
+        strange.map_or(Ok(()), |link| Err((Invariant::Path, format!("the initiator sends to {}", link.peer))))
     }
 
     fn check_refusal(&self, world: &World, at: usize, sent: &[Packet]) -> Result<(), Broken> {
@@ -188,6 +204,11 @@ impl Monitor {
         }
         Ok(())
     }
+}
+
+/// The length of a handshake datagram; 0 of a cell.
+fn handshake_len(packet: &Packet) -> usize {
+    if is_handshake_len(packet.bytes.len()) { packet.bytes.len() } else { 0 }
 }
 
 fn wall_ms(world: &World) -> u64 {

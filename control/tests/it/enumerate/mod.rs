@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use invariant::Invariant;
 use run::{Bound, Scenario};
-use scenario::{BUNDLE, CLOCK, RENEWAL_IK, RENEWAL_NK, RESTART_IK, RESTART_NK, ROAM, START_IK, START_NK, THEFT};
+use scenario::*;
 use step::{Sequence, describe};
 
 use crate::sim::ms;
@@ -63,8 +63,10 @@ fn expect(scenario: &Scenario, bound: Bound, expected: Option<(Invariant, &str)>
 const SHORT: Bound = Bound { messages: 5, deviations: 2 };
 /// The same where more can happen to a message.
 const SHORTER: Bound = Bound { messages: 4, deviations: 2 };
+/// One deviation, in more messages.
+const SINGLE: Bound = Bound { messages: 12, deviations: 1 };
 /// The same where little can happen.
-const LONGER: Bound = Bound { messages: 7, deviations: 3 };
+const LONGER: Bound = Bound { messages: 6, deviations: 3 };
 
 #[test]
 fn start_survives_all_short_sequences() {
@@ -85,6 +87,7 @@ fn renewal_of_an_entry_survives_all_short_sequences() {
 #[test]
 fn theft_is_found_in_longer_sequences() {
     expect(&THEFT, LONGER, PATH_THEFT);
+    expect(&THEFT_BY_DATA, SHORT, PATH_THEFT);
 }
 
 #[test]
@@ -105,15 +108,32 @@ fn roaming_entry_survives_all_short_sequences() {
 #[test]
 fn corrected_clock_survives_all_short_sequences() {
     expect(&CLOCK, SHORTER, CLOCK_LOCKOUT);
+    expect(&CLOCK_BEHIND, SINGLE, CLOCK_LOCKOUT);
 }
 
 #[test]
 fn epoch_change_survives_all_short_sequences() {
     expect(&BUNDLE, SHORTER, None);
+    expect(&PUBLICATION, SINGLE, None);
+    expect(&BUNDLE_OF_3, SINGLE, None);
 }
 
-const ALL: [Scenario; 10] =
-    [START_IK, START_NK, RENEWAL_IK, RENEWAL_NK, THEFT, RESTART_IK, RESTART_NK, ROAM, CLOCK, BUNDLE];
+const ALL: [Scenario; 14] = [
+    START_IK,
+    START_NK,
+    RENEWAL_IK,
+    RENEWAL_NK,
+    THEFT,
+    THEFT_BY_DATA,
+    RESTART_IK,
+    RESTART_NK,
+    ROAM,
+    CLOCK,
+    CLOCK_BEHIND,
+    BUNDLE,
+    PUBLICATION,
+    BUNDLE_OF_3,
+];
 
 /// For control/tests/enumerate.sh.
 #[test]

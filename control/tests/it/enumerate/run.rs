@@ -21,6 +21,8 @@ pub struct Scenario {
     /// True for the first message that a sequence is about.
     pub opens: fn(&World, Message) -> bool,
     pub moves: &'static [Move],
+    /// How far a clock is ahead, in ms, after its node has restarted.
+    pub clock_ms: i64,
     /// After so long on an honest network the ends must have recovered.
     pub recovery: Duration,
     /// Hops must hold a bundle by then, too.
@@ -138,7 +140,6 @@ impl<'a> Run<'a> {
             tap.borrow_mut().push(packet.clone());
             Fate::Lose
         });
-        world.recording = false;
         Run {
             scenario,
             sequence,
@@ -181,18 +182,24 @@ impl<'a> Run<'a> {
         if self.scenario.wants_bundle { self.monitor.check_bundle_recovery(&self.world) } else { Ok(()) }
     }
 
-    fn message(&self, packet: &Packet) -> Message {
-        let way = match packet.to {
-            to if to == attacker() => Way::Away,
-            to if to == up_address(self.scenario.ends.1) => Way::Forward,
-            _ => Way::Backward,
+    /// None of a message to another node.
+    fn message(&self, packet: &Packet) -> Option<Message> {
+        let responder = up_address(self.scenario.ends.1);
+        let way = match (packet.from, packet.to) {
+            (_, to) if to == attacker() => Way::Away,
+            (_, to) if to == responder => Way::Forward,
+            (from, _) if from == responder => Way::Backward,
+            _ => return None,
         };
-        Message { kind: kind(packet), way }
+        Some(Message { kind: kind(packet), way })
     }
 
     /// Does with a message what the sequence says.
     fn decide(&mut self, packets: &[Packet]) {
-        let message = self.message(&packets[0]);
+        let Some(message) = self.message(&packets[0]) else {
+            packets.iter().for_each(|packet| self.world.put(packet.clone()));
+            return;
+        };
         self.is_open |= (self.scenario.opens)(&self.world, message);
         let mut step = Move::Pass;
         if self.is_open && self.seen.len() < self.limit {
@@ -212,6 +219,22 @@ impl<'a> Run<'a> {
         self.act(step);
     }
 
+    /// The attacker sends a copy, from its address.
+    fn steal(&mut self, at: Duration, packet: &Packet) {
+        let stolen = Packet { at, from: attacker(), ..packet.clone() };
+        self.monitor.attacker_sends(&stolen);
+        self.world.put(stolen);
+    }
+
+    /// The attacker sends copies of everything so far.
+    fn replay(&mut self) {
+        let at = self.world.now + ms(5);
+        for packet in self.world.record.clone() {
+            self.steal(at, &packet);
+            self.world.put(Packet { at, ..packet });
+        }
+    }
+
     /// The attacker sends on what it got.
     fn forward(&mut self, packets: &[Packet]) {
         let (initiator, responder) = self.scenario.ends;
@@ -223,37 +246,40 @@ impl<'a> Run<'a> {
         let waits = self.held.extract_if(.., |(other, _)| *other == way && step != Move::Hold);
         let waited: Vec<Packet> = waits.map(|(_, packet)| packet).collect();
         for packet in packets {
-            let stolen = Packet { from: attacker(), ..packet.clone() };
             match step {
                 Move::Drop => {}
                 Move::Hold => self.held.push((way, packet.clone())),
-                Move::Divert => self.world.put(stolen),
-                Move::Overtake => {
-                    self.world.put(Packet { at: packet.at - ms(1), ..stolen });
-                    self.world.put(packet.clone());
-                }
-                _ => {
-                    self.world.put(packet.clone());
-                    let copy = match step {
-                        Move::Copy => Some(packet.clone()),
-                        Move::Elsewhere => Some(stolen),
-                        _ => None,
-                    };
-                    self.held.extend(copy.map(|copy| (way, copy)));
-                }
+                Move::Divert => self.steal(packet.at, packet),
+                _ => self.world.put(packet.clone()),
+            }
+            match step {
+                Move::Overtake => self.steal(packet.at - ms(1), packet),
+                Move::Copy => self.held.push((way, packet.clone())),
+                Move::Elsewhere => self.held.push((way, Packet { from: attacker(), ..packet.clone() })),
+                _ => {}
             }
         }
         let at = packets[0].at + ms(1);
-        waited.into_iter().for_each(|packet| self.world.put(Packet { at, ..packet }));
+        self.release(at, waited);
         if matches!(step, Move::Drop | Move::Hold) {
             self.monitor.disturb(self.world.now);
         }
     }
 
-    /// What a host does after a message was sent.
+    fn release(&mut self, at: Duration, held: Vec<Packet>) {
+        for packet in held {
+            match packet.from == attacker() {
+                true => self.steal(at, &packet),
+                false => self.world.put(Packet { at, ..packet }),
+            }
+        }
+    }
+
+    /// What the attacker or a host does after a message was sent.
     fn act(&mut self, step: Move) {
         let (initiator, responder) = self.scenario.ends;
         match step {
+            Move::Replay => self.replay(),
             Move::RestartInitiator => self.restart(initiator),
             Move::RestartResponder => self.restart(responder),
             Move::CrashInitiator | Move::CrashResponder => {
@@ -269,10 +295,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Restarts a node with what is on its disk, and with the right clock.
+    /// Restarts a node with what is on its disk, and with the scenario's clock.
     fn restart(&mut self, node: usize) {
         self.world.broken_disks.remove(&node);
-        self.world.clock_ms.remove(&node);
+        self.world.clock_ms.insert(node, self.scenario.clock_ms);
         self.world.start(node);
         self.monitor.disturb(self.world.now);
     }
@@ -280,9 +306,8 @@ impl<'a> Run<'a> {
     /// From now on everything passes, and the attacker keeps what it gets.
     fn become_honest(&mut self) {
         let at = self.world.now + ms(1);
-        for (_, packet) in std::mem::take(&mut self.held) {
-            self.world.put(Packet { at, ..packet });
-        }
+        let held = std::mem::take(&mut self.held).into_iter().map(|(_, packet)| packet).collect();
+        self.release(at, held);
         self.honest_since = Some(self.world.now + ms(10));
     }
 }

@@ -1,5 +1,7 @@
 //! The scenarios: two nodes, what they do, and what may happen to their messages.
 
+use std::time::Duration;
+
 use control::Rate;
 use wire::cell::Class;
 use wire::ids::Side;
@@ -12,13 +14,14 @@ use crate::sim::{Plan, World, ms, secs};
 /// What a network does, and an attacker who sees all datagrams and sends from its own address.
 const NETWORK: [Move; 6] = [Move::Drop, Move::Hold, Move::Copy, Move::Overtake, Move::Elsewhere, Move::Divert];
 
-const RESTARTS: [Move; 8] = [
+const RESTARTS: [Move; 9] = [
     Move::Drop,
     Move::Hold,
     Move::Copy,
     Move::Overtake,
     Move::Elsewhere,
     Move::Divert,
+    Move::Replay,
     Move::RestartInitiator,
     Move::RestartResponder,
 ];
@@ -29,6 +32,7 @@ pub const START_IK: Scenario = Scenario {
     ends: (1, 2),
     opens: |_, _| true,
     moves: &NETWORK,
+    clock_ms: 0,
     recovery: RECOVERY,
     wants_bundle: false,
 };
@@ -54,6 +58,18 @@ pub const ROAM: Scenario = Scenario {
     ..START_NK
 };
 
+/// The link's keys are first used by data cells.
+pub const THEFT_BY_DATA: Scenario = Scenario {
+    name: "theft-by-data",
+    world: || {
+        let mut world = linked((0, 1));
+        world.data_cells = true;
+        world
+    },
+    moves: &[Move::Overtake, Move::Divert],
+    ..RENEWAL_NK
+};
+
 /// The initiator's clock is an hour ahead until it restarts.
 pub const CLOCK: Scenario = Scenario {
     name: "clock",
@@ -67,6 +83,9 @@ pub const CLOCK: Scenario = Scenario {
     ..RESTART_IK
 };
 
+/// The same, and then two seconds behind that of the responder.
+pub const CLOCK_BEHIND: Scenario = Scenario { name: "clock-behind", clock_ms: -2000, ..CLOCK };
+
 /// The last interval before the switch to the records of another epoch, and the first one after it.
 pub const BUNDLE: Scenario = Scenario {
     name: "bundle",
@@ -78,13 +97,7 @@ pub const BUNDLE: Scenario = Scenario {
         world.start(1);
         world
     },
-    opens: |world, _| {
-        let times = world.node(1).control.view().times();
-        let wall_ms = (world.wall_base + world.now).as_millis() as u64;
-        let epoch = times.epoch_of(times.interval_at(wall_ms));
-        let switch = times.interval_start(times.switch(epoch + 1));
-        wall_ms + 1_250 >= switch
-    },
+    opens: |world, _| until_switch(world) <= ms(1_250),
     moves: &[
         Move::Drop,
         Move::Hold,
@@ -99,9 +112,37 @@ pub const BUNDLE: Scenario = Scenario {
     ..START_IK
 };
 
+/// From the publication of the next epoch's records to the first bundles with them.
+pub const PUBLICATION: Scenario =
+    Scenario { name: "publication", opens: |world, _| until_switch(world) <= ms(2_700), ..BUNDLE };
+
+/// The same in a chain of three hops, where the first two are in trouble.
+pub const BUNDLE_OF_3: Scenario = Scenario {
+    name: "bundle-of-3",
+    world: || {
+        let mut world = with_mixes(2, (1, 10));
+        world.wall_base += secs(8);
+        (1..=3).for_each(|at| world.start(at));
+        world
+    },
+    ..BUNDLE
+};
+
+/// The time until the first interval with the records of the next epoch.
+fn until_switch(world: &World) -> Duration {
+    let times = world.node(1).control.view().times();
+    let wall_ms = (world.wall_base + world.now).as_millis() as u64;
+    let epoch = times.epoch_of(times.interval_at(wall_ms));
+    ms(times.interval_start(times.switch(epoch + 1)) - wall_ms)
+}
+
 /// A chain of two hops whose nodes have not started, with these lengths of interval and epoch. Datagrams take 4 ms.
-fn empty((interval_s, epoch_s): (u32, u32)) -> World {
-    let mut plan = Plan::new(Class::L, 1);
+fn empty(times: (u32, u32)) -> World {
+    with_mixes(1, times)
+}
+
+fn with_mixes(mixes: usize, (interval_s, epoch_s): (u32, u32)) -> World {
+    let mut plan = Plan::new(Class::L, mixes);
     plan.channels = 0;
     (plan.terms.interval_s, plan.terms.epoch_s) = (interval_s, epoch_s);
     // Replay caches have room for what this allows.

@@ -22,6 +22,9 @@ pub enum Move {
     Elsewhere,
     /// It arrives from the attacker's address only.
     Divert,
+    /// It is sent, and then the attacker sends copies of all datagrams so far, from their senders' addresses and from
+    /// its own.
+    Replay,
     /// It is sent, and then the initiator restarts, with what is on its disk and with the right clock.
     RestartInitiator,
     /// It is sent, and then the responder restarts.
@@ -35,7 +38,7 @@ pub enum Move {
 }
 
 /// All moves, each with its letter and in words.
-const MOVES: [(Move, char, &str); 12] = [
+const MOVES: [(Move, char, &str); 13] = [
     (Move::Pass, '.', "passes"),
     (Move::Drop, 'x', "is lost"),
     (Move::Hold, 'h', "arrives after the next one"),
@@ -43,6 +46,7 @@ const MOVES: [(Move, char, &str); 12] = [
     (Move::Overtake, 'o', "is overtaken by a copy from the attacker's address"),
     (Move::Elsewhere, 'e', "passes, and from the attacker's address after the next one"),
     (Move::Divert, 'd', "arrives from the attacker's address only"),
+    (Move::Replay, 'a', "passes; the attacker sends copies of all datagrams so far"),
     (Move::RestartInitiator, 'I', "passes; the initiator restarts"),
     (Move::RestartResponder, 'R', "passes; the responder restarts"),
     (Move::CrashInitiator, 'J', "passes; the initiator writes nothing more and restarts at the next one"),
