@@ -192,12 +192,6 @@ fn setups_and_channels_of_a_node_are_bounded() {
     let world = run(&|caps| caps.channels_per_entry_link = 7);
     assert_eq!(world.node(1).control.open_channels(), 7 + 7);
     assert!(world.refused(1, Refusal::LinkChannelsFull) > 0);
-
-    let world = run(&|caps| {
-        caps.half_open = 10;
-        caps.setups.burst = 5;
-    });
-    assert!(world.refused(1, Refusal::PrefixHalfOpenFull) > 0);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod bounds;
 mod chain;
 mod door;
+mod enumerate;
 mod hostile;
 mod loss;
 #[allow(dead_code)]
