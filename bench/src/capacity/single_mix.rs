@@ -45,6 +45,7 @@ impl SingleMix {
             sink_gro: true,
             arguments: Vec::new(),
             lines: Vec::new(),
+            limits_handshakes: false,
             unpinned: false,
             environment: chain.environment(),
             program: None,

@@ -45,6 +45,8 @@ pub(crate) struct MixOptions {
     pub(crate) arguments: Vec<String>,
     /// Lines for its configuration.
     pub(crate) lines: Vec<String>,
+    /// It keeps the default limit of handshakes.
+    pub(crate) limits_handshakes: bool,
     /// It may also use the core of the load.
     pub(crate) unpinned: bool,
     /// More environment variables.
@@ -84,6 +86,9 @@ impl MixProcess {
         plan.receive_buffer = options.receive_buffer;
         plan.renew_after_s = RENEW_AFTER.as_secs();
         plan.caps = wide_caps();
+        if options.limits_handshakes {
+            plan.caps.handshakes = Caps::default().handshakes;
+        }
         plan.hops[0] = PlannedHop { address: up, down };
         let files = init::write(dir.path(), &plan)?;
         set_lines(&files.hops[0], &options.lines)?;
@@ -146,6 +151,15 @@ impl MixProcess {
             anyhow::Ok((config, loaded.trust))
         };
         Ok([config(&self.files.entry)?, config(&self.files.hops[1])?])
+    }
+
+    /// Its public Noise static.
+    ///
+    /// # Errors
+    /// Its files cannot be read.
+    pub(crate) fn noise(&self) -> anyhow::Result<[u8; 32]> {
+        let loaded = Loaded::read(&self.files.entry)?;
+        Ok(loaded.trust.view.descriptor(1).context("the chain has a mix")?.noise)
     }
 
     /// # Errors

@@ -9,11 +9,12 @@
 //! result        rows of figures                   neighbour     control of an entry or the exit
 //! testbed       a mix with its neighbours         sealed        cells sealed ahead, and checked
 //! generator     sends cells and counts them       relay         relays without cryptography
-//! cores         pinning, and processor time
+//! cores         pinning, and processor time      flood         forged handshakes meanwhile
 //! ```
 
 mod cases;
 pub(crate) mod cores;
+mod flood;
 pub(crate) mod generator;
 pub(crate) mod mix_process;
 mod neighbour;
@@ -70,6 +71,9 @@ pub struct HopArgs {
     /// Receive without GRO behind the mix, so that the kernel splits its bursts
     #[arg(long, help_heading = "Measurement")]
     no_sink_gro: bool,
+    /// Repeat each round under a flood of forged handshakes, so many a second
+    #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Measurement")]
+    forged: Option<u32>,
     #[command(flatten)]
     output: OutputArgs,
 
@@ -163,6 +167,7 @@ pub(crate) fn one_row(
         rounds,
         cells: 1 << 16,
         no_sink_gro: false,
+        forged: None,
         output: OutputArgs::default(),
         class: Class::L,
         offload: Offload::Auto,
@@ -263,6 +268,7 @@ impl<'a> Bench<'a> {
             sink_gro: !args.no_sink_gro,
             arguments: args.io.iter().flat_map(|io| ["--io".to_owned(), io.clone()]).collect(),
             lines: args.lines.clone(),
+            limits_handshakes: args.forged.is_some(),
             unpinned: args.unpinned,
             environment: engine_environment(args.engine.as_deref()),
             program: args.eddy.clone(),
@@ -281,8 +287,10 @@ impl<'a> Bench<'a> {
             (cells.max(channels.next_power_of_two()), (pool + WINDOW).min(held))
         };
         let round = Round { direction, entries, channels, cells, window, pace: None };
+        let mix = testbed.measure(round)?;
         Ok(Sample {
-            mix: testbed.measure(round)?,
+            mix,
+            flooded: self.args.forged.map(|rate| testbed.measure_flooded(round, rate)).transpose()?,
             gso: testbed.relay(RelayKind::Gso, round, cells)?,
             mmsg: testbed.relay(RelayKind::Mmsg, round, SINGLE_PACKETS)?,
             single: testbed.relay(RelayKind::Single, round, SINGLE_PACKETS / 2)?,

@@ -22,6 +22,8 @@ const IDLE_MAX: f64 = 0.05;
 /// One round of the mix and of the relays.
 pub(crate) struct Sample {
     pub(crate) mix: Measurement,
+    /// Under a flood of forged handshakes.
+    pub(crate) flooded: Option<Measurement>,
     pub(crate) gso: RelayCost,
     pub(crate) mmsg: RelayCost,
     pub(crate) single: RelayCost,
@@ -56,6 +58,8 @@ pub(crate) struct HopRow {
     pub(crate) ratio_mmsg: f64,
     /// The mix slept in more than 5 % of its turns, so it could have done more, and `cell_ns` is too high.
     pub(crate) generator_bound: bool,
+    /// `cell_ns` under a flood of forged handshakes, and the median of its ratio to that of the same round without.
+    pub(crate) forged: Option<[f64; 2]>,
     /// Least and greatest `cell_ns` of the rounds.
     pub(crate) cell_ns_range: [f64; 2],
     /// Cells per second of wall-clock time, which depends on the other load of the machine.
@@ -127,6 +131,15 @@ impl HopRow {
         let sum = |count: fn(&Measurement) -> u64| samples.iter().map(|sample| count(&sample.mix)).sum::<u64>();
         let (turns, sleeps) = (sum(|mix| mix.turns.0), sum(|mix| mix.turns.1));
 
+        let forged = samples.iter().all(|sample| sample.flooded.is_some()).then(|| {
+            let pairs =
+                || samples.iter().filter_map(|sample| Some((sample.flooded.as_ref()?.cell_ns(), sample.mix.cell_ns())));
+            [
+                round(median(pairs().map(|(with, _)| with)), 1),
+                round(median(pairs().map(|(with, without)| with / without)), 3),
+            ]
+        });
+
         HopRow {
             direction: direction_name(case.direction).to_owned(),
             channels: case.channels,
@@ -141,6 +154,7 @@ impl HopRow {
             ratio_gso: round(cell / gso, 3),
             ratio_mmsg: round(cell / mmsg, 3),
             generator_bound: sleeps as f64 >= IDLE_MAX * turns as f64,
+            forged,
             cell_ns_range: range(&cells).map(|ns| round(ns, 1)),
             wall_cells_per_s: round(wall, 0),
             batch: round(sum(|mix| mix.sent) as f64 / sum(|mix| mix.releases).max(1) as f64, 1),
@@ -235,15 +249,22 @@ impl HopResult {
     }
 
     fn overview(&self) -> String {
-        self.table(&["ns/cell", "Gbit/s", "x GSO", "x mmsg"], |row| {
+        let is_flooded = self.rows.iter().any(|row| row.forged.is_some());
+        let more: &[&str] = if is_flooded { &["flooded", "x calm"] } else { &[] };
+        self.table(&[&["ns/cell", "Gbit/s", "x GSO", "x mmsg"], more].concat(), |row| {
             // The mark says that the mix was not busy.
             let idle = if row.generator_bound { "<" } else { "" };
-            vec![
+            let mut cells = vec![
                 format!("{idle}{:.0}", row.cell_ns),
                 format!("{:.1}", row.gbit_s),
                 format!("{:.2}", row.ratio_gso),
                 format!("{:.2}", row.ratio_mmsg),
-            ]
+            ];
+            if is_flooded {
+                let [ns, ratio] = row.forged.unwrap_or([f64::NAN; 2]);
+                cells.extend([format!("{ns:.0}"), format!("{ratio:.2}")]);
+            }
+            cells
         })
     }
 

@@ -15,6 +15,7 @@ use wire::ids::Side;
 use wire::link::HeaderKey;
 
 use super::cores::Cores;
+use super::flood::Flood;
 use super::generator::{Delivery, Generator, Sink};
 use super::mix_process::{MixOptions, MixProcess};
 use super::neighbour::{Neighbour, Receive};
@@ -320,6 +321,19 @@ impl Testbed {
             checked,
             closed: after.ledger.closed() && delivery.sent as u64 == forwarded + lost_before + lost_inside,
         })
+    }
+
+    /// The same while so many forged handshakes a second arrive. They are in none of its counts but the time.
+    ///
+    /// # Errors
+    /// As [`Testbed::measure`], or the flood cannot be sent.
+    pub(crate) fn measure_flooded(&mut self, round: Round, rate: u32) -> anyhow::Result<Measurement> {
+        let flood = Flood::start(self.mix.up, &self.mix.noise()?, rate, self.cores.load)?;
+        let measured = self.measure(round);
+        let sent = flood.finish()?;
+        let measured = measured?;
+        anyhow::ensure!(sent > 0, "the round was too short for a flood: more --cells");
+        Ok(measured)
     }
 
     /// Sends the cells of the last round, or the first of them, through a relay in place of the mix.

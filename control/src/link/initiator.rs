@@ -219,7 +219,7 @@ impl Initiator {
         cx.counters.handshakes_started += 1;
     }
 
-    /// Takes in kind 3: sends the halves again with a cookie, or message 1 anew with a challenge (SPEC 4.9, 4.10).
+    /// Takes in kind 3: sends the halves again with a cookie, or a fresh message 1 with a challenge (SPEC 4.9, 4.10).
     fn take_answer(&mut self, cx: &mut Context, now: Duration, parsed: &Parsed<'_>) -> Result<(), Refusal> {
         let waits = |pending: &&mut Pending| pending.index == parsed.index && !pending.is_overtaken;
         let pending = self.pending.iter_mut().find(waits).ok_or(Refusal::UnexpectedResponse)?;

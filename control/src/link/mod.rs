@@ -117,8 +117,8 @@ impl Link {
     }
 
     /// `next` becomes current, because its initiator proved that it holds the keys. A link that was not up has its
-    /// address from `from`, the source of the cell that proved it: the handshake itself may have come from anywhere. One
-    /// that was up keeps its own as long as its initiator receives there (SPEC 4.4.6, 4.8).
+    /// address from `from`, the source of the cell that proved it: the handshake itself may have come from anywhere.
+    /// One that was up keeps its own as long as its initiator receives there (SPEC 4.4.6, 4.8).
     fn promote(&mut self, cx: &mut Context, now: Duration, from: Option<SocketAddr>) {
         let Some(slot) = self.next.take() else { return };
         let was_up = self.current.is_some();

@@ -350,8 +350,9 @@ impl Links {
         Ok(None)
     }
 
-    /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node (SPEC 4.5.5, 4.11). Links that
-    /// were never used go first, then those without channels, oldest first. Links with channels never go.
+    /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
+    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, oldest first. Links with
+    /// channels never go.
     fn make_room(&mut self, cx: &mut Context, from: SocketAddr) -> Result<(), Refusal> {
         let at_address = |link: &&Link| link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from);
         let links = || self.iter().filter(|link| link.side == Side::Up);

@@ -159,7 +159,7 @@ fn replayed_stale_handshakes_get_five_challenges_a_second() {
 }
 
 #[test]
-fn sixteen_forged_responses_cost_work_and_the_next_handshake_succeeds() {
+fn sixteen_forged_responses_cost_work_then_none_do() {
     for (forged, at_once) in [(15, true), (40, false)] {
         let mut world = World::empty(Plan::new(Class::L, 1));
         world.tap =

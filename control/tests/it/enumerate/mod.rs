@@ -1,5 +1,5 @@
-//! Enumerates what a network, an attacker and restarts can do to the messages of two nodes, and checks after every event
-//! what must always hold (`invariant.rs`).
+//! Enumerates what a network, an attacker and restarts can do to the messages of two nodes, and checks after every
+//! event what must always hold (`invariant.rs`).
 //!
 //! The nodes are real [`control::Control`]s in the simulator, with fixed seeds. A *message* is what one node sends to
 //! one address at once: both halves of a message 1, a message 2, or cells. Each message passes, or something else
