@@ -285,6 +285,8 @@ pub struct World {
     pub data_cells: bool,
     /// The latest number that was sealed under each control key, which is known by its header key.
     numbers: BTreeMap<[u8; 16], u64>,
+    /// Control cells that were accepted: each one is once.
+    accepted: BTreeSet<([u8; 16], u64)>,
     /// The forward secrets of all channels that a node has had: each one's numbers begin at 0 once.
     secrets: BTreeSet<(usize, [u8; 32])>,
 }
@@ -320,6 +322,7 @@ impl World {
             disks: BTreeMap::new(),
             data_cells: false,
             numbers: BTreeMap::new(),
+            accepted: BTreeSet::new(),
             secrets: BTreeSet::new(),
         }
     }
@@ -476,8 +479,13 @@ impl World {
             if self.data_cells && side == Side::Up && node.links[&link].next() == Some(slot) {
                 node.control.handle(now, Input::Promoted { link, slot, from: packet.from });
             }
+            let key = node.header_key(link, slot, side == Side::Up).expect("it was found under this slot");
+            let before = node.control.counters().cells;
             let body = &mut bytes[16..];
             node.control.handle(now, Input::Cell { link, slot, from: packet.from, header, body });
+            if node.control.counters().cells > before {
+                assert!(self.accepted.insert((key, header.seq)), "cell {} is accepted again", header.seq);
+            }
         }
         self.drain(at);
         Some(at)
@@ -631,14 +639,16 @@ impl Node {
         }
     }
 
-    /// The header key of cells that this node sends under a slot.
+    /// A header key of a slot: of the cells from its initiator, or of those to it.
+    fn header_key(&self, link: LinkId, slot: SlotId, is_forward: bool) -> Option<[u8; 16]> {
+        let slot = self.links.get(&link)?.slots().find(|s| s.slot == slot)?;
+        Some(if is_forward { *slot.i2r } else { *slot.r2i })
+    }
+
+    /// That of the cells which this node sends.
     fn sends_with(&self, link: LinkId, slot: SlotId) -> Option<[u8; 16]> {
-        let link = self.links.get(&link).expect("cells are injected on installed links");
-        let slot = link.slots().find(|s| s.slot == slot)?;
-        Some(match link.side {
-            Side::Up => *slot.r2i,
-            Side::Down => *slot.i2r,
-        })
+        let side = self.links.get(&link).expect("cells are injected on installed links").side;
+        self.header_key(link, slot, side == Side::Down)
     }
 
     fn encipher(
