@@ -1,4 +1,4 @@
-//! Divides what all channels of an exit share: flows, sockets and names being resolved.
+//! Divides what all channels of an exit share: flows, sockets, names being resolved, and their rate.
 //!
 //! A channel gets one more only while more of them are free than it has. So k greedy channels leave a part in k + 1 to
 //! the others.
@@ -79,13 +79,22 @@ impl Quota {
     }
 }
 
-/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell.
+/// A channel's token buckets for new flows and names: a socket or a question costs the exit more than a cell.
 #[derive(Default)]
-pub(super) struct Opens(Bucket);
+pub(super) struct Opens {
+    flows: Bucket,
+    /// Its part in the use of the exit's bucket.
+    names: Bucket,
+}
 
 impl Opens {
-    /// Takes a token, if there is one.
+    /// Takes a token for a flow, if there is one.
     pub(super) fn take(&mut self, now: Nanos) -> bool {
-        self.0.take(OPENS, now)
+        self.flows.take(OPENS, now)
+    }
+
+    /// Takes a token for a name from the exit's bucket, if others are left enough.
+    pub(super) fn take_name(&mut self, names: &mut Bucket, rate: Option<Rate>, now: Nanos) -> bool {
+        rate.is_none_or(|rate| names.take_shared(&mut self.names, rate, now))
     }
 }
