@@ -268,6 +268,12 @@ impl Control {
         }
     }
 
+    /// The node did not run for a while that ends now, for it was stopped or the host is busy. It may not have read yet
+    /// what came meanwhile, so a silent next hop has its time again (SPEC 4.6.2).
+    pub fn stalled(&mut self, now: Duration) {
+        self.links.stalled(now);
+    }
+
     /// Does everything that is due at `now`, when the host's clock says `wall`.
     pub fn tick(&mut self, now: Duration, wall: SystemTime) {
         let wall_at_zero = unix_ns(wall) - now.as_nanos() as i128;
