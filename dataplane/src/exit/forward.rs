@@ -189,11 +189,11 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
-    /// Takes a token for one more name to resolve.
+    /// Counts one more name to resolve. False if there are too many in this second.
     fn may_resolve(&mut self, channel: ChannelIndex, now: Nanos) -> bool {
-        let Self { endpoint, settings, names_rate, .. } = self;
+        let Self { endpoint, settings, lookups, .. } = self;
         let record = endpoint.table.record_mut(channel);
-        record.is_some_and(|record| record.state.opens.take_name(names_rate, settings.limits.names, now))
+        record.is_some_and(|record| record.state.opens.take_name(lookups, settings.limits.names, now))
     }
 
     /// Lifts the limits of a flow whose destination the policy trusts.

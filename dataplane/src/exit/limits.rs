@@ -25,8 +25,8 @@ pub struct Limits {
     pub flow: Option<Rate>,
     /// Datagrams of an address, each way.
     pub destination: Option<Rate>,
-    /// Names to resolve, of all channels.
-    pub names: Option<Rate>,
+    /// Names to resolve per second, of all channels.
+    pub names: Option<u32>,
 }
 
 /// A flow's use of its limits.

@@ -38,7 +38,6 @@ use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
-use crate::rate::Bucket;
 use crate::runner::Worker;
 use crate::socket::Port;
 use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
@@ -52,7 +51,7 @@ use limits::{Limiter, Limits};
 pub use names::{QUESTIONS_MAX, QueryId};
 use policy::Policy;
 pub use quota::Caps;
-use quota::Opens;
+use quota::{Lookups, Opens};
 
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
@@ -141,7 +140,7 @@ pub struct Exit<U, A> {
     flows: Flows,
     limiter: Limiter,
     /// Names that all channels have had resolved.
-    names_rate: Bucket,
+    lookups: Lookups,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
     refused: HashMap<(ChannelIndex, u16), DropReason, foldhash::fast::RandomState>,
     commands: rtrb::Consumer<Command>,
@@ -177,7 +176,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             endpoint: Endpoint::new(of_endpoint, (up, apps), punts, rng_groups, now),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
             limiter: Limiter::new(settings.limits, now),
-            names_rate: Bucket::default(),
+            lookups: Lookups::default(),
             refused: HashMap::default(),
             commands,
             rng,

@@ -328,7 +328,7 @@ fn limits(table: &Table<'_>) -> Limits {
         unanswered: limit("max_unanswered"),
         flow: limit("max_flow_rate").map(Rate::per_second),
         destination: limit("max_destination_rate").map(Rate::per_second),
-        names: limit("max_name_rate").map(|rate| Rate::new(rate.into(), rate.into())),
+        names: limit("max_name_rate"),
     }
 }
 

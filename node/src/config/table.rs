@@ -275,8 +275,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 1_000_000),
         default: DefaultValue::Integer(MAX_NAME_RATE as i64),
-        doc: "Names resolved per second, for all users together; 0 disables the limit. A second's worth may come at once. \
-              A user gets one more only while more are left than it has used.",
+        doc: "Names resolved per second, for all users together; 0 disables the limit. A channel gets one more only while \
+              more of a second's are left than it has had.",
         example: "200",
     },
     Key {

@@ -99,7 +99,7 @@ fn datagrams_of_a_turn_are_bounded() {
 
 #[test]
 fn names_have_a_rate_of_which_each_channel_gets_a_part() {
-    let limits = Limits { names: Some(Rate::new(40, 40)), ..Limits::default() };
+    let limits = Limits { names: Some(40), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 3, |settings| settings.limits = limits);
     let mut flow = 0;
     let mut ask = |bench: &mut Bench, channel: u32, count: usize| {
