@@ -81,6 +81,8 @@ struct World {
     signed: BTreeMap<(usize, u64), BTreeSet<[u8; 32]>>,
     events: Vec<(usize, TrustEvent)>,
     sent: usize,
+    /// Cells that each hop has sent on each of its links.
+    sent_on: BTreeMap<(usize, LinkId), usize>,
     /// States written, of all hops.
     saves: usize,
 }
@@ -110,6 +112,7 @@ impl World {
             signed: BTreeMap::new(),
             events: Vec::new(),
             sent: 0,
+            sent_on: BTreeMap::new(),
             saves: 0,
         };
         for hop in 1..=hops {
@@ -196,6 +199,9 @@ impl World {
 
     fn send(&mut self, from: Node, link: LinkId, content: Vec<u8>) {
         self.sent += 1;
+        if let Node::Hop(hop) = from {
+            *self.sent_on.entry((hop, link)).or_default() += 1;
+        }
         if self.rng.random_bool(self.loss) {
             return;
         }
@@ -277,7 +283,7 @@ impl World {
             let wall = self.wall(self.users[user].offset_ms);
             let one = &mut self.users[user];
             let interval = one.trust.view().times().interval_at(wall);
-            if one.trust.bundle(now, wall).is_some() {
+            if one.trust.bundle(now, wall, now).is_some() {
                 one.had.insert(interval);
             }
             one.trust.tick(now, wall);
@@ -296,7 +302,7 @@ impl World {
             self.run(STEP_MS);
             let wall = self.wall(self.users[user].offset_ms);
             let now = self.now();
-            if self.users[user].trust.bundle(now, wall).is_some() {
+            if self.users[user].trust.bundle(now, wall, now).is_some() {
                 return self.now_ms - start;
             }
         }
@@ -364,7 +370,7 @@ fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
             // The bundles that the user still has name keys that are gone.
             let has_new_keys = |world: &mut World| {
                 let (now, wall) = (world.now(), world.wall(0));
-                let Some(bundle) = world.users[0].trust.bundle(now, wall) else { return false };
+                let Some(bundle) = world.users[0].trust.bundle(now, wall, now) else { return false };
                 let named = bundle.records[hop - 1].clone();
                 world.hops[hop - 1].trust.keyring().record(named.epoch).is_some_and(|own| own.hash() == named.hash())
             };
@@ -418,7 +424,8 @@ fn hop_that_always_draws_keys_gives_nobody_keys_of_his_own() {
         world.restart(2, disk, 50);
         world.run(2000);
         let (now, wall) = (world.now(), world.wall(0));
-        let hashes: Vec<_> = (0..2).map(|user| world.users[user].trust.bundle(now, wall).map(|b| b.hash())).collect();
+        let hashes: Vec<_> =
+            (0..2).map(|user| world.users[user].trust.bundle(now, wall, now).map(|b| b.hash())).collect();
         if let [Some(a), Some(b)] = hashes[..] {
             assert_eq!(a, b);
         }
@@ -441,7 +448,7 @@ fn renewed_descriptor_reaches_everyone_in_band() {
     world.time_to_bundle(0, 1000);
     assert_eq!(world.users[0].trust.view().descriptor(3).unwrap().revision, 9);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
     world.assert_nobody_signed_twice();
 }
 
@@ -456,7 +463,7 @@ fn descriptor_that_spreads_before_its_node_loads_it_is_adopted() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
 }
 
 #[test]
@@ -607,7 +614,7 @@ fn entry_shows_on_a_link_only_what_came_on_it() {
     let (hops, content) = (world.hops.len(), world.shape.control_content(Direction::Forward, 1));
     let user = &mut world.users[0].trust;
     let mut ask_on = |wanted: LinkId, wall: u64| {
-        assert!(user.bundle(now, wall).is_none());
+        assert!(user.bundle(now, wall, now).is_none());
         user.tick(now, wall);
         let asks = user.steps().into_iter().filter_map(|step| match step {
             Step::Send(link, content) if link == wanted && content[0] == ASK => Ask::read(&content, hops).ok(),
@@ -691,6 +698,66 @@ fn entries_that_always_ask_leave_answers_to_others() {
     }
 }
 
+/// Hop 1 sends hop 2 twenty asks every 5 ms in addition to its own, for ten seconds.
+fn asked_by_a_greedy_hop(class: Class, asks: impl Fn(&View, u64, usize) -> Ask) {
+    let mut world = World::new(4, class, (1, 10), 0.0);
+    world.run(3000);
+    world.sent_on.clear();
+    let (start_ms, mut late) = (world.now_ms, Vec::new());
+    while world.now_ms < start_ms + 10_000 {
+        let (now, wall) = (world.now(), world.wall(0));
+        let interval = wall / 1000;
+        for number in 0..20 {
+            let ask = asks(world.hops[1].trust.view(), interval, number).to_bytes();
+            let _ = world.hops[1].trust.take(now, wall, UP, &ask);
+        }
+        if wall % 1000 == 0 && world.hops[2].trust.view().complete(interval).is_none() {
+            late.push(interval);
+        }
+        world.run(STEP_MS);
+    }
+    let sent = world.sent_on[&(2, UP)];
+    assert!(sent <= 400 + 10 * 400, "class {class}: {sent} cells to the greedy hop");
+    assert!(late.is_empty(), "class {class}: hop 3 had no bundle when {late:?} began");
+    let neighbours = [(2, DOWN), (3, UP)].map(|link| world.sent_on[&link]);
+    assert!(neighbours.iter().all(|sent| *sent < 1000), "class {class}: {neighbours:?} cells between hops 2 and 3");
+}
+
+#[test]
+fn greedy_hop_gets_its_share_and_others_their_bundles() {
+    for class in [Class::S, Class::L] {
+        asked_by_a_greedy_hop(class, |_, interval, _| blank_ask(interval));
+        asked_by_a_greedy_hop(class, |view, interval, number| {
+            let held = if number % 2 == 0 { vec![Held::default(); 4] } else { view.held(interval) };
+            Ask { held, ..blank_ask(interval + number as u64 % 3) }
+        });
+    }
+}
+
+#[test]
+fn item_is_not_sent_again_because_an_ask_does_not_show_it() {
+    let mut world = World::new(3, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let before = world.sent_on[&(2, UP)];
+    let (view, wall) = (world.hops[1].trust.view(), world.wall(0));
+    let interval = view.times().interval_at(wall);
+    let nothing = Ask { answer: false, held: vec![Held::default(); 3], ..blank_ask(interval) };
+    let all = Ask { held: view.held(interval), ..nothing.clone() };
+    let mut sent_in_100_ms = || {
+        for _ in 0..10 {
+            for ask in [&nothing, &all] {
+                let (now, wall) = (world.now(), world.wall(0));
+                world.hops[1].trust.take(now, wall, UP, &ask.to_bytes()).unwrap();
+                world.run(STEP_MS);
+            }
+        }
+        world.sent_on[&(2, UP)] - before
+    };
+    let once = sent_in_100_ms();
+    assert!((1..=10).contains(&once), "descriptors, records and signatures, once: {once} cells");
+    assert_eq!(sent_in_100_ms(), once);
+}
+
 #[test]
 fn clock_that_was_ahead_at_the_start_does_not_lock_a_hop_out() {
     let mut world = World::new(3, Class::L, (1, 10), 0.0);
@@ -762,6 +829,6 @@ fn renewed_descriptor_ends_the_draws_of_a_thief() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[1].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[1].revision, 9);
     world.assert_nobody_signed_twice();
 }

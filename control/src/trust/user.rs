@@ -124,10 +124,14 @@ impl UserTrust {
         Ok(())
     }
 
-    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it.
-    pub fn bundle(&mut self, now: Duration, wall_ms: u64) -> Option<&Bundle> {
+    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it, from `ask_at`
+    /// on.
+    pub fn bundle(&mut self, now: Duration, wall_ms: u64, ask_at: Duration) -> Option<&Bundle> {
         let interval = self.view.times().interval_at(wall_ms);
-        self.sync.want(Some(interval), now);
+        let ask_at = ask_at.max(now);
+        self.sync.want(Some(interval), ask_at);
+        let missing_since = self.missing_since.map_or(ask_at, |since| since.min(ask_at));
+        self.missing_since = Some(missing_since);
         for hop in self.view.confirm_descriptors(interval, wall_ms / 1000) {
             let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
             self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
@@ -136,7 +140,7 @@ impl UserTrust {
         }
         if self.view.complete(interval).is_some() {
             (self.missing_since, self.reported_missing) = (None, false);
-        } else if now - *self.missing_since.get_or_insert(now) >= MISSING_FOR && !self.reported_missing {
+        } else if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
             self.reported_missing = true;
             // A clock that is off is the reason, and was reported.
             if !self.reported_offset {
