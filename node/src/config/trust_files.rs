@@ -264,7 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (keys, copy) = (dir.path().join("node.key"), dir.path().join("credentials"));
         let state = Some(dir.path().join("node.state"));
-        [&keys, &copy].map(|path| fs::write(path, "x").unwrap());
+        [&keys, &copy].into_iter().for_each(|path| fs::write(path, "x").unwrap());
         let files = TrustFiles { chain: None, keys: Some(keys.clone()), state };
         let lock = files.lock().unwrap();
         assert!(lock.is_some());
