@@ -341,6 +341,9 @@ impl Links {
         *version = (*version + 1) % LinkId::VERSIONS;
         if self.down == Some(id) {
             self.down = None;
+            if let Some(initiator) = &mut self.initiator {
+                initiator.link_ended(cx);
+            }
         }
         cx.change(Change::RetireLink { link: id });
         if link.was_up {

@@ -1,5 +1,6 @@
 //! The files of a node, read and checked against each other.
 
+use std::fs::File;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// What is not as new as it could be, and does not matter.
     pub notes: Vec<String>,
+    /// Of a hop that is about to run: no other process runs with its state.
+    pub lock: Option<File>,
 }
 
 /// What became of a descriptor from a file.
@@ -92,6 +95,15 @@ impl Loaded {
     pub fn read_files(config: NodeConfig) -> Result<Loaded, ConfigError> {
         let chain = config.read_chain()?;
         Loaded::with_chain(TrustFiles::of(&config), config, chain)
+    }
+
+    /// Reads the files of a node that is about to run. A hop's are locked first: a node that runs with them writes them.
+    ///
+    /// # Errors
+    /// The first mistake, with its remedy, or another node runs with them.
+    pub fn lock_and_read(config: NodeConfig) -> Result<Loaded, ConfigError> {
+        let lock = TrustFiles::of(&config).lock()?;
+        Ok(Loaded { lock, ..Loaded::read_files(config)? })
     }
 
     /// The same for a chain file that was read already.
@@ -179,6 +191,7 @@ impl Loaded {
             psks,
             warnings,
             notes,
+            lock: None,
         })
     }
 
