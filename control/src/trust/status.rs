@@ -77,7 +77,8 @@ pub struct HopStatus {
 }
 
 impl TrustStatus {
-    pub(crate) fn of(view: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
+    /// `view` has the descriptors, `bundles` the bundles: at a hop they are one.
+    pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
             let (revision, not_after) =
@@ -89,12 +90,12 @@ impl TrustStatus {
                 neighbours_have: sync.neighbours_have(hop, revision),
             }
         };
-        let newest = best(view, interval).or_else(|| view.newest_complete());
+        let newest = best(bundles, interval).or_else(|| bundles.newest_complete());
         TrustStatus {
             interval,
             epoch: view.times().epoch_of(interval),
-            bundle: view.newest_complete().map(|bundle| bundle.signatures.interval),
-            newest: newest.map(|bundle| BundleStatus::of(view, bundle)),
+            bundle: bundles.newest_complete().map(|bundle| bundle.signatures.interval),
+            newest: newest.map(|bundle| BundleStatus::of(bundles, bundle)),
             can_sign,
             clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),

@@ -42,9 +42,6 @@ pub(super) const OFFSET_MAX_MS: u64 = 2000;
 pub(crate) const CELLS_MAX: usize = (ANSWER_CELLS.burst + 2 * HOP_CELLS.burst) as usize;
 /// Asks of a neighbouring hop that are remembered, each for another interval.
 const ASKS_MAX: usize = 4;
-/// Items of each hop that an entry remembers to have come on a link: records of two epochs, one more for a hop that has
-/// started again, and two descriptors.
-const CAME_PER_HOP: usize = 5;
 
 /// The other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +59,7 @@ pub enum Peer {
 pub enum News {
     /// A hop, by position, has another newest descriptor.
     Descriptor(usize),
-    /// A descriptor of a hop has arrived that is not its newest, or does not count yet.
+    /// A descriptor of a hop has arrived that is not its newest.
     Certificate(usize),
     /// A record of a hop has arrived.
     Record(usize),
@@ -134,10 +131,6 @@ struct Link {
     /// The latest signatures name records of these hops that are not held, or their latest records were refused: a bit
     /// for each. The other side may believe that they are held, or their descriptors: an ask shows few bytes of each.
     unknown: u8,
-    /// Of an entry: hashes of the descriptors and records that have come on this link, the newest last, and the latest
-    /// signatures. What it holds from elsewhere would tell Mix 1 which other links are its own.
-    came: VecDeque<[u8; 32]>,
-    signatures_came: Option<([u8; 32], u8)>,
 }
 
 /// The links over which this node's trust is carried.
@@ -184,8 +177,6 @@ impl Sync {
             offset_ms: None,
             early: VecDeque::new(),
             unknown: 0,
-            came: VecDeque::new(),
-            signatures_came: None,
         };
         self.links.insert(id, link);
         if is_first_hop && self.wanted.is_some() {
@@ -299,9 +290,6 @@ impl Sync {
                     if let ItemKind::Record(hop) = kind {
                         link.unknown &= !(1 << (hop - 1));
                     }
-                    if link.is_first_hop {
-                        link.note_came(kind, &bytes, self.hops);
-                    }
                     let outcome = take_item(view, wall_ms, kind, &bytes, self.hops);
                     if let (ItemKind::Record(hop), Err(_) | Ok(Outcome::Early)) = (kind, &outcome) {
                         link.unknown |= 1 << (hop - 1);
@@ -315,12 +303,20 @@ impl Sync {
                         Outcome::Known => return Ok(Vec::new()),
                         Outcome::News(news) => vec![news],
                     };
-                    // What it was needed for may have arrived before it.
-                    for (kind, bytes) in std::mem::take(&mut link.early) {
-                        match take_item(view, wall_ms, kind, &bytes, self.hops) {
-                            Ok(Outcome::Early) => link.early.push_back((kind, bytes)),
-                            Ok(Outcome::News(more)) => news.push(more),
-                            Ok(Outcome::Known) | Err(_) => {}
+                    // What it was needed for may have arrived before it, and so may what that was needed for.
+                    let mut before = 0;
+                    while std::mem::replace(&mut before, news.len()) < news.len() {
+                        for (kind, bytes) in std::mem::take(&mut link.early) {
+                            match take_item(view, wall_ms, kind, &bytes, self.hops) {
+                                Ok(Outcome::Early) => link.early.push_back((kind, bytes)),
+                                Ok(Outcome::News(more)) => {
+                                    if let News::Record(hop) = more {
+                                        link.unknown &= !(1 << (hop - 1));
+                                    }
+                                    news.push(more);
+                                }
+                                Ok(Outcome::Known) | Err(_) => {}
+                            }
                         }
                     }
                     self.changed(now);
@@ -357,7 +353,6 @@ impl Sync {
             if link.ask_at <= now {
                 // Its clock is nobody's business: it would be recognised by it.
                 let mut ask = own_ask(view, wanted, true, 0);
-                link.show_what_came(view, &mut ask);
                 link.show_unknown(&mut ask);
                 link.unknown = 0;
                 out.push((*id, ask.to_bytes()));
@@ -581,43 +576,6 @@ impl Link {
             self.ask_at = if missing { now + pace(self.asks, slow) } else { Duration::MAX };
             self.asks += 1;
         }
-    }
-
-    /// Notes, at an entry, what Mix 1 knows this link to have.
-    fn note_came(&mut self, kind: ItemKind, bytes: &[u8], hops: usize) {
-        match kind {
-            ItemKind::Record(_) | ItemKind::Descriptor(_) => {
-                let hash = sha256(&[bytes]);
-                self.came.retain(|other| *other != hash);
-                self.came.push_back(hash);
-                if self.came.len() > CAME_PER_HOP * hops {
-                    self.came.pop_front();
-                }
-            }
-            ItemKind::Signatures => {
-                let signatures = Signatures::read(bytes, hops).ok();
-                let signatures = signatures.map(|signatures| (signatures.hash, signatures.present()));
-                self.signatures_came = signatures.or(self.signatures_came);
-            }
-            ItemKind::Clock => {}
-        }
-    }
-
-    /// Takes out of an entry's ask what did not come on this link.
-    fn show_what_came(&self, view: &View, ask: &mut Ask) {
-        let epoch = view.times().epoch_of(ask.interval);
-        for (i, held) in ask.held.iter_mut().enumerate() {
-            let record = view.record(i + 1, epoch).map(|record| sha256(&[record.travelling()]));
-            if !record.is_some_and(|record| self.came.contains(&record)) {
-                (held.draw, held.record) = (0, [0; 4]);
-            }
-            let descriptor = view.descriptor(i + 1).map(|descriptor| sha256(&[descriptor.bytes()]));
-            if !descriptor.is_some_and(|descriptor| self.came.contains(&descriptor)) {
-                (held.revision, held.descriptor) = (0, [0; 2]);
-            }
-        }
-        let came = self.signatures_came.filter(|(hash, _)| hash_tag(hash) == ask.hash);
-        (ask.hash, ask.signatures) = came.map_or(([0; 8], 0), |(_, present)| (ask.hash, ask.signatures & present));
     }
 
     /// Says of the hops whose records are unknown that this node holds nothing of them.

@@ -159,7 +159,7 @@ fn hop_that_draws_all_the_time_gives_nobody_keys_of_his_own() {
         world.run_for(ms(300));
         for entry in [0, 100, 101] {
             let status = world.node(entry).control.trust_status(world.now);
-            let view = world.node(entry).control.view();
+            let view = world.node(entry).control.bundles();
             let Some(complete) = view.complete(status.interval) else { continue };
             // What an entry uses is what the honest hops have signed in this interval, and nobody uses anything else.
             let hash = complete.hash();
@@ -237,7 +237,9 @@ fn new_keys(seed: u8) -> Keys {
 #[test]
 fn node_changes_its_keys_while_it_runs() {
     for hop in 1..=3 {
-        let mut world = World::new(Plan::new(Class::L, 2));
+        let mut plan = Plan::new(Class::L, 2);
+        (plan.terms.interval_s, plan.terms.epoch_s) = (1, 10);
+        let mut world = World::new(plan);
         world.run_for(secs(5));
         let keys = new_keys(hop as u8);
         world.plan.name_keys(hop, &keys);
@@ -252,9 +254,14 @@ fn node_changes_its_keys_while_it_runs() {
             // An entry that has its channels does not ask.
             assert!(revision == 2 || at == 0, "node {at}");
         }
-        give_up_channels(&mut world, 0);
-        time_to_channels(&mut world, secs(3));
-        assert_eq!(world.node(0).control.view().descriptor(hop).unwrap().revision, 2);
+        // An entry knows the new keys for contact when it has set up channels with them an epoch apart.
+        for known in [1, 2] {
+            give_up_channels(&mut world, 0);
+            time_to_channels(&mut world, secs(4));
+            assert_eq!(world.node(0).control.bundles().descriptor(hop).unwrap().revision, 2);
+            assert_eq!(world.node(0).control.view().descriptor(hop).unwrap().revision, known);
+            world.run_for(secs(10));
+        }
         // It starts again with the new keys alone.
         world.plan.keys[hop].truncate(1);
         world.stop(hop);
