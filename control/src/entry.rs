@@ -120,8 +120,7 @@ struct BundleKeys {
     /// When the next interval begins. Not used while no channel is searched for.
     next_interval: Duration,
     /// The interval that was looked at last, and when its bundle is asked for by who has a channel, in ms since 1970.
-    /// It
-    /// is a random time, because Mix 1 would read the entry's clock from an ask at the start of an interval.
+    /// That is a random time, because Mix 1 would read the entry's clock from an ask at the start of an interval.
     interval: Option<(u64, u64)>,
     /// After a switch of epochs that was near: when it no longer is, and the random time at which held-back setups
     /// leave, in ms since 1970.
@@ -152,7 +151,7 @@ impl BundleKeys {
         (now, wall_ms): (Duration, u64),
         can_wait: impl Fn(Duration) -> bool,
     ) -> bool {
-        let times = user.view().times();
+        let times = user.session().times();
         let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(wall_ms));
         let interval = times.interval_at(wall_ms);
         self.next_interval = at(times.interval_start(interval + 1));
@@ -168,7 +167,7 @@ impl BundleKeys {
         let is_held = near_until.is_some() || self.release_ms.contains(&wall_ms);
         self.held_until = is_held.then(|| at(self.release_ms.end));
         let ask_at = Some(at(ask_ms)).filter(|at| can_wait(*at)).unwrap_or(now);
-        let chain = *user.view().chain();
+        let chain = *user.session().chain();
         let bundle = user.bundle(now, wall_ms, ask_at);
         self.are_usable = bundle.is_some();
         let Some(bundle) = bundle else { return false };
@@ -402,11 +401,11 @@ impl Entry {
     /// The link to Mix 1 is about to be retired, with all channels and attempts.
     pub(crate) fn drop_link(&mut self, channels: &mut Channels, now: Duration) {
         for wanted in &mut self.wanted {
-            wanted.open = None;
-            if let Some(search) = wanted.search.take() {
+            if let Some(search) = std::mem::take(wanted).search {
                 search.cancel(channels, now);
             }
         }
+        self.keys = BundleKeys::new();
         self.open_count = 0;
         self.in_flight = InFlight::default();
         self.searching.clear();

@@ -8,7 +8,7 @@ use control::Caps;
 use dataplane::entry::{Destination, NotADestination};
 use dataplane::exit::Filtering;
 use dataplane::exit::limits::Limits;
-use dataplane::exit::policy::Rule;
+use dataplane::exit::policy::{Nat64, Rule};
 use dataplane::rate::Rate;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
@@ -79,6 +79,8 @@ pub enum Part {
     Mix {
         /// When its pools are released.
         mixing: Mixing,
+        /// Links between hops may have several lanes.
+        lanes_show_label_bits: bool,
     },
     /// The exit's.
     Exit(ExitPart),
@@ -160,6 +162,10 @@ pub struct ExitPart {
     pub allow: Vec<Rule>,
     /// Destinations to close although they are public; the narrowest entry of both lists decides.
     pub deny: Vec<Rule>,
+    /// Addresses that reach this exit although its host does not have them.
+    pub own: Vec<IpAddr>,
+    /// Prefixes of its network's translators to IPv4.
+    pub nat64: Vec<Nat64>,
     /// Destinations without limits.
     pub trust: Vec<Rule>,
     /// Limits of all other destinations.
@@ -218,10 +224,15 @@ impl NodeConfig {
                 socks_users: table.maybe_text("socks_users").map(beside),
                 commands: table.maybe_text("commands").map(beside),
             }),
-            NodeRole::Mix => Part::Mix { mixing: table.parsed("mixing")? },
+            NodeRole::Mix => Part::Mix {
+                mixing: table.parsed("mixing")?,
+                lanes_show_label_bits: table.switch("lanes_show_label_bits"),
+            },
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: table.texts("allow", rule)?,
                 deny: table.texts("deny", rule)?,
+                own: table.texts("own", ip("own"))?,
+                nat64: table.texts("nat64", nat64)?,
                 trust: table.texts("trust", rule)?,
                 limits: limits(&table),
                 filtering: table.parsed("filtering")?,
@@ -240,7 +251,7 @@ impl NodeConfig {
             up: table.maybe_text("up").map(|text| address("up", text)).transpose()?,
             down: table.maybe_text("down").map(|text| address("down", text)).transpose()?,
             next: table.maybe_text("next").map(next).transpose()?,
-            previous: table.texts("previous", ip)?,
+            previous: table.texts("previous", ip("previous"))?,
             shared_prefixes: table.texts("shared_prefixes", network)?,
             window: window(&table)?,
             receive_buffer: table.integer("receive_buffer") as usize,
@@ -324,6 +335,7 @@ fn limits(table: &Table<'_>) -> Limits {
         unanswered: limit("max_unanswered"),
         flow: limit("max_flow_rate").map(Rate::per_second),
         destination: limit("max_destination_rate").map(Rate::per_second),
+        names: limit("max_name_rate"),
     }
 }
 
@@ -349,15 +361,25 @@ fn rule(text: &Text<'_>) -> Result<Rule, ConfigError> {
     text.value.parse().map_err(|why: String| text.invalid(why))
 }
 
-fn ip(text: &Text<'_>) -> Result<IpAddr, ConfigError> {
-    let what = format!("`{}` is not an IP address, such as 192.0.2.9", text.value);
-    text.value.parse().map_err(|_| text.invalid(what))
+/// Reads an IP address of the list `key`.
+fn ip(key: &'static str) -> impl Fn(&Text<'_>) -> Result<IpAddr, ConfigError> {
+    move |text| {
+        text.value.parse().map(|ip: IpAddr| ip.to_canonical()).map_err(|_| {
+            text.invalid(format!("{key} must list IP addresses (got {:?}), e.g. {key} = [\"192.0.2.7\"]", text.value))
+        })
+    }
 }
 
 fn network(text: &Text<'_>) -> Result<IpNet, ConfigError> {
     let one = text.value.parse().map(|address: IpAddr| IpNet::from(address));
-    let what = format!("`{}` is not a network, such as 198.51.100.0/24", text.value);
-    one.or_else(|_| text.value.parse()).map_err(|_| text.invalid(what))
+    one.or_else(|_| text.value.parse()).map_err(|_| {
+        let example = "e.g. shared_prefixes = [\"198.51.100.0/24\"]";
+        text.invalid(format!("shared_prefixes must list networks (got {:?}), {example}", text.value))
+    })
+}
+
+fn nat64(text: &Text<'_>) -> Result<Nat64, ConfigError> {
+    text.value.parse().map_err(|why: String| text.invalid(why))
 }
 
 fn listen(text: &Text<'_>) -> Result<SocketAddr, ConfigError> {
@@ -417,7 +439,9 @@ mod tests {
             assert_eq!((config.offload, config.io), (Offload::default(), Io::default()));
             match config.part {
                 Part::Entry(part) => assert_eq!((part.channels, part.forwards.len()), (4, 0)),
-                Part::Mix { mixing } => assert_eq!(mixing, Mixing::default()),
+                Part::Mix { mixing, lanes_show_label_bits } => {
+                    assert_eq!((mixing, lanes_show_label_bits), (Mixing::default(), false));
+                }
                 Part::Exit(part) => assert_eq!((part.filtering, part.max_sockets), (Filtering::default(), 4096)),
             }
         }
