@@ -13,9 +13,11 @@ import time
 from kyber_py.ml_kem import ML_KEM_768
 
 from .protocol import (
-    ACK, ACK_CELLS, ACK_PERIOD, ASK, DATA, HALF, KEEPALIVE, LINK, MESSAGE_2, MESSAGE_2_LENGTH, PART, SETUP,
+    ACK, ACK_CELLS, ACK_PERIOD, ANSWER_LENGTH, ASK, CHALLENGE, COOKIE, DATA, ECHO, HALF, KEEPALIVE, LINK, MESSAGE_2,
+    MESSAGE_2_LENGTH, PART, PATH, SETUP,
     Link, Noise, Refused, Slot,
-    flip_bit, handshake_datagram, join_shards, parse_handshake, shard_counts, x25519_public,
+    flip_bit, handshake_datagram, join_shards, make_answer, make_cookie, open_answer, parse_handshake, shard_counts,
+    with_mac2, x25519_public,
 )  # fmt: skip
 
 PATIENCE = 60  # Seconds that anything may take: a machine may be busy.
@@ -95,6 +97,8 @@ class End:
         try:
             if len(datagram) == self.handshake_length:
                 self.handshake(datagram, source)
+            elif len(datagram) == ANSWER_LENGTH:
+                self.answer(datagram)
             else:
                 self.cell(datagram, source)
         except Refused as reason:
@@ -133,9 +137,11 @@ class End:
 
     def control(self, link, header, content):
         if header.type == LINK:
-            if header.channel or content[0] > PART:
+            if header.channel or content[0] > ECHO or PART < content[0] < PATH:
                 raise Refused("unknown-link-content")
-            if content[0] >= ASK:
+            if content[0] in (PATH, ECHO):
+                self.path(link, content)
+            elif content[0] >= ASK:
                 self.owner.carriage.on_content(self, link, content)
         elif header.type == SETUP:
             self.setup_shard(link, header.channel, header.sub, content)
@@ -199,6 +205,7 @@ class Initiator(End):
         self.link.address = peer.address
         self.links, self.pending, self.due, self.tries = [self.link], {}, 0.0, 0
         self.clock, self.silent, self.psk = 0, False, bytes(32)
+        self.paths, self.answers = 0, collections.Counter()
 
     def token(self):
         """4.5.2"""
@@ -216,14 +223,39 @@ class Initiator(End):
         noise = Noise(self.pattern, True, self.peer.prologue, self.peer.noise, self.private, self.psk)
         text, index = noise.write(front + key), random.getrandbits(32)
         cut = len(text) // 2
-        self.pending[index] = noise, private
-        halves = text[:cut], text[cut:]
-        return index, [handshake_datagram(HALF, i, index, half, self.peer.noise) for i, half in enumerate(halves)]
+        halves = [
+            handshake_datagram(HALF, i, index, half, self.peer.noise) for i, half in enumerate((text[:cut], text[cut:]))
+        ]
+        # A message 1 that answers a challenge takes no other (4.10).
+        self.pending[index] = noise, private, halves, {CHALLENGE} if front[:4] == b"\xff" * 4 else set()
+        return index, halves
 
     def shake(self, front=None):
         index, halves = self.message_1(front)
         self.send_halves(halves)
         return index
+
+    def path(self, link, content):
+        """4.8, at the initiator."""
+        if content[0] == PATH:
+            self.paths += 1
+            self.send(link, link.control_cell(LINK, 0, 0, bytes([ECHO]) + content[1:9]))
+
+    def answer(self, datagram):
+        """4.9.6"""
+        part, index = datagram[1], int.from_bytes(datagram[4:8])
+        if index not in self.pending:
+            raise Refused("unexpected-response")
+        halves, taken = self.pending[index][2:]
+        text = open_answer(part, datagram, self.peer.noise, halves[0])
+        if part in taken:
+            raise Refused("unexpected-response")
+        taken.add(part)
+        self.answers[part] += 1
+        if part == COOKIE:
+            self.send_halves(with_mac2(half, text) for half in halves)
+        else:
+            self.shake(b"\xff" * 4 + text[:8])
 
     def send_halves(self, halves):
         for half in halves:
@@ -243,7 +275,7 @@ class Initiator(End):
         index = int.from_bytes(datagram[4:8])
         if index not in self.pending:
             raise Refused("unexpected-response")
-        noise, private = self.pending[index]
+        noise, private = self.pending[index][:2]
         kind, part, _, text = parse_handshake(datagram, x25519_public(noise.ephemeral))
         if (kind, part) != (MESSAGE_2, 0):
             raise Refused("handshake-malformed")
@@ -270,21 +302,37 @@ class Responder(End):
         self.pattern = "IKpsk2" if previous_public else "NK"
         self.handshake_length = 686 if previous_public else 672
         self.halves, self.stamp, self.ephemerals = {}, b"", set()
+        self.secret, self.wants_cookies, self.proven = os.urandom(32), False, 0
+        self.challenge, self.challenged = None, 0
 
     def handshake(self, datagram, source):
         kind, part, index, text = parse_handshake(datagram, self.me.noise)
         if kind != HALF or part > 1:
             raise Refused("handshake-malformed")
+        # 4.9.2
+        if self.wants_cookies:
+            cookie = make_cookie(self.secret, source)
+            if with_mac2(datagram, cookie) != datagram:
+                if part == 0:
+                    self.sock.sendto(make_answer(COOKIE, index, self.me.noise, datagram, cookie), source)
+                return
+            self.proven += 1
         # 4.2.4
         halves = self.halves.setdefault((source, index), {})
         if part in halves:
             raise Refused("half-duplicate")
-        halves[part] = text
+        halves[part] = text, datagram
         if len(halves) == 2:
             del self.halves[source, index]
-            self.message_1(halves[0] + halves[1], index, source)
+            self.message_1(halves[0][0] + halves[1][0], index, source, halves[0][1])
 
-    def message_1(self, text, index, source):
+    def path(self, _link, _content):
+        raise Refused("cell-malformed")
+
+    def answer(self, _datagram):
+        raise Refused("wrong-side")
+
+    def message_1(self, text, index, source, half):
         noise = Noise(self.pattern, False, self.me.prologue, self.me.noise, self.private)
         payload = noise.read(text)
         front, key = payload[:-1184], payload[-1184:]
@@ -296,8 +344,16 @@ class Responder(End):
         else:
             if noise.their_public != self.previous_public:
                 raise Refused("unknown-initiator")
-            if front <= self.stamp:  # 4.1.5
-                raise Refused("stale-timestamp")
+            if front[:4] == b"\xff" * 4:  # 4.10
+                if front[4:] != self.challenge:
+                    raise Refused("stale-timestamp")
+                self.challenge, front = None, struct.pack(">QI", (1 << 62) + 10 + int(time.time()), 0)
+                self.challenged += 1
+            elif front <= self.stamp:  # 4.1.5
+                self.challenge = self.challenge or os.urandom(8)
+                answer = make_answer(CHALLENGE, index, self.me.noise, half, self.challenge + bytes(8))
+                self.sock.sendto(answer, source)
+                return
             self.stamp = front
             link = self.links[0] if self.links else None
         if not link:

@@ -1,15 +1,17 @@
 """A Python entry before real mixes and a real exit."""
 
+import contextlib
 import os
 import random
+import time
 
 from .attacks import check_attacks, check_setup_attacks
 from .chain import Chain
-from .ends import Loop, bound
+from .ends import PATIENCE, Loop, bound
 from .protocol import (
-    ACK_CELLS, CLOSE, DGRAM, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH, REFUSED_BY_POLICY, STATUS, UNKNOWN_FLOW,
-    UNREACHABLE, WINDOW,
-    ack_contents, address, frame, shard_counts,
+    ACK_CELLS, CLOSE, COOKIE, DGRAM, HALF, KEEPALIVE, LINK, MOVE, OPEN, OPENED, PEER, PING, PONG, REACH,
+    REFUSED_BY_POLICY, STATUS, UNKNOWN_FLOW, UNREACHABLE, WINDOW,
+    ack_contents, address, frame, handshake_datagram, shard_counts,
 )  # fmt: skip
 from .report import same
 from .user import Echo, Entry, lengths
@@ -226,3 +228,44 @@ def check_renewal(report, name, entry):
         entry.renew()
         entry.alive(channel)
         same("drops at the entry", entry.drops(), {})
+
+    check_path(report, name, entry, channel)
+    check_cookies(report, name, entry)
+
+
+def check_path(report, name, entry, channel):
+    """4.8: a thief relays a whole renewal, and the first cell under its keys, from an address of its own."""
+    with report.check(f"{name}: a link keeps its address while its initiator answers there"), bound(entry.host) as thief:
+        thief.settimeout(PATIENCE)
+        index, halves = entry.down.message_1()
+        entry.sound.append(("message 2", index))
+        for half in halves:
+            thief.sendto(half, entry.down.peer.address)
+        answer, source = thief.recvfrom(2048)
+        entry.down.silent = True
+        entry.down.receive(answer, source)
+        entry.down.silent = False
+        thief.sendto(entry.link.control_cell(LINK, 0, 0, bytes([KEEPALIVE])), entry.down.peer.address)
+        entry.loop.until(lambda: entry.down.paths == 1, "a path")
+        waited = time.monotonic() + 1.5
+        entry.loop.until(lambda: time.monotonic() > waited, "the time of a move")
+        entry.alive(channel)
+        thief.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            raise AssertionError(f"the thief got {len(thief.recv(2048))} bytes")
+        same("paths", entry.down.paths, 1)
+
+
+def check_cookies(report, name, entry):
+    """4.9: halves that wait for others, more than a quarter of the places."""
+    with report.check(f"{name}: while many halves wait, a handshake needs a cookie"):
+        for index in range(70):
+            half = handshake_datagram(HALF, 0, index, os.urandom(632), entry.down.peer.noise)
+            entry.down.sock.sendto(half, entry.down.peer.address)
+        before = entry.down.answers[COOKIE]
+        entry.renew()
+        same("cookies", entry.down.answers[COOKIE] - before, 1)
+        waited = time.monotonic() + 1.2
+        entry.loop.until(lambda: time.monotonic() > waited, "the time of a half")
+        entry.renew()
+        same("cookies afterwards", entry.down.answers[COOKIE] - before, 1)

@@ -7,7 +7,7 @@ from .chain import Chain
 from .ends import Loop, bound
 from .nodes import Exit, Mix, new_channel_id
 from .protocol import (
-    ACK, ACK_CELLS, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, SETUP,
+    ACK, ACK_CELLS, CHALLENGE, DGRAM, FORWARD, FRAG, OPEN, PING, PONG, REACH, REPORT, SETUP,
     ack_contents, flip_bit, frame, setup_length, shard, shard_counts,
 )  # fmt: skip
 from .report import same
@@ -53,6 +53,7 @@ def check_hops(report, eddy):
                 check_ik_attacks(report, name, chain, client, nodes[0])
             else:
                 check_renewals(report, name, client, nodes[0])
+                check_answers(report, name, client, nodes[0])
             for node in nodes:
                 if chain.is_real(node.me.position - 1):
                     check_ack_attacks(report, chain, client, node)
@@ -202,6 +203,27 @@ def check_renewals(report, name, client, node):
         assert len(used.windows[FORWARD].marked) > marked, "the datagram took another channel"
 
 
+def check_answers(report, name, client, node):
+    """4.9, 4.10: a real initiator that gets kind 3."""
+    link = next(link for link in node.up.links if any(one.open for one in link.channels.values()))
+
+    def renewal():
+        before = link.promotions
+        client.loop.until(lambda: link.promotions > before, "a promotion")
+        client.echo(os.urandom(30))
+
+    with report.check(f"{name}: a real initiator comes back with a cookie"):
+        node.up.wants_cookies = True
+        renewal()
+        node.up.wants_cookies = False
+        assert node.up.proven >= 2, "halves without a cookie were taken"
+    if node.up.pattern == "IKpsk2":
+        with report.check(f"{name}: a real initiator answers a challenge"):
+            node.up.stamp = bytes([0xFE]) * 12
+            renewal()
+            same("answered challenges", node.up.challenged, 1)
+
+
 def check_ack_attacks(report, chain, client, node):
     """Cells for the real node before this one, in the channel of the client."""
     to, size = chain.names[node.me.position - 1], node.size
@@ -254,6 +276,8 @@ def check_ik_attacks(report, name, chain, client, node):
     loop.until(lambda: index in node.answered, "message 2")
     attack("the timestamp of the last handshake", "stale-timestamp", 1, *end.message_1(stamp))
     attack("an older timestamp", "stale-timestamp", 1, *end.message_1(older))
+    with report.check("IK: stale timestamps bring challenges, which are answered"):
+        same("challenges", end.answers[CHALLENGE], 2)
     index, halves = end.message_1()
     end.send_halves(halves)
     loop.until(lambda: index in node.answered, "message 2")

@@ -116,6 +116,7 @@ class Class:
 
 DATA, SETUP, ACK, LINK = range(4)
 DUMMY, KEEPALIVE, CLOCK, ASK, PART = range(5)
+PATH, ECHO = 7, 8
 REACH, WINDOW = 1 << 19, 4096
 
 
@@ -398,13 +399,43 @@ class Noise:
 
 # 4.2 Datagrams
 
-HALF, MESSAGE_2 = 1, 2
-MESSAGE_2_LENGTH = 1176
+HALF, MESSAGE_2, ANSWER = 1, 2, 3
+MESSAGE_2_LENGTH, ANSWER_LENGTH = 1176, 64
+COOKIE, CHALLENGE = 0, 1
 
 
 def handshake_datagram(kind, part, index, noise, receiver_public):
     out = struct.pack(">BBHI", kind, part, 0, index) + noise
     return out + mac1(receiver_public, out) + bytes(16)
+
+
+def with_mac2(half, cookie):
+    """4.9.2"""
+    return half[:-16] + blake2s_mac(cookie, half[:-16])
+
+
+def make_cookie(secret, source):
+    """4.9.1"""
+    host, port = source
+    return blake2s_mac(secret, bytes(10) + b"\xff\xff" + socket.inet_aton(host) + port.to_bytes(2))
+
+
+def answer_keys(part, nonce, responder_public, half):
+    """4.9.6: key and nonce. `half` is part 0 of the message 1."""
+    label = b"eddy1 cookie" if part == COOKIE else b"eddy1 stamp"
+    out = expand(extract(nonce, responder_public + half[-32:-16]), label, 28)
+    return out[:16], out[16:]
+
+
+def make_answer(part, index, responder_public, half, text):
+    nonce = os.urandom(24)
+    head = struct.pack(">BBHI", ANSWER, part, 0, index)
+    return head + nonce + seal(*answer_keys(part, nonce, responder_public, half), text)
+
+
+def open_answer(part, datagram, responder_public, half):
+    nonce, sealed = datagram[8:32], datagram[32:]
+    return unseal(*answer_keys(part, nonce, responder_public, half), sealed)
 
 
 def mac1(receiver_public, text):

@@ -76,7 +76,7 @@ impl Plan {
         loaded.check_lanes()?;
         let next = loaded.next_address()?;
         let lanes = loaded.lanes();
-        let (mut wanted, listeners) = wanted(config, next, lanes)?;
+        let (mut wanted, listeners) = wanted(loaded, next, lanes)?;
         require_users(loaded)?;
         take(&mut wanted, &mut passed, config.role())?;
         require_distinct_ports(&wanted)?;
@@ -249,12 +249,22 @@ fn setting(config: &NodeConfig, key: &str, nth: usize, value: &str) -> String {
     }
 }
 
+/// Any port of an address that this hop's descriptor names, if this host has one from which `next` is reached: the next
+/// hop compares it (docs/SPEC.md 4.9.5).
+fn published(loaded: &Loaded, next: SocketAddr) -> Option<SocketAddr> {
+    let own = if loaded.position > 0 { loaded.contact(loaded.position)? } else { return None };
+    let fits = |ip: &IpAddr| ip.is_ipv4() == next.is_ipv4() && ip.is_loopback() == next.ip().is_loopback();
+    let addresses = own.addresses.iter().map(SocketAddr::ip).filter(fits).map(|ip| SocketAddr::new(ip, 0));
+    addresses.into_iter().find(|address| UdpSocket::bind(address).is_ok())
+}
+
 /// The sockets of a node, in the order in which they are passed.
 fn wanted(
-    config: &NodeConfig,
+    loaded: &Loaded,
     next: Option<SocketAddr>,
     lanes: Lanes,
 ) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
+    let config = &loaded.config;
     let mut wanted = Vec::new();
     let want = |name, said, address| Wanted { name, said, address, stream: name == "socks", passed: None };
 
@@ -271,7 +281,7 @@ fn wanted(
 
     if config.role() != NodeRole::Exit {
         let any = if next.is_some_and(|next| next.is_ipv6()) { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
-        let down = config.down.unwrap_or(any);
+        let down = config.down.or_else(|| published(loaded, next?)).unwrap_or(any);
         let said = format!("{}: down = \"{down}\"", config.place_of("down"));
         if let Some(next) = next.filter(|next| next.is_ipv4() != down.is_ipv4()) {
             let family = if down.is_ipv6() { "IPv6" } else { "IPv4" };
