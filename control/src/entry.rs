@@ -11,9 +11,10 @@
 //! search waits.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
-use rand::RngExt;
+use rand::{Rng, RngExt};
 use wire::cell::Header;
 use wire::ids::{ChannelIndex, ChannelKeys, LinkId};
 use wire::setup::{self, HopPublic, Pending};
@@ -118,19 +119,56 @@ struct BundleKeys {
     hops: Vec<HopPublic>,
     /// When the next interval begins. Not used while no channel is searched for.
     next_interval: Duration,
-    /// A switch of epochs is near until then: who has a channel starts no setup, so that clocks do not label it.
-    near_switch_until: Option<Duration>,
+    /// The interval that was looked at last, and when its bundle is asked for by who has a channel, in ms since 1970. It
+    /// is a random time, because Mix 1 would read the entry's clock from an ask at the start of an interval.
+    interval: Option<(u64, u64)>,
+    /// After a switch of epochs that was near: when it no longer is, and the random time at which held-back setups
+    /// leave, in ms since 1970.
+    release_ms: Range<u64>,
+    /// Setups of who has a channel are held back until then, so that clocks do not label it.
+    held_until: Option<Duration>,
 }
 
 impl BundleKeys {
-    /// Looks at the clock and for the bundle, or asks for it. True if the keys are others than before.
-    fn look(&mut self, user: &mut UserTrust, now: Duration, wall_ms: u64) -> bool {
-        let times = user.view().times();
-        let wait = |until_ms: u64| Duration::from_millis(until_ms.saturating_sub(wall_ms));
-        self.next_interval = now + wait(times.interval_start(times.interval_at(wall_ms) + 1));
-        self.near_switch_until = times.near_switch_until(wall_ms).map(|until_ms| now + wait(until_ms));
-        let chain = *user.view().chain();
-        let bundle = user.bundle(now, wall_ms);
+    fn new() -> BundleKeys {
+        BundleKeys {
+            are_usable: false,
+            records: Vec::new(),
+            hops: Vec::new(),
+            next_interval: Duration::MAX,
+            interval: None,
+            release_ms: 0..0,
+            held_until: None,
+        }
+    }
+
+    /// Looks at the clock and for the bundle, or asks for it, later if all searches can wait until then. True if the
+    /// keys are others than before.
+    fn look(
+        &mut self,
+        rng: &mut impl Rng,
+        user: &mut UserTrust,
+        (now, wall_ms): (Duration, u64),
+        can_wait: impl Fn(Duration) -> bool,
+    ) -> bool {
+        let times = user.session().times();
+        let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(wall_ms));
+        let interval = times.interval_at(wall_ms);
+        self.next_interval = at(times.interval_start(interval + 1));
+        let ask_ms = match self.interval {
+            Some((same, ask_ms)) if same == interval => ask_ms,
+            _ => times.interval_start(interval) + rng.random_range(0..=times.interval_ms() / 10),
+        };
+        self.interval = Some((interval, ask_ms));
+        let near_until = times.near_switch_until(wall_ms);
+        if let Some(until) = near_until.filter(|until| *until != self.release_ms.start) {
+            self.release_ms = until..until + rng.random_range(1..=times.interval_ms());
+        }
+        let is_held = near_until.is_some() || self.release_ms.contains(&wall_ms);
+        self.held_until = is_held.then(|| at(self.release_ms.end));
+        let ask_at = Some(at(ask_ms)).filter(|at| can_wait(*at)).unwrap_or(now);
+        let chain = *user.session().chain();
+        let bundle = user.bundle(now, wall_ms, ask_at);
         self.are_usable = bundle.is_some();
         let Some(bundle) = bundle else { return false };
         let records = bundle.record_hashes();
@@ -150,14 +188,17 @@ impl BundleKeys {
 }
 
 impl Wanted {
-    /// The search must not begin a setup before this.
-    fn not_before(&self, keys: &BundleKeys, open_count: usize) -> Option<Duration> {
-        let until = keys.near_switch_until?;
-        let waits = match &self.open {
+    /// Its search can wait: it, or another one, has a channel for longer.
+    fn can_wait(&self, until: Duration, open_count: usize) -> bool {
+        match &self.open {
             Some(open) => open.replace_by > until,
             None => open_count > 0 && !self.has_lost,
-        };
-        waits.then_some(until)
+        }
+    }
+
+    /// The search must not begin a setup before this.
+    fn not_before(&self, keys: &BundleKeys, open_count: usize) -> Option<Duration> {
+        keys.held_until.filter(|until| self.can_wait(*until, open_count))
     }
 }
 
@@ -165,13 +206,7 @@ impl Entry {
     pub(crate) fn new(config: &Config) -> Option<Entry> {
         let Role::Entry { channels } = &config.role else { return None };
         let mut entry = Entry {
-            keys: BundleKeys {
-                are_usable: false,
-                records: Vec::new(),
-                hops: Vec::new(),
-                next_interval: Duration::MAX,
-                near_switch_until: None,
-            },
+            keys: BundleKeys::new(),
             wanted: Vec::new(),
             searching: BTreeSet::new(),
             scheduled: BTreeSet::new(),
@@ -227,9 +262,11 @@ impl Entry {
             self.searching.insert(number);
         }
 
+        let (searching, wanted) = (&self.searching, &self.wanted);
+        let can_wait = |until| searching.iter().all(|number| wanted[*number].can_wait(until, self.open_count));
         if self.searching.is_empty() || links.down_ready().is_none() {
             self.keys.rest(user, now);
-        } else if self.keys.look(user, now, wall_ms) {
+        } else if self.keys.look(&mut cx.rng, user, (now, wall_ms), can_wait) {
             self.discard_attempts(cx, channels, now);
         }
         self.in_flight.expire(now);
@@ -364,11 +401,11 @@ impl Entry {
     /// The link to Mix 1 is about to be retired, with all channels and attempts.
     pub(crate) fn drop_link(&mut self, channels: &mut Channels, now: Duration) {
         for wanted in &mut self.wanted {
-            wanted.open = None;
-            if let Some(search) = wanted.search.take() {
+            if let Some(search) = std::mem::take(wanted).search {
                 search.cancel(channels, now);
             }
         }
+        self.keys = BundleKeys::new();
         self.open_count = 0;
         self.in_flight = InFlight::default();
         self.searching.clear();

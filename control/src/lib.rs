@@ -205,6 +205,8 @@ impl Control {
     }
 
     fn tick_entry(&mut self, now: Duration) {
+        // Before a setup leaves on a new link: it must not be made for the bundle of the link before.
+        self.follow_links(now);
         let wall_ms = self.wall_ms(now);
         let Control { cx, links, channels, part, .. } = self;
         if let Part::Entry(entry, trust) = part {
@@ -252,7 +254,7 @@ impl Control {
         let Control { cx, links, part, .. } = self;
         let (steps, view) = match part {
             Part::Hop(trust) => (trust.steps(), trust.view()),
-            Part::Entry(_, trust) => (trust.steps(), trust.view()),
+            Part::Entry(_, trust) => (trust.steps(), trust.durable()),
         };
         cx.contacts.update(&cx.config, view);
         // Of several changes of the state the last one is written.
@@ -266,6 +268,12 @@ impl Control {
                 Step::Event(event) => cx.event(Event::Trust(event)),
             }
         }
+    }
+
+    /// The node did not run for a while that ends now, for it was stopped or the host is busy. It may not have read yet
+    /// what came meanwhile, so a silent next hop has its time again (SPEC 4.6.2).
+    pub fn stalled(&mut self, now: Duration) {
+        self.links.stalled(now);
     }
 
     /// Does everything that is due at `now`, when the host's clock says `wall`.
@@ -285,7 +293,6 @@ impl Control {
         }
         links.initiate(cx, now, wall);
         channels.tick(cx, links, now);
-        self.follow_links(now);
         self.tick_entry(now);
         if has_stepped || self.trust_due.min(self.trust_wake(now)) <= now {
             let wall_ms = self.wall_ms(now);
@@ -317,7 +324,7 @@ impl Control {
     pub fn state(&self) -> State {
         match &self.part {
             Part::Hop(trust) => State::of(trust.view(), trust.state().clone()),
-            Part::Entry(_, trust) => State::of(trust.view(), HopState::default()),
+            Part::Entry(_, trust) => State::of(trust.durable(), HopState::default()),
         }
     }
 
@@ -349,7 +356,7 @@ impl Control {
                 trust.take_descriptor(hop, descriptor, now, wall_ms)
             }
             Part::Entry(_, trust) => {
-                let hop = trust.view().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
+                let hop = trust.durable().position(&descriptor.identity).ok_or(BadDescriptor::Unknown)?;
                 trust.take_descriptor(hop, descriptor, wall_ms)
             }
         };
@@ -367,21 +374,29 @@ impl Control {
         self.follow_trust(now);
     }
 
-    /// The descriptors, records and bundles that this node holds.
+    /// The descriptors that this node uses for contact and writes to disk, and those of a hop for everything else.
     pub fn view(&self) -> &View {
         match &self.part {
             Part::Hop(trust) => trust.view(),
-            Part::Entry(_, trust) => trust.view(),
+            Part::Entry(_, trust) => trust.durable(),
+        }
+    }
+
+    /// The records and bundles that this node holds, with their descriptors: at an entry, what came on its link.
+    pub fn bundles(&self) -> &View {
+        match &self.part {
+            Part::Hop(trust) => trust.view(),
+            Part::Entry(_, trust) => trust.session(),
         }
     }
 
     /// What this node holds of the chain's descriptors and bundles.
     pub fn trust_status(&self, now: Duration) -> TrustStatus {
-        let (view, sync, can_sign) = match &self.part {
-            Part::Hop(trust) => (trust.view(), trust.sync(), trust.can_sign(self.wall_ms(now))),
-            Part::Entry(_, trust) => (trust.view(), trust.sync(), false),
+        let (sync, can_sign) = match &self.part {
+            Part::Hop(trust) => (trust.sync(), trust.can_sign(self.wall_ms(now))),
+            Part::Entry(_, trust) => (trust.sync(), false),
         };
-        TrustStatus::of(view, sync, self.wall_ms(now), can_sign)
+        TrustStatus::of(self.view(), self.bundles(), sync, self.wall_ms(now), can_sign)
     }
 
     /// The next output, in binding order.

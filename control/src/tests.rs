@@ -198,6 +198,63 @@ fn control_can_move_to_another_thread() {
     is_send::<Control>();
 }
 
+/// The events with which links of a node towards the next hop came up, or went down.
+fn down_links(world: &World, node: usize, are_up: bool) -> usize {
+    world.node(node).saw(|event| match event {
+        Event::LinkUp { side: Side::Down, .. } => are_up,
+        Event::LinkDown { side: Side::Down, .. } => !are_up,
+        _ => false,
+    })
+}
+
+#[test]
+fn entry_forgets_its_way_to_mix_1_when_a_link_has_ended() {
+    let mut world = World::empty(Plan::new(Class::L, 1));
+    let second = ([10, 9, 9, 1], 1000).into();
+    world.plan.descriptors[0].contacts[0].addresses.push(second);
+    (1..=2).for_each(|at| world.start(at));
+    world.nodes.get_mut(&1).unwrap().up_address = second;
+    world.start(0);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4), "by its second way");
+    let resolved = ([10, 9, 9, 9], 1000).into();
+    world.nodes.get_mut(&0).unwrap().control.resolved(world.now, vec![resolved]);
+
+    world.stop(1);
+    let limit = world.now + secs(200);
+    assert!(world.run_until(limit, |w| down_links(w, 0, false) == 1));
+    assert!(world.node(0).control.cx.contacts.all_addresses().eq([up_address(1), second]));
+    world.record.clear();
+    world.run_for(secs(2));
+    let sent: Vec<_> = world.record.iter().filter(|packet| is_handshake_len(packet.bytes.len())).collect();
+    assert_eq!(sent[0].to, up_address(1), "a new link does not show the way of the last one");
+}
+
+#[test]
+fn no_setup_leaves_on_a_new_link_for_the_bundle_of_the_last_one() {
+    let mut world = World::empty(Plan::new(Class::L, 2));
+    world.run_for(secs(1));
+    (0..=3).for_each(|at| world.start(at));
+    world.run_for(secs(4));
+    // No handshake of the entry arrives, but cells do, until the link is too old in the middle of an interval.
+    world.tap =
+        Box::new(|_, p| if p.to == up_address(1) && is_handshake_len(p.bytes.len()) { Fate::Lose } else { Fate::Pass });
+    world.run_for(ms(175_100));
+    for channel in world.node(0).channels.keys().copied().collect::<Vec<_>>() {
+        world.end(0, channel, EndReason::Lost);
+    }
+    world.run_for(ms(700));
+    assert!(world.has_channels(0, 4), "with this interval's bundle");
+    let limit = world.now + secs(5);
+    assert!(world.run_until(limit, |w| down_links(w, 0, false) == 1));
+    world.tap = Box::new(|_, _| Fate::Pass);
+    let (ended, before) = (world.now, world.node(0).control.counters().setups);
+    assert!(world.run_until(ended + secs(8), |w| down_links(w, 0, true) == 2));
+    assert_eq!((ended.as_secs() / 10, world.node(0).control.counters().setups), (world.now.as_secs() / 10, before));
+    let limit = world.now + secs(2);
+    assert!(world.run_until(limit, |w| w.has_channels(0, 4)));
+}
+
 /// Mix 1 sends an item to an entry as its own control never would. It arrives whatever the tap does.
 fn misuse_trust(world: &mut World, link: LinkId, kind: ItemKind, item: &[u8]) {
     let (now, shape) = (world.now, world.plan.shape);
@@ -255,6 +312,10 @@ fn mix_1_that_shows_entries_different_keys_gives_them_none() {
             let interval = world.node(1).control.trust_status(world.now).interval;
             if world.node(1).control.view().complete(interval).is_some() {
                 let (records, all) = own_bundles(&world, interval, &setup);
+                for hop in 1..=3 {
+                    let descriptor = world.plan.signed(hop);
+                    misuse_trust(&mut world, victim, ItemKind::Descriptor(hop as u8), descriptor.bytes());
+                }
                 for (hop, record) in (1..).zip(&records) {
                     misuse_trust(&mut world, victim, ItemKind::Record(hop), record.travelling());
                 }
@@ -263,7 +324,7 @@ fn mix_1_that_shows_entries_different_keys_gives_them_none() {
                 }
             }
             world.run_for(ms(200));
-            let view = world.node(100).control.view();
+            let view = world.node(100).control.bundles();
             has_seen |= view.bundles(interval).iter().any(|bundle| bundle.records[0].setup == setup);
             let bundles = view.bundles(interval).iter().filter(|bundle| bundle.signatures.is_complete());
             let signed = |hop: usize| State::read(&world.disks[&hop]).unwrap().hop.intervals.hash(interval);

@@ -108,7 +108,7 @@ fn node(
         ))
         .into());
     }
-    let mut loaded = Loaded::read_files(config)?;
+    let mut loaded = Loaded::lock_and_read(config)?;
 
     extend(&mut loaded, extras);
     loaded.config.offload = args.offload.unwrap_or(loaded.config.offload);

@@ -117,6 +117,14 @@ impl Initiator {
         })
     }
 
+    /// The link is gone. What an entry knows of its way would tell Mix 1 whose link the next one is (SPEC 7.3.7).
+    pub(super) fn link_ended(&mut self, cx: &mut Context) {
+        if self.terms.pattern == Pattern::Nk {
+            (self.worked, self.tries, self.resolve_at) = (None, 0, Duration::ZERO);
+            cx.contacts.resolved(Vec::new());
+        }
+    }
+
     /// TAI64N of the wall clock, or of one nanosecond after the last if the clock has not advanced.
     fn next_timestamp(&mut self, wall: SystemTime) -> [u8; 12] {
         let unix = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);

@@ -84,8 +84,6 @@ pub struct HopTrust {
     has_news: bool,
     /// At the last tick a valid descriptor named keys that are here.
     has_certificate: bool,
-    /// The clock was set, and no neighbour has told its own since.
-    awaits_clock: bool,
     /// Since when a neighbour's clock differs.
     clock_off_since: Option<Duration>,
     /// The first interval that may be signed: earlier ones may have been signed before the start.
@@ -145,7 +143,6 @@ impl HopTrust {
             unsaved: None,
             has_news: true,
             has_certificate: false,
-            awaits_clock: false,
             clock_off_since: None,
             first,
             record_at: Duration::ZERO,
@@ -292,9 +289,8 @@ impl HopTrust {
         self.reported.retain(|event| !gone(event));
     }
 
-    /// This node's clock was set. It signs nothing until a neighbour has told its own.
+    /// This node's clock was set. It signs nothing until it has heard from a neighbouring hop's.
     pub fn clock_stepped(&mut self, now: Duration) {
-        self.awaits_clock = self.sync.offsets_ms().next().is_some();
         self.sync.forget_offsets();
         self.sync.ask_soon(now);
     }
@@ -421,7 +417,8 @@ impl HopTrust {
     fn sign(&mut self, now: Duration, wall_ms: u64, interval: u64, keys: usize) {
         let times = self.view.times();
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        if interval < self.first || self.state.intervals.contains(interval) || stops || self.awaits_clock {
+        let knows_a_clock = self.sync.offsets_ms().next().is_some();
+        if interval < self.first || self.state.intervals.contains(interval) || stops || !knows_a_clock {
             return;
         }
         // What arrives together is signed together.
@@ -477,7 +474,6 @@ impl HopTrust {
     fn check_clock(&mut self, now: Duration) {
         let limit = self.view.times().interval_ms();
         let offsets: Vec<i64> = self.sync.offsets_ms().collect();
-        self.awaits_clock &= offsets.is_empty();
         let stops = !offsets.is_empty() && offsets.iter().all(|offset| offset.unsigned_abs() > limit);
         if stops {
             self.report(TrustEvent::ClockStops { offset_ms: offsets[0] });

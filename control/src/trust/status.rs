@@ -34,7 +34,8 @@ pub struct HopStatus {
 }
 
 impl TrustStatus {
-    pub(crate) fn of(view: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
+    /// `view` has the descriptors, `bundles` the bundles: at a hop they are one.
+    pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
             let (revision, not_after) =
@@ -49,7 +50,7 @@ impl TrustStatus {
         TrustStatus {
             interval,
             epoch: view.times().epoch_of(interval),
-            bundle: view.newest_complete().map(|bundle| bundle.signatures.interval),
+            bundle: bundles.newest_complete().map(|bundle| bundle.signatures.interval),
             can_sign,
             clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),

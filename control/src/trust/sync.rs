@@ -15,7 +15,7 @@ use wire::ids::LinkId;
 use self::answers::{ANSWER_CELLS, LINK_CELLS};
 use super::bundle::Signatures;
 use super::encoding::sha256;
-use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cut};
+use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cells, cut};
 use super::view::{BadRecord, BadSignatures, Bundle, Taken, View};
 use super::{Malformed, SignedDescriptor};
 use crate::admission::Bucket;
@@ -31,16 +31,17 @@ const GATHER: Duration = Duration::from_millis(20);
 const ACKNOWLEDGE: Duration = Duration::from_millis(50);
 /// Signature checks per link.
 const VERIFICATIONS: Rate = Rate { per_second: 50, burst: 50 };
+/// Asks of a neighbouring hop. An honest one acknowledges every 50 ms, at most four intervals each time.
+const HOP_ASKS: Rate = Rate { per_second: 100, burst: 100 };
+/// Cells that a neighbouring hop gets. The burst is all that it can lack of the longest chain, in class S: three
+/// descriptors of each hop, its records of two epochs, the signatures of three intervals, and asks.
+const HOP_CELLS: Rate = Rate { per_second: 400, burst: 400 };
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
-/// Most cells that one call sends: the answers to entries, and what two neighbours lack. Of the longest chain that is
-/// two descriptors of each hop, its records of two epochs, the signatures of three intervals, and asks.
-pub(crate) const CELLS_MAX: usize = ANSWER_CELLS.burst as usize + 2 * 800;
+/// Most cells that one call sends: the answers to entries, and what two neighbours get.
+pub(crate) const CELLS_MAX: usize = (ANSWER_CELLS.burst + 2 * HOP_CELLS.burst) as usize;
 /// Asks of a neighbouring hop that are remembered, each for another interval.
 const ASKS_MAX: usize = 4;
-/// Items of each hop that an entry remembers to have come on a link: records of two epochs, one more for a hop that has
-/// started again, and two descriptors.
-const CAME_PER_HOP: usize = 5;
 
 /// The other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ pub enum Peer {
 pub enum News {
     /// A hop, by position, has another newest descriptor.
     Descriptor(usize),
-    /// A descriptor of a hop has arrived that is not its newest, or does not count yet.
+    /// A descriptor of a hop has arrived that is not its newest.
     Certificate(usize),
     /// A record of a hop has arrived.
     Record(usize),
@@ -108,7 +109,9 @@ struct Link {
     content_len: usize,
     reassembly: Reassembly,
     verifications: Bucket,
-    /// Cells that answer this entry.
+    /// Asks of this neighbouring hop.
+    hop_asks: Bucket,
+    /// Cells that answer this entry, or that this neighbouring hop gets.
     cells: Bucket,
     /// The latest asks, one for each interval, the newest last.
     theirs: VecDeque<Ask>,
@@ -127,10 +130,6 @@ struct Link {
     /// The latest signatures name records of these hops that are not held, or their latest records were refused: a bit
     /// for each. The other side may believe that they are held, or their descriptors: an ask shows few bytes of each.
     unknown: u8,
-    /// Of an entry: hashes of the descriptors and records that have come on this link, the newest last, and the latest
-    /// signatures. What it holds from elsewhere would tell Mix 1 which other links are its own.
-    came: VecDeque<[u8; 32]>,
-    signatures_came: Option<([u8; 32], u8)>,
     /// Entry: the ask that waits for its bundle, or in the queue.
     waiting: Option<Ask>,
     is_queued: bool,
@@ -177,7 +176,8 @@ impl Sync {
             content_len,
             reassembly: Reassembly::new(self.hops),
             verifications: Bucket::new(VERIFICATIONS, now),
-            cells: Bucket::new(LINK_CELLS, now),
+            hop_asks: Bucket::new(HOP_ASKS, now),
+            cells: Bucket::new(if peer == Peer::Hop { HOP_CELLS } else { LINK_CELLS }, now),
             theirs: VecDeque::new(),
             sent: Vec::new(),
             look_at: Duration::MAX,
@@ -187,8 +187,6 @@ impl Sync {
             offset_ms: None,
             early: VecDeque::new(),
             unknown: 0,
-            came: VecDeque::new(),
-            signatures_came: None,
             waiting: None,
             is_queued: false,
             answered_old: None,
@@ -222,12 +220,18 @@ impl Sync {
         }
     }
 
-    /// Entry: asks Mix 1 until the bundle of this interval is complete.
-    pub fn want(&mut self, interval: Option<u64>, now: Duration) {
-        if self.wanted != interval {
-            self.wanted = interval;
-            if interval.is_some() {
-                self.ask_soon(now);
+    /// Entry: asks Mix 1, from this time on, until the bundle of this interval is complete.
+    pub fn want(&mut self, interval: Option<u64>, from: Duration) {
+        let is_new = self.wanted != interval;
+        self.wanted = interval;
+        if interval.is_none() {
+            return;
+        }
+        for link in self.links.values_mut().filter(|link| link.peer == Peer::FirstHop) {
+            if is_new {
+                (link.ask_at, link.asks) = (from, 0);
+            } else if link.asks == 0 && link.ask_at != Duration::MAX {
+                link.ask_at = link.ask_at.min(from);
             }
         }
     }
@@ -261,6 +265,9 @@ impl Sync {
         match (content[0], link.peer) {
             (ASK, Peer::FirstHop) | (PART, Peer::Entry) => Err(Refused::NotForEntries),
             (ASK, Peer::Hop) => {
+                if !link.hop_asks.take(now) {
+                    return Err(Refused::RateLimited);
+                }
                 let ask = Ask::read(content, self.hops)?;
                 link.offset_ms = Some(offset(ask.clock_ms, wall_ms));
                 if ask.answer {
@@ -303,9 +310,6 @@ impl Sync {
                     if let ItemKind::Record(hop) = kind {
                         link.unknown &= !(1 << (hop - 1));
                     }
-                    if link.peer == Peer::FirstHop {
-                        link.note_came(kind, &bytes, self.hops);
-                    }
                     let outcome = take_item(view, wall_ms, kind, &bytes, self.hops);
                     if let (ItemKind::Record(hop), Err(_) | Ok(Outcome::Early)) = (kind, &outcome) {
                         link.unknown |= 1 << (hop - 1);
@@ -319,12 +323,20 @@ impl Sync {
                         Outcome::Known => return Ok(Vec::new()),
                         Outcome::News(news) => vec![news],
                     };
-                    // What it was needed for may have arrived before it.
-                    for (kind, bytes) in std::mem::take(&mut link.early) {
-                        match take_item(view, wall_ms, kind, &bytes, self.hops) {
-                            Ok(Outcome::Early) => link.early.push_back((kind, bytes)),
-                            Ok(Outcome::News(more)) => news.push(more),
-                            Ok(Outcome::Known) | Err(_) => {}
+                    // What it was needed for may have arrived before it, and so may what that was needed for.
+                    let mut before = 0;
+                    while std::mem::replace(&mut before, news.len()) < news.len() {
+                        for (kind, bytes) in std::mem::take(&mut link.early) {
+                            match take_item(view, wall_ms, kind, &bytes, self.hops) {
+                                Ok(Outcome::Early) => link.early.push_back((kind, bytes)),
+                                Ok(Outcome::News(more)) => {
+                                    if let News::Record(hop) = more {
+                                        link.unknown &= !(1 << (hop - 1));
+                                    }
+                                    news.push(more);
+                                }
+                                Ok(Outcome::Known) | Err(_) => {}
+                            }
                         }
                     }
                     self.changed(now);
@@ -339,10 +351,9 @@ impl Sync {
     pub fn run(&mut self, view: &View, now: Duration, wall_ms: u64, out: &mut Vec<Outgoing>) {
         self.answer_waiting(view, (now, wall_ms), out);
 
-        let times = view.times();
-        let interval = times.signable_at(wall_ms);
         let intervals = intervals(view, wall_ms);
         for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::Hop) {
+            link.ask(view, *id, &intervals, (now, wall_ms), self.slow, out);
             if link.look_at <= now {
                 let lacking = intervals.iter().flat_map(|n| {
                     // Before the other side has said what it holds, this node asks and sends nothing.
@@ -351,22 +362,6 @@ impl Sync {
                 let items: Vec<Item> = lacking.collect();
                 link.look_at = Duration::MAX;
                 send(link, *id, items, now, self.slow, out);
-            }
-            let asks = link.ask_at <= now;
-            let acknowledges = link.acknowledge_at.is_some_and(|at| at <= now);
-            if asks || acknowledges {
-                for (i, interval) in intervals.iter().enumerate() {
-                    let mut ask = own_ask(view, *interval, asks && i == 0, wall_ms);
-                    link.show_unknown(&mut ask);
-                    out.push((*id, ask.to_bytes()));
-                }
-                link.acknowledge_at = None;
-                link.unknown = 0;
-            }
-            if asks {
-                let missing = view.complete(interval).is_none() || link.theirs.is_empty();
-                link.ask_at = if missing { now + pace(link.asks, self.slow) } else { Duration::MAX };
-                link.asks += 1;
             }
         }
         for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::FirstHop) {
@@ -378,7 +373,6 @@ impl Sync {
             if link.ask_at <= now {
                 // Its clock is nobody's business: it would be recognised by it.
                 let mut ask = own_ask(view, wanted, true, 0);
-                link.show_what_came(view, &mut ask);
                 link.show_unknown(&mut ask);
                 link.unknown = 0;
                 out.push((*id, ask.to_bytes()));
@@ -488,24 +482,34 @@ fn signatures_item(signatures: &Signatures) -> Item {
     Item { kind: ItemKind::Signatures, bytes: signatures.to_bytes() }
 }
 
-/// Sends new items at once, and others again when their time has come.
+/// Sends new items at once, and others again when their time has come, as far as the link's budget goes.
 fn send(link: &mut Link, id: LinkId, items: Vec<Item>, now: Duration, slow: Duration, out: &mut Vec<Outgoing>) {
     let mut before = std::mem::take(&mut link.sent);
     for item in items {
         let hash = sha256(&[&item.bytes]);
-        let known = before.iter().position(|sent| sent.kind == item.kind && sent.id == hash);
-        let mut sent = match known {
+        let is_same = |sent: &Sent| sent.kind == item.kind && sent.id == hash;
+        // Intervals of one epoch lack the same records.
+        if link.sent.iter().any(is_same) {
+            continue;
+        }
+        let mut sent = match before.iter().position(is_same) {
             Some(at) => before.swap_remove(at),
             None => Sent { kind: item.kind, id: hash, tries: 0, again_at: now },
         };
         if sent.again_at <= now {
-            out.extend(cut(item.kind, &item.bytes, link.content_len).into_iter().map(|content| (id, content)));
-            sent.again_at = now + pace(sent.tries, slow);
-            sent.tries += 1;
+            if link.cells.take_many(now, cells(&item.bytes, link.content_len) as u32) {
+                out.extend(cut(item.kind, &item.bytes, link.content_len).into_iter().map(|content| (id, content)));
+                sent.again_at = now + pace(sent.tries, slow);
+                sent.tries += 1;
+            } else {
+                sent.again_at = now + AGAIN;
+            }
         }
         link.look_at = link.look_at.min(sent.again_at);
         link.sent.push(sent);
     }
+    // Asks that show an item and then do not show it have it sent no sooner.
+    link.sent.extend(before.into_iter().filter(|sent| sent.again_at > now));
 }
 
 fn take_item(view: &mut View, wall_ms: u64, kind: ItemKind, bytes: &[u8], hops: usize) -> Result<Outcome, Refused> {
@@ -559,41 +563,39 @@ fn unknown_records(view: &View, kind: ItemKind, bytes: &[u8], hops: usize) -> u8
 }
 
 impl Link {
-    /// Notes, at an entry, what Mix 1 knows this link to have.
-    fn note_came(&mut self, kind: ItemKind, bytes: &[u8], hops: usize) {
-        match kind {
-            ItemKind::Record(_) | ItemKind::Descriptor(_) => {
-                let hash = sha256(&[bytes]);
-                self.came.retain(|other| *other != hash);
-                self.came.push_back(hash);
-                if self.came.len() > CAME_PER_HOP * hops {
-                    self.came.pop_front();
-                }
-            }
-            ItemKind::Signatures => {
-                let signatures = Signatures::read(bytes, hops).ok();
-                let signatures = signatures.map(|signatures| (signatures.hash, signatures.present()));
-                self.signatures_came = signatures.or(self.signatures_came);
-            }
-            ItemKind::Clock => {}
+    /// Sends the asks that are due to a neighbouring hop.
+    fn ask(
+        &mut self,
+        view: &View,
+        id: LinkId,
+        intervals: &[u64],
+        (now, wall_ms): (Duration, u64),
+        slow: Duration,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let asks = self.ask_at <= now;
+        let acknowledges = self.acknowledge_at.is_some_and(|at| at <= now);
+        if !asks && !acknowledges {
+            return;
         }
-    }
-
-    /// Takes out of an entry's ask what did not come on this link.
-    fn show_what_came(&self, view: &View, ask: &mut Ask) {
-        let epoch = view.times().epoch_of(ask.interval);
-        for (i, held) in ask.held.iter_mut().enumerate() {
-            let record = view.record(i + 1, epoch).map(|record| sha256(&[record.travelling()]));
-            if !record.is_some_and(|record| self.came.contains(&record)) {
-                (held.draw, held.record) = (0, [0; 4]);
-            }
-            let descriptor = view.descriptor(i + 1).map(|descriptor| sha256(&[descriptor.bytes()]));
-            if !descriptor.is_some_and(|descriptor| self.came.contains(&descriptor)) {
-                (held.revision, held.descriptor) = (0, [0; 2]);
-            }
+        if !self.cells.take_many(now, intervals.len() as u32) {
+            let later = now + ACKNOWLEDGE;
+            self.ask_at = if asks { later } else { self.ask_at };
+            self.acknowledge_at = self.acknowledge_at.map(|at| at.max(later));
+            return;
         }
-        let came = self.signatures_came.filter(|(hash, _)| hash_tag(hash) == ask.hash);
-        (ask.hash, ask.signatures) = came.map_or(([0; 8], 0), |(_, present)| (ask.hash, ask.signatures & present));
+        for (i, interval) in intervals.iter().enumerate() {
+            let mut ask = own_ask(view, *interval, asks && i == 0, wall_ms);
+            self.show_unknown(&mut ask);
+            out.push((id, ask.to_bytes()));
+        }
+        self.acknowledge_at = None;
+        self.unknown = 0;
+        if asks {
+            let missing = view.complete(view.times().signable_at(wall_ms)).is_none() || self.theirs.is_empty();
+            self.ask_at = if missing { now + pace(self.asks, slow) } else { Duration::MAX };
+            self.asks += 1;
+        }
     }
 
     /// Says of the hops whose records are unknown that this node holds nothing of them.

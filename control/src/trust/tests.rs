@@ -16,6 +16,7 @@ use super::descriptor::{HopRole, NUMBER_END, NodeDescriptor, SignedDescriptor};
 use super::hop::{CertifiedKeys, HopSetup, HopState, HopTrust, Step, TrustEvent};
 use super::message::{ASK, Ask, Held, ItemKind, cut};
 use super::record::{EpochRecord, SignedRecord};
+use super::state::State;
 use super::sync::Peer;
 use super::user::UserTrust;
 use super::view::View;
@@ -81,6 +82,8 @@ struct World {
     signed: BTreeMap<(usize, u64), BTreeSet<[u8; 32]>>,
     events: Vec<(usize, TrustEvent)>,
     sent: usize,
+    /// Cells that each hop has sent on each of its links.
+    sent_on: BTreeMap<(usize, LinkId), usize>,
     /// States written, of all hops.
     saves: usize,
 }
@@ -110,6 +113,7 @@ impl World {
             signed: BTreeMap::new(),
             events: Vec::new(),
             sent: 0,
+            sent_on: BTreeMap::new(),
             saves: 0,
         };
         for hop in 1..=hops {
@@ -196,6 +200,9 @@ impl World {
 
     fn send(&mut self, from: Node, link: LinkId, content: Vec<u8>) {
         self.sent += 1;
+        if let Node::Hop(hop) = from {
+            *self.sent_on.entry((hop, link)).or_default() += 1;
+        }
         if self.rng.random_bool(self.loss) {
             return;
         }
@@ -276,8 +283,8 @@ impl World {
         for user in 0..self.users.len() {
             let wall = self.wall(self.users[user].offset_ms);
             let one = &mut self.users[user];
-            let interval = one.trust.view().times().interval_at(wall);
-            if one.trust.bundle(now, wall).is_some() {
+            let interval = one.trust.session().times().interval_at(wall);
+            if one.trust.bundle(now, wall, now).is_some() {
                 one.had.insert(interval);
             }
             one.trust.tick(now, wall);
@@ -296,7 +303,7 @@ impl World {
             self.run(STEP_MS);
             let wall = self.wall(self.users[user].offset_ms);
             let now = self.now();
-            if self.users[user].trust.bundle(now, wall).is_some() {
+            if self.users[user].trust.bundle(now, wall, now).is_some() {
                 return self.now_ms - start;
             }
         }
@@ -364,7 +371,7 @@ fn restarted_hop_takes_part_in_the_next_interval_that_it_can() {
             // The bundles that the user still has name keys that are gone.
             let has_new_keys = |world: &mut World| {
                 let (now, wall) = (world.now(), world.wall(0));
-                let Some(bundle) = world.users[0].trust.bundle(now, wall) else { return false };
+                let Some(bundle) = world.users[0].trust.bundle(now, wall, now) else { return false };
                 let named = bundle.records[hop - 1].clone();
                 world.hops[hop - 1].trust.keyring().record(named.epoch).is_some_and(|own| own.hash() == named.hash())
             };
@@ -418,7 +425,8 @@ fn hop_that_always_draws_keys_gives_nobody_keys_of_his_own() {
         world.restart(2, disk, 50);
         world.run(2000);
         let (now, wall) = (world.now(), world.wall(0));
-        let hashes: Vec<_> = (0..2).map(|user| world.users[user].trust.bundle(now, wall).map(|b| b.hash())).collect();
+        let hashes: Vec<_> =
+            (0..2).map(|user| world.users[user].trust.bundle(now, wall, now).map(|b| b.hash())).collect();
         if let [Some(a), Some(b)] = hashes[..] {
             assert_eq!(a, b);
         }
@@ -439,9 +447,11 @@ fn renewed_descriptor_reaches_everyone_in_band() {
         assert_eq!(world.hops[hop - 1].trust.view().descriptor(3).unwrap().revision, 9, "at hop {hop}");
     }
     world.time_to_bundle(0, 1000);
-    assert_eq!(world.users[0].trust.view().descriptor(3).unwrap().revision, 9);
+    assert_eq!(world.users[0].trust.session().descriptor(3).unwrap().revision, 9);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
+    world.run(12_000);
+    assert_eq!(world.users[0].trust.durable().descriptor(3).unwrap().revision, 9, "also for contact, an epoch later");
     world.assert_nobody_signed_twice();
 }
 
@@ -456,7 +466,7 @@ fn descriptor_that_spreads_before_its_node_loads_it_is_adopted() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[2].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[2].revision, 9);
 }
 
 #[test]
@@ -498,10 +508,77 @@ fn descriptor_that_no_bundle_names_is_no_contact() {
     }
     world.run(5000);
     assert!(world.users[0].had.len() > 5, "bundles come on");
-    let view = world.users[0].trust.view();
-    assert_eq!(view.descriptor(1).unwrap().revision, 1);
-    let state = super::state::State::of(view, HopState::default());
-    assert!(state.descriptors.iter().all(|descriptor| descriptor.revision == 1), "nor is it on disk");
+    assert_eq!(contact_revisions(&world), [1, 1, 1]);
+}
+
+/// The newest revision of each hop that the first entry uses for contact and has on disk.
+fn contact_revisions(world: &World) -> Vec<u64> {
+    let durable = world.users[0].trust.durable();
+    let revisions: Vec<u64> = (1..=world.hops.len()).map(|hop| durable.descriptor(hop).unwrap().revision).collect();
+    let state = State::of(durable, HopState::default());
+    let on_disk = |hop: usize| {
+        let all = state.descriptors.iter().filter(|one| one.identity == world.terms.identities[hop - 1]);
+        all.map(|one| one.revision).max().unwrap()
+    };
+    assert!(revisions.iter().zip(1..).all(|(revision, hop)| *revision == on_disk(hop)));
+    revisions
+}
+
+/// Hop 1 has another descriptor, which revokes all before it.
+fn renew_mix_1(world: &mut World, revision: u64) {
+    let renewed = signed(NodeDescriptor { revision, floor: revision, ..node(1, world.hops.len()) }, 1);
+    let (now, wall) = (world.now(), world.wall(0));
+    world.hops[0].trust.take_descriptor(1, renewed, now, wall).unwrap();
+}
+
+#[test]
+fn descriptor_is_a_contact_after_bundles_an_epoch_apart() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    renew_mix_1(&mut world, 9);
+    world.run(2000);
+    assert_eq!(world.users[0].trust.session().descriptor(1).unwrap().revision, 9);
+    // It certifies at once, and neither it nor its floor counts for anything else.
+    world.run(7000);
+    assert_eq!((contact_revisions(&world), world.users[0].trust.durable().floor(1)), (vec![1, 1, 1], 0));
+    world.run(3000);
+    assert_eq!((contact_revisions(&world), world.users[0].trust.durable().floor(1)), (vec![9, 1, 1], 9));
+    world.time_to_bundle(0, 1000);
+}
+
+#[test]
+fn descriptor_that_others_replace_within_an_epoch_is_no_contact() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    // Whoever joins within some seconds would have a contact of his own.
+    for revision in 10..15 {
+        renew_mix_1(&mut world, revision);
+        world.run(6000);
+        assert_eq!(world.users[0].trust.session().descriptor(1).unwrap().revision, revision);
+        assert_eq!((contact_revisions(&world), world.users[0].trust.durable().floor(1)), (vec![1, 1, 1], 0));
+    }
+    world.run(7000);
+    assert_eq!(contact_revisions(&world), [14, 1, 1]);
+}
+
+#[test]
+fn entry_uses_no_bundle_that_its_files_revoke_and_does_not_show_it() {
+    let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    (0..2).for_each(|_| world.add_user(0));
+    let revoking = signed(NodeDescriptor { revision: 9, floor: 9, ..node(3, 3) }, 3);
+    let wall = world.wall(0);
+    world.users[0].trust.take_descriptor(3, revoking, wall).unwrap();
+    world.run(2000);
+    let (now, wall) = (world.now(), world.wall(0));
+    let [user, other] = [0, 1].map(|user| {
+        let trust = &mut world.users[user].trust;
+        let is_usable = trust.bundle(now, wall, now).is_some();
+        trust.tick(now, wall);
+        (is_usable, trust.steps().len())
+    });
+    assert_eq!((user, other), ((false, 0), (true, 0)), "nobody asks any more");
 }
 
 /// The newest descriptor of a hop as each hop has it.
@@ -598,32 +675,126 @@ fn node_with_old_keys_waits_for_the_next_interval() {
     }
 }
 
+/// What an entry sends on a new link on which these items come, one every 300 ms.
+fn shown_on_a_new_link(world: &World, trust: &mut UserTrust, items: &[(ItemKind, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let (mut now, mut wall) = (world.now(), world.wall(0));
+    let new = LinkId(77);
+    trust.link_down(DOWN);
+    trust.steps();
+    trust.link_up(new, world.shape.control_content(Direction::Forward, 1), now);
+    let mut shown = Vec::new();
+    for (kind, item) in items {
+        for mut part in cut(*kind, item, world.shape.payload()) {
+            part.resize(world.shape.payload(), 0);
+            let _ = trust.take(now, wall, new, &part);
+        }
+        trust.bundle(now, wall, now);
+        trust.tick(now, wall);
+        shown.extend(trust.steps().into_iter().filter_map(|step| match step {
+            Step::Send(link, content) => Some((link, content)),
+            _ => None,
+        }));
+        (now, wall) = (now + Duration::from_millis(300), wall + 300);
+    }
+    assert!(shown.iter().all(|(link, content)| *link == new && content[0] == ASK));
+    shown.into_iter().map(|(_, content)| content).collect()
+}
+
+/// Lets an entry have items on the link that it has.
+fn give(world: &mut World, user: usize, items: &[(ItemKind, Vec<u8>)]) {
+    let (now, wall) = (world.now(), world.wall(0));
+    for (kind, item) in items {
+        for mut part in cut(*kind, item, world.shape.payload()) {
+            part.resize(world.shape.payload(), 0);
+            let _ = world.users[user].trust.take(now, wall, DOWN, &part);
+        }
+    }
+}
+
+fn item(descriptor: &SignedDescriptor, hop: u8) -> (ItemKind, Vec<u8>) {
+    (ItemKind::Descriptor(hop), descriptor.bytes().to_vec())
+}
+
+/// Entries with different pasts get the same items on a new link, and show the same there.
+fn assert_shown_alike(world: &World, mut trusts: Vec<UserTrust>, items: &[(ItemKind, Vec<u8>)]) -> Vec<Ask> {
+    let mut all: Vec<_> = trusts.iter_mut().map(|trust| shown_on_a_new_link(world, trust, items)).collect();
+    let first = all.pop().unwrap();
+    assert!(first.len() > 1 && all.iter().all(|other| *other == first));
+    first.iter().map(|ask| Ask::read(ask, world.hops.len()).unwrap()).collect()
+}
+
 #[test]
 fn entry_shows_on_a_link_only_what_came_on_it() {
     let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    // One has been on another link, one has a newer descriptor from a file, one starts.
+    (0..2).for_each(|_| world.add_user(0));
+    world.run(2000);
+    let newer = signed(NodeDescriptor { revision: 9, ..node(2, 3) }, 2);
+    let wall = world.wall(0);
+    world.users[1].trust.take_descriptor(2, newer, wall).unwrap();
     world.add_user(0);
-    world.time_to_bundle(0, 1000);
-    let (now, next) = (world.now(), world.wall(0) + 10_000);
-    let (hops, content) = (world.hops.len(), world.shape.control_content(Direction::Forward, 1));
-    let user = &mut world.users[0].trust;
-    let mut ask_on = |wanted: LinkId, wall: u64| {
-        assert!(user.bundle(now, wall).is_none());
-        user.tick(now, wall);
-        let asks = user.steps().into_iter().filter_map(|step| match step {
-            Step::Send(link, content) if link == wanted && content[0] == ASK => Ask::read(&content, hops).ok(),
-            _ => None,
-        });
-        let asks: Vec<Ask> = asks.collect();
-        user.link_down(DOWN);
-        user.link_up(LinkId(77), content, now);
-        asks
+    let view = world.hops[0].trust.view();
+    let bundle = view.complete(view.times().interval_at(wall)).unwrap().clone();
+    let mut items = vec![(ItemKind::Clock, wall.to_be_bytes().to_vec())];
+    // Altered, and so refused; then as everyone has them.
+    let mut altered = item(&bundle.descriptors[1], 2);
+    *altered.1.last_mut().unwrap() ^= 1;
+    items.push(altered);
+    items.extend((1..).zip(&bundle.descriptors).map(|(hop, descriptor)| item(descriptor, hop)));
+    let record = |(hop, record): (u8, &SignedRecord)| (ItemKind::Record(hop), record.travelling().to_vec());
+    items.extend((1..).zip(bundle.records.iter().map(|record| &**record)).map(record));
+    let mut some = bundle.signatures.clone();
+    some.signatures[2] = None;
+    items.push((ItemKind::Signatures, some.to_bytes()));
+    items.push((ItemKind::Signatures, bundle.signatures.to_bytes()));
+
+    let trusts = std::mem::take(&mut world.users).into_iter().map(|user| user.trust).collect();
+    let asks = assert_shown_alike(&world, trusts, &items);
+    assert!(asks[0].held.iter().all(|held| *held == Held::default()) && asks[0].signatures == 0);
+    let last = asks.last().unwrap();
+    assert!(last.held.iter().all(|held| held.revision == 1 && held.draw > 0) && last.signatures == 0b011);
+    assert!(asks.iter().all(|ask| ask.clock_ms == 0));
+}
+
+#[test]
+fn entry_does_not_show_which_descriptors_it_has() {
+    let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    (0..3).for_each(|_| world.add_user(0));
+    world.run(2000);
+    // A label of the first entry: it has it for contact. The second one has it from its link.
+    let label = signed(NodeDescriptor { revision: 9, ..node(1, 3) }, 1);
+    let wall = world.wall(0);
+    world.users[0].trust.take_descriptor(1, label.clone(), wall).unwrap();
+    give(&mut world, 1, &[item(&label, 1)]);
+    let view = world.hops[0].trust.view();
+    let (chain, epoch) = (*view.chain(), view.times().epoch_of(view.times().interval_at(wall)));
+    let record = EpochRecord {
+        identity: label.identity,
+        descriptor: *label.hash(),
+        revision: 9,
+        epoch,
+        draw: wall / 1000 + 50,
+        setup: SetupPublic::new([9; 32], None).unwrap(),
     };
-    let came = &ask_on(DOWN, next)[0];
-    assert!(came.held.iter().all(|held| held.revision > 0 && held.draw > 0 && held.record != [0; 4]));
-    // Mix 1 cannot find out that a new link is of the same entry.
-    let shown = &ask_on(LinkId(77), next + 10_000)[0];
-    assert!(shown.held.iter().all(|held| *held == Held::default()));
-    assert!([came, shown].iter().all(|ask| ask.clock_ms == 0 && ask.signatures == 0));
+    let record = record.sign(&chain, &identity(101));
+    // Mix 1 sends a record under it, and not the descriptor.
+    let probe = (ItemKind::Record(1), record.travelling().to_vec());
+    let trusts = std::mem::take(&mut world.users).into_iter().map(|user| user.trust).collect();
+    let asks = assert_shown_alike(&world, trusts, &[probe.clone(), probe]);
+    assert!(asks.iter().all(|ask| ask.held[0] == Held::default()));
+}
+
+#[test]
+fn items_of_one_link_use_up_no_share_of_the_next() {
+    let mut world = World::new(3, Class::L, (10, 3600), 0.0);
+    (0..2).for_each(|_| world.add_user(0));
+    world.run(2000);
+    let at = |revision| item(&signed(NodeDescriptor { revision, ..node(1, 3) }, 1), 1);
+    // As many new descriptors as there may be in an epoch.
+    give(&mut world, 0, &(10..20).map(at).collect::<Vec<_>>());
+    let trusts = std::mem::take(&mut world.users).into_iter().map(|user| user.trust).collect();
+    let asks = assert_shown_alike(&world, trusts, &[at(30), at(31)]);
+    assert_eq!(asks[1].held[0].revision, 31);
 }
 
 /// Cells that each link gets in three seconds from Mix 1, whom `GREEDY` entries ask all the time. The last link, an
@@ -691,6 +862,95 @@ fn entries_that_always_ask_leave_answers_to_others() {
     }
 }
 
+/// Hop 1 sends hop 2 twenty asks every 5 ms in addition to its own, for ten seconds.
+fn asked_by_a_greedy_hop(class: Class, asks: impl Fn(&View, u64, usize) -> Ask) {
+    let mut world = World::new(4, class, (1, 10), 0.0);
+    world.run(3000);
+    world.sent_on.clear();
+    let (start_ms, mut late) = (world.now_ms, Vec::new());
+    while world.now_ms < start_ms + 10_000 {
+        let (now, wall) = (world.now(), world.wall(0));
+        let interval = wall / 1000;
+        for number in 0..20 {
+            let ask = asks(world.hops[1].trust.view(), interval, number).to_bytes();
+            let _ = world.hops[1].trust.take(now, wall, UP, &ask);
+        }
+        if wall % 1000 == 0 && world.hops[2].trust.view().complete(interval).is_none() {
+            late.push(interval);
+        }
+        world.run(STEP_MS);
+    }
+    let sent = world.sent_on[&(2, UP)];
+    assert!(sent <= 400 + 10 * 400, "class {class}: {sent} cells to the greedy hop");
+    assert!(late.is_empty(), "class {class}: hop 3 had no bundle when {late:?} began");
+    let neighbours = [(2, DOWN), (3, UP)].map(|link| world.sent_on[&link]);
+    assert!(neighbours.iter().all(|sent| *sent < 1000), "class {class}: {neighbours:?} cells between hops 2 and 3");
+}
+
+#[test]
+fn greedy_hop_gets_its_share_and_others_their_bundles() {
+    for class in [Class::S, Class::L] {
+        asked_by_a_greedy_hop(class, |_, interval, _| blank_ask(interval));
+        asked_by_a_greedy_hop(class, |view, interval, number| {
+            let held = if number % 2 == 0 { vec![Held::default(); 4] } else { view.held(interval) };
+            Ask { held, ..blank_ask(interval + number as u64 % 3) }
+        });
+    }
+}
+
+#[test]
+fn item_is_not_sent_again_because_an_ask_does_not_show_it() {
+    let mut world = World::new(3, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let before = world.sent_on[&(2, UP)];
+    let (view, wall) = (world.hops[1].trust.view(), world.wall(0));
+    let interval = view.times().interval_at(wall);
+    let nothing = Ask { answer: false, held: vec![Held::default(); 3], ..blank_ask(interval) };
+    let all = Ask { held: view.held(interval), ..nothing.clone() };
+    let mut sent_in_100_ms = || {
+        for _ in 0..10 {
+            for ask in [&nothing, &all] {
+                let (now, wall) = (world.now(), world.wall(0));
+                world.hops[1].trust.take(now, wall, UP, &ask.to_bytes()).unwrap();
+                world.run(STEP_MS);
+            }
+        }
+        world.sent_on[&(2, UP)] - before
+    };
+    let once = sent_in_100_ms();
+    assert!((1..=10).contains(&once), "descriptors, records and signatures, once: {once} cells");
+    assert_eq!(sent_in_100_ms(), once);
+}
+
+/// The last interval that a hop has signed.
+fn last_signed(world: &World, hop: usize) -> u64 {
+    let of_hop = world.signed.keys().filter(|(of, _)| *of == hop);
+    of_hop.map(|(_, interval)| *interval).max().expect("it has signed")
+}
+
+#[test]
+fn hop_that_knows_no_neighbours_clock_signs_nothing() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.run(3000);
+    [UP, DOWN].into_iter().for_each(|link| world.hops[1].trust.link_down(link));
+    let before = last_signed(&world, 2);
+    world.run(3000);
+    assert_eq!(last_signed(&world, 2), before);
+    (1..3).for_each(|hop| world.connect(hop));
+    world.run(1500);
+    assert!(last_signed(&world, 2) > before);
+
+    // It was set twice before a neighbour could say its own, just before the next signature.
+    world.run(1795 - (START_MS + world.now_ms) % 1000);
+    let (now, before) = (world.now(), last_signed(&world, 2));
+    (0..2).for_each(|_| world.hops[1].trust.clock_stepped(now));
+    world.run(2 * STEP_MS);
+    assert_eq!((last_signed(&world, 1), last_signed(&world, 2)), (before + 1, before));
+    world.run(200);
+    assert_eq!(last_signed(&world, 2), before + 1);
+    world.assert_nobody_signed_twice();
+}
+
 #[test]
 fn clock_that_was_ahead_at_the_start_does_not_lock_a_hop_out() {
     let mut world = World::new(3, Class::L, (1, 10), 0.0);
@@ -712,7 +972,8 @@ fn clock_that_was_ahead_at_the_start_does_not_lock_a_hop_out() {
 fn publish_for_hop_2(world: &mut World, revision: u64, draw: u64) {
     let stolen = signed(NodeDescriptor { revision, ..node(2, 3) }, 2);
     let (now, wall) = (world.now(), world.wall(0));
-    let epoch = world.users[0].trust.view().times().epoch_of(world.users[0].trust.view().times().interval_at(wall));
+    let epoch =
+        world.users[0].trust.session().times().epoch_of(world.users[0].trust.session().times().interval_at(wall));
     let record = EpochRecord {
         identity: stolen.identity,
         descriptor: *stolen.hash(),
@@ -721,7 +982,7 @@ fn publish_for_hop_2(world: &mut World, revision: u64, draw: u64) {
         draw,
         setup: SetupKey::generate(Suite::X25519, Secret::new([9; 32])).public(),
     };
-    let record = record.sign(world.users[0].trust.view().chain(), &identity(102));
+    let record = record.sign(world.users[0].trust.session().chain(), &identity(102));
     let _ = world.hops[0].trust.take_descriptor(2, stolen, now, wall);
     let len = world.shape.control_content(Direction::Backward, 2);
     for mut part in cut(ItemKind::Record(2), record.travelling(), len) {
@@ -762,6 +1023,6 @@ fn renewed_descriptor_ends_the_draws_of_a_thief() {
     world.run(3000);
     world.time_to_bundle(0, 1000);
     let (now, wall) = (world.now(), world.wall(0));
-    assert_eq!(world.users[0].trust.bundle(now, wall).unwrap().records[1].revision, 9);
+    assert_eq!(world.users[0].trust.bundle(now, wall, now).unwrap().records[1].revision, 9);
     world.assert_nobody_signed_twice();
 }

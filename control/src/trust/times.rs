@@ -49,6 +49,11 @@ impl Times {
         interval.saturating_mul(self.interval_ms)
     }
 
+    /// True if one of these intervals begins an epoch or more after the other.
+    pub fn is_epoch_apart(&self, one: u64, other: u64) -> bool {
+        one.abs_diff(other).saturating_mul(self.interval_ms) >= self.epoch_ms
+    }
+
     /// When hops begin to sign for an interval.
     pub fn signing_start(&self, interval: u64) -> u64 {
         self.interval_start(interval).saturating_sub(self.interval_ms / 5)

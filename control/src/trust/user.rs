@@ -1,5 +1,9 @@
 //! An entry's part: it asks Mix 1 for the bundle of the running interval when it wants to set up a
 //! channel, and uses no other (SPEC 7.6, 7.9).
+//!
+//! It has two views, so that Mix 1 does not recognise an entry by what it holds. Asks and bundles come from `session`,
+//! which is new for each link and takes nothing but what arrives on it. `durable` comes from files. It serves to reach
+//! Mix 1, and what a link has brought gets into it only after two bundles, an epoch apart, that name it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +18,19 @@ use super::view::{BadDescriptor, Bundle, Taken, View};
 /// A bundle that is missing so long is reported.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 
+/// A descriptor that a link has brought and that does not count yet.
+#[derive(Clone, Copy)]
+struct Candidate {
+    hash: [u8; 32],
+    /// The interval of the first bundle that named it.
+    since: u64,
+}
+
 pub struct UserTrust {
-    view: View,
+    durable: View,
+    session: View,
+    /// By position - 1. In memory only: on disk it would be what it prevents, a trace of a single bundle.
+    candidates: Vec<Option<Candidate>>,
     sync: Sync,
     steps: Vec<Step>,
     /// Number of the last [`Step::Save`].
@@ -30,12 +45,12 @@ pub struct UserTrust {
 }
 
 impl UserTrust {
-    pub fn new(mut view: View, now: Duration) -> UserTrust {
-        view.confirms_descriptors();
-        let sync = Sync::new(&view, now);
+    pub fn new(durable: View, now: Duration) -> UserTrust {
         UserTrust {
-            view,
-            sync,
+            session: View::new(durable.terms().clone()),
+            candidates: vec![None; durable.hops()],
+            sync: Sync::new(&durable, now),
+            durable,
             steps: Vec::new(),
             saves: 0,
             reported_offset: false,
@@ -46,8 +61,14 @@ impl UserTrust {
         }
     }
 
-    pub fn view(&self) -> &View {
-        &self.view
+    /// The descriptors and floors that count for contact and are written to disk.
+    pub fn durable(&self) -> &View {
+        &self.durable
+    }
+
+    /// What has come on the link.
+    pub fn session(&self) -> &View {
+        &self.session
     }
 
     pub fn sync(&self) -> &Sync {
@@ -64,7 +85,7 @@ impl UserTrust {
         descriptor: SignedDescriptor,
         wall_ms: u64,
     ) -> Result<Taken, BadDescriptor> {
-        let taken = self.view.take_descriptor(hop, descriptor, wall_ms / 1000)?;
+        let taken = self.durable.take_descriptor(hop, descriptor, wall_ms / 1000)?;
         if taken != Taken::Known {
             self.report_ambiguous(hop);
             self.save();
@@ -73,7 +94,7 @@ impl UserTrust {
     }
 
     fn report_ambiguous(&mut self, hop: usize) {
-        if let Some(revision) = self.view.ambiguous_revision(hop).filter(|_| self.ambiguous.insert(hop)) {
+        if let Some(revision) = self.durable.ambiguous_revision(hop).filter(|_| self.ambiguous.insert(hop)) {
             self.steps.push(Step::Event(TrustEvent::AmbiguousRevision { hop, revision }));
         }
     }
@@ -86,7 +107,7 @@ impl UserTrust {
 
     /// A new link is up. What came on earlier ones is forgotten: Mix 1 could find out by it whose they were.
     pub fn link_up(&mut self, link: LinkId, content_len: usize, now: Duration) {
-        self.view.forget_bundles();
+        self.session = View::new(self.durable.terms().clone());
         self.sync.link_up(link, Peer::FirstHop, content_len, now);
     }
 
@@ -100,7 +121,7 @@ impl UserTrust {
     /// See [`Refused`].
     pub fn take(&mut self, now: Duration, wall_ms: u64, link: LinkId, content: &[u8]) -> Result<(), Refused> {
         let mut out = Vec::new();
-        let news = self.sync.take(&mut self.view, now, wall_ms, link, content, &mut out)?;
+        let news = self.sync.take(&mut self.session, now, wall_ms, link, content, &mut out)?;
         for news in news {
             match news {
                 News::SignedTwice(hop, interval) => {
@@ -108,9 +129,7 @@ impl UserTrust {
                         self.steps.push(Step::Event(TrustEvent::SignedTwice { hop, interval }));
                     }
                 }
-                // They count when a bundle names them.
-                News::Descriptor(_) | News::Certificate(_) => {}
-                News::Record(_) | News::Signatures(_) => {}
+                News::Descriptor(_) | News::Certificate(_) | News::Record(_) | News::Signatures(_) => {}
             }
         }
         let offset = self.sync.offsets_ms().next().filter(|offset| offset.unsigned_abs() > OFFSET_MAX_MS);
@@ -124,27 +143,63 @@ impl UserTrust {
         Ok(())
     }
 
-    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it.
-    pub fn bundle(&mut self, now: Duration, wall_ms: u64) -> Option<&Bundle> {
-        let interval = self.view.times().interval_at(wall_ms);
-        self.sync.want(Some(interval), now);
-        for hop in self.view.confirm_descriptors(interval, wall_ms / 1000) {
-            let revision = self.view.descriptor(hop).map_or(0, |descriptor| descriptor.revision);
-            self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision }));
-            self.report_ambiguous(hop);
-            self.save();
-        }
-        if self.view.complete(interval).is_some() {
+    /// The bundle of the running interval, if it is here. If it is not, [`UserTrust::tick`] asks for it, from `ask_at`
+    /// on.
+    pub fn bundle(&mut self, now: Duration, wall_ms: u64, ask_at: Duration) -> Option<&Bundle> {
+        let interval = self.session.times().interval_at(wall_ms);
+        let ask_at = ask_at.max(now);
+        self.sync.want(Some(interval), ask_at);
+        let missing_since = self.missing_since.map_or(ask_at, |since| since.min(ask_at));
+        self.missing_since = Some(missing_since);
+        if self.usable(interval).is_some() {
             (self.missing_since, self.reported_missing) = (None, false);
-        } else if now - *self.missing_since.get_or_insert(now) >= MISSING_FOR && !self.reported_missing {
+            self.confirm_descriptors(interval, wall_ms / 1000);
+        } else if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
             self.reported_missing = true;
             // A clock that is off is the reason, and was reported.
             if !self.reported_offset {
-                let newest = self.view.newest_complete().map(|bundle| bundle.signatures.interval);
+                let newest = self.session.newest_complete().map(|bundle| bundle.signatures.interval);
                 self.steps.push(Step::Event(TrustEvent::NoBundle { newest }));
             }
         }
-        self.view.complete(interval)
+        self.usable(interval)
+    }
+
+    /// The complete bundle of an interval, unless it names a descriptor that is revoked by a file or by what is on disk.
+    /// Mix 1 does not learn of that from asks: they go by `session`.
+    fn usable(&self, interval: u64) -> Option<&Bundle> {
+        let bundle = self.session.complete(interval)?;
+        let revisions = bundle.descriptors.iter().map(|descriptor| descriptor.revision);
+        revisions.zip(1..).all(|(revision, hop)| revision >= self.durable.floor(hop)).then_some(bundle)
+    }
+
+    /// Takes in the descriptors that the bundle of this interval names, if one an epoch or more before named them, too,
+    /// and none between them another one of the hop.
+    fn confirm_descriptors(&mut self, interval: u64, now_s: u64) {
+        let Some(bundle) = self.usable(interval) else { return };
+        let named = bundle.descriptors.clone();
+        let times = self.session.times();
+        for (hop, descriptor) in (1..).zip(named) {
+            let hash = *descriptor.hash();
+            let candidate = &mut self.candidates[hop - 1];
+            if self.durable.descriptors(hop).iter().any(|held| *held.hash() == hash) {
+                *candidate = None;
+                continue;
+            }
+            let since = candidate.filter(|before| before.hash == hash).map_or(interval, |before| before.since);
+            *candidate = Some(Candidate { hash, since });
+            if !times.is_epoch_apart(since, interval) {
+                continue;
+            }
+            let taken = self.durable.take_descriptor(hop, SignedDescriptor::clone(&descriptor), now_s);
+            if taken.is_ok_and(|taken| taken != Taken::Known) {
+                self.save();
+            }
+            if taken == Ok(Taken::New) {
+                self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision: descriptor.revision }));
+                self.report_ambiguous(hop);
+            }
+        }
     }
 
     /// No bundle is wanted any more.
@@ -155,9 +210,10 @@ impl UserTrust {
 
     /// Sends what is due.
     pub fn tick(&mut self, now: Duration, wall_ms: u64) {
-        self.view.forget(wall_ms);
+        self.durable.forget(wall_ms);
+        self.session.forget(wall_ms);
         let mut out = Vec::new();
-        self.sync.run(&self.view, now, wall_ms, &mut out);
+        self.sync.run(&self.session, now, wall_ms, &mut out);
         self.steps.extend(out.into_iter().map(|(link, content)| Step::Send(link, content)));
     }
 

@@ -43,8 +43,6 @@ struct Hop {
     verified: BTreeMap<u64, (u64, u8)>,
     /// An epoch, and the new descriptors that neighbours sent in it.
     carried: (u64, u8),
-    /// Of an entry: descriptors that Mix 1 sent and no bundle has named yet. They certify records and nothing else.
-    unconfirmed: Vec<Arc<SignedDescriptor>>,
 }
 
 /// Records with their descriptors, by position - 1.
@@ -70,8 +68,6 @@ pub struct View {
     bundles: BTreeMap<u64, Vec<Bundle>>,
     /// Counts the changes of descriptors.
     version: u64,
-    /// A descriptor from a neighbour counts when a bundle names it.
-    confirms: bool,
 }
 
 /// What taking something in has changed.
@@ -144,15 +140,7 @@ impl View {
     /// Nothing is held yet.
     pub fn new(terms: ChainTerms) -> View {
         let hops = terms.identities.iter().map(|_| Hop::default()).collect();
-        View {
-            chain: terms.id(),
-            times: Times::new(&terms),
-            terms,
-            hops,
-            bundles: BTreeMap::new(),
-            version: 0,
-            confirms: false,
-        }
+        View { chain: terms.id(), times: Times::new(&terms), terms, hops, bundles: BTreeMap::new(), version: 0 }
     }
 
     pub fn terms(&self) -> &ChainTerms {
@@ -229,11 +217,6 @@ impl View {
         descriptor: SignedDescriptor,
         now_s: u64,
     ) -> Result<Taken, BadDescriptor> {
-        let is_own = descriptor.identity == self.terms.identities[hop - 1];
-        if is_own && matches!(descriptor.validity(now_s), Validity::Valid(_) | Validity::Expired(_)) {
-            // Whatever else is wrong with it, it revokes what it says.
-            self.raise_floor(hop, descriptor.floor);
-        }
         self.check_place(hop, &descriptor)?;
         if let Validity::NotYet(seconds) = descriptor.validity(now_s) {
             return Err(BadDescriptor::NotYet(seconds));
@@ -242,26 +225,22 @@ impl View {
         if descriptor.revision < floor {
             return Err(BadDescriptor::Revoked { revision: descriptor.revision, floor });
         }
+        let raises = descriptor.floor > floor;
+        if raises {
+            self.raise_floor(hop, descriptor.floor);
+        }
         let rank = descriptor.rank();
-        let held = &self.hops[hop - 1].descriptors;
+        let held = &mut self.hops[hop - 1].descriptors;
         let at = held.partition_point(|other| other.rank() > rank);
-        if held.get(at).is_some_and(|other| other.rank() == rank) || at >= DESCRIPTORS_MAX {
-            return Ok(Taken::Known);
+        let is_held = held.get(at).is_some_and(|other| other.rank() == rank);
+        let is_kept = at == 0 || matches!(descriptor.validity(now_s), Validity::Valid(_));
+        if is_held || !is_kept || at >= DESCRIPTORS_MAX {
+            return Ok(if raises { Taken::Earlier } else { Taken::Known });
         }
-        if at > 0 && !matches!(descriptor.validity(now_s), Validity::Valid(_)) {
-            return Ok(Taken::Known);
-        }
-        let raised = descriptor.floor;
-        self.hops[hop - 1].descriptors.insert(at, Arc::new(descriptor));
-        self.hops[hop - 1].descriptors.truncate(DESCRIPTORS_MAX);
-        self.raise_floor(hop, raised);
+        held.insert(at, Arc::new(descriptor));
+        held.truncate(DESCRIPTORS_MAX);
+        self.version += 1;
         Ok(if at == 0 { Taken::New } else { Taken::Earlier })
-    }
-
-    /// For an entry: a descriptor that Mix 1 sends counts for contact only when all hops have signed a record under it.
-    /// Otherwise Mix 1 could give each user one of his own and recognise him by it.
-    pub(super) fn confirms_descriptors(&mut self) {
-        self.confirms = true;
     }
 
     /// Takes in a descriptor that a neighbour sent. None if it is refused, or if there were too many in this epoch:
@@ -269,7 +248,7 @@ impl View {
     pub fn take_carried_descriptor(&mut self, hop: usize, bytes: &[u8], now_ms: u64) -> Option<Taken> {
         let epoch = self.times.epoch_of(self.times.interval_at(now_ms));
         let held = &mut self.hops[hop - 1];
-        if held.descriptors.iter().chain(&held.unconfirmed).any(|other| other.bytes() == bytes) {
+        if held.descriptors.iter().any(|other| other.bytes() == bytes) {
             return Some(Taken::Known);
         }
         if held.carried.0 != epoch {
@@ -283,44 +262,13 @@ impl View {
         if count == NEW_DESCRIPTORS_MAX && descriptor.floor <= floor {
             return None;
         }
-        let taken = self.take_carried(hop, descriptor, now_ms / 1000)?;
+        let taken = self.take_descriptor(hop, descriptor, now_ms / 1000).ok()?;
         // Only what the hop's identity has signed and what changes something counts, so that no neighbour can use up
         // the share of another hop.
         if taken != Taken::Known {
             self.hops[hop - 1].carried.1 += 1;
         }
         Some(taken)
-    }
-
-    fn take_carried(&mut self, hop: usize, descriptor: SignedDescriptor, now_s: u64) -> Option<Taken> {
-        if !self.confirms {
-            return self.take_descriptor(hop, descriptor, now_s).ok();
-        }
-        self.check_place(hop, &descriptor).ok()?;
-        let is_valid = matches!(descriptor.validity(now_s), Validity::Valid(_));
-        if !is_valid || descriptor.revision < self.floor(hop) {
-            return None;
-        }
-        let unconfirmed = &mut self.hops[hop - 1].unconfirmed;
-        unconfirmed.insert(0, Arc::new(descriptor));
-        unconfirmed.truncate(DESCRIPTORS_MAX);
-        Some(Taken::Earlier)
-    }
-
-    /// Descriptors that the bundle of this interval names count from now on. Returns the hops that have a newer one.
-    pub(super) fn confirm_descriptors(&mut self, interval: u64, now_s: u64) -> Vec<usize> {
-        let Some(bundle) = self.complete(interval) else { return Vec::new() };
-        let named = bundle.descriptors.clone();
-        let mut renewed = Vec::new();
-        for (i, descriptor) in named.into_iter().enumerate() {
-            let unconfirmed = &mut self.hops[i].unconfirmed;
-            let Some(at) = unconfirmed.iter().position(|other| Arc::ptr_eq(other, &descriptor)) else { continue };
-            unconfirmed.remove(at);
-            if self.take_descriptor(i + 1, SignedDescriptor::clone(&descriptor), now_s) == Ok(Taken::New) {
-                renewed.push(i + 1);
-            }
-        }
-        renewed
     }
 
     fn check_place(&self, hop: usize, descriptor: &SignedDescriptor) -> Result<(), BadDescriptor> {
@@ -358,15 +306,9 @@ impl View {
         (1..=self.hops()).find(shares).map_or(Ok(()), |other| Err(BadDescriptor::SharedKey(hop, other)))
     }
 
-    /// All descriptors of a hop that may certify its records.
-    fn certificates(&self, hop: usize) -> impl Iterator<Item = &Arc<SignedDescriptor>> {
-        let hop = &self.hops[hop - 1];
-        hop.descriptors.iter().chain(&hop.unconfirmed)
-    }
-
     /// The descriptor of this hop and hash, if it is held, not revoked, and valid at a time.
     fn certificate(&self, hop: usize, hash: &[u8; 32], at_s: u64) -> Option<&Arc<SignedDescriptor>> {
-        let descriptor = self.certificates(hop).find(|descriptor| descriptor.hash() == hash)?;
+        let descriptor = self.descriptors(hop).iter().find(|descriptor| descriptor.hash() == hash)?;
         matches!(descriptor.validity(at_s), Validity::Valid(_)).then_some(descriptor)
     }
 
@@ -381,7 +323,7 @@ impl View {
         }
         let revision = SignedRecord::claimed_revision(travelling).ok_or(Malformed::Truncated(travelling.len()))?;
         let named: Vec<_> =
-            self.certificates(hop).filter(|descriptor| descriptor.revision == revision).cloned().collect();
+            self.descriptors(hop).iter().filter(|descriptor| descriptor.revision == revision).cloned().collect();
         if named.is_empty() {
             return Err(BadRecord::NoDescriptor);
         }
@@ -543,15 +485,6 @@ impl View {
         (1..=self.hops()).map(held).collect()
     }
 
-    /// Forgets all that is not a descriptor that counts.
-    pub(super) fn forget_bundles(&mut self) {
-        self.bundles.clear();
-        for hop in &mut self.hops {
-            hop.records.clear();
-            hop.unconfirmed.clear();
-        }
-    }
-
     /// Forgets what the time has passed over.
     pub fn forget(&mut self, now_ms: u64) {
         let interval = self.times.interval_at(now_ms);
@@ -566,9 +499,6 @@ impl View {
                 std::mem::take(&mut newest) || matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_))
             });
             self.version += u64::from(hop.descriptors.len() < before);
-            hop.unconfirmed.retain(|descriptor| {
-                descriptor.revision >= hop.floor && matches!(descriptor.validity(now_ms / 1000), Validity::Valid(_))
-            });
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod chain;
+mod enumerate;
 mod hostile;
 mod loss;
 #[allow(dead_code)]

@@ -196,6 +196,11 @@ impl PlaneLink {
         self.next.as_ref().map(|s| s.slot)
     }
 
+    /// The header keys of forward cells: under its current slot, and under any.
+    pub fn keys(&self) -> (Option<[u8; 16]>, Vec<[u8; 16]>) {
+        (self.current.as_ref().map(|slot| *slot.i2r), self.slots().map(|slot| *slot.i2r).collect())
+    }
+
     pub fn slot_count(&self) -> usize {
         self.slots().count()
     }
@@ -221,6 +226,8 @@ pub struct Node {
     pub honest: bool,
     /// Cells sent for each ack content, by link and channel.
     acks: BTreeMap<(LinkId, u32), BTreeMap<u8, usize>>,
+    /// Cells sent: when, of which type, and past the pool or not.
+    pub sent: Vec<(Duration, CellKind, bool)>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
@@ -274,6 +281,23 @@ pub struct World {
     pub recording: bool,
     /// How long a datagram takes, in microseconds: drawn for each, so they overtake each other.
     pub delay_us: Range<u64>,
+    /// Forward control cells arrive behind a data cell of the same slot and source.
+    pub data_cells: bool,
+    /// The latest number that was sealed under each control key, which is known by its header key.
+    numbers: BTreeMap<[u8; 16], u64>,
+    /// The forward secrets of all channels that a node has had: each one's numbers begin at 0 once.
+    secrets: BTreeSet<(usize, [u8; 32])>,
+}
+
+/// A step of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A datagram arrived at this node.
+    Arrived(usize),
+    /// A datagram arrived where nobody is, or nodes did what was due.
+    Passed,
+    /// Nothing is due before the limit.
+    Idle,
 }
 
 impl World {
@@ -294,6 +318,9 @@ impl World {
             clock_ms: BTreeMap::new(),
             broken_disks: BTreeSet::new(),
             disks: BTreeMap::new(),
+            data_cells: false,
+            numbers: BTreeMap::new(),
+            secrets: BTreeSet::new(),
         }
     }
 
@@ -345,6 +372,7 @@ impl World {
                 down_address,
                 honest: true,
                 acks: BTreeMap::new(),
+                sent: Vec::new(),
                 late: 0,
             },
         );
@@ -394,55 +422,70 @@ impl World {
             if done(self) {
                 return true;
             }
-            let packet = self.flight.peek().map_or(Duration::MAX, |p| p.0.at);
-            let wake = self.nodes.values().map(|n| n.control.next_wake()).min().unwrap_or(Duration::MAX);
-            let next = packet.min(wake).max(self.now);
-            if next > until {
-                self.now = until;
+            if self.advance(until) == Moment::Idle {
                 return false;
-            }
-            self.now = next;
-            if packet <= next {
-                let packet = self.flight.pop().expect("it was peeked").0;
-                self.deliver(&packet);
-                continue;
-            }
-            let due: Vec<usize> =
-                self.nodes.iter().filter(|(_, n)| n.control.next_wake() <= next).map(|(at, _)| *at).collect();
-            for at in due {
-                let wall = self.wall(at);
-                let node = self.nodes.get_mut(&at).expect("it is there");
-                node.control.tick(next, wall);
-                self.drain(at);
-                let wake = self.nodes[&at].control.next_wake();
-                assert!(wake > next, "node {at} would spin: wake {wake:?} at {next:?}");
             }
         }
         panic!("the chain does not come to rest");
+    }
+
+    /// Does what is due next, if that is before `until`.
+    pub fn advance(&mut self, until: Duration) -> Moment {
+        let packet = self.flight.peek().map_or(Duration::MAX, |p| p.0.at);
+        let wake = self.nodes.values().map(|n| n.control.next_wake()).min().unwrap_or(Duration::MAX);
+        let next = packet.min(wake).max(self.now);
+        if next > until {
+            self.now = until;
+            return Moment::Idle;
+        }
+        self.now = next;
+        if packet <= next {
+            let packet = self.flight.pop().expect("it was peeked").0;
+            return self.deliver(&packet).map_or(Moment::Passed, Moment::Arrived);
+        }
+        let due: Vec<usize> =
+            self.nodes.iter().filter(|(_, n)| n.control.next_wake() <= next).map(|(at, _)| *at).collect();
+        for at in due {
+            let wall = self.wall(at);
+            let node = self.nodes.get_mut(&at).expect("it is there");
+            node.control.tick(next, wall);
+            self.drain(at);
+            let wake = self.nodes[&at].control.next_wake();
+            assert!(wake > next, "node {at} would spin: wake {wake:?} at {next:?}");
+        }
+        Moment::Passed
     }
 
     pub fn run_for(&mut self, time: Duration) {
         self.run_until(self.now + time, |_| false);
     }
 
-    fn deliver(&mut self, packet: &Packet) {
-        let Some((&at, side)) = self.nodes.iter().find_map(|(at, node)| {
+    /// Hands a datagram to the node that has its destination; returns which.
+    fn deliver(&mut self, packet: &Packet) -> Option<usize> {
+        let (&at, side) = self.nodes.iter().find_map(|(at, node)| {
             (node.up_address == packet.to)
                 .then_some((at, Side::Up))
                 .or((node.down_address == packet.to).then_some((at, Side::Down)))
-        }) else {
-            return;
-        };
+        })?;
         let (now, class) = (self.now, self.plan.shape.class());
         let node = self.nodes.get_mut(&at).expect("it was found");
         let mut bytes = packet.bytes.clone();
         if is_handshake_len(bytes.len()) {
             node.control.handle(now, Input::Handshake { side, from: packet.from, datagram: &mut bytes });
         } else if let Some((link, slot, header)) = node.find(side, packet.from, &bytes, class) {
+            if self.data_cells && side == Side::Up && node.links[&link].next() == Some(slot) {
+                node.control.handle(now, Input::Promoted { link, slot, from: packet.from });
+            }
             let body = &mut bytes[16..];
             node.control.handle(now, Input::Cell { link, slot, from: packet.from, header, body });
         }
         self.drain(at);
+        Some(at)
+    }
+
+    /// Lets a datagram arrive at its time, past the tap.
+    pub fn put(&mut self, packet: Packet) {
+        self.flight.push(Reverse(packet));
     }
 
     /// Delivers these bytes instead of a packet's, at once.
@@ -500,7 +543,10 @@ impl World {
                     node.control.saved(self.now, number);
                 }
                 Output::Resolve(_) => panic!("no descriptor has a name"),
-                Output::Change(Change::Inject { link, slot, header, body, .. }) => {
+                Output::Change(Change::Inject { link, slot, header, body, at_once }) => {
+                    if self.recording {
+                        node.sent.push((self.now, header.kind, at_once));
+                    }
                     if header.kind == CellKind::Ack && node.honest {
                         let id = (link, header.channel);
                         let contents = node.acks.entry(id).or_default();
@@ -513,6 +559,10 @@ impl World {
                             assert!(open, "the channel is installed before its last ack leaves");
                         }
                     }
+                    if let Some(key) = node.sends_with(link, slot) {
+                        let latest = self.numbers.insert(key, header.seq);
+                        assert!(latest.is_none_or(|latest| latest < header.seq), "number {} again", header.seq);
+                    }
                     match node.encipher(link, slot, header, &body) {
                         Some((from, to, bytes)) => self.send(from, to, bytes),
                         None => node.late += 1,
@@ -522,7 +572,16 @@ impl World {
                     node.channels.remove(&channel).expect("it was installed");
                     ended.push(channel);
                 }
-                Output::Change(change) => node.apply(change),
+                Output::Change(change) => {
+                    if let Change::InstallChannel { keys, .. } = &change {
+                        let forward = match keys {
+                            ChannelKeys::Entry(all) => &all[0].forward,
+                            ChannelKeys::Hop { forward, .. } => forward,
+                        };
+                        assert!(self.secrets.insert((at, *forward.expose())), "a channel's keys are installed once");
+                    }
+                    node.apply(change);
+                }
             }
         }
     }
@@ -572,6 +631,16 @@ impl Node {
         }
     }
 
+    /// The header key of cells that this node sends under a slot.
+    fn sends_with(&self, link: LinkId, slot: SlotId) -> Option<[u8; 16]> {
+        let link = self.links.get(&link).expect("cells are injected on installed links");
+        let slot = link.slots().find(|s| s.slot == slot)?;
+        Some(match link.side {
+            Side::Up => *slot.r2i,
+            Side::Down => *slot.i2r,
+        })
+    }
+
     fn encipher(
         &self,
         link: LinkId,
@@ -579,14 +648,10 @@ impl Node {
         header: Header,
         body: &[u8],
     ) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
-        let link = self.links.get(&link).expect("cells are injected on installed links");
-        let slot = link.slots().find(|s| s.slot == slot)?;
-        let key = match link.side {
-            Side::Up => &slot.r2i,
-            Side::Down => &slot.i2r,
-        };
+        let key = self.sends_with(link, slot)?;
+        let link = &self.links[&link];
         let mut block = [header.to_block()];
-        HeaderKey::new(key).encipher(&mut block);
+        HeaderKey::new(&key).encipher(&mut block);
         Some((self.address(link.side), link.peer, [&block[0][..], body].concat()))
     }
 

@@ -9,7 +9,7 @@ use control::trust::{State, bundle};
 use control::{Event, Refusal};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use wire::cell::Class;
+use wire::cell::{CellKind, Class};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason};
 
@@ -158,7 +158,7 @@ fn hop_that_draws_all_the_time_gives_nobody_keys_of_his_own() {
         world.run_for(ms(300));
         for entry in [0, 100, 101] {
             let status = world.node(entry).control.trust_status(world.now);
-            let view = world.node(entry).control.view();
+            let view = world.node(entry).control.bundles();
             let Some(complete) = view.complete(status.interval) else { continue };
             // What an entry uses is what the honest hops have signed in this interval, and nobody uses anything else.
             let hash = complete.hash();
@@ -236,7 +236,9 @@ fn new_keys(seed: u8) -> Keys {
 #[test]
 fn node_changes_its_keys_while_it_runs() {
     for hop in 1..=3 {
-        let mut world = World::new(Plan::new(Class::L, 2));
+        let mut plan = Plan::new(Class::L, 2);
+        (plan.terms.interval_s, plan.terms.epoch_s) = (1, 10);
+        let mut world = World::new(plan);
         world.run_for(secs(5));
         let keys = new_keys(hop as u8);
         world.plan.name_keys(hop, &keys);
@@ -251,9 +253,14 @@ fn node_changes_its_keys_while_it_runs() {
             // An entry that has its channels does not ask.
             assert!(revision == 2 || at == 0, "node {at}");
         }
-        give_up_channels(&mut world, 0);
-        time_to_channels(&mut world, secs(3));
-        assert_eq!(world.node(0).control.view().descriptor(hop).unwrap().revision, 2);
+        // An entry knows the new keys for contact when it has set up channels with them an epoch apart.
+        for known in [1, 2] {
+            give_up_channels(&mut world, 0);
+            time_to_channels(&mut world, secs(4));
+            assert_eq!(world.node(0).control.bundles().descriptor(hop).unwrap().revision, 2);
+            assert_eq!(world.node(0).control.view().descriptor(hop).unwrap().revision, known);
+            world.run_for(secs(10));
+        }
         // It starts again with the new keys alone.
         world.plan.keys[hop].truncate(1);
         world.stop(hop);
@@ -305,6 +312,53 @@ fn bundles_come_on_links_that_lose_a_tenth() {
         world.forget_acks();
     }
     assert!(with >= 5, "{with} of 6");
+}
+
+/// How long after each start of an interval the entry asked first, in ms.
+fn first_asks(world: &World, from: Duration) -> Vec<u128> {
+    let starts = (from.as_secs() / 10 + 1..world.now.as_secs() / 10).map(|n| secs(10 * n));
+    let asks = |start| world.node(0).sent.iter().filter(move |(at, _, at_once)| *at >= start && *at_once);
+    starts.map(|start| (asks(start).next().unwrap().0 - start).as_millis()).collect()
+}
+
+#[test]
+fn ask_for_an_interval_does_not_show_the_clock() {
+    let mut world = World::new(Plan::new(Class::L, 2));
+    world.run_for(secs(3));
+    world.stop(3);
+    world.want_channels(0, 5);
+    let start = world.now;
+    world.run_for(secs(200));
+    let asked = first_asks(&world, start);
+    assert!(asked.iter().all(|ms| *ms <= 1001), "{asked:?}");
+    assert!(asked.iter().filter(|ms| **ms > 100).count() > asked.len() / 2, "{asked:?}");
+    // Who has no channel does not wait.
+    give_up_channels(&mut world, 0);
+    let start = world.now;
+    world.run_for(secs(50));
+    let asked = first_asks(&world, start);
+    assert!(asked.iter().all(|ms| *ms <= 1), "{asked:?}");
+}
+
+#[test]
+fn setups_held_back_at_a_switch_leave_at_random_times() {
+    let mut plan = Plan::new(Class::L, 2);
+    (plan.terms.interval_s, plan.terms.epoch_s) = (1, 10);
+    let mut world = World::new(plan);
+    let mut waited = Vec::new();
+    for number in 0..10 {
+        // Switches are a second after each tenth.
+        let switch = secs(world.now.as_secs() / 10 * 10 + 11);
+        world.run_until(switch - ms(500), |_| false);
+        world.want_channels(0, 5 + number);
+        world.run_until(switch + ms(2500), |_| false);
+        assert!(world.has_channels(0, 5 + number));
+        let setups =
+            world.node(0).sent.iter().filter(|(at, kind, _)| *kind == CellKind::Setup && *at > switch - ms(500));
+        waited.push((setups.map(|(at, ..)| *at).next().unwrap() - switch).as_millis());
+    }
+    assert!(waited.iter().all(|ms| (1000..=2001).contains(ms)), "{waited:?}");
+    assert!(waited.iter().filter(|ms| **ms > 1100).count() > 5, "{waited:?}");
 }
 
 #[test]

@@ -158,23 +158,23 @@ impl TrustFiles {
         Ok(done)
     }
 
-    /// Locks the key file for as long as the returned file is open. `None` at an entry.
+    /// Locks what a hop writes, for as long as the returned file is open. `None` at an entry. The lock is a file of its
+    /// own beside the state file: keys and state are renamed when they change, and keys may be a copy.
     ///
     /// # Errors
-    /// Another node runs with it.
+    /// Another node runs with this state, or the file cannot be made.
     pub fn lock(&self) -> Result<Option<File>, ConfigError> {
-        let Some(path) = &self.keys else { return Ok(None) };
-        let unreadable = |why| {
-            let remedy = "the key file must be readable by the user who runs eddy".to_owned();
-            ConfigError::Unreadable { path: path.clone(), why, remedy }
-        };
-        let file = File::open(path).map_err(unreadable)?;
+        let (Some(_), Some(state)) = (&self.keys, &self.state) else { return Ok(None) };
+        let path = ending(state, "lock");
+        let unlockable = |why| ConfigError::Unwritable { path: path.clone(), why };
+        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = options.map_err(unlockable)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
-            Err(TryLockError::Error(why)) => Err(unreadable(why)),
+            Err(TryLockError::Error(why)) => Err(unlockable(why)),
             Err(TryLockError::WouldBlock) => Err(ConfigError::Value {
-                at: Location::file(path),
-                what: "another node runs with these keys".into(),
+                at: Location::file(state),
+                what: "another node runs with this state file".into(),
                 remedy: "stop it first: two of them would sign different things in one name".into(),
             }),
         }
@@ -257,6 +257,27 @@ mod tests {
         assert!(why.contains("node.state: ") && why.contains("delete the file"), "{why}");
         let nowhere = TrustFiles { state: Some(dir.path().join("none/node.state")), ..files };
         assert!(nowhere.save(b"x").is_err());
+    }
+
+    #[test]
+    fn second_node_with_one_state_is_refused_whatever_its_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let (keys, copy) = (dir.path().join("node.key"), dir.path().join("credentials"));
+        let state = Some(dir.path().join("node.state"));
+        [&keys, &copy].into_iter().for_each(|path| fs::write(path, "x").unwrap());
+        let files = TrustFiles { chain: None, keys: Some(keys.clone()), state };
+        let lock = files.lock().unwrap();
+        assert!(lock.is_some());
+        // The running node puts new keys into place and writes its state; another one has a copy of the keys.
+        fs::rename(&copy, &keys).unwrap();
+        files.save(b"new").unwrap();
+        for keys in [keys, copy] {
+            let why = TrustFiles { keys: Some(keys), ..files.clone() }.lock().unwrap_err().to_string();
+            assert!(why.contains("node.state: another node runs with this state file: stop it first"), "{why}");
+        }
+        drop(lock);
+        assert!(files.lock().unwrap().is_some());
+        assert!(TrustFiles { keys: None, ..files }.lock().unwrap().is_none(), "entries share their file");
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::next_names::NextNames;
+use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
@@ -192,7 +193,16 @@ impl Node {
         let Workers { threads, commands, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
 
-        let bridge = Bridge::new(control, commands, punts);
+        let mut bridge = Bridge::new(control, commands, punts);
+        let own_addresses = match &config.part {
+            Part::Exit(part) => {
+                let own = OwnAddresses::new(part.own.clone(), clock.elapsed(), own_addresses::of_host);
+                let own = own.map_err(StartError::system("list this host's addresses"))?;
+                bridge.own_addresses(own.all());
+                Some(own)
+            }
+            Part::Entry(_) | Part::Mix { .. } => None,
+        };
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
         let reporter = Reporter {
@@ -219,6 +229,7 @@ impl Node {
         let thread = ControlThread {
             bridge,
             resolver,
+            own_addresses,
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             next_names: NextNames::default(),
             reload: reload.clone(),
@@ -346,10 +357,15 @@ impl Drop for ControlThread {
     }
 }
 
+/// A turn of the control thread that is later than this is one of a node that did not run.
+const STALLED: Duration = Duration::from_millis(250);
+
 struct ControlThread {
     bridge: Bridge,
     /// Of an exit.
     resolver: Option<Resolver>,
+    /// Of an exit.
+    own_addresses: Option<OwnAddresses>,
     trust: TrustKeeper,
     next_names: NextNames,
     /// Descriptors and keys are to be read again.
@@ -389,10 +405,21 @@ impl ControlThread {
                 self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
             }
             let mut wake = self.turn(clock.elapsed());
+            if let Some(own) = &mut self.own_addresses {
+                if let Some(addresses) = own.look(clock.elapsed(), own_addresses::of_host) {
+                    self.bridge.own_addresses(addresses);
+                    wake = clock.elapsed();
+                }
+                wake = wake.min(own.due());
+            }
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+            let now = clock.elapsed();
+            if now > wake + STALLED {
+                self.bridge.control_mut().stalled(now);
+            }
         }
     }
 

@@ -33,16 +33,18 @@ pub struct Running {
     ready: String,
     _status: Option<Server>,
     _console: Option<Server>,
-    /// The locked key file.
+    /// The lock of a hop's state.
     _lock: Option<File>,
 }
 
 impl Running {
-    /// Starts a node on the sockets that were passed, or its own.
+    /// Starts a node on the sockets that were passed, or its own. A hop's files must be locked:
+    /// [`Loaded::lock_and_read`].
     ///
     /// # Errors
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
-    pub fn start(loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
+    pub fn start(mut loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
+        let lock = loaded.lock.take();
         let Checked { plan, warnings } = prepare(&loaded, passed)?;
         for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
@@ -59,7 +61,6 @@ impl Running {
         let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
         let next = plan.next();
         let sockets = plan.open()?;
-        let lock = loaded.files.lock()?;
 
         let (shape, ready) = (loaded.shape(), ready_line(&loaded, &sockets));
         let node = Node::start(NodeSpec { loaded, next, sockets })?;

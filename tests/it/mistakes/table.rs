@@ -353,7 +353,7 @@ table! { STATUS:
     "a file in the way", Do(|s| fs::write(s.path("mix1.sock"), "").unwrap()), MIX,
         &["mix1.toml:7: ", "is not a socket", "move that file"];
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
-        &["mix1.toml:7: ", "a running program already answers there", "stop it"];
+        &["mix1.state: another node runs with this state file", "stop it first"];
     "two nodes with one status socket",
         Do(|s| {
             start(s, "mix1");

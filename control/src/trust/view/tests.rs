@@ -128,6 +128,22 @@ fn highest_revision_counts_and_the_floor_revokes() {
 }
 
 #[test]
+fn floor_of_a_lower_descriptor_is_news_and_of_a_refused_one_nothing() {
+    let mut view = view();
+    let other_role = signed(1, |d| (d.revision, d.floor, d.role) = (9, 9, HopRole::Exit));
+    assert_eq!(view.take_descriptor(1, other_role, 1005), Err(BadDescriptor::NotAMix(1)));
+    assert_eq!((view.floor(1), view.descriptors(1).len()), (0, 1));
+    // It comes late, and there is no place for it: it revokes what it says all the same, and that is saved.
+    for revision in 11..15 {
+        assert_eq!(view.take_descriptor(1, signed(1, |d| d.revision = revision), 1005), Ok(Taken::New));
+    }
+    let revoking = signed(1, |d| (d.revision, d.floor) = (10, 10));
+    assert_eq!(view.take_descriptor(1, revoking.clone(), 1005), Ok(Taken::Earlier));
+    assert_eq!(view.take_descriptor(1, revoking, 1005), Ok(Taken::Known));
+    assert_eq!(view.floor(1), 10);
+}
+
+#[test]
 fn of_two_descriptors_with_one_revision_all_choose_the_same() {
     let a = signed(1, |d| d.revision = 5);
     let b = signed(1, |d| (d.revision, d.not_after) = (5, 999_999));
@@ -197,29 +213,24 @@ fn replayed_records_use_up_no_share_of_new_ones() {
 
 #[test]
 fn neighbours_bring_few_descriptors_an_epoch() {
-    for is_entry in [false, true] {
-        let mut view = view();
-        if is_entry {
-            view.confirms_descriptors();
-        }
-        let at = |revision| signed(1, move |d| d.revision = revision).bytes().to_vec();
-        // What its identity has not signed uses nothing up, nor what is there already.
-        for revision in 20..30 {
-            let mut forged = at(revision);
-            forged[200] ^= 1;
-            assert_eq!(view.take_carried_descriptor(1, &forged, NOW_MS), None);
-            assert_eq!(view.take_carried_descriptor(1, &at(1), NOW_MS), Some(Taken::Known));
-        }
-        for revision in 1..=u64::from(NEW_DESCRIPTORS_MAX) {
-            assert!(view.take_carried_descriptor(1, &at(30 + revision), NOW_MS).is_some(), "entry: {is_entry}");
-        }
-        assert_eq!(view.take_carried_descriptor(1, &at(50), NOW_MS), None, "entry: {is_entry}");
-        assert!(view.take_carried_descriptor(2, signed(2, |d| d.revision = 5).bytes(), NOW_MS).is_some());
-        let revoking = |revision| signed(1, move |d| (d.revision, d.floor) = (revision, revision)).bytes().to_vec();
-        assert!(view.take_carried_descriptor(1, &revoking(60), NOW_MS).is_some(), "a revocation always comes through");
-        assert_eq!(view.take_carried_descriptor(1, &revoking(70), NOW_MS), None);
-        assert!(view.take_carried_descriptor(1, &at(80), NOW_MS + 3_600_000).is_some());
+    let mut view = view();
+    let at = |revision| signed(1, move |d| d.revision = revision).bytes().to_vec();
+    // What its identity has not signed uses nothing up, nor what is there already.
+    for revision in 20..30 {
+        let mut forged = at(revision);
+        forged[200] ^= 1;
+        assert_eq!(view.take_carried_descriptor(1, &forged, NOW_MS), None);
+        assert_eq!(view.take_carried_descriptor(1, &at(1), NOW_MS), Some(Taken::Known));
     }
+    for revision in 1..=u64::from(NEW_DESCRIPTORS_MAX) {
+        assert!(view.take_carried_descriptor(1, &at(30 + revision), NOW_MS).is_some());
+    }
+    assert_eq!(view.take_carried_descriptor(1, &at(50), NOW_MS), None);
+    assert!(view.take_carried_descriptor(2, signed(2, |d| d.revision = 5).bytes(), NOW_MS).is_some());
+    let revoking = |revision| signed(1, move |d| (d.revision, d.floor) = (revision, revision)).bytes().to_vec();
+    assert!(view.take_carried_descriptor(1, &revoking(60), NOW_MS).is_some(), "a revocation always comes through");
+    assert_eq!(view.take_carried_descriptor(1, &revoking(70), NOW_MS), None);
+    assert!(view.take_carried_descriptor(1, &at(80), NOW_MS + 3_600_000).is_some());
 }
 
 #[test]
