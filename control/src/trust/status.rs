@@ -38,7 +38,8 @@ impl TrustStatus {
     pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
-            let newest = [view, bundles].into_iter().filter_map(|view| view.descriptor(hop)).max_by_key(|one| one.rank());
+            let newest =
+                [view, bundles].into_iter().filter_map(|view| view.descriptor(hop)).max_by_key(|one| one.rank());
             let (revision, not_after) = newest.map_or((0, 0), |newest| (newest.revision, newest.not_after));
             HopStatus {
                 revision,
