@@ -246,7 +246,6 @@ impl Control {
     /// addresses.
     fn follow_trust(&mut self, now: Duration) {
         self.follow_links(now);
-        // Looking takes as long as there are links, so no datagram of a stranger causes it.
         if !std::mem::take(&mut self.trust_touched) {
             return;
         }
@@ -268,6 +267,12 @@ impl Control {
                 Step::Event(event) => cx.event(Event::Trust(event)),
             }
         }
+    }
+
+    /// The node did not run for a while that ends now, for it was stopped or the host is busy. It may not have read yet
+    /// what came meanwhile, so a silent next hop has its time again (SPEC 4.6.2).
+    pub fn stalled(&mut self, now: Duration) {
+        self.links.stalled(now);
     }
 
     /// Does everything that is due at `now`, when the host's clock says `wall`.

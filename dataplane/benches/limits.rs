@@ -23,7 +23,8 @@ fn main() {
     println!("{:>9} {:>5} {:>5}", "addresses", "out", "back");
     for addresses in [1u32, 64, 1024, 65_536] {
         let rate = |per_s| Some(Rate::per_second(per_s));
-        let limits = Limits { unanswered: Some(1000), flow: rate(1_000_000), destination: rate(1_000_000) };
+        let limits =
+            Limits { unanswered: Some(1000), flow: rate(1_000_000), destination: rate(1_000_000), ..Limits::default() };
         let mut limiter = Limiter::new(limits, 0);
         let mut flows: Vec<(IpAddr, Usage)> =
             (0..addresses).map(|n| ((0x0100_0000 + n).to_be_bytes().into(), Usage::default())).collect();

@@ -95,6 +95,10 @@ pub enum Command {
         /// It leaves past the pool.
         at_once: bool,
     },
+    /// Exit: the addresses of the host have changed.
+    OwnAddresses {
+        addresses: Vec<IpAddr>,
+    },
     /// Exit: the answer to a [`crate::punt::Punt::Resolve`]; empty if there is none.
     Resolved {
         query: QueryId,
@@ -198,6 +202,7 @@ impl CommandSender {
             | Command::Listen { .. }
             | Command::Unlisten { .. }
             | Command::Inject { .. }
+            | Command::OwnAddresses { .. }
             | Command::Resolved { .. } => self.rings[0].push(number, command),
         }
         Ok(())

@@ -117,6 +117,8 @@ drops! {
     OpenRate => "open-rate",
     /// Exit: the channel has as many names being resolved as there are free.
     NamesFull => "names-full",
+    /// Exit: more names per second than all channels together, or this one's part of them, may have resolved.
+    NameRate => "name-rate",
     /// Exit: for an unknown flow, when more flows were refused within a second than it remembers.
     RefusedFull => "refused-full",
     /// From an address that no flow of the socket talks to; at the entry, for a client that cannot see the sender.

@@ -42,7 +42,7 @@ fn node(path: &Path, text: &str) {
                 assert!(!entry.forwards[..i].iter().any(same), "two forwards at one place");
             }
         }
-        Part::Mix { mixing } => assert_eq!(mixing.to_string().parse(), Ok(mixing)),
+        Part::Mix { mixing, .. } => assert_eq!(mixing.to_string().parse(), Ok(mixing)),
         Part::Exit(exit) => {
             assert!((1..=65536).contains(&exit.max_flows_per_channel));
             assert!((1..=1_000_000).contains(&exit.max_sockets));

@@ -59,6 +59,8 @@ pub struct Plan {
     pub io: Io,
     /// Lanes of each mix, 1 to 64: consecutive ports from its address on.
     pub lanes: usize,
+    /// Mixes start although their links have several lanes.
+    pub lanes_show_label_bits: bool,
     /// The mixes and, last, the exit.
     pub hops: Vec<PlannedHop>,
     /// The entry.
@@ -117,6 +119,7 @@ impl Plan {
             caps: Caps::default(),
             io: Io::Auto,
             lanes: 1,
+            lanes_show_label_bits: false,
             hops,
             entry: PlannedEntry {
                 down: addresses.first().map_or(SocketAddr::from(([0; 4], 0)), any_like),
@@ -313,6 +316,8 @@ fn mix_config(plan: &Plan, index: usize) -> String {
     values.push(("up", Value::Set(format!("\"{}\"", hop.address))));
     values.extend(to_next(hop.down, &plan.hops[index]));
     values.push(("mixing", Value::Set(format!("\"{}\"", plan.mixing))));
+    let shows = plan.lanes_show_label_bits;
+    values.extend(unless_default(&shows, &false, shows.to_string()).map(|value| ("lanes_show_label_bits", value)));
     generate(NodeRole::Mix, &node_name(NodeRole::Mix, index), &values, &[], &plan.caps)
 }
 
@@ -374,7 +379,7 @@ mod tests {
                 assert_eq!(node.config.renew_after, Duration::from_secs(2));
                 assert_eq!((node.config.receive_buffer, node.config.caps), (4096, plan.caps));
                 match &node.config.part {
-                    Part::Mix { mixing } => assert_eq!(*mixing, plan.mixing),
+                    Part::Mix { mixing, .. } => assert_eq!(*mixing, plan.mixing),
                     Part::Exit(exit) => {
                         assert_eq!((&exit.allow, &exit.deny, &exit.trust), (&plan.allow, &plan.deny, &plan.trust));
                         assert_eq!(exit.limits.unanswered, Some(MAX_UNANSWERED));

@@ -87,6 +87,11 @@ pub struct InitArgs {
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2),
           hide_short_help = true)]
     pub suite: u8,
+    /// Accept --lanes for links between hops
+    ///
+    /// The UDP port of a cell then shows bits of its channel's number to whoever sees the link.
+    #[arg(long, hide_short_help = true)]
+    pub lanes_show_label_bits: bool,
     /// Overwrite an existing chain, including its keys
     #[arg(long)]
     pub force: bool,

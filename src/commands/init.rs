@@ -94,6 +94,14 @@ fn one_by_one(args: &InitArgs) -> Result<Vec<SocketAddr>, ConfigError> {
 /// # Errors
 /// As [`write()`], or standard output is closed.
 pub fn run(args: &InitArgs) -> anyhow::Result<()> {
+    if args.shape.lanes > 1 && args.shape.mixes > 1 && !args.lanes_show_label_bits {
+        return Err(ConfigError::Arguments(format!(
+            "--lanes {} with {} mixes: the UDP port of a cell between hops would show bits of its channel's number: use \
+             --mixes 1, or accept that with --lanes-show-label-bits",
+            args.shape.lanes, args.shape.mixes
+        ))
+        .into());
+    }
     let addresses = addresses(args)?;
     let plan = Plan {
         class: args.shape.class,
@@ -101,6 +109,7 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
         mixing: args.shape.mixing,
         lifetime_s: args.lifetime,
         lanes: usize::from(args.shape.lanes),
+        lanes_show_label_bits: args.lanes_show_label_bits,
         force: args.force,
         ..Plan::new(&addresses)
     };

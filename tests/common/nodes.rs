@@ -163,6 +163,7 @@ impl Nodes {
         (made.interval_s, made.epoch_s, made.lifetime_s) = (plan.interval_s, plan.epoch_s, plan.lifetime_s);
         made.io = super::command::io();
         made.lanes = plan.lanes;
+        made.lanes_show_label_bits = plan.lanes > 1;
         made.allow = plan.allow.clone();
         if plan.open {
             let out = UdpSocket::bind("0.0.0.0:0").unwrap().connect("1.1.1.1:9");

@@ -1,7 +1,7 @@
 //! Traffic: numbered datagrams from several clients through a forward to a sink, which answers each. Every datagram is
 //! checked to the last byte and counted at both ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -45,6 +45,8 @@ pub struct Counts {
     pub again: u64,
     /// Arrived behind a later one of their flow, at either end.
     pub reordered: u64,
+    /// Of these, the longest time for which a later one was there already.
+    pub late_max: Duration,
     /// Arrived and were never sent.
     pub strange: u64,
 }
@@ -61,8 +63,12 @@ impl Counts {
 #[derive(Default)]
 struct Arrivals {
     seen: HashSet<(u32, u64)>,
-    last: HashMap<u32, u64>,
+    /// The latest arrivals of each flow that were its highest numbers then, with their times.
+    records: HashMap<u32, VecDeque<(u64, Instant)>>,
 }
+
+/// Arrivals of a flow that are remembered: as many as may be under way.
+const RECORDS_MAX: usize = 8192;
 
 impl Arrivals {
     /// Counts an arrival; true for the first of its number.
@@ -72,10 +78,22 @@ impl Arrivals {
             return false;
         };
         let first = self.seen.insert((flow, number));
-        let last = self.last.entry(flow).or_default();
         counts.again += u64::from(!first);
-        counts.reordered += u64::from(first && number < *last);
-        *last = number.max(*last);
+        let records = self.records.entry(flow).or_default();
+        let overtaken = records.partition_point(|(record, _)| *record < number);
+        match records.get(overtaken) {
+            Some((_, at)) if first => {
+                counts.reordered += 1;
+                counts.late_max = counts.late_max.max(at.elapsed());
+            }
+            Some(_) => {}
+            None => {
+                records.push_back((number, Instant::now()));
+                if records.len() > RECORDS_MAX {
+                    records.pop_front();
+                }
+            }
+        }
         first
     }
 }

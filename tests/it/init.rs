@@ -18,6 +18,7 @@ fn init_refuses_bad_plans_and_writes_nothing() {
             &["--node 192.0.2.1:4702 is one of the 2 ports of 192.0.2.1:4701", "leave 2 ports for each mix"],
         ),
         ("init new --mixes 1 --lanes 2 --node 192.0.2.1:65535 --node 192.0.2.2:1", &["at most 65534", "2 lanes need consecutive ports"]),
+        ("init new --mixes 2 --lanes 2", &["--lanes 2 with 2 mixes", "--mixes 1", "--lanes-show-label-bits"]),
         ("init new --mixes 1 --node 192.0.2.1:x --node 192.0.2.2", &["invalid --node \"192.0.2.1:x\"", "expected IP, IP:PORT"]),
         ("init new --mixes 1 --node 192.0.2.1:5 --node 192.0.2.1:5", &["duplicate --node: mix1 and exit both get 192.0.2.1:5", "write --node IP:PORT"]),
         ("init new --mixes 1 --node 192.0.2.1:0 --node 192.0.2.2", &["192.0.2.1:0: expected a port from 1 to 65535", "port"]),
@@ -129,7 +130,10 @@ fn help_of_help_is_help() {
 #[test]
 fn nodes_without_ports_share_a_host() {
     let dir = tempfile::tempdir().unwrap();
-    let made = run(dir.path(), "init x --mixes 2 --lanes 2 --node 192.0.2.1 --node 192.0.2.1 --node 192.0.2.1");
+    let made = run(
+        dir.path(),
+        "init x --mixes 2 --lanes 2 --lanes-show-label-bits --node 192.0.2.1 --node 192.0.2.1 --node 192.0.2.1",
+    );
     let said = String::from_utf8(made.stdout).unwrap();
     for address in ["192.0.2.1:4701", "192.0.2.1:4703", "192.0.2.1:4705"] {
         assert!(said.contains(address), "{said}");

@@ -1,6 +1,7 @@
 //! Policy and limits of an exit, from one end of a chain to the other.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Instant;
 
 use eddy_node::{Destination, Entry, TunnelError, UdpTunnel};
@@ -99,6 +100,36 @@ fn denied_ranges_are_unreachable_by_address_and_name() {
     assert!(refused() >= 2 * DENIED.len() as u64, "by address and by name");
     assert_eq!(nodes.count(exit, "/ledger/datagrams/forward/sent"), sent, "nothing left");
     assert_eq!((nodes.count(exit, "/flows"), nodes.descriptors(exit)), (flows, descriptors));
+    entry.shutdown().unwrap();
+    nodes.end();
+}
+
+/// A port of the exit's own host is reached by an address that the host gets later, or that only others know.
+#[test]
+fn exit_closes_own_addresses_while_it_runs() {
+    if !in_a_network_without_routes("policy::exit_closes_own_addresses_while_it_runs") {
+        return;
+    }
+    let [known, later] = ["93.184.216.34", "93.184.216.35"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let mut nodes =
+        Nodes::start(Plan { open: true, extra: vec![(3, format!("own = [\"{known}\"]"))], ..Plan::default() });
+    let entry = Entry::start(nodes.another_entry()).unwrap();
+    let tunnel = UdpTunnel::open(&entry).unwrap();
+    let refused = || nodes.count(nodes.exit(), "/ledger/datagrams/forward/dropped/policy");
+
+    // The configuration names it before the host has it.
+    tunnel.send_to(b"!", &Destination::Ip(SocketAddr::new(known, 9))).unwrap();
+    until("the configured address is closed", || refused() == 1);
+
+    let added = Command::new("ip").args(["addr", "add", &format!("{later}/32"), "dev", "lo"]).status();
+    assert!(added.unwrap().success());
+    let mut port = 1024;
+    until("the host's new address is closed", || {
+        // Each time a flow of its own: a flow that is open stays open.
+        port += 1;
+        let _ = tunnel.send_to(b"!", &Destination::Ip(SocketAddr::new(later, port)));
+        refused() > 1
+    });
     entry.shutdown().unwrap();
     nodes.end();
 }

@@ -11,7 +11,7 @@ from .holdings import wall_ms
 from .nodes import new_channel_id
 from .protocol import (
     ACK, ACK_CELLS, DATA, DGRAM, FORWARD, FRAG, HALF, KEEPALIVE, LINK, OPEN, PING, PONG, SETUP, STATUS, SUITES,
-    Class, Header, Suite1, ack_contents, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal,
+    Class, Header, Suite1, ack_contents, datagrams_max, flip_bit, frame, handshake_datagram, make_setup, new_ephemeral, seal,
     setup_info, setup_length, setup_shards, shard_counts,
 )  # fmt: skip
 from .report import same
@@ -376,7 +376,7 @@ def attack_with_cells(by):
 
 
 def attack_with_frames(by):
-    """A PING in front of a bad frame is not answered either (3.10.1)."""
+    """A PING in front of a bad frame is not answered either (3.10.1, 3.10.11)."""
     bad = {
         "an unknown frame": b"\x0c",
         "a truncated frame": frame(DGRAM, 1, 0xFFFF),
@@ -385,6 +385,7 @@ def attack_with_frames(by):
         "a name with a space": frame(OPEN, 1, 1, bytes(16), b"\3\3a b\0\1"),
         "an empty name": frame(OPEN, 1, 1, bytes(16), b"\3\0\0\1"),
         "a fragment byte with bit 3": frame(FRAG, 1, 1, b"\x88", 1, b"x"),
+        "too many datagrams": frame(DGRAM, 1, 0) * (datagrams_max(by.entry.size.payload) + 1),
     }
     for what, text in bad.items():
         with by.attack(f"{what} behind a PING", by.chain.names[-1], "bad-frames"):

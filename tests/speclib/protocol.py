@@ -194,6 +194,11 @@ def frame(kind, *fields):
     return bytes([kind]) + b"".join(x if isinstance(x, bytes) else x.to_bytes(2) for x in fields)
 
 
+def datagrams_max(payload):
+    """3.10.11"""
+    return 8 if payload == 208 else 32
+
+
 def datagram_frames(size, flow, number, data):
     """3.11.1: a DGRAM, or FRAGs that need a cell each."""
     if len(data) <= size.one_cell:
@@ -269,6 +274,8 @@ def parse_frames(inner, direction):
             if kind == FROM:
                 fields.append(r.take(r.number()))
         out.append(tuple(fields))
+    if sum(one[0] in (DGRAM, FRAG, FROM) for one in out) > datagrams_max(len(inner)):
+        raise Refused("bad-frames")
     return out, inner[r.at :]
 
 

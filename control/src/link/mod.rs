@@ -262,6 +262,14 @@ impl Links {
         }
     }
 
+    /// What the next hop has not answered counts as sent now.
+    pub(crate) fn stalled(&mut self, now: Duration) {
+        if let Some(since) = self.down.and_then(|id| self.link_mut(id)).and_then(|link| link.unanswered_since.as_mut())
+        {
+            *since = now;
+        }
+    }
+
     fn install_slot(&mut self, cx: &mut Context, now: Duration, link: LinkId, peer: SocketAddr, secrets: &LinkSecrets) {
         let id = SlotId(self.next_slot);
         self.next_slot = self.next_slot.wrapping_add(1);

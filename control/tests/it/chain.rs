@@ -163,6 +163,22 @@ fn silence_of_the_next_hop_is_measured() {
 }
 
 #[test]
+fn silence_does_not_count_while_a_node_does_not_run() {
+    let mut world = World::new(Plan::new(Class::L, 2));
+    world.run_for(secs(30));
+    world.stop(2);
+    let silences = |world: &World| world.node(1).saw(|event| matches!(event, Event::LinkSilent { .. }));
+    for _ in 0..20 {
+        world.run_for(ms(500));
+        let now = world.now;
+        world.nodes.get_mut(&1).expect("it runs").control.stalled(now);
+    }
+    assert_eq!(silences(&world), 0);
+    world.run_for(secs(2));
+    assert_eq!(silences(&world), 1);
+}
+
+#[test]
 fn second_response_to_a_first_handshake_is_not_a_refusal() {
     let mut plan = Plan::new(Class::S, 1);
     plan.channels = 1;

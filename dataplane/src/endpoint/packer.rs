@@ -4,7 +4,7 @@
 //! share it. At the end of the turn all are finished, so nothing waits for company here.
 
 use hashbrown::HashMap;
-use wire::frames::{Frame, Writer};
+use wire::frames::{Frame, Writer, Written};
 use wire::ids::ChannelIndex;
 
 use crate::buffer::{Cell, FreeList, Opened};
@@ -14,7 +14,7 @@ use crate::ledger::DropReason;
 struct Building {
     channel: ChannelIndex,
     cell: Cell<Opened>,
-    written: usize,
+    written: Written,
 }
 
 /// Cells under construction and cells done, in the order in which their channels must send them.

@@ -4,6 +4,8 @@
 //! at every look until something comes, because PINGs get lost, too. If nothing comes for [`LOST_AFTER`] and the
 //! longest round trip of mixing, the channel is lost and its clients move. After a random 5-10 s of silence it pings,
 //! too, which keeps the hops from forgetting the channel and finds out early that one has.
+//!
+//! Time in which the worker did not get its turn does not count: it could neither ping nor hear.
 
 use rand::RngExt;
 use rand_chacha::ChaCha20Rng;
@@ -27,6 +29,11 @@ impl Liveness {
     /// Of a channel that has just opened.
     pub(super) fn new(now: Nanos, rng: &mut ChaCha20Rng) -> Liveness {
         Liveness { asked: None, speak_at: now + silence(rng) }
+    }
+
+    /// The look at the channels came `late` after its time: the worker was stopped, or the host is busy.
+    pub(super) fn excuse(&mut self, late: Nanos, now: Nanos) {
+        self.asked = self.asked.map(|at| (at + late).min(now));
     }
 
     /// A cell was sent.
@@ -76,6 +83,10 @@ mod tests {
         assert!(life.wants_ping(21 * SECOND + LOOK) && life.wants_ping(23 * SECOND), "a PING that is lost is repeated");
         assert!(!life.is_lost(23 * SECOND - 1, LOST_AFTER) && life.is_lost(23 * SECOND, LOST_AFTER));
         assert!(life.waits());
+        life.excuse(10 * SECOND, 33 * SECOND);
+        assert!(!life.is_lost(33 * SECOND - 1, LOST_AFTER) && life.is_lost(33 * SECOND, LOST_AFTER));
+        life.excuse(10 * SECOND, 35 * SECOND);
+        assert!(!life.is_lost(38 * SECOND - 1, LOST_AFTER), "a question is never in the future");
         life.heard();
         assert!(!life.waits() && !life.is_lost(60 * SECOND, LOST_AFTER));
     }

@@ -190,7 +190,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
             },
             Command::Unlisten { id } => self.unlisten(id),
             // Control sends an entry no keys of a hop, and no answers to questions.
-            Command::InstallChannel { .. } | Command::Resolved { .. } => {}
+            Command::InstallChannel { .. } | Command::OwnAddresses { .. } | Command::Resolved { .. } => {}
         }
     }
 
@@ -296,11 +296,13 @@ impl<D: Port, A: Apps> Entry<D, A> {
         if now < self.next_tick {
             return;
         }
+        let late = now - self.next_tick;
         self.next_tick = endpoint::next_second(now);
         let now_s = now / SECOND;
         let lost_after = liveness::LOST_AFTER + self.settings.mixing_round_trip.as_nanos() as Nanos;
         for channel in self.endpoint.channels() {
             let record = self.endpoint.table.record_mut(channel).expect("just listed");
+            record.state.liveness.excuse(late, now);
             if record.state.liveness.waits() {
                 self.next_tick = self.next_tick.min(now + liveness::LOOK);
             }

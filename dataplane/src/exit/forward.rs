@@ -167,6 +167,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
         if !self.endpoint.table.record_mut(channel).is_some_and(|record| record.state.opens.take(now)) {
             return Err(DropReason::OpenRate);
         }
+        if matches!(to, Address::Name(..)) && !self.may_resolve(channel, now) {
+            return Err(DropReason::NameRate);
+        }
         match to {
             Address::Ip(to) => {
                 let to = SocketAddr::new(to.ip().to_canonical(), to.port());
@@ -184,6 +187,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 Ok(())
             }
         }
+    }
+
+    /// Counts one more name to resolve. False if there are too many in this second.
+    fn may_resolve(&mut self, channel: ChannelIndex, now: Nanos) -> bool {
+        let Self { endpoint, settings, lookups, .. } = self;
+        let record = endpoint.table.record_mut(channel);
+        record.is_some_and(|record| record.state.opens.take_name(lookups, settings.limits.names, now))
     }
 
     /// Lifts the limits of a flow whose destination the policy trusts.

@@ -16,7 +16,7 @@ use crate::ledger::DropReason;
 use crate::rate::{Bucket, Rate};
 use crate::{Nanos, SECOND};
 
-/// Limits for destinations that the policy does not trust. None means no limit.
+/// Limits for destinations that the policy does not trust, and for names. None means no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Datagrams to an address that has not answered.
@@ -25,6 +25,8 @@ pub struct Limits {
     pub flow: Option<Rate>,
     /// Datagrams of an address, each way.
     pub destination: Option<Rate>,
+    /// Names to resolve per second, of all channels.
+    pub names: Option<u32>,
 }
 
 /// A flow's use of its limits.
@@ -89,7 +91,7 @@ impl Limiter {
     /// The flow or the address is over its rate ([`DropReason::FlowRate`], [`DropReason::DestinationRate`]), or the
     /// address has not answered what it has got ([`DropReason::Unanswered`]).
     pub fn forward(&mut self, usage: &mut Usage, to: IpAddr, now: Nanos) -> Result<(), DropReason> {
-        let Limits { unanswered, flow, destination } = self.limits;
+        let Limits { unanswered, flow, destination, .. } = self.limits;
         let most = unanswered.filter(|_| !usage.answered);
         if most.is_some() || destination.is_some() {
             let rows = self.rows(to);
@@ -172,7 +174,7 @@ mod tests {
     fn limiter(unanswered: u32, flow: u32, destination: u32) -> Limiter {
         let rate = |per_s| (per_s > 0).then(|| Rate::per_second(per_s));
         let unanswered = (unanswered > 0).then_some(unanswered);
-        Limiter::new(Limits { unanswered, flow: rate(flow), destination: rate(destination) }, 0)
+        Limiter::new(Limits { unanswered, flow: rate(flow), destination: rate(destination), names: None }, 0)
     }
 
     #[test]

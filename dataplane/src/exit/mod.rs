@@ -51,11 +51,15 @@ use limits::{Limiter, Limits};
 pub use names::{QUESTIONS_MAX, QueryId};
 use policy::Policy;
 pub use quota::Caps;
-use quota::Opens;
+use quota::{Lookups, Opens};
 
 /// Buffers that one batch of application datagrams can need: as many as hold its bytes, 200 in a cell of class S, with
 /// an unfilled one for each datagram.
 const BATCH_BUFFERS: usize = RECEIVE_BATCH_MAX + RECEIVE_BATCH_BYTES_MAX / 200;
+/// A turn that has this many datagrams to send receives no more on the link. What one receive call brings goes out
+/// whole, so a turn sends at most this many less one, [`RECEIVE_MAX`] cells full of datagrams, and copies for the next
+/// address of a name (SPEC 3.13.7).
+const SENDS_MAX: usize = 4096;
 /// Refused flows remembered at most.
 const REFUSED_MAX: usize = 4096;
 /// Datagrams over all channels of which some fragments are here: of class L 43 MB.
@@ -135,6 +139,8 @@ pub struct Exit<U, A> {
     endpoint: Endpoint<U, A, ExitChannel>,
     flows: Flows,
     limiter: Limiter,
+    /// Names that all channels have had resolved.
+    lookups: Lookups,
     /// Flows refused within the last second: the datagrams behind their OPENs go the same way.
     refused: HashMap<(ChannelIndex, u16), DropReason, foldhash::fast::RandomState>,
     commands: rtrb::Consumer<Command>,
@@ -170,6 +176,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             endpoint: Endpoint::new(of_endpoint, (up, apps), punts, rng_groups, now),
             flows: Flows::new(settings.caps, settings.flow_idle, now),
             limiter: Limiter::new(settings.limits, now),
+            lookups: Lookups::default(),
             refused: HashMap::default(),
             commands,
             rng,
@@ -219,6 +226,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
             Command::RetireChannel { channel } => self.end_channel(channel, EndReason::Retired),
             Command::Inject { link, slot, header, body, .. } => self.endpoint.inject(link, slot, header, &body, now),
             Command::Resolved { query, addresses } => self.resolved(query, &addresses, now),
+            Command::OwnAddresses { addresses } => self.settings.policy.set_own(addresses),
             // Control sends an exit no keys of an entry, and nothing about clients.
             Command::InstallChannel { .. }
             | Command::Supersede { .. }
@@ -240,7 +248,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     fn receive_link(&mut self, now: Nanos) {
         for _ in 0..RECEIVES {
-            if !self.endpoint.receive() {
+            if self.endpoint.send_batch.len() >= SENDS_MAX || !self.endpoint.receive() {
                 return;
             }
             let Endpoint { shape, table, punts, free, cells, admitted, .. } = &mut self.endpoint;

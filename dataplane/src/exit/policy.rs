@@ -1,9 +1,10 @@
 //! The destinations an exit may send to: the internet, but not its own network.
 //!
 //! Private, loopback, link-local, multicast, reserved and the exit's own addresses are refused unless
-//! an `allow` entry lists them; everything else is open unless a `deny` entry lists it. Of the entries that
-//! hold an address and port the one with the narrowest network decides, of those the one with the fewest ports, and
-//! `deny` where two are alike. IPv6 forms that embed an IPv4 address are judged by what they embed.
+//! an `allow` entry lists them, and so are public addresses that clouds use for services inside; everything else is
+//! open unless a `deny` entry lists it. Of the entries that hold an address and port the one with the narrowest network
+//! decides, of those the one with the fewest ports, and `deny` where two are alike. IPv6 forms that embed an IPv4
+//! address are judged by what they embed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -39,6 +40,19 @@ const DENIED_V4: [Ipv4Net; 15] = [
     v4(240, 0, 0, 0, 4),
 ];
 
+/// Public addresses at which a cloud's hosts reach services of the cloud, and nobody else does. Most clouds use
+/// link-local, unique local or shared address space, which is refused anyway.
+const INTERNAL_V4: [Ipv4Net; 5] = [
+    // Azure: the wire server, DNS, health probes.
+    v4(168, 63, 129, 16, 32),
+    // Google: restricted.googleapis.com, private.googleapis.com.
+    v4(199, 36, 153, 4, 30),
+    v4(199, 36, 153, 8, 30),
+    // IBM: DNS, time, mirrors, service endpoints.
+    v4(161, 26, 0, 0, 16),
+    v4(166, 8, 0, 0, 14),
+];
+
 /// All of IPv6 that is globally reachable lies in here: not loopback, unique local, link-local, site-local,
 /// multicast, IPv4-compatible or discard-only addresses.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
@@ -46,8 +60,38 @@ const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 /// Parts of it that are special-purpose nevertheless.
 const DENIED_V6: [Ipv6Net; 3] = [v6(0x2001, 0, 0, 23), v6(0x2001, 0xdb8, 0, 32), v6(0x3fff, 0, 0, 20)];
 
+/// The well-known prefix of translators (RFC 6052).
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
+
+/// A network's own prefix for a translator to IPv4: of 32, 40, 48, 56, 64 or 96 bits (RFC 6052).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nat64(Ipv6Net);
+
+impl Nat64 {
+    /// The IPv4 address that the translator sends to.
+    fn embedded(self, v6: Ipv6Addr) -> Option<Ipv4Addr> {
+        if !self.0.contains(&v6) {
+            return None;
+        }
+        // Byte 8 is not part of it (RFC 6052, 2.2).
+        let at = usize::from(self.0.prefix_len() / 8);
+        let mut rest = v6.octets().into_iter().enumerate().skip(at).filter(|(at, _)| *at != 8).map(|(_, byte)| byte);
+        let mut next = || rest.next().unwrap_or_default();
+        Some(Ipv4Addr::new(next(), next(), next(), next()))
+    }
+}
+
+impl FromStr for Nat64 {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Nat64, String> {
+        let net = text.parse::<Ipv6Net>().ok().filter(|net| matches!(net.prefix_len(), 32 | 40 | 48 | 56 | 64 | 96));
+        net.map(Nat64).ok_or_else(|| {
+            format!("{text:?} is not the prefix of a translator: expected PREFIX/96, e.g. 2001:db8:64::/96")
+        })
+    }
+}
 
 /// An entry of `allow` or `deny`: a network, and ports of it.
 ///
@@ -119,19 +163,31 @@ pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     own: Vec<IpAddr>,
+    nat64: Vec<Nat64>,
     trust: Vec<Rule>,
 }
 
 impl Policy {
     /// Exceptions both ways, and the addresses of the host itself; trusts nobody.
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, own: Vec<IpAddr>) -> Policy {
-        Policy { allow, deny, own, trust: Vec::new() }
+        Policy { allow, deny, own, ..Policy::default() }
+    }
+
+    /// The same, and translators beside that of the well-known prefix.
+    #[must_use]
+    pub fn translating(self, nat64: Vec<Nat64>) -> Policy {
+        Policy { nat64, ..self }
     }
 
     /// The same, and destinations without [limits](super::limits).
     #[must_use]
     pub fn trusting(self, trust: Vec<Rule>) -> Policy {
         Policy { trust, ..self }
+    }
+
+    /// Replaces the addresses of the host itself.
+    pub fn set_own(&mut self, own: Vec<IpAddr>) {
+        self.own = own;
     }
 
     /// True if a destination has no limits.
@@ -152,7 +208,7 @@ impl Policy {
     fn listed(&self, to: IpAddr, port: u16) -> Option<bool> {
         let narrowest = |rules: &[Rule]| rules.iter().filter(|rule| rule.holds(to, port)).map(Rule::narrowness).max();
         if let IpAddr::V6(v6) = to
-            && let Some(v4) = embedded(v6)
+            && let Some(v4) = self.embedded(v6)
             && self.listed(v4.into(), port) == Some(false)
         {
             return Some(false);
@@ -165,26 +221,22 @@ impl Policy {
 
     fn denied(&self, to: IpAddr, port: u16) -> bool {
         match to {
-            IpAddr::V4(v4) => DENIED_V4.iter().any(|net| net.contains(&v4)),
-            IpAddr::V6(v6) => match embedded(v6) {
+            IpAddr::V4(v4) => DENIED_V4.iter().chain(&INTERNAL_V4).any(|net| net.contains(&v4)),
+            IpAddr::V6(v6) => match self.embedded(v6) {
                 Some(v4) => !self.admits(v4.into(), port),
                 None => !GLOBAL_V6.contains(&v6) || DENIED_V6.iter().any(|net| net.contains(&v6)),
             },
         }
     }
-}
 
-/// The IPv4 address that a translator or tunnel would send to.
-fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
-    let bytes = v6.octets();
-    let at = if NAT64.contains(&v6) {
-        12
-    } else if SIX_TO_FOUR.contains(&v6) {
-        2
-    } else {
-        return None;
-    };
-    Some(Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]))
+    /// The IPv4 address that a translator or tunnel would send to.
+    fn embedded(&self, v6: Ipv6Addr) -> Option<Ipv4Addr> {
+        if SIX_TO_FOUR.contains(&v6) {
+            let [_, _, a, b, c, d, ..] = v6.octets();
+            return Some(Ipv4Addr::new(a, b, c, d));
+        }
+        self.nat64.iter().chain(&[Nat64(NAT64)]).find_map(|nat64| nat64.embedded(v6))
+    }
 }
 
 #[cfg(test)]
@@ -228,12 +280,60 @@ mod tests {
             "2002:7f00:1::1",
             "2600::1",
             "64:ff9b::93.184.216.34",
+            // Public addresses inside clouds.
+            "168.63.129.16",
+            "199.36.153.4",
+            "199.36.153.11",
+            "161.26.0.10",
+            "166.11.255.255",
+            "64:ff9b::168.63.129.16",
+            "2002:a83f:8110::1",
         ] {
             assert!(!policy.admits(ip(denied), 53), "{denied}");
         }
-        for open in ["1.1.1.1", "172.32.0.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "::ffff:1.1.1.1"] {
+        for open in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "64:ff9b::1.1.1.1",
+            "::ffff:1.1.1.1",
+            "168.63.129.17",
+            "199.36.153.3",
+            "199.36.153.12",
+            "166.12.0.0",
+        ] {
             assert!(policy.admits(ip(open), 53), "{open}");
             assert!(!policy.admits(ip(open), 0), "port 0");
+        }
+    }
+
+    #[test]
+    fn translated_address_is_judged_by_what_it_embeds() {
+        // RFC 6052, 2.4: 192.0.2.33 under prefixes of every length.
+        let embedding = [
+            ("2001:db8::/32", "2001:db8:c000:221::"),
+            ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+            ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"),
+            ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
+            ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
+            ("2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33"),
+        ];
+        for (prefix, v6) in embedding {
+            let IpAddr::V6(v6) = ip(v6) else { unreachable!() };
+            let nat64: Nat64 = prefix.parse().unwrap();
+            assert_eq!(nat64.embedded(v6), Some(Ipv4Addr::new(192, 0, 2, 33)), "{prefix}");
+        }
+        let own = vec![ip("93.184.216.34")];
+        let plain = Policy::new(Vec::new(), vec!["9.9.9.9".parse().unwrap()], own);
+        let policy = plain.clone().translating(vec!["2600:64::/96".parse().unwrap()]);
+        for inside in ["2600:64::10.0.0.1", "2600:64::93.184.216.34", "2600:64::168.63.129.16", "2600:64::9.9.9.9"] {
+            assert!(plain.admits(ip(inside), 53), "unknown prefixes are the internet");
+            assert!(!policy.admits(ip(inside), 53), "{inside}");
+        }
+        assert!(policy.admits(ip("2600:64::1.1.1.1"), 53) && policy.admits(ip("2600:65::10.0.0.1"), 53));
+        assert!(!policy.admits(ip("64:ff9b::10.0.0.1"), 53), "the well-known prefix stays");
+        for bad in ["2600:64::/95", "2600:64::", "10.0.0.0/8", "2600::/128"] {
+            assert!(bad.parse::<Nat64>().is_err(), "{bad}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Divides what all channels of an exit share: flows, sockets and names being resolved.
+//! Divides what all channels of an exit share: flows, sockets, names being resolved, and their rate.
 //!
 //! A channel gets one more only while more of them are free than it has. So k greedy channels leave a part in k + 1 to
 //! the others.
@@ -6,8 +6,8 @@
 use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
-use crate::Nanos;
 use crate::rate::{Bucket, Rate};
+use crate::{Nanos, SECOND};
 
 /// New flows that a channel may open at once, and per second.
 const OPENS: Rate = Rate::new(64, 64);
@@ -79,13 +79,65 @@ impl Quota {
     }
 }
 
-/// A channel's token bucket for new flows: a socket or a question costs the exit more than a cell.
+/// Names that a channel, or all of them, have had resolved in the running second.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Lookups {
+    second: u64,
+    count: u32,
+}
+
+impl Lookups {
+    fn count(&mut self, now: Nanos) -> &mut u32 {
+        let second = now / SECOND;
+        if self.second != second {
+            *self = Lookups { second, count: 0 };
+        }
+        &mut self.count
+    }
+}
+
+/// A channel's use of new flows and names: a socket or a question costs the exit more than a cell.
 #[derive(Default)]
-pub(super) struct Opens(Bucket);
+pub(super) struct Opens {
+    flows: Bucket,
+    names: Lookups,
+}
 
 impl Opens {
-    /// Takes a token, if there is one.
+    /// Takes a token for a flow, if there is one.
     pub(super) fn take(&mut self, now: Nanos) -> bool {
-        self.0.take(OPENS, now)
+        self.flows.take(OPENS, now)
+    }
+
+    /// Counts one more name, if more of the second's `max` are left than the channel has had.
+    pub(super) fn take_name(&mut self, all: &mut Lookups, max: Option<u32>, now: Nanos) -> bool {
+        let Some(max) = max else { return true };
+        let (all, own) = (all.count(now), self.names.count(now));
+        let may = max.saturating_sub(*all) > *own;
+        *all += u32::from(may);
+        *own += u32::from(may);
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_second_are_shared_among_those_who_ask() {
+        let (mut all, mut channels, mut got) = (Lookups::default(), [(); 4].map(|()| Opens::default()), [0u64; 4]);
+        // Three ask all the time, the last one ten times a second.
+        for ms in 0..10_000 {
+            let mut ask = |channel: usize| {
+                got[channel] += u64::from(channels[channel].take_name(&mut all, Some(100), ms * SECOND / 1000));
+            };
+            (0..10).for_each(|_| (0..3).for_each(&mut ask));
+            if ms % 100 == 0 {
+                ask(3);
+            }
+        }
+        assert!(got[3] == 100 && got[..3].iter().all(|got| *got >= 200), "{got:?}");
+        assert!(got.iter().sum::<u64>() <= 1000, "{got:?}");
     }
 }

@@ -17,6 +17,8 @@ struct Bench {
     commands: rtrb::Producer<Command>,
     punts: rtrb::Consumer<crate::punt::Punt>,
     net: MemNet,
+    /// Cells from Mix m.
+    link: MemNet,
     now: Nanos,
 }
 
@@ -45,11 +47,12 @@ impl Bench {
         };
         change(&mut settings);
         let apps = MemApps::new(net.clone(), Vec::new(), [192, 0, 2, 1].into());
-        let port = MemNet::default().port(address(1), lengths(settings.shape, 2, Side::Up));
+        let link = MemNet::default();
+        let port = link.port(address(1), lengths(settings.shape, 2, Side::Up));
         let punt_sender = PuntSender::new(worker_punts, Arc::new(Waker::new().unwrap()));
         let rng = |seed| <ChaCha20Rng as rand::SeedableRng>::seed_from_u64(seed);
         let exit = Exit::new(settings, port, apps, worker_commands, punt_sender, [rng(1), rng(2)], SECOND);
-        let mut bench = Bench { exit, commands, punts, net, now: SECOND };
+        let mut bench = Bench { exit, commands, punts, net, link, now: SECOND };
         for channel in 0..channels {
             let [forward, backward] = [1, 2].map(|n| Secret::new([n; 32]));
             let keys = ChannelKeys::Hop { forward, backward };

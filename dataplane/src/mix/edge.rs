@@ -219,6 +219,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             | Command::Supersede { .. }
             | Command::Listen { .. }
             | Command::Unlisten { .. }
+            | Command::OwnAddresses { .. }
             | Command::Resolved { .. } => {}
         }
     }

@@ -219,6 +219,35 @@ impl Loaded {
         Lanes { own: of(self.position), next: of(self.position + 1) }
     }
 
+    /// Refuses links between hops that are spread over several ports, unless the configuration accepts what that shows
+    /// (SPEC 4.7.7).
+    ///
+    /// # Errors
+    /// There is such a link.
+    pub fn check_lanes(&self) -> Result<(), ConfigError> {
+        let Part::Mix { lanes_show_label_bits: false, .. } = self.config.part else { return Ok(()) };
+        let Lanes { own, next } = self.lanes();
+        let (link, lanes) = match self.position {
+            position if position > 1 && own > 1 => (position, own),
+            position if next > 1 => (position + 1, next),
+            _ => return Ok(()),
+        };
+        let name = |hop| node_name(self.chain.role(hop), hop);
+        Err(ConfigError::Value {
+            at: self.config.place_of("lanes_show_label_bits"),
+            what: format!(
+                "the link from {} to {} has {lanes} lanes: the UDP port of a cell shows bits of its channel's number to \
+                 whoever sees that link",
+                name(link - 1),
+                name(link)
+            ),
+            remedy: format!(
+                "make {} with `--lanes 1`, or set `lanes_show_label_bits = true` at both ends of the link",
+                name(link)
+            ),
+        })
+    }
+
     /// The address of the next hop: `next` of the configuration, or the best one of its descriptor, or what its name
     /// resolves to. `None` at the exit, and if no name resolves now.
     ///
@@ -350,7 +379,7 @@ impl NodeConfig {
         }
         // Everyone computes timeouts from the chain's largest delay.
         let largest_ms = chain.first_class().mixing_delay_ms;
-        if let Part::Mix { mixing } = &self.part
+        if let Part::Mix { mixing, .. } = &self.part
             && mixing.largest_delay().as_nanos() > u128::from(largest_ms) * 1_000_000
         {
             return Err(wrong(
@@ -369,6 +398,26 @@ impl NodeConfig {
 mod tests {
     use super::*;
     use crate::init::{self, Plan};
+
+    #[test]
+    fn lanes_between_hops_are_refused_unless_configured() {
+        let addresses: Vec<SocketAddr> = [1, 2, 3].map(|host| SocketAddr::from(([192, 0, 2, host], 4700))).into();
+        let check = |mixes: usize, lanes_show_label_bits| {
+            let dir = tempfile::tempdir().unwrap();
+            let plan = Plan { lanes: 2, lanes_show_label_bits, ..Plan::new(&addresses[2 - mixes..]) };
+            let files = init::write(dir.path(), &plan).unwrap();
+            let checked = files.hops.iter().chain([&files.entry]).map(|path| Loaded::read(path).unwrap().check_lanes());
+            checked.map(|done| done.err().map(|why| why.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(check(1, false), [None, None, None], "link 1 may have lanes");
+        assert_eq!(check(2, true), [None, None, None, None]);
+        let [Some(mix1), Some(mix2), None, None] = &check(2, false)[..] else { panic!("both ends of link 2 refuse") };
+        for why in [mix1, mix2] {
+            for part in ["the link from mix1 to mix2 has 2 lanes", "lanes_show_label_bits = true", "make mix2"] {
+                assert!(why.contains(part), "{part}: {why}");
+            }
+        }
+    }
 
     #[test]
     fn up_on_loopback_is_refused_if_another_address_is_published() {

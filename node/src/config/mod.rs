@@ -56,6 +56,8 @@ pub const MAX_FLOWS_PER_CHANNEL: usize = 1024;
 pub const MAX_UNANSWERED: u32 = 1000;
 /// Datagrams a second of a flow at an exit, each way, unless configured.
 pub const MAX_FLOW_RATE: u32 = 100_000;
+/// Names that an exit resolves per second, for all channels, unless configured otherwise.
+pub const MAX_NAME_RATE: u32 = 200;
 /// Datagrams a second of one address at an exit, each way, unless configured.
 pub const MAX_DESTINATION_RATE: u32 = 200_000;
 /// Sockets of an exit unless configured.

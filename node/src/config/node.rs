@@ -8,7 +8,7 @@ use control::Caps;
 use dataplane::entry::{Destination, NotADestination};
 use dataplane::exit::Filtering;
 use dataplane::exit::limits::Limits;
-use dataplane::exit::policy::Rule;
+use dataplane::exit::policy::{Nat64, Rule};
 use dataplane::rate::Rate;
 use dataplane::socket::backend::Io;
 use dataplane::socket::offload::Offload;
@@ -74,6 +74,8 @@ pub enum Part {
     Mix {
         /// When its pools are released.
         mixing: Mixing,
+        /// Links between hops may have several lanes.
+        lanes_show_label_bits: bool,
     },
     /// The exit's.
     Exit(ExitPart),
@@ -155,6 +157,10 @@ pub struct ExitPart {
     pub allow: Vec<Rule>,
     /// Destinations to close although they are public; the narrowest entry of both lists decides.
     pub deny: Vec<Rule>,
+    /// Addresses that reach this exit although its host does not have them.
+    pub own: Vec<IpAddr>,
+    /// Prefixes of its network's translators to IPv4.
+    pub nat64: Vec<Nat64>,
     /// Destinations without limits.
     pub trust: Vec<Rule>,
     /// Limits of all other destinations.
@@ -213,10 +219,15 @@ impl NodeConfig {
                 socks_users: table.maybe_text("socks_users").map(beside),
                 commands: table.maybe_text("commands").map(beside),
             }),
-            NodeRole::Mix => Part::Mix { mixing: table.parsed("mixing")? },
+            NodeRole::Mix => Part::Mix {
+                mixing: table.parsed("mixing")?,
+                lanes_show_label_bits: table.switch("lanes_show_label_bits"),
+            },
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: table.texts("allow", rule)?,
                 deny: table.texts("deny", rule)?,
+                own: table.texts("own", own)?,
+                nat64: table.texts("nat64", nat64)?,
                 trust: table.texts("trust", rule)?,
                 limits: limits(&table),
                 filtering: table.parsed("filtering")?,
@@ -317,6 +328,7 @@ fn limits(table: &Table<'_>) -> Limits {
         unanswered: limit("max_unanswered"),
         flow: limit("max_flow_rate").map(Rate::per_second),
         destination: limit("max_destination_rate").map(Rate::per_second),
+        names: limit("max_name_rate"),
     }
 }
 
@@ -339,6 +351,16 @@ fn resolver(text: Text<'_>) -> Result<SocketAddr, ConfigError> {
 }
 
 fn rule(text: &Text<'_>) -> Result<Rule, ConfigError> {
+    text.value.parse().map_err(|why: String| text.invalid(why))
+}
+
+fn own(text: &Text<'_>) -> Result<IpAddr, ConfigError> {
+    text.value.parse().map(|ip: IpAddr| ip.to_canonical()).map_err(|_| {
+        text.invalid(format!("own must list IP addresses (got {:?}), e.g. own = [\"192.0.2.7\"]", text.value)) //
+    })
+}
+
+fn nat64(text: &Text<'_>) -> Result<Nat64, ConfigError> {
     text.value.parse().map_err(|why: String| text.invalid(why))
 }
 
@@ -399,7 +421,9 @@ mod tests {
             assert_eq!((config.offload, config.io), (Offload::default(), Io::default()));
             match config.part {
                 Part::Entry(part) => assert_eq!((part.channels, part.forwards.len()), (4, 0)),
-                Part::Mix { mixing } => assert_eq!(mixing, Mixing::default()),
+                Part::Mix { mixing, lanes_show_label_bits } => {
+                    assert_eq!((mixing, lanes_show_label_bits), (Mixing::default(), false));
+                }
                 Part::Exit(part) => assert_eq!((part.filtering, part.max_sockets), (Filtering::default(), 4096)),
             }
         }

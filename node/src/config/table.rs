@@ -8,8 +8,8 @@ use super::table_trust::{
     CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
 };
 use super::{
-    CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_SOCKETS, MAX_UNANSWERED,
-    RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
+    CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_NAME_RATE, MAX_SOCKETS,
+    MAX_UNANSWERED, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
 };
 
 /// One key.
@@ -141,6 +141,15 @@ pub static NODE: &[Key] = &[
         example: "\"threshold-or-timed:n=64,t=5ms\"",
     },
     Key {
+        name: "lanes_show_label_bits",
+        roles: &[Mix],
+        kind: Kind::Switch,
+        default: DefaultValue::Value("false"),
+        doc: "Start although a link between hops has several lanes. Whoever sees such a link then reads bits of a cell's \
+              channel number from its UDP port. Both ends of the link need it.",
+        example: "true",
+    },
+    Key {
         name: "channels",
         roles: &[Entry],
         kind: Kind::Integer(1, 256),
@@ -207,6 +216,24 @@ pub static NODE: &[Key] = &[
         example: "[\"192.0.2.0/24\"]",
     },
     Key {
+        name: "own",
+        roles: &[Exit],
+        kind: Kind::Texts("IP"),
+        default: DefaultValue::Value("[]"),
+        doc: "Addresses that lead to this exit although its host does not have them, such as the public one behind NAT; \
+              closed like the host's own. Those of the host are found by itself, every 10 s.",
+        example: "[\"192.0.2.7\"]",
+    },
+    Key {
+        name: "nat64",
+        roles: &[Exit],
+        kind: Kind::Texts("PREFIX/96"),
+        default: DefaultValue::Value("[]"),
+        doc: "Prefixes of translators to IPv4 (NAT64) that this exit's network has; such a destination is judged by the \
+              IPv4 address in it. 64:ff9b::/96 is known. Prefixes of 32, 40, 48, 56 and 64 bits are accepted, too.",
+        example: "[\"2001:db8:64::/96\"]",
+    },
+    Key {
         name: "trust",
         roles: &[Exit],
         kind: Kind::Texts("IP, IP/BITS, IP:PORT or IP/BITS:PORT-PORT"),
@@ -242,6 +269,15 @@ pub static NODE: &[Key] = &[
         doc: "Most datagrams per second of all flows with one address, each way; 0 disables the limit. IPv6 counts by \
               /64.",
         example: "200000",
+    },
+    Key {
+        name: "max_name_rate",
+        roles: &[Exit],
+        kind: Kind::Integer(0, 1_000_000),
+        default: DefaultValue::Integer(MAX_NAME_RATE as i64),
+        doc: "Names resolved per second, for all users together; 0 disables the limit. A channel gets one more only while \
+              more of a second's are left than it has had.",
+        example: "200",
     },
     Key {
         name: "filtering",

@@ -176,6 +176,11 @@ impl Bridge {
         self.backlog.push_back(Command::Resolved { query, addresses });
     }
 
+    /// Gives an exit the addresses of its host.
+    pub fn own_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.backlog.push_back(Command::OwnAddresses { addresses });
+    }
+
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram } => {

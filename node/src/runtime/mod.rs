@@ -5,8 +5,8 @@
 //! two; [`resolver`] resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`]
 //! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
 //! Unix socket ([`local`]). `trust_keeper` saves the state of
-//! trust and reads descriptors and keys again, [`expiry`] warns before they end, and `next_names` resolves the names of
-//! the next hop.
+//! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
+//! the next hop, and `own_addresses` reads those of an exit's host.
 
 mod address_order;
 pub mod bridge;
@@ -18,6 +18,7 @@ pub mod local;
 pub mod log;
 mod next_names;
 pub mod node;
+mod own_addresses;
 pub mod path;
 pub mod random;
 pub mod readiness;

@@ -21,7 +21,6 @@ use dataplane::sys::{self, Waker};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
-use wire::ids::Side;
 
 use crate::ceremony::{span, utc};
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
@@ -32,10 +31,11 @@ use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::log::Log;
 use crate::runtime::next_names::NextNames;
+use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
-use crate::runtime::sockets::Sockets;
+use crate::runtime::sockets::{HandshakeSockets, Sockets};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 use crate::runtime::workers::Workers;
@@ -183,15 +183,23 @@ impl Node {
         };
 
         let log = Log::new(&chain, position, next);
-        let handshake_sockets =
-            (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
+        let handshake_sockets = HandshakeSockets::new(&sockets).map_err(duplicate())?;
 
         let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
         let Workers { threads, commands, punts, ledgers, profiles, turns, wakers } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
 
-        let bridge = Bridge::new(control, commands, punts);
+        let mut bridge = Bridge::new(control, commands, punts);
+        let own_addresses = match &config.part {
+            Part::Exit(part) => {
+                let own = OwnAddresses::new(part.own.clone(), clock.elapsed(), own_addresses::of_host);
+                let own = own.map_err(StartError::system("list this host's addresses"))?;
+                bridge.own_addresses(own.all());
+                Some(own)
+            }
+            Part::Entry(_) | Part::Mix { .. } => None,
+        };
         let (control_state, sockets) = (Arc::default(), Arc::new(watched));
         let (control, listening) = (control_state, listeners.clone());
         let reporter = Reporter {
@@ -218,6 +226,7 @@ impl Node {
         let thread = ControlThread {
             bridge,
             resolver,
+            own_addresses,
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             next_names: NextNames::default(),
             reload: reload.clone(),
@@ -296,10 +305,6 @@ impl Node {
     }
 }
 
-fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
-    socket.map(UdpSocket::try_clone).transpose()
-}
-
 /// The configuration of control from a node's files. `next` is the address of the next hop.
 pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
     let Loaded { config, chain, position, psks, .. } = loaded;
@@ -345,16 +350,20 @@ impl Drop for ControlThread {
     }
 }
 
+/// A turn of the control thread that is later than this is one of a node that did not run.
+const STALLED: Duration = Duration::from_millis(250);
+
 struct ControlThread {
     bridge: Bridge,
     /// Of an exit.
     resolver: Option<Resolver>,
+    /// Of an exit.
+    own_addresses: Option<OwnAddresses>,
     trust: TrustKeeper,
     next_names: NextNames,
     /// Descriptors and keys are to be read again.
     reload: Arc<AtomicBool>,
-    /// Duplicates of the link sockets, up and down.
-    sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    sockets: HandshakeSockets,
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
@@ -388,25 +397,27 @@ impl ControlThread {
                 self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
             }
             let mut wake = self.turn(clock.elapsed());
+            if let Some(own) = &mut self.own_addresses {
+                if let Some(addresses) = own.look(clock.elapsed(), own_addresses::of_host) {
+                    self.bridge.own_addresses(addresses);
+                    wake = clock.elapsed();
+                }
+                wake = wake.min(own.due());
+            }
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
             poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+            let now = clock.elapsed();
+            if now > wake + STALLED {
+                self.bridge.control_mut().stalled(now);
+            }
         }
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
         let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
-        let mut send = |side, to, datagram: &[u8]| {
-            let socket = match side {
-                Side::Up => &sockets.0,
-                Side::Down => &sockets.1,
-            };
-            // A lost datagram is sent again by control.
-            if let Some(socket) = socket {
-                let _ = socket.send_to(datagram, to);
-            }
-        };
+        let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
 
         let mut own_descriptor = false;
         // Apart, because `note` borrows the rest.

@@ -123,7 +123,7 @@ impl Workers {
         match &config.part {
             Part::Entry(_) => builder.entry(sockets, ends.remove(0))?,
             Part::Exit(part) => builder.exit(part, sockets, ends.remove(0))?,
-            Part::Mix { mixing } => builder.mix(*mixing, sockets, ends)?,
+            Part::Mix { mixing, .. } => builder.mix(*mixing, sockets, ends)?,
         }
         Ok(builder.workers)
     }
@@ -167,13 +167,14 @@ impl Builder<'_> {
     }
 
     fn exit(&mut self, part: &ExitPart, sockets: Sockets, ends: WorkerEnds) -> Result<(), StartError> {
-        let own = if_addrs::get_if_addrs().map_err(StartError::system("list this host's addresses"))?;
-        let own = own.into_iter().map(|interface| interface.ip()).collect();
         let settings = dataplane::exit::Settings {
             shape: self.chain.shape(),
             window: self.config.window,
             hugepages: self.config.hugepages,
-            policy: Policy::new(part.allow.clone(), part.deny.clone(), own).trusting(part.trust.clone()),
+            // The addresses of the host come with the first command.
+            policy: Policy::new(part.allow.clone(), part.deny.clone(), Vec::new())
+                .translating(part.nat64.clone())
+                .trusting(part.trust.clone()),
             filtering: part.filtering,
             limits: part.limits,
             caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },

@@ -286,6 +286,8 @@ fn plan(args: &ChainArgs, bound: &Bound) -> anyhow::Result<Plan> {
         offload: args.offload,
         io: args.io,
         lanes: usize::from(args.shape.lanes),
+        // All its links are on loopback.
+        lanes_show_label_bits: args.shape.lanes > 1,
         resolver: args.resolver,
         allow: LOOPBACK.iter().map(|net| net.parse()).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?,
         ..Plan::new(&ups)

@@ -3,8 +3,8 @@
 //! Owns the byte layout of every frame: [`parse`] reads a cell, [`Writer`] fills one, and [`split`]
 //! turns a datagram that is too long for one cell into fragments. A cell is checked as a whole before
 //! any of its frames is handed out: one bad frame drops the cell, so a cell never takes effect in
-//! part. Refused are unknown types, truncated frames, frames in the wrong direction, and addresses
-//! that have another spelling. The meaning of OPEN and MOVE, and their repetition (SPEC 3.12), belong
+//! part. Refused are unknown types, truncated frames, frames in the wrong direction, addresses that
+//! have another spelling, and too many datagrams. The meaning of OPEN and MOVE, and their repetition (SPEC 3.12), belong
 //! to the ends of the chain. [`crate::reassembly`] puts fragments together again.
 
 mod fragment;
@@ -15,11 +15,21 @@ pub use fragment::{
     DGRAM_OVERHEAD, FRAG_OVERHEAD, FRAGMENTS_MAX, Split, fragment_count, max_datagram_len, max_single_cell_len, split,
 };
 pub use parse::{BadFrames, Frames, parse};
-pub use write::Writer;
+pub use write::{Writer, Written};
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::cell::Direction;
+use crate::cell::{Class, Direction};
+
+/// Frames that carry a datagram or a part of one, at most, in a cell of class S (SPEC 3.10.11).
+pub const DATAGRAMS_MAX_S: usize = 8;
+/// The same of the other classes.
+pub const DATAGRAMS_MAX: usize = 32;
+
+/// The same of a cell with `payload` inner bytes.
+pub const fn datagrams_max(payload: usize) -> usize {
+    if payload <= Class::S.payload() { DATAGRAMS_MAX_S } else { DATAGRAMS_MAX }
+}
 
 /// First number that a REPORT cannot carry.
 const U40_END: u64 = 1 << 40;
@@ -209,6 +219,11 @@ impl Frame<'_> {
         }
     }
 
+    /// True if it carries a datagram or a part of one.
+    pub const fn is_datagram(&self) -> bool {
+        matches!(self, Frame::Dgram { .. } | Frame::Frag { .. } | Frame::From { .. })
+    }
+
     /// True if the layout can carry the values of all fields.
     fn is_expressible(&self) -> bool {
         match *self {
@@ -295,7 +310,7 @@ mod tests {
                 for frame in &frames {
                     let _ = writer.put(&frame.frame());
                 }
-                let end = writer.written();
+                let end = writer.written().bytes;
                 writer.finish();
                 if let Some(byte) = byte {
                     inner[at.index(end.max(1))] = byte;
@@ -383,7 +398,7 @@ mod tests {
                 for frame in frames {
                     prop_assert!(frame.travels(direction) && writer.put(&frame));
                 }
-                let end = writer.written();
+                let end = writer.written().bytes;
                 prop_assert_eq!(&again[..end], &inner[..end]);
                 prop_assert!(inner[end..].first().is_none_or(|byte| *byte == frame_type::PAD));
             }

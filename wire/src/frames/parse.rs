@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
-use super::{Address, Frame, Status, address_type, frame_type, is_host_name};
+use super::{Address, Frame, Status, address_type, datagrams_max, frame_type, is_host_name};
 use crate::cell::Direction;
 
 /// Why the payload of a cell is refused. Counted, never answered.
@@ -26,6 +26,9 @@ pub enum BadFrames {
     /// A reserved bit of a fragment's index is set.
     #[error("bad fragment index")]
     Fragment,
+    /// More datagrams than [`datagrams_max`].
+    #[error("too many datagrams")]
+    Datagrams,
 }
 
 /// Checks the whole payload of a cell, and only then hands out its frames. PAD ends the frames; bytes
@@ -35,9 +38,14 @@ pub enum BadFrames {
 /// The first error in the payload. The cell must be dropped.
 pub fn parse(payload: &[u8], direction: Direction) -> Result<Frames<'_>, BadFrames> {
     let mut rest = payload;
+    let mut datagrams = 0;
     while let Some(frame) = take_frame(&mut rest)? {
         if !frame.travels(direction) {
             return Err(BadFrames::Direction);
+        }
+        datagrams += usize::from(frame.is_datagram());
+        if datagrams > datagrams_max(payload.len()) {
+            return Err(BadFrames::Datagrams);
         }
     }
     Ok(Frames { rest: payload })
@@ -191,6 +199,23 @@ mod tests {
         }
         for named in [&hex!("0a 0001 03 03 612e62 0035")[..], &hex!("0b 0001 03 03 612e62 0035 0000")] {
             assert_eq!(parse(named, Direction::Backward).err(), Some(BadFrames::Address));
+        }
+    }
+
+    #[test]
+    fn cell_with_too_many_datagrams_is_refused() {
+        for (payload, max) in [(208, 8), (1152, 32), (1328, 32)] {
+            let cell = |datagrams: usize| {
+                let empty = [frame_type::DGRAM, 0, 1, 0, 0];
+                let mut inner = [frame_type::CLOSE, 0, 1].repeat(2);
+                inner.extend(empty.repeat(datagrams));
+                inner.resize(payload, frame_type::PAD);
+                inner
+            };
+            for direction in [Direction::Forward, Direction::Backward] {
+                assert_eq!(parse(&cell(max), direction).unwrap().count(), 2 + max);
+                assert_eq!(parse(&cell(max + 1), direction).err(), Some(BadFrames::Datagrams));
+            }
         }
     }
 

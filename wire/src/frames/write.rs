@@ -2,40 +2,54 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Address, Frame, address_type, frame_type};
+use super::{Address, Frame, address_type, datagrams_max, frame_type};
 
 /// Writes frames into the payload of a cell, in order.
 #[must_use = "the bytes after the last frame keep their old values until `finish`"]
 pub struct Writer<'a> {
     payload: &'a mut [u8],
-    at: usize,
+    written: Written,
+}
+
+/// The part of a cell that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    pub bytes: usize,
+    /// Frames that carry a datagram or a part of one.
+    datagrams: usize,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(payload: &'a mut [u8]) -> Writer<'a> {
-        Writer { payload, at: 0 }
+        Writer { payload, written: Written::default() }
     }
 
-    /// Continues after the first `at` bytes, which an earlier writer has [`Writer::written`].
+    /// Continues after what an earlier writer has [`Writer::written`].
     ///
     /// # Panics
     /// If the payload is shorter.
-    pub fn resume(payload: &'a mut [u8], at: usize) -> Writer<'a> {
-        assert!(at <= payload.len());
-        Writer { payload, at }
+    pub fn resume(payload: &'a mut [u8], written: Written) -> Writer<'a> {
+        assert!(written.bytes <= payload.len());
+        Writer { payload, written }
     }
 
-    /// Bytes written so far.
-    pub fn written(&self) -> usize {
-        self.at
+    /// What is written so far.
+    pub fn written(&self) -> Written {
+        self.written
     }
 
-    /// Appends a frame. False, without any change, if it does not fit or if the layout cannot carry it
-    /// (a malformed name, an index over 7, a count over 40 bits). [`super::parse`] accepts every frame
-    /// that is written.
+    /// Appends a frame. False, without any change, if it does not fit, if the cell has its maximum of
+    /// datagrams, or if the layout cannot carry it (a malformed name, an index over 7, a count over 40
+    /// bits). [`super::parse`] accepts every frame that is written.
     pub fn put(&mut self, frame: &Frame<'_>) -> bool {
         if frame.len() > self.room() || !frame.is_expressible() {
             return false;
+        }
+        if frame.is_datagram() {
+            if self.written.datagrams >= datagrams_max(self.payload.len()) {
+                return false;
+            }
+            self.written.datagrams += 1;
         }
         match *frame {
             Frame::Dgram { flow, data } => {
@@ -108,22 +122,23 @@ impl<'a> Writer<'a> {
 
     /// Free bytes.
     pub fn room(&self) -> usize {
-        self.payload.len() - self.at
+        self.payload.len() - self.written.bytes
     }
 
     /// True if no frame is written.
     pub fn is_empty(&self) -> bool {
-        self.at == 0
+        self.written.bytes == 0
     }
 
     /// Fills the rest with PAD.
     pub fn finish(self) {
-        self.payload[self.at..].fill(frame_type::PAD);
+        self.payload[self.written.bytes..].fill(frame_type::PAD);
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
-        self.payload[self.at..self.at + bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
+        let at = self.written.bytes;
+        self.payload[at..at + bytes.len()].copy_from_slice(bytes);
+        self.written.bytes += bytes.len();
     }
 
     fn u16(&mut self, number: u16) {
@@ -171,6 +186,29 @@ mod tests {
         assert!(writer.is_empty() && writer.room() == 600);
         assert!(writer.put(&Frame::Dgram { flow: 0, data: &[0; 595] }));
         assert!(!writer.put(&Frame::Close { flow: 0 }) && writer.room() == 0);
+    }
+
+    #[test]
+    fn writer_counts_datagrams_across_a_pause() {
+        for (payload, max) in [(208, 8), (1328, 32)] {
+            let mut cell = vec![0xee; payload];
+            let mut written = Written::default();
+            let put = |written: &mut Written, cell: &mut [u8], frame: &Frame<'_>| {
+                let mut writer = Writer::resume(cell, *written);
+                let fits = writer.put(frame);
+                *written = writer.written();
+                fits
+            };
+            for _ in 0..max {
+                assert!(put(&mut written, &mut cell, &Frame::Dgram { flow: 1, data: &[] }));
+            }
+            let full = written;
+            assert!(!put(&mut written, &mut cell, &Frame::Frag { flow: 1, id: 1, index: 0, last: false, data: &[] }));
+            assert_eq!(written, full);
+            assert!(put(&mut written, &mut cell, &Frame::Close { flow: 1 }), "other frames do not count");
+            Writer::resume(&mut cell, written).finish();
+            assert_eq!(parse(&cell, Direction::Forward).unwrap().count(), max + 1);
+        }
     }
 
     #[test]

@@ -1,12 +1,48 @@
 //! Those who would use an exit against others: floods, reflection, and destinations that are nobody's business.
 
 use super::*;
+use crate::command::LinkCommand;
 use crate::rate::Rate;
+use wire::cell::{CellKind, HEADER_LEN, Header};
+use wire::frames::{DATAGRAMS_MAX, Writer};
+use wire::ids::{Rank, Side, SlotId};
+use wire::link::HeaderKey;
+use zeroize::Zeroizing;
+
+/// The key under which Mix m enciphers its headers.
+const HEADER_KEY: [u8; 16] = [5; 16];
 
 impl Bench {
     /// Datagrams of an open flow, each followed by what is due.
     fn flood(&mut self, channel: u32, flow: u16, count: usize) {
         (0..count).for_each(|_| self.frame(channel, &Frame::Dgram { flow, data: b"x" }));
+    }
+
+    /// Brings up the link to Mix m.
+    fn connect(&mut self) {
+        let (link, peer) = (LinkId(9), address(2));
+        let [header_i2r, header_r2i] = [HEADER_KEY, [6; 16]].map(Zeroizing::new);
+        let slot =
+            LinkCommand::InstallSlot { link, slot: SlotId(1), peer, header_i2r, header_r2i, rank: Rank::Current };
+        for command in [LinkCommand::Install { link, side: Side::Up, peer }, slot] {
+            assert!(self.commands.push(Command::Link(command)).is_ok());
+        }
+        self.turn();
+    }
+
+    /// Sends the exit a cell of a channel with these bytes inside.
+    fn cell(&mut self, channel: u32, seq: u64, inner: &[u8]) {
+        let shape = self.exit.settings.shape;
+        let header = Header { channel, seq, sub: 0, kind: CellKind::Data, class: shape.class() };
+        let mut cell = vec![0; shape.cell_len(Direction::Forward, shape.hops())];
+        cell[HEADER_LEN..HEADER_LEN + inner.len()].copy_from_slice(inner);
+        let keys = Generations::<AeadKey>::new(&Secret::new([1; 32]), 0);
+        let (key, iv) = keys.of(seq).unwrap();
+        seal_batch(&mut [Job::new(key, header.data_nonce(iv), &mut cell[HEADER_LEN..])]);
+        let mut block = [header.to_block()];
+        HeaderKey::new(&HEADER_KEY).encipher(&mut block);
+        cell[..HEADER_LEN].copy_from_slice(&block[0]);
+        self.link.send(Datagram { from: address(2), to: address(1), bytes: cell });
     }
 
     /// What the exit has to say to the entry in the middle of a turn: datagrams, and who sent them if it says so.
@@ -18,6 +54,87 @@ impl Bench {
             _ => None,
         })
     }
+}
+
+/// Empty datagrams take five bytes of a cell, so that a cell of 1.4 kB would have the exit send 265 of them.
+#[test]
+fn cell_full_of_empty_datagrams_is_dropped() {
+    let mut bench = Bench::new(Class::L, 1);
+    bench.connect();
+    bench.open(0, 1, Address::Ip(address(9)));
+    let mut inner = vec![0; 1328];
+    inner[..1325].copy_from_slice(&[1, 0, 1, 0, 0].repeat(265));
+    bench.cell(0, 0, &inner);
+    let ledger = bench.turn();
+    assert_eq!((ledger.cells.forward.received, ledger.cells.forward.drops(DropReason::Frames)), (1, 1));
+    assert_eq!((ledger.datagrams.forward.sent, bench.delivered(address(9))), (0, 0));
+
+    inner[5 * DATAGRAMS_MAX..].fill(0);
+    bench.cell(0, 1, &inner);
+    let ledger = bench.turn();
+    assert_eq!((ledger.datagrams.forward.sent, bench.delivered(address(9))), (DATAGRAMS_MAX as u64, DATAGRAMS_MAX));
+}
+
+#[test]
+fn datagrams_of_a_turn_are_bounded() {
+    const CELLS: u64 = 1000;
+    let mut bench = Bench::new(Class::L, 1);
+    bench.connect();
+    bench.open(0, 1, Address::Ip(address(9)));
+    let mut inner = vec![0; 1328];
+    let mut writer = Writer::new(&mut inner);
+    while writer.put(&Frame::Dgram { flow: 1, data: &[] }) {}
+    (0..CELLS).for_each(|seq| bench.cell(0, seq, &inner));
+    let (mut sent, mut turns) = (0, 0);
+    while sent < CELLS * DATAGRAMS_MAX as u64 {
+        let before = sent;
+        sent = bench.turn().datagrams.forward.sent;
+        // The memory port brings 64 cells in a call.
+        assert!(sent - before < (SENDS_MAX + 64 * DATAGRAMS_MAX) as u64, "{}", sent - before);
+        turns += 1;
+    }
+    assert_eq!((sent, bench.turn().cells.forward.consumed), (CELLS * DATAGRAMS_MAX as u64, CELLS));
+    assert!(turns >= 8, "{turns}");
+}
+
+#[test]
+fn names_have_a_rate_of_which_each_channel_gets_a_part() {
+    let limits = Limits { names: Some(40), ..Limits::default() };
+    let mut bench = Bench::with(Class::L, 3, |settings| settings.limits = limits);
+    let mut flow = 0;
+    let mut ask = |bench: &mut Bench, channel: u32, count: usize| {
+        for _ in 0..count {
+            flow += 1;
+            bench.open(channel, flow, Address::Name("example.org", 53));
+            bench.frame(channel, &Frame::Dgram { flow, data: b"x" });
+        }
+        let refused = bench.statuses();
+        assert!(refused.iter().all(|(_, status)| *status == Status::TooManyFlows));
+        let mut asked = 0;
+        while let Ok(punt) = bench.punts.pop() {
+            asked += usize::from(matches!(punt, crate::punt::Punt::Resolve { .. }));
+        }
+        assert_eq!(asked + refused.len(), count);
+        asked
+    };
+    assert_eq!([0, 1, 2].map(|channel| ask(&mut bench, channel, 60)), [20, 10, 5]);
+    bench.now += SECOND;
+    assert_eq!(ask(&mut bench, 0, 60), 20, "others' part stays free");
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.drops(DropReason::NameRate), ledger.held), (40 + 50 + 55 + 40, 55));
+}
+
+#[test]
+fn address_that_the_host_gets_later_is_closed() {
+    let mut bench = Bench::new(Class::L, 1);
+    let new: SocketAddr = "93.184.216.34:9".parse().unwrap();
+    bench.send(0, 1, new);
+    bench.turn();
+    assert_eq!(bench.delivered(new), 1);
+    assert!(bench.commands.push(Command::OwnAddresses { addresses: vec![new.ip()] }).is_ok());
+    bench.turn();
+    bench.send(0, 2, new);
+    assert_eq!((bench.drops(DropReason::Policy), bench.delivered(new)), (1, 0));
 }
 
 #[test]
@@ -70,7 +187,7 @@ fn answering_and_trusted_destinations_have_no_budget() {
 #[test]
 fn a_flow_and_an_address_have_their_rates() {
     let rate = |per_s| Some(Rate::per_second(per_s));
-    let limits = Limits { unanswered: None, flow: rate(100), destination: rate(300) };
+    let limits = Limits { flow: rate(100), destination: rate(300), ..Limits::default() };
     let mut bench = Bench::with(Class::L, 1, |settings| settings.limits = limits);
     for flow in 0..4 {
         bench.open(0, flow, Address::Ip(address(9)));
