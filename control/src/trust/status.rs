@@ -1,7 +1,7 @@
 //! What an operator or a user may want to know of descriptors, clocks and bundles.
 
-use super::sync::Sync;
-use super::view::View;
+use super::sync::{Sync, best};
+use super::view::{Bundle, View};
 
 /// The state of a node's trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,12 +12,55 @@ pub struct TrustStatus {
     pub epoch: u64,
     /// The newest interval whose bundle all hops have signed, as far as this node knows.
     pub bundle: Option<u64>,
+    /// The bundle of the running interval, or else the newest that is complete.
+    pub newest: Option<BundleStatus>,
     /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, and its clock is right.
     pub can_sign: bool,
     /// The neighbour's clock minus this node's that differs most, as far as they are known.
     pub clock_offset_ms: Option<i64>,
     /// Mix 1 first.
     pub hops: Vec<HopStatus>,
+}
+
+/// A bundle that some hops, or all, have signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BundleStatus {
+    pub interval: u64,
+    pub epoch: u64,
+    /// What they sign.
+    pub hash: [u8; 32],
+    /// Mix 1 first.
+    pub records: Vec<RecordStatus>,
+}
+
+/// The record of a hop in a bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordStatus {
+    /// Of the descriptor whose signing key signs the record and the bundle.
+    pub revision: u64,
+    pub draw: u64,
+    pub hash: [u8; 32],
+    /// The hop has signed the bundle.
+    pub has_signed: bool,
+}
+
+impl BundleStatus {
+    fn of(view: &View, bundle: &Bundle) -> BundleStatus {
+        let interval = bundle.signatures.interval;
+        let present = bundle.signatures.present();
+        let record = |(i, record): (usize, &std::sync::Arc<super::SignedRecord>)| RecordStatus {
+            revision: record.revision,
+            draw: record.draw,
+            hash: *record.hash(),
+            has_signed: present >> i & 1 == 1,
+        };
+        BundleStatus {
+            interval,
+            epoch: view.times().epoch_of(interval),
+            hash: bundle.hash(),
+            records: bundle.records.iter().enumerate().map(record).collect(),
+        }
+    }
 }
 
 /// What is held of a hop.
@@ -47,10 +90,12 @@ impl TrustStatus {
                 neighbours_have: sync.neighbours_have(hop, revision),
             }
         };
+        let newest = best(bundles, interval).or_else(|| bundles.newest_complete());
         TrustStatus {
             interval,
             epoch: view.times().epoch_of(interval),
             bundle: bundles.newest_complete().map(|bundle| bundle.signatures.interval),
+            newest: newest.map(|bundle| BundleStatus::of(bundles, bundle)),
             can_sign,
             clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),

@@ -21,7 +21,6 @@ use dataplane::sys::{self, Waker};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
-use wire::ids::Side;
 
 use crate::ceremony::{span, utc};
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
@@ -36,7 +35,7 @@ use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
-use crate::runtime::sockets::Sockets;
+use crate::runtime::sockets::{HandshakeSockets, Sockets};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 use crate::runtime::workers::Workers;
@@ -184,8 +183,7 @@ impl Node {
         };
 
         let log = Log::new(&chain, position, next);
-        let handshake_sockets =
-            (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
+        let handshake_sockets = HandshakeSockets::new(&sockets).map_err(duplicate())?;
 
         let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
@@ -307,10 +305,6 @@ impl Node {
     }
 }
 
-fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
-    socket.map(UdpSocket::try_clone).transpose()
-}
-
 /// The configuration of control from a node's files. `next` is the address of the next hop.
 pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
     let Loaded { config, chain, position, psks, .. } = loaded;
@@ -369,8 +363,7 @@ struct ControlThread {
     next_names: NextNames,
     /// Descriptors and keys are to be read again.
     reload: Arc<AtomicBool>,
-    /// Duplicates of the link sockets, up and down.
-    sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    sockets: HandshakeSockets,
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
@@ -424,16 +417,7 @@ impl ControlThread {
 
     fn turn(&mut self, now: Duration) -> Duration {
         let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
-        let mut send = |side, to, datagram: &[u8]| {
-            let socket = match side {
-                Side::Up => &sockets.0,
-                Side::Down => &sockets.1,
-            };
-            // A lost datagram is sent again by control.
-            if let Some(socket) = socket {
-                let _ = socket.send_to(datagram, to);
-            }
-        };
+        let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
 
         let mut own_descriptor = false;
         // Apart, because `note` borrows the rest.

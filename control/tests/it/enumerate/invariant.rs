@@ -1,7 +1,7 @@
 //! What must hold whatever the network does, checked after each event and at the end of each sequence.
 //!
-//! Two more invariants are assertions of the simulator itself, so they hold in all its tests: numbers under one control
-//! key only grow, and the keys of a channel are installed once.
+//! Three more invariants are assertions of the simulator itself, so they hold in all its tests: numbers under one control
+//! key only grow, no control cell is accepted twice, and the keys of a channel are installed once.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +23,8 @@ const DISTURBED_FOR: Duration = secs(2);
 pub enum Invariant {
     /// On an honest network both ends soon share a slot, and send to each other's address.
     Recovery,
+    /// As long as nothing is lost, ends that share a slot go on sharing one.
+    Loss,
     /// The address of a link that is up does not move while its initiator receives at the old one.
     Path,
     /// A refused datagram changes nothing.
@@ -78,6 +80,10 @@ pub struct Monitor {
     /// Addresses of the responder's links that are up.
     peers: BTreeMap<LinkId, SocketAddr>,
     disturbed_at: Option<Duration>,
+    /// Nothing was lost and nobody restarted so far.
+    is_lossless: bool,
+    /// The ends have shared a slot.
+    is_shared: bool,
     /// Bytes of handshake datagrams that the attacker has sent and not received.
     stolen: usize,
     /// By hop and interval.
@@ -86,13 +92,28 @@ pub struct Monitor {
 
 impl Monitor {
     pub fn new((initiator, responder): (usize, usize)) -> Monitor {
-        let (before, peers, signed) = Default::default();
-        Monitor { initiator, responder, before, peers, disturbed_at: None, stolen: 0, signed }
+        Monitor {
+            initiator,
+            responder,
+            before: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            disturbed_at: None,
+            is_lossless: true,
+            is_shared: false,
+            stolen: 0,
+            signed: BTreeMap::new(),
+        }
+    }
+
+    /// A datagram will not reach its destination, whatever for.
+    pub fn lose(&mut self) {
+        self.is_lossless = false;
     }
 
     /// A datagram between the ends was lost or held back, or one of them restarted.
     pub fn disturb(&mut self, now: Duration) {
         self.disturbed_at = Some(now);
+        self.lose();
     }
 
     pub fn attacker_sends(&mut self, packet: &Packet) {
@@ -108,6 +129,7 @@ impl Monitor {
     /// After an event, which has sent these datagrams.
     pub fn after(&mut self, world: &World, moment: Moment, sent: &[Packet]) -> Result<(), Broken> {
         self.check_path(world)?;
+        self.check_loss(world)?;
         for packet in sent.iter().filter(|packet| packet.to == attacker()) {
             let rest = self.stolen.checked_sub(handshake_len(packet));
             self.stolen = rest.ok_or((Invariant::Answer, "the attacker gets more than it has sent".to_owned()))?;
@@ -116,6 +138,16 @@ impl Monitor {
             self.check_refusal(world, at, sent)?;
         }
         self.check_bundles(world)
+    }
+
+    fn check_loss(&mut self, world: &World) -> Result<(), Broken> {
+        let initiator = world.node(self.initiator);
+        let shared =
+            |(_, link): (LinkId, &PlaneLink)| common_slot(initiator, link) && common_slot_back(initiator, link);
+        let is_shared = up_links(world.node(self.responder)).any(shared);
+        let is_lost = self.is_shared && !is_shared && self.is_lossless;
+        self.is_shared |= is_shared;
+        if is_lost { Err((Invariant::Loss, "the ends have no common slot any more".to_owned())) } else { Ok(()) }
     }
 
     fn check_path(&self, world: &World) -> Result<(), Broken> {

@@ -70,8 +70,8 @@ const LONGER: Bound = Bound { messages: 6, deviations: 3 };
 
 #[test]
 fn start_survives_all_short_sequences() {
-    expect(&START_IK, SHORT, None);
-    expect(&START_NK, SHORT, None);
+    expect(&START_IK, SHORTER, None);
+    expect(&START_NK, SHORTER, None);
 }
 
 #[test]

@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
         }
         match message.way {
             Way::Away if step == Move::Pass && self.honest_since.is_none() => self.forward(packets),
-            Way::Away => {}
+            Way::Away => self.monitor.lose(),
             way => self.send(step, way, packets),
         }
         self.act(step);
@@ -253,6 +253,7 @@ impl<'a> Run<'a> {
                 _ => self.world.put(packet.clone()),
             }
             match step {
+                Move::Forge => self.world.put(forged(packet)),
                 Move::Overtake => self.steal(packet.at - ms(1), packet),
                 Move::Copy => self.held.push((way, packet.clone())),
                 Move::Elsewhere => self.held.push((way, Packet { from: attacker(), ..packet.clone() })),
@@ -261,8 +262,10 @@ impl<'a> Run<'a> {
         }
         let at = packets[0].at + ms(1);
         self.release(at, waited);
-        if matches!(step, Move::Drop | Move::Hold) {
-            self.monitor.disturb(self.world.now);
+        match step {
+            Move::Drop | Move::Hold => self.monitor.disturb(self.world.now),
+            Move::Divert => self.monitor.lose(),
+            _ => {}
         }
     }
 
@@ -290,6 +293,7 @@ impl<'a> Run<'a> {
             Move::Roam => {
                 let node = self.world.nodes.get_mut(&initiator).expect("it runs");
                 node.down_address = ([10, 9, 9, 9], 2000).into();
+                self.monitor.lose();
             }
             _ => {}
         }
@@ -310,6 +314,15 @@ impl<'a> Run<'a> {
         self.release(at, held);
         self.honest_since = Some(self.world.now + ms(10));
     }
+}
+
+/// A copy that does not authenticate, and arrives first. Its header is genuine.
+fn forged(packet: &Packet) -> Packet {
+    let mut bytes = packet.bytes.clone();
+    // In front of the two macs of a handshake datagram.
+    let last = bytes.len() - if is_handshake_len(bytes.len()) { 33 } else { 1 };
+    bytes[last] ^= 1;
+    Packet { at: packet.at - ms(1), bytes, ..packet.clone() }
 }
 
 fn same_message(one: &Packet, two: &Packet) -> bool {

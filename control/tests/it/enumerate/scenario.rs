@@ -12,7 +12,8 @@ use super::step::{Kind, Message, Move, Way};
 use crate::sim::{Plan, World, ms, secs};
 
 /// What a network does, and an attacker who sees all datagrams and sends from its own address.
-const NETWORK: [Move; 6] = [Move::Drop, Move::Hold, Move::Copy, Move::Overtake, Move::Elsewhere, Move::Divert];
+const NETWORK: [Move; 7] =
+    [Move::Drop, Move::Hold, Move::Copy, Move::Overtake, Move::Elsewhere, Move::Divert, Move::Forge];
 
 const RESTARTS: [Move; 9] = [
     Move::Drop,

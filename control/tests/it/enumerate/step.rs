@@ -22,6 +22,8 @@ pub enum Move {
     Elsewhere,
     /// It arrives from the attacker's address only.
     Divert,
+    /// A copy with another last byte of content arrives first, from the sender's address.
+    Forge,
     /// It is sent, and then the attacker sends copies of all datagrams so far, from their senders' addresses and from
     /// its own.
     Replay,
@@ -38,7 +40,7 @@ pub enum Move {
 }
 
 /// All moves, each with its letter and in words.
-const MOVES: [(Move, char, &str); 13] = [
+const MOVES: [(Move, char, &str); 14] = [
     (Move::Pass, '.', "passes"),
     (Move::Drop, 'x', "is lost"),
     (Move::Hold, 'h', "arrives after the next one"),
@@ -46,6 +48,7 @@ const MOVES: [(Move, char, &str); 13] = [
     (Move::Overtake, 'o', "is overtaken by a copy from the attacker's address"),
     (Move::Elsewhere, 'e', "passes, and from the attacker's address after the next one"),
     (Move::Divert, 'd', "arrives from the attacker's address only"),
+    (Move::Forge, 'f', "is overtaken by a forged copy from its sender's address"),
     (Move::Replay, 'a', "passes; the attacker sends copies of all datagrams so far"),
     (Move::RestartInitiator, 'I', "passes; the initiator restarts"),
     (Move::RestartResponder, 'R', "passes; the responder restarts"),
