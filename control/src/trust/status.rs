@@ -66,7 +66,7 @@ impl BundleStatus {
 /// What is held of a hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HopStatus {
-    /// Revision of its newest descriptor; 0 if there is none.
+    /// Revision of its newest descriptor, at an entry also if it does not count for contact yet; 0 if there is none.
     pub revision: u64,
     /// End of the validity of that descriptor, in seconds since 1970.
     pub not_after: u64,
@@ -77,12 +77,13 @@ pub struct HopStatus {
 }
 
 impl TrustStatus {
-    /// `view` has the descriptors, `bundles` the bundles: at a hop they are one.
+    /// `bundles` has what came on the link of an entry; at a hop both views are one.
     pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
-            let (revision, not_after) =
-                view.descriptor(hop).map_or((0, 0), |newest| (newest.revision, newest.not_after));
+            let newest =
+                [view, bundles].into_iter().filter_map(|view| view.descriptor(hop)).max_by_key(|one| one.rank());
+            let (revision, not_after) = newest.map_or((0, 0), |newest| (newest.revision, newest.not_after));
             HopStatus {
                 revision,
                 not_after,
