@@ -119,8 +119,8 @@ struct BundleKeys {
     hops: Vec<HopPublic>,
     /// When the next interval begins. Not used while no channel is searched for.
     next_interval: Duration,
-    /// The interval that was looked at last, and when its bundle is asked for by who has a channel, in ms since 1970. It
-    /// is a random time, because Mix 1 would read the entry's clock from an ask at the start of an interval.
+    /// The interval that was looked at last, and when its bundle is asked for by who has a channel, in ms since 1970.
+    /// It is a random time, because Mix 1 would read the entry's clock from an ask at the start of an interval.
     interval: Option<(u64, u64)>,
     /// After a switch of epochs that was near: when it no longer is, and the random time at which held-back setups
     /// leave, in ms since 1970.

@@ -246,7 +246,6 @@ impl Control {
     /// addresses.
     fn follow_trust(&mut self, now: Duration) {
         self.follow_links(now);
-        // Looking takes as long as there are links, so no datagram of a stranger causes it.
         if !std::mem::take(&mut self.trust_touched) {
             return;
         }

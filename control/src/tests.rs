@@ -231,7 +231,7 @@ fn entry_forgets_its_way_to_mix_1_when_a_link_has_ended() {
 }
 
 #[test]
-fn no_setup_leaves_on_a_new_link_for_the_bundle_of_the_last_one() {
+fn no_setup_for_the_last_links_bundle_leaves_on_a_new_link() {
     let mut world = World::empty(Plan::new(Class::L, 2));
     world.run_for(secs(1));
     (0..=3).for_each(|at| world.start(at));

@@ -216,12 +216,54 @@ pub struct TrustReport {
     pub epoch: u64,
     /// The newest interval for which all hops have signed.
     pub bundle: Option<u64>,
+    /// The bundle of the running interval, or else the newest that is complete.
+    pub newest: Option<BundleReport>,
     /// A hop: nothing prevents it from signing.
     pub can_sign: bool,
     /// The clock of the neighbour that differs most, minus this one, in milliseconds.
     pub clock_offset_ms: Option<i64>,
     /// Mix 1 first.
     pub hops: Vec<HopReport>,
+}
+
+/// A bundle that some hops, or all, have signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleReport {
+    pub interval: u64,
+    pub epoch: u64,
+    /// The hash that hops sign, in hex.
+    pub hash: String,
+    /// Mix 1 first.
+    pub records: Vec<RecordReport>,
+}
+
+/// The record of a hop in a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordReport {
+    /// Of the descriptor whose signing key signs it.
+    pub revision: u64,
+    pub draw: u64,
+    /// Its SHA-256, in hex.
+    pub hash: String,
+    /// The hop has signed the bundle.
+    pub has_signed: bool,
+}
+
+impl From<&control::trust::BundleStatus> for BundleReport {
+    fn from(bundle: &control::trust::BundleStatus) -> BundleReport {
+        let record = |record: &control::trust::RecordStatus| RecordReport {
+            revision: record.revision,
+            draw: record.draw,
+            hash: hex(&record.hash),
+            has_signed: record.has_signed,
+        };
+        BundleReport {
+            interval: bundle.interval,
+            epoch: bundle.epoch,
+            hash: hex(&bundle.hash),
+            records: bundle.records.iter().map(record).collect(),
+        }
+    }
 }
 
 /// The newest descriptor of a hop.
@@ -370,6 +412,7 @@ impl NodeReport {
             interval: trust.interval,
             epoch: trust.epoch,
             bundle: trust.bundle,
+            newest: trust.newest.as_ref().map(BundleReport::from),
             can_sign: trust.can_sign,
             clock_offset_ms: trust.clock_offset_ms,
             hops: trust.hops.iter().map(hop).collect(),

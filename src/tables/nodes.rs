@@ -18,6 +18,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         ("Releases", releases(nodes)),
         ("State", state(nodes)),
         ("Trust: newest descriptors", descriptors(nodes)),
+        ("Trust: newest bundle", bundles(nodes)),
     ];
     let shown = parts.into_iter().filter(|(_, text)| !text.is_empty());
     shown.map(|(title, text)| format!("{title}\n{text}\n")).collect()
@@ -159,6 +160,34 @@ fn descriptors(nodes: &[NodeReport]) -> String {
     if rows.is_empty() { String::new() } else { lines(&rows) }
 }
 
+/// The records of the newest bundle that each node has, and who has signed it.
+fn bundles(nodes: &[NodeReport]) -> String {
+    let mut rows = compact(&["node", "interval", "hop", "revision", "draw", "record", "signed"]);
+    let mut hashes = String::new();
+    for node in nodes {
+        let Some(bundle) = &node.trust.newest else { continue };
+        hashes += &format!("{}: epoch {}, hash {}\n", node.name(), bundle.epoch, groups(&bundle.hash, 8));
+        for (position, record) in (1..).zip(&bundle.records) {
+            rows.add_row([
+                node.name(),
+                bundle.interval.to_string(),
+                node_name_at(position, bundle.records.len()),
+                record.revision.to_string(),
+                record.draw.to_string(),
+                groups(&record.hash, 4),
+                if record.has_signed { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+    }
+    if rows.is_empty() { String::new() } else { lines(&rows) + &hashes }
+}
+
+/// The first groups of four digits of a hash in hex, as in a fingerprint.
+fn groups(hex: &str, count: usize) -> String {
+    let group = |group: &[u8]| String::from_utf8_lossy(group).into_owned();
+    hex.as_bytes().chunks(4).take(count).map(group).collect::<Vec<_>>().join(" ")
+}
+
 fn releases(nodes: &[NodeReport]) -> String {
     let mut rows =
         compact(&["node", "releases", "mean", "max", "channels/release", "cells/dgram in", "out", "kernel drops"]);
@@ -211,7 +240,7 @@ fn ratio(cells: u64, datagrams: u64) -> String {
 pub(super) mod tests {
     use dataplane::latency::Profile;
     use dataplane::ledger::{DropReason, Ledger};
-    use eddy_node::report::HopReport;
+    use eddy_node::report::{BundleReport, HopReport, RecordReport};
 
     use super::*;
 
@@ -250,6 +279,29 @@ pub(super) mod tests {
         entry.trust.hops = vec![HopReport { revision: 7, not_after: 1_800_000_000, ..HopReport::default() }; 2];
         let text = descriptors(&[entry]);
         assert!(text.lines().skip(2).all(|line| line.trim_end().ends_with('-')), "{text}");
+    }
+
+    #[test]
+    fn bundle_names_its_records_and_who_has_signed() {
+        let mut mix = busy();
+        let record = RecordReport {
+            revision: 1_795_909_822,
+            draw: 1_795_909_830,
+            hash: "3fa2b1c4".repeat(8),
+            ..Default::default()
+        };
+        let signed = RecordReport { has_signed: true, ..record.clone() };
+        let records = vec![signed, record];
+        let hash = "00070e15".repeat(8);
+        mix.trust.newest = Some(BundleReport { interval: 179_283_746, epoch: 498_010, hash, records });
+        let text = render(&[mix]);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let last: Vec<&str> = text.trim_end().lines().rev().take(3).collect();
+        assert_eq!(last[0], "mix2: epoch 498010, hash 0007 0e15 0007 0e15 0007 0e15 0007 0e15");
+        for (line, parts) in [(last[1], ["exit", "no"]), (last[2], ["mix1", "yes"])] {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert!(parts.iter().all(|part| words.contains(part)) && line.contains("3fa2 b1c4 3fa2 b1c4"), "{line}");
+        }
     }
 
     #[test]

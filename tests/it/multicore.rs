@@ -1,8 +1,12 @@
 //! Mixes with several lanes, as processes: every port carries its share, and nothing is lost between their cores.
 
+use std::fs;
+use std::net::SocketAddr;
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::common::command::{complaint, eddy};
+use crate::common::command::{complaint, eddy, run};
 use crate::common::limit::Permit;
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::{counted_by_time, exclusive};
@@ -35,6 +39,38 @@ fn every_port_carries_its_share_also_after_a_restart() {
     nodes.end();
     let lost: u64 = nodes.reports.iter().map(|(_, report)| report["kernel_drops"].as_u64().unwrap()).sum();
     assert_eq!(lost, 0);
+}
+
+#[test]
+fn mix_with_two_lanes_is_found_at_an_announced_address() {
+    let _alone = exclusive();
+    let mut nodes = Nodes::start(Plan { mixes: 2, lanes: 2, channels: 16, ..Plan::default() });
+    nodes.assert_carries();
+    let (old, new, folder) = (nodes.up(2), SocketAddr::new(nodes.host(), 4750), nodes.config(2).parent().unwrap());
+    let revision = nodes.count(1, "/trust/hops/1/revision");
+    let renew = format!("renew --identity mix2.identity.key mix2.desc --address {old} --address {new}");
+    assert!(run(folder, &renew).status.success());
+    kill_process(Pid::from_raw(nodes.pid(2) as i32).unwrap(), Signal::HUP).expect("it runs");
+    until("the neighbours have the descriptor", || {
+        nodes.count(1, "/trust/hops/1/revision") > revision
+            && nodes.status(2)["trust"]["hops"][1]["neighbours_have"] == true
+    });
+    let text = fs::read_to_string(nodes.config(2)).unwrap();
+    let moved = text.replace(&format!("up = \"{old}\""), &format!("up = \"{new}\""));
+    assert_ne!(moved, text);
+    let neighbour = nodes.pid(1);
+    nodes.stop(2);
+    fs::write(nodes.config(2), moved).unwrap();
+    nodes.run(2);
+    nodes.assert_carries();
+    // All channels are new ones, and those of either lane carry.
+    until("all channels run over the new address", || nodes.count(2, "/channels") >= 16);
+    nodes.wait_for_channels();
+    let load = Load { flows: 32, rate: 2000, len: LEN, answers: true, under_way: 64 };
+    let counts = Traffic::exchange(nodes.forward(), &nodes.sink, load, 2000);
+    assert!(counts.answered > 1600, "half would be lost with one lane: {counts:?}");
+    assert_eq!(nodes.pid(1), neighbour);
+    nodes.end();
 }
 
 #[test]

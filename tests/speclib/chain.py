@@ -111,11 +111,13 @@ class Chain:
                 self.spawn(name, self.role(position), "--config", f"{name}/node.toml", *last)
         self.loop.until(self.ready, "`ready:` in the logs of the nodes")
 
-    def enter(self, *arguments, name="entry", **settings):
-        """Starts a real entry. Without settings it has nothing but chain.toml."""
+    def enter(self, *arguments, name="entry", beside=None, **settings):
+        """Starts a real entry. Without settings and a descriptor beside it, it has nothing but chain.toml."""
         folder = self.folder / name
         folder.mkdir()
         shutil.copy(self.folder / "chain.toml", folder)
+        if beside:
+            self.write_descriptor(f"{name}/beside.desc", beside.text())
         how = ["--chain", f"{name}/chain.toml", "--status", f"{name}/node.sock"]
         if self.renew_s:
             settings["renew_after_s"] = self.renew_s

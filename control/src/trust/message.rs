@@ -211,7 +211,7 @@ impl Reassembly {
         let (part_id, index, total) = (reader.array()?, usize::from(reader.u8()?), usize::from(reader.u16()?));
         let piece_len = content.len() - PART_HEAD_LEN;
         let from = index * piece_len;
-        if total > ITEM_MAX || from >= total || total.div_ceil(piece_len) > 64 {
+        if piece_len == 0 || total > ITEM_MAX || from >= total || total.div_ceil(piece_len) > 64 {
             return Err(Malformed::Field("a part outside its item"));
         }
         let piece = reader.bytes(piece_len.min(total - from))?;

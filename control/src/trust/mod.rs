@@ -28,6 +28,6 @@ pub use descriptor::{Contact, HopRole, NodeDescriptor, SignedDescriptor, Validit
 pub use encoding::{Malformed, Signer};
 pub use record::{EpochRecord, SignedRecord};
 pub use state::State;
-pub use status::{HopStatus, TrustStatus};
+pub use status::{BundleStatus, HopStatus, RecordStatus, TrustStatus};
 pub use times::Times;
 pub use view::View;

@@ -1,7 +1,7 @@
 //! What an operator or a user may want to know of descriptors, clocks and bundles.
 
-use super::sync::Sync;
-use super::view::View;
+use super::sync::{Sync, best};
+use super::view::{Bundle, View};
 
 /// The state of a node's trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct TrustStatus {
     pub epoch: u64,
     /// The newest interval whose bundle all hops have signed, as far as this node knows.
     pub bundle: Option<u64>,
+    /// The bundle of the running interval, or else the newest that is complete.
+    pub newest: Option<BundleStatus>,
     /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, and its clock is right.
     pub can_sign: bool,
     /// The neighbour's clock minus this node's that differs most, as far as they are known.
@@ -20,10 +22,51 @@ pub struct TrustStatus {
     pub hops: Vec<HopStatus>,
 }
 
+/// A bundle that some hops, or all, have signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BundleStatus {
+    pub interval: u64,
+    pub epoch: u64,
+    /// What they sign.
+    pub hash: [u8; 32],
+    /// Mix 1 first.
+    pub records: Vec<RecordStatus>,
+}
+
+/// The record of a hop in a bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordStatus {
+    /// Of the descriptor whose signing key signs the record and the bundle.
+    pub revision: u64,
+    pub draw: u64,
+    pub hash: [u8; 32],
+    /// The hop has signed the bundle.
+    pub has_signed: bool,
+}
+
+impl BundleStatus {
+    fn of(view: &View, bundle: &Bundle) -> BundleStatus {
+        let interval = bundle.signatures.interval;
+        let present = bundle.signatures.present();
+        let record = |(i, record): (usize, &std::sync::Arc<super::SignedRecord>)| RecordStatus {
+            revision: record.revision,
+            draw: record.draw,
+            hash: *record.hash(),
+            has_signed: present >> i & 1 == 1,
+        };
+        BundleStatus {
+            interval,
+            epoch: view.times().epoch_of(interval),
+            hash: bundle.hash(),
+            records: bundle.records.iter().enumerate().map(record).collect(),
+        }
+    }
+}
+
 /// What is held of a hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HopStatus {
-    /// Revision of its newest descriptor; 0 if there is none.
+    /// Revision of its newest descriptor, at an entry also if it does not count for contact yet; 0 if there is none.
     pub revision: u64,
     /// End of the validity of that descriptor, in seconds since 1970.
     pub not_after: u64,
@@ -34,12 +77,13 @@ pub struct HopStatus {
 }
 
 impl TrustStatus {
-    /// `view` has the descriptors, `bundles` the bundles: at a hop they are one.
+    /// `bundles` has what came on the link of an entry; at a hop both views are one.
     pub(crate) fn of(view: &View, bundles: &View, sync: &Sync, wall_ms: u64, can_sign: bool) -> TrustStatus {
         let interval = view.times().interval_at(wall_ms);
         let hop = |hop| {
-            let (revision, not_after) =
-                view.descriptor(hop).map_or((0, 0), |newest| (newest.revision, newest.not_after));
+            let newest =
+                [view, bundles].into_iter().filter_map(|view| view.descriptor(hop)).max_by_key(|one| one.rank());
+            let (revision, not_after) = newest.map_or((0, 0), |newest| (newest.revision, newest.not_after));
             HopStatus {
                 revision,
                 not_after,
@@ -47,10 +91,12 @@ impl TrustStatus {
                 neighbours_have: sync.neighbours_have(hop, revision),
             }
         };
+        let newest = best(bundles, interval).or_else(|| bundles.newest_complete());
         TrustStatus {
             interval,
             epoch: view.times().epoch_of(interval),
             bundle: bundles.newest_complete().map(|bundle| bundle.signatures.interval),
+            newest: newest.map(|bundle| BundleStatus::of(bundles, bundle)),
             can_sign,
             clock_offset_ms: sync.offsets_ms().max_by_key(|offset| offset.unsigned_abs()),
             hops: (1..=view.hops()).map(hop).collect(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use wire::ids::LinkId;
 
-use self::answers::{ANSWER_CELLS, LINK_CELLS};
+use self::answers::{ANSWER_CELLS, Answers};
 use super::bundle::Signatures;
 use super::encoding::sha256;
 use super::message::{ASK, Ask, Held, ItemKind, PART, Reassembly, Taken as Piece, cells, cut};
@@ -103,15 +103,16 @@ struct Sent {
     again_at: Duration,
 }
 
+/// A link to a neighbouring hop, or of an entry to Mix 1.
 struct Link {
-    peer: Peer,
+    is_first_hop: bool,
     /// Bytes of content of the cells that this node sends on the link.
     content_len: usize,
     reassembly: Reassembly,
     verifications: Bucket,
     /// Asks of this neighbouring hop.
     hop_asks: Bucket,
-    /// Cells that answer this entry, or that this neighbouring hop gets.
+    /// Cells that this neighbouring hop gets.
     cells: Bucket,
     /// The latest asks, one for each interval, the newest last.
     theirs: VecDeque<Ask>,
@@ -130,26 +131,18 @@ struct Link {
     /// The latest signatures name records of these hops that are not held, or their latest records were refused: a bit
     /// for each. The other side may believe that they are held, or their descriptors: an ask shows few bytes of each.
     unknown: u8,
-    /// Entry: the ask that waits for its bundle, or in the queue.
-    waiting: Option<Ask>,
-    is_queued: bool,
-    /// Entry: the interval for which an older bundle was sent.
-    answered_old: Option<u64>,
 }
 
 /// The links over which this node's trust is carried.
 pub struct Sync {
     hops: usize,
+    /// Those of entries are apart: there are many of them.
     links: BTreeMap<LinkId, Link>,
-    answers: Bucket,
+    answers: Answers,
     /// A fifth of an interval, at least a second.
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
-    /// Entries whose answers the budget of all had no room for, in the order in which they are served.
-    queue: VecDeque<LinkId>,
-    /// When the queue is looked at again.
-    queue_at: Duration,
 }
 
 /// A cell's content to send on a link at once, past the pool.
@@ -158,54 +151,50 @@ pub type Outgoing = (LinkId, Vec<u8>);
 impl Sync {
     pub fn new(view: &View, now: Duration) -> Sync {
         let slow = Duration::from_millis(u64::from(view.terms().interval_s) * 200).max(Duration::from_secs(1));
-        Sync {
-            hops: view.hops(),
-            links: BTreeMap::new(),
-            answers: Bucket::new(ANSWER_CELLS, now),
-            slow,
-            wanted: None,
-            queue: VecDeque::new(),
-            queue_at: Duration::MAX,
-        }
+        Sync { hops: view.hops(), links: BTreeMap::new(), answers: Answers::new(now), slow, wanted: None }
     }
 
     /// A link is up.
     pub fn link_up(&mut self, id: LinkId, peer: Peer, content_len: usize, now: Duration) {
+        let is_first_hop = match peer {
+            Peer::Entry => return self.answers.link_up(id, content_len, now),
+            Peer::Hop => false,
+            Peer::FirstHop => true,
+        };
         let link = Link {
-            peer,
+            is_first_hop,
             content_len,
             reassembly: Reassembly::new(self.hops),
             verifications: Bucket::new(VERIFICATIONS, now),
             hop_asks: Bucket::new(HOP_ASKS, now),
-            cells: Bucket::new(if peer == Peer::Hop { HOP_CELLS } else { LINK_CELLS }, now),
+            cells: Bucket::new(HOP_CELLS, now),
             theirs: VecDeque::new(),
             sent: Vec::new(),
             look_at: Duration::MAX,
-            ask_at: if peer == Peer::Hop { now } else { Duration::MAX },
+            ask_at: if is_first_hop { Duration::MAX } else { now },
             asks: 0,
             acknowledge_at: None,
             offset_ms: None,
             early: VecDeque::new(),
             unknown: 0,
-            waiting: None,
-            is_queued: false,
-            answered_old: None,
         };
         self.links.insert(id, link);
-        if peer == Peer::FirstHop && self.wanted.is_some() {
+        if is_first_hop && self.wanted.is_some() {
             self.ask_soon(now);
         }
     }
 
     pub fn link_down(&mut self, id: LinkId) {
         self.links.remove(&id);
+        self.answers.link_down(id);
     }
 
     /// Something has changed that neighbours may lack.
     pub fn changed(&mut self, now: Duration) {
-        for link in self.links.values_mut().filter(|link| link.peer != Peer::FirstHop) {
+        for link in self.links.values_mut().filter(|link| !link.is_first_hop) {
             link.look_at = link.look_at.min(now + GATHER);
         }
+        self.answers.look_at(now + GATHER);
     }
 
     /// This node's clock was set: what is known of the neighbours' clocks is out of date.
@@ -215,7 +204,7 @@ impl Sync {
 
     /// Something is missing: hops ask now, and again until it is there.
     pub fn ask_soon(&mut self, now: Duration) {
-        for link in self.links.values_mut().filter(|link| link.peer != Peer::Entry) {
+        for link in self.links.values_mut() {
             (link.ask_at, link.asks) = (now, 0);
         }
     }
@@ -227,7 +216,7 @@ impl Sync {
         if interval.is_none() {
             return;
         }
-        for link in self.links.values_mut().filter(|link| link.peer == Peer::FirstHop) {
+        for link in self.links.values_mut().filter(|link| link.is_first_hop) {
             if is_new {
                 (link.ask_at, link.asks) = (from, 0);
             } else if link.asks == 0 && link.ask_at != Duration::MAX {
@@ -238,12 +227,12 @@ impl Sync {
 
     /// Offsets of the neighbours' clocks from this node's, in ms, as far as they are known.
     pub fn offsets_ms(&self) -> impl Iterator<Item = i64> {
-        self.links.values().filter(|link| link.peer != Peer::Entry).filter_map(|link| link.offset_ms)
+        self.links.values().filter_map(|link| link.offset_ms)
     }
 
     /// True if all neighbouring hops, and at least one, have this or a higher revision of a hop's descriptor.
     pub fn neighbours_have(&self, hop: usize, revision: u64) -> bool {
-        let mut neighbours = self.links.values().filter(|link| link.peer == Peer::Hop).peekable();
+        let mut neighbours = self.links.values().filter(|link| !link.is_first_hop).peekable();
         let has = |link: &Link| link.theirs.iter().any(|ask| ask.held[hop - 1].revision >= revision);
         neighbours.peek().is_some() && neighbours.all(has)
     }
@@ -261,10 +250,12 @@ impl Sync {
         content: &[u8],
         out: &mut Vec<Outgoing>,
     ) -> Result<Vec<News>, Refused> {
-        let Some(link) = self.links.get_mut(&id) else { return Err(Refused::Item) };
-        match (content[0], link.peer) {
-            (ASK, Peer::FirstHop) | (PART, Peer::Entry) => Err(Refused::NotForEntries),
-            (ASK, Peer::Hop) => {
+        let Some(link) = self.links.get_mut(&id) else {
+            return self.answers.take(view, (now, wall_ms), id, content, out).map(|()| Vec::new());
+        };
+        match content[0] {
+            ASK if link.is_first_hop => Err(Refused::NotForEntries),
+            ASK => {
                 if !link.hop_asks.take(now) {
                     return Err(Refused::RateLimited);
                 }
@@ -281,21 +272,10 @@ impl Sync {
                 link.look_at = now;
                 Ok(Vec::new())
             }
-            (ASK, Peer::Entry) => {
-                let ask = Ask::read(content, self.hops)?;
-                if !ask.answer || ask.clock_ms != 0 {
-                    return Err(Refused::NotForEntries);
-                }
-                if !link.verifications.take(now) {
-                    link.waiting = None;
-                    return Err(Refused::RateLimited);
-                }
-                self.answer(view, (now, wall_ms), id, ask, false, out).map(|()| Vec::new())
-            }
-            (_, Peer::Hop | Peer::FirstHop) => match link.reassembly.take(now, content, self.hops)? {
+            PART => match link.reassembly.take(now, content, self.hops)? {
                 Piece::Incomplete => Ok(Vec::new()),
                 Piece::Complete(kind, bytes) => {
-                    if link.peer == Peer::Hop {
+                    if !link.is_first_hop {
                         let due = now + ACKNOWLEDGE;
                         link.acknowledge_at = Some(link.acknowledge_at.map_or(due, |at| at.min(due)));
                     }
@@ -349,10 +329,10 @@ impl Sync {
 
     /// Sends what is due.
     pub fn run(&mut self, view: &View, now: Duration, wall_ms: u64, out: &mut Vec<Outgoing>) {
-        self.answer_waiting(view, (now, wall_ms), out);
+        self.answers.run(view, (now, wall_ms), out);
 
         let intervals = intervals(view, wall_ms);
-        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::Hop) {
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| !link.is_first_hop) {
             link.ask(view, *id, &intervals, (now, wall_ms), self.slow, out);
             if link.look_at <= now {
                 let lacking = intervals.iter().flat_map(|n| {
@@ -364,7 +344,7 @@ impl Sync {
                 send(link, *id, items, now, self.slow, out);
             }
         }
-        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::FirstHop) {
+        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.is_first_hop) {
             let wanted = self.wanted.filter(|interval| view.complete(*interval).is_none());
             let Some(wanted) = wanted else {
                 link.ask_at = Duration::MAX;
@@ -385,7 +365,7 @@ impl Sync {
     /// When [`Sync::run`] has something to do next.
     pub fn next_wake(&self) -> Duration {
         let of = |link: &Link| link.look_at.min(link.ask_at).min(link.acknowledge_at.unwrap_or(Duration::MAX));
-        self.links.values().map(of).min().unwrap_or(Duration::MAX).min(self.queue_at)
+        self.links.values().map(of).min().unwrap_or(Duration::MAX).min(self.answers.next_wake())
     }
 }
 
@@ -425,7 +405,7 @@ fn hash_tag(hash: &[u8; 32]) -> [u8; 8] {
 }
 
 /// Of the sets of records that somebody has signed, that with the most signatures.
-fn best(view: &View, interval: u64) -> Option<&Bundle> {
+pub(super) fn best(view: &View, interval: u64) -> Option<&Bundle> {
     view.bundles(interval).iter().max_by_key(|bundle| (bundle.signatures.present().count_ones(), bundle.hash()))
 }
 

@@ -548,7 +548,7 @@ fn descriptor_is_a_contact_after_bundles_an_epoch_apart() {
 }
 
 #[test]
-fn descriptor_that_others_replace_within_an_epoch_is_no_contact() {
+fn descriptor_replaced_within_an_epoch_is_no_contact() {
     let mut world = World::new(3, Class::L, (1, 10), 0.0);
     world.add_user(0);
     world.run(2000);
@@ -564,7 +564,7 @@ fn descriptor_that_others_replace_within_an_epoch_is_no_contact() {
 }
 
 #[test]
-fn entry_uses_no_bundle_that_its_files_revoke_and_does_not_show_it() {
+fn bundle_that_files_revoke_is_not_used_nor_asked_for_again() {
     let mut world = World::new(3, Class::L, (10, 3600), 0.0);
     (0..2).for_each(|_| world.add_user(0));
     let revoking = signed(NodeDescriptor { revision: 9, floor: 9, ..node(3, 3) }, 3);

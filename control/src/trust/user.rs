@@ -165,7 +165,7 @@ impl UserTrust {
         self.usable(interval)
     }
 
-    /// The complete bundle of an interval, unless it names a descriptor that is revoked by a file or by what is on disk.
+    /// The complete bundle of an interval, unless it names a descriptor that a file or the state on disk revokes.
     /// Mix 1 does not learn of that from asks: they go by `session`.
     fn usable(&self, interval: u64) -> Option<&Bundle> {
         let bundle = self.session.complete(interval)?;

@@ -75,7 +75,7 @@ pub struct View {
 pub enum Taken {
     /// It counts from now on.
     New,
-    /// It is kept beside that which counts.
+    /// It is kept beside that which counts, or its floor revokes others.
     Earlier,
     /// It was there already, or it is older than what is kept.
     Known,

@@ -2,7 +2,7 @@
 //! virtual clock that loses, copies and delays datagrams as a test demands.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -228,6 +228,8 @@ pub struct Node {
     acks: BTreeMap<(LinkId, u32), BTreeMap<u8, usize>>,
     /// Cells sent: when, of which type, and past the pool or not.
     pub sent: Vec<(Duration, CellKind, bool)>,
+    /// When it had the names of its next hop resolved.
+    pub resolved: Vec<Duration>,
     /// Cells injected for a slot that was gone.
     pub late: usize,
 }
@@ -274,6 +276,10 @@ pub struct World {
     pub clock_ms: BTreeMap<usize, i64>,
     /// Nodes that cannot write to their disk.
     pub broken_disks: BTreeSet<usize>,
+    /// What names resolve to, for everybody.
+    pub names: BTreeMap<(String, u16), Vec<SocketAddr>>,
+    /// Answers under way to the nodes that have asked: when, to whom, what.
+    answers: VecDeque<(Duration, usize, Vec<SocketAddr>)>,
     /// What is on the disk of each node.
     pub disks: BTreeMap<usize, Vec<u8>>,
     /// All datagrams sent, unless a test turns it off.
@@ -319,6 +325,8 @@ impl World {
             wall_base: secs(1_800_000_000),
             clock_ms: BTreeMap::new(),
             broken_disks: BTreeSet::new(),
+            names: BTreeMap::new(),
+            answers: VecDeque::new(),
             disks: BTreeMap::new(),
             data_cells: false,
             numbers: BTreeMap::new(),
@@ -376,6 +384,7 @@ impl World {
                 honest: true,
                 acks: BTreeMap::new(),
                 sent: Vec::new(),
+                resolved: Vec::new(),
                 late: 0,
             },
         );
@@ -436,12 +445,20 @@ impl World {
     pub fn advance(&mut self, until: Duration) -> Moment {
         let packet = self.flight.peek().map_or(Duration::MAX, |p| p.0.at);
         let wake = self.nodes.values().map(|n| n.control.next_wake()).min().unwrap_or(Duration::MAX);
-        let next = packet.min(wake).max(self.now);
+        let answer = self.answers.front().map_or(Duration::MAX, |(at, ..)| *at);
+        let next = packet.min(wake).min(answer).max(self.now);
         if next > until {
             self.now = until;
             return Moment::Idle;
         }
         self.now = next;
+        if answer <= next {
+            let (_, at, addresses) = self.answers.pop_front().expect("it is there");
+            if let Some(node) = self.nodes.get_mut(&at) {
+                node.control.resolved(next, addresses);
+            }
+            return Moment::Passed;
+        }
         if packet <= next {
             let packet = self.flight.pop().expect("it was peeked").0;
             return self.deliver(&packet).map_or(Moment::Passed, Moment::Arrived);
@@ -550,7 +567,11 @@ impl World {
                     self.disks.insert(at, node.control.state().to_bytes());
                     node.control.saved(self.now, number);
                 }
-                Output::Resolve(_) => panic!("no descriptor has a name"),
+                Output::Resolve(names) => {
+                    let addresses = names.iter().filter_map(|name| self.names.get(name)).flatten();
+                    node.resolved.push(self.now);
+                    self.answers.push_back((self.now + ms(5), at, addresses.copied().collect()));
+                }
                 Output::Change(Change::Inject { link, slot, header, body, at_once }) => {
                     if self.recording {
                         node.sent.push((self.now, header.kind, at_once));

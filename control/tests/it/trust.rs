@@ -2,6 +2,7 @@
 //! that cheat (SPEC 7).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use control::trust::hop::TrustEvent;
@@ -11,9 +12,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{CellKind, Class};
 use wire::handshake::is_handshake_len;
-use wire::ids::{ChannelIndex, EndReason};
+use wire::ids::{ChannelIndex, EndReason, Side};
 
-use crate::sim::{Keys, Plan, World, losing, ms, secs, up_address};
+use crate::sim::{Keys, Plan, World, down_address, losing, ms, secs, up_address};
 
 /// The entry's data plane gives up all its channels.
 fn give_up_channels(world: &mut World, entry: usize) {
@@ -298,6 +299,64 @@ fn announced_move_is_found_within_15_s() {
     }
 }
 
+/// A chain whose hop 2 is found by its name alone, at the address that it has in the plan.
+fn named_chain() -> World {
+    let mut plan = Plan::new(Class::L, 2);
+    let contact = &mut plan.descriptors[1].contacts[0];
+    (contact.addresses, contact.names) = (Vec::new(), vec![("mix2.example.org".into(), 1000)]);
+    World::empty(plan)
+}
+
+/// The name of hop 2 resolves to this from now on.
+fn resolve_to(world: &mut World, addresses: &[SocketAddr]) {
+    world.names.insert(("mix2.example.org".into(), 1000), addresses.to_vec());
+}
+
+#[test]
+fn next_hop_with_a_name_alone_is_found() {
+    let mut world = named_chain();
+    (0..=3).for_each(|at| world.start(at));
+    // Nothing has the name at first: it is resolved again, and not all the time.
+    world.run_for(secs(15));
+    assert!(!world.node(1).has_link(Side::Down));
+    assert!((2..=3).contains(&world.node(1).resolved.len()), "{:?}", world.node(1).resolved);
+    resolve_to(&mut world, &[([10, 9, 9, 9], 1).into(), up_address(2)]);
+    world.run_for(secs(11));
+    assert!(world.node(1).has_link(Side::Down));
+    time_to_channels(&mut world, secs(11));
+    // While the link is up, nobody asks.
+    let before = world.node(1).resolved.len();
+    world.run_for(secs(60));
+    assert_eq!(world.node(1).resolved.len(), before);
+}
+
+#[test]
+fn renewed_hop_that_moved_is_found_by_its_name() {
+    let mut world = named_chain();
+    resolve_to(&mut world, &[up_address(2)]);
+    (0..=3).for_each(|at| world.start(at));
+    time_to_channels(&mut world, secs(4));
+    // New keys and a new address at once, and only the name leads there.
+    let keys = new_keys(2);
+    world.plan.name_keys(2, &keys);
+    world.plan.keys[2].insert(0, keys);
+    let (now, descriptor, all) = (world.now, world.plan.signed(2), world.plan.node_keys(2));
+    let control = &mut world.nodes.get_mut(&2).unwrap().control;
+    control.load_keys(now, all);
+    control.load_descriptor(now, descriptor).unwrap();
+    world.run_for(secs(2));
+    let moved = ([10, 9, 9, 2], 1000).into();
+    resolve_to(&mut world, &[moved]);
+    world.stop(2);
+    world.start_as(2, 2, moved, down_address(2));
+    give_up_channels(&mut world, 0);
+    let sent = world.now;
+    time_to_channels(&mut world, secs(25));
+    assert_eq!(world.node(1).link(Side::Down).1.peer, moved);
+    assert!(world.node(1).resolved.iter().any(|at| *at > sent));
+    assert_eq!(world.node(1).control.view().descriptor(2).unwrap().revision, 2);
+}
+
 #[test]
 fn bundles_come_on_links_that_lose_a_tenth() {
     let mut world = World::new(Plan::new(Class::S, 3));
@@ -371,7 +430,7 @@ fn entry_of_another_chain_gets_no_answer() {
     world.start(0);
     world.run_for(secs(3));
     assert!(world.refused(1, Refusal::HandshakeForged) > 0);
-    assert!(!world.node(0).has_link(wire::ids::Side::Down));
+    assert!(!world.node(0).has_link(Side::Down));
     let answers = world.record.iter().filter(|p| p.from == up_address(1) && is_handshake_len(p.bytes.len())).count();
     assert_eq!(answers, 0);
 }

@@ -97,7 +97,7 @@ impl Loaded {
         Loaded::with_chain(TrustFiles::of(&config), config, chain)
     }
 
-    /// Reads the files of a node that is about to run. A hop's are locked first: a node that runs with them writes them.
+    /// Reads the files of a node that is about to run. A hop's are locked first, because a running node writes them.
     ///
     /// # Errors
     /// The first mistake, with its remedy, or another node runs with them.

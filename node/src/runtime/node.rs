@@ -21,7 +21,6 @@ use dataplane::sys::{self, Waker};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
-use wire::ids::Side;
 
 use crate::ceremony::{span, utc};
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
@@ -29,14 +28,14 @@ use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
-use crate::runtime::listeners::Listeners;
+use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
-use crate::runtime::sockets::Sockets;
+use crate::runtime::sockets::{HandshakeSockets, Sockets};
 use crate::runtime::socks;
 use crate::runtime::trust_keeper::TrustKeeper;
 use crate::runtime::workers::Workers;
@@ -177,15 +176,15 @@ impl Node {
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                let listeners = Listeners::new(chain.shape(), part.flow_idle, first, waker);
+                let times = Times { idle: part.flow_idle, max_age: config.max_age };
+                let listeners = Listeners::new(chain.shape(), times, first, waker);
                 Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
         };
 
         let log = Log::new(&chain, position, next);
-        let handshake_sockets =
-            (clone(sockets.up.first()).map_err(duplicate())?, clone(sockets.down.first()).map_err(duplicate())?);
+        let handshake_sockets = HandshakeSockets::new(&sockets).map_err(duplicate())?;
 
         let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
@@ -307,10 +306,6 @@ impl Node {
     }
 }
 
-fn clone(socket: Option<&UdpSocket>) -> std::io::Result<Option<UdpSocket>> {
-    socket.map(UdpSocket::try_clone).transpose()
-}
-
 /// The configuration of control from a node's files. `next` is the address of the next hop.
 pub fn control_config(loaded: &Loaded, next: Option<SocketAddr>) -> Config {
     let Loaded { config, chain, position, psks, .. } = loaded;
@@ -369,8 +364,7 @@ struct ControlThread {
     next_names: NextNames,
     /// Descriptors and keys are to be read again.
     reload: Arc<AtomicBool>,
-    /// Duplicates of the link sockets, up and down.
-    sockets: (Option<UdpSocket>, Option<UdpSocket>),
+    sockets: HandshakeSockets,
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
@@ -424,16 +418,7 @@ impl ControlThread {
 
     fn turn(&mut self, now: Duration) -> Duration {
         let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
-        let mut send = |side, to, datagram: &[u8]| {
-            let socket = match side {
-                Side::Up => &sockets.0,
-                Side::Down => &sockets.1,
-            };
-            // A lost datagram is sent again by control.
-            if let Some(socket) = socket {
-                let _ = socket.send_to(datagram, to);
-            }
-        };
+        let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
 
         let mut own_descriptor = false;
         // Apart, because `note` borrows the rest.
@@ -525,7 +510,8 @@ mod tests {
     fn tunnels_end_even_if_the_control_thread_panicked() {
         let waker = Arc::new(Waker::new().unwrap());
         let shape = Shape::new(Class::S, 4).unwrap();
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker.clone()).unwrap();
+        let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
+        let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
         let refused = Arc::<RefusedFlows>::default();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let association = Association { client: client.ip(), port: Some(client.port()) };

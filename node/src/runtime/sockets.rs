@@ -13,7 +13,9 @@ use dataplane::entry::{Listener, ListenerKind};
 use dataplane::lanes::{self, Lanes};
 use listenfd::ListenFd;
 use rustix::io::Errno;
+use rustix::net::connect_unspec;
 use socket2::{Domain, Socket, Type};
+use wire::ids::Side;
 
 use crate::ceremony::places;
 use crate::config::{
@@ -75,10 +77,6 @@ impl Plan {
         let next = loaded.next_address()?;
         let lanes = loaded.lanes();
         let (mut wanted, listeners) = wanted(config, next, lanes)?;
-        if next.is_none() && lanes.next > 1 {
-            let what = "no name of the next hop resolves, and links with several lanes need its address";
-            return Err(mistake(config.path.display(), what, "fix this host's name resolution, or set `next`"));
-        }
         require_users(loaded)?;
         take(&mut wanted, &mut passed, config.role())?;
         require_distinct_ports(&wanted)?;
@@ -116,7 +114,7 @@ impl Plan {
     /// # Errors
     /// A socket cannot be bound.
     pub fn open(self) -> Result<Sockets, ConfigError> {
-        let Plan { wanted, listeners, lanes, next } = self;
+        let Plan { wanted, listeners, lanes, .. } = self;
         // Several sockets towards the next hop share a port, one for each of its lanes.
         let downs = lanes.downs();
         let (mut up, mut down, mut apps, mut socks, mut shared) = (vec![], vec![], vec![], vec![], None);
@@ -141,8 +139,8 @@ impl Plan {
             }
         }
 
-        if let (Some(said), Some(next)) = (shared, next) {
-            spread(&mut down, next, downs).map_err(|why| {
+        if let Some(said) = shared {
+            share(&mut down, downs).map_err(|why| {
                 let what = format!("{downs} sockets cannot share the port: {}", in_words(&why));
                 mistake(said, what, "if the socket was passed, bind it with SO_REUSEPORT (systemd: ReusePort=yes)")
             })?;
@@ -175,20 +173,68 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
-    Ok(socket.into())
+    let socket = UdpSocket::from(socket);
+    // A socket that is disconnected loses a port that the system has chosen, and keeps one that it was bound to.
+    if address.port() == 0 { bind_shared(socket.local_addr()?) } else { Ok(socket) }
 }
 
-/// Binds one socket for each lane of the next hop and connects it to that lane. The kernel then delivers datagrams from
-/// a lane to its socket.
-fn spread(down: &mut Vec<UdpSocket>, next: SocketAddr, lanes: usize) -> io::Result<()> {
+/// Binds one socket for each lane of the next hop to the port of the first. Handshakes connect them.
+fn share(down: &mut Vec<UdpSocket>, lanes: usize) -> io::Result<()> {
     let at = down[0].local_addr()?;
-    for lane in 0..lanes {
-        if lane > 0 {
-            down.push(bind_shared(at)?);
-        }
-        down[lane].connect(lanes::address(next, lane).ok_or(ErrorKind::AddrNotAvailable)?)?;
+    for _ in 1..lanes {
+        down.push(bind_shared(at)?);
     }
     Ok(())
+}
+
+/// Duplicates of a node's link sockets, for its handshakes.
+pub struct HandshakeSockets {
+    up: Option<UdpSocket>,
+    /// One for each lane of the next hop if they share a port; otherwise one.
+    down: Vec<UdpSocket>,
+    /// The address of the next hop's first lane to which they are connected, if they share a port.
+    connected: Option<SocketAddr>,
+}
+
+impl HandshakeSockets {
+    /// Duplicates the sockets.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub fn new(sockets: &Sockets) -> io::Result<HandshakeSockets> {
+        let up = sockets.up.first().map(UdpSocket::try_clone).transpose()?;
+        let down = sockets.down.iter().map(UdpSocket::try_clone).collect::<io::Result<Vec<_>>>()?;
+        Ok(HandshakeSockets { up, down, connected: None })
+    }
+
+    /// Sends a handshake. If it is lost, control sends another one.
+    ///
+    /// Sockets that share a port are connected to the lanes of the next hop, so that the kernel delivers the datagrams
+    /// of each lane to its socket. They follow the handshakes: where one goes, its answer and then cells come from.
+    pub fn send(&mut self, side: Side, to: SocketAddr, datagram: &[u8]) {
+        let socket = match side {
+            Side::Up => self.up.as_ref(),
+            Side::Down => {
+                if self.down.len() > 1 && self.connected != Some(to) {
+                    self.connected = self.connect(to).is_ok().then_some(to);
+                }
+                self.down.first()
+            }
+        };
+        if let Some(socket) = socket {
+            let _ = socket.send_to(datagram, to);
+        }
+    }
+
+    fn connect(&self, to: SocketAddr) -> io::Result<()> {
+        for (lane, socket) in self.down.iter().enumerate() {
+            let to = lanes::address(to, lane).ok_or(ErrorKind::AddrNotAvailable)?;
+            // A source address that the system chose for another destination may not reach this one.
+            connect_unspec(socket)?;
+            socket.connect(to)?;
+        }
+        Ok(())
+    }
 }
 
 fn mistake(said: impl Display, what: impl Display, remedy: impl Display) -> ConfigError {
@@ -237,15 +283,17 @@ fn wanted(
 
     let mut listeners = Vec::new();
     if let Part::Entry(EntryPart { forwards, pymix, socks, flow_idle, .. }) = &config.part {
-        for (i, Forward { listen, to, idle }) in forwards.iter().enumerate() {
+        let max_age = config.max_age;
+        for (i, Forward { listen, to, idle, max_age: own }) in forwards.iter().enumerate() {
             let value =
                 if config.place("forward", i).is_some() { listen.to_string() } else { format!("{listen}={to}") };
             wanted.push(want("forward", setting(config, "forward", i, &value), *listen));
-            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(*flow_idle) });
+            let (idle, max_age) = (idle.unwrap_or(*flow_idle), own.unwrap_or(max_age));
+            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle, max_age });
         }
         for (i, listen) in pymix.iter().enumerate() {
             wanted.push(want("pymix", setting(config, "pymix", i, &listen.to_string()), *listen));
-            listeners.push(Listener { kind: ListenerKind::Pymix, idle: *flow_idle });
+            listeners.push(Listener { kind: ListenerKind::Pymix, idle: *flow_idle, max_age });
         }
         let socks = socks.iter().enumerate();
         wanted.extend(socks.map(|(i, at)| want("socks", setting(config, "socks", i, &at.to_string()), *at)));
@@ -379,5 +427,46 @@ fn unbindable(said: &str, address: SocketAddr, list: &str, why: &io::Error) -> C
             "enable it, or use an address of the other family",
         ),
         _ => mistake(said, in_words(why), "use another address or port"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Two sockets with ports next to each other.
+    fn two_lanes() -> [UdpSocket; 2] {
+        loop {
+            let first = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let second = lanes::address(first.local_addr().unwrap(), 1).map(UdpSocket::bind);
+            if let Some(Ok(second)) = second {
+                return [first, second];
+            }
+        }
+    }
+
+    #[test]
+    fn sockets_of_lanes_follow_the_handshakes() {
+        let mut down = vec![bind_shared(([127, 0, 0, 1], 0).into()).unwrap()];
+        share(&mut down, 2).unwrap();
+        let sockets = Sockets { up: Vec::new(), down, listeners: Vec::new(), socks: Vec::new() };
+        let mut handshakes = HandshakeSockets::new(&sockets).unwrap();
+        let mut buffer = [0; 8];
+        let hops = [two_lanes(), two_lanes()];
+        for socket in hops.iter().flatten().chain(&sockets.down) {
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        }
+        for hop in [0, 1, 0] {
+            handshakes.send(Side::Down, hops[hop][0].local_addr().unwrap(), b"hello");
+            let (len, from) = hops[hop][0].recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from), (&b"hello"[..], sockets.down[0].local_addr().unwrap()));
+            for lane in [1, 0, 1] {
+                hops[hop][lane].send_to(&[lane as u8], from).unwrap();
+                assert_eq!(sockets.down[lane].recv_from(&mut buffer).unwrap().0, 1);
+                assert_eq!(usize::from(buffer[0]), lane);
+            }
+        }
     }
 }

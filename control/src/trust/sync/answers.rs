@@ -1,28 +1,114 @@
 //! Mix 1's answers to its entries: what they lack of a bundle, within a budget, for entries are strangers (SPEC 7.8.6,
 //! 7.8.7).
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use wire::ids::LinkId;
 
 use super::super::bundle;
-use super::super::message::{Ask, ItemKind, cells, cut};
+use super::super::message::{ASK, Ask, ItemKind, PART, cells, cut};
 use super::super::view::{Bundle, View};
-use super::{Item, Outgoing, Peer, Refused, Sync, descriptor_item, lacks_signatures, signatures_item};
+use super::{Item, Outgoing, Refused, VERIFICATIONS, descriptor_item, lacks_signatures, signatures_item};
+use crate::admission::Bucket;
 use crate::config::Rate;
 
 /// Cells with which Mix 1 answers all its entries.
 pub(super) const ANSWER_CELLS: Rate = Rate { per_second: 5000, burst: 5000 };
 /// Of these, those for one entry, and most of one answer. What is more follows the entry's next ask.
-pub(super) const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
+const LINK_CELLS: Rate = Rate { per_second: 100, burst: 100 };
 /// Answers that found the budget of all entries used up are tried again after this.
 const ANSWER_AGAIN: Duration = Duration::from_millis(50);
 
-impl Sync {
-    /// Mix 1: answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or
-    /// until it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
-    pub(super) fn answer(
+/// A link of an entry.
+struct Link {
+    /// Bytes of content of the cells that this node sends on the link.
+    content_len: usize,
+    asks: Bucket,
+    cells: Bucket,
+    /// The ask that waits for its bundle, or in the queue.
+    waiting: Option<Ask>,
+    is_queued: bool,
+    /// The interval for which an older bundle was sent.
+    answered_old: Option<u64>,
+}
+
+/// The links of entries, and what they wait for. An ask takes as long however many there are.
+pub(super) struct Answers {
+    links: BTreeMap<LinkId, Link>,
+    cells: Bucket,
+    /// When bundles may be complete that entries wait for.
+    look_at: Duration,
+    /// Entries whose answers the budget of all had no room for, in the order in which they are served.
+    queue: VecDeque<LinkId>,
+    /// When the queue is looked at again.
+    queue_at: Duration,
+}
+
+impl Answers {
+    pub(super) fn new(now: Duration) -> Answers {
+        Answers {
+            links: BTreeMap::new(),
+            cells: Bucket::new(ANSWER_CELLS, now),
+            look_at: Duration::MAX,
+            queue: VecDeque::new(),
+            queue_at: Duration::MAX,
+        }
+    }
+
+    pub(super) fn link_up(&mut self, id: LinkId, content_len: usize, now: Duration) {
+        let asks = Bucket::new(VERIFICATIONS, now);
+        let cells = Bucket::new(LINK_CELLS, now);
+        let link = Link { content_len, asks, cells, waiting: None, is_queued: false, answered_old: None };
+        self.links.insert(id, link);
+    }
+
+    pub(super) fn link_down(&mut self, id: LinkId) {
+        self.links.remove(&id);
+    }
+
+    /// Something has changed: it looks for bundles that entries wait for.
+    pub(super) fn look_at(&mut self, at: Duration) {
+        if !self.links.is_empty() {
+            self.look_at = self.look_at.min(at);
+        }
+    }
+
+    pub(super) fn next_wake(&self) -> Duration {
+        self.look_at.min(self.queue_at)
+    }
+
+    /// Takes in the content of an ask or part cell of an entry.
+    pub(super) fn take(
+        &mut self,
+        view: &View,
+        clocks: (Duration, u64),
+        id: LinkId,
+        content: &[u8],
+        out: &mut Vec<Outgoing>,
+    ) -> Result<(), Refused> {
+        let link = self.links.get_mut(&id).ok_or(Refused::Item)?;
+        match content[0] {
+            ASK => {
+                let ask = Ask::read(content, view.hops())?;
+                if !ask.answer || ask.clock_ms != 0 {
+                    return Err(Refused::NotForEntries);
+                }
+                if !link.asks.take(clocks.0) {
+                    link.waiting = None;
+                    return Err(Refused::RateLimited);
+                }
+                self.answer(view, clocks, id, ask, false, out)
+            }
+            PART => Err(Refused::NotForEntries),
+            _ => Err(Refused::Item),
+        }
+    }
+
+    /// Answers an entry with what it lacks of its interval's bundle, or keeps its ask until that is complete, or until
+    /// it is its turn. Those who wait have one queue, so that nobody is served more often by asking more often.
+    fn answer(
         &mut self,
         view: &View,
         (now, wall_ms): (Duration, u64),
@@ -61,7 +147,7 @@ impl Sync {
             link.waiting = None;
             return Err(Refused::RateLimited);
         }
-        if waits || !self.answers.take_many(now, count) {
+        if waits || !self.cells.take_many(now, count) {
             link.waiting = Some(ask);
             if !std::mem::replace(&mut link.is_queued, true) {
                 self.queue.push_back(id);
@@ -79,20 +165,19 @@ impl Sync {
     }
 
     /// Answers those whose bundle is complete now, and those whose turn it is.
-    pub(super) fn answer_waiting(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
-        let mut ready = Vec::new();
-        for (id, link) in self.links.iter_mut().filter(|(_, link)| link.peer == Peer::Entry && link.look_at <= clocks.0)
-        {
-            link.look_at = Duration::MAX;
-            ready.extend(link.waiting.take_if(|ask| view.complete(ask.interval).is_some()).map(|ask| (*id, ask)));
-        }
-        for (id, ask) in ready {
-            let _ = self.answer(view, clocks, id, ask, false, out);
+    pub(super) fn run(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
+        if self.look_at <= clocks.0 {
+            self.look_at = Duration::MAX;
+            let is_ready = |ask: &mut Ask| view.complete(ask.interval).is_some();
+            let ready = self.links.iter_mut().filter_map(|(id, link)| Some((*id, link.waiting.take_if(is_ready)?)));
+            for (id, ask) in ready.collect::<Vec<_>>() {
+                let _ = self.answer(view, clocks, id, ask, false, out);
+            }
         }
         self.serve_queue(view, clocks, out);
     }
 
-    /// Mix 1: answers those who wait for the budget, the first ones first.
+    /// Answers those who wait for the budget, the first ones first.
     fn serve_queue(&mut self, view: &View, clocks: (Duration, u64), out: &mut Vec<Outgoing>) {
         if self.queue_at > clocks.0 {
             return;

@@ -128,7 +128,7 @@ fn highest_revision_counts_and_the_floor_revokes() {
 }
 
 #[test]
-fn floor_of_a_lower_descriptor_is_news_and_of_a_refused_one_nothing() {
+fn floor_of_a_lower_descriptor_is_news_of_a_refused_one_not() {
     let mut view = view();
     let other_role = signed(1, |d| (d.revision, d.floor, d.role) = (9, 9, HopRole::Exit));
     assert_eq!(view.take_descriptor(1, other_role, 1005), Err(BadDescriptor::NotAMix(1)));
