@@ -127,6 +127,13 @@ pub struct Ticket {
     pub times: u32,
 }
 
+impl Ticket {
+    /// True for a cell of control's.
+    pub fn is_own(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
 /// Cells with equal labels keep their order in a shuffle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
@@ -248,6 +255,27 @@ impl Departures {
         self.done(count, free);
     }
 
+    /// Drops cells that were released before `oldest`, except control's. Returns how many.
+    pub(crate) fn drop_aged(&mut self, oldest: Nanos, free: &mut FreeList) -> usize {
+        let is_aged = |times: &Times| times.released < oldest && !times.is_own;
+        if self.cells.is_empty() || !self.times.iter().skip(1).any(is_aged) {
+            return 0;
+        }
+        let (cells, runs) = (std::mem::take(&mut self.cells), std::mem::take(&mut self.runs));
+        let groups = self.groups.split_off(self.gone);
+        let before = cells.len();
+        let peers = runs.into_iter().flat_map(|(peer, count)| std::iter::repeat_n(peer, count));
+        for ((cell, peer), group) in cells.into_iter().zip(peers).zip(groups) {
+            if group != NOBODY && is_aged(&self.times[group as usize]) {
+                free.give(cell.into_buffer());
+            } else {
+                self.groups.push_back(group);
+                self.push_run(std::iter::once(cell), peer);
+            }
+        }
+        before - self.cells.len()
+    }
+
     /// True if something was sent since the last [`Departures::record_latency`].
     pub(crate) fn has_unrecorded(&self) -> bool {
         self.gone > 0
@@ -319,6 +347,29 @@ mod tests {
         assert_eq!(departures.front().map(|(_, peer)| peer).collect::<Vec<_>>(), [a]);
         departures.done(1, &mut free);
         assert_eq!(free.free(), 5);
+    }
+
+    #[test]
+    fn aged_cells_leave_the_queue_wherever_they_are() {
+        let mut free = FreeList::new(8);
+        let (a, b): (SocketAddr, SocketAddr) = ("1.2.3.4:5".parse().unwrap(), "[::1]:6".parse().unwrap());
+        let mut departures = Departures::new(4, 8);
+        let times = |released| Times::new(0, released);
+        departures.begin_release(&[times(10), times(20), times(10).own(true)]);
+        for (peer, groups) in [(a, &[0, 1, 2][..]), (b, &[0, 0]), (a, &[1, 0])] {
+            let cells: Vec<_> = groups.iter().map(|_| Cell::new(free.take().unwrap())).collect();
+            departures.push_times(groups.iter().copied());
+            departures.push_run(cells.into_iter(), peer);
+        }
+        departures.done(1, &mut free);
+        assert_eq!(departures.drop_aged(10, &mut free), 0);
+        assert_eq!(departures.drop_aged(11, &mut free), 3);
+        assert_eq!(departures.bursts(64).collect::<Vec<_>>(), [(a, 3)], "what was between them has gone");
+        assert_eq!(departures.drop_aged(21, &mut free), 2);
+        departures.done(1, &mut free);
+        let mut latency = Latency::default();
+        departures.record_latency(100, &mut latency);
+        assert_eq!((latency.total.count(), departures.len(), free.free()), (2, 0, 8));
     }
 
     #[test]

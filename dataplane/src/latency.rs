@@ -27,12 +27,20 @@ pub struct Times {
     pub arrived: Nanos,
     /// The time at which it was due or its pool was released, whichever was first. Never before its arrival.
     pub released: Nanos,
+    /// A cell of control's, which is sent however long it has waited.
+    pub is_own: bool,
 }
 
 impl Times {
     /// Of a cell that arrived then, from a pool that was due or released then.
     pub fn new(arrived: Nanos, released: Nanos) -> Times {
-        Times { arrived, released: released.max(arrived) }
+        Times { arrived, released: released.max(arrived), is_own: false }
+    }
+
+    /// The same for cells of control's, or not.
+    #[must_use]
+    pub fn own(self, is_own: bool) -> Times {
+        Times { is_own, ..self }
     }
 }
 

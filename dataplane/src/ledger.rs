@@ -135,6 +135,8 @@ drops! {
     SocksFragment => "socks-fragment",
     /// Entry: at the relay of a SOCKS association, from somebody else than its client.
     Foreign => "not-the-client",
+    /// Waited longer than the maximum age, in a socket or in a queue.
+    Aged => "aged",
     /// Its flow or channel ended while it waited.
     Ended => "ended",
     /// Still held when the node stopped.

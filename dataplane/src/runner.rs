@@ -1,7 +1,8 @@
-//! Waiting: the loop that gives a worker its turns.
+//! Event loop: polls sockets and gives one worker its turns.
 //!
 //! One epoll per worker for link sockets, application sockets and the eventfd that control writes to.
-//! The clock is read here, at the start of each turn and at its end.
+//! The clock is read here, at the start of each turn and at its end. A worker reads it once more before it sends
+//! ([`crate::age`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -25,8 +26,10 @@ pub(crate) const APPS: u64 = 16;
 
 /// A thread's worth of data plane.
 pub trait Worker {
+    /// The clock of its turns.
+    fn set_clock(&mut self, clock: Clock);
     /// Does what can be done now, without waiting. Returns when to come back at the latest.
-    fn turn(&mut self, now: Nanos) -> Option<Nanos>;
+    fn turn(&mut self, now: Nanos) -> Nanos;
     /// A turn, or [`Worker::finish`], has ended: what it sent has left by `now`.
     fn record_latency(&mut self, now: Nanos);
     /// The poller saw the socket with this token readable.
@@ -53,6 +56,12 @@ impl Clock {
     /// Starts at one second.
     pub fn start() -> Clock {
         Clock(Instant::now() - HEAD_START)
+    }
+
+    /// One that shows this time now.
+    #[cfg(test)]
+    pub(crate) fn showing(now: Nanos) -> Clock {
+        Clock(Instant::now() - Duration::from_nanos(now))
     }
 
     /// Nanoseconds on the clock.
@@ -145,6 +154,7 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
     let Run { poller, waker, clock, spin, stop, turns } = run;
     let spin = spin.as_nanos() as Nanos;
     let mut awake_until = 0;
+    worker.set_clock(clock);
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
         let wake_at = worker.turn(now);
@@ -152,14 +162,13 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
         let end = clock.now();
         worker.record_latency(end);
         // A turn takes time too: what it costs is not slept again.
-        let mut timeout = wake_at.map(|at| Duration::from_nanos(at.saturating_sub(end)));
+        let mut timeout = Duration::from_nanos(wake_at.saturating_sub(end));
         if worker.is_blocked() {
-            let most = Duration::from_nanos(BLOCKED_WAIT);
             Turns::count(&turns.sleeps);
-            waker.wait(timeout.map_or(most, |timeout| timeout.min(most)));
-            timeout = Some(Duration::ZERO);
+            waker.wait(timeout.min(Duration::from_nanos(BLOCKED_WAIT)));
+            timeout = Duration::ZERO;
         } else if now < awake_until {
-            timeout = Some(Duration::ZERO);
+            timeout = Duration::ZERO;
         }
         let mut ready = |token| match token {
             WAKE => waker.clear(),
@@ -169,9 +178,9 @@ pub fn run(worker: &mut impl Worker, run: Run<'_>) {
             }
         };
         // Polls before it sleeps, so that only real sleeps are counted.
-        if poller.wait(Some(Duration::ZERO), &mut ready) == 0 && timeout != Some(Duration::ZERO) {
+        if poller.wait(Some(Duration::ZERO), &mut ready) == 0 && timeout != Duration::ZERO {
             Turns::count(&turns.sleeps);
-            poller.wait(timeout, &mut ready);
+            poller.wait(Some(timeout), &mut ready);
         }
     }
     worker.turn(clock.now());
@@ -210,10 +219,11 @@ mod tests {
     }
 
     impl Worker for Stuck {
-        fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+        fn set_clock(&mut self, _clock: Clock) {}
+        fn turn(&mut self, now: Nanos) -> Nanos {
             self.turns += 1;
             self.stop.store(self.turns == 101, Ordering::Release);
-            Some(now + BLOCKED_WAIT)
+            now + BLOCKED_WAIT
         }
         fn record_latency(&mut self, _now: Nanos) {}
         fn ready(&mut self, _token: u64) {}

@@ -40,10 +40,11 @@ pub fn run(args: &ForwardArgs) -> anyhow::Result<()> {
             } else if forwards.is_empty() {
                 say("no forwards")?;
             } else {
-                let mut rows = table(&["listen", "to", "idle timeout"]);
-                for ForwardInfo { listen, to, idle_s } in forwards {
+                let mut rows = table(&["listen", "to", "idle timeout", "max age"]);
+                for ForwardInfo { listen, to, idle_s, max_age_ms } in forwards {
                     let idle = idle_s.map_or_else(String::new, |seconds| format!("{seconds} s"));
-                    rows.add_row([listen.to_string(), to, idle]);
+                    let max_age = max_age_ms.map_or_else(String::new, |ms| format!("{ms} ms"));
+                    rows.add_row([listen.to_string(), to, idle, max_age]);
                 }
                 say(lines(&rows).trim_end())?;
             }

@@ -61,6 +61,8 @@ pub struct Plan {
     pub seed: u64,
     pub timing: Timing,
     pub destination: SocketAddr,
+    /// The longest time that a datagram may wait in a node. None by default: a test may let time pass in leaps.
+    pub max_age: Duration,
 }
 
 impl Default for Plan {
@@ -79,6 +81,7 @@ impl Default for Plan {
             seed: 1,
             timing: Timing::default(),
             destination: app(9, 9000),
+            max_age: Duration::MAX,
         }
     }
 }
@@ -337,12 +340,13 @@ impl Chain {
                 let settings = dataplane::entry::Settings {
                     shape,
                     listeners: [ListenerKind::Forward(Destination::Ip(plan.destination)), ListenerKind::Pymix]
-                        .map(|kind| Listener { kind, idle: Duration::from_secs(300) })
+                        .map(|kind| Listener { kind, idle: Duration::from_secs(300), max_age: plan.max_age })
                         .into(),
                     window,
                     hugepages: false,
                     next_lanes: lanes.next,
                     mixing_round_trip: plan.mixing.largest_delay() * 2 * plan.mixes as u32,
+                    max_age: plan.max_age,
                 };
                 let apps =
                     MemApps::new(self.apps.clone(), vec![forward_listener(), pymix_listener()], [198, 18, 0, 1].into());
@@ -362,6 +366,7 @@ impl Chain {
                     limits: Limits::default(),
                     caps: dataplane::exit::Caps { flows_per_channel: 1024, sockets: 4096 },
                     flow_idle: Duration::from_secs(300),
+                    max_age: plan.max_age,
                 };
                 let apps = MemApps::new(self.apps.clone(), Vec::new(), [198, 18, 0, 2].into());
                 let exit = Exit::new(settings, port(Side::Up), apps, worker_commands, punts, [seeds(), seeds()], now);
@@ -369,8 +374,15 @@ impl Chain {
                 (vec![Box::new(exit)], vec![ledger], vec![profile])
             }
             _ => {
-                let settings =
-                    dataplane::mix::Settings { shape, position, mixing: plan.mixing, lanes, window, hugepages: false };
+                let settings = dataplane::mix::Settings {
+                    shape,
+                    position,
+                    mixing: plan.mixing,
+                    lanes,
+                    window,
+                    hugepages: false,
+                    max_age: plan.max_age,
+                };
                 if lanes.own == 1 {
                     let (worker_commands, punts, _) = ears.pop_front().unwrap();
                     let ports = (port(Side::Up), port(Side::Down));
@@ -441,7 +453,7 @@ impl Chain {
                     }
                 }
                 let wakes = node.workers.iter_mut().map(|worker| {
-                    let wake = worker.turn(self.now).unwrap_or(Nanos::MAX);
+                    let wake = worker.turn(self.now);
                     worker.record_latency(self.now + TURN);
                     wake
                 });

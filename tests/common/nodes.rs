@@ -47,6 +47,8 @@ pub struct Plan {
     pub interval_s: u32,
     pub epoch_s: u32,
     pub lifetime_s: u16,
+    /// Of every node. Long by default: a test that counts must not depend on when the system gives a node the processor.
+    pub max_age_ms: u64,
     /// Puts a tap into every link.
     pub taps: bool,
     /// Faults of every link from the start, both ways; needs [`Plan::taps`].
@@ -78,6 +80,7 @@ impl Default for Plan {
             interval_s: 1,
             epoch_s: 3600,
             lifetime_s: eddy_node::config::LIFETIME_S,
+            max_age_ms: 60_000,
             taps: false,
             faults: Faults::default(),
             extra: Vec::new(),
@@ -196,6 +199,7 @@ impl Nodes {
                 text = text.replacen("\n# next", &format!("\nnext = \"{}\"\n# next", at(4800, link)), 1);
             }
             // In front, for what follows a [[forward]] would belong to it.
+            text = format!("max_age_ms = {}\n{text}", plan.max_age_ms);
             for (_, lines) in plan.extra.iter().filter(|(of, _)| *of == position) {
                 text = format!("{lines}\n{text}");
             }
@@ -308,8 +312,7 @@ impl Nodes {
 
     /// Ends a node as its operator would. Its ledger must close.
     pub fn stop(&mut self, position: usize) {
-        let running = self.running[position].as_mut().expect("it runs");
-        kill_process(Pid::from_child(&running.process), Signal::TERM).expect("it runs");
+        self.signal(position, Signal::TERM);
         let (ended, text) = self.reap(position);
         assert!(ended.success(), "node {position}: {ended}");
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|why| panic!("node {position}: {why}: {text}"));
@@ -318,6 +321,12 @@ impl Nodes {
         }
         counted_by_time(&report, self.plan.mixing.largest_delay().as_micros() as f64);
         self.reports.push((position, report));
+    }
+
+    /// Sends a signal to a node that runs.
+    pub fn signal(&self, position: usize, signal: Signal) {
+        let running = self.running[position].as_ref().expect("it runs");
+        kill_process(Pid::from_child(&running.process), signal).expect("it runs");
     }
 
     /// Ends a node without a word, as a power cut would.

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod age;
 mod app_ports;
 mod bad_links;
 mod bounds;

@@ -86,7 +86,11 @@ impl MixProcess {
         plan.caps = wide_caps();
         plan.hops[0] = PlannedHop { address: up, down };
         let files = init::write(dir.path(), &plan)?;
-        set_lines(&files.hops[0], &options.lines)?;
+        let mut lines = options.lines.clone();
+        // The mix is stopped while its receive buffer fills, and must not drop what it finds there. A program of another
+        // build may not know the key.
+        lines.extend(options.program.is_none().then(|| "max_age_ms = 60000".to_owned()));
+        set_lines(&files.hops[0], &lines)?;
 
         let program = match &options.program {
             Some(program) => program.clone(),

@@ -7,6 +7,7 @@
 pub mod packer;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use rand_chacha::ChaCha20Rng;
@@ -14,6 +15,7 @@ use wire::cell::{Direction, Header, SEQ_END, Shape};
 use wire::ids::{ChannelIndex, LinkId, Side, SlotId};
 use wire::layer::{BATCH_MAX, data_header};
 
+use crate::age::{AgeLimit, DRAIN_APP_BATCHES, DRAIN_CALLS, LastRead};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::latency::{self, Times};
@@ -23,7 +25,7 @@ use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
 use crate::runner::{APPS, BLOCKED_WAIT, DOWN, UP};
 use crate::socket::Port;
-use crate::socket::app_batch::{ReceiveBatch, SendBatch};
+use crate::socket::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use crate::socket::apps::Apps;
 use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::pool::Pooled;
@@ -33,9 +35,9 @@ use crate::{Nanos, SECOND};
 use packer::Packer;
 
 /// Receive calls on the link in one turn.
-pub(crate) const RECEIVES: usize = 4;
+const RECEIVES: usize = 4;
 /// Receive calls on application sockets in one turn.
-pub(crate) const APP_BATCHES: usize = 64;
+const APP_BATCHES: usize = 64;
 
 /// A cell that was packed, with its channel.
 pub(crate) struct Built {
@@ -58,6 +60,10 @@ pub(crate) trait Sender: ChannelState + Sized {
     fn put_layers(shape: Shape, table: &mut Table<Self>, batch: &mut [Built]);
 }
 
+/// The times of control's cells and of packed ones in the table of a release.
+const OWN: u32 = 0;
+const PACKED: u32 = 1;
+
 /// The parameters of an endpoint.
 pub(crate) struct Settings {
     pub(crate) shape: Shape,
@@ -68,6 +74,18 @@ pub(crate) struct Settings {
     /// Most buffers that one batch of application datagrams needs.
     pub(crate) batch_buffers: usize,
     pub(crate) hugepages: bool,
+    /// The longest time that a cell may wait.
+    pub(crate) max_age: Duration,
+}
+
+/// What a turn may receive from applications, see [`Endpoint::begin_apps`].
+pub(crate) struct AppTurn {
+    now: Nanos,
+    /// How long the datagrams can have waited.
+    pub(crate) waited: Nanos,
+    /// Receive calls.
+    pub(crate) batches: usize,
+    is_late: bool,
 }
 
 /// One end of a chain.
@@ -90,6 +108,11 @@ pub(crate) struct Endpoint<L, A, C> {
     pub(crate) cells: PerDirection<Tally>,
     pub(crate) datagrams: PerDirection<Tally>,
     releases: Releases,
+    pub(crate) age: AgeLimit,
+    link_read: LastRead,
+    apps_read: LastRead,
+    /// How long what this turn receives on the link can have waited.
+    pub(crate) link_waited: Nanos,
     report_due: Nanos,
     arrivals: Arrivals,
     pub(crate) admitted: Vec<Admitted>,
@@ -125,7 +148,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         rng: ChaCha20Rng,
         now: Nanos,
     ) -> Endpoint<L, A, C> {
-        let Settings { shape, position, lanes, batch_buffers, hugepages } = settings;
+        let Settings { shape, position, lanes, batch_buffers, hugepages, max_age } = settings;
         let side = if position == 0 { Side::Down } else { Side::Up };
         let cell_len = match side {
             Side::Down => shape.longest_cell(),
@@ -150,6 +173,10 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             cells: PerDirection::default(),
             datagrams: PerDirection::default(),
             releases: Releases::default(),
+            age: AgeLimit::new(max_age),
+            link_read: LastRead::default(),
+            apps_read: LastRead::default(),
+            link_waited: 0,
             report_due: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
@@ -192,8 +219,20 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         };
         let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
-        let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
+        let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: OWN };
         self.release.push(Pooled { cell, ticket });
+    }
+
+    /// Returns how often [`Endpoint::receive`] may be called: until nothing is left, if that may have waited for too
+    /// long.
+    pub(crate) fn begin_link(&mut self, now: Nanos) -> usize {
+        self.link_waited = self.link_read.waited(now);
+        self.link_read.set(now);
+        if !self.age.is_exceeded(self.link_waited) {
+            return RECEIVES;
+        }
+        self.link.set_ready();
+        DRAIN_CALLS
     }
 
     /// Receives once on the link and admits the cells. False if nothing came.
@@ -207,20 +246,44 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         true
     }
 
-    /// Hands the datagrams of this turn to applications.
-    pub(crate) fn send_datagrams(&mut self) {
+    /// Hands the datagrams of this turn to applications, unless the turn was stopped for longer than `max_age` of their
+    /// socket.
+    pub(crate) fn send_datagrams(&mut self, max_age: impl Fn(SocketId) -> Nanos) {
         let incoming = self.incoming();
+        if self.send_batch.is_empty() {
+            // Sockets that were closed in this turn are closed now.
+            return self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
+        }
+        let waited = self.age.since(self.began.0);
+        if self.age.is_exceeded(waited) {
+            let aged = self.send_batch.retain(|socket| waited <= max_age(socket));
+            self.datagrams[incoming].drop_many(DropReason::Aged, aged as u64);
+        }
         self.apps.send(&mut self.send_batch, &mut self.datagrams[incoming]);
+    }
+
+    /// What this turn may receive from applications: everything, if that may have waited for too long.
+    pub(crate) fn begin_apps(&mut self, now: Nanos) -> AppTurn {
+        let waited = self.apps_read.waited(now);
+        let is_late = self.age.is_exceeded(waited);
+        if is_late {
+            self.apps.set_all_ready();
+        }
+        AppTurn { now, waited, batches: if is_late { DRAIN_APP_BATCHES } else { APP_BATCHES }, is_late }
     }
 
     /// Receives a batch of datagrams from applications. `None` if nothing waits, or if there are not enough buffers for
     /// its cells. The owner reads the batch and puts it back as `receive_batch`.
-    pub(crate) fn receive_apps(&mut self) -> Option<ReceiveBatch> {
+    pub(crate) fn receive_apps(&mut self, turn: &AppTurn) -> Option<ReceiveBatch> {
         if !self.has_room_for_a_batch() {
             return None;
         }
         let mut batch = std::mem::replace(&mut self.receive_batch, ReceiveBatch::placeholder());
-        if self.apps.recv(&mut batch) {
+        let received = self.apps.recv(&mut batch);
+        if !(received && turn.is_late) {
+            self.apps_read.set(turn.now);
+        }
+        if received {
             return Some(batch);
         }
         self.receive_batch = batch;
@@ -262,7 +325,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             }
             each(&mut record.state);
             let header = data_header(*shape, number, seq);
-            let ticket = Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
+            let ticket =
+                Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: PACKED };
             count += 1;
             built.push(Built { channel, ticket, cell });
         }
@@ -273,11 +337,15 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             self.packed = count;
         }
         if !self.release.is_empty() {
-            self.out.begin_release(&[Times::new(now, now)]);
+            let packed = Times::new(now, now);
+            self.out.begin_release(&[packed.own(true), packed]);
         }
-        let Self { link, lanes, table, release, sealer, out, free, cells, .. } = self;
+        let Self { link, lanes, table, release, sealer, out, free, cells, age, .. } = self;
         let tally = &mut cells[direction];
         sealer.run(release, *lanes, &mut table.links, out, free, tally);
+        if !out.is_empty() {
+            tally.drop_many(DropReason::Aged, out.drop_aged(age.oldest(now), free) as u64);
+        }
         link.send(out, free, tally);
     }
 
@@ -309,7 +377,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
 
     /// The latest time of the next turn if nothing arrives and the owner's next work is due at `tick`.
     pub(crate) fn wake_at(&self, now: Nanos, tick: Nanos) -> Nanos {
-        let wake = if self.out.is_empty() { tick } else { now + BLOCKED_WAIT };
+        let wake = if self.out.is_empty() { tick.min(self.age.wake_at(now)) } else { now + BLOCKED_WAIT };
         if self.table.links.has_activity() { wake.min(self.report_due) } else { wake }
     }
 

@@ -13,7 +13,8 @@ use wire::reassembly::Outcome;
 use super::clients::{Clients, RefusedFlow, Reply};
 use super::{Destination, Entry, Listening};
 use crate::Nanos;
-use crate::endpoint::{Endpoint, RECEIVES};
+use crate::age::nanos;
+use crate::endpoint::Endpoint;
 use crate::ledger::{DropReason, Tally};
 use crate::punt::{ClientAt, Notice};
 use crate::socket::Port;
@@ -23,7 +24,7 @@ use crate::stage::open::keep;
 
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
-        for _ in 0..RECEIVES {
+        for _ in 0..self.endpoint.begin_link(now) {
             if !self.endpoint.receive() {
                 return;
             }
@@ -102,7 +103,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
             }
             _ => return self.report_frame(channel, seq, frame, now),
         };
-        answer(&mut self.clients, &self.listening, &mut self.endpoint.send_batch, tally, (channel, flow), from, data);
+        let (waited, send_batch) = (self.endpoint.link_waited, &mut self.endpoint.send_batch);
+        answer(&mut self.clients, &self.listening, send_batch, tally, (channel, flow), from, (waited, data));
     }
 
     /// A frame that reports on a flow.
@@ -126,7 +128,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 }
 
-/// Passes a datagram to a flow's client. Its sender is the flow's peer, or `from`.
+/// Passes a datagram to a flow's client, unless it has waited for too long. Its sender is the flow's peer, or `from`.
 fn answer(
     clients: &mut Clients,
     listening: &[Option<Listening>],
@@ -134,7 +136,7 @@ fn answer(
     tally: &mut Tally,
     (channel, number): (ChannelIndex, u16),
     from: Option<SocketAddr>,
-    data: &[u8],
+    (waited, data): (Nanos, &[u8]),
 ) {
     let Some(Reply { socket, to, flow, peer }) = clients.reply_to(channel, number) else {
         tally.drop(DropReason::Flow);
@@ -144,6 +146,10 @@ fn answer(
         tally.drop(DropReason::Flow);
         return;
     };
+    if waited > nanos(listener.max_age) {
+        tally.drop(DropReason::Aged);
+        return;
+    }
     let header = match from {
         None => listener.header(&peer),
         Some(from) if listener.tells_peers() => listener.header(&Destination::Ip(from)),

@@ -18,6 +18,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// Flows of its clients that have sent nothing for this long are closed.
     pub idle: Duration,
+    /// The longest time that a datagram of its clients, or one for them, may wait (SPEC 6.6).
+    pub max_age: Duration,
 }
 
 /// The kinds of listening sockets.
@@ -247,7 +249,7 @@ mod tests {
     const CLIENT: Association = Association { client: IpAddr::V4(Ipv4Addr::LOCALHOST), port: None };
 
     fn socks() -> Listener {
-        Listener { kind: ListenerKind::Socks(CLIENT), idle: Duration::from_secs(300) }
+        Listener { kind: ListenerKind::Socks(CLIENT), idle: Duration::from_secs(300), max_age: Duration::MAX }
     }
 
     fn from(text: &str) -> SocketAddr {
@@ -297,7 +299,11 @@ mod tests {
     #[test]
     fn only_the_client_of_an_association_may_use_it() {
         let good = [0, 0, 0, 1, 192, 0, 2, 7, 0, 53];
-        let of = |port| Listener { kind: ListenerKind::Socks(Association { port, ..CLIENT }), idle: Duration::ZERO };
+        let of = |port| Listener {
+            kind: ListenerKind::Socks(Association { port, ..CLIENT }),
+            idle: Duration::ZERO,
+            max_age: Duration::MAX,
+        };
         assert_eq!(of(None).read(from("127.0.0.2:9"), &good).err(), Some(DropReason::Foreign));
         assert!(of(None).read(from("127.0.0.1:9"), &good).is_ok());
         assert!(of(None).read(from("[::ffff:127.0.0.1]:9"), &good).is_ok(), "the same on a socket for both families");
@@ -312,7 +318,8 @@ mod tests {
         assert_eq!(header("[::7]:53"), [&[0, 0, 0, 4][..], &[0; 15], &[7, 0, 53]].concat());
         let name = Destination::Name("a.example".into(), 53);
         assert_eq!(socks().header(&name).to_vec(), b"\0\0\0\x03\x09a.example\0\x35");
-        let forward = Listener { kind: ListenerKind::Forward(name.clone()), idle: Duration::ZERO };
+        let forward =
+            Listener { kind: ListenerKind::Forward(name.clone()), idle: Duration::ZERO, max_age: Duration::MAX };
         assert!(forward.header(&name).is_empty());
     }
 

@@ -24,14 +24,15 @@ use wire::layer::{BATCH_MAX, EntryJob, EntryKeys, wrap};
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
+use crate::age::nanos;
 use crate::command::Command;
-use crate::endpoint::{self, APP_BATCHES, Built, Endpoint, Sender};
+use crate::endpoint::{self, Built, Endpoint, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
 use crate::punt::{ClientAt, Notice, Punt, PuntSender};
 use crate::rate::{Bucket, Rate};
-use crate::runner::Worker;
+use crate::runner::{Clock, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
 use crate::socket::apps::Apps;
@@ -69,6 +70,8 @@ pub struct Settings {
     /// The longest round trip that mixing alone can cause: the exit is lost when it has not answered for this and
     /// `LOST_AFTER` more.
     pub mixing_round_trip: Duration,
+    /// The longest time that a cell may wait. Listeners have limits of their own for datagrams.
+    pub max_age: Duration,
 }
 
 /// A listening socket in use.
@@ -94,6 +97,7 @@ impl ChannelState for EntryChannel {
 }
 
 struct Waiting {
+    arrived: Nanos,
     socket: SocketId,
     from: SocketAddr,
     bytes: Vec<u8>,
@@ -130,8 +134,9 @@ impl<D: Port, A: Apps> Entry<D, A> {
             lanes: settings.next_lanes,
             batch_buffers: BATCH_BUFFERS,
             hugepages: settings.hugepages,
+            max_age: settings.max_age,
         };
-        Entry {
+        let mut entry = Entry {
             endpoint: Endpoint::new(of_endpoint, (down, apps), punts, rng_groups, now),
             listening: settings.listeners.drain(..).zip(0..).map(listening).collect(),
             clients: Clients::new(now),
@@ -141,7 +146,15 @@ impl<D: Port, A: Apps> Entry<D, A> {
             next_tick: now,
             noticed: Bucket::default(),
             settings,
-        }
+        };
+        entry.find_shortest_age();
+        entry
+    }
+
+    /// The listeners have changed: the worker has its turns by the shortest limit.
+    fn find_shortest_age(&mut self) {
+        let ages = self.listening.iter().flatten().map(|listening| nanos(listening.listener.max_age));
+        self.endpoint.age.set_shortest(ages.min().unwrap_or(Nanos::MAX));
     }
 
     /// The ledger, published at every turn boundary.
@@ -169,7 +182,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 let ends_s = now / SECOND + u64::from(lifetime_s);
                 self.endpoint.table.install(channel, Record { up: None, down, ends_s, state });
                 self.clients.channel_up(channel);
-                for Waiting { socket, from, bytes } in std::mem::take(&mut self.waiting) {
+                for Waiting { socket, from, bytes, .. } in std::mem::take(&mut self.waiting) {
                     self.forward_datagram(socket, from, &bytes, now);
                 }
             }
@@ -183,6 +196,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                         self.listening.resize_with(at + 1, || None);
                     }
                     self.listening[at] = Some(Listening { id, listener });
+                    self.find_shortest_age();
                 }
                 Err(why) => {
                     let _ = self.endpoint.punts.send(Punt::Notice(Notice::Deaf { why: why.to_string() }));
@@ -209,6 +223,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
         let known = |listening: &Option<Listening>| listening.as_ref().is_some_and(|listening| listening.id == id);
         let Some(at) = self.listening.iter().position(known) else { return };
         self.listening[at] = None;
+        self.find_shortest_age();
         let socket = at as SocketId;
         self.endpoint.apps.close(socket);
         let before = self.waiting.len();
@@ -219,9 +234,24 @@ impl<D: Port, A: Apps> Entry<D, A> {
         });
     }
 
+    /// Drops datagrams that have waited for a channel for too long.
+    fn drop_aged(&mut self, now: Nanos) {
+        let (before, listening) = (self.waiting.len(), &self.listening);
+        self.waiting.retain(|waiting| now - waiting.arrived <= max_age(listening, waiting.socket));
+        self.endpoint.datagrams.forward.drop_many(DropReason::Aged, (before - self.waiting.len()) as u64);
+    }
+
     fn receive_apps(&mut self, now: Nanos) {
-        for _ in 0..APP_BATCHES {
-            let Some(batch) = self.endpoint.receive_apps() else { return };
+        let turn = self.endpoint.begin_apps(now);
+        for _ in 0..turn.batches {
+            let Some(batch) = self.endpoint.receive_apps(&turn) else { return };
+            if turn.waited > max_age(&self.listening, batch.socket()) {
+                let tally = &mut self.endpoint.datagrams.forward;
+                tally.received += batch.len() as u64;
+                tally.drop_many(DropReason::Aged, batch.len() as u64);
+                self.endpoint.receive_batch = batch;
+                continue;
+            }
             for (from, bytes) in batch.iter() {
                 self.endpoint.datagrams.forward.received += 1;
                 self.forward_datagram(batch.socket(), from, bytes, now);
@@ -259,7 +289,7 @@ impl<D: Port, A: Apps> Entry<D, A> {
                 self.waiting.pop_front();
                 self.endpoint.datagrams.forward.drop(DropReason::ChannelQueueFull);
             }
-            self.waiting.push_back(Waiting { socket, from, bytes: bytes.to_vec() });
+            self.waiting.push_back(Waiting { arrived: now, socket, from, bytes: bytes.to_vec() });
             return Ok(());
         };
         let flow = self.clients.flow(client, &destination, now, &mut self.rng)?;
@@ -339,6 +369,12 @@ impl<D: Port, A: Apps> Entry<D, A> {
     }
 }
 
+/// The limit of the listener at a socket. Without one nothing is late: another reason applies.
+fn max_age(listening: &[Option<Listening>], socket: SocketId) -> Nanos {
+    let listening = listening.get(socket as usize).and_then(Option::as_ref);
+    listening.map_or(Nanos::MAX, |listening| nanos(listening.listener.max_age))
+}
+
 impl Sender for EntryChannel {
     fn next_seq(&mut self) -> &mut u64 {
         &mut self.next_seq
@@ -362,22 +398,28 @@ impl Sender for EntryChannel {
 }
 
 impl<D: Port, A: Apps> Worker for Entry<D, A> {
-    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.endpoint.age.set_clock(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
         self.endpoint.begin(now);
+        self.drop_aged(now);
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
         }
         self.tick(now);
 
         self.receive_link(now);
-        self.endpoint.send_datagrams();
+        let listening = &self.listening;
+        self.endpoint.send_datagrams(|socket| max_age(listening, socket));
 
         self.receive_apps(now);
         self.leave(now);
 
         self.endpoint.report(now);
         self.publish();
-        Some(self.endpoint.wake_at(now, self.next_tick))
+        self.endpoint.wake_at(now, self.next_tick)
     }
 
     fn record_latency(&mut self, now: Nanos) {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::buffer::Cell;
+use crate::ledger::Tally;
 use crate::socket::memory::{Datagram, MemApps, MemNet, MemPort};
 use crate::stage::ingress::Admitted;
 use crate::stage::ingress::lengths;
@@ -18,6 +19,7 @@ use wire::setup::HopSecrets;
 
 const SHAPE: (Class, usize) = (Class::S, 2);
 const LISTENER: ([u8; 4], u16) = ([192, 0, 2, 1], 2);
+const MAX_AGE: Duration = Duration::from_millis(250);
 
 fn entry() -> Entry<MemPort, MemApps> {
     entry_on(MemNet::default())
@@ -25,16 +27,25 @@ fn entry() -> Entry<MemPort, MemApps> {
 
 /// An entry with one listener, [`LISTENER`].
 fn entry_on(net: MemNet) -> Entry<MemPort, MemApps> {
+    entry_with(net, &[MAX_AGE])
+}
+
+/// An entry with listeners of these maximum ages, at [`LISTENER`] and the ports after it.
+fn entry_with(net: MemNet, max_ages: &[Duration]) -> Entry<MemPort, MemApps> {
+    let listener =
+        |max_age: &Duration| Listener { kind: ListenerKind::Pymix, idle: Duration::from_secs(300), max_age: *max_age };
     let settings = Settings {
         shape: Shape::new(SHAPE.0, SHAPE.1).unwrap(),
-        listeners: vec![Listener { kind: ListenerKind::Pymix, idle: Duration::from_secs(300) }],
+        listeners: max_ages.iter().map(listener).collect(),
         window: 64,
         hugepages: false,
         next_lanes: 1,
         mixing_round_trip: Duration::ZERO,
+        max_age: MAX_AGE,
     };
     let port = net.port("192.0.2.1:1".parse().unwrap(), lengths(settings.shape, 0, Side::Down));
-    let apps = MemApps::new(net, vec![LISTENER.into()], [192, 0, 2, 1].into());
+    let ports = (LISTENER.1..).take(max_ages.len());
+    let apps = MemApps::new(net, ports.map(|port| (LISTENER.0, port).into()).collect(), LISTENER.0.into());
     let (_, commands) = rtrb::RingBuffer::new(8);
     let (ring, _) = rtrb::RingBuffer::new(8);
     let punts = PuntSender::new(ring, Arc::new(crate::sys::Waker::new().unwrap()));
@@ -150,4 +161,66 @@ fn flood_without_frames_does_not_monopolize_an_entry() {
         assert!((1..=FLOOD / 10).contains(&(now.received - read)), "{} in one turn", now.received - read);
         read = now.received;
     }
+}
+
+/// A datagram of a client at the listener of this index.
+fn ask(net: &MemNet, listener: u16) {
+    let to = (LISTENER.0, LISTENER.1 + listener).into();
+    net.send(Datagram { from: ([192, 0, 2, 9], 9).into(), to, bytes: vec![198, 51, 100, 1, 0, 9, 1] });
+}
+
+/// What has come from applications, waits, and was dropped as aged, after a turn at this time.
+fn turn(entry: &mut Entry<MemPort, MemApps>, now_ms: u64) -> [u64; 3] {
+    entry.turn(now_ms * crate::MILLI);
+    let ledger = *entry.endpoint.published.lock().unwrap();
+    assert!(ledger.closed());
+    let Tally { received, held, .. } = ledger.datagrams.forward;
+    [received, held, ledger.datagrams.forward.drops(DropReason::Aged)]
+}
+
+#[test]
+fn datagram_waits_for_a_channel_up_to_its_age() {
+    let net = MemNet::default();
+    let mut entry = entry_with(net.clone(), &[MAX_AGE, Duration::from_millis(100)]);
+    turn(&mut entry, 2000);
+    ask(&net, 0);
+    assert_eq!(turn(&mut entry, 2040), [1, 1, 0]);
+    ask(&net, 1);
+    assert_eq!(turn(&mut entry, 2080), [2, 2, 0]);
+    assert_eq!(turn(&mut entry, 2180), [2, 2, 0]);
+    assert_eq!(turn(&mut entry, 2181), [2, 1, 1], "a forward has a limit of its own");
+    assert_eq!(turn(&mut entry, 2270), [2, 1, 1]);
+    assert_eq!(turn(&mut entry, 2290), [2, 1, 1]);
+    assert_eq!(turn(&mut entry, 2291), [2, 0, 2]);
+}
+
+#[test]
+fn entry_that_did_not_run_reads_its_sockets_empty() {
+    let net = MemNet::default();
+    let mut entry = entry_with(net.clone(), &[MAX_AGE, Duration::from_millis(100), Duration::from_secs(60)]);
+    assert_eq!(entry.turn(2 * SECOND), 2050 * crate::MILLI, "two turns in the shortest limit");
+    (0..3).for_each(|listener| ask(&net, listener));
+    assert_eq!(turn(&mut entry, 2150), [3, 2, 1], "as the limit of each forward has it");
+    (0..1000).for_each(|_| ask(&net, 0));
+    ask(&net, 2);
+    assert_eq!(turn(&mut entry, 2401), [1004, 2, 1002]);
+}
+
+#[test]
+fn cells_built_before_a_stop_are_not_sent_after_it() {
+    let mut entry = entry_with_channel();
+    let key = || zeroize::Zeroizing::new([7; 16]);
+    let (link, peer) = (LinkId(0), ([192, 0, 2, 8], 8).into());
+    entry.endpoint.table.links.install(link, Side::Down, peer);
+    let (rank, slot) = (wire::ids::Rank::Current, wire::ids::SlotId(1));
+    entry.endpoint.table.links.install_slot(link, slot, peer, rank, &key(), &key());
+    let mut leave = |clock_ms: u64| {
+        entry.endpoint.age.set_clock(Clock::showing(clock_ms * crate::MILLI));
+        entry.endpoint.packer.put(ChannelIndex(0), &Frame::Ping([0; 8]), &mut entry.endpoint.free).unwrap();
+        entry.leave(2 * SECOND);
+        let tally = &entry.endpoint.cells.forward;
+        (tally.sent, tally.drops(DropReason::Aged))
+    };
+    assert_eq!(leave(2000), (1, 0));
+    assert_eq!(leave(12_000), (1, 1));
 }

@@ -22,11 +22,18 @@ const KEPT_MAX: usize = 1024;
 pub(super) const KEEP: Nanos = SECOND;
 
 /// Further addresses and latest datagrams of flows.
-#[derive(Default)]
 pub(super) struct Fallbacks {
     flows: HashMap<FlowId, Fallback, foldhash::fast::RandomState>,
     /// Datagrams that are kept.
     kept: usize,
+    /// How long they are kept: [`KEEP`], or the maximum age if that is shorter.
+    keep: Nanos,
+}
+
+impl Default for Fallbacks {
+    fn default() -> Fallbacks {
+        Fallbacks { flows: HashMap::default(), kept: 0, keep: KEEP }
+    }
 }
 
 struct Fallback {
@@ -39,6 +46,11 @@ struct Fallback {
 pub(super) type Kept = (Nanos, Vec<u8>);
 
 impl Fallbacks {
+    /// Keeps datagrams for no longer than their maximum age.
+    pub(super) fn keep_for(&mut self, max_age: Nanos) {
+        self.keep = KEEP.min(max_age);
+    }
+
     /// Lists a flow with the addresses that follow its first one.
     pub(super) fn add(&mut self, flow: FlowId, addresses: &[IpAddr]) {
         let addresses: ArrayVec<IpAddr, CANDIDATES_MAX> = addresses.iter().rev().copied().collect();
@@ -78,7 +90,7 @@ impl Fallbacks {
         if fallback.addresses.is_empty() {
             self.flows.remove(&flow);
         }
-        Some((address, datagrams.into_iter().filter(|(sent, _)| now <= sent + KEEP).collect()))
+        Some((address, datagrams.into_iter().filter(|(sent, _)| now <= sent + self.keep).collect()))
     }
 
     /// Removes a flow whose peer has answered, or that has ended.
@@ -92,9 +104,10 @@ impl Fallbacks {
 
     /// Frees datagrams that are too old to be sent again.
     pub(super) fn sweep(&mut self, now: Nanos) {
+        let keep = self.keep;
         for fallback in self.flows.values_mut() {
             let before = fallback.datagrams.len();
-            fallback.datagrams.retain(|(sent, _)| now <= *sent + KEEP);
+            fallback.datagrams.retain(|(sent, _)| now <= *sent + keep);
             self.kept -= before - fallback.datagrams.len();
         }
     }

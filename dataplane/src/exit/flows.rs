@@ -16,7 +16,7 @@ use wire::ids::ChannelIndex;
 use super::fallback::{Fallbacks, Kept};
 use super::limits::Usage;
 use super::mappings::{Held, MappingId, Mappings};
-use super::names::{Names, QUESTIONS_MAX, QueryId};
+use super::names::{Names, QUESTIONS_MAX, QueryId, Waiting};
 use super::quota::{Caps, Quota, Share};
 use crate::Nanos;
 use crate::SECOND;
@@ -43,7 +43,7 @@ pub(super) enum Target {
         query: QueryId,
         port: u16,
         /// Datagrams that came meanwhile.
-        waiting: Vec<Vec<u8>>,
+        waiting: Vec<Waiting>,
     },
 }
 
@@ -149,15 +149,31 @@ impl Flows {
     ///
     /// # Errors
     /// There is no room.
-    pub(super) fn wait(&mut self, id: FlowId, data: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn wait(&mut self, id: FlowId, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         match self.flows[id.index()].as_mut().map(|flow| &mut flow.target) {
-            Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data),
+            Some(Target::Resolving { waiting, .. }) => self.names.wait(waiting, data, now),
             _ => Err(DropReason::FlowQueueFull),
         }
     }
 
+    /// Removes datagrams that came before `oldest` and wait for the flow's name. Returns how many.
+    pub(super) fn drop_aged(&mut self, id: FlowId, oldest: Nanos) -> usize {
+        let target = self.flows[id.index()].as_mut().map(|flow| &mut flow.target);
+        let Some(Target::Resolving { waiting, .. }) = target else { return 0 };
+        let before = waiting.len();
+        waiting.retain(|waiting| waiting.arrived >= oldest);
+        let aged = before - waiting.len();
+        self.names.waited(aged);
+        aged
+    }
+
+    /// The same for all flows.
+    pub(super) fn drop_all_aged(&mut self, oldest: Nanos) -> usize {
+        self.names.flows().into_iter().map(|id| self.drop_aged(id, oldest)).sum()
+    }
+
     /// Takes what waits for a question's answer: the flow, its port, its datagrams.
-    pub(super) fn answered(&mut self, query: QueryId) -> Option<(FlowId, u16, Vec<Vec<u8>>)> {
+    pub(super) fn answered(&mut self, query: QueryId) -> Option<(FlowId, u16, Vec<Waiting>)> {
         let question = self.names.answer(query)?;
         if let Some(channel) = question.channel {
             self.quota.give_back(channel, Share::QUESTION);

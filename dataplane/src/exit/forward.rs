@@ -26,7 +26,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match *frame {
             Frame::Dgram { flow, data } => {
                 self.endpoint.datagrams.forward.injected += 1;
-                self.datagram(channel, flow, data, now);
+                self.received_datagram(channel, flow, data, now);
             }
             Frame::Frag { flow, id, index, last, data } => {
                 let Some(record) = self.endpoint.table.record_mut(channel) else { return };
@@ -43,7 +43,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                     self.endpoint.datagrams.forward.drop(DropReason::ReassemblyFull);
                 } else if let Outcome::Complete(data) = pushed.outcome {
                     self.reassembling -= 1;
-                    self.datagram(channel, flow, data, now);
+                    self.received_datagram(channel, flow, data, now);
                 }
                 if let Some(record) = self.endpoint.table.record_mut(channel) {
                     record.state.reassembler = reassembler;
@@ -65,6 +65,15 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
             // An exit sends no PING, so a PONG means nothing to it. The others do not travel forward.
             _ => {}
+        }
+    }
+
+    /// A whole datagram from the link, which may have waited there for too long.
+    fn received_datagram(&mut self, channel: ChannelIndex, number: u16, data: &[u8], now: Nanos) {
+        if self.endpoint.age.is_exceeded(self.endpoint.link_waited) {
+            self.endpoint.datagrams.forward.drop(DropReason::Aged);
+        } else {
+            self.datagram(channel, number, data, now);
         }
     }
 
@@ -108,7 +117,9 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 }
             }
             Target::Resolving { .. } | Target::Unconnected => {
-                if let Err(why) = self.flows.wait(id, data) {
+                let aged = self.flows.drop_aged(id, now.saturating_sub(self.endpoint.age.max()));
+                tally.drop_many(DropReason::Aged, aged as u64);
+                if let Err(why) = self.flows.wait(id, data, now) {
                     tally.drop(why);
                 }
             }
@@ -218,7 +229,10 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     /// The resolver's answer: the flow sends to the first address that the policy admits, and may move on to some more.
     pub(super) fn resolved(&mut self, query: QueryId, addresses: &[IpAddr], now: Nanos) {
-        let Some((id, port, waiting)) = self.flows.answered(query) else { return };
+        let Some((id, port, mut waiting)) = self.flows.answered(query) else { return };
+        let (before, oldest) = (waiting.len(), now.saturating_sub(self.endpoint.age.max()));
+        waiting.retain(|waiting| waiting.arrived >= oldest);
+        self.endpoint.datagrams.forward.drop_many(DropReason::Aged, (before - waiting.len()) as u64);
         let Some((channel, number)) = self.flows.place(id) else { return };
         let mut candidates = ArrayVec::<IpAddr, CANDIDATES_MAX>::new();
         for ip in addresses.iter().map(IpAddr::to_canonical) {
@@ -239,7 +253,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
         match done {
             Ok(to) => {
                 self.judge(channel, number, to);
-                waiting.iter().for_each(|data| self.datagram(channel, number, data, now));
+                waiting.iter().for_each(|waiting| self.datagram(channel, number, &waiting.data, now));
             }
             Err(why) => {
                 self.flows.close(&mut self.endpoint.apps, id);
@@ -261,7 +275,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
                 return;
             }
             self.endpoint.send_batch.shuffle_flows(&mut self.rng);
-            self.endpoint.send_datagrams();
+            self.send_datagrams();
         }
     }
 

@@ -32,13 +32,14 @@ use wire::layer::BATCH_MAX;
 use wire::reassembly::Reassembler;
 use wire::replay::Window;
 
+use crate::age::nanos;
 use crate::command::Command;
-use crate::endpoint::{self, APP_BATCHES, Built, Endpoint, RECEIVES, Sender};
+use crate::endpoint::{self, Built, Endpoint, Sender};
 use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::PerDirection;
 use crate::punt::PuntSender;
-use crate::runner::Worker;
+use crate::runner::{Clock, Worker};
 use crate::socket::Port;
 use crate::socket::app_batch::{RECEIVE_BATCH_BYTES_MAX, RECEIVE_BATCH_MAX, SocketId};
 use crate::socket::apps::Apps;
@@ -105,6 +106,8 @@ pub struct Settings {
     pub caps: Caps,
     /// Idle flows end after this.
     pub flow_idle: Duration,
+    /// The longest time that a datagram or cell may wait (SPEC 6.6).
+    pub max_age: Duration,
 }
 
 /// An exit's part of a channel; what a cell from the link needs comes first.
@@ -171,10 +174,13 @@ impl<U: Port, A: Apps> Exit<U, A> {
             lanes: 1,
             batch_buffers: BATCH_BUFFERS,
             hugepages: settings.hugepages,
+            max_age: settings.max_age,
         };
+        let mut flows = Flows::new(settings.caps, settings.flow_idle, now);
+        flows.fallbacks.keep_for(nanos(settings.max_age));
         Exit {
             endpoint: Endpoint::new(of_endpoint, (up, apps), punts, rng_groups, now),
-            flows: Flows::new(settings.caps, settings.flow_idle, now),
+            flows,
             limiter: Limiter::new(settings.limits, now),
             lookups: Lookups::default(),
             refused: HashMap::default(),
@@ -247,7 +253,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
     }
 
     fn receive_link(&mut self, now: Nanos) {
-        for _ in 0..RECEIVES {
+        for _ in 0..self.endpoint.begin_link(now) {
             if self.endpoint.send_batch.len() >= SENDS_MAX || !self.endpoint.receive() {
                 return;
             }
@@ -271,9 +277,23 @@ impl<U: Port, A: Apps> Exit<U, A> {
         }
     }
 
+    /// Hands the datagrams of this turn to their flows' sockets.
+    fn send_datagrams(&mut self) {
+        let max_age = self.endpoint.age.max();
+        self.endpoint.send_datagrams(|_| max_age);
+    }
+
     fn receive_apps(&mut self, now: Nanos) {
-        for _ in 0..APP_BATCHES {
-            let Some(batch) = self.endpoint.receive_apps() else { return };
+        let turn = self.endpoint.begin_apps(now);
+        for _ in 0..turn.batches {
+            let Some(batch) = self.endpoint.receive_apps(&turn) else { return };
+            if self.endpoint.age.is_exceeded(turn.waited) {
+                let tally = &mut self.endpoint.datagrams.backward;
+                tally.received += batch.len() as u64;
+                tally.drop_many(DropReason::Aged, batch.len() as u64);
+                self.endpoint.receive_batch = batch;
+                continue;
+            }
             for (from, data) in batch.iter() {
                 self.endpoint.datagrams.backward.received += 1;
                 match self.backward_datagram(batch.socket(), from, data, now) {
@@ -343,6 +363,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
             }
         }
         self.due = due;
+        let aged = self.flows.drop_all_aged(now.saturating_sub(self.endpoint.age.max()));
+        self.endpoint.datagrams.forward.drop_many(DropReason::Aged, aged as u64);
         self.flows.forget_aliases(now);
         self.flows.fallbacks.sweep(now);
         self.limiter.tick(now, self.flows.usages());
@@ -397,7 +419,11 @@ impl Sender for ExitChannel {
 }
 
 impl<U: Port, A: Apps> Worker for Exit<U, A> {
-    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.endpoint.age.set_clock(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
         self.endpoint.begin(now);
         while let Ok(command) = self.commands.pop() {
             self.apply(command, now);
@@ -407,7 +433,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
         self.receive_link(now);
         self.endpoint.send_batch.shuffle_flows(&mut self.rng);
         crate::rekey(&mut self.rng);
-        self.endpoint.send_datagrams();
+        self.send_datagrams();
 
         self.receive_apps(now);
         self.move_on(now);
@@ -415,7 +441,7 @@ impl<U: Port, A: Apps> Worker for Exit<U, A> {
 
         self.endpoint.report(now);
         self.publish();
-        Some(self.endpoint.wake_at(now, self.next_tick))
+        self.endpoint.wake_at(now, self.next_tick)
     }
 
     fn record_latency(&mut self, now: Nanos) {

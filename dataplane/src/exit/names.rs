@@ -3,6 +3,7 @@
 use hashbrown::HashMap;
 use wire::ids::ChannelIndex;
 
+use crate::Nanos;
 use crate::ledger::DropReason;
 use crate::socket::app_batch::FlowId;
 
@@ -21,6 +22,12 @@ pub struct QueryId(pub u32);
 pub(super) struct Question {
     pub(super) flow: Option<FlowId>,
     pub(super) channel: Option<ChannelIndex>,
+}
+
+/// A datagram that waits for a name.
+pub(super) struct Waiting {
+    pub(super) arrived: Nanos,
+    pub(super) data: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -61,6 +68,11 @@ impl Names {
         }
     }
 
+    /// The flows whose names are being resolved.
+    pub(super) fn flows(&self) -> Vec<FlowId> {
+        self.questions.values().filter_map(|question| question.flow).collect()
+    }
+
     pub(super) fn forget_channel(&mut self, channel: ChannelIndex) {
         for question in self.questions.values_mut() {
             question.channel.take_if(|of| *of == channel);
@@ -71,14 +83,14 @@ impl Names {
     ///
     /// # Errors
     /// The queue of the flow, or that of all flows together, is full.
-    pub(super) fn wait(&mut self, queue: &mut Vec<Vec<u8>>, data: &[u8]) -> Result<(), DropReason> {
+    pub(super) fn wait(&mut self, queue: &mut Vec<Waiting>, data: &[u8], now: Nanos) -> Result<(), DropReason> {
         if queue.len() >= WAITING_PER_FLOW {
             return Err(DropReason::FlowQueueFull);
         }
         if self.waiting >= WAITING_MAX {
             return Err(DropReason::NameQueueFull);
         }
-        queue.push(data.to_vec());
+        queue.push(Waiting { arrived: now, data: data.to_vec() });
         self.waiting += 1;
         Ok(())
     }

@@ -44,6 +44,7 @@ impl Bench {
             limits: Limits::default(),
             caps: Caps { flows_per_channel: 1024, sockets: 4096 },
             flow_idle: Duration::from_secs(300),
+            max_age: Duration::MAX,
         };
         change(&mut settings);
         let apps = MemApps::new(net.clone(), Vec::new(), [192, 0, 2, 1].into());
@@ -334,4 +335,75 @@ fn an_exit_forgets_generations_once_it_has_sealed_past_them() {
     bench.frame(0, &Frame::Ping([0; 8]));
     bench.turn();
     assert!(!live(&bench, (1 << 20) - 1) && live(&bench, 1 << 20) && live(&bench, 2 << 20));
+}
+
+const MAX_AGE: Duration = Duration::from_millis(250);
+
+fn limited() -> Bench {
+    Bench::with(Class::S, 1, |settings| settings.max_age = MAX_AGE)
+}
+
+#[test]
+fn answer_that_waited_too_long_is_dropped() {
+    let mut bench = limited();
+    bench.send(0, 1, address(9));
+    bench.turn();
+    let from = bench.net.receive(address(9)).expect("a datagram").from;
+    let answers = |bench: &mut Bench, after_ms: u64| {
+        bench.net.send(Datagram { from: address(9), to: from, bytes: vec![1] });
+        bench.now += after_ms * crate::MILLI;
+        let tally = bench.turn().datagrams.backward;
+        (tally.consumed, tally.drops(DropReason::Aged))
+    };
+    assert_eq!(answers(&mut bench, 250), (1, 0));
+    assert_eq!(answers(&mut bench, 251), (1, 1));
+    assert_eq!(answers(&mut bench, 1), (2, 1));
+}
+
+#[test]
+fn datagram_waits_for_its_name_up_to_its_age() {
+    let mut bench = limited();
+    bench.open(0, 1, Address::Name("a.example", 9));
+    for wait_ms in [0, 200, 60, 0] {
+        bench.now += wait_ms * crate::MILLI;
+        bench.frame(0, &Frame::Dgram { flow: 1, data: b"x" });
+    }
+    assert_eq!(bench.drops(DropReason::Aged), 1, "the oldest makes room");
+    bench.now += 200 * crate::MILLI;
+    assert!(bench.commands.push(Command::Resolved { query: QueryId(0), addresses: vec![address(9).ip()] }).is_ok());
+    let ledger = bench.turn().datagrams.forward;
+    assert_eq!((ledger.sent, ledger.drops(DropReason::Aged), ledger.held), (2, 2, 0));
+}
+
+#[test]
+fn names_that_take_long_hold_no_aged_datagrams() {
+    let mut bench = limited();
+    bench.open(0, 1, Address::Name("a.example", 9));
+    bench.frame(0, &Frame::Dgram { flow: 1, data: b"x" });
+    bench.now += SECOND;
+    let tally = bench.turn().datagrams.forward;
+    assert_eq!((tally.held, tally.drops(DropReason::Aged)), (0, 1));
+}
+
+#[test]
+fn late_link_input_drops_datagrams_and_obeys_frames() {
+    let mut bench = limited();
+    bench.exit.endpoint.link_waited = 251 * crate::MILLI;
+    bench.send(0, 1, address(9));
+    assert_eq!(bench.statuses(), [(1, Status::Open)]);
+    assert_eq!(bench.drops(DropReason::Aged), 1);
+    bench.send(0, 1, address(9));
+    assert_eq!(bench.turn().datagrams.forward.sent, 1);
+}
+
+#[test]
+fn turn_that_was_stopped_hands_nothing_out() {
+    let mut bench = limited();
+    bench.exit.set_clock(Clock::showing(bench.now + 10 * SECOND));
+    bench.send(0, 1, address(9));
+    let tally = bench.turn().datagrams.forward;
+    assert_eq!((tally.sent, tally.drops(DropReason::Aged)), (0, 1));
+    bench.exit.set_clock(Clock::showing(bench.now));
+    bench.send(0, 1, address(9));
+    assert_eq!(bench.turn().datagrams.forward.sent, 1);
 }

@@ -8,6 +8,7 @@ use wire::cell::{Direction, Header};
 use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Side};
 
 use super::{MixChannel, Settings};
+use crate::age::{AgeLimit, DRAIN_CALLS, LastRead};
 use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
@@ -16,7 +17,7 @@ use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Tally};
 use crate::links::report_activity;
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
-use crate::runner::{BLOCKED_WAIT, DOWN, UP};
+use crate::runner::{BLOCKED_WAIT, Clock, DOWN, UP};
 use crate::socket::Port;
 use crate::stage::ingress::{Admitted, Gate};
 use crate::stage::open;
@@ -46,6 +47,8 @@ struct Pipe {
     out: Departures,
     /// Lanes of the neighbour it leaves to.
     lanes: usize,
+    /// Of the socket where cells come in.
+    read: LastRead,
     tally: Tally,
 }
 
@@ -68,6 +71,7 @@ pub(super) struct Edge<U, D> {
     urgent: Vec<Pooled>,
     /// One was sealed and not sent yet.
     has_urgent: bool,
+    age: AgeLimit,
     wheel: Wheel,
     report_due: Nanos,
     arrivals: Arrivals,
@@ -91,6 +95,7 @@ impl<U: Port, D: Port> Edge<U, D> {
             gate: Gate::new(shape, position, side, gate_lanes),
             out: Departures::new(shape.cell_len(direction, link), POOL_MAX),
             lanes,
+            read: LastRead::default(),
             tally: Tally::default(),
         };
         Edge {
@@ -110,12 +115,17 @@ impl<U: Port, D: Port> Edge<U, D> {
             sealer: Sealer::new(rng),
             urgent: Vec::with_capacity(1),
             has_urgent: false,
+            age: AgeLimit::new(settings.max_age),
             wheel: Wheel::new(now / SECOND),
             report_due: now,
             arrivals: Arrivals::new(),
             admitted: Vec::with_capacity(RECEIVE_MAX),
             due: Vec::new(),
         }
+    }
+
+    pub(super) fn set_clock(&mut self, clock: Clock) {
+        self.age.set_clock(clock);
     }
 
     /// Applies the commands of control, and removes expired channels.
@@ -125,26 +135,39 @@ impl<U: Port, D: Port> Edge<U, D> {
         }
         // Urgent cells must not keep a release waiting.
         if std::mem::take(&mut self.has_urgent) {
-            self.send();
+            self.send(now);
         }
         self.tick(now);
     }
 
-    /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least.
+    /// Receives and opens cells until the pool has enough, or the socket no more; a call's worth at least. Cells that
+    /// may have waited for too long are dropped.
     pub(super) fn receive(&mut self, direction: Direction, now: Nanos, pools: &mut impl Pools) {
-        let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, .. } = self;
+        let Self { pipes, up, down, table, punts, free, arrivals, admitted, settings, age, .. } = self;
         let (shape, position) = (settings.shape, settings.position);
         let pipe = &mut pipes[direction];
         let port: &mut dyn Port = match direction {
             Direction::Forward => up,
             Direction::Backward => down,
         };
-        for _ in 0..RECEIVES {
-            let room = pools.room(direction) >= RECEIVE_MAX;
-            if !(pipe.out.is_empty() && room) || port.recv(free, arrivals) == 0 {
+        if !(pipe.out.is_empty() && pools.room(direction) >= RECEIVE_MAX) {
+            return;
+        }
+        let is_late = age.is_exceeded(pipe.read.waited(now));
+        pipe.read.set(now);
+        if is_late {
+            port.set_ready();
+        }
+        for _ in 0..if is_late { DRAIN_CALLS } else { RECEIVES } {
+            if pools.room(direction) < RECEIVE_MAX || port.recv(free, arrivals) == 0 {
                 return;
             }
             pipe.gate.admit(arrivals, table, punts, free, &mut pipe.tally, admitted);
+            if is_late {
+                pipe.tally.drop_many(DropReason::Aged, admitted.len() as u64);
+                admitted.drain(..).for_each(|dropped| free.give(dropped.cell.into_buffer()));
+                continue;
+            }
             match direction {
                 Direction::Forward => {
                     open::forward(admitted, shape, position, table, punts, free, &mut pipe.tally, now);
@@ -243,7 +266,7 @@ impl<U: Port, D: Port> Edge<U, D> {
         let Some(cell) = self.own_cell(direction, body) else { return };
         let mut urgent = std::mem::take(&mut self.urgent);
         urgent.push(Pooled { cell, ticket });
-        self.leave(direction, &mut urgent, &[Times::new(now, now)]);
+        self.leave(direction, &mut urgent, &[Times::new(now, now).own(true)]);
         (self.urgent, self.has_urgent) = (urgent, true);
     }
 
@@ -305,8 +328,14 @@ impl<U: Port, D: Port> Edge<U, D> {
         sealer.run(release, pipe.lanes, &mut table.links, &mut pipe.out, free, &mut pipe.tally);
     }
 
-    /// Sends as much as the sockets take.
-    pub(super) fn send(&mut self) {
+    /// Sends as much as the sockets take, except cells that have waited for too long since they were released.
+    pub(super) fn send(&mut self, now: Nanos) {
+        if self.is_blocked() {
+            let oldest = self.age.oldest(now);
+            for pipe in self.pipes.iter_mut() {
+                pipe.tally.drop_many(DropReason::Aged, pipe.out.drop_aged(oldest, &mut self.free) as u64);
+            }
+        }
         let PerDirection { forward, backward } = &mut self.pipes;
         self.down.send(&mut forward.out, &mut self.free, &mut forward.tally);
         self.up.send(&mut backward.out, &mut self.free, &mut backward.tally);
@@ -373,11 +402,11 @@ impl<U: Port, D: Port> Edge<U, D> {
     }
 
     /// The latest time of the next turn if nothing arrives.
-    pub(crate) fn wake_at(&self, now: Nanos) -> Option<Nanos> {
+    pub(crate) fn wake_at(&self, now: Nanos) -> Nanos {
         let blocked = self.is_blocked().then_some(now + BLOCKED_WAIT);
         let report = self.table.links.has_activity().then_some(self.report_due);
         let tick = (!self.table.is_empty()).then_some((now / SECOND + 1) * SECOND);
-        [blocked, report, tick].into_iter().flatten().min()
+        [blocked, report, tick].into_iter().flatten().fold(self.age.wake_at(now), Nanos::min)
     }
 
     /// The poller saw the socket with this token readable.

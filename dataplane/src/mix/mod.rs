@@ -13,6 +13,7 @@ mod mixer;
 pub mod multicore;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use wire::cell::{Direction, Shape};
@@ -29,7 +30,7 @@ use crate::latency;
 use crate::ledger::{DropReason, Ledger};
 use crate::per_direction::DIRECTIONS;
 use crate::punt::PuntSender;
-use crate::runner::Worker;
+use crate::runner::{Clock, Worker};
 use crate::socket::Port;
 use crate::stage::pool::{Mixing, POOL_MAX};
 use crate::table::{BackwardHalf, ChannelState, ForwardHalf, Half, Record};
@@ -53,6 +54,8 @@ pub struct Settings {
     pub window: usize,
     /// Buffers on huge pages.
     pub hugepages: bool,
+    /// The longest time that a cell may wait, not counting the pool's mixing (SPEC 6.6).
+    pub max_age: Duration,
 }
 
 /// A mix's part of a channel.
@@ -166,17 +169,21 @@ fn publish(place: &Mutex<Ledger>, ledger: Ledger) {
 }
 
 impl<U: Port, D: Port> Worker for Mix<U, D> {
-    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.edge.set_clock(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
         let Self { edge, mixer, .. } = self;
         edge.begin(now, mixer);
         DIRECTIONS.into_iter().for_each(|direction| edge.receive(direction, now, mixer));
         self.release(now, false);
-        self.edge.send();
+        self.edge.send(now);
         self.edge.report(now);
         self.publish();
         // A pool that is due cannot leave before the rest of the last release.
         let due = if self.edge.is_blocked() { None } else { self.mixer.due_at() };
-        self.edge.wake_at(now).into_iter().chain(due).min()
+        due.into_iter().fold(self.edge.wake_at(now), Nanos::min)
     }
 
     fn record_latency(&mut self, now: Nanos) {
@@ -196,9 +203,9 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
     }
 
     fn finish(&mut self, now: Nanos) {
-        self.edge.send();
+        self.edge.send(now);
         self.release(now, true);
-        self.edge.send();
+        self.edge.send(now);
         for direction in DIRECTIONS {
             if let Some(Release { cells, .. }) = self.mixer.release(direction, now, true) {
                 self.edge.give_up(direction, cells.drain(..), DropReason::Shutdown);
@@ -224,7 +231,16 @@ mod tests {
     use wire::ids::{LinkId, Rank, Side, SlotId};
     use zeroize::Zeroizing;
 
-    fn mix(net: &MemNet) -> (Mix<MemPort, MemPort>, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
+    type MemMix = Mix<MemPort, MemPort>;
+
+    fn mix(net: &MemNet) -> (MemMix, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
+        limited_mix(net, Duration::MAX)
+    }
+
+    fn limited_mix(
+        net: &MemNet,
+        max_age: Duration,
+    ) -> (MemMix, rtrb::Producer<Command>, rtrb::Consumer<crate::punt::Punt>) {
         let (commands, worker_commands) = rtrb::RingBuffer::new(16384);
         let (worker_punts, punts) = rtrb::RingBuffer::new(256);
         let shape = Shape::new(Class::S, 2).unwrap();
@@ -235,6 +251,7 @@ mod tests {
             lanes: Lanes::ONE,
             window: 4096,
             hugepages: false,
+            max_age,
         };
         let [up, down] = [(1, Side::Up), (2, Side::Down)]
             .map(|(port, side)| net.port(([192, 0, 2, 1], port).into(), lengths(shape, 1, side)));
@@ -287,6 +304,42 @@ mod tests {
     }
 
     #[test]
+    fn stopped_mix_drains_its_pool() {
+        let net = MemNet::default();
+        let (mut mix, mut commands, _punts) = mix(&net);
+        connect(&mut commands);
+        for seq in 0..3 {
+            assert!(commands.push(own_cell(seq, false)).is_ok());
+        }
+        let tally = |mix: &Mix<MemPort, MemPort>| {
+            let tally = mix.published.lock().unwrap().cells.forward;
+            (tally.sent, tally.held, tally.drops(DropReason::Shutdown))
+        };
+        mix.turn(2 * SECOND);
+        assert_eq!(tally(&mix), (0, 3, 0));
+        mix.finish(2 * SECOND);
+        assert_eq!(tally(&mix), (3, 0, 0));
+    }
+
+    #[test]
+    fn cells_of_control_have_no_maximum_age() {
+        let net = MemNet::default();
+        let (mut mix, mut commands, _punts) = limited_mix(&net, Duration::from_millis(250));
+        connect(&mut commands);
+        net.block(true);
+        for (seq, at_once) in [(0, true), (1, false)] {
+            assert!(commands.push(own_cell(seq, at_once)).is_ok());
+        }
+        mix.turn(2 * SECOND);
+        mix.turn(200 * SECOND);
+        net.block(false);
+        mix.turn(400 * SECOND);
+        mix.turn(600 * SECOND);
+        let tally = mix.published.lock().unwrap().cells.forward;
+        assert_eq!((tally.sent, tally.held, tally.drops(DropReason::Aged)), (2, 0, 0));
+    }
+
+    #[test]
     fn pool_behind_a_blocked_socket_loses_nothing_it_took() {
         let net = MemNet::default();
         let (mut mix, mut commands, _punts) = mix(&net);
@@ -306,7 +359,7 @@ mod tests {
         assert!(mix.is_blocked() && mix.mixer.held(Direction::Forward) == 0);
         assert_eq!(inject(&mut mix, POOL_MAX + 1, 2 * SECOND), (1, 2 * POOL_MAX, BUFFERS - 2 * POOL_MAX));
         let late = 200 * SECOND;
-        assert_eq!(mix.turn(late), Some(late + BLOCKED_WAIT), "a pool that is due behind it does not spin");
+        assert_eq!(mix.turn(late), late + BLOCKED_WAIT, "a pool that is due behind it does not spin");
         let sent = |mix: &Mix<MemPort, MemPort>| mix.profile().read().latency.forward.total.count() as usize;
         net.block(false);
         assert_eq!(sent(&mix), 0);

@@ -81,6 +81,11 @@ impl ReceiveBatch {
         self.items.clear();
     }
 
+    /// Number of datagrams.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Adds a datagram, if there is room.
     pub(crate) fn push(&mut self, from: SocketAddr, bytes: &[u8]) {
         let at = self.items.len() * STRIDE;
@@ -154,6 +159,13 @@ impl SendBatch {
 
     pub fn len(&self) -> usize {
         self.items.len()
+    }
+
+    /// Removes the datagrams of sockets for which `keep` is false. Returns how many.
+    pub(crate) fn retain(&mut self, keep: impl Fn(SocketId) -> bool) -> usize {
+        let before = self.items.len();
+        self.items.retain(|item| keep(item.socket));
+        before - self.items.len()
     }
 
     /// Puts the flows into a uniform random order, and keeps the order within each (SPEC 6.4).

@@ -38,6 +38,8 @@ pub trait Apps {
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr));
     /// The poller saw a socket readable.
     fn set_ready(&mut self, token: u64);
+    /// Any socket may be readable: the poller reports few at a time.
+    fn set_all_ready(&mut self);
 }
 
 struct AppSocket {
@@ -242,6 +244,10 @@ impl Apps for UdpApps {
             app.queued = true;
             self.ready.push_back(id);
         }
+    }
+
+    fn set_all_ready(&mut self) {
+        (0..self.sockets.len() as u64).for_each(|id| self.set_ready(APPS + id));
     }
 }
 

@@ -234,4 +234,6 @@ impl Apps for MemApps {
     }
 
     fn set_ready(&mut self, _token: u64) {}
+
+    fn set_all_ready(&mut self) {}
 }

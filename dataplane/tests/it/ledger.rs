@@ -242,6 +242,7 @@ impl World {
             lanes: Lanes::ONE,
             window: WINDOW as usize,
             hugepages: false,
+            max_age: std::time::Duration::MAX,
         };
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
         let punt_sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));

@@ -3,5 +3,6 @@
 #[path = "../stand/mod.rs"]
 mod stand;
 
+mod age;
 mod ledger;
 mod steady;

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dataplane::batch::{Arrivals, Departures};
 use dataplane::buffer::{Cell, FreeList};
@@ -101,6 +102,11 @@ const HEADER_KEYS: [[u8; 16]; 4] = [[1; 16], [2; 16], [3; 16], [4; 16]];
 
 impl Stand {
     pub fn new(class: Class, channels: u32, mixing: &str) -> Stand {
+        Stand::limited(class, channels, mixing, Duration::MAX)
+    }
+
+    /// A mix with a maximum age.
+    pub fn limited(class: Class, channels: u32, mixing: &str, max_age: Duration) -> Stand {
         let shape = Shape::new(class, 2).unwrap();
         let (commands, from_control) = rtrb::RingBuffer::new(1024);
         let (to_control, punts) = rtrb::RingBuffer::new(256);
@@ -113,6 +119,7 @@ impl Stand {
             lanes: Lanes::ONE,
             window: 4096,
             hugepages: false,
+            max_age,
         };
         let sender = PuntSender::new(to_control, Arc::new(Waker::new().unwrap()));
         let rngs = [1, 2, 3].map(ChaCha20Rng::seed_from_u64);
@@ -160,7 +167,12 @@ impl Stand {
 
     /// A turn, a millisecond after the last.
     pub fn turn(&mut self) {
-        self.now += MILLI;
+        self.turn_after(MILLI);
+    }
+
+    /// A turn this long after the last.
+    pub fn turn_after(&mut self, time: Nanos) {
+        self.now += time;
         self.mix.turn(self.now);
         self.mix.record_latency(self.now + MILLI / 4);
         while self.punts.pop().is_ok() {}

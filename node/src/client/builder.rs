@@ -98,6 +98,12 @@ impl EntryBuilder {
         self.line("flow_idle_s", i64::try_from(idle.as_secs()).unwrap_or(i64::MAX))
     }
 
+    /// Datagrams that have waited in the entry for longer are dropped: whole milliseconds, 20 ms to an hour; 250 ms by
+    /// default.
+    pub fn max_age(self, max_age: Duration) -> EntryBuilder {
+        self.line("max_age_ms", i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX))
+    }
+
     /// Listens on `listen` and sends what arrives there to `to`. May be repeated.
     pub fn forward(mut self, listen: SocketAddr, to: Destination) -> EntryBuilder {
         let text = |text: String| toml::Value::from(text);

@@ -56,9 +56,10 @@ fn forwards_text(key: &Key, forwards: &[Forward]) -> String {
         text += "# [[forward]]\n";
         text.extend(required.map(|key| format!("# {}\n", key.line())));
     }
-    for Forward { listen, to, idle } in forwards {
+    for Forward { listen, to, idle, max_age } in forwards {
         text += &format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
         text.extend(idle.map(|idle| format!("idle_s = {}\n", idle.as_secs())));
+        text.extend(max_age.map(|max_age| format!("max_age_ms = {}\n", max_age.as_millis())));
     }
     text
 }

@@ -33,8 +33,8 @@ pub use generate::{Value, generate};
 pub use keys::{SocksUsers, is_user, parse_users};
 pub use loaded::{Found, Loaded, Psks};
 pub(crate) use loaded::{refusal, replaced};
-pub use node::parse_idle;
 pub use node::{COMMAND_LINE, EntryPart, ExitPart, Forward, NodeConfig, Part};
+pub use node::{parse_idle, parse_max_age};
 pub use show::{Setting, effective, effective_toml};
 pub use source::{encode_base64, nearest};
 pub(crate) use trust_files::sync_folder;
@@ -50,6 +50,10 @@ pub const RENEW_AFTER_S: u64 = 120;
 pub const CHANNELS: usize = 4;
 /// Seconds after which an idle flow is closed unless configured.
 pub const FLOW_IDLE_S: u64 = 300;
+/// Milliseconds that a datagram or cell may wait in a node unless configured.
+pub const MAX_AGE_MS: u64 = 250;
+/// The least and the most that may be configured. A worker has its turns at least twice in this time.
+pub(crate) const MAX_AGE_MS_RANGE: (i64, i64) = (20, 3_600_000);
 /// Flows of one channel at an exit unless configured.
 pub const MAX_FLOWS_PER_CHANNEL: usize = 1024;
 /// Datagrams that an exit sends to an address that has not answered, unless configured.

@@ -16,7 +16,7 @@ use dataplane::stage::pool::Mixing;
 
 use super::source::{Source, Table, Text};
 use super::table::NODE;
-use super::{ConfigError, Location, NodeRole, caps, parse_listen};
+use super::{ConfigError, Location, MAX_AGE_MS_RANGE, NodeRole, caps, parse_listen};
 
 /// The name of the options of a command line in messages.
 pub const COMMAND_LINE: &str = "the command line";
@@ -55,6 +55,8 @@ pub struct NodeConfig {
     pub spin: Duration,
     /// Buffers and channels on huge pages, if the system has them.
     pub hugepages: bool,
+    /// Datagrams and cells that have waited for longer are dropped.
+    pub max_age: Duration,
     /// Links are renewed after this.
     pub renew_after: Duration,
     /// Bounds of admission, at mixes and exits.
@@ -109,6 +111,8 @@ pub struct Forward {
     pub to: Destination,
     /// Idle flows are closed after this instead of [`EntryPart::flow_idle`].
     pub idle: Option<Duration>,
+    /// Datagrams that have waited for longer are dropped, instead of [`NodeConfig::max_age`].
+    pub max_age: Option<Duration>,
 }
 
 impl std::str::FromStr for Forward {
@@ -118,22 +122,40 @@ impl std::str::FromStr for Forward {
         let (listen, to) = text.split_once('=').ok_or_else(|| {
             format!("invalid forward {text:?}: expected LISTEN=DEST, e.g. 127.0.0.1:5000=192.0.2.7:5000") //
         })?;
-        let (to, idle) = match to.split_once(',') {
-            None => (to, None),
-            Some((to, option)) => {
-                let seconds = option.strip_prefix("idle_s=").and_then(|seconds| seconds.parse().ok());
-                let seconds = seconds.ok_or_else(|| {
-                    format!("unknown option {option:?} of a forward: expected idle_s=SECONDS, e.g. idle_s=30") //
-                })?;
-                (to, Some(parse_idle(seconds)?))
-            }
-        };
-        Ok(Forward {
+        let mut parts = to.split(',');
+        let mut forward = Forward {
             listen: parse_listen(listen)?,
-            to: to.parse().map_err(|why: NotADestination| why.to_string())?,
-            idle,
-        })
+            to: parts.next().unwrap_or_default().parse().map_err(|why: NotADestination| why.to_string())?,
+            idle: None,
+            max_age: None,
+        };
+        for option in parts {
+            let number = |name: &str| option.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+            if let Some(seconds) = number("idle_s") {
+                forward.idle = Some(parse_idle(seconds)?);
+            } else if let Some(ms) = number("max_age_ms") {
+                forward.max_age = Some(parse_max_age(ms)?);
+            } else {
+                return Err(format!(
+                    "unknown option {option:?} of a forward: expected idle_s=SECONDS or max_age_ms=MILLISECONDS, e.g. \
+                     idle_s=30"
+                ));
+            }
+        }
+        Ok(forward)
     }
+}
+
+/// Reads the milliseconds that a datagram may wait.
+///
+/// # Errors
+/// A number out of range.
+pub fn parse_max_age(ms: u64) -> Result<Duration, String> {
+    let (min, max) = MAX_AGE_MS_RANGE;
+    if (min..=max).contains(&i64::try_from(ms).unwrap_or(i64::MAX)) {
+        return Ok(Duration::from_millis(ms));
+    }
+    Err(format!("max_age_ms must be from {min} to {max} milliseconds (got {ms})"))
 }
 
 /// Reads the seconds after which an idle flow is closed.
@@ -253,6 +275,7 @@ impl NodeConfig {
             cores: table.integers("cores").into_iter().map(|core| core as usize).collect(),
             spin: Duration::from_micros(table.integer("spin_us") as u64),
             hugepages: table.switch("hugepages"),
+            max_age: Duration::from_millis(table.integer("max_age_ms") as u64),
             renew_after: seconds("renew_after_s"),
             caps: if role == NodeRole::Entry { Caps::default() } else { caps::read(&table.sub("caps")?) },
             part,
@@ -373,7 +396,8 @@ fn forwards(table: &Table<'_>) -> Result<Vec<Forward>, ConfigError> {
         let to = forward.text("to");
         let destination = to.value.parse().map_err(|why: NotADestination| to.invalid(why.to_string()))?;
         let idle = forward.maybe_integer("idle_s").map(|seconds| Duration::from_secs(seconds as u64));
-        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle })
+        let max_age = forward.maybe_integer("max_age_ms").map(|ms| Duration::from_millis(ms as u64));
+        Ok(Forward { listen: listen(&forward.text("listen"))?, to: destination, idle, max_age })
     };
     table.subs("forward")?.iter().map(read).collect()
 }

@@ -8,8 +8,8 @@ use super::table_trust::{
     CHAIN_CLASS, CHAIN_FILE, CHAIN_HOP, DESCRIPTOR_FILE, IDENTITY_FILE, NODE_KEY_FILE, REQUEST_FILE,
 };
 use super::{
-    CHANNELS, FLOW_IDLE_S, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL, MAX_NAME_RATE, MAX_SOCKETS,
-    MAX_UNANSWERED, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
+    CHANNELS, FLOW_IDLE_S, MAX_AGE_MS, MAX_AGE_MS_RANGE, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL,
+    MAX_NAME_RATE, MAX_SOCKETS, MAX_UNANSWERED, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
 };
 
 /// One key.
@@ -139,6 +139,15 @@ pub static NODE: &[Key] = &[
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
               It may not hold cells longer than chain.toml allows.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
+    },
+    Key {
+        name: "max_age_ms",
+        roles: ALL,
+        kind: Kind::Integer(MAX_AGE_MS_RANGE.0, MAX_AGE_MS_RANGE.1),
+        default: DefaultValue::Integer(MAX_AGE_MS as i64),
+        doc: "Milliseconds that a datagram or cell may wait in this node; older ones are dropped (`aged`). The delay of \
+              the mixing does not count.",
+        example: "250",
     },
     Key {
         name: "lanes_show_label_bits",
@@ -422,6 +431,14 @@ pub static FORWARD: &[Key] = &[
         default: DefaultValue::Unset("flow_idle_s"),
         doc: "Seconds after which its idle flows are closed.",
         example: "300",
+    },
+    Key {
+        name: "max_age_ms",
+        roles: &[Entry],
+        kind: Kind::Integer(MAX_AGE_MS_RANGE.0, MAX_AGE_MS_RANGE.1),
+        default: DefaultValue::Unset("max_age_ms of the entry"),
+        doc: "Milliseconds that its datagrams may wait at the entry.",
+        example: "100",
     },
 ];
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use dataplane::entry::NotADestination;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Forward, parse_idle};
+use crate::config::{Forward, parse_idle, parse_max_age};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::local::{Bound, Server, read_answer};
 
@@ -47,6 +47,9 @@ pub struct ForwardInfo {
     /// Flows are closed after this time without a datagram from the client; default: the entry's `flow_idle_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<u64>,
+    /// Datagrams that have waited for longer at the entry are dropped; default: the entry's `max_age_ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
 }
 
 /// The answer to a [`Request`].
@@ -60,8 +63,13 @@ pub enum Answer {
 }
 
 impl From<&Forward> for ForwardInfo {
-    fn from(Forward { listen, to, idle }: &Forward) -> ForwardInfo {
-        ForwardInfo { listen: *listen, to: to.to_string(), idle_s: idle.map(|idle| idle.as_secs()) }
+    fn from(Forward { listen, to, idle, max_age }: &Forward) -> ForwardInfo {
+        ForwardInfo {
+            listen: *listen,
+            to: to.to_string(),
+            idle_s: idle.map(|idle| idle.as_secs()),
+            max_age_ms: max_age.map(|max_age| max_age.as_millis() as u64),
+        }
     }
 }
 
@@ -85,9 +93,10 @@ pub fn serve(bound: Bound, listeners: Listeners) -> io::Result<Server> {
 
 fn answer(request: Request, listeners: &Listeners) -> Answer {
     match request {
-        Request::Add(ForwardInfo { listen, to, idle_s }) => {
+        Request::Add(ForwardInfo { listen, to, idle_s, max_age_ms }) => {
             let added = to.parse().map_err(|why: NotADestination| why.to_string()).and_then(|to| {
-                let forward = Forward { listen, to, idle: idle_s.map(parse_idle).transpose()? };
+                let (idle, max_age) = (idle_s.map(parse_idle).transpose()?, max_age_ms.map(parse_max_age).transpose()?);
+                let forward = Forward { listen, to, idle, max_age };
                 listeners.add(forward).map_err(|why| why.to_string())
             });
             match added {
@@ -128,6 +137,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::config::Location;
+    use crate::runtime::listeners::Times;
     use dataplane::sys::Waker;
     use wire::cell::{Class, Shape};
 
@@ -136,12 +146,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("entry.cmd");
         let (shape, waker) = (Shape::new(Class::L, 4).unwrap(), Arc::new(Waker::new().unwrap()));
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker).unwrap();
+        let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
+        let listeners = Listeners::new(shape, times, &[], waker).unwrap();
         let bound = Bound::new(&path, "commands", &Location::file(Path::new("entry.toml"))).unwrap();
         let _server = serve(bound, listeners.clone()).unwrap();
 
-        let told =
-            |listen: &str, to: &str, idle_s| ForwardInfo { listen: listen.parse().unwrap(), to: to.into(), idle_s };
+        let told = |listen: &str, to: &str, idle_s| ForwardInfo {
+            listen: listen.parse().unwrap(),
+            to: to.into(),
+            idle_s,
+            max_age_ms: None,
+        };
         let Answer::Forwards(added) = ask(&path, &Request::Add(told("127.0.0.1:0", "a.example:53", None))).unwrap()
         else {
             panic!("refused");

@@ -28,12 +28,19 @@ const LISTENERS_MAX: usize = 8192;
 /// room: there is at most one for each open socket.
 const WAITING_COMMANDS_MAX: usize = 1024;
 
+/// Times of a listener, see [`Listener`].
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    pub idle: Duration,
+    pub max_age: Duration,
+}
+
 /// A handle on an entry's listening sockets.
 #[derive(Clone)]
 pub struct Listeners {
     shape: Shape,
-    /// For forwards without a time of their own, and for associations.
-    idle: Duration,
+    /// For forwards without times of their own, and for associations.
+    times: Times,
     state: Arc<Mutex<State>>,
     /// Commands for the worker that control has not taken yet.
     commands: Arc<Mutex<VecDeque<Command>>>,
@@ -78,8 +85,7 @@ impl Drop for Relay {
 struct Open {
     id: ListenerId,
     socket: UdpSocket,
-    kind: ListenerKind,
-    idle: Duration,
+    listener: Listener,
     /// A tunnel's.
     refused: Option<Arc<RefusedFlows>>,
 }
@@ -92,17 +98,16 @@ impl Listeners {
     /// No descriptor is left.
     pub fn new(
         shape: Shape,
-        idle: Duration,
+        times: Times,
         first: &[(UdpSocket, Listener)],
         control: Arc<Waker>,
     ) -> std::io::Result<Listeners> {
         let open = first.iter().zip(0..).map(|((socket, listener), id)| {
-            let Listener { kind, idle } = listener.clone();
-            Ok(Open { id: ListenerId(id), socket: socket.try_clone()?, kind, idle, refused: None })
+            Ok(Open { id: ListenerId(id), socket: socket.try_clone()?, listener: listener.clone(), refused: None })
         });
         let open = open.collect::<std::io::Result<Vec<_>>>()?;
         let state = State { next: open.len() as u32, open, gone: 0 };
-        Ok(Listeners { shape, idle, state: Arc::new(Mutex::new(state)), commands: Arc::default(), control })
+        Ok(Listeners { shape, times, state: Arc::new(Mutex::new(state)), commands: Arc::default(), control })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -134,17 +139,18 @@ impl Listeners {
     /// A name that is too long, or a socket that cannot be bound.
     pub fn add(&self, forward: Forward) -> Result<Forward, ConfigError> {
         fits(self.shape, &forward.to)?;
-        let Forward { listen, to, idle } = forward;
+        let Forward { listen, to, idle, max_age } = forward;
+        let (idle, max_age) = (idle.unwrap_or(self.times.idle), max_age.unwrap_or(self.times.max_age));
         let said = format!("forward on {listen}");
         let socket = UdpSocket::bind(listen).map_err(|why| match self.forward_in_the_way(listen) {
             Some(other) if why.kind() == ErrorKind::AddrInUse => already_forwarded(&other),
             _ => cannot_bind(&said, listen, &why),
         })?;
-        let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(self.idle) };
+        let listener = Listener { kind: ListenerKind::Forward(to.clone()), idle, max_age };
         let bound = socket.local_addr().and_then(|at| self.open(socket, listener).map(|_| at));
         let listen =
             bound.map_err(|why| ConfigError::Arguments(format!("{said}: {}: try again later", in_words(&why))))?;
-        Ok(Forward { listen, to, idle: Some(idle.unwrap_or(self.idle)) })
+        Ok(Forward { listen, to, idle: Some(idle), max_age: Some(max_age) })
     }
 
     /// The forward that has the port of this address already.
@@ -166,10 +172,11 @@ impl Listeners {
 
     /// All forwards, oldest first, by the worker's id for them.
     pub fn forwards(&self) -> Vec<(ListenerId, Forward)> {
-        let of = |open: &Open| match &open.kind {
+        let of = |open: &Open| match &open.listener.kind {
             ListenerKind::Forward(to) => {
                 let listen = open.socket.local_addr().ok()?;
-                Some((open.id, Forward { listen, to: to.clone(), idle: Some(open.idle) }))
+                let (idle, max_age) = (Some(open.listener.idle), Some(open.listener.max_age));
+                Some((open.id, Forward { listen, to: to.clone(), idle, max_age }))
             }
             ListenerKind::Pymix | ListenerKind::Socks(_) => None,
         };
@@ -197,11 +204,10 @@ impl Listeners {
         if self.commands().len() >= WAITING_COMMANDS_MAX {
             return Err(std::io::Error::other(format!("{WAITING_COMMANDS_MAX} commands wait for this entry already")));
         }
-        let Listener { kind, idle } = listener.clone();
         let duplicate = socket.try_clone()?;
         let id = ListenerId(state.next);
         state.next += 1;
-        state.open.push(Open { id, socket: duplicate, kind, idle, refused });
+        state.open.push(Open { id, socket: duplicate, listener: listener.clone(), refused });
         self.send(Command::Listen { id, socket, listener });
         Ok(id)
     }
@@ -209,8 +215,8 @@ impl Listeners {
     /// The address of an open socket, and whether it is a forward.
     pub fn find(&self, id: ListenerId) -> Option<(SocketAddr, bool)> {
         let state = self.state();
-        let Open { socket, kind, .. } = state.open.iter().find(|open| open.id == id)?;
-        Some((socket.local_addr().ok()?, matches!(kind, ListenerKind::Forward(_))))
+        let Open { socket, listener, .. } = state.open.iter().find(|open| open.id == id)?;
+        Some((socket.local_addr().ok()?, matches!(listener.kind, ListenerKind::Forward(_))))
     }
 
     /// Makes the worker close a socket.
@@ -227,8 +233,8 @@ impl Listeners {
     /// Tunnels learn it first, because another program may take the ports as soon as they are closed.
     pub fn close_all(&self) {
         let mut state = self.state();
-        for Open { socket, kind, refused, .. } in &state.open {
-            let (Some(refused), ListenerKind::Socks(association)) = (refused, kind) else { continue };
+        for Open { socket, listener, refused, .. } in &state.open {
+            let (Some(refused), ListenerKind::Socks(association)) = (refused, &listener.kind) else { continue };
             refused.end();
             if let Association { client, port: Some(port) } = association {
                 let _ = socket.send_to(WAKE, (*client, *port));
@@ -239,6 +245,11 @@ impl Listeners {
         self.commands().clear();
     }
 
+    fn socks(&self, association: Association) -> Listener {
+        let Times { idle, max_age } = self.times;
+        Listener { kind: ListenerKind::Socks(association), idle, max_age }
+    }
+
     /// Opens a socket for an association at this address of the host.
     ///
     /// # Errors
@@ -246,7 +257,7 @@ impl Listeners {
     pub fn relay(&self, ip: IpAddr, association: Association) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
-        let id = self.open(socket, Listener { kind: ListenerKind::Socks(association), idle: self.idle })?;
+        let id = self.open(socket, self.socks(association))?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
@@ -257,8 +268,7 @@ impl Listeners {
     pub fn tunnel(&self, ip: IpAddr, association: Association, refused: Arc<RefusedFlows>) -> std::io::Result<Relay> {
         let socket = UdpSocket::bind((ip, 0))?;
         let at = socket.local_addr()?;
-        let listener = Listener { kind: ListenerKind::Socks(association), idle: self.idle };
-        let id = self.open_for(socket, listener, Some(refused))?;
+        let id = self.open_for(socket, self.socks(association), Some(refused))?;
         Ok(Relay { id, at, listeners: self.clone() })
     }
 
@@ -318,12 +328,16 @@ mod tests {
     use super::*;
     use wire::cell::Class;
 
-    const IDLE: Duration = Duration::from_secs(300);
+    const TIMES: Times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
+
+    fn pymix() -> Listener {
+        Listener { kind: ListenerKind::Pymix, idle: TIMES.idle, max_age: TIMES.max_age }
+    }
 
     fn listeners() -> Listeners {
-        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), Listener { kind: ListenerKind::Pymix, idle: IDLE })];
+        let first = [(UdpSocket::bind("127.0.0.1:0").unwrap(), pymix())];
         let (shape, waker) = (Shape::new(Class::S, 4).unwrap(), Arc::new(Waker::new().unwrap()));
-        Listeners::new(shape, IDLE, &first, waker).unwrap()
+        Listeners::new(shape, TIMES, &first, waker).unwrap()
     }
 
     #[test]
@@ -346,12 +360,13 @@ mod tests {
     fn added_and_removed_forwards_are_sent_to_the_worker() {
         let listeners = listeners();
         assert!(listeners.forwards().is_empty(), "a pymix port is not a forward");
-        let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30".parse().unwrap()).unwrap();
-        assert_eq!(added.idle, Some(Duration::from_secs(30)));
+        let added = listeners.add("127.0.0.1:0=192.0.2.7:5000,idle_s=30,max_age_ms=80".parse().unwrap()).unwrap();
+        assert_eq!((added.idle, added.max_age), (Some(Duration::from_secs(30)), Some(Duration::from_millis(80))));
         let Some(Command::Listen { id: ListenerId(1), socket, listener }) = listeners.next_command() else {
             panic!("no command")
         };
-        assert_eq!((socket.local_addr().unwrap(), listener.idle), (added.listen, Duration::from_secs(30)));
+        assert_eq!(socket.local_addr().unwrap(), added.listen);
+        assert_eq!((Some(listener.idle), Some(listener.max_age)), (added.idle, added.max_age));
         assert_eq!(listeners.forwards(), [(ListenerId(1), added.clone())]);
         let again = Forward { listen: added.listen, ..added.clone() };
         let refused = listeners.add(again).unwrap_err().to_string();
@@ -372,10 +387,7 @@ mod tests {
     #[test]
     fn commands_for_the_worker_are_bounded() {
         let listeners = listeners();
-        let open = || {
-            let listener = Listener { kind: ListenerKind::Pymix, idle: IDLE };
-            listeners.open(UdpSocket::bind("127.0.0.1:0").unwrap(), listener)
-        };
+        let open = || listeners.open(UdpSocket::bind("127.0.0.1:0").unwrap(), pymix());
         // Each pair leaves two commands that control does not take.
         while listeners.commands().len() < WAITING_COMMANDS_MAX - 2 {
             listeners.close(open().unwrap());

@@ -28,7 +28,7 @@ use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
-use crate::runtime::listeners::Listeners;
+use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
@@ -176,7 +176,8 @@ impl Node {
         let listeners = match &config.part {
             Part::Entry(part) => {
                 let (first, waker) = (&sockets.listeners, control_waker.clone());
-                let listeners = Listeners::new(chain.shape(), part.flow_idle, first, waker);
+                let times = Times { idle: part.flow_idle, max_age: config.max_age };
+                let listeners = Listeners::new(chain.shape(), times, first, waker);
                 Some(listeners.map_err(StartError::system("duplicate the listening sockets"))?)
             }
             Part::Mix { .. } | Part::Exit(_) => None,
@@ -509,7 +510,8 @@ mod tests {
     fn tunnels_end_even_if_the_control_thread_panicked() {
         let waker = Arc::new(Waker::new().unwrap());
         let shape = Shape::new(Class::S, 4).unwrap();
-        let listeners = Listeners::new(shape, Duration::from_secs(300), &[], waker.clone()).unwrap();
+        let times = Times { idle: Duration::from_secs(300), max_age: Duration::from_millis(250) };
+        let listeners = Listeners::new(shape, times, &[], waker.clone()).unwrap();
         let refused = Arc::<RefusedFlows>::default();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let association = Association { client: client.ip(), port: Some(client.port()) };

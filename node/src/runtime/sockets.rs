@@ -69,8 +69,8 @@ impl Plan {
     /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
     ///
     /// # Errors
-    /// Lanes that are not accepted, addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
-    /// hop that does not resolve or is this node.
+    /// Lanes that are not accepted, addresses that contradict each other, a SOCKS port that is open to everybody, wrong
+    /// sockets passed, or a next hop that does not resolve or is this node.
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
         let config = &loaded.config;
         loaded.check_lanes()?;
@@ -283,15 +283,17 @@ fn wanted(
 
     let mut listeners = Vec::new();
     if let Part::Entry(EntryPart { forwards, pymix, socks, flow_idle, .. }) = &config.part {
-        for (i, Forward { listen, to, idle }) in forwards.iter().enumerate() {
+        let max_age = config.max_age;
+        for (i, Forward { listen, to, idle, max_age: own }) in forwards.iter().enumerate() {
             let value =
                 if config.place("forward", i).is_some() { listen.to_string() } else { format!("{listen}={to}") };
             wanted.push(want("forward", setting(config, "forward", i, &value), *listen));
-            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle: idle.unwrap_or(*flow_idle) });
+            let (idle, max_age) = (idle.unwrap_or(*flow_idle), own.unwrap_or(max_age));
+            listeners.push(Listener { kind: ListenerKind::Forward(to.clone()), idle, max_age });
         }
         for (i, listen) in pymix.iter().enumerate() {
             wanted.push(want("pymix", setting(config, "pymix", i, &listen.to_string()), *listen));
-            listeners.push(Listener { kind: ListenerKind::Pymix, idle: *flow_idle });
+            listeners.push(Listener { kind: ListenerKind::Pymix, idle: *flow_idle, max_age });
         }
         let socks = socks.iter().enumerate();
         wanted.extend(socks.map(|(i, at)| want("socks", setting(config, "socks", i, &at.to_string()), *at)));

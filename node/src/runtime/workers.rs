@@ -154,6 +154,7 @@ impl Builder<'_> {
             hugepages: self.config.hugepages,
             next_lanes: self.lanes.next,
             mixing_round_trip: Duration::from_millis(2 * mixes * delay_ms),
+            max_age: self.config.max_age,
         };
         let down = self.ports(sockets.down, Side::Down, 1)?.remove(0);
         let apps = UdpApps::new(ends.poller.clone(), listeners, self.config.receive_buffer, self.offloads);
@@ -179,6 +180,7 @@ impl Builder<'_> {
             limits: part.limits,
             caps: dataplane::exit::Caps { flows_per_channel: part.max_flows_per_channel, sockets: part.max_sockets },
             flow_idle: part.flow_idle,
+            max_age: self.config.max_age,
         };
         let up = self.ports(sockets.up, Side::Up, 1)?.remove(0);
         let apps = UdpApps::new(ends.poller.clone(), Vec::new(), FLOW_BUFFER, self.offloads);
@@ -199,6 +201,7 @@ impl Builder<'_> {
             lanes: self.lanes,
             window: self.config.window,
             hugepages: self.config.hugepages,
+            max_age: self.config.max_age,
         };
         let mut up = self.ports(sockets.up, Side::Up, self.lanes.own)?;
         let mut down = self.ports(sockets.down, Side::Down, self.lanes.downs())?;

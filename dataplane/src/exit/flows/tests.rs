@@ -294,17 +294,17 @@ fn datagrams_that_wait_for_names_are_bounded_by_flow_and_exit() {
         let (id, _) = flows.at(ChannelIndex(1), number).unwrap();
         for _ in 0..WAITING_PER_FLOW {
             let want = if number < 64 { Ok(()) } else { Err(DropReason::NameQueueFull) };
-            assert_eq!(flows.wait(id, b"x"), want);
+            assert_eq!(flows.wait(id, b"x", 0), want);
         }
         assert_eq!(
-            flows.wait(id, b"x"),
+            flows.wait(id, b"x", 0),
             Err(if number < 64 { DropReason::FlowQueueFull } else { DropReason::NameQueueFull })
         );
     }
     assert_eq!(flows.waiting(), WAITING_MAX);
     assert_eq!(flows.answered(queries[0]).map(|(_, _, data)| data.len()), Some(WAITING_PER_FLOW));
     let (id, _) = flows.at(ChannelIndex(1), 64).unwrap();
-    assert_eq!(flows.wait(id, b"x"), Ok(()));
+    assert_eq!(flows.wait(id, b"x", 0), Ok(()));
     assert_eq!(flows.close_channel(&mut apps, ChannelIndex(1)), 63 * WAITING_PER_FLOW + 1);
     queries.into_iter().for_each(|query| drop(flows.answered(query)));
     assert_empty(&mut flows, &mut apps);

@@ -40,7 +40,7 @@ impl Bench {
 
     /// The middle of a turn: what is due is sent, and errors are read. What the entry hears: peers and statuses.
     fn hear(&mut self) -> Vec<String> {
-        self.exit.endpoint.send_datagrams();
+        self.exit.send_datagrams();
         self.exit.receive_apps(self.now);
         self.exit.move_on(self.now);
         self.said(|frame| match *frame {

@@ -33,7 +33,7 @@ use crate::latency::{self, Groups, Times};
 use crate::ledger::{Buffers, DropReason, Ledger};
 use crate::per_direction::{DIRECTIONS, PerDirection};
 use crate::punt::PuntSender;
-use crate::runner::{BLOCKED_WAIT, Worker};
+use crate::runner::{BLOCKED_WAIT, Clock, Worker};
 use crate::socket::Port;
 use crate::stage::pool::{POOL_MAX, Pooled};
 use crate::sys::Waker;
@@ -200,7 +200,7 @@ impl<U: Port, D: Port> Shard<U, D> {
                 self.groups.clear();
                 for Pooled { ticket, .. } in &mut self.release {
                     let released = ticket.arrived + u64::from(ticket.times) * MICRO;
-                    ticket.times = self.groups.of(Times::new(ticket.arrived, released));
+                    ticket.times = self.groups.of(Times::new(ticket.arrived, released).own(ticket.is_own()));
                 }
                 self.edge.leave(direction, &mut self.release, self.groups.times());
             }
@@ -253,22 +253,28 @@ impl<U: Port, D: Port> Shard<U, D> {
 }
 
 impl<U: Port, D: Port> Worker for Shard<U, D> {
-    fn turn(&mut self, now: Nanos) -> Option<Nanos> {
+    fn set_clock(&mut self, clock: Clock) {
+        self.edge.set_clock(clock);
+    }
+
+    fn turn(&mut self, now: Nanos) -> Nanos {
         self.edge.begin(now, &mut self.to_mixer);
         self.take_released();
         DIRECTIONS.into_iter().for_each(|direction| self.edge.receive(direction, now, &mut self.to_mixer));
-        self.edge.send();
+        self.edge.send(now);
         self.exchange();
         self.edge.report(now);
         self.publish();
         self.hand_over();
-        let mut wake =
-            self.edge.wake_at(now).into_iter().chain(self.to_mixer.is_full().then_some(now + BLOCKED_WAIT)).min();
+        let mut wake = self.edge.wake_at(now);
+        if self.to_mixer.is_full() {
+            wake = wake.min(now + BLOCKED_WAIT);
+        }
         if let Some(shared) = &mut self.shared {
             shared.turn(now, false);
-            wake = wake.into_iter().chain(shared.wake_at(now)).min();
+            wake = shared.wake_at(now).map_or(wake, |at| wake.min(at));
         }
-        if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { Some(now) }
+        if self.edge.is_blocked() || self.released.iter().all(Consumer::is_empty) { wake } else { now }
     }
 
     fn record_latency(&mut self, now: Nanos) {
@@ -297,9 +303,9 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
             shared.turn(now, true);
         }
         self.barrier.wait(1);
-        self.edge.send();
+        self.edge.send(now);
         self.take_released();
-        self.edge.send();
+        self.edge.send(now);
         for direction in DIRECTIONS {
             self.edge.abandon(direction);
             self.release.extend(drain(&mut self.released[direction], usize::MAX));

@@ -38,8 +38,8 @@ pub struct Pool {
     mixing: Mixing,
     grid: Option<Grid>,
     held: Vec<Pooled>,
-    /// Their arrival times, once for consecutive cells that arrived together.
-    arrivals: Vec<Nanos>,
+    /// Their arrival times, and whether they are control's: once for consecutive cells that are alike in both.
+    arrivals: Vec<(Nanos, bool)>,
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
     oldest: Nanos,
@@ -63,8 +63,9 @@ impl Pool {
         if self.held.is_empty() {
             self.oldest = ticket.arrived;
         }
-        if self.arrivals.last() != Some(&ticket.arrived) {
-            self.arrivals.push(ticket.arrived);
+        let arrival = (ticket.arrived, ticket.is_own());
+        if self.arrivals.last() != Some(&arrival) {
+            self.arrivals.push(arrival);
         }
         ticket.times = self.arrivals.len() as u32 - 1;
         self.shuffle.admit(ticket.label);
@@ -110,7 +111,7 @@ impl Pool {
     /// here, so each has a time of its own.
     pub fn times(&self, now: Nanos) -> impl Iterator<Item = Times> {
         let due = |arrived: Nanos| self.grid.as_ref().map_or(arrived, |grid| grid.after(arrived));
-        self.arrivals.iter().map(move |arrived| Times::new(*arrived, due(*arrived).min(now)))
+        self.arrivals.iter().map(move |(arrived, own)| Times::new(*arrived, due(*arrived).min(now)).own(*own))
     }
 
     /// Shuffles what it holds and moves it to the end of `out`.
