@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export EDDY_RENEWAL_SECONDS=${1:-300}
 exec cargo test --release --test it -- --ignored --exact --nocapture \
-    renewal::renewals_under_twenty_thousand_cells_per_second_lose_nothing
+    renewal::renewals_under_20000_cells_per_second_lose_nothing

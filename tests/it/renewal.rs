@@ -168,7 +168,7 @@ fn renewals_under_a_stream_lose_nothing() {
 /// With lifetimes in which a channel sends more cells than a generation has.
 #[test]
 #[ignore = "takes minutes and a quiet machine with receive buffers of 8 MB: .ci/renewal.sh runs it"]
-fn renewals_under_twenty_thousand_cells_per_second_lose_nothing() {
+fn renewals_under_20000_cells_per_second_lose_nothing() {
     let seconds = std::env::var("EDDY_RENEWAL_SECONDS").map_or(300, |s| s.parse().unwrap());
     let mixing = "threshold-or-timed:n=64,n_min=8,t=5ms".parse().unwrap();
     let plan = Plan { mixing, channels: 1, renew_after_s: 10, epoch_s: 60, lifetime_s: 120, ..Plan::default() };

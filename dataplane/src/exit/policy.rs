@@ -53,6 +53,12 @@ const INTERNAL_V4: [Ipv4Net; 5] = [
     v4(166, 8, 0, 0, 14),
 ];
 
+/// The same of Google over IPv6.
+const INTERNAL_V6: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2600, 0x2d00, 2, 0x1000, 0, 0, 0, 0), 56),
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2600, 0x2d00, 2, 0x2000, 0, 0, 0, 0), 56),
+];
+
 /// All of IPv6 that is globally reachable lies in here: not loopback, unique local, link-local, site-local,
 /// multicast, IPv4-compatible or discard-only addresses.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
@@ -224,7 +230,7 @@ impl Policy {
             IpAddr::V4(v4) => DENIED_V4.iter().chain(&INTERNAL_V4).any(|net| net.contains(&v4)),
             IpAddr::V6(v6) => match self.embedded(v6) {
                 Some(v4) => !self.admits(v4.into(), port),
-                None => !GLOBAL_V6.contains(&v6) || DENIED_V6.iter().any(|net| net.contains(&v6)),
+                None => !GLOBAL_V6.contains(&v6) || DENIED_V6.iter().chain(&INTERNAL_V6).any(|net| net.contains(&v6)),
             },
         }
     }
@@ -287,6 +293,8 @@ mod tests {
             "161.26.0.10",
             "166.11.255.255",
             "64:ff9b::168.63.129.16",
+            "2600:2d00:2:1000::1",
+            "2600:2d00:2:20ff::1",
             "2002:a83f:8110::1",
         ] {
             assert!(!policy.admits(ip(denied), 53), "{denied}");

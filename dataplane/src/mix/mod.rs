@@ -304,6 +304,24 @@ mod tests {
     }
 
     #[test]
+    fn stopped_mix_drains_its_pool() {
+        let net = MemNet::default();
+        let (mut mix, mut commands, _punts) = mix(&net);
+        connect(&mut commands);
+        for seq in 0..3 {
+            assert!(commands.push(own_cell(seq, false)).is_ok());
+        }
+        let tally = |mix: &Mix<MemPort, MemPort>| {
+            let tally = mix.published.lock().unwrap().cells.forward;
+            (tally.sent, tally.held, tally.drops(DropReason::Shutdown))
+        };
+        mix.turn(2 * SECOND);
+        assert_eq!(tally(&mix), (0, 3, 0));
+        mix.finish(2 * SECOND);
+        assert_eq!(tally(&mix), (3, 0, 0));
+    }
+
+    #[test]
     fn cells_of_control_have_no_maximum_age() {
         let net = MemNet::default();
         let (mut mix, mut commands, _punts) = limited_mix(&net, Duration::from_millis(250));

@@ -69,8 +69,8 @@ impl Plan {
     /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
     ///
     /// # Errors
-    /// Lanes that are not accepted, addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
-    /// hop that does not resolve or is this node.
+    /// Lanes that are not accepted, addresses that contradict each other, a SOCKS port that is open to everybody, wrong
+    /// sockets passed, or a next hop that does not resolve or is this node.
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
         let config = &loaded.config;
         loaded.check_lanes()?;

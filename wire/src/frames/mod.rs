@@ -4,8 +4,8 @@
 //! turns a datagram that is too long for one cell into fragments. A cell is checked as a whole before
 //! any of its frames is handed out: one bad frame drops the cell, so a cell never takes effect in
 //! part. Refused are unknown types, truncated frames, frames in the wrong direction, addresses that
-//! have another spelling, and too many datagrams. The meaning of OPEN and MOVE, and their repetition (SPEC 3.12), belong
-//! to the ends of the chain. [`crate::reassembly`] puts fragments together again.
+//! have another spelling, and too many datagrams. The meaning of OPEN and MOVE, and their repetition
+//! (SPEC 3.12), belong to the ends of the chain. [`crate::reassembly`] puts fragments together again.
 
 mod fragment;
 mod parse;

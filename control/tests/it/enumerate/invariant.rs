@@ -1,7 +1,7 @@
 //! What must hold whatever the network does, checked after each event and at the end of each sequence.
 //!
-//! Three more invariants are assertions of the simulator itself, so they hold in all its tests: numbers under one control
-//! key only grow, no control cell is accepted twice, and the keys of a channel are installed once.
+//! Three more invariants are assertions of the simulator itself, so they hold in all its tests: numbers under one
+//! control key only grow, no control cell is accepted twice, and the keys of a channel are installed once.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -35,6 +35,8 @@ pub enum Invariant {
     Bundle,
     /// On an honest network hops soon hold a bundle of the running interval.
     BundleRecovery,
+    /// A channel outlives renewals and moves of its link.
+    Channel,
     /// An assertion of the simulator or of the code.
     Assertion,
 }
@@ -45,7 +47,8 @@ pub type Broken = (Invariant, String);
 /// What a peer can change of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Snapshot {
-    links: Vec<(LinkId, SocketAddr, Option<[u8; 16]>, Vec<[u8; 16]>)>,
+    /// Id, address, and the current and all slots, each by the first bytes of a key.
+    links: Vec<(LinkId, SocketAddr, Option<u32>, Vec<u32>)>,
     channels: (usize, usize),
     next_wake: Duration,
     events: usize,
@@ -54,8 +57,9 @@ struct Snapshot {
 impl Snapshot {
     fn of(node: &Node) -> Snapshot {
         let link = |(id, link): (&LinkId, &PlaneLink)| {
+            let short = |key: [u8; 16]| u32::from_be_bytes([key[0], key[1], key[2], key[3]]);
             let (current, all) = link.keys();
-            (*id, link.peer, current, all)
+            (*id, link.peer, current.map(short), all.into_iter().map(short).collect())
         };
         Snapshot {
             links: node.links.iter().map(link).collect(),
@@ -66,17 +70,25 @@ impl Snapshot {
     }
 }
 
-/// What a node has refused and accepted.
-fn counts(node: &Node) -> (u64, (u64, u64)) {
-    let counters = node.control.counters();
-    (counters.refused_total(), (counters.cells, counters.handshakes_done))
+/// What a node has refused, and its cells and handshakes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    refused: u64,
+    accepted: (u64, u64),
+}
+
+impl Counts {
+    fn of(node: &Node) -> Counts {
+        let counters = node.control.counters();
+        Counts { refused: counters.refused_total(), accepted: (counters.cells, counters.handshakes_done) }
+    }
 }
 
 /// Watches one run.
 pub struct Monitor {
     initiator: usize,
     responder: usize,
-    before: BTreeMap<usize, (Snapshot, (u64, (u64, u64)))>,
+    before: BTreeMap<usize, (Snapshot, Counts)>,
     /// Addresses of the responder's links that are up.
     peers: BTreeMap<LinkId, SocketAddr>,
     disturbed_at: Option<Duration>,
@@ -122,7 +134,7 @@ impl Monitor {
 
     /// Before an event.
     pub fn before(&mut self, world: &World) {
-        self.before = world.nodes.iter().map(|(at, node)| (*at, (Snapshot::of(node), counts(node)))).collect();
+        self.before = world.nodes.iter().map(|(at, node)| (*at, (Snapshot::of(node), Counts::of(node)))).collect();
         self.peers = up_links(world.node(self.responder)).map(|(id, link)| (id, link.peer)).collect();
     }
 
@@ -167,9 +179,9 @@ impl Monitor {
 
     fn check_refusal(&self, world: &World, at: usize, sent: &[Packet]) -> Result<(), Broken> {
         let node = world.node(at);
-        let (before, (refused, accepted)) = &self.before[&at];
-        let (now_refused, now_accepted) = counts(node);
-        if now_refused == *refused || now_accepted != *accepted {
+        let (before, counted) = &self.before[&at];
+        let counts = Counts::of(node);
+        if counts.refused == counted.refused || counts.accepted != counted.accepted {
             return Ok(());
         }
         let after = Snapshot::of(node);

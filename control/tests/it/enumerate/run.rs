@@ -25,8 +25,18 @@ pub struct Scenario {
     pub clock_ms: i64,
     /// After so long on an honest network the ends must have recovered.
     pub recovery: Duration,
-    /// Hops must hold a bundle by then, too.
-    pub wants_bundle: bool,
+    /// What must hold by then in addition.
+    pub also: Also,
+}
+
+/// What a scenario checks at the end besides the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Also {
+    Nothing,
+    /// All hops hold a bundle of the running interval.
+    Bundle,
+    /// All nodes of the chain have the entry's channel.
+    Channel,
 }
 
 /// All sequences over the first `messages` messages of which at most `deviations` do not simply pass.
@@ -51,7 +61,7 @@ impl Scenario {
     /// Runs one sequence. Returns the messages that it was about.
     pub fn run(&self, sequence: &Sequence, messages: usize) -> (Vec<Message>, Result<(), Broken>) {
         let mut seen = Vec::new();
-        let outcome = catch_unwind(AssertUnwindSafe(|| Run::new(self, sequence, messages, &mut seen).to_the_end()));
+        let outcome = catch_unwind(AssertUnwindSafe(|| Run::new(self, sequence, messages, &mut seen).finish()));
         let assertion = |cause: Box<dyn std::any::Any + Send>| {
             let text = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
             Err((Invariant::Assertion, text.unwrap_or("a panic").to_owned()))
@@ -155,7 +165,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn to_the_end(mut self) -> Result<(), Broken> {
+    fn finish(mut self) -> Result<(), Broken> {
         let limit = self.world.now + Duration::from_secs(120);
         loop {
             let end = self.honest_since.map_or(limit, |since| since + self.scenario.recovery);
@@ -179,7 +189,12 @@ impl<'a> Run<'a> {
 
     fn check_end(&self) -> Result<(), Broken> {
         self.monitor.check_link(&self.world)?;
-        if self.scenario.wants_bundle { self.monitor.check_bundle_recovery(&self.world) } else { Ok(()) }
+        match self.scenario.also {
+            Also::Nothing => Ok(()),
+            Also::Bundle => self.monitor.check_bundle_recovery(&self.world),
+            Also::Channel if self.world.has_channels(0, 1) => Ok(()),
+            Also::Channel => Err((Invariant::Channel, "the channel is not on the entry's link any more".to_owned())),
+        }
     }
 
     /// None of a message to another node.

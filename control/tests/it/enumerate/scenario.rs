@@ -7,7 +7,7 @@ use wire::cell::Class;
 use wire::ids::Side;
 
 use super::RECOVERY;
-use super::run::Scenario;
+use super::run::{Also, Scenario};
 use super::step::{Kind, Message, Move, Way};
 use crate::sim::{Plan, World, ms, secs};
 
@@ -35,14 +35,16 @@ pub const START_IK: Scenario = Scenario {
     moves: &NETWORK,
     clock_ms: 0,
     recovery: RECOVERY,
-    wants_bundle: false,
+    also: Also::Nothing,
 };
 
 pub const START_NK: Scenario = Scenario { name: "start-nk", world: || linked((0, 1)), ends: (0, 1), ..START_IK };
 
 pub const RENEWAL_IK: Scenario = Scenario { name: "renewal-ik", opens: at_renewal, ..START_IK };
 
-pub const RENEWAL_NK: Scenario = Scenario { name: "renewal-nk", opens: at_renewal, ..START_NK };
+/// The link carries a channel, which must outlive what happens.
+pub const RENEWAL_NK: Scenario =
+    Scenario { name: "renewal-nk", world: with_channel, opens: at_renewal, also: Also::Channel, ..START_NK };
 
 /// An attacker that wants the address of a link: sequences with little else may be longer.
 pub const THEFT: Scenario =
@@ -52,10 +54,13 @@ pub const RESTART_IK: Scenario = Scenario { name: "restart-ik", opens: when_up, 
 
 pub const RESTART_NK: Scenario = Scenario { name: "restart-nk", opens: when_up, moves: &RESTARTS, ..START_NK };
 
+/// The same at any time, with an entry that may get another address.
 pub const ROAM: Scenario = Scenario {
     name: "roam",
+    world: with_channel,
     opens: when_up,
     moves: &[Move::Drop, Move::Hold, Move::Copy, Move::Overtake, Move::Elsewhere, Move::Divert, Move::Roam],
+    also: Also::Channel,
     ..START_NK
 };
 
@@ -68,6 +73,7 @@ pub const THEFT_BY_DATA: Scenario = Scenario {
         world
     },
     moves: &[Move::Overtake, Move::Divert],
+    also: Also::Nothing,
     ..RENEWAL_NK
 };
 
@@ -109,7 +115,7 @@ pub const BUNDLE: Scenario = Scenario {
         Move::CrashResponder,
     ],
     recovery: RECOVERY.saturating_add(secs(3)),
-    wants_bundle: true,
+    also: Also::Bundle,
     ..START_IK
 };
 
@@ -160,6 +166,16 @@ fn linked((initiator, responder): (usize, usize)) -> World {
     let mut world = empty((600, 6000));
     world.start(responder);
     world.start(initiator);
+    world
+}
+
+/// An entry, a mix and an exit, with one channel.
+fn with_channel() -> World {
+    let mut world = empty((600, 6000));
+    world.plan.channels = 1;
+    (0..=2).rev().for_each(|at| world.start(at));
+    let end = world.now + secs(3);
+    assert!(world.run_until(end, |world| world.has_channels(0, 1)));
     world
 }
 

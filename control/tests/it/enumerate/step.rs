@@ -31,7 +31,7 @@ pub enum Move {
     RestartInitiator,
     /// It is sent, and then the responder restarts.
     RestartResponder,
-    /// It is sent. From then on nothing that the initiator writes reaches its disk, and at the next message it restarts.
+    /// It is sent. From then on nothing that the initiator writes reaches its disk. At the next message it restarts.
     CrashInitiator,
     /// The same of the responder.
     CrashResponder,
