@@ -91,13 +91,14 @@ class UserCarriage(Carriage):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.wants = False
+        self.wants, self.link = False, None
 
     def tick(self, end, now):
         link, n = end.link, self.interval()
+        if link is not self.link:
+            self.link, self.holdings = link, Holdings(self.terms)
         if self.wants and link.current and not self.holdings.bundle(n) and self.state(link).is_due(n, now, self.slow_s):
-            bare = not self.holdings.records
-            self.send(end, link, self.holdings.ask(n, WANTS_ANSWER, 0, bare, self.state(link).lacks).content())
+            self.send(end, link, self.holdings.ask(n, WANTS_ANSWER, 0, self.state(link).lacks).content())
 
     def on_ask(self, _end, _link, _ask):
         raise Refused("an ask of Mix 1")

@@ -5,7 +5,7 @@ The bounds of 7.5.3 are left out."""
 import time
 
 from .trust import (
-    DESCRIPTOR_OF, RECORD_OF, SIGNATURES,
+    DESCRIPTOR_OF, EXIT, MIX, RECORD_OF, SIGNATURES,
     Ask, Bundle, Descriptor, Record, require,
 )  # fmt: skip
 
@@ -16,12 +16,17 @@ def wall_ms():
     return time.time_ns() // 10**6
 
 
+def brief(descriptor):
+    """What an ask says of it."""
+    return descriptor.revision, descriptor.hash()[:2]
+
+
 class Holdings:
     """Descriptors, records and signatures that have verified."""
 
-    def __init__(self, terms, descriptors):
+    def __init__(self, terms, descriptors=()):
         self.terms = terms
-        self.descriptors = [[one] for one in descriptors]
+        self.descriptors = [[one] for one in descriptors] or [[] for _ in terms.identities]
         self.records = {}  # (hop, epoch): records
         self.signatures = {}  # n: {hop: (hash, signature)}
         self.hashes = {}  # hash: records
@@ -31,7 +36,7 @@ class Holdings:
         return range(1, self.terms.hops + 1)
 
     def newest(self, hop):
-        return max(self.descriptors[hop - 1], key=Descriptor.order)
+        return max(self.descriptors[hop - 1], key=Descriptor.order, default=None)
 
     def floor(self, hop):
         return max(one.floor for one in self.descriptors[hop - 1])
@@ -54,7 +59,8 @@ class Holdings:
         """7.3.4: true if it is new."""
         one = Descriptor.parse(text)
         held = self.descriptors[hop - 1]
-        require((one.identity, one.role) == (held[0].identity, held[0].role), "another node's descriptor")
+        role = EXIT if hop == self.terms.hops else MIX
+        require((one.identity, one.role) == (self.terms.identities[hop - 1], role), "another node's descriptor")
         require(one.not_before <= wall_ms() // 1000, "a descriptor of the future")
         new = one not in held
         if new:
@@ -108,17 +114,18 @@ class Holdings:
         e = self.terms.epoch_of(n)
         return {hop for hop in self.hops if all(one.hash()[:16] != tags[hop - 1] for one in self.named(hop, e))}
 
-    def ask(self, n, flags, clock, bare=False, named=()):
-        """7.8.1; `bare` reports neither records nor signatures (7.8.6), and `named` are hops without a record."""
-        signed, e = None if bare else self.signed(n), self.terms.epoch_of(n)
-        records = [None if bare or hop in named else self.counting(hop, e) for hop in self.hops]
+    def ask(self, n, flags, clock, named=()):
+        """7.8.1; `named` are hops of which it reports nothing."""
+        signed, e = self.signed(n), self.terms.epoch_of(n)
+        records = [None if hop in named else self.counting(hop, e) for hop in self.hops]
+        newest = [None if hop in named else self.newest(hop) for hop in self.hops]
         return Ask(
             flags,
             clock,
             n,
             signed.hash[:8] if signed else bytes(8),
             sum(1 << hop - 1 for hop in signed.signatures) if signed else 0,
-            [(self.newest(hop).revision, self.newest(hop).hash()[:2]) for hop in self.hops],
+            [brief(one) if one else (0, bytes(2)) for one in newest],
             [(one.draw, one.hash()[:4]) if one else ABSENT for one in records],
         )
 
@@ -128,10 +135,10 @@ class Holdings:
                    if records[hop - 1] and records[hop - 1].hash()[:4] != ask.records[hop - 1][1]]  # fmt: skip
         out = []
         for hop in self.hops:
-            first, newest = self.descriptors[hop - 1][0], self.newest(hop)
-            named = [one for one in self.descriptors[hop - 1][1:] if hop in missing
+            newest, theirs = self.newest(hop), ask.descriptors[hop - 1]
+            named = [one for one in self.descriptors[hop - 1] if hop in missing and brief(one) != theirs
                      and one.hash() == records[hop - 1].certificate]  # fmt: skip
-            if newest is not first and (newest.revision, newest.hash()[:2]) > ask.descriptors[hop - 1]:
+            if brief(newest) > theirs:
                 named.append(newest)
             out += [(DESCRIPTOR_OF + hop, one.text()) for one in dict.fromkeys(named)]
         out += [(RECORD_OF + hop, records[hop - 1].travel()) for hop in missing]

@@ -87,8 +87,8 @@ impl MixProcess {
         plan.hops[0] = PlannedHop { address: up, down };
         let files = init::write(dir.path(), &plan)?;
         let mut lines = options.lines.clone();
-        // The mix is stopped while its receive buffer fills, and must not drop what it finds there. A program of another
-        // build may not know the key.
+        // The mix is stopped while its receive buffer fills, and must not drop what it finds there. A program of
+        // another build may not know the key.
         lines.extend(options.program.is_none().then(|| "max_age_ms = 60000".to_owned()));
         set_lines(&files.hops[0], &lines)?;
 
