@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Renews everything under 20,000 cells per second through three mixes: links every 10 s, epochs every minute, channels
-# every two minutes, and the keys of each channel. Needs a quiet machine and receive buffers of 8 MB.
+# every two to four minutes, and the keys of each channel. Needs a quiet machine and receive buffers of 8 MB.
 # Usage: .ci/renewal.sh [SECONDS]   (300 unless given). Prints the record in docs/BENCHMARKS.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."

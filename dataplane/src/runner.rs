@@ -2,7 +2,7 @@
 //!
 //! One epoll per worker for link sockets, application sockets and the eventfd that control writes to.
 //! The clock is read here, at the start of each turn and at its end. A worker reads it once more before it sends
-//! ([`crate::age`]).
+//! (`age`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;

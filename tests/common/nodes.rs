@@ -47,8 +47,7 @@ pub struct Plan {
     pub interval_s: u32,
     pub epoch_s: u32,
     pub lifetime_s: u16,
-    /// Of every node. Long by default: a test that counts must not depend on when the system gives a node the
-    /// processor.
+    /// Of every node. Long by default: a test that counts must not depend on when a node gets the processor.
     pub max_age_ms: u64,
     /// Puts a tap into every link.
     pub taps: bool,

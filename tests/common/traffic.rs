@@ -49,6 +49,8 @@ pub struct Counts {
     pub late_max: Duration,
     /// Arrived and were never sent.
     pub strange: u64,
+    /// What the kernel has dropped at the sockets of both ends.
+    pub kernel_drops: u64,
 }
 
 impl Counts {
@@ -111,7 +113,7 @@ pub struct Traffic {
 const QUIET: Duration = Duration::from_secs(5);
 /// What has not arrived by then no longer counts as under way.
 const OVERDUE: Duration = Duration::from_secs(1);
-/// Receive buffer of the sink, where the system grants it.
+/// Receive buffer of each socket, where the system grants it.
 const BUFFER: usize = 8 << 20;
 
 fn payload(flow: u32, number: u64, len: usize) -> Vec<u8> {
@@ -188,6 +190,7 @@ fn answer(sink: &UdpSocket, load: Load, counts: &Mutex<Counts>, ended: &AtomicBo
             let _ = sink.send_to(&buffer[..len], from);
         }
     }
+    counts.lock().unwrap().kernel_drops += sys::kernel_drops(sink).unwrap();
     sink.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
@@ -203,6 +206,7 @@ impl Client {
         let socket = |_| {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.set_nonblocking(true).unwrap();
+            sys::size_receive_buffer(&socket, BUFFER).unwrap();
             socket
         };
         Client { to, load, sockets: (0..load.flows).map(socket).collect(), arrivals: Arrivals::default() }
@@ -226,6 +230,8 @@ impl Client {
             overdue = if last.elapsed() > OVERDUE { missing } else { missing.min(overdue) };
             let done = stop || now.sent >= limit;
             if done && (arrived >= now.sent || last.elapsed() > QUIET) {
+                let dropped = self.sockets.iter().map(|socket| sys::kernel_drops(socket).unwrap());
+                counts.lock().unwrap().kernel_drops += dropped.sum::<u64>();
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));

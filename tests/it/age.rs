@@ -25,8 +25,8 @@ struct Arrival {
     arrived: Instant,
 }
 
-/// A client that sends a datagram every [`PACE`], and a sink that sends each back. Each contains its number, which
-/// tells when it was sent.
+/// A client that sends a datagram every [`PACE`], and a sink that sends each back. A datagram contains its number, for
+/// which the time of sending is known.
 struct Clocked {
     sent: Arc<Mutex<Vec<Instant>>>,
     /// At the sink, and at the client.

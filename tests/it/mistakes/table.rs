@@ -150,7 +150,7 @@ table! { NODE:
     "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
         &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
-        &["exit.toml:13: \"10.0.0.0/33\" is not a network", "IP/BITS"];
+        &["exit.toml:14: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
         &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
@@ -265,11 +265,11 @@ table! { SOCKETS:
         &["mix1.toml:10: down", "also that of mix1.toml:9: up = \"0.0.0.0:4701\""];
     "two forwards on one port",
         Do(|s| (0..2).for_each(|_| s.edit("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""))), ENTRY,
-        &["entry.toml:35: forward on 127.0.0.1:5000", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
+        &["entry.toml:36: forward on 127.0.0.1:5000", "also that of entry.toml:33: forward on 127.0.0.1:5000"];
     "a forward on the port of another in the file",
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\""),
         "entry --config entry.toml --forward 5000=b:1",
-        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:32: forward on 127.0.0.1:5000"];
+        &["--forward 127.0.0.1:5000=b:1", "also that of entry.toml:33: forward on 127.0.0.1:5000"];
     "two forwards of `eddy chain` on one port", Nothing, "chain --stay --forward 5000=a:1 --forward 5000=b:1",
         &["--forward 127.0.0.1:5000=b:1", "also that of --forward 127.0.0.1:5000=a:1", "a different port"];
     "`down` of the wrong address family", Line("mix1.toml", "down", "down = \"[::]:0\""), MIX,
@@ -330,7 +330,7 @@ table! { HOST:
         }), MIX,
         &["cores lists 1000, but this process may use", "list some of these"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
-        &["mix1.toml:16: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
+        &["mix1.toml:18: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
 
 table! { STATUS:
