@@ -12,6 +12,7 @@ use std::time::Duration;
 use wire::cell::{CellKind, Direction, Header};
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::{LinkContent, LinkSecrets};
+use zeroize::Zeroizing;
 
 use crate::admission::Bucket;
 use crate::config::{Config, Timing};
@@ -30,6 +31,8 @@ use initiator::Initiator;
 use path::Moving;
 use responder::Responder;
 
+/// Overwritten `next` slots whose tokens a link remembers: as many as an initiator has messages 1 unanswered.
+const OVERWRITTEN_MAX: usize = 4;
 /// Lifetime of a link that its initiator has never used.
 const UNPROMOTED_WAIT: Duration = Duration::from_secs(10);
 /// Incomplete setups of an entry's link. An entry has fewer setups in flight.
@@ -65,6 +68,8 @@ pub(crate) struct Link {
     was_up: bool,
     /// Ephemerals of the latest accepted messages 1, so that none is accepted twice.
     ephemerals: VecDeque<[u8; 32]>,
+    /// Tokens of the latest `next` slots that a newer handshake has overwritten: their initiator may hold them.
+    overwritten: VecDeque<Zeroizing<[u8; 32]>>,
     /// Open channels.
     pub(crate) channels: usize,
     /// Half-open channels.
@@ -311,7 +316,14 @@ impl Links {
             rank,
         });
         match link.side {
-            Side::Up => link.next = Some(slot),
+            Side::Up => {
+                if let Some(gone) = link.next.replace(slot) {
+                    link.overwritten.push_back(gone.resume);
+                    if link.overwritten.len() > OVERWRITTEN_MAX {
+                        link.overwritten.pop_front();
+                    }
+                }
+            }
             Side::Down => {
                 link.peer = peer;
                 link.was_up = true;
@@ -347,6 +359,7 @@ impl Links {
             silence_reported: false,
             was_up: false,
             ephemerals: VecDeque::new(),
+            overwritten: VecDeque::new(),
             channels: 0,
             half_open: 0,
             setups: Bucket::new(cx.config.caps.setups_per_entry_link, now),

@@ -327,7 +327,7 @@ impl Links {
         Ok(())
     }
 
-    /// NK: the live link whose current or next handshake this token names.
+    /// NK: the live link whose current, next or overwritten next handshake this token names.
     ///
     /// A token that names `next` proves that its initiator holds those keys, so the slot is promoted
     /// as by a cell. It says nothing about the initiator's address, so a link that is up keeps its
@@ -340,7 +340,9 @@ impl Links {
                 link.promote(cx, now, None);
                 return Ok(Some(link.id));
             }
-            if names(&link.current) {
+            // The initiator may hold the keys of a `next` that an earlier message 1, arriving later, has overwritten.
+            let was_next = link.overwritten.iter().any(|gone| gone[..].ct_eq(token).into());
+            if names(&link.current) || was_next {
                 return Ok(Some(link.id));
             }
             if names(&link.previous) {
