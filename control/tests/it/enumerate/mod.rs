@@ -90,7 +90,7 @@ fn renewal_of_an_entry_survives_all_short_sequences() {
 }
 
 #[test]
-fn theft_is_found_in_longer_sequences() {
+fn theft_fails_in_longer_sequences() {
     expect(&THEFT, LONGER, PATH_THEFT);
     expect(&THEFT_BY_DATA, SHORT, PATH_THEFT);
 }
