@@ -226,7 +226,8 @@ impl Config {
     pub(crate) fn setups(&self) -> Rate {
         let mut rate = self.caps.setups;
         if matches!(self.role, Role::Mix) {
-            let for_acks = self.caps.half_open as f64 / self.setup_timeout().as_secs_f64();
+            let beyond_burst = self.caps.half_open.saturating_sub(rate.burst as usize);
+            let for_acks = beyond_burst as f64 / self.setup_timeout().as_secs_f64();
             rate.per_second = rate.per_second.min(for_acks as u32).max(1);
         }
         rate

@@ -91,6 +91,8 @@ refusals! {
     HalfOpenReplaced = "half-open-replaced",
     /// Too many channels on this entry link.
     LinkChannelsFull = "link-channels-full",
+    /// Too many channels of this prefix.
+    PrefixChannelsFull = "prefix-channels-full",
     /// Too many channels on this node.
     ChannelsFull = "channels-full",
     /// The next hop is not connected.

@@ -54,6 +54,15 @@ impl<K: PartialEq> Joiner<K> {
         Joiner { capacity, wait, waiting: VecDeque::new() }
     }
 
+    /// Gives up messages that have waited too long. Returns how many.
+    pub(crate) fn expire(&mut self, now: Duration) -> usize {
+        let before = self.waiting.len();
+        while self.waiting.front().is_some_and(|oldest| now.saturating_sub(oldest.since) >= self.wait) {
+            self.waiting.pop_front();
+        }
+        before - self.waiting.len()
+    }
+
     /// True if more than a quarter of the places is taken.
     pub(crate) fn is_filling(&self) -> bool {
         4 * self.waiting.len() > self.capacity
@@ -62,11 +71,7 @@ impl<K: PartialEq> Joiner<K> {
     /// Takes in part `index` of a message that needs any `needed` of its parts. Also returns how many
     /// messages were given up, for age or for room.
     pub(crate) fn join(&mut self, now: Duration, key: K, index: u8, needed: usize, bytes: &[u8]) -> (Joined, usize) {
-        let before = self.waiting.len();
-        while self.waiting.front().is_some_and(|oldest| now.saturating_sub(oldest.since) >= self.wait) {
-            self.waiting.pop_front();
-        }
-        let mut given_up = before - self.waiting.len();
+        let mut given_up = self.expire(now);
 
         let at = self.waiting.iter().position(|partial| partial.key == key).unwrap_or_else(|| {
             if self.waiting.len() >= self.capacity {

@@ -321,7 +321,7 @@ impl Control {
         self.follow_trust(now);
     }
 
-    /// A quarter of a queue of datagrams to [`Control::handle`] is taken: handshakes need cookies for a second.
+    /// Handshakes wait that are more than usual: they need cookies for a second.
     pub fn queue_fills(&mut self, now: Duration) {
         self.links.require_cookies(now);
     }

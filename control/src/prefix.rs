@@ -11,8 +11,8 @@ use rand::Rng;
 use crate::admission::Bucket;
 use crate::config::Rate;
 
-/// Tokens of a prefix.
-const RATE: Rate = Rate { per_second: 10, burst: 40 };
+/// Handshakes and setups of a prefix at Mix 1.
+pub(crate) const PREFIX: Rate = Rate { per_second: 10, burst: 40 };
 /// Buckets of a table. A prefix shares its own with others by chance.
 const PLACES: usize = 4096;
 
@@ -45,8 +45,8 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    pub(crate) fn new(now: Duration) -> Buckets {
-        Buckets { key: None, buckets: (0..PLACES).map(|_| Bucket::new(RATE, now)).collect() }
+    pub(crate) fn new(rate: Rate, now: Duration) -> Buckets {
+        Buckets { key: None, buckets: (0..PLACES).map(|_| Bucket::new(rate, now)).collect() }
     }
 
     fn bucket(&mut self, rng: &mut impl Rng, prefix: Prefix) -> &mut Bucket {
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn prefix_has_its_burst_and_leaves_others_theirs() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let mut buckets = Buckets::new(Duration::ZERO);
+        let mut buckets = Buckets::new(PREFIX, Duration::ZERO);
         let [one, other] = ["192.0.2.1", "2001:db8::1"].map(|text| Prefix::of(text.parse().unwrap()));
         let taken = (0..100).filter(|_| buckets.take(&mut rng, Duration::ZERO, one)).count();
         assert_eq!(taken, 40);

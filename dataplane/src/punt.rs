@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use wire::cell::{Header, MAX_CELL_LEN};
+use wire::handshake::MAC2_LEN;
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side, SlotId};
 
 use crate::entry::listener::ListenerId;
@@ -13,8 +15,8 @@ use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
 pub const RESERVED: usize = 64;
-/// Handshakes without a cookie take one of so many parts of the ring; from then on control requires cookies (SPEC 4.9).
-pub const FILLS: usize = 4;
+/// Handshakes that claim a cookie, and those that do not, each take at most one of so many parts of the ring.
+const HANDSHAKE_PARTS: usize = 4;
 
 /// One message to control.
 pub enum Punt {
@@ -24,6 +26,9 @@ pub enum Punt {
         side: Side,
         from: SocketAddr,
         datagram: Bytes,
+        /// Those without a cookie fill half of their part of the ring, or more: control requires cookies (SPEC 4.9).
+        is_crowded: bool,
+        place: HandshakePlace,
     },
     /// A setup, ack or link cell; its body is sealed still.
     Cell {
@@ -92,6 +97,15 @@ pub enum Notice {
     },
 }
 
+/// A handshake's place in the ring; free once this is dropped.
+pub struct HandshakePlace(Arc<AtomicUsize>);
+
+impl Drop for HandshakePlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A copy of a datagram or body.
 pub struct Bytes {
     len: usize,
@@ -131,6 +145,8 @@ pub struct PuntSender {
     ring: rtrb::Producer<Punt>,
     waker: Arc<Waker>,
     unsignalled: bool,
+    /// Handshakes in the ring: those without a cookie, and others.
+    handshakes: [Arc<AtomicUsize>; 2],
     /// Ends of channels that found the ring full: at most one per channel.
     owed: VecDeque<Punt>,
 }
@@ -138,7 +154,7 @@ pub struct PuntSender {
 impl PuntSender {
     /// Around a ring whose other end waits on `waker`.
     pub fn new(ring: rtrb::Producer<Punt>, waker: Arc<Waker>) -> PuntSender {
-        PuntSender { ring, waker, unsignalled: false, owed: VecDeque::new() }
+        PuntSender { ring, waker, unsignalled: false, handshakes: Default::default(), owed: VecDeque::new() }
     }
 
     pub fn room(&self) -> usize {
@@ -152,11 +168,19 @@ impl PuntSender {
         self.room() > RESERVED && self.send(punt)
     }
 
-    /// Queues a handshake datagram whose sender has not proved its address.
+    /// Queues a handshake datagram. Those from previous hops and entries that claim no cookie, because their mac2 is
+    /// zeros, and those that claim one have a part of the ring each: a flood of one leaves the other its own.
     #[must_use]
-    pub(crate) fn send_unproven(&mut self, punt: Punt) -> bool {
-        let capacity = self.ring.buffer().capacity();
-        FILLS * (capacity - self.room()) < capacity && self.send(punt)
+    pub(crate) fn send_handshake(&mut self, side: Side, from: SocketAddr, datagram: Bytes) -> bool {
+        let claims = side == Side::Down || !datagram.bytes().ends_with(&[0; MAC2_LEN]);
+        let (waiting, most) = (&self.handshakes[usize::from(claims)], self.ring.buffer().capacity() / HANDSHAKE_PARTS);
+        let before = waiting.load(Ordering::Relaxed);
+        if before >= most {
+            return false;
+        }
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let (place, is_crowded) = (HandshakePlace(waiting.clone()), !claims && 2 * before >= most);
+        self.send_modestly(Punt::Handshake { side, from, datagram, is_crowded, place })
     }
 
     /// Queues a message; gives it up and says false if the ring is full.
@@ -199,15 +223,13 @@ mod tests {
     fn full_punt_ring_never_loses_the_end_of_a_channel() {
         let (ring, mut control) = rtrb::RingBuffer::new(256);
         let mut punts = PuntSender::new(ring, Arc::new(Waker::new().unwrap()));
-        let handshake = || Punt::Handshake {
-            side: Side::Up,
-            from: SocketAddr::from(([192, 0, 2, 1], 1)),
-            datagram: Bytes::copy(&[1; wire::handshake::NK_HALF_LEN]),
-        };
-        assert_eq!((0..300).filter(|_| punts.send_unproven(handshake())).count(), 256 / FILLS);
-        assert_eq!((0..300).filter(|_| punts.send_modestly(handshake())).count(), 256 - 256 / FILLS - RESERVED);
+        let from = SocketAddr::from(([192, 0, 2, 1], 1));
+        let mut handshake =
+            |mac2: u8| punts.send_handshake(Side::Up, from, Bytes::copy(&[mac2; wire::handshake::NK_HALF_LEN]));
+        assert_eq!((0..300).filter(|_| handshake(0)).count(), 256 / HANDSHAKE_PARTS);
+        assert_eq!((0..300).filter(|_| handshake(1)).count(), 256 / HANDSHAKE_PARTS);
         let activity = || Punt::Activity { link: LinkId(1), received: true, sent: false };
-        assert_eq!((0..300).filter(|_| punts.send(activity())).count(), RESERVED);
+        assert_eq!((0..300).filter(|_| punts.send(activity())).count(), 256 - 2 * (256 / HANDSHAKE_PARTS));
         (0..1000).for_each(|channel| punts.ended(ChannelIndex(channel), EndReason::Idle));
         assert_eq!(punts.owed.len(), 1000);
         let mut ended = Vec::new();
@@ -220,6 +242,6 @@ mod tests {
             punts.signal();
         }
         assert!(ended.into_iter().eq((0..1000).map(ChannelIndex)) && punts.owed.is_empty());
-        assert!(punts.send_modestly(handshake()), "there is room again");
+        assert!(punts.send_handshake(Side::Up, from, Bytes::copy(&[0; 672])), "there is room again");
     }
 }

@@ -305,7 +305,7 @@ impl Chain {
             position,
             terms: terms.clone(),
             next: None,
-            previous: Vec::new(),
+            previous: position.checked_sub(1).map(|before| link_address(before, Side::Down).ip()).into_iter().collect(),
             shared_prefixes: Vec::new(),
             psk_up: None,
             psk_down: None,

@@ -105,7 +105,7 @@ fn receive_buffer_limit_has_a_command_that_raises_it() {
     let buffers = named(&all, "receive-buffers");
     assert!(["warning", "error"].contains(&buffers["severity"].as_str().unwrap()), "{buffers:#}");
     assert!(buffers["found"].as_str().unwrap().contains("net.core.rmem_max"), "{buffers:#}");
-    assert!(buffers["effect"].as_str().unwrap().contains("mix1.toml:16"), "{buffers:#}");
+    assert!(buffers["effect"].as_str().unwrap().contains("mix1.toml:20"), "{buffers:#}");
     assert_eq!(buffers["fix"], format!("sudo sysctl -w net.core.rmem_max={WANTED}"));
     assert_eq!(buffers["undo"], format!("sudo sysctl -w net.core.rmem_max={most}"));
     let script = run(dir.path(), "doctor --fix-script --config mix1.toml").stdout;
@@ -159,7 +159,7 @@ fn mistakes_in_files_are_reported_as_by_the_node() {
     let dir = chain();
     assert_mistake("none", &run(dir.path(), "doctor --config mix9.toml"), &["mix9.toml: No such file", "eddy init"]);
     edit(&dir.path().join("mix1.toml"), "mixing", "mixing = \"timed:t=9ms\"");
-    assert_mistake("mixing", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:13", "5 ms"]);
+    assert_mistake("mixing", &run(dir.path(), "doctor --json --config mix1.toml"), &["mix1.toml:15", "5 ms"]);
     fs::copy(dir.path().join("exit.key"), dir.path().join("mix2.key")).unwrap();
     assert_mistake("keys", &run(dir.path(), "doctor --config mix2.toml"), &["this node is an exit in this chain"]);
     assert_mistake("both", &run(dir.path(), "doctor --json --fix-script"), &["--json", "--fix-script"]);

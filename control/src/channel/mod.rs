@@ -23,7 +23,7 @@ use crate::context::Context;
 use crate::counters::Refusal;
 use crate::io::{Change, Event};
 use crate::link::Links;
-use crate::prefix::Buckets;
+use crate::prefix::{Buckets, PREFIX};
 
 /// An id is not drawn again on its link for this long after its use.
 const ID_COOLDOWN: Duration = Duration::from_secs(180);
@@ -92,7 +92,7 @@ impl Channels {
             open_count: 0,
             ack_copies: AckCopies::default(),
             bucket: Bucket::new(config.setups(), now),
-            prefixes: config.faces_entries().then(|| Buckets::new(now)),
+            prefixes: config.faces_entries().then(|| Buckets::new(PREFIX, now)),
         }
     }
 

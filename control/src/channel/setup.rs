@@ -95,12 +95,6 @@ impl Channels {
             None => return Err(Refusal::NextHopDown),
         };
         self.admit(cx, links, now, up.0)?;
-        if !is_exit && self.half_open.len() >= cx.config.caps.half_open {
-            // The oldest has had the time that an ack may take (SPEC 5.9).
-            let oldest = self.half_open.first_key_value().map(|(serial, _)| *serial);
-            oldest.into_iter().for_each(|serial| self.drop_half_open(links, now, serial));
-            cx.refuse(Refusal::HalfOpenReplaced);
-        }
 
         let mut onion = shards.decode(&parts.indexes, &parts.bytes);
         onion.truncate(setup::onion_len(shape, cx.config.suite(), position));
@@ -118,6 +112,12 @@ impl Channels {
             self.acknowledge(cx, links, now, up, &ephemeral, secrets);
             return Ok(());
         };
+        if self.half_open.len() >= cx.config.caps.half_open {
+            // The oldest has had the time that an ack may take (SPEC 5.9).
+            let oldest = self.half_open.first_key_value().map(|(serial, _)| *serial);
+            oldest.into_iter().for_each(|serial| self.drop_half_open(links, now, serial));
+            cx.refuse(Refusal::HalfOpenReplaced);
+        }
         let serial = self.next_serial;
         self.next_serial += 1;
         let down = self.draw_id(cx, next_hop, Use::HalfOpen(serial));
@@ -170,9 +170,14 @@ impl Channels {
         now: Duration,
         prefix: Prefix,
     ) -> Result<(), Refusal> {
-        let own = links.half_open_of_prefix(&cx.config, prefix);
-        if own > 0 && cx.config.caps.half_open.saturating_sub(self.half_open.len()) <= own {
+        let (half_open, open) = links.channels_of_prefix(&cx.config, prefix);
+        let caps = &cx.config.caps;
+        if half_open > 0 && caps.half_open.saturating_sub(self.half_open.len()) <= half_open {
             return Err(Refusal::PrefixHalfOpenFull);
+        }
+        let (own, all) = (open + half_open, self.open_count + self.half_open.len());
+        if own > 0 && caps.channels.saturating_sub(all) <= own {
+            return Err(Refusal::PrefixChannelsFull);
         }
         let passes = self.prefixes.as_mut().is_none_or(|prefixes| prefixes.take(&mut cx.rng, now, prefix));
         passes.then_some(()).ok_or(Refusal::PrefixSetupsRateLimited)

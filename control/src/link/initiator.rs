@@ -26,7 +26,7 @@ use crate::noise::{InitiatorState, Pattern, Terms};
 const PENDING_MAX: usize = 4;
 /// A message 1 waits this long for its response.
 const RESPONSE_WAIT: Duration = Duration::from_secs(5);
-/// Forged messages 2 that cost work, for each message 1.
+/// Forged messages 2, and cookies, that cost work, for each message 1.
 const FORGED_MAX: usize = 16;
 /// For this long after its start a node does not report a missing next hop: the nodes of a chain start in any order.
 const STARTING: Duration = Duration::from_secs(1);
@@ -47,8 +47,8 @@ struct Pending {
     way: Way,
     /// As they were sent.
     halves: [Vec<u8>; 2],
-    /// The halves were sent again with a cookie.
-    has_cookie: bool,
+    /// Cookies for which the halves were sent again: whoever sees them can forge one.
+    cookies: Vec<[u8; 16]>,
     /// It answers a challenge, or has brought one.
     is_challenged: bool,
     /// Messages 2 that did not authenticate.
@@ -220,7 +220,7 @@ impl Initiator {
             key,
             way,
             halves,
-            has_cookie: false,
+            cookies: Vec::new(),
             is_challenged: head.starts_with(&CHALLENGE_HEAD),
             forged: 0,
         });
@@ -235,8 +235,8 @@ impl Initiator {
         let mac1 = datagram::mac1(&pending.halves[0]);
         let text = answer.open(parsed, &pending.way.theirs, &mac1).ok_or(Refusal::AnswerForged)?;
         match answer {
-            Answer::Cookie if !pending.has_cookie => {
-                pending.has_cookie = true;
+            Answer::Cookie if pending.cookies.len() < FORGED_MAX && !pending.cookies.contains(&text) => {
+                pending.cookies.push(text);
                 for half in &mut pending.halves {
                     cookie::set_mac2(half, &text);
                     let datagram = half.clone();

@@ -54,6 +54,8 @@ pub(crate) struct Link {
     side: Side,
     /// Where its cells go.
     peer: SocketAddr,
+    /// Probes answered under the current keys.
+    echoes: usize,
     /// Another address that takes its place unless the initiator still receives there.
     moving: Option<Moving>,
     created_at: Duration,
@@ -200,10 +202,10 @@ impl Links {
         self.all.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
-    /// Half-open channels that entries of this prefix have begun.
-    pub(crate) fn half_open_of_prefix(&self, config: &Config, prefix: Prefix) -> usize {
+    /// Half-open and open channels that entries of this prefix have.
+    pub(crate) fn channels_of_prefix(&self, config: &Config, prefix: Prefix) -> (usize, usize) {
         let of_prefix = |link: &&Link| link.side == Side::Up && config.prefix(link.peer.ip()) == Some(prefix);
-        self.iter().filter(of_prefix).map(|link| link.half_open).sum()
+        self.iter().filter(of_prefix).fold((0, 0), |sum, link| (sum.0 + link.half_open, sum.1 + link.channels))
     }
 
     /// The link to the next hop, if it can send.
@@ -327,6 +329,7 @@ impl Links {
             Side::Down => {
                 link.peer = peer;
                 link.was_up = true;
+                link.echoes = 0;
                 link.previous = link.current.replace(slot);
             }
         }
@@ -349,6 +352,7 @@ impl Links {
             id,
             side,
             peer,
+            echoes: 0,
             moving: None,
             created_at: now,
             current: None,

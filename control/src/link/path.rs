@@ -86,7 +86,11 @@ impl Links {
         let link = self.link_mut(link).ok_or(Refusal::UnknownSlot)?;
         let token = content.get(1..=TOKEN_LEN).ok_or(Refusal::CellMalformed)?;
         match (kind, link.side) {
-            (LinkContent::Path, Side::Down) => link.send_at_once(cx, now, LinkContent::Echo, token),
+            // An honest responder asks no more often. Each answer is a measurement of this node.
+            (LinkContent::Path, Side::Down) if link.echoes < PROBES.len() => {
+                link.echoes += 1;
+                link.send_at_once(cx, now, LinkContent::Echo, token);
+            }
             (LinkContent::Echo, Side::Up) => {
                 if link.moving.take_if(|moving| moving.token[..].ct_eq(token).into()).is_some() {
                     cx.counters.moves_refused += 1;

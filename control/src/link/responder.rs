@@ -20,7 +20,7 @@ use crate::datagram::{self, MAC_LEN, Mac1Key, MessageKind, Parsed};
 use crate::fragments::{Joined, Joiner};
 use crate::io::{Event, Output};
 use crate::noise::{Pattern, ResponderState, Terms};
-use crate::prefix::{Buckets, Prefix};
+use crate::prefix::{Buckets, PREFIX, Prefix};
 use crate::slot::Slot;
 
 /// Ephemerals of accepted messages 1 that a link remembers.
@@ -39,6 +39,8 @@ const LOAD_LASTS: Duration = Duration::from_secs(1);
 const COOKIES: Rate = Rate { per_second: 20_000, burst: 2_000 };
 /// Messages 1 between hops from addresses that are not the previous hop's.
 const ELSEWHERE: Rate = Rate { per_second: 2, burst: 2 };
+/// The same of all prefixes.
+const ELSEWHERE_IN_ALL: Rate = Rate { per_second: 50, burst: 50 };
 /// Such an address is reported this often.
 const ELSEWHERE_REPORT: Duration = Duration::from_secs(60);
 /// Challenges that are given.
@@ -61,8 +63,8 @@ pub(super) struct Responder {
     bucket: Bucket,
     /// The same for each prefix, at Mix 1: without and with a cookie.
     prefixes: Option<[Buckets; 2]>,
-    /// IK: limits messages 1 that do not come from an address of the previous hop.
-    elsewhere: Bucket,
+    /// IK: limits messages 1 that do not come from an address of the previous hop, for each prefix and in all.
+    elsewhere: (Buckets, Bucket),
     elsewhere_reported: Option<Duration>,
     cookies: Cookies,
     cookie_bucket: Bucket,
@@ -102,8 +104,8 @@ impl Responder {
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 proven_halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 bucket: Bucket::new(config.caps.handshakes, now),
-                prefixes: config.faces_entries().then(|| [Buckets::new(now), Buckets::new(now)]),
-                elsewhere: Bucket::new(ELSEWHERE, now),
+                prefixes: config.faces_entries().then(|| [Buckets::new(PREFIX, now), Buckets::new(PREFIX, now)]),
+                elsewhere: (Buckets::new(ELSEWHERE, now), Bucket::new(ELSEWHERE_IN_ALL, now)),
                 elsewhere_reported: None,
                 cookies: Cookies::default(),
                 cookie_bucket: Bucket::new(COOKIES, now),
@@ -119,6 +121,7 @@ impl Responder {
 
     /// True if a half from this address costs nothing without a cookie (SPEC 4.9.3).
     fn requires_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> bool {
+        (0..self.halves.expire(now)).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
         if self.bucket.is_low(now) || self.halves.is_filling() {
             self.require_cookies(now);
         }
@@ -196,7 +199,8 @@ impl Responder {
                 self.elsewhere_reported = Some(now);
                 cx.event(Event::HandshakeFromElsewhere { from });
             }
-            if !self.elsewhere.take(now) {
+            let (of_prefix, in_all) = &mut self.elsewhere;
+            if !of_prefix.take(&mut cx.rng, now, Prefix::of(from.ip())) || !in_all.take(now) {
                 return Err(Refusal::ElsewhereRateLimited);
             }
         }
@@ -288,7 +292,12 @@ impl Links {
             Pattern::Nk => None,
             Pattern::Ik => {
                 let asked = (from, parsed.index, &whole.mac1, whole.own);
-                Some(responder.check_initiator(cx, now, asked, &state)?)
+                let checked = responder.check_initiator(cx, now, asked, &state);
+                if checked == Err(Refusal::StaleTimestamp) {
+                    // It gets one challenge.
+                    responder.remember(ephemeral);
+                }
+                Some(checked?)
             }
         };
 
@@ -301,8 +310,9 @@ impl Links {
         {
             return Err(Refusal::HandshakeReplayed);
         }
-        if known.is_none() {
-            self.make_room(cx, from)?;
+        match known {
+            Some(id) => self.check_address(id, from)?,
+            None => self.make_room(cx, now, from)?,
         }
         let (message, secrets) = state.answer().map_err(|_| Refusal::HandshakeForged)?;
 
@@ -337,7 +347,10 @@ impl Links {
         let names = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.resume[..].ct_eq(token).into());
         for link in self.all.iter_mut().flatten().filter(|link| link.side == Side::Up) {
             if names(&link.next) {
-                link.promote(cx, now, None);
+                // A link that is not up has no address to keep: a cell must give it one.
+                if link.current.is_some() {
+                    link.promote(cx, now, None);
+                }
                 return Ok(Some(link.id));
             }
             // The initiator may hold the keys of a `next` that an earlier message 1, arriving later, has overwritten.
@@ -352,44 +365,59 @@ impl Links {
         Ok(None)
     }
 
+    /// NK: a link that goes on may come to an address that has no more than its share of links: a data thread tries the
+    /// keys of each on every cell from there.
+    fn check_address(&self, id: LinkId, from: SocketAddr) -> Result<(), Refusal> {
+        let is_at = |link: &&Link| {
+            let mut slots = [&link.current, &link.next, &link.previous].into_iter().flatten();
+            link.peer == from || slots.any(|slot| slot.peer == from)
+        };
+        let is_there = self.link(id).is_some_and(|link| is_at(&link));
+        let others = || self.iter().filter(|link| link.side == Side::Up).filter(is_at).count();
+        if is_there || others() < LINKS_PER_ADDRESS { Ok(()) } else { Err(Refusal::PrefixLinksFull) }
+    }
+
     /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
-    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, oldest first. Links with
-    /// channels never go.
-    fn make_room(&mut self, cx: &mut Context, from: SocketAddr) -> Result<(), Refusal> {
-        let at_address = |link: &&Link| link.peer == from || link.next.as_ref().is_some_and(|next| next.peer == from);
-        let links = || self.iter().filter(|link| link.side == Side::Up);
-        if links().filter(at_address).count() >= LINKS_PER_ADDRESS {
-            let empty = links().filter(at_address).filter(|link| link.carries_no_channels());
-            let victim = empty.min_by_key(|link| (link.current.is_some(), link.created_at)).map(|link| link.id);
+    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, of the prefix that has most,
+    /// oldest first. Links with channels never go.
+    fn make_room(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> Result<(), Refusal> {
+        let up = || self.iter().filter(|link| link.side == Side::Up);
+        let at_address = |link: &&Link| link.peer == from;
+        if up().filter(at_address).count() >= LINKS_PER_ADDRESS {
+            let empty = up().filter(at_address).filter(|link| link.carries_no_channels());
+            let victim = empty.min_by_key(|link| (link.was_up, link.created_at)).map(|link| link.id);
             self.retire(cx, victim.ok_or(Refusal::PrefixLinksFull)?);
         }
+
+        // Only links that were up count: anybody makes others from forged addresses.
         let prefix_of = |link: &Link| cx.config.prefix(link.peer.ip());
+        let up = || self.iter().filter(|link| link.side == Side::Up);
         let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
-        self.iter()
-            .filter(|link| link.side == Side::Up)
-            .for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
-        let free = cx.config.caps.links.saturating_sub(of_prefix.values().sum());
+        up().filter(|link| link.was_up).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
+        let links = up().count();
+        let used = of_prefix.values().sum::<usize>();
+        let cap = cx.config.caps.links;
         let prefix = cx.config.prefix(from.ip());
         let own = of_prefix.get(&prefix).copied().unwrap_or(0);
-        let has_share = prefix.is_some() && own >= free;
-        if free > 0 && !has_share {
-            return Ok(());
+        let has_share = prefix.is_some() && own > 0 && own >= cap.saturating_sub(used);
+        let unused = links - used;
+        let victim = (links >= cap || has_share).then(|| {
+            let may_go = |link: &&Link| {
+                let is_own = prefix.is_none() || prefix_of(link) == prefix;
+                link.carries_no_channels() && (is_own || !has_share && (!link.was_up || own == 0))
+            };
+            let order = |link: &&Link| {
+                let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
+                (link.was_up, std::cmp::Reverse(rivals), link.created_at)
+            };
+            let refused = if has_share { Refusal::PrefixLinksFull } else { Refusal::LinksFull };
+            up().filter(may_go).min_by_key(order).map(|link| link.id).ok_or(refused)
+        });
+        if let Some(victim) = victim.transpose()? {
+            self.retire(cx, victim);
         }
-        // A prefix with links replaces one of its own; another one, one of the prefix that has most.
-        let may_go = |link: &&Link| {
-            link.side == Side::Up
-                && link.carries_no_channels()
-                && (own == 0 || prefix.is_none() || prefix_of(link) == prefix)
-        };
-        let order = |link: &&Link| {
-            let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
-            (std::cmp::Reverse(rivals), link.current.is_some(), link.created_at)
-        };
-        let victim = self.iter().filter(may_go).min_by_key(order).map(|link| link.id);
-        match victim {
-            Some(id) => self.retire(cx, id),
-            None if free == 0 => return Err(Refusal::LinksFull),
-            None => return Err(Refusal::PrefixLinksFull),
+        if let Some(responder) = self.responder.as_mut().filter(|_| 4 * unused > cap) {
+            responder.require_cookies(now);
         }
         Ok(())
     }

@@ -104,6 +104,25 @@ fn links_of_a_prefix_leave_as_many_to_others() {
 }
 
 #[test]
+fn channels_of_a_prefix_leave_as_many_to_others() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.channels = 0;
+    plan.caps.channels = 20;
+    let mut world = World::new(plan);
+    start_entry(&mut world, 100);
+    world.run_for(secs(2));
+    world.want_channels(100, 20);
+    world.run_for(secs(20));
+    assert_eq!(world.node(100).control.open_channels(), 10);
+    assert!(world.refused(1, Refusal::PrefixChannelsFull) > 0);
+    start_entry(&mut world, 101);
+    world.run_for(secs(2));
+    world.want_channels(101, 4);
+    world.run_for(secs(10));
+    assert_eq!(world.node(101).control.open_channels(), 4);
+}
+
+#[test]
 fn shared_prefix_may_take_all_links() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.links = 8;

@@ -73,6 +73,46 @@ fn flood_of_forged_handshakes_does_not_keep_users_out() {
 }
 
 #[test]
+fn cookies_end_a_second_after_their_reason() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.run_for(secs(3));
+    let mix1 = world.plan.descriptors[0].noise;
+    let stranger = SocketAddr::from(([6, 6, 6, 6], 7));
+    (0..70).for_each(|number| world.send(stranger, up_address(1), forge(&mix1, 1, 0, number, NK_HALF_LEN)));
+    world.run_for(secs(3));
+    let required = world.refused(1, Refusal::CookieRequired);
+    assert!(required > 0);
+    world.start_as(100, 0, SocketAddr::from(([6, 6, 6, 7], 6)), SocketAddr::from(([6, 6, 6, 7], 7)));
+    world.run_for(secs(3));
+    assert!(world.has_channels(100, 4));
+    assert_eq!(world.refused(1, Refusal::CookieRequired), required);
+}
+
+#[test]
+fn links_never_used_keep_nobody_out() {
+    // A user with a link; handshakes from many forged prefixes, whose answers reach nobody; another user of the first
+    // one's prefix.
+    let mut plan = Plan::new(Class::L, 1);
+    plan.caps.links = 16;
+    let mut world = World::new(plan);
+    let user = |number: u16| (SocketAddr::from(([6, 6, 6, 6], number)), SocketAddr::from(([6, 6, 6, 6], number + 1)));
+    world.start_as(50, 0, user(100).0, user(100).1);
+    world.run_for(secs(3));
+    assert!(world.has_channels(50, 4));
+    world.tap = Box::new(|_, packet| if packet.to.port() == 77 { Fate::Lose } else { Fate::Pass });
+    for number in 0..40u8 {
+        let address = |port| SocketAddr::from(([7, 7, 7, number], port));
+        world.start_as(100 + usize::from(number), 0, address(76), address(77));
+        world.run_for(ms(100));
+        world.stop(100 + usize::from(number));
+    }
+    world.start_as(51, 0, user(200).0, user(200).1);
+    world.run_for(secs(4));
+    assert!(world.has_channels(51, 4) && world.has_channels(50, 4) && world.has_channels(0, 4));
+    assert_eq!(world.refused(1, Refusal::LinksFull) + world.refused(1, Refusal::PrefixLinksFull), 0);
+}
+
+#[test]
 fn cookie_is_shorter_than_the_half_that_it_answers() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.handshakes.burst = 4;
@@ -200,8 +240,8 @@ fn messages_from_elsewhere_have_a_rate_of_their_own() {
     world.run_for(secs(3));
     // Strangers with addresses of their own, who can have cookies, and no key that the hop knows.
     world.plan.forge_keys(1);
-    for number in 0..20 {
-        let address = |port| SocketAddr::from(([6, 6, 6, number], port));
+    for number in 0..20u16 {
+        let address = |side| SocketAddr::from(([6, 6, 6, 6], 10 * number + side));
         world.start_as(100 + usize::from(number), 1, address(6), address(7));
     }
     world.run_for(secs(5));

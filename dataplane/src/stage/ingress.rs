@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use wire::cell::{Block, CellKind, Class, Direction, HEADER_LEN, Header, Shape};
-use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, MAC2_LEN, NK_HALF_LEN, RESPONSE_LEN};
+use wire::handshake::{COOKIE_LEN, IK_HALF_LEN, NK_HALF_LEN, RESPONSE_LEN};
 use wire::ids::{ChannelIndex, LinkId, Rank, Side, SlotId};
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
@@ -100,11 +100,7 @@ impl Gate {
         tally.drop_many(DropReason::Cut, std::mem::take(&mut arrivals.cut));
         tally.drop_many(DropReason::PuntFull, std::mem::take(&mut arrivals.handshakes_over));
         for (from, datagram) in arrivals.handshakes.drain(..) {
-            // What this node did not ask for comes from strangers. Zeros in place of mac2 are no cookie.
-            let is_unproven = self.side == Side::Up && datagram.bytes().ends_with(&[0; MAC2_LEN]);
-            let punt = Punt::Handshake { side: self.side, from, datagram };
-            let is_sent = if is_unproven { punts.send_unproven(punt) } else { punts.send_modestly(punt) };
-            if is_sent {
+            if punts.send_handshake(self.side, from, datagram) {
                 tally.consumed += 1;
             } else {
                 tally.drop(DropReason::PuntFull);

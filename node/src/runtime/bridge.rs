@@ -12,7 +12,7 @@ use control::{
 };
 use dataplane::command::{Command, CommandSender, LinkCommand};
 use dataplane::exit::{QUESTIONS_MAX, QueryId};
-use dataplane::punt::{FILLS, Notice, Punt};
+use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
 
 /// Most handshake datagrams that wait.
@@ -100,9 +100,6 @@ impl Bridge {
     ) -> Duration {
         self.hand_over();
         if self.backlog.is_empty() {
-            if self.punts.iter().any(|punts| FILLS * punts.slots() >= punts.buffer().capacity()) {
-                self.control.queue_fills(now);
-            }
             let share = PUNTS_PER_TURN / self.punts.len();
             for worker in 0..self.punts.len() {
                 for _ in 0..share {
@@ -186,7 +183,11 @@ impl Bridge {
 
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
-            Punt::Handshake { side, from, mut datagram } => {
+            Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
+                drop(place);
+                if is_crowded {
+                    self.control.queue_fills(now);
+                }
                 self.control.handle(now, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
             }
             Punt::Cell { link, slot, from, header, mut body } => {

@@ -70,7 +70,7 @@ table! { FILES:
 
 table! { NODE:
     "a misspelt key", Line("mix1.toml", "mixing", "mixxing = \"timed:t=1ms\""), MIX,
-        &["mix1.toml:13: unknown key `mixxing`", "did you mean `mixing`?"];
+        &["mix1.toml:15: unknown key `mixxing`", "did you mean `mixing`?"];
     "a key that is nothing like any", Line("mix1.toml", "", "colour = \"red\""), MIX,
         &["unknown key `colour`", "the keys here are role, chain, keys, state"];
     "a missing key", Line("mix1.toml", "chain", ""), MIX,
@@ -96,7 +96,7 @@ table! { NODE:
     "an unknown mixing", Line("mix1.toml", "mixing", "mixing = \"poisson\""), MIX,
         &["unknown strategy", "expected one of threshold"];
     "a mixing slower than the chain allows", Line("mix1.toml", "mixing", "mixing = \"timed:t=9ms\""), MIX,
-        &["mix1.toml:13: ", "longer than the 5 ms that this chain allows", "use a shorter delay"];
+        &["mix1.toml:15: ", "longer than the 5 ms that this chain allows", "use a shorter delay"];
     "a window that is not a power of two", Line("mix1.toml", "# window", "window = 1000"), MIX,
         &["window must be a power of two (got 1000)", "`window = 1024`"];
     "a window too small", Line("mix1.toml", "# window", "window = 32"), MIX,
@@ -150,7 +150,7 @@ table! { NODE:
     "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
         &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
-        &["exit.toml:14: \"10.0.0.0/33\" is not a network", "IP/BITS"];
+        &["exit.toml:15: \"10.0.0.0/33\" is not a network", "IP/BITS"];
     "an invalid resolver address", Line("exit.toml", "# resolver", "resolver = \"dns\""), EXIT,
         &["resolver must be IP or IP:PORT of a name server (got \"dns\")"];
     "an exit without sockets", Line("exit.toml", "# max_sockets", "max_sockets = 0"), EXIT,
@@ -330,7 +330,7 @@ table! { HOST:
         }), MIX,
         &["cores lists 1000, but this process may use", "list some of these"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
-        &["mix1.toml:18: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
+        &["mix1.toml:20: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
 
 table! { STATUS:
