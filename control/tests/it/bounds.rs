@@ -30,6 +30,7 @@ const MANY: Rate = Rate { per_second: 10_000, burst: 10_000 };
 fn open_channels_of_a_node_are_bounded() {
     let mut plan = Plan::new(Class::L, 1);
     plan.caps.channels = 6;
+    plan.shared_prefixes = vec!["0.0.0.0/0".parse().unwrap()];
     let mut world = World::new(plan);
     world.run_for(secs(3));
     assert!(world.has_channels(0, 4));
