@@ -952,6 +952,23 @@ fn hop_that_knows_no_neighbours_clock_signs_nothing() {
 }
 
 #[test]
+fn hop_asks_until_it_knows_a_neighbours_clock() {
+    let mut world = World::new(3, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let can_sign = |world: &World| world.hops[1].trust.can_sign(world.wall(0));
+    assert!(can_sign(&world));
+    // It has the bundle and has heard both neighbours, and its clock is set.
+    let now = world.now();
+    world.hops[1].trust.clock_stepped(now);
+    world.loss = 1.0;
+    world.run(1000);
+    assert!(!can_sign(&world));
+    world.loss = 0.0;
+    world.run(1000);
+    assert!(can_sign(&world));
+}
+
+#[test]
 fn clock_that_was_ahead_at_the_start_does_not_lock_a_hop_out() {
     let mut world = World::new(3, Class::L, (1, 10), 0.0);
     world.add_user(0);
