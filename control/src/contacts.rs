@@ -83,7 +83,11 @@ impl Contacts {
         let mut addresses: Vec<SocketAddr> = config.next.into_iter().collect();
         let mut names = Vec::new();
         if config.next.is_none() {
-            names = contacts.first().map_or_else(Vec::new, |contact| contact.names.clone());
+            for name in contacts.iter().flat_map(|contact| &contact.names) {
+                if !names.contains(name) {
+                    names.push(name.clone());
+                }
+            }
             for address in contacts.iter().flat_map(|contact| &contact.addresses) {
                 if !addresses.contains(address) {
                     addresses.push(*address);

@@ -231,6 +231,21 @@ fn entry_forgets_its_way_to_mix_1_when_a_link_has_ended() {
 }
 
 #[test]
+fn entry_resolves_the_names_of_all_descriptors_of_mix_1() {
+    let mut world = World::empty(Plan::new(Class::L, 1));
+    let [old, both, new] = ["old.example.org", "mix1.example.org", "new.example.org"].map(|name| (name.into(), 1000));
+    world.plan.descriptors[0].contacts[0].names = vec![both.clone(), old.clone()];
+    world.start(0);
+    let newer = &mut world.plan.descriptors[0];
+    newer.revision += 1;
+    newer.contacts[0].names = vec![new.clone(), both.clone()];
+    let (now, newer) = (world.now, world.plan.signed(1));
+    world.nodes.get_mut(&0).unwrap().control.load_descriptor(now, newer).unwrap();
+    world.run_for(secs(1));
+    assert_eq!(world.node(0).control.cx.contacts.names, [both, old, new]);
+}
+
+#[test]
 fn no_setup_for_the_last_links_bundle_leaves_on_a_new_link() {
     let mut world = World::empty(Plan::new(Class::L, 2));
     world.run_for(secs(1));

@@ -81,6 +81,7 @@ fn cannot_sign(node: &NodeReport, now_s: u64) -> String {
     let why = match own {
         Some(own) if own.revision == 0 => "it has no descriptor",
         Some(own) if own.not_after <= now_s => "its descriptor has expired",
+        _ if node.trust.clock_offset_ms.is_none() => "it does not know the clock of a neighbouring hop",
         _ => "its log says why",
     };
     format!("this node cannot sign: {why}\n")
@@ -288,6 +289,8 @@ mod tests {
              this node cannot sign: its log says why\n\
              descriptors of mix1, mix3 have expired\n"
         );
+        node.trust.clock_offset_ms = None;
+        assert!(trust(&node).contains("\nthis node cannot sign: it does not know the clock"), "{}", trust(&node));
         node.trust.hops[3] = hop(5);
         assert!(trust(&node).contains("\nthis node cannot sign: its descriptor has expired\n"), "{}", trust(&node));
         (node.role, node.index, node.channels) = (NodeRole::Entry, 0, 4);

@@ -343,7 +343,11 @@ impl HopTrust {
     pub fn can_sign(&self, wall_ms: u64) -> bool {
         let is_time = self.first <= self.view.times().signable_at(wall_ms);
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        is_time && self.has_certificate && !stops && self.unsaved.is_none()
+        is_time && self.has_certificate && !stops && self.knows_a_clock() && self.unsaved.is_none()
+    }
+
+    fn knows_a_clock(&self) -> bool {
+        self.sync.offsets_ms().next().is_some()
     }
 
     /// This node's newest descriptor whose keys are here, if it is valid, and which of the keys it names.
@@ -417,8 +421,7 @@ impl HopTrust {
     fn sign(&mut self, now: Duration, wall_ms: u64, interval: u64, keys: usize) {
         let times = self.view.times();
         let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        let knows_a_clock = self.sync.offsets_ms().next().is_some();
-        if interval < self.first || self.state.intervals.contains(interval) || stops || !knows_a_clock {
+        if interval < self.first || self.state.intervals.contains(interval) || stops || !self.knows_a_clock() {
             return;
         }
         // What arrives together is signed together.

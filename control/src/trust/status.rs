@@ -14,7 +14,8 @@ pub struct TrustStatus {
     pub bundle: Option<u64>,
     /// The bundle of the running interval, or else the newest that is complete.
     pub newest: Option<BundleStatus>,
-    /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, and its clock is right.
+    /// A hop: nothing prevents it from signing. Its keys are here, valid, and saved, it knows a neighbour's clock, and
+    /// its own is right.
     pub can_sign: bool,
     /// The neighbour's clock minus this node's that differs most, as far as they are known.
     pub clock_offset_ms: Option<i64>,

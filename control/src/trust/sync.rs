@@ -572,7 +572,8 @@ impl Link {
         self.acknowledge_at = None;
         self.unknown = 0;
         if asks {
-            let missing = view.complete(view.times().signable_at(wall_ms)).is_none() || self.theirs.is_empty();
+            let is_signed = view.complete(view.times().signable_at(wall_ms)).is_some();
+            let missing = !is_signed || self.theirs.is_empty() || self.offset_ms.is_none();
             self.ask_at = if missing { now + pace(self.asks, slow) } else { Duration::MAX };
             self.asks += 1;
         }

@@ -564,6 +564,42 @@ fn descriptor_replaced_within_an_epoch_is_no_contact() {
 }
 
 #[test]
+fn interval_without_a_bundle_lets_descriptors_wait_again() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    renew_mix_1(&mut world, 9);
+    world.run(4000);
+    // Mix 1 withholds bundles from this user alone.
+    world.users[0].trust.link_down(DOWN);
+    world.run(2100);
+    let (now, content) = (world.now(), world.shape.control_content(Direction::Forward, 1));
+    world.users[0].trust.link_up(DOWN, content, now);
+    // More than an epoch after the first bundle that named it.
+    world.run(7900);
+    assert_eq!(contact_revisions(&world), [1, 1, 1]);
+    world.run(5000);
+    assert_eq!(contact_revisions(&world), [9, 1, 1]);
+}
+
+#[test]
+fn descriptor_below_the_newest_contact_is_no_contact() {
+    let mut world = World::new(3, Class::L, (1, 10), 0.0);
+    world.add_user(0);
+    world.run(2000);
+    let from_a_file = signed(NodeDescriptor { revision: 20, ..node(1, 3) }, 1);
+    let wall = world.wall(0);
+    world.users[0].trust.take_descriptor(1, from_a_file, wall).unwrap();
+    // It would be the first one that is tried.
+    renew_mix_1(&mut world, 9);
+    world.run(15_000);
+    assert_eq!(world.users[0].trust.session().descriptor(1).unwrap().revision, 9);
+    let durable = world.users[0].trust.durable();
+    let revisions: Vec<u64> = durable.descriptors(1).iter().map(|one| one.revision).collect();
+    assert_eq!((revisions, durable.floor(1)), (vec![20, 1], 0));
+}
+
+#[test]
 fn bundle_that_files_revoke_is_not_used_nor_asked_for_again() {
     let mut world = World::new(3, Class::L, (10, 3600), 0.0);
     (0..2).for_each(|_| world.add_user(0));
@@ -949,6 +985,23 @@ fn hop_that_knows_no_neighbours_clock_signs_nothing() {
     world.run(200);
     assert_eq!(last_signed(&world, 2), before + 1);
     world.assert_nobody_signed_twice();
+}
+
+#[test]
+fn hop_asks_until_it_knows_a_neighbours_clock() {
+    let mut world = World::new(3, Class::L, (600, 6000), 0.0);
+    world.run(5000);
+    let can_sign = |world: &World| world.hops[1].trust.can_sign(world.wall(0));
+    assert!(can_sign(&world));
+    // It has the bundle and has heard both neighbours, and its clock is set.
+    let now = world.now();
+    world.hops[1].trust.clock_stepped(now);
+    world.loss = 1.0;
+    world.run(1000);
+    assert!(!can_sign(&world));
+    world.loss = 0.0;
+    world.run(1000);
+    assert!(can_sign(&world));
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct UserTrust {
     session: View,
     /// By position - 1. In memory only: on disk it would be what it prevents, a trace of a single bundle.
     candidates: Vec<Option<Candidate>>,
+    /// The last interval for which it has asked, while it has no bundle of it that it uses.
+    unanswered: Option<u64>,
     sync: Sync,
     steps: Vec<Step>,
     /// Number of the last [`Step::Save`].
@@ -49,6 +51,7 @@ impl UserTrust {
         UserTrust {
             session: View::new(durable.terms().clone()),
             candidates: vec![None; durable.hops()],
+            unanswered: None,
             sync: Sync::new(&durable, now),
             durable,
             steps: Vec::new(),
@@ -147,11 +150,21 @@ impl UserTrust {
     /// on.
     pub fn bundle(&mut self, now: Duration, wall_ms: u64, ask_at: Duration) -> Option<&Bundle> {
         let interval = self.session.times().interval_at(wall_ms);
+        // Mix 1 may have withheld a bundle that names another descriptor, from this entry alone.
+        if self.unanswered.take_if(|asked| *asked != interval).is_some() {
+            self.candidates.fill(None);
+        }
         let ask_at = ask_at.max(now);
         self.sync.want(Some(interval), ask_at);
         let missing_since = self.missing_since.map_or(ask_at, |since| since.min(ask_at));
         self.missing_since = Some(missing_since);
-        if self.usable(interval).is_some() {
+        let is_usable = self.usable(interval).is_some();
+        if is_usable {
+            self.unanswered = None;
+        } else if ask_at <= now {
+            self.unanswered = Some(interval);
+        }
+        if is_usable {
             (self.missing_since, self.reported_missing) = (None, false);
             self.confirm_descriptors(interval, wall_ms / 1000);
         } else if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
@@ -174,7 +187,8 @@ impl UserTrust {
     }
 
     /// Takes in the descriptors that the bundle of this interval names, if one an epoch or more before named them, too,
-    /// and none between them another one of the hop.
+    /// and none between them another one of the hop. None that ranks below the newest one for contact: it would be the
+    /// first one that is tried.
     fn confirm_descriptors(&mut self, interval: u64, now_s: u64) {
         let Some(bundle) = self.usable(interval) else { return };
         let named = bundle.descriptors.clone();
@@ -182,7 +196,7 @@ impl UserTrust {
         for (hop, descriptor) in (1..).zip(named) {
             let hash = *descriptor.hash();
             let candidate = &mut self.candidates[hop - 1];
-            if self.durable.descriptors(hop).iter().any(|held| *held.hash() == hash) {
+            if self.durable.descriptor(hop).is_some_and(|newest| descriptor.rank() <= newest.rank()) {
                 *candidate = None;
                 continue;
             }
@@ -191,11 +205,8 @@ impl UserTrust {
             if !times.is_epoch_apart(since, interval) {
                 continue;
             }
-            let taken = self.durable.take_descriptor(hop, SignedDescriptor::clone(&descriptor), now_s);
-            if taken.is_ok_and(|taken| taken != Taken::Known) {
+            if self.durable.take_descriptor(hop, SignedDescriptor::clone(&descriptor), now_s) == Ok(Taken::New) {
                 self.save();
-            }
-            if taken == Ok(Taken::New) {
                 self.steps.push(Step::Event(TrustEvent::Descriptor { hop, revision: descriptor.revision }));
                 self.report_ambiguous(hop);
             }
