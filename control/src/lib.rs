@@ -198,12 +198,14 @@ impl Control {
         // What a stranger may send without end costs nothing more.
         self.trust_touched |= !matches!(taken, Err(Refused::RateLimited | Refused::NotForEntries));
         self.tick_entry(now);
-        taken.map_err(|why| match why {
-            Refused::Malformed(_) => Refusal::TrustMalformed,
-            Refused::NotForEntries => Refusal::TrustFromEntry,
-            Refused::RateLimited | Refused::Queued => Refusal::TrustRateLimited,
-            Refused::Item => Refusal::TrustItem,
-        })
+        match taken {
+            // It is answered in its turn.
+            Ok(()) | Err(Refused::Queued) => Ok(()),
+            Err(Refused::Malformed(_)) => Err(Refusal::TrustMalformed),
+            Err(Refused::NotForEntries) => Err(Refusal::TrustFromEntry),
+            Err(Refused::RateLimited) => Err(Refusal::TrustRateLimited),
+            Err(Refused::Item) => Err(Refusal::TrustItem),
+        }
     }
 
     fn tick_entry(&mut self, now: Duration) {

@@ -378,8 +378,8 @@ impl Links {
     }
 
     /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
-    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, of the prefix that has most,
-    /// oldest first. Links with channels never go.
+    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, of the prefix that has
+    /// most, oldest first. Links with channels never go.
     fn make_room(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> Result<(), Refusal> {
         let up = || self.iter().filter(|link| link.side == Side::Up);
         let at_address = |link: &&Link| link.peer == from;
