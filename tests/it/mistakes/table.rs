@@ -146,7 +146,7 @@ table! { NODE:
         Line("entry.toml", "", "[[forward]]\nlisten = \"5000\"\nto = \"a:1\"\nsocks = [\"1080\"]"), ENTRY,
         &["entry.toml:", "unknown key `socks`", "below the line [[forward]]", "move `socks` above the first table"];
     "a key that is set twice", Line("mix1.toml", "mixing", "mixing = \"timed:t=1ms\"\nmixing = \"timed:t=2ms\""), MIX,
-        &["mix1.toml:14: duplicate key mixing: line 13 sets it, too", "remove one of the two lines"];
+        &["mix1.toml:16: duplicate key mixing: line 15 sets it, too", "remove one of the two lines"];
     "an entry without listeners and without a command socket", Line("entry.toml", "commands", ""), ENTRY,
         &["entry.toml:3: this entry listens nowhere", "add a [[forward]] or `socks`", "--forward"];
     "an `allow` that is not a network", Line("exit.toml", "allow", "allow = [\"10.0.0.0/33\"]"), EXIT,
