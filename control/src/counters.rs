@@ -49,7 +49,7 @@ refusals! {
     TokenSpent = "token-spent",
     /// A message 2 without a message 1 that waits for it.
     UnexpectedResponse = "unexpected-response",
-    /// No room for another link of this prefix.
+    /// No room for another link of this prefix, or of this address and port.
     PrefixLinksFull = "prefix-links-full",
     /// No room for another link on this node.
     LinksFull = "links-full",

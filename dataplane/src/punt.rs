@@ -15,7 +15,7 @@ use crate::sys::Waker;
 
 /// Places of the ring that handshake datagrams and names to resolve cannot take.
 pub const RESERVED: usize = 64;
-/// Handshakes that claim a cookie, and those that do not, each take at most one of so many parts of the ring.
+/// Handshakes that claim a cookie take at most a quarter of the ring, and so do those that claim none (SPEC 4.9.4).
 const HANDSHAKE_PARTS: usize = 4;
 
 /// One message to control.

@@ -71,7 +71,7 @@ pub struct HopArgs {
     /// Receive without GRO behind the mix, so that the kernel splits its bursts
     #[arg(long, help_heading = "Measurement")]
     no_sink_gro: bool,
-    /// Repeat each round under a flood of forged handshakes, so many a second
+    /// Repeat each round under a flood of RATE forged handshakes per second
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Measurement")]
     forged: Option<u32>,
     #[command(flatten)]

@@ -323,7 +323,8 @@ impl Testbed {
         })
     }
 
-    /// The same while so many forged handshakes a second arrive. They are in none of its counts but the time.
+    /// Measures one round while `rate` forged handshakes arrive per second. The processor time includes their cost.
+    /// Drops and `closed` are not those of the cells alone.
     ///
     /// # Errors
     /// As [`Testbed::measure`], or the flood cannot be sent.

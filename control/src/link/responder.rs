@@ -182,12 +182,11 @@ impl Responder {
             Joined::Incomplete => Ok(None),
             Joined::Duplicate => Err(Refusal::HalfDuplicate),
             Joined::Complete(halves) => {
-                let mut noise = halves.concat();
-                noise.truncate(noise.len() - MAC_LEN);
-                let half = noise.len() - MAC_LEN;
-                let mac1 = noise.drain(half / 2..half / 2 + MAC_LEN).collect::<Vec<u8>>();
-                let mac1 = mac1.try_into().expect("as many as were taken");
-                Ok(Some(Whole { noise, mac1, own, is_proven }))
+                let kept = halves.concat();
+                let (first, second) = kept.split_at(kept.len() / 2);
+                let parts = first.split_last_chunk().zip(second.split_last_chunk::<MAC_LEN>());
+                let ((first, mac1), (second, _)) = parts.expect("each half has a mac1");
+                Ok(Some(Whole { noise: [first, second].concat(), mac1: *mac1, own, is_proven }))
             }
         }
     }

@@ -158,16 +158,15 @@ impl UserTrust {
         self.sync.want(Some(interval), ask_at);
         let missing_since = self.missing_since.map_or(ask_at, |since| since.min(ask_at));
         self.missing_since = Some(missing_since);
-        let is_usable = self.usable(interval).is_some();
-        if is_usable {
-            self.unanswered = None;
-        } else if ask_at <= now {
+        if self.usable(interval).is_some() {
+            (self.unanswered, self.missing_since, self.reported_missing) = (None, None, false);
+            self.confirm_descriptors(interval, wall_ms / 1000);
+            return self.usable(interval);
+        }
+        if ask_at <= now {
             self.unanswered = Some(interval);
         }
-        if is_usable {
-            (self.missing_since, self.reported_missing) = (None, false);
-            self.confirm_descriptors(interval, wall_ms / 1000);
-        } else if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
+        if now.saturating_sub(missing_since) >= MISSING_FOR && !self.reported_missing {
             self.reported_missing = true;
             // A clock that is off is the reason, and was reported.
             if !self.reported_offset {
@@ -175,7 +174,7 @@ impl UserTrust {
                 self.steps.push(Step::Event(TrustEvent::NoBundle { newest }));
             }
         }
-        self.usable(interval)
+        None
     }
 
     /// The complete bundle of an interval, unless it names a descriptor that a file or the state on disk revokes.

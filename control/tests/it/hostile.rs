@@ -344,27 +344,35 @@ fn data_cell_promotes_like_a_control_cell() {
     }
 }
 
+/// A renewal of the link to `position` whose message 1 an attacker has overtaken with copies: the attacker's address,
+/// and message 2, which it has received.
+fn overtaken_renewal(position: usize) -> (World, SocketAddr, Packet) {
+    // Between hops it needs the previous hop's IP address, as behind one NAT.
+    let thief = SocketAddr::from(([10, 0, 0, position as u8 - 1], 6));
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(2);
+    plan.timing.expire_after = secs(4);
+    let mut world = up(plan);
+    let here = up_address(position);
+    world.record.clear();
+    let end = world.now + secs(3);
+    assert!(world.run_until(end, |w| halves(w, here).len() == 2));
+    for packet in halves(&world, here) {
+        world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
+    }
+    let answer = halves(&world, thief).pop().expect("an answer goes where message 1 came from");
+    (world, thief, answer)
+}
+
 #[test]
 fn copied_message_1_does_not_redirect_the_links_cells() {
     for position in 1..=3 {
-        // Between hops it needs the previous hop's IP address, as behind one NAT.
-        let thief = SocketAddr::from(([10, 0, 0, position as u8 - 1], 6));
-        let mut plan = Plan::new(Class::L, 2);
-        plan.timing.renew_after = secs(2);
-        plan.timing.expire_after = secs(4);
-        let mut world = up(plan);
-        let (home, here) = (down_address(position - 1), up_address(position));
-        world.record.clear();
-        let end = world.now + secs(3);
-        assert!(world.run_until(end, |w| halves(w, here).len() == 2));
-        // The attacker's copies of both halves overtake the genuine ones; the response is forwarded to the entry.
-        for packet in halves(&world, here) {
-            world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
-        }
-        let answer = halves(&world, thief).pop().expect("an answer goes where message 1 came from");
+        let (mut world, thief, answer) = overtaken_renewal(position);
+        let home = down_address(position - 1);
         let (link, before) = world.node(position).link(Side::Up);
         let slot = before.next().expect("not promoted yet");
         assert_eq!(before.peer, home, "and changes nothing before a cell has come");
+        // It passes message 2 on.
         world.deliver_now(&Packet { from: thief, to: home, ..answer.clone() }, answer.bytes);
         let promoted = |w: &World| w.node(position).links[&link].current() == Some(slot);
         assert!(world.run_until(world.now + secs(1), promoted), "position {position}");
@@ -379,20 +387,8 @@ fn copied_message_1_does_not_redirect_the_links_cells() {
 #[test]
 fn relayed_first_cell_does_not_redirect_a_link() {
     for position in 1..=3 {
-        // Between hops it needs the previous hop's IP address, as behind one NAT.
-        let thief = SocketAddr::from(([10, 0, 0, position as u8 - 1], 6));
-        let mut plan = Plan::new(Class::L, 2);
-        plan.timing.renew_after = secs(2);
-        plan.timing.expire_after = secs(4);
-        let mut world = up(plan);
+        let (mut world, thief, answer) = overtaken_renewal(position);
         let (home, here) = (down_address(position - 1), up_address(position));
-        world.record.clear();
-        let end = world.now + secs(3);
-        assert!(world.run_until(end, |w| halves(w, here).len() == 2));
-        for packet in halves(&world, here) {
-            world.deliver_now(&Packet { from: thief, ..packet.clone() }, packet.bytes);
-        }
-        let answer = halves(&world, thief).pop().expect("an answer goes where message 1 came from");
         let sent = world.record.len();
         world.deliver_now(&Packet { from: thief, to: home, ..answer.clone() }, answer.bytes);
         // The first cell under the new keys comes from the attacker, too, before the genuine one.

@@ -528,7 +528,7 @@ impl World {
         self.drain(position);
     }
 
-    /// An entry wants so many channels from now on.
+    /// Sets the number of channels that an entry keeps open.
     pub fn want_channels(&mut self, entry: usize, channels: usize) {
         let now = self.now;
         self.nodes.get_mut(&entry).expect("it runs").control.want_channels(now, channels);

@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(own.look(2 * AGAIN, || Err(io::ErrorKind::Other.into())), None);
         assert_eq!(own.all(), [nat, old]);
         assert_eq!(own.look(3 * AGAIN, || Ok(vec![new, old])), Some(vec![nat, old, new]));
-        assert_eq!(own.look(4 * AGAIN, || Ok(vec![old, new])), None, "another order is no change");
+        assert_eq!(own.look(4 * AGAIN, || Ok(vec![old, new])), None, "the same addresses in another order");
         assert_eq!(own.due(), 5 * AGAIN);
     }
 }

@@ -35,7 +35,7 @@ pub enum BadFrames {
 /// after it are ignored.
 ///
 /// # Errors
-/// The first error in the payload. The cell must be dropped.
+/// The first bad frame in the payload, or too many datagrams in all. The cell must be dropped.
 pub fn parse(payload: &[u8], direction: Direction) -> Result<Frames<'_>, BadFrames> {
     let mut rest = payload;
     let mut datagrams = 0;
@@ -44,9 +44,9 @@ pub fn parse(payload: &[u8], direction: Direction) -> Result<Frames<'_>, BadFram
             return Err(BadFrames::Direction);
         }
         datagrams += usize::from(frame.is_datagram());
-        if datagrams > datagrams_max(payload.len()) {
-            return Err(BadFrames::Datagrams);
-        }
+    }
+    if datagrams > datagrams_max(payload.len()) {
+        return Err(BadFrames::Datagrams);
     }
     Ok(Frames { rest: payload })
 }

@@ -133,7 +133,7 @@ fn floor_of_a_lower_descriptor_is_news_of_a_refused_one_not() {
     let other_role = signed(1, |d| (d.revision, d.floor, d.role) = (9, 9, HopRole::Exit));
     assert_eq!(view.take_descriptor(1, other_role, 1005), Err(BadDescriptor::NotAMix(1)));
     assert_eq!((view.floor(1), view.descriptors(1).len()), (0, 1));
-    // It comes late, and there is no place for it: it revokes what it says all the same, and that is saved.
+    // It arrives late and is not kept, but its floor counts and is saved.
     for revision in 11..15 {
         assert_eq!(view.take_descriptor(1, signed(1, |d| d.revision = revision), 1005), Ok(Taken::New));
     }
