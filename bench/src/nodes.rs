@@ -70,7 +70,8 @@ pub(crate) struct Facts {
     pub(crate) releases: u64,
     pub(crate) mean_release: f64,
     pub(crate) largest_release: u64,
-    pub(crate) channels_per_release: f64,
+    /// Effective sets of channels in a mix's releases of the last minute, forward and backward.
+    pub(crate) effective: Option<[f64; 2]>,
     /// Processor time of the process for each cell, ns.
     pub(crate) cell_ns: f64,
     /// Every sum of its ledger adds up.
@@ -87,7 +88,8 @@ pub(crate) fn facts(node: &Value) -> Facts {
         releases: count(&node["releases"]),
         mean_release: number(&node["mean_release"]),
         largest_release: count(&node["largest_release"]),
-        channels_per_release: number(&node["distinct_channels_mean"]),
+        effective: (!node["meter"].is_null())
+            .then(|| ["forward", "backward"].map(|direction| number(&node["meter"][direction]["effective"]))),
         cell_ns: 0.0,
         closed: true,
     };

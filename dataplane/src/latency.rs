@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Nanos;
 use crate::histogram::Histogram;
-use crate::per_direction::PerDirection;
+use crate::meter::Meter;
+use crate::per_direction::{DIRECTIONS, PerDirection};
 
 /// The times of a cell's arrival and of its release from the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,13 +122,18 @@ pub struct Profile {
     pub latency: PerDirection<Latency>,
     /// Cells of a release; on entry and exit, of a turn.
     pub releases: Histogram,
+    /// The company that cells had in the releases of the last minute. Empty at entry and exit.
+    pub meters: PerDirection<Meter>,
 }
 
 impl Profile {
     /// Of two cores of one node.
     #[must_use]
     pub fn and(self, other: &Profile) -> Profile {
+        let mut meters = self.meters;
+        DIRECTIONS.into_iter().for_each(|direction| meters[direction].merge(&other.meters[direction]));
         Profile {
+            meters,
             latency: PerDirection {
                 forward: self.latency.forward.and(&other.latency.forward),
                 backward: self.latency.backward.and(&other.latency.backward),

@@ -258,18 +258,15 @@ pub struct Releases {
     pub count: u64,
     /// Cells, summed over releases.
     pub cells: u64,
-    /// Distinct channels, summed over releases.
-    pub channels: u64,
     /// The largest release.
     pub largest: u64,
 }
 
 impl Releases {
     /// Counts a release.
-    pub fn add(&mut self, cells: usize, channels: usize) {
+    pub fn add(&mut self, cells: usize) {
         self.count += 1;
         self.cells += cells as u64;
-        self.channels += channels as u64;
         self.largest = self.largest.max(cells as u64);
     }
 }
@@ -354,7 +351,6 @@ impl Ledger {
             releases: Releases {
                 count: mine.count + theirs.count,
                 cells: mine.cells + theirs.cells,
-                channels: mine.channels + theirs.channels,
                 largest: mine.largest.max(theirs.largest),
             },
             buffers: self.buffers.and(other.buffers),

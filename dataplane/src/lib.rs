@@ -23,6 +23,7 @@ pub mod lanes;
 pub mod latency;
 pub mod ledger;
 pub mod links;
+pub mod meter;
 pub mod mix;
 pub mod per_direction;
 pub mod punt;

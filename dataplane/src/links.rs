@@ -4,13 +4,14 @@
 //! are accepted under all three. This table knows header keys only; bodies of control cells are
 //! control's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use hashbrown::HashMap;
 use wire::ids::{LinkId, Rank, Side, SlotId};
 use wire::link::HeaderKey;
 use zeroize::Zeroizing;
 
+use crate::batch::NO_PREFIX;
 use crate::punt::{Punt, PuntSender};
 use crate::{MILLI, Nanos};
 
@@ -189,6 +190,12 @@ impl Links {
         self.list.get_mut(id.index())?.as_mut().filter(|link| link.id == id)
     }
 
+    /// The network of a link's peer, as a number (SPEC 4.11): equal for addresses with one /32 of IPv4 or one /48 of
+    /// IPv6, and different for others but by chance. For counting alone.
+    pub fn prefix(&self, id: LinkId) -> u32 {
+        self.link(id).map_or(NO_PREFIX, |link| prefix(link.peer.ip()))
+    }
+
     pub fn side(&self, id: LinkId) -> Option<Side> {
         self.link(id).map(|link| link.side)
     }
@@ -289,6 +296,19 @@ pub(crate) fn report_activity(links: &mut Links, punts: &mut PuntSender, due: &m
     }
 }
 
+/// The network of an address as a number that is not [`NO_PREFIX`].
+fn prefix(address: IpAddr) -> u32 {
+    let number = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_bits(),
+        IpAddr::V6(v6) => {
+            // Fibonacci hashing: networks next to each other fall far apart.
+            let network = (v6.to_bits() >> 80) as u64;
+            (network.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+        }
+    };
+    number.max(NO_PREFIX + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,6 +321,23 @@ mod tests {
 
     fn ranks(links: &Links, id: u32) -> Vec<(Rank, u32)> {
         links.link(LinkId(id)).unwrap().slots().map(|(rank, slot)| (rank, slot.id.0)).collect()
+    }
+
+    #[test]
+    fn prefix_is_of_a_network_and_follows_the_peer() {
+        let mut links = Links::default();
+        let mut of = |peer: &str| {
+            links.install(LinkId(3), Side::Up, peer.parse().unwrap());
+            links.prefix(LinkId(3))
+        };
+        assert_ne!(of("192.0.2.1:1"), of("192.0.2.2:1"));
+        assert_eq!(of("192.0.2.1:1"), of("[::ffff:192.0.2.1]:2"));
+        assert_eq!(of("[2001:db8:1:2::3]:1"), of("[2001:db8:1:ffff::4]:2"));
+        assert_ne!(of("[2001:db8:1::3]:1"), of("[2001:db8:2::3]:1"));
+        assert_ne!(of("0.0.0.0:1"), NO_PREFIX);
+        links.move_to(LinkId(3), "192.0.2.7:9".parse().unwrap());
+        let moved = links.prefix(LinkId(3));
+        assert_eq!((moved, links.prefix(LinkId(4))), (prefix("192.0.2.7".parse().unwrap()), NO_PREFIX));
     }
 
     #[test]

@@ -7,12 +7,15 @@
 
 use std::collections::BTreeMap;
 
+use dataplane::Nanos;
 use dataplane::histogram::Histogram;
 use dataplane::latency::{Latency, Profile};
 use dataplane::ledger::{DropReason, Ledger, Tally};
+use dataplane::meter::{Meter, Sums};
 use dataplane::per_direction::PerDirection;
 use dataplane::socket::backend::Io;
 use serde::{Deserialize, Serialize};
+use wire::cell::{Class, Direction};
 
 use crate::ceremony::hex;
 use crate::config::{NodeRole, node_name};
@@ -28,12 +31,13 @@ pub struct NodeReport {
     pub releases: u64,
     /// Mean number of cells in a release.
     pub mean_release: f64,
-    /// Mean number of distinct channels in a release.
-    pub distinct_channels_mean: f64,
     /// Cells in the largest release.
     pub largest_release: u64,
     /// Histogram of releases by size: the largest size of a bucket, and the releases in it. Empty buckets are left out.
     pub release_sizes: Vec<(u64, u64)>,
+    /// The company of cells in a mix's releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter: Option<MeterReport>,
     pub latency_us: LatencyReport,
     /// Kernel messages that carried cells; a GSO or GRO burst counts once.
     pub messages: Messages,
@@ -63,6 +67,48 @@ pub struct NodeReport {
     pub engine: String,
     /// I/O of link sockets: `mmsg` or `uring`.
     pub io: String,
+}
+
+/// The anonymity meter: how much company cells had in the releases of the last minute.
+///
+/// It counts channels. It does not say how many flows an observer of both ends confuses (docs/ANONYMITY.md).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeterReport {
+    /// Class of the cells: `S`, `M` or `L`.
+    pub class: String,
+    /// `meter_floor` of the configuration; 0: no alarm.
+    pub floor: u32,
+    /// Towards the exit.
+    pub forward: CompanyReport,
+    /// Towards the entry.
+    pub backward: CompanyReport,
+}
+
+/// The company of cells in the releases of one direction. Without a release all numbers are 0.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompanyReport {
+    /// Releases with a channel's cell in the last 50 to 60 seconds.
+    pub releases: u64,
+    /// Mean number of cells of channels in a release.
+    pub cells: f64,
+    /// Mean number of distinct channels in a release.
+    pub channels: f64,
+    /// Mean Shannon entropy H of the channel of a cell, in bits.
+    pub entropy_bits: f64,
+    /// 2^H of that mean: so many equally busy channels have the same entropy.
+    pub effective: f64,
+    /// The effective set of the release that had the smallest one.
+    pub smallest_effective: f64,
+    /// Mean min-entropy, in bits.
+    pub min_entropy_bits: f64,
+    /// Mean number of networks (/32 of IPv4, /48 of IPv6) of the entries behind a release's channels. At Mix 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefixes: Option<f64>,
+    /// The fewest in a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fewest_prefixes: Option<u32>,
+    /// True if the effective set is below the floor.
+    pub below_floor: bool,
 }
 
 /// The ledger: where every packet went.
@@ -337,6 +383,40 @@ impl From<(NodeRole, &Ledger)> for LedgerReport {
     }
 }
 
+impl CompanyReport {
+    /// From the releases of the last minute.
+    fn new(sums: &Sums, floor: u32) -> CompanyReport {
+        let bits = sums.entropy_bits().unwrap_or(0.0);
+        let effective = if sums.releases > 0 { bits.exp2() } else { 0.0 };
+        CompanyReport {
+            releases: sums.releases,
+            cells: sums.mean_cells().unwrap_or(0.0),
+            channels: sums.mean_channels().unwrap_or(0.0),
+            entropy_bits: bits,
+            effective,
+            smallest_effective: sums.smallest_bits().map_or(0.0, f64::exp2),
+            min_entropy_bits: sums.min_entropy_bits().unwrap_or(0.0),
+            prefixes: sums.mean_prefixes(),
+            fewest_prefixes: sums.fewest_prefixes(),
+            below_floor: sums.releases > 0 && effective < f64::from(floor),
+        }
+    }
+}
+
+impl MeterReport {
+    /// What the meters show at the time `now`.
+    pub fn new(class: Class, floor: u32, meters: &PerDirection<Meter>, now: Nanos) -> MeterReport {
+        let company = |direction| CompanyReport::new(&meters[direction].last_minute(now), floor);
+        let (forward, backward) = (company(Direction::Forward), company(Direction::Backward));
+        MeterReport { class: class.name().to_owned(), floor, forward, backward }
+    }
+
+    /// Both directions with their names.
+    pub fn directions(&self) -> [(&'static str, &CompanyReport); 2] {
+        [("forward", &self.forward), ("backward", &self.backward)]
+    }
+}
+
 impl NodeReport {
     /// The counters of the data plane. The node fills in those of control, kernel drops, times and engine.
     pub fn new(role: NodeRole, index: usize, ledger: &Ledger, profile: &Profile) -> NodeReport {
@@ -348,9 +428,9 @@ impl NodeReport {
             ledger: (role, ledger).into(),
             releases: releases.count,
             mean_release: mean(releases.cells),
-            distinct_channels_mean: mean(releases.channels),
             largest_release: releases.largest,
             release_sizes: profile.releases.buckets().collect(),
+            meter: None,
             latency_us: LatencyReport {
                 forward: StayReport::new(role, &profile.latency.forward),
                 backward: StayReport::new(role, &profile.latency.backward),
@@ -437,6 +517,8 @@ impl NodeReport {
 
 #[cfg(test)]
 mod tests {
+    use dataplane::stage::pool::company::{Bits, Company};
+
     use super::*;
 
     fn sample() -> NodeReport {
@@ -444,7 +526,7 @@ mod tests {
         ledger.cells.forward.received = 5;
         ledger.cells.forward.sent = 3;
         ledger.cells.forward.drop_many(DropReason::Replay, 2);
-        ledger.releases.add(3, 2);
+        ledger.releases.add(3);
         let mut profile = Profile::default();
         profile.releases.add(3, 1);
         profile.latency.forward.add(4_200_000, 35_000, 2);
@@ -465,7 +547,6 @@ mod tests {
         assert_eq!(tally["dropped"], serde_json::json!({"replay": 2}));
         assert!(json["ledger"].get("datagrams").is_none());
         assert_eq!(json["mean_release"], 3.0);
-        assert_eq!(json["distinct_channels_mean"], 2.0);
         assert_eq!(json["release_sizes"], serde_json::json!([[3, 1]]));
         let forward = &json["latency_us"]["forward"];
         assert_eq!(forward["pool"]["count"], 3);
@@ -476,6 +557,20 @@ mod tests {
         let entry = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
         assert!(serde_json::to_value(&entry).unwrap()["latency_us"]["forward"].get("pool").is_none());
         assert!(serde_json::to_value(entry).unwrap()["ledger"]["datagrams"]["backward"]["closed"] == true);
+    }
+
+    #[test]
+    fn meter_is_below_its_floor_by_the_mean_entropy() {
+        let mut meters: PerDirection<Meter> = PerDirection::default();
+        for entropy in [4 << 16, 2 << 16] {
+            let company = Company { cells: 20, channels: 16, entropy: Bits(entropy), ..Company::default() };
+            meters.forward.add(&company, 0);
+        }
+        let report = |floor| MeterReport::new(Class::S, floor, &meters, 0);
+        let CompanyReport { releases, entropy_bits, effective, smallest_effective, .. } = report(8).forward;
+        assert_eq!((releases, entropy_bits, effective, smallest_effective), (2, 3.0, 8.0, 4.0));
+        assert_eq!([8, 9].map(|floor| report(floor).forward.below_floor), [false, true]);
+        assert_eq!(report(9).backward, CompanyReport::default(), "nothing is released, so nobody is exposed");
     }
 
     #[test]

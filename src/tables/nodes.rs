@@ -16,6 +16,7 @@ pub fn render(nodes: &[NodeReport]) -> String {
         ("Mixing: time in the pool", mixing(nodes)),
         ("Latency: node without mixing, and total", latency(nodes)),
         ("Releases", releases(nodes)),
+        ("Company in a release, last minute", meters(nodes)),
         ("State", state(nodes)),
         ("Trust: newest descriptors", descriptors(nodes)),
         ("Trust: newest bundle", bundles(nodes)),
@@ -189,8 +190,7 @@ fn groups(hex: &str, count: usize) -> String {
 }
 
 fn releases(nodes: &[NodeReport]) -> String {
-    let mut rows =
-        compact(&["node", "releases", "mean", "max", "channels/release", "cells/dgram in", "out", "kernel drops"]);
+    let mut rows = compact(&["node", "releases", "mean", "max", "cells/dgram in", "out", "kernel drops"]);
     for node in nodes {
         let cells = |count: fn(&TallyReport) -> u64| {
             let PairReport { forward, backward } = &node.ledger.cells;
@@ -201,14 +201,55 @@ fn releases(nodes: &[NodeReport]) -> String {
             node.releases.to_string(),
             format!("{:.1}", node.mean_release),
             node.largest_release.to_string(),
-            format!("{:.1}", node.distinct_channels_mean),
             ratio(cells(|tally| tally.received), node.messages.received),
             ratio(cells(|tally| tally.sent), node.messages.sent),
             node.kernel_drops.to_string(),
         ]);
     }
-    align_right(&mut rows, 1..8);
+    align_right(&mut rows, 1..7);
     lines(&rows)
+}
+
+/// The anonymity meter of each mix and direction.
+fn meters(nodes: &[NodeReport]) -> String {
+    let mut rows = compact(&[
+        "node",
+        "dir",
+        "class",
+        "releases",
+        "cells",
+        "channels",
+        "effective",
+        "least",
+        "bits",
+        "min-bits",
+        "networks",
+    ]);
+    for node in nodes {
+        let Some(meter) = &node.meter else { continue };
+        for (direction, company) in meter.directions() {
+            rows.add_row([
+                node.name(),
+                short(direction),
+                meter.class.clone(),
+                company.releases.to_string(),
+                format!("{:.1}", company.cells),
+                format!("{:.1}", company.channels),
+                format!("{:.1}{}", company.effective, if company.below_floor { " LOW" } else { "" }),
+                format!("{:.1}", company.smallest_effective),
+                format!("{:.2}", company.entropy_bits),
+                format!("{:.2}", company.min_entropy_bits),
+                company.prefixes.map_or_else(|| "-".to_owned(), |mean| format!("{mean:.1}")),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    align_right(&mut rows, 3..11);
+    lines(&rows)
+        + "effective: 2^(mean entropy of the channels); least: in one release. This counts\n\
+           channels, not flows, and no attack that compares both ends: docs/ANONYMITY.md\n"
 }
 
 fn state(nodes: &[NodeReport]) -> String {
@@ -240,7 +281,7 @@ fn ratio(cells: u64, datagrams: u64) -> String {
 pub(super) mod tests {
     use dataplane::latency::Profile;
     use dataplane::ledger::{DropReason, Ledger};
-    use eddy_node::report::{BundleReport, HopReport, RecordReport};
+    use eddy_node::report::{BundleReport, CompanyReport, HopReport, MeterReport, RecordReport};
 
     use super::*;
 
@@ -257,6 +298,20 @@ pub(super) mod tests {
         profile.latency.forward.add(4_200_000, 35_000, 2);
         profile.latency.forward.add(100_000, 1_234_567, 1);
         let mut node = NodeReport::new(NodeRole::Mix, 2, &ledger, &profile);
+        let company = CompanyReport {
+            releases: 1_234_567,
+            cells: 1_234.5,
+            channels: 1_000.5,
+            entropy_bits: 9.25,
+            effective: 608.9,
+            smallest_effective: 1.0,
+            min_entropy_bits: 6.25,
+            prefixes: Some(512.5),
+            fewest_prefixes: Some(1),
+            below_floor: true,
+        };
+        node.meter =
+            Some(MeterReport { class: "L".to_owned(), floor: 1_000, forward: company.clone(), backward: company });
         (node.uptime_s, node.cpu_s, node.engine) = (7_980.0, 812.5, "wide512".to_owned());
         (node.links, node.channels, node.kernel_drops) = (2, 64, 7);
         node.refused = [("stale-timestamp".to_owned(), 3)].into();

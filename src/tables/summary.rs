@@ -2,7 +2,9 @@
 
 use super::{align_right, lines, reasons, refusals, span, table, time};
 use eddy_node::config::{NodeRole, node_name, wall_s};
-use eddy_node::report::{Distribution, HopReport, NodeReport, StayReport, TallyReport, TrustReport};
+use eddy_node::report::{
+    CompanyReport, Distribution, HopReport, MeterReport, NodeReport, StayReport, TallyReport, TrustReport,
+};
 use eddy_node::runtime::expiry::stage;
 
 /// Columns of a terminal that everybody has.
@@ -152,6 +154,17 @@ fn traffic(node: &NodeReport) -> String {
     };
     row("mixing p50 / p99", &|stay| stay.pool.as_ref().map(p50_p99));
     row("node p50 / p99", &|stay| Some(p50_p99(&stay.node)));
+    if let Some(MeterReport { forward, backward, .. }) = &node.meter {
+        let company = |of: &CompanyReport| {
+            let low = if of.below_floor { " LOW" } else { "" };
+            if of.releases == 0 {
+                "-".to_owned()
+            } else {
+                format!("{:.1} / {:.1}{low}", of.effective, of.smallest_effective)
+            }
+        };
+        rows.add_row(["effective channels, mean / least".to_owned(), company(forward), company(backward)]);
+    }
     align_right(&mut rows, 1..3);
     lines(&rows)
 }

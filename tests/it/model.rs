@@ -143,8 +143,12 @@ fn multicore_mixes_keep_order_and_share_one_pool() {
             assert!(edges.iter().all(|edge| edge.cells.forward.received > 0), "forward cells spread at mix {position}");
             let ledger = chain.ledger(position);
             assert_eq!((ledger.gauges.channels, ledger.gauges.links), (16, 2));
-            let releases = ledger.releases;
-            assert!(releases.channels > 5 * releases.count, "a release mixes channels of all lanes: {releases:?}");
+            for meter in chain.profile(position).meters.iter() {
+                let company = meter.last_minute(chain.now);
+                assert!(company.mean_channels() > Some(5.0), "a release mixes channels of all lanes: {company:?}");
+                // All channels are of one entry, which Mix 1 alone sees.
+                assert_eq!(company.mean_prefixes(), (position == 1).then_some(1.0));
+            }
             assert_profile(&chain, position, 2 * MILLI);
         }
     }

@@ -127,7 +127,15 @@ fn ingress(stage: &mut Ingress) {
 }
 
 fn ticket((channel, header): (ChannelIndex, Header)) -> Ticket {
-    Ticket { link: LINK, slot: None, header, label: Label::Channel(channel), arrived: SECOND, times: 0 }
+    Ticket {
+        link: LINK,
+        slot: None,
+        header,
+        label: Label::Channel(channel),
+        arrived: SECOND,
+        times: 0,
+        prefix: channel.0 + 1,
+    }
 }
 
 /// Pools, shuffles and releases cells.
@@ -178,7 +186,7 @@ fn pool(stage: &mut Pooling) {
         pool.admit(cell, ticket);
     }
     if pool.due(SECOND) {
-        pool.release(out);
+        pool.release(SECOND, out);
     }
 }
 

@@ -58,7 +58,7 @@ fn node(role: &str, index: u64) -> Value {
     let tally = |dropped: Value| json!({ "received": 20_000, "injected": 0, "dropped": dropped, "closed": true });
     json!({
         "role": role, "index": index, "releases": 700, "mean_release": 57.1, "largest_release": 64, "kernel_drops": 0,
-        "distinct_channels_mean": 12.5, "cpu_s": 0.04, "latency_us": { "forward": way },
+        "meter": { "forward": { "effective": 12.5 }, "backward": { "effective": 11.5 } }, "cpu_s": 0.04, "latency_us": { "forward": way },
         "release_sizes": [[1, 20], [2, 9], [15, 31], [47, 40], [63, 100], [71, 500]],
         "ledger": { "cells": { "forward": tally(json!({ "replay": 7 })), "backward": tally(json!({})) } },
     })

@@ -16,7 +16,7 @@ use wire::ids::{ChannelIndex, LinkId, Side, SlotId};
 use wire::layer::{BATCH_MAX, data_header};
 
 use crate::age::{AgeLimit, DRAIN_APP_BATCHES, DRAIN_CALLS, LastRead};
-use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
+use crate::batch::{Arrivals, Departures, Label, NO_PREFIX, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::latency::{self, Times};
 use crate::ledger::{Buffers, DropReason, Gauges, Ledger, Releases, Tally};
@@ -219,7 +219,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         };
         let mut cell = Cell::own(buffer);
         cell.body_mut(body.len()).copy_from_slice(body);
-        let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: OWN };
+        let ticket =
+            Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: OWN, prefix: NO_PREFIX };
         self.release.push(Pooled { cell, ticket });
     }
 
@@ -301,7 +302,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
         let Self { shape, side, table, packer, release, free, cells, .. } = self;
         let tally = &mut cells[direction];
         let mut built: ArrayVec<Built, BATCH_MAX> = ArrayVec::new();
-        let (mut count, channels) = (0, packer.channels());
+        let mut count = 0;
         let mut finished = packer.finish();
         loop {
             let next = finished.next();
@@ -325,15 +326,22 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             }
             each(&mut record.state);
             let header = data_header(*shape, number, seq);
-            let ticket =
-                Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: PACKED };
+            let ticket = Ticket {
+                link,
+                slot: None,
+                header,
+                label: Label::Channel(channel),
+                arrived: now,
+                times: PACKED,
+                prefix: NO_PREFIX,
+            };
             count += 1;
             built.push(Built { channel, ticket, cell });
         }
         drop(finished);
 
         if count > 0 {
-            self.releases.add(count, channels);
+            self.releases.add(count);
             self.packed = count;
         }
         if !self.release.is_empty() {

@@ -56,11 +56,6 @@ impl Packer {
         Ok(())
     }
 
-    /// Channels with cells under construction.
-    pub fn channels(&self) -> usize {
-        self.last.len()
-    }
-
     /// Pads all cells and hands them over in order, each with its channel.
     pub fn finish(&mut self) -> impl Iterator<Item = (ChannelIndex, Cell<Opened>)> {
         self.last.clear();

@@ -9,7 +9,7 @@ use wire::ids::{ChannelIndex, ChannelKeys, EndReason, LinkId, Side};
 
 use super::{MixChannel, Settings};
 use crate::age::{AgeLimit, DRAIN_CALLS, LastRead};
-use crate::batch::{Arrivals, Departures, Label, RECEIVE_MAX, Ticket};
+use crate::batch::{Arrivals, Departures, Label, NO_PREFIX, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, FreeList, Opened};
 use crate::command::Command;
 use crate::latency::{Profile, Times};
@@ -174,7 +174,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 }
                 Direction::Backward => open::backward(admitted, shape, table, free, &mut pipe.tally, now),
             }
-            for Admitted { cell, header, channel, .. } in admitted.drain(..) {
+            for Admitted { cell, header, channel, link: from, .. } in admitted.drain(..) {
                 let state = &table.record(channel).expect("admitted this turn").state;
                 let egress = match direction {
                     Direction::Forward => state.forward().egress,
@@ -185,10 +185,15 @@ impl<U: Port, D: Port> Edge<U, D> {
                     free.give(cell.into_buffer());
                     continue;
                 };
+                let prefix = if position == 1 {
+                    table.links.prefix(if direction == Direction::Forward { from } else { link })
+                } else {
+                    NO_PREFIX
+                };
                 // A new header, for the next link.
                 let header = Header { channel: number, ..header };
                 let ticket =
-                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0 };
+                    Ticket { link, slot: None, header, label: Label::Channel(channel), arrived: now, times: 0, prefix };
                 pools.admit(direction, cell.opened(), ticket);
             }
             if pools.sated(direction, now) {
@@ -230,7 +235,15 @@ impl<U: Port, D: Port> Edge<U, D> {
                     Some(Side::Up) => Direction::Backward,
                     Some(Side::Down) | None => Direction::Forward,
                 };
-                let ticket = Ticket { link, slot: Some(slot), header, label: Label::Own, arrived: now, times: 0 };
+                let ticket = Ticket {
+                    link,
+                    slot: Some(slot),
+                    header,
+                    label: Label::Own,
+                    arrived: now,
+                    times: 0,
+                    prefix: NO_PREFIX,
+                };
                 if at_once {
                     self.inject_at_once(direction, ticket, &body, now);
                 } else {

@@ -11,13 +11,14 @@ use crate::buffer::{Cell, Opened};
 use crate::latency::{Profile, Times};
 use crate::ledger::Releases;
 use crate::per_direction::PerDirection;
+use crate::stage::pool::company::Company;
 use crate::stage::pool::{Mixing, POOL_MAX, Pool, Pooled};
 
 pub(super) struct Mixer {
     pools: PerDirection<Pool>,
     releases: Releases,
-    /// Cells of each release since the last [`Mixer::record_sizes`].
-    sizes: Vec<usize>,
+    /// Cells of each release since the last [`Mixer::record_releases`], and their company.
+    unrecorded: Vec<(Direction, usize, Company)>,
     cells: Vec<Pooled>,
     times: Vec<Times>,
 }
@@ -40,7 +41,7 @@ impl Mixer {
         Mixer {
             pools: PerDirection { forward: Pool::new(mixing, forward), backward: Pool::new(mixing, backward) },
             releases: Releases::default(),
-            sizes: Vec::with_capacity(2 * RELEASES_MAX),
+            unrecorded: Vec::with_capacity(2 * RELEASES_MAX),
             cells: Vec::with_capacity(POOL_MAX),
             times: Vec::with_capacity(POOL_MAX),
         }
@@ -53,23 +54,26 @@ impl Mixer {
             return None;
         }
         debug_assert!(self.cells.is_empty());
-        let (cells, channels) = (pool.len(), pool.distinct_channels());
-        self.releases.add(cells, channels);
-        self.sizes.push(cells);
+        let cells = pool.len();
+        self.releases.add(cells);
         self.times.clear();
         self.times.extend(pool.times(now));
-        pool.release(&mut self.cells);
+        let company = pool.release(now, &mut self.cells);
+        self.unrecorded.push((direction, cells, company));
         Some(Release { cells: &mut self.cells, times: &self.times })
     }
 
-    /// True if a release is not counted by size yet.
+    /// True if a release is not counted by size and company yet.
     pub(crate) fn has_released(&self) -> bool {
-        !self.sizes.is_empty()
+        !self.unrecorded.is_empty()
     }
 
-    /// Counts what was released by size.
-    pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
-        self.sizes.drain(..).for_each(|cells| profile.releases.add(cells as u64, 1));
+    /// Counts what was released by size and company.
+    pub(crate) fn record_releases(&mut self, now: Nanos, profile: &mut Profile) {
+        for (direction, cells, company) in self.unrecorded.drain(..) {
+            profile.releases.add(cells as u64, 1);
+            profile.meters[direction].add(&company, now);
+        }
     }
 
     /// The time at which the next pool is due.

@@ -190,7 +190,7 @@ impl<U: Port, D: Port> Worker for Mix<U, D> {
         if self.edge.has_unrecorded() || self.mixer.has_released() {
             let mut profile = self.profile.lock();
             self.edge.record_latency(now, &mut profile);
-            self.mixer.record_sizes(&mut profile);
+            self.mixer.record_releases(now, &mut profile);
         }
     }
 

@@ -83,6 +83,8 @@ pub enum Part {
         mixing: Mixing,
         /// Links between hops may have several lanes.
         lanes_show_label_bits: bool,
+        /// The effective set below which the meter raises its alarm; 0: none.
+        meter_floor: u32,
     },
     /// The exit's.
     Exit(ExitPart),
@@ -249,6 +251,7 @@ impl NodeConfig {
             NodeRole::Mix => Part::Mix {
                 mixing: table.parsed("mixing")?,
                 lanes_show_label_bits: table.switch("lanes_show_label_bits"),
+                meter_floor: table.integer("meter_floor") as u32,
             },
             NodeRole::Exit => Part::Exit(ExitPart {
                 allow: table.texts("allow", rule)?,
@@ -463,8 +466,8 @@ mod tests {
             assert_eq!((config.offload, config.io), (Offload::default(), Io::default()));
             match config.part {
                 Part::Entry(part) => assert_eq!((part.channels, part.forwards.len()), (4, 0)),
-                Part::Mix { mixing, lanes_show_label_bits } => {
-                    assert_eq!((mixing, lanes_show_label_bits), (Mixing::default(), false));
+                Part::Mix { mixing, lanes_show_label_bits, meter_floor } => {
+                    assert_eq!((mixing, lanes_show_label_bits, meter_floor), (Mixing::default(), false, 0));
                 }
                 Part::Exit(part) => assert_eq!((part.filtering, part.max_sockets), (Filtering::default(), 4096)),
             }

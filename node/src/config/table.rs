@@ -9,7 +9,7 @@ use super::table_trust::{
 };
 use super::{
     CHANNELS, FLOW_IDLE_S, MAX_AGE_MS, MAX_AGE_MS_RANGE, MAX_DESTINATION_RATE, MAX_FLOW_RATE, MAX_FLOWS_PER_CHANNEL,
-    MAX_NAME_RATE, MAX_SOCKETS, MAX_UNANSWERED, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
+    MAX_NAME_RATE, MAX_SOCKETS, MAX_UNANSWERED, METER_FLOOR_MAX, RECEIVE_BUFFER, RENEW_AFTER_S, WINDOW,
 };
 
 /// One key.
@@ -157,6 +157,15 @@ pub static NODE: &[Key] = &[
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
               It may not hold cells longer than chain.toml allows.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
+    },
+    Key {
+        name: "meter_floor",
+        roles: &[Mix],
+        kind: Kind::Integer(0, METER_FLOOR_MAX as i64),
+        default: DefaultValue::Integer(0),
+        doc: "The effective set of channels per release below which the node warns, as a mean over a minute (`eddy \
+              status`); 0 for never. It counts channels, not flows: docs/ANONYMITY.md.",
+        example: "8",
     },
     Key {
         name: "max_age_ms",

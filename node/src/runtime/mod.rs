@@ -16,6 +16,7 @@ pub mod icmp;
 pub mod listeners;
 pub mod local;
 pub mod log;
+mod meter_alarm;
 mod next_names;
 pub mod node;
 mod own_addresses;

@@ -21,15 +21,17 @@ use dataplane::sys::{self, Waker};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
+use wire::cell::Class;
 
 use crate::ceremony::{span, utc};
 use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, node_name, wall_s};
 use crate::error::{NodeDied, StartError};
-use crate::report::NodeReport;
+use crate::report::{MeterReport, NodeReport};
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
+use crate::runtime::meter_alarm::MeterAlarm;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
 use crate::runtime::random::rng;
@@ -74,10 +76,13 @@ struct Reporter {
     readiness: Arc<Readiness>,
     turns: Vec<Arc<Turns>>,
     clock: Clock,
+    /// Of a mix: the class of its cells, and the floor of its meter.
+    meter: Option<(Class, u32)>,
 }
 
 impl Reporter {
     fn report(&self) -> NodeReport {
+        let profile = self.profile();
         let control = lock(&self.control).clone();
         let of_workers = self.turns.iter().map(|turns| turns.read());
         let (turns, sleeps) = of_workers.fold((0, 0), |(turns, sleeps), (t, s)| (turns + t, sleeps + s));
@@ -89,7 +94,8 @@ impl Reporter {
             uptime_s: self.clock.uptime().as_secs_f64(),
             cpu_s: Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).map_or(0.0, |cpu| cpu.as_secs_f64()),
             engine: wire::gcm::engine().name().to_owned(),
-            ..NodeReport::new(self.role, self.position, &self.ledger(), &self.profile())
+            meter: self.meter(&profile),
+            ..NodeReport::new(self.role, self.position, &self.ledger(), &profile)
         }
         .with_control(&control.counters, control.half_open)
         .with_trust(&self.chain, &control.trust)
@@ -101,6 +107,12 @@ impl Reporter {
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
         readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading)).unwrap_or_default()
+    }
+
+    /// The anonymity meter of a mix.
+    fn meter(&self, profile: &Profile) -> Option<MeterReport> {
+        let (class, floor) = self.meter?;
+        Some(MeterReport::new(class, floor, &profile.meters, self.clock.now()))
     }
 
     /// The sum of all workers' profiles.
@@ -215,6 +227,10 @@ impl Node {
             readiness: Arc::default(),
             turns,
             clock,
+            meter: match &config.part {
+                Part::Mix { meter_floor, .. } => Some((chain.shape().class(), *meter_floor)),
+                Part::Entry(_) | Part::Exit(_) => None,
+            },
         };
 
         let resolver = match &config.part {
@@ -228,6 +244,7 @@ impl Node {
             bridge,
             resolver,
             own_addresses,
+            meter_alarm: matches!(config.part, Part::Mix { .. }).then(|| MeterAlarm::new(clock.elapsed())),
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             next_names: NextNames::default(),
             reload: reload.clone(),
@@ -362,6 +379,8 @@ struct ControlThread {
     resolver: Option<Resolver>,
     /// Of an exit.
     own_addresses: Option<OwnAddresses>,
+    /// Of a mix.
+    meter_alarm: Option<MeterAlarm>,
     trust: TrustKeeper,
     next_names: NextNames,
     /// Descriptors and keys are to be read again.
@@ -406,6 +425,10 @@ impl ControlThread {
                     wake = clock.elapsed();
                 }
                 wake = wake.min(own.due());
+            }
+            if let Some(alarm) = &mut self.meter_alarm {
+                alarm.look(clock.elapsed(), || self.reporter.meter(&self.reporter.profile()));
+                wake = wake.min(alarm.due());
             }
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
@@ -505,6 +528,7 @@ mod tests {
             readiness: Arc::default(),
             turns: Vec::new(),
             clock: Clock::start(),
+            meter: None,
         }
     }
 

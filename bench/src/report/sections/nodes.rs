@@ -20,7 +20,8 @@ pub(super) fn section(runs: &[Run]) -> Option<Section> {
         number("releases"),
         number("cells/release"),
         number("largest"),
-        number("channels/release"),
+        number("effective channels, forward"),
+        number("backward"),
         number("CPU ns/cell"),
         number("kernel drops"),
         word("ledger"),
@@ -47,6 +48,7 @@ fn row(label: &str, node: &Value) -> Row {
     let facts = nodes::facts(node);
     let dropped = facts.dropped.iter().map(|(reason, times)| format!("{} {reason}", count(*times)));
     let dropped = dropped.collect::<Vec<_>>().join(", ");
+    let effective = |at| facts.effective.map_or_else(|| "-".to_owned(), |both: [f64; 2]| format!("{:.1}", both[at]));
     let cells = vec![
         label.to_owned(),
         nodes::name(node),
@@ -54,7 +56,8 @@ fn row(label: &str, node: &Value) -> Row {
         count(facts.releases),
         format!("{:.1}", facts.mean_release),
         count(facts.largest_release),
-        format!("{:.1}", facts.channels_per_release),
+        effective(0),
+        effective(1),
         rounded(facts.cell_ns),
         count(facts.kernel_drops),
         if facts.closed { "closed" } else { "open" }.to_owned(),

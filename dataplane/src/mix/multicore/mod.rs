@@ -283,7 +283,7 @@ impl<U: Port, D: Port> Worker for Shard<U, D> {
             let mut profile = self.profile.lock();
             self.edge.record_latency(now, &mut profile);
             if let Some(shared) = released {
-                shared.record_sizes(&mut profile);
+                shared.record_releases(now, &mut profile);
             }
         }
     }

@@ -164,14 +164,14 @@ impl SharedMixer {
         ledger.buffers = ledger.buffers.and(Buffers { free, total: STOCK as u64 });
     }
 
-    /// True if a release is not counted by size yet.
+    /// True if a release is not counted by size and company yet.
     pub(crate) fn has_released(&self) -> bool {
         self.mixer.has_released()
     }
 
-    /// Counts what was released by size.
-    pub(crate) fn record_sizes(&mut self, profile: &mut Profile) {
-        self.mixer.record_sizes(profile);
+    /// Counts what was released by size and company.
+    pub(crate) fn record_releases(&mut self, now: Nanos, profile: &mut Profile) {
+        self.mixer.record_releases(now, profile);
     }
 
     /// The end: what is left in the pool and in the rings of opened cells.

@@ -4,6 +4,7 @@
 //! puts a release into an order that depends on labels only, and [`Mixing`] says which rule holds.
 //! Cells are permuted as references; no byte of them moves.
 
+pub mod company;
 pub mod grid;
 mod mixing;
 pub mod shuffle;
@@ -13,10 +14,11 @@ pub use mixing::{BadMixing, Mixing};
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 
-use crate::batch::{RECEIVE_MAX, Ticket};
+use crate::batch::{NO_PREFIX, RECEIVE_MAX, Ticket};
 use crate::buffer::{Cell, Opened};
 use crate::latency::Times;
 use crate::{Nanos, SECOND};
+use company::{Company, PREFIXES_EVERY};
 use grid::Grid;
 use shuffle::Shuffle;
 
@@ -43,6 +45,10 @@ pub struct Pool {
     shuffle: Shuffle,
     /// Arrival of the oldest cell.
     oldest: Nanos,
+    /// The prefix of each channel held.
+    prefixes: Vec<u32>,
+    /// They are counted again from this time on.
+    prefixes_due: Nanos,
     rng: ChaCha20Rng,
 }
 
@@ -51,7 +57,8 @@ impl Pool {
     pub fn new(mixing: Mixing, mut rng: ChaCha20Rng) -> Pool {
         let grid = mixing.period().map(|period| Grid::new(period, rng.next_u64()));
         let (held, arrivals) = (Vec::with_capacity(POOL_MAX), Vec::with_capacity(POOL_MAX));
-        Pool { mixing, grid, held, arrivals, shuffle: Shuffle::default(), oldest: 0, rng }
+        let prefixes = Vec::with_capacity(POOL_MAX);
+        Pool { mixing, grid, held, arrivals, shuffle: Shuffle::default(), oldest: 0, prefixes, prefixes_due: 0, rng }
     }
 
     /// Takes a cell in.
@@ -68,7 +75,9 @@ impl Pool {
             self.arrivals.push(arrival);
         }
         ticket.times = self.arrivals.len() as u32 - 1;
-        self.shuffle.admit(ticket.label);
+        if self.shuffle.admit(ticket.label) {
+            self.prefixes.push(ticket.prefix);
+        }
         self.held.push(Pooled { cell, ticket });
     }
 
@@ -114,9 +123,14 @@ impl Pool {
         self.arrivals.iter().map(move |(arrived, own)| Times::new(*arrived, due(*arrived).min(now)).own(*own))
     }
 
-    /// Shuffles what it holds and moves it to the end of `out`.
-    pub fn release(&mut self, out: &mut Vec<Pooled>) {
-        self.shuffle.run(&mut self.held, &mut self.rng);
+    /// Shuffles what it holds and moves it to the end of `out`. Returns the company that the cells had.
+    pub fn release(&mut self, now: Nanos, out: &mut Vec<Pooled>) -> Company {
+        let mut company = self.shuffle.run(&mut self.held, &mut self.rng);
+        if now >= self.prefixes_due {
+            self.prefixes_due = now + PREFIXES_EVERY;
+            company.prefixes = self.distinct_prefixes();
+        }
+        self.prefixes.clear();
         crate::rekey(&mut self.rng);
         self.arrivals.clear();
         if out.is_empty() {
@@ -124,6 +138,14 @@ impl Pool {
         } else {
             out.append(&mut self.held);
         }
+        company
+    }
+
+    /// Distinct prefixes of the channels held, if this hop knows prefixes.
+    fn distinct_prefixes(&mut self) -> Option<u32> {
+        self.prefixes.sort_unstable();
+        self.prefixes.dedup();
+        (!matches!(self.prefixes[..], [] | [NO_PREFIX])).then_some(self.prefixes.len() as u32)
     }
 }
 
@@ -141,6 +163,7 @@ pub(crate) fn ticket(label: crate::batch::Label, seq: u64, arrived: Nanos) -> Ti
         label,
         arrived,
         times: 0,
+        prefix: NO_PREFIX,
     }
 }
 
@@ -176,7 +199,7 @@ mod tests {
             assert!(!pool.due(arrived + delay - 1) && pool.due(arrived + delay));
             bins[((delay - 1) * 20 / t) as usize] += 1;
             let mut out = Vec::new();
-            pool.release(&mut out);
+            pool.release(SECOND, &mut out);
             out.drain(..).for_each(|p| free.give(p.cell.into_buffer()));
         }
         // Chi-squared with 19 degrees of freedom: 43.8 has p = 0.001.
@@ -209,7 +232,7 @@ mod tests {
         for seq in 0..12 {
             pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), seq, SECOND));
             if pool.due(SECOND) {
-                pool.release(&mut out);
+                pool.release(SECOND, &mut out);
             }
         }
         assert_eq!((out.len(), pool.len()), (10, 2));
@@ -224,7 +247,7 @@ mod tests {
         let due = pool.due_at().unwrap();
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, SECOND + 1));
         assert!(pool.due(SECOND + 1));
-        pool.release(&mut Vec::new());
+        pool.release(SECOND, &mut Vec::new());
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(1)), 1, SECOND + 2));
         assert_eq!(pool.due_at().unwrap(), due);
     }
@@ -246,7 +269,7 @@ mod tests {
             let times: Vec<Times> = pool.times(due + late).collect();
             assert_eq!(times, [0, 1, 2, 3, 4].map(|i| Times::new(SECOND + i, due)));
             assert_eq!(pool.times(due - 1).last(), Some(Times::new(SECOND + 4, due - 1)), "flushed by count");
-            pool.release(&mut out);
+            pool.release(SECOND, &mut out);
             for pooled in out.drain(..) {
                 assert_eq!(times[pooled.ticket.times as usize].arrived, pooled.ticket.arrived);
                 free.give(pooled.cell.into_buffer());
@@ -264,6 +287,28 @@ mod tests {
         pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Channel(ChannelIndex(2)), 0, due - period - 5));
         let times: Vec<Times> = pool.times(due).collect();
         assert_eq!(times, [Times::new(SECOND, due), Times::new(due - period - 5, due - period)]);
+    }
+
+    #[test]
+    fn prefixes_of_channels_are_counted_every_millisecond() {
+        let mut free = FreeList::new(64);
+        let mut pool = pool("threshold:n=1", 3);
+        let mut company = |channels: &[(u32, u32)], now: Nanos| {
+            for (channel, prefix) in channels {
+                let ticket = Ticket { prefix: *prefix, ..ticket(Label::Channel(ChannelIndex(*channel)), 0, now) };
+                pool.admit(Cell::own(free.take().unwrap()), ticket);
+            }
+            pool.admit(Cell::own(free.take().unwrap()), ticket(Label::Own, 0, now));
+            let mut out = Vec::new();
+            let Company { cells, channels, prefixes, .. } = pool.release(now, &mut out);
+            out.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
+            (cells, channels, prefixes)
+        };
+        assert_eq!(company(&[(1, 7), (2, 9), (1, 7), (3, 7)], SECOND), (4, 3, Some(2)));
+        assert_eq!(company(&[(1, 7)], SECOND + PREFIXES_EVERY - 1), (1, 1, None));
+        assert_eq!(company(&[(5, 1), (6, 2), (7, 3)], SECOND + PREFIXES_EVERY), (3, 3, Some(3)));
+        assert_eq!(company(&[(5, NO_PREFIX), (6, NO_PREFIX)], 2 * SECOND), (2, 2, None), "a later hop knows none");
+        assert_eq!(company(&[], 3 * SECOND), (0, 0, None));
     }
 
     #[test]
@@ -288,7 +333,7 @@ mod tests {
                 pool.admit(Cell::own(free.take().unwrap()), ticket(label, seq as u64, SECOND));
             }
             let mut out = Vec::new();
-            pool.release(&mut out);
+            pool.release(SECOND, &mut out);
             releases.push(out.iter().map(|pooled| pooled.ticket.header.seq).collect::<Vec<_>>());
             out.drain(..).for_each(|pooled| free.give(pooled.cell.into_buffer()));
         }
@@ -297,7 +342,9 @@ mod tests {
             let mut stolen = pool.rng.clone();
             stolen.set_word_pos(position);
             let mut shuffle = Shuffle::default();
-            labels.clone().for_each(|label| shuffle.admit(label));
+            labels.clone().for_each(|label| {
+                shuffle.admit(label);
+            });
             let mut order: Vec<u64> = (0..64).collect();
             shuffle.run(&mut order, &mut stolen);
             assert!(!releases.contains(&order), "position {position}");

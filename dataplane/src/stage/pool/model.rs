@@ -10,6 +10,7 @@ use rand_chacha::ChaCha20Rng;
 
 use wire::ids::ChannelIndex;
 
+use super::company::{Bits, Company};
 use super::{Mixing, POOL_MAX, Pool, Pooled, ticket};
 use crate::batch::{Label, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
@@ -104,6 +105,22 @@ fn check_release(released: &[Pooled], model: &Model) -> Result<(), TestCaseError
     Ok(())
 }
 
+/// Holds the company of a release against the cells of each channel in the pool.
+fn check_company(company: &Company, model: &Model) -> Result<(), TestCaseError> {
+    let mut counts = [0u32; 6];
+    model.iter().filter_map(|cell| cell.1).for_each(|channel| counts[channel.index()] += 1);
+    let cells: u32 = counts.iter().sum();
+    let shares = counts.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / f64::from(cells));
+    let channels = shares.clone().count() as u32;
+    prop_assert_eq!((company.cells, company.channels, company.prefixes), (cells, channels, None));
+    let entropy: f64 = shares.clone().map(|share| -share * share.log2()).sum();
+    let min_entropy = shares.reduce(f64::max).map_or(0.0, |share| -share.log2());
+    for (found, want) in [(company.entropy, entropy), (company.min_entropy, min_entropy)] {
+        prop_assert!((Bits::from_sum(found.0.into(), 1) - want).abs() < 1e-4, "{:?} is not {} bits", found, want);
+    }
+    Ok(())
+}
+
 fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut pool = Pool::new(mixing, ChaCha20Rng::seed_from_u64(seed));
     let mut model = Model::new();
@@ -152,8 +169,8 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
         prop_assert_eq!(pool.due(now), want, "{} cells at {}", model.len(), now);
         if release.is_some_and(|only_due| !only_due || want) {
             let mut out = Vec::new();
-            pool.release(&mut out);
-            let checked = check_release(&out, &model);
+            let company = pool.release(now, &mut out);
+            let checked = check_release(&out, &model).and_then(|()| check_company(&company, &model));
             out.into_iter().for_each(|pooled| free.give(pooled.cell.into_buffer()));
             checked?;
             model.clear();
@@ -161,7 +178,7 @@ fn case(free: &mut FreeList, mixing: Mixing, seed: u64, steps: Vec<Step>) -> Res
         }
     }
     let mut out = Vec::new();
-    pool.release(&mut out);
+    pool.release(now, &mut out);
     out.into_iter().for_each(|pooled| free.give(pooled.cell.into_buffer()));
     Ok(())
 }

@@ -11,6 +11,7 @@ use rand::seq::SliceRandom;
 
 use wire::ids::ChannelIndex;
 
+use super::company::Company;
 use crate::batch::Label;
 
 const NONE: u32 = u32::MAX;
@@ -24,24 +25,32 @@ pub struct Shuffle {
     channels: HashMap<ChannelIndex, u32, foldhash::fast::RandomState>,
     /// Small numbers given out.
     next_label: u32,
+    /// Items with [`Label::Own`].
+    own: usize,
     positions: Vec<u32>,
     head: Vec<u32>,
     next: Vec<u32>,
     place: Vec<u32>,
+    /// Items of each label.
+    counts: Vec<u32>,
 }
 
 impl Shuffle {
-    /// Adds the label of the next item.
-    pub fn admit(&mut self, label: Label) {
+    /// Adds the label of the next item. True if it is the first of a channel.
+    pub fn admit(&mut self, label: Label) -> bool {
         let fresh = self.next_label;
-        let label = match label {
+        let small = match label {
             Label::Channel(channel) => *self.channels.entry(channel).or_insert(fresh),
-            Label::Own => fresh,
+            Label::Own => {
+                self.own += 1;
+                fresh
+            }
         };
-        if label == fresh {
+        if small == fresh {
             self.next_label += 1;
         }
-        self.labels.push(label);
+        self.labels.push(small);
+        small == fresh && label != Label::Own
     }
 
     /// Distinct channels since the last run.
@@ -49,11 +58,12 @@ impl Shuffle {
         self.channels.len()
     }
 
-    /// Puts `items`, one per admitted label and in that order, into their positions, and starts over.
+    /// Puts `items`, one per admitted label and in that order, into their positions, and starts over. Returns the
+    /// company that they had.
     ///
     /// # Panics
     /// If items and labels are not equally many.
-    pub fn run<T>(&mut self, items: &mut [T], rng: &mut impl Rng) {
+    pub fn run<T>(&mut self, items: &mut [T], rng: &mut impl Rng) -> Company {
         assert_eq!(items.len(), self.labels.len());
         self.positions.clone_from(&self.labels);
         self.positions.shuffle(rng);
@@ -61,11 +71,16 @@ impl Shuffle {
         self.head.clear();
         self.head.resize(self.next_label as usize, NONE);
         self.next.resize(items.len(), NONE);
+        self.counts.clear();
+        self.counts.resize(self.next_label as usize, 0);
         for i in (0..items.len()).rev() {
-            let head = &mut self.head[self.labels[i] as usize];
+            let label = self.labels[i] as usize;
+            let head = &mut self.head[label];
             self.next[i] = *head;
             *head = i as u32;
+            self.counts[label] += 1;
         }
+        let company = Company::new(&self.counts, items.len(), self.channels.len(), self.own);
         self.place.resize(items.len(), 0);
         for (position, label) in self.positions.iter().enumerate() {
             let head = &mut self.head[*label as usize];
@@ -82,7 +97,8 @@ impl Shuffle {
         }
         self.labels.clear();
         self.channels.clear();
-        self.next_label = 0;
+        (self.next_label, self.own) = (0, 0);
+        company
     }
 }
 
@@ -95,7 +111,9 @@ mod tests {
 
     fn shuffled(labels: &[Label], seed: u64) -> Vec<usize> {
         let mut shuffle = Shuffle::default();
-        labels.iter().for_each(|label| shuffle.admit(*label));
+        labels.iter().for_each(|label| {
+            shuffle.admit(*label);
+        });
         let mut items: Vec<usize> = (0..labels.len()).collect();
         shuffle.run(&mut items, &mut ChaCha20Rng::seed_from_u64(seed));
         items
