@@ -16,6 +16,7 @@ pub use arena::Buffer;
 pub(crate) use arena::{arena, on_huge_pages};
 pub use clock::is_clock_kept;
 pub use errqueue::Unreachable;
+pub(crate) use clock::last_waited;
 pub(crate) use errqueue::read_error;
 pub use message::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};
 pub use mmsg::{recv, send};
