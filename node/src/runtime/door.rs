@@ -132,7 +132,9 @@ fn beside(link: &Socket, gro: bool) -> io::Result<UdpSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(link.only_v6()?)?;
     }
-    socket.bind_device(link.device()?.as_deref())?;
+    if let Some(device) = link.device()? {
+        socket.bind_device(Some(&device))?;
+    }
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
     if gro {
