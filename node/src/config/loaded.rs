@@ -41,8 +41,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// What is not as new as it could be, and does not matter.
     pub notes: Vec<String>,
-    /// Of a hop that is about to run: no other process runs with its state.
-    pub lock: Option<File>,
+    /// Of a hop that is about to run: no other process runs with its state or its keys.
+    pub locks: Vec<File>,
 }
 
 /// What became of a descriptor from a file.
@@ -102,8 +102,8 @@ impl Loaded {
     /// # Errors
     /// The first mistake, with its remedy, or another node runs with them.
     pub fn lock_and_read(config: NodeConfig) -> Result<Loaded, ConfigError> {
-        let lock = TrustFiles::of(&config).lock()?;
-        Ok(Loaded { lock, ..Loaded::read_files(config)? })
+        let locks = TrustFiles::of(&config).lock()?;
+        Ok(Loaded { locks, ..Loaded::read_files(config)? })
     }
 
     /// The same for a chain file that was read already.
@@ -191,7 +191,7 @@ impl Loaded {
             psks,
             warnings,
             notes,
-            lock: None,
+            locks: Vec::new(),
         })
     }
 

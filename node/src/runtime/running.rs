@@ -33,8 +33,8 @@ pub struct Running {
     ready: String,
     _status: Option<Server>,
     _console: Option<Server>,
-    /// The lock of a hop's state.
-    _lock: Option<File>,
+    /// Of a hop's state and keys.
+    _locks: Vec<File>,
 }
 
 impl Running {
@@ -44,7 +44,7 @@ impl Running {
     /// # Errors
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
     pub fn start(mut loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
-        let lock = loaded.lock.take();
+        let locks = std::mem::take(&mut loaded.locks);
         let Checked { plan, warnings } = prepare(&loaded, passed)?;
         for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
@@ -69,7 +69,7 @@ impl Running {
         let status = status.map_err(StartError::system("serve the status socket"))?;
         let console = commands.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
-        Ok(Running { node, shape, ready, _status: status, _console: console, _lock: lock })
+        Ok(Running { node, shape, ready, _status: status, _console: console, _locks: locks })
     }
 
     /// A log line with the node's name and addresses.
