@@ -7,10 +7,12 @@ use wire::cell::{CellKind, Class, Direction};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, LinkId, Side};
 use wire::kdf::Secret;
+use wire::link::LinkContent;
 use wire::setup::{self, EntryShare, HopPublic, Info, SetupKey, SetupPublic, Suite};
 
 use crate::channel::Use;
 use crate::context::Context;
+use crate::cookie::Answer;
 use crate::datagram::{self, Mac1Key};
 use crate::draw::draw_secret;
 use crate::link::Outgoing;
@@ -589,6 +591,54 @@ fn forged_response_keeps_the_handshake_pending() {
     world.deliver_now(&response, response.bytes.clone());
     assert!(world.node(0).has_link(Side::Down));
     assert_eq!(world.node(0).control.counters().refused_total(), 2);
+}
+
+#[test]
+fn halves_are_sent_again_for_sixteen_cookies_of_a_message_1() {
+    let mut world = World::empty(Plan::new(Class::L, 1));
+    world.start(0);
+    world.run_for(ms(10));
+    let half = world.record.iter().find(|p| p.bytes[1] == 0).unwrap().clone();
+    let index = u32::from_be_bytes(half.bytes[4..8].try_into().unwrap());
+    let (mix1, mac1) = (world.plan.descriptors[0].noise, datagram::mac1(&half.bytes));
+    let mut rng = ChaCha20Rng::seed_from_u64(3);
+    let before = world.record.len();
+    // Whoever sees the half can make them. Each comes twice.
+    for number in 0..40 {
+        let cookie = Answer::Cookie.seal(&mut rng, index, &mix1, &mac1, &[number; 16]);
+        for _ in 0..2 {
+            let answer = crate::sim::Packet { from: half.to, to: half.from, ..half.clone() };
+            world.deliver_now(&answer, cookie.clone());
+        }
+    }
+    assert_eq!(world.record.len() - before, 2 * 16);
+    assert_eq!(world.refused(0, Refusal::UnexpectedResponse), 2 * 40 - 16);
+}
+
+#[test]
+fn three_probes_of_a_handshake_are_answered() {
+    let mut plan = Plan::new(Class::L, 1);
+    plan.timing.renew_after = secs(20);
+    let mut world = World::new(plan);
+    world.run_for(secs(3));
+    let mut probe = vec![0; world.plan.shape.payload()];
+    probe[0] = LinkContent::Path as u8;
+    let echoes =
+        |w: &World| w.node(0).sent.iter().filter(|(_, kind, at_once)| *kind == CellKind::Link && *at_once).count();
+    for handshake in 1..=2 {
+        let renewed = |w: &World| w.node(0).saw(|e| matches!(e, Event::LinkRenewed { .. })) + 1 == handshake;
+        let limit = world.now + secs(25);
+        assert!(world.run_until(limit, renewed));
+        let (refused, mut sent) = (world.refused(0, Refusal::CellMalformed), 0);
+        for _ in 0..10 {
+            misuse(&mut world, 1, Side::Up, CellKind::Link, 0, 0, &probe);
+            let before = echoes(&world);
+            world.run_for(ms(10));
+            sent += echoes(&world) - before;
+        }
+        assert_eq!(world.refused(0, Refusal::CellMalformed) - refused, 7, "handshake {handshake}");
+        assert!(sent >= 3, "asks of trust are sent at once, too");
+    }
 }
 
 #[test]
