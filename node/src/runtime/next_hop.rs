@@ -145,10 +145,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let addresses = [1, 2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], 4700)));
         let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
-        let cases: [(&str, &dyn Fn(&mut Contact)); 4] = [
+        let cases: [(&str, &dyn Fn(&mut Contact)); 3] = [
             ("an IPv4 socket cannot reach", &|next| next.addresses = vec!["[::1]:4700".parse().unwrap()]),
             ("this is the node's own socket", &|next| next.addresses = vec![addresses[0]]),
-            ("`down` is bound to 127.0.0.1", &|next| next.addresses = vec!["192.0.2.1:4700".parse().unwrap()]),
             ("has 2 lanes", &|next| next.lanes = 2),
         ];
         for (why, change) in cases {
@@ -158,7 +157,7 @@ mod tests {
             let plan = sockets::Plan::new(&loaded, ListenFd::empty()).unwrap();
             assert_eq!((plan.next, plan.lanes), (Some(addresses[1]), Lanes::ONE), "{why}");
             let [warning] = &plan.warnings[..] else { panic!("{why}: {:?}", plan.warnings) };
-            let names = warning.contains("cannot start with revision 2 of the descriptor of mix2");
+            let names = warning.contains("of the descriptor of mix2, trying another one");
             assert!(names && warning.contains(why), "{why}: {warning}");
         }
     }
