@@ -7,7 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod attacker;
+pub mod attackers;
 mod record;
+#[cfg(test)]
+mod testbed;
 
 pub use attacker::{Attacker, Example, Scores};
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};
