@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod attacker;
+pub mod figures;
 mod record;
+pub mod simulate;
 
 pub use attacker::{Attacker, Example, Scores};
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};
