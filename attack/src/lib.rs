@@ -9,7 +9,9 @@
 pub mod active;
 mod attacker;
 pub mod attackers;
+pub mod figures;
 mod record;
+pub mod simulate;
 #[cfg(test)]
 mod testbed;
 
