@@ -6,8 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod active;
 mod attacker;
+pub mod attackers;
+pub mod figures;
 mod record;
+pub mod simulate;
+#[cfg(test)]
+mod testbed;
 
 pub use attacker::{Attacker, Example, Scores};
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};
