@@ -37,8 +37,8 @@ pub(super) struct Captured {
     pub(super) at: u64,
     /// The watched port.
     pub(super) port: u16,
-    /// To that port.
-    pub(super) forward: bool,
+    /// To that port, not from it.
+    pub(super) to_port: bool,
     /// Bytes of UDP payload.
     pub(super) bytes: u16,
     /// The first four bytes of the payload. Only those of the adversary's own datagrams may be used.
@@ -175,7 +175,7 @@ fn parse(at: u64, packet: &[u8]) -> Option<Captured> {
     let watched = |port: u16| (WATCHED.0..WATCHED.1).contains(&port);
     let port = [to, from].into_iter().find(|port| watched(*port))?;
     let first = packet.get(HEADERS..HEADERS + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
-    Some(Captured { at, port, forward: watched(to), bytes: len.checked_sub(8)?, first })
+    Some(Captured { at, port, to_port: watched(to), bytes: len.checked_sub(8)?, first })
 }
 
 #[cfg(test)]
@@ -187,11 +187,11 @@ mod tests {
         let mut packet = vec![0; SNAP];
         packet[20..26].copy_from_slice(&[[0x9c, 0x40], 10_000u16.to_be_bytes(), 1416u16.to_be_bytes()].concat());
         packet[28..32].copy_from_slice(&7u32.to_be_bytes());
-        let wanted = Captured { at: 5, port: 10_000, forward: true, bytes: 1408, first: 7 };
+        let wanted = Captured { at: 5, port: 10_000, to_port: true, bytes: 1408, first: 7 };
         assert_eq!(parse(5, &packet), Some(wanted));
         packet.swap(20, 22);
         packet.swap(21, 23);
-        assert_eq!(parse(5, &packet), Some(Captured { forward: false, ..wanted }));
+        assert_eq!(parse(5, &packet), Some(Captured { to_port: false, ..wanted }));
         assert_eq!(parse(5, &packet[..HEADERS]).map(|captured| captured.first), Some(0));
         packet[20..24].fill(1);
         assert_eq!((parse(5, &packet), parse(5, &packet[..25])), (None, None));

@@ -97,7 +97,7 @@ pub(super) struct Link {
     bad: bool,
     /// The bottleneck sends until then.
     busy: Nanos,
-    /// The last datagram leaves then.
+    /// The last datagram leaves then, where there is jitter.
     last: Nanos,
 }
 
@@ -127,9 +127,10 @@ impl Link {
         }
         if !self.impairments.jitter.is_zero() {
             due += exponential(&mut self.rng, self.impairments.jitter.as_nanos() as f64) as Nanos;
+            due = due.max(self.last);
+            self.last = due;
         }
-        self.last = self.last.max(due);
-        Some(self.last)
+        Some(due)
     }
 
     fn is_lost(&mut self) -> bool {

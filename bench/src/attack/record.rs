@@ -4,7 +4,7 @@ use attack::{Passage, Place, Record, Seen};
 use wire::cell::{Direction, Shape};
 
 use super::capture::Captured;
-use super::places::Wire;
+use super::places::{Tap, Wire};
 
 /// What a record is made of.
 pub(super) struct Recording<'a> {
@@ -13,6 +13,8 @@ pub(super) struct Recording<'a> {
     pub(super) begin: u64,
     pub(super) length: u64,
     pub(super) shape: Shape,
+    /// The side of the access links.
+    pub(super) tap: Tap,
     /// Users without the adversary's own, which comes after them.
     pub(super) users: usize,
     /// When the adversary's own user sent each of its datagrams.
@@ -33,23 +35,24 @@ impl Recording<'_> {
         let mut probe = Probe { sent: self.probe, begin: self.begin, access: Vec::new(), flow: Vec::new() };
         for captured in self.captured {
             let Some(at) = captured.at.checked_sub(self.begin).filter(|at| *at < self.length) else { continue };
-            let Some(wire) = Wire::of(captured.port) else { continue };
-            let direction = if captured.forward { Direction::Forward } else { Direction::Backward };
+            let Some((wire, forward)) = Wire::of(captured.port, captured.to_port) else { continue };
             let (place, link) = match wire {
-                Wire::Access(user) if user < self.users => (&mut record.access[user], Some(1)),
+                Wire::Access(tap, _) if tap != self.tap => continue,
+                Wire::Access(_, user) if user < self.users => (&mut record.access[user], Some(1)),
                 Wire::Inner(mix) if mix <= mixes => (&mut record.inner[mix - 1], Some(mix + 1)),
                 Wire::Flow(flow) if flow < self.users => (&mut record.flows[flow], None),
-                Wire::Access(user) if user == self.users && captured.forward => {
+                Wire::Access(_, user) if user == self.users && forward => {
                     probe.access.push(at);
                     continue;
                 }
-                Wire::Flow(flow) if flow == self.users && captured.forward => {
+                Wire::Flow(flow) if flow == self.users && forward => {
                     probe.flow.push((captured.first, at));
                     continue;
                 }
-                Wire::Access(_) | Wire::Inner(_) | Wire::Flow(_) => continue,
+                Wire::Access(..) | Wire::Inner(_) | Wire::Flow(_) => continue,
             };
-            let trace = if captured.forward { &mut place.forward } else { &mut place.backward };
+            let direction = if forward { Direction::Forward } else { Direction::Backward };
+            let trace = if forward { &mut place.forward } else { &mut place.backward };
             let cell = link.map_or(u32::MAX, |link| self.shape.cell_len(direction, link) as u32);
             trace.extend(segments(captured.bytes.into(), cell).map(|bytes| Seen { at, bytes }));
         }
@@ -97,10 +100,10 @@ mod tests {
     #[test]
     fn bursts_are_cut_and_places_are_told_apart() {
         let shape = Shape::new(Class::L, 4).unwrap();
-        let seen = |at, address: std::net::SocketAddr, forward, bytes, first| Captured {
+        let seen = |at, address: std::net::SocketAddr, to_port, bytes, first| Captured {
             at,
             port: address.port(),
-            forward,
+            to_port,
             bytes,
             first,
         };
@@ -113,10 +116,12 @@ mod tests {
             seen(120, places::destination(1), true, 2000, 9),
             seen(140, places::destination(2), true, 172, 1),
             seen(141, places::destination(2), true, 172, 7),
+            seen(150, places::relay_to_mix(0), false, 1408, 0),
             seen(200, places::hop(2), true, 1392, 0),
         ];
+        let tap = Tap::User;
         let recording =
-            Recording { captured: &captured, begin: 100, length: 100, shape, users: 2, probe: &[95, 108, 300] };
+            Recording { captured: &captured, begin: 100, length: 100, shape, tap, users: 2, probe: &[95, 108, 300] };
         let record = recording.record();
         let trace = |all: &[(u64, u32)]| -> Vec<Seen> { all.iter().map(|&(at, bytes)| Seen { at, bytes }).collect() };
         assert_eq!(record.access[0].forward, trace(&[(0, 1408), (0, 1408)]));
@@ -124,6 +129,8 @@ mod tests {
         assert_eq!(record.inner[0].forward, trace(&[(5, 1392); 3]));
         assert_eq!(record.flows[1].forward, trace(&[(20, 2000)]));
         assert_eq!(record.probe, [Passage { entered: 10, left: 40 }]);
+        let at_mix = Recording { tap: Tap::Mix1, ..recording }.record();
+        assert_eq!((&at_mix.access[0].forward, at_mix.access[1].backward.len()), (&trace(&[(50, 1408)]), 0));
         assert_eq!(record.cells(&record.access[1].backward).count(), 0);
         assert_eq!(record.cells(&record.inner[0].forward).count(), 3);
     }

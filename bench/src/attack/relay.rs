@@ -1,7 +1,7 @@
 //! The access links: a relay between each user's entry and Mix 1, with sockets of its own for each user.
 //!
-//! It applies impairments and the plan of an active adversary. Users' sides of the links are what is recorded, so the
-//! record shows forward cells before the relay delays or drops them, and backward cells after it.
+//! It applies impairments and the plan of an active adversary, which sits between the user and the impaired link. What
+//! the relay sends or drops shows on Mix 1's side of the link, and not on the user's side.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use attack::active::{Action, Plan};
 use dataplane::runner::Poller;
 use dataplane::sys;
 use rand::SeedableRng;
@@ -21,18 +22,6 @@ use rand_chacha::ChaCha20Rng;
 use super::impairment::{Impairments, Link};
 use super::places;
 use crate::load::source::{Nanos, seeded};
-
-/// What an active adversary does with a forward cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Pass,
-    /// It is held for this long.
-    Delay(Nanos),
-    Drop,
-}
-
-/// The plan of an active adversary: user, time since the record began, number of the cell on this link.
-pub(super) type Plan = dyn Fn(usize, Nanos, u64) -> Verdict + Send + Sync;
 
 /// Receive buffer of each socket.
 const BUFFER: usize = 1 << 20;
@@ -55,7 +44,7 @@ impl Relay {
     pub(super) fn start(
         users: usize,
         impairments: &Impairments,
-        plan: Arc<Plan>,
+        plan: Option<Plan>,
         begin: Begin,
         seed: u64,
     ) -> anyhow::Result<Relay> {
@@ -68,7 +57,7 @@ impl Relay {
             for (from, to) in [(&user_side, &mix_side), (&mix_side, &user_side)] {
                 poller.add(from.as_fd(), ways.len() as u64)?;
                 let link = Link::new(impairments.clone(), user, ChaCha20Rng::from_rng(&mut rng));
-                ways.push(Way { from: from.try_clone()?, to: to.try_clone()?, link, count: 0 });
+                ways.push(Way { from: from.try_clone()?, to: to.try_clone()?, link });
             }
         }
         let stop = Arc::<AtomicBool>::default();
@@ -108,8 +97,6 @@ struct Way {
     from: UdpSocket,
     to: UdpSocket,
     link: Link,
-    /// Datagrams since the record began.
-    count: u64,
 }
 
 /// A datagram that waits: due, number of arrival, way, bytes.
@@ -117,7 +104,7 @@ type Held = Reverse<(Nanos, u64, usize, Vec<u8>)>;
 
 struct Worker {
     ways: Vec<Way>,
-    plan: Arc<Plan>,
+    plan: Option<Plan>,
     begin: Begin,
     held: BinaryHeap<Held>,
     number: u64,
@@ -151,13 +138,14 @@ impl Worker {
                 let _ = way.to.send(&self.bytes[..len]);
                 continue;
             };
-            let number = way.count;
-            way.count += 1;
-            let verdict = if index % 2 == 0 { (self.plan)(index / 2, now, number) } else { Verdict::Pass };
-            let arrives = match verdict {
-                Verdict::Pass => now,
-                Verdict::Delay(held) => now + held,
-                Verdict::Drop => continue,
+            let action = match &self.plan {
+                Some(plan) if index % 2 == 0 => plan.act(index / 2, now),
+                _ => Action::Pass,
+            };
+            let arrives = match action {
+                Action::Pass => now,
+                Action::Delay(held) => now + held,
+                Action::Drop => continue,
             };
             match way.link.pass(arrives, len) {
                 Some(due) if due <= now => self.send(index, &self.bytes[..len]),

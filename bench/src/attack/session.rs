@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
+use attack::active::Plan;
 use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
@@ -19,9 +20,10 @@ use wire::cell::Class;
 use super::capture::Capture;
 use super::impairment::Impairments;
 use super::network::{Network, resident};
+use super::places::Tap;
 use super::profile::{self, Traffic};
 use super::record::Recording;
-use super::relay::{Begin, Plan, Relay};
+use super::relay::{Begin, Relay};
 use super::users::{self, Users, wall};
 use crate::load::plan::Queue;
 use crate::load::source::{Nanos, Source, seeded};
@@ -44,7 +46,9 @@ pub(super) struct Session<'a> {
     pub(super) length: Duration,
     pub(super) seed: u64,
     pub(super) impairments: Impairments,
-    pub(super) plan: Arc<Plan>,
+    /// Of an active adversary.
+    pub(super) plan: Option<Plan>,
+    pub(super) tap: Tap,
 }
 
 /// How a run went.
@@ -161,6 +165,7 @@ impl Session<'_> {
             begin: begin_wall,
             length: self.length.as_nanos() as u64,
             shape: network.shape,
+            tap: self.tap,
             users: self.users,
             probe: &traffic.probe,
         };
