@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod active;
 mod assignment;
 mod attacker;
 pub mod attackers;

@@ -4,6 +4,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
+use crate::active::{Action, Plan};
 use crate::{Place, Record, Scores, Seen, Truth};
 
 pub(crate) const CELL: u32 = 1000;
@@ -15,6 +16,24 @@ pub(crate) struct Calls {
     pub length: u64,
     pub forward: Vec<Vec<u64>>,
     pub backward: Vec<Vec<u64>>,
+}
+
+impl Calls {
+    /// What a plan leaves of the users' cells.
+    pub fn under(&self, plan: &Plan) -> Self {
+        let mut calls = self.clone();
+        for (user, times) in calls.forward.iter_mut().enumerate() {
+            *times = (times.iter())
+                .filter_map(|&at| match plan.act(user, at) {
+                    Action::Pass => Some(at),
+                    Action::Delay(by) => Some(at + by),
+                    Action::Drop => None,
+                })
+                .collect();
+            times.sort_unstable();
+        }
+        calls
+    }
 }
 
 /// Mixes in a row with one period and phases of their own.

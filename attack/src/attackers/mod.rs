@@ -2,6 +2,7 @@
 
 mod batch_tracing;
 mod correlation;
+mod lateness;
 mod likelihood;
 mod missing_slots;
 mod order;
@@ -12,6 +13,7 @@ mod volume;
 
 pub use batch_tracing::BatchTracing;
 pub use correlation::Correlation;
+pub use lateness::Lateness;
 pub use likelihood::Likelihood;
 pub use missing_slots::MissingSlots;
 pub use order::Order;
@@ -34,6 +36,7 @@ pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
         Box::new(Outage::learnt(Exit::Honest, examples)),
         Box::new(Outage::learnt(Exit::Corrupt, examples)),
         Box::new(Order),
+        Box::new(Lateness),
         Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
         Box::new(Volume { way: Way::Both }),
     ];
