@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{bail, ensure};
 use attack::attackers;
 use attack::figures::{self, Figures};
-use attack::{Attacker, Example};
+use attack::independence::{self, Verdict};
+use attack::{Attacker, Example, Record, Scores};
 use serde::Serialize;
 
 use super::cases::Attacked;
@@ -41,6 +42,8 @@ pub(super) struct Summary {
     pub(super) seconds_to_half: Option<f64>,
     /// Top-1 of an attacker that guesses.
     pub(super) chance: f64,
+    /// For each seed: a permutation test over all attackers together, after the whole record.
+    pub(super) verdicts: Vec<Verdict>,
 }
 
 /// What to attack with.
@@ -59,7 +62,7 @@ impl Judge<'_> {
     /// # Errors
     /// A name is unknown.
     fn attackers(&self, examples: &[Example<'_>]) -> anyhow::Result<Vec<Box<dyn Attacker>>> {
-        let mut all = passive(examples);
+        let mut all = attackers::passive(examples);
         let names: Vec<String> = all.iter().map(|attacker| attacker.name()).collect();
         let unknown = self.chosen.iter().find(|chosen| !names.iter().any(|name| name.starts_with(*chosen)));
         if let Some(unknown) = unknown {
@@ -72,12 +75,12 @@ impl Judge<'_> {
         Ok(all)
     }
 
-    /// Checks the names of the chosen attackers.
+    /// The number of attackers.
     ///
     /// # Errors
-    /// One is unknown.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        self.attackers(&[]).map(drop)
+    /// A name is unknown.
+    pub(super) fn count(&self) -> anyhow::Result<u64> {
+        Ok(self.attackers(&[])?.len() as u64)
     }
 
     /// Attacks the records of one case with every attacker.
@@ -89,12 +92,22 @@ impl Judge<'_> {
         records: &[Attacked],
         mut progress: impl FnMut(),
     ) -> anyhow::Result<(Vec<Finding>, Summary)> {
-        let mut findings = Vec::new();
+        let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
         for (index, attacked) in records.iter().enumerate() {
+            let Attacked { case, seed, record, truth } = attacked;
+            let times = self.all_times(record.length);
+            let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
+            let mut last = Vec::<Scores>::new();
             for attacker in self.attackers(&examples(records, index))? {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-                let Attacked { case, seed, record, truth } = attacked;
-                let curve = figures::over_time(&*attacker, record, truth, &self.all_times(record.length), *seed);
+                let mut curve = Vec::new();
+                for (part, seconds) in parts.iter().zip(&times) {
+                    let scores = attacker.scores(part);
+                    curve.push((*seconds, figures::figures(&scores, truth, *seed)));
+                    if *seconds == times[times.len() - 1] {
+                        last.push(scores);
+                    }
+                }
                 findings.extend(curve.into_iter().map(|(seconds, figures)| Finding {
                     case: case.clone(),
                     profile: self.profile.clone(),
@@ -107,8 +120,9 @@ impl Judge<'_> {
                 }));
                 progress();
             }
+            verdicts.push(independence::verdict(&last, truth, *seed));
         }
-        let summary = self.summary(records, &findings)?;
+        let summary = self.summary(records, &findings, verdicts)?;
         Ok((findings, summary))
     }
 
@@ -119,7 +133,7 @@ impl Judge<'_> {
         within.chain([length]).collect()
     }
 
-    fn summary(&self, records: &[Attacked], findings: &[Finding]) -> anyhow::Result<Summary> {
+    fn summary(&self, records: &[Attacked], findings: &[Finding], verdicts: Vec<Verdict>) -> anyhow::Result<Summary> {
         let (mut chosen, mut ends, mut halves) = (Vec::new(), Vec::new(), Vec::new());
         let times = self.all_times(records.first().map_or(0, |attacked| attacked.record.length));
         let mut after = vec![0.0; times.len()];
@@ -149,13 +163,9 @@ impl Judge<'_> {
             top1_after: times.into_iter().zip(after).collect(),
             seconds_to_half: halves.filter(|halves| !halves.is_empty()).map(|halves| mean(&halves)),
             chance: 1.0 / users as f64,
+            verdicts,
         })
     }
-}
-
-/// Every attacker that only listens.
-fn passive(_examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
-    vec![Box::new(attackers::BatchTracing), Box::new(attackers::Lateness)]
 }
 
 /// The records of the other seeds.

@@ -155,7 +155,7 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         chosen: &args.attackers,
         interrupted: &interrupted,
     };
-    judge.check()?;
+    judge.count()?;
 
     let (mut findings, mut summaries, mut runs, mut detections) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for case in &args.cases {
@@ -169,8 +169,8 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
             }
             records.push(attacked);
         }
-        let bar = bar(&format!("{case}"), args.seeds)?;
-        let (found, summary) = judge.attack(&records, || bar.tick())?;
+        let bar = bar(&format!("{case}"), args.seeds * judge.count()?)?.with_message("attacking");
+        let (found, summary) = judge.attack(&records, || bar.inc(1))?;
         bar.finish_and_clear();
         findings.extend(found);
         summaries.push(summary);

@@ -11,17 +11,23 @@ fn percent(share: f64) -> String {
 /// The best attacker of each case.
 pub(super) fn summaries(all: &[Summary], seconds: f64) -> String {
     let last = format!("after {seconds} s");
-    let mut rows = table(&["case", "best attacker", "50 % after", &last, "seeds", "chance"]);
+    let mut rows = table(&["case", "best attacker", "50 % after", &last, "seeds", "chance", "p"]);
     for one in all {
         let mut names = one.attackers.clone();
         names.dedup();
         let [least, most] = one.top1_range.map(|top1| format!("{:.0}", 100.0 * top1));
         let half = one.seconds_to_half.map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"));
+        // Of several seeds the one that shows least.
+        let p = one.verdicts.iter().map(|verdict| verdict.p).fold(0.0, f64::max);
+        let p = format!("{p:.3}");
         let seeds = format!("{least} to {most} %");
-        rows.add_row([one.case.clone(), names.join(", "), half, percent(one.top1), seeds, percent(one.chance)]);
+        rows.add_row([one.case.clone(), names.join(", "), half, percent(one.top1), seeds, percent(one.chance), p]);
     }
-    align_right(&mut rows, 2..6);
-    format!("{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.")
+    align_right(&mut rows, 2..7);
+    format!(
+        "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: whether \
+         flows depend on users at all, by a permutation test over all attackers (the largest of the seeds)"
+    )
 }
 
 /// Every attacker of every case, after the whole record: means of the seeds.
