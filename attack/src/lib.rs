@@ -9,6 +9,7 @@
 pub mod active;
 mod attacker;
 pub mod attackers;
+pub mod disclosure;
 pub mod figures;
 mod record;
 pub mod simulate;
