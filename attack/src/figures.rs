@@ -162,6 +162,8 @@ pub fn roc_points(scores: &Scores, truth: &Truth) -> Vec<(f64, f64)> {
 pub(crate) struct Rank {
     pub top1: f64,
     pub reciprocal: f64,
+    /// Share of the other flows that score less; those that score the same count half.
+    pub percentile: f64,
 }
 
 impl Rank {
@@ -171,7 +173,12 @@ impl Rank {
         let equal = row.iter().filter(|&&other| order(other) == mine).count();
         let top1 = if above == 0 { 1.0 / equal as f64 } else { 0.0 };
         let reciprocal = (1..=equal).map(|i| 1.0 / (above + i) as f64).sum::<f64>() / equal as f64;
-        Self { top1, reciprocal }
+        let below = (row.len() - above - equal) as f64;
+        let percentile = match row.len() {
+            0 | 1 => 0.5,
+            n => (below + 0.5 * (equal - 1) as f64) / (n - 1) as f64,
+        };
+        Self { top1, reciprocal, percentile }
     }
 }
 
