@@ -12,6 +12,7 @@ mod attacker;
 pub mod attackers;
 mod delay;
 mod directions;
+pub mod disclosure;
 pub mod export;
 pub mod figures;
 pub mod independence;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use eddy_bench::attack::{self, AttackArgs};
 use eddy_bench::capacity::{self, CapacityArgs};
 use eddy_bench::hop::{self, HopArgs};
 use eddy_bench::load::command::{self as load, LoadArgs};
@@ -95,6 +96,8 @@ enum Command {
     ///   cargo run --release -p eddy-bench --features peers -- peers
     #[command(verbatim_doc_comment)]
     Peers(PeersArgs),
+    /// Record what an adversary on all wires sees, and match users to flows
+    Attack(AttackArgs),
     /// Run one stage of a cell's path in memory, for a profiler
     Stage(StageArgs),
 }
@@ -117,6 +120,7 @@ fn main() -> ExitCode {
         Command::Performance(args) => performance::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Peers(args) => peers::run(&args),
+        Command::Attack(args) => attack::run(&args),
         Command::Stage(args) => stages::run(&args),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
