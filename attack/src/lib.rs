@@ -12,6 +12,8 @@ mod attacker;
 pub mod attackers;
 mod delay;
 mod directions;
+pub mod disclosure;
+pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
