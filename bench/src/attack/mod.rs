@@ -73,23 +73,23 @@ pub struct AttackArgs {
     seeds: u64,
 
     /// Loss on access links: 0.01, or 0.01:burst=3 in bursts of that mean length
-    #[arg(long, value_name = "PART", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
     loss: Option<Loss>,
     /// Mean of an exponential delay on access links
-    #[arg(long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
     jitter_ms: f64,
     /// Bottleneck of each access link and direction, with a queue of 200 ms
-    #[arg(long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
     rate: Option<f64>,
     /// Time without a link for one user (repeatable)
-    #[arg(long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
     outages: Vec<Outage>,
 
     /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
-    #[arg(long, help_heading = "Adversary")]
+    #[arg(hide_short_help = true, long, help_heading = "Adversary")]
     tap: Option<Tap>,
     /// What the adversary does to a user's access link
-    #[arg(long, value_name = "PLAN", help_heading = "Adversary")]
+    #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
     active: Option<ActivePlan>,
     /// Attackers: names or their beginnings [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
@@ -105,23 +105,23 @@ pub struct AttackArgs {
     cases: Vec<Case>,
 
     /// Size class of the cells
-    #[arg(long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
     class: Class,
     /// Number of mixes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
     mixes: u8,
     /// Mixing strategy of the case `default`
     #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
     mixing: Mixing,
     /// Channels that each entry keeps open
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
     channels: u16,
 
     /// Keep the records in this folder
     #[arg(long, value_name = "FOLDER", conflicts_with = "from", help_heading = "Output")]
     record: Option<PathBuf>,
     /// Write them also in the format of WF4NYM-artifacts
-    #[arg(long, requires = "record", help_heading = "Output")]
+    #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
     wf4nym: bool,
     /// Attack the records in this folder instead of making new ones
     #[arg(long, value_name = "FOLDER", help_heading = "Output")]
