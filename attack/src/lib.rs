@@ -1,0 +1,29 @@
+//! Matches the users of a mix network to the flows that leave it, from times and lengths of packets alone.
+//!
+//! This crate knows nothing of eddy: no keys, no cells, no sockets. It takes a [`Record`], which anybody on the wires
+//! could have made, and a set of [`Attacker`]s, each from a paper. An attacker scores every pair of a user and a flow.
+//! The truth stays outside until the scores are judged ([`Truth`]), so no attacker can read it by mistake.
+
+#![forbid(unsafe_code)]
+
+pub mod active;
+mod assignment;
+mod attacker;
+pub mod attackers;
+mod delay;
+mod directions;
+pub mod disclosure;
+pub mod export;
+pub mod figures;
+pub mod independence;
+mod intensity;
+mod record;
+pub mod simulate;
+mod slots;
+#[cfg(test)]
+mod testbed;
+
+pub use assignment::{Assigned, assigned};
+pub use attacker::{Attacker, Example, Scores};
+pub use directions::Way;
+pub use record::{Passage, Place, Record, Seen, Trace, Truth};

@@ -1,0 +1,84 @@
+//! What an adversary on the wires sees: times and lengths of datagrams, at places outside the nodes.
+
+/// A datagram at one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Nanoseconds since the record began.
+    pub at: u64,
+    /// Bytes of UDP payload.
+    pub bytes: u32,
+}
+
+/// One direction at one place, in the order of the wire: times never decrease, and datagrams of one GSO burst, which
+/// have one time, keep the order that they have in it.
+pub type Trace = Vec<Seen>;
+
+/// Both directions at one place. Forward is from users to destinations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub forward: Trace,
+    pub backward: Trace,
+}
+
+/// A datagram of the adversary's own user, whose way it knows: it sent it, and it is its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// When it was on the access link, in nanoseconds since the record began.
+    pub entered: u64,
+    /// When it left the exit.
+    pub left: u64,
+}
+
+/// The most that the layers of a cell add to its length, in bytes.
+const LAYERS: u32 = 128;
+
+/// All that one run shows on the wires.
+///
+/// Users and flows have no names and no common order: which flow is whose is a [`Truth`], which attackers never get.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// Nanoseconds that the record covers.
+    pub length: u64,
+    /// Length of the shortest cells, in bytes. Where cells have more layers they are longer, by up to 128 bytes.
+    pub cell_bytes: u32,
+    /// The access link of each user, between its entry and Mix 1.
+    pub access: Vec<Place>,
+    /// The inner links in order, Mix 1 to Mix 2 first, the last one to the exit. All users share them.
+    pub inner: Vec<Place>,
+    /// Each flow between the exit and its destination.
+    pub flows: Vec<Place>,
+    /// Datagrams of the adversary's own user.
+    pub probe: Vec<Passage>,
+    /// What a corrupt exit adds: for each flow, the times of the rounds whose cell it could not open. Empty where the
+    /// exit is honest, or a class has no rounds.
+    pub unopened: Vec<Vec<u64>>,
+}
+
+impl Record {
+    /// The record as it was after its first `length` nanoseconds.
+    pub fn first(&self, length: u64) -> Self {
+        let cut = |trace: &Trace| trace.iter().copied().take_while(|seen| seen.at < length).collect::<Trace>();
+        let place = |place: &Place| Place { forward: cut(&place.forward), backward: cut(&place.backward) };
+        Self {
+            length: self.length.min(length),
+            cell_bytes: self.cell_bytes,
+            access: self.access.iter().map(place).collect(),
+            inner: self.inner.iter().map(place).collect(),
+            flows: self.flows.iter().map(place).collect(),
+            probe: self.probe.iter().copied().filter(|passage| passage.left < length).collect(),
+            unopened: (self.unopened.iter())
+                .map(|times| times.iter().copied().take_while(|&at| at < length).collect())
+                .collect(),
+        }
+    }
+
+    /// The cells of a trace: attackers leave handshakes and other lengths out.
+    pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
+        let lengths = self.cell_bytes..=self.cell_bytes + LAYERS;
+        trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
+    }
+}
+
+/// The flow of each user, as an index into [`Record::flows`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Truth(pub Vec<usize>);
