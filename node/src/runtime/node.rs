@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use control::trust::TrustStatus;
 use control::{BadConfig, Config, Control, Counters, Role, Timing};
+use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
@@ -45,6 +46,8 @@ pub struct NodeSpec {
     pub loaded: Loaded,
     /// Address of the next hop, as far as it is known; none at the exit.
     pub next: Option<SocketAddr>,
+    /// Of its links.
+    pub lanes: Lanes,
     pub sockets: Sockets,
 }
 
@@ -157,8 +160,7 @@ impl Node {
     pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
         raise_descriptors(&mut spec.loaded.config.part);
-        let NodeSpec { loaded, next, mut sockets } = spec;
-        let lanes = loaded.lanes();
+        let NodeSpec { loaded, next, lanes, mut sockets } = spec;
         let control_config = control_config(&loaded, next);
         let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
         let role = config.role();
