@@ -51,4 +51,17 @@ impl Scores {
     pub fn at(&self, user: usize, flow: usize) -> f64 {
         self.row(user)[flow]
     }
+
+    /// The flows as rows and the users as columns.
+    pub fn transposed(&self) -> Self {
+        let values = (0..self.columns).flat_map(|flow| (0..self.rows()).map(move |user| self.at(user, flow))).collect();
+        Self { columns: self.rows(), values }
+    }
+
+    /// The sum of two matrices of one shape.
+    pub fn plus(&self, other: &Self) -> Self {
+        assert_eq!((self.rows(), self.columns), (other.rows(), other.columns), "matrices of one shape");
+        let values = self.values.iter().zip(&other.values).map(|(a, b)| a + b).collect();
+        Self { columns: self.columns, values }
+    }
 }

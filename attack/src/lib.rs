@@ -6,8 +6,24 @@
 
 #![forbid(unsafe_code)]
 
+pub mod active;
+mod assignment;
 mod attacker;
+pub mod attackers;
+mod delay;
+mod directions;
+pub mod disclosure;
+pub mod export;
+pub mod figures;
+pub mod independence;
+mod intensity;
 mod record;
+pub mod simulate;
+mod slots;
+#[cfg(test)]
+mod testbed;
 
+pub use assignment::{Assigned, assigned};
 pub use attacker::{Attacker, Example, Scores};
+pub use directions::Way;
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};

@@ -29,6 +29,9 @@ pub struct Passage {
     pub left: u64,
 }
 
+/// The most that the layers of a cell add to its length, in bytes.
+const LAYERS: u32 = 128;
+
 /// All that one run shows on the wires.
 ///
 /// Users and flows have no names and no common order: which flow is whose is a [`Truth`], which attackers never get.
@@ -36,7 +39,7 @@ pub struct Passage {
 pub struct Record {
     /// Nanoseconds that the record covers.
     pub length: u64,
-    /// Length of a cell on the access and inner links: the length of most datagrams there.
+    /// Length of the shortest cells, in bytes. Where cells have more layers they are longer, by up to 128 bytes.
     pub cell_bytes: u32,
     /// The access link of each user, between its entry and Mix 1.
     pub access: Vec<Place>,
@@ -71,8 +74,8 @@ impl Record {
 
     /// The cells of a trace: attackers leave handshakes and other lengths out.
     pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
-        let bytes = self.cell_bytes;
-        trace.iter().filter(move |seen| seen.bytes == bytes).map(|seen| seen.at)
+        let lengths = self.cell_bytes..=self.cell_bytes + LAYERS;
+        trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -225,6 +225,31 @@ impl Route {
         let (nodes, closed) = chain.end()?;
         ensure!(closed, "a ledger of the chain does not close: {}", serde_json::json!(nodes));
         Ok(nodes)
+    }
+}
+
+/// A node of this build. It ends when this is dropped.
+pub(crate) struct NodeProcess(pub(crate) Child);
+
+impl NodeProcess {
+    /// Starts a node with this level of its log.
+    ///
+    /// # Errors
+    /// The system refuses the process.
+    pub(crate) fn start(role: &str, config: &Path, log: &str, stderr: Stdio) -> anyhow::Result<NodeProcess> {
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
+        let mut command = Command::new(program);
+        command.args([role, "--lifeline", "--log-format", "json", "--config"]).arg(config);
+        command.env("EDDY_LOG", log);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr);
+        Ok(NodeProcess(command.spawn().with_context(|| format!("cannot start {role}"))?))
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        end_process(&mut self.0, Duration::from_secs(5));
     }
 }
 

@@ -5,6 +5,7 @@
 #![warn(unreachable_pub)]
 
 mod args;
+pub mod attack;
 pub mod capacity;
 mod chain;
 mod format;

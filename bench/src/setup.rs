@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,7 +21,7 @@ use wire::kdf::Secret;
 use wire::setup::{self, HopPublic, Info, SetupKey, Suite};
 
 use crate::args::OutputArgs;
-use crate::chain::end_process;
+use crate::chain::NodeProcess;
 use crate::hop::cores::own_time;
 use crate::machine::Machine;
 use crate::stats::{median, round};
@@ -176,27 +176,6 @@ fn costs(suite: Suite, class: Class, mixes: usize, rounds: u32) -> anyhow::Resul
     })
 }
 
-/// A node of this build. It ends when this is dropped.
-struct Node(Child);
-
-impl Node {
-    fn start(role: &str, config: &Path, stderr: Stdio) -> anyhow::Result<Node> {
-        let program = std::env::current_exe().context("cannot find the path of this program")?;
-        let mut command = Command::new(program);
-        command.args([role, "--lifeline", "--log-format", "json", "--config"]).arg(config);
-        command.env("EDDY_LOG", "debug");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr);
-        Ok(Node(command.spawn().with_context(|| format!("cannot start {role}"))?))
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        end_process(&mut self.0, Duration::from_secs(5));
-    }
-}
-
 /// Times from setup to ack of entries that start one after the other: median and greatest.
 fn latency(suite: Suite, args: &SetupArgs) -> anyhow::Result<[f64; 2]> {
     let dir = tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
@@ -208,7 +187,7 @@ fn latency(suite: Suite, args: &SetupArgs) -> anyhow::Result<[f64; 2]> {
     let files = init::write(dir.path(), &plan)?;
     let mut hops = Vec::new();
     for (config, role) in files.hops.iter().zip(["mix", "mix", "mix", "exit"]) {
-        hops.push(Node::start(role, config, Stdio::null())?);
+        hops.push(NodeProcess::start(role, config, "error", Stdio::null())?);
     }
     // The first one waits for the links.
     setup_time(&files.entry)?;
@@ -218,7 +197,7 @@ fn latency(suite: Suite, args: &SetupArgs) -> anyhow::Result<[f64; 2]> {
 
 /// Starts an entry, and returns how long its first successful setup took, in microseconds.
 fn setup_time(config: &Path) -> anyhow::Result<f64> {
-    let mut entry = Node::start("entry", config, Stdio::piped())?;
+    let mut entry = NodeProcess::start("entry", config, "debug", Stdio::piped())?;
     let log = BufReader::new(entry.0.stderr.take().context("the entry has no standard error")?);
     for line in log.lines().map_while(Result::ok) {
         let fields = serde_json::from_str::<Value>(&line).unwrap_or_default();

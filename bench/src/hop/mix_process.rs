@@ -146,7 +146,7 @@ impl MixProcess {
     pub(crate) fn neighbours(&self) -> anyhow::Result<[(Config, TrustSetup); 2]> {
         let config = |path: &Path| {
             let loaded = Loaded::read(path)?;
-            let next = loaded.next_address()?;
+            let next = loaded.next_contact().map_or(Ok(None), |next| loaded.next_address(next))?;
             let mut config = node::control_config(&loaded, next);
             config.caps = wide_caps();
             // A setup waits for those before it, and nothing is sent here while cells are sealed.
@@ -199,7 +199,7 @@ impl Drop for MixProcess {
 }
 
 /// Puts lines into a configuration file, in place of those that set the same keys.
-fn set_lines(config: &Path, lines: &[String]) -> anyhow::Result<()> {
+pub(crate) fn set_lines(config: &Path, lines: &[String]) -> anyhow::Result<()> {
     let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
     let keys: Vec<String> = lines.iter().map(|line| key(line)).collect();
     let text = std::fs::read_to_string(config)?;
@@ -228,7 +228,7 @@ fn await_worker(process: &mut Child, status: &Path) -> anyhow::Result<Thread> {
 }
 
 /// Admission limits for a hundred thousand channels at once.
-fn wide_caps() -> Caps {
+pub(crate) fn wide_caps() -> Caps {
     let rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
     Caps {
         links: 2048,

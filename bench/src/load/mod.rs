@@ -16,7 +16,7 @@ pub(crate) mod generator;
 mod header;
 mod mos;
 pub(crate) mod plan;
-mod profile;
+pub(crate) mod profile;
 pub(crate) mod record;
 pub(crate) mod runs;
 pub(crate) mod source;

@@ -98,7 +98,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    fn new(sources: Vec<Option<Box<dyn Source>>>, limit_ns: u64) -> Queue {
+    pub(crate) fn new(sources: Vec<Option<Box<dyn Source>>>, limit_ns: u64) -> Queue {
         let mut queue = Queue { heap: BinaryHeap::with_capacity(sources.len()), sources, limit_ns };
         (0..queue.sources.len()).for_each(|flow| queue.refill(flow));
         queue

@@ -2,7 +2,7 @@
 //!
 //! Each flow of a trace gets a socket, and its packets are sent at the times of the trace. `trace` reads the files.
 
-mod trace;
+pub(crate) mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -148,7 +148,8 @@ mod tests {
     #[test]
     fn trace_is_replayed_at_its_times_scaled_by_speed() {
         let packet = |at_ms: u64, flow, len| Packet { at_ns: at_ms * 1_000_000, flow, len };
-        let trace = Trace { packets: vec![packet(0, 0, 20), packet(10, 1, 30), packet(30, 0, 40)], flows: 2 };
+        let trace =
+            Trace { packets: vec![packet(0, 0, 20), packet(10, 1, 30), packet(30, 0, 40)], flows: 2, ways: Vec::new() };
         let traces = PerDirection::from_fn(|_| vec![("a".to_owned(), trace.clone())]);
         let mut plan = plan(&traces, 2.0, None);
         assert_eq!((plan.groups.len(), plan.flows.len(), plan.time), (1, 4, Duration::from_millis(16)));

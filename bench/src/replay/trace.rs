@@ -15,20 +15,30 @@ use pcap_parser::traits::PcapNGPacketBlock;
 use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packet {
+pub(crate) struct Packet {
     /// Since the first packet of the trace.
-    pub(super) at_ns: u64,
+    pub(crate) at_ns: u64,
     /// A pair of endpoints in one direction.
-    pub(super) flow: usize,
+    pub(crate) flow: usize,
     /// Bytes of payload.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 /// Packets in order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Trace {
-    pub(super) packets: Vec<Packet>,
-    pub(super) flows: usize,
+pub(crate) struct Trace {
+    pub(crate) packets: Vec<Packet>,
+    pub(crate) flows: usize,
+    /// Of each flow.
+    pub(crate) ways: Vec<Way>,
+}
+
+/// The conversation that a flow belongs to: all flows between two endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) conversation: usize,
+    /// It leads to the endpoint that sent first.
+    pub(crate) answers: bool,
 }
 
 /// Longest payload of a UDP datagram over IPv4.
@@ -44,7 +54,7 @@ impl Trace {
     ///
     /// # Errors
     /// The file cannot be read, or is neither. The error names the line or block.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Trace> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Trace> {
         let name = path.display();
         let file = File::open(path).with_context(|| format!("cannot read the trace {name}"))?;
         let mut file = BufReader::with_capacity(WINDOW, file);
@@ -63,17 +73,23 @@ impl Trace {
     }
 
     /// From times in seconds, endpoints and lengths, in any order.
-    fn collect<E: std::hash::Hash + Eq>(mut found: Vec<(f64, E, usize)>) -> Trace {
+    fn collect<E: std::hash::Hash + Eq + Clone>(mut found: Vec<(f64, (E, E), usize)>) -> Trace {
         found.sort_by(|one, other| one.0.total_cmp(&other.0));
         let first = found.first().map_or(0.0, |packet| packet.0);
-        let mut flows = HashMap::new();
+        let (mut flows, mut ways, mut conversations) = (HashMap::new(), Vec::<Way>::new(), 0);
         let packets = found.into_iter().map(|(t_s, ends, len)| {
-            let next = flows.len();
-            let flow = *flows.entry(ends).or_insert(next);
+            let back = (ends.1.clone(), ends.0.clone());
+            let flow = flows.get(&ends).copied().unwrap_or_else(|| {
+                let answered = flows.get(&back).map(|&flow: &usize| ways[flow].conversation);
+                ways.push(Way { conversation: answered.unwrap_or(conversations), answers: answered.is_some() });
+                conversations += usize::from(answered.is_none());
+                flows.insert(ends, ways.len() - 1);
+                ways.len() - 1
+            });
             Packet { at_ns: ((t_s - first) * 1e9).round() as u64, flow, len }
         });
         let packets = packets.collect();
-        Trace { packets, flows: flows.len() }
+        Trace { packets, flows: ways.len(), ways }
     }
 }
 

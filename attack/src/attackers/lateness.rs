@@ -1,0 +1,231 @@
+//! Lateness: how late each cell is on the clock of its own link, against what the flow sends.
+//!
+//! A link at a constant rate shows nothing by its rate. But software that reads, encrypts or copies for a datagram and
+//! not for a dummy sends data some microseconds later. The attacker fits the link's clock, takes what is left, and
+//! correlates it with the datagrams of every flow at the delay of the chain, which all pairs share.
+//!
+//! Sources: Fu, Graham, Bettati, Zhao, "On effectiveness of link padding for statistical traffic analysis attacks"
+//! (2003), on timers that payload delays; Murdoch, "Hot or not: revealing hidden services by their clock skew" (2006),
+//! on fitting a remote clock.
+
+use rayon::prelude::*;
+
+use crate::{Attacker, Record, Scores};
+
+/// The longest delay between access link and flow, in nanoseconds.
+const LONGEST_DELAY: u64 = 1_500_000_000;
+
+/// Delays that are tried at most, one period of the link apart.
+const DELAYS: usize = 128;
+
+/// Slots that the delay is fitted to.
+const FITTED: usize = 2_000;
+
+/// The time over which a link's clock may wander, in nanoseconds.
+const WANDER: u64 = 10_000_000_000;
+
+/// Finds pacing that depends on data.
+pub struct Lateness;
+
+impl Attacker for Lateness {
+    fn name(&self) -> String {
+        "lateness".into()
+    }
+
+    fn source(&self) -> &'static str {
+        "Fu, Graham, Bettati, Zhao 2003; Murdoch 2006"
+    }
+
+    fn scores(&self, record: &Record) -> Scores {
+        let cells = |forward: bool| -> Vec<Vec<u64>> {
+            let trace = |place: &crate::Place| {
+                record.cells(if forward { &place.forward } else { &place.backward }).collect::<Vec<u64>>()
+            };
+            record.access.iter().map(trace).collect()
+        };
+        let datagrams = |forward: bool| -> Vec<Vec<u64>> {
+            let times = |place: &crate::Place| {
+                (if forward { &place.forward } else { &place.backward }).iter().map(|seen| seen.at).collect()
+            };
+            record.flows.iter().map(times).collect()
+        };
+        let forward = agreement(&cells(true), &datagrams(true), record.length, true);
+        let backward = agreement(&cells(false), &datagrams(false), record.length, false);
+        let squared = |z: f32| f64::from(z * z.abs());
+        Scores::of_pairs(record.access.len(), record.flows.len(), |user, flow| {
+            let of = |table: &[Vec<f32>]| table.get(user).map_or(0.0, |row| squared(row[flow]));
+            of(&forward) + of(&backward)
+        })
+    }
+}
+
+/// Normalised correlation of each user's lateness with each flow's datagrams, at the delay and with the sign that fit
+/// all pairs best. Empty where the links are not paced.
+fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: bool) -> Vec<Vec<f32>> {
+    let mut periods: Vec<f64> = cells.iter().filter_map(|times| period(times)).collect();
+    if periods.is_empty() {
+        return Vec::new();
+    }
+    let period = median(&mut periods);
+    let slots = (length as f64 / period) as usize + 1;
+    let late: Vec<Vec<f32>> = cells.par_iter().map(|times| standard(lateness(times, period, slots))).collect();
+    let active: Vec<Vec<f32>> = datagrams.par_iter().map(|times| standard(activity(times, period, slots))).collect();
+
+    let delays = ((LONGEST_DELAY as f64 / period) as usize).clamp(1, DELAYS).min(slots);
+    let at = |delay: usize, slots: usize| -> Vec<Vec<f32>> {
+        let pair = |late: &[f32], active: &[f32]| match forward {
+            true => product(&late[..slots - delay], &active[delay..slots]),
+            false => product(&late[delay..slots], &active[..slots - delay]),
+        };
+        let scale = ((slots - delay) as f32).sqrt().max(1.0);
+        late.iter().map(|late| active.iter().map(|active| pair(late, active) / scale).collect()).collect()
+    };
+    // Pairs that belong together stick out at the delay of the chain only: the fourth power finds them among many.
+    let sticking = |delay: usize| -> (f64, usize, f64) {
+        let table = at(delay, slots.min(delay + FITTED));
+        let sum = |power: i32| table.iter().flatten().map(|z| f64::from(z.powi(power))).sum::<f64>();
+        (sum(4), delay, sum(3))
+    };
+    let all: Vec<(f64, usize, f64)> = (0..delays).into_par_iter().map(sticking).collect();
+    let Some(&(_, best, skew)) = all.iter().max_by(|a, b| a.0.total_cmp(&b.0)) else { return Vec::new() };
+    let sign = if skew < 0.0 { -1.0 } else { 1.0 };
+    // Links differ in phase, so a delay may be in the slot before or after.
+    let near: Vec<Vec<Vec<f32>>> =
+        (best.saturating_sub(1)..delays.min(best + 2)).into_par_iter().map(|delay| at(delay, slots)).collect();
+    let strongest = |user: usize, flow: usize| near.iter().map(|t| sign * t[user][flow]).fold(f32::MIN, f32::max);
+    (0..late.len()).map(|user| (0..active.len()).map(|flow| strongest(user, flow)).collect()).collect()
+}
+
+/// The period of a link: the median of its gaps without those within a slot.
+fn period(times: &[u64]) -> Option<f64> {
+    let mut gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
+    if gaps.len() < 16 {
+        return None;
+    }
+    gaps.sort_unstable_by(f64::total_cmp);
+    let long = gaps[gaps.len() * 9 / 10] / 2.0;
+    gaps.retain(|&gap| gap > long);
+    Some(gaps[gaps.len() / 2])
+}
+
+/// How late the cells of each slot are on the link's own clock, in nanoseconds: zero for slots without a cell.
+fn lateness(times: &[u64], common: f64, slots: usize) -> Vec<f32> {
+    let mut late = vec![0.0; slots];
+    let Some(mut period) = period(times) else { return late };
+    // The slot of each cell, counted from cell to cell so that a period which is slightly off does not add up.
+    let mut number = 0.0;
+    let mut points: Vec<(f64, f64)> = Vec::with_capacity(times.len());
+    for (i, &at) in times.iter().enumerate() {
+        if i > 0 {
+            number += ((at - times[i - 1]) as f64 / period).round();
+        }
+        points.push((number, at as f64 - times[0] as f64));
+    }
+    // A line through the half of the cells that is nearest to it, again and again.
+    let mut phase = 0.0;
+    let mut kept = points.clone();
+    for _ in 0..4 {
+        (phase, period) = line(&kept).unwrap_or((phase, period));
+        let off = |point: &(f64, f64)| (point.1 - phase - period * point.0).abs();
+        let half = median(&mut points.iter().map(off).collect::<Vec<f64>>());
+        kept = points.iter().filter(|point| off(point) <= half).copied().collect();
+    }
+
+    let mut residuals: Vec<f64> = points.iter().map(|&(n, at)| at - phase - period * n).collect();
+    flatten(&mut residuals, (WANDER as f64 / common) as usize);
+    let spread = median(&mut residuals.iter().map(|residual| residual.abs()).collect::<Vec<f64>>());
+    let mut counts = vec![0.0_f32; slots];
+    for (&at, residual) in times.iter().zip(residuals) {
+        let slot = (at as f64 / common) as usize;
+        if slot < slots {
+            late[slot] += residual.clamp(-6.0 * spread, 6.0 * spread) as f32;
+            counts[slot] += 1.0;
+        }
+    }
+    late.iter_mut().zip(counts).filter(|(_, count)| *count > 1.0).for_each(|(late, count)| *late /= count);
+    late
+}
+
+/// Subtracts the mean of the `window` values around each: a clock may wander.
+fn flatten(values: &mut [f64], window: usize) {
+    let mut sums = vec![0.0];
+    sums.extend(values.iter().scan(0.0, |sum, value| {
+        *sum += value;
+        Some(*sum)
+    }));
+    let count = values.len();
+    for (i, value) in values.iter_mut().enumerate() {
+        let (from, to) = (i.saturating_sub(window / 2), (i + window / 2 + 1).min(count));
+        *value -= (sums[to] - sums[from]) / (to - from) as f64;
+    }
+}
+
+/// Datagrams in each slot.
+fn activity(times: &[u64], period: f64, slots: usize) -> Vec<f32> {
+    let mut counts = vec![0.0; slots];
+    for &at in times {
+        if let Some(count) = counts.get_mut((at as f64 / period) as usize) {
+            *count += 1.0;
+        }
+    }
+    counts
+}
+
+/// Mean zero and variance one, or all zero.
+fn standard(mut values: Vec<f32>) -> Vec<f32> {
+    let count = values.len() as f32;
+    let mean = values.iter().sum::<f32>() / count;
+    let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / count).sqrt();
+    values.iter_mut().for_each(|value| *value = if deviation > 0.0 { (*value - mean) / deviation } else { 0.0 });
+    values
+}
+
+/// The sum of products, in eight lanes so that compilers use vector instructions.
+fn product(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 8];
+    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The line of least squares through points: its value at zero and its slope.
+fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
+    let count = points.len() as f64;
+    let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / count, y + point.1 / count));
+    let square: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let both: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    (square > 0.0).then(|| (y - both / square * x, both / square))
+}
+
+/// The middle value, of which there must be one.
+fn median(values: &mut [f64]) -> f64 {
+    let middle = values.len() / 2;
+    *values.select_nth_unstable_by(middle, f64::total_cmp).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::{Chain, Ideal, Leak, Simulation};
+    use crate::testbed::found;
+
+    fn share(ideal: Ideal, seconds: f64, seed: u64) -> f64 {
+        let (record, truth) = Simulation { chain: Chain::Ideal(ideal), ..Simulation::new(100, seconds, seed) }.run();
+        found(&Lateness.scores(&record), &truth)
+    }
+
+    #[test]
+    fn data_later_than_dummies_is_found() {
+        assert!(share(Ideal::with(Leak::LateData { us: 20.0 }), 10.0, 1) > 0.9);
+    }
+
+    #[test]
+    fn ideal_rounds_are_at_chance() {
+        assert!(share(Ideal::default(), 20.0, 2) < 0.06);
+    }
+}

@@ -1,0 +1,62 @@
+//! Slots that an access link leaves empty.
+
+use crate::{
+    attacker::{Attacker, Scores},
+    directions::{Direction, Way},
+    record::{Place, Record},
+    slots::Slots,
+};
+
+/// A slot of the right flow has a datagram although its cell is missing with this probability: the match of times is
+/// not perfect.
+const ERROR: f64 = 0.02;
+
+/// Looks for slots without a cell on links that send at regular times: no datagram of the user's flow can belong to
+/// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow.
+pub struct MissingSlots {
+    pub way: Way,
+}
+
+impl Attacker for MissingSlots {
+    fn name(&self) -> String {
+        format!("missing-slots{}", self.way.suffix())
+    }
+
+    fn source(&self) -> &'static str {
+        "X. Fu et al., On Effectiveness of Link Padding for Statistical Traffic Analysis Attacks, ICDCS 2003; \
+         V. Shmatikov and M.-H. Wang, Timing Analysis in Low-Latency Mix Networks, ESORICS 2006"
+    }
+
+    fn scores(&self, record: &Record) -> Scores {
+        let one = |forward: bool| {
+            let pick = |place: &Place| if forward { place.forward.clone() } else { place.backward.clone() };
+            let delay = Direction::of(record, forward).delay.median() * if forward { 1 } else { -1 };
+            let links: Vec<Option<Slots>> = (record.access.iter())
+                .map(|place| Slots::of(&record.cells(&pick(place)).collect::<Vec<u64>>()))
+                .collect();
+            let flows: Vec<Vec<i64>> = (record.flows.iter())
+                .map(|place| pick(place).iter().map(|seen| seen.at as i64 - delay).collect())
+                .collect();
+            Scores::of_pairs(links.len(), flows.len(), |user, flow| {
+                links[user].as_ref().map_or(0.0, |slots| ratio(slots, &flows[flow], record.length))
+            })
+        };
+        match self.way {
+            Way::Forward => one(true),
+            Way::Backward => one(false),
+            Way::Both => one(true).plus(&one(false)),
+        }
+    }
+}
+
+/// The log-likelihood ratio of the flow belonging to the link against its being any flow as busy as this one.
+fn ratio(slots: &Slots, flow: &[i64], length: u64) -> f64 {
+    let half = slots.period as i64 / 2;
+    let busy = (flow.len() as f64 * slots.period as f64 / length as f64).clamp(0.01, 0.99);
+    let (with, without) = ((ERROR / busy).ln(), ((1.0 - ERROR * busy) / (1.0 - busy)).ln().min(3.0));
+    let has_datagram = |slot: &u64| {
+        let next = flow.partition_point(|at| *at < *slot as i64 - half);
+        flow.get(next).is_some_and(|at| *at <= *slot as i64 + half)
+    };
+    slots.lacking.iter().map(|slot| if has_datagram(slot) { with } else { without }).sum()
+}

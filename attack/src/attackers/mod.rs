@@ -1,0 +1,59 @@
+//! The attackers, one file each, and lists of them.
+
+mod batch_tracing;
+mod correlation;
+mod lateness;
+mod learned;
+mod likelihood;
+mod missing_slots;
+mod order;
+mod outage;
+mod releases;
+mod start_stop;
+mod volume;
+
+pub use batch_tracing::BatchTracing;
+pub use correlation::Correlation;
+pub use lateness::Lateness;
+pub use learned::Learned;
+pub use likelihood::Likelihood;
+pub use missing_slots::MissingSlots;
+pub use order::Order;
+pub use outage::{Exit, Outage};
+pub use start_stop::StartStop;
+pub use volume::{PacketCount, Volume};
+
+use crate::{
+    assignment::Assigned,
+    attacker::{Attacker, Example},
+    directions::Way,
+};
+
+/// Every attacker that only listens. Those that learn are trained with `examples`, which come from other seeds than the
+/// records that they attack; without examples they use assumptions of their own.
+pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
+    let mut all: Vec<Box<dyn Attacker>> = vec![
+        Box::new(BatchTracing),
+        Box::new(Assigned(BatchTracing)),
+        Box::new(Outage::learnt(Exit::Honest, examples)),
+        Box::new(Outage::learnt(Exit::Corrupt, examples)),
+        Box::new(Order),
+        Box::new(Lateness),
+        Box::new(Learned::learnt(examples, 1)),
+        Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
+        Box::new(Volume { way: Way::Both }),
+    ];
+    for way in Way::ALL {
+        all.push(Box::new(Likelihood { way, two_sided: true }));
+        all.push(Box::new(Likelihood { way, two_sided: false }));
+        all.push(Box::new(MissingSlots { way }));
+        all.push(Box::new(StartStop { way }));
+        for bin_ms in [5, 20, 100, 500] {
+            all.push(Box::new(Correlation { way, bin_ms }));
+        }
+    }
+    for window_ms in [250, 1000] {
+        all.push(Box::new(PacketCount { way: Way::Both, window_ms }));
+    }
+    all
+}

@@ -1,0 +1,95 @@
+//! Order statistics: the rank of a cell in its release against the rank of a datagram in its turn.
+
+use crate::{
+    attacker::{Attacker, Scores},
+    delay::Delay,
+    record::Record,
+};
+
+/// Packets closer together than this belong to one release or turn, in nanoseconds.
+const TOGETHER: u64 = 500_000;
+
+/// Compares the order in which cells came to Mix 1 for a release with the order in which the exit's datagrams left it.
+/// A mix that shuffles leaves nothing to find here.
+pub struct Order;
+
+impl Attacker for Order {
+    fn name(&self) -> String {
+        "order".into()
+    }
+
+    fn source(&self) -> &'static str {
+        "D. Chaum, Untraceable Electronic Mail, Return Addresses, and Digital Pseudonyms, CACM 1981 (why batches are \
+         put into another order)"
+    }
+
+    fn scores(&self, record: &Record) -> Scores {
+        let delay = Delay::measured(record);
+        let reach = (delay.quantile(0.95) - delay.quantile(0.05)).max(1_000_000);
+        let users = ranked_by_release(record);
+        let flows = ranked_by_turn(record);
+        Scores::of_pairs(users.len(), flows.len(), |user, flow| {
+            let (mut sum, mut count) = (0.0, 1.0f64);
+            for &(at, rank) in &flows[flow] {
+                if let Some(other) = nearest(&users[user], at - delay.median(), reach) {
+                    sum += (rank - 0.5) * (other - 0.5);
+                    count += 1.0;
+                }
+            }
+            sum / count.sqrt()
+        })
+    }
+}
+
+/// For each user, the times of its cells and their ranks, from 0 to 1, among the cells that Mix 1 releases together.
+fn ranked_by_release(record: &Record) -> Vec<Vec<(i64, f64)>> {
+    let mut cells: Vec<(u64, usize)> = Vec::new();
+    for (user, place) in record.access.iter().enumerate() {
+        cells.extend(record.cells(&place.forward).map(|at| (at, user)));
+    }
+    cells.sort_unstable();
+    let mut releases: Vec<u64> = Vec::new();
+    let mut last = None;
+    for at in record.inner.first().iter().flat_map(|link| record.cells(&link.forward)) {
+        if last.is_none_or(|last| at - last > TOGETHER) {
+            releases.push(at);
+        }
+        last = Some(at);
+    }
+    let release_of = |at: u64| releases.partition_point(|release| *release < at);
+    let mut ranked = vec![Vec::new(); record.access.len()];
+    for group in cells.chunk_by(|a, b| release_of(a.0) == release_of(b.0)) {
+        rank(group, &mut ranked);
+    }
+    ranked
+}
+
+/// For each flow, the times of its datagrams and their ranks among those that the exit sends in one turn.
+fn ranked_by_turn(record: &Record) -> Vec<Vec<(i64, f64)>> {
+    let mut datagrams: Vec<(u64, usize)> = Vec::new();
+    for (flow, place) in record.flows.iter().enumerate() {
+        datagrams.extend(place.forward.iter().map(|seen| (seen.at, flow)));
+    }
+    datagrams.sort_by_key(|datagram| datagram.0);
+    let mut ranked = vec![Vec::new(); record.flows.len()];
+    for group in datagrams.chunk_by(|a, b| b.0 - a.0 <= TOGETHER) {
+        rank(group, &mut ranked);
+    }
+    ranked
+}
+
+/// A packet alone has no rank.
+fn rank(group: &[(u64, usize)], ranked: &mut [Vec<(i64, f64)>]) {
+    if group.len() > 1 {
+        for (i, &(at, whose)) in group.iter().enumerate() {
+            ranked[whose].push((at as i64, i as f64 / (group.len() - 1) as f64));
+        }
+    }
+}
+
+fn nearest(ranked: &[(i64, f64)], at: i64, reach: i64) -> Option<f64> {
+    let after = ranked.partition_point(|cell| cell.0 < at);
+    let candidates = ranked[after.saturating_sub(1)..].iter().take(2);
+    let nearest = candidates.min_by_key(|cell| (cell.0 - at).abs())?;
+    ((nearest.0 - at).abs() <= reach).then_some(nearest.1)
+}

@@ -1,0 +1,283 @@
+//! Cells lost on an access link against datagrams that a flow lacks.
+//!
+//! Redundancy hides single losses, not outages: no copy survives a link that is down for longer than the copies are
+//! apart. The flow then lacks a datagram, and whoever saw the link knows whose flow it is.
+
+use rayon::prelude::*;
+
+use crate::{
+    attacker::{Attacker, Example, Scores},
+    delay::Delay,
+    record::Record,
+    slots::{Run, Slots},
+};
+
+/// Most cells that runs of each class lack.
+const RUNS: [u32; 5] = [1, 2, 4, 8, u32::MAX];
+
+/// What a flow shows at the time at which the datagrams of lost cells were due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is due, nothing came.
+    Nothing,
+    /// All datagrams came when they were due.
+    Complete,
+    /// A datagram came late.
+    Late,
+    /// The first datagram after a silence: one before it may be lost.
+    Edge,
+    Lacks1,
+    Lacks2,
+    Lacks3,
+}
+
+const OUTCOMES: usize = 7;
+
+/// What the flow of a corrupt or honest exit lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Datagrams that are missing, late or first after a gap, as anybody sees behind the exit.
+    Honest,
+    /// Rounds that the exit could not open.
+    Corrupt,
+}
+
+/// Probabilities of outcomes given that the flow belongs to the link: learnt, or assumed.
+#[derive(Clone, Debug, PartialEq)]
+struct Habits {
+    /// For each class of runs.
+    outcomes: [[f64; OUTCOMES]; RUNS.len()],
+    /// For each datagram that a flow lacks, the class of the run at that time; the last is none.
+    causes: [f64; RUNS.len() + 1],
+}
+
+/// Matches runs of lost cells with what flows lack, by log-likelihood ratio.
+pub struct Outage {
+    exit: Exit,
+    habits: Option<Habits>,
+}
+
+impl Outage {
+    /// Assumes that a run of lost cells is seen in the flow more often the longer it is, and that most of what a flow
+    /// lacks was lost on the access link.
+    pub fn assumed(exit: Exit) -> Self {
+        Self { exit, habits: None }
+    }
+
+    /// Learns how often from records of other seeds. Without examples the same as [`Outage::assumed`].
+    pub fn learnt(exit: Exit, examples: &[Example<'_>]) -> Self {
+        let mut counts = Counts::default();
+        for example in examples {
+            let views = Views::of(example.record, exit);
+            for (user, &flow) in example.truth.0.iter().enumerate() {
+                counts.add(&views, user, flow);
+            }
+        }
+        let habits = (!examples.is_empty()).then(|| counts.habits());
+        Self { exit, habits }
+    }
+}
+
+impl Attacker for Outage {
+    fn name(&self) -> String {
+        match self.exit {
+            Exit::Honest => "outage".into(),
+            Exit::Corrupt => "outage-corrupt-exit".into(),
+        }
+    }
+
+    fn source(&self) -> &'static str {
+        "M. Wright et al., The Predecessor Attack, TISSEC 2004; \
+         A. Houmansadr and N. Borisov, The Need for Flow Fingerprints to Link Correlated Network Flows, PETS 2013"
+    }
+
+    fn scores(&self, record: &Record) -> Scores {
+        let views = Views::of(record, self.exit);
+        let (users, flows) = (views.links.len(), views.flows.len());
+        let all: Vec<Counts> = (0..users * flows)
+            .into_par_iter()
+            .map(|pair| {
+                let mut counts = Counts::default();
+                counts.add(&views, pair / flows, pair % flows);
+                counts
+            })
+            .collect();
+        // Nearly all pairs are of strangers: together they show how often outcomes occur by chance.
+        let mut chance = Counts::default();
+        all.iter().for_each(|counts| chance.merge(counts));
+        let chance = chance.habits();
+        let habits = self.habits.clone().unwrap_or_else(|| chance.assumed());
+        let ratios = habits.ratios(&chance);
+        Scores::of_pairs(users, flows, |user, flow| all[user * flows + flow].sum(&ratios))
+    }
+}
+
+/// How often a pair, or many, showed each outcome and cause.
+#[derive(Clone, Default)]
+struct Counts {
+    outcomes: [[u32; OUTCOMES]; RUNS.len()],
+    causes: [u32; RUNS.len() + 1],
+}
+
+impl Counts {
+    fn add(&mut self, views: &Views, user: usize, flow: usize) {
+        let Some(link) = &views.links[user] else { return };
+        let flow = &views.flows[flow];
+        for run in &link.runs {
+            let due = flow.due(run, link.period);
+            self.outcomes[class(run.cells)][flow.outcome(due) as usize] += 1;
+        }
+        for lack in &flow.lacks {
+            let near = link.runs.iter().filter(|run| {
+                let (from, to) = flow.due(run, link.period);
+                (from..=to).contains(lack)
+            });
+            let cause = near.map(|run| class(run.cells)).max().unwrap_or(RUNS.len());
+            self.causes[cause] += 1;
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let pairs = self.outcomes.iter_mut().flatten().zip(other.outcomes.iter().flatten());
+        pairs.chain(self.causes.iter_mut().zip(&other.causes)).for_each(|(sum, count)| *sum += count);
+    }
+
+    /// Shares, as if a few more of everything had been seen.
+    fn habits(&self) -> Habits {
+        Habits { outcomes: self.outcomes.map(shares), causes: shares(self.causes) }
+    }
+
+    fn sum(&self, ratios: &Habits) -> f64 {
+        let counts = self.outcomes.iter().flatten().chain(&self.causes);
+        let ratios = ratios.outcomes.iter().flatten().chain(&ratios.causes);
+        counts.zip(ratios).map(|(count, ratio)| f64::from(*count) * ratio).sum()
+    }
+}
+
+fn shares<const N: usize>(counts: [u32; N]) -> [f64; N] {
+    const MORE: f64 = 0.5;
+    let total: f64 = counts.iter().map(|count| f64::from(*count) + MORE).sum();
+    counts.map(|count| (f64::from(count) + MORE) / total)
+}
+
+fn class(cells: u32) -> usize {
+    RUNS.iter().position(|most| cells <= *most).unwrap_or(RUNS.len() - 1)
+}
+
+impl Habits {
+    /// From outcomes by chance to those of the right flow.
+    fn assumed(&self) -> Self {
+        const SEEN: [f64; RUNS.len()] = [0.1, 0.3, 0.5, 0.7, 0.9];
+        const EXPLAINED: f64 = 0.7;
+        let mut assumed = self.clone();
+        for (outcomes, seen) in assumed.outcomes.iter_mut().zip(SEEN) {
+            outcomes.iter_mut().for_each(|p| *p *= 1.0 - seen);
+            for lacks in [Outcome::Lacks1, Outcome::Lacks2, Outcome::Lacks3] {
+                outcomes[lacks as usize] += seen / 3.0;
+            }
+        }
+        assumed.causes.iter_mut().for_each(|p| *p *= 1.0 - EXPLAINED);
+        let by_run: f64 = self.causes[..RUNS.len()].iter().sum();
+        for (cause, chance) in assumed.causes.iter_mut().zip(self.causes).take(RUNS.len()) {
+            *cause += EXPLAINED * chance / by_run;
+        }
+        assumed
+    }
+
+    /// Logarithms of ratios.
+    fn ratios(&self, chance: &Self) -> Self {
+        let mut ratios = self.clone();
+        let chance = chance.outcomes.iter().flatten().chain(&chance.causes);
+        let own = ratios.outcomes.iter_mut().flatten().chain(&mut ratios.causes);
+        own.zip(chance).for_each(|(own, chance)| *own = (*own / chance).ln());
+        ratios
+    }
+}
+
+/// The links and flows of a record in the form that this attacker compares.
+struct Views {
+    links: Vec<Option<Slots>>,
+    flows: Vec<Flow>,
+}
+
+impl Views {
+    fn of(record: &Record, exit: Exit) -> Self {
+        let delay = Delay::measured(record).median();
+        let cells = record.access.iter().map(|place| record.cells(&place.forward).collect::<Vec<u64>>());
+        let links = cells.map(|cells| Slots::of(&cells)).collect();
+        let flows = match exit {
+            Exit::Honest => {
+                let times = record.flows.iter().map(|place| place.forward.iter().map(|seen| seen.at as i64).collect());
+                times.map(|times: Vec<i64>| Flow::honest(times, delay)).collect()
+            }
+            Exit::Corrupt => {
+                let unopened = record.flows.iter().enumerate().map(|(flow, _)| record.unopened.get(flow));
+                unopened.map(|times| Flow::corrupt(times.map_or(&[], Vec::as_slice), delay)).collect()
+            }
+        };
+        Self { links, flows }
+    }
+}
+
+/// A flow's datagrams and what it lacks, in order.
+struct Flow {
+    delay: i64,
+    /// How far around its time a loss is looked for, in slots.
+    reach: f64,
+    datagrams: Vec<i64>,
+    lacks: Vec<i64>,
+    late: Vec<i64>,
+    edges: Vec<i64>,
+}
+
+impl Flow {
+    /// Intervals of nearly twice the usual one and more lack datagrams; those of more than `SILENCE` are pauses.
+    fn honest(datagrams: Vec<i64>, delay: i64) -> Self {
+        const SILENCE: f64 = 12.5;
+        let mut intervals: Vec<i64> = datagrams.windows(2).map(|w| w[1] - w[0]).collect();
+        intervals.sort_unstable();
+        let usual = intervals.get(intervals.len() / 2).copied().unwrap_or(1).max(1);
+        let mut flow = Self { delay, reach: 0.6, datagrams, lacks: Vec::new(), late: Vec::new(), edges: Vec::new() };
+        for pair in flow.datagrams.windows(2) {
+            let interval = pair[1] - pair[0];
+            let steps = interval as f64 / usual as f64;
+            if steps > SILENCE {
+                flow.edges.push(pair[1]);
+            } else if steps > 1.75 {
+                let steps = (steps.round() as i64).max(2);
+                flow.lacks.extend((1..steps).map(|step| pair[0] + interval * step / steps));
+            } else if steps > 1.25 {
+                flow.late.push(pair[1]);
+            }
+        }
+        flow
+    }
+
+    fn corrupt(unopened: &[u64], delay: i64) -> Self {
+        let lacks = unopened.iter().map(|at| *at as i64).collect();
+        Self { delay, reach: 1.2, datagrams: Vec::new(), lacks, late: Vec::new(), edges: Vec::new() }
+    }
+
+    /// When the datagrams of lost cells would leave.
+    fn due(&self, run: &Run, period: u64) -> (i64, i64) {
+        let reach = (self.reach * period as f64) as i64;
+        (run.from as i64 + self.delay - reach, run.to as i64 + self.delay + reach)
+    }
+
+    fn outcome(&self, due: (i64, i64)) -> Outcome {
+        let count = |times: &[i64]| within(times, due);
+        match count(&self.lacks) {
+            0 if count(&self.late) > 0 => Outcome::Late,
+            0 if count(&self.edges) > 0 => Outcome::Edge,
+            0 if count(&self.datagrams) > 0 => Outcome::Complete,
+            0 => Outcome::Nothing,
+            1 => Outcome::Lacks1,
+            2 => Outcome::Lacks2,
+            _ => Outcome::Lacks3,
+        }
+    }
+}
+
+fn within(times: &[i64], (from, to): (i64, i64)) -> usize {
+    times.partition_point(|at| *at <= to) - times.partition_point(|at| *at < from)
+}

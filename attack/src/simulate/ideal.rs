@@ -1,0 +1,174 @@
+//! Ideal rounds: access links that send in every round no matter what the flow does, and flows that leave at round
+//! times. Access links and flows are then independent. One leak can be planted.
+
+use rand::RngExt as _;
+
+use super::{Application, CELL_BYTES, Draw, MS, Simulation, US, exponential, generator};
+use crate::record::{Passage, Place, Record, Seen, Trace};
+
+/// Hops whose inner links are recorded.
+const HOPS: usize = 3;
+/// What an entry lets a datagram wait for a round.
+const QUEUE_AGE: u64 = 60 * MS;
+
+/// How rounds work, and what leaks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ideal {
+    /// Time between rounds.
+    pub round_ms: f64,
+    /// How often each forward cell is sent, one round apart.
+    pub copies: u32,
+    /// Each cell carries the datagrams of the round before again.
+    pub repeat: bool,
+    pub leak: Option<Leak>,
+    /// Fill [`Record::unopened`]. Only lossy links make a difference there.
+    pub corrupt_exit: bool,
+}
+
+/// A fault planted in ideal rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Leak {
+    /// Cells with data are this much later on the access link than dummies, in microseconds.
+    LateData { us: f64 },
+    /// This share of the dummies is not sent.
+    LeftOut { share: f64 },
+    /// A datagram that the access link loses in all copies is missing from the flow.
+    Losses,
+    /// The access link starts with the flow.
+    Starts,
+}
+
+impl Default for Ideal {
+    fn default() -> Self {
+        Self { round_ms: 10.0, copies: 1, repeat: false, leak: None, corrupt_exit: false }
+    }
+}
+
+impl Ideal {
+    pub fn with(leak: Leak) -> Self {
+        Self { leak: Some(leak), ..Self::default() }
+    }
+
+    /// From the start of a round to the times at which hop `hop` releases it; `HOPS` is the exit.
+    fn offset(&self, hop: usize) -> u64 {
+        let wait = f64::from(self.copies - 1) * self.round_ms + 8.0;
+        (wait * MS as f64) as u64 + 2 * MS * hop as u64
+    }
+}
+
+pub(super) fn run(simulation: &Simulation, ideal: &Ideal, applications: &[Application]) -> Record {
+    let length = simulation.length();
+    let period = (ideal.round_ms * MS as f64) as u64;
+    let rounds = length / period;
+    let users = simulation.users;
+    let mut record = Record { length, cell_bytes: CELL_BYTES, ..Record::default() };
+    for (user, application) in applications.iter().enumerate() {
+        let (access, flow, unopened) = one_user(simulation, ideal, user, application);
+        record.access.push(access);
+        record.flows.push(flow);
+        if ideal.corrupt_exit {
+            record.unopened.push(unopened);
+        }
+    }
+    let mut rng = generator(simulation.seed, Draw::Chain, 0);
+    for hop in 0..HOPS {
+        let mut round = |at: u64| {
+            let at = at + exponential(&mut rng, 20.0 * US as f64) as u64;
+            (0..=users).map(move |i| Seen { at: at + 10 * US * (i as u64 / 48), bytes: CELL_BYTES })
+        };
+        let forward = (0..rounds).flat_map(|r| round(r * period + ideal.offset(hop))).collect();
+        let backward = (0..rounds).flat_map(|r| round(r * period + MS + 2 * MS * (HOPS - hop) as u64)).collect();
+        record.inner.push(Place { forward, backward });
+    }
+    for round in (0..rounds).step_by(5) {
+        let entered = round * period + exponential(&mut rng, 20.0 * US as f64) as u64;
+        let left = round * period + leave(ideal, period) + exponential(&mut rng, 50.0 * US as f64) as u64;
+        record.probe.push(Passage { entered, left });
+    }
+    record.first(length)
+}
+
+/// From the start of a round to the time at which its datagrams leave.
+fn leave(ideal: &Ideal, period: u64) -> u64 {
+    ideal.offset(HOPS) + if ideal.repeat { period } else { 0 }
+}
+
+fn one_user(
+    simulation: &Simulation,
+    ideal: &Ideal,
+    user: usize,
+    application: &Application,
+) -> (Place, Place, Vec<u64>) {
+    let mut rng = generator(simulation.seed, Draw::Link, user);
+    let period = (ideal.round_ms * MS as f64) as u64;
+    let rounds = (simulation.length() / period) as usize;
+    let data = in_rounds(&application.forward, period, rounds);
+    // Users' cells reach Mix 1 up to 2 ms apart.
+    let phase = (rng.random::<f64>() * 2.0 * MS as f64) as u64;
+
+    let first_round = match ideal.leak {
+        Some(Leak::Starts) => (application.start / period) as usize,
+        _ => 0,
+    };
+    // One cell for each copy, the newest round first: (time, round).
+    let mut sent: Vec<(u64, usize)> = Vec::new();
+    for slot in first_round..rounds {
+        let mut at = slot as u64 * period + phase + exponential(&mut rng, 20.0 * US as f64) as u64;
+        for round in (0..ideal.copies as usize).filter_map(|copy| slot.checked_sub(copy)) {
+            let is_data = data[round].is_some();
+            let late = match ideal.leak {
+                Some(Leak::LateData { us }) if is_data => (us * US as f64) as u64,
+                _ => 0,
+            };
+            let left_out = match ideal.leak {
+                Some(Leak::LeftOut { share }) => !is_data && rng.random::<f64>() < share,
+                _ => false,
+            };
+            if !left_out {
+                sent.push((at + late, round));
+            }
+            at += 5 * US;
+        }
+    }
+    sent.sort_by_key(|cell| cell.0);
+    let lost = simulation.lost(user, sent.iter().map(|cell| cell.0));
+    let mut received = vec![false; rounds];
+    let mut access = Place::default();
+    for (&(at, round), _) in sent.iter().zip(lost).filter(|(_, lost)| !lost) {
+        access.forward.push(Seen { at, bytes: CELL_BYTES });
+        received[round] = true;
+    }
+    access.backward = (0..rounds)
+        .map(|round| {
+            let release = round as u64 * period + 7 * MS;
+            Seen { at: release + exponential(&mut rng, 30.0 * US as f64) as u64, bytes: CELL_BYTES }
+        })
+        .collect();
+
+    let visible = matches!(ideal.leak, Some(Leak::Losses));
+    let mut flow = Place { forward: Trace::new(), backward: application.backward.clone() };
+    for (round, bytes) in data.iter().enumerate().filter_map(|(round, bytes)| Some((round, (*bytes)?))) {
+        let rescued = ideal.repeat && received.get(round + 1).copied().unwrap_or(true);
+        if !visible || received[round] || rescued {
+            let at = round as u64 * period + leave(ideal, period) + exponential(&mut rng, 50.0 * US as f64) as u64;
+            flow.forward.push(Seen { at, bytes });
+        }
+    }
+    let unopened = (first_round..rounds)
+        .filter(|&round| visible && !received[round])
+        .map(|round| round as u64 * period + ideal.offset(HOPS))
+        .collect();
+    (access, flow, unopened)
+}
+
+/// The datagram that each round carries, as its length: one a round, the oldest first, none that waited too long.
+fn in_rounds(datagrams: &[Seen], period: u64, rounds: usize) -> Vec<Option<u32>> {
+    let mut waiting = datagrams.iter().peekable();
+    (0..rounds as u64)
+        .map(|round| {
+            let now = round * period;
+            while waiting.next_if(|seen| seen.at + QUEUE_AGE < now).is_some() {}
+            waiting.next_if(|seen| seen.at <= now).map(|seen| seen.bytes)
+        })
+        .collect()
+}

@@ -1,0 +1,193 @@
+//! Attacks records and judges what the attackers found.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{bail, ensure};
+use attack::attackers;
+use attack::figures::{self, Figures};
+use attack::independence::{self, Verdict};
+use attack::{Attacker, Example, Record, Scores};
+use serde::Serialize;
+
+use super::cases::Attacked;
+
+/// What one attacker found in one record.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) case: String,
+    pub(super) profile: String,
+    pub(super) users: usize,
+    /// Length of the record that it had.
+    pub(super) seconds: f64,
+    pub(super) seed: u64,
+    pub(super) attacker: String,
+    /// The paper that it comes from.
+    pub(super) source: &'static str,
+    #[serde(flatten)]
+    pub(super) figures: Figures,
+}
+
+/// What all attackers together found in the records of one case.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Summary {
+    pub(super) case: String,
+    /// For each seed: the attacker that was best on the other seeds.
+    pub(super) attackers: Vec<String>,
+    /// Its top-1 after the whole record: mean of the seeds, and the least and greatest of them.
+    pub(super) top1: f64,
+    pub(super) top1_range: [f64; 2],
+    /// The same after each time.
+    pub(super) top1_after: Vec<(f64, f64)>,
+    /// Seconds until its top-1 is one half: mean of the seeds, if it gets there in all.
+    pub(super) seconds_to_half: Option<f64>,
+    /// Top-1 of an attacker that guesses.
+    pub(super) chance: f64,
+    /// For each seed: a permutation test over all attackers together, after the whole record.
+    pub(super) verdicts: Vec<Verdict>,
+}
+
+/// What to attack with.
+pub(super) struct Judge<'a> {
+    pub(super) profile: String,
+    /// Times after which attackers are judged, in seconds, besides the whole record.
+    pub(super) times: Vec<f64>,
+    /// Names, or the beginnings of names. All attackers if it is empty.
+    pub(super) chosen: &'a [String],
+    pub(super) interrupted: &'a AtomicBool,
+}
+
+impl Judge<'_> {
+    /// The attackers, trained with records of other seeds.
+    ///
+    /// # Errors
+    /// A name is unknown.
+    fn attackers(&self, examples: &[Example<'_>]) -> anyhow::Result<Vec<Box<dyn Attacker>>> {
+        let mut all = attackers::passive(examples);
+        let names: Vec<String> = all.iter().map(|attacker| attacker.name()).collect();
+        let unknown = self.chosen.iter().find(|chosen| !names.iter().any(|name| name.starts_with(*chosen)));
+        if let Some(unknown) = unknown {
+            bail!(
+                "unknown attacker {unknown:?}: expected the name or the beginning of the name of {}",
+                names.join(", ")
+            );
+        }
+        all.retain(|attacker| self.chosen.is_empty() || self.chosen.iter().any(|one| attacker.name().starts_with(one)));
+        Ok(all)
+    }
+
+    /// The number of attackers.
+    ///
+    /// # Errors
+    /// A name is unknown.
+    pub(super) fn count(&self) -> anyhow::Result<u64> {
+        Ok(self.attackers(&[])?.len() as u64)
+    }
+
+    /// Attacks the records of one case with every attacker.
+    ///
+    /// # Errors
+    /// The user interrupts.
+    pub(super) fn attack(
+        &self,
+        records: &[Attacked],
+        mut progress: impl FnMut(),
+    ) -> anyhow::Result<(Vec<Finding>, Summary)> {
+        let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
+        for (index, attacked) in records.iter().enumerate() {
+            let Attacked { case, seed, record, truth } = attacked;
+            let times = self.all_times(record.length);
+            let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
+            let mut last = Vec::<Scores>::new();
+            for attacker in self.attackers(&examples(records, index))? {
+                ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+                let mut curve = Vec::new();
+                for (part, seconds) in parts.iter().zip(&times) {
+                    let scores = attacker.scores(part);
+                    curve.push((*seconds, figures::figures(&scores, truth, *seed)));
+                    if *seconds == times[times.len() - 1] {
+                        last.push(scores);
+                    }
+                }
+                findings.extend(curve.into_iter().map(|(seconds, figures)| Finding {
+                    case: case.clone(),
+                    profile: self.profile.clone(),
+                    users: record.access.len(),
+                    seconds,
+                    seed: *seed,
+                    attacker: attacker.name(),
+                    source: attacker.source(),
+                    figures,
+                }));
+                progress();
+            }
+            verdicts.push(independence::verdict(&last, truth, *seed));
+        }
+        let summary = self.summary(records, &findings, verdicts)?;
+        Ok((findings, summary))
+    }
+
+    /// The times within a record, and its length.
+    fn all_times(&self, length: u64) -> Vec<f64> {
+        let length = length as f64 / 1e9;
+        let within = self.times.iter().copied().filter(|seconds| *seconds < length);
+        within.chain([length]).collect()
+    }
+
+    fn summary(&self, records: &[Attacked], findings: &[Finding], verdicts: Vec<Verdict>) -> anyhow::Result<Summary> {
+        let (mut chosen, mut ends, mut halves) = (Vec::new(), Vec::new(), Vec::new());
+        let times = self.all_times(records.first().map_or(0, |attacked| attacked.record.length));
+        let mut after = vec![0.0; times.len()];
+        for (index, attacked) in records.iter().enumerate() {
+            let best = best_elsewhere(findings, attacked.seed, times.last().copied().unwrap_or(0.0));
+            let own = findings.iter().filter(|one| one.seed == attacked.seed && one.attacker == best);
+            let curve: Vec<(f64, f64)> = own.map(|one| (one.seconds, one.figures.top1)).collect();
+            for (sum, (_, top1)) in after.iter_mut().zip(&curve) {
+                *sum += top1 / records.len() as f64;
+            }
+            ends.extend(curve.last().map(|(_, top1)| *top1));
+            let attackers = self.attackers(&examples(records, index))?;
+            if let Some(attacker) = attackers.iter().find(|attacker| attacker.name() == best) {
+                let Attacked { record, truth, .. } = attacked;
+                halves.push(figures::seconds_to_top1(0.5, &**attacker, record, truth, &times, 3));
+            }
+            chosen.push(best);
+        }
+        let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len().max(1) as f64;
+        let halves: Option<Vec<f64>> = halves.into_iter().collect();
+        let users = records.first().map_or(1, |attacked| attacked.record.flows.len());
+        Ok(Summary {
+            case: records.first().map(|attacked| attacked.case.clone()).unwrap_or_default(),
+            attackers: chosen,
+            top1: mean(&ends),
+            top1_range: [ends.iter().copied().fold(1.0, f64::min), ends.iter().copied().fold(0.0, f64::max)],
+            top1_after: times.into_iter().zip(after).collect(),
+            seconds_to_half: halves.filter(|halves| !halves.is_empty()).map(|halves| mean(&halves)),
+            chance: 1.0 / users as f64,
+            verdicts,
+        })
+    }
+}
+
+/// The records of the other seeds.
+fn examples(records: &[Attacked], index: usize) -> Vec<Example<'_>> {
+    let others = records.iter().enumerate().filter(|(other, _)| *other != index);
+    others.map(|(_, attacked)| Example { record: &attacked.record, truth: &attacked.truth }).collect()
+}
+
+/// The attacker with the best top-1 on all seeds but this one, or on this one if there are no others.
+fn best_elsewhere(findings: &[Finding], seed: u64, seconds: f64) -> String {
+    let others = findings.iter().any(|one| one.seed != seed);
+    let mut sums: Vec<(&str, f64)> = Vec::new();
+    for one in findings.iter().filter(|one| (one.seed != seed || !others) && one.seconds == seconds) {
+        match sums.iter_mut().find(|(name, _)| *name == one.attacker) {
+            Some((_, sum)) => *sum += one.figures.top1,
+            None => sums.push((&one.attacker, one.figures.top1)),
+        }
+    }
+    // The first of equals, so that one set of records gives one answer.
+    let best = sums.iter().fold(None, |best: Option<&(&str, f64)>, one| match best {
+        Some(best) if best.1 >= one.1 => Some(best),
+        _ => Some(one),
+    });
+    best.map(|(name, _)| (*name).to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,372 @@
+//! `eddy-bench attack`: records what an adversary on all wires sees, and attacks the record.
+//!
+//! ```text
+//! namespace    a network of this process's own       places       ports of everything that is captured
+//! network      mixes and exit as processes           capture      packet sockets on loopback
+//! relay        access links, one for each user       record       from captured datagrams to a record
+//! impairment   loss, jitter, outages, a bottleneck   session      one run
+//! users        entries, applications, destinations   profile      what an application sends
+//! cases        what is compared                      folder       records as files
+//! judge        attackers and their figures           text         tables
+//! ```
+//!
+//! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
+//! because an entry keeps the memory of its buffers until its process ends.
+
+mod capture;
+mod cases;
+mod folder;
+mod impairment;
+mod judge;
+mod namespace;
+mod network;
+mod places;
+mod profile;
+mod record;
+mod relay;
+mod session;
+mod text;
+mod users;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use attack::active::{self, DelayWatermark, DropWatermark, Isolation, Plan};
+use clap::{Args, ValueEnum};
+use dataplane::stage::pool::Mixing;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use wire::cell::Class;
+
+use self::cases::{Attacked, Case};
+use self::impairment::{Impairments, Loss, Outage};
+use self::judge::Judge;
+use self::places::Tap;
+use self::profile::{Profile, Traffic};
+use self::session::{Run, Session, Stage};
+use crate::args::{OutputArgs, in_range, seconds};
+use crate::machine::Machine;
+use crate::signals;
+
+#[derive(Args, Clone, Debug)]
+pub struct AttackArgs {
+    /// Users, each with an entry and a flow of its own
+    #[arg(
+        long,
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u16).range(2..=places::USERS_MAX as i64),
+        help_heading = "Users"
+    )]
+    users: u16,
+    /// Application of every user: voice, constant, video, game, web, poisson, or a trace (pcap, CSV)
+    #[arg(long, default_value = "voice", value_name = "NAME|FILE", help_heading = "Users")]
+    profile: Profile,
+    /// Length of a record
+    #[arg(long, default_value_t = 60.0, value_parser = seconds, help_heading = "Users")]
+    seconds: f64,
+    /// Records of each case, each with a seed of its own, from 1 on
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100), help_heading = "Users")]
+    seeds: u64,
+
+    /// Loss on access links: 0.01, or 0.01:burst=3 in bursts of that mean length
+    #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
+    loss: Option<Loss>,
+    /// Mean of an exponential delay on access links
+    #[arg(hide_short_help = true, long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
+    jitter_ms: f64,
+    /// Bottleneck of each access link and direction, with a queue of 200 ms
+    #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
+    rate: Option<f64>,
+    /// Time without a link for one user (repeatable)
+    #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
+    outages: Vec<Outage>,
+
+    /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
+    #[arg(hide_short_help = true, long, help_heading = "Adversary")]
+    tap: Option<Tap>,
+    /// What the adversary does to a user's access link
+    #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
+    active: Option<ActivePlan>,
+    /// Attackers: names or their beginnings [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
+    attackers: Vec<String>,
+    /// What is compared: off (mixes forward at once), default (--mixing), ideal (synthetic)
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_values_t = [Case::Off, Case::Default, Case::Ideal],
+        help_heading = "Adversary"
+    )]
+    cases: Vec<Case>,
+
+    /// Size class of the cells
+    #[arg(hide_short_help = true, long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
+    class: Class,
+    /// Number of mixes
+    #[arg(hide_short_help = true, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
+    mixes: u8,
+    /// Mixing strategy of the case `default`
+    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
+    mixing: Mixing,
+    /// Channels that each entry keeps open
+    #[arg(hide_short_help = true, long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
+    channels: u16,
+
+    /// Keep the records in this folder
+    #[arg(long, value_name = "FOLDER", conflicts_with = "from", help_heading = "Output")]
+    record: Option<PathBuf>,
+    /// Write them also in the format of WF4NYM-artifacts
+    #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
+    wf4nym: bool,
+    /// Attack the records in this folder instead of making new ones
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    from: Option<PathBuf>,
+    /// Make this record only: what the command starts for each record
+    #[arg(long, value_name = "CASE-SEED", hide = true, requires = "record")]
+    run: Option<RunName>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The name of a record.
+#[derive(Clone, Copy, Debug)]
+struct RunName {
+    case: Case,
+    seed: u64,
+}
+
+impl FromStr for RunName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("invalid record {text:?}: expected CASE-SEED, e.g. default-1");
+        let (case, seed) = text.rsplit_once('-').ok_or_else(wrong)?;
+        Ok(RunName { case: case.parse()?, seed: seed.parse().map_err(|_| wrong())? })
+    }
+}
+
+fn jitter(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, 10_000.0, "milliseconds")
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    in_range(text, 10_000.0, 1e11, "bits per second")
+}
+
+/// An active attack on one user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ActivePlan {
+    /// 20 ms of delay, on and off
+    Delay,
+    /// Cells of a few slots of 10 ms are dropped
+    Drop,
+    /// All others are held for a while (n-1)
+    Isolation,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The system has no network namespaces, a run fails, or files cannot be read or written.
+pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
+    let users = usize::from(args.users);
+    let outside = args.outages.iter().find(|outage| outage.user >= users);
+    ensure!(outside.is_none(), "--outage names user {}, but --users is {users}", outside.map_or(0, |one| one.user));
+    let traffic = Traffic::read(&args.profile)?;
+    if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
+        return args.record_one(case, seed, &traffic, dir);
+    }
+
+    let interrupted = signals::interrupted()?;
+    let judge = Judge {
+        profile: args.profile.to_string(),
+        times: attack::figures::TIMES.to_vec(),
+        chosen: &args.attackers,
+        interrupted: &interrupted,
+    };
+    let attackers = judge.count()?;
+    let temporary =
+        tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
+    let dir = args.from.as_deref().or(args.record.as_deref()).unwrap_or(temporary.path());
+    let all = match &args.from {
+        Some(from) => folder::list(from)?,
+        None => args.cases.iter().flat_map(|case| (1..=args.seeds).map(|seed| (case.to_string(), seed))).collect(),
+    };
+
+    let (mut findings, mut summaries, mut runs, mut detections) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for of_case in all.chunk_by(|one, other| one.0 == other.0) {
+        let mut records = Vec::new();
+        for (case, seed) in of_case {
+            if args.from.is_none() {
+                args.start_run(case, *seed, dir)?;
+                ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+            }
+            let (attacked, facts) = folder::read(dir, case, *seed)?;
+            if let Some(facts) = facts {
+                args.say(&format!("{case} {seed}: {}", facts.text()));
+                runs.push(serde_json::json!({ "case": case, "seed": seed, "facts": facts }));
+                detections.extend(args.plan(*seed).map(|plan| Detected::new(&attacked, &plan)));
+            }
+            records.push(attacked);
+        }
+        let bar = bar(&of_case[0].0, of_case.len() as u64 * attackers)?.with_message("attacking");
+        let (found, summary) = judge.attack(&records, || bar.inc(1))?;
+        bar.finish_and_clear();
+        findings.extend(found);
+        summaries.push(summary);
+    }
+
+    let machine = Machine::read();
+    if args.output.json {
+        let all = serde_json::json!({
+            "results": findings, "summaries": summaries, "active": detections, "runs": runs, "machine": machine,
+        });
+        println!("{all}");
+        return Ok(());
+    }
+    println!("{}", text::summaries(&summaries));
+    for one in &detections {
+        println!("{}", one.text());
+    }
+    if args.output.verbose {
+        println!("\n{}", text::findings(&findings));
+    }
+    let users = findings.first().map_or(users, |one| one.users);
+    match &args.from {
+        Some(from) => println!("\n{users} users, records of {}", from.display()),
+        None => println!("\n{users} users, {}; class {}, {}", args.profile, args.class.name(), args.mixing),
+    }
+    println!("Machine: {machine}");
+    if let Some(record) = &args.record {
+        println!("Wrote {} records to {}.", all.len(), record.display());
+    }
+    Ok(())
+}
+
+/// What the detector of an active attack found.
+#[derive(Clone, Debug, Serialize)]
+struct Detected {
+    case: String,
+    seed: u64,
+    plan: &'static str,
+    source: &'static str,
+    /// Its best flow is the target's.
+    right: bool,
+    /// Seconds after which it was sure, if it ever was.
+    seconds: Option<f64>,
+}
+
+impl Detected {
+    fn new(attacked: &Attacked, plan: &Plan) -> Detected {
+        let found = active::detect(&attacked.record, plan);
+        let row = found.scores.row(0);
+        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        Detected {
+            case: attacked.case.clone(),
+            seed: attacked.seed,
+            plan: plan.name(),
+            source: plan.source(),
+            right: best == attacked.truth.0.get(plan.target()).copied(),
+            seconds: found.seconds,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Detected { case, seed, plan, right, seconds, .. } = self;
+        let right = if *right { "the target's flow" } else { "another flow" };
+        match seconds {
+            Some(seconds) => format!("{case} {seed}: {plan} found {right} after {seconds} s"),
+            None => format!("{case} {seed}: {plan} found nothing that stands out ({right} is first)"),
+        }
+    }
+}
+
+fn bar(name: &str, length: u64) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{prefix:>10} {bar:20} {elapsed_precise} {msg}")?;
+    Ok(ProgressBar::new(length).with_style(style).with_prefix(name.to_owned()))
+}
+
+impl AttackArgs {
+    /// Makes one record in another process, whose arguments are those of this one.
+    fn start_run(&self, case: &str, seed: u64, dir: &Path) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).args(["--run", &format!("{case}-{seed}")]);
+        if self.record.is_none() {
+            command.arg("--record").arg(dir);
+        }
+        let ended = command.stdout(Stdio::null()).status().context("cannot start a run")?;
+        ensure!(ended.success(), "no record of case {case}, seed {seed}");
+        Ok(())
+    }
+
+    /// Makes one record in this process.
+    fn record_one(&self, case: Case, seed: u64, traffic: &Traffic, dir: &Path) -> anyhow::Result<()> {
+        // The process that waits for the record may be killed.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        let name = case.to_string();
+        let Some(mixing) = case.mixing(self.mixing) else {
+            let (record, truth) = cases::ideal(self.users.into(), self.seconds, seed, &self.profile);
+            return folder::write(dir, &Attacked { case: name, seed, record, truth }, None, self.wf4nym);
+        };
+        // Before any thread starts.
+        namespace::enter()?;
+        let interrupted = signals::interrupted()?;
+        let bar = bar(&format!("{case} {seed}"), 1000)?;
+        let run = self.session(traffic, mixing, seed).run(&interrupted, |stage| match stage {
+            Stage::Starting(ready) => bar.set_message(format!("{ready} of {} entries are ready", self.users + 1)),
+            Stage::Recording(elapsed) => {
+                bar.set_position((1000.0 * elapsed.as_secs_f64() / self.seconds) as u64);
+                bar.set_message("recording");
+            }
+            Stage::Ending => bar.set_message("stopping"),
+        });
+        bar.finish_and_clear();
+        let Run { record, truth, facts } = run?;
+        folder::write(dir, &Attacked { case: name, seed, record, truth }, Some(&facts), self.wf4nym)
+    }
+
+    fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {
+        let impairments = Impairments {
+            loss: self.loss,
+            jitter: Duration::from_secs_f64(self.jitter_ms / 1e3),
+            rate: self.rate,
+            outages: self.outages.clone(),
+        };
+        let changed = impairments != Impairments::default() || self.active.is_some();
+        Session {
+            users: self.users.into(),
+            class: self.class,
+            mixes: self.mixes.into(),
+            mixing,
+            channels: self.channels,
+            traffic,
+            length: Duration::from_secs_f64(self.seconds),
+            seed,
+            impairments,
+            plan: self.plan(seed),
+            tap: self.tap.unwrap_or(if changed { Tap::Mix1 } else { Tap::User }),
+        }
+    }
+
+    /// Against another user with each seed.
+    fn plan(&self, seed: u64) -> Option<Plan> {
+        let target = (seed % u64::from(self.users)) as usize;
+        Some(match self.active? {
+            ActivePlan::Delay => Plan::DelayWatermark(DelayWatermark::new(target, seed)),
+            ActivePlan::Drop => Plan::DropWatermark(DropWatermark::new(target, seed)),
+            ActivePlan::Isolation => Plan::Isolation(Isolation::new(target, seed)),
+        })
+    }
+
+    fn say(&self, line: &str) {
+        if self.output.verbose {
+            println!("{line}");
+        }
+    }
+}

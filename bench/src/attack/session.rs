@@ -1,0 +1,231 @@
+//! One recorded run: nodes, access links, users and a capture, from the start of all to a record.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, ensure};
+use attack::active::Plan;
+use attack::{Record, Truth};
+use dataplane::per_direction::PerDirection;
+use dataplane::stage::pool::Mixing;
+use eddy_node::report::NodeReport;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use wire::cell::Class;
+
+use super::capture::Capture;
+use super::impairment::Impairments;
+use super::network::{Network, resident};
+use super::places::Tap;
+use super::profile::{self, Traffic};
+use super::record::Recording;
+use super::relay::{Begin, Relay};
+use super::users::{self, Users, wall};
+use crate::load::plan::Queue;
+use crate::load::source::{Nanos, Source, seeded};
+
+/// Before the record begins. All flows start in the first four fifths of it.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// Bytes of the datagram that opens a flow.
+const OPENING: usize = 64;
+/// A record that lacks more of its datagrams is refused.
+const CAPTURE_LOSS_MAX: f64 = 1e-3;
+
+/// What to run.
+pub(super) struct Session<'a> {
+    pub(super) users: usize,
+    pub(super) class: Class,
+    pub(super) mixes: usize,
+    pub(super) mixing: Mixing,
+    pub(super) channels: u16,
+    pub(super) traffic: &'a Traffic,
+    pub(super) length: Duration,
+    pub(super) seed: u64,
+    pub(super) impairments: Impairments,
+    /// Of an active adversary.
+    pub(super) plan: Option<Plan>,
+    pub(super) tap: Tap,
+}
+
+/// How a run went.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Facts {
+    /// Datagrams of the applications, with those before the record began.
+    pub(super) sent: [u64; 2],
+    pub(super) arrived: [u64; 2],
+    /// Cells and datagrams that nodes dropped; every ledger closed.
+    pub(super) dropped: u64,
+    pub(super) ledgers_closed: bool,
+    /// Datagrams that the capture saw, a burst as one, and those that it lost.
+    pub(super) captured: u64,
+    pub(super) capture_lost: u64,
+    /// Processor time over wall time: of this process, with all entries, and of the nodes.
+    pub(super) cores_here: f64,
+    pub(super) cores_nodes: f64,
+    /// Resident memory of this process and of the nodes, in bytes.
+    pub(super) memory_here: u64,
+    pub(super) memory_nodes: u64,
+    /// The most that an application was late.
+    pub(super) late_ms: f64,
+    /// From the first node's start to the begin of the record.
+    pub(super) start_s: f64,
+}
+
+pub(super) struct Run {
+    pub(super) record: Record,
+    pub(super) truth: Truth,
+    pub(super) facts: Facts,
+}
+
+/// What a run waits for.
+pub(super) enum Stage {
+    /// Entries that are ready.
+    Starting(usize),
+    Recording(Duration),
+    Ending,
+}
+
+impl Session<'_> {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Something does not start, the user interrupts, or the capture lost too much.
+    pub(super) fn run(&self, interrupted: &AtomicBool, mut progress: impl FnMut(Stage)) -> anyhow::Result<Run> {
+        let started = Instant::now();
+        let mut rng = seeded(self.seed);
+        let mut flows: Vec<usize> = (0..self.users).collect();
+        flows.shuffle(&mut rng);
+        let truth = Truth(flows.clone());
+        // The adversary's own user.
+        flows.push(self.users);
+
+        let network = Network::start(self.mixes, self.class, self.mixing)?;
+        let begin = Begin::default();
+        let relay = Relay::start(flows.len(), &self.impairments, self.plan.clone(), begin.clone(), self.seed)?;
+        let users = Users::start(&network.chain, self.channels, &flows, interrupted, |ready| {
+            progress(Stage::Starting(ready));
+        })?;
+        let capture = Capture::start()?;
+
+        let (before, cpu_before) = (network.reports()?, cpu());
+        let queues = self.queues(&mut rng);
+        let (origin, stop) = (Instant::now(), Arc::<AtomicBool>::default());
+        let (traffic, begin_wall) = std::thread::scope(|scope| {
+            let apps = std::thread::Builder::new().name("apps".into());
+            let apps = apps.spawn_scoped(scope, || users::play(&users, queues, origin, &stop))?;
+            std::thread::sleep(WARM_UP.saturating_sub(origin.elapsed()));
+            let (_, begin_wall) = (begin.set(Instant::now()), wall());
+            let begun = Instant::now();
+            while begun.elapsed() < self.length && !interrupted.load(Ordering::Relaxed) && !apps.is_finished() {
+                progress(Stage::Recording(begun.elapsed()));
+                std::thread::sleep((self.length - begun.elapsed().min(self.length)).min(Duration::from_millis(100)));
+            }
+            stop.store(true, Ordering::Relaxed);
+            let traffic = apps.join().map_err(|_| anyhow!("the thread of the applications panicked"))??;
+            anyhow::Ok((traffic, begin_wall))
+        })?;
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+
+        progress(Stage::Ending);
+        let took = origin.elapsed().as_secs_f64();
+        let (captured, capture_lost) = capture.finish()?;
+        let (after, cpu_after) = (network.reports()?, cpu());
+        let nodes_cpu = |reports: &[NodeReport]| reports.iter().map(|report| report.cpu_s).sum::<f64>();
+        let facts = Facts {
+            sent: [traffic.sent.forward, traffic.sent.backward],
+            arrived: [traffic.arrived.forward, traffic.arrived.backward],
+            dropped: after.iter().map(dropped).sum::<u64>() + users.dropped(),
+            ledgers_closed: after.iter().all(|report| report.ledger.closed()),
+            captured: captured.len() as u64,
+            capture_lost,
+            cores_here: (cpu_after - cpu_before).as_secs_f64() / took,
+            cores_nodes: (nodes_cpu(&after) - nodes_cpu(&before)) / took,
+            memory_here: resident("self"),
+            memory_nodes: network.resident(),
+            late_ms: traffic.late.as_secs_f64() * 1e3,
+            start_s: (origin + WARM_UP - started).as_secs_f64(),
+        };
+        users.end()?;
+        relay.finish()?;
+        let share = facts.capture_lost as f64 / facts.captured.max(1) as f64;
+        ensure!(
+            share <= CAPTURE_LOSS_MAX,
+            "the capture lost {capture_lost} datagrams, more than {} % of {}: use fewer --users, or a machine that does \
+             less; `sudo sysctl -w net.core.rmem_max=67108864` allows larger receive buffers",
+            100.0 * CAPTURE_LOSS_MAX,
+            captured.len()
+        );
+
+        let recording = Recording {
+            captured: &captured,
+            begin: begin_wall,
+            length: self.length.as_nanos() as u64,
+            shape: network.shape,
+            tap: self.tap,
+            users: self.users,
+            probe: &traffic.probe,
+        };
+        Ok(Run { record: recording.record(), truth, facts })
+    }
+
+    /// What all users and destinations send. The last user is the adversary's own.
+    fn queues(&self, rng: &mut ChaCha20Rng) -> PerDirection<Queue> {
+        let limit = (WARM_UP + self.length + Duration::from_secs(1)).as_nanos() as Nanos;
+        let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
+        for user in 0..=self.users {
+            let mut own = ChaCha20Rng::from_rng(rng);
+            let start = profile::within(&mut own, WARM_UP.as_nanos() as Nanos * 4 / 5);
+            let (forward, backward) = if user == self.users {
+                (Some(Box::new(profile::poisson(&mut own)) as Box<dyn Source>), None)
+            } else {
+                let sources = self.traffic.sources(&mut own);
+                (sources.forward, sources.backward)
+            };
+            all.forward.push(Some(profile::opened(start, OPENING, forward)));
+            all.backward.push(backward.map(|source| profile::from(start, source)));
+        }
+        PerDirection { forward: Queue::new(all.forward, limit), backward: Queue::new(all.backward, limit) }
+    }
+}
+
+/// Cells and datagrams that a node dropped.
+pub(super) fn dropped(report: &NodeReport) -> u64 {
+    let ledger = &report.ledger;
+    let units = [Some(&ledger.cells), ledger.datagrams.as_ref()];
+    let sum = |pair: &eddy_node::report::PairReport| -> u64 {
+        pair.forward.dropped.values().chain(pair.backward.dropped.values()).sum()
+    };
+    report.kernel_drops + units.into_iter().flatten().map(sum).sum::<u64>()
+}
+
+/// Processor time of this process.
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+impl Facts {
+    /// One or two lines.
+    pub(super) fn text(&self) -> String {
+        let Facts { sent, arrived, dropped, captured, capture_lost, .. } = self;
+        let mib = |bytes: u64| bytes >> 20;
+        format!(
+            "sent {} + {}, arrived {} + {}, dropped in nodes {dropped}; captured {captured}, lost {capture_lost}\n  \
+             {:.2} cores here, {:.2} in nodes; {} + {} MiB; started in {:.1} s; at most {:.1} ms late",
+            sent[0],
+            sent[1],
+            arrived[0],
+            arrived[1],
+            self.cores_here,
+            self.cores_nodes,
+            mib(self.memory_here),
+            mib(self.memory_nodes),
+            self.start_s,
+            self.late_ms
+        )
+    }
+}

@@ -1,0 +1,63 @@
+//! Results as tables.
+
+use eddy::tables::{align_right, table};
+
+use super::judge::{Finding, Summary};
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// The best attacker of each case.
+pub(super) fn summaries(all: &[Summary]) -> String {
+    let seconds = all.first().and_then(|one| one.top1_after.last()).map_or(0.0, |(seconds, _)| *seconds);
+    let last = format!("after {seconds} s");
+    let mut rows = table(&["case", "best attacker", "50 % after", &last, "seeds", "chance", "p"]);
+    for one in all {
+        let mut names = one.attackers.clone();
+        names.dedup();
+        let [least, most] = one.top1_range.map(|top1| format!("{:.0}", 100.0 * top1));
+        let half = one.seconds_to_half.map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"));
+        // Of several seeds the one that shows least.
+        let p = one.verdicts.iter().map(|verdict| verdict.p).fold(0.0, f64::max);
+        let p = format!("{p:.3}");
+        let seeds = format!("{least} to {most} %");
+        rows.add_row([one.case.clone(), names.join(", "), half, percent(one.top1), seeds, percent(one.chance), p]);
+    }
+    align_right(&mut rows, 2..7);
+    format!(
+        "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: whether \
+         flows depend on users at all, by a permutation test over all attackers (the largest of the seeds)"
+    )
+}
+
+/// Every attacker of every case, after the whole record: means of the seeds.
+pub(super) fn findings(all: &[Finding]) -> String {
+    let mut rows = table(&["case", "attacker", "s", "top-1", "MRR", "AUC", "TPR 1e-2", "TPR 1e-3"]);
+    let mut order: Vec<(&str, &str, f64)> = Vec::new();
+    for one in all {
+        let key = (one.case.as_str(), one.attacker.as_str(), one.seconds);
+        if !order.contains(&key) {
+            order.push(key);
+        }
+    }
+    for (case, attacker, seconds) in order {
+        let own = all.iter().filter(|one| one.case == case && one.attacker == attacker && one.seconds == seconds);
+        let figures: Vec<_> = own.map(|one| &one.figures).collect();
+        let mean = |of: fn(&attack::figures::Figures) -> f64| {
+            figures.iter().map(|figures| of(figures)).sum::<f64>() / figures.len() as f64
+        };
+        rows.add_row([
+            case.to_owned(),
+            attacker.to_owned(),
+            seconds.to_string(),
+            percent(mean(|figures| figures.top1)),
+            format!("{:.3}", mean(|figures| figures.mrr)),
+            format!("{:.3}", mean(|figures| figures.auc)),
+            format!("{:.3}", mean(|figures| figures.tpr_1e2)),
+            format!("{:.3}", mean(|figures| figures.tpr_1e3)),
+        ]);
+    }
+    align_right(&mut rows, 2..8);
+    rows.to_string()
+}
