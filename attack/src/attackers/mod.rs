@@ -2,6 +2,7 @@
 
 mod batch_tracing;
 mod correlation;
+mod first_packet;
 mod lateness;
 mod likelihood;
 mod missing_slots;
@@ -13,6 +14,7 @@ mod volume;
 
 pub use batch_tracing::BatchTracing;
 pub use correlation::Correlation;
+pub use first_packet::FirstPacket;
 pub use lateness::Lateness;
 pub use likelihood::Likelihood;
 pub use missing_slots::MissingSlots;
@@ -45,6 +47,7 @@ pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
         all.push(Box::new(Likelihood { way, two_sided: false }));
         all.push(Box::new(MissingSlots { way }));
         all.push(Box::new(StartStop { way }));
+        all.push(Box::new(FirstPacket { way }));
         for bin_ms in [5, 20, 100, 500] {
             all.push(Box::new(Correlation { way, bin_ms }));
         }
