@@ -216,8 +216,8 @@ impl Loaded {
 
     /// Descriptors of the next hop with which this node may start, the preferred one first. None at the exit.
     ///
-    /// An entry prefers the oldest, as its link does (SPEC 7.3.7): a new one might be a label. A hop prefers the newest.
-    /// Of a hop the last one is the newest of its files, because a neighbour may have sent the others.
+    /// An entry prefers the oldest, as its link does (SPEC 7.3.7): a new one might be a label. A hop prefers the
+    /// newest. Of a hop the last one is the newest of its files, because a neighbour may have sent the others.
     pub fn next_hops(&self) -> Vec<&SignedDescriptor> {
         let (view, hop) = (&self.trust.view, self.position + 1);
         if hop > view.hops() {
@@ -271,8 +271,8 @@ impl Loaded {
         })
     }
 
-    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name resolves
-    /// to. `None` if no name resolves now.
+    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name
+    /// resolves to. `None` if no name resolves now.
     ///
     /// # Errors
     /// `next` is set and does not resolve.
