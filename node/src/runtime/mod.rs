@@ -12,6 +12,7 @@
 mod address_order;
 pub mod bridge;
 pub mod console;
+mod door;
 pub mod expiry;
 pub mod icmp;
 pub mod listeners;
