@@ -4,6 +4,7 @@ mod batch_tracing;
 mod correlation;
 mod first_packet;
 mod lateness;
+mod learned;
 mod likelihood;
 mod missing_slots;
 mod order;
@@ -16,6 +17,7 @@ pub use batch_tracing::BatchTracing;
 pub use correlation::Correlation;
 pub use first_packet::FirstPacket;
 pub use lateness::Lateness;
+pub use learned::Learned;
 pub use likelihood::Likelihood;
 pub use missing_slots::MissingSlots;
 pub use order::Order;
@@ -39,6 +41,7 @@ pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
         Box::new(Outage::learnt(Exit::Corrupt, examples)),
         Box::new(Order),
         Box::new(Lateness),
+        Box::new(Learned::learnt(examples, 1)),
         Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
         Box::new(Volume { way: Way::Both }),
     ];
