@@ -57,7 +57,7 @@ impl DoorCounts {
 
 impl Door {
     /// Binds two more sockets to the port of each of `links`, and has the kernel steer halves of `half_len` bytes to
-    /// them. They join bursts if `gro` is set, which must be that of the links: the kernel may ask any socket of a port.
+    /// them. They join bursts if `gro` is set, as the links must: the kernel may ask any socket of a port.
     ///
     /// # Errors
     /// The port belongs to another user, or the kernel does not steer. Then it still delivers everything to the links.
