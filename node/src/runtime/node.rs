@@ -103,8 +103,8 @@ impl Reporter {
 }
 
 impl Reporter {
-    /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may have
-    /// received what another has sent.
+    /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may
+    /// have received what another has sent.
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
         let sum = readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading));
