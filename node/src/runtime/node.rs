@@ -27,11 +27,13 @@ use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, n
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
+use crate::runtime::flood::Flood;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
+use crate::runtime::pauses::Pauses;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
@@ -54,6 +56,8 @@ struct ControlState {
     counters: Counters,
     half_open: usize,
     trust: TrustStatus,
+    /// Handshakes refused per second, while there is a flood of them.
+    flood_per_s: Option<u64>,
 }
 
 /// The sources of a node's report.
@@ -92,6 +96,7 @@ impl Reporter {
             ..NodeReport::new(self.role, self.position, &self.ledger(), &self.profile())
         }
         .with_control(&control.counters, control.half_open)
+        .with_flood(control.flood_per_s)
         .with_trust(&self.chain, &control.trust)
     }
 }
@@ -234,6 +239,8 @@ impl Node {
             sockets: handshake_sockets,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
             log,
+            flood: Flood::default(),
+            pauses: Pauses::default(),
             reporter: reporter.clone(),
             waker: control_waker.clone(),
             stop: stop.clone(),
@@ -370,6 +377,8 @@ struct ControlThread {
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
+    flood: Flood,
+    pauses: Pauses,
     reporter: Reporter,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
@@ -410,16 +419,30 @@ impl ControlThread {
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
-            poller.wait(Some(wake.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+            self.wait(&poller, wake);
+        }
+    }
+
+    /// Waits until `wake` or until another thread wakes this one. Looks at the clock in between, because a pause of the
+    /// node is seen by it alone.
+    fn wait(&mut self, poller: &Poller, wake: Duration) {
+        let clock = self.reporter.clock;
+        loop {
+            let due = wake.min(clock.elapsed() + STALLED);
+            let events = poller.wait(Some(due.saturating_sub(clock.elapsed())), |_| self.waker.clear());
             let now = clock.elapsed();
-            if now > wake + STALLED {
-                self.bridge.control_mut().stalled(now);
+            if now > due + STALLED {
+                self.bridge.control_mut().stalled(due, now);
+                self.pauses.note(due, now);
+            }
+            if events > 0 || now >= wake {
+                return;
             }
         }
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
+        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, flood, waker, .. } = self;
         let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
 
         let mut own_descriptor = false;
@@ -457,10 +480,12 @@ impl ControlThread {
         }
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
-        let look = trust.look(control, now);
+        flood.look(now, control.counters());
+        let look = trust.look(control, now).min(flood.due());
         let mut state = lock(&reporter.control);
         state.counters = control.counters().clone();
         state.half_open = control.half_open();
+        state.flood_per_s = flood.per_s();
         if let Some(status) = trust.status.take() {
             state.trust = status;
         }
