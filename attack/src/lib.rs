@@ -13,6 +13,7 @@ pub mod attackers;
 mod delay;
 mod directions;
 pub mod disclosure;
+pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;

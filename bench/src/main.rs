@@ -97,6 +97,26 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Peers(PeersArgs),
     /// Record what an adversary on all wires sees, and match users to flows
+    ///
+    /// A chain and its users run in a network of their own. Packet sockets record
+    /// time, wire and length of each datagram: nothing comes from inside a node.
+    /// Attackers from the literature then match users to flows, and the table says
+    /// how many they find: with mixes that forward at once (off), with --mixing
+    /// (default), and in synthetic records that show nothing (ideal). Chance is one
+    /// over the number of users. No root is needed where user namespaces are
+    /// allowed.
+    ///
+    /// Examples:
+    ///   eddy-bench attack
+    ///   eddy-bench attack --profile video --seeds 1 --verbose
+    ///   eddy-bench attack --mixing timed:t=50ms --cases default,ideal
+    ///   eddy-bench attack --profile constant --loss 0.01:burst=3
+    ///   eddy-bench attack --active delay --cases default --attackers volume
+    ///
+    /// Keep records, and attack them again:
+    ///   eddy-bench attack --record records --wf4nym
+    ///   eddy-bench attack --from records --attackers likelihood,correlation
+    #[command(verbatim_doc_comment)]
     Attack(AttackArgs),
     /// Run one stage of a cell's path in memory, for a profiler
     Stage(StageArgs),

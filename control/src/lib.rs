@@ -483,5 +483,5 @@ fn unix_ms(wall: SystemTime) -> u64 {
 extern crate self as control;
 #[cfg(test)]
 #[allow(dead_code, unreachable_pub)]
-#[path = "../tests/it/sim.rs"]
+#[path = "../tests/it/sim/mod.rs"]
 mod sim;

@@ -3,6 +3,7 @@
 mod batch_tracing;
 mod correlation;
 mod lateness;
+mod learned;
 mod likelihood;
 mod missing_slots;
 mod order;
@@ -14,6 +15,7 @@ mod volume;
 pub use batch_tracing::BatchTracing;
 pub use correlation::Correlation;
 pub use lateness::Lateness;
+pub use learned::Learned;
 pub use likelihood::Likelihood;
 pub use missing_slots::MissingSlots;
 pub use order::Order;
@@ -37,6 +39,7 @@ pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
         Box::new(Outage::learnt(Exit::Corrupt, examples)),
         Box::new(Order),
         Box::new(Lateness),
+        Box::new(Learned::learnt(examples, 1)),
         Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
         Box::new(Volume { way: Way::Both }),
     ];

@@ -6,14 +6,16 @@
 //! relay        access links, one for each user       record       from captured datagrams to a record
 //! impairment   loss, jitter, outages, a bottleneck   session      one run
 //! users        entries, applications, destinations   profile      what an application sends
-//! cases        what is compared                      judge        attackers and their figures
-//! text         tables
+//! cases        what is compared                      folder       records as files
+//! judge        attackers and their figures           text         tables
 //! ```
 //!
-//! Nothing in a record comes from a node. The crate `attack` has the attackers.
+//! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
+//! because an entry keeps the memory of its buffers until its process ends.
 
 mod capture;
 mod cases;
+mod folder;
 mod impairment;
 mod judge;
 mod namespace;
@@ -26,7 +28,10 @@ mod session;
 mod text;
 mod users;
 
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -42,7 +47,7 @@ use self::impairment::{Impairments, Loss, Outage};
 use self::judge::Judge;
 use self::places::Tap;
 use self::profile::{Profile, Traffic};
-use self::session::{Facts, Run, Session, Stage};
+use self::session::{Run, Session, Stage};
 use crate::args::{OutputArgs, in_range, seconds};
 use crate::machine::Machine;
 use crate::signals;
@@ -68,23 +73,23 @@ pub struct AttackArgs {
     seeds: u64,
 
     /// Loss on access links: 0.01, or 0.01:burst=3 in bursts of that mean length
-    #[arg(long, value_name = "PART", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
     loss: Option<Loss>,
     /// Mean of an exponential delay on access links
-    #[arg(long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
     jitter_ms: f64,
     /// Bottleneck of each access link and direction, with a queue of 200 ms
-    #[arg(long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
     rate: Option<f64>,
     /// Time without a link for one user (repeatable)
-    #[arg(long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
+    #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
     outages: Vec<Outage>,
 
     /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
-    #[arg(long, help_heading = "Adversary")]
+    #[arg(hide_short_help = true, long, help_heading = "Adversary")]
     tap: Option<Tap>,
     /// What the adversary does to a user's access link
-    #[arg(long, value_name = "PLAN", help_heading = "Adversary")]
+    #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
     active: Option<ActivePlan>,
     /// Attackers: names or their beginnings [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
@@ -100,20 +105,49 @@ pub struct AttackArgs {
     cases: Vec<Case>,
 
     /// Size class of the cells
-    #[arg(long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
     class: Class,
     /// Number of mixes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
     mixes: u8,
     /// Mixing strategy of the case `default`
     #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
     mixing: Mixing,
     /// Channels that each entry keeps open
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
+    #[arg(hide_short_help = true, long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
     channels: u16,
 
+    /// Keep the records in this folder
+    #[arg(long, value_name = "FOLDER", conflicts_with = "from", help_heading = "Output")]
+    record: Option<PathBuf>,
+    /// Write them also in the format of WF4NYM-artifacts
+    #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
+    wf4nym: bool,
+    /// Attack the records in this folder instead of making new ones
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    from: Option<PathBuf>,
+    /// Make this record only: what the command starts for each record
+    #[arg(long, value_name = "CASE-SEED", hide = true, requires = "record")]
+    run: Option<RunName>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// The name of a record.
+#[derive(Clone, Copy, Debug)]
+struct RunName {
+    case: Case,
+    seed: u64,
+}
+
+impl FromStr for RunName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("invalid record {text:?}: expected CASE-SEED, e.g. default-1");
+        let (case, seed) = text.rsplit_once('-').ok_or_else(wrong)?;
+        Ok(RunName { case: case.parse()?, seed: seed.parse().map_err(|_| wrong())? })
+    }
 }
 
 fn jitter(text: &str) -> Result<f64, String> {
@@ -144,10 +178,10 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     let outside = args.outages.iter().find(|outage| outage.user >= users);
     ensure!(outside.is_none(), "--outage names user {}, but --users is {users}", outside.map_or(0, |one| one.user));
     let traffic = Traffic::read(&args.profile)?;
-    // Before any thread starts.
-    if args.cases.iter().any(|case| *case != Case::Ideal) {
-        namespace::enter()?;
+    if let (Some(RunName { case, seed }), Some(dir)) = (args.run, &args.record) {
+        return args.record_one(case, seed, &traffic, dir);
     }
+
     let interrupted = signals::interrupted()?;
     let judge = Judge {
         profile: args.profile.to_string(),
@@ -155,21 +189,32 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         chosen: &args.attackers,
         interrupted: &interrupted,
     };
-    judge.count()?;
+    let attackers = judge.count()?;
+    let temporary =
+        tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
+    let dir = args.from.as_deref().or(args.record.as_deref()).unwrap_or(temporary.path());
+    let all = match &args.from {
+        Some(from) => folder::list(from)?,
+        None => args.cases.iter().flat_map(|case| (1..=args.seeds).map(|seed| (case.to_string(), seed))).collect(),
+    };
 
     let (mut findings, mut summaries, mut runs, mut detections) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for case in &args.cases {
+    for of_case in all.chunk_by(|one, other| one.0 == other.0) {
         let mut records = Vec::new();
-        for seed in 1..=args.seeds {
-            let (attacked, facts) = args.record(*case, seed, &traffic, &interrupted)?;
+        for (case, seed) in of_case {
+            if args.from.is_none() {
+                args.start_run(case, *seed, dir)?;
+                ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+            }
+            let (attacked, facts) = folder::read(dir, case, *seed)?;
             if let Some(facts) = facts {
                 args.say(&format!("{case} {seed}: {}", facts.text()));
-                runs.push(facts);
-                detections.extend(args.plan(seed).map(|plan| Detected::new(&attacked, &plan)));
+                runs.push(serde_json::json!({ "case": case, "seed": seed, "facts": facts }));
+                detections.extend(args.plan(*seed).map(|plan| Detected::new(&attacked, &plan)));
             }
             records.push(attacked);
         }
-        let bar = bar(&format!("{case}"), args.seeds * judge.count()?)?.with_message("attacking");
+        let bar = bar(&of_case[0].0, of_case.len() as u64 * attackers)?.with_message("attacking");
         let (found, summary) = judge.attack(&records, || bar.inc(1))?;
         bar.finish_and_clear();
         findings.extend(found);
@@ -184,14 +229,22 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         println!("{all}");
         return Ok(());
     }
-    println!("{}", text::summaries(&summaries, args.seconds));
+    println!("{}", text::summaries(&summaries));
     for one in &detections {
         println!("{}", one.text());
     }
     if args.output.verbose {
         println!("\n{}", text::findings(&findings));
     }
-    println!("\n{users} users, {}; class {}, {}\nMachine: {machine}", args.profile, args.class.name(), args.mixing);
+    let users = findings.first().map_or(users, |one| one.users);
+    match &args.from {
+        Some(from) => println!("\n{users} users, records of {}", from.display()),
+        None => println!("\n{users} users, {}; class {}, {}", args.profile, args.class.name(), args.mixing),
+    }
+    println!("Machine: {machine}");
+    if let Some(record) = &args.record {
+        println!("Wrote {} records to {}.", all.len(), record.display());
+    }
     Ok(())
 }
 
@@ -239,20 +292,33 @@ fn bar(name: &str, length: u64) -> anyhow::Result<ProgressBar> {
 }
 
 impl AttackArgs {
-    fn record(
-        &self,
-        case: Case,
-        seed: u64,
-        traffic: &Traffic,
-        interrupted: &AtomicBool,
-    ) -> anyhow::Result<(Attacked, Option<Facts>)> {
+    /// Makes one record in another process, whose arguments are those of this one.
+    fn start_run(&self, case: &str, seed: u64, dir: &Path) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("cannot find the path of this program")?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).args(["--run", &format!("{case}-{seed}")]);
+        if self.record.is_none() {
+            command.arg("--record").arg(dir);
+        }
+        let ended = command.stdout(Stdio::null()).status().context("cannot start a run")?;
+        ensure!(ended.success(), "no record of case {case}, seed {seed}");
+        Ok(())
+    }
+
+    /// Makes one record in this process.
+    fn record_one(&self, case: Case, seed: u64, traffic: &Traffic, dir: &Path) -> anyhow::Result<()> {
+        // The process that waits for the record may be killed.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let name = case.to_string();
         let Some(mixing) = case.mixing(self.mixing) else {
             let (record, truth) = cases::ideal(self.users.into(), self.seconds, seed, &self.profile);
-            return Ok((Attacked { case: name, seed, record, truth }, None));
+            return folder::write(dir, &Attacked { case: name, seed, record, truth }, None, self.wf4nym);
         };
+        // Before any thread starts.
+        namespace::enter()?;
+        let interrupted = signals::interrupted()?;
         let bar = bar(&format!("{case} {seed}"), 1000)?;
-        let run = self.session(traffic, mixing, seed).run(interrupted, |stage| match stage {
+        let run = self.session(traffic, mixing, seed).run(&interrupted, |stage| match stage {
             Stage::Starting(ready) => bar.set_message(format!("{ready} of {} entries are ready", self.users + 1)),
             Stage::Recording(elapsed) => {
                 bar.set_position((1000.0 * elapsed.as_secs_f64() / self.seconds) as u64);
@@ -261,8 +327,8 @@ impl AttackArgs {
             Stage::Ending => bar.set_message("stopping"),
         });
         bar.finish_and_clear();
-        let Run { record, truth, facts } = run.with_context(|| format!("case {case}, seed {seed}"))?;
-        Ok((Attacked { case: name, seed, record, truth }, Some(facts)))
+        let Run { record, truth, facts } = run?;
+        folder::write(dir, &Attacked { case: name, seed, record, truth }, Some(&facts), self.wf4nym)
     }
 
     fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {

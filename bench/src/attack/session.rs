@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wire::cell::Class;
 
 use super::capture::Capture;
@@ -52,7 +52,7 @@ pub(super) struct Session<'a> {
 }
 
 /// How a run went.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Facts {
     /// Datagrams of the applications, with those before the record began.
     pub(super) sent: [u64; 2],

@@ -9,7 +9,8 @@ fn percent(share: f64) -> String {
 }
 
 /// The best attacker of each case.
-pub(super) fn summaries(all: &[Summary], seconds: f64) -> String {
+pub(super) fn summaries(all: &[Summary]) -> String {
+    let seconds = all.first().and_then(|one| one.top1_after.last()).map_or(0.0, |(seconds, _)| *seconds);
     let last = format!("after {seconds} s");
     let mut rows = table(&["case", "best attacker", "50 % after", &last, "seeds", "chance", "p"]);
     for one in all {

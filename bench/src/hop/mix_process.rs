@@ -146,7 +146,7 @@ impl MixProcess {
     pub(crate) fn neighbours(&self) -> anyhow::Result<[(Config, TrustSetup); 2]> {
         let config = |path: &Path| {
             let loaded = Loaded::read(path)?;
-            let next = loaded.next_address()?;
+            let next = loaded.next_contact().map_or(Ok(None), |next| loaded.next_address(next))?;
             let mut config = node::control_config(&loaded, next);
             config.caps = wide_caps();
             // A setup waits for those before it, and nothing is sent here while cells are sealed.

@@ -39,7 +39,7 @@ use self::cases::{Case, Group};
 use self::cores::Cores;
 use self::mix_process::MixOptions;
 use self::relay::RelayKind;
-use self::result::Sample;
+use self::result::{Flooded, Sample};
 pub(crate) use self::result::{HopResult, HopRow};
 use self::testbed::{Round, Testbed};
 use crate::args::OutputArgs;
@@ -71,7 +71,7 @@ pub struct HopArgs {
     /// Receive without GRO behind the mix, so that the kernel splits its bursts
     #[arg(long, help_heading = "Measurement")]
     no_sink_gro: bool,
-    /// Repeat each round under a flood of RATE forged handshakes per second
+    /// Repeat each round under a flood of RATE forged handshakes per second, and once while it goes to another port
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Measurement")]
     forged: Option<u32>,
     #[command(flatten)]
@@ -290,10 +290,14 @@ impl<'a> Bench<'a> {
         let mix = testbed.measure(round)?;
         Ok(Sample {
             mix,
-            flooded: self.args.forged.map(|rate| testbed.measure_flooded(round, rate)).transpose()?,
+            flooded: self.args.forged.map(|rate| flooded(testbed, round, rate)).transpose()?,
             gso: testbed.relay(RelayKind::Gso, round, cells)?,
             mmsg: testbed.relay(RelayKind::Mmsg, round, SINGLE_PACKETS)?,
             single: testbed.relay(RelayKind::Single, round, SINGLE_PACKETS / 2)?,
         })
     }
+}
+
+fn flooded(testbed: &mut Testbed, round: Round, rate: u32) -> anyhow::Result<Flooded> {
+    Ok(Flooded { mix: testbed.measure_flooded(round, rate)?, beside: testbed.measure_beside_flood(round, rate)? })
 }

@@ -22,11 +22,33 @@ const IDLE_MAX: f64 = 0.05;
 /// One round of the mix and of the relays.
 pub(crate) struct Sample {
     pub(crate) mix: Measurement,
-    /// Under a flood of forged handshakes.
-    pub(crate) flooded: Option<Measurement>,
+    pub(crate) flooded: Option<Flooded>,
     pub(crate) gso: RelayCost,
     pub(crate) mmsg: RelayCost,
     pub(crate) single: RelayCost,
+}
+
+/// The round again with a flood of forged handshakes.
+pub(crate) struct Flooded {
+    pub(crate) mix: Measurement,
+    /// While the flood goes to another port.
+    pub(crate) beside: Measurement,
+}
+
+/// Figures of a flood of forged handshakes: processor time for a cell, and medians of ratios within a round.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct FloodFigures {
+    /// Of the worker.
+    cell_ns: f64,
+    /// Of the worker, to the round without a flood.
+    ratio: f64,
+    /// Of the worker, to the round in which the flood goes to another port: the load core has less time for cells then,
+    /// too.
+    ratio_beside: f64,
+    /// Of all threads of the mix, to the same.
+    process_ratio_beside: f64,
+    /// Mean number of cells of a release.
+    batch: f64,
 }
 
 /// Figures of one row. Times are processor time on one core, medians of the rounds.
@@ -58,8 +80,8 @@ pub(crate) struct HopRow {
     pub(crate) ratio_mmsg: f64,
     /// The mix slept in more than 5 % of its turns, so it could have done more, and `cell_ns` is too high.
     pub(crate) generator_bound: bool,
-    /// `cell_ns` under a flood of forged handshakes, and the median of its ratio to that of the same round without.
-    pub(crate) forged: Option<[f64; 2]>,
+    /// With `--forged`.
+    pub(crate) forged: Option<FloodFigures>,
     /// Least and greatest `cell_ns` of the rounds.
     pub(crate) cell_ns_range: [f64; 2],
     /// Cells per second of wall-clock time, which depends on the other load of the machine.
@@ -111,6 +133,11 @@ impl Measurement {
     pub(crate) fn cell_ns(&self) -> f64 {
         ns_each(self.time, self.sent)
     }
+
+    /// Processor time of all threads for a cell, in ns.
+    fn process_cell_ns(&self) -> f64 {
+        ns_each(self.process_time, self.sent)
+    }
 }
 
 impl HopRow {
@@ -132,12 +159,19 @@ impl HopRow {
         let (turns, sleeps) = (sum(|mix| mix.turns.0), sum(|mix| mix.turns.1));
 
         let forged = samples.iter().all(|sample| sample.flooded.is_some()).then(|| {
-            let pairs =
-                || samples.iter().filter_map(|sample| Some((sample.flooded.as_ref()?.cell_ns(), sample.mix.cell_ns())));
-            [
-                round(median(pairs().map(|(with, _)| with)), 1),
-                round(median(pairs().map(|(with, without)| with / without)), 3),
-            ]
+            let pairs = || samples.iter().filter_map(|sample| Some((&sample.mix, sample.flooded.as_ref()?)));
+            let figure =
+                |of: fn(&Measurement, &Flooded) -> f64| median(pairs().map(|(calm, flooded)| of(calm, flooded)));
+            FloodFigures {
+                cell_ns: round(figure(|_, flooded| flooded.mix.cell_ns()), 1),
+                ratio: round(figure(|calm, flooded| flooded.mix.cell_ns() / calm.cell_ns()), 3),
+                ratio_beside: round(figure(|_, flooded| flooded.mix.cell_ns() / flooded.beside.cell_ns()), 3),
+                process_ratio_beside: round(
+                    figure(|_, flooded| flooded.mix.process_cell_ns() / flooded.beside.process_cell_ns()),
+                    3,
+                ),
+                batch: round(figure(|_, flooded| flooded.mix.sent as f64 / flooded.mix.releases.max(1) as f64), 1),
+            }
         });
 
         HopRow {
@@ -250,7 +284,7 @@ impl HopResult {
 
     fn overview(&self) -> String {
         let is_flooded = self.rows.iter().any(|row| row.forged.is_some());
-        let more: &[&str] = if is_flooded { &["flooded", "x calm"] } else { &[] };
+        let more: &[&str] = if is_flooded { &["flooded", "x calm", "x beside", "process"] } else { &[] };
         self.table(&[&["ns/cell", "Gbit/s", "x GSO", "x mmsg"], more].concat(), |row| {
             // The mark says that the mix was not busy.
             let idle = if row.generator_bound { "<" } else { "" };
@@ -261,8 +295,10 @@ impl HopResult {
                 format!("{:.2}", row.ratio_mmsg),
             ];
             if is_flooded {
-                let [ns, ratio] = row.forged.unwrap_or([f64::NAN; 2]);
-                cells.extend([format!("{ns:.0}"), format!("{ratio:.2}")]);
+                let ratios = |forged: FloodFigures| [forged.ratio, forged.ratio_beside, forged.process_ratio_beside];
+                cells.push(row.forged.map_or_else(String::new, |forged| format!("{:.0}", forged.cell_ns)));
+                let ratios = row.forged.map_or([f64::NAN; 3], ratios);
+                cells.extend(ratios.map(|ratio| format!("{ratio:.2}")));
             }
             cells
         })

@@ -3,10 +3,11 @@
 //! Channels, keys and links are real: `control` sets them up through the mix. A round seals cells, sends them through
 //! the mix, and reads the mix's report and the processor time of its worker.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use dataplane::sys;
 use eddy_node::report::{NodeReport, TallyReport};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -67,6 +68,8 @@ pub(crate) struct Measurement {
     pub(crate) delivery: Delivery,
     /// Processor time of the mix's worker.
     pub(crate) time: Duration,
+    /// Processor time of the mix, all its threads.
+    pub(crate) process_time: Duration,
     /// Cells that the mix sent.
     pub(crate) sent: u64,
     /// Cells that the mix sent, without those of its own control.
@@ -277,6 +280,10 @@ impl Testbed {
     /// # Errors
     /// The mix has ended, or no cell comes through it.
     pub(crate) fn measure(&mut self, round: Round) -> anyhow::Result<Measurement> {
+        self.measure_under(round, None)
+    }
+
+    fn measure_under(&mut self, round: Round, flood: Option<(SocketAddr, u32)>) -> anyhow::Result<Measurement> {
         self.refresh()?;
         self.serve();
         let own = |testbed: &Testbed| match round.direction {
@@ -285,6 +292,8 @@ impl Testbed {
         };
         let time_before = self.mix.time_at_rest()?;
         let (before, own_before) = (self.mix.report()?, own(self));
+        let noise = self.mix.noise()?;
+        let flood = flood.map(|(to, rate)| Flood::start(to, &noise, rate, self.cores.load)).transpose()?;
         let (delivery, checked) = match self.play(round) {
             Ok(done) => done,
             Err(why) => {
@@ -293,6 +302,9 @@ impl Testbed {
                 return Err(why.context(format!("{round:?}: the mix reports {cells:?}, kernel drops {drops}")));
             }
         };
+        if let Some(flood) = flood {
+            anyhow::ensure!(flood.finish()? > 0, "the round was too short for a flood: more --cells");
+        }
         let time = self.mix.time_at_rest()?.saturating_sub(time_before);
         let (after, own_after) = (self.mix.report()?, own(self));
 
@@ -312,6 +324,7 @@ impl Testbed {
         Ok(Measurement {
             delivery,
             time,
+            process_time: Duration::from_secs_f64((after.cpu_s - before.cpu_s).max(0.0)),
             sent,
             forwarded,
             lost: (lost_before, sent.saturating_sub(delivery.arrived as u64)),
@@ -329,12 +342,17 @@ impl Testbed {
     /// # Errors
     /// As [`Testbed::measure`], or the flood cannot be sent.
     pub(crate) fn measure_flooded(&mut self, round: Round, rate: u32) -> anyhow::Result<Measurement> {
-        let flood = Flood::start(self.mix.up, &self.mix.noise()?, rate, self.cores.load)?;
-        let measured = self.measure(round);
-        let sent = flood.finish()?;
-        let measured = measured?;
-        anyhow::ensure!(sent > 0, "the round was too short for a flood: more --cells");
-        Ok(measured)
+        self.measure_under(round, Some((self.mix.up, rate)))
+    }
+
+    /// Measures one round while the same flood goes to a port where nobody reads, so that only the load core has it.
+    ///
+    /// # Errors
+    /// As [`Testbed::measure_flooded`].
+    pub(crate) fn measure_beside_flood(&mut self, round: Round, rate: u32) -> anyhow::Result<Measurement> {
+        let nobody = UdpSocket::bind("127.0.0.1:0")?;
+        sys::size_receive_buffer(&nobody, 1)?;
+        self.measure_under(round, Some((nobody.local_addr()?, rate)))
     }
 
     /// Sends the cells of the last round, or the first of them, through a relay in place of the mix.

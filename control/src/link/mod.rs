@@ -23,9 +23,11 @@ use crate::io::{Change, Event};
 use crate::prefix::Prefix;
 use crate::slot::Slot;
 
+mod admission;
 mod initiator;
 mod path;
 mod responder;
+mod room;
 
 use initiator::Initiator;
 use path::Moving;

@@ -1,4 +1,4 @@
-//! Answers handshakes: checks the initiator, limits the rate, finds the link (SPEC 4.2, 4.4, 4.5, 4.9 to 4.11).
+//! Answers handshakes: joins the halves, checks the initiator, finds the link (SPEC 4.2, 4.4, 4.5, 4.10).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -9,40 +9,28 @@ use subtle::ConstantTimeEq;
 use wire::handshake::{IK_HALF_LEN, NK_HALF_LEN};
 use wire::ids::{LinkId, Side};
 
+use super::admission::Admission;
 use super::{Link, Links, tai64n};
 use crate::admission::Bucket;
 use crate::config::{Config, Rate};
 use crate::contacts::Static;
 use crate::context::Context;
-use crate::cookie::{Answer, Cookies, TEXT_LEN};
+use crate::cookie::{Answer, TEXT_LEN};
 use crate::counters::Refusal;
 use crate::datagram::{self, MAC_LEN, Mac1Key, MessageKind, Parsed};
 use crate::fragments::{Joined, Joiner};
-use crate::io::{Event, Output};
+use crate::io::Output;
 use crate::noise::{Pattern, ResponderState, Terms};
-use crate::prefix::{Buckets, PREFIX, Prefix};
 use crate::slot::Slot;
 
 /// Ephemerals of accepted messages 1 that a link remembers.
 const EPHEMERALS_PER_LINK: usize = 16;
 /// Ephemerals of accepted messages 1 that a node remembers, over all links.
 const EPHEMERALS_MAX: usize = 4096;
-/// Links with one address and port. A data thread tries the keys of each on every cell from there.
-const LINKS_PER_ADDRESS: usize = 4;
 /// Halves of message 1 that wait for their other half.
 const HALVES_MAX: usize = 256;
 /// The longest wait of each half.
 const HALVES_WAIT: Duration = Duration::from_secs(1);
-/// Cookies are required for this long after there was reason to.
-const LOAD_LASTS: Duration = Duration::from_secs(1);
-/// Cookies that are given. One takes control some microseconds.
-const COOKIES: Rate = Rate { per_second: 20_000, burst: 2_000 };
-/// Messages 1 between hops from addresses that are not the previous hop's.
-const ELSEWHERE: Rate = Rate { per_second: 2, burst: 2 };
-/// The same of all prefixes.
-const ELSEWHERE_IN_ALL: Rate = Rate { per_second: 50, burst: 50 };
-/// Such an address is reported this often.
-const ELSEWHERE_REPORT: Duration = Duration::from_secs(60);
 /// Challenges that are given.
 const CHALLENGES: Rate = Rate { per_second: 5, burst: 5 };
 /// A challenge waits this long for its message 1.
@@ -59,17 +47,7 @@ pub(super) struct Responder {
     halves: Joiner<(SocketAddr, u32)>,
     /// The same, of those with a cookie.
     proven_halves: Joiner<(SocketAddr, u32)>,
-    /// Limits public-key work.
-    bucket: Bucket,
-    /// The same for each prefix, at Mix 1: without and with a cookie.
-    prefixes: Option<[Buckets; 2]>,
-    /// IK: limits messages 1 that do not come from an address of the previous hop, for each prefix and in all.
-    elsewhere: (Buckets, Bucket),
-    elsewhere_reported: Option<Duration>,
-    cookies: Cookies,
-    cookie_bucket: Bucket,
-    /// Cookies are required until then.
-    loaded_until: Duration,
+    admission: Admission,
     /// IK: challenges that wait, by static of the previous hop, and the time they were drawn.
     challenges: HashMap<[u8; 32], (Duration, [u8; CHALLENGE_LEN])>,
     challenge_bucket: Bucket,
@@ -103,13 +81,7 @@ impl Responder {
                 half_len,
                 halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
                 proven_halves: Joiner::new(HALVES_MAX, HALVES_WAIT),
-                bucket: Bucket::new(config.caps.handshakes, now),
-                prefixes: config.faces_entries().then(|| [Buckets::new(PREFIX, now), Buckets::new(PREFIX, now)]),
-                elsewhere: (Buckets::new(ELSEWHERE, now), Bucket::new(ELSEWHERE_IN_ALL, now)),
-                elsewhere_reported: None,
-                cookies: Cookies::default(),
-                cookie_bucket: Bucket::new(COOKIES, now),
-                loaded_until: Duration::ZERO,
+                admission: Admission::new(config, now),
                 challenges: HashMap::new(),
                 challenge_bucket: Bucket::new(CHALLENGES, now),
                 last_timestamps: HashMap::new(),
@@ -119,40 +91,8 @@ impl Responder {
         })
     }
 
-    /// True if a half from this address costs nothing without a cookie (SPEC 4.9.3).
-    fn requires_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> bool {
-        (0..self.halves.expire(now)).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
-        if self.bucket.is_low(now) || self.halves.is_filling() {
-            self.require_cookies(now);
-        }
-        now < self.loaded_until
-            || self.is_elsewhere(cx, from)
-            || self.prefix(cx, from).is_some_and(|(prefix, [without, _])| without.is_low(&mut cx.rng, now, prefix))
-    }
-
     pub(super) fn require_cookies(&mut self, now: Duration) {
-        self.loaded_until = now + LOAD_LASTS;
-    }
-
-    /// IK: true if this is not an address of the previous hop.
-    fn is_elsewhere(&self, cx: &Context, from: SocketAddr) -> bool {
-        self.terms.pattern == Pattern::Ik && !cx.is_previous(from.ip())
-    }
-
-    /// The prefix of an address with the buckets of all prefixes, unless it is exempt.
-    fn prefix(&mut self, cx: &Context, from: SocketAddr) -> Option<(Prefix, &mut [Buckets; 2])> {
-        Some((cx.config.prefix(from.ip())?, self.prefixes.as_mut()?))
-    }
-
-    /// Answers part 0 of a half that needs a cookie by one.
-    fn give_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr, half: &Parsed<'_>, own: usize) {
-        if half.part == 0 && self.cookie_bucket.take(now) {
-            let cookie = self.cookies.of(&mut cx.rng, now, from);
-            let mac1 = half.mac1.first_chunk().expect("a half has one");
-            let datagram = Answer::Cookie.seal(&mut cx.rng, half.index, &cx.statics[own].public, mac1, &cookie);
-            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
-            cx.counters.cookies += 1;
-        }
+        self.admission.require_cookies(now);
     }
 
     /// Checks half of message 1, cheapest test first. Returns the whole message if this half completes it.
@@ -169,10 +109,16 @@ impl Responder {
         // Descriptors name the statics that are answered under, several while keys are replaced.
         let accepts = |own: &Static| cx.contacts.own.contains(&own.public) && own.mac1.accepts(parsed);
         let own = cx.statics.iter().position(accepts).ok_or(Refusal::BadMac1)?;
-        let is_proven = self.cookies.accept(&mut cx.rng, now, from, parsed);
-        if !is_proven && self.requires_cookie(cx, now, from) {
-            self.give_cookie(cx, now, from, parsed, own);
-            return Err(Refusal::CookieRequired);
+        let is_proven = self.admission.has_cookie(cx, now, from, parsed);
+        if !is_proven {
+            (0..self.halves.expire(now)).for_each(|_| cx.refuse(Refusal::HalfIncomplete));
+            if self.halves.is_filling() {
+                self.admission.require_cookies(now);
+            }
+            if self.admission.requires_cookie(cx, now, from) {
+                self.admission.give_cookie(cx, now, from, parsed, own);
+                return Err(Refusal::CookieRequired);
+            }
         }
         let halves = if is_proven { &mut self.proven_halves } else { &mut self.halves };
         let kept = [parsed.noise, parsed.mac1].concat();
@@ -189,29 +135,6 @@ impl Responder {
                 Ok(Some(Whole { noise: [first, second].concat(), mac1: *mac1, own, is_proven }))
             }
         }
-    }
-
-    /// Limits the public-key work that messages 1 from this address cause.
-    fn admit(&mut self, cx: &mut Context, now: Duration, from: SocketAddr, is_proven: bool) -> Result<(), Refusal> {
-        if self.is_elsewhere(cx, from) {
-            if self.elsewhere_reported.is_none_or(|last| now.saturating_sub(last) >= ELSEWHERE_REPORT) {
-                self.elsewhere_reported = Some(now);
-                cx.event(Event::HandshakeFromElsewhere { from });
-            }
-            let (of_prefix, in_all) = &mut self.elsewhere;
-            if !of_prefix.take(&mut cx.rng, now, Prefix::of(from.ip())) || !in_all.take(now) {
-                return Err(Refusal::ElsewhereRateLimited);
-            }
-        }
-        if let Some((prefix, buckets)) = self.prefix(cx, from)
-            && !buckets[usize::from(is_proven)].take(&mut cx.rng, now, prefix)
-        {
-            return Err(Refusal::PrefixRateLimited);
-        }
-        if !self.bucket.take(now) {
-            return Err(Refusal::HandshakeRateLimited);
-        }
-        Ok(())
     }
 
     /// IK: the static and the timestamp of message 1, if it is from the previous hop and the timestamp is newer than
@@ -274,7 +197,11 @@ impl Links {
         from: SocketAddr,
         bytes: &[u8],
     ) -> Result<(), Refusal> {
+        let is_up = |link: &&Link| link.side == Side::Up && link.current.is_some();
+        let previous = (!cx.config.faces_entries()).then(|| self.iter().find(is_up)).flatten();
+        let peer = previous.map(|link| link.peer.ip());
         let responder = self.responder.as_mut().ok_or(Refusal::WrongSide)?;
+        responder.admission.set_peer(peer);
         let parsed = datagram::parse(bytes, responder.half_len).ok_or(Refusal::HandshakeMalformed)?;
         let Some(whole) = responder.receive_half(cx, now, from, &parsed)? else { return Ok(()) };
 
@@ -283,7 +210,7 @@ impl Links {
         if responder.seen.contains(&ephemeral) {
             return Err(Refusal::HandshakeReplayed);
         }
-        responder.admit(cx, now, from, whole.is_proven)?;
+        responder.admission.admit(cx, now, from, whole.is_proven)?;
         let own = &cx.statics[whole.own].secret;
         let state = ResponderState::read(&mut cx.rng, &responder.terms, own, &whole.noise)
             .map_err(|_| Refusal::HandshakeForged)?;
@@ -362,63 +289,6 @@ impl Links {
             }
         }
         Ok(None)
-    }
-
-    /// NK: a link that goes on may come to an address that has no more than its share of links: a data thread tries the
-    /// keys of each on every cell from there.
-    fn check_address(&self, id: LinkId, from: SocketAddr) -> Result<(), Refusal> {
-        let is_at = |link: &&Link| {
-            let mut slots = [&link.current, &link.next, &link.previous].into_iter().flatten();
-            link.peer == from || slots.any(|slot| slot.peer == from)
-        };
-        let is_there = self.link(id).is_some_and(|link| is_at(&link));
-        let others = || self.iter().filter(|link| link.side == Side::Up).filter(is_at).count();
-        if is_there || others() < LINKS_PER_ADDRESS { Ok(()) } else { Err(Refusal::PrefixLinksFull) }
-    }
-
-    /// Makes room for one more link under the cap of its address, the share of its prefix and the cap of the node
-    /// (SPEC 4.5.5, 4.11). Links that were never used go first, then those without channels, of the prefix that has
-    /// most, oldest first. Links with channels never go.
-    fn make_room(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> Result<(), Refusal> {
-        let up = || self.iter().filter(|link| link.side == Side::Up);
-        let at_address = |link: &&Link| link.peer == from;
-        if up().filter(at_address).count() >= LINKS_PER_ADDRESS {
-            let empty = up().filter(at_address).filter(|link| link.carries_no_channels());
-            let victim = empty.min_by_key(|link| (link.was_up, link.created_at)).map(|link| link.id);
-            self.retire(cx, victim.ok_or(Refusal::PrefixLinksFull)?);
-        }
-
-        // Only links that were up count: anybody makes others from forged addresses.
-        let prefix_of = |link: &Link| cx.config.prefix(link.peer.ip());
-        let up = || self.iter().filter(|link| link.side == Side::Up);
-        let mut of_prefix: HashMap<Option<Prefix>, usize> = HashMap::new();
-        up().filter(|link| link.was_up).for_each(|link| *of_prefix.entry(prefix_of(link)).or_default() += 1);
-        let links = up().count();
-        let used = of_prefix.values().sum::<usize>();
-        let cap = cx.config.caps.links;
-        let prefix = cx.config.prefix(from.ip());
-        let own = of_prefix.get(&prefix).copied().unwrap_or(0);
-        let has_share = prefix.is_some() && own > 0 && own >= cap.saturating_sub(used);
-        let unused = links - used;
-        let victim = (links >= cap || has_share).then(|| {
-            let may_go = |link: &&Link| {
-                let is_own = prefix.is_none() || prefix_of(link) == prefix;
-                link.carries_no_channels() && (is_own || !has_share && (!link.was_up || own == 0))
-            };
-            let order = |link: &&Link| {
-                let rivals = of_prefix.get(&prefix_of(link)).copied().unwrap_or(0);
-                (link.was_up, std::cmp::Reverse(rivals), link.created_at)
-            };
-            let refused = if has_share { Refusal::PrefixLinksFull } else { Refusal::LinksFull };
-            up().filter(may_go).min_by_key(order).map(|link| link.id).ok_or(refused)
-        });
-        if let Some(victim) = victim.transpose()? {
-            self.retire(cx, victim);
-        }
-        if let Some(responder) = self.responder.as_mut().filter(|_| 4 * unused > cap) {
-            responder.require_cookies(now);
-        }
-        Ok(())
     }
 }
 

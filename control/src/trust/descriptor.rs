@@ -416,6 +416,20 @@ pub(super) mod tests {
         }
     }
 
+    /// End of the validity of [`node`], in seconds since 1970: after all clocks of tests.
+    pub(crate) const NOT_AFTER: u64 = 1_800_005_000;
+
+    /// The descriptor of a hop of a chain with so many. The numbers of hops are the seeds of their identities.
+    pub(crate) fn node(hop: usize, hops: usize) -> NodeDescriptor {
+        let role = if hop == hops { HopRole::Exit } else { HopRole::Mix };
+        NodeDescriptor { not_before: 0, not_after: NOT_AFTER, ..descriptor(hop as u8, role) }
+    }
+
+    /// Signs the descriptor of a hop by its identity.
+    pub(crate) fn signed(descriptor: NodeDescriptor, hop: usize) -> SignedDescriptor {
+        descriptor.sign(&identity(hop as u8)).unwrap()
+    }
+
     fn address() -> impl Strategy<Value = SocketAddr> {
         let v4 = any::<[u8; 4]>().prop_map(IpAddr::from);
         let v6 = any::<[u8; 16]>().prop_map(|ip| IpAddr::V6(Ipv6Addr::from(ip)));

@@ -168,12 +168,11 @@ impl std::ops::Deref for SignedRecord {
 pub(super) mod tests {
     use wire::setup::SetupKey;
 
-    use super::super::descriptor::HopRole;
-    use super::super::descriptor::tests::{descriptor, identity};
+    use super::super::descriptor::tests::{identity, node, signed};
     use super::*;
 
     pub(crate) fn signed_descriptor(seed: u8) -> SignedDescriptor {
-        descriptor(seed, HopRole::Mix).sign(&identity(seed)).unwrap()
+        signed(node(seed.into(), 9), seed.into())
     }
 
     pub(crate) const CHAIN: [u8; 32] = [0xcc; 32];

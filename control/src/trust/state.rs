@@ -160,8 +160,8 @@ fn many<T>(
 #[cfg(test)]
 mod tests {
     use super::super::descriptor::HopRole;
-    use super::super::descriptor::tests::{descriptor, identity};
-    use super::super::view::tests::{NOW_MS, node, terms};
+    use super::super::descriptor::tests::{descriptor, identity, node, signed};
+    use super::super::view::tests::{HOPS, NOW_MS, terms};
     use super::*;
 
     fn state() -> State {
@@ -172,8 +172,7 @@ mod tests {
         hop.ranks.insert(2, 3, (1, 8, [4; 32]));
         let mut view = View::new(terms());
         for hop in 1..=2 {
-            let descriptor = node(hop).sign(&identity(hop as u8)).unwrap();
-            view.take_descriptor(hop, descriptor, NOW_MS / 1000).unwrap();
+            view.take_descriptor(hop, signed(node(hop, HOPS), hop), NOW_MS / 1000).unwrap();
         }
         view.raise_floor(2, 1);
         State::of(&view, hop)

@@ -235,6 +235,63 @@ fn hop_that_sends_from_elsewhere_needs_a_cookie() {
 }
 
 #[test]
+fn peer_of_a_link_that_is_up_is_not_elsewhere() {
+    let mut plan = Plan::new(Class::L, 2);
+    plan.timing.renew_after = secs(20);
+    let mut world = World::empty(plan);
+    (0..=3).rev().for_each(|at| world.start(at));
+    // Behind a NAT that gives it another port for each renewal.
+    world.nodes.get_mut(&1).unwrap().down_address = SocketAddr::from(([10, 8, 8, 8], 2000));
+    world.run_for(secs(4));
+    assert!(world.has_channels(0, 4));
+    let required = world.refused(2, Refusal::CookieRequired);
+    assert!(required >= 2, "the first message 1 came from elsewhere");
+    for port in 2001..2004 {
+        world.nodes.get_mut(&1).unwrap().down_address.set_port(port);
+        world.run_for(secs(25));
+    }
+    assert!(world.node(2).saw(|e| matches!(e, Event::LinkRenewed { side: Side::Up, .. })) >= 3);
+    assert_eq!(world.refused(2, Refusal::CookieRequired), required);
+    // Another address is.
+    world.nodes.get_mut(&1).unwrap().down_address = SocketAddr::from(([10, 8, 8, 9], 2000));
+    world.run_for(secs(25));
+    assert!(world.refused(2, Refusal::CookieRequired) > required);
+}
+
+#[test]
+fn link_that_goes_on_does_not_come_to_a_full_address() {
+    let full = SocketAddr::from(([6, 6, 6, 6], 7));
+    let mut plan = Plan::new(Class::L, 1);
+    plan.timing.renew_after = secs(20);
+    let mut world = World::new(plan);
+    let at_address = |world: &World| {
+        let links = world.node(1).links.values();
+        links.filter(|link| link.side == Side::Up && link.peer == full).count()
+    };
+    for number in 100..104 {
+        world.start_as(number, 0, SocketAddr::from(([6, 6, 6, number as u8], 6)), full);
+        world.run_for(secs(3));
+        assert!(world.has_channels(number, 4));
+        if number < 103 {
+            world.stop(number);
+        }
+    }
+    assert_eq!(at_address(&world), 4);
+    // A link that is there renews.
+    let renewed = |world: &World| world.node(103).saw(|e| matches!(e, Event::LinkRenewed { .. }));
+    let limit = world.now + secs(30);
+    assert!(world.run_until(limit, |world| renewed(world) == 1));
+    assert_eq!(world.refused(1, Refusal::PrefixLinksFull), 0);
+    world.stop(103);
+
+    world.nodes.get_mut(&0).unwrap().down_address = full;
+    world.run_for(secs(6));
+    assert!(world.refused(1, Refusal::PrefixLinksFull) > 0);
+    assert_eq!(at_address(&world), 4);
+    assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkMoved { .. })), 0);
+}
+
+#[test]
 fn messages_from_elsewhere_have_a_rate_of_their_own() {
     let mut world = World::new(Plan::new(Class::L, 2));
     world.run_for(secs(3));

@@ -344,6 +344,23 @@ fn data_cell_promotes_like_a_control_cell() {
     }
 }
 
+#[test]
+fn token_does_not_promote_a_link_that_was_never_up() {
+    let mut world = World::new(Plan::new(Class::L, 1));
+    world.tap = Box::new(|_, packet| {
+        if packet.from == down_address(0) && !is_handshake_len(packet.bytes.len()) { Fate::Lose } else { Fate::Pass }
+    });
+    // The entry hears nothing, so it sends another message 1, which has the token of the first.
+    let end = world.now + secs(8);
+    assert!(world.run_until(end, |w| w.node(1).control.counters().handshakes_done >= 4), "two of the exit's link");
+    let (_, state) = world.node(1).link(Side::Up);
+    assert!(state.current().is_none() && state.next().is_some(), "a cell must give it an address");
+    assert_eq!(world.node(1).saw(|e| matches!(e, Event::LinkUp { side: Side::Up, .. })), 0);
+    world.tap = Box::new(|_, _| Fate::Pass);
+    world.run_for(secs(5));
+    assert!(world.has_channels(0, 4));
+}
+
 /// A renewal of the link to `position` whose message 1 an attacker has overtaken with copies: the attacker's address,
 /// and message 2, which it has received.
 fn overtaken_renewal(position: usize) -> (World, SocketAddr, Packet) {

@@ -14,7 +14,8 @@ use wire::cell::{CellKind, Class};
 use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 
-use crate::sim::{Fate, Keys, Plan, World, down_address, losing, ms, secs, up_address};
+use crate::sim::plan::Keys;
+use crate::sim::{Fate, Plan, World, down_address, losing, ms, secs, up_address};
 
 /// The entry's data plane gives up all its channels.
 fn give_up_channels(world: &mut World, entry: usize) {

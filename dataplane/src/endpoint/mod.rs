@@ -82,7 +82,7 @@ pub(crate) struct Settings {
 pub(crate) struct AppTurn {
     now: Nanos,
     /// How long the datagrams can have waited.
-    pub(crate) waited: Nanos,
+    waited: Nanos,
     /// Receive calls.
     pub(crate) batches: usize,
     is_late: bool,
@@ -111,7 +111,8 @@ pub(crate) struct Endpoint<L, A, C> {
     pub(crate) age: AgeLimit,
     link_read: LastRead,
     apps_read: LastRead,
-    /// How long what this turn receives on the link can have waited.
+    /// How long what this turn receives on the link can have waited, and what the last call received.
+    turn_waited: Nanos,
     pub(crate) link_waited: Nanos,
     report_due: Nanos,
     arrivals: Arrivals,
@@ -176,6 +177,7 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             age: AgeLimit::new(max_age),
             link_read: LastRead::default(),
             apps_read: LastRead::default(),
+            turn_waited: 0,
             link_waited: 0,
             report_due: now,
             arrivals: Arrivals::new(),
@@ -226,9 +228,9 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     /// Returns how often [`Endpoint::receive`] may be called: until nothing is left, if that may have waited for too
     /// long.
     pub(crate) fn begin_link(&mut self, now: Nanos) -> usize {
-        self.link_waited = self.link_read.waited(now);
+        self.turn_waited = self.link_read.waited(now);
         self.link_read.set(now);
-        if !self.age.is_exceeded(self.link_waited) {
+        if !self.age.is_exceeded(self.turn_waited) {
             return RECEIVES;
         }
         self.link.set_ready();
@@ -236,12 +238,13 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     }
 
     /// Receives once on the link and admits the cells. False if nothing came.
-    pub(crate) fn receive(&mut self) -> bool {
+    pub(crate) fn receive(&mut self, now: Nanos) -> bool {
         let incoming = self.incoming();
         let Self { link, free, arrivals, gate, table, punts, cells, admitted, .. } = self;
         if link.recv(free, arrivals) == 0 {
             return false;
         }
+        self.link_waited = self.turn_waited.max(link.waited(now));
         gate.admit(arrivals, table, punts, free, &mut cells[incoming], admitted);
         true
     }
@@ -273,8 +276,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     }
 
     /// Receives a batch of datagrams from applications. `None` if nothing waits, or if there are not enough buffers for
-    /// its cells. The owner reads the batch and puts it back as `receive_batch`.
-    pub(crate) fn receive_apps(&mut self, turn: &AppTurn) -> Option<ReceiveBatch> {
+    /// its cells. Also returns how long it can have waited. The owner reads the batch and puts it back as `receive_batch`.
+    pub(crate) fn receive_apps(&mut self, turn: &AppTurn) -> Option<(ReceiveBatch, Nanos)> {
         if !self.has_room_for_a_batch() {
             return None;
         }
@@ -284,7 +287,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
             self.apps_read.set(turn.now);
         }
         if received {
-            return Some(batch);
+            let waited = turn.waited.max(self.apps.waited(batch.socket(), turn.now));
+            return Some((batch, waited));
         }
         self.receive_batch = batch;
         None

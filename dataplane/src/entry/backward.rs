@@ -25,7 +25,7 @@ use crate::stage::open::keep;
 impl<D: Port, A: Apps> Entry<D, A> {
     pub(super) fn receive_link(&mut self, now: Nanos) {
         for _ in 0..self.endpoint.begin_link(now) {
-            if !self.endpoint.receive() {
+            if !self.endpoint.receive(now) {
                 return;
             }
             self.strip();

@@ -244,8 +244,8 @@ impl<D: Port, A: Apps> Entry<D, A> {
     fn receive_apps(&mut self, now: Nanos) {
         let turn = self.endpoint.begin_apps(now);
         for _ in 0..turn.batches {
-            let Some(batch) = self.endpoint.receive_apps(&turn) else { return };
-            if turn.waited > max_age(&self.listening, batch.socket()) {
+            let Some((batch, waited)) = self.endpoint.receive_apps(&turn) else { return };
+            if waited > max_age(&self.listening, batch.socket()) {
                 let tally = &mut self.endpoint.datagrams.forward;
                 tally.received += batch.len() as u64;
                 tally.drop_many(DropReason::Aged, batch.len() as u64);

@@ -207,6 +207,19 @@ fn entry_that_did_not_run_reads_its_sockets_empty() {
 }
 
 #[test]
+fn backlog_of_a_listener_is_bounded_by_its_age() {
+    let net = MemNet::default();
+    let mut entry = entry_with(net.clone(), &[MAX_AGE, Duration::from_secs(60)]);
+    let mut ask_both = |now_ms, waited_ms: u64| {
+        net.set_waited(waited_ms * crate::MILLI);
+        (0..2).for_each(|listener| ask(&net, listener));
+        turn(&mut entry, now_ms)
+    };
+    assert_eq!(ask_both(2000, 250), [2, 2, 0]);
+    assert_eq!(ask_both(2001, 251), [4, 3, 1], "as the limit of each forward has it");
+}
+
+#[test]
 fn cells_built_before_a_stop_are_not_sent_after_it() {
     let mut entry = entry_with_channel();
     let key = || zeroize::Zeroizing::new([7; 16]);

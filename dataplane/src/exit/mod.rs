@@ -254,7 +254,7 @@ impl<U: Port, A: Apps> Exit<U, A> {
 
     fn receive_link(&mut self, now: Nanos) {
         for _ in 0..self.endpoint.begin_link(now) {
-            if self.endpoint.send_batch.len() >= SENDS_MAX || !self.endpoint.receive() {
+            if self.endpoint.send_batch.len() >= SENDS_MAX || !self.endpoint.receive(now) {
                 return;
             }
             let Endpoint { shape, table, punts, free, cells, admitted, .. } = &mut self.endpoint;
@@ -286,8 +286,8 @@ impl<U: Port, A: Apps> Exit<U, A> {
     fn receive_apps(&mut self, now: Nanos) {
         let turn = self.endpoint.begin_apps(now);
         for _ in 0..turn.batches {
-            let Some(batch) = self.endpoint.receive_apps(&turn) else { return };
-            if self.endpoint.age.is_exceeded(turn.waited) {
+            let Some((batch, waited)) = self.endpoint.receive_apps(&turn) else { return };
+            if self.endpoint.age.is_exceeded(waited) {
                 let tally = &mut self.endpoint.datagrams.backward;
                 tally.received += batch.len() as u64;
                 tally.drop_many(DropReason::Aged, batch.len() as u64);

@@ -163,7 +163,7 @@ impl<U: Port, D: Port> Edge<U, D> {
                 return;
             }
             pipe.gate.admit(arrivals, table, punts, free, &mut pipe.tally, admitted);
-            if is_late {
+            if is_late || age.is_exceeded(port.waited(now)) {
                 pipe.tally.drop_many(DropReason::Aged, admitted.len() as u64);
                 admitted.drain(..).for_each(|dropped| free.give(dropped.cell.into_buffer()));
                 continue;

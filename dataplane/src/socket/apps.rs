@@ -10,8 +10,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
+use super::backlog::Backlog;
 use super::link::waits;
 use super::offload::Offloads;
+use crate::Nanos;
 use crate::ledger::{DropReason, Tally};
 use crate::runner::{APPS, Poller};
 use crate::sys;
@@ -32,6 +34,9 @@ pub trait Apps {
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool;
+    /// How long the newest datagram of the last batch, which came from `socket`, had waited, if that socket has not been
+    /// read empty for some time; else 0.
+    fn waited(&mut self, socket: SocketId, now: Nanos) -> Nanos;
     /// Sends all of `send_batch` and empties it; counts what went and, by reason, what did not.
     fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally);
     /// Destinations that were reported unreachable since the last call.
@@ -47,6 +52,7 @@ struct AppSocket {
     /// Its ICMP errors are reported.
     reports: bool,
     queued: bool,
+    backlog: Backlog,
 }
 
 pub struct UdpApps {
@@ -125,7 +131,7 @@ impl UdpApps {
         if self.sockets.len() <= id as usize {
             self.sockets.resize_with(id as usize + 1, || None);
         }
-        self.sockets[id as usize] = Some(AppSocket { socket, reports, queued: false });
+        self.sockets[id as usize] = Some(AppSocket { socket, reports, queued: false, backlog: Backlog::default() });
         Ok(id)
     }
 
@@ -174,8 +180,17 @@ impl Apps for UdpApps {
             if !receive_batch.is_empty() {
                 return true;
             }
+            app.backlog.end();
         }
         false
+    }
+
+    fn waited(&mut self, socket: SocketId, now: Nanos) -> Nanos {
+        match self.sockets.get_mut(socket as usize) {
+            // After a full call it is queued again.
+            Some(Some(app)) => app.backlog.waited(app.socket.as_fd(), app.queued, now),
+            _ => 0,
+        }
     }
 
     fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally) {

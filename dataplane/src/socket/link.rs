@@ -9,13 +9,16 @@
 
 use std::io;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
 
 use arrayvec::ArrayVec;
 
 use super::Port;
 use super::backend::Calls;
+use super::backlog::Backlog;
 use super::offload::Offloads;
 use super::rx_buffers::{RxBuffers, burst_cells_max};
+use crate::Nanos;
 use crate::batch::{Arrivals, Departures, Lengths};
 use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
@@ -27,6 +30,7 @@ pub struct LinkPort {
     calls: Calls,
     lengths: Lengths,
     ready: bool,
+    backlog: Backlog,
     rx_buffers: RxBuffers,
     /// True if cells may be sent in GSO bursts.
     gso: bool,
@@ -42,6 +46,7 @@ impl LinkPort {
             calls,
             lengths,
             ready: true,
+            backlog: Backlog::default(),
             rx_buffers: RxBuffers::new(lengths, offloads.gro),
             gso: offloads.gso,
             traffic: Traffic::default(),
@@ -72,6 +77,9 @@ impl Port for LinkPort {
         // Fewer than asked for: the queue is empty. An error other than "nothing waits" has no datagram behind it
         // either; level-triggered polling brings us back if there is more.
         self.ready = matches!(got, Ok(got) if got == messages);
+        if received.is_empty() {
+            self.backlog.end();
+        }
         let before = into.len();
         for (i, message) in &received {
             self.rx_buffers.take(*i, *message, self.lengths, free, into);
@@ -80,6 +88,10 @@ impl Port for LinkPort {
         self.rx_buffers.learn(received.len(), arrived);
         self.traffic.received += received.len() as u64;
         arrived
+    }
+
+    fn waited(&mut self, now: Nanos) -> Nanos {
+        self.backlog.waited(self.socket.as_fd(), self.ready, now)
     }
 
     fn rx_buffers(&self) -> usize {

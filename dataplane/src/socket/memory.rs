@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::Port;
 use super::app_batch::{ReceiveBatch, SendBatch, SocketId};
 use super::apps::{Apps, count_failure};
+use crate::Nanos;
 use crate::batch::{Arrivals, Departures, Lengths, RECEIVE_MAX};
 use crate::buffer::{Cell, FreeList};
 use crate::ledger::Tally;
@@ -37,6 +38,7 @@ struct Inner {
     blocked: bool,
     open_error: Option<i32>,
     send_errors: HashMap<SocketAddr, i32>,
+    waited: Nanos,
 }
 
 impl MemNet {
@@ -78,6 +80,11 @@ impl MemNet {
             Some(errno) => errors.insert(to, errno),
             None => errors.remove(&to),
         };
+    }
+
+    /// What is received from now on had waited for this long in a socket with a backlog.
+    pub fn set_waited(&self, waited: Nanos) {
+        self.0.borrow_mut().waited = waited;
     }
 
     /// Takes the next datagram for an address.
@@ -148,6 +155,10 @@ impl Port for MemPort {
     }
 
     fn set_ready(&mut self) {}
+
+    fn waited(&mut self, _now: Nanos) -> Nanos {
+        self.net.0.borrow().waited
+    }
 }
 
 /// Application sockets in memory, on a [`MemNet`] of their own.
@@ -227,6 +238,10 @@ impl Apps for MemApps {
             }
         }
         send_batch.clear();
+    }
+
+    fn waited(&mut self, _socket: SocketId, _now: Nanos) -> Nanos {
+        self.net.0.borrow().waited
     }
 
     fn unreachable(&mut self, each: &mut dyn FnMut(SocketId, SocketAddr)) {

@@ -6,6 +6,7 @@
 pub mod app_batch;
 pub mod apps;
 pub mod backend;
+mod backlog;
 pub mod link;
 pub mod memory;
 pub mod offload;
@@ -13,6 +14,7 @@ mod rx_buffers;
 #[cfg(test)]
 mod suite;
 
+use crate::Nanos;
 use crate::batch::{Arrivals, Departures};
 use crate::buffer::FreeList;
 use crate::ledger::{Tally, Traffic};
@@ -28,6 +30,12 @@ pub trait Port {
 
     /// The poller saw it readable.
     fn set_ready(&mut self);
+
+    /// How long the newest of what the last [`Port::recv`] brought had waited, if the port has not been read empty for
+    /// some time; else 0.
+    fn waited(&mut self, _now: Nanos) -> Nanos {
+        0
+    }
 
     /// Buffers that it keeps for what is to come; they are empty.
     fn rx_buffers(&self) -> usize {
@@ -55,6 +63,10 @@ impl<P: Port> Port for Option<P> {
         if let Some(port) = self {
             port.set_ready();
         }
+    }
+
+    fn waited(&mut self, now: Nanos) -> Nanos {
+        self.as_mut().map_or(0, |port| port.waited(now))
     }
 
     fn rx_buffers(&self) -> usize {

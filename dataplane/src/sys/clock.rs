@@ -1,12 +1,17 @@
-//! adjtimex(2): whether somebody keeps this host's clock.
+//! adjtimex(2): whether somebody keeps this host's clock. ioctl(SIOCGSTAMPNS): when a datagram arrived.
 //!
 //! ```text
 //! adjtimex(tx)   modes = 0: reads and changes nothing; needs no privilege
 //!   status       STA_UNSYNC: the clock has not been set for long, and the kernel no longer trusts it
+//! ioctl(fd, SIOCGSTAMPNS, &timespec)
+//!   the wall-clock time at which the datagram arrived that was received last. The first call has the kernel note
+//!   arrivals from then on, for the life of the socket; for a datagram without a time it returns that of the call
 //! ```
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, SystemTime};
 
 /// True if the kernel reports the clock as synchronized (NTP, PTP, a hypervisor's agent).
 ///
@@ -18,6 +23,20 @@ pub fn is_clock_kept() -> io::Result<bool> {
     // SAFETY: `timex` is local and writable.
     let state = unsafe { libc::adjtimex(&raw mut timex) };
     if state < 0 { Err(io::Error::last_os_error()) } else { Ok(timex.status & libc::STA_UNSYNC == 0) }
+}
+
+/// How long the datagram that was received last from a socket had waited there. `None` if it arrived before the first
+/// call, and if the kernel does not say.
+pub(crate) fn last_waited(socket: BorrowedFd<'_>) -> Option<Duration> {
+    const SIOCGSTAMPNS: libc::c_ulong = 0x8907;
+    let before = SystemTime::UNIX_EPOCH.elapsed().ok()?;
+    // SAFETY: a timespec is plain integers, for which zeros are valid.
+    let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: the kernel writes one timespec, which is local and writable; the fd is borrowed.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSTAMPNS as _, &raw mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
+    let arrived = Duration::new(seconds, nanos);
+    (result == 0 && arrived < before).then(|| before - arrived)
 }
 
 #[cfg(test)]

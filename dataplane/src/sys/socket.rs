@@ -57,27 +57,36 @@ pub(crate) fn refuse_gso(socket: BorrowedFd<'_>) -> io::Result<()> {
     enable(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
 }
 
-/// Datagrams that the kernel dropped at this socket since it was made (SO_MEMINFO, its
-/// SK_MEMINFO_DROPS), mostly because the receive buffer was full.
+/// Datagrams that the kernel dropped at this socket since it was made, mostly because the receive buffer was full.
 ///
 /// # Errors
 /// Not a socket.
 pub fn kernel_drops(socket: impl AsFd) -> io::Result<u64> {
-    const SO_MEMINFO: libc::c_int = 55;
     const SK_MEMINFO_DROPS: usize = 8;
+    Ok(u64::from(memory(socket.as_fd())?[SK_MEMINFO_DROPS]))
+}
+
+/// True if half of the receive buffer is taken, or more.
+///
+/// # Errors
+/// Not a socket.
+pub fn is_half_full(socket: impl AsFd) -> io::Result<bool> {
+    const SK_MEMINFO_RMEM_ALLOC: usize = 0;
+    const SK_MEMINFO_RCVBUF: usize = 1;
+    let memory = memory(socket.as_fd())?;
+    Ok(memory[SK_MEMINFO_RMEM_ALLOC] >= memory[SK_MEMINFO_RCVBUF] / 2)
+}
+
+/// getsockopt(fd, SOL_SOCKET, SO_MEMINFO)
+fn memory(fd: BorrowedFd<'_>) -> io::Result<[u32; 9]> {
+    const SO_MEMINFO: libc::c_int = 55;
     let mut values = [0u32; 9];
     let mut len = size_of_val(&values) as libc::socklen_t;
     // SAFETY: `values` is writable for `len` bytes; the fd is borrowed.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_MEMINFO,
-            values.as_mut_ptr().cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_MEMINFO, values.as_mut_ptr().cast(), &raw mut len)
     };
-    if result == 0 { Ok(u64::from(values[SK_MEMINFO_DROPS])) } else { Err(io::Error::last_os_error()) }
+    if result == 0 { Ok(values) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

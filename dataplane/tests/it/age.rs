@@ -58,3 +58,24 @@ fn cells_in_a_pool_age_once_they_are_due() {
     stand.turn_after(1260 * MILLI);
     assert_eq!(outcome(&stand), (0, 64));
 }
+
+#[test]
+fn backlog_that_is_never_read_empty_is_bounded_by_age() {
+    let mut stand = stand("threshold:n=1");
+    stand.turn();
+    stand.load(20_000);
+    // Every turn reads, and none finds the socket empty.
+    for _ in 0..25 {
+        stand.turn_after(10 * MILLI);
+        assert!(stand.waiting() > 0);
+    }
+    let (in_time, _) = outcome(&stand);
+    assert!(in_time > 0);
+    while stand.waiting() > 0 {
+        stand.turn_after(10 * MILLI);
+    }
+    assert_eq!(outcome(&stand), (in_time, 20_000 - in_time));
+    stand.load(64);
+    stand.turn();
+    assert_eq!(outcome(&stand), (in_time + 64, 20_000 - in_time));
+}

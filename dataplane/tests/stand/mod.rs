@@ -44,7 +44,10 @@ pub struct Traces {
 /// What waits to be received, and a trace of buffers if somebody wants one.
 #[derive(Default)]
 pub struct Wire {
-    cells: std::collections::VecDeque<Box<[u8]>>,
+    /// With the time at which they arrived.
+    cells: std::collections::VecDeque<(Nanos, Box<[u8]>)>,
+    /// When the cell arrived that was received last.
+    newest: Nanos,
     pub traces: Option<Traces>,
 }
 
@@ -57,11 +60,12 @@ pub struct Side1 {
 impl Port for Side1 {
     fn recv(&mut self, free: &mut FreeList, into: &mut Arrivals) -> usize {
         let mut wire = self.wire.borrow_mut();
-        let Wire { cells, traces } = &mut *wire;
+        let Wire { cells, newest, traces } = &mut *wire;
         let count = cells.len().min(BURSTS * BURST);
         for _ in 0..count {
             let buffer = free.take().expect("a mix has buffers for a batch");
-            let bytes = cells.pop_front().expect("counted");
+            let (arrived, bytes) = cells.pop_front().expect("counted");
+            *newest = arrived;
             buffer.bytes_mut()[..bytes.len()].copy_from_slice(&bytes);
             if let Some(traces) = traces {
                 traces.received.push(buffer.bytes().as_ptr());
@@ -83,6 +87,10 @@ impl Port for Side1 {
     }
 
     fn set_ready(&mut self) {}
+
+    fn waited(&mut self, now: Nanos) -> Nanos {
+        now - self.wire.borrow().newest
+    }
 }
 
 /// The mix, its neighbours' keys and its channels' secrets.
@@ -192,7 +200,7 @@ impl Stand {
             let mut block = [header.to_block()];
             header_key.encipher(&mut block);
             cell[..16].copy_from_slice(&block[0]);
-            self.wires[0].borrow_mut().cells.push_back(cell.into());
+            self.wires[0].borrow_mut().cells.push_back((self.now, cell.into()));
             *seq += 1;
         }
     }
@@ -209,7 +217,7 @@ impl Stand {
             let mut block = [header.to_block()];
             header_key.encipher(&mut block);
             cell[..16].copy_from_slice(&block[0]);
-            self.wires[1].borrow_mut().cells.push_back(cell.into());
+            self.wires[1].borrow_mut().cells.push_back((self.now, cell.into()));
         }
     }
 

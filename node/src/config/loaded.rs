@@ -50,6 +50,8 @@ pub struct Loaded {
     pub position: usize,
     /// All descriptors that it has, its keys, and what it remembers.
     pub trust: TrustSetup,
+    /// The descriptors of these files alone, without those that neighbours have sent.
+    of_files: View,
     pub psks: Psks,
     /// Users of its SOCKS ports from other hosts.
     pub socks_users: SocksUsers,
@@ -57,8 +59,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// What is not as new as it could be, and does not matter.
     pub notes: Vec<String>,
-    /// Of a hop that is about to run: no other process runs with its state.
-    pub lock: Option<File>,
+    /// Of a hop that is about to run: no other process runs with its state or its keys.
+    pub locks: Vec<File>,
 }
 
 /// What became of a descriptor from a file.
@@ -118,8 +120,8 @@ impl Loaded {
     /// # Errors
     /// The first mistake, with its remedy, or another node runs with them.
     pub fn lock_and_read(config: NodeConfig) -> Result<Loaded, ConfigError> {
-        let lock = TrustFiles::of(&config).lock()?;
-        Ok(Loaded { lock, ..Loaded::read_files(config)? })
+        let locks = TrustFiles::of(&config).lock()?;
+        Ok(Loaded { locks, ..Loaded::read_files(config)? })
     }
 
     /// The same for a chain file that was read already.
@@ -201,6 +203,7 @@ impl Loaded {
         })?;
         Ok(Loaded {
             trust: TrustSetup { view, keys, state },
+            of_files,
             socks_users: socks_users.unwrap_or_default(),
             config,
             chain,
@@ -209,7 +212,7 @@ impl Loaded {
             psks,
             warnings,
             notes,
-            lock: None,
+            locks: Vec::new(),
         })
     }
 
@@ -223,18 +226,38 @@ impl Loaded {
         node_name(self.config.role(), self.position)
     }
 
-    /// Where a hop is reached, by its newest descriptor.
-    pub fn contact(&self, hop: usize) -> Option<&Contact> {
-        if !(1..=self.trust.view.hops()).contains(&hop) {
-            return None;
-        }
-        self.trust.view.descriptor(hop)?.contact(self.shape().class())
+    /// Where this hop is reached, by its newest descriptor. None at the entry.
+    pub fn own_contact(&self) -> Option<&Contact> {
+        let own = (self.position > 0).then(|| self.trust.view.descriptor(self.position))??;
+        own.contact(self.shape().class())
     }
 
-    /// The lanes of its links.
-    pub fn lanes(&self) -> Lanes {
-        let of = |hop| self.contact(hop).map_or(1, |contact| usize::from(contact.lanes));
-        Lanes { own: of(self.position), next: of(self.position + 1) }
+    /// Descriptors of the next hop with which this node may start, the preferred one first. None at the exit.
+    ///
+    /// An entry prefers the oldest, as its link does (SPEC 7.3.7): a new one might be a label. A hop prefers the
+    /// newest. Of a hop the last one is the newest of its files, because a neighbour may have sent the others.
+    pub fn next_hops(&self) -> Vec<&SignedDescriptor> {
+        let (view, hop) = (&self.trust.view, self.position + 1);
+        if hop > view.hops() {
+            return Vec::new();
+        }
+        let held = view.descriptors(hop).iter().map(|held| &**held);
+        if self.position == 0 {
+            return held.rev().collect();
+        }
+        let of_files = self.of_files.descriptor(hop).map(|of_files| &**of_files);
+        held.take_while(|held| of_files.is_none_or(|last| held.hash() != last.hash())).chain(of_files).collect()
+    }
+
+    /// The contact of the preferred one.
+    pub fn next_contact(&self) -> Option<&Contact> {
+        self.next_hops().first()?.contact(self.shape().class())
+    }
+
+    /// The lanes of its links, if the next hop is reached at `next`.
+    pub fn lanes(&self, next: Option<&Contact>) -> Lanes {
+        let of = |contact: Option<&Contact>| contact.map_or(1, |contact| usize::from(contact.lanes));
+        Lanes { own: of(self.own_contact()), next: of(next) }
     }
 
     /// Refuses links between hops that are spread over several ports, unless the configuration accepts what that shows
@@ -242,9 +265,9 @@ impl Loaded {
     ///
     /// # Errors
     /// There is such a link.
-    pub fn check_lanes(&self) -> Result<(), ConfigError> {
+    pub fn check_lanes(&self, next: Option<&Contact>) -> Result<(), ConfigError> {
         let Part::Mix { lanes_show_label_bits: false, .. } = self.config.part else { return Ok(()) };
-        let Lanes { own, next } = self.lanes();
+        let Lanes { own, next } = self.lanes(next);
         let (link, lanes) = match self.position {
             position if position > 1 && own > 1 => (position, own),
             position if next > 1 => (position + 1, next),
@@ -266,13 +289,12 @@ impl Loaded {
         })
     }
 
-    /// The address of the next hop: `next` of the configuration, or the best one of its descriptor, or what its name
-    /// resolves to. `None` at the exit, and if no name resolves now.
+    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name
+    /// resolves to. `None` if no name resolves now.
     ///
     /// # Errors
     /// `next` is set and does not resolve.
-    pub fn next_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
-        let Some(contact) = self.contact(self.position + 1) else { return Ok(None) };
+    pub fn next_address(&self, contact: &Contact) -> Result<Option<SocketAddr>, ConfigError> {
         let Some(next) = &self.config.next else {
             let resolved = || {
                 let named = |(name, port): &(String, u16)| (name.as_str(), *port).to_socket_addrs().ok()?.next();
@@ -455,6 +477,19 @@ impl NodeConfig {
 }
 
 #[cfg(test)]
+impl Loaded {
+    /// Takes a newer descriptor of a mix, as from a neighbour, of a chain that `init` has written to `dir`.
+    pub(crate) fn receive(&mut self, dir: &Path, mix: usize, change: impl FnOnce(&mut Contact)) {
+        let identity = crate::ceremony::files::read_identity(&dir.join(format!("mix{mix}.identity.key"))).unwrap();
+        let mut content = self.trust.view.descriptor(mix).unwrap().content().clone();
+        content.revision += 1;
+        change(&mut content.contacts[0]);
+        let taken = self.trust.view.take_descriptor(mix, content.sign(&identity).unwrap(), wall_s());
+        assert_eq!(taken, Ok(Taken::New));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::init::{self, Plan};
@@ -466,7 +501,10 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let plan = Plan { lanes: 2, lanes_show_label_bits, ..Plan::new(&addresses[2 - mixes..]) };
             let files = init::write(dir.path(), &plan).unwrap();
-            let checked = files.hops.iter().chain([&files.entry]).map(|path| Loaded::read(path).unwrap().check_lanes());
+            let checked = files.hops.iter().chain([&files.entry]).map(|path| {
+                let loaded = Loaded::read(path).unwrap();
+                loaded.check_lanes(loaded.next_contact())
+            });
             checked.map(|done| done.err().map(|why| why.to_string())).collect::<Vec<_>>()
         };
         assert_eq!(check(1, false), [None, None, None], "link 1 may have lanes");
@@ -476,6 +514,25 @@ mod tests {
             for part in ["the link from mix1 to mix2 has 2 lanes", "lanes_show_label_bits = true", "make mix2"] {
                 assert!(why.contains(part), "{part}: {why}");
             }
+        }
+    }
+
+    #[test]
+    fn entry_prefers_the_oldest_descriptor_and_a_hop_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = [1, 2, 3].map(|host| SocketAddr::from(([192, 0, 2, host], 4700)));
+        let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
+        let label = SocketAddr::from(([192, 0, 2, 99], 4700));
+        for (path, hop, preferred) in [(&files.entry, 1, addresses[0]), (&files.hops[0], 2, label)] {
+            let mut loaded = Loaded::read(path).unwrap();
+            loaded.receive(dir.path(), hop, |contact| {
+                contact.addresses = vec![label];
+                contact.lanes = 2;
+            });
+            let next = loaded.next_contact().unwrap();
+            assert_eq!(loaded.next_address(next).unwrap(), Some(preferred), "next hop {hop}");
+            assert_eq!(loaded.lanes(Some(next)).next, if preferred == label { 2 } else { 1 });
+            assert_eq!(loaded.next_hops().len(), 2);
         }
     }
 

@@ -158,25 +158,23 @@ impl TrustFiles {
         Ok(done)
     }
 
-    /// Locks what a hop writes, for as long as the returned file is open. `None` at an entry. The lock is a file of its
-    /// own beside the state file: keys and state are renamed when they change, and keys may be a copy.
+    /// Locks a hop's state and keys for as long as the returned files are open. Empty at an entry. The locks are files
+    /// of their own, `node.state.lock` and `node.key.lock`: keys and state are renamed when they change.
+    ///
+    /// Keys in a folder that cannot be written, as systemd's credentials are, are not locked: the lock of the state is
+    /// then the only one. Copies of a key file are not recognised either.
     ///
     /// # Errors
-    /// Another node runs with this state, or the file cannot be made.
-    pub fn lock(&self) -> Result<Option<File>, ConfigError> {
-        let (Some(_), Some(state)) = (&self.keys, &self.state) else { return Ok(None) };
-        let path = ending(state, "lock");
-        let unlockable = |why| ConfigError::Unwritable { path: path.clone(), why };
-        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = options.map_err(unlockable)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::Error(why)) => Err(unlockable(why)),
-            Err(TryLockError::WouldBlock) => Err(ConfigError::Value {
-                at: Location::file(state),
-                what: "another node runs with this state file".into(),
-                remedy: "stop it first: two of them would sign different things in one name".into(),
-            }),
+    /// Another node runs with this state or these keys, or the lock of the state cannot be made.
+    pub fn lock(&self) -> Result<Vec<File>, ConfigError> {
+        let (Some(keys), Some(state)) = (&self.keys, &self.state) else { return Ok(Vec::new()) };
+        let locked_state = lock(state, state, "state file")?;
+        // Without the file there is nothing to lock: reading it reports that.
+        let Ok(target) = fs::canonicalize(keys) else { return Ok(vec![locked_state]) };
+        match lock(keys, &target, "key file") {
+            Ok(locked_keys) => Ok(vec![locked_state, locked_keys]),
+            Err(ConfigError::Unwritable { .. }) => Ok(vec![locked_state]),
+            Err(why) => Err(why),
         }
     }
 
@@ -221,6 +219,23 @@ impl TrustFiles {
     }
 }
 
+/// Locks the file beside `target`. Messages name the file as `path`, which is a `kind`.
+fn lock(path: &Path, target: &Path, kind: &str) -> Result<File, ConfigError> {
+    let beside = ending(target, "lock");
+    let unlockable = |why| ConfigError::Unwritable { path: beside.clone(), why };
+    let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let file = options.map_err(unlockable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(why)) => Err(unlockable(why)),
+        Err(TryLockError::WouldBlock) => Err(ConfigError::Value {
+            at: Location::file(path),
+            what: format!("another node runs with this {kind}"),
+            remedy: "stop it first: two of them would sign different things in one name".into(),
+        }),
+    }
+}
+
 /// True if both are one file.
 fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
@@ -259,15 +274,21 @@ mod tests {
         assert!(nowhere.save(b"x").is_err());
     }
 
+    /// A hop's files in `dir`, of which its keys exist.
+    fn hop_files(dir: &Path) -> TrustFiles {
+        let keys = dir.join("node.key");
+        fs::write(&keys, "x").unwrap();
+        TrustFiles { chain: None, keys: Some(keys), state: Some(dir.join("node.state")) }
+    }
+
     #[test]
     fn second_node_with_one_state_is_refused_whatever_its_keys() {
         let dir = tempfile::tempdir().unwrap();
         let (keys, copy) = (dir.path().join("node.key"), dir.path().join("credentials"));
-        let state = Some(dir.path().join("node.state"));
-        [&keys, &copy].into_iter().for_each(|path| fs::write(path, "x").unwrap());
-        let files = TrustFiles { chain: None, keys: Some(keys.clone()), state };
-        let lock = files.lock().unwrap();
-        assert!(lock.is_some());
+        let files = hop_files(dir.path());
+        fs::write(&copy, "x").unwrap();
+        let locks = files.lock().unwrap();
+        assert_eq!(locks.len(), 2);
         // The running node puts new keys into place and writes its state; another one has a copy of the keys.
         fs::rename(&copy, &keys).unwrap();
         files.save(b"new").unwrap();
@@ -275,9 +296,37 @@ mod tests {
             let why = TrustFiles { keys: Some(keys), ..files.clone() }.lock().unwrap_err().to_string();
             assert!(why.contains("node.state: another node runs with this state file: stop it first"), "{why}");
         }
-        drop(lock);
-        assert!(files.lock().unwrap().is_some());
-        assert!(TrustFiles { keys: None, ..files }.lock().unwrap().is_none(), "entries share their file");
+        drop(locks);
+        assert_eq!(files.lock().unwrap().len(), 2);
+        assert!(TrustFiles { keys: None, ..files }.lock().unwrap().is_empty(), "entries share their file");
+    }
+
+    #[test]
+    fn second_node_with_one_key_file_is_refused_whatever_its_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("other.key");
+        let files = hop_files(dir.path());
+        std::os::unix::fs::symlink("node.key", &link).unwrap();
+        let other = TrustFiles { state: Some(dir.path().join("other.state")), ..files.clone() };
+        let locks = files.lock().unwrap();
+        for (keys, name) in [(files.keys.clone(), "node.key"), (Some(link), "other.key")] {
+            let why = TrustFiles { keys, ..other.clone() }.lock().unwrap_err().to_string();
+            assert!(why.contains(&format!("{name}: another node runs with this key file: stop it first")), "{why}");
+        }
+        drop(locks);
+        assert_eq!(other.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn keys_in_a_read_only_folder_are_not_locked() {
+        // Root may write everywhere but here.
+        let keys = PathBuf::from("/proc/self/status");
+        let dir = tempfile::tempdir().unwrap();
+        let files = TrustFiles { keys: Some(keys), ..hop_files(dir.path()) };
+        assert_eq!(files.lock().unwrap().len(), 1);
+        let missing = TrustFiles { keys: Some(dir.path().join("none")), ..files };
+        assert_eq!(missing.lock().unwrap().len(), 1);
+        assert!(!dir.path().join("none.lock").exists());
     }
 
     #[test]

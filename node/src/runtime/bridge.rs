@@ -15,6 +15,8 @@ use dataplane::exit::{QUESTIONS_MAX, QueryId};
 use dataplane::punt::{Notice, Punt};
 use wire::ids::{LinkId, Side};
 
+use crate::runtime::door::DOOR_HALVES_PER_TURN;
+
 /// Most handshake datagrams that wait.
 const OUTGOING_MAX: usize = 1024;
 /// Time until the next look at a ring that was not drained.
@@ -30,7 +32,7 @@ const PER_PUNT: usize = SETUP_CELLS_MAX + 8;
 /// resolver are always queued, one for each open question. So this bounds the backlog, too.
 const BACKLOG_MAX: usize = PER_LINK * (1 << LinkId::INDEX_BITS)
     + SETUP_CELLS_MAX * SETUPS_IN_FLIGHT_MAX
-    + PER_PUNT * PUNTS_PER_TURN
+    + PER_PUNT * (PUNTS_PER_TURN + 2 * DOOR_HALVES_PER_TURN)
     + ACK_COPIES_MAX
     + TRUST_CELLS_MAX
     + QUESTIONS_MAX
@@ -181,14 +183,28 @@ impl Bridge {
         self.backlog.push_back(Command::OwnAddresses { addresses });
     }
 
+    /// True if control takes in what comes. While commands wait for a worker it does not.
+    pub fn takes_handshakes(&self) -> bool {
+        self.backlog.is_empty()
+    }
+
+    /// A half of message 1. `is_crowded` if the queue in which it waited was half full.
+    pub fn take_half(&mut self, from: SocketAddr, datagram: &mut [u8], is_crowded: bool, now: Duration) {
+        self.take_handshake(Side::Up, from, datagram, is_crowded, now);
+    }
+
+    fn take_handshake(&mut self, side: Side, from: SocketAddr, datagram: &mut [u8], is_crowded: bool, now: Duration) {
+        if is_crowded {
+            self.control.queue_fills(now);
+        }
+        self.control.handle(now, Input::Handshake { side, from, datagram });
+    }
+
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
                 drop(place);
-                if is_crowded {
-                    self.control.queue_fills(now);
-                }
-                self.control.handle(now, Input::Handshake { side, from, datagram: datagram.bytes_mut() });
+                self.take_handshake(side, from, datagram.bytes_mut(), is_crowded, now);
             }
             Punt::Cell { link, slot, from, header, mut body } => {
                 self.control.handle(now, Input::Cell { link, slot, from, header, body: body.bytes_mut() });

@@ -1,6 +1,7 @@
 //! A running node: control and data plane side by side, with their threads and sockets.
 //!
-//! [`running`] starts a node as its files say: it checks them, [`sockets`] binds or takes over the sockets, and
+//! [`running`] starts a node as its files say: it checks them, `next_hop` chooses how the next hop is
+//! reached, [`sockets`] binds or takes over the sockets, and
 //! [`node`] runs `control` and `dataplane`. [`workers`] makes the data plane; [`bridge`] carries messages between the
 //! two; [`resolver`] resolves names for the exit. [`listeners`] are the listening sockets of an entry: [`console`]
 //! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
@@ -12,12 +13,14 @@
 mod address_order;
 pub mod bridge;
 pub mod console;
+mod door;
 pub mod expiry;
 mod flood;
 pub mod icmp;
 pub mod listeners;
 pub mod local;
 pub mod log;
+mod next_hop;
 mod next_names;
 pub mod node;
 mod own_addresses;

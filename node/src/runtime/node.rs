@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use control::trust::TrustStatus;
 use control::{BadConfig, Config, Control, Counters, Role, Timing};
+use dataplane::lanes::Lanes;
 use dataplane::latency::{self, Profile};
 use dataplane::ledger::Ledger;
 use dataplane::punt::Notice;
@@ -27,6 +28,7 @@ use crate::config::{ConfigError, Loaded, Location, NodeConfig, NodeRole, Part, n
 use crate::error::{NodeDied, StartError};
 use crate::report::NodeReport;
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
+use crate::runtime::door::{DOOR_PAUSE, Door, DoorCounts};
 use crate::runtime::flood::Flood;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::{Listeners, Times};
@@ -47,6 +49,8 @@ pub struct NodeSpec {
     pub loaded: Loaded,
     /// Address of the next hop, as far as it is known; none at the exit.
     pub next: Option<SocketAddr>,
+    /// Of its links.
+    pub lanes: Lanes,
     pub sockets: Sockets,
 }
 
@@ -73,6 +77,8 @@ struct Reporter {
     control: Arc<Mutex<ControlState>>,
     /// Duplicates of the link sockets, for the kernel's drop counters.
     sockets: Arc<Vec<UdpSocket>>,
+    /// Of handshakes that do not pass a worker.
+    door: Option<Arc<DoorCounts>>,
     /// Of an entry.
     listeners: Option<Listeners>,
     readiness: Arc<Readiness>,
@@ -102,10 +108,15 @@ impl Reporter {
 }
 
 impl Reporter {
-    /// The sum of all workers' ledgers, all locked at once because one may have received what another has sent.
+    /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once because one may have received what another has sent.
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
-        readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading)).unwrap_or_default()
+        let sum = readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading));
+        let mut sum = sum.unwrap_or_default();
+        if let Some(door) = &self.door {
+            door.add_to(&mut sum.cells.forward);
+        }
+        sum
     }
 
     /// The sum of all workers' profiles.
@@ -162,8 +173,7 @@ impl Node {
     pub fn start(mut spec: NodeSpec) -> Result<Node, StartError> {
         let duplicate = || StartError::system("duplicate the link sockets");
         raise_descriptors(&mut spec.loaded.config.part);
-        let NodeSpec { loaded, next, mut sockets } = spec;
-        let lanes = loaded.lanes();
+        let NodeSpec { loaded, next, lanes, mut sockets } = spec;
         let control_config = control_config(&loaded, next);
         let Loaded { config, chain, files, position, trust, socks_users, .. } = loaded;
         let role = config.role();
@@ -193,7 +203,7 @@ impl Node {
 
         let control = Control::new(control_config, trust, rng()?, clock.elapsed(), SystemTime::now())
             .map_err(|why| bad_config(&config, &why))?;
-        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers } =
+        let Workers { threads, commands, punts, ledgers, profiles, turns, wakers, door } =
             Workers::start(&chain, position, lanes, &config, sockets, clock, (&stop, &control_waker))?;
 
         let mut bridge = Bridge::new(control, commands, punts);
@@ -216,6 +226,7 @@ impl Node {
             profiles,
             control,
             sockets,
+            door: door.as_ref().map(Door::counts),
             listeners: listening,
             readiness: Arc::default(),
             turns,
@@ -237,6 +248,7 @@ impl Node {
             next_names: NextNames::default(),
             reload: reload.clone(),
             sockets: handshake_sockets,
+            door,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
             log,
             flood: Flood::default(),
@@ -374,6 +386,7 @@ struct ControlThread {
     /// Descriptors and keys are to be read again.
     reload: Arc<AtomicBool>,
     sockets: HandshakeSockets,
+    door: Option<Door>,
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
@@ -386,7 +399,11 @@ struct ControlThread {
 
 impl ControlThread {
     fn run(mut self) {
-        let poller = Poller::new().and_then(|poller| poller.add(self.waker.as_fd(), 0).map(|()| poller));
+        let poller = Poller::new().and_then(|poller| {
+            let sockets = self.door.iter().flat_map(Door::sockets);
+            sockets.chain([self.waker.as_fd()]).try_for_each(|fd| poller.add(fd, 0))?;
+            Ok(poller)
+        });
         let poller = match poller {
             Ok(poller) => poller,
             Err(error) => {
@@ -408,6 +425,7 @@ impl ControlThread {
             if let Some(listeners) = &self.reporter.listeners {
                 self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
             }
+            let is_flooded = self.read_door(clock.elapsed());
             let mut wake = self.turn(clock.elapsed());
             if let Some(own) = &mut self.own_addresses {
                 if let Some(addresses) = own.look(clock.elapsed(), own_addresses::of_host) {
@@ -419,17 +437,24 @@ impl ControlThread {
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
-            self.wait(&poller, wake);
+            self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
         }
     }
 
-    /// Waits until `wake` or until another thread wakes this one. Looks at the clock in between, because a pause of the
-    /// node is seen by it alone.
-    fn wait(&mut self, poller: &Poller, wake: Duration) {
+    /// Waits until `wake` or until another thread wakes this one, at most for [`DOOR_PAUSE`] while handshakes are not to
+    /// wake it. Looks at the clock in between, because a pause of the node is seen by it alone.
+    fn wait(&mut self, poller: &Poller, wake: Duration, is_door_shut: bool) {
         let clock = self.reporter.clock;
         loop {
-            let due = wake.min(clock.elapsed() + STALLED);
-            let events = poller.wait(Some(due.saturating_sub(clock.elapsed())), |_| self.waker.clear());
+            let due = wake.min(clock.elapsed() + if is_door_shut { DOOR_PAUSE } else { STALLED });
+            let timeout = due.saturating_sub(clock.elapsed());
+            let events = if is_door_shut {
+                self.waker.wait(timeout);
+                self.waker.clear();
+                1
+            } else {
+                poller.wait(Some(timeout), |_| self.waker.clear())
+            };
             let now = clock.elapsed();
             if now > due + STALLED {
                 self.bridge.control_mut().stalled(due, now);
@@ -439,6 +464,13 @@ impl ControlThread {
                 return;
             }
         }
+    }
+
+    /// Takes handshakes in. Returns true if there are many.
+    fn read_door(&mut self, now: Duration) -> bool {
+        let Self { bridge, door, .. } = self;
+        let Some(door) = door.as_mut().filter(|_| bridge.takes_handshakes()) else { return false };
+        door.read(|from, half, is_crowded| bridge.take_half(from, half, is_crowded, now))
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
@@ -526,6 +558,7 @@ mod tests {
             profiles: Vec::new(),
             control: Arc::default(),
             sockets: Arc::default(),
+            door: None,
             listeners: None,
             readiness: Arc::default(),
             turns: Vec::new(),

@@ -24,7 +24,7 @@ use crate::runtime::local::{self, Bound, Server};
 use crate::runtime::node::{self, Node, NodeSpec};
 use crate::runtime::readiness::Readiness;
 use crate::runtime::sockets::{Plan, Sockets};
-use crate::runtime::{console, path, resolver, status, workers};
+use crate::runtime::{console, resolver, status, workers};
 
 /// A running node.
 pub struct Running {
@@ -33,8 +33,8 @@ pub struct Running {
     ready: String,
     _status: Option<Server>,
     _console: Option<Server>,
-    /// The lock of a hop's state.
-    _lock: Option<File>,
+    /// Of a hop's state and keys.
+    _locks: Vec<File>,
 }
 
 impl Running {
@@ -44,7 +44,7 @@ impl Running {
     /// # Errors
     /// A mistake in its files, a socket that cannot be bound, or a refusal of the operating system.
     pub fn start(mut loaded: Loaded, passed: ListenFd) -> Result<Running, StartError> {
-        let lock = loaded.lock.take();
+        let locks = std::mem::take(&mut loaded.locks);
         let Checked { plan, warnings } = prepare(&loaded, passed)?;
         for warning in loaded.warnings.iter().chain(&warnings) {
             tracing::warn!("{warning}");
@@ -59,17 +59,17 @@ impl Running {
         let bind = |(key, path): (&'static str, &PathBuf)| Bound::new(path, key, &loaded.config.place_of(key));
         let [status, commands] = local_sockets(&loaded.config);
         let (status, commands) = (status.map(bind).transpose()?, commands.map(bind).transpose()?);
-        let next = plan.next();
+        let (next, lanes) = (plan.next, plan.lanes);
         let sockets = plan.open()?;
 
         let (shape, ready) = (loaded.shape(), ready_line(&loaded, &sockets));
-        let node = Node::start(NodeSpec { loaded, next, sockets })?;
+        let node = Node::start(NodeSpec { loaded, next, lanes, sockets })?;
 
         let status = status.map(|bound| status::serve(bound, node.reporter())).transpose();
         let status = status.map_err(StartError::system("serve the status socket"))?;
         let console = commands.zip(node.listeners()).map(|(bound, listeners)| console::serve(bound, listeners));
         let console = console.transpose().map_err(StartError::system("serve the command socket"))?;
-        Ok(Running { node, shape, ready, _status: status, _console: console, _lock: lock })
+        Ok(Running { node, shape, ready, _status: status, _console: console, _locks: locks })
     }
 
     /// A log line with the node's name and addresses.
@@ -133,17 +133,14 @@ fn prepare(loaded: &Loaded, passed: ListenFd) -> Result<Checked, StartError> {
         local::check_path(path, key, &config.place_of(key))?;
     }
     let plan = Plan::new(loaded, passed)?;
-    let link = plan.link_to_next();
-    let place = (loaded.shape(), loaded.position);
-    let warning = link.map(|(from, next)| path::check(config, place, from, next)).transpose()?;
     workers::check_cores(config)?;
     if let Part::Exit(part) = &config.part {
         resolver::check(part.resolver)?;
     }
-    let control = node::control_config(loaded, plan.next());
+    let control = node::control_config(loaded, plan.next);
     control.check(&loaded.trust, SystemTime::now()).map_err(|why| node::bad_config(config, &why))?;
-    let mut warnings: Vec<String> = warning.flatten().into_iter().collect();
-    if config.role() != NodeRole::Exit && plan.next().is_none() {
+    let mut warnings = plan.warnings.clone();
+    if config.role() != NodeRole::Exit && plan.next.is_none() {
         warnings.push("no name of the next hop resolves now; trying again while the node runs".to_owned());
     }
     Ok(Checked { plan, warnings })

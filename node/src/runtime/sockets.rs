@@ -6,7 +6,7 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use dataplane::entry::{Listener, ListenerKind};
@@ -17,10 +17,8 @@ use rustix::net::connect_unspec;
 use socket2::{Domain, Socket, Type};
 use wire::ids::Side;
 
-use crate::ceremony::places;
-use crate::config::{
-    COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words, node_name,
-};
+use super::next_hop::{self, NextHop};
+use crate::config::{COMMAND_LINE, ConfigError, EntryPart, Forward, Loaded, NodeConfig, NodeRole, Part, in_words};
 
 /// A node's sockets, bound.
 pub struct Sockets {
@@ -42,17 +40,17 @@ impl Sockets {
 }
 
 /// A socket that the node needs.
-struct Wanted {
+pub(super) struct Wanted {
     /// `up`, `down`, `forward`, `pymix` or `socks`.
-    name: &'static str,
+    pub(super) name: &'static str,
     /// The setting and its location, for messages.
     said: String,
     /// The address to bind, or the bound one.
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     /// TCP instead of UDP.
-    stream: bool,
+    pub(super) stream: bool,
     /// Passed by the process that started the node.
-    passed: Option<OwnedFd>,
+    pub(super) passed: Option<OwnedFd>,
 }
 
 /// The sockets of a node before they are opened, in the order in which they are passed: `up` (one per lane), `down`,
@@ -60,41 +58,31 @@ struct Wanted {
 pub struct Plan {
     wanted: Vec<Wanted>,
     listeners: Vec<Listener>,
-    lanes: Lanes,
+    /// Of the links.
+    pub lanes: Lanes,
     /// Address of the next hop; none at the exit, and if its name does not resolve now.
-    next: Option<SocketAddr>,
+    pub next: Option<SocketAddr>,
+    /// What the operator should know, although the node starts.
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
     /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
     ///
     /// # Errors
-    /// Lanes that are not accepted, addresses that contradict each other, a SOCKS port that is open to everybody, wrong
-    /// sockets passed, or a next hop that does not resolve or is this node.
+    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
+    /// hop that is refused ([`next_hop::choose`]).
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
         let config = &loaded.config;
-        loaded.check_lanes()?;
-        let next = loaded.next_address()?;
-        let lanes = loaded.lanes();
-        let (mut wanted, listeners) = wanted(loaded, next, lanes)?;
+        let (mut wanted, listeners) = wanted(loaded)?;
         require_users(loaded)?;
         take(&mut wanted, &mut passed, config.role())?;
         require_distinct_ports(&wanted)?;
-        if let Some(next) = next {
-            refuse_self(loaded, &wanted, next)?;
+        let NextHop { address: next, lanes, down, warnings } = next_hop::choose(loaded, &wanted)?;
+        if let Some((down, wanted)) = down.zip(wanted.iter_mut().find(|one| one.name == "down")) {
+            (wanted.said, wanted.address) = (format!("{}: down = \"{down}\"", config.place_of("down")), down);
         }
-        Ok(Plan { wanted, listeners, lanes, next })
-    }
-
-    /// Address of the next hop; none at the exit, and if its name does not resolve now.
-    pub fn next(&self) -> Option<SocketAddr> {
-        self.next
-    }
-
-    /// Source address and address of the link to the next hop; none at the exit.
-    pub fn link_to_next(&self) -> Option<(IpAddr, SocketAddr)> {
-        let down = self.wanted.iter().find(|one| one.name == "down")?;
-        Some((down.address.ip(), self.next?))
+        Ok(Plan { wanted, listeners, lanes, next, warnings })
     }
 
     /// Checks that this host has all the addresses. Ports stay free: the node may be running.
@@ -237,7 +225,7 @@ impl HandshakeSockets {
     }
 }
 
-fn mistake(said: impl Display, what: impl Display, remedy: impl Display) -> ConfigError {
+pub(super) fn mistake(said: impl Display, what: impl Display, remedy: impl Display) -> ConfigError {
     ConfigError::Arguments(format!("{said}: {what}: {remedy}"))
 }
 
@@ -249,22 +237,10 @@ fn setting(config: &NodeConfig, key: &str, nth: usize, value: &str) -> String {
     }
 }
 
-/// Any port of an address that this hop's descriptor names, if this host has one from which `next` is reached: the next
-/// hop compares it (docs/SPEC.md 4.9.5).
-fn published(loaded: &Loaded, next: SocketAddr) -> Option<SocketAddr> {
-    let own = if loaded.position > 0 { loaded.contact(loaded.position)? } else { return None };
-    let fits = |ip: &IpAddr| ip.is_ipv4() == next.is_ipv4() && ip.is_loopback() == next.ip().is_loopback();
-    let addresses = own.addresses.iter().map(SocketAddr::ip).filter(fits).map(|ip| SocketAddr::new(ip, 0));
-    addresses.into_iter().find(|address| UdpSocket::bind(address).is_ok())
-}
-
-/// The sockets of a node, in the order in which they are passed.
-fn wanted(
-    loaded: &Loaded,
-    next: Option<SocketAddr>,
-    lanes: Lanes,
-) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
-    let config = &loaded.config;
+/// The sockets of a node, in the order in which they are passed. Without `down` in the configuration, the address of
+/// that socket depends on the next hop and is set later.
+fn wanted(loaded: &Loaded) -> Result<(Vec<Wanted>, Vec<Listener>), ConfigError> {
+    let (config, lanes) = (&loaded.config, loaded.lanes(None));
     let mut wanted = Vec::new();
     let want = |name, said, address| Wanted { name, said, address, stream: name == "socks", passed: None };
 
@@ -280,14 +256,8 @@ fn wanted(
     }
 
     if config.role() != NodeRole::Exit {
-        let any = if next.is_some_and(|next| next.is_ipv6()) { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
-        let down = config.down.or_else(|| published(loaded, next?)).unwrap_or(any);
+        let down = config.down.unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
         let said = format!("{}: down = \"{down}\"", config.place_of("down"));
-        if let Some(next) = next.filter(|next| next.is_ipv4() != down.is_ipv4()) {
-            let family = if down.is_ipv6() { "IPv6" } else { "IPv4" };
-            let what = format!("an {family} socket cannot reach the next hop at {next}");
-            return Err(mistake(said, what, format!("set down = \"{any}\"")));
-        }
         wanted.push(want("down", said, down));
     }
 
@@ -362,42 +332,6 @@ fn require_distinct_ports(wanted: &[Wanted]) -> Result<(), ConfigError> {
         }
     }
     Ok(())
-}
-
-/// Refuses a next hop that is this node.
-fn refuse_self(loaded: &Loaded, wanted: &[Wanted], next: SocketAddr) -> Result<(), ConfigError> {
-    let config = &loaded.config;
-    let hop = loaded.position + 1;
-    let Some(contact) = loaded.contact(hop) else { return Ok(()) };
-    let (name, published) = (node_name(loaded.chain.role(hop), hop), places(contact));
-    let said = match &config.next {
-        Some(text) => format!("{}: next = {text:?}", config.place_of("next")),
-        None => format!("{}: the next hop {name} is published at {next}", config.chain.display()),
-    };
-    let set_next = format!("set `next` to the address of {name}, which published {published}");
-    if next.ip().is_unspecified() {
-        return Err(mistake(said, format!("nothing can be sent to {}", next.ip()), set_next));
-    }
-
-    let reaches = |bound: IpAddr| match bound {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => next.is_ipv4() && is_own(next.ip()),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => is_own(next.ip()),
-        bound => bound == next.ip(),
-    };
-    let own = wanted.iter().find(|one| !one.stream && one.address.port() == next.port() && reaches(one.address.ip()));
-    let Some(own) = own else { return Ok(()) };
-    let remedy = match &config.next {
-        Some(_) => set_next,
-        None => format!("set `{}` to another port, or `next` to the address of {name}", own.name),
-    };
-    Err(mistake(said, format!("this is the node's own socket, {} on {}", own.name, own.address), remedy))
-}
-
-/// True if an address belongs to this host. If the system does not list its addresses, only loopback does.
-fn is_own(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    ip.is_loopback()
-        || if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|interface| interface.ip().to_canonical() == ip))
 }
 
 /// The message for a socket that cannot be bound. `said` is the setting and its location.

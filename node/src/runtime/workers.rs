@@ -29,12 +29,14 @@ use dataplane::stage::pool::Mixing;
 use dataplane::sys::{self, Waker};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tracing::warn;
+use tracing::{info, warn};
 use wire::cell::Shape;
+use wire::handshake::half_len;
 use wire::ids::Side;
 
 use crate::config::{ChainFile, ConfigError, ExitPart, NodeConfig, Part};
 use crate::error::StartError;
+use crate::runtime::door::Door;
 use crate::runtime::random::rng;
 use crate::runtime::sockets::Sockets;
 
@@ -62,6 +64,8 @@ pub struct Workers {
     pub profiles: Vec<latency::Shared>,
     pub turns: Vec<Arc<Turns>>,
     pub wakers: Vec<Arc<Waker>>,
+    /// Control's own sockets at the ports towards the previous hop; none at an entry, and where the system refuses.
+    pub door: Option<Door>,
 }
 
 /// A worker's ends of its rings, and the poller and waker of its thread.
@@ -117,6 +121,7 @@ impl Workers {
             profiles: Vec::new(),
             turns: Vec::new(),
             wakers: ends.iter().map(|ends| ends.waker.clone()).collect(),
+            door: door(position, &sockets.up, offloads),
         };
         let spawn = Spawn { cores: cores(config)?, spin: config.spin, stop: stop.clone(), clock };
         let mut builder = Builder { chain, position, lanes, config, offloads, spawn, io_reported: false, workers };
@@ -350,6 +355,16 @@ fn offloads(shape: Shape, position: usize, sockets: &Sockets, offload: Offload) 
         }
     }
     Ok(offloads)
+}
+
+/// The door of a node that has a previous hop. Logs why it has none.
+fn door(position: usize, links: &[UdpSocket], offloads: Offloads) -> Option<Door> {
+    if links.is_empty() {
+        return None;
+    }
+    let door = Door::open(links, half_len(position), offloads.gro);
+    door.inspect_err(|why| info!("no sockets of their own for handshakes ({why}): a flood of them slows cells down"))
+        .ok()
 }
 
 /// The system calls of a link socket. Logs the reason once if they are not the configured ones.

@@ -112,14 +112,19 @@ impl Subject {
             None => chain.descriptors.get(hop - 1).map(|copy| copy.content()),
         };
         let hops = 1..=chain.descriptors.len();
-        let lanes_of = |hop: usize| {
-            let contact = hops.contains(&hop).then(|| newest(hop)).flatten().and_then(|one| one.contact(shape.class()));
-            contact.map_or(1, |contact| usize::from(contact.lanes))
-        };
-        let lanes = Lanes { own: lanes_of(position), next: lanes_of(position + 1) };
-        let next = match &loaded {
-            Some(loaded) => loaded.next_address().map_err(|why| why.to_string()),
-            None => Ok(None),
+        let (lanes, next) = match &loaded {
+            Some(loaded) => {
+                let next = loaded.next_contact();
+                let address = next.map_or(Ok(None), |next| loaded.next_address(next).map_err(|why| why.to_string()));
+                (loaded.lanes(next), address)
+            }
+            None => {
+                let lanes_of = |hop: usize| {
+                    let copy = hops.contains(&hop).then(|| newest(hop)).flatten();
+                    copy.and_then(|one| one.contact(shape.class())).map_or(1, |contact| usize::from(contact.lanes))
+                };
+                (Lanes { own: lanes_of(position), next: lanes_of(position + 1) }, Ok(None))
+            }
         };
         let ipv6 = matches!(next, Ok(Some(SocketAddr::V6(_))));
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };

@@ -382,6 +382,12 @@ table! { STATUS:
         &["mix1.toml:7: ", "is not a socket", "move that file"];
     "the node runs already", Do(|s| start(s, "mix1")), MIX,
         &["mix1.state: another node runs with this state file", "stop it first"];
+    "two nodes with one key file",
+        Do(|s| {
+            start(s, "mix1");
+            s.edit("mix2.toml", "keys", "keys = \"mix1.key\"");
+        }), "mix --config mix2.toml",
+        &["mix1.key: another node runs with this key file", "stop it first"];
     "two nodes with one status socket",
         Do(|s| {
             start(s, "mix1");

@@ -3,8 +3,8 @@ use wire::kdf::Secret;
 use wire::setup::{SetupKey, Suite};
 
 use super::super::chain::ClassTerms;
-use super::super::descriptor::NodeDescriptor;
-use super::super::descriptor::tests::{descriptor, identity};
+use super::super::descriptor::tests::{NOT_AFTER, identity, node};
+use super::super::descriptor::{self, NodeDescriptor};
 use super::super::encoding::Signer;
 use super::super::record::EpochRecord;
 use super::*;
@@ -24,22 +24,14 @@ pub(crate) fn terms() -> ChainTerms {
     }
 }
 
-pub(crate) fn role(hop: usize) -> HopRole {
-    if hop == HOPS { HopRole::Exit } else { HopRole::Mix }
-}
-
-pub(crate) fn node(hop: usize) -> NodeDescriptor {
-    NodeDescriptor { not_before: 0, not_after: 1_000_000, ..descriptor(hop as u8, role(hop)) }
-}
-
 pub(crate) fn signer(hop: usize) -> Signer {
     identity(hop as u8 + 100)
 }
 
 fn signed(hop: usize, change: impl Fn(&mut NodeDescriptor)) -> SignedDescriptor {
-    let mut descriptor = node(hop);
+    let mut descriptor = node(hop, HOPS);
     change(&mut descriptor);
-    descriptor.sign(&identity(hop as u8)).unwrap()
+    descriptor::tests::signed(descriptor, hop)
 }
 
 fn view() -> View {
@@ -88,7 +80,7 @@ fn descriptor_in_the_wrong_place_is_refused() {
     let mut view = View::new(terms());
     let mut refused = |hop, descriptor| view.take_descriptor(hop, descriptor, 1005).unwrap_err();
     assert_eq!(refused(1, signed(2, |_| ())), BadDescriptor::Misplaced { found: 2, expected: 1 });
-    let foreign = descriptor(9, HopRole::Mix).sign(&identity(9)).unwrap();
+    let foreign = descriptor::tests::signed(node(9, 10), 9);
     assert_eq!(refused(1, foreign), BadDescriptor::Foreign(1));
     assert_eq!(refused(1, signed(1, |d| d.role = HopRole::Exit)), BadDescriptor::NotAMix(1));
     assert_eq!(refused(3, signed(3, |d| d.role = HopRole::Mix)), BadDescriptor::NotAnExit(3));
@@ -101,7 +93,7 @@ fn descriptor_in_the_wrong_place_is_refused() {
 fn key_of_another_hop_is_no_key_for_a_new_chain() {
     let mut view = view();
     assert_eq!(view.check_own_keys(1), Ok(()));
-    let signing = node(2).signing;
+    let signing = node(2, HOPS).signing;
     let thief = signed(1, |d| (d.revision, d.signing) = (2, signing));
     assert_eq!(view.take_descriptor(1, thief, 1005), Ok(Taken::New), "it keeps nobody out but itself");
     assert_eq!(view.check_own_keys(1), Err(BadDescriptor::SharedKey(1, 2)));
@@ -146,7 +138,7 @@ fn floor_of_a_lower_descriptor_is_news_of_a_refused_one_not() {
 #[test]
 fn of_two_descriptors_with_one_revision_all_choose_the_same() {
     let a = signed(1, |d| d.revision = 5);
-    let b = signed(1, |d| (d.revision, d.not_after) = (5, 999_999));
+    let b = signed(1, |d| (d.revision, d.not_after) = (5, NOT_AFTER - 1));
     let chosen = [[a.clone(), b.clone()], [b, a]].map(|order| {
         let mut view = view();
         order.into_iter().for_each(|descriptor| assert!(view.take_descriptor(1, descriptor, 1005).is_ok()));
@@ -166,7 +158,7 @@ fn expired_descriptor_serves_for_contact_but_certifies_nothing() {
     assert!(view.records(100).is_some());
     let late = record(&view, 1, 1, 9);
     assert_eq!(view.take_record(1, late.travelling(), NOW_MS), Err(BadRecord::Invalid));
-    view.forget(1_000_000_000);
+    view.forget(1000 * NOT_AFTER);
     assert_eq!(view.descriptors(1).len(), 1);
     assert!(view.records(100).is_none());
 }

@@ -13,7 +13,8 @@ use wire::handshake::{COOKIE_LEN, is_handshake_len};
 use wire::ids::{LinkId, Side};
 
 use super::step::attacker;
-use crate::sim::{Moment, Node, Packet, PlaneLink, World, secs, up_address};
+use crate::sim::node::PlaneLink;
+use crate::sim::{Moment, Node, Packet, World, secs, up_address};
 
 /// A link may move if a datagram between its ends was lost or late so recently: a check of its old address may have
 /// failed for that.

@@ -1,0 +1,118 @@
+//! Records in a folder: one folder for each case and seed, `default-1`.
+//!
+//! ```text
+//! record.csv   the record                          facts.json   how the run went; a synthetic record has none
+//! truth.csv    which flow is whose                 wf4nym/      the record in the format of WF4NYM-artifacts
+//! ```
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use attack::export;
+
+use super::cases::Attacked;
+use super::session::Facts;
+
+/// The folder of a case and seed.
+pub(super) fn of(dir: &Path, case: &str, seed: u64) -> PathBuf {
+    dir.join(format!("{case}-{seed}"))
+}
+
+/// Writes a record, also for the tools of others if `all` is set.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<&Facts>, all: bool) -> anyhow::Result<()> {
+    let folder = of(dir, &attacked.case, attacked.seed);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let create = |name: &str| {
+        let path = folder.join(name);
+        File::create(&path).map(BufWriter::new).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let mut record = create("record.csv")?;
+    export::write_csv(&attacked.record, &mut record)?;
+    record.flush()?;
+    let mut truth = create("truth.csv")?;
+    export::write_truth(&attacked.truth, &mut truth)?;
+    truth.flush()?;
+    if let Some(facts) = facts {
+        create("facts.json")?.write_all(serde_json::to_string(facts)?.as_bytes())?;
+    }
+    if all {
+        export::write_wf4nym(&attacked.record, None, &folder.join("wf4nym"))?;
+    }
+    Ok(())
+}
+
+/// Reads a record, and how its run went.
+///
+/// # Errors
+/// A file cannot be read.
+pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacked, Option<Facts>)> {
+    let folder = of(dir, case, seed);
+    let open = |name: &str| {
+        let path = folder.join(name);
+        File::open(&path).map(BufReader::new).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let within = |name: &'static str| move || format!("{}/{case}-{seed}/{name}", dir.display());
+    let record = export::read_csv(open("record.csv")?).with_context(within("record.csv"))?;
+    let truth = export::read_truth(open("truth.csv")?).with_context(within("truth.csv"))?;
+    let mut flows = truth.0.clone();
+    flows.sort_unstable();
+    flows.dedup();
+    ensure!(
+        truth.0.len() == record.access.len()
+            && flows.len() == truth.0.len()
+            && flows.last() < Some(&record.flows.len()),
+        "{}: expected a flow of its own for each of the {} users of record.csv, out of {}",
+        within("truth.csv")(),
+        record.access.len(),
+        record.flows.len()
+    );
+    let facts = open("facts.json").ok().map(serde_json::from_reader).transpose().with_context(within("facts.json"))?;
+    Ok((Attacked { case: case.to_owned(), seed, record, truth }, facts))
+}
+
+/// The cases and seeds in a folder, in order.
+///
+/// # Errors
+/// The folder cannot be read, or has no records.
+pub(super) fn list(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
+    let name = dir.display();
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read the folder {name}"))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot read the folder {name}"))?.file_name();
+        let parts = entry.to_str().and_then(|entry| entry.rsplit_once('-'));
+        found.extend(parts.and_then(|(case, seed)| Some((case.to_owned(), seed.parse().ok()?))));
+    }
+    ensure!(!found.is_empty(), "{name} has no records: expected folders CASE-SEED, e.g. default-1, of --record");
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attack::simulate::Simulation;
+
+    #[test]
+    fn records_read_back_and_mistakes_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(list(dir.path()).unwrap_err().to_string().contains("expected folders CASE-SEED"));
+        let (record, truth) = Simulation::new(5, 1.0, 3).run();
+        let attacked = Attacked { case: "off".into(), seed: 3, record, truth };
+        write(dir.path(), &attacked, Some(&Facts::default()), true).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [("off".to_owned(), 3)]);
+        let (read, facts) = super::read(dir.path(), "off", 3).unwrap();
+        assert!(read.record == attacked.record && read.truth == attacked.truth && facts.is_some());
+        assert!(dir.path().join("off-3/wf4nym").is_dir());
+
+        std::fs::write(dir.path().join("off-3/truth.csv"), "user,flow\n0,1\n1,1\n").unwrap();
+        let error = format!("{:#}", super::read(dir.path(), "off", 3).err().unwrap());
+        assert!(error.contains("off-3/truth.csv: expected a flow of its own"), "{error}");
+        assert!(super::read(dir.path(), "off", 4).is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! Admission of handshakes: which message 1 may cost public-key work, and who needs a cookie (SPEC 4.9, 4.11, 5.9).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use wire::ids::Side;
+
+use crate::admission::Bucket;
+use crate::config::{Config, Rate};
+use crate::context::Context;
+use crate::cookie::{Answer, Cookies};
+use crate::counters::Refusal;
+use crate::datagram::Parsed;
+use crate::io::{Event, Output};
+use crate::prefix::{Buckets, PREFIX, Prefix};
+
+/// Cookies are required for this long after there was reason to.
+const LOAD_LASTS: Duration = Duration::from_secs(1);
+/// Cookies that are given. One takes control some microseconds.
+const COOKIES: Rate = Rate { per_second: 20_000, burst: 2_000 };
+/// Messages 1 between hops from addresses that are not the previous hop's.
+const ELSEWHERE: Rate = Rate { per_second: 2, burst: 2 };
+/// The same of all prefixes.
+const ELSEWHERE_IN_ALL: Rate = Rate { per_second: 50, burst: 50 };
+/// Such an address is reported this often.
+const ELSEWHERE_REPORT: Duration = Duration::from_secs(60);
+
+pub(super) struct Admission {
+    /// Limits public-key work.
+    bucket: Bucket,
+    /// The same for each prefix, at Mix 1: without and with a cookie.
+    prefixes: Option<[Buckets; 2]>,
+    /// IK: limits messages 1 that do not come from an address of the previous hop, for each prefix and in all.
+    elsewhere: (Buckets, Bucket),
+    elsewhere_reported: Option<Duration>,
+    /// IK: the peer of the link that is up.
+    peer: Option<IpAddr>,
+    cookies: Cookies,
+    cookie_bucket: Bucket,
+    /// Cookies are required until then.
+    loaded_until: Duration,
+}
+
+impl Admission {
+    pub(super) fn new(config: &Config, now: Duration) -> Admission {
+        Admission {
+            bucket: Bucket::new(config.caps.handshakes, now),
+            prefixes: config.faces_entries().then(|| [Buckets::new(PREFIX, now), Buckets::new(PREFIX, now)]),
+            elsewhere: (Buckets::new(ELSEWHERE, now), Bucket::new(ELSEWHERE_IN_ALL, now)),
+            elsewhere_reported: None,
+            peer: None,
+            cookies: Cookies::default(),
+            cookie_bucket: Bucket::new(COOKIES, now),
+            loaded_until: Duration::ZERO,
+        }
+    }
+
+    /// Sets the address of the previous hop's link that is up.
+    pub(super) fn set_peer(&mut self, peer: Option<IpAddr>) {
+        self.peer = peer.map(|ip| ip.to_canonical());
+    }
+
+    /// True if a half has a cookie of its source.
+    pub(super) fn has_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr, half: &Parsed<'_>) -> bool {
+        self.cookies.accept(&mut cx.rng, now, from, half)
+    }
+
+    /// True if a half from this address costs nothing without a cookie (SPEC 4.9.3).
+    pub(super) fn requires_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> bool {
+        if self.bucket.is_low(now) {
+            self.require_cookies(now);
+        }
+        now < self.loaded_until
+            || self.is_elsewhere(cx, from)
+            || self.prefix(cx, from).is_some_and(|(prefix, [without, _])| without.is_low(&mut cx.rng, now, prefix))
+    }
+
+    pub(super) fn require_cookies(&mut self, now: Duration) {
+        self.loaded_until = now + LOAD_LASTS;
+    }
+
+    /// IK: true if this is neither an address of the previous hop nor that of a link which is up: the previous hop may
+    /// be behind a NAT.
+    fn is_elsewhere(&self, cx: &Context, from: SocketAddr) -> bool {
+        let ip = from.ip().to_canonical();
+        self.prefixes.is_none() && self.peer != Some(ip) && !cx.is_previous(ip)
+    }
+
+    /// The prefix of an address with the buckets of all prefixes, unless it is exempt.
+    fn prefix(&mut self, cx: &Context, from: SocketAddr) -> Option<(Prefix, &mut [Buckets; 2])> {
+        Some((cx.config.prefix(from.ip())?, self.prefixes.as_mut()?))
+    }
+
+    /// Answers part 0 of a half that needs a cookie by one.
+    pub(super) fn give_cookie(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        from: SocketAddr,
+        half: &Parsed<'_>,
+        own: usize,
+    ) {
+        if half.part == 0 && self.cookie_bucket.take(now) {
+            let cookie = self.cookies.of(&mut cx.rng, now, from);
+            let mac1 = half.mac1.first_chunk().expect("a half has one");
+            let datagram = Answer::Cookie.seal(&mut cx.rng, half.index, &cx.statics[own].public, mac1, &cookie);
+            cx.out.push_back(Output::Send { side: Side::Up, to: from, datagram });
+            cx.counters.cookies += 1;
+        }
+    }
+
+    /// Limits the public-key work that messages 1 from this address cause.
+    pub(super) fn admit(
+        &mut self,
+        cx: &mut Context,
+        now: Duration,
+        from: SocketAddr,
+        is_proven: bool,
+    ) -> Result<(), Refusal> {
+        if self.is_elsewhere(cx, from) {
+            if self.elsewhere_reported.is_none_or(|last| now.saturating_sub(last) >= ELSEWHERE_REPORT) {
+                self.elsewhere_reported = Some(now);
+                cx.event(Event::HandshakeFromElsewhere { from });
+            }
+            let (of_prefix, in_all) = &mut self.elsewhere;
+            if !of_prefix.take(&mut cx.rng, now, Prefix::of(from.ip())) || !in_all.take(now) {
+                return Err(Refusal::ElsewhereRateLimited);
+            }
+        }
+        if let Some((prefix, buckets)) = self.prefix(cx, from)
+            && !buckets[usize::from(is_proven)].take(&mut cx.rng, now, prefix)
+        {
+            return Err(Refusal::PrefixRateLimited);
+        }
+        if !self.bucket.take(now) {
+            return Err(Refusal::HandshakeRateLimited);
+        }
+        Ok(())
+    }
+}
