@@ -9,7 +9,8 @@ use crate::{
 
 /// An attacker that knows that no two users share a flow.
 ///
-/// Scores of assigned pairs are raised above all others and keep their order otherwise, so every figure can be computed.
+/// Scores of assigned pairs are raised above all others and keep their order otherwise, so every figure can be
+/// computed.
 pub struct Assigned<A>(pub A);
 
 impl<A: Attacker> Attacker for Assigned<A> {

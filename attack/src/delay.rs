@@ -38,10 +38,11 @@ impl Delay {
         Self::smoothed(&delays, width)
     }
 
-    /// The delay of answers, which no probe measures: the same density, moved to where outputs follow inputs most often.
+    /// The delay of answers, which no probe measures: the same density, moved to where outputs follow inputs most
+    /// often.
     ///
-    /// Over all pairs of a user and a flow, the right ones add a peak to the histogram of times from an input to a later
-    /// output. It is looked for up to twice the longest delay that the probe saw.
+    /// Over all pairs of a user and a flow, the right ones add a peak to the histogram of times from an input to a
+    /// later output. It is looked for up to twice the longest delay that the probe saw.
     pub(crate) fn moved_to(&self, inputs: &[Vec<u64>], outputs: &[Vec<u64>]) -> Self {
         let reach = (2 * self.quantile(0.98) + 2_000_000).max(0) as u64;
         let mut lags = vec![0f32; (reach / BIN) as usize + 1];

@@ -77,8 +77,8 @@ pub fn over_time(
     within.map(|s| (s, figures(&attacker.scores(&record.first((s * 1e9) as u64)), truth, seed))).collect()
 }
 
-/// When a growing accuracy first reaches `level`: linear between the points of `curve` (seconds, accuracy), which starts
-/// at zero seconds with none. `None` if it never does.
+/// When a growing accuracy first reaches `level`: linear between the points of `curve` (seconds, accuracy), which
+/// starts at zero seconds with none. `None` if it never does.
 pub fn seconds_until(level: f64, curve: &[(f64, f64)]) -> Option<f64> {
     let mut before = (0.0, 0.0);
     for &(seconds, accuracy) in curve {
@@ -237,7 +237,8 @@ impl Pairs {
         Self { sorted: (0..pairs.len()).map(|i| (pairs[i].1, pairs[i].2, ends(i))).collect() }
     }
 
-    /// (false positive rate, true positive rate) after each group, from (0, 0); `weights` is how often each user counts.
+    /// (false positive rate, true positive rate) after each group, from (0, 0); `weights` is how often each user
+    /// counts.
     fn curve(&self, weights: &[u32]) -> Vec<(f64, f64)> {
         let (mut positives, mut negatives) = (0u64, 0u64);
         for &(user, is_true, _) in &self.sorted {

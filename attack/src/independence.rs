@@ -19,8 +19,8 @@ pub const PERMUTATIONS: usize = 999;
 
 /// One answer from all attackers together.
 ///
-/// The interval of the best of many attackers is not a test: with 100 users the best of 35 reaches 2 to 5 % by luck. Here
-/// the best of the permuted matchings has the same choice.
+/// The interval of the best of many attackers is not a test: with 100 users the best of 35 reaches 2 to 5 % by luck.
+/// Here the best of the permuted matchings has the same choice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// The permutation p of the largest standardised statistic of all attackers. Each attacker has two: its mean
@@ -78,12 +78,13 @@ pub fn verdict(scores: &[Scores], truth: &Truth, seed: u64) -> Verdict {
     }
 }
 
-/// The p-value for independence of access links and flows, without any attacker: distance correlation of what users send
-/// with what their flows show, over the users, against random matchings.
+/// The p-value for independence of access links and flows, without any attacker: distance correlation of what users
+/// send with what their flows show, over the users, against random matchings.
 ///
 /// Users are compared with users and flows with flows by packets per 20 ms, 100 ms and 1 s of both directions. If users
 /// whose links are alike have flows that are alike, the distances correlate. The largest of the three, standardised, is
-/// tested. Source: G. Szekely, M. Rizzo, N. Bakirov, Measuring and Testing Dependence by Correlation of Distances, 2007.
+/// tested. Source: G. Szekely, M. Rizzo, N. Bakirov, Measuring and Testing Dependence by Correlation of Distances,
+/// 2007.
 pub fn distance_correlation_p(record: &Record, truth: &Truth, seed: u64) -> f64 {
     let matchings = matchings(truth, seed);
     let users = truth.0.len();

@@ -22,6 +22,8 @@ pub mod simulate;
 mod slots;
 #[cfg(test)]
 mod testbed;
+#[cfg(test)]
+mod tests;
 
 pub use assignment::{Assigned, assigned};
 pub use attacker::{Attacker, Example, Scores};

@@ -63,6 +63,9 @@ pub const SETUP_CELLS_MAX: usize = 37;
 /// Most cells of asks and parts that follow from one tick: answers to entries, and what both neighbours lack.
 pub const TRUST_CELLS_MAX: usize = trust::sync::CELLS_MAX;
 
+/// A clock that arrives later than this is not compared with that of the host. A difference of less changes nothing.
+const LATE_CLOCK: Duration = Duration::from_millis(500);
+
 /// The control plane of one node.
 ///
 /// `now` is any monotonic clock, the same at every call; the host's clock is read at each tick. After each call of
@@ -273,10 +276,16 @@ impl Control {
         }
     }
 
-    /// The node did not run for a while that ends now, for it was stopped or the host is busy. It may not have read yet
-    /// what came meanwhile, so a silent next hop has its time again (SPEC 4.6.2).
-    pub fn stalled(&mut self, now: Duration) {
+    /// The node did not run from `since` to `now`, for it was stopped or the host is busy. It may not have read yet
+    /// what came meanwhile: a silent next hop has its time again (SPEC 4.6.2), and clocks that arrive are late.
+    pub fn stalled(&mut self, since: Duration, now: Duration) {
         self.links.stalled(now);
+        if now.saturating_sub(since) >= LATE_CLOCK {
+            match &mut self.part {
+                Part::Entry(_, trust) => trust.stalled(now),
+                Part::Hop(trust) => trust.stalled(now),
+            }
+        }
     }
 
     /// Does everything that is due at `now`, when the host's clock says `wall`.

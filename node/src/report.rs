@@ -245,6 +245,9 @@ pub struct Handshakes {
     pub keepalives: u64,
     /// Cookies given, while handshakes need them.
     pub cookies: u64,
+    /// Handshakes refused per second for their number, while there is a flood of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flood_per_s: Option<u64>,
     /// Challenges given to the previous hop, whose clock was ahead.
     pub challenges: u64,
     /// Links that kept their address, because their initiator still received there.
@@ -468,6 +471,7 @@ impl NodeReport {
             channels_opened: counters.channels_opened,
             keepalives: counters.keepalives,
             cookies: counters.cookies,
+            flood_per_s: None,
             challenges: counters.challenges,
             moves_refused: counters.moves_refused,
             cells: counters.cells,
@@ -476,6 +480,13 @@ impl NodeReport {
         };
         let refusals = counters.refusals().filter(|(_, count)| *count > 0);
         self.refused = refusals.map(|(why, count)| (why.to_owned(), count)).collect();
+        self
+    }
+
+    /// Adds the rate of a flood of handshakes.
+    #[must_use]
+    pub fn with_flood(mut self, per_s: Option<u64>) -> NodeReport {
+        self.handshakes.flood_per_s = per_s;
         self
     }
 

@@ -145,12 +145,17 @@ pub struct AssembleArgs {
           hide_short_help = true)]
     pub suite: u8,
     /// Seconds between two bundles of setup keys that all hops sign, 1 to 600
+    ///
+    /// A hop that starts again takes part from the next one on, so a short interval brings a chain back sooner. But all
+    /// clocks must agree within a fifth of it, and each one costs every hop a signature and a few cells.
     #[arg(long, default_value_t = INTERVAL_S, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600),
           hide_short_help = true)]
     pub interval: u32,
-    /// Seconds for which nodes keep setup keys: ten intervals to 86400
-    #[arg(long, default_value_t = EPOCH_S, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=86_400),
-          hide_short_help = true)]
+    /// Seconds for which nodes keep setup keys: ten times --interval to 86400
+    ///
+    /// Whoever seizes a running node can open the setups of two epochs at most, so a short epoch limits what a seizure
+    /// gives. A move or new keys of Mix 1 reach users only after an epoch.
+    #[arg(long, default_value_t = EPOCH_S, value_name = "N", hide_short_help = true)]
     pub epoch: u32,
     /// Overwrite an existing chain file
     #[arg(long)]

@@ -16,6 +16,8 @@ const DROPS_SHOWN_MAX: usize = 5;
 /// Lines of the parts that every node has: three at the top, the ledger, and an empty line before it and before the
 /// drops.
 const OTHER_LINES: usize = 7;
+/// A clock that differs by this from that of Mix 1 can keep an entry without a channel.
+const CLOCK_OFF_MS: u64 = 2000;
 
 /// The summary.
 pub fn render(node: &NodeReport) -> String {
@@ -25,14 +27,14 @@ pub fn render(node: &NodeReport) -> String {
         NodeRole::Mix => String::new(),
         NodeRole::Entry | NodeRole::Exit => format!("   client sockets {}", node.sockets),
     };
-    let (trust, no_channel, traffic) = (trust(node), no_channel(node), traffic(node));
-    let some_lines: usize = [trust.as_str(), no_channel, &traffic].iter().map(|text| text.lines().count()).sum();
+    let (trust, no_channel, flood, traffic) = (trust(node), no_channel(node), flood(node), traffic(node));
+    let some_lines: usize = [&trust, &no_channel, &flood, &traffic].iter().map(|text| text.lines().count()).sum();
     let room = HEIGHT.saturating_sub(OTHER_LINES + some_lines);
     format!(
         "{}{of_chain}, up {}\n\
          links {}   channels {}   flows {}{role}\n\
-         engine {}   io {}   cpu {cpu:.1} % (mean)\n\
-         {trust}{no_channel}\n\
+         engine {}   io {}   cpu {cpu:.1} % (mean since start)\n\
+         {trust}{no_channel}{flood}\n\
          {traffic}{}{}\n",
         node.name(),
         span(node.uptime_s),
@@ -83,7 +85,7 @@ fn cannot_sign(node: &NodeReport, now_s: u64) -> String {
     let why = match own {
         Some(own) if own.revision == 0 => "it has no descriptor",
         Some(own) if own.not_after <= now_s => "its descriptor has expired",
-        _ if node.trust.clock_offset_ms.is_none() => "it does not know the clock of a neighbouring hop",
+        _ if node.trust.clock_offset_ms.is_none() => "no neighbouring hop has sent its clock: are they up?",
         _ => "its log says why",
     };
     format!("this node cannot sign: {why}\n")
@@ -100,6 +102,7 @@ fn ends(hops: &[HopReport], now_s: u64) -> String {
             format!("descriptor of {name} expires in {}\n", span((until - now_s) as f64))
         }
         ([], _) => String::new(),
+        (_, None) => "all descriptors have expired by this host's clock: check `date -u`\n".to_owned(),
         ([name], _) => format!("descriptor of {name} has expired\n"),
         (names, _) => format!("descriptors of {} have expired\n", names.join(", ")),
     }
@@ -111,12 +114,26 @@ pub(super) fn node_name_at(position: usize, hops: usize) -> String {
 }
 
 /// A line for an entry that cannot carry anything yet.
-fn no_channel(node: &NodeReport) -> &'static str {
-    if node.role == NodeRole::Entry && node.channels == 0 {
-        "no channel: datagrams wait; the log names the hop that does not answer\n"
-    } else {
-        ""
+fn no_channel(node: &NodeReport) -> String {
+    if node.role != NodeRole::Entry || node.channels > 0 {
+        return String::new();
     }
+    match node.trust.clock_offset_ms {
+        Some(ms) if ms.unsigned_abs() >= CLOCK_OFF_MS => {
+            let seconds = ms.unsigned_abs() as f64 / 1000.0;
+            let way = if ms < 0 { "ahead" } else { "behind" };
+            format!("no channel: this clock is {seconds:.1} s {way}; check `date -u`\n")
+        }
+        _ => "no channel: datagrams wait; the log names the hop that does not answer\n".to_owned(),
+    }
+}
+
+/// A line while there is a flood of handshakes.
+fn flood(node: &NodeReport) -> String {
+    let per_s = node.handshakes.flood_per_s;
+    per_s.map_or(String::new(), |per_s| {
+        format!("flood of handshakes: {per_s} refused per second; cookies are asked for\n")
+    })
 }
 
 /// Counts, rates and latency by direction. A dash where a role has no such direction: an entry makes the cells of the
@@ -284,6 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn clock_that_is_off_is_named_as_the_cause() {
+        let mut node = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
+        node.trust.clock_offset_ms = Some(-60_000);
+        assert!(render(&node).contains("\nno channel: this clock is 60.0 s ahead; check"), "{}", render(&node));
+        node.trust.clock_offset_ms = Some(1500);
+        assert!(render(&node).contains("\nno channel: datagrams wait"));
+    }
+
+    #[test]
+    fn flood_of_handshakes_has_a_line_while_it_lasts() {
+        let mut node = busy();
+        assert!(!render(&node).contains("flood"));
+        node.handshakes.flood_per_s = Some(1200);
+        fits(&render(&node));
+        assert!(render(&node).contains("\nflood of handshakes: 1200 refused per second"), "{}", render(&node));
+    }
+
+    #[test]
     fn trust_is_in_lines_of_their_own() {
         let mut node = NodeReport::new(NodeRole::Exit, 4, &Ledger::default(), &Profile::default());
         let hop = |not_after| HopReport { revision: 1, not_after, ..HopReport::default() };
@@ -303,7 +338,11 @@ mod tests {
              descriptors of mix1, mix3 have expired\n"
         );
         node.trust.clock_offset_ms = None;
-        assert!(trust(&node).contains("\nthis node cannot sign: it does not know the clock"), "{}", trust(&node));
+        assert!(
+            trust(&node).contains("\nthis node cannot sign: no neighbouring hop has sent its clock"),
+            "{}",
+            trust(&node)
+        );
         node.trust.hops[3] = hop(5);
         assert!(trust(&node).contains("\nthis node cannot sign: its descriptor has expired\n"), "{}", trust(&node));
         (node.role, node.index, node.channels) = (NodeRole::Entry, 0, 4);

@@ -195,11 +195,11 @@ fn assemble_refuses_descriptors_that_do_not_fit() {
         ("a.desc forged.desc --exit x.desc", &["forged.desc:", "the signature does not match"]),
         ("a.desc noise.desc --exit x.desc", &["noise.desc:1: the text is not UTF-8"]),
         ("a.desc empty.desc --exit x.desc", &["empty.desc: the file is empty"]),
-        ("a.desc text.desc --exit x.desc", &["text.desc:1: invalid descriptor: not an eddy descriptor"]),
+        ("a.desc text.desc --exit x.desc", &["text.desc:1: the descriptor was changed or damaged: not an eddy descriptor"]),
         ("a.desc a/node.toml --exit x.desc", &["a/node.toml: this is a node's configuration, expected a node's descriptor"]),
         ("a.desc a/identity.key --exit x.desc", &["a/identity.key:", "this is a node's identity, expected a node's descriptor"]),
         ("a.desc b.desc --exit x.desc --class S", &["a.desc:", "no address for class S, only for L"]),
-        ("a.desc b.desc --exit x.desc --epoch 50", &["the epoch must be ten intervals"]),
+        ("a.desc b.desc --exit x.desc --epoch 50", &["invalid --epoch \"50\": expected at least 100, ten times --interval 10"]),
     ];
     for (line, wanted) in mistakes {
         let line = format!("assemble {line}");
@@ -253,7 +253,7 @@ fn changed_chain_file_is_refused_with_its_line() {
         ("interval_s", "interval_s = 11", "chain.toml:4: chain.toml was changed: id says "),
         ("suite", "suite = 1", ", content gives "),
         ("lifetime_s", "lifetime_s = 60", "chain.toml was changed"),
-        ("epoch_s", "epoch_s = 20", "chain.toml:7: the epoch must be ten intervals"),
+        ("epoch_s", "epoch_s = 20", "chain.toml:7: the epoch must be 100, ten intervals, to 86400 s (got 20)"),
         ("suite", "suit = 2", "did you mean `suite`?"),
         ("interval_s", "# interval_s", "the key `interval_s` is missing"),
     ];

@@ -77,3 +77,54 @@ fn threat_table_names_existing_tests_and_counters() {
     assert!(without.is_empty(), "they have tests now, or are gone: {without:?}");
     assert!(rows > 60, "{rows} rows");
 }
+
+/// Words of the log table that stand for others.
+const PLACEHOLDERS: &[&str] =
+    &["ADDR", "DEST", "FILE", "NAME", "ID", "N", "M", "LISTEN=DEST", "CONNECT", "mix1", "mix2", "s", "days", "behind"];
+
+/// The parts of a line of the log table that the program prints as they are.
+fn literals(line: &str) -> Vec<String> {
+    let (mut all, mut words) = (Vec::new(), Vec::new());
+    for word in line.split_whitespace() {
+        let bare = word.trim_matches(['(', ')', ':', ',', ';']);
+        let stands_for_others = PLACEHOLDERS.contains(&bare)
+            || word.contains(|c: char| c.is_ascii_digit() || c == '…')
+            || bare.starts_with("node.key");
+        if stands_for_others {
+            all.push(std::mem::take(&mut words).join(" "));
+        } else {
+            words.push(word);
+        }
+    }
+    all.push(words.join(" "));
+    let all = all.iter().map(|part| part.trim_end_matches([':', ';', ',', '(', '.', ')', ' ']));
+    // Behind this word other lines of the program follow.
+    let all = all.map(|part| part.strip_suffix("; check").unwrap_or(part).trim_start_matches('('));
+    all.filter(|part| part.len() > 5).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_line_of_the_log_table_is_one_of_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    ["src", "node/src", "dataplane/src"].iter().for_each(|folder| sources(&root.join(folder), &mut files));
+    let joined = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        // A text goes on behind a backslash and the space that follows.
+        let mut parts = text.split("\\\n").map(str::to_owned).collect::<Vec<_>>();
+        parts[1..].iter_mut().for_each(|part| *part = part.trim_start().to_owned());
+        parts.concat().replace('`', "")
+    };
+    let sources: String = files.iter().map(joined).collect();
+    let doc = fs::read_to_string(root.join("docs/OPERATE.md")).unwrap();
+    let (_, table) = doc.split_once("\n### Log\n").expect("the section");
+    let (table, _) = table.split_once("\nConnections to mix1").expect("its end");
+    let rows = table.lines().filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+    let lines: Vec<&str> = rows.flat_map(|cell| cell.split('`').step_by(2)).filter(|line| !line.is_empty()).collect();
+    assert!(lines.len() > 50, "{}", lines.len());
+    for line in lines {
+        for part in literals(line) {
+            assert!(sources.contains(&part), "no line of the program has {part:?}: {line}");
+        }
+    }
+}

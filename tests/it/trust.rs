@@ -159,7 +159,7 @@ fn files_that_sighup_refuses_get_a_line_each_and_end_nothing() {
     hang_up(&nodes, 1);
     for wanted in [
         "foreign.desc: its identity is not that of a hop of this chain",
-        "garbage.desc:1: invalid descriptor",
+        "garbage.desc:1: the descriptor was changed or damaged",
         "the signature does not match",
         "reloaded: 0 new, 3 refused",
     ] {

@@ -35,9 +35,11 @@ pub struct Detection {
 pub fn detect(record: &Record, plan: &Plan) -> Detection {
     let flows: Vec<Vec<u64>> =
         record.flows.iter().map(|place| place.forward.iter().map(|seen| seen.at).collect()).collect();
+    let cells = record.access.get(plan.target()).map(|place| record.cells(&place.forward).collect::<Vec<u64>>());
+    let cells = cells.unwrap_or_default();
     let strengths = |until: u64| match plan {
         Plan::DelayWatermark(plan) => watermark::delayed(&flows, plan, until),
-        Plan::DropWatermark(plan) => watermark::dropped(&flows, plan, until),
+        Plan::DropWatermark(plan) => watermark::dropped(&flows, &cells, plan, until),
         Plan::Isolation(plan) => isolation::alone(&flows, plan, until),
     };
 

@@ -15,8 +15,14 @@ const STEP: u64 = 4_000_000;
 /// Secrets that are compared with.
 const OTHERS: u64 = 32;
 
-/// How far a chain may smear a slot on either side, in nanoseconds.
+/// How far a chain may smear a time on either side, in nanoseconds.
 const SMEAR: u64 = 8_000_000;
+
+/// Nanoseconds by which the time of a dropped cell may be unknown.
+const JITTER: u64 = 3_000_000;
+
+/// Packets on either side of a gap that decide whether something is missing.
+const AROUND: usize = 7;
 
 /// For each flow: how much better the plan's pattern fits than those of other secrets, in deviations. Only what the
 /// first `until` nanoseconds show is used.
@@ -43,22 +49,35 @@ pub fn delayed(flows: &[Vec<u64>], plan: &DelayWatermark, until: u64) -> Vec<f64
     flows.par_iter().map(strength).collect()
 }
 
-/// The same for dropped slots: datagrams that are missing from a regular flow, or fewer datagrams in any flow.
-pub fn dropped(flows: &[Vec<u64>], plan: &DropWatermark, until: u64) -> Vec<f64> {
-    let slots = |seed: u64| -> Vec<u64> {
+/// The same for dropped slots: datagrams that are missing from a regular flow, or fewer datagrams in any flow. `cells`
+/// are those of the target's access link that were not dropped.
+pub fn dropped(flows: &[Vec<u64>], cells: &[u64], plan: &DropWatermark, until: u64) -> Vec<f64> {
+    let last = until.saturating_sub(LONGEST_DELAY + plan.slot + SMEAR);
+    // The adversary knows which cells it dropped: those that its target's link lacks. With other secrets it would have
+    // dropped others.
+    let lacking = missing(cells);
+    let sent: Vec<u64> = cells.iter().chain(&lacking).copied().filter(|&at| at < last).collect();
+    let hit = |seed: u64, times: &[u64], slack: u64| -> Vec<u64> {
         let plan = DropWatermark { seed, ..plan.clone() };
-        let last = until.saturating_sub(LONGEST_DELAY + plan.slot + SMEAR) / plan.slot;
-        (0..last).filter(|&slot| plan.marks(slot)).map(|slot| slot * plan.slot).collect()
+        let marked = |at: u64| plan.marks(at.saturating_sub(slack) / plan.slot) || plan.marks((at + slack) / plan.slot);
+        times.iter().copied().filter(|&at| at < last && marked(at)).collect()
     };
-    let patterns = secrets(plan.seed).map(slots).collect::<Vec<_>>();
-    let length = plan.slot + 2 * SMEAR;
+    let mut patterns: Vec<Vec<u64>> = secrets(plan.seed).map(|seed| hit(seed, &sent, 0)).collect();
+    patterns[0] = hit(plan.seed, &lacking, JITTER);
+    let mut smear = SMEAR;
+    if 4 * patterns[0].len() * OTHERS as usize <= patterns[1..].iter().map(Vec::len).sum() {
+        // A link without a rhythm does not show what it lacks: all marked slots count, by their middles.
+        let middles: Vec<u64> = (0..last / plan.slot).map(|slot| slot * plan.slot + plan.slot / 2).collect();
+        patterns = secrets(plan.seed).map(|seed| hit(seed, &middles, 0)).collect();
+        smear += plan.slot / 2;
+    }
     let fit = |events: &[u64], sign: f64| {
         let counts = Counts::new(events, until);
-        let expected = counts.between(0, until) * length as f64 / until as f64;
-        against_others(&patterns, |slots| {
+        let expected = counts.between(0, until) * 2.0 * smear as f64 / until as f64;
+        against_others(&patterns, |times| {
             best_delay(|delay| {
-                let near = |at: u64| counts.between((at + delay).saturating_sub(SMEAR), at + delay + plan.slot + SMEAR);
-                sign * slots.iter().map(|&at| near(at) - expected).sum::<f64>()
+                let near = |at: u64| counts.between((at + delay).saturating_sub(smear), at + delay + smear);
+                sign * times.iter().map(|&at| near(at) - expected).sum::<f64>()
             })
         })
     };
@@ -85,20 +104,34 @@ fn best_delay(fit: impl Fn(u64) -> f64) -> f64 {
     (0..=LONGEST_DELAY).step_by(STEP as usize).map(fit).fold(f64::MIN, f64::max)
 }
 
-/// Datagrams that a regular flow leaves out: where a gap is two to four times the usual one.
-fn missing(flow: &[u64]) -> Vec<u64> {
-    let mut gaps: Vec<u64> = flow.windows(2).map(|pair| pair[1] - pair[0]).collect();
+/// Packets that a regular trace leaves out: where a gap is too long, and those after it are late for good. After a
+/// stall they catch up, and after a silence (a gap of more than four) a new rhythm begins.
+fn missing(trace: &[u64]) -> Vec<u64> {
+    let mut gaps: Vec<u64> = trace.windows(2).map(|pair| pair[1] - pair[0]).collect();
     if gaps.len() < 8 {
         return Vec::new();
     }
     let middle = gaps.len() / 2;
     let usual = (*gaps.select_nth_unstable(middle).1).max(1);
-    let left_out = |pair: &[u64]| {
-        let times = (pair[1] - pair[0] + usual / 2) / usual;
-        let at = pair[0];
-        (1..if times <= 4 { times } else { 1 }).map(move |i| at + i * usual)
-    };
-    flow.windows(2).flat_map(left_out).collect()
+    let mut missing = Vec::new();
+    for spurt in trace.chunk_by(|a, b| b - a <= 4 * usual + usual / 2) {
+        // How late each packet is, counted from the first of the spurt.
+        let late: Vec<i64> = (0..).zip(spurt).map(|(i, &at)| (at - spurt[0]) as i64 - i * usual as i64).collect();
+        for i in (1..spurt.len()).filter(|&i| 2 * (spurt[i] - spurt[i - 1]) >= 3 * usual) {
+            let before = median(&late[i.saturating_sub(AROUND)..i]);
+            let after = median(&late[i..late.len().min(i + AROUND)]);
+            let lost = (after - before + usual as i64 / 2) / usual as i64;
+            missing.extend((1..=lost.clamp(0, 3) as u64).map(|k| spurt[i - 1] + k * usual));
+        }
+    }
+    missing
+}
+
+/// The middle of values of which there is at least one.
+fn median(values: &[i64]) -> i64 {
+    let mut values = values.to_vec();
+    let middle = values.len() / 2;
+    *values.select_nth_unstable(middle).1
 }
 
 /// Events up to each millisecond.
@@ -132,5 +165,12 @@ mod tests {
     fn holes_of_a_regular_flow_are_missing_datagrams() {
         let flow: Vec<u64> = (0..100).filter(|i| ![20, 50, 51].contains(i)).map(|i| i * 20).collect();
         assert_eq!(missing(&flow), [400, 1000, 1020]);
+    }
+
+    #[test]
+    fn stalls_and_silences_leave_nothing_out() {
+        let stalled = (0..100).map(|i| if (40..43).contains(&i) { 810 + i } else { i * 20 });
+        let silent = (100..200).map(|i| i * 20 + 777);
+        assert!(missing(&stalled.chain(silent).collect::<Vec<u64>>()).is_empty());
     }
 }

@@ -13,8 +13,8 @@ use crate::{
 /// a bounded amount each.
 pub struct Likelihood {
     pub way: Way,
-    /// Ask as well how likely each input is, given the outputs. It finds flows that lack packets, but is misled by cover
-    /// cells, to which no datagram belongs.
+    /// Ask as well how likely each input is, given the outputs. It finds flows that lack packets, but is misled by
+    /// cover cells, to which no datagram belongs.
     pub two_sided: bool,
 }
 

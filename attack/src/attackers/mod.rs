@@ -2,6 +2,7 @@
 
 mod batch_tracing;
 mod correlation;
+mod first_packet;
 mod lateness;
 mod learned;
 mod likelihood;
@@ -14,6 +15,7 @@ mod volume;
 
 pub use batch_tracing::BatchTracing;
 pub use correlation::Correlation;
+pub use first_packet::FirstPacket;
 pub use lateness::Lateness;
 pub use learned::Learned;
 pub use likelihood::Likelihood;
@@ -48,6 +50,7 @@ pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
         all.push(Box::new(Likelihood { way, two_sided: false }));
         all.push(Box::new(MissingSlots { way }));
         all.push(Box::new(StartStop { way }));
+        all.push(Box::new(FirstPacket { way }));
         for bin_ms in [5, 20, 100, 500] {
             all.push(Box::new(Correlation { way, bin_ms }));
         }

@@ -9,6 +9,11 @@ use crate::{
 /// Packets closer together than this belong to one release or turn, in nanoseconds.
 const TOGETHER: u64 = 500_000;
 
+/// Ranks of a cell and its datagram differ by this on average where the order is kept: other cells come between.
+const SPREAD: f64 = 0.05;
+/// Share of datagrams whose rank has nothing to do with that of the cell.
+const STRAY: f64 = 0.3;
+
 /// Compares the order in which cells came to Mix 1 for a release with the order in which the exit's datagrams left it.
 /// A mix that shuffles leaves nothing to find here.
 pub struct Order;
@@ -28,15 +33,10 @@ impl Attacker for Order {
         let reach = (delay.quantile(0.95) - delay.quantile(0.05)).max(1_000_000);
         let users = ranked_by_release(record);
         let flows = ranked_by_turn(record);
+        let chance = closeness_by_chance();
         Scores::of_pairs(users.len(), flows.len(), |user, flow| {
-            let (mut sum, mut count) = (0.0, 1.0f64);
-            for &(at, rank) in &flows[flow] {
-                if let Some(other) = nearest(&users[user], at - delay.median(), reach) {
-                    sum += (rank - 0.5) * (other - 0.5);
-                    count += 1.0;
-                }
-            }
-            sum / count.sqrt()
+            let pairs = nearest(&users[user], &flows[flow], delay.median(), reach);
+            pairs.map(|(cell, datagram)| closeness(cell - datagram) - chance).sum()
         })
     }
 }
@@ -87,9 +87,27 @@ fn rank(group: &[(u64, usize)], ranked: &mut [Vec<(i64, f64)>]) {
     }
 }
 
-fn nearest(ranked: &[(i64, f64)], at: i64, reach: i64) -> Option<f64> {
-    let after = ranked.partition_point(|cell| cell.0 < at);
-    let candidates = ranked[after.saturating_sub(1)..].iter().take(2);
-    let nearest = candidates.min_by_key(|cell| (cell.0 - at).abs())?;
-    ((nearest.0 - at).abs() <= reach).then_some(nearest.1)
+/// For each datagram the cell that is nearest to it less the delay, if one is within reach: the ranks of both.
+fn nearest(cells: &[(i64, f64)], datagrams: &[(i64, f64)], delay: i64, reach: i64) -> impl Iterator<Item = (f64, f64)> {
+    let mut next = 0;
+    datagrams.iter().filter_map(move |&(at, datagram)| {
+        let at = at - delay;
+        while cells.get(next + 1).is_some_and(|cell| (cell.0 - at).abs() <= (cells[next].0 - at).abs()) {
+            next += 1;
+        }
+        let &(time, cell) = cells.get(next)?;
+        ((time - at).abs() <= reach).then_some((cell, datagram))
+    })
+}
+
+/// The logarithm of the density of a difference of ranks, relative to ranks that are independent of each other.
+fn closeness(difference: f64) -> f64 {
+    ((1.0 - STRAY) * (-difference.abs() / SPREAD).exp() / (2.0 * SPREAD) + STRAY).ln()
+}
+
+/// The mean of [`closeness`] over independent ranks.
+fn closeness_by_chance() -> f64 {
+    const STEPS: u32 = 1000;
+    let at = |step: u32| (f64::from(step) + 0.5) / f64::from(STEPS);
+    (0..STEPS).map(|step| 2.0 * (1.0 - at(step)) * closeness(at(step))).sum::<f64>() / f64::from(STEPS)
 }

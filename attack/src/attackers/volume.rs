@@ -43,8 +43,8 @@ impl Attacker for PacketCount {
     }
 }
 
-/// Compares the course of the volume: the share of all bytes that have passed by each moment. Lengths of datagrams count
-/// here, and the total does not.
+/// Compares the course of the volume: the share of all bytes that have passed by each moment. Lengths of datagrams
+/// count here, and the total does not.
 pub struct Volume {
     pub way: Way,
 }

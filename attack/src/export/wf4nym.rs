@@ -16,8 +16,8 @@ use crate::record::{Place, Record, Seen, Truth};
 const ACCESS: &str = "proxy";
 const FLOWS: &str = "network_requester";
 
-/// Writes one folder per vantage point: `proxy` holds a file for each access link, `network_requester` one for each flow,
-/// `inner-N` the inner link N, from 0. A file has one line:
+/// Writes one folder per vantage point: `proxy` holds a file for each access link, `network_requester` one for each
+/// flow, `inner-N` the inner link N, from 0. A file has one line:
 ///
 /// ```text
 /// <name> <number of the capture> <bytes in all> <t>:<size> <t>:<size> ...

@@ -15,8 +15,8 @@ pub enum Profile {
     /// A datagram of 160 bytes every 20 ms without pause: phase uniform, clock off by up to 50 ppm, jitter of 0.3 ms
     /// (half-normal).
     Constant,
-    /// 30 frames a second, each a burst of datagrams of up to 1100 bytes, 0.1 ms apart. Frame sizes are log-normal with a
-    /// median of 1.6 kB, and scenes of 3 s on average multiply them by up to 2 either way.
+    /// 30 frames a second, each a burst of datagrams of up to 1100 bytes, 0.1 ms apart. Frame sizes are log-normal
+    /// with a median of 1.6 kB, and scenes of 3 s on average multiply them by up to 2 either way.
     Video,
     /// Datagrams of 200 bytes as a Poisson process.
     Poisson { per_second: f64 },

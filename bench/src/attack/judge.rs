@@ -92,13 +92,14 @@ impl Judge<'_> {
         records: &[Attacked],
         mut progress: impl FnMut(),
     ) -> anyhow::Result<(Vec<Finding>, Summary)> {
-        let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
+        let (mut findings, mut verdicts, mut trained) = (Vec::new(), Vec::new(), Vec::new());
         for (index, attacked) in records.iter().enumerate() {
             let Attacked { case, seed, record, truth } = attacked;
             let times = self.all_times(record.length);
             let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
             let mut last = Vec::<Scores>::new();
-            for attacker in self.attackers(&examples(records, index))? {
+            let attackers = self.attackers(&examples(records, index))?;
+            for attacker in &attackers {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
                 let mut curve = Vec::new();
                 for (part, seconds) in parts.iter().zip(&times) {
@@ -121,8 +122,9 @@ impl Judge<'_> {
                 progress();
             }
             verdicts.push(independence::verdict(&last, truth, *seed));
+            trained.push(attackers);
         }
-        let summary = self.summary(records, &findings, verdicts)?;
+        let summary = self.summary(records, &findings, &trained, verdicts);
         Ok((findings, summary))
     }
 
@@ -133,11 +135,17 @@ impl Judge<'_> {
         within.chain([length]).collect()
     }
 
-    fn summary(&self, records: &[Attacked], findings: &[Finding], verdicts: Vec<Verdict>) -> anyhow::Result<Summary> {
+    fn summary(
+        &self,
+        records: &[Attacked],
+        findings: &[Finding],
+        trained: &[Vec<Box<dyn Attacker>>],
+        verdicts: Vec<Verdict>,
+    ) -> Summary {
         let (mut chosen, mut ends, mut halves) = (Vec::new(), Vec::new(), Vec::new());
         let times = self.all_times(records.first().map_or(0, |attacked| attacked.record.length));
         let mut after = vec![0.0; times.len()];
-        for (index, attacked) in records.iter().enumerate() {
+        for (attacked, attackers) in records.iter().zip(trained) {
             let best = best_elsewhere(findings, attacked.seed, times.last().copied().unwrap_or(0.0));
             let own = findings.iter().filter(|one| one.seed == attacked.seed && one.attacker == best);
             let curve: Vec<(f64, f64)> = own.map(|one| (one.seconds, one.figures.top1)).collect();
@@ -145,7 +153,6 @@ impl Judge<'_> {
                 *sum += top1 / records.len() as f64;
             }
             ends.extend(curve.last().map(|(_, top1)| *top1));
-            let attackers = self.attackers(&examples(records, index))?;
             if let Some(attacker) = attackers.iter().find(|attacker| attacker.name() == best) {
                 let Attacked { record, truth, .. } = attacked;
                 halves.push(figures::seconds_to_top1(0.5, &**attacker, record, truth, &times, 3));
@@ -155,7 +162,7 @@ impl Judge<'_> {
         let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len().max(1) as f64;
         let halves: Option<Vec<f64>> = halves.into_iter().collect();
         let users = records.first().map_or(1, |attacked| attacked.record.flows.len());
-        Ok(Summary {
+        Summary {
             case: records.first().map(|attacked| attacked.case.clone()).unwrap_or_default(),
             attackers: chosen,
             top1: mean(&ends),
@@ -164,7 +171,7 @@ impl Judge<'_> {
             seconds_to_half: halves.filter(|halves| !halves.is_empty()).map(|halves| mean(&halves)),
             chance: 1.0 / users as f64,
             verdicts,
-        })
+        }
     }
 }
 

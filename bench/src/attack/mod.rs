@@ -76,7 +76,14 @@ pub struct AttackArgs {
     #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
     loss: Option<Loss>,
     /// Mean of an exponential delay on access links
-    #[arg(hide_short_help = true, long, default_value_t = 0.0, value_parser = jitter, value_name = "MS", help_heading = "Access links")]
+    #[arg(
+        hide_short_help = true,
+        long,
+        default_value_t = 0.0,
+        value_parser = jitter,
+        value_name = "MS",
+        help_heading = "Access links"
+    )]
     jitter_ms: f64,
     /// Bottleneck of each access link and direction, with a queue of 200 ms
     #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
@@ -108,13 +115,25 @@ pub struct AttackArgs {
     #[arg(hide_short_help = true, long, default_value_t = Class::L, ignore_case = true, help_heading = "Chain")]
     class: Class,
     /// Number of mixes
-    #[arg(hide_short_help = true, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=7), help_heading = "Chain")]
+    #[arg(
+        hide_short_help = true,
+        long,
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u8).range(1..=7),
+        help_heading = "Chain"
+    )]
     mixes: u8,
     /// Mixing strategy of the case `default`
     #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
     mixing: Mixing,
     /// Channels that each entry keeps open
-    #[arg(hide_short_help = true, long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Chain")]
+    #[arg(
+        hide_short_help = true,
+        long,
+        default_value_t = 4,
+        value_parser = clap::value_parser!(u16).range(1..=256),
+        help_heading = "Chain"
+    )]
     channels: u16,
 
     /// Keep the records in this folder
@@ -203,8 +222,9 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         let mut records = Vec::new();
         for (case, seed) in of_case {
             if args.from.is_none() {
-                args.start_run(case, *seed, dir)?;
+                let made = args.start_run(case, *seed, dir);
                 ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+                made?;
             }
             let (attacked, facts) = folder::read(dir, case, *seed)?;
             if let Some(facts) = facts {

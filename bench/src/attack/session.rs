@@ -154,8 +154,8 @@ impl Session<'_> {
         let share = facts.capture_lost as f64 / facts.captured.max(1) as f64;
         ensure!(
             share <= CAPTURE_LOSS_MAX,
-            "the capture lost {capture_lost} datagrams, more than {} % of {}: use fewer --users, or a machine that does \
-             less; `sudo sysctl -w net.core.rmem_max=67108864` allows larger receive buffers",
+            "the capture lost {capture_lost} datagrams, more than {} % of {}: use fewer --users, or allow larger receive \
+             buffers with `sudo sysctl -w net.core.rmem_max=67108864`",
             100.0 * CAPTURE_LOSS_MAX,
             captured.len()
         );

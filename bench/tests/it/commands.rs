@@ -201,6 +201,14 @@ fn user_error_gives_a_message_and_exit_code_2() {
         (&["load", "--payload-len", "3"], "expected bytes from 4"),
         (&["load", "--profile", "fax:1"], "unknown profile"),
         (&["replay", &csv, "--speed", "0"], "expected a speed"),
+        (&["attack", "--users", "1"], "1 is not in 2..=1000"),
+        (&["attack", "--profile", "fax"], "unknown profile \"fax\": expected one of voice"),
+        (&["attack", "--profile", "/nowhere/trace.pcap"], "cannot read the trace /nowhere/trace.pcap"),
+        (&["attack", "--cases", "best"], "unknown case \"best\": expected off, default or ideal"),
+        (&["attack", "--attackers", "oracle"], "unknown attacker \"oracle\": expected"),
+        (&["attack", "--loss", "2"], "expected PART or PART:burst=MEAN"),
+        (&["attack", "--outage", "100:1:1"], "--outage names user 100, but --users is 100"),
+        (&["attack", "--from", "/nowhere"], "cannot read the folder /nowhere"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).args(arguments).output().expect("it starts");
         let stderr = String::from_utf8_lossy(&output.stderr);

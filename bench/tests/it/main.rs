@@ -1,4 +1,7 @@
 //! Integration tests: one binary, a module per topic.
 
+mod attack;
 mod commands;
 mod report;
+#[path = "../../../tests/common/skipped.rs"]
+mod skipped;

@@ -1,4 +1,4 @@
-//! Admission of handshakes: which message 1 may cost public-key work, and who needs a cookie first (SPEC 4.9, 4.11, 5.9).
+//! Admission of handshakes: which message 1 may cost public-key work, and who needs a cookie (SPEC 4.9, 4.11, 5.9).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -48,8 +48,8 @@ pub enum BadTerms {
     SameIdentity(usize, usize),
     #[error("the interval must be 1 to 600 s (got {0})")]
     Interval(u32),
-    #[error("the epoch must be ten intervals to 86400 s (got {0})")]
-    Epoch(u32),
+    #[error("the epoch must be {least_s}, ten intervals, to {EPOCH_MAX_S} s (got {epoch_s})")]
+    Epoch { epoch_s: u32, least_s: u32 },
     #[error("the classes must be listed once each, in ascending order, at least one")]
     Classes,
     #[error("the largest mixing delay must be at most 60000 ms (got {0})")]
@@ -76,8 +76,9 @@ impl ChainTerms {
         if !INTERVAL_S.contains(&self.interval_s) {
             return Err(BadTerms::Interval(self.interval_s));
         }
-        if !(INTERVALS_PER_EPOCH_MIN * self.interval_s..=EPOCH_MAX_S).contains(&self.epoch_s) {
-            return Err(BadTerms::Epoch(self.epoch_s));
+        let least_s = INTERVALS_PER_EPOCH_MIN * self.interval_s;
+        if !(least_s..=EPOCH_MAX_S).contains(&self.epoch_s) {
+            return Err(BadTerms::Epoch { epoch_s: self.epoch_s, least_s });
         }
         if self.classes.is_empty() || !self.classes.is_sorted_by(|a, b| (a.class as u8) < b.class as u8) {
             return Err(BadTerms::Classes);
@@ -159,7 +160,7 @@ pub(super) mod tests {
         refused(|t| t.identities = (0..9).map(|i| [i; 32]).collect(), BadTerms::Hops(9));
         refused(|t| t.identities[2] = [1; 32], BadTerms::SameIdentity(1, 3));
         refused(|t| t.interval_s = 0, BadTerms::Interval(0));
-        refused(|t| t.epoch_s = 99, BadTerms::Epoch(99));
+        refused(|t| t.epoch_s = 99, BadTerms::Epoch { epoch_s: 99, least_s: 100 });
         refused(|t| t.classes.clear(), BadTerms::Classes);
         refused(|t| t.classes.push(t.classes[0]), BadTerms::Classes);
         refused(|t| t.classes[0].mixing_delay_ms = 60_001, BadTerms::MixingDelay(60_001));

@@ -77,7 +77,7 @@ pub enum Malformed {
         "unsupported descriptor version {found} (expected {expected}): both sides must run matching versions of eddy"
     )]
     Version { found: u8, expected: u8 },
-    #[error("the signature does not match: the content was changed, or someone else signed it")]
+    #[error("the signature does not match")]
     Signature,
     #[error("{0}")]
     Field(&'static str),

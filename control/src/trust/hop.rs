@@ -295,6 +295,11 @@ impl HopTrust {
         self.sync.ask_soon(now);
     }
 
+    /// This node did not run for a while that ends now.
+    pub fn stalled(&mut self, now: Duration) {
+        self.sync.stalled(now);
+    }
+
     /// Does everything that is due.
     pub fn tick(&mut self, rng: &mut impl Rng, now: Duration, wall_ms: u64) {
         self.has_news = false;

@@ -38,6 +38,8 @@ const HOP_ASKS: Rate = Rate { per_second: 100, burst: 100 };
 const HOP_CELLS: Rate = Rate { per_second: 400, burst: 400 };
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
+/// After a node has stalled, what waited in its sockets has been read within this time, also on a busy host.
+const CLOCKS_LATE_FOR: Duration = Duration::from_secs(1);
 /// Most cells that one call sends: the answers to entries, and what two neighbours get.
 pub(crate) const CELLS_MAX: usize = (ANSWER_CELLS.burst + 2 * HOP_CELLS.burst) as usize;
 /// Asks of a neighbouring hop that are remembered, each for another interval.
@@ -143,6 +145,8 @@ pub struct Sync {
     slow: Duration,
     /// The interval that an entry wants.
     wanted: Option<u64>,
+    /// Clocks that arrive before this time may have waited here, and do not count.
+    clocks_count_from: Duration,
 }
 
 /// A cell's content to send on a link at once, past the pool.
@@ -151,7 +155,14 @@ pub type Outgoing = (LinkId, Vec<u8>);
 impl Sync {
     pub fn new(view: &View, now: Duration) -> Sync {
         let slow = Duration::from_millis(u64::from(view.terms().interval_s) * 200).max(Duration::from_secs(1));
-        Sync { hops: view.hops(), links: BTreeMap::new(), answers: Answers::new(now), slow, wanted: None }
+        Sync {
+            hops: view.hops(),
+            links: BTreeMap::new(),
+            answers: Answers::new(now),
+            slow,
+            wanted: None,
+            clocks_count_from: now,
+        }
     }
 
     /// A link is up.
@@ -200,6 +211,11 @@ impl Sync {
     /// This node's clock was set: what is known of the neighbours' clocks is out of date.
     pub fn forget_offsets(&mut self) {
         self.links.values_mut().for_each(|link| link.offset_ms = None);
+    }
+
+    /// This node did not run for a while that ends now: the clocks in what waited for it are late.
+    pub fn stalled(&mut self, now: Duration) {
+        self.clocks_count_from = now + CLOCKS_LATE_FOR;
     }
 
     /// Something is missing: hops ask now, and again until it is there.
@@ -260,7 +276,9 @@ impl Sync {
                     return Err(Refused::RateLimited);
                 }
                 let ask = Ask::read(content, self.hops)?;
-                link.offset_ms = Some(offset(ask.clock_ms, wall_ms));
+                if now >= self.clocks_count_from {
+                    link.offset_ms = Some(offset(ask.clock_ms, wall_ms));
+                }
                 if ask.answer {
                     link.acknowledge_at = Some(link.acknowledge_at.unwrap_or(now).min(now));
                 }
@@ -281,7 +299,9 @@ impl Sync {
                     }
                     if let ItemKind::Clock = kind {
                         let clock: [u8; 8] = bytes.try_into().map_err(|_| Malformed::Field("a clock has 8 bytes"))?;
-                        link.offset_ms = Some(offset(u64::from_be_bytes(clock), wall_ms));
+                        if now >= self.clocks_count_from {
+                            link.offset_ms = Some(offset(u64::from_be_bytes(clock), wall_ms));
+                        }
                         return Ok(Vec::new());
                     }
                     if !link.verifications.take(now) {

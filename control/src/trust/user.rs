@@ -118,6 +118,11 @@ impl UserTrust {
         self.sync.link_down(link);
     }
 
+    /// This node did not run for a while that ends now.
+    pub fn stalled(&mut self, now: Duration) {
+        self.sync.stalled(now);
+    }
+
     /// Takes in the content of a part cell.
     ///
     /// # Errors

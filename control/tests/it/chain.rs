@@ -171,7 +171,7 @@ fn silence_does_not_count_while_a_node_does_not_run() {
     for _ in 0..20 {
         world.run_for(ms(500));
         let now = world.now;
-        world.nodes.get_mut(&1).expect("it runs").control.stalled(now);
+        world.nodes.get_mut(&1).expect("it runs").control.stalled(now - ms(500), now);
     }
     assert_eq!(silences(&world), 0);
     world.run_for(secs(2));

@@ -15,7 +15,7 @@ use wire::handshake::is_handshake_len;
 use wire::ids::{ChannelIndex, EndReason, Side};
 
 use crate::sim::plan::Keys;
-use crate::sim::{Plan, World, down_address, losing, ms, secs, up_address};
+use crate::sim::{Fate, Plan, World, down_address, losing, ms, secs, up_address};
 
 /// The entry's data plane gives up all its channels.
 fn give_up_channels(world: &mut World, entry: usize) {
@@ -217,6 +217,31 @@ fn hop_with_a_clock_a_minute_off_signs_nothing() {
         world.run_for(secs(20));
         give_up_channels(&mut world, 0);
         time_to_channels(&mut world, secs(20));
+    }
+}
+
+#[test]
+fn clocks_that_waited_while_a_node_was_stopped_do_not_count() {
+    for stopped in 0..=3 {
+        let mut plan = Plan::new(Class::L, 2);
+        plan.terms.interval_s = 2;
+        let mut world = World::new(plan);
+        world.run_for(secs(15));
+        let (from, until) = (world.now, world.now + secs(10));
+        // The receive buffers hold what came in the first seconds.
+        world.tap = Box::new(move |now, packet| match now {
+            _ if ![up_address(stopped), down_address(stopped)].contains(&packet.to) || now >= until => Fate::Pass,
+            now if now > from + secs(3) => Fate::Lose,
+            now => Fate::Delay(until - now),
+        });
+        world.run_until(until - ms(1), |_| false);
+        world.nodes.get_mut(&stopped).unwrap().control.stalled(from, until);
+        world.run_for(secs(20));
+        let off = |event: &TrustEvent| matches!(event, TrustEvent::ClockOff { .. } | TrustEvent::ClockStops { .. });
+        assert!(!trust_events(&world, stopped).iter().any(off), "{:?}", trust_events(&world, stopped));
+        let status = world.node(stopped).control.trust_status(world.now);
+        assert!(stopped == 0 || status.can_sign, "node {stopped}");
+        assert!(status.clock_offset_ms.is_none_or(|offset| offset.abs() < 100), "{:?}", status.clock_offset_ms);
     }
 }
 

@@ -277,7 +277,8 @@ impl<L: Port, A: Apps, C: Sender> Endpoint<L, A, C> {
     }
 
     /// Receives a batch of datagrams from applications. `None` if nothing waits, or if there are not enough buffers for
-    /// its cells. Also returns how long it can have waited. The owner reads the batch and puts it back as `receive_batch`.
+    /// its cells. Also returns how long it can have waited. The owner reads the batch and puts it back as
+    /// `receive_batch`.
     pub(crate) fn receive_apps(&mut self, turn: &AppTurn) -> Option<(ReceiveBatch, Nanos)> {
         if !self.has_room_for_a_batch() {
             return None;

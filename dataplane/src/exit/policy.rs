@@ -93,9 +93,19 @@ impl FromStr for Nat64 {
 
     fn from_str(text: &str) -> Result<Nat64, String> {
         let net = text.parse::<Ipv6Net>().ok().filter(|net| matches!(net.prefix_len(), 32 | 40 | 48 | 56 | 64 | 96));
-        net.map(Nat64).ok_or_else(|| {
-            format!("{text:?} is not the prefix of a translator: expected PREFIX/96, e.g. 2001:db8:64::/96")
-        })
+        let net = net.ok_or_else(|| {
+            format!(
+                "{text:?} is not the prefix of a translator: expected PREFIX/BITS with 32, 40, 48, 56, 64 or 96 bits, e.g. \
+                 2001:db8:64::/96"
+            )
+        })?;
+        if net.addr() != net.network() {
+            return Err(format!(
+                "{text:?} is an address in a network, not the prefix of a translator: write {}",
+                net.trunc()
+            ));
+        }
+        Ok(Nat64(net))
     }
 }
 

@@ -34,8 +34,8 @@ pub trait Apps {
     fn close(&mut self, socket: SocketId);
     /// Receives one batch from one socket that has something. False if none has.
     fn recv(&mut self, receive_batch: &mut ReceiveBatch) -> bool;
-    /// How long the newest datagram of the last batch, which came from `socket`, had waited, if that socket has not been
-    /// read empty for some time; else 0.
+    /// How long the newest datagram of the last batch, which came from `socket`, had waited, if that socket has not
+    /// been read empty for some time; else 0.
     fn waited(&mut self, socket: SocketId, now: Nanos) -> Nanos;
     /// Sends all of `send_batch` and empties it; counts what went and, by reason, what did not.
     fn send(&mut self, send_batch: &mut SendBatch, tally: &mut Tally);

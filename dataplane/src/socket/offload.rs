@@ -159,10 +159,30 @@ pub fn probe(cell_len: usize, ipv6: bool) -> Result<(), NoOffload> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::cell::{Class, HEADER_LEN, MAX_CELL_LEN, MAX_HOPS, TAG_LEN};
+
+    /// The lengths of cells of all classes, chains and links.
+    fn cell_lengths() -> impl Iterator<Item = usize> {
+        let of_class = |class: &Class| {
+            let shortest = HEADER_LEN + class.payload() + TAG_LEN;
+            (0..MAX_HOPS).map(move |layers| shortest + layers * TAG_LEN)
+        };
+        [Class::S, Class::M, Class::L].iter().flat_map(of_class)
+    }
+
+    #[test]
+    fn burst_of_any_cell_length_stays_below_gso_max_size() {
+        assert!(cell_lengths().any(|len| len == MAX_CELL_LEN));
+        for len in cell_lengths() {
+            // UDP, IPv6, Ethernet.
+            let packet = burst_cells_max(len) * len + 8 + 40 + 14;
+            assert!(packet < 65_536, "{len}: {packet}");
+        }
+    }
 
     #[test]
     fn kernel_carries_bursts_of_every_cell_length_or_says_why() {
-        for len in [240, 352, 1184, 1360, 1472] {
+        for len in cell_lengths() {
             if let Err(why) = probe(len, false) {
                 assert!(!matches!(why, NoOffload::Broken { .. }), "{why}");
                 crate::skipped(why);

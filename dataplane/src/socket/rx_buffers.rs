@@ -12,14 +12,19 @@
 
 use crate::batch::{Arrivals, Lengths, RECEIVE_MAX};
 use crate::buffer::{Buffer, Cell, FreeList};
-use crate::sys::{self, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
+use crate::sys::{self, GRO_BYTES_MAX, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, Received};
 
 /// Cells that a receive call should bring: this many stay in a core's second-level cache until they have left.
 const CELLS_WANTED: usize = 256;
 
-/// Cells of a burst at most.
+/// Cells of a burst to send at most.
 pub(super) fn burst_cells_max(cell_len: usize) -> usize {
     GSO_SEGMENTS_MAX.min(GSO_BYTES_MAX / cell_len)
+}
+
+/// Cells of a received burst at most.
+fn joined_cells_max(cell_len: usize) -> usize {
+    GSO_SEGMENTS_MAX.min(GRO_BYTES_MAX / cell_len)
 }
 
 /// Buffers that receive calls fill.
@@ -38,7 +43,7 @@ impl RxBuffers {
     pub(super) fn new(lengths: Lengths, join: bool) -> RxBuffers {
         RxBuffers {
             buffers: Vec::with_capacity(RECEIVE_MAX),
-            per_message: if join { burst_cells_max(lengths.cell) } else { 1 },
+            per_message: if join { joined_cells_max(lengths.cell) } else { 1 },
             room: if join { lengths.cell } else { wire::cell::MAX_CELL_LEN },
             recent: 16,
         }

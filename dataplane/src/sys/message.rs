@@ -25,8 +25,17 @@ pub const PIECES_MAX: usize = 1024;
 /// Datagrams of a burst at most: what kernels take since segmentation came, and as many as a receiver's
 /// kernel joins.
 pub const GSO_SEGMENTS_MAX: usize = 64;
-/// Payload bytes of a burst at most: it is one UDP datagram over IPv4 until it is cut.
-pub const GSO_BYTES_MAX: usize = 65_507;
+/// Bytes of a packet from which on the kernel cuts a burst before it reaches the device, which then carries it
+/// datagram by datagram: `gso_max_size` of loopback and of most others. `gso_features_check` compares it with the
+/// length of the whole packet, including the device's own header.
+const DEVICE_GSO_MAX: usize = 65_536;
+/// UDP and IPv6, which is longer than IPv4, and Ethernet with two VLAN tags. Loopback has an Ethernet header, too.
+const HEADERS_MAX: usize = 8 + 40 + 14 + 2 * 4;
+/// Payload bytes of a burst to send at most, so that it stays whole up to the device.
+pub const GSO_BYTES_MAX: usize = DEVICE_GSO_MAX - 1 - HEADERS_MAX;
+/// Payload bytes of a received burst at most: a kernel joins datagrams up to the length of one over IPv4, which is
+/// more than a burst that this node sends.
+pub const GRO_BYTES_MAX: usize = 65_507;
 
 /// One received message; its bytes are in the buffers that it was given.
 #[derive(Clone, Copy, Debug)]

@@ -19,7 +19,7 @@ pub use clock::is_clock_kept;
 pub(crate) use clock::last_waited;
 pub use errqueue::Unreachable;
 pub(crate) use errqueue::read_error;
-pub use message::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};
+pub use message::{GRO_BYTES_MAX, GSO_BYTES_MAX, GSO_SEGMENTS_MAX, MESSAGES_MAX, Message, PIECES_MAX, Received};
 pub use mmsg::{recv, send};
 pub use prefetch::prefetch;
 pub(crate) use prefetch::prefetch_lines;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use control::trust::chain::{BadTerms, EPOCH_MAX_S};
 use control::trust::{ChainTerms, ClassTerms, HopRole, Validity};
 use dataplane::stage::pool::Mixing;
 use wire::cell::{Class, Shape};
@@ -92,7 +93,15 @@ pub fn assemble(plan: &Plan, now_s: u64) -> Result<ChainFile, ConfigError> {
         classes: classes.iter().map(class_terms).collect(),
         identities: hops.iter().map(|hop| hop.descriptor.identity).collect(),
     };
-    terms.check().map_err(|why| ConfigError::Arguments(why.to_string()))?;
+    terms.check().map_err(|why| {
+        ConfigError::Arguments(match why {
+            BadTerms::Epoch { epoch_s, least_s } => format!(
+                "invalid --epoch \"{epoch_s}\": expected at least {least_s}, ten times --interval {}, and at most {EPOCH_MAX_S}",
+                plan.interval_s
+            ),
+            other => other.to_string(),
+        })
+    })?;
     for class in &classes {
         check_length(*class, &hops)?;
     }

@@ -25,7 +25,7 @@ pub const STATE: &str = "node.state";
 
 /// The remedy for a public file that is not what its operator wrote.
 const AGAIN: &str = "get the file again from the node's operator";
-const RESTORE: &str = "restore the file that `eddy keygen` wrote";
+const RESTORE: &str = "restore the file that `eddy keygen` or `eddy init` wrote";
 
 /// The role of a hop as the configuration names it.
 pub fn node_role(role: HopRole) -> NodeRole {
@@ -74,8 +74,10 @@ impl DescriptorFile {
 
 /// The descriptor that a text is in base64.
 pub(crate) fn signed(text: &Text<'_>, remedy: &str) -> Result<SignedDescriptor, ConfigError> {
-    let bytes = decode_base64(text.value).ok_or_else(|| text.wrong("the descriptor is not base64", remedy))?;
-    SignedDescriptor::read(&bytes).map_err(|why| text.wrong(format!("invalid descriptor: {why}"), remedy))
+    let bytes = decode_base64(text.value)
+        .ok_or_else(|| text.wrong("the descriptor is not base64: it was changed or damaged", remedy))?;
+    SignedDescriptor::read(&bytes)
+        .map_err(|why| text.wrong(format!("the descriptor was changed or damaged: {why}"), remedy))
 }
 
 /// What `eddy renew` signs: a descriptor, or the request of a node with new keys.

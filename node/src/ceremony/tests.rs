@@ -144,7 +144,11 @@ fn assembling_refuses_nodes_that_do_not_fit() {
     refused(&|_| {}, NOW + 91 * DAY, &["expired on 2027-04-15 08:00 UTC, 24 h ago", "eddy renew"]);
     refused(&|plan| plan.classes = vec![Class::S], NOW, &["no address for class S, only for L"]);
     refused(&|plan| plan.classes = vec![Class::L, Class::L], NOW, &["duplicate --class L"]);
-    refused(&|plan| plan.epoch_s = 99, NOW, &["the epoch must be ten intervals"]);
+    refused(
+        &|plan| plan.epoch_s = 99,
+        NOW,
+        &["invalid --epoch \"99\": expected at least 100, ten times --interval 10"],
+    );
     refused(&|plan| plan.mixes = vec![mix.clone(); 8], NOW, &["name each node once"]);
 
     // Another node with the address, the Noise key or the signing key of a node.

@@ -172,7 +172,7 @@ fn read_terms(table: &Table<'_>, hops: &[Table<'_>]) -> Result<ChainTerms, Confi
             BadTerms::SameIdentity(_, later) => hops[later - 1].wrong("identity", what, AGAIN),
             BadTerms::Hops(_) => table.wrong("hop", what, AGAIN),
             BadTerms::Interval(_) => table.wrong("interval_s", what, AGAIN),
-            BadTerms::Epoch(_) => table.wrong("epoch_s", what, AGAIN),
+            BadTerms::Epoch { .. } => table.wrong("epoch_s", what, AGAIN),
             BadTerms::Classes | BadTerms::MixingDelay(_) | BadTerms::Lifetime(_) => table.wrong("class", what, AGAIN),
         }
     })?;

@@ -58,7 +58,15 @@ pub(crate) fn read_private(path: &Path) -> Result<Source, ConfigError> {
         why,
         remedy: "check the path, and that the user who runs eddy owns the file".into(),
     };
-    let mode = std::fs::metadata(path).map_err(unreadable)?.mode() & 0o7777;
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if metadata.is_dir() {
+        return Err(ConfigError::Unreadable {
+            path: path.to_owned(),
+            why: std::io::ErrorKind::IsADirectory.into(),
+            remedy: "name a file in it, such as node.key or mix1.key".into(),
+        });
+    }
+    let mode = metadata.mode() & 0o7777;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
     if mode & others(path, credentials.as_deref().map(Path::new)) != 0 {
         return Err(ConfigError::Exposed { path: path.to_owned(), mode });

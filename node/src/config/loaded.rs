@@ -14,12 +14,28 @@ use wire::kdf::Secret;
 use super::keys::{SocksUsers, read_users};
 use super::trust_files::{TrustFiles, wall_s};
 use super::{ChainFile, ConfigError, Location, NodeConfig, NodeRole, Part, node_name};
+use crate::ceremony::files::DescriptorFile;
 
 /// Keys that operators of neighbouring nodes have agreed on.
 #[derive(Default)]
 pub struct Psks {
     pub up: Option<Secret>,
     pub down: Option<Secret>,
+}
+
+impl Psks {
+    /// Refuses the pre-shared key of a side that has no neighbouring hop.
+    fn have_effect(&self, position: usize, hops: usize, keys: Option<&Path>) -> Result<(), ConfigError> {
+        let (name, what) = match (&self.up, &self.down) {
+            (Some(_), _) if position == 1 => ("psk_up", "`psk_up` has no effect at mix1: users have no pre-shared key"),
+            (_, Some(_)) if position == hops => {
+                ("psk_down", "`psk_down` has no effect at the exit, which has no next hop")
+            }
+            _ => return Ok(()),
+        };
+        let at = Location::file(keys.unwrap_or(Path::new("")));
+        Err(ConfigError::Value { at, what: what.to_owned(), remedy: format!("remove the line `{name}`") })
+    }
 }
 
 /// A node's files.
@@ -173,6 +189,8 @@ impl Loaded {
                 .ok_or_else(|| not_in_chain(&config, foreign, refused))?,
         };
         config.is_at(position, &chain)?;
+        config.has_own_keys(position, &chain)?;
+        psks.have_effect(position, chain.descriptors.len(), config.keys.as_deref())?;
         if let Some(own) = (position > 0).then(|| view.descriptor(position)).flatten() {
             config.is_reachable(own.contact(chain.shape().class()))?;
         }
@@ -216,8 +234,8 @@ impl Loaded {
 
     /// Descriptors of the next hop with which this node may start, the preferred one first. None at the exit.
     ///
-    /// An entry prefers the oldest, as its link does (SPEC 7.3.7): a new one might be a label. A hop prefers the newest.
-    /// Of a hop the last one is the newest of its files, because a neighbour may have sent the others.
+    /// An entry prefers the oldest, as its link does (SPEC 7.3.7): a new one might be a label. A hop prefers the
+    /// newest. Of a hop the last one is the newest of its files, because a neighbour may have sent the others.
     pub fn next_hops(&self) -> Vec<&SignedDescriptor> {
         let (view, hop) = (&self.trust.view, self.position + 1);
         if hop > view.hops() {
@@ -271,8 +289,8 @@ impl Loaded {
         })
     }
 
-    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name resolves
-    /// to. `None` if no name resolves now.
+    /// The address of the next hop: `next` of the configuration, or the best one of `contact`, or what its name
+    /// resolves to. `None` if no name resolves now.
     ///
     /// # Errors
     /// `next` is set and does not resolve.
@@ -384,6 +402,31 @@ impl NodeConfig {
         })
     }
 
+    /// Checks that the descriptors with the names of its key file and of this configuration, where there are such, are
+    /// of the hop that has the keys.
+    fn has_own_keys(&self, position: usize, chain: &ChainFile) -> Result<(), ConfigError> {
+        let Some(keys) = self.keys.as_deref().filter(|_| self.is_file()) else { return Ok(()) };
+        for path in [keys, self.path.as_path()].map(|file| file.with_extension("desc")) {
+            let Ok(beside) = DescriptorFile::read(&path) else { continue };
+            let identities = &chain.terms.identities;
+            let hop = identities.iter().position(|identity| *identity == beside.descriptor.identity).map(|at| at + 1);
+            let Some(hop) = hop.filter(|hop| *hop != position) else { continue };
+            let name = |hop| node_name(chain.role(hop), hop);
+            return Err(ConfigError::Value {
+                at: Location::file(keys),
+                what: format!("these are the keys of {}, but {} is of {}", name(position), path.display(), name(hop)),
+                remedy: format!(
+                    "`keys` in {} must name the key file of {}; if this node is {}, replace {} by its own descriptor",
+                    self.place_of("keys"),
+                    name(hop),
+                    name(position),
+                    path.display()
+                ),
+            });
+        }
+        Ok(())
+    }
+
     /// Checks that its role is that of a position of a chain, and that its mixing keeps within the chain's terms.
     ///
     /// # Errors
@@ -397,6 +440,23 @@ impl NodeConfig {
                 "role",
                 format!("this node is {} in this chain, not {}", right.with_article(), self.role().with_article()),
                 "correct `role`, `chain` or `keys`".to_owned(),
+            ));
+        }
+        if position == 1 && self.place("previous", 0).is_some() {
+            return Err(wrong(
+                "previous",
+                "`previous` has no effect at mix1, which users reach from any address".to_owned(),
+                "remove it; it belongs to the other mixes and the exit".to_owned(),
+            ));
+        }
+        if position > 1 && self.place("shared_prefixes", 0).is_some() {
+            return Err(wrong(
+                "shared_prefixes",
+                format!(
+                    "`shared_prefixes` has no effect at {}: only mix1 counts by address",
+                    node_name(right, position)
+                ),
+                "move it to the configuration of mix1".to_owned(),
             ));
         }
         // Everyone computes timeouts from the chain's largest delay.

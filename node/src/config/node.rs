@@ -398,10 +398,15 @@ fn ip(key: &'static str) -> impl Fn(&Text<'_>) -> Result<IpAddr, ConfigError> {
 
 fn network(text: &Text<'_>) -> Result<IpNet, ConfigError> {
     let one = text.value.parse().map(|address: IpAddr| IpNet::from(address));
-    one.or_else(|_| text.value.parse()).map_err(|_| {
+    let net = one.or_else(|_| text.value.parse()).map_err(|_| {
         let example = "e.g. shared_prefixes = [\"198.51.100.0/24\"]";
         text.invalid(format!("shared_prefixes must list networks (got {:?}), {example}", text.value))
-    })
+    })?;
+    if net.addr() != net.network() {
+        let what = format!("\"{net}\" is an address in a network, not a network");
+        return Err(text.wrong(what, format!("write \"{}\" or \"{}\"", net.trunc(), net.addr())));
+    }
+    Ok(net)
 }
 
 fn nat64(text: &Text<'_>) -> Result<Nat64, ConfigError> {
@@ -453,6 +458,21 @@ mod tests {
             let config = NodeConfig::parse(Path::new("node.toml"), &text).unwrap_or_else(|why| panic!("{why}: {text}"));
             assert_eq!((config.role(), config.spin), (role, Duration::from_micros(50)));
         }
+    }
+
+    #[test]
+    fn networks_with_host_bits_are_refused() {
+        let refused = |role: &str, line: &str| {
+            let others = match role {
+                "mix" => lines(NODE, NodeRole::Mix, "shared_prefixes"),
+                _ => lines(NODE, NodeRole::Exit, "nat64"),
+            };
+            NodeConfig::parse(Path::new("node.toml"), &(others + line)).unwrap_err().to_string()
+        };
+        let why = refused("mix", "shared_prefixes = [\"198.51.100.7/24\"]\n");
+        assert!(why.contains("write \"198.51.100.0/24\" or \"198.51.100.7\""), "{why}");
+        let why = refused("exit", "nat64 = [\"2001:db8:64::1/96\"]\n");
+        assert!(why.contains("write 2001:db8:64::/96"), "{why}");
     }
 
     #[test]

@@ -136,8 +136,19 @@ impl Source {
         {
             what = format!("the value of {} needs quotes", key.name);
         }
+        if self.text.trim_start().starts_with('<') {
+            return ConfigError::Value {
+                at: self.file(),
+                what: "this is a web page (HTML), not a file of eddy".into(),
+                remedy: "get the file again: save the file itself, not a page that shows it".into(),
+            };
+        }
         match key {
-            Some(key) => ConfigError::Value { at, what, remedy: format!("write {}", quoted_line(key)) },
+            Some(key) => ConfigError::Value {
+                at,
+                what,
+                remedy: restored(key).map_or_else(|| format!("write {}", quoted_line(key)), str::to_owned),
+            },
             None => ConfigError::Syntax { at, what },
         }
     }
@@ -304,7 +315,13 @@ impl<'s> Table<'s> {
 
     fn missing(&self, key: &Key) -> ConfigError {
         let at = self.inside.as_ref().map_or_else(|| self.source.file(), |inside| self.source.at(&inside.at));
-        ConfigError::MissingKey { at, key: key.name.to_owned(), example: quoted_line(key) }
+        match restored(key) {
+            Some(remedy) => {
+                let what = format!("the key `{}` is missing, so the file was changed or cut short", key.name);
+                ConfigError::Value { at, what, remedy: remedy.to_owned() }
+            }
+            None => ConfigError::MissingKey { at, key: key.name.to_owned(), example: quoted_line(key) },
+        }
     }
 
     fn check_value(&self, key: &Key, value: &Spanned<DeValue<'s>>, role: NodeRole) -> Result<(), ConfigError> {
@@ -508,6 +525,15 @@ fn json(value: &DeValue<'_>) -> serde_json::Value {
 fn integer(value: &DeValue<'_>) -> Option<i64> {
     let number = value.as_integer()?;
     i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// The remedy for a key that a command of eddy writes, and nobody by hand.
+fn restored(key: &Key) -> Option<&'static str> {
+    match key.example {
+        table::MADE => Some("restore the file that `eddy keygen` or `eddy init` wrote"),
+        table::ASSEMBLED | table::COPY => Some("get the file again from whoever assembled the chain"),
+        _ => None,
+    }
 }
 
 /// A line that sets `key`, in backticks.

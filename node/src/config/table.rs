@@ -137,7 +137,7 @@ pub static NODE: &[Key] = &[
         kind: Kind::Texts("IP addresses"),
         default: DefaultValue::Value("[]"),
         doc: "Addresses that the previous hop sends from, if its descriptor does not name them (NAT, a DNS name). \
-              Handshakes from elsewhere take longer, and there are two of them a second.",
+              Handshakes from elsewhere need a cookie, and only two of them a second are answered. Not at mix1.",
         example: "[\"192.0.2.9\"]",
     },
     Key {
@@ -146,7 +146,8 @@ pub static NODE: &[Key] = &[
         kind: Kind::Texts("IP or IP/BITS"),
         default: DefaultValue::Value("[]"),
         doc: "mix1: networks whose many users share few addresses, such as a carrier's NAT. Their links, handshakes and \
-              setups are not counted by address.",
+              setups are not counted by address, so a single host there can take all that mix1 has: list no network \
+              larger than necessary.",
         example: "[\"198.51.100.0/24\"]",
     },
     Key {
@@ -155,7 +156,9 @@ pub static NODE: &[Key] = &[
         kind: Kind::Text("NAME:KEY=VALUE,..."),
         default: DefaultValue::Value("\"threshold-or-timed:n=64,n_min=8,t=5ms\""),
         doc: "When pooled cells are released: threshold:n=64, timed:t=5ms, or threshold-or-timed:n=64,t=5ms. \
-              It may not hold cells longer than chain.toml allows.",
+              A release by count also needs cells of n_min channels, so that one user alone cannot cause it; unless \
+              `n_min=8` or another number follows, it is an eighth of n. Cells of fewer channels wait for t, or with \
+              threshold for at most 1 s. It may not hold cells longer than chain.toml allows.",
         example: "\"threshold-or-timed:n=64,t=5ms\"",
     },
     Key {
@@ -257,16 +260,16 @@ pub static NODE: &[Key] = &[
         kind: Kind::Texts("IP"),
         default: DefaultValue::Value("[]"),
         doc: "Addresses that lead to this exit although its host does not have them, such as the public one behind NAT; \
-              closed like the host's own. Those of the host are found by itself, every 10 s.",
+              closed like the host's own. The exit reads those of its host itself, every 10 s.",
         example: "[\"192.0.2.7\"]",
     },
     Key {
         name: "nat64",
         roles: &[Exit],
-        kind: Kind::Texts("PREFIX/96"),
+        kind: Kind::Texts("PREFIX/BITS"),
         default: DefaultValue::Value("[]"),
         doc: "Prefixes of translators to IPv4 (NAT64) that this exit's network has; such a destination is judged by the \
-              IPv4 address in it. 64:ff9b::/96 is known. Prefixes of 32, 40, 48, 56 and 64 bits are accepted, too.",
+              IPv4 address in it. 64:ff9b::/96 is known. A prefix has 32, 40, 48, 56, 64 or 96 bits.",
         example: "[\"2001:db8:64::/96\"]",
     },
     Key {
@@ -311,8 +314,8 @@ pub static NODE: &[Key] = &[
         roles: &[Exit],
         kind: Kind::Integer(0, 1_000_000),
         default: DefaultValue::Integer(MAX_NAME_RATE as i64),
-        doc: "Names resolved per second, for all users together; 0 disables the limit. A channel gets one more only while \
-              more of a second's are left than it has had.",
+        doc: "Names resolved per second, for all users together; 0 disables the limit. A channel that had k of them \
+              in this second gets another one only while more than k are left, so one user cannot take them all.",
         example: "200",
     },
     Key {
@@ -510,6 +513,8 @@ pub(super) const fn plain(name: &'static str, kind: Kind, doc: &'static str, exa
     Key { name, roles: ALL, kind, default: DefaultValue::Required, doc, example }
 }
 
+pub(super) const ASSEMBLED: &str = "\"...\" as `eddy assemble` wrote it";
+pub(super) const MADE: &str = "\"...\" as `eddy keygen` wrote it";
 pub(super) const COPY: &str = "\"...\" as the chain's operator gives it";
 
 pub(super) const SECRET: Kind = Kind::Text("32 bytes in base64");

@@ -3,15 +3,12 @@
 //! Neighbours: [`super::table`] lists them for messages, `eddy config explain` and the manual page;
 //! [`crate::ceremony`] writes and reads the files.
 
-use super::table::{COPY, Key, Kind, SECRET, optional, plain};
+use super::table::{ASSEMBLED, COPY, Key, Kind, MADE, SECRET, optional, plain};
 
 /// A whole number of a chain file, all of which must be set.
 const fn number(name: &'static str, min: i64, max: i64, doc: &'static str, example: &'static str) -> Key {
     plain(name, Kind::Integer(min, max), doc, example)
 }
-
-const ASSEMBLED: &str = "\"...\" as `eddy assemble` wrote it";
-const MADE: &str = "\"...\" as `eddy keygen` wrote it";
 
 /// Keys of `chain.toml`.
 pub(crate) static CHAIN_FILE: &[Key] = &[
@@ -57,8 +54,22 @@ pub(crate) static REQUEST_FILE: &[Key] = &[plain(
 pub(crate) static NODE_KEY_FILE: &[Key] = &[
     plain("noise", SECRET, "Private key of its links.", MADE),
     plain("signing", SECRET, "Private key that signs its setup keys, certified by its identity.", MADE),
-    optional("psk_up", SECRET, "none", "Pre-shared key with the previous hop.", "\"...\" as agreed with its operator"),
-    optional("psk_down", SECRET, "none", "Pre-shared key with the next hop.", "\"...\" as agreed with its operator"),
+    optional(
+        "psk_up",
+        SECRET,
+        "none",
+        "Pre-shared key with the previous hop, the same as `psk_down` there. With it a link comes up only if both have it, \
+         also if the key exchange is broken one day or another key of the two was stolen. Draw it with \
+         `head -c 32 /dev/urandom | base64`.",
+        "\"...\" as agreed with its operator",
+    ),
+    optional(
+        "psk_down",
+        SECRET,
+        "none",
+        "Pre-shared key with the next hop, the same as `psk_up` there. See `psk_up`.",
+        "\"...\" as agreed with its operator",
+    ),
 ];
 
 /// The key of `identity.key`.

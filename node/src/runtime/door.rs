@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dataplane::ledger::{DropReason, Tally};
-use dataplane::sys::{self, GSO_BYTES_MAX};
+use dataplane::sys::{self, GRO_BYTES_MAX};
 use socket2::{Domain, Socket, Type};
 
 /// Bytes of the receive buffer of each socket, if the system grants them: 300 halves or more.
@@ -57,7 +57,7 @@ impl DoorCounts {
 
 impl Door {
     /// Binds two more sockets to the port of each of `links`, and has the kernel steer halves of `half_len` bytes to
-    /// them. They join bursts if `gro` is set, which must be that of the links: the kernel may ask any socket of a port.
+    /// them. They join bursts if `gro` is set, as the links must: the kernel may ask any socket of a port.
     ///
     /// # Errors
     /// The port belongs to another user, or the kernel does not steer. Then it still delivers everything to the links.
@@ -75,7 +75,7 @@ impl Door {
         Ok(Door {
             sockets,
             half_len,
-            buffers: vec![vec![0; GSO_BYTES_MAX]; MESSAGES],
+            buffers: vec![vec![0; GRO_BYTES_MAX]; MESSAGES],
             counts: Arc::new(DoorCounts { sockets: duplicates, ..DoorCounts::default() }),
         })
     }

@@ -8,6 +8,8 @@ use crate::ceremony::{span, utc};
 /// Days before the end of a descriptor at which there is a warning.
 const DAYS: [u64; 3] = [1, 7, 30];
 const DAY_S: u64 = 86_400;
+/// The end of a line about an expired descriptor if all of them have expired.
+const WRONG_CLOCK: &str = "; all descriptors have expired by this host's clock, so check that first (`date -u`)";
 
 /// How near the end of a descriptor is: the smallest of `DAYS` that covers the rest, 0 once it has expired. `None`:
 /// there is time.
@@ -31,6 +33,8 @@ impl Expiry {
     /// the hops.
     pub(super) fn check(&mut self, status: &TrustStatus, now_s: u64, position: usize, names: &[String]) {
         self.warned.resize(status.hops.len(), (0, None));
+        let mut known = status.hops.iter().filter(|hop| hop.revision > 0);
+        let hint = if known.all(|hop| hop.not_after <= now_s) { WRONG_CLOCK } else { "" };
         for (at, (hop, warned)) in status.hops.iter().zip(&mut self.warned).enumerate() {
             if hop.revision == 0 {
                 continue;
@@ -45,11 +49,11 @@ impl Expiry {
             match (stage, is_own) {
                 (0, true) => warn!(
                     "this node's descriptor expired on {until}: it signs nothing, and nobody can open channels through it; \
-                     run `eddy renew` and reload with SIGHUP"
+                     run `eddy renew` and reload with SIGHUP{hint}"
                 ),
                 (0, false) => warn!(
                     peer = name,
-                    "the descriptor of {name} expired on {until}: no new channels until its operator renews it"
+                    "the descriptor of {name} expired on {until}: no new channels until its operator renews it{hint}"
                 ),
                 (_, true) => warn!(
                     "this node's descriptor expires in {}, on {until}: run `eddy renew` and reload with SIGHUP",

@@ -39,6 +39,8 @@ const CHECK_NEXT_HOP: &str =
 
 /// The log of one node.
 pub struct Log {
+    /// At an entry: with a larger difference from Mix 1's clock it gets bundles late or never (SPEC 7.9.5).
+    clock_off_max_ms: Option<u64>,
     next: Option<Peer>,
     /// Name of the previous hop; `None` at Mix 1, where strangers connect.
     previous: Option<String>,
@@ -202,6 +204,7 @@ impl Log {
             address: next.unwrap_or(SocketAddr::from(([0; 4], 0))),
         };
         Log {
+            clock_off_max_ms: (position == 0).then_some(u64::from(chain.terms.interval_s) * 200),
             next: role(position + 1).map(peer),
             previous: position.checked_sub(1).filter(|previous| *previous > 0).and_then(name),
             beyond: name(position + 2),
@@ -267,8 +270,8 @@ impl Log {
                 let previous = self.previous.as_deref().unwrap_or("entry");
                 warn!(
                     address = %from.ip(),
-                    "a handshake came from {from}, which is not an address of the previous hop, {previous}: if it is there, \
-                     add `previous = [\"{}\"]` to the configuration", from.ip()
+                    "a handshake came from {from}, which is not an address of the previous hop, {previous}: if {previous} sends \
+                     from there, add `previous = [\"{}\"]` to the configuration", from.ip()
                 );
             }
             // Reported when it fell silent.
@@ -295,7 +298,8 @@ impl Log {
             Event::SetupRefused(why) => {
                 if self.refused_acks.is_due(now, REPORT_AFTER) {
                     warn!(
-                        "channel setup failed: the answer is not from the hops whose keys it was made for ({why}); if it lasts, a hop is corrupt"
+                        "channel setup failed: the answer is not from the hops whose keys it was made for ({why}); if it lasts, a \
+                         hop is corrupt"
                     );
                 }
             }
@@ -343,16 +347,24 @@ impl Log {
                     };
                     warn!(
                         "no channel can be set up, because not all hops have signed this interval's keys{reason}; a hop that was \
-                         restarted signs in the next one"
+                         restarted signs from the next interval on"
                     );
                 }
             }
             TrustEvent::ClockOff { offset_ms } => {
                 let off = clock_off(*offset_ms);
-                warn!(
-                    offset_ms,
-                    "this clock is {off} that of a neighbour: check `date -u` and time synchronisation on both hosts"
-                );
+                match &self.next {
+                    Some(next) if self.clock_off_max_ms.is_some_and(|max| offset_ms.unsigned_abs() > max) => warn!(
+                        offset_ms,
+                        "this clock is {off} that of {}: no channel can be opened until they agree; check `date -u` and time \
+                         synchronisation on this host",
+                        next.name
+                    ),
+                    _ => warn!(
+                        offset_ms,
+                        "this clock is {off} that of a neighbour: check `date -u` and time synchronisation on both hosts"
+                    ),
+                }
             }
             TrustEvent::ClockStops { offset_ms } => {
                 let off = clock_off(*offset_ms);

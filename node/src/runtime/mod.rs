@@ -7,13 +7,15 @@
 //! changes them while it runs, and [`socks`] opens them for SOCKS5 clients. [`status`] serves the node's report over a
 //! Unix socket ([`local`]). `trust_keeper` saves the state of
 //! trust and reads descriptors and keys again, [`expiry`] warns before they end, `next_names` resolves the names of
-//! the next hop, and `own_addresses` reads those of an exit's host.
+//! the next hop, and `own_addresses` reads those of an exit's host. [`log`] decides what is logged of events, `flood`
+//! of floods of handshakes, and `pauses` of times in which the node did not run.
 
 mod address_order;
 pub mod bridge;
 pub mod console;
 mod door;
 pub mod expiry;
+mod flood;
 pub mod icmp;
 pub mod listeners;
 pub mod local;
@@ -24,6 +26,7 @@ mod next_names;
 pub mod node;
 mod own_addresses;
 pub mod path;
+mod pauses;
 pub mod random;
 pub mod readiness;
 pub mod refused_flows;

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptor_from_a_neighbour_does_not_keep_a_hop_from_starting() {
+    fn descriptor_from_a_neighbour_does_not_stop_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let addresses = [1, 2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], 4700)));
         let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();

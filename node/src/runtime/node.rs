@@ -30,12 +30,14 @@ use crate::error::{NodeDied, StartError};
 use crate::report::{MeterReport, NodeReport};
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::door::{DOOR_PAUSE, Door, DoorCounts};
+use crate::runtime::flood::Flood;
 use crate::runtime::icmp::{Fate, Icmp};
 use crate::runtime::listeners::{Listeners, Times};
 use crate::runtime::log::Log;
 use crate::runtime::meter_alarm::MeterAlarm;
 use crate::runtime::next_names::NextNames;
 use crate::runtime::own_addresses::{self, OwnAddresses};
+use crate::runtime::pauses::Pauses;
 use crate::runtime::random::rng;
 use crate::runtime::readiness::Readiness;
 use crate::runtime::resolver::Resolver;
@@ -60,6 +62,8 @@ struct ControlState {
     counters: Counters,
     half_open: usize,
     trust: TrustStatus,
+    /// Handshakes refused per second, while there is a flood of them.
+    flood_per_s: Option<u64>,
 }
 
 /// The sources of a node's report.
@@ -104,12 +108,14 @@ impl Reporter {
             ..NodeReport::new(self.role, self.position, &self.ledger(), &profile)
         }
         .with_control(&control.counters, control.half_open)
+        .with_flood(control.flood_per_s)
         .with_trust(&self.chain, &control.trust)
     }
 }
 
 impl Reporter {
-    /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once because one may have received what another has sent.
+    /// The sum of all workers' ledgers and of the door's counts. The ledgers are all locked at once, because one may
+    /// have received what another has sent.
     fn ledger(&self) -> Ledger {
         let readings: Vec<_> = self.ledgers.iter().map(|ledger| lock(ledger)).collect();
         let sum = readings.iter().map(|reading| **reading).reduce(|sum, reading| sum.and(&reading));
@@ -263,6 +269,8 @@ impl Node {
             door,
             icmp: (role == NodeRole::Entry).then(Icmp::open),
             log,
+            flood: Flood::default(),
+            pauses: Pauses::default(),
             reporter: reporter.clone(),
             waker: control_waker.clone(),
             stop: stop.clone(),
@@ -402,6 +410,8 @@ struct ControlThread {
     /// Of an entry.
     icmp: Option<Icmp>,
     log: Log,
+    flood: Flood,
+    pauses: Pauses,
     reporter: Reporter,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
@@ -451,16 +461,31 @@ impl ControlThread {
             if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
                 wake = wake.min(clock.elapsed() + AGAIN);
             }
-            let timeout = wake.saturating_sub(clock.elapsed());
-            if is_flooded || !self.bridge.takes_handshakes() {
-                self.waker.wait(timeout.min(DOOR_PAUSE));
+            self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
+        }
+    }
+
+    /// Waits until `wake` or until another thread wakes this one, at most for [`DOOR_PAUSE`] while handshakes are not
+    /// to wake it. Looks at the clock in between, because a pause of the node is seen by it alone.
+    fn wait(&mut self, poller: &Poller, wake: Duration, is_door_shut: bool) {
+        let clock = self.reporter.clock;
+        loop {
+            let due = wake.min(clock.elapsed() + if is_door_shut { DOOR_PAUSE } else { STALLED });
+            let timeout = due.saturating_sub(clock.elapsed());
+            let events = if is_door_shut {
+                self.waker.wait(timeout);
                 self.waker.clear();
+                1
             } else {
-                poller.wait(Some(timeout), |_| self.waker.clear());
-            }
+                poller.wait(Some(timeout), |_| self.waker.clear())
+            };
             let now = clock.elapsed();
-            if now > wake + STALLED {
-                self.bridge.control_mut().stalled(now);
+            if now > due + STALLED {
+                self.bridge.control_mut().stalled(due, now);
+                self.pauses.note(due, now);
+            }
+            if events > 0 || now >= wake {
+                return;
             }
         }
     }
@@ -473,7 +498,7 @@ impl ControlThread {
     }
 
     fn turn(&mut self, now: Duration) -> Duration {
-        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, waker, .. } = self;
+        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, flood, waker, .. } = self;
         let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
 
         let mut own_descriptor = false;
@@ -511,10 +536,12 @@ impl ControlThread {
         }
         let control = bridge.control();
         log.next_hop(now, control.next_hop_silence(now));
-        let look = trust.look(control, now);
+        flood.look(now, control.counters());
+        let look = trust.look(control, now).min(flood.due());
         let mut state = lock(&reporter.control);
         state.counters = control.counters().clone();
         state.half_open = control.half_open();
+        state.flood_per_s = flood.per_s();
         if let Some(status) = trust.status.take() {
             state.trust = status;
         }

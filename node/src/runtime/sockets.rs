@@ -70,8 +70,8 @@ impl Plan {
     /// The sockets that were passed, or those that the node's files name. Resolves the name of the next hop.
     ///
     /// # Errors
-    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next hop
-    /// that is refused ([`next_hop::choose`]).
+    /// Addresses that contradict each other, a SOCKS port that is open to everybody, wrong sockets passed, or a next
+    /// hop that is refused ([`next_hop::choose`]).
     pub fn new(loaded: &Loaded, mut passed: ListenFd) -> Result<Plan, ConfigError> {
         let config = &loaded.config;
         let (mut wanted, listeners) = wanted(loaded)?;

@@ -64,6 +64,15 @@ table! { FILES:
         &["mix1.state: this is a state file of eddy", "name a TOML file"];
     "a node's configuration for the chain file", Line("mix1.toml", "chain", "chain = \"mix2.toml\""), MIX,
         &["mix2.toml: this is a node's configuration, expected the chain's public file", "chain.toml"];
+    "a web page for the chain file",
+        Do(|s| fs::write(s.path("chain.toml"), "<!DOCTYPE html>\n<html>\n").unwrap()), MIX,
+        &["chain.toml: this is a web page (HTML), not a file of eddy", "get the file again"];
+    "a folder for the key file",
+        Do(|s| {
+            fs::create_dir(s.path("new")).unwrap();
+            s.edit("mix1.toml", "keys", "keys = \"new\"");
+        }), MIX,
+        &["new: is a directory", "`keys` in mix1.toml:5 must name the key file"];
     "the configuration of another role", Nothing, "exit --config mix1.toml",
         &["mix1.toml configures a mix, not an exit", "run `eddy mix --config mix1.toml`"];
 }
@@ -159,6 +168,16 @@ table! { NODE:
         &["filtering must be \"endpoint\" or \"none\" (got \"address\")"];
     "trust in no network", Line("exit.toml", "trust", "trust = [\"example.org\"]"), EXIT,
         &["\"example.org\" is not a network"];
+    "a previous hop at mix1", Line("mix1.toml", "# window", "previous = [\"192.0.2.9\"]"), MIX,
+        &["mix1.toml:", "`previous` has no effect at mix1", "remove it"];
+    "networks of users at mix2", Line("mix2.toml", "# window", "shared_prefixes = [\"198.51.100.0/24\"]"),
+        "mix --config mix2.toml", &["mix2.toml:", "`shared_prefixes` has no effect at mix2", "move it"];
+    "an address for a network", Line("mix1.toml", "# window", "shared_prefixes = [\"198.51.100.7/24\"]"), MIX,
+        &["\"198.51.100.7/24\" is an address in a network", "write \"198.51.100.0/24\" or \"198.51.100.7\""];
+    "an address for the prefix of a translator", Line("exit.toml", "# window", "nat64 = [\"2001:db8:64::1/96\"]"), EXIT,
+        &["is an address in a network", "write 2001:db8:64::/96"];
+    "a translator's prefix of another length", Line("exit.toml", "# window", "nat64 = [\"2001:db8:64::/80\"]"), EXIT,
+        &["expected PREFIX/BITS with 32, 40, 48, 56, 64 or 96 bits"];
     "a negative budget", Line("exit.toml", "# max_unanswered", "max_unanswered = -1"), EXIT,
         &["max_unanswered must be a whole number from 0 to 10000000 (got -1)", "the default is 1000"];
 }
@@ -188,7 +207,7 @@ table! { CHAIN:
     "a malformed descriptor", Line("chain.toml", "descriptor", "descriptor = \"?\""), MIX,
         &["the descriptor is not base64"];
     "a descriptor cut short", Do(|s| sign(s, |_| {}, |signed| signed.truncate(100))), MIX,
-        &["invalid descriptor: truncated"];
+        &["the descriptor was changed or damaged: truncated"];
     "no descriptor", Line("chain.toml", "descriptor", ""), MIX, &["the key `descriptor` is missing"];
     "an altered descriptor", Do(|s| sign(s, |_| {}, |signed| signed[30] ^= 1)), MIX,
         &["chain.toml:", "the signature does not match", "from whoever assembled the chain"];
@@ -229,6 +248,15 @@ table! { KEYS:
         &["mix1.key: Permission denied", "owned by the user who runs eddy"];
     "a malformed key", Line("mix1.key", "noise", "noise = \"c2hvcnQ=\""), MIX,
         &["mix1.key:3: noise must be 32 bytes in base64"];
+    "a key file cut short", Line("mix1.key", "signing", ""), MIX,
+        &["mix1.key: the key `signing` is missing", "restore the file that `eddy keygen` or `eddy init` wrote"];
+    "a key cut short", Line("mix1.key", "signing", "signing = \"QUJD"), MIX,
+        &["mix1.key:4: ", "restore the file that `eddy keygen` or `eddy init` wrote"];
+    "the keys of another mix", Line("mix2.toml", "keys", "keys = \"mix1.key\""), "mix --config mix2.toml",
+        &["mix1.key: these are the keys of mix1, but mix2.desc is of mix2", "`keys` in mix2.toml:5 must name"];
+    "the key file of another mix in place of a node's own",
+        Do(|s| _ = fs::copy(s.path("mix1.key"), s.path("mix2.key")).unwrap()), "config check mix2.toml",
+        &["mix2.key: these are the keys of mix1, but mix2.desc is of mix2"];
     "a state file that is none", Do(|s| fs::write(s.path("mix1.state"), "nothing").unwrap()), MIX,
         &["mix1.state: not a state file of eddy", ": delete the file"];
     "a damaged state file",

@@ -29,6 +29,10 @@ pub fn gso(subject: &Subject, facts: &Facts) -> Finding {
                 .fix(Fix::words("set offload = \"auto\"")),
             Offload::Auto if breaks_gso(kernel) => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
                 .fix(Fix::words("run Linux 7.1.5 or later, or a version before 7.0")),
+            Offload::Auto if matches!(facts.offloads.1, Some(NoOffload::Broken { .. })) => {
+                Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
+                    .fix(Fix::words("check GSO of loopback: `ip -d link show lo` must show gso_max_size 65536 or more"))
+            }
             Offload::Auto => Finding::warning(NAME, format!("GSO disabled: {why}"), SLOW)
                 .fix(Fix::words("run Linux 5.0 or later; a sandbox must allow UDP_SEGMENT and UDP_GRO")),
         };
@@ -93,6 +97,9 @@ mod tests {
         facts.offloads = (Offloads::NONE, Some(NoOffload::Refused(std::io::Error::other("Protocol not available"))));
         let found = gso(&subject, &facts);
         assert_eq!(found.severity, Severity::Warning);
+        facts.offloads = (Offloads::NONE, Some(NoOffload::Broken { cells: 46, len: 1360 }));
+        let found = gso(&subject, &facts);
+        assert!(matches!(found.fix, Some(Fix::Do { what, .. }) if what.contains("gso_max_size")));
         facts.offloads = (Offloads::NONE, Some(NoOffload::Untested));
         let found = gso(&subject, &facts);
         assert!(matches!(found.fix, Some(Fix::Run { .. })) && !found.found.contains("kernel"), "{found:?}");

@@ -1,0 +1,87 @@
+//! `eddy-bench attack`: a small run of all cases. Only the order of the cases is judged.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use attack::{Place, Record};
+use serde_json::Value;
+
+use crate::skipped::skipped;
+
+fn attack(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_eddy-bench")).arg("attack").args(arguments).output().expect("it starts")
+}
+
+fn json(output: &Output) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON")
+}
+
+/// Top-1 of an attacker in each case, after the whole record.
+fn top1(report: &Value, attacker: &str) -> BTreeMap<String, f64> {
+    let results = report["results"].as_array().expect("results").iter();
+    let own = results.filter(|one| one["attacker"] == attacker && one["seconds"] == 8.0);
+    own.map(|one| (one["case"].as_str().expect("a name").to_owned(), one["top1"].as_f64().expect("a share"))).collect()
+}
+
+fn bytes(places: &[Place]) -> [u64; 2] {
+    let sum = |trace: &[attack::Seen]| trace.iter().map(|seen| u64::from(seen.bytes)).sum::<u64>();
+    places.iter().fold([0, 0], |all, place| [all[0] + sum(&place.forward), all[1] + sum(&place.backward)])
+}
+
+/// More bytes come in than leave, and every link has what the one before it had, but for what is on its way.
+fn assert_sane(folder: &Path) {
+    let record: Record =
+        attack::export::read_csv(BufReader::new(File::open(folder.join("record.csv")).unwrap())).unwrap();
+    assert_eq!((record.access.len(), record.inner.len(), record.flows.len()), (12, 3, 12));
+    let ([access, _], [flows, _]) = (bytes(&record.access), bytes(&record.flows));
+    assert!(access > flows && flows > 0, "{access} bytes in, {flows} out");
+    let backward = bytes(&record.access)[1];
+    assert!(backward > bytes(&record.flows)[1] && bytes(&record.flows)[1] > 0);
+    for inner in &record.inner {
+        let [forward, backward] = [&inner.forward, &inner.backward].map(|trace| record.cells(trace).count());
+        assert!(forward > 0 && backward > 0);
+        assert!(inner.forward.is_sorted_by_key(|seen| seen.at) && inner.backward.is_sorted_by_key(|seen| seen.at));
+    }
+    assert!(!record.probe.is_empty() && record.probe.iter().all(|passage| passage.entered <= passage.left));
+}
+
+#[test]
+fn mixing_hides_no_more_than_an_ideal_chain() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let records = folder.path().join("records");
+    let records_text = records.to_str().expect("a path");
+    let attackers = ["--attackers", "likelihood-two-sided,batch-tracing", "--json"];
+    let arguments = ["--users", "12", "--seconds", "8", "--seeds", "1", "--record", records_text, "--wf4nym"];
+    let output = attack(&[&arguments[..], &attackers[..]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("cannot make a network namespace") {
+        skipped(stderr.trim());
+        return;
+    }
+    let report = json(&output);
+    for attacker in ["likelihood-two-sided", "batch-tracing"] {
+        let found = top1(&report, attacker);
+        let [off, default, ideal] = ["off", "default", "ideal"].map(|case| found[case]);
+        assert!(off >= default - 0.2 && default >= ideal + 0.3, "{attacker}: {found:?}");
+    }
+    for run in report["runs"].as_array().expect("runs") {
+        assert_eq!(
+            (&run["facts"]["capture_lost"], &run["facts"]["ledgers_closed"]),
+            (&0.into(), &true.into()),
+            "{run}"
+        );
+    }
+    for case in ["off-1", "default-1"] {
+        assert_sane(&records.join(case));
+        assert!(records.join(case).join("wf4nym").is_dir());
+    }
+    // The same records give the same figures.
+    let again = json(&attack(&[&["--from", records_text], &attackers[..]].concat()));
+    assert_eq!(top1(&again, "batch-tracing"), top1(&report, "batch-tracing"));
+}
