@@ -38,7 +38,7 @@ impl Backlog {
         }
         let waited = sys::last_waited(socket);
         let noted_from = *self.noted_from.get_or_insert(now);
-        waited.map_or(now - noted_from, |waited| crate::age::nanos(waited))
+        waited.map_or(now - noted_from, crate::age::nanos)
     }
 }
 
