@@ -81,7 +81,7 @@ impl DelayWatermark {
     /// Are cells delayed at this time?
     pub fn delays(&self, at: u64) -> bool {
         let period = at / self.period;
-        (period % 2 == 0) == (draw(self.seed, period / 2) % 2 == 0)
+        period.is_multiple_of(2) == draw(self.seed, period / 2).is_multiple_of(2)
     }
 }
 

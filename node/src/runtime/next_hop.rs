@@ -145,7 +145,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let addresses = [1, 2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], 4700)));
         let files = init::write(dir.path(), &Plan::new(&addresses)).unwrap();
-        let cases: [(&str, &dyn Fn(&mut Contact)); 3] = [
+        type Change<'a> = &'a dyn Fn(&mut Contact);
+        let cases: [(&str, Change<'_>); 3] = [
             ("an IPv4 socket cannot reach", &|next| next.addresses = vec!["[::1]:4700".parse().unwrap()]),
             ("this is the node's own socket", &|next| next.addresses = vec![addresses[0]]),
             ("has 2 lanes", &|next| next.lanes = 2),
