@@ -139,7 +139,7 @@ impl Worker {
                 continue;
             };
             let action = match &self.plan {
-                Some(plan) if index % 2 == 0 => plan.act(index / 2, now),
+                Some(plan) if index.is_multiple_of(2) => plan.act(index / 2, now),
                 _ => Action::Pass,
             };
             let arrives = match action {
