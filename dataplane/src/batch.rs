@@ -125,7 +125,7 @@ pub struct Ticket {
     /// Index of its times among those of its release ([`Departures::begin_release`]). Between cores: the microseconds
     /// that it spent in the pool.
     pub times: u32,
-    /// At Mix 1, the network of the entry whose channel it is (SPEC 4.11), for the meter. Elsewhere [`NO_PREFIX`].
+    /// At Mix 1, the network of the entry whose channel it is (SPEC 4.11), for the meter. Elsewhere 0.
     pub prefix: u32,
 }
 

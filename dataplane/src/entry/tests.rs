@@ -237,3 +237,21 @@ fn cells_built_before_a_stop_are_not_sent_after_it() {
     assert_eq!(leave(2000), (1, 0));
     assert_eq!(leave(12_000), (1, 1));
 }
+
+#[test]
+fn channel_is_not_given_up_while_its_entry_does_not_run() {
+    let mut entry = entry_with_channel();
+    entry.tick(2 * SECOND);
+    let mut rng = ChaCha20Rng::seed_from_u64(1);
+    entry.endpoint.table.record_mut(ChannelIndex(0)).unwrap().state.liveness.sent(2 * SECOND, &mut rng);
+    let is_open = |entry: &Entry<MemPort, MemApps>| entry.endpoint.table.record(ChannelIndex(0)).is_some();
+    for _ in 0..5 {
+        entry.tick(entry.next_tick + 4 * SECOND);
+        assert!(is_open(&entry), "its turns come late");
+    }
+    let end = entry.next_tick + liveness::LOST_AFTER + 2 * SECOND;
+    while entry.next_tick < end {
+        entry.tick(entry.next_tick);
+    }
+    assert!(!is_open(&entry), "its turns come in time, and no answer does");
+}
