@@ -392,6 +392,7 @@ fn late_link_input_drops_datagrams_and_obeys_frames() {
     bench.send(0, 1, address(9));
     assert_eq!(bench.statuses(), [(1, Status::Open)]);
     assert_eq!(bench.drops(DropReason::Aged), 1);
+    bench.exit.endpoint.link_waited = 0;
     bench.send(0, 1, address(9));
     assert_eq!(bench.turn().datagrams.forward.sent, 1);
 }

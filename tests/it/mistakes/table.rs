@@ -358,7 +358,7 @@ table! { HOST:
         }), MIX,
         &["cores lists 1000, but this process may use", "list some of these"];
     "a receive buffer that the system does not grant", Do(receive_buffer), MIX,
-        &["mix1.toml:20: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
+        &["mix1.toml:21: receive_buffer = ", "the system grants", "`sudo sysctl -w net.core.rmem_max="];
 }
 
 table! { STATUS:
