@@ -99,6 +99,8 @@ pub fn config(position: usize) -> (Config, TrustSetup) {
         _ => Role::Mix,
     };
     let config = Config {
+        previous: Vec::new(),
+        shared_prefixes: Vec::new(),
         role,
         shape: shape(),
         position,
