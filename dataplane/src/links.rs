@@ -43,6 +43,8 @@ pub struct Link {
     side: Side,
     /// The destination of its cells.
     peer: SocketAddr,
+    /// The network of the peer ([`prefix`]).
+    prefix: u32,
     current: Option<Slot>,
     next: Option<Slot>,
     previous: Option<Slot>,
@@ -104,6 +106,7 @@ impl Links {
             id,
             side,
             peer,
+            prefix: prefix(peer.ip()),
             current: None,
             next: None,
             previous: None,
@@ -193,7 +196,7 @@ impl Links {
     /// The network of a link's peer, as a number (SPEC 4.11): equal for addresses with one /32 of IPv4 or one /48 of
     /// IPv6, and different for others but by chance. For counting alone.
     pub fn prefix(&self, id: LinkId) -> u32 {
-        self.link(id).map_or(NO_PREFIX, |link| prefix(link.peer.ip()))
+        self.link(id).map_or(NO_PREFIX, |link| link.prefix)
     }
 
     pub fn side(&self, id: LinkId) -> Option<Side> {
@@ -270,6 +273,7 @@ impl Links {
     /// Makes the address map agree with the slots.
     fn remap(&mut self, id: LinkId) {
         let Some(link) = self.link_mut(id) else { return };
+        link.prefix = prefix(link.peer.ip());
         let side = link.side;
         let want: Vec<SocketAddr> = link.slots().map(|(_, slot)| slot.peer).chain(std::iter::once(link.peer)).collect();
         let old: Vec<SocketAddr> = link.addresses.extract_if(.., |address| !want.contains(address)).collect();

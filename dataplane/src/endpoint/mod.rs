@@ -111,8 +111,9 @@ pub(crate) struct Endpoint<L, A, C> {
     pub(crate) age: AgeLimit,
     link_read: LastRead,
     apps_read: LastRead,
-    /// How long what this turn receives on the link can have waited, and what the last call received.
+    /// How long what this turn receives on the link can have waited.
     turn_waited: Nanos,
+    /// The same of what the last call received.
     pub(crate) link_waited: Nanos,
     report_due: Nanos,
     arrivals: Arrivals,
