@@ -13,6 +13,7 @@
 mod address_order;
 pub mod bridge;
 pub mod console;
+mod control_thread;
 mod door;
 pub mod expiry;
 mod flood;
@@ -30,6 +31,7 @@ mod pauses;
 pub mod random;
 pub mod readiness;
 pub mod refused_flows;
+mod reporter;
 pub mod resolver;
 pub mod running;
 pub mod sockets;

@@ -1,0 +1,206 @@
+//! The thread that runs control: hands it what arrives, and does what it asks for.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use dataplane::punt::Notice;
+use dataplane::runner::Poller;
+use dataplane::sys::Waker;
+use tracing::warn;
+
+use crate::runtime::bridge::{AGAIN, Bridge, Note};
+use crate::runtime::door::{DOOR_PAUSE, Door};
+use crate::runtime::flood::Flood;
+use crate::runtime::icmp::{Fate, Icmp};
+use crate::runtime::listeners::Listeners;
+use crate::runtime::log::Log;
+use crate::runtime::meter_alarm::MeterAlarm;
+use crate::runtime::next_names::NextNames;
+use crate::runtime::own_addresses::{self, OwnAddresses};
+use crate::runtime::pauses::Pauses;
+use crate::runtime::reporter::{Reporter, lock};
+use crate::runtime::resolver::Resolver;
+use crate::runtime::sockets::HandshakeSockets;
+use crate::runtime::trust_keeper::TrustKeeper;
+
+/// A turn of the control thread that is later than this is one of a node that did not run.
+const STALLED: Duration = Duration::from_millis(250);
+
+pub(super) struct ControlThread {
+    pub(super) bridge: Bridge,
+    /// Of an exit.
+    pub(super) resolver: Option<Resolver>,
+    /// Of an exit.
+    pub(super) own_addresses: Option<OwnAddresses>,
+    /// Of a mix.
+    pub(super) meter_alarm: Option<MeterAlarm>,
+    pub(super) trust: TrustKeeper,
+    pub(super) next_names: NextNames,
+    /// Descriptors and keys are to be read again.
+    pub(super) reload: Arc<AtomicBool>,
+    pub(super) sockets: HandshakeSockets,
+    pub(super) door: Option<Door>,
+    /// Of an entry.
+    pub(super) icmp: Option<Icmp>,
+    pub(super) log: Log,
+    pub(super) flood: Flood,
+    pub(super) pauses: Pauses,
+    pub(super) reporter: Reporter,
+    pub(super) waker: Arc<Waker>,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        self.reporter.readiness.end();
+    }
+}
+
+impl ControlThread {
+    /// Runs until `stop` is set.
+    pub(super) fn run(mut self) {
+        let poller = Poller::new().and_then(|poller| {
+            let sockets = self.door.iter().flat_map(Door::sockets);
+            sockets.chain([self.waker.as_fd()]).try_for_each(|fd| poller.add(fd, 0))?;
+            Ok(poller)
+        });
+        let poller = match poller {
+            Ok(poller) => poller,
+            Err(error) => {
+                warn!("the control thread cannot poll: {error}");
+                return;
+            }
+        };
+        let clock = self.reporter.clock;
+        while !self.stop.load(Ordering::Acquire) {
+            while let Some((query, addresses)) = self.resolver.as_ref().and_then(Resolver::answer) {
+                self.bridge.resolved(query, addresses);
+            }
+            if let Some(addresses) = self.next_names.resolved() {
+                self.bridge.control_mut().resolved(clock.elapsed(), addresses);
+            }
+            if self.reload.swap(false, Ordering::AcqRel) {
+                self.trust.reload(self.bridge.control_mut(), clock.elapsed());
+            }
+            if let Some(listeners) = &self.reporter.listeners {
+                self.bridge.take_commands(std::iter::from_fn(|| listeners.next_command()));
+            }
+            let is_flooded = self.read_door(clock.elapsed());
+            let mut wake = self.turn(clock.elapsed());
+            if let Some(own) = &mut self.own_addresses {
+                if let Some(addresses) = own.look(clock.elapsed(), own_addresses::of_host) {
+                    self.bridge.own_addresses(addresses);
+                    wake = clock.elapsed();
+                }
+                wake = wake.min(own.due());
+            }
+            if let Some(alarm) = &mut self.meter_alarm {
+                alarm.look(clock.elapsed(), || self.reporter.meter(&self.reporter.profile()));
+                wake = wake.min(alarm.due());
+            }
+            if self.reporter.listeners.as_ref().is_some_and(Listeners::has_commands) {
+                wake = wake.min(clock.elapsed() + AGAIN);
+            }
+            self.wait(&poller, wake, is_flooded || !self.bridge.takes_handshakes());
+        }
+    }
+
+    /// Waits until `wake` or until another thread wakes this one, at most for [`DOOR_PAUSE`] while handshakes are not
+    /// to wake it. Looks at the clock in between, because a pause of the node is seen by it alone.
+    fn wait(&mut self, poller: &Poller, wake: Duration, is_door_shut: bool) {
+        let clock = self.reporter.clock;
+        loop {
+            let due = wake.min(clock.elapsed() + if is_door_shut { DOOR_PAUSE } else { STALLED });
+            let timeout = due.saturating_sub(clock.elapsed());
+            let events = if is_door_shut {
+                self.waker.wait(timeout);
+                self.waker.clear();
+                1
+            } else {
+                poller.wait(Some(timeout), |_| self.waker.clear())
+            };
+            let now = clock.elapsed();
+            if now > due + STALLED {
+                self.bridge.control_mut().stalled(due, now);
+                self.pauses.note(due, now);
+            }
+            if events > 0 || now >= wake {
+                return;
+            }
+        }
+    }
+
+    /// Takes handshakes in. Returns true if there are many.
+    fn read_door(&mut self, now: Duration) -> bool {
+        let Self { bridge, door, .. } = self;
+        let Some(door) = door.as_mut().filter(|_| bridge.takes_handshakes()) else { return false };
+        door.read(|from, half, is_crowded| bridge.take_half(from, half, is_crowded, now))
+    }
+
+    fn turn(&mut self, now: Duration) -> Duration {
+        let Self { bridge, resolver, trust, next_names, sockets, reporter, icmp, log, flood, waker, .. } = self;
+        let mut send = |side, to, datagram: &[u8]| sockets.send(side, to, datagram);
+
+        let mut own_descriptor = false;
+        // Apart, because `note` borrows the rest.
+        let mut saves = std::mem::take(&mut trust.saves);
+        let mut note = |note| match note {
+            Note::Event(event) => {
+                own_descriptor |= trust.concerns_own_descriptor(&event);
+                reporter.readiness.note(&event);
+                log.event(now, &event);
+            }
+            Note::ResolveNext(names) => next_names.ask(names, waker),
+            Note::Notice(notice) => {
+                log.notice(now, &notice);
+                if let (Notice::Refused { client, destination, status }, Some(listeners)) =
+                    (&notice, &reporter.listeners)
+                {
+                    listeners.refuse(client.listener, client.address, destination, *status);
+                }
+                if let (Some(icmp), Some(listeners)) = (icmp.as_ref(), reporter.listeners.as_ref()) {
+                    answer_client(icmp, listeners, &notice);
+                }
+            }
+            Note::Resolve { query, name } => {
+                if let Some(resolver) = resolver {
+                    resolver.ask(query, name);
+                }
+            }
+        };
+
+        let wake = bridge.turn(now, SystemTime::now(), &mut send, &mut note, &mut |state| saves.save(now, state));
+        trust.saves = saves;
+        if own_descriptor {
+            trust.settle_keys(bridge.control_mut(), now);
+        }
+        let control = bridge.control();
+        log.next_hop(now, control.next_hop_silence(now));
+        flood.look(now, control.counters());
+        let look = trust.look(control, now).min(flood.due());
+        let mut state = lock(&reporter.control);
+        state.counters = control.counters().clone();
+        state.half_open = control.half_open();
+        state.flood_per_s = flood.per_s();
+        if let Some(status) = trust.status.take() {
+            state.trust = status;
+        }
+        wake.min(look)
+    }
+}
+
+/// Sends the ICMP error that a network sends for a datagram that it does not carry.
+fn answer_client(icmp: &Icmp, listeners: &Listeners, notice: &Notice) {
+    let (client, fate) = match notice {
+        Notice::Deaf { .. } => return,
+        Notice::TooLarge { client, .. } => (client, Fate::TooLong),
+        Notice::Refused { client, status, .. } => (client, Fate::Refused(*status)),
+    };
+    let Some((at, is_forward)) = listeners.find(client.listener) else { return };
+    // An error about one destination would affect a client's others on the same socket.
+    if is_forward || fate == Fate::TooLong {
+        icmp.send(client.address, at, fate);
+    }
+}
