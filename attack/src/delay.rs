@@ -5,7 +5,7 @@ use crate::record::Record;
 /// Nanoseconds of a bin.
 pub(crate) const BIN: u64 = 200_000;
 
-/// Delays up to this are assumed equally likely when there is no probe.
+/// Without a probe, every delay up to this one counts as equally likely.
 const UNKNOWN: u64 = 50_000_000;
 
 /// Outputs whose distance from inputs is looked at, about.

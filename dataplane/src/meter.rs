@@ -103,7 +103,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Counts a release. One without a channel's cell is no release here.
+    /// Counts a release, unless it has cells of the node's own only.
     pub fn add(&mut self, company: &Company, now: Nanos) {
         if company.cells == 0 {
             return;

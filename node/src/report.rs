@@ -95,7 +95,7 @@ pub struct CompanyReport {
     pub channels: f64,
     /// Mean Shannon entropy H of the channel of a cell, in bits.
     pub entropy_bits: f64,
-    /// 2^H of that mean: so many equally busy channels have the same entropy.
+    /// 2^H of that mean: the number of equally busy channels that have the same entropy.
     pub effective: f64,
     /// The effective set of the release that had the smallest one.
     pub smallest_effective: f64,

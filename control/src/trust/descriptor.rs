@@ -419,7 +419,7 @@ pub(super) mod tests {
     /// End of the validity of [`node`], in seconds since 1970: after all clocks of tests.
     pub(crate) const NOT_AFTER: u64 = 1_800_005_000;
 
-    /// The descriptor of a hop of a chain with so many. The numbers of hops are the seeds of their identities.
+    /// The descriptor of one hop of a chain with `hops` hops. A hop's number is the seed of its identity.
     pub(crate) fn node(hop: usize, hops: usize) -> NodeDescriptor {
         let role = if hop == hops { HopRole::Exit } else { HopRole::Mix };
         NodeDescriptor { not_before: 0, not_after: NOT_AFTER, ..descriptor(hop as u8, role) }

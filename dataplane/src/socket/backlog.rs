@@ -30,7 +30,7 @@ impl Backlog {
     }
 
     /// How long the newest datagram of the last receive call had waited, or somewhat less if it arrived before
-    /// arrivals were noted. 0 if there is no backlog. `has_more` unless that call emptied the socket.
+    /// arrivals were noted. 0 without a backlog. `has_more` is false if that call emptied the socket.
     pub(crate) fn waited(&mut self, socket: BorrowedFd<'_>, has_more: bool, now: Nanos) -> Nanos {
         let since = if has_more { *self.since.get_or_insert(now) } else { self.since.take().unwrap_or(now) };
         if now - since < BACKLOG_AFTER {

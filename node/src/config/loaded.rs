@@ -138,7 +138,7 @@ impl Loaded {
         let state = files.state()?;
         if state.is_none() && !is_entry {
             warnings.push(format!(
-                "there is no state file {}: this node waits for the next interval before it signs anything",
+                "the state file {} does not exist: this node signs nothing until the next interval begins",
                 files.state.as_deref().unwrap_or(Path::new("")).display()
             ));
         }
