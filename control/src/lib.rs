@@ -63,7 +63,7 @@ pub const SETUP_CELLS_MAX: usize = 37;
 /// Most cells of asks and parts that follow from one tick: answers to entries, and what both neighbours lack.
 pub const TRUST_CELLS_MAX: usize = trust::sync::CELLS_MAX;
 
-/// A clock that arrives later than this is not compared with that of the host. A difference of less changes nothing.
+/// After a pause at least this long, neighbours' clocks are ignored for a while. A shorter delay does not matter.
 const LATE_CLOCK: Duration = Duration::from_millis(500);
 
 /// The control plane of one node.
@@ -201,14 +201,12 @@ impl Control {
         // What a stranger may send without end costs nothing more.
         self.trust_touched |= !matches!(taken, Err(Refused::RateLimited | Refused::NotForEntries));
         self.tick_entry(now);
-        match taken {
-            // It is answered in its turn.
-            Ok(()) | Err(Refused::Queued) => Ok(()),
-            Err(Refused::Malformed(_)) => Err(Refusal::TrustMalformed),
-            Err(Refused::NotForEntries) => Err(Refusal::TrustFromEntry),
-            Err(Refused::RateLimited) => Err(Refusal::TrustRateLimited),
-            Err(Refused::Item) => Err(Refusal::TrustItem),
-        }
+        taken.map_err(|why| match why {
+            Refused::Malformed(_) => Refusal::TrustMalformed,
+            Refused::NotForEntries => Refusal::TrustFromEntry,
+            Refused::RateLimited => Refusal::TrustRateLimited,
+            Refused::Item => Refusal::TrustItem,
+        })
     }
 
     fn tick_entry(&mut self, now: Duration) {
@@ -276,7 +274,7 @@ impl Control {
         }
     }
 
-    /// The node did not run from `since` to `now`, for it was stopped or the host is busy. It may not have read yet
+    /// The node did not run from `since` to `now`, because it was stopped or the host is busy. It may not have read yet
     /// what came meanwhile: a silent next hop has its time again (SPEC 4.6.2), and clocks that arrive are late.
     pub fn stalled(&mut self, since: Duration, now: Duration) {
         self.links.stalled(now);
@@ -332,7 +330,7 @@ impl Control {
         self.follow_trust(now);
     }
 
-    /// Handshakes wait that are more than usual: they need cookies for a second.
+    /// More handshakes wait than usual: cookies are required for a second.
     pub fn queue_fills(&mut self, now: Duration) {
         self.links.require_cookies(now);
     }

@@ -121,8 +121,8 @@ fn no_channel(node: &NodeReport) -> String {
     match node.trust.clock_offset_ms {
         Some(ms) if ms.unsigned_abs() >= CLOCK_OFF_MS => {
             let seconds = ms.unsigned_abs() as f64 / 1000.0;
-            let way = if ms < 0 { "ahead" } else { "behind" };
-            format!("no channel: this clock is {seconds:.1} s {way}; check `date -u`\n")
+            let way = if ms < 0 { "ahead of" } else { "behind" };
+            format!("no channel; this clock is {seconds:.1} s {way} that of mix1: check `date -u`\n")
         }
         _ => "no channel: datagrams wait; the log names the hop that does not answer\n".to_owned(),
     }
@@ -304,7 +304,11 @@ mod tests {
     fn clock_that_is_off_is_named_as_the_cause() {
         let mut node = NodeReport::new(NodeRole::Entry, 0, &Ledger::default(), &Profile::default());
         node.trust.clock_offset_ms = Some(-60_000);
-        assert!(render(&node).contains("\nno channel: this clock is 60.0 s ahead; check"), "{}", render(&node));
+        assert!(
+            render(&node).contains("\nno channel; this clock is 60.0 s ahead of that of mix1: check"),
+            "{}",
+            render(&node)
+        );
         node.trust.clock_offset_ms = Some(1500);
         assert!(render(&node).contains("\nno channel: datagrams wait"));
     }

@@ -65,7 +65,7 @@ impl Admission {
         self.cookies.accept(&mut cx.rng, now, from, half)
     }
 
-    /// True if a half from this address costs nothing without a cookie (SPEC 4.9.3).
+    /// True if a half from this address needs a cookie before it may cost work (SPEC 4.9.3).
     pub(super) fn requires_cookie(&mut self, cx: &mut Context, now: Duration, from: SocketAddr) -> bool {
         if self.bucket.is_low(now) {
             self.require_cookies(now);

@@ -15,8 +15,7 @@ use crate::prefix::Prefix;
 const LINKS_PER_ADDRESS: usize = 4;
 
 impl Links {
-    /// NK: a link that goes on may come to an address that has no more than its share of links: a data thread tries the
-    /// keys of each on every cell from there.
+    /// NK: refuses an address for a link that goes on if other links have their share of it.
     pub(super) fn check_address(&self, id: LinkId, from: SocketAddr) -> Result<(), Refusal> {
         let is_at = |link: &&Link| {
             let mut slots = [&link.current, &link.next, &link.previous].into_iter().flatten();

@@ -34,7 +34,7 @@ fn each_ack_part_passes_once_so_no_keystream_repeats() {
     world.run_for(ms(100));
     assert_eq!(surplus(&world), before + 2);
     assert_eq!(sent(&world), sent_before + 3, "one content, in three cells");
-    // A part number beyond the last one, and an ack from the entry's side.
+    // An ack has parts 0 and 1 only, and comes from the exit's side only.
     misuse(&mut world, 8, Side::Up, CellKind::Ack, half_open.1, 2, &content);
     let up = world.node(7).control.channels.half_open_ids()[0];
     let content = vec![3; world.plan.shape.control_content(Direction::Forward, 7)];

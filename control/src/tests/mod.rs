@@ -1,4 +1,4 @@
-//! Attack: a neighbour with valid keys sends cells that it may not send.
+//! Whole chains in memory, with access to control's internals: one node may send what it must not.
 
 use proptest::prelude::*;
 use rand::SeedableRng;

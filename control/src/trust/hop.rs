@@ -347,12 +347,13 @@ impl HopTrust {
     /// True if it has all that it needs to sign: keys that a valid descriptor names, and a clock that neighbours share.
     pub fn can_sign(&self, wall_ms: u64) -> bool {
         let is_time = self.first <= self.view.times().signable_at(wall_ms);
-        let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        is_time && self.has_certificate && !stops && self.knows_a_clock() && self.unsaved.is_none()
+        is_time && self.has_certificate && self.shares_a_clock() && self.unsaved.is_none()
     }
 
-    fn knows_a_clock(&self) -> bool {
-        self.sync.offsets_ms().next().is_some()
+    /// True if it knows the clock of a neighbour, and its own is not away from those of all.
+    fn shares_a_clock(&self) -> bool {
+        let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
+        !stops && self.sync.offsets_ms().next().is_some()
     }
 
     /// This node's newest descriptor whose keys are here, if it is valid, and which of the keys it names.
@@ -425,8 +426,7 @@ impl HopTrust {
     /// Signs for an interval whose time has come, once.
     fn sign(&mut self, now: Duration, wall_ms: u64, interval: u64, keys: usize) {
         let times = self.view.times();
-        let stops = self.reported.iter().any(|event| matches!(event, TrustEvent::ClockStops { .. }));
-        if interval < self.first || self.state.intervals.contains(interval) || stops || !self.knows_a_clock() {
+        if interval < self.first || self.state.intervals.contains(interval) || !self.shares_a_clock() {
             return;
         }
         // What arrives together is signed together.

@@ -38,7 +38,7 @@ const HOP_ASKS: Rate = Rate { per_second: 100, burst: 100 };
 const HOP_CELLS: Rate = Rate { per_second: 400, burst: 400 };
 /// A clock that differs by more from a neighbour's is reported.
 pub(super) const OFFSET_MAX_MS: u64 = 2000;
-/// After a node has stalled, what waited in its sockets has been read within this time, also on a busy host.
+/// Time for which clocks are ignored after a pause. By then even a busy host has read what waited in its sockets.
 const CLOCKS_LATE_FOR: Duration = Duration::from_secs(1);
 /// Most cells that one call sends: the answers to entries, and what two neighbours get.
 pub(crate) const CELLS_MAX: usize = (ANSWER_CELLS.burst + 2 * HOP_CELLS.burst) as usize;
@@ -79,8 +79,6 @@ pub enum Refused {
     NotForEntries,
     /// More than the link may cause.
     RateLimited,
-    /// More than the node may send now. It is answered later.
-    Queued,
     /// An item was refused. Its sender may be honest: what it needs may not be here yet.
     Item,
 }
@@ -213,7 +211,7 @@ impl Sync {
         self.links.values_mut().for_each(|link| link.offset_ms = None);
     }
 
-    /// This node did not run for a while that ends now: the clocks in what waited for it are late.
+    /// This node did not run until now: clocks in messages that waited for it are late.
     pub fn stalled(&mut self, now: Duration) {
         self.clocks_count_from = now + CLOCKS_LATE_FOR;
     }
@@ -269,6 +267,7 @@ impl Sync {
         let Some(link) = self.links.get_mut(&id) else {
             return self.answers.take(view, (now, wall_ms), id, content, out).map(|()| Vec::new());
         };
+        let is_clock_true = now >= self.clocks_count_from;
         match content[0] {
             ASK if link.is_first_hop => Err(Refused::NotForEntries),
             ASK => {
@@ -276,7 +275,7 @@ impl Sync {
                     return Err(Refused::RateLimited);
                 }
                 let ask = Ask::read(content, self.hops)?;
-                if now >= self.clocks_count_from {
+                if is_clock_true {
                     link.offset_ms = Some(offset(ask.clock_ms, wall_ms));
                 }
                 if ask.answer {
@@ -299,7 +298,7 @@ impl Sync {
                     }
                     if let ItemKind::Clock = kind {
                         let clock: [u8; 8] = bytes.try_into().map_err(|_| Malformed::Field("a clock has 8 bytes"))?;
-                        if now >= self.clocks_count_from {
+                        if is_clock_true {
                             link.offset_ms = Some(offset(u64::from_be_bytes(clock), wall_ms));
                         }
                         return Ok(Vec::new());

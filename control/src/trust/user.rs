@@ -191,8 +191,8 @@ impl UserTrust {
     }
 
     /// Takes in the descriptors that the bundle of this interval names, if one an epoch or more before named them, too,
-    /// and none between them another one of the hop. None that ranks below the newest one for contact: it would be the
-    /// first one that is tried.
+    /// and none between them another one of the hop. A descriptor below the newest one for contact is left out, because
+    /// it would be tried first.
     fn confirm_descriptors(&mut self, interval: u64, now_s: u64) {
         let Some(bundle) = self.usable(interval) else { return };
         let named = bundle.descriptors.clone();

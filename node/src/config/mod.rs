@@ -53,9 +53,9 @@ pub const FLOW_IDLE_S: u64 = 300;
 /// Milliseconds that a datagram or cell may wait in a node unless configured.
 pub const MAX_AGE_MS: u64 = 250;
 /// The least and the most that may be configured. A worker has its turns at least twice in this time.
+pub(crate) const MAX_AGE_MS_RANGE: (i64, i64) = (20, 3_600_000);
 /// The largest floor of the anonymity meter's alarm: more channels than a pool holds cells.
 pub(crate) const METER_FLOOR_MAX: u32 = 10_000;
-pub(crate) const MAX_AGE_MS_RANGE: (i64, i64) = (20, 3_600_000);
 /// Flows of one channel at an exit unless configured.
 pub const MAX_FLOWS_PER_CHANNEL: usize = 1024;
 /// Datagrams that an exit sends to an address that has not answered, unless configured.

@@ -188,12 +188,15 @@ impl Bridge {
         self.backlog.is_empty()
     }
 
-    /// A half of message 1. `is_crowded` if the queue in which it waited was half full.
-    pub fn take_half(&mut self, from: SocketAddr, datagram: &mut [u8], is_crowded: bool, now: Duration) {
-        self.take_handshake(Side::Up, from, datagram, is_crowded, now);
-    }
-
-    fn take_handshake(&mut self, side: Side, from: SocketAddr, datagram: &mut [u8], is_crowded: bool, now: Duration) {
+    /// A handshake datagram. `is_crowded` if the queue in which it waited was half full.
+    pub fn take_handshake(
+        &mut self,
+        side: Side,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        is_crowded: bool,
+        now: Duration,
+    ) {
         if is_crowded {
             self.control.queue_fills(now);
         }
@@ -203,6 +206,7 @@ impl Bridge {
     fn take(&mut self, worker: usize, punt: Punt, now: Duration, note: &mut dyn FnMut(Note)) {
         match punt {
             Punt::Handshake { side, from, mut datagram, is_crowded, place } => {
+                // Its place in the ring is free from here on.
                 drop(place);
                 self.take_handshake(side, from, datagram.bytes_mut(), is_crowded, now);
             }

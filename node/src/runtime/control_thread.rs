@@ -9,6 +9,7 @@ use dataplane::punt::Notice;
 use dataplane::runner::Poller;
 use dataplane::sys::Waker;
 use tracing::warn;
+use wire::ids::Side;
 
 use crate::runtime::bridge::{AGAIN, Bridge, Note};
 use crate::runtime::door::{DOOR_PAUSE, Door};
@@ -25,7 +26,7 @@ use crate::runtime::resolver::Resolver;
 use crate::runtime::sockets::HandshakeSockets;
 use crate::runtime::trust_keeper::TrustKeeper;
 
-/// A turn of the control thread that is later than this is one of a node that did not run.
+/// If control wakes later than this after it was due, the node did not run.
 const STALLED: Duration = Duration::from_millis(250);
 
 pub(super) struct ControlThread {
@@ -34,7 +35,7 @@ pub(super) struct ControlThread {
     pub(super) resolver: Option<Resolver>,
     /// Of an exit.
     pub(super) own_addresses: Option<OwnAddresses>,
-    /// Of a mix.
+    /// Of a mix with a floor.
     pub(super) meter_alarm: Option<MeterAlarm>,
     pub(super) trust: TrustKeeper,
     pub(super) next_names: NextNames,
@@ -108,7 +109,7 @@ impl ControlThread {
     }
 
     /// Waits until `wake` or until another thread wakes this one, at most for [`DOOR_PAUSE`] while handshakes are not
-    /// to wake it. Looks at the clock in between, because a pause of the node is seen by it alone.
+    /// to wake it. Wakes at least every [`STALLED`], because only the clock shows that the node was paused.
     fn wait(&mut self, poller: &Poller, wake: Duration, is_door_shut: bool) {
         let clock = self.reporter.clock;
         loop {
@@ -136,7 +137,7 @@ impl ControlThread {
     fn read_door(&mut self, now: Duration) -> bool {
         let Self { bridge, door, .. } = self;
         let Some(door) = door.as_mut().filter(|_| bridge.takes_handshakes()) else { return false };
-        door.read(|from, half, is_crowded| bridge.take_half(from, half, is_crowded, now))
+        door.read(|from, half, is_crowded| bridge.take_handshake(Side::Up, from, half, is_crowded, now))
     }
 
     fn turn(&mut self, now: Duration) -> Duration {

@@ -2,7 +2,7 @@
 //! hop (ADR 0021).
 //!
 //! The kernel sorts the halves out ([`sys::steer_halves`]), so a flood of them costs a worker nothing. Where it does
-//! not, because the socket was passed by another user, halves reach control through the workers.
+//! not, because another user bound the socket, halves reach control through the workers.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -26,17 +26,14 @@ const MESSAGES: usize = 16;
 
 /// The sockets of control's own.
 pub struct Door {
-    /// For halves without a cookie, and for those that claim one: two for each lane.
-    sockets: Vec<UdpSocket>,
     half_len: usize,
     buffers: Vec<Vec<u8>>,
     counts: Arc<DoorCounts>,
 }
 
-/// The counts of a door.
-#[derive(Default)]
+/// The sockets of a door, whose drops the kernel counts, and its own counts.
 pub struct DoorCounts {
-    /// Duplicates of the sockets, for the kernel's drop counters.
+    /// For halves without a cookie, and for those that claim one: two for each lane.
     sockets: Vec<UdpSocket>,
     taken: AtomicU64,
     odd: AtomicU64,
@@ -67,17 +64,12 @@ impl Door {
             let link = socket2::SockRef::from(link);
             link.set_reuse_port(true)?;
             for _ in 0..2 {
-                sockets.push(beside(&link, gro)?);
+                sockets.push(at_port_of(&link, gro)?);
             }
             sys::steer_halves(&sockets[sockets.len() - 1], half_len)?;
         }
-        let duplicates = sockets.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?;
-        Ok(Door {
-            sockets,
-            half_len,
-            buffers: vec![vec![0; GRO_BYTES_MAX]; MESSAGES],
-            counts: Arc::new(DoorCounts { sockets: duplicates, ..DoorCounts::default() }),
-        })
+        let counts = DoorCounts { sockets, taken: AtomicU64::new(0), odd: AtomicU64::new(0) };
+        Ok(Door { half_len, buffers: vec![vec![0; GRO_BYTES_MAX]; MESSAGES], counts: Arc::new(counts) })
     }
 
     pub fn counts(&self) -> Arc<DoorCounts> {
@@ -86,15 +78,15 @@ impl Door {
 
     /// Its sockets, to be polled.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(AsFd::as_fd)
+        self.counts.sockets.iter().map(AsFd::as_fd)
     }
 
     /// Hands over the halves that wait, with their sender. The flag is set for those without a cookie if they fill half
     /// of their receive buffer, or more. Returns true if a receive call came back full.
     pub fn read(&mut self, mut each: impl FnMut(SocketAddr, &mut [u8], bool)) -> bool {
-        let Door { sockets, half_len, buffers, counts } = self;
+        let Door { half_len, buffers, counts } = self;
         let mut is_busy = false;
-        for (i, socket) in sockets.iter().enumerate() {
+        for (i, socket) in counts.sockets.iter().enumerate() {
             let is_crowded = i % 2 == 0 && sys::is_half_full(socket).unwrap_or(false);
             let (mut taken, mut odd) = (0, 0);
             while taken + odd < DOOR_HALVES_PER_TURN {
@@ -125,7 +117,7 @@ impl Door {
 }
 
 /// A socket at the port of `link`.
-fn beside(link: &Socket, gro: bool) -> io::Result<UdpSocket> {
+fn at_port_of(link: &Socket, gro: bool) -> io::Result<UdpSocket> {
     let at = link.local_addr()?;
     let address = at.as_socket().ok_or(io::ErrorKind::Unsupported)?;
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;

@@ -6,20 +6,22 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::report::MeterReport;
+use crate::runtime::log::Trouble;
 
 /// Time between two looks at the meter.
-pub(super) const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The state of both directions.
 pub(super) struct MeterAlarm {
     due: Duration,
     low: [bool; 2],
+    trouble: [Trouble; 2],
 }
 
 impl MeterAlarm {
     /// Looks for the first time after a minute: before it, means are of few releases.
     pub(super) fn new(now: Duration) -> MeterAlarm {
-        MeterAlarm { due: now + Duration::from_secs(60), low: [false; 2] }
+        MeterAlarm { due: now + Duration::from_secs(60), low: [false; 2], trouble: Default::default() }
     }
 
     /// The time of the next look.
@@ -35,13 +37,14 @@ impl MeterAlarm {
         self.due = now + AGAIN;
         let Some(meter) = read() else { return };
         let floor = meter.floor;
-        for ((direction, company), low) in meter.directions().into_iter().zip(&mut self.low) {
+        let states = self.low.iter_mut().zip(&mut self.trouble);
+        for ((direction, company), (low, trouble)) in meter.directions().into_iter().zip(states) {
             if company.releases == 0 || *low == company.below_floor {
                 continue;
             }
             *low = company.below_floor;
             let effective = format!("{:.1}", company.effective);
-            if *low {
+            if *low && trouble.occurs(now) {
                 warn!(
                     direction,
                     effective,
@@ -49,7 +52,7 @@ impl MeterAlarm {
                     "cells have little company: {effective} effective channels a release, {direction}, in the last \
                      minute; meter_floor is {floor}"
                 );
-            } else {
+            } else if !*low && trouble.end(now) {
                 info!(
                     direction,
                     effective,

@@ -29,25 +29,28 @@ pub(super) struct NextHop {
 /// Why the last one does not fit: lanes that are not accepted, another address family than that of `down`, an address
 /// of this node, a path with too small an MTU, or a name in `next` that does not resolve.
 pub(super) fn choose(loaded: &Loaded, own: &[Wanted]) -> Result<NextHop, ConfigError> {
-    let mut warnings = Vec::new();
+    let mut unfit = Vec::new();
     let class = loaded.shape().class();
     let contacts = loaded.next_hops().into_iter().filter_map(|one| Some((one.revision, one.contact(class)?)));
     let mut contacts = contacts.collect::<Vec<_>>().into_iter().peekable();
     while let Some((revision, contact)) = contacts.next() {
         match fit(loaded, contact, own) {
             Ok(mut fitted) => {
+                let name = next_name(loaded);
+                let warnings = unfit.iter().map(|(unfit, why)| {
+                    format!(
+                        "revision {unfit} of the descriptor of {name} does not fit this node, which starts as revision \
+                         {revision} says: {why}. Until that is settled with its operator, there may be no link to {name}"
+                    )
+                });
                 fitted.warnings.splice(0..0, warnings);
                 return Ok(fitted);
             }
             Err(why) if contacts.peek().is_none() => return Err(why),
-            Err(why) => warnings.push(format!(
-                "cannot start with revision {revision} of the descriptor of {}, trying another one: {why}",
-                next_name(loaded)
-            )),
+            Err(why) => unfit.push((revision, why)),
         }
     }
     // At the exit.
-    loaded.check_lanes(None)?;
     Ok(NextHop { address: None, lanes: loaded.lanes(None), down: None, warnings: Vec::new() })
 }
 
@@ -78,7 +81,6 @@ fn fit(loaded: &Loaded, contact: &Contact, own: &[Wanted]) -> Result<NextHop, Co
         if next.is_ipv4() != from.is_ipv4() {
             let family = if from.is_ipv6() { "IPv6" } else { "IPv4" };
             let what = format!("an {family} socket cannot reach the next hop at {next}");
-            let said = format!("{}: down = \"{from}\"", config.place_of("down"));
             return Err(mistake(said, what, format!("set down = \"{any}\"")));
         }
         refuse_self(loaded, contact, own, next)?;
@@ -158,7 +160,7 @@ mod tests {
             let plan = sockets::Plan::new(&loaded, ListenFd::empty()).unwrap();
             assert_eq!((plan.next, plan.lanes), (Some(addresses[1]), Lanes::ONE), "{why}");
             let [warning] = &plan.warnings[..] else { panic!("{why}: {:?}", plan.warnings) };
-            let names = warning.contains("of the descriptor of mix2, trying another one");
+            let names = warning.contains("of the descriptor of mix2 does not fit this node");
             assert!(names && warning.contains(why), "{why}: {warning}");
         }
     }

@@ -170,7 +170,8 @@ impl Node {
             bridge,
             resolver,
             own_addresses,
-            meter_alarm: matches!(config.part, Part::Mix { .. }).then(|| MeterAlarm::new(clock.elapsed())),
+            meter_alarm: matches!(config.part, Part::Mix { meter_floor: 1.., .. })
+                .then(|| MeterAlarm::new(clock.elapsed())),
             trust: TrustKeeper::new(files, &chain, position, hop_names),
             next_names: NextNames::default(),
             reload: reload.clone(),

@@ -153,7 +153,8 @@ impl Answers {
                 self.queue.push_back(id);
             }
             self.queue_at = self.queue_at.min(now + ANSWER_AGAIN);
-            return Err(Refused::Queued);
+            // It is answered in its turn.
+            return Ok(());
         }
         link.cells.take_many(now, count);
         if is_old {
