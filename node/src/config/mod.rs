@@ -16,6 +16,7 @@ mod node;
 mod show;
 pub(crate) mod source;
 pub mod table;
+mod table_node;
 pub(crate) mod table_trust;
 mod trust_files;
 

@@ -10,7 +10,8 @@ use wire::ids::LinkId;
 use super::super::bundle;
 use super::super::message::{ASK, Ask, ItemKind, PART, cells, cut};
 use super::super::view::{Bundle, View};
-use super::{Item, Outgoing, Refused, VERIFICATIONS, descriptor_item, lacks_signatures, signatures_item};
+use super::items::{Item, descriptor_item, lacks_signatures, signatures_item};
+use super::{Outgoing, Refused, VERIFICATIONS};
 use crate::admission::Bucket;
 use crate::config::Rate;
 
