@@ -22,7 +22,7 @@ has `content`.
   DGRAM.
 * `answer` (9.3.3): a backward cell at every link, with STATUS of the session.
 * `call` (9.13): a meeting body from the channel of `setup` to a second channel, whose sec[0] of each hop are in
-  `callee`: at every link forward, and backward to the other entry. The second channel has the numbers of links
+  `peer`: at every link forward, and backward to the other entry. The second channel has the numbers of links
   + 1."""
 
 import json
@@ -121,9 +121,9 @@ def compute(known, tor):
     caller = [PacedHop(sec) for sec in secs]
     out["data"] = compute_data(p, links, caller, first + 7)
     out["answer"] = compute_answer(p, links, caller, first + 9)
-    callee_secs = [[fixed(f"paced callee {i} {way}", 32) for way in "fb"] for i in range(1, h + 1)]
-    out["callee"] = callee_secs
-    out["call"] = compute_call(p, links, caller, [PacedHop(sec) for sec in callee_secs], meeting, first + 11)
+    peer_secs = [[fixed(f"paced peer {i} {way}", 32) for way in "fb"] for i in range(1, h + 1)]
+    out["peer"] = peer_secs
+    out["call"] = compute_call(p, links, caller, [PacedHop(sec) for sec in peer_secs], meeting, first + 11)
     return plain(out)
 
 
@@ -208,7 +208,7 @@ def compute_answer(p, links, hops, number_of_round):
     return {"round": number_of_round, "sub": SUB, "inner": inner, "x": x, "links": cells}
 
 
-def compute_call(p, links, caller, callee, meeting, number_of_round):
+def compute_call(p, links, caller, peer, meeting, number_of_round):
     salt = fixed("paced salt", 8)
     frames = again(frame(DGRAM, 0, 12, fixed("paced call before", 12))) + frame(DGRAM, 0, 60, fixed("paced call", 60))
     inner = frames.ljust(p - 8, b"\0")
@@ -219,10 +219,10 @@ def compute_call(p, links, caller, callee, meeting, number_of_round):
     same("X behind the exit's first ENC", caller[-1].wide[FORWARD].enc(t, bodies[-2]), x)
     there = [links.data(FORWARD, link, number_of_round, body) for link, body in enumerate(bodies[:-1], 1)]
     back, body = [], x
-    for link in range(len(callee), 0, -1):
-        body = callee[link - 1].wide[BACKWARD].enc(t, body)
+    for link in range(len(peer), 0, -1):
+        body = peer[link - 1].wide[BACKWARD].enc(t, body)
         back.insert(0, links.data(BACKWARD, link, number_of_round, body, offset=1))
-    got = meeting.open(t, fixed("paced other salt", 8), unwrap(callee, t, body))
+    got = meeting.open(t, fixed("paced other salt", 8), unwrap(peer, t, body))
     same("at the other entry", got, (salt, inner))
     call = {"round": number_of_round, "sub": SUB, "salt": salt, "inner": inner, "x": x}
     return call | {"forward": there, "backward": back}
