@@ -29,9 +29,9 @@ import json
 import os
 
 from .protocol import (
-    AGAIN, BACKWARD, DATA, DGRAM, FORWARD, SESSION, SETUP, STATUS,
-    Ephemeral, Header, HopSecrets, Suite2,
-    expand, extract, frame, join_shards, make_setup, open_setup, parse_frames, setup_info, setup_length,
+    AGAIN, BACKWARD, DATA, DGRAM, FORWARD, MOVE, PING, SESSION, SETUP, STATUS,
+    Ephemeral, Header, HopSecrets, Refused, Suite2,
+    expand, extract, flip_bit, frame, join_shards, make_setup, open_setup, parse_frames, setup_info, setup_length,
     setup_shards, shard_counts, x25519,
 )  # fmt: skip
 from .paced import (
@@ -228,6 +228,59 @@ def compute_call(p, links, caller, peer, meeting, number_of_round):
     return call | {"forward": there, "backward": back}
 
 
+def check_refusals(known, file):
+    """What a receiver refuses, with the cells of the file."""
+    size = PacedClass("S", 4, Suite2)
+    p, slot = size.payload, Links(size, known.links).slots[0]
+    cell = bytes.fromhex(file["data"]["links"][0]["header"] + file["data"]["links"][0]["body"])
+    hop = PacedHop([bytes.fromhex(file["setup"]["hops"][0][way]) for way, _ in DIRECTIONS])
+    t = tweak(SUB, file["data"]["round"])
+    whole = hop.wide[FORWARD].enc(t, cell[16:])
+    for at in (16, 31, 32, len(cell) - 1):
+        damaged = flip_bit(cell, at)
+        refuses("bad-tag", slot.open_data_cell, FORWARD, damaged)
+        other = hop.wide[FORWARD].enc(t, damaged[16:])
+        left = [i for i in range(0, p + 16, 16) if other[i : i + 16] == whole[i : i + 16]]
+        same("blocks that a flipped bit leaves", left, [])
+
+    call, secret = file["call"], bytes.fromhex(file["meeting"]["secret"])
+    meeting = Meeting(secret, bytes.fromhex(file["terms"]["chain_id"]), size.number, file["meeting"]["first"])
+    t, x, salt = tweak(SUB, call["round"]), bytes.fromhex(call["x"]), bytes.fromhex(call["salt"])
+    refuses("garbled", meeting.open, t, salt, x)  # a reflection
+    refuses("garbled", meeting.open, t, bytes(8), flip_bit(x, 100))
+    refuses("garbled", meeting.open, tweak(SUB, call["round"] + 1), bytes(8), x)
+
+    datagram, session = frame(DGRAM, 0, 1, b"x"), frame(SESSION, bytes(16))
+    forward, backward = PACED_FRAMES[FORWARD], PACED_FRAMES[BACKWARD]
+    for kinds, text in (
+        (forward, again(b"")),
+        (forward, again(datagram + b"\0")),
+        (forward, again(again(datagram))),
+        (forward, again(datagram)[:-1]),
+        (forward, frame(PING, bytes(8))),
+        (forward, frame(MOVE, 1, bytes(16))),
+        (forward, 9 * frame(DGRAM, 1, 0)),
+        (forward, again(9 * frame(DGRAM, 1, 0))),
+        (backward, session),
+        (backward, again(datagram)),
+    ):
+        refuses("bad-frames", parse_frames, text, FORWARD, kinds, p)
+    parse_frames(again(8 * frame(DGRAM, 1, 0)) + 8 * frame(DGRAM, 1, 0), FORWARD, forward, p)
+    for text in (session, frame(DGRAM, 1, 0), again(frame(DGRAM, 1, 0))):
+        refuses("bad-frames", parse_meeting, text, p)
+    for text in (session, again(datagram)):
+        refuses("bad-frames", parse_frames, text, FORWARD)  # a free class
+
+
+def refuses(reason, function, *arguments):
+    try:
+        function(*arguments)
+    except Refused as refused:
+        same("reason", str(refused), reason)
+    else:
+        raise AssertionError(f"accepted instead of {reason}")
+
+
 def differences(path, want, have):
     """Paths of the values that differ."""
     if isinstance(want, dict) and isinstance(have, dict) and want.keys() == have.keys():
@@ -249,3 +302,5 @@ def check_paced(report, known, path):
             path.write_text(json.dumps(have, indent=2, sort_keys=True) + "\n")
         else:
             same(f"paths that differ in {path.name}", differences("", file, have), [])
+    with report.check("vectors: what a paced class refuses"):
+        check_refusals(known, have)
