@@ -52,6 +52,27 @@ use crate::args::{OutputArgs, in_range, seconds};
 use crate::machine::Machine;
 use crate::signals;
 
+/// Options of new records, which `--from` does not make.
+const OF_NEW_RECORDS: [&str; 17] = [
+    "users",
+    "profile",
+    "seconds",
+    "seeds",
+    "loss",
+    "jitter_ms",
+    "rate",
+    "outages",
+    "tap",
+    "cases",
+    "class",
+    "mixes",
+    "mixing",
+    "channels",
+    "record",
+    "wf4nym",
+    "run",
+];
+
 #[derive(Args, Clone, Debug)]
 pub struct AttackArgs {
     /// Users, each with an entry and a flow of its own
@@ -68,12 +89,12 @@ pub struct AttackArgs {
     /// Length of a record
     #[arg(long, default_value_t = 60.0, value_parser = seconds, help_heading = "Users")]
     seconds: f64,
-    /// Records of each case, each with a seed of its own, from 1 on
+    /// Records per case, with seeds 1, 2, ...
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100), help_heading = "Users")]
     seeds: u64,
 
-    /// Loss on access links: 0.01, or 0.01:burst=3 in bursts of that mean length
-    #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
+    /// Share of datagrams lost on access links: 0.01, or 0.01:burst=3 for bursts of 3 on average
+    #[arg(hide_short_help = true, long, value_name = "SHARE", help_heading = "Access links")]
     loss: Option<Loss>,
     /// Mean of an exponential delay on access links
     #[arg(
@@ -88,20 +109,20 @@ pub struct AttackArgs {
     /// Bottleneck of each access link and direction, with a queue of 200 ms
     #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
     rate: Option<f64>,
-    /// Time without a link for one user (repeatable)
+    /// Time without a link for one user, counted from 0 (repeatable)
     #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
     outages: Vec<Outage>,
 
     /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
     #[arg(hide_short_help = true, long, help_heading = "Adversary")]
     tap: Option<Tap>,
-    /// What the adversary does to a user's access link
+    /// Active attack on one user
     #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
     active: Option<ActivePlan>,
     /// Attackers: names or their beginnings [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
     attackers: Vec<String>,
-    /// What is compared: off (mixes forward at once), default (--mixing), ideal (synthetic)
+    /// Cases to compare: off (mixes forward at once), default (--mixing), ideal (synthetic)
     #[arg(
         long,
         value_name = "NAMES",
@@ -137,13 +158,13 @@ pub struct AttackArgs {
     channels: u16,
 
     /// Keep the records in this folder
-    #[arg(long, value_name = "FOLDER", conflicts_with = "from", help_heading = "Output")]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     record: Option<PathBuf>,
-    /// Write them also in the format of WF4NYM-artifacts
+    /// Also write them in the format of WF4NYM-artifacts
     #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
     wf4nym: bool,
     /// Attack the records in this folder instead of making new ones
-    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = OF_NEW_RECORDS, help_heading = "Output")]
     from: Option<PathBuf>,
     /// Make this record only: what the command starts for each record
     #[arg(long, value_name = "CASE-SEED", hide = true, requires = "record")]
@@ -202,12 +223,7 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     }
 
     let interrupted = signals::interrupted()?;
-    let judge = Judge {
-        profile: args.profile.to_string(),
-        times: attack::figures::TIMES.to_vec(),
-        chosen: &args.attackers,
-        interrupted: &interrupted,
-    };
+    let judge = Judge { times: attack::figures::TIMES.to_vec(), chosen: &args.attackers, interrupted: &interrupted };
     let attackers = judge.count()?;
     let temporary =
         tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
@@ -230,7 +246,8 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
             if let Some(facts) = facts {
                 args.say(&format!("{case} {seed}: {}", facts.text()));
                 runs.push(serde_json::json!({ "case": case, "seed": seed, "facts": facts }));
-                detections.extend(args.plan(*seed).map(|plan| Detected::new(&attacked, &plan)));
+                let plan = args.plan(*seed, attacked.record.access.len());
+                detections.extend(plan.map(|plan| Detected::new(&attacked, &plan)));
             }
             records.push(attacked);
         }
@@ -329,10 +346,10 @@ impl AttackArgs {
     fn record_one(&self, case: Case, seed: u64, traffic: &Traffic, dir: &Path) -> anyhow::Result<()> {
         // The process that waits for the record may be killed.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        let name = case.to_string();
+        let (name, profile) = (case.to_string(), Some(self.profile.to_string()));
         let Some(mixing) = case.mixing(self.mixing) else {
             let (record, truth) = cases::ideal(self.users.into(), self.seconds, seed, &self.profile);
-            return folder::write(dir, &Attacked { case: name, seed, record, truth }, None, self.wf4nym);
+            return folder::write(dir, &Attacked { case: name, seed, profile, record, truth }, None, self.wf4nym);
         };
         // Before any thread starts.
         namespace::enter()?;
@@ -348,7 +365,7 @@ impl AttackArgs {
         });
         bar.finish_and_clear();
         let Run { record, truth, facts } = run?;
-        folder::write(dir, &Attacked { case: name, seed, record, truth }, Some(&facts), self.wf4nym)
+        folder::write(dir, &Attacked { case: name, seed, profile, record, truth }, Some(facts), self.wf4nym)
     }
 
     fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {
@@ -369,14 +386,14 @@ impl AttackArgs {
             length: Duration::from_secs_f64(self.seconds),
             seed,
             impairments,
-            plan: self.plan(seed),
+            plan: self.plan(seed, self.users.into()),
             tap: self.tap.unwrap_or(if changed { Tap::Mix1 } else { Tap::User }),
         }
     }
 
-    /// Against another user with each seed.
-    fn plan(&self, seed: u64) -> Option<Plan> {
-        let target = (seed % u64::from(self.users)) as usize;
+    /// Against another user of `users` with each seed.
+    fn plan(&self, seed: u64, users: usize) -> Option<Plan> {
+        let target = (seed % users as u64) as usize;
         Some(match self.active? {
             ActivePlan::Delay => Plan::DelayWatermark(DelayWatermark::new(target, seed)),
             ActivePlan::Drop => Plan::DropWatermark(DropWatermark::new(target, seed)),

@@ -1,6 +1,5 @@
 //! One recorded run: nodes, access links, users and a capture, from the start of all to a record.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,8 +9,8 @@ use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
 use eddy_node::report::NodeReport;
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -35,7 +34,7 @@ const OPENING: usize = 64;
 /// A record that lacks more of its datagrams is refused.
 const CAPTURE_LOSS_MAX: f64 = 1e-3;
 
-/// What to run.
+/// Settings of one run.
 pub(super) struct Session<'a> {
     pub(super) users: usize,
     pub(super) class: Class,
@@ -51,17 +50,19 @@ pub(super) struct Session<'a> {
     pub(super) tap: Tap,
 }
 
-/// How a run went.
+/// Counts and costs of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Facts {
     /// Datagrams of the applications, with those before the record began.
     pub(super) sent: [u64; 2],
     pub(super) arrived: [u64; 2],
-    /// Cells and datagrams that nodes dropped; every ledger closed.
+    /// Cells and datagrams that nodes dropped.
     pub(super) dropped: u64,
+    /// Every ledger of the mixes and the exit closed.
     pub(super) ledgers_closed: bool,
-    /// Datagrams that the capture saw, a burst as one, and those that it lost.
+    /// Datagrams that the capture saw, a burst as one.
     pub(super) captured: u64,
+    /// Datagrams that it lost.
     pub(super) capture_lost: u64,
     /// Processor time over wall time: of this process, with all entries, and of the nodes.
     pub(super) cores_here: f64,
@@ -71,7 +72,7 @@ pub(super) struct Facts {
     pub(super) memory_nodes: u64,
     /// The most that an application was late.
     pub(super) late_ms: f64,
-    /// From the first node's start to the begin of the record.
+    /// From the first node's start to the start of the record.
     pub(super) start_s: f64,
 }
 
@@ -81,7 +82,7 @@ pub(super) struct Run {
     pub(super) facts: Facts,
 }
 
-/// What a run waits for.
+/// Progress of a run.
 pub(super) enum Stage {
     /// Entries that are ready.
     Starting(usize),
@@ -113,7 +114,7 @@ impl Session<'_> {
 
         let (before, cpu_before) = (network.reports()?, cpu());
         let queues = self.queues(&mut rng);
-        let (origin, stop) = (Instant::now(), Arc::<AtomicBool>::default());
+        let (origin, stop) = (Instant::now(), AtomicBool::new(false));
         let (traffic, begin_wall) = std::thread::scope(|scope| {
             let apps = std::thread::Builder::new().name("apps".into());
             let apps = apps.spawn_scoped(scope, || users::play(&users, queues, origin, &stop))?;
@@ -178,7 +179,7 @@ impl Session<'_> {
         let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
         for user in 0..=self.users {
             let mut own = ChaCha20Rng::from_rng(rng);
-            let start = profile::within(&mut own, WARM_UP.as_nanos() as Nanos * 4 / 5);
+            let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
             let (forward, backward) = if user == self.users {
                 (Some(Box::new(profile::poisson(&mut own)) as Box<dyn Source>), None)
             } else {
@@ -194,18 +195,12 @@ impl Session<'_> {
 
 /// Cells and datagrams that a node dropped.
 pub(super) fn dropped(report: &NodeReport) -> u64 {
-    let ledger = &report.ledger;
-    let units = [Some(&ledger.cells), ledger.datagrams.as_ref()];
-    let sum = |pair: &eddy_node::report::PairReport| -> u64 {
-        pair.forward.dropped.values().chain(pair.backward.dropped.values()).sum()
-    };
-    report.kernel_drops + units.into_iter().flatten().map(sum).sum::<u64>()
+    report.kernel_drops + report.ledger.tallies().map(|(.., tally)| tally.dropped_total()).sum::<u64>()
 }
 
 /// Processor time of this process.
 fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 impl Facts {
