@@ -1,7 +1,7 @@
 //! Records in a folder: one folder for each case and seed, `default-1`.
 //!
 //! ```text
-//! record.csv   the record                          facts.json   its profile, and how the run went unless it is synthetic
+//! record.csv   the record                          facts.json   its profile, command, and costs of the run
 //! truth.csv    which flow is whose                 wf4nym/      the record in the format of WF4NYM-artifacts
 //! ```
 
@@ -22,10 +22,12 @@ fn of(dir: &Path, case: &str, seed: u64) -> PathBuf {
 }
 
 /// `facts.json`.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct About {
     #[serde(default)]
     profile: Option<String>,
+    #[serde(default)]
+    command: Option<String>,
     #[serde(flatten)]
     facts: Option<Facts>,
 }
@@ -48,7 +50,10 @@ pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<Facts>, all: 
     export::write_truth(&attacked.truth, &mut truth)?;
     truth.flush()?;
     let mut about = create("facts.json")?;
-    serde_json::to_writer(&mut about, &About { profile: attacked.profile.clone(), facts })?;
+    serde_json::to_writer(
+        &mut about,
+        &About { profile: attacked.profile.clone(), command: attacked.command.clone(), facts },
+    )?;
     about.flush()?;
     if all {
         export::write_wf4nym(&attacked.record, None, &folder.join("wf4nym"))?;
@@ -85,8 +90,8 @@ pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacke
         record.flows.len()
     );
     let about = open("facts.json").ok().map(serde_json::from_reader).transpose().with_context(within("facts.json"))?;
-    let About { profile, facts } = about.unwrap_or(About { profile: None, facts: None });
-    Ok((Attacked { case: case.to_owned(), seed, profile, record, truth }, facts))
+    let About { profile, command, facts } = about.unwrap_or_default();
+    Ok((Attacked { case: case.to_owned(), seed, profile, command, record, truth }, facts))
 }
 
 /// The cases and seeds in a folder, in order.
@@ -117,7 +122,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(list(dir.path()).unwrap_err().to_string().contains("expected folders CASE-SEED"));
         let (record, truth) = Simulation::new(5, 1.0, 3).run();
-        let attacked = Attacked { case: "off".into(), seed: 3, profile: Some("voice".into()), record, truth };
+        let attacked =
+            Attacked { case: "off".into(), seed: 3, profile: Some("voice".into()), command: None, record, truth };
         write(dir.path(), &attacked, Some(Facts::default()), true).unwrap();
         assert_eq!(list(dir.path()).unwrap(), [("off".to_owned(), 3)]);
         let (read, facts) = super::read(dir.path(), "off", 3).unwrap();

@@ -7,9 +7,10 @@ use attack::attackers;
 use attack::figures::{self, Figures};
 use attack::independence::{self, Verdict};
 use attack::{Attacker, Example, Record, Scores};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::cases::Attacked;
+use super::measures;
 
 /// What one attacker found in one record.
 #[derive(Clone, Debug, Serialize)]
@@ -26,31 +27,35 @@ pub(super) struct Finding {
     pub(super) source: &'static str,
     #[serde(flatten)]
     pub(super) figures: Figures,
+    /// [`measures::bits_left`].
+    pub(super) entropy_bits: f64,
+    /// [`measures::roc`].
+    roc: Vec<f64>,
 }
 
 /// What all attackers together found in the records of one case.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) case: String,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) case: String,
     /// For each seed: the attacker that was best on the other seeds.
-    pub(super) attackers: Vec<String>,
+    pub(crate) attackers: Vec<String>,
     /// Its top-1 after the whole record: mean of the seeds, and the least and greatest of them.
-    pub(super) top1: f64,
-    pub(super) top1_range: [f64; 2],
+    pub(crate) top1: f64,
+    pub(crate) top1_range: [f64; 2],
     /// The same after each time.
-    pub(super) top1_after: Vec<(f64, f64)>,
+    pub(crate) top1_after: Vec<(f64, f64)>,
     /// Seconds until its top-1 is one half: mean of the seeds, if it gets there in all.
-    pub(super) seconds_to_half: Option<f64>,
+    pub(crate) seconds_to_half: Option<f64>,
     /// Top-1 of an attacker that guesses.
-    pub(super) chance: f64,
+    pub(crate) chance: f64,
     /// For each seed: a permutation test over all attackers together, after the whole record.
-    pub(super) verdicts: Vec<NamedVerdict>,
+    pub(crate) verdicts: Vec<NamedVerdict>,
 }
 
 /// A [`Verdict`] with its attacker by name.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct NamedVerdict {
-    pub(super) p: f64,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NamedVerdict {
+    pub(crate) p: f64,
     attacker: String,
     deviations: f64,
     best_top1: f64,
@@ -114,7 +119,7 @@ impl Judge<'_> {
         same_length(records)?;
         let (mut findings, mut verdicts, mut trained) = (Vec::new(), Vec::new(), Vec::new());
         for (index, attacked) in records.iter().enumerate() {
-            let Attacked { case, seed, profile, record, truth } = attacked;
+            let Attacked { case, seed, profile, record, truth, .. } = attacked;
             let times = self.all_times(record.length);
             let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
             let mut last = Vec::<Scores>::new();
@@ -131,6 +136,8 @@ impl Judge<'_> {
                     attacker: attacker.name(),
                     source: attacker.source(),
                     figures: figures::figures(scores, truth, *seed),
+                    entropy_bits: measures::bits_left(scores, truth),
+                    roc: measures::roc(scores, truth),
                 }));
                 last.extend(scores.pop());
                 progress();

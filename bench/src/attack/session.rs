@@ -8,7 +8,7 @@ use attack::active::Plan;
 use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
-use eddy_node::report::NodeReport;
+use eddy_node::report::{MeterReport, NodeReport};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -31,6 +31,8 @@ use crate::load::source::{Nanos, Source, seeded};
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Bytes of the datagram that opens a flow.
 const OPENING: usize = 64;
+/// Between two readings of the meters.
+const METER_EVERY: Duration = Duration::from_secs(1);
 /// A record that lacks more of its datagrams is refused.
 const CAPTURE_LOSS_MAX: f64 = 1e-3;
 
@@ -52,7 +54,7 @@ pub(super) struct Session<'a> {
 
 /// Counts and costs of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     /// Datagrams of the applications, with those before the record began.
     pub(super) sent: [u64; 2],
     pub(super) arrived: [u64; 2],
@@ -74,6 +76,31 @@ pub(super) struct Facts {
     pub(super) late_ms: f64,
     /// From the first node's start to the start of the record.
     pub(super) start_s: f64,
+    /// The anonymity meters of the mixes, about once a second.
+    #[serde(default)]
+    pub(crate) meter: Vec<MeterSample>,
+}
+
+/// Entropy of the channel of a cell in the releases of the last minute, for each mix, in bits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct MeterSample {
+    /// Since the record began.
+    pub(crate) seconds: f64,
+    pub(crate) forward_bits: Vec<f64>,
+    pub(crate) backward_bits: Vec<f64>,
+}
+
+impl MeterSample {
+    /// From reports of all nodes.
+    fn new(at: Duration, reports: &[NodeReport]) -> MeterSample {
+        let bits =
+            |of: fn(&MeterReport) -> f64| reports.iter().filter_map(|report| report.meter.as_ref().map(of)).collect();
+        MeterSample {
+            seconds: (at.as_secs_f64() * 100.0).round() / 100.0,
+            forward_bits: bits(|meter| meter.forward.entropy_bits),
+            backward_bits: bits(|meter| meter.backward.entropy_bits),
+        }
+    }
 }
 
 pub(super) struct Run {
@@ -115,19 +142,24 @@ impl Session<'_> {
         let (before, cpu_before) = (network.reports()?, cpu());
         let queues = self.queues(&mut rng);
         let (origin, stop) = (Instant::now(), AtomicBool::new(false));
-        let (traffic, begin_wall) = std::thread::scope(|scope| {
+        let (traffic, begin_wall, meter) = std::thread::scope(|scope| {
             let apps = std::thread::Builder::new().name("apps".into());
             let apps = apps.spawn_scoped(scope, || users::play(&users, queues, origin, &stop))?;
             std::thread::sleep(WARM_UP.saturating_sub(origin.elapsed()));
             let (_, begin_wall) = (begin.set(Instant::now()), wall());
             let begun = Instant::now();
+            let mut meter = Vec::<MeterSample>::new();
             while begun.elapsed() < self.length && !interrupted.load(Ordering::Relaxed) && !apps.is_finished() {
                 progress(Stage::Recording(begun.elapsed()));
+                if begun.elapsed() > METER_EVERY * (meter.len() as u32 + 1) {
+                    // A node that does not answer now shows in the reports at the end.
+                    meter.extend(network.reports().ok().map(|reports| MeterSample::new(begun.elapsed(), &reports)));
+                }
                 std::thread::sleep((self.length - begun.elapsed().min(self.length)).min(Duration::from_millis(100)));
             }
             stop.store(true, Ordering::Relaxed);
             let traffic = apps.join().map_err(|_| anyhow!("the thread of the applications panicked"))??;
-            anyhow::Ok((traffic, begin_wall))
+            anyhow::Ok((traffic, begin_wall, meter))
         })?;
         ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
 
@@ -149,6 +181,7 @@ impl Session<'_> {
             memory_nodes: network.resident(),
             late_ms: traffic.late.as_secs_f64() * 1e3,
             start_s: (origin + WARM_UP - started).as_secs_f64(),
+            meter,
         };
         users.end()?;
         relay.finish()?;

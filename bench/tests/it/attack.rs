@@ -69,7 +69,10 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
         let [off, default, ideal] = ["off", "default", "ideal"].map(|case| found[case]);
         assert!(off >= default - 0.2 && default >= ideal + 0.3, "{attacker}: {found:?}");
     }
-    for run in report["runs"].as_array().expect("runs") {
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 3);
+    for run in runs.iter().filter(|run| run["case"] != "ideal") {
+        assert!(run["costs"]["delay"]["count"].as_u64() > Some(0) && run["facts"]["meter"][0]["seconds"].is_f64(), "{run}");
         assert_eq!(
             (&run["facts"]["capture_lost"], &run["facts"]["ledgers_closed"]),
             (&0.into(), &true.into()),
@@ -86,4 +89,11 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     for one in [&report, &again].into_iter().flat_map(|report| report["results"].as_array().expect("results")) {
         assert_eq!(one["profile"], "voice", "{one}");
     }
+    // A page of them.
+    let [file, page] = ["attack.json", "report.html"].map(|name| folder.path().join(name));
+    std::fs::write(&file, report.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eddy-bench"));
+    let made = command.arg("report").arg(&file).arg("--out").arg(&page).output().expect("it starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("id=\"attack-entropy\""));
 }
