@@ -72,7 +72,10 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     let runs = report["runs"].as_array().expect("runs");
     assert_eq!(runs.len(), 3);
     for run in runs.iter().filter(|run| run["case"] != "ideal") {
-        assert!(run["costs"]["delay"]["count"].as_u64() > Some(0) && run["facts"]["meter"][0]["seconds"].is_f64(), "{run}");
+        assert!(
+            run["costs"]["delay"]["count"].as_u64() > Some(0) && run["facts"]["meter"][0]["seconds"].is_f64(),
+            "{run}"
+        );
         assert_eq!(
             (&run["facts"]["capture_lost"], &run["facts"]["ledgers_closed"]),
             (&0.into(), &true.into()),

@@ -35,9 +35,7 @@ pub(crate) fn attack_result(delay: &Spread) -> Value {
             "top1_range": [top1(30.0, 1), top1(30.0, 2)], "top1_after": TIMES.map(|at| (at, top1(at, 1))),
             "seconds_to_half": (strength > 0.0).then_some(5.5), "chance": 0.01, "verdicts": [verdict, verdict],
         }));
-        let sample = |second: u32| {
-            json!({ "seconds": f64::from(second) + 0.02, "forward_bits": [4.9, 5.1], "backward_bits": [4.0, 4.2] })
-        };
+        let sample = |second: u32| json!({ "seconds": f64::from(second) + 0.02, "forward_bits": [4.9, 5.1], "backward_bits": [4.0, 4.2] });
         let facts = json!({
             "sent": [9, 9], "arrived": [9, 9], "dropped": 0, "ledgers_closed": true, "captured": 9, "capture_lost": 0,
             "cores_here": 0.5, "cores_nodes": 0.5, "memory_here": 9, "memory_nodes": 9, "late_ms": 1.0, "start_s": 3.0,

@@ -219,7 +219,9 @@ fn page_shows_all_results_and_fetches_nothing() {
     // Two attackers and chance, in three cases, after the shortest and the longest record.
     assert_eq!(lines_of(&document, "attack-roc"), [3; 6]);
     assert_eq!(lines_of(&document, "attack-delay").len(), 3);
-    assert!(text.contains("default: the best attacker finds 61.1 % of the users after 30 s and half of them after 5.5 s"));
+    assert!(
+        text.contains("default: the best attacker finds 61.1 % of the users after 30 s and half of them after 5.5 s")
+    );
     assert!(text.contains("no attacker says otherwise (p = 0.620)"));
     for section in ["attack-cost", "delivery", "losses", "inside", "nodes", "path", "setup"] {
         assert!(text.contains(&format!("id=\"{section}\"")), "{section}");
@@ -250,9 +252,9 @@ fn text_from_files_never_becomes_markup() {
     fs::write(&rows, lines().replace("\"forward\"", &json!(EVIL).to_string())).unwrap();
     let attack = folder.path().join("attack.json");
     let text = attack_result(&times(9, 9.0, 9.0)).to_string();
-    let text = ["default", "batch-tracing", "voice", "a processor"].into_iter().fold(text, |text, word| {
-        text.replace(&json!(word).to_string(), &json!(EVIL).to_string())
-    });
+    let text = ["default", "batch-tracing", "voice", "a processor"]
+        .into_iter()
+        .fold(text, |text, word| text.replace(&json!(word).to_string(), &json!(EVIL).to_string()));
     fs::write(&attack, text).unwrap();
     let page = page(folder.path(), &[runs, rows, attack]);
     let document = Document::parse(body(&page)).unwrap_or_else(|error| panic!("{error}"));

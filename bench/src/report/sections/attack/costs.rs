@@ -18,8 +18,8 @@ const BARS: u32 = 40;
 pub(in super::super) fn delay(attacks: &[Labelled<AttackResult>]) -> anyhow::Result<Option<Section>> {
     let about = "One-way forward delay, measured on the wires with datagrams of the adversary's own user: from its \
                  access link to its destination. This is what a user pays for the mixing, without the delay of \
-                 real links. It is also what the attackers know: the narrower it is, the better they match. Slowest \
-                 0.1 % left out. The delay of the ideal case is that of its model.";
+                 real links. It is also what the attackers know: the narrower it is, the better they match. The \
+                 slowest 0.1 % are left out. The delay of the ideal case is that of its model.";
     let body = parts(about, attacks, delay_part)?;
     Ok(body.map(|body| Section { id: "attack-delay", title: "Delay by case", body }))
 }

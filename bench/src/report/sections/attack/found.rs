@@ -14,10 +14,10 @@ use crate::report::table::{Row, figure, number, table, word};
 const P_MAX: f64 = 0.05;
 
 pub(in super::super) fn section(attacks: &[Labelled<AttackResult>]) -> anyhow::Result<Option<Section>> {
-    let about = "An adversary records the time and length of every datagram on all wires, and names for each user the \
-                 flow behind the exit that it takes for the user's. The lines show how often that is right. A class \
+    let about = "An adversary records the time and length of every datagram on all wires, and guesses which flow behind \
+                 the exit is whose. The lines show for how many users the guess is right. A class \
                  whose line rises does not hide these flows from somebody who sees both ends; the time at which it \
-                 rises is how long a call is safe. A class whose line stays at chance withstood these attackers, which \
+                 rises is how long a flow may last. A class whose line stays at chance withstood these attackers, which \
                  does not mean that it withstands others. The attacker of a case is the one that was best on the other \
                  seeds; with one seed it is chosen on the same record, so its figure is too high.";
     Ok(parts(about, attacks, part)?.map(|body| Section { id: "attack", title: "Flows found", body }))
