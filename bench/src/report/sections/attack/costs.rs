@@ -13,7 +13,7 @@ use crate::report::table::{Row, group, number, table, word};
 use crate::results::histogram;
 
 /// Bars of a histogram.
-const BARS: u32 = 40;
+const BARS: usize = 40;
 
 pub(in super::super) fn delay(attacks: &[Labelled<AttackResult>]) -> anyhow::Result<Option<Section>> {
     let about = "One-way forward delay, measured on the wires with datagrams of the adversary's own user: from its \
@@ -71,14 +71,17 @@ fn delay_part(result: &AttackResult) -> anyhow::Result<Markup> {
 /// Of equal width, from 0 to the slowest but 0.1 %: milliseconds, and per cent of the datagrams.
 fn bars(all: &Histogram<u64>) -> Vec<Bar> {
     let end = all.value_at_quantile(0.999).max(1) as f64;
-    let edge = |number: u32| end * f64::from(number) / f64::from(BARS);
-    let bar = |number: u32| {
-        let (from, to) = (edge(number), edge(number + 1));
-        let first = if number == 0 { 0 } else { from as u64 + 1 };
-        let count = all.count_between(first, to as u64) as f64;
-        Bar { from: from / 1e6, to: to / 1e6, height: 100.0 * count / all.len() as f64 }
-    };
-    (0..BARS).map(bar).collect()
+    let edge = |number: usize| end / 1e6 * number as f64 / BARS as f64;
+    let mut counts = [0; BARS];
+    for step in all.iter_recorded() {
+        let value = all.lowest_equivalent(step.value_iterated_to()) as f64;
+        if let Some(count) = counts.get_mut((value / end * BARS as f64) as usize) {
+            *count += step.count_at_value();
+        }
+    }
+    let height = |count: u64| 100.0 * count as f64 / all.len() as f64;
+    let bars = counts.iter().enumerate();
+    bars.map(|(at, count)| Bar { from: edge(at), to: edge(at + 1), height: height(*count) }).collect()
 }
 
 fn cost_part(result: &AttackResult) -> Markup {
@@ -115,7 +118,7 @@ mod tests {
         let mut all = histogram();
         (1..=10_000u64).for_each(|number| all.record(number * 1000).unwrap());
         let bars = bars(&all);
-        assert!(bars[0].from == 0.0 && (bars[BARS as usize - 1].to - 10.0).abs() < 0.02);
+        assert!(bars[0].from == 0.0 && (bars[BARS - 1].to - 10.0).abs() < 0.02);
         let sum = bars.iter().map(|bar| bar.height).sum::<f64>();
         assert!((99.8..=100.1).contains(&sum), "{sum}");
     }
