@@ -6,7 +6,7 @@ use attack::{Scores, Truth};
 
 /// Powers of two by which scores are multiplied, after division by their standard deviation.
 const SCALES: std::ops::RangeInclusive<i32> = -8..=12;
-/// Probability that is spread evenly over all flows, so that one mistake of a sure attacker does not count for infinity.
+/// Probability that is spread evenly over all flows: a mistake of a sure attacker does not count for infinity.
 const SPREAD: f64 = 0.01;
 
 /// False positive rates of [`roc`]: 1e-4 to 1, five for each decade.
