@@ -73,7 +73,7 @@ EDDY_REPORT_FOLDER="$work/sample" cargo test -q --locked --workspace --test it p
     cat "$work/test"
     exit 1
 }
-look "$work/sample/report.html" 9 12
+look "$work/sample/report.html" 23 60
 # Results of a small run.
 bench load --seconds 2 --rate 400 --flows 8 --out "$work/run" >"$work/test" 2>&1 || {
     cat "$work/test"

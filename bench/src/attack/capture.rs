@@ -58,7 +58,7 @@ impl Capture {
         let first = Socket::new(Domain::PACKET, Type::DGRAM, Some(ipv4()))
             .context("cannot open a packet socket, which needs CAP_NET_RAW in the network namespace")?;
         let granted = sys::size_receive_buffer(&first, BUFFER)?;
-        let count = BUFFER.div_ceil(granted).next_power_of_two().clamp(1, SOCKETS_MAX);
+        let count = BUFFER.div_ceil(granted).next_power_of_two().min(SOCKETS_MAX);
         drop(first);
         let sockets = (0..count).map(|index| open(index, count)).collect::<anyhow::Result<Vec<Socket>>>()?;
         let poller = Poller::new()?;
@@ -75,10 +75,10 @@ impl Capture {
                     drain(&sockets[index as usize], &mut found[index as usize]);
                 });
             }
-            let mut lost = 0;
+            let mut lost = 0u64;
             for (socket, found) in sockets.iter().zip(&mut found) {
                 drain(socket, found);
-                lost += sys::kernel_drops(socket).unwrap_or(u64::MAX);
+                lost = lost.saturating_add(sys::kernel_drops(socket).unwrap_or(u64::MAX));
             }
             let mut all: Vec<Captured> = found.concat();
             // Stable: datagrams of one time keep the order of their socket, and a wire has one socket.

@@ -54,6 +54,10 @@ impl fmt::Display for Case {
 pub(super) struct Attacked {
     pub(super) case: String,
     pub(super) seed: u64,
+    /// What its users send; `None` if the record does not say.
+    pub(super) profile: Option<String>,
+    /// Arguments of `eddy-bench` that made it; `None` if the record does not say.
+    pub(super) command: Option<String>,
     pub(super) record: Record,
     pub(super) truth: Truth,
 }

@@ -1,7 +1,7 @@
 //! Records in a folder: one folder for each case and seed, `default-1`.
 //!
 //! ```text
-//! record.csv   the record                          facts.json   how the run went; a synthetic record has none
+//! record.csv   the record                          facts.json   its profile, command, and costs of the run
 //! truth.csv    which flow is whose                 wf4nym/      the record in the format of WF4NYM-artifacts
 //! ```
 
@@ -11,20 +11,32 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use attack::export;
+use serde::{Deserialize, Serialize};
 
 use super::cases::Attacked;
 use super::session::Facts;
 
 /// The folder of a case and seed.
-pub(super) fn of(dir: &Path, case: &str, seed: u64) -> PathBuf {
+fn of(dir: &Path, case: &str, seed: u64) -> PathBuf {
     dir.join(format!("{case}-{seed}"))
+}
+
+/// `facts.json`.
+#[derive(Default, Serialize, Deserialize)]
+struct About {
+    #[serde(default)]
+    profile: Option<String>,
+    #[serde(default)]
+    command: Option<String>,
+    #[serde(flatten)]
+    facts: Option<Facts>,
 }
 
 /// Writes a record, also for the tools of others if `all` is set.
 ///
 /// # Errors
 /// A file cannot be written.
-pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<&Facts>, all: bool) -> anyhow::Result<()> {
+pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<Facts>, all: bool) -> anyhow::Result<()> {
     let folder = of(dir, &attacked.case, attacked.seed);
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let create = |name: &str| {
@@ -37,9 +49,12 @@ pub(super) fn write(dir: &Path, attacked: &Attacked, facts: Option<&Facts>, all:
     let mut truth = create("truth.csv")?;
     export::write_truth(&attacked.truth, &mut truth)?;
     truth.flush()?;
-    if let Some(facts) = facts {
-        create("facts.json")?.write_all(serde_json::to_string(facts)?.as_bytes())?;
-    }
+    let mut about = create("facts.json")?;
+    serde_json::to_writer(
+        &mut about,
+        &About { profile: attacked.profile.clone(), command: attacked.command.clone(), facts },
+    )?;
+    about.flush()?;
     if all {
         export::write_wf4nym(&attacked.record, None, &folder.join("wf4nym"))?;
     }
@@ -56,7 +71,10 @@ pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacke
         let path = folder.join(name);
         File::open(&path).map(BufReader::new).with_context(|| format!("cannot read {}", path.display()))
     };
-    let within = |name: &'static str| move || format!("{}/{case}-{seed}/{name}", dir.display());
+    let within = |name: &'static str| {
+        let path = folder.join(name);
+        move || path.display().to_string()
+    };
     let record = export::read_csv(open("record.csv")?).with_context(within("record.csv"))?;
     let truth = export::read_truth(open("truth.csv")?).with_context(within("truth.csv"))?;
     let mut flows = truth.0.clone();
@@ -71,8 +89,9 @@ pub(super) fn read(dir: &Path, case: &str, seed: u64) -> anyhow::Result<(Attacke
         record.access.len(),
         record.flows.len()
     );
-    let facts = open("facts.json").ok().map(serde_json::from_reader).transpose().with_context(within("facts.json"))?;
-    Ok((Attacked { case: case.to_owned(), seed, record, truth }, facts))
+    let about = open("facts.json").ok().map(serde_json::from_reader).transpose().with_context(within("facts.json"))?;
+    let About { profile, command, facts } = about.unwrap_or_default();
+    Ok((Attacked { case: case.to_owned(), seed, profile, command, record, truth }, facts))
 }
 
 /// The cases and seeds in a folder, in order.
@@ -103,14 +122,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(list(dir.path()).unwrap_err().to_string().contains("expected folders CASE-SEED"));
         let (record, truth) = Simulation::new(5, 1.0, 3).run();
-        let attacked = Attacked { case: "off".into(), seed: 3, record, truth };
-        write(dir.path(), &attacked, Some(&Facts::default()), true).unwrap();
+        let attacked =
+            Attacked { case: "off".into(), seed: 3, profile: Some("voice".into()), command: None, record, truth };
+        write(dir.path(), &attacked, Some(Facts::default()), true).unwrap();
         assert_eq!(list(dir.path()).unwrap(), [("off".to_owned(), 3)]);
         let (read, facts) = super::read(dir.path(), "off", 3).unwrap();
         assert!(read.record == attacked.record && read.truth == attacked.truth && facts.is_some());
+        assert_eq!(read.profile.as_deref(), Some("voice"));
         assert!(dir.path().join("off-3/wf4nym").is_dir());
 
-        std::fs::write(dir.path().join("off-3/truth.csv"), "user,flow\n0,1\n1,1\n").unwrap();
+        write(dir.path(), &attacked, None, false).unwrap();
+        let (synthetic, facts) = super::read(dir.path(), "off", 3).unwrap();
+        assert!(synthetic.profile.as_deref() == Some("voice") && facts.is_none());
+        fs::remove_file(dir.path().join("off-3/facts.json")).unwrap();
+        let (bare, facts) = super::read(dir.path(), "off", 3).unwrap();
+        assert!(bare.profile.is_none() && facts.is_none());
+
+        fs::write(dir.path().join("off-3/truth.csv"), "user,flow\n0,1\n1,1\n").unwrap();
         let error = format!("{:#}", super::read(dir.path(), "off", 3).err().unwrap());
         assert!(error.contains("off-3/truth.csv: expected a flow of its own"), "{error}");
         assert!(super::read(dir.path(), "off", 4).is_err());

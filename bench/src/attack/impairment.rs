@@ -1,6 +1,5 @@
 //! What happens to datagrams on an access link: loss, jitter, outages and a bottleneck.
 
-use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,13 +11,13 @@ use crate::load::source::{Nanos, SECOND, exponential};
 /// Datagrams wait at most this long in the queue of a bottleneck; then they are dropped.
 const QUEUE_MAX: Nanos = SECOND / 5;
 
-/// Loss on a link: a part of the datagrams, alone or in bursts.
+/// Loss on a link: a share of the datagrams, alone or in bursts.
 ///
 /// With bursts it is a Gilbert-Elliott channel that loses everything in its bad state: datagrams are lost in runs of
 /// geometric length with mean `burst`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Loss {
-    part: f64,
+    share: f64,
     burst: f64,
 }
 
@@ -26,25 +25,16 @@ impl FromStr for Loss {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("invalid loss {text:?}: expected PART or PART:burst=MEAN, e.g. 0.01 or 0.01:burst=3");
-        let (part, burst) = match text.split_once(':') {
+        let wrong = || format!("invalid loss {text:?}: expected SHARE or SHARE:burst=MEAN, e.g. 0.01 or 0.01:burst=3");
+        let (share, burst) = match text.split_once(':') {
             None => (text, "1"),
-            Some((part, rest)) => (part, rest.strip_prefix("burst=").ok_or_else(wrong)?),
+            Some((share, rest)) => (share, rest.strip_prefix("burst=").ok_or_else(wrong)?),
         };
-        match (part.parse(), burst.parse()) {
-            (Ok(part), Ok(burst)) if (0.0..0.9).contains(&part) && (1.0..=1000.0).contains(&burst) => {
-                Ok(Loss { part, burst })
+        match (share.parse(), burst.parse()) {
+            (Ok(share), Ok(burst)) if (0.0..0.9).contains(&share) && (1.0..=1000.0).contains(&burst) => {
+                Ok(Loss { share, burst })
             }
             _ => Err(wrong()),
-        }
-    }
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Loss { part, burst: 1.0 } => write!(f, "{part}"),
-            Loss { part, burst } => write!(f, "{part}:burst={burst}"),
         }
     }
 }
@@ -72,13 +62,7 @@ impl FromStr for Outage {
     }
 }
 
-impl fmt::Display for Outage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.user, self.at, self.seconds)
-    }
-}
-
-/// What all access links suffer.
+/// Impairments of all access links.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Impairments {
     pub(super) loss: Option<Loss>,
@@ -134,12 +118,12 @@ impl Link {
     }
 
     fn is_lost(&mut self) -> bool {
-        let Some(Loss { part, burst }) = self.impairments.loss else { return false };
+        let Some(Loss { share, burst }) = self.impairments.loss else { return false };
         let draw: f64 = self.rng.random();
         if burst == 1.0 {
-            return draw < part;
+            return draw < share;
         }
-        self.bad = if self.bad { draw >= 1.0 / burst } else { draw < part / (burst * (1.0 - part)) };
+        self.bad = if self.bad { draw >= 1.0 / burst } else { draw < share / (burst * (1.0 - share)) };
         self.bad
     }
 }
@@ -189,11 +173,11 @@ mod tests {
     #[test]
     fn mistake_in_an_impairment_is_named() {
         for text in ["", "1", "x", "0.1:burst", "0.1:burst=0", "0.1:3"] {
-            assert!(text.parse::<Loss>().unwrap_err().contains("expected PART"), "{text}");
+            assert!(text.parse::<Loss>().unwrap_err().contains("expected SHARE"), "{text}");
         }
         for text in ["", "1:2", "a:1:1", "1:1:0", "1:1:1:1"] {
             assert!(text.parse::<Outage>().unwrap_err().contains("expected USER:AT:SECONDS"), "{text}");
         }
-        assert_eq!("0.01:burst=3".parse::<Loss>().unwrap().to_string(), "0.01:burst=3");
+        assert_eq!("0.01:burst=3".parse(), Ok(Loss { share: 0.01, burst: 3.0 }));
     }
 }

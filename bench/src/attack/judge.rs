@@ -7,15 +7,17 @@ use attack::attackers;
 use attack::figures::{self, Figures};
 use attack::independence::{self, Verdict};
 use attack::{Attacker, Example, Record, Scores};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::cases::Attacked;
+use super::measures;
 
 /// What one attacker found in one record.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) case: String,
-    pub(super) profile: String,
+    /// `None` if the record does not say.
+    pub(super) profile: Option<String>,
     pub(super) users: usize,
     /// Length of the record that it had.
     pub(super) seconds: f64,
@@ -25,30 +27,52 @@ pub(super) struct Finding {
     pub(super) source: &'static str,
     #[serde(flatten)]
     pub(super) figures: Figures,
+    /// [`measures::bits_left`].
+    pub(super) entropy_bits: f64,
+    /// [`measures::roc`].
+    roc: Vec<f64>,
 }
 
 /// What all attackers together found in the records of one case.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) case: String,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) case: String,
     /// For each seed: the attacker that was best on the other seeds.
-    pub(super) attackers: Vec<String>,
+    pub(crate) attackers: Vec<String>,
     /// Its top-1 after the whole record: mean of the seeds, and the least and greatest of them.
-    pub(super) top1: f64,
-    pub(super) top1_range: [f64; 2],
+    pub(crate) top1: f64,
+    pub(crate) top1_range: [f64; 2],
     /// The same after each time.
-    pub(super) top1_after: Vec<(f64, f64)>,
+    pub(crate) top1_after: Vec<(f64, f64)>,
     /// Seconds until its top-1 is one half: mean of the seeds, if it gets there in all.
-    pub(super) seconds_to_half: Option<f64>,
+    pub(crate) seconds_to_half: Option<f64>,
     /// Top-1 of an attacker that guesses.
-    pub(super) chance: f64,
+    pub(crate) chance: f64,
     /// For each seed: a permutation test over all attackers together, after the whole record.
-    pub(super) verdicts: Vec<Verdict>,
+    pub(crate) verdicts: Vec<NamedVerdict>,
+}
+
+/// A [`Verdict`] with its attacker by name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NamedVerdict {
+    pub(crate) p: f64,
+    attacker: String,
+    deviations: f64,
+    best_top1: f64,
+    p_best_top1: f64,
+    best_top1_by_chance: f64,
+}
+
+impl NamedVerdict {
+    fn new(verdict: &Verdict, attackers: &[Box<dyn Attacker>]) -> NamedVerdict {
+        let Verdict { p, attacker, deviations, best_top1, p_best_top1, best_top1_by_chance, .. } = *verdict;
+        let attacker = attackers[attacker].name();
+        NamedVerdict { p, attacker, deviations, best_top1, p_best_top1, best_top1_by_chance }
+    }
 }
 
 /// What to attack with.
 pub(super) struct Judge<'a> {
-    pub(super) profile: String,
     /// Times after which attackers are judged, in seconds, besides the whole record.
     pub(super) times: Vec<f64>,
     /// Names, or the beginnings of names. All attackers if it is empty.
@@ -86,42 +110,39 @@ impl Judge<'_> {
     /// Attacks the records of one case with every attacker.
     ///
     /// # Errors
-    /// The user interrupts.
+    /// The records differ in length, or the user interrupts.
     pub(super) fn attack(
         &self,
         records: &[Attacked],
         mut progress: impl FnMut(),
     ) -> anyhow::Result<(Vec<Finding>, Summary)> {
+        same_length(records)?;
         let (mut findings, mut verdicts, mut trained) = (Vec::new(), Vec::new(), Vec::new());
         for (index, attacked) in records.iter().enumerate() {
-            let Attacked { case, seed, record, truth } = attacked;
+            let Attacked { case, seed, profile, record, truth, .. } = attacked;
             let times = self.all_times(record.length);
             let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
             let mut last = Vec::<Scores>::new();
             let attackers = self.attackers(&examples(records, index))?;
             for attacker in &attackers {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-                let mut curve = Vec::new();
-                for (part, seconds) in parts.iter().zip(&times) {
-                    let scores = attacker.scores(part);
-                    curve.push((*seconds, figures::figures(&scores, truth, *seed)));
-                    if *seconds == times[times.len() - 1] {
-                        last.push(scores);
-                    }
-                }
-                findings.extend(curve.into_iter().map(|(seconds, figures)| Finding {
+                let mut scores: Vec<Scores> = parts.iter().map(|part| attacker.scores(part)).collect();
+                findings.extend(scores.iter().zip(&times).map(|(scores, seconds)| Finding {
                     case: case.clone(),
-                    profile: self.profile.clone(),
+                    profile: profile.clone(),
                     users: record.access.len(),
-                    seconds,
+                    seconds: *seconds,
                     seed: *seed,
                     attacker: attacker.name(),
                     source: attacker.source(),
-                    figures,
+                    figures: figures::figures(scores, truth, *seed),
+                    entropy_bits: measures::bits_left(scores, truth),
+                    roc: measures::roc(scores, truth),
                 }));
+                last.extend(scores.pop());
                 progress();
             }
-            verdicts.push(independence::verdict(&last, truth, *seed));
+            verdicts.push(NamedVerdict::new(&independence::verdict(&last, truth, *seed), &attackers));
             trained.push(attackers);
         }
         let summary = self.summary(records, &findings, &trained, verdicts);
@@ -140,7 +161,7 @@ impl Judge<'_> {
         records: &[Attacked],
         findings: &[Finding],
         trained: &[Vec<Box<dyn Attacker>>],
-        verdicts: Vec<Verdict>,
+        verdicts: Vec<NamedVerdict>,
     ) -> Summary {
         let (mut chosen, mut ends, mut halves) = (Vec::new(), Vec::new(), Vec::new());
         let times = self.all_times(records.first().map_or(0, |attacked| attacked.record.length));
@@ -173,6 +194,20 @@ impl Judge<'_> {
             verdicts,
         }
     }
+}
+
+/// Figures of several seeds are comparable only after the same time.
+fn same_length(records: &[Attacked]) -> anyhow::Result<()> {
+    let Some(first) = records.first() else { return Ok(()) };
+    let other = records.iter().find(|other| other.record.length != first.record.length);
+    let describe = |one: &Attacked| format!("{}-{} has {} s", one.case, one.seed, one.record.length as f64 / 1e9);
+    ensure!(
+        other.is_none(),
+        "records of one case have different lengths: {}, {}; keep records of different lengths in different folders",
+        describe(first),
+        other.map_or_else(String::new, describe)
+    );
+    Ok(())
 }
 
 /// The records of the other seeds.

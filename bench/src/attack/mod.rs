@@ -8,6 +8,8 @@
 //! users        entries, applications, destinations   profile      what an application sends
 //! cases        what is compared                      folder       records as files
 //! judge        attackers and their figures           text         tables
+//! measures     ROC curves and entropy                costs        delay and bytes
+//! result       what `report` reads of the output
 //! ```
 //!
 //! Nothing in a record comes from a node. The crate `attack` has the attackers. Each run is a process of its own,
@@ -15,15 +17,18 @@
 
 mod capture;
 mod cases;
+mod costs;
 mod folder;
 mod impairment;
 mod judge;
+mod measures;
 mod namespace;
 mod network;
 mod places;
 mod profile;
 mod record;
 mod relay;
+mod result;
 mod session;
 mod text;
 mod users;
@@ -43,18 +48,42 @@ use serde::Serialize;
 use wire::cell::Class;
 
 use self::cases::{Attacked, Case};
+use self::costs::Costs;
 use self::impairment::{Impairments, Loss, Outage};
 use self::judge::Judge;
+pub(crate) use self::judge::Summary;
 use self::places::Tap;
 use self::profile::{Profile, Traffic};
+pub(crate) use self::result::{AttackResult, Found, RunInfo};
 use self::session::{Run, Session, Stage};
 use crate::args::{OutputArgs, in_range, seconds};
 use crate::machine::Machine;
 use crate::signals;
 
+/// Options of new records, which `--from` does not make.
+const OF_NEW_RECORDS: [&str; 17] = [
+    "users",
+    "profile",
+    "seconds",
+    "seeds",
+    "loss",
+    "jitter_ms",
+    "rate",
+    "outages",
+    "tap",
+    "cases",
+    "class",
+    "mixes",
+    "mixing",
+    "channels",
+    "record",
+    "wf4nym",
+    "run",
+];
+
 #[derive(Args, Clone, Debug)]
 pub struct AttackArgs {
-    /// Users, each with an entry and a flow of its own
+    /// Users, each with an entry and a flow
     #[arg(
         long,
         default_value_t = 100,
@@ -62,18 +91,20 @@ pub struct AttackArgs {
         help_heading = "Users"
     )]
     users: u16,
-    /// Application of every user: voice, constant, video, game, web, poisson, or a trace (pcap, CSV)
+    /// Application of every user
+    ///
+    /// voice, constant, video, game, web, poisson, or a trace (pcap, CSV)
     #[arg(long, default_value = "voice", value_name = "NAME|FILE", help_heading = "Users")]
     profile: Profile,
     /// Length of a record
     #[arg(long, default_value_t = 60.0, value_parser = seconds, help_heading = "Users")]
     seconds: f64,
-    /// Records of each case, each with a seed of its own, from 1 on
+    /// Records per case, with seeds 1, 2, ...
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100), help_heading = "Users")]
     seeds: u64,
 
-    /// Loss on access links: 0.01, or 0.01:burst=3 in bursts of that mean length
-    #[arg(hide_short_help = true, long, value_name = "PART", help_heading = "Access links")]
+    /// Share of datagrams lost on access links: 0.01, or 0.01:burst=3 for bursts of 3 on average
+    #[arg(hide_short_help = true, long, value_name = "SHARE", help_heading = "Access links")]
     loss: Option<Loss>,
     /// Mean of an exponential delay on access links
     #[arg(
@@ -88,20 +119,22 @@ pub struct AttackArgs {
     /// Bottleneck of each access link and direction, with a queue of 200 ms
     #[arg(hide_short_help = true, long, value_parser = rate, value_name = "BIT/S", help_heading = "Access links")]
     rate: Option<f64>,
-    /// Time without a link for one user (repeatable)
+    /// Time without a link for one user, counted from 0 (repeatable)
     #[arg(hide_short_help = true, long = "outage", value_name = "USER:AT:SECONDS", help_heading = "Access links")]
     outages: Vec<Outage>,
 
     /// Side of the access links that is recorded [default: user, and mix1 with impairments or --active]
     #[arg(hide_short_help = true, long, help_heading = "Adversary")]
     tap: Option<Tap>,
-    /// What the adversary does to a user's access link
+    /// Active attack on one user
     #[arg(hide_short_help = true, long, value_name = "PLAN", help_heading = "Adversary")]
     active: Option<ActivePlan>,
     /// Attackers: names or their beginnings [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adversary")]
     attackers: Vec<String>,
-    /// What is compared: off (mixes forward at once), default (--mixing), ideal (synthetic)
+    /// Cases to compare
+    ///
+    /// off (mixes forward at once), default (--mixing), ideal (synthetic)
     #[arg(
         long,
         value_name = "NAMES",
@@ -124,7 +157,13 @@ pub struct AttackArgs {
     )]
     mixes: u8,
     /// Mixing strategy of the case `default`
-    #[arg(long, default_value_t = Mixing::default(), value_name = "NAME:KEY=VALUE,...", help_heading = "Chain")]
+    #[arg(
+        hide_short_help = true,
+        long,
+        default_value_t = Mixing::default(),
+        value_name = "NAME:KEY=VALUE,...",
+        help_heading = "Chain"
+    )]
     mixing: Mixing,
     /// Channels that each entry keeps open
     #[arg(
@@ -137,13 +176,13 @@ pub struct AttackArgs {
     channels: u16,
 
     /// Keep the records in this folder
-    #[arg(long, value_name = "FOLDER", conflicts_with = "from", help_heading = "Output")]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     record: Option<PathBuf>,
-    /// Write them also in the format of WF4NYM-artifacts
+    /// Also write them in the format of WF4NYM-artifacts
     #[arg(hide_short_help = true, long, requires = "record", help_heading = "Output")]
     wf4nym: bool,
-    /// Attack the records in this folder instead of making new ones
-    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    /// Attack the records in this folder again
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = OF_NEW_RECORDS, help_heading = "Output")]
     from: Option<PathBuf>,
     /// Make this record only: what the command starts for each record
     #[arg(long, value_name = "CASE-SEED", hide = true, requires = "record")]
@@ -202,12 +241,7 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     }
 
     let interrupted = signals::interrupted()?;
-    let judge = Judge {
-        profile: args.profile.to_string(),
-        times: attack::figures::TIMES.to_vec(),
-        chosen: &args.attackers,
-        interrupted: &interrupted,
-    };
+    let judge = Judge { times: attack::figures::TIMES.to_vec(), chosen: &args.attackers, interrupted: &interrupted };
     let attackers = judge.count()?;
     let temporary =
         tempfile::Builder::new().prefix("eddy-bench-").tempdir().context("cannot create a temporary folder")?;
@@ -227,11 +261,13 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
                 made?;
             }
             let (attacked, facts) = folder::read(dir, case, *seed)?;
-            if let Some(facts) = facts {
+            if let Some(facts) = &facts {
                 args.say(&format!("{case} {seed}: {}", facts.text()));
-                runs.push(serde_json::json!({ "case": case, "seed": seed, "facts": facts }));
-                detections.extend(args.plan(*seed).map(|plan| Detected::new(&attacked, &plan)));
+                let plan = args.plan(*seed, attacked.record.access.len());
+                detections.extend(plan.map(|plan| Detected::new(&attacked, &plan)));
             }
+            let (costs, command) = (Costs::of(&attacked.record), attacked.command.clone());
+            runs.push(RunInfo { case: case.clone(), seed: *seed, command, costs, facts });
             records.push(attacked);
         }
         let bar = bar(&of_case[0].0, of_case.len() as u64 * attackers)?.with_message("attacking");
@@ -244,7 +280,8 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
     let machine = Machine::read();
     if args.output.json {
         let all = serde_json::json!({
-            "results": findings, "summaries": summaries, "active": detections, "runs": runs, "machine": machine,
+            "results": findings, "roc_rates": measures::false_positive_rates(), "summaries": summaries,
+            "active": detections, "runs": runs, "machine": machine,
         });
         println!("{all}");
         return Ok(());
@@ -266,6 +303,12 @@ pub fn run(args: &AttackArgs) -> anyhow::Result<()> {
         println!("Wrote {} records to {}.", all.len(), record.display());
     }
     Ok(())
+}
+
+/// The arguments of the command that started this process for a record.
+fn command() -> String {
+    let arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--run");
+    arguments.map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 /// What the detector of an active attack found.
@@ -329,10 +372,15 @@ impl AttackArgs {
     fn record_one(&self, case: Case, seed: u64, traffic: &Traffic, dir: &Path) -> anyhow::Result<()> {
         // The process that waits for the record may be killed.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        let name = case.to_string();
+        let (name, profile, command) = (case.to_string(), Some(self.profile.to_string()), Some(command()));
         let Some(mixing) = case.mixing(self.mixing) else {
             let (record, truth) = cases::ideal(self.users.into(), self.seconds, seed, &self.profile);
-            return folder::write(dir, &Attacked { case: name, seed, record, truth }, None, self.wf4nym);
+            return folder::write(
+                dir,
+                &Attacked { case: name, seed, profile, command, record, truth },
+                None,
+                self.wf4nym,
+            );
         };
         // Before any thread starts.
         namespace::enter()?;
@@ -348,7 +396,7 @@ impl AttackArgs {
         });
         bar.finish_and_clear();
         let Run { record, truth, facts } = run?;
-        folder::write(dir, &Attacked { case: name, seed, record, truth }, Some(&facts), self.wf4nym)
+        folder::write(dir, &Attacked { case: name, seed, profile, command, record, truth }, Some(facts), self.wf4nym)
     }
 
     fn session<'a>(&self, traffic: &'a Traffic, mixing: Mixing, seed: u64) -> Session<'a> {
@@ -369,14 +417,14 @@ impl AttackArgs {
             length: Duration::from_secs_f64(self.seconds),
             seed,
             impairments,
-            plan: self.plan(seed),
+            plan: self.plan(seed, self.users.into()),
             tap: self.tap.unwrap_or(if changed { Tap::Mix1 } else { Tap::User }),
         }
     }
 
-    /// Against another user with each seed.
-    fn plan(&self, seed: u64) -> Option<Plan> {
-        let target = (seed % u64::from(self.users)) as usize;
+    /// Against another user of `users` with each seed.
+    fn plan(&self, seed: u64, users: usize) -> Option<Plan> {
+        let target = (seed % users as u64) as usize;
         Some(match self.active? {
             ActivePlan::Delay => Plan::DelayWatermark(DelayWatermark::new(target, seed)),
             ActivePlan::Drop => Plan::DropWatermark(DropWatermark::new(target, seed)),

@@ -13,11 +13,12 @@
 
 use std::net::SocketAddr;
 
-/// Most users, and most nodes.
+/// Maximum number of users.
 pub(super) const USERS_MAX: usize = 1000;
+/// Ports of a block: one for each user and one for the adversary's own, or one for each hop.
 const STEP: u16 = 2000;
 
-/// Watched ports, from the first one to before the last one.
+/// Watched ports: the first one, and the one after the last.
 pub(super) const WATCHED: (u16, u16) = (10_000, 10_000 + 4 * STEP);
 
 /// The relay's socket towards the entry of a user.
@@ -55,7 +56,7 @@ fn at(block: u16, index: usize) -> SocketAddr {
 }
 
 /// Where a datagram was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     /// Of a user's access link.
     Access(Tap, usize),
@@ -65,7 +66,7 @@ pub(super) enum Wire {
 }
 
 /// A side of the access links.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Tap {
     User,
     Mix1,

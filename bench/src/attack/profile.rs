@@ -21,6 +21,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use wire::cell::Direction::{Backward, Forward};
 
+use crate::load::even::{Arrivals, Even, EvenSource, Lengths};
 use crate::load::profile::Application;
 use crate::load::source::{MILLI, Nanos, SECOND, Source, Sources, exponential};
 use crate::replay::trace::Trace;
@@ -127,13 +128,10 @@ impl Traffic {
 }
 
 /// Datagrams at exponential intervals, 50/s: also what the adversary's own user sends.
-pub(super) fn poisson(rng: &mut ChaCha20Rng) -> impl Source + use<> {
-    let mut rng = ChaCha20Rng::from_rng(rng);
-    let mut at = 0.0;
-    Computed(move || {
-        at += exponential(&mut rng, FRAME as f64);
-        Some((at as Nanos, FRAME_LEN))
-    })
+pub(super) fn poisson(rng: &mut ChaCha20Rng) -> EvenSource {
+    let lengths = Lengths::fixed(FRAME_LEN as u32);
+    let rate = SECOND as f64 / FRAME as f64;
+    EvenSource::new(ChaCha20Rng::from_rng(rng), &Even { flows: 1, rate, arrivals: Arrivals::Poisson, lengths }, 0)
 }
 
 /// A source that computes what comes next.
@@ -254,11 +252,6 @@ pub(super) fn opened(start: Nanos, len: usize, source: Option<Box<dyn Source>>) 
     let mut first = Some((start, len));
     let mut rest = source.map(|source| from(start, source));
     Box::new(Computed(move || first.take().or_else(|| rest.as_mut()?.next())))
-}
-
-/// A time before a second, for what starts staggered.
-pub(super) fn within(rng: &mut ChaCha20Rng, time: Nanos) -> Nanos {
-    rng.random_range(0..time.max(SECOND / 100))
 }
 
 #[cfg(test)]

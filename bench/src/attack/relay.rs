@@ -48,7 +48,9 @@ impl Relay {
         begin: Begin,
         seed: u64,
     ) -> anyhow::Result<Relay> {
+        // Users draw from stream 0 of the same seed.
         let mut rng = seeded(seed);
+        rng.set_stream(1);
         let poller = Poller::new()?;
         let mut ways = Vec::with_capacity(2 * users);
         for user in 0..users {

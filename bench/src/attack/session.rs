@@ -1,6 +1,5 @@
 //! One recorded run: nodes, access links, users and a capture, from the start of all to a record.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,9 +8,9 @@ use attack::active::Plan;
 use attack::{Record, Truth};
 use dataplane::per_direction::PerDirection;
 use dataplane::stage::pool::Mixing;
-use eddy_node::report::NodeReport;
-use rand::SeedableRng;
+use eddy_node::report::{MeterReport, NodeReport};
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -32,10 +31,12 @@ use crate::load::source::{Nanos, Source, seeded};
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Bytes of the datagram that opens a flow.
 const OPENING: usize = 64;
+/// Between two readings of the meters.
+const METER_EVERY: Duration = Duration::from_secs(1);
 /// A record that lacks more of its datagrams is refused.
 const CAPTURE_LOSS_MAX: f64 = 1e-3;
 
-/// What to run.
+/// Settings of one run.
 pub(super) struct Session<'a> {
     pub(super) users: usize,
     pub(super) class: Class,
@@ -51,17 +52,19 @@ pub(super) struct Session<'a> {
     pub(super) tap: Tap,
 }
 
-/// How a run went.
+/// Counts and costs of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     /// Datagrams of the applications, with those before the record began.
     pub(super) sent: [u64; 2],
     pub(super) arrived: [u64; 2],
-    /// Cells and datagrams that nodes dropped; every ledger closed.
+    /// Cells and datagrams that nodes dropped.
     pub(super) dropped: u64,
+    /// Every ledger of the mixes and the exit closed.
     pub(super) ledgers_closed: bool,
-    /// Datagrams that the capture saw, a burst as one, and those that it lost.
+    /// Datagrams that the capture saw, a burst as one.
     pub(super) captured: u64,
+    /// Datagrams that it lost.
     pub(super) capture_lost: u64,
     /// Processor time over wall time: of this process, with all entries, and of the nodes.
     pub(super) cores_here: f64,
@@ -71,8 +74,33 @@ pub(super) struct Facts {
     pub(super) memory_nodes: u64,
     /// The most that an application was late.
     pub(super) late_ms: f64,
-    /// From the first node's start to the begin of the record.
+    /// From the first node's start to the start of the record.
     pub(super) start_s: f64,
+    /// The anonymity meters of the mixes, about once a second.
+    #[serde(default)]
+    pub(crate) meter: Vec<MeterSample>,
+}
+
+/// Entropy of the channel of a cell in the releases of the last minute, for each mix, in bits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct MeterSample {
+    /// Since the record began.
+    pub(crate) seconds: f64,
+    pub(crate) forward_bits: Vec<f64>,
+    pub(crate) backward_bits: Vec<f64>,
+}
+
+impl MeterSample {
+    /// From reports of all nodes.
+    fn new(at: Duration, reports: &[NodeReport]) -> MeterSample {
+        let bits =
+            |of: fn(&MeterReport) -> f64| reports.iter().filter_map(|report| report.meter.as_ref().map(of)).collect();
+        MeterSample {
+            seconds: (at.as_secs_f64() * 100.0).round() / 100.0,
+            forward_bits: bits(|meter| meter.forward.entropy_bits),
+            backward_bits: bits(|meter| meter.backward.entropy_bits),
+        }
+    }
 }
 
 pub(super) struct Run {
@@ -81,7 +109,7 @@ pub(super) struct Run {
     pub(super) facts: Facts,
 }
 
-/// What a run waits for.
+/// Progress of a run.
 pub(super) enum Stage {
     /// Entries that are ready.
     Starting(usize),
@@ -113,20 +141,25 @@ impl Session<'_> {
 
         let (before, cpu_before) = (network.reports()?, cpu());
         let queues = self.queues(&mut rng);
-        let (origin, stop) = (Instant::now(), Arc::<AtomicBool>::default());
-        let (traffic, begin_wall) = std::thread::scope(|scope| {
+        let (origin, stop) = (Instant::now(), AtomicBool::new(false));
+        let (traffic, begin_wall, meter) = std::thread::scope(|scope| {
             let apps = std::thread::Builder::new().name("apps".into());
             let apps = apps.spawn_scoped(scope, || users::play(&users, queues, origin, &stop))?;
             std::thread::sleep(WARM_UP.saturating_sub(origin.elapsed()));
             let (_, begin_wall) = (begin.set(Instant::now()), wall());
             let begun = Instant::now();
+            let mut meter = Vec::<MeterSample>::new();
             while begun.elapsed() < self.length && !interrupted.load(Ordering::Relaxed) && !apps.is_finished() {
                 progress(Stage::Recording(begun.elapsed()));
+                if begun.elapsed() > METER_EVERY * (meter.len() as u32 + 1) {
+                    // A node that does not answer now shows in the reports at the end.
+                    meter.extend(network.reports().ok().map(|reports| MeterSample::new(begun.elapsed(), &reports)));
+                }
                 std::thread::sleep((self.length - begun.elapsed().min(self.length)).min(Duration::from_millis(100)));
             }
             stop.store(true, Ordering::Relaxed);
             let traffic = apps.join().map_err(|_| anyhow!("the thread of the applications panicked"))??;
-            anyhow::Ok((traffic, begin_wall))
+            anyhow::Ok((traffic, begin_wall, meter))
         })?;
         ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
 
@@ -148,6 +181,7 @@ impl Session<'_> {
             memory_nodes: network.resident(),
             late_ms: traffic.late.as_secs_f64() * 1e3,
             start_s: (origin + WARM_UP - started).as_secs_f64(),
+            meter,
         };
         users.end()?;
         relay.finish()?;
@@ -178,7 +212,7 @@ impl Session<'_> {
         let mut all = PerDirection::from_fn(|_| Vec::<Option<Box<dyn Source>>>::new());
         for user in 0..=self.users {
             let mut own = ChaCha20Rng::from_rng(rng);
-            let start = profile::within(&mut own, WARM_UP.as_nanos() as Nanos * 4 / 5);
+            let start = own.random_range(0..WARM_UP.as_nanos() as Nanos * 4 / 5);
             let (forward, backward) = if user == self.users {
                 (Some(Box::new(profile::poisson(&mut own)) as Box<dyn Source>), None)
             } else {
@@ -194,18 +228,12 @@ impl Session<'_> {
 
 /// Cells and datagrams that a node dropped.
 pub(super) fn dropped(report: &NodeReport) -> u64 {
-    let ledger = &report.ledger;
-    let units = [Some(&ledger.cells), ledger.datagrams.as_ref()];
-    let sum = |pair: &eddy_node::report::PairReport| -> u64 {
-        pair.forward.dropped.values().chain(pair.backward.dropped.values()).sum()
-    };
-    report.kernel_drops + units.into_iter().flatten().map(sum).sum::<u64>()
+    report.kernel_drops + report.ledger.tallies().map(|(.., tally)| tally.dropped_total()).sum::<u64>()
 }
 
 /// Processor time of this process.
 fn cpu() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 impl Facts {

@@ -18,22 +18,22 @@ pub(super) fn summaries(all: &[Summary]) -> String {
         names.dedup();
         let [least, most] = one.top1_range.map(|top1| format!("{:.0}", 100.0 * top1));
         let half = one.seconds_to_half.map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"));
-        // Of several seeds the one that shows least.
-        let p = one.verdicts.iter().map(|verdict| verdict.p).fold(0.0, f64::max);
-        let p = format!("{p:.3}");
+        let p = one.verdicts.iter().map(|verdict| verdict.p);
+        let p = format!("{:.3} to {:.3}", p.clone().fold(1.0, f64::min), p.fold(0.0, f64::max));
         let seeds = format!("{least} to {most} %");
         rows.add_row([one.case.clone(), names.join(", "), half, percent(one.top1), seeds, percent(one.chance), p]);
     }
     align_right(&mut rows, 2..7);
     format!(
-        "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: whether \
-         flows depend on users at all, by a permutation test over all attackers (the largest of the seeds)"
+        "{rows}\nShare of users whose flow was found, by the attacker that was best on the other seeds.\np: \
+         whether flows depend on users at all, by a permutation test over all attackers\n(least and greatest of the \
+         seeds)"
     )
 }
 
-/// Every attacker of every case, after the whole record: means of the seeds.
+/// Every attacker of every case, after each length of record: means of the seeds.
 pub(super) fn findings(all: &[Finding]) -> String {
-    let mut rows = table(&["case", "attacker", "s", "top-1", "MRR", "AUC", "TPR 1e-2", "TPR 1e-3"]);
+    let mut rows = table(&["case", "attacker", "s", "top-1", "MRR", "AUC", "TPR 1e-2", "TPR 1e-3", "bits left"]);
     let mut order: Vec<(&str, &str, f64)> = Vec::new();
     for one in all {
         let key = (one.case.as_str(), one.attacker.as_str(), one.seconds);
@@ -43,7 +43,9 @@ pub(super) fn findings(all: &[Finding]) -> String {
     }
     for (case, attacker, seconds) in order {
         let own = all.iter().filter(|one| one.case == case && one.attacker == attacker && one.seconds == seconds);
-        let figures: Vec<_> = own.map(|one| &one.figures).collect();
+        let own: Vec<&Finding> = own.collect();
+        let figures: Vec<_> = own.iter().map(|one| &one.figures).collect();
+        let bits = own.iter().map(|one| one.entropy_bits).sum::<f64>() / own.len() as f64;
         let mean = |of: fn(&attack::figures::Figures) -> f64| {
             figures.iter().map(|figures| of(figures)).sum::<f64>() / figures.len() as f64
         };
@@ -56,8 +58,9 @@ pub(super) fn findings(all: &[Finding]) -> String {
             format!("{:.3}", mean(|figures| figures.auc)),
             format!("{:.3}", mean(|figures| figures.tpr_1e2)),
             format!("{:.3}", mean(|figures| figures.tpr_1e3)),
+            format!("{bits:.2}"),
         ]);
     }
-    align_right(&mut rows, 2..8);
+    align_right(&mut rows, 2..9);
     rows.to_string()
 }

@@ -5,7 +5,6 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -82,7 +81,7 @@ impl Users {
         self.entries.iter().map(|entry| super::session::dropped(&entry.report())).sum()
     }
 
-    /// Ends the entries, several at a time.
+    /// Ends the entries, one after the other.
     pub(super) fn end(self) -> anyhow::Result<()> {
         drop(self.tunnels);
         for entry in self.entries {
@@ -92,9 +91,9 @@ impl Users {
     }
 }
 
-/// What the applications did.
+/// Datagrams of the applications in a run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Traffic {
+pub(super) struct Played {
     /// Datagrams sent and received.
     pub(super) sent: PerDirection<u64>,
     pub(super) arrived: PerDirection<u64>,
@@ -112,8 +111,8 @@ pub(super) fn play(
     users: &Users,
     mut queues: PerDirection<Queue>,
     origin: Instant,
-    stop: &Arc<AtomicBool>,
-) -> anyhow::Result<Traffic> {
+    stop: &AtomicBool,
+) -> anyhow::Result<Played> {
     let poller = Poller::new()?;
     let count = users.tunnels.len();
     let ends = users.destinations.iter().map(AsFd::as_fd).chain(users.tunnels.iter().map(AsFd::as_fd));
@@ -128,7 +127,7 @@ pub(super) fn play(
         peers: vec![None; count],
         sent: vec![0; count],
         bytes: vec![0; 1 << 16].into(),
-        traffic: Traffic::default(),
+        played: Played::default(),
     };
 
     while !stop.load(Ordering::Relaxed) {
@@ -145,12 +144,12 @@ pub(super) fn play(
         for way in [Forward, Backward] {
             while queues[way].peek().is_some_and(|due| due.at_ns <= now) {
                 let Some(due) = queues[way].pop() else { break };
-                apps.traffic.late = apps.traffic.late.max(Duration::from_nanos(now - due.at_ns));
+                apps.played.late = apps.played.late.max(Duration::from_nanos(now - due.at_ns));
                 if way == Forward { apps.send(due) } else { apps.answer(due) }
             }
         }
     }
-    Ok(apps.traffic)
+    Ok(apps.played)
 }
 
 struct Apps<'a> {
@@ -161,7 +160,7 @@ struct Apps<'a> {
     /// Datagrams that each user sent.
     sent: Vec<u32>,
     bytes: Box<[u8]>,
-    traffic: Traffic,
+    played: Played,
 }
 
 impl Apps<'_> {
@@ -169,36 +168,36 @@ impl Apps<'_> {
         let number = self.sent[user];
         self.sent[user] += 1;
         if user + 1 == self.to.len() {
-            self.traffic.probe.push(wall());
+            self.played.probe.push(wall());
         }
+        // A trace may have shorter datagrams.
         let mut bytes = vec![0; len.max(4)];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
         let sent = self.users.tunnels[user].send_to(&bytes, &self.to[user]);
-        self.traffic.sent.forward += u64::from(sent.is_ok());
+        self.played.sent.forward += u64::from(sent.is_ok());
     }
 
     fn answer(&mut self, Due { flow: user, len, .. }: Due) {
         let Some(peer) = self.peers[user] else { return };
         let sent = self.users.destinations[user].send_to(&vec![0; len], peer);
-        self.traffic.sent.backward += u64::from(sent.is_ok());
+        self.played.sent.backward += u64::from(sent.is_ok());
     }
 
     fn at_destination(&mut self, user: usize) {
         while let Ok((_, from)) = self.users.destinations[user].recv_from(&mut self.bytes) {
             self.peers[user] = Some(from);
-            self.traffic.arrived.forward += 1;
+            self.played.arrived.forward += 1;
         }
     }
 
     fn at_user(&mut self, user: usize) {
         while self.users.tunnels[user].recv_from(&mut self.bytes).is_ok() {
-            self.traffic.arrived.backward += 1;
+            self.played.arrived.backward += 1;
         }
     }
 }
 
 /// The clock of the capture's timestamps, ns.
 pub(super) fn wall() -> Nanos {
-    let now = clock_gettime(ClockId::Realtime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    Duration::try_from(clock_gettime(ClockId::Realtime)).unwrap_or_default().as_nanos() as Nanos
 }

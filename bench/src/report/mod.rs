@@ -27,7 +27,7 @@ use self::sources::Sources;
 
 #[derive(Args, Debug)]
 pub struct ReportArgs {
-    /// NAME.json of load, replay or capacity, or what capacity, hop or path printed with --json
+    /// NAME.json of load, replay or capacity, or what attack, capacity, hop or path printed with --json
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// File to write the page to

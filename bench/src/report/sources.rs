@@ -1,4 +1,4 @@
-//! The files that a page is made of: runs, and what `capacity`, `hop` and `path` printed.
+//! The files that a page is made of: runs, and what `attack`, `capacity`, `hop` and `path` printed.
 //!
 //! A file holds any number of JSON objects one after the other, so output that was appended to a file can be read, too.
 
@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
 use serde_json::Value;
 
+use crate::attack::AttackResult;
 use crate::capacity::CapacityResult;
 use crate::hop::HopResult;
 use crate::path::PathResult;
@@ -20,6 +21,7 @@ use crate::results::{Results, Spread};
 pub(crate) struct Sources {
     /// Of `load`, `replay` and `capacity`.
     pub(crate) runs: Vec<Run>,
+    pub(crate) attacks: Vec<Labelled<AttackResult>>,
     pub(crate) capacities: Vec<Labelled<CapacityResult>>,
     pub(crate) hops: Vec<Labelled<HopResult>>,
     pub(crate) paths: Vec<Labelled<PathResult>>,
@@ -47,8 +49,8 @@ pub(crate) struct Times {
 }
 
 /// The commands whose output a page is made of.
-const EXPECTED: &str = "expected a NAME.json of `eddy-bench load`, `replay` or `capacity`, or what `capacity`, `hop` or \
-                        `path` print with --json";
+const EXPECTED: &str = "expected a NAME.json of `eddy-bench load`, `replay` or `capacity`, or what `attack`, \
+                        `capacity`, `hop` or `path` print with --json";
 
 impl Sources {
     /// Reads all files.
@@ -78,6 +80,8 @@ impl Sources {
         let rows_have = |key: &str| first_row.get(key).is_some();
         if object.get("format").is_some() {
             self.runs.push(Run::of(Results::of(object, name)?, name)?);
+        } else if object.get("summaries").is_some() {
+            self.attacks.push(Labelled::of(object, name)?);
         } else if let Some(Value::Array(runs)) = object.get_mut("runs").map(Value::take) {
             ensure!(!runs.is_empty(), "{name} has no runs");
             for run in runs {
@@ -104,6 +108,7 @@ impl Sources {
             }
         }
         number_repeats(self.runs.iter_mut().map(|run| &mut run.label));
+        number_repeats(self.attacks.iter_mut().map(|attack| &mut attack.label));
         number_repeats(self.capacities.iter_mut().map(|capacity| &mut capacity.label));
         number_repeats(self.hops.iter_mut().map(|hop| &mut hop.label));
         number_repeats(self.paths.iter_mut().map(|path| &mut path.label));
@@ -115,6 +120,7 @@ impl Sources {
         let parts = [
             (self.runs.len(), "run", "runs"),
             (streams, "stream", "streams"),
+            (self.attacks.len(), "attack", "attacks"),
             (self.capacities.len(), "capacity", "capacities"),
             (self.hops.len(), "hop measurement", "hop measurements"),
             (self.paths.len(), "path measurement", "path measurements"),

@@ -34,15 +34,14 @@ fn bytes(places: &[Place]) -> [u64; 2] {
     places.iter().fold([0, 0], |all, place| [all[0] + sum(&place.forward), all[1] + sum(&place.backward)])
 }
 
-/// More bytes come in than leave, and every link has what the one before it had, but for what is on its way.
+/// More bytes come in than leave, every link has cells, and times are in order.
 fn assert_sane(folder: &Path) {
     let record: Record =
         attack::export::read_csv(BufReader::new(File::open(folder.join("record.csv")).unwrap())).unwrap();
     assert_eq!((record.access.len(), record.inner.len(), record.flows.len()), (12, 3, 12));
-    let ([access, _], [flows, _]) = (bytes(&record.access), bytes(&record.flows));
-    assert!(access > flows && flows > 0, "{access} bytes in, {flows} out");
-    let backward = bytes(&record.access)[1];
-    assert!(backward > bytes(&record.flows)[1] && bytes(&record.flows)[1] > 0);
+    for (access, flows) in bytes(&record.access).into_iter().zip(bytes(&record.flows)) {
+        assert!(access > flows && flows > 0, "{access} bytes in, {flows} out");
+    }
     for inner in &record.inner {
         let [forward, backward] = [&inner.forward, &inner.backward].map(|trace| record.cells(trace).count());
         assert!(forward > 0 && backward > 0);
@@ -70,7 +69,13 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
         let [off, default, ideal] = ["off", "default", "ideal"].map(|case| found[case]);
         assert!(off >= default - 0.2 && default >= ideal + 0.3, "{attacker}: {found:?}");
     }
-    for run in report["runs"].as_array().expect("runs") {
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 3);
+    for run in runs.iter().filter(|run| run["case"] != "ideal") {
+        assert!(
+            run["costs"]["delay"]["count"].as_u64() > Some(0) && run["facts"]["meter"][0]["seconds"].is_f64(),
+            "{run}"
+        );
         assert_eq!(
             (&run["facts"]["capture_lost"], &run["facts"]["ledgers_closed"]),
             (&0.into(), &true.into()),
@@ -84,4 +89,14 @@ fn mixing_hides_no_more_than_an_ideal_chain() {
     // The same records give the same figures.
     let again = json(&attack(&[&["--from", records_text], &attackers[..]].concat()));
     assert_eq!(top1(&again, "batch-tracing"), top1(&report, "batch-tracing"));
+    for one in [&report, &again].into_iter().flat_map(|report| report["results"].as_array().expect("results")) {
+        assert_eq!(one["profile"], "voice", "{one}");
+    }
+    // A page of them.
+    let [file, page] = ["attack.json", "report.html"].map(|name| folder.path().join(name));
+    std::fs::write(&file, report.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eddy-bench"));
+    let made = command.arg("report").arg(&file).arg("--out").arg(&page).output().expect("it starts");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("id=\"attack-entropy\""));
 }

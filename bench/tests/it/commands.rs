@@ -206,9 +206,12 @@ fn user_error_gives_a_message_and_exit_code_2() {
         (&["attack", "--profile", "/nowhere/trace.pcap"], "cannot read the trace /nowhere/trace.pcap"),
         (&["attack", "--cases", "best"], "unknown case \"best\": expected off, default or ideal"),
         (&["attack", "--attackers", "oracle"], "unknown attacker \"oracle\": expected"),
-        (&["attack", "--loss", "2"], "expected PART or PART:burst=MEAN"),
+        (&["attack", "--loss", "2"], "expected SHARE or SHARE:burst=MEAN"),
         (&["attack", "--outage", "100:1:1"], "--outage names user 100, but --users is 100"),
         (&["attack", "--from", "/nowhere"], "cannot read the folder /nowhere"),
+        (&["attack", "--from", &csv, "--users", "50"], "'--from <FOLDER>' cannot be used with"),
+        (&["attack", "--from", &csv, "--cases", "off"], "'--from <FOLDER>' cannot be used with"),
+        (&["attack", "--from", &csv, "--outage", "1:1:1"], "'--from <FOLDER>' cannot be used with"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_eddy-bench")).args(arguments).output().expect("it starts");
         let stderr = String::from_utf8_lossy(&output.stderr);

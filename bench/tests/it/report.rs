@@ -9,6 +9,8 @@ use eddy_bench::results::{Calibration, ChainFacts, FORMAT, Mos, Results, Second,
 use roxmltree::Document;
 use serde_json::{Value, json};
 
+use crate::attack_result::attack_result;
+
 /// Text that must not become markup.
 const EVIL: &str = "<script>alert(1)</script> & \"co\"";
 
@@ -158,6 +160,8 @@ fn sample(folder: &Path) -> (Vec<PathBuf>, String) {
         [direct, run("chain", two, true)].iter().map(|run| run.write(folder).expect("the file is written")).collect();
     files.push(folder.join("lines.json"));
     fs::write(&files[2], lines()).unwrap();
+    files.push(folder.join("attack.json"));
+    fs::write(&files[3], attack_result(&times(2000, 9000.0, 3000.0)).to_string()).unwrap();
     (files.clone(), page(folder, &files))
 }
 
@@ -209,7 +213,17 @@ fn page_shows_all_results_and_fetches_nothing() {
     assert_eq!(lines_of(&document, "hop").len(), 1);
     // p50, p99 and the budget.
     assert_eq!(lines_of(&document, "capacity"), [3]);
-    for section in ["delivery", "losses", "inside", "nodes", "path", "setup"] {
+    // Three cases and chance; three cases, two meters and the most that is possible.
+    assert_eq!(lines_of(&document, "attack"), [4, 3, 3, 3]);
+    assert_eq!(lines_of(&document, "attack-entropy"), [6]);
+    // Two attackers and chance, in three cases, after the shortest and the longest record.
+    assert_eq!(lines_of(&document, "attack-roc"), [3; 6]);
+    assert_eq!(lines_of(&document, "attack-delay").len(), 3);
+    assert!(
+        text.contains("default: the best attacker finds 61.1 % of the users after 30 s and half of them after 5.5 s")
+    );
+    assert!(text.contains("no attacker says otherwise (p = 0.620)"));
+    for section in ["attack-cost", "delivery", "losses", "inside", "nodes", "path", "setup"] {
         assert!(text.contains(&format!("id=\"{section}\"")), "{section}");
     }
     for plot in document.descendants().filter(|node| node.attribute("class") == Some("plot")) {
@@ -236,7 +250,13 @@ fn text_from_files_never_becomes_markup() {
     fs::write(&runs, json!({ "runs": [wild] }).to_string()).unwrap();
     let rows = folder.path().join("<b>.json");
     fs::write(&rows, lines().replace("\"forward\"", &json!(EVIL).to_string())).unwrap();
-    let page = page(folder.path(), &[runs, rows]);
+    let attack = folder.path().join("attack.json");
+    let text = attack_result(&times(9, 9.0, 9.0)).to_string();
+    let text = ["default", "batch-tracing", "voice", "a processor"]
+        .into_iter()
+        .fold(text, |text, word| text.replace(&json!(word).to_string(), &json!(EVIL).to_string()));
+    fs::write(&attack, text).unwrap();
+    let page = page(folder.path(), &[runs, rows, attack]);
     let document = Document::parse(body(&page)).unwrap_or_else(|error| panic!("{error}"));
     assert!(!page.contains("<script") && !page.contains("<b>"));
     let tags = ["section", "tr", "th", "td", "svg", "text", "li", "code", "dt", "h1", "h2", "h3"];
@@ -302,6 +322,7 @@ fn invalid_file_is_named_in_a_one_line_error() {
         ("short.json", "{\"format\": 2}"),
         ("row.json", "{\"rows\": [{\"cell_ns\": 1}]}"),
         ("rate.json", "{\"lossless_per_s\": 1}"),
+        ("found.json", "{\"summaries\": [], \"runs\": []}"),
         ("none.json", "{\"runs\": []}"),
     ] {
         fs::write(at(name), text).unwrap();
@@ -317,6 +338,7 @@ fn invalid_file_is_named_in_a_one_line_error() {
         ("short.json", "is damaged"),
         ("row.json", "is damaged"),
         ("rate.json", "is damaged"),
+        ("found.json", "is damaged"),
         ("none.json", "has no runs"),
         ("torn.json", "is damaged: even forward"),
     ];

@@ -37,7 +37,19 @@ pub(crate) struct Bar {
 /// # Errors
 /// The backend fails.
 pub(crate) fn lines(label: &str, x: &Axis, y: &Axis, lines: &[Line]) -> anyhow::Result<String> {
-    chart(label, (940, 380), x, y, |chart| {
+    line_chart(label, (940, 380), x, y, lines)
+}
+
+/// A small line plot: several have one legend.
+///
+/// # Errors
+/// The backend fails.
+pub(crate) fn small_lines(label: &str, x: &Axis, y: &Axis, lines: &[Line]) -> anyhow::Result<String> {
+    line_chart(label, (330, 260), x, y, lines)
+}
+
+fn line_chart(label: &str, size: (i32, i32), x: &Axis, y: &Axis, lines: &[Line]) -> anyhow::Result<String> {
+    chart(label, size, x, y, |chart| {
         for line in lines {
             let points = line.points.iter().map(|(at, value)| (x.clamp(*at), y.clamp(*value)));
             let width = if line.paint == Paint::Quiet { 3 } else { 4 };

@@ -1,5 +1,6 @@
 //! The sections of the page, one module each: its text, tables and plots.
 
+mod attack;
 mod capacity;
 mod delivery;
 mod hop;
@@ -35,6 +36,11 @@ pub(crate) fn all(sources: &Sources) -> anyhow::Result<Vec<Section>> {
         releases::section(runs)?,
         node_latency::section(runs),
         nodes::section(runs),
+        attack::found(&sources.attacks)?,
+        attack::roc(&sources.attacks)?,
+        attack::entropy(&sources.attacks)?,
+        attack::delay(&sources.attacks)?,
+        attack::cost(&sources.attacks)?,
         capacity::section(&sources.capacities)?,
         hop::section(&sources.hops)?,
         path::section(&sources.paths)?,

@@ -1,5 +1,7 @@
 //! Machine, chain and command of every measurement.
 
+use std::collections::BTreeSet;
+
 use maud::html;
 
 use super::Section;
@@ -31,8 +33,13 @@ pub(super) fn section(sources: &Sources) -> Option<Section> {
     if rows.is_empty() {
         return None;
     }
+    let commands = sources.runs.iter().map(|run| (run.label.as_str(), run.results.command.as_str()));
+    let of_attacks = sources.attacks.iter().flat_map(|attack| {
+        let commands: BTreeSet<&str> = attack.value.runs.iter().filter_map(|run| run.command.as_deref()).collect();
+        commands.into_iter().map(|command| (attack.label.as_str(), command))
+    });
     let commands: Vec<(&str, String)> =
-        sources.runs.iter().map(|run| (run.label.as_str(), format!("eddy-bench {}", run.results.command))).collect();
+        commands.chain(of_attacks).map(|(label, command)| (label, format!("eddy-bench {command}"))).collect();
     let body = html! {
         p.quiet { "Figures are comparable only on the same machine, and only while it is otherwise idle." }
         (table("Machine and chain of every measurement", &columns, &rows))
@@ -49,6 +56,9 @@ fn rows(sources: &Sources) -> Vec<Row> {
     for run in &sources.runs {
         let results = &run.results;
         rows.push(row(&run.label, &results.machine, Some(results.seconds), results.chain.as_ref()));
+    }
+    for attack in &sources.attacks {
+        rows.push(row(&attack.label, &attack.value.machine, attack.value.length(), None));
     }
     for capacity in &sources.capacities {
         rows.push(row(&capacity.label, &capacity.value.machine, None, capacity.value.chain.as_ref()));
