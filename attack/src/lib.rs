@@ -17,6 +17,7 @@ pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+mod math;
 mod record;
 pub mod simulate;
 mod slots;

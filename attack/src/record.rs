@@ -74,7 +74,7 @@ impl Record {
 
     /// The cells of a trace: attackers leave handshakes and other lengths out.
     pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
-        let lengths = self.cell_bytes..=self.cell_bytes + LAYERS;
+        let lengths = self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS);
         trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
     }
 }

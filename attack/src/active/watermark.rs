@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::plan::{DelayWatermark, DropWatermark};
+use crate::math::median;
 
 /// The longest delay from the access link to the flow, in nanoseconds.
 const LONGEST_DELAY: u64 = 320_000_000;
@@ -118,20 +119,13 @@ fn missing(trace: &[u64]) -> Vec<u64> {
         // How late each packet is, counted from the first of the spurt.
         let late: Vec<i64> = (0..).zip(spurt).map(|(i, &at)| (at - spurt[0]) as i64 - i * usual as i64).collect();
         for i in (1..spurt.len()).filter(|&i| 2 * (spurt[i] - spurt[i - 1]) >= 3 * usual) {
-            let before = median(&late[i.saturating_sub(AROUND)..i]);
-            let after = median(&late[i..late.len().min(i + AROUND)]);
+            let before = median(&mut late[i.saturating_sub(AROUND)..i].to_vec());
+            let after = median(&mut late[i..late.len().min(i + AROUND)].to_vec());
             let lost = (after - before + usual as i64 / 2) / usual as i64;
             missing.extend((1..=lost.clamp(0, 3) as u64).map(|k| spurt[i - 1] + k * usual));
         }
     }
     missing
-}
-
-/// The middle of values of which there is at least one.
-fn median(values: &[i64]) -> i64 {
-    let mut values = values.to_vec();
-    let middle = values.len() / 2;
-    *values.select_nth_unstable(middle).1
 }
 
 /// Events up to each millisecond.

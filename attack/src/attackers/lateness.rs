@@ -10,13 +10,19 @@
 
 use rayon::prelude::*;
 
-use crate::{Attacker, Record, Scores};
+use crate::{
+    Attacker, Record, Scores,
+    math::{dot, median},
+};
 
 /// The longest delay between access link and flow, in nanoseconds.
 const LONGEST_DELAY: u64 = 1_500_000_000;
 
 /// Delays that are tried at most, one period of the link apart.
 const DELAYS: usize = 128;
+
+/// The shortest period of a paced link, in nanoseconds.
+const SHORTEST_PERIOD: f64 = 1e6;
 
 /// Slots that the delay is fitted to.
 const FITTED: usize = 2_000;
@@ -74,8 +80,8 @@ fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: b
     let delays = ((LONGEST_DELAY as f64 / period) as usize).clamp(1, DELAYS).min(slots);
     let at = |delay: usize, slots: usize| -> Vec<Vec<f32>> {
         let pair = |late: &[f32], active: &[f32]| match forward {
-            true => product(&late[..slots - delay], &active[delay..slots]),
-            false => product(&late[delay..slots], &active[..slots - delay]),
+            true => dot(&late[..slots - delay], &active[delay..slots]),
+            false => dot(&late[delay..slots], &active[..slots - delay]),
         };
         let scale = ((slots - delay) as f32).sqrt().max(1.0);
         late.iter().map(|late| active.iter().map(|active| pair(late, active) / scale).collect()).collect()
@@ -96,7 +102,8 @@ fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: b
     (0..late.len()).map(|user| (0..active.len()).map(|flow| strongest(user, flow)).collect()).collect()
 }
 
-/// The period of a link: the median of its gaps without those within a slot.
+/// The period of a link: the median of its gaps without those within a slot. `None` if that is shorter than a slot of
+/// any paced link: then the link sends in bursts.
 fn period(times: &[u64]) -> Option<f64> {
     let mut gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
     if gaps.len() < 16 {
@@ -105,7 +112,7 @@ fn period(times: &[u64]) -> Option<f64> {
     gaps.sort_unstable_by(f64::total_cmp);
     let long = gaps[gaps.len() * 9 / 10] / 2.0;
     gaps.retain(|&gap| gap > long);
-    Some(gaps[gaps.len() / 2])
+    gaps.get(gaps.len() / 2).copied().filter(|&period| period >= SHORTEST_PERIOD)
 }
 
 /// How late the cells of each slot are on the link's own clock, in nanoseconds: zero for slots without a cell.
@@ -180,19 +187,6 @@ fn standard(mut values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-/// The sum of products, in eight lanes so that compilers use vector instructions.
-fn product(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 8];
-    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += a * b;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
-}
-
 /// The line of least squares through points: its value at zero and its slope.
 fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     let count = points.len() as f64;
@@ -202,30 +196,31 @@ fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     (square > 0.0).then(|| (y - both / square * x, both / square))
 }
 
-/// The middle value, of which there must be one.
-fn median(values: &mut [f64]) -> f64 {
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::{Chain, Ideal, Leak, Simulation};
-    use crate::testbed::found;
+    use crate::{Place, Seen};
 
-    fn share(ideal: Ideal, seconds: f64, seed: u64) -> f64 {
-        let (record, truth) = Simulation { chain: Chain::Ideal(ideal), ..Simulation::new(100, seconds, seed) }.run();
-        found(&Lateness.scores(&record), &truth)
+    #[test]
+    fn links_without_a_period_have_none() {
+        assert_eq!(period(&[5_000_000; 100]), None, "one burst");
+        let bursts: Vec<u64> = (0..1000).map(|i| (i / 20) * 50_000_000 + (i % 20) * 10_000).collect();
+        assert_eq!(period(&bursts), None, "bursts of 20 cells");
+        let paced: Vec<u64> = (0..100).map(|i| i * 10_000_000).collect();
+        assert_eq!(period(&paced), Some(1e7));
     }
 
     #[test]
-    fn data_later_than_dummies_is_found() {
-        assert!(share(Ideal::with(Leak::LateData { us: 20.0 }), 10.0, 1) > 0.9);
-    }
-
-    #[test]
-    fn ideal_rounds_are_at_chance() {
-        assert!(share(Ideal::default(), 20.0, 2) < 0.06);
+    fn bursts_over_an_hour_are_scored_as_equal() {
+        let trace: Vec<Seen> = (0..4000).map(|i| Seen { at: (i / 20) * 18_000_000_000 + (i % 20), bytes: 9 }).collect();
+        let place = Place { forward: trace.clone(), backward: trace };
+        let record = Record {
+            length: 3_600_000_000_000,
+            cell_bytes: 9,
+            access: vec![place.clone(); 3],
+            flows: vec![place; 3],
+            ..Record::default()
+        };
+        assert_eq!(Lateness.scores(&record), Scores::of_pairs(3, 3, |_, _| 0.0));
     }
 }
