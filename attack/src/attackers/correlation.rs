@@ -11,7 +11,7 @@ use crate::{
 const LAGS: i64 = 60;
 
 /// Correlates packets per bin of inputs and outputs, at the best of all lags that the probe's delays allow.
-pub struct Correlation {
+pub(crate) struct Correlation {
     pub way: Way,
     pub bin_ms: u64,
 }

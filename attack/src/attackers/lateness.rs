@@ -3,10 +3,6 @@
 //! A link at a constant rate shows nothing by its rate. But software that reads, encrypts or copies for a datagram and
 //! not for a dummy sends data some microseconds later. The attacker fits the link's clock, takes what is left, and
 //! correlates it with the datagrams of every flow at the delay of the chain, which all pairs share.
-//!
-//! Sources: Fu, Graham, Bettati, Zhao, "On effectiveness of link padding for statistical traffic analysis attacks"
-//! (2003), on timers that payload delays; Murdoch, "Hot or not: revealing hidden services by their clock skew" (2006),
-//! on fitting a remote clock.
 
 use rayon::prelude::*;
 
@@ -31,7 +27,7 @@ const FITTED: usize = 2_000;
 const WANDER: u64 = 10_000_000_000;
 
 /// Finds pacing that depends on data.
-pub struct Lateness;
+pub(crate) struct Lateness;
 
 impl Attacker for Lateness {
     fn name(&self) -> String {
@@ -39,24 +35,15 @@ impl Attacker for Lateness {
     }
 
     fn source(&self) -> &'static str {
-        "Fu, Graham, Bettati, Zhao 2003; Murdoch 2006"
+        "X. Fu et al., On Effectiveness of Link Padding for Statistical Traffic Analysis Attacks, ICDCS 2003 (timers that \
+         payload delays); S. Murdoch, Hot or Not: Revealing Hidden Services by Their Clock Skew, CCS 2006 (fitting a \
+         remote clock)"
     }
 
     fn scores(&self, record: &Record) -> Scores {
-        let cells = |forward: bool| -> Vec<Vec<u64>> {
-            let trace = |place: &crate::Place| {
-                record.cells(if forward { &place.forward } else { &place.backward }).collect::<Vec<u64>>()
-            };
-            record.access.iter().map(trace).collect()
-        };
-        let datagrams = |forward: bool| -> Vec<Vec<u64>> {
-            let times = |place: &crate::Place| {
-                (if forward { &place.forward } else { &place.backward }).iter().map(|seen| seen.at).collect()
-            };
-            record.flows.iter().map(times).collect()
-        };
-        let forward = agreement(&cells(true), &datagrams(true), record.length, true);
-        let backward = agreement(&cells(false), &datagrams(false), record.length, false);
+        let agreement =
+            |forward| agreement(&record.access_cells(forward), &record.datagrams(forward), record.length, forward);
+        let (forward, backward) = (agreement(true), agreement(false));
         let squared = |z: f32| f64::from(z * z.abs());
         Scores::of_pairs(record.access.len(), record.flows.len(), |user, flow| {
             let of = |table: &[Vec<f32>]| table.get(user).map_or(0.0, |row| squared(row[flow]));

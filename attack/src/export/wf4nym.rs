@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{ExportError, csv::write_about};
@@ -80,7 +80,7 @@ fn line(name: &str, place: &Place) -> String {
 /// The way back, for tests.
 #[cfg(test)]
 mod read {
-    use std::io::BufReader;
+    use std::{io::BufReader, path::PathBuf};
 
     use super::super::csv::read_csv;
     use super::*;
