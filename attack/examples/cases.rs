@@ -31,7 +31,7 @@ fn cases(users: usize, seconds: f64) -> Vec<(&'static str, Simulation)> {
     let video = Simulation { profile: Profile::Video, answers: Answers::Independent, ..voice.clone() };
     let ideal = |ideal: Ideal| Simulation { chain: Chain::Ideal(ideal), ..voice.clone() };
     let outages = |copies: u32, loss: Loss, corrupt_exit: bool| Simulation {
-        chain: Chain::Ideal(Ideal { copies, corrupt_exit, leak: Some(Leak::Losses), ..Ideal::default() }),
+        chain: Chain::Ideal(Ideal { copies, corrupt_exit, leak: Some(Leak::Losses) }),
         loss,
         ..constant.clone()
     };
@@ -81,7 +81,8 @@ fn judge(name: &str, case: &Simulation) {
     print!("{:<38}", "top-1 in %, after seconds");
     times.iter().for_each(|t| print!("{t:>8}"));
     println!("{:>8}{:>8}{:>9}", "tpr1e-2", "raw", "seconds");
-    let attackers = passive(&examples);
+    let mut attackers = passive(&examples, |_| true);
+    attackers.retain(|attacker| attacker.applies(&record));
     let mut all = Vec::new();
     for attacker in &attackers {
         let start = Instant::now();

@@ -1,17 +1,17 @@
-//! One flow for each user: the assignment that makes the sum of scores the highest.
+//! Gives each user a flow of its own: the assignment with the highest sum of scores.
 
 use pathfinding::{kuhn_munkres::kuhn_munkres, matrix::Matrix};
 
 use crate::{
-    attacker::{Attacker, Scores},
+    attacker::{Attacker, Example, Scores},
     record::Record,
 };
 
-/// An attacker that knows that no two users share a flow.
+/// Adds to an attacker the knowledge that no two users share a flow.
 ///
-/// Scores of assigned pairs are raised above all others and keep their order otherwise, so every figure can be
-/// computed.
-pub struct Assigned<A>(pub A);
+/// Scores of assigned pairs are raised by the range of all scores, so they are above all others. Within both groups the
+/// order of the scores stays.
+pub(crate) struct Assigned<A>(pub A);
 
 impl<A: Attacker> Attacker for Assigned<A> {
     fn name(&self) -> String {
@@ -19,7 +19,15 @@ impl<A: Attacker> Attacker for Assigned<A> {
     }
 
     fn source(&self) -> &'static str {
-        "C. Troncoso et al., Perfect Matching Disclosure Attacks, PETS 2008"
+        "C. Troncoso, B. Gierlichs, B. Preneel and I. Verbauwhede, Perfect Matching Disclosure Attacks, PETS 2008"
+    }
+
+    fn applies(&self, record: &Record) -> bool {
+        self.0.applies(record)
+    }
+
+    fn train(&mut self, examples: &[Example<'_>]) {
+        self.0.train(examples);
     }
 
     fn scores(&self, record: &Record) -> Scores {
@@ -27,8 +35,8 @@ impl<A: Attacker> Attacker for Assigned<A> {
     }
 }
 
-/// Raises the scores of the best assignment, if no score is equal to all others.
-pub fn assigned(scores: &Scores) -> Scores {
+/// Raises the scores of the best assignment. Scores that are all equal stay as they are: no assignment is best.
+fn assigned(scores: &Scores) -> Scores {
     let (users, flows) = (scores.rows(), scores.columns());
     let finite = |score: f64| if score.is_finite() { score } else { f64::MIN };
     let all = || (0..users).flat_map(|user| scores.row(user)).copied().filter(|score| score.is_finite());

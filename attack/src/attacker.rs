@@ -1,4 +1,4 @@
-//! What an attacker is: it takes a record and scores every pair of a user and a flow.
+//! The trait of attackers: an attacker takes a record and scores every pair of a user and a flow.
 
 use crate::record::{Record, Truth};
 
@@ -10,12 +10,20 @@ pub trait Attacker: Sync {
     /// The paper or document that the method comes from.
     fn source(&self) -> &'static str;
 
+    /// True if the record has the data that the attacker looks at. Where it has not, all scores are equal.
+    fn applies(&self, _record: &Record) -> bool {
+        true
+    }
+
+    /// Learns from records of other seeds. Most attackers do not learn.
+    fn train(&mut self, _examples: &[Example<'_>]) {}
+
     /// A score for each user (row) and flow (column): the higher, the more alike. Only the order of scores matters.
     fn scores(&self, record: &Record) -> Scores;
 }
 
-/// A record whose truth is known: what attackers that learn are trained with. It comes from other seeds than the
-/// record that they attack.
+/// A record whose truth is known. Attackers that learn are trained with records of other seeds than those that they
+/// attack.
 pub struct Example<'a> {
     pub record: &'a Record,
     pub truth: &'a Truth,

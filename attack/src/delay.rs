@@ -1,6 +1,6 @@
-//! The delay of the chain as the adversary measures it with a user of its own.
+//! The delay of the chain. The adversary measures it with a user of its own.
 
-use crate::record::Record;
+use crate::record::{Record, merged};
 
 /// Nanoseconds of a bin.
 pub(crate) const BIN: u64 = 200_000;
@@ -8,7 +8,7 @@ pub(crate) const BIN: u64 = 200_000;
 /// Without a probe, every delay up to this one counts as equally likely.
 const UNKNOWN: u64 = 50_000_000;
 
-/// Outputs whose distance from inputs is looked at, about.
+/// About how many outputs are compared with the inputs before them.
 const OUTPUTS: usize = 50_000;
 
 /// A density of delays, in bins of 0.2 ms. It sums to one.
@@ -38,28 +38,23 @@ impl Delay {
         Self::smoothed(&delays, width)
     }
 
-    /// The delay of answers, which no probe measures: the same density, moved to where outputs follow inputs most
-    /// often.
+    /// The delay of answers, which the probe does not measure: the same density, moved to the times at which outputs
+    /// follow inputs most often.
     ///
-    /// Over all pairs of a user and a flow, the right ones add a peak to the histogram of times from an input to a
-    /// later output. It is looked for up to twice the longest delay that the probe saw.
+    /// The histogram of times from an input to a later output, over all pairs of a user and a flow, has a peak that
+    /// comes from the right pairs. The search ends at twice the longest delay that the probe saw.
     pub(crate) fn moved_to(&self, inputs: &[Vec<u64>], outputs: &[Vec<u64>]) -> Self {
         let reach = (2 * self.quantile(0.98) + 2_000_000).max(0) as u64;
         let mut lags = vec![0f32; (reach / BIN) as usize + 1];
-        let merged = |lists: &[Vec<u64>]| {
-            let mut all = lists.concat();
-            all.sort_unstable();
-            all
-        };
-        let (inputs, mut oldest) = (merged(inputs), 0);
-        let outputs = merged(outputs);
+        let (inputs, outputs) = (merged(inputs), merged(outputs));
+        let mut oldest = 0;
         // A sample of the outputs is enough, and keeps long delays affordable.
         let step = 1 + outputs.len() / OUTPUTS;
-        for &output in outputs.iter().step_by(step) {
-            while inputs.get(oldest).is_some_and(|input| input + reach < output) {
+        for &(output, _) in outputs.iter().step_by(step) {
+            while inputs.get(oldest).is_some_and(|(input, _)| input + reach < output) {
                 oldest += 1;
             }
-            for input in inputs[oldest..].iter().take_while(|input| **input <= output) {
+            for (input, _) in inputs[oldest..].iter().take_while(|(input, _)| *input <= output) {
                 lags[((output - input) / BIN) as usize] += 1.0;
             }
         }
@@ -94,7 +89,7 @@ impl Delay {
         Self { first: -(self.first + density.len() as i64 - 1), density }
     }
 
-    /// The delay below which this share lies, in nanoseconds.
+    /// The delay in nanoseconds that this share of the cells does not exceed.
     pub(crate) fn quantile(&self, share: f32) -> i64 {
         let mut sum = 0.0;
         let bins = self.density.iter().take_while(|d| {

@@ -7,7 +7,7 @@ use crate::{attacker::Scores, delay::Delay, record::Record};
 
 /// The directions that an attacker compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     Forward,
     Backward,
     /// The sum of the scores of both.
@@ -15,7 +15,7 @@ pub enum Way {
 }
 
 impl Way {
-    pub const ALL: [Self; 3] = [Self::Forward, Self::Backward, Self::Both];
+    pub(crate) const ALL: [Self; 3] = [Self::Forward, Self::Backward, Self::Both];
 
     /// For the names of attackers.
     pub(crate) fn suffix(self) -> &'static str {
@@ -23,6 +23,15 @@ impl Way {
             Self::Forward => "-forward",
             Self::Backward => "-backward",
             Self::Both => "",
+        }
+    }
+
+    /// The scores of these directions, each computed by `one`, which takes true for forward.
+    pub(crate) fn sum(self, one: impl Fn(bool) -> Scores) -> Scores {
+        match self {
+            Self::Forward => one(true),
+            Self::Backward => one(false),
+            Self::Both => one(true).plus(&one(false)),
         }
     }
 }
@@ -41,33 +50,20 @@ pub(crate) struct Direction {
 impl Direction {
     pub(crate) fn of(record: &Record, forward: bool) -> Self {
         let length = record.length;
-        let measured = Delay::measured(record);
+        let delay = Delay::measured(record);
+        let (cells, datagrams) = (record.access_cells(forward), record.datagrams(forward));
         if forward {
-            let inputs = record.access.iter().map(|place| record.cells(&place.forward).collect()).collect();
-            let outputs = record.flows.iter().map(|place| times(&place.forward)).collect();
-            Self { length, delay: measured, inputs, outputs }
+            Self { length, delay, inputs: cells, outputs: datagrams }
         } else {
-            let inputs: Vec<Vec<u64>> = record.flows.iter().map(|place| times(&place.backward)).collect();
-            let outputs: Vec<Vec<u64>> =
-                record.access.iter().map(|place| record.cells(&place.backward).collect()).collect();
-            Self { length, delay: measured.moved_to(&inputs, &outputs), inputs, outputs }
+            Self { length, delay: delay.moved_to(&datagrams, &cells), inputs: datagrams, outputs: cells }
         }
     }
 }
 
-fn times(trace: &[crate::record::Seen]) -> Vec<u64> {
-    trace.iter().map(|seen| seen.at).collect()
-}
-
 /// Scores of users and flows from `score`, which gives a matrix of inputs (rows) and outputs (columns) for a direction.
 pub(crate) fn scores(record: &Record, way: Way, score: impl Fn(&Direction) -> Scores) -> Scores {
-    let one = |forward: bool| {
+    way.sum(|forward| {
         let matrix = score(&Direction::of(record, forward));
         if forward { matrix } else { matrix.transposed() }
-    };
-    match way {
-        Way::Forward => one(true),
-        Way::Backward => one(false),
-        Way::Both => one(true).plus(&one(false)),
-    }
+    })
 }

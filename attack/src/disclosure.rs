@@ -22,8 +22,8 @@ pub struct Session {
 /// The mean activity of each destination while a user is online, above that while it is not. Users (rows) by
 /// destinations (columns).
 ///
-/// Sources: Danezis, "Statistical disclosure attacks: traffic confirmation in open environments" (2003); Danezis,
-/// Serjantov, "Statistical disclosure or intersection attacks on anonymity systems" (2004).
+/// Sources: G. Danezis, Statistical Disclosure Attacks: Traffic Confirmation in Open Environments, SEC 2003; G. Danezis
+/// and A. Serjantov, Statistical Disclosure or Intersection Attacks on Anonymity Systems, IH 2004.
 pub fn statistical(sessions: &[Session], users: usize, destinations: usize) -> Scores {
     let total = totals(sessions.iter(), destinations);
     let mut online = vec![0.0; users];
@@ -49,7 +49,7 @@ pub fn statistical(sessions: &[Session], users: usize, destinations: usize) -> S
 /// What each user adds to each destination's activity, as the least squares over all sessions have it: other users
 /// that are often online together with one are taken out. Users (rows) by destinations (columns).
 ///
-/// Source: Pérez-González, Troncoso, "Understanding statistical disclosure: a least squares approach" (2012).
+/// Source: F. Pérez-González and C. Troncoso, Understanding Statistical Disclosure: A Least Squares Approach, PETS 2012.
 pub fn least_squares(sessions: &[Session], users: usize, destinations: usize) -> Scores {
     // The normal equations. Users whose presence does not vary are told apart by nothing: a ridge keeps their
     // shares equal. A last column of ones takes what no user causes.
@@ -118,7 +118,7 @@ fn solve(factor: &[Vec<f64>], mut values: Vec<f64>) -> Vec<f64> {
 mod tests {
     use super::*;
     use crate::Truth;
-    use crate::testbed::found;
+    use crate::figures::top1;
     use rand::seq::SliceRandom;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha20Rng;
@@ -147,8 +147,8 @@ mod tests {
         let often = |user: usize| 0.1 + 0.3 * (user % 3) as f64;
         let online = |rng: &mut ChaCha20Rng| (0..USERS).filter(|&user| rng.random_bool(often(user))).collect();
         let (sessions, truth) = sessions(1, 50, online);
-        assert!(found(&statistical(&sessions, USERS, USERS), &truth) > 0.9);
-        assert!(found(&least_squares(&sessions, USERS, USERS), &truth) > 0.9);
+        assert!(top1(&statistical(&sessions, USERS, USERS), &truth) > 0.9);
+        assert!(top1(&least_squares(&sessions, USERS, USERS), &truth) > 0.9);
     }
 
     #[test]
@@ -160,14 +160,14 @@ mod tests {
         };
         let (sessions, truth) = sessions(2, 200, online);
         let (means, squares) = (statistical(&sessions, USERS, USERS), least_squares(&sessions, USERS, USERS));
-        assert!(found(&squares, &truth) > 0.9);
-        assert!(found(&squares, &truth) >= found(&means, &truth));
+        assert!(top1(&squares, &truth) > 0.9);
+        assert!(top1(&squares, &truth) >= top1(&means, &truth));
     }
 
     #[test]
     fn users_that_are_always_online_are_not_disclosed() {
         let (sessions, truth) = sessions(2, 100, |_| (0..USERS).collect());
-        assert!(found(&statistical(&sessions, USERS, USERS), &truth) < 0.05);
-        assert!(found(&least_squares(&sessions, USERS, USERS), &truth) < 0.05);
+        assert!(top1(&statistical(&sessions, USERS, USERS), &truth) < 0.05);
+        assert!(top1(&least_squares(&sessions, USERS, USERS), &truth) < 0.05);
     }
 }

@@ -7,10 +7,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::{
-    attacker::{Attacker, Scores},
-    record::{Record, Truth},
-};
+use crate::{attacker::Scores, record::Truth};
 
 /// Seconds after which attackers are judged.
 pub const TIMES: [f64; 5] = [1.0, 3.0, 10.0, 30.0, 60.0];
@@ -65,16 +62,10 @@ pub fn figures(scores: &Scores, truth: &Truth, seed: u64) -> Figures {
     Figures { top1, mrr, auc, tpr_1e2, tpr_1e3, auc_raw, tpr_1e2_raw, tpr_1e3_raw, interval }
 }
 
-/// The attacker's figures after each of `seconds`, as far as the record reaches.
-pub fn over_time(
-    attacker: &dyn Attacker,
-    record: &Record,
-    truth: &Truth,
-    seconds: &[f64],
-    seed: u64,
-) -> Vec<(f64, Figures)> {
-    let within = seconds.iter().copied().filter(|s| s * 1e9 <= record.length as f64 + 1.0);
-    within.map(|s| (s, figures(&attacker.scores(&record.first((s * 1e9) as u64)), truth, seed))).collect()
+/// Share of users whose flow has the highest score in their row.
+pub fn top1(scores: &Scores, truth: &Truth) -> f64 {
+    let ranks = truth.0.iter().enumerate().map(|(user, &flow)| Rank::of(scores.row(user), flow).top1);
+    ranks.sum::<f64>() / truth.0.len().max(1) as f64
 }
 
 /// When a growing accuracy first reaches `level`: linear between the points of `curve` (seconds, accuracy), which
@@ -91,41 +82,6 @@ pub fn seconds_until(level: f64, curve: &[(f64, f64)]) -> Option<f64> {
     None
 }
 
-/// Seconds until the attacker's top-1 reaches `level`. It is measured after each of `seconds`, then halfway between the
-/// two around the level, `refinements` times, and interpolated.
-pub fn seconds_to_top1(
-    level: f64,
-    attacker: &dyn Attacker,
-    record: &Record,
-    truth: &Truth,
-    seconds: &[f64],
-    refinements: usize,
-) -> Option<f64> {
-    let top1_at = |s: f64| {
-        let scores = attacker.scores(&record.first((s * 1e9) as u64));
-        let ranks = truth.0.iter().enumerate().map(|(user, &flow)| Rank::of(scores.row(user), flow).top1);
-        ranks.sum::<f64>() / truth.0.len() as f64
-    };
-    let mut low = (0.0, 0.0);
-    let mut high = None;
-    for &s in seconds.iter().filter(|s| **s * 1e9 <= record.length as f64 + 1.0) {
-        let point = (s, top1_at(s));
-        if point.1 >= level {
-            high = Some(point);
-            break;
-        }
-        low = point;
-    }
-    let mut high = high?;
-    for _ in 0..refinements {
-        let middle = f64::midpoint(low.0, high.0);
-        let point = (middle, top1_at(middle));
-        if point.1 >= level { high = point } else { low = point }
-    }
-    let share = (level - low.1) / (high.1 - low.1).max(f64::MIN_POSITIVE);
-    Some(low.0 + share * (high.0 - low.0))
-}
-
 /// Scores relative to the rivals: a pair's score less the highest other one in its row or column. A user whose scores
 /// are all high, or a flow that resembles everybody, no longer hides the pairs that stand out.
 pub fn margins(scores: &Scores) -> Scores {
@@ -139,7 +95,7 @@ pub fn margins(scores: &Scores) -> Scores {
     })
 }
 
-/// The ROC curve of scores over all pairs: (false positive rate, true positive rate), at most about 200 points, closer
+/// The ROC curve of scores over all pairs, of [`margins`] if it belongs to [`Figures::auc`]: (false positive rate, true positive rate), at most about 200 points, closer
 /// together where false positives are few.
 pub fn roc_points(scores: &Scores, truth: &Truth) -> Vec<(f64, f64)> {
     let pairs = Pairs::new(scores, truth);

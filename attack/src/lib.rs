@@ -17,15 +17,12 @@ pub mod export;
 pub mod figures;
 pub mod independence;
 mod intensity;
+mod math;
 mod record;
 pub mod simulate;
 mod slots;
 #[cfg(test)]
-mod testbed;
-#[cfg(test)]
 mod tests;
 
-pub use assignment::{Assigned, assigned};
 pub use attacker::{Attacker, Example, Scores};
-pub use directions::Way;
 pub use record::{Passage, Place, Record, Seen, Trace, Truth};

@@ -20,6 +20,13 @@ pub struct Place {
     pub backward: Trace,
 }
 
+impl Place {
+    /// The trace of one direction.
+    pub fn trace(&self, forward: bool) -> &Trace {
+        if forward { &self.forward } else { &self.backward }
+    }
+}
+
 /// A datagram of the adversary's own user, whose way it knows: it sent it, and it is its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passage {
@@ -72,11 +79,29 @@ impl Record {
         }
     }
 
-    /// The cells of a trace: attackers leave handshakes and other lengths out.
+    /// The times of the cells of a trace. Handshakes and other lengths are left out.
     pub fn cells<'a>(&self, trace: &'a [Seen]) -> impl Iterator<Item = u64> + use<'a> {
-        let lengths = self.cell_bytes..=self.cell_bytes + LAYERS;
+        let lengths = self.cell_bytes..=self.cell_bytes.saturating_add(LAYERS);
         trace.iter().filter(move |seen| lengths.contains(&seen.bytes)).map(|seen| seen.at)
     }
+
+    /// The times of the cells on each access link in one direction.
+    pub(crate) fn access_cells(&self, forward: bool) -> Vec<Vec<u64>> {
+        self.access.iter().map(|place| self.cells(place.trace(forward)).collect()).collect()
+    }
+
+    /// The times of each flow's datagrams in one direction.
+    pub(crate) fn datagrams(&self, forward: bool) -> Vec<Vec<u64>> {
+        self.flows.iter().map(|place| place.trace(forward).iter().map(|seen| seen.at).collect()).collect()
+    }
+}
+
+/// The times of several traces in one order, each with the index of its trace. Equal times keep the traces' order.
+pub(crate) fn merged(traces: &[Vec<u64>]) -> Vec<(u64, usize)> {
+    let mut all: Vec<(u64, usize)> =
+        traces.iter().enumerate().flat_map(|(i, times)| times.iter().map(move |&at| (at, i))).collect();
+    all.sort_by_key(|&(at, _)| at);
+    all
 }
 
 /// The flow of each user, as an index into [`Record::flows`].

@@ -31,7 +31,7 @@ impl Slots {
         let mut slots: Vec<(u64, u32)> = Vec::new();
         for &at in cells {
             match slots.last_mut() {
-                Some((first, count)) if at - *first < SLOT => *count += 1,
+                Some((first, count)) if at - *first < SLOT => *count = count.saturating_add(1),
                 _ => slots.push((at, 1)),
             }
         }
@@ -74,7 +74,7 @@ fn runs(lacking: &[(u64, u32)], period: u64) -> Vec<Run> {
         match runs.last_mut() {
             Some(run) if at - run.to < period * 3 / 2 => {
                 run.to = at;
-                run.cells += cells;
+                run.cells = run.cells.saturating_add(cells);
             }
             _ => runs.push(Run { from: at, to: at, cells }),
         }

@@ -1,11 +1,13 @@
 //! Every attacker against cases whose answer is known. Small and quick; the example `cases` prints full ones.
 
 use crate::{
-    Assigned, Attacker, Example, Record, Scores, Truth, Way,
+    Attacker, Example, Record, Scores, Truth,
+    assignment::Assigned,
     attackers::{
         Correlation, Exit, FirstPacket, Lateness, Likelihood, MissingSlots, Order, Outage, PacketCount, StartStop,
         Volume, passive,
     },
+    directions::Way,
     figures::{Figures, figures},
     independence::{Verdict, verdict},
     simulate::{Answers, Chain, Ideal, Leak, Loss, Profile, Simulation},
@@ -22,7 +24,7 @@ fn constant(seconds: f64) -> Simulation {
 }
 
 fn top1(attacker: &dyn Attacker, (record, truth): &(Record, Truth)) -> f64 {
-    figures(&attacker.scores(record), truth, 1).top1
+    crate::figures::top1(&attacker.scores(record), truth)
 }
 
 /// Attackers that assume nothing but that what comes out went in.
@@ -43,8 +45,15 @@ fn general() -> Vec<Box<dyn Attacker>> {
     all
 }
 
+/// All attackers that look at what the record has.
+fn applying(record: &Record) -> Vec<Box<dyn Attacker>> {
+    let mut all = passive(&[], |_| true);
+    all.retain(|attacker| attacker.applies(record));
+    all
+}
+
 fn judged(run: &(Record, Truth)) -> (Vec<Scores>, Verdict) {
-    let scores: Vec<Scores> = passive(&[]).iter().map(|attacker| attacker.scores(&run.0)).collect();
+    let scores: Vec<Scores> = applying(&run.0).iter().map(|attacker| attacker.scores(&run.0)).collect();
     let verdict = verdict(&scores, &run.1, 1);
     (scores, verdict)
 }
@@ -87,7 +96,7 @@ fn ideal_rounds_are_at_chance_for_every_attacker() {
         let run = Simulation { chain, loss, ..voice(20.0) }.run();
         let (scores, verdict) = judged(&run);
         assert!(verdict.p > 0.02 && verdict.p_best_top1 > 0.02, "{verdict:?}");
-        for (attacker, scores) in passive(&[]).iter().zip(&scores) {
+        for (attacker, scores) in applying(&run.0).iter().zip(&scores) {
             let figures = figures(scores, &run.1, 1);
             let chance = 1.0 / USERS as f64;
             let interval = figures.interval.top1;
@@ -124,21 +133,25 @@ fn dummies_left_out_are_found_by_missing_slots() {
 #[test]
 fn visible_losses_are_found_by_outage() {
     let run = |copies: u32, loss: Loss, seed: u64| {
-        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, leak: Some(Leak::Losses), ..Ideal::default() });
+        let chain = Chain::Ideal(Ideal { copies, corrupt_exit: true, leak: Some(Leak::Losses) });
         Simulation { chain, loss, seed, ..constant(30.0) }.run()
     };
     let bursts = Loss::Bursts { share: 0.01, run: 3.0 };
     let (record, truth) = run(2, bursts, 7);
     let examples = [Example { record: &record, truth: &truth }];
     for exit in [Exit::Honest, Exit::Corrupt] {
-        let assumed = top1(&Outage::assumed(exit), &run(2, bursts, 1));
-        let learnt = top1(&Outage::learnt(exit, &examples), &run(2, bursts, 1));
+        let mut outage = Outage::new(exit);
+        let assumed = top1(&outage, &run(2, bursts, 1));
+        outage.train(&examples);
+        let learnt = top1(&outage, &run(2, bursts, 1));
         assert!(assumed >= 0.8 && learnt >= 0.9, "{exit:?}: {assumed} and {learnt}");
     }
-    let one_copy = top1(&Outage::assumed(Exit::Honest), &run(1, Loss::Independent(0.01), 1));
+    let mut outage = Outage::new(Exit::Honest);
+    let one_copy = top1(&outage, &run(1, Loss::Independent(0.01), 1));
     assert!(one_copy >= 0.9, "{one_copy}");
     // Copies repair single losses: what is left needs a minute or more.
-    let repaired = top1(&Outage::learnt(Exit::Honest, &examples), &run(3, Loss::Independent(0.01), 1));
+    outage.train(&examples);
+    let repaired = top1(&outage, &run(3, Loss::Independent(0.01), 1));
     assert!(repaired <= 0.2, "{repaired}");
 }
 
@@ -201,7 +214,7 @@ fn one_seed_gives_the_same_scores() {
 
 #[test]
 fn attackers_have_names_of_their_own() {
-    let mut names: Vec<String> = passive(&[]).iter().map(|attacker| attacker.name()).collect();
+    let mut names: Vec<String> = passive(&[], |_| true).iter().map(|attacker| attacker.name()).collect();
     let all = names.len();
     names.sort();
     names.dedup();
@@ -209,6 +222,23 @@ fn attackers_have_names_of_their_own() {
     assert!(
         names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-+".contains(c)))
     );
+}
+
+#[test]
+fn corrupt_exit_needs_rounds_that_it_could_not_open() {
+    let names = |record: &Record| -> Vec<String> { applying(record).iter().map(|one| one.name()).collect() };
+    let (record, _) = voice(1.0).run();
+    assert!(!names(&record).contains(&"outage-corrupt-exit".to_owned()));
+    let chain = Chain::Ideal(Ideal { corrupt_exit: true, ..Ideal::default() });
+    let (record, _) = Simulation { chain, ..voice(1.0) }.run();
+    assert!(names(&record).contains(&"outage-corrupt-exit".to_owned()));
+}
+
+#[test]
+fn only_wanted_attackers_are_made() {
+    let names: Vec<String> =
+        passive(&[], |name| name.starts_with("outage")).iter().map(|attacker| attacker.name()).collect();
+    assert_eq!(names, ["outage", "outage-corrupt-exit"]);
 }
 
 /// MixMatch (PoPETs 2024) reports a true positive rate of about 0.45 at a false positive rate of 1e-2 for the

@@ -1,16 +1,13 @@
 //! Detector of the n-1 attack: while all others are held, only the target's flow has datagrams.
 
-use super::plan::Isolation;
-
-/// The longest delay from the access link to the flow, in nanoseconds.
-const LONGEST_DELAY: u64 = 320_000_000;
+use super::{LONGEST_DELAY, plan::Isolation};
 
 /// Nanoseconds between delays that are tried.
 const STEP: u64 = 5_000_000;
 
 /// For each flow: its datagrams while others are held, above the mean of all other flows and in their deviations. The
 /// delay of the chain is that at which the windows are most quiet.
-pub fn alone(flows: &[Vec<u64>], plan: &Isolation, until: u64) -> Vec<f64> {
+pub(super) fn alone(flows: &[Vec<u64>], plan: &Isolation, until: u64) -> Vec<f64> {
     let windows: Vec<(u64, u64)> = (0..until / plan.cycle + 1)
         .map(|cycle| plan.bounds(cycle))
         .filter(|&(_, end)| end + LONGEST_DELAY < until)

@@ -28,6 +28,15 @@ impl Plan {
         }
     }
 
+    /// When a cell that `user` sends at `at` goes on, in nanoseconds; `None` if it is dropped.
+    pub fn passes(&self, user: usize, at: u64) -> Option<u64> {
+        match self.act(user, at) {
+            Action::Pass => Some(at),
+            Action::Delay(by) => Some(at + by),
+            Action::Drop => None,
+        }
+    }
+
     /// The user whose flow the adversary looks for.
     pub fn target(&self) -> usize {
         match self {
@@ -49,18 +58,23 @@ impl Plan {
     /// The paper that the attack comes from.
     pub fn source(&self) -> &'static str {
         match self {
-            Self::DelayWatermark(_) => "Wang, Reeves 2003; Houmansadr, Kiyavash, Borisov 2009",
-            Self::DropWatermark(_) => "Yu, Fu, Graham, Xuan, Zhao 2007",
-            Self::Isolation(_) => "Serjantov, Dingledine, Syverson 2002",
+            Self::DelayWatermark(_) => {
+                "X. Wang and D. Reeves, Robust Correlation of Encrypted Attack Traffic Through Stepping Stones by \
+                 Manipulation of Interpacket Delays, CCS 2003; A. Houmansadr, N. Kiyavash and N. Borisov, RAINBOW: A \
+                 Robust and Invisible Non-Blind Watermark for Network Flows, NDSS 2009"
+            }
+            Self::DropWatermark(_) => {
+                "W. Yu et al., DSSS-Based Flow Marking Technique for Invisible Traceback, S&P 2007, with losses for rates"
+            }
+            Self::Isolation(_) => {
+                "A. Serjantov, R. Dingledine and P. Syverson, From a Trickle to a Flood: Active Attacks on Several Mix \
+                 Types, IH 2002"
+            }
         }
     }
 }
 
 /// Delays the target's cells in one of every two periods; which of the two is secret.
-///
-/// Sources: Wang, Reeves, "Robust correlation of encrypted attack traffic through stepping stones by manipulation of
-/// interpacket delays" (2003); Houmansadr, Kiyavash, Borisov, "RAINBOW: a robust and invisible non-blind watermark for
-/// network flows" (2009).
 #[derive(Clone, Debug, PartialEq)]
 pub struct DelayWatermark {
     pub target: usize,
@@ -79,16 +93,13 @@ impl DelayWatermark {
     }
 
     /// Are cells delayed at this time?
-    pub fn delays(&self, at: u64) -> bool {
+    pub(super) fn delays(&self, at: u64) -> bool {
         let period = at / self.period;
         period.is_multiple_of(2) == draw(self.seed, period / 2).is_multiple_of(2)
     }
 }
 
 /// Drops the target's cells in a share of short slots, which are secret.
-///
-/// Source: Yu, Fu, Graham, Xuan, Zhao, "DSSS-based flow marking technique for invisible traceback" (2007), with losses
-/// for rates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DropWatermark {
     pub target: usize,
@@ -107,15 +118,13 @@ impl DropWatermark {
     }
 
     /// Are the cells of this slot dropped?
-    pub fn marks(&self, slot: u64) -> bool {
+    pub(super) fn marks(&self, slot: u64) -> bool {
         (draw(self.seed, slot) >> 11) as f64 / (1_u64 << 53) as f64 <= self.share
     }
 }
 
 /// The n-1 attack without cells of the adversary's own: for a while only the target's cells pass, and those of all
 /// others are held to the end of the window.
-///
-/// Source: Serjantov, Dingledine, Syverson, "From a trickle to a flood: active attacks on several mix types" (2002).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Isolation {
     pub target: usize,
@@ -134,7 +143,7 @@ impl Isolation {
     }
 
     /// Begin and end of the window of a cycle, in nanoseconds since the record began.
-    pub fn bounds(&self, cycle: u64) -> (u64, u64) {
+    pub(super) fn bounds(&self, cycle: u64) -> (u64, u64) {
         let room = self.cycle.saturating_sub(self.window).max(1);
         let begin = cycle * self.cycle + draw(self.seed, cycle) % room;
         (begin, begin + self.window)
@@ -147,8 +156,8 @@ impl Isolation {
     }
 }
 
-/// Number `index` of the secret's stream: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
-/// generators", 2014).
+/// Number `index` of the secret's stream: SplitMix64 (G. Steele, D. Lea and C. Flood, Fast Splittable Pseudorandom Number
+/// Generators, OOPSLA 2014).
 fn draw(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_mul(0xbf58_476d_1ce4_e5b9).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for _ in 0..2 {

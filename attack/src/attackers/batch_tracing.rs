@@ -1,15 +1,11 @@
 //! Batch tracing: follows every cell from release to release.
 //!
-//! A mix that releases all that it holds hides a cell among those of its release, and nothing else: the adversary
-//! counts cells in and out and knows in which release each left, on every link to the exit. A user's cell and its
-//! datagram share the last release. Users that merely send at the same rate meet there by chance.
-//!
-//! Sources: Serjantov, Dingledine, Syverson, "From a trickle to a flood: active attacks on several mix types" (2002),
-//! on what pools that empty do not hide; Danezis, "The traffic analysis of continuous-time mixes" (2004), on likelihood
-//! ratios of whole streams.
+//! A mix that releases everything it holds hides a cell among those of its release, and nothing else. The adversary
+//! counts cells in and out, so it knows the release in which each cell leaves, on every link to the exit. A user's cell
+//! and its datagram share the last release. Users that only send at the same rate meet there by chance.
 
 use super::releases::Releases;
-use crate::{Attacker, Record, Scores};
+use crate::{Attacker, Record, Scores, Seen, record::merged};
 
 /// Share of releases in which a user and its own flow disagree: loss, cells of control, borders between releases.
 const ERROR: f64 = 0.03;
@@ -21,7 +17,7 @@ const MOST: usize = 15;
 const HABIT: u64 = 1_000_000_000;
 
 /// Follows cells from the access links to the flows, and answers from the flows to the access links.
-pub struct BatchTracing;
+pub(crate) struct BatchTracing;
 
 impl Attacker for BatchTracing {
     fn name(&self) -> String {
@@ -29,7 +25,9 @@ impl Attacker for BatchTracing {
     }
 
     fn source(&self) -> &'static str {
-        "Serjantov, Dingledine, Syverson 2002; Danezis 2004"
+        "A. Serjantov, R. Dingledine and P. Syverson, From a Trickle to a Flood: Active Attacks on Several Mix Types, \
+         IH 2002 (pools that empty hide nothing else); G. Danezis, The Traffic Analysis of Continuous-Time Mixes, PET \
+         2004 (likelihood ratios of whole streams)"
     }
 
     fn scores(&self, record: &Record) -> Scores {
@@ -44,48 +42,22 @@ impl Attacker for BatchTracing {
 /// Cells to the exit: traced up to the last inner link. A datagram leaves the exit right after the release that brings
 /// it.
 fn forward(record: &Record) -> Meetings {
-    let (arrivals, users) = merged(record.access.iter().map(|place| record.cells(&place.forward).collect()));
-    let links: Vec<Releases> =
-        record.inner.iter().map(|place| Releases::of(&record.cells(&place.forward).collect::<Vec<u64>>())).collect();
-    let traced = traced(&arrivals, &links);
-    let (left, flows) = merged(record.flows.iter().map(|place| place.forward.iter().map(|seen| seen.at).collect()));
-    let Some(last) = links.last() else { return Meetings::none() };
-    let sinks = left.iter().zip(flows).filter_map(|(&at, flow)| Some((last.under_way(at)?, flow)));
-    Meetings::new(
-        (record.access.len(), record.flows.len()),
-        &last.starts,
-        traced.into_iter().map(|r| r as usize).zip(users),
-        sinks,
-    )
+    let links: Vec<Releases> = record.inner.iter().map(|place| releases(record, &place.forward)).collect();
+    Meetings::over(&record.access_cells(true), &links, &record.datagrams(true))
 }
 
 /// Answers from the exit, which does not hold them: the first pool is that of the last mix, and its releases are on
 /// the last inner link but one. The first mix's releases are on the access links together.
 fn backward(record: &Record) -> Meetings {
-    let (arrivals, flows) =
-        merged(record.flows.iter().map(|place| place.backward.iter().map(|seen| seen.at).collect()));
-    let (left, users) = merged(record.access.iter().map(|place| record.cells(&place.backward).collect()));
-    let mut links: Vec<Releases> = (record.inner.iter().rev().skip(1))
-        .map(|place| Releases::of(&record.cells(&place.backward).collect::<Vec<u64>>()))
-        .collect();
-    let last = Releases::of(&left);
-    links.push(last.clone());
-    let traced = traced(&arrivals, &links);
-    let sinks = left.iter().zip(users).filter_map(|(&at, user)| Some((last.under_way(at)?, user)));
-    Meetings::new(
-        (record.flows.len(), record.access.len()),
-        &last.starts,
-        traced.into_iter().map(|r| r as usize).zip(flows),
-        sinks,
-    )
+    let cells = record.access_cells(false);
+    let mut links: Vec<Releases> =
+        record.inner.iter().rev().skip(1).map(|place| releases(record, &place.backward)).collect();
+    links.push(Releases::of(&merged(&cells).into_iter().map(|(at, _)| at).collect::<Vec<u64>>()));
+    Meetings::over(&record.datagrams(false), &links, &cells)
 }
 
-/// All times of several traces in order, each with the index of its trace.
-fn merged(traces: impl Iterator<Item = Vec<u64>>) -> (Vec<u64>, Vec<usize>) {
-    let mut all: Vec<(u64, usize)> =
-        traces.enumerate().flat_map(|(i, times)| times.into_iter().map(move |at| (at, i))).collect();
-    all.sort_by_key(|&(at, _)| at);
-    all.into_iter().unzip()
+fn releases(record: &Record, trace: &[Seen]) -> Releases {
+    Releases::of(&record.cells(trace).collect::<Vec<u64>>())
 }
 
 /// The last link's release of each arrival, through the releases of every link. Arrivals too late for one are left out
@@ -134,8 +106,15 @@ struct Meetings {
 }
 
 impl Meetings {
-    fn none() -> Self {
-        Self { sources: Vec::new(), sinks: Vec::new(), weights: Vec::new(), silent: Vec::new(), periods: Vec::new() }
+    /// From packets that enter the pool before the first of `links` to packets that follow the last of them.
+    fn over(sources: &[Vec<u64>], links: &[Releases], sinks: &[Vec<u64>]) -> Self {
+        let Some(last) = links.last() else {
+            return Self::new((sources.len(), sinks.len()), &[], [].into_iter(), [].into_iter());
+        };
+        let (arrivals, owners): (Vec<u64>, Vec<usize>) = merged(sources).into_iter().unzip();
+        let entered = traced(&arrivals, links).into_iter().map(|release| release as usize).zip(owners);
+        let left = merged(sinks).into_iter().filter_map(|(at, sink)| Some((last.under_way(at)?, sink)));
+        Self::new((sources.len(), sinks.len()), &last.starts, entered, left)
     }
 
     /// `sources` and `sinks` are pairs of a release and an index.
@@ -161,8 +140,7 @@ impl Meetings {
 
     /// The logarithm of the likelihood ratio: the sink's datagrams are the source's cells, or its own habit.
     fn ratio(&self, source: usize, sink: usize) -> f64 {
-        let Some(cells) = self.sources.get(source) else { return 0.0 };
-        let (datagrams, weights) = (&self.sinks[sink], &self.weights[sink]);
+        let (cells, datagrams, weights) = (&self.sources[source], &self.sinks[sink], &self.weights[sink]);
         let gain = |&(release, m): &(u32, u8)| {
             let weights = &weights[self.periods[release as usize] as usize];
             let k = datagrams[release as usize] as usize;
@@ -215,26 +193,36 @@ fn weights(datagrams: &[u8], periods: &[u32]) -> Vec<[[f32; MOST + 1]; MOST + 1]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testbed::{Chain, constant_calls, found, talk_spurts};
+    use crate::{
+        figures::top1,
+        simulate::{Answers, Loss, Profile, Simulation},
+    };
+
+    fn constant(users: usize, seconds: f64, seed: u64) -> Simulation {
+        let (profile, answers) = (Profile::Constant, Answers::Independent);
+        Simulation { profile, answers, ..Simulation::new(users, seconds, seed) }
+    }
 
     #[test]
     fn constant_calls_through_a_grid_are_found() {
-        let (record, truth) = Chain::default().run(1, &constant_calls(1, 100, 60.0));
-        assert!(found(&BatchTracing.scores(&record), &truth) >= 0.9);
+        let (record, truth) = constant(100, 60.0, 1).run();
+        let found = top1(&BatchTracing.scores(&record), &truth);
+        assert!(found >= 0.9, "{found}");
     }
 
     #[test]
     fn losses_and_talk_spurts_do_not_end_the_trace() {
-        let lossy = Chain { loss: 0.01, ..Chain::default() };
-        let (record, truth) = lossy.run(2, &talk_spurts(2, 60, 10.0));
-        assert!(found(&BatchTracing.scores(&record), &truth) >= 0.9);
+        let lossy = Simulation { loss: Loss::Independent(0.01), ..Simulation::new(60, 10.0, 2) };
+        let (record, truth) = lossy.run();
+        let found = top1(&BatchTracing.scores(&record), &truth);
+        assert!(found >= 0.9, "{found}");
     }
 
     #[test]
     fn independent_flows_are_not_found() {
-        let (record, _) = Chain::default().run(3, &constant_calls(3, 60, 20.0));
-        let (other, truth) = Chain::default().run(4, &constant_calls(4, 60, 20.0));
+        let (record, _) = constant(60, 20.0, 3).run();
+        let (other, truth) = constant(60, 20.0, 4).run();
         let mixed = Record { flows: other.flows, ..record };
-        assert!(found(&BatchTracing.scores(&mixed), &truth) < 0.1);
+        assert!(top1(&BatchTracing.scores(&mixed), &truth) < 0.1);
     }
 }

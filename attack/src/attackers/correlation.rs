@@ -3,6 +3,7 @@
 use crate::{
     attacker::{Attacker, Scores},
     directions::{self, Direction, Way},
+    math::dot,
     record::Record,
 };
 
@@ -10,7 +11,7 @@ use crate::{
 const LAGS: i64 = 60;
 
 /// Correlates packets per bin of inputs and outputs, at the best of all lags that the probe's delays allow.
-pub struct Correlation {
+pub(crate) struct Correlation {
     pub way: Way,
     pub bin_ms: u64,
 }
@@ -38,7 +39,7 @@ fn correlate(direction: &Direction, bin: u64) -> Scores {
     let inputs: Vec<Vec<f32>> = direction.inputs.iter().map(counts).collect();
     let outputs: Vec<Vec<f32>> = direction.outputs.iter().map(counts).collect();
     Scores::of_pairs(inputs.len(), outputs.len(), |i, o| {
-        let at = |lag: i64| dot(&inputs[i], outputs[o].get(lag as usize..).unwrap_or_default());
+        let at = |lag: i64| f64::from(dot(&inputs[i], outputs[o].get(lag as usize..).unwrap_or_default()));
         lags.clone().map(at).fold(f64::NEG_INFINITY, f64::max)
     })
 }
@@ -53,17 +54,4 @@ fn normalised(times: &[u64], bin: u64, length: u64) -> Vec<f32> {
     let norm = counts.iter().map(|c| (c - mean).powi(2)).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
     counts.iter_mut().for_each(|c| *c = (*c - mean) / norm);
     counts
-}
-
-/// In eight sums, which the compiler turns into vector instructions.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0f32; 8];
-    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for k in 0..8 {
-            sums[k] += a[k] * b[k];
-        }
-    }
-    f64::from(sums.iter().sum::<f32>() + rest)
 }

@@ -3,7 +3,7 @@
 use crate::{
     attacker::{Attacker, Scores},
     directions::{Direction, Way},
-    record::{Place, Record},
+    record::Record,
 };
 
 /// Links that send this close to the ends of the record were not seen to start or stop, in nanoseconds.
@@ -16,7 +16,7 @@ const SILENT: f64 = 2e9;
 
 /// Compares the first packet of a link with the first one of a flow, and the last ones: a link that runs only while its
 /// flow does starts just before it and stops just after it.
-pub struct FirstPacket {
+pub(crate) struct FirstPacket {
     pub way: Way,
 }
 
@@ -32,32 +32,20 @@ impl Attacker for FirstPacket {
 
     fn scores(&self, record: &Record) -> Scores {
         let length = record.length as i64;
-        let one = |forward: bool| {
-            let pick = |place: &Place| if forward { place.forward.clone() } else { place.backward.clone() };
+        self.way.sum(|forward| {
             let delay = Direction::of(record, forward).delay.median() * if forward { 1 } else { -1 };
-            let ends = |mut times: Box<dyn Iterator<Item = u64> + '_>, delay: i64| {
-                let first = times.next()? as i64;
-                let last = times.last().map_or(first, |last| last as i64);
-                Some((first - delay, last - delay))
+            let ends = |times: &Vec<u64>, earlier: i64| {
+                Some((*times.first()? as i64 - earlier, *times.last()? as i64 - earlier))
             };
-            let links: Vec<_> = (record.access.iter())
-                .map(|place| ends(Box::new(record.cells(&pick(place)).collect::<Vec<u64>>().into_iter()), 0))
-                .collect();
-            let flows: Vec<_> = (record.flows.iter())
-                .map(|place| ends(Box::new(pick(place).into_iter().map(|seen| seen.at)), delay))
-                .collect();
+            let links: Vec<_> = record.access_cells(forward).iter().map(|cells| ends(cells, 0)).collect();
+            let flows: Vec<_> = record.datagrams(forward).iter().map(|times| ends(times, delay)).collect();
             Scores::of_pairs(links.len(), flows.len(), |user, flow| {
                 let (Some(link), Some(flow)) = (links[user], flows[flow]) else { return 0.0 };
                 let start = if link.0 > EDGE { likeness(flow.0 - link.0) } else { 0.0 };
                 let stop = if link.1 < length - EDGE { likeness(link.1 - flow.1) } else { 0.0 };
                 start + stop
             })
-        };
-        match self.way {
-            Way::Forward => one(true),
-            Way::Backward => one(false),
-            Way::Both => one(true).plus(&one(false)),
-        }
+        })
     }
 }
 

@@ -3,20 +3,22 @@
 //! A link at a constant rate shows nothing by its rate. But software that reads, encrypts or copies for a datagram and
 //! not for a dummy sends data some microseconds later. The attacker fits the link's clock, takes what is left, and
 //! correlates it with the datagrams of every flow at the delay of the chain, which all pairs share.
-//!
-//! Sources: Fu, Graham, Bettati, Zhao, "On effectiveness of link padding for statistical traffic analysis attacks"
-//! (2003), on timers that payload delays; Murdoch, "Hot or not: revealing hidden services by their clock skew" (2006),
-//! on fitting a remote clock.
 
 use rayon::prelude::*;
 
-use crate::{Attacker, Record, Scores};
+use crate::{
+    Attacker, Record, Scores,
+    math::{dot, median},
+};
 
 /// The longest delay between access link and flow, in nanoseconds.
 const LONGEST_DELAY: u64 = 1_500_000_000;
 
 /// Delays that are tried at most, one period of the link apart.
 const DELAYS: usize = 128;
+
+/// The shortest period of a paced link, in nanoseconds.
+const SHORTEST_PERIOD: f64 = 1e6;
 
 /// Slots that the delay is fitted to.
 const FITTED: usize = 2_000;
@@ -25,7 +27,7 @@ const FITTED: usize = 2_000;
 const WANDER: u64 = 10_000_000_000;
 
 /// Finds pacing that depends on data.
-pub struct Lateness;
+pub(crate) struct Lateness;
 
 impl Attacker for Lateness {
     fn name(&self) -> String {
@@ -33,24 +35,15 @@ impl Attacker for Lateness {
     }
 
     fn source(&self) -> &'static str {
-        "Fu, Graham, Bettati, Zhao 2003; Murdoch 2006"
+        "X. Fu et al., On Effectiveness of Link Padding for Statistical Traffic Analysis Attacks, ICDCS 2003 (timers that \
+         payload delays); S. Murdoch, Hot or Not: Revealing Hidden Services by Their Clock Skew, CCS 2006 (fitting a \
+         remote clock)"
     }
 
     fn scores(&self, record: &Record) -> Scores {
-        let cells = |forward: bool| -> Vec<Vec<u64>> {
-            let trace = |place: &crate::Place| {
-                record.cells(if forward { &place.forward } else { &place.backward }).collect::<Vec<u64>>()
-            };
-            record.access.iter().map(trace).collect()
-        };
-        let datagrams = |forward: bool| -> Vec<Vec<u64>> {
-            let times = |place: &crate::Place| {
-                (if forward { &place.forward } else { &place.backward }).iter().map(|seen| seen.at).collect()
-            };
-            record.flows.iter().map(times).collect()
-        };
-        let forward = agreement(&cells(true), &datagrams(true), record.length, true);
-        let backward = agreement(&cells(false), &datagrams(false), record.length, false);
+        let agreement =
+            |forward| agreement(&record.access_cells(forward), &record.datagrams(forward), record.length, forward);
+        let (forward, backward) = (agreement(true), agreement(false));
         let squared = |z: f32| f64::from(z * z.abs());
         Scores::of_pairs(record.access.len(), record.flows.len(), |user, flow| {
             let of = |table: &[Vec<f32>]| table.get(user).map_or(0.0, |row| squared(row[flow]));
@@ -74,8 +67,8 @@ fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: b
     let delays = ((LONGEST_DELAY as f64 / period) as usize).clamp(1, DELAYS).min(slots);
     let at = |delay: usize, slots: usize| -> Vec<Vec<f32>> {
         let pair = |late: &[f32], active: &[f32]| match forward {
-            true => product(&late[..slots - delay], &active[delay..slots]),
-            false => product(&late[delay..slots], &active[..slots - delay]),
+            true => dot(&late[..slots - delay], &active[delay..slots]),
+            false => dot(&late[delay..slots], &active[..slots - delay]),
         };
         let scale = ((slots - delay) as f32).sqrt().max(1.0);
         late.iter().map(|late| active.iter().map(|active| pair(late, active) / scale).collect()).collect()
@@ -96,7 +89,8 @@ fn agreement(cells: &[Vec<u64>], datagrams: &[Vec<u64>], length: u64, forward: b
     (0..late.len()).map(|user| (0..active.len()).map(|flow| strongest(user, flow)).collect()).collect()
 }
 
-/// The period of a link: the median of its gaps without those within a slot.
+/// The period of a link: the median of its gaps without those within a slot. `None` if that is shorter than a slot of
+/// any paced link: then the link sends in bursts.
 fn period(times: &[u64]) -> Option<f64> {
     let mut gaps: Vec<f64> = times.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
     if gaps.len() < 16 {
@@ -105,7 +99,7 @@ fn period(times: &[u64]) -> Option<f64> {
     gaps.sort_unstable_by(f64::total_cmp);
     let long = gaps[gaps.len() * 9 / 10] / 2.0;
     gaps.retain(|&gap| gap > long);
-    Some(gaps[gaps.len() / 2])
+    gaps.get(gaps.len() / 2).copied().filter(|&period| period >= SHORTEST_PERIOD)
 }
 
 /// How late the cells of each slot are on the link's own clock, in nanoseconds: zero for slots without a cell.
@@ -180,19 +174,6 @@ fn standard(mut values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-/// The sum of products, in eight lanes so that compilers use vector instructions.
-fn product(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 8];
-    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += a * b;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
-}
-
 /// The line of least squares through points: its value at zero and its slope.
 fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     let count = points.len() as f64;
@@ -202,30 +183,31 @@ fn line(points: &[(f64, f64)]) -> Option<(f64, f64)> {
     (square > 0.0).then(|| (y - both / square * x, both / square))
 }
 
-/// The middle value, of which there must be one.
-fn median(values: &mut [f64]) -> f64 {
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::{Chain, Ideal, Leak, Simulation};
-    use crate::testbed::found;
+    use crate::{Place, Seen};
 
-    fn share(ideal: Ideal, seconds: f64, seed: u64) -> f64 {
-        let (record, truth) = Simulation { chain: Chain::Ideal(ideal), ..Simulation::new(100, seconds, seed) }.run();
-        found(&Lateness.scores(&record), &truth)
+    #[test]
+    fn links_without_a_period_have_none() {
+        assert_eq!(period(&[5_000_000; 100]), None, "one burst");
+        let bursts: Vec<u64> = (0..1000).map(|i| (i / 20) * 50_000_000 + (i % 20) * 10_000).collect();
+        assert_eq!(period(&bursts), None, "bursts of 20 cells");
+        let paced: Vec<u64> = (0..100).map(|i| i * 10_000_000).collect();
+        assert_eq!(period(&paced), Some(1e7));
     }
 
     #[test]
-    fn data_later_than_dummies_is_found() {
-        assert!(share(Ideal::with(Leak::LateData { us: 20.0 }), 10.0, 1) > 0.9);
-    }
-
-    #[test]
-    fn ideal_rounds_are_at_chance() {
-        assert!(share(Ideal::default(), 20.0, 2) < 0.06);
+    fn bursts_over_an_hour_are_scored_as_equal() {
+        let trace: Vec<Seen> = (0..4000).map(|i| Seen { at: (i / 20) * 18_000_000_000 + (i % 20), bytes: 9 }).collect();
+        let place = Place { forward: trace.clone(), backward: trace };
+        let record = Record {
+            length: 3_600_000_000_000,
+            cell_bytes: 9,
+            access: vec![place.clone(); 3],
+            flows: vec![place; 3],
+            ..Record::default()
+        };
+        assert_eq!(Lateness.scores(&record), Scores::of_pairs(3, 3, |_, _| 0.0));
     }
 }

@@ -1,11 +1,8 @@
 //! A learned matcher: boosted trees over what other attackers say about a pair.
 //!
-//! It is trained with records of other seeds, whose truth is known: the pairs that belong together, and others. What
-//! it learns is how much each attacker is worth where the others are unsure. It sees how far a pair is above its row,
-//! its column and its best rivals, not the scores themselves, so it carries over to records of other lengths.
-//!
-//! Sources: Nasr, Bahramali, Houmansadr, "DeepCorr: strong flow correlation attacks on Tor using deep learning" (2018);
-//! Chen, Guestrin, "XGBoost: a scalable tree boosting system" (2016); Wolpert, "Stacked generalization" (1992).
+//! It is trained with records of other seeds, whose truth is known: the pairs that belong together, and others. It
+//! learns how much each attacker is worth where the others are unsure. It sees how far a pair is above its row, its
+//! column and its best rivals, not the scores themselves, so it also works on records of other lengths.
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -34,22 +31,38 @@ const VIEWS: usize = 4;
 type Trees = XGRegressor<f64, f64, DenseMatrix<f64>, Vec<f64>>;
 
 /// Boosted trees over the scores of other attackers.
-pub struct Learned {
+pub(crate) struct Learned {
     bases: Vec<Box<dyn Attacker>>,
+    seed: u64,
     trees: Option<Trees>,
 }
 
 impl Learned {
-    /// Learns from records of other seeds. Equal examples and seeds give equal trees. Without examples, the score is
-    /// the mean over all attackers of how far the pair is above its row and column.
-    pub fn learnt(examples: &[Example<'_>], seed: u64) -> Self {
-        let bases = bases();
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    /// Until it is trained, its score is the mean over all attackers of how far the pair is above its row and column.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { bases: bases(), seed, trees: None }
+    }
+}
+
+impl Attacker for Learned {
+    fn name(&self) -> String {
+        "learned".into()
+    }
+
+    fn source(&self) -> &'static str {
+        "M. Nasr, A. Bahramali and A. Houmansadr, DeepCorr: Strong Flow Correlation Attacks on Tor Using Deep Learning, \
+         CCS 2018; T. Chen and C. Guestrin, XGBoost: A Scalable Tree Boosting System, KDD 2016; D. Wolpert, Stacked \
+         Generalization, Neural Networks 1992"
+    }
+
+    /// Equal examples and seeds give equal trees.
+    fn train(&mut self, examples: &[Example<'_>]) {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let (mut rows, mut labels) = (Vec::new(), Vec::new());
         for example in examples {
             let whole = example.record.length;
             for length in BEGINNINGS.into_iter().filter(|&length| length < whole).chain([whole]) {
-                let views = Views::of(&bases, &example.record.first(length));
+                let views = Views::of(&self.bases, &example.record.first(length));
                 for (user, flow, label) in lessons(&views, &example.truth.0, &mut rng) {
                     rows.push(views.row(user, flow));
                     labels.push(label);
@@ -63,19 +76,9 @@ impl Learned {
             .with_min_child_weight(5)
             .with_subsample(0.7)
             .with_base_score(0.0)
-            .with_seed(seed);
+            .with_seed(self.seed);
         let trees = DenseMatrix::from_2d_vec(&rows).and_then(|rows| Trees::fit(&rows, &labels, parameters));
-        Self { bases, trees: trees.ok() }
-    }
-}
-
-impl Attacker for Learned {
-    fn name(&self) -> String {
-        "learned".into()
-    }
-
-    fn source(&self) -> &'static str {
-        "M. Nasr et al., DeepCorr, CCS 2018; T. Chen and C. Guestrin, XGBoost, KDD 2016"
+        self.trees = trees.ok();
     }
 
     fn scores(&self, record: &Record) -> Scores {
@@ -105,7 +108,7 @@ fn bases() -> Vec<Box<dyn Attacker>> {
         Box::new(Volume { way }),
         Box::new(MissingSlots { way }),
         Box::new(Lateness),
-        Box::new(Outage::assumed(super::Exit::Honest)),
+        Box::new(Outage::new(super::Exit::Honest)),
     ]
 }
 
@@ -212,37 +215,39 @@ fn lessons(views: &Views, flow_of: &[usize], rng: &mut ChaCha8Rng) -> Vec<(usize
 mod tests {
     use super::*;
     use crate::simulate::{Chain, Ideal, Simulation};
-    use crate::{record::Truth, testbed::found};
+    use crate::{figures::top1, record::Truth};
 
     fn run(chain: &Chain, seconds: f64, seed: u64) -> (Record, Truth) {
         Simulation { chain: chain.clone(), ..Simulation::new(40, seconds, seed) }.run()
     }
 
-    fn learnt(chain: &Chain, seconds: f64) -> Learned {
-        let trained = [run(chain, seconds, 11), run(chain, seconds, 12)];
-        let examples: Vec<Example<'_>> = trained.iter().map(|(record, truth)| Example { record, truth }).collect();
-        Learned::learnt(&examples, 1)
+    fn trained(chain: &Chain, seconds: f64) -> Learned {
+        let runs = [run(chain, seconds, 11), run(chain, seconds, 12)];
+        let examples: Vec<Example<'_>> = runs.iter().map(|(record, truth)| Example { record, truth }).collect();
+        let mut learned = Learned::new(1);
+        learned.train(&examples);
+        learned
     }
 
     #[test]
     fn learned_matcher_finds_calls_through_a_grid() {
         let (record, truth) = run(&Chain::DEFAULT, 5.0, 1);
-        let scores = learnt(&Chain::DEFAULT, 4.0).scores(&record);
-        assert!(found(&scores, &truth) > 0.9);
-        assert_eq!(scores, learnt(&Chain::DEFAULT, 4.0).scores(&record), "equal seeds give equal scores");
+        let scores = trained(&Chain::DEFAULT, 4.0).scores(&record);
+        assert!(top1(&scores, &truth) > 0.9);
+        assert_eq!(scores, trained(&Chain::DEFAULT, 4.0).scores(&record), "equal seeds give equal scores");
     }
 
     #[test]
     fn learned_matcher_is_at_chance_on_independent_records() {
         let ideal = Chain::Ideal(Ideal::default());
         let (record, truth) = run(&ideal, 5.0, 1);
-        assert!(found(&learnt(&ideal, 5.0).scores(&record), &truth) <= 0.125);
-        assert!(found(&learnt(&Chain::DEFAULT, 5.0).scores(&record), &truth) <= 0.125);
+        assert!(top1(&trained(&ideal, 5.0).scores(&record), &truth) <= 0.125);
+        assert!(top1(&trained(&Chain::DEFAULT, 5.0).scores(&record), &truth) <= 0.125);
     }
 
     #[test]
     fn without_examples_the_mean_decides() {
         let (record, truth) = run(&Chain::DEFAULT, 5.0, 1);
-        assert!(found(&Learned::learnt(&[], 1).scores(&record), &truth) > 0.9);
+        assert!(top1(&Learned::new(1).scores(&record), &truth) > 0.9);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 ///
 /// Clocks that drift do no harm and help: every packet is compared at the time that it has. Lost and stray packets cost
 /// a bounded amount each.
-pub struct Likelihood {
+pub(crate) struct Likelihood {
     pub way: Way,
     /// Ask as well how likely each input is, given the outputs. It finds flows that lack packets, but is misled by
     /// cover cells, to which no datagram belongs.

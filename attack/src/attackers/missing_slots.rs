@@ -3,7 +3,7 @@
 use crate::{
     attacker::{Attacker, Scores},
     directions::{Direction, Way},
-    record::{Place, Record},
+    record::Record,
     slots::Slots,
 };
 
@@ -13,7 +13,7 @@ const ERROR: f64 = 0.02;
 
 /// Looks for slots without a cell on links that send at regular times: no datagram of the user's flow can belong to
 /// such a slot. It finds links that leave out dummies, and those that lose what is then missing from the flow.
-pub struct MissingSlots {
+pub(crate) struct MissingSlots {
     pub way: Way,
 }
 
@@ -28,24 +28,15 @@ impl Attacker for MissingSlots {
     }
 
     fn scores(&self, record: &Record) -> Scores {
-        let one = |forward: bool| {
-            let pick = |place: &Place| if forward { place.forward.clone() } else { place.backward.clone() };
+        self.way.sum(|forward| {
             let delay = Direction::of(record, forward).delay.median() * if forward { 1 } else { -1 };
-            let links: Vec<Option<Slots>> = (record.access.iter())
-                .map(|place| Slots::of(&record.cells(&pick(place)).collect::<Vec<u64>>()))
-                .collect();
-            let flows: Vec<Vec<i64>> = (record.flows.iter())
-                .map(|place| pick(place).iter().map(|seen| seen.at as i64 - delay).collect())
-                .collect();
+            let links: Vec<Option<Slots>> = record.access_cells(forward).iter().map(|cells| Slots::of(cells)).collect();
+            let earlier = |times: &Vec<u64>| times.iter().map(|&at| at as i64 - delay).collect();
+            let flows: Vec<Vec<i64>> = record.datagrams(forward).iter().map(earlier).collect();
             Scores::of_pairs(links.len(), flows.len(), |user, flow| {
                 links[user].as_ref().map_or(0.0, |slots| ratio(slots, &flows[flow], record.length))
             })
-        };
-        match self.way {
-            Way::Forward => one(true),
-            Way::Backward => one(false),
-            Way::Both => one(true).plus(&one(false)),
-        }
+        })
     }
 }
 

@@ -13,17 +13,17 @@ mod releases;
 mod start_stop;
 mod volume;
 
-pub use batch_tracing::BatchTracing;
-pub use correlation::Correlation;
-pub use first_packet::FirstPacket;
-pub use lateness::Lateness;
-pub use learned::Learned;
-pub use likelihood::Likelihood;
-pub use missing_slots::MissingSlots;
-pub use order::Order;
-pub use outage::{Exit, Outage};
-pub use start_stop::StartStop;
-pub use volume::{PacketCount, Volume};
+pub(crate) use batch_tracing::BatchTracing;
+pub(crate) use correlation::Correlation;
+pub(crate) use first_packet::FirstPacket;
+pub(crate) use lateness::Lateness;
+pub(crate) use learned::Learned;
+pub(crate) use likelihood::Likelihood;
+pub(crate) use missing_slots::MissingSlots;
+pub(crate) use order::Order;
+pub(crate) use outage::{Exit, Outage};
+pub(crate) use start_stop::StartStop;
+pub(crate) use volume::{PacketCount, Volume};
 
 use crate::{
     assignment::Assigned,
@@ -31,17 +31,24 @@ use crate::{
     directions::Way,
 };
 
-/// Every attacker that only listens. Those that learn are trained with `examples`, which come from other seeds than the
-/// records that they attack; without examples they use assumptions of their own.
-pub fn passive(examples: &[Example<'_>]) -> Vec<Box<dyn Attacker>> {
+/// The attackers that only listen and whose names are `wanted`. Those that learn are trained with `examples`, which come
+/// from other seeds than the records that they attack; without examples they use assumptions of their own.
+pub fn passive(examples: &[Example<'_>], wanted: impl Fn(&str) -> bool) -> Vec<Box<dyn Attacker>> {
+    let mut chosen = untrained();
+    chosen.retain(|attacker| wanted(&attacker.name()));
+    chosen.iter_mut().for_each(|attacker| attacker.train(examples));
+    chosen
+}
+
+fn untrained() -> Vec<Box<dyn Attacker>> {
     let mut all: Vec<Box<dyn Attacker>> = vec![
         Box::new(BatchTracing),
         Box::new(Assigned(BatchTracing)),
-        Box::new(Outage::learnt(Exit::Honest, examples)),
-        Box::new(Outage::learnt(Exit::Corrupt, examples)),
+        Box::new(Outage::new(Exit::Honest)),
+        Box::new(Outage::new(Exit::Corrupt)),
         Box::new(Order),
         Box::new(Lateness),
-        Box::new(Learned::learnt(examples, 1)),
+        Box::new(Learned::new(1)),
         Box::new(Assigned(Likelihood { way: Way::Both, two_sided: true })),
         Box::new(Volume { way: Way::Both }),
     ];

@@ -3,7 +3,7 @@
 use crate::{
     attacker::{Attacker, Scores},
     delay::Delay,
-    record::Record,
+    record::{Record, merged},
 };
 
 /// Packets closer together than this belong to one release or turn, in nanoseconds.
@@ -16,7 +16,7 @@ const STRAY: f64 = 0.3;
 
 /// Compares the order in which cells came to Mix 1 for a release with the order in which the exit's datagrams left it.
 /// A mix that shuffles leaves nothing to find here.
-pub struct Order;
+pub(crate) struct Order;
 
 impl Attacker for Order {
     fn name(&self) -> String {
@@ -43,11 +43,7 @@ impl Attacker for Order {
 
 /// For each user, the times of its cells and their ranks, from 0 to 1, among the cells that Mix 1 releases together.
 fn ranked_by_release(record: &Record) -> Vec<Vec<(i64, f64)>> {
-    let mut cells: Vec<(u64, usize)> = Vec::new();
-    for (user, place) in record.access.iter().enumerate() {
-        cells.extend(record.cells(&place.forward).map(|at| (at, user)));
-    }
-    cells.sort_unstable();
+    let cells = merged(&record.access_cells(true));
     let mut releases: Vec<u64> = Vec::new();
     let mut last = None;
     for at in record.inner.first().iter().flat_map(|link| record.cells(&link.forward)) {
@@ -66,11 +62,7 @@ fn ranked_by_release(record: &Record) -> Vec<Vec<(i64, f64)>> {
 
 /// For each flow, the times of its datagrams and their ranks among those that the exit sends in one turn.
 fn ranked_by_turn(record: &Record) -> Vec<Vec<(i64, f64)>> {
-    let mut datagrams: Vec<(u64, usize)> = Vec::new();
-    for (flow, place) in record.flows.iter().enumerate() {
-        datagrams.extend(place.forward.iter().map(|seen| (seen.at, flow)));
-    }
-    datagrams.sort_by_key(|datagram| datagram.0);
+    let datagrams = merged(&record.datagrams(true));
     let mut ranked = vec![Vec::new(); record.flows.len()];
     for group in datagrams.chunk_by(|a, b| b.0 - a.0 <= TOGETHER) {
         rank(group, &mut ranked);

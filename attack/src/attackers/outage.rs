@@ -35,7 +35,7 @@ const OUTCOMES: usize = 7;
 
 /// What the flow of a corrupt or honest exit lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// Datagrams that are missing, late or first after a gap, as anybody sees behind the exit.
     Honest,
     /// Rounds that the exit could not open.
@@ -52,29 +52,16 @@ struct Habits {
 }
 
 /// Matches runs of lost cells with what flows lack, by log-likelihood ratio.
-pub struct Outage {
+pub(crate) struct Outage {
     exit: Exit,
     habits: Option<Habits>,
 }
 
 impl Outage {
-    /// Assumes that a run of lost cells is seen in the flow more often the longer it is, and that most of what a flow
-    /// lacks was lost on the access link.
-    pub fn assumed(exit: Exit) -> Self {
+    /// Until it is trained, it assumes that a run of lost cells is seen in the flow more often the longer it is, and
+    /// that most of the datagrams that a flow lacks were lost on the access link.
+    pub(crate) fn new(exit: Exit) -> Self {
         Self { exit, habits: None }
-    }
-
-    /// Learns how often from records of other seeds. Without examples the same as [`Outage::assumed`].
-    pub fn learnt(exit: Exit, examples: &[Example<'_>]) -> Self {
-        let mut counts = Counts::default();
-        for example in examples {
-            let views = Views::of(example.record, exit);
-            for (user, &flow) in example.truth.0.iter().enumerate() {
-                counts.add(&views, user, flow);
-            }
-        }
-        let habits = (!examples.is_empty()).then(|| counts.habits());
-        Self { exit, habits }
     }
 }
 
@@ -89,6 +76,23 @@ impl Attacker for Outage {
     fn source(&self) -> &'static str {
         "M. Wright et al., The Predecessor Attack, TISSEC 2004; \
          A. Houmansadr and N. Borisov, The Need for Flow Fingerprints to Link Correlated Network Flows, PETS 2013"
+    }
+
+    fn applies(&self, record: &Record) -> bool {
+        self.exit == Exit::Honest || !record.unopened.is_empty()
+    }
+
+    /// Learns how often the flow shows losses of the link.
+    fn train(&mut self, examples: &[Example<'_>]) {
+        let mut counts = Counts::default();
+        let usable = || examples.iter().filter(|example| self.applies(example.record));
+        for example in usable() {
+            let views = Views::of(example.record, self.exit);
+            for (user, &flow) in example.truth.0.iter().enumerate() {
+                counts.add(&views, user, flow);
+            }
+        }
+        self.habits = usable().next().map(|_| counts.habits());
     }
 
     fn scores(&self, record: &Record) -> Scores {
@@ -203,16 +207,14 @@ struct Views {
 impl Views {
     fn of(record: &Record, exit: Exit) -> Self {
         let delay = Delay::measured(record).median();
-        let cells = record.access.iter().map(|place| record.cells(&place.forward).collect::<Vec<u64>>());
-        let links = cells.map(|cells| Slots::of(&cells)).collect();
+        let links = record.access_cells(true).iter().map(|cells| Slots::of(cells)).collect();
+        let signed = |times: &Vec<u64>| times.iter().map(|&at| at as i64).collect();
         let flows = match exit {
-            Exit::Honest => {
-                let times = record.flows.iter().map(|place| place.forward.iter().map(|seen| seen.at as i64).collect());
-                times.map(|times: Vec<i64>| Flow::honest(times, delay)).collect()
-            }
+            Exit::Honest => record.datagrams(true).iter().map(|times| Flow::honest(signed(times), delay)).collect(),
             Exit::Corrupt => {
-                let unopened = record.flows.iter().enumerate().map(|(flow, _)| record.unopened.get(flow));
-                unopened.map(|times| Flow::corrupt(times.map_or(&[], Vec::as_slice), delay)).collect()
+                let none = Vec::new();
+                let unopened = (0..record.flows.len()).map(|flow| record.unopened.get(flow).unwrap_or(&none));
+                unopened.map(|times| Flow::corrupt(signed(times), delay)).collect()
             }
         };
         Self { links, flows }
@@ -253,8 +255,7 @@ impl Flow {
         flow
     }
 
-    fn corrupt(unopened: &[u64], delay: i64) -> Self {
-        let lacks = unopened.iter().map(|at| *at as i64).collect();
+    fn corrupt(lacks: Vec<i64>, delay: i64) -> Self {
         Self { delay, reach: 1.2, datagrams: Vec::new(), lacks, late: Vec::new(), edges: Vec::new() }
     }
 

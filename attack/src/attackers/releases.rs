@@ -18,16 +18,16 @@ const FITTED: usize = 2_000;
 
 /// The bursts of a link in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Releases {
+pub(crate) struct Releases {
     /// When each begins, in nanoseconds.
-    pub starts: Vec<u64>,
+    pub(crate) starts: Vec<u64>,
     /// Cells on the link up to the end of each.
-    pub sent: Vec<usize>,
+    pub(crate) sent: Vec<usize>,
 }
 
 impl Releases {
     /// Finds the bursts among times in order: two are parted by a gap that belongs to the longer ones.
-    pub fn of(times: &[u64]) -> Self {
+    pub(crate) fn of(times: &[u64]) -> Self {
         let part = parting_gap(times);
         let mut releases = Self::default();
         for (i, &at) in times.iter().enumerate() {
@@ -44,7 +44,7 @@ impl Releases {
 
     /// The release that each arrival is in, for arrivals in order. Those after the last release have none and are left
     /// out at the end.
-    pub fn assign(&self, arrivals: &[u64]) -> Vec<u32> {
+    pub(crate) fn assign(&self, arrivals: &[u64]) -> Vec<u32> {
         let delay = self.delay(arrivals);
         let arrived = |before: u64| arrivals.partition_point(|&at| at < before);
         let starts: Vec<u64> = self.starts.iter().map(|start| start.saturating_sub(delay)).collect();
@@ -64,7 +64,7 @@ impl Releases {
     }
 
     /// The release that is under way at `at`, which is the last that began by then.
-    pub fn under_way(&self, at: u64) -> Option<usize> {
+    pub(crate) fn under_way(&self, at: u64) -> Option<usize> {
         self.starts.partition_point(|&start| start <= at).checked_sub(1)
     }
 
@@ -90,7 +90,8 @@ impl Releases {
 }
 
 /// The gap that divides the gaps of a link best into short ones, within a release, and long ones, between releases, on
-/// a logarithmic scale: Otsu's threshold ("A threshold selection method from gray-level histograms", 1979).
+/// a logarithmic scale: Otsu's threshold (N. Otsu, A Threshold Selection Method from Gray-Level Histograms, IEEE
+/// Transactions on Systems, Man, and Cybernetics 1979).
 fn parting_gap(times: &[u64]) -> u64 {
     const STEPS: f64 = 4.0;
     let step = |gap: u64| ((gap.max(SHORTEST_PART) as f64 / SHORTEST_PART as f64).log2() * STEPS) as usize;

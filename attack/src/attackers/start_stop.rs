@@ -1,4 +1,4 @@
-//! When flows and links start and stop.
+//! Compares the times at which flows and links start and stop.
 
 use crate::{
     attacker::{Attacker, Scores},
@@ -8,14 +8,16 @@ use crate::{
 
 /// A silence of this length ends a spurt, in nanoseconds.
 const SILENCE: u64 = 150_000_000;
-/// Edges further apart than this do not belong together.
+/// Edges further apart than this do not belong together, in nanoseconds.
 const REACH: f64 = 100e6;
-/// Edges this close are as good as equal.
+/// Edges closer than this score hardly more than equal ones, in nanoseconds.
 const CLOSE: f64 = 2e6;
 
-/// Compares the times at which packets start after a silence and stop before one. Each edge scores by its distance to
-/// the nearest edge of the other side, with outputs moved back by the median delay.
-pub struct StartStop {
+/// Compares the times at which packets start after a silence and stop before one.
+///
+/// Outputs are moved back by the median delay. Each edge then scores by its distance to the nearest edge on the other
+/// side.
+pub(crate) struct StartStop {
     pub way: Way,
 }
 
@@ -46,7 +48,7 @@ struct Edges {
 }
 
 impl Edges {
-    /// Edges at the ends of the record are the recorder's.
+    /// A trace that begins or ends with the record has no edge there.
     fn of(times: &[u64], earlier: i64, length: u64) -> Self {
         let (mut starts, mut stops) = (Vec::new(), Vec::new());
         let mut before = 0;
@@ -73,8 +75,7 @@ impl Edges {
     }
 }
 
-/// For each of `edges`, how near the nearest of `others` is: from 0, further than can belong together, upwards. An edge
-/// without any partner counts against the pair.
+/// The sum over `edges` of how near the nearest of `others` is. An edge without one within reach counts against the pair.
 fn near(edges: &[i64], others: &[i64]) -> f64 {
     let score = |edge: &i64| {
         let after = others.partition_point(|other| other < edge);

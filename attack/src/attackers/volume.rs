@@ -8,7 +8,7 @@ use crate::{
 
 /// Compares how many packets went in and came out in each window, by the chi-square distance of the counts. Outputs are
 /// moved back by the median delay first.
-pub struct PacketCount {
+pub(crate) struct PacketCount {
     pub way: Way,
     pub window_ms: u64,
 }
@@ -45,7 +45,7 @@ impl Attacker for PacketCount {
 
 /// Compares the course of the volume: the share of all bytes that have passed by each moment. Lengths of datagrams
 /// count here, and the total does not.
-pub struct Volume {
+pub(crate) struct Volume {
     pub way: Way,
 }
 
@@ -62,24 +62,18 @@ impl Attacker for Volume {
     }
 
     fn scores(&self, record: &Record) -> Scores {
-        let one = |forward: bool| {
+        self.way.sum(|forward| {
             let delay = Direction::of(record, forward).delay.median();
-            let pick = |place: &Place| if forward { place.forward.clone() } else { place.backward.clone() };
             // What comes out is moved back to when it went in.
             let (access_delay, flow_delay) = if forward { (0, delay) } else { (delay, 0) };
-            let access: Vec<Vec<f64>> =
-                record.access.iter().map(|place| course(&pick(place), access_delay, record.length)).collect();
-            let flows: Vec<Vec<f64>> =
-                record.flows.iter().map(|place| course(&pick(place), flow_delay, record.length)).collect();
+            let courses = |places: &[Place], earlier: i64| -> Vec<Vec<f64>> {
+                places.iter().map(|place| course(place.trace(forward), earlier, record.length)).collect()
+            };
+            let (access, flows) = (courses(&record.access, access_delay), courses(&record.flows, flow_delay));
             Scores::of_pairs(access.len(), flows.len(), |user, flow| {
                 -access[user].iter().zip(&flows[flow]).map(|(a, b)| (a - b).abs()).sum::<f64>()
             })
-        };
-        match self.way {
-            Way::Forward => one(true),
-            Way::Backward => one(false),
-            Way::Both => one(true).plus(&one(false)),
-        }
+        })
     }
 }
 

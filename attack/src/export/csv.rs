@@ -5,8 +5,20 @@ use std::io::{BufRead, Write};
 use super::ExportError;
 use crate::record::{Passage, Place, Record, Seen, Trace};
 
-/// No record has more users, flows or links: a damaged file must not make the reader allocate at will.
+// A damaged file must not make the reader, or the attackers after it, allocate without bound.
+/// The most users, flows or links of a record.
 const MOST: usize = 100_000;
+/// The longest record, in nanoseconds.
+const LONGEST: u64 = 24 * 3_600 * 1_000_000_000;
+
+// What a line should have been.
+const LINE: &str =
+    "PLACE,DIRECTION,NS,BYTES, e.g. access-3,forward,12000000,1184, with a place that the lines before have";
+const LENGTH: &str = "one length of at most a day, 86400000000000 ns";
+const COUNT: &str = "at most 100000 places";
+const TIME: &str = "a time before the end of the record, whose length is in a line before";
+const ORDER: &str = "a time that is not before the one of the last line of this place and direction";
+const PASSAGE: &str = "a datagram that entered, and left after it entered";
 
 /// Writes a record as lines of `place,direction,ns,bytes`, below a line with these words.
 ///
@@ -19,7 +31,7 @@ const MOST: usize = 100_000;
 /// | `record` | `cell` | 0 | length of the shortest cells |
 /// | `record` | `users`, `inner`, `flows`, `unopened` | 0 | how many there are |
 ///
-/// Packets are in the order of the wire in each place and direction.
+/// Packets are in the order of the wire in each place and direction. Times are before the end of the record.
 pub fn write_csv(record: &Record, out: &mut impl Write) -> Result<(), ExportError> {
     write_about(record, out)?;
     for (kind, places) in [("access", &record.access), ("inner", &record.inner), ("flow", &record.flows)] {
@@ -56,49 +68,82 @@ pub(super) fn write_about(record: &Record, out: &mut impl Write) -> Result<(), E
 }
 
 /// Reads what [`write_csv`] writes.
+///
+/// # Errors
+/// The input cannot be read, or a line is not valid: the record is longer than a day, has more than 100,000 places of a
+/// kind, or a time is not before the end of the record or not in order.
 pub fn read_csv(input: impl BufRead) -> Result<Record, ExportError> {
     let mut record = Record::default();
     for (line, text) in input.lines().enumerate().skip(1) {
         let text = text?;
-        if read_line(&text, &mut record).is_none() {
-            let expected = "PLACE,DIRECTION,NS,BYTES, e.g. access-3,forward,12000000,1184";
+        if let Err(expected) = read_line(&text, &mut record) {
             return Err(ExportError::Line { line: line + 1, text, expected });
         }
     }
     Ok(record)
 }
 
-fn read_line(line: &str, record: &mut Record) -> Option<()> {
-    let mut fields = line.split(',');
-    let (place, direction) = (fields.next()?, fields.next()?);
-    let (at, bytes) = (fields.next()?.parse().ok()?, fields.next()?.parse::<u32>().ok()?);
-    if fields.next().is_some() {
-        return None;
-    }
-    let count = bytes as usize;
-    match (place, direction) {
-        ("record", "length") => record.length = at,
-        ("record", "cell") => record.cell_bytes = bytes,
-        ("record", _) if count > MOST => return None,
-        ("record", "users") => record.access.resize(count, Place::default()),
-        ("record", "inner") => record.inner.resize(count, Place::default()),
-        ("record", "flows") => record.flows.resize(count, Place::default()),
-        ("record", "unopened") => record.unopened.resize(count, Vec::new()),
-        ("probe", "entered") => record.probe.push(Passage { entered: at, left: 0 }),
-        ("probe", "left") => record.probe.get_mut(count)?.left = at,
+fn read_line(line: &str, record: &mut Record) -> Result<(), &'static str> {
+    let fields: Vec<&str> = line.split(',').collect();
+    let [place, direction, at, bytes] = fields[..] else { return Err(LINE) };
+    let (Ok(at), Ok(bytes)) = (at.parse(), bytes.parse()) else { return Err(LINE) };
+    match place {
+        "record" => read_about(direction, at, bytes, record),
+        _ if at >= record.length => Err(TIME),
+        "probe" => read_probe(direction, at, bytes, record),
         _ => {
-            let (kind, number) = place.split_once('-')?;
-            let number: usize = number.parse().ok()?;
-            match kind {
-                "access" => trace(record.access.get_mut(number)?, direction)?.push(Seen { at, bytes }),
-                "inner" => trace(record.inner.get_mut(number)?, direction)?.push(Seen { at, bytes }),
-                "flow" => trace(record.flows.get_mut(number)?, direction)?.push(Seen { at, bytes }),
-                "unopened" => record.unopened.get_mut(number)?.push(at),
-                _ => return None,
-            }
+            let (kind, number) = place.split_once('-').ok_or(LINE)?;
+            let number: usize = number.parse().map_err(|_| LINE)?;
+            let places = match kind {
+                "access" => &mut record.access,
+                "inner" => &mut record.inner,
+                "flow" => &mut record.flows,
+                "unopened" => return push(record.unopened.get_mut(number).ok_or(LINE)?, at, |at| *at),
+                _ => return Err(LINE),
+            };
+            let trace = trace(places.get_mut(number).ok_or(LINE)?, direction).ok_or(LINE)?;
+            push(trace, Seen { at, bytes }, |seen| seen.at)
         }
     }
-    Some(())
+}
+
+fn read_about(name: &str, at: u64, bytes: u32, record: &mut Record) -> Result<(), &'static str> {
+    let count = bytes as usize;
+    match name {
+        "length" if at > LONGEST || record.length > 0 => return Err(LENGTH),
+        "length" => record.length = at,
+        "cell" => record.cell_bytes = bytes,
+        _ if count > MOST => return Err(COUNT),
+        "users" => record.access.resize(count, Place::default()),
+        "inner" => record.inner.resize(count, Place::default()),
+        "flows" => record.flows.resize(count, Place::default()),
+        "unopened" => record.unopened.resize(count, Vec::new()),
+        _ => return Err(LINE),
+    }
+    Ok(())
+}
+
+fn read_probe(direction: &str, at: u64, number: u32, record: &mut Record) -> Result<(), &'static str> {
+    match direction {
+        "entered" => record.probe.push(Passage { entered: at, left: at }),
+        "left" => {
+            let passage = record.probe.get_mut(number as usize).ok_or(PASSAGE)?;
+            if at < passage.entered {
+                return Err(PASSAGE);
+            }
+            passage.left = at;
+        }
+        _ => return Err(LINE),
+    }
+    Ok(())
+}
+
+fn push<T>(trace: &mut Vec<T>, item: T, time: impl Fn(&T) -> u64) -> Result<(), &'static str> {
+    if trace.last().is_some_and(|last| time(last) > time(&item)) {
+        return Err(ORDER);
+    }
+    trace.push(item);
+    Ok(())
 }
 
 fn trace<'a>(place: &'a mut Place, direction: &str) -> Option<&'a mut Trace> {

@@ -14,7 +14,9 @@ use std::{
 use crate::record::Truth;
 
 pub use csv::{read_csv, write_csv};
-pub use wf4nym::{read_wf4nym, write_wf4nym};
+#[cfg(test)]
+use wf4nym::read_wf4nym;
+pub use wf4nym::write_wf4nym;
 
 /// Why a record could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -112,9 +114,41 @@ mod tests {
 
     #[test]
     fn damaged_lines_are_named() {
-        let error = read_csv("place,direction,ns,bytes\naccess-x,forward,1,2\n".as_bytes()).unwrap_err();
-        assert!(error.to_string().starts_with("invalid line 2 \"access-x,forward,1,2\""), "{error}");
-        let error = read_csv("place,direction,ns,bytes\naccess-999999999999,forward,1,2\n".as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("invalid line 2"), "{error}");
+        let about = "place,direction,ns,bytes\nrecord,length,1000,0\nrecord,users,0,1\nrecord,unopened,0,1\n";
+        for (lines, expected) in [
+            ("access-x,forward,1,2", "PLACE,DIRECTION"),
+            ("access-999999999999,forward,1,2", "PLACE,DIRECTION"),
+            ("access-1,forward,1,2", "PLACE,DIRECTION"),
+            ("access-0,sideways,1,2", "PLACE,DIRECTION"),
+            ("access-0,forward,1", "PLACE,DIRECTION"),
+            ("access-0,forward,1,2,3", "PLACE,DIRECTION"),
+            ("record,flows,0,100001", "at most 100000 places"),
+            ("record,length,2000,0", "one length"),
+            ("access-0,forward,1000,2", "before the end of the record"),
+            (
+                "access-0,forward,7,2\naccess-0,backward,6,2\naccess-0,forward,6,2",
+                "not before the one of the last line",
+            ),
+            ("unopened-0,forward,7,0\nunopened-0,forward,6,0", "not before the one of the last line"),
+            ("probe,left,5,0", "left after it entered"),
+            ("probe,entered,5,0\nprobe,left,4,0", "left after it entered"),
+        ] {
+            let text = format!("{about}{lines}\n");
+            let error = read_csv(text.as_bytes()).unwrap_err().to_string();
+            let last = lines.lines().last().unwrap();
+            let start = format!("invalid line {} {last:?}: expected ", text.lines().count());
+            assert!(error.starts_with(&start) && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn records_longer_than_a_day_are_refused() {
+        let of = |ns: &str| read_csv(format!("place,direction,ns,bytes\nrecord,length,{ns},0\n").as_bytes());
+        assert!(of("86400000000000").is_ok());
+        let error = of("86400000000001").unwrap_err().to_string();
+        assert!(
+            error.starts_with("invalid line 2 \"record,length,86400000000001,0\": expected one length of"),
+            "{error}"
+        );
     }
 }

@@ -2,15 +2,14 @@
 
 use std::{
     fs::{self, File},
-    io::{BufReader, BufWriter, Write},
-    path::{Path, PathBuf},
+    io::{BufWriter, Write},
+    path::Path,
 };
 
-use super::{
-    ExportError,
-    csv::{read_csv, write_about},
-};
+use super::{ExportError, csv::write_about};
 use crate::record::{Place, Record, Seen, Truth};
+#[cfg(test)]
+pub(super) use read::read_wf4nym;
 
 /// Where that repository's scripts expect the users' side and the destinations' side.
 const ACCESS: &str = "proxy";
@@ -51,18 +50,6 @@ pub fn write_wf4nym(record: &Record, truth: Option<&Truth>, folder: &Path) -> Re
     out.flush().map_err(at(&about))
 }
 
-/// Reads what [`write_wf4nym`] writes. Users and flows come in the order of their files' names.
-pub fn read_wf4nym(folder: &Path) -> Result<Record, ExportError> {
-    let about = folder.join("about.csv");
-    let mut record = read_csv(BufReader::new(File::open(&about).map_err(at(&about))?))?;
-    record.access = read_places(&folder.join(ACCESS))?;
-    record.flows = read_places(&folder.join(FLOWS))?;
-    for (number, place) in record.inner.iter_mut().enumerate() {
-        *place = read_places(&folder.join(format!("inner-{number}")))?.pop().unwrap_or_default();
-    }
-    Ok(record)
-}
-
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> ExportError {
     |source| ExportError::File { path: path.to_owned(), source }
 }
@@ -90,34 +77,56 @@ fn line(name: &str, place: &Place) -> String {
     line + "\n"
 }
 
-fn read_places(folder: &Path) -> Result<Vec<Place>, ExportError> {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        paths.push(entry.map_err(at(folder))?.path());
-    }
-    paths.sort();
-    paths.iter().map(|path| read_place(&fs::read_to_string(path).map_err(at(path))?)).collect()
-}
+/// The way back, for tests.
+#[cfg(test)]
+mod read {
+    use std::{io::BufReader, path::PathBuf};
 
-fn read_place(text: &str) -> Result<Place, ExportError> {
-    let mut place = Place::default();
-    for packet in text.split_whitespace().skip(3) {
-        let parsed = packet.split_once(':').and_then(|(at, size)| Some((nanoseconds(at)?, size.parse::<i64>().ok()?)));
-        let Some((at, size)) = parsed.filter(|(_, size)| u32::try_from(size.unsigned_abs()).is_ok()) else {
-            let expected = "<milliseconds>:<bytes>, e.g. 20.417000:-1184";
-            return Err(ExportError::Line { line: 1, text: packet.to_owned(), expected });
-        };
-        let seen = Seen { at, bytes: size.unsigned_abs() as u32 };
-        if size < 0 { place.forward.push(seen) } else { place.backward.push(seen) }
-    }
-    Ok(place)
-}
+    use super::super::csv::read_csv;
+    use super::*;
 
-/// Decimal milliseconds, exactly.
-fn nanoseconds(ms: &str) -> Option<u64> {
-    let (whole, fraction) = ms.split_once('.').unwrap_or((ms, ""));
-    let fraction = fraction.get(..6).unwrap_or(fraction);
-    let whole: u64 = whole.parse().ok()?;
-    let fraction: u64 = format!("{fraction:0<6}").parse().ok()?;
-    whole.checked_mul(1_000_000)?.checked_add(fraction)
+    /// Reads what [`write_wf4nym`] writes. Users and flows come in the order of their files' names.
+    pub fn read_wf4nym(folder: &Path) -> Result<Record, ExportError> {
+        let about = folder.join("about.csv");
+        let mut record = read_csv(BufReader::new(File::open(&about).map_err(at(&about))?))?;
+        record.access = read_places(&folder.join(ACCESS))?;
+        record.flows = read_places(&folder.join(FLOWS))?;
+        for (number, place) in record.inner.iter_mut().enumerate() {
+            *place = read_places(&folder.join(format!("inner-{number}")))?.pop().unwrap_or_default();
+        }
+        Ok(record)
+    }
+
+    fn read_places(folder: &Path) -> Result<Vec<Place>, ExportError> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(folder).map_err(at(folder))? {
+            paths.push(entry.map_err(at(folder))?.path());
+        }
+        paths.sort();
+        paths.iter().map(|path| read_place(&fs::read_to_string(path).map_err(at(path))?)).collect()
+    }
+
+    fn read_place(text: &str) -> Result<Place, ExportError> {
+        let mut place = Place::default();
+        for packet in text.split_whitespace().skip(3) {
+            let parsed =
+                packet.split_once(':').and_then(|(at, size)| Some((nanoseconds(at)?, size.parse::<i64>().ok()?)));
+            let Some((at, size)) = parsed.filter(|(_, size)| u32::try_from(size.unsigned_abs()).is_ok()) else {
+                let expected = "<milliseconds>:<bytes>, e.g. 20.417000:-1184";
+                return Err(ExportError::Line { line: 1, text: packet.to_owned(), expected });
+            };
+            let seen = Seen { at, bytes: size.unsigned_abs() as u32 };
+            if size < 0 { place.forward.push(seen) } else { place.backward.push(seen) }
+        }
+        Ok(place)
+    }
+
+    /// Decimal milliseconds, exactly.
+    fn nanoseconds(ms: &str) -> Option<u64> {
+        let (whole, fraction) = ms.split_once('.').unwrap_or((ms, ""));
+        let fraction = fraction.get(..6).unwrap_or(fraction);
+        let whole: u64 = whole.parse().ok()?;
+        let fraction: u64 = format!("{fraction:0<6}").parse().ok()?;
+        whole.checked_mul(1_000_000)?.checked_add(fraction)
+    }
 }

@@ -13,6 +13,9 @@ use crate::record::{Passage, Place, Record, Seen};
 
 /// Cells of one GSO burst, which have one time on the wire.
 const BURST: usize = 48;
+/// How late the timer of a mix is on average (exponential), in nanoseconds: Linux wakes a thread up to 50 us after its
+/// timer, and the scheduler adds to it.
+const LATE: f64 = 100.0 * US as f64;
 /// Datagrams a second that the adversary's own user sends.
 const PROBE_PER_SECOND: f64 = 20.0;
 
@@ -28,7 +31,10 @@ struct Cell {
 
 enum What {
     Arrival(Cell),
-    Tick,
+    /// The grid of a pool is due.
+    Tick {
+        due: u64,
+    },
     /// A token of this user and direction is due.
     Due {
         user: usize,
@@ -111,11 +117,14 @@ impl World<'_> {
         for (user, application) in applications.iter().enumerate() {
             let mut rng = generator(simulation.seed, Draw::Link, user);
             let cells = entry(&application.forward, self.chain, self.record.length, &mut rng);
-            let lost = simulation.lost(user, cells.iter().map(|cell| cell.0));
+            let lost = simulation.lost(user, cells.len());
             for ((at, bytes, cover), _) in cells.into_iter().zip(lost).filter(|(_, lost)| !lost) {
+                let Some(at) = simulation.passes(user, at) else { continue };
                 self.record.access[user].forward.push(Seen { at, bytes: CELL_BYTES });
                 self.push(at, 0, What::Arrival(Cell { user, bytes, cover, forward: true, entered: at }));
             }
+            // Cells that an adversary delays may be overtaken.
+            self.record.access[user].forward.sort_by_key(|seen| seen.at);
             for seen in &application.backward {
                 self.record.flows[user].backward.push(*seen);
                 let cell = Cell { user, bytes: seen.bytes, cover: false, forward: false, entered: seen.at };
@@ -125,14 +134,16 @@ impl World<'_> {
         let mut rng = generator(simulation.seed, Draw::Link, simulation.users);
         let mut at = exponential(&mut rng, SECOND as f64 / PROBE_PER_SECOND) as u64;
         while at < self.record.length {
-            let cell = Cell { user: simulation.users, bytes: 200, cover: false, forward: true, entered: at };
-            self.push(at, 0, What::Arrival(cell));
+            if let Some(entered) = simulation.passes(simulation.users, at) {
+                let cell = Cell { user: simulation.users, bytes: 200, cover: false, forward: true, entered };
+                self.push(entered, 0, What::Arrival(cell));
+            }
             at += exponential(&mut rng, SECOND as f64 / PROBE_PER_SECOND) as u64;
         }
         if let Chain::Pool { period_ms, .. } = *self.chain {
             for hop in 0..self.hops {
                 let phase = self.rng.random_range(0.0..period_ms);
-                self.push((phase * MS as f64) as u64, hop, What::Tick);
+                self.tick(hop, (phase * MS as f64) as u64);
             }
         }
     }
@@ -150,10 +161,10 @@ impl World<'_> {
                 // The exit does not hold answers.
                 What::Arrival(cell) if hop == self.hops => self.send(hop, vec![cell], at),
                 What::Arrival(cell) => self.arrive(hop, cell, at),
-                What::Tick => {
+                What::Tick { due } => {
                     self.release(hop, at);
                     if let Chain::Pool { period_ms, .. } = *self.chain {
-                        self.push(at + (period_ms * MS as f64) as u64, hop, What::Tick);
+                        self.tick(hop, due + (period_ms * MS as f64) as u64);
                     }
                 }
                 What::Due { user, forward } => {
@@ -164,6 +175,12 @@ impl World<'_> {
                 }
             }
         }
+    }
+
+    /// Wakes a hop a little after its grid is due.
+    fn tick(&mut self, hop: usize, due: u64) {
+        let late = exponential(&mut self.rng, LATE) as u64;
+        self.push(due + late, hop, What::Tick { due });
     }
 
     fn arrive(&mut self, hop: usize, cell: Cell, at: u64) {

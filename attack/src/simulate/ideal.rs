@@ -6,6 +6,8 @@ use rand::RngExt as _;
 use super::{Application, CELL_BYTES, Draw, MS, Simulation, US, exponential, generator};
 use crate::record::{Passage, Place, Record, Seen, Trace};
 
+/// Nanoseconds between rounds.
+const ROUND: u64 = 10 * MS;
 /// Hops whose inner links are recorded.
 const HOPS: usize = 3;
 /// What an entry lets a datagram wait for a round.
@@ -14,12 +16,8 @@ const QUEUE_AGE: u64 = 60 * MS;
 /// How rounds work, and what leaks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ideal {
-    /// Time between rounds.
-    pub round_ms: f64,
     /// How often each forward cell is sent, one round apart.
     pub copies: u32,
-    /// Each cell carries the datagrams of the round before again.
-    pub repeat: bool,
     pub leak: Option<Leak>,
     /// Fill [`Record::unopened`]. Only lossy links make a difference there.
     pub corrupt_exit: bool,
@@ -40,7 +38,7 @@ pub enum Leak {
 
 impl Default for Ideal {
     fn default() -> Self {
-        Self { round_ms: 10.0, copies: 1, repeat: false, leak: None, corrupt_exit: false }
+        Self { copies: 1, leak: None, corrupt_exit: false }
     }
 }
 
@@ -51,15 +49,13 @@ impl Ideal {
 
     /// From the start of a round to the times at which hop `hop` releases it; `HOPS` is the exit.
     fn offset(&self, hop: usize) -> u64 {
-        let wait = f64::from(self.copies - 1) * self.round_ms + 8.0;
-        (wait * MS as f64) as u64 + 2 * MS * hop as u64
+        u64::from(self.copies - 1) * ROUND + 8 * MS + 2 * MS * hop as u64
     }
 }
 
 pub(super) fn run(simulation: &Simulation, ideal: &Ideal, applications: &[Application]) -> Record {
     let length = simulation.length();
-    let period = (ideal.round_ms * MS as f64) as u64;
-    let rounds = length / period;
+    let rounds = length / ROUND;
     let users = simulation.users;
     let mut record = Record { length, cell_bytes: CELL_BYTES, ..Record::default() };
     for (user, application) in applications.iter().enumerate() {
@@ -76,21 +72,16 @@ pub(super) fn run(simulation: &Simulation, ideal: &Ideal, applications: &[Applic
             let at = at + exponential(&mut rng, 20.0 * US as f64) as u64;
             (0..=users).map(move |i| Seen { at: at + 10 * US * (i as u64 / 48), bytes: CELL_BYTES })
         };
-        let forward = (0..rounds).flat_map(|r| round(r * period + ideal.offset(hop))).collect();
-        let backward = (0..rounds).flat_map(|r| round(r * period + MS + 2 * MS * (HOPS - hop) as u64)).collect();
+        let forward = (0..rounds).flat_map(|r| round(r * ROUND + ideal.offset(hop))).collect();
+        let backward = (0..rounds).flat_map(|r| round(r * ROUND + MS + 2 * MS * (HOPS - hop) as u64)).collect();
         record.inner.push(Place { forward, backward });
     }
     for round in (0..rounds).step_by(5) {
-        let entered = round * period + exponential(&mut rng, 20.0 * US as f64) as u64;
-        let left = round * period + leave(ideal, period) + exponential(&mut rng, 50.0 * US as f64) as u64;
+        let entered = round * ROUND + exponential(&mut rng, 20.0 * US as f64) as u64;
+        let left = round * ROUND + ideal.offset(HOPS) + exponential(&mut rng, 50.0 * US as f64) as u64;
         record.probe.push(Passage { entered, left });
     }
     record.first(length)
-}
-
-/// From the start of a round to the time at which its datagrams leave.
-fn leave(ideal: &Ideal, period: u64) -> u64 {
-    ideal.offset(HOPS) + if ideal.repeat { period } else { 0 }
 }
 
 fn one_user(
@@ -100,20 +91,19 @@ fn one_user(
     application: &Application,
 ) -> (Place, Place, Vec<u64>) {
     let mut rng = generator(simulation.seed, Draw::Link, user);
-    let period = (ideal.round_ms * MS as f64) as u64;
-    let rounds = (simulation.length() / period) as usize;
-    let data = in_rounds(&application.forward, period, rounds);
+    let rounds = (simulation.length() / ROUND) as usize;
+    let data = in_rounds(&application.forward, rounds);
     // Users' cells reach Mix 1 up to 2 ms apart.
     let phase = (rng.random::<f64>() * 2.0 * MS as f64) as u64;
 
     let first_round = match ideal.leak {
-        Some(Leak::Starts) => (application.start / period) as usize,
+        Some(Leak::Starts) => (application.start / ROUND) as usize,
         _ => 0,
     };
     // One cell for each copy, the newest round first: (time, round).
     let mut sent: Vec<(u64, usize)> = Vec::new();
     for slot in first_round..rounds {
-        let mut at = slot as u64 * period + phase + exponential(&mut rng, 20.0 * US as f64) as u64;
+        let mut at = slot as u64 * ROUND + phase + exponential(&mut rng, 20.0 * US as f64) as u64;
         for round in (0..ideal.copies as usize).filter_map(|copy| slot.checked_sub(copy)) {
             let is_data = data[round].is_some();
             let late = match ideal.leak {
@@ -131,16 +121,18 @@ fn one_user(
         }
     }
     sent.sort_by_key(|cell| cell.0);
-    let lost = simulation.lost(user, sent.iter().map(|cell| cell.0));
+    let lost = simulation.lost(user, sent.len());
     let mut received = vec![false; rounds];
     let mut access = Place::default();
     for (&(at, round), _) in sent.iter().zip(lost).filter(|(_, lost)| !lost) {
+        let Some(at) = simulation.passes(user, at) else { continue };
         access.forward.push(Seen { at, bytes: CELL_BYTES });
         received[round] = true;
     }
+    access.forward.sort_by_key(|seen| seen.at);
     access.backward = (0..rounds)
         .map(|round| {
-            let release = round as u64 * period + 7 * MS;
+            let release = round as u64 * ROUND + 7 * MS;
             Seen { at: release + exponential(&mut rng, 30.0 * US as f64) as u64, bytes: CELL_BYTES }
         })
         .collect();
@@ -148,25 +140,24 @@ fn one_user(
     let visible = matches!(ideal.leak, Some(Leak::Losses));
     let mut flow = Place { forward: Trace::new(), backward: application.backward.clone() };
     for (round, bytes) in data.iter().enumerate().filter_map(|(round, bytes)| Some((round, (*bytes)?))) {
-        let rescued = ideal.repeat && received.get(round + 1).copied().unwrap_or(true);
-        if !visible || received[round] || rescued {
-            let at = round as u64 * period + leave(ideal, period) + exponential(&mut rng, 50.0 * US as f64) as u64;
+        if !visible || received[round] {
+            let at = round as u64 * ROUND + ideal.offset(HOPS) + exponential(&mut rng, 50.0 * US as f64) as u64;
             flow.forward.push(Seen { at, bytes });
         }
     }
     let unopened = (first_round..rounds)
         .filter(|&round| visible && !received[round])
-        .map(|round| round as u64 * period + ideal.offset(HOPS))
+        .map(|round| round as u64 * ROUND + ideal.offset(HOPS))
         .collect();
     (access, flow, unopened)
 }
 
 /// The datagram that each round carries, as its length: one a round, the oldest first, none that waited too long.
-fn in_rounds(datagrams: &[Seen], period: u64, rounds: usize) -> Vec<Option<u32>> {
+fn in_rounds(datagrams: &[Seen], rounds: usize) -> Vec<Option<u32>> {
     let mut waiting = datagrams.iter().peekable();
     (0..rounds as u64)
         .map(|round| {
-            let now = round * period;
+            let now = round * ROUND;
             while waiting.next_if(|seen| seen.at + QUEUE_AGE < now).is_some() {}
             waiting.next_if(|seen| seen.at <= now).map(|seen| seen.bytes)
         })

@@ -15,10 +15,13 @@ mod traffic;
 use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::record::{Record, Seen, Truth};
+use crate::{
+    active::Plan,
+    record::{Record, Seen, Truth},
+};
 
 pub use ideal::{Ideal, Leak};
-pub use loss::{Loss, Outages};
+pub use loss::Loss;
 pub use traffic::{Answers, Profile};
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -26,7 +29,7 @@ pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const US: u64 = 1_000;
 
 /// Bytes of a cell on the access and inner links of every simulated chain.
-pub const CELL_BYTES: u32 = 1184;
+pub(crate) const CELL_BYTES: u32 = 1184;
 
 /// What stands between access links and flows.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +68,8 @@ pub struct Simulation {
     pub chain: Chain,
     /// Loss of forward cells on access links.
     pub loss: Loss,
-    pub outages: Option<Outages>,
+    /// What an active adversary does to forward cells on access links. The record shows them behind it.
+    pub plan: Option<Plan>,
 }
 
 /// What a generator draws is a stream of its own, so that one does not shift another.
@@ -116,7 +120,7 @@ impl Simulation {
             starts: 0.0,
             chain: Chain::DEFAULT,
             loss: Loss::None,
-            outages: None,
+            plan: None,
         }
     }
 
@@ -153,9 +157,14 @@ impl Simulation {
         Application { start, forward, backward }
     }
 
-    /// For each of a user's cells, sent at `times`: does the access link lose it?
-    pub(crate) fn lost(&self, user: usize, times: impl Iterator<Item = u64>) -> Vec<bool> {
-        loss::lost(self.loss, self.outages, self.length(), &mut generator(self.seed, Draw::Loss, user), times)
+    /// For each of a user's cells, in the order in which they are sent: does the access link lose it?
+    pub(crate) fn lost(&self, user: usize, cells: usize) -> Vec<bool> {
+        loss::lost(self.loss, &mut generator(self.seed, Draw::Loss, user), cells)
+    }
+
+    /// When a cell that a user sends at `at` passes the adversary; `None` if it is dropped.
+    pub(crate) fn passes(&self, user: usize, at: u64) -> Option<u64> {
+        self.plan.as_ref().map_or(Some(at), |plan| plan.passes(user, at))
     }
 }
 
@@ -211,7 +220,7 @@ mod tests {
     #[test]
     fn bursts_lose_their_share_in_runs() {
         let loss = Loss::Bursts { share: 0.05, run: 4.0 };
-        let lost = Simulation { loss, ..Simulation::new(1, 1.0, 3) }.lost(0, 0..200_000);
+        let lost = Simulation { loss, ..Simulation::new(1, 1.0, 3) }.lost(0, 200_000);
         let share = lost.iter().filter(|lost| **lost).count() as f64 / lost.len() as f64;
         let runs = lost.windows(2).filter(|w| w[0] && !w[1]).count() as f64;
         assert!((0.045..0.055).contains(&share), "{share}");

@@ -86,8 +86,7 @@ impl Judge<'_> {
     /// # Errors
     /// A name is unknown.
     fn attackers(&self, examples: &[Example<'_>]) -> anyhow::Result<Vec<Box<dyn Attacker>>> {
-        let mut all = attackers::passive(examples);
-        let names: Vec<String> = all.iter().map(|attacker| attacker.name()).collect();
+        let names: Vec<String> = attackers::passive(&[], |_| true).iter().map(|attacker| attacker.name()).collect();
         let unknown = self.chosen.iter().find(|chosen| !names.iter().any(|name| name.starts_with(*chosen)));
         if let Some(unknown) = unknown {
             bail!(
@@ -95,8 +94,8 @@ impl Judge<'_> {
                 names.join(", ")
             );
         }
-        all.retain(|attacker| self.chosen.is_empty() || self.chosen.iter().any(|one| attacker.name().starts_with(one)));
-        Ok(all)
+        let wanted = |name: &str| self.chosen.is_empty() || self.chosen.iter().any(|one| name.starts_with(one));
+        Ok(attackers::passive(examples, wanted))
     }
 
     /// The number of attackers.
@@ -117,13 +116,15 @@ impl Judge<'_> {
         mut progress: impl FnMut(),
     ) -> anyhow::Result<(Vec<Finding>, Summary)> {
         same_length(records)?;
-        let (mut findings, mut verdicts, mut trained) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
         for (index, attacked) in records.iter().enumerate() {
             let Attacked { case, seed, profile, record, truth, .. } = attacked;
             let times = self.all_times(record.length);
             let parts: Vec<Record> = times.iter().map(|seconds| record.first((seconds * 1e9) as u64)).collect();
             let mut last = Vec::<Scores>::new();
-            let attackers = self.attackers(&examples(records, index))?;
+            let mut attackers = self.attackers(&examples(records, index))?;
+            attackers.retain(|attacker| attacker.applies(record));
+            ensure!(!attackers.is_empty(), "the record {case}-{seed} lacks the data that the chosen attackers look at");
             for attacker in &attackers {
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
                 let mut scores: Vec<Scores> = parts.iter().map(|part| attacker.scores(part)).collect();
@@ -143,9 +144,8 @@ impl Judge<'_> {
                 progress();
             }
             verdicts.push(NamedVerdict::new(&independence::verdict(&last, truth, *seed), &attackers));
-            trained.push(attackers);
         }
-        let summary = self.summary(records, &findings, &trained, verdicts);
+        let summary = self.summary(records, &findings, verdicts);
         Ok((findings, summary))
     }
 
@@ -156,17 +156,11 @@ impl Judge<'_> {
         within.chain([length]).collect()
     }
 
-    fn summary(
-        &self,
-        records: &[Attacked],
-        findings: &[Finding],
-        trained: &[Vec<Box<dyn Attacker>>],
-        verdicts: Vec<NamedVerdict>,
-    ) -> Summary {
+    fn summary(&self, records: &[Attacked], findings: &[Finding], verdicts: Vec<NamedVerdict>) -> Summary {
         let (mut chosen, mut ends, mut halves) = (Vec::new(), Vec::new(), Vec::new());
         let times = self.all_times(records.first().map_or(0, |attacked| attacked.record.length));
         let mut after = vec![0.0; times.len()];
-        for (attacked, attackers) in records.iter().zip(trained) {
+        for attacked in records {
             let best = best_elsewhere(findings, attacked.seed, times.last().copied().unwrap_or(0.0));
             let own = findings.iter().filter(|one| one.seed == attacked.seed && one.attacker == best);
             let curve: Vec<(f64, f64)> = own.map(|one| (one.seconds, one.figures.top1)).collect();
@@ -174,10 +168,7 @@ impl Judge<'_> {
                 *sum += top1 / records.len() as f64;
             }
             ends.extend(curve.last().map(|(_, top1)| *top1));
-            if let Some(attacker) = attackers.iter().find(|attacker| attacker.name() == best) {
-                let Attacked { record, truth, .. } = attacked;
-                halves.push(figures::seconds_to_top1(0.5, &**attacker, record, truth, &times, 3));
-            }
+            halves.push(figures::seconds_until(0.5, &curve));
             chosen.push(best);
         }
         let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len().max(1) as f64;

@@ -327,14 +327,12 @@ struct Detected {
 impl Detected {
     fn new(attacked: &Attacked, plan: &Plan) -> Detected {
         let found = active::detect(&attacked.record, plan);
-        let row = found.scores.row(0);
-        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
         Detected {
             case: attacked.case.clone(),
             seed: attacked.seed,
             plan: plan.name(),
             source: plan.source(),
-            right: best == attacked.truth.0.get(plan.target()).copied(),
+            right: found.best() == attacked.truth.0.get(plan.target()).copied(),
             seconds: found.seconds,
         }
     }
