@@ -18,6 +18,9 @@ mod library;
 
 use zeroize::ZeroizeOnDrop;
 
+use super::engine::Which;
+#[cfg(target_arch = "x86_64")]
+use super::wide;
 use super::{Engine, Job, engine};
 
 /// Bytes of a key: K_B, K_U, K_S, K_V, 16 each.
@@ -32,14 +35,22 @@ pub const LINK_TAG_LEN: usize = 4;
 /// Bytes of an AES block.
 const BLOCK: usize = 16;
 
-/// A prepared key of UIV+; wiped on drop.
+/// A prepared key of UIV+; wiped on drop. It has eight cache lines; with the engines by libraries it has one, and more
+/// in a box.
 pub struct UivKey(pub(super) UivKind);
 
 /// A key, by engine.
 #[repr(align(64))]
 pub(super) enum UivKind {
+    #[cfg(target_arch = "x86_64")]
+    Wide512(wide::UivKey),
+    #[cfg(target_arch = "x86_64")]
+    Wide256(wide::UivKey),
     Library(Box<library::UivKey>),
 }
+
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(size_of::<UivKey>() == 8 * 64);
 
 // Each engine's key wipes itself.
 impl ZeroizeOnDrop for UivKey {}
@@ -52,8 +63,17 @@ impl UivKey {
 
     /// Expands a key for an engine.
     pub fn prepare_for(engine: Engine, key: &[u8; UIV_KEY_LEN]) -> Self {
-        let _ = engine;
-        UivKey(UivKind::Library(Box::new(library::UivKey::new(key))))
+        UivKey(match engine.0 {
+            // SAFETY: an `Engine` exists only if this CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide512 => UivKind::Wide512(unsafe { wide::UivKey::new(key, wide::of_512::LANES) }),
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide256 => UivKind::Wide256(unsafe { wide::UivKey::new(key, wide::of_256::LANES) }),
+            Which::Portable | Which::RustCrypto => UivKind::Library(Box::new(library::UivKey::new(key))),
+        })
     }
 
     /// [`encipher_batch`] of one body. A batch takes less time for a body.
@@ -88,6 +108,14 @@ pub fn encipher_batch(mut jobs: &mut [Job<'_, UivKey>]) {
     jobs.iter().for_each(|job| check(job.data));
     while let Some(first) = jobs.first_mut() {
         let done = match &first.key.0 {
+            // SAFETY: a key for an engine exists only if the CPU has its instructions; lengths are checked.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            UivKind::Wide512(_) => unsafe { wide::of_512::encipher_batch(jobs) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            UivKind::Wide256(_) => unsafe { wide::of_256::encipher_batch(jobs) },
             UivKind::Library(key) => {
                 key.encipher(&first.nonce, first.data);
                 first.ok = true;
@@ -106,6 +134,14 @@ pub fn decipher_batch(mut jobs: &mut [Job<'_, UivKey>]) {
     jobs.iter().for_each(|job| check(job.data));
     while let Some(first) = jobs.first_mut() {
         let done = match &first.key.0 {
+            // SAFETY: a key for an engine exists only if the CPU has its instructions; lengths are checked.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            UivKind::Wide512(_) => unsafe { wide::of_512::decipher_batch(jobs) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            UivKind::Wide256(_) => unsafe { wide::of_256::decipher_batch(jobs) },
             UivKind::Library(key) => {
                 key.decipher(&first.nonce, first.data);
                 first.ok = true;
@@ -121,6 +157,10 @@ pub struct PolyvalKey(PolyvalKind);
 
 /// A key, by engine.
 enum PolyvalKind {
+    #[cfg(target_arch = "x86_64")]
+    Wide512(wide::HashKey),
+    #[cfg(target_arch = "x86_64")]
+    Wide256(wide::HashKey),
     Library(library::HashKey),
 }
 
@@ -135,8 +175,17 @@ impl PolyvalKey {
 
     /// Prepares a key for an engine.
     pub fn prepare_for(engine: Engine, key: &[u8; BLOCK]) -> Self {
-        let _ = engine;
-        PolyvalKey(PolyvalKind::Library(library::HashKey::new(key)))
+        PolyvalKey(match engine.0 {
+            // SAFETY: an `Engine` exists only if this CPU has its instructions.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide512 => PolyvalKind::Wide512(unsafe { wide::HashKey::polyval(key, wide::of_512::LANES) }),
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            Which::Wide256 => PolyvalKind::Wide256(unsafe { wide::HashKey::polyval(key, wide::of_256::LANES) }),
+            Which::Portable | Which::RustCrypto => PolyvalKind::Library(library::HashKey::new(key)),
+        })
     }
 
     /// POLYVAL (RFC 8452 3).
@@ -146,6 +195,14 @@ impl PolyvalKey {
     pub fn hash(&self, text: &[u8]) -> [u8; BLOCK] {
         assert!(text.len().is_multiple_of(BLOCK), "POLYVAL takes whole blocks, not {} bytes", text.len());
         match &self.0 {
+            // SAFETY: a key for an engine exists only if the CPU has its instructions; the length is checked.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            PolyvalKind::Wide512(key) => unsafe { wide::of_512::polyval(key, text) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code)]
+            PolyvalKind::Wide256(key) => unsafe { wide::of_256::polyval(key, text) },
             PolyvalKind::Library(key) => key.hash(&[0; 0], text),
         }
     }

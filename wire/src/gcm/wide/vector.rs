@@ -86,6 +86,8 @@ pub(super) unsafe trait Vector: Copy {
     fn count(self, first: u32) -> Self;
     /// Adds the number of lanes to the low 32 bits of each, modulo 2^32.
     fn advance(self) -> Self;
+    /// Adds words of 32 bits, modulo 2^32.
+    fn add(self, other: Self) -> Self;
     /// One AES round in every lane.
     fn round(self, key: Self) -> Self;
     /// The last AES round in every lane.
@@ -181,6 +183,8 @@ unsafe impl Vector for Ymm {
             match (from, to) {
                 (0, 32) => Self::load(at),
                 (0, 16) => Ymm(_mm256_zextsi128_si256(_mm_loadu_si128(at.cast()))),
+                (16, 32) => Ymm(_mm256_setzero_si256()).with_last(_mm_loadu_si128(at.wrapping_add(16).cast())),
+                (32, _) => Ymm(_mm256_setzero_si256()),
                 _ => {
                     let mut bytes = [0u8; 32];
                     bytes.as_mut_ptr().add(from).copy_from_nonoverlapping(at.wrapping_add(from), to - from);
@@ -273,6 +277,11 @@ unsafe impl Vector for Ymm {
     #[inline(always)]
     fn advance(self) -> Self {
         has! { Ymm(_mm256_add_epi32(self.0, _mm256_setr_epi32(2, 0, 0, 0, 2, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        has! { Ymm(_mm256_add_epi32(self.0, other.0)) }
     }
 
     #[inline(always)]
@@ -414,6 +423,11 @@ unsafe impl Vector for Zmm {
     #[inline(always)]
     fn advance(self) -> Self {
         has! { Zmm(_mm512_add_epi32(self.0, _mm512_setr_epi32(4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        has! { Zmm(_mm512_add_epi32(self.0, other.0)) }
     }
 
     #[inline(always)]
