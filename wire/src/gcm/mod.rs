@@ -1,4 +1,4 @@
-//! AES-GCM and plain AES-CTR, in place, over slices of jobs; four engines implement it.
+//! AES-GCM, plain AES-CTR and UIV+, in place, over slices of jobs; four engines implement them.
 //!
 //! A job is one (key, nonce, bytes) triple. Callers pass whole batches, so that an engine can prefetch the
 //! next key; a call per cell could not. The engines are `wide` with registers of 512 and of 256 bits,
@@ -11,6 +11,7 @@ mod engine;
 #[allow(unsafe_code)]
 mod portable;
 mod rustcrypto;
+mod uiv;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod wide;
@@ -18,6 +19,7 @@ mod wide;
 pub use cipher::{Aes128, Aes256, Cipher};
 use engine::Which;
 pub use engine::{Engine, EngineError, VARIABLE, engine, select};
+pub use uiv::{BODY_MAX, LINK_TAG_LEN, PolyvalKey, UIV_KEY_LEN, UivKey, decipher_batch, encipher_batch};
 
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 

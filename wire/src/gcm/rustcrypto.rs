@@ -73,6 +73,11 @@ impl<C: Cipher> StreamKey<C> {
         let mut counter = [0; 16];
         counter[..12].copy_from_slice(nonce);
         counter[15] = 1;
+        self.apply_from(counter, data);
+    }
+
+    /// XORs the keystream over `data`, from a counter block on. Its last 32 bits count up.
+    pub(super) fn apply_from(&self, counter: [u8; 16], data: &mut [u8]) {
         ctr::CtrCore::<&C::Aes, ctr::flavors::Ctr32BE>::inner_iv_init(&self.0, &counter.into())
             .apply_keystream_partial(data.into());
     }

@@ -2,4 +2,5 @@
 
 mod aead;
 mod known_answer;
+mod uiv;
 mod vectors;

@@ -1,14 +1,15 @@
 //! Key material of the wide engine: round keys and powers of H, next to each other.
 //!
 //! An AES-128-GCM key has 11 round keys and 8 powers, 304 bytes; with the enum's tag and the iv five cache lines.
-//! AES-256-GCM takes six, AES-128-CTR three. Expansion has no secret-dependent branch and reads no table: the S-box
+//! AES-256-GCM takes six, AES-128-CTR three. UIV+ has two AES keys, 8 powers and K_V, 496 bytes; with the enum's tag
+//! eight cache lines. Expansion has no secret-dependent branch and reads no table: the S-box
 //! is AESKEYGENASSIST's.
 
 use std::arch::x86_64::*;
 
 use zeroize::{DefaultIsZeroes, Zeroize, ZeroizeOnDrop};
 
-use super::super::Cipher;
+use super::super::{Aes128, Cipher, UIV_KEY_LEN};
 
 /// 16 aligned bytes.
 #[derive(Clone, Copy, Default)]
@@ -26,12 +27,31 @@ pub(crate) struct StreamKey<C: Cipher> {
     pub(super) rounds: C::RoundKeys,
 }
 
-/// Round keys, then H^(KL), ..., H^(2L), H^L, H^(L-1), ..., H for an engine of L lanes, where K + L = 9; wiped on
-/// drop. The powers are those of POLYVAL, so that a product needs no shift (RFC 8452 appendix A).
+/// H^(KL), ..., H^(2L), H^L, H^(L-1), ..., H for an engine of L lanes, where K + L = 9; wiped on drop. The powers are
+/// those of POLYVAL, so that a product needs no shift (RFC 8452 appendix A).
+#[repr(C)]
+pub(crate) struct HashKey {
+    pub(super) powers: [Block; POWERS],
+}
+
+/// A key of GCM.
 #[repr(C)]
 pub(crate) struct AeadKey<C: Cipher> {
     pub(super) stream: StreamKey<C>,
-    pub(super) powers: [Block; POWERS],
+    pub(super) hash: HashKey,
+}
+
+/// A key of UIV+; wiped on drop.
+#[repr(C)]
+pub(crate) struct UivKey {
+    /// K_B
+    pub(super) block: StreamKey<Aes128>,
+    /// K_U
+    pub(super) tweak: HashKey,
+    /// K_S
+    pub(super) stream: StreamKey<Aes128>,
+    /// K_V
+    pub(super) counter: Block,
 }
 
 impl<C: Cipher> Drop for StreamKey<C> {
@@ -40,14 +60,22 @@ impl<C: Cipher> Drop for StreamKey<C> {
     }
 }
 
-impl<C: Cipher> Drop for AeadKey<C> {
+impl Drop for HashKey {
     fn drop(&mut self) {
         self.powers.zeroize();
     }
 }
 
+impl Drop for UivKey {
+    fn drop(&mut self) {
+        self.counter.zeroize();
+    }
+}
+
 impl<C: Cipher> ZeroizeOnDrop for StreamKey<C> {}
+impl ZeroizeOnDrop for HashKey {}
 impl<C: Cipher> ZeroizeOnDrop for AeadKey<C> {}
+impl ZeroizeOnDrop for UivKey {}
 
 impl<C: Cipher> StreamKey<C> {
     /// Expands a key (FIPS 197 5.2).
@@ -98,18 +126,19 @@ impl<C: Cipher> AeadKey<C> {
     #[target_feature(enable = "aes,pclmulqdq,sse2")]
     pub(crate) unsafe fn new(key: &C::Key, lanes: usize) -> Self {
         // SAFETY: the caller guarantees AES-NI.
-        let mut it = Self { stream: unsafe { StreamKey::<C>::new(key) }, powers: [Block::default(); POWERS] };
-        let h = {
-            let (first, rest) = it.stream.rounds.as_ref().split_first().expect("there are rounds");
-            let (last, middle) = rest.split_last().expect("there are rounds");
-            let mut state = load(first);
-            for round in middle {
-                state = _mm_aesenc_si128(state, load(round));
-            }
-            value(_mm_aesenclast_si128(state, load(last))).swap_bytes()
-        };
+        let stream = unsafe { StreamKey::<C>::new(key) };
+        let h = value(encrypt(&stream, block(0))).swap_bytes();
         // GHASH under H is POLYVAL under x H.
         let h = block((h << 1) ^ (0u128.wrapping_sub(h >> 127) & POLY));
+        AeadKey { stream, hash: HashKey::new(h, lanes) }
+    }
+}
+
+impl HashKey {
+    #[inline]
+    #[target_feature(enable = "pclmulqdq,sse2")]
+    fn new(h: __m128i, lanes: usize) -> Self {
+        let mut it = HashKey { powers: [Block::default(); POWERS] };
         let (steps, low) = it.powers.split_at_mut(POWERS + 1 - lanes);
         let mut power = h;
         for out in low.iter_mut().rev() {
@@ -123,6 +152,58 @@ impl<C: Cipher> AeadKey<C> {
         }
         it
     }
+
+    /// A key of POLYVAL for an engine with `lanes` lanes.
+    ///
+    /// # Safety
+    /// The CPU has PCLMULQDQ.
+    #[target_feature(enable = "pclmulqdq,sse2")]
+    pub(crate) unsafe fn polyval(key: &[u8; 16], lanes: usize) -> Self {
+        HashKey::new(block(u128::from_le_bytes(*key)), lanes)
+    }
+}
+
+impl UivKey {
+    /// Expands a key for an engine with `lanes` lanes.
+    ///
+    /// # Safety
+    /// The CPU has AES-NI and PCLMULQDQ.
+    #[target_feature(enable = "aes,pclmulqdq,sse2")]
+    pub(crate) unsafe fn new(key: &[u8; UIV_KEY_LEN], lanes: usize) -> Self {
+        let part = |i: usize| key[i * 16..].first_chunk::<16>().expect("four blocks");
+        // SAFETY: the caller guarantees AES-NI and PCLMULQDQ.
+        unsafe {
+            UivKey {
+                block: StreamKey::new(part(0)),
+                tweak: HashKey::polyval(part(1), lanes),
+                stream: StreamKey::new(part(2)),
+                counter: Block(*part(3)),
+            }
+        }
+    }
+}
+
+/// AES of one block.
+#[inline]
+#[target_feature(enable = "aes,sse2")]
+pub(super) fn encrypt<C: Cipher>(key: &StreamKey<C>, block: __m128i) -> __m128i {
+    let (first, rest) = key.rounds.as_ref().split_first().expect("there are rounds");
+    let (last, middle) = rest.split_last().expect("there are rounds");
+    let state = _mm_xor_si128(block, load(first));
+    let state = middle.iter().fold(state, |state, round| _mm_aesenc_si128(state, load(round)));
+    _mm_aesenclast_si128(state, load(last))
+}
+
+/// The inverse of [`encrypt`]. It makes the round keys of FIPS 197 5.3.5 on the way, so that a key need not have them.
+#[inline]
+#[target_feature(enable = "aes,sse2")]
+pub(super) fn decrypt<C: Cipher>(key: &StreamKey<C>, block: __m128i) -> __m128i {
+    let (first, rest) = key.rounds.as_ref().split_first().expect("there are rounds");
+    let (last, middle) = rest.split_last().expect("there are rounds");
+    let state = _mm_xor_si128(block, load(last));
+    let inverse = |state, round| _mm_aesdec_si128(state, _mm_aesimc_si128(load(round)));
+    let state = middle.iter().rev().fold(state, inverse);
+    _mm_aesdeclast_si128(state, load(first))
 }
 
 /// x^128 of POLYVAL's field: x^127 + x^126 + x^121 + 1.
@@ -130,7 +211,7 @@ pub(super) const POLY: u128 = 0xc2000000_00000000_00000000_00000001;
 
 #[inline]
 #[target_feature(enable = "sse2")]
-fn load(block: &Block) -> __m128i {
+pub(super) fn load(block: &Block) -> __m128i {
     // SAFETY: 16 bytes, aligned.
     unsafe { _mm_load_si128(block.0.as_ptr().cast()) }
 }
@@ -158,7 +239,7 @@ fn value(block: __m128i) -> u128 {
 /// POLYVAL's dot: a b x^-128.
 #[inline]
 #[target_feature(enable = "pclmulqdq,sse2")]
-fn multiply(a: __m128i, b: __m128i) -> __m128i {
+pub(super) fn multiply(a: __m128i, b: __m128i) -> __m128i {
     let poly = block(POLY);
     let low = _mm_clmulepi64_si128::<0x00>(a, b);
     let high = _mm_clmulepi64_si128::<0x11>(a, b);

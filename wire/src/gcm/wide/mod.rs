@@ -1,4 +1,5 @@
-//! The wide engine: AES-GCM and AES-CTR with VAES and VPCLMULQDQ, one algorithm for 256 and 512 bits.
+//! The wide engine: AES-GCM, AES-CTR and, in [`uiv`], UIV+ with VAES and VPCLMULQDQ, one algorithm for 256 and 512
+//! bits.
 //!
 //! A text of n blocks is processed in vectors of L lanes. Both halves of GCM use the same vectors:
 //!
@@ -21,11 +22,12 @@
 mod key;
 #[cfg(test)]
 mod model;
+mod uiv;
 mod vector;
 
 use std::arch::x86_64::*;
 
-pub(super) use key::{AeadKey, Block, StreamKey};
+pub(super) use key::{AeadKey, Block, HashKey, StreamKey, UivKey};
 use vector::{BLOCK, Vector, Ymm, Zmm};
 
 use super::Cipher;
@@ -352,7 +354,7 @@ unsafe fn open<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
     let (pad, mut left) = measure::<V>(text.len());
     // SAFETY: the caller guarantees CPU, key and length, and `measure` counts the vectors.
     unsafe {
-        let powers = key.powers.as_ptr().cast();
+        let powers = key.hash.powers.as_ptr().cast();
         let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
         if left > K {
             run.step::<C, K, K>(Part::START);
@@ -380,7 +382,7 @@ unsafe fn seal<V: Vector, C: Cipher, const K: usize>(key: &AeadKey<C>, nonce: &[
     let (pad, mut left) = measure::<V>(text.len());
     // SAFETY: the caller guarantees CPU, key and length, and `measure` counts the vectors.
     unsafe {
-        let powers = key.powers.as_ptr().cast();
+        let powers = key.hash.powers.as_ptr().cast();
         let mut run = Run::<V>::new(&key.stream, powers, nonce, TAG_COUNTER + 1, text, pad, left);
         let many = left > K;
         if many {
@@ -447,6 +449,7 @@ fn opaque(pointer: *const u8) -> *const u8 {
 macro_rules! width {
     ($name:ident, $vector:ident, $steps:literal, $features:literal, $variant:ident) => {
         pub(super) mod $name {
+            use super::super::uiv::{UivKey, UivKind};
             use super::super::{Aead, AeadKind, Cipher, Job, Stream, StreamKind};
             use super::*;
 
@@ -512,6 +515,50 @@ macro_rules! width {
                     job.ok = true;
                 }
                 jobs.len()
+            }
+
+            /// The first jobs with keys of this engine.
+            fn own<'a, 'b>(jobs: &'a mut [Job<'b, UivKey>]) -> &'a mut [Job<'b, UivKey>] {
+                let others = jobs.iter().position(|job| !matches!(job.key.0, UivKind::$variant(_)));
+                let own = others.unwrap_or(jobs.len());
+                &mut jobs[..own]
+            }
+
+            /// # Safety
+            /// All keys are of this engine, and UIV+ can process the lengths of all bodies.
+            #[inline(never)]
+            #[target_feature(enable = $features)]
+            unsafe fn process(jobs: &mut [Job<'_, UivKey>], way: uiv::Way) {
+                // SAFETY: this function has the vector's features; a key of this variant has this width's powers.
+                unsafe { uiv::process::<$vector, $steps>(jobs, way) };
+            }
+
+            /// # Safety
+            /// UIV+ can process the lengths of all bodies.
+            #[target_feature(enable = $features)]
+            pub(in crate::gcm) unsafe fn encipher_batch(jobs: &mut [Job<'_, UivKey>]) -> usize {
+                let own = own(jobs);
+                // SAFETY: the caller guarantees the lengths.
+                unsafe { process(own, uiv::Way::Encipher) };
+                own.len()
+            }
+
+            /// # Safety
+            /// As [`encipher_batch`].
+            #[target_feature(enable = $features)]
+            pub(in crate::gcm) unsafe fn decipher_batch(jobs: &mut [Job<'_, UivKey>]) -> usize {
+                let own = own(jobs);
+                // SAFETY: the same.
+                unsafe { process(own, uiv::Way::Decipher) };
+                own.len()
+            }
+
+            /// # Safety
+            /// The key is for this width, and `text` has whole blocks.
+            #[target_feature(enable = $features)]
+            pub(in crate::gcm) unsafe fn polyval(key: &HashKey, text: &[u8]) -> [u8; BLOCK] {
+                // SAFETY: this function has the vector's features; the caller guarantees the rest.
+                unsafe { uiv::polyval::<$vector, $steps>(key, text) }
             }
         }
     };

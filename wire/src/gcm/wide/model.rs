@@ -40,6 +40,11 @@ unsafe impl<const N: usize> Vector for Model<N> {
     }
 
     #[inline(never)]
+    unsafe fn fill(block: __m128i) -> Self {
+        Model([block; N])
+    }
+
+    #[inline(never)]
     unsafe fn load(at: *const u8) -> Self {
         // SAFETY: the caller guarantees all bytes.
         unsafe { Self::load_part(at, 0, Self::LEN) }
@@ -142,6 +147,12 @@ unsafe impl<const N: usize> Vector for Model<N> {
     }
 
     #[inline(never)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: x86-64 has SSE2.
+        self.both(other, |a, b| unsafe { _mm_add_epi32(a, b) })
+    }
+
+    #[inline(never)]
     fn round(self, key: Self) -> Self {
         // SAFETY: the test checks for AES-NI.
         self.both(key, |a, b| unsafe { _mm_aesenc_si128(a, b) })
@@ -222,4 +233,51 @@ fn wide_algorithm_is_gcm_at_both_widths_on_any_cpu() {
     agrees::<4, 5, super::super::Aes128>(&[8; 16]);
     agrees::<2, 7, super::super::Aes256>(&[9; 32]);
     agrees::<4, 5, super::super::Aes256>(&[10; 32]);
+}
+
+/// Compares UIV+ with the reference at every length, in batches.
+fn agrees_on_uiv<const N: usize, const K: usize>() {
+    use super::super::uiv::{UivKey as Prepared, UivKind};
+    use super::super::{BODY_MAX, Engine, Job, PolyvalKey, UIV_KEY_LEN, decipher_batch, encipher_batch};
+    if !(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq")) {
+        return;
+    }
+    let reference = Engine::named("rustcrypto").unwrap();
+    let secret: [u8; UIV_KEY_LEN] = std::array::from_fn(|i| (i * 37 + N) as u8);
+    // SAFETY: the CPU has AES-NI and PCLMULQDQ. The variant matters only to the batches, which are not called.
+    let key = Prepared(UivKind::Wide256(unsafe { UivKey::new(&secret, N) }));
+    let oracle = Prepared::prepare_for(reference, &secret);
+    let lengths: Vec<usize> = (32..=BODY_MAX).step_by(16).collect();
+    // Bodies of one length, and of several.
+    for lengths in lengths.chunks(3).map(<[usize]>::to_vec).chain(lengths.iter().map(|len| vec![*len; len / 16 % 5])) {
+        let texts: Vec<Vec<u8>> = lengths.iter().map(|len| (0..*len).map(|i| (i * 29 + len) as u8).collect()).collect();
+        let run = |key, work: &dyn Fn(&mut [Job<'_, Prepared>])| {
+            let mut bodies = texts.clone();
+            let nonces = (0..).map(|i| [i; 12]);
+            let mut jobs: Vec<_> =
+                bodies.iter_mut().zip(nonces).map(|(body, nonce)| Job::new(key, nonce, body)).collect();
+            work(&mut jobs);
+            assert!(jobs.iter().all(|job| job.ok));
+            bodies
+        };
+        // SAFETY: the CPU has AES-NI and PCLMULQDQ, which the model needs; the key is for its lanes.
+        let enciphered = run(&key, &|jobs| unsafe { uiv::process::<Model<N>, K>(jobs, uiv::Way::Encipher) });
+        assert!(enciphered == run(&oracle, &|jobs| encipher_batch(jobs)), "{N} lanes encipher {lengths:?}");
+        // SAFETY: the same.
+        let deciphered = run(&key, &|jobs| unsafe { uiv::process::<Model<N>, K>(jobs, uiv::Way::Decipher) });
+        assert!(deciphered == run(&oracle, &|jobs| decipher_batch(jobs)), "{N} lanes decipher {lengths:?}");
+    }
+    let hash = PolyvalKey::prepare_for(reference, &[5; 16]);
+    for len in (0..=BODY_MAX).step_by(16) {
+        let text: Vec<u8> = (0..len).map(|i| (i * 31) as u8).collect();
+        // SAFETY: the CPU has AES-NI and PCLMULQDQ, which the model needs; the key is for its lanes.
+        let made = unsafe { uiv::polyval::<Model<N>, K>(&HashKey::polyval(&[5; 16], N), &text) };
+        assert_eq!(made, hash.hash(&text), "{N} lanes hash {len}");
+    }
+}
+
+#[test]
+fn wide_algorithm_is_uiv_at_both_widths_on_any_cpu() {
+    agrees_on_uiv::<2, 7>();
+    agrees_on_uiv::<4, 5>();
 }

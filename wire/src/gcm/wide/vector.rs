@@ -33,6 +33,12 @@ pub(super) unsafe trait Vector: Copy {
     /// The CPU has this type's instructions; 16 bytes at `at` may be read.
     unsafe fn splat(at: *const u8) -> Self;
 
+    /// The block in every lane.
+    ///
+    /// # Safety
+    /// The CPU has this type's instructions.
+    unsafe fn fill(block: __m128i) -> Self;
+
     /// The bytes at `at`.
     ///
     /// # Safety
@@ -86,6 +92,8 @@ pub(super) unsafe trait Vector: Copy {
     fn count(self, first: u32) -> Self;
     /// Adds the number of lanes to the low 32 bits of each, modulo 2^32.
     fn advance(self) -> Self;
+    /// Adds words of 32 bits, modulo 2^32.
+    fn add(self, other: Self) -> Self;
     /// One AES round in every lane.
     fn round(self, key: Self) -> Self;
     /// The last AES round in every lane.
@@ -146,6 +154,12 @@ unsafe impl Vector for Ymm {
     }
 
     #[inline(always)]
+    unsafe fn fill(block: __m128i) -> Self {
+        // SAFETY: the caller guarantees the CPU.
+        Ymm(unsafe { _mm256_broadcastsi128_si256(block) })
+    }
+
+    #[inline(always)]
     unsafe fn load(at: *const u8) -> Self {
         // SAFETY: the caller guarantees the CPU and for 32 bytes.
         Ymm(unsafe { _mm256_loadu_si256(at.cast()) })
@@ -181,6 +195,8 @@ unsafe impl Vector for Ymm {
             match (from, to) {
                 (0, 32) => Self::load(at),
                 (0, 16) => Ymm(_mm256_zextsi128_si256(_mm_loadu_si128(at.cast()))),
+                (16, 32) => Ymm(_mm256_setzero_si256()).with_last(_mm_loadu_si128(at.wrapping_add(16).cast())),
+                (32, _) => Ymm(_mm256_setzero_si256()),
                 _ => {
                     let mut bytes = [0u8; 32];
                     bytes.as_mut_ptr().add(from).copy_from_nonoverlapping(at.wrapping_add(from), to - from);
@@ -276,6 +292,11 @@ unsafe impl Vector for Ymm {
     }
 
     #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        has! { Ymm(_mm256_add_epi32(self.0, other.0)) }
+    }
+
+    #[inline(always)]
     fn round(self, key: Self) -> Self {
         has! { Ymm(_mm256_aesenc_epi128(self.0, key.0)) }
     }
@@ -323,6 +344,12 @@ unsafe impl Vector for Zmm {
     unsafe fn splat(at: *const u8) -> Self {
         // SAFETY: the caller guarantees the CPU and for 16 bytes.
         Zmm(unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn fill(block: __m128i) -> Self {
+        // SAFETY: the caller guarantees the CPU.
+        Zmm(unsafe { _mm512_broadcast_i32x4(block) })
     }
 
     #[inline(always)]
@@ -414,6 +441,11 @@ unsafe impl Vector for Zmm {
     #[inline(always)]
     fn advance(self) -> Self {
         has! { Zmm(_mm512_add_epi32(self.0, _mm512_setr_epi32(4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0))) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        has! { Zmm(_mm512_add_epi32(self.0, other.0)) }
     }
 
     #[inline(always)]
