@@ -79,7 +79,7 @@ pub struct Material {
     pub handshakes: Vec<Vec<u8>>,
     /// Everything of other links and of the other direction.
     pub elsewhere: Vec<Vec<u8>>,
-    port: Port,
+    pub port: Port,
 }
 
 impl Material {

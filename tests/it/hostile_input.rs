@@ -20,11 +20,10 @@ use wire::handshake::COOKIE_LEN;
 use crate::common::attack::{Material, Port, queue};
 use crate::common::nodes::{Nodes, Plan, until};
 use crate::common::process::exclusive;
-use crate::common::tap::Tap;
 use crate::common::traffic::{Load, Traffic};
 
-/// Datagrams of one attack in addition to one of every length.
-const SPECIAL: usize = 100_000 - LENGTHS;
+/// Datagrams of one attack, from a stranger's address or through the tap. `EDDY_HOSTILE_DATAGRAMS` sets another number.
+const DATAGRAMS: usize = 100_000;
 /// UDP over IPv4 carries 0 to 65,507 bytes.
 const LENGTHS: usize = 65_508;
 /// Bytes that may wait at a socket with the system's default buffer, and with the one that root gets.
@@ -32,72 +31,61 @@ const IN_FLIGHT: [usize; 2] = [48 << 10, 2 << 20];
 
 const MIXES: usize = 2;
 
-/// A datagram to send, and the counter that its length leads to.
-struct Attack {
-    datagrams: Vec<Vec<u8>>,
+/// Datagrams that were sent, and those of a length that a node does not refuse at once.
+#[derive(Default)]
+struct Sent {
+    all: u64,
     of_cell_len: u64,
     of_handshake_len: u64,
 }
 
-impl Attack {
-    /// Random and mutated datagrams for a port, made of what has been recorded on its link and elsewhere.
-    fn new(port: Port, taps: &[Tap], seed: u64) -> Attack {
-        let mut rng = ChaCha20Rng::seed_from_u64(seed);
-        let material = Material::of(port, taps);
-        let (cells, handshakes) = (&material.cells, &material.handshakes);
-        assert!(cells.len() >= 30 && !handshakes.is_empty(), "{} cells, {}", cells.len(), handshakes.len());
-        let mut datagrams: Vec<Vec<u8>> = Vec::with_capacity(SPECIAL);
-        // Every byte of some cells and of every handshake, one bit each.
-        for one in cells.iter().rev().take(10).chain(handshakes) {
-            for at in 0..one.len() {
-                let mut bytes = one.clone();
-                bytes[at] ^= 1 << (rng.next_u32() % 8);
-                datagrams.push(bytes);
+/// Sends a datagram of every length, mutations of the recorded ones, and others drawn from these: never more at once
+/// than the socket can hold.
+fn run(material: &Material, seed: u64, mut send: impl FnMut(&[u8])) -> Sent {
+    let wanted = std::env::var("EDDY_HOSTILE_DATAGRAMS").map_or(DATAGRAMS, |n| n.parse().unwrap());
+    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+    let (port, cells, handshakes) = (material.port, &material.cells, &material.handshakes);
+    assert!(cells.len() >= 30 && !handshakes.is_empty(), "{} cells, {}", cells.len(), handshakes.len());
+    let in_flight = IN_FLIGHT[usize::from(rustix::process::getuid().is_root())];
+    let (mut sent, mut weight) = (Sent::default(), 0);
+    let mut send = |bytes: &[u8]| {
+        // The kernel charges some hundred bytes more for a small one.
+        weight += bytes.len() + 800;
+        if weight > in_flight {
+            while queue(port.address).0 > 0 {
+                std::thread::yield_now();
             }
+            weight = bytes.len() + 800;
         }
-        // Cut at every byte, and longer by some.
-        for one in [&cells[0], &handshakes[0]] {
-            datagrams.extend((0..one.len()).map(|len| one[..len].to_vec()));
-            datagrams.extend((1..100).map(|more| [&one[..], &vec![0; more]].concat()));
-        }
-        while datagrams.len() < SPECIAL {
-            datagrams.push(material.draw(&mut rng));
-        }
-        let count = |lens: &[usize]| {
-            let special = datagrams.iter().filter(|bytes| lens.contains(&bytes.len())).count();
-            (special + lens.len()) as u64
-        };
-        let (of_cell_len, of_handshake_len) = (count(&[port.cell_len]), count(port.handshake_lens()));
-        Attack { datagrams, of_cell_len, of_handshake_len }
-    }
+        send(bytes);
+        sent.all += 1;
+        sent.of_cell_len += u64::from(bytes.len() == port.cell_len);
+        sent.of_handshake_len += u64::from(port.handshake_lens().contains(&bytes.len()));
+        sent.all
+    };
 
-    fn len(&self) -> u64 {
-        (LENGTHS + self.datagrams.len()) as u64
-    }
-
-    /// Sends it all, never more at once than the socket can hold.
-    fn run(&self, target: SocketAddr, mut send: impl FnMut(&[u8])) {
-        let mut noise = vec![0; LENGTHS];
-        ChaCha20Rng::seed_from_u64(9).fill_bytes(&mut noise);
-        let in_flight = IN_FLIGHT[usize::from(rustix::process::getuid().is_root())];
-        let mut weight = 0;
-        let lengths = (0..LENGTHS).map(|len| &noise[..len]);
-        for bytes in lengths.chain(self.datagrams.iter().map(Vec::as_slice)) {
-            // The kernel charges some hundred bytes more for a small one.
-            weight += bytes.len() + 800;
-            if weight > in_flight {
-                while queue(target).0 > 0 {
-                    std::thread::yield_now();
-                }
-                weight = bytes.len() + 800;
-            }
-            send(bytes);
+    let mut noise = vec![0; LENGTHS];
+    rng.fill_bytes(&mut noise);
+    (0..LENGTHS).for_each(|len| _ = send(&noise[..len]));
+    // Every byte of some cells and of every handshake, one bit each.
+    for one in cells.iter().rev().take(10).chain(handshakes) {
+        for at in 0..one.len() {
+            let mut bytes = one.clone();
+            bytes[at] ^= 1 << (rng.next_u32() % 8);
+            send(&bytes);
         }
-        until("the attack is read", || queue(target).0 == 0);
     }
+    // Cut at every byte, and longer by some.
+    for one in [&cells[0], &handshakes[0]] {
+        (0..one.len()).for_each(|len| _ = send(&one[..len]));
+        (1..100).for_each(|more| _ = send(&[&one[..], &vec![0; more]].concat()));
+    }
+    while send(&material.draw(&mut rng)) < wanted as u64 {}
+    until("the attack is read", || queue(port.address).0 == 0);
+    sent
 }
 
-/// A tally of cells and the drops in it, with the drop of one reason.
+/// The ledger's row of one direction.
 #[derive(Clone, Debug)]
 struct Reading {
     tally: Value,
@@ -135,10 +123,12 @@ fn attack(position: usize) {
     let traffic = Traffic::start(nodes.forward(), &nodes.sink, Load::default());
     until("there is something to mutate", || traffic.counts().answered > 200);
 
-    for port in Port::all(&nodes).into_iter().filter(|port| port.position == position) {
+    // Recorded before any attack: the taps forget what is old.
+    let ports = Port::all(&nodes).into_iter().filter(|port| port.position == position);
+    for material in ports.map(|port| Material::of(port, &nodes.taps)).collect::<Vec<_>>() {
+        let port = material.port;
         let link = &nodes.taps[port.link() - 1];
         for through_tap in [false, true] {
-            let attack = Attack::new(port, &nodes.taps, position as u64);
             let what = format!(
                 "{} at node {position}, {:?}",
                 if through_tap { "through the tap" } else { "a stranger" },
@@ -149,7 +139,7 @@ fn attack(position: usize) {
             // Handshakes that find control's own sockets full are in the ledger instead.
             let kernel_drops = || nodes.count(position, "/kernel_drops");
             let before = (Reading::of(&nodes, port), kernel_drops());
-            attack.run(port.address, |bytes| {
+            let attack = run(&material, position as u64, |bytes| {
                 if through_tap {
                     link.inject(port.direction, bytes);
                 } else {
@@ -160,20 +150,20 @@ fn attack(position: usize) {
             until(&format!("{what}: everything is counted"), || {
                 let now = Reading::of(&nodes, port);
                 let grown = |f: &dyn Fn(&Reading) -> u64| f(&now) - f(&before.0);
-                grown(&|r| r.dropped_in_all() + r.count("consumed")) >= attack.len()
+                grown(&|r| r.dropped_in_all() + r.count("consumed")) >= attack.all
             });
             let after = Reading::of(&nodes, port);
             let grown = |f: &dyn Fn(&Reading) -> u64| f(&after) - f(&before.0);
             println!("{what}: before {} after {}", before.0.tally, after.tally);
             assert_eq!(kernel_drops(), before.1, "{what}: the kernel dropped none");
             // Nobody honest sends a wrong length, so this is exact, and the rest was taken for what it is not.
-            let wrong = attack.len() - attack.of_cell_len - attack.of_handshake_len;
+            let wrong = attack.all - attack.of_cell_len - attack.of_handshake_len;
             assert_eq!(grown(&|r| r.dropped("length")), wrong, "{what}");
             if !through_tap {
                 assert_eq!(grown(&|r| r.dropped("stranger")), attack.of_cell_len, "{what}");
             }
             // No cell leaves that did not come in honestly or was made here.
-            let honest = grown(&|r| r.count("received")) - attack.len();
+            let honest = grown(&|r| r.count("received")) - attack.all;
             let out = grown(&|r| r.count("sent") + r.count("held"));
             assert!(out <= honest + grown(&|r| r.count("injected")), "{what}: {out} cells left, {honest} came");
             let mut buffer = [0; 2000];
@@ -346,7 +336,7 @@ fn only_an_intact_message_1_is_answered() {
             let mut buffer = [0; 2000];
             std::iter::from_fn(|| stranger.recv(&mut buffer).ok()).collect::<Vec<usize>>()
         };
-        // Cut, alone, and with any one byte altered: no answer.
+        // Alone, and with any one byte altered: no answer.
         let forms = refused("bad-mac1") + refused("handshake-malformed") + refused("handshake-forged");
         let mut tried = 0;
         for (which, half) in halves.iter().enumerate() {
@@ -368,8 +358,8 @@ fn only_an_intact_message_1_is_answered() {
         for stranger in &strangers {
             assert_eq!(answers(stranger), Vec::<usize>::new(), "link {link}: nothing altered is answered");
         }
-        until("most are refused by control", || {
-            refused("bad-mac1") + refused("handshake-malformed") + refused("handshake-forged") > forms + 500
+        until("all are refused by control", || {
+            refused("bad-mac1") + refused("handshake-malformed") + refused("handshake-forged") >= forms + tried
         });
         // The true one is answered, once.
         let mut got = Vec::new();
@@ -388,7 +378,6 @@ fn only_an_intact_message_1_is_answered() {
         got.extend(answers(&strangers[2]));
         nodes.taps[link - 1].script(None);
         assert_eq!(got, [wire::handshake::RESPONSE_LEN], "link {link}: one answer");
-        assert!(got[0] <= 2 * len, "no longer than what it answers");
     }
     let counts = traffic.stop();
     assert_eq!((counts.delivered, counts.answered), (counts.sent, counts.sent), "{counts:?}");

@@ -1,6 +1,6 @@
 """Sections 1 to 5 of docs/SPEC.md, in its order: numbers in comments and docstrings are its clauses.
 
-Section 7 is in trust.py. Both are companions to the text. They prefer reading over speed, wipe no keys,
+Section 7 is in trust.py, section 9 in paced.py. They are companions to the text. They prefer reading over speed, wipe no keys,
 compare little in constant time and have none of the bounds of 5.9, so they are for checks only."""
 
 import collections
@@ -96,6 +96,8 @@ def mlkem_public_is_sound(public):
 class Class:
     """2.2: a class, and the lengths of 2.3 in a chain of `hops` key hops and this suite (5.1)."""
 
+    token = 0  # length of what the exit's part of an onion ends with: nothing in free classes (9.8.1)
+
     def __init__(self, name, hops, suite):
         self.name, self.hops, self.suite = name, hops, suite
         self.number, self.payload = {"S": (1, 208), "M": (2, 1152), "L": (3, 1328)}[name]
@@ -181,8 +183,9 @@ def unwrap_backward(hops, header, body):
 
 # 3.10 Inner frames
 
-PAD, DGRAM, FRAG, OPEN, CLOSE, STATUS, MOVE, REPORT, PING, PONG, PEER, FROM = range(12)
-ONLY_FORWARD, ONLY_BACKWARD = {OPEN, MOVE}, {STATUS, REPORT, PEER, FROM}
+PAD, DGRAM, FRAG, OPEN, CLOSE, STATUS, MOVE, REPORT, PING, PONG, PEER, FROM, SESSION, AGAIN = range(14)
+BOTH_WAYS = {DGRAM, FRAG, CLOSE, PING, PONG}
+FREE_FRAMES = {FORWARD: BOTH_WAYS | {OPEN, MOVE}, BACKWARD: BOTH_WAYS | {STATUS, REPORT, PEER, FROM}}
 OPENED, REFUSED_BY_POLICY, UNREACHABLE, UNKNOWN_FLOW = 0, 1, 3, 5
 
 
@@ -242,18 +245,29 @@ class Reader:
         return self.text[began : self.at]
 
 
-def parse_frames(inner, direction):
-    """3.10.1: all frames of a cell as tuples, and what follows them; or a refusal of the cell."""
-    out, r = [], Reader(inner)
+def parse_frames(inner, direction, kinds=None, payload=None):
+    """3.10.1: all frames of a cell as tuples, and what follows them; or a refusal of the cell. `kinds` are
+    those that may travel here, of a free class by default, and `payload` is P if `inner` is shorter."""
+    out, r, kinds = [], Reader(inner), kinds or FREE_FRAMES[direction]
     while r.at < len(inner) and inner[r.at] != PAD:
         kind = r.number(1)
-        if kind in (ONLY_BACKWARD if direction == FORWARD else ONLY_FORWARD) or kind > FROM:
+        if kind not in kinds:
             raise Refused("bad-frames")
         if kind in (PING, PONG):
             out.append((kind, r.take(8)))
             continue
         if kind == REPORT:
             out.append((kind, r.number(5), r.number(5)))
+            continue
+        if kind == SESSION:
+            out.append((kind, r.take(16)))
+            continue
+        if kind == AGAIN:  # 9.12.3
+            again = r.take(r.number())
+            frames, rest = parse_frames(again, direction, kinds - {AGAIN}, payload or len(inner))
+            if rest or not frames:
+                raise Refused("bad-frames")
+            out.append((kind, frames))
             continue
         fields = [kind, r.number()]
         if kind == FRAG:
@@ -275,7 +289,7 @@ def parse_frames(inner, direction):
             if kind == FROM:
                 fields.append(r.take(r.number()))
         out.append(tuple(fields))
-    if sum(one[0] in (DGRAM, FRAG, FROM) for one in out) > datagrams_max(len(inner)):
+    if sum(one[0] in (DGRAM, FRAG, FROM) for one in out) > datagrams_max(payload or len(inner)):
         raise Refused("bad-frames")
     return out, inner[r.at :]
 
@@ -604,13 +618,14 @@ class HopSecrets:
 # 5.2 Onion and info
 
 
-def setup_info(size, lifetime):
-    return bytes([1, size.suite.number, size.number, 0]) + lifetime.to_bytes(2) + bytes(10)
+def setup_info(size, lifetime, first=0):
+    return bytes([1, size.suite.number, size.number, 0]) + lifetime.to_bytes(2) + first.to_bytes(5) + bytes(5)
 
 
-def make_setup(size, keys, ephemerals, infos, flip=None):
-    """S_1 .. S_h and the layers, for the SetupKeys of the hops. `flip` is (i, at): damages S_i inside sound layers."""
-    onions, layers = [b""], []
+def make_setup(size, keys, ephemerals, infos, flip=None, token=b""):
+    """S_1 .. S_h and the layers, for the SetupKeys of the hops. `flip` is (i, at): damages S_i inside sound layers.
+    `token` is for the exit, in paced classes (9.8.1)."""
+    onions, layers = [token], []
     for i in range(size.hops, 0, -1):
         head, shared = size.suite.encapsulate(keys[i - 1], ephemerals[i - 1])
         layers.insert(0, Layer(size, i, keys[i - 1].d, shared, head))
@@ -635,7 +650,7 @@ def replay_tag(size, onion):
 
 
 def setup_length(size, link):
-    return (size.suite.head + 16 + 16) * (size.hops - link + 1)
+    return (size.suite.head + 16 + 16) * (size.hops - link + 1) + size.token
 
 
 # 5.3 Carriage
@@ -673,13 +688,13 @@ def shard(known, j):
     return out
 
 
-def setup_shards(size, link, onion, filling=None):
-    """5.3.1: the contents of the k + r type 1 cells on a link."""
+def setup_shards(size, link, onion, filling=None, count=None):
+    """5.3.1: the contents of the k + r type 1 cells on a link, or of `count` (9.8.3)."""
     k, r = shard_counts(size, link)
     length = size.content(FORWARD, link)
     text = onion + (filling or os.urandom(k * length - len(onion)))
     known = {i: text[i * length : (i + 1) * length] for i in range(k)}
-    return [*known.values(), *(shard(known, j) for j in range(k, k + r))]
+    return [*known.values(), *(shard(known, j) for j in range(k, count or k + r))]
 
 
 def join_shards(size, link, known):

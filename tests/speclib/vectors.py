@@ -1,4 +1,4 @@
-"""Reproduces wire/tests/known_answer.json, as sender and as receiver."""
+"""Reproduces wire/tests/known_answer.json, as sender and as receiver. paced_vectors.py does paced.json."""
 
 import json
 import re
@@ -14,11 +14,14 @@ from .protocol import (
     replay_tag, seal, setup_info, setup_length, setup_shards, shard_counts, unseal, unwrap_backward, wrap_forward,
     write_ack_slot, x25519, x25519_public,
 )  # fmt: skip
+from .paced import PacedClass, phase_rounds
+from .paced_vectors import check_paced
 from .report import same
 from .trust import SetupPrivate
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE, SPEC = ROOT / "wire/tests/known_answer.json", ROOT / "docs/SPEC.md"
+PACED = ROOT / "wire/tests/paced.json"
 
 
 def unhex(value):
@@ -59,8 +62,27 @@ def check_table(report):
         row["note"] = f"{len(rows)} rows"
 
 
+def check_paced_tables(report):
+    """The tables of 9.7 and 9.8.3."""
+    with report.check("vectors: phases and cells of a setup in the tables of SPEC 9.7 and 9.8.3") as row:
+        text = SPEC.read_text()
+        phases = re.findall(r"^\| m = (\d) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+        same("rows of 9.7", len(phases), 3)
+        for mixes, length, u in phases:
+            same(f"m = {mixes}", phase_rounds(int(mixes) + 1, 2048), (int(length), int(u)))
+        rows = re.findall(r"^ *\| paced ([SML]) \| (\d[\d+ ]*) \| (\d[\d+ ]*) \|$", text, re.MULTILINE)
+        same("rows of 9.8.3", len(rows), 3)
+        for klass, *columns in rows:
+            for hops, cells in zip((4, 8), columns, strict=True):
+                counts = [shard_counts(PacedClass(klass, hops, Suite2), link) for link in range(1, hops + 1)]
+                expected = " ".join([str(counts[0][0]), *(f"{k}+{r}" for k, r in counts[1:])])
+                same(f"class {klass}", expected, cells)
+        row["note"] = f"{len(phases) + len(rows)} rows"
+
+
 def check_vectors(report, _eddy):
     check_table(report)
+    check_paced_tables(report)
     file = unhex(json.loads(FILE.read_text()))
     klass = getattr(file.chain, "class")
     size = Class(klass, file.chain.hops, Suite1)
@@ -124,6 +146,10 @@ def check_vectors(report, _eddy):
                 body = seal(*key, one.inner) if link == h else ctr_xor(*key, body)
                 compare(BACKWARD, link, one.links[link - 1], header, body=body)
             same("at the entry", unwrap_backward(read, header, body), one.inner)
+
+    hops = setup_of(Suite2, file.suite2, file.chain.lifetime_s).hops
+    file.setup_keys = [hop.keys for hop in hops], [hop.own for hop in hops]
+    check_paced(report, file, PACED)
 
 
 def check_setup(report, name, size, file, compare):

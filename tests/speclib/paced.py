@@ -1,0 +1,224 @@
+"""Section 9 of docs/SPEC.md: paced classes. A companion to the text, like protocol.py."""
+
+import hmac
+import math
+import struct
+
+from .protocol import (
+    BACKWARD, CLOSE, DATA, DGRAM, FORWARD, FRAG, FROM, OPEN, PEER, SESSION, STATUS, AGAIN,
+    Class, Header, Refused, Slot,
+    ack_contents, aes_ecb, expand, extract, frame, parse_frames, seal, shard_counts, unseal, xor,
+)  # fmt: skip
+
+# ---- 1.3 POLYVAL (RFC 8452, 3) ----
+
+POLYNOMIAL = 1 << 128 | 1 << 127 | 1 << 126 | 1 << 121 | 1
+
+
+def dot(a, b):
+    """a * b * x^-128. Bit i of a number is the coefficient of x^i."""
+    out = 0
+    for bit in range(128):
+        if b >> bit & 1:
+            out ^= a << bit
+    for _ in range(128):
+        out = (out ^ POLYNOMIAL if out & 1 else out) >> 1
+    return out
+
+
+def polyval(key, text):
+    """`text` is padded with zeros to whole blocks; in section 9 it always has whole blocks."""
+    text += bytes(-len(text) % 16)
+    h, out = int.from_bytes(key, "little"), 0
+    for at in range(0, len(text), 16):
+        out = dot(out ^ int.from_bytes(text[at : at + 16], "little"), h)
+    return out.to_bytes(16, "little")
+
+
+# ---- 9.2 Cells ----
+
+
+class PacedClass(Class):
+    """9.1.1, 9.2: `name` is the size, S, M or L."""
+
+    token = 32
+
+    def __init__(self, name, hops, suite):
+        super().__init__(name, hops, suite)
+        self.number |= 0x10
+
+    def body(self, direction, link):
+        return self.payload + 16
+
+
+class PacedSlot(Slot):
+    """4.3 with the key of 9.2.2."""
+
+    def __init__(self, handshake_hash, k1, k2, shared):
+        super().__init__(handshake_hash, k1, k2, shared)
+        prk = extract(handshake_hash, k1 + k2 + shared)
+        self.tag = {way: expand(prk, b"eddy1 tag " + way.encode(), 16) for way in (FORWARD, BACKWARD)}
+
+    def block(self, way, header, body):
+        """The header of type 0 in plaintext, with its link tag."""
+        return header.block()[:12] + polyval(self.tag[way], body)[:4]
+
+    def data_cell(self, way, header, body):
+        return aes_ecb(self.header[way], self.block(way, header, body)) + body
+
+    def open_data_cell(self, way, cell):
+        """9.4, steps 3 and 6: header and body."""
+        block, body = aes_ecb(self.header[way], cell[:16], decrypt=True), cell[16:]
+        if not hmac.compare_digest(block[12:], polyval(self.tag[way], body)[:4]):
+            raise Refused("bad-tag")
+        return Header.parse(block[:12] + bytes(4)), body
+
+
+# ---- 9.3 Bodies ----
+
+
+def number(sub, number_of_round):
+    """N"""
+    return bytes([DATA, sub]) + bytes(5) + number_of_round.to_bytes(5)
+
+
+def tweak(sub, number_of_round):
+    """t"""
+    return number(sub, number_of_round) + bytes(4)
+
+
+class Wide:
+    """ENC and DEC under a wide key. With 6 for `cleared`, and any length of tweak and text, it is Tor's UIV+."""
+
+    def __init__(self, key, cleared=7):
+        self.block, self.blind, self.stream, self.start = (key[at : at + 16] for at in range(0, 64, 16))
+        self.cleared = cleared
+
+    def xor_stream(self, left, right):
+        first = int.from_bytes(polyval(self.start, left)) >> self.cleared << self.cleared
+        blocks = b"".join((first + j).to_bytes(16) for j in range(math.ceil(len(right) / 16)))
+        return xor(right, aes_ecb(self.stream, blocks)[: len(right)])
+
+    def enc(self, t, x):
+        left, right = x[:16], x[16:]
+        u = polyval(self.blind, t + right)
+        left = xor(aes_ecb(self.block, xor(left, u)), u)
+        return left + self.xor_stream(left, right)
+
+    def dec(self, t, y):
+        left, right = y[:16], y[16:]
+        right = self.xor_stream(left, right)
+        u = polyval(self.blind, t + right)
+        return xor(aes_ecb(self.block, xor(left, u), decrypt=True), u) + right
+
+
+class PacedHop:
+    """The keys of a hop: `sec` is its sec[0], forward and backward (5.1). Those of data are used of the exit only."""
+
+    def __init__(self, sec):
+        sec = dict(zip((FORWARD, BACKWARD), sec, strict=True))
+        self.wide_key = {way: expand(one, b"eddy1 wide", 64) for way, one in sec.items()}
+        self.wide = {way: Wide(key) for way, key in self.wide_key.items()}
+        self.data = {way: (expand(one, b"eddy1 key", 16), expand(one, b"eddy1 iv", 12)) for way, one in sec.items()}
+
+    def seal(self, way, sub, number_of_round, inner):
+        """9.3.1: the inner body `data`."""
+        key, iv = self.data[way]
+        return seal(key, xor(iv, number(sub, number_of_round)), inner)
+
+    def open(self, way, sub, number_of_round, body):
+        key, iv = self.data[way]
+        return unseal(key, xor(iv, number(sub, number_of_round)), body)
+
+
+def wrap(hops, t, x):
+    """9.3.2: BODY_1 and what each of these hops makes of it; the last is X."""
+    bodies = [x]
+    for hop in reversed(hops):
+        bodies.insert(0, hop.wide[FORWARD].dec(t, bodies[0]))
+    return bodies
+
+
+def unwrap(hops, t, body):
+    """9.3.3 at the entry: X, or what hop m + 1 sent."""
+    for hop in hops:
+        body = hop.wide[BACKWARD].dec(t, body)
+    return body
+
+
+# ---- 9.5 to 9.9 Offsets, phases, slots ----
+
+
+def offsets(period, copies, gap, slack, steps):
+    """9.5.2, in ms: off_1 .. off_h and off'_1 .. off'_h."""
+    forward = [(copies - 1) * gap * period + slack]
+    for step in steps:
+        forward.append(forward[-1] + step)
+    backward = [forward[-1] + 1]
+    for step in reversed(steps):
+        backward.insert(0, backward[0] + step)
+    return forward, backward
+
+
+def phase_rounds(hops, rounds):
+    """9.7: L and u."""
+    length = (rounds - 64) // (2 * hops)
+    return length, 3 * length // 4
+
+
+def slot_counts(size, link, rounds, seats, loops):
+    """9.6: w_i and a_i of a link between hops."""
+    _, u = phase_rounds(size.hops, rounds)
+    seats += 2 * loops * (link - 1)
+    return -(-seats * sum(shard_counts(size, link)) // u), -(-seats * 3 * ack_contents(size) // u)
+
+
+# ---- 9.11, 9.12 Frames ----
+
+ENDS = {DGRAM, FRAG, CLOSE}
+PACED_FRAMES = {FORWARD: ENDS | {OPEN, SESSION, AGAIN}, BACKWARD: ENDS | {STATUS, PEER, FROM}}
+
+
+def again(frames):
+    """9.11.7: the frames of the round before, as they were encoded."""
+    return frame(AGAIN, len(frames), frames)
+
+
+# ---- 9.13 Meetings ----
+
+
+class Meeting:
+    def __init__(self, secret, chain_id, klass, first):
+        prk = extract(b"eddy1 meet", secret)
+        what = chain_id + bytes([klass]) + first.to_bytes(5)
+        self.token, self.call = expand(prk, b"token" + what, 32), expand(prk, b"call" + what, 64)
+
+    def seal(self, t, salt, frames):
+        return Wide(self.call).enc(t, bytes(16) + salt + frames)
+
+    def open(self, t, own_salt, x):
+        """9.13.4: salt and frames."""
+        text = Wide(self.call).dec(t, x)
+        if any(text[:16]) or text[16:24] == own_salt:
+            raise Refused("garbled")
+        return text[16:24], text[24:]
+
+
+def parse_meeting(inner, payload):
+    """9.13.6"""
+    frames, rest = parse_frames(inner, FORWARD, {DGRAM, FRAG, AGAIN}, payload)
+    for one in frames:
+        if any(frame[1] for frame in (one[1] if one[0] == AGAIN else [one])):
+            raise Refused("bad-frames")
+    return frames, rest
+
+
+# ---- 9.16 Terms ----
+
+
+def class_terms(klass, name, period, cells, rounds, copies, gap, repeat, n_min, seats, loops, slack, steps):
+    """What a paced class adds to the bytes of the chain id (7.4)."""
+    text = name.encode()
+    out = bytes([klass, len(text)]) + text
+    out += struct.pack(">HBHBBBHHBH", period, cells, rounds, copies, gap, repeat, n_min, seats, loops, slack)
+    return out + b"".join(step.to_bytes(2) for step in steps)

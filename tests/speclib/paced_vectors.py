@@ -1,0 +1,306 @@
+"""Reproduces wire/tests/paced.json: class S paced, three mixes and the exit, suite 2.
+
+Strings are bytes in hexadecimal unless they are names, numbers are numbers. Lists named for hops or links start
+with hop 1 or link 1. The keys of the hops, and the results of the links' handshakes, are those of
+known_answer.json: `suite2.hops` and `links`. A cell is `header_clear`, `header`, `body`; one of types 1 to 3
+has `content`.
+
+* `polyval`: the vector of RFC 8452, appendix A.
+* `uiv_plus`: published vectors of Tor, with a tweak of 17 bytes, 509 bytes of text and 6 cleared bits: `enc`
+  and `dec` are what ENC and DEC make of `text`. They are from the crate tor-proto, testdata/cgo_uiv.rs
+  ("Pseudorandom 1"; MIT or Apache-2.0).
+* `wide` (SPEC 9.3): ENC of a text of each size under one wide key.
+* `terms` (7.4, 9.16): the class in `chain.toml`, its bytes, and the id of a chain with this class alone. The
+  identities are the descriptor hashes of `hops`.
+* `offsets_ms` (9.5.2).
+* `links` (9.2.2): `tag_forward`, `tag_backward`.
+* `meeting` (9.13): secret, PRK, token, call.
+* `setup` (9.8): info, token, S of each link, sec[0] of each hop and the keys of 9.3. `shards` are the setup's
+  cells on each link with the indexes 0, k - 1 and the last one; on link 1 that is u - 1. Their type 1 numbers
+  are their indexes.
+* `data` (9.3.2, 9.11.6, 9.11.7): a forward cell to a destination at every link. Its frames are AGAIN, SESSION,
+  DGRAM.
+* `answer` (9.3.3): a backward cell at every link, with STATUS of the session.
+* `call` (9.13): a meeting body from the channel of `setup` to a second channel, whose sec[0] of each hop are in
+  `peer`: at every link forward, and backward to the other entry. The second channel has the numbers of links
+  + 1."""
+
+import json
+import os
+
+from .protocol import (
+    AGAIN, BACKWARD, DATA, DGRAM, FORWARD, MOVE, PING, SESSION, SETUP, STATUS,
+    Ephemeral, Header, HopSecrets, Refused, Suite2,
+    expand, extract, flip_bit, frame, join_shards, make_setup, open_setup, parse_frames, setup_info, setup_length,
+    setup_shards, shard_counts, x25519,
+)  # fmt: skip
+from .paced import (
+    PACED_FRAMES, Meeting, PacedClass, PacedHop, PacedSlot, Wide,
+    again, class_terms, offsets, parse_meeting, phase_rounds, polyval, tweak, unwrap, wrap,
+)  # fmt: skip
+from .report import same
+from .trust import sha256
+
+TERMS = dict(
+    name="voice", period=10, cells=1, rounds=2048, copies=2, gap=1, repeat=1, n_min=8, seats=256, loops=2,
+    slack=8, steps=[2, 2, 2],
+)  # fmt: skip
+BATCH = 80_000_000
+SUB = 0
+
+
+def fixed(name, length):
+    """Arbitrary bytes that stay the same, as in wire/tests/it/known_answer.rs."""
+    return expand(bytes(32), name.encode(), length)
+
+
+def plain(value):
+    """JSON of bytes."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+class Links:
+    """The links of known_answer.json, with paced slots."""
+
+    def __init__(self, size, links):
+        self.size, self.channels = size, [int.from_bytes(link.channel) for link in links]
+        self.slots = [PacedSlot(link.handshake_hash, link.k1, link.k2, link.ss_mlkem) for link in links]
+
+    def data(self, way, link, number_of_round, body, offset=0):
+        slot, channel = self.slots[link - 1], self.channels[link - 1] + offset
+        header = Header(channel, number_of_round, SUB, DATA, self.size.number)
+        cell = slot.data_cell(way, header, body)
+        same("length", len(cell), self.size.cell(way, link))
+        same("opened", slot.open_data_cell(way, cell), (header, body))
+        return dict(header_clear=slot.block(way, header, body), header=cell[:16], body=cell[16:])
+
+    def setup(self, link, index, content):
+        slot = self.slots[link - 1]
+        header = Header(self.channels[link - 1], index, index, SETUP, self.size.number)
+        cell = slot.control_cell(FORWARD, header, content)
+        same("length", len(cell), self.size.cell(FORWARD, link))
+        return dict(index=index, header_clear=header.block(), header=cell[:16], body=cell[16:], content=content)
+
+
+def compute(known, tor):
+    """The contents of the file, without `uiv_plus`. `known` is known_answer.json."""
+    hops, h = known.suite2.hops, len(known.suite2.hops)
+    size = PacedClass("S", h, Suite2)
+    p, links = size.payload, Links(size, known.links)
+    first = BATCH * TERMS["rounds"]
+    out = {"polyval": rfc8452(), "uiv_plus": tor}
+
+    key = fixed("paced wide", 64)
+    out["wide"] = {"key": key, "round": first, "sub": SUB, "texts": []}
+    for name in "SML":
+        text = fixed(f"paced text {name}", PacedClass(name, h, Suite2).payload + 16)
+        ciphertext = Wide(key).enc(tweak(SUB, first), text)
+        same("DEC", Wide(key).dec(tweak(SUB, first), ciphertext), text)
+        out["wide"]["texts"].append({"text": text, "enc": ciphertext})
+
+    bytes_of_class = class_terms(size.number, **TERMS)
+    start = b"eddy chain" + bytes([1, 2]) + (10).to_bytes(4) + (3600).to_bytes(4) + bytes([h, 1])
+    chain_id = sha256(start + bytes_of_class + b"".join(hop.descriptor_hash for hop in hops))
+    out["terms"] = {**TERMS, "bytes": bytes_of_class, "chain_id": chain_id}
+    forward, backward = offsets(*(TERMS[key] for key in ("period", "copies", "gap", "slack", "steps")))
+    out["offsets_ms"] = {"forward": forward, "backward": backward}
+    out["links"] = [
+        {"tag_forward": slot.tag[FORWARD], "tag_backward": slot.tag[BACKWARD]} for slot in links.slots
+    ]
+
+    secret = fixed("paced secret", 32)
+    meeting = Meeting(secret, chain_id, size.number, first)
+    prk = extract(b"eddy1 meet", secret)
+    out["meeting"] = {"secret": secret, "prk": prk, "first": first, "token": meeting.token, "call": meeting.call}
+
+    out["setup"], secs = compute_setup(size, known, links, first, meeting.token)
+    caller = [PacedHop(sec) for sec in secs]
+    out["data"] = compute_data(p, links, caller, first + 7)
+    out["answer"] = compute_answer(p, links, caller, first + 9)
+    peer_secs = [[fixed(f"paced peer {i} {way}", 32) for way in "fb"] for i in range(1, h + 1)]
+    out["peer"] = peer_secs
+    out["call"] = compute_call(p, links, caller, [PacedHop(sec) for sec in peer_secs], meeting, first + 11)
+    return plain(out)
+
+
+def rfc8452():
+    key, text = "25629347589242761d31f826ba4b757b", "4f4f95668c83dfb6401762bb2d01a262d1a24ddd2721d006bbe45f20d3c9f362"
+    out = polyval(bytes.fromhex(key), bytes.fromhex(text)).hex()
+    same("RFC 8452, appendix A", out, "f7a3b47b846119fae5b7866cf5e5b77e")
+    return {"key": key, "text": text, "out": out}
+
+
+def check_tor(vectors):
+    """Each has key, tweak, text; `enc` and `dec` are what ENC and DEC make of the text."""
+    for one in vectors:
+        key, t, text = (bytes.fromhex(one[name]) for name in ("key", "tweak", "text"))
+        wide = Wide(key, cleared=6)
+        same("Tor's encryption", wide.enc(t, text).hex(), one["enc"])
+        same("Tor's decryption", wide.dec(t, text).hex(), one["dec"])
+
+
+def compute_setup(size, known, links, first, token):
+    h, hops = size.hops, known.suite2.hops
+    info = setup_info(size, 0, first)
+    keys, own = known.setup_keys
+    ephemerals = [Ephemeral(hop.entry_ephemeral_private, hop.mlkem_m) for hop in hops]
+    onions, layers = make_setup(size, keys, ephemerals, [info] * h, token=token)
+    parts, secs, shards = [], [], []
+    for i, (hop, onion) in enumerate(zip(hops, onions, strict=True), 1):
+        same("length", len(onion), setup_length(size, i))
+        layer, found, rest = open_setup(size, i, own[i - 1], hop.descriptor_hash, onion)
+        same("info and the rest", (found, rest), (info, onions[i] if i < h else token))
+        e = known.suite2.setup[i - 1].hop_ephemeral
+        secrets = HopSecrets(layer.prk, x25519(hop.hop_ephemeral_private, onion[:32]), e)
+        secs.append(secrets.sec)
+        paced = PacedHop(secrets.sec)
+        part = {"onion": onion, "forward": secrets.sec[0], "backward": secrets.sec[1]}
+        part |= {"wide_forward": paced.wide_key[FORWARD], "wide_backward": paced.wide_key[BACKWARD]}
+        if i == h:
+            part |= {f"data_{name}": b"".join(paced.data[way]) for name, way in DIRECTIONS}
+        parts.append(part)
+
+        k, r = shard_counts(size, i)
+        count = min(phase_rounds(h, TERMS["rounds"])[1], 255) if i == 1 else k + r
+        filling = fixed(f"paced filling {i}", k * size.payload - len(onion))
+        contents = setup_shards(size, i, onion, filling, count)
+        last = dict(list(enumerate(contents))[count - k :])
+        same("S_i", join_shards(size, i, last), onion)
+        shards.append([links.setup(i, index, contents[index]) for index in (0, k - 1, count - 1)])
+    return {"info": info, "token": token, "hops": parts, "shards": shards}, secs
+
+
+DIRECTIONS = (("forward", FORWARD), ("backward", BACKWARD))
+
+
+def compute_data(p, links, hops, number_of_round):
+    before = frame(DGRAM, 3, 20, fixed("paced datagram before", 20))
+    datagram = frame(DGRAM, 3, 40, fixed("paced datagram", 40))
+    frames = again(before) + frame(SESSION, fixed("paced session", 16)) + datagram
+    inner = frames.ljust(p, b"\0")
+    kinds = [one[0] for one in parse_frames(inner, FORWARD, PACED_FRAMES[FORWARD])[0]]
+    same("frames", kinds, [AGAIN, SESSION, DGRAM])
+    t = tweak(SUB, number_of_round)
+    x = hops[-1].seal(FORWARD, SUB, number_of_round, inner)
+    bodies = wrap(hops[:-1], t, x)
+    for hop, body, after in zip(hops[:-1], bodies[:-1], bodies[1:], strict=True):
+        same("ENC", hop.wide[FORWARD].enc(t, body), after)
+    same("at the exit", hops[-1].open(FORWARD, SUB, number_of_round, bodies[-1]), inner)
+    cells = [links.data(FORWARD, link, number_of_round, body) for link, body in enumerate(bodies, 1)]
+    return {"round": number_of_round, "sub": SUB, "inner": inner, "x": x, "links": cells}
+
+
+def compute_answer(p, links, hops, number_of_round):
+    inner = frame(STATUS, 0xFFFF, b"\0").ljust(p, b"\0")
+    parse_frames(inner, BACKWARD, PACED_FRAMES[BACKWARD])
+    t = tweak(SUB, number_of_round)
+    x = body = hops[-1].seal(BACKWARD, SUB, number_of_round, inner)
+    cells = []
+    for link in range(len(hops), 0, -1):
+        if link < len(hops):
+            body = hops[link - 1].wide[BACKWARD].enc(t, body)
+        cells.insert(0, links.data(BACKWARD, link, number_of_round, body))
+    same("at the entry", hops[-1].open(BACKWARD, SUB, number_of_round, unwrap(hops[:-1], t, body)), inner)
+    return {"round": number_of_round, "sub": SUB, "inner": inner, "x": x, "links": cells}
+
+
+def compute_call(p, links, caller, peer, meeting, number_of_round):
+    salt = fixed("paced salt", 8)
+    frames = again(frame(DGRAM, 0, 12, fixed("paced call before", 12))) + frame(DGRAM, 0, 60, fixed("paced call", 60))
+    inner = frames.ljust(p - 8, b"\0")
+    same("frames", [one[0] for one in parse_meeting(inner, p)[0]], [AGAIN, DGRAM])
+    t = tweak(SUB, number_of_round)
+    x = meeting.seal(t, salt, inner)
+    bodies = wrap(caller, t, x)
+    same("X behind the exit's first ENC", caller[-1].wide[FORWARD].enc(t, bodies[-2]), x)
+    there = [links.data(FORWARD, link, number_of_round, body) for link, body in enumerate(bodies[:-1], 1)]
+    back, body = [], x
+    for link in range(len(peer), 0, -1):
+        body = peer[link - 1].wide[BACKWARD].enc(t, body)
+        back.insert(0, links.data(BACKWARD, link, number_of_round, body, offset=1))
+    got = meeting.open(t, fixed("paced other salt", 8), unwrap(peer, t, body))
+    same("at the other entry", got, (salt, inner))
+    call = {"round": number_of_round, "sub": SUB, "salt": salt, "inner": inner, "x": x}
+    return call | {"forward": there, "backward": back}
+
+
+def check_refusals(known, file):
+    """What a receiver refuses, with the cells of the file."""
+    size = PacedClass("S", 4, Suite2)
+    p, slot = size.payload, Links(size, known.links).slots[0]
+    cell = bytes.fromhex(file["data"]["links"][0]["header"] + file["data"]["links"][0]["body"])
+    hop = PacedHop([bytes.fromhex(file["setup"]["hops"][0][way]) for way, _ in DIRECTIONS])
+    t = tweak(SUB, file["data"]["round"])
+    whole = hop.wide[FORWARD].enc(t, cell[16:])
+    for at in (16, 31, 32, len(cell) - 1):
+        damaged = flip_bit(cell, at)
+        refuses("bad-tag", slot.open_data_cell, FORWARD, damaged)
+        other = hop.wide[FORWARD].enc(t, damaged[16:])
+        left = [i for i in range(0, p + 16, 16) if other[i : i + 16] == whole[i : i + 16]]
+        same("blocks that a flipped bit leaves", left, [])
+
+    call, secret = file["call"], bytes.fromhex(file["meeting"]["secret"])
+    meeting = Meeting(secret, bytes.fromhex(file["terms"]["chain_id"]), size.number, file["meeting"]["first"])
+    t, x, salt = tweak(SUB, call["round"]), bytes.fromhex(call["x"]), bytes.fromhex(call["salt"])
+    refuses("garbled", meeting.open, t, salt, x)  # a reflection
+    refuses("garbled", meeting.open, t, bytes(8), flip_bit(x, 100))
+    refuses("garbled", meeting.open, tweak(SUB, call["round"] + 1), bytes(8), x)
+
+    datagram, session = frame(DGRAM, 0, 1, b"x"), frame(SESSION, bytes(16))
+    forward, backward = PACED_FRAMES[FORWARD], PACED_FRAMES[BACKWARD]
+    for kinds, text in (
+        (forward, again(b"")),
+        (forward, again(datagram + b"\0")),
+        (forward, again(again(datagram))),
+        (forward, again(datagram)[:-1]),
+        (forward, frame(PING, bytes(8))),
+        (forward, frame(MOVE, 1, bytes(16))),
+        (forward, 9 * frame(DGRAM, 1, 0)),
+        (forward, again(9 * frame(DGRAM, 1, 0))),
+        (backward, session),
+        (backward, again(datagram)),
+    ):
+        refuses("bad-frames", parse_frames, text, FORWARD, kinds, p)
+    parse_frames(again(8 * frame(DGRAM, 1, 0)) + 8 * frame(DGRAM, 1, 0), FORWARD, forward, p)
+    for text in (session, frame(DGRAM, 1, 0), again(frame(DGRAM, 1, 0))):
+        refuses("bad-frames", parse_meeting, text, p)
+    for text in (session, again(datagram)):
+        refuses("bad-frames", parse_frames, text, FORWARD)  # a free class
+
+
+def refuses(reason, function, *arguments):
+    try:
+        function(*arguments)
+    except Refused as refused:
+        same("reason", str(refused), reason)
+    else:
+        raise AssertionError(f"accepted instead of {reason}")
+
+
+def differences(path, want, have):
+    """Paths of the values that differ."""
+    if isinstance(want, dict) and isinstance(have, dict) and want.keys() == have.keys():
+        return [one for key in want for one in differences(f"{path}.{key}", want[key], have[key])]
+    if isinstance(want, list) and isinstance(have, list) and len(want) == len(have):
+        return [one for i in range(len(want)) for one in differences(f"{path}[{i}]", want[i], have[i])]
+    return [] if want == have else [path]
+
+
+def check_paced(report, known, path):
+    """EDDY_BLESS=1 writes the file again, when the protocol changes on purpose."""
+    file = json.loads(path.read_text())
+    with report.check("vectors: POLYVAL of RFC 8452, UIV+ of Tor"):
+        rfc8452()
+        check_tor(file["uiv_plus"])
+    with report.check("vectors: paced class, setup and cells at every hop"):
+        have = compute(known, file["uiv_plus"])
+        if os.environ.get("EDDY_BLESS") == "1":
+            path.write_text(json.dumps(have, indent=2, sort_keys=True) + "\n")
+        else:
+            same(f"paths that differ in {path.name}", differences("", file, have), [])
+    with report.check("vectors: what a paced class refuses"):
+        check_refusals(known, have)
