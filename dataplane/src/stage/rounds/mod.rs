@@ -143,7 +143,8 @@ impl Rounds {
         for channel in 0..channels {
             for sub in 0..self.cells {
                 let place = Place { channel, sub };
-                let came = self.places[row + self.offset(place)].take();
+                let at = row + self.offset(place);
+                let came = self.places[at].take();
                 self.held -= usize::from(came.is_some());
                 let (cell, origin) = match came {
                     Some(cell) if !floor => (cell, Origin::Came),
@@ -205,6 +206,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand::SeedableRng;
+    use wire::cell::HEADER_LEN;
 
     const BODY: usize = 224;
 
@@ -245,6 +247,11 @@ mod tests {
         }
     }
 
+    /// The number that a cell carries.
+    fn number(cell: &Cell<Opened>) -> u32 {
+        u32::from_be_bytes(cell.bytes(HEADER_LEN + 4)[HEADER_LEN..].try_into().unwrap())
+    }
+
     #[test]
     fn only_the_next_eight_rounds_are_taken() {
         let mut hop = Hop::new(2, 1, 1);
@@ -263,7 +270,7 @@ mod tests {
         assert!(hop.rounds.is_taken(100, Place { channel: 1, sub: 1 }));
         assert_eq!(hop.release(2, false), Filling { came: 2, filled: 2, floored: 0 });
         let cell = hop.out.iter().find(|released| released.place == Place { channel: 1, sub: 1 }).unwrap();
-        assert_eq!((cell.cell.bytes(20)[16..].try_into().map(u32::from_be_bytes), cell.origin), (Ok(7), Origin::Came));
+        assert_eq!((number(&cell.cell), cell.origin), (7, Origin::Came));
         assert_eq!(hop.rounds.held(), 1);
     }
 
@@ -273,7 +280,7 @@ mod tests {
         assert!(hop.put(100, 0, 0, 7));
         assert_eq!(hop.release(3, true), Filling { came: 0, filled: 3, floored: 1 });
         assert!(hop.out.iter().all(|released| released.origin == Origin::Floor));
-        assert!(hop.out.iter().all(|released| released.cell.bytes(20)[16..] != 7u32.to_be_bytes()));
+        assert!(hop.out.iter().all(|released| number(&released.cell) != 7));
     }
 
     #[test]
@@ -340,11 +347,10 @@ mod tests {
                 prop_assert_eq!(hop.out.len(), channels * 3);
                 let mut came = 0;
                 for released in &hop.out {
-                    let number = released.cell.bytes(20)[16..].try_into().map(u32::from_be_bytes).unwrap();
                     let Place { channel, sub } = released.place;
                     match expected.remove(&(round, channel, sub)) {
                         Some(sent) => {
-                            prop_assert!(sent == number && released.origin == Origin::Came);
+                            prop_assert!(sent == number(&released.cell) && released.origin == Origin::Came);
                             came += 1;
                         }
                         None => prop_assert_eq!(released.origin, Origin::Filled),
